@@ -1,0 +1,1 @@
+"""Quantisation: schemes, recipes that assign them to weights, and the stream that writes quantised weights."""

@@ -1,0 +1,1 @@
+"""LiteRT's file format: typed graphs, the op set, a streaming writer, a strict reader."""

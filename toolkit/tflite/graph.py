@@ -1,0 +1,164 @@
+"""Typed graphs: values know their shape and type when they are made, so a mistake points at the emitter's line."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.weights import Weight, WeightPart
+
+__all__ = ["DType", "Graph", "Node", "Options", "Signature", "TensorType", "Value", "Weight", "WeightPart"]
+
+
+class DType(enum.Enum):
+    """Element types that our graphs compute with; the value is the name in LiteRT's schema."""
+
+    FLOAT32 = "FLOAT32"
+    INT32 = "INT32"
+    BOOL = "BOOL"
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        """The NumPy type of the same layout.
+
+        >>> DType.FLOAT32.numpy.itemsize
+        4
+        """
+        return np.dtype({"FLOAT32": np.float32, "INT32": np.int32, "BOOL": np.bool_}[self.value])
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """Shape (all dimensions static) and element type."""
+
+    shape: tuple[int, ...]
+    dtype: DType = DType.FLOAT32
+
+    def __post_init__(self) -> None:
+        if any(d <= 0 for d in self.shape):
+            raise ValueError(f"every dimension must be positive, found {self.shape}")
+
+    def __str__(self) -> str:
+        return f"{self.dtype.value.lower()}{list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The option table of an op: its name in the schema and its fields."""
+
+    table: str
+    fields: tuple[tuple[str, int | float | bool], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """A tensor of one graph: a graph input, a constant, a weight, or what a node computes."""
+
+    type: TensorType
+    graph: Graph = field(repr=False)
+    index: int
+    constant: NDArray[np.generic] | None = field(default=None, repr=False)
+    weight: Weight | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.type.dtype
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One LiteRT builtin applied to values."""
+
+    builtin: str
+    version: int
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    options: Options | None
+
+
+class Graph:
+    """A graph under construction: ops append nodes in execution order."""
+
+    def __init__(self) -> None:
+        self.values: list[Value] = []
+        self.nodes: list[Node] = []
+        self.inputs: dict[str, Value] = {}
+        self.outputs: dict[str, Value] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
+        self._weights: dict[Weight, Value] = {}
+
+    def input(self, name: str, shape: Sequence[int], dtype: DType = DType.FLOAT32) -> Value:
+        """Declare a graph input; its name is what callers bind buffers by."""
+        if name in self.inputs:
+            raise ValueError(f"graph input {name!r} is declared twice")
+        value = self._append(TensorType(tuple(shape), dtype))
+        self.inputs[name] = value
+        return value
+
+    def output(self, name: str, value: Value) -> None:
+        """Declare a value to be a graph output."""
+        if name in self.outputs or value.graph is not self:
+            raise ValueError(f"graph output {name!r} is declared twice, or its value is of another graph")
+        self.outputs[name] = value
+
+    def constant(self, array: NDArray[np.generic]) -> Value:
+        """A small array stored in the file's header; equal arrays are stored once."""
+        dtype = next((d for d in DType if d.numpy == array.dtype), None)
+        if dtype is None:
+            raise ValueError(f"constants of {array.dtype} are not part of the op set")
+        key = (dtype.value, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self._append(TensorType(array.shape, dtype), constant=array.copy())
+        return self._constants[key]
+
+    def scalar(self, number: float) -> Value:
+        """A float32 constant of shape [1]."""
+        return self.constant(np.array([number], np.float32))
+
+    def ints(self, numbers: Sequence[int]) -> Value:
+        """An int32 constant of shape [len(numbers)]."""
+        return self.constant(np.array(numbers, np.int32))
+
+    def weight(self, weight: Weight) -> Value:
+        """A weight whose bytes are streamed into the file after its header; float32 as far as the graph can tell."""
+        if weight not in self._weights:
+            self._weights[weight] = self._append(TensorType(weight.shape), weight=weight)
+        return self._weights[weight]
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """Every weight in order of first use."""
+        return tuple(self._weights)
+
+    def node(
+        self, builtin: str, inputs: Sequence[Value], outputs: Sequence[TensorType], options: Options | None = None, *, version: int = 1
+    ) -> tuple[Value, ...]:
+        """Append a node. Only the op set calls this: it has checked the types."""
+        if any(value.graph is not self for value in inputs):
+            raise ValueError(f"{builtin} mixes values of two graphs")
+        made = tuple(self._append(type_) for type_ in outputs)
+        self.nodes.append(Node(builtin, version, tuple(inputs), made, options))
+        return made
+
+    def _append(
+        self, type_: TensorType, *, constant: NDArray[np.generic] | None = None, weight: Weight | None = None
+    ) -> Value:
+        value = Value(type_, self, len(self.values), constant, weight)
+        self.values.append(value)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A graph under the name that runtimes call it by."""
+
+    name: str
+    graph: Graph

@@ -1,0 +1,28 @@
+"""What a graph asks of a checkpoint: a weight is named here, its bytes are read elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPart:
+    """A checkpoint tensor, or a rectangle of it; rows and columns are half-open ranges, None is all."""
+
+    tensor: str
+    rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight of a graph: its parts joined along axis 0. Matrices are [out, in], tables [vocabulary, width]."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[WeightPart, ...]
+
+    @classmethod
+    def whole(cls, tensor: str, shape: tuple[int, ...]) -> Weight:
+        """The checkpoint tensor itself."""
+        return cls(tensor, shape, (WeightPart(tensor),))

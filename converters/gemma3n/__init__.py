@@ -1,0 +1,1 @@
+"""Gemma 3n: its config, its parameter groups, its slices and its graphs."""

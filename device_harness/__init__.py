@@ -1,0 +1,1 @@
+"""Bundles on real devices: push, run, measure."""

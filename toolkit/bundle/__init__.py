@@ -1,0 +1,1 @@
+"""Bundles: the manifest, the directory, the .litertlm container, and their checker."""

@@ -18,7 +18,7 @@ class TensorSource(Protocol):
     def read(
         self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
     ) -> NDArray[np.float32]:
-        """The tensor or a part of it, C-contiguous, owned by the caller.
+        """The tensor or a part of it; the caller must not write to it.
 
         ``rows`` and ``columns`` are half-open ranges on the first and the last axis; None is all of it.
         A 1-D tensor has rows only.

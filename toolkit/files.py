@@ -1,0 +1,233 @@
+"""Files that are whole or absent: atomic writes, hashes, safe names, free space."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import EnvironmentFault, UsageError
+
+CHUNK_BYTES = 16 * 1024 * 1024
+"""What is hashed, copied and resent at a time; part of the manifest's format (docs/formats/manifest.md)."""
+
+MAX_NAME_CHARACTERS = 128
+"""Leaves room under the 255 bytes of ext4 and f2fs for the temporary name's prefix and suffix."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether `name` can stand for one file in a directory, on every system and in every shell.
+
+    >>> [is_safe_name(name) for name in ("a.tflite", "", "..", "a/b", ".hidden", "-rf", "a b", "a" * 129)]
+    [True, False, False, False, False, False, False, False]
+    """
+    return len(name) <= MAX_NAME_CHARACTERS and _SAFE_NAME.fullmatch(name) is not None
+
+
+def safe_name(name: str, what: str) -> str:
+    """`name` itself, or an error that names `what` it came from."""
+    if not is_safe_name(name):
+        wanted = f"letters, digits and . _ -, starting with a letter or digit, at most {MAX_NAME_CHARACTERS}"
+        raise UsageError(what, found=repr(name), wanted=wanted)
+    return name
+
+
+@contextmanager
+def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield an empty sibling file to write; then sync it, `verify` it and rename it to `path`.
+
+    After any exception, an interrupt included, the sibling is gone and `path` is as it was.
+    """
+    target = _resolved(path)
+    if target.is_dir():
+        raise UsageError(str(path), found="a directory", wanted="a file name")
+    partial = _sibling(target)
+    try:
+        with _disk_faults(target):
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield partial
+            _sync(partial)
+            if verify is not None:
+                verify(partial)
+            os.replace(partial, target)
+            _sync(target.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty sibling directory to fill; then sync all of it and rename it to `path`.
+
+    An empty directory at `path` is replaced; a full one only if `replace`. After any exception the sibling is gone and `path`
+    is as it was.
+    """
+    target = _resolved(path)
+    _require_replaceable(target, replace=replace)
+    partial = _sibling(target)
+    try:
+        with _disk_faults(target):
+            partial.mkdir()
+            yield partial
+            for entry in sorted(partial.rglob("*")):
+                _sync(entry)
+            _sync(partial)
+            _replace_directory(partial, target)
+            _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a small file atomically, and compare what the disk gives back."""
+
+    def verify(partial: Path) -> None:
+        found = partial.read_bytes()
+        if found != data:
+            raise EnvironmentFault(
+                str(path), found=f"{len(found)} other bytes when read back", wanted="what was written"
+            )
+
+    with atomic_file(path, verify=verify) as partial:
+        partial.write_bytes(data)
+
+
+@dataclass(frozen=True, slots=True)
+class FileHash:
+    """Size in bytes, sha256 of the whole, and of each chunk of CHUNK_BYTES; all in hexadecimal."""
+
+    size: int
+    sha256: str
+    chunks: tuple[str, ...]
+
+
+def hash_file(path: Path | str) -> FileHash:
+    """Hash a file in one pass: the whole in one thread, its chunks in another."""
+    whole = hashlib.sha256()
+    chunks: list[str] = []
+    size = 0
+    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+        while chunk := _read_chunk(file.fileno()):
+            update = pool.submit(whole.update, chunk)
+            chunks.append(hashlib.sha256(chunk).hexdigest())
+            size += len(chunk)
+            update.result()
+    return FileHash(size, whole.hexdigest(), tuple(chunks))
+
+
+def copy_bytes(source: Path | str, target_fd: int, offset: int) -> int:
+    """Copy a whole file to `offset` of an open file, a chunk at a time; the number of bytes copied."""
+    copied = 0
+    with open(source, "rb", buffering=0) as file:
+        while chunk := _read_chunk(file.fileno()):
+            write_at(target_fd, chunk, offset + copied)
+            copied += len(chunk)
+    return copied
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """`os.pwrite` until all of `data` is written: one call stops at 2 GiB, or at a signal."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def require_free_space(directory: Path | str, needed_bytes: int) -> None:
+    """Fail before the work rather than in its middle."""
+    free = shutil.disk_usage(directory).free
+    if free < needed_bytes:
+        raise EnvironmentFault(
+            f"disk space at {directory}",
+            found=f"{free:,} bytes free",
+            wanted=f"{needed_bytes:,}",
+            remedy="free some, or write elsewhere",
+        )
+
+
+def _read_chunk(fd: int) -> bytes:
+    """Up to CHUNK_BYTES; shorter only at the end of the file."""
+    pieces: list[bytes] = []
+    missing = CHUNK_BYTES
+    while missing and (piece := os.read(fd, missing)):
+        pieces.append(piece)
+        missing -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _resolved(path: Path | str) -> Path:
+    """The path behind symbolic links, so that a link stays a link; its parent must exist."""
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise UsageError(
+            str(path), found=f"no directory {target.parent}", wanted="one to write into", remedy="create it"
+        )
+    return target
+
+
+def _sibling(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+
+
+def _require_replaceable(target: Path, *, replace: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise UsageError(str(target), found="a file", wanted="a new directory", remedy="choose another name")
+    if target.is_dir() and not replace and any(target.iterdir()):
+        raise UsageError(str(target), found="a directory with files in it", wanted="a new or empty one")
+
+
+def _replace_directory(partial: Path, target: Path) -> None:
+    """Rename; a full directory in the way is moved aside first and removed last, so that no moment loses both."""
+    if not target.is_dir() or not any(target.iterdir()):
+        os.replace(partial, target)
+        return
+    old = _sibling(target)
+    os.replace(target, old)
+    try:
+        os.replace(partial, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _disk_faults(target: Path) -> Iterator[None]:
+    """Turn what the disk says into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise EnvironmentFault(
+                str(target), found=error.strerror, wanted="room to write", remedy="free some, or write elsewhere"
+            ) from error
+        if error.errno in _UNWRITABLE and error.filename and _is_beside(Path(os.fsdecode(error.filename)), target):
+            raise UsageError(str(target), found=error.strerror, wanted="a place that can be written") from error
+        raise
+
+
+def _is_beside(path: Path, target: Path) -> bool:
+    """Whether a fault is about our own files, and not about something the caller reads."""
+    return path == target.parent or target.parent in path.parents

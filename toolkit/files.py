@@ -72,8 +72,8 @@ def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = Non
 def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty sibling directory to fill; then sync all of it and rename it to `path`.
 
-    An empty directory at `path` is replaced; a full one only if `replace`. After any exception the sibling is gone and `path`
-    is as it was.
+    An empty directory at `path` is replaced; a full one only if `replace`. After any exception the sibling is gone
+    and `path` is as it was.
     """
     target = _resolved(path)
     _require_replaceable(target, replace=replace)

@@ -12,7 +12,7 @@ PAGE_BYTES = 4096
 """Offsets of row tables: the page of Linux on x86-64 and of most Android devices, and the sector of UFS flash."""
 
 SECTION_ALIGNMENT = 16 * 1024
-"""Offsets of .litertlm sections: `BLOCK_SIZE` in litert_lm_builder/litertlm_core.py; also the 16 KiB page of newer Android."""
+"""Offsets of .litertlm sections: `BLOCK_SIZE` in litert_lm_builder/litertlm_core.py, and Android 15's larger page."""
 
 
 def align_up(offset: int, alignment: int) -> int:
@@ -54,9 +54,9 @@ class Span:
 
 
 def overlaps(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
-    """Pairs of spans that share a byte, each span against the one before it that reaches furthest; equal and empty spans are no overlap.
+    """Pairs of spans that share a byte: each span against the one before it that reaches furthest.
 
-    Two tensors may share one buffer, so the same range twice is no fault.
+    Empty spans share nothing. Two tensors may share one buffer, so the same range twice is no fault.
 
     >>> [(a.name, b.name) for a, b in overlaps([Span(0, 4, "a"), Span(4, 8, "b"), Span(7, 9, "c"), Span(7, 9, "d")])]
     [('b', 'c')]

@@ -1,0 +1,107 @@
+"""Choosing the next token from a row of logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import EnvironmentFault, UsageError
+
+# The nucleus is looked for among this many tokens first: sorting a whole vocabulary at every step costs more.
+_NUCLEUS_GUESS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; the limits apply in the order temperature, top_k, top_p."""
+
+    temperature: float = 0.0
+    """0 is greedy: the most likely token, the lower id among equals."""
+    top_k: int = 0
+    """Only the k most likely tokens; 0 is all of them."""
+    top_p: float = 1.0
+    """Only the most likely tokens whose probabilities reach this sum."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.temperature) and self.temperature >= 0):
+            raise UsageError("temperature", found=self.temperature, wanted="a number from 0")
+        if self.top_k < 0:
+            raise UsageError("top-k", found=self.top_k, wanted="a number from 1, or 0 for no limit")
+        if not 0 < self.top_p <= 1:
+            raise UsageError("top-p", found=self.top_p, wanted="a number above 0 and up to 1")
+        if self.seed < 0:
+            raise UsageError("seed", found=self.seed, wanted="a number from 0")
+
+
+class Sampler:
+    """Draws tokens; the same settings and the same logits give the same tokens."""
+
+    def __init__(self, settings: Sampling, vocabulary: int) -> None:
+        """``vocabulary``: ids from here up are never drawn, whatever their logits."""
+        self._settings = settings
+        self._vocabulary = vocabulary
+        self._generator = np.random.default_rng(settings.seed)
+
+    def draw(self, logits: NDArray[np.float32]) -> int:
+        """The next token; logits: f32[vocabulary or more]."""
+        allowed = logits[: self._vocabulary]
+        best = int(np.argmax(allowed))
+        # argmax stops at the first NaN, so one look finds it; -inf is a token that cannot be.
+        if not np.isfinite(allowed[best]):
+            raise EnvironmentFault(
+                f"logit of token {best}", found=allowed[best], wanted="a finite number", remedy="run gemma-edge verify"
+            )
+        if self._settings.temperature == 0:
+            return best
+        ids, probabilities = distribution(allowed, self._settings)
+        cumulative = np.cumsum(probabilities)
+        drawn = np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right")
+        return int(ids[min(int(drawn), len(ids) - 1)])
+
+
+def distribution(logits: NDArray[np.float32], settings: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The tokens that may be drawn, most likely first, and their probabilities (they sum to 1).
+
+    logits: f32[vocabulary] with a finite maximum. The temperature must not be 0.
+    """
+    wide = logits.astype(np.float64)
+    # A tiny temperature sends everything but the maximum to -inf, which is what it means.
+    with np.errstate(over="ignore"):
+        weights = np.exp((wide - wide.max()) / settings.temperature)
+    limit = min(settings.top_k or len(weights), len(weights))
+    if settings.top_p == 1.0:
+        ids = _largest(weights, limit)
+    else:
+        total = weights.sum() if limit == len(weights) else weights[_largest(weights, limit)].sum()
+        ids = _nucleus(weights, limit, settings.top_p * float(total))
+    kept = weights[ids]
+    return ids, kept / kept.sum()
+
+
+def _nucleus(weights: NDArray[np.float64], limit: int, mass: float) -> NDArray[np.int64]:
+    """The fewest tokens, most likely first, of at most ``limit``, whose weights sum to ``mass``."""
+    count = min(_NUCLEUS_GUESS, limit)
+    while True:
+        ids = _largest(weights, count)
+        sums = np.cumsum(weights[ids])
+        if sums[-1] >= mass or count == limit:
+            return ids[: int(np.searchsorted(sums, mass, side="left")) + 1]
+        count = min(count * 8, limit)
+
+
+def _largest(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Ids of the ``count`` largest weights, largest first, the lower id among equals.
+
+    >>> _largest(np.array([1.0, 3.0, 2.0, 3.0]), 2)
+    array([1, 3])
+    """
+    if count < len(weights):
+        bound = np.partition(weights, len(weights) - count)[len(weights) - count]
+        candidates = np.flatnonzero(weights >= bound)
+    else:
+        candidates = np.arange(len(weights))
+    order = np.argsort(-weights[candidates], kind="stable")
+    return candidates[order][:count]

@@ -1,0 +1,377 @@
+"""transformers as the oracle: random tiny Gemma 3n checkpoints, and what transformers makes of them in float32.
+
+Needs torch and transformers; a test that calls into this module is skipped where they are missing. Every parameter is
+random, also those that transformers starts at zero or one (``correct_output_scale``, norms, row 0 of the tables), since
+a constant there hides a wrong graph. Checkpoints and results are cached for the life of the process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
+
+Naming = Literal["causal", "conditional", "conditional_old"]
+
+PREFIXES: Mapping[Naming, str] = {
+    "causal": "model.",
+    "conditional": "model.language_model.",
+    "conditional_old": "language_model.model.",
+}
+"""Where each class, and the releases of transformers before 4.57, keep the text tensors."""
+
+S, F = "sliding_attention", "full_attention"
+
+TINY: Mapping[str, object] = {
+    "vocab_size": 300,
+    "vocab_size_per_layer_input": 256,
+    "hidden_size": 32,
+    "intermediate_size": [48] * 7,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": 4,
+    "max_position_embeddings": 256,
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": [S, S, F, S, F, S, F],
+    "activation_sparsity_pattern": [0.95, 0.95, 0.8, 0.0, 0.0, 0.0, 0.0],
+}
+"""What `make_checkpoint` writes without overrides; keys are those of transformers' Gemma3nTextConfig."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OracleConfig:
+    """One random tiny model, as overrides of `TINY`, and a prompt for it."""
+
+    name: str
+    overrides: Mapping[str, object]
+    ids: tuple[int, ...]
+    seed: int
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _layers(
+    types: Sequence[str], ffn: int | Sequence[int], sparsity: Sequence[float], shared: int
+) -> dict[str, object]:
+    count = len(types)
+    return {
+        "num_hidden_layers": count,
+        "layer_types": list(types),
+        "intermediate_size": [ffn] * count if isinstance(ffn, int) else list(ffn),
+        "activation_sparsity_pattern": [*sparsity, *[0.0] * (count - len(sparsity))],
+        "num_kv_shared_layers": shared,
+    }
+
+
+def _prompt(length: int, vocab_size: int, *, always: Sequence[int] = ()) -> tuple[int, ...]:
+    """A bos token, then random ids; those of `always` are spread over the prompt."""
+    ids = np.random.default_rng(length).integers(0, vocab_size, length)
+    ids[0] = 2
+    for place, token in zip(np.linspace(1, length - 1, len(always)).astype(int), always, strict=True):
+        ids[place] = token
+    return tuple(int(token) for token in ids)
+
+
+CONFIGS: tuple[OracleConfig, ...] = (
+    OracleConfig("shared_sparse", {}, _prompt(21, 300, always=(0, 255, 256, 299)), seed=4),
+    OracleConfig("unshared_dense", _layers([S, S, S, S, F], 48, [], 0), _prompt(19, 300), seed=8),
+    OracleConfig("unshared_sparse", _layers([S, F, S], 64, [0.95, 0.5, 0.9], 0), _prompt(12, 300), seed=15),
+    OracleConfig("shared_dense", _layers([S, S, F, S, F, S, S, F], 40, [], 3), _prompt(17, 300), seed=0),
+    OracleConfig(
+        "odd_pattern",
+        {
+            **_layers([F, F, S, F, S, S], [40, 56, 24, 72, 40, 8], [0.9, 0.0, 0.95], 3),
+            "hidden_size": 48,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 10,
+            "sliding_window": 7,
+            "laurel_rank": 5,
+            "hidden_size_per_layer_input": 12,
+        },
+        _prompt(33, 300),
+        seed=20,
+    ),
+    OracleConfig("one_full_layer", _layers([F], 48, [0.95], 0), _prompt(9, 300), seed=11),
+    OracleConfig("one_sliding_layer", _layers([S], 48, [], 0), _prompt(11, 300), seed=17),
+    OracleConfig("one_token", {}, (2,), seed=0),
+    OracleConfig(
+        "large_vocabulary",
+        {"vocab_size": 1280, "vocab_size_per_layer_input": 1024, **_layers([S, F, S, F], 48, [0.95], 2)},
+        _prompt(25, 1280, always=(0, 1023, 1024, 1279)),
+        seed=8,
+    ),
+    OracleConfig(
+        "long_prompt",
+        {**_layers([S, S, F, S, F], 48, [0.95], 2), "sliding_window": 16, "max_position_embeddings": 512},
+        _prompt(150, 300),
+        seed=8,
+    ),
+    OracleConfig(
+        "blocks_of_32",
+        {
+            **_layers([S, F, S, F], [64, 96, 64, 128], [0.95], 2),
+            "hidden_size": 64,
+            "head_dim": 16,
+            "hidden_size_per_layer_input": 32,
+            "laurel_rank": 32,
+            "sliding_window": 8,
+        },
+        _prompt(24, 300),
+        seed=4,
+    ),
+    OracleConfig(
+        "blocks_of_128",
+        {
+            **_layers([S, F, S, F], [256, 256, 128, 256], [0.95], 2),
+            "hidden_size": 128,
+            "head_dim": 32,
+            "hidden_size_per_layer_input": 128,
+            "laurel_rank": 128,
+            "sliding_window": 8,
+        },
+        _prompt(20, 300),
+        seed=21,
+    ),
+    OracleConfig(
+        "unusual",
+        {
+            **_layers([S, F, S, F], 48, [0.95], 1),
+            "num_key_value_heads": 1,
+            "altup_num_inputs": 3,
+            "altup_active_idx": 1,
+            "altup_correct_scale": False,
+            "rms_norm_eps": 1e-5,
+            "final_logit_softcapping": 12.0,
+            "rope_parameters": {
+                F: {"rope_type": "default", "rope_theta": 5e5},
+                S: {"rope_type": "default", "rope_theta": 2e3},
+            },
+        },
+        _prompt(16, 300),
+        seed=3,
+    ),
+)
+"""Small enough for a forward in milliseconds; together they cover what can differ between text models.
+
+The seeds were chosen so that 64 greedy steps visit many tokens and the best logit always leads by over 0.008: rounding
+cannot change a token.
+"""
+
+
+def make_checkpoint(
+    directory: Path,
+    *,
+    seed: int,
+    naming: Naming = "causal",
+    dtype: Literal["f32", "bf16"] = "f32",
+    shards: int = 1,
+    unused_kv: bool = False,
+    **overrides: object,
+) -> Path:
+    """Write a random checkpoint (config.json and safetensors) into `directory` and return it.
+
+    overrides: keys of Gemma3nTextConfig that differ from `TINY`. A tensor depends on seed, name and shape only.
+    unused_kv: also write k_proj, v_proj and k_norm of the layers that share K/V, as Google's checkpoints do.
+    """
+    torch, config = _torch(), _text_config({**TINY, **overrides})
+    tensors = {
+        PREFIXES[naming] + name: torch.from_numpy(_random_tensor(name, shape, seed)).to(
+            torch.float32 if dtype == "f32" else torch.bfloat16
+        )
+        for name, shape in _tensor_shapes(config, unused_kv=unused_kv).items()
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_config(directory, config, naming, dtype)
+    write_safetensors(directory, tensors, shards)
+    return directory
+
+
+def write_safetensors(directory: Path, tensors: Mapping[str, torch.Tensor], shards: int = 1) -> None:
+    """model.safetensors, or with shards > 1 the parts and their index; tensors are dealt in turn."""
+    from safetensors.torch import save_file
+
+    if shards == 1:
+        save_file(dict(tensors), directory / "model.safetensors", metadata={"format": "pt"})
+        return
+    files = [f"model-{part + 1:05}-of-{shards:05}.safetensors" for part in range(shards)]
+    weight_map = {name: files[place % shards] for place, name in enumerate(sorted(tensors))}
+    for file in files:
+        part = {name: tensors[name] for name in tensors if weight_map[name] == file}
+        save_file(part, directory / file, metadata={"format": "pt"})
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+@functools.cache
+def checkpoint_of(config: OracleConfig) -> Path:
+    """The checkpoint of one of `CONFIGS`, written once per process; treat it as read-only."""
+    return make_checkpoint(_scratch() / config.name, seed=config.seed, **config.overrides)  # type: ignore[arg-type]
+
+
+def hf_logits(directory: Path, ids: Sequence[int]) -> NDArray[np.float32]:
+    """Logits of transformers for one sequence: f32[T, V]; eager attention, no cache; do not write into the result."""
+    return _hf_logits(str(directory), tuple(int(token) for token in ids))
+
+
+def hf_greedy(directory: Path, ids: Sequence[int], n: int) -> list[int]:
+    """The n tokens that follow by argmax, each from a full forward without a cache; stop tokens do not stop it."""
+    return list(_hf_greedy(str(directory), tuple(int(token) for token in ids), n))
+
+
+def hf_model(directory: Path) -> Gemma3nForCausalLM:
+    """The text model of a checkpoint, in float32; all namings, single and sharded files."""
+    return _hf_model(str(directory))
+
+
+@functools.cache
+def _hf_logits(directory: str, ids: tuple[int, ...]) -> NDArray[np.float32]:
+    torch = _torch()
+    with torch.inference_mode():
+        logits = _hf_model(directory)(torch.tensor([ids]), use_cache=False).logits
+    result: NDArray[np.float32] = logits[0].numpy()
+    result.flags.writeable = False
+    return result
+
+
+@functools.cache
+def _hf_greedy(directory: str, ids: tuple[int, ...], n: int) -> tuple[int, ...]:
+    torch = _torch()
+    model, tokens = _hf_model(directory), torch.tensor([ids])
+    with torch.inference_mode():
+        for _ in range(n):
+            logits = model(tokens, use_cache=False, logits_to_keep=1).logits
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+    return tuple(tokens[0, len(ids) :].tolist())
+
+
+@functools.lru_cache(maxsize=8)
+def _hf_model(directory: str) -> Gemma3nForCausalLM:
+    torch = _torch()
+    from safetensors.torch import load_file
+    from transformers import Gemma3nForCausalLM
+
+    written = json.loads((Path(directory) / "config.json").read_text())
+    config = _text_config(written.get("text_config", written))
+    # Built and then filled: from_pretrained would leave non-persistent buffers to luck (transformers 5 builds on meta).
+    model = Gemma3nForCausalLM(config)
+    model.train(False)
+    wanted = set(model.state_dict()) - {"lm_head.weight"}
+    state = {}
+    for file in sorted(Path(directory).glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            canonical = "model." + _without_prefix(name)
+            if canonical in wanted:
+                state[canonical] = tensor.to(torch.float32)
+    assert set(state) == wanted, f"missing tensors: {sorted(wanted - set(state))}"
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def _without_prefix(name: str) -> str:
+    for prefix in sorted(PREFIXES.values(), key=len, reverse=True):
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    return name
+
+
+def _text_config(keys: Mapping[str, object]) -> Gemma3nTextConfig:
+    _torch()
+    from transformers import Gemma3nTextConfig
+
+    config: Gemma3nTextConfig = Gemma3nTextConfig.from_dict(dict(keys))
+    config._attn_implementation = "eager"
+    return config
+
+
+def _write_config(directory: Path, config: Gemma3nTextConfig, naming: Naming, dtype: str) -> None:
+    text = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+    text |= {"dtype": {"f32": "float32", "bf16": "bfloat16"}[dtype], "tie_word_embeddings": True}
+    if naming == "causal":
+        written = {**text, "architectures": ["Gemma3nForCausalLM"], "model_type": "gemma3n_text"}
+    else:
+        written = {
+            "architectures": ["Gemma3nForConditionalGeneration"],
+            "model_type": "gemma3n",
+            "dtype": text["dtype"],
+            "text_config": {**text, "model_type": "gemma3n_text"},
+        }
+    (directory / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+
+
+def _tensor_shapes(config: Gemma3nTextConfig, *, unused_kv: bool) -> dict[str, tuple[int, ...]]:
+    torch = _torch()
+    from transformers import Gemma3nTextModel
+
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in Gemma3nTextModel(config).state_dict().items()}
+    if unused_kv:
+        key_rows = config.num_key_value_heads * config.head_dim
+        for layer in range(config.num_hidden_layers - config.num_kv_shared_layers, config.num_hidden_layers):
+            attention = f"layers.{layer}.self_attn"
+            shapes[f"{attention}.k_proj.weight"] = (key_rows, config.hidden_size)
+            shapes[f"{attention}.v_proj.weight"] = (key_rows, config.hidden_size)
+            shapes[f"{attention}.k_norm.weight"] = (config.head_dim,)
+    return shapes
+
+
+def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """Scales at which activations stay near one through the layers and logits near three."""
+    noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape)
+    kind = name.removesuffix(".weight").rpartition(".")[2]
+    if kind in ("q_norm", "k_norm"):
+        # Scores are not divided by sqrt(head_dim): weights of one would make every softmax one-hot.
+        tensor = (1 + 0.2 * noise) * 1.4 * shape[0] ** -0.25
+    elif kind.endswith("norm") or kind == "norm":
+        tensor = 1 + 0.2 * noise
+    elif kind == "correct_output_scale":
+        tensor = 1 + 0.4 * noise
+    elif kind in ("prediction_coefs", "correction_coefs"):
+        tensor = 0.2 * noise
+    elif kind == "modality_router":
+        tensor = noise * shape[1] ** 0.5  # its input is divided by hidden_size
+    elif kind == "embed_tokens":
+        tensor = noise * 3 * shape[1] ** -0.5
+    elif kind == "embed_tokens_per_layer":
+        tensor = noise * 0.3
+    else:
+        tensor = noise * shape[1] ** -0.5
+    return np.asarray(tensor, dtype=np.float32)
+
+
+@functools.cache
+def _scratch() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="gemma_edge_oracle_"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def _torch() -> ModuleType:
+    """torch on one thread: with tensors this small a second one only waits."""
+    torch: ModuleType = pytest.importorskip("torch", reason="the oracle needs torch and transformers")
+    pytest.importorskip("transformers", reason="the oracle needs torch and transformers")
+    torch.set_num_threads(1)
+    return torch

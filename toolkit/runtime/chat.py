@@ -1,0 +1,92 @@
+"""A conversation as the text that the model was trained on: the checkpoint's own Jinja template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from toolkit.errors import BundleError, UsageError
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+
+
+class ChatTemplate:
+    """A ``chat_template.jinja``, rendered in a sandbox: templates are other people's programs."""
+
+    def __init__(self, source: str, *, name: str = "chat template", bos_token: str = "<bos>") -> None:
+        # Options and globals as transformers gives them, so that a template means the same here.
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        self._name = name
+        self._bos_token = bos_token
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise BundleError(name, found=error, wanted="a Jinja template that transformers accepts") from error
+
+    @classmethod
+    def open(cls, path: Path, *, bos_token: str = "<bos>") -> ChatTemplate:
+        """BundleError when the file is missing or is no template."""
+        try:
+            source = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise BundleError(
+                str(path), found="no such file", wanted="a chat template", remedy="use --raw for plain text"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise BundleError(str(path), found=error, wanted="a chat template in UTF-8") from error
+        return cls(source, name=str(path), bos_token=bos_token)
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
+        """The prompt's text, control tokens spelled out; UsageError when roles do not alternate.
+
+        ``generation_prompt`` ends it where the model is to go on.
+        """
+        _check_roles(messages)
+        turns = [{"role": message.role, "content": message.text} for message in messages]
+        try:
+            return self._template.render(
+                messages=turns, add_generation_prompt=generation_prompt, bos_token=self._bos_token
+            )
+        # A template is a program: it can raise anything, adding a number to a text for example.
+        except Exception as error:
+            raise UsageError(self._name, found=error, wanted="messages that the template accepts") from error
+
+
+def _check_roles(messages: Sequence[Message]) -> None:
+    """An optional system message, then user and assistant in turns."""
+    turns = list(messages)
+    if turns and turns[0].role == "system":
+        turns = turns[1:]
+    if not turns:
+        raise UsageError("conversation", found="no message of the user", wanted="at least one")
+    for index, message in enumerate(turns):
+        wanted = ("user", "assistant")[index % 2]
+        if message.role != wanted:
+            raise UsageError(f"conversation turn {index + 1}", found=f"role {message.role}", wanted=f"role {wanted}")
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: object, indent: int | None = None) -> str:
+    """Jinja's own filter escapes HTML, which no model was trained on."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)

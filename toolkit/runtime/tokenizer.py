@@ -1,0 +1,80 @@
+"""Text to token ids and back; the one user of the tokenizers library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer as _Tokenizer
+
+from toolkit.errors import BundleError
+
+# A UTF-8 character has at most four bytes, and a byte-fallback token carries one.
+_LONGEST_CHARACTER = 4
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+class Tokenizer:
+    """A Hugging Face ``tokenizer.json``."""
+
+    def __init__(self, path: Path) -> None:
+        """BundleError when the file is missing or is no tokenizer."""
+        wanted = "a Hugging Face tokenizer.json"
+        if not path.is_file():
+            raise BundleError(str(path), found="no such file", wanted=wanted)
+        try:
+            self._tokenizer = _Tokenizer.from_file(str(path))
+        # The library raises bare Exception for every kind of broken file.
+        except Exception as error:
+            raise BundleError(str(path), found=error, wanted=wanted, remedy="convert the checkpoint again") from error
+
+    @property
+    def size(self) -> int:
+        """One more than the highest id that stands for a piece of text."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids. Control tokens spelled in the text become themselves.
+
+        ``special`` adds what the file's post-processor adds, for Gemma a leading ``<bos>``.
+        """
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
+        """The text of whole tokens; control tokens leave no trace unless asked for."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special))
+
+    def id_of(self, token: str) -> int | None:
+        """The id of one token by its spelling, None when there is no such token."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+
+class TextStream:
+    """Turns a stream of tokens into a stream of whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        # Tokens already written, kept because spaces depend on what comes before, and tokens still held back.
+        self._context: list[int] = []
+        self._held: list[int] = []
+
+    def push(self, token: int) -> str:
+        """The text that this token completes: empty while a character lacks bytes."""
+        self._held.append(token)
+        text = self._new_text()
+        # More tokens than a character has bytes: the bytes are wrong and will not become right.
+        if text.endswith(_INCOMPLETE) and len(self._held) < _LONGEST_CHARACTER:
+            return ""
+        self._context, self._held = self._held, []
+        return text
+
+    def flush(self) -> str:
+        """What is still held back at the end: bytes that make no character become U+FFFD."""
+        text = self._new_text() if self._held else ""
+        self._context, self._held = [], []
+        return text
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._context, skip_special=self._skip_special)
+        return self._tokenizer.decode(self._context + self._held, skip_special=self._skip_special)[len(before) :]

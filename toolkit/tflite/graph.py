@@ -18,6 +18,7 @@ class DType(enum.Enum):
     """Element types that our graphs compute with; the value is the name in LiteRT's schema."""
 
     FLOAT32 = "FLOAT32"
+    FLOAT16 = "FLOAT16"
     INT32 = "INT32"
     BOOL = "BOOL"
 
@@ -28,7 +29,10 @@ class DType(enum.Enum):
         >>> DType.FLOAT32.numpy.itemsize
         4
         """
-        return np.dtype({"FLOAT32": np.float32, "INT32": np.int32, "BOOL": np.bool_}[self.value])
+        return np.dtype(_NUMPY[self.value])
+
+
+_NUMPY = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "BOOL": np.bool_}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Options:
     """The option table of an op: its name in the schema and its fields."""
 
     table: str
-    fields: tuple[tuple[str, int | float | bool], ...] = ()
+    fields: tuple[tuple[str, int | float | bool | DType], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +67,7 @@ class Value:
     index: int
     constant: NDArray[np.generic] | None = field(default=None, repr=False)
     weight: Weight | None = None
+    scales_of: Weight | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,7 +104,7 @@ class Graph:
         """Declare a graph input; its name is what callers bind buffers by."""
         if name in self.inputs:
             raise ValueError(f"graph input {name!r} is declared twice")
-        value = self._append(TensorType(tuple(shape), dtype))
+        value = self._append(Value(TensorType(tuple(shape), dtype), self, len(self.values)))
         self.inputs[name] = value
         return value
 
@@ -116,7 +121,8 @@ class Graph:
             raise ValueError(f"constants of {array.dtype} are not part of the op set")
         key = (dtype.value, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = self._append(TensorType(array.shape, dtype), constant=array.copy())
+            type_ = TensorType(array.shape, dtype)
+            self._constants[key] = self._append(Value(type_, self, len(self.values), constant=array.copy()))
         return self._constants[key]
 
     def scalar(self, number: float) -> Value:
@@ -130,13 +136,24 @@ class Graph:
     def weight(self, weight: Weight) -> Value:
         """A weight whose bytes are streamed into the file after its header; float32 as far as the graph can tell."""
         if weight not in self._weights:
-            self._weights[weight] = self._append(TensorType(weight.shape), weight=weight)
+            type_ = TensorType(weight.shape)
+            self._weights[weight] = self._append(Value(type_, self, len(self.values), weight=weight))
         return self._weights[weight]
 
-    @property
-    def weights(self) -> tuple[Weight, ...]:
-        """Every weight in order of first use."""
-        return tuple(self._weights)
+    def block_scales(self, weight: Weight, blocks: int) -> Value:
+        """The float16 scales [rows, blocks] of a weight stored in blocks, as a table of their own."""
+        type_ = TensorType((weight.shape[0], blocks), DType.FLOAT16)
+        return self._append(Value(type_, self, len(self.values), scales_of=weight))
+
+    def live_nodes(self) -> tuple[Node, ...]:
+        """The nodes that an output depends on, in execution order."""
+        needed = {id(value) for value in self.outputs.values()}
+        live: list[Node] = []
+        for node in reversed(self.nodes):
+            if any(id(output) in needed for output in node.outputs):
+                needed.update(id(value) for value in node.inputs)
+                live.append(node)
+        return tuple(reversed(live))
 
     def node(
         self, builtin: str, inputs: Sequence[Value], outputs: Sequence[TensorType], options: Options | None = None, *, version: int = 1
@@ -144,14 +161,11 @@ class Graph:
         """Append a node. Only the op set calls this: it has checked the types."""
         if any(value.graph is not self for value in inputs):
             raise ValueError(f"{builtin} mixes values of two graphs")
-        made = tuple(self._append(type_) for type_ in outputs)
+        made = tuple(self._append(Value(type_, self, len(self.values))) for type_ in outputs)
         self.nodes.append(Node(builtin, version, tuple(inputs), made, options))
         return made
 
-    def _append(
-        self, type_: TensorType, *, constant: NDArray[np.generic] | None = None, weight: Weight | None = None
-    ) -> Value:
-        value = Value(type_, self, len(self.values), constant, weight)
+    def _append(self, value: Value) -> Value:
         self.values.append(value)
         return value
 

@@ -1,0 +1,250 @@
+"""The op set: one typed constructor per LiteRT builtin that our graphs use.
+
+Each takes values and returns values of inferred type, or raises ValueError at the emitter's line.
+Op versions are the lowest that LiteRT's kernels accept for the types used here (LiteRT `register.cc`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from toolkit.tflite.graph import DType, Options, TensorType, Value
+
+
+def add(a: Value, b: Value) -> Value:
+    """a + b with NumPy broadcasting."""
+    return _binary("ADD", a, b, Options("AddOptions"))
+
+
+def sub(a: Value, b: Value) -> Value:
+    """a - b with NumPy broadcasting."""
+    return _binary("SUB", a, b, Options("SubOptions"))
+
+
+def mul(a: Value, b: Value) -> Value:
+    """a * b with NumPy broadcasting."""
+    return _binary("MUL", a, b, Options("MulOptions"))
+
+
+def div(a: Value, b: Value) -> Value:
+    """a / b with NumPy broadcasting."""
+    return _binary("DIV", a, b, Options("DivOptions"))
+
+
+def maximum(a: Value, b: Value) -> Value:
+    """Elementwise maximum with NumPy broadcasting."""
+    return _binary("MAXIMUM", a, b, Options("MaximumMinimumOptions"))
+
+
+def minimum(a: Value, b: Value) -> Value:
+    """Elementwise minimum with NumPy broadcasting."""
+    return _binary("MINIMUM", a, b, Options("MaximumMinimumOptions"))
+
+
+def less(a: Value, b: Value) -> Value:
+    """a < b, bool, with NumPy broadcasting."""
+    return _binary("LESS", a, b, Options("LessOptions"), result=DType.BOOL)
+
+
+def greater_equal(a: Value, b: Value) -> Value:
+    """a >= b, bool, with NumPy broadcasting."""
+    return _binary("GREATER_EQUAL", a, b, Options("GreaterEqualOptions"), result=DType.BOOL)
+
+
+def logical_and(a: Value, b: Value) -> Value:
+    """a and b, bool, with NumPy broadcasting."""
+    _want(a.dtype is DType.BOOL and b.dtype is DType.BOOL, "LOGICAL_AND wants bools", a, b)
+    return _binary("LOGICAL_AND", a, b, Options("LogicalAndOptions"))
+
+
+def select(condition: Value, then: Value, otherwise: Value) -> Value:
+    """`then` where the condition holds, `otherwise` elsewhere; all broadcast together."""
+    _want(condition.dtype is DType.BOOL, "SELECT_V2 wants a bool condition", condition)
+    _want(then.dtype is otherwise.dtype, "SELECT_V2 wants branches of one type", then, otherwise)
+    shape = _broadcast("SELECT_V2", condition, then, otherwise)
+    return _one("SELECT_V2", [condition, then, otherwise], TensorType(shape, then.dtype), Options("SelectV2Options"))
+
+
+def neg(x: Value) -> Value:
+    """-x."""
+    return _unary("NEG", x, Options("NegOptions"))
+
+
+def sqrt(x: Value) -> Value:
+    """Square root."""
+    return _unary("SQRT", x)
+
+
+def rsqrt(x: Value) -> Value:
+    """1 / sqrt(x)."""
+    return _unary("RSQRT", x)
+
+
+def sin(x: Value) -> Value:
+    """Sine, radians."""
+    return _unary("SIN", x)
+
+
+def cos(x: Value) -> Value:
+    """Cosine, radians."""
+    return _unary("COS", x, Options("CosOptions"))
+
+
+def tanh(x: Value) -> Value:
+    """Hyperbolic tangent."""
+    return _unary("TANH", x)
+
+
+def relu(x: Value) -> Value:
+    """max(x, 0)."""
+    return _unary("RELU", x)
+
+
+def gelu_tanh(x: Value) -> Value:
+    """GELU in its tanh approximation."""
+    return _unary("GELU", x, Options("GeluOptions", (("approximate", True),)))
+
+
+def softmax(x: Value) -> Value:
+    """Softmax over the last axis."""
+    return _unary("SOFTMAX", x, Options("SoftmaxOptions", (("beta", 1.0),)))
+
+
+def cast(x: Value, dtype: DType) -> Value:
+    """Convert the element type."""
+    options = Options("CastOptions", (("inDataType", x.dtype), ("outDataType", dtype)))
+    return _one("CAST", [x], TensorType(x.shape, dtype), options)
+
+
+def mean(x: Value) -> Value:
+    """Mean over the last axis, which stays with size 1."""
+    return _reduce_last("MEAN", x)
+
+
+def sum_(x: Value) -> Value:
+    """Sum over the last axis, which stays with size 1."""
+    return _reduce_last("SUM", x)
+
+
+def reshape(x: Value, shape: Sequence[int]) -> Value:
+    """The same elements in row-major order under another shape; the same shape is no op."""
+    wanted = tuple(shape)
+    _want(math.prod(wanted) == math.prod(x.shape), f"RESHAPE to {wanted} wants as many elements", x)
+    if wanted == x.shape:
+        return x
+    return _one("RESHAPE", [x, x.graph.ints(wanted)], TensorType(wanted, x.dtype), Options("ReshapeOptions"))
+
+
+def transpose(x: Value, axes: Sequence[int]) -> Value:
+    """Permute the axes as numpy.transpose does."""
+    _want(sorted(axes) == list(range(len(x.shape))), f"TRANSPOSE axes {tuple(axes)} are no permutation", x)
+    result = TensorType(tuple(x.shape[a] for a in axes), x.dtype)
+    return _one("TRANSPOSE", [x, x.graph.ints(axes)], result, Options("TransposeOptions"))
+
+
+def slice_(x: Value, begin: Sequence[int], size: Sequence[int]) -> Value:
+    """The box of `size` that starts at `begin`; the whole of x is no op."""
+    _want(len(begin) == len(size) == len(x.shape), "SLICE wants a begin and a size for each axis", x)
+    fits = all(0 <= b and s > 0 and b + s <= d for b, s, d in zip(begin, size, x.shape, strict=True))
+    _want(fits, f"SLICE begin {tuple(begin)} size {tuple(size)} leaves the value", x)
+    if tuple(size) == x.shape:
+        return x
+    result = TensorType(tuple(size), x.dtype)
+    return _one("SLICE", [x, x.graph.ints(begin), x.graph.ints(size)], result, Options("SliceOptions"))
+
+
+def take(x: Value, axis: int, start: int, stop: int) -> Value:
+    """x[start:stop] on one axis (a SLICE)."""
+    begin = [0] * len(x.shape)
+    size = list(x.shape)
+    begin[axis], size[axis] = start, stop - start
+    return slice_(x, begin, size)
+
+
+def concatenation(values: Sequence[Value], axis: int) -> Value:
+    """Join along one axis; XNNPACK takes at most five values, so more is refused."""
+    first = values[0]
+    _want(1 < len(values) <= 5, f"CONCATENATION wants 2 to 5 values, found {len(values)}", first)
+    same = all(
+        v.dtype is first.dtype and v.shape[:axis] + v.shape[axis + 1 :] == first.shape[:axis] + first.shape[axis + 1 :]
+        for v in values
+    )
+    _want(same, f"CONCATENATION on axis {axis} wants values alike elsewhere", *values)
+    shape = (*first.shape[:axis], sum(v.shape[axis] for v in values), *first.shape[axis + 1 :])
+    return _one("CONCATENATION", values, TensorType(shape, first.dtype), Options("ConcatenationOptions", (("axis", axis),)))
+
+
+def fully_connected(x: Value, weight: Value, bias: Value | None = None) -> Value:
+    """x @ weight.T + bias on the last axis; x: f32[..., in], weight: [out, in], bias: f32[out]."""
+    _want(len(weight.shape) == 2 and x.shape[-1] == weight.shape[1], "FULLY_CONNECTED wants weights [out, in]", x, weight)
+    _want(bias is None or bias.shape == (weight.shape[0],), "FULLY_CONNECTED wants one bias an output", weight)
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    result = TensorType((*x.shape[:-1], weight.shape[0]))
+    # asymmetricQuantizeInputs: XNNPACK quantises activations asymmetrically whatever this says; the plain kernel then agrees.
+    options = Options("FullyConnectedOptions", (("keepNumDims", True), ("asymmetricQuantizeInputs", True)))
+    return _one("FULLY_CONNECTED", inputs, result, options)
+
+
+def batch_matmul(a: Value, b: Value, *, transpose_b: bool = False) -> Value:
+    """a @ b over the last two axes; the leading axes broadcast."""
+    inner, outer = (-1, -2) if transpose_b else (-2, -1)
+    _want(len(a.shape) >= 2 <= len(b.shape) and a.shape[-1] == b.shape[inner], "BATCH_MATMUL wants equal inner axes", a, b)
+    lead = _broadcast_shapes("BATCH_MATMUL", a.shape[:-2], b.shape[:-2])
+    result = TensorType((*lead, a.shape[-2], b.shape[outer]))
+    return _one("BATCH_MATMUL", [a, b], result, Options("BatchMatMulOptions", (("adjY", transpose_b),)))
+
+
+def embedding_lookup(ids: Value, table: Value) -> Value:
+    """table[ids], integers dequantised to float32; ids: int32[n], table: [vocabulary, ...]."""
+    _want(ids.dtype is DType.INT32 and len(ids.shape) == 1, "EMBEDDING_LOOKUP wants int32[n] ids", ids, table)
+    return _one("EMBEDDING_LOOKUP", [ids, table], TensorType((*ids.shape, *table.shape[1:]), table.dtype))
+
+
+def dynamic_update_slice(x: Value, update: Value, start: Value) -> Value:
+    """x with `update` written at `start` (int32[rank]); runtimes may write in place, so use only the result."""
+    _want(start.dtype is DType.INT32 and start.shape == (len(x.shape),), "DYNAMIC_UPDATE_SLICE wants int32[rank]", x, start)
+    fits = len(update.shape) == len(x.shape) and all(u <= d for u, d in zip(update.shape, x.shape, strict=True))
+    _want(fits and update.dtype is x.dtype, "DYNAMIC_UPDATE_SLICE wants an update that fits", x, update)
+    return _one("DYNAMIC_UPDATE_SLICE", [x, update, start], x.type, Options("DynamicUpdateSliceOptions"))
+
+
+def _one(builtin: str, inputs: Sequence[Value], result: TensorType, options: Options | None = None) -> Value:
+    return inputs[0].graph.node(builtin, inputs, [result], options, version=_VERSIONS.get(builtin, 1))[0]
+
+
+def _unary(builtin: str, x: Value, options: Options | None = None) -> Value:
+    _want(x.dtype is DType.FLOAT32, f"{builtin} wants float32", x)
+    return _one(builtin, [x], x.type, options)
+
+
+def _binary(builtin: str, a: Value, b: Value, options: Options, *, result: DType | None = None) -> Value:
+    _want(a.dtype is b.dtype, f"{builtin} wants values of one type", a, b)
+    return _one(builtin, [a, b], TensorType(_broadcast(builtin, a, b), result or a.dtype), options)
+
+
+def _reduce_last(builtin: str, x: Value) -> Value:
+    _want(x.dtype is DType.FLOAT32, f"{builtin} wants float32", x)
+    axis = x.graph.ints([len(x.shape) - 1])
+    return _one(builtin, [x, axis], TensorType((*x.shape[:-1], 1)), Options("ReducerOptions", (("keepDims", True),)))
+
+
+def _broadcast(builtin: str, *values: Value) -> tuple[int, ...]:
+    return _broadcast_shapes(builtin, *(v.shape for v in values))
+
+
+def _broadcast_shapes(builtin: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    rank = max(len(s) for s in shapes)
+    padded = [(1,) * (rank - len(s)) + s for s in shapes]
+    for dims in zip(*padded, strict=True):
+        if len({d for d in dims if d != 1}) > 1:
+            raise ValueError(f"{builtin} cannot broadcast {' with '.join(str(s) for s in shapes)}")
+    return tuple(max(dims) for dims in zip(*padded, strict=True))
+
+
+def _want(holds: bool, what: str, *values: Value) -> None:
+    if not holds:
+        raise ValueError(f"{what}; found {', '.join(str(v.type) for v in values)}")
+
+
+_VERSIONS = {"FULLY_CONNECTED": 9, "BATCH_MATMUL": 4, "EMBEDDING_LOOKUP": 4, "SELECT_V2": 1, "MAXIMUM": 1, "MINIMUM": 1}

@@ -1,0 +1,204 @@
+"""LiteRT's flatbuffer schema behind typed records; the only user of the generated classes.
+
+The records mirror the tables of `tflite/schema.fbs`, with names in place of enum numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import flatbuffers  # type: ignore[import-untyped]
+import numpy as np
+from ai_edge_litert import schema_py_generated as fb  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 3  # tflite/schema.fbs: `version` of every current file
+FILE_IDENTIFIER = b"TFL3"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How integer elements stand for reals: one scale per index of `axis`, or per block of columns."""
+
+    scales: NDArray[np.float32] | None = None
+    axis: int = 0
+    block_size: int | None = None
+    block_scales_tensor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    buffer: int
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorRecord:
+    builtin: str
+    version: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: str | None = None
+    fields: tuple[tuple[str, int | float | bool | str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SubgraphRecord:
+    name: str
+    tensors: tuple[TensorRecord, ...]
+    operators: tuple[OperatorRecord, ...]
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class BufferRecord:
+    """Bytes inside the flatbuffer, or a range of the file after it (absolute offset, bytes)."""
+
+    data: bytes | None = None
+    offset_bytes: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """Subgraph i is called by signature i; buffer 0 is the empty one."""
+
+    subgraphs: tuple[SubgraphRecord, ...]
+    buffers: tuple[BufferRecord, ...]
+    signatures: tuple[str, ...] = field(default=())
+
+
+def pack(model: ModelRecord) -> bytes:
+    """The flatbuffer of a model; its length depends on no offset, size or scale that is not zero."""
+    codes = sorted({(op.builtin, op.version) for graph in model.subgraphs for op in graph.operators})
+    packer = _Packer({code: index for index, code in enumerate(codes)})
+    root = fb.ModelT()
+    root.version = SCHEMA_VERSION
+    root.operatorCodes = [_operator_code(builtin, version) for builtin, version in codes]
+    root.subgraphs = [packer.subgraph(graph) for graph in model.subgraphs]
+    root.buffers = [_buffer(record) for record in model.buffers]
+    root.signatureDefs = [
+        _signature(name, index, graph)
+        for index, (name, graph) in enumerate(zip(model.signatures, model.subgraphs, strict=True))
+    ]
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(root.Pack(builder), file_identifier=FILE_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+class _Packer:
+    """Packs the tables that repeat from subgraph to subgraph, per-channel scales once each."""
+
+    def __init__(self, codes: Mapping[tuple[str, int], int]) -> None:
+        self._codes = codes
+        self._per_channel: dict[int, Any] = {}
+
+    def subgraph(self, record: SubgraphRecord) -> Any:
+        graph = fb.SubGraphT()
+        graph.name = record.name
+        graph.tensors = [self._tensor(tensor) for tensor in record.tensors]
+        graph.operators = [self._operator(op) for op in record.operators]
+        graph.inputs = _vector(list(record.inputs.values()))
+        graph.outputs = _vector(list(record.outputs.values()))
+        return graph
+
+    def _tensor(self, record: TensorRecord) -> Any:
+        tensor = fb.TensorT()
+        tensor.name = record.name
+        tensor.shape = _vector(record.shape)
+        tensor.type = getattr(fb.TensorType, record.type)
+        tensor.buffer = record.buffer
+        tensor.hasRank = True
+        if record.quantization is not None:
+            tensor.quantization = self._quantization(record.quantization)
+        return tensor
+
+    def _quantization(self, record: Quantization) -> Any:
+        if record.block_size is not None:
+            block = fb.BlockwiseQuantizationT()
+            block.scales = record.block_scales_tensor
+            block.zeroPoints = -1
+            block.blockSize = record.block_size
+            table = fb.QuantizationParametersT()
+            table.detailsType = fb.QuantizationDetails.BlockwiseQuantization
+            table.details = block
+            return table
+        assert record.scales is not None
+        if id(record.scales) not in self._per_channel:
+            self._per_channel[id(record.scales)] = _SharedQuantization(record.scales, record.axis)
+        return self._per_channel[id(record.scales)]
+
+    def _operator(self, record: OperatorRecord) -> Any:
+        operator = fb.OperatorT()
+        operator.opcodeIndex = self._codes[record.builtin, record.version]
+        operator.inputs = _vector(record.inputs)
+        operator.outputs = _vector(record.outputs)
+        if record.options is not None:
+            options = getattr(fb, record.options + "T")()
+            for name, value in record.fields:
+                setattr(options, name, getattr(fb.TensorType, value) if isinstance(value, str) else value)
+            operator.builtinOptionsType = getattr(fb.BuiltinOptions, record.options)
+            operator.builtinOptions = options
+        return operator
+
+
+class _SharedQuantization(fb.QuantizationParametersT):  # type: ignore[misc]
+    """A per-channel table that several subgraphs point at: packed once, 12 bytes a channel."""
+
+    def __init__(self, scales: NDArray[np.float32], axis: int) -> None:
+        super().__init__()
+        self.scale = scales
+        self.zeroPoint = np.zeros(scales.size, np.int64)
+        self.quantizedDimension = axis
+        self._packed_at: int | None = None
+
+    def Pack(self, builder: Any) -> int:
+        if self._packed_at is None:
+            self._packed_at = int(super().Pack(builder))
+        return self._packed_at
+
+
+def _operator_code(builtin: str, version: int) -> Any:
+    code = fb.OperatorCodeT()
+    code.builtinCode = getattr(fb.BuiltinOperator, builtin)
+    code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+    code.version = version
+    return code
+
+
+def _buffer(record: BufferRecord) -> Any:
+    buffer = fb.BufferT()
+    if record.data is not None:
+        buffer.data = np.frombuffer(record.data, np.uint8)
+    buffer.offset = record.offset_bytes
+    buffer.size = record.size_bytes
+    return buffer
+
+
+def _signature(name: str, index: int, graph: SubgraphRecord) -> Any:
+    signature = fb.SignatureDefT()
+    signature.signatureKey = name
+    signature.subgraphIndex = index
+    signature.inputs = _tensor_map(graph.inputs)
+    signature.outputs = _tensor_map(graph.outputs)
+    return signature
+
+
+def _tensor_map(names: Mapping[str, int]) -> list[Any]:
+    entries = []
+    for name, index in names.items():
+        entry = fb.TensorMapT()
+        entry.name = name
+        entry.tensorIndex = index
+        entries.append(entry)
+    return entries
+
+
+def _vector(numbers: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(numbers, np.int32)

@@ -1,0 +1,217 @@
+"""Writes .tflite files: header first with placeholders, weights streamed behind it, then the header with its scales.
+
+The header's length depends on no value that is filled in later, so no weight is held and nothing moves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
+from toolkit.quant.source import TensorSource
+from toolkit.quant.stream import Placement, stream_weights
+from toolkit.tflite import schema
+from toolkit.tflite.graph import DType, Graph, Node, Signature, Value
+from toolkit.weights import Weight
+
+MATRIX_ALIGNMENT = 64  # XNNPACK's largest vector load, bytes
+TABLE_ALIGNMENT = 4096  # one flash and one kernel page: table rows start on a page border
+
+_BARE_CODES = schema.Quantization(scales=np.ones(1, np.float32))  # integers as they are; the graph applies their scales
+_ELEMENTS = {"f32": "FLOAT32", "int8": "INT8", "int4": "INT4"}
+
+
+@dataclass(frozen=True, slots=True)
+class TfliteFile:
+    """A written file: path, bytes, and where each weight landed."""
+
+    path: Path
+    size_bytes: int
+    header_bytes: int
+    placements: tuple[Placement, ...]
+
+
+def write_tflite(
+    path: Path,
+    signatures: Sequence[Signature],
+    schemes: Mapping[str, Scheme],
+    source: TensorSource,
+    *,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> TfliteFile:
+    """Write the signatures' graphs and stream their weights, each once however many graphs use it.
+
+    `progress` is called with the number of payload bytes written since the last call. The caller owns the path's atomicity.
+    """
+    weights = _distinct_weights(signatures)
+    tables = {v.weight for s in signatures for n in s.graph.nodes if n.builtin == "EMBEDDING_LOOKUP" for v in n.inputs}
+    placeholders = {w.name: np.ones(w.shape[0], np.float32) for w in weights if _per_channel(schemes[w.name])}
+    trial = _Layout(signatures, weights, schemes, _place(weights, tables, schemes, header_bytes=1))
+    header_bytes = len(trial.pack(placeholders))
+    placements = _place(weights, tables, schemes, header_bytes=header_bytes)
+    size_bytes = max([header_bytes, *(p.payload_offset + payload_bytes(p.weight.shape, p.scheme) for p in placements)])
+    size_bytes = max([size_bytes, *(p.scales_offset + scales_bytes(p.weight.shape, p.scheme) for p in placements if p.scales_offset)])
+    with open(path, "wb") as file:
+        os.truncate(file.fileno(), size_bytes)
+        scales = stream_weights(file.fileno(), placements, source, workers=workers, progress=progress)
+        header = _Layout(signatures, weights, schemes, placements).pack(scales)
+        assert len(header) == header_bytes, "the header grew after it was laid out"
+        file.write(header)
+    return TfliteFile(path, size_bytes, header_bytes, placements)
+
+
+def _distinct_weights(signatures: Sequence[Signature]) -> tuple[Weight, ...]:
+    """Every weight that some output depends on, in order of first use."""
+    used = (value.weight for s in signatures for node in s.graph.live_nodes() for value in node.inputs)
+    weights = tuple(dict.fromkeys(weight for weight in used if weight is not None))
+    names = [w.name for w in weights]
+    assert len(set(names)) == len(names), "two different weights share a name"
+    return weights
+
+
+def _per_channel(scheme: Scheme) -> bool:
+    return scheme.dtype != "f32" and scheme.block_size is None
+
+
+def _place(
+    weights: Sequence[Weight], tables: set[Weight | None], schemes: Mapping[str, Scheme], *, header_bytes: int
+) -> tuple[Placement, ...]:
+    """Weights in order of use, payload then block scales, each on its border."""
+    placements = []
+    offset = header_bytes
+    for weight in weights:
+        scheme = schemes[weight.name]
+        payload_offset = _align(offset, TABLE_ALIGNMENT if weight in tables else MATRIX_ALIGNMENT)
+        offset = payload_offset + payload_bytes(weight.shape, scheme)
+        scales_offset = None
+        if scheme.dtype != "f32" and scheme.block_size is not None:
+            scales_offset = _align(offset, MATRIX_ALIGNMENT)
+            offset = scales_offset + scales_bytes(weight.shape, scheme)
+        placements.append(Placement(weight, scheme, payload_offset, scales_offset))
+    return tuple(placements)
+
+
+def _align(offset: int, border: int) -> int:
+    return -(-offset // border) * border
+
+
+class _Layout:
+    """Buffers, tensors and subgraphs of one file for given placements."""
+
+    def __init__(
+        self,
+        signatures: Sequence[Signature],
+        weights: Sequence[Weight],
+        schemes: Mapping[str, Scheme],
+        placements: Sequence[Placement],
+    ) -> None:
+        self._signatures = signatures
+        self._schemes = schemes
+        self._buffers = [schema.BufferRecord()]
+        self._payload_buffer: dict[str, int] = {}
+        self._scales_buffer: dict[str, int] = {}
+        self._constant_buffer: dict[bytes, int] = {}
+        for placement in placements:
+            weight, scheme = placement.weight, placement.scheme
+            size = payload_bytes(weight.shape, scheme)
+            self._payload_buffer[weight.name] = self._buffer(offset_bytes=placement.payload_offset, size_bytes=size)
+            if placement.scales_offset is not None:
+                size = scales_bytes(weight.shape, scheme)
+                self._scales_buffer[weight.name] = self._buffer(offset_bytes=placement.scales_offset, size_bytes=size)
+
+    def pack(self, scales: Mapping[str, NDArray[np.float32]]) -> bytes:
+        """The header, with one float32 scale per channel of each weight that has them."""
+        quantization = {name: schema.Quantization(scales=s) for name, s in scales.items()}
+        subgraphs = tuple(self._subgraph(s, quantization) for s in self._signatures)
+        names = tuple(s.name for s in self._signatures)
+        return schema.pack(schema.ModelRecord(subgraphs, tuple(self._buffers), names))
+
+    def _buffer(self, *, data: bytes | None = None, offset_bytes: int = 0, size_bytes: int = 0) -> int:
+        self._buffers.append(schema.BufferRecord(data, offset_bytes, size_bytes))
+        return len(self._buffers) - 1
+
+    def _subgraph(self, signature: Signature, per_channel: Mapping[str, schema.Quantization]) -> schema.SubgraphRecord:
+        graph = signature.graph
+        nodes = graph.live_nodes()
+        values = _live_values(graph, nodes)
+        index = {id(value): n for n, value in enumerate(values)}
+        names = _tensor_names(graph)
+        tensors = [self._tensor(value, names[value.index], per_channel) for value in values]
+        for n, value in enumerate(values):
+            if value.weight is not None and self._takes_block_scales(value.weight):
+                tensors[n] = self._with_block_scales(tensors[n], value.weight, tensors)
+        return schema.SubgraphRecord(
+            signature.name,
+            tuple(tensors),
+            tuple(_operator(node, index) for node in nodes),
+            {name: index[id(value)] for name, value in graph.inputs.items()},
+            {name: index[id(value)] for name, value in graph.outputs.items()},
+        )
+
+    def _tensor(self, value: Value, name: str, per_channel: Mapping[str, schema.Quantization]) -> schema.TensorRecord:
+        if value.weight is not None:
+            weight = value.weight
+            scheme = self._schemes[weight.name]
+            quantization = per_channel.get(weight.name)
+            if scheme.dtype == "int8" and scheme.block_size is not None:
+                quantization = _BARE_CODES
+            buffer = self._payload_buffer[weight.name]
+            return schema.TensorRecord(name, weight.shape, _ELEMENTS[scheme.dtype], buffer, quantization)
+        buffer = self._scales_buffer[value.scales_of.name] if value.scales_of is not None else 0
+        if value.constant is not None:
+            data = value.constant.tobytes()
+            if data not in self._constant_buffer:
+                self._constant_buffer[data] = self._buffer(data=data)
+            buffer = self._constant_buffer[data]
+        return schema.TensorRecord(name, value.shape, value.dtype.value, buffer)
+
+    def _takes_block_scales(self, weight: Weight) -> bool:
+        """LiteRT knows blocks of int4; the graph itself applies the scales of int8 blocks."""
+        scheme = self._schemes[weight.name]
+        return scheme.dtype == "int4" and scheme.block_size is not None
+
+    def _with_block_scales(
+        self, tensor: schema.TensorRecord, weight: Weight, tensors: list[schema.TensorRecord]
+    ) -> schema.TensorRecord:
+        block_size = self._schemes[weight.name].block_size
+        assert block_size is not None
+        shape = (weight.shape[0], weight.shape[1] // block_size)
+        tensors.append(schema.TensorRecord(f"{weight.name}.scales", shape, "FLOAT16", self._scales_buffer[weight.name]))
+        quantization = schema.Quantization(block_size=block_size, block_scales_tensor=len(tensors) - 1)
+        return replace(tensor, quantization=quantization)
+
+
+def _live_values(graph: Graph, nodes: Sequence[Node]) -> list[Value]:
+    """Inputs, used or not, and all that the nodes touch, in order of making."""
+    touched = {id(value) for node in nodes for value in (*node.inputs, *node.outputs)}
+    touched.update(id(value) for value in (*graph.inputs.values(), *graph.outputs.values()))
+    return [value for value in graph.values if id(value) in touched]
+
+
+def _tensor_names(graph: Graph) -> dict[int, str]:
+    """Weights keep their names; inputs and outputs carry their signature's; the rest say what they are."""
+    names = {v.index: f"{'constant' if v.constant is not None else 'value'}_{v.index}" for v in graph.values}
+    names.update({v.index: v.weight.name for v in graph.values if v.weight is not None})
+    names.update({value.index: name for name, value in graph.inputs.items()})
+    names.update({value.index: f"{name}_out" if name in graph.inputs else name for name, value in graph.outputs.items()})
+    return names
+
+
+def _operator(node: Node, index: Mapping[int, int]) -> schema.OperatorRecord:
+    options = node.options
+    fields = options.fields if options else ()
+    return schema.OperatorRecord(
+        node.builtin,
+        node.version,
+        tuple(index[id(v)] for v in node.inputs),
+        tuple(index[id(v)] for v in node.outputs),
+        options.table if options else None,
+        tuple((name, value.value if isinstance(value, DType) else value) for name, value in fields),
+    )

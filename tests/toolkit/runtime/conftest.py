@@ -1,12 +1,20 @@
-"""A small byte-fallback tokenizer of the same make as Gemma's."""
+"""Small stand-ins: a byte-fallback tokenizer of the same make as Gemma's, and a model with a cache."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
+import flatbuffers
+import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
+from toolkit.runtime.weight_cache import ModelFile
+
+WIDTH, OUTPUTS, ROWS = 64, 128, 32
 PIECES = [
     "▁",
     "▁the",
@@ -47,3 +55,81 @@ def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
     return path
+
+
+def matrix(seed: int) -> np.ndarray:
+    """The weights of the small model."""
+    return np.random.default_rng(seed).standard_normal((OUTPUTS, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture
+def small_model(tmp_path: Path) -> Callable[[int], ModelFile]:
+    """Makes a model with signatures ``prefill_4`` and ``decode`` over one matrix, which depends on the seed.
+
+    x f32[1, N, WIDTH], start i32[3], cache f32[1, ROWS, WIDTH] -> y = x @ matrix.T, cache with x written at start.
+    """
+
+    def make(seed: int = 0) -> ModelFile:
+        data = model_bytes(seed)
+        path = tmp_path / f"small_{seed}.tflite"
+        path.write_bytes(data)
+        return ModelFile(path, hashlib.sha256(data).hexdigest(), len(data))
+
+    return make
+
+
+def model_bytes(seed: int) -> bytes:
+    model = schema.ModelT()
+    model.version = 3
+    model.buffers = [schema.BufferT(), schema.BufferT()]
+    model.buffers[1].data = np.frombuffer(matrix(seed).tobytes(), np.uint8)
+    model.operatorCodes = []
+    for builtin in (schema.BuiltinOperator.FULLY_CONNECTED, schema.BuiltinOperator.DYNAMIC_UPDATE_SLICE):
+        code = schema.OperatorCodeT()
+        code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), 1
+        model.operatorCodes.append(code)
+    model.subgraphs = [subgraph(4), subgraph(1)]
+    model.signatureDefs = [signature("prefill_4", 0), signature("decode", 1)]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def subgraph(tokens: int) -> schema.SubGraphT:
+    shapes = [(1, tokens, WIDTH), (3,), (1, ROWS, WIDTH), (OUTPUTS, WIDTH), (1, tokens, OUTPUTS), (1, ROWS, WIDTH)]
+    graph = schema.SubGraphT()
+    graph.tensors = []
+    for index, shape in enumerate(shapes):
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape = f"t{index}".encode(), np.array(shape, np.int32)
+        tensor.type = schema.TensorType.INT32 if index == 1 else schema.TensorType.FLOAT32
+        tensor.buffer = 1 if index == 3 else 0
+        graph.tensors.append(tensor)
+    dense, update = schema.OperatorT(), schema.OperatorT()
+    dense.opcodeIndex, dense.inputs, dense.outputs = 0, [0, 3, -1], [4]
+    dense.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
+    dense.builtinOptions = schema.FullyConnectedOptionsT()
+    dense.builtinOptions.keepNumDims = True
+    update.opcodeIndex, update.inputs, update.outputs = 1, [2, 0, 1], [5]
+    graph.operators, graph.inputs, graph.outputs = [dense, update], [0, 1, 2], [4, 5]
+    return graph
+
+
+def signature(name: str, index: int) -> schema.SignatureDefT:
+    definition = schema.SignatureDefT()
+    definition.signatureKey, definition.subgraphIndex = name.encode(), index
+    definition.inputs = [tensor_map("x", 0), tensor_map("start", 1), tensor_map("cache", 2)]
+    definition.outputs = [tensor_map("y", 4), tensor_map("cache", 5)]
+    return definition
+
+
+def tensor_map(name: str, index: int) -> schema.TensorMapT:
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name.encode(), index
+    return entry
+
+
+@pytest.fixture
+def weights() -> Callable[[int], np.ndarray]:
+    """The matrix of ``small_model`` for a seed."""
+    return matrix

@@ -1,0 +1,231 @@
+"""The manifest's format: what is written is read back, and everything else is refused with its place."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import DRAFT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit import files
+from toolkit.bundle.faults import Fault
+from toolkit.bundle.manifest import MANIFEST_NAME, FileRecord, GroupRecord, Manifest
+from toolkit.bundle.manifest_json import dump_manifest, parse_manifest, read_manifest
+from toolkit.bundle.write import describe
+from toolkit.errors import BundleError
+
+
+def manifest() -> Manifest:
+    names = ["embedder.tflite", "per_layer_embedder.tflite", "text_decoder.tflite", "tokenizer.json"]
+    records = {name: FileRecord(100 + i, f"{i:064x}", (f"{i:064x}",)) for i, name in enumerate(names)}
+    draft = DRAFT
+    return Manifest(
+        generator="gemma-edge 0.1.0",
+        architecture=draft.architecture,
+        checkpoint=draft.checkpoint,
+        text=draft.text,
+        sizes=draft.sizes,
+        default_size=draft.default_size,
+        quant=draft.quant,
+        groups={"ple": GroupRecord((names[1],), 432, 101), "text": GroupRecord((names[2], names[0]), 1000, 202)},
+        files=records,
+    )
+
+
+def parse(data: bytes) -> tuple[Manifest | None, list[Fault]]:
+    faults: list[Fault] = []
+    return parse_manifest(data, faults), faults
+
+
+def edited(edit: Callable[[dict[str, Any]], object]) -> bytes:
+    value = json.loads(dump_manifest(manifest()))
+    edit(value)
+    return json.dumps(value).encode()
+
+
+def put(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """An edit that sets one value; `path` as in "text/kv_caches/0/shape"."""
+
+    def edit(target: Any) -> None:
+        *parents, last = path.split("/")
+        for key in parents:
+            target = target[int(key) if isinstance(target, list) else key]
+        target[int(last) if isinstance(target, list) else last] = copy.deepcopy(value)
+
+    return edit
+
+
+def test_a_manifest_is_read_back_as_it_was_written() -> None:
+    found, faults = parse(dump_manifest(manifest()))
+    assert faults == []
+    assert found == manifest()
+
+
+def test_the_encoding_is_fixed_to_the_byte() -> None:
+    data = dump_manifest(manifest())
+    assert data.startswith(b'{\n "architecture": "Gemma3nForCausalLM",\n "checkpoint": {\n  "name": "handmade",\n')
+    assert b'\n "format": "gemma-edge-bundle/1",\n' in data
+    assert data.endswith(b"\n}\n")
+    assert data.isascii()
+    shuffled = replace(manifest(), sizes=dict(reversed(manifest().sizes.items())))
+    assert dump_manifest(shuffled) == data
+
+
+def test_the_default_size_is_found_without_a_name_and_others_by_name() -> None:
+    assert manifest().size().decode == "decode"
+    assert manifest().size("small").prefill(8) == "small_prefill_8"
+    with pytest.raises(BundleError, match="found huge, wanted large or small"):
+        manifest().size("huge")
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"", "JSON"),
+        (b"\xff{}", "UTF-8"),
+        (b"[]", "an object"),
+        (b'{"format": "gemma-edge-bundle/2"}', "gemma-edge-bundle/2"),
+        (b'{"format": "gemma-edge-bundle/1", "format": "gemma-edge-bundle/1"}', "twice"),
+        (b'{"format": NaN}', "NaN"),
+        (b'{"a":' * 100_000, "nesting"),
+        (b'{"format": ' + b"9" * 5000 + b"}", "digits"),
+    ],
+    ids=["empty", "not UTF-8", "a list", "a later version", "a key twice", "NaN", "deep", "a long number"],
+)
+def test_what_is_no_manifest_is_refused(data: bytes, fault: str) -> None:
+    found, faults = parse(data)
+    assert found is None
+    assert fault in str([faults[0].found, faults[0].wanted])
+
+
+WRONG = {
+    "generator": (put("generator", 1), "generator"),
+    "control characters": (put("architecture", "a\x1b[31m"), "architecture"),
+    "long text": (put("architecture", "a" * 257), "architecture"),
+    "upper-case hash": (put("checkpoint/sha256", "A" * 64), "checkpoint sha256"),
+    "short hash": (put("checkpoint/sha256", "0" * 63), "checkpoint sha256"),
+    "a boolean for a number": (put("text/hidden_size", True), "text hidden_size"),
+    "a fraction for a number": (put("text/hidden_size", 8.0), "text hidden_size"),
+    "no layers": (put("text/num_layers", 0), "text num_layers"),
+    "an absurd width": (put("text/hidden_size", 2**40), "text hidden_size"),
+    "an absurd context": (put("text/context", 2**31), "text context"),
+    "more PLE rows than words": (put("text/ple_vocab_size", 41), "text ple_vocab_size"),
+    "prefill longer than the context": (put("text/prefill_sizes", [4, 33]), "text prefill_sizes"),
+    "prefill sizes out of order": (put("text/prefill_sizes", [8, 4]), "text prefill_sizes"),
+    "no prefill size": (put("text/prefill_sizes", []), "text prefill_sizes"),
+    "a stop token outside the vocabulary": (put("text/stop_token_ids", [40]), "text stop_token_ids"),
+    "no stop token": (put("text/stop_token_ids", []), "text stop_token_ids"),
+    "a negative token": (put("text/bos_token_id", -1), "text bos_token_id"),
+    "a soft-cap of zero": (put("text/final_logit_softcap", 0), "text final_logit_softcap"),
+    "no cache": (put("text/kv_caches", []), "text kv_caches"),
+    "a cache with a name twice": (put("text/kv_caches/0/value", "kv_cache_k_0"), "text kv_caches"),
+    "a cache with a path for a name": (put("text/kv_caches/0/value", "../k"), "text kv_caches[0] value"),
+    "a cache of another context": (put("text/kv_caches/0/shape", [1, 1, 31, 4]), "text kv_caches[0] shape"),
+    "a cache of three dimensions": (put("text/kv_caches/0/shape", [1, 32, 4]), "text kv_caches[0] shape"),
+    "an unknown key": (put("text/extra", 1), "text"),
+    "an unknown key at the top": (put("extra", 1), "JSON"),
+    "a size's name with a slash": (put("sizes/a\\b", {}), "sizes a\\b"),
+    "widths missing": (put("sizes/small/ffn_sizes", [8]), "sizes small"),
+    "layers out of order": (put("sizes/small/layers", [2, 0]), "sizes small layers"),
+    "a prefix that LiteRT-LM would take": (put("sizes/small/prefix", "prefill_s"), "sizes small prefix"),
+    "a prefix twice": (put("sizes/small/prefix", ""), "sizes"),
+    "a default size with a prefix": (put("default_size", "small"), "default_size"),
+    "a default size that is none": (put("default_size", "huge"), "default_size"),
+    "layers that no size has": (put("text/num_layers", 4), "text num_layers"),
+    "an unknown dtype": (put("quant/text/rules/0/dtype", "int2"), "quant text rules[0] dtype"),
+    "a block of nothing": (put("quant/text/rules/0/block_size", 0), "quant text rules[0] block_size"),
+    "a file of a negative size": (put("files/tokenizer.json/bytes", -1), "files tokenizer.json bytes"),
+    "a chunk too many": (put("files/tokenizer.json/chunks", ["0" * 64] * 2), "files tokenizer.json chunks"),
+    "a file outside the directory": (put("files/..%2fpasswd", {}), "files key"),
+    "files that differ in case": (put("files/Tokenizer.JSON", {"bytes": 0, "chunks": [], "sha256": "0" * 64}), "files"),
+    "the manifest among the files": (
+        put("files/manifest.json", {"bytes": 0, "chunks": [], "sha256": "0" * 64}),
+        "files",
+    ),
+    "a group with a file that is none": (put("groups/ple/files", ["nothing.bin"]), "groups"),
+    "a file in two groups": (put("groups/ple/files", ["embedder.tflite"]), "groups"),
+    "a group of another size": (put("groups/ple/bytes", 1), "groups ple bytes"),
+}
+
+
+@pytest.mark.parametrize(("edit", "place"), WRONG.values(), ids=WRONG.keys())
+def test_each_wrong_value_is_refused_with_its_place(edit: Callable[[dict[str, Any]], object], place: str) -> None:
+    if place == "sizes a\\b":
+        edit, place = put("sizes/\n", {}), "sizes key"
+    found, faults = parse(edited(edit))
+    assert found is None
+    assert place in [fault.fault for fault in faults]
+    assert all(fault.file == MANIFEST_NAME for fault in faults)
+
+
+def test_every_key_is_wanted() -> None:
+    whole = json.loads(dump_manifest(manifest()))
+
+    def drop(value: Any, path: str) -> None:
+        for key in list(value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []):
+            if isinstance(value, dict):
+                kept = value.pop(key)
+                optional = path in ("/sizes", "/quant", "/groups", "/files")
+                found, faults = parse(json.dumps(whole).encode())
+                assert optional or (found is None and faults), f"{path}/{key}"
+                value[key] = kept
+            drop(value[key], f"{path}/{key}")
+
+    drop(whole, "")
+
+
+def test_faults_in_several_parts_are_all_reported() -> None:
+    def edit(value: dict[str, Any]) -> None:
+        put("text/hidden_size", 0)(value)
+        put("files/tokenizer.json/sha256", "x")(value)
+        put("files/embedder.tflite/sha256", "x")(value)
+        put("default_size", "")(value)
+
+    _, faults = parse(edited(edit))
+    places = {"text hidden_size", "files tokenizer.json sha256", "files embedder.tflite sha256", "default_size"}
+    assert {fault.fault for fault in faults} == places
+
+
+def test_a_manifest_that_could_not_be_read_is_not_written() -> None:
+    with pytest.raises(BundleError, match="text hidden_size"):
+        dump_manifest(replace(manifest(), text=replace(manifest().text, hidden_size=0)))
+
+
+def test_a_directory_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"no manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_an_enormous_manifest_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.bundle.manifest_json.MAX_MANIFEST_BYTES", 10)
+    (tmp_path / MANIFEST_NAME).write_bytes(b" " * 11)
+    with pytest.raises(BundleError, match="over 10 bytes"):
+        read_manifest(tmp_path)
+
+
+def test_files_are_described_as_they_lie_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "CHUNK_BYTES", 4)
+    for name in ("embedder.tflite", "per_layer_embedder.tflite", "text_decoder.tflite"):
+        (tmp_path / name).write_bytes(name.encode())
+    found = describe(DRAFT, tmp_path)
+    assert found.files["embedder.tflite"].bytes == len("embedder.tflite")
+    assert len(found.files["embedder.tflite"].chunks) == 4
+    assert found.groups["text"].bytes == len("embedder.tflite" + "text_decoder.tflite")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_no_edit_of_the_bytes_is_worse_than_a_fault(data: st.DataObject) -> None:
+    original = dump_manifest(manifest())
+    at = data.draw(st.integers(0, len(original) - 1))
+    length = data.draw(st.integers(0, 12))
+    changed = original[:at] + data.draw(st.binary(max_size=8)) + original[at + length :]
+    found, faults = parse(changed)
+    assert (found is None) == bool(faults)

@@ -1,0 +1,140 @@
+"""What a manifest says (docs/formats/manifest.md), as records; manifest_json.py reads and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from toolkit.errors import BundleError
+
+FORMAT = "gemma-edge-bundle/1"
+MANIFEST_NAME = "manifest.json"
+TEXT_DECODER = "text_decoder.tflite"
+EMBEDDER = "embedder.tflite"
+PER_LAYER_EMBEDDER = "per_layer_embedder.tflite"
+TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+
+MAX_SIZE_NAME_CHARACTERS = 64
+RESERVED_PREFIX = "prefill"
+"""LiteRT-LM takes every signature that starts so for a prefill of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """Which checkpoint a bundle was made of, and the hash of its content."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class KvCache:
+    """Names of the two tensors of one KV cache, and their shape [1, kv_heads, context, head_dim]."""
+
+    key: str
+    value: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRecord:
+    """What a runtime needs to know of the language model; the same for all sizes."""
+
+    vocab_size: int
+    ple_vocab_size: int
+    hidden_size: int
+    ple_size: int
+    num_layers: int
+    context: int
+    prefill_sizes: tuple[int, ...]
+    final_logit_softcap: float | None
+    bos_token_id: int
+    pad_token_id: int
+    stop_token_ids: tuple[int, ...]
+    kv_caches: tuple[KvCache, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRecord:
+    """One model of the bundle: the checkpoint's layers it keeps, their widths, and the prefix of its signatures."""
+
+    layers: tuple[int, ...]
+    ffn_sizes: tuple[int, ...]
+    prefix: str
+
+    @property
+    def decode(self) -> str:
+        """The name of this size's decode signature."""
+        return f"{self.prefix}decode"
+
+    def prefill(self, tokens: int) -> str:
+        """The name of this size's prefill signature of `tokens` positions."""
+        return f"{self.prefix}prefill_{tokens}"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRecord:
+    """One rule of a quantisation recipe."""
+
+    match: str
+    dtype: str
+    block_size: int | None
+    search: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuantRecord:
+    """A quantisation recipe as it was used."""
+
+    recipe: str
+    rules: tuple[RuleRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRecord:
+    """Files that are loaded together, the checkpoint's weights in them, and their size."""
+
+    files: tuple[str, ...]
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size and hashes of one file; `chunks` are hashes of each CHUNK_BYTES in turn."""
+
+    bytes: int
+    sha256: str
+    chunks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything that is said of a bundle."""
+
+    generator: str
+    architecture: str
+    checkpoint: CheckpointRecord
+    text: TextRecord
+    sizes: Mapping[str, SizeRecord]
+    default_size: str
+    quant: Mapping[str, QuantRecord]
+    groups: Mapping[str, GroupRecord]
+    files: Mapping[str, FileRecord]
+
+    def size(self, name: str | None = None) -> SizeRecord:
+        """A size by name, or the default one."""
+        wanted = self.default_size if name is None else name
+        if wanted not in self.sizes:
+            raise BundleError("size", found=wanted, wanted=" or ".join(self.sizes), remedy="choose one of these")
+        return self.sizes[wanted]
+
+
+def is_size_name(name: str) -> bool:
+    """Whether a size may be called so; official sizes have names such as "E2.98B (block-level)".
+
+    >>> [is_size_name(name) for name in ("E2B", "E2.98B (block-level)", "", "a/b", "\\n")]
+    [True, True, False, False, False]
+    """
+    return 0 < len(name) <= MAX_SIZE_NAME_CHARACTERS and name.isascii() and name.isprintable() and "/" not in name

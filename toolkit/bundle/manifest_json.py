@@ -1,0 +1,306 @@
+"""Reads and writes manifest.json (docs/formats/manifest.md): strict, and the same bytes every time."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from toolkit.bundle.faults import Fault
+from toolkit.bundle.manifest import (
+    FORMAT,
+    MANIFEST_NAME,
+    RESERVED_PREFIX,
+    CheckpointRecord,
+    FileRecord,
+    GroupRecord,
+    KvCache,
+    Manifest,
+    QuantRecord,
+    RuleRecord,
+    SizeRecord,
+    TextRecord,
+    is_size_name,
+)
+from toolkit.errors import BundleError
+from toolkit.files import CHUNK_BYTES, is_safe_name
+from toolkit.layout import ceil_div
+from toolkit.strict_json import JsonObject, open_regular, parse_json
+
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+MAX_VOCAB = 2**24
+MAX_WIDTH = 2**16
+MAX_LAYERS = 1024
+MAX_DIMENSION = 2**20
+MAX_BYTES = 2**50
+MAX_TEXT_CHARACTERS = 256
+MIN_SOFTCAP, MAX_SOFTCAP = 1e-3, 1e6
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+T = TypeVar("T")
+
+
+def read_manifest(bundle: Path | str) -> Manifest:
+    """Read and validate BUNDLE/manifest.json; the first fault as an error."""
+    faults: list[Fault] = []
+    manifest = parse_manifest(load_manifest_bytes(bundle), faults)
+    if manifest is None:
+        raise faults[0].error("convert it again")
+    return manifest
+
+
+def load_manifest_bytes(bundle: Path | str) -> bytes:
+    """The manifest as stored; an error if there is none, or if it is absurdly large."""
+    path = Path(bundle) / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(str(bundle), found=f"no {MANIFEST_NAME}", wanted="a bundle", remedy="run gemma-edge convert")
+    with open(open_regular(path, BundleError), "rb") as file:
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(str(path), found=f"over {MAX_MANIFEST_BYTES:,} bytes", wanted="at most that")
+    return data
+
+
+def parse_manifest(data: bytes, faults: list[Fault]) -> Manifest | None:
+    """Read a manifest; if anything is wrong, append a fault for each part that is, and return None."""
+    reader = _Reader(faults)
+    before = len(faults)
+    manifest = reader.part(lambda: reader.manifest(parse_json(data, MANIFEST_NAME, BundleError)))
+    # Contradictions between parts are worth a look only if each part is sound.
+    if manifest is not None and len(faults) == before:
+        _check_text(manifest, faults)
+        _check_sizes(manifest, faults)
+        _check_files(manifest, faults)
+    return manifest if len(faults) == before else None
+
+
+def dump_manifest(manifest: Manifest) -> bytes:
+    """The one encoding of a manifest. One that could not be read back is an error."""
+    value = {"format": FORMAT, **dataclasses.asdict(manifest)}
+    data = (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+    faults: list[Fault] = []
+    parse_manifest(data, faults)
+    if faults:
+        raise faults[0].error()
+    return data
+
+
+class _Reader:
+    """Reads the parts of a manifest; a part with a fault is noted and left out, so that the others are read too."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self._faults = faults
+
+    def part(self, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except BundleError as error:
+            place = error.what.removeprefix(MANIFEST_NAME).strip()
+            self._faults.append(Fault(MANIFEST_NAME, place or "JSON", error.found, error.wanted))
+            return None
+
+    def manifest(self, value: object) -> Manifest | None:
+        top = JsonObject(value, MANIFEST_NAME, BundleError)
+        if top.string("format") != FORMAT:
+            top.refuse("format", top.string("format"), FORMAT)
+        generator = self.part(lambda: _text(top, "generator"))
+        architecture = self.part(lambda: _text(top, "architecture"))
+        checkpoint = self.part(lambda: _read_checkpoint(top.child("checkpoint")))
+        text = self.part(lambda: _read_text(top.child("text")))
+        sizes = self.part(lambda: self._mapping(top.child("sizes"), _read_size, is_size_name))
+        default_size = self.part(lambda: _text(top, "default_size"))
+        quant = self.part(lambda: self._mapping(top.child("quant"), _read_quant, is_safe_name))
+        groups = self.part(lambda: self._mapping(top.child("groups"), _read_group, is_safe_name))
+        files = self.part(lambda: self._mapping(top.child("files"), _read_file, is_safe_name))
+        self.part(top.finish)
+        if generator is None or architecture is None or checkpoint is None or text is None or sizes is None:
+            return None
+        if default_size is None or quant is None or groups is None or files is None:
+            return None
+        return Manifest(generator, architecture, checkpoint, text, sizes, default_size, quant, groups, files)
+
+    def _mapping(
+        self, table: JsonObject, read: Callable[[JsonObject], T], is_key: Callable[[str], bool]
+    ) -> dict[str, T]:
+        def entry(key: str) -> T:
+            if not is_key(key):
+                table.refuse("key", key, "a name as the format allows")
+            return read(table.child(key))
+
+        entries: dict[str, T] = {}
+        for key in sorted(table.keys()):
+            record = self.part(partial(entry, key))
+            if record is not None:
+                entries[key] = record
+        return entries
+
+
+def _read_checkpoint(fields: JsonObject) -> CheckpointRecord:
+    return _finished(fields, CheckpointRecord(_text(fields, "name"), _sha256(fields, "sha256", fields.value("sha256"))))
+
+
+def _read_text(fields: JsonObject) -> TextRecord:
+    vocab_size = fields.integer("vocab_size", 1, MAX_VOCAB)
+    context = fields.integer("context", 1, MAX_DIMENSION)
+    softcap = "final_logit_softcap"
+    record = TextRecord(
+        vocab_size=vocab_size,
+        ple_vocab_size=fields.integer("ple_vocab_size", 1, vocab_size),
+        hidden_size=fields.integer("hidden_size", 1, MAX_WIDTH),
+        ple_size=fields.integer("ple_size", 1, MAX_WIDTH),
+        num_layers=fields.integer("num_layers", 1, MAX_LAYERS),
+        context=context,
+        prefill_sizes=_ascending(fields, "prefill_sizes", 1, context),
+        final_logit_softcap=None if fields.value(softcap) is None else fields.number(softcap, MIN_SOFTCAP, MAX_SOFTCAP),
+        bos_token_id=fields.integer("bos_token_id", 0, vocab_size - 1),
+        pad_token_id=fields.integer("pad_token_id", 0, vocab_size - 1),
+        stop_token_ids=_ascending(fields, "stop_token_ids", 0, vocab_size - 1),
+        kv_caches=tuple(_read_kv_cache(item) for item in _objects(fields, "kv_caches")),
+    )
+    return _finished(fields, record)
+
+
+def _read_kv_cache(fields: JsonObject) -> KvCache:
+    key = _name(fields, "key", fields.value("key"))
+    value = _name(fields, "value", fields.value("value"))
+    return _finished(fields, KvCache(key, value, fields.integers("shape", 1, MAX_DIMENSION)))
+
+
+def _read_size(fields: JsonObject) -> SizeRecord:
+    prefix = fields.string("prefix")
+    record = SizeRecord(
+        layers=_ascending(fields, "layers", 0, MAX_LAYERS - 1),
+        ffn_sizes=fields.integers("ffn_sizes", 1, MAX_DIMENSION),
+        prefix=_name(fields, "prefix", prefix) if prefix else "",
+    )
+    return _finished(fields, record)
+
+
+def _read_quant(fields: JsonObject) -> QuantRecord:
+    rules = tuple(_read_rule(item) for item in _objects(fields, "rules"))
+    return _finished(fields, QuantRecord(_text(fields, "recipe"), rules))
+
+
+def _read_rule(fields: JsonObject) -> RuleRecord:
+    block_size = None if fields.value("block_size") is None else fields.integer("block_size", 1, MAX_DIMENSION)
+    dtype = _choice(fields, "dtype", ("f32", "int8", "int4"))
+    search = _choice(fields, "search", ("absmax", "mse"))
+    return _finished(fields, RuleRecord(_text(fields, "match"), dtype, block_size, search))
+
+
+def _read_group(fields: JsonObject) -> GroupRecord:
+    files = tuple(_name(fields, "files", item) for item in fields.array("files"))
+    parameters, size = fields.integer("parameters", 0, MAX_BYTES), fields.integer("bytes", 0, MAX_BYTES)
+    return _finished(fields, GroupRecord(files, parameters, size))
+
+
+def _read_file(fields: JsonObject) -> FileRecord:
+    chunks = tuple(_sha256(fields, "chunks", item) for item in fields.array("chunks"))
+    size, sha256 = fields.integer("bytes", 0, MAX_BYTES), _sha256(fields, "sha256", fields.value("sha256"))
+    return _finished(fields, FileRecord(size, sha256, chunks))
+
+
+def _finished(fields: JsonObject, record: T) -> T:
+    fields.finish()
+    return record
+
+
+def _objects(fields: JsonObject, key: str) -> Iterator[JsonObject]:
+    for i, item in enumerate(fields.array(key)):
+        yield JsonObject(item, f"{fields.what} {key}[{i}]", BundleError)
+
+
+def _text(fields: JsonObject, key: str) -> str:
+    value = fields.string(key)
+    if not (0 < len(value) <= MAX_TEXT_CHARACTERS and value.isprintable()):
+        fields.refuse(key, value, f"1 to {MAX_TEXT_CHARACTERS} printable characters")
+    return value
+
+
+def _choice(fields: JsonObject, key: str, allowed: Sequence[str]) -> str:
+    value = fields.string(key)
+    if value not in allowed:
+        fields.refuse(key, value, " or ".join(allowed))
+    return value
+
+
+def _name(fields: JsonObject, key: str, value: object) -> str:
+    if not isinstance(value, str) or not is_safe_name(value):
+        fields.refuse(key, value, "a name of letters, digits and . _ -")
+    return value
+
+
+def _sha256(fields: JsonObject, key: str, value: object) -> str:
+    if not isinstance(value, str) or _SHA256.fullmatch(value) is None:
+        fields.refuse(key, value, "64 lower-case hexadecimal digits")
+    return value
+
+
+def _ascending(fields: JsonObject, key: str, low: int, high: int) -> tuple[int, ...]:
+    values = fields.integers(key, low, high)
+    if not values or any(a >= b for a, b in itertools.pairwise(values)):
+        fields.refuse(key, list(values), "ascending numbers, at least one")
+    return values
+
+
+def _check_text(manifest: Manifest, faults: list[Fault]) -> None:
+    text = manifest.text
+
+    def fault(place: str, found: object, wanted: str) -> None:
+        faults.append(Fault(MANIFEST_NAME, f"text {place}", str(found), wanted))
+
+    if not 1 <= len(text.kv_caches) <= text.num_layers:
+        fault("kv_caches", f"{len(text.kv_caches)} entries", f"1 to {text.num_layers}, the number of layers")
+    for i, cache in enumerate(text.kv_caches):
+        if len(cache.shape) != 4 or cache.shape[0] != 1 or cache.shape[2] != text.context:
+            fault(f"kv_caches[{i}] shape", list(cache.shape), f"[1, kv_heads, {text.context}, head_dim]")
+    names = Counter(name for cache in text.kv_caches for name in (cache.key, cache.value))
+    for name, count in names.items():
+        if count > 1:
+            fault("kv_caches", f"{name} {count} times", "each name once")
+
+
+def _check_sizes(manifest: Manifest, faults: list[Fault]) -> None:
+    def fault(place: str, found: object, wanted: str) -> None:
+        faults.append(Fault(MANIFEST_NAME, place, str(found), wanted))
+
+    for name, size in manifest.sizes.items():
+        if len(size.layers) != len(size.ffn_sizes):
+            fault(f"sizes {name}", f"{len(size.layers)} layers, {len(size.ffn_sizes)} widths", "as many of both")
+        if size.prefix.startswith(RESERVED_PREFIX):
+            fault(f"sizes {name} prefix", size.prefix, f"none that starts with {RESERVED_PREFIX}")
+    for prefix, count in Counter(size.prefix for size in manifest.sizes.values()).items():
+        if count > 1:
+            fault("sizes", f"prefix {prefix!r} {count} times", "each prefix once")
+    default = manifest.sizes.get(manifest.default_size)
+    if default is None or default.prefix:
+        fault("default_size", manifest.default_size, "the size whose prefix is empty")
+    layers = {layer for size in manifest.sizes.values() for layer in size.layers}
+    if manifest.sizes and len(layers) != manifest.text.num_layers:
+        fault("text num_layers", manifest.text.num_layers, f"{len(layers)}, the layers of all sizes together")
+
+
+def _check_files(manifest: Manifest, faults: list[Fault]) -> None:
+    def fault(place: str, found: object, wanted: str) -> None:
+        faults.append(Fault(MANIFEST_NAME, place, str(found), wanted))
+
+    for name, count in Counter(name.lower() for name in manifest.files).items():
+        if count > 1 or name == MANIFEST_NAME:
+            fault("files", name, "names that differ in more than case, and not the manifest's own")
+    for name, file in manifest.files.items():
+        chunks = ceil_div(file.bytes, CHUNK_BYTES)
+        if len(file.chunks) != chunks:
+            fault(f"files {name} chunks", len(file.chunks), f"{chunks} for {file.bytes} bytes")
+    for name, count in Counter(file for group in manifest.groups.values() for file in group.files).items():
+        if count > 1 or name not in manifest.files:
+            fault("groups", f"{name} {count} times", "files of the bundle, each in one group")
+    for name, group in manifest.groups.items():
+        total = sum(manifest.files[file].bytes for file in group.files if file in manifest.files)
+        if group.bytes != total:
+            fault(f"groups {name} bytes", group.bytes, f"{total}, the sum of its files")

@@ -1,0 +1,114 @@
+"""Puts a bundle together: files in a temporary directory, hashes, the manifest last, one rename."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import toolkit
+from toolkit.bundle.manifest import (
+    MANIFEST_NAME,
+    CheckpointRecord,
+    FileRecord,
+    GroupRecord,
+    Manifest,
+    QuantRecord,
+    SizeRecord,
+    TextRecord,
+)
+from toolkit.bundle.manifest_json import dump_manifest, read_manifest
+from toolkit.errors import BundleError, UsageError
+from toolkit.files import atomic_directory, hash_file, safe_name, write_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDraft:
+    """Files that are loaded together, and how many of the checkpoint's weights they hold."""
+
+    files: tuple[str, ...]
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class BundleDraft:
+    """A manifest without what the files themselves tell."""
+
+    architecture: str
+    checkpoint: CheckpointRecord
+    text: TextRecord
+    sizes: Mapping[str, SizeRecord]
+    default_size: str
+    quant: Mapping[str, QuantRecord]
+    groups: Mapping[str, GroupDraft]
+
+
+def write_bundle(
+    path: Path | str,
+    fill: Callable[[Path], BundleDraft],
+    *,
+    accept: Callable[[Path], None] | None = None,
+) -> Manifest:
+    """Let `fill` write a bundle's files into an empty directory, describe them, and put it all at `path` in one rename.
+
+    `accept` sees the finished directory before anyone else does, and raises to refuse it. An older bundle at `path` is
+    replaced; any other directory is an error. After a fault `path` is as it was.
+    """
+    target = Path(path)
+    require_bundle_or_nothing(target)
+    with atomic_directory(target, replace=True) as partial:
+        draft = fill(partial)
+        manifest = describe(draft, partial)
+        write_bytes(partial / MANIFEST_NAME, dump_manifest(manifest))
+        if accept is not None:
+            accept(partial)
+    return manifest
+
+
+def require_bundle_or_nothing(path: Path) -> None:
+    """An error unless `path` is free, an empty directory, or a bundle with nothing of the user's beside it."""
+    if not path.exists():
+        return
+    entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    if path.is_dir() and not entries:
+        return
+    wanted = "a new directory, an empty one, or a bundle to replace"
+    remedy = "choose another directory, or remove this one"
+    try:
+        known = {MANIFEST_NAME, *read_manifest(path).files}
+    except BundleError as error:
+        raise UsageError(str(path), found=f"no bundle ({error.what})", wanted=wanted, remedy=remedy) from error
+    strangers = [name for name in entries if name not in known]
+    if strangers:
+        raise UsageError(
+            str(path), found=f"a bundle with {', '.join(strangers[:3])} in it", wanted=wanted, remedy=remedy
+        )
+
+
+def describe(draft: BundleDraft, directory: Path) -> Manifest:
+    """The manifest of the files in `directory`; reads each once."""
+    files: dict[str, FileRecord] = {}
+    for entry in sorted(directory.iterdir()):
+        name = safe_name(entry.name, f"a file of the bundle in {directory}")
+        if entry.is_symlink() or not entry.is_file():
+            raise BundleError(str(entry), found="no regular file", wanted="one")
+        found = hash_file(entry)
+        files[name] = FileRecord(found.size, found.sha256, found.chunks)
+    return Manifest(
+        generator=f"gemma-edge {toolkit.__version__}",
+        architecture=draft.architecture,
+        checkpoint=draft.checkpoint,
+        text=draft.text,
+        sizes=dict(draft.sizes),
+        default_size=draft.default_size,
+        quant=dict(draft.quant),
+        groups={name: _group(name, group, files) for name, group in sorted(draft.groups.items())},
+        files=files,
+    )
+
+
+def _group(name: str, draft: GroupDraft, files: Mapping[str, FileRecord]) -> GroupRecord:
+    missing = [file for file in draft.files if file not in files]
+    if missing:
+        raise BundleError(f"group {name}", found=f"no {', '.join(missing)}", wanted="every file of the group")
+    return GroupRecord(draft.files, draft.parameters, sum(files[file].bytes for file in draft.files))

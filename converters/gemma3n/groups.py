@@ -1,0 +1,180 @@
+"""Which tensor belongs to which parameter group, and what shape it must have. Each tensor belongs to exactly one.
+
+Names are the checkpoint's own without the text model's prefix (`model.language_model.` and its variants).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from converters.gemma3n.config import TextConfig
+from converters.safetensors import TensorInfo
+from toolkit.errors import CheckpointError
+
+GroupName = Literal["text", "token_embedding", "per_layer_embedding", "vision", "audio"]
+GROUP_NAMES: tuple[GroupName, ...] = get_args(GroupName)
+
+TOKEN_EMBEDDING = "embed_tokens.weight"
+PER_LAYER_EMBEDDING = "embed_tokens_per_layer.weight"
+PER_LAYER_MODEL_PROJECTION = "per_layer_model_projection.weight"
+
+# Where old and new releases of transformers keep a tower's tensors; its name here is the last part of each.
+_TOWERS: dict[str, GroupName] = {
+    "vision_tower": "vision",
+    "embed_vision": "vision",
+    "audio_tower": "audio",
+    "embed_audio": "audio",
+}
+_TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.")
+_HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """The tensors of one group as stored, and their totals; names are sorted."""
+
+    name: GroupName
+    tensors: tuple[str, ...]
+    parameters: int
+    stored_bytes: int
+
+
+def text_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the text model needs."""
+    hidden, ple = config.hidden_size, config.ple_size
+    tensors: dict[str, tuple[int, ...]] = {
+        TOKEN_EMBEDDING: (config.vocab_size, hidden),
+        PER_LAYER_EMBEDDING: (config.ple_vocab_size, config.num_layers * ple),
+        PER_LAYER_MODEL_PROJECTION: (config.num_layers * ple, hidden),
+        "per_layer_projection_norm.weight": (ple,),
+        "norm.weight": (hidden,),
+    }
+    for index in range(config.altup_num_inputs - 1):
+        tensors[f"altup_projections.{index}.weight"] = (hidden, hidden)
+        tensors[f"altup_unembed_projections.{index}.weight"] = (hidden, hidden)
+    for index, layer in enumerate(config.layers):
+        names = _layer_tensors(config, layer.ffn_size)
+        if layer.kv_source is None:
+            names |= _kv_tensors(config)
+        tensors |= {f"layers.{index}.{name}": shape for name, shape in names.items()}
+    return tensors
+
+
+def unused_kv_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """K/V weights of layers that read another's cache: published checkpoints have them, transformers saves none."""
+    shared = [index for index, layer in enumerate(config.layers) if layer.kv_source is not None]
+    return {f"layers.{index}.{name}": shape for index in shared for name, shape in _kv_tensors(config).items()}
+
+
+def _layer_tensors(config: TextConfig, ffn: int) -> dict[str, tuple[int, ...]]:
+    hidden, ple, streams = config.hidden_size, config.ple_size, config.altup_num_inputs
+    heads = config.num_heads * config.head_dim
+    return {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        "pre_feedforward_layernorm.weight": (hidden,),
+        "post_feedforward_layernorm.weight": (hidden,),
+        "post_per_layer_input_norm.weight": (hidden,),
+        "self_attn.q_proj.weight": (heads, hidden),
+        "self_attn.o_proj.weight": (hidden, heads),
+        "self_attn.q_norm.weight": (config.head_dim,),
+        "mlp.gate_proj.weight": (ffn, hidden),
+        "mlp.up_proj.weight": (ffn, hidden),
+        "mlp.down_proj.weight": (hidden, ffn),
+        "altup.correct_output_scale": (hidden,),
+        "altup.correction_coefs.weight": (streams, streams),
+        "altup.prediction_coefs.weight": (streams * streams, streams),
+        "altup.modality_router.weight": (streams, hidden),
+        "altup.router_norm.weight": (hidden,),
+        "laurel.linear_left.weight": (config.laurel_rank, hidden),
+        "laurel.linear_right.weight": (hidden, config.laurel_rank),
+        "laurel.post_laurel_norm.weight": (hidden,),
+        "per_layer_input_gate.weight": (ple, hidden),
+        "per_layer_projection.weight": (hidden, ple),
+    }
+
+
+def _kv_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    rows = config.num_kv_heads * config.head_dim
+    return {
+        "self_attn.k_proj.weight": (rows, config.hidden_size),
+        "self_attn.v_proj.weight": (rows, config.hidden_size),
+        "self_attn.k_norm.weight": (config.head_dim,),
+    }
+
+
+def group_of(name: str) -> GroupName:
+    """The group of a tensor by its canonical name.
+
+    >>> group_of("embed_tokens_per_layer.weight"), group_of("embed_audio.embedding.weight"), group_of("norm.weight")
+    ('per_layer_embedding', 'audio', 'text')
+    """
+    if name == TOKEN_EMBEDDING:
+        return "token_embedding"
+    if name == PER_LAYER_EMBEDDING:
+        return "per_layer_embedding"
+    return _TOWERS.get(name.partition(".")[0], "text")
+
+
+def parameter_groups(tensors: Mapping[str, TensorInfo]) -> tuple[ParameterGroup, ...]:
+    """All five groups in the order of GROUP_NAMES; a group whose tensors are absent is empty."""
+    members: dict[GroupName, list[str]] = {name: [] for name in GROUP_NAMES}
+    for name in sorted(tensors):
+        members[group_of(name)].append(name)
+    return tuple(
+        ParameterGroup(
+            group,
+            tuple(names),
+            sum(tensors[name].parameters for name in names),
+            sum(tensors[name].stored_bytes for name in names),
+        )
+        for group, names in members.items()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CanonicalNames:
+    """Canonical name to stored name; the copy of the tied output matrix, where one was saved, stands apart."""
+
+    stored: Mapping[str, str]
+    head: str | None
+    unknown: tuple[str, ...]
+
+
+def canonical_names(stored: Iterable[str], *, multimodal: bool, what: str) -> CanonicalNames:
+    """Strip the prefixes of old and new transformers releases; all text tensors must share one prefix."""
+    names = sorted(stored)
+    prefix = _text_prefix(names, what)
+    canonical: dict[str, str] = {}
+    heads: list[str] = []
+    unknown: list[str] = []
+    for name in names:
+        tower = _tower_name(name) if multimodal else None
+        if name in _HEAD_NAMES:
+            heads.append(name)
+        elif tower is not None or name.startswith(prefix):
+            short = tower if tower is not None else name[len(prefix) :]
+            if short in canonical:
+                raise CheckpointError(what, found=f"{canonical[short]} and {name}", wanted="one of them")
+            canonical[short] = name
+        else:
+            unknown.append(name)
+    if len(heads) > 1:
+        raise CheckpointError(what, found=" and ".join(heads), wanted="one of them")
+    return CanonicalNames(canonical, heads[0] if heads else None, tuple(unknown))
+
+
+def _text_prefix(names: list[str], what: str) -> str:
+    found = [prefix for prefix in _TEXT_PREFIXES if prefix + TOKEN_EMBEDDING in names]
+    if len(found) != 1:
+        wanted = " or ".join(prefix + TOKEN_EMBEDDING for prefix in _TEXT_PREFIXES)
+        present = " and ".join(prefix + TOKEN_EMBEDDING for prefix in found)
+        raise CheckpointError(what, found=present or f"no {TOKEN_EMBEDDING}", wanted=wanted)
+    return found[0]
+
+
+def _tower_name(name: str) -> str | None:
+    short = name.removeprefix("model.")
+    return short if short.partition(".")[0] in _TOWERS else None

@@ -1,0 +1,33 @@
+"""Codes to bytes, as LiteRT's INT4 tensors hold them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Two codes a byte over the whole array in C order, low nibble first; codes: int8 in [-8, 7], an even number of them.
+
+    >>> pack_int4(np.array([1, -1, -8, 7], np.int8)).tolist()
+    [241, 120]
+    """
+    # A pair is one little-endian uint16: shifting it right by 4 lays the second code's nibble onto the first's high half.
+    pairs = np.ascontiguousarray(codes).reshape(-1).view("<u2")
+    bytes_ = pairs >> 4
+    bytes_ &= 0xF0
+    bytes_ |= pairs & 0x0F
+    return bytes_.astype(np.uint8)
+
+
+def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """The codes of `pack_int4`, flat.
+
+    >>> unpack_int4(np.array([241, 120], np.uint8)).tolist()
+    [1, -1, -8, 7]
+    """
+    flat = packed.reshape(-1).view(np.int8)
+    codes = np.empty((flat.size, 2), np.int8)
+    np.right_shift(np.left_shift(flat, 4), 4, out=codes[:, 0])
+    np.right_shift(flat, 4, out=codes[:, 1])
+    return codes.reshape(-1)

@@ -1,0 +1,82 @@
+"""How one weight is stored: element type, granularity of its scales, and how the scales are chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.errors import RecipeError
+
+Dtype = Literal["f32", "int8", "int4"]
+Search = Literal["absmax", "mse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """``block_size`` None: one float32 scale per row (per channel); else one float16 scale per so many columns.
+
+    ``search``: "absmax" maps a group's largest magnitude to the largest code; "mse" clips where that lowers the
+    group's squared error. Both run equally fast on the device.
+    """
+
+    dtype: Dtype
+    block_size: int | None = None
+    search: Search = "mse"
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether the weight carries one float32 scale per row."""
+        return self.dtype != "f32" and self.block_size is None
+
+    def __str__(self) -> str:
+        """As people write it.
+
+        >>> str(Scheme("int4", 32)), str(Scheme("int8")), str(Scheme("f32"))
+        ('int4 in blocks of 32', 'int8 per channel', 'f32')
+        """
+        if self.dtype == "f32":
+            return "f32"
+        return f"{self.dtype} per channel" if self.block_size is None else f"{self.dtype} in blocks of {self.block_size}"
+
+
+def payload_bytes(shape: Sequence[int], scheme: Scheme) -> int:
+    """Bytes of the codes, without scales.
+
+    >>> payload_bytes((3, 64), Scheme("int4", 32)), payload_bytes((3, 64), Scheme("int8")), payload_bytes((5,), Scheme("f32"))
+    (96, 192, 20)
+    """
+    count = math.prod(shape)
+    return {"f32": 4 * count, "int8": count, "int4": (count + 1) // 2}[scheme.dtype]
+
+
+def scales_bytes(shape: Sequence[int], scheme: Scheme) -> int:
+    """Bytes of the float16 block scales that stand beside the payload; per-channel scales sit in the file's header.
+
+    >>> scales_bytes((3, 64), Scheme("int4", 32)), scales_bytes((3, 64), Scheme("int4"))
+    (12, 0)
+    """
+    if scheme.dtype == "f32" or scheme.block_size is None:
+        return 0
+    return 2 * math.prod(shape) // scheme.block_size
+
+
+def check_scheme(name: str, shape: Sequence[int], scheme: Scheme) -> None:
+    """RecipeError when a weight of this shape cannot be stored so."""
+    if scheme.dtype == "f32":
+        return
+    if len(shape) != 2:
+        raise RecipeError(f"weight {name} as {scheme}", found=f"shape {tuple(shape)}", wanted="a matrix", remedy="keep it f32")
+    columns = shape[1]
+    block = scheme.block_size
+    if block is not None and (block < 1 or columns % block):
+        raise RecipeError(
+            f"weight {name} as {scheme}",
+            found=f"{columns} columns",
+            wanted=f"a multiple of {block}",
+            remedy='give its rule a block_size that divides the columns, or no block_size (one scale per row)',
+        )
+    if scheme.dtype == "int4" and (columns if block is None else block) % 2:
+        # Two codes share a byte, and LiteRT's EMBEDDING_LOOKUP misreads rows that start inside one.
+        raise RecipeError(f"weight {name} as {scheme}", found="an odd width", wanted="an even one", remedy="use int8 for it")

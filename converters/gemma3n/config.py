@@ -33,7 +33,7 @@ _MAX_POSITIONS = 1 << 31
 
 # Training, bookkeeping and generation settings: they change no number of the forward pass.
 _WITHOUT_EFFECT = """
-    _attn_implementation_autoset _commit_hash _name_or_path altup_coef_clip altup_lr_multiplier
+    _attn_implementation_autoset _commit_hash _name_or_path architectures altup_coef_clip altup_lr_multiplier
     attention_dropout attn_implementation cache_implementation dtype finetuning_task id2label initializer_range
     label2id name_or_path output_attentions output_hidden_states prefix problem_type query_pre_attn_scalar
     return_dict task_specific_params tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed
@@ -45,7 +45,8 @@ _GENERATION = """
     encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
     length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
     output_scores remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id suppress_tokens
-    temperature top_k top_p typical_p
+    temperature top_k top_p typical_p assistant_confidence_threshold assistant_lookbehind encoder_repetition_penalty
+    epsilon_cutoff eta_cutoff num_assistant_tokens num_assistant_tokens_schedule target_lookbehind
 """
 
 # What the forward pass is written for; other values would need other mathematics.

@@ -42,7 +42,7 @@ TINY: Mapping[str, object] = {
     "vocab_size": 300,
     "vocab_size_per_layer_input": 256,
     "hidden_size": 32,
-    "intermediate_size": [48] * 7,
+    "intermediate_size": [96] * 7,
     "num_hidden_layers": 7,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -94,14 +94,14 @@ def _prompt(length: int, vocab_size: int, *, always: Sequence[int] = ()) -> tupl
 
 
 CONFIGS: tuple[OracleConfig, ...] = (
-    OracleConfig("shared_sparse", {}, _prompt(21, 300, always=(0, 255, 256, 299)), seed=4),
-    OracleConfig("unshared_dense", _layers([S, S, S, S, F], 48, [], 0), _prompt(19, 300), seed=8),
-    OracleConfig("unshared_sparse", _layers([S, F, S], 64, [0.95, 0.5, 0.9], 0), _prompt(12, 300), seed=15),
-    OracleConfig("shared_dense", _layers([S, S, F, S, F, S, S, F], 40, [], 3), _prompt(17, 300), seed=0),
+    OracleConfig("shared_sparse", {}, _prompt(21, 300, always=(0, 255, 256, 299)), seed=17),
+    OracleConfig("unshared_dense", _layers([S, S, S, S, F], 48, [], 0), _prompt(19, 300), seed=1),
+    OracleConfig("unshared_sparse", _layers([S, F, S], 80, [0.95, 0.5, 0.9], 0), _prompt(12, 300), seed=2),
+    OracleConfig("shared_dense", _layers([S, S, F, S, F, S, S, F], 40, [], 3), _prompt(17, 300), seed=26),
     OracleConfig(
         "odd_pattern",
         {
-            **_layers([F, F, S, F, S, S], [40, 56, 24, 72, 40, 8], [0.9, 0.0, 0.95], 3),
+            **_layers([F, F, S, F, S, S], [88, 56, 104, 72, 40, 8], [0.9, 0.0, 0.95], 3),
             "hidden_size": 48,
             "num_attention_heads": 6,
             "num_key_value_heads": 3,
@@ -111,27 +111,27 @@ CONFIGS: tuple[OracleConfig, ...] = (
             "hidden_size_per_layer_input": 12,
         },
         _prompt(33, 300),
-        seed=20,
+        seed=13,
     ),
-    OracleConfig("one_full_layer", _layers([F], 48, [0.95], 0), _prompt(9, 300), seed=11),
+    OracleConfig("one_full_layer", _layers([F], 96, [0.95], 0), _prompt(9, 300), seed=3),
     OracleConfig("one_sliding_layer", _layers([S], 48, [], 0), _prompt(11, 300), seed=17),
-    OracleConfig("one_token", {}, (2,), seed=0),
+    OracleConfig("one_token", {}, (2,), seed=15),
     OracleConfig(
         "large_vocabulary",
-        {"vocab_size": 1280, "vocab_size_per_layer_input": 1024, **_layers([S, F, S, F], 48, [0.95], 2)},
+        {"vocab_size": 1280, "vocab_size_per_layer_input": 1024, **_layers([S, F, S, F], 96, [0.95], 2)},
         _prompt(25, 1280, always=(0, 1023, 1024, 1279)),
-        seed=8,
+        seed=20,
     ),
     OracleConfig(
         "long_prompt",
-        {**_layers([S, S, F, S, F], 48, [0.95], 2), "sliding_window": 16, "max_position_embeddings": 512},
+        {**_layers([S, S, F, S, F], 96, [0.95], 2), "sliding_window": 16, "max_position_embeddings": 512},
         _prompt(150, 300),
-        seed=8,
+        seed=0,
     ),
     OracleConfig(
         "blocks_of_32",
         {
-            **_layers([S, F, S, F], [64, 96, 64, 128], [0.95], 2),
+            **_layers([S, F, S, F], [96, 64, 96, 128], [0.95], 2),
             "hidden_size": 64,
             "head_dim": 16,
             "hidden_size_per_layer_input": 32,
@@ -139,7 +139,7 @@ CONFIGS: tuple[OracleConfig, ...] = (
             "sliding_window": 8,
         },
         _prompt(24, 300),
-        seed=4,
+        seed=12,
     ),
     OracleConfig(
         "blocks_of_128",
@@ -152,12 +152,12 @@ CONFIGS: tuple[OracleConfig, ...] = (
             "sliding_window": 8,
         },
         _prompt(20, 300),
-        seed=21,
+        seed=18,
     ),
     OracleConfig(
         "unusual",
         {
-            **_layers([S, F, S, F], 48, [0.95], 1),
+            **_layers([S, F, S, F], 96, [0.95], 1),
             "num_key_value_heads": 1,
             "altup_num_inputs": 3,
             "altup_active_idx": 1,
@@ -170,7 +170,7 @@ CONFIGS: tuple[OracleConfig, ...] = (
             },
         },
         _prompt(16, 300),
-        seed=3,
+        seed=29,
     ),
 )
 """Small enough for a forward in milliseconds; together they cover what can differ between text models.
@@ -344,13 +344,13 @@ def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.f
     kind = name.removesuffix(".weight").rpartition(".")[2]
     if kind in ("q_norm", "k_norm"):
         # Scores are not divided by sqrt(head_dim): weights of one would make every softmax one-hot.
-        tensor = (1 + 0.2 * noise) * 1.4 * shape[0] ** -0.25
+        tensor = (1 + 0.2 * noise) * shape[0] ** -0.25
     elif kind.endswith("norm") or kind == "norm":
         tensor = 1 + 0.2 * noise
     elif kind == "correct_output_scale":
         tensor = 1 + 0.4 * noise
     elif kind in ("prediction_coefs", "correction_coefs"):
-        tensor = 0.2 * noise
+        tensor = 0.1 * noise  # larger ones compound over the layers until rounding shows in the logits
     elif kind == "modality_router":
         tensor = noise * shape[1] ** 0.5  # its input is divided by hidden_size
     elif kind == "embed_tokens":

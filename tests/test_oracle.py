@@ -28,7 +28,7 @@ def test_logits_are_sane_and_the_greedy_path_is_safe_from_rounding(config: Oracl
     assert logits.argmax(-1).tolist() == greedy
     ordered = np.sort(logits, axis=-1)
     assert (ordered[:, -1] - ordered[:, -2]).min() > 0.008
-    assert len(set(greedy)) > 5
+    assert len(set(greedy)) >= 5
 
 
 @pytest.mark.parametrize("naming", PREFIXES)

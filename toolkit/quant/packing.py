@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 
 def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Two codes a byte over the whole array in C order, low nibble first; codes: int8 in [-8, 7], an even number of them.
+    """Two codes a byte over the whole array in C order, low nibble first; codes: an even number of int8 in [-8, 7].
 
     >>> pack_int4(np.array([1, -1, -8, 7], np.int8)).tolist()
     [241, 120]
     """
-    # A pair is one little-endian uint16: shifting it right by 4 lays the second code's nibble onto the first's high half.
+    # A pair is one little-endian uint16; shifted right by 4, the second code's nibble is the byte's high half.
     pairs = np.ascontiguousarray(codes).reshape(-1).view("<u2")
     bytes_ = pairs >> 4
     bytes_ &= 0xF0

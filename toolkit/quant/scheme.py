@@ -38,14 +38,14 @@ class Scheme:
         """
         if self.dtype == "f32":
             return "f32"
-        return f"{self.dtype} per channel" if self.block_size is None else f"{self.dtype} in blocks of {self.block_size}"
+        return f"{self.dtype} " + (f"in blocks of {self.block_size}" if self.block_size else "per channel")
 
 
 def payload_bytes(shape: Sequence[int], scheme: Scheme) -> int:
     """Bytes of the codes, without scales.
 
-    >>> payload_bytes((3, 64), Scheme("int4", 32)), payload_bytes((3, 64), Scheme("int8")), payload_bytes((5,), Scheme("f32"))
-    (96, 192, 20)
+    >>> payload_bytes((3, 64), Scheme("int4", 32)), payload_bytes((3, 64), Scheme("int8"))
+    (96, 192)
     """
     count = math.prod(shape)
     return {"f32": 4 * count, "int8": count, "int4": (count + 1) // 2}[scheme.dtype]
@@ -66,17 +66,18 @@ def check_scheme(name: str, shape: Sequence[int], scheme: Scheme) -> None:
     """RecipeError when a weight of this shape cannot be stored so."""
     if scheme.dtype == "f32":
         return
+    what = f"weight {name} as {scheme}"
     if len(shape) != 2:
-        raise RecipeError(f"weight {name} as {scheme}", found=f"shape {tuple(shape)}", wanted="a matrix", remedy="keep it f32")
+        raise RecipeError(what, found=f"shape {tuple(shape)}", wanted="a matrix", remedy="keep it f32")
     columns = shape[1]
     block = scheme.block_size
     if block is not None and (block < 1 or columns % block):
         raise RecipeError(
-            f"weight {name} as {scheme}",
+            what,
             found=f"{columns} columns",
             wanted=f"a multiple of {block}",
-            remedy='give its rule a block_size that divides the columns, or no block_size (one scale per row)',
+            remedy="give its rule a block_size that divides the columns, or no block_size (one scale per row)",
         )
     if scheme.dtype == "int4" and (columns if block is None else block) % 2:
         # Two codes share a byte, and LiteRT's EMBEDDING_LOOKUP misreads rows that start inside one.
-        raise RecipeError(f"weight {name} as {scheme}", found="an odd width", wanted="an even one", remedy="use int8 for it")
+        raise RecipeError(what, found="an odd width", wanted="an even one", remedy="use int8 for it")

@@ -38,7 +38,7 @@ _INT4_RATIOS = (
     (4096, (1.377, 1.484, 1.6, 1.725, 1.907, 2.161, 2.64, 3.565, 4.355)),
     (math.inf, (1.522, 1.682, 1.907, 2.161, 2.511, 3.225, 4.142, 5.594, 8.561)),
 )
-# Rounding noise at 8 bits is so low that only a few per cent can be clipped: 1 % lower error at 2,048 columns, 4 % at 8,192.
+# Rounding noise at 8 bits is so low that little can be clipped: 1 % lower error at 2,048 columns, 4 % at 8,192.
 _INT8_RATIOS = (1.012, 1.04)
 
 _TILE_WEIGHTS = 1 << 17  # a tile and its two scratch arrays (1.5 MB of float32) stay in a 2 MB L2 cache
@@ -113,9 +113,9 @@ class _UnfitGroup(Exception):
     def error(self, what: str) -> CheckpointError | RecipeError:
         """The fault in the user's terms."""
         if not math.isfinite(self._absmax):
-            return CheckpointError(what, found=self._absmax, wanted="finite numbers", remedy="fetch the checkpoint again")
+            return CheckpointError(what, found=self._absmax, wanted="finite numbers", remedy="download it again")
         wanted = f"at most {self._largest:g}, what block scales can hold"
-        return RecipeError(what, found=f"{self._absmax:g}", wanted=wanted, remedy="leave out block_size for this weight")
+        return RecipeError(what, found=f"{self._absmax:g}", wanted=wanted, remedy="leave out its block_size")
 
 
 class _Workspace:
@@ -130,6 +130,7 @@ class _Workspace:
         self._int4 = scheme.dtype == "int4"
         self._low, self._high = INT4_RANGE if self._int4 else INT8_RANGE
         self._blocks = scheme.block_size is not None
+        self._scale_min = BLOCK_SCALE_RANGE[0] if self._blocks else ROW_SCALE_MIN
         self._transposed = self._blocks and self._int4
         self._ratios = next(r for w, r in _INT4_RATIOS if width <= w) if self._int4 else _INT8_RATIOS
         self._buffers = [_aligned(tile * width) for _ in range(3)]
@@ -148,7 +149,7 @@ class _Workspace:
             return plain
         if not self._int4:
             return self._least_error(groups, plain)
-        unclipped = np.maximum(np.maximum(top / self._high, bottom / self._low), self._stored(np.float32(0)))
+        unclipped = np.maximum(np.maximum(top / self._high, bottom / self._low), self._scale_min)
         return self._least_squares(x, axis, plain, unclipped)
 
     def round(self, groups: F32, scales: F32, out: NDArray[np.int8]) -> None:
@@ -182,8 +183,8 @@ class _Workspace:
             self._to_codes(u, ratio, t)
             np.add.reduce(np.multiply(u, t, out=product), axis=axis, out=uq)
             np.add.reduce(np.square(t, out=product), axis=axis, out=qq)
-        uq, qq = sums
-        stored = self._stored(uq / np.maximum(qq, 1) * unclipped)
+        uq, qq = sums[0], sums[1]
+        stored = self._stored(uq / np.maximum(qq, np.float32(1)) * unclipped)
         s = stored / unclipped
         gain = s * (2 * uq - s * qq)
         return _pick(stored, -gain)
@@ -207,7 +208,8 @@ class _Workspace:
         np.clip(out, self._low, self._high, out=out)
 
     def _scratch(self, index: int, shape: tuple[int, ...]) -> F32:
-        return self._buffers[index][: math.prod(shape)].reshape(shape)
+        scratch: F32 = self._buffers[index][: math.prod(shape)].reshape(shape)
+        return scratch
 
 
 def _spread(per_group: F32, axis: int) -> F32:
@@ -229,4 +231,5 @@ def _aligned(count: int) -> F32:
     """Uninitialised float32[count] on a cache line's border: NumPy's vector loops run up to twice as fast there."""
     raw = np.empty(4 * count + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    return raw[start : start + 4 * count].view(np.float32)
+    aligned: F32 = raw[start : start + 4 * count].view(np.float32)
+    return aligned

@@ -1,0 +1,177 @@
+"""The weight stream: chunks of rows are read, quantised on every core and written to their exact offsets."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import CheckpointError, EnvironmentFault
+from toolkit.quant.packing import pack_int4
+from toolkit.quant.scheme import Scheme, check_scheme, payload_bytes, scales_bytes
+from toolkit.quant.source import TensorSource
+from toolkit.quant.uniform import quantize_rows
+from toolkit.weights import Weight, WeightPart
+
+CHUNK_WEIGHTS = 1 << 19  # 2 MiB of float32: large against the cost of a task, small against any memory budget
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a weight's bytes go in the file; `scales_offset` is where float16 block scales go, if it has them."""
+
+    weight: Weight
+    scheme: Scheme
+    payload_offset: int
+    scales_offset: int | None
+
+
+def stream_weights(
+    fd: int,
+    placements: Sequence[Placement],
+    source: TensorSource,
+    *,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Write every weight's payload and block scales; returns float32[rows] by name for those with a scale per row.
+
+    At most ``workers + 1`` chunks of about 2 MiB of float32 (at least one row) are held. The bytes do not depend on
+    ``workers``. ``progress`` gets, in the calling thread, the payload bytes written since the last call. The first
+    error in file order ends the stream and is raised as it is; the file is then incomplete.
+    """
+    checked = [(placement, _checked_parts(placement, source)) for placement in placements]
+    scales = {p.weight.name: np.empty(p.weight.shape[0], np.float32) for p in placements if p.scheme.per_channel}
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="quantise")
+    pending: deque[Future[_Written]] = deque()
+
+    def collect() -> None:
+        written = pending.popleft().result()
+        if written.scales is not None:
+            scales[written.name][written.first_row : written.first_row + len(written.scales)] = written.scales
+        if progress is not None:
+            progress(written.payload_bytes)
+
+    try:
+        for chunk in _chunks(checked):
+            if len(pending) > workers:
+                collect()
+            pending.append(pool.submit(_write_chunk, fd, chunk, source))
+        while pending:
+            collect()
+    finally:
+        # After an error or an interrupt only the chunks that are running finish.
+        pool.shutdown(wait=True, cancel_futures=True)
+    return scales
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a weight, with its rows of the tensor known."""
+
+    tensor: str
+    start: int
+    stop: int
+    columns: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Rows of one part; `first_row` is their place in the weight."""
+
+    placement: Placement
+    part: _Part
+    rows: tuple[int, int]
+    first_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    name: str
+    first_row: int
+    payload_bytes: int
+    scales: NDArray[np.float32] | None
+
+
+def _chunks(checked: Sequence[tuple[Placement, Sequence[_Part]]]) -> Iterator[_Chunk]:
+    """Chunks in file order; none crosses a part's border."""
+    for placement, parts in checked:
+        step = max(1, CHUNK_WEIGHTS // math.prod(placement.weight.shape[1:]))
+        first_row = 0
+        for part in parts:
+            for row in range(part.start, part.stop, step):
+                end = min(row + step, part.stop)
+                yield _Chunk(placement, part, (row, end), first_row)
+                first_row += end - row
+
+
+def _write_chunk(fd: int, chunk: _Chunk, source: TensorSource) -> _Written:
+    placement, weight, scheme = chunk.placement, chunk.placement.weight, chunk.placement.scheme
+    values = source.read(chunk.part.tensor, chunk.rows, chunk.part.columns)
+    count = chunk.rows[1] - chunk.rows[0]
+    assert values.shape == (count, *weight.shape[1:]) and values.dtype == np.float32, "the source broke its promise"
+    offset = placement.payload_offset + payload_bytes((chunk.first_row, *weight.shape[1:]), scheme)
+    if scheme.dtype == "f32":
+        _write(fd, values.astype("<f4", copy=False), offset, weight.name)
+        return _Written(weight.name, chunk.first_row, values.nbytes, None)
+    quantized = quantize_rows(values, scheme, name=weight.name, first_row=chunk.first_row)
+    payload = pack_int4(quantized.codes) if scheme.dtype == "int4" else quantized.codes
+    _write(fd, payload, offset, weight.name)
+    if placement.scales_offset is None:
+        return _Written(weight.name, chunk.first_row, payload.nbytes, quantized.scales.astype(np.float32, copy=False))
+    offset = placement.scales_offset + scales_bytes((chunk.first_row, *weight.shape[1:]), scheme)
+    _write(fd, quantized.scales.astype("<f2", copy=False), offset, weight.name)
+    return _Written(weight.name, chunk.first_row, payload.nbytes, None)
+
+
+def _write(fd: int, array: NDArray[np.generic], offset: int, name: str) -> None:
+    view = np.ascontiguousarray(array).data.cast("B")
+    while view:
+        try:
+            written = os.pwrite(fd, view, offset)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"writing weight {name} to {_file_name(fd)}",
+                found=error.strerror or error,
+                wanted=f"{len(view)} bytes written at {offset}",
+                remedy="free space on that disk or choose another output",
+            ) from error
+        view = view[written:]
+        offset += written
+
+
+def _file_name(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return f"file descriptor {fd}"  # no /proc on this system
+
+
+def _checked_parts(placement: Placement, source: TensorSource) -> list[_Part]:
+    """The parts of a weight, after everything that can be wrong with it was looked for and before a byte is read."""
+    weight, scheme = placement.weight, placement.scheme
+    check_scheme(weight.name, weight.shape, scheme)
+    has_block_scales = scales_bytes(weight.shape, scheme) > 0
+    assert has_block_scales == (placement.scales_offset is not None), "block scales need a place, nothing else does"
+    parts = [_checked_part(weight, part, source.shape(part.tensor)) for part in weight.parts]
+    rows = sum(part.stop - part.start for part in parts)
+    if rows != weight.shape[0]:
+        what = f"weight {weight.name} of {', '.join(part.tensor for part in parts)}"
+        raise CheckpointError(what, found=f"{rows} rows", wanted=f"{weight.shape[0]}")
+    return parts
+
+
+def _checked_part(weight: Weight, part: WeightPart, shape: tuple[int, ...]) -> _Part:
+    start, stop = part.rows or (0, shape[0])
+    low, high = part.columns or (0, shape[-1])
+    inner = shape[1:] if part.columns is None else (*shape[1:-1], high - low)
+    if not (0 <= start < stop <= shape[0] and 0 <= low < high <= shape[-1] and inner == weight.shape[1:]):
+        wanted = f"rows {start} to {stop} of shape {weight.shape[1:]}, columns {low} to {high}"
+        raise CheckpointError(f"tensor {part.tensor} of weight {weight.name}", found=f"shape {shape}", wanted=wanted)
+    return _Part(part.tensor, start, stop, part.columns)

@@ -134,7 +134,7 @@ class _Reader:
             return read(table.child(key))
 
         entries: dict[str, T] = {}
-        for key in sorted(table.keys()):
+        for key in sorted(table.names()):
             record = self.part(partial(entry, key))
             if record is not None:
                 entries[key] = record

@@ -219,7 +219,8 @@ def _spread(per_group: F32, axis: int) -> F32:
 
 def _pick(candidates: F32, costs: F32) -> F32:
     """The candidate of least cost in each column, the first of equals; both [candidates, groups]."""
-    best, least = candidates[0].copy(), costs[0].copy()
+    best: F32 = candidates[0].copy()
+    least: F32 = costs[0].copy()
     for candidate, cost in zip(candidates[1:], costs[1:], strict=True):
         better = cost < least
         np.copyto(best, candidate, where=better)

@@ -1,0 +1,142 @@
+"""Recipes: ordered rules that give every weight of a model its scheme. The file format is docs/formats/recipe.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from toolkit.errors import RecipeError
+from toolkit.quant.scheme import Dtype, Scheme, Search, check_scheme
+from toolkit.strict_json import JsonObject, parse_json, read_json_file, shorten
+from toolkit.weights import Weight
+
+FORMAT = "gemma-edge-recipe/1"
+BUILT_IN = ("f32", "int8", "int4", "int4-block64", "int4-block128", "int4-channel")
+
+_DTYPES: dict[str, Dtype] = {"f32": "f32", "int8": "int8", "int4": "int4"}
+_SEARCHES: dict[str, Search] = {"absmax": "absmax", "mse": "mse"}
+_BLOCK_SIZES = (32, 64, 128, 256)  # XNNPACK takes multiples of 32 only; other sizes fall to a kernel 500 times slower
+_MATCH = re.compile(r"[A-Za-z0-9_.*-]{1,256}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Weights whose whole name matches get the scheme; `*` stands for any characters, dots too, or none.
+
+    Unless optional, a rule must be the first match of some weight: a rule without effect is a mistake.
+    """
+
+    match: str
+    scheme: Scheme
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Rules in order of precedence."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+    def plan(self, weights: Sequence[Weight]) -> dict[str, Scheme]:
+        """The scheme of each weight by name: that of the first rule that matches it.
+
+        Takes all the weights that the recipe is for at once.
+        RecipeError for a weight without a rule, a rule without a weight, and a scheme that does not fit its weight.
+        """
+        patterns = [_compile(rule.match) for rule in self.rules]
+        used: set[int] = set()
+        schemes: dict[str, Scheme] = {}
+        for weight in weights:
+            index = next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(weight.name)), None)
+            if index is None:
+                example = f'add a rule such as {{"match": "{weight.name}", "dtype": "f32"}}'
+                raise RecipeError(self._what(), found=f"no rule for weight {weight.name}", wanted="one", remedy=example)
+            rule = self.rules[index]
+            check_scheme(f"{weight.name} ({self._what(rule)})", weight.shape, rule.scheme)
+            schemes[weight.name] = rule.scheme
+            used.add(index)
+        for index, rule in enumerate(self.rules):
+            if index not in used and not rule.optional:
+                found = "a rule that gives no weight its scheme"
+                remedy = 'correct its "match", move it up, or mark it "optional": true'
+                raise RecipeError(self._what(rule), found=found, wanted="at least one weight", remedy=remedy)
+        return schemes
+
+    def _what(self, rule: Rule | None = None) -> str:
+        return f"recipe {self.name}" + (f", rule {rule.match}" if rule else "")
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A built-in recipe by its name, or one from a JSON file; RecipeError names the file and the rule."""
+    if str(name_or_path) in BUILT_IN:
+        what = f"recipe {name_or_path}"
+        data = (resources.files("toolkit.quant") / "recipes" / f"{name_or_path}.json").read_bytes()
+        return _read_recipe(parse_json(data, what, RecipeError), what)
+    path = Path(name_or_path)
+    if not path.exists():
+        wanted = f"{', '.join(BUILT_IN)} or the path of a recipe file"
+        raise RecipeError("recipe", found=shorten(str(name_or_path)), wanted=wanted)
+    return _read_recipe(read_json_file(path, RecipeError, max_bytes=1_000_000), f"recipe {path}")
+
+
+def ple_recipe(dtype: Dtype, ple_size: int) -> Recipe:
+    """The recipe of the per-layer embedding table: one scale for each token and layer."""
+    scheme = Scheme("f32") if dtype == "f32" else Scheme(dtype, ple_size)
+    return Recipe(dtype, (Rule("embed_tokens_per_layer.weight", scheme),))
+
+
+def _compile(match: str) -> re.Pattern[str]:
+    return re.compile(".*".join(re.escape(piece) for piece in match.split("*")))
+
+
+def _read_recipe(value: object, what: str) -> Recipe:
+    fields = JsonObject(value, what, RecipeError)
+    if fields.value("format") != FORMAT:
+        fields.refuse("format", fields.value("format"), FORMAT)
+    name = fields.string("name")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+        fields.refuse("name", name, "1 to 64 letters, digits, dots, dashes and underscores")
+    rules = tuple(_read_rule(item, f"{what}, rule {number}") for number, item in enumerate(fields.array("rules"), 1))
+    fields.finish()
+    if not rules:
+        raise RecipeError(what, found="no rules", wanted="at least one")
+    seen: set[str] = set()
+    for number, rule in enumerate(rules, 1):
+        if rule.match in seen:
+            raise RecipeError(f"{what}, rule {number}", found=f"match {rule.match} again", wanted="each match once")
+        seen.add(rule.match)
+    return Recipe(name, rules)
+
+
+def _read_rule(value: object, what: str) -> Rule:
+    fields = JsonObject(value, what, RecipeError)
+    match = fields.string("match")
+    if not _MATCH.fullmatch(match):
+        fields.refuse("match", match, "letters, digits, dots, dashes, underscores and * (any characters)")
+    fields = JsonObject(value, f"{what} ({match})", RecipeError)
+    fields.ignore(["match"])
+    dtype = _DTYPES.get(fields.string("dtype"))
+    if dtype is None:
+        fields.refuse("dtype", fields.string("dtype"), " or ".join(_DTYPES))
+    search = _SEARCHES.get(fields.string("search")) if fields.has("search") else "mse"
+    if search is None:
+        fields.refuse("search", fields.string("search"), " or ".join(_SEARCHES))
+    optional = fields.flag("optional") if fields.has("optional") else False
+    rule = Rule(match, Scheme(dtype, _read_block_size(fields, dtype), search), optional)
+    fields.finish()
+    return rule
+
+
+def _read_block_size(fields: JsonObject, dtype: Dtype) -> int | None:
+    if not fields.has("block_size"):
+        return None
+    block_size = fields.integer("block_size", 1, 2**31 - 1)
+    if dtype != "int4":
+        fields.refuse("block_size", block_size, f"none: LiteRT has block scales for int4 only, not {dtype}")
+    if block_size not in _BLOCK_SIZES:
+        fields.refuse("block_size", block_size, " or ".join(map(str, _BLOCK_SIZES)))
+    return block_size

@@ -10,7 +10,7 @@ from toolkit.tflite.graph import DType, Graph, Weight
 
 
 def embedder_graph(config: TextConfig, tokens: int) -> Graph:
-    """ids: int32[1, tokens] -> embeddings: f32[1, tokens, hidden]; an id outside the vocabulary is the caller's fault."""
+    """ids: int32[1, tokens] -> embeddings: f32[1, tokens, hidden]; the caller keeps ids inside the vocabulary."""
     graph = Graph()
     ids = ops.reshape(graph.input("ids", (1, tokens), DType.INT32), (tokens,))
     table = graph.weight(Weight.whole("embed_tokens.weight", (config.vocab_size, config.hidden_size)))

@@ -1,8 +1,8 @@
 """The text decoder of Gemma 3n as LiteRT graphs: model, layer, blocks, in the order of the forward pass.
 
-Streams are f32[1, tokens, 4, hidden] (AltUp's four predictions of the hidden state); everything else is f32[1, tokens, ...].
-A prefill computes only what fills the KV caches: the layers that own one, and of the last of them only its keys and values.
-Source: transformers `models/gemma3n/modeling_gemma3n.py`; the formulas are restated in docs/gemma3n.md.
+Streams are f32[1, tokens, 4, hidden] (AltUp's predictions of the hidden state); all else is f32[1, tokens, ...].
+A prefill computes only what fills the KV caches: the layers that own one, and of the last of them its keys and values.
+Source: transformers `models/gemma3n/modeling_gemma3n.py`; `reference.py` has the same mathematics in NumPy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAGNITUDE_FLOOR = 1e-5  # AltUp's floor under the mean square of a projected str
 class Size:
     """One MatFormer size over the weights of the widest model in the file.
 
-    `layers[i]` is the widest model's index of this size's layer i, `ffn_segments[i]` the widths of the FFN pieces it runs.
+    `layers[i]` is the widest model's index of this size's layer i; `ffn_segments[i]`: widths of the FFN pieces it runs.
     """
 
     config: TextConfig
@@ -88,7 +88,9 @@ class _Step:
         config, embeddings = self.config, self._embeddings
         others = config.altup_num_inputs - 1
         tensors = [f"altup_projections.{j}.weight" for j in range(others)]
-        projected = self._joined("altup_projections.weight", tensors, config.hidden_size, config.hidden_size, embeddings)
+        shape = (others * config.hidden_size, config.hidden_size)
+        matrix = self.graph.weight(Weight("altup_projections.weight", shape, tuple(map(WeightPart, tensors))))
+        projected = ops.fully_connected(embeddings, matrix)
         projected = ops.reshape(projected, (1, self.tokens, others, config.hidden_size))
         first = ops.reshape(embeddings, (1, self.tokens, 1, config.hidden_size))
         return ops.concatenation([first, self._at_magnitude_of(first, projected)], 2)
@@ -99,10 +101,14 @@ class _Step:
         active = self._stream(predicted, self.config.altup_active_index)
         normed = self._rms_norm(active, self._vector(index, "input_layernorm.weight"))
         laurel = self._laurel(index, normed)
-        attended = self._rms_norm(self._attention(index, normed), self._vector(index, "post_attention_layernorm.weight"))
+        attended = self._rms_norm(
+            self._attention(index, normed), self._vector(index, "post_attention_layernorm.weight")
+        )
         hidden = ops.mul(ops.add(ops.add(active, attended), laurel), self.graph.scalar(2**-0.5))
         normed = self._rms_norm(hidden, self._vector(index, "pre_feedforward_layernorm.weight"))
-        fed = self._rms_norm(self._feed_forward(index, normed), self._vector(index, "post_feedforward_layernorm.weight"))
+        fed = self._rms_norm(
+            self._feed_forward(index, normed), self._vector(index, "post_feedforward_layernorm.weight")
+        )
         corrected = self._altup_correct(index, predicted, active, ops.add(hidden, fed))
         return self._inject_per_layer_embedding(index, corrected)
 
@@ -115,7 +121,7 @@ class _Step:
         self._update_cache(index, key, value)
 
     def logits(self, streams: Value) -> Value:
-        """Streams back to one magnitude, averaged, normed, against the embedding, soft-capped: f32[1, tokens, vocab]."""
+        """Streams at one magnitude, averaged, normed, against the embedding, soft-capped: f32[1, tokens, vocab]."""
         config = self.config
         first = self._stream(streams, 0)
         total = first
@@ -260,7 +266,7 @@ class _Step:
         return total
 
     def _keep_largest(self, gates: Sequence[Value], sparsity: float) -> list[Value]:
-        """relu(gate - (mean + z * std)) over the units that run, z the normal quantile of the sparsity, std of the population."""
+        """relu(gate - (mean + z * std)) over the units that run; z: normal quantile; std of the population."""
         units = sum(g.shape[-1] for g in gates)
         mean = self._sum([ops.mul(ops.sum_(g), self.graph.scalar(1 / units)) for g in gates])
         centred = [ops.sub(g, mean) for g in gates]
@@ -274,9 +280,13 @@ class _Step:
         x = self._stream(streams, config.altup_active_index)
         if config.altup_correct_scale:
             x = ops.mul(x, self._vector(index, "altup.correct_output_scale"))
-        gate = ops.gelu_tanh(ops.fully_connected(x, self._matrix(index, "per_layer_input_gate.weight", config.ple_size, hidden)))
+        gate = ops.gelu_tanh(
+            ops.fully_connected(x, self._matrix(index, "per_layer_input_gate.weight", config.ple_size, hidden))
+        )
         gated = ops.mul(gate, self._per_layer_embedding(index))
-        projected = ops.fully_connected(gated, self._matrix(index, "per_layer_projection.weight", hidden, config.ple_size))
+        projected = ops.fully_connected(
+            gated, self._matrix(index, "per_layer_projection.weight", hidden, config.ple_size)
+        )
         projected = self._rms_norm(projected, self._vector(index, "post_per_layer_input_norm.weight"))
         others = np.ones((1, 1, config.altup_num_inputs, 1), np.float32)
         others[0, 0, 0, 0] = 0
@@ -387,11 +397,6 @@ class _Step:
 
     def _linear(self, x: Value, tensor: str, rows: int, columns: int) -> Value:
         return ops.fully_connected(x, self.graph.weight(Weight.whole(tensor, (rows, columns))))
-
-    def _joined(self, name: str, tensors: Sequence[str], rows: int, columns: int, x: Value) -> Value:
-        """One linear map for several matrices of the same input, stacked."""
-        parts = tuple(WeightPart(tensor) for tensor in tensors)
-        return ops.fully_connected(x, self.graph.weight(Weight(name, (rows * len(tensors), columns), parts)))
 
     def _ffn_pieces(self, index: int) -> list[tuple[int, int]]:
         """The units of each FFN piece that this size runs: half-open ranges."""

@@ -156,7 +156,13 @@ class Graph:
         return tuple(reversed(live))
 
     def node(
-        self, builtin: str, inputs: Sequence[Value], outputs: Sequence[TensorType], options: Options | None = None, *, version: int = 1
+        self,
+        builtin: str,
+        inputs: Sequence[Value],
+        outputs: Sequence[TensorType],
+        options: Options | None = None,
+        *,
+        version: int = 1,
     ) -> tuple[Value, ...]:
         """Append a node. Only the op set calls this: it has checked the types."""
         if any(value.graph is not self for value in inputs):

@@ -146,7 +146,7 @@ def transpose(x: Value, axes: Sequence[int]) -> Value:
 def slice_(x: Value, begin: Sequence[int], size: Sequence[int]) -> Value:
     """The box of `size` that starts at `begin`; the whole of x is no op."""
     _want(len(begin) == len(size) == len(x.shape), "SLICE wants a begin and a size for each axis", x)
-    fits = all(0 <= b and s > 0 and b + s <= d for b, s, d in zip(begin, size, x.shape, strict=True))
+    fits = all(b >= 0 and s > 0 and b + s <= d for b, s, d in zip(begin, size, x.shape, strict=True))
     _want(fits, f"SLICE begin {tuple(begin)} size {tuple(size)} leaves the value", x)
     if tuple(size) == x.shape:
         return x
@@ -172,16 +172,20 @@ def concatenation(values: Sequence[Value], axis: int) -> Value:
     )
     _want(same, f"CONCATENATION on axis {axis} wants values alike elsewhere", *values)
     shape = (*first.shape[:axis], sum(v.shape[axis] for v in values), *first.shape[axis + 1 :])
-    return _one("CONCATENATION", values, TensorType(shape, first.dtype), Options("ConcatenationOptions", (("axis", axis),)))
+    return _one(
+        "CONCATENATION", values, TensorType(shape, first.dtype), Options("ConcatenationOptions", (("axis", axis),))
+    )
 
 
 def fully_connected(x: Value, weight: Value, bias: Value | None = None) -> Value:
     """x @ weight.T + bias on the last axis; x: f32[..., in], weight: [out, in], bias: f32[out]."""
-    _want(len(weight.shape) == 2 and x.shape[-1] == weight.shape[1], "FULLY_CONNECTED wants weights [out, in]", x, weight)
+    _want(
+        len(weight.shape) == 2 and x.shape[-1] == weight.shape[1], "FULLY_CONNECTED wants weights [out, in]", x, weight
+    )
     _want(bias is None or bias.shape == (weight.shape[0],), "FULLY_CONNECTED wants one bias an output", weight)
     inputs = [x, weight] if bias is None else [x, weight, bias]
     result = TensorType((*x.shape[:-1], weight.shape[0]))
-    # asymmetricQuantizeInputs: XNNPACK quantises activations asymmetrically whatever this says; the plain kernel then agrees.
+    # XNNPACK quantises activations asymmetrically whatever this says; with it the plain kernel agrees.
     options = Options("FullyConnectedOptions", (("keepNumDims", True), ("asymmetricQuantizeInputs", True)))
     return _one("FULLY_CONNECTED", inputs, result, options)
 
@@ -189,7 +193,9 @@ def fully_connected(x: Value, weight: Value, bias: Value | None = None) -> Value
 def batch_matmul(a: Value, b: Value, *, transpose_b: bool = False) -> Value:
     """a @ b over the last two axes; the leading axes broadcast."""
     inner, outer = (-1, -2) if transpose_b else (-2, -1)
-    _want(len(a.shape) >= 2 <= len(b.shape) and a.shape[-1] == b.shape[inner], "BATCH_MATMUL wants equal inner axes", a, b)
+    _want(
+        len(a.shape) >= 2 <= len(b.shape) and a.shape[-1] == b.shape[inner], "BATCH_MATMUL wants equal inner axes", a, b
+    )
     lead = _broadcast_shapes("BATCH_MATMUL", a.shape[:-2], b.shape[:-2])
     result = TensorType((*lead, a.shape[-2], b.shape[outer]))
     return _one("BATCH_MATMUL", [a, b], result, Options("BatchMatMulOptions", (("adjY", transpose_b),)))
@@ -203,7 +209,12 @@ def embedding_lookup(ids: Value, table: Value) -> Value:
 
 def dynamic_update_slice(x: Value, update: Value, start: Value) -> Value:
     """x with `update` written at `start` (int32[rank]); runtimes may write in place, so use only the result."""
-    _want(start.dtype is DType.INT32 and start.shape == (len(x.shape),), "DYNAMIC_UPDATE_SLICE wants int32[rank]", x, start)
+    _want(
+        start.dtype is DType.INT32 and start.shape == (len(x.shape),),
+        "DYNAMIC_UPDATE_SLICE wants int32[rank]",
+        x,
+        start,
+    )
     fits = len(update.shape) == len(x.shape) and all(u <= d for u, d in zip(update.shape, x.shape, strict=True))
     _want(fits and update.dtype is x.dtype, "DYNAMIC_UPDATE_SLICE wants an update that fits", x, update)
     return _one("DYNAMIC_UPDATE_SLICE", [x, update, start], x.type, Options("DynamicUpdateSliceOptions"))

@@ -5,6 +5,7 @@ The records mirror the tables of `tflite/schema.fbs`, with names in place of enu
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,15 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as fb  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from toolkit.errors import GraphError
+
 SCHEMA_VERSION = 3  # tflite/schema.fbs: `version` of every current file
 FILE_IDENTIFIER = b"TFL3"
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How integer elements stand for reals: one scale per index of `axis`, or per block of columns."""
+    """How integer elements stand for reals: symmetric; one scale per index of `axis`, or per block of columns."""
 
     scales: NDArray[np.float32] | None = None
     axis: int = 0
@@ -92,12 +95,86 @@ def pack(model: ModelRecord) -> bytes:
     return bytes(builder.Output())
 
 
+def unpack(data: memoryview) -> ModelRecord:
+    """The records of a flatbuffer; GraphError when it is none, or says what no file of ours can say."""
+    if bytes(data[4:8]) != FILE_IDENTIFIER:
+        raise GraphError(".tflite header", found=bytes(data[4:8]), wanted=FILE_IDENTIFIER)
+    try:
+        root = fb.ModelT.InitFromPackedBuf(data, 0)
+        return _Unpacker(root).model()
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError, struct.error) as error:
+        raise GraphError(".tflite header", found=f"{type(error).__name__}: {error}", wanted="a flatbuffer") from error
+
+
+class _Unpacker:
+    """Turns the generated objects into records; shared per-channel tables stay shared."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._builtins = _names(fb.BuiltinOperator)
+        self._types = _names(fb.TensorType)
+        self._options = _names(fb.BuiltinOptions)
+        self._scales: dict[bytes, NDArray[np.float32]] = {}
+
+    def model(self) -> ModelRecord:
+        root = self._root
+        if root.version != SCHEMA_VERSION:
+            raise GraphError(".tflite schema version", found=root.version, wanted=SCHEMA_VERSION)
+        buffers = tuple(
+            BufferRecord(None if b.data is None else bytes(b.data), int(b.offset), int(b.size))
+            for b in root.buffers or []
+        )
+        signatures = sorted(root.signatureDefs or [], key=lambda s: int(s.subgraphIndex))
+        if [int(s.subgraphIndex) for s in signatures] != list(range(len(root.subgraphs or []))):
+            raise GraphError(".tflite signatures", found=len(signatures), wanted="one for every subgraph")
+        graphs = tuple(self._subgraph(g, s) for g, s in zip(root.subgraphs, signatures, strict=True))
+        return ModelRecord(graphs, buffers, tuple(_text(s.signatureKey) for s in signatures))
+
+    def _subgraph(self, graph: Any, signature: Any) -> SubgraphRecord:
+        tensors = tuple(self._tensor(tensor) for tensor in graph.tensors or [])
+        operators = tuple(self._operator(operator) for operator in graph.operators or [])
+        inputs, outputs = _names_of(signature.inputs), _names_of(signature.outputs)
+        for what, names, indices in (("inputs", inputs, graph.inputs), ("outputs", outputs, graph.outputs)):
+            if sorted(names.values()) != sorted(_ints(indices)):
+                raise GraphError(f".tflite signature {what}", found=names, wanted="one name for each of its subgraph's")
+        return SubgraphRecord(_text(graph.name), tensors, operators, inputs, outputs)
+
+    def _tensor(self, tensor: Any) -> TensorRecord:
+        quantization = None if tensor.quantization is None else self._quantization(tensor.quantization)
+        return TensorRecord(
+            _text(tensor.name), _ints(tensor.shape), self._types[tensor.type], int(tensor.buffer), quantization
+        )
+
+    def _quantization(self, table: Any) -> Quantization | None:
+        if table.detailsType == fb.QuantizationDetails.BlockwiseQuantization:
+            return Quantization(block_size=int(table.details.blockSize), block_scales_tensor=int(table.details.scales))
+        if table.scale is None or len(table.scale) == 0:
+            return None
+        if table.zeroPoint is not None and np.any(table.zeroPoint):
+            raise GraphError(".tflite quantization", found="zero points", wanted="symmetric weights")
+        scales = np.array(table.scale, np.float32)
+        return Quantization(self._scales.setdefault(scales.tobytes(), scales), int(table.quantizedDimension))
+
+    def _operator(self, operator: Any) -> OperatorRecord:
+        code = self._root.operatorCodes[operator.opcodeIndex]
+        options: str | None = None
+        fields: list[tuple[str, int | float | bool]] = []
+        if operator.builtinOptionsType:
+            options = self._options[operator.builtinOptionsType]
+            scalars = vars(operator.builtinOptions).items()
+            fields = [(name, value) for name, value in scalars if isinstance(value, int | float | bool)]
+        builtin = self._builtins[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        return OperatorRecord(
+            builtin, int(code.version), _ints(operator.inputs), _ints(operator.outputs), options, tuple(fields)
+        )
+
+
 class _Packer:
     """Packs the tables that repeat from subgraph to subgraph, per-channel scales once each."""
 
     def __init__(self, codes: Mapping[tuple[str, int], int]) -> None:
         self._codes = codes
-        self._per_channel: dict[int, Any] = {}
+        self._per_channel: dict[int, Any] = {}  # by identity: one array of scales is one table
 
     def subgraph(self, record: SubgraphRecord) -> Any:
         graph = fb.SubGraphT()
@@ -202,3 +279,22 @@ def _tensor_map(names: Mapping[str, int]) -> list[Any]:
 
 def _vector(numbers: Sequence[int]) -> NDArray[np.int32]:
     return np.array(numbers, np.int32)
+
+
+def _names(enum: type) -> dict[int, str]:
+    return {value: name for name, value in vars(enum).items() if isinstance(value, int)}
+
+
+def _names_of(entries: Sequence[Any] | None) -> dict[str, int]:
+    names = {_text(entry.name): int(entry.tensorIndex) for entry in entries or []}
+    if len(names) != len(entries or []):
+        raise GraphError(".tflite signature", found="a name twice", wanted="each name once")
+    return names
+
+
+def _ints(numbers: Sequence[int] | None) -> tuple[int, ...]:
+    return () if numbers is None else tuple(int(n) for n in numbers)
+
+
+def _text(data: bytes | str | None) -> str:
+    return "" if data is None else data.decode() if isinstance(data, bytes) else data

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.files import write_at
+from toolkit.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.stream import Placement, stream_weights
@@ -20,54 +22,26 @@ from toolkit.tflite import schema
 from toolkit.tflite.graph import DType, Graph, Node, Signature, Value
 from toolkit.weights import Weight
 
-MATRIX_ALIGNMENT = 64  # XNNPACK's largest vector load, bytes
-TABLE_ALIGNMENT = 4096  # one flash and one kernel page: table rows start on a page border
-
 _BARE_CODES = schema.Quantization(scales=np.ones(1, np.float32))  # integers as they are; the graph applies their scales
 _ELEMENTS = {"f32": "FLOAT32", "int8": "INT8", "int4": "INT4"}
 
 
 @dataclass(frozen=True, slots=True)
-class TfliteFile:
-    """A written file: path, bytes, and where each weight landed."""
+class TfliteLayout:
+    """A file before its weights are read: its graphs, where each weight will lie, and the bytes of it all."""
 
-    path: Path
-    size_bytes: int
-    header_bytes: int
+    signatures: tuple[Signature, ...]
     placements: tuple[Placement, ...]
+    header_bytes: int
+    size_bytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """What `write_tflite` reports as its progress in the end: codes without scales."""
+        return sum(payload_bytes(p.weight.shape, p.scheme) for p in self.placements)
 
 
-def write_tflite(
-    path: Path,
-    signatures: Sequence[Signature],
-    schemes: Mapping[str, Scheme],
-    source: TensorSource,
-    *,
-    workers: int = 2,
-    progress: Callable[[int], None] | None = None,
-) -> TfliteFile:
-    """Write the signatures' graphs and stream their weights, each once however many graphs use it.
-
-    `progress` is called with the number of payload bytes written since the last call. The caller owns the path's atomicity.
-    """
-    weights = _distinct_weights(signatures)
-    tables = {v.weight for s in signatures for n in s.graph.nodes if n.builtin == "EMBEDDING_LOOKUP" for v in n.inputs}
-    placeholders = {w.name: np.ones(w.shape[0], np.float32) for w in weights if _per_channel(schemes[w.name])}
-    trial = _Layout(signatures, weights, schemes, _place(weights, tables, schemes, header_bytes=1))
-    header_bytes = len(trial.pack(placeholders))
-    placements = _place(weights, tables, schemes, header_bytes=header_bytes)
-    size_bytes = max([header_bytes, *(p.payload_offset + payload_bytes(p.weight.shape, p.scheme) for p in placements)])
-    size_bytes = max([size_bytes, *(p.scales_offset + scales_bytes(p.weight.shape, p.scheme) for p in placements if p.scales_offset)])
-    with open(path, "wb") as file:
-        os.truncate(file.fileno(), size_bytes)
-        scales = stream_weights(file.fileno(), placements, source, workers=workers, progress=progress)
-        header = _Layout(signatures, weights, schemes, placements).pack(scales)
-        assert len(header) == header_bytes, "the header grew after it was laid out"
-        file.write(header)
-    return TfliteFile(path, size_bytes, header_bytes, placements)
-
-
-def _distinct_weights(signatures: Sequence[Signature]) -> tuple[Weight, ...]:
+def distinct_weights(signatures: Sequence[Signature]) -> tuple[Weight, ...]:
     """Every weight that some output depends on, in order of first use."""
     used = (value.weight for s in signatures for node in s.graph.live_nodes() for value in node.inputs)
     weights = tuple(dict.fromkeys(weight for weight in used if weight is not None))
@@ -76,8 +50,44 @@ def _distinct_weights(signatures: Sequence[Signature]) -> tuple[Weight, ...]:
     return weights
 
 
-def _per_channel(scheme: Scheme) -> bool:
-    return scheme.dtype != "f32" and scheme.block_size is None
+def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]) -> TfliteLayout:
+    """Lay a file out: header first, then each weight once however many graphs use it."""
+    weights = distinct_weights(signatures)
+    tables = {v.weight for s in signatures for n in s.graph.nodes if n.builtin == "EMBEDDING_LOOKUP" for v in n.inputs}
+    trial = _place(weights, tables, schemes, header_bytes=1)
+    header_bytes = len(_Packing(signatures, trial).pack(_placeholder_scales(trial)))
+    placements = _place(weights, tables, schemes, header_bytes=header_bytes)
+    ends = [header_bytes]
+    for placement in placements:
+        shape, scheme = placement.weight.shape, placement.scheme
+        ends.append(placement.payload_offset + payload_bytes(shape, scheme))
+        if placement.scales_offset is not None:
+            ends.append(placement.scales_offset + scales_bytes(shape, scheme))
+    return TfliteLayout(tuple(signatures), placements, header_bytes, max(ends))
+
+
+def write_tflite(
+    path: Path,
+    layout: TfliteLayout,
+    source: TensorSource,
+    *,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Stream the weights behind the header's place, then write the header with the scales they got.
+
+    `progress` gets the payload bytes written since its last call. The caller owns the path's atomicity.
+    """
+    with open(path, "wb") as file:
+        os.truncate(file.fileno(), layout.size_bytes)
+        scales = stream_weights(file.fileno(), layout.placements, source, workers=workers, progress=progress)
+        header = _Packing(layout.signatures, layout.placements).pack(scales)
+        assert len(header) == layout.header_bytes, "the header grew after it was laid out"
+        write_at(file.fileno(), header, 0)
+
+
+def _placeholder_scales(placements: Sequence[Placement]) -> dict[str, NDArray[np.float32]]:
+    return {p.weight.name: np.ones(p.weight.shape[0], np.float32) for p in placements if p.scheme.per_channel}
 
 
 def _place(
@@ -88,32 +98,26 @@ def _place(
     offset = header_bytes
     for weight in weights:
         scheme = schemes[weight.name]
-        payload_offset = _align(offset, TABLE_ALIGNMENT if weight in tables else MATRIX_ALIGNMENT)
+        payload_offset = align_up(offset, PAGE_BYTES if weight in tables else MATRIX_ALIGNMENT)
         offset = payload_offset + payload_bytes(weight.shape, scheme)
         scales_offset = None
         if scheme.dtype != "f32" and scheme.block_size is not None:
-            scales_offset = _align(offset, MATRIX_ALIGNMENT)
+            scales_offset = align_up(offset, MATRIX_ALIGNMENT)
             offset = scales_offset + scales_bytes(weight.shape, scheme)
         placements.append(Placement(weight, scheme, payload_offset, scales_offset))
     return tuple(placements)
 
 
-def _align(offset: int, border: int) -> int:
-    return -(-offset // border) * border
-
-
-class _Layout:
-    """Buffers, tensors and subgraphs of one file for given placements."""
+class _Packing:
+    """Buffers, tensors and subgraphs of one file whose weights lie at given places."""
 
     def __init__(
         self,
         signatures: Sequence[Signature],
-        weights: Sequence[Weight],
-        schemes: Mapping[str, Scheme],
         placements: Sequence[Placement],
     ) -> None:
         self._signatures = signatures
-        self._schemes = schemes
+        self._schemes = {p.weight.name: p.scheme for p in placements}
         self._buffers = [schema.BufferRecord()]
         self._payload_buffer: dict[str, int] = {}
         self._scales_buffer: dict[str, int] = {}
@@ -200,7 +204,9 @@ def _tensor_names(graph: Graph) -> dict[int, str]:
     names = {v.index: f"{'constant' if v.constant is not None else 'value'}_{v.index}" for v in graph.values}
     names.update({v.index: v.weight.name for v in graph.values if v.weight is not None})
     names.update({value.index: name for name, value in graph.inputs.items()})
-    names.update({value.index: f"{name}_out" if name in graph.inputs else name for name, value in graph.outputs.items()})
+    names.update(
+        {value.index: f"{name}_out" if name in graph.inputs else name for name, value in graph.outputs.items()}
+    )
     return names
 
 

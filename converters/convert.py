@@ -1,0 +1,211 @@
+"""From a checkpoint to a bundle: sizes, graphs, recipes, then each group's weights streamed into its file."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from converters.checkpoint import Checkpoint
+from converters.gemma3n.config import TextConfig
+from converters.gemma3n.elastic import Elastic, combine
+from converters.gemma3n.embedder import embedder_graph
+from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
+from converters.gemma3n.matformer import Slice, SlicedCheckpoint
+from converters.gemma3n.per_layer_embedder import per_layer_embedder_graph
+from converters.gemma3n.text_decoder import Size, decode_graph, prefill_graph
+from toolkit.bundle.manifest import (
+    CHAT_TEMPLATE,
+    EMBEDDER,
+    PER_LAYER_EMBEDDER,
+    TEXT_DECODER,
+    TOKENIZER,
+    CheckpointRecord,
+    KvCache,
+    Manifest,
+    QuantRecord,
+    RuleRecord,
+    SizeRecord,
+    TextRecord,
+)
+from toolkit.bundle.write import BundleDraft, GroupDraft, require_bundle_or_nothing, write_bundle
+from toolkit.errors import CheckpointError, UsageError
+from toolkit.files import require_free_space
+from toolkit.quant.recipe import Recipe
+from toolkit.tflite.graph import Signature, Weight
+from toolkit.tflite.writer import TfliteLayout, distinct_weights, layout_tflite, write_tflite
+
+DEFAULT_CONTEXT = 4096
+DEFAULT_PREFILL_SIZES = (8, 128, 1024)
+SMALLEST_PREFILL_LIMIT = 16  # LiteRT-LM fails where the room left is smaller than the smallest prefill
+
+Progress = Callable[[int, int], None]
+"""Weight bytes written, and all that will be."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertRequest:
+    """What to make of a checkpoint.
+
+    `sizes`: empty is the whole checkpoint; the first is the default one. `prefill_sizes`: tokens of each prefill.
+    """
+
+    checkpoint: Checkpoint
+    output: Path
+    recipe: Recipe
+    ple_recipe: Recipe
+    sizes: tuple[Slice, ...] = ()
+    context: int = DEFAULT_CONTEXT
+    prefill_sizes: tuple[int, ...] = DEFAULT_PREFILL_SIZES
+    workers: int = 2
+
+
+def convert(
+    request: ConvertRequest, *, accept: Callable[[Path], None] | None = None, progress: Progress | None = None
+) -> Manifest:
+    """Write the bundle `request.output`, whole or not at all.
+
+    `accept` sees the finished files before they get their final name and raises to refuse them: the quality gate.
+    """
+    checkpoint = request.checkpoint
+    _check_lengths(request)
+    require_bundle_or_nothing(request.output)
+    elastic = combine(checkpoint.config, request.sizes or (checkpoint.default_slice,))
+    layouts = _layouts(request, elastic)
+    require_free_space(request.output.absolute().parent, sum(layout.size_bytes for layout in layouts.values()))
+    source = SlicedCheckpoint(checkpoint, elastic.widest)
+    count = _Counter(sum(layout.weight_bytes for layout in layouts.values()), progress)
+
+    def fill(directory: Path) -> BundleDraft:
+        with ThreadPoolExecutor(1) as pool:
+            content = pool.submit(checkpoint.content_hash)
+            for name, layout in layouts.items():
+                write_tflite(directory / name, layout, source, workers=request.workers, progress=count.add)
+            _copy_tokenizer(checkpoint.path, directory)
+            return _draft(request, elastic, content.result())
+
+    return write_bundle(request.output, fill, accept=accept)
+
+
+class _Counter:
+    """Adds up the progress of several files."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _check_lengths(request: ConvertRequest) -> None:
+    """The context fits the model, the prefills fit the context, and one of them fits the last few positions."""
+    limit = request.checkpoint.config.max_positions
+    if not 1 < request.context <= limit:
+        raise UsageError("context", found=request.context, wanted=f"2 to {limit} positions")
+    sizes = request.prefill_sizes
+    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
+        raise UsageError("prefill sizes", found=list(sizes), wanted="rising positive numbers of tokens")
+    if sizes[0] > SMALLEST_PREFILL_LIMIT:
+        raise UsageError("smallest prefill size", found=sizes[0], wanted=f"at most {SMALLEST_PREFILL_LIMIT} tokens")
+    if sizes[-1] > request.context:
+        raise UsageError("largest prefill size", found=sizes[-1], wanted=f"at most the context, {request.context}")
+
+
+def _layouts(request: ConvertRequest, elastic: Elastic) -> Mapping[str, TfliteLayout]:
+    """Every file of the text groups, laid out: small files first, so that a fault shows early."""
+    widest, counts = elastic.config, (1, *(n for n in request.prefill_sizes if n > 1))
+    decoder = [
+        signature
+        for prefix, size in zip(elastic.prefixes, elastic.sizes, strict=True)
+        for signature in _decoder_signatures(request, prefix, size, widest)
+    ]
+    embedder = [Signature(f"embed_{n}", embedder_graph(widest, n)) for n in counts]
+    schemes = request.recipe.plan(distinct_weights([*embedder, *decoder]))
+    table = Weight.whole(PER_LAYER_EMBEDDING, text_tensors(widest)[PER_LAYER_EMBEDDING])
+    ple_schemes = request.ple_recipe.plan([table])
+    apart = ple_schemes[PER_LAYER_EMBEDDING].dtype == "int8"
+    ple = [Signature(f"embed_{n}", per_layer_embedder_graph(widest, n, scales_apart=apart)) for n in counts]
+    return {
+        EMBEDDER: layout_tflite(embedder, schemes),
+        PER_LAYER_EMBEDDER: layout_tflite(ple, ple_schemes),
+        TEXT_DECODER: layout_tflite(decoder, schemes),
+    }
+
+
+def _decoder_signatures(request: ConvertRequest, prefix: str, size: Size, widest: TextConfig) -> Iterator[Signature]:
+    for n in request.prefill_sizes:
+        yield Signature(f"{prefix}prefill_{n}", prefill_graph(size, widest, request.context, n))
+    yield Signature(f"{prefix}decode", decode_graph(size, widest, request.context))
+
+
+def _copy_tokenizer(checkpoint: Path, directory: Path) -> None:
+    """tokenizer.json as it is, and the chat template from wherever this checkpoint keeps it."""
+    source = checkpoint / "tokenizer.json"
+    if not source.is_file():
+        raise CheckpointError(str(checkpoint), found="no tokenizer.json", wanted="the tokenizer in Hugging Face's form")
+    shutil.copyfile(source, directory / TOKENIZER)
+    template = _chat_template(checkpoint)
+    if template is not None:
+        (directory / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def _chat_template(checkpoint: Path) -> str | None:
+    plain = checkpoint / "chat_template.jinja"
+    if plain.is_file():
+        return plain.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (checkpoint / name).is_file():
+            template = json.loads((checkpoint / name).read_text(encoding="utf-8")).get("chat_template")
+            if isinstance(template, str):
+                return template
+    return None
+
+
+def _draft(request: ConvertRequest, elastic: Elastic, content_hash: str) -> BundleDraft:
+    checkpoint = request.checkpoint
+    slices = zip(elastic.slices, elastic.prefixes, strict=True)
+    tensors = {name: math.prod(shape) for name, shape in text_tensors(elastic.config).items()}
+    embedding, per_layer = tensors.pop(TOKEN_EMBEDDING), tensors.pop(PER_LAYER_EMBEDDING)
+    return BundleDraft(
+        architecture=checkpoint.architecture,
+        checkpoint=CheckpointRecord(checkpoint.path.resolve().name, content_hash),
+        text=_text_record(request, elastic.config),
+        sizes={part.name: SizeRecord(part.layers, part.ffn_sizes, prefix) for part, prefix in slices},
+        default_size=elastic.slices[0].name,
+        quant={"text": _quant_record(request.recipe), "ple": _quant_record(request.ple_recipe)},
+        groups={
+            "text": GroupDraft((TEXT_DECODER,), sum(tensors.values())),
+            "token_embedding": GroupDraft((EMBEDDER,), embedding),
+            "per_layer_embedding": GroupDraft((PER_LAYER_EMBEDDER,), per_layer),
+        },
+    )
+
+
+def _text_record(request: ConvertRequest, config: TextConfig) -> TextRecord:
+    shape = (1, config.num_kv_heads, request.context, config.head_dim)
+    caches = range(len(config.kv_layers))
+    return TextRecord(
+        vocab_size=config.vocab_size,
+        ple_vocab_size=config.ple_vocab_size,
+        hidden_size=config.hidden_size,
+        ple_size=config.ple_size,
+        num_layers=config.num_layers,
+        context=request.context,
+        prefill_sizes=request.prefill_sizes,
+        final_logit_softcap=config.final_logit_softcap,
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        stop_token_ids=tuple(sorted(set(config.eos_token_ids))),
+        kv_caches=tuple(KvCache(f"kv_cache_k_{i}", f"kv_cache_v_{i}", shape) for i in caches),
+    )
+
+
+def _quant_record(recipe: Recipe) -> QuantRecord:
+    rules = (RuleRecord(r.match, r.scheme.dtype, r.scheme.block_size, r.scheme.search) for r in recipe.rules)
+    return QuantRecord(recipe.name, tuple(rules))

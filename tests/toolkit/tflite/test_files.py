@@ -1,0 +1,205 @@
+"""Files on disk: what is written is what LiteRT and the reader read back, to the byte."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from toolkit.errors import GraphError
+from toolkit.layout import MATRIX_ALIGNMENT, PAGE_BYTES
+from toolkit.quant.scheme import Scheme, payload_bytes
+from toolkit.quant.uniform import dequantize_rows, quantize_rows
+from toolkit.tflite import ops
+from toolkit.tflite.graph import DType, Graph, Signature, Weight, WeightPart
+from toolkit.tflite.reader import read_tflite
+from toolkit.tflite.rewrite import select_signatures
+from toolkit.tflite.writer import layout_tflite, write_tflite
+
+F32, INT8 = Scheme("f32"), Scheme("int8")
+SCHEMES = [F32, INT8, Scheme("int4"), Scheme("int4", 32), Scheme("int4", 64), Scheme("int4", 128)]
+
+
+class Tensors:
+    """A source of named random tensors."""
+
+    def __init__(self, **shapes: tuple[int, ...]) -> None:
+        rng = np.random.default_rng(0)
+        self.tensors = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name].shape
+
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        tensor = self.tensors[name]
+        tensor = tensor if rows is None else tensor[slice(*rows)]
+        return tensor if columns is None else tensor[..., slice(*columns)]
+
+
+def linear(tokens: int) -> Graph:
+    graph = Graph()
+    x = graph.input("x", (1, tokens, 128))
+    graph.output("y", ops.fully_connected(x, graph.weight(Weight.whole("w", (64, 128)))))
+    return graph
+
+
+def lookup(tokens: int) -> Graph:
+    graph = Graph()
+    table = graph.weight(Weight.whole("t", (50, 128)))
+    graph.output("y", ops.embedding_lookup(graph.input("ids", (tokens,), DType.INT32), table))
+    return graph
+
+
+def write(path: Path, signatures: list[Signature], scheme: Scheme = F32, *, workers: int = 2) -> Path:
+    layout = layout_tflite(signatures, {"w": scheme, "t": scheme})
+    write_tflite(path, layout, Tensors(w=(64, 128), t=(50, 128)), workers=workers)
+    assert path.stat().st_size == layout.size_bytes
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_litert_computes_with_weights_of_every_scheme(tmp_path: Path, scheme: Scheme) -> None:
+    path = write(tmp_path / "m.tflite", [Signature("one", linear(1)), Signature("three", linear(3))], scheme)
+    x = np.random.default_rng(1).standard_normal((1, 3, 128)).astype(np.float32)
+    want = x @ Tensors(w=(64, 128)).tensors["w"].T
+    interpreter = Interpreter(str(path))
+    error = np.abs(interpreter.get_signature_runner("three")(x=x)["y"] - want).max() / np.abs(want).max()
+    assert error < {"f32": 1e-5, "int8": 0.02, "int4": 0.2}[scheme.dtype]
+    one = interpreter.get_signature_runner("one")(x=x[:, :1])["y"]
+    np.testing.assert_allclose(one, interpreter.get_signature_runner("three")(x=x)["y"][:, :1], atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_a_table_looks_up_what_its_codes_and_scales_say(tmp_path: Path, scheme: Scheme) -> None:
+    path = write(tmp_path / "t.tflite", [Signature("embed", lookup(3))], scheme)
+    ids = np.array([0, 7, 49], np.int32)
+    got = Interpreter(str(path)).get_signature_runner("embed")(ids=ids)["y"]
+    want = Tensors(w=(64, 128), t=(50, 128)).tensors["t"][ids]
+    if scheme.dtype != "f32":
+        want = dequantize_rows(quantize_rows(want, scheme))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_offsets_stand_on_their_borders(tmp_path: Path) -> None:
+    signatures = [Signature("linear", linear(1)), Signature("embed", lookup(1))]
+    layout = layout_tflite(signatures, {"w": Scheme("int4", 32), "t": INT8})
+    offsets = {p.weight.name: p for p in layout.placements}
+    assert offsets["w"].payload_offset % MATRIX_ALIGNMENT == 0
+    assert offsets["w"].scales_offset == offsets["w"].payload_offset + payload_bytes((64, 128), Scheme("int4", 32))
+    assert offsets["t"].payload_offset % PAGE_BYTES == 0
+
+
+def test_the_bytes_depend_on_nothing_but_the_input(tmp_path: Path) -> None:
+    signatures = [Signature("linear", linear(2)), Signature("embed", lookup(2))]
+    first = write(tmp_path / "a", signatures, INT8, workers=1).read_bytes()
+    assert first == write(tmp_path / "b", signatures, INT8, workers=3).read_bytes()
+    again = [Signature("linear", linear(2)), Signature("embed", lookup(2))]
+    assert first == write(tmp_path / "c", again, INT8).read_bytes()
+
+
+def test_a_small_file_has_these_bytes(tmp_path: Path) -> None:
+    """Golden: a change here is a change of the format, or of the schema's packer, and belongs in the CHANGELOG."""
+    graph = Graph()
+    graph.output("y", ops.add(graph.input("x", (1, 4)), graph.scalar(1.0)))
+    path = tmp_path / "golden.tflite"
+    write_tflite(path, layout_tflite([Signature("add", graph)], {}), Tensors())
+    data = path.read_bytes()
+    assert data[4:8] == b"TFL3"
+    assert hashlib.sha256(data).hexdigest() == GOLDEN
+
+
+GOLDEN = "7080e6bf7aa5a9c7fe57d48345f2d78d011569ae0cb44947f40040b93f68cc2e"
+
+
+def test_nodes_without_an_output_are_left_out(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.input("x", (1, 128))
+    ops.fully_connected(x, graph.weight(Weight.whole("unused", (8, 128))))
+    graph.output("y", ops.neg(x))
+    path = tmp_path / "m.tflite"
+    write_tflite(path, layout_tflite([Signature("s", graph)], {}), Tensors())
+    assert [op.builtin for op in read_tflite(path).graph("s").operators] == ["NEG"]
+
+
+def test_parts_are_joined_in_order(tmp_path: Path) -> None:
+    graph = Graph()
+    weight = Weight("joined", (24, 8), (WeightPart("a"), WeightPart("b", rows=(8, 16)), WeightPart("a")))
+    graph.output("y", ops.fully_connected(graph.input("x", (8, 8)), graph.weight(weight)))
+    source = Tensors(a=(8, 8), b=(16, 8))
+    path = tmp_path / "m.tflite"
+    write_tflite(path, layout_tflite([Signature("s", graph)], {"joined": F32}), source)
+    got = Interpreter(str(path)).get_signature_runner("s")(x=np.eye(8, dtype=np.float32))["y"]
+    a, b = source.tensors["a"], source.tensors["b"]
+    np.testing.assert_allclose(got.T, np.concatenate([a, b[8:], a]), atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_the_reader_gives_back_what_was_packed(tmp_path: Path, scheme: Scheme) -> None:
+    path = write(tmp_path / "m.tflite", [Signature("one", linear(1)), Signature("embed", lookup(2))], scheme)
+    content = read_tflite(path)
+    assert content.model.signatures == ("one", "embed")
+    graph = content.graph("one")
+    assert {n: graph.tensors[i].shape for n, i in graph.inputs.items()} == {"x": (1, 1, 128)}
+    assert {n: graph.tensors[i].shape for n, i in graph.outputs.items()} == {"y": (1, 1, 64)}
+    weight = next(t for t in graph.tensors if t.name == "w")
+    assert weight.type == {"f32": "FLOAT32", "int8": "INT8", "int4": "INT4"}[scheme.dtype]
+    if scheme.block_size is not None:
+        assert weight.quantization is not None and weight.quantization.block_size == scheme.block_size
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_selected_signatures_compute_the_same_without_the_rest(tmp_path: Path, scheme: Scheme) -> None:
+    source = write(tmp_path / "m", [Signature("one", linear(1)), Signature("embed", lookup(2))], scheme)
+    select_signatures(source, tmp_path / "n", {"decode": "one"})
+    x = np.random.default_rng(1).standard_normal((1, 1, 128)).astype(np.float32)
+    want = Interpreter(str(source)).get_signature_runner("one")(x=x)["y"]
+    np.testing.assert_array_equal(Interpreter(str(tmp_path / "n")).get_signature_runner("decode")(x=x)["y"], want)
+    assert read_tflite(tmp_path / "n").model.signatures == ("decode",)
+    assert (tmp_path / "n").stat().st_size < source.stat().st_size
+
+
+def test_selecting_a_signature_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    source = write(tmp_path / "m", [Signature("one", linear(1))])
+    with pytest.raises(GraphError, match="one"):
+        select_signatures(source, tmp_path / "n", {"decode": "two"})
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", [Signature("one", linear(1))])
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(GraphError, match="buffer"):
+        read_tflite(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"TFL3", b"\0" * 64, struct.pack("<I", 1 << 31) + b"TFL3" + b"\xff" * 64])
+def test_what_is_no_tflite_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(data)
+    with pytest.raises(GraphError):
+        read_tflite(path)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1), value=st.binary(min_size=1, max_size=4))
+def test_a_damaged_header_is_read_or_refused_but_never_crashes(tmp_path: Path, place: float, value: bytes) -> None:
+    path = tmp_path / "m"
+    if not path.exists():
+        write(path, [Signature("one", linear(1)), Signature("embed", lookup(2))], INT8)
+    data = bytearray(path.read_bytes())
+    at = int(place * 3000)
+    data[at : at + len(value)] = value
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(data)
+    with contextlib.suppress(GraphError):
+        read_tflite(damaged)

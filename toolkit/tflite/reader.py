@@ -1,0 +1,110 @@
+"""Reads .tflite files strictly: every index, range and shape is checked before anything is used."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import GraphError
+from toolkit.tflite import schema
+
+HEADER_LIMIT_BYTES = 1 << 29  # 512 MiB; the header of a 35-layer model with per-channel scales is under 50 MB
+
+_BITS = {"FLOAT32": 32, "FLOAT16": 16, "INT32": 32, "BOOL": 8, "INT8": 8, "INT4": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class TfliteContent:
+    """What a .tflite file says, checked: records, and the size of the file they were checked against."""
+
+    path: Path
+    size_bytes: int
+    model: schema.ModelRecord
+
+    def graph(self, signature: str) -> schema.SubgraphRecord:
+        """The subgraph of a signature; GraphError when there is none of that name."""
+        if signature not in self.model.signatures:
+            raise GraphError(
+                f"{self.path.name} signature {signature}", found=list(self.model.signatures), wanted=signature
+            )
+        return self.model.subgraphs[self.model.signatures.index(signature)]
+
+
+def read_tflite(path: Path) -> TfliteContent:
+    """Read and check the header; weights are not touched. GraphError names the first fault."""
+    size_bytes = path.stat().st_size
+    if size_bytes < 8:
+        raise GraphError(path.name, found=f"{size_bytes} bytes", wanted="a .tflite file")
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
+    model = schema.unpack(memoryview(data)[:HEADER_LIMIT_BYTES])
+    check_model(path.name, size_bytes, model)
+    return TfliteContent(path, size_bytes, model)
+
+
+def check_model(name: str, size_bytes: int, model: schema.ModelRecord) -> None:
+    """Every reference resolves and every byte range lies in the file; GraphError otherwise."""
+    for n, buffer in enumerate(model.buffers):
+        if buffer.offset_bytes and buffer.offset_bytes + buffer.size_bytes > size_bytes:
+            end = buffer.offset_bytes + buffer.size_bytes
+            raise GraphError(f"{name} buffer {n}", found=f"an end at byte {end}", wanted=f"at most {size_bytes}")
+    if len(set(model.signatures)) != len(model.signatures):
+        raise GraphError(f"{name} signatures", found=list(model.signatures), wanted="each name once")
+    for graph in model.subgraphs:
+        _check_graph(f"{name} {graph.name}", model, graph)
+
+
+def _check_graph(name: str, model: schema.ModelRecord, graph: schema.SubgraphRecord) -> None:
+    for tensor in graph.tensors:
+        _check_tensor(f"{name} tensor {tensor.name}", model, graph, tensor)
+    known = {i for i, t in enumerate(graph.tensors) if t.buffer and _has_bytes(model, t)} | set(graph.inputs.values())
+    for n, op in enumerate(graph.operators):
+        for index in (*op.inputs, *op.outputs):
+            if not 0 <= index < len(graph.tensors):
+                raise GraphError(
+                    f"{name} op {n} {op.builtin}", found=f"tensor {index}", wanted=f"0 to {len(graph.tensors) - 1}"
+                )
+        if missing := [graph.tensors[i].name for i in op.inputs if i not in known]:
+            raise GraphError(
+                f"{name} op {n} {op.builtin}", found=f"input {missing[0]} unset", wanted="a value computed before"
+            )
+        known.update(op.outputs)
+    if missing := [key for key, index in graph.outputs.items() if index not in known]:
+        raise GraphError(f"{name} output {missing[0]}", found="nothing computes it", wanted="a computed value")
+
+
+def _check_tensor(
+    name: str, model: schema.ModelRecord, graph: schema.SubgraphRecord, tensor: schema.TensorRecord
+) -> None:
+    if tensor.type not in _BITS or any(d <= 0 for d in tensor.shape):
+        raise GraphError(
+            name, found=f"{tensor.type}{list(tensor.shape)}", wanted=f"positive sizes of {', '.join(_BITS)}"
+        )
+    if not 0 <= tensor.buffer < len(model.buffers):
+        raise GraphError(name, found=f"buffer {tensor.buffer}", wanted=f"0 to {len(model.buffers) - 1}")
+    if tensor.buffer and _has_bytes(model, tensor):
+        buffer = model.buffers[tensor.buffer]
+        found = len(buffer.data) if buffer.data is not None else buffer.size_bytes
+        wanted = (math.prod(tensor.shape) * _BITS[tensor.type] + 7) // 8
+        if found != wanted:
+            raise GraphError(name, found=f"{found} bytes", wanted=f"{wanted}")
+    quantization = tensor.quantization
+    if quantization is None:
+        return
+    if quantization.scales is not None and quantization.scales.size not in (1, tensor.shape[0]):
+        raise GraphError(name, found=f"{quantization.scales.size} scales", wanted=f"1 or {tensor.shape[0]}")
+    if quantization.block_size is not None:
+        index, size = quantization.block_scales_tensor, quantization.block_size
+        if index is None or not 0 <= index < len(graph.tensors) or size <= 0 or tensor.shape[-1] % size:
+            raise GraphError(
+                name, found=f"blocks of {size}, scales in tensor {index}", wanted="blocks that divide the columns"
+            )
+        if graph.tensors[index].shape != (tensor.shape[0], tensor.shape[-1] // size):
+            raise GraphError(name, found=f"block scales {graph.tensors[index].shape}", wanted="one per block")
+
+
+def _has_bytes(model: schema.ModelRecord, tensor: schema.TensorRecord) -> bool:
+    buffer = model.buffers[tensor.buffer]
+    return buffer.data is not None or buffer.offset_bytes > 0

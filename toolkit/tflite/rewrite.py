@@ -1,0 +1,63 @@
+"""Makes a .tflite of some of another's signatures, under other names; weights are copied as they are, none twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from toolkit.errors import EnvironmentFault
+from toolkit.files import write_at
+from toolkit.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
+from toolkit.tflite import schema
+from toolkit.tflite.reader import read_tflite
+
+_COPY_BYTES = 8 << 20
+
+
+def select_signatures(source: Path, target: Path, names: Mapping[str, str]) -> None:
+    """Write `target` with the signatures `names` (new name to old name) of `source`, in that order.
+
+    Buffers that none of them uses are left out. The caller owns the target's atomicity.
+    """
+    content = read_tflite(source)
+    graphs = tuple(replace(content.graph(old), name=new) for new, old in names.items())
+    used = sorted({tensor.buffer for graph in graphs for tensor in graph.tensors} | {0})
+    renumbered = {old: new for new, old in enumerate(used)}
+    graphs = tuple(
+        replace(g, tensors=tuple(replace(t, buffer=renumbered[t.buffer]) for t in g.tensors)) for g in graphs
+    )
+    buffers = [content.model.buffers[i] for i in used]
+    model = schema.ModelRecord(graphs, tuple(buffers), tuple(names))
+    placed = _place(buffers, len(schema.pack(model)))
+    header = schema.pack(replace(model, buffers=placed))
+    with open(source, "rb") as read, open(target, "wb") as write:
+        write_at(write.fileno(), header, 0)
+        for old, new in zip(buffers, placed, strict=True):
+            if old.offset_bytes:
+                _copy(read.fileno(), old.offset_bytes, write.fileno(), new.offset_bytes, old.size_bytes)
+
+
+def _place(buffers: list[schema.BufferRecord], header_bytes: int) -> tuple[schema.BufferRecord, ...]:
+    """New offsets behind the header, in the old order of buffers, on borders as wide as the old ones."""
+    placed = []
+    end = header_bytes
+    for buffer in buffers:
+        if buffer.offset_bytes:
+            border = MATRIX_ALIGNMENT if buffer.offset_bytes % PAGE_BYTES else PAGE_BYTES
+            offset = align_up(end, border)
+            end = offset + buffer.size_bytes
+            buffer = replace(buffer, offset_bytes=offset)
+        placed.append(buffer)
+    return tuple(placed)
+
+
+def _copy(source: int, source_offset: int, target: int, target_offset: int, size: int) -> None:
+    done = 0
+    while done < size:
+        data = os.pread(source, min(_COPY_BYTES, size - done), source_offset + done)
+        if not data:
+            raise EnvironmentFault("copying weights", found=f"{done} of {size} bytes", wanted="all of them")
+        write_at(target, data, target_offset + done)
+        done += len(data)

@@ -1,0 +1,360 @@
+"""The quality gate: what a bundle predicts against what its checkpoint predicts, token by token.
+
+A bundle that runs but predicts something else is the fault that nobody notices, so it is measured: the Kullback-Leibler
+divergence of each prediction, how often the likeliest token is the same, and the perplexity of both on the same text.
+All three are taken over the vocabulary that has per-layer embeddings: ids behind it stand for images and sound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.gemma3n import reference
+from converters.gemma3n.config import TextConfig, TextModel
+from toolkit.bundle.manifest import Manifest
+from toolkit.errors import BundleError, CheckpointError, QualityError, UsageError
+
+SHORT_TOKENS = 128
+"""What `convert` ends with: seconds on a small model, enough to notice a wrong one."""
+LONG_TOKENS = 1024
+"""What `verify` takes: twice the sliding window of Google's models, which is left behind in prefill and in decode."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with "checkpoint" and layers, then with "bundle" and sequences: done, and in all."""
+
+_ROWS = 64  # predictions of the checkpoint at a time: 64 MiB of logits at 262,144 tokens
+_FLOAT64_ROWS = 8
+_SHORTEST = 3  # ids of a sequence whose second half predicts a token that is there to compare with
+_STANDARD_ERRORS = 2.0  # leaves 2 % of sound bundles to chance
+
+
+class LogitsProvider(Protocol):
+    """A bundle that runs: `toolkit.runtime.session.Session`."""
+
+    def logits_for(self, ids: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
+        """A first position, and the logits that follow each id from there on: f32[len(ids) - first, vocabulary]."""
+        ...
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What a bundle must keep to. Divergences are in nats."""
+
+    kl_divergence_mean: float
+    kl_divergence_max: float
+    top1_agreement: float
+    perplexity_ratio: float
+    """The bundle's perplexity over the checkpoint's; held against it only beyond two standard errors."""
+
+
+THRESHOLDS: Mapping[str, Thresholds] = {
+    # Rounding alone. An error of 0.01 in every logit, ten times what is bound elsewhere, diverges by 5e-5.
+    "f32": Thresholds(1e-4, 1e-2, 0.98, 1.001),
+    # int8 is sold as free: a percent of perplexity. Activations are int8 too, so single tokens may move.
+    "int8": Thresholds(0.02, 1.0, 0.93, 1.01),
+    # int4 costs, and one scale per 32 weights keeps the price at five percent.
+    "int4": Thresholds(0.1, 4.0, 0.85, 1.05),
+}
+
+
+def thresholds_for(dtypes: Iterable[str]) -> Thresholds:
+    """The bounds of the coarsest element type among a bundle's weights.
+
+    >>> thresholds_for(["f32", "int4", "int8"]) == THRESHOLDS["int4"]
+    True
+    """
+    used = set(dtypes)
+    if not used or not used <= THRESHOLDS.keys():
+        wanted = f"one or more of {', '.join(THRESHOLDS)}"
+        raise UsageError("element types of a bundle", found=sorted(used), wanted=wanted)
+    return THRESHOLDS[max(used, key=list(THRESHOLDS).index)]
+
+
+def bundle_thresholds(manifest: Manifest) -> Thresholds:
+    """The bounds that follow from a bundle's recipes."""
+    return thresholds_for(rule.dtype for recipe in manifest.quant.values() for rule in recipe.rules)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Measures over `tokens` predictions; those of the bundle are None where one of its logits was not finite."""
+
+    tokens: int
+    kl_divergence_mean: float | None
+    kl_divergence_max: float | None
+    top1_agreement: float | None
+    perplexity_checkpoint: float
+    perplexity_bundle: float | None
+    perplexity_ratio_error: float | None
+    """One standard error of the logarithm of the perplexities' ratio."""
+    non_finite_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One measure out of bounds.
+
+    >>> str(Failure("top-1 agreement", 0.5, "at least 0.9"))
+    'top-1 agreement 0.5, wanted at least 0.9'
+    """
+
+    measure: str
+    found: float
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.measure} {self.found:.4g}, wanted {self.wanted}"
+
+
+@dataclass(frozen=True, slots=True)
+class SizeReport:
+    """One size of a bundle, judged."""
+
+    quality: Quality
+    failures: tuple[Failure, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_json(self) -> dict[str, object]:
+        """The object of one size in `verify --json` (docs of the command line)."""
+        quality = self.quality
+        return {
+            "kl_divergence_mean": quality.kl_divergence_mean,
+            "kl_divergence_max": quality.kl_divergence_max,
+            "top1_agreement": quality.top1_agreement,
+            "perplexity_checkpoint": quality.perplexity_checkpoint,
+            "perplexity_bundle": quality.perplexity_bundle,
+            "tokens": quality.tokens,
+            "non_finite_tokens": quality.non_finite_tokens,
+            "failures": [str(failure) for failure in self.failures],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Every size of a bundle, judged."""
+
+    sizes: Mapping[str, SizeReport]
+
+    @property
+    def passed(self) -> bool:
+        return all(size.passed for size in self.sizes.values())
+
+    def to_json(self) -> dict[str, object]:
+        return {"passed": self.passed, "sizes": {name: size.to_json() for name, size in self.sizes.items()}}
+
+    def require_passed(self, what: str) -> None:
+        """QualityError that names every measure out of bounds; `what` is the bundle."""
+        faults = [f"{name}: {failure}" for name, size in self.sizes.items() for failure in size.failures]
+        if faults:
+            raise QualityError(
+                f"{what} against its checkpoint",
+                found="; ".join(faults),
+                wanted="every measure in bounds",
+                remedy="choose a finer --quant",
+            )
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def built_in_text() -> str:
+    """A few pages of plain English."""
+    return (resources.files("converters") / "data" / "verify_text.txt").read_text(encoding="utf-8")
+
+
+def sequences_of(ids: Sequence[int], config: TextConfig, *, context: int, tokens: int = LONG_TOKENS) -> list[list[int]]:
+    """The first `tokens` ids of a text in sequences as long as the context allows, each led by the bos token.
+
+    An end too short to judge is left out. UsageError when nothing is left.
+    """
+    text = list(ids[1:] if ids and ids[0] == config.bos_token_id else ids)[:tokens]
+    step = min(tokens, context) - 1
+    starts = range(0, len(text), step) if step > 0 else ()
+    sequences = [[config.bos_token_id, *text[start : start + step]] for start in starts]
+    sequences = [sequence for sequence in sequences if len(sequence) >= _SHORTEST]
+    if not sequences:
+        found = f"{len(text)} tokens in a context of {context}"
+        raise UsageError("text to verify with", found=found, wanted=f"at least {_SHORTEST} in one context")
+    return sequences
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def verify(
+    bundle: LogitsProvider,
+    model: TextModel,
+    sequences: Sequence[Sequence[int]],
+    thresholds: Thresholds,
+    *,
+    progress: Progress | None = None,
+) -> SizeReport:
+    """Judge one size of a bundle against the checkpoint, or slice of it, that it was made from.
+
+    Judged are the tokens for which the bundle gives logits and the sequence tells what follows. Logits that are not
+    finite fail the bundle; BundleError where they do not fit the checkpoint, CheckpointError where its own are not
+    finite.
+    """
+    _check_sequences(sequences, model.config)
+    hidden = reference.hidden_states(
+        model,
+        [np.array(ids, np.int32) for ids in sequences],
+        progress=None if progress is None else lambda done, of: progress("checkpoint", done, of),
+    )
+    parts: list[_Predictions] = []
+    for done, (ids, states) in enumerate(zip(sequences, hidden, strict=True), start=1):
+        parts.extend(_compare_sequence(bundle, model, ids, states))
+        if progress is not None:
+            progress("bundle", done, len(sequences))
+    quality = _summary(_Predictions.join(parts))
+    return SizeReport(quality, failures_of(quality, thresholds))
+
+
+def failures_of(quality: Quality, bounds: Thresholds) -> tuple[Failure, ...]:
+    """Every measure out of bounds; a measure that is not a number is."""
+    if quality.non_finite_tokens:
+        return (Failure("tokens with NaN or infinite logits", quality.non_finite_tokens, "0"),)
+    assert quality.kl_divergence_mean is not None and quality.kl_divergence_max is not None
+    assert quality.top1_agreement is not None
+    assert quality.perplexity_bundle is not None and quality.perplexity_ratio_error is not None
+    ratio = quality.perplexity_bundle / quality.perplexity_checkpoint
+    surely = ratio * math.exp(-_STANDARD_ERRORS * quality.perplexity_ratio_error)
+    at_most = (
+        ("KL divergence mean", quality.kl_divergence_mean, bounds.kl_divergence_mean),
+        ("KL divergence max", quality.kl_divergence_max, bounds.kl_divergence_max),
+        ("perplexity ratio less two standard errors", surely, bounds.perplexity_ratio),
+    )
+    failures = [Failure(name, found, f"at most {bound:g}") for name, found, bound in at_most if not found <= bound]
+    if not quality.top1_agreement >= bounds.top1_agreement:
+        failures.append(Failure("top-1 agreement", quality.top1_agreement, f"at least {bounds.top1_agreement:g}"))
+    return tuple(failures)
+
+
+@dataclass(frozen=True, slots=True)
+class _Predictions:
+    """One entry per prediction; losses are -log p of the token that follows, f64[n]."""
+
+    divergence: NDArray[np.float64]
+    same_top1: NDArray[np.bool_]
+    loss_checkpoint: NDArray[np.float64]
+    loss_bundle: NDArray[np.float64]
+    finite: NDArray[np.bool_]
+
+    @classmethod
+    def join(cls, parts: Sequence[_Predictions]) -> _Predictions:
+        return cls(
+            np.concatenate([part.divergence for part in parts]),
+            np.concatenate([part.same_top1 for part in parts]),
+            np.concatenate([part.loss_checkpoint for part in parts]),
+            np.concatenate([part.loss_bundle for part in parts]),
+            np.concatenate([part.finite for part in parts]),
+        )
+
+
+def _compare_sequence(
+    bundle: LogitsProvider, model: TextModel, ids: Sequence[int], states: NDArray[np.float32]
+) -> Iterator[_Predictions]:
+    config = model.config
+    first, rows = bundle.logits_for(ids)
+    _check_logits(first, rows, len(ids), config)
+    for start in range(first, len(ids) - 1, _ROWS):
+        end = min(start + _ROWS, len(ids) - 1)
+        expected = reference.logits(model, states[start:end])
+        if not np.isfinite(expected).all():
+            raise CheckpointError("checkpoint", found="NaN or infinite logits", wanted="finite ones")
+        found, following = rows[start - first : end - first], np.array(ids[start + 1 : end + 1])
+        for row in range(0, end - start, _FLOAT64_ROWS):
+            some = slice(row, row + _FLOAT64_ROWS)
+            yield compare(expected[some], found[some], following[some], _meaningful(config))
+
+
+def compare(
+    expected: NDArray[np.float32], found: NDArray[np.float32], following: NDArray[np.int64], vocabulary: int
+) -> _Predictions:
+    """Predictions of the checkpoint and of the bundle, f32[n, vocab], over the first `vocabulary` ids."""
+    finite = np.asarray(np.isfinite(found).all(axis=1))
+    log_p = log_softmax(expected[:, :vocabulary])
+    log_q = log_softmax(np.where(finite[:, None], found[:, :vocabulary], 0))
+    places = np.arange(len(following))
+    return _Predictions(
+        # Rounding may leave a divergence of nothing a hair below zero.
+        divergence=np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0),
+        same_top1=log_p.argmax(axis=-1) == log_q.argmax(axis=-1),
+        loss_checkpoint=-log_p[places, following],
+        loss_bundle=-log_q[places, following],
+        finite=finite,
+    )
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Over the last axis, in float64.
+
+    >>> np.exp(log_softmax(np.float32([1000, 1000]))).round(12).tolist()
+    [0.5, 0.5]
+    """
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def _summary(predictions: _Predictions) -> Quality:
+    tokens = len(predictions.finite)
+    perplexity_checkpoint = math.exp(predictions.loss_checkpoint.mean())
+    bad = int((~predictions.finite).sum())
+    if bad:
+        return Quality(tokens, None, None, None, perplexity_checkpoint, None, None, bad)
+    excess = predictions.loss_bundle - predictions.loss_checkpoint
+    return Quality(
+        tokens,
+        kl_divergence_mean=float(predictions.divergence.mean()),
+        kl_divergence_max=float(predictions.divergence.max()),
+        top1_agreement=float(predictions.same_top1.mean()),
+        perplexity_checkpoint=perplexity_checkpoint,
+        perplexity_bundle=math.exp(predictions.loss_bundle.mean()),
+        perplexity_ratio_error=float(excess.std() / math.sqrt(tokens)),
+    )
+
+
+def _meaningful(config: TextConfig) -> int:
+    return min(config.vocab_size, config.ple_vocab_size)
+
+
+def _check_sequences(sequences: Sequence[Sequence[int]], config: TextConfig) -> None:
+    if not sequences:
+        raise UsageError("sequences to verify with", found="none", wanted="at least one")
+    for ids in sequences:
+        if len(ids) < _SHORTEST:
+            raise UsageError("sequence to verify with", found=f"{len(ids)} tokens", wanted=f"at least {_SHORTEST}")
+        for token in ids:
+            if not 0 <= token < _meaningful(config):
+                raise UsageError("token id", found=token, wanted=f"text: 0 to {_meaningful(config) - 1}")
+
+
+def _check_logits(first: int, rows: NDArray[np.float32], length: int, config: TextConfig) -> None:
+    if not 0 <= first < length - 1 or len(rows) != length - first:
+        found = f"{len(rows)} predictions from position {first}"
+        raise BundleError("bundle", found=found, wanted=f"all from some position to the end of {length} tokens")
+    if rows.shape[1:] != (config.vocab_size,):
+        raise BundleError(
+            "bundle",
+            found=f"logits of shape {list(rows.shape[1:])}",
+            wanted=f"[{config.vocab_size}], the checkpoint's vocabulary",
+            remedy="name the checkpoint that the bundle was made from",
+        )

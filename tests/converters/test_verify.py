@@ -1,0 +1,322 @@
+"""The quality gate: its measures against formulas written out, its verdicts, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from oracle import CONFIGS, checkpoint_of, hf_logits, make_checkpoint
+
+from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.verify import (
+    LONG_TOKENS,
+    THRESHOLDS,
+    Failure,
+    Quality,
+    SizeReport,
+    VerifyReport,
+    built_in_text,
+    compare,
+    failures_of,
+    log_softmax,
+    sequences_of,
+    thresholds_for,
+    verify,
+)
+from toolkit.errors import BundleError, CheckpointError, QualityError, UsageError
+
+Array = NDArray[np.float32]
+
+MODEL = next(config for config in CONFIGS if config.name == "large_vocabulary")  # 1280 ids, 1024 of them text
+TEXT = [[2, 17, 900, 5, 1023, 0, 44, 3], [2, 8, 9, 10, 11]]
+F32 = THRESHOLDS["f32"]
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    weights = [math.exp(logit) for logit in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+# --- measures --------------------------------------------------------------------------------------------------------
+
+
+def test_measures_equal_formulas_written_out() -> None:
+    random = np.random.default_rng(0)
+    expected, found = random.normal(size=(2, 5, 11)).astype(np.float32) * 3
+    following = random.integers(0, 11, 5)
+    result = compare(expected, found, following, 11)
+    for row in range(5):
+        p, q = softmax(expected[row].tolist()), softmax(found[row].tolist())
+        divergence = sum(p[i] * math.log(p[i] / q[i]) for i in range(11))
+        assert result.divergence[row] == pytest.approx(divergence, rel=1e-12)
+        assert result.same_top1[row] == (p.index(max(p)) == q.index(max(q)))
+        assert result.loss_checkpoint[row] == pytest.approx(-math.log(p[following[row]]), rel=1e-12)
+        assert result.loss_bundle[row] == pytest.approx(-math.log(q[following[row]]), rel=1e-12)
+
+
+def test_the_divergence_of_a_coin_is_known() -> None:
+    fair, biased = np.float32([[0, 0]]), np.log(np.float32([[0.25, 0.75]]))
+    result = compare(fair, biased, np.array([0]), 2)
+    assert result.divergence[0] == pytest.approx(0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75), rel=1e-7)
+    back = compare(biased, fair, np.array([0]), 2)
+    assert back.divergence[0] == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), rel=1e-7)
+
+
+def test_equal_logits_diverge_by_exactly_nothing() -> None:
+    logits = np.random.default_rng(1).normal(size=(3, 1000)).astype(np.float32) * 30
+    assert compare(logits, logits, np.zeros(3, int), 1000).divergence.tolist() == [0, 0, 0]
+    assert compare(logits, logits + np.float32(1), np.zeros(3, int), 1000).divergence.max() < 1e-9
+
+
+def test_huge_and_far_apart_logits_stay_finite() -> None:
+    logits = np.float32([[3e38, -3e38, 0]])
+    assert log_softmax(logits).tolist() == [[0, pytest.approx(-6e38), pytest.approx(-3e38)]]
+    result = compare(np.float32([[100, 0, 0]]), np.float32([[0, 100, 0]]), np.array([0]), 3)
+    assert result.divergence[0] == pytest.approx(100)
+
+
+def test_ids_behind_the_text_vocabulary_do_not_count() -> None:
+    expected, found = np.float32([[1, 2, 0]]), np.float32([[1, 2, 30]])
+    assert compare(expected, found, np.array([0]), 2).divergence[0] == 0
+    assert compare(expected, found, np.array([0]), 2).same_top1[0]
+    assert not compare(expected, found, np.array([0]), 3).same_top1[0]
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+QUALITY = Quality(
+    tokens=64,
+    kl_divergence_mean=0.001,
+    kl_divergence_max=0.1,
+    top1_agreement=0.97,
+    perplexity_checkpoint=20.0,
+    perplexity_bundle=20.1,
+    perplexity_ratio_error=0.001,
+)
+
+
+def test_a_bundle_in_bounds_passes() -> None:
+    assert failures_of(QUALITY, THRESHOLDS["int8"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "failure"),
+    [
+        ({"kl_divergence_mean": 0.021}, "KL divergence mean 0.021, wanted at most 0.02"),
+        ({"kl_divergence_max": 1.5}, "KL divergence max 1.5, wanted at most 1"),
+        ({"top1_agreement": 0.9}, "top-1 agreement 0.9, wanted at least 0.93"),
+        ({"perplexity_bundle": 21.0}, "perplexity ratio less two standard errors 1.048, wanted at most 1.01"),
+        ({"kl_divergence_mean": math.nan}, "KL divergence mean nan, wanted at most 0.02"),
+        ({"top1_agreement": math.nan}, "top-1 agreement nan, wanted at least 0.93"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_each_measure_out_of_bounds_fails_by_name(change: dict[str, float], failure: str) -> None:
+    found = failures_of(replace(QUALITY, **change), THRESHOLDS["int8"])  # type: ignore[arg-type]
+    assert [str(item) for item in found] == [failure]
+
+
+def test_a_worse_perplexity_within_two_standard_errors_is_chance() -> None:
+    quality = replace(QUALITY, perplexity_bundle=20.6, perplexity_ratio_error=0.011)
+    assert failures_of(quality, THRESHOLDS["int8"]) == ()
+    assert failures_of(replace(quality, perplexity_ratio_error=0.009), THRESHOLDS["int8"])
+
+
+def test_bounds_can_be_overridden() -> None:
+    strict = replace(THRESHOLDS["int8"], kl_divergence_mean=1e-6)
+    assert [item.measure for item in failures_of(QUALITY, strict)] == ["KL divergence mean"]
+
+
+def test_the_coarsest_element_type_sets_the_bounds() -> None:
+    assert thresholds_for(["f32"]) == THRESHOLDS["f32"]
+    assert thresholds_for(["int8", "f32", "int8"]) == THRESHOLDS["int8"]
+    with pytest.raises(UsageError, match=r"found \['int2'\], wanted one or more of f32, int8, int4"):
+        thresholds_for(["int2"])
+
+
+def test_bounds_widen_with_coarser_types() -> None:
+    f32, int8, int4 = THRESHOLDS.values()
+    for finer, coarser in ((f32, int8), (int8, int4)):
+        assert finer.kl_divergence_mean < coarser.kl_divergence_mean
+        assert finer.kl_divergence_max < coarser.kl_divergence_max
+        assert finer.top1_agreement > coarser.top1_agreement
+        assert finer.perplexity_ratio < coarser.perplexity_ratio
+
+
+def test_a_report_becomes_the_json_of_the_command_line() -> None:
+    bad = SizeReport(QUALITY, (Failure("top-1 agreement", 0.5, "at least 0.9"),))
+    report = VerifyReport({"small": SizeReport(QUALITY, ()), "large": bad})
+    written = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert written["passed"] is False
+    assert written["sizes"]["small"] == {
+        "kl_divergence_mean": 0.001,
+        "kl_divergence_max": 0.1,
+        "top1_agreement": 0.97,
+        "perplexity_checkpoint": 20.0,
+        "perplexity_bundle": 20.1,
+        "tokens": 64,
+        "non_finite_tokens": 0,
+        "failures": [],
+    }
+    assert written["sizes"]["large"]["failures"] == ["top-1 agreement 0.5, wanted at least 0.9"]
+    with pytest.raises(QualityError, match=r"tiny .*: found large: top-1 agreement 0\.5, wanted at least 0\.9, wanted"):
+        report.require_passed("tiny")
+    VerifyReport({"small": SizeReport(QUALITY, ())}).require_passed("tiny")
+
+
+# --- the whole gate --------------------------------------------------------------------------------------------------
+
+
+class Bundle:
+    """Logits of transformers from the middle of each sequence on, spoilt on demand."""
+
+    def __init__(self, directory: Path, spoil: Callable[[Array], Array] = np.copy) -> None:
+        self.directory, self.spoil = directory, spoil
+
+    def logits_for(self, ids: Sequence[int]) -> tuple[int, Array]:
+        first = len(ids) // 2
+        return first, self.spoil(hf_logits(self.directory, ids)[first:])
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return open_checkpoint(checkpoint_of(MODEL))
+
+
+@pytest.mark.reference
+def test_a_faithful_bundle_passes_the_strictest_bounds(checkpoint: Checkpoint) -> None:
+    seen: list[tuple[str, int, int]] = []
+    report = verify(Bundle(checkpoint.path), checkpoint, TEXT, F32, progress=lambda *step: seen.append(step))
+    quality = report.quality
+    assert report.passed
+    assert quality.tokens == 3 + 2
+    assert quality.kl_divergence_max is not None and quality.kl_divergence_max < 1e-8
+    assert quality.top1_agreement == 1
+    losses = []
+    for ids in TEXT:
+        for position in range(len(ids) // 2, len(ids) - 1):
+            p = softmax(hf_logits(checkpoint.path, ids)[position, :1024].tolist())
+            losses.append(-math.log(p[ids[position + 1]]))
+    assert quality.perplexity_checkpoint == pytest.approx(math.exp(sum(losses) / 5), rel=1e-5)
+    assert quality.perplexity_bundle == pytest.approx(math.exp(sum(losses) / 5), rel=1e-9)
+    assert seen == [*(("checkpoint", done, 4) for done in range(1, 5)), ("bundle", 1, 2), ("bundle", 2, 2)]
+
+
+@pytest.mark.reference
+def test_a_bundle_of_other_weights_fails(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    other = make_checkpoint(tmp_path, seed=99, **MODEL.overrides)  # type: ignore[arg-type]
+    report = verify(Bundle(other), checkpoint, TEXT, THRESHOLDS["int4"])
+    assert not report.passed
+    assert {failure.measure for failure in report.failures} >= {"KL divergence mean", "top-1 agreement"}
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_fail_and_say_so(checkpoint: Checkpoint, bad: float) -> None:
+    def spoil(logits: Array) -> Array:
+        logits = logits.copy()
+        logits[1, 7] = bad
+        return logits
+
+    report = verify(Bundle(checkpoint.path, spoil), checkpoint, TEXT, THRESHOLDS["int4"])
+    assert [str(failure) for failure in report.failures] == ["tokens with NaN or infinite logits 2, wanted 0"]
+    assert report.quality.kl_divergence_mean is None
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+@pytest.mark.reference
+def test_many_rows_are_compared_in_pieces_without_a_gap(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
+) -> None:
+    ids = [2, *np.random.default_rng(3).integers(0, 1024, 40).tolist()]
+    whole = verify(Bundle(checkpoint.path), checkpoint, [ids], F32)
+    monkeypatch.setattr("converters.verify._ROWS", 7)
+    monkeypatch.setattr("converters.verify._FLOAT64_ROWS", 3)
+    pieces = verify(Bundle(checkpoint.path), checkpoint, [ids], F32)
+    assert pieces.quality.tokens == whole.quality.tokens == 20
+    assert pieces.quality.perplexity_bundle == pytest.approx(whole.quality.perplexity_bundle, rel=1e-12)
+    assert pieces.quality.perplexity_checkpoint == pytest.approx(whole.quality.perplexity_checkpoint, rel=1e-6)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ([], "found none, wanted at least one"),
+        ([[2, 3]], "found 2 tokens, wanted at least 3"),
+        ([[2, 3, 1024]], "found 1024, wanted text: 0 to 1023"),
+        ([[2, -3, 4]], "found -3, wanted text: 0 to 1023"),
+    ],
+    ids=str,
+)
+def test_sequences_that_cannot_be_judged_are_refused(
+    checkpoint: Checkpoint, sequences: list[list[int]], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        verify(Bundle(checkpoint.path), checkpoint, sequences, F32)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda logits: logits[:, :1024], r"found logits of shape \[1024\], wanted \[1280\], the checkpoint's vocab"),
+        (lambda logits: logits[1:], "found 3 predictions from position 4, wanted all"),
+        (lambda logits: logits[:0], "found 0 predictions from position 4, wanted all"),
+    ],
+    ids=["another vocabulary", "one too few", "none"],
+)
+def test_logits_that_do_not_fit_the_checkpoint_are_refused(
+    checkpoint: Checkpoint, spoil: Callable[[Array], Array], message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        verify(Bundle(checkpoint.path, spoil), checkpoint, TEXT, F32)
+
+
+@pytest.mark.reference
+def test_a_checkpoint_whose_own_logits_are_not_finite_is_refused(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    make_checkpoint(tmp_path, seed=0, **MODEL.overrides)  # type: ignore[arg-type]
+    tensors = safetensors.load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"][3] = np.nan
+    safetensors.save_file(tensors, tmp_path / "model.safetensors")
+    with (
+        open_checkpoint(tmp_path) as broken,
+        pytest.raises(CheckpointError, match="found NaN or infinite logits, wanted finite"),
+    ):
+        verify(Bundle(checkpoint_of(MODEL)), broken, TEXT, F32)
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.reference
+def test_a_text_is_cut_into_sequences_that_start_with_bos(checkpoint: Checkpoint) -> None:
+    ids = list(range(100, 130))
+    config = checkpoint.config
+    assert sequences_of(ids, config, context=64) == [[2, *ids]]
+    assert sequences_of([2, *ids], config, context=64) == [[2, *ids]]
+    assert sequences_of(ids, config, context=64, tokens=12) == [[2, *ids[:11]]]
+    assert sequences_of(ids, config, context=11) == [[2, *ids[:10]], [2, *ids[10:20]], [2, *ids[20:]]]
+    assert sequences_of(ids, config, context=30) == [[2, *ids[:29]]]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(("count", "context"), [(0, 64), (1, 64), (30, 2), (30, 1)])
+def test_too_little_text_or_context_is_refused(checkpoint: Checkpoint, count: int, context: int) -> None:
+    with pytest.raises(UsageError, match=f"found {count} tokens in a context of {context}, wanted at least 3"):
+        sequences_of(list(range(100, 100 + count)), checkpoint.config, context=context)
+
+
+def test_the_built_in_text_fills_the_long_form() -> None:
+    text = built_in_text()
+    assert text.isascii()
+    # English takes four to five characters a token with Gemma's tokenizer.
+    assert len(text) / 4.5 >= LONG_TOKENS

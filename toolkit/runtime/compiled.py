@@ -156,8 +156,7 @@ class Runtime:
     """LiteRT's environment: models opened in one runtime can share buffers."""
 
     def __init__(self) -> None:
-        options = litert.EnvironmentOptions(runtime_path=str(Path(litert.__file__).parent))
-        self._environment: Any = _quietly("LiteRT", lambda: litert.Environment.create(options=options))
+        self._environment: Any = _quietly("LiteRT", _make_environment)
         self._models: list[Model] = []
 
     def open(self, model: ModelFile, *, threads: int, cache: WeightCache) -> Model:
@@ -187,6 +186,13 @@ class Runtime:
             model.close()
         self._models.clear()
         self._environment = None
+
+
+def _make_environment() -> Any:
+    options = litert.EnvironmentOptions(runtime_path=str(Path(litert.__file__).parent))
+    # The first write makes LiteRT set up another environment of its own, as talkative as the first.
+    litert.TensorBuffer.create_from_host_memory(np.zeros(16, np.float32)).write(np.zeros(16, np.float32))
+    return litert.Environment.create(options=options)
 
 
 def _closed() -> None:

@@ -48,6 +48,11 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def token_of(self, token_id: int) -> str | None:
+        """The spelling of one token, None for an id that stands for nothing."""
+        found: str | None = self._tokenizer.id_to_token(token_id)
+        return found
+
 
 class TextStream:
     """Turns a stream of tokens into a stream of whole characters."""

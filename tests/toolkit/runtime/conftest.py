@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from checkpoints import TINY, random_tensors, write_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
+from converters.checkpoint import open_checkpoint
+from converters.convert import ConvertRequest, convert
+from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.weight_cache import ModelFile
 
 WIDTH, OUTPUTS, ROWS = 64, 128, 32
@@ -133,3 +138,44 @@ def tensor_map(name: str, index: int) -> schema.TensorMapT:
 def weights() -> Callable[[int], np.ndarray]:
     """The matrix of ``small_model`` for a seed."""
     return matrix
+
+
+TEMPLATE = """{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message.role }}
+{{ message.content | trim }}<end_of_turn>
+{% endfor %}{% if add_generation_prompt %}<start_of_turn>assistant
+{% endif %}"""
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: Path) -> Path:
+    """A checkpoint of random weights with a tokenizer, and with a size ``small`` beside the whole, ``full``."""
+    # Unscaled, a random model is chaotic: rounding alone would move its logits by more than a fault.
+    tensors = {
+        name: tensor / np.float32(tensor.shape[-1] ** 0.5) if tensor.ndim == 2 else tensor
+        for name, tensor in random_tensors(TINY, dtype="float32").items()
+    }
+    path = write_checkpoint(tmp_path_factory.mktemp("random") / "checkpoint", TINY, tensors)
+    small = {"name": "small", "layers": [0, 1, 2, 3, 4, 5, 6], "ffn_sizes": [48, 24, 16, 24, 24, 48, 24]}
+    matformer = {"format": "gemma-edge-matformer/1", "slices": [small]}
+    (path / "matformer.json").write_text(json.dumps(matformer))
+    (path / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def random_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Path:
+    """Its float bundle in both sizes: context 40, prefills of 4 and 16."""
+    path = tmp_path_factory.mktemp("bundle") / "bundle"
+    with open_checkpoint(random_checkpoint) as checkpoint:
+        request = ConvertRequest(
+            checkpoint,
+            path,
+            load_recipe("f32"),
+            ple_recipe("f32", checkpoint.config.ple_size),
+            sizes=(checkpoint.slices["full"], checkpoint.slices["small"]),
+            context=40,
+            prefill_sizes=(4, 16),
+        )
+        convert(request)
+    return path

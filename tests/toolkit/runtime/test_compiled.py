@@ -91,7 +91,8 @@ def test_litert_says_nothing_on_stderr(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     runtime = Runtime()
-    runtime.open(small_model(0), threads=1, cache="off")
+    model = runtime.open(small_model(0), threads=1, cache="off")
+    run(model, "decode", np.ones((1, 1, 64), np.float32), 0, zero_cache(model))
     runtime.close()
     assert capfd.readouterr().err == ""
     assert "XNNPACK" in caplog.text

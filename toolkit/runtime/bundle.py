@@ -1,0 +1,67 @@
+"""A bundle directory, opened: its manifest, and its files as far as they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, FileRecord, Manifest
+from toolkit.bundle.manifest_json import read_manifest
+from toolkit.errors import BundleError
+from toolkit.files import CHUNK_BYTES
+from toolkit.runtime.chat import ChatTemplate
+from toolkit.runtime.tokenizer import Tokenizer
+from toolkit.runtime.weight_cache import ModelFile
+
+
+class Bundle:
+    """Reads the manifest at once and everything else when needed."""
+
+    def __init__(self, path: Path | str) -> None:
+        """BundleError unless ``path`` is a directory with a sound manifest."""
+        self.path = Path(path)
+        if self.path.is_file():
+            raise BundleError(str(path), found="a file", wanted="a bundle's directory")
+        self.manifest: Manifest = read_manifest(self.path)
+
+    def model_file(self, name: str) -> ModelFile:
+        """A .tflite of the bundle; BundleError when it is plainly not the file that the manifest describes.
+
+        Size, first and last chunk are compared, which takes milliseconds; ``gemma-edge check`` compares everything.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(str(self.path), found=f"no {name}", wanted="a bundle with a text model")
+        record = self.manifest.files[name]
+        path = self.path / name
+        _compare(path, record)
+        return ModelFile(path, record.sha256, record.bytes)
+
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer."""
+        return Tokenizer(self.path / TOKENIZER)
+
+    def chat_template(self, tokenizer: Tokenizer) -> ChatTemplate:
+        """The bundle's chat template; BundleError when it has none."""
+        bos = tokenizer.token_of(self.manifest.text.bos_token_id)
+        return ChatTemplate.open(self.path / CHAT_TEMPLATE, bos_token=bos or "")
+
+    def drawable_ids(self, tokenizer: Tokenizer) -> int:
+        """Ids from here up must not be drawn: they are image and sound, or nothing; their logits mean nothing."""
+        return min(self.manifest.text.ple_vocab_size, tokenizer.size)
+
+
+def _compare(path: Path, record: FileRecord) -> None:
+    remedy = "run gemma-edge check, or convert again"
+    try:
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise BundleError(str(path), found=f"{size:,} bytes", wanted=f"{record.bytes:,}", remedy=remedy)
+        with open(path, "rb") as file:
+            for index in {0, len(record.chunks) - 1} if record.chunks else ():
+                file.seek(index * CHUNK_BYTES)
+                found = hashlib.sha256(file.read(CHUNK_BYTES)).hexdigest()
+                if found != record.chunks[index]:
+                    wanted = f"{record.chunks[index]} as in the manifest"
+                    raise BundleError(f"{path} chunk {index}", found=f"sha256 {found}", wanted=wanted, remedy=remedy)
+    except OSError as error:
+        raise BundleError(str(path), found=error.strerror, wanted="a readable file", remedy=remedy) from error

@@ -1,0 +1,108 @@
+"""Tokens one after the other, and how long they took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.errors import UsageError
+from toolkit.runtime.sampling import Sampler
+from toolkit.runtime.session import Session
+
+Ending = Literal["stop token", "length", "context", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationReport:
+    """What was generated and how fast; a rate is None when there was nothing to measure it by."""
+
+    token_ids: tuple[int, ...]
+    """With the stop token, if that ended it."""
+    prompt_tokens: int
+    reused_tokens: int
+    """Of the prompt, tokens that an earlier turn had left in the caches."""
+    ending: Ending
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    time_to_first_token_s: float | None
+    """From the prompt's tokens to the first generated one; loading is not part of it."""
+
+
+class Generation:
+    """One answer: iterate over its tokens, then read its report. An interrupt keeps what came before it."""
+
+    def __init__(
+        self, session: Session, prompt: Sequence[int], sampler: Sampler, *, limit: int, stops: Collection[int]
+    ) -> None:
+        """``prompt`` is the whole conversation; what the session already holds of it is not computed again."""
+        if limit < 1:
+            raise UsageError("number of tokens", found=limit, wanted="at least 1")
+        if not prompt:
+            raise UsageError("prompt", found="no tokens", wanted="at least one")
+        if len(prompt) > session.context:
+            raise UsageError(
+                "prompt",
+                found=f"{len(prompt)} tokens",
+                wanted=f"at most {session.context}, the bundle's context",
+                remedy="shorten it, or convert with a larger --context",
+            )
+        self._session = session
+        self._prompt = prompt
+        self._sampler = sampler
+        self._limit = limit
+        self._stops = stops
+        self._tokens: list[int] = []
+        self._ending: Ending = "interrupted"
+        self._reused = 0
+        self._prefill_s = 0.0
+        self._first_s = 0.0
+        self._decode_s = 0.0
+
+    def __iter__(self) -> Iterator[int]:
+        session = self._session
+        started = time.perf_counter()
+        self._reused = session.rewind_to(self._prompt)
+        session.prefill(self._prompt[self._reused : -1])
+        self._prefill_s = time.perf_counter() - started
+        token = self._prompt[-1]
+        ended: Ending | None = None
+        while ended is None:
+            step_started = time.perf_counter()
+            token = self._sampler.draw(session.decode(token))
+            now = time.perf_counter()
+            # What the caller does between tokens is not ours to count.
+            self._decode_s += now - step_started
+            self._first_s = self._first_s or now - started
+            self._tokens.append(token)
+            ended = self._end_after(token)
+            self._ending = ended or "interrupted"
+            yield token
+
+    def report(self) -> GenerationReport:
+        """May be read at any time."""
+        return GenerationReport(
+            token_ids=tuple(self._tokens),
+            prompt_tokens=len(self._prompt),
+            reused_tokens=self._reused,
+            ending=self._ending,
+            prefill_tokens_per_s=_rate(len(self._prompt) - 1 - self._reused, self._prefill_s),
+            decode_tokens_per_s=_rate(len(self._tokens), self._decode_s),
+            time_to_first_token_s=self._first_s or None,
+        )
+
+    def interrupt(self) -> None:
+        """Say that the caller stopped it, whatever its last token was."""
+        self._ending = "interrupted"
+
+    def _end_after(self, token: int) -> Ending | None:
+        if token in self._stops:
+            return "stop token"
+        if len(self._tokens) == self._limit:
+            return "length"
+        return "context" if self._session.position == self._session.context else None
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if count > 0 and seconds > 0 else None

@@ -1,0 +1,29 @@
+"""The keys and values of a conversation, in buffers that every signature updates in place."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toolkit.bundle.manifest import TextRecord
+from toolkit.runtime.compiled import Buffer, Model
+
+
+class KvBuffers:
+    """One buffer per cache, f32[1, kv_heads, context, head_dim], bound both as input and as output.
+
+    Bound so, a decode step moves one row; with separate buffers it would copy every cache.
+    """
+
+    def __init__(self, model: Model, signature: str, text: TextRecord) -> None:
+        """Made for one signature, they fit all: a bundle's sizes share their caches."""
+        names = [name for cache in text.kv_caches for name in (cache.key, cache.value)]
+        self.buffers: dict[str, Buffer] = {name: model.input_buffer(signature, name) for name in names}
+        zeros = {shape: np.zeros(shape, np.float32) for shape in {b.info.shape for b in self.buffers.values()}}
+        # Blocked rows weigh exactly 0, but 0 times an undefined NaN would still be NaN.
+        for buffer in self.buffers.values():
+            buffer.write(zeros[buffer.info.shape])
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all caches."""
+        return sum(buffer.info.size * 4 for buffer in self.buffers.values())

@@ -1,0 +1,42 @@
+"""Which prefill signatures a prompt runs through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# What a signature costs beyond its positions, in positions: it reads every weight and every cache once.
+_READING = 32
+
+
+def plan_prefill(tokens: int, widths: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """(width of a signature, tokens in it) in turn, at the least estimated cost; a width of 1 is a decode step.
+
+    A signature of width N needs N free positions even for fewer tokens: ``room`` is what the context has left.
+
+    >>> plan_prefill(300, (8, 128), room=4096)
+    [(128, 128), (128, 128), (128, 44)]
+    >>> plan_prefill(10, (8, 128), room=4096)
+    [(8, 8), (8, 2)]
+    >>> plan_prefill(10, (8, 128), room=10)
+    [(8, 8), (1, 1), (1, 1)]
+    """
+    assert tokens <= room
+    plan: list[tuple[int, int]] = []
+    while tokens:
+        widths = [width for width in widths if width <= room]
+        width = _next_width(tokens, widths)
+        count = min(width, tokens)
+        plan.append((width, count))
+        tokens -= count
+        room -= count
+    return plan
+
+
+def _next_width(tokens: int, widths: Sequence[int]) -> int:
+    """The widest signature that is filled, or the narrowest that holds everything when that is cheaper."""
+    filled = max((width for width in widths if width <= tokens), default=1)
+    holding = min((width for width in widths if width >= tokens), default=None)
+    if holding is None:
+        return filled
+    steps = -(-tokens // filled)
+    return holding if holding + _READING <= steps * (filled + _READING) else filled

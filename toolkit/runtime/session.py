@@ -1,0 +1,233 @@
+"""A conversation with a bundle's text model on this machine: tokens in, logits out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.manifest import EMBEDDER, PER_LAYER_EMBEDDER, TEXT_DECODER, SizeRecord
+from toolkit.errors import UsageError
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.compiled import Buffer, Call, Runtime
+from toolkit.runtime.kv_cache import KvBuffers
+from toolkit.runtime.prefill import plan_prefill
+from toolkit.runtime.weight_cache import WeightCache, default_directory
+
+BLOCKED = np.float32(-0.7 * np.finfo(np.float32).max)
+"""A mask's value where a position may not be seen (docs/formats/manifest.md)."""
+
+
+def default_threads() -> int:
+    """The cores that this process may use, at most 4: beyond, a decode step waits for memory."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How a bundle is run."""
+
+    size: str | None = None
+    """One of the bundle's sizes; None is its default."""
+    threads: int = field(default_factory=default_threads)
+    weight_cache: WeightCache = field(default_factory=default_directory)
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise UsageError("threads", found=self.threads, wanted="a number from 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """The input buffers of signatures of one width, and the calls that fill the embeddings."""
+
+    ids: tuple[Buffer, Buffer]
+    embed: tuple[Call, Call]
+    decoder: dict[str, Buffer]
+
+
+class Session:
+    """Holds the KV caches and which tokens are in them: after a fault or an interrupt, those taken in by then."""
+
+    def __init__(self, bundle: Bundle, settings: SessionSettings | None = None) -> None:
+        settings = settings or SessionSettings()
+        self.bundle = bundle
+        self.text = bundle.manifest.text
+        self._size_name = settings.size or bundle.manifest.default_size
+        self._size: SizeRecord = bundle.manifest.size(settings.size)
+        # A table look-up is one thread's work and packs no weights.
+        files = {name: bundle.model_file(name) for name in (TEXT_DECODER, EMBEDDER, PER_LAYER_EMBEDDER)}
+        self._runtime = Runtime()
+        try:
+            self._decoder = self._runtime.open(
+                files[TEXT_DECODER], threads=settings.threads, cache=settings.weight_cache
+            )
+            self._embedder = self._runtime.open(files[EMBEDDER], threads=1, cache="off")
+            self._ple_embedder = self._runtime.open(files[PER_LAYER_EMBEDDER], threads=1, cache="off")
+            self._caches = KvBuffers(self._decoder, self._size.decode, self.text)
+        except BaseException:
+            self._runtime.close()
+            raise
+        self._ids: list[int] = []
+        self._inputs: dict[int, _Inputs] = {}
+        self._calls: dict[str, Call] = {}
+        self._logits = self._decoder.output_buffer(self._size.decode, "logits")
+        self._padded = np.zeros(max(self.text.prefill_sizes, default=1), np.int32)
+        self._mask = np.empty((len(self._padded), self.text.context), np.float32)
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> str:
+        """The size that runs."""
+        return self._size_name
+
+    @property
+    def context(self) -> int:
+        """Positions that the caches hold."""
+        return self.text.context
+
+    @property
+    def position(self) -> int:
+        """Positions in use."""
+        return len(self._ids)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The tokens behind us."""
+        return tuple(self._ids)
+
+    def use(self, size: str) -> None:
+        """Go on with another size of the bundle: all sizes read and write the same caches."""
+        self._size = self.bundle.manifest.size(size)
+        self._size_name = size
+
+    def truncate(self, position: int) -> None:
+        """Forget the tokens from ``position`` on."""
+        if not 0 <= position <= self.position:
+            raise UsageError("position", found=position, wanted=f"0 to {self.position}")
+        del self._ids[position:]
+
+    def close(self) -> None:
+        """Free everything; the session cannot be used any more."""
+        self._runtime.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- computing -------------------------------------------------------------------------------------------------
+
+    def prefill(self, ids: Sequence[int]) -> None:
+        """Take tokens in without asking what follows them."""
+        self._require(ids)
+        done = 0
+        for width, count in plan_prefill(len(ids), self.text.prefill_sizes, self.context - self.position):
+            self._step(width, ids[done : done + count])
+            done += count
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Take one token in; the logits of what follows it, f32[vocabulary]."""
+        self._require((token,))
+        self._step(1, (token,))
+        logits: NDArray[np.float32] = self._logits.read().reshape(-1)
+        return logits
+
+    def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Take a prompt in: all but the last token by prefill, the last by decode; the logits of what follows it."""
+        self._require(ids)
+        if not ids:
+            raise UsageError("prompt", found="no tokens", wanted="at least one")
+        self.prefill(ids[:-1])
+        return self.decode(ids[-1])
+
+    def rewind_to(self, ids: Sequence[int]) -> int:
+        """Keep what the conversation has in common with ``ids``, but not all of them; how many tokens that are."""
+        common = 0
+        while common < min(self.position, len(ids) - 1) and self._ids[common] == ids[common]:
+            common += 1
+        self.truncate(common)
+        return common
+
+    def logits_for(self, ids: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
+        """A new conversation of exactly these tokens: the logits that follow each of its second half.
+
+        The first half runs through prefill, the rest through decode, so both are judged. Returns the first position
+        and f32[len(ids) - first, vocabulary].
+        """
+        self.truncate(0)
+        self._require(ids)
+        first = len(ids) // 2
+        self.prefill(ids[:first])
+        rows = np.empty((len(ids) - first, self.text.vocab_size), np.float32)
+        for row, token in zip(rows, ids[first:], strict=True):
+            row[:] = self.decode(token)
+        return first, rows
+
+    # --- one call --------------------------------------------------------------------------------------------------
+
+    def _require(self, ids: Sequence[int]) -> None:
+        """Faults are found before any work."""
+        if self.position + len(ids) > self.context:
+            raise UsageError(
+                "conversation",
+                found=f"{self.position + len(ids)} tokens",
+                wanted=f"at most {self.context}, the bundle's context",
+                remedy="shorten it, or convert with a larger --context",
+            )
+        for token in ids:
+            if not 0 <= token < self.text.vocab_size:
+                raise UsageError("token id", found=token, wanted=f"0 to {self.text.vocab_size - 1}")
+
+    def _step(self, width: int, ids: Sequence[int]) -> None:
+        """Run one signature: ``ids`` at the next positions, the rest of its width padding."""
+        inputs = self._inputs_of(width)
+        padded, mask = self._padded[:width], self._mask[:width]
+        padded[:] = 0
+        padded[: len(ids)] = ids
+        for buffer, call in zip(inputs.ids, inputs.embed, strict=True):
+            buffer.write(padded)
+            call()
+        # Padding stands at position 0 and sees nothing; its cache rows are written again before anyone sees them.
+        mask.fill(BLOCKED)
+        padded[:] = 0
+        for row in range(len(ids)):
+            padded[row] = self.position + row
+            mask[row, : self.position + row + 1] = 0
+        inputs.decoder["input_pos"].write(padded)
+        inputs.decoder["mask"].write(mask)
+        self._call_of(width)()
+        self._ids.extend(ids)
+
+    def _call_of(self, width: int) -> Call:
+        """The current size's decode for a width of 1, else its prefill."""
+        name = self._size.decode if width == 1 else self._size.prefill(width)
+        if name not in self._calls:
+            caches = self._caches.buffers
+            outputs = {**caches, "logits": self._logits} if width == 1 else caches
+            self._calls[name] = self._decoder.bind(name, {**self._inputs_of(width).decoder, **caches}, outputs)
+        return self._calls[name]
+
+    def _inputs_of(self, width: int) -> _Inputs:
+        """Made when a width is first used: a wide prefill's mask alone takes megabytes."""
+        if width not in self._inputs:
+            name, embed = (self._size.decode if width == 1 else self._size.prefill(width)), f"embed_{width}"
+            kinds = ("embeddings", "per_layer_embeddings", "input_pos", "mask")
+            decoder = {kind: self._decoder.input_buffer(name, kind) for kind in kinds}
+            models = (self._embedder, self._ple_embedder)
+            ids = tuple(model.input_buffer(embed, "ids") for model in models)
+            # The embedders write straight into the decoder's inputs.
+            calls = [
+                model.bind(embed, {"ids": buffer}, {kind: decoder[kind]})
+                for model, buffer, kind in zip(models, ids, kinds, strict=False)
+            ]
+            self._inputs[width] = _Inputs((ids[0], ids[1]), (calls[0], calls[1]), decoder)
+        return self._inputs[width]

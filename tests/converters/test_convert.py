@@ -1,0 +1,295 @@
+"""The whole way: checkpoints of many shapes, converted in float32 and run by LiteRT, against transformers."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+from numpy.typing import NDArray
+
+from converters.checkpoint import open_checkpoint
+from converters.convert import ConvertRequest, convert
+from converters.gemma3n.matformer import Slice
+from toolkit.errors import CheckpointError, EnvironmentFault, SliceError, UsageError
+from toolkit.quant.recipe import load_recipe, ple_recipe
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.session import Session, SessionSettings
+
+PREFILLS = (4, 16, 64)
+CONTEXT = 256
+
+
+@functools.cache
+def scratch() -> Path:
+    return Path(tempfile.mkdtemp(prefix="gemma-edge-test-"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clean() -> Iterator[None]:
+    yield
+    shutil.rmtree(scratch(), ignore_errors=True)
+    scratch.cache_clear()
+
+
+def with_tokenizer(checkpoint: Path) -> Path:
+    """The same checkpoint with a tokenizer, which these tests do not use."""
+    directory = scratch() / f"{checkpoint.name}-checkpoint"
+    if not directory.exists():
+        shutil.copytree(checkpoint, directory)
+        tiny = Path(__file__).parents[2] / "examples" / "tiny_gemma3n" / "tokenizer.json"
+        shutil.copyfile(tiny, directory / "tokenizer.json")
+    return directory
+
+
+def request(checkpoint: Path, output: Path, *, quant: str = "f32", sizes: tuple[Slice, ...] = ()) -> ConvertRequest:
+    opened = open_checkpoint(checkpoint)
+    recipes = load_recipe(quant), ple_recipe("f32" if quant == "f32" else "int8", opened.config.ple_size)
+    return ConvertRequest(opened, output, *recipes, sizes, context=CONTEXT, prefill_sizes=PREFILLS)
+
+
+@functools.cache
+def bundle_of(config: oracle.OracleConfig) -> Path:
+    """A float bundle of one of the oracle's configurations."""
+    output = scratch() / f"{config.name}-bundle"
+    convert(request(with_tokenizer(oracle.checkpoint_of(config)), output))
+    return output
+
+
+def open_session(bundle: Path) -> Session:
+    return Session(Bundle(bundle), SessionSettings(threads=1, weight_cache="memory"))
+
+
+def greedy(session: Session, prompt: Sequence[int], count: int) -> list[int]:
+    tokens: list[int] = []
+    logits = session.feed(prompt)
+    while len(tokens) < count:
+        tokens.append(int(np.argmax(logits)))
+        logits = session.decode(tokens[-1])
+    return tokens
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("config", oracle.CONFIGS, ids=str)
+def test_a_float_bundle_gives_the_logits_of_transformers(config: oracle.OracleConfig) -> None:
+    want = oracle.hf_logits(oracle.checkpoint_of(config), config.ids)
+    with open_session(bundle_of(config)) as session:
+        decoded = np.stack([session.decode(token) for token in config.ids])
+        assert np.abs(decoded - want).max() < 1e-3
+        first, prefilled = session.logits_for(config.ids)
+        assert np.abs(prefilled - want[first:]).max() < 1e-3
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("config", oracle.CONFIGS, ids=str)
+def test_a_float_bundle_writes_the_64_tokens_of_transformers(config: oracle.OracleConfig) -> None:
+    with open_session(bundle_of(config)) as session:
+        tokens = greedy(session, config.ids, 64)
+    assert tokens == oracle.hf_greedy(oracle.checkpoint_of(config), config.ids, 64)
+
+
+def caches(session: Session) -> list[NDArray[np.float32]]:
+    """What the session has written of each cache."""
+    return [buffer.read()[:, :, : session.position] for buffer in session._caches.buffers.values()]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("config", oracle.CONFIGS, ids=str)
+def test_prefill_fills_the_caches_as_decode_does(config: oracle.OracleConfig) -> None:
+    """Prefill skips the layers without a cache: the caches must not tell the difference."""
+    with open_session(bundle_of(config)) as session:
+        session.prefill(config.ids)
+        prefilled = caches(session)
+        session.truncate(0)
+        for token in config.ids:
+            session.decode(token)
+        decoded = caches(session)
+    for one, other in zip(prefilled, decoded, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
+
+
+def test_two_conversions_give_identical_bytes(tmp_path: Path, tiny: Path) -> None:
+    for name, workers in (("a", 1), ("b", 3)):
+        convert(replace(request(tiny, tmp_path / name, quant="int4"), workers=workers))
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+@pytest.fixture
+def tiny() -> Path:
+    return Path(__file__).parents[2] / "examples" / "tiny_gemma3n"
+
+
+def test_a_size_computes_the_same_alone_and_among_others(tmp_path: Path, tiny: Path) -> None:
+    """Nested pieces add up: float logits of each size in an elastic bundle against a bundle of that size alone."""
+    slices = open_checkpoint(tiny).slices
+    names = ["large", "small", "mid-wide"]
+    convert(request(tiny, tmp_path / "elastic", sizes=tuple(slices[name] for name in names)))
+    ids = [2, *np.random.default_rng(0).integers(6, 3000, 90).tolist()]
+    with open_session(tmp_path / "elastic") as session:
+        for name in names:
+            convert(request(tiny, tmp_path / name, sizes=(slices[name],)))
+            with open_session(tmp_path / name) as alone:
+                _, want = alone.logits_for(ids)
+            session.use(name)
+            _, got = session.logits_for(ids)
+            assert np.abs(got - want).max() < 1e-3, name
+
+
+def test_an_elastic_bundle_stores_each_weight_once(tmp_path: Path, tiny: Path) -> None:
+    slices = open_checkpoint(tiny).slices
+    both = convert(request(tiny, tmp_path / "both", sizes=(slices["large"], slices["small"])))
+    large = convert(request(tiny, tmp_path / "large", sizes=(slices["large"],)))
+    weights = sum(entry.stat().st_size for entry in (tmp_path / "large").glob("*.tflite"))
+    graphs = 1_500_000  # headers: another prefill and decode for each prefill size
+    assert sum(record.bytes for record in both.files.values()) < weights + graphs
+    assert both.groups["text"].parameters == large.groups["text"].parameters
+
+
+def test_a_conversation_may_change_its_size(tmp_path: Path, tiny: Path) -> None:
+    slices = open_checkpoint(tiny).slices
+    convert(request(tiny, tmp_path / "bundle", quant="int8", sizes=(slices["large"], slices["small"])))
+    with open_session(tmp_path / "bundle") as session:
+        session.feed([2, 50, 60, 70])
+        session.use("small")
+        logits = session.decode(80)
+        session.use("large")
+        assert np.isfinite(logits).all() and np.isfinite(session.decode(90)).all()
+        assert session.position == 6
+
+
+def test_sizes_without_common_caches_are_refused(tmp_path: Path, tiny: Path) -> None:
+    whole = open_checkpoint(tiny).default_slice
+    other = Slice("other", whole.layers[1:], whole.ffn_sizes[1:])
+    with pytest.raises(SliceError, match="KV cache"):
+        convert(request(tiny, tmp_path / "bundle", sizes=(whole, other)))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"context": 1}, "context"),
+        ({"context": 1 << 20}, "context"),
+        ({"prefill_sizes": ()}, "prefill sizes"),
+        ({"prefill_sizes": (16, 8)}, "prefill sizes"),
+        ({"prefill_sizes": (32,)}, "at most 16"),
+        ({"prefill_sizes": (8, 512)}, "at most the context"),
+    ],
+)
+def test_lengths_that_cannot_work_are_refused_before_any_work(
+    tmp_path: Path, tiny: Path, change: dict[str, object], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        convert(replace(request(tiny, tmp_path / "bundle"), **change))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_bundle_leaves_nothing(tmp_path: Path, tiny: Path) -> None:
+    def refuse(directory: Path) -> None:
+        assert (directory / "manifest.json").is_file()
+        raise UsageError("gate", found="bad", wanted="good")
+
+    with pytest.raises(UsageError, match="gate"):
+        convert(request(tiny, tmp_path / "bundle"), accept=refuse)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path, tiny: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("tokenizer.json", "*.py"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        convert(request(tmp_path / "checkpoint", tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_too_small_a_disk_is_said_before_starting(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(EnvironmentFault, match="disk space"):
+        convert(request(tiny, tmp_path / "bundle"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_ends_at_its_total(tmp_path: Path, tiny: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    convert(request(tiny, tmp_path / "bundle", quant="int8"), progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def slice_arrays(directory: Path, target: Path, part: Slice) -> Path:
+    """Slice a checkpoint by the recipe in gemma3n's documentation, by code of this test's own, and save it."""
+    import json
+
+    from safetensors.numpy import save_file
+    from safetensors.torch import load_file
+
+    target.mkdir()
+    config = json.loads((directory / "config.json").read_text())
+    ple, old = config["hidden_size_per_layer_input"], config["num_hidden_layers"]
+    tensors: dict[str, NDArray[np.generic]] = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        array = tensor.float().numpy()
+        pieces = name.split(".")
+        if "layers" in pieces:
+            at = pieces.index("layers") + 1
+            layer = int(pieces[at])
+            if layer not in part.layers:
+                continue
+            new = part.layers.index(layer)
+            width = part.ffn_sizes[new]
+            pieces[at] = str(new)
+            if "gate_proj" in pieces or "up_proj" in pieces:
+                array = array[:width]
+            elif "down_proj" in pieces:
+                array = array[:, :width]
+        elif "embed_tokens_per_layer" in pieces:
+            array = array.reshape(-1, old, ple)[:, list(part.layers)].reshape(len(array), -1)
+        elif "per_layer_model_projection" in pieces:
+            array = array.reshape(old, ple, -1)[list(part.layers)].reshape(-1, array.shape[1])
+        tensors[".".join(pieces)] = np.ascontiguousarray(array)
+    save_file(tensors, target / "model.safetensors")
+    owners = old - config["num_kv_shared_layers"]
+    config["num_kv_shared_layers"] = sum(layer >= owners for layer in part.layers)
+    config["num_hidden_layers"] = len(part.layers)
+    config["intermediate_size"] = list(part.ffn_sizes)
+    for key in ("layer_types", "activation_sparsity_pattern"):
+        config[key] = [config[key][layer] for layer in part.layers]
+    (target / "config.json").write_text(json.dumps(config))
+    for name in ("generation_config.json", "tokenizer.json", "chat_template.jinja"):
+        if (directory / name).exists():
+            shutil.copyfile(directory / name, target / name)
+    return target
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", ["small", "mid-narrow", "mid-wide", "large"])
+def test_each_slice_gives_the_logits_of_transformers_on_a_sliced_checkpoint(
+    tmp_path: Path, tiny: Path, name: str
+) -> None:
+    part = open_checkpoint(tiny).slices[name]
+    sliced = slice_arrays(tiny, tmp_path / "sliced", part)
+    ids = [2, *np.random.default_rng(1).integers(6, 3000, 120).tolist()]
+    want = oracle.hf_logits(sliced, ids)
+    convert(request(tiny, tmp_path / "bundle", sizes=(part,)))
+    with open_session(tmp_path / "bundle") as session:
+        first, got = session.logits_for(ids)
+    assert np.abs(got - want[first:]).max() < 1e-3
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("quant", ["f32", "int8", "int4"])
+def test_a_slice_equals_the_bundle_of_a_checkpoint_sliced_first_bit_for_bit(
+    tmp_path: Path, tiny: Path, quant: str
+) -> None:
+    part = open_checkpoint(tiny).slices["small"]
+    sliced = slice_arrays(tiny, tmp_path / "sliced", part)
+    convert(request(tiny, tmp_path / "ours", quant=quant, sizes=(part,)))
+    convert(request(sliced, tmp_path / "first", quant=quant))
+    for file in ("text_decoder.tflite", "embedder.tflite", "per_layer_embedder.tflite"):
+        assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "first" / file).read_bytes(), file

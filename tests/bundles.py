@@ -1,9 +1,33 @@
-"""A manifest to copy and break."""
+"""A bundle made by hand: real files, small enough to copy and break."""
 
 from __future__ import annotations
 
-from toolkit.bundle.manifest import CheckpointRecord, KvCache, QuantRecord, RuleRecord, SizeRecord, TextRecord
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.manifest import (
+    CHAT_TEMPLATE,
+    EMBEDDER,
+    PER_LAYER_EMBEDDER,
+    TEXT_DECODER,
+    TOKENIZER,
+    CheckpointRecord,
+    KvCache,
+    QuantRecord,
+    RuleRecord,
+    SizeRecord,
+    TextRecord,
+)
 from toolkit.bundle.write import BundleDraft, GroupDraft
+from toolkit.quant.scheme import Scheme
+from toolkit.tflite import ops
+from toolkit.tflite.graph import DType, Graph, Signature
+from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
+from toolkit.weights import Weight, WeightPart
 
 CONTEXT = 32
 
@@ -30,7 +54,76 @@ DRAFT = BundleDraft(
     default_size="large",
     quant={"text": QuantRecord("int8", (RuleRecord("*", "int8", None, "mse"),))},
     groups={
-        "ple": GroupDraft(("per_layer_embedder.tflite",), 36 * 12),
-        "text": GroupDraft(("text_decoder.tflite", "embedder.tflite"), 1000),
+        "ple": GroupDraft((PER_LAYER_EMBEDDER,), 36 * 12),
+        "text": GroupDraft((TEXT_DECODER, EMBEDDER), 1000),
     },
 )
+
+HEADS = {"": "lm_head.weight", "small_": "small_head.weight"}
+SHAPES = {"embed": (40, 8), "ple": (36, 12), **dict.fromkeys(HEADS.values(), (40, 8))}
+
+
+class Ramp:
+    """A tensor source whose numbers count up, another ramp for each name."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return SHAPES[name]
+
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        values = np.arange(np.prod(SHAPES[name]), dtype=np.float32).reshape(SHAPES[name]) + len(name)
+        first, last = rows or (0, SHAPES[name][0])
+        left, right = columns or (0, SHAPES[name][1])
+        return values[first:last, left:right]
+
+
+def fill(directory: Path) -> BundleDraft:
+    """Write the files of `DRAFT`: graphs of the right form that compute next to nothing."""
+    write_graphs(directory / TEXT_DECODER, decoder_signatures())
+    write_graphs(directory / EMBEDDER, [embedder(n, "embed", "embeddings", (1, n, 8)) for n in (1, 4, 8)])
+    per_layer = [embedder(n, "ple", "per_layer_embeddings", (1, n, 3, 4)) for n in (1, 4, 8)]
+    write_graphs(directory / PER_LAYER_EMBEDDER, per_layer)
+    vocab = {f"<{i}>": i for i in range(36)}
+    (directory / TOKENIZER).write_text(json.dumps({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab}}))
+    (directory / CHAT_TEMPLATE).write_text("{{ bos_token }}")
+    return DRAFT
+
+
+def write_graphs(path: Path, signatures: Iterable[Signature]) -> None:
+    """Write signatures with float32 weights of `Ramp`."""
+    graphs = list(signatures)
+    write_tflite(path, layout_tflite(graphs, {w.name: Scheme("f32") for w in distinct_weights(graphs)}), Ramp())
+
+
+def decoder_signatures() -> list[Signature]:
+    """Both sizes, each with a head of its own."""
+    return [
+        decoder(f"{prefix}{name}", tokens, head if name == "decode" else None)
+        for prefix, head in HEADS.items()
+        for name, tokens in (("prefill_4", 4), ("prefill_8", 8), ("decode", 1))
+    ]
+
+
+def decoder(name: str, tokens: int, head: str | None, *, vocab_size: int = 40) -> Signature:
+    """A signature of the text decoder's form; caches come out as they went in, plus 1."""
+    graph = Graph()
+    embeddings = graph.input("embeddings", (1, tokens, 8))
+    graph.input("per_layer_embeddings", (1, tokens, 3, 4))
+    graph.input("input_pos", (tokens,), DType.INT32)
+    graph.input("mask", (1, 1, tokens, CONTEXT))
+    for cache in ("kv_cache_k_0", "kv_cache_v_0"):
+        graph.output(cache, ops.add(graph.input(cache, (1, 1, CONTEXT, 4)), graph.scalar(1.0)))
+    if head is not None:
+        weight = Weight(head, (vocab_size, 8), (WeightPart(head),))
+        graph.output("logits", ops.fully_connected(embeddings, graph.weight(weight)))
+    return Signature(name, graph)
+
+
+def embedder(tokens: int, table: str, output: str, shape: tuple[int, ...]) -> Signature:
+    """A signature of an embedder's form."""
+    graph = Graph()
+    ids = ops.reshape(graph.input("ids", (1, tokens), DType.INT32), (tokens,))
+    weight = Weight(table, SHAPES[table], (WeightPart(table),))
+    graph.output(output, ops.reshape(ops.embedding_lookup(ids, graph.weight(weight)), shape))
+    return Signature(f"embed_{tokens}", graph)

@@ -32,14 +32,18 @@ class TfliteContent:
         return self.model.subgraphs[self.model.signatures.index(signature)]
 
 
-def read_tflite(path: Path) -> TfliteContent:
-    """Read and check the header; weights are not touched. GraphError names the first fault."""
-    size_bytes = path.stat().st_size
+def read_tflite(path: Path, section: tuple[int, int] | None = None) -> TfliteContent:
+    """Read and check the header; weights are not touched. GraphError names the first fault.
+
+    `section`: the bytes [begin, end) of a container that are the file; its offsets count from begin.
+    """
+    begin, end = section or (0, path.stat().st_size)
+    size_bytes = end - begin
     if size_bytes < 8:
         raise GraphError(path.name, found=f"{size_bytes} bytes", wanted="a .tflite file")
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
-    model = schema.unpack(memoryview(data)[:HEADER_LIMIT_BYTES])
+    model = schema.unpack(memoryview(data)[begin : min(end, begin + HEADER_LIMIT_BYTES)])
     check_model(path.name, size_bytes, model)
     return TfliteContent(path, size_bytes, model)
 

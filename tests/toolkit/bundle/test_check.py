@@ -1,0 +1,219 @@
+"""The checker of bundle directories: one broken bundle per fault, each found and named, and nothing else with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import SHAPES, decoder, decoder_signatures, embedder, fill, write_graphs
+
+from toolkit.bundle.check import check
+from toolkit.bundle.manifest import EMBEDDER, MANIFEST_NAME, TEXT_DECODER, TOKENIZER
+from toolkit.bundle.write import write_bundle
+from toolkit.errors import BundleError
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole") / "bundle"
+    write_bundle(path, fill)
+    return path
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+def found(path: Path) -> list[tuple[str, str]]:
+    return [(fault.file, fault.fault) for fault in check(path)]
+
+
+def rewrite(bundle: Path, name: str, write: Callable[[Path], object]) -> None:
+    """Replace a file and tell the manifest, so that only its content is at fault."""
+    write(bundle / name)
+    data = (bundle / name).read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+
+    def edit(value: dict[str, Any]) -> None:
+        value["files"][name] = {"bytes": len(data), "chunks": [digest] if data else [], "sha256": digest}
+        for group in value["groups"].values():
+            group["bytes"] = sum(value["files"][file]["bytes"] for file in group["files"])
+
+    edit_manifest(bundle, edit)
+
+
+def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads((bundle / MANIFEST_NAME).read_bytes())
+    edit(value)
+    (bundle / MANIFEST_NAME).write_text(json.dumps(value))
+
+
+def patch(path: Path, at: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def test_a_whole_bundle_has_no_fault(bundle: Path) -> None:
+    assert check(bundle) == []
+
+
+def test_nothing_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="nothing there"):
+        check(tmp_path / "nowhere")
+
+
+def test_a_directory_without_a_manifest_is_one_fault(bundle: Path) -> None:
+    (bundle / MANIFEST_NAME).unlink()
+    assert found(bundle) == [(MANIFEST_NAME, "file")]
+
+
+def test_a_manifest_that_is_a_directory_is_one_fault(bundle: Path) -> None:
+    (bundle / MANIFEST_NAME).unlink()
+    (bundle / MANIFEST_NAME).mkdir()
+    assert found(bundle) == [(MANIFEST_NAME, "file")]
+
+
+def test_all_faults_of_the_manifest_are_reported(bundle: Path) -> None:
+    def edit(value: dict[str, Any]) -> None:
+        value["text"]["hidden_size"] = 0
+        value["files"][TOKENIZER]["sha256"] = ""
+
+    edit_manifest(bundle, edit)
+    assert sorted(found(bundle)) == [
+        (MANIFEST_NAME, "files tokenizer.json sha256"),
+        (MANIFEST_NAME, "text hidden_size"),
+    ]
+
+
+def test_a_missing_file_is_named(bundle: Path) -> None:
+    (bundle / EMBEDDER).unlink()
+    assert found(bundle) == [(EMBEDDER, "file")]
+
+
+def test_an_extra_file_is_named(bundle: Path) -> None:
+    (bundle / "notes.txt").write_text("")
+    assert found(bundle) == [("notes.txt", "file")]
+
+
+def test_a_link_in_place_of_a_file_is_named_and_not_followed(bundle: Path, tmp_path: Path) -> None:
+    shutil.move(bundle / EMBEDDER, tmp_path / "elsewhere")
+    (bundle / EMBEDDER).symlink_to(tmp_path / "elsewhere")
+    assert found(bundle) == [(EMBEDDER, "file")]
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(bundle: Path) -> None:
+    (bundle / EMBEDDER).unlink()
+    os.mkfifo(bundle / EMBEDDER)
+    assert found(bundle) == [(EMBEDDER, "file")]
+
+
+def test_a_bundle_without_its_decoder_is_refused(bundle: Path) -> None:
+    (bundle / TEXT_DECODER).unlink()
+
+    def forget(value: dict[str, Any]) -> None:
+        del value["files"][TEXT_DECODER]
+        value["groups"]["text"] = {"files": [EMBEDDER], "parameters": 0, "bytes": value["files"][EMBEDDER]["bytes"]}
+
+    edit_manifest(bundle, forget)
+    assert found(bundle) == [(TEXT_DECODER, "file")]
+
+
+def test_one_changed_byte_of_a_weight_is_found_with_its_range(bundle: Path) -> None:
+    size = (bundle / TEXT_DECODER).stat().st_size
+    patch(bundle / TEXT_DECODER, size - 1, b"\xff")
+    assert found(bundle) == [(TEXT_DECODER, f"bytes 0 to {size}")]
+
+
+def test_a_hash_of_the_whole_that_its_chunks_contradict_is_found(bundle: Path) -> None:
+    edit_manifest(bundle, lambda value: value["files"][TOKENIZER].update(sha256="0" * 64))
+    assert found(bundle) == [(TOKENIZER, "sha256")]
+
+
+def test_a_cut_file_is_found_by_its_size_and_by_the_weights_beyond_its_end(bundle: Path) -> None:
+    os.truncate(bundle / EMBEDDER, (bundle / EMBEDDER).stat().st_size - 1)
+    faults = found(bundle)
+    assert (EMBEDDER, "size") in faults
+    assert any(file == EMBEDDER and fault.startswith("buffer") for file, fault in faults)
+
+
+def test_faults_of_several_files_are_all_reported(bundle: Path) -> None:
+    (bundle / EMBEDDER).unlink()
+    (bundle / "notes.txt").write_text("")
+    patch(bundle / TOKENIZER, 0, b"[")
+    assert {file for file, _ in found(bundle)} == {EMBEDDER, "notes.txt", TOKENIZER}
+
+
+def test_a_file_that_is_no_flatbuffer_is_found_though_its_hash_is_right(bundle: Path) -> None:
+    rewrite(bundle, EMBEDDER, lambda path: path.write_bytes(b"GIF89a" * 10))
+    assert [file for file, _ in found(bundle)] == [EMBEDDER]
+
+
+def test_an_empty_graph_file_is_found(bundle: Path) -> None:
+    rewrite(bundle, EMBEDDER, lambda path: path.write_bytes(b""))
+    assert [file for file, _ in found(bundle)] == [EMBEDDER]
+
+
+def test_a_missing_signature_is_named(bundle: Path) -> None:
+    rewrite(bundle, TEXT_DECODER, lambda path: write_graphs(path, decoder_signatures()[:-1]))
+    assert found(bundle) == [(TEXT_DECODER, "signature small_decode")]
+
+
+def test_a_signature_that_no_size_has_is_named(bundle: Path) -> None:
+    extra = decoder("prefill_16", 16, None)
+    rewrite(bundle, TEXT_DECODER, lambda path: write_graphs(path, [*decoder_signatures(), extra]))
+    assert found(bundle) == [(TEXT_DECODER, "signature prefill_16")]
+
+
+def test_a_tensor_of_another_shape_is_named(bundle: Path) -> None:
+    wrong = [embedder(n, "embed", "embeddings", (1, n, 8)) for n in (1, 4)]
+    wrong.append(embedder(8, "embed", "embeddings", (8, 1, 8)))
+    rewrite(bundle, EMBEDDER, lambda path: write_graphs(path, wrong))
+    assert [(f.fault, f.found, f.wanted) for f in check(bundle)] == [
+        ("signature embed_8 output embeddings", "FLOAT32[8, 1, 8]", "FLOAT32[1, 8, 8]")
+    ]
+
+
+def test_logits_of_another_vocabulary_are_found(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "lm_head.weight", (41, 8))
+    signatures = [decoder("decode", 1, "lm_head.weight", vocab_size=41)]
+    signatures += [signature for signature in decoder_signatures() if signature.name != "decode"]
+    rewrite(bundle, TEXT_DECODER, lambda path: write_graphs(path, signatures))
+    assert found(bundle) == [(TEXT_DECODER, "signature decode output logits")]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "JSON"),
+        ("[]", "model vocab"),
+        ('{"model": {"vocab": {}}}', "model vocab"),
+        ('{"model": {"vocab": {"a": 40}}}', "token ids"),
+        ('{"model": {"vocab": {"a": -1}}}', "token ids"),
+        ('{"model": {"vocab": {"a": 1}}, "added_tokens": [{"id": 99}]}', "token ids"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_the_model_is_found(bundle: Path, text: str, fault: str) -> None:
+    rewrite(bundle, TOKENIZER, lambda path: path.write_text(text))
+    assert found(bundle) == [(TOKENIZER, fault)]
+
+
+def test_a_chat_template_in_another_encoding_is_found(bundle: Path) -> None:
+    rewrite(bundle, "chat_template.jinja", lambda path: path.write_bytes("é".encode("latin-1")))
+    assert found(bundle) == [("chat_template.jinja", "text")]
+
+
+def test_checking_changes_nothing(bundle: Path) -> None:
+    def state() -> dict[str, tuple[int, int]]:
+        return {entry.name: (entry.stat().st_mtime_ns, entry.stat().st_size) for entry in bundle.iterdir()}
+
+    before = state()
+    check(bundle)
+    assert state() == before

@@ -1,0 +1,135 @@
+"""Holds a bundle, or a .litertlm, against its format; reads only, and reports every fault it can reach."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.bundle.check_litertlm import check_litertlm
+from toolkit.bundle.faults import Fault
+from toolkit.bundle.manifest import (
+    CHAT_TEMPLATE,
+    EMBEDDER,
+    MANIFEST_NAME,
+    PER_LAYER_EMBEDDER,
+    TEXT_DECODER,
+    TOKENIZER,
+    FileRecord,
+    Manifest,
+)
+from toolkit.bundle.manifest_json import load_manifest_bytes, parse_manifest
+from toolkit.bundle.signatures import SignatureShape, TextShapes, buffer_faults, signature_faults
+from toolkit.bundle.tokenizer_file import tokenizer_faults
+from toolkit.errors import BundleError, GraphError
+from toolkit.files import CHUNK_BYTES, hash_file
+from toolkit.tflite.reader import read_tflite
+
+REQUIRED = (TEXT_DECODER, EMBEDDER, PER_LAYER_EMBEDDER, TOKENIZER)
+
+
+def check(path: Path | str) -> list[Fault]:
+    """Every fault of a bundle directory or a .litertlm file; BundleError if there is nothing at `path`."""
+    target = Path(path)
+    if target.is_dir():
+        return check_directory(target)
+    if target.is_file():
+        return check_litertlm(target)
+    raise BundleError(str(path), found="nothing there", wanted="a bundle directory or a .litertlm file")
+
+
+def check_directory(bundle: Path) -> list[Fault]:
+    """Every fault of a bundle directory."""
+    faults: list[Fault] = []
+    try:
+        data = load_manifest_bytes(bundle)
+    except BundleError as error:
+        return [Fault(MANIFEST_NAME, "file", error.found, error.wanted)]
+    manifest = parse_manifest(data, faults)
+    if manifest is None:
+        return faults
+    faults += _entry_faults(bundle, manifest)
+    readable = {name for name in manifest.files if _is_regular(bundle / name)}
+    for name in sorted(readable):
+        faults += _content_faults(bundle / name, manifest.files[name])
+    for name, wanted in _wanted_signatures(manifest).items():
+        if name in readable:
+            faults += _graph_faults(bundle / name, wanted)
+    if TOKENIZER in readable:
+        faults += tokenizer_faults(TOKENIZER, (bundle / TOKENIZER).read_bytes(), manifest.text.vocab_size)
+    if CHAT_TEMPLATE in readable:
+        faults += _text_faults(bundle / CHAT_TEMPLATE)
+    return faults
+
+
+def _entry_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
+    """Files that are missing, that are no files, or that nobody asked for."""
+    faults = [
+        Fault(name, "file", "not in the manifest", "every file of a text bundle")
+        for name in REQUIRED
+        if name not in manifest.files
+    ]
+    entries = set(os.listdir(bundle))
+    for name in sorted(manifest.files):
+        if name not in entries:
+            faults.append(Fault(name, "file", "missing", f"{manifest.files[name].bytes} bytes"))
+        elif not _is_regular(bundle / name):
+            faults.append(Fault(name, "file", "a link, a directory or a device", "a regular file"))
+    for name in sorted(entries - manifest.files.keys() - {MANIFEST_NAME}):
+        faults.append(Fault(name, "file", "present", "only files that the manifest lists"))
+    return faults
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _content_faults(path: Path, record: FileRecord) -> list[Fault]:
+    """Bytes other than those the manifest promises; names the range of each damaged chunk."""
+    try:
+        found = hash_file(path)
+    except OSError as error:
+        return [Fault(path.name, "file", str(error.strerror), "a readable file")]
+    faults = []
+    if found.size != record.bytes:
+        faults.append(Fault(path.name, "size", f"{found.size} bytes", f"{record.bytes} bytes"))
+    damaged = [i for i, (a, b) in enumerate(zip(found.chunks, record.chunks, strict=False)) if a != b]
+    for i in damaged:
+        begin, end = i * CHUNK_BYTES, min((i + 1) * CHUNK_BYTES, found.size)
+        faults.append(Fault(path.name, f"bytes {begin} to {end}", f"sha256 {found.chunks[i]}", record.chunks[i]))
+    if not faults and found.sha256 != record.sha256:
+        faults.append(Fault(path.name, "sha256", found.sha256, record.sha256))
+    return faults
+
+
+def _wanted_signatures(manifest: Manifest) -> Mapping[str, Mapping[str, SignatureShape]]:
+    text, shapes = manifest.text, TextShapes.of_record(manifest.text)
+    counts = (1, *(n for n in text.prefill_sizes if n > 1))
+    decoder: dict[str, SignatureShape] = {}
+    for size in manifest.sizes.values():
+        decoder |= shapes.decoders(text.prefill_sizes, size.prefix)
+    return {
+        TEXT_DECODER: decoder,
+        EMBEDDER: shapes.embedders(counts),
+        PER_LAYER_EMBEDDER: shapes.per_layer_embedders(counts),
+    }
+
+
+def _graph_faults(path: Path, wanted: Mapping[str, SignatureShape]) -> list[Fault]:
+    try:
+        content = read_tflite(path)
+    except GraphError as error:
+        return [Fault(path.name, error.what.removeprefix(path.name).strip() or "graph", error.found, error.wanted)]
+    return buffer_faults(path.name, content) + signature_faults(path.name, content, wanted)
+
+
+def _text_faults(path: Path) -> list[Fault]:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        return [Fault(path.name, "text", str(error), "UTF-8")]
+    return []

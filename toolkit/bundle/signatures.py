@@ -1,0 +1,153 @@
+"""Which signatures the graphs of a text bundle have, and what they take and give (docs/formats/manifest.md)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from toolkit.bundle.faults import Fault
+from toolkit.bundle.manifest import TextRecord
+from toolkit.layout import Span, overlaps
+from toolkit.tflite.reader import TfliteContent
+from toolkit.tflite.schema import SubgraphRecord
+
+DECODE = "decode"
+_COUNT = re.compile(r"[1-9][0-9]{0,6}", re.ASCII)
+_CACHE_PREFIX = "kv_cache_"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorShape:
+    """Element type and dimensions, as LiteRT names them."""
+
+    type: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.type}{list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureShape:
+    """Names and shapes of what a signature takes and gives."""
+
+    inputs: Mapping[str, TensorShape]
+    outputs: Mapping[str, TensorShape]
+
+
+@dataclass(frozen=True, slots=True)
+class TextShapes:
+    """The numbers that the shapes of a text bundle's signatures are made of."""
+
+    vocab_size: int
+    hidden_size: int
+    ple_size: int
+    num_layers: int
+    context: int
+    caches: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of_record(cls, text: TextRecord) -> TextShapes:
+        """From a manifest."""
+        caches = {name: cache.shape for cache in text.kv_caches for name in (cache.key, cache.value)}
+        return cls(text.vocab_size, text.hidden_size, text.ple_size, text.num_layers, text.context, caches)
+
+    def decoder(self, tokens: int, *, logits: bool) -> SignatureShape:
+        """`prefill_N`, or with `logits` `decode`."""
+        caches = {name: _floats(*shape) for name, shape in self.caches.items()}
+        inputs = {
+            "embeddings": _floats(1, tokens, self.hidden_size),
+            "per_layer_embeddings": _floats(1, tokens, self.num_layers, self.ple_size),
+            "input_pos": TensorShape("INT32", (tokens,)),
+            "mask": _floats(1, 1, tokens, self.context),
+        }
+        return SignatureShape(inputs | caches, caches | ({"logits": _floats(1, 1, self.vocab_size)} if logits else {}))
+
+    def decoders(self, prefill_sizes: Iterable[int], prefix: str = "") -> dict[str, SignatureShape]:
+        """All signatures of one size of the text decoder."""
+        prefills = {f"{prefix}prefill_{n}": self.decoder(n, logits=False) for n in prefill_sizes}
+        return {**prefills, f"{prefix}{DECODE}": self.decoder(1, logits=True)}
+
+    def embedders(self, counts: Iterable[int]) -> dict[str, SignatureShape]:
+        """Signatures of the token embedder."""
+        return {f"embed_{n}": _embedder(n, "embeddings", (1, n, self.hidden_size)) for n in counts}
+
+    def per_layer_embedders(self, counts: Iterable[int]) -> dict[str, SignatureShape]:
+        """Signatures of the per-layer embedder."""
+        shape = (self.num_layers, self.ple_size)
+        return {f"embed_{n}": _embedder(n, "per_layer_embeddings", (1, n, *shape)) for n in counts}
+
+
+def text_shapes_of(decode: SubgraphRecord) -> TextShapes | None:
+    """The numbers as a decode signature has them; None if it is not of the form."""
+    found = shape_of(decode)
+    shapes = {name: tensor.shape for name, tensor in {**found.inputs, **found.outputs}.items()}
+    try:
+        (_, _, hidden_size), (_, _, vocab_size) = shapes["embeddings"], shapes["logits"]
+        (_, _, num_layers, ple_size), (_, _, _, context) = shapes["per_layer_embeddings"], shapes["mask"]
+    except (KeyError, ValueError):
+        return None
+    caches = {name: shape for name, shape in shapes.items() if name.startswith(_CACHE_PREFIX)}
+    return TextShapes(vocab_size, hidden_size, ple_size, num_layers, context, caches)
+
+
+def counts_of(signatures: Sequence[str], prefix: str) -> tuple[int, ...]:
+    """The N of each signature whose name is the prefix and N, ascending.
+
+    >>> counts_of(["prefill_8", "decode", "small_prefill_8", "prefill_128", "prefill_0"], "prefill_")
+    (8, 128)
+    """
+    ends = (name[len(prefix) :] for name in signatures if name.startswith(prefix))
+    return tuple(sorted(int(end) for end in ends if _COUNT.fullmatch(end)))
+
+
+def shape_of(graph: SubgraphRecord) -> SignatureShape:
+    """Names and shapes as a file has them."""
+
+    def named(indices: Mapping[str, int]) -> dict[str, TensorShape]:
+        return {name: TensorShape(graph.tensors[i].type, graph.tensors[i].shape) for name, i in indices.items()}
+
+    return SignatureShape(named(graph.inputs), named(graph.outputs))
+
+
+def signature_faults(file: str, content: TfliteContent, wanted: Mapping[str, SignatureShape]) -> list[Fault]:
+    """How the signatures of a file differ from those wanted, tensor by tensor."""
+    found = {name: shape_of(content.graph(name)) for name in content.model.signatures}
+    faults = []
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found or name not in wanted:
+            words = ("missing", "this signature") if name in wanted else ("present", "no such signature")
+            faults.append(Fault(file, f"signature {name}", *words))
+            continue
+        pairs = (
+            ("input", found[name].inputs, wanted[name].inputs),
+            ("output", found[name].outputs, wanted[name].outputs),
+        )
+        for kind, have, want in pairs:
+            for tensor in sorted(have.keys() | want.keys()):
+                if have.get(tensor) != want.get(tensor):
+                    here, there = str(have.get(tensor, "nothing")), str(want.get(tensor, "nothing"))
+                    faults.append(Fault(file, f"signature {name} {kind} {tensor}", here, there))
+    return faults
+
+
+def buffer_faults(file: str, content: TfliteContent) -> list[Fault]:
+    """Weights of a file that overlap other weights in part; two that share all their bytes are no fault."""
+    spans = [
+        Span(buffer.offset_bytes, buffer.offset_bytes + buffer.size_bytes, f"buffer {i}")
+        for i, buffer in enumerate(content.model.buffers)
+        if buffer.offset_bytes
+    ]
+    return [
+        Fault(file, f"{b.name} overlaps {a.name}", f"bytes {b.begin} to {b.end}", f"none before byte {a.end}")
+        for a, b in overlaps(spans)
+    ]
+
+
+def _embedder(tokens: int, output: str, shape: tuple[int, ...]) -> SignatureShape:
+    return SignatureShape({"ids": TensorShape("INT32", (1, tokens))}, {output: _floats(*shape)})
+
+
+def _floats(*shape: int) -> TensorShape:
+    return TensorShape("FLOAT32", shape)

@@ -1,0 +1,28 @@
+"""Checks a tokenizer.json without running it: its form, and ids that the model has."""
+
+from __future__ import annotations
+
+import json
+
+from toolkit.bundle.faults import Fault
+
+
+def tokenizer_faults(file: str, data: bytes, vocab_size: int) -> list[Fault]:
+    """A fault if `data` is no tokenizer, or if it gives ids of `vocab_size` and above."""
+    try:
+        # Not strict_json: vocabularies of byte-level tokenizers do hold lone surrogates.
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return [Fault(file, "JSON", f"{type(error).__name__}: {error}"[:120], "a tokenizer in Hugging Face's form")]
+    model = value.get("model") if isinstance(value, dict) else None
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict | list) or not vocab:
+        return [Fault(file, "model vocab", "nothing", "a vocabulary")]
+    added = value.get("added_tokens") or []
+    ids = [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    # Unigram vocabularies are lists, and an entry's place is its id.
+    ids += list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+    wrong = [token for token in ids if not isinstance(token, int) or not 0 <= token < vocab_size]
+    if wrong:
+        return [Fault(file, "token ids", str(wrong[0])[:40], f"0 to {vocab_size - 1}, the model's vocabulary")]
+    return []

@@ -240,11 +240,11 @@ def _require_text_tensors(
             f"{name} {info.dtype}" for name, info in text.items() if info.dtype not in FLOAT_DTYPES
         ],
     }
-    found = [f"{len(names)} tensors {kind}: {_few(names)}" for kind, names in faults.items() if names]
+    found = [f"tensors {kind}: {_few(names)}" for kind, names in faults.items() if names]
     if found:
         raise CheckpointError(what, found="; ".join(found), wanted="exactly the tensors that config.json implies")
 
 
 def _few(names: list[str]) -> str:
     shown = ", ".join(shorten(name) for name in sorted(names)[:3])
-    return shown if len(names) <= 3 else f"{shown}, ..."
+    return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"

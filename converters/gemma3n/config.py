@@ -201,10 +201,9 @@ def to_hugging_face(config: TextConfig) -> dict[str, object]:
 
 
 def _architecture(top: JsonObject) -> str:
-    names = top.array("architectures")
-    if len(names) != 1 or names[0] not in _MODEL_TYPES:
-        top.refuse("architectures", names, " or ".join(_MODEL_TYPES))
-    architecture = str(names[0])
+    architecture = next((name for name in _MODEL_TYPES if top.array("architectures") == [name]), None)
+    if architecture is None:
+        top.refuse("architectures", top.value("architectures"), " or ".join(_MODEL_TYPES))
     if top.string("model_type") != _MODEL_TYPES[architecture]:
         top.refuse("model_type", top.value("model_type"), f"{_MODEL_TYPES[architecture]!r} for {architecture}")
     return architecture

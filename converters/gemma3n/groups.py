@@ -151,10 +151,10 @@ def canonical_names(stored: Iterable[str], *, multimodal: bool, what: str) -> Ca
     heads: list[str] = []
     unknown: list[str] = []
     for name in names:
-        tower = _tower_name(name) if multimodal else None
+        tower = _tower_name(name)
         if name in _HEAD_NAMES:
             heads.append(name)
-        elif tower is not None or name.startswith(prefix):
+        elif multimodal if tower is not None else name.startswith(prefix):
             short = tower if tower is not None else name[len(prefix) :]
             if short in canonical:
                 raise CheckpointError(what, found=f"{canonical[short]} and {name}", wanted="one of them")

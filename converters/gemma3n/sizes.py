@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 from converters.gemma3n.config import TextConfig
 from converters.gemma3n.groups import TOKEN_EMBEDDING, text_tensors
 from converters.gemma3n.matformer import Slice, effective_parameters, slice_config, whole_slice
+from toolkit.bundle.manifest import RESERVED_PREFIX
 from toolkit.errors import SliceError, UsageError
 from toolkit.files import is_safe_name
 from toolkit.strict_json import JsonObject, read_json_file, shorten
@@ -90,7 +91,7 @@ def named_slices(config: TextConfig, directory: Path) -> Mapping[str, Slice]:
         found["E2B"] = whole_slice(config, "E2B")
     if (directory / MATFORMER_FILE).exists():
         for part in _read_matformer_file(directory / MATFORMER_FILE, config):
-            if part.name in found:
+            if _key(part.name) in map(_key, found):
                 raise SliceError(str(directory / MATFORMER_FILE), found=f"{part.name} twice", wanted="each name once")
             found[part.name] = part
     if not any(part.is_whole(config) for part in found.values()):
@@ -222,21 +223,26 @@ def _read_matformer_file(path: Path, config: TextConfig) -> list[Slice]:
     entries = stated.array("slices")
     stated.finish()
     parts = [_parse_slice(JsonObject(entry, f"{path} slice {i}", SliceError)) for i, entry in enumerate(entries)]
-    names = [_key(part.name) for part in parts]
     for part in parts:
-        if names.count(_key(part.name)) > 1:
-            raise SliceError(str(path), found=f"{part.name} twice", wanted="each name once")
         slice_config(config, part)
     return parts
 
 
 def _parse_slice(stated: JsonObject) -> Slice:
-    name = stated.string("name")
-    if not is_safe_name(name):
-        stated.refuse("name", name, "letters, digits and . _ -")
-    part = Slice(name, stated.integers("layers", 0, _MAX_LAYERS - 1), stated.integers("ffn_sizes", 1, _MAX_WIDTH))
+    part = Slice(
+        _checked_name(stated, stated.string("name")),
+        stated.integers("layers", 0, _MAX_LAYERS - 1),
+        stated.integers("ffn_sizes", 1, _MAX_WIDTH),
+    )
     stated.finish()
     return part
+
+
+def _checked_name(stated: JsonObject, name: str) -> str:
+    """A name that can begin a signature's."""
+    if not is_safe_name(name) or name.startswith(RESERVED_PREFIX):
+        stated.refuse("name", name, f"letters, digits and . _ -, not beginning with {RESERVED_PREFIX}")
+    return name
 
 
 def _parse_lab_slice(stated: JsonObject, config: TextConfig, path: Path) -> Slice:
@@ -246,9 +252,7 @@ def _parse_lab_slice(stated: JsonObject, config: TextConfig, path: Path) -> Slic
         if layer >= config.num_layers or skipped.count(layer) > 1:
             stated.refuse("layers_to_skip", layer, f"each index once, below {config.num_layers}")
     widths = _lab_integers(stated, "ffn_hidden_dims")
-    name = stated.string("name") if stated.has("name") else path.stem
-    if not is_safe_name(name):
-        stated.refuse("name", name, "letters, digits and . _ -")
+    name = _checked_name(stated, stated.string("name") if stated.has("name") else path.stem)
     stated.finish()
     return Slice(name, tuple(layer for layer in range(config.num_layers) if layer not in skipped), widths)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
-from toolkit.errors import BundleError
+from toolkit.errors import BundleError, UsageError
 from toolkit.files import CHUNK_BYTES
 from toolkit.runtime.chat import ChatTemplate
 from toolkit.runtime.tokenizer import Tokenizer
@@ -44,6 +44,15 @@ class Bundle:
         """The bundle's chat template; BundleError when it has none."""
         bos = tokenizer.token_of(self.manifest.text.bos_token_id)
         return ChatTemplate.open(self.path / CHAT_TEMPLATE, bos_token=bos or "")
+
+    def encode(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """A prompt's tokens, control tokens spelled out; UsageError where it spells a place for an image or a sound."""
+        ids = tokenizer.encode(text, special=False)
+        limit = self.drawable_ids(tokenizer)
+        for token in ids:
+            if token >= limit:
+                raise UsageError("prompt", found=f"{tokenizer.token_of(token)!r}, an image or a sound", wanted="text")
+        return ids
 
     def drawable_ids(self, tokenizer: Tokenizer) -> int:
         """Ids from here up must not be drawn: they are image and sound, or nothing; their logits mean nothing."""

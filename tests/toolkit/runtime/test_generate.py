@@ -30,7 +30,7 @@ def session(shared: Session) -> Session:
 
 
 def greedy(session: Session, prompt: list[int], *, limit: int = 8, stops: tuple[int, ...] = ()) -> GenerationReport:
-    generation = Generation(session, prompt, Sampler(Sampling(), 256), limit=limit, stops=stops)
+    generation = Generation(session, prompt, Sampler(Sampling(), 281), limit=limit, stops=stops)
     assert tuple(generation) == generation.report().token_ids
     return generation.report()
 
@@ -40,7 +40,7 @@ def test_greedy_tokens_are_the_largest_logits_one_by_one(session: Session) -> No
     ids = list(PROMPT)
     for token in report.token_ids:
         session.truncate(0)
-        assert token == int(np.argmax(session.feed(ids)[:256]))
+        assert token == int(np.argmax(session.feed(ids)[:281]))
         ids.append(token)
     assert report.ending == "length"
 
@@ -83,7 +83,7 @@ def test_the_next_turn_computes_only_new_tokens_and_says_the_same(session: Sessi
 
 
 def test_an_interrupted_answer_keeps_its_tokens(session: Session) -> None:
-    generation = Generation(session, PROMPT, Sampler(Sampling(), 256), limit=8, stops=())
+    generation = Generation(session, PROMPT, Sampler(Sampling(), 281), limit=8, stops=())
     tokens = iter(generation)
     kept = (next(tokens), next(tokens))
     generation.interrupt()
@@ -104,4 +104,4 @@ def test_rates_are_positive_or_absent(session: Session) -> None:
 def test_ids_that_mean_nothing_are_never_generated(session: Session) -> None:
     sampler = Sampler(Sampling(temperature=100.0, seed=1), session.bundle.drawable_ids(session.bundle.tokenizer()))
     tokens = list(Generation(session, PROMPT, sampler, limit=30, stops=()))
-    assert max(tokens) < 256
+    assert max(tokens) < 281

@@ -74,12 +74,13 @@ def test_logits_in_pieces_equal_logits_at_once(session: Session, expected: dict[
 
 
 def test_a_forgotten_continuation_leaves_no_trace(session: Session, expected: dict[str, NDArray[np.float32]]) -> None:
-    session.feed([2, *range(100, 130)])
-    kept = session.rewind_to(IDS[:30])
-    assert kept == 1
-    assert_close(session.feed(IDS[kept:30]), expected["full"][29])
-    assert session.rewind_to(IDS[:20]) == 19
-    assert_close(session.feed(IDS[19:20]), expected["full"][19])
+    session.feed([*IDS[:10], *range(100, 106)])
+    assert session.rewind_to(IDS[:30]) == 10
+    assert_close(session.feed(IDS[10:30]), expected["full"][29])
+    # So far back the caches of the sliding windows may not reach: then everything is computed again.
+    kept = session.rewind_to(IDS[:3])
+    assert kept in (0, 2)
+    assert_close(session.feed(IDS[kept:3]), expected["full"][2])
 
 
 def test_a_conversation_goes_on_in_another_size(session: Session) -> None:

@@ -150,11 +150,12 @@ TEMPLATE = """{{ bos_token }}{% for message in messages %}<start_of_turn>{{ mess
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: Path) -> Path:
     """A checkpoint of random weights with a tokenizer, and with a size ``small`` beside the whole, ``full``."""
     # Unscaled, a random model is chaotic: rounding alone would move its logits by more than a fault.
+    config = {**TINY, "vocab_size_per_layer_input": 288}
     tensors = {
         name: tensor / np.float32(tensor.shape[-1] ** 0.5) if tensor.ndim == 2 else tensor
-        for name, tensor in random_tensors(TINY, dtype="float32").items()
+        for name, tensor in random_tensors(config, dtype="float32").items()
     }
-    path = write_checkpoint(tmp_path_factory.mktemp("random") / "checkpoint", TINY, tensors)
+    path = write_checkpoint(tmp_path_factory.mktemp("random") / "checkpoint", config, tensors)
     small = {"name": "small", "layers": [0, 1, 2, 3, 4, 5, 6], "ffn_sizes": [48, 24, 16, 24, 24, 48, 24]}
     matformer = {"format": "gemma-edge-matformer/1", "slices": [small]}
     (path / "matformer.json").write_text(json.dumps(matformer))

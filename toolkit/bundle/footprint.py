@@ -1,0 +1,55 @@
+"""What each size of a bundle takes, read from the text decoder's graphs themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.bundle.manifest import TEXT_DECODER, Manifest, SizeRecord, TextRecord
+from toolkit.tflite.reader import TfliteContent, read_tflite
+
+_KV_BYTES_PER_VALUE = 4  # the format's caches are float32
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """One size: its layers, parameters, and the memory that decoding takes."""
+
+    layers: int
+    parameters_loaded: int
+    """Everything, with both embedding tables."""
+    parameters_effective: int
+    """Without the two embedding tables, and so without the output matrix."""
+    weight_bytes: int
+    """What each decoded token reads: every weight of the decode graph, the output matrix too."""
+    kv_cache_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights and caches; the embedding tables stay on flash."""
+        return self.weight_bytes + self.kv_cache_bytes
+
+
+def footprints(bundle: Path, manifest: Manifest) -> Mapping[str, Footprint]:
+    """Every size by name; GraphError when the decoder cannot be read."""
+    decoder = read_tflite(bundle / TEXT_DECODER)
+    return {name: _footprint(decoder, manifest.text, size) for name, size in manifest.sizes.items()}
+
+
+def _footprint(decoder: TfliteContent, text: TextRecord, size: SizeRecord) -> Footprint:
+    tensors = decoder.graph(size.decode).tensors
+    buffers = decoder.model.buffers
+    # Weights lie behind the header; what lies in it are constants. A block's scales are float16, weights never are.
+    stored = {tensor.buffer: tensor for tensor in tensors if buffers[tensor.buffer].offset_bytes}
+    parameters = sum(math.prod(tensor.shape) for tensor in stored.values() if tensor.type != "FLOAT16")
+    embedding = text.vocab_size * text.hidden_size
+    per_layer = text.ple_vocab_size * text.ple_size * len(size.layers)
+    return Footprint(
+        layers=len(size.layers),
+        parameters_loaded=parameters + per_layer,
+        parameters_effective=parameters - embedding,
+        weight_bytes=sum(buffers[index].size_bytes for index in stored),
+        kv_cache_bytes=sum(2 * math.prod(cache.shape) * _KV_BYTES_PER_VALUE for cache in text.kv_caches),
+    )

@@ -1,0 +1,155 @@
+"""The command line: finds the verb, and turns every ending into an exit code and a line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+import toolkit
+from toolkit.commands import chat, check, convert, demo, export, inspect, run, verify
+from toolkit.commands.terminal import Terminal
+from toolkit.errors import ToolkitError
+
+DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+
+_DESCRIPTION = "Turn a Gemma 3n checkpoint into LiteRT bundles for edge devices, run them, and prove them right."
+_EPILOG = """exit codes:
+  0 done; 1 the work ran and its result is bad; 2 wrong use or bad input;
+  3 device or environment; 130 interrupted"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"error: {message}; see {self.prog} --help\n")
+        raise SystemExit(WRONG_USE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else WRONG_USE
+    verbose: int = getattr(arguments, "verbose", 0)
+    quiet: bool = getattr(arguments, "quiet", False)
+    terminal = Terminal(
+        as_json=getattr(arguments, "json", False), quiet=quiet, progress=not getattr(arguments, "no_progress", False)
+    )
+    with _log_on_stderr(verbose, quiet=quiet):
+        return _run(arguments, terminal, traced=verbose > 0)
+
+
+def entry() -> NoReturn:
+    """The process behind the command: ``main``, then silence, for LiteRT says farewell on stderr after Python's end."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.exit(code)
+
+
+def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> int:
+    try:
+        code: int = arguments.execute(arguments, terminal)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has seen enough. Python flushes stdout once more at its end: give it a place.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    except ToolkitError as error:
+        return _fail(str(error), error.exit_code, traced=traced)
+    except OSError as error:
+        what = error.filename or type(error).__name__
+        found = error.strerror or str(error)
+        return _fail(f"{what}: found {found!r}, wanted a working file system", ENVIRONMENT, traced=traced)
+    except MemoryError:
+        return _fail("memory: found none left, wanted more; choose a smaller size", ENVIRONMENT, traced=traced)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        line = f"gemma-edge: found a fault of its own, {type(error).__name__}: {text}, wanted none; report it with -v"
+        return _fail(line, ENVIRONMENT, traced=traced)
+
+
+def _fail(line: str, code: int, *, traced: bool) -> int:
+    if traced:
+        traceback.print_exc()
+    sys.stderr.write(f"error: {line}\n")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = _shared_options()
+    parser = _Parser(
+        prog="gemma-edge",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shared],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gemma-edge {toolkit.__version__}")
+    verbs = parser.add_subparsers(title="verbs, in the order of the way through", metavar="VERB", required=True)
+    for command in (inspect, convert, check, verify, run, chat, export, demo):
+        verb = verbs.add_parser(
+            command.NAME,
+            help=command.SUMMARY,
+            description=command.SUMMARY[:1].upper() + command.SUMMARY[1:] + ".",
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in command.EXAMPLES),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[shared],
+            allow_abbrev=False,
+        )
+        command.add_arguments(verb)
+        verb.set_defaults(execute=command.execute)
+    return parser
+
+
+def _shared_options() -> _Parser:
+    """Options that stand before or after the verb; absent ones leave no trace, so that neither overrides the other."""
+    shared = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = shared.add_argument_group("everywhere")
+    volume = group.add_mutually_exclusive_group()
+    volume.add_argument("-v", "--verbose", action="count", help="say more; with errors, their traceback")
+    volume.add_argument("-q", "--quiet", action="store_true", help="say nothing but results and errors")
+    group.add_argument("--json", action="store_true", help="results as JSON on stdout, one object a line")
+    group.add_argument("--no-progress", action="store_true", help="no progress bars")
+    return shared
+
+
+@contextmanager
+def _log_on_stderr(verbose: int, *, quiet: bool) -> Iterator[None]:
+    """The log of our own packages: warnings, with -v also what is going on, with -vv everything."""
+    level = logging.ERROR if quiet else {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogLine())
+    loggers = [logging.getLogger(package) for package in ("toolkit", "converters", "device_harness")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(old)
+
+
+class _LogLine(logging.Formatter):
+    """``warning: text``; anything less serious without its level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text

@@ -1,0 +1,1 @@
+"""One module per verb: its arguments, and the order in which the parts of the toolkit do its work."""

@@ -1,0 +1,33 @@
+"""``gemma-edge check``: every hash, bound and reference of a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from toolkit.bundle.check import check
+from toolkit.commands.terminal import Terminal
+
+NAME = "check"
+SUMMARY = "check every hash, bound and reference of a bundle or a .litertlm, and report all faults"
+EXAMPLES = (
+    "gemma-edge check BUNDLE",
+    "gemma-edge check model.litertlm --json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="BUNDLE", type=Path, help="a bundle's directory, or a .litertlm file")
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    """0 without faults, else 1."""
+    faults = check(arguments.path)
+    lines = [
+        f"{fault.file or arguments.path}: {fault.fault}: found {fault.found}, wanted {fault.wanted}" for fault in faults
+    ]
+    verdict = f"{arguments.path}: sound" if not faults else f"{arguments.path}: faults: {len(faults)}"
+    value = {"ok": not faults, "faults": [dataclasses.asdict(fault) for fault in faults]}
+    terminal.result(value, "\n".join([*lines, verdict]))
+    return 1 if faults else 0

@@ -1,0 +1,171 @@
+"""``gemma-edge demo``: the whole way with the built-in tiny model."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import toolkit
+from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.convert import ConvertRequest
+from converters.gemma3n.matformer import Slice, effective_parameters, slice_config
+from toolkit.bundle.check import check
+from toolkit.commands.convert import Converted, convert_and_judge
+from toolkit.commands.gate import judge, report_text
+from toolkit.commands.run import prompt_ids
+from toolkit.commands.terminal import Terminal, bytes_text, count_text
+from toolkit.commands.text_options import add_machine_arguments, session_settings
+from toolkit.errors import BundleError, QualityError, UsageError
+from toolkit.quant.recipe import load_recipe, ple_recipe
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.generate import Generation, GenerationReport
+from toolkit.runtime.sampling import Sampler, Sampling
+from toolkit.runtime.session import Session, SessionSettings
+
+NAME = "demo"
+SUMMARY = "convert, check, verify and run the built-in tiny model in three sizes, and say what happens"
+EXAMPLES = (
+    "gemma-edge demo",
+    'gemma-edge demo -p "The old man" -o tiny-bundle',
+    "gemma-edge demo --checkpoint path/to/checkpoint --json",
+)
+_CONTEXT, _PREFILLS, _VERIFY_TOKENS, _ANSWER_TOKENS = 1024, (8, 128), 512, 48
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=Path,
+        help="another model (default: examples/tiny_gemma3n of the repository)",
+    )
+    parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, help="keep the bundle (default: it is removed)")
+    parser.add_argument("-p", "--prompt", metavar="TEXT", default="Once upon a time", help="what to go on with")
+    add_machine_arguments(parser)
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    """0 when all went well; QualityError or BundleError when something did not."""
+    path = arguments.checkpoint or _example()
+    settings = session_settings(arguments)
+    with open_checkpoint(path) as checkpoint, _output(arguments.output) as output:
+        sizes = three_sizes(checkpoint)
+        terminal.say(f"1. {path}: {_sizes_text(checkpoint, sizes)}")
+        converted = _convert(checkpoint, sizes, output, terminal)
+        faults = check(output)
+        if faults:
+            raise BundleError(str(output), found=f"{len(faults)} faults", wanted="none", remedy="run gemma-edge check")
+        terminal.say(f"3. checked: every hash, bound and reference of {output.name} holds")
+        report = judge(output, checkpoint, terminal, settings, tokens=_VERIFY_TOKENS)
+        terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
+        report.require_passed(str(output))
+        answers = _answers(output, arguments.prompt, settings, terminal)
+    terminal.result(
+        {
+            "checkpoint": str(path),
+            "bundle": None if arguments.output is None else str(output),
+            "seconds": converted.seconds,
+            "check": {"ok": True},
+            "verify": report.to_json(),
+            "answers": answers,
+        },
+        f"all as it should be; the bundle is in {output}" if arguments.output else "all as it should be",
+    )
+    return 0
+
+
+def three_sizes(checkpoint: Checkpoint) -> tuple[Slice, ...]:
+    """The whole model, the smallest size, and one between; fewer if the checkpoint has no more."""
+    by_parameters = sorted(
+        checkpoint.slices.values(), key=lambda part: effective_parameters(slice_config(checkpoint.config, part))
+    )
+    middle = by_parameters[(len(by_parameters) - 1) // 2]
+    chosen = (checkpoint.default_slice, middle, by_parameters[0])
+    return tuple(dict.fromkeys(chosen))
+
+
+def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, terminal: Terminal) -> Converted:
+    request = ConvertRequest(
+        checkpoint=checkpoint,
+        output=output,
+        recipe=load_recipe("int8"),
+        ple_recipe=ple_recipe("int8", checkpoint.config.ple_size),
+        sizes=sizes,
+        context=min(_CONTEXT, checkpoint.config.max_positions),
+        prefill_sizes=_PREFILLS,
+    )
+    converted = convert_and_judge(request, terminal, None)
+    stored = sum(file.bytes for file in converted.manifest.files.values())
+    terminal.say(
+        f"2. converted to int8 in {converted.seconds:.1f} s: one bundle of {bytes_text(stored)} that runs all sizes"
+    )
+    return converted
+
+
+def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Terminal) -> dict[str, dict[str, object]]:
+    """Go on with one prompt in every size: one session, switched between sizes."""
+    terminal.say(f"5. {prompt!r} goes on, the most likely token at a time:")
+    answers: dict[str, dict[str, object]] = {}
+    bundle = Bundle(output)
+    tokenizer = bundle.tokenizer()
+    ids = prompt_ids(bundle, tokenizer, prompt, raw=True)
+    with Session(bundle, settings) as session:
+        for name in bundle.manifest.sizes:
+            session.use(name)
+            session.truncate(0)
+            sampler = Sampler(Sampling(), bundle.drawable_ids(tokenizer))
+            stops = bundle.manifest.text.stop_token_ids
+            generation = Generation(session, ids, sampler, limit=_ANSWER_TOKENS, stops=stops)
+            text = tokenizer.decode(list(generation))
+            if not text.strip():
+                raise QualityError(f"size {name}", found="no text", wanted="an answer")
+            report = generation.report()
+            terminal.say(f"   {name} ({_speed(report)}):\n{_indented(prompt + text)}")
+            answers[name] = {
+                "text": text,
+                "token_ids": list(report.token_ids),
+                "decode_tokens_per_s": report.decode_tokens_per_s,
+            }
+    return answers
+
+
+def _example() -> Path:
+    """The tiny model lies in the repository beside the packages, and not in a wheel."""
+    path = Path(toolkit.__file__).resolve().parents[1] / "examples" / "tiny_gemma3n"
+    if not (path / "config.json").is_file():
+        raise UsageError(
+            "built-in tiny model",
+            found=f"no {path}",
+            wanted="a clone of the repository",
+            remedy="name a checkpoint's directory with --checkpoint",
+        )
+    return path
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[Path]:
+    if path is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
+        yield Path(scratch) / "bundle"
+
+
+def _sizes_text(checkpoint: Checkpoint, sizes: tuple[Slice, ...]) -> str:
+    return ", ".join(
+        f"{part.name} ({len(part.layers)} layers, "
+        f"{count_text(effective_parameters(slice_config(checkpoint.config, part)))} effective parameters)"
+        for part in sizes
+    )
+
+
+def _speed(report: GenerationReport) -> str:
+    rate = report.decode_tokens_per_s
+    return "" if rate is None else f"{rate:,.0f} tokens/s"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"   {line}" for line in text.splitlines())

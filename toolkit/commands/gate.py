@@ -1,0 +1,82 @@
+"""The quality gate over every size of a bundle, as ``verify``, ``convert`` and ``demo`` run it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from converters.checkpoint import Checkpoint
+from converters.gemma3n.matformer import Slice, SlicedCheckpoint
+from converters.verify import SizeReport, VerifyReport, built_in_text, sequences_of, thresholds_for, verify
+from toolkit.bundle.manifest import Manifest
+from toolkit.commands.terminal import Terminal, table
+from toolkit.quant.scheme import Dtype
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.session import Session, SessionSettings
+
+
+def judge(
+    path: Path,
+    checkpoint: Checkpoint,
+    terminal: Terminal,
+    settings: SessionSettings,
+    *,
+    tokens: int,
+    text: str | None = None,
+    sizes: Collection[str] | None = None,
+) -> VerifyReport:
+    """Hold a bundle's sizes (all, or those named) against the checkpoint, on ``text`` or the built-in one."""
+    bundle = Bundle(path)
+    manifest = bundle.manifest
+    ids = bundle.tokenizer().encode(built_in_text() if text is None else text, special=False)
+    sequences = sequences_of(ids, checkpoint.config, context=manifest.text.context, tokens=tokens)
+    thresholds = thresholds_for(used_dtypes(manifest))
+    reports: dict[str, SizeReport] = {}
+    with Session(bundle, settings) as session:
+        for name in manifest.sizes if sizes is None else sizes:
+            session.use(name)
+            size = manifest.size(name)
+            model = SlicedCheckpoint(checkpoint, Slice(name, size.layers, size.ffn_sizes))
+            with terminal.bar(f"verify {name}", "%") as show:
+                reports[name] = verify(
+                    session,
+                    model,
+                    sequences,
+                    thresholds,
+                    # Both halves of the work take about as long.
+                    progress=lambda what, done, of: show((50 * (what == "bundle") + 50 * done // of), 100),
+                )
+    return VerifyReport(reports)
+
+
+def used_dtypes(manifest: Manifest) -> set[Dtype]:
+    """The element types that the bundle's recipes name."""
+    known: tuple[Dtype, ...] = ("f32", "int8", "int4")
+    named = {rule.dtype for quant in manifest.quant.values() for rule in quant.rules}
+    return {dtype for dtype in known if dtype in named}
+
+
+def report_text(report: VerifyReport) -> str:
+    """A table, and what is out of bounds."""
+    rows = []
+    for name, size in report.sizes.items():
+        quality = size.quality
+        rows.append(
+            [
+                name,
+                str(quality.tokens),
+                _number(quality.kl_divergence_mean),
+                _number(quality.kl_divergence_max),
+                "-" if quality.top1_agreement is None else f"{quality.top1_agreement:.1%}",
+                _number(quality.perplexity_checkpoint),
+                _number(quality.perplexity_bundle),
+                "passed" if size.passed else "FAILED",
+            ]
+        )
+    header = ["size", "tokens", "KL mean", "KL max", "top-1", "perplexity", "the bundle's", ""]
+    failures = [f"{name}: {failure}" for name, size in report.sizes.items() for failure in size.failures]
+    return "\n".join([table(header, rows), *failures])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,53 @@
+"""Google's LiteRT-LM engine for tests: greedy answers to raw text, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True, slots=True)
+class LmEngine:
+    """A loaded .litertlm."""
+
+    engine: Any
+    module: Any
+
+    def greedy(self, prompt: str, count: int) -> list[str]:
+        """The text of each token that follows `prompt`, which gets no template; up to a stop token or `count`."""
+        with self.engine.create_session(
+            apply_prompt_template=False, sampler_config=self._greedy(), max_output_tokens=count
+        ) as session:
+            session.run_prefill([prompt])
+            return [text for part in session.run_decode_async() for text in part.texts]
+
+    def chat(self, message: str, count: int) -> str:
+        """The answer to the first message of a conversation, in the model's own template."""
+        with self.engine.create_conversation(sampler_config=self._greedy(), max_output_tokens=count) as conversation:
+            content = conversation.send_message(message)["content"]
+            return "".join(part["text"] for part in content)
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """How the engine spells these tokens one after the other."""
+        texts = [self.engine.detokenize(ids[:n]) for n in range(1, len(ids) + 1)]
+        return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
+
+    def _greedy(self) -> Any:
+        return self.module.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
+
+
+@contextmanager
+def open_engine(path: Path, *, threads: int = 2) -> Iterator[LmEngine]:
+    """Load a .litertlm on the CPU; the test is skipped without the engine."""
+    module = pytest.importorskip("litert_lm", reason="needs litert-lm-api: pip install -e .[lm]")
+    module.set_min_log_severity(module.LogSeverity.ERROR)
+    cache = path.parent / "engine-cache"
+    cache.mkdir(exist_ok=True)
+    backend = module.Backend.CPU(thread_count=threads)
+    with module.Engine(str(path), backend=backend, cache_dir=str(cache)) as engine:
+        yield LmEngine(engine, module)

@@ -17,7 +17,7 @@ from converters.gemma3n.embedder import embedder_graph
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
 from converters.gemma3n.matformer import Slice, SlicedCheckpoint
 from converters.gemma3n.per_layer_embedder import per_layer_embedder_graph
-from converters.gemma3n.text_decoder import Size, decode_graph, prefill_graph
+from converters.gemma3n.text_decoder import CacheRows, Size, decode_graph, prefill_graph
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
@@ -139,9 +139,10 @@ def _layouts(request: ConvertRequest, elastic: Elastic) -> Mapping[str, TfliteLa
 
 
 def _decoder_signatures(request: ConvertRequest, prefix: str, size: Size, widest: TextConfig) -> Iterator[Signature]:
+    rows = CacheRows.fitting(widest, request.context, request.prefill_sizes[-1])
     for n in request.prefill_sizes:
-        yield Signature(f"{prefix}prefill_{n}", prefill_graph(size, widest, request.context, n))
-    yield Signature(f"{prefix}decode", decode_graph(size, widest, request.context))
+        yield Signature(f"{prefix}prefill_{n}", prefill_graph(size, widest, rows, n))
+    yield Signature(f"{prefix}decode", decode_graph(size, widest, rows))
 
 
 def _copy_tokenizer(checkpoint: Path, directory: Path) -> None:
@@ -188,8 +189,8 @@ def _draft(request: ConvertRequest, elastic: Elastic, content_hash: str) -> Bund
 
 
 def _text_record(request: ConvertRequest, config: TextConfig) -> TextRecord:
-    shape = (1, config.num_kv_heads, request.context, config.head_dim)
-    caches = range(len(config.kv_layers))
+    rows = CacheRows.fitting(config, request.context, request.prefill_sizes[-1])
+    caches = [rows.of(config.layers[owner]) for owner in config.kv_layers]
     return TextRecord(
         vocab_size=config.vocab_size,
         ple_vocab_size=config.ple_vocab_size,
@@ -202,7 +203,15 @@ def _text_record(request: ConvertRequest, config: TextConfig) -> TextRecord:
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,
         stop_token_ids=tuple(sorted(set(config.eos_token_ids))),
-        kv_caches=tuple(KvCache(f"kv_cache_k_{i}", f"kv_cache_v_{i}", shape) for i in caches),
+        kv_caches=tuple(
+            KvCache(
+                f"kv_cache_k_{i}",
+                f"kv_cache_v_{i}",
+                (1, config.num_kv_heads, count, config.head_dim),
+                None if count == request.context else config.sliding_window,
+            )
+            for i, count in enumerate(caches)
+        ),
     )
 
 

@@ -38,9 +38,30 @@ class Size:
         return cls(config, tuple(range(config.num_layers)), tuple((layer.ffn_size,) for layer in config.layers))
 
 
-def decode_graph(size: Size, widest: TextConfig, context: int) -> Graph:
+@dataclass(frozen=True, slots=True)
+class CacheRows:
+    """Rows of the KV caches: `context` of layers that attend to everything, `sliding` of those with a window.
+
+    With fewer rows than the context a sliding cache is a ring: position p lies in row p mod `sliding`. A prefill of N
+    overwrites the N oldest rows, which none of its tokens may need: `sliding` is at least the window plus N.
+    """
+
+    context: int
+    sliding: int
+
+    @classmethod
+    def fitting(cls, config: TextConfig, context: int, largest_prefill: int) -> CacheRows:
+        """The smallest caches for prefills of up to `largest_prefill` tokens."""
+        return cls(context, min(context, config.sliding_window + largest_prefill))
+
+    def of(self, layer: LayerConfig) -> int:
+        """Rows of the cache of one layer."""
+        return self.context if layer.attention == "full" else self.sliding
+
+
+def decode_graph(size: Size, widest: TextConfig, rows: CacheRows) -> Graph:
     """One token in, caches updated at its position, logits f32[1, 1, vocab] out."""
-    step = _Step(size, widest, tokens=1, context=context)
+    step = _Step(size, widest, tokens=1, rows=rows)
     streams = step.embed()
     for index in range(size.config.num_layers):
         streams = step.layer(index, streams)
@@ -48,9 +69,9 @@ def decode_graph(size: Size, widest: TextConfig, context: int) -> Graph:
     return step.graph
 
 
-def prefill_graph(size: Size, widest: TextConfig, context: int, tokens: int) -> Graph:
+def prefill_graph(size: Size, widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
     """`tokens` tokens in, caches updated from the first one's position on; no logits."""
-    step = _Step(size, widest, tokens=tokens, context=context)
+    step = _Step(size, widest, tokens=tokens, rows=rows)
     streams = step.embed()
     last_owner = size.config.kv_layers[-1]
     for index in range(last_owner):
@@ -63,20 +84,22 @@ def prefill_graph(size: Size, widest: TextConfig, context: int, tokens: int) -> 
 class _Step:
     """One forward pass under construction: the graph, its inputs, and what all layers share."""
 
-    def __init__(self, size: Size, widest: TextConfig, *, tokens: int, context: int) -> None:
+    def __init__(self, size: Size, widest: TextConfig, *, tokens: int, rows: CacheRows) -> None:
         self.graph = graph = Graph()
         self.size, self.config, self.widest = size, size.config, widest
-        self.tokens, self.context = tokens, context
+        self.tokens, self.rows = tokens, rows
         config = self.config
         self._embeddings = graph.input("embeddings", (1, tokens, config.hidden_size))
         self._per_layer = graph.input("per_layer_embeddings", (1, tokens, widest.num_layers, config.ple_size))
         self._position = graph.input("input_pos", (tokens,), DType.INT32)
-        self._mask_full = graph.input("mask", (1, 1, tokens, context))
+        self._mask_full = graph.input("mask", (1, 1, tokens, rows.context))
         self._caches: list[tuple[Value, Value]] = []
-        for i in range(len(widest.kv_layers)):
-            shape = (1, config.num_kv_heads, context, config.head_dim)
+        for i, owner in enumerate(widest.kv_layers):
+            shape = (1, config.num_kv_heads, rows.of(widest.layers[owner]), config.head_dim)
             self._caches.append((graph.input(f"kv_cache_k_{i}", shape), graph.input(f"kv_cache_v_{i}", shape)))
-        self._cache_row = self._first_position()
+        self._first = ops.take(self._position, 0, 0, 1)
+        self._cache_row: dict[int, Value] = {}
+        self._ring_rows: Value | None = None
         self._rope: dict[str, tuple[Value, Value]] = {}
         self._masks: dict[str, Value] = {"full": self._mask_full}
         self._ple: Value | None = None
@@ -207,9 +230,10 @@ class _Step:
         query = self._heads_first(query)
         grouped = (1, config.num_kv_heads, groups * self.tokens, config.head_dim)
         scores = ops.batch_matmul(ops.reshape(query, grouped), keys, transpose_b=True)
-        scores = ops.reshape(scores, (1, heads, self.tokens, self.context))
+        rows = self.rows.of(layer)
+        scores = ops.reshape(scores, (1, heads, self.tokens, rows))
         weights = ops.softmax(ops.add(scores, self._mask(layer)))
-        weights = ops.reshape(weights, (1, config.num_kv_heads, groups * self.tokens, self.context))
+        weights = ops.reshape(weights, (1, config.num_kv_heads, groups * self.tokens, rows))
         mixed = ops.reshape(ops.batch_matmul(weights, values), (1, heads, self.tokens, config.head_dim))
         width = heads * config.head_dim
         mixed = ops.reshape(self._heads_last(mixed), (1, self.tokens, width))
@@ -339,29 +363,77 @@ class _Step:
         return self._rope[layer.attention]
 
     def _mask(self, layer: LayerConfig) -> Value:
-        """f32[1, 1, tokens, context]: the caller's mask; on sliding layers also all keys before the window blocked."""
+        """f32[1, 1, tokens, rows]: the caller's mask; on sliding layers all keys outside the window blocked too."""
         if layer.attention not in self._masks:
-            config = self.config
-            # key - (position - window + 1) is negative just outside the window; halves keep float rounding out.
-            keys = np.arange(self.context, dtype=np.float32) + np.float32(config.sliding_window - 0.5)
-            position = ops.reshape(ops.cast(self._position, DType.FLOAT32), (1, 1, self.tokens, 1))
-            inside = ops.sub(self.graph.constant(keys.reshape(1, 1, 1, -1)), position)
-            window = ops.minimum(ops.mul(inside, self.graph.scalar(WINDOW_SLOPE)), self.graph.scalar(0.0))
-            # Minimum, not sum: two blocked values would overflow to -inf and a fully blocked padding row to NaN.
-            self._masks[layer.attention] = ops.minimum(self._mask_full, window)
+            ring = self.rows.sliding < self.rows.context
+            self._masks[layer.attention] = self._ring_mask() if ring else self._window_mask()
         return self._masks[layer.attention]
 
-    def _first_position(self) -> Value:
-        """Where this step's rows start in a cache: int32[4]."""
-        first = ops.take(self._position, 0, 0, 1)
-        return ops.concatenation([self.graph.ints([0, 0]), first, self.graph.ints([0])], 0)
+    def _window_mask(self) -> Value:
+        """The caller's mask, narrowed: a cache row is a position."""
+        keys = np.arange(self.rows.context, dtype=np.float32)
+        position = ops.reshape(ops.cast(self._position, DType.FLOAT32), (1, 1, self.tokens, 1))
+        distance = ops.sub(position, self.graph.constant(keys.reshape(1, 1, 1, -1)))
+        # Minimum, not sum: two blocked values would overflow to -inf and a fully blocked padding row to NaN.
+        return ops.minimum(self._mask_full, self._at_most(distance, self.config.sliding_window - 1))
+
+    def _ring_mask(self) -> Value:
+        """Which rows of the ring each token sees, by the position that a row holds after this step's were written."""
+        last = ops.add(self._first, self.graph.ints([self.tokens - 1]))
+        rows = self.graph.ints(range(self.rows.sliding))
+        age = ops.floor_mod(ops.sub(last, rows), self.graph.ints([self.rows.sliding]))
+        held = ops.reshape(ops.cast(ops.sub(last, age), DType.FLOAT32), (1, 1, 1, self.rows.sliding))
+        # Not input_pos: a caller may give padding any position there.
+        offsets = self.graph.constant(np.arange(self.tokens, dtype=np.float32).reshape(1, 1, -1, 1))
+        position = ops.add(offsets, ops.reshape(ops.cast(self._first, DType.FLOAT32), (1, 1, 1, 1)))
+        distance = ops.sub(position, held)
+        inside = ops.minimum(self._at_most(distance, self.config.sliding_window - 1), self._at_least(distance, 0))
+        return ops.minimum(inside, self._at_least(held, 0))
+
+    def _at_most(self, x: Value, limit: int) -> Value:
+        """0 where an integer x <= limit, far below any score elsewhere."""
+        return ops.minimum(self._slope(ops.sub(self.graph.scalar(limit + 0.5), x)), self.graph.scalar(0.0))
+
+    def _at_least(self, x: Value, limit: int) -> Value:
+        """0 where an integer x >= limit, far below any score elsewhere."""
+        return ops.minimum(self._slope(ops.sub(x, self.graph.scalar(limit - 0.5))), self.graph.scalar(0.0))
+
+    def _slope(self, x: Value) -> Value:
+        return ops.mul(x, self.graph.scalar(WINDOW_SLOPE))
 
     def _update_cache(self, index: int, key: Value, value: Value) -> None:
         cache = self._cache_index(index)
+        rows = self.rows.of(self.config.layers[index])
         keys, values = self._caches[cache]
-        keys = ops.dynamic_update_slice(keys, self._heads_first(key), self._cache_row)
-        values = ops.dynamic_update_slice(values, self._heads_first(value), self._cache_row)
-        self._caches[cache] = (keys, values)
+        self._caches[cache] = (self._written(keys, key, rows), self._written(values, value, rows))
+
+    def _written(self, cache: Value, new: Value, rows: int) -> Value:
+        """The cache with this step's rows in it; new: f32[1, tokens, heads, dim]."""
+        new = self._heads_first(new)
+        if rows == self.rows.context or self.tokens == 1:
+            return ops.dynamic_update_slice(cache, new, self._first_row(rows))
+        # The rows of a ring may wrap: each is taken from the old cache or from the new rows behind it.
+        return ops.gather(ops.concatenation([cache, new], 2), self._ring_sources(), 2)
+
+    def _first_row(self, rows: int) -> Value:
+        """Where this step's rows start in a cache: int32[4]."""
+        if rows not in self._cache_row:
+            first = self._first
+            if rows < self.rows.context:
+                first = ops.floor_mod(first, self.graph.ints([rows]))
+            start = [self.graph.ints([0, 0]), first, self.graph.ints([0])]
+            self._cache_row[rows] = ops.concatenation(start, 0)
+        return self._cache_row[rows]
+
+    def _ring_sources(self) -> Value:
+        """For each row of a ring, its row in (old ring, new rows): int32[sliding]."""
+        if self._ring_rows is None:
+            count = self.graph.ints([self.rows.sliding])
+            rows = self.graph.ints(range(self.rows.sliding))
+            offset = ops.floor_mod(ops.sub(rows, self._first), count)
+            fresh = ops.less(offset, self.graph.ints([self.tokens]))
+            self._ring_rows = ops.select(fresh, ops.add(offset, count), rows)
+        return self._ring_rows
 
     def _cache_index(self, index: int) -> int:
         """Which cache a layer reads: its own, or that of the layer it shares with."""

@@ -95,8 +95,14 @@ def test_a_float_bundle_writes_the_64_tokens_of_transformers(config: oracle.Orac
 
 
 def caches(session: Session) -> list[NDArray[np.float32]]:
-    """What the session has written of each cache."""
-    return [buffer.read()[:, :, : session.position] for buffer in session._caches.buffers.values()]
+    """What later tokens may still read of each cache, in the order of positions."""
+    visible = []
+    for cache in session.text.kv_caches:
+        first = 0 if cache.window is None else max(0, session.position - cache.window)
+        rows = np.arange(first, session.position) % cache.rows
+        for name in (cache.key, cache.value):
+            visible.append(session._caches.buffers[name].read()[:, :, rows])
+    return visible
 
 
 @pytest.mark.reference
@@ -210,7 +216,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path, tiny: Path)
 
 
 def test_too_small_a_disk_is_said_before_starting(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(EnvironmentFault, match="disk space"):
         convert(request(tiny, tmp_path / "bundle"))
     assert list(tmp_path.iterdir()) == []
@@ -293,3 +299,23 @@ def test_a_slice_equals_the_bundle_of_a_checkpoint_sliced_first_bit_for_bit(
     convert(request(sliced, tmp_path / "first", quant=quant))
     for file in ("text_decoder.tflite", "embedder.tflite", "per_layer_embedder.tflite"):
         assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "first" / file).read_bytes(), file
+
+
+@pytest.mark.reference
+def test_a_conversation_goes_back_within_the_reach_of_its_rings_and_starts_over_beyond(tiny: Path) -> None:
+    """A window of 16 and prefills of up to 64: rings of 80 rows in a context of 256."""
+    config = next(config for config in oracle.CONFIGS if config.name == "long_prompt")
+    ids, other = list(config.ids), list(config.ids[:100])
+    directory = oracle.checkpoint_of(config)
+    with open_session(bundle_of(config)) as session:
+        ring = next(cache for cache in session.text.kv_caches if cache.window is not None)
+        assert (ring.rows, ring.window) == (16 + 64, 16)
+        session.feed(ids)
+        assert session.rewind_to([*ids[:140], 5]) == 140
+        logits = session.feed([5])
+        assert np.abs(logits - oracle.hf_logits(directory, [*ids[:140], 5])[-1]).max() < 1e-3
+        with pytest.raises(UsageError, match="within reach"):
+            session.truncate(50)
+        assert session.rewind_to([*other[:50], 7]) == 0
+        logits = session.feed([*other[:50], 7])
+        assert np.abs(logits - oracle.hf_logits(directory, [*other[:50], 7])[-1]).max() < 1e-3

@@ -30,11 +30,21 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """Names of the two tensors of one KV cache, and their shape [1, kv_heads, context, head_dim]."""
+    """Names of the two tensors of one KV cache, and their shape [1, kv_heads, rows, head_dim].
+
+    `window` is null where row p is position p. Else the cache is a ring: row p mod rows is position p, and its layers
+    see that many positions back.
+    """
 
     key: str
     value: str
     shape: tuple[int, ...]
+    window: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Positions that the cache holds."""
+        return self.shape[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,8 @@ def _read_text(fields: JsonObject) -> TextRecord:
 def _read_kv_cache(fields: JsonObject) -> KvCache:
     key = _name(fields, "key", fields.value("key"))
     value = _name(fields, "value", fields.value("value"))
-    return _finished(fields, KvCache(key, value, fields.integers("shape", 1, MAX_DIMENSION)))
+    window = None if fields.value("window") is None else fields.integer("window", 1, MAX_DIMENSION)
+    return _finished(fields, KvCache(key, value, fields.integers("shape", 1, MAX_DIMENSION), window))
 
 
 def _read_size(fields: JsonObject) -> SizeRecord:
@@ -258,8 +259,10 @@ def _check_text(manifest: Manifest, faults: list[Fault]) -> None:
     if not 1 <= len(text.kv_caches) <= text.num_layers:
         fault("kv_caches", f"{len(text.kv_caches)} entries", f"1 to {text.num_layers}, the number of layers")
     for i, cache in enumerate(text.kv_caches):
-        if len(cache.shape) != 4 or cache.shape[0] != 1 or cache.shape[2] != text.context:
-            fault(f"kv_caches[{i}] shape", list(cache.shape), f"[1, kv_heads, {text.context}, head_dim]")
+        least = text.context if cache.window is None else min(text.context, cache.window + text.prefill_sizes[-1])
+        if len(cache.shape) != 4 or cache.shape[0] != 1 or not least <= cache.shape[2] <= text.context:
+            rows = f"{least}" if least == text.context else f"{least} to {text.context}"
+            fault(f"kv_caches[{i}] shape", list(cache.shape), f"[1, kv_heads, {rows}, head_dim]")
     names = Counter(name for cache in text.kv_caches for name in (cache.key, cache.value))
     for name, count in names.items():
         if count > 1:

@@ -9,19 +9,35 @@ from toolkit.runtime.compiled import Buffer, Model
 
 
 class KvBuffers:
-    """One buffer per cache, f32[1, kv_heads, context, head_dim], bound both as input and as output.
+    """One buffer per cache, f32[1, kv_heads, rows, head_dim], bound both as input and as output.
 
     Bound so, a decode step moves one row; with separate buffers it would copy every cache.
     """
 
     def __init__(self, model: Model, signature: str, text: TextRecord) -> None:
         """Made for one signature, they fit all: a bundle's sizes share their caches."""
+        self._rings = [(cache.rows, cache.window) for cache in text.kv_caches if cache.window is not None]
+        self._written = 0
         names = [name for cache in text.kv_caches for name in (cache.key, cache.value)]
         self.buffers: dict[str, Buffer] = {name: model.input_buffer(signature, name) for name in names}
         zeros = {shape: np.zeros(shape, np.float32) for shape in {b.info.shape for b in self.buffers.values()}}
         # Blocked rows weigh exactly 0, but 0 times an undefined NaN would still be NaN.
         for buffer in self.buffers.values():
             buffer.write(zeros[buffer.info.shape])
+
+    def note(self, end: int) -> None:
+        """A step wrote the positions up to ``end``, padding included."""
+        self._written = max(self._written, end)
+
+    def can_return_to(self, position: int) -> bool:
+        """Whether every ring still holds what a token at ``position`` sees; position 0 sees nothing."""
+        return position == 0 or all(
+            self._written <= rows or position - window + 1 >= self._written - rows for rows, window in self._rings
+        )
+
+    def forget(self) -> None:
+        """All positions are free again."""
+        self._written = 0
 
     @property
     def bytes(self) -> int:

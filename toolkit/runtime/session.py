@@ -107,9 +107,13 @@ class Session:
         self._size_name = size
 
     def truncate(self, position: int) -> None:
-        """Forget the tokens from ``position`` on."""
+        """Forget the tokens from ``position`` on; UsageError when the caches have lost what came before it."""
         if not 0 <= position <= self.position:
             raise UsageError("position", found=position, wanted=f"0 to {self.position}")
+        if position < self.position and not self._caches.can_return_to(position):
+            raise UsageError("position", found=position, wanted="0, or one within reach of the sliding windows' caches")
+        if position == 0:
+            self._caches.forget()
         del self._ids[position:]
 
     def close(self) -> None:
@@ -150,10 +154,15 @@ class Session:
         return self.decode(ids[-1])
 
     def rewind_to(self, ids: Sequence[int]) -> int:
-        """Keep what the conversation has in common with ``ids``, but not all of them; how many tokens that are."""
+        """Keep what the conversation has in common with ``ids``, but not all of them; how many tokens that are.
+
+        Nothing is kept when that lies further back than the caches of sliding windows reach.
+        """
         common = 0
         while common < min(self.position, len(ids) - 1) and self._ids[common] == ids[common]:
             common += 1
+        if common < self.position and not self._caches.can_return_to(common):
+            common = 0
         self.truncate(common)
         return common
 
@@ -204,6 +213,7 @@ class Session:
             mask[row, : self.position + row + 1] = 0
         inputs.decoder["input_pos"].write(padded)
         inputs.decoder["mask"].write(mask)
+        self._caches.note(self.position + width)
         self._call_of(width)()
         self._ids.extend(ids)
 

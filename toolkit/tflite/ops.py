@@ -42,6 +42,11 @@ def minimum(a: Value, b: Value) -> Value:
     return _binary("MINIMUM", a, b, Options("MaximumMinimumOptions"))
 
 
+def floor_mod(a: Value, b: Value) -> Value:
+    """a - floor(a / b) * b: of the sign of b; with NumPy broadcasting."""
+    return _binary("FLOOR_MOD", a, b, Options("FloorModOptions"))
+
+
 def less(a: Value, b: Value) -> Value:
     """a < b, bool, with NumPy broadcasting."""
     return _binary("LESS", a, b, Options("LessOptions"), result=DType.BOOL)
@@ -205,6 +210,14 @@ def embedding_lookup(ids: Value, table: Value) -> Value:
     """table[ids], integers dequantised to float32; ids: int32[n], table: [vocabulary, ...]."""
     _want(ids.dtype is DType.INT32 and len(ids.shape) == 1, "EMBEDDING_LOOKUP wants int32[n] ids", ids, table)
     return _one("EMBEDDING_LOOKUP", [ids, table], TensorType((*ids.shape, *table.shape[1:]), table.dtype))
+
+
+def gather(x: Value, indices: Value, axis: int) -> Value:
+    """x taken at `indices` (int32[n]) along one axis, as numpy.take does; integers are not dequantised."""
+    _want(indices.dtype is DType.INT32 and len(indices.shape) == 1, "GATHER wants int32[n] indices", x, indices)
+    shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    options = Options("GatherOptions", (("axis", axis),))
+    return _one("GATHER", [x, indices], TensorType(shape, x.dtype), options)
 
 
 def dynamic_update_slice(x: Value, update: Value, start: Value) -> Value:

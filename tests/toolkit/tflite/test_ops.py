@@ -137,6 +137,17 @@ def test_logical_and_and_cast_work_on_integers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(tmp_path, [ids], inside), np.array([9, 0, 4, 9], np.float32))
 
 
+def test_floor_mod_takes_the_sign_of_the_divisor(tmp_path: Path) -> None:
+    a = np.array([-9, -1, 0, 7, 8, 17], np.int32)
+    got = run(tmp_path, [a], lambda x: ops.floor_mod(x, x.graph.ints([8])))
+    np.testing.assert_array_equal(got, np.mod(a, 8))
+
+
+def test_gather_takes_rows_of_any_axis(tmp_path: Path) -> None:
+    x, rows = floats(1, 2, 5, 3), np.array([4, 0, 0], np.int32)
+    np.testing.assert_array_equal(run(tmp_path, [x, rows], lambda v, i: ops.gather(v, i, 2)), x[:, :, rows])
+
+
 def test_dynamic_update_slice_writes_at_the_start(tmp_path: Path) -> None:
     x, update, start = floats(1, 2, 6, 3), floats(1, 2, 2, 3, seed=1), np.array([0, 0, 3, 0], np.int32)
     want = x.copy()

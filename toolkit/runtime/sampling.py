@@ -63,45 +63,47 @@ class Sampler:
 
 
 def distribution(logits: NDArray[np.float32], settings: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tokens that may be drawn, most likely first, and their probabilities (they sum to 1).
+    """The tokens that may be drawn and their probabilities (they sum to 1): most likely first, all of them by id.
 
     logits: f32[vocabulary] with a finite maximum. The temperature must not be 0.
     """
-    wide = logits.astype(np.float64)
-    # A tiny temperature sends everything but the maximum to -inf, which is what it means.
-    with np.errstate(over="ignore"):
-        weights = np.exp((wide - wide.max()) / settings.temperature)
-    limit = min(settings.top_k or len(weights), len(weights))
-    if settings.top_p == 1.0:
-        ids = _largest(weights, limit)
-    else:
-        total = weights.sum() if limit == len(weights) else weights[_largest(weights, limit)].sum()
-        ids = _nucleus(weights, limit, settings.top_p * float(total))
-    kept = weights[ids]
-    return ids, kept / kept.sum()
+    peak = float(logits.max())
 
+    def weigh(some: NDArray[np.float32]) -> NDArray[np.float64]:
+        # A tiny temperature sends everything but the maximum to -inf, which is what it means.
+        with np.errstate(over="ignore"):
+            return np.exp((some.astype(np.float64) - peak) / settings.temperature)
 
-def _nucleus(weights: NDArray[np.float64], limit: int, mass: float) -> NDArray[np.int64]:
-    """The fewest tokens, most likely first, of at most ``limit``, whose weights sum to ``mass``."""
-    count = min(_NUCLEUS_GUESS, limit)
+    if not settings.top_k and settings.top_p == 1:
+        # Nothing to leave out, so nothing to sort: that would take longer than a small model's step.
+        weights = weigh(logits)
+        return np.arange(len(logits)), weights / weights.sum()
+    limit = min(settings.top_k or len(logits), len(logits))
+    guessing = limit == len(logits) and settings.top_p < 1
+    total = float(weigh(logits).sum()) if guessing else None
+    count = min(_NUCLEUS_GUESS, limit) if guessing else limit
     while True:
-        ids = _largest(weights, count)
-        sums = np.cumsum(weights[ids])
+        ids = _largest(logits, count)
+        weights = weigh(logits[ids])
+        sums = np.cumsum(weights)
+        mass = settings.top_p * (float(sums[-1]) if total is None else total)
         if sums[-1] >= mass or count == limit:
-            return ids[: int(np.searchsorted(sums, mass, side="left")) + 1]
+            break
         count = min(count * 8, limit)
+    kept = len(ids) if settings.top_p == 1 else int(np.searchsorted(sums, mass, side="left")) + 1
+    return ids[:kept], weights[:kept] / weights[:kept].sum()
 
 
-def _largest(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Ids of the ``count`` largest weights, largest first, the lower id among equals.
+def _largest(values: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+    """Indices of the ``count`` largest values, largest first, the lower index among equals.
 
     >>> _largest(np.array([1.0, 3.0, 2.0, 3.0]), 2)
     array([1, 3])
     """
-    if count < len(weights):
-        bound = np.partition(weights, len(weights) - count)[len(weights) - count]
-        candidates = np.flatnonzero(weights >= bound)
+    if count < len(values):
+        bound = np.partition(values, len(values) - count)[len(values) - count]
+        candidates = np.flatnonzero(values >= bound)
     else:
-        candidates = np.arange(len(weights))
-    order = np.argsort(-weights[candidates], kind="stable")
+        candidates = np.arange(len(values))
+    order = np.argsort(-values[candidates], kind="stable")
     return candidates[order][:count]

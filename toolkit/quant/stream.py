@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import CheckpointError, EnvironmentFault
+from toolkit.files import write_at
 from toolkit.quant.packing import pack_int4
 from toolkit.quant.scheme import Scheme, check_scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
@@ -131,19 +132,16 @@ def _write_chunk(fd: int, chunk: _Chunk, source: TensorSource) -> _Written:
 
 
 def _write(fd: int, array: NDArray[np.generic], offset: int, name: str) -> None:
-    view = np.ascontiguousarray(array).data.cast("B")
-    while view:
-        try:
-            written = os.pwrite(fd, view, offset)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"writing weight {name} to {_file_name(fd)}",
-                found=error.strerror or error,
-                wanted=f"{len(view)} bytes written at {offset}",
-                remedy="free space on that disk or choose another output",
-            ) from error
-        view = view[written:]
-        offset += written
+    data = np.ascontiguousarray(array).data.cast("B")
+    try:
+        write_at(fd, data, offset)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"writing weight {name} to {_file_name(fd)}",
+            found=error.strerror or error,
+            wanted=f"{len(data)} bytes written at {offset}",
+            remedy="free space on that disk or choose another output",
+        ) from error
 
 
 def _file_name(fd: int) -> str:

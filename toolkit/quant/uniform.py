@@ -26,6 +26,7 @@ INT4_RANGE = (np.float32(-8), np.float32(7))
 # between float16's smallest normal number and the largest number that both types hold.
 BLOCK_SCALE_RANGE = (np.float32(2.0**-14), np.float32(65280))
 ROW_SCALE_MIN = np.float32(2.0**-126)  # the smallest normal float32: LiteRT refuses 0
+ROW_WEIGHT_MAX = np.float32(2.0**126)  # so that no code times its scale overflows
 
 # Scales to try: plain absmax, and the scale that just holds the group without clipping divided by each of these. By the
 # width of a group, chosen greedily (benchmarks/choose_clip_ratios.py): with the least-squares refit they come within
@@ -55,7 +56,7 @@ class QuantizedRows:
 def quantize_rows(rows: F32, scheme: Scheme, *, name: str = "weights", first_row: int = 0) -> QuantizedRows:
     """Codes and scales of rows: float32[rows, columns]; `name` and `first_row` are for errors.
 
-    CheckpointError for a weight that is not finite, RecipeError for one too large for float16 block scales.
+    CheckpointError for a weight that is not finite, RecipeError for one too large to have a scale.
     """
     assert scheme.dtype != "f32", "float32 weights are copied, not quantised"
     count, columns = rows.shape
@@ -63,7 +64,7 @@ def quantize_rows(rows: F32, scheme: Scheme, *, name: str = "weights", first_row
     groups = np.ascontiguousarray(rows, np.float32).reshape(count * (columns // width), width)
     codes = np.empty(groups.shape, np.int8)
     scales = np.empty(len(groups), np.float32)
-    tile = min(max(1, _TILE_WEIGHTS // width), len(groups))
+    tile = max(1, min(_TILE_WEIGHTS // width, len(groups)))
     work = _Workspace(scheme, tile, width)
     try:
         for start in range(0, len(groups), tile):
@@ -114,8 +115,8 @@ class _UnfitGroup(Exception):
         """The fault in the user's terms."""
         if not math.isfinite(self._absmax):
             return CheckpointError(what, found=self._absmax, wanted="finite numbers", remedy="download it again")
-        wanted = f"at most {self._largest:g}, what block scales can hold"
-        return RecipeError(what, found=f"{self._absmax:g}", wanted=wanted, remedy="leave out its block_size")
+        wanted = f"at most {self._largest:g}, what such scales can hold"
+        return RecipeError(what, found=f"{self._absmax:g}", wanted=wanted, remedy="keep this weight f32")
 
 
 class _Workspace:
@@ -133,10 +134,13 @@ class _Workspace:
         self._scale_min = BLOCK_SCALE_RANGE[0] if self._blocks else ROW_SCALE_MIN
         self._transposed = self._blocks and self._int4
         self._ratios = next(r for w, r in _INT4_RATIOS if width <= w) if self._int4 else _INT8_RATIOS
-        self._buffers = [_aligned(tile * width) for _ in range(3)]
+        self._buffers = [_aligned(max(2, tile) * width) for _ in range(3)]
 
     def scales(self, groups: F32) -> F32:
         """The scale of each group, as it will be stored; groups: [count, width]."""
+        if self._transposed and len(groups) == 1:
+            # NumPy sums a single column in another order, and a block's bytes must not depend on its neighbours.
+            return self.scales(np.concatenate([groups, groups]))[:1]
         x = groups
         if self._transposed:
             x = self._scratch(0, groups.T.shape)
@@ -160,7 +164,7 @@ class _Workspace:
 
     def _plain(self, absmax: F32) -> F32:
         """Scales that map the largest magnitude to the largest code."""
-        largest = BLOCK_SCALE_RANGE[1] * self._high if self._blocks else np.finfo(np.float32).max
+        largest = BLOCK_SCALE_RANGE[1] * self._high if self._blocks else ROW_WEIGHT_MAX
         unfit = ~(absmax <= largest)  # a NaN fits nowhere
         if unfit.any():
             group = int(unfit.argmax())

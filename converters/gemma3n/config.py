@@ -6,7 +6,6 @@ other key is an error. Source: transformers 5.23 models/gemma3n/configuration_ge
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -30,6 +29,7 @@ _MAX_WIDTH = 1 << 20
 _MAX_LAYERS = 1 << 10
 _MAX_HEADS = 1 << 12
 _MAX_POSITIONS = 1 << 31
+_MAX_SPARSITY = 0.999999  # at 1.0 the threshold is infinite
 
 # Training, bookkeeping and generation settings: they change no number of the forward pass.
 _WITHOUT_EFFECT = """
@@ -298,15 +298,13 @@ def _per_layer_sizes(text: JsonObject, count: int) -> tuple[int, ...]:
 
 
 def _sparsity_pattern(text: JsonObject, count: int) -> tuple[float, ...]:
-    # 1.0 would cut everything at an infinite threshold.
-    highest = math.nextafter(1.0, 0.0)
     if not text.has("activation_sparsity_pattern"):
         # Gemma3nTextConfig.__post_init__: ten sparse layers, none in models of at most ten.
         sparse = 10 if count > 10 else 0
         return (0.95,) * sparse + (0.0,) * (count - sparse)
     if not isinstance(text.value("activation_sparsity_pattern"), list):
-        return (text.number("activation_sparsity_pattern", 0.0, highest),) * count
-    pattern = text.numbers("activation_sparsity_pattern", 0.0, highest)
+        return (text.number("activation_sparsity_pattern", 0.0, _MAX_SPARSITY),) * count
+    pattern = text.numbers("activation_sparsity_pattern", 0.0, _MAX_SPARSITY)
     _require_length(text, "activation_sparsity_pattern", len(pattern), count)
     return pattern
 

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from converters.gemma3n import reference
 from converters.gemma3n.config import TextConfig, TextModel
-from toolkit.bundle.manifest import Manifest
 from toolkit.errors import BundleError, CheckpointError, QualityError, UsageError
 
 SHORT_TOKENS = 128
 """What `convert` ends with: seconds on a small model, enough to notice a wrong one."""
 LONG_TOKENS = 1024
-"""What `verify` takes: twice the sliding window of Google's models, which is left behind in prefill and in decode."""
+"""What `verify` takes."""
+LONGEST_SEQUENCE = 1024
+"""Twice the sliding window of Google's models, so that it is left behind; its second half takes 512 MiB of logits."""
 
 Progress = Callable[[str, int, int], None]
 """Called with "checkpoint" and layers, then with "bundle" and sequences: done, and in all."""
@@ -79,11 +80,6 @@ def thresholds_for(dtypes: Iterable[str]) -> Thresholds:
         wanted = f"one or more of {', '.join(THRESHOLDS)}"
         raise UsageError("element types of a bundle", found=sorted(used), wanted=wanted)
     return THRESHOLDS[max(used, key=list(THRESHOLDS).index)]
-
-
-def bundle_thresholds(manifest: Manifest) -> Thresholds:
-    """The bounds that follow from a bundle's recipes."""
-    return thresholds_for(rule.dtype for recipe in manifest.quant.values() for rule in recipe.rules)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -180,12 +176,12 @@ def built_in_text() -> str:
 
 
 def sequences_of(ids: Sequence[int], config: TextConfig, *, context: int, tokens: int = LONG_TOKENS) -> list[list[int]]:
-    """The first `tokens` ids of a text in sequences as long as the context allows, each led by the bos token.
+    """The first `tokens` ids of a text in sequences as long as the context and memory allow, each led by the bos token.
 
     An end too short to judge is left out. UsageError when nothing is left.
     """
     text = list(ids[1:] if ids and ids[0] == config.bos_token_id else ids)[:tokens]
-    step = min(tokens, context) - 1
+    step = min(tokens, context, LONGEST_SEQUENCE) - 1
     starts = range(0, len(text), step) if step > 0 else ()
     sequences = [[config.bos_token_id, *text[start : start + step]] for start in starts]
     sequences = [sequence for sequence in sequences if len(sequence) >= _SHORTEST]

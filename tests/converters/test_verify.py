@@ -359,6 +359,8 @@ def test_a_text_is_cut_into_sequences_that_start_with_bos(checkpoint: Checkpoint
     assert sequences_of(ids, config, context=64, tokens=12) == [[2, *ids[:11]]]
     assert sequences_of(ids, config, context=11) == [[2, *ids[:10]], [2, *ids[10:20]], [2, *ids[20:]]]
     assert sequences_of(ids, config, context=30) == [[2, *ids[:29]]]
+    many = sequences_of(list(range(3, 1000)) * 3, config, context=4096, tokens=2500)
+    assert [len(sequence) for sequence in many] == [1024, 1024, 2500 - 2 * 1023 + 1]
 
 
 @pytest.mark.reference

@@ -48,7 +48,9 @@ def stream_weights(
     error in file order ends the stream and is raised as it is; the file is then incomplete.
     """
     checked = [(placement, _checked_parts(placement, source)) for placement in placements]
-    scales = {p.weight.name: np.empty(p.weight.shape[0], np.float32) for p in placements if p.scheme.per_channel}
+    scales: dict[str, NDArray[np.float32]] = {
+        p.weight.name: np.empty(p.weight.shape[0], np.float32) for p in placements if p.scheme.per_channel
+    }
     pool = ThreadPoolExecutor(workers, thread_name_prefix="quantise")
     pending: deque[Future[_Written]] = deque()
 

@@ -158,10 +158,19 @@ def test_an_interrupt_leaves_nothing_behind(bundle: Path, tmp_path: Path, monkey
 
 def test_a_container_that_reads_back_differently_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rot = files.FileHash(1, "0" * 64, ())
-    monkeypatch.setattr("toolkit.bundle.litertlm.hash_file", lambda path: rot)
+    monkeypatch.setattr("toolkit.bundle.litertlm.hash_file", lambda path, advance=None: rot)
     with pytest.raises(EnvironmentFault, match="read back"):
         write_container(tmp_path / "a", [Section(schema.LLM_METADATA, b"x")], {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_what_is_written_and_read_back(bundle: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    result = export_litertlm(
+        bundle, tmp_path / "model.litertlm", progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == sorted(seen)
+    assert seen[-1] == (2 * result.bytes, 2 * result.bytes)
 
 
 def test_the_space_is_asked_for_before_the_first_byte(

@@ -22,6 +22,9 @@ CHUNK_BYTES = 16 * 1024 * 1024
 MAX_NAME_CHARACTERS = 128
 """Leaves room under the 255 bytes of ext4 and f2fs for the temporary name's prefix and suffix."""
 
+Progress = Callable[[int, int], None]
+"""Called with the bytes done, and the bytes in all."""
+
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
@@ -115,8 +118,8 @@ class FileHash:
     chunks: tuple[str, ...]
 
 
-def hash_file(path: Path | str) -> FileHash:
-    """Hash a file in one pass: the whole in one thread, its chunks in another."""
+def hash_file(path: Path | str, *, advance: Callable[[int], None] | None = None) -> FileHash:
+    """Hash a file in one pass, the whole in one thread, its chunks in another; `advance` gets the bytes of each."""
     whole = hashlib.sha256()
     chunks: list[str] = []
     size = 0
@@ -126,6 +129,8 @@ def hash_file(path: Path | str) -> FileHash:
             chunks.append(hashlib.sha256(chunk).hexdigest())
             size += len(chunk)
             update.result()
+            if advance is not None:
+                advance(len(chunk))
     return FileHash(size, whole.hexdigest(), tuple(chunks))
 
 
@@ -145,6 +150,18 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
     while rest:
         written = os.pwrite(fd, rest, offset)
         rest, offset = rest[written:], offset + written
+
+
+class Advance:
+    """Adds up bytes, and tells `progress` how many are done and how many there are in all."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total, self._progress, self._done = total, progress, 0
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 def require_free_space(directory: Path | str, needed_bytes: int) -> None:

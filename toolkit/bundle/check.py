@@ -23,23 +23,23 @@ from toolkit.bundle.manifest_json import load_manifest_bytes, parse_manifest
 from toolkit.bundle.signatures import SignatureShape, TextShapes, buffer_faults, signature_faults
 from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.errors import BundleError, GraphError
-from toolkit.files import CHUNK_BYTES, hash_file
+from toolkit.files import CHUNK_BYTES, Advance, Progress, hash_file
 from toolkit.tflite.reader import read_tflite
 
 REQUIRED = (TEXT_DECODER, EMBEDDER, PER_LAYER_EMBEDDER, TOKENIZER)
 
 
-def check(path: Path | str) -> list[Fault]:
+def check(path: Path | str, *, progress: Progress | None = None) -> list[Fault]:
     """Every fault of a bundle directory or a .litertlm file; BundleError if there is nothing at `path`."""
     target = Path(path)
     if target.is_dir():
-        return check_directory(target)
+        return check_directory(target, progress=progress)
     if target.is_file():
         return check_litertlm(target)
     raise BundleError(str(path), found="nothing there", wanted="a bundle directory or a .litertlm file")
 
 
-def check_directory(bundle: Path) -> list[Fault]:
+def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[Fault]:
     """Every fault of a bundle directory."""
     faults: list[Fault] = []
     try:
@@ -51,8 +51,9 @@ def check_directory(bundle: Path) -> list[Fault]:
         return faults
     faults += _entry_faults(bundle, manifest)
     readable = {name for name in manifest.files if _is_regular(bundle / name)}
+    advance = Advance(sum((bundle / name).stat().st_size for name in readable), progress)
     for name in sorted(readable):
-        faults += _content_faults(bundle / name, manifest.files[name])
+        faults += _content_faults(bundle / name, manifest.files[name], advance)
     for name, wanted in _wanted_signatures(manifest).items():
         if name in readable:
             faults += _graph_faults(bundle / name, wanted)
@@ -88,10 +89,10 @@ def _is_regular(path: Path) -> bool:
         return False
 
 
-def _content_faults(path: Path, record: FileRecord) -> list[Fault]:
+def _content_faults(path: Path, record: FileRecord, advance: Advance) -> list[Fault]:
     """Bytes other than those the manifest promises; names the range of each damaged chunk."""
     try:
-        found = hash_file(path)
+        found = hash_file(path, advance=advance)
     except OSError as error:
         return [Fault(path.name, "file", str(error.strerror), "a readable file")]
     faults = []

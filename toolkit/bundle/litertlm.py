@@ -24,7 +24,7 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.errors import BundleError, EnvironmentFault
-from toolkit.files import CHUNK_BYTES, atomic_file, hash_file, require_free_space
+from toolkit.files import CHUNK_BYTES, Advance, Progress, atomic_file, hash_file, require_free_space
 from toolkit.layout import SECTION_ALIGNMENT, align_up
 from toolkit.tflite.rewrite import select_signatures
 
@@ -63,7 +63,9 @@ class ExportResult:
     size: str
 
 
-def export_litertlm(bundle: Path | str, path: Path | str, size: str | None = None) -> ExportResult:
+def export_litertlm(
+    bundle: Path | str, path: Path | str, size: str | None = None, *, progress: Progress | None = None
+) -> ExportResult:
     """Write one size of a bundle, by default its default size, as a .litertlm.
 
     BundleError if the bundle has no such size, or if a file is not what the manifest says.
@@ -78,25 +80,29 @@ def export_litertlm(bundle: Path | str, path: Path | str, size: str | None = Non
         "size": name,
     }
     with _decoder(source, manifest, name, target) as decoder:
-        total = write_container(target, _sections(source, manifest, decoder), system)
+        total = write_container(target, _sections(source, manifest, decoder), system, progress=progress)
     return ExportResult(target, total, name)
 
 
-def write_container(path: Path, sections: Sequence[Section], system: Mapping[str, str]) -> int:
+def write_container(
+    path: Path, sections: Sequence[Section], system: Mapping[str, str], *, progress: Progress | None = None
+) -> int:
     """Write the sections behind their header, a chunk at a time, read all of it back and rename; the bytes written."""
     header, places = _layout(sections, system)
     total = places[-1].end
     require_free_space(path.resolve().parent, total)
     digest = hashlib.sha256()
+    advance = Advance(2 * total, progress)
 
     def verify(partial: Path) -> None:
-        if hash_file(partial).sha256 != digest.hexdigest():
+        if hash_file(partial, advance=advance).sha256 != digest.hexdigest():
             raise EnvironmentFault(str(path), found="other bytes when read back", wanted="what was written")
 
     with atomic_file(path, verify=verify) as partial, open(partial, "wb") as file:
         for chunk in _stream(header, sections, places):
             file.write(chunk)
             digest.update(chunk)
+            advance(len(chunk))
         file.flush()
         assert file.tell() == total, "the layout and the sections disagree"
     return total

@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0 without faults, else 1."""
-    faults = check(arguments.path)
+    with terminal.bar("check") as show:
+        faults = check(arguments.path, progress=show)
     lines = [
         f"{fault.file or arguments.path}: {fault.fault}: found {fault.found}, wanted {fault.wanted}" for fault in faults
     ]

@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0."""
-    result = export_litertlm(arguments.bundle, arguments.output, arguments.size)
+    with terminal.bar("export") as show:
+        result = export_litertlm(arguments.bundle, arguments.output, arguments.size, progress=show)
     value = {"file": str(arguments.output), "bytes": result.bytes, "size": result.size}
     terminal.result(value, f"{arguments.output}: {bytes_text(result.bytes)}, size {result.size}")
     return 0

@@ -65,6 +65,13 @@ def test_a_whole_bundle_has_no_fault(bundle: Path) -> None:
     assert check(bundle) == []
 
 
+def test_progress_counts_the_bytes_of_all_files(bundle: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    check(bundle, progress=lambda done, total: seen.append((done, total)))
+    size = sum(entry.stat().st_size for entry in bundle.iterdir() if entry.name != MANIFEST_NAME)
+    assert seen[-1] == (size, size)
+
+
 def test_nothing_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="nothing there"):
         check(tmp_path / "nowhere")

@@ -127,7 +127,7 @@ def test_verbose_errors_have_a_traceback_before_their_line(command: Command) -> 
 
 
 def test_a_fault_of_our_own_is_one_line_too(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> int:
+    def broken(*_: object, **__: object) -> int:
         raise KeyError("surprise")
 
     monkeypatch.setattr("toolkit.commands.check.check", broken)

@@ -1,7 +1,21 @@
-"""One way to draw examples for all tests: the same ones every time, however busy the machine."""
+"""For all tests: the same drawn examples every time, and skips that name the extra a test lacks."""
 
+from importlib.util import find_spec
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("gemma-edge", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=5000)
 settings.load_profile("gemma-edge")
+
+EXTRAS = {"reference": ("torch", "transformers", "safetensors"), "lm": ("litert_lm",)}
+"""Which modules the tests with a marker need; marker and extra have the same name."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {extra: [name for name in names if find_spec(name) is None] for extra, names in EXTRAS.items()}
+    for item in items:
+        for extra, names in missing.items():
+            if names and item.get_closest_marker(extra) is not None:
+                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(names)}: pip install -e '.[{extra}]'"))

@@ -147,7 +147,7 @@ def test_a_damaged_bundle_is_not_exported(tmp_path: Path, name: str) -> None:
 
 
 def test_an_interrupt_leaves_nothing_behind(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(path: Path) -> files.FileHash:
+    def interrupt(path: Path, **_: object) -> files.FileHash:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("toolkit.bundle.litertlm.hash_file", interrupt)
@@ -158,7 +158,7 @@ def test_an_interrupt_leaves_nothing_behind(bundle: Path, tmp_path: Path, monkey
 
 def test_a_container_that_reads_back_differently_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rot = files.FileHash(1, "0" * 64, ())
-    monkeypatch.setattr("toolkit.bundle.litertlm.hash_file", lambda path, advance=None: rot)
+    monkeypatch.setattr("toolkit.bundle.litertlm.hash_file", lambda path, **_: rot)
     with pytest.raises(EnvironmentFault, match="read back"):
         write_container(tmp_path / "a", [Section(schema.LLM_METADATA, b"x")], {})
     assert list(tmp_path.iterdir()) == []

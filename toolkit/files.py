@@ -134,16 +134,6 @@ def hash_file(path: Path | str, *, advance: Callable[[int], None] | None = None)
     return FileHash(size, whole.hexdigest(), tuple(chunks))
 
 
-def copy_bytes(source: Path | str, target_fd: int, offset: int) -> int:
-    """Copy a whole file to `offset` of an open file, a chunk at a time; the number of bytes copied."""
-    copied = 0
-    with open(source, "rb", buffering=0) as file:
-        while chunk := _read_chunk(file.fileno()):
-            write_at(target_fd, chunk, offset + copied)
-            copied += len(chunk)
-    return copied
-
-
 def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
     """`os.pwrite` until all of `data` is written: one call stops at 2 GiB, or at a signal."""
     rest = memoryview(data)

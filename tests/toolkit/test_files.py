@@ -177,13 +177,15 @@ def test_hashes_of_the_whole_and_of_chunks_agree_with_hashlib(
     assert found.chunks == tuple(hashlib.sha256(data[i : i + 16]).hexdigest() for i in range(0, size, 16))
 
 
-def test_copy_bytes_lands_at_the_offset_and_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "CHUNK_BYTES", 4)
-    (tmp_path / "source").write_bytes(b"0123456789")
+def test_write_at_writes_all_of_it_however_little_one_call_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:3], offset))
     target = tmp_path / "target"
     target.write_bytes(b"." * 14)
     with open(target, "r+b") as file:
-        assert files.copy_bytes(tmp_path / "source", file.fileno(), 3) == 10
+        files.write_at(file.fileno(), b"0123456789", 3)
     assert target.read_bytes() == b"...0123456789."
 
 

@@ -98,7 +98,8 @@ def block_scale(scale: F32) -> F32:
     low, high = BLOCK_SCALE_RANGE
     clipped = np.clip(scale, low, high)
     shifted = clipped * np.float32(2**16 + 1)  # Veltkamp's split: keeps the 24 - 16 leading bits, rounded to nearest
-    rounded: F32 = shifted - (shifted - clipped)
+    np.subtract(shifted, clipped, out=clipped)
+    rounded: F32 = np.subtract(shifted, clipped, out=shifted)
     return rounded
 
 
@@ -177,7 +178,7 @@ class _Workspace:
     def _least_squares(self, x: F32, axis: int, plain: F32, unclipped: F32) -> F32:
         """The candidate of least squared error, after refitting each candidate's scale to its codes.
 
-        For codes q the best scale is <w, q> / <q, q>; a stored scale s then leaves <w, w> - s (2 <w, q> - s <q, q>).
+        For codes q the best scale is <w, q> / <q, q>; a stored s leaves the error <w, w> + s (s <q, q> - 2 <w, q>).
         """
         u, t, product = (self._scratch(i, x.shape) for i in range(3))
         np.multiply(x, _spread(np.float32(1) / unclipped, axis), out=u)  # the work is in units of the unclipped scale
@@ -189,9 +190,12 @@ class _Workspace:
             np.add.reduce(np.square(t, out=product), axis=axis, out=qq)
         uq, qq = sums[0], sums[1]
         stored = self._stored(uq / np.maximum(qq, np.float32(1)) * unclipped)
-        s = stored / unclipped
-        gain = s * (2 * uq - s * qq)
-        return _pick(stored, -gain)
+        scale = stored * (np.float32(1) / unclipped)
+        cost = np.multiply(scale, qq, out=qq)
+        cost -= uq
+        cost -= uq
+        cost *= scale
+        return _pick(stored, cost)
 
     def _least_error(self, groups: F32, plain: F32) -> F32:
         """The candidate of least squared error, measured on the residuals: at 8 bits sums of squares are too coarse."""
@@ -221,14 +225,10 @@ def _spread(per_group: F32, axis: int) -> F32:
     return per_group[:, None] if axis == 1 else per_group
 
 
-def _pick(candidates: F32, costs: F32) -> F32:
-    """The candidate of least cost in each column, the first of equals; both [candidates, groups]."""
-    best: F32 = candidates[0].copy()
-    least: F32 = costs[0].copy()
-    for candidate, cost in zip(candidates[1:], costs[1:], strict=True):
-        better = cost < least
-        np.copyto(best, candidate, where=better)
-        np.copyto(least, cost, where=better)
+def _pick(scales: F32, costs: F32) -> F32:
+    """The scale of least cost in each column, the largest of equals; both [candidates, groups]."""
+    least = np.minimum.reduce(costs, axis=0)
+    best: F32 = np.maximum.reduce(np.where(costs == least, scales, np.float32(0)), axis=0)
     return best
 
 

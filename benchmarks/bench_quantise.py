@@ -1,0 +1,141 @@
+"""Weights quantised per second and their squared error, against plain absmax written the usual way, in the same run.
+
+Every contender quantises and packs the same float32 weights, in the same chunks, on the same number of threads. Besides
+the wall clock's rate there is the rate per second of CPU time, which other work on the machine disturbs less.
+Prints one JSON object per scheme.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.measure import load_average, summary, this_device
+from toolkit.quant.packing import pack_int4
+from toolkit.quant.scheme import Scheme
+from toolkit.quant.stream import CHUNK_WEIGHTS
+from toolkit.quant.uniform import dequantize_rows, quantize_rows
+
+F32 = NDArray[np.float32]
+Codes = NDArray[np.int8] | NDArray[np.uint8]
+Quantiser = Callable[[F32], Codes]
+
+GRANULARITIES = [("int8", None), ("int4", None), ("int4", 32), ("int4", 64), ("int4", 128), ("int4", 256)]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One pass over all weights."""
+
+    weights_per_s: float
+    weights_per_cpu_s: float
+
+
+def peer(scheme: Scheme, w: F32) -> Codes:
+    """Round to nearest with absmax scales, as NumPy code usually does it."""
+    high = 127 if scheme.dtype == "int8" else 7
+    groups = w.reshape(-1, scheme.block_size or w.shape[1])
+    scales = np.abs(groups).max(axis=1, keepdims=True) / high
+    codes: NDArray[np.int8] = np.clip(np.round(groups / scales), -high, high).astype(np.int8)
+    if scheme.dtype == "int8":
+        return codes
+    flat = codes.reshape(-1).view(np.uint8)
+    packed: NDArray[np.uint8] = (flat[0::2] & np.uint8(15)) | (flat[1::2] << np.uint8(4))
+    return packed
+
+
+def ours(scheme: Scheme, w: F32) -> Codes:
+    """What the weight stream does with a chunk."""
+    codes = quantize_rows(w, scheme).codes
+    return pack_int4(codes) if scheme.dtype == "int4" else codes
+
+
+def timed(quantiser: Quantiser, chunks: Sequence[F32], pool: ThreadPoolExecutor) -> Run:
+    """All chunks once."""
+    count = sum(chunk.size for chunk in chunks)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in pool.map(quantiser, chunks):
+        pass
+    return Run(count / (time.perf_counter() - wall), count / (time.process_time() - cpu))
+
+
+def squared_error(scheme: Scheme, w: F32) -> float:
+    """Mean squared error of our quantisation."""
+    return float(np.square(dequantize_rows(quantize_rows(w, scheme)).astype(np.float64) - w).mean())
+
+
+def error_ratios(scheme: Scheme, columns: int) -> dict[str, float]:
+    """Squared error relative to plain absmax on three kinds of weights."""
+    rng = np.random.default_rng(0)
+    shape = (256, columns)
+    kinds = {
+        "gaussian": rng.standard_normal(shape),
+        "laplace": rng.laplace(size=shape),
+        "student_t4": rng.standard_t(4, size=shape),
+    }
+    plain = Scheme(scheme.dtype, scheme.block_size, "absmax")
+    return {
+        kind: squared_error(scheme, w.astype(np.float32)) / squared_error(plain, w.astype(np.float32))
+        for kind, w in kinds.items()
+    }
+
+
+def measure(scheme: Scheme, chunks: Sequence[F32], workers: int, repeats: int) -> dict[str, object]:
+    """Rounds in which the contenders take turns."""
+    absmax = Scheme(scheme.dtype, scheme.block_size, "absmax")
+    contenders: dict[str, Quantiser] = {
+        "peer": lambda w: peer(absmax, w),
+        "absmax": lambda w: ours(absmax, w),
+        "mse": lambda w: ours(scheme, w),
+    }
+    runs: dict[str, list[Run]] = {name: [] for name in contenders}
+    with ThreadPoolExecutor(workers) as pool:
+        for turn in range(repeats + 1):
+            for name, quantiser in contenders.items():
+                run = timed(quantiser, chunks, pool)
+                if turn:  # the first round warms caches and the allocator
+                    runs[name].append(run)
+    return {
+        name: {
+            "weights_per_s": asdict(summary([run.weights_per_s for run in done])),
+            "weights_per_cpu_s": asdict(summary([run.weights_per_cpu_s for run in done])),
+        }
+        for name, done in runs.items()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_quantise", description=__doc__)
+    parser.add_argument("--columns", type=int, default=2048, help="of a matrix (default: %(default)s)")
+    parser.add_argument("--chunks", type=int, default=16, help="of 2 MiB a pass (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="threads (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="passes (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    rng = np.random.default_rng(0)
+    shape = (CHUNK_WEIGHTS // options.columns, options.columns)
+    chunks = [rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02) for _ in range(options.chunks)]
+    for dtype, block_size in GRANULARITIES:
+        scheme = Scheme("int8" if dtype == "int8" else "int4", block_size)
+        record: dict[str, object] = {
+            "benchmark": "quantise",
+            "device": asdict(this_device()),
+            "load_average_before": load_average(),
+            "scheme": str(scheme),
+            "columns": options.columns,
+            "workers": options.workers,
+            **measure(scheme, chunks, options.workers, options.repeats),
+            "mse_relative_to_absmax": error_ratios(scheme, options.columns),
+        }
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

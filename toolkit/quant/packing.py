@@ -1,9 +1,11 @@
-"""Codes to bytes, as LiteRT's INT4 tensors hold them."""
+"""Numbers to what LiteRT's INT4 and FLOAT16 tensors hold."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from toolkit.errors import CheckpointError, RecipeError
 
 
 def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
@@ -31,3 +33,20 @@ def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
     np.right_shift(np.left_shift(flat, 4), 4, out=codes[:, 0])
     np.right_shift(flat, 4, out=codes[:, 1])
     return codes.reshape(-1)
+
+
+def to_float16(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
+    """Rounded to nearest; RecipeError for what overflows, CheckpointError for what is not finite. `name` is for errors.
+
+    >>> to_float16(np.array([1.0, 65504.0, 1e-9], np.float32), "weights").tolist()
+    [1.0, 65504.0, 0.0]
+    """
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not np.isfinite(halves).all():
+        worst = float(np.abs(values).max())
+        if not np.isfinite(worst):
+            raise CheckpointError(f"weight {name}", found=worst, wanted="finite numbers", remedy="download it again")
+        wanted = "at most 65504, what float16 holds"
+        raise RecipeError(f"weight {name} as f16", found=f"{worst:g}", wanted=wanted, remedy="keep this weight f32")
+    return halves

@@ -9,7 +9,7 @@ from typing import Literal
 
 from toolkit.errors import RecipeError
 
-Dtype = Literal["f32", "int8", "int4"]
+Dtype = Literal["f32", "f16", "int8", "int4"]
 Search = Literal["absmax", "mse"]
 
 
@@ -28,7 +28,12 @@ class Scheme:
     @property
     def per_channel(self) -> bool:
         """Whether the weight carries one float32 scale per row."""
-        return self.dtype != "f32" and self.block_size is None
+        return self.quantised and self.block_size is None
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weight is stored as integer codes; float16 is only a smaller float."""
+        return self.dtype not in ("f32", "f16")
 
     def __str__(self) -> str:
         """As people write it.
@@ -36,8 +41,8 @@ class Scheme:
         >>> str(Scheme("int4", 32)), str(Scheme("int8")), str(Scheme("f32"))
         ('int4 in blocks of 32', 'int8 per channel', 'f32')
         """
-        if self.dtype == "f32":
-            return "f32"
+        if not self.quantised:
+            return self.dtype
         return f"{self.dtype} " + (f"in blocks of {self.block_size}" if self.block_size else "per channel")
 
 
@@ -48,7 +53,7 @@ def payload_bytes(shape: Sequence[int], scheme: Scheme) -> int:
     (96, 192)
     """
     count = math.prod(shape)
-    return {"f32": 4 * count, "int8": count, "int4": (count + 1) // 2}[scheme.dtype]
+    return {"f32": 4 * count, "f16": 2 * count, "int8": count, "int4": (count + 1) // 2}[scheme.dtype]
 
 
 def scales_bytes(shape: Sequence[int], scheme: Scheme) -> int:
@@ -57,18 +62,22 @@ def scales_bytes(shape: Sequence[int], scheme: Scheme) -> int:
     >>> scales_bytes((3, 64), Scheme("int4", 32)), scales_bytes((3, 64), Scheme("int4"))
     (12, 0)
     """
-    if scheme.dtype == "f32" or scheme.block_size is None:
+    if not scheme.quantised or scheme.block_size is None:
         return 0
     return 2 * math.prod(shape) // scheme.block_size
 
 
 def check_scheme(name: str, shape: Sequence[int], scheme: Scheme) -> None:
     """RecipeError when a weight of this shape cannot be stored so."""
-    if scheme.dtype == "f32":
+    if not scheme.quantised:
         return
     what = f"weight {name} as {scheme}"
+    # A convolution's [out, height, width, in] is quantised as the matrix [out, height * width * in]; LiteRT's int4 and
+    # block scales are for matrices, and depthwise kernels [1, height, width, channels] have no rows.
+    if len(shape) == 4 and shape[0] > 1 and scheme.dtype == "int8" and scheme.block_size is None:
+        return
     if len(shape) != 2:
-        raise RecipeError(what, found=f"shape {tuple(shape)}", wanted="a matrix", remedy="keep it f32")
+        raise RecipeError(what, found=f"shape {tuple(shape)}", wanted="a matrix", remedy="keep it f32 or f16")
     columns = shape[1]
     block = scheme.block_size
     if block is not None and (block < 1 or columns % block):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import CheckpointError, EnvironmentFault
 from toolkit.files import write_at
-from toolkit.quant.packing import pack_int4
+from toolkit.quant.packing import pack_int4, to_float16
 from toolkit.quant.scheme import Scheme, check_scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.uniform import quantize_rows
@@ -82,6 +82,7 @@ class _Part:
     start: int
     stop: int
     columns: tuple[int, int] | None
+    axes: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +117,19 @@ def _chunks(checked: Sequence[tuple[Placement, Sequence[_Part]]]) -> Iterator[_C
 
 def _write_chunk(fd: int, chunk: _Chunk, source: TensorSource) -> _Written:
     placement, weight, scheme = chunk.placement, chunk.placement.weight, chunk.placement.scheme
-    values = source.read(chunk.part.tensor, chunk.rows, chunk.part.columns)
+    values = _read_rows(chunk, source)
     count = chunk.rows[1] - chunk.rows[0]
     assert values.shape == (count, *weight.shape[1:]) and values.dtype == np.float32, "the source broke its promise"
     offset = placement.payload_offset + payload_bytes((chunk.first_row, *weight.shape[1:]), scheme)
     if scheme.dtype == "f32":
         _write(fd, values.astype("<f4", copy=False), offset, weight.name)
         return _Written(weight.name, chunk.first_row, values.nbytes, None)
-    quantized = quantize_rows(values, scheme, name=weight.name, first_row=chunk.first_row)
+    if scheme.dtype == "f16":
+        halves = to_float16(values, weight.name)
+        _write(fd, halves.astype("<f2", copy=False), offset, weight.name)
+        return _Written(weight.name, chunk.first_row, halves.nbytes, None)
+    matrix = values.reshape(count, -1)
+    quantized = quantize_rows(matrix, scheme, name=weight.name, first_row=chunk.first_row)
     payload = pack_int4(quantized.codes) if scheme.dtype == "int4" else quantized.codes
     _write(fd, payload, offset, weight.name)
     if placement.scales_offset is None:
@@ -131,6 +137,15 @@ def _write_chunk(fd: int, chunk: _Chunk, source: TensorSource) -> _Written:
     offset = placement.scales_offset + scales_bytes((chunk.first_row, *weight.shape[1:]), scheme)
     _write(fd, quantized.scales.astype("<f2", copy=False), offset, weight.name)
     return _Written(weight.name, chunk.first_row, payload.nbytes, None)
+
+
+def _read_rows(chunk: _Chunk, source: TensorSource) -> NDArray[np.float32]:
+    """The chunk's rows as the weight has them."""
+    part = chunk.part
+    if part.axes is None:
+        return source.read(part.tensor, chunk.rows, part.columns)
+    stored = source.read(part.tensor, chunk.rows if part.axes[0] == 0 else None)
+    return stored.transpose(part.axes).reshape(chunk.rows[1] - chunk.rows[0], *chunk.placement.weight.shape[1:])
 
 
 def _write(fd: int, array: NDArray[np.generic], offset: int, name: str) -> None:
@@ -168,10 +183,26 @@ def _checked_parts(placement: Placement, source: TensorSource) -> list[_Part]:
 
 
 def _checked_part(weight: Weight, part: WeightPart, shape: tuple[int, ...]) -> _Part:
+    if part.axes is not None:
+        return _checked_permutation(weight, part.tensor, part.axes, shape)
     start, stop = part.rows or (0, shape[0])
     low, high = part.columns or (0, shape[-1])
     inner = shape[1:] if part.columns is None else (*shape[1:-1], high - low)
     if not (0 <= start < stop <= shape[0] and 0 <= low < high <= shape[-1] and inner == weight.shape[1:]):
         wanted = f"rows {start} to {stop} of shape {weight.shape[1:]}, columns {low} to {high}"
         raise CheckpointError(f"tensor {part.tensor} of weight {weight.name}", found=f"shape {shape}", wanted=wanted)
-    return _Part(part.tensor, start, stop, part.columns)
+    return _Part(part.tensor, start, stop, part.columns, None)
+
+
+def _checked_permutation(weight: Weight, tensor: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> _Part:
+    """Rows are still rows, or the weight is one row, read whole."""
+    assert axes[0] == 0 or weight.shape[0] == 1, "a permutation that scatters rows cannot be streamed"
+    if sorted(axes) != list(range(len(shape))):
+        what = f"tensor {tensor} of weight {weight.name}"
+        raise CheckpointError(what, found=f"shape {shape}", wanted=f"{len(axes)} axes")
+    permuted = tuple(shape[axis] for axis in axes)
+    rows, inner = (permuted[0], permuted[1:]) if axes[0] == 0 else (1, permuted)
+    if [d for d in inner if d != 1] != [d for d in weight.shape[1:] if d != 1]:
+        what = f"tensor {tensor} of weight {weight.name}"
+        raise CheckpointError(what, found=f"shape {shape}", wanted=f"{weight.shape} after the permutation {axes}")
+    return _Part(tensor, 0, rows, None, axes)

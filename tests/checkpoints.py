@@ -112,7 +112,12 @@ def write_checkpoint(
 
 
 def random_tensors(
-    config: Mapping[str, object], *, prefix: str = "model.", dtype: str = "uint16", unused_kv: bool = False, seed: int = 0
+    config: Mapping[str, object],
+    *,
+    prefix: str = "model.",
+    dtype: str = "uint16",
+    unused_kv: bool = False,
+    seed: int = 0,
 ) -> dict[str, NDArray[np.generic]]:
     """Every text tensor of a config in the style of `TINY`, with random finite numbers; shapes as in transformers."""
     rng = np.random.default_rng(seed)
@@ -120,7 +125,8 @@ def random_tensors(
     for name, shape in tensor_shapes(config, unused_kv=unused_kv).items():
         values = rng.standard_normal(shape).astype(np.float32)
         # The upper half of a float32 is a bf16.
-        tensors[prefix + name] = (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "uint16" else values.astype(dtype)
+        upper_half = (values.view(np.uint32) >> 16).astype(np.uint16)
+        tensors[prefix + name] = upper_half if dtype == "uint16" else values.astype(dtype)
     return tensors
 
 

@@ -1,0 +1,193 @@
+"""PLE shards as written, as read back, and damaged in every way the format names."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, unpack_rows, write_ple_shards
+from toolkit.errors import BundleError, RecipeError
+from toolkit.quant.scheme import Scheme
+from toolkit.quant.uniform import dequantize_rows, quantize_rows
+from toolkit.runtime.ple_lookup import PleTable
+
+VOCAB, LAYERS, WIDTH = 300, 3, 32
+TABLE = "embed_tokens_per_layer.weight"
+
+
+class Table:
+    """A source of one table."""
+
+    def __init__(self, width: int = WIDTH, vocab: int = VOCAB) -> None:
+        self.values = np.random.default_rng(5).standard_normal((vocab, LAYERS * width)).astype(np.float32)
+        self.values[7] = 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.values.shape
+
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        return self.values if rows is None else self.values[slice(*rows)]
+
+
+def layout(bits: int) -> PleLayout:
+    return PleLayout(VOCAB, LAYERS, WIDTH, bits)
+
+
+def write(directory: Path, bits: int = 4, *, rows: int = 128, workers: int = 2) -> list[Path]:
+    directory.mkdir(exist_ok=True)
+    size = HEADER_BYTES + rows * layout(bits).row_bytes
+    names = write_ple_shards(directory, Table(), TABLE, layout(bits), shard_bytes=size, workers=workers)
+    return [directory / name for name in names]
+
+
+def quantized(bits: int) -> NDArray[np.float32]:
+    scheme = Scheme("int4" if bits == 4 else "int8", WIDTH)
+    return dequantize_rows(quantize_rows(Table().values, scheme)).reshape(VOCAB, LAYERS, WIDTH)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [1, 127, 128, 299, 300, 301])
+def test_shards_hold_every_row_in_order(tmp_path: Path, bits: int, rows: int) -> None:
+    paths = write(tmp_path, bits, rows=rows)
+    headers = [read_header(path) for path in paths]
+    assert [h.row_count for h in headers[:-1]] == [rows] * (len(headers) - 1)
+    assert sum(h.row_count for h in headers) == VOCAB
+    assert sum(path.stat().st_size for path in paths) == layout(bits).total_bytes(
+        HEADER_BYTES + rows * layout(bits).row_bytes
+    )
+    data = b"".join(path.read_bytes()[HEADER_BYTES:] for path in paths)
+    raw = np.frombuffer(data, np.uint8).reshape(VOCAB, -1)
+    np.testing.assert_array_equal(unpack_rows(raw, layout(bits)), quantized(bits))
+
+
+def test_a_row_takes_the_bytes_that_the_document_names() -> None:
+    assert PleLayout(262144, 30, 256, 4).row_bytes == 4096
+    assert PleLayout(262144, 35, 256, 4).row_bytes == 4608
+    assert PleLayout(262144, 30, 256, 8).row_bytes == 8192
+
+
+def test_the_hash_of_a_header_is_that_of_its_rows(tmp_path: Path) -> None:
+    for path in write(tmp_path):
+        assert read_header(path).rows_sha256 == hashlib.sha256(path.read_bytes()[HEADER_BYTES:]).digest()
+
+
+def test_the_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
+    one, three = write(tmp_path / "one", workers=1), write(tmp_path / "three", workers=3)
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in three]
+
+
+def test_an_odd_row_of_four_bits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="odd"):
+        write_ple_shards(tmp_path, Table(7, 10), TABLE, PleLayout(10, LAYERS, 7, 4))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("in_ram", [False, True])
+def test_look_ups_give_the_rows_of_any_ids(tmp_path: Path, bits: int, *, in_ram: bool) -> None:
+    table = PleTable(write(tmp_path, bits), in_ram=in_ram)
+    ids = np.array([299, 0, 128, 127, 299, -1, 300, 2**31 - 1, 7], np.int32)
+    want = quantized(bits)[[299, 0, 128, 127, 299, 0, 0, 0, 7]] * np.float32(np.sqrt(WIDTH))
+    np.testing.assert_array_equal(table.lookup(ids), want)
+    np.testing.assert_array_equal(table.lookup(ids[:1]), want[:1])
+    table.close()
+
+
+def test_hot_rows_are_read_once_and_the_cache_stays_bounded(tmp_path: Path) -> None:
+    row = layout(4).row_bytes
+    table = PleTable(write(tmp_path), cache_bytes=2 * row)
+    for token in (1, 2, 1, 3, 1, 2):
+        table.lookup(np.array([token], np.int32))
+    statistics = table.statistics
+    assert (statistics.rows, statistics.cache_hits, statistics.bytes_read) == (6, 2, 4 * row)
+    table.close()
+
+
+def test_without_a_cache_every_row_is_read(tmp_path: Path) -> None:
+    table = PleTable(write(tmp_path), cache_bytes=0)
+    for _ in range(3):
+        table.lookup(np.array([5, 5, 6], np.int32))
+    assert table.statistics.cache_hits == 0
+    assert table.statistics.bytes_read == 6 * layout(4).row_bytes
+    table.close()
+
+
+def test_rows_read_do_not_stay_mapped(tmp_path: Path) -> None:
+    table = PleTable(write(tmp_path, rows=300), cache_bytes=0)
+    table.lookup(np.arange(300, dtype=np.int32))
+    assert mapped_kilobytes(tmp_path / shard_name(0)) <= 8
+    table.close()
+
+
+def mapped_kilobytes(path: Path) -> int:
+    """The resident part of this process's mappings of a file."""
+    resident, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            inside = line.endswith(str(path))
+        elif inside and line.startswith("Rss:"):
+            resident += int(line.split()[1])
+    return resident
+
+
+def test_a_flipped_bit_in_a_row_is_named_when_the_row_is_used(tmp_path: Path) -> None:
+    paths = write(tmp_path)
+    flip(paths[1], HEADER_BYTES + 3 * layout(4).row_bytes + 10)
+    table = PleTable(paths)
+    table.lookup(np.arange(128, dtype=np.int32))
+    with pytest.raises(BundleError, match=r"ple_00001\.bin row of token 131"):
+        table.lookup(np.array([131], np.int32))
+    table.close()
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 4
+    path.write_bytes(data)
+
+
+def rewrite(path: Path, offset: int, format_: str, value: int) -> None:
+    """Change a header field and make its hash right again."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into(format_, data, offset, value)
+    data[96:128] = hashlib.sha256(data[:96]).digest()
+    path.write_bytes(data)
+
+
+FAULTS: dict[str, tuple[Callable[[list[Path]], object], str]] = {
+    "missing": (lambda paths: paths[1].unlink(), "No such file"),
+    "cut": (lambda paths: paths[1].write_bytes(paths[1].read_bytes()[:-1]), "copy it again"),
+    "cut in the header": (lambda paths: paths[1].write_bytes(paths[1].read_bytes()[:99]), "GEMMAPLE"),
+    "empty": (lambda paths: paths[1].write_bytes(b""), "GEMMAPLE"),
+    "longer": (lambda paths: paths[1].write_bytes(paths[1].read_bytes() + b"x"), "bytes"),
+    "flipped header": (lambda paths: flip(paths[1], 30), "header"),
+    "flipped padding": (lambda paths: flip(paths[1], 4000), "header"),
+    "foreign": (lambda paths: flip(paths[1], 0), "GEMMAPLE"),
+    "swapped": (lambda paths: paths.reverse(), "shard 0 of 3"),
+    "twice": (lambda paths: paths.__setitem__(1, paths[0]), "shard 1 of 3"),
+    "one left out": (lambda paths: paths.pop(), "3 shards"),
+    "version": (lambda paths: rewrite(paths[0], 8, "<I", 2), "version"),
+    "bits": (lambda paths: rewrite(paths[0], 48, "<I", 2), "bits"),
+    "no layers": (lambda paths: rewrite(paths[0], 40, "<I", 0), "layers"),
+    "row bytes": (lambda paths: rewrite(paths[0], 52, "<I", 1), "row_bytes"),
+    "no rows": (lambda paths: rewrite(paths[0], 24, "<Q", 0), "row_count"),
+    "too many rows": (lambda paths: rewrite(paths[0], 24, "<Q", 1 << 60), "row_count"),
+    "huge vocabulary": (lambda paths: rewrite(paths[0], 32, "<Q", 1 << 60), "vocab_size"),
+    "none": (lambda paths: paths.clear(), "at least one"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_shard_is_refused_before_use(tmp_path: Path, fault: str) -> None:
+    break_it, says = FAULTS[fault]
+    paths = write(tmp_path)
+    break_it(paths)
+    with pytest.raises(BundleError, match=says):
+        PleTable(paths)

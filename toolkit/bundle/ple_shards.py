@@ -1,0 +1,248 @@
+"""PLE shards: one token's per-layer embeddings, one contiguous read. The format is docs/formats/ple_shard.md."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import BundleError, RecipeError
+from toolkit.files import write_at
+from toolkit.layout import PAGE_BYTES, align_up, ceil_div
+from toolkit.quant.packing import pack_int4
+from toolkit.quant.scheme import Scheme
+from toolkit.quant.source import TensorSource
+from toolkit.quant.uniform import quantize_rows
+
+MAGIC = b"GEMMAPLE"
+VERSION = 1
+HEADER_BYTES = PAGE_BYTES
+ROW_ALIGNMENT = 512  # the smallest sector of flash; divides every page size
+DEFAULT_SHARD_BYTES = 256 << 20
+
+_CHECKSUM_BYTES = 4
+_FIELDS = struct.Struct("<8sIIQQQIIIIII32s")
+_CHUNK_WEIGHTS = 1 << 19  # as the weight stream: 2 MiB of float32 a task
+
+
+@dataclass(frozen=True, slots=True)
+class PleLayout:
+    """What all shards of a table agree on; `width` values in each of `layers`, in codes of `bits`."""
+
+    vocab_size: int
+    layers: int
+    width: int
+    bits: int
+
+    @property
+    def code_bytes(self) -> int:
+        return self.layers * self.width * self.bits // 8
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes from row to row.
+
+        >>> PleLayout(262144, 30, 256, 4).row_bytes, PleLayout(262144, 35, 256, 8).row_bytes
+        (4096, 9216)
+        """
+        return align_up(self.code_bytes + 2 * self.layers + _CHECKSUM_BYTES, ROW_ALIGNMENT)
+
+    def rows_per_shard(self, shard_bytes: int) -> int:
+        """Rows of every shard but the last."""
+        return min(self.vocab_size, max(1, (shard_bytes - HEADER_BYTES) // self.row_bytes))
+
+    def shard_count(self, shard_bytes: int) -> int:
+        return ceil_div(self.vocab_size, self.rows_per_shard(shard_bytes))
+
+    def total_bytes(self, shard_bytes: int) -> int:
+        """Bytes of all shards, headers included."""
+        return self.vocab_size * self.row_bytes + self.shard_count(shard_bytes) * HEADER_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHeader:
+    """The header page of one shard."""
+
+    layout: PleLayout
+    first_token: int
+    row_count: int
+    shard: int
+    shard_count: int
+    rows_sha256: bytes
+
+    @property
+    def file_bytes(self) -> int:
+        """What the shard's file must measure."""
+        return HEADER_BYTES + self.row_count * self.layout.row_bytes
+
+    def pack(self) -> bytes:
+        """The whole page."""
+        layout = self.layout
+        fields = _FIELDS.pack(
+            MAGIC, VERSION, HEADER_BYTES, self.first_token, self.row_count, layout.vocab_size, layout.layers,
+            layout.width, layout.bits, layout.row_bytes, self.shard, self.shard_count, self.rows_sha256,
+        )  # fmt: skip
+        return (fields + hashlib.sha256(fields).digest()).ljust(HEADER_BYTES, b"\0")
+
+
+def shard_name(index: int) -> str:
+    """The file name of a shard.
+
+    >>> shard_name(7)
+    'ple_00007.bin'
+    """
+    return f"ple_{index:05}.bin"
+
+
+def read_header(path: Path) -> ShardHeader:
+    """The header of a shard, checked against itself and the file's size; BundleError names what is wrong."""
+    try:
+        with open(path, "rb") as file:
+            page = file.read(HEADER_BYTES)
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise BundleError(str(path), found=error.strerror, wanted="a PLE shard") from error
+    if len(page) < HEADER_BYTES or page[:8] != MAGIC:
+        raise BundleError(str(path), found=f"{size} bytes that begin with {page[:8]!r}", wanted=f"{MAGIC!r}")
+    fields, digest = page[: _FIELDS.size], page[_FIELDS.size : _FIELDS.size + 32]
+    if hashlib.sha256(fields).digest() != digest or any(page[_FIELDS.size + 32 :]):
+        raise BundleError(f"{path} header", found="damaged bytes", wanted="what its hash says", remedy="copy it again")
+    header = _unpack(fields, path)
+    if size != header.file_bytes:
+        remedy = "copy it again" if size < header.file_bytes else None
+        raise BundleError(str(path), found=f"{size} bytes", wanted=f"{header.file_bytes}", remedy=remedy)
+    return header
+
+
+def _unpack(fields: bytes, path: Path) -> ShardHeader:
+    _, version, header_bytes, first, count, vocab, layers, width, bits, row_bytes, shard, shards, digest = (
+        _FIELDS.unpack(fields)
+    )
+    layout = PleLayout(vocab, layers, width, bits)
+    wanted: tuple[tuple[str, object, bool, object], ...] = (
+        ("version", version, version == VERSION, VERSION),
+        ("header_bytes", header_bytes, header_bytes == HEADER_BYTES, HEADER_BYTES),
+        ("bits", bits, bits in (4, 8), "4 or 8"),
+        ("layers", layers, 1 <= layers <= 1024, "1 to 1024"),
+        ("width", width, 1 <= width <= 1 << 16 and layers * width * bits % 8 == 0, "whole bytes, at most 65536 values"),
+        ("row_bytes", row_bytes, row_bytes == layout.row_bytes, layout.row_bytes),
+        ("vocab_size", vocab, 1 <= vocab <= 1 << 24, "1 to 16777216"),
+        ("row_count", count, count >= 1 and first + count <= vocab, f"1 to {vocab - first}"),
+        ("shard", shard, shard < shards <= vocab, f"below {shards} shards"),
+    )
+    for name, found, holds, right in wanted:
+        if not holds:
+            raise BundleError(f"{path} header {name}", found=found, wanted=right)
+    return ShardHeader(layout, first, count, shard, shards, digest)
+
+
+def write_ple_shards(
+    directory: Path,
+    source: TensorSource,
+    tensor: str,
+    layout: PleLayout,
+    *,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    search: str = "mse",
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[str, ...]:
+    """Quantise a table f32[vocab, layers * width] into shards in `directory`; their names in order.
+
+    Reads the table once, in order. `progress` gets the code bytes written since its last call.
+    """
+    scheme = Scheme("int4" if layout.bits == 4 else "int8", layout.width, "absmax" if search == "absmax" else "mse")
+    if layout.layers * layout.width * layout.bits % 8:
+        raise RecipeError(tensor, found="an odd number of 4-bit codes a row", wanted="an even one", remedy="use int8")
+    per_shard = layout.rows_per_shard(shard_bytes)
+    count = layout.shard_count(shard_bytes)
+    names = []
+    for shard in range(count):
+        first = shard * per_shard
+        rows = min(per_shard, layout.vocab_size - first)
+        header = ShardHeader(layout, first, rows, shard, count, bytes(32))
+        with open(directory / shard_name(shard), "wb") as file:
+            digest = hashlib.sha256()
+            offset = HEADER_BYTES
+            for block in _ordered(_tasks(source, tensor, layout, scheme, first, rows), workers):
+                digest.update(block.data)
+                write_at(file.fileno(), block.data, offset)
+                offset += block.nbytes
+                if progress is not None:
+                    progress(len(block) * layout.code_bytes)
+            write_at(file.fileno(), replace(header, rows_sha256=digest.digest()).pack(), 0)
+        names.append(shard_name(shard))
+    return tuple(names)
+
+
+def _tasks(
+    source: TensorSource, tensor: str, layout: PleLayout, scheme: Scheme, first: int, rows: int
+) -> Iterator[Callable[[], NDArray[np.uint8]]]:
+    step = max(1, _CHUNK_WEIGHTS // (layout.layers * layout.width))
+    for start in range(first, first + rows, step):
+        span = (start, min(start + step, first + rows))
+        yield lambda span=span: pack_rows(source.read(tensor, span), layout, scheme, tensor, span[0])  # type: ignore[misc]
+
+
+def _ordered(tasks: Iterator[Callable[[], NDArray[np.uint8]]], workers: int) -> Iterator[NDArray[np.uint8]]:
+    """Results in the order of the tasks, of which at most `workers + 1` are under way."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="ple") as pool:
+        pending: list[Future[NDArray[np.uint8]]] = [pool.submit(task) for task in islice(tasks, workers + 1)]
+        try:
+            while pending:
+                block = pending.pop(0).result()
+                pending.extend(pool.submit(task) for task in islice(tasks, 1))
+                yield block
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def pack_rows(
+    values: NDArray[np.float32], layout: PleLayout, scheme: Scheme, name: str, first_row: int
+) -> NDArray[np.uint8]:
+    """Rows f32[n, layers * width] as they lie in a shard: uint8[n, row_bytes]."""
+    quantized = quantize_rows(values, scheme, name=name, first_row=first_row)
+    rows = np.zeros((len(values), layout.row_bytes), np.uint8)
+    codes = pack_int4(quantized.codes) if layout.bits == 4 else quantized.codes.view(np.uint8)
+    rows[:, : layout.code_bytes] = codes.reshape(len(values), -1)
+    scales = np.ascontiguousarray(quantized.scales.astype("<f2")).view(np.uint8).reshape(len(values), -1)
+    rows[:, layout.code_bytes : layout.code_bytes + scales.shape[1]] = scales
+    checksums = np.array([row_checksum(row) for row in rows], "<u4")
+    rows[:, -_CHECKSUM_BYTES:] = checksums.view(np.uint8).reshape(-1, _CHECKSUM_BYTES)
+    return rows
+
+
+def row_checksum(row: NDArray[np.uint8]) -> int:
+    """What the last bytes of a row uint8[row_bytes] must hold."""
+    return zlib.crc32(row[:-_CHECKSUM_BYTES].data)
+
+
+def stored_checksum(row: NDArray[np.uint8]) -> int:
+    """What the last bytes of a row uint8[row_bytes] do hold."""
+    return int.from_bytes(row[-_CHECKSUM_BYTES:].tobytes(), "little")
+
+
+def unpack_rows(rows: NDArray[np.uint8], layout: PleLayout) -> NDArray[np.float32]:
+    """f32[n, layers, width] of rows uint8[n, row_bytes]."""
+    n = len(rows)
+    bytes_ = np.ascontiguousarray(rows[:, : layout.code_bytes]).view(np.int8)
+    if layout.bits == 8:
+        codes = bytes_.reshape(n, layout.layers, layout.width).astype(np.float32)
+    else:
+        codes = np.empty((n, layout.layers * layout.width), np.float32)
+        codes[:, 0::2] = np.right_shift(np.left_shift(bytes_, 4), 4)
+        codes[:, 1::2] = np.right_shift(bytes_, 4)
+        codes = codes.reshape(n, layout.layers, layout.width)
+    end = layout.code_bytes + 2 * layout.layers
+    scales = np.ascontiguousarray(rows[:, layout.code_bytes : end]).view("<f2").astype(np.float32)
+    codes *= scales[:, :, None]
+    return codes

@@ -1,0 +1,162 @@
+"""Per-layer embeddings from flash: rows are read when a token needs them, and the table is never resident."""
+
+from __future__ import annotations
+
+import mmap
+import resource
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.ple_shards import (
+    HEADER_BYTES,
+    PleLayout,
+    ShardHeader,
+    read_header,
+    row_checksum,
+    stored_checksum,
+    unpack_rows,
+)
+from toolkit.errors import BundleError, UsageError
+
+DEFAULT_CACHE_BYTES = 32 << 20
+
+Rows = NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class PleStatistics:
+    """What look-ups did. Faults are those of the looking thread, from the kernel's own count."""
+
+    rows: int = 0
+    """Rows asked for, repeats included."""
+    cache_hits: int = 0
+    """Of these, rows that the cache of hot rows had."""
+    bytes_read: int = 0
+    """Bytes of rows read from the shards."""
+    minor_faults: int = 0
+    """Pages that the kernel's cache had."""
+    major_faults: int = 0
+    """Pages that came from flash."""
+
+    def to_json(self) -> dict[str, int]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class PleTable:
+    """The rows of all shards, mapped; or with `in_ram` copied to memory, for comparison."""
+
+    def __init__(self, paths: Sequence[Path], *, cache_bytes: int = DEFAULT_CACHE_BYTES, in_ram: bool = False) -> None:
+        """BundleError names a shard that is missing, cut, foreign or out of order."""
+        if cache_bytes < 0:
+            raise UsageError("PLE cache", found=f"{cache_bytes} bytes", wanted="at least 0")
+        headers = [read_header(path) for path in paths]
+        _check_sequence(paths, headers)
+        self.layout: PleLayout = headers[0].layout
+        self.statistics = PleStatistics()
+        self._paths = tuple(paths)
+        self._first = np.array([header.first_token for header in headers])
+        self._maps = [] if in_ram else [_map(path) for path in paths]
+        shards: Sequence[bytes | mmap.mmap] = [path.read_bytes() for path in paths] if in_ram else self._maps
+        self._rows: list[Rows] = [
+            np.frombuffer(shard, np.uint8, offset=HEADER_BYTES).reshape(header.row_count, -1)
+            for shard, header in zip(shards, headers, strict=True)
+        ]
+        self._cache: OrderedDict[int, Rows] = OrderedDict()
+        self._cache_rows = 0 if in_ram else cache_bytes // self.layout.row_bytes
+
+    def lookup(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """f32[len(ids), layers, width], times sqrt(width) as the model wants; ids outside the table read row 0."""
+        before = resource.getrusage(resource.RUSAGE_THREAD)
+        known = np.where((ids >= 0) & (ids < self.layout.vocab_size), ids, 0)
+        distinct, places = np.unique(known, return_inverse=True)
+        rows = self._fetch([int(token) for token in distinct])
+        values = unpack_rows(rows, self.layout)
+        values *= np.float32(np.sqrt(self.layout.width))
+        after = resource.getrusage(resource.RUSAGE_THREAD)
+        self.statistics.rows += len(ids)
+        self.statistics.minor_faults += after.ru_minflt - before.ru_minflt
+        self.statistics.major_faults += after.ru_majflt - before.ru_majflt
+        return values if len(values) == len(ids) and np.array_equal(places, np.arange(len(ids))) else values[places]
+
+    def close(self) -> None:
+        """Unmap the shards; the table cannot be used any more."""
+        self._rows.clear()
+        self._cache.clear()
+        for mapped in self._maps:
+            mapped.close()
+        self._maps.clear()
+
+    def _fetch(self, tokens: list[int]) -> Rows:
+        """Rows of distinct tokens, from the cache or from the shards: all wanted first, then read."""
+        rows = np.empty((len(tokens), self.layout.row_bytes), np.uint8)
+        missing: list[tuple[int, int, int, int]] = []
+        for place, token in enumerate(tokens):
+            cached = self._cache.get(token)
+            if cached is None:
+                shard = int(np.searchsorted(self._first, token, side="right")) - 1
+                missing.append((place, token, shard, token - int(self._first[shard])))
+            else:
+                self._cache.move_to_end(token)
+                rows[place] = cached
+        self.statistics.cache_hits += len(tokens) - len(missing)
+        if len(missing) > 1:
+            self._advise(missing, mmap.MADV_WILLNEED)
+        for place, token, shard, row in missing:
+            rows[place] = self._rows[shard][row]
+            if row_checksum(rows[place]) != stored_checksum(rows[place]):
+                raise BundleError(
+                    f"{self._paths[shard]} row of token {token}",
+                    found="damaged bytes",
+                    wanted="what its checksum says",
+                    remedy="run gemma-edge check, and copy or convert it again",
+                )
+            self._remember(token, rows[place])
+        self.statistics.bytes_read += len(missing) * self.layout.row_bytes
+        # What was read is copied: unmapped again, the table takes no memory of this process.
+        self._advise(missing, mmap.MADV_DONTNEED)
+        return rows
+
+    def _advise(self, missing: list[tuple[int, int, int, int]], advice: int) -> None:
+        if not self._maps:
+            return
+        size = self.layout.row_bytes
+        for _, _, shard, row in missing:
+            begin = HEADER_BYTES + row * size
+            start = begin - begin % mmap.PAGESIZE
+            self._maps[shard].madvise(advice, start, begin + size - start)
+
+    def _remember(self, token: int, row: Rows) -> None:
+        if self._cache_rows:
+            if len(self._cache) >= self._cache_rows:
+                self._cache.popitem(last=False)
+            self._cache[token] = row.copy()
+
+
+def _map(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # Without this the kernel reads megabytes around each row.
+    mapped.madvise(mmap.MADV_RANDOM)
+    return mapped
+
+
+def _check_sequence(paths: Sequence[Path], headers: Sequence[ShardHeader]) -> None:
+    """The shards are all of one table, in order."""
+    if not headers:
+        raise BundleError("PLE shards", found="none", wanted="at least one")
+    layout, count, expected = headers[0].layout, headers[0].shard_count, 0
+    for index, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        if (header.layout, header.shard_count, header.shard) != (layout, count, index):
+            found = f"shard {header.shard} of {header.shard_count}, {header.layout}"
+            raise BundleError(str(path), found=found, wanted=f"shard {index} of {count}, {layout}")
+        if header.first_token != expected:
+            raise BundleError(str(path), found=f"first token {header.first_token}", wanted=f"{expected}")
+        expected += header.row_count
+    if len(headers) != count or expected != layout.vocab_size:
+        found = f"{len(headers)} shards with {expected} rows"
+        raise BundleError(str(paths[0]), found=found, wanted=f"{count} shards with {layout.vocab_size} rows")

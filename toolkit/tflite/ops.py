@@ -106,6 +106,11 @@ def relu(x: Value) -> Value:
     return _unary("RELU", x)
 
 
+def logistic(x: Value) -> Value:
+    """1 / (1 + exp(-x))."""
+    return _unary("LOGISTIC", x)
+
+
 def gelu_tanh(x: Value) -> Value:
     """GELU in its tanh approximation."""
     return _unary("GELU", x, Options("GeluOptions", (("approximate", True),)))
@@ -130,6 +135,12 @@ def mean(x: Value) -> Value:
 def sum_(x: Value) -> Value:
     """Sum over the last axis, which stays with size 1."""
     return _reduce_last("SUM", x)
+
+
+def cumsum(x: Value, axis: int) -> Value:
+    """Running sum along one axis; XNNPACK does not take it."""
+    _want(x.dtype is DType.FLOAT32 and 0 <= axis < len(x.shape), f"CUMSUM wants float32 with an axis {axis}", x)
+    return _one("CUMSUM", [x, x.graph.ints([axis])], x.type, Options("CumsumOptions"))
 
 
 def reshape(x: Value, shape: Sequence[int]) -> Value:

@@ -81,6 +81,7 @@ UNARY = {
     ops.cos: np.cos,
     ops.tanh: np.tanh,
     ops.relu: lambda x: np.maximum(x, 0),
+    ops.logistic: lambda x: 1 / (1 + np.exp(-x)),
     ops.gelu_tanh: numpy_gelu,
     ops.softmax: numpy_softmax,
     ops.mean: lambda x: x.mean(-1, keepdims=True),
@@ -141,6 +142,12 @@ def test_floor_mod_takes_the_sign_of_the_divisor(tmp_path: Path) -> None:
     a = np.array([-9, -1, 0, 7, 8, 17], np.int32)
     got = run(tmp_path, [a], lambda x: ops.floor_mod(x, x.graph.ints([8])))
     np.testing.assert_array_equal(got, np.mod(a, 8))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_cumsum_runs_along_its_axis(tmp_path: Path, axis: int) -> None:
+    x = floats(2, 3, 4)
+    np.testing.assert_allclose(run(tmp_path, [x], lambda v: ops.cumsum(v, axis)), np.cumsum(x, axis), atol=1e-6)
 
 
 def test_gather_takes_rows_of_any_axis(tmp_path: Path) -> None:

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WeightPart:
-    """A checkpoint tensor, or a rectangle of it; rows and columns are half-open ranges, None is all."""
+    """A checkpoint tensor, or a rectangle of it; rows and columns are half-open ranges, None is all.
+
+    `axes`: the whole tensor with its axes permuted as numpy.transpose does, and axes of size 1 dropped or added as the
+    weight's shape wants them. LiteRT keeps channels last where checkpoints keep them first.
+    """
 
     tensor: str
     rows: tuple[int, int] | None = None
     columns: tuple[int, int] | None = None
+    axes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +31,8 @@ class Weight:
     def whole(cls, tensor: str, shape: tuple[int, ...]) -> Weight:
         """The checkpoint tensor itself."""
         return cls(tensor, shape, (WeightPart(tensor),))
+
+    @classmethod
+    def permuted(cls, tensor: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> Weight:
+        """The checkpoint tensor with its axes permuted; see `WeightPart`."""
+        return cls(tensor, shape, (WeightPart(tensor, axes=axes),))

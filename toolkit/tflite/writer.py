@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.errors import RecipeError
 from toolkit.files import write_at
 from toolkit.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
@@ -23,7 +24,7 @@ from toolkit.tflite.graph import DType, Graph, Node, Signature, Value
 from toolkit.weights import Weight
 
 _BARE_CODES = schema.Quantization(scales=np.ones(1, np.float32))  # integers as they are; the graph applies their scales
-_ELEMENTS = {"f32": "FLOAT32", "int8": "INT8", "int4": "INT4"}
+_ELEMENTS = {"f32": "FLOAT32", "f16": "FLOAT16", "int8": "INT8", "int4": "INT4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,10 @@ def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]
     """Lay a file out: header first, then each weight once however many graphs use it."""
     weights = distinct_weights(signatures)
     tables = {v.weight for s in signatures for n in s.graph.nodes if n.builtin == "EMBEDDING_LOOKUP" for v in n.inputs}
+    for weight in weights:
+        if weight in tables and schemes[weight.name].dtype == "f16":
+            # LiteRT would widen the whole table at every call.
+            raise RecipeError(f"table {weight.name}", found="f16", wanted="f32 or integers")
     trial = _place(weights, tables, schemes, header_bytes=1)
     header_bytes = len(_Packing(signatures, trial).pack(_placeholder_scales(trial)))
     placements = _place(weights, tables, schemes, header_bytes=header_bytes)
@@ -101,7 +106,7 @@ def _place(
         payload_offset = align_up(offset, PAGE_BYTES if weight in tables else MATRIX_ALIGNMENT)
         offset = payload_offset + payload_bytes(weight.shape, scheme)
         scales_offset = None
-        if scheme.dtype != "f32" and scheme.block_size is not None:
+        if scheme.quantised and scheme.block_size is not None:
             scales_offset = align_up(offset, MATRIX_ALIGNMENT)
             offset = scales_offset + scales_bytes(weight.shape, scheme)
         placements.append(Placement(weight, scheme, payload_offset, scales_offset))
@@ -148,13 +153,18 @@ class _Packing:
         index = {id(value): n for n, value in enumerate(values)}
         names = _tensor_names(graph)
         tensors = [self._tensor(value, names[value.index], per_channel) for value in values]
+        widened = []
         for n, value in enumerate(values):
             if value.weight is not None and self._takes_block_scales(value.weight):
                 tensors[n] = self._with_block_scales(tensors[n], value.weight, tensors)
+            if value.weight is not None and self._schemes[value.weight.name].dtype == "f16":
+                index[id(value)] = len(tensors)
+                tensors.append(schema.TensorRecord(f"{value.weight.name}.f32", value.shape, "FLOAT32", 0))
+                widened.append(schema.OperatorRecord("DEQUANTIZE", 3, (n,), (index[id(value)],), "DequantizeOptions"))
         return schema.SubgraphRecord(
             signature.name,
             tuple(tensors),
-            tuple(_operator(node, index) for node in nodes),
+            (*widened, *(_operator(node, index) for node in nodes)),
             {name: index[id(value)] for name, value in graph.inputs.items()},
             {name: index[id(value)] for name, value in graph.outputs.items()},
         )

@@ -142,9 +142,9 @@ def parse_config(config: object, generation: object | None, what: str) -> tuple[
         text = _multimodal_text(top)
         text.expect("model_type", _MODEL_TYPES[CAUSAL_LM])
     parsed = _text_config(text, top, _eos_source(generation, top, what))
-    _finish(text)
+    finish_section(text)
     if text is not top:
-        _finish(top)
+        finish_section(top)
     return architecture, parsed
 
 
@@ -217,7 +217,8 @@ def _multimodal_text(top: JsonObject) -> JsonObject:
     return top.child("text_config")
 
 
-def _finish(section: JsonObject) -> None:
+def finish_section(section: JsonObject) -> None:
+    """Check the keys that every section may have, and refuse those whose meaning is not known."""
     for key, values in _ONLY_VALUES.items():
         section.expect(key, *values)
     section.ignore(_WITHOUT_EFFECT.split())

@@ -471,6 +471,7 @@ def test_demo_goes_the_whole_way_in_three_sizes(command: Command, tmp_path: Path
     assert outcome.code == 0
     assert outcome.json["verify"]["passed"] is True
     assert len(outcome.json["answers"]) == 3
+    assert outcome.json["litertlm_bytes"] > 1_000_000
     assert command("check", tmp_path / "tiny").code == 0
 
 

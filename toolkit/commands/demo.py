@@ -13,6 +13,7 @@ from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.convert import ConvertRequest
 from converters.gemma3n.matformer import Slice, effective_parameters, slice_config
 from toolkit.bundle.check import check
+from toolkit.bundle.litertlm import export_litertlm
 from toolkit.commands.convert import Converted, convert_and_judge
 from toolkit.commands.gate import judge, report_text
 from toolkit.commands.run import prompt_ids
@@ -26,12 +27,14 @@ from toolkit.runtime.sampling import Sampler, Sampling
 from toolkit.runtime.session import Session, SessionSettings
 
 NAME = "demo"
-SUMMARY = "convert, check, verify and run the built-in tiny model in three sizes, and say what happens"
+SUMMARY = "convert, check, verify, run and export the built-in tiny model in three sizes, and say what happens"
 EXAMPLES = (
     "gemma-edge demo",
     'gemma-edge demo -p "The old man" -o tiny-bundle',
     "gemma-edge demo --checkpoint path/to/checkpoint --json",
 )
+# So small a model repeats itself when it may only say what is most likely.
+_SAMPLING = Sampling(temperature=0.8, top_k=40, seed=1)
 _CONTEXT, _PREFILLS, _VERIFY_TOKENS, _ANSWER_TOKENS = 1024, (8, 128), 512, 48
 
 
@@ -55,14 +58,13 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         sizes = three_sizes(checkpoint)
         terminal.say(f"1. {path}: {_sizes_text(checkpoint, sizes)}")
         converted = _convert(checkpoint, sizes, output, terminal)
-        faults = check(output)
-        if faults:
-            raise BundleError(str(output), found=f"{len(faults)} faults", wanted="none", remedy="run gemma-edge check")
+        _require_sound(output)
         terminal.say(f"3. checked: every hash, bound and reference of {output.name} holds")
         report = judge(output, checkpoint, terminal, settings, tokens=_VERIFY_TOKENS)
         terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
         report.require_passed(str(output))
         answers = _answers(output, arguments.prompt, settings, terminal)
+        exported = _export(output, terminal)
     terminal.result(
         {
             "checkpoint": str(path),
@@ -71,6 +73,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             "check": {"ok": True},
             "verify": report.to_json(),
             "answers": answers,
+            "litertlm_bytes": exported,
         },
         f"all as it should be; the bundle is in {output}" if arguments.output else "all as it should be",
     )
@@ -107,7 +110,7 @@ def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, ter
 
 def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Terminal) -> dict[str, dict[str, object]]:
     """Go on with one prompt in every size: one session, switched between sizes."""
-    terminal.say(f"5. {prompt!r} goes on, the most likely token at a time:")
+    terminal.say(f"5. {prompt!r} goes on in each size:")
     answers: dict[str, dict[str, object]] = {}
     bundle = Bundle(output)
     tokenizer = bundle.tokenizer()
@@ -116,7 +119,7 @@ def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Ter
         for name in bundle.manifest.sizes:
             session.use(name)
             session.truncate(0)
-            sampler = Sampler(Sampling(), bundle.drawable_ids(tokenizer))
+            sampler = Sampler(_SAMPLING, bundle.drawable_ids(tokenizer))
             stops = bundle.manifest.text.stop_token_ids
             generation = Generation(session, ids, sampler, limit=_ANSWER_TOKENS, stops=stops)
             text = tokenizer.decode(list(generation))
@@ -130,6 +133,24 @@ def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Ter
                 "decode_tokens_per_s": report.decode_tokens_per_s,
             }
     return answers
+
+
+def _export(output: Path, terminal: Terminal) -> int:
+    """The bytes of the bundle's default size as one file, which is checked and removed."""
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
+        path = Path(scratch) / "tiny.litertlm"
+        exported = export_litertlm(output, path)
+        _require_sound(path)
+    terminal.say(
+        f"6. exported {exported.size} as one .litertlm of {bytes_text(exported.bytes)} for LiteRT-LM, and checked it"
+    )
+    return exported.bytes
+
+
+def _require_sound(path: Path) -> None:
+    faults = check(path)
+    if faults:
+        raise BundleError(str(path), found=f"{len(faults)} faults", wanted="none", remedy="run gemma-edge check")
 
 
 def _example() -> Path:

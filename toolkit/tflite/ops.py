@@ -8,8 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
+
+from toolkit.layout import ceil_div
 from toolkit.tflite.graph import DType, Options, TensorType, Value
+
+Padding = Literal["same", "valid"]
+"""same: output size is input size / stride, rounded up, the odd row or column of zeros below and to the right."""
+
+_PADDINGS: dict[Padding, int] = {"same": 0, "valid": 1}  # Padding in schema.fbs
 
 
 def add(a: Value, b: Value) -> Value:
@@ -206,6 +215,55 @@ def fully_connected(x: Value, weight: Value, bias: Value | None = None) -> Value
     return _one("FULLY_CONNECTED", inputs, result, options)
 
 
+def conv_2d(x: Value, weight: Value, bias: Value | None = None, *, stride: int = 1, padding: Padding = "same") -> Value:
+    """Convolution, padded as TensorFlow does; x: f32[n, h, w, in], weight: [out, kh, kw, in], bias: f32[out]."""
+    _want(
+        len(x.shape) == len(weight.shape) == 4 and x.shape[3] == weight.shape[3], "CONV_2D wants NHWC, OHWI", x, weight
+    )
+    result = TensorType((x.shape[0], *_positions(x, weight, stride, padding), weight.shape[0]))
+    options = Options("Conv2DOptions", (("padding", _PADDINGS[padding]), ("strideH", stride), ("strideW", stride)))
+    return _one("CONV_2D", [x, weight, _bias(bias, weight, weight.shape[0])], result, options)
+
+
+def depthwise_conv_2d(
+    x: Value, weight: Value, bias: Value | None = None, *, stride: int = 1, padding: Padding = "same"
+) -> Value:
+    """Each channel by its own kernel; x: f32[n, h, w, c], weight: [1, kh, kw, c], bias: f32[c]."""
+    fits = len(x.shape) == len(weight.shape) == 4 and (weight.shape[0], weight.shape[3]) == (1, x.shape[3])
+    _want(fits, "DEPTHWISE_CONV_2D wants NHWC and a kernel [1, h, w, c]", x, weight)
+    result = TensorType((x.shape[0], *_positions(x, weight, stride, padding), x.shape[3]))
+    fields = (("padding", _PADDINGS[padding]), ("strideH", stride), ("strideW", stride), ("depthMultiplier", 1))
+    inputs = [x, weight, _bias(bias, weight, x.shape[3])]
+    return _one("DEPTHWISE_CONV_2D", inputs, result, Options("DepthwiseConv2DOptions", fields))
+
+
+def average_pool_2d(x: Value, size: int) -> Value:
+    """The mean of each square of `size`, which must divide height and width; x: f32[n, h, w, c]; 1 is no op."""
+    fits = len(x.shape) == 4 and size > 0 and x.shape[1] % size == 0 == x.shape[2] % size
+    _want(fits, f"AVERAGE_POOL_2D wants NHWC that squares of {size} tile", x)
+    if size == 1:
+        return x
+    fields = (
+        ("padding", _PADDINGS["valid"]),
+        ("strideH", size),
+        ("strideW", size),
+        ("filterHeight", size),
+        ("filterWidth", size),
+    )
+    result = TensorType((x.shape[0], x.shape[1] // size, x.shape[2] // size, x.shape[3]))
+    return _one("AVERAGE_POOL_2D", [x], result, Options("Pool2DOptions", fields))
+
+
+def resize_nearest_neighbor(x: Value, height: int, width: int) -> Value:
+    """Row i of the result is row floor(i * old / new), columns likewise; x: f32[n, h, w, c]; the same size is no op."""
+    _want(len(x.shape) == 4, "RESIZE_NEAREST_NEIGHBOR wants NHWC", x)
+    if x.shape[1:3] == (height, width):
+        return x
+    result = TensorType((x.shape[0], height, width, x.shape[3]), x.dtype)
+    inputs = [x, x.graph.ints([height, width])]
+    return _one("RESIZE_NEAREST_NEIGHBOR", inputs, result, Options("ResizeNearestNeighborOptions"))
+
+
 def batch_matmul(a: Value, b: Value, *, transpose_b: bool = False) -> Value:
     """a @ b over the last two axes; the leading axes broadcast."""
     inner, outer = (-1, -2) if transpose_b else (-2, -1)
@@ -242,6 +300,23 @@ def dynamic_update_slice(x: Value, update: Value, start: Value) -> Value:
     fits = len(update.shape) == len(x.shape) and all(u <= d for u, d in zip(update.shape, x.shape, strict=True))
     _want(fits and update.dtype is x.dtype, "DYNAMIC_UPDATE_SLICE wants an update that fits", x, update)
     return _one("DYNAMIC_UPDATE_SLICE", [x, update, start], x.type, Options("DynamicUpdateSliceOptions"))
+
+
+def _positions(x: Value, kernel: Value, stride: int, padding: Padding) -> tuple[int, int]:
+    """Height and width after a convolution with a kernel [., kh, kw, .]."""
+    _want(stride > 0, f"a stride of {stride}", x)
+    height, width = (
+        d if padding == "same" else d - k + 1 for d, k in zip(x.shape[1:3], kernel.shape[1:3], strict=True)
+    )
+    return ceil_div(max(height, 0), stride), ceil_div(max(width, 0), stride)
+
+
+def _bias(bias: Value | None, weight: Value, outputs: int) -> Value:
+    """XNNPACK and some kernels take no convolution without a bias."""
+    if bias is None:
+        return weight.graph.constant(np.zeros(outputs, np.float32))
+    _want(bias.shape == (outputs,), f"a convolution with {outputs} outputs wants a bias for each", weight, bias)
+    return bias
 
 
 def _one(builtin: str, inputs: Sequence[Value], result: TensorType, options: Options | None = None) -> Value:
@@ -282,4 +357,4 @@ def _want(holds: bool, what: str, *values: Value) -> None:
         raise ValueError(f"{what}; found {', '.join(str(v.type) for v in values)}")
 
 
-_VERSIONS = {"FULLY_CONNECTED": 9, "BATCH_MATMUL": 4, "EMBEDDING_LOOKUP": 4, "SELECT_V2": 1, "MAXIMUM": 1, "MINIMUM": 1}
+_VERSIONS = {"FULLY_CONNECTED": 9, "BATCH_MATMUL": 4, "EMBEDDING_LOOKUP": 4, "CONV_2D": 5}

@@ -187,6 +187,16 @@ def take(x: Value, axis: int, start: int, stop: int) -> Value:
     return slice_(x, begin, size)
 
 
+def pad(x: Value, widths: Sequence[tuple[int, int]]) -> Value:
+    """Zeros before and after, a pair of counts for each axis, as numpy.pad takes them; none at all is no op."""
+    _want(len(widths) == len(x.shape), "PAD wants a pair of counts for each axis", x)
+    _want(all(n >= 0 for pair in widths for n in pair), f"PAD wants counts of zeros, not {list(widths)}", x)
+    if not any(n for pair in widths for n in pair):
+        return x
+    result = TensorType(tuple(a + d + b for d, (a, b) in zip(x.shape, widths, strict=True)), x.dtype)
+    return _one("PAD", [x, x.graph.constant(np.array(widths, np.int32))], result, Options("PadOptions"))
+
+
 def concatenation(values: Sequence[Value], axis: int) -> Value:
     """Join along one axis; XNNPACK takes at most five values, so more is refused."""
     first = values[0]

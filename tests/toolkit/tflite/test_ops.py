@@ -121,6 +121,11 @@ def test_shape_ops_move_elements_as_numpy_does(tmp_path: Path) -> None:
     np.testing.assert_array_equal(joined, np.concatenate([x, x], 1))
 
 
+def test_pad_surrounds_with_zeros(tmp_path: Path) -> None:
+    x, widths = floats(2, 3, 4), [(0, 0), (2, 1), (0, 3)]
+    np.testing.assert_array_equal(run(tmp_path, [x], lambda v: ops.pad(v, widths)), np.pad(x, widths))
+
+
 def test_select_takes_either_branch(tmp_path: Path) -> None:
     a, b = floats(4, 5), floats(4, 5, seed=1)
     np.testing.assert_array_equal(
@@ -170,6 +175,9 @@ def test_dynamic_update_slice_writes_at_the_start(tmp_path: Path) -> None:
         (lambda g: ops.reshape(g.input("a", (2, 3)), (5,)), "as many elements"),
         (lambda g: ops.take(g.input("a", (2, 3)), 1, 2, 5), "leaves the value"),
         (lambda g: ops.transpose(g.input("a", (2, 3)), (0, 0)), "no permutation"),
+        (lambda g: ops.pad(g.input("a", (2, 3)), [(1, 1)]), "each axis"),
+        (lambda g: ops.pad(g.input("a", (2,)), [(1, -1)]), "counts of zeros"),
+        (lambda g: ops.cumsum(g.input("a", (2, 3)), 2), "axis 2"),
         (lambda g: ops.batch_matmul(g.input("a", (2, 3)), g.input("b", (2, 3))), "inner axes"),
         (lambda g: ops.fully_connected(g.input("a", (2, 3)), g.input("w", (4, 5))), r"\[out, in\]"),
         (lambda g: ops.concatenation([g.input(f"a{i}", (1,)) for i in range(6)], 0), "2 to 5"),

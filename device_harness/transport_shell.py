@@ -1,0 +1,194 @@
+"""Commands on the device: with exit codes and separate streams where it speaks shell v2, by a marker where not."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+from device_harness.transport_faults import ConnectionLost, DeviceRefusal, DeviceTimeout, ProtocolFault
+from device_harness.transport_link import Link, Stream
+from device_harness.transport_wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, Buffer, ShellParser, pack_shell
+
+StreamName = Literal["stdout", "stderr"]
+
+KILLED_EXIT_CODE = 137
+"""128 + SIGKILL: what ``timeout -s KILL`` leaves."""
+
+_GRACE_S = 2.0
+"""How much longer we wait than the device lets the command run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShellResult:
+    """What a command said; ``stderr`` is empty on devices of shell v1, which mix it into ``stdout``."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+
+    def require(self, what: str) -> str:
+        """``stdout``, or DeviceRefusal with the command's last words if its exit code is not 0."""
+        if self.exit_code:
+            words = (self.stderr.strip() or self.stdout.strip()).splitlines()
+            found = f"exit code {self.exit_code}" + (f": {words[-1]}" if words else "")
+            raise DeviceRefusal(what, found=found, wanted="exit code 0")
+        return self.stdout
+
+
+class ShellStream:
+    """A running command: iterate over what it says, then ask for ``exit_code``; leaving the context gives it up.
+
+    Giving up does not end the command on the device; its time limit there does.
+    """
+
+    def __init__(self, link: Link, command: str, *, timeout: float) -> None:
+        """``timeout``: seconds the command may run; it is killed on the device then."""
+        self._what = f"{link.name} shell"
+        self._deadline = time.monotonic() + timeout + _GRACE_S
+        self._exit_code: int | None = None
+        limited = _limited(command, timeout)
+        self._v2 = "shell_v2" in link.banner.features
+        self._marker = f"exit-{secrets.token_hex(8)}:".encode()
+        # The subshell keeps an `exit` in the command from leaving before the marker is said.
+        v1 = f"( {limited}\n) 2>&1; echo {self._marker.decode()}$?"
+        service = f"shell,v2,raw:{limited}" if self._v2 else f"shell:{v1}"
+        self._stream = link.open(service, timeout=min(timeout, 30.0))
+
+    def __enter__(self) -> ShellStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def __iter__(self) -> Iterator[tuple[StreamName, bytes]]:
+        return self._packets_v2() if self._v2 else self._packets_v1()
+
+    @property
+    def exit_code(self) -> int:
+        """Known once the iteration has ended."""
+        if self._exit_code is None:
+            raise ConnectionLost(self._what, found="no exit code", wanted="one at the end of the command's output")
+        return self._exit_code
+
+    def write(self, data: Buffer) -> None:
+        """To the command's standard input; shell v2 only."""
+        self._require_v2()
+        most = self._stream.max_write_bytes - 16
+        view = memoryview(data)
+        for start in range(0, len(view), most):
+            self._stream.write(pack_shell(STDIN, view[start : start + most]), timeout=self._left())
+
+    def close_stdin(self) -> None:
+        """Tell the command that its input ends here; shell v2 only."""
+        self._require_v2()
+        self._stream.write(pack_shell(CLOSE_STDIN), timeout=self._left())
+
+    def _packets_v2(self) -> Iterator[tuple[StreamName, bytes]]:
+        parser = ShellParser()
+        while data := self._read():
+            for packet in parser.feed(data):
+                if packet.id == STDOUT:
+                    yield "stdout", packet.data
+                elif packet.id == STDERR:
+                    yield "stderr", packet.data
+                elif packet.id == EXIT and packet.data:
+                    self._exit_code = packet.data[0]
+                    return
+
+    def _packets_v1(self) -> Iterator[tuple[StreamName, bytes]]:
+        """Hold back what could be the start of the marker."""
+        held = b""
+        while data := self._read():
+            held += data
+            found = held.find(self._marker)
+            keep = found if found >= 0 else max(0, len(held) - len(self._marker))
+            text, held = held[:keep], held[keep:]
+            if text:
+                # A terminal stands between on old devices, and ends lines in its own way.
+                yield "stdout", text.replace(b"\r\n", b"\n")
+        code = held.removeprefix(self._marker).strip()
+        if not held.startswith(self._marker) or not code.isdigit():
+            raise ConnectionLost(self._what, found="output that breaks off", wanted="an exit code at its end")
+        self._exit_code = int(code)
+
+    def _read(self) -> bytes:
+        try:
+            return bytes(self._stream.read(timeout=self._left()))
+        except DeviceTimeout as error:
+            raise DeviceTimeout(
+                self._what, found="a command that does not end", wanted="an end in time", remedy="allow it longer"
+            ) from error
+
+    def _left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _require_v2(self) -> None:
+        if not self._v2:
+            raise ProtocolFault(self._what, found="shell v1, which has no input", wanted="shell v2", remedy="use exec")
+
+
+class ExecStream:
+    """``exec:``, a command's raw input and output in one stream; neither exit code nor an end of input.
+
+    A command that takes exactly the bytes it is sent, such as ``head -c N >> FILE``, ends by itself; ``read_all`` then
+    waits for that end.
+    """
+
+    def __init__(self, link: Link, command: str, *, timeout: float) -> None:
+        """``timeout``: seconds that the command may go without progress."""
+        self._timeout = timeout
+        self._stream: Stream = link.open(f"exec:{command}", timeout=timeout)
+
+    def __enter__(self) -> ExecStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def write(self, data: Buffer) -> bool:
+        """Send all of it; False once the command has ended or said something instead of reading on."""
+        view = memoryview(data)
+        most = self._stream.max_write_bytes
+        for start in range(0, len(view), most):
+            if not self._stream.drain(timeout=self._timeout) or self._stream.has_input:
+                return False
+            self._stream.write(view[start : start + most], timeout=self._timeout)
+        return True
+
+    def read(self) -> bytes:
+        """Some output; nothing at its end."""
+        return bytes(self._stream.read(timeout=self._timeout))
+
+    def read_all(self) -> bytes:
+        """Everything up to the command's end."""
+        return b"".join(iter(self.read, b""))
+
+
+def run_shell(link: Link, command: str, *, timeout: float) -> ShellResult:
+    """Run to the end; DeviceTimeout if the command had to be killed."""
+    parts: dict[StreamName, list[bytes]] = {"stdout": [], "stderr": []}
+    started = time.monotonic()
+    with ShellStream(link, command, timeout=timeout) as stream:
+        for name, data in stream:
+            parts[name].append(data)
+        code = stream.exit_code
+    if code == KILLED_EXIT_CODE and time.monotonic() - started >= timeout:
+        found = f"a command that ran over {timeout:g} s and was killed"
+        raise DeviceTimeout(f"{link.name} shell", found=found, wanted="an end in time", remedy="allow it longer")
+    stdout, stderr = (b"".join(parts[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
+    return ShellResult(stdout, stderr, code)
+
+
+def _limited(command: str, timeout: float) -> str:
+    """A client that goes away leaves its command running: the device itself has to end it."""
+    return f"timeout -s KILL {max(1, math.ceil(timeout))} sh -c {shlex.quote(command)}"

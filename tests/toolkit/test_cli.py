@@ -330,6 +330,15 @@ def test_run_says_the_same_whatever_the_weight_cache(
     assert len(list((tmp_path / "own").glob("*.xnnpack"))) == (cache == "DIR")
 
 
+def test_run_says_that_it_rearranges_weights_only_the_first_time(
+    command: Command, random_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.commands.text_options._WORTH_A_WORD_BYTES", 1)
+    arguments = ("run", random_bundle, "-p", "cat", "--raw", "-n", 1)
+    assert "rearranging the weights" in command(*arguments).err
+    assert "rearranging the weights" not in command(*arguments).err
+
+
 def test_a_prompt_beyond_the_context_is_refused(command: Command, random_bundle: Path) -> None:
     outcome = command("run", random_bundle, "-p", "cat " * 50, "--raw")
     assert_one_line_error(outcome, 2, "wanted at most 40", "--context")

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0 at the end of the input or after /quit; 130 after an interrupt."""
     make_sampling(arguments)
-    with open_session(arguments) as session:
+    with open_session(arguments, terminal) as session:
         tokenizer = session.bundle.tokenizer()
         talk = _Talk(
             session,

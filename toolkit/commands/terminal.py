@@ -64,6 +64,9 @@ class Terminal:
             def show(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
+                # Finished work may be followed by other work, with a bar of its own.
+                if done >= total:
+                    bar.close()
 
             yield show
 

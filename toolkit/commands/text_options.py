@@ -8,11 +8,16 @@ import resource
 import sys
 from pathlib import Path
 
+from toolkit.bundle.manifest import TEXT_DECODER
+from toolkit.commands.terminal import Terminal
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.sampling import Sampler, Sampling
 from toolkit.runtime.session import Session, SessionSettings, default_threads
 from toolkit.runtime.tokenizer import Tokenizer
-from toolkit.runtime.weight_cache import parse_weight_cache
+from toolkit.runtime.weight_cache import cache_path, is_complete, parse_weight_cache
+
+# Smaller models are ready within a second.
+_WORTH_A_WORD_BYTES = 300_000_000
 
 
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +59,16 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: floa
     group.add_argument("--seed", metavar="S", type=natural, default=0, help="same seed, same text (default: 0)")
 
 
-def open_session(arguments: argparse.Namespace) -> Session:
+def open_session(arguments: argparse.Namespace, terminal: Terminal) -> Session:
     """The bundle, ready to run."""
-    return Session(Bundle(arguments.bundle), session_settings(arguments, size=arguments.size))
+    settings = session_settings(arguments, size=arguments.size)
+    bundle = Bundle(arguments.bundle)
+    cache = settings.weight_cache
+    if isinstance(cache, Path):
+        decoder = bundle.model_file(TEXT_DECODER)
+        if decoder.size_bytes > _WORTH_A_WORD_BYTES and not is_complete(cache_path(decoder, cache)):
+            terminal.note("rearranging the weights for this CPU; later runs find them in the weight cache")
+    return Session(bundle, settings)
 
 
 def session_settings(arguments: argparse.Namespace, *, size: str | None = None) -> SessionSettings:

@@ -76,6 +76,11 @@ def cache_name(sha256: str, runtime_version: str, cpu: str) -> str:
     return f"{sha256[:16]}-{key[:16]}.xnnpack"
 
 
+def cache_path(model: ModelFile, directory: Path) -> Path:
+    """This model's file on this machine."""
+    return directory / cache_name(model.sha256, importlib.metadata.version("ai-edge-litert"), cpu_identity())
+
+
 def cpu_identity(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """What kernels, and so packed layouts, depend on: the models and the features of all cores."""
     keys = {"model name", "flags", "Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "isa"}
@@ -106,8 +111,7 @@ def open_cached(model: ModelFile, directory: Path, load: Callable[[str], T]) -> 
 
     A directory that cannot be used is a warning, and the weights are packed in memory.
     """
-    version = importlib.metadata.version("ai-edge-litert")
-    path = directory / cache_name(model.sha256, version, cpu_identity())
+    path = cache_path(model, directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory, fcntl.LOCK_SH):

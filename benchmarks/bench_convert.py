@@ -1,0 +1,175 @@
+"""Seconds and peak memory of a conversion, and of the official exporter's on the same checkpoint in the same run.
+
+Every conversion is a process of its own, measured from its start to its end by the kernel; the checkpoint lies in the
+page cache. With --peer-python PATH, a Python that has litert-torch, the peer takes turns with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.measure import (
+    RESULTS,
+    ChildUsage,
+    append_result,
+    load_average,
+    markdown,
+    run_child,
+    summary,
+    text,
+    this_device,
+)
+from benchmarks.synthetic import PRESETS, write_synthetic
+from converters.gemma3n.config import CONDITIONAL_GENERATION
+
+PEER_RECIPES = {"int8": "dynamic_wi8_afp32", "int4": "dynamic_wi4_afp32"}
+# What the exporter wants for Gemma 3n; the synthetic checkpoint has no towers that are worth an export.
+PEER_FLAGS = (
+    "--externalize_embedder=True",
+    "--single_token_embedder=True",
+    "--export_vision_encoder=False",
+    "--export_audio_encoder=False",
+)
+PEER_PACKAGES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "torch", "transformers", "tensorflow")
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to convert; `command` ends with the output's path once that is known."""
+
+    name: str
+    recipe: str
+    command: tuple[str, ...]
+    repeats: int
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Every run of a contender, and the bytes that one left."""
+
+    contender: Contender
+    runs: list[ChildUsage]
+    output_bytes: int
+
+
+def contenders(options: argparse.Namespace, checkpoint: Path) -> list[Contender]:
+    """Ours with and without the quality gate, and the peer if there is one."""
+    found: list[Contender] = []
+    convert = (sys.executable, "-m", "toolkit", "--no-progress", "convert", str(checkpoint))
+    peer = () if options.peer_python is None else (str(options.peer_python.parent / "litert-torch"), "export_hf")
+    peer_versions = _peer_versions(options.peer_python) if peer else {}
+    for recipe in options.recipes:
+        ours = (*convert, "--quant", recipe)
+        found.append(Contender("gemma-edge", recipe, (*ours, "--no-verify", "-o"), options.repeats))
+        if options.gate:
+            found.append(Contender("gemma-edge, with its quality gate", recipe, (*ours, "-o"), options.repeats))
+        if peer and recipe in PEER_RECIPES:
+            command = (*peer, *PEER_FLAGS, f"--quantization_recipe={PEER_RECIPES[recipe]}", str(checkpoint))
+            found.append(Contender("litert-torch", recipe, command, options.peer_repeats, peer_versions))
+    return found
+
+
+def measure(all_contenders: Sequence[Contender], scratch: Path, keep: Path | None = None) -> list[Outcome]:
+    """Rounds of one run each, so that a slow minute of the machine hits all alike."""
+    outcomes = [Outcome(contender, [], 0) for contender in all_contenders]
+    for turn in range(max(c.repeats for c in all_contenders)):
+        for number, outcome in enumerate(outcomes):
+            if turn >= outcome.contender.repeats:
+                continue
+            output = scratch / "output"
+            run = run_child((*outcome.contender.command, str(output)), scratch / "log.txt")
+            outcome.runs.append(run)
+            outcomes[number] = Outcome(outcome.contender, outcome.runs, _tree_bytes(output))
+            contender = outcome.contender
+            if keep is not None and contender.versions:
+                keep.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(output / "model.litertlm", keep / f"peer_{contender.recipe}.litertlm")
+            shutil.rmtree(output)
+            print(f"{contender.name} {contender.recipe}: {run.seconds:.2f} s, {run.peak_rss_bytes / 1e6:.0f} MB")
+    return outcomes
+
+
+def record(outcome: Outcome, checkpoint: str, load: float, path: Path) -> None:
+    """Append one contender's runs to the results."""
+    contender = outcome.contender
+    fields = {
+        "system": contender.name,
+        "recipe": contender.recipe,
+        "checkpoint": checkpoint,
+        "page_cache": "warm",
+        "peer_versions": contender.versions,
+        "load_average_before": load,
+        "output_bytes": outcome.output_bytes,
+        "seconds": asdict(summary([run.seconds for run in outcome.runs])),
+        "peak_rss_bytes": asdict(summary([run.peak_rss_bytes for run in outcome.runs])),
+    }
+    append_result(path, "convert", fields)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Median, and from least to most, of each contender."""
+    rows = []
+    for outcome in outcomes:
+        seconds = summary([run.seconds for run in outcome.runs])
+        memory = summary([run.peak_rss_bytes for run in outcome.runs])
+        contender = outcome.contender
+        sizes = f"{outcome.output_bytes / 1e6:.0f}"
+        times = text(seconds, ".1f"), text(memory, ".0f", 1e-6)
+        rows.append([contender.recipe, contender.name, *times, sizes, str(len(outcome.runs))])
+    return markdown(["recipe", "system", "seconds", "peak RSS, MB", "output, MB", "repeats"], rows)
+
+
+def _tree_bytes(path: Path) -> int:
+    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+
+
+def _peer_versions(python: Path) -> dict[str, str]:
+    code = f"import importlib.metadata as m\nfor n in {PEER_PACKAGES!r}: print(n, m.version(n))"
+    lines = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    return dict(line.split(" ", 1) for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="0.43b", help="synthetic checkpoint (default: %(default)s)"
+    )
+    parser.add_argument("--checkpoint", type=Path, help="that preset, written before; default: written for this run")
+    parser.add_argument("--recipes", nargs="+", default=["int8", "int4"], help="default: int8 int4")
+    parser.add_argument("--repeats", type=int, default=5, help="of ours (default: %(default)s)")
+    parser.add_argument("--gate", action="store_true", help="measure convert with its quality gate too")
+    parser.add_argument("--peer-python", type=Path, help="a Python that has litert-torch")
+    parser.add_argument("--peer-repeats", type=int, default=1, help="of the peer (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="a directory that gets the peer's .litertlm files")
+    parser.add_argument("--scratch", type=Path, help="where bundles are written and removed; default: the system's")
+    parser.add_argument("--output", type=Path, default=RESULTS / "convert.jsonl", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    load = load_average()
+    with TemporaryDirectory(dir=options.scratch, prefix="bench_convert.") as name:
+        scratch = Path(name)
+        checkpoint = options.checkpoint
+        if checkpoint is None:
+            checkpoint = scratch / "checkpoint"
+            # The class that is published: the peer knows per-layer embeddings in no other.
+            write_synthetic(checkpoint, options.preset, architecture=CONDITIONAL_GENERATION)
+        outcomes = measure(contenders(options, checkpoint), scratch, options.keep)
+    for outcome in outcomes:
+        record(outcome, options.preset, load, options.output)
+    print(f"\n{this_device()}\nload average before: {load:.2f}\n\n{table(outcomes)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What every benchmark needs: where it ran, children measured by the kernel, statistics, and result files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("ai-edge-litert", "litert-lm-api", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The machine, without its name."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    kernel: str
+    python: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildUsage:
+    """What one child process took; `peak_rss_bytes` is the kernel's ru_maxrss, mapped file pages included."""
+
+    seconds: float
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Repeats of one figure."""
+
+    values: tuple[float, ...]
+    median: float
+    least: float
+    most: float
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """
+    >>> summary([3.0, 1.0, 2.0])
+    Summary(values=(3.0, 1.0, 2.0), median=2.0, least=1.0, most=3.0)
+    """
+    return Summary(tuple(values), statistics.median(values), min(values), max(values))
+
+
+def text(figures: Summary, form: str, factor: float = 1.0) -> str:
+    """Median, and from least to most.
+
+    >>> text(summary([1.0, 2.0, 4.0]), ".1f")
+    '2.0 (1.0 to 4.0)'
+    """
+    return f"{figures.median * factor:{form}} ({figures.least * factor:{form}} to {figures.most * factor:{form}})"
+
+
+def this_device() -> Device:
+    """The machine this process runs on."""
+    return Device(
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        kernel=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+    )
+
+
+def _cpu_name() -> str:
+    """Model name and, since virtual machines hide it, family, model and stepping, and what int8 speed hangs on."""
+    fields: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    name = fields.get("model name", platform.machine())
+    numbers = "/".join(fields.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    return " ".join([name, numbers, *(flag for flag in wanted if flag in flags)])
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions, and the commit of this repository with a + if files of it were changed."""
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"gemma-edge": _commit(), **found}
+
+
+def _commit() -> str:
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", str(root)]
+    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    if commit.returncode:
+        return importlib.metadata.version("gemma-edge")
+    sources = ["toolkit", "converters", "benchmarks/*.py"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *sources], check=False).returncode
+    return commit.stdout.strip() + ("+" if changed else "")
+
+
+def run_child(arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> ChildUsage:
+    """Run a command to its end with its output in `log`; SystemExit with the log's end if it fails."""
+    with open(log, "wb") as output:
+        started = time.perf_counter()
+        child = subprocess.Popen(
+            arguments, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+        )
+        # Not child.wait(): only wait4 tells what this child took, apart from all children before it.
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - started
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+        sys.exit(f"error: {' '.join(arguments)}: exit code {child.returncode}\n{end}")
+    return ChildUsage(seconds, usage.ru_maxrss * 1024)
+
+
+def load_average() -> float:
+    """Of the last minute: above some tenths before a run, someone else is at work and the figures are noise."""
+    return os.getloadavg()[0]
+
+
+def append_result(path: Path, benchmark: str, fields: Mapping[str, object], packages: Sequence[str] = PACKAGES) -> None:
+    """Add one line of JSON: what was measured, when, on what, with what."""
+    record = {
+        "benchmark": benchmark,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "device": asdict(this_device()),
+        "versions": versions(packages),
+        **fields,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """
+    >>> print(markdown(["a", "b"], [["1", "2"]]))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,267 @@
+"""Writes Gemma 3n checkpoints of any size with random weights, for measurements that do not depend on their values.
+
+Weights are normal with variance 1 / fan-in and norms are near 1, so activations keep their magnitude through the
+layers. The same preset and seed give the same bytes. Memory stays at some tens of MB whatever the size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.gemma3n.config import (
+    CAUSAL_LM,
+    CONDITIONAL_GENERATION,
+    Attention,
+    LayerConfig,
+    TextConfig,
+    layer_kv_sources,
+    to_hugging_face,
+)
+from converters.gemma3n.groups import PER_LAYER_EMBEDDING, text_tensors, unused_kv_tensors
+from toolkit.files import atomic_directory
+
+Shape = tuple[int, ...]
+
+TOKENIZER_SOURCE = Path(__file__).parents[1] / "examples" / "tiny_gemma3n"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+SHARD_BYTES = 2 * 10**9
+STORED_PREFIX = {CAUSAL_LM: "model.", CONDITIONAL_GENERATION: "model.language_model."}
+"""Where each class keeps the text tensors."""
+BYTES_PER_WEIGHT = 2
+
+_POOL = 1 << 22  # normal numbers that every tensor is cut from, at random places: 16 MB, quicker than drawing each
+_CHUNK = 1 << 19
+
+
+def text_config(
+    *,
+    hidden: int,
+    layers: int,
+    ffn: int,
+    vocabulary: tuple[int, int],
+    ple: int,
+    heads: tuple[int, int],
+    head_dim: int,
+    shared: int,
+    window: int = 512,
+    laurel: int = 64,
+) -> TextConfig:
+    """Gemma 3n's pattern at other widths; `vocabulary`: token ids, and those with per-layer embeddings.
+
+    Every fifth layer is global, the first half of a 20-layer model (ten layers at most) is sparse, the last `shared`
+    layers read the caches of others. `heads`: of queries, and of keys and values.
+    """
+    attention: list[Attention] = ["full" if (index + 1) % 5 == 0 else "sliding" for index in range(layers)]
+    sources = layer_kv_sources(attention, shared)
+    sparse = min(10, layers // 2)
+    return TextConfig(
+        vocab_size=vocabulary[0],
+        ple_vocab_size=vocabulary[1],
+        hidden_size=hidden,
+        ple_size=ple,
+        num_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=head_dim,
+        sliding_window=window,
+        max_positions=32768,
+        rms_norm_eps=1e-6,
+        rope_theta_full=1e6,
+        rope_theta_sliding=1e4,
+        laurel_rank=laurel,
+        altup_num_inputs=4,
+        altup_active_index=0,
+        altup_correct_scale=True,
+        final_logit_softcap=30.0,
+        layers=tuple(
+            LayerConfig(attention[index], ffn, 0.95 if index < sparse else 0.0, sources[index])
+            for index in range(layers)
+        ),
+        bos_token_id=2,
+        eos_token_ids=(1, 5),  # <eos> and <end_of_turn> of the tokenizer that is copied
+        pad_token_id=0,
+    )
+
+
+def _published(layers: int, ffn: int, shared: int) -> TextConfig:
+    """E4B and E2B differ in these alone (google/gemma-3n-E4B, config.json)."""
+    return text_config(
+        hidden=2048,
+        layers=layers,
+        ffn=ffn,
+        vocabulary=(262_400, 262_144),
+        ple=256,
+        heads=(8, 2),
+        head_dim=256,
+        shared=shared,
+    )
+
+
+PRESETS: Mapping[str, TextConfig] = {
+    "tiny": text_config(
+        hidden=64,
+        layers=5,
+        ffn=128,
+        vocabulary=(3328, 3072),
+        ple=32,
+        heads=(4, 2),
+        head_dim=16,
+        shared=0,
+        window=16,
+        laurel=32,
+    ),
+    "0.43b": text_config(
+        hidden=1024,
+        layers=20,
+        ffn=4096,
+        vocabulary=(32_896, 32_768),
+        ple=128,
+        heads=(4, 2),
+        head_dim=256,
+        shared=10,
+    ),
+    "e2b": _published(layers=30, ffn=8192, shared=10),
+    "e4b": _published(layers=35, ffn=16_384, shared=15),
+}
+SHARDED = ("e2b", "e4b")  # as published: in shards, and with the K/V weights that shared layers do not use
+
+
+def write_synthetic(output: Path, preset: str, *, seed: int = 0, architecture: str = CAUSAL_LM) -> int:
+    """Write the checkpoint directory `output`, whole or not at all; returns its bytes of weights.
+
+    As Gemma3nForConditionalGeneration it names towers for images and sound, small ones, without weights.
+    """
+    config = PRESETS[preset]
+    tensors = text_tensors(config) | (unused_kv_tensors(config) if preset in SHARDED else {})
+    stored = {STORED_PREFIX[architecture] + name: shape for name, shape in tensors.items()}
+    shards = _shards(stored, SHARD_BYTES if preset in SHARDED else None)
+    noise = _Noise(seed, config.ple_size)
+    with atomic_directory(output) as directory:
+        for name, members in shards.items():
+            with open(directory / name, "wb") as file:
+                _write_safetensors(file, members, noise)
+        if len(shards) > 1:
+            _write_json(directory / "model.safetensors.index.json", _index(shards))
+        _write_json(directory / "config.json", _config_json(config, architecture))
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(TOKENIZER_SOURCE / name, directory / name)
+    return sum(map(_stored_bytes, tensors.values()))
+
+
+def _config_json(config: TextConfig, architecture: str) -> dict[str, object]:
+    text = {**to_hugging_face(config), "dtype": "bfloat16"}
+    if architecture == CAUSAL_LM:
+        return text
+    towers = {"hidden_size": 64, "vocab_size": 64}
+    offset = config.ple_vocab_size
+    vision = {"model_type": "gemma3n_vision", "architecture": "mobilenetv3_small_050", "vocab_offset": offset}
+    audio = {"model_type": "gemma3n_audio", "conf_num_hidden_layers": 1, "conf_num_attention_heads": 4}
+    return {
+        "architectures": [architecture],
+        "model_type": "gemma3n",
+        "dtype": "bfloat16",
+        "text_config": {key: value for key, value in text.items() if key != "architectures"},
+        "vision_config": {**vision, **towers},
+        "audio_config": {**audio, **towers, "vocab_offset": offset + 64},
+        **{key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")},
+    }
+
+
+def _stored_bytes(shape: Shape) -> int:
+    return math.prod(shape) * BYTES_PER_WEIGHT
+
+
+def _shards(tensors: Mapping[str, Shape], limit: int | None) -> dict[str, dict[str, Shape]]:
+    """Files and their tensors in order; a file ends before the tensor that would make it larger than `limit`."""
+    if limit is None:
+        return {"model.safetensors": dict(tensors)}
+    files: list[dict[str, Shape]] = [{}]
+    filled = 0
+    for name, shape in tensors.items():
+        size = _stored_bytes(shape)
+        if files[-1] and filled + size > limit:
+            files.append({})
+            filled = 0
+        files[-1][name] = shape
+        filled += size
+    return {f"model-{n:05}-of-{len(files):05}.safetensors": file for n, file in enumerate(files, 1)}
+
+
+def _index(shards: Mapping[str, Mapping[str, Shape]]) -> dict[str, object]:
+    total = sum(_stored_bytes(shape) for members in shards.values() for shape in members.values())
+    names = {tensor: file for file, members in shards.items() for tensor in members}
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Shape], noise: _Noise) -> None:
+    """Header, then each tensor as it is made. Format: github.com/huggingface/safetensors, README."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in tensors.items():
+        end = offset + _stored_bytes(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    packed = json.dumps(header, separators=(",", ":")).encode()
+    packed = packed.ljust(-(-len(packed) // 8) * 8)
+    file.write(struct.pack("<Q", len(packed)) + packed)
+    for name, shape in tensors.items():
+        for chunk in noise.tensor(name, shape):
+            file.write(chunk.data)
+
+
+class _Noise:
+    """Weights in bfloat16, cut from one pool of normal numbers."""
+
+    def __init__(self, seed: int, ple_size: int) -> None:
+        self._ple_size = ple_size
+        self._random = np.random.default_rng(seed)
+        self._pool = self._random.standard_normal(_POOL, dtype=np.float32)
+
+    def tensor(self, name: str, shape: Shape) -> Iterator[NDArray[np.uint16]]:
+        """The tensor's elements in order, some at a time: 1-D ones are near 1, matrices have variance 1 / fan-in."""
+        # A row of the per-layer table is one vector per layer; elsewhere a row's length is the number of summed terms.
+        fan_in = self._ple_size if name.endswith(PER_LAYER_EMBEDDING) else shape[-1]
+        mean, deviation = (1.0, 0.05) if len(shape) == 1 else (0.0, fan_in**-0.5)
+        count = math.prod(shape)
+        for done in range(0, count, _CHUNK):
+            yield self._bfloat16(min(_CHUNK, count - done), np.float32(mean), np.float32(deviation))
+
+    def _bfloat16(self, count: int, mean: np.float32, deviation: np.float32) -> NDArray[np.uint16]:
+        start = int(self._random.integers(_POOL - count))
+        values = self._pool[start : start + count] * deviation
+        values += mean
+        bits = values.view(np.uint32)
+        bits += np.uint32(0x8000)  # rounds to the nearest: bfloat16 is the upper half
+        bits >>= np.uint32(16)
+        return bits.astype("<u2")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.synthetic", description=__doc__)
+    parser.add_argument("output", type=Path, help="the directory to make")
+    parser.add_argument("--preset", choices=PRESETS, default="0.43b", help="dimensions (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
+    parser.add_argument(
+        "--architecture", choices=STORED_PREFIX, default=CAUSAL_LM, help="class that it loads as (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    size = write_synthetic(options.output, options.preset, seed=options.seed, architecture=options.architecture)
+    print(f"{options.output}: {options.preset}, {size // BYTES_PER_WEIGHT:,} weights, {size / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The synthetic checkpoint: real enough to open, to convert and to load in transformers; and the tables of results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import bench_convert, bench_decode, synthetic
+from converters.checkpoint import open_checkpoint
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("synthetic") / "tiny"
+    synthetic.write_synthetic(path, "tiny")
+    return path
+
+
+def test_the_same_preset_and_seed_give_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    synthetic.write_synthetic(tmp_path / "again", "tiny")
+    synthetic.write_synthetic(tmp_path / "other", "tiny", seed=1)
+    written = (tiny / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == written
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != written
+
+
+def test_the_checkpoint_opens_with_the_config_of_its_preset(tiny: Path) -> None:
+    with open_checkpoint(tiny) as checkpoint:
+        assert checkpoint.config == synthetic.PRESETS["tiny"]
+
+
+def test_matrices_keep_the_magnitude_of_activations_and_norms_are_near_one(tiny: Path) -> None:
+    with open_checkpoint(tiny) as checkpoint:
+        gate = checkpoint.read("layers.2.mlp.gate_proj.weight")
+        per_layer = checkpoint.read("embed_tokens_per_layer.weight")
+        norm = checkpoint.read("layers.2.input_layernorm.weight")
+    config = synthetic.PRESETS["tiny"]
+    assert gate.std() == pytest.approx(config.hidden_size**-0.5, rel=0.05)
+    assert per_layer.std() == pytest.approx(config.ple_size**-0.5, rel=0.05)
+    assert np.abs(norm - 1).max() < 0.3
+
+
+def test_a_sharded_checkpoint_opens_and_holds_the_same_tensors(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "SHARDED", ("tiny",))
+    monkeypatch.setattr(synthetic, "SHARD_BYTES", 300_000)
+    synthetic.write_synthetic(tmp_path / "sharded", "tiny")
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 3
+    with open_checkpoint(tmp_path / "sharded") as sharded, open_checkpoint(tiny) as whole:
+        assert sharded.tensors.keys() == whole.tensors.keys()
+
+
+def test_the_published_class_has_the_same_weights_under_its_own_names(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "published"
+    synthetic.write_synthetic(path, "tiny", architecture="Gemma3nForConditionalGeneration")
+    name = "layers.1.altup.correct_output_scale"
+    with open_checkpoint(path) as published, open_checkpoint(tiny) as causal:
+        assert published.config == causal.config and published.tensors.keys() == causal.tensors.keys()
+        np.testing.assert_array_equal(published.read(name), causal.read(name))
+
+
+@pytest.mark.parametrize("preset", ["e2b", "e4b"])
+def test_published_presets_have_the_published_number_of_weights(preset: str) -> None:
+    config = synthetic.PRESETS[preset]
+    tensors = synthetic.text_tensors(config) | synthetic.unused_kv_tensors(config)
+    # The text models' tensors as the published checkpoints hold them, K/V weights that nothing reads included.
+    published = {"e2b": 4_456_156_768, "e4b": 6_866_696_688}
+    assert sum(int(np.prod(shape)) for shape in tensors.values()) == published[preset]
+
+
+@pytest.mark.reference
+def test_transformers_loads_it_with_no_tensor_missing_or_left_over(tiny: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny, dtype=torch.float32, output_loading_info=True
+    )
+    assert not loading["missing_keys"] - {"lm_head.weight"} and not loading["unexpected_keys"]
+    with torch.no_grad():
+        logits = model(torch.tensor([[2, 5, 300, 3071]])).logits
+    assert torch.isfinite(logits).all() and logits.std() > 0.1
+
+
+def test_bench_convert_measures_a_conversion_and_appends_its_result(tiny: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    arguments = ["--preset", "tiny", "--checkpoint", str(tiny), "--recipes", "int8", "--repeats", "1"]
+    bench_convert.main([*arguments, "--scratch", str(tmp_path), "--output", str(results)])
+    (line,) = results.read_text().splitlines()
+    result = json.loads(line)
+    assert result["recipe"] == "int8" and result["system"] == "gemma-edge"
+    assert 0 < result["seconds"]["median"] < 120
+    assert 20e6 < result["peak_rss_bytes"]["median"] < 1e9
+    assert result["output_bytes"] > 969_104 and result["device"]["cores"] >= 1
+
+
+def test_bench_decode_compares_ours_with_the_peer_of_the_same_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "model.litertlm"
+    file.write_bytes(bytes(1000))
+
+    def outcome(system: str, prefill: float, decode: float) -> bench_decode.Outcome:
+        run = bench_decode.EngineRun(0.1, 0.5, 512, prefill, 128, decode, 10**8)
+        return bench_decode.Outcome(bench_decode.Entrant(system, "int8", file), run, (run, run, run))
+
+    table = bench_decode.table([outcome("gemma-edge", 300.0, 30.0), outcome("litert-torch", 200.0, 20.0)])
+    assert "300 (300 to 300), 1.50 x | 30.0 (30.0 to 30.0), 1.50 x" in table

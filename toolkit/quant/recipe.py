@@ -15,6 +15,8 @@ from toolkit.weights import Weight
 
 FORMAT = "gemma-edge-recipe/1"
 BUILT_IN = ("f32", "int8", "int4", "int4-block64", "int4-block128", "int4-channel")
+TOWER_BUILT_IN = ("audio-int8", "audio-int4")
+"""Recipes of the towers: their weights are not the text model's. `f32` fits every group."""
 
 _DTYPES: dict[str, Dtype] = {"f32": "f32", "int8": "int8", "int4": "int4"}
 _SEARCHES: dict[str, Search] = {"absmax": "absmax", "mse": "mse"}
@@ -72,7 +74,7 @@ class Recipe:
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """A built-in recipe by its name, or one from a JSON file; RecipeError names the file and the rule."""
-    if str(name_or_path) in BUILT_IN:
+    if str(name_or_path) in (*BUILT_IN, *TOWER_BUILT_IN):
         what = f"recipe {name_or_path}"
         data = (resources.files("toolkit.quant") / "recipes" / f"{name_or_path}.json").read_bytes()
         return _read_recipe(parse_json(data, what, RecipeError), what)

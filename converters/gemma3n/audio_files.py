@@ -1,0 +1,92 @@
+"""The audio group of a checkpoint as two files: encoders of several lengths, and the way into the language model.
+
+audio_encoder.tflite: `encode_N` for each length N in mel frames, src_inputs f32[1, N, bins] and mask bool[1, N] ->
+features f32[1, T, hidden] and mask bool[1, T].
+audio_adapter.tflite: `adapt_N`, that mask and those features -> embeddings f32[1, soft_tokens, text_hidden];
+`embed_1`, ids i32[1, 1] -> embeddings f32[1, 1, text_hidden], for the tower's own tokens; `end_of_audio`, the same for
+the one that ends a sound, without an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from converters.checkpoint import Checkpoint
+from converters.gemma3n.audio_adapter import adapter_graph, end_of_audio_graph, hard_embedder_graph
+from converters.gemma3n.audio_config import AudioConfig, parse_audio_config, require_audio_tensors
+from converters.gemma3n.audio_encoder import encoder_graph
+from converters.gemma3n.audio_source import AudioSource
+from converters.gemma3n.groups import group_of
+from toolkit.errors import CheckpointError, UsageError
+from toolkit.quant.recipe import Recipe
+from toolkit.strict_json import read_json_file
+from toolkit.tflite.graph import Signature
+from toolkit.tflite.writer import TfliteLayout, distinct_weights, layout_tflite, write_tflite
+
+AUDIO_ENCODER = "audio_encoder.tflite"
+AUDIO_ADAPTER = "audio_adapter.tflite"
+
+_USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds of a frame every 10 ms, up to whole tokens of 16 frames
+
+
+def read_audio_config(checkpoint: Checkpoint) -> AudioConfig:
+    """The tower of a checkpoint, its tensors checked; CheckpointError for one without, or with another tower."""
+    what = str(checkpoint.path)
+    if not any(group_of(name) == "audio" for name in checkpoint.tensors):
+        wanted = "Gemma3nForConditionalGeneration with its audio tower"
+        raise CheckpointError(what, found=f"{checkpoint.architecture} without audio tensors", wanted=wanted)
+    path = checkpoint.path / "config.json"
+    config = parse_audio_config(read_json_file(path, CheckpointError), checkpoint.config, str(path))
+    require_audio_tensors(config, checkpoint.tensors, what)
+    return config
+
+
+def default_lengths(config: AudioConfig) -> tuple[int, ...]:
+    """Mel frames of each encoder; the longest gives as many tokens as a sound has places in a prompt.
+
+    All are multiples of the frames of a token, which LiteRT-LM asks for.
+    """
+    usual = (n for n in _USUAL_FRAMES if n < config.max_frames and n % config.frames_per_token == 0)
+    return (*usual, config.max_frames)
+
+
+def audio_signatures(config: AudioConfig, lengths: Sequence[int]) -> Mapping[str, tuple[Signature, ...]]:
+    """The signatures of each file; `lengths` in mel frames."""
+    if not lengths or list(lengths) != sorted(set(lengths)) or not 1 <= lengths[0] <= lengths[-1] <= config.max_frames:
+        wanted = f"rising numbers of mel frames, from 1 to {config.max_frames}"
+        raise UsageError("audio lengths", found=list(lengths), wanted=wanted)
+    encoder = tuple(Signature(f"encode_{n}", encoder_graph(config, n)) for n in lengths)
+    adapter = (
+        *(Signature(f"adapt_{n}", adapter_graph(config, n)) for n in lengths),
+        Signature("embed_1", hard_embedder_graph(config, 1)),
+        Signature("end_of_audio", end_of_audio_graph(config)),
+    )
+    return {AUDIO_ENCODER: encoder, AUDIO_ADAPTER: adapter}
+
+
+def audio_layouts(config: AudioConfig, recipe: Recipe, lengths: Sequence[int]) -> Mapping[str, TfliteLayout]:
+    """Both files, laid out; `recipe` is one of f32, audio-int8 and audio-int4, or covers the same weights.
+
+    Their weights are read through an `AudioSource`.
+    """
+    files = audio_signatures(config, lengths)
+    schemes = recipe.plan(distinct_weights([signature for file in files.values() for signature in file]))
+    return {name: layout_tflite(signatures, schemes) for name, signatures in files.items()}
+
+
+def convert_audio(
+    checkpoint: Checkpoint,
+    directory: Path,
+    recipe: Recipe,
+    lengths: Sequence[int] | None = None,
+    *,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> AudioConfig:
+    """Write both files into a directory; the caller owns its atomicity. `progress` gets weight bytes written."""
+    config = read_audio_config(checkpoint)
+    source = AudioSource(checkpoint, config)
+    for name, layout in audio_layouts(config, recipe, lengths or default_lengths(config)).items():
+        write_tflite(directory / name, layout, source, workers=workers, progress=progress)
+    return config

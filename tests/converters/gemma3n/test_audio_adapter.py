@@ -1,0 +1,106 @@
+"""The audio adapter's graphs against transformers on random towers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from audio_oracle import TOP, VARIANTS, Tower, mel_frames, tower
+from numpy.typing import NDArray
+
+from converters.gemma3n.audio_adapter import adapter_graph
+from converters.gemma3n.audio_files import AUDIO_ADAPTER, AUDIO_ENCODER, audio_layouts
+from converters.gemma3n.audio_source import AudioSource
+from toolkit.quant.recipe import load_recipe
+from toolkit.tflite.writer import write_tflite
+
+pytestmark = pytest.mark.reference
+
+F32 = NDArray[np.float32]
+
+
+class Group:
+    """The two files of a tower."""
+
+    def __init__(self, directory: Path, subject: Tower, recipe: str = "f32") -> None:
+        config = subject.config
+        self.lengths = (config.max_frames // 2, config.max_frames)
+        for name, layout in audio_layouts(config, load_recipe(recipe), self.lengths).items():
+            write_tflite(directory / name, layout, AudioSource(subject.source, config))
+        self.subject = subject
+        self.encoder = Interpreter(str(directory / AUDIO_ENCODER))
+        self.adapter = Interpreter(str(directory / AUDIO_ADAPTER))
+
+    def soft_tokens(self, mel: F32, length: int) -> F32:
+        """What a sound gives in the graphs of a length: f32[soft_tokens, text_hidden]."""
+        rows = np.zeros((1, length, mel.shape[1]), np.float32)
+        rows[0, : len(mel)] = mel
+        mask = (np.arange(length) < len(mel))[None]
+        encoded = self.encoder.get_signature_runner(f"encode_{length}")(src_inputs=rows, mask=mask)
+        embeddings: F32 = self.adapter.get_signature_runner(f"adapt_{length}")(**encoded)["embeddings"][0]
+        return embeddings
+
+    def hard(self, token: int) -> F32:
+        ids = np.array([[token]], np.int32)
+        embeddings: F32 = self.adapter.get_signature_runner("embed_1")(ids=ids)["embeddings"][0]
+        return embeddings
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Group:
+    return Group(tmp_path_factory.mktemp("audio"), tower(request.param))
+
+
+def largest_error(got: F32, want: F32) -> float:
+    """As a share of the largest value."""
+    assert got.shape == want.shape
+    return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 1.0])
+def test_a_sound_fills_its_places_in_a_prompt_as_in_transformers(group: Group, share: float) -> None:
+    longest = group.lengths[-1]
+    frames = max(1, int(share * longest))
+    mel = mel_frames(frames, group.subject.config.mel_bins)
+    want = group.subject.soft_tokens(mel, np.ones(frames, np.bool_))
+    for length in group.lengths:
+        if frames <= length:
+            assert largest_error(group.soft_tokens(mel, length), want) < 1e-5
+
+
+def test_no_sound_at_all_gives_the_padding_everywhere(group: Group) -> None:
+    config = group.subject.config
+    padding = group.subject.hard([config.padding_token_id])
+    nothing = group.soft_tokens(np.empty((0, config.mel_bins), np.float32), group.lengths[0])
+    assert largest_error(nothing, np.repeat(padding, config.soft_tokens, 0)) < 1e-5
+
+
+def test_every_id_of_the_tower_is_embedded_as_in_transformers(group: Group) -> None:
+    config = group.subject.config
+    ids = list(range(config.vocab_offset, config.vocab_offset + config.vocab_size))
+    got = np.concatenate([group.hard(token) for token in ids])
+    assert largest_error(got, group.subject.hard(ids)) < 1e-5
+
+
+def test_the_end_of_a_sound_needs_no_input(group: Group) -> None:
+    end = group.adapter.get_signature_runner("end_of_audio")()["embeddings"][0]
+    eoa = TOP["eoa_token_id"]
+    assert isinstance(eoa, int)
+    np.testing.assert_array_equal(end, group.hard(eoa))
+
+
+# Weights of 8 and 4 bits meet activations of 8: a few percent on a tower as narrow as this.
+@pytest.mark.parametrize(("recipe", "bound"), [("audio-int8", 0.05), ("audio-int4", 0.5)])
+def test_quantised_towers_stay_near_transformers(tmp_path: Path, recipe: str, bound: float) -> None:
+    group = Group(tmp_path, tower(), recipe)
+    mel = mel_frames(200, group.subject.config.mel_bins)
+    got = group.soft_tokens(mel, group.lengths[-1])
+    want = group.subject.soft_tokens(mel, np.ones(200, np.bool_))
+    relative = float(np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)))
+    assert relative < bound
+
+
+def test_the_mask_is_the_adapters_first_input() -> None:
+    assert list(adapter_graph(tower().config, 64).inputs) == ["mask", "features"]

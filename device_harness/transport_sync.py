@@ -40,6 +40,7 @@ class SyncSession:
 
         The next message is read and summed while the device takes the last one.
         """
+        self._what += f" {path}"
         request = f"{path},{mode | 0o100000}".encode()
         _require_short(path)
         self._write(pack_sync("SEND", len(request)) + request)
@@ -53,10 +54,11 @@ class SyncSession:
             if progress is not None:
                 progress(done, size)
         self._write(pack_sync("DONE", int(time.time()) & 0xFFFFFFFF))
-        self._await_okay(path)
+        self._await_okay()
 
     def receive(self, path: str, target: BinaryIO, size: int, progress: Progress | None) -> int:
         """Copy a file to ``target``; its size. ``size`` is only for ``progress``."""
+        self._what += f" {path}"
         self._request("RECV", path)
         done = 0
         while True:
@@ -64,7 +66,7 @@ class SyncSession:
             if id_ == "DONE":
                 return done
             if id_ == "FAIL":
-                raise self._refusal(path, value)
+                raise self._refusal(value)
             if id_ != "DATA" or value > SYNC_DATA_BYTES:
                 raise ProtocolFault(self._what, found=f"{id_} {value}", wanted="DATA, DONE or FAIL")
             target.write(self._take(value))
@@ -74,6 +76,7 @@ class SyncSession:
 
     def list(self, path: str) -> dict[str, int]:
         """Names in a directory and their modes; empty also if there is no such directory, as adb has it."""
+        self._what += f" {path}"
         self._request("LIST", path)
         names: dict[str, int] = {}
         while True:
@@ -106,7 +109,7 @@ class SyncSession:
     def _write(self, message: bytes | memoryview) -> None:
         """A device that refuses says so, then closes or reads on: either way what it said is the error."""
         if not self._stream.drain(timeout=self._timeout) or self._stream.has_input:
-            self._await_okay("push")
+            self._await_okay()
             raise ProtocolFault(self._what, found="OKAY before the end", wanted="none")
         self._stream.write(message, timeout=self._timeout)
 
@@ -115,18 +118,18 @@ class SyncSession:
         name = path.encode()
         self._write(pack_sync(id_, len(name)) + name)
 
-    def _await_okay(self, path: str) -> None:
+    def _await_okay(self) -> None:
         id_, value = parse_sync(self._take(_HEADER_BYTES))
         if id_ == "FAIL":
-            raise self._refusal(path, value)
+            raise self._refusal(value)
         if id_ != "OKAY":
             raise ProtocolFault(self._what, found=f"{id_} {value}", wanted="OKAY or FAIL")
 
-    def _refusal(self, path: str, length: int) -> DeviceRefusal:
+    def _refusal(self, length: int) -> DeviceRefusal:
         if length > SYNC_DATA_BYTES:
             raise ProtocolFault(self._what, found=f"a reason of {length} bytes", wanted="a short one")
         reason = bytes(self._take(length)).decode("utf-8", "replace")
-        return DeviceRefusal(f"{self._what} {path}", found=repr(reason), wanted="a device that agrees")
+        return DeviceRefusal(self._what, found=repr(reason), wanted="a device that agrees")
 
     def _take(self, size: int) -> bytes:
         while len(self._inbox) < size:

@@ -1,0 +1,284 @@
+"""The device's side of adb in asyncio: connections, authentication, services."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from device_harness.emulator.auth import TOKEN_BYTES, PublicKey, is_signed, parse_public_key
+from device_harness.emulator.channel import Channel, ChannelClosed
+from device_harness.emulator.shell import parse_shell_service, serve_shell
+from device_harness.emulator.store import Store
+from device_harness.emulator.sync import SyncServer
+from device_harness.emulator.userland import Userland
+from device_harness.transport_faults import ProtocolFault
+from device_harness.transport_wire import (
+    AUTH_PUBLIC_KEY,
+    AUTH_SIGNATURE,
+    AUTH_TOKEN,
+    HEADER_BYTES,
+    LEGACY_PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
+    VERSION_SKIP_CHECKSUM,
+    Banner,
+    Buffer,
+    Header,
+    pack_banner,
+    pack_header,
+    parse_header,
+    require_checksum,
+)
+
+FEATURES = frozenset({"cmd", "fixed_push_mkdir", "ls_v2", "shell_v2", "stat_v2"})
+_TICKS_PER_S = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect. Without ``keys`` everybody; with them their owners, and new ones if ``allows_new``."""
+
+    keys: tuple[PublicKey, ...] | None = None
+    allows_new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the device says of itself; one without ``shell_v2`` is as old as Android 6."""
+
+    banner: Banner
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+
+
+class _Cut(Exception):
+    """The connection ends here, by a fault of the list."""
+
+
+class Connection:
+    """One host. Malformed messages end it, as adbd does."""
+
+    def __init__(
+        self, sock: socket.socket, identity: Identity, access: Access, userland: Userland, store: Store
+    ) -> None:
+        self._socket = sock
+        self._identity = identity
+        self._access = access
+        self._userland = userland
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._writing = asyncio.Lock()
+        self._token = b""
+        self._is_online = False
+        self._sums = True
+        self._max_payload = LEGACY_PAYLOAD_BYTES
+        self._channels: dict[int, Channel] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._last_id = 0
+        self.wants_reboot = False
+
+    async def run(self) -> None:
+        """Until the host goes, breaks the protocol, or a fault cuts it off."""
+        try:
+            while True:
+                header = parse_header(await self._receive(HEADER_BYTES))
+                payload = await self._receive(header.length)
+                if self._sums:
+                    require_checksum(header, payload)
+                await self._handle(header, payload)
+        except (OSError, ProtocolFault, _Cut):
+            return
+        finally:
+            for channel in self._channels.values():
+                channel.take_close()
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            self._socket.close()
+
+    async def _handle(self, header: Header, payload: Buffer) -> None:
+        if self._store.faults.is_silent:
+            return
+        if header.command == "CNXN":
+            await self._greet(header)
+        elif header.command == "AUTH":
+            await self._authenticate(header, bytes(payload))
+        elif not self._is_online:
+            raise ProtocolFault("adb", found=header.command, wanted="CNXN first")
+        elif header.command == "OPEN":
+            await self._open(header, bytes(payload))
+        elif header.command in ("WRTE", "OKAY", "CLSE"):
+            self._route(header, payload)
+
+    async def _greet(self, header: Header) -> None:
+        self._sums = header.arg0 < VERSION_SKIP_CHECKSUM
+        self._max_payload = max(1, min(header.arg1, self._identity.max_payload_bytes))
+        if self._access.keys is None:
+            await self._welcome()
+        else:
+            await self._challenge()
+
+    async def _challenge(self) -> None:
+        self._token = os.urandom(TOKEN_BYTES)
+        await self._send("AUTH", AUTH_TOKEN, 0, self._token)
+
+    async def _authenticate(self, header: Header, payload: bytes) -> None:
+        keys = self._access.keys or ()
+        if header.arg0 == AUTH_SIGNATURE and self._token:
+            if any(is_signed(self._token, payload, key) for key in keys):
+                await self._welcome()
+            else:
+                await self._challenge()
+        elif header.arg0 == AUTH_PUBLIC_KEY and self._access.allows_new and parse_public_key(payload) is not None:
+            await self._welcome()
+        # Anyone else waits for a tap on a screen that nobody sees.
+
+    async def _welcome(self) -> None:
+        self._is_online = True
+        banner = pack_banner(self._identity.banner)
+        await self._send("CNXN", VERSION_SKIP_CHECKSUM, self._identity.max_payload_bytes, banner)
+
+    async def _open(self, header: Header, payload: bytes) -> None:
+        service = payload.split(b"\0")[0].decode("utf-8", "surrogateescape")
+        refused = (
+            service.startswith(self._store.faults.refused_services) if self._store.faults.refused_services else False
+        )
+        request = parse_shell_service(service)
+        if request is not None and request.is_v2 and "shell_v2" not in self._identity.banner.features:
+            refused = True
+        if refused or not (request or service == "sync:" or service.startswith("reboot:")):
+            await self._send("CLSE", 0, header.arg0)
+            return
+        self._last_id += 1
+        channel = Channel(self._send, self._last_id, header.arg0, self._max_payload)
+        self._channels[channel.local_id] = channel
+        self._tasks[channel.local_id] = asyncio.ensure_future(self._serve(channel, service))
+
+    async def _serve(self, channel: Channel, service: str) -> None:
+        request = parse_shell_service(service)
+        try:
+            await channel.accept()
+            if request is not None:
+                await serve_shell(channel, request, self._userland, self._store)
+            elif service == "sync:":
+                await SyncServer(channel, self._userland, self._store).serve()
+            else:
+                self.wants_reboot = True
+                self._socket.shutdown(socket.SHUT_RDWR)
+            await channel.close()
+        except (ChannelClosed, ProtocolFault):
+            with suppress(OSError):
+                await channel.close()
+        except OSError:
+            return
+        finally:
+            self._channels.pop(channel.local_id, None)
+            self._tasks.pop(channel.local_id, None)
+
+    def _route(self, header: Header, payload: Buffer) -> None:
+        """The host names our id second; what is for nobody is for a stream that has just ended."""
+        channel = self._channels.get(header.arg1)
+        if channel is None or channel.remote_id != header.arg0:
+            return
+        if header.command == "WRTE":
+            channel.take(payload)
+        elif header.command == "OKAY":
+            channel.take_okay()
+        else:
+            channel.take_close()
+            # A command goes on when its host leaves; only our reading of its output ends.
+            self._loop.call_soon(self._tasks[header.arg1].cancel)
+
+    async def _send(self, command: str, arg0: int, arg1: int, payload: Buffer = b"") -> None:
+        header = pack_header(command, arg0, arg1, payload, summed=self._sums)
+        async with self._writing:
+            await self._send_all(header)
+            if len(payload):
+                await self._send_all(payload)
+
+    async def _send_all(self, data: Buffer) -> None:
+        rate = self._store.faults.bytes_per_s
+        view = memoryview(data)
+        step = max(1, rate // _TICKS_PER_S) if rate else len(view)
+        for start in range(0, len(view), step):
+            part = view[start : start + step]
+            await self._loop.sock_sendall(self._socket, part)
+            if rate:
+                await asyncio.sleep(len(part) / rate)
+
+    async def _receive(self, count: int) -> Buffer:
+        """Exactly ``count`` bytes; _Cut at the host's end and where a fault has its byte."""
+        data = bytearray(count)
+        rest = memoryview(data)
+        while rest:
+            rate = self._store.faults.bytes_per_s
+            most = self._store.receivable(min(len(rest), max(1, rate // _TICKS_PER_S)) if rate else len(rest))
+            got = await self._loop.sock_recv_into(self._socket, rest[:most]) if most else 0
+            self._store.receive(got)
+            rest = rest[got:]
+            due = self._store.due_cut()
+            self.wants_reboot |= due == "reboot"
+            if due is not None or (most and not got):
+                raise _Cut
+            if rate:
+                await asyncio.sleep(got / rate)
+        return data
+
+
+class Daemon:
+    """Accepts hosts, and reboots."""
+
+    def __init__(self, identity: Identity, access: Access, userland: Userland, store: Store) -> None:
+        self.store = store
+        self.reboots = 0
+        self.down_s = 0.5
+        """How long a reboot takes."""
+        self._make: Callable[[socket.socket], Connection] = lambda sock: Connection(
+            sock, identity, access, userland, store
+        )
+        self._userland = userland
+        self._connections: dict[Connection, asyncio.Task[None]] = {}
+
+    async def serve(self, listeners: Callable[[], socket.socket]) -> None:
+        """For ever; ``listeners`` makes the listening socket anew after each reboot."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                reboot = asyncio.Event()
+                with listeners() as listener:
+                    accepting = loop.create_task(self._accept(listener, reboot))
+                    try:
+                        await reboot.wait()
+                    finally:
+                        accepting.cancel()
+                await self._end_all()
+                await asyncio.sleep(self.down_s)
+                self.reboots += 1
+        finally:
+            await self._end_all()
+
+    async def _accept(self, listener: socket.socket, reboot: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(listener)
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = self._make(sock)
+            self._connections[connection] = loop.create_task(self._run(connection, reboot))
+
+    async def _run(self, connection: Connection, reboot: asyncio.Event) -> None:
+        try:
+            await connection.run()
+        finally:
+            self._connections.pop(connection, None)
+            if connection.wants_reboot:
+                reboot.set()
+
+    async def _end_all(self) -> None:
+        tasks: Sequence[asyncio.Task[None]] = list(self._connections.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._userland.end_programs()

@@ -1,0 +1,166 @@
+"""The emulated device as a whole: a context manager with a thread of its own behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from device_harness.emulator.daemon import FEATURES, Access, Daemon, Identity
+from device_harness.emulator.faults import Faults
+from device_harness.emulator.memory import MemoryLimit
+from device_harness.emulator.store import Store
+from device_harness.emulator.templates import properties
+from device_harness.emulator.userland import Isolation, Userland
+from device_harness.transport_wire import MAX_PAYLOAD_BYTES, Banner
+from toolkit.errors import EnvironmentFault
+
+_HOST = "127.0.0.1"
+_START_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class EmulatorSettings:
+    """What is emulated; ``port`` 0 takes a free one."""
+
+    port: int = 0
+    root: Path | None = None
+    """Where the device's files stay; None: in a temporary folder, removed at the end."""
+    isolation: Isolation = "auto"
+    memory_bytes: int | None = None
+    storage_bytes: int | None = None
+    access: Access = field(default_factory=Access)
+    faults: Faults = field(default_factory=Faults)
+    features: frozenset[str] = FEATURES
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+
+
+class Emulator:
+    """A device at ``serial`` (127.0.0.1:PORT) from ``__enter__`` to ``__exit__``; for this computer only.
+
+    >>> with Emulator() as device:
+    ...     device.serial.startswith("127.0.0.1:")
+    True
+    """
+
+    def __init__(self, settings: EmulatorSettings | None = None) -> None:
+        self.settings = settings or EmulatorSettings()
+        self.port = self.settings.port
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._first: socket.socket | None = None
+        self._fault: BaseException | None = None
+
+    def __enter__(self) -> Emulator:
+        self._first = _listen(self.port)
+        self.port = self._first.getsockname()[1]
+        self._scratch = None if self.settings.root else Path(tempfile.mkdtemp(prefix="gemma-edge-emulator-"))
+        self._memory: MemoryLimit | None = None
+        try:
+            self._start()
+        except BaseException:
+            self._first.close()
+            self._clean_up()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._loop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+            self._thread.join()
+        self._clean_up()
+
+    @property
+    def serial(self) -> str:
+        """What ``--device`` takes."""
+        return f"{_HOST}:{self.port}"
+
+    @property
+    def reboots(self) -> int:
+        """How often it has come back up."""
+        return self._daemon.reboots
+
+    def path(self, remote: str) -> Path:
+        """Where a path of the device lies on the host."""
+        return self.userland.local(remote)
+
+    def set_faults(self, faults: Faults) -> None:
+        """From now on; byte counts start again."""
+        done = threading.Event()
+
+        def apply() -> None:
+            self.userland.show_thermal(faults.thermal_status)
+            self._daemon.store.set_faults(faults)
+            done.set()
+
+        if self._loop is None:
+            raise EnvironmentFault("emulated device", found="one that is not running", wanted="one that is")
+        self._loop.call_soon_threadsafe(apply)
+        if not done.wait(_START_S):
+            raise EnvironmentFault("emulated device", found="a stuck daemon", wanted="a running one")
+
+    def _start(self) -> None:
+        settings = self.settings
+        if settings.memory_bytes is not None:
+            self._memory = MemoryLimit(settings.memory_bytes)
+        root = settings.root or self._scratch
+        assert root is not None
+        self.userland = Userland(
+            root,
+            f"emulated{self.port}",
+            isolation=settings.isolation,
+            memory=self._memory,
+            limits_storage=settings.storage_bytes is not None,
+        )
+        store = Store(settings.storage_bytes, self.userland.stored_bytes)
+        store.set_faults(settings.faults)
+        self.userland.show_thermal(settings.faults.thermal_status)
+        facts = properties(f"emulated{self.port}")
+        names = ("ro.product.name", "ro.product.model", "ro.product.device")
+        banner = Banner("device", {name: facts[name] for name in names}, settings.features)
+        identity = Identity(banner, settings.max_payload_bytes)
+        self._daemon = Daemon(identity, settings.access, self.userland, store)
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="emulated device", daemon=True)
+        self._thread.start()
+        started.wait(_START_S)
+
+    def _run(self, started: threading.Event) -> None:
+        async def main() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._task = self._loop.create_task(self._daemon.serve(self._listener))
+            started.set()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+        asyncio.run(main())
+
+    def _listener(self) -> socket.socket:
+        first, self._first = self._first, None
+        return first or _listen(self.port)
+
+    def _clean_up(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((_HOST, port))
+    except OSError as error:
+        listener.close()
+        remedy = "choose another --port"
+        raise EnvironmentFault(f"{_HOST}:{port}", found=error.strerror, wanted="a free port", remedy=remedy) from error
+    listener.listen()
+    listener.setblocking(False)
+    return listener

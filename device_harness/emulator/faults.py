@@ -1,0 +1,83 @@
+"""What an emulated device can be told to get wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from toolkit.errors import UsageError
+
+THERMAL_NAMES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+"""Android's ThrottlingSeverity, 0 to 6."""
+
+_UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMG]?i?B?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Bytes are counted over all connections, from when the faults are set; each cut and corruption happens once."""
+
+    drop_at_byte: int | None = None
+    """The connection is cut when this many bytes have come in."""
+    reboot_at_byte: int | None = None
+    """The device goes down when this many bytes have come in, ends all programs, and comes back."""
+    corrupt_at_byte: int | None = None
+    """This byte of all that files are written from is stored with a flipped bit."""
+    disk_full_at_byte: int | None = None
+    """No byte after this many is stored."""
+    bytes_per_s: int | None = None
+    """Rate of the link, each way."""
+    refused_services: tuple[str, ...] = ()
+    """Services by the start of their names: ``sync:``, ``exec:``, ``shell,v2``."""
+    thermal_status: int = 0
+    """0 (none) to 6 (shutdown), as THERMAL_NAMES."""
+    is_silent: bool = False
+    """Connections are taken and never answered: an offline device."""
+
+
+def parse_faults(texts: Iterable[str]) -> Faults:
+    """``--fault`` options of the command line.
+
+    >>> parse_faults(["drop=1MiB", "refuse=exec:", "thermal=severe"])
+    ... # doctest: +NORMALIZE_WHITESPACE
+    Faults(drop_at_byte=1048576, reboot_at_byte=None, corrupt_at_byte=None, disk_full_at_byte=None, bytes_per_s=None,
+           refused_services=('exec:',), thermal_status=3, is_silent=False)
+    """
+    faults = Faults()
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name in ("drop", "reboot", "corrupt", "disk-full"):
+            field = name.replace("-", "_") + "_at_byte"
+            faults = replace(faults, **{field: parse_size(value, f"--fault {name}")})  # type: ignore[arg-type]
+        elif name == "slow":
+            rate = parse_size(value.removesuffix("/s"), "--fault slow")
+            if not rate:
+                raise UsageError("--fault slow", found="0", wanted="bytes per second, such as 5MB")
+            faults = replace(faults, bytes_per_s=rate)
+        elif name == "refuse" and value:
+            faults = replace(faults, refused_services=(*faults.refused_services, value))
+        elif name == "thermal" and value in THERMAL_NAMES:
+            faults = replace(faults, thermal_status=THERMAL_NAMES.index(value))
+        elif name == "silent" and not value:
+            faults = replace(faults, is_silent=True)
+        else:
+            wanted = (
+                "drop=BYTES, reboot=BYTES, corrupt=BYTE, disk-full=BYTES, slow=BYTES_PER_S, refuse=SERVICE, "
+                f"thermal={'|'.join(THERMAL_NAMES)} or silent"
+            )
+            raise UsageError("--fault", found=repr(text), wanted=wanted)
+    return faults
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes of ``64MB`` (decimal) or ``64MiB`` (binary).
+
+    >>> parse_size("1.5kB", "x"), parse_size("2MiB", "x"), parse_size("7", "x")
+    (1500, 2097152, 7)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2] not in _UNITS:
+        raise UsageError(what, found=repr(text), wanted="bytes, such as 500, 64MB or 1GiB")
+    return int(float(match[1]) * _UNITS[match[2]])

@@ -1,0 +1,155 @@
+"""What the emulated device says of itself: properties, battery, temperatures, settings.
+
+The layouts are those of Android 14 (AIDL thermal HAL) and of its battery service; every value is ours.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+
+MODEL = "gemma-edge emulated device"
+
+_ABIS = {"x86_64": "x86_64", "aarch64": "arm64-v8a"}
+_SENSORS = (("CPU", 0, 9.0), ("GPU", 1, 6.0), ("BAT", 2, -2.0), ("SKIN", 3, 0.0))
+"""Name, Android's TemperatureType, degrees above the skin."""
+_SKIN_CELSIUS = (34.0, 39.0, 42.0, 45.0, 48.0, 52.0, 56.0)
+"""By throttling status."""
+
+
+def properties(serial: str) -> dict[str, str]:
+    """What getprop lists. ``ro.kernel.qemu`` is how every tool tells an emulated device."""
+    abi = _ABIS.get(platform.machine(), platform.machine())
+    return {
+        "ro.boot.qemu": "1",
+        "ro.build.fingerprint": "gemma-edge/emulated/emulated:14/EMU1/1:userdebug/test-keys",
+        "ro.build.version.release": "14",
+        "ro.build.version.sdk": "34",
+        "ro.hardware": "emulated",
+        "ro.kernel.qemu": "1",
+        "ro.product.cpu.abi": abi,
+        "ro.product.cpu.abilist": abi,
+        "ro.product.device": "emulated",
+        "ro.product.manufacturer": "gemma-edge",
+        "ro.product.model": MODEL,
+        "ro.product.name": "emulated",
+        "ro.serialno": serial,
+        "ro.soc.model": "host",
+        "sys.boot_completed": "1",
+    }
+
+
+def battery(temperature_tenths: int) -> str:
+    """``dumpsys battery``, on USB power, full."""
+    return f"""Current Battery Service state:
+  AC powered: false
+  USB powered: true
+  Wireless powered: false
+  Max charging current: 500000
+  Max charging voltage: 5000000
+  Charge counter: 4000000
+  status: 5
+  health: 2
+  present: true
+  level: 100
+  scale: 100
+  voltage: 4350
+  temperature: {temperature_tenths}
+  technology: Li-ion
+"""
+
+
+def thermal(status: int) -> str:
+    """``dumpsys thermalservice``: cached values lag behind the HAL's, as on a phone."""
+    skin = _SKIN_CELSIUS[status]
+    cached = "\n".join(_sensor(name, kind, _SKIN_CELSIUS[0] + above, 0) for name, kind, above in _SENSORS)
+    current = "\n".join(
+        _sensor(name, kind, skin + above, status if name == "SKIN" else 0) for name, kind, above in _SENSORS
+    )
+    return f"""IsStatusOverride: false
+ThermalEventListeners:
+\tcallbacks: 1
+\tkilled: false
+\tbroadcasts count: -1
+ThermalStatusListeners:
+\tcallbacks: 1
+\tkilled: false
+\tbroadcasts count: -1
+Thermal Status: {status}
+Cached temperatures:
+{cached}
+HAL Ready: true
+HAL connection:
+\tThermalHAL AIDL 1  connected: yes
+Current temperatures from HAL:
+{current}
+Current cooling devices from HAL:
+\tCoolingDevice{{mValue={status}, mType=2, mName=cpufreq-cpu0}}
+"""
+
+
+def _sensor(name: str, kind: int, celsius: float, status: int) -> str:
+    return f"\tTemperature{{mValue={celsius}, mType={kind}, mName={name}, mStatus={status}}}"
+
+
+def skin_celsius(status: int) -> float:
+    """What the skin sensor shows at a throttling status."""
+    return _SKIN_CELSIUS[status]
+
+
+def power() -> str:
+    """The lines of ``dumpsys power`` that say whether the screen is on."""
+    return "POWER MANAGER (dumpsys power)\n\nPower Manager State:\n  mWakefulness=Awake\n  mStayOn=false\n"
+
+
+def settings() -> Mapping[str, str]:
+    """``settings get NAMESPACE KEY``, by ``NAMESPACE.KEY``."""
+    return {
+        "global.airplane_mode_on": "0",
+        "global.low_power": "0",
+        "global.stay_on_while_plugged_in": "0",
+        "system.screen_brightness": "102",
+        "system.screen_brightness_mode": "0",
+        "system.screen_off_timeout": "30000",
+    }
+
+
+DUMPSYS = """#!/bin/sh
+# Services that the emulated device has; each a file.
+[ "$1" ] || { echo 'Currently running services:'; ls "$STATE/dumpsys"; exit 0; }
+case $1 in *[!a-z]*) echo "Can't find service: $1"; exit 0;; esac
+if [ -f "$STATE/dumpsys/$1" ]; then cat "$STATE/dumpsys/$1"; else echo "Can't find service: $1"; fi
+"""
+
+GETPROP = """#!/bin/sh
+if [ "$1" ]; then
+    while IFS='=' read -r key value; do [ "$key" = "$1" ] && { echo "$value"; exit 0; }; done < "$STATE/props"
+    echo "$2"
+else
+    while IFS='=' read -r key value; do echo "[$key]: [$value]"; done < "$STATE/props"
+fi
+"""
+
+SETTINGS = """#!/bin/sh
+# settings get|put|delete NAMESPACE KEY [VALUE]
+case $2.$3 in *[!a-z_.]*) echo 'bad name' >&2; exit 1;; esac
+file=$DATA/system/settings/$2.$3
+case $1 in
+    get) if [ -f "$file" ]; then cat "$file"; else echo null; fi;;
+    put) echo "$4" > "$file";;
+    delete) if [ -f "$file" ]; then rm "$file"; echo 'Deleted 1 rows'; else echo 'Deleted 0 rows'; fi;;
+    *) echo "unknown command: $1" >&2; exit 1;;
+esac
+"""
+
+DF = """#!/bin/sh
+# toybox's columns; the emulated device's limit in place of the host's disk.
+case $* in *-h*) exec "$HOST_DF" "$@";; esac
+read -r total used < "$STATE/storage"
+echo 'Filesystem     1K-blocks    Used Available Use% Mounted on'
+echo "/dev/emulated $((total / 1024)) $((used / 1024)) $(((total - used) / 1024)) $((100 * used / total))% /data"
+"""
+
+PYTHON = """#!/bin/sh
+exec "$HOST_PYTHON" "$@"
+"""

@@ -1,0 +1,270 @@
+"""The emulated device's files and programs: a folder that looks like Android's, and a shell that sees it.
+
+With bubblewrap the shell has a mount namespace of its own (user 2000, no network, the host's programs read-only).
+Without, it is the host's shell, and the paths in each command are put under the folder: nothing is isolated then.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import device_harness
+from device_harness.emulator import templates
+from device_harness.emulator.memory import MemoryLimit
+from toolkit.errors import EnvironmentFault
+
+Isolation = Literal["auto", "bubblewrap", "folder"]
+
+SHELL_UID = 2000
+"""AID_SHELL of Android's android_filesystem_config.h."""
+
+_TREE = (
+    "data/local/tmp",
+    "data/system/settings",
+    "sdcard",
+    "etc/alternatives",
+    "system/bin",
+    "system/state/dumpsys",
+    "sys",
+)
+_OURS = re.compile(r"(?<![\w./-])/(data|sdcard|system|sys)(?![\w.-])", re.ASCII)
+_MARK = "GEMMA_EDGE_EMULATOR"
+_CPU = Path("/sys/devices/system/cpu")
+_GIVE_UP_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to execute, and with which environment."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+class Userland:
+    """A device's file tree at ``root``, and how its commands run."""
+
+    def __init__(
+        self, root: Path, serial: str, *, isolation: Isolation, memory: MemoryLimit | None, limits_storage: bool
+    ) -> None:
+        self.root = root.resolve()
+        self._serial = serial
+        self._memory = memory
+        self._mark = f"{os.getpid()}-{os.urandom(6).hex()}"
+        self._make_tree(limits_storage=limits_storage)
+        self.is_isolated = isolation != "folder" and self._can_isolate(required=isolation == "bubblewrap")
+        self._search_path = [self._path("/system/bin"), "/usr/local/bin", "/usr/bin", "/bin"]
+
+    def program(self, command: str) -> Program:
+        """``sh -c COMMAND`` as this device runs it; a shell that reads its input if there is no command."""
+        shell = ["sh", "-c", self._translated(command)] if command else ["sh"]
+        argv = [*self._bubblewrap(), *shell] if self.is_isolated else [self._path("/system/bin/sh"), *shell[1:]]
+        if self._memory is not None:
+            argv = [*self._memory.entering(), *argv]
+        return Program(tuple(argv), self._environment())
+
+    @property
+    def output_prefix(self) -> bytes:
+        """What to take out of a command's output, so that it shows the device's paths; nothing if they are true."""
+        return b"" if self.is_isolated else str(self.root).encode()
+
+    def local(self, path: str) -> Path:
+        """The host's path of one on the device; PermissionError if it would lie outside the device."""
+        if not path.startswith("/"):
+            path = "/" + path
+        found = Path(os.path.realpath(self.root / path.lstrip("/")))
+        if found != self.root and self.root not in found.parents:
+            raise PermissionError(13, "Permission denied", path)
+        return found
+
+    def is_writable(self, path: Path) -> bool:
+        """Whether the device's shell user may write there."""
+        return any(self.root / name in path.parents for name in ("data", "sdcard"))
+
+    def stored_bytes(self) -> int:
+        """What lies in /data and /sdcard."""
+        total = 0
+        for name in ("data", "sdcard"):
+            for folder, _, files in os.walk(self.root / name):
+                for file in files:
+                    try:
+                        total += os.lstat(os.path.join(folder, file)).st_size
+                    except FileNotFoundError:
+                        continue
+        return total
+
+    def show_storage(self, total: int, used: int) -> None:
+        """What df reports from now on."""
+        self._write_state("storage", f"{total} {used}\n")
+
+    def show_thermal(self, status: int) -> None:
+        """What dumpsys and the thermal zone report from now on."""
+        celsius = templates.skin_celsius(status)
+        self._write_state("dumpsys/thermalservice", templates.thermal(status))
+        self._write_state("dumpsys/battery", templates.battery(round(10 * celsius) - 20))
+        zone = self.root / "sys/class/thermal/thermal_zone0"
+        zone.mkdir(parents=True, exist_ok=True)
+        (zone / "type").write_text("skin\n")
+        (zone / "temp").write_text(f"{round(1000 * celsius)}\n")
+
+    def end_programs(self) -> None:
+        """Kill whatever the device still runs, told by a mark in its environment."""
+        deadline = time.monotonic() + _GIVE_UP_S
+        while (found := self._running()) and time.monotonic() < deadline:
+            for process in found:
+                try:
+                    os.kill(process, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.01)
+
+    def _running(self) -> list[int]:
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for entry in os.scandir("/proc"):
+            if not entry.name.isdigit():
+                continue
+            try:
+                environment = Path(entry.path, "environ").read_bytes()
+            except OSError:
+                continue
+            if mark in environment.split(b"\0"):
+                found.append(int(entry.name))
+        return found
+
+    def _make_tree(self, *, limits_storage: bool) -> None:
+        for name in _TREE:
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        scripts = {"dumpsys": templates.DUMPSYS, "getprop": templates.GETPROP, "settings": templates.SETTINGS}
+        scripts |= {"python3": templates.PYTHON} | ({"df": templates.DF} if limits_storage else {})
+        folder = self.root / "system/bin"
+        for name, text in scripts.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        _link_programs(folder)
+        (self.root / "etc/passwd").write_text(f"shell:x:{SHELL_UID}:{SHELL_UID}::/data/local/tmp:/system/bin/sh\n")
+        (self.root / "etc/ld.so.cache").touch()  # a place to put the host's
+        (self.root / "etc/group").write_text(f"shell:x:{SHELL_UID}:\n")
+        for name, value in templates.settings().items():
+            (self.root / "data/system/settings" / name).write_text(value + "\n")
+        properties = templates.properties(self._serial)
+        self._write_state("props", "".join(f"{name}={value}\n" for name, value in properties.items()))
+        self._write_state("dumpsys/power", templates.power())
+        self._copy_cpus()
+        self.show_thermal(0)
+
+    def _copy_cpus(self) -> None:
+        """The CPUs as the host shows them, for LiteRT reads their number there, and a governor."""
+        target = self.root / "sys/devices/system/cpu"
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("possible", "present", "online", "kernel_max"):
+            if (_CPU / name).is_file():
+                (target / name).write_text((_CPU / name).read_text())
+        for cpu in range(os.cpu_count() or 1):
+            frequency = target / f"cpu{cpu}" / "cpufreq"
+            frequency.mkdir(parents=True, exist_ok=True)
+            for name in ("scaling_cur_freq", "scaling_max_freq", "cpuinfo_max_freq"):
+                (frequency / name).write_text("2000000\n")
+            (frequency / "scaling_governor").write_text("schedutil\n")
+
+    def _write_state(self, name: str, text: str) -> None:
+        """Replaced in one step, for a command may be reading."""
+        path = self.root / "system/state" / name
+        partial = path.with_name(path.name + ".new")
+        partial.write_text(text)
+        partial.replace(path)
+
+    def _path(self, path: str) -> str:
+        return path if self.is_isolated else str(self.root) + path
+
+    def _translated(self, command: str) -> str:
+        return command if self.is_isolated else _OURS.sub(lambda match: f"{self.root}/{match[1]}", command)
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": ":".join(self._search_path),
+            "HOME": self._path("/data/local/tmp"),
+            "TMPDIR": self._path("/data/local/tmp"),
+            "ANDROID_ROOT": self._path("/system"),
+            "ANDROID_DATA": self._path("/data"),
+            "STATE": self._path("/system/state"),
+            "DATA": self._path("/data"),
+            "HOST_PYTHON": sys.executable,
+            "HOST_DF": shutil.which("df") or "df",
+            "PYTHONPATH": str(_packages()),
+            _MARK: self._mark,
+        }
+
+    def _can_isolate(self, *, required: bool) -> bool:
+        if shutil.which("bwrap") is None:
+            if required:
+                raise EnvironmentFault(
+                    "bubblewrap", found="no bwrap", wanted="the program", remedy="apt-get install bubblewrap"
+                )
+            return False
+        self.is_isolated = True
+        self._search_path = []
+        done = subprocess.run([*self._bubblewrap(), "/bin/sh", "-c", ":"], capture_output=True, text=True)
+        if done.returncode and required:
+            raise EnvironmentFault("bubblewrap", found=done.stderr.strip(), wanted="a sandbox", remedy="use folder")
+        return done.returncode == 0
+
+    def _bubblewrap(self) -> list[str]:
+        options = [
+            shutil.which("bwrap") or "bwrap",
+            "--unshare-user",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--unshare-net",
+        ]
+        options += ["--uid", str(SHELL_UID), "--gid", str(SHELL_UID), "--hostname", "emulated", "--chdir", "/"]
+        options += ["--ro-bind", "/usr", "/usr", "--tmpfs", "/tmp", "--dev", "/dev", "--ro-bind", "/proc", "/proc"]
+        for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+            if os.path.islink(name):
+                options += ["--symlink", os.readlink(name), name]
+            elif os.path.isdir(name):
+                options += ["--ro-bind", name, name]
+        options += ["--ro-bind", str(self.root / "etc"), "/etc"]
+        for name in ("/etc/alternatives", "/etc/ld.so.cache"):
+            options += ["--ro-bind-try", name, name]
+        for name in ("data", "sdcard"):
+            options += ["--bind", str(self.root / name), f"/{name}"]
+        for name in ("system", "sys"):
+            options += ["--ro-bind", str(self.root / name), f"/{name}"]
+        for prefix in sorted({sys.prefix, sys.base_prefix, str(_packages())}):
+            if not Path(prefix).is_relative_to("/usr"):
+                options += ["--ro-bind", prefix, prefix]
+        return options
+
+
+def _link_programs(folder: Path) -> None:
+    """Toybox's commands where the host has it, as on Android; the host's own stand behind them on the search path."""
+    shell = shutil.which("mksh") or "/bin/sh"
+    _link(folder / "sh", shell)
+    toybox = shutil.which("toybox")
+    if toybox is None:
+        return
+    names = subprocess.run([toybox], capture_output=True, text=True, check=True).stdout.split()
+    for name in names:
+        if not (folder / name).exists() and "/" not in name:
+            _link(folder / name, toybox)
+
+
+def _link(path: Path, target: str) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def _packages() -> Path:
+    """Where gemma-edge's own packages lie, for a runner that is Python."""
+    return Path(device_harness.__file__).resolve().parents[1]

@@ -16,12 +16,10 @@ from converters.gemma3n.elastic import Elastic, combine
 from converters.gemma3n.embedder import embedder_graph
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
 from converters.gemma3n.matformer import Slice, SlicedCheckpoint
-from converters.gemma3n.per_layer_embedder import per_layer_embedder_graph
 from converters.gemma3n.text_decoder import CacheRows, Size, decode_graph, prefill_graph
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
-    PER_LAYER_EMBEDDER,
     TEXT_DECODER,
     TOKENIZER,
     CheckpointRecord,
@@ -32,10 +30,12 @@ from toolkit.bundle.manifest import (
     SizeRecord,
     TextRecord,
 )
+from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, PleLayout, write_ple_shards
 from toolkit.bundle.write import BundleDraft, GroupDraft, require_bundle_or_nothing, write_bundle
 from toolkit.errors import CheckpointError, UsageError
 from toolkit.files import require_free_space
 from toolkit.quant.recipe import Recipe
+from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Signature, Weight
 from toolkit.tflite.writer import TfliteLayout, distinct_weights, layout_tflite, write_tflite
 
@@ -52,6 +52,7 @@ class ConvertRequest:
     """What to make of a checkpoint.
 
     `sizes`: empty is the whole checkpoint; the first is the default one. `prefill_sizes`: tokens of each prefill.
+    `shard_bytes`: at most so much in a PLE shard.
     """
 
     checkpoint: Checkpoint
@@ -61,6 +62,7 @@ class ConvertRequest:
     sizes: tuple[Slice, ...] = ()
     context: int = DEFAULT_CONTEXT
     prefill_sizes: tuple[int, ...] = DEFAULT_PREFILL_SIZES
+    shard_bytes: int = DEFAULT_SHARD_BYTES
     workers: int = 2
 
 
@@ -76,17 +78,30 @@ def convert(
     require_bundle_or_nothing(request.output)
     elastic = combine(checkpoint.config, request.sizes or (checkpoint.default_slice,))
     layouts = _layouts(request, elastic)
-    require_free_space(request.output.absolute().parent, sum(layout.size_bytes for layout in layouts.values()))
+    ple = _ple_layout(request, elastic.config)
+    ple_bytes = ple.total_bytes(request.shard_bytes)
+    require_free_space(request.output.absolute().parent, ple_bytes + sum(file.size_bytes for file in layouts.values()))
     source = SlicedCheckpoint(checkpoint, elastic.widest)
-    count = _Counter(sum(layout.weight_bytes for layout in layouts.values()), progress)
+    total = ple.vocab_size * ple.code_bytes + sum(layout.weight_bytes for layout in layouts.values())
+    count = _Counter(total, progress)
 
     def fill(directory: Path) -> BundleDraft:
         with ThreadPoolExecutor(1) as pool:
             content = pool.submit(checkpoint.content_hash)
             for name, layout in layouts.items():
                 write_tflite(directory / name, layout, source, workers=request.workers, progress=count.add)
+            shards = write_ple_shards(
+                directory,
+                source,
+                PER_LAYER_EMBEDDING,
+                ple,
+                shard_bytes=request.shard_bytes,
+                search=_ple_scheme(request, elastic.config).search,
+                workers=request.workers,
+                progress=count.add,
+            )
             _copy_tokenizer(checkpoint.path, directory)
-            return _draft(request, elastic, content.result())
+            return _draft(request, elastic, shards, content.result())
 
     return write_bundle(request.output, fill, accept=accept)
 
@@ -127,15 +142,17 @@ def _layouts(request: ConvertRequest, elastic: Elastic) -> Mapping[str, TfliteLa
     ]
     embedder = [Signature(f"embed_{n}", embedder_graph(widest, n)) for n in counts]
     schemes = request.recipe.plan(distinct_weights([*embedder, *decoder]))
-    table = Weight.whole(PER_LAYER_EMBEDDING, text_tensors(widest)[PER_LAYER_EMBEDDING])
-    ple_schemes = request.ple_recipe.plan([table])
-    apart = ple_schemes[PER_LAYER_EMBEDDING].dtype == "int8"
-    ple = [Signature(f"embed_{n}", per_layer_embedder_graph(widest, n, scales_apart=apart)) for n in counts]
-    return {
-        EMBEDDER: layout_tflite(embedder, schemes),
-        PER_LAYER_EMBEDDER: layout_tflite(ple, ple_schemes),
-        TEXT_DECODER: layout_tflite(decoder, schemes),
-    }
+    return {EMBEDDER: layout_tflite(embedder, schemes), TEXT_DECODER: layout_tflite(decoder, schemes)}
+
+
+def _ple_scheme(request: ConvertRequest, config: TextConfig) -> Scheme:
+    table = Weight.whole(PER_LAYER_EMBEDDING, text_tensors(config)[PER_LAYER_EMBEDDING])
+    return request.ple_recipe.plan([table])[PER_LAYER_EMBEDDING]
+
+
+def _ple_layout(request: ConvertRequest, config: TextConfig) -> PleLayout:
+    bits = {"int4": 4, "int8": 8, "f32": 32}[_ple_scheme(request, config).dtype]
+    return PleLayout(config.ple_vocab_size, config.num_layers, config.ple_size, bits)
 
 
 def _decoder_signatures(request: ConvertRequest, prefix: str, size: Size, widest: TextConfig) -> Iterator[Signature]:
@@ -168,7 +185,7 @@ def _chat_template(checkpoint: Path) -> str | None:
     return None
 
 
-def _draft(request: ConvertRequest, elastic: Elastic, content_hash: str) -> BundleDraft:
+def _draft(request: ConvertRequest, elastic: Elastic, shards: tuple[str, ...], content_hash: str) -> BundleDraft:
     checkpoint = request.checkpoint
     slices = zip(elastic.slices, elastic.prefixes, strict=True)
     tensors = {name: math.prod(shape) for name, shape in text_tensors(elastic.config).items()}
@@ -183,7 +200,7 @@ def _draft(request: ConvertRequest, elastic: Elastic, content_hash: str) -> Bund
         groups={
             "text": GroupDraft((TEXT_DECODER,), sum(tensors.values())),
             "token_embedding": GroupDraft((EMBEDDER,), embedding),
-            "per_layer_embedding": GroupDraft((PER_LAYER_EMBEDDER,), per_layer),
+            "per_layer_embedding": GroupDraft(shards, per_layer),
         },
     )
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
-    PER_LAYER_EMBEDDER,
     TEXT_DECODER,
     TOKENIZER,
     CheckpointRecord,
@@ -22,6 +21,7 @@ from toolkit.bundle.manifest import (
     SizeRecord,
     TextRecord,
 )
+from toolkit.bundle.ple_shards import PleLayout, shard_name, write_ple_shards
 from toolkit.bundle.write import BundleDraft, GroupDraft
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite import ops
@@ -54,7 +54,7 @@ DRAFT = BundleDraft(
     default_size="large",
     quant={"text": QuantRecord("int8", (RuleRecord("*", "int8", None, "mse"),))},
     groups={
-        "ple": GroupDraft((PER_LAYER_EMBEDDER,), 36 * 12),
+        "ple": GroupDraft((shard_name(0),), 36 * 12),
         "text": GroupDraft((TEXT_DECODER, EMBEDDER), 1000),
     },
 )
@@ -82,8 +82,7 @@ def fill(directory: Path) -> BundleDraft:
     """Write the files of `DRAFT`: graphs of the right form that compute next to nothing."""
     write_graphs(directory / TEXT_DECODER, decoder_signatures())
     write_graphs(directory / EMBEDDER, [embedder(n, "embed", "embeddings", (1, n, 8)) for n in (1, 4, 8)])
-    per_layer = [embedder(n, "ple", "per_layer_embeddings", (1, n, 3, 4)) for n in (1, 4, 8)]
-    write_graphs(directory / PER_LAYER_EMBEDDER, per_layer)
+    write_ple_shards(directory, Ramp(), "ple", PleLayout(36, 3, 4, 8))
     vocab = {f"<{i}>": i for i in range(36)}
     (directory / TOKENIZER).write_text(json.dumps({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab}}))
     (directory / CHAT_TEMPLATE).write_text("{{ bos_token }}")

@@ -13,20 +13,20 @@ from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
     MANIFEST_NAME,
-    PER_LAYER_EMBEDDER,
     TEXT_DECODER,
     TOKENIZER,
     FileRecord,
     Manifest,
 )
 from toolkit.bundle.manifest_json import load_manifest_bytes, parse_manifest
+from toolkit.bundle.ple_shards import ShardHeader, check_sequence, is_shard_name, read_header, shard_name
 from toolkit.bundle.signatures import SignatureShape, TextShapes, buffer_faults, signature_faults
 from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.errors import BundleError, GraphError
 from toolkit.files import CHUNK_BYTES, Advance, Progress, hash_file
 from toolkit.tflite.reader import read_tflite
 
-REQUIRED = (TEXT_DECODER, EMBEDDER, PER_LAYER_EMBEDDER, TOKENIZER)
+REQUIRED = (TEXT_DECODER, EMBEDDER, shard_name(0), TOKENIZER)
 
 
 def check(path: Path | str, *, progress: Progress | None = None) -> list[Fault]:
@@ -57,6 +57,7 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
     for name, wanted in _wanted_signatures(manifest).items():
         if name in readable:
             faults += _graph_faults(bundle / name, wanted)
+    faults += _shard_faults(bundle, manifest, readable)
     if TOKENIZER in readable:
         faults += tokenizer_faults(TOKENIZER, (bundle / TOKENIZER).read_bytes(), manifest.text.vocab_size)
     if CHAT_TEMPLATE in readable:
@@ -116,7 +117,6 @@ def _wanted_signatures(manifest: Manifest) -> Mapping[str, Mapping[str, Signatur
     return {
         TEXT_DECODER: decoder,
         EMBEDDER: shapes.embedders(counts),
-        PER_LAYER_EMBEDDER: shapes.per_layer_embedders(counts),
     }
 
 
@@ -126,6 +126,36 @@ def _graph_faults(path: Path, wanted: Mapping[str, SignatureShape]) -> list[Faul
     except GraphError as error:
         return [Fault(path.name, error.what.removeprefix(path.name).strip() or "graph", error.found, error.wanted)]
     return buffer_faults(path.name, content) + signature_faults(path.name, content, wanted)
+
+
+def _shard_faults(bundle: Path, manifest: Manifest, readable: set[str]) -> list[Fault]:
+    """PLE shards whose headers are wrong, that do not follow one another, or that fit another model."""
+    paths = [bundle / name for name in sorted(filter(is_shard_name, readable))]
+    faults: list[Fault] = []
+    headers: list[ShardHeader] = []
+    for path in paths:
+        try:
+            headers.append(read_header(path))
+        except BundleError as error:
+            faults.append(_shard_fault(bundle, error, path))
+    if faults or not paths:
+        return faults
+    try:
+        check_sequence(paths, headers)
+    except BundleError as error:
+        return [_shard_fault(bundle, error, paths[0])]
+    text, layout = manifest.text, headers[0].layout
+    wanted = (text.ple_vocab_size, text.num_layers, text.ple_size)
+    found = (layout.vocab_size, layout.layers, layout.width)
+    if found != wanted:
+        faults.append(Fault(paths[0].name, "rows, layers and width", str(found), f"{wanted}, as in the manifest"))
+    return faults
+
+
+def _shard_fault(bundle: Path, error: BundleError, path: Path) -> Fault:
+    name = next((file.name for file in bundle.iterdir() if error.what.startswith(str(file))), path.name)
+    what = error.what.removeprefix(str(bundle / name)).strip()
+    return Fault(name, what or "shard", error.found, error.wanted)
 
 
 def _text_faults(path: Path) -> list[Fault]:

@@ -191,7 +191,7 @@ class _Contents:
         first = content.model.signatures[:1]
         if first != ("embed_1",):
             self._fault(label, "first signature", first[0] if first else "none", "embed_1")
-        wanted = shapes.embedders(counts) if label == schema.EMBEDDER else shapes.per_layer_embedders(counts)
+        wanted = shapes.embedders(counts) if label == schema.EMBEDDER else shapes.per_layer_embedder()
         self._place(label, signature_faults("", content, wanted))
 
     def _check_metadata(self, metadata: LlmMetadata, shapes: TextShapes | None) -> None:

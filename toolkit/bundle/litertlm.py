@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,28 +16,36 @@ from toolkit.bundle.litertlm_schema import ContainerMetadata, LlmMetadata, Secti
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
-    PER_LAYER_EMBEDDER,
     TEXT_DECODER,
     TOKENIZER,
     Manifest,
     SizeRecord,
 )
 from toolkit.bundle.manifest_json import read_manifest
+from toolkit.bundle.ple_graph import ROWS, layout_ple
+from toolkit.bundle.ple_shards import HEADER_BYTES, check_sequence, is_shard_name, read_header, shard_name
 from toolkit.errors import BundleError, EnvironmentFault
 from toolkit.files import CHUNK_BYTES, Advance, Progress, atomic_file, hash_file, require_free_space
 from toolkit.layout import SECTION_ALIGNMENT, align_up
 from toolkit.tflite.rewrite import select_signatures
+from toolkit.tflite.writer import pack_header
 
 _ZLIB_LEVEL = 9
 
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """A file, and the size and hash it must have."""
+    """A file without its first `skip` bytes, and the size and hash that the whole of it must have."""
 
     path: Path
-    size: int
+    file_size: int
     sha256: str
+    skip: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that are taken."""
+        return self.file_size - self.skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +53,13 @@ class Section:
     """A section before its place is known: what it is, and where its bytes come from."""
 
     type: str
-    content: bytes | FilePart
+    content: tuple[bytes | FilePart, ...]
     model_type: str | None = None
 
     @property
     def size(self) -> int:
         """Bytes of the content."""
-        return len(self.content) if isinstance(self.content, bytes) else self.content.size
+        return sum(len(part) if isinstance(part, bytes) else part.size for part in self.content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +143,23 @@ def _stream(header: bytes, sections: Sequence[Section], places: Sequence[Section
     end = len(header)
     for section, place in zip(sections, places, strict=True):
         yield bytes(place.begin - end)
-        if isinstance(section.content, bytes):
-            yield section.content
-        else:
-            yield from _read_part(section.content)
+        for part in section.content:
+            if isinstance(part, bytes):
+                yield part
+            else:
+                yield from _read_part(part)
         end = place.end
 
 
 def _read_part(part: FilePart) -> Iterator[bytes]:
     """The file's bytes; after the last one an error unless they have the hash they should have."""
     digest = hashlib.sha256()
+    skip = part.skip
     with open(part.path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
-            yield chunk
+            yield chunk[skip:]
+            skip = max(0, skip - len(chunk))
     _check_hash(part, digest.hexdigest())
 
 
@@ -175,12 +186,23 @@ def _sections(bundle: Path, manifest: Manifest, decoder: FilePart) -> tuple[Sect
     tokenizer = (bundle / TOKENIZER).read_bytes()
     packed = struct.pack("<Q", len(tokenizer)) + zlib.compress(tokenizer, _ZLIB_LEVEL)
     return (
-        Section(schema.LLM_METADATA, schema.pack_llm_metadata(metadata)),
-        Section(schema.HF_TOKENIZER, packed),
-        Section(schema.TFLITE_MODEL, _whole(bundle, EMBEDDER, manifest), schema.EMBEDDER),
-        Section(schema.TFLITE_MODEL, decoder, schema.PREFILL_DECODE),
-        Section(schema.TFLITE_MODEL, _whole(bundle, PER_LAYER_EMBEDDER, manifest), schema.PER_LAYER_EMBEDDER),
+        Section(schema.LLM_METADATA, (schema.pack_llm_metadata(metadata),)),
+        Section(schema.HF_TOKENIZER, (packed,)),
+        Section(schema.TFLITE_MODEL, (_whole(bundle, EMBEDDER, manifest),), schema.EMBEDDER),
+        Section(schema.TFLITE_MODEL, (decoder,), schema.PREFILL_DECODE),
+        Section(schema.TFLITE_MODEL, _per_layer_embedder(bundle, manifest), schema.PER_LAYER_EMBEDDER),
     )
+
+
+def _per_layer_embedder(bundle: Path, manifest: Manifest) -> tuple[bytes | FilePart, ...]:
+    """A graph over the rows of all shards, which follow it as they are."""
+    names = sorted(filter(is_shard_name, manifest.files))
+    shards = [_whole(bundle, name, manifest) for name in names or [shard_name(0)]]
+    headers = [read_header(shard.path) for shard in shards]
+    check_sequence([shard.path for shard in shards], headers)
+    layout = layout_ple(headers[0].layout)
+    header = pack_header(layout).ljust(layout.blobs[ROWS].offset_bytes, b"\0")
+    return (header, *(replace(shard, skip=HEADER_BYTES) for shard in shards))
 
 
 def _whole(bundle: Path, name: str, manifest: Manifest) -> FilePart:

@@ -11,7 +11,6 @@ FORMAT = "gemma-edge-bundle/1"
 MANIFEST_NAME = "manifest.json"
 TEXT_DECODER = "text_decoder.tflite"
 EMBEDDER = "embedder.tflite"
-PER_LAYER_EMBEDDER = "per_layer_embedder.tflite"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,7 +19,7 @@ from toolkit.errors import BundleError, RecipeError
 from toolkit.files import write_at
 from toolkit.layout import PAGE_BYTES, align_up, ceil_div
 from toolkit.quant.packing import pack_int4
-from toolkit.quant.scheme import Scheme
+from toolkit.quant.scheme import Scheme, Search
 from toolkit.quant.source import TensorSource
 from toolkit.quant.uniform import quantize_rows
 
@@ -35,7 +36,7 @@ _CHUNK_WEIGHTS = 1 << 19  # as the weight stream: 2 MiB of float32 a task
 
 @dataclass(frozen=True, slots=True)
 class PleLayout:
-    """What all shards of a table agree on; `width` values in each of `layers`, in codes of `bits`."""
+    """What all shards of a table agree on; `width` values in each of `layers`, in codes of `bits` (32: float32)."""
 
     vocab_size: int
     layers: int
@@ -47,13 +48,18 @@ class PleLayout:
         return self.layers * self.width * self.bits // 8
 
     @property
+    def scale_bytes(self) -> int:
+        """Float16 scales, one a layer; float32 values have none."""
+        return 0 if self.bits == 32 else 2 * self.layers
+
+    @property
     def row_bytes(self) -> int:
         """Bytes from row to row.
 
         >>> PleLayout(262144, 30, 256, 4).row_bytes, PleLayout(262144, 35, 256, 8).row_bytes
         (4096, 9216)
         """
-        return align_up(self.code_bytes + 2 * self.layers + _CHECKSUM_BYTES, ROW_ALIGNMENT)
+        return align_up(self.code_bytes + self.scale_bytes + _CHECKSUM_BYTES, ROW_ALIGNMENT)
 
     def rows_per_shard(self, shard_bytes: int) -> int:
         """Rows of every shard but the last."""
@@ -102,6 +108,15 @@ def shard_name(index: int) -> str:
     return f"ple_{index:05}.bin"
 
 
+def is_shard_name(name: str) -> bool:
+    """Whether a file of a bundle is a shard.
+
+    >>> is_shard_name("ple_00007.bin"), is_shard_name("ple.bin")
+    (True, False)
+    """
+    return re.fullmatch(r"ple_[0-9]{5}\.bin", name) is not None
+
+
 def read_header(path: Path) -> ShardHeader:
     """The header of a shard, checked against itself and the file's size; BundleError names what is wrong."""
     try:
@@ -130,7 +145,7 @@ def _unpack(fields: bytes, path: Path) -> ShardHeader:
     wanted: tuple[tuple[str, object, bool, object], ...] = (
         ("version", version, version == VERSION, VERSION),
         ("header_bytes", header_bytes, header_bytes == HEADER_BYTES, HEADER_BYTES),
-        ("bits", bits, bits in (4, 8), "4 or 8"),
+        ("bits", bits, bits in (4, 8, 32), "4, 8 or 32"),
         ("layers", layers, 1 <= layers <= 1024, "1 to 1024"),
         ("width", width, 1 <= width <= 1 << 16 and layers * width * bits % 8 == 0, "whole bytes, at most 65536 values"),
         ("row_bytes", row_bytes, row_bytes == layout.row_bytes, layout.row_bytes),
@@ -144,6 +159,23 @@ def _unpack(fields: bytes, path: Path) -> ShardHeader:
     return ShardHeader(layout, first, count, shard, shards, digest)
 
 
+def check_sequence(paths: Sequence[Path], headers: Sequence[ShardHeader]) -> None:
+    """BundleError unless the shards are all of one table, in order."""
+    if not headers:
+        raise BundleError("PLE shards", found="none", wanted="at least one")
+    layout, count, expected = headers[0].layout, headers[0].shard_count, 0
+    for index, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        if (header.layout, header.shard_count, header.shard) != (layout, count, index):
+            found = f"shard {header.shard} of {header.shard_count}, {header.layout}"
+            raise BundleError(str(path), found=found, wanted=f"shard {index} of {count}, {layout}")
+        if header.first_token != expected:
+            raise BundleError(str(path), found=f"first token {header.first_token}", wanted=f"{expected}")
+        expected += header.row_count
+    if len(headers) != count or expected != layout.vocab_size:
+        found = f"{len(headers)} shards with {expected} rows"
+        raise BundleError(str(paths[0]), found=found, wanted=f"{count} shards with {layout.vocab_size} rows")
+
+
 def write_ple_shards(
     directory: Path,
     source: TensorSource,
@@ -151,7 +183,7 @@ def write_ple_shards(
     layout: PleLayout,
     *,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
-    search: str = "mse",
+    search: Search = "mse",
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[str, ...]:
@@ -159,7 +191,6 @@ def write_ple_shards(
 
     Reads the table once, in order. `progress` gets the code bytes written since its last call.
     """
-    scheme = Scheme("int4" if layout.bits == 4 else "int8", layout.width, "absmax" if search == "absmax" else "mse")
     if layout.layers * layout.width * layout.bits % 8:
         raise RecipeError(tensor, found="an odd number of 4-bit codes a row", wanted="an even one", remedy="use int8")
     per_shard = layout.rows_per_shard(shard_bytes)
@@ -172,7 +203,7 @@ def write_ple_shards(
         with open(directory / shard_name(shard), "wb") as file:
             digest = hashlib.sha256()
             offset = HEADER_BYTES
-            for block in _ordered(_tasks(source, tensor, layout, scheme, first, rows), workers):
+            for block in _ordered(_tasks(source, tensor, layout, search, first, rows), workers):
                 digest.update(block.data)
                 write_at(file.fileno(), block.data, offset)
                 offset += block.nbytes
@@ -184,12 +215,12 @@ def write_ple_shards(
 
 
 def _tasks(
-    source: TensorSource, tensor: str, layout: PleLayout, scheme: Scheme, first: int, rows: int
+    source: TensorSource, tensor: str, layout: PleLayout, search: Search, first: int, rows: int
 ) -> Iterator[Callable[[], NDArray[np.uint8]]]:
     step = max(1, _CHUNK_WEIGHTS // (layout.layers * layout.width))
     for start in range(first, first + rows, step):
         span = (start, min(start + step, first + rows))
-        yield lambda span=span: pack_rows(source.read(tensor, span), layout, scheme, tensor, span[0])  # type: ignore[misc]
+        yield lambda span=span: pack_rows(source.read(tensor, span), layout, tensor, search, span[0])  # type: ignore[misc]
 
 
 def _ordered(tasks: Iterator[Callable[[], NDArray[np.uint8]]], workers: int) -> Iterator[NDArray[np.uint8]]:
@@ -207,15 +238,19 @@ def _ordered(tasks: Iterator[Callable[[], NDArray[np.uint8]]], workers: int) -> 
 
 
 def pack_rows(
-    values: NDArray[np.float32], layout: PleLayout, scheme: Scheme, name: str, first_row: int
+    values: NDArray[np.float32], layout: PleLayout, name: str, search: Search = "mse", first_row: int = 0
 ) -> NDArray[np.uint8]:
-    """Rows f32[n, layers * width] as they lie in a shard: uint8[n, row_bytes]."""
-    quantized = quantize_rows(values, scheme, name=name, first_row=first_row)
+    """Rows f32[n, layers * width] as a shard has them: uint8[n, row_bytes]; `name` and `first_row` are for errors."""
     rows = np.zeros((len(values), layout.row_bytes), np.uint8)
-    codes = pack_int4(quantized.codes) if layout.bits == 4 else quantized.codes.view(np.uint8)
-    rows[:, : layout.code_bytes] = codes.reshape(len(values), -1)
-    scales = np.ascontiguousarray(quantized.scales.astype("<f2")).view(np.uint8).reshape(len(values), -1)
-    rows[:, layout.code_bytes : layout.code_bytes + scales.shape[1]] = scales
+    if layout.bits == 32:
+        rows[:, : layout.code_bytes] = np.ascontiguousarray(values, "<f4").view(np.uint8)
+    else:
+        scheme = Scheme("int4" if layout.bits == 4 else "int8", layout.width, search)
+        quantized = quantize_rows(values, scheme, name=name, first_row=first_row)
+        codes = pack_int4(quantized.codes) if layout.bits == 4 else quantized.codes.view(np.uint8)
+        rows[:, : layout.code_bytes] = codes.reshape(len(values), -1)
+        scales = np.ascontiguousarray(quantized.scales, "<f2").view(np.uint8)
+        rows[:, layout.code_bytes : layout.code_bytes + layout.scale_bytes] = scales.reshape(len(values), -1)
     checksums = np.array([row_checksum(row) for row in rows], "<u4")
     rows[:, -_CHECKSUM_BYTES:] = checksums.view(np.uint8).reshape(-1, _CHECKSUM_BYTES)
     return rows
@@ -235,14 +270,15 @@ def unpack_rows(rows: NDArray[np.uint8], layout: PleLayout) -> NDArray[np.float3
     """f32[n, layers, width] of rows uint8[n, row_bytes]."""
     n = len(rows)
     bytes_ = np.ascontiguousarray(rows[:, : layout.code_bytes]).view(np.int8)
+    if layout.bits == 32:
+        return bytes_.view("<f4").reshape(n, layout.layers, layout.width).astype(np.float32)
     if layout.bits == 8:
-        codes = bytes_.reshape(n, layout.layers, layout.width).astype(np.float32)
+        codes = bytes_.astype(np.float32)
     else:
         codes = np.empty((n, layout.layers * layout.width), np.float32)
         codes[:, 0::2] = np.right_shift(np.left_shift(bytes_, 4), 4)
         codes[:, 1::2] = np.right_shift(bytes_, 4)
-        codes = codes.reshape(n, layout.layers, layout.width)
-    end = layout.code_bytes + 2 * layout.layers
-    scales = np.ascontiguousarray(rows[:, layout.code_bytes : end]).view("<f2").astype(np.float32)
-    codes *= scales[:, :, None]
-    return codes
+    values = codes.reshape(n, layout.layers, layout.width)
+    scales = np.ascontiguousarray(rows[:, layout.code_bytes : layout.code_bytes + layout.scale_bytes]).view("<f2")
+    values *= scales.astype(np.float32)[:, :, None]
+    return values

@@ -73,10 +73,9 @@ class TextShapes:
         """Signatures of the token embedder."""
         return {f"embed_{n}": _embedder(n, "embeddings", (1, n, self.hidden_size)) for n in counts}
 
-    def per_layer_embedders(self, counts: Iterable[int]) -> dict[str, SignatureShape]:
-        """Signatures of the per-layer embedder."""
-        shape = (self.num_layers, self.ple_size)
-        return {f"embed_{n}": _embedder(n, "per_layer_embeddings", (1, n, *shape)) for n in counts}
+    def per_layer_embedder(self) -> dict[str, SignatureShape]:
+        """The one signature of a .litertlm's per-layer embedder."""
+        return {"embed_1": _embedder(1, "per_layer_embeddings", (1, 1, self.num_layers, self.ple_size))}
 
 
 def text_shapes_of(decode: SubgraphRecord) -> TextShapes | None:

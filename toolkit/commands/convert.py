@@ -14,6 +14,7 @@ from converters.gemma3n.matformer import Slice
 from converters.gemma3n.sizes import choose_slice, find_slice, parse_budget, read_slice
 from converters.verify import SHORT_TOKENS, VerifyReport
 from toolkit.bundle.manifest import Manifest
+from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
 from toolkit.commands.gate import judge, report_text
 from toolkit.commands.terminal import Terminal, bytes_text, count_text, table
 from toolkit.commands.text_options import add_machine_arguments, peak_rss_bytes, positive, session_settings
@@ -73,6 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefill", metavar="N[,N...]", type=_lengths, default=DEFAULT_PREFILL_SIZES,
         help=f"tokens a prefill takes at once (default: {','.join(map(str, DEFAULT_PREFILL_SIZES))})",
     )  # fmt: skip
+    parser.add_argument(
+        "--shard-mb", metavar="MB", type=positive, default=DEFAULT_SHARD_BYTES >> 20,
+        help="largest file of per-layer embeddings (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--no-verify", action="store_true", help="leave the short quality gate out")
     add_machine_arguments(parser)
 
@@ -91,6 +96,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             sizes=_sizes(arguments, checkpoint, recipe),
             context=arguments.context,
             prefill_sizes=arguments.prefill,
+            shard_bytes=arguments.shard_mb << 20,
         )
         settings = None if arguments.no_verify else session_settings(arguments)
         result = convert_and_judge(request, terminal, settings)

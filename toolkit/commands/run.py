@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from toolkit.bundle.manifest import EMBEDDER, PER_LAYER_EMBEDDER, TEXT_DECODER, Manifest
+from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, Manifest
+from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.commands.terminal import Terminal
 from toolkit.commands.text_options import (
     add_sampling_arguments,
@@ -115,7 +116,7 @@ def _read_prompt(argument: str) -> str:
 
 
 def _describe(answer: str, report: GenerationReport, size: str, manifest: Manifest) -> dict[str, object]:
-    loaded = {TEXT_DECODER, EMBEDDER, PER_LAYER_EMBEDDER}
+    loaded = {TEXT_DECODER, EMBEDDER, *filter(is_shard_name, manifest.files)}
     return {
         "text": answer,
         "token_ids": list(report.token_ids),

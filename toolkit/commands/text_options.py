@@ -11,6 +11,7 @@ from pathlib import Path
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.commands.terminal import Terminal
 from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
 from toolkit.runtime.sampling import Sampler, Sampling
 from toolkit.runtime.session import Session, SessionSettings, default_threads
 from toolkit.runtime.tokenizer import Tokenizer
@@ -38,6 +39,15 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
         "and packed once, or a directory (default: GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge; over 16 GiB the longest "
         "unused go)",
     )
+    group.add_argument(
+        "--ple", choices=("flash", "ram"), default="flash",
+        help="per-layer embeddings: rows read from the shards as tokens need them, or all copied to memory first "
+        "(default: flash)",
+    )  # fmt: skip
+    group.add_argument(
+        "--ple-cache-mb", metavar="MB", type=natural, default=DEFAULT_CACHE_BYTES >> 20,
+        help="memory for rows of tokens that come again (default: %(default)s)",
+    )  # fmt: skip
     return group
 
 
@@ -77,6 +87,8 @@ def session_settings(arguments: argparse.Namespace, *, size: str | None = None) 
         size=size,
         threads=arguments.threads or default_threads(),
         weight_cache=parse_weight_cache(arguments.weight_cache),
+        ple_in_ram=arguments.ple == "ram",
+        ple_cache_bytes=arguments.ple_cache_mb << 20,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
+from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.errors import BundleError, UsageError
 from toolkit.files import CHUNK_BYTES
 from toolkit.runtime.chat import ChatTemplate
@@ -35,6 +36,13 @@ class Bundle:
         path = self.path / name
         _compare(path, record)
         return ModelFile(path, record.sha256, record.bytes)
+
+    def ple_shards(self) -> list[Path]:
+        """The PLE shards in order; each row is checked when it is read."""
+        names = sorted(name for name in self.manifest.files if is_shard_name(name))
+        if not names:
+            raise BundleError(str(self.path), found="no PLE shards", wanted="a bundle with a text model")
+        return [self.path / name for name in names]
 
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""

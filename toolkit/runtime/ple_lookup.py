@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from toolkit.bundle.ple_shards import (
     HEADER_BYTES,
     PleLayout,
-    ShardHeader,
+    check_sequence,
     read_header,
     row_checksum,
     stored_checksum,
@@ -55,7 +55,7 @@ class PleTable:
         if cache_bytes < 0:
             raise UsageError("PLE cache", found=f"{cache_bytes} bytes", wanted="at least 0")
         headers = [read_header(path) for path in paths]
-        _check_sequence(paths, headers)
+        check_sequence(paths, headers)
         self.layout: PleLayout = headers[0].layout
         self.statistics = PleStatistics()
         self._paths = tuple(paths)
@@ -143,20 +143,3 @@ def _map(path: Path) -> mmap.mmap:
     # Without this the kernel reads megabytes around each row.
     mapped.madvise(mmap.MADV_RANDOM)
     return mapped
-
-
-def _check_sequence(paths: Sequence[Path], headers: Sequence[ShardHeader]) -> None:
-    """The shards are all of one table, in order."""
-    if not headers:
-        raise BundleError("PLE shards", found="none", wanted="at least one")
-    layout, count, expected = headers[0].layout, headers[0].shard_count, 0
-    for index, (path, header) in enumerate(zip(paths, headers, strict=True)):
-        if (header.layout, header.shard_count, header.shard) != (layout, count, index):
-            found = f"shard {header.shard} of {header.shard_count}, {header.layout}"
-            raise BundleError(str(path), found=found, wanted=f"shard {index} of {count}, {layout}")
-        if header.first_token != expected:
-            raise BundleError(str(path), found=f"first token {header.first_token}", wanted=f"{expected}")
-        expected += header.row_count
-    if len(headers) != count or expected != layout.vocab_size:
-        found = f"{len(headers)} shards with {expected} rows"
-        raise BundleError(str(paths[0]), found=found, wanted=f"{count} shards with {layout.vocab_size} rows")

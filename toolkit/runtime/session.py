@@ -10,11 +10,12 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.bundle.manifest import EMBEDDER, PER_LAYER_EMBEDDER, TEXT_DECODER, SizeRecord
+from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, SizeRecord
 from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.compiled import Buffer, Call, Runtime
 from toolkit.runtime.kv_cache import KvBuffers
+from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleTable
 from toolkit.runtime.prefill import plan_prefill
 from toolkit.runtime.weight_cache import WeightCache, default_directory
 
@@ -35,6 +36,10 @@ class SessionSettings:
     """One of the bundle's sizes; None is its default."""
     threads: int = field(default_factory=default_threads)
     weight_cache: WeightCache = field(default_factory=default_directory)
+    ple_in_ram: bool = False
+    """Copy the per-layer embeddings to memory, for comparison; else rows are read when tokens need them."""
+    ple_cache_bytes: int = DEFAULT_CACHE_BYTES
+    """Rows kept for tokens that come again."""
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -43,10 +48,10 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """The input buffers of signatures of one width, and the calls that fill the embeddings."""
+    """The input buffers of signatures of one width, and the call that fills the token embeddings."""
 
-    ids: tuple[Buffer, Buffer]
-    embed: tuple[Call, Call]
+    ids: Buffer
+    embed: Call
     decoder: dict[str, Buffer]
 
 
@@ -60,14 +65,14 @@ class Session:
         self._size_name = settings.size or bundle.manifest.default_size
         self._size: SizeRecord = bundle.manifest.size(settings.size)
         # A table look-up is one thread's work and packs no weights.
-        files = {name: bundle.model_file(name) for name in (TEXT_DECODER, EMBEDDER, PER_LAYER_EMBEDDER)}
+        files = {name: bundle.model_file(name) for name in (TEXT_DECODER, EMBEDDER)}
+        self.ple = PleTable(bundle.ple_shards(), cache_bytes=settings.ple_cache_bytes, in_ram=settings.ple_in_ram)
         self._runtime = Runtime()
         try:
             self._decoder = self._runtime.open(
                 files[TEXT_DECODER], threads=settings.threads, cache=settings.weight_cache
             )
             self._embedder = self._runtime.open(files[EMBEDDER], threads=1, cache="off")
-            self._ple_embedder = self._runtime.open(files[PER_LAYER_EMBEDDER], threads=1, cache="off")
             self._caches = KvBuffers(self._decoder, self._size.decode, self.text)
         except BaseException:
             self._runtime.close()
@@ -119,6 +124,7 @@ class Session:
     def close(self) -> None:
         """Free everything; the session cannot be used any more."""
         self._runtime.close()
+        self.ple.close()
 
     def __enter__(self) -> Session:
         return self
@@ -202,9 +208,9 @@ class Session:
         padded, mask = self._padded[:width], self._mask[:width]
         padded[:] = 0
         padded[: len(ids)] = ids
-        for buffer, call in zip(inputs.ids, inputs.embed, strict=True):
-            buffer.write(padded)
-            call()
+        inputs.ids.write(padded)
+        inputs.embed()
+        inputs.decoder["per_layer_embeddings"].write(self.ple.lookup(padded))
         # Padding stands at position 0 and sees nothing; its cache rows are written again before anyone sees them.
         mask.fill(BLOCKED)
         padded[:] = 0
@@ -232,12 +238,8 @@ class Session:
             name, embed = (self._size.decode if width == 1 else self._size.prefill(width)), f"embed_{width}"
             kinds = ("embeddings", "per_layer_embeddings", "input_pos", "mask")
             decoder = {kind: self._decoder.input_buffer(name, kind) for kind in kinds}
-            models = (self._embedder, self._ple_embedder)
-            ids = tuple(model.input_buffer(embed, "ids") for model in models)
-            # The embedders write straight into the decoder's inputs.
-            calls = [
-                model.bind(embed, {"ids": buffer}, {kind: decoder[kind]})
-                for model, buffer, kind in zip(models, ids, kinds, strict=False)
-            ]
-            self._inputs[width] = _Inputs((ids[0], ids[1]), (calls[0], calls[1]), decoder)
+            ids = self._embedder.input_buffer(embed, "ids")
+            # The embedder writes straight into the decoder's input.
+            call = self._embedder.bind(embed, {"ids": ids}, {"embeddings": decoder["embeddings"]})
+            self._inputs[width] = _Inputs(ids, call, decoder)
         return self._inputs[width]

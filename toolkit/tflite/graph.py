@@ -20,6 +20,7 @@ class DType(enum.Enum):
     FLOAT32 = "FLOAT32"
     FLOAT16 = "FLOAT16"
     INT32 = "INT32"
+    INT8 = "INT8"
     BOOL = "BOOL"
 
     @property
@@ -32,7 +33,7 @@ class DType(enum.Enum):
         return np.dtype(_NUMPY[self.value])
 
 
-_NUMPY = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "BOOL": np.bool_}
+_NUMPY = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "INT8": np.int8, "BOOL": np.bool_}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Value:
     index: int
     constant: NDArray[np.generic] | None = field(default=None, repr=False)
     weight: Weight | None = None
-    scales_of: Weight | None = None
+    blob: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,10 +141,9 @@ class Graph:
             self._weights[weight] = self._append(Value(type_, self, len(self.values), weight=weight))
         return self._weights[weight]
 
-    def block_scales(self, weight: Weight, blocks: int) -> Value:
-        """The float16 scales [rows, blocks] of a weight stored in blocks, as a table of their own."""
-        type_ = TensorType((weight.shape[0], blocks), DType.FLOAT16)
-        return self._append(Value(type_, self, len(self.values), scales_of=weight))
+    def blob(self, name: str, shape: Sequence[int], dtype: DType) -> Value:
+        """Bytes behind the header that the caller puts there as they are, at the place the layout gives them."""
+        return self._append(Value(TensorType(tuple(shape), dtype), self, len(self.values), blob=name))
 
     def live_nodes(self) -> tuple[Node, ...]:
         """The nodes that an output depends on, in execution order."""

@@ -85,6 +85,11 @@ def neg(x: Value) -> Value:
     return _unary("NEG", x, Options("NegOptions"))
 
 
+def floor(x: Value) -> Value:
+    """The largest integer that is not above x."""
+    return _unary("FLOOR", x)
+
+
 def sqrt(x: Value) -> Value:
     """Square root."""
     return _unary("SQRT", x)
@@ -134,6 +139,13 @@ def cast(x: Value, dtype: DType) -> Value:
     """Convert the element type."""
     options = Options("CastOptions", (("inDataType", x.dtype), ("outDataType", dtype)))
     return _one("CAST", [x], TensorType(x.shape, dtype), options)
+
+
+def bitcast(x: Value, dtype: DType) -> Value:
+    """The same bytes as a wider type: the last axis, whose bytes make one element, goes."""
+    size = dtype.numpy.itemsize
+    _want(x.shape[-1] * x.dtype.numpy.itemsize == size, f"BITCAST to {dtype.value} wants {size} bytes an element", x)
+    return _one("BITCAST", [x], TensorType(x.shape[:-1], dtype), Options("BitcastOptions"))
 
 
 def mean(x: Value) -> Value:

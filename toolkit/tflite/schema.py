@@ -114,6 +114,7 @@ class _Unpacker:
         self._builtins = _names(fb.BuiltinOperator)
         self._types = _names(fb.TensorType)
         self._options = _names(fb.BuiltinOptions)
+        self._options2 = _names(fb.BuiltinOptions2)
         self._scales: dict[bytes, NDArray[np.float32]] = {}
 
     def model(self) -> ModelRecord:
@@ -159,9 +160,10 @@ class _Unpacker:
         code = self._root.operatorCodes[operator.opcodeIndex]
         options: str | None = None
         fields: list[tuple[str, int | float | bool]] = []
-        if operator.builtinOptionsType:
-            options = self._options[operator.builtinOptionsType]
-            scalars = vars(operator.builtinOptions).items()
+        if operator.builtinOptionsType or operator.builtinOptions2Type:
+            first = operator.builtinOptionsType
+            options = self._options[first] if first else self._options2[operator.builtinOptions2Type]
+            scalars = vars(operator.builtinOptions if first else operator.builtinOptions2).items()
             fields = [(name, value) for name, value in scalars if isinstance(value, int | float | bool)]
         builtin = self._builtins[max(code.builtinCode, code.deprecatedBuiltinCode)]
         return OperatorRecord(
@@ -220,8 +222,13 @@ class _Packer:
             options = getattr(fb, record.options + "T")()
             for name, value in record.fields:
                 setattr(options, name, getattr(fb.TensorType, value) if isinstance(value, str) else value)
-            operator.builtinOptionsType = getattr(fb.BuiltinOptions, record.options)
-            operator.builtinOptions = options
+            # The schema's second union holds the options of builtins added after the first was full.
+            if hasattr(fb.BuiltinOptions, record.options):
+                operator.builtinOptionsType = getattr(fb.BuiltinOptions, record.options)
+                operator.builtinOptions = options
+            else:
+                operator.builtinOptions2Type = getattr(fb.BuiltinOptions2, record.options)
+                operator.builtinOptions2 = options
         return operator
 
 

@@ -5,6 +5,7 @@ The header's length depends on no value that is filled in later, so no weight is
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +24,15 @@ from toolkit.tflite import schema
 from toolkit.tflite.graph import DType, Graph, Node, Signature, Value
 from toolkit.weights import Weight
 
-_BARE_CODES = schema.Quantization(scales=np.ones(1, np.float32))  # integers as they are; the graph applies their scales
 _ELEMENTS = {"f32": "FLOAT32", "f16": "FLOAT16", "int8": "INT8", "int4": "INT4"}
+
+
+@dataclass(frozen=True, slots=True)
+class BlobPlace:
+    """Where the bytes of `Graph.blob` belong."""
+
+    offset_bytes: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,7 @@ class TfliteLayout:
 
     signatures: tuple[Signature, ...]
     placements: tuple[Placement, ...]
+    blobs: Mapping[str, BlobPlace]
     header_bytes: int
     size_bytes: int
 
@@ -60,7 +69,8 @@ def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]
             # LiteRT would widen the whole table at every call.
             raise RecipeError(f"table {weight.name}", found="f16", wanted="f32 or integers")
     trial = _place(weights, tables, schemes, header_bytes=1)
-    header_bytes = len(_Packing(signatures, trial).pack(_placeholder_scales(trial)))
+    blobs = _place_blobs(signatures, 1)
+    header_bytes = len(_Packing(signatures, trial, blobs).pack(_placeholder_scales(trial)))
     placements = _place(weights, tables, schemes, header_bytes=header_bytes)
     ends = [header_bytes]
     for placement in placements:
@@ -68,7 +78,15 @@ def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]
         ends.append(placement.payload_offset + payload_bytes(shape, scheme))
         if placement.scales_offset is not None:
             ends.append(placement.scales_offset + scales_bytes(shape, scheme))
-    return TfliteLayout(tuple(signatures), placements, header_bytes, max(ends))
+    blobs = _place_blobs(signatures, max(ends))
+    ends += [place.offset_bytes + place.size_bytes for place in blobs.values()]
+    return TfliteLayout(tuple(signatures), placements, blobs, header_bytes, max(ends))
+
+
+def pack_header(layout: TfliteLayout) -> bytes:
+    """Everything before the first blob of a file that has no weights."""
+    assert not layout.placements, "the scales of weights are known only after streaming them"
+    return _Packing(layout.signatures, (), layout.blobs).pack({})
 
 
 def write_tflite(
@@ -86,7 +104,7 @@ def write_tflite(
     with open(path, "wb") as file:
         os.truncate(file.fileno(), layout.size_bytes)
         scales = stream_weights(file.fileno(), layout.placements, source, workers=workers, progress=progress)
-        header = _Packing(layout.signatures, layout.placements).pack(scales)
+        header = _Packing(layout.signatures, layout.placements, layout.blobs).pack(scales)
         assert len(header) == layout.header_bytes, "the header grew after it was laid out"
         write_at(file.fileno(), header, 0)
 
@@ -113,6 +131,17 @@ def _place(
     return tuple(placements)
 
 
+def _place_blobs(signatures: Sequence[Signature], offset: int) -> dict[str, BlobPlace]:
+    """Blobs behind the weights, each from a page's border on."""
+    places: dict[str, BlobPlace] = {}
+    for value in (value for s in signatures for node in s.graph.live_nodes() for value in node.inputs):
+        if value.blob is not None and value.blob not in places:
+            offset = align_up(offset, PAGE_BYTES)
+            places[value.blob] = BlobPlace(offset, math.prod(value.shape) * value.dtype.numpy.itemsize)
+            offset += places[value.blob].size_bytes
+    return places
+
+
 class _Packing:
     """Buffers, tensors and subgraphs of one file whose weights lie at given places."""
 
@@ -120,6 +149,7 @@ class _Packing:
         self,
         signatures: Sequence[Signature],
         placements: Sequence[Placement],
+        blobs: Mapping[str, BlobPlace],
     ) -> None:
         self._signatures = signatures
         self._schemes = {p.weight.name: p.scheme for p in placements}
@@ -134,6 +164,11 @@ class _Packing:
             if placement.scales_offset is not None:
                 size = scales_bytes(weight.shape, scheme)
                 self._scales_buffer[weight.name] = self._buffer(offset_bytes=placement.scales_offset, size_bytes=size)
+
+        self._blob_buffer = {
+            name: self._buffer(offset_bytes=place.offset_bytes, size_bytes=place.size_bytes)
+            for name, place in blobs.items()
+        }
 
     def pack(self, scales: Mapping[str, NDArray[np.float32]]) -> bytes:
         """The header, with one float32 scale per channel of each weight that has them."""
@@ -155,7 +190,7 @@ class _Packing:
         tensors = [self._tensor(value, names[value.index], per_channel) for value in values]
         widened = []
         for n, value in enumerate(values):
-            if value.weight is not None and self._takes_block_scales(value.weight):
+            if value.weight is not None and value.weight.name in self._scales_buffer:
                 tensors[n] = self._with_block_scales(tensors[n], value.weight, tensors)
             if value.weight is not None and self._schemes[value.weight.name].dtype == "f16":
                 index[id(value)] = len(tensors)
@@ -173,23 +208,16 @@ class _Packing:
         if value.weight is not None:
             weight = value.weight
             scheme = self._schemes[weight.name]
-            quantization = per_channel.get(weight.name)
-            if scheme.dtype == "int8" and scheme.block_size is not None:
-                quantization = _BARE_CODES
             buffer = self._payload_buffer[weight.name]
-            return schema.TensorRecord(name, weight.shape, _ELEMENTS[scheme.dtype], buffer, quantization)
-        buffer = self._scales_buffer[value.scales_of.name] if value.scales_of is not None else 0
+            element = _ELEMENTS[scheme.dtype]
+            return schema.TensorRecord(name, weight.shape, element, buffer, per_channel.get(weight.name))
+        buffer = self._blob_buffer[value.blob] if value.blob is not None else 0
         if value.constant is not None:
             data = value.constant.tobytes()
             if data not in self._constant_buffer:
                 self._constant_buffer[data] = self._buffer(data=data)
             buffer = self._constant_buffer[data]
         return schema.TensorRecord(name, value.shape, value.dtype.value, buffer)
-
-    def _takes_block_scales(self, weight: Weight) -> bool:
-        """LiteRT knows blocks of int4; the graph itself applies the scales of int8 blocks."""
-        scheme = self._schemes[weight.name]
-        return scheme.dtype == "int4" and scheme.block_size is not None
 
     def _with_block_scales(
         self, tensor: schema.TensorRecord, weight: Weight, tensors: list[schema.TensorRecord]

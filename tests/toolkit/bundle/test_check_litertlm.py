@@ -66,11 +66,12 @@ def rebuilt(path: Path, data: bytes, **contents: bytes | None) -> list[str]:
     """The faults of a file with other section contents by label; None leaves the section out."""
     (end,) = struct.unpack_from("<Q", data, 24)
     sections = [
-        Section(s.type, data[s.begin : s.end], s.items.get(schema.MODEL_TYPE))
+        Section(s.type, (data[s.begin : s.end],), s.items.get(schema.MODEL_TYPE))
         for s in schema.unpack_container_metadata(data[32:end], "test").sections
     ]
-    changed = [replace(s, content=contents.get(s.model_type or s.type, s.content)) for s in sections]
-    write_container(path, [s for s in changed if s.content is not None], {})
+    changed = {label: None if content is None else (content,) for label, content in contents.items()}
+    kept = [(s, changed.get(s.model_type or s.type, s.content)) for s in sections]
+    write_container(path, [replace(s, content=content) for s, content in kept if content is not None], {})
     return found(path)
 
 

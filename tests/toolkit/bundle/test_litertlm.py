@@ -15,7 +15,8 @@ from toolkit.bundle import litertlm_schema as schema
 from toolkit.bundle.check import check
 from toolkit.bundle.litertlm import Section, export_litertlm, write_container
 from toolkit.bundle.litertlm_schema import ContainerMetadata, LlmMetadata, SectionRecord
-from toolkit.bundle.manifest import EMBEDDER, PER_LAYER_EMBEDDER, TEXT_DECODER, TOKENIZER
+from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, TOKENIZER
+from toolkit.bundle.ple_shards import HEADER_BYTES
 from toolkit.bundle.write import write_bundle
 from toolkit.errors import BundleError, EnvironmentFault
 from toolkit.tflite.reader import read_tflite
@@ -73,7 +74,7 @@ def test_sections_begin_at_multiples_of_16_kib_and_the_file_ends_with_the_last(e
 def test_the_embedders_and_the_tokenizer_are_those_of_the_bundle(bundle: Path, exported: bytes) -> None:
     sections = sections_of(exported)
     assert sections["tf_lite_embedder"] == (bundle / EMBEDDER).read_bytes()
-    assert sections["tf_lite_per_layer_embedder"] == (bundle / PER_LAYER_EMBEDDER).read_bytes()
+    assert sections["tf_lite_per_layer_embedder"].endswith((bundle / "ple_00000.bin").read_bytes()[HEADER_BYTES:])
     packed = sections["HF_Tokenizer_Zlib"]
     assert zlib.decompress(packed[8:]) == (bundle / TOKENIZER).read_bytes()
     assert int.from_bytes(packed[:8], "little") == (bundle / TOKENIZER).stat().st_size
@@ -160,7 +161,7 @@ def test_a_container_that_reads_back_differently_is_refused(tmp_path: Path, monk
     rot = files.FileHash(1, "0" * 64, ())
     monkeypatch.setattr("toolkit.bundle.litertlm.hash_file", lambda path, **_: rot)
     with pytest.raises(EnvironmentFault, match="read back"):
-        write_container(tmp_path / "a", [Section(schema.LLM_METADATA, b"x")], {})
+        write_container(tmp_path / "a", [Section(schema.LLM_METADATA, (b"x",))], {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,7 +191,7 @@ def test_a_section_ends_exactly_where_its_bytes_end(tmp_path: Path, size: int) -
     content = bytes(range(1, 252)) * (size // 251 + 1)
     first, second = content[:size], b"end"
     total = write_container(
-        tmp_path / "a", [Section(schema.LLM_METADATA, first), Section(schema.HF_TOKENIZER, second)], {}
+        tmp_path / "a", [Section(schema.LLM_METADATA, (first,)), Section(schema.HF_TOKENIZER, (second,))], {}
     )
     data = (tmp_path / "a").read_bytes()
     a, b = metadata_of(data).sections
@@ -211,5 +212,5 @@ def test_container_metadata_survive_a_round_trip() -> None:
 
 
 def test_a_header_too_long_for_the_first_16_kib_moves_the_sections(tmp_path: Path) -> None:
-    write_container(tmp_path / "a", [Section(schema.LLM_METADATA, b"x")], {"long": "x" * 20000})
+    write_container(tmp_path / "a", [Section(schema.LLM_METADATA, (b"x",))], {"long": "x" * 20000})
     assert metadata_of((tmp_path / "a").read_bytes()).sections[0].begin == 32768

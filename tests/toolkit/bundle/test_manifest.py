@@ -23,7 +23,7 @@ from toolkit.errors import BundleError
 
 
 def manifest() -> Manifest:
-    names = ["embedder.tflite", "per_layer_embedder.tflite", "text_decoder.tflite", "tokenizer.json"]
+    names = ["embedder.tflite", "ple_00000.bin", "text_decoder.tflite", "tokenizer.json"]
     records = {name: FileRecord(100 + i, f"{i:064x}", (f"{i:064x}",)) for i, name in enumerate(names)}
     draft = DRAFT
     return Manifest(
@@ -211,7 +211,7 @@ def test_an_enormous_manifest_is_not_loaded(tmp_path: Path, monkeypatch: pytest.
 
 def test_files_are_described_as_they_lie_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "CHUNK_BYTES", 4)
-    for name in ("embedder.tflite", "per_layer_embedder.tflite", "text_decoder.tflite"):
+    for name in ("embedder.tflite", "ple_00000.bin", "text_decoder.tflite"):
         (tmp_path / name).write_bytes(name.encode())
     found = describe(DRAFT, tmp_path)
     assert found.files["embedder.tflite"].bytes == len("embedder.tflite")

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from toolkit.bundle.ple_graph import ROWS, layout_ple
 from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, unpack_rows, write_ple_shards
 from toolkit.errors import BundleError, RecipeError
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
 from toolkit.runtime.ple_lookup import PleTable
+from toolkit.tflite.writer import pack_header
 
 VOCAB, LAYERS, WIDTH = 300, 3, 32
 TABLE = "embed_tokens_per_layer.weight"
@@ -49,11 +52,13 @@ def write(directory: Path, bits: int = 4, *, rows: int = 128, workers: int = 2) 
 
 
 def quantized(bits: int) -> NDArray[np.float32]:
+    if bits == 32:
+        return Table().values.reshape(VOCAB, LAYERS, WIDTH)
     scheme = Scheme("int4" if bits == 4 else "int8", WIDTH)
     return dequantize_rows(quantize_rows(Table().values, scheme)).reshape(VOCAB, LAYERS, WIDTH)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 8, 32])
 @pytest.mark.parametrize("rows", [1, 127, 128, 299, 300, 301])
 def test_shards_hold_every_row_in_order(tmp_path: Path, bits: int, rows: int) -> None:
     paths = write(tmp_path, bits, rows=rows)
@@ -89,7 +94,7 @@ def test_an_odd_row_of_four_bits_is_refused(tmp_path: Path) -> None:
         write_ple_shards(tmp_path, Table(7, 10), TABLE, PleLayout(10, LAYERS, 7, 4))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 8, 32])
 @pytest.mark.parametrize("in_ram", [False, True])
 def test_look_ups_give_the_rows_of_any_ids(tmp_path: Path, bits: int, *, in_ram: bool) -> None:
     table = PleTable(write(tmp_path, bits), in_ram=in_ram)
@@ -191,3 +196,20 @@ def test_a_broken_shard_is_refused_before_use(tmp_path: Path, fault: str) -> Non
     break_it(paths)
     with pytest.raises(BundleError, match=says):
         PleTable(paths)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 32])
+def test_the_graph_over_the_rows_gives_what_the_reader_gives(tmp_path: Path, bits: int) -> None:
+    """What LiteRT-LM runs against what the host session reads, to the bit."""
+    paths = write(tmp_path, bits)
+    laid_out = layout_ple(layout(bits))
+    rows = b"".join(path.read_bytes()[HEADER_BYTES:] for path in paths)
+    model = tmp_path / "ple.tflite"
+    model.write_bytes(pack_header(laid_out).ljust(laid_out.blobs[ROWS].offset_bytes, b"\0") + rows)
+    assert laid_out.blobs[ROWS].offset_bytes % 4096 == 0
+    runner = Interpreter(str(model)).get_signature_runner("embed_1")
+    table = PleTable(paths)
+    for token in (0, 7, 299, -1, 300, 2**31 - 1):
+        ids = np.array([token], np.int32)
+        np.testing.assert_array_equal(runner(ids=ids[None])["per_layer_embeddings"][0], table.lookup(ids))
+    table.close()

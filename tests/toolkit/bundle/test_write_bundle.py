@@ -12,7 +12,7 @@ from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.write import BundleDraft, write_bundle
 from toolkit.errors import BundleError, QualityError, UsageError
 
-NAMES = ["embedder.tflite", "per_layer_embedder.tflite", "text_decoder.tflite", "tokenizer.json"]
+NAMES = ["embedder.tflite", "ple_00000.bin", "text_decoder.tflite", "tokenizer.json"]
 
 
 def fill(directory: Path) -> BundleDraft:

@@ -1,0 +1,66 @@
+"""PLE shards as LiteRT-LM wants them: a .tflite whose table is the shards' rows, one contiguous read per token.
+
+A row is looked up as bytes and unpacked in the graph. LiteRT's own block scales would lie in a table apart: a second
+read, and another layout than the shards have.
+"""
+
+from __future__ import annotations
+
+import math
+
+from toolkit.bundle.ple_shards import PleLayout
+from toolkit.tflite import ops
+from toolkit.tflite.graph import DType, Graph, Signature, Value
+from toolkit.tflite.writer import TfliteLayout, layout_tflite
+
+ROWS = "ple_rows"
+
+
+def layout_ple(layout: PleLayout) -> TfliteLayout:
+    """The file of `ple_graph`; its blob `ROWS` takes the rows of all shards in order."""
+    return layout_tflite([Signature("embed_1", ple_graph(layout))], {})
+
+
+def ple_graph(layout: PleLayout) -> Graph:
+    """ids: int32[1, 1] -> per_layer_embeddings: f32[1, 1, layers, width], times sqrt(width).
+
+    Ids outside the table read row 0, as in transformers.
+    """
+    graph = Graph()
+    ids = ops.reshape(graph.input("ids", (1, 1), DType.INT32), (1,))
+    zero = graph.ints([0])
+    known = ops.logical_and(ops.greater_equal(ids, zero), ops.less(ids, graph.ints([layout.vocab_size])))
+    table = graph.blob(ROWS, (layout.vocab_size, layout.row_bytes), DType.INT8)
+    row = ops.embedding_lookup(ops.select(known, ids, zero), table)
+    values = _codes(row, layout)
+    if layout.scale_bytes:
+        values = ops.mul(values, _scales(row, layout))
+    graph.output("per_layer_embeddings", ops.mul(values, graph.scalar(math.sqrt(layout.width))))
+    return graph
+
+
+def _codes(row: Value, layout: PleLayout) -> Value:
+    """f32[1, 1, layers, width] of a row int8[1, row_bytes]."""
+    shape = (1, 1, layout.layers, layout.width)
+    codes = ops.take(row, 1, 0, layout.code_bytes)
+    if layout.bits == 32:
+        return ops.bitcast(ops.reshape(codes, (*shape, 4)), DType.FLOAT32)
+    bytes_ = ops.cast(codes, DType.FLOAT32)
+    return ops.reshape(bytes_ if layout.bits == 8 else _nibbles(bytes_), shape)
+
+
+def _nibbles(bytes_: Value) -> Value:
+    """f32[bytes, 2] of signed bytes f32[1, bytes]: low nibble and high nibble, each -8 to 7. Exact in float32."""
+    graph, count = bytes_.graph, bytes_.shape[1]
+    high = ops.floor(ops.mul(bytes_, graph.scalar(1 / 16)))
+    unsigned = ops.sub(bytes_, ops.mul(high, graph.scalar(16)))
+    sign = ops.floor(ops.mul(unsigned, graph.scalar(1 / 8)))
+    low = ops.sub(unsigned, ops.mul(sign, graph.scalar(16)))
+    return ops.concatenation([ops.reshape(low, (count, 1)), ops.reshape(high, (count, 1))], 1)
+
+
+def _scales(row: Value, layout: PleLayout) -> Value:
+    """f32[1, 1, layers, 1] of a row int8[1, row_bytes]."""
+    bytes_ = ops.take(row, 1, layout.code_bytes, layout.code_bytes + layout.scale_bytes)
+    halves = ops.bitcast(ops.reshape(bytes_, (layout.layers, 2)), DType.FLOAT16)
+    return ops.reshape(ops.cast(halves, DType.FLOAT32), (1, 1, layout.layers, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, Manifest
+from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER
 from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.commands.terminal import Terminal
 from toolkit.commands.text_options import (
@@ -20,6 +20,7 @@ from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import Message
 from toolkit.runtime.generate import Generation, GenerationReport
+from toolkit.runtime.session import Session
 from toolkit.runtime.tokenizer import TextStream, Tokenizer
 
 NAME = "run"
@@ -59,7 +60,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         report = generation.report()
         terminal.stream("\n")
         if terminal.as_json:
-            terminal.result(_describe(answer, report, session.size, bundle.manifest), "")
+            terminal.result(_describe(answer, report, session), "")
         terminal.note(describe_speed(report))
     return 130 if report.ending == "interrupted" else 0
 
@@ -115,17 +116,19 @@ def _read_prompt(argument: str) -> str:
     return text.removesuffix("\n")
 
 
-def _describe(answer: str, report: GenerationReport, size: str, manifest: Manifest) -> dict[str, object]:
+def _describe(answer: str, report: GenerationReport, session: Session) -> dict[str, object]:
+    manifest = session.bundle.manifest
     loaded = {TEXT_DECODER, EMBEDDER, *filter(is_shard_name, manifest.files)}
     return {
         "text": answer,
         "token_ids": list(report.token_ids),
         "prompt_tokens": report.prompt_tokens,
-        "size": size,
+        "size": session.size,
         "ending": report.ending,
         "prefill_tokens_per_s": report.prefill_tokens_per_s,
         "decode_tokens_per_s": report.decode_tokens_per_s,
         "time_to_first_token_s": report.time_to_first_token_s,
         "peak_rss_bytes": peak_rss_bytes(),
+        "ple": session.ple.statistics.to_json(),
         "groups_loaded": [name for name, group in manifest.groups.items() if loaded & set(group.files)],
     }

@@ -111,3 +111,16 @@ def random_vision_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArra
     if len(shape) == 1:
         return np.float32(0.2) * noise + np.float32(kind == "weight")
     return noise * np.float32(np.prod(shape[1:]) ** -0.5)
+
+
+def let_transformers_use_timm() -> None:
+    """After this, transformers builds Gemma 3n's vision tower in this process, although it sees no torchvision."""
+    import_timm()
+    transformers = pytest.importorskip("transformers", reason="the oracle needs torch and transformers")
+    from transformers.utils import import_utils
+
+    def available() -> bool:
+        return True
+
+    transformers.utils.is_timm_available = import_utils.is_timm_available = available
+    import_utils.BACKENDS_MAPPING["timm"] = (available, import_utils.BACKENDS_MAPPING["timm"][1])

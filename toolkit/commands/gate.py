@@ -51,7 +51,7 @@ def judge(
 
 def used_dtypes(manifest: Manifest) -> set[Dtype]:
     """The element types that the bundle's recipes name."""
-    known: tuple[Dtype, ...] = ("f32", "int8", "int4")
+    known: tuple[Dtype, ...] = ("f32", "f16", "int8", "int4")
     named = {rule.dtype for quant in manifest.quant.values() for rule in quant.rules}
     return {dtype for dtype in known if dtype in named}
 

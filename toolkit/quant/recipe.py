@@ -15,10 +15,10 @@ from toolkit.weights import Weight
 
 FORMAT = "gemma-edge-recipe/1"
 BUILT_IN = ("f32", "int8", "int4", "int4-block64", "int4-block128", "int4-channel")
-TOWER_BUILT_IN = ("audio-int8", "audio-int4")
+TOWER_BUILT_IN = ("audio-int8", "audio-int4", "vision-f16", "vision-int8")
 """Recipes of the towers: their weights are not the text model's. `f32` fits every group."""
 
-_DTYPES: dict[str, Dtype] = {"f32": "f32", "int8": "int8", "int4": "int4"}
+_DTYPES: dict[str, Dtype] = {"f32": "f32", "f16": "f16", "int8": "int8", "int4": "int4"}
 _SEARCHES: dict[str, Search] = {"absmax": "absmax", "mse": "mse"}
 _BLOCK_SIZES = (32, 64, 128, 256)  # XNNPACK takes multiples of 32 only; other sizes fall to a kernel 500 times slower
 _MATCH = re.compile(r"[A-Za-z0-9_.*-]{1,256}")

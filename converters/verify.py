@@ -63,7 +63,7 @@ THRESHOLDS: Mapping[str, Thresholds] = {
     # example model a sound bundle diverges by 3e-13, one whose window is a token too long by 1e-4.
     "f32": Thresholds(1e-6, 1e-4, 0.99, 1.001),
     # float16 holds a bfloat16 weight exactly unless it is below 2^-14, where it loses bits.
-    "f16": Thresholds(1e-4, 1e-2, 0.99, 1.001),
+    "f16": Thresholds(1e-4, 1e-2, 0.985, 1.002),
     # int8 is meant to be free: a percent of perplexity. Activations are int8 too, so single tokens may move.
     "int8": Thresholds(0.01, 0.5, 0.95, 1.01),
     # int4 has a price, which one scale for 32 weights keeps at five percent.

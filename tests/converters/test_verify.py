@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -146,13 +147,12 @@ def test_bounds_can_be_overridden() -> None:
 def test_the_coarsest_element_type_sets_the_bounds() -> None:
     assert thresholds_for(["f32"]) == THRESHOLDS["f32"]
     assert thresholds_for(["int8", "f32", "int8"]) == THRESHOLDS["int8"]
-    with pytest.raises(UsageError, match=r"found \['int2'\], wanted one or more of f32, int8, int4"):
+    with pytest.raises(UsageError, match=r"found \['int2'\], wanted one or more of f32, f16, int8, int4"):
         thresholds_for(["int2"])
 
 
 def test_bounds_widen_with_coarser_types() -> None:
-    f32, int8, int4 = THRESHOLDS.values()
-    for finer, coarser in ((f32, int8), (int8, int4)):
+    for finer, coarser in itertools.pairwise(THRESHOLDS.values()):
         assert finer.kl_divergence_mean < coarser.kl_divergence_mean
         assert finer.kl_divergence_max < coarser.kl_divergence_max
         assert finer.top1_agreement > coarser.top1_agreement

@@ -190,7 +190,7 @@ def _read_quant(fields: JsonObject) -> QuantRecord:
 
 def _read_rule(fields: JsonObject) -> RuleRecord:
     block_size = None if fields.value("block_size") is None else fields.integer("block_size", 1, MAX_DIMENSION)
-    dtype = _choice(fields, "dtype", ("f32", "int8", "int4"))
+    dtype = _choice(fields, "dtype", ("f32", "f16", "int8", "int4"))
     search = _choice(fields, "search", ("absmax", "mse"))
     return _finished(fields, RuleRecord(_text(fields, "match"), dtype, block_size, search))
 

@@ -33,7 +33,7 @@ EXAMPLES = (
 )
 # The largest matrices of every layer: what a budget's bits a weight are taken from.
 _TYPICAL_WEIGHT = "layers.0.mlp.gate_proj.weight"
-_BITS: dict[Dtype, int] = {"f32": 32, "int8": 8, "int4": 4}
+_BITS: dict[Dtype, int] = {"f32": 32, "f16": 16, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(BUILT_IN)}, or a file: docs/formats/recipe.md (default: int8)",
     )  # fmt: skip
     parser.add_argument(
-        "--ple-quant", choices=tuple(_BITS),
+        "--ple-quant", choices=("f32", "int8", "int4"),
         help="per-layer embeddings (default: as --quant; with a file int8)",
     )  # fmt: skip
     parser.add_argument(

@@ -109,7 +109,7 @@ class ShellStream:
         while data := self._read():
             held += data
             found = held.find(self._marker)
-            keep = found if found >= 0 else max(0, len(held) - len(self._marker))
+            keep = found if found >= 0 else len(held) - _overlap(held, self._marker)
             text, held = held[:keep], held[keep:]
             if text:
                 # A terminal stands between on old devices, and ends lines in its own way.
@@ -187,6 +187,15 @@ def run_shell(link: Link, command: str, *, timeout: float) -> ShellResult:
         raise DeviceTimeout(f"{link.name} shell", found=found, wanted="an end in time", remedy="allow it longer")
     stdout, stderr = (b"".join(parts[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
     return ShellResult(stdout, stderr, code)
+
+
+def _overlap(text: bytes, marker: bytes) -> int:
+    """How many of the last bytes could be the marker's first.
+
+    >>> _overlap(b"so far so", b"some"), _overlap(b"so far", b"some")
+    (2, 0)
+    """
+    return next((n for n in range(min(len(text), len(marker)), 0, -1) if marker.startswith(text[-n:])), 0)
 
 
 def _limited(command: str, timeout: float) -> str:

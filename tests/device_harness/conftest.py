@@ -1,0 +1,55 @@
+"""Emulated devices, on free ports of 127.0.0.1, and connections to them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from device_harness.devices import tcp_endpoint
+from device_harness.emulator.device import Emulator, EmulatorSettings
+from device_harness.transport import Transport
+
+MakeDevice = Callable[[EmulatorSettings], Emulator]
+Connect = Callable[[Emulator], Transport]
+
+
+@pytest.fixture
+def make_device() -> Iterator[MakeDevice]:
+    """Starts emulated devices that end with the test."""
+    with ExitStack() as stack:
+        yield lambda settings: stack.enter_context(Emulator(settings))
+
+
+@pytest.fixture
+def reach() -> Iterator[Connect]:
+    """Connects to emulated devices, without keys."""
+    with ExitStack() as stack:
+        yield lambda device: stack.enter_context(Transport(tcp_endpoint(device.serial)).connect())
+
+
+@pytest.fixture(scope="module")
+def folder_device() -> Iterator[Emulator]:
+    """One device for tests that leave no trace but files."""
+    with Emulator(EmulatorSettings(isolation="folder")) as device:
+        yield device
+
+
+@pytest.fixture
+def transport(folder_device: Emulator, reach: Connect) -> Transport:
+    return reach(folder_device)
+
+
+@pytest.fixture(params=["folder", "bubblewrap"])
+def isolation(request: pytest.FixtureRequest) -> str:
+    """Both ways a device keeps its programs."""
+    kind: str = request.param
+    if kind == "bubblewrap":
+        if shutil.which("bwrap") is None:
+            pytest.skip("needs bubblewrap (apt-get install bubblewrap)")
+        with Emulator(EmulatorSettings()) as device:
+            if not device.userland.is_isolated:
+                pytest.skip("bubblewrap may not make namespaces here")
+    return kind

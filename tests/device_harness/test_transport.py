@@ -1,0 +1,391 @@
+"""Commands and files over a connection, held against an emulated device."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from device_harness.devices import tcp_endpoint
+from device_harness.emulator.device import Emulator, EmulatorSettings
+from device_harness.transport import (
+    ConnectionLost,
+    DeviceRefusal,
+    DeviceTimeout,
+    Endpoint,
+    ProtocolFault,
+    Transport,
+    quote,
+    remote_path,
+)
+from device_harness.transport_port import TcpPort
+from device_harness.transport_wire import MAX_PAYLOAD_BYTES, pack_header
+from toolkit.errors import UsageError
+
+MakeDevice = Callable[[EmulatorSettings], Emulator]
+Connect = Callable[[Emulator], Transport]
+
+TMP = "/data/local/tmp"
+OLD = EmulatorSettings(isolation="folder", features=frozenset(), max_payload_bytes=4096)
+BORDERS = [0, 1, 65535, 65536, 65537, MAX_PAYLOAD_BYTES - 1, MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES + 1, 3_000_001]
+
+
+@pytest.fixture(params=["shell v2", "shell v1"])
+def any_transport(
+    request: pytest.FixtureRequest, folder_device: Emulator, make_device: MakeDevice, reach: Connect
+) -> Transport:
+    return reach(folder_device if request.param == "shell v2" else make_device(OLD))
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_gives_output_and_exit_code(any_transport: Transport) -> None:
+    result = any_transport.shell("echo one; echo two; (exit 4)", timeout=10)
+    assert (result.stdout, result.exit_code) == ("one\ntwo\n", 4)
+
+
+def test_an_exit_inside_the_command_does_not_lose_the_exit_code(any_transport: Transport) -> None:
+    assert any_transport.shell("echo a; exit 7; echo b", timeout=10).exit_code == 7
+
+
+def test_shell_v2_keeps_errors_apart_and_v1_mixes_them(
+    folder_device: Emulator, make_device: MakeDevice, reach: Connect
+) -> None:
+    command = "echo out; echo err >&2"
+    new = reach(folder_device).shell(command, timeout=10)
+    old = reach(make_device(OLD)).shell(command, timeout=10)
+    assert (new.stdout, new.stderr) == ("out\n", "err\n")
+    assert (sorted(old.stdout.split()), old.stderr) == (["err", "out"], "")
+
+
+def test_output_larger_than_a_message_arrives_whole(any_transport: Transport) -> None:
+    result = any_transport.shell("head -c 3000000 /dev/zero | tr '\\0' x", timeout=30)
+    assert result.stdout == "x" * 3_000_000
+
+
+def test_quotes_and_newlines_in_a_command_arrive_as_they_are(any_transport: Transport) -> None:
+    command = """for word in 'a b' "c'd"; do
+echo "<$word>"
+done # a comment"""
+    assert any_transport.shell(command, timeout=10).stdout == "<a b>\n<c'd>\n"
+
+
+def test_a_failed_command_is_an_error_with_its_last_words(transport: Transport) -> None:
+    with pytest.raises(DeviceRefusal, match="the work: found exit code 3: it broke"):
+        transport.shell("echo it broke >&2; exit 3", timeout=10).require("the work")
+
+
+def test_a_command_over_its_time_is_killed_on_the_device(transport: Transport, folder_device: Emulator) -> None:
+    with pytest.raises(DeviceTimeout, match="killed"):
+        transport.shell("exec sleep 61.25", timeout=1)
+    assert not any(b"61.25" in _command_line(process) for process in folder_device.userland._running())
+    assert transport.shell("echo still here", timeout=10).stdout == "still here\n"
+
+
+def test_a_silent_command_may_take_its_time(any_transport: Transport) -> None:
+    assert any_transport.shell("sleep 0.4; echo done", timeout=10).stdout == "done\n"
+
+
+def test_a_stream_shows_output_as_it_comes(any_transport: Transport) -> None:
+    command = f"rm -f {TMP}/go; echo first; until [ -e {TMP}/go ]; do sleep 0.02; done; echo second"
+    pieces = []
+    with any_transport.stream_shell(command, timeout=10) as stream:
+        for _, data in stream:
+            pieces.append(data)
+            any_transport.push_bytes(b"", f"{TMP}/go")
+    assert b"".join(pieces) == b"first\nsecond\n"
+    assert pieces[0] == b"first\n"
+    assert stream.exit_code == 0
+
+
+def test_input_reaches_a_command_and_ends(transport: Transport) -> None:
+    with transport.stream_shell("wc -c", timeout=10) as stream:
+        stream.write(b"x" * 2_500_000)
+        stream.close_stdin()
+        assert b"".join(data for _, data in stream).strip() == b"2500000"
+
+
+def test_input_over_shell_v1_is_an_error(make_device: MakeDevice, reach: Connect) -> None:
+    with (
+        reach(make_device(OLD)).stream_shell("cat", timeout=5) as stream,
+        pytest.raises(ProtocolFault, match="shell v1"),
+    ):
+        stream.write(b"x")
+
+
+def test_a_command_that_echoes_all_it_reads_does_not_lock_up(transport: Transport) -> None:
+    data = random.Random(0).randbytes(3_000_000)
+    with transport.stream_exec("head -c 3000000") as stream:
+        got = bytearray()
+        for start in range(0, len(data), 500_000):
+            # What it says meanwhile ends a write early, and is read here.
+            rest = data[start : start + 500_000]
+            stream._stream.write(rest, timeout=10)
+        got += stream.read_all()
+    assert bytes(got) == data
+
+
+def test_a_sampler_beside_a_long_command_does_not_wait_for_it(transport: Transport) -> None:
+    done = threading.Event()
+
+    def run() -> None:
+        transport.shell(f"until [ -e {TMP}/enough ]; do sleep 0.02; done", timeout=20)
+        done.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    answers = [transport.shell("echo sample", timeout=10).stdout for _ in range(3)]
+    assert answers == ["sample\n"] * 3
+    assert not done.is_set()
+    transport.push_bytes(b"", f"{TMP}/enough")
+    thread.join()
+
+
+def test_many_threads_share_a_connection(transport: Transport) -> None:
+    results: dict[int, str] = {}
+
+    def run(number: int) -> None:
+        results[number] = transport.shell(f"head -c 200000 /dev/zero | tr '\\0' {number}", timeout=30).stdout
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {number: str(number) * 200_000 for number in range(4)}
+
+
+def test_a_second_connection_outlives_the_first(folder_device: Emulator, reach: Connect) -> None:
+    first = reach(folder_device)
+    with first.another() as second:
+        first.close()
+        assert second.shell("echo on", timeout=10).stdout == "on\n"
+        assert not first.available and second.available
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", BORDERS)
+def test_a_pushed_file_has_the_same_bytes(
+    transport: Transport, folder_device: Emulator, tmp_path: Path, size: int
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(random.Random(size).randbytes(size))
+    seen: list[tuple[int, int]] = []
+    transport.push_file(path, f"{TMP}/pushed", progress=lambda done, total: seen.append((done, total)))
+    assert folder_device.path(f"{TMP}/pushed").read_bytes() == path.read_bytes()
+    assert (seen[-1] if size else (0, 0)) == (size, size)
+
+
+def test_a_push_to_an_old_device_keeps_to_its_small_messages(make_device: MakeDevice, reach: Connect) -> None:
+    device = make_device(OLD)
+    data = random.Random(1).randbytes(50_001)
+    reach(device).push_bytes(data, f"{TMP}/a")
+    assert device.path(f"{TMP}/a").read_bytes() == data
+
+
+def test_a_pulled_file_has_the_same_bytes_and_is_whole_or_absent(
+    transport: Transport, folder_device: Emulator, tmp_path: Path
+) -> None:
+    data = random.Random(2).randbytes(2_500_001)
+    folder_device.path(f"{TMP}/there").write_bytes(data)
+    assert transport.pull(f"{TMP}/there", tmp_path / "back") == len(data)
+    assert (tmp_path / "back").read_bytes() == data == transport.pull_bytes(f"{TMP}/there")
+    with pytest.raises(DeviceRefusal, match="no such file"):
+        transport.pull(f"{TMP}/not-there", tmp_path / "none")
+    assert sorted(os.listdir(tmp_path)) == ["back"]
+
+
+def test_append_takes_up_where_a_push_was_cut(transport: Transport, folder_device: Emulator) -> None:
+    data = random.Random(3).randbytes(2_200_000)
+    transport.push_bytes(data[:700_001], f"{TMP}/part")
+    transport.append(io.BytesIO(data[700_001:]), len(data) - 700_001, f"{TMP}/part")
+    assert folder_device.path(f"{TMP}/part").read_bytes() == data
+
+
+def test_overwrite_changes_only_its_range(transport: Transport, folder_device: Emulator) -> None:
+    before, new = bytes(3_000_000), random.Random(4).randbytes(1_500_000)
+    transport.push_bytes(before, f"{TMP}/range")
+    transport.overwrite(io.BytesIO(new), len(new), f"{TMP}/range", 4096 * 17)
+    after = folder_device.path(f"{TMP}/range").read_bytes()
+    assert after == before[: 4096 * 17] + new + before[4096 * 17 + len(new) :]
+    with pytest.raises(UsageError, match="4096"):
+        transport.overwrite(io.BytesIO(new), len(new), f"{TMP}/range", 100)
+
+
+def test_append_to_a_folder_that_is_not_there_says_so(transport: Transport) -> None:
+    with pytest.raises(DeviceRefusal, match=r"(?i)nonexistent|no such"):
+        transport.append(io.BytesIO(b"x" * 3_000_000), 3_000_000, f"{TMP}/no/such")
+    assert transport.shell("echo on", timeout=10).stdout == "on\n"
+
+
+def test_a_refused_push_carries_the_devices_words(transport: Transport) -> None:
+    for size in (1, 5_000_000):
+        with pytest.raises(DeviceRefusal, match="Permission denied"):
+            transport.push_bytes(bytes(size), "/system/bin/su")
+    assert transport.shell("echo on", timeout=10).stdout == "on\n"
+
+
+def test_stat_knows_sizes_over_4_gib_and_absent_files(transport: Transport, folder_device: Emulator) -> None:
+    path = folder_device.path(f"{TMP}/sparse")
+    with open(path, "wb") as file:
+        file.truncate(5 * 2**30 + 3)
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    path.chmod(0o640)
+    stat = transport.stat(f"{TMP}/sparse")
+    path.unlink()
+    assert stat is not None
+    assert (stat.size, stat.mode & 0o777, stat.mtime) == (5 * 2**30 + 3, 0o640, 1_700_000_000)
+    assert transport.stat(f"{TMP}/sparse") is None
+
+
+def test_list_names_what_is_in_a_folder(transport: Transport) -> None:
+    for name in ("b", "a", "c.part"):
+        transport.push_bytes(b"", f"{TMP}/listed/{name}")
+    assert transport.list(f"{TMP}/listed") == ("a", "b", "c.part")
+    assert transport.list(f"{TMP}/not-listed") == ()
+
+
+@pytest.mark.parametrize("name", ["a b", "a;b", "$(id)", "..", ".", "", "a/../b", "a'b", "ä", "a\nb", "-rf /", "a\0b"])
+def test_a_name_that_a_shell_or_a_path_could_bend_is_refused(transport: Transport, name: str) -> None:
+    with pytest.raises(UsageError, match="remote path"):
+        remote_path(TMP, name)
+    for call in (transport.stat, transport.list, transport.pull_bytes, quote):
+        with pytest.raises(UsageError):
+            call(f"{TMP}/{name}")
+    with pytest.raises(UsageError):
+        transport.push_bytes(b"", f"{TMP}/{name}")
+
+
+def test_a_relative_remote_path_is_refused() -> None:
+    with pytest.raises(UsageError, match="relative"):
+        remote_path("data", "x")
+
+
+# --- the connection ---------------------------------------------------------------------------------------------------
+
+
+def test_writes_survive_small_socket_buffers(folder_device: Emulator) -> None:
+    class Narrow(TcpPort):
+        def connect(self, transport_timeout_s: float) -> None:
+            super().connect(transport_timeout_s)
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    data = random.Random(5).randbytes(3_000_000)
+    endpoint = Endpoint(folder_device.serial, "tcp", lambda: Narrow("127.0.0.1", folder_device.port))
+    with Transport(endpoint).connect() as transport:
+        transport.push_bytes(data, f"{TMP}/narrow")
+        digest = transport.shell(f"sha256sum {TMP}/narrow", timeout=20).stdout.split()[0]
+    assert digest == hashlib.sha256(data).hexdigest()
+
+
+def test_available_is_false_as_soon_as_the_device_is_gone(make_device: MakeDevice, reach: Connect) -> None:
+    with Emulator(EmulatorSettings(isolation="folder")) as device:
+        transport = reach(device)
+        assert transport.available
+    assert not transport.available
+    with pytest.raises(ConnectionLost, match="reconnect"):
+        transport.shell("echo", timeout=5)
+
+
+def test_reconnect_waits_for_a_device_that_comes_back(reach: Connect) -> None:
+    with Emulator(EmulatorSettings(isolation="folder")) as device:
+        transport = reach(device)
+    port = device.port
+    with pytest.raises(ConnectionLost):
+        transport.reconnect(timeout=0.3)
+    started: list[Emulator] = []
+
+    def restart() -> None:
+        time.sleep(0.4)
+        started.append(Emulator(EmulatorSettings(port=port, isolation="folder")).__enter__())
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    try:
+        transport.reconnect(timeout=20)
+        assert transport.shell("echo back", timeout=10).stdout == "back\n"
+    finally:
+        thread.join()
+        started[0].__exit__(None, None, None)
+
+
+def test_nobody_at_an_address_is_a_lost_connection() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionLost, match="refused"):
+            Transport(tcp_endpoint(f"127.0.0.1:{bound.getsockname()[1]}")).connect(timeout=2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProtocolFault),
+        (pack_header("STLS", 0x01000000, 0), Exception),
+        (pack_header("CNXN", 0x01000000, 16, b"device::\0") + b"device::\0", ProtocolFault),
+        (pack_header("CNXN", 0x01000000, 4096, b"device::x") + b"device::\0", ProtocolFault),
+        (b"", ConnectionLost),
+    ],
+    ids=["no adb", "TLS", "tiny messages", "wrong checksum", "hangs up"],
+)
+def test_a_peer_that_answers_nonsense_is_one_clear_fault(answer: bytes, fault: type[Exception]) -> None:
+    with _peer(answer) as port, pytest.raises(fault, match=r"found .*, wanted "):
+        Transport(tcp_endpoint(f"127.0.0.1:{port}")).connect(timeout=2)
+
+
+def test_a_device_that_breaks_the_protocol_later_loses_the_connection() -> None:
+    hello = pack_header("CNXN", 0x01000000, 4096, b"device::\0") + b"device::\0"
+    okay = pack_header("OKAY", 5, 1)
+    bad = struct.pack("<6I", 1, 2, 3, 4, 5, 6)
+    with (
+        _peer(hello + okay + bad) as port,
+        Transport(tcp_endpoint(f"127.0.0.1:{port}")).connect(timeout=2) as transport,
+    ):
+        with pytest.raises(ProtocolFault):
+            transport.shell("echo", timeout=3)
+        assert not transport.available
+
+
+class _peer:
+    """Listens, and gives its answer to the first bytes that come."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def __enter__(self) -> int:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    def _serve(self) -> None:
+        sock, _ = self._listener.accept()
+        with sock:
+            sock.settimeout(5)
+            sock.recv(1)
+            sock.sendall(self._answer)
+            sock.recv(1 << 20)
+            time.sleep(0.3 if self._answer else 0)
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self._thread.join(5)
+
+
+def _command_line(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ from toolkit.bundle.manifest import (
     RuleRecord,
     SizeRecord,
     TextRecord,
+    signature_name,
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, PleLayout, write_ple_shards
 from toolkit.bundle.write import BundleDraft, GroupDraft, require_bundle_or_nothing, write_bundle
@@ -41,6 +42,7 @@ from toolkit.tflite.writer import TfliteLayout, distinct_weights, layout_tflite,
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_PREFILL_SIZES = (8, 128, 1024)
+SMALLEST_BUCKET = 512
 SMALLEST_PREFILL_LIMIT = 16  # LiteRT-LM fails where the room left is smaller than the smallest prefill
 
 Progress = Callable[[int, int], None]
@@ -124,8 +126,8 @@ def _check_lengths(request: ConvertRequest) -> None:
     if not 1 < request.context <= limit:
         raise UsageError("context", found=request.context, wanted=f"2 to {limit} positions")
     sizes = request.prefill_sizes
-    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
-        raise UsageError("prefill sizes", found=list(sizes), wanted="rising positive numbers of tokens")
+    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 2:
+        raise UsageError("prefill sizes", found=list(sizes), wanted="rising numbers of tokens from 2 on")
     if sizes[0] > SMALLEST_PREFILL_LIMIT:
         raise UsageError("smallest prefill size", found=sizes[0], wanted=f"at most {SMALLEST_PREFILL_LIMIT} tokens")
     if sizes[-1] > request.context:
@@ -134,7 +136,7 @@ def _check_lengths(request: ConvertRequest) -> None:
 
 def _layouts(request: ConvertRequest, elastic: Elastic) -> Mapping[str, TfliteLayout]:
     """Every file of the text groups, laid out: small files first, so that a fault shows early."""
-    widest, counts = elastic.config, (1, *(n for n in request.prefill_sizes if n > 1))
+    widest, counts = elastic.config, (1, *request.prefill_sizes)
     decoder = [
         signature
         for prefix, size in zip(elastic.prefixes, elastic.sizes, strict=True)
@@ -156,10 +158,25 @@ def _ple_layout(request: ConvertRequest, config: TextConfig) -> PleLayout:
 
 
 def _decoder_signatures(request: ConvertRequest, prefix: str, size: Size, widest: TextConfig) -> Iterator[Signature]:
-    rows = CacheRows.fitting(widest, request.context, request.prefill_sizes[-1])
-    for n in request.prefill_sizes:
-        yield Signature(f"{prefix}prefill_{n}", prefill_graph(size, widest, rows, n))
-    yield Signature(f"{prefix}decode", decode_graph(size, widest, rows))
+    whole = CacheRows.fitting(widest, request.context, request.prefill_sizes[-1])
+    for bucket in (None, *context_buckets(request.context)):
+        rows = whole if bucket is None else replace(whole, seen=bucket)
+        for n in request.prefill_sizes:
+            if n <= rows.seen:
+                yield Signature(signature_name(prefix, n, bucket), prefill_graph(size, widest, rows, n))
+        yield Signature(signature_name(prefix, 1, bucket), decode_graph(size, widest, rows))
+
+
+def context_buckets(context: int) -> tuple[int, ...]:
+    """Shorter contexts that get signatures of their own, so that a long one costs only what is used of it.
+
+    >>> context_buckets(4096), context_buckets(512)
+    ((512, 1024, 2048), ())
+    """
+    buckets = [SMALLEST_BUCKET]
+    while buckets[-1] * 2 < context:
+        buckets.append(buckets[-1] * 2)
+    return tuple(bucket for bucket in buckets if bucket < context)
 
 
 def _copy_tokenizer(checkpoint: Path, directory: Path) -> None:
@@ -216,6 +233,7 @@ def _text_record(request: ConvertRequest, config: TextConfig) -> TextRecord:
         num_layers=config.num_layers,
         context=request.context,
         prefill_sizes=request.prefill_sizes,
+        context_buckets=context_buckets(request.context),
         final_logit_softcap=config.final_logit_softcap,
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,

@@ -39,6 +39,7 @@ TEXT = TextRecord(
     num_layers=3,
     context=CONTEXT,
     prefill_sizes=(4, 8),
+    context_buckets=(),
     final_logit_softcap=30.0,
     bos_token_id=2,
     pad_token_id=0,

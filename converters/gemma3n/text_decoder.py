@@ -44,19 +44,25 @@ class CacheRows:
 
     With fewer rows than the context a sliding cache is a ring: position p lies in row p mod `sliding`. A prefill of N
     overwrites the N oldest rows, which none of its tokens may need: `sliding` is at least the window plus N.
+    Positions from `seen` on are out of sight: while a conversation is short, nothing reads the rest of its caches.
     """
 
     context: int
     sliding: int
+    seen: int
 
     @classmethod
     def fitting(cls, config: TextConfig, context: int, largest_prefill: int) -> CacheRows:
         """The smallest caches for prefills of up to `largest_prefill` tokens."""
-        return cls(context, min(context, config.sliding_window + largest_prefill))
+        return cls(context, min(context, config.sliding_window + largest_prefill), context)
 
     def of(self, layer: LayerConfig) -> int:
         """Rows of the cache of one layer."""
         return self.context if layer.attention == "full" else self.sliding
+
+    def read(self, layer: LayerConfig) -> int:
+        """Rows that one layer reads."""
+        return self.seen if self.of(layer) == self.context else self.sliding
 
 
 def decode_graph(size: Size, widest: TextConfig, rows: CacheRows) -> Graph:
@@ -92,7 +98,7 @@ class _Step:
         self._embeddings = graph.input("embeddings", (1, tokens, config.hidden_size))
         self._per_layer = graph.input("per_layer_embeddings", (1, tokens, widest.num_layers, config.ple_size))
         self._position = graph.input("input_pos", (tokens,), DType.INT32)
-        self._mask_full = graph.input("mask", (1, 1, tokens, rows.context))
+        self._mask_full = graph.input("mask", (1, 1, tokens, rows.seen))
         self._caches: list[tuple[Value, Value]] = []
         for i, owner in enumerate(widest.kv_layers):
             shape = (1, config.num_kv_heads, rows.of(widest.layers[owner]), config.head_dim)
@@ -225,12 +231,12 @@ class _Step:
         query, key, value = self._qkv(index, normed)
         if layer.kv_source is None:
             self._update_cache(index, key, value)
-        keys, values = self._caches[self._cache_index(index)]
+        rows = self.rows.read(layer)
+        keys, values = (ops.take(cache, 2, 0, rows) for cache in self._caches[self._cache_index(index)])
         heads, groups = config.num_heads, config.num_heads // config.num_kv_heads
         query = self._heads_first(query)
         grouped = (1, config.num_kv_heads, groups * self.tokens, config.head_dim)
         scores = ops.batch_matmul(ops.reshape(query, grouped), keys, transpose_b=True)
-        rows = self.rows.of(layer)
         scores = ops.reshape(scores, (1, heads, self.tokens, rows))
         weights = ops.softmax(ops.add(scores, self._mask(layer)))
         weights = ops.reshape(weights, (1, config.num_kv_heads, groups * self.tokens, rows))
@@ -371,7 +377,7 @@ class _Step:
 
     def _window_mask(self) -> Value:
         """The caller's mask, narrowed: a cache row is a position."""
-        keys = np.arange(self.rows.context, dtype=np.float32)
+        keys = np.arange(self.rows.seen, dtype=np.float32)
         position = ops.reshape(ops.cast(self._position, DType.FLOAT32), (1, 1, self.tokens, 1))
         distance = ops.sub(position, self.graph.constant(keys.reshape(1, 1, 1, -1)))
         # Minimum, not sum: two blocked values would overflow to -inf and a fully blocked padding row to NaN.

@@ -185,6 +185,7 @@ def test_sizes_without_common_caches_are_refused(tmp_path: Path, tiny: Path) -> 
         ({"context": 1 << 20}, "context"),
         ({"prefill_sizes": ()}, "prefill sizes"),
         ({"prefill_sizes": (16, 8)}, "prefill sizes"),
+        ({"prefill_sizes": (1, 8)}, "prefill sizes"),
         ({"prefill_sizes": (32,)}, "at most 16"),
         ({"prefill_sizes": (8, 512)}, "at most the context"),
     ],
@@ -318,3 +319,22 @@ def test_a_conversation_goes_back_within_the_reach_of_its_rings_and_starts_over_
         assert session.rewind_to([*other[:50], 7]) == 0
         logits = session.feed([*other[:50], 7])
         assert np.abs(logits - oracle.hf_logits(directory, [*other[:50], 7])[-1]).max() < 1e-3
+
+
+@pytest.mark.reference
+def test_a_conversation_grows_through_its_context_buckets(tmp_path: Path, tiny: Path) -> None:
+    """Prefill and decode in contexts of 512, of 1,024 and of all 1,100, against transformers."""
+    convert(replace(request(tiny, tmp_path / "bundle"), context=1100))
+    ids = [2, *np.random.default_rng(3).integers(6, 3000, 1070).tolist()]
+    want = oracle.hf_logits(tiny, ids)
+    with open_session(tmp_path / "bundle") as session:
+        assert session.text.context_buckets == (512, 1024)
+        for start, end in ((0, 500), (500, 1010), (1010, 1066)):
+            session.prefill(ids[start:end])
+            logits = np.stack([session.decode(token) for token in ids[end : end + 5]])
+            assert np.abs(logits - want[end : end + 5]).max() < 1e-3
+            session.truncate(end)
+    with open_session(tmp_path / "bundle") as session:
+        session.prefill(ids[:505])
+        logits = np.stack([session.decode(token) for token in ids[505:520]])
+        assert np.abs(logits - want[505:520]).max() < 1e-3

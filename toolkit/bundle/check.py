@@ -110,10 +110,10 @@ def _content_faults(path: Path, record: FileRecord, advance: Advance) -> list[Fa
 
 def _wanted_signatures(manifest: Manifest) -> Mapping[str, Mapping[str, SignatureShape]]:
     text, shapes = manifest.text, TextShapes.of_record(manifest.text)
-    counts = (1, *(n for n in text.prefill_sizes if n > 1))
+    counts = (1, *text.prefill_sizes)
     decoder: dict[str, SignatureShape] = {}
     for size in manifest.sizes.values():
-        decoder |= shapes.decoders(text.prefill_sizes, size.prefix)
+        decoder |= shapes.decoders(text.prefill_sizes, size.prefix, text.context_buckets)
     return {
         TEXT_DECODER: decoder,
         EMBEDDER: shapes.embedders(counts),

@@ -213,10 +213,10 @@ def _whole(bundle: Path, name: str, manifest: Manifest) -> FilePart:
 
 @contextmanager
 def _decoder(bundle: Path, manifest: Manifest, size: str, scratch_beside: Path) -> Iterator[FilePart]:
-    """The decoder as it is; of several sizes only the one that runs, under the plain names."""
+    """The decoder as it is; of several sizes only the one that runs, under the plain names, and no context buckets."""
     whole = _whole(bundle, TEXT_DECODER, manifest)
     chosen = manifest.size(size)
-    if len(manifest.sizes) == 1:
+    if len(manifest.sizes) == 1 and not manifest.text.context_buckets:
         yield whole
         return
     _require_hash(whole)

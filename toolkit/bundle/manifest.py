@@ -57,11 +57,22 @@ class TextRecord:
     num_layers: int
     context: int
     prefill_sizes: tuple[int, ...]
+    context_buckets: tuple[int, ...]
     final_logit_softcap: float | None
     bos_token_id: int
     pad_token_id: int
     stop_token_ids: tuple[int, ...]
     kv_caches: tuple[KvCache, ...]
+
+
+def signature_name(prefix: str, tokens: int, bucket: int | None = None) -> str:
+    """The signature of a step of `tokens`, of a size with this prefix, in a bucket of the context or in all of it.
+
+    >>> signature_name("", 1), signature_name("E2B_", 128), signature_name("E2B_", 1, 512)
+    ('decode', 'E2B_prefill_128', 'E2B_in_512_decode')
+    """
+    step = "decode" if tokens == 1 else f"prefill_{tokens}"
+    return f"{prefix}{step}" if bucket is None else f"{prefix}in_{bucket}_{step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +86,15 @@ class SizeRecord:
     @property
     def decode(self) -> str:
         """The name of this size's decode signature."""
-        return f"{self.prefix}decode"
+        return self.signature(1)
 
     def prefill(self, tokens: int) -> str:
         """The name of this size's prefill signature of `tokens` positions."""
         return f"{self.prefix}prefill_{tokens}"
+
+    def signature(self, tokens: int, bucket: int | None = None) -> str:
+        """The signature of a step of `tokens` (1: decode) that sees the first `bucket` positions, by default all."""
+        return signature_name(self.prefix, tokens, bucket)
 
 
 @dataclass(frozen=True, slots=True)

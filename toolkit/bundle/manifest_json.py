@@ -156,7 +156,8 @@ def _read_text(fields: JsonObject) -> TextRecord:
         ple_size=fields.integer("ple_size", 1, MAX_WIDTH),
         num_layers=fields.integer("num_layers", 1, MAX_LAYERS),
         context=context,
-        prefill_sizes=_ascending(fields, "prefill_sizes", 1, context),
+        prefill_sizes=_ascending(fields, "prefill_sizes", 2, context),
+        context_buckets=_ascending(fields, "context_buckets", 2, context - 1, empty=True),
         final_logit_softcap=None if fields.value(softcap) is None else fields.number(softcap, MIN_SOFTCAP, MAX_SOFTCAP),
         bos_token_id=fields.integer("bos_token_id", 0, vocab_size - 1),
         pad_token_id=fields.integer("pad_token_id", 0, vocab_size - 1),
@@ -243,10 +244,10 @@ def _sha256(fields: JsonObject, key: str, value: object) -> str:
     return value
 
 
-def _ascending(fields: JsonObject, key: str, low: int, high: int) -> tuple[int, ...]:
+def _ascending(fields: JsonObject, key: str, low: int, high: int, *, empty: bool = False) -> tuple[int, ...]:
     values = fields.integers(key, low, high)
-    if not values or any(a >= b for a, b in itertools.pairwise(values)):
-        fields.refuse(key, list(values), "ascending numbers, at least one")
+    if not (values or empty) or any(a >= b for a, b in itertools.pairwise(values)):
+        fields.refuse(key, list(values), "ascending numbers" + ("" if empty else ", at least one"))
     return values
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.manifest import TextRecord
+from toolkit.bundle.manifest import TextRecord, signature_name
 from toolkit.layout import Span, overlaps
 from toolkit.tflite.reader import TfliteContent
 from toolkit.tflite.schema import SubgraphRecord
@@ -53,21 +53,27 @@ class TextShapes:
         caches = {name: cache.shape for cache in text.kv_caches for name in (cache.key, cache.value)}
         return cls(text.vocab_size, text.hidden_size, text.ple_size, text.num_layers, text.context, caches)
 
-    def decoder(self, tokens: int, *, logits: bool) -> SignatureShape:
-        """`prefill_N`, or with `logits` `decode`."""
+    def decoder(self, tokens: int, *, logits: bool, seen: int | None = None) -> SignatureShape:
+        """`prefill_N`, or with `logits` `decode`; of the context the first `seen` positions, or all."""
         caches = {name: _floats(*shape) for name, shape in self.caches.items()}
         inputs = {
             "embeddings": _floats(1, tokens, self.hidden_size),
             "per_layer_embeddings": _floats(1, tokens, self.num_layers, self.ple_size),
             "input_pos": TensorShape("INT32", (tokens,)),
-            "mask": _floats(1, 1, tokens, self.context),
+            "mask": _floats(1, 1, tokens, seen or self.context),
         }
         return SignatureShape(inputs | caches, caches | ({"logits": _floats(1, 1, self.vocab_size)} if logits else {}))
 
-    def decoders(self, prefill_sizes: Iterable[int], prefix: str = "") -> dict[str, SignatureShape]:
+    def decoders(
+        self, prefill_sizes: Iterable[int], prefix: str = "", buckets: Iterable[int] = ()
+    ) -> dict[str, SignatureShape]:
         """All signatures of one size of the text decoder."""
-        prefills = {f"{prefix}prefill_{n}": self.decoder(n, logits=False) for n in prefill_sizes}
-        return {**prefills, f"{prefix}{DECODE}": self.decoder(1, logits=True)}
+        return {
+            signature_name(prefix, n, bucket): self.decoder(n, logits=n == 1, seen=bucket)
+            for bucket in (None, *buckets)
+            for n in (*prefill_sizes, 1)
+            if bucket is None or n <= bucket
+        }
 
     def embedders(self, counts: Iterable[int]) -> dict[str, SignatureShape]:
         """Signatures of the token embedder."""

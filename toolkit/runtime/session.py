@@ -48,11 +48,15 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """The input buffers of signatures of one width, and the call that fills the token embeddings."""
+    """The input buffers of signatures of one width, and the call that fills the token embeddings.
+
+    `masks` holds one for each context bucket that was used.
+    """
 
     ids: Buffer
     embed: Call
     decoder: dict[str, Buffer]
+    masks: dict[int, Buffer]
 
 
 class Session:
@@ -82,7 +86,7 @@ class Session:
         self._calls: dict[str, Call] = {}
         self._logits = self._decoder.output_buffer(self._size.decode, "logits")
         self._padded = np.zeros(max(self.text.prefill_sizes, default=1), np.int32)
-        self._mask = np.empty((len(self._padded), self.text.context), np.float32)
+        self._mask = np.empty(len(self._padded) * self.text.context, np.float32)
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -205,7 +209,8 @@ class Session:
     def _step(self, width: int, ids: Sequence[int]) -> None:
         """Run one signature: ``ids`` at the next positions, the rest of its width padding."""
         inputs = self._inputs_of(width)
-        padded, mask = self._padded[:width], self._mask[:width]
+        bucket = self._bucket_of(self.position + width)
+        padded, mask = self._padded[:width], self._mask[: width * bucket].reshape(width, bucket)
         padded[:] = 0
         padded[: len(ids)] = ids
         inputs.ids.write(padded)
@@ -218,28 +223,37 @@ class Session:
             padded[row] = self.position + row
             mask[row, : self.position + row + 1] = 0
         inputs.decoder["input_pos"].write(padded)
-        inputs.decoder["mask"].write(mask)
+        call = self._call_of(width, bucket)
+        inputs.masks[bucket].write(mask)
         self._caches.note(self.position + width)
-        self._call_of(width)()
+        call()
         self._ids.extend(ids)
 
-    def _call_of(self, width: int) -> Call:
+    def _bucket_of(self, end: int) -> int:
+        """The smallest part of the context that has signatures of its own and holds the positions up to ``end``."""
+        return next((bucket for bucket in self.text.context_buckets if end <= bucket), self.context)
+
+    def _call_of(self, width: int, bucket: int) -> Call:
         """The current size's decode for a width of 1, else its prefill."""
-        name = self._size.decode if width == 1 else self._size.prefill(width)
+        name = self._size.signature(width, None if bucket == self.context else bucket)
+        inputs = self._inputs_of(width)
+        if bucket not in inputs.masks:
+            inputs.masks[bucket] = self._decoder.input_buffer(name, "mask")
         if name not in self._calls:
             caches = self._caches.buffers
             outputs = {**caches, "logits": self._logits} if width == 1 else caches
-            self._calls[name] = self._decoder.bind(name, {**self._inputs_of(width).decoder, **caches}, outputs)
+            bound = {**inputs.decoder, "mask": inputs.masks[bucket], **caches}
+            self._calls[name] = self._decoder.bind(name, bound, outputs)
         return self._calls[name]
 
     def _inputs_of(self, width: int) -> _Inputs:
         """Made when a width is first used: a wide prefill's mask alone takes megabytes."""
         if width not in self._inputs:
-            name, embed = (self._size.decode if width == 1 else self._size.prefill(width)), f"embed_{width}"
-            kinds = ("embeddings", "per_layer_embeddings", "input_pos", "mask")
+            name, embed = self._size.signature(width), f"embed_{width}"
+            kinds = ("embeddings", "per_layer_embeddings", "input_pos")
             decoder = {kind: self._decoder.input_buffer(name, kind) for kind in kinds}
             ids = self._embedder.input_buffer(embed, "ids")
             # The embedder writes straight into the decoder's input.
             call = self._embedder.bind(embed, {"ids": ids}, {"embeddings": decoder["embeddings"]})
-            self._inputs[width] = _Inputs(ids, call, decoder)
+            self._inputs[width] = _Inputs(ids, call, decoder, {})
         return self._inputs[width]

@@ -15,7 +15,7 @@ from toolkit.tflite.graph import Graph, Signature, Weight
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny_gemma3n"
-TOKENS, ROWS = 16, CacheRows(context=96, sliding=96)
+TOKENS, ROWS = 16, CacheRows(context=96, sliding=96, seen=96)
 
 
 @pytest.fixture(scope="module")

@@ -133,18 +133,19 @@ def make_tower(**overrides: object) -> Tower:
     """A random tower; overrides: keys of Gemma3nAudioConfig that differ from its defaults."""
     torch = import_torch()
     from transformers import Gemma3nAudioConfig, Gemma3nTextConfig
+    from transformers.initialization import no_init_weights
     from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioEncoder, Gemma3nMultimodalEmbedder
 
     hf_config = Gemma3nAudioConfig(**overrides)
     config = parse_audio_config({**TOP, "audio_config": hf_config.to_dict()}, text_config(), "config.json")
     tensors = {name: random_tensor(name, shape) for name, shape in audio_tensors(config).items()}
-    encoder = Gemma3nAudioEncoder(hf_config).eval()
     hf_text = Gemma3nTextConfig(vocab_size=TEXT_VOCABULARY, hidden_size=TEXT_HIDDEN)
-    embedder = Gemma3nMultimodalEmbedder(hf_config, hf_text).eval()
+    with no_init_weights():  # else a tower of the published size spends minutes on numbers that are then replaced
+        encoder, embedder = Gemma3nAudioEncoder(hf_config), Gemma3nMultimodalEmbedder(hf_config, hf_text)
     for module, prefix in ((encoder, "audio_tower."), (embedder, "embed_audio.")):
         own = {n.removeprefix(prefix): torch.from_numpy(t) for n, t in tensors.items() if n.startswith(prefix)}
-        module.load_state_dict(own, strict=True)
-    return Tower(config, tensors, encoder, embedder)
+        module.load_state_dict(own, strict=True, assign=True)
+    return Tower(config, tensors, encoder.eval(), embedder.eval())
 
 
 def text_config() -> TextConfig:
@@ -155,12 +156,13 @@ def text_config() -> TextConfig:
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> F32:
     """Norms and scales about one, all else at 1 / sqrt(fan-in): activations keep their size, scores reach the cap."""
-    noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
     if len(shape) == 1:
-        centre = 0.0 if name.endswith("per_dim_scale") else 1.0
-        return (centre + 0.3 * noise).astype(np.float32)
+        noise *= np.float32(0.3)
+        return noise if name.endswith("per_dim_scale") else noise + np.float32(1)
     gain = 3.0 if name.endswith(("q_proj.weight", "pos_proj.weight")) else 1.0
-    return (gain * noise * np.prod(shape[1:]) ** -0.5).astype(np.float32)
+    noise *= np.float32(gain * np.prod(shape[1:]) ** -0.5)
+    return noise
 
 
 def mel_frames(frames: int, bins: int, seed: int = 0) -> F32:

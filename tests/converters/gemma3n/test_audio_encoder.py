@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from audio_oracle import VARIANTS, Tower, mel_frames, tower
+from audio_oracle import TINY, VARIANTS, Tower, make_tower, mel_frames, tower
 from numpy.typing import NDArray
 
 from converters.gemma3n.audio_encoder import encoder_graph
@@ -75,3 +75,17 @@ def test_frames_that_are_not_there_change_nothing(encoder: Encoder, frames: int,
     assert mask.sum() == len(valid) and mask[: len(valid)].all()
     assert error(features[: len(want)], want) < 1e-5
     assert not features[len(want) :].any()
+
+
+@pytest.mark.slow
+def test_the_published_architecture_gives_transformers_features(tmp_path: Path) -> None:
+    published = make_tower(**{key: TINY[key] for key in ("vocab_size", "vocab_offset")})
+    assert (
+        sum(tensor.size for name, tensor in published.tensors.items() if name.startswith("audio_tower")) == 681_348_640
+    )
+    encoder = Encoder(tmp_path / "encoder.tflite", published, (112,))
+    mel = encoder.mel(97)  # one second
+    features, mask = encoder.run(112, mel)
+    want, valid = published.encode(mel, np.ones(97, np.bool_))
+    assert mask.tolist() == valid.tolist() and len(valid) == 7
+    assert error(features, want) < 5e-5

@@ -53,7 +53,8 @@ Progress = Callable[[int, int], None]
 class ConvertRequest:
     """What to make of a checkpoint.
 
-    `sizes`: empty is the whole checkpoint; the first is the default one. `prefill_sizes`: tokens of each prefill.
+    `sizes`: empty is the whole checkpoint; the first is the default one. `prefill_sizes`: tokens of each prefill; empty
+    is those of DEFAULT_PREFILL_SIZES that fit the context.
     `shard_bytes`: at most so much in a PLE shard.
     """
 
@@ -63,7 +64,7 @@ class ConvertRequest:
     ple_recipe: Recipe
     sizes: tuple[Slice, ...] = ()
     context: int = DEFAULT_CONTEXT
-    prefill_sizes: tuple[int, ...] = DEFAULT_PREFILL_SIZES
+    prefill_sizes: tuple[int, ...] = ()
     shard_bytes: int = DEFAULT_SHARD_BYTES
     workers: int = 2
 
@@ -76,6 +77,9 @@ def convert(
     `accept` sees the finished files before they get their final name and raises to refuse them: the quality gate.
     """
     checkpoint = request.checkpoint
+    if not request.prefill_sizes:
+        fitting = tuple(n for n in DEFAULT_PREFILL_SIZES if n <= request.context)
+        request = replace(request, prefill_sizes=fitting)
     _check_lengths(request)
     require_bundle_or_nothing(request.output)
     elastic = combine(checkpoint.config, request.sizes or (checkpoint.default_slice,))

@@ -1,0 +1,298 @@
+"""Train the tiny Gemma 3n as a MatFormer on the CPU and export it in Hugging Face form.
+
+    python train.py --work WORK --minutes 65
+
+needs torch, transformers >= 5.23, tokenizers, safetensors, a C++ compiler (for torch.compile), and Debian 12's apt-get.
+Resumes from WORK/state.pt; the schedule follows the minutes trained, so it ends on time on a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import data
+import model
+import torch
+from model import ALL, SIZES, Functions, Size, Weights
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed, multiprocessing
+from transformers import AutoModelForCausalLM, Gemma3nTextConfig
+
+HERE = Path(__file__).parent
+WORKERS, ROWS, LENGTH, CHAT = 2, 4, 512, 0.3
+MUON_RATE, ADAM_RATE, EMBED_RATE, WEIGHT_DECAY = 0.015, 2e-3, 4e-3, 0.05
+WARMUP_STEPS, COOLDOWN, EMA = 100, 0.6, 0.995
+SAVE_SECONDS = 180.0
+
+
+def sample_size(rng: random.Random) -> Size:
+    """The size that one step trains: a named one, or a random mix of widths."""
+    name = rng.choices(("small", "mid-narrow", "mid-wide", "large", "mix"), (0.30, 0.10, 0.10, 0.35, 0.15))[0]
+    if name == "mix":
+        return Size("mix", ALL, tuple(rng.choice((256, 512)) for _ in ALL))
+    return next(size for size in SIZES if size.name == name)
+
+
+def orthogonalise(x: Tensor) -> Tensor:
+    """Newton-Schulz iterations of the Muon optimiser (Jordan et al. 2024) on matrices [count, rows, columns]."""
+    tall = x.shape[1] > x.shape[2]
+    x = (x.mT if tall else x).bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return (x.mT if tall else x).float()
+
+
+class Optimizer:
+    """Muon for the matrices between the embeddings, Adam for everything else; learning rates scale with `rate`."""
+
+    def __init__(self, weights: Weights) -> None:
+        def is_matrix(name: str, tensor: Tensor) -> bool:
+            return tensor.ndim == 2 and "embed_tokens" not in name and "altup." not in name
+
+        self.groups: dict[tuple[int, ...], list[Tensor]] = {}
+        for name, tensor in weights.items():
+            if is_matrix(name, tensor):
+                self.groups.setdefault(tuple(tensor.shape), []).append(tensor)
+        self.momenta = {shape: torch.zeros(len(group), *shape) for shape, group in self.groups.items()}
+        rest = {name: tensor for name, tensor in weights.items() if not is_matrix(name, tensor)}
+        embeddings = [tensor for name, tensor in rest.items() if "embed_tokens" in name]
+        vectors = [tensor for name, tensor in rest.items() if "embed_tokens" not in name]
+        self.adam = torch.optim.AdamW(
+            [{"params": embeddings, "base": EMBED_RATE}, {"params": vectors, "base": ADAM_RATE}],
+            betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=True,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        for shape, group in self.groups.items():
+            gradient = torch.stack([tensor.grad for tensor in group])
+            momentum = self.momenta[shape].lerp_(gradient, 0.05)
+            update = orthogonalise(gradient.lerp(momentum, 0.95))
+            scale = MUON_RATE * rate * max(1.0, shape[0] / shape[1]) ** 0.5
+            for tensor, change in zip(group, update, strict=True):
+                tensor.mul_(1.0 - MUON_RATE * rate * WEIGHT_DECAY).sub_(change, alpha=scale)
+        for group in self.adam.param_groups:
+            group["lr"] = group["base"] * rate
+        self.adam.step()
+
+
+def learning_rate(step: int, progress: float) -> float:
+    """Warm-up, plateau, linear fall to a hundredth; progress: 0..1."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, (1.0 - progress) / COOLDOWN + 0.01)
+
+
+class State:
+    """Weights, their average, optimizer and counters; gradients are views of one flat tensor, for the exchange."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.path, self.elapsed, self.step, self.tokens = path, 0.0, 0, 0
+        self.weights = model.initial_weights(seed)
+        self.averaged = {name: tensor.clone() for name, tensor in self.weights.items()}
+        self.optimizer = Optimizer(self.weights)
+        if path.exists():
+            self.restore(torch.load(path))
+        sizes = [tensor.numel() for tensor in self.weights.values()]
+        self.gradients = torch.zeros(sum(sizes) + 2)  # the last two carry the loss and the clock
+        for tensor, gradient in zip(self.weights.values(), self.gradients[:-2].split(sizes), strict=True):
+            tensor.requires_grad_().grad = gradient.view_as(tensor)
+
+    @torch.no_grad()
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.elapsed, self.step, self.tokens = saved["elapsed"], saved["step"], saved["tokens"]
+        for name, tensor in self.weights.items():
+            tensor.copy_(saved["weights"][name])
+            self.averaged[name].copy_(saved["averaged"][name])
+        self.optimizer.adam.load_state_dict(saved["adam"])
+        self.optimizer.momenta = saved["momenta"]
+
+    def save(self) -> None:
+        names = ("elapsed", "step", "tokens", "weights", "averaged")
+        state = {name: getattr(self, name) for name in names}
+        state |= {"adam": self.optimizer.adam.state_dict(), "momenta": self.optimizer.momenta}
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").rename(self.path)
+
+    @torch.no_grad()
+    def average(self) -> None:
+        for name, tensor in self.weights.items():
+            self.averaged[name].lerp_(tensor, 1.0 - min(EMA, self.step / (self.step + 10)))
+
+
+def local_gradients(state: State, functions: Functions, rows: Tensor, size: Size) -> None:
+    """Loss and gradients of these rows, in bfloat16, left in the state."""
+    state.gradients.zero_()
+    working = {name: tensor.to(torch.bfloat16) for name, tensor in state.weights.items()}
+    loss = model.forward_loss(functions, working, rows, size)
+    loss.backward()
+    state.gradients[-2] = loss.item()
+
+
+def exchange_gradients(state: State) -> float:
+    """Replace the gradients and clocks of the workers by their means; returns the mean loss."""
+    state.gradients[-1] = state.elapsed
+    distributed.all_reduce(state.gradients)
+    state.gradients /= WORKERS
+    state.elapsed = state.gradients[-1].item()
+    return state.gradients[-2].item()
+
+
+def work_alone(rank: int, work: Path, seconds: float, seed: int) -> None:
+    """One of WORKERS single-threaded processes that train the same weights on rows of their own.
+
+    No two threads wait for each other inside an operation, which would be slow on a machine that others use too.
+    """
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{work}/rendezvous", rank=rank, world_size=WORKERS)
+    state, functions = State(work / "state.pt", seed), Functions(compiled=True)
+    sizes = random.Random(seed + state.step)
+    sampler = data.Sampler(
+        data.load_chapters(work), data.load_tokenizer(work), LENGTH, chat=CHAT, seed=seed + WORKERS * state.step + rank
+    )
+    for turn in range(WORKERS):  # the first compiles, the others find the code in the cache
+        for size in (SIZES[1], SIZES[3]) if rank == turn else ():
+            local_gradients(state, functions, torch.from_numpy(sampler.batch(ROWS)), size)
+        distributed.barrier()
+    losses: dict[str, float] = {}
+    last = saved = time.monotonic()
+    while state.elapsed < seconds:
+        size = sample_size(sizes)
+        local_gradients(state, functions, torch.from_numpy(sampler.batch(ROWS)), size)
+        loss = exchange_gradients(state)
+        state.optimizer.step(learning_rate(state.step, state.elapsed / seconds))
+        state.average()
+        losses[size.name] = 0.95 * losses.get(size.name, loss) + 0.05 * loss
+        now = time.monotonic()
+        state.step, state.tokens = state.step + 1, state.tokens + WORKERS * ROWS * LENGTH
+        state.elapsed, last = state.elapsed + now - last, now
+        if rank == 0 and state.step % 25 == 0:
+            shown = " ".join(f"{name} {value:.3f}" for name, value in sorted(losses.items()))
+            rate = state.tokens / state.elapsed
+            print(f"{state.elapsed:7.1f} s  step {state.step}  {rate:.0f} tokens/s  {shown}", flush=True)
+        if rank == 0 and (now - saved > SAVE_SECONDS or state.elapsed >= seconds):
+            state.save()
+            saved = time.monotonic()
+    distributed.destroy_process_group()
+
+
+def train(work: Path, seconds: float, seed: int) -> Weights:
+    """Train for `seconds` in all (resumed runs included); returns the averaged weights."""
+    data.load_tokenizer(work)
+    (work / "rendezvous").unlink(missing_ok=True)
+    multiprocessing.spawn(work_alone, (work, seconds, seed), nprocs=WORKERS)
+    averaged: Weights = torch.load(work / "state.pt")["averaged"]
+    return averaged
+
+
+def text_config(size: Size) -> Gemma3nTextConfig:
+    return Gemma3nTextConfig(
+        architectures=["Gemma3nForCausalLM"], dtype="bfloat16", tie_word_embeddings=True,
+        vocab_size=model.VOCAB, vocab_size_per_layer_input=model.PLE_VOCAB, hidden_size=model.HIDDEN,
+        hidden_size_per_layer_input=model.PLE, intermediate_size=list(size.ffn_sizes),
+        num_hidden_layers=len(size.layers), num_attention_heads=model.HEADS, num_key_value_heads=model.KV_HEADS,
+        head_dim=model.HEAD_DIM, sliding_window=model.WINDOW, max_position_embeddings=model.MAX_POSITIONS,
+        layer_types=[model.TYPES[i] for i in size.layers], rms_norm_eps=model.EPS,
+        num_kv_shared_layers=sum(i >= model.KV_LAYERS for i in size.layers),
+        activation_sparsity_pattern=[model.SPARSITY if i < model.SPARSE_LAYERS else 0.0 for i in size.layers],
+        laurel_rank=model.LAUREL, altup_num_inputs=model.ALTUP, altup_active_idx=0, altup_coef_clip=model.COEF_CLIP,
+        altup_correct_scale=True, final_logit_softcapping=model.SOFTCAP,
+        pad_token_id=data.PAD, eos_token_id=[data.EOS, data.SPECIAL.index("<end_of_turn>")], bos_token_id=data.BOS,
+    )  # fmt: skip
+
+
+def slice_weights(weights: Weights, size: Size) -> Weights:
+    """The weights of a slice, renumbered, as a checkpoint of its own (rule: MatFormer Lab's recipe)."""
+    kept = list(size.layers)
+    sliced = {name: tensor for name, tensor in weights.items() if ".layers." not in name}
+    for new, (old, ffn_size) in enumerate(zip(size.layers, size.ffn_sizes, strict=True)):
+        for name, tensor in model.layer_weights(weights, old).items():
+            if name in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
+                tensor = tensor[:ffn_size]
+            elif name == "mlp.down_proj.weight":
+                tensor = tensor[:, :ffn_size]
+            sliced[f"model.layers.{new}.{name}"] = tensor
+    table, projection = "model.embed_tokens_per_layer.weight", "model.per_layer_model_projection.weight"
+    sliced[table] = weights[table].unflatten(1, (model.LAYERS, model.PLE))[:, kept].flatten(1)
+    sliced[projection] = weights[projection].unflatten(0, (model.LAYERS, model.PLE))[kept].flatten(0, 1)
+    return sliced
+
+
+def write_checkpoint(folder: Path, weights: Weights, size: Size) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text_config(size).save_pretrained(folder)
+    tensors = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in sorted(weights.items())}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_json(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def export(work: Path, folder: Path, weights: Weights) -> None:
+    """Write every file of the checkpoint. Rows of ids >= PLE_VOCAB repeat the row of `<pad>`, as in Gemma 3n."""
+    weights = dict(weights)
+    table = weights["model.embed_tokens.weight"].clone()
+    table[model.PLE_VOCAB :] = table[data.PAD]
+    weights["model.embed_tokens.weight"] = table
+    for name, tensor in weights.items():
+        if name.endswith("prediction_coefs.weight"):
+            weights[name] = tensor.clamp(-model.COEF_CLIP, model.COEF_CLIP)
+    write_checkpoint(folder, weights, SIZES[-1])
+    slices = [{"name": s.name, "layers": s.layers, "ffn_sizes": s.ffn_sizes} for s in SIZES]
+    lines = ",\n    ".join(json.dumps(item) for item in slices)
+    (folder / "matformer.json").write_text(
+        f'{{\n  "format": "gemma-edge-matformer/1",\n  "slices": [\n    {lines}\n  ]\n}}\n', encoding="utf-8"
+    )
+    data.load_tokenizer(work)
+    (folder / "tokenizer.json").write_bytes((work / "tokenizer.json").read_bytes())
+    template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.MAX_POSITIONS,
+        "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>",
+        "add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False,
+        "extra_special_tokens": {}, "padding_side": "left",
+    })  # fmt: skip
+    write_json(folder / "generation_config.json", {
+        "bos_token_id": data.BOS, "eos_token_id": [data.EOS, data.SPECIAL.index("<end_of_turn>")],
+        "pad_token_id": data.PAD, "do_sample": True, "temperature": 0.7, "top_k": 40, "top_p": 0.95,
+    })  # fmt: skip
+
+
+@torch.no_grad()
+def check_against_transformers(folder: Path, work: Path) -> None:
+    """Every size of the exported checkpoint, sliced on disk, must give transformers the logits of model.py (f32)."""
+    weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    ids = torch.randint(0, model.VOCAB, (2, 3 * model.WINDOW), generator=torch.Generator().manual_seed(1))
+    for size in SIZES:
+        sliced = work / f"sliced_{size.name}"
+        write_checkpoint(sliced, slice_weights(weights, size), size)
+        reference = AutoModelForCausalLM.from_pretrained(sliced, dtype=torch.float32, attn_implementation="eager")
+        expected = reference.eval()(input_ids=ids).logits
+        error = (model.forward_logits(weights, ids, size) - expected).abs().max().item()
+        print(f"{size.name}: max logit difference from transformers {error:.1e} (range {expected.abs().max():.1f})")
+        assert error < 1e-3, f"size {size.name}: logits differ from transformers by {error}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of texts and training state")
+    parser.add_argument("--minutes", type=float, default=65.0)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the exported checkpoint")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    weights = train(arguments.work, arguments.minutes * 60, arguments.seed)
+    export(arguments.work, arguments.out, weights)
+    check_against_transformers(arguments.out, arguments.work)
+
+
+if __name__ == "__main__":
+    main()

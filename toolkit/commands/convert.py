@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--prefill", metavar="N[,N...]", type=_lengths, default=(),
-        help=f"tokens a prefill takes at once (default: those of {','.join(map(str, DEFAULT_PREFILL_SIZES))} that fit the context)",
+        help="tokens a prefill takes at once (default: those of "
+        f"{','.join(map(str, DEFAULT_PREFILL_SIZES))} that fit the context)",
     )  # fmt: skip
     parser.add_argument(
         "--shard-mb", metavar="MB", type=positive, default=DEFAULT_SHARD_BYTES >> 20,

@@ -1,7 +1,7 @@
 """Symmetric uniform quantisation: groups of weights (rows, or blocks of a row) share one positive scale.
 
-Every step is an elementwise IEEE operation or a sum in a fixed order, so the bytes depend on the weights alone: on no
-thread count and no CPU.
+Every step is an elementwise IEEE operation, an exact sum, or a sum in a fixed order, so the bytes depend on the weights
+alone: on no thread count and no CPU.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ _INT8_RATIOS = (
     (math.inf, (1.05,)),
 )
 
-_TILE_WEIGHTS = 1 << 17  # a tile and its two scratch arrays (1.5 MB of float32) stay in a 2 MB L2 cache
+# 1 MB of float32, so that two tiles fill a 2 MB L2 cache. Half of it is a little faster on one thread, but passes are
+# then so short that two threads wait for the interpreter's lock.
+_TILE_WEIGHTS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +132,9 @@ class _UnfitGroup(Exception):
 class _Workspace:
     """Scratch memory for tiles of one scheme, and the passes over them.
 
-    int4 blocks are searched transposed, [width, groups], so that sums over a short block run along vectors; everything
-    else as [groups, width].
+    int4 blocks are searched transposed, [width, groups], so that sums over a short block run along vectors, and in
+    integers of `steps` to a code: no sum exceeds 8 * 8 * steps * width <= 2**24, so float32 holds all of them exactly.
+    Everything else is [groups, width].
     """
 
     def __init__(self, scheme: Scheme, tile: int, width: int) -> None:
@@ -141,15 +144,13 @@ class _Workspace:
         self._blocks = scheme.block_size is not None
         self._scale_min = BLOCK_SCALE_RANGE[0] if self._blocks else ROW_SCALE_MIN
         self._transposed = self._blocks and self._int4
+        self._steps = 2.0 ** (18 - (width - 1).bit_length()) if self._transposed else 1.0
         table = _INT4_RATIOS if self._int4 else _INT8_RATIOS
         self._ratios = next(ratios for widest, ratios in table if width <= widest)
-        self._buffers = [_aligned(max(2, tile) * width) for _ in range(3)]
+        self._buffers = [_aligned(tile * width) for _ in range(3)]
 
     def scales(self, groups: F32) -> F32:
         """The scale of each group, as it will be stored; groups: [count, width]."""
-        if self._transposed and len(groups) == 1:
-            # NumPy sums a single column in another order, and a block's bytes must not depend on its neighbours.
-            return self.scales(np.concatenate([groups, groups]))[:1]
         x = groups
         if self._transposed:
             x = self._scratch(0, groups.T.shape)
@@ -162,8 +163,7 @@ class _Workspace:
             return plain
         if not self._int4:
             return self._least_error(groups, plain)
-        unclipped = np.maximum(np.maximum(top / self._high, bottom / self._low), self._scale_min)
-        return self._least_squares(x, axis, plain, unclipped)
+        return self._least_squares(x, plain, np.maximum(top / self._high, bottom / self._low))
 
     def round(self, groups: F32, scales: F32, out: NDArray[np.int8]) -> None:
         """Codes under given scales: round(w * (1 / scale)), ties to even, clipped."""
@@ -184,27 +184,38 @@ class _Workspace:
     def _stored(self, scale: F32) -> F32:
         return block_scale(scale) if self._blocks else np.maximum(scale, ROW_SCALE_MIN)
 
-    def _least_squares(self, x: F32, axis: int, plain: F32, unclipped: F32) -> F32:
+    def _least_squares(self, x: F32, plain: F32, unclipped: F32) -> F32:
         """The candidate of least squared error, after refitting each candidate's scale to its codes.
 
         For codes q the best scale is <w, q> / <q, q>; a stored s leaves the error <w, w> + s (s <q, q> - 2 <w, q>).
         """
-        u, t, product = (self._scratch(i, x.shape) for i in range(3))
-        np.multiply(x, _spread(np.float32(1) / unclipped, axis), out=u)  # the work is in units of the unclipped scale
-        candidates = [_spread(unclipped / plain, axis), *map(np.float32, self._ratios)]
+        unit: F32 = np.maximum(unclipped, self._scale_min)
+        unit /= np.float32(self._steps)
+        u, t = self._scratch(0, x.shape), self._scratch(1, x.shape)
+        np.multiply(x, self._spread(np.float32(1) / unit), out=u)
+        if self._transposed:
+            np.rint(u, out=u)
+        candidates = [self._spread(unit / plain), *(np.float32(ratio / self._steps) for ratio in self._ratios)]
         sums = np.empty((2, len(candidates), len(plain)), np.float32)
-        for uq, qq, ratio in zip(*sums, candidates, strict=True):
-            self._round(np.multiply(u, ratio, out=t), t)
-            np.add.reduce(np.multiply(u, t, out=product), axis=axis, out=uq)
-            np.add.reduce(np.square(t, out=product), axis=axis, out=qq)
+        for uq, qq, factor in zip(*sums, candidates, strict=True):
+            self._round(np.multiply(u, factor, out=t), t)
+            self._dot(u, t, uq)
+            self._dot(t, t, qq)
         uq, qq = sums[0], sums[1]
-        stored = self._stored(uq / np.maximum(qq, np.float32(1)) * unclipped)
-        scale = stored * (np.float32(1) / unclipped)
+        stored = self._stored(uq / np.maximum(qq, np.float32(1)) * unit)
+        scale = stored / unit
         cost = np.multiply(scale, qq, out=qq)
         cost -= uq
         cost -= uq
         cost *= scale
         return _pick(stored, cost)
+
+    def _dot(self, a: F32, b: F32, out: F32) -> None:
+        """Sums of products over each group."""
+        if self._transposed:
+            np.einsum("ij,ij->j", a, b, out=out)  # fused multiply-adds or not: these sums are exact
+        else:
+            np.add.reduce(np.multiply(a, b, out=self._scratch(2, a.shape)), axis=1, out=out)
 
     def _least_error(self, groups: F32, plain: F32) -> F32:
         """The candidate of least squared error, measured on the residuals: at 8 bits sums of squares are too coarse."""
@@ -224,14 +235,13 @@ class _Workspace:
         np.rint(x, out=out)
         np.clip(out, self._low, self._high, out=out)
 
+    def _spread(self, per_group: F32) -> F32:
+        """Per-group numbers, shaped to broadcast over what `_least_squares` works on."""
+        return per_group if self._transposed else per_group[:, None]
+
     def _scratch(self, index: int, shape: tuple[int, ...]) -> F32:
         scratch: F32 = self._buffers[index][: math.prod(shape)].reshape(shape)
         return scratch
-
-
-def _spread(per_group: F32, axis: int) -> F32:
-    """Per-group numbers, shaped to broadcast over groups whose weights lie along `axis`."""
-    return per_group[:, None] if axis == 1 else per_group
 
 
 def _pick(scales: F32, costs: F32) -> F32:

@@ -174,7 +174,7 @@ def test_a_weight_too_large_for_its_scale_is_refused_with_a_remedy() -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=label)
 def test_a_row_does_not_depend_on_its_neighbours(scheme: Scheme) -> None:
     width = scheme.block_size or 512
-    w = random_rows("gaussian", 1 + (1 << 17) // width, width, seed=4)  # one group more than a tile
+    w = random_rows("gaussian", 1 + (1 << 18) // width, width, seed=4)  # one group more than a tile
     together = quantize_rows(w, scheme)
     for row in (0, len(w) // 2, len(w) - 1):
         alone = quantize_rows(w[row : row + 1], scheme)

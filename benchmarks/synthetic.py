@@ -28,6 +28,7 @@ from converters.gemma3n.config import (
     to_hugging_face,
 )
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, text_tensors, unused_kv_tensors
+from converters.gemma3n.vision_config import parse_vision_config, vision_tensors
 from toolkit.files import atomic_directory
 
 Shape = tuple[int, ...]
@@ -135,14 +136,23 @@ PRESETS: Mapping[str, TextConfig] = {
 SHARDED = ("e2b", "e4b")  # as published: in shards, and with the K/V weights that shared layers do not use
 
 
-def write_synthetic(output: Path, preset: str, *, seed: int = 0, architecture: str = CAUSAL_LM) -> int:
+def write_synthetic(
+    output: Path, preset: str, *, seed: int = 0, architecture: str = CAUSAL_LM, vision: bool = False
+) -> int:
     """Write the checkpoint directory `output`, whole or not at all; returns its bytes of weights.
 
-    As Gemma3nForConditionalGeneration it names towers for images and sound, small ones, without weights.
+    As Gemma3nForConditionalGeneration it names towers for images and sound, small ones, without weights; with `vision`
+    the tower for images is the published one, with weights.
     """
     config = PRESETS[preset]
     tensors = text_tensors(config) | (unused_kv_tensors(config) if preset in SHARDED else {})
     stored = {STORED_PREFIX[architecture] + name: shape for name, shape in tensors.items()}
+    written = _config_json(config, architecture)
+    if vision:
+        assert architecture == CONDITIONAL_GENERATION, "a text model has no tower"
+        written |= _vision_json(config)
+        tower = vision_tensors(parse_vision_config(written, config, "config.json"))
+        stored |= {f"model.{name}": shape for name, shape in tower.items()}
     shards = _shards(stored, SHARD_BYTES if preset in SHARDED else None)
     noise = _Noise(seed, config.ple_size)
     with atomic_directory(output) as directory:
@@ -151,10 +161,19 @@ def write_synthetic(output: Path, preset: str, *, seed: int = 0, architecture: s
                 _write_safetensors(file, members, noise)
         if len(shards) > 1:
             _write_json(directory / "model.safetensors.index.json", _index(shards))
-        _write_json(directory / "config.json", _config_json(config, architecture))
+        _write_json(directory / "config.json", written)
         for name in TOKENIZER_FILES:
             shutil.copyfile(TOKENIZER_SOURCE / name, directory / name)
-    return sum(map(_stored_bytes, tensors.values()))
+    return sum(map(_stored_bytes, stored.values()))
+
+
+def _vision_json(config: TextConfig) -> dict[str, object]:
+    """The published tower (google/gemma-3n-E4B, config.json), its tokens behind the text model's."""
+    offset = config.ple_vocab_size
+    tower = {"model_type": "gemma3n_vision", "architecture": "mobilenetv5_300m_enc", "rms_norm_eps": 1e-6}
+    table = {"hidden_size": 2048, "vocab_offset": offset, "vocab_size": 128}
+    tokens = {"boi_token_id": 3, "eoi_token_id": offset, "image_token_id": offset + 1}
+    return {"vision_config": tower | table, "vision_soft_tokens_per_image": 256, **tokens}
 
 
 def _config_json(config: TextConfig, architecture: str) -> dict[str, object]:
@@ -233,7 +252,7 @@ class _Noise:
     def tensor(self, name: str, shape: Shape) -> Iterator[NDArray[np.uint16]]:
         """The tensor's elements in order, some at a time: 1-D ones are near 1, matrices have variance 1 / fan-in."""
         # A row of the per-layer table is one vector per layer; elsewhere a row's length is the number of summed terms.
-        fan_in = self._ple_size if name.endswith(PER_LAYER_EMBEDDING) else shape[-1]
+        fan_in = self._ple_size if name.endswith(PER_LAYER_EMBEDDING) else math.prod(shape[1:])
         mean, deviation = (1.0, 0.05) if len(shape) == 1 else (0.0, fan_in**-0.5)
         count = math.prod(shape)
         for done in range(0, count, _CHUNK):
@@ -258,8 +277,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--architecture", choices=STORED_PREFIX, default=CAUSAL_LM, help="class that it loads as (default: %(default)s)"
     )
+    parser.add_argument("--vision", action="store_true", help="with the published tower for images")
     options = parser.parse_args(arguments)
-    size = write_synthetic(options.output, options.preset, seed=options.seed, architecture=options.architecture)
+    if options.vision and options.architecture == CAUSAL_LM:
+        parser.error(f"--vision needs --architecture {CONDITIONAL_GENERATION}")
+    size = write_synthetic(
+        options.output,
+        options.preset,
+        seed=options.seed,
+        architecture=options.architecture,
+        vision=options.vision,
+    )
     print(f"{options.output}: {options.preset}, {size // BYTES_PER_WEIGHT:,} weights, {size / 1e9:.2f} GB")
 
 

@@ -107,3 +107,17 @@ def test_bench_decode_compares_ours_with_the_peer_of_the_same_recipe(tmp_path: P
 
     table = bench_decode.table([outcome("gemma-edge", 300.0, 30.0), outcome("litert-torch", 200.0, 20.0)])
     assert "300 (300 to 300), 1.50 x | 30.0 (30.0 to 30.0), 1.50 x" in table
+
+
+def test_with_vision_the_published_tower_is_there_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from converters.gemma3n import vision_blocks, vision_config
+    from converters.gemma3n.vision_files import read_vision_config
+
+    small = (("er_r1_k3_s2_e1_c8",), ("uir_r1_a3_k5_s2_e2_c16", "mqa_r1_k3_h2_v2_s1_d8_c16"))
+    monkeypatch.setattr(vision_config, "STAGES", small)
+    synthetic.write_synthetic(tmp_path / "v", "tiny", architecture="Gemma3nForConditionalGeneration", vision=True)
+    with open_checkpoint(tmp_path / "v") as checkpoint:
+        config = read_vision_config(checkpoint)
+        assert config.stages == vision_blocks.parse_stages(small, 64)
+        kernel = checkpoint.read("vision_tower.timm_model.blocks.1.0.pw_exp.conv.weight")
+    assert kernel.std() == pytest.approx(8**-0.5, rel=0.3)

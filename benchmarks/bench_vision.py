@@ -1,0 +1,169 @@
+"""Converting the vision tower at its true size: seconds and peak memory; and encoding an image, against timm.
+
+Every conversion and every series of images is a process of its own, measured by the kernel. Systems take turns. Both
+encoders run warm on the same image with the same number of threads; timm's tower, in float32, has other random weights.
+timm needs torch, and torchvision, for which the tests have stand-ins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from benchmarks.measure import (
+    RESULTS,
+    ChildUsage,
+    append_result,
+    load_average,
+    markdown,
+    run_child,
+    summary,
+    text,
+    this_device,
+)
+from benchmarks.synthetic import write_synthetic
+from converters.gemma3n.config import CONDITIONAL_GENERATION
+
+PEER = "timm float32"
+PACKAGES = ("ai-edge-litert", "numpy", "timm", "torch")
+
+
+def convert(checkpoint: Path, output: Path, recipe: str, size: int) -> None:
+    """In a process of its own: both files of the group."""
+    from converters.checkpoint import open_checkpoint
+    from converters.gemma3n.vision_files import convert_vision
+    from toolkit.quant.recipe import load_recipe
+
+    output.mkdir()
+    with open_checkpoint(checkpoint) as opened:
+        convert_vision(opened, output, load_recipe(recipe), [size])
+
+
+def encode_litert(model: Path, size: int, threads: int, repeats: int) -> list[float]:
+    """Seconds of each image after the first."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    encode = Interpreter(str(model), num_threads=threads).get_signature_runner("encode")
+    image = _image(size)
+    return _seconds(lambda: encode(images=image), repeats)
+
+
+def encode_timm(size: int, threads: int, repeats: int) -> list[float]:
+    """Seconds of each image after the first."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    import torch
+    from timm_oracle import import_timm
+
+    torch.set_num_threads(threads)
+    tower = import_timm().create_model("mobilenetv5_300m_enc", pretrained=False).train(False)
+    image = torch.from_numpy(_image(size)).permute(0, 3, 1, 2).contiguous()
+    with torch.inference_mode():
+        return _seconds(lambda: tower(image), repeats)
+
+
+def _image(size: int) -> np.ndarray:
+    return np.random.default_rng(0).random((1, size, size, 3), np.float32)
+
+
+def _seconds(run: object, repeats: int) -> list[float]:
+    assert callable(run)
+    run()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def child(step: str, *arguments: object, log: Path) -> tuple[ChildUsage, list[float]]:
+    """Run one of the functions above; the last line of its output is what it returned."""
+    command = [sys.executable, "-m", "benchmarks.bench_vision", "--child", step, *map(str, arguments)]
+    usage = run_child(command, log)
+    return usage, json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+
+
+def run_step(step: str, arguments: Sequence[str]) -> list[float]:
+    """The child's side."""
+    if step == "convert":
+        checkpoint, output, recipe, size = arguments
+        convert(Path(checkpoint), Path(output), recipe, int(size))
+        return []
+    *model, size, threads, repeats = arguments
+    if step == "timm":
+        return encode_timm(int(size), int(threads), int(repeats))
+    return encode_litert(Path(model[0]), int(size), int(threads), int(repeats))
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> list[list[str]]:
+    """Convert with each recipe, then let the encoders take turns; rows of the table."""
+    checkpoint, log = scratch / "checkpoint", scratch / "log.txt"
+    write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, vision=True)
+    load, size = load_average(), options.size
+    conversions = {}
+    for recipe in options.recipes:
+        conversions[recipe], _ = child("convert", checkpoint, scratch / recipe, recipe, size, log=log)
+    seconds: dict[str, list[float]] = {name: [] for name in (*options.recipes, PEER)}
+    peaks = dict.fromkeys(seconds, 0)
+    for _ in range(options.rounds):
+        for name in seconds:
+            how = (options.threads, options.repeats)
+            if name == PEER:
+                usage, times = child("timm", size, *how, log=log)
+            else:
+                usage, times = child("litert", scratch / name / "vision_encoder.tflite", size, *how, log=log)
+            seconds[name] += times
+            peaks[name] = max(peaks[name], usage.peak_rss_bytes)
+    rows = []
+    for name, times in seconds.items():
+        fields = {
+            "system": name,
+            "image_size": size,
+            "threads": options.threads,
+            "encode_seconds": asdict(summary(times)),
+            "encode_peak_rss_bytes": peaks[name],
+            "load_average_before": load,
+        }
+        cells = ["", "", ""]
+        if name in conversions:
+            files = sum(f.stat().st_size for f in (scratch / name).iterdir())
+            made = conversions[name]
+            fields |= {"convert": asdict(made), "output_bytes": files}
+            cells = [f"{made.seconds:.1f}", f"{made.peak_rss_bytes / 1e6:.0f}", f"{files / 1e6:.0f}"]
+        append_result(options.output, "vision", fields, PACKAGES)
+        rows.append([name, *cells, text(summary(times), ".3f"), f"{peaks[name] / 1e6:.0f}"])
+    print(f"\n{this_device()}\nload average before: {load:.2f}\n")
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_vision", description=__doc__)
+    parser.add_argument("--recipes", nargs="+", default=["f32", "vision-f16", "vision-int8"])
+    parser.add_argument("--size", type=int, default=768, help="pixels (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each system (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="images in a turn (default: %(default)s)")
+    parser.add_argument("--scratch", type=Path, help="where files are written and removed; default: the system's")
+    parser.add_argument("--output", type=Path, default=RESULTS / "vision.jsonl", help="default: %(default)s")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        print(json.dumps(run_step(options.child[0], options.child[1:])))
+        return
+    with TemporaryDirectory(dir=options.scratch, prefix="bench_vision.") as name:
+        rows = measure(options, Path(name))
+    header = ["system", "convert, s", "its peak RSS, MB", "files, MB", "encode, s", "its peak RSS, MB"]
+    print(markdown(header, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -106,6 +106,7 @@ class _Step:
         self._first = ops.take(self._position, 0, 0, 1)
         self._cache_row: dict[int, Value] = {}
         self._ring_rows: Value | None = None
+        self._windows: dict[int, tuple[Value, Value]] = {}
         self._rope: dict[str, tuple[Value, Value]] = {}
         self._masks: dict[str, Value] = {"full": self._mask_full}
         self._ple: Value | None = None
@@ -231,8 +232,8 @@ class _Step:
         query, key, value = self._qkv(index, normed)
         if layer.kv_source is None:
             self._update_cache(index, key, value)
-        rows = self.rows.read(layer)
-        keys, values = (ops.take(cache, 2, 0, rows) for cache in self._caches[self._cache_index(index)])
+        keys, values = self._read_cache(self._cache_index(index), layer)
+        rows = keys.shape[2]
         heads, groups = config.num_heads, config.num_heads // config.num_kv_heads
         query = self._heads_first(query)
         grouped = (1, config.num_kv_heads, groups * self.tokens, config.head_dim)
@@ -371,8 +372,8 @@ class _Step:
     def _mask(self, layer: LayerConfig) -> Value:
         """f32[1, 1, tokens, rows]: the caller's mask; on sliding layers all keys outside the window blocked too."""
         if layer.attention not in self._masks:
-            ring = self.rows.sliding < self.rows.context
-            self._masks[layer.attention] = self._ring_mask() if ring else self._window_mask()
+            ring = self._narrow_ring_mask if self._is_wide else self._ring_mask
+            self._masks[layer.attention] = ring() if self.rows.sliding < self.rows.context else self._window_mask()
         return self._masks[layer.attention]
 
     def _window_mask(self) -> Value:
@@ -388,7 +389,15 @@ class _Step:
         last = ops.add(self._first, self.graph.ints([self.tokens - 1]))
         rows = self.graph.ints(range(self.rows.sliding))
         age = ops.floor_mod(ops.sub(last, rows), self.graph.ints([self.rows.sliding]))
-        held = ops.reshape(ops.cast(ops.sub(last, age), DType.FLOAT32), (1, 1, 1, self.rows.sliding))
+        return self._mask_of(ops.sub(last, age))
+
+    def _narrow_ring_mask(self) -> Value:
+        """The same for the rows that `_read_cache` takes out of a wide ring."""
+        return self._mask_of(self._window_positions())
+
+    def _mask_of(self, held: Value) -> Value:
+        """f32[1, 1, tokens, rows]: what each token sees of rows that hold these positions, int32[rows]; none is < 0."""
+        held = ops.reshape(ops.cast(held, DType.FLOAT32), (1, 1, 1, *held.shape))
         # Not input_pos: a caller may give padding any position there.
         offsets = self.graph.constant(np.arange(self.tokens, dtype=np.float32).reshape(1, 1, -1, 1))
         position = ops.add(offsets, ops.reshape(ops.cast(self._first, DType.FLOAT32), (1, 1, 1, 1)))
@@ -412,6 +421,29 @@ class _Step:
         rows = self.rows.of(self.config.layers[index])
         keys, values = self._caches[cache]
         self._caches[cache] = (self._written(keys, key, rows), self._written(values, value, rows))
+
+    @property
+    def _is_wide(self) -> bool:
+        """Whether the rings hold more rows than the windows of this step's tokens: those of larger prefills."""
+        return self.config.sliding_window + self.tokens < self.rows.sliding < self.rows.context
+
+    def _read_cache(self, cache: int, layer: LayerConfig) -> tuple[Value, Value]:
+        """The keys and values that a layer attends to: of a wide ring only the windows' rows, in order.
+
+        Layers that share a cache share that copy. To attend to rows out of sight costs more, even once.
+        """
+        if layer.attention == "full" or not self._is_wide:
+            keys, values = (ops.take(part, 2, 0, self.rows.read(layer)) for part in self._caches[cache])
+            return keys, values
+        if cache not in self._windows:
+            rows = ops.floor_mod(self._window_positions(), self.graph.ints([self.rows.sliding]))
+            keys, values = (ops.gather(part, rows, 2) for part in self._caches[cache])
+            self._windows[cache] = (keys, values)
+        return self._windows[cache]
+
+    def _window_positions(self) -> Value:
+        """The positions in the windows of this step's tokens, int32[window + tokens - 1]; no row holds one before 0."""
+        return ops.add(self._first, self.graph.ints(range(1 - self.config.sliding_window, self.tokens)))
 
     def _written(self, cache: Value, new: Value, rows: int) -> Value:
         """The cache with this step's rows in it; new: f32[1, tokens, heads, dim]."""

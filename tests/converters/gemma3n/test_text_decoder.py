@@ -80,3 +80,15 @@ def test_signatures_take_and_give_what_the_manifest_documents(checkpoint: Checkp
     assert set(decode.outputs) == caches | {"logits"}
     assert set(prefill.outputs) == caches
     assert decode.outputs["logits"].shape == (1, 1, config.vocab_size)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 128])
+def test_sliding_layers_attend_to_their_windows_alone_and_not_to_the_rows_of_larger_prefills(
+    checkpoint: Checkpoint, tokens: int
+) -> None:
+    config = checkpoint.config
+    rows = CacheRows.fitting(config, context=4096, largest_prefill=1024)
+    size = Size.alone(config)
+    graph = decode_graph(size, config, rows) if tokens == 1 else prefill_graph(size, config, rows, tokens)
+    attended = {node.inputs[0].shape[-1] for node in graph.live_nodes() if node.builtin == "SOFTMAX"}
+    assert attended == {config.sliding_window + tokens - 1, 4096}

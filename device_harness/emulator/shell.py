@@ -81,6 +81,7 @@ class _Run:
         feeder = asyncio.ensure_future(self._feed())
         try:
             await asyncio.gather(self._pass_on(self._main, STDOUT), self._pass_on(self._errors, STDERR))
+            await self._say(STDERR, self._refusal)
             code = await self._exit_code()
             if self._request.is_v2:
                 await self._channel.write(pack_shell(EXIT, bytes([code & 0xFF])))
@@ -101,12 +102,14 @@ class _Run:
                 data = await loop.sock_recv(end, _READ_BYTES)
             except OSError:
                 data = b""
-            text = paths.feed(data) if data else paths.rest() + (self._refusal if id_ == STDERR else b"")
-            # A v1 stream has its errors among its output.
-            if text:
-                await self._channel.write(pack_shell(id_, text) if self._request.is_v2 else text)
+            await self._say(id_, paths.feed(data) if data else paths.rest())
             if not data:
                 return
+
+    async def _say(self, id_: int, text: bytes) -> None:
+        """A v1 stream has its errors among its output."""
+        if text:
+            await self._channel.write(pack_shell(id_, text) if self._request.is_v2 else text)
 
     async def _feed(self) -> None:
         """From the host to the command's input, which is where files are written from: the disk may be full."""
@@ -159,6 +162,8 @@ class _PathFilter:
         # What may go on in the next piece: the start of the prefix, or all of it with its slash still to come.
         most = min(len(self._prefix), len(text))
         keep = next((n for n in range(most, 0, -1) if self._prefix.startswith(text[-n:])), 0)
+        if text[: len(text) - keep].endswith(self._prefix):
+            keep += len(self._prefix)
         self._held = text[len(text) - keep :]
         return self._shown(text[: len(text) - keep])
 

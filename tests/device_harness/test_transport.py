@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from device_harness.devices import tcp_endpoint
 from device_harness.emulator.device import Emulator, EmulatorSettings
@@ -28,6 +30,7 @@ from device_harness.transport import (
     remote_path,
 )
 from device_harness.transport_port import TcpPort
+from device_harness.transport_shell import _MarkerFilter
 from device_harness.transport_wire import MAX_PAYLOAD_BYTES, pack_header
 from toolkit.errors import UsageError
 
@@ -389,3 +392,37 @@ def _command_line(process: int) -> bytes:
         return Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+# --- exit codes -------------------------------------------------------------------------------------------------------
+
+
+def test_exit_codes_of_commands_that_end_at_once_are_right_every_time(any_transport: Transport) -> None:
+    codes = [any_transport.shell(f"exit {number}", timeout=10).exit_code for number in range(25)]
+    assert codes == list(range(25))
+
+
+def test_a_syntax_error_and_an_unknown_command_have_exit_codes(any_transport: Transport) -> None:
+    assert any_transport.shell("if then", timeout=10).exit_code not in (0, 137)
+    assert any_transport.shell("no-such-command", timeout=10).exit_code == 127
+
+
+def test_errors_without_a_line_end_come_before_the_exit_code(any_transport: Transport) -> None:
+    result = any_transport.shell("printf partial >&2; exit 5", timeout=10)
+    assert (result.stdout + result.stderr, result.exit_code) == ("partial", 5)
+
+
+def test_a_command_that_replaces_the_shell_has_an_exit_code(any_transport: Transport) -> None:
+    assert any_transport.shell("exec sh -c 'sleep 0.1; exit 6'", timeout=10).exit_code == 6
+
+
+@given(st.lists(st.sampled_from([b"mark:3\n", b"mark:", b"ma", b"x", b"\n", b"mark:7\n"])), st.randoms())
+def test_the_marker_is_found_wherever_the_stream_is_cut(words: list[bytes], chance: random.Random) -> None:
+    text = b"".join([*words, b"mark:9\n"])
+    whole = _MarkerFilter("mark:")
+    wanted = whole.feed(text) + whole.rest()
+    cut, shown = _MarkerFilter("mark:"), b""
+    while text:
+        at = chance.randint(1, len(text))
+        shown, text = shown + cut.feed(text[:at]), text[at:]
+    assert (shown + cut.rest(), cut.code) == (wanted, whole.code)

@@ -41,7 +41,7 @@ from toolkit.tflite.graph import Signature, Weight
 from toolkit.tflite.writer import TfliteLayout, distinct_weights, layout_tflite, write_tflite
 
 DEFAULT_CONTEXT = 4096
-DEFAULT_PREFILL_SIZES = (8, 128, 1024)
+DEFAULT_PREFILL_SIZES = (16, 64, 256)  # beyond 256 a CPU gains nothing, and scores outgrow its caches
 SMALLEST_BUCKET = 512
 SMALLEST_PREFILL_LIMIT = 16  # LiteRT-LM fails where the room left is smaller than the smallest prefill
 

@@ -183,7 +183,7 @@ def test_sizes_without_common_caches_are_refused(tmp_path: Path, tiny: Path) -> 
     [
         ({"context": 1}, "context"),
         ({"context": 1 << 20}, "context"),
-        ({"context": 4, "prefill_sizes": ()}, "prefill sizes"),
+        ({"context": 15, "prefill_sizes": ()}, "prefill sizes"),
         ({"prefill_sizes": (16, 8)}, "prefill sizes"),
         ({"prefill_sizes": (1, 8)}, "prefill sizes"),
         ({"prefill_sizes": (32,)}, "at most 16"),
@@ -342,4 +342,4 @@ def test_a_conversation_grows_through_its_context_buckets(tmp_path: Path, tiny: 
 
 def test_prefills_that_nobody_chose_fit_the_context(tmp_path: Path, tiny: Path) -> None:
     manifest = convert(replace(request(tiny, tmp_path / "bundle"), context=200, prefill_sizes=()))
-    assert manifest.text.prefill_sizes == (8, 128)
+    assert manifest.text.prefill_sizes == (16, 64)

@@ -128,31 +128,36 @@ class _Encoder:
 
         query_scale and position_keys are derived from the checkpoint (audio_source.py); the first holds 1 / cap too.
         """
-        config, hidden = self.config, self.config.hidden_size
+        config, hidden, heads = self.config, self.config.hidden_size, self.config.num_heads
         normed = self._rms_norm(x, self._vector(index, "attention.pre_attn_norm.weight"))
         tensors = [self._name(index, f"attention.attn.{kind}_proj.weight") for kind in "qkv"]
         name = self._name(index, "attention.attn.qkv_proj.weight")
         matrix = self.graph.weight(Weight(name, (3 * hidden, hidden), tuple(map(WeightPart, tensors))))
-        joined = ops.fully_connected(normed, matrix)
-        query, key, value = (ops.take(joined, 2, i * hidden, (i + 1) * hidden) for i in range(3))
-        query = ops.mul(query, self._vector(index, "attention.attn.query_scale"))
-        query = self._heads_first(ops.reshape(query, (self._blocks, self._block, config.num_heads, config.head_dim)))
-        scores = ops.batch_matmul(query, self._context(key), transpose_b=True)
+        joined = ops.reshape(ops.fully_connected(normed, matrix), (1, self._steps, 3 * heads, config.head_dim))
+        joined = ops.transpose(joined, (0, 2, 1, 3))
+        query, key, value = (ops.take(joined, 1, i * heads, (i + 1) * heads) for i in range(3))
+        scale = Weight.whole(self._name(index, "attention.attn.query_scale"), (config.head_dim,))
+        query = ops.mul(query, self.graph.weight(scale))
+        scores = ops.batch_matmul(self._in_blocks(query), self._context(key), transpose_b=True)
         capped = ops.tanh(ops.add(scores, self._position_scores(index, query)))
         scores = ops.add(ops.mul(capped, self.graph.scalar(config.logit_cap)), self._attention_mask)
         mixed = ops.batch_matmul(ops.softmax(scores), self._context(value))
-        mixed = ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), (1, self._steps, hidden))
-        out = ops.fully_connected(mixed, self._matrix(index, "attention.post.weight", hidden, hidden))
+        mixed = ops.transpose(ops.reshape(mixed, query.shape), (0, 2, 1, 3))
+        post = self._matrix(index, "attention.post.weight", hidden, hidden)
+        out = ops.fully_connected(ops.reshape(mixed, (1, self._steps, hidden)), post)
         return ops.add(x, self._rms_norm(out, self._vector(index, "attention.post_norm.weight")))
 
+    def _in_blocks(self, x: Value) -> Value:
+        """[1, heads, steps, n] -> [heads, blocks, block, n]: the same elements in the same order."""
+        return ops.reshape(x, (self.config.num_heads, self._blocks, self._block, x.shape[3]))
+
     def _context(self, x: Value) -> Value:
-        """What each block may attend to, the block before it and itself: f32[blocks, heads, 2 * block, head_dim]."""
-        shape = (self._blocks, self._block, self.config.num_heads, self.config.head_dim)
-        before = ops.take(ops.pad(x, [(0, 0), (self._block, 0), (0, 0)]), 1, 0, self._steps)
-        return self._heads_first(ops.concatenation([ops.reshape(before, shape), ops.reshape(x, shape)], 1))
+        """What each block may attend to, the block before it and itself: f32[heads, blocks, 2 * block, head_dim]."""
+        before = ops.take(ops.pad(x, [(0, 0), (0, 0), (self._block, 0), (0, 0)]), 2, 0, self._steps)
+        return ops.concatenation([self._in_blocks(before), self._in_blocks(x)], 2)
 
     def _position_scores(self, index: int, query: Value) -> Value:
-        """query . position_keys[distance] for every key of the context: f32[blocks, heads, block, 2 * block].
+        """query . position_keys[distance] for every key of the context: f32[heads, blocks, block, 2 * block].
 
         Row w of the product has its distances past..0 at keys w + left..., so each row moves by one more: a row of one
         element more than the context, flattened, does that.
@@ -160,17 +165,17 @@ class _Encoder:
         config, block, context = self.config, self._block, 2 * self._block
         shape = (1, config.num_heads, config.attention_window, config.head_dim)
         keys = self.graph.weight(Weight.whole(self._name(index, "attention.attn.position_keys"), shape))
-        scores = ops.batch_matmul(query, keys, transpose_b=True)
+        scores = self._in_blocks(ops.batch_matmul(query, keys, transpose_b=True))
         left = block - self._past
         scores = ops.pad(scores, [(0, 0), (0, 0), (0, 0), (left, context + 1 - left - config.attention_window)])
-        flat = ops.reshape(scores, (self._blocks, config.num_heads, block * (context + 1)))
-        return ops.reshape(ops.take(flat, 2, 0, block * context), (self._blocks, config.num_heads, block, context))
+        flat = ops.reshape(scores, (config.num_heads, self._blocks, block * (context + 1)))
+        return ops.reshape(ops.take(flat, 2, 0, block * context), (config.num_heads, self._blocks, block, context))
 
     def _local_mask(self) -> Value:
-        """0 for keys that are there, not after the query and inside its window; f32[blocks, 1, block, 2 * block]."""
+        """0 for keys that are there, not after the query and inside its window; f32[1, blocks, block, 2 * block]."""
         block = self._block
         before = ops.take(ops.pad(self._valid, [(0, 0), (block, 0)]), 1, 0, self._steps)
-        pieces = [ops.reshape(half, (self._blocks, 1, 1, block)) for half in (before, self._valid)]
+        pieces = [ops.reshape(half, (1, self._blocks, 1, block)) for half in (before, self._valid)]
         there = ops.mul(ops.sub(ops.concatenation(pieces, 3), self.graph.scalar(1.0)), self.graph.scalar(-BLOCKED))
         distance = block + np.arange(block)[:, None] - np.arange(2 * block)[None]
         inside = (distance >= 0) & (distance <= self._past)
@@ -212,9 +217,6 @@ class _Encoder:
 
     def _silu(self, x: Value) -> Value:
         return ops.mul(x, ops.logistic(x))
-
-    def _heads_first(self, x: Value) -> Value:
-        return ops.transpose(x, (0, 2, 1, 3))
 
     def _every(self, x: Value, stride: int) -> Value:
         """Frames 0, stride, ... of [1, frames]."""

@@ -32,13 +32,13 @@ class AudioSource:
         self._config = config
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As of any source; position_keys: [1, heads, window, head_dim], query_scale: [hidden]."""
+        """As of any source; position_keys: [1, heads, window, head_dim], query_scale: [head_dim]."""
         match = _DERIVED.fullmatch(name)
         if match is None:
             return self._source.shape(name)
         config = self._config
         if match[2] == "query_scale":
-            return (config.hidden_size,)
+            return (config.head_dim,)
         return (1, config.num_heads, config.attention_window, config.head_dim)
 
     def read(self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> F32:
@@ -57,10 +57,10 @@ class AudioSource:
 
 
 def query_scale(per_dim_scale: F32, config: AudioConfig) -> F32:
-    """f32[hidden]: softplus(per_dim_scale) / softplus(0) / sqrt(head_dim), over the cap of the scores; per head."""
+    """f32[head_dim]: softplus(per_dim_scale) / softplus(0) / sqrt(head_dim), over the cap of the scores."""
     fixed = config.head_dim**-0.5 / math.log(2.0) / config.logit_cap
     scales = [fixed * (max(x, 0.0) + math.log1p(math.exp(-abs(x)))) for x in per_dim_scale.tolist()]
-    return np.tile(np.array(scales, np.float32), config.num_heads)
+    return np.array(scales, np.float32)
 
 
 def position_keys(projection: F32, config: AudioConfig) -> F32:

@@ -198,7 +198,7 @@ def test_derived_tensors_are_what_transformers_computes_at_every_call(tmp_path: 
     source = AudioSource(checkpoint, config)
     scales = checkpoint.read(f"{attention}per_dim_scale").astype(np.float64)
     want = np.log1p(np.exp(scales)) / np.log(2) * 8**-0.5 / 50
-    np.testing.assert_allclose(source.read(f"{attention}query_scale"), np.tile(want, 4), rtol=1e-6)
+    np.testing.assert_allclose(source.read(f"{attention}query_scale"), want, rtol=1e-6)
     projection = checkpoint.read(f"{attention}relative_position_embedding.pos_proj.weight").astype(np.float64)
     angles = np.arange(12, -1, -1)[:, None] * 1e4 ** (-np.arange(16) / 15)
     keys = np.concatenate([np.sin(angles), np.cos(angles)], 1) @ projection.T

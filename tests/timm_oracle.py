@@ -95,7 +95,8 @@ def random_tower(seed: int = 0, **model_args: object) -> torch.nn.Module:
     import torch
 
     torch.set_num_threads(1)
-    tower: torch.nn.Module = import_timm().create_model("mobilenetv5_300m_enc", pretrained=False, **model_args)
+    made = import_timm().create_model("mobilenetv5_300m_enc", pretrained=False, device="meta", **model_args)
+    tower: torch.nn.Module = made.to_empty(device="cpu")  # timm's own initialisation of 294 M numbers takes a while
     with torch.no_grad():
         for name, tensor in tower.state_dict().items():
             tensor.copy_(torch.from_numpy(random_vision_tensor(name, tuple(tensor.shape), seed)))

@@ -34,13 +34,14 @@ class Channel:
         await self._send("OKAY", self.local_id, self.remote_id, b"")
 
     async def read(self) -> Buffer:
-        """The next message, taken; ChannelClosed at the end."""
+        """The next message, taken; ChannelClosed at the end, after all that the host has sent before."""
         if self.is_closed and self._inbox.empty():
             raise ChannelClosed
         data = await self._inbox.get()
         if data is None:
             raise ChannelClosed
-        await self._send("OKAY", self.local_id, self.remote_id, b"")
+        if not self.is_closed:
+            await self._send("OKAY", self.local_id, self.remote_id, b"")
         return data
 
     async def read_some(self, most: int) -> memoryview:

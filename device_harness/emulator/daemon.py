@@ -188,8 +188,6 @@ class Connection:
             channel.take_okay()
         else:
             channel.take_close()
-            # A command goes on when its host leaves; only our reading of its output ends.
-            self._loop.call_soon(self._tasks[header.arg1].cancel)
 
     async def _send(self, command: str, arg0: int, arg1: int, payload: Buffer = b"") -> None:
         header = pack_header(command, arg0, arg1, payload, summed=self._sums)

@@ -9,9 +9,10 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 
-from device_harness.emulator.channel import Channel, ChannelClosed
+from device_harness.emulator.channel import Channel
 from device_harness.emulator.store import Store
 from device_harness.emulator.userland import Userland
+from device_harness.transport_faults import ProtocolFault
 from device_harness.transport_wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell
 
 _READ_BYTES = 256 * 1024
@@ -78,17 +79,27 @@ class _Run:
         self._refusal = b""
 
     async def serve(self) -> None:
+        """Until the output ends, or the host leaves: a command goes on then, with what it was sent."""
         feeder = asyncio.ensure_future(self._feed())
+        speaker = asyncio.ensure_future(self._speak())
         try:
-            await asyncio.gather(self._pass_on(self._main, STDOUT), self._pass_on(self._errors, STDERR))
-            await self._say(STDERR, self._refusal)
-            code = await self._exit_code()
-            if self._request.is_v2:
-                await self._channel.write(pack_shell(EXIT, bytes([code & 0xFF])))
+            await asyncio.wait({feeder, speaker}, return_when=asyncio.FIRST_COMPLETED)
+            fault = feeder.exception() if feeder.done() else None
+            if isinstance(fault, ProtocolFault):
+                raise fault
+            if not speaker.done() and not self._channel.is_closed:
+                await asyncio.wait({speaker})
         finally:
             feeder.cancel()
-            with suppress(asyncio.CancelledError, ChannelClosed, OSError):
-                await feeder
+            speaker.cancel()
+            await asyncio.gather(feeder, speaker, return_exceptions=True)
+
+    async def _speak(self) -> None:
+        await asyncio.gather(self._pass_on(self._main, STDOUT), self._pass_on(self._errors, STDERR))
+        await self._say(STDERR, self._refusal)
+        code = await self._exit_code()
+        if self._request.is_v2:
+            await self._channel.write(pack_shell(EXIT, bytes([code & 0xFF])))
 
     def close(self) -> None:
         self._main.close()

@@ -432,12 +432,12 @@ class _Step:
 
         Layers that share a cache share that copy. To attend to rows out of sight costs more, even once.
         """
-        if layer.attention == "full" or not self._is_wide:
-            keys, values = (ops.take(part, 2, 0, self.rows.read(layer)) for part in self._caches[cache])
-            return keys, values
         if cache not in self._windows:
-            rows = ops.floor_mod(self._window_positions(), self.graph.ints([self.rows.sliding]))
-            keys, values = (ops.gather(part, rows, 2) for part in self._caches[cache])
+            if layer.attention == "full" or not self._is_wide:
+                keys, values = (ops.take(part, 2, 0, self.rows.read(layer)) for part in self._caches[cache])
+            else:
+                rows = ops.floor_mod(self._window_positions(), self.graph.ints([self.rows.sliding]))
+                keys, values = (ops.gather(part, rows, 2) for part in self._caches[cache])
             self._windows[cache] = (keys, values)
         return self._windows[cache]
 

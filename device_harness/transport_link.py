@@ -36,6 +36,7 @@ class Link:
         self._changed = threading.Condition()
         self._writing = threading.Lock()
         self._reading = False
+        self._sums = True
         self._streams: dict[int, Stream] = {}
         self._last_id = 0
         self._lost: str | None = "no connection yet"
@@ -44,6 +45,7 @@ class Link:
         """Shake hands; ``auth_timeout`` is how long someone has to allow the key on the device's screen."""
         shake = Handshake(self._port)
         self.banner, self.max_payload_bytes = shake.run(self.name, signers, timeout=timeout, auth_timeout=auth_timeout)
+        self._sums = shake.sums
         self._lost = None
 
     def close(self) -> None:
@@ -78,7 +80,7 @@ class Link:
 
     def send(self, command: str, arg0: int, arg1: int, payload: Buffer = b"") -> None:
         """One whole message, whatever other threads send."""
-        header = pack_header(command, arg0, arg1, payload)
+        header = pack_header(command, arg0, arg1, payload, summed=self._sums)
         with self._writing:
             self._require()
             try:

@@ -28,6 +28,8 @@ from device_harness.transport_wire import (
     HEADER_BYTES,
     LEGACY_PAYLOAD_BYTES,
     MAX_PAYLOAD_BYTES,
+    VERSION,
+    VERSION_SKIP_CHECKSUM,
     Banner,
     Buffer,
     Header,
@@ -276,7 +278,13 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
         super().__init__(port)
         self._port = port
         self._banner = b""
+        self._version = VERSION
         self._asked_for_key = False
+
+    @property
+    def sums(self) -> bool:
+        """Whether the device looks at checksums: those before Android 9 do."""
+        return self._version < VERSION_SKIP_CHECKSUM
 
     def run(self, name: str, signers: Sequence[Signer], *, timeout: float, auth_timeout: float) -> tuple[Banner, int]:
         """The device's banner, and the most bytes that a message to it may carry."""
@@ -310,11 +318,14 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
         self._asked_for_key |= header.command == "AUTH"
         if header.command == "CNXN":
             self._banner = bytes(payload)
+            self._version = header.arg0
         return header.command.encode(), header.arg0, header.arg1, bytes(payload)
 
     def _send(self, msg: AdbMessage, adb_info: _AdbTransactionInfo) -> None:
         command = int(msg.command).to_bytes(4, "little").decode()
-        header = pack_header(command, msg.arg0, msg.arg1, msg.data)
+        # adb-shell says that it sums for ever; the one who said less decides.
+        arg0 = VERSION_SKIP_CHECKSUM if command == "CNXN" else msg.arg0
+        header = pack_header(command, arg0, msg.arg1, msg.data)
         self._port.write([header, msg.data], adb_info.transport_timeout_s)
 
 

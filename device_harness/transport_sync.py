@@ -28,6 +28,7 @@ class SyncSession:
         self._timeout = stall_timeout
         self._stream: Stream = link.open("sync:", timeout=stall_timeout)
         self._inbox = bytearray()
+        self._message = memoryview(bytearray(self._stream.max_write_bytes))
 
     def __enter__(self) -> SyncSession:
         return self
@@ -91,8 +92,8 @@ class SyncSession:
                 names[name] = mode
 
     def _next_message(self, source: BinaryIO, left: int) -> tuple[memoryview, int]:
-        """As many DATA blocks as one message holds; and how many bytes of the file are in it."""
-        message = memoryview(bytearray(self._stream.max_write_bytes))
+        """As many DATA blocks as one message holds, in the buffer of the last one; and how many of the file's bytes."""
+        message = self._message
         filled = count = 0
         # A tiny limit of an old device leaves room for one small block.
         block_bytes = min(SYNC_DATA_BYTES, len(message) - _HEADER_BYTES)

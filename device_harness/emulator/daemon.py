@@ -51,6 +51,7 @@ class Identity:
 
     banner: Banner
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    version: int = VERSION_SKIP_CHECKSUM
 
 
 class _Cut(Exception):
@@ -113,7 +114,7 @@ class Connection:
             self._route(header, payload)
 
     async def _greet(self, header: Header) -> None:
-        self._sums = header.arg0 < VERSION_SKIP_CHECKSUM
+        self._sums = min(header.arg0, self._identity.version) < VERSION_SKIP_CHECKSUM
         self._max_payload = max(1, min(header.arg1, self._identity.max_payload_bytes))
         if self._access.keys is None:
             await self._welcome()
@@ -138,7 +139,7 @@ class Connection:
     async def _welcome(self) -> None:
         self._is_online = True
         banner = pack_banner(self._identity.banner)
-        await self._send("CNXN", VERSION_SKIP_CHECKSUM, self._identity.max_payload_bytes, banner)
+        await self._send("CNXN", self._identity.version, self._identity.max_payload_bytes, banner)
 
     async def _open(self, header: Header, payload: bytes) -> None:
         service = payload.split(b"\0")[0].decode("utf-8", "surrogateescape")

@@ -17,7 +17,7 @@ from device_harness.emulator.memory import MemoryLimit
 from device_harness.emulator.store import Store
 from device_harness.emulator.templates import properties
 from device_harness.emulator.userland import Isolation, Userland
-from device_harness.transport_wire import MAX_PAYLOAD_BYTES, Banner
+from device_harness.transport_wire import MAX_PAYLOAD_BYTES, VERSION_SKIP_CHECKSUM, Banner
 from toolkit.errors import EnvironmentFault
 
 _HOST = "127.0.0.1"
@@ -38,6 +38,8 @@ class EmulatorSettings:
     faults: Faults = field(default_factory=Faults)
     features: frozenset[str] = FEATURES
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    version: int = VERSION_SKIP_CHECKSUM
+    """VERSION: it looks at checksums, as before Android 9."""
 
 
 class Emulator:
@@ -125,7 +127,7 @@ class Emulator:
         facts = properties(f"emulated{self.port}")
         names = ("ro.product.name", "ro.product.model", "ro.product.device")
         banner = Banner("device", {name: facts[name] for name in names}, settings.features)
-        identity = Identity(banner, settings.max_payload_bytes)
+        identity = Identity(banner, settings.max_payload_bytes, settings.version)
         self._daemon = Daemon(identity, settings.access, self.userland, store)
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), name="emulated device", daemon=True)

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,14 +31,14 @@ from device_harness.transport import (
 )
 from device_harness.transport_port import TcpPort
 from device_harness.transport_shell import _MarkerFilter
-from device_harness.transport_wire import MAX_PAYLOAD_BYTES, pack_header
+from device_harness.transport_wire import MAX_PAYLOAD_BYTES, VERSION, VERSION_SKIP_CHECKSUM, pack_header, parse_header
 from toolkit.errors import UsageError
 
 MakeDevice = Callable[[EmulatorSettings], Emulator]
 Connect = Callable[[Emulator], Transport]
 
 TMP = "/data/local/tmp"
-OLD = EmulatorSettings(isolation="folder", features=frozenset(), max_payload_bytes=4096)
+OLD = EmulatorSettings(isolation="folder", features=frozenset(), max_payload_bytes=4096, version=VERSION)
 BORDERS = [0, 1, 65535, 65536, 65537, MAX_PAYLOAD_BYTES - 1, MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES + 1, 3_000_001]
 
 
@@ -426,3 +426,23 @@ def test_the_marker_is_found_wherever_the_stream_is_cut(words: list[bytes], chan
         at = chance.randint(1, len(text))
         shown, text = shown + cut.feed(text[:at]), text[at:]
     assert (shown + cut.rest(), cut.code) == (wanted, whole.code)
+
+
+@pytest.mark.parametrize(("version", "sums"), [(VERSION, True), (VERSION_SKIP_CHECKSUM, False)])
+def test_checksums_are_sent_to_devices_that_look_at_them(
+    make_device: MakeDevice, monkeypatch: pytest.MonkeyPatch, version: int, sums: bool
+) -> None:
+    device = make_device(EmulatorSettings(isolation="folder", version=version))
+    sent: list[bytes] = []
+
+    class Listening(TcpPort):
+        def write(self, buffers: Sequence[bytes], timeout: float) -> None:
+            sent.append(bytes(buffers[0]))
+            super().write(buffers, timeout)
+
+    with Transport(Endpoint(device.serial, "tcp", lambda: Listening("127.0.0.1", device.port))).connect() as transport:
+        transport.push_bytes(b"abc", f"{TMP}/summed")
+    headers = [parse_header(header) for header in sent]
+    # The first message is summed whoever it is for.
+    assert headers[0].checksum
+    assert all(bool(header.checksum) == sums for header in headers[1:] if header.length)

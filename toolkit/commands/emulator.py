@@ -11,6 +11,12 @@ from device_harness.emulator.auth import PublicKey, parse_public_key
 from device_harness.emulator.daemon import FEATURES, Access
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import parse_faults, parse_size
+from device_harness.transport_wire import (
+    LEGACY_PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
+    VERSION,
+    VERSION_SKIP_CHECKSUM,
+)
 from toolkit.commands.terminal import Terminal
 from toolkit.errors import UsageError
 
@@ -54,7 +60,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         access=Access(tuple(_read_key(path) for path in arguments.key) if arguments.key else None),
         faults=parse_faults(arguments.fault),
         features=frozenset() if arguments.old else FEATURES,
-        max_payload_bytes=4096 if arguments.old else EmulatorSettings().max_payload_bytes,
+        max_payload_bytes=LEGACY_PAYLOAD_BYTES if arguments.old else MAX_PAYLOAD_BYTES,
+        version=VERSION if arguments.old else VERSION_SKIP_CHECKSUM,
     )
     ended = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())

@@ -1,7 +1,7 @@
 """Writes Gemma 3n checkpoints of any size with random weights, for measurements that do not depend on their values.
 
-Weights are normal with variance 1 / fan-in and norms are near 1, so activations keep their magnitude through the
-layers. The same preset and seed give the same bytes. Memory stays at some tens of MB whatever the size.
+Weights are normal with variance 1 / fan-in, norms near 1 or, at the end of a block, near 0.1: activations keep their
+magnitude and rounding errors stay small through the layers. The same preset and seed give the same bytes. Memory stays at some tens of MB whatever the size.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ BYTES_PER_WEIGHT = 2
 
 _POOL = 1 << 22  # normal numbers that every tensor is cut from, at random places: 16 MB, quicker than drawing each
 _CHUNK = 1 << 19
+# Norms at the end of a block are small, as in trained models: at 1 each layer would multiply every rounding error, and
+# no quantised bundle could pass the quality gate.
+_NORM_MEANS = {False: 1.0, True: 0.1}
 
 
 def text_config(
@@ -250,10 +253,10 @@ class _Noise:
         self._pool = self._random.standard_normal(_POOL, dtype=np.float32)
 
     def tensor(self, name: str, shape: Shape) -> Iterator[NDArray[np.uint16]]:
-        """The tensor's elements in order, some at a time: 1-D ones are near 1, matrices have variance 1 / fan-in."""
+        """The tensor's elements in order, some at a time: norms near their mean, matrices of variance 1 / fan-in."""
         # A row of the per-layer table is one vector per layer; elsewhere a row's length is the number of summed terms.
         fan_in = self._ple_size if name.endswith(PER_LAYER_EMBEDDING) else math.prod(shape[1:])
-        mean, deviation = (1.0, 0.05) if len(shape) == 1 else (0.0, fan_in**-0.5)
+        mean, deviation = (_NORM_MEANS[".post_" in name], 0.02) if len(shape) == 1 else (0.0, fan_in**-0.5)
         count = math.prod(shape)
         for done in range(0, count, _CHUNK):
             yield self._bfloat16(min(_CHUNK, count - done), np.float32(mean), np.float32(deviation))

@@ -446,3 +446,36 @@ def test_checksums_are_sent_to_devices_that_look_at_them(
     # The first message is summed whoever it is for.
     assert headers[0].checksum
     assert all(bool(header.checksum) == sums for header in headers[1:] if header.length)
+
+
+def test_an_interrupt_between_two_messages_leaves_the_connection_usable(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = transport._link._port
+    wait = port.wait
+    calls = iter([wait, None])
+
+    def interrupted(timeout: float) -> bytes:
+        if next(calls, wait) is None:
+            raise KeyboardInterrupt
+        return wait(timeout)
+
+    monkeypatch.setattr(port, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        transport.shell("sleep 0.2", timeout=10)
+    assert transport.available
+    assert transport.shell("echo restored", timeout=10).stdout == "restored\n"
+
+
+def test_an_interrupt_in_the_middle_of_a_message_loses_the_connection_and_reconnect_mends_it(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(buffers: object, timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transport._link._port, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        transport.push_bytes(b"x", f"{TMP}/x")
+    assert not transport.available
+    transport.reconnect()
+    assert transport.shell("echo restored", timeout=10).stdout == "restored\n"

@@ -1,0 +1,1 @@
+"""Images and sounds as the arrays that the towers were trained on."""

@@ -1,0 +1,116 @@
+"""Images as pixels of the vision tower, equal to those of transformers' Gemma 3n processor."""
+
+from __future__ import annotations
+
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from toolkit.errors import UsageError
+from toolkit.media.source import MediaSource, open_source, source_name
+
+IMAGE_SIZE = 768
+"""`size` in preprocessor_config.json of google/gemma-3n-E2B-it."""
+
+MAX_PIXELS = 120_000_000
+"""Above a phone's 108 megapixels; decoded they take 4 bytes each. Pillow itself refuses 179 million."""
+
+_FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI"),
+    *("SGI", "TGA", "TIFF", "WEBP"),
+)
+"""Pillow's others are no pictures of pixels, or run programs: EPS starts Ghostscript."""
+
+_WANTED = "a whole image in a format such as PNG, JPEG, WebP, GIF, BMP or TIFF"
+
+_ORIENTATION_TAG = 0x0112
+# EXIF 2.32, 4.6.4: where row 0 and column 0 lie; the transposition puts them at the top and the left.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.float32]:
+    """The pixels of a path or of a file's bytes: f32[1, size, size, 3], RGB in [0, 1].
+
+    As transformers' `load_image` and Gemma 3n's processor do, the EXIF orientation is applied, an animation gives its
+    first frame, alpha is dropped (what lies under it shows), and the picture is stretched to a square. Unlike there,
+    16-bit grey and float pixels keep their range instead of being cut at 255. UsageError for all that is no image, is
+    cut short, or has over MAX_PIXELS.
+    """
+    name = source_name(source, "image")
+    with open_source(source) as file:
+        image = _decode(file, name)
+    # Pillow's filter is antialiased and rounds to uint8, as the model saw it in training.
+    resized = image.resize((size, size), Image.Resampling.BILINEAR)
+    return (np.asarray(resized, np.float64) * (1 / 255)).astype(np.float32)[np.newaxis]
+
+
+def _decode(file: BinaryIO, name: str) -> Image.Image:
+    """The first frame, upright, in mode RGB."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large images, which are measured here, and of damage, which it raises if it matters.
+            warnings.simplefilter("ignore")
+            image = _open(file, name)
+            image.load()
+            # After load(): a PNG may carry EXIF behind its pixels, and a TIFF is turned by then.
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+            rgb = _to_rgb(image, name)
+            return rgb if turn is None else rgb.transpose(turn)
+    except UsageError:
+        raise
+    # Pillow raises nearly every built-in exception for some broken file.
+    except Exception as error:
+        raise UsageError(name, found=f"what cannot be decoded ({error})", wanted=_WANTED) from error
+
+
+def _open(file: BinaryIO, name: str) -> Image.Image:
+    """Header read, pixels not yet."""
+    Image.init()
+    too_large = {"wanted": f"at most {MAX_PIXELS:,} pixels", "remedy": "scale it down"}
+    try:
+        image = Image.open(file, formats=[kind for kind in _FORMATS if kind in Image.OPEN])
+    except Image.DecompressionBombError as error:
+        raise UsageError(name, found=error, **too_large) from error
+    except UnidentifiedImageError as error:
+        found = "an empty file" if not file.seek(0, 2) else "no image that is understood"
+        raise UsageError(name, found=found, wanted=_WANTED) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise UsageError(name, found=f"{image.width:,} x {image.height:,} pixels", **too_large)
+    return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Pillow's own conversion cuts wide pixels at 255, which turns most of such a picture white."""
+    if image.mode == "RGB":
+        return image
+    # Pillow gives 16-bit greys of PNG (by version) and PGM as int32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return _grey(np.asarray(image) >> 8)
+    if image.mode == "I":
+        raise UsageError(name, found="32-bit integer pixels", wanted="8 or 16 bits", remedy="convert it to PNG")
+    if image.mode == "F":
+        return _grey(_float_levels(np.asarray(image), name))
+    return image.convert("RGB")
+
+
+def _float_levels(pixels: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    """Levels 0..255 of float pixels, which are in 0..1 by custom and in 0..255 by Pillow's."""
+    low, high = float(pixels.min()), float(pixels.max())
+    if not 0 <= low <= high <= 255:
+        raise UsageError(name, found=f"float pixels from {low:g} to {high:g}", wanted="0..1 or 0..255")
+    return np.rint(pixels * np.float32(255) if high <= 1 else pixels)
+
+
+def _grey(levels: NDArray[np.generic]) -> Image.Image:
+    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")

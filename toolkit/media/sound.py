@@ -1,0 +1,149 @@
+"""Sound of any rate and format as the samples that the audio tower hears: mono, 16 kHz."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+import soundfile  # type: ignore[import-untyped]
+import soxr  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from toolkit.errors import UsageError
+from toolkit.media.mp3 import piped_mp3
+from toolkit.media.source import MediaSource, open_source, source_name
+
+SAMPLE_RATE_HZ = 16_000
+"""`sampling_rate` in preprocessor_config.json of google/gemma-3n-E2B-it."""
+
+PIECE_SAMPLES = 30 * SAMPLE_RATE_HZ
+"""What one placeholder of a prompt can carry: transformers cuts the rest off (Gemma3nAudioFeatureExtractor)."""
+
+MAX_SECONDS = 3600
+"""An hour is 120 pieces of 188 tokens, most of Gemma 3n's context of 32,768."""
+
+_MIN_RATE_HZ, _MAX_RATE_HZ = 1_000, 768_000
+_BLOCK_VALUES = 1 << 20
+_UNKNOWN_FRAMES = np.iinfo(np.int64).max
+"""SF_COUNT_MAX, libsndfile's count for a stream whose end is not known."""
+
+_WANTED = "a whole sound in a format such as WAV, FLAC, Ogg or MP3"
+
+# What libsndfile notes when a WAV, AIFF or AU file is shorter than its header says.
+_SHORT = re.compile(r"\b(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
+_UNKNOWN_BYTES = 0x7FFF0000
+"""From here on a size in a header means that its writer could not go back and fill it in: recorders on a pipe."""
+
+
+class _ForwardSound(soundfile.SoundFile):  # type: ignore[misc]
+    """Read straight on: soundfile seeks around every block, and seeking in an MP3 is inexact."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def load_sound(source: MediaSource) -> NDArray[np.float32]:
+    """The samples of a path or of a file's bytes: f32[n], mono, 16 kHz, full scale 1.
+
+    As in transformers' `load_audio`: channels are averaged, then resampled by soxr at its HQ setting. UsageError for
+    what is no sound, is empty, is cut short, has samples that are not finite, or lasts over MAX_SECONDS.
+    """
+    name = source_name(source, "sound")
+    try:
+        with open_source(source) as file, _open(file) as sound:
+            _check_header(sound, name)
+            samples = _resampled(_mono_blocks(sound, name), sound.samplerate)
+    # libsndfile's own faults, and those of soundfile where a header makes no sense.
+    except (soundfile.SoundFileError, ValueError, TypeError) as error:
+        raise UsageError(name, found=f"what cannot be decoded ({_reason(error)})", wanted=_WANTED) from error
+    if not samples.size:
+        raise UsageError(name, found="no samples", wanted="some sound")
+    if not np.isfinite(samples).all():
+        raise UsageError(name, found="samples near the largest float", wanted="full scale at about 1")
+    return samples
+
+
+def split_30s(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    """As few pieces of at most 30 s as can be, of equal length to a sample, so that none is a stub.
+
+    samples: f32[n] at 16 kHz; the pieces are views, and joined they are `samples`.
+
+    >>> [len(piece) / 16_000 for piece in split_30s(np.zeros(61 * 16_000, np.float32))]
+    [20.333375, 20.3333125, 20.3333125]
+    """
+    return tuple(np.array_split(samples, max(1, math.ceil(len(samples) / PIECE_SAMPLES))))
+
+
+@contextmanager
+def _open(file: BinaryIO) -> Iterator[_ForwardSound]:
+    with _ForwardSound(file.fileno(), closefd=False) as sound:
+        if sound.format != "MP3":
+            yield sound
+            return
+    with piped_mp3(file) as pipe, _ForwardSound(pipe, closefd=False) as sound:
+        if sound.frames == _UNKNOWN_FRAMES:
+            yield sound
+            return
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    with _ForwardSound(file.fileno(), closefd=False) as sound:
+        yield sound
+
+
+def _check_header(sound: _ForwardSound, name: str) -> None:
+    if not _MIN_RATE_HZ <= sound.samplerate <= _MAX_RATE_HZ:
+        wanted = f"{_MIN_RATE_HZ:,} to {_MAX_RATE_HZ:,}"
+        raise UsageError(name, found=f"a rate of {sound.samplerate:,} Hz", wanted=wanted)
+    short = _SHORT.search(sound.extra_info)
+    if short and int(short[2]) < int(short[1]) < _UNKNOWN_BYTES:
+        raise UsageError(
+            name, found=f"{int(short[2]):,} bytes of samples", wanted=f"the {int(short[1]):,} of its header"
+        )
+
+
+def _mono_blocks(sound: _ForwardSound, name: str) -> Iterator[NDArray[np.float32]]:
+    """Blocks of bounded size, since a header may claim any length; f32[n] each."""
+    block_frames = max(1, _BLOCK_VALUES // sound.channels)
+    done = 0
+    while len(block := sound.read(block_frames, dtype="float32", always_2d=True)):
+        _check_finite(block, done, sound.samplerate, name)
+        done += len(block)
+        if done > MAX_SECONDS * sound.samplerate:
+            found = f"over {MAX_SECONDS:,} seconds of sound"
+            raise UsageError(name, found=found, wanted="at most that", remedy="cut it")
+        yield block.mean(axis=1)
+    if done < sound.frames < _UNKNOWN_FRAMES:
+        raise UsageError(name, found=f"{done:,} samples", wanted=f"the {sound.frames:,} of its header")
+
+
+def _check_finite(block: NDArray[np.float32], first_frame: int, rate_hz: int, name: str) -> None:
+    """block: f32[frames, channels]."""
+    bad = np.argwhere(~np.isfinite(block))
+    if len(bad):
+        frame, channel = bad[0]
+        at = f"{(first_frame + frame) / rate_hz:.3f} s in channel {channel + 1}"
+        raise UsageError(name, found=f"the sample {block[frame, channel]} at {at}", wanted="finite samples")
+
+
+def _resampled(blocks: Iterator[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:
+    """All blocks at 16 kHz, ceil(n * 16,000 / rate) samples as in transformers; one block in memory at a time."""
+    if rate_hz == SAMPLE_RATE_HZ:
+        return np.concatenate([np.empty(0, np.float32), *blocks])
+    stream = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, "float32", "HQ")
+    count, pieces = 0, []
+    for block in blocks:
+        count += len(block)
+        pieces.append(stream.resample_chunk(block))
+    pieces.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
+    wanted = -(-count * SAMPLE_RATE_HZ // rate_hz)
+    samples = np.concatenate(pieces)[:wanted]
+    return np.pad(samples, (0, wanted - len(samples)))
+
+
+def _reason(error: Exception) -> str:
+    """libsndfile's own words, without the descriptor's number."""
+    return error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)

@@ -1,0 +1,87 @@
+"""Log-mel features of the audio tower, equal to transformers' Gemma3nAudioFeatureExtractor (its defaults)."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import UsageError
+from toolkit.media.sound import PIECE_SAMPLES, SAMPLE_RATE_HZ
+
+NUM_MELS = 128
+FRAME_SAMPLES = 512
+HOP_SAMPLES = 160
+MIN_SAMPLES = FRAME_SAMPLES + 1
+"""A frame is cut with one sample more than is used, which pre-emphasis in other flavours would need."""
+
+_FFT_SIZE = 1024
+_PAD_MULTIPLE = 128
+_PRE_EMPHASIS = 0.97
+_MIN_HZ, _MAX_HZ = 125.0, 7600.0
+_FLOOR = 1e-5
+
+
+def log_mel(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Features f32[frames, 128] and bool[frames], true where a frame starts in the sound and not in its padding.
+
+    samples: f32[n] at 16 kHz, n from 513 to 480,000 (30 s, 2,997 frames); UsageError otherwise, where transformers
+    gives no frame, or cuts.
+    """
+    _check(samples)
+    count = len(samples)
+    padded = np.pad(samples.astype(np.float32, copy=False), (0, -count % _PAD_MULTIPLE))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, MIN_SAMPLES)[::HOP_SAMPLES]
+    spectrum = np.fft.rfft(_pre_emphasised(frames) * _window(), n=_FFT_SIZE, axis=-1)
+    mel = np.abs(spectrum) @ mel_filters()
+    mask = np.arange(len(frames)) * HOP_SAMPLES < count
+    return np.log(np.maximum(mel, _FLOOR)).astype(np.float32), mask
+
+
+def num_frames(num_samples: int) -> int:
+    """Frames of a sound, those that start in its padding included.
+
+    >>> num_frames(513), num_frames(480_000)
+    (1, 2997)
+    """
+    padded = num_samples + -num_samples % _PAD_MULTIPLE
+    return max(0, (padded - MIN_SAMPLES) // HOP_SAMPLES + 1)
+
+
+@functools.cache
+def mel_filters() -> NDArray[np.float64]:
+    """Weights f64[513, 128] of 128 triangles on HTK's mel scale from 125 to 7,600 Hz, of height 1; read-only."""
+    low, high = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (_MIN_HZ, _MAX_HZ))
+    corners = 700.0 * (10 ** (np.linspace(low, high, NUM_MELS + 2) / 2595.0) - 1.0)
+    bins = np.arange(_FFT_SIZE // 2 + 1)[:, np.newaxis] * (SAMPLE_RATE_HZ / _FFT_SIZE)
+    width = np.diff(corners)
+    rising = (bins - corners[:-2]) / width[:-1]
+    falling = (corners[2:] - bins) / width[1:]
+    filters = np.maximum(0.0, np.minimum(rising, falling))
+    filters.setflags(write=False)
+    return filters
+
+
+def _pre_emphasised(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """HTK's flavour: y0 = 0.03 x0, y_j = x_j - 0.97 x_{j-1}; f32[frames, 513] to f32[frames, 512]."""
+    first = frames[:, :1] * (1.0 - _PRE_EMPHASIS)
+    return np.concatenate([first, frames[:, 1:-1] - _PRE_EMPHASIS * frames[:, :-2]], axis=1)
+
+
+def _window() -> NDArray[np.float32]:
+    """Periodic Hann, f32[512]."""
+    phase = 2 * np.pi * np.arange(FRAME_SAMPLES, dtype=np.float32) / FRAME_SAMPLES
+    return (0.5 * (1 - np.cos(phase))).astype(np.float32)
+
+
+def _check(samples: NDArray[np.float32]) -> None:
+    if samples.ndim != 1:
+        raise UsageError("sound", found=f"samples of shape {samples.shape}", wanted="one channel")
+    found = f"{len(samples):,} samples ({len(samples) / SAMPLE_RATE_HZ:.3f} s)"
+    if len(samples) < MIN_SAMPLES:
+        raise UsageError("sound", found=found, wanted=f"at least {MIN_SAMPLES}", remedy="append silence")
+    if len(samples) > PIECE_SAMPLES:
+        raise UsageError("sound", found=found, wanted=f"at most {PIECE_SAMPLES:,} (30 s)", remedy="split it")
+    if not np.isfinite(samples).all():
+        raise UsageError("sound", found="samples that are not finite", wanted="finite ones")

@@ -41,9 +41,11 @@ def footprints(bundle: Path, manifest: Manifest) -> Mapping[str, Footprint]:
 def _footprint(decoder: TfliteContent, text: TextRecord, size: SizeRecord) -> Footprint:
     tensors = decoder.graph(size.decode).tensors
     buffers = decoder.model.buffers
-    # Weights lie behind the header; what lies in it are constants. A block's scales are float16, weights never are.
+    # Weights, and the scales of those in blocks, lie behind the header; what lies in it are constants.
     stored = {tensor.buffer: tensor for tensor in tensors if buffers[tensor.buffer].offset_bytes}
-    parameters = sum(math.prod(tensor.shape) for tensor in stored.values() if tensor.type != "FLOAT16")
+    scales = {t.quantization.block_scales_tensor for t in tensors if t.quantization is not None}
+    scale_buffers = {tensors[index].buffer for index in scales if index is not None}
+    parameters = sum(math.prod(tensor.shape) for buffer, tensor in stored.items() if buffer not in scale_buffers)
     embedding = text.vocab_size * text.hidden_size
     per_layer = text.ple_vocab_size * text.ple_size * len(size.layers)
     return Footprint(

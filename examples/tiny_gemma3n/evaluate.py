@@ -1,8 +1,9 @@
-"""Held-out perplexity of the tiny Gemma 3n's sizes, a plot of it, and sample outputs, with transformers in float32.
+"""Held-out perplexity of the tiny Gemma 3n's sizes, a plot of it, and sample outputs, in float32.
 
     python evaluate.py --work WORK
 
 The held-out text is five whole books of both translations, none of whose lines was trained on. needs matplotlib.
+Perplexity is computed by model.py, whose logits train.py holds against transformers'; transformers writes the samples.
 Effective parameters: all but the token and per-layer embedding tables, counted as Google counts Gemma 3n's.
 """
 
@@ -17,7 +18,7 @@ import data
 import matplotlib
 import torch
 import train
-from model import ALL, SIZES, Size, Weights
+from model import ALL, SIZES, Size, Weights, forward_logits
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -25,9 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 matplotlib.use("svg")
 HERE = Path(__file__).parent
-WINDOW, STRIDE = 512, 256
+WINDOW, STRIDE = 512, 384
 MIXES = tuple(
-    Size(f"{wide} of 10 layers wide", ALL, tuple(512 if 2 <= i < 2 + wide else 256 for i in ALL)) for wide in (2, 4, 8)
+    Size(f"{wide} of 10 layers wide", ALL, tuple(512 if 2 <= i < 2 + wide else 256 for i in ALL)) for wide in (3, 8)
 )
 PROMPTS = ("And it came to pass", "In the beginning", "The king said to his servants, “")
 QUESTIONS = (
@@ -61,21 +62,22 @@ def effective_parameters(weights: Weights, size: Size) -> int:
 
 
 @torch.no_grad()
-def negative_log_likelihood(reference: PreTrainedModel, stream: Tensor) -> float:
-    """Sum over the stream; each token sees `<bos>` and at least STRIDE tokens before it where there are as many."""
+def negative_log_likelihood(weights: Weights, size: Size, stream: Tensor) -> float:
+    """Sum over the stream; a token sees `<bos>` and, where there are as many, at least WINDOW - STRIDE tokens."""
     total = 0.0
     for start in range(0, len(stream), STRIDE):
         first = max(0, start + STRIDE - WINDOW)
-        ids = torch.cat((torch.tensor([data.BOS]), stream[first : start + STRIDE]))
-        log_probabilities = reference(input_ids=ids[None, :-1]).logits[0].log_softmax(-1)
-        chosen = log_probabilities.gather(1, ids[1:, None])[:, 0]
+        targets = stream[first : start + STRIDE]
+        ids = torch.full((1, WINDOW), data.PAD)  # right padding: no token sees it
+        ids[0, 0], ids[0, 1 : len(targets)] = data.BOS, targets[:-1]
+        log_probabilities = forward_logits(weights, ids, size)[0, : len(targets)].log_softmax(-1)
+        chosen = log_probabilities.gather(1, targets[:, None])[:, 0]
         total -= chosen[start - first :].double().sum().item()
     return total
 
 
-def score(weights: Weights, size: Size, work: Path, streams: list[Tensor], text_bytes: int) -> Score:
-    reference = load_size(weights, size, work)
-    total = sum(negative_log_likelihood(reference, stream) for stream in streams)
+def score(weights: Weights, size: Size, streams: list[Tensor], text_bytes: int) -> Score:
+    total = sum(negative_log_likelihood(weights, size, stream) for stream in streams)
     tokens = sum(len(stream) for stream in streams)
     return Score(size, effective_parameters(weights, size), total / tokens, total / text_bytes)
 
@@ -132,15 +134,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of texts (the one that train.py used)")
     parser.add_argument("--checkpoint", type=Path, default=HERE)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
     chapters = data.load_chapters(arguments.work)
     held_out = [chapter for chapter in chapters if chapter.held_out]
     tokenizer = Tokenizer.from_file(str(arguments.checkpoint / "tokenizer.json"))
     weights = {name: t.float() for name, t in load_file(arguments.checkpoint / "model.safetensors").items()}
     streams = [torch.from_numpy(stream).long() for stream in data.token_streams(held_out, tokenizer)]
     text_bytes = sum(len(data.document(chapter).encode()) for chapter in held_out)
-    print(f"held out: {sum(map(len, streams))} tokens, {text_bytes} bytes")
-    scores = [score(weights, size, arguments.work, streams, text_bytes) for size in (*SIZES, *MIXES)]
+    print(f"held out: {sum(map(len, streams))} tokens, {text_bytes} bytes", flush=True)
+    scores = [score(weights, size, streams, text_bytes) for size in (*SIZES, *MIXES)]
     print("| size | layers | effective parameters | perplexity per token | per byte | bits per byte |")
     print("|---|---:|---:|---:|---:|---:|")
     for s in scores:

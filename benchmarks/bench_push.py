@@ -1,0 +1,143 @@
+"""Seconds, rate and peak memory of ``gemma-edge push`` to an emulated device, beside Debian's ``adb push`` to the same.
+
+Each push is a process of its own, the contenders in turn (A B A B), to a new name each time. ``adb push`` compares no
+hashes, before or after, and does not wait for the storage; ours does, so besides the whole time there is that of
+sending alone. Then ours pushes the same file again, and with one byte changed. Prints and appends one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import RESULTS, append_result, load_average, run_child, summary
+
+MIB = 1024 * 1024
+FOLDER = "/data/local/tmp/bench"
+NAME = "model.litertlm"
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One push of ours: the process, and what it says of itself."""
+
+    process_s: float
+    push_s: float
+    send_s: float
+    bytes_sent: int
+    peak_rss_bytes: int
+
+
+def write_source(path: Path, mib: int) -> None:
+    """Bytes that do not compress."""
+    generator = np.random.default_rng(0)
+    with open(path, "wb") as file:
+        for _ in range(mib):
+            file.write(generator.bytes(MIB))
+
+
+@contextmanager
+def emulated_device(folder: Path, isolation: str) -> Iterator[str]:
+    """Its serial; a process of its own, so that the contenders meet the same one."""
+    command = [sys.executable, "-m", "toolkit", "emulator", "--json", "--port", "0"]
+    command += ["--root", str(folder), "--isolation", isolation]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield str(json.loads(process.stdout.readline())["serial"])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+@contextmanager
+def adb_server(serial: str, port: int) -> Iterator[dict[str, str]]:
+    """The environment of an adb whose server knows the device."""
+    environment = {"ANDROID_ADB_SERVER_PORT": str(port)}
+    whole = {**os.environ, **environment}
+    subprocess.run(["adb", "connect", serial], env=whole, check=True, capture_output=True)
+    try:
+        yield environment
+    finally:
+        subprocess.run(["adb", "kill-server"], env=whole, check=False, capture_output=True)
+
+
+def push_ours(serial: str, source: Path, target: str, log: Path) -> Push:
+    """One ``gemma-edge push``."""
+    command = [sys.executable, "-m", "toolkit", "push", str(source), "--device", serial, "--target", target, "--json"]
+    usage = run_child(command, log)
+    result = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
+    return Push(usage.seconds, result["seconds"], result["send_seconds"], result["bytes_sent"], usage.peak_rss_bytes)
+
+
+def measure(serial: str, source: Path, scratch: Path, repeats: int, adb: dict[str, str]) -> dict[str, object]:
+    """Rounds in which the contenders take turns, each pair removed before the next."""
+    log = scratch / "log"
+    ours: list[Push] = []
+    theirs: list[float] = []
+    device = scratch / "device" / FOLDER.lstrip("/")
+    for turn in range(repeats):
+        if turn:
+            shutil.rmtree(device)
+        remote = f"{FOLDER}/adb/{NAME}"
+        theirs.append(run_child(["adb", "-s", serial, "push", str(source), remote], log, adb).seconds)
+        ours.append(push_ours(serial, source, f"{FOLDER}/ours", log))
+    again = push_ours(serial, source, f"{FOLDER}/ours", log)
+    with open(source, "r+b") as file:
+        file.seek(source.stat().st_size // 2)
+        file.write(b"changed")
+    changed = push_ours(serial, source, f"{FOLDER}/ours", log)
+    return {
+        "adb_push_s": asdict(summary(theirs)),
+        "ours_send_s": asdict(summary([push.send_s for push in ours])),
+        "ours_push_s": asdict(summary([push.push_s for push in ours])),
+        "ours_process_s": asdict(summary([push.process_s for push in ours])),
+        "ours_peak_rss_bytes": max(push.peak_rss_bytes for push in [*ours, again, changed]),
+        "ours_same_again": asdict(again),
+        "ours_one_byte_changed": asdict(changed),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_push", description=__doc__)
+    parser.add_argument("--mib", type=int, default=1024, help="size of the file (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="pushes of each (default: %(default)s)")
+    parser.add_argument("--isolation", default="auto", help="of the emulated device (default: %(default)s)")
+    parser.add_argument("--server-port", type=int, default=5099, help="of adb's server (default: %(default)s)")
+    parser.add_argument("--scratch", type=Path, help="where files go (default: the system's temporary folder)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        scratch = Path(name)
+        source = scratch / NAME
+        write_source(source, options.mib)
+        fields: dict[str, object] = {
+            "bytes": source.stat().st_size,
+            "repeats": options.repeats,
+            "isolation": options.isolation,
+            "adb": subprocess.run(["adb", "version"], capture_output=True, text=True, check=True).stdout.split("\n")[1],
+            "load_average_before": load_average(),
+        }
+        with (
+            emulated_device(scratch / "device", options.isolation) as serial,
+            adb_server(serial, options.server_port) as adb,
+        ):
+            fields |= measure(serial, source, scratch, options.repeats, adb)
+    append_result(RESULTS / "push.jsonl", "push to an emulated device", fields, ("adb-shell", "numpy"))
+    print(json.dumps(fields), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -56,7 +56,7 @@ class Emulator:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._first: socket.socket | None = None
-        self._fault: BaseException | None = None
+        self._userland: Userland | None = None
 
     def __enter__(self) -> Emulator:
         self._first = _listen(self.port)
@@ -83,6 +83,13 @@ class Emulator:
     def serial(self) -> str:
         """What ``--device`` takes."""
         return f"{_HOST}:{self.port}"
+
+    @property
+    def userland(self) -> Userland:
+        """Its files and programs, while it runs and after."""
+        if self._userland is None:
+            raise EnvironmentFault("emulated device", found="one that was never started", wanted="a running one")
+        return self._userland
 
     @property
     def reboots(self) -> int:
@@ -114,7 +121,7 @@ class Emulator:
             self._memory = MemoryLimit(settings.memory_bytes)
         root = settings.root or self._scratch
         assert root is not None
-        self.userland = Userland(
+        self._userland = Userland(
             root,
             f"emulated{self.port}",
             isolation=settings.isolation,
@@ -148,6 +155,8 @@ class Emulator:
         return first or _listen(self.port)
 
     def _clean_up(self) -> None:
+        if self._userland is not None:
+            self._userland.close()
         if self._memory is not None:
             self._memory.close()
         if self._scratch is not None:

@@ -69,6 +69,7 @@ class _Run:
                 program.argv,
                 env=dict(program.environment),
                 cwd=userland.root,
+                pass_fds=program.fds,
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=their_errors.fileno() if request.is_v2 else theirs.fileno(),

@@ -1,6 +1,6 @@
 """The emulated device's files and programs: a folder that looks like Android's, and a shell that sees it.
 
-With bubblewrap the shell has a mount namespace of its own (user 2000, no network, the host's programs read-only).
+With bubblewrap, programs run in a sandbox (user 2000, no network, own processes, the host's programs read-only).
 Without, it is the host's shell, and the paths in each command are put under the folder: nothing is isolated then.
 """
 
@@ -21,12 +21,10 @@ from typing import Literal
 import device_harness
 from device_harness.emulator import templates
 from device_harness.emulator.memory import MemoryLimit
+from device_harness.emulator.sandbox import SHELL_UID, Sandbox
 from toolkit.errors import EnvironmentFault
 
 Isolation = Literal["auto", "bubblewrap", "folder"]
-
-SHELL_UID = 2000
-"""AID_SHELL of Android's android_filesystem_config.h."""
 
 _TREE = (
     "data/local/tmp",
@@ -49,6 +47,8 @@ class Program:
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
+    fds: tuple[int, ...] = ()
+    """To be inherited."""
 
 
 class Userland:
@@ -62,16 +62,30 @@ class Userland:
         self._memory = memory
         self._mark = f"{os.getpid()}-{os.urandom(6).hex()}"
         self._make_tree(limits_storage=limits_storage)
-        self.is_isolated = isolation != "folder" and self._can_isolate(required=isolation == "bubblewrap")
+        self._sandbox = self._isolate(isolation)
         self._search_path = [self._path("/system/bin"), "/usr/local/bin", "/usr/bin", "/bin"]
 
     def program(self, command: str) -> Program:
         """``sh -c COMMAND`` as this device runs it; a shell that reads its input if there is no command."""
         shell = ["sh", "-c", self._translated(command)] if command else ["sh"]
-        argv = [*self._bubblewrap(), *shell] if self.is_isolated else [self._path("/system/bin/sh"), *shell[1:]]
+        if self._sandbox is not None:
+            argv = [*self._sandbox.argv(), *shell]
+        else:
+            argv = [self._path("/system/bin/sh"), *shell[1:]]
         if self._memory is not None:
             argv = [*self._memory.entering(), *argv]
-        return Program(tuple(argv), self._environment())
+        return Program(tuple(argv), self._environment(), self._sandbox.fds if self._sandbox else ())
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether its programs are kept from the host's files, processes and network."""
+        return self._sandbox is not None
+
+    def close(self) -> None:
+        """End all programs, for good."""
+        self.end_programs()
+        if self._sandbox is not None:
+            self._sandbox.close()
 
     @property
     def output_prefix(self) -> bytes:
@@ -205,46 +219,17 @@ class Userland:
             _MARK: self._mark,
         }
 
-    def _can_isolate(self, *, required: bool) -> bool:
-        if shutil.which("bwrap") is None:
-            if required:
-                raise EnvironmentFault(
-                    "bubblewrap", found="no bwrap", wanted="the program", remedy="apt-get install bubblewrap"
-                )
-            return False
-        self.is_isolated = True
-        self._search_path = []
-        done = subprocess.run([*self._bubblewrap(), "/bin/sh", "-c", ":"], capture_output=True, text=True)
-        if done.returncode and required:
-            raise EnvironmentFault("bubblewrap", found=done.stderr.strip(), wanted="a sandbox", remedy="use folder")
-        return done.returncode == 0
-
-    def _bubblewrap(self) -> list[str]:
-        options = [
-            shutil.which("bwrap") or "bwrap",
-            "--unshare-user",
-            "--unshare-ipc",
-            "--unshare-uts",
-            "--unshare-net",
-        ]
-        options += ["--uid", str(SHELL_UID), "--gid", str(SHELL_UID), "--hostname", "emulated", "--chdir", "/"]
-        options += ["--ro-bind", "/usr", "/usr", "--tmpfs", "/tmp", "--dev", "/dev", "--ro-bind", "/proc", "/proc"]
-        for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
-            if os.path.islink(name):
-                options += ["--symlink", os.readlink(name), name]
-            elif os.path.isdir(name):
-                options += ["--ro-bind", name, name]
-        options += ["--ro-bind", str(self.root / "etc"), "/etc"]
-        for name in ("/etc/alternatives", "/etc/ld.so.cache"):
-            options += ["--ro-bind-try", name, name]
-        for name in ("data", "sdcard"):
-            options += ["--bind", str(self.root / name), f"/{name}"]
-        for name in ("system", "sys"):
-            options += ["--ro-bind", str(self.root / name), f"/{name}"]
-        for prefix in sorted({sys.prefix, sys.base_prefix, str(_packages())}):
-            if not Path(prefix).is_relative_to("/usr"):
-                options += ["--ro-bind", prefix, prefix]
-        return options
+    def _isolate(self, isolation: Isolation) -> Sandbox | None:
+        """A sandbox if one is wanted and can be had; an error if none but that will do."""
+        if isolation == "folder":
+            return None
+        prefixes = sorted({sys.prefix, sys.base_prefix, str(_packages())})
+        try:
+            return Sandbox(self.root, [prefix for prefix in prefixes if not Path(prefix).is_relative_to("/usr")])
+        except EnvironmentFault:
+            if isolation == "bubblewrap":
+                raise
+            return None
 
 
 def _link_programs(folder: Path) -> None:

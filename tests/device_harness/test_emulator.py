@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ MakeDevice = Callable[[EmulatorSettings], Emulator]
 Connect = Callable[[Emulator], Transport]
 
 TMP = "/data/local/tmp"
+
+
+def _command_lines() -> Iterator[bytes]:
+    """Of all the host's processes."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield path.read_bytes()
 
 
 @pytest.fixture
@@ -84,8 +92,26 @@ def test_bubblewrap_hides_the_hosts_files_network_and_user(
     assert [line.split(":")[0].strip() for line in interfaces.splitlines()] == ["lo"]
 
 
+def test_a_sampler_reads_what_another_commands_process_uses(userland: Callable[[str], str]) -> None:
+    process = userland("sleep 64.5 > /dev/null 2>&1 < /dev/null & echo $!").strip()
+    assert "Rss:" in userland(f"cat /proc/{process}/smaps_rollup")
+    assert "read_bytes" in userland(f"cat /proc/{process}/io")
+    userland(f"kill -KILL {process}")
+
+
+def test_bubblewrap_hides_the_hosts_processes_and_ends_all_of_its_own(reach: Connect, isolation: str) -> None:
+    if isolation != "bubblewrap":
+        pytest.skip("a folder isolates nothing, and says so")
+    with Emulator(EmulatorSettings(isolation="bubblewrap")) as device:
+        transport = reach(device)
+        transport.shell("env -i setsid sleep 65.5 > /dev/null 2>&1 < /dev/null &", timeout=10)
+        found = transport.shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '", timeout=10).stdout
+        assert "sleep 65.5" in found and "pytest" not in found
+    assert not any(command.startswith(b"sleep\x0065.5") for command in _command_lines())
+
+
 def test_missing_bubblewrap_is_an_error_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("device_harness.emulator.userland.shutil.which", lambda name: None)
+    monkeypatch.setattr("device_harness.emulator.sandbox.shutil.which", lambda name: None)
     with Emulator(EmulatorSettings()) as device:
         assert not device.userland.is_isolated
     with pytest.raises(EnvironmentFault, match="bubblewrap"):

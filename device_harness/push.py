@@ -161,13 +161,14 @@ class _Push:
         new = self._source.manifest
         if new is None:
             return []
-        wanted = {file.name for file in self._source.files}
+        # /sdcard ignores case: there, one name's removal is another's.
+        wanted = {file.name.lower() for file in self._source.files}
         stale: set[str] = set()
         for name in (MANIFEST_NAME, OLD_MANIFEST):
             old = self._read_manifest(name, sizes)
             for entry, record in old.files.items() if old is not None else ():
                 same = entry in new.files and new.files[entry].sha256 == record.sha256
-                if entry not in wanted and not same and not entry.lower().endswith(PART):
+                if entry.lower() not in wanted and not same and not entry.lower().endswith(PART):
                     stale |= {entry, entry + PART}
         return sorted(self._folder.sizes(sorted(stale)))
 

@@ -256,6 +256,15 @@ def test_files_that_only_the_older_bundle_had_go_and_strangers_stay(
     assert result.files_removed == ("vision_encoder.tflite",)
 
 
+def test_a_file_that_differs_in_case_only_is_left_for_it_may_be_the_new_one(
+    device: Emulator, transport: Counting, tmp_path: Path
+) -> None:
+    content = make_content()
+    push(transport, make_bundle(tmp_path / "one", {**content, "Notes.txt": b"old"}))
+    result = push(transport, make_bundle(tmp_path / "two", {**content, "notes.txt": b"new"}))
+    assert result.files_removed == ()
+
+
 def test_a_group_left_out_goes_if_it_is_another_models_and_stays_if_not(
     device: Emulator, transport: Counting, tmp_path: Path
 ) -> None:

@@ -195,7 +195,10 @@ class Transport:
         return self._push(io.BytesIO(data), len(data), remote, mode, progress)
 
     def append(self, source: BinaryIO, size: int, remote: str, *, progress: Progress | None = None) -> None:
-        """Add exactly ``size`` bytes of ``source`` to a file's end: how a cut push is taken up again."""
+        """Add exactly ``size`` bytes of ``source`` to a file's end: how a cut push is taken up again.
+
+        After a cut, the device may still be writing what it had taken: let the file's size settle before the next call.
+        """
         self._pour(source, size, f"head -c {size} >> {quote(remote)}", remote, progress)
 
     def overwrite(

@@ -87,8 +87,8 @@ def test_shell_passes_input_on_to_its_end(adb: Adb) -> None:
 def test_exec_out_and_exec_in_pass_raw_bytes(adb: Adb, folder_device: Emulator) -> None:
     adb("exec-in", f"cat > {TMP}/in", stdin=b"a\r\nb\n")
     # adb leaves once it has sent all; the command goes on.
-    _await(lambda: not folder_device.userland._running())
-    assert folder_device.path(f"{TMP}/in").read_bytes() == b"a\r\nb\n"
+    stored = folder_device.path(f"{TMP}/in")
+    _await(lambda: stored.exists() and stored.read_bytes() == b"a\r\nb\n")
     assert adb("exec-out", "printf 'a\\r\\nb'").stdout == "a\r\nb"
 
 

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.gemma3n.audio_config import audio_tensors, parse_audio_config
 from converters.gemma3n.config import (
     CAUSAL_LM,
     CONDITIONAL_GENERATION,
@@ -140,22 +141,32 @@ SHARDED = ("e2b", "e4b")  # as published: in shards, and with the K/V weights th
 
 
 def write_synthetic(
-    output: Path, preset: str, *, seed: int = 0, architecture: str = CAUSAL_LM, vision: bool = False
+    output: Path,
+    preset: str,
+    *,
+    seed: int = 0,
+    architecture: str = CAUSAL_LM,
+    vision: bool = False,
+    audio: bool = False,
 ) -> int:
     """Write the checkpoint directory `output`, whole or not at all; returns its bytes of weights.
 
     As Gemma3nForConditionalGeneration it names towers for images and sound, small ones, without weights; with `vision`
-    the tower for images is the published one, with weights.
+    the tower for images is the published one, with weights, and with `audio` that for sound.
     """
     config = PRESETS[preset]
     tensors = text_tensors(config) | (unused_kv_tensors(config) if preset in SHARDED else {})
     stored = {STORED_PREFIX[architecture] + name: shape for name, shape in tensors.items()}
     written = _config_json(config, architecture)
+    tower: dict[str, Shape] = {}
+    assert architecture == CONDITIONAL_GENERATION or not (vision or audio), "a text model has no tower"
     if vision:
-        assert architecture == CONDITIONAL_GENERATION, "a text model has no tower"
         written |= _vision_json(config)
-        tower = vision_tensors(parse_vision_config(written, config, "config.json"))
-        stored |= {f"model.{name}": shape for name, shape in tower.items()}
+        tower |= vision_tensors(parse_vision_config(written, config, "config.json"))
+    if audio:
+        written |= _audio_json(config)
+        tower |= audio_tensors(parse_audio_config(written, config, "config.json"))
+    stored |= {f"model.{name}": shape for name, shape in tower.items()}
     shards = _shards(stored, SHARD_BYTES if preset in SHARDED else None)
     noise = _Noise(seed, config.ple_size)
     with atomic_directory(output) as directory:
@@ -177,6 +188,35 @@ def _vision_json(config: TextConfig) -> dict[str, object]:
     table = {"hidden_size": 2048, "vocab_offset": offset, "vocab_size": 128}
     tokens = {"boi_token_id": 3, "eoi_token_id": offset, "image_token_id": offset + 1}
     return {"vision_config": tower | table, "vision_soft_tokens_per_image": 256, **tokens}
+
+
+def _audio_json(config: TextConfig) -> dict[str, object]:
+    """The published tower (google/gemma-3n-E4B, config.json), its tokens the text model's last."""
+    offset = config.vocab_size - 128
+    tower = {
+        "model_type": "gemma3n_audio",
+        "hidden_size": 1536,
+        "input_feat_size": 128,
+        "rms_norm_eps": 1e-6,
+        "gradient_clipping": 1e10,
+        "conf_attention_chunk_size": 12,
+        "conf_attention_context_left": 13,
+        "conf_attention_context_right": 0,
+        "conf_attention_logit_cap": 50.0,
+        "conf_conv_kernel_size": 5,
+        "conf_num_attention_heads": 8,
+        "conf_num_hidden_layers": 12,
+        "conf_reduction_factor": 4,
+        "conf_residual_weight": 0.5,
+        "sscp_conv_channel_size": [128, 32],
+        "sscp_conv_group_norm_eps": 1e-3,
+        "sscp_conv_kernel_size": [[3, 3], [3, 3]],
+        "sscp_conv_stride_size": [[2, 2], [2, 2]],
+        "vocab_offset": offset,
+        "vocab_size": 128,
+    }
+    tokens = {"boa_token_id": 4, "eoa_token_id": offset, "audio_token_id": offset + 1}
+    return {"audio_config": tower, "audio_soft_tokens_per_image": 188, **tokens}
 
 
 def _config_json(config: TextConfig, architecture: str) -> dict[str, object]:
@@ -281,15 +321,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--architecture", choices=STORED_PREFIX, default=CAUSAL_LM, help="class that it loads as (default: %(default)s)"
     )
     parser.add_argument("--vision", action="store_true", help="with the published tower for images")
+    parser.add_argument("--audio", action="store_true", help="with the published tower for sound")
     options = parser.parse_args(arguments)
-    if options.vision and options.architecture == CAUSAL_LM:
-        parser.error(f"--vision needs --architecture {CONDITIONAL_GENERATION}")
+    if (options.vision or options.audio) and options.architecture == CAUSAL_LM:
+        parser.error(f"--vision and --audio need --architecture {CONDITIONAL_GENERATION}")
     size = write_synthetic(
         options.output,
         options.preset,
         seed=options.seed,
         architecture=options.architecture,
         vision=options.vision,
+        audio=options.audio,
     )
     print(f"{options.output}: {options.preset}, {size // BYTES_PER_WEIGHT:,} weights, {size / 1e9:.2f} GB")
 

@@ -72,6 +72,13 @@ def test_published_presets_have_the_published_number_of_weights(preset: str) -> 
     assert sum(int(np.prod(shape)) for shape in tensors.values()) == published[preset]
 
 
+def test_the_tower_for_sound_is_the_published_one() -> None:
+    config = synthetic.PRESETS["e4b"]
+    tower = synthetic.parse_audio_config(synthetic._audio_json(config), config, "config.json")
+    assert (tower.vocab_offset, tower.padding_token_id) == (262_272, 262_399)
+    assert sum(int(np.prod(shape)) for shape in synthetic.audio_tensors(tower).values()) == 684_694_048
+
+
 @pytest.mark.reference
 def test_transformers_loads_it_with_no_tensor_missing_or_left_over(tiny: Path) -> None:
     torch = pytest.importorskip("torch")

@@ -1,0 +1,208 @@
+"""Converting the audio tower at its published size: seconds and peak memory; and encoding sound, against transformers.
+
+Every conversion and every series of runs is a process of its own, measured by the kernel. Systems take turns. All
+encoders have the same random weights and run warm, on the same mel frames, with the same number of threads; the error
+is the root mean square of the difference from transformers in float32, as a share of its features'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.measure import (
+    RESULTS,
+    ChildUsage,
+    append_result,
+    load_average,
+    markdown,
+    run_child,
+    summary,
+    text,
+    this_device,
+)
+from benchmarks.synthetic import write_synthetic
+from converters.checkpoint import open_checkpoint
+from converters.gemma3n.audio_files import AUDIO_ENCODER, convert_audio
+from converters.gemma3n.config import CONDITIONAL_GENERATION
+from toolkit.layout import align_up
+from toolkit.quant.recipe import load_recipe
+
+F32 = NDArray[np.float32]
+
+PEERS = {"transformers float32": "float32", "transformers bfloat16": "bfloat16"}
+PACKAGES = ("ai-edge-litert", "numpy", "torch", "transformers")
+BINS, FRAMES_PER_TOKEN = 128, 16
+
+
+def convert(checkpoint: Path, output: Path, recipe: str, frames: int) -> None:
+    """In a process of its own: both files of the group."""
+    output.mkdir()
+    with open_checkpoint(checkpoint) as opened:
+        convert_audio(opened, output, load_recipe(recipe), [align_up(frames, FRAMES_PER_TOKEN)])
+
+
+def encode_litert(model: Path, frames: int, threads: int, repeats: int, features: Path) -> list[float]:
+    """Seconds of each run after the first; writes the features."""
+    from toolkit.runtime.compiled import Runtime
+    from toolkit.runtime.weight_cache import ModelFile
+
+    length = align_up(frames, FRAMES_PER_TOKEN)
+    name = f"encode_{length}"
+    runtime = Runtime()
+    opened = runtime.open(ModelFile(model, "0" * 64, model.stat().st_size), threads=threads, cache="memory")
+    signature = opened.signatures[name]
+    inputs = {key: opened.input_buffer(name, key) for key in signature.inputs}
+    outputs = {key: opened.output_buffer(name, key) for key in signature.outputs}
+    mel = np.zeros((1, length, BINS), np.float32)
+    mel[0, :frames] = mel_frames(frames)
+    inputs["src_inputs"].write(mel)
+    inputs["mask"].write((np.arange(length) < frames)[None])
+    seconds = _seconds(opened.bind(name, inputs, outputs), repeats)
+    np.save(features, outputs["features"].read()[0])
+    runtime.close()
+    return seconds
+
+
+def encode_transformers(
+    checkpoint: Path, dtype: str, frames: int, threads: int, repeats: int, features: Path
+) -> list[float]:
+    """Seconds of each run after the first; writes the features."""
+    import torch
+    from safetensors import safe_open
+    from transformers import Gemma3nAudioConfig
+    from transformers.initialization import no_init_weights
+    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioEncoder
+
+    torch.set_num_threads(threads)
+    config = json.loads((checkpoint / "config.json").read_text())["audio_config"]
+    with no_init_weights():
+        encoder = Gemma3nAudioEncoder(Gemma3nAudioConfig(**config)).to(getattr(torch, dtype)).train(False)
+    prefix = "model.audio_tower."
+    with safe_open(checkpoint / "model.safetensors", "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118, not a mapping
+        encoder.load_state_dict({name.removeprefix(prefix): file.get_tensor(name) for name in names}, strict=True)
+    mel = torch.from_numpy(mel_frames(frames)[None]).to(getattr(torch, dtype))
+    absent = torch.zeros((1, frames), dtype=torch.bool)
+    with torch.inference_mode():
+        seconds = _seconds(lambda: encoder(mel, absent), repeats)
+        np.save(features, encoder(mel, absent).last_hidden_state[0].float().numpy())
+    return seconds
+
+
+def mel_frames(frames: int) -> F32:
+    """Log-mel-like noise."""
+    noise = np.random.default_rng(0).standard_normal((frames, BINS), np.float32)
+    return noise * np.float32(2) - np.float32(5)
+
+
+def _seconds(run: Callable[[], object], repeats: int) -> list[float]:
+    run()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def child(step: str, *arguments: object, log: Path) -> tuple[ChildUsage, list[float]]:
+    """Run one of the functions above; the last list in its output is what it returned, LiteRT's farewells aside."""
+    command = [sys.executable, "-m", "benchmarks.bench_audio", "--child", step, *map(str, arguments)]
+    usage = run_child(command, log)
+    lines = log.read_text(encoding="utf-8").splitlines()
+    return usage, json.loads(next(line for line in reversed(lines) if line.startswith("[")))
+
+
+def run_step(step: str, arguments: Sequence[str]) -> list[float]:
+    """The child's side."""
+    if step == "convert":
+        checkpoint, output, recipe, frames = arguments
+        convert(Path(checkpoint), Path(output), recipe, int(frames))
+        return []
+    *model, frames, threads, repeats, features = arguments
+    how = (int(frames), int(threads), int(repeats), Path(features))
+    if step == "litert":
+        return encode_litert(Path(model[0]), *how)
+    return encode_transformers(Path(model[0]), model[1], *how)
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> list[list[str]]:
+    """Convert with each recipe, then let the encoders take turns; rows of the table."""
+    checkpoint, log = scratch / "checkpoint", scratch / "log.txt"
+    write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, audio=True)
+    frames = (options.seconds * 16000 - 513) // 160 + 1  # transformers' feature extractor: windows of 513 every 160
+    load = load_average()
+    conversions: dict[str, ChildUsage] = {}
+    for recipe in options.recipes:
+        conversions[recipe], _ = child("convert", checkpoint, scratch / recipe, recipe, frames, log=log)
+    times: dict[str, list[float]] = {name: [] for name in (*PEERS, *options.recipes)}
+    peaks = dict.fromkeys(times, 0)
+    for _ in range(options.rounds):
+        for name in times:
+            how = (frames, options.threads, options.repeats, scratch / f"{name}.npy")
+            step = ("transformers", checkpoint, PEERS[name]) if name in PEERS else ("litert", _encoder(scratch / name))
+            usage, seconds = child(*step, *how, log=log)
+            times[name] += seconds
+            peaks[name] = max(peaks[name], usage.peak_rss_bytes)
+    want = np.load(scratch / f"{next(iter(PEERS))}.npy")
+    rows = []
+    for name, seconds in times.items():
+        error = float(np.sqrt(np.mean((np.load(scratch / f"{name}.npy") - want) ** 2) / np.mean(want**2)))
+        fields = {
+            "system": name,
+            "sound_seconds": options.seconds,
+            "threads": options.threads,
+            "encode_seconds": asdict(summary(seconds)),
+            "encode_peak_rss_bytes": peaks[name],
+            "relative_rms_error": error,
+            "load_average_before": load,
+        }
+        cells = ["", "", ""]
+        if name in conversions:
+            files = sum(f.stat().st_size for f in (scratch / name).iterdir())
+            made = conversions[name]
+            fields |= {"convert": asdict(made), "output_bytes": files}
+            cells = [f"{made.seconds:.1f}", f"{made.peak_rss_bytes / 1e6:.0f}", f"{files / 1e6:.0f}"]
+        append_result(options.output, "audio", fields, PACKAGES)
+        rows.append([name, *cells, text(summary(seconds), ".3f"), f"{peaks[name] / 1e6:.0f}", f"{error:.1e}"])
+    print(f"\n{this_device()}\nload average before: {load:.2f}\n")
+    return rows
+
+
+def _encoder(directory: Path) -> Path:
+    return directory / AUDIO_ENCODER
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_audio", description=__doc__)
+    parser.add_argument("--recipes", nargs="+", default=["f32", "audio-int8", "audio-int4"])
+    parser.add_argument("--seconds", type=int, default=10, help="of sound (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each system (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs in a turn (default: %(default)s)")
+    parser.add_argument("--scratch", type=Path, help="where files are written and removed; default: the system's")
+    parser.add_argument("--output", type=Path, default=RESULTS / "audio.jsonl", help="default: %(default)s")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        print(json.dumps(run_step(options.child[0], options.child[1:])))
+        return
+    with TemporaryDirectory(dir=options.scratch, prefix="bench_audio.") as name:
+        rows = measure(options, Path(name))
+    header = ["system", "convert, s", "its peak RSS, MB", "files, MB", "encode, s", "its peak RSS, MB", "error"]
+    print(markdown(header, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -129,8 +129,8 @@ def tower(name: str = "tiny") -> Tower:
     return make_tower(**{**TINY, **VARIANTS[name]})
 
 
-def make_tower(**overrides: object) -> Tower:
-    """A random tower; overrides: keys of Gemma3nAudioConfig that differ from its defaults."""
+def make_tower(tensors: Mapping[str, F32] | None = None, /, **overrides: object) -> Tower:
+    """A tower, random unless its tensors are given; overrides: keys of Gemma3nAudioConfig that differ from defaults."""
     torch = import_torch()
     from transformers import Gemma3nAudioConfig, Gemma3nTextConfig
     from transformers.initialization import no_init_weights
@@ -138,7 +138,8 @@ def make_tower(**overrides: object) -> Tower:
 
     hf_config = Gemma3nAudioConfig(**overrides)
     config = parse_audio_config({**TOP, "audio_config": hf_config.to_dict()}, text_config(), "config.json")
-    tensors = {name: random_tensor(name, shape) for name, shape in audio_tensors(config).items()}
+    if tensors is None:
+        tensors = {name: random_tensor(name, shape) for name, shape in audio_tensors(config).items()}
     hf_text = Gemma3nTextConfig(vocab_size=TEXT_VOCABULARY, hidden_size=TEXT_HIDDEN)
     with no_init_weights():  # else a tower of the published size spends minutes on numbers that are then replaced
         encoder, embedder = Gemma3nAudioEncoder(hf_config), Gemma3nMultimodalEmbedder(hf_config, hf_text)

@@ -1,6 +1,6 @@
 """Seconds, rate and peak memory of ``gemma-edge push`` to an emulated device, beside Debian's ``adb push`` to the same.
 
-Each push is a process of its own, the contenders in turn (A B A B), to a new name each time. ``adb push`` compares no
+Each push is a process of its own, the contenders in turn (A B B A), to a new name each time. ``adb push`` compares no
 hashes, before or after, and does not wait for the storage; ours does, so besides the whole time there is that of
 sending alone. Then ours pushes the same file again, and with one byte changed. Prints and appends one JSON object.
 """
@@ -91,9 +91,13 @@ def measure(serial: str, source: Path, scratch: Path, repeats: int, adb: dict[st
     for turn in range(repeats):
         if turn:
             shutil.rmtree(device)
-        remote = f"{FOLDER}/adb/{NAME}"
-        theirs.append(run_child(["adb", "-s", serial, "push", str(source), remote], log, adb).seconds)
-        ours.append(push_ours(serial, source, f"{FOLDER}/ours", log))
+        for name in ("adb", "ours")[:: -1 if turn % 2 else 1]:
+            os.sync()  # else one contender waits for what the other wrote
+            if name == "ours":
+                ours.append(push_ours(serial, source, f"{FOLDER}/ours", log))
+            else:
+                command = ["adb", "-s", serial, "push", str(source), f"{FOLDER}/adb/{NAME}"]
+                theirs.append(run_child(command, log, adb).seconds)
     again = push_ours(serial, source, f"{FOLDER}/ours", log)
     with open(source, "r+b") as file:
         file.seek(source.stat().st_size // 2)

@@ -1,7 +1,8 @@
 """Writes Gemma 3n checkpoints of any size with random weights, for measurements that do not depend on their values.
 
 Weights are normal with variance 1 / fan-in, norms near 1 or, at the end of a block, near 0.1: activations keep their
-magnitude and rounding errors stay small through the layers. The same preset and seed give the same bytes. Memory stays at some tens of MB whatever the size.
+magnitude and rounding errors stay small through the layers. The same preset and seed give the same bytes. Memory stays
+at some tens of MB whatever the size.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from toolkit.strict_json import JsonObject, parse_json, read_json_file, shorten
 from toolkit.weights import Weight
 
 FORMAT = "gemma-edge-recipe/1"
-BUILT_IN = ("f32", "int8", "int4", "int4-block64", "int4-block128", "int4-channel")
+BUILT_IN = ("f32", "int8", "int4", "int4-block32", "int4-block128", "int4-channel")
 TOWER_BUILT_IN = ("audio-int8", "audio-int4", "vision-f16", "vision-int8")
 """Recipes of the towers: their weights are not the text model's. `f32` fits every group."""
 

@@ -66,8 +66,8 @@ def test_built_in_recipes_give_every_weight_of_a_text_model_a_scheme(name: str) 
     [
         ("f32", F32),
         ("int8", INT8),
-        ("int4", INT4),
-        ("int4-block64", Scheme("int4", 64)),
+        ("int4", Scheme("int4", 64)),
+        ("int4-block32", Scheme("int4", 32)),
         ("int4-block128", Scheme("int4", 128)),
         ("int4-channel", Scheme("int4")),
     ],

@@ -28,7 +28,7 @@ class EngineRun:
 
 def run_engine(path: Path, *, prefill: int, decode: int, threads: int, cache: Path) -> EngineRun:
     """Prefill and decode so many tokens on the CPU; `cache` keeps the engine's packed weights between runs."""
-    import litert_lm
+    import litert_lm  # type: ignore[import-untyped]
 
     benchmark = litert_lm.Benchmark(
         model_path=str(path),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("ai-edge-litert", "litert-lm-api", "numpy")
@@ -105,21 +106,29 @@ def _commit() -> str:
     return commit.stdout.strip() + ("+" if changed else "")
 
 
+# A process starts with its parent's peak (the kernel folds it in at exec), so a small one in between starts the child.
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+child = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(child.pid, 0)
+with open(sys.argv[1], "w") as report:
+    json.dump([time.perf_counter() - started, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)], report)
+"""
+
+
 def run_child(arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> ChildUsage:
     """Run a command to its end with its output in `log`; SystemExit with the log's end if it fails."""
-    with open(log, "wb") as output:
-        started = time.perf_counter()
-        child = subprocess.Popen(
-            arguments, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
-        )
-        # Not child.wait(): only wait4 tells what this child took, apart from all children before it.
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - started
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
+    with open(log, "wb") as output, TemporaryDirectory() as scratch:
+        report = Path(scratch) / "usage.json"
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(report), *arguments]
+        merged = {**os.environ, **(environment or {})}
+        subprocess.run(launcher, stdout=output, stderr=subprocess.STDOUT, env=merged, check=True)
+        seconds, peak_rss_bytes, code = json.loads(report.read_text(encoding="utf-8"))
+    if code:
         end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-        sys.exit(f"error: {' '.join(arguments)}: exit code {child.returncode}\n{end}")
-    return ChildUsage(seconds, usage.ru_maxrss * 1024)
+        sys.exit(f"error: {' '.join(arguments)}: exit code {code}\n{end}")
+    return ChildUsage(seconds, peak_rss_bytes)
 
 
 def load_average() -> float:

@@ -38,7 +38,7 @@ from toolkit.files import require_free_space
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Signature, Weight
-from toolkit.tflite.writer import TfliteLayout, distinct_weights, layout_tflite, write_tflite
+from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflite
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_PREFILL_SIZES = (16, 64, 256)  # beyond 256 a CPU gains nothing, and scores outgrow its caches
@@ -147,8 +147,7 @@ def _layouts(request: ConvertRequest, elastic: Elastic) -> Mapping[str, TfliteLa
         for signature in _decoder_signatures(request, prefix, size, widest)
     ]
     embedder = [Signature(f"embed_{n}", embedder_graph(widest, n)) for n in counts]
-    schemes = request.recipe.plan(distinct_weights([*embedder, *decoder]))
-    return {EMBEDDER: layout_tflite(embedder, schemes), TEXT_DECODER: layout_tflite(decoder, schemes)}
+    return layout_files({EMBEDDER: embedder, TEXT_DECODER: decoder}, request.recipe)
 
 
 def _ple_scheme(request: ConvertRequest, config: TextConfig) -> Scheme:

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from converters.gemma3n.config import TextConfig, finish_section
-from converters.gemma3n.groups import group_of
+from converters.gemma3n.groups import require_group_tensors
 from converters.safetensors import TensorInfo
-from converters.tensor_reader import FLOAT_DTYPES
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import ConfigError
 from toolkit.layout import ceil_div
-from toolkit.strict_json import JsonObject, shorten
+from toolkit.strict_json import JsonObject
 
 SUBSAMPLING = 4
 """Mel frames per conformer frame: two convolutions of stride 2."""
@@ -125,19 +124,7 @@ def audio_tensors(config: AudioConfig) -> dict[str, tuple[int, ...]]:
 
 def require_audio_tensors(config: AudioConfig, tensors: Mapping[str, TensorInfo], what: str) -> None:
     """One CheckpointError for every tensor of the group that is missing, unknown or not as the config implies."""
-    needed = audio_tensors(config)
-    present = {name: info for name, info in tensors.items() if group_of(name) == "audio"}
-    faults = [f"no {name}" for name in needed if name not in present]
-    faults += [f"unknown {shorten(info.name)}" for name, info in present.items() if name not in needed]
-    for name, info in present.items():
-        if name in needed and info.shape != needed[name]:
-            faults.append(f"{name} {list(info.shape)} instead of {list(needed[name])}")
-        elif info.dtype not in FLOAT_DTYPES:
-            faults.append(f"{name} of {info.dtype}, not {', '.join(FLOAT_DTYPES)}")
-    if faults:
-        more = f"; {len(faults) - 3} more" if len(faults) > 3 else ""
-        wanted = "exactly the audio tensors that config.json implies"
-        raise CheckpointError(what, found="; ".join(faults[:3]) + more, wanted=wanted)
+    require_group_tensors("audio", audio_tensors(config), tensors, what, implied_by="config.json implies")
 
 
 def _audio_config(audio: JsonObject, top: JsonObject, text: TextConfig) -> AudioConfig:

@@ -22,7 +22,7 @@ from toolkit.errors import CheckpointError, UsageError
 from toolkit.quant.recipe import Recipe
 from toolkit.strict_json import read_json_file
 from toolkit.tflite.graph import Signature
-from toolkit.tflite.writer import TfliteLayout, distinct_weights, layout_tflite, write_tflite
+from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflite
 
 AUDIO_ENCODER = "audio_encoder.tflite"
 AUDIO_ADAPTER = "audio_adapter.tflite"
@@ -70,9 +70,7 @@ def audio_layouts(config: AudioConfig, recipe: Recipe, lengths: Sequence[int]) -
 
     Their weights are read through an `AudioSource`.
     """
-    files = audio_signatures(config, lengths)
-    schemes = recipe.plan(distinct_weights([signature for file in files.values() for signature in file]))
-    return {name: layout_tflite(signatures, schemes) for name, signatures in files.items()}
+    return layout_files(audio_signatures(config, lengths), recipe)
 
 
 def convert_audio(

@@ -11,7 +11,9 @@ from typing import Literal, get_args
 
 from converters.gemma3n.config import TextConfig
 from converters.safetensors import TensorInfo
+from converters.tensor_reader import FLOAT_DTYPES
 from toolkit.errors import CheckpointError
+from toolkit.strict_json import shorten
 
 GroupName = Literal["text", "token_embedding", "per_layer_embedding", "vision", "audio"]
 GROUP_NAMES: tuple[GroupName, ...] = get_args(GroupName)
@@ -116,6 +118,29 @@ def group_of(name: str) -> GroupName:
     if name == PER_LAYER_EMBEDDING:
         return "per_layer_embedding"
     return _TOWERS.get(name.partition(".")[0], "text")
+
+
+def require_group_tensors(
+    group: GroupName,
+    needed: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, TensorInfo],
+    what: str,
+    *,
+    implied_by: str,
+) -> None:
+    """One CheckpointError for every tensor of a group that is missing, unknown, or of another shape or type."""
+    present = {name: info for name, info in tensors.items() if group_of(name) == group}
+    faults = [f"no {name}" for name in needed if name not in present]
+    faults += [f"unknown {shorten(info.name)}" for name, info in present.items() if name not in needed]
+    for name, info in present.items():
+        if name in needed and info.shape != needed[name]:
+            faults.append(f"{name} {list(info.shape)} instead of {list(needed[name])}")
+        elif info.dtype not in FLOAT_DTYPES:
+            faults.append(f"{name} of {info.dtype}, not {', '.join(FLOAT_DTYPES)}")
+    if faults:
+        more = f"; {len(faults) - 3} more" if len(faults) > 3 else ""
+        wanted = f"exactly the {group} tensors that {implied_by}"
+        raise CheckpointError(what, found="; ".join(faults[:3]) + more, wanted=wanted)
 
 
 def parameter_groups(tensors: Mapping[str, TensorInfo]) -> tuple[ParameterGroup, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from converters.gemma3n.config import TextConfig, finish_section
-from converters.gemma3n.groups import group_of
+from converters.gemma3n.groups import require_group_tensors
 from converters.gemma3n.vision_blocks import (
     MAX_WIDTH,
     STAGES,
@@ -23,9 +23,8 @@ from converters.gemma3n.vision_blocks import (
     stages_of,
 )
 from converters.safetensors import TensorInfo
-from converters.tensor_reader import FLOAT_DTYPES
-from toolkit.errors import CheckpointError, ConfigError, UsageError
-from toolkit.strict_json import JsonObject, shorten
+from toolkit.errors import ConfigError, UsageError
+from toolkit.strict_json import JsonObject
 
 ARCHITECTURE = "mobilenetv5_300m_enc"
 
@@ -204,16 +203,5 @@ def vision_tensors(config: VisionConfig) -> dict[str, tuple[int, ...]]:
 
 def require_vision_tensors(config: VisionConfig, tensors: Mapping[str, TensorInfo], what: str) -> None:
     """One CheckpointError for every tensor of the group that is missing, unknown or not as the table implies."""
-    needed = vision_tensors(config)
-    present = {name: info for name, info in tensors.items() if group_of(name) == "vision"}
-    faults = [f"no {name}" for name in needed if name not in present]
-    faults += [f"unknown {shorten(info.name)}" for name, info in present.items() if name not in needed]
-    for name, info in present.items():
-        if name in needed and info.shape != needed[name]:
-            faults.append(f"{name} {list(info.shape)} instead of {list(needed[name])}")
-        elif info.dtype not in FLOAT_DTYPES:
-            faults.append(f"{name} of {info.dtype}, not {', '.join(FLOAT_DTYPES)}")
-    if faults:
-        more = f"; {len(faults) - 3} more" if len(faults) > 3 else ""
-        wanted = f"exactly the vision tensors that {ARCHITECTURE} and config.json imply"
-        raise CheckpointError(what, found="; ".join(faults[:3]) + more, wanted=wanted)
+    implied_by = f"{ARCHITECTURE} and config.json imply"
+    require_group_tensors("vision", vision_tensors(config), tensors, what, implied_by=implied_by)

@@ -20,7 +20,7 @@ from toolkit.errors import CheckpointError, UsageError
 from toolkit.quant.recipe import Recipe
 from toolkit.strict_json import read_json_file
 from toolkit.tflite.graph import Signature
-from toolkit.tflite.writer import TfliteLayout, distinct_weights, layout_tflite, write_tflite
+from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflite
 
 VISION_ENCODER = "vision_encoder.tflite"
 VISION_ADAPTER = "vision_adapter.tflite"
@@ -60,9 +60,7 @@ def vision_layouts(
     config: VisionConfig, recipe: Recipe, image_sizes: Sequence[int] = IMAGE_SIZES
 ) -> Mapping[str, TfliteLayout]:
     """Both files, laid out; `recipe` is one of f32, vision-f16 and vision-int8, or covers the same weights."""
-    files = vision_signatures(config, image_sizes)
-    schemes = recipe.plan(distinct_weights([signature for file in files.values() for signature in file]))
-    return {name: layout_tflite(signatures, schemes) for name, signatures in files.items()}
+    return layout_files(vision_signatures(config, image_sizes), recipe)
 
 
 def convert_vision(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from toolkit.errors import BundleError, RecipeError
 from toolkit.files import write_at
 from toolkit.layout import PAGE_BYTES, align_up, ceil_div
-from toolkit.quant.packing import pack_int4
+from toolkit.quant.packing import pack_int4, unpack_int4
 from toolkit.quant.scheme import Scheme, Search
 from toolkit.quant.source import TensorSource
 from toolkit.quant.uniform import quantize_rows
@@ -272,13 +272,8 @@ def unpack_rows(rows: NDArray[np.uint8], layout: PleLayout) -> NDArray[np.float3
     bytes_ = np.ascontiguousarray(rows[:, : layout.code_bytes]).view(np.int8)
     if layout.bits == 32:
         return bytes_.view("<f4").reshape(n, layout.layers, layout.width).astype(np.float32)
-    if layout.bits == 8:
-        codes = bytes_.astype(np.float32)
-    else:
-        codes = np.empty((n, layout.layers * layout.width), np.float32)
-        codes[:, 0::2] = np.right_shift(np.left_shift(bytes_, 4), 4)
-        codes[:, 1::2] = np.right_shift(bytes_, 4)
-    values = codes.reshape(n, layout.layers, layout.width)
+    codes = bytes_ if layout.bits == 8 else unpack_int4(bytes_.view(np.uint8))
+    values = codes.astype(np.float32).reshape(n, layout.layers, layout.width)
     scales = np.ascontiguousarray(rows[:, layout.code_bytes : layout.code_bytes + layout.scale_bytes]).view("<f2")
     values *= scales.astype(np.float32)[:, :, None]
     return values

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from toolkit.errors import RecipeError
 from toolkit.files import write_at
 from toolkit.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
+from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.stream import Placement, stream_weights
@@ -81,6 +82,12 @@ def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]
     blobs = _place_blobs(signatures, max(ends))
     ends += [place.offset_bytes + place.size_bytes for place in blobs.values()]
     return TfliteLayout(tuple(signatures), placements, blobs, header_bytes, max(ends))
+
+
+def layout_files(files: Mapping[str, Sequence[Signature]], recipe: Recipe) -> dict[str, TfliteLayout]:
+    """Several files of one model, by name; the recipe sees all their weights at once."""
+    schemes = recipe.plan(distinct_weights([signature for file in files.values() for signature in file]))
+    return {name: layout_tflite(signatures, schemes) for name, signatures in files.items()}
 
 
 def pack_header(layout: TfliteLayout) -> bytes:

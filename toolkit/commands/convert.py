@@ -17,10 +17,11 @@ from toolkit.bundle.manifest import Manifest
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
 from toolkit.commands.gate import judge, report_text
 from toolkit.commands.terminal import Terminal, bytes_text, count_text, table
-from toolkit.commands.text_options import add_machine_arguments, peak_rss_bytes, positive, session_settings
+from toolkit.commands.text_options import add_machine_arguments, positive, session_settings
 from toolkit.errors import QualityError
 from toolkit.quant.recipe import BUILT_IN, Recipe, load_recipe, ple_recipe
 from toolkit.quant.scheme import Dtype
+from toolkit.runtime.memory import peak_rss_bytes
 from toolkit.runtime.session import SessionSettings
 
 NAME = "convert"

@@ -14,12 +14,12 @@ from toolkit.commands.text_options import (
     make_sampler,
     make_sampling,
     open_session,
-    peak_rss_bytes,
 )
 from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import Message
 from toolkit.runtime.generate import Generation, GenerationReport
+from toolkit.runtime.memory import peak_rss_bytes
 from toolkit.runtime.session import Session
 from toolkit.runtime.tokenizer import TextStream, Tokenizer
 

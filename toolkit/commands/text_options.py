@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import resource
-import sys
 from pathlib import Path
 
 from toolkit.bundle.manifest import TEXT_DECODER
@@ -100,12 +98,6 @@ def make_sampler(arguments: argparse.Namespace, bundle: Bundle, tokenizer: Token
 def make_sampling(arguments: argparse.Namespace) -> Sampling:
     """Checked before anything is opened."""
     return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this process has had resident."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def positive(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -15,9 +16,10 @@ from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.compiled import Buffer, Call, Runtime
 from toolkit.runtime.kv_cache import KvBuffers
+from toolkit.runtime.memory import Memory, read_memory
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleTable
 from toolkit.runtime.prefill import plan_prefill
-from toolkit.runtime.weight_cache import WeightCache, default_directory
+from toolkit.runtime.weight_cache import ModelFile, WeightCache, cache_path, default_directory
 
 BLOCKED = np.float32(-0.7 * np.finfo(np.float32).max)
 """A mask's value where a position may not be seen (docs/formats/manifest.md)."""
@@ -70,6 +72,7 @@ class Session:
         self._size: SizeRecord = bundle.manifest.size(settings.size)
         # A table look-up is one thread's work and packs no weights.
         files = {name: bundle.model_file(name) for name in (TEXT_DECODER, EMBEDDER)}
+        self._packed = _packed_file(files[TEXT_DECODER], settings.weight_cache)
         self.ple = PleTable(bundle.ple_shards(), cache_bytes=settings.ple_cache_bytes, in_ram=settings.ple_in_ram)
         self._runtime = Runtime()
         try:
@@ -109,6 +112,15 @@ class Session:
     def ids(self) -> tuple[int, ...]:
         """The tokens behind us."""
         return tuple(self._ids)
+
+    def memory(self) -> Memory:
+        """What this process holds now; each group's files with the weights that were packed from them."""
+        groups: dict[str, list[Path]] = {}
+        for name, group in self.bundle.manifest.groups.items():
+            groups[name] = [self.bundle.path / file for file in group.files]
+            if TEXT_DECODER in group.files and self._packed is not None:
+                groups[name].append(self._packed)
+        return read_memory(groups)
 
     def use(self, size: str) -> None:
         """Go on with another size of the bundle: all sizes read and write the same caches."""
@@ -257,3 +269,7 @@ class Session:
             call = self._embedder.bind(embed, {"ids": ids}, {"embeddings": decoder["embeddings"]})
             self._inputs[width] = _Inputs(ids, call, decoder, {})
         return self._inputs[width]
+
+
+def _packed_file(model: ModelFile, cache: WeightCache) -> Path | None:
+    return cache_path(model, cache) if isinstance(cache, Path) else None

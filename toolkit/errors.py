@@ -48,6 +48,10 @@ class BundleError(ToolkitError):
     """A bundle or .litertlm that is missing parts or breaks its manifest."""
 
 
+class ResultsError(ToolkitError):
+    """A results file that breaks its format."""
+
+
 class QualityError(ToolkitError):
     """The work ran and its result is bad: a gate failed or a check found faults."""
 

@@ -1,0 +1,147 @@
+"""Results files: what is written is read, and each fault is one error that names line and field."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.errors import ResultsError, UsageError
+from toolkit.results.json_lines import dump_record, open_results, parse_record, read_results
+from toolkit.results.record import BenchRecord
+
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "results.jsonl"
+LINES = FIXTURE.read_bytes().splitlines(keepends=True)
+
+
+def test_records_are_written_as_they_were_read() -> None:
+    assert b"".join(map(dump_record, read_results(FIXTURE).records)) == FIXTURE.read_bytes()
+
+
+def test_the_specification_shows_a_record_of_the_fixture() -> None:
+    text = (FIXTURE.parents[2] / "docs/formats/results.md").read_text()
+    shown = json.loads(text.split("```json\n")[1].split("```")[0])
+    assert shown in [json.loads(line) for line in LINES]
+
+
+def test_the_values_of_a_test_are_its_figure_of_each_iteration() -> None:
+    record = read_results(FIXTURE).records[0]
+    assert record.values("tg128") == tuple(item.figures["decode_tokens_per_s"] for item in record.iterations)
+    assert len(record.values("tg128")) == 8
+
+
+def test_records_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    records = read_results(FIXTURE).records[:3]
+    for record in records:
+        with open_results(path) as writer:
+            writer.append(record)
+    assert read_results(path).records == records
+
+
+def test_a_record_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    record = read_results(FIXTURE).records[0]
+    broken: BenchRecord = dataclasses.replace(record, tests={"tg128": "tokens"})
+    with open_results(path) as writer, pytest.raises(ResultsError, match=r"tests tg128: found tokens"):
+        writer.append(broken)
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("kept", [1, 500, len(LINES[1]) - 1])
+def test_a_torn_last_line_is_an_error_unless_it_may_be_skipped(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(LINES[0] + LINES[1][:kept])
+    with pytest.raises(ResultsError, match=rf"line 2: found {kept:,} bytes without a line end"):
+        read_results(path)
+    found = read_results(path, skip_torn_line=True)
+    assert (len(found.records), found.torn_bytes) == (1, kept)
+
+
+def test_nothing_is_appended_behind_a_torn_line_unless_it_may_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    torn = LINES[0] + b'{"format":'
+    path.write_bytes(torn)
+    with pytest.raises(ResultsError, match="10 bytes without a line end"), open_results(path):
+        pass
+    assert path.read_bytes() == torn
+    with open_results(path, drop_torn_line=True) as writer:
+        writer.append(parse_record(LINES[1], "line"))
+    assert path.read_bytes() == LINES[0] + LINES[1]
+
+
+def test_a_long_torn_line_is_removed_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(LINES[0] + b"x" * 200_000)
+    with open_results(path, drop_torn_line=True):
+        pass
+    assert path.read_bytes() == LINES[0]
+
+
+@pytest.mark.parametrize("place", ["no/such/folder/results.jsonl", "."])
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_measured(tmp_path: Path, place: str) -> None:
+    with pytest.raises(UsageError, match="wanted a file that can be written"), open_results(tmp_path / place):
+        pass
+
+
+FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+    ("an unknown key", lambda r: r.update(colour=1), "unknown keys colour"),
+    ("a missing key", lambda r: r.pop("tests"), "no 'tests'"),
+    ("a missing nested key", lambda r: r["device"].pop("emulated"), "device: found no 'emulated'"),
+    ("another format", lambda r: r.update(format="gemma-edge-results/2"), "format: found gemma-edge-results/2"),
+    ("a flag as a number", lambda r: r["device"].update(emulated=1), "device emulated: found 1, wanted true or false"),
+    ("true as a number", lambda r: r["model"].update(bytes=True), "model bytes: found True, wanted an integer"),
+    ("a fraction as a count", lambda r: r["model"].update(bytes=1.5), "model bytes: found 1.5, wanted an integer"),
+    ("a negative count", lambda r: r["model"].update(bytes=-1), "model bytes: found -1"),
+    ("a null that may not be", lambda r: r.update(runner=None), "runner: found None, wanted a text"),
+    ("a control character", lambda r: r["device"].update(model="a\x1b[2J"), "device model: found"),
+    ("a long text", lambda r: r.update(runner="x" * 5000), "runner: found xxx"),
+    ("a short hash", lambda r: r["model"].update(sha256="ab"), "model sha256: found ab, wanted 64 hexadecimal"),
+    ("an unknown backend", lambda r: r.update(backend="dsp"), "backend: found dsp, wanted cpu or gpu or npu"),
+    ("a list for a choice", lambda r: r.update(backend=["cpu"]), "backend: found"),
+    ("an unknown flag", lambda r: r.update(flags=["slow"]), "flags 0: found slow"),
+    ("a flag twice", lambda r: r.update(flags=["drifted", "drifted"]), "flags: found drifted, drifted"),
+    ("a local time", lambda r: r.update(started_utc="2026-11-25 15:00"), "started_utc: found 2026-11-25 15:00"),
+    ("no tests", lambda r: r.update(tests={}, drift={}), "tests: found none"),
+    ("a test of no figure", lambda r: r["tests"].update(pp512="speed"), "tests pp512: found speed"),
+    ("a test with a bad name", lambda r: r["tests"].update({"<b>": "init_s"}), "tests key: found <b>"),
+    ("a figure without a unit", lambda r: r["iterations"][1]["figures"].update(rate=1), "iterations 1 figures key"),
+    ("a text as a figure", lambda r: r["iterations"][1]["figures"].update(init_s="1"), "iterations 1 figures init_s"),
+    ("an end before the begin", lambda r: r["iterations"][0].update(end_s=0), "iterations 0 end_s: found 0"),
+    ("an unknown status", lambda r: r["iterations"][0].update(thermal_status=7), "iterations 0 thermal_status"),
+    ("columns of two lengths", lambda r: r["samples"]["columns"]["rss_bytes"].pop(), "samples columns rss_bytes"),
+    ("no times", lambda r: r["samples"]["columns"].pop("t_s"), "samples columns t_s"),
+    ("a step back in time", lambda r: r["samples"]["columns"]["t_s"].reverse(), "samples columns t_s"),
+    ("a drift of no test", lambda r: r["drift"].update(pp1=r["drift"]["pp512"]), "drift: found pp1"),
+    ("another statistic", lambda r: r["drift"]["pp512"].update(statistic="t"), "drift pp512 statistic"),
+    ("delegation beyond all", lambda r: r.update(delegation={"delegated_nodes": 3, "nodes": 2}), "found 3 of 2"),
+    ("an array for an object", lambda r: r.update(model=[]), "model: found an array, wanted an object"),
+    ("an object for an array", lambda r: r.update(iterations={}), "iterations: found {}, wanted an array"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("breaks", "wanted"), [case[1:] for case in FAULTS], ids=[case[0] for case in FAULTS])
+def test_each_fault_names_line_and_field(tmp_path: Path, breaks: Callable[[Any], object], wanted: str) -> None:
+    record = copy.deepcopy(json.loads(LINES[0]))
+    breaks(record)
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(LINES[1] + json.dumps(record).encode() + b"\n")
+    with pytest.raises(ResultsError) as caught:
+        read_results(path)
+    assert str(caught.value).startswith(f"{path} line 2")
+    assert wanted in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"[]\n", b"nonsense\n", b'{"format":1,"format":1}\n', b"\xff\n", b'{"seconds":NaN}\n', b"[" * 9000]
+)
+def test_a_line_that_is_no_record_is_one_error(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(LINES[0] + line)
+    with pytest.raises(ResultsError, match="line 2"):
+        read_results(path)

@@ -1,0 +1,1 @@
+"""What a benchmark found: records, and the JSON lines that hold them (docs/formats/results.md)."""

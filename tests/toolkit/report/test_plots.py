@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+from PIL import Image
+
+from toolkit.errors import UsageError
+from toolkit.report.plots import Bar, Distributions, Plot, StackedBars, TimeSeries, png, svg, write_plot
+
+HOSTILE = "</svg><script>alert(1)</script> $\\frac{$ & \x00\x1b[31m"
+PLOTS: dict[str, Plot] = {
+    "bars": StackedBars("Parameters", "billion", [Bar("E2B", {"text": 1.9, "ple": 2.0}), Bar("E4B", {"text": 4.0})]),
+    "distributions": Distributions("tg128", "tokens/s", {"a": [10.0, 11.0, 9.5], "b": [12.0]}),
+    "time": TimeSeries("tg128", "tokens/s", {"a": [10.0, math.nan, 9.0]}, "°C", {"skin": [30.0, 31.0, 32.0]}),
+    "no bars": StackedBars("", "", []),
+    "bars of nothing": StackedBars("", "B", [Bar("empty", {"a": 0.0})]),
+    "no rows": Distributions("", "", {}),
+    "equal values": Distributions("", "t/s", {"a": [5.0] * 4}),
+    "no lines": TimeSeries("", "", {}),
+    "all missing": TimeSeries("", "", {"a": [math.nan, math.nan]}),
+}
+
+
+def texts(data: bytes) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(data).iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_every_plot_is_well_formed_and_the_same_bytes_each_time(name: str) -> None:
+    data = svg(PLOTS[name])
+    ElementTree.fromstring(data)
+    assert data == svg(PLOTS[name])
+
+
+def test_bars_say_parts_and_sums() -> None:
+    assert {"1.90", "2.00", "3.90", "4.00", "text", "ple", "E2B", "E4B", "billion"} <= set(texts(svg(PLOTS["bars"])))
+
+
+def test_the_users_settings_change_nothing() -> None:
+    plain = svg(PLOTS["bars"])
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "red"}):
+        assert svg(PLOTS["bars"]) == plain
+
+
+def test_no_date_and_no_program_is_in_a_picture(tmp_path: Path) -> None:
+    data = svg(PLOTS["time"])
+    assert b"<dc:date>" not in data
+    assert b"Matplotlib" not in data
+    write_plot(PLOTS["time"], tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info.keys() <= {"dpi"}
+        assert image.width > 1000
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        StackedBars(HOSTILE, HOSTILE, [Bar(HOSTILE, {HOSTILE: 1.0, "b": 2.0})]),
+        Distributions(HOSTILE, HOSTILE, {HOSTILE: [1.0]}),
+        TimeSeries(HOSTILE, HOSTILE, {HOSTILE: [1.0], "b": [2.0]}, HOSTILE, {HOSTILE: [1.0], "b": [1.0]}),
+    ],
+)
+def test_strings_from_devices_stay_text(plot: Plot) -> None:
+    data = svg(plot, on_page=True)
+    root = ElementTree.fromstring(data)
+    assert not [element for element in root.iter() if element.tag.endswith("script")]
+    assert any("<script>alert(1)</script> $\\frac{$ & \ufffd\ufffd[31m" in text for text in texts(data))
+    assert png(plot)
+
+
+def test_on_a_page_the_ink_is_the_readers_and_there_is_no_background() -> None:
+    data = svg(PLOTS["bars"], on_page=True)
+    assert b"currentColor" in data
+    assert b"prefers-color-scheme:dark" in data
+    assert b"#1a1b1c; stroke" not in data
+    assert b'style="fill: #ffffff"' not in data
+
+
+def test_another_ending_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"plot\.jpg: found the ending '\.jpg', wanted \.svg or \.png"):
+        write_plot(PLOTS["bars"], tmp_path / "plot.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_matplotlib_is_imported_only_to_draw() -> None:
+    code = "import sys, toolkit.cli, toolkit.report.plots; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

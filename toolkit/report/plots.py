@@ -1,0 +1,252 @@
+"""Plots as SVG or PNG. The one place that knows matplotlib, which is imported when the first plot is drawn.
+
+The same data gives the same bytes under one version of matplotlib: no dates, random ids or settings of the user.
+Colours are Okabe and Ito's, which the colour-blind tell apart; labels stand beside them wherever there is room.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.errors import UsageError
+from toolkit.files import write_bytes
+from toolkit.report.tables import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".svg", ".png")
+
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+# Text and lines are drawn in this one; a picture on a page then takes the colour of the page's text instead.
+_INK = "#1a1b1c"
+_SETTINGS: dict[str, object] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gemma-edge",
+    "text.parse_math": False,
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK
+    ),
+}
+_ON_PAGE = "<style>svg{color:#1a1b1c}@media (prefers-color-scheme:dark){svg{color:#e4e5e6}}</style>"
+_WIDTH_INCHES = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar: parts by name, in the order they are stacked; all bars of a plot share names and colours."""
+
+    label: str
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StackedBars:
+    """Horizontal bars of stacked parts, each with its sum at its end, in `unit`."""
+
+    title: str
+    unit: str
+    bars: Sequence[Bar]
+
+
+@dataclass(frozen=True, slots=True)
+class Distributions:
+    """Every value as a dot, one row for each label; a bar marks the median, a line the 5th to 95th percentile."""
+
+    title: str
+    unit: str
+    rows: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSeries:
+    """A figure over the iterations of a run, one line for each name; below it others, such as temperatures.
+
+    Missing values are NaN and leave a gap.
+    """
+
+    title: str
+    unit: str
+    lines: Mapping[str, Sequence[float]]
+    below_unit: str = ""
+    below: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+Plot = StackedBars | Distributions | TimeSeries
+
+
+def svg(plot: Plot, *, on_page: bool = False) -> bytes:
+    """A whole SVG file; `on_page`: without background, and with ink that follows the reader's light or dark scheme."""
+    with _drawn(plot) as figure:
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=on_page)
+    data = out.getvalue()
+    if on_page:
+        data = data.replace(_INK.encode(), b"currentColor").replace(b"<defs>", _ON_PAGE.encode() + b"<defs>", 1)
+    return data
+
+
+def png(plot: Plot) -> bytes:
+    """The same picture in pixels."""
+    with _drawn(plot) as figure:
+        out = io.BytesIO()
+        figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def require_plot_name(path: Path | str) -> None:
+    """UsageError for a file name that is no picture's, before the work whose plot it is to hold."""
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise UsageError(str(path), found=f"the ending {Path(path).suffix!r}", wanted=" or ".join(SUFFIXES))
+
+
+def write_plot(plot: Plot, path: Path | str) -> None:
+    """Draw into a file, by its ending SVG or PNG."""
+    require_plot_name(path)
+    write_bytes(path, png(plot) if Path(path).suffix.lower() == ".png" else svg(plot))
+
+
+@contextmanager
+def _drawn(plot: Plot) -> Iterator[Figure]:
+    """The figure, while matplotlib is set as it was drawn: saving reads the settings too."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", _SETTINGS]):
+        figure = Figure(layout="constrained")
+        if isinstance(plot, StackedBars):
+            _draw_stacked_bars(figure, plot)
+        elif isinstance(plot, Distributions):
+            _draw_distributions(figure, plot)
+        else:
+            _draw_time_series(figure, plot)
+        yield figure
+
+
+def _draw_stacked_bars(figure: Figure, plot: StackedBars) -> None:
+    names = list(dict.fromkeys(name for bar in plot.bars for name in bar.parts))
+    axes = _rows_of(figure, [bar.label for bar in plot.bars], extra_inches=0.45 if len(names) > 1 else 0.0)
+    longest = max((sum(bar.parts.values()) for bar in plot.bars), default=0.0)
+    starts = [0.0] * len(plot.bars)
+    for name, colour in zip(names, _colours(len(names)), strict=True):
+        widths = [bar.parts.get(name, 0.0) for bar in plot.bars]
+        axes.barh(range(len(plot.bars)), widths, left=starts, height=0.62, color=colour, label=printable(name))
+        for row, (start, width) in enumerate(zip(starts, widths, strict=True)):
+            if width > 0.07 * longest:
+                axes.text(start + width / 2, row, _short(width), ha="center", va="center", color=_on(colour))
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    for row, total in enumerate(starts):
+        axes.text(total + 0.01 * longest, row, _short(total), ha="left", va="center", weight="bold")
+    axes.set_xlim(0, 1.1 * longest or 1)
+    axes.set_xlabel(printable(plot.unit))
+    axes.set_title(printable(plot.title))
+    if len(names) > 1:
+        figure.legend(loc="outside lower center", ncols=min(len(names), 5))
+
+
+def _draw_distributions(figure: Figure, plot: Distributions) -> None:
+    from toolkit.report.statistics import summary
+
+    axes = _rows_of(figure, list(plot.rows))
+    for row, values in enumerate(plot.rows.values()):
+        found = summary(values)
+        axes.plot([found.p5, found.p95], [row, row], color=_COLOURS[0], linewidth=7, alpha=0.25, solid_capstyle="butt")
+        axes.plot([found.median] * 2, [row - 0.3, row + 0.3], color=_COLOURS[5], linewidth=2)
+        # Repeated values would hide each other on one line: the order of measurement spreads them from top to bottom.
+        heights = [row + 0.36 * (index / max(1, len(values) - 1) - 0.5) for index in range(len(values))]
+        axes.plot(values, heights, "o", markersize=3.5, color=_COLOURS[0], markeredgewidth=0)
+    least = min((min(values) for values in plot.rows.values()), default=0.0)
+    most = max((max(values) for values in plot.rows.values()), default=1.0)
+    # From 0, unless that would squeeze everything into a corner; then the axis says where it starts.
+    axes.set_xlim(
+        0 if least < 0.5 * most else least - 0.15 * (most - least or most), most + 0.08 * (most - least or most)
+    )
+    axes.set_xlabel(printable(plot.unit))
+    axes.set_title(printable(plot.title))
+
+
+def _draw_time_series(figure: Figure, plot: TimeSeries) -> None:
+    figure.set_size_inches(_WIDTH_INCHES, 4.2 if plot.below else 2.8)
+    panels = figure.subplots(2 if plot.below else 1, 1, sharex=True, squeeze=False)[:, 0]
+    _draw_lines(panels[0], plot.lines, plot.unit, _COLOURS[:1] + _COLOURS[2:])
+    panels[0].set_title(printable(plot.title))
+    if plot.below:
+        _draw_lines(panels[1], plot.below, plot.below_unit, _COLOURS[5:6] + _COLOURS[1:5])
+    panels[-1].set_xlabel("iteration")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[float]], unit: str, colours: Sequence[str]) -> None:
+    markers = "os^Dvx"
+    for index, (name, values) in enumerate(lines.items()):
+        axes.plot(
+            range(1, len(values) + 1),
+            values,
+            color=colours[index % len(colours)],
+            marker=markers[index % len(markers)],
+            markersize=4,
+            linewidth=1.2,
+            label=printable(name),
+        )
+    axes.set_ylabel(printable(unit))
+    axes.grid(axis="y")
+    axes.margins(y=0.2)
+    if len(lines) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _rows_of(figure: Figure, labels: Sequence[str], *, extra_inches: float = 0.0) -> Axes:
+    """Axes with one labelled row for each label, the first on top."""
+    figure.set_size_inches(_WIDTH_INCHES, 0.9 + extra_inches + 0.36 * max(1, len(labels)))
+    axes = figure.subplots()
+    axes.set_yticks(range(len(labels)), [printable(label) for label in labels])
+    axes.set_ylim(max(1, len(labels)) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    return axes
+
+
+def _colours(count: int) -> list[str]:
+    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+
+
+def _on(colour: str) -> str:
+    """Black or white, whichever is read on `colour` (relative luminance, WCAG 2).
+
+    >>> _on("#0072B2"), _on("#F0E442")
+    ('white', 'black')
+    """
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "white" if luminance < 0.1791 else "black"
+
+
+def _short(value: float) -> str:
+    """Three significant digits, without an exponent.
+
+    >>> _short(5.4394), _short(0.01234), _short(1234.5), _short(0)
+    ('5.44', '0.0123', '1,234', '0')
+    """
+    if not value:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}"

@@ -294,11 +294,16 @@ def test_run_as_json_holds_what_other_programs_rely_on(command: Command, random_
     value = command("run", random_bundle, "-p", "-", "--raw", "-n", 5, "--json", stdin="the cat\n").json
     assert set(value) >= {
         "text", "token_ids", "prompt_tokens", "size", "prefill_tokens_per_s", "decode_tokens_per_s",
-        "time_to_first_token_s", "peak_rss_bytes", "groups_loaded",
+        "time_to_first_token_s", "peak_rss_bytes", "memory", "groups_loaded",
     }  # fmt: skip
     assert value["text"] + "\n" == text
     assert (value["prompt_tokens"], value["size"], len(value["token_ids"])) == (3, "full", 5)
     assert value["groups_loaded"] == ["per_layer_embedding", "text", "token_embedding"]
+    memory = value["memory"]
+    assert set(memory["groups"]) == set(value["groups_loaded"]) and set(memory["peaks"]) == {"loading", "answer"}
+    kinds = sum(memory[f"rss_{kind}_bytes"] for kind in ("anonymous", "file", "shmem"))
+    assert 0 < memory["effective_bytes"] <= memory["rss_bytes"] == kinds
+    assert value["peak_rss_bytes"] >= max(memory["peaks"].values())
 
 
 def test_run_puts_the_prompt_through_the_chat_template_unless_raw(command: Command, random_bundle: Path) -> None:

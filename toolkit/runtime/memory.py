@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
+from toolkit.layout import ceil_div
 from toolkit.procfs import MemoryMapping, ProcessStatus, parse_smaps, parse_status
 
 PLE_GROUP = "per_layer_embedding"
@@ -49,7 +52,8 @@ class Memory:
         return rss + (swap or 0) - (ple.resident_bytes if ple else 0)
 
     def to_json(self) -> dict[str, object]:
-        process = asdict(self.process)
+        """Without the peak, which says nothing of this moment."""
+        process = {kind: count for kind, count in asdict(self.process).items() if kind != "peak_rss_bytes"}
         groups = {name: asdict(group) for name, group in self.groups.items()}
         return {**process, "effective_bytes": self.effective_bytes, "groups": groups}
 
@@ -77,15 +81,17 @@ def page_cache_bytes(path: Path) -> int | None:
 def _mincore(fd: int, size: int) -> int:
     """mincore(2) over the whole file."""
     libc = ctypes.CDLL(None, use_errno=True)
-    pages = (ctypes.c_ubyte * ((size + mmap.PAGESIZE - 1) // mmap.PAGESIZE))()
+    pages = np.zeros(ceil_div(size, mmap.PAGESIZE), np.uint8)
     # Only a writable mapping gives ctypes its address; a private one that nobody writes to costs nothing.
     with mmap.mmap(fd, size, access=mmap.ACCESS_COPY) as mapped:
         view = ctypes.c_char.from_buffer(mapped)
-        failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(size), pages)
+        failed = libc.mincore(
+            ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(size), ctypes.c_void_p(pages.ctypes.data)
+        )
         del view
     if failed:
         raise OSError(ctypes.get_errno(), "mincore")
-    return sum(page & 1 for page in bytes(pages)) * mmap.PAGESIZE
+    return int(np.count_nonzero(pages & 1)) * mmap.PAGESIZE
 
 
 def peak_rss_bytes() -> int:

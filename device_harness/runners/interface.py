@@ -1,0 +1,87 @@
+"""The plug that a runner fits: it says which process measures what and reads what the process prints.
+
+Everything else is ``device_harness.bench``'s: one process for each iteration, gates, samples, cold starts, time limits,
+results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from device_harness.machine import Machine
+from toolkit.bundle.manifest import Manifest
+from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelKind, ModelRecord, Start
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is asked of a runner."""
+
+    prompt_tokens: int = 512
+    generated_tokens: int = 128
+    start: Start = "warm"
+    backend: Backend = "cpu"
+    threads: int | None = None
+    """None: the runner's own choice."""
+    timeout_s: float = 600.0
+    """Of one process; it is killed then."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedModel:
+    """A model where it is run."""
+
+    record: ModelRecord
+    path: str
+    """On the machine that runs it: the bundle's folder, or the file."""
+    local: Path
+    """The same here."""
+    manifest: Manifest | None
+    """Of a bundle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one process said of itself."""
+
+    figures: Figures
+    delegation: Delegation | None = None
+    begin_s: float | None = None
+    end_s: float | None = None
+    """The measured part, by the machine's /proc/uptime; None: the whole process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One configuration, one record of results. Its process is started anew for each iteration."""
+
+    tests: Mapping[str, str]
+    """Test name, such as pp512, to the figure that is its result."""
+    argv: tuple[str, ...]
+    read: Callable[[str], Reading]
+    """Of the process's whole output, both streams; EnvironmentFault if it holds no result."""
+    model: ModelRecord
+    binaries: tuple[BinaryRecord, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    weight_caches: tuple[str, ...] = ()
+    """Files on the machine, the last part a shell pattern, that a cold start goes without."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Parameter group to paths of its files on the machine: whose pages are whose."""
+
+
+class Runner(Protocol):
+    """A kind of program that measures; holds its own options, such as where its binary is."""
+
+    @property
+    def name(self) -> str:
+        """As results and ``--runner`` call it."""
+
+    @property
+    def takes(self) -> tuple[ModelKind, ...]:
+        """Which kinds of model it runs."""
+
+    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
+        """Bring to the machine what it needs beside the model; what is to be run there."""

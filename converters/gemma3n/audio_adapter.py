@@ -16,12 +16,15 @@ from toolkit.tflite.graph import DType, Graph, Value, Weight
 def adapter_graph(config: AudioConfig, frames: int) -> Graph:
     """The encoder's mask: bool[1, tokens] and features -> embeddings: f32[1, soft_tokens, text_hidden].
 
-    Rows without a token, and those up to soft_tokens, are the padding. LiteRT-LM wants the mask first.
+    Rows without a token, and those up to soft_tokens, are the padding: rows whose mask is false, or whose features are
+    all zero, as the encoder makes them. LiteRT-LM wants the mask first, and takes the rows that it is true for.
     """
     graph = Graph()
     tokens, padding_rows = config.tokens(frames), config.soft_tokens - config.tokens(frames)
-    valid = ops.cast(graph.input("mask", (1, tokens), DType.BOOL), DType.FLOAT32)
+    mask = graph.input("mask", (1, tokens), DType.BOOL)
     features = graph.input("features", (1, tokens, config.hidden_size))
+    there = ops.less(graph.scalar(0.0), ops.reshape(ops.sum_(ops.mul(features, features)), (1, tokens)))
+    valid = ops.cast(ops.logical_and(mask, there), DType.FLOAT32)
     norm = graph.weight(Weight.whole("embed_audio.soft_embedding_norm.weight", (config.hidden_size,)))
     soft = ops.mul(_unit_rms(features, config), norm)
     padding = _hard(config, graph.ints([config.padding_token_id - config.vocab_offset]))

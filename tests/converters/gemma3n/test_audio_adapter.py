@@ -79,6 +79,17 @@ def test_no_sound_at_all_gives_the_padding_everywhere(group: Group) -> None:
     assert largest_error(nothing, np.repeat(padding, config.soft_tokens, 0)) < 1e-5
 
 
+def test_a_row_without_a_token_is_the_padding_whatever_the_mask_says(group: Group) -> None:
+    config, length = group.subject.config, group.lengths[-1]
+    mel = np.zeros((1, length, config.mel_bins), np.float32)
+    mel[0, : length // 2] = mel_frames(length // 2, config.mel_bins)
+    mask = (np.arange(length) < length // 2)[None]
+    encoded = group.encoder.get_signature_runner(f"encode_{length}")(src_inputs=mel, mask=mask)
+    adapt = group.adapter.get_signature_runner(f"adapt_{length}")
+    always = adapt(mask=np.ones_like(encoded["mask"]), features=encoded["features"])["embeddings"]
+    np.testing.assert_array_equal(always, adapt(**encoded)["embeddings"])
+
+
 def test_every_id_of_the_tower_is_embedded_as_in_transformers(group: Group) -> None:
     config = group.subject.config
     ids = list(range(config.vocab_offset, config.vocab_offset + config.vocab_size))

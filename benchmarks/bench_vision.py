@@ -39,12 +39,12 @@ PACKAGES = ("ai-edge-litert", "numpy", "timm", "torch")
 def convert(checkpoint: Path, output: Path, recipe: str, size: int) -> None:
     """In a process of its own: both files of the group."""
     from converters.checkpoint import open_checkpoint
-    from converters.gemma3n.vision_files import convert_vision
+    from converters.gemma3n.vision_files import open_vision
     from toolkit.quant.recipe import load_recipe
 
     output.mkdir()
     with open_checkpoint(checkpoint) as opened:
-        convert_vision(opened, output, load_recipe(recipe), [size])
+        open_vision(opened, load_recipe(recipe), size).write(output)
 
 
 def encode_litert(model: Path, size: int, threads: int, repeats: int) -> list[float]:

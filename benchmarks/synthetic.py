@@ -38,6 +38,15 @@ Shape = tuple[int, ...]
 TOKENIZER_SOURCE = Path(__file__).parents[1] / "examples" / "tiny_gemma3n"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 SHARD_BYTES = 2 * 10**9
+PROCESSOR: Mapping[str, object] = {
+    "image_processor_type": "SiglipImageProcessorFast",
+    "size": {"height": 768, "width": 768},
+    "resample": 2,
+    "do_normalize": False,
+    "feature_extractor_type": "Gemma3nAudioFeatureExtractor",
+    "feature_size": 128,
+}
+"""What the towers are shown (google/gemma-3n-E4B-it, preprocessor_config.json)."""
 STORED_PREFIX = {CAUSAL_LM: "model.", CONDITIONAL_GENERATION: "model.language_model."}
 """Where each class keeps the text tensors."""
 BYTES_PER_WEIGHT = 2
@@ -177,6 +186,8 @@ def write_synthetic(
         if len(shards) > 1:
             _write_json(directory / "model.safetensors.index.json", _index(shards))
         _write_json(directory / "config.json", written)
+        if vision or audio:
+            _write_json(directory / "preprocessor_config.json", PROCESSOR)
         for name in TOKENIZER_FILES:
             shutil.copyfile(TOKENIZER_SOURCE / name, directory / name)
     return sum(map(_stored_bytes, stored.values()))

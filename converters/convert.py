@@ -11,17 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
+from converters.gemma3n.audio_files import open_audio
 from converters.gemma3n.config import TextConfig
 from converters.gemma3n.elastic import Elastic, combine
 from converters.gemma3n.embedder import embedder_graph
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
 from converters.gemma3n.matformer import Slice, SlicedCheckpoint
 from converters.gemma3n.text_decoder import CacheRows, Size, decode_graph, prefill_graph
+from converters.gemma3n.tower import Tower
+from converters.gemma3n.vision_files import open_vision
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
     TEXT_DECODER,
     TOKENIZER,
+    AudioRecord,
     CheckpointRecord,
     KvCache,
     Manifest,
@@ -29,6 +33,7 @@ from toolkit.bundle.manifest import (
     RuleRecord,
     SizeRecord,
     TextRecord,
+    VisionRecord,
     signature_name,
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, PleLayout, write_ple_shards
@@ -55,7 +60,8 @@ class ConvertRequest:
 
     `sizes`: empty is the whole checkpoint; the first is the default one. `prefill_sizes`: tokens of each prefill; empty
     is those of DEFAULT_PREFILL_SIZES that fit the context.
-    `shard_bytes`: at most so much in a PLE shard.
+    `shard_bytes`: at most so much in a PLE shard. `vision_recipe`, `audio_recipe`: None leaves the group out.
+    `audio_lengths`: mel frames of each audio encoder; empty is `default_lengths`.
     """
 
     checkpoint: Checkpoint
@@ -66,7 +72,29 @@ class ConvertRequest:
     context: int = DEFAULT_CONTEXT
     prefill_sizes: tuple[int, ...] = ()
     shard_bytes: int = DEFAULT_SHARD_BYTES
+    vision_recipe: Recipe | None = None
+    audio_recipe: Recipe | None = None
+    audio_lengths: tuple[int, ...] = ()
     workers: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Towers:
+    """Those of a request; None is one that the bundle does without."""
+
+    vision: Tower[VisionRecord] | None
+    audio: Tower[AudioRecord] | None
+
+    @property
+    def layouts(self) -> Mapping[str, TfliteLayout]:
+        """Their files by name."""
+        return {name: layout for tower in self.by_group.values() for name, layout in tower.layouts.items()}
+
+    @property
+    def by_group(self) -> Mapping[str, Tower[VisionRecord] | Tower[AudioRecord]]:
+        """Those that are there."""
+        named = {"vision": self.vision, "audio": self.audio}
+        return {group: tower for group, tower in named.items() if tower is not None}
 
 
 def convert(
@@ -83,18 +111,20 @@ def convert(
     _check_lengths(request)
     require_bundle_or_nothing(request.output)
     elastic = combine(checkpoint.config, request.sizes or (checkpoint.default_slice,))
-    layouts = _layouts(request, elastic)
+    towers = _open_towers(request)
+    text = _layouts(request, elastic)
+    layouts = [*text.values(), *towers.layouts.values()]
     ple = _ple_layout(request, elastic.config)
     ple_bytes = ple.total_bytes(request.shard_bytes)
-    require_free_space(request.output.absolute().parent, ple_bytes + sum(file.size_bytes for file in layouts.values()))
+    require_free_space(request.output.absolute().parent, ple_bytes + sum(file.size_bytes for file in layouts))
     source = SlicedCheckpoint(checkpoint, elastic.widest)
-    total = ple.vocab_size * ple.code_bytes + sum(layout.weight_bytes for layout in layouts.values())
+    total = ple.vocab_size * ple.code_bytes + sum(file.weight_bytes for file in layouts)
     count = _Counter(total, progress)
 
     def fill(directory: Path) -> BundleDraft:
         with ThreadPoolExecutor(1) as pool:
             content = pool.submit(checkpoint.content_hash)
-            for name, layout in layouts.items():
+            for name, layout in text.items():
                 write_tflite(directory / name, layout, source, workers=request.workers, progress=count.add)
             shards = write_ple_shards(
                 directory,
@@ -106,8 +136,10 @@ def convert(
                 workers=request.workers,
                 progress=count.add,
             )
+            for tower in towers.by_group.values():
+                tower.write(directory, workers=request.workers, progress=count.add)
             _copy_tokenizer(checkpoint.path, directory)
-            return _draft(request, elastic, shards, content.result())
+            return _draft(request, elastic, shards, towers, content.result())
 
     return write_bundle(request.output, fill, accept=accept)
 
@@ -136,6 +168,15 @@ def _check_lengths(request: ConvertRequest) -> None:
         raise UsageError("smallest prefill size", found=sizes[0], wanted=f"at most {SMALLEST_PREFILL_LIMIT} tokens")
     if sizes[-1] > request.context:
         raise UsageError("largest prefill size", found=sizes[-1], wanted=f"at most the context, {request.context}")
+
+
+def _open_towers(request: ConvertRequest) -> _Towers:
+    """Configs read, tensors checked and files laid out; CheckpointError for a tower that the checkpoint lacks."""
+    checkpoint, lengths = request.checkpoint, request.audio_lengths or None
+    return _Towers(
+        None if request.vision_recipe is None else open_vision(checkpoint, request.vision_recipe),
+        None if request.audio_recipe is None else open_audio(checkpoint, request.audio_recipe, lengths),
+    )
 
 
 def _layouts(request: ConvertRequest, elastic: Elastic) -> Mapping[str, TfliteLayout]:
@@ -205,22 +246,29 @@ def _chat_template(checkpoint: Path) -> str | None:
     return None
 
 
-def _draft(request: ConvertRequest, elastic: Elastic, shards: tuple[str, ...], content_hash: str) -> BundleDraft:
+def _draft(
+    request: ConvertRequest, elastic: Elastic, shards: tuple[str, ...], towers: _Towers, content_hash: str
+) -> BundleDraft:
     checkpoint = request.checkpoint
     slices = zip(elastic.slices, elastic.prefixes, strict=True)
     tensors = {name: math.prod(shape) for name, shape in text_tensors(elastic.config).items()}
     embedding, per_layer = tensors.pop(TOKEN_EMBEDDING), tensors.pop(PER_LAYER_EMBEDDING)
+    recipes = {"text": request.recipe, "ple": request.ple_recipe}
+    recipes |= {group: tower.recipe for group, tower in towers.by_group.items()}
     return BundleDraft(
         architecture=checkpoint.architecture,
         checkpoint=CheckpointRecord(checkpoint.path.resolve().name, content_hash),
         text=_text_record(request, elastic.config),
+        vision=None if towers.vision is None else towers.vision.record,
+        audio=None if towers.audio is None else towers.audio.record,
         sizes={part.name: SizeRecord(part.layers, part.ffn_sizes, prefix) for part, prefix in slices},
         default_size=elastic.slices[0].name,
-        quant={"text": _quant_record(request.recipe), "ple": _quant_record(request.ple_recipe)},
+        quant={role: _quant_record(recipe) for role, recipe in recipes.items()},
         groups={
             "text": GroupDraft((TEXT_DECODER,), sum(tensors.values())),
             "token_embedding": GroupDraft((EMBEDDER,), embedding),
             "per_layer_embedding": GroupDraft(shards, per_layer),
+            **{name: GroupDraft(tuple(t.layouts), t.parameters) for name, t in towers.by_group.items()},
         },
     )
 

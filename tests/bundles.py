@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,15 @@ from toolkit.bundle.manifest import (
     EMBEDDER,
     TEXT_DECODER,
     TOKENIZER,
+    TOWER_FILES,
+    AudioRecord,
     CheckpointRecord,
     KvCache,
     QuantRecord,
     RuleRecord,
     SizeRecord,
     TextRecord,
+    VisionRecord,
 )
 from toolkit.bundle.ple_shards import PleLayout, shard_name, write_ple_shards
 from toolkit.bundle.write import BundleDraft, GroupDraft
@@ -60,6 +65,25 @@ DRAFT = BundleDraft(
     },
 )
 
+VISION = VisionRecord(3, 37, 36, 36, 2, image_size=6, soft_tokens=4, feature_size=5)
+AUDIO = AudioRecord(
+    *(4, 39, 38, 38, 2),
+    frame_lengths=(4, 7),
+    mel_bins=3,
+    frames_per_token=4,
+    soft_tokens=2,
+    feature_size=6,
+    padding_token_id=39,
+)
+
+TOWERS_DRAFT = replace(
+    DRAFT,
+    vision=VISION,
+    audio=AUDIO,
+    quant={**DRAFT.quant, "vision": QuantRecord("f32", ()), "audio": QuantRecord("f32", ())},
+    groups={**DRAFT.groups, **{name: GroupDraft(files, 10) for name, files in TOWER_FILES.items()}},
+)
+
 HEADS = {"": "lm_head.weight", "small_": "small_head.weight"}
 SHAPES = {"embed": (40, 8), "ple": (36, 12), **dict.fromkeys(HEADS.values(), (40, 8))}
 
@@ -88,6 +112,52 @@ def fill(directory: Path) -> BundleDraft:
     (directory / TOKENIZER).write_text(json.dumps({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab}}))
     (directory / CHAT_TEMPLATE).write_text("{{ bos_token }}")
     return DRAFT
+
+
+def fill_with_towers(directory: Path) -> BundleDraft:
+    """The same with both towers."""
+    fill(directory)
+    for name, signatures in tower_signatures().items():
+        write_graphs(directory / name, signatures)
+    vocab = {f"<{i}>": i for i in range(40)}
+    (directory / TOKENIZER).write_text(json.dumps({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab}}))
+    return TOWERS_DRAFT
+
+
+def tower_signatures() -> dict[str, list[Signature]]:
+    """Each file's signatures by the format's document."""
+    (vision_encoder, vision_adapter), (audio_encoder, audio_adapter) = TOWER_FILES["vision"], TOWER_FILES["audio"]
+    files = {
+        vision_encoder: [stand_in("encode", {"images": (1, 6, 6, 3)}, {"features": (1, 4, 5)})],
+        vision_adapter: [
+            stand_in("adapt", {"features": (1, 4, 5)}, {"embeddings": (1, 5, 8)}),
+            stand_in("embed_1", {"ids": (1, 1)}, {"embeddings": (1, 1, 8)}),
+        ],
+        audio_encoder: [],
+        audio_adapter: [
+            stand_in("embed_1", {"ids": (1, 1)}, {"embeddings": (1, 1, 8)}),
+            stand_in("end_of_audio", {}, {"embeddings": (1, 1, 8)}),
+        ],
+    }
+    for frames, tokens in ((4, 1), (7, 2)):
+        mel = {"src_inputs": (1, frames, 3), "mask": (1, frames)}
+        features: dict[str, tuple[int, ...]] = {"features": (1, tokens, 6), "mask": (1, tokens)}
+        files[audio_encoder].append(stand_in(f"encode_{frames}", mel, features))
+        files[audio_adapter].append(stand_in(f"adapt_{frames}", features, {"embeddings": (1, 2, 8)}))
+    return files
+
+
+def stand_in(name: str, inputs: Mapping[str, tuple[int, ...]], outputs: Mapping[str, tuple[int, ...]]) -> Signature:
+    """A signature of a form that computes nothing from its inputs."""
+    dtypes = {"ids": DType.INT32, "mask": DType.BOOL}
+    graph = Graph()
+    for key, shape in inputs.items():
+        graph.input(key, shape, dtypes.get(key, DType.FLOAT32))
+    for key, shape in outputs.items():
+        ones = graph.constant(np.ones(math.prod(shape), np.float32))
+        made = ops.cast(ones, DType.BOOL) if key == "mask" else ones
+        graph.output(key, ops.reshape(made, shape))
+    return Signature(name, graph)
 
 
 def write_graphs(path: Path, signatures: Iterable[Signature]) -> None:

@@ -60,6 +60,42 @@ TINY_MULTIMODAL: dict[str, object] = {
 }
 
 
+PROCESSOR: dict[str, object] = {
+    "image_processor_type": "SiglipImageProcessorFast",
+    "do_resize": True,
+    "size": {"height": 768, "width": 768},
+    "resample": 2,
+    "do_rescale": True,
+    "rescale_factor": 0.00392156862745098,
+    "do_normalize": False,
+    "do_center_crop": None,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "image_seq_length": 256,
+    "feature_extractor_type": "Gemma3nAudioFeatureExtractor",
+    "feature_size": 128,
+    "sampling_rate": 16000,
+    "frame_length": 512,
+    "hop_length": 160,
+    "fft_length": 1024,
+    "fft_overdrive": True,
+    "min_frequency": 125.0,
+    "max_frequency": 7600.0,
+    "preemphasis": 0.97,
+    "preemphasis_htk_flavor": True,
+    "dither": 0.0,
+    "input_scale_factor": 1.0,
+    "mel_floor": 1e-05,
+    "per_bin_mean": None,
+    "per_bin_stddev": None,
+    "padding_side": "right",
+    "padding_value": 0.0,
+    "return_attention_mask": True,
+    "processor_class": "Gemma3nProcessor",
+}
+"""The keys of a published preprocessor_config.json that mean something, and some that do not."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A tensor's line in a header, right or wrong."""

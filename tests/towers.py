@@ -1,16 +1,20 @@
-"""Vision towers in small, and multimodal checkpoints that hold one, written without torch."""
+"""Towers in small, and multimodal checkpoints that hold them, written without torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from checkpoints import TINY, random_tensors, write_checkpoint
+from checkpoints import PROCESSOR, TINY, random_tensors, write_checkpoint
+from checkpoints import Arrays as Stored
 from numpy.typing import NDArray
 from timm_oracle import TINY_ARCHITECTURE, random_vision_tensor
 
+from converters.gemma3n.audio_config import audio_tensors, parse_audio_config
+from converters.gemma3n.config import parse_config
 from converters.gemma3n.vision_blocks import STAGES, Block, parse_stages
 from converters.gemma3n.vision_config import STEM_BIAS, VisionConfig, vision_tensors
 
@@ -176,3 +180,49 @@ def write_vision_checkpoint(
         if name not in without:
             tensors[f"model.{name}"] = (values.view(np.uint32) >> 16).astype(np.uint16)
     return write_checkpoint(directory, config, tensors | dict(extra or {}))
+
+
+AUDIO_JSON: Mapping[str, object] = {
+    "conf_attention_chunk_size": 4,
+    "conf_attention_context_left": 5,
+    "conf_attention_context_right": 0,
+    "conf_attention_logit_cap": 50.0,
+    "conf_conv_kernel_size": 5,
+    "conf_num_attention_heads": 4,
+    "conf_num_hidden_layers": 2,
+    "conf_reduction_factor": 4,
+    "conf_residual_weight": 0.5,
+    "gradient_clipping": 1e10,
+    "hidden_size": 32,
+    "input_feat_size": 16,
+    "model_type": "gemma3n_audio",
+    "rms_norm_eps": 1e-06,
+    "sscp_conv_channel_size": [8, 4],
+    "sscp_conv_group_norm_eps": 0.001,
+    "sscp_conv_kernel_size": [[3, 3], [3, 3]],
+    "sscp_conv_stride_size": [[2, 2], [2, 2]],
+    "vocab_offset": 264,
+    "vocab_size": 8,
+}
+
+
+def write_multimodal_checkpoint(directory: Path) -> Path:
+    """The tiny text model with both towers, in bf16, its processor's config, and a tokenizer that spells every id."""
+    vision = vision_json(model_args={"block_args": block_json(), **TINY_TOWER.model_args})
+    audio = {"audio_config": AUDIO_JSON, "audio_soft_tokens_per_image": 20}
+    config = {**vision, **audio, "boa_token_id": 251, "eoa_token_id": 264, "audio_token_id": 265}
+    text = parse_config(config, None, "config.json")[1]
+    numbers = np.random.default_rng(0)
+    shapes = audio_tensors(parse_audio_config(config, text, "config.json"))
+    towers = {name: numbers.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    towers |= tower_tensors(TINY_TOWER.config())
+    tensors: Stored = {f"model.{name}": (a.view(np.uint32) >> 16).astype(np.uint16) for name, a in towers.items()}
+    stored = random_tensors({**TINY, **VOCABULARY}, prefix="model.language_model.")
+    write_checkpoint(directory, config, {**stored, **tensors})
+    size = {"height": TINY_TOWER.image_size, "width": TINY_TOWER.image_size}
+    processor = {**PROCESSOR, "size": size, "feature_size": 16, "image_seq_length": 16}
+    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+    vocabulary = {f"<{token}>": token for token in range(VOCABULARY["vocab_size"])}
+    tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": []}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return directory

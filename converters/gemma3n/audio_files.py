@@ -9,23 +9,23 @@ the one that ends a sound, without an input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import math
+from collections.abc import Mapping, Sequence
 
 from converters.checkpoint import Checkpoint
 from converters.gemma3n.audio_adapter import adapter_graph, end_of_audio_graph, hard_embedder_graph
-from converters.gemma3n.audio_config import AudioConfig, parse_audio_config, require_audio_tensors
+from converters.gemma3n.audio_config import AudioConfig, audio_tensors, parse_audio_config, require_audio_tensors
 from converters.gemma3n.audio_encoder import encoder_graph
 from converters.gemma3n.audio_source import AudioSource
 from converters.gemma3n.groups import group_of
+from converters.gemma3n.processor_config import require_sound_features
+from converters.gemma3n.tower import Tower
+from toolkit.bundle.manifest import AUDIO_ADAPTER, AUDIO_ENCODER, AudioRecord
 from toolkit.errors import CheckpointError, UsageError
 from toolkit.quant.recipe import Recipe
 from toolkit.strict_json import read_json_file
 from toolkit.tflite.graph import Signature
-from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflite
-
-AUDIO_ENCODER = "audio_encoder.tflite"
-AUDIO_ADAPTER = "audio_adapter.tflite"
+from toolkit.tflite.writer import TfliteLayout, layout_files
 
 _USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds of a frame every 10 ms, up to whole tokens of 16 frames
 
@@ -73,18 +73,24 @@ def audio_layouts(config: AudioConfig, recipe: Recipe, lengths: Sequence[int]) -
     return layout_files(audio_signatures(config, lengths), recipe)
 
 
-def convert_audio(
-    checkpoint: Checkpoint,
-    directory: Path,
-    recipe: Recipe,
-    lengths: Sequence[int] | None = None,
-    *,
-    workers: int = 2,
-    progress: Callable[[int], None] | None = None,
-) -> AudioConfig:
-    """Write both files into a directory; the caller owns its atomicity. `progress` gets weight bytes written."""
+def open_audio(checkpoint: Checkpoint, recipe: Recipe, lengths: Sequence[int] | None = None) -> Tower[AudioRecord]:
+    """The tower of a checkpoint for sounds of some lengths in mel frames, by default `default_lengths`."""
     config = read_audio_config(checkpoint)
-    source = AudioSource(checkpoint, config)
-    for name, layout in audio_layouts(config, recipe, lengths or default_lengths(config)).items():
-        write_tflite(directory / name, layout, source, workers=workers, progress=progress)
-    return config
+    require_sound_features(checkpoint.path, config.mel_bins, config.soft_tokens)
+    lengths = default_lengths(config) if lengths is None else lengths
+    layouts = audio_layouts(config, recipe, lengths)
+    record = AudioRecord(
+        begin_token_id=config.begin_token_id,
+        soft_token_id=config.soft_token_id,
+        end_token_id=config.end_token_id,
+        vocab_offset=config.vocab_offset,
+        vocab_size=config.vocab_size,
+        frame_lengths=tuple(lengths),
+        mel_bins=config.mel_bins,
+        frames_per_token=config.frames_per_token,
+        soft_tokens=config.soft_tokens,
+        feature_size=config.hidden_size,
+        padding_token_id=config.padding_token_id,
+    )
+    parameters = sum(math.prod(shape) for shape in audio_tensors(config).values())
+    return Tower(record, recipe, parameters, layouts, AudioSource(checkpoint, config))

@@ -20,7 +20,14 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.manifest_json import load_manifest_bytes, parse_manifest
 from toolkit.bundle.ple_shards import ShardHeader, check_sequence, is_shard_name, read_header, shard_name
-from toolkit.bundle.signatures import SignatureShape, TextShapes, buffer_faults, signature_faults
+from toolkit.bundle.signatures import (
+    SignatureShape,
+    TextShapes,
+    audio_shapes,
+    buffer_faults,
+    signature_faults,
+    vision_shapes,
+)
 from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.errors import BundleError, GraphError
 from toolkit.files import CHUNK_BYTES, Advance, Progress, hash_file
@@ -59,7 +66,7 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
             faults += _graph_faults(bundle / name, wanted)
     faults += _shard_faults(bundle, manifest, readable)
     if TOKENIZER in readable:
-        faults += tokenizer_faults(TOKENIZER, (bundle / TOKENIZER).read_bytes(), manifest.text.vocab_size)
+        faults += _tokenizer_faults(bundle / TOKENIZER, manifest)
     if CHAT_TEMPLATE in readable:
         faults += _text_faults(bundle / CHAT_TEMPLATE)
     return faults
@@ -114,10 +121,12 @@ def _wanted_signatures(manifest: Manifest) -> Mapping[str, Mapping[str, Signatur
     decoder: dict[str, SignatureShape] = {}
     for size in manifest.sizes.values():
         decoder |= shapes.decoders(text.prefill_sizes, size.prefix, text.context_buckets)
-    return {
-        TEXT_DECODER: decoder,
-        EMBEDDER: shapes.embedders(counts),
-    }
+    towers: dict[str, dict[str, SignatureShape]] = {}
+    if manifest.vision is not None:
+        towers |= vision_shapes(manifest.vision, text.hidden_size)
+    if manifest.audio is not None:
+        towers |= audio_shapes(manifest.audio, text.hidden_size)
+    return {TEXT_DECODER: decoder, EMBEDDER: shapes.embedders(counts), **towers}
 
 
 def _graph_faults(path: Path, wanted: Mapping[str, SignatureShape]) -> list[Fault]:
@@ -126,6 +135,18 @@ def _graph_faults(path: Path, wanted: Mapping[str, SignatureShape]) -> list[Faul
     except GraphError as error:
         return [Fault(path.name, error.what.removeprefix(path.name).strip() or "graph", error.found, error.wanted)]
     return buffer_faults(path.name, content) + signature_faults(path.name, content, wanted)
+
+
+def _tokenizer_faults(path: Path, manifest: Manifest) -> list[Fault]:
+    """Its form, and whether prompts can name what the towers see."""
+    towers = {"vision": manifest.vision, "audio": manifest.audio}
+    spelled = {
+        f"{group} {key}": token
+        for group, tower in towers.items()
+        if tower is not None
+        for key, token in tower.markers().items()
+    }
+    return tokenizer_faults(path.name, path.read_bytes(), manifest.text.vocab_size, spelled)
 
 
 def _shard_faults(bundle: Path, manifest: Manifest, readable: set[str]) -> list[Fault]:

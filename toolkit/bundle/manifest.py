@@ -11,10 +11,17 @@ FORMAT = "gemma-edge-bundle/1"
 MANIFEST_NAME = "manifest.json"
 TEXT_DECODER = "text_decoder.tflite"
 EMBEDDER = "embedder.tflite"
+VISION_ENCODER = "vision_encoder.tflite"
+VISION_ADAPTER = "vision_adapter.tflite"
+AUDIO_ENCODER = "audio_encoder.tflite"
+AUDIO_ADAPTER = "audio_adapter.tflite"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 
 MAX_SIZE_NAME_CHARACTERS = 64
+TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCODER, AUDIO_ADAPTER)}
+"""The files of the groups that only some requests need."""
+
 RESERVED_PREFIX = "prefill"
 """LiteRT-LM takes every signature that starts so for a prefill of its own."""
 
@@ -63,6 +70,51 @@ class TextRecord:
     pad_token_id: int
     stop_token_ids: tuple[int, ...]
     kv_caches: tuple[KvCache, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TowerTokens:
+    """The token ids of a tower: those around and in place of what it sees, and those of its own embedding table."""
+
+    begin_token_id: int
+    soft_token_id: int
+    end_token_id: int
+    vocab_offset: int
+    vocab_size: int
+
+    @property
+    def table(self) -> range:
+        """The ids whose embeddings the tower's own table has."""
+        return range(self.vocab_offset, self.vocab_offset + self.vocab_size)
+
+    def markers(self) -> dict[str, int]:
+        """The ids that prompts spell, by their names here."""
+        return {
+            "begin_token_id": self.begin_token_id,
+            "soft_token_id": self.soft_token_id,
+            "end_token_id": self.end_token_id,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VisionRecord(TowerTokens):
+    """What a runtime needs to know of the vision tower."""
+
+    image_size: int
+    soft_tokens: int
+    feature_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AudioRecord(TowerTokens):
+    """What a runtime needs to know of the audio tower."""
+
+    frame_lengths: tuple[int, ...]
+    mel_bins: int
+    frames_per_token: int
+    soft_tokens: int
+    feature_size: int
+    padding_token_id: int
 
 
 def signature_name(prefix: str, tokens: int, bucket: int | None = None) -> str:
@@ -141,6 +193,8 @@ class Manifest:
     architecture: str
     checkpoint: CheckpointRecord
     text: TextRecord
+    vision: VisionRecord | None
+    audio: AudioRecord | None
     sizes: Mapping[str, SizeRecord]
     default_size: str
     quant: Mapping[str, QuantRecord]

@@ -17,6 +17,8 @@ from toolkit.bundle.manifest import (
     FORMAT,
     MANIFEST_NAME,
     RESERVED_PREFIX,
+    TOWER_FILES,
+    AudioRecord,
     CheckpointRecord,
     FileRecord,
     GroupRecord,
@@ -26,6 +28,7 @@ from toolkit.bundle.manifest import (
     RuleRecord,
     SizeRecord,
     TextRecord,
+    VisionRecord,
     is_size_name,
 )
 from toolkit.errors import BundleError
@@ -38,6 +41,9 @@ MAX_VOCAB = 2**24
 MAX_WIDTH = 2**16
 MAX_LAYERS = 1024
 MAX_DIMENSION = 2**20
+MAX_IMAGE_SIZE = 2**14
+MAX_SOFT_TOKENS = 2**20
+MAX_FRAMES_PER_TOKEN = 2**12
 MAX_BYTES = 2**50
 MAX_TEXT_CHARACTERS = 256
 MIN_SOFTCAP, MAX_SOFTCAP = 1e-3, 1e6
@@ -75,6 +81,7 @@ def parse_manifest(data: bytes, faults: list[Fault]) -> Manifest | None:
     # Contradictions between parts are worth a look only if each part is sound.
     if manifest is not None and len(faults) == before:
         _check_text(manifest, faults)
+        _check_towers(manifest, faults)
         _check_sizes(manifest, faults)
         _check_files(manifest, faults)
     return manifest if len(faults) == before else None
@@ -113,6 +120,9 @@ class _Reader:
         architecture = self.part(lambda: _text(top, "architecture"))
         checkpoint = self.part(lambda: _read_checkpoint(top.child("checkpoint")))
         text = self.part(lambda: _read_text(top.child("text")))
+        # None is a record's value, so whether a part was read shows by the tuple around it.
+        vision = self.part(lambda: (None if top.value("vision") is None else _read_vision(top.child("vision")),))
+        audio = self.part(lambda: (None if top.value("audio") is None else _read_audio(top.child("audio")),))
         sizes = self.part(lambda: self._mapping(top.child("sizes"), _read_size, is_size_name))
         default_size = self.part(lambda: _text(top, "default_size"))
         quant = self.part(lambda: self._mapping(top.child("quant"), _read_quant, is_safe_name))
@@ -121,9 +131,11 @@ class _Reader:
         self.part(top.finish)
         if generator is None or architecture is None or checkpoint is None or text is None or sizes is None:
             return None
-        if default_size is None or quant is None or groups is None or files is None:
+        if vision is None or audio is None or default_size is None or quant is None or groups is None or files is None:
             return None
-        return Manifest(generator, architecture, checkpoint, text, sizes, default_size, quant, groups, files)
+        return Manifest(
+            generator, architecture, checkpoint, text, *vision, *audio, sizes, default_size, quant, groups, files
+        )
 
     def _mapping(
         self, table: JsonObject, read: Callable[[JsonObject], T], is_key: Callable[[str], bool]
@@ -172,6 +184,39 @@ def _read_kv_cache(fields: JsonObject) -> KvCache:
     value = _name(fields, "value", fields.value("value"))
     window = None if fields.value("window") is None else fields.integer("window", 1, MAX_DIMENSION)
     return _finished(fields, KvCache(key, value, fields.integers("shape", 1, MAX_DIMENSION), window))
+
+
+def _read_vision(fields: JsonObject) -> VisionRecord:
+    record = VisionRecord(
+        **_tower_tokens(fields),
+        image_size=fields.integer("image_size", 1, MAX_IMAGE_SIZE),
+        soft_tokens=fields.integer("soft_tokens", 1, MAX_SOFT_TOKENS),
+        feature_size=fields.integer("feature_size", 1, MAX_WIDTH),
+    )
+    return _finished(fields, record)
+
+
+def _read_audio(fields: JsonObject) -> AudioRecord:
+    soft_tokens = fields.integer("soft_tokens", 1, MAX_SOFT_TOKENS)
+    frames_per_token = fields.integer("frames_per_token", 1, MAX_FRAMES_PER_TOKEN)
+    record = AudioRecord(
+        **_tower_tokens(fields),
+        frame_lengths=_ascending(fields, "frame_lengths", 1, soft_tokens * frames_per_token),
+        mel_bins=fields.integer("mel_bins", 1, MAX_WIDTH),
+        frames_per_token=frames_per_token,
+        soft_tokens=soft_tokens,
+        feature_size=fields.integer("feature_size", 1, MAX_WIDTH),
+        padding_token_id=fields.integer("padding_token_id", 0, MAX_VOCAB),
+    )
+    return _finished(fields, record)
+
+
+def _tower_tokens(fields: JsonObject) -> dict[str, int]:
+    """What the records of both towers have; `_check_towers` holds it against the language model's vocabulary."""
+    ids = ("begin_token_id", "soft_token_id", "end_token_id", "vocab_offset")
+    return {key: fields.integer(key, 0, MAX_VOCAB) for key in ids} | {
+        "vocab_size": fields.integer("vocab_size", 1, MAX_VOCAB)
+    }
 
 
 def _read_size(fields: JsonObject) -> SizeRecord:
@@ -268,6 +313,43 @@ def _check_text(manifest: Manifest, faults: list[Fault]) -> None:
     for name, count in names.items():
         if count > 1:
             fault("kv_caches", f"{name} {count} times", "each name once")
+
+
+def _check_towers(manifest: Manifest, faults: list[Fault]) -> None:
+    def fault(place: str, found: object, wanted: str) -> None:
+        faults.append(Fault(MANIFEST_NAME, place, str(found), wanted))
+
+    vision, audio = manifest.vision, manifest.audio
+    towers: dict[str, VisionRecord | AudioRecord | None] = {"vision": vision, "audio": audio}
+    for name, tower in towers.items():
+        group = manifest.groups.get(name)
+        if (group is None) != (tower is None):
+            fault(name, "null" if tower is None else "a record without a group", "a record and a group, or neither")
+        elif group is not None and sorted(group.files) != sorted(TOWER_FILES[name]):
+            fault(f"groups {name} files", ", ".join(group.files), " and ".join(TOWER_FILES[name]))
+        for key, found, wanted in () if tower is None else _token_faults(tower, manifest.text.vocab_size):
+            fault(f"{name} {key}", found, wanted)
+    if vision is not None and audio is not None and _overlap(vision.table, audio.table):
+        fault("audio vocab_offset", audio.vocab_offset, f"no id from {vision.table[0]} to {vision.table[-1]}, vision's")
+
+
+def _overlap(one: range, other: range) -> bool:
+    return one.start < other.stop and other.start < one.stop
+
+
+def _token_faults(tower: VisionRecord | AudioRecord, vocab_size: int) -> Iterator[tuple[str, int, str]]:
+    """Key, what it is and what it must be, of each id that does not fit."""
+    if tower.table[-1] >= vocab_size:
+        yield "vocab_size", tower.vocab_size, f"at most {vocab_size - tower.vocab_offset} from vocab_offset on"
+    for key, token in tower.markers().items():
+        if token >= vocab_size:
+            yield key, token, f"0 to {vocab_size - 1}"
+    own = {"end_token_id": tower.end_token_id}
+    if isinstance(tower, AudioRecord):
+        own["padding_token_id"] = tower.padding_token_id
+    for key, token in own.items():
+        if token not in tower.table:
+            yield key, token, f"{tower.table[0]} to {tower.table[-1]}, the tower's table"
 
 
 def _check_sizes(manifest: Manifest, faults: list[Fault]) -> None:

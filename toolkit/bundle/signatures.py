@@ -1,4 +1,4 @@
-"""Which signatures the graphs of a text bundle have, and what they take and give (docs/formats/manifest.md)."""
+"""Which signatures the graphs of a bundle have, and what they take and give (docs/formats/manifest.md)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.manifest import TextRecord, signature_name
-from toolkit.layout import Span, overlaps
+from toolkit.bundle.manifest import (
+    AUDIO_ADAPTER,
+    AUDIO_ENCODER,
+    VISION_ADAPTER,
+    VISION_ENCODER,
+    AudioRecord,
+    TextRecord,
+    VisionRecord,
+    signature_name,
+)
+from toolkit.layout import Span, ceil_div, overlaps
 from toolkit.tflite.reader import TfliteContent
 from toolkit.tflite.schema import SubgraphRecord
 
@@ -82,6 +91,39 @@ class TextShapes:
     def per_layer_embedder(self) -> dict[str, SignatureShape]:
         """The one signature of a .litertlm's per-layer embedder."""
         return {"embed_1": _embedder(1, "per_layer_embeddings", (1, 1, self.num_layers, self.ple_size))}
+
+
+def vision_shapes(vision: VisionRecord, hidden_size: int) -> dict[str, dict[str, SignatureShape]]:
+    """The signatures of each file of the vision group; hidden_size: the language model's."""
+    features = _floats(1, vision.soft_tokens, vision.feature_size)
+    images = _floats(1, vision.image_size, vision.image_size, 3)
+    embeddings = _floats(1, vision.soft_tokens + 1, hidden_size)
+    return {
+        VISION_ENCODER: {"encode": SignatureShape({"images": images}, {"features": features})},
+        VISION_ADAPTER: {
+            "adapt": SignatureShape({"features": features}, {"embeddings": embeddings}),
+            "embed_1": _embedder(1, "embeddings", (1, 1, hidden_size)),
+        },
+    }
+
+
+def audio_shapes(audio: AudioRecord, hidden_size: int) -> dict[str, dict[str, SignatureShape]]:
+    """The signatures of each file of the audio group; hidden_size: the language model's."""
+    encoder, adapter = (
+        {},
+        {
+            "embed_1": _embedder(1, "embeddings", (1, 1, hidden_size)),
+            "end_of_audio": SignatureShape({}, {"embeddings": _floats(1, 1, hidden_size)}),
+        },
+    )
+    for frames in audio.frame_lengths:
+        tokens = ceil_div(frames, audio.frames_per_token)
+        mel = {"src_inputs": _floats(1, frames, audio.mel_bins), "mask": TensorShape("BOOL", (1, frames))}
+        features = {"features": _floats(1, tokens, audio.feature_size), "mask": TensorShape("BOOL", (1, tokens))}
+        encoder[f"encode_{frames}"] = SignatureShape(mel, features)
+        embeddings = {"embeddings": _floats(1, audio.soft_tokens, hidden_size)}
+        adapter[f"adapt_{frames}"] = SignatureShape(features, embeddings)
+    return {AUDIO_ENCODER: encoder, AUDIO_ADAPTER: adapter}
 
 
 def text_shapes_of(decode: SubgraphRecord) -> TextShapes | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from toolkit.bundle.faults import Fault
 
 
-def tokenizer_faults(file: str, data: bytes, vocab_size: int) -> list[Fault]:
-    """A fault if `data` is no tokenizer, or if it gives ids of `vocab_size` and above."""
+def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[str, int] | None = None) -> list[Fault]:
+    """A fault if `data` is no tokenizer, if it gives ids of `vocab_size` and above, or cannot give one of `spelled`.
+
+    spelled: ids that prompts need, by the manifest's name for each.
+    """
     try:
         # Not strict_json: vocabularies of byte-level tokenizers do hold lone surrogates.
         value = json.loads(data.decode("utf-8"))
@@ -25,4 +29,6 @@ def tokenizer_faults(file: str, data: bytes, vocab_size: int) -> list[Fault]:
     wrong = [token for token in ids if not isinstance(token, int) or not 0 <= token < vocab_size]
     if wrong:
         return [Fault(file, "token ids", str(wrong[0])[:40], f"0 to {vocab_size - 1}, the model's vocabulary")]
-    return []
+    present = {*ids, *(range(len(vocab)) if isinstance(vocab, list) else ())}
+    missing = {name: token for name, token in (spelled or {}).items() if token not in present}
+    return [Fault(file, name, f"no token {token}", "a spelling of it") for name, token in missing.items()]

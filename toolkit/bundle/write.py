@@ -9,6 +9,7 @@ from pathlib import Path
 import toolkit
 from toolkit.bundle.manifest import (
     MANIFEST_NAME,
+    AudioRecord,
     CheckpointRecord,
     FileRecord,
     GroupRecord,
@@ -16,6 +17,7 @@ from toolkit.bundle.manifest import (
     QuantRecord,
     SizeRecord,
     TextRecord,
+    VisionRecord,
 )
 from toolkit.bundle.manifest_json import dump_manifest, read_manifest
 from toolkit.errors import BundleError, UsageError
@@ -41,6 +43,8 @@ class BundleDraft:
     default_size: str
     quant: Mapping[str, QuantRecord]
     groups: Mapping[str, GroupDraft]
+    vision: VisionRecord | None = None
+    audio: AudioRecord | None = None
 
 
 def write_bundle(
@@ -99,6 +103,8 @@ def describe(draft: BundleDraft, directory: Path) -> Manifest:
         architecture=draft.architecture,
         checkpoint=draft.checkpoint,
         text=draft.text,
+        vision=draft.vision,
+        audio=draft.audio,
         sizes=dict(draft.sizes),
         default_size=draft.default_size,
         quant=dict(draft.quant),

@@ -8,7 +8,7 @@ from pathlib import Path
 from converters.checkpoint import Checkpoint
 from converters.gemma3n.matformer import Slice, SlicedCheckpoint
 from converters.verify import SizeReport, VerifyReport, built_in_text, sequences_of, thresholds_for, verify
-from toolkit.bundle.manifest import Manifest
+from toolkit.bundle.manifest import TOWER_FILES, Manifest
 from toolkit.commands.terminal import Terminal, table
 from toolkit.quant.scheme import Dtype
 from toolkit.runtime.bundle import Bundle
@@ -50,9 +50,10 @@ def judge(
 
 
 def used_dtypes(manifest: Manifest) -> set[Dtype]:
-    """The element types that the bundle's recipes name."""
+    """The element types that the recipes of text name; the towers take no part in what is judged."""
     known: tuple[Dtype, ...] = ("f32", "f16", "int8", "int4")
-    named = {rule.dtype for quant in manifest.quant.values() for rule in quant.rules}
+    roles = (role for role in manifest.quant if role not in TOWER_FILES)
+    named = {rule.dtype for role in roles for rule in manifest.quant[role].rules}
     return {dtype for dtype in known if dtype in named}
 
 

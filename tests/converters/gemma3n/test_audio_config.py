@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import PROCESSOR, Arrays, random_tensors, write_checkpoint
 from checkpoints import TINY as TINY_TEXT
-from checkpoints import Arrays, random_tensors, write_checkpoint
 from numpy.typing import NDArray
 
 from converters.checkpoint import open_checkpoint
@@ -19,8 +20,8 @@ from converters.gemma3n.audio_files import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
     audio_signatures,
-    convert_audio,
     default_lengths,
+    open_audio,
     read_audio_config,
 )
 from converters.gemma3n.audio_source import AudioSource, position_keys, query_scale
@@ -102,7 +103,11 @@ def tower_tensors() -> dict[str, NDArray[np.generic]]:
 
 
 def write_tower(directory: Path, tensors: Arrays | None = None) -> Path:
-    return write_checkpoint(directory, multimodal(), tower_tensors() if tensors is None else tensors)
+    write_checkpoint(directory, multimodal(), tower_tensors() if tensors is None else tensors)
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps({**PROCESSOR, "feature_size": TINY["input_feat_size"]})
+    )
+    return directory
 
 
 def test_the_published_config_gives_the_published_tower() -> None:
@@ -180,11 +185,12 @@ def test_a_tower_becomes_two_files_whose_bytes_depend_on_it_alone(tmp_path: Path
     for workers in (1, 2):
         directory = tmp_path / str(workers)
         directory.mkdir()
-        config = convert_audio(checkpoint, directory, load_recipe(recipe), workers=workers, progress=written.append)
+        tower = open_audio(checkpoint, load_recipe(recipe))
+        tower.write(directory, workers=workers, progress=written.append)
     assert sum(written) > 0
     for name in (AUDIO_ENCODER, AUDIO_ADAPTER):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    lengths = default_lengths(config)
+    lengths = tower.record.frame_lengths
     names = [f"encode_{n}" for n in lengths]
     assert list(read_tflite(tmp_path / "1" / AUDIO_ENCODER).model.signatures) == names
     names = [*(f"adapt_{n}" for n in lengths), "embed_1", "end_of_audio"]

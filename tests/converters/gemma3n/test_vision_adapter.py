@@ -26,7 +26,7 @@ def features(scale: float) -> F32:
 
 
 def adapter(tmp_path: Path, recipe: str) -> Interpreter:
-    files = vision_signatures(CONFIG, [TINY_TOWER.image_size])
+    files = vision_signatures(CONFIG, TINY_TOWER.image_size)
     schemes = load_recipe(recipe).plan(distinct_weights([s for file in files.values() for s in file]))
     path = tmp_path / VISION_ADAPTER
     write_tflite(path, layout_tflite(files[VISION_ADAPTER], schemes), Arrays(tower_tensors(CONFIG)))

@@ -47,7 +47,7 @@ def timm_features(tower: Tower) -> F32:
 
 def litert_features(tmp_path: Path, tower: Tower, recipe: str, config: VisionConfig | None = None) -> F32:
     config = config or tower.config()
-    files = vision_signatures(config, [tower.image_size])
+    files = vision_signatures(config, tower.image_size)
     schemes = load_recipe(recipe).plan(distinct_weights([s for file in files.values() for s in file]))
     path = tmp_path / "vision_encoder.tflite"
     write_tflite(path, layout_tflite(files["vision_encoder.tflite"], schemes), Arrays(tower_tensors(config)))

@@ -16,12 +16,11 @@ from converters.gemma3n.vision_config import STEM_BIAS
 from converters.gemma3n.vision_files import (
     VISION_ADAPTER,
     VISION_ENCODER,
-    convert_vision,
+    open_vision,
     read_vision_config,
     vision_layouts,
-    vision_signatures,
 )
-from toolkit.errors import CheckpointError, RecipeError, UsageError
+from toolkit.errors import CheckpointError, RecipeError
 from toolkit.quant.recipe import load_recipe
 from toolkit.tflite.reader import read_tflite
 
@@ -42,7 +41,8 @@ def test_an_image_becomes_transformers_embeddings(tmp_path: Path) -> None:
     from transformers import Gemma3nAudioConfig, Gemma3nConfig, Gemma3nModel, Gemma3nTextConfig, Gemma3nVisionConfig
 
     with open_checkpoint(write_vision_checkpoint(tmp_path, without=())) as checkpoint:
-        config = convert_vision(checkpoint, tmp_path, load_recipe("f32"), [128])
+        tower = open_vision(checkpoint, load_recipe("f32"), 128)
+        tower.write(tmp_path)
         tensors = {name: checkpoint.read(name) for name in checkpoint.tensors if "vision" in name}
     assert TINY_TOWER.architecture is not None
     blocks = decoded_blocks(TINY_TOWER.architecture)
@@ -62,7 +62,7 @@ def test_an_image_becomes_transformers_embeddings(tmp_path: Path) -> None:
     image = np.random.default_rng(0).random((1, 128, 128, 3), np.float32)
     with torch.inference_mode():
         soft = model.get_image_features(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).pooler_output
-        end = model.embed_vision(input_ids=torch.tensor([[config.end_token_id]]))
+        end = model.embed_vision(input_ids=torch.tensor([[tower.record.end_token_id]]))
     want = torch.cat([soft, end], 1).numpy()
     np.testing.assert_allclose(embeddings(tmp_path, image), want, atol=1e-4)
 
@@ -70,16 +70,16 @@ def test_an_image_becomes_transformers_embeddings(tmp_path: Path) -> None:
 def test_the_first_release_without_a_stem_bias_converts(tmp_path: Path) -> None:
     with open_checkpoint(write_vision_checkpoint(tmp_path)) as checkpoint:
         assert not read_vision_config(checkpoint).stem_bias
-        convert_vision(checkpoint, tmp_path, load_recipe("vision-int8"), [128])
+        open_vision(checkpoint, load_recipe("vision-int8"), 128).write(tmp_path)
     got = embeddings(tmp_path, np.random.default_rng(0).random((1, 128, 128, 3), np.float32))
     assert got.shape == (1, 17, HIDDEN) and np.isfinite(got).all()
 
 
 def test_files_hold_the_documented_signatures(tmp_path: Path) -> None:
     with open_checkpoint(write_vision_checkpoint(tmp_path)) as checkpoint:
-        convert_vision(checkpoint, tmp_path, load_recipe("vision-f16"), [128, 64])
+        open_vision(checkpoint, load_recipe("vision-f16"), 128).write(tmp_path)
     encoder, adapter = read_tflite(tmp_path / VISION_ENCODER), read_tflite(tmp_path / VISION_ADAPTER)
-    assert encoder.model.signatures == ("encode", "encode_64")
+    assert encoder.model.signatures == ("encode",)
     assert adapter.model.signatures == ("adapt", "embed_1")
     shapes = {
         name: [graph.tensors[i].shape for i in (*graph.inputs.values(), *graph.outputs.values())]
@@ -88,28 +88,20 @@ def test_files_hold_the_documented_signatures(tmp_path: Path) -> None:
     }
     assert shapes == {
         "encode": [(1, 128, 128, 3), (1, 16, 2048)],
-        "encode_64": [(1, 64, 64, 3), (1, 16, 2048)],
         "adapt": [(1, 16, 2048), (1, 17, HIDDEN)],
         "embed_1": [(1, 1), (1, 1, HIDDEN)],
     }
 
 
-def test_another_image_size_costs_no_weights() -> None:
-    config, recipe = TINY_TOWER.config(), load_recipe("vision-int8")
-    one = vision_layouts(config, recipe, [128])[VISION_ENCODER]
-    two = vision_layouts(config, recipe, [128, 64])[VISION_ENCODER]
-    assert one.weight_bytes == two.weight_bytes
-
-
 def test_int8_takes_a_quarter_of_float_and_depthwise_kernels_stay_float16() -> None:
     config = TINY_TOWER.config()
     sizes = {
-        name: sum(file.weight_bytes for file in vision_layouts(config, load_recipe(name), [128]).values())
+        name: sum(file.weight_bytes for file in vision_layouts(config, load_recipe(name), 128).values())
         for name in ("f32", "vision-f16", "vision-int8")
     }
     assert sizes["vision-f16"] < 0.6 * sizes["f32"]
     assert sizes["vision-int8"] < 0.35 * sizes["f32"]
-    encoder = vision_layouts(config, load_recipe("vision-int8"), [128])[VISION_ENCODER]
+    encoder = vision_layouts(config, load_recipe("vision-int8"), 128)[VISION_ENCODER]
     stored = {p.weight.name: p.scheme.dtype for p in encoder.placements}
     kernels = ("dw_start.conv.weight", "dw_mid.conv.weight", "down_conv.weight", "conv_stem.conv.weight")
     assert {dtype for name, dtype in stored.items() if name.endswith(kernels)} == {"f16"}
@@ -154,19 +146,13 @@ def test_a_text_checkpoint_has_no_vision_to_convert(tmp_path: Path) -> None:
 
 def test_a_recipe_for_text_does_not_fit_the_tower() -> None:
     with pytest.raises(RecipeError, match="recipe int8: found no rule for weight"):
-        vision_layouts(TINY_TOWER.config(), load_recipe("int8"), [128])
-
-
-@pytest.mark.parametrize("sizes", [(), (128, 128)])
-def test_image_sizes_are_given_once_each(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="image sizes"):
-        vision_signatures(TINY_TOWER.config(), sizes)
+        vision_layouts(TINY_TOWER.config(), load_recipe("int8"), 128)
 
 
 def test_the_bytes_do_not_depend_on_the_threads(tmp_path: Path) -> None:
     with open_checkpoint(write_vision_checkpoint(tmp_path)) as checkpoint:
         for workers in (1, 3):
             (tmp_path / str(workers)).mkdir()
-            convert_vision(checkpoint, tmp_path / str(workers), load_recipe("vision-int8"), [128], workers=workers)
+            open_vision(checkpoint, load_recipe("vision-int8"), 128).write(tmp_path / str(workers), workers=workers)
     for name in (VISION_ENCODER, VISION_ADAPTER):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()

@@ -11,10 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import SHAPES, decoder, decoder_signatures, embedder, fill, write_graphs
+from bundles import (
+    SHAPES,
+    decoder,
+    decoder_signatures,
+    embedder,
+    fill_with_towers,
+    stand_in,
+    tower_signatures,
+    write_graphs,
+)
 
 from toolkit.bundle.check import check
-from toolkit.bundle.manifest import EMBEDDER, MANIFEST_NAME, TEXT_DECODER, TOKENIZER
+from toolkit.bundle.manifest import (
+    AUDIO_ADAPTER,
+    AUDIO_ENCODER,
+    EMBEDDER,
+    MANIFEST_NAME,
+    TEXT_DECODER,
+    TOKENIZER,
+    VISION_ADAPTER,
+    VISION_ENCODER,
+)
 from toolkit.bundle.write import write_bundle
 from toolkit.errors import BundleError
 
@@ -22,7 +40,7 @@ from toolkit.errors import BundleError
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "bundle"
-    write_bundle(path, fill)
+    write_bundle(path, fill_with_towers)
     return path
 
 
@@ -194,6 +212,41 @@ def test_logits_of_another_vocabulary_are_found(bundle: Path, monkeypatch: pytes
     signatures += [signature for signature in decoder_signatures() if signature.name != "decode"]
     rewrite(bundle, TEXT_DECODER, lambda path: write_graphs(path, signatures))
     assert found(bundle) == [(TEXT_DECODER, "signature decode output logits")]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "fault"),
+    [
+        (VISION_ENCODER, ("encode", {"images": (1, 5, 5, 3)}, {"features": (1, 4, 5)}), "encode input images"),
+        (VISION_ADAPTER, ("adapt", {"features": (1, 4, 5)}, {"embeddings": (1, 4, 8)}), "adapt output embeddings"),
+        (AUDIO_ENCODER, ("encode_5", {}, {}), "encode_5"),
+        (
+            AUDIO_ENCODER,
+            ("encode_4", {"src_inputs": (1, 4, 3)}, {"features": (1, 1, 6), "mask": (1, 1)}),
+            "encode_4 input mask",
+        ),
+        (AUDIO_ADAPTER, ("end_of_audio", {}, {"embeddings": (1, 1, 7)}), "end_of_audio output embeddings"),
+    ],
+)
+def test_a_signature_of_a_tower_that_contradicts_its_record_is_named(
+    bundle: Path, name: str, wrong: tuple[str, dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]], fault: str
+) -> None:
+    rest = [signature for signature in tower_signatures()[name] if signature.name != wrong[0]]
+    rewrite(bundle, name, lambda path: write_graphs(path, [*rest, stand_in(*wrong)]))
+    assert found(bundle) == [(name, f"signature {fault}")]
+
+
+@pytest.mark.parametrize("name", [VISION_ENCODER, VISION_ADAPTER, AUDIO_ENCODER, AUDIO_ADAPTER])
+def test_a_missing_file_of_a_tower_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    assert found(bundle) == [(name, "file")]
+
+
+def test_a_token_of_a_tower_that_the_tokenizer_cannot_spell_is_found(bundle: Path) -> None:
+    vocab = {f"<{i}>": i for i in range(40) if i != 37}
+    text = json.dumps({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab}})
+    rewrite(bundle, TOKENIZER, lambda path: path.write_text(text))
+    assert [(f.file, f.fault, f.found) for f in check(bundle)] == [(TOKENIZER, "vision soft_token_id", "no token 37")]
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import DRAFT
+from bundles import DRAFT, TOWERS_DRAFT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit import files
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.manifest import MANIFEST_NAME, FileRecord, GroupRecord, Manifest
+from toolkit.bundle.manifest import MANIFEST_NAME, TOWER_FILES, FileRecord, GroupRecord, Manifest
 from toolkit.bundle.manifest_json import dump_manifest, parse_manifest, read_manifest
 from toolkit.bundle.write import describe
 from toolkit.errors import BundleError
@@ -24,17 +24,25 @@ from toolkit.errors import BundleError
 
 def manifest() -> Manifest:
     names = ["embedder.tflite", "ple_00000.bin", "text_decoder.tflite", "tokenizer.json"]
+    names += [file for files in TOWER_FILES.values() for file in files]
     records = {name: FileRecord(100 + i, f"{i:064x}", (f"{i:064x}",)) for i, name in enumerate(names)}
-    draft = DRAFT
+    draft = TOWERS_DRAFT
     return Manifest(
         generator="gemma-edge 0.1.0",
         architecture=draft.architecture,
         checkpoint=draft.checkpoint,
         text=draft.text,
+        vision=draft.vision,
+        audio=draft.audio,
         sizes=draft.sizes,
         default_size=draft.default_size,
         quant=draft.quant,
-        groups={"ple": GroupRecord((names[1],), 432, 101), "text": GroupRecord((names[2], names[0]), 1000, 202)},
+        groups={
+            "ple": GroupRecord((names[1],), 432, 101),
+            "text": GroupRecord((names[2], names[0]), 1000, 202),
+            "vision": GroupRecord(TOWER_FILES["vision"], 10, 209),
+            "audio": GroupRecord(TOWER_FILES["audio"], 10, 213),
+        },
         files=records,
     )
 
@@ -70,7 +78,8 @@ def test_a_manifest_is_read_back_as_it_was_written() -> None:
 
 def test_the_encoding_is_fixed_to_the_byte() -> None:
     data = dump_manifest(manifest())
-    assert data.startswith(b'{\n "architecture": "Gemma3nForCausalLM",\n "checkpoint": {\n  "name": "handmade",\n')
+    assert data.startswith(b'{\n "architecture": "Gemma3nForCausalLM",\n "audio": {\n  "begin_token_id": 4,\n')
+    assert b'\n "checkpoint": {\n  "name": "handmade",\n' in data
     assert b'\n "format": "gemma-edge-bundle/1",\n' in data
     assert data.endswith(b"\n}\n")
     assert data.isascii()
@@ -140,6 +149,21 @@ WRONG = {
     "a default size with a prefix": (put("default_size", "small"), "default_size"),
     "a default size that is none": (put("default_size", "huge"), "default_size"),
     "layers that no size has": (put("text/num_layers", 4), "text num_layers"),
+    "an image without pixels": (put("vision/image_size", 0), "vision image_size"),
+    "an image that fills nothing": (put("vision/soft_tokens", 0), "vision soft_tokens"),
+    "an unknown key of a tower": (put("audio/extra", 1), "audio"),
+    "a marker outside the vocabulary": (put("vision/begin_token_id", 40), "vision begin_token_id"),
+    "a soft token outside the vocabulary": (put("audio/soft_token_id", 40), "audio soft_token_id"),
+    "a table beyond the vocabulary": (put("audio/vocab_size", 3), "audio vocab_size"),
+    "an end outside the tower's table": (put("vision/end_token_id", 38), "vision end_token_id"),
+    "padding outside the tower's table": (put("audio/padding_token_id", 37), "audio padding_token_id"),
+    "tables that share an id": (put("vision/vocab_size", 3), "audio vocab_offset"),
+    "lengths out of order": (put("audio/frame_lengths", [7, 4]), "audio frame_lengths"),
+    "a sound longer than its soft tokens": (put("audio/frame_lengths", [4, 9]), "audio frame_lengths"),
+    "no length": (put("audio/frame_lengths", []), "audio frame_lengths"),
+    "a group without its record": (put("vision", None), "vision"),
+    "a record without its group": (lambda value: value["groups"].pop("audio"), "audio"),
+    "a group that lacks a file": (put("groups/vision/files", ["vision_encoder.tflite"]), "groups vision files"),
     "an unknown dtype": (put("quant/text/rules/0/dtype", "int2"), "quant text rules[0] dtype"),
     "a block of nothing": (put("quant/text/rules/0/block_size", 0), "quant text rules[0] block_size"),
     "a file of a negative size": (put("files/tokenizer.json/bytes", -1), "files tokenizer.json bytes"),

@@ -1,0 +1,31 @@
+"""One tower of a checkpoint on its way into a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from toolkit.bundle.manifest import AudioRecord, VisionRecord
+from toolkit.quant.recipe import Recipe
+from toolkit.quant.source import TensorSource
+from toolkit.tflite.writer import TfliteLayout, write_tflite
+
+Record = TypeVar("Record", VisionRecord, AudioRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class Tower(Generic[Record]):
+    """Its files, laid out, where their weights come from, and what the manifest says of it."""
+
+    record: Record
+    recipe: Recipe
+    parameters: int
+    layouts: Mapping[str, TfliteLayout]
+    source: TensorSource
+
+    def write(self, directory: Path, *, workers: int = 2, progress: Callable[[int], None] | None = None) -> None:
+        """Write its files into a directory; the caller owns its atomicity. `progress` gets weight bytes written."""
+        for name, layout in self.layouts.items():
+            write_tflite(directory / name, layout, self.source, workers=workers, progress=progress)

@@ -1,0 +1,1 @@
+"""What devices and runners print, as text: pure parsers, tested on recorded output."""

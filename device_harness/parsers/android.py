@@ -1,0 +1,119 @@
+"""What Android's dumpsys, getprop and settings print, as records of results; None is what a device does not tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from device_harness.parsers.lines import clean_lines
+from toolkit.results.record import (
+    BatteryRecord,
+    BatteryStatus,
+    CpuRecord,
+    PowerSource,
+    TemperatureRecord,
+    ThermalRecord,
+    ThermalSource,
+)
+
+_PROPERTY = re.compile(r"\[([^\]]+)\]: \[(.*)\]")
+_PAIR = re.compile(r"([^:]+): *(.*)")
+_TEMPERATURE = re.compile(
+    r"Temperature\{mValue=(-?\d+(?:\.\d+)?), mType=(-?\d+), mName=([^,{}]*), mStatus=([0-6])\}", re.ASCII
+)
+_STATUS = re.compile(r"Thermal Status: ([0-6])", re.ASCII)
+_WAKEFULNESS = re.compile(r"mWakefulness(?:Raw)?=(\w+)", re.ASCII)
+_HAL_PART, _CACHED_PART = "Current temperatures from HAL:", "Cached temperatures:"
+_KINDS = (
+    "cpu", "gpu", "battery", "skin", "usb port", "power amplifier", "bcl voltage", "bcl current", "bcl percentage",
+    "npu", "tpu", "display", "modem", "soc",
+)  # fmt: skip
+"""android.hardware.thermal TemperatureType, from 0."""
+_NO_TEMPERATURES = ("6", "7", "8")
+"""Volts, milliamperes and percent under the same name."""
+_STATUSES: Mapping[str, BatteryStatus] = {
+    "1": "unknown", "2": "charging", "3": "discharging", "4": "not charging", "5": "full",
+}  # fmt: skip
+"""android.os.BatteryManager BATTERY_STATUS_*."""
+_SOURCES: Mapping[str, PowerSource] = {
+    "AC powered": "ac", "USB powered": "usb", "Wireless powered": "wireless", "Dock powered": "dock",
+}  # fmt: skip
+
+
+def parse_properties(text: str) -> dict[str, str]:
+    """``getprop``: name to value."""
+    matches = (_PROPERTY.fullmatch(line) for line in clean_lines(text))
+    return {match[1]: match[2] for match in matches if match is not None}
+
+
+def parse_battery(text: str) -> BatteryRecord | None:
+    """``dumpsys battery``; None without the service. Samsung repeats keys in another case, which is another key."""
+    values: dict[str, str] = {}
+    for line in clean_lines(text):
+        if (match := _PAIR.fullmatch(line)) is not None:
+            values.setdefault(match[1], match[2])
+    if "level" not in values and "status" not in values:
+        return None
+    level, scale = _number(values.get("level")), _number(values.get("scale"))
+    tenths, millivolts = _number(values.get("temperature")), _number(values.get("voltage"))
+    return BatteryRecord(
+        level_percent=None if level is None or not scale or not 0 <= level <= scale else 100 * level / scale,
+        temperature_celsius=None if tenths is None else tenths / 10,
+        voltage_volts=None if millivolts is None or millivolts < 0 else millivolts / 1000,
+        status=_STATUSES.get(values.get("status", ""), "unknown"),
+        powered_by=tuple(source for key, source in _SOURCES.items() if values.get(key) == "true"),
+    )
+
+
+def parse_thermal(text: str) -> ThermalRecord | None:
+    """``dumpsys thermalservice``: what the HAL reads now; only without that the cached values, which may be stale."""
+    status: int | None = None
+    parts: dict[str, list[TemperatureRecord]] = {_HAL_PART: [], _CACHED_PART: []}
+    part: str | None = None
+    for line in clean_lines(text):
+        if (match := _STATUS.fullmatch(line)) is not None:
+            status = int(match[1])
+        elif (match := _TEMPERATURE.fullmatch(line)) is not None and part in parts:
+            parts[part] += [] if match[2] in _NO_TEMPERATURES else [_temperature(match)]
+        elif line.endswith(":") or line.startswith("HAL Ready"):
+            part = line
+    if status is None and not any(parts.values()):
+        return None
+    source: ThermalSource = "hal" if parts[_HAL_PART] else "cached" if parts[_CACHED_PART] else "none"
+    return ThermalRecord(status, source, tuple(parts[_HAL_PART] or parts[_CACHED_PART]))
+
+
+def parse_screen(text: str) -> bool | None:
+    """``dumpsys power``: whether the screen is on."""
+    found = [match[1] for line in clean_lines(text) if (match := _WAKEFULNESS.match(line)) is not None]
+    return found[0] == "Awake" if found else None
+
+
+def parse_setting(text: str) -> bool | None:
+    """``settings get`` of a switch: 0, 1, or null where it was never set."""
+    return {"0": False, "1": True}.get(text.strip())
+
+
+def parse_cpus(text: str) -> tuple[CpuRecord, ...]:
+    """Lines ``cpu0|governor|scaling_cur_freq|scaling_max_freq|cpuinfo_max_freq``, in kHz; a part may be empty.
+
+    >>> parse_cpus("cpu1|schedutil|600000||2000000\\n")
+    (CpuRecord(cpu=1, governor='schedutil', frequency_hz=600000000, limit_hz=None, maximum_hz=2000000000),)
+    """
+    cpus = []
+    for line in clean_lines(text):
+        name, *parts = line.split("|")
+        if len(parts) == 4 and re.fullmatch(r"cpu\d{1,4}", name, re.ASCII):
+            frequency, limit, maximum = (int(part) * 1000 if part.isdecimal() else None for part in parts[1:])
+            cpus.append(CpuRecord(int(name[3:]), parts[0] or None, frequency, limit, maximum))
+    return tuple(sorted(cpus, key=lambda cpu: cpu.cpu))
+
+
+def _temperature(match: re.Match[str]) -> TemperatureRecord:
+    kind = int(match[2])
+    name = _KINDS[kind] if 0 <= kind < len(_KINDS) else f"type {kind}"
+    return TemperatureRecord(match[3], name, float(match[1]), int(match[4]))
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text is not None and re.fullmatch(r"-?\d{1,15}", text, re.ASCII) else None

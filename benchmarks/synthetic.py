@@ -158,11 +158,13 @@ def write_synthetic(
     architecture: str = CAUSAL_LM,
     vision: bool = False,
     audio: bool = False,
+    sparse: bool = False,
 ) -> int:
     """Write the checkpoint directory `output`, whole or not at all; returns its bytes of weights.
 
     As Gemma3nForConditionalGeneration it names towers for images and sound, small ones, without weights; with `vision`
-    the tower for images is the published one, with weights, and with `audio` that for sound.
+    the tower for images is the published one, with weights, and with `audio` that for sound. `sparse`: all weights are
+    zeros that take no room on disk.
     """
     config = PRESETS[preset]
     tensors = text_tensors(config) | (unused_kv_tensors(config) if preset in SHARDED else {})
@@ -182,7 +184,7 @@ def write_synthetic(
     with atomic_directory(output) as directory:
         for name, members in shards.items():
             with open(directory / name, "wb") as file:
-                _write_safetensors(file, members, noise)
+                _write_safetensors(file, members, None if sparse else noise)
         if len(shards) > 1:
             _write_json(directory / "model.safetensors.index.json", _index(shards))
         _write_json(directory / "config.json", written)
@@ -280,8 +282,11 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Shape], noise: _Noise) -> None:
-    """Header, then each tensor as it is made. Format: github.com/huggingface/safetensors, README."""
+def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Shape], noise: _Noise | None) -> None:
+    """Header, then each tensor as it is made; without noise a hole of their size.
+
+    Format: github.com/huggingface/safetensors, README.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in tensors.items():
@@ -291,6 +296,9 @@ def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Shape], noise: _Noi
     packed = json.dumps(header, separators=(",", ":")).encode()
     packed = packed.ljust(-(-len(packed) // 8) * 8)
     file.write(struct.pack("<Q", len(packed)) + packed)
+    if noise is None:
+        file.truncate(file.tell() + offset)
+        return
     for name, shape in tensors.items():
         for chunk in noise.tensor(name, shape):
             file.write(chunk.data)
@@ -334,6 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--vision", action="store_true", help="with the published tower for images")
     parser.add_argument("--audio", action="store_true", help="with the published tower for sound")
+    parser.add_argument("--sparse", action="store_true", help="all weights 0, in files that take no room: for inspect")
     options = parser.parse_args(arguments)
     if (options.vision or options.audio) and options.architecture == CAUSAL_LM:
         parser.error(f"--vision and --audio need --architecture {CONDITIONAL_GENERATION}")
@@ -344,6 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         architecture=options.architecture,
         vision=options.vision,
         audio=options.audio,
+        sparse=options.sparse,
     )
     print(f"{options.output}: {options.preset}, {size // BYTES_PER_WEIGHT:,} weights, {size / 1e9:.2f} GB")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,10 +83,14 @@ def effective_parameters(config: TextConfig) -> int:
     return sum(math.prod(shape) for name, shape in shapes.items() if name not in (TOKEN_EMBEDDING, PER_LAYER_EMBEDDING))
 
 
-def loaded_parameters(config: TextConfig) -> int:
-    """The whole text model: effective parameters, token embedding and per-layer embeddings."""
+def parameters_by_group(config: TextConfig) -> Mapping[str, int]:
+    """Effective parameters as `text`, and those of the two embedding tables."""
     shapes = text_tensors(config)
-    return effective_parameters(config) + math.prod(shapes[TOKEN_EMBEDDING]) + math.prod(shapes[PER_LAYER_EMBEDDING])
+    return {
+        "text": effective_parameters(config),
+        "token_embedding": math.prod(shapes[TOKEN_EMBEDDING]),
+        "per_layer_embedding": math.prod(shapes[PER_LAYER_EMBEDDING]),
+    }
 
 
 class SlicedCheckpoint:

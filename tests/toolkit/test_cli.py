@@ -146,7 +146,7 @@ def test_inspect_shows_a_checkpoints_groups_and_sizes(command: Command, random_c
     assert value["kind"] == "checkpoint"
     assert value["architecture"] == "Gemma3nForCausalLM"
     assert value["groups"]["token_embedding"] == {"parameters": 300 * 32, "bytes": 300 * 32 * 4}
-    assert {"layers", "parameters_loaded", "parameters_effective", "memory_bytes"} == set(value["sizes"]["small"])
+    assert {"layers", "parameters_loaded", "parameters_effective", "memory_bytes"} <= set(value["sizes"]["small"])
     assert "per_layer_embedding" in command("inspect", random_checkpoint).out
 
 

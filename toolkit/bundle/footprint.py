@@ -18,10 +18,8 @@ class Footprint:
     """One size: its layers, parameters, and the memory that decoding takes."""
 
     layers: int
-    parameters_loaded: int
-    """Everything, with both embedding tables."""
-    parameters_effective: int
-    """Without the two embedding tables, and so without the output matrix."""
+    parameters: Mapping[str, int]
+    """Of the groups `text` (without the output matrix, which is the token embedding), and of both embedding tables."""
     weight_bytes: int
     """What each decoded token reads: every weight of the decode graph, the output matrix too."""
     kv_cache_bytes: int
@@ -47,11 +45,13 @@ def _footprint(decoder: TfliteContent, text: TextRecord, size: SizeRecord) -> Fo
     scale_buffers = {tensors[index].buffer for index in scales if index is not None}
     parameters = sum(math.prod(tensor.shape) for buffer, tensor in stored.items() if buffer not in scale_buffers)
     embedding = text.vocab_size * text.hidden_size
-    per_layer = text.ple_vocab_size * text.ple_size * len(size.layers)
     return Footprint(
         layers=len(size.layers),
-        parameters_loaded=parameters + per_layer,
-        parameters_effective=parameters - embedding,
+        parameters={
+            "text": parameters - embedding,
+            "token_embedding": embedding,
+            "per_layer_embedding": text.ple_vocab_size * text.ple_size * len(size.layers),
+        },
         weight_bytes=sum(buffers[index].size_bytes for index in stored),
         kv_cache_bytes=sum(2 * math.prod(cache.shape) * _KV_BYTES_PER_VALUE for cache in text.kv_caches),
     )

@@ -7,6 +7,7 @@ Colours are Okabe and Ito's, which the colour-blind tell apart; labels stand bes
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ _SETTINGS: dict[str, object] = {
 }
 _ON_PAGE = "<style>svg{color:#1a1b1c}@media (prefers-color-scheme:dark){svg{color:#e4e5e6}}</style>"
 _WIDTH_INCHES = 8.0
+_GAP = 0.4  # between bars set apart, in bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Bar:
 
     label: str
     parts: Mapping[str, float]
+    gap_before: bool = False
+    """Sets the bars from here on apart from those before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +146,22 @@ def _drawn(plot: Plot) -> Iterator[Figure]:
 
 def _draw_stacked_bars(figure: Figure, plot: StackedBars) -> None:
     names = list(dict.fromkeys(name for bar in plot.bars for name in bar.parts))
-    axes = _rows_of(figure, [bar.label for bar in plot.bars], extra_inches=0.45 if len(names) > 1 else 0.0)
+    gaps = itertools.accumulate(_GAP * bar.gap_before for bar in plot.bars)
+    heights = [row + gap for row, gap in enumerate(gaps)]
+    labels = [bar.label for bar in plot.bars]
+    axes = _rows_of(figure, labels, heights, extra_inches=0.45 if len(names) > 1 else 0.0)
     longest = max((sum(bar.parts.values()) for bar in plot.bars), default=0.0)
-    starts = [0.0] * len(plot.bars)
-    for name, colour in zip(names, _colours(len(names)), strict=True):
+    ends = [0.0] * len(plot.bars)
+    for index, name in enumerate(names):
+        colour = _COLOURS[index % len(_COLOURS)]
         widths = [bar.parts.get(name, 0.0) for bar in plot.bars]
-        axes.barh(range(len(plot.bars)), widths, left=starts, height=0.62, color=colour, label=printable(name))
-        for row, (start, width) in enumerate(zip(starts, widths, strict=True)):
-            if width > 0.07 * longest:
-                axes.text(start + width / 2, row, _short(width), ha="center", va="center", color=_on(colour))
-        starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    for row, total in enumerate(starts):
-        axes.text(total + 0.01 * longest, row, _short(total), ha="left", va="center", weight="bold")
+        axes.barh(heights, widths, left=ends, height=0.7, color=colour, label=printable(name))
+        for height, end, width in zip(heights, ends, widths, strict=True):
+            if width > 0.065 * longest:
+                axes.text(end + width / 2, height, _short(width), ha="center", va="center", color=_on(colour))
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    for height, end in zip(heights, ends, strict=True):
+        axes.text(end + 0.01 * longest, height, _short(end), ha="left", va="center", weight="bold")
     axes.set_xlim(0, 1.1 * longest or 1)
     axes.set_xlabel(printable(plot.unit))
     axes.set_title(printable(plot.title))
@@ -164,7 +172,7 @@ def _draw_stacked_bars(figure: Figure, plot: StackedBars) -> None:
 def _draw_distributions(figure: Figure, plot: Distributions) -> None:
     from toolkit.report.statistics import summary
 
-    axes = _rows_of(figure, list(plot.rows))
+    axes = _rows_of(figure, list(plot.rows), range(len(plot.rows)))
     for row, values in enumerate(plot.rows.values()):
         found = summary(values)
         axes.plot([found.p5, found.p95], [row, row], color=_COLOURS[0], linewidth=7, alpha=0.25, solid_capstyle="butt")
@@ -212,20 +220,17 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[float]], unit: str, col
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _rows_of(figure: Figure, labels: Sequence[str], *, extra_inches: float = 0.0) -> Axes:
-    """Axes with one labelled row for each label, the first on top."""
-    figure.set_size_inches(_WIDTH_INCHES, 0.9 + extra_inches + 0.36 * max(1, len(labels)))
+def _rows_of(figure: Figure, labels: Sequence[str], heights: Sequence[float], *, extra_inches: float = 0.0) -> Axes:
+    """Axes with one labelled row for each label at its height, the first on top."""
+    last = max(heights, default=0.0)
+    figure.set_size_inches(_WIDTH_INCHES, 0.9 + extra_inches + 0.36 * (last + 1))
     axes = figure.subplots()
-    axes.set_yticks(range(len(labels)), [printable(label) for label in labels])
-    axes.set_ylim(max(1, len(labels)) - 0.5, -0.5)
+    axes.set_yticks(heights, [printable(label) for label in labels])
+    axes.set_ylim(last + 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     return axes
-
-
-def _colours(count: int) -> list[str]:
-    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
 
 
 def _on(colour: str) -> str:

@@ -1,6 +1,6 @@
 /* Reads rows of PLE shards as decode and prefill do, and tells how long each read took.
  *
- *   flash_probe [--seed N] [--reads N] [--batch N] [--batches N] [--tokens FILE] SHARD...
+ *   flash_probe [--state cold|warm] [--seed N] [--reads N] [--batch N] [--batches N] [--tokens FILE] SHARD...
  *
  * The shards are all of one table, in order (docs/formats/ple_shard.md). Prints one JSON object a line: the table, then
  * one for each way to read (docs/probe.md). Exit code 2: wrong use or a file that is no sound shard; 3: the system.
@@ -574,6 +574,7 @@ static uint64_t parse_count(const char *option, const char *text, uint64_t least
 
 int main(int argc, char **argv) {
     uint64_t seed = 0, reads = 512, batch_rows = 256, batches = 8;
+    bool wants_cold = true, wants_warm = true;
     const char *list = NULL;
     int at = 1;
     for (; at < argc && strncmp(argv[at], "--", 2) == 0; at += 2) {
@@ -583,7 +584,11 @@ int main(int argc, char **argv) {
         else if (strcmp(argv[at], "--batch") == 0) batch_rows = parse_count("--batch", argv[at + 1], 2, MOST_READS);
         else if (strcmp(argv[at], "--batches") == 0) batches = parse_count("--batches", argv[at + 1], 1, MOST_READS);
         else if (strcmp(argv[at], "--tokens") == 0) list = argv[at + 1];
-        else fail(BAD_INPUT, "option: found %s, wanted --seed, --reads, --batch, --batches or --tokens", argv[at]);
+        else if (strcmp(argv[at], "--state") == 0) {
+            wants_cold = strcmp(argv[at + 1], "cold") == 0;
+            wants_warm = strcmp(argv[at + 1], "warm") == 0;
+            if (!wants_cold && !wants_warm) fail(BAD_INPUT, "--state: found '%s', wanted cold or warm", argv[at + 1]);
+        } else fail(BAD_INPUT, "option: found %s, wanted one of those in docs/probe.md", argv[at]);
     }
     fill_crc_table();
     signal(SIGBUS, on_bus_error);
@@ -599,10 +604,11 @@ int main(int argc, char **argv) {
     Measure measure = {.latency_ns = allocate(reads > batches ? reads : batches, sizeof(uint64_t))};
     uint64_t row_ways = 0;
     for (int i = 0; i < ACCESS_COUNT; i++) row_ways += ACCESSES[i].ahead == NOTHING_AHEAD;
-    print_table(&table, seed, &tokens, 2 * (row_ways + ACCESS_COUNT));
+    print_table(&table, seed, &tokens, (uint64_t)(wants_cold + wants_warm) * (row_ways + ACCESS_COUNT));
     for (int is_batch = 0; is_batch < 2; is_batch++)
         for (int is_cold = 1; is_cold >= 0; is_cold--)
             for (int i = 0; i < ACCESS_COUNT; i++) {
+                if (is_cold ? !wants_cold : !wants_warm) continue;
                 if (!is_batch && ACCESSES[i].ahead != NOTHING_AHEAD) continue;
                 reader.access = &ACCESSES[i];
                 reader.batch_rows = is_batch ? batch_rows : 1;

@@ -48,7 +48,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if len(set(names)) < len(names):
         raise UsageError("--device", found="a device twice", wanted="each once")
     target = None if arguments.target is None else remote_path(arguments.target.rstrip("/"))
-    with _bars(terminal, "") as progress:
+    with step_bars(terminal, "") as progress:
         source = open_source(arguments.source, arguments.groups, progress)
     target = target or default_target(source)
     failures = _push_all(names, source, target, terminal)
@@ -81,7 +81,7 @@ def _push_all(names: list[str | None], source: PushSource, target: str, terminal
 
 
 def _push_one(name: str | None, source: PushSource, target: str, terminal: Terminal, ended: threading.Event) -> None:
-    with connect(name) as device, _bars(terminal, device.serial) as show:
+    with connect(name) as device, step_bars(terminal, device.serial) as show:
 
         def progress(step: Step, done: int, total: int) -> None:
             if ended.is_set():
@@ -93,7 +93,7 @@ def _push_one(name: str | None, source: PushSource, target: str, terminal: Termi
 
 
 @contextmanager
-def _bars(terminal: Terminal, title: str) -> Iterator[PushProgress]:
+def step_bars(terminal: Terminal, title: str) -> Iterator[PushProgress]:
     """A progress bar for each step, one after the other."""
     with ExitStack() as stack:
         step: Step | None = None

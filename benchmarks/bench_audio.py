@@ -32,7 +32,7 @@ from benchmarks.measure import (
 )
 from benchmarks.synthetic import write_synthetic
 from converters.checkpoint import open_checkpoint
-from converters.gemma3n.audio_files import open_audio
+from converters.gemma3n.audio_files import FRAMES_PER_SECOND, open_audio
 from converters.gemma3n.config import CONDITIONAL_GENERATION
 from toolkit.bundle.manifest import AUDIO_ENCODER
 from toolkit.layout import align_up
@@ -49,7 +49,7 @@ def convert(checkpoint: Path, output: Path, recipe: str, frames: int) -> None:
     """In a process of its own: both files of the group."""
     output.mkdir()
     with open_checkpoint(checkpoint) as opened:
-        open_audio(opened, load_recipe(recipe), [align_up(frames, FRAMES_PER_TOKEN)]).write(output)
+        open_audio(opened, load_recipe(recipe), [frames / FRAMES_PER_SECOND]).write(output)
 
 
 def encode_litert(model: Path, frames: int, threads: int, repeats: int, features: Path) -> list[float]:

@@ -61,7 +61,7 @@ class ConvertRequest:
     `sizes`: empty is the whole checkpoint; the first is the default one. `prefill_sizes`: tokens of each prefill; empty
     is those of DEFAULT_PREFILL_SIZES that fit the context.
     `shard_bytes`: at most so much in a PLE shard. `vision_recipe`, `audio_recipe`: None leaves the group out.
-    `audio_lengths`: mel frames of each audio encoder; empty is `default_lengths`.
+    `audio_seconds`: the longest sound of each audio encoder; empty is 1, 5, 10 and 30 s as far as the tower hears them.
     """
 
     checkpoint: Checkpoint
@@ -74,7 +74,7 @@ class ConvertRequest:
     shard_bytes: int = DEFAULT_SHARD_BYTES
     vision_recipe: Recipe | None = None
     audio_recipe: Recipe | None = None
-    audio_lengths: tuple[int, ...] = ()
+    audio_seconds: tuple[float, ...] = ()
     workers: int = 2
 
 
@@ -172,10 +172,10 @@ def _check_lengths(request: ConvertRequest) -> None:
 
 def _open_towers(request: ConvertRequest) -> _Towers:
     """Configs read, tensors checked and files laid out; CheckpointError for a tower that the checkpoint lacks."""
-    checkpoint, lengths = request.checkpoint, request.audio_lengths or None
+    checkpoint = request.checkpoint
     return _Towers(
         None if request.vision_recipe is None else open_vision(checkpoint, request.vision_recipe),
-        None if request.audio_recipe is None else open_audio(checkpoint, request.audio_recipe, lengths),
+        None if request.audio_recipe is None else open_audio(checkpoint, request.audio_recipe, request.audio_seconds),
     )
 
 

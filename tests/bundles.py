@@ -60,7 +60,7 @@ DRAFT = BundleDraft(
     default_size="large",
     quant={"text": QuantRecord("int8", (RuleRecord("*", "int8", None, "mse"),))},
     groups={
-        "ple": GroupDraft((shard_name(0),), 36 * 12),
+        "per_layer_embedding": GroupDraft((shard_name(0),), 36 * 12),
         "text": GroupDraft((TEXT_DECODER, EMBEDDER), 1000),
     },
 )

@@ -22,11 +22,13 @@ from converters.gemma3n.processor_config import require_sound_features
 from converters.gemma3n.tower import Tower
 from toolkit.bundle.manifest import AUDIO_ADAPTER, AUDIO_ENCODER, AudioRecord
 from toolkit.errors import CheckpointError, UsageError
+from toolkit.layout import align_up
 from toolkit.quant.recipe import Recipe
 from toolkit.strict_json import read_json_file
 from toolkit.tflite.graph import Signature
 from toolkit.tflite.writer import TfliteLayout, layout_files
 
+FRAMES_PER_SECOND = 100
 _USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds of a frame every 10 ms, up to whole tokens of 16 frames
 
 
@@ -73,11 +75,20 @@ def audio_layouts(config: AudioConfig, recipe: Recipe, lengths: Sequence[int]) -
     return layout_files(audio_signatures(config, lengths), recipe)
 
 
-def open_audio(checkpoint: Checkpoint, recipe: Recipe, lengths: Sequence[int] | None = None) -> Tower[AudioRecord]:
-    """The tower of a checkpoint for sounds of some lengths in mel frames, by default `default_lengths`."""
+def frame_lengths(config: AudioConfig, seconds: Sequence[float]) -> tuple[int, ...]:
+    """Mel frames that hold sounds so long, in whole tokens; UsageError for one longer than the tower hears."""
+    frames = [math.ceil(round(second * FRAMES_PER_SECOND, 6)) for second in seconds]
+    if not frames or min(frames) < 1 or max(frames) > config.max_frames:
+        wanted = f"seconds over 0 and up to {config.max_frames / FRAMES_PER_SECOND:g}"
+        raise UsageError("audio lengths", found=", ".join(f"{second:g}" for second in seconds), wanted=wanted)
+    return tuple(sorted({align_up(count, config.frames_per_token) for count in frames}))
+
+
+def open_audio(checkpoint: Checkpoint, recipe: Recipe, seconds: Sequence[float] = ()) -> Tower[AudioRecord]:
+    """The tower of a checkpoint with an encoder for sounds of each length, by default `default_lengths`."""
     config = read_audio_config(checkpoint)
     require_sound_features(checkpoint.path, config.mel_bins, config.soft_tokens)
-    lengths = default_lengths(config) if lengths is None else lengths
+    lengths = frame_lengths(config, seconds) if seconds else default_lengths(config)
     layouts = audio_layouts(config, recipe, lengths)
     record = AudioRecord(
         begin_token_id=config.begin_token_id,
@@ -85,7 +96,7 @@ def open_audio(checkpoint: Checkpoint, recipe: Recipe, lengths: Sequence[int] | 
         end_token_id=config.end_token_id,
         vocab_offset=config.vocab_offset,
         vocab_size=config.vocab_size,
-        frame_lengths=tuple(lengths),
+        frame_lengths=lengths,
         mel_bins=config.mel_bins,
         frames_per_token=config.frames_per_token,
         soft_tokens=config.soft_tokens,

@@ -92,7 +92,7 @@ def test_a_tower_that_the_checkpoint_lacks_is_refused_before_any_work(tmp_path: 
 
 
 def test_lengths_of_sound_are_chosen_by_the_caller(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    wanted = replace(request(checkpoint, tmp_path / "bundle", None, "audio-int8"), audio_lengths=(48, 96))
+    wanted = replace(request(checkpoint, tmp_path / "bundle", None, "audio-int8"), audio_seconds=(0.9, 0.48))
     manifest = convert(wanted)
     assert manifest.audio is not None and manifest.audio.frame_lengths == (48, 96)
     assert check(tmp_path / "bundle") == []

@@ -32,7 +32,7 @@ def test_all_files_go_by_default_and_the_manifest_last(bundle: Path) -> None:
 def test_tokenizer_and_template_go_with_every_choice_of_groups(bundle: Path) -> None:
     always = ["chat_template.jinja", "tokenizer.json", "manifest.json"]
     assert names(open_source(bundle, [])) == always
-    assert names(open_source(bundle, ["ple"])) == [
+    assert names(open_source(bundle, ["per_layer_embedding"])) == [
         "chat_template.jinja",
         "ple_00000.bin",
         "tokenizer.json",

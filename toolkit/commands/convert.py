@@ -18,6 +18,7 @@ from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
 from toolkit.commands.gate import judge, report_text
 from toolkit.commands.terminal import Terminal, bytes_text, count_text, table
 from toolkit.commands.text_options import add_machine_arguments, positive, session_settings
+from toolkit.commands.tower_options import add_tower_arguments, tower_recipes
 from toolkit.errors import QualityError
 from toolkit.quant.recipe import BUILT_IN, Recipe, load_recipe, ple_recipe
 from toolkit.quant.scheme import Dtype
@@ -30,6 +31,8 @@ EXAMPLES = (
     "gemma-edge convert google/gemma-3n-E2B-it -o e2b",
     "gemma-edge convert path/to/E4B -o elastic --sizes E4B,E2B --quant int4",
     "gemma-edge convert path/to/E4B -o three --budget 3GB",
+    "gemma-edge convert path/to/E4B -o words --groups text",
+    "gemma-edge convert path/to/E4B -o ears --groups text,ple,audio --audio-quant int4 --audio-lengths 5,30",
     "gemma-edge convert path/to/E4B -o own --slice own.json --quant recipe.json --ple-quant int4",
 )
 # The largest matrices of every layer: what a budget's bits a weight are taken from.
@@ -67,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ple-quant", choices=("f32", "int8", "int4"),
         help="per-layer embeddings (default: as --quant; with a file int8)",
     )  # fmt: skip
+    add_tower_arguments(parser)
     parser.add_argument(
         "--context", metavar="N", type=positive, default=DEFAULT_CONTEXT,
         help="positions in the KV cache (default: %(default)s)",
@@ -90,6 +94,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if arguments.budget is not None:
         parse_budget(arguments.budget)
     with open_checkpoint(arguments.checkpoint) as checkpoint:
+        towers = tower_recipes(arguments, checkpoint)
         request = ConvertRequest(
             checkpoint=checkpoint,
             output=arguments.output,
@@ -99,6 +104,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             context=arguments.context,
             prefill_sizes=arguments.prefill,
             shard_bytes=arguments.shard_mb << 20,
+            vision_recipe=towers.vision,
+            audio_recipe=towers.audio,
+            audio_seconds=arguments.audio_lengths,
         )
         settings = None if arguments.no_verify else session_settings(arguments)
         result = convert_and_judge(request, terminal, settings)

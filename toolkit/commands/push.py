@@ -14,6 +14,7 @@ from device_harness.devices import connect
 from device_harness.push import DEFAULT_FOLDER, PushResult, default_target, push_source
 from device_harness.push_source import PushProgress, PushSource, Step, open_source
 from device_harness.transport import remote_path
+from toolkit.commands.groups import group_names
 from toolkit.commands.terminal import Terminal, bytes_text
 from toolkit.errors import ToolkitError, UsageError
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where to; may be given more than once (default: ANDROID_SERIAL, else the only device)",
     )  # fmt: skip
     parser.add_argument(
-        "--groups", metavar="NAME,...", type=_names,
+        "--groups", metavar="NAME,...", type=group_names,
         help="parameter groups that are wanted there; the tokenizer and the chat template always go (default: all)",
     )  # fmt: skip
     parser.add_argument(
@@ -129,10 +130,3 @@ def _as_text(result: PushResult) -> str:
     if result.reconnects:
         parts.append(f"connected again {result.reconnects} times")
     return f"{result.device} {result.target}: {'; '.join(parts)}"
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted names with commas between")
-    return names

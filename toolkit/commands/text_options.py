@@ -127,6 +127,14 @@ def number(text: str) -> float:
     return value
 
 
+def positive_number(text: str) -> float:
+    """A finite number over 0."""
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted a number over 0")
+    return value
+
+
 def _integer(text: str) -> int:
     try:
         return int(text)

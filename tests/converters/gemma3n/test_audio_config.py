@@ -21,6 +21,7 @@ from converters.gemma3n.audio_files import (
     AUDIO_ENCODER,
     audio_signatures,
     default_lengths,
+    frame_lengths,
     open_audio,
     read_audio_config,
 )
@@ -128,6 +129,17 @@ def test_the_default_lengths_are_1_5_10_and_30_seconds_in_whole_tokens() -> None
 def test_lengths_that_cannot_be_are_refused(lengths: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="from 1 to 3008"):
         audio_signatures(parse_published(), lengths)
+
+
+def test_lengths_in_seconds_become_whole_tokens() -> None:
+    assert frame_lengths(parse_published(), (30, 0.5, 1, 5, 10, 0.51)) == (64, 112, 512, 1008, 3008)
+    assert frame_lengths(parse_published(), (30.08,)) == (3008,)
+
+
+@pytest.mark.parametrize("seconds", [(0.0,), (30.09,), (-1.0, 5.0)])
+def test_seconds_that_the_tower_does_not_hear_are_refused(seconds: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match=r"up to 30\.08"):
+        frame_lengths(parse_published(), seconds)
 
 
 @pytest.mark.parametrize(

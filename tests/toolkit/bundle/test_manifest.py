@@ -38,7 +38,7 @@ def manifest() -> Manifest:
         default_size=draft.default_size,
         quant=draft.quant,
         groups={
-            "ple": GroupRecord((names[1],), 432, 101),
+            "per_layer_embedding": GroupRecord((names[1],), 432, 101),
             "text": GroupRecord((names[2], names[0]), 1000, 202),
             "vision": GroupRecord(TOWER_FILES["vision"], 10, 209),
             "audio": GroupRecord(TOWER_FILES["audio"], 10, 213),
@@ -174,9 +174,9 @@ WRONG = {
         put("files/manifest.json", EMPTY_FILE),
         "files",
     ),
-    "a group with a file that is none": (put("groups/ple/files", ["nothing.bin"]), "groups"),
-    "a file in two groups": (put("groups/ple/files", ["embedder.tflite"]), "groups"),
-    "a group of another size": (put("groups/ple/bytes", 1), "groups ple bytes"),
+    "a group with a file that is none": (put("groups/per_layer_embedding/files", ["nothing.bin"]), "groups"),
+    "a file in two groups": (put("groups/per_layer_embedding/files", ["embedder.tflite"]), "groups"),
+    "a group of another size": (put("groups/per_layer_embedding/bytes", 1), "groups per_layer_embedding bytes"),
 }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.errors import UsageError
 from toolkit.files import write_bytes
+from toolkit.report.quantities import significant
 from toolkit.report.tables import printable
 
 if TYPE_CHECKING:
@@ -158,10 +158,10 @@ def _draw_stacked_bars(figure: Figure, plot: StackedBars) -> None:
         axes.barh(heights, widths, left=ends, height=0.7, color=colour, label=printable(name))
         for height, end, width in zip(heights, ends, widths, strict=True):
             if width > 0.065 * longest:
-                axes.text(end + width / 2, height, _short(width), ha="center", va="center", color=_on(colour))
+                axes.text(end + width / 2, height, significant(width), ha="center", va="center", color=_on(colour))
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     for height, end in zip(heights, ends, strict=True):
-        axes.text(end + 0.01 * longest, height, _short(end), ha="left", va="center", weight="bold")
+        axes.text(end + 0.01 * longest, height, significant(end), ha="left", va="center", weight="bold")
     axes.set_xlim(0, 1.1 * longest or 1)
     axes.set_xlabel(printable(plot.unit))
     axes.set_title(printable(plot.title))
@@ -243,15 +243,3 @@ def _on(colour: str) -> str:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "white" if luminance < 0.1791 else "black"
-
-
-def _short(value: float) -> str:
-    """Three significant digits, without an exponent.
-
-    >>> _short(5.4394), _short(0.01234), _short(1234.5), _short(0)
-    ('5.44', '0.0123', '1,234', '0')
-    """
-    if not value:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{digits}f}"

@@ -1,4 +1,4 @@
-"""Results as Markdown, CSV, JSON or JSON lines, as llama-bench shows them: one row for each test, `pp512`, `tg128`."""
+"""Tables as Markdown, CSV, JSON or JSON lines."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
-
-from toolkit.report.statistics import summary
 
 Form = Literal["md", "csv", "json", "jsonl"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -26,42 +24,6 @@ class Column:
     heading: str
     text: Callable[[Row], str]
     numeric: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """One test of one configuration: its tokens/s in each iteration, the order kept."""
-
-    labels: Mapping[str, str]
-    """What was measured on what, such as bundle, size, runner, device; the same keys in all rows of a table."""
-    test: str
-    tokens_per_s: Sequence[float]
-    notes: Sequence[str] = field(default_factory=tuple)
-    """What no reader may overlook, such as `emulated`, `throttled`, `drift`."""
-
-
-def workload_name(prompt_tokens: int, generated_tokens: int) -> str:
-    """
-    >>> workload_name(512, 0), workload_name(0, 128), workload_name(512, 128)
-    ('pp512', 'tg128', 'pp512+tg128')
-    """
-    parts = [f"pp{prompt_tokens}"] * bool(prompt_tokens) + [f"tg{generated_tokens}"] * bool(generated_tokens)
-    return "+".join(parts)
-
-
-def rates_table(rates: Sequence[Rates], form: Form) -> str:
-    """Median ± standard deviation, 5th and 95th percentile and the number of iterations of each; no last line end."""
-    columns = [Column(label, _cell(label)) for label in (rates[0].labels if rates else {})]
-    columns += [
-        Column("test", _cell("test"), numeric=True),
-        Column("t/s", _median_and_sd, numeric=True),
-        Column("p5", _fixed("tokens_per_s_p5"), numeric=True),
-        Column("p95", _fixed("tokens_per_s_p95"), numeric=True),
-        Column("n", _cell("n"), numeric=True),
-    ]
-    if any(rate.notes for rate in rates):
-        columns.append(Column("notes", lambda row: ", ".join(_texts(row["notes"]))))
-    return render([_rates_row(rate) for rate in rates], columns, form)
 
 
 def render(rows: Sequence[Row], columns: Sequence[Column], form: Form) -> str:
@@ -121,34 +83,6 @@ def _csv(rows: Sequence[Row]) -> str:
     for row in rows:
         writer.writerow([_csv_cell(row.get(key)) for key in keys])
     return text.getvalue().removesuffix("\n")
-
-
-def _rates_row(rate: Rates) -> Row:
-    found = summary(rate.tokens_per_s)
-    return {
-        **rate.labels,
-        "test": rate.test,
-        "n": found.n,
-        "tokens_per_s_median": found.median,
-        "tokens_per_s_mean": found.mean,
-        "tokens_per_s_sd": found.sd,
-        "tokens_per_s_p5": found.p5,
-        "tokens_per_s_p95": found.p95,
-        "tokens_per_s": list(rate.tokens_per_s),
-        "notes": list(rate.notes),
-    }
-
-
-def _cell(key: str) -> Callable[[Row], str]:
-    return lambda row: str(row[key])
-
-
-def _fixed(key: str) -> Callable[[Row], str]:
-    return lambda row: f"{row[key]:.2f}"
-
-
-def _median_and_sd(row: Row) -> str:
-    return f"{row['tokens_per_s_median']:.2f} ± {row['tokens_per_s_sd']:.2f}"
 
 
 def _texts(value: object) -> list[str]:

@@ -1,0 +1,177 @@
+"""Benchmark results in llama-bench's manner: a row for each test (`pp512`, `tg128`) of each configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from toolkit.report.quantities import quantity
+from toolkit.report.statistics import Summary, summary
+from toolkit.report.tables import Column, Form, Row, render
+from toolkit.results.record import BenchRecord
+
+EMULATED = "emulated"
+"""Beside a record's flags: its speeds are those of the computer that ran the emulator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One test of one record. `found` is None when no iteration was whole."""
+
+    record: BenchRecord
+    test: str
+    figure: str
+    values: tuple[float, ...]
+    found: Summary | None
+
+    @property
+    def text(self) -> str:
+        """Median ± standard deviation."""
+        return "-" if self.found is None else quantity(self.figure, self.found.median, self.found.sd)
+
+
+def workload_name(prompt_tokens: int, generated_tokens: int) -> str:
+    """
+    >>> workload_name(512, 0), workload_name(0, 128), workload_name(512, 128)
+    ('pp512', 'tg128', 'pp512+tg128')
+    """
+    parts = [f"pp{prompt_tokens}"] * bool(prompt_tokens) + [f"tg{generated_tokens}"] * bool(generated_tokens)
+    return "+".join(parts)
+
+
+def outcomes(records: Sequence[BenchRecord]) -> tuple[Outcome, ...]:
+    """Every test of all records, in order."""
+    return tuple(
+        Outcome(record, test, figure, values, summary(values) if values else None)
+        for record in records
+        for test, figure in record.tests.items()
+        for values in [record.values(test)]
+    )
+
+
+def labels(record: BenchRecord) -> Mapping[str, str]:
+    """What was run on what; empty where the record does not say."""
+    model = record.model
+    return {
+        "model": model.name,
+        "size": model.size or "",
+        "quant": model.quantization or "",
+        "runner": record.runner,
+        "backend": record.backend,
+        "threads": "" if record.threads is None else str(record.threads),
+        "start": record.start,
+        "device": device_name(record),
+    }
+
+
+def device_name(record: BenchRecord) -> str:
+    """A device as people call it; one that is emulated is always called so."""
+    device = record.device
+    name = " ".join(text for text in (device.manufacturer, device.model) if text) or device.kind
+    return f"{name} ({EMULATED})" if device.emulated and EMULATED not in name else name
+
+
+def notes(record: BenchRecord) -> tuple[str, ...]:
+    """What no reader may overlook: emulation, flags, nodes that the accelerator did not take."""
+    found = [EMULATED] * record.device.emulated + [flag.replace("_", " ") for flag in record.flags]
+    delegation = record.delegation
+    if delegation is not None:
+        found.append(f"{delegation.delegated_nodes} of {delegation.nodes} nodes delegated")
+    return tuple(found)
+
+
+def bench_table(records: Sequence[BenchRecord], form: Form) -> str:
+    """`md`, `csv`, `json` or `jsonl`, without a last line end; JSON has the value of each iteration.
+
+    Markdown has tests in tokens/s in a table of their own, as llama-bench has it; the others follow in a second one.
+    """
+    found = outcomes(records)
+    if form != "md":
+        return render([_row(outcome) for outcome in found], [], form)
+    rates = [outcome for outcome in found if outcome.figure.endswith("tokens_per_s")]
+    others = [outcome for outcome in found if outcome not in rates]
+    tables = [(rates, _rate_columns(rates))] * bool(rates or not others) + [(others, _other_columns(others))] * bool(
+        others
+    )
+    return "\n\n".join(render([_row(outcome) for outcome in part], columns, form) for part, columns in tables)
+
+
+def _row(outcome: Outcome) -> Row:
+    """Statistics are in the unit that `figure` ends in."""
+    found = outcome.found
+    return {
+        **labels(outcome.record),
+        "threads": outcome.record.threads,
+        "test": outcome.test,
+        "figure": outcome.figure,
+        "n": len(outcome.values),
+        "median": found and found.median,
+        "mean": found and found.mean,
+        "sd": found and found.sd,
+        "p5": found and found.p5,
+        "p95": found and found.p95,
+        "notes": list(notes(outcome.record)),
+        "values": list(outcome.values),
+    }
+
+
+def _rate_columns(rates: Sequence[Outcome]) -> list[Column]:
+    return [
+        *_label_columns(rates),
+        Column("test", _text_of("test"), numeric=True),
+        Column("t/s", _rate_text, numeric=True),
+        Column("p5", _fixed("p5"), numeric=True),
+        Column("p95", _fixed("p95"), numeric=True),
+        Column("n", _text_of("n"), numeric=True),
+        *_note_columns(rates),
+    ]
+
+
+def _other_columns(others: Sequence[Outcome]) -> list[Column]:
+    return [
+        *_label_columns(others),
+        Column("test", _text_of("test"), numeric=True),
+        Column("median", _quantity("median", "sd"), numeric=True),
+        Column("p5", _quantity("p5"), numeric=True),
+        Column("p95", _quantity("p95"), numeric=True),
+        Column("n", _text_of("n"), numeric=True),
+        *_note_columns(others),
+    ]
+
+
+def _label_columns(found: Sequence[Outcome]) -> list[Column]:
+    """Those that some row has."""
+    rows = [labels(outcome.record) for outcome in found]
+    return [Column(name, _text_of(name)) for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
+
+
+def _note_columns(found: Sequence[Outcome]) -> list[Column]:
+    return [Column("notes", _notes_text)] * any(notes(outcome.record) for outcome in found)
+
+
+def _notes_text(row: Row) -> str:
+    found = row["notes"]
+    return ", ".join(map(str, found)) if isinstance(found, list) else ""
+
+
+def _text_of(key: str) -> Callable[[Row], str]:
+    return lambda row: "" if row[key] is None else str(row[key])
+
+
+def _rate_text(row: Row) -> str:
+    return "-" if row["median"] is None else f"{row['median']:.2f} ± {row['sd']:.2f}"
+
+
+def _fixed(key: str) -> Callable[[Row], str]:
+    return lambda row: "-" if row[key] is None else f"{row[key]:.2f}"
+
+
+def _quantity(key: str, spread: str | None = None) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        value = row[key]
+        around = None if spread is None else row[spread]
+        if not isinstance(value, float):
+            return "-"
+        return quantity(str(row["figure"]), value, around if isinstance(around, float) else None)
+
+    return text

@@ -1,0 +1,62 @@
+"""Figures as people read them, by the unit that their names end in (docs/formats/results.md)."""
+
+from __future__ import annotations
+
+import math
+
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+# Longer endings before those that they end in.
+_UNITS = {
+    "tokens_per_s": "t/s",
+    "bytes_per_s": "B/s",
+    "per_s": "/s",
+    "bytes": "B",
+    "hz": "Hz",
+    "s": "s",
+    "celsius": "°C",
+    "percent": "%",
+}
+_SCALED = ("B/s", "B", "Hz", "s")
+
+
+def unit(figure: str) -> str:
+    """The unit of a figure, without a prefix.
+
+    >>> [unit(name) for name in ("decode_tokens_per_s", "init_s", "peak_memory_bytes", "bandwidth_bytes_per_s")]
+    ['t/s', 's', 'B', 'B/s']
+    """
+    return next((text for ending, text in _UNITS.items() if f"_{figure}".endswith(f"_{ending}")), "")
+
+
+def quantity(figure: str, value: float, spread: float | None = None) -> str:
+    """A value with its unit, with `spread` as ± in the same unit.
+
+    >>> quantity("decode_tokens_per_s", 16.182, 0.04), quantity("init_s", 0.0205, 0.001)
+    ('16.18 ± 0.04 t/s', '20.5 ± 1.0 ms')
+    >>> quantity("latency_p50_s", 8.3157e-05), quantity("peak_memory_bytes", 122000000), quantity("rows_count", 4096)
+    ('83.2 µs', '122 MB', '4,096')
+    """
+    name, factor, prefix, decimals = unit(figure), 1.0, "", 0 if figure.endswith("_count") else 2
+    if name in _SCALED:
+        factor, prefix = _prefix(value, smallest=1e-9 if name == "s" else 1.0)
+        decimals = _decimals(value / factor)
+    numbers = [f"{number / factor:,.{decimals}f}" for number in (value, spread) if number is not None]
+    return f"{' ± '.join(numbers)} {prefix}{name}".rstrip()
+
+
+def significant(value: float) -> str:
+    """Three significant digits, without an exponent; whole numbers whole.
+
+    >>> [significant(value) for value in (5.4394, 0.01234, 1234.5, 0, 122)]
+    ['5.44', '0.0123', '1,234', '0', '122']
+    """
+    return f"{value:,.{_decimals(value)}f}"
+
+
+def _decimals(value: float) -> int:
+    return max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+
+
+def _prefix(value: float, *, smallest: float) -> tuple[float, str]:
+    fitting = (pair for pair in _PREFIXES if abs(value) >= pair[0] or pair[0] == smallest)
+    return next(fitting) if value else (1.0, "")

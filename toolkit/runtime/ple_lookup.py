@@ -25,6 +25,9 @@ from toolkit.errors import BundleError, UsageError
 
 DEFAULT_CACHE_BYTES = 32 << 20
 
+# With a page that is touched the kernel maps those around it which its cache holds (fault_around_bytes, 64 KiB).
+_FAULT_AROUND_BYTES = 1 << 16
+
 Rows = NDArray[np.uint8]
 
 
@@ -118,17 +121,18 @@ class PleTable:
             self._remember(token, rows[place])
         self.statistics.bytes_read += len(missing) * self.layout.row_bytes
         # What was read is copied: unmapped again, the table takes no memory of this process.
-        self._advise(missing, mmap.MADV_DONTNEED)
+        self._advise(missing, mmap.MADV_DONTNEED, margin=_FAULT_AROUND_BYTES)
         return rows
 
-    def _advise(self, missing: list[tuple[int, int, int, int]], advice: int) -> None:
+    def _advise(self, missing: list[tuple[int, int, int, int]], advice: int, *, margin: int = 0) -> None:
+        """On the pages of the rows and so many bytes before and behind."""
         if not self._maps:
             return
         size = self.layout.row_bytes
         for _, _, shard, row in missing:
             begin = HEADER_BYTES + row * size
-            start = begin - begin % mmap.PAGESIZE
-            self._maps[shard].madvise(advice, start, begin + size - start)
+            start, end = max(0, begin - begin % mmap.PAGESIZE - margin), begin + size + margin
+            self._maps[shard].madvise(advice, start, min(end, len(self._maps[shard])) - start)
 
     def _remember(self, token: int, row: Rows) -> None:
         if self._cache_rows:

@@ -25,6 +25,13 @@ class MemoryLimit:
         """What to put before a command's arguments so that it and its children count."""
         return ["/bin/sh", "-c", _ENTER, str(self._folder / "cgroup.procs")]
 
+    def peak_bytes(self) -> int | None:
+        """The most its programs held, pages of files that they were the first to read included; None if not told."""
+        for file in ("memory.max_usage_in_bytes", "memory.peak"):
+            with contextlib.suppress(OSError, ValueError):
+                return int((self._folder / file).read_text())
+        return None
+
     def close(self) -> None:
         """Remove the group; its programs have ended."""
         for _ in range(100):

@@ -1,0 +1,207 @@
+"""What a bundle takes in memory when it runs: by kind, at its peak and in the end, freely and under a memory limit.
+
+Each run is a process of its own, watched from outside. Before every run the pages of the bundle and of its packed
+weights are dropped from the kernel's cache, so that a limit counts all that the run reads. The runs take turns:
+
+  python -m benchmarks.bench_memory BUNDLE --prompt 3968 --decode 128 --limit 3GB
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.measure import RESULTS, append_result, load_average, markdown, this_device
+from benchmarks.session_run import ROOT, SessionRequest, SessionRun, run_child
+from device_harness.emulator.memory import MemoryLimit
+from toolkit.errors import EnvironmentFault
+from toolkit.procfs import parse_status
+from toolkit.runtime.memory import page_cache_bytes
+
+_SAMPLE_SECONDS = 0.01
+_KINDS = ("rss_bytes", "rss_anonymous_bytes", "rss_file_bytes", "rss_shmem_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to run the bundle."""
+
+    name: str
+    request: SessionRequest
+    limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A run; `run` is None when the kernel ended it for breaking the limit."""
+
+    contender: Contender
+    run: SessionRun | None
+    peak: dict[str, int]
+    """The most of each kind that was seen, in bytes; kinds may have had theirs at different times."""
+    group_peak_bytes: int | None
+    """The most that the control group was charged with."""
+
+
+def measure(contender: Contender) -> Outcome:
+    """One run with cold files."""
+    request = contender.request
+    drop_page_cache([*request.bundle.iterdir(), *request.cache.glob("*.xnnpack")])
+    with _limit(contender.limit_bytes) as limit:
+        command = [*(limit.entering() if limit else ()), *request.command()]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        ) as child, _watch(child.pid) as peak:  # fmt: skip
+            out, errors = child.communicate()
+        charged = limit.peak_bytes() if limit else None
+    if child.returncode and not (limit and child.returncode in (-9, 137)):
+        sys.exit(f"error: {' '.join(command)}: exit code {child.returncode}\n{errors[-2000:]}")
+    run = None if child.returncode else SessionRun(**json.loads(out.splitlines()[-1]))
+    return Outcome(contender, run, peak, charged)
+
+
+def drop_page_cache(paths: Sequence[Path]) -> None:
+    """Dirty and mapped pages stay whatever one asks, so files are synchronised first, and the result is looked at."""
+    for path in paths:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if kept := page_cache_bytes(path):
+            print(f"warning: {path}: {kept} bytes stay in the page cache", file=sys.stderr)
+
+
+@contextmanager
+def _limit(limit_bytes: int | None) -> Iterator[MemoryLimit | None]:
+    if limit_bytes is None:
+        yield None
+        return
+    limit = MemoryLimit(limit_bytes)
+    try:
+        yield limit
+    finally:
+        limit.close()
+
+
+@contextmanager
+def _watch(pid: int) -> Iterator[dict[str, int]]:
+    """The most of each kind of memory so far, looked at a hundred times a second."""
+    peak = dict.fromkeys(_KINDS, 0)
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_SAMPLE_SECONDS):
+            with contextlib.suppress(OSError):
+                status = parse_status(Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
+                for kind in _KINDS:
+                    peak[kind] = max(peak[kind], getattr(status, kind) or 0)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def record(outcome: Outcome, bundle: str, load_before: float, path: Path) -> None:
+    """Append one run."""
+    request = outcome.contender.request
+    fields = {
+        "bundle": bundle,
+        "bundle_bytes": sum(file.stat().st_size for file in request.bundle.iterdir()),
+        "contender": outcome.contender.name,
+        "limit_bytes": outcome.contender.limit_bytes,
+        "completed": outcome.run is not None,
+        "prompt": request.prompt,
+        "decode": request.decode,
+        "threads": request.threads,
+        "ple": request.ple,
+        "page_cache": "cold",
+        "load_average_before": load_before,
+        "peak": outcome.peak,
+        "group_peak_bytes": outcome.group_peak_bytes,
+        "run": None if outcome.run is None else asdict(outcome.run),
+    }
+    append_result(path, "memory", fields)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """MB, at the end of the run but for the peak."""
+    rows = []
+    for outcome in outcomes:
+        peak, name = f"{outcome.peak['rss_bytes'] / 1e6:.0f}", outcome.contender.name
+        if outcome.run is None:
+            rows.append([name, peak, *["-"] * 5, "killed"])
+            continue
+        end = outcome.run.memory["decode"]
+        ple = end["groups"]["per_layer_embedding"]["resident_bytes"]  # type: ignore[index]
+        kinds = [end["rss_anonymous_bytes"], end["rss_file_bytes"], ple, end["effective_bytes"]]
+        cells = [f"{value / 1e6:.0f}" for value in kinds]  # type: ignore[operator]
+        rows.append([name, peak, *cells, f"{outcome.run.decode_tokens_per_s:.1f}", "completed"])
+    header = ["run", "peak RSS", "anonymous", "files", "PLE", "effective", "decode, tokens/s", ""]
+    return markdown(header, rows)
+
+
+def parse_bytes(argument: str) -> int:
+    """
+    >>> parse_bytes("3GB"), parse_bytes("256MB")
+    (3000000000, 256000000)
+    """
+    match = re.fullmatch(r"([0-9.]+)(MB|GB)", argument)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"found {argument!r}, wanted a size like 3GB")
+    return int(float(match[1]) * {"MB": 10**6, "GB": 10**9}[match[2]])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--name", help="of the bundle in the results (default: its directory's)")
+    parser.add_argument("--prompt", type=int, default=3968, help="default: %(default)s")
+    parser.add_argument("--decode", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--limit", type=parse_bytes, default="3GB", help="of the limited run (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, help="for packed weights (default: a temporary one)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "memory.jsonl", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    load_before = load_average()
+    with TemporaryDirectory(prefix="bench_memory.") as scratch:
+        cache = options.cache or Path(scratch)
+        request = SessionRequest(options.bundle.resolve(), options.prompt, options.decode, cache.resolve())
+        run_child(replace(request, prompt=1, decode=1))  # packs the weights, as the first run of a bundle does
+        limited = f"{options.limit / 1e9:g} GB limit"
+        contenders = [
+            Contender("free", request),
+            Contender(limited, request, options.limit),
+            Contender("PLE in RAM", replace(request, ple="ram")),
+            Contender(f"PLE in RAM, {limited}", replace(request, ple="ram"), options.limit),
+        ]
+        outcomes = []
+        for contender in contenders:
+            try:
+                outcomes.append(measure(contender))
+            except EnvironmentFault as error:
+                print(f"skipped: {contender.name}: {error}", file=sys.stderr)
+    for outcome in outcomes:
+        record(outcome, options.name or options.bundle.name, load_before, options.output)
+    print(f"\n{this_device()}\n{options.prompt} + {options.decode} tokens, MB\n\n{table(outcomes)}")
+
+
+if __name__ == "__main__":
+    main()

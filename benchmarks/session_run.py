@@ -1,0 +1,135 @@
+"""One conversation of random tokens through our own session, in a process of its own; prints one JSON object.
+
+`python -m benchmarks.session_run BUNDLE --prompt 512 --decode 128 --cache DIR`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.memory import StagePeaks
+from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
+from toolkit.runtime.session import Session, SessionSettings, default_threads
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """What to run; every token is drawn at random, so that nearly every PLE row is a new one."""
+
+    bundle: Path
+    prompt: int
+    decode: int
+    cache: Path
+    size: str | None = None
+    threads: int = field(default_factory=default_threads)
+    ple: str = "flash"
+    ple_cache_mb: int = DEFAULT_CACHE_BYTES >> 20
+
+    def command(self) -> list[str]:
+        """The command line of its process."""
+        flags = ["--prompt", self.prompt, "--decode", self.decode, "--cache", self.cache, "--threads", self.threads]
+        flags += ["--ple", self.ple, "--ple-cache-mb", self.ple_cache_mb, *(["--size", self.size] if self.size else [])]
+        return [sys.executable, "-m", "benchmarks.session_run", str(self.bundle), *map(str, flags)]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRun:
+    """One process's times, and what it held in memory after each stage (toolkit/runtime/memory.py)."""
+
+    size: str
+    load_seconds: float
+    prefill_tokens_per_s: float | None
+    decode_step_ms: float
+    """Median over the steps."""
+    decode_tokens_per_s: float
+    """Over all steps, the first and slowest among them."""
+    peaks: dict[str, int]
+    memory: dict[str, dict[str, object]]
+    ple: dict[str, int]
+    """Of the decode steps alone."""
+
+
+def run_session(request: SessionRequest) -> SessionRun:
+    """In this process."""
+    peaks = StagePeaks()
+    memory: dict[str, dict[str, object]] = {}
+    started = time.perf_counter()
+    settings = SessionSettings(
+        size=request.size,
+        threads=request.threads,
+        weight_cache=request.cache,
+        ple_in_ram=request.ple == "ram",
+        ple_cache_bytes=request.ple_cache_mb << 20,
+    )
+    with Session(Bundle(request.bundle), settings) as session:
+
+        def end(stage: str) -> None:
+            peaks.end(stage)
+            memory[stage] = session.memory().to_json()
+
+        loaded = time.perf_counter()
+        end("loading")
+        ids = np.random.default_rng(0).integers(0, session.text.ple_vocab_size, request.prompt + request.decode)
+        prompt, decoded = ids[: request.prompt].tolist(), ids[request.prompt :].tolist()
+        begun = time.perf_counter()
+        session.prefill(prompt)
+        prefilled = time.perf_counter() - begun
+        end("prompt")
+        before = session.ple.statistics.to_json()
+        steps = []
+        for token in decoded:
+            begun = time.perf_counter()
+            session.decode(token)
+            steps.append(time.perf_counter() - begun)
+        end("decode")
+        after = session.ple.statistics.to_json()
+        return SessionRun(
+            size=session.size,
+            load_seconds=loaded - started,
+            prefill_tokens_per_s=request.prompt / prefilled if request.prompt else None,
+            decode_step_ms=statistics.median(steps) * 1e3,
+            decode_tokens_per_s=len(steps) / sum(steps),
+            peaks=peaks.stages,
+            memory=memory,
+            ple={name: after[name] - before[name] for name in after},
+        )
+
+
+def run_child(request: SessionRequest, entering: Sequence[str] = ()) -> SessionRun:
+    """In a process of its own, begun with `entering` before its command; SystemExit with its last words if it fails."""
+    done = subprocess.run([*entering, *request.command()], capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(request.command())}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return SessionRun(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.session_run", description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--prompt", type=int, required=True)
+    parser.add_argument("--decode", type=int, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--size")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--ple", choices=("flash", "ram"), default="flash")
+    parser.add_argument("--ple-cache-mb", type=int, default=DEFAULT_CACHE_BYTES >> 20)
+    options = parser.parse_args(arguments)
+    print(json.dumps(asdict(run_session(SessionRequest(**vars(options))))))
+
+
+if __name__ == "__main__":
+    main()

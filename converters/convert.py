@@ -48,6 +48,7 @@ from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflite
 DEFAULT_CONTEXT = 4096
 DEFAULT_PREFILL_SIZES = (16, 64, 256)  # beyond 256 a CPU gains nothing, and scores outgrow its caches
 SMALLEST_BUCKET = 512
+BUCKET_FACTOR = 4  # LiteRT keeps some 13 MB of each signature of a real size, more than closer buckets would save
 SMALLEST_PREFILL_LIMIT = 16  # LiteRT-LM fails where the room left is smaller than the smallest prefill
 
 Progress = Callable[[int, int], None]
@@ -215,12 +216,14 @@ def context_buckets(context: int) -> tuple[int, ...]:
     """Shorter contexts that get signatures of their own, so that a long one costs only what is used of it.
 
     >>> context_buckets(4096), context_buckets(512)
-    ((512, 1024, 2048), ())
+    ((512, 2048), ())
     """
-    buckets = [SMALLEST_BUCKET]
-    while buckets[-1] * 2 < context:
-        buckets.append(buckets[-1] * 2)
-    return tuple(bucket for bucket in buckets if bucket < context)
+    buckets = []
+    bucket = SMALLEST_BUCKET
+    while bucket < context:
+        buckets.append(bucket)
+        bucket *= BUCKET_FACTOR
+    return tuple(buckets)
 
 
 def _copy_tokenizer(checkpoint: Path, directory: Path) -> None:

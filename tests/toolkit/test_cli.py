@@ -313,7 +313,11 @@ def test_run_as_json_holds_what_other_programs_rely_on(command: Command, random_
     assert (value["prompt_tokens"], value["size"], len(value["token_ids"])) == (3, "full", 5)
     assert value["groups_loaded"] == ["per_layer_embedding", "text", "token_embedding"]
     memory = value["memory"]
-    assert set(memory["groups"]) == set(value["groups_loaded"]) and set(memory["peaks"]) == {"loading", "answer"}
+    assert set(memory["groups"]) == set(value["groups_loaded"]) and set(memory["peaks"]) == {
+        "load",
+        "prefill",
+        "decode",
+    }
     kinds = sum(memory[f"rss_{kind}_bytes"] for kind in ("anonymous", "file", "shmem"))
     assert 0 < memory["effective_bytes"] <= memory["rss_bytes"] == kinds
     assert value["peak_rss_bytes"] >= max(memory["peaks"].values())

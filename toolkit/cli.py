@@ -12,7 +12,21 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import toolkit
-from toolkit.commands import chat, check, convert, demo, devices, emulator, export, inspect, probe, push, run, verify
+from toolkit.commands import (
+    chat,
+    check,
+    convert,
+    demo,
+    devices,
+    emulator,
+    export,
+    inspect,
+    probe,
+    push,
+    report,
+    run,
+    verify,
+)
 from toolkit.commands.terminal import Terminal
 from toolkit.errors import ToolkitError
 
@@ -101,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gemma-edge {toolkit.__version__}")
     verbs = parser.add_subparsers(title="verbs, in the order of the way through", metavar="VERB", required=True)
-    for command in (inspect, convert, check, verify, run, chat, export, devices, push, probe, emulator, demo):
+    for command in (inspect, convert, check, verify, run, chat, export, devices, push, probe, report, emulator, demo):
         verb = verbs.add_parser(
             command.NAME,
             help=command.SUMMARY,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,6 @@ _INK = "#1a1b1c"
 _SETTINGS: dict[str, object] = {
     "font.family": "sans-serif",
     "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -80,17 +79,28 @@ class Distributions:
 
 
 @dataclass(frozen=True, slots=True)
-class TimeSeries:
-    """A figure over the iterations of a run, one line for each name; below it others, such as temperatures.
+class Line:
+    """A figure over time in seconds; `dots` mark single measurements, without them it is a steady record of samples."""
 
-    Missing values are NaN and leave a gap.
-    """
+    times_s: Sequence[float]
+    values: Sequence[float]
+    dots: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Lines by name that share a unit."""
+
+    unit: str
+    lines: Mapping[str, Line]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSeries:
+    """Panels over one axis of time."""
 
     title: str
-    unit: str
-    lines: Mapping[str, Sequence[float]]
-    below_unit: str = ""
-    below: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    panels: Sequence[Panel]
 
 
 Plot = StackedBars | Distributions | TimeSeries
@@ -133,7 +143,9 @@ def _drawn(plot: Plot) -> Iterator[Figure]:
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    with style.context(["default", _SETTINGS]):
+    with style.context(["default", _SETTINGS]), warnings.catch_warnings():
+        # A reader's browser has fonts for what this one lacks.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(layout="constrained")
         if isinstance(plot, StackedBars):
             _draw_stacked_bars(figure, plot)
@@ -154,8 +166,9 @@ def _draw_stacked_bars(figure: Figure, plot: StackedBars) -> None:
     ends = [0.0] * len(plot.bars)
     for index, name in enumerate(names):
         colour = _COLOURS[index % len(_COLOURS)]
+        hatch = "//" if index >= len(_COLOURS) else None
         widths = [bar.parts.get(name, 0.0) for bar in plot.bars]
-        axes.barh(heights, widths, left=ends, height=0.7, color=colour, label=printable(name))
+        axes.barh(heights, widths, left=ends, height=0.7, color=colour, hatch=hatch, label=_legend_text(name))
         for height, end, width in zip(heights, ends, widths, strict=True):
             if width > 0.065 * longest:
                 axes.text(end + width / 2, height, significant(width), ha="center", va="center", color=_on(colour))
@@ -163,8 +176,8 @@ def _draw_stacked_bars(figure: Figure, plot: StackedBars) -> None:
     for height, end in zip(heights, ends, strict=True):
         axes.text(end + 0.01 * longest, height, significant(end), ha="left", va="center", weight="bold")
     axes.set_xlim(0, 1.1 * longest or 1)
-    axes.set_xlabel(printable(plot.unit))
-    axes.set_title(printable(plot.title))
+    axes.set_xlabel(_text(plot.unit, 60))
+    _set_title(figure, plot.title)
     if len(names) > 1:
         figure.legend(loc="outside lower center", ncols=min(len(names), 5))
 
@@ -186,51 +199,73 @@ def _draw_distributions(figure: Figure, plot: Distributions) -> None:
     axes.set_xlim(
         0 if least < 0.5 * most else least - 0.15 * (most - least or most), most + 0.08 * (most - least or most)
     )
-    axes.set_xlabel(printable(plot.unit))
-    axes.set_title(printable(plot.title))
+    axes.set_xlabel(_text(plot.unit, 60))
+    _set_title(figure, plot.title)
 
 
 def _draw_time_series(figure: Figure, plot: TimeSeries) -> None:
-    figure.set_size_inches(_WIDTH_INCHES, 4.2 if plot.below else 2.8)
-    panels = figure.subplots(2 if plot.below else 1, 1, sharex=True, squeeze=False)[:, 0]
-    _draw_lines(panels[0], plot.lines, plot.unit, _COLOURS[:1] + _COLOURS[2:])
-    panels[0].set_title(printable(plot.title))
-    if plot.below:
-        _draw_lines(panels[1], plot.below, plot.below_unit, _COLOURS[5:6] + _COLOURS[1:5])
-    panels[-1].set_xlabel("iteration")
-    panels[-1].xaxis.get_major_locator().set_params(integer=True)
+    count = max(1, len(plot.panels))
+    figure.set_size_inches(_WIDTH_INCHES, 0.7 + 1.35 * count)
+    every = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    # One colour a line throughout, so that two panels' lines are never taken for the same.
+    colours = itertools.cycle(_COLOURS)
+    for axes, panel in zip(every, plot.panels, strict=False):
+        _draw_panel(axes, panel, colours)
+    _set_title(figure, plot.title)
+    every[-1].set_xlabel("seconds since the run began")
+    figure.align_ylabels()
 
 
-def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[float]], unit: str, colours: Sequence[str]) -> None:
-    markers = "os^Dvx"
-    for index, (name, values) in enumerate(lines.items()):
+def _draw_panel(axes: Axes, panel: Panel, colours: Iterator[str]) -> None:
+    for name, line in panel.lines.items():
         axes.plot(
-            range(1, len(values) + 1),
-            values,
-            color=colours[index % len(colours)],
-            marker=markers[index % len(markers)],
-            markersize=4,
-            linewidth=1.2,
-            label=printable(name),
+            line.times_s,
+            line.values,
+            color=next(colours),
+            linestyle=":" if line.dots else "-",
+            linewidth=1.0 if line.dots else 1.4,
+            marker="o" if line.dots else "",
+            markersize=4.5,
+            label=_legend_text(name),
         )
-    axes.set_ylabel(printable(unit))
+    axes.set_ylabel(_text(panel.unit, 16))
     axes.grid(axis="y")
     axes.margins(y=0.2)
-    if len(lines) > 1:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    if panel.lines:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.5)
+
+
+def _set_title(figure: Figure, title: str) -> None:
+    """To the left of the picture, not of the axes, which long labels may leave little room."""
+    if title:
+        figure.suptitle(_text(title), x=0.01, ha="left", fontsize=10)
 
 
 def _rows_of(figure: Figure, labels: Sequence[str], heights: Sequence[float], *, extra_inches: float = 0.0) -> Axes:
     """Axes with one labelled row for each label at its height, the first on top."""
     last = max(heights, default=0.0)
-    figure.set_size_inches(_WIDTH_INCHES, 0.9 + extra_inches + 0.36 * (last + 1))
+    lines = max((label.count("\n") + 1 for label in labels), default=1)
+    row_inches = max(0.36, 0.16 * lines + 0.05)
+    figure.set_size_inches(_WIDTH_INCHES, 0.9 + extra_inches + row_inches * (last + 1))
     axes = figure.subplots()
-    axes.set_yticks(heights, [printable(label) for label in labels])
+    axes.set_yticks(heights, [_text(label, 60) for label in labels])
     axes.set_ylim(last + 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     return axes
+
+
+def _text(text: str, most: int = 110) -> str:
+    """Text from anywhere: its lines stay, none longer than `most` characters; nothing else in it steers."""
+    lines = map(printable, text.split("\n"))
+    return "\n".join(line if len(line) <= most else line[: most - 1] + "…" for line in lines)
+
+
+def _legend_text(name: str) -> str:
+    """matplotlib leaves names that start with an underscore out of legends."""
+    return _text(f" {name}" if name.startswith("_") else name, 40)
 
 
 def _on(colour: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
 # Longer endings before those that they end in.
@@ -36,12 +37,16 @@ def quantity(figure: str, value: float, spread: float | None = None) -> str:
     >>> quantity("latency_p50_s", 8.3157e-05), quantity("peak_memory_bytes", 122000000), quantity("rows_count", 4096)
     ('83.2 µs', '122 MB', '4,096')
     """
-    name, factor, prefix, decimals = unit(figure), 1.0, "", 0 if figure.endswith("_count") else 2
-    if name in _SCALED:
-        factor, prefix = _prefix(value, smallest=1e-9 if name == "s" else 1.0)
-        decimals = _decimals(value / factor)
-    numbers = [f"{number / factor:,.{decimals}f}" for number in (value, spread) if number is not None]
-    return f"{' ± '.join(numbers)} {prefix}{name}".rstrip()
+    return _together(figure, " ± ", [value] if spread is None else [value, spread])
+
+
+def span(figure: str, low: float, high: float) -> str:
+    """From one value to another, in one unit.
+
+    >>> span("init_s", 0.0205, 0.0217), span("decode_tokens_per_s", 15.95, 16.19)
+    ('20.5 to 21.7 ms', '15.95 to 16.19 t/s')
+    """
+    return _together(figure, " to ", [low, high])
 
 
 def significant(value: float) -> str:
@@ -51,6 +56,16 @@ def significant(value: float) -> str:
     ['5.44', '0.0123', '1,234', '0', '122']
     """
     return f"{value:,.{_decimals(value)}f}"
+
+
+def _together(figure: str, between: str, values: Sequence[float]) -> str:
+    """In the unit and with the decimals that suit the first."""
+    name, factor, prefix, decimals = unit(figure), 1.0, "", 0 if figure.endswith("_count") else 2
+    if name in _SCALED:
+        factor, prefix = _prefix(values[0], smallest=1e-9 if name == "s" else 1.0)
+        decimals = _decimals(values[0] / factor)
+    numbers = [f"{value / factor:,.{decimals}f}" for value in values]
+    return f"{between.join(numbers)} {prefix}{name}".rstrip()
 
 
 def _decimals(value: float) -> int:

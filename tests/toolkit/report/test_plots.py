@@ -11,19 +11,29 @@ import pytest
 from PIL import Image
 
 from toolkit.errors import UsageError
-from toolkit.report.plots import Bar, Distributions, Plot, StackedBars, TimeSeries, png, svg, write_plot
+from toolkit.report.plots import Bar, Distributions, Line, Panel, Plot, StackedBars, TimeSeries, png, svg, write_plot
+
+pytestmark = pytest.mark.filterwarnings("error")
 
 HOSTILE = "</svg><script>alert(1)</script> $\\frac{$ & \x00\x1b[31m"
 PLOTS: dict[str, Plot] = {
     "bars": StackedBars("Parameters", "billion", [Bar("E2B", {"text": 1.9, "ple": 2.0}), Bar("E4B", {"text": 4.0})]),
     "distributions": Distributions("tg128", "tokens/s", {"a": [10.0, 11.0, 9.5], "b": [12.0]}),
-    "time": TimeSeries("tg128", "tokens/s", {"a": [10.0, math.nan, 9.0]}, "°C", {"skin": [30.0, 31.0, 32.0]}),
+    "time": TimeSeries(
+        "tg128",
+        [
+            Panel("t/s", {"a": Line([0.0, 1.0, 2.0], [10.0, math.nan, 9.0], dots=True)}),
+            Panel("°C", {"skin": Line([0.0, 1.0], [30.0, 31.0])}),
+        ],
+    ),
     "no bars": StackedBars("", "", []),
     "bars of nothing": StackedBars("", "B", [Bar("empty", {"a": 0.0})]),
     "no rows": Distributions("", "", {}),
     "equal values": Distributions("", "t/s", {"a": [5.0] * 4}),
-    "no lines": TimeSeries("", "", {}),
-    "all missing": TimeSeries("", "", {"a": [math.nan, math.nan]}),
+    "more parts than colours": StackedBars("", "B", [Bar("a", {str(i): float(i) for i in range(12)})]),
+    "no panels": TimeSeries("", []),
+    "no lines": TimeSeries("", [Panel("", {})]),
+    "all missing": TimeSeries("", [Panel("", {"a": Line([0.0, 1.0], [math.nan, math.nan])})]),
 }
 
 
@@ -63,7 +73,7 @@ def test_no_date_and_no_program_is_in_a_picture(tmp_path: Path) -> None:
     [
         StackedBars(HOSTILE, HOSTILE, [Bar(HOSTILE, {HOSTILE: 1.0, "b": 2.0})]),
         Distributions(HOSTILE, HOSTILE, {HOSTILE: [1.0]}),
-        TimeSeries(HOSTILE, HOSTILE, {HOSTILE: [1.0], "b": [2.0]}, HOSTILE, {HOSTILE: [1.0], "b": [1.0]}),
+        TimeSeries(HOSTILE, [Panel(HOSTILE, {HOSTILE: Line([0.0], [1.0])})]),
     ],
 )
 def test_strings_from_devices_stay_text(plot: Plot) -> None:
@@ -80,6 +90,14 @@ def test_on_a_page_the_ink_is_the_readers_and_there_is_no_background() -> None:
     assert b"prefers-color-scheme:dark" in data
     assert b"#1a1b1c; stroke" not in data
     assert b'style="fill: #ffffff"' not in data
+
+
+def test_any_script_and_any_length_is_drawn_without_a_warning() -> None:
+    name = "_手机 📱 " + "n" * 500
+    drawn = texts(svg(StackedBars(name, name, [Bar(name, {name: 1.0, "b": 1.0})])))
+    assert any(text.startswith(" _手机 📱") for text in drawn)
+    assert max(map(len, drawn)) == 110
+    assert png(TimeSeries(name, [Panel(name, {name: Line([0.0], [1.0])})]))
 
 
 def test_another_ending_is_refused_and_nothing_written(tmp_path: Path) -> None:

@@ -1,0 +1,236 @@
+"""The page: everything a record says is on it, nothing in it can run, and nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from result_records import FIXTURE, RECORDS, record_of
+
+from toolkit.errors import ResultsError
+from toolkit.report.page import Cell, Page, Section, Table, render_page
+from toolkit.report.results_page import results_page
+from toolkit.results.json_lines import parse_record
+from toolkit.results.record import BenchRecord
+
+HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}]]>&\u202e$\\frac$ javascript:alert(3)"
+TAGS = set(
+    [
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "ul",
+        "li",
+        "div",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "a",
+        "span",
+        "dl",
+        "dt",
+        "dd",
+        "code",
+        "figure",
+        "img",
+        "figcaption",
+    ]
+)
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self._open or self._open[-1] != "style":
+            self.text += data
+
+
+def read(page: bytes) -> Reader:
+    reader = Reader()
+    reader.feed(page.decode())
+    reader.close()
+    assert not reader._open
+    return reader
+
+
+def page_of(*records: BenchRecord) -> Reader:
+    return read(render_page(results_page(records)))
+
+
+def pictures(reader: Reader) -> Iterator[ElementTree.Element]:
+    for tag, attributes in reader.tags:
+        if tag == "img":
+            kind, _, data = (attributes["src"] or "").partition("base64,")
+            assert kind == "data:image/svg+xml;"
+            yield ElementTree.fromstring(base64.b64decode(data))
+
+
+def picture_texts(reader: Reader) -> str:
+    return "\n".join(text for picture in pictures(reader) for text in picture.itertext())
+
+
+@pytest.fixture(scope="module")
+def whole() -> Reader:
+    return page_of(*RECORDS)
+
+
+def test_every_result_is_in_the_summary(whole: Reader) -> None:
+    for text in ("pp512", "111.19 ± 1.38 t/s", "110.08 to 111.28 t/s", "-34.0% (p 5e-05)", "79.7 ± 3.5 µs", "ttft512"):
+        assert text in whole.text
+
+
+def test_where_figures_come_from_is_there(whole: Reader) -> None:
+    for record in RECORDS:
+        known = (record.model.sha256, record.device.fingerprint, record.device.kernel, record.started_utc)
+        for text in (*known, *(item.sha256 for item in record.binaries), *record.arguments[:1]):
+            assert text is not None and text in whole.text
+    assert "--benchmark_prefill_tokens=512" in whole.text
+
+
+def test_flags_stand_on_top_beside_each_result_and_in_pictures(whole: Reader) -> None:
+    assert "Emulated: runs #4, #5 were measured on an emulated device" in whole.text
+    assert "Throttled: run #2; the device slowed down to stay cool." in whole.text
+    assert whole.text.index("Throttled: run #2") < whole.text.index("Results")
+    assert whole.text.count("gate timeout") >= 3
+    drawn = picture_texts(whole)
+    assert "throttled, drifted, gate timeout" in drawn and "emulated" in drawn
+    assert "1873 of 1901 nodes delegated" in drawn
+
+
+def test_cold_is_held_against_warm_of_the_same_thing_only(whole: Reader) -> None:
+    start = whole.text[whole.text.index("Cold and warm start") :]
+    assert "#3/#1" in start and "5.06 x" in start and "4.86 to 5.31" in start
+    assert "#5/#4" in start and "#3/#4" not in start
+
+
+def test_memory_by_group_and_the_flash_probe_have_their_sections(whole: Reader) -> None:
+    assert "1.48 GB of" in whole.text
+    assert {"weight cache", "ple", "anonymous"} <= set(picture_texts(whole).split("\n"))
+    probe = whole.text[whole.text.index("Reads from flash") :]
+    assert "48.2 MB/s" in probe and "latency p99" in probe
+
+
+def test_temperature_is_drawn_over_the_same_time_as_the_rates(whole: Reader) -> None:
+    drawn = picture_texts(whole)
+    assert "°C" in drawn and "seconds since the run began" in drawn and "tg128" in drawn
+
+
+def test_the_same_records_give_the_same_bytes() -> None:
+    assert render_page(results_page(RECORDS[3:5])) == render_page(results_page(RECORDS[3:5]))
+
+
+def test_nothing_is_loaded_and_nothing_can_run(whole: Reader) -> None:
+    assert_harmless(whole)
+
+
+def test_one_record_without_anything_optional_is_a_page() -> None:
+    memory = replace(RECORDS[7].memory, peak=None, steady=None, groups={}, read_bytes=None)
+    bare = record_of([], flags=("interrupted",), memory=memory, state_before=None, state_after=None, binaries=())
+    reader = page_of(replace(bare, model=replace(bare.model, size=None, quantization=None), threads=None))
+    assert "Interrupted: run #1" in reader.text and "tg128" in reader.text
+    assert not list(pictures(reader))
+    for section in ("Memory", "Every iteration", "Cold and warm", "Reads from flash"):
+        assert section not in reader.text
+    assert "None" not in reader.text and "nan" not in reader.text
+
+
+def test_a_record_with_one_iteration_claims_no_interval() -> None:
+    reader = page_of(record_of([10.0]))
+    assert "10.00 ± 0.00 t/s" in reader.text and "95 % interval" not in reader.text
+
+
+def test_no_string_of_a_record_gets_out_of_its_place() -> None:
+    records = [hostile(json.loads(line)) for line in FIXTURE.read_text().splitlines()]
+    reader = page_of(*records)
+    assert_harmless(reader)
+    shown = HOSTILE.replace("\u202e", "\ufffd")
+    assert reader.text.count(shown) > 100
+    assert "49" not in reader.text.split(shown)[0][-4:]
+    assert "\u202e" not in reader.text
+
+
+def hostile(value: dict[str, Any]) -> BenchRecord:
+    """The record with the hostile string in every place that the format lets hold it."""
+    replaced = 0
+    for holder, key in list(_places(value)):
+        kept = holder[key]
+        holder[key] = HOSTILE
+        try:
+            parse_record(json.dumps(value).encode(), "record")
+            replaced += 1
+        except ResultsError:
+            holder[key] = kept
+    groups = value["memory"]["groups"]
+    value["memory"]["groups"] = {HOSTILE if name == "ple" else name: group for name, group in groups.items()}
+    assert replaced > 10
+    return parse_record(json.dumps(value).encode(), "record")
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if isinstance(item, str):
+            yield value, key
+        yield from _places(item)
+
+
+def assert_harmless(reader: Reader) -> None:
+    for tag, attributes in reader.tags:
+        assert tag in TAGS
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+        assert (attributes.get("href") or "#").startswith("#")
+        assert (attributes.get("src") or "data:").startswith("data:image/svg+xml;base64,") or tag != "img"
+    policy = [attributes["content"] for tag, attributes in reader.tags if "http-equiv" in attributes]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    for picture in pictures(reader):
+        for element in picture.iter():
+            assert element.tag.rpartition("}")[2] not in ("script", "foreignObject", "image", "a")
+            for name, content in element.attrib.items():
+                assert not name.startswith("on")
+                if name.endswith("href"):
+                    assert content.startswith("#")
+
+
+def test_links_lead_to_sections_of_the_page(whole: Reader) -> None:
+    keys = [attributes["id"] for _, attributes in whole.tags if "id" in attributes]
+    assert len(keys) == len(set(keys))
+    links = {(attributes["href"] or "")[1:] for tag, attributes in whole.tags if tag == "a"}
+    assert links and links <= set(keys)
+
+
+def test_control_characters_of_any_table_are_replaced() -> None:
+    page = Page("a\x1b", "b\x00", ["c\x07"], [Section("k", "d", [Table(["e\x1b"], [[Cell("f\x1b<b>")]]), "g\x1b"])])
+    text = render_page(page).decode()
+    assert "f\ufffd&lt;b&gt;" in text
+    assert not any(ord(character) < 32 and character != "\n" for character in text)

@@ -1,0 +1,173 @@
+"""One run on the page: its course over time, and everything that says where its figures come from."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+from toolkit.report.bench_table import device_name, notes
+from toolkit.report.page import Block, Cell, Facts, Picture, Section, Table
+from toolkit.report.plots import Line, Panel, TimeSeries
+from toolkit.report.quantities import quantity
+from toolkit.results.record import BenchRecord, StateRecord
+
+_THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+"""Android's throttling status, by number (PowerManager, THERMAL_STATUS_*)."""
+
+
+def run_name(record: BenchRecord) -> str:
+    """What ran on what, in one line."""
+    model = record.model
+    parts = (model.name, model.size, model.quantization, record.runner, record.backend, record.start)
+    return f"{' '.join(part for part in parts if part)} on {device_name(record)}"
+
+
+def run_section(record: BenchRecord, title: str, key: str) -> Section:
+    """What a reader needs to trust or repeat the run."""
+    blocks: list[Block] = []
+    plot = _time_series(record, title)
+    if plot is not None:
+        source = record.samples.temperature_source
+        sensor = f"; temperature: sensor {source}" if source and "temperature_celsius" in record.samples.columns else ""
+        caption = f"Iterations over the time of the run, gates and cool-downs between them{sensor}."
+        blocks.append(Picture(plot, f"{title} over time", caption))
+    blocks.append(Facts(list(_run_facts(record))))
+    blocks.append(Facts([("command", shlex.join(record.arguments))], code=True))
+    blocks.append(Facts(list(_device_facts(record))))
+    if record.binaries:
+        blocks.append(_binaries(record))
+    if record.state_before is not None or record.state_after is not None:
+        blocks.append(_states(record.state_before, record.state_after))
+    return Section(key, title, blocks, level=3, flags=notes(record))
+
+
+def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
+    """Each test in tokens/s, then temperature and frequency; None without iterations."""
+    panels = []
+    for test, figure in record.tests.items():
+        measured = [item for item in record.iterations if figure in item.figures]
+        if figure.endswith("tokens_per_s") and measured:
+            times = [(item.begin_s + item.end_s) / 2 for item in measured]
+            panels.append(
+                Panel("tokens/s", {test: Line(times, [item.figures[figure] for item in measured], dots=True)})
+            )
+    if not panels:
+        return None
+    for column, name, unit, factor in (
+        ("temperature_celsius", "temperature", "°C", 1.0),
+        ("cpu_frequency_hz", "CPU frequency", "GHz", 1e-9),
+    ):
+        line = _sampled(record.samples.columns, column, factor)
+        if line is not None:
+            panels.append(Panel(unit, {name: line}))
+    flags = ", ".join(notes(record))
+    return TimeSeries(
+        "\n".join(textwrap.wrap(title, 100, max_lines=2, placeholder=" …")) + (f"\n{flags}" if flags else ""), panels
+    )
+
+
+def _sampled(columns: Mapping[str, Sequence[float | None]], name: str, factor: float) -> Line | None:
+    """A column of samples without its gaps."""
+    times = columns.get("t_s", ())
+    found = [
+        (time, value * factor)
+        for time, value in zip(times, columns.get(name, ()), strict=False)
+        if time is not None and value is not None
+    ]
+    return Line([time for time, _ in found], [value for _, value in found]) if found else None
+
+
+def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
+    model, memory = record.model, record.memory
+    size = f", size {model.size}" if model.size else ""
+    quant = f", {model.quantization}" if model.quantization else ""
+    yield "model", f"{model.name} ({model.kind}{size}{quant}, {quantity('bytes', model.bytes)})"
+    yield "sha256 of the model", model.sha256
+    threads = "its own choice of threads" if record.threads is None else f"{record.threads} threads"
+    yield "ran", f"{record.runner}, {record.backend}, {threads}, {record.start} start, by {record.tool}"
+    waits = sum(item.gate_wait_s for item in record.iterations)
+    gates = f", {quantity('s', waits)} of it at the thermal gate" if waits else ""
+    yield "when", f"{record.started_utc}, for {quantity('s', record.seconds)}{gates}"
+    yield "iterations", str(len(record.iterations))
+    if record.delegation is not None:
+        yield "delegated", f"{record.delegation.delegated_nodes} of {record.delegation.nodes} nodes"
+    statuses = [item.thermal_status for item in record.iterations if item.thermal_status is not None]
+    if statuses:
+        yield "worst throttling", _THERMAL[max(statuses)]
+    if memory.major_faults_count is not None:
+        yield "major page faults", quantity("faults_count", memory.major_faults_count)
+    if memory.read_bytes is not None:
+        yield "read from storage", quantity("bytes", memory.read_bytes)
+
+
+def _device_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
+    device = record.device
+    where = "over adb" if device.kind == "adb" else "this computer"
+    yield "device", f"{device_name(record)} ({where}{', EMULATED' if device.emulated else ''})"
+    known = {
+        "build": device.fingerprint,
+        "system": device.os_version,
+        "kernel": device.kernel,
+        "ABI": device.abi,
+        "SoC": device.soc,
+        "CPUs": str(device.cpus),
+        "memory": None if device.memory_bytes is None else quantity("bytes", device.memory_bytes),
+    }
+    for name, value in known.items():
+        yield name, value if value else "unknown"
+
+
+def _binaries(record: BenchRecord) -> Table:
+    rows = [
+        [
+            Cell(item.name),
+            Cell(item.version or "-"),
+            Cell(quantity("bytes", item.bytes), numeric=True),
+            Cell(item.sha256),
+        ]
+        for item in record.binaries
+    ]
+    return Table(["program and libraries", "version", "size", "sha256"], rows)
+
+
+def _states(before: StateRecord | None, after: StateRecord | None) -> Table:
+    """Side by side; a state that could not be read is a dash throughout."""
+    columns = [{} if state is None else dict(_state_facts(state)) for state in (before, after)]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [[Cell(name), *(Cell(column.get(name, "-")) for column in columns)] for name in names]
+    return Table(["state of the device", "before", "after"], rows)
+
+
+def _state_facts(state: StateRecord) -> Iterator[tuple[str, str]]:
+    thermal, battery = state.thermal, state.battery
+    if thermal is not None:
+        status = "unknown" if thermal.status is None else _THERMAL[thermal.status]
+        yield "throttling", f"{status} (source: {thermal.source})"
+        sensors = (f"{item.name} {item.celsius:.1f} °C" for item in thermal.temperatures)
+        yield "sensors", ", ".join(sensors) or "-"
+    if battery is not None:
+        level = None if battery.level_percent is None else f"{battery.level_percent:.0f} %"
+        heat = None if battery.temperature_celsius is None else f"{battery.temperature_celsius:.1f} °C"
+        power = f"on {', '.join(battery.powered_by)}" if battery.powered_by else None
+        yield "battery", ", ".join(text for text in (battery.status, level, heat, power) if text)
+    governors = dict.fromkeys(cpu.governor for cpu in state.cpus if cpu.governor)
+    yield "governors", ", ".join(governors) or "-"
+    yield "CPU limits", _limits(state)
+    for name, value in (
+        ("screen on", state.screen_on),
+        ("airplane mode", state.airplane_mode),
+        ("power save", state.power_save),
+    ):
+        yield name, "unknown" if value is None else ("yes" if value else "no")
+    yield "load of the last minute", "unknown" if state.load_1min is None else f"{state.load_1min:.2f}"
+
+
+def _limits(state: StateRecord) -> str:
+    """How far each CPU may go, of its maximum; CPUs that are alike together."""
+    texts: dict[str, int] = {}
+    for cpu in state.cpus:
+        if cpu.limit_hz is not None and cpu.maximum_hz is not None:
+            text = f"{quantity('hz', cpu.limit_hz)} of {quantity('hz', cpu.maximum_hz)}"
+            texts[text] = texts.get(text, 0) + 1
+    return ", ".join(f"{count} x {text}" for text, count in texts.items()) or "-"

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from device_harness.push_plan import FilePlan, FileState, Remote, Run, plan_push
-from device_harness.push_remote import Chunks, PartStart, RemoteFolder
-from device_harness.push_source import OLD_MANIFEST, PART, PushFile, PushProgress, PushSource, Step, open_source
+from device_harness.push_chunks import ChunkRun, Chunks
+from device_harness.push_plan import FilePlan, FileState, Remote, plan_push
+from device_harness.push_remote import PartStart, RemoteFolder
+from device_harness.push_source import (
+    OLD_MANIFEST,
+    PART,
+    PushFile,
+    PushProgress,
+    PushSource,
+    Step,
+    open_source,
+    read_sound_chunks,
+)
 from device_harness.transport import ConnectionLost, DeviceRefusal, DeviceTimeout, Transport, remote_path
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import MANIFEST_NAME, Manifest
@@ -64,7 +75,7 @@ def push_bundle(
     BundleError if local files are not what their manifest says; EnvironmentFault for everything about the device.
     After a fault or an interrupt, what was sent lies in NAME.part files, and the next push goes on there.
     """
-    source = open_source(bundle_or_litertlm, groups, progress)
+    source = open_source(bundle_or_litertlm, groups)
     return push_source(device, source, target=target, progress=progress)
 
 
@@ -76,7 +87,7 @@ def push_source(
     progress: PushProgress | None = None,
     patience_s: float = 60.0,
 ) -> PushResult:
-    """``push_bundle`` of files that are hashed already, for several devices at once.
+    """``push_bundle`` of files that are looked up already, for several devices at once.
 
     ``patience_s``: how long a device that was cut off has to come back.
     """
@@ -147,9 +158,9 @@ class _Push:
         self._left_bytes = sum(plan.bytes_of("send") for plan in plans)
         if self._tally.skipped is None:
             self._tally.skipped = sum(file.size for file in self._source.files) - self._left_bytes
-        self._send(plans, sizes)
+        stored = self._send(plans, sizes)
+        self._verify(plans, stored)
         self._folder.settle([plan.file for plan in plans])
-        self._verify(plans)
         self._commit(plans, sizes, stale)
 
     def _sizes(self) -> dict[str, int]:
@@ -185,89 +196,99 @@ class _Push:
         """Hash on the device what could be of use there."""
         missing = [file for file in self._source.files if file.name not in self._done]
         candidates = [_useful(file, name, sizes) for file in missing for name in (file.name, file.name + PART)]
-        digests = self._digests("compare", [chunks for chunks in candidates if chunks.numbers])
+        with ThreadPoolExecutor(1) as pool:
+            # Here and there at once; what a manifest says costs nothing.
+            here = pool.submit(_know, candidates)
+            digests = self._digests("compare", [chunks for chunks in candidates if chunks.numbers])
+            here.result()
 
         def look(file: PushFile, name: str) -> Remote | None:
             return Remote(sizes[name], _good(file, digests.get(name, {}))) if name in sizes else None
 
         return [FileState(file, look(file, file.name), look(file, file.name + PART)) for file in missing]
 
-    def _send(self, plans: Sequence[FilePlan], sizes: dict[str, int]) -> None:
-        advance = self._advance("send", sum(plan.bytes_of("send") for plan in plans))
+    def _send(self, plans: Sequence[FilePlan], sizes: dict[str, int]) -> dict[str, dict[int, str]]:
+        """Make each NAME.part; the hashes that the device found in what was sent."""
+        if any(plan.gives_up_whole for plan in plans):
+            self._require_sound(plans)
         if MANIFEST_NAME in sizes and _takes_apart(plans):
             self._folder.switch([(MANIFEST_NAME, OLD_MANIFEST)], [])
         self._folder.start_parts(
             PartStart(plan.file.name, plan.keep_bytes, plan.starts_as_whole, plan.gives_up_whole) for plan in plans
         )
         for plan in plans:
-            end = plan.keep_bytes
-            for run in plan.runs:
-                offset = plan.file.offset(run.first)
-                if run.action == "copy":
-                    self._folder.copy(plan.file, run.first, run.stop)
-                    self._tally.copied += plan.file.offset(run.stop) - offset
-                else:
-                    # A cut append may still go on: only a new file's end is where we think it is.
-                    self._write(plan.file, run, advance, appends=not plan.keep_bytes and offset >= end)
-                end = max(end, plan.file.offset(run.stop))
+            for run in plan.runs_of("copy"):
+                self._folder.copy(plan.file, run.first, run.stop)
+            self._tally.copied += plan.bytes_of("copy")
+        return self._store([ChunkRun(plan.file, run.first, run.stop) for plan in plans for run in plan.runs_of("send")])
 
-    def _write(self, file: PushFile, run: Run, advance: Advance, *, appends: bool) -> None:
+    def _require_sound(self, plans: Sequence[FilePlan]) -> None:
+        """Before the device's old file goes, all of the new one is looked at."""
+        advance = self._advance("check", sum(plan.bytes_of("send") for plan in plans))
+        for plan in plans:
+            for run in plan.runs_of("send"):
+                for data in read_sound_chunks(plan.file, run.first, run.stop):
+                    advance(len(data))
+
+    def _store(self, runs: Sequence[ChunkRun]) -> dict[str, dict[int, str]]:
         """Not by sync: adbd removes what a cut leaves of a file that came that way (AOSP file_sync_service.cpp)."""
-        offset, size = file.offset(run.first), file.offset(run.stop) - file.offset(run.first)
-        remote = self._folder.path(file.name + PART)
-        done = 0
+        advance = self._advance("send", sum(run.bytes for run in runs))
+        digests: dict[str, dict[int, str]] = {run.name: {} for run in runs}
+        started = last = time.monotonic()
 
-        def count(so_far: int, total: int) -> None:
-            nonlocal done
-            self._tally.sent += so_far - done
-            advance(so_far - done)
-            done = so_far
+        def read(run: ChunkRun) -> Iterator[bytes]:
+            self._tally.files.add(run.file.name)
+            return read_sound_chunks(run.file, run.first, run.stop)
 
-        self._tally.files.add(file.name)
-        started = time.monotonic()
+        def sent(count: int) -> None:
+            nonlocal last
+            last = time.monotonic()
+            self._tally.sent += count
+            advance(count)
+
+        def take(name: str, number: int, digest: str) -> None:
+            digests[name][number] = digest
+
         try:
-            with open(file.path, "rb", buffering=0) as source:
-                source.seek(offset)
-                if appends:
-                    self._device.append(source, size, remote, progress=count)
-                else:
-                    self._device.overwrite(source, size, remote, offset, progress=count)
-        except DeviceRefusal as error:
-            remedy = "mend that and push again: what was sent is kept"
-            raise DeviceRefusal(error.what, found=error.found, wanted=error.wanted, remedy=remedy) from error
+            self._folder.store(runs, read, sent, take)
         finally:
-            self._tally.send_seconds += time.monotonic() - started
+            self._tally.send_seconds += last - started
+        return digests
 
-    def _verify(self, plans: Sequence[FilePlan]) -> None:
-        """Hash on the device what was written. Every chunk and the size together are the whole file's hash."""
+    def _verify(self, plans: Sequence[FilePlan], stored: dict[str, dict[int, str]]) -> None:
+        """Every chunk that was written has the right hash on the device; with the size that is the whole file's hash.
+
+        ``stored``: what the device has said already, of chunks that were sent. The others are asked for.
+        """
         written = [Chunks(plan.file.name + PART, plan.file, plan.written) for plan in plans]
+        advance = self._advance("verify", _bytes_of(written))
         for repair in range(_REPAIRS + 1):
-            digests = self._digests("verify", written)
-            written = [_wrong(chunks, digests[chunks.name]) for chunks in written]
+            asked = [_without(chunks, stored.get(chunks.name, {})) for chunks in written]
+            advance(_bytes_of(written) - _bytes_of(asked))
+            digests = self._folder.digests(asked, advance)
+            written = [_wrong(chunks, {**stored.get(chunks.name, {}), **digests[chunks.name]}) for chunks in written]
             written = [chunks for chunks in written if chunks.numbers]
             if not written:
                 return
             if repair < _REPAIRS:
-                self._repair(written)
+                stored = self._repair(written)
+                advance = self._advance("verify", _bytes_of(written))
         file, first = written[0].file, written[0].numbers[0]
         begin = file.offset(first)
         raise DeviceRefusal(
             f"{self._folder.what}/{file.name}",
             found=f"other bytes from {begin:,} on, sent {_REPAIRS + 1} times",
             wanted=f"sha256 {file.chunks[first]} for {file.length(first):,} bytes",
-            remedy="try another cable; the device's storage may be failing, or the local file has changed meanwhile",
+            remedy="try another cable; the device's storage may be failing",
         )
 
-    def _repair(self, bad: Sequence[Chunks]) -> None:
-        advance = self._advance("send", _bytes_of(bad))
+    def _repair(self, bad: Sequence[Chunks]) -> dict[str, dict[int, str]]:
         for chunks in bad:
             _log.warning(
                 "%s/%s: stored wrong, sending again: chunks %s", self._folder.what, chunks.name, chunks.numbers
             )
-            for number in chunks.numbers:
-                self._write(chunks.file, Run("send", number, number + 1), advance, appends=False)
             self._tally.repaired += len(chunks.numbers)
-        self._folder.settle([chunks.file for chunks in bad])
+        return self._store([ChunkRun(chunks.file, n, n + 1) for chunks in bad for n in chunks.numbers])
 
     def _commit(self, plans: Sequence[FilePlan], sizes: dict[str, int], stale: Sequence[str]) -> None:
         """All renames at the end, so that no moment mixes two bundles but this one; the manifest is the last."""
@@ -315,10 +336,21 @@ def _takes_apart(plans: Sequence[FilePlan]) -> bool:
     return any(plan.gives_up_whole for plan in plans) and any(plan.file.name == MANIFEST_NAME for plan in plans)
 
 
+def _know(candidates: Iterable[Chunks]) -> None:
+    """Have the local hashes at hand."""
+    for chunks in candidates:
+        for number in chunks.numbers:
+            chunks.file.chunks[number]
+
+
 def _useful(file: PushFile, name: str, sizes: Mapping[str, int]) -> Chunks:
     """Chunks of a file that the device's file ``name`` is long enough to have."""
     there = sizes.get(name, 0)
     return Chunks(name, file, tuple(n for n in range(len(file.chunks)) if file.offset(n + 1) <= there))
+
+
+def _without(chunks: Chunks, known: Mapping[int, str]) -> Chunks:
+    return Chunks(chunks.name, chunks.file, tuple(number for number in chunks.numbers if number not in known))
 
 
 def _wrong(chunks: Chunks, digests: Mapping[int, str]) -> Chunks:

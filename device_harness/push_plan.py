@@ -58,9 +58,11 @@ class FilePlan:
     """To what NAME.part is cut first: behind its last good chunk."""
     runs: tuple[Run, ...]
 
+    def runs_of(self, action: Action) -> list[Run]:
+        return [run for run in self.runs if run.action == action]
+
     def bytes_of(self, action: Action) -> int:
-        file = self.file
-        return sum(file.offset(run.stop) - file.offset(run.first) for run in self.runs if run.action == action)
+        return sum(self.file.offset(run.stop) - self.file.offset(run.first) for run in self.runs_of(action))
 
     @property
     def written(self) -> tuple[int, ...]:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from device_harness.push_chunks import (
+    ChunkRun,
+    Chunks,
+    OnDigest,
+    batches,
+    chunk_word,
+    send_runs,
+    stream_digests,
+    sync_command,
+    timeout_s,
+)
 from device_harness.push_source import PART, PushFile
 from device_harness.transport import DeviceRefusal, Transport, quote, remote_path
-from toolkit.files import safe_name
 
 MAX_SCRIPT_CHARACTERS = 1500
 """Old devices take 4096 bytes a message, and a command is quoted once more on its way."""
 
 _BLOCK_BYTES = 1024 * 1024
-_SLOWEST_BYTES_PER_S = 4_000_000
-"""Slower than any storage that a model runs from: what takes longer hangs."""
-_LEAST_S = 60.0
-_DIGEST = re.compile(r"([A-Za-z0-9._-]+) (\d+) ([0-9a-f]{64})\b", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Chunks:
-    """Chunks of ``file``, by their numbers, in the file ``name`` on the device."""
-
-    name: str
-    file: PushFile
-    numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ class RemoteFolder:
         """Bytes of those that are there; DeviceRefusal if one is a link or no file, for it could lead elsewhere."""
         found: dict[str, int] = {}
         test = "if [ -L $n ]; then echo $n link; elif [ -f $n ]; then echo $n $(stat -c %s $n); elif [ -e $n ]; then "
-        for words in _batches(map(_word, names)):
+        for words in batches(map(chunk_word, names), MAX_SCRIPT_CHARACTERS):
             output = self._run_inside(f"for n in {' '.join(words)}; do {test}echo $n directory; fi; done")
             found |= self._parse_sizes(output)
         return found
@@ -68,13 +65,9 @@ class RemoteFolder:
         """sha256 of chunks by file name, computed by the device; ``tick`` gets the bytes of each as it comes."""
         found: dict[str, dict[int, str]] = {chunks.name: {} for chunks in wanted}
         files = {chunks.name: chunks.file for chunks in wanted}
-        calls = (f"digest {_word(chunks.name)} {number}" for chunks in wanted for number in chunks.numbers)
-        for batch in _batches(calls):
-            chunk_bytes = wanted[0].file.chunk_bytes
-            script = "; ".join([_digest_function(chunk_bytes), *batch])
-            for name, number, digest in self._stream_digests(script, chunk_bytes * len(batch)):
-                found[name][number] = digest
-                tick(files[name].length(number))
+        for name, number, digest in stream_digests(self._device, self._inside, wanted):
+            found[name][number] = digest
+            tick(files[name].length(number))
         for chunks in wanted:
             if len(found[chunks.name]) != len(chunks.numbers):
                 hashes = f"{len(found[chunks.name])} hashes"
@@ -82,6 +75,16 @@ class RemoteFolder:
                 what = f"{self.what}: sha256sum {chunks.name}"
                 raise DeviceRefusal(what, found=hashes, wanted=str(len(chunks.numbers)), remedy=remedy)
         return found
+
+    def store(
+        self,
+        runs: Sequence[ChunkRun],
+        read: Callable[[ChunkRun], Iterable[bytes]],
+        on_sent: Callable[[int], None],
+        on_digest: OnDigest,
+    ) -> None:
+        """Send runs of chunks to their NAME.part; ``on_digest`` hears the hash of each as the device has stored it."""
+        send_runs(self._device, self._inside, runs, read, on_sent, on_digest)
 
     def free_bytes(self) -> int:
         """Room on the storage that the folder lies on."""
@@ -94,7 +97,7 @@ class RemoteFolder:
         """
         commands = []
         for start in starts:
-            name, part = _word(start.name), _word(start.name + PART)
+            name, part = chunk_word(start.name), chunk_word(start.name + PART)
             if start.takes_whole:
                 commands.append(f"mv -f {name} {part}")
             elif start.removes_whole:
@@ -120,26 +123,17 @@ class RemoteFolder:
             part = file.name + PART
             # Apps read as another user; where modes mean nothing, as on /sdcard, chmod may fail.
             readable = f"chmod 644 {part} 2>/dev/null"
-            commands.append(f"truncate -s {file.size} {part} && {{ {readable}; {_sync(part)}; }}")
+            commands.append(f"truncate -s {file.size} {part} && {{ {readable}; {sync_command(part)}; }}")
         self._run_all(commands, sum(file.size for file in files))
 
     def switch(self, moves: Iterable[tuple[str, str]], removals: Iterable[str]) -> None:
         """Rename, then remove, in order; a cut between two leaves the later ones undone. Then all is on the storage."""
-        renames = [f"mv -f {_word(old)} {_word(new)}" for old, new in moves]
-        self._run_all([*renames, *(f"rm -f {_word(name)}" for name in removals), _sync(".")], 1 << 30)
+        renames = [f"mv -f {chunk_word(old)} {chunk_word(new)}" for old, new in moves]
+        self._run_all([*renames, *(f"rm -f {chunk_word(name)}" for name in removals), sync_command(".")], 1 << 30)
 
     def _run_all(self, commands: Iterable[str], size: int = 0) -> None:
-        for batch in _batches(commands):
+        for batch in batches(commands, MAX_SCRIPT_CHARACTERS):
             self._run_inside(" && ".join(batch), size)
-
-    def _stream_digests(self, script: str, size: int) -> Iterator[tuple[str, int, str]]:
-        command = self._inside(script)
-        rest = ""
-        with self._device.stream_shell(command, timeout=_timeout(size)) as stream:
-            for kind, data in stream:
-                if kind == "stdout":
-                    *lines, rest = (rest + data.decode("utf-8", "replace")).split("\n")
-                    yield from parse_digests(lines)
 
     def _parse_sizes(self, output: str) -> dict[str, int]:
         sizes: dict[str, int] = {}
@@ -158,19 +152,7 @@ class RemoteFolder:
         return self._run(self._inside(script), size)
 
     def _run(self, command: str, size: int = 0) -> str:
-        return self._device.shell(command, timeout=_timeout(size)).require(self.what)
-
-
-def parse_digests(lines: Iterable[str]) -> Iterator[tuple[str, int, str]]:
-    """File names, chunk numbers and hashes of lines such as ``a.bin 3 9f86d0...0a08 -``; anything else is noise.
-
-    >>> list(parse_digests(["sh: noise", f"a.bin 3 {'0a' * 32}  -"])) == [("a.bin", 3, "0a" * 32)]
-    True
-    """
-    for line in lines:
-        match = _DIGEST.match(line.strip())
-        if match is not None:
-            yield match[1], int(match[2]), match[3]
+        return self._device.shell(command, timeout=timeout_s(size)).require(self.what)
 
 
 def parse_df(text: str, what: str) -> int:
@@ -184,37 +166,3 @@ def parse_df(text: str, what: str) -> int:
     if len(percents) != 1 or percents[0] < 4 or not words[percents[0] - 1].isdecimal():
         raise DeviceRefusal(f"{what}: df", found=repr(text.strip()[-200:]), wanted="size, used, available, use%")
     return int(words[percents[0] - 1]) * 1024
-
-
-def _batches(words: Iterable[str]) -> Iterator[list[str]]:
-    """As many words as one command may have."""
-    batch: list[str] = []
-    room = MAX_SCRIPT_CHARACTERS
-    for word in words:
-        if batch and room < len(word):
-            yield batch
-            batch, room = [], MAX_SCRIPT_CHARACTERS
-        batch.append(word)
-        room -= len(word) + 4
-    if batch:
-        yield batch
-
-
-def _digest_function(chunk_bytes: int) -> str:
-    block = min(chunk_bytes, _BLOCK_BYTES)
-    step = chunk_bytes // block
-    read = f"dd if=$1 bs={block} skip=$(($2*{step})) count={step} 2>/dev/null"
-    return f"digest() {{ echo $1 $2 $({read} | sha256sum); }}"
-
-
-def _word(name: str) -> str:
-    return safe_name(name, "file on the device")
-
-
-def _sync(name: str) -> str:
-    """Toybox has fsync; coreutils' sync takes a name; anything has sync."""
-    return f"{{ fsync {name} || sync {name} || sync; }} 2>/dev/null"
-
-
-def _timeout(size: int) -> float:
-    return _LEAST_S + size / _SLOWEST_BYTES_PER_S

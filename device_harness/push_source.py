@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 from toolkit import files
 from toolkit.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.errors import BundleError, UsageError
-from toolkit.files import Advance, hash_file, safe_name
+from toolkit.files import safe_name
 from toolkit.layout import ceil_div
 
 PART = ".part"
 """Behind the name of a file that is not whole yet."""
 OLD_MANIFEST = f"{MANIFEST_NAME}.old"
 """The manifest of the bundle that a push is taking apart."""
+
+_READERS = 2
+"""Chunks that are read and hashed ahead."""
 
 Step = Literal["check", "compare", "send", "verify"]
 PushProgress = Callable[[Step, int, int], None]
@@ -31,7 +38,7 @@ class PushFile:
     name: str
     path: Path
     size: int
-    chunks: tuple[str, ...]
+    chunks: Sequence[str]
     chunk_bytes: int
 
     def __post_init__(self) -> None:
@@ -46,6 +53,42 @@ class PushFile:
         return self.offset(chunk + 1) - self.offset(chunk)
 
 
+class LocalDigests(Sequence[str]):
+    """The sha256 of each chunk of a file that no manifest lists: computed when it is first asked for.
+
+    BundleError if the file changes meanwhile. Threads may share it.
+    """
+
+    def __init__(self, path: Path, size: int, chunk_bytes: int) -> None:
+        self._file = PushFile("file", path, size, ("",) * ceil_div(size, chunk_bytes), chunk_bytes)
+        self._known: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._file.chunks)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if index not in self._known:
+            for chunk in read_chunks(self._file, index, index + 1):
+                self.note(index, chunk.sha256)
+        return self._known[index]
+
+    def note(self, index: int, digest: str) -> None:
+        """What a chunk is, by someone who has read it."""
+        if self._known.setdefault(index, digest) != digest:
+            what = f"{self._file.path} from byte {self._file.offset(index):,} on"
+            raise BundleError(what, found="other bytes than before", wanted="a file that stays", remedy="push again")
+
+
 @dataclass(frozen=True, slots=True)
 class PushSource:
     """Files in the order in which they are sent; a bundle's manifest comes last."""
@@ -56,22 +99,19 @@ class PushSource:
     manifest: Manifest | None = None
 
 
-def open_source(
-    path: Path | str, groups: Collection[str] | None = None, progress: PushProgress | None = None
-) -> PushSource:
-    """The files of a bundle's ``groups`` (None: all) and those that are always needed, or a .litertlm; all hashed.
+def open_source(path: Path | str, groups: Collection[str] | None = None) -> PushSource:
+    """The files of a bundle's ``groups`` (None: all) and those that are always needed, or a .litertlm.
 
-    BundleError if a file is not what the manifest says, before anything is sent.
+    BundleError if a file is missing or has not the size that the manifest says.
     """
     found = Path(path)
     if found.is_dir():
-        return _open_bundle(found, groups, progress)
+        return _open_bundle(found, groups)
     if found.suffix != ".litertlm" or not found.is_file():
         raise UsageError(str(path), found="neither", wanted="a bundle's directory or a .litertlm file")
     if groups is not None:
         raise UsageError("--groups", found=found.name, wanted="a bundle", remedy="a .litertlm goes as a whole")
-    advance = Advance(found.stat().st_size, _step(progress, "check"))
-    return PushSource(None, (_hashed(found, safe_name(found.name, "file name"), advance),))
+    return PushSource(None, (_unrecorded(found, safe_name(found.name, "file name")),))
 
 
 def wanted_names(manifest: Manifest, groups: Collection[str] | None) -> tuple[str, ...]:
@@ -88,30 +128,78 @@ def wanted_names(manifest: Manifest, groups: Collection[str] | None) -> tuple[st
     return tuple(name for name in sorted(manifest.files) if name not in left_out)
 
 
-def _open_bundle(bundle: Path, groups: Collection[str] | None, progress: PushProgress | None) -> PushSource:
+def _open_bundle(bundle: Path, groups: Collection[str] | None) -> PushSource:
     manifest = read_manifest(bundle)
     for name in manifest.files:
         _require_free_name(name)
-    names = wanted_names(manifest, groups)
-    advance = Advance(sum(manifest.files[name].bytes for name in names), _step(progress, "check"))
-    found = [_hashed(bundle / name, name, advance, manifest.files[name]) for name in names]
-    found.append(_hashed(bundle / MANIFEST_NAME, MANIFEST_NAME, lambda count: None))
+    found = [_recorded(bundle / name, name, manifest.files[name]) for name in wanted_names(manifest, groups)]
+    found.append(_unrecorded(bundle / MANIFEST_NAME, MANIFEST_NAME))
     return PushSource(bundle.resolve().name, tuple(found), manifest)
 
 
-def _hashed(path: Path, name: str, advance: Callable[[int], None], record: FileRecord | None = None) -> PushFile:
+def _unrecorded(path: Path, name: str) -> PushFile:
+    size = path.stat().st_size
+    return PushFile(name, path, size, LocalDigests(path, size, files.CHUNK_BYTES), files.CHUNK_BYTES)
+
+
+def _recorded(path: Path, name: str, record: FileRecord) -> PushFile:
+    """A file of a bundle by the hashes of its manifest; its content is looked at as it is read."""
     remedy = "convert it again"
     if not path.is_file():
         raise BundleError(str(path), found="no such file", wanted="every file that is pushed", remedy=remedy)
     size = path.stat().st_size
-    if record is not None and size != record.bytes:
+    if size != record.bytes:
         raise BundleError(str(path), found=f"{size:,} bytes", wanted=f"{record.bytes:,}", remedy=remedy)
-    found = hash_file(path, advance=advance)
-    if record is not None and (found.sha256, found.chunks) != (record.sha256, record.chunks):
-        wanted = f"{record.sha256} and its chunks, as the manifest says"
-        raise BundleError(str(path), found=f"sha256 {found.sha256}", wanted=wanted, remedy=remedy)
-    assert len(found.chunks) == ceil_div(found.size, files.CHUNK_BYTES)
-    return PushFile(name, path, found.size, found.chunks, files.CHUNK_BYTES)
+    return PushFile(name, path, size, record.chunks, files.CHUNK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadChunk:
+    """A chunk of a local file as it is now."""
+
+    number: int
+    data: bytes
+    sha256: str
+
+
+def read_chunks(file: PushFile, first: int, stop: int) -> Iterator[ReadChunk]:
+    """Chunks in order; while one is used, the next ones are read and hashed. BundleError if the file has shrunk."""
+    with open(file.path, "rb", buffering=0) as source, ThreadPoolExecutor(_READERS) as pool:
+        pending: deque[Future[ReadChunk]] = deque()
+        try:
+            for number in range(first, stop):
+                pending.append(pool.submit(_read_chunk, source.fileno(), file, number))
+                if len(pending) > _READERS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def read_sound_chunks(file: PushFile, first: int, stop: int) -> Iterator[bytes]:
+    """Bytes of chunks; BundleError instead of one that is not what it should be."""
+    for chunk in read_chunks(file, first, stop):
+        if isinstance(file.chunks, LocalDigests):
+            file.chunks.note(chunk.number, chunk.sha256)
+        elif chunk.sha256 != file.chunks[chunk.number]:
+            found = f"sha256 {chunk.sha256} from byte {file.offset(chunk.number):,} on"
+            wanted = f"{file.chunks[chunk.number]}, as its manifest says"
+            raise BundleError(str(file.path), found=found, wanted=wanted, remedy="convert it again")
+        yield chunk.data
+
+
+def _read_chunk(fd: int, file: PushFile, number: int) -> ReadChunk:
+    offset, size = file.offset(number), file.length(number)
+    data = os.pread(fd, size, offset)
+    while len(data) < size:
+        more = os.pread(fd, size - len(data), offset + len(data))
+        if not more:
+            found = f"an end at byte {offset + len(data):,}"
+            raise BundleError(str(file.path), found=found, wanted=f"{file.size:,} bytes", remedy="push again")
+        data += more
+    return ReadChunk(number, data, hashlib.sha256(data).hexdigest())
 
 
 def _require_free_name(name: str) -> None:
@@ -120,7 +208,3 @@ def _require_free_name(name: str) -> None:
     if name.lower().endswith(PART) or name.lower() in (MANIFEST_NAME, OLD_MANIFEST):
         wanted = f"names other than {OLD_MANIFEST} and *{PART}, which a push keeps for itself"
         raise BundleError(f"{MANIFEST_NAME} files", found=name, wanted=wanted)
-
-
-def _step(progress: PushProgress | None, step: Step) -> files.Progress | None:
-    return None if progress is None else lambda done, total: progress(step, done, total)

@@ -151,12 +151,17 @@ class ExecStream:
     ) -> None:
         self._stream.close()
 
+    @property
+    def has_input(self) -> bool:
+        """Whether ``read`` would answer at once, as far as messages have been taken in: ``write`` takes them in too."""
+        return self._stream.has_input
+
     def write(self, data: Buffer) -> bool:
-        """Send all of it; False once the command has ended or said something instead of reading on."""
+        """Send all of it, whatever the command says meanwhile; False once it has ended."""
         view = memoryview(data)
         most = self._stream.max_write_bytes
         for start in range(0, len(view), most):
-            if not self._stream.drain(timeout=self._timeout) or self._stream.has_input:
+            if not self._stream.drain(timeout=self._timeout):
                 return False
             self._stream.write(view[start : start + most], timeout=self._timeout)
         return True

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import NoReturn
 
 import toolkit
-from toolkit.commands import (
-    chat,
-    check,
-    convert,
-    demo,
-    devices,
-    emulator,
-    export,
-    inspect,
-    probe,
-    push,
-    report,
-    run,
-    verify,
-)
 from toolkit.commands.terminal import Terminal
 from toolkit.errors import ToolkitError
 
 DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+
+_VERBS = (
+    "inspect",
+    "convert",
+    "check",
+    "verify",
+    "run",
+    "chat",
+    "export",
+    "devices",
+    "push",
+    "probe",
+    "report",
+    "emulator",
+    "demo",
+)
+"""In the order of the way through; each a module of ``toolkit.commands``."""
 
 _DESCRIPTION = "Turn a Gemma 3n checkpoint into LiteRT bundles for edge devices, run them, and prove them right."
 _EPILOG = """exit codes:
@@ -49,7 +53,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     try:
-        arguments = _parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        arguments = _parser(words).parse_args(words)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else WRONG_USE
     verbose: int = getattr(arguments, "verbose", 0)
@@ -103,7 +108,7 @@ def _fail(line: str, code: int, *, traced: bool) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     shared = _shared_options()
     parser = _Parser(
         prog="gemma-edge",
@@ -115,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gemma-edge {toolkit.__version__}")
     verbs = parser.add_subparsers(title="verbs, in the order of the way through", metavar="VERB", required=True)
-    for command in (inspect, convert, check, verify, run, chat, export, devices, push, probe, report, emulator, demo):
+    for command in _commands(argv):
         verb = verbs.add_parser(
             command.NAME,
             help=command.SUMMARY,
@@ -128,6 +133,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_arguments(verb)
         verb.set_defaults(execute=command.execute)
     return parser
+
+
+def _commands(argv: Sequence[str]) -> list[ModuleType]:
+    """The one that is asked for, if that is clear: importing all of them takes longer than some of their work."""
+    first = next((word for word in argv if not word.startswith("-")), None)
+    names = (first,) if first in _VERBS else _VERBS
+    return [importlib.import_module(f"toolkit.commands.{name}") for name in names]
 
 
 def _shared_options() -> _Parser:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pytest
 from bundles import DRAFT
 
+import device_harness.push
 import toolkit.bundle.manifest_json
 import toolkit.files
 from device_harness.devices import tcp_endpoint
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.push import PushResult, push_bundle, push_source
-from device_harness.push_source import Step, open_source
-from device_harness.transport import ConnectionLost, DeviceRefusal, Progress, ServiceRefused, Transport
+from device_harness.push_source import PushFile, Step, open_source
+from device_harness.transport import ConnectionLost, DeviceRefusal, ExecStream, ServiceRefused, Transport
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
 from toolkit.errors import BundleError, EnvironmentFault, UsageError
 
@@ -31,7 +32,7 @@ TARGET = "/data/local/tmp/pushed"
 GROUPS = {
     "text": GroupDraft(("text_decoder.tflite", "embedder.tflite"), 10),
     "ple": GroupDraft(("ple_00000.bin",), 10),
-    "vision": GroupDraft(("vision_encoder.tflite",), 10),
+    "tower": GroupDraft(("vision_encoder.tflite",), 10),
 }
 SIZES = {
     "text_decoder.tflite": 5 * CHUNK + 4321,
@@ -47,22 +48,18 @@ Content = dict[str, bytes]
 
 
 class Counting(Transport):
-    """Notes every write: file name, offset (None: at the end) and bytes."""
+    """Notes what the device is told to store: file name, offset and bytes."""
 
     def __init__(self, device: Emulator) -> None:
         super().__init__(tcp_endpoint(device.serial))
-        self.writes: list[tuple[str, int | None, int]] = []
+        self.writes: list[tuple[str, int, int]] = []
         self.connect()
 
-    def append(self, source: BinaryIO, size: int, remote: str, *, progress: Progress | None = None) -> None:
-        self.writes.append((remote.rpartition("/")[2], None, size))
-        super().append(source, size, remote, progress=progress)
-
-    def overwrite(
-        self, source: BinaryIO, size: int, remote: str, offset: int, *, progress: Progress | None = None
-    ) -> None:
-        self.writes.append((remote.rpartition("/")[2], offset, size))
-        super().overwrite(source, size, remote, offset, progress=progress)
+    def stream_exec(self, command: str, *, timeout: float = 30.0) -> ExecStream:
+        for name, first, stop, last in re.findall(r"^put (\S+) (\d+) (\d+) (\d+)$", command, re.MULTILINE):
+            size = (int(stop) - 1 - int(first)) * CHUNK + int(last)
+            self.writes.append((name, int(first) * CHUNK, size))
+        return super().stream_exec(command, timeout=timeout)
 
     def bytes_of(self, name: str) -> int:
         return sum(size for part, _, size in self.writes if part == f"{name}.part")
@@ -216,7 +213,7 @@ def test_a_file_damaged_on_the_device_is_mended_under_the_same_manifest(
     transport.writes.clear()
     result = push(transport, bundle)
     assert on_device(device) == locally(bundle)
-    assert (transport.writes, result.files_sent) == ([("ple_00000.bin.part", None, 1)], ("ple_00000.bin",))
+    assert (transport.writes, result.files_sent) == ([("ple_00000.bin.part", 2 * CHUNK, 1)], ("ple_00000.bin",))
 
 
 def test_only_wanted_groups_and_files_of_none_are_sent(device: Emulator, transport: Counting, tmp_path: Path) -> None:
@@ -249,7 +246,7 @@ def test_files_that_only_the_older_bundle_had_go_and_strangers_stay(
     push(transport, make_bundle(tmp_path / "one", content))
     device.path(f"{TARGET}/mine.txt").write_bytes(b"mine")
     less = {name: data for name, data in content.items() if name != "vision_encoder.tflite"}
-    groups = {name: group for name, group in GROUPS.items() if name != "vision"}
+    groups = {name: group for name, group in GROUPS.items() if name != "tower"}
     bundle = make_bundle(tmp_path / "two", less, groups)
     result = push(transport, bundle)
     assert on_device(device) == {**locally(bundle), "mine.txt": b"mine"}
@@ -365,7 +362,7 @@ def test_after_a_cut_whole_chunks_are_not_sent_again(cut_device: Emulator, tmp_p
         push_source(transport, source, target=TARGET)
         [(_, offset, size)] = transport.writes
     # A command of the cut connection may have written a little more since.
-    assert offset is not None and offset >= have * CHUNK > 0 and offset + size == 64 * CHUNK
+    assert offset >= have * CHUNK > 0 and offset + size == 64 * CHUNK
 
 
 def test_a_device_that_reboots_in_the_middle_gets_the_rest(cut_device: Emulator, tmp_path: Path) -> None:
@@ -388,7 +385,7 @@ def test_a_device_that_never_gets_further_is_given_up(
         raise ConnectionLost("device", found="a cut", wanted="none")
 
     with Counting(cut_device) as transport:
-        monkeypatch.setattr(transport, "append", cut)
+        monkeypatch.setattr(transport, "stream_exec", cut)
         with pytest.raises(ConnectionLost):
             push(transport, bundle)
     assert cuts == 4
@@ -485,10 +482,13 @@ def test_storage_that_stays_wrong_is_reported_with_the_place(
 ) -> None:
     path = tmp_path / "model.litertlm"
     path.write_bytes(bytes(3 * CHUNK))
-    source = open_source(path)
-    path.write_bytes(bytes(CHUNK) + b"\1" + bytes(2 * CHUNK - 1))
+
+    def damaged(file: PushFile, first: int, stop: int) -> Iterator[bytes]:
+        return (bytes(CHUNK - 1) + b"\1" if number == 1 else bytes(CHUNK) for number in range(first, stop))
+
+    monkeypatch.setattr(device_harness.push, "read_sound_chunks", damaged)
     with pytest.raises(DeviceRefusal, match=r"model.litertlm: found other bytes from 16,384 on, sent 3 times"):
-        push_source(transport, source, target=TARGET)
+        push(transport, path)
     assert list(on_device(device)) == ["model.litertlm.part"]
 
 
@@ -529,14 +529,45 @@ def test_a_link_on_the_device_is_not_followed(device: Emulator, transport: Count
     assert outside.read_bytes() == b"outside" and transport.writes == []
 
 
-def test_a_bundle_that_is_not_what_its_manifest_says_is_refused_before_sending(
+def test_a_chunk_that_is_not_what_the_manifest_says_is_never_sent(
+    device: Emulator, transport: Counting, tmp_path: Path
+) -> None:
+    before = make_bundle(tmp_path / "before", make_content(1))
+    push(transport, before)
+    bundle = make_bundle(tmp_path / "bundle", make_content())
+    data = bytearray((bundle / "ple_00000.bin").read_bytes())
+    data[CHUNK + 7] ^= 1
+    (bundle / "ple_00000.bin").write_bytes(data)
+    with pytest.raises(BundleError, match=r"ple_00000\.bin: found sha256 [0-9a-f]+ from byte 16,384 on"):
+        push(transport, bundle)
+    found = on_device(device)
+    assert {name: found[name] for name in locally(before)} == locally(before)
+    assert len(found.get("ple_00000.bin.part", b"")) <= CHUNK
+
+
+def test_a_file_is_looked_at_before_it_takes_the_place_of_one_that_cannot_stay(
+    make_device: MakeDevice, tmp_path: Path
+) -> None:
+    one, two = (make_bundle(tmp_path / str(seed), make_content(seed)) for seed in (1, 2))
+    total = sum(len(data) for data in locally(one).values())
+    device = make_device(EmulatorSettings(isolation="folder", storage_bytes=total + 2 * CHUNK))
+    (two / "vision_encoder.tflite").write_bytes(bytes(SIZES["vision_encoder.tflite"]))
+    with Counting(device) as transport:
+        push(transport, one)
+        transport.writes.clear()
+        with pytest.raises(BundleError, match=r"vision_encoder\.tflite: found sha256"):
+            push(transport, two)
+    assert on_device(device) == locally(one) and transport.writes == []
+
+
+def test_local_damage_in_what_the_device_has_already_is_no_matter(
     device: Emulator, transport: Counting, tmp_path: Path
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
+    push(transport, bundle)
+    content = on_device(device)
     (bundle / "ple_00000.bin").write_bytes(bytes(SIZES["ple_00000.bin"]))
-    with pytest.raises(BundleError, match=r"ple_00000\.bin: found sha256"):
-        push(transport, bundle)
-    assert transport.writes == []
+    assert push(transport, bundle).bytes_sent == 0 and on_device(device) == content
 
 
 def test_a_device_without_exec_is_one_clear_error(device: Emulator, transport: Counting, tmp_path: Path) -> None:
@@ -574,7 +605,6 @@ def test_progress_counts_each_step_to_its_end(device: Emulator, transport: Count
     push(transport, bundle, progress=lambda step, done, total: seen.setdefault(step, []).append((done, total)))
     content = {path.name: path.stat().st_size for path in bundle.iterdir()}
     total = sum(content.values())
-    assert list(seen) == ["check", "send", "verify"]
-    assert seen["check"][-1] == (total - content["manifest.json"],) * 2
+    assert list(seen) == ["send", "verify"]
     assert seen["send"][-1] == seen["verify"][-1] == (total, total)
     assert all(calls == sorted(calls) for calls in seen.values())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from device_harness.push_remote import parse_df, parse_digests
+from device_harness.push_chunks import parse_digests
+from device_harness.push_remote import parse_df
 from device_harness.transport import DeviceRefusal
 
 DIGEST = "0123456789abcdef" * 4

@@ -88,8 +88,8 @@ def _probe_device(arguments: argparse.Namespace, settings: ProbeSettings, termin
     names = shard_names(manifest)
     with ExitStack() as stack:
         device = stack.enter_context(connect(arguments.device))
+        source = open_source(arguments.bundle, shard_groups(manifest))
         with step_bars(terminal, device.serial) as steps:
-            source = open_source(arguments.bundle, shard_groups(manifest), steps)
             target = default_target(source) if arguments.target is None else remote_path(arguments.target.rstrip("/"))
             push_source(device, source, target=target, progress=steps)
         progress = stack.enter_context(terminal.bar(f"{device.serial} probe", unit="kind"))

@@ -49,8 +49,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if len(set(names)) < len(names):
         raise UsageError("--device", found="a device twice", wanted="each once")
     target = None if arguments.target is None else remote_path(arguments.target.rstrip("/"))
-    with step_bars(terminal, "") as progress:
-        source = open_source(arguments.source, arguments.groups, progress)
+    source = open_source(arguments.source, arguments.groups)
     target = target or default_target(source)
     failures = _push_all(names, source, target, terminal)
     for failure in failures[1:]:

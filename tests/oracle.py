@@ -197,7 +197,7 @@ def make_checkpoint(
     """
     torch, config = _torch(), _text_config({**TINY, **overrides})
     tensors = {
-        PREFIXES[naming] + name: torch.from_numpy(_random_tensor(name, shape, seed)).to(
+        PREFIXES[naming] + name: torch.from_numpy(random_tensor(name, shape, seed)).to(
             torch.float32 if dtype == "f32" else torch.bfloat16
         )
         for name, shape in _tensor_shapes(config, unused_kv=unused_kv).items()
@@ -338,7 +338,7 @@ def _tensor_shapes(config: Gemma3nTextConfig, *, unused_kv: bool) -> dict[str, t
     return shapes
 
 
-def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     """Scales at which activations stay near one through the layers and logits near three."""
     noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape)
     kind = name.removesuffix(".weight").rpartition(".")[2]

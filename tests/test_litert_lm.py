@@ -16,7 +16,7 @@ from litert_lm_engine import LmEngine, open_engine
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
 from toolkit.bundle.check import check
-from toolkit.bundle.litertlm import export_litertlm
+from toolkit.bundle.litertlm import ExportOptions, export_litertlm
 from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.quant.scheme import Dtype
 from toolkit.runtime.bundle import Bundle
@@ -70,7 +70,7 @@ def bundle_of(quant: str) -> Path:
 @functools.cache
 def export_of(quant: str, size: str) -> Path:
     path = scratch() / f"{quant}-{size}.litertlm"
-    export_litertlm(bundle_of(quant), path, size)
+    export_litertlm(bundle_of(quant), path, ExportOptions(size))
     return path
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.bundle import litertlm_schema as schema
+from toolkit.bundle.check_litertlm_towers import AUDIO, VISION, tower_faults
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.litertlm_schema import LlmMetadata, SectionRecord
 from toolkit.bundle.signatures import (
@@ -105,6 +106,10 @@ def _count_faults(file: str, sections: tuple[SectionRecord, ...]) -> list[Fault]
         for label in sorted({*REQUIRED, *counts})
         if (label in REQUIRED and not counts[label]) or counts[label] > 1
     ]
+    for group in (VISION, AUDIO):
+        missing = [label for label in group if not counts[label]]
+        if len(missing) < len(group):
+            faults += [Fault(file, f"section {label}", "none", "one beside those of its group") for label in missing]
     tokenizers = sum(counts[label] for label in schema.TOKENIZERS)
     if tokenizers != 1:
         faults.append(Fault(file, "tokenizer", f"{tokenizers} sections", "one"))
@@ -129,6 +134,8 @@ class _Contents:
                 self._check_embedder(label, graph, shapes)
         if metadata is not None:
             self._check_metadata(metadata, shapes)
+        if shapes is not None:
+            self._check_towers(metadata, shapes)
         self._check_tokenizer(shapes)
         return self._faults
 
@@ -209,6 +216,12 @@ class _Contents:
         for token in ids:
             if not 0 <= token < shapes.vocab_size:
                 self._fault(label, "token id", token, f"0 to {shapes.vocab_size - 1}")
+
+    def _check_towers(self, metadata: LlmMetadata | None, shapes: TextShapes) -> None:
+        read = {label: self._graph(label) for label in (*VISION, *AUDIO)}
+        graphs = {label: graph for label, graph in read.items() if graph is not None}
+        for label, fault in tower_faults(graphs, metadata, shapes.hidden_size):
+            self._place(label, [fault])
 
     def _check_tokenizer(self, shapes: TextShapes | None) -> None:
         label = schema.HF_TOKENIZER

@@ -2,202 +2,187 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from toolkit.bundle import litertlm_schema as schema
-from toolkit.bundle.litertlm_schema import ContainerMetadata, LlmMetadata, SectionRecord
+from toolkit.bundle.litertlm_container import FilePart, Section, write_container
+from toolkit.bundle.litertlm_media import always_true, joined_template, media_metadata
+from toolkit.bundle.litertlm_schema import LlmMetadata, ModelType
 from toolkit.bundle.manifest import (
+    AUDIO_ADAPTER,
+    AUDIO_ENCODER,
     CHAT_TEMPLATE,
     EMBEDDER,
     TEXT_DECODER,
     TOKENIZER,
+    TOWER_FILES,
+    VISION_ADAPTER,
+    VISION_ENCODER,
+    AudioRecord,
     Manifest,
     SizeRecord,
 )
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_graph import ROWS, layout_ple
 from toolkit.bundle.ple_shards import HEADER_BYTES, check_sequence, is_shard_name, read_header, shard_name
-from toolkit.errors import BundleError, EnvironmentFault
-from toolkit.files import CHUNK_BYTES, Advance, Progress, atomic_file, hash_file, require_free_space
-from toolkit.layout import SECTION_ALIGNMENT, align_up
+from toolkit.errors import BundleError
+from toolkit.files import Progress, hash_file
+from toolkit.layout import ceil_div
 from toolkit.tflite.rewrite import select_signatures
+from toolkit.tflite.schema import SubgraphRecord
 from toolkit.tflite.writer import pack_header
 
 _ZLIB_LEVEL = 9
 
 
 @dataclass(frozen=True, slots=True)
-class FilePart:
-    """A file without its first `skip` bytes, and the size and hash that the whole of it must have."""
+class ExportOptions:
+    """What of a bundle goes into the file: by default its default size and every group that it has.
 
-    path: Path
-    file_size: int
-    sha256: str
-    skip: int = 0
+    groups: `vision` and `audio` are left out unless named; what text needs is always there. model_type: how the engine
+    prepares images and sounds, by default `generic_model`, which does it as transformers; `gemma3n` for text alone.
+    """
 
-    @property
-    def size(self) -> int:
-        """Bytes that are taken."""
-        return self.file_size - self.skip
+    size: str | None = None
+    groups: tuple[str, ...] | None = None
+    model_type: ModelType | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A section before its place is known: what it is, and where its bytes come from."""
-
-    type: str
-    content: tuple[bytes | FilePart, ...]
-    model_type: str | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of the content."""
-        return sum(len(part) if isinstance(part, bytes) else part.size for part in self.content)
+EVERYTHING = ExportOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """A written container, and which of the bundle's sizes runs in it."""
+    """A written container, which of the bundle's sizes runs in it, and its groups."""
 
     path: Path
     bytes: int
     size: str
+    groups: tuple[str, ...]
+    model_type: ModelType
 
 
 def export_litertlm(
-    bundle: Path | str, path: Path | str, size: str | None = None, *, progress: Progress | None = None
+    bundle: Path | str, path: Path | str, options: ExportOptions = EVERYTHING, *, progress: Progress | None = None
 ) -> ExportResult:
-    """Write one size of a bundle, by default its default size, as a .litertlm.
+    """Write one size of a bundle and some of its groups as a .litertlm.
 
-    BundleError if the bundle has no such size, or if a file is not what the manifest says.
+    BundleError if the bundle has no such size or group, or if a file is not what the manifest says.
     """
     source, target = Path(bundle), Path(path)
     manifest = read_manifest(source)
-    name = manifest.default_size if size is None else size
+    size = manifest.default_size if options.size is None else options.size
+    groups = _groups(source, manifest, options.groups)
+    model_type: ModelType = options.model_type or ("gemma3n" if groups == ("text",) else "generic_model")
     system = {
         "checkpoint": manifest.checkpoint.name,
         "checkpoint_sha256": manifest.checkpoint.sha256,
         "generator": manifest.generator,
-        "size": name,
+        "groups": ",".join(groups),
+        "size": size,
     }
-    with _decoder(source, manifest, name, target) as decoder:
-        total = write_container(target, _sections(source, manifest, decoder), system, progress=progress)
-    return ExportResult(target, total, name)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.resolve().parent) as scratch:
+        parts = _Parts(source, manifest, Path(scratch))
+        sections = [*_text_sections(parts, manifest.size(size)), *_tower_sections(parts, groups, model_type)]
+        sections.insert(0, _metadata_section(parts, groups, model_type))
+        total = write_container(target, sections, system, progress=progress)
+    return ExportResult(target, total, size, groups, model_type)
 
 
-def write_container(
-    path: Path, sections: Sequence[Section], system: Mapping[str, str], *, progress: Progress | None = None
-) -> int:
-    """Write the sections behind their header, a chunk at a time, read all of it back and rename; the bytes written."""
-    header, places = _layout(sections, system)
-    total = places[-1].end
-    require_free_space(path.resolve().parent, total)
-    digest = hashlib.sha256()
-    advance = Advance(2 * total, progress)
-
-    def verify(partial: Path) -> None:
-        if hash_file(partial, advance=advance).sha256 != digest.hexdigest():
-            raise EnvironmentFault(str(path), found="other bytes when read back", wanted="what was written")
-
-    with atomic_file(path, verify=verify) as partial, open(partial, "wb") as file:
-        for chunk in _stream(header, sections, places):
-            file.write(chunk)
-            digest.update(chunk)
-            advance(len(chunk))
-        file.flush()
-        assert file.tell() == total, "the layout and the sections disagree"
-    return total
+def _groups(bundle: Path, manifest: Manifest, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The groups to export, text first, then the towers in the order of the format."""
+    wanted = tuple(manifest.groups) if names is None else names
+    for name in wanted:
+        if name not in manifest.groups:
+            remedy = f"convert the checkpoint with --groups {','.join(wanted)}" if name in TOWER_FILES else None
+            there = ", ".join(manifest.groups)
+            raise BundleError(f"{bundle} group {name}", found="none", wanted=f"one of {there}", remedy=remedy)
+    return ("text", *(name for name in TOWER_FILES if name in wanted))
 
 
-def _layout(sections: Sequence[Section], system: Mapping[str, str]) -> tuple[bytes, tuple[SectionRecord, ...]]:
-    """The header, and where each section lies. The metadata's length is the same for all offsets but 0."""
+class _Parts:
+    """The files of a bundle as parts of sections; some of their signatures as files of their own in `scratch`."""
 
-    def records(start: int) -> tuple[SectionRecord, ...]:
-        placed: list[SectionRecord] = []
-        for section in sections:
-            start = align_up(start, SECTION_ALIGNMENT)
-            items = {} if section.model_type is None else {schema.MODEL_TYPE: section.model_type}
-            placed.append(SectionRecord(section.type, start, start + section.size, items))
-            start += section.size
-        return tuple(placed)
+    def __init__(self, bundle: Path, manifest: Manifest, scratch: Path) -> None:
+        self.bundle, self.manifest = bundle, manifest
+        self._scratch = scratch
 
-    trial = schema.pack_container_metadata(ContainerMetadata(system, records(SECTION_ALIGNMENT)))
-    header_end = schema.METADATA_OFFSET + len(trial)
-    places = records(header_end)
-    metadata = schema.pack_container_metadata(ContainerMetadata(system, places))
-    assert len(metadata) == len(trial), "the metadata grew after it was laid out"
-    version = schema.MAGIC + struct.pack("<3I", *schema.VERSION)
-    fixed = version.ljust(schema.HEADER_END_OFFSET, b"\0") + struct.pack("<Q", header_end)
-    return fixed.ljust(schema.METADATA_OFFSET, b"\0") + metadata, places
+    def whole(self, name: str) -> FilePart:
+        files = self.manifest.files
+        if name not in files:
+            raise BundleError(str(self.bundle), found=f"no {name}", wanted="a whole bundle", remedy="convert it again")
+        return FilePart(self.bundle / name, files[name].bytes, files[name].sha256)
 
-
-def _stream(header: bytes, sections: Sequence[Section], places: Sequence[SectionRecord]) -> Iterator[bytes]:
-    yield header
-    end = len(header)
-    for section, place in zip(sections, places, strict=True):
-        yield bytes(place.begin - end)
-        for part in section.content:
-            if isinstance(part, bytes):
-                yield part
-            else:
-                yield from _read_part(part)
-        end = place.end
+    def selected(
+        self,
+        name: str,
+        signatures: Mapping[str, str],
+        change: Callable[[SubgraphRecord], SubgraphRecord] | None = None,
+    ) -> FilePart:
+        """The signatures (new name to old name) of a file, and only the weights that they use."""
+        whole = self.whole(name)
+        whole.require_hash()
+        path = self._scratch / f"{len(list(self._scratch.iterdir()))}.tflite"
+        select_signatures(whole.path, path, signatures, change)
+        found = hash_file(path)
+        return FilePart(path, found.size, found.sha256)
 
 
-def _read_part(part: FilePart) -> Iterator[bytes]:
-    """The file's bytes; after the last one an error unless they have the hash they should have."""
-    digest = hashlib.sha256()
-    skip = part.skip
-    with open(part.path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            yield chunk[skip:]
-            skip = max(0, skip - len(chunk))
-    _check_hash(part, digest.hexdigest())
+# --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _require_hash(part: FilePart) -> None:
-    _check_hash(part, hash_file(part.path).sha256)
-
-
-def _check_hash(part: FilePart, found: str) -> None:
-    if found != part.sha256:
-        raise BundleError(str(part.path), found=f"sha256 {found}", wanted=part.sha256, remedy="convert it again")
-
-
-def _sections(bundle: Path, manifest: Manifest, decoder: FilePart) -> tuple[Section, ...]:
-    """Small ones first: a reader finds them within the first megabytes."""
-    text = manifest.text
-    template = bundle / CHAT_TEMPLATE if CHAT_TEMPLATE in manifest.files else None
+def _metadata_section(parts: _Parts, groups: Sequence[str], model_type: ModelType) -> Section:
+    manifest = parts.manifest
+    text, written = manifest.text, CHAT_TEMPLATE in manifest.files
+    template = (parts.bundle / CHAT_TEMPLATE).read_text(encoding="utf-8") if written else None
+    path = parts.bundle / TOKENIZER
+    image, sound = media_metadata(path, manifest, groups, model_type, joined=template is not None)
+    if template is not None and model_type == "generic_model":
+        template = joined_template(template, [media.placeholder for media in (image, sound) if media is not None])
     metadata = LlmMetadata(
         start_token=(text.bos_token_id,),
         stop_tokens=tuple((token,) for token in text.stop_token_ids),
         pad_token=(text.pad_token_id,),
         max_num_tokens=text.context,
-        jinja_prompt_template=None if template is None else template.read_text(encoding="utf-8"),
+        jinja_prompt_template=template,
+        model_type=model_type,
+        image=image,
+        sound=sound,
     )
-    tokenizer = (bundle / TOKENIZER).read_bytes()
+    return Section(schema.LLM_METADATA, (schema.pack_llm_metadata(metadata),))
+
+
+def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
+    """Small ones first: a reader finds them within the first megabytes."""
+    tokenizer = (parts.bundle / TOKENIZER).read_bytes()
     packed = struct.pack("<Q", len(tokenizer)) + zlib.compress(tokenizer, _ZLIB_LEVEL)
     return (
-        Section(schema.LLM_METADATA, (schema.pack_llm_metadata(metadata),)),
         Section(schema.HF_TOKENIZER, (packed,)),
-        Section(schema.TFLITE_MODEL, (_whole(bundle, EMBEDDER, manifest),), schema.EMBEDDER),
-        Section(schema.TFLITE_MODEL, (decoder,), schema.PREFILL_DECODE),
-        Section(schema.TFLITE_MODEL, _per_layer_embedder(bundle, manifest), schema.PER_LAYER_EMBEDDER),
+        Section(schema.TFLITE_MODEL, (parts.whole(EMBEDDER),), schema.EMBEDDER),
+        Section(schema.TFLITE_MODEL, (_decoder(parts, size),), schema.PREFILL_DECODE),
+        Section(schema.TFLITE_MODEL, _per_layer_embedder(parts), schema.PER_LAYER_EMBEDDER),
     )
 
 
-def _per_layer_embedder(bundle: Path, manifest: Manifest) -> tuple[bytes | FilePart, ...]:
+def _decoder(parts: _Parts, size: SizeRecord) -> FilePart:
+    """The decoder as it is; of several sizes only the one that runs, under the plain names, and no context buckets."""
+    manifest = parts.manifest
+    if len(manifest.sizes) == 1 and not manifest.text.context_buckets:
+        return parts.whole(TEXT_DECODER)
+    plain = SizeRecord(size.layers, size.ffn_sizes, "")
+    names = {plain.prefill(n): size.prefill(n) for n in manifest.text.prefill_sizes}
+    return parts.selected(TEXT_DECODER, {**names, plain.decode: size.decode})
+
+
+def _per_layer_embedder(parts: _Parts) -> tuple[bytes | FilePart, ...]:
     """A graph over the rows of all shards, which follow it as they are."""
-    names = sorted(filter(is_shard_name, manifest.files))
-    shards = [_whole(bundle, name, manifest) for name in names or [shard_name(0)]]
+    names = sorted(filter(is_shard_name, parts.manifest.files))
+    shards = [parts.whole(name) for name in names or [shard_name(0)]]
     headers = [read_header(shard.path) for shard in shards]
     check_sequence([shard.path for shard in shards], headers)
     layout = layout_ple(headers[0].layout)
@@ -205,25 +190,33 @@ def _per_layer_embedder(bundle: Path, manifest: Manifest) -> tuple[bytes | FileP
     return (header, *(replace(shard, skip=HEADER_BYTES) for shard in shards))
 
 
-def _whole(bundle: Path, name: str, manifest: Manifest) -> FilePart:
-    if name not in manifest.files:
-        raise BundleError(str(bundle), found=f"no {name}", wanted="a bundle with text", remedy="convert it again")
-    return FilePart(bundle / name, manifest.files[name].bytes, manifest.files[name].sha256)
+# --- towers ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _decoder(bundle: Path, manifest: Manifest, size: str, scratch_beside: Path) -> Iterator[FilePart]:
-    """The decoder as it is; of several sizes only the one that runs, under the plain names, and no context buckets."""
-    whole = _whole(bundle, TEXT_DECODER, manifest)
-    chosen = manifest.size(size)
-    if len(manifest.sizes) == 1 and not manifest.text.context_buckets:
-        yield whole
-        return
-    _require_hash(whole)
-    with TemporaryDirectory(prefix=f".{scratch_beside.name}.", dir=scratch_beside.resolve().parent) as scratch:
-        path = Path(scratch) / TEXT_DECODER
-        plain = SizeRecord(chosen.layers, chosen.ffn_sizes, "")
-        names = {plain.prefill(n): chosen.prefill(n) for n in manifest.text.prefill_sizes}
-        select_signatures(whole.path, path, {**names, plain.decode: chosen.decode})
-        found = hash_file(path)
-        yield FilePart(path, found.size, found.sha256)
+def _tower_sections(parts: _Parts, groups: Sequence[str], model_type: ModelType) -> list[Section]:
+    """Graphs of one signature each, as the engine wants them."""
+    sections: list[tuple[str, FilePart]] = []
+    if "vision" in groups:
+        sections.append((schema.VISION_ENCODER, parts.whole(VISION_ENCODER)))
+        sections.append((schema.VISION_ADAPTER, parts.selected(VISION_ADAPTER, {"adapt": "adapt"})))
+    if "audio" in groups:
+        assert parts.manifest.audio is not None
+        frames = _whole_sound(parts.bundle, parts.manifest.audio)
+        # Google's own files give a sound no more rows than it has tokens; transformers' prompts have them all.
+        change = always_true("mask") if model_type == "generic_model" else None
+        encoder = parts.selected(AUDIO_ENCODER, {"encode": f"encode_{frames}"}, change)
+        sections.append((schema.AUDIO_ENCODER, encoder))
+        sections.append((schema.AUDIO_ADAPTER, parts.selected(AUDIO_ADAPTER, {"adapt": f"adapt_{frames}"})))
+        end = parts.selected(AUDIO_ADAPTER, {"end_of_audio": "end_of_audio"})
+        sections.append((schema.END_OF_AUDIO, end))
+    return [Section(schema.TFLITE_MODEL, (part,), label) for label, part in sections]
+
+
+def _whole_sound(bundle: Path, audio: AudioRecord) -> int:
+    """Frames of the encoder that gives as many rows as a sound has places; the engine runs no other."""
+    frames = audio.frame_lengths[-1]
+    if ceil_div(frames, audio.frames_per_token) != audio.soft_tokens:
+        wanted = f"{audio.soft_tokens * audio.frames_per_token}, the whole of a sound's places"
+        remedy = "convert it again without --audio-lengths, or export it with --groups text,vision"
+        raise BundleError(f"{bundle} longest audio length", found=f"{frames} mel frames", wanted=wanted, remedy=remedy)
+    return frames

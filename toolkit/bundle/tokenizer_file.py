@@ -1,11 +1,13 @@
-"""Checks a tokenizer.json without running it: its form, and ids that the model has."""
+"""Looks into a tokenizer.json without running it: its form, ids that the model has, and how tokens are spelled."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from toolkit.bundle.faults import Fault
+from toolkit.errors import BundleError
 
 
 def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[str, int] | None = None) -> list[Fault]:
@@ -32,3 +34,17 @@ def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[s
     present = {*ids, *(range(len(vocab)) if isinstance(vocab, list) else ())}
     missing = {name: token for name, token in (spelled or {}).items() if token not in present}
     return [Fault(file, name, f"no token {token}", "a spelling of it") for name, token in missing.items()]
+
+
+def token_spellings(path: Path, ids: Iterable[int]) -> dict[int, str]:
+    """How a sound tokenizer spells some of its tokens; BundleError for ids that it does not have."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    vocab = value["model"]["vocab"]
+    pairs = vocab.items() if isinstance(vocab, dict) else ((entry[0], place) for place, entry in enumerate(vocab))
+    texts = {token: text for text, token in pairs}
+    texts |= {entry["id"]: entry["content"] for entry in value.get("added_tokens") or []}
+    wanted = list(ids)
+    for token in wanted:
+        if token not in texts:
+            raise BundleError(str(path), found=f"no token {token}", wanted="a spelling of every marker")
+    return {token: texts[token] for token in wanted}

@@ -15,16 +15,16 @@ FRAME_SAMPLES = 512
 HOP_SAMPLES = 160
 MIN_SAMPLES = FRAME_SAMPLES + 1
 """A frame is cut with one sample more than is used, which pre-emphasis in other flavours would need."""
+FFT_SIZE = 1024
+PRE_EMPHASIS = 0.97
+MIN_HZ, MAX_HZ = 125.0, 7600.0
+FLOOR = 1e-5
 
-_FFT_SIZE = 1024
 _PAD_MULTIPLE = 128
-_PRE_EMPHASIS = 0.97
-_MIN_HZ, _MAX_HZ = 125.0, 7600.0
-_FLOOR = 1e-5
 
 
-def log_mel(samples: NDArray[np.float32], bins: int = NUM_MELS) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Features f32[frames, bins] and bool[frames], true where a frame starts in the sound and not in its padding.
+def log_mel(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Features f32[frames, 128] and bool[frames], true where a frame starts in the sound and not in its padding.
 
     samples: f32[n] at 16 kHz, n from 513 to 480,000 (30 s, 2,997 frames); UsageError otherwise, where transformers
     gives no frame, or cuts.
@@ -33,10 +33,10 @@ def log_mel(samples: NDArray[np.float32], bins: int = NUM_MELS) -> tuple[NDArray
     count = len(samples)
     padded = np.pad(samples.astype(np.float32, copy=False), (0, -count % _PAD_MULTIPLE))
     frames = np.lib.stride_tricks.sliding_window_view(padded, MIN_SAMPLES)[::HOP_SAMPLES]
-    spectrum = np.fft.rfft(_pre_emphasised(frames) * _window(), n=_FFT_SIZE, axis=-1)
-    mel = np.abs(spectrum) @ mel_filters(bins)
+    spectrum = np.fft.rfft(_pre_emphasised(frames) * _window(), n=FFT_SIZE, axis=-1)
+    mel = np.abs(spectrum) @ mel_filters()
     mask = np.arange(len(frames)) * HOP_SAMPLES < count
-    return np.log(np.maximum(mel, _FLOOR)).astype(np.float32), mask
+    return np.log(np.maximum(mel, FLOOR)).astype(np.float32), mask
 
 
 def num_frames(num_samples: int) -> int:
@@ -49,25 +49,15 @@ def num_frames(num_samples: int) -> int:
     return max(0, (padded - MIN_SAMPLES) // HOP_SAMPLES + 1)
 
 
-def max_samples(frames: int) -> int:
-    """The longest sound of at most so many frames, and of at most 30 s.
-
-    >>> max_samples(1), max_samples(112), max_samples(3008)
-    (640, 18432, 480000)
-    """
-    padded = (MIN_SAMPLES + frames * HOP_SAMPLES - 1) // _PAD_MULTIPLE * _PAD_MULTIPLE
-    return min(padded, PIECE_SAMPLES)
-
-
 @functools.cache
-def mel_filters(bins: int = NUM_MELS) -> NDArray[np.float64]:
-    """Weights f64[513, bins] of triangles on HTK's mel scale from 125 to 7,600 Hz, of height 1; read-only."""
-    low, high = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (_MIN_HZ, _MAX_HZ))
-    corners = 700.0 * (10 ** (np.linspace(low, high, bins + 2) / 2595.0) - 1.0)
-    lines = np.arange(_FFT_SIZE // 2 + 1)[:, np.newaxis] * (SAMPLE_RATE_HZ / _FFT_SIZE)
+def mel_filters() -> NDArray[np.float64]:
+    """Weights f64[513, 128] of 128 triangles on HTK's mel scale from 125 to 7,600 Hz, of height 1; read-only."""
+    low, high = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (MIN_HZ, MAX_HZ))
+    corners = 700.0 * (10 ** (np.linspace(low, high, NUM_MELS + 2) / 2595.0) - 1.0)
+    bins = np.arange(FFT_SIZE // 2 + 1)[:, np.newaxis] * (SAMPLE_RATE_HZ / FFT_SIZE)
     width = np.diff(corners)
-    rising = (lines - corners[:-2]) / width[:-1]
-    falling = (corners[2:] - lines) / width[1:]
+    rising = (bins - corners[:-2]) / width[:-1]
+    falling = (corners[2:] - bins) / width[1:]
     filters = np.maximum(0.0, np.minimum(rising, falling))
     filters.setflags(write=False)
     return filters
@@ -75,8 +65,8 @@ def mel_filters(bins: int = NUM_MELS) -> NDArray[np.float64]:
 
 def _pre_emphasised(frames: NDArray[np.float32]) -> NDArray[np.float32]:
     """HTK's flavour: y0 = 0.03 x0, y_j = x_j - 0.97 x_{j-1}; f32[frames, 513] to f32[frames, 512]."""
-    first = frames[:, :1] * (1.0 - _PRE_EMPHASIS)
-    return np.concatenate([first, frames[:, 1:-1] - _PRE_EMPHASIS * frames[:, :-2]], axis=1)
+    first = frames[:, :1] * (1.0 - PRE_EMPHASIS)
+    return np.concatenate([first, frames[:, 1:-1] - PRE_EMPHASIS * frames[:, :-2]], axis=1)
 
 
 def _window() -> NDArray[np.float32]:

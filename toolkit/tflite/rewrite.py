@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +16,21 @@ from toolkit.tflite.reader import read_tflite
 _COPY_BYTES = 8 << 20
 
 
-def select_signatures(source: Path, target: Path, names: Mapping[str, str]) -> None:
+def select_signatures(
+    source: Path,
+    target: Path,
+    names: Mapping[str, str],
+    change: Callable[[schema.SubgraphRecord], schema.SubgraphRecord] | None = None,
+) -> None:
     """Write `target` with the signatures `names` (new name to old name) of `source`, in that order.
 
-    Buffers that none of them uses are left out. The caller owns the target's atomicity.
+    Each goes through `change`, if there is one. Buffers that none of them uses are left out. The caller owns the
+    target's atomicity.
     """
     content = read_tflite(source)
     graphs = tuple(replace(content.graph(old), name=new) for new, old in names.items())
+    if change is not None:
+        graphs = tuple(map(change, graphs))
     used = sorted({tensor.buffer for graph in graphs for tensor in graph.tensors} | {0})
     renumbered = {old: new for new, old in enumerate(used)}
     graphs = tuple(

@@ -10,14 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bundles import decoder, decoder_signatures, embedder, fill, write_graphs
+from bundles import decoder, decoder_signatures, embedder, fill, fill_with_towers, stand_in, write_graphs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolkit.bundle import litertlm_schema as schema
 from toolkit.bundle.check import check
-from toolkit.bundle.litertlm import Section, export_litertlm, write_container
-from toolkit.bundle.litertlm_schema import ContainerMetadata, LlmMetadata, SectionRecord
+from toolkit.bundle.litertlm import export_litertlm
+from toolkit.bundle.litertlm_container import Section, write_container
+from toolkit.bundle.litertlm_schema import (
+    ContainerMetadata,
+    ImageMetadata,
+    LlmMetadata,
+    MelMetadata,
+    SectionRecord,
+    SoundMetadata,
+)
 from toolkit.bundle.write import write_bundle
 
 DECODER, EMBEDDER, PER_LAYER = schema.PREFILL_DECODE, schema.EMBEDDER, schema.PER_LAYER_EMBEDDER
@@ -244,6 +252,116 @@ def test_an_embedder_of_another_width_is_found(path: Path, whole: bytes, tmp_pat
     assert rebuilt(path, whole, **{PER_LAYER: content}) == [
         f"section {PER_LAYER} signature embed_1 output per_layer_embeddings"
     ]
+
+
+# --- towers ----------------------------------------------------------------------------------------------------------
+
+VISION_ENCODER, VISION_ADAPTER = schema.VISION_ENCODER, schema.VISION_ADAPTER
+AUDIO_ENCODER, AUDIO_ADAPTER, END_OF_AUDIO = schema.AUDIO_ENCODER, schema.AUDIO_ADAPTER, schema.END_OF_AUDIO
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    directory = tmp_path_factory.mktemp("towers")
+    write_bundle(directory / "bundle", fill_with_towers)
+    export_litertlm(directory / "bundle", directory / "model.litertlm")
+    return (directory / "model.litertlm").read_bytes()
+
+
+IMAGE = ImageMetadata("<3>", "<36>", "<37>", "", "", 6, 6)
+SOUND = SoundMetadata("<4>", "<38>", "<39>", "", "", MelMetadata(3))
+
+
+def media_metadata(image: ImageMetadata | None, sound: SoundMetadata | None, **fields: object) -> bytes:
+    return llm_metadata(**{"model_type": "generic_model", **fields}, image=image, sound=sound)
+
+
+def test_a_file_with_all_groups_has_no_fault(path: Path, towers: bytes) -> None:
+    assert found(path, towers) == []
+    assert rebuilt(path, towers, LlmMetadataProto=media_metadata(IMAGE, SOUND)) == []
+
+
+@pytest.mark.parametrize("label", [VISION_ADAPTER, AUDIO_ADAPTER, END_OF_AUDIO])
+def test_a_tower_without_one_of_its_sections_is_found(path: Path, towers: bytes, label: str) -> None:
+    assert rebuilt(path, towers, **{label: None}) == [f"section {label}"]
+
+
+@pytest.mark.parametrize(("label", "kind"), [(VISION_ENCODER, "images"), (AUDIO_ENCODER, "sounds")])
+def test_a_tower_without_its_encoder_is_found(path: Path, towers: bytes, label: str, kind: str) -> None:
+    faults = rebuilt(path, towers, **{label: None})
+    assert faults[0] == f"section {label}"
+    assert f"section LlmMetadataProto {kind}" in faults
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (media_metadata(None, SOUND), "section LlmMetadataProto images"),
+        (media_metadata(IMAGE, None), "section LlmMetadataProto sounds"),
+        (media_metadata(replace(IMAGE, placeholder=""), SOUND), "section LlmMetadataProto image placeholder"),
+        (media_metadata(IMAGE, replace(SOUND, placeholder="")), "section LlmMetadataProto sound placeholder"),
+        (media_metadata(replace(IMAGE, height=5), SOUND), f"section {VISION_ENCODER} signature encode input images"),
+        (
+            media_metadata(IMAGE, replace(SOUND, mel=MelMetadata(4))),
+            f"section {AUDIO_ENCODER} signature encode input src_inputs",
+        ),
+        (
+            media_metadata(replace(IMAGE, width=7), SOUND, model_type="gemma3n"),
+            f"section {VISION_ENCODER} signature encode input images",
+        ),
+    ],
+)
+def test_metadata_that_do_not_fit_the_towers_are_found(path: Path, towers: bytes, content: bytes, fault: str) -> None:
+    assert rebuilt(path, towers, LlmMetadataProto=content) == [fault]
+
+
+def test_metadata_of_towers_that_are_not_there_are_found(path: Path, whole: bytes) -> None:
+    assert rebuilt(path, whole, LlmMetadataProto=media_metadata(IMAGE, SOUND)) == [
+        "section LlmMetadataProto images",
+        "section LlmMetadataProto sounds",
+    ]
+
+
+FEATURES, HEARD = {"features": (1, 4, 5)}, {"features": (1, 2, 6), "mask": (1, 2)}
+MEL = {"src_inputs": (1, 7, 3), "mask": (1, 7)}
+
+
+@pytest.mark.parametrize(
+    ("label", "signatures", "fault"),
+    [
+        (
+            VISION_ENCODER,
+            [stand_in(name, {"images": (1, 6, 6, 3)}, FEATURES) for name in ("encode", "encode_2")],
+            "encode_2",
+        ),
+        (VISION_ENCODER, [stand_in("encode", {"pixels": (1, 6, 6, 3)}, FEATURES)], "encode input images"),
+        (VISION_ADAPTER, [stand_in("adapt", FEATURES, {"embeddings": (1, 5, 9)})], "adapt output embeddings"),
+        (VISION_ADAPTER, [stand_in("adapt", FEATURES, {"embeddings": (1, 4, 8)})], "adapt output embeddings"),
+        (
+            VISION_ADAPTER,
+            [stand_in("adapt", {"features": (1, 4, 6)}, {"embeddings": (1, 5, 8)})],
+            "adapt input features",
+        ),
+        (AUDIO_ENCODER, [stand_in("encode", {"src_inputs": (1, 7, 3)}, HEARD)], "encode input mask"),
+        (AUDIO_ENCODER, [stand_in("encode", MEL, {"features": (1, 2, 6)})], "encode output mask"),
+        (AUDIO_ADAPTER, [stand_in("adapt", HEARD, {"embeddings": (1, 3, 8)})], "adapt output embeddings"),
+        (
+            AUDIO_ADAPTER,
+            [stand_in("adapt", {"features": (1, 2, 6)}, {"embeddings": (1, 2, 8)})],
+            "adapt input mask",
+        ),
+        (END_OF_AUDIO, [stand_in("end_of_audio", {}, {"embeddings": (1, 2, 8)})], "end_of_audio output embeddings"),
+        (
+            END_OF_AUDIO,
+            [stand_in("end_of_audio", {"ids": (1, 1)}, {"embeddings": (1, 1, 8)})],
+            "end_of_audio input ids",
+        ),
+    ],
+)
+def test_graphs_of_a_tower_that_do_not_fit_are_found(
+    path: Path, towers: bytes, tmp_path: Path, label: str, signatures: list[object], fault: str
+) -> None:
+    assert f"section {label} signature {fault}" in rebuilt(path, towers, **{label: graphs(tmp_path, signatures)})
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

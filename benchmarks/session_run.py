@@ -33,6 +33,8 @@ class SessionRequest:
     prompt: int
     decode: int
     cache: Path
+    skip: int = 0
+    """Positions before the prompt that only count as filled: zeros take as long to read as keys and values."""
     size: str | None = None
     threads: int = field(default_factory=default_threads)
     ple: str = "flash"
@@ -41,7 +43,8 @@ class SessionRequest:
     def command(self) -> list[str]:
         """The command line of its process."""
         flags = ["--prompt", self.prompt, "--decode", self.decode, "--cache", self.cache, "--threads", self.threads]
-        flags += ["--ple", self.ple, "--ple-cache-mb", self.ple_cache_mb, *(["--size", self.size] if self.size else [])]
+        flags += ["--ple", self.ple, "--ple-cache-mb", self.ple_cache_mb, "--skip", self.skip]
+        flags += ["--size", self.size] if self.size else []
         return [sys.executable, "-m", "benchmarks.session_run", str(self.bundle), *map(str, flags)]
 
 
@@ -84,6 +87,7 @@ def run_session(request: SessionRequest) -> SessionRun:
         end("loading")
         ids = np.random.default_rng(0).integers(0, session.text.ple_vocab_size, request.prompt + request.decode)
         prompt, decoded = ids[: request.prompt].tolist(), ids[request.prompt :].tolist()
+        session._ids.extend([0] * request.skip)
         begun = time.perf_counter()
         session.prefill(prompt)
         prefilled = time.perf_counter() - begun
@@ -123,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", type=int, required=True)
     parser.add_argument("--decode", type=int, required=True)
     parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--size")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--ple", choices=("flash", "ram"), default="flash")

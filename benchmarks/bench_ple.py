@@ -1,0 +1,227 @@
+"""What looking up one token's per-layer embeddings costs, from flash and from memory, by layout of the table.
+
+Layouts: our shards, where a token is one row, with MADV_RANDOM and without; and the same codes layer by layer, as the
+checkpoint's authors might store one table a layer, where a token is one piece in each. Cold: the files' pages were
+dropped from the kernel's cache, which is looked at, and every token is a new one. Warm: the same tokens once more.
+Costs are set against a decode step of the same bundle:
+
+  python -m benchmarks.bench_ple BUNDLE
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.bench_memory import drop_page_cache
+from benchmarks.measure import RESULTS, Summary, append_result, load_average, markdown, summary, text, this_device
+from benchmarks.session_run import SessionRequest, run_child
+from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, unpack_rows
+from toolkit.procfs import parse_io
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.memory import page_cache_bytes
+from toolkit.runtime.ple_lookup import PleTable
+
+Lookup = Callable[[NDArray[np.int32]], NDArray[np.float32]]
+
+_LAYER_MAJOR = "layer_major.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to look rows up; `batch` tokens at a time."""
+
+    name: str
+    layout: str
+    random_advice: bool
+    in_ram: bool = False
+    batch: int = 1
+
+
+WAYS = (
+    Way("rows, MADV_RANDOM", "rows", True),
+    Way("rows, no advice", "rows", False),
+    Way("layer by layer, MADV_RANDOM", "layers", True),
+    Way("layer by layer, no advice", "layers", False),
+    Way("rows, MADV_RANDOM, 256 at once", "rows", True, batch=256),
+    Way("rows in RAM", "rows", True, in_ram=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Microseconds a token, of one pass over all tokens, and bytes fetched from storage a token."""
+
+    median_us: float
+    p99_us: float
+    read_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A way's passes; a table in memory is never cold."""
+
+    way: Way
+    cold: tuple[Pass, ...]
+    warm: tuple[Pass, ...]
+
+
+def write_layer_major(shards: Sequence[Path], layout: PleLayout, path: Path) -> None:
+    """The same codes and scales as uint8[layers, vocabulary, bytes of one layer]."""
+    width = layout.width * layout.bits // 8
+    table = np.memmap(path, np.uint8, "w+", shape=(layout.layers, layout.vocab_size, width + 2))
+    for shard in shards:
+        header = read_header(shard)
+        span = slice(header.first_token, header.first_token + header.row_count)
+        rows = np.memmap(shard, np.uint8, "r", HEADER_BYTES, (header.row_count, layout.row_bytes))
+        end = layout.code_bytes + layout.scale_bytes
+        for layer in range(layout.layers):
+            table[layer, span, :width] = rows[:, layer * width : (layer + 1) * width]
+            table[layer, span, width:] = rows[:, layout.code_bytes : end].reshape(-1, layout.layers, 2)[:, layer]
+    table.flush()
+
+
+@contextmanager
+def opened(way: Way, bundle: Bundle, layer_major: Path) -> Iterator[Lookup]:
+    """The table, ready for look-ups without a cache of hot rows."""
+    if way.layout == "layers":
+        layout = read_header(bundle.ple_shards()[0]).layout
+        with open(layer_major, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            mapped.madvise(mmap.MADV_RANDOM if way.random_advice else mmap.MADV_NORMAL)
+            table = np.frombuffer(mapped, np.uint8).reshape(layout.layers, layout.vocab_size, -1)
+            yield lambda ids: _gather(table, ids, layout)
+            del table
+        return
+    ple = PleTable(bundle.ple_shards(), cache_bytes=0, in_ram=way.in_ram)
+    if not way.random_advice:
+        for shard in ple._maps:
+            shard.madvise(mmap.MADV_NORMAL)
+    yield ple.lookup
+    ple.close()
+
+
+def _gather(table: NDArray[np.uint8], ids: NDArray[np.int32], layout: PleLayout) -> NDArray[np.float32]:
+    """One piece of each layer, put together as one of our rows is."""
+    pieces = table[:, ids[0]]
+    row = np.empty((1, layout.code_bytes + layout.scale_bytes), np.uint8)
+    row[0, : layout.code_bytes] = pieces[:, :-2].reshape(-1)
+    row[0, layout.code_bytes :] = pieces[:, -2:].reshape(-1)
+    values = unpack_rows(row, layout)
+    values *= np.float32(np.sqrt(layout.width))
+    return values
+
+
+def timed(lookup: Lookup, ids: NDArray[np.int32], batch: int) -> Pass:
+    """All tokens once, `batch` at a time."""
+    times = []
+    before = _storage_bytes()
+    for start in range(0, len(ids), batch):
+        begun = time.perf_counter()
+        lookup(ids[start : start + batch])
+        times.append((time.perf_counter() - begun) / batch * 1e6)
+    read = (_storage_bytes() - before) / len(ids)
+    return Pass(statistics.median(times), float(np.percentile(times, 99)), read)
+
+
+def _storage_bytes() -> int:
+    return parse_io(Path("/proc/self/io").read_text(encoding="ascii")).read_bytes or 0
+
+
+def measure(bundle: Bundle, layer_major: Path, tokens: int, repeats: int) -> list[Outcome]:
+    """Rounds in which the ways take turns."""
+    files = [*bundle.ple_shards(), layer_major]
+    vocabulary = bundle.manifest.text.ple_vocab_size
+    outcomes = [Outcome(way, (), ()) for way in WAYS]
+    for turn in range(repeats):
+        ids = np.random.default_rng(turn).permutation(vocabulary)[:tokens].astype(np.int32)
+        for number, outcome in enumerate(outcomes):
+            way = outcome.way
+            drop_page_cache(files)
+            assert not any(page_cache_bytes(file) for file in files), "not cold"
+            with opened(way, bundle, layer_major) as lookup:
+                first, second = timed(lookup, ids, way.batch), timed(lookup, ids, way.batch)
+            cold = outcome.cold if way.in_ram else (*outcome.cold, first)
+            outcomes[number] = Outcome(way, cold, (*outcome.warm, second))
+    return outcomes
+
+
+def _medians(passes: Sequence[Pass], field: str) -> Summary | None:
+    return summary([getattr(each, field) for each in passes]) if passes else None
+
+
+def record(outcome: Outcome, name: str, step_ms: Summary, tokens: int, load_before: float, path: Path) -> None:
+    """Append one way's passes."""
+    passes = {"cold": outcome.cold, "warm": outcome.warm}
+    fields = {
+        "bundle": name,
+        "way": asdict(outcome.way),
+        "tokens": tokens,
+        "decode_step_ms": asdict(step_ms),
+        "load_average_before": load_before,
+        **{
+            f"{kind}_{field}": figures and asdict(figures)
+            for kind, these in passes.items()
+            for field in ("median_us", "p99_us", "read_bytes")
+            for figures in (_medians(these, field),)
+        },
+    }
+    append_result(path, "ple", fields)
+
+
+def table(outcomes: Sequence[Outcome], step_ms: float) -> str:
+    """Microseconds a token: medians of the passes' medians, from least to most, and parts of a decode step."""
+    rows = []
+    for outcome in outcomes:
+        cells = []
+        for passes in (outcome.cold, outcome.warm):
+            median = _medians(passes, "median_us")
+            cells += [text(median, ".0f"), f"{median.median / step_ms / 10:.2f} %"] if median else ["-", "-"]
+        read = _medians(outcome.cold, "read_bytes")
+        rows.append([outcome.way.name, *cells, f"{read.median / 1e3:.1f}" if read else "-"])
+    header = ["table", "cold, us", "of a step", "warm, us", "of a step", "cold: read from storage, kB a token"]
+    return markdown(header, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_ple",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--name", help="of the bundle in the results (default: its directory's)")
+    parser.add_argument("--tokens", type=int, default=512, help="of a pass (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, help="for packed weights (default: a temporary one)")
+    parser.add_argument("--scratch", type=Path, help="for a copy of the table (default: beside the bundle)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "ple.jsonl", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    load_before = load_average()
+    bundle = Bundle(options.bundle.resolve())
+    folder = options.scratch or bundle.path.parent
+    with TemporaryDirectory(prefix="bench_ple.", dir=folder) as scratch:
+        cache = (options.cache or Path(scratch)).resolve()
+        request = SessionRequest(bundle.path, 16, 32, cache)
+        step_ms = summary([run_child(request).decode_step_ms for _ in range(options.repeats)])
+        layer_major = Path(scratch) / _LAYER_MAJOR
+        write_layer_major(bundle.ple_shards(), read_header(bundle.ple_shards()[0]).layout, layer_major)
+        outcomes = measure(bundle, layer_major, options.tokens, options.repeats)
+    name = options.name or bundle.path.name
+    for outcome in outcomes:
+        record(outcome, name, step_ms, options.tokens, load_before, options.output)
+    print(f"\n{this_device()}\n{name}; decode step {text(step_ms, '.1f')} ms\n\n{table(outcomes, step_ms.median)}")
+
+
+if __name__ == "__main__":
+    main()

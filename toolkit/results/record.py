@@ -133,7 +133,6 @@ class DriftRecord:
     """Whether a figure went up or down over the iterations."""
 
     statistic: Literal["mann-kendall"]
-    tau: Annotated[float, Range(-1, 1)]
     p_value: Annotated[float, Range(0, 1)]
     change_fraction: Number
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 
-MODEL = "gemma-edge emulated device"
+MODEL = "emulated device"
 
 _ABIS = {"x86_64": "x86_64", "aarch64": "arm64-v8a"}
 _SENSORS = (("CPU", 0, 9.0), ("GPU", 1, 6.0), ("BAT", 2, -2.0), ("SKIN", 3, 0.0))
@@ -139,6 +139,18 @@ case $1 in
     put) echo "$4" > "$file";;
     delete) if [ -f "$file" ]; then rm "$file"; echo 'Deleted 1 rows'; else echo 'Deleted 0 rows'; fi;;
     *) echo "unknown command: $1" >&2; exit 1;;
+esac
+"""
+
+CMD = """#!/bin/sh
+# cmd connectivity airplane-mode [enable|disable]
+[ "$1 $2" = 'connectivity airplane-mode' ] || { echo "cmd: Can't find service: $1" >&2; exit 20; }
+file=$DATA/system/settings/global.airplane_mode_on
+case $3 in
+    enable) echo 1 > "$file";;
+    disable) echo 0 > "$file";;
+    '') if [ "$(cat "$file")" = 1 ]; then echo enabled; else echo disabled; fi;;
+    *) exit 255;;
 esac
 """
 

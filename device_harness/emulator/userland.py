@@ -160,6 +160,7 @@ class Userland:
         for name in _TREE:
             (self.root / name).mkdir(parents=True, exist_ok=True)
         scripts = {"dumpsys": templates.DUMPSYS, "getprop": templates.GETPROP, "settings": templates.SETTINGS}
+        scripts |= {"cmd": templates.CMD}
         scripts |= {"python3": templates.PYTHON} | ({"df": templates.DF} if limits_storage else {})
         folder = self.root / "system/bin"
         for name, text in scripts.items():

@@ -1,0 +1,143 @@
+"""Waits until a device is cool, and puts back what was changed on it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from device_harness.machine import Machine
+from device_harness.state import READ_S, gate_temperature, read_thermal
+from device_harness.transport import DeviceRefusal, Transport
+from toolkit.errors import EnvironmentFault, UsageError
+from toolkit.results.record import ThermalRecord
+
+Note = Callable[[str], None]
+"""Told what is being waited for."""
+
+STATUS_NAMES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+"""Android's ThrottlingSeverity."""
+
+_STAY_ON = ("stay_on_while_plugged_in", "7")
+"""android.os.BatteryManager: on AC, USB and wireless power."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """When a device counts as cool: not throttling, and its gate temperature within bounds."""
+
+    limit_celsius: float | None = None
+    """None: what it was before the first iteration, plus ``margin_celsius``."""
+    margin_celsius: float = 2.0
+    timeout_s: float = 300.0
+    refuses: bool = False
+    """A device that stays hot is an error; else its results are flagged."""
+    poll_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """How a wait ended."""
+
+    waited_s: float
+    timed_out: bool
+
+
+class ThermalGate:
+    """Asked before each iteration; a machine without a thermal service is always let through."""
+
+    def __init__(self, machine: Machine, settings: GateSettings, note: Note) -> None:
+        self._machine = machine
+        self._settings = settings
+        self._note = note
+        self._limit = settings.limit_celsius
+
+    def wait(self) -> GateResult:
+        """DeviceRefusal if it ``refuses`` and the device is still hot after ``timeout_s``."""
+        started = time.monotonic()
+        told = False
+        while True:
+            thermal = read_thermal(self._machine)
+            waited = time.monotonic() - started
+            if self._is_cool(thermal):
+                return GateResult(waited if told else 0.0, timed_out=False)
+            if waited >= self._settings.timeout_s:
+                return self._give_up(thermal, waited)
+            if not told:
+                self._note(f"waiting for {self._machine.serial} to cool: {self._describe(thermal)}")
+                told = True
+            time.sleep(min(self._settings.poll_s, self._settings.timeout_s))
+
+    def _is_cool(self, thermal: ThermalRecord | None) -> bool:
+        found = gate_temperature(thermal)
+        if self._limit is None and found is not None:
+            self._limit = found[1] + self._settings.margin_celsius
+        is_throttling = thermal is not None and (thermal.status or 0) > 0
+        return not is_throttling and (found is None or self._limit is None or found[1] <= self._limit)
+
+    def _give_up(self, thermal: ThermalRecord | None, waited: float) -> GateResult:
+        words = self._describe(thermal)
+        if self._settings.refuses:
+            found = f"{words} after {waited:.0f} s"
+            remedy = "let it cool, allow more with --max-celsius or --gate-timeout, or leave out --refuse-hot"
+            limit = "" if self._limit is None else f" and at most {self._limit:.1f} °C"
+            wanted = f"throttling status none{limit}"
+            raise DeviceRefusal(f"{self._machine.serial} thermal gate", found=found, wanted=wanted, remedy=remedy)
+        self._note(f"{self._machine.serial} is still hot after {waited:.0f} s ({words}); the results are flagged")
+        return GateResult(waited, timed_out=True)
+
+    def _describe(self, thermal: ThermalRecord | None) -> str:
+        found = gate_temperature(thermal)
+        status = "unknown" if thermal is None or thermal.status is None else STATUS_NAMES[thermal.status]
+        return f"throttling status {status}" + (f", {found[0]} {found[1]:.1f} °C" if found else "")
+
+
+@contextmanager
+def prepared_device(machine: Machine, *, stay_awake: bool = False, airplane_mode: bool = False) -> Iterator[None]:
+    """Change what was asked for, and put it back however the work ends; a warning says what could not be put back."""
+    if machine.kind == "host" and (stay_awake or airplane_mode):
+        option = "--stay-awake" if stay_awake else "--airplane-mode"
+        raise UsageError(option, found="this computer", wanted="an Android device")
+    if airplane_mode and machine.kind == "tcp" and not machine.serial.startswith("127.0.0.1:"):
+        remedy = "connect it by USB"
+        raise UsageError("--airplane-mode", found=f"{machine.serial} over a network", wanted="USB", remedy=remedy)
+    undo: list[str] = []
+    try:
+        if stay_awake:
+            name, value = _STAY_ON
+            old = _setting(machine, name)
+            restore = f"settings delete global {name}" if old == "null" else f"settings put global {name} {old}"
+            undo.append(restore)
+            _run(machine, f"settings put global {name} {value}")
+        if airplane_mode and _setting(machine, "airplane_mode_on") != "1":
+            undo.append("cmd connectivity airplane-mode disable")
+            _run(machine, "cmd connectivity airplane-mode enable")
+        yield
+    finally:
+        for command in reversed(undo):
+            _put_back(machine, command)
+
+
+def _put_back(machine: Machine, command: str) -> None:
+    try:
+        if isinstance(machine, Transport):
+            # After an interrupt the connection may be in the midst of a message.
+            machine.reconnect(timeout=10.0)
+        _run(machine, command)
+    except EnvironmentFault as error:
+        _log.warning("%s is not as it was (%s); run there: %s", machine.serial, error, command)
+
+
+def _setting(machine: Machine, name: str) -> str:
+    found = _run(machine, f"settings get global {name}").strip()
+    if not found.replace("null", "0").isdecimal():
+        raise DeviceRefusal(f"{machine.serial} settings get {name}", found=repr(found), wanted="a number or null")
+    return found
+
+
+def _run(machine: Machine, command: str) -> str:
+    return machine.shell(command, timeout=READ_S).require(f"{machine.serial} {command}")

@@ -1,0 +1,114 @@
+"""Waiting for a cool device, and putting back what was changed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from device_harness.emulator.device import Emulator
+from device_harness.emulator.faults import Faults
+from device_harness.gates import GateSettings, ThermalGate, prepared_device
+from device_harness.machine import Host
+from device_harness.transport import DeviceRefusal, Transport
+from toolkit.errors import UsageError
+
+STAY_ON = "settings get global stay_on_while_plugged_in"
+AIRPLANE = "settings get global airplane_mode_on"
+
+
+@pytest.fixture
+def device(folder_device: Emulator) -> Emulator:
+    folder_device.set_faults(Faults())
+    return folder_device
+
+
+def _said(transport: Transport, command: str) -> str:
+    return transport.shell(command, timeout=20).stdout.strip()
+
+
+def test_a_cool_device_is_let_through_at_once(device: Emulator, transport: Transport) -> None:
+    notes: list[str] = []
+    result = ThermalGate(transport, GateSettings(), notes.append).wait()
+    assert (result.waited_s, result.timed_out, notes) == (0.0, False, [])
+
+
+def test_a_hot_device_is_waited_for(device: Emulator, transport: Transport) -> None:
+    device.set_faults(Faults(thermal_status=3))
+    notes: list[str] = []
+    threading.Timer(0.7, lambda: device.set_faults(Faults())).start()
+    result = ThermalGate(transport, GateSettings(limit_celsius=40, timeout_s=30, poll_s=0.1), notes.append).wait()
+    assert result.waited_s >= 0.5 and not result.timed_out
+    assert notes == [f"waiting for {transport.serial} to cool: throttling status severe, SKIN 45.0 °C"]
+
+
+def test_a_device_has_to_cool_to_what_it_was_before_the_first_iteration(device: Emulator, transport: Transport) -> None:
+    gate = ThermalGate(transport, GateSettings(timeout_s=0.2, poll_s=0.1), lambda text: None)
+    assert not gate.wait().timed_out
+    device.set_faults(Faults(thermal_status=1))
+    assert gate.wait().timed_out
+    device.set_faults(Faults())
+    assert not gate.wait().timed_out
+
+
+def test_a_device_that_stays_hot_is_flagged(device: Emulator, transport: Transport) -> None:
+    device.set_faults(Faults(thermal_status=2))
+    notes: list[str] = []
+    result = ThermalGate(transport, GateSettings(timeout_s=0.3, poll_s=0.1), notes.append).wait()
+    assert result.timed_out and result.waited_s >= 0.3
+    assert notes[-1].endswith("(throttling status moderate, SKIN 42.0 °C); the results are flagged")
+
+
+def test_a_device_that_stays_hot_is_refused_if_so_wanted(device: Emulator, transport: Transport) -> None:
+    device.set_faults(Faults(thermal_status=4))
+    gate = ThermalGate(transport, GateSettings(37.5, timeout_s=0.2, refuses=True, poll_s=0.1), lambda text: None)
+    with pytest.raises(DeviceRefusal, match=r"found throttling status critical, SKIN 48.0 °C after 0 s.*at most 37.5"):
+        gate.wait()
+
+
+def test_a_computer_without_a_thermal_service_is_let_through() -> None:
+    assert ThermalGate(Host(), GateSettings(limit_celsius=1), lambda text: None).wait().waited_s == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError()])
+@pytest.mark.parametrize("before", ["2", None])
+def test_what_was_changed_is_put_back_whatever_happens(
+    device: Emulator, transport: Transport, error: BaseException, before: str | None
+) -> None:
+    name = "global stay_on_while_plugged_in"
+    transport.shell(f"settings put {name} {before}" if before else f"settings delete {name}", timeout=20)
+    with pytest.raises(type(error)), prepared_device(transport, stay_awake=True, airplane_mode=True):
+        assert (_said(transport, STAY_ON), _said(transport, AIRPLANE)) == ("7", "1")
+        raise error
+    assert (_said(transport, STAY_ON), _said(transport, AIRPLANE)) == (before or "null", "0")
+
+
+def test_airplane_mode_that_was_on_stays_on(device: Emulator, transport: Transport) -> None:
+    transport.shell("cmd connectivity airplane-mode enable", timeout=20)
+    with prepared_device(transport, airplane_mode=True):
+        pass
+    assert _said(transport, AIRPLANE) == "1"
+    transport.shell("cmd connectivity airplane-mode disable", timeout=20)
+
+
+def test_what_cannot_be_put_back_is_told_with_the_command_that_does(
+    device: Emulator, transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport.shell("settings put global stay_on_while_plugged_in 0", timeout=20)
+    with prepared_device(transport, stay_awake=True):
+        device.set_faults(Faults(refused_services=("shell",)))
+    device.set_faults(Faults())
+    assert "run there: settings put global stay_on_while_plugged_in 0" in caplog.records[-1].getMessage()
+    assert caplog.records[-1].levelno == logging.WARNING
+
+
+def test_a_computer_has_no_screen_to_keep_on() -> None:
+    with pytest.raises(UsageError, match="--stay-awake: found this computer"), prepared_device(Host(), stay_awake=True):
+        pass
+
+
+def test_airplane_mode_over_a_network_is_refused(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Transport, "serial", "192.168.1.20:5555")
+    with pytest.raises(UsageError, match="over a network, wanted USB"), prepared_device(transport, airplane_mode=True):
+        pass

@@ -1,0 +1,90 @@
+"""A machine's state, as an emulated device and this computer tell it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from device_harness.devices import connect
+from device_harness.emulator.device import Emulator, EmulatorSettings
+from device_harness.emulator.faults import Faults
+from device_harness.machine import Host
+from device_harness.state import gate_temperature, read_device, read_parts, read_state, state_flags
+from device_harness.transport import Transport
+from toolkit.results.record import BatteryRecord, CpuRecord, StateRecord, TemperatureRecord, ThermalRecord
+
+
+def test_an_emulated_device_says_so(transport: Transport) -> None:
+    found = read_device(transport)
+    assert (found.kind, found.emulated, found.os_version) == ("adb", True, "14")
+    assert found.fingerprint is not None and "emulated" in found.fingerprint
+    assert found.kernel and found.memory_bytes and found.cpus > 0
+
+
+def test_this_computer_is_no_emulated_device() -> None:
+    found = read_device(Host())
+    assert (found.kind, found.emulated, found.fingerprint) == ("host", False, None)
+    assert found.cpus > 0 and found.memory_bytes
+
+
+def test_the_state_of_a_device_is_read_in_one_command(transport: Transport) -> None:
+    state = read_state(transport)
+    assert state.battery == BatteryRecord(100.0, 32.0, 4.35, "full", ("usb",))
+    assert state.thermal is not None and (state.thermal.status, state.thermal.source) == (0, "hal")
+    assert state.cpus[0] == CpuRecord(0, "schedutil", 2_000_000_000, 2_000_000_000, 2_000_000_000)
+    assert (state.screen_on, state.airplane_mode, state.power_save) == (True, False, False)
+    assert state.load_1min is not None
+
+
+def test_a_computer_has_neither_battery_service_nor_screen() -> None:
+    state = read_state(Host())
+    assert (state.battery, state.thermal, state.screen_on, state.airplane_mode) == (None, None, None, None)
+    assert state.load_1min is not None
+
+
+def test_throttling_shows_when_it_begins(folder_device: Emulator, transport: Transport) -> None:
+    before = read_state(transport)
+    folder_device.set_faults(Faults(thermal_status=3))
+    after = read_state(transport)
+    folder_device.set_faults(Faults())
+    assert gate_temperature(after.thermal) == ("SKIN", 45.0)
+    assert state_flags(before, before) == {"screen_on"}
+    assert state_flags(before, after) == {"screen_on", "throttled"}
+
+
+def test_a_device_with_the_old_shell_tells_its_state_too() -> None:
+    settings = EmulatorSettings(isolation="folder", features=frozenset())
+    with Emulator(settings) as device, connect(device.serial) as old:
+        assert read_device(old).emulated
+        assert read_state(old).battery is not None
+
+
+def test_a_command_that_fails_leaves_the_others_alone() -> None:
+    parts = read_parts(Host(), {"a": "echo 1", "b": "no-such-command", "c": "printf unended", "d": "echo 2"})
+    assert parts == {"a": "1\n", "b": parts["b"], "c": "unended\n", "d": "2\n"}
+
+
+def _state(*, thermal: ThermalRecord | None = None, limit_hz: int = 3, **changes: object) -> StateRecord:
+    plain = StateRecord(None, thermal, (CpuRecord(0, "walt", 1, limit_hz, 3),), False, None, None, None)
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_a_cpu_whose_limit_sinks_is_throttled_and_one_that_always_had_it_is_not() -> None:
+    assert state_flags(_state(), _state(limit_hz=2)) == {"throttled"}
+    assert state_flags(_state(limit_hz=2), _state(limit_hz=2)) == set()
+
+
+def test_a_charging_battery_is_flagged_and_a_full_one_is_not() -> None:
+    charging = BatteryRecord(50.0, 30.0, 4.0, "charging", ("usb",))
+    assert state_flags(_state(battery=charging), _state()) == {"charging"}
+    assert state_flags(_state(battery=dataclasses.replace(charging, status="full")), _state()) == set()
+
+
+def test_the_gate_takes_the_skin_then_the_battery_then_the_hottest_cpu_and_no_sensor_at_zero() -> None:
+    skin, battery = TemperatureRecord("S", "skin", 38.0, 0), TemperatureRecord("B", "battery", 32.0, 0)
+    cpus = (TemperatureRecord("C0", "cpu", 50.0, 0), TemperatureRecord("C1", "cpu", 60.0, 0))
+    dead = TemperatureRecord("S", "skin", 0.0, 0)
+    assert gate_temperature(ThermalRecord(0, "hal", (*cpus, battery, skin))) == ("S", 38.0)
+    assert gate_temperature(ThermalRecord(0, "hal", (dead, *cpus, battery))) == ("B", 32.0)
+    assert gate_temperature(ThermalRecord(0, "hal", (dead, *cpus))) == ("C1", 60.0)
+    assert gate_temperature(ThermalRecord(0, "none", (dead,))) is None
+    assert gate_temperature(None) is None

@@ -1,0 +1,87 @@
+"""Google's litert_lm_main and litert_lm_advanced_main, on a .litertlm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from device_harness.machine import Machine
+from device_harness.parsers.benchmark_model import delegation, parse_delegates
+from device_harness.parsers.litert_lm import parse_benchmark_info, parse_peak_memory
+from device_harness.runners.binaries import place_binary
+from device_harness.runners.interface import Job, PlacedModel, Reading, Workload
+from toolkit.errors import UsageError
+from toolkit.results.record import Backend, ModelKind
+
+Program = Literal["litert_lm_main", "litert_lm_advanced_main"]
+
+
+@dataclass(frozen=True, slots=True)
+class LiteRtLmRunner:
+    """``binary``: the program here, built for the device, its libraries beside it."""
+
+    binary: Path
+    name: Program = "litert_lm_advanced_main"
+    version: str | None = None
+    extra: tuple[str, ...] = ()
+    """Arguments of the program that we have no word for."""
+    takes: tuple[ModelKind, ...] = ("litertlm",)
+
+    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
+        """One."""
+        if workload.threads is not None:
+            remedy = "pass the option of your version with --runner-arg"
+            raise UsageError("--threads", found=workload.threads, wanted=f"none with {self.name}", remedy=remedy)
+        placed = place_binary(machine, self.binary, version=self.version)
+        options = [
+            f"--backend={workload.backend}",
+            f"--model_path={model.path}",
+            "--benchmark=true",
+            f"--benchmark_prefill_tokens={workload.prompt_tokens}",
+            f"--benchmark_decode_tokens={workload.generated_tokens}",
+        ]
+        if self.name == "litert_lm_advanced_main":
+            options += ["--num_iterations=1", "--report_peak_memory_footprint=true"]
+
+        def read(output: str) -> Reading:
+            return read_litert_lm(output, workload.backend)
+
+        return (
+            Job(
+                tests={
+                    f"pp{workload.prompt_tokens}": "prefill_tokens_per_s",
+                    f"tg{workload.generated_tokens}": "decode_tokens_per_s",
+                    f"ttft{workload.prompt_tokens}": "time_to_first_token_s",
+                    "init": "init_s",
+                },
+                argv=(placed.program, *options, *self.extra),
+                read=read,
+                model=model.record,
+                binaries=placed.records,
+                environment=placed.environment,
+                weight_caches=(f"{model.path}*xnnpack_cache*",),
+                groups={"model": (model.path,)},
+            ),
+        )
+
+
+def read_litert_lm(output: str, backend: Backend) -> Reading:
+    """The last block of several: each of our processes runs one iteration."""
+    info = parse_benchmark_info(output)[-1]
+    prefill, decode = info.prefill[0], info.decode[0]
+    figures: dict[str, float] = {
+        "init_s": info.init_s,
+        "prefill_s": prefill.seconds,
+        "decode_s": decode.seconds,
+        "prefill_tokens_count": prefill.tokens,
+        "decode_tokens_count": decode.tokens,
+        "prefill_tokens_per_s": prefill.tokens_per_s,
+        "decode_tokens_per_s": decode.tokens_per_s,
+    }
+    if info.time_to_first_token_s is not None:
+        figures["time_to_first_token_s"] = info.time_to_first_token_s
+    peak = parse_peak_memory(output)
+    if peak is not None:
+        figures["peak_memory_bytes"] = peak
+    return Reading(figures, delegation(parse_delegates(output), backend))

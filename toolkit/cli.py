@@ -29,6 +29,7 @@ _VERBS = (
     "export",
     "devices",
     "push",
+    "bench",
     "probe",
     "report",
     "emulator",

@@ -1,0 +1,148 @@
+"""``gemma-edge bench`` from end to end: this computer, an emulated device, and stand-ins for Google's programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stand_ins import benchmark_model, litert_lm_main
+
+from device_harness.emulator.device import Emulator, EmulatorSettings
+from toolkit.cli import main
+from toolkit.results.json_lines import read_results
+
+SMALL = ["-p", "16", "-n", "8", "-r", "2"]
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[Emulator]:
+    with Emulator(EmulatorSettings(isolation="folder")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
+
+
+def rows(captured: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in captured.splitlines()]
+
+
+def test_a_bundle_is_measured_on_an_emulated_device_that_is_called_so_everywhere(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(random_bundle), "--device", device.serial, *SMALL, "--results", str(results)]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("| model")
+    assert all("emulated" in line for line in captured.out.splitlines() if "pp16" in line or "tg8" in line)
+    assert f"{device.serial} is emulated: speeds are this computer's" in captured.err
+    (record,) = read_results(results).records
+    assert record.device.emulated and record.runner == "session" and len(record.iterations) == 2
+    assert set(record.tests) == {"pp16", "tg8", "ttft16", "init"}
+    assert record.iterations[0].figures["decode_tokens_count"] == 8
+    assert record.memory.peak is not None and record.memory.groups["text"].mapped_bytes > 0
+    assert record.arguments[:3] == ("python3", "-m", "device_harness.runners.session_child")
+
+
+def test_this_computer_is_measured_too(random_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", "bench", str(random_bundle), "--host", *SMALL, "--size", "small", "--cold"]) == 0
+    captured = capsys.readouterr()
+    found = rows(captured.out)
+    assert [row["test"] for row in found] == ["pp16", "tg8", "ttft16", "init"]
+    assert all(row["start"] == "cold" and row["size"] == "small" and row["n"] == 2 for row in found)
+    assert all(row["median"] > 0 for row in found)
+    assert "emulated" not in captured.out
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl"])
+def test_results_are_printed_in_other_forms(
+    device: Emulator, random_bundle: Path, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    binary = ["--runner", "benchmark_model", "--binary", str(benchmark_model(tmp_path / "bin"))]
+    argv = ["bench", str(random_bundle), "--device", device.serial, "-r", "1", "-o", form, *binary]
+    assert main([*argv, "--signature", "text_decoder:decode"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out) if form == "json" else rows(out) if form == "jsonl" else out.splitlines()[1:]
+    assert len(found) == 2 and "text_decoder:decode" in str(found[0])
+
+
+def test_a_bundle_is_exported_for_google_s_program(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(random_bundle), "--device", device.serial, "-r", "2", "--results", str(results)]
+    argv += [
+        "--runner",
+        "litert_lm_advanced_main",
+        "--binary",
+        str(litert_lm_main(tmp_path / "bin")),
+        "--size",
+        "small",
+    ]
+    assert main(argv) == 0
+    (record,) = read_results(results).records
+    assert (record.model.kind, record.model.name) == ("litertlm", "bundle-small")
+    assert record.values("tg128") == (pytest.approx(32.07, rel=0.01),) * 2
+    assert "ttft512" not in record.tests
+    assert device.path("/data/local/tmp/gemma-edge/bundle-small.litertlm").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--runner", "benchmark_model"], "--binary: found none"),
+        (["--binary", "x"], "--binary: found it with the runner session"),
+        (["-p", "30", "-n", "20"], "-p and -n: found 50 tokens, wanted at most 40"),
+        (["--size", "huge"], "huge"),
+        (["--backend", "gpu"], "--backend: found gpu, wanted cpu"),
+        (["--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: found No such file"),
+        (["--stay-awake"], "--stay-awake: found this computer"),
+    ],
+)
+def test_wrong_use_is_one_error(
+    random_bundle: Path, options: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(random_bundle), "--host", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and wanted in captured.err.splitlines()[-1]
+
+
+def test_a_torn_results_file_is_an_error_before_anything_is_measured(
+    random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    results.write_text('{"format"')
+    argv = ["bench", str(random_bundle), "--host", *SMALL, "--results", str(results)]
+    assert main(argv) == 2
+    assert "9 bytes without a line end" in capsys.readouterr().err
+    assert main([*argv, "--drop-torn-line"]) == 0
+    assert len(read_results(results).records) == 1
+
+
+def test_ctrl_c_prints_and_keeps_what_was_measured(device: Emulator, random_bundle: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = [sys.executable, "-m", "toolkit", "bench", str(random_bundle), "--device", device.serial]
+    argv += ["-p", "16", "-n", "8", "-r", "500", "--results", str(results)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if " 2/500: " in line:
+                break
+        time.sleep(0.2)
+        os.kill(running.pid, signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and err.splitlines()[-1] == "interrupted"
+    assert "pp16" in out and "interrupted" in out
+    (record,) = read_results(results).records
+    assert "interrupted" in record.flags and len(record.iterations) >= 2

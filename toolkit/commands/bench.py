@@ -1,0 +1,256 @@
+"""``gemma-edge bench``: measures a model on a device, or on this computer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from device_harness.bench import BenchSettings, Subject, run_job
+from device_harness.devices import connect
+from device_harness.gates import GateSettings, prepared_device
+from device_harness.machine import Host, Machine
+from device_harness.placement import LITERTLM, exported_model, place_model
+from device_harness.push import DEFAULT_FOLDER
+from device_harness.runners.benchmark_model import BenchmarkModelRunner
+from device_harness.runners.interface import Job, PlacedModel, Runner, Workload
+from device_harness.runners.litert_lm import LiteRtLmRunner, Program
+from device_harness.runners.session import SessionRunner
+from device_harness.sampler import DEFAULT_INTERVAL_S
+from device_harness.state import read_device
+from toolkit.commands.push import step_bars
+from toolkit.commands.terminal import Terminal
+from toolkit.commands.text_options import number, positive
+from toolkit.errors import UsageError
+from toolkit.report.bench_table import bench_table
+from toolkit.report.quantities import quantity
+from toolkit.report.tables import FORMS, Form
+from toolkit.results.json_lines import ResultsWriter, open_results
+from toolkit.results.record import BenchRecord, DeviceRecord, Figures
+
+NAME = "bench"
+SUMMARY = "measure a model on an Android device or on this computer: speed, memory, temperature, each iteration kept"
+EXAMPLES = (
+    "gemma-edge bench BUNDLE --host",
+    "gemma-edge bench BUNDLE --device 192.168.1.20:5555 -p 512 -n 128 -r 10 --results results.jsonl",
+    "gemma-edge bench model.litertlm --binary litert_lm_advanced_main --backend gpu --cold",
+    "gemma-edge bench BUNDLE --runner benchmark_model --binary benchmark_model --signature 'text_decoder:*'",
+)
+LITERT_LM: Program = "litert_lm_advanced_main"
+RUNNERS = ("session", LITERT_LM, "litert_lm_main", "benchmark_model")
+_COOL_DOWN_S = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="BUNDLE|FILE", type=Path, help="a bundle's directory, or a .litertlm file")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--device", metavar="SERIAL|HOST:PORT", help="where (default: ANDROID_SERIAL, else the only device)"
+    )
+    place.add_argument("--host", action="store_true", help="this computer, in a process of its own")
+    parser.add_argument(
+        "--runner", choices=RUNNERS,
+        help="what runs the model: session (ours; the device needs Python with gemma-edge), or a program of Google's "
+        "(default: session for a bundle, litert_lm_advanced_main for a .litertlm)",
+    )  # fmt: skip
+    _add_workload(parser)
+    _add_program(parser)
+    _add_care(parser)
+    output = parser.add_argument_group("results")
+    output.add_argument("-o", "--output", choices=FORMS, default="md", help="how they are printed (default: md)")
+    output.add_argument(
+        "--results", metavar="FILE", type=Path,
+        help="append the whole records, with each iteration and sample, to a file of JSON lines",
+    )  # fmt: skip
+    output.add_argument("--drop-torn-line", action="store_true", help="remove what a crash left of FILE's last line")
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("-p", "--prompt-tokens", metavar="N", type=positive, default=512, help="default: 512")
+    group.add_argument("-n", "--generated-tokens", metavar="N", type=positive, default=128, help="default: 128")
+    group.add_argument("-r", "--repetitions", metavar="N", type=positive, default=5, help="processes (default: 5)")
+    group.add_argument(
+        "--cold", action="store_true",
+        help="remove the runner's weight cache before each iteration (default: kept, and filled by an unmeasured run)",
+    )  # fmt: skip
+    group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: its own default)")
+    group.add_argument("--backend", choices=("cpu", "gpu", "npu"), default="cpu", help="default: cpu")
+    group.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: the runner's choice)")
+    group.add_argument(
+        "--timeout",
+        metavar="S",
+        type=number,
+        default=600.0,
+        help="a process that takes longer is killed (default: 600)",
+    )
+
+
+def _add_program(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("programs of Google's")
+    group.add_argument("--binary", metavar="FILE", type=Path, help="the program, its libraries (*.so) beside it")
+    group.add_argument("--binary-version", metavar="TEXT", help="its version, for the record")
+    group.add_argument(
+        "--runner-arg", metavar="ARG", action="append", default=[], help="one more argument for it; may be repeated"
+    )
+    group.add_argument(
+        "--signature", metavar="FILE:NAME", action="append", default=[],
+        help="for benchmark_model: which signatures, such as text_decoder:decode or '*:prefill_*' (default: all)",
+    )  # fmt: skip
+
+
+def _add_care(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the device's state")
+    group.add_argument(
+        "--max-celsius", metavar="C", type=number,
+        help="wait before each iteration until skin (else battery, else CPU) is no hotter (default: 2 above the first)",
+    )  # fmt: skip
+    group.add_argument("--gate-timeout", metavar="S", type=number, default=300.0, help="wait no longer (default: 300)")
+    group.add_argument("--refuse-hot", action="store_true", help="a device still hot then is an error, not a flag")
+    group.add_argument(
+        "--cool-down", metavar="S", type=number, help="pause between iterations (default: 5; here and emulated: 0)"
+    )
+    group.add_argument("--stay-awake", action="store_true", help="keep the screen on meanwhile; put back afterwards")
+    group.add_argument("--airplane-mode", action="store_true", help="radios off meanwhile; put back afterwards")
+    group.add_argument(
+        "--interval", metavar="S", type=number, default=DEFAULT_INTERVAL_S,
+        help="between samples of memory (default: %(default)s)",
+    )  # fmt: skip
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    """0; what was measured before an interrupt or a fault is kept and printed first."""
+    runner = make_runner(arguments)
+    records: list[BenchRecord] = []
+    with _writer(arguments) as writer, opened_machine(arguments) as machine:
+        try:
+            for record in measured(arguments, runner, machine, terminal):
+                records.append(record)
+                if writer is not None:
+                    writer.append(record)
+        finally:
+            if records:
+                _print(records, arguments.output, terminal)
+    if writer is None:
+        terminal.note("not kept; --results FILE appends each iteration and sample to a file for gemma-edge report")
+    return 0
+
+
+def measured(
+    arguments: argparse.Namespace, runner: Runner, machine: Machine, terminal: Terminal
+) -> Iterator[BenchRecord]:
+    """A record for each job of the runner; then what ended the last one early, if something did, is raised."""
+    workload = Workload(
+        prompt_tokens=arguments.prompt_tokens,
+        generated_tokens=arguments.generated_tokens,
+        start="cold" if arguments.cold else "warm",
+        backend=arguments.backend,
+        threads=arguments.threads,
+        timeout_s=arguments.timeout,
+    )
+    with prepared_device(machine, stay_awake=arguments.stay_awake, airplane_mode=arguments.airplane_mode):
+        device = read_device(machine)
+        if device.emulated:
+            terminal.note(f"{machine.serial} is emulated: speeds are this computer's")
+        settings = _settings(arguments, device)
+        with _placed(arguments, runner, machine, terminal) as model:
+            for job in runner.jobs(machine, model, workload):
+                tell = partial(_tell, terminal, f"{machine.serial} {runner.name}", job)
+                subject = Subject(machine, device, runner.name, job)
+                outcome = run_job(subject, workload, settings, progress=tell, note=terminal.note)
+                if outcome.record is not None:
+                    yield outcome.record
+                if outcome.ended_by is not None:
+                    raise outcome.ended_by
+
+
+def make_runner(arguments: argparse.Namespace) -> Runner:
+    """The one that ``--runner`` names; UsageError for options that it does not have."""
+    name: str = arguments.runner or (LITERT_LM if arguments.model.suffix == LITERTLM else "session")
+    if name == "session":
+        for option in ("binary", "binary_version", "runner_arg", "signature"):
+            if getattr(arguments, option):
+                what = f"--{option.replace('_', '-')}"
+                raise UsageError(what, found="it with the runner session", wanted="a runner of Google's")
+        return SessionRunner()
+    if arguments.binary is None:
+        remedy = "give the program's path, built for the device; docs/bench.md says where Google publishes it"
+        raise UsageError("--binary", found="none", wanted=f"{name} for this device", remedy=remedy)
+    version, extra = arguments.binary_version, tuple(arguments.runner_arg)
+    if name == "benchmark_model":
+        signatures = tuple(arguments.signature) or ("*",)
+        return BenchmarkModelRunner(arguments.binary, signatures, version=version, extra=extra)
+    program: Program = "litert_lm_main" if name == "litert_lm_main" else LITERT_LM
+    return LiteRtLmRunner(arguments.binary, program, version=version, extra=extra)
+
+
+@contextmanager
+def opened_machine(arguments: argparse.Namespace) -> Iterator[Machine]:
+    """``--host``, or the device that is meant."""
+    if arguments.host:
+        yield Host()
+    else:
+        with connect(arguments.device) as device:
+            yield device
+
+
+def _settings(arguments: argparse.Namespace, device: DeviceRecord) -> BenchSettings:
+    is_phone = device.kind == "adb" and not device.emulated
+    pause = arguments.cool_down
+    return BenchSettings(
+        repetitions=arguments.repetitions,
+        gate=GateSettings(
+            limit_celsius=arguments.max_celsius, timeout_s=arguments.gate_timeout, refuses=arguments.refuse_hot
+        ),
+        cool_down_s=(_COOL_DOWN_S if is_phone else 0.0) if pause is None else pause,
+        interval_s=arguments.interval,
+        folder=DEFAULT_FOLDER,
+    )
+
+
+@contextmanager
+def _placed(
+    arguments: argparse.Namespace, runner: Runner, machine: Machine, terminal: Terminal
+) -> Iterator[PlacedModel]:
+    """The model where it runs; a bundle for a runner that takes none is exported first."""
+    path: Path = arguments.model
+    size: str | None = arguments.size
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-bench-") as scratch:
+        if path.is_dir() and "bundle" not in runner.takes:
+            terminal.note(f"exporting {path} as one {LITERTLM} for {runner.name}")
+            path, size = exported_model(path, Path(scratch), size), None
+        elif path.suffix == LITERTLM and "litertlm" not in runner.takes:
+            raise UsageError(str(path), found=f"a {LITERTLM}", wanted=f"a bundle's directory for {runner.name}")
+        with step_bars(terminal, machine.serial) as progress:
+            model = place_model(machine, path, size=size, progress=progress)
+        yield model
+
+
+@contextmanager
+def _writer(arguments: argparse.Namespace) -> Iterator[ResultsWriter | None]:
+    """Opened before anything is measured, so that nothing is measured in vain."""
+    if arguments.results is None:
+        yield None
+    else:
+        with open_results(arguments.results, drop_torn_line=arguments.drop_torn_line) as writer:
+            yield writer
+
+
+def _print(records: Sequence[BenchRecord], form: Form, terminal: Terminal) -> None:
+    if terminal.as_json:
+        for row in json.loads(bench_table(records, "json")):
+            terminal.result(row, "")
+    else:
+        terminal.result(None, bench_table(records, form))
+
+
+def _tell(terminal: Terminal, title: str, job: Job, done: int, total: int, figures: Figures | None) -> None:
+    """A line for each iteration: a run may take minutes, and nobody should have to wait to see that it goes wrong."""
+    if figures is None:
+        return
+    parts = [f"{test} {quantity(figure, figures[figure])}" for test, figure in job.tests.items() if figure in figures]
+    terminal.note(f"{title} {done}/{total}: {', '.join(parts)}")

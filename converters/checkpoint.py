@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import re
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -31,7 +30,10 @@ from converters.tensor_reader import FLOAT_DTYPES, read_tensor
 from toolkit.errors import CheckpointError, EnvironmentFault
 from toolkit.strict_json import read_json_file, shorten
 
-_HASH_CHUNK_BYTES = 4 << 20
+_COMPARED_BYTES = 4 << 20
+
+_SAMPLES, _SAMPLE_BYTES = 16, 4096
+"""What the fingerprint reads of a large tensor; part of the manifest's format (docs/formats/manifest.md)."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 
@@ -68,9 +70,7 @@ class Checkpoint:
         except BaseException:
             self.close()
             raise
-        self._fingerprint = json.dumps([raw, list(self._config.eos_token_ids)], sort_keys=True).encode()
-        self._hash: str | None = None
-        self._hash_lock = threading.Lock()
+        self._config_values = json.dumps([raw, list(self._config.eos_token_ids)], sort_keys=True).encode()
 
     @property
     def path(self) -> Path:
@@ -114,15 +114,19 @@ class Checkpoint:
         info = self._info(name)
         return read_tensor(self._files[info.file], info, rows, columns)
 
-    def content_hash(self, progress: Callable[[int], None] | None = None) -> str:
-        """sha256 over config.json's values and every tensor's name, type, shape and bytes, in hexadecimal.
+    def fingerprint(self) -> str:
+        """sha256 over config.json's values, every tensor's name, type and shape, and samples of its bytes, in hex.
 
-        How the tensors are spread over shards does not matter. `progress` gets the bytes of each chunk.
+        Tells models apart, fine-tunes too, without reading them: pieces spread evenly over each tensor, small tensors
+        whole. How the tensors are spread over shards does not matter.
         """
-        with self._hash_lock:
-            if self._hash is None:
-                self._hash = self._hash_content(progress)
-            return self._hash
+        digest = hashlib.sha256(self._config_values)
+        for name in sorted(self._tensors):
+            info = self._tensors[name]
+            digest.update(json.dumps([name, info.dtype, info.shape]).encode())
+            for start, count in _samples(info.stored_bytes):
+                digest.update(self._bytes(info, start, count).data)
+        return digest.hexdigest()
 
     def close(self) -> None:
         for file in self._files.values():
@@ -156,8 +160,8 @@ class Checkpoint:
     def _require_tied_head(self, head: TensorInfo, embedding: TensorInfo) -> None:
         """Some releases save the tied output matrix once more: an exact copy is left out, anything else refused."""
         same = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
-        for start in range(0, head.stored_bytes, _HASH_CHUNK_BYTES):
-            count = min(_HASH_CHUNK_BYTES, head.stored_bytes - start)
+        for start in range(0, head.stored_bytes, _COMPARED_BYTES):
+            count = min(_COMPARED_BYTES, head.stored_bytes - start)
             same = same and np.array_equal(self._bytes(head, start, count), self._bytes(embedding, start, count))
         if not same:
             raise CheckpointError(
@@ -172,17 +176,16 @@ class Checkpoint:
         self._files[info.file].read_into(data, info.begin + start)
         return data
 
-    def _hash_content(self, progress: Callable[[int], None] | None) -> str:
-        digest = hashlib.sha256(self._fingerprint)
-        for name in sorted(self._tensors):
-            info = self._tensors[name]
-            digest.update(json.dumps([name, info.dtype, info.shape]).encode())
-            for start in range(0, info.stored_bytes, _HASH_CHUNK_BYTES):
-                count = min(_HASH_CHUNK_BYTES, info.stored_bytes - start)
-                digest.update(self._bytes(info, start, count).data)
-                if progress is not None:
-                    progress(count)
-        return digest.hexdigest()
+
+def _samples(size: int) -> list[tuple[int, int]]:
+    """Offset and length of what the fingerprint reads of a tensor of so many bytes.
+
+    >>> _samples(65536), _samples(10**6)[:2], len(_samples(10**6)), sum(_samples(10**6)[-1])
+    ([(0, 65536)], [(0, 4096), (66393, 4096)], 16, 1000000)
+    """
+    if size <= _SAMPLES * _SAMPLE_BYTES:
+        return [(0, size)]
+    return [(place * (size - _SAMPLE_BYTES) // (_SAMPLES - 1), _SAMPLE_BYTES) for place in range(_SAMPLES)]
 
 
 def open_checkpoint(path_or_id: str | os.PathLike[str]) -> Checkpoint:

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,24 +122,22 @@ def convert(
     count = _Counter(total, progress)
 
     def fill(directory: Path) -> BundleDraft:
-        with ThreadPoolExecutor(1) as pool:
-            content = pool.submit(checkpoint.content_hash)
-            for name, layout in text.items():
-                write_tflite(directory / name, layout, source, workers=request.workers, progress=count.add)
-            shards = write_ple_shards(
-                directory,
-                source,
-                PER_LAYER_EMBEDDING,
-                ple,
-                shard_bytes=request.shard_bytes,
-                search=_ple_scheme(request, elastic.config).search,
-                workers=request.workers,
-                progress=count.add,
-            )
-            for tower in towers.by_group.values():
-                tower.write(directory, workers=request.workers, progress=count.add)
-            _copy_tokenizer(checkpoint.path, directory)
-            return _draft(request, elastic, shards, towers, content.result())
+        for name, layout in text.items():
+            write_tflite(directory / name, layout, source, workers=request.workers, progress=count.add)
+        shards = write_ple_shards(
+            directory,
+            source,
+            PER_LAYER_EMBEDDING,
+            ple,
+            shard_bytes=request.shard_bytes,
+            search=_ple_scheme(request, elastic.config).search,
+            workers=request.workers,
+            progress=count.add,
+        )
+        for tower in towers.by_group.values():
+            tower.write(directory, workers=request.workers, progress=count.add)
+        _copy_tokenizer(checkpoint.path, directory)
+        return _draft(request, elastic, shards, towers, checkpoint.fingerprint())
 
     return write_bundle(request.output, fill, accept=accept)
 
@@ -250,7 +247,7 @@ def _chat_template(checkpoint: Path) -> str | None:
 
 
 def _draft(
-    request: ConvertRequest, elastic: Elastic, shards: tuple[str, ...], towers: _Towers, content_hash: str
+    request: ConvertRequest, elastic: Elastic, shards: tuple[str, ...], towers: _Towers, fingerprint: str
 ) -> BundleDraft:
     checkpoint = request.checkpoint
     slices = zip(elastic.slices, elastic.prefixes, strict=True)
@@ -260,7 +257,7 @@ def _draft(
     recipes |= {group: tower.recipe for group, tower in towers.by_group.items()}
     return BundleDraft(
         architecture=checkpoint.architecture,
-        checkpoint=CheckpointRecord(checkpoint.path.resolve().name, content_hash),
+        checkpoint=CheckpointRecord(checkpoint.path.resolve().name, fingerprint),
         text=_text_record(request, elastic.config),
         vision=None if towers.vision is None else towers.vision.record,
         audio=None if towers.audio is None else towers.audio.record,

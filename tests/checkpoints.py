@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+
+from converters.safetensors import SafetensorsFile
 
 DTYPE_NAMES = {"uint16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8"}
 """Bits of bf16 are kept as uint16: NumPy has no such type."""
@@ -206,6 +209,19 @@ def tensor_shapes(config: Mapping[str, object], *, unused_kv: bool = False) -> d
         shapes |= {f"layers.{index}.{name}": shape for name, shape in layer.items()}
     scales = {f"layers.{index}.altup.correct_output_scale": (hidden,) for index in range(layers)}
     return {f"{name}.weight": shape for name, shape in shapes.items()} | scales
+
+
+def count_bytes_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """From now on: the bytes that readers fetched from all checkpoints' files, headers left out."""
+    counts: list[int] = []
+    read_into = SafetensorsFile.read_into
+
+    def counted(file: SafetensorsFile, buffer: NDArray[np.generic], offset: int) -> None:
+        counts.append(buffer.nbytes)
+        read_into(file, buffer, offset)
+
+    monkeypatch.setattr(SafetensorsFile, "read_into", counted)
+    return lambda: sum(counts)
 
 
 def as_float32(tensor: NDArray[np.generic]) -> NDArray[np.float32]:

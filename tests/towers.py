@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,28 +202,51 @@ AUDIO_JSON: Mapping[str, object] = {
     "sscp_conv_group_norm_eps": 0.001,
     "sscp_conv_kernel_size": [[3, 3], [3, 3]],
     "sscp_conv_stride_size": [[2, 2], [2, 2]],
-    "vocab_offset": 264,
+    "vocab_offset": 3080,
     "vocab_size": 8,
+}
+EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_gemma3n"
+MULTIMODAL_TEXT: Mapping[str, object] = {**TINY, "vocab_size": 3088, "vocab_size_per_layer_input": 3072}
+TOKENS = {
+    "boi_token_id": 6,
+    "boa_token_id": 7,
+    "eoi_token_id": 3072,
+    "image_token_id": 3073,
+    "eoa_token_id": 3080,
+    "audio_token_id": 3081,
+}
+SPELLINGS = {
+    3072: "<end_of_image>",
+    3073: "<image_soft_token>",
+    3080: "<end_of_audio>",
+    3081: "<audio_soft_token>",
 }
 
 
 def write_multimodal_checkpoint(directory: Path) -> Path:
-    """The tiny text model with both towers, in bf16, its processor's config, and a tokenizer that spells every id."""
-    vision = vision_json(model_args={"block_args": block_json(), **TINY_TOWER.model_args})
-    audio = {"audio_config": AUDIO_JSON, "audio_soft_tokens_per_image": 20}
-    config = {**vision, **audio, "boa_token_id": 251, "eoa_token_id": 264, "audio_token_id": 265}
+    """The tiny text model with both towers, in bf16, its processor's config, and the example's tokenizer."""
+    vision = vision_json(model_args={"block_args": block_json(), **TINY_TOWER.model_args}, vocab_offset=3072)
+    config = vision | TOKENS | {"audio_config": AUDIO_JSON, "audio_soft_tokens_per_image": 20}
+    config["text_config"] = {**MULTIMODAL_TEXT, "architectures": None}
     text = parse_config(config, None, "config.json")[1]
     numbers = np.random.default_rng(0)
     shapes = audio_tensors(parse_audio_config(config, text, "config.json"))
     towers = {name: numbers.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     towers |= tower_tensors(TINY_TOWER.config())
     tensors: Stored = {f"model.{name}": (a.view(np.uint32) >> 16).astype(np.uint16) for name, a in towers.items()}
-    stored = random_tensors({**TINY, **VOCABULARY}, prefix="model.language_model.")
+    stored = random_tensors(MULTIMODAL_TEXT, prefix="model.language_model.")
     write_checkpoint(directory, config, {**stored, **tensors})
     size = {"height": TINY_TOWER.image_size, "width": TINY_TOWER.image_size}
     processor = {**PROCESSOR, "size": size, "feature_size": 16, "image_seq_length": 16}
     (directory / "preprocessor_config.json").write_text(json.dumps(processor))
-    vocabulary = {f"<{token}>": token for token in range(VOCABULARY["vocab_size"])}
-    tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": []}
+    tokenizer = json.loads((EXAMPLE / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [
+        *(token for token in tokenizer["added_tokens"] if token["id"] < 3072),
+        *({**tokenizer["added_tokens"][0], "id": token, "content": text} for token, text in SPELLINGS.items()),
+    ]
+    vocabulary = {word: token for word, token in tokenizer["model"]["vocab"].items() if token < 3072}
+    # An added token that the vocabulary does not have gets the next free id, whatever its own.
+    tokenizer["model"]["vocab"] = vocabulary | {text: token for token, text in SPELLINGS.items()}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    shutil.copy(EXAMPLE / "chat_template.jinja", directory)
     return directory

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import TINY, TINY_MULTIMODAL, as_float32, random_tensors, tensor_shapes, write_checkpoint
+from checkpoints import (
+    TINY,
+    TINY_MULTIMODAL,
+    as_float32,
+    count_bytes_read,
+    random_tensors,
+    tensor_shapes,
+    write_checkpoint,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -75,7 +83,7 @@ def test_shards_read_like_one_file(tmp_path: Path) -> None:
     many = open_checkpoint(
         write_checkpoint(tmp_path / "many", TINY, tensors, shards=[sorted(tensors)[part::3] for part in range(3)])
     )
-    assert one.content_hash() == many.content_hash()
+    assert one.fingerprint() == many.fingerprint()
     for name in one.tensors:
         assert np.array_equal(one.read(name), many.read(name))
 
@@ -166,7 +174,7 @@ def test_an_exact_copy_of_the_tied_output_matrix_is_left_out(tmp_path: Path, nam
     copied = {**tensors, name: tensors["model.embed_tokens.weight"]}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "copied", TINY, copied))
     assert set(checkpoint.tensors) == set(plain.tensors)
-    assert checkpoint.content_hash() == plain.content_hash()
+    assert checkpoint.fingerprint() == plain.fingerprint()
 
 
 @pytest.mark.parametrize("change", ["value", "shape", "type"])
@@ -183,38 +191,48 @@ def test_an_output_matrix_of_its_own_is_refused(tmp_path: Path, change: str) -> 
 # --- identity --------------------------------------------------------------------------------------------------------
 
 
-def content_hash(directory: Path) -> str:
+def fingerprint_of(directory: Path) -> str:
     with open_checkpoint(directory) as checkpoint:
-        return checkpoint.content_hash()
+        return checkpoint.fingerprint()
 
 
-def test_the_content_hash_changes_with_any_bit_that_counts(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_any_bit_that_counts(tmp_path: Path) -> None:
     tensors = random_tensors(TINY)
-    base = content_hash(write_checkpoint(tmp_path / "base", TINY, tensors))
-    assert content_hash(write_checkpoint(tmp_path / "again", dict(reversed(TINY.items())), tensors)) == base
+    base = fingerprint_of(write_checkpoint(tmp_path / "base", TINY, tensors))
+    assert fingerprint_of(write_checkpoint(tmp_path / "again", dict(reversed(TINY.items())), tensors)) == base
     reordered = dict(reversed(tensors.items()))
-    assert content_hash(write_checkpoint(tmp_path / "order", TINY, reordered)) == base
-    assert content_hash(write_checkpoint(tmp_path / "config", {**TINY, "sliding_window": 5}, tensors)) != base
+    assert fingerprint_of(write_checkpoint(tmp_path / "order", TINY, reordered)) == base
+    assert fingerprint_of(write_checkpoint(tmp_path / "config", {**TINY, "sliding_window": 5}, tensors)) != base
     tensors["model.norm.weight"] = tensors["model.norm.weight"] ^ np.uint16(1)
-    assert content_hash(write_checkpoint(tmp_path / "bit", TINY, tensors)) != base
+    assert fingerprint_of(write_checkpoint(tmp_path / "bit", TINY, tensors)) != base
 
 
-def test_the_content_hash_reports_every_byte_once(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write_checkpoint(tmp_path, TINY, random_tensors(TINY)))
-    seen: list[int] = []
-    checkpoint.content_hash(seen.append)
-    assert sum(seen) == sum(info.stored_bytes for info in checkpoint.tensors.values())
-    checkpoint.content_hash(seen.append)
-    assert sum(seen) == sum(info.stored_bytes for info in checkpoint.tensors.values()), "hashed twice"
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_the_fingerprint_of_a_large_tensor_reads_pieces_all_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: float
+) -> None:
+    tensors = random_tensors({**TINY, "vocab_size": 100_000})
+    table = tensors["model.embed_tokens.weight"]
+    base = open_checkpoint(write_checkpoint(tmp_path / "base", {**TINY, "vocab_size": 100_000}, tensors))
+    count = count_bytes_read(monkeypatch)
+    fingerprint = base.fingerprint()
+    assert count() < table.nbytes / 10
+    changed = table.copy()
+    changed.reshape(-1)[int(place * (table.size - 1))] ^= 1
+    tensors["model.embed_tokens.weight"] = changed
+    other = write_checkpoint(tmp_path / "other", {**TINY, "vocab_size": 100_000}, tensors)
+    assert (fingerprint_of(other) != fingerprint) == (place != 0.5)
+    tensors["model.embed_tokens.weight"] = table + np.uint16(1)
+    assert fingerprint_of(write_checkpoint(tmp_path / "tuned", {**TINY, "vocab_size": 100_000}, tensors)) != fingerprint
 
 
 def test_stop_tokens_come_from_the_generation_config_first(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path, {**TINY, "eos_token_id": 1}, random_tensors(TINY))
     assert open_checkpoint(directory).config.eos_token_ids == (1,)
-    before = content_hash(directory)
+    before = fingerprint_of(directory)
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 106], "top_k": 64}))
     assert open_checkpoint(directory).config.eos_token_ids == (1, 106)
-    assert content_hash(directory) != before
+    assert fingerprint_of(directory) != before
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------

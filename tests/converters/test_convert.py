@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import oracle
 import pytest
+from checkpoints import count_bytes_read
 from numpy.typing import NDArray
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.matformer import Slice
+from converters.gemma3n.groups import text_tensors
+from converters.gemma3n.matformer import Slice, SlicedCheckpoint
 from toolkit.errors import CheckpointError, EnvironmentFault, SliceError, UsageError
 from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
@@ -213,6 +218,86 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path, tiny: Path)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         convert(request(tmp_path / "checkpoint", tmp_path / "bundle"))
     assert not (tmp_path / "bundle").exists()
+
+
+DISK_FULL = """
+import sys
+from pathlib import Path
+import converters.convert as convert
+from converters.checkpoint import open_checkpoint
+from toolkit.errors import EnvironmentFault
+from toolkit.quant.recipe import load_recipe, ple_recipe
+
+checkpoint, disk = open_checkpoint(sys.argv[1]), Path(sys.argv[2])
+# As if another program had taken the space since it was looked at.
+convert.require_free_space = lambda *_: None
+request = convert.ConvertRequest(
+    checkpoint, disk / "bundle", load_recipe("f32"), ple_recipe("f32", checkpoint.config.ple_size), context=256
+)
+if sys.argv[3] == "full":
+    try:
+        convert.convert(request)
+    except EnvironmentFault as error:
+        print(error)
+    print([path.name for path in disk.iterdir()])
+else:
+    convert.convert(request)
+    print(sorted(path.name for path in disk.iterdir()))
+"""
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.97])
+def test_a_disk_that_fills_up_is_named_and_leaves_nothing_and_a_rerun_works(
+    tmp_path: Path, tiny: Path, share: float
+) -> None:
+    """A real file system of a share of what the bundle takes; then one that is large enough."""
+    convert(replace(request(tiny, tmp_path / "bundle"), prefill_sizes=()))
+    size = sum(path.stat().st_size for path in (tmp_path / "bundle").iterdir())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = f"""set -e
+mount -t tmpfs -o size={int(size * share)} tmpfs {disk}
+{sys.executable} -c "$0" {tiny} {disk} full
+mount -o remount,size={2 * size + 2**20} {disk}
+{sys.executable} -c "$0" {tiny} {disk} roomy
+"""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, DISK_FULL], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    fault, left, rerun = done.stdout.splitlines()
+    assert str(disk) in fault and "No space left on device" in fault and "; free " in fault
+    assert (left, rerun) == ("[]", "['bundle']")
+
+
+@pytest.mark.reference
+def test_a_slice_reads_little_more_of_the_checkpoint_than_it_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As E2B out of E4B: half of each feed-forward layer, and the last layers but two left out."""
+    layers = ["sliding_attention", "full_attention"] * 4
+    overrides = {
+        "num_hidden_layers": 8, "layer_types": layers, "intermediate_size": [16_384] * 8, "hidden_size": 64,
+        "activation_sparsity_pattern": [0.95, *[0.0] * 7], "num_kv_shared_layers": 4, "vocab_size": 8192,
+        "vocab_size_per_layer_input": 8192,
+    }  # fmt: skip
+    checkpoint = with_tokenizer(oracle.make_checkpoint(tmp_path / "wide", seed=1, dtype="bf16", **overrides))
+    half = Slice("half", (0, 1, 2, 3, 6, 7), (8192,) * 6)
+    wanted = request(checkpoint, tmp_path / "half", quant="int8", sizes=(half,))
+    count = count_bytes_read(monkeypatch)
+    convert(wanted)
+    source = SlicedCheckpoint(wanted.checkpoint, half)
+    kept = 2 * sum(math.prod(shape) for shape in text_tensors(source.config).values())
+    whole = sum(tensor.stored_bytes for tensor in wanted.checkpoint.tensors.values())
+    # A row of the PLE table is read through its gap, which is smaller than a page.
+    gaps = 2 * 8192 * 2 * source.config.ple_size
+    samples = sum(min(tensor.stored_bytes, 16 * 4096) for tensor in wanted.checkpoint.tensors.values())
+    # The token embedding becomes two matrices: the table, and the output matrix.
+    tied = 2 * 8192 * 64
+    assert count() <= 1.001 * (kept + tied + gaps + samples) < 0.6 * whole
+    assert count() >= kept
 
 
 def test_too_small_a_disk_is_said_before_starting(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

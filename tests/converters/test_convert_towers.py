@@ -42,15 +42,15 @@ def test_a_bundle_says_of_its_towers_what_the_checkpoint_says(checkpoint: Checkp
         request(checkpoint, tmp_path / "bundle", "vision-int8", "audio-int8"),
         progress=lambda done, total: steps.append((done, total)),
     )
-    assert manifest.vision == VisionRecord(250, 257, 258, 256, 8, image_size=128, soft_tokens=16, feature_size=2048)
+    assert manifest.vision == VisionRecord(6, 3073, 3072, 3072, 8, image_size=128, soft_tokens=16, feature_size=2048)
     assert manifest.audio == AudioRecord(
-        *(251, 265, 264, 264, 8),
+        *(7, 3081, 3080, 3080, 8),
         frame_lengths=(112, 320),
         mel_bins=16,
         frames_per_token=16,
         soft_tokens=20,
         feature_size=32,
-        padding_token_id=271,
+        padding_token_id=3087,
     )
     assert {role: quant.recipe for role, quant in manifest.quant.items()} == {
         "text": "int8",

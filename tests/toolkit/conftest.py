@@ -13,6 +13,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from checkpoints import TINY, random_tensors, write_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from towers import write_multimodal_checkpoint
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
@@ -180,3 +181,22 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: P
         )
         convert(request)
     return path
+
+
+@pytest.fixture(scope="session")
+def multimodal_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random bundle with both towers, in int8: context 160, prefills of 4, 16 and 64; the example's tokenizer."""
+    path = tmp_path_factory.mktemp("multimodal")
+    with open_checkpoint(write_multimodal_checkpoint(path / "checkpoint")) as checkpoint:
+        request = ConvertRequest(
+            checkpoint,
+            path / "bundle",
+            load_recipe("int8"),
+            ple_recipe("int8", checkpoint.config.ple_size),
+            context=160,
+            prefill_sizes=(4, 16, 64),
+            vision_recipe=load_recipe("vision-int8"),
+            audio_recipe=load_recipe("audio-int8"),
+        )
+        convert(request)
+    return path / "bundle"

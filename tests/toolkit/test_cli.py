@@ -228,6 +228,19 @@ def test_convert_judges_and_writes_a_bundle(command: Command, random_checkpoint:
     assert command("check", tmp_path / "b").code == 0
 
 
+def test_convert_chooses_scales_as_asked(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
+    convert = ("convert", random_checkpoint, "--no-verify", "--context", 64, "--prefill", "4", "--ple-quant", "int8")
+    for search in ("absmax", "mse"):
+        assert command(*convert, "-o", tmp_path / search, "--search", search).code == 0
+    assert command(*convert, "-o", tmp_path / "default").code == 0
+    quant = {path.name: json.loads((path / "manifest.json").read_text())["quant"] for path in tmp_path.iterdir()}
+    assert quant["default"] == quant["mse"]
+    for role in ("text", "ple"):
+        assert {rule["search"] for rule in quant["absmax"][role]["rules"]} == {"absmax"}
+    shards = [(tmp_path / name / "ple_00000.bin").read_bytes() for name in ("absmax", "mse")]
+    assert shards[0] != shards[1]
+
+
 def test_convert_writes_nothing_that_fails_the_gate(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
     arguments = ("convert", random_checkpoint, "-o", tmp_path / "b", "--quant", "int4-channel", "--context", 64)
     arguments = (*arguments, "--prefill", "4")
@@ -323,7 +336,11 @@ def test_run_as_json_holds_what_other_programs_rely_on(command: Command, random_
     assert (value["prompt_tokens"], value["size"], len(value["token_ids"])) == (3, "full", 5)
     assert value["groups_loaded"] == ["per_layer_embedding", "text", "token_embedding"]
     memory = value["memory"]
-    assert set(memory["groups"]) == set(value["groups_loaded"]) and set(memory["peaks"]) == {"loading", "answer"}
+    assert set(memory["groups"]) == set(value["groups_loaded"]) and set(memory["peaks"]) == {
+        "load",
+        "prefill",
+        "decode",
+    }
     kinds = sum(memory[f"rss_{kind}_bytes"] for kind in ("anonymous", "file", "shmem"))
     assert 0 < memory["effective_bytes"] <= memory["rss_bytes"] == kinds
     assert value["peak_rss_bytes"] >= max(memory["peaks"].values())

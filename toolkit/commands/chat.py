@@ -6,6 +6,14 @@ import argparse
 import sys
 from dataclasses import dataclass, field
 
+from toolkit.commands.media_options import (
+    MediaFile,
+    allowed_groups,
+    image_file,
+    read_media,
+    sound_file,
+    user_message,
+)
 from toolkit.commands.run import describe_speed, stream_answer
 from toolkit.commands.terminal import Terminal
 from toolkit.commands.text_options import (
@@ -16,8 +24,10 @@ from toolkit.commands.text_options import (
     open_session,
 )
 from toolkit.errors import ToolkitError
+from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import ChatTemplate, Message
 from toolkit.runtime.generate import Generation
+from toolkit.runtime.media_prompt import Medium, build_prompt
 from toolkit.runtime.sampling import Sampler
 from toolkit.runtime.session import Session
 from toolkit.runtime.tokenizer import Tokenizer
@@ -29,7 +39,10 @@ EXAMPLES = (
     'gemma-edge chat BUNDLE --size E2B --system "Answer in one sentence."',
     "printf 'Hello\\nAnd now in French.\\n' | gemma-edge chat BUNDLE --temperature 0",
 )
+_FILES = {"/image": image_file, "/audio": sound_file}
 _HELP = """/reset      forget the conversation
+/image FILE show an image with the next message
+/audio FILE play a sound with the next message
 /size NAME  go on with another size of the bundle
 /size       which size this is, and which there are
 /quit       end (also: Ctrl-D)
@@ -47,16 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0 at the end of the input or after /quit; 130 after an interrupt."""
     make_sampling(arguments)
-    with open_session(arguments, terminal) as session:
-        tokenizer = session.bundle.tokenizer()
+    bundle = Bundle(arguments.bundle)
+    allowed = allowed_groups(bundle, arguments.groups)
+    with open_session(arguments, terminal, bundle) as session:
+        tokenizer = bundle.tokenizer()
         talk = _Talk(
             session,
             tokenizer,
-            session.bundle.chat_template(tokenizer),
-            make_sampler(arguments, session.bundle, tokenizer),
+            bundle.chat_template(tokenizer),
+            make_sampler(arguments, bundle, tokenizer),
             terminal,
             limit=arguments.max_tokens or session.context,
             system=arguments.system,
+            allowed=allowed,
         )
         if sys.stdin.isatty():
             terminal.note("Type /help for what can be said besides.")
@@ -77,7 +93,13 @@ class _Talk:
     terminal: Terminal
     limit: int
     system: str | None
+    allowed: tuple[str, ...] | None = None
+    """The groups that may be loaded; None is all of the bundle."""
     messages: list[Message] = field(default_factory=list)
+    media: list[Medium] = field(default_factory=list)
+    """Of all messages, in order."""
+    waiting: list[Medium] = field(default_factory=list)
+    """Those that go with the next message."""
 
     def __post_init__(self) -> None:
         self._reset()
@@ -92,6 +114,8 @@ class _Talk:
                 self._answer(line)
             elif words[0] == "/reset" and len(words) == 1:
                 self._reset()
+            elif words[0] in _FILES and len(words) == 2:
+                self._attach(_FILES[words[0]](words[1].strip()))
             elif words[0] == "/size":
                 self._change_size(words[1:])
             elif words[0] == "/quit" and len(words) == 1:
@@ -104,11 +128,13 @@ class _Talk:
         return True
 
     def _answer(self, line: str) -> None:
-        messages = [*self.messages, Message("user", line)]
-        bundle = self.session.bundle
-        prompt = bundle.encode(self.tokenizer, self.template.render(messages))
+        bundle, media = self.session.bundle, [*self.media, *self.waiting]
+        messages = [*self.messages, user_message(bundle, self.tokenizer, line, self.waiting)]
+        prompt = build_prompt(bundle, self.tokenizer, self.template.render(messages), media)
         stops = bundle.manifest.text.stop_token_ids
-        generation = Generation(self.session, prompt, self.sampler, limit=self.limit, stops=stops)
+        generation = Generation(
+            self.session, prompt.ids, self.sampler, limit=self.limit, stops=stops, spans=prompt.spans
+        )
         text = stream_answer(generation, self.tokenizer, self.terminal)
         report = generation.report()
         self.terminal.stream("\n")
@@ -117,6 +143,11 @@ class _Talk:
             self.terminal.result({**value, "reused_tokens": report.reused_tokens, "size": self.session.size}, "")
         self.terminal.note(describe_speed(report))
         self.messages = [*messages, Message("assistant", text)]
+        self.media, self.waiting = media, []
+
+    def _attach(self, file: MediaFile) -> None:
+        self.waiting += read_media(self.session.bundle, [file], self.allowed, self.terminal)
+        self.terminal.note(f"[{file.path} goes with the next message]")
 
     def _change_size(self, name: list[str]) -> None:
         if name:
@@ -126,6 +157,7 @@ class _Talk:
 
     def _reset(self) -> None:
         self.messages = [Message("system", self.system)] if self.system else []
+        self.media, self.waiting = [], []
         self.session.truncate(0)
 
 

@@ -20,7 +20,7 @@ from toolkit.commands.terminal import Terminal, bytes_text, count_text, table
 from toolkit.commands.text_options import add_machine_arguments, positive, session_settings
 from toolkit.commands.tower_options import add_tower_arguments, tower_recipes
 from toolkit.errors import QualityError
-from toolkit.quant.recipe import BUILT_IN, Recipe, load_recipe, ple_recipe
+from toolkit.quant.recipe import BUILT_IN, SEARCHES, Recipe, load_recipe, ple_recipe
 from toolkit.quant.scheme import Dtype
 from toolkit.runtime.memory import peak_rss_bytes
 from toolkit.runtime.session import SessionSettings
@@ -72,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_tower_arguments(parser)
     parser.add_argument(
+        "--search", choices=tuple(SEARCHES),
+        help="how the text's scales are chosen: mse tries some and keeps that of least squared error; absmax fits the "
+        "largest weight, which is faster and less accurate (default: as the recipe says, and it mse)",
+    )  # fmt: skip
+    parser.add_argument(
         "--context", metavar="N", type=positive, default=DEFAULT_CONTEXT,
         help="positions in the KV cache (default: %(default)s)",
     )  # fmt: skip
@@ -91,15 +96,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0; a bundle that fails the gate is not written: QualityError."""
     recipe = load_recipe(arguments.quant)
+    ple_dtype = arguments.ple_quant or _ple_dtype(recipe)
     if arguments.budget is not None:
         parse_budget(arguments.budget)
     with open_checkpoint(arguments.checkpoint) as checkpoint:
         towers = tower_recipes(arguments, checkpoint)
+        ple = ple_recipe(ple_dtype, checkpoint.config.ple_size)
+        if arguments.search is not None:
+            recipe, ple = recipe.with_search(arguments.search), ple.with_search(arguments.search)
         request = ConvertRequest(
             checkpoint=checkpoint,
             output=arguments.output,
             recipe=recipe,
-            ple_recipe=ple_recipe(arguments.ple_quant or _ple_dtype(recipe), checkpoint.config.ple_size),
+            ple_recipe=ple,
             sizes=_sizes(arguments, checkpoint, recipe),
             context=arguments.context,
             prefill_sizes=arguments.prefill,

@@ -16,7 +16,7 @@ from toolkit.bundle.check import check
 from toolkit.bundle.litertlm import export_litertlm
 from toolkit.commands.convert import Converted, convert_and_judge
 from toolkit.commands.gate import judge, report_text
-from toolkit.commands.run import prompt_ids
+from toolkit.commands.run import make_prompt
 from toolkit.commands.terminal import Terminal, bytes_text, count_text
 from toolkit.commands.text_options import add_machine_arguments, session_settings
 from toolkit.errors import BundleError, QualityError, UsageError
@@ -114,7 +114,7 @@ def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Ter
     answers: dict[str, dict[str, object]] = {}
     bundle = Bundle(output)
     tokenizer = bundle.tokenizer()
-    ids = prompt_ids(bundle, tokenizer, prompt, raw=True)
+    ids = make_prompt(bundle, tokenizer, prompt, raw=True).ids
     with Session(bundle, settings) as session:
         for name in bundle.manifest.sizes:
             session.use(name)

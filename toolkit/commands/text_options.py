@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.bundle.manifest import TEXT_DECODER
+from toolkit.commands.groups import group_names
 from toolkit.commands.terminal import Terminal
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
@@ -24,6 +27,10 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory that gemma-edge convert made")
     group = add_machine_arguments(parser)
     group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: the bundle's own default)")
+    group.add_argument(
+        "--groups", metavar="NAME[,...]", type=group_names,
+        help="parameter groups that may be loaded; text always may (default: all, vision and audio when needed)",
+    )  # fmt: skip
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -67,16 +74,22 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: floa
     group.add_argument("--seed", metavar="S", type=natural, default=0, help="same seed, same text (default: 0)")
 
 
-def open_session(arguments: argparse.Namespace, terminal: Terminal) -> Session:
+def open_session(
+    arguments: argparse.Namespace,
+    terminal: Terminal,
+    bundle: Bundle,
+    stage_ended: Callable[[str], None] = lambda _: None,
+) -> Session:
     """The bundle, ready to run."""
-    settings = session_settings(arguments, size=arguments.size)
-    bundle = Bundle(arguments.bundle)
+    settings = replace(session_settings(arguments, size=arguments.size), stage_ended=stage_ended)
     cache = settings.weight_cache
     if isinstance(cache, Path):
         decoder = bundle.model_file(TEXT_DECODER)
         if decoder.size_bytes > _WORTH_A_WORD_BYTES and not is_complete(cache_path(decoder, cache)):
             terminal.note("rearranging the weights for this CPU; later runs find them in the weight cache")
-    return Session(bundle, settings)
+    session = Session(bundle, settings)
+    stage_ended("load")
+    return session
 
 
 def session_settings(arguments: argparse.Namespace, *, size: str | None = None) -> SessionSettings:

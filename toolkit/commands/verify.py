@@ -43,18 +43,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         manifest.size(name)
     text = None if arguments.text is None else _read_text(arguments.text)
     with open_checkpoint(arguments.checkpoint) as checkpoint:
-        size = sum(tensor.stored_bytes for tensor in checkpoint.tensors.values())
-        done = 0
-        with terminal.bar("read checkpoint") as show:
-
-            def count(more: int) -> None:
-                nonlocal done
-                done += more
-                show(done, size)
-
-            if checkpoint.content_hash(count) != manifest.checkpoint.sha256:
-                made_from = f"{manifest.checkpoint.name} with sha256 {manifest.checkpoint.sha256[:16]}..."
-                terminal.warn(f"the bundle was not made from {arguments.checkpoint} but from {made_from}")
+        if checkpoint.fingerprint() != manifest.checkpoint.sha256:
+            made_from = f"{manifest.checkpoint.name} with sha256 {manifest.checkpoint.sha256[:16]}..."
+            terminal.warn(f"the bundle was not made from {arguments.checkpoint} but from {made_from}")
         report = judge(
             arguments.bundle,
             checkpoint,

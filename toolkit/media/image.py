@@ -40,7 +40,17 @@ _UPRIGHT = {
 
 
 def load_image(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.float32]:
-    """The pixels of a path or of a file's bytes: f32[1, size, size, 3], RGB in [0, 1].
+    """What the tower sees of a path or of a file's bytes: f32[1, size, size, 3], RGB in [0, 1]; see `load_levels`."""
+    return pixels(load_levels(source, size))
+
+
+def pixels(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Levels 0..255 in [0, 1], in transformers' rounding."""
+    return (levels.astype(np.float64) * (1 / 255)).astype(np.float32)
+
+
+def load_levels(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.uint8]:
+    """The levels of a path or of a file's bytes: uint8[1, size, size, 3], RGB.
 
     As transformers' `load_image` and Gemma 3n's processor do, the EXIF orientation is applied, an animation gives its
     first frame, alpha is dropped (what lies under it shows), and the picture is stretched to a square. Unlike there,
@@ -52,7 +62,7 @@ def load_image(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.float3
         image = _decode(file, name)
     # Pillow's filter is antialiased and rounds to uint8, as the model saw it in training.
     resized = image.resize((size, size), Image.Resampling.BILINEAR)
-    return (np.asarray(resized, np.float64) * (1 / 255)).astype(np.float32)[np.newaxis]
+    return np.asarray(resized, np.uint8)[np.newaxis]
 
 
 def _decode(file: BinaryIO, name: str) -> Image.Image:

@@ -23,8 +23,8 @@ FLOOR = 1e-5
 _PAD_MULTIPLE = 128
 
 
-def log_mel(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Features f32[frames, 128] and bool[frames], true where a frame starts in the sound and not in its padding.
+def log_mel(samples: NDArray[np.float32], bins: int = NUM_MELS) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Features f32[frames, bins] and bool[frames], true where a frame starts in the sound and not in its padding.
 
     samples: f32[n] at 16 kHz, n from 513 to 480,000 (30 s, 2,997 frames); UsageError otherwise, where transformers
     gives no frame, or cuts.
@@ -34,7 +34,7 @@ def log_mel(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[
     padded = np.pad(samples.astype(np.float32, copy=False), (0, -count % _PAD_MULTIPLE))
     frames = np.lib.stride_tricks.sliding_window_view(padded, MIN_SAMPLES)[::HOP_SAMPLES]
     spectrum = np.fft.rfft(_pre_emphasised(frames) * _window(), n=FFT_SIZE, axis=-1)
-    mel = np.abs(spectrum) @ mel_filters()
+    mel = np.abs(spectrum) @ mel_filters(bins)
     mask = np.arange(len(frames)) * HOP_SAMPLES < count
     return np.log(np.maximum(mel, FLOOR)).astype(np.float32), mask
 
@@ -49,15 +49,25 @@ def num_frames(num_samples: int) -> int:
     return max(0, (padded - MIN_SAMPLES) // HOP_SAMPLES + 1)
 
 
+def max_samples(frames: int) -> int:
+    """The longest sound of at most so many frames, and of at most 30 s.
+
+    >>> max_samples(1), max_samples(112), max_samples(3008)
+    (640, 18432, 480000)
+    """
+    padded = (MIN_SAMPLES + frames * HOP_SAMPLES - 1) // _PAD_MULTIPLE * _PAD_MULTIPLE
+    return min(padded, PIECE_SAMPLES)
+
+
 @functools.cache
-def mel_filters() -> NDArray[np.float64]:
-    """Weights f64[513, 128] of 128 triangles on HTK's mel scale from 125 to 7,600 Hz, of height 1; read-only."""
+def mel_filters(bins: int = NUM_MELS) -> NDArray[np.float64]:
+    """Weights f64[513, bins] of triangles on HTK's mel scale from 125 to 7,600 Hz, of height 1; read-only."""
     low, high = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (MIN_HZ, MAX_HZ))
-    corners = 700.0 * (10 ** (np.linspace(low, high, NUM_MELS + 2) / 2595.0) - 1.0)
-    bins = np.arange(FFT_SIZE // 2 + 1)[:, np.newaxis] * (SAMPLE_RATE_HZ / FFT_SIZE)
+    corners = 700.0 * (10 ** (np.linspace(low, high, bins + 2) / 2595.0) - 1.0)
+    lines = np.arange(FFT_SIZE // 2 + 1)[:, np.newaxis] * (SAMPLE_RATE_HZ / FFT_SIZE)
     width = np.diff(corners)
-    rising = (bins - corners[:-2]) / width[:-1]
-    falling = (corners[2:] - bins) / width[1:]
+    rising = (lines - corners[:-2]) / width[:-1]
+    falling = (corners[2:] - lines) / width[1:]
     filters = np.maximum(0.0, np.minimum(rising, falling))
     filters.setflags(write=False)
     return filters

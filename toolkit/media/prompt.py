@@ -52,7 +52,7 @@ def expand_placeholders(
         found = text.count(soft.placeholder)
         if found != given:
             wanted = f"{given}, one for each {soft.kind} given"
-            remedy = f"do not write {soft.placeholder} yourself" if found > given else None
+            remedy = None if given or not found else f"do not write {soft.placeholder} yourself"
             raise UsageError(
                 f"prompt's {soft.kind}s", found=f"{found} placeholders {soft.placeholder}", wanted=wanted, remedy=remedy
             )

@@ -68,15 +68,15 @@ def load_sound(source: MediaSource) -> NDArray[np.float32]:
     return samples
 
 
-def split_30s(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-    """As few pieces of at most 30 s as can be, of equal length to a sample, so that none is a stub.
+def split_sound(samples: NDArray[np.float32], longest: int = PIECE_SAMPLES) -> tuple[NDArray[np.float32], ...]:
+    """As few pieces of at most `longest` samples as can be, of equal length to a sample, so that none is a stub.
 
     samples: f32[n] at 16 kHz; the pieces are views, and joined they are `samples`.
 
-    >>> [len(piece) / 16_000 for piece in split_30s(np.zeros(61 * 16_000, np.float32))]
+    >>> [len(piece) / 16_000 for piece in split_sound(np.zeros(61 * 16_000, np.float32))]
     [20.333375, 20.3333125, 20.3333125]
     """
-    return tuple(np.array_split(samples, max(1, math.ceil(len(samples) / PIECE_SAMPLES))))
+    return tuple(np.array_split(samples, max(1, math.ceil(len(samples) / longest))))
 
 
 @contextmanager

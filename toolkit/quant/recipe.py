@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -19,7 +19,7 @@ TOWER_BUILT_IN = ("audio-int8", "audio-int4", "vision-f16", "vision-int8")
 """Recipes of the towers: their weights are not the text model's. `f32` fits every group."""
 
 _DTYPES: dict[str, Dtype] = {"f32": "f32", "f16": "f16", "int8": "int8", "int4": "int4"}
-_SEARCHES: dict[str, Search] = {"absmax": "absmax", "mse": "mse"}
+SEARCHES: dict[str, Search] = {"absmax": "absmax", "mse": "mse"}
 _BLOCK_SIZES = (32, 64, 128, 256)  # XNNPACK takes multiples of 32 only; other sizes fall to a kernel 500 times slower
 _MATCH = re.compile(r"[A-Za-z0-9_.*-]{1,256}")
 
@@ -67,6 +67,11 @@ class Recipe:
                 remedy = 'correct its "match", move it up, or mark it "optional": true'
                 raise RecipeError(self._what(rule), found=found, wanted="at least one weight", remedy=remedy)
         return schemes
+
+    def with_search(self, search: Search) -> Recipe:
+        """The same with every scale chosen so."""
+        rules = tuple(replace(rule, scheme=replace(rule.scheme, search=search)) for rule in self.rules)
+        return replace(self, rules=rules)
 
     def _what(self, rule: Rule | None = None) -> str:
         return f"recipe {self.name}" + (f", rule {rule.match}" if rule else "")
@@ -124,9 +129,9 @@ def _read_rule(value: object, what: str) -> Rule:
     dtype = _DTYPES.get(fields.string("dtype"))
     if dtype is None:
         fields.refuse("dtype", fields.string("dtype"), " or ".join(_DTYPES))
-    search = _SEARCHES.get(fields.string("search")) if fields.has("search") else "mse"
+    search = SEARCHES.get(fields.string("search")) if fields.has("search") else "mse"
     if search is None:
-        fields.refuse("search", fields.string("search"), " or ".join(_SEARCHES))
+        fields.refuse("search", fields.string("search"), " or ".join(SEARCHES))
     optional = fields.flag("optional") if fields.has("optional") else False
     rule = Rule(match, Scheme(dtype, _read_block_size(fields, dtype), search), optional)
     fields.finish()

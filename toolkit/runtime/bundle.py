@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +14,7 @@ from toolkit.errors import BundleError, UsageError
 from toolkit.files import CHUNK_BYTES
 from toolkit.runtime.chat import ChatTemplate
 from toolkit.runtime.tokenizer import Tokenizer
-from toolkit.runtime.weight_cache import ModelFile
+from toolkit.runtime.weight_cache import ModelFile, WeightCache, cache_path
 
 _PIECE_BYTES = 1 << 18
 
@@ -40,6 +41,12 @@ class Bundle:
         _compare(path, record)
         return ModelFile(path, record.sha256, record.bytes)
 
+    def packed_file(self, name: str, cache: WeightCache) -> Path | None:
+        """Where the weights of a .tflite lie in the weight cache, once they are packed; touches neither file."""
+        record = self.manifest.files[name]
+        model = ModelFile(self.path / name, record.sha256, record.bytes)
+        return cache_path(model, cache) if isinstance(cache, Path) else None
+
     def ple_shards(self) -> list[Path]:
         """The PLE shards in order; each row is checked when it is read."""
         names = sorted(name for name in self.manifest.files if is_shard_name(name))
@@ -59,11 +66,28 @@ class Bundle:
     def encode(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """A prompt's tokens, control tokens spelled out; UsageError where it spells a place for an image or a sound."""
         ids = tokenizer.encode(text, special=False)
-        limit = self.drawable_ids(tokenizer)
-        for token in ids:
-            if token >= limit:
-                raise UsageError("prompt", found=f"{tokenizer.token_of(token)!r}, an image or a sound", wanted="text")
+        self.require_text(tokenizer, ids)
         return ids
+
+    def require_text(self, tokenizer: Tokenizer, ids: Sequence[int], besides: Collection[int] = ()) -> None:
+        """UsageError for a token that stands for no text, except at the positions `besides`."""
+        limit = self.drawable_ids(tokenizer)
+        for position, token in enumerate(ids):
+            if token >= limit and position not in besides:
+                raise UsageError("prompt", found=f"{tokenizer.token_of(token)!r}, an image or a sound", wanted="text")
+
+    def require_group(self, group: str, wanted_for: str, allowed: Collection[str] | None = None) -> None:
+        """BundleError where the bundle lacks a group, UsageError where it may not be loaded; both say what to do."""
+        if group not in self.manifest.groups:
+            raise BundleError(
+                str(self.path),
+                found=f"no group {group}",
+                wanted=f"it, for {wanted_for}",
+                remedy=f"convert the checkpoint again with {group} among --groups, or push it with that group",
+            )
+        if allowed is not None and group not in allowed:
+            found, remedy = f"--groups {','.join(allowed)}", f"add {group}"
+            raise UsageError(wanted_for, found=found, wanted=f"the group {group} too", remedy=remedy)
 
     def drawable_ids(self, tokenizer: Tokenizer) -> int:
         """Ids from here up must not be drawn: they are image and sound, or nothing; their logits mean nothing."""

@@ -15,6 +15,8 @@ from toolkit.errors import BundleError, UsageError
 
 Role = Literal["system", "user", "assistant"]
 
+_PART_TYPES = {"vision": "image", "audio": "audio"}
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -22,6 +24,16 @@ class Message:
 
     role: Role
     text: str
+    media: tuple[Literal["vision", "audio"], ...] = ()
+    """What stands before the text; the template writes a placeholder for each."""
+
+    @property
+    def content(self) -> str | list[dict[str, str]]:
+        """As transformers hands it to templates."""
+        if not self.media:
+            return self.text
+        parts = [{"type": _PART_TYPES[group]} for group in self.media]
+        return [*parts, {"type": "text", "text": self.text}] if self.text else parts
 
 
 class ChatTemplate:
@@ -60,7 +72,7 @@ class ChatTemplate:
         ``generation_prompt`` ends it where the model is to go on.
         """
         _check_roles(messages)
-        turns = [{"role": message.role, "content": message.text} for message in messages]
+        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self._template.render(
                 messages=turns, add_generation_prompt=generation_prompt, bos_token=self._bos_token

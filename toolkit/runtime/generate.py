@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.errors import UsageError
+from toolkit.runtime.media_prompt import Span
 from toolkit.runtime.sampling import Sampler
 from toolkit.runtime.session import Session
 
@@ -27,16 +28,28 @@ class GenerationReport:
     prefill_tokens_per_s: float | None
     decode_tokens_per_s: float | None
     time_to_first_token_s: float | None
-    """From the prompt's tokens to the first generated one; loading is not part of it."""
+    """From the prompt's tokens to the first generated one; loading the language model is not part of it."""
+    media_s: float | None
+    """Of that, what the towers took to load and to embed images and sounds; None where there was nothing new."""
 
 
 class Generation:
     """One answer: iterate over its tokens, then read its report. An interrupt keeps what came before it."""
 
     def __init__(
-        self, session: Session, prompt: Sequence[int], sampler: Sampler, *, limit: int, stops: Collection[int]
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        *,
+        limit: int,
+        stops: Collection[int],
+        spans: Sequence[Span] = (),
     ) -> None:
-        """``prompt`` is the whole conversation; what the session already holds of it is not computed again."""
+        """``prompt`` is the whole conversation; what the session already holds of it is not computed again.
+
+        ``spans`` are its images and sounds.
+        """
         if limit < 1:
             raise UsageError("number of tokens", found=limit, wanted="at least 1")
         if not prompt:
@@ -50,12 +63,15 @@ class Generation:
             )
         self._session = session
         self._prompt = prompt
+        self._spans = spans
         self._sampler = sampler
         self._limit = limit
         self._stops = stops
         self._tokens: list[int] = []
         self._ending: Ending = "interrupted"
         self._reused = 0
+        self._embedded = False
+        self._media_s = 0.0
         self._prefill_s = 0.0
         self._first_s = 0.0
         self._decode_s = 0.0
@@ -63,9 +79,12 @@ class Generation:
     def __iter__(self) -> Iterator[int]:
         session = self._session
         started = time.perf_counter()
-        self._reused = session.rewind_to(self._prompt)
+        self._reused = session.rewind_to(self._prompt, self._spans)
+        self._media_s = time.perf_counter() - started
+        self._embedded = any(span.end > self._reused for span in self._spans)
         session.prefill(self._prompt[self._reused : -1])
-        self._prefill_s = time.perf_counter() - started
+        self._prefill_s = time.perf_counter() - started - self._media_s
+        session.stage_ended("prefill")
         token = self._prompt[-1]
         ended: Ending | None = None
         while ended is None:
@@ -90,6 +109,7 @@ class Generation:
             prefill_tokens_per_s=_rate(len(self._prompt) - 1 - self._reused, self._prefill_s),
             decode_tokens_per_s=_rate(len(self._tokens), self._decode_s),
             time_to_first_token_s=self._first_s or None,
+            media_s=self._media_s if self._embedded else None,
         )
 
     def interrupt(self) -> None:

@@ -1,9 +1,9 @@
-"""A conversation with a bundle's text model on this machine: tokens in, logits out."""
+"""A conversation with a bundle on this machine: tokens, images and sounds in, logits out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -11,15 +11,20 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, SizeRecord
+from toolkit.bundle.manifest import AUDIO_ENCODER, EMBEDDER, TEXT_DECODER, VISION_ENCODER, SizeRecord
 from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.compiled import Buffer, Call, Runtime
 from toolkit.runtime.kv_cache import KvBuffers
+from toolkit.runtime.media_prompt import Span, first_difference
 from toolkit.runtime.memory import Memory, read_memory
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleTable
 from toolkit.runtime.prefill import plan_prefill
-from toolkit.runtime.weight_cache import ModelFile, WeightCache, cache_path, default_directory
+from toolkit.runtime.towers import Towers
+from toolkit.runtime.weight_cache import WeightCache, default_directory
+
+PACKED = (TEXT_DECODER, VISION_ENCODER, AUDIO_ENCODER)
+"""The files whose weights LiteRT packs into files of the weight cache."""
 
 BLOCKED = np.float32(-0.7 * np.finfo(np.float32).max)
 """A mask's value where a position may not be seen (docs/formats/manifest.md)."""
@@ -42,6 +47,8 @@ class SessionSettings:
     """Copy the per-layer embeddings to memory, for comparison; else rows are read when tokens need them."""
     ple_cache_bytes: int = DEFAULT_CACHE_BYTES
     """Rows kept for tokens that come again."""
+    stage_ended: Callable[[str], None] = field(default=lambda _: None)
+    """Told when a stage of the work is over: load, vision, audio, prefill, decode."""
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -72,8 +79,9 @@ class Session:
         self._size: SizeRecord = bundle.manifest.size(settings.size)
         # A table look-up is one thread's work and packs no weights.
         files = {name: bundle.model_file(name) for name in (TEXT_DECODER, EMBEDDER)}
-        self._packed = _packed_file(files[TEXT_DECODER], settings.weight_cache)
+        self._weight_cache = settings.weight_cache
         self.ple = PleTable(bundle.ple_shards(), cache_bytes=settings.ple_cache_bytes, in_ram=settings.ple_in_ram)
+        self.stage_ended = settings.stage_ended
         self._runtime = Runtime()
         try:
             self._decoder = self._runtime.open(
@@ -87,6 +95,9 @@ class Session:
         self._ids: list[int] = []
         self._inputs: dict[int, _Inputs] = {}
         self._calls: dict[str, Call] = {}
+        self.towers = Towers(bundle, threads=settings.threads, cache=settings.weight_cache, ended=self.stage_ended)
+        self._spans: tuple[Span, ...] = ()
+        self._rows: dict[int, NDArray[np.float32]] = {}
         self._logits = self._decoder.output_buffer(self._size.decode, "logits")
         self._padded = np.zeros(max(self.text.prefill_sizes, default=1), np.int32)
         self._mask = np.empty(len(self._padded) * self.text.context, np.float32)
@@ -118,8 +129,8 @@ class Session:
         groups: dict[str, list[Path]] = {}
         for name, group in self.bundle.manifest.groups.items():
             groups[name] = [self.bundle.path / file for file in group.files]
-            if TEXT_DECODER in group.files and self._packed is not None:
-                groups[name].append(self._packed)
+            packed = (self.bundle.packed_file(file, self._weight_cache) for file in group.files if file in PACKED)
+            groups[name] += [path for path in packed if path is not None and path.exists()]
         return read_memory(groups)
 
     def use(self, size: str) -> None:
@@ -136,6 +147,8 @@ class Session:
         if position == 0:
             self._caches.forget()
         del self._ids[position:]
+        self._spans = tuple(span for span in self._spans if span.start < position)
+        self._rows.clear()
 
     def close(self) -> None:
         """Free everything; the session cannot be used any more."""
@@ -175,17 +188,25 @@ class Session:
         self.prefill(ids[:-1])
         return self.decode(ids[-1])
 
-    def rewind_to(self, ids: Sequence[int]) -> int:
+    def rewind_to(self, ids: Sequence[int], spans: Sequence[Span] = ()) -> int:
         """Keep what the conversation has in common with ``ids``, but not all of them; how many tokens that are.
 
-        Nothing is kept when that lies further back than the caches of sliding windows reach.
+        Nothing is kept when that lies further back than the caches of sliding windows reach. The towers then embed the
+        images and sounds of ``spans`` that are still to be taken in, and the tokens of their own tables.
         """
-        common = 0
-        while common < min(self.position, len(ids) - 1) and self._ids[common] == ids[common]:
-            common += 1
+        common = min(self._common_tokens(ids), first_difference(self._spans, spans, len(ids)))
         if common < self.position and not self._caches.can_return_to(common):
             common = 0
         self.truncate(common)
+        self._require(ids[common:])
+        self._rows = self.towers.rows(ids, spans, common)
+        self._spans = tuple(spans)
+        return common
+
+    def _common_tokens(self, ids: Sequence[int]) -> int:
+        common = 0
+        while common < min(self.position, len(ids) - 1) and self._ids[common] == ids[common]:
+            common += 1
         return common
 
     def logits_for(self, ids: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
@@ -227,6 +248,7 @@ class Session:
         padded[: len(ids)] = ids
         inputs.ids.write(padded)
         inputs.embed()
+        self._place_rows(inputs.decoder["embeddings"], len(ids))
         inputs.decoder["per_layer_embeddings"].write(self.ple.lookup(padded))
         # Padding stands at position 0 and sees nothing; its cache rows are written again before anyone sees them.
         mask.fill(BLOCKED)
@@ -240,6 +262,15 @@ class Session:
         self._caches.note(self.position + width)
         call()
         self._ids.extend(ids)
+
+    def _place_rows(self, embeddings: Buffer, count: int) -> None:
+        """Put the towers' rows over the embedder's, of the next ``count`` positions; each is needed once."""
+        places = [row for row in range(count) if self.position + row in self._rows]
+        if places:
+            values = embeddings.read()
+            for row in places:
+                values[0, row] = self._rows.pop(self.position + row)
+            embeddings.write(values)
 
     def _bucket_of(self, end: int) -> int:
         """The smallest part of the context that has signatures of its own and holds the positions up to ``end``."""
@@ -269,7 +300,3 @@ class Session:
             call = self._embedder.bind(embed, {"ids": ids}, {"embeddings": decoder["embeddings"]})
             self._inputs[width] = _Inputs(ids, call, decoder, {})
         return self._inputs[width]
-
-
-def _packed_file(model: ModelFile, cache: WeightCache) -> Path | None:
-    return cache_path(model, cache) if isinstance(cache, Path) else None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.media import sound as sound_module
 from toolkit.media.mp3 import after_tags
-from toolkit.media.sound import load_sound, split_30s
+from toolkit.media.sound import load_sound, split_sound
 
 RATE = 16_000
 
@@ -224,7 +224,7 @@ def test_tags_are_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "pieces"), [(1, 1), (480_000, 1), (480_001, 2), (960_000, 2), (960_160, 3)])
 def test_pieces_are_few_equal_and_together_the_whole(count: int, pieces: int) -> None:
     samples = np.arange(count, dtype=np.float32)
-    split = split_30s(samples)
+    split = split_sound(samples)
     lengths = [len(piece) for piece in split]
     assert len(split) == pieces and max(lengths) <= 480_000 and max(lengths) - min(lengths) <= 1
     assert np.array_equal(np.concatenate(split), samples)

@@ -1,0 +1,138 @@
+"""Prompts with images and sounds: what stands where among the tokens, in the form that the towers take it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.manifest import TOKENIZER, AudioRecord, VisionRecord
+from toolkit.errors import BundleError
+from toolkit.media.image import load_levels
+from toolkit.media.mel import log_mel, max_samples
+from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders, soft_token_starts
+from toolkit.media.sound import SAMPLE_RATE_HZ, load_sound, split_sound
+from toolkit.media.source import MediaSource
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.tokenizer import Tokenizer
+
+TowerName = Literal["vision", "audio"]
+TOWERS: tuple[TowerName, ...] = ("vision", "audio")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Medium:
+    """An image, or one piece of a sound."""
+
+    group: TowerName
+    key: str
+    """Equal for equal values."""
+    values: NDArray[np.uint8] | NDArray[np.float32]
+    """An image's levels, uint8[1, size, size, 3], or a sound's mel frames, f32[frames, bins]."""
+    mask: NDArray[np.bool_] | None = None
+    """Of a sound, the frames that are not padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`count` soft tokens from the position `start` on, and what they stand for."""
+
+    start: int
+    count: int
+    medium: Medium
+
+    @property
+    def end(self) -> int:
+        """The position behind them: that of the tower's end token."""
+        return self.start + self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A whole conversation's tokens; spans in the order of their positions."""
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...] = ()
+
+    def beginning_with(self, token: int) -> Prompt:
+        """The same behind this token, unless it stands there already."""
+        if self.ids[:1] == (token,):
+            return self
+        return Prompt((token, *self.ids), tuple(replace(span, start=span.start + 1) for span in self.spans))
+
+
+def first_difference(before: Sequence[Span], now: Sequence[Span], end: int) -> int:
+    """The first position where other images or sounds stand than before, or the end."""
+    for one, other in itertools.zip_longest(before, now):
+        if one is None or other is None or (one.start, one.medium.key) != (other.start, other.medium.key):
+            return min(span.start for span in (one, other) if span is not None)
+    return end
+
+
+def read_image(source: MediaSource, vision: VisionRecord) -> Medium:
+    """UsageError for what is no image."""
+    levels = load_levels(source, vision.image_size)
+    return Medium("vision", hashlib.sha256(levels.data).hexdigest(), levels)
+
+
+def read_sound(source: MediaSource, audio: AudioRecord) -> tuple[Medium, ...]:
+    """One piece, or several of about equal length where it is longer than the tower hears at once.
+
+    UsageError for what is no sound, or too short for a mel frame.
+    """
+    pieces = split_sound(load_sound(source), max_samples(audio.frame_lengths[-1]))
+    return tuple(_sound(piece, audio) for piece in pieces)
+
+
+def longest_seconds(audio: AudioRecord) -> float:
+    """What the tower hears at once."""
+    return max_samples(audio.frame_lengths[-1]) / SAMPLE_RATE_HZ
+
+
+def soft_tokens(bundle: Bundle, tokenizer: Tokenizer, group: TowerName) -> SoftTokens:
+    """How prompts of this bundle spell an image or a sound; Gemma 3n's own spelling where it has no such group."""
+    record, usual = (bundle.manifest.vision, IMAGE) if group == "vision" else (bundle.manifest.audio, SOUND)
+    if record is None:
+        return usual
+    spelled = {name: tokenizer.token_of(token) for name, token in record.markers().items()}
+    unknown = [f"{name} {record.markers()[name]}" for name, spelling in spelled.items() if spelling is None]
+    if unknown:
+        found, remedy = f"no token for {group} {unknown[0]}", "convert again with the tokenizer of the checkpoint"
+        raise BundleError(str(bundle.path / TOKENIZER), found=found, wanted="one", remedy=remedy)
+    begin, soft, end = (spelled[f"{place}_token_id"] or "" for place in ("begin", "soft", "end"))
+    return SoftTokens(usual.kind, soft, begin, end, record.soft_tokens)
+
+
+def build_prompt(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequence[Medium] = ()) -> Prompt:
+    """The prompt of a text, control tokens spelled out, in which each medium has its placeholder.
+
+    UsageError where placeholders and media do not match, or where the text spells other tokens of a tower.
+    """
+    if not media:
+        return Prompt(tuple(bundle.encode(tokenizer, text)))
+    images, sounds = ([medium for medium in media if medium.group == group] for group in TOWERS)
+    image, sound = (soft_tokens(bundle, tokenizer, group) for group in TOWERS)
+    expanded = expand_placeholders(text, len(images), len(sounds), image=image, sound=sound)
+    ids = tokenizer.encode(expanded, special=False)
+    spans = [*_spans(ids, bundle.manifest.vision, images), *_spans(ids, bundle.manifest.audio, sounds)]
+    spans.sort(key=lambda span: span.start)
+    bundle.require_text(tokenizer, ids, [place for span in spans for place in range(span.start, span.end + 1)])
+    return Prompt(tuple(ids), tuple(spans))
+
+
+def _spans(ids: list[int], record: VisionRecord | AudioRecord | None, media: Sequence[Medium]) -> list[Span]:
+    if record is None:
+        return []
+    starts = soft_token_starts(ids, record.soft_token_id, record.soft_tokens)
+    # As many as there are placeholders, and the text has one for each medium.
+    return [Span(start, record.soft_tokens, medium) for start, medium in zip(starts, media, strict=True)]
+
+
+def _sound(samples: NDArray[np.float32], audio: AudioRecord) -> Medium:
+    mel, mask = log_mel(samples, audio.mel_bins)
+    return Medium("audio", hashlib.sha256(mel.data).hexdigest(), mel, mask)

@@ -1,0 +1,191 @@
+"""The vision and audio groups: a tower is loaded when a request needs it, and gone when its work is done."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.manifest import (
+    AUDIO_ADAPTER,
+    AUDIO_ENCODER,
+    VISION_ADAPTER,
+    VISION_ENCODER,
+    AudioRecord,
+    Manifest,
+    VisionRecord,
+)
+from toolkit.media.image import pixels
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.compiled import Buffer, Model, Runtime
+from toolkit.runtime.media_prompt import Medium, Span, TowerName
+from toolkit.runtime.weight_cache import WeightCache
+
+CACHE_BYTES = 64 << 20
+"""Embeddings kept for media that come again: some 30 images of 256 rows of 2,048 numbers."""
+
+F32 = NDArray[np.float32]
+
+
+class _Tower(Protocol):
+    """One that is loaded."""
+
+    def embed(self, medium: Medium) -> F32:
+        """f32[soft tokens, hidden]."""
+
+    def token(self, token: int) -> F32:
+        """f32[hidden], of an id of the tower's own table."""
+
+
+class Towers:
+    """Embeddings of what is no text; `loaded` are the groups that some request needed so far."""
+
+    def __init__(
+        self, bundle: Bundle, *, threads: int, cache: WeightCache, ended: Callable[[TowerName], None] | None = None
+    ) -> None:
+        """Touches no file. `ended` is told of each tower that is gone again."""
+        self.loaded: set[TowerName] = set()
+        self._bundle = bundle
+        self._threads = threads
+        self._weights = cache
+        self._ended = ended
+        self._cache: OrderedDict[str, F32] = OrderedDict()
+
+    def rows(self, ids: Sequence[int], spans: Sequence[Span], first: int) -> dict[int, F32]:
+        """Position to embedding, f32[hidden], of every position from `first` on whose embedding is not the embedder's.
+
+        Each tower that is needed is loaded once, one after the other.
+        """
+        spans = [span for span in spans if span.end > first]
+        covered = {place for span in spans for place in range(span.start, span.end)}
+        rows: dict[int, F32] = {}
+        for group, table in _tables(self._bundle.manifest).items():
+            places = [p for p in range(first, len(ids)) if p not in covered and ids[p] in table]
+            media = {span.medium.key: span.medium for span in spans if span.medium.group == group}
+            embedded, tokens = self._compute(group, media.values(), {ids[place] for place in places})
+            rows |= {place: tokens[ids[place]] for place in places}
+            for span in spans:
+                if span.medium.group == group:
+                    found = embedded[span.medium.key]
+                    rows |= {p: found[p - span.start] for p in range(max(first, span.start), span.end)}
+        return rows
+
+    def _compute(
+        self, group: TowerName, media: Iterable[Medium], tokens: set[int]
+    ) -> tuple[dict[str, F32], dict[int, F32]]:
+        """By a medium's key, and by a token's id."""
+        found = {medium.key: self._cache[medium.key] for medium in media if medium.key in self._cache}
+        missing = [medium for medium in media if medium.key not in found]
+        table: dict[int, F32] = {}
+        if missing or tokens:
+            with self._open(group) as tower:
+                found |= {medium.key: tower.embed(medium) for medium in missing}
+                table = {token: tower.token(token) for token in sorted(tokens)}
+        for key, rows in found.items():
+            self._keep(key, rows)
+        return found, table
+
+    def _keep(self, key: str, rows: F32) -> None:
+        self._cache[key] = rows
+        self._cache.move_to_end(key)
+        while self._cache and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+
+    @contextmanager
+    def _open(self, group: TowerName) -> Iterator[_Tower]:
+        """In a runtime of its own, so that nothing of it stays."""
+        runtime = Runtime()
+        self.loaded.add(group)
+        try:
+            yield self._load(group, runtime)
+        finally:
+            runtime.close()
+            if self._ended is not None:
+                self._ended(group)
+
+    def _load(self, group: TowerName, runtime: Runtime) -> _Tower:
+        vision, audio = self._bundle.manifest.vision, self._bundle.manifest.audio
+        if group == "vision":
+            assert vision is not None
+            return _Vision(*self._models(runtime, VISION_ENCODER, VISION_ADAPTER))
+        assert audio is not None
+        return _Audio(*self._models(runtime, AUDIO_ENCODER, AUDIO_ADAPTER), audio)
+
+    def _models(self, runtime: Runtime, encoder: str, adapter: str) -> tuple[Model, Model]:
+        opened = runtime.open(self._bundle.model_file(encoder), threads=self._threads, cache=self._weights)
+        # Small: packed again each time sooner than a file of it could be found.
+        return opened, runtime.open(self._bundle.model_file(adapter), threads=self._threads, cache="memory")
+
+
+class _Vision:
+    def __init__(self, encoder: Model, adapter: Model) -> None:
+        self._images = encoder.input_buffer("encode", "images")
+        features = adapter.input_buffer("adapt", "features")
+        self._embeddings = adapter.output_buffer("adapt", "embeddings")
+        self._encode = encoder.bind("encode", {"images": self._images}, {"features": features})
+        self._adapt = adapter.bind("adapt", {"features": features}, {"embeddings": self._embeddings})
+        self._table = _Table(adapter)
+
+    def embed(self, medium: Medium) -> F32:
+        self._images.write(pixels(medium.values.astype(np.uint8, copy=False)))
+        self._encode()
+        self._adapt()
+        rows: F32 = self._embeddings.read()[0]
+        # The last row is the end of the image, for runtimes that put all rows into a prompt.
+        return rows[:-1]
+
+    def token(self, token: int) -> F32:
+        return self._table.row(token)
+
+
+class _Audio:
+    def __init__(self, encoder: Model, adapter: Model, audio: AudioRecord) -> None:
+        self._encoder = encoder
+        self._adapter = adapter
+        self._audio = audio
+        self._table = _Table(adapter)
+
+    def embed(self, medium: Medium) -> F32:
+        assert medium.mask is not None
+        count = len(medium.values)
+        length = next(length for length in self._audio.frame_lengths if length >= count)
+        encode, adapt = f"encode_{length}", f"adapt_{length}"
+        inputs = {name: self._encoder.input_buffer(encode, name) for name in ("src_inputs", "mask")}
+        between = {name: self._adapter.input_buffer(adapt, name) for name in ("features", "mask")}
+        embeddings = self._adapter.output_buffer(adapt, "embeddings")
+        mel = np.zeros((1, length, self._audio.mel_bins), np.float32)
+        mel[0, :count] = medium.values
+        inputs["src_inputs"].write(mel)
+        inputs["mask"].write(np.pad(medium.mask, (0, length - count))[np.newaxis])
+        self._encoder.bind(encode, inputs, between)()
+        self._adapter.bind(adapt, between, {"embeddings": embeddings})()
+        rows: F32 = embeddings.read()[0]
+        return rows
+
+    def token(self, token: int) -> F32:
+        return self._table.row(token)
+
+
+class _Table:
+    """The embeddings of a tower's own tokens."""
+
+    def __init__(self, adapter: Model) -> None:
+        self._ids: Buffer = adapter.input_buffer("embed_1", "ids")
+        self._embeddings = adapter.output_buffer("embed_1", "embeddings")
+        self._embed = adapter.bind("embed_1", {"ids": self._ids}, {"embeddings": self._embeddings})
+
+    def row(self, token: int) -> F32:
+        self._ids.write(np.array([[token]], np.int32))
+        self._embed()
+        row: F32 = self._embeddings.read()[0, 0]
+        return row
+
+
+def _tables(manifest: Manifest) -> Mapping[TowerName, range]:
+    """The ids of each tower that the bundle has."""
+    records: dict[TowerName, VisionRecord | AudioRecord | None] = {"vision": manifest.vision, "audio": manifest.audio}
+    return {group: record.table for group, record in records.items() if record is not None}

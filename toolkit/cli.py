@@ -32,6 +32,7 @@ _VERBS = (
     "bench",
     "probe",
     "report",
+    "compare",
     "emulator",
     "demo",
 )

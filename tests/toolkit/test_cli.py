@@ -21,7 +21,20 @@ from toolkit.runtime.session import Session
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "examples" / "tiny_gemma3n"
-VERBS = ["inspect", "convert", "check", "verify", "run", "chat", "export", "devices", "report", "emulator", "demo"]
+VERBS = [
+    "inspect",
+    "convert",
+    "check",
+    "verify",
+    "run",
+    "chat",
+    "export",
+    "devices",
+    "report",
+    "compare",
+    "emulator",
+    "demo",
+]
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,13 @@ def device_name(record: BenchRecord) -> str:
     return f"{name} ({EMULATED})" if device.emulated and EMULATED not in name else name
 
 
+def threads_text(record: BenchRecord) -> str:
+    """Empty where the runner chose for itself."""
+    if record.threads is None:
+        return ""
+    return "1 thread" if record.threads == 1 else f"{record.threads} threads"
+
+
 def notes(record: BenchRecord) -> tuple[str, ...]:
     """What no reader may overlook: emulation, flags, nodes that the accelerator did not take."""
     found = [EMULATED] * record.device.emulated + [flag.replace("_", " ") for flag in record.flags]

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.report.bench_table import Outcome, device_name, labels, notes, outcomes
+from toolkit.report.bench_table import Outcome, device_name, labels, notes, outcomes, threads_text
 from toolkit.report.page import Block, Cell, Page, Picture, Section, Table
 from toolkit.report.plots import Bar, Distributions, StackedBars
 from toolkit.report.quantities import quantity, span, unit
@@ -68,7 +68,7 @@ def runs_text(count: int) -> str:
 
 def _row_labels(runs: Sequence[Run]) -> list[str]:
     """What differs among these runs, and their flags, since pictures travel without the page."""
-    every = [{**labels(run.record), "threads": _threads(run.record)} for run in runs]
+    every = [{**labels(run.record), "threads": threads_text(run.record)} for run in runs]
     differing = [name for name in every[0] if len({each[name] for each in every}) > 1]
     found = []
     for run, each in zip(runs, every, strict=True):
@@ -76,10 +76,6 @@ def _row_labels(runs: Sequence[Run]) -> list[str]:
         lines = textwrap.wrap(text, _LABEL_CHARACTERS, max_lines=3, placeholder=" …")
         found.append("\n".join([*lines, *filter(None, [", ".join(notes(run.record))])]))
     return found
-
-
-def _threads(record: BenchRecord) -> str:
-    return "" if record.threads is None else f"{record.threads} threads"
 
 
 def _warnings(runs: Sequence[Run]) -> Iterator[str]:
@@ -142,7 +138,7 @@ def _summary_rows(run: Run) -> Iterator[list[Cell]]:
 
 
 def _ran(record: BenchRecord) -> str:
-    return _joined(record.runner, record.backend, _threads(record), record.start)
+    return _joined(record.runner, record.backend, threads_text(record), record.start)
 
 
 def _joined(*texts: str | None) -> str:

@@ -6,7 +6,7 @@ import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from toolkit.report.bench_table import device_name, notes
+from toolkit.report.bench_table import device_name, notes, threads_text
 from toolkit.report.page import Block, Cell, Facts, Picture, Section, Table
 from toolkit.report.plots import Line, Panel, TimeSeries
 from toolkit.report.quantities import quantity
@@ -84,7 +84,7 @@ def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
     quant = f", {model.quantization}" if model.quantization else ""
     yield "model", f"{model.name} ({model.kind}{size}{quant}, {quantity('bytes', model.bytes)})"
     yield "sha256 of the model", model.sha256
-    threads = "its own choice of threads" if record.threads is None else f"{record.threads} threads"
+    threads = threads_text(record) or "its own choice of threads"
     yield "ran", f"{record.runner}, {record.backend}, {threads}, {record.start} start, by {record.tool}"
     waits = sum(item.gate_wait_s for item in record.iterations)
     gates = f", {quantity('s', waits)} of it at the thermal gate" if waits else ""

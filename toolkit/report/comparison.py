@@ -1,0 +1,265 @@
+"""Two sets of benchmark records side by side: what is compared with what, and what the difference is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from toolkit.errors import UsageError
+from toolkit.report.bench_table import device_name, notes, threads_text
+from toolkit.report.quantities import quantity
+from toolkit.report.statistics import Comparison, compare
+from toolkit.report.tables import markdown, printable
+from toolkit.results.record import BenchRecord, is_more_better
+
+Across = Literal["device", "model"]
+ACROSS: tuple[Across, ...] = get_args(Across)
+
+Verdict = Literal["faster", "slower", "less", "more", "no difference shown", "too few values"]
+
+_Key = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedTest:
+    """One test of one configuration in both sets."""
+
+    configuration: str
+    test: str
+    figure: str
+    found: Comparison
+    differences: tuple[str, ...]
+    """Of builds, programs and settings: what else may explain the figures."""
+    notes: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Rates and times are faster or slower, bytes and counts less or more."""
+        higher = self.found.verdict
+        if higher == "no difference shown" or higher == "too few values":
+            return higher
+        if is_more_better(self.figure) or self.figure.endswith("_s"):
+            return "faster" if (higher == "higher") == is_more_better(self.figure) else "slower"
+        return "more" if higher == "higher" else "less"
+
+    @property
+    def worsening(self) -> float:
+        """By which share of the base the median is worse; below 0 where it is better."""
+        change = self.found.ratio - 1
+        return -change if is_more_better(self.figure) else change
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsComparison:
+    """All tests that both sets have, and the configurations that one lacks."""
+
+    tests: tuple[ComparedTest, ...]
+    only_in_base: tuple[str, ...]
+    only_in_new: tuple[str, ...]
+
+    def regressions(self, limit: float) -> tuple[ComparedTest, ...]:
+        """Tests shown to be worse, by a median of more than `limit`, a share of the base."""
+        worse = ("slower", "more")
+        return tuple(item for item in self.tests if item.verdict in worse and item.worsening > limit)
+
+
+def compare_results(
+    base: Sequence[BenchRecord], new: Sequence[BenchRecord], *, across: Collection[Across] = ()
+) -> ResultsComparison:
+    """Configurations are matched by device, model, runner, backend, threads and start; `across` lets some differ.
+
+    UsageError says what differs when nothing matches, and when a side holds several of what may differ.
+    """
+    sides = [_by_key(records, across) for records in (base, new)]
+    shared = [key for key in sides[0] if key in sides[1]]
+    if not shared:
+        raise _nothing_shared(base, new, across)
+    tests: list[ComparedTest] = []
+    for key in shared:
+        ours, theirs = sides[0][key], sides[1][key]
+        for records in (ours, theirs):
+            _require_one(records, across)
+        tests += _compared(ours, theirs)
+    only = [
+        tuple(_configuration(records[0]) for key, records in side.items() if key not in other)
+        for side, other in (sides, sides[::-1])
+    ]
+    return ResultsComparison(tuple(tests), *only)
+
+
+def comparison_table(found: ResultsComparison) -> str:
+    """Markdown, and below it what the reader should know."""
+    header = ["configuration", "test", "base", "new", "change", "95 % interval", "verdict", "n", "notes"]
+    rows = [_row(item) for item in found.tests]
+    lines = [markdown(header, rows, numeric=[False, True, True, True, True, True, False, True, False])]
+    differences = dict.fromkeys(line for item in found.tests for line in item.differences)
+    lines += [f"differs: {line}" for line in differences]
+    lines += [f"only in the base: {name}" for name in found.only_in_base]
+    lines += [f"only in the new results: {name}" for name in found.only_in_new]
+    return "\n".join([lines[0], *([""] if lines[1:] else []), *map(printable, lines[1:])])
+
+
+def comparison_json(found: ResultsComparison) -> dict[str, object]:
+    """Medians in the unit that `figure` ends in; `ratio` is new over base."""
+    return {
+        "tests": [
+            {
+                "configuration": item.configuration,
+                "test": item.test,
+                "figure": item.figure,
+                "base_median": item.found.base.median,
+                "new_median": item.found.new.median,
+                "base_n": item.found.base.n,
+                "new_n": item.found.new.n,
+                "ratio": item.found.ratio,
+                "ratio_low": item.found.interval and item.found.interval.low,
+                "ratio_high": item.found.interval and item.found.interval.high,
+                "verdict": item.verdict,
+                "differences": list(item.differences),
+                "notes": list(item.notes),
+            }
+            for item in found.tests
+        ],
+        "only_in_base": list(found.only_in_base),
+        "only_in_new": list(found.only_in_new),
+    }
+
+
+def _row(item: ComparedTest) -> list[str]:
+    base, new, interval = item.found.base, item.found.new, item.found.interval
+    return [
+        item.configuration,
+        item.test,
+        quantity(item.figure, base.median, base.sd),
+        quantity(item.figure, new.median, new.sd),
+        f"{item.found.ratio - 1:+.1%}",
+        "-" if interval is None else f"{interval.low - 1:+.1%} to {interval.high - 1:+.1%}",
+        item.verdict,
+        f"{base.n}, {new.n}",
+        ", ".join(item.notes),
+    ]
+
+
+def _device(record: BenchRecord) -> _Key:
+    """What makes another device, whatever runs on it; its build may be another."""
+    device = record.device
+    return device.kind, device.emulated, device.manufacturer, device.model, device.soc, device.cpus
+
+
+def _model(record: BenchRecord) -> _Key:
+    return record.model.sha256, record.model.name, record.model.size, record.model.quantization
+
+
+def _identity(what: Across) -> tuple[Callable[[BenchRecord], _Key], Callable[[BenchRecord], str]]:
+    """What tells one from another, and what it is called."""
+    return (_device, device_name) if what == "device" else (_model, _model_name)
+
+
+def _by_key(records: Iterable[BenchRecord], across: Collection[Across]) -> dict[_Key, list[BenchRecord]]:
+    found: dict[_Key, list[BenchRecord]] = {}
+    for record in records:
+        key: _Key = (record.runner, record.backend, record.threads, record.start)
+        key += () if "device" in across else _device(record)
+        key += () if "model" in across else _model(record)
+        found.setdefault(key, []).append(record)
+    return found
+
+
+def _require_one(records: Sequence[BenchRecord], across: Collection[Across]) -> None:
+    """What may differ between the sides must be one thing on each."""
+    for what in across:
+        identity, name = _identity(what)
+        if len({identity(record) for record in records}) > 1:
+            some = " and ".join(sorted({name(record) for record in records}))
+            raise UsageError(
+                f"{what}s of {_configuration(records[0])}",
+                found=f"{some} on one side",
+                wanted=f"one {what} on each side",
+                remedy="compare files that hold one each",
+            )
+
+
+def _nothing_shared(base: Sequence[BenchRecord], new: Sequence[BenchRecord], across: Collection[Across]) -> UsageError:
+    """Names what differs: devices, models, or the way they were run."""
+    differing = []
+    for what in ACROSS:
+        identity, name = _identity(what)
+        ours, theirs = ({identity(record): name(record) for record in records} for records in (base, new))
+        if what not in across and not ours.keys() & theirs.keys():
+            differing.append(
+                (what, f"{what} {_listed(ours.values())} in the base, {_listed(theirs.values())} in the new")
+            )
+    if not differing:
+        ways = (_listed(_way(record) for record in records) for records in (base, new))
+        return UsageError("comparison", found=" against ".join(ways), wanted="a configuration that both have")
+    return UsageError(
+        "comparison",
+        found="; ".join(text for _, text in differing),
+        wanted="the same in both",
+        remedy=f"to compare all the same, pass --across {','.join(what for what, _ in differing)}",
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """
+    >>> _listed(["b", "a", "b"]), _listed("abcdef")
+    ('a, b', 'a, b, c and 3 more')
+    """
+    every = sorted(set(map(printable, names)))
+    return ", ".join(every) if len(every) <= 4 else f"{', '.join(every[:3])} and {len(every) - 3} more"
+
+
+def _model_name(record: BenchRecord) -> str:
+    parts = (record.model.name, record.model.size, record.model.quantization)
+    return f"{' '.join(part for part in parts if part)} ({record.model.sha256[:12]})"
+
+
+def _way(record: BenchRecord) -> str:
+    parts = (record.model.size, record.runner, record.backend, threads_text(record), record.start)
+    return " ".join(part for part in parts if part)
+
+
+def _configuration(record: BenchRecord) -> str:
+    return f"{record.model.name} {_way(record)} on {device_name(record)}"
+
+
+def _compared(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterator[ComparedTest]:
+    """Every test that some run of both sides has a value of."""
+    differences = tuple(_differences(base, new))
+    flags = tuple(f"{note} ({side})" for side, records in (("base", base), ("new", new)) for note in _notes_of(records))
+    tests = dict.fromkeys((test, figure) for record in base for test, figure in record.tests.items())
+    for test, figure in tests:
+        ours, theirs = (
+            [values for record in records if record.tests.get(test) == figure if (values := record.values(test))]
+            for records in (base, new)
+        )
+        if ours and theirs and any(any(value > 0 for value in values) for values in ours):
+            yield ComparedTest(_configuration(base[0]), test, figure, compare(ours, theirs), differences, flags)
+
+
+def _notes_of(records: Sequence[BenchRecord]) -> list[str]:
+    return list(dict.fromkeys(note for record in records for note in notes(record)))
+
+
+def _differences(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterator[str]:
+    """Everything recorded that is not the same on both sides, apart from what was measured."""
+    facts: dict[str, Callable[[BenchRecord], str]] = {
+        "device": device_name,
+        "model": _model_name,
+        "build": lambda record: record.device.fingerprint or "unknown",
+        "kernel": lambda record: record.device.kernel or "unknown",
+        "tool": lambda record: record.tool,
+        "programs": lambda record: _listed(f"{item.name} {item.sha256[:12]}" for item in record.binaries) or "unknown",
+        "governor": _governors,
+        "arguments": lambda record: " ".join(record.arguments),
+    }
+    for name, fact in facts.items():
+        ours, theirs = ({fact(record) for record in records} for records in (base, new))
+        if ours != theirs:
+            yield f"{name}: {_listed(ours)} against {_listed(theirs)}"
+
+
+def _governors(record: BenchRecord) -> str:
+    state = record.state_before
+    return _listed(cpu.governor for cpu in state.cpus if cpu.governor) if state is not None else "unknown"

@@ -36,6 +36,8 @@ class ChildUsage:
 
     seconds: float
     peak_rss_bytes: int
+    cpu_seconds: float
+    """User and system, of all its threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,8 @@ started = time.perf_counter()
 child = subprocess.Popen(sys.argv[2:])
 _, status, usage = os.wait4(child.pid, 0)
 with open(sys.argv[1], "w") as report:
-    json.dump([time.perf_counter() - started, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)], report)
+    cpu = usage.ru_utime + usage.ru_stime
+    json.dump([time.perf_counter() - started, usage.ru_maxrss * 1024, cpu, os.waitstatus_to_exitcode(status)], report)
 """
 
 
@@ -124,11 +127,11 @@ def run_child(arguments: Sequence[str], log: Path, environment: Mapping[str, str
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(report), *arguments]
         merged = {**os.environ, **(environment or {})}
         subprocess.run(launcher, stdout=output, stderr=subprocess.STDOUT, env=merged, check=True)
-        seconds, peak_rss_bytes, code = json.loads(report.read_text(encoding="utf-8"))
+        seconds, peak_rss_bytes, cpu_seconds, code = json.loads(report.read_text(encoding="utf-8"))
     if code:
         end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
         sys.exit(f"error: {' '.join(arguments)}: exit code {code}\n{end}")
-    return ChildUsage(seconds, peak_rss_bytes)
+    return ChildUsage(seconds, peak_rss_bytes, cpu_seconds)
 
 
 def load_average() -> float:

@@ -1,0 +1,159 @@
+"""Conversion at real sizes: seconds, rate and peak memory by size and by how scales are chosen.
+
+Each run is a process of its own. Before it the checkpoint's pages are dropped from the kernel's cache, and what
+storage itself gives is measured, so that a rate can be set against it. A rate counts the checkpoint's bytes of the
+weights that the bundle keeps:
+
+  python -m benchmarks.bench_convert_size e4b=E4B e2b=E4B:E2B --search absmax --scratch DIRECTORY
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.bench_memory import drop_page_cache
+from benchmarks.measure import (
+    RESULTS,
+    ChildUsage,
+    append_result,
+    load_average,
+    markdown,
+    run_child,
+    summary,
+    text,
+    this_device,
+)
+from benchmarks.synthetic import BYTES_PER_WEIGHT
+
+_STORAGE_BYTES = 1 << 30
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A checkpoint, and the size cut out of it; without one it is converted whole."""
+
+    name: str
+    checkpoint: Path
+    size: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A case's runs, the bytes of the checkpoint that its bundle keeps, and what storage gave before them."""
+
+    case: Case
+    runs: tuple[ChildUsage, ...]
+    kept_bytes: int
+    output_bytes: int
+    storage_bytes_per_s: float
+
+
+def measure(case: Case, quant: str, search: str, repeats: int, scratch: Path) -> Outcome:
+    """Cold runs, one after the other."""
+    files = sorted(case.checkpoint.glob("*.safetensors"))
+    command = [sys.executable, "-m", "toolkit", "--no-progress", "convert", str(case.checkpoint), "--no-verify"]
+    command += ["--quant", quant, "--search", search, *(["--sizes", case.size] if case.size else [])]
+    output = scratch / "bundle"
+    runs, storage, kept, size = [], 0.0, 0, 0
+    for _ in range(repeats):
+        drop_page_cache(files)
+        storage = max(storage, storage_rate(max(files, key=lambda file: file.stat().st_size)))
+        drop_page_cache(files)
+        runs.append(run_child([*command, "-o", str(output)], scratch / "log.txt"))
+        groups = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["groups"].values()
+        kept = BYTES_PER_WEIGHT * sum(group["parameters"] for group in groups)
+        size = sum(file.stat().st_size for file in output.iterdir())
+        shutil.rmtree(output)
+        print(f"{case.name} {quant} {search}: {runs[-1].seconds:.1f} s, {runs[-1].peak_rss_bytes / 1e6:.0f} MB")
+    return Outcome(case, tuple(runs), kept, size, storage)
+
+
+def storage_rate(path: Path, readers: int = 2) -> float:
+    """Bytes per second of a cold file's first GiB, read in MiB pieces by some threads in turn."""
+    size = min(_STORAGE_BYTES, path.stat().st_size)
+    with open(path, "rb") as file, ThreadPoolExecutor(readers) as pool:
+        started = time.perf_counter()
+        offsets = range(0, size, _PIECE_BYTES)
+        read = sum(pool.map(lambda offset: len(os.pread(file.fileno(), _PIECE_BYTES, offset)), offsets))
+        return read / (time.perf_counter() - started)
+
+
+def record(outcome: Outcome, quant: str, search: str, load_before: float, path: Path) -> None:
+    """Append one case's runs."""
+    fields = {
+        "checkpoint": outcome.case.name,
+        "size": outcome.case.size,
+        "recipe": quant,
+        "search": search,
+        "page_cache": "cold",
+        "load_average_before": load_before,
+        "kept_bytes": outcome.kept_bytes,
+        "output_bytes": outcome.output_bytes,
+        "storage_bytes_per_s": outcome.storage_bytes_per_s,
+        "seconds": asdict(summary([run.seconds for run in outcome.runs])),
+        "cpu_seconds": asdict(summary([run.cpu_seconds for run in outcome.runs])),
+        "peak_rss_bytes": asdict(summary([run.peak_rss_bytes for run in outcome.runs])),
+    }
+    append_result(path, "convert_size", fields)
+
+
+def table(outcomes: Sequence[Outcome], search: str) -> str:
+    """Median, and from least to most."""
+    rows = []
+    for outcome in outcomes:
+        seconds = summary([run.seconds for run in outcome.runs])
+        memory = text(summary([run.peak_rss_bytes for run in outcome.runs]), ".0f", 1e-6)
+        cpu = text(summary([run.cpu_seconds for run in outcome.runs]), ".0f")
+        rate = f"{outcome.kept_bytes / seconds.median / 1e6:.0f}"
+        storage = f"{outcome.storage_bytes_per_s / 1e6:.0f}"
+        kept = f"{outcome.kept_bytes / 1e9:.2f}"
+        rows.append([outcome.case.name, search, kept, text(seconds, ".0f"), cpu, rate, storage, memory])
+    header = ["size", "scales", "kept, GB", "seconds", "CPU seconds", "MB/s", "storage, MB/s", "peak RSS, MB"]
+    return markdown(header, rows)
+
+
+def parse_case(argument: str) -> Case:
+    """NAME=CHECKPOINT, or NAME=CHECKPOINT:SIZE."""
+    name, separator, rest = argument.partition("=")
+    path, _, size = rest.partition(":")
+    if not separator or not name or not Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"found {argument!r}, wanted NAME=CHECKPOINT[:SIZE], a directory that exists")
+    return Case(name, Path(path).resolve(), size or None)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_convert_size",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("cases", nargs="+", type=parse_case, metavar="NAME=CHECKPOINT[:SIZE]")
+    parser.add_argument("--quant", default="int4", help="recipe (default: %(default)s)")
+    parser.add_argument("--search", choices=("absmax", "mse"), default="mse", help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--scratch", type=Path, help="where bundles are written and removed; default: the system's")
+    parser.add_argument("--output", type=Path, default=RESULTS / "convert_size.jsonl", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    load_before = load_average()
+    outcomes = []
+    for case in options.cases:
+        with TemporaryDirectory(dir=options.scratch, prefix="bench_convert_size.") as scratch:
+            outcomes.append(measure(case, options.quant, options.search, options.repeats, Path(scratch)))
+        record(outcomes[-1], options.quant, options.search, load_before, options.output)
+    print(f"\n{this_device()}\nload average before: {load_before:.2f}\n\n{table(outcomes, options.search)}")
+
+
+if __name__ == "__main__":
+    main()

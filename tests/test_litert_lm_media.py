@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import shutil
+import struct
 import tempfile
 import wave
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ from PIL import Image
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
+from toolkit.bundle import litertlm_schema as schema
 from toolkit.bundle.check import check
+from toolkit.bundle.check_litertlm_towers import AUDIO, VISION
 from toolkit.bundle.litertlm import ExportOptions, export_litertlm
 from toolkit.media.prompt import IMAGE, SOUND, expand_placeholders
 from toolkit.quant.recipe import load_recipe, ple_recipe
@@ -239,6 +242,31 @@ def test_text_needs_no_tower(options: ExportOptions) -> None:
         assert positions == len(prompt.ids()) + len(expected(prompt))
         with pytest.raises(RuntimeError, match="send_message failed"):
             words.converse([PROMPTS[0].contents()], NEW_TOKENS)
+
+
+def mapped_sections(path: Path) -> set[str]:
+    """The graphs of a file that lie in this process's memory map, if only in part."""
+    with open(path, "rb") as file:
+        (end,) = struct.unpack_from("<Q", file.read(32), 24)
+        sections = schema.unpack_container_metadata(file.read(end - 32), path.name).sections
+    found = set()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, _, offset, _, _, *name = line.split(maxsplit=5)
+        if name == [str(path)]:
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            begin = int(offset, 16)
+            found |= {s.label for s in sections if begin < s.end and s.begin < begin + last - first}
+    return {label for label in found if label.startswith("tf_lite_")}
+
+
+def test_a_tower_is_mapped_only_if_its_backend_was_given() -> None:
+    path = export_of(ExportOptions())
+    # The engine takes the small model for the end of a sound to be one of the embedder's.
+    text = {schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER, schema.END_OF_AUDIO}
+    for towers in (False, True):
+        with open_engine(path, towers=towers) as engine:
+            engine.chat("Tell me of the sea.", 1)
+            assert mapped_sections(path) == (text | {*VISION, *AUDIO} if towers else text)
 
 
 def test_exports_of_all_groups_have_no_fault() -> None:

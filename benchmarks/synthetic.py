@@ -200,7 +200,7 @@ def _vision_json(config: TextConfig) -> dict[str, object]:
     offset = config.ple_vocab_size
     tower = {"model_type": "gemma3n_vision", "architecture": "mobilenetv5_300m_enc", "rms_norm_eps": 1e-6}
     table = {"hidden_size": 2048, "vocab_offset": offset, "vocab_size": 128}
-    tokens = {"boi_token_id": 3, "eoi_token_id": offset, "image_token_id": offset + 1}
+    tokens = {"boi_token_id": 6, "eoi_token_id": offset, "image_token_id": offset + 1}
     return {"vision_config": tower | table, "vision_soft_tokens_per_image": 256, **tokens}
 
 
@@ -229,7 +229,7 @@ def _audio_json(config: TextConfig) -> dict[str, object]:
         "vocab_offset": offset,
         "vocab_size": 128,
     }
-    tokens = {"boa_token_id": 4, "eoa_token_id": offset, "audio_token_id": offset + 1}
+    tokens = {"boa_token_id": 7, "eoa_token_id": offset, "audio_token_id": offset + 1}
     return {"audio_config": tower, "audio_soft_tokens_per_image": 188, **tokens}
 
 

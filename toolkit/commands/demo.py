@@ -16,11 +16,12 @@ from toolkit.bundle.check import check
 from toolkit.bundle.litertlm import export_litertlm
 from toolkit.commands.convert import Converted, convert_and_judge
 from toolkit.commands.gate import judge, report_text
+from toolkit.commands.media_options import image_file, read_media, sound_file
 from toolkit.commands.run import make_prompt
 from toolkit.commands.terminal import Terminal, bytes_text, count_text
 from toolkit.commands.text_options import add_machine_arguments, session_settings
 from toolkit.errors import BundleError, QualityError, UsageError
-from toolkit.quant.recipe import load_recipe, ple_recipe
+from toolkit.quant.recipe import Recipe, load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.generate import Generation, GenerationReport
 from toolkit.runtime.sampling import Sampler, Sampling
@@ -36,6 +37,8 @@ EXAMPLES = (
 # So small a model repeats itself when it may only say what is most likely.
 _SAMPLING = Sampling(temperature=0.8, top_k=40, seed=1)
 _CONTEXT, _PREFILLS, _VERIFY_TOKENS, _ANSWER_TOKENS = 1024, (8, 128), 512, 48
+_SAMPLES = "samples"
+_QUESTIONS = {".png": (image_file, "What is this?"), ".wav": (sound_file, "What was said?")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +67,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
         report.require_passed(str(output))
         answers = _answers(output, arguments.prompt, settings, terminal)
-        exported = _export(output, terminal)
+        seen = _senses(output, path / _SAMPLES, settings, terminal)
+        exported = _export(output, terminal, 7 if seen else 6)
     terminal.result(
         {
             "checkpoint": str(path),
@@ -73,6 +77,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             "check": {"ok": True},
             "verify": report.to_json(),
             "answers": answers,
+            "media": seen,
             "litertlm_bytes": exported,
         },
         f"all as it should be; the bundle is in {output}" if arguments.output else "all as it should be",
@@ -90,6 +95,12 @@ def three_sizes(checkpoint: Checkpoint) -> tuple[Slice, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
+def _recipe(checkpoint: Checkpoint, group: str) -> Recipe | None:
+    """int8, if the checkpoint has that tower."""
+    there = any(found.name == group and found.tensors for found in checkpoint.groups)
+    return load_recipe(f"{group}-int8") if there else None
+
+
 def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, terminal: Terminal) -> Converted:
     request = ConvertRequest(
         checkpoint=checkpoint,
@@ -99,6 +110,8 @@ def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, ter
         sizes=sizes,
         context=min(_CONTEXT, checkpoint.config.max_positions),
         prefill_sizes=_PREFILLS,
+        vision_recipe=_recipe(checkpoint, "vision"),
+        audio_recipe=_recipe(checkpoint, "audio"),
     )
     converted = convert_and_judge(request, terminal, None)
     stored = sum(file.bytes for file in converted.manifest.files.values())
@@ -135,14 +148,37 @@ def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Ter
     return answers
 
 
-def _export(output: Path, terminal: Terminal) -> int:
+def _senses(output: Path, samples: Path, settings: SessionSettings, terminal: Terminal) -> dict[str, str]:
+    """What the model says of one image and one sound that lie beside the checkpoint; file name to answer."""
+    bundle = Bundle(output)
+    towers = {".png": bundle.manifest.vision, ".wav": bundle.manifest.audio}
+    files = [next(iter(sorted(samples.glob(f"*{ending}"))), None) for ending, tower in towers.items() if tower]
+    if not any(files):
+        return {}
+    terminal.say("6. shown an image and played a sound, each tower loaded for it alone:")
+    tokenizer, answers = bundle.tokenizer(), dict[str, str]()
+    with Session(bundle, settings) as session:
+        for path in filter(None, files):
+            as_file, question = _QUESTIONS[path.suffix]
+            media = read_media(bundle, [as_file(str(path))], None, terminal)
+            prompt = make_prompt(bundle, tokenizer, question, media, raw=False)
+            sampler = Sampler(Sampling(), bundle.drawable_ids(tokenizer))
+            stops = bundle.manifest.text.stop_token_ids
+            generation = Generation(session, prompt.ids, sampler, limit=_ANSWER_TOKENS, stops=stops, spans=prompt.spans)
+            answers[path.name] = tokenizer.decode(list(generation)).strip()
+            terminal.say(_indented(f"{path.name}: {question} {answers[path.name]}"))
+    return answers
+
+
+def _export(output: Path, terminal: Terminal, step: int) -> int:
     """The bytes of the bundle's default size as one file, which is checked and removed."""
     with tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
         path = Path(scratch) / "tiny.litertlm"
         exported = export_litertlm(output, path)
         _require_sound(path)
     terminal.say(
-        f"6. exported {exported.size} as one .litertlm of {bytes_text(exported.bytes)} for LiteRT-LM, and checked it"
+        f"{step}. exported {exported.size} as one .litertlm of {bytes_text(exported.bytes)} for LiteRT-LM, "
+        "and checked it"
     )
     return exported.bytes
 

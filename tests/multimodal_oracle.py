@@ -104,6 +104,16 @@ def hf_mel(samples: F32) -> tuple[F32, NDArray[np.bool_]]:
     return features["input_features"][0].astype(np.float32), features["input_features_mask"][0].astype(np.bool_)
 
 
+def hf_logits(directory: Path, ids: Sequence[int], *, images: Sequence[F32] = (), sounds: Sequence[F32] = ()) -> F32:
+    """Logits of transformers for one sequence: f32[len(ids), vocabulary]; images and sounds as in `hf_greedy`."""
+    torch = audio_oracle.import_torch()
+    with torch.inference_mode():
+        inputs = _media_inputs(images, sounds)
+        out = hf_model(directory)(input_ids=torch.tensor([list(ids)]), use_cache=False, **inputs)
+        logits: F32 = out.logits[0].numpy()
+    return logits
+
+
 def hf_greedy(
     directory: Path, ids: Sequence[int], count: int, *, images: Sequence[F32] = (), sounds: Sequence[F32] = ()
 ) -> tuple[list[int], float]:
@@ -112,17 +122,7 @@ def hf_greedy(
     images: f32[size, size, 3] in 0 to 1; sounds: samples at 16 kHz. Each token comes from a full forward, uncached.
     """
     torch = audio_oracle.import_torch()
-    model, inputs = hf_model(directory), dict[str, Any]()
-    if images:
-        inputs["pixel_values"] = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
-    if sounds:
-        mels = [hf_mel(samples) for samples in sounds]
-        frames = max(len(mel) for mel, _ in mels)
-        padded = [
-            (np.pad(mel, ((0, frames - len(mel)), (0, 0))), np.pad(mask, (0, frames - len(mask)))) for mel, mask in mels
-        ]
-        inputs["input_features"] = torch.from_numpy(np.stack([mel for mel, _ in padded]))
-        inputs["input_features_mask"] = torch.from_numpy(np.stack([mask for _, mask in padded]))
+    model, inputs = hf_model(directory), _media_inputs(images, sounds)
     tokens, answer, lead = torch.tensor([list(ids)]), list[int](), float("inf")
     with torch.inference_mode():
         while len(answer) < count:
@@ -135,6 +135,22 @@ def hf_greedy(
             answer.append(token)
             tokens = torch.cat([tokens, torch.tensor([[token]])], 1)
     return answer, lead
+
+
+def _media_inputs(images: Sequence[F32], sounds: Sequence[F32]) -> dict[str, Any]:
+    torch = audio_oracle.import_torch()
+    inputs = dict[str, Any]()
+    if images:
+        inputs["pixel_values"] = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
+    if sounds:
+        mels = [hf_mel(samples) for samples in sounds]
+        frames = max(len(mel) for mel, _ in mels)
+        padded = [
+            (np.pad(mel, ((0, frames - len(mel)), (0, 0))), np.pad(mask, (0, frames - len(mask)))) for mel, mask in mels
+        ]
+        inputs["input_features"] = torch.from_numpy(np.stack([mel for mel, _ in padded]))
+        inputs["input_features_mask"] = torch.from_numpy(np.stack([mask for _, mask in padded]))
+    return inputs
 
 
 def _empty_model() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from converters.gemma3n import reference
 from converters.gemma3n.config import TextConfig, TextModel
+from converters.verify_towers import TowerReport
 from toolkit.errors import BundleError, CheckpointError, QualityError, UsageError
 
 SHORT_TOKENS = 128
@@ -146,20 +147,24 @@ class SizeReport:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """Every size of a bundle, judged."""
+    """Every size of a bundle, judged, and its towers as far as they were."""
 
     sizes: Mapping[str, SizeReport]
+    towers: Mapping[str, TowerReport] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        return all(size.passed for size in self.sizes.values())
+        sizes, towers = self.sizes.values(), self.towers.values()
+        return all(size.passed for size in sizes) and all(tower.passed for tower in towers)
 
     def to_json(self) -> dict[str, object]:
-        return {"passed": self.passed, "sizes": {name: size.to_json() for name, size in self.sizes.items()}}
+        sizes = {name: size.to_json() for name, size in self.sizes.items()}
+        return {"passed": self.passed, "sizes": sizes, "towers": {n: t.to_json() for n, t in self.towers.items()}}
 
     def require_passed(self, what: str) -> None:
         """QualityError that names every measure out of bounds; `what` is the bundle."""
-        faults = [f"{name}: {failure}" for name, size in self.sizes.items() for failure in size.failures]
+        parts: list[tuple[str, SizeReport | TowerReport]] = [*self.sizes.items(), *self.towers.items()]
+        faults = [f"{name}: {failure}" for name, part in parts for failure in part.failures]
         if faults:
             raise QualityError(
                 f"{what} against its checkpoint",

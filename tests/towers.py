@@ -223,16 +223,19 @@ SPELLINGS = {
 }
 
 
-def write_multimodal_checkpoint(directory: Path) -> Path:
-    """The tiny text model with both towers, in bf16, its processor's config, and the example's tokenizer."""
+def write_multimodal_checkpoint(directory: Path, *, seed: int = 0) -> Path:
+    """The tiny text model with both towers, in bf16, its processor's config, and the example's tokenizer.
+
+    seed: of the towers' numbers.
+    """
     vision = vision_json(model_args={"block_args": block_json(), **TINY_TOWER.model_args}, vocab_offset=3072)
     config = vision | TOKENS | {"audio_config": AUDIO_JSON, "audio_soft_tokens_per_image": 20}
     config["text_config"] = {**MULTIMODAL_TEXT, "architectures": None}
     text = parse_config(config, None, "config.json")[1]
-    numbers = np.random.default_rng(0)
+    numbers = np.random.default_rng(seed)
     shapes = audio_tensors(parse_audio_config(config, text, "config.json"))
     towers = {name: numbers.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    towers |= tower_tensors(TINY_TOWER.config())
+    towers |= tower_tensors(TINY_TOWER.config(), seed)
     tensors: Stored = {f"model.{name}": (a.view(np.uint32) >> 16).astype(np.uint16) for name, a in towers.items()}
     stored = random_tensors(MULTIMODAL_TEXT, prefix="model.language_model.")
     write_checkpoint(directory, config, {**stored, **tensors})

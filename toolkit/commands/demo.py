@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import toolkit
@@ -15,7 +16,7 @@ from converters.gemma3n.matformer import Slice, effective_parameters, slice_conf
 from toolkit.bundle.check import check
 from toolkit.bundle.litertlm import export_litertlm
 from toolkit.commands.convert import Converted, convert_and_judge
-from toolkit.commands.gate import judge, report_text
+from toolkit.commands.gate import judge, judge_towers, report_text
 from toolkit.commands.media_options import image_file, read_media, sound_file
 from toolkit.commands.run import make_prompt
 from toolkit.commands.terminal import Terminal, bytes_text, count_text
@@ -64,6 +65,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         _require_sound(output)
         terminal.say(f"3. checked: every hash, bound and reference of {output.name} holds")
         report = judge(output, checkpoint, terminal, settings, tokens=_VERIFY_TOKENS)
+        report = replace(report, towers=judge_towers(output, checkpoint, terminal, settings))
         terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
         report.require_passed(str(output))
         answers = _answers(output, arguments.prompt, settings, terminal)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
 from converters.gemma3n.matformer import Slice, SlicedCheckpoint
 from converters.verify import SizeReport, VerifyReport, built_in_text, sequences_of, thresholds_for, verify
+from converters.verify_towers import TowerReport, verify_tower
 from toolkit.bundle.manifest import TOWER_FILES, Manifest
 from toolkit.commands.terminal import Terminal, table
 from toolkit.quant.scheme import Dtype
 from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.media_prompt import TOWERS
 from toolkit.runtime.session import Session, SessionSettings
 
 
@@ -49,6 +52,24 @@ def judge(
     return VerifyReport(reports)
 
 
+def judge_towers(
+    path: Path, checkpoint: Checkpoint, terminal: Terminal, settings: SessionSettings
+) -> dict[str, TowerReport]:
+    """Hold a bundle's towers against float ones of the checkpoint, which take some GB of scratch space at full size."""
+    bundle = Bundle(path)
+    reports: dict[str, TowerReport] = {}
+    for group in TOWERS:
+        if group not in bundle.manifest.groups:
+            continue
+        with (
+            tempfile.TemporaryDirectory(prefix="gemma-edge-verify-") as scratch,
+            terminal.bar(f"write {group}") as show,
+        ):
+            place, threads = Path(scratch), settings.threads
+            reports[group] = verify_tower(bundle, group, checkpoint, place, threads=threads, progress=show)
+    return reports
+
+
 def used_dtypes(manifest: Manifest) -> set[Dtype]:
     """The element types that the recipes of text name; the towers take no part in what is judged."""
     known: tuple[Dtype, ...] = ("f32", "f16", "int8", "int4")
@@ -76,7 +97,25 @@ def report_text(report: VerifyReport) -> str:
         )
     header = ["size", "tokens", "KL mean", "KL max", "top-1", "perplexity", "the bundle's", ""]
     failures = [f"{name}: {failure}" for name, size in report.sizes.items() for failure in size.failures]
-    return "\n".join([table(header, rows), *failures])
+    return "\n".join([table(header, rows), *failures, *_tower_lines(report)])
+
+
+def _tower_lines(report: VerifyReport) -> list[str]:
+    """A table of its own, since towers are measured by other measures."""
+    if not report.towers:
+        return []
+    rows = [
+        [
+            name,
+            str(tower.soft_tokens),
+            _number(tower.relative_error),
+            f"{tower.limit:g}",
+            f"{tower.cosine_min:.4f}",
+            "passed" if tower.passed else "FAILED",
+        ]
+        for name, tower in report.towers.items()
+    ]
+    return ["", table(["tower", "soft tokens", "relative error", "at most", "least cosine", ""], rows)]
 
 
 def _number(value: float | None) -> str:

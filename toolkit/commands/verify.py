@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from converters.checkpoint import open_checkpoint
 from converters.verify import LONG_TOKENS
 from toolkit.bundle.manifest_json import read_manifest
-from toolkit.commands.gate import judge, report_text
+from toolkit.commands.gate import judge, judge_towers, report_text
 from toolkit.commands.terminal import Terminal
 from toolkit.commands.text_options import add_machine_arguments, positive, session_settings
 from toolkit.errors import UsageError
@@ -54,6 +55,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             tokens=arguments.tokens,
             text=text,
             sizes=None if arguments.size is None else list(dict.fromkeys(arguments.size)),
+        )
+        report = replace(
+            report, towers=judge_towers(arguments.bundle, checkpoint, terminal, session_settings(arguments))
         )
     terminal.result(report.to_json(), report_text(report))
     return 0 if report.passed else 1

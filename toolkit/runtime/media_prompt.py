@@ -76,7 +76,11 @@ def first_difference(before: Sequence[Span], now: Sequence[Span], end: int) -> i
 
 def read_image(source: MediaSource, vision: VisionRecord) -> Medium:
     """UsageError for what is no image."""
-    levels = load_levels(source, vision.image_size)
+    return image_medium(load_levels(source, vision.image_size))
+
+
+def image_medium(levels: NDArray[np.uint8]) -> Medium:
+    """levels: uint8[1, size, size, 3]."""
     return Medium("vision", hashlib.sha256(levels.data).hexdigest(), levels)
 
 
@@ -86,7 +90,13 @@ def read_sound(source: MediaSource, audio: AudioRecord) -> tuple[Medium, ...]:
     UsageError for what is no sound, or too short for a mel frame.
     """
     pieces = split_sound(load_sound(source), max_samples(audio.frame_lengths[-1]))
-    return tuple(_sound(piece, audio) for piece in pieces)
+    return tuple(sound_medium(piece, audio) for piece in pieces)
+
+
+def sound_medium(samples: NDArray[np.float32], audio: AudioRecord) -> Medium:
+    """samples: f32[n] at 16 kHz, no longer than the tower hears at once."""
+    mel, mask = log_mel(samples, audio.mel_bins)
+    return Medium("audio", hashlib.sha256(mel.data).hexdigest(), mel, mask)
 
 
 def longest_seconds(audio: AudioRecord) -> float:
@@ -131,8 +141,3 @@ def _spans(ids: list[int], record: VisionRecord | AudioRecord | None, media: Seq
     starts = soft_token_starts(ids, record.soft_token_id, record.soft_tokens)
     # As many as there are placeholders, and the text has one for each medium.
     return [Span(start, record.soft_tokens, medium) for start, medium in zip(starts, media, strict=True)]
-
-
-def _sound(samples: NDArray[np.float32], audio: AudioRecord) -> Medium:
-    mel, mask = log_mel(samples, audio.mel_bins)
-    return Medium("audio", hashlib.sha256(mel.data).hexdigest(), mel, mask)

@@ -10,20 +10,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.bundle.manifest import (
-    AUDIO_ADAPTER,
-    AUDIO_ENCODER,
-    VISION_ADAPTER,
-    VISION_ENCODER,
-    AudioRecord,
-    Manifest,
-    VisionRecord,
-)
+from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, Manifest, VisionRecord
 from toolkit.media.image import pixels
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.compiled import Buffer, Model, Runtime
 from toolkit.runtime.media_prompt import Medium, Span, TowerName
-from toolkit.runtime.weight_cache import WeightCache
+from toolkit.runtime.weight_cache import ModelFile, WeightCache
 
 CACHE_BYTES = 64 << 20
 """Embeddings kept for media that come again: some 30 images of 256 rows of 2,048 numbers."""
@@ -31,7 +23,7 @@ CACHE_BYTES = 64 << 20
 F32 = NDArray[np.float32]
 
 
-class _Tower(Protocol):
+class Tower(Protocol):
     """One that is loaded."""
 
     def embed(self, medium: Medium) -> F32:
@@ -63,8 +55,8 @@ class Towers:
         spans = [span for span in spans if span.end > first]
         covered = {place for span in spans for place in range(span.start, span.end)}
         rows: dict[int, F32] = {}
-        for group, table in _tables(self._bundle.manifest).items():
-            places = [p for p in range(first, len(ids)) if p not in covered and ids[p] in table]
+        for group, record in _records(self._bundle.manifest).items():
+            places = [p for p in range(first, len(ids)) if p not in covered and ids[p] in record.table]
             media = {span.medium.key: span.medium for span in spans if span.medium.group == group}
             embedded, tokens = self._compute(group, media.values(), {ids[place] for place in places})
             rows |= {place: tokens[ids[place]] for place in places}
@@ -96,29 +88,33 @@ class Towers:
             self._cache.popitem(last=False)
 
     @contextmanager
-    def _open(self, group: TowerName) -> Iterator[_Tower]:
+    def _open(self, group: TowerName) -> Iterator[Tower]:
         """In a runtime of its own, so that nothing of it stays."""
         runtime = Runtime()
         self.loaded.add(group)
         try:
-            yield self._load(group, runtime)
+            files = [self._bundle.model_file(name) for name in TOWER_FILES[group]]
+            record = _records(self._bundle.manifest)[group]
+            yield open_tower(runtime, files, record, threads=self._threads, cache=self._weights)
         finally:
             runtime.close()
             if self._ended is not None:
                 self._ended(group)
 
-    def _load(self, group: TowerName, runtime: Runtime) -> _Tower:
-        vision, audio = self._bundle.manifest.vision, self._bundle.manifest.audio
-        if group == "vision":
-            assert vision is not None
-            return _Vision(*self._models(runtime, VISION_ENCODER, VISION_ADAPTER))
-        assert audio is not None
-        return _Audio(*self._models(runtime, AUDIO_ENCODER, AUDIO_ADAPTER), audio)
 
-    def _models(self, runtime: Runtime, encoder: str, adapter: str) -> tuple[Model, Model]:
-        opened = runtime.open(self._bundle.model_file(encoder), threads=self._threads, cache=self._weights)
-        # Small: packed again each time sooner than a file of it could be found.
-        return opened, runtime.open(self._bundle.model_file(adapter), threads=self._threads, cache="memory")
+def open_tower(
+    runtime: Runtime,
+    files: Sequence[ModelFile],
+    record: VisionRecord | AudioRecord,
+    *,
+    threads: int,
+    cache: WeightCache,
+) -> Tower:
+    """A tower from its encoder and its adapter."""
+    encoder = runtime.open(files[0], threads=threads, cache=cache)
+    # Small: packed again each time sooner than a file of it could be found.
+    adapter = runtime.open(files[1], threads=threads, cache="memory")
+    return _Audio(encoder, adapter, record) if isinstance(record, AudioRecord) else _Vision(encoder, adapter)
 
 
 class _Vision:
@@ -185,7 +181,7 @@ class _Table:
         return row
 
 
-def _tables(manifest: Manifest) -> Mapping[TowerName, range]:
-    """The ids of each tower that the bundle has."""
+def _records(manifest: Manifest) -> Mapping[TowerName, VisionRecord | AudioRecord]:
+    """Of each tower that the bundle has."""
     records: dict[TowerName, VisionRecord | AudioRecord | None] = {"vision": manifest.vision, "audio": manifest.audio}
-    return {group: record.table for group, record in records.items() if record is not None}
+    return {group: record for group, record in records.items() if record is not None}

@@ -1,0 +1,168 @@
+"""The quality gate of the towers: what a bundle makes of a sample, against float32 graphs of its checkpoint.
+
+The float graphs are the toolkit's own, so this shows what quantisation costs and that the files are those of this
+checkpoint, not that the graphs are right: tests show that against transformers and timm. They are written to a scratch
+directory, run there by LiteRT, and removed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.checkpoint import Checkpoint
+from converters.gemma3n.audio_files import FRAMES_PER_SECOND, open_audio
+from converters.gemma3n.tower import Tower
+from converters.gemma3n.vision_files import open_vision
+from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
+from toolkit.errors import UsageError
+from toolkit.files import hash_file, require_free_space
+from toolkit.layout import ceil_div
+from toolkit.media.mel import max_samples
+from toolkit.media.sound import SAMPLE_RATE_HZ
+from toolkit.quant.recipe import load_recipe
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.compiled import Runtime
+from toolkit.runtime.media_prompt import Medium, TowerName, image_medium, sound_medium
+from toolkit.runtime.towers import open_tower
+from toolkit.runtime.weight_cache import ModelFile
+
+F32 = NDArray[np.float32]
+
+LIMITS: Mapping[str, float] = {"f32": 1e-3, "f16": 0.02, "int8": 0.2, "int4": 0.5}
+"""Relative errors beyond which something is wrong, by the coarsest element type. Wide: a sample is not a data set, and
+what an error of the embeddings costs an answer, only answers tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class TowerReport:
+    """One tower, judged on one sample."""
+
+    relative_error: float
+    """Root mean square of the difference over that of the float embeddings."""
+    cosine_min: float
+    """The least similarity of a soft token's embedding with its float one."""
+    soft_tokens: int
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.relative_error <= self.limit
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        return () if self.passed else (f"relative error {self.relative_error:.4g}, wanted at most {self.limit:g}",)
+
+    def to_json(self) -> dict[str, object]:
+        """The object of one tower in `verify --json`; null stands for what is not finite."""
+        error = self.relative_error if math.isfinite(self.relative_error) else None
+        cosine = self.cosine_min if math.isfinite(self.cosine_min) else None
+        numbers = {"relative_error": error, "cosine_min": cosine}
+        return {**numbers, "soft_tokens": self.soft_tokens, "limit": self.limit, "failures": list(self.failures)}
+
+
+def verify_tower(
+    bundle: Bundle,
+    group: TowerName,
+    checkpoint: Checkpoint,
+    scratch: Path,
+    *,
+    threads: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> TowerReport:
+    """Judge a bundle's tower; `scratch` is an empty directory, and `progress` gets bytes of the float weights."""
+    record = bundle.manifest.vision if group == "vision" else bundle.manifest.audio
+    assert record is not None, "the bundle has no such group"
+    medium = sample_image(record) if isinstance(record, VisionRecord) else sample_sound(record)
+    floats = _float_tower(checkpoint, record)
+    _write(floats, scratch, progress)
+    files = [bundle.model_file(name) for name in TOWER_FILES[group]]
+    float_files = [_model_file(scratch / name) for name in TOWER_FILES[group]]
+    found = _embed(files, record, medium, threads, scratch)
+    wanted = _embed(float_files, floats.record, medium, threads, scratch)
+    dtypes = {rule.dtype for rule in bundle.manifest.quant[group].rules}
+    return compare(found, wanted, limit=max(LIMITS[dtype] for dtype in dtypes))
+
+
+def compare(found: F32, wanted: F32, *, limit: float) -> TowerReport:
+    """f32[soft tokens, hidden] of both.
+
+    >>> compare(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), limit=0.1).passed
+    True
+    """
+    a, b = found.astype(np.float64), wanted.astype(np.float64)
+    if a.shape != b.shape:
+        raise UsageError("embeddings", found=a.shape, wanted=f"{b.shape}, as the checkpoint's tower gives")
+    error = math.sqrt(np.mean((a - b) ** 2) / np.mean(b**2))
+    cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    return TowerReport(error, float(cosines.min()), len(b), limit)
+
+
+def sample_image(vision: VisionRecord) -> Medium:
+    """Slopes of colour, a disc, a bar and grain."""
+    size = vision.image_size
+    y, x = np.mgrid[0:size, 0:size] / size
+    levels = 255 * np.stack([x, y, 1 - (x + y) / 2], -1)
+    levels[(x - 0.3) ** 2 + (y - 0.4) ** 2 < 0.04] = (220, 40, 30)
+    levels[(x > 0.6) & (x < 0.7) & (y > 0.2)] = (20, 30, 160)
+    grain = np.random.default_rng(0).integers(-12, 13, levels.shape)
+    return image_medium(np.clip(levels + grain, 0, 255).astype(np.uint8)[np.newaxis])
+
+
+def sample_sound(audio: AudioRecord) -> Medium:
+    """As long as the shortest encoder hears: a tone that rises with its overtones, in noise."""
+    count = max_samples(audio.frame_lengths[0])
+    seconds = np.arange(count) / SAMPLE_RATE_HZ
+    phase = 2 * np.pi * (120 * seconds + 40 * seconds**2)
+    tone = sum(np.sin(k * phase) / k for k in range(1, 12))
+    noise = np.random.default_rng(0).standard_normal(count)
+    return sound_medium((0.1 * tone + 0.01 * noise).astype(np.float32), audio)
+
+
+def _float_tower(
+    checkpoint: Checkpoint, record: VisionRecord | AudioRecord
+) -> Tower[VisionRecord] | Tower[AudioRecord]:
+    """With the one image size or length of sound that the sample needs."""
+    recipe = load_recipe("f32")
+    if isinstance(record, VisionRecord):
+        return open_vision(checkpoint, recipe, record.image_size)
+    return open_audio(checkpoint, recipe, [record.frame_lengths[0] / FRAMES_PER_SECOND])
+
+
+def _write(
+    tower: Tower[VisionRecord] | Tower[AudioRecord], scratch: Path, progress: Callable[[int, int], None] | None
+) -> None:
+    # Once as files, once as LiteRT packs them.
+    require_free_space(scratch, 2 * sum(layout.size_bytes for layout in tower.layouts.values()))
+    total, done = sum(layout.weight_bytes for layout in tower.layouts.values()), 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total)
+
+    tower.write(scratch, progress=count)
+
+
+def _model_file(path: Path) -> ModelFile:
+    found = hash_file(path)
+    return ModelFile(path, found.sha256, found.size)
+
+
+def _embed(
+    files: Sequence[ModelFile], record: VisionRecord | AudioRecord, medium: Medium, threads: int, scratch: Path
+) -> F32:
+    """The rows that depend on the sample: those behind a sound are padding."""
+    runtime = Runtime()
+    try:
+        # Packed weights as a file: the kernel may drop its pages.
+        rows = open_tower(runtime, files, record, threads=threads, cache=scratch / "packed").embed(medium)
+    finally:
+        runtime.close()
+    return rows[: ceil_div(len(medium.values), record.frames_per_token)] if isinstance(record, AudioRecord) else rows

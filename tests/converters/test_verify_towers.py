@@ -1,0 +1,66 @@
+"""The towers' gate: sound bundles pass, float ones by rounding alone, and towers of another checkpoint do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from towers import write_multimodal_checkpoint
+
+from converters.checkpoint import open_checkpoint
+from converters.verify_towers import compare, sample_image, sample_sound, verify_tower
+from toolkit.bundle.manifest import AudioRecord, VisionRecord
+from toolkit.cli import main
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.media_prompt import TOWERS, TowerName
+
+SMALL = ["--context", "64", "--prefill", "4,16", "--no-verify", "-q"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_multimodal_checkpoint(tmp_path_factory.mktemp("multimodal") / "checkpoint")
+
+
+@pytest.mark.parametrize("group", TOWERS)
+def test_float_towers_differ_by_rounding_alone(checkpoint: Path, tmp_path: Path, group: TowerName) -> None:
+    assert main(["convert", str(checkpoint), "-o", str(tmp_path / "bundle"), "--quant", "f32", *SMALL]) == 0
+    (tmp_path / "scratch").mkdir()
+    with open_checkpoint(checkpoint) as opened:
+        report = verify_tower(Bundle(tmp_path / "bundle"), group, opened, tmp_path / "scratch", threads=1)
+    assert report.passed and report.limit == 1e-3
+    assert report.relative_error < 1e-4 and report.cosine_min > 0.9999
+
+
+def test_verify_judges_the_towers_too(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(checkpoint), "-o", str(tmp_path / "bundle"), *SMALL]) == 0
+    capfd.readouterr()
+    arguments = ["verify", str(tmp_path / "bundle"), "--tokens", "16", "--weight-cache", "memory", "--json"]
+    main([*arguments, "--checkpoint", str(checkpoint)])
+    towers = json.loads(capfd.readouterr().out)["towers"]
+    assert towers.keys() == {"vision", "audio"}
+    assert all(1e-4 < tower["relative_error"] < tower["limit"] == 0.2 for tower in towers.values())
+    other = write_multimodal_checkpoint(tmp_path / "other", seed=1)
+    assert main([*arguments, "--checkpoint", str(other)]) == 1
+    towers = json.loads(capfd.readouterr().out)["towers"]
+    assert all("wanted at most 0.2" in tower["failures"][0] for tower in towers.values())
+
+
+def test_rows_that_are_not_finite_fail() -> None:
+    wanted = np.ones((3, 4), np.float32)
+    report = compare(np.full((3, 4), np.nan, np.float32), wanted, limit=0.2)
+    assert not report.passed
+    assert report.to_json()["relative_error"] is None
+
+
+def test_samples_are_the_same_every_time() -> None:
+    vision = VisionRecord(0, 1, 2, 2, 1, image_size=64, soft_tokens=4, feature_size=8)
+    audio = AudioRecord(
+        *(0, 1, 2, 2, 1), frame_lengths=(48,), mel_bins=16, frames_per_token=16, soft_tokens=3, feature_size=8,
+        padding_token_id=2,
+    )  # fmt: skip
+    assert sample_image(vision).key == sample_image(vision).key
+    sound = sample_sound(audio)
+    assert sound.key == sample_sound(audio).key and len(sound.values) == 48

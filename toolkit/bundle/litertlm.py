@@ -31,7 +31,7 @@ from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_graph import ROWS, layout_ple
 from toolkit.bundle.ple_shards import HEADER_BYTES, check_sequence, is_shard_name, read_header, shard_name
 from toolkit.errors import BundleError
-from toolkit.files import Progress, hash_file
+from toolkit.files import Progress, hash_file, require_free_space
 from toolkit.layout import ceil_div
 from toolkit.tflite.rewrite import select_signatures
 from toolkit.tflite.schema import SubgraphRecord
@@ -127,7 +127,8 @@ class _Parts:
         """The signatures (new name to old name) of a file, and only the weights that they use."""
         whole = self.whole(name)
         whole.require_hash()
-        path = self._scratch / f"{len(list(self._scratch.iterdir()))}.tflite"
+        require_free_space(self._scratch, whole.file_size)
+        path = self._scratch / f"{next(iter(signatures))}.{name}"
         select_signatures(whole.path, path, signatures, change)
         found = hash_file(path)
         return FilePart(path, found.size, found.sha256)

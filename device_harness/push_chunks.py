@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _JOBS = 4
 _DIGEST = re.compile(r"([A-Za-z0-9._-]+) (\d+) ([0-9a-f]{64})\b", re.ASCII)
 _STATISTICS = re.compile(r"\d+\+\d+ records (in|out)|\d+ bytes? .*", re.ASCII)
 _END, _FAILED = "end", "failed"
+_FLOWING, _ASKING, _NEXT = "flowing", "asking", "next"
 
 # Android's sha256sum is BoringSSL's, which uses the processor's instructions. Elsewhere openssl does where it is there,
 # and sha256sum may be plain C, many times slower.
@@ -38,7 +40,9 @@ _LATER = """later() { [ -z "$a" ] || wait $a; a=$b; b=$c; c=$d; d=$!; }
 
 # put NAME FIRST STOP LAST: chunks FIRST to before STOP come in, the last of them with LAST bytes. Each is on the
 # storage before it is hashed, while the next ones come in. dd says how much it wrote: less is the connection's end.
+# Without fullblock only head is left to collect a chunk, and it reads ahead: then each chunk is asked for.
 _PUT = """dd iflag=fullblock if=/dev/null of=/dev/null 2>/dev/null && full=1
+[ "$full" ] && echo FLOWING || echo ASKING
 fail() { echo "$said"; echo FAILED; exit 1; }
 take() { said=$(dd bs=BLOCK iflag=fullblock count=$3 of=$1 seek=$2 conv=notrunc 2>&1)
 case $said in *"$3+0 records out"*);; *) fail;; esac; }
@@ -48,7 +52,7 @@ case ${said##*
 } in "$3 byte"*);; *) fail;; esac; }
 store() { q=$(($3/BLOCK)); [ "$full" ] || q=0; r=$(($3-q*BLOCK))
 [ $q = 0 ] || take $1 $(($2*STEP)) $q; [ $r = 0 ] || rest $1 $(($2*STEP+q)) $r; }
-put() { k=$2; while [ $k -lt $3 ]; do z=CHUNK; [ $((k+1)) -lt $3 ] || z=$4; store $1 $k $z
+put() { k=$2; while [ $k -lt $3 ]; do z=CHUNK; [ $((k+1)) -lt $3 ] || z=$4; [ "$full" ] || echo NEXT; store $1 $k $z
 { SYNC; digest $1 $k; } </dev/null & later; k=$((k+1)); done; }
 """
 
@@ -114,7 +118,7 @@ def send_runs(
     on_sent: Callable[[int], None],
     on_digest: OnDigest,
 ) -> None:
-    """Store runs, whose bytes ``read`` gives, in the device's files; ``on_digest`` hears what it then reads there.
+    """Store runs, whose chunks ``read`` gives, in the device's files; ``on_digest`` hears what it then reads there.
 
     DeviceRefusal with the device's words if it cannot store them.
     """
@@ -130,6 +134,7 @@ def send_runs(
             for run in batch:
                 listener.what = f"{device.serial} {run.name}"
                 for piece in read(run):
+                    listener.wait_for_turn()
                     _write(stream, piece, listener, on_sent)
             listener.finish()
 
@@ -185,6 +190,16 @@ class _Listener:
         self._rest = ""
         self._words: list[str] = []
         self._ended = False
+        self._turns: float = 0
+
+    def wait_for_turn(self) -> None:
+        """Until the device wants a chunk: at once, unless it has to ask for each."""
+        while self._turns < 1:
+            data = self._stream.read()
+            if not data:
+                raise self.refusal()
+            self._take(data)
+        self._turns -= 1
 
     def listen(self) -> None:
         """What has come so far."""
@@ -217,7 +232,9 @@ class _Listener:
                 self._ended = True
             elif line == _FAILED:
                 raise self.refusal()
-            elif line and not digests:
+            elif line in (_FLOWING, _NEXT):
+                self._turns += math.inf if line == _FLOWING else 1
+            elif line and not digests and line != _ASKING:
                 self._words.append(line)
 
 
@@ -246,7 +263,8 @@ def _run_batches(runs: Sequence[ChunkRun]) -> Iterator[Sequence[ChunkRun]]:
 
 def _filled(script: str, chunk_bytes: int) -> str:
     block = min(chunk_bytes, _BLOCK_BYTES)
-    values = {"BLOCK": block, "STEP": chunk_bytes // block, "CHUNK": chunk_bytes, "FAILED": _FAILED}
+    values: dict[str, object] = {"BLOCK": block, "STEP": chunk_bytes // block, "CHUNK": chunk_bytes}
+    values |= {"FAILED": _FAILED, "FLOWING": _FLOWING, "ASKING": _ASKING, "NEXT": _NEXT}
     for name, value in values.items():
         script = script.replace(name, str(value))
     return script

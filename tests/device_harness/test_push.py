@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -294,6 +295,31 @@ def test_it_works_in_both_shells(make_device: MakeDevice, tmp_path: Path, old: b
     with Counting(device) as transport:
         push(transport, bundle)
         assert on_device(device) == locally(bundle)
+
+
+@pytest.mark.parametrize("missing", ["fullblock", "openssl", "sha256sum"])
+def test_it_works_with_the_programs_that_a_device_has(make_device: MakeDevice, tmp_path: Path, missing: str) -> None:
+    device = make_device(EmulatorSettings(isolation="folder"))
+    refusal = {
+        "fullblock": "case $* in *iflag*) exit 1;; esac; exec /bin/dd",
+        "openssl": "exit 1",
+        "sha256sum": "exit 1",
+    }
+    program = device.path("/system/bin") / ("dd" if missing == "fullblock" else missing)
+    program.unlink(missing_ok=True)
+    program.write_text(f'#!/bin/sh\n{refusal[missing]} "$@"\n')
+    program.chmod(0o755)
+    one, two = (make_bundle(tmp_path / str(seed), make_content(seed)) for seed in (1, 2))
+    with Counting(device) as transport:
+        if missing == "sha256sum" and shutil.which("openssl") is None:
+            with pytest.raises(DeviceRefusal, match="sha256sum"):
+                push(transport, one)
+            return
+        push(transport, one)
+        assert on_device(device) == locally(one)
+        assert push(transport, one).bytes_sent == 0
+        push(transport, two)
+        assert on_device(device) == locally(two)
 
 
 # --- cuts -------------------------------------------------------------------------------------------------------------

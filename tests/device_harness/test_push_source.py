@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 from bundles import DRAFT, fill
 
+import toolkit.files
 from device_harness.push import default_target
-from device_harness.push_source import PushSource, open_source
+from device_harness.push_source import PushSource, open_source, read_sound_chunks
 from toolkit.bundle.write import write_bundle
 from toolkit.errors import BundleError, UsageError
 
@@ -89,3 +91,22 @@ def test_a_bundle_goes_to_a_folder_of_its_name_if_that_is_a_plain_one(bundle: Pa
     odd = bundle.rename(bundle.with_name("my bundle"))
     with pytest.raises(UsageError, match="--target"):
         default_target(open_source(odd))
+
+
+def test_hashes_of_a_litertlm_are_computed_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolkit.files, "CHUNK_BYTES", 1000)
+    path = tmp_path / "model.litertlm"
+    path.write_bytes(bytes(2500))
+    [file] = open_source(path).files
+    path.write_bytes(b"\1" * 2500)
+    digests = [hashlib.sha256(b"\1" * size).hexdigest() for size in (1000, 1000, 500)]
+    assert list(file.chunks) == digests == list(file.chunks[:])
+    assert [len(data) for data in read_sound_chunks(file, 1, 3)] == [1000, 500]
+    path.write_bytes(b"\2" * 2500)
+    with pytest.raises(BundleError, match="from byte 1,000 on: found other bytes than before"):
+        list(read_sound_chunks(file, 1, 2))
+    path.write_bytes(b"\1" * 1200)
+    with pytest.raises(BundleError, match="found an end at byte 1,200"):
+        list(read_sound_chunks(file, 0, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -17,17 +18,20 @@ import pytest
 from bundles import fill
 
 import device_harness.probe
+import device_harness.runners.flash_probe
 from device_harness.devices import tcp_endpoint
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.native import build
 from device_harness.native.build import Architecture, NativeProgram, native_program, parse_architecture
-from device_harness.probe import ProbeSettings, probe_device, read_token_file, shard_names
+from device_harness.probe import ProbeSettings, ReadMeasure, TableFacts, probe_device, read_token_file, shard_names
 from device_harness.push import push_bundle
+from device_harness.runners.flash_probe import read_probe
 from device_harness.transport import DeviceFault, Transport
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.write import write_bundle
 from toolkit.cli import main
 from toolkit.errors import BundleError, EnvironmentFault, UsageError
+from toolkit.results.json_lines import read_results
 
 TARGET = "/data/local/tmp/gemma-edge/bundle"
 QUICK = ("--reads", "20", "--batch", "8", "--batches", "2")
@@ -57,7 +61,8 @@ def bundle(tmp_path: Path, program: NativeProgram, monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(device_harness.probe, "native_program", lambda name, architecture, say=None: program)
+    for module in (device_harness.probe, device_harness.runners.flash_probe):
+        monkeypatch.setattr(module, "native_program", lambda name, architecture, say=None: program)
     write_bundle(tmp_path / "bundle", fill)
     return tmp_path / "bundle"
 
@@ -168,6 +173,44 @@ def test_a_file_that_holds_no_token_ids_is_refused(tmp_path: Path, text: str) ->
     path.write_text(text)
     with pytest.raises(UsageError, match="tokens: found"):
         read_token_file(path)
+
+
+@needs_gcc
+@pytest.mark.parametrize("start", ["cold", "warm"])
+def test_it_is_a_runner_of_bench(
+    bundle: Path, folder_device: Emulator, start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = bundle.parent / "results.jsonl"
+    options = [
+        "--runner",
+        "flash_probe",
+        "-r",
+        "2",
+        "--results",
+        str(results),
+        *(["--cold"] if start == "cold" else []),
+    ]
+    assert main(["bench", str(bundle), "--device", folder_device.serial, *options]) == 0
+    assert "ple_row:mmap_random" in capsys.readouterr().out
+    [record] = read_results(results).records
+    assert (record.runner, record.start, record.device.emulated, len(record.tests)) == ("flash_probe", start, True, 10)
+    assert len(record.iterations) == 2
+    for iteration in record.iterations:
+        assert iteration.figures["batch_mmap_willneed_latency_p50_s"] > 0
+        assert (iteration.figures["row_mmap_random_major_faults_count"] > 0) == (start == "cold")
+
+
+def test_pages_that_cannot_be_dropped_are_an_error_of_a_cold_run() -> None:
+    facts = dict.fromkeys(field.name for field in dataclasses.fields(TableFacts)) | {"measures": 1}
+    table = {name: value or 0 for name, value in facts.items()}
+    numbers = dict.fromkeys((field.name for field in dataclasses.fields(ReadMeasure)), 1)
+    measure = numbers | {"access": "pread", "pattern": "row", "state": "not_cold", "resident_pages_before": 7}
+    lines = [json.dumps({"record": "table", **table}), json.dumps({"record": "reads", **measure})]
+    with pytest.raises(EnvironmentFault, match="found 7 pages that stay in memory"):
+        read_probe("\n".join(lines))
+    assert read_probe("\n".join(lines).replace("not_cold", "cold")).figures["row_pread_latency_p50_s"] == 1e-6
+    with pytest.raises(EnvironmentFault, match="found 0 tables"):
+        read_probe(lines[1])
 
 
 # --- building ---------------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from device_harness.bench import BenchSettings, Subject, run_job
 from device_harness.devices import connect
 from device_harness.gates import GateSettings, prepared_device
 from device_harness.machine import Host, Machine
+from device_harness.native.build import FLASH_PROBE
 from device_harness.placement import LITERTLM, exported_model, place_model
 from device_harness.push import DEFAULT_FOLDER
 from device_harness.runners.benchmark_model import BenchmarkModelRunner
+from device_harness.runners.flash_probe import FlashProbeRunner
 from device_harness.runners.interface import Job, PlacedModel, Runner, Workload
 from device_harness.runners.litert_lm import LiteRtLmRunner, Program
 from device_harness.runners.session import SessionRunner
@@ -41,7 +43,7 @@ EXAMPLES = (
     "gemma-edge bench BUNDLE --runner benchmark_model --binary benchmark_model --signature 'text_decoder:*'",
 )
 LITERT_LM: Program = "litert_lm_advanced_main"
-RUNNERS = ("session", LITERT_LM, "litert_lm_main", "benchmark_model")
+RUNNERS = ("session", LITERT_LM, "litert_lm_main", "benchmark_model", FLASH_PROBE)
 _COOL_DOWN_S = 5.0
 
 
@@ -54,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place.add_argument("--host", action="store_true", help="this computer, in a process of its own")
     parser.add_argument(
         "--runner", choices=RUNNERS,
-        help="what runs the model: session (ours; the device needs Python with gemma-edge), or a program of Google's "
+        help="what runs the model: session (ours; the device needs Python with gemma-edge), or a program of Google's; "
+        "flash_probe reads per-layer embeddings as gemma-edge probe does "
         "(default: session for a bundle, litert_lm_advanced_main for a .litertlm)",
     )  # fmt: skip
     _add_workload(parser)
@@ -171,6 +174,8 @@ def measured(
 def make_runner(arguments: argparse.Namespace) -> Runner:
     """The one that ``--runner`` names; UsageError for options that it does not have."""
     name: str = arguments.runner or (LITERT_LM if arguments.model.suffix == LITERTLM else "session")
+    if name == FLASH_PROBE:
+        return FlashProbeRunner()
     if name == "session":
         for option in ("binary", "binary_version", "runner_arg", "signature"):
             if getattr(arguments, option):

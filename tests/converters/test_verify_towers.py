@@ -42,6 +42,8 @@ def test_verify_judges_the_towers_too(checkpoint: Path, tmp_path: Path, capfd: p
     towers = json.loads(capfd.readouterr().out)["towers"]
     assert towers.keys() == {"vision", "audio"}
     assert all(1e-4 < tower["relative_error"] < tower["limit"] == 0.2 for tower in towers.values())
+    main([*arguments, "--checkpoint", str(checkpoint), "--groups", "text,audio"])
+    assert json.loads(capfd.readouterr().out)["towers"].keys() == {"audio"}
     other = write_multimodal_checkpoint(tmp_path / "other", seed=1)
     assert main([*arguments, "--checkpoint", str(other)]) == 1
     towers = json.loads(capfd.readouterr().out)["towers"]

@@ -53,14 +53,19 @@ def judge(
 
 
 def judge_towers(
-    path: Path, checkpoint: Checkpoint, terminal: Terminal, settings: SessionSettings
+    path: Path,
+    checkpoint: Checkpoint,
+    terminal: Terminal,
+    settings: SessionSettings,
+    groups: Collection[str] | None = None,
 ) -> dict[str, TowerReport]:
-    """Hold a bundle's towers against float ones of the checkpoint, which take some GB of scratch space at full size."""
+    """Hold a bundle's towers (all, or those of ``groups``) against float ones of the checkpoint."""
     bundle = Bundle(path)
     reports: dict[str, TowerReport] = {}
     for group in TOWERS:
-        if group not in bundle.manifest.groups:
+        if group not in bundle.manifest.groups or (groups is not None and group not in groups):
             continue
+        terminal.note(f"[{group}: writing and running it in float32 too, to compare with]")
         with (
             tempfile.TemporaryDirectory(prefix="gemma-edge-verify-") as scratch,
             terminal.bar(f"write {group}") as show,

@@ -10,14 +10,18 @@ from converters.checkpoint import open_checkpoint
 from converters.verify import LONG_TOKENS
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.commands.gate import judge, judge_towers, report_text
+from toolkit.commands.groups import group_names
+from toolkit.commands.media_options import allowed_groups
 from toolkit.commands.terminal import Terminal
 from toolkit.commands.text_options import add_machine_arguments, positive, session_settings
 from toolkit.errors import UsageError
+from toolkit.runtime.bundle import Bundle
 
 NAME = "verify"
 SUMMARY = "hold a bundle's predictions against its checkpoint's"
 EXAMPLES = (
     "gemma-edge verify BUNDLE --checkpoint path/to/checkpoint",
+    "gemma-edge verify BUNDLE --checkpoint path/to/checkpoint --groups text",
     "gemma-edge verify BUNDLE --checkpoint google/gemma-3n-E2B-it --size E2B --tokens 4096",
     "gemma-edge verify BUNDLE --checkpoint path/to/checkpoint --text chapter.txt --json",
 )
@@ -33,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", metavar="N", type=positive, default=LONG_TOKENS,
         help="of the text, so many tokens (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--groups", metavar="NAME[,...]", type=group_names,
+        help="towers to judge besides text; at full size they take minutes and 8 GB of scratch space in TMPDIR "
+        "(default: all of the bundle; text: none)",
+    )  # fmt: skip
     group = add_machine_arguments(parser)
     group.add_argument("--size", metavar="NAME", action="append", help="only this size; may be repeated (default: all)")
 
@@ -42,6 +51,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     manifest = read_manifest(arguments.bundle)
     for name in arguments.size or ():
         manifest.size(name)
+    groups = allowed_groups(Bundle(arguments.bundle), arguments.groups)
     text = None if arguments.text is None else _read_text(arguments.text)
     with open_checkpoint(arguments.checkpoint) as checkpoint:
         if checkpoint.fingerprint() != manifest.checkpoint.sha256:
@@ -56,9 +66,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             text=text,
             sizes=None if arguments.size is None else list(dict.fromkeys(arguments.size)),
         )
-        report = replace(
-            report, towers=judge_towers(arguments.bundle, checkpoint, terminal, session_settings(arguments))
-        )
+        towers = judge_towers(arguments.bundle, checkpoint, terminal, session_settings(arguments), groups)
+        report = replace(report, towers=towers)
     terminal.result(report.to_json(), report_text(report))
     return 0 if report.passed else 1
 

@@ -96,7 +96,7 @@ def read_sound(source: MediaSource, audio: AudioRecord) -> tuple[Medium, ...]:
 def sound_medium(samples: NDArray[np.float32], audio: AudioRecord) -> Medium:
     """samples: f32[n] at 16 kHz, no longer than the tower hears at once."""
     mel, mask = log_mel(samples, audio.mel_bins)
-    return Medium("audio", hashlib.sha256(mel.data).hexdigest(), mel, mask)
+    return Medium("audio", hashlib.sha256(mel.tobytes() + mask.tobytes()).hexdigest(), mel, mask)
 
 
 def longest_seconds(audio: AudioRecord) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -67,7 +67,7 @@ class Towers:
         return rows
 
     def _compute(
-        self, group: TowerName, media: Iterable[Medium], tokens: set[int]
+        self, group: TowerName, media: Collection[Medium], tokens: set[int]
     ) -> tuple[dict[str, F32], dict[int, F32]]:
         """By a medium's key, and by a token's id."""
         found = {medium.key: self._cache[medium.key] for medium in media if medium.key in self._cache}

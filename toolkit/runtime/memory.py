@@ -94,6 +94,26 @@ def _mincore(fd: int, size: int) -> int:
     return int(np.count_nonzero(pages & 1)) * mmap.PAGESIZE
 
 
+def release_unused(path: Path) -> None:
+    """Give back freed memory, and this process's pages of a file that was read once; read again, they come back.
+
+    After LiteRT rearranged a model's weights, the model's own pages would count as this process's for good.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)
+        mappings = parse_smaps(_text("smaps", None))
+    except (OSError, AttributeError):
+        return  # no glibc, or no /proc: nothing is lost
+    real = os.path.realpath(path)
+    for mapping in mappings:
+        # Pages that were written are no longer the file's: they would be lost.
+        if mapping.path == real and mapping.anonymous_bytes == 0:
+            libc.madvise(
+                ctypes.c_void_p(mapping.begin), ctypes.c_size_t(mapping.size_bytes), ctypes.c_int(mmap.MADV_DONTNEED)
+            )
+
+
 def peak_rss_bytes() -> int:
     """The most memory this process has had resident, since its start or the last reset."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -17,7 +17,7 @@ from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.compiled import Buffer, Call, Runtime
 from toolkit.runtime.kv_cache import KvBuffers
 from toolkit.runtime.media_prompt import Span, first_difference
-from toolkit.runtime.memory import Memory, read_memory
+from toolkit.runtime.memory import Memory, read_memory, release_unused
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleTable
 from toolkit.runtime.prefill import plan_prefill
 from toolkit.runtime.towers import Towers
@@ -88,6 +88,7 @@ class Session:
                 files[TEXT_DECODER], threads=settings.threads, cache=settings.weight_cache
             )
             self._embedder = self._runtime.open(files[EMBEDDER], threads=1, cache="off")
+            release_unused(files[TEXT_DECODER].path)
             self._caches = KvBuffers(self._decoder, self._size.decode, self.text)
         except BaseException:
             self._runtime.close()

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.gemma3n.groups import GROUP_NAMES
 from converters.gemma3n.matformer import parameters_by_group, slice_config
 from converters.gemma3n.sizes import memory_bytes
 from toolkit.bundle.footprint import footprints
@@ -107,7 +108,9 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> _Findings:
 
 def _inspect_bundle(path: Path) -> _Findings:
     manifest = read_manifest(path)
-    groups = {name: _Group(group.parameters, group.bytes) for name, group in manifest.groups.items()}
+    known = [str(name) for name in GROUP_NAMES]
+    order = sorted(manifest.groups, key=lambda name: known.index(name) if name in known else len(known))
+    groups = {name: _Group(manifest.groups[name].parameters, manifest.groups[name].bytes) for name in order}
     towers = {name: group for name, group in groups.items() if name not in _TEXT_GROUPS}
     sizes = {
         name: _Size(

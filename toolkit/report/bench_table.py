@@ -26,8 +26,10 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        """Median ± standard deviation."""
-        return "-" if self.found is None else quantity(self.figure, self.found.median, self.found.sd)
+        """Median ± standard deviation; of one value that value."""
+        if self.found is None:
+            return "-"
+        return quantity(self.figure, self.found.median, self.found.sd if self.found.n > 1 else None)
 
 
 def workload_name(prompt_tokens: int, generated_tokens: int) -> str:
@@ -114,7 +116,7 @@ def _row(outcome: Outcome) -> Row:
         "n": len(outcome.values),
         "median": found and found.median,
         "mean": found and found.mean,
-        "sd": found and found.sd,
+        "sd": found.sd if found and found.n > 1 else None,
         "p5": found and found.p5,
         "p95": found and found.p95,
         "notes": list(notes(outcome.record)),
@@ -166,7 +168,9 @@ def _text_of(key: str) -> Callable[[Row], str]:
 
 
 def _rate_text(row: Row) -> str:
-    return "-" if row["median"] is None else f"{row['median']:.2f} ± {row['sd']:.2f}"
+    if row["median"] is None:
+        return "-"
+    return f"{row['median']:.2f}" if row["sd"] is None else f"{row['median']:.2f} ± {row['sd']:.2f}"
 
 
 def _fixed(key: str) -> Callable[[Row], str]:

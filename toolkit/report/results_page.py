@@ -15,6 +15,7 @@ from toolkit.report.statistics import Comparison, compare, median_interval, summ
 from toolkit.results.record import BenchRecord, DriftRecord, Flag
 
 FLASH_PROBE = "flash_probe"
+_LATENCY = "latency_p50_s"
 _LABEL_CHARACTERS = 36
 _MEMORY_GROUPS = (
     "text",
@@ -26,6 +27,16 @@ _MEMORY_GROUPS = (
     "weight cache",
     "libraries",
 )
+
+_MEANINGS: Mapping[Flag, str] = {
+    "throttled": "the device slowed down to stay cool",
+    "drifted": "figures rose or fell steadily over the iterations",
+    "gate_timeout": "the device did not cool down in time before an iteration",
+    "charging": "the battery was charging",
+    "screen_on": "the screen was on",
+    "interrupted": "the run was cut short",
+    "sampler_failed": "memory and temperature were not sampled to the end",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +98,8 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         for flag in run.record.flags:
             by_flag.setdefault(flag, []).append(run)
-    meanings: Mapping[Flag, str] = {
-        "throttled": "the device slowed down to stay cool",
-        "drifted": "figures rose or fell steadily over the iterations",
-        "gate_timeout": "the device did not cool down in time before an iteration",
-        "charging": "the battery was charging",
-        "screen_on": "the screen was on",
-        "interrupted": "the run was cut short",
-        "sampler_failed": "memory and temperature were not sampled to the end",
-    }
     for flag, flagged in by_flag.items():
-        yield f"{flag.replace('_', ' ').capitalize()}: {_numbers(flagged)}; {meanings[flag]}."
+        yield f"{flag.replace('_', ' ').capitalize()}: {_numbers(flagged)}; {_MEANINGS[flag]}."
 
 
 def _numbers(runs: Sequence[Run]) -> str:
@@ -105,8 +107,10 @@ def _numbers(runs: Sequence[Run]) -> str:
 
 
 def _summaries(runs: Sequence[Run]) -> Iterator[Section]:
-    """One table for each device."""
-    yield Section("summary", "Results", [])
+    """One table for each device; probes have a section of their own."""
+    runs = [run for run in runs if run.record.runner != FLASH_PROBE]
+    if runs:
+        yield Section("summary", "Results", [])
     devices = list(dict.fromkeys(device_name(run.record) for run in runs))
     for index, device in enumerate(devices):
         mine = [run for run in runs if device_name(run.record) == device]
@@ -162,7 +166,7 @@ def _interval_text(outcome: Outcome) -> str:
 
 
 def _percentile_texts(outcome: Outcome) -> tuple[str, str]:
-    if outcome.found is None:
+    if outcome.found is None or outcome.found.n < 2:
         return "-", "-"
     return quantity(outcome.figure, outcome.found.p5), quantity(outcome.figure, outcome.found.p95)
 
@@ -172,7 +176,7 @@ def _drift_text(drift: DriftRecord | None) -> str:
 
 
 def _distributions(runs: Sequence[Run]) -> Iterator[Section]:
-    """One plot for each test on each device, a row for each run that has it."""
+    """One plot for each test on each device, a row for each run that has it; none where no run has two values."""
     tests: dict[tuple[str, str, str], list[tuple[Run, Outcome]]] = {}
     for run in runs:
         for outcome in outcomes([run.record]):
@@ -184,6 +188,8 @@ def _distributions(runs: Sequence[Run]) -> Iterator[Section]:
         "percentile. Axes start at 0 only where that leaves room to see."
     ]
     for (device, test, figure), measured in tests.items():
+        if max(len(outcome.values) for _, outcome in measured) < 2:
+            continue
         factor, axis = _axis(figure, [value for _, outcome in measured for value in outcome.values])
         names = _row_labels([run for run, _ in measured])
         rows = {
@@ -193,7 +199,7 @@ def _distributions(runs: Sequence[Run]) -> Iterator[Section]:
         meaning = _heading(figure)
         title = f"{test if test == meaning else f'{test} ({meaning})'} on {device}"
         blocks.append(Picture(Distributions(title, axis, rows), f"Distribution of {title}"))
-    if tests:
+    if len(blocks) > 1:
         yield Section("distributions", "Every iteration", blocks)
 
 
@@ -328,31 +334,36 @@ def _memory_rows(run: Run) -> Iterator[list[Cell]]:
 
 
 def _flash_probe(runs: Sequence[Run]) -> Iterator[Section]:
-    """Medians of every figure of every probe; their own result is among the results above."""
-    probes = [run for run in runs if run.record.runner == FLASH_PROBE]
-    figures = list(dict.fromkeys(name for run in probes for item in run.record.iterations for name in item.figures))
-    rows = []
-    for run in probes:
-        medians = _medians(run.record, figures)
-        rows.append(
-            [
-                Cell(f"#{run.number}", link=run.key),
-                Cell(", ".join(run.record.tests)),
-                Cell(run.record.start),
-                *(Cell(text, numeric=True) for text in medians),
-                Cell("", flags=notes(run.record)),
-            ]
-        )
+    """A row for each test of each probe: medians of all figures whose names begin as that of its result does."""
+    probes = [(run, outcome) for run in runs if run.record.runner == FLASH_PROBE for outcome in outcomes([run.record])]
+    medians = [_medians(run.record, outcome.figure.removesuffix(_LATENCY)) for run, outcome in probes]
+    figures = list(dict.fromkeys(name for found in medians for name in found))
+    rows = [
+        [
+            Cell(f"#{run.number}", link=run.key),
+            Cell(device_name(run.record)),
+            Cell(outcome.test, flags=notes(run.record) if outcome.test == next(iter(run.record.tests)) else ()),
+            Cell(run.record.start),
+            *(Cell(quantity(name, found[name]) if name in found else "-", numeric=True) for name in figures),
+        ]
+        for (run, outcome), found in zip(probes, medians, strict=True)
+    ]
     if rows:
-        headings = ["run", "read", "start", *(_heading(name) for name in figures), ""]
+        headings = ["run", "device", "read", "start", *map(_heading, figures)]
         note = "Medians over the iterations of each probe: how rows of per-layer embeddings come from storage."
         yield Section("probe", "Reads from flash", [_without_empty_columns(Table(headings, rows, note))])
 
 
-def _medians(record: BenchRecord, figures: Sequence[str]) -> Iterator[str]:
-    for name in figures:
-        values = [item.figures[name] for item in record.iterations if name in item.figures]
-        yield quantity(name, summary(values).median) if values else "-"
+def _medians(record: BenchRecord, beginning: str) -> dict[str, float]:
+    """Figure, without its beginning, to median; `row_pread_random_` is no figure of `row_pread_`, if both are there."""
+    longer = [figure.removesuffix(_LATENCY) for figure in record.tests.values() if figure.startswith(beginning)]
+    others = tuple(other for other in longer if other != beginning)
+    found: dict[str, list[float]] = {}
+    for item in record.iterations:
+        for name, value in item.figures.items():
+            if name.startswith(beginning) and not name.startswith(others):
+                found.setdefault(name.removeprefix(beginning), []).append(value)
+    return {name: summary(values).median for name, values in found.items()}
 
 
 def _heading(figure: str) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from bundles import fill_with_towers
 from PIL import Image
 
 from benchmarks import synthetic
+from toolkit.bundle.write import write_bundle
 from toolkit.cli import main
 
 TEXT = ["text", "token_embedding", "per_layer_embedding"]
@@ -119,6 +121,20 @@ def test_a_bundle_is_drawn_too(random_bundle: Path, tmp_path: Path, capsys: pyte
         assert size["parameters_loaded"] == sum(size["parameters"].values())
         assert size["sets"][0]["memory_bytes"] == size["memory_bytes"]
     assert b"small  loaded" in (tmp_path / "b.svg").read_bytes()
+
+
+def test_a_bundle_with_towers_has_a_set_for_each_choice_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bundle(tmp_path / "b", fill_with_towers)
+    value = inspect(tmp_path / "b", capsys, "--plot", str(tmp_path / "b.svg"))
+    vision, audio = (value["groups"][name]["bytes"] for name in ("vision", "audio"))
+    for size in value["sizes"].values():
+        sets = size["sets"]
+        assert [item["groups"][3:] for item in sets] == [[], ["vision"], ["audio"], ["vision", "audio"]]
+        text = sets[0]["memory_bytes"]
+        assert [item["memory_bytes"] - text for item in sets] == [0, vision, audio, vision + audio]
+        assert size["parameters_loaded"] == sets[-1]["parameters_loaded"] == sum(size["parameters"].values())
 
 
 def test_a_plot_of_another_ending_is_refused_before_anything_is_read(

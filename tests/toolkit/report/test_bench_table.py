@@ -26,6 +26,11 @@ def test_markdown_is_llama_benchs_shape() -> None:
     ]
 
 
+def test_one_iteration_has_no_spread() -> None:
+    assert "| 10.00 |" in bench_table([record_of([10.0])], "md")
+    assert json.loads(bench_table([record_of([10.0])], "json"))[0]["sd"] is None
+
+
 def test_tests_of_other_units_stand_in_a_table_of_their_own() -> None:
     rates, others = bench_table(RECORDS, "md").split("\n\n")
     assert "t/s" in rates and "ttft512" not in rates

@@ -34,7 +34,7 @@ from toolkit.procfs import (
 from toolkit.results.record import Figures, MappedMemory, MemoryRecord, Samples
 
 DEFAULT_INTERVAL_S = 0.2
-_MAPPINGS_EVERY, _THERMAL_EVERY = 4, 10
+_MAPPINGS_EVERY, _THERMAL_EVERY = 2, 10
 """Of so many samples one also looks at each mapping, or at the temperature: these take longer."""
 _MARK = "@@ "
 _STARTS = {

@@ -72,6 +72,16 @@ class Job:
     """Parameter group to paths of its files on the machine: whose pages are whose."""
 
 
+def text_tests(workload: Workload) -> dict[str, str]:
+    """Test names of a text model to figures: llama-bench's, and two that it does not measure."""
+    return {
+        f"pp{workload.prompt_tokens}": "prefill_tokens_per_s",
+        f"tg{workload.generated_tokens}": "decode_tokens_per_s",
+        f"ttft{workload.prompt_tokens}": "time_to_first_token_s",
+        "init": "init_s",
+    }
+
+
 class Runner(Protocol):
     """A kind of program that measures; holds its own options, such as where its binary is."""
 

@@ -1,4 +1,4 @@
-"""Google's litert_lm_main and litert_lm_advanced_main, on a .litertlm."""
+"""Google's LiteRT-LM on a .litertlm: litert_lm_main and litert_lm_advanced_main, and its Python package."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Literal
 from device_harness.machine import Machine
 from device_harness.parsers.benchmark_model import delegation, parse_delegates
 from device_harness.parsers.litert_lm import parse_benchmark_info, parse_peak_memory
+from device_harness.runners import python_child
 from device_harness.runners.binaries import place_binary
-from device_harness.runners.interface import Job, PlacedModel, Reading, Workload
+from device_harness.runners.interface import Job, PlacedModel, Reading, Workload, text_tests
 from toolkit.errors import UsageError
 from toolkit.results.record import Backend, ModelKind
+
+_MODULE = "device_harness.runners.litert_lm_child"
+_CACHE = "bench-litert-lm-cache"
 
 Program = Literal["litert_lm_main", "litert_lm_advanced_main"]
 
@@ -49,18 +53,40 @@ class LiteRtLmRunner:
 
         return (
             Job(
-                tests={
-                    f"pp{workload.prompt_tokens}": "prefill_tokens_per_s",
-                    f"tg{workload.generated_tokens}": "decode_tokens_per_s",
-                    f"ttft{workload.prompt_tokens}": "time_to_first_token_s",
-                    "init": "init_s",
-                },
+                tests=text_tests(workload),
                 argv=(placed.program, *options, *self.extra),
                 read=read,
                 model=model.record,
                 binaries=placed.records,
                 environment=placed.environment,
                 weight_caches=(f"{model.path}*xnnpack_cache*",),
+                groups={"model": (model.path,)},
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LiteRtLmPythonRunner:
+    """The same engine by its package litert-lm-api, where a machine has Python with it and with this package."""
+
+    name: str = "litert_lm_python"
+    takes: tuple[ModelKind, ...] = ("litertlm",)
+
+    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
+        """One."""
+        if workload.backend != "cpu":
+            raise UsageError("--backend", found=workload.backend, wanted=f"cpu with the runner {self.name}")
+        binaries = python_child.binaries(machine, _MODULE)
+        cache = python_child.cache_folder(machine, _CACHE)
+        words = (model.path, "--cache", cache, *python_child.options(workload))
+        return (
+            Job(
+                tests=text_tests(workload),
+                argv=(*python_child.command(machine, _MODULE), *words),
+                read=python_child.read_child,
+                model=model.record,
+                binaries=binaries,
+                weight_caches=(f"{cache}/*xnnpack_cache*",),
                 groups={"model": (model.path,)},
             ),
         )

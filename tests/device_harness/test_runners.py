@@ -15,7 +15,8 @@ from device_harness.runners.benchmark_model import BenchmarkModelRunner
 from device_harness.runners.binaries import place_binary
 from device_harness.runners.interface import Job, Reading, Runner, Workload
 from device_harness.runners.litert_lm import LiteRtLmRunner
-from device_harness.runners.session import SessionRunner, read_session
+from device_harness.runners.python_child import read_child
+from device_harness.runners.session import SessionRunner
 from device_harness.transport import Transport
 from toolkit.bundle.write import write_bundle
 from toolkit.errors import EnvironmentFault, UsageError
@@ -140,7 +141,7 @@ def test_our_session_needs_python_with_this_package(
     script = python.read_text()
     python.write_text("#!/bin/sh\necho 'No module named device_harness'; exit 1\n")
     try:
-        with pytest.raises(EnvironmentFault, match="found No module named device_harness, wanted Python with gemma"):
+        with pytest.raises(EnvironmentFault, match="found No module named device_harness, wanted Python with all"):
             jobs(SessionRunner(), transport, bundle)
     finally:
         python.write_text(script)
@@ -170,9 +171,9 @@ def test_what_our_session_cannot_do_is_an_error_before_anything_runs(
         jobs(SessionRunner(), Host(), bundle, workload)
 
 
-def test_a_session_that_prints_no_result_is_an_error() -> None:
+def test_a_child_that_prints_no_result_is_an_error() -> None:
     with pytest.raises(EnvironmentFault, match="found 0 results"):
-        read_session("INFO: hello\n")
+        read_child("INFO: hello\n")
 
 
 def test_a_size_is_a_bundle_s(bundle: Path, litertlm: Path) -> None:

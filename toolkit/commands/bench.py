@@ -20,7 +20,7 @@ from device_harness.push import DEFAULT_FOLDER
 from device_harness.runners.benchmark_model import BenchmarkModelRunner
 from device_harness.runners.flash_probe import FlashProbeRunner
 from device_harness.runners.interface import Job, PlacedModel, Runner, Workload
-from device_harness.runners.litert_lm import LiteRtLmRunner, Program
+from device_harness.runners.litert_lm import LiteRtLmPythonRunner, LiteRtLmRunner, Program
 from device_harness.runners.session import SessionRunner
 from device_harness.sampler import DEFAULT_INTERVAL_S
 from device_harness.state import read_device
@@ -43,7 +43,7 @@ EXAMPLES = (
     "gemma-edge bench BUNDLE --runner benchmark_model --binary benchmark_model --signature 'text_decoder:*'",
 )
 LITERT_LM: Program = "litert_lm_advanced_main"
-RUNNERS = ("session", LITERT_LM, "litert_lm_main", "benchmark_model", FLASH_PROBE)
+RUNNERS = ("session", "litert_lm_python", LITERT_LM, "litert_lm_main", "benchmark_model", FLASH_PROBE)
 _COOL_DOWN_S = 5.0
 
 
@@ -56,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place.add_argument("--host", action="store_true", help="this computer, in a process of its own")
     parser.add_argument(
         "--runner", choices=RUNNERS,
-        help="what runs the model: session (ours; the device needs Python with gemma-edge), or a program of Google's; "
-        "flash_probe reads per-layer embeddings as gemma-edge probe does "
-        "(default: session for a bundle, litert_lm_advanced_main for a .litertlm)",
+        help="what runs the model: session (ours) or litert_lm_python (Google's engine), for which the machine needs "
+        "Python with gemma-edge; or a program of Google's; flash_probe reads per-layer embeddings as gemma-edge probe "
+        "does (default: session for a bundle, litert_lm_advanced_main for a .litertlm)",
     )  # fmt: skip
     _add_workload(parser)
     _add_program(parser)
@@ -174,14 +174,14 @@ def measured(
 def make_runner(arguments: argparse.Namespace) -> Runner:
     """The one that ``--runner`` names; UsageError for options that it does not have."""
     name: str = arguments.runner or (LITERT_LM if arguments.model.suffix == LITERTLM else "session")
-    if name == FLASH_PROBE:
-        return FlashProbeRunner()
-    if name == "session":
+    if name in ("session", "litert_lm_python", FLASH_PROBE):
         for option in ("binary", "binary_version", "runner_arg", "signature"):
             if getattr(arguments, option):
                 what = f"--{option.replace('_', '-')}"
-                raise UsageError(what, found="it with the runner session", wanted="a runner of Google's")
-        return SessionRunner()
+                raise UsageError(what, found=f"it with the runner {name}", wanted="a runner that is a program")
+        if name == FLASH_PROBE:
+            return FlashProbeRunner()
+        return SessionRunner() if name == "session" else LiteRtLmPythonRunner()
     if arguments.binary is None:
         remedy = "give the program's path, built for the device; docs/bench.md says where Google publishes it"
         raise UsageError("--binary", found="none", wanted=f"{name} for this device", remedy=remedy)

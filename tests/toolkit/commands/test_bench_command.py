@@ -19,7 +19,7 @@ from device_harness.emulator.device import Emulator, EmulatorSettings
 from toolkit.cli import main
 from toolkit.results.json_lines import read_results
 
-SMALL = ["-p", "16", "-n", "8", "-r", "2"]
+SMALL = ["-p", "16", "-n", "8", "-r", "2", "--interval", "0.02"]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,19 @@ def test_a_bundle_is_exported_for_google_s_program(
     assert record.values("tg128") == (pytest.approx(32.07, rel=0.01),) * 2
     assert "ttft512" not in record.tests
     assert device.path("/data/local/tmp/gemma-edge/bundle-small.litertlm").is_file()
+
+
+@pytest.mark.lm
+def test_google_s_engine_runs_where_python_has_it(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(random_bundle), "--device", device.serial, *SMALL, "--runner", "litert_lm_python", "--cold"]
+    assert main([*argv, "--results", str(results)]) == 0
+    (record,) = read_results(results).records
+    assert set(record.tests) == {"pp16", "tg8", "ttft16", "init"} and min(record.values("tg8")) > 0
+    assert [binary.name for binary in record.binaries] == ["python3", "liblitert-lm.so"]
+    assert record.model.kind == "litertlm"
 
 
 @pytest.mark.parametrize(

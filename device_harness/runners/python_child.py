@@ -1,0 +1,141 @@
+"""Both ends of a runner that is Python: a module of ours that a machine starts, and the line of JSON it prints."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from device_harness.machine import Machine
+from device_harness.push import DEFAULT_FOLDER
+from device_harness.runners.interface import Reading, Workload
+from toolkit import __version__
+from toolkit.errors import EnvironmentFault, ToolkitError
+from toolkit.files import hash_file
+from toolkit.procfs import parse_io, parse_stat
+from toolkit.results.record import BinaryRecord
+from toolkit.runtime.weight_cache import default_directory
+
+_RESULT = "gemma-edge-result: "
+"""Before the line of JSON, for LiteRT says things too."""
+_START_S = 120.0
+
+
+# --- here -------------------------------------------------------------------------------------------------------------
+
+
+def command(machine: Machine, module: str) -> tuple[str, ...]:
+    """What starts a module of ours there."""
+    return (sys.executable if machine.kind == "host" else "python3", "-m", module)
+
+
+def cache_folder(machine: Machine, name: str) -> str:
+    """Where a runner keeps packed weights: a folder that a cold start may empty, so none that is used elsewhere."""
+    return str(default_directory() / name) if machine.kind == "host" else f"{DEFAULT_FOLDER}/{name}"
+
+
+def binaries(machine: Machine, module: str) -> tuple[BinaryRecord, ...]:
+    """What the module says it runs on; EnvironmentFault if the machine has not what it needs."""
+    words = command(machine, module)
+    result = machine.shell(f"{' '.join(map(shlex.quote, words))} 2>&1", timeout=_START_S)
+    if result.exit_code:
+        said = (result.stdout.strip().splitlines() or ["nothing"])[-1].removeprefix("error: ")
+        remedy = "install gemma-edge and what the runner needs there, or choose another --runner"
+        raise EnvironmentFault(f"{machine.serial} {words[0]}", found=said, wanted="Python with all that", remedy=remedy)
+    value = _result(result.stdout)
+    if value["version"] != __version__:
+        what = f"{machine.serial} gemma-edge"
+        raise EnvironmentFault(what, found=value["version"], wanted=__version__, remedy="install the same there")
+    return tuple(BinaryRecord(**entry) for entry in value["binaries"])
+
+
+def options(workload: Workload) -> tuple[str, ...]:
+    """The child's arguments for what is asked of it."""
+    words = ("--prompt-tokens", str(workload.prompt_tokens), "--generated-tokens", str(workload.generated_tokens))
+    return words if workload.threads is None else (*words, "--threads", str(workload.threads))
+
+
+def read_child(output: str) -> Reading:
+    """The child's line."""
+    value = _result(output)
+    return Reading(figures=value["figures"], begin_s=value["begin_s"], end_s=value["end_s"])
+
+
+def _result(output: str) -> dict[str, Any]:
+    lines = [line for line in output.splitlines() if line.startswith(_RESULT)]
+    if len(lines) != 1:
+        raise EnvironmentFault("runner in Python", found=f"{len(lines)} results", wanted="one line")
+    return dict(json.loads(lines[0].removeprefix(_RESULT)))
+
+
+# --- there ------------------------------------------------------------------------------------------------------------
+
+
+def run_child(
+    argv: list[str] | None,
+    measure: Callable[[argparse.Namespace], Mapping[str, float]],
+    library: Callable[[], tuple[str, Path]],
+) -> int:
+    """The child's whole program: without a model it says what it runs on, with one it prints what it measured.
+
+    ``library`` tells the package that does the work, and its shared library.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--generated-tokens", type=int, default=128)
+    parser.add_argument("--size")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--cache", type=Path)
+    arguments = parser.parse_args(argv)
+    try:
+        value = _described(*library()) if arguments.model is None else _measured(measure, arguments)
+    except ToolkitError as error:
+        sys.stdout.write(f"error: {error}\n")
+        return error.exit_code
+    sys.stdout.write(_RESULT + json.dumps(value) + "\n")
+    sys.stdout.flush()
+    return 0
+
+
+def _measured(
+    measure: Callable[[argparse.Namespace], Mapping[str, float]], arguments: argparse.Namespace
+) -> dict[str, object]:
+    before, begin_s = _counts(), _uptime()
+    figures = dict(measure(arguments))
+    end_s = _uptime()
+    counted = {name: value - before[name] for name, value in _counts().items()}
+    return {"begin_s": begin_s, "end_s": end_s, "figures": {**figures, **counted}}
+
+
+def _described(package: str, library: Path) -> dict[str, object]:
+    found = [
+        {"name": name, "sha256": hash_file(path).sha256, "bytes": path.stat().st_size, "version": version}
+        for name, path, version in (
+            ("python3", Path(sys.executable), sys.version.split()[0]),
+            (library.name, library, importlib.metadata.version(package)),
+        )
+    ]
+    return {"version": __version__, "binaries": found}
+
+
+def _counts() -> dict[str, int]:
+    """Faults and reads of this process so far; none where the system does not tell."""
+    try:
+        stat = parse_stat(Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace"))
+        io = parse_io(Path("/proc/self/io").read_text(encoding="ascii"))
+    except (OSError, ToolkitError):
+        return {}
+    counts = {"major_faults_count": stat.major_faults, "minor_faults_count": stat.minor_faults}
+    return counts if io.read_bytes is None else {**counts, "read_bytes": io.read_bytes}
+
+
+def _uptime() -> float:
+    """The clock of /proc/uptime, by which samples are ordered."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -162,7 +162,7 @@ def measured(
         settings = _settings(arguments, device)
         with _placed(arguments, runner, machine, terminal) as model:
             for job in runner.jobs(machine, model, workload):
-                tell = partial(_tell, terminal, f"{machine.serial} {runner.name}", job)
+                tell = partial(tell_iteration, terminal, f"{machine.serial} {runner.name}", job)
                 subject = Subject(machine, device, runner.name, job)
                 outcome = run_job(subject, workload, settings, progress=tell, note=terminal.note)
                 if outcome.record is not None:
@@ -253,7 +253,7 @@ def _print(records: Sequence[BenchRecord], form: Form, terminal: Terminal) -> No
         terminal.result(None, bench_table(records, form))
 
 
-def _tell(terminal: Terminal, title: str, job: Job, done: int, total: int, figures: Figures | None) -> None:
+def tell_iteration(terminal: Terminal, title: str, job: Job, done: int, total: int, figures: Figures | None) -> None:
     """A line for each iteration: a run may take minutes, and nobody should have to wait to see that it goes wrong."""
     if figures is None:
         return

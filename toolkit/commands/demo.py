@@ -16,6 +16,7 @@ from converters.gemma3n.matformer import Slice, effective_parameters, slice_conf
 from toolkit.bundle.check import check
 from toolkit.bundle.litertlm import export_litertlm
 from toolkit.commands.convert import Converted, convert_and_judge
+from toolkit.commands.demo_device import DeviceDemo, measure_on_device
 from toolkit.commands.gate import judge, judge_towers, report_text
 from toolkit.commands.media_options import image_file, read_media, sound_file
 from toolkit.commands.run import make_prompt
@@ -34,9 +35,11 @@ EXAMPLES = (
     "gemma-edge demo",
     'gemma-edge demo -p "The old man" -o tiny-bundle',
     "gemma-edge demo --checkpoint path/to/checkpoint --json",
+    "gemma-edge demo --device emulated --report demo.html",
 )
 # So small a model repeats itself when it may only say what is most likely.
 _SAMPLING = Sampling(temperature=0.8, top_k=40, seed=1)
+_PAGE = "gemma-edge-demo.html"
 _CONTEXT, _PREFILLS, _VERIFY_TOKENS, _ANSWER_TOKENS = 1024, (8, 128), 512, 48
 _SAMPLES = "samples"
 _QUESTIONS = {".png": (image_file, "What is this?"), ".wav": (sound_file, "What was said?")}
@@ -51,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, help="keep the bundle (default: it is removed)")
     parser.add_argument("-p", "--prompt", metavar="TEXT", default="Once upon a time", help="what to go on with")
+    device = parser.add_argument_group("on a device")
+    device.add_argument(
+        "--device", metavar="emulated|SERIAL|HOST:PORT",
+        help="push the bundle, measure it with every runner that can run there, and write a page; "
+        "'emulated' starts an emulated device for it",
+    )  # fmt: skip
+    device.add_argument("--report", metavar="FILE.html", type=Path, help="the page (default: gemma-edge-demo.html)")
+    device.add_argument("--results", metavar="FILE", type=Path, help="keep the records too, as JSON lines")
     add_machine_arguments(parser)
 
 
@@ -58,12 +69,17 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0 when all went well; QualityError or BundleError when something did not."""
     path = arguments.checkpoint or _example()
     settings = session_settings(arguments)
+    for option in ("report", "results"):
+        if arguments.device is None and getattr(arguments, option) is not None:
+            raise UsageError(f"--{option}", found="no --device", wanted="one to measure on", remedy="--device emulated")
     with open_checkpoint(path) as checkpoint, _output(arguments.output) as output:
         sizes = three_sizes(checkpoint)
         terminal.say(f"1. {path}: {_sizes_text(checkpoint, sizes)}")
         converted = _convert(checkpoint, sizes, output, terminal)
         _require_sound(output)
-        terminal.say(f"3. checked: every hash, bound and reference of {output.name} holds")
+        terminal.say("3. checked: every hash, bound and reference of the bundle holds")
+        if arguments.device is not None:
+            return _on_device(arguments, output, terminal)
         report = judge(output, checkpoint, terminal, settings, tokens=_VERIFY_TOKENS)
         report = replace(report, towers=judge_towers(output, checkpoint, terminal, settings))
         terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
@@ -83,6 +99,23 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             "litertlm_bytes": exported,
         },
         f"all as it should be; the bundle is in {output}" if arguments.output else "all as it should be",
+    )
+    return 0
+
+
+def _on_device(arguments: argparse.Namespace, bundle: Path, terminal: Terminal) -> int:
+    page = arguments.report or Path(_PAGE)
+    records = measure_on_device(DeviceDemo(bundle, arguments.device, page, arguments.results), terminal)
+    terminal.result(
+        {
+            "device": arguments.device,
+            "emulated": records[0].device.emulated,
+            "records": len(records),
+            "runners": list(dict.fromkeys(record.runner for record in records)),
+            "report": str(page),
+            "results": None if arguments.results is None else str(arguments.results),
+        },
+        f"all as it should be; the page is {page}",
     )
     return 0
 
@@ -210,7 +243,7 @@ def _output(path: Path | None) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
-        yield Path(scratch) / "bundle"
+        yield Path(scratch) / "demo"
 
 
 def _sizes_text(checkpoint: Checkpoint, sizes: tuple[Slice, ...]) -> str:

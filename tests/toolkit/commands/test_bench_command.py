@@ -51,7 +51,7 @@ def test_a_bundle_is_measured_on_an_emulated_device_that_is_called_so_everywhere
     assert record.device.emulated and record.runner == "session" and len(record.iterations) == 2
     assert set(record.tests) == {"pp16", "tg8", "ttft16", "init"}
     assert record.iterations[0].figures["decode_tokens_count"] == 8
-    assert record.memory.peak is not None and record.memory.groups["text"].mapped_bytes > 0
+    assert record.memory.peak is not None and record.memory.groups["libraries"].mapped_bytes > 0
     assert record.arguments[:3] == ("python3", "-m", "device_harness.runners.session_child")
 
 

@@ -1,0 +1,128 @@
+"""``gemma-edge demo --device``: the tiny model pushed to a device, measured there, and shown as a page."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from device_harness.bench import BenchSettings, Subject, run_job
+from device_harness.devices import connect
+from device_harness.emulator.device import Emulator
+from device_harness.placement import LITERTLM, exported_model, place_model
+from device_harness.push import DEFAULT_FOLDER
+from device_harness.runners.flash_probe import FlashProbeRunner
+from device_harness.runners.interface import Runner, Workload
+from device_harness.runners.litert_lm import LiteRtLmPythonRunner
+from device_harness.runners.session import SessionRunner
+from device_harness.state import read_device
+from device_harness.transport import Transport
+from toolkit.bundle.manifest_json import read_manifest
+from toolkit.commands.bench import tell_iteration
+from toolkit.commands.terminal import Terminal
+from toolkit.errors import EnvironmentFault, QualityError
+from toolkit.files import write_bytes
+from toolkit.report.bench_table import bench_table
+from toolkit.report.page import render_page
+from toolkit.report.results_page import results_page
+from toolkit.results.json_lines import open_results
+from toolkit.results.record import BenchRecord, DeviceRecord, Start
+
+EMULATED = "emulated"
+"""In place of a serial number: a device that lives as long as the demo."""
+
+_PROMPT_TOKENS, _GENERATED_TOKENS, _REPETITIONS = 128, 32, 3
+_INTERVAL_S = 0.05
+"""The tiny model's processes end within a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDemo:
+    """What to measure, and where it is written."""
+
+    bundle: Path
+    device: str
+    page: Path
+    results: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One run."""
+
+    runner: Runner
+    model: Path
+    size: str | None
+    start: Start = "warm"
+    may_fail: bool = False
+    """Some machines cannot: where a temporary folder lies in memory, no read of it is cold."""
+
+
+def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]:
+    """Every runner that the device can run, every size, cold and warm; records, and a page of them."""
+    with _device(demo.device) as machine, tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
+        device = read_device(machine)
+        kind = ", emulated: its speeds are this computer's" if device.emulated else ""
+        terminal.say(f"4. on {machine.serial} ({device.model}{kind})")
+        started = time.monotonic()
+        place_model(machine, demo.bundle)
+        terminal.say(f"5. pushed in {time.monotonic() - started:.1f} s, every chunk verified by the device")
+        records: list[BenchRecord] = []
+        for plan in _plans(demo.bundle, Path(scratch)):
+            records += _measure(plan, machine, device, terminal)
+    terminal.say(f"6. measured:\n{bench_table(records, 'md')}")
+    if demo.results is not None:
+        with open_results(demo.results) as writer:
+            for record in records:
+                writer.append(record)
+    write_bytes(demo.page, render_page(results_page(records)))
+    return records
+
+
+def _plans(bundle: Path, scratch: Path) -> Iterator[_Plan]:
+    manifest = read_manifest(bundle)
+    for size in manifest.sizes:
+        yield _Plan(SessionRunner(), bundle, size)
+    yield _Plan(SessionRunner(), bundle, manifest.default_size, "cold")
+    if find_spec("ziglang") is not None:
+        for start in ("cold", "warm"):
+            yield _Plan(FlashProbeRunner(), bundle, None, start, may_fail=start == "cold")
+    if find_spec("litert_lm") is not None:
+        exported = exported_model(bundle, scratch, None)
+        assert exported.suffix == LITERTLM
+        yield _Plan(LiteRtLmPythonRunner(), exported, None)
+
+
+def _measure(plan: _Plan, machine: Transport, device: DeviceRecord, terminal: Terminal) -> list[BenchRecord]:
+    workload = Workload(_PROMPT_TOKENS, _GENERATED_TOKENS, plan.start)
+    settings = BenchSettings(_REPETITIONS, interval_s=_INTERVAL_S, folder=DEFAULT_FOLDER)
+    records = []
+    for job in plan.runner.jobs(machine, place_model(machine, plan.model, size=plan.size), workload):
+        title = f"{plan.runner.name} {plan.size or plan.model.stem} {plan.start}"
+        subject = Subject(machine, device, plan.runner.name, job)
+        tell = partial(tell_iteration, terminal, title, job)
+        outcome = run_job(subject, workload, settings, progress=tell, note=terminal.note)
+        if isinstance(outcome.ended_by, EnvironmentFault) and plan.may_fail:
+            terminal.warn(f"{title}: {outcome.ended_by}")
+            return []
+        if outcome.ended_by is not None:
+            raise outcome.ended_by
+        if outcome.record is None:
+            raise QualityError(title, found="no iterations", wanted=str(_REPETITIONS))
+        records.append(outcome.record)
+    return records
+
+
+@contextmanager
+def _device(name: str) -> Iterator[Transport]:
+    if name == EMULATED:
+        with Emulator() as emulator, connect(emulator.serial) as transport:
+            yield transport
+    else:
+        with connect(name) as transport:
+            yield transport

@@ -1,9 +1,11 @@
-"""Prefill and decode rates of .litertlm files in LiteRT-LM's engine, side by side with a peer's files in the same run.
+"""Prefill and decode rates, side by side in one run: our session, LiteRT-LM's engine, and llama.cpp.
 
-Each run is a process of its own with the engine's own BenchmarkInfo. Files take turns (A B A B), after one run of each
-that builds its weight cache and is not counted. Bundles and peers with the same name are compared:
+Contenders of one recipe are compared: bundles in our own session, .litertlm files of ours and of the official exporter
+in LiteRT-LM's engine, and GGUF files in llama.cpp. Each run is a process of its own; contenders take turns (A B A B),
+after one run of each that builds its weight cache and is not counted.
 
-  python -m benchmarks.bench_decode --bundle int8=ours.litertlm --peer-bundle int8=theirs.litertlm
+  python -m benchmarks.bench_decode --session int8=bundle --litertlm int8=ours.litertlm \\
+      --peer-litertlm int8=theirs.litertlm --peer-gguf int8=Q8_0.gguf --llama-python PEER/bin/python
 """
 
 from __future__ import annotations
@@ -13,33 +15,55 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.engine_run import EngineRun
 from benchmarks.measure import RESULTS, Summary, append_result, load_average, markdown, summary, text, this_device
+from benchmarks.session_run import SessionRequest, SessionRun, run_child
 
-OURS, PEER = "gemma-edge", "litert-torch"
+OURS, EXPORTER, LLAMA = "gemma-edge", "litert-torch", "llama.cpp"
+PEERS = (EXPORTER, LLAMA)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What runs a file: its name, the script of RunOptions that makes one run, and the Python for that."""
+
+    name: str
+    script: str
+    python: str = sys.executable
+
+
+SESSION = Runtime("our session", "session_run")
 
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """A file under a recipe's name, ours or the peer's."""
+    """A file or bundle under a recipe's name, who made it, and what runs it."""
 
     system: str
+    runtime: Runtime
     recipe: str
     path: Path
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file, or of all that is in the bundle."""
+        files = [self.path] if self.path.is_file() else self.path.rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file())
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What every run does."""
+    """What every run does; `context` is what files without a context of their own are given."""
 
     prefill: int
     decode: int
     threads: int
+    context: int
     repeats: int
 
 
@@ -76,27 +100,45 @@ def measure(entrants: Sequence[Entrant], load: Load, cache: Path) -> list[Outcom
             run = _run(entrant, load, caches[number])
             runs[number].append(run)
             rates = f"{run.prefill_tokens_per_s:.1f} prefill, {run.decode_tokens_per_s:.1f} decode tokens/s"
-            print(f"{entrant.system} {entrant.recipe}: {rates}", flush=True)
+            print(f"{entrant.system} in {entrant.runtime.name} {entrant.recipe}: {rates}", flush=True)
     return [Outcome(e, f, tuple(r)) for e, f, r in zip(entrants, first, runs, strict=True)]
 
 
 def _run(entrant: Entrant, load: Load, cache: Path) -> EngineRun:
-    options = {"prefill": load.prefill, "decode": load.decode, "threads": load.threads, "cache": cache}
+    if entrant.runtime == SESSION:
+        request = SessionRequest(entrant.path, load.prefill, load.decode, cache, threads=load.threads)
+        return _from_session(run_child(request), load)
+    options = {key: value for key, value in asdict(load).items() if key != "repeats"} | {"cache": cache}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "benchmarks.engine_run", str(entrant.path), *flags]
+    command = [entrant.runtime.python, "-m", f"benchmarks.{entrant.runtime.script}", str(entrant.path), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
-    if done.returncode:
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
         sys.exit(f"error: {entrant.path}: exit code {done.returncode}\n{done.stderr[-2000:]}")
-    return EngineRun(**json.loads(done.stdout.splitlines()[-1]))
+    return EngineRun(**json.loads(lines[-1]))
 
 
-def record(outcome: Outcome, load: Load, load_before: float, path: Path) -> None:
+def _from_session(run: SessionRun, load: Load) -> EngineRun:
+    assert run.prefill_tokens_per_s is not None, "no prompt is shorter than a token"
+    return EngineRun(
+        init_seconds=run.load_seconds,
+        time_to_first_token_seconds=load.prefill / run.prefill_tokens_per_s + run.decode_step_ms / 1e3,
+        prefill_tokens=load.prefill,
+        prefill_tokens_per_s=run.prefill_tokens_per_s,
+        decode_tokens=load.decode,
+        decode_tokens_per_s=run.decode_tokens_per_s,
+        peak_rss_bytes=max(run.peaks.values()),
+    )
+
+
+def record(outcome: Outcome, load: Load, load_before: float, versions: Mapping[str, str], path: Path) -> None:
     """Append one entrant's runs to the results."""
     fields = {
         "system": outcome.entrant.system,
+        "runtime": outcome.entrant.runtime.name,
         "recipe": outcome.entrant.recipe,
-        "file_bytes": outcome.entrant.path.stat().st_size,
-        "engine": "LiteRT-LM, CPU",
+        "peer_versions": versions,
+        "file_bytes": outcome.entrant.size_bytes,
         "load": asdict(load),
         "load_average_before": load_before,
         "first_init_seconds": outcome.first.init_seconds,
@@ -110,27 +152,53 @@ def record(outcome: Outcome, load: Load, load_before: float, path: Path) -> None
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Median, and from least to most; for ours also the ratio of the medians to the peer's."""
-    peers = {o.entrant.recipe: o for o in outcomes if o.entrant.system == PEER}
+    """Median, and from least to most; for ours also prefill and decode as ratios of the medians to each peer's."""
+    peers = {(o.entrant.recipe, o.entrant.system): o for o in outcomes if o.entrant.system in PEERS}
+    present = [system for system in PEERS if any(key[1] == system for key in peers)]
     rows = []
     for outcome in outcomes:
         entrant = outcome.entrant
-        peer = peers.get(entrant.recipe) if entrant.system == OURS else None
-        prefill, decode = text(outcome.prefill(), ".0f"), text(outcome.decode(), ".1f")
-        if peer is not None:
-            prefill += f", {outcome.prefill().median / peer.prefill().median:.2f} x"
-            decode += f", {outcome.decode().median / peer.decode().median:.2f} x"
-        sizes = f"{entrant.path.stat().st_size / 1e6:.0f}", text(outcome.peak_rss_bytes(), ".0f", 1e-6)
-        rows.append([entrant.recipe, entrant.system, prefill, decode, *sizes])
-    header = ["recipe", "made by", "prefill, tokens/s", "decode, tokens/s", "file, MB", "peak RSS, MB"]
+        ratios = [_ratio(outcome, peers.get((entrant.recipe, system))) for system in present]
+        rates = text(outcome.prefill(), ".0f"), text(outcome.decode(), ".1f")
+        sizes = f"{entrant.size_bytes / 1e6:.0f}", text(outcome.peak_rss_bytes(), ".0f", 1e-6)
+        rows.append([entrant.recipe, f"{entrant.system} in {entrant.runtime.name}", *rates, *ratios, *sizes])
+    against = [f"x {system}: prefill, decode" for system in present]
+    header = ["recipe", "contender", "prefill, tokens/s", "decode, tokens/s", *against, "file, MB", "peak RSS, MB"]
     return markdown(header, rows)
 
 
-def _named_file(argument: str) -> tuple[str, Path]:
+def _ratio(outcome: Outcome, peer: Outcome | None) -> str:
+    if peer is None or outcome.entrant.system != OURS:
+        return ""
+    prefill = outcome.prefill().median / peer.prefill().median
+    return f"{prefill:.2f}, {outcome.decode().median / peer.decode().median:.2f}"
+
+
+def _named_path(argument: str) -> tuple[str, Path]:
     name, separator, path = argument.partition("=")
-    if not separator or not name or not Path(path).is_file():
-        raise argparse.ArgumentTypeError(f"found {argument!r}, wanted RECIPE=FILE with a file that exists")
+    if not separator or not name or not Path(path).exists():
+        raise argparse.ArgumentTypeError(f"found {argument!r}, wanted RECIPE=PATH with a path that exists")
     return name, Path(path).resolve()
+
+
+def _entrants(options: argparse.Namespace) -> list[Entrant]:
+    engine = Runtime("LiteRT-LM", "engine_run")
+    llama = Runtime("llama.cpp", "llama_run", str(options.llama_python))
+    kinds = (
+        (OURS, SESSION, options.session),
+        (OURS, engine, options.litertlm),
+        (EXPORTER, engine, options.peer_litertlm),
+        (LLAMA, llama, options.peer_gguf),
+    )
+    return [Entrant(system, runtime, *named) for system, runtime, found in kinds for named in found]
+
+
+def _llama_versions(python: Path | None) -> dict[str, str]:
+    if python is None:
+        return {}
+    code = "import importlib.metadata as m; print(m.version('llama-cpp-python'))"
+    found = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+    return {"llama-cpp-python": found.stdout.strip()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,26 +208,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for flag, whose in (("--bundle", "ours"), ("--peer-bundle", "the peer's")):
-        about = f"a .litertlm of {whose}; may be repeated"
-        parser.add_argument(flag, action="append", default=[], type=_named_file, metavar="RECIPE=FILE", help=about)
-    parser.add_argument("--prefill", type=int, default=512, help="prompt length (default: %(default)s)")
+    kinds = {
+        "--session": "a bundle of ours, run by our session",
+        "--litertlm": "a .litertlm of ours, run by LiteRT-LM",
+        "--peer-litertlm": "a .litertlm of the official exporter, run by LiteRT-LM",
+        "--peer-gguf": "a file of gguf_peer, run by llama.cpp",
+    }
+    for flag, about in kinds.items():
+        parser.add_argument(
+            flag, action="append", default=[], type=_named_path, metavar="RECIPE=PATH", help=f"{about}; repeatable"
+        )
+    parser.add_argument("--llama-python", type=Path, help="a Python that has llama-cpp-python")
+    parser.add_argument(
+        "--prefill", type=int, nargs="+", default=[512], help="lengths of the prompt, in turn (default: 512)"
+    )
     parser.add_argument("--decode", type=int, default=128, help="tokens to generate (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: %(default)s")
+    parser.add_argument(
+        "--context", type=int, default=4096, help="of llama.cpp; others have the file's own (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="counted runs of each file (default: %(default)s)")
+    parser.add_argument(
+        "--scratch", type=Path, help="where weight caches are written and removed; default: the system's"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "decode.jsonl", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    load = Load(options.prefill, options.decode, options.threads, options.repeats)
-    entrants = [Entrant(OURS, name, path) for name, path in options.bundle]
-    entrants += [Entrant(PEER, name, path) for name, path in options.peer_bundle]
+    entrants = _entrants(options)
     if not entrants:
-        parser.error("no file: give --bundle RECIPE=FILE")
-    load_before = load_average()
-    with TemporaryDirectory(prefix="bench_decode.") as cache:
-        outcomes = measure(entrants, load, Path(cache))
-    for outcome in outcomes:
-        record(outcome, load, load_before, options.output)
-    print(f"\n{this_device()}\n{load}\nload average before: {load_before:.2f}\n\n{table(outcomes)}")
+        parser.error("nothing to run: give --session, --litertlm or a peer's file as RECIPE=PATH")
+    if options.peer_gguf and options.llama_python is None:
+        parser.error("--peer-gguf needs --llama-python")
+    versions = _llama_versions(options.llama_python)
+    for prefill in options.prefill:
+        load = Load(prefill, options.decode, options.threads, options.context, options.repeats)
+        load_before = load_average()
+        with TemporaryDirectory(dir=options.scratch, prefix="bench_decode.") as cache:
+            outcomes = measure(entrants, load, Path(cache))
+        for outcome in outcomes:
+            record(outcome, load, load_before, versions if outcome.entrant.system == LLAMA else {}, options.output)
+        print(f"\n{this_device()}\n{load}\nload average before: {load_before:.2f}\n\n{table(outcomes)}", flush=True)
 
 
 if __name__ == "__main__":

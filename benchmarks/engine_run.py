@@ -1,6 +1,6 @@
 """One run of LiteRT-LM's own benchmark, in a process of its own; prints one JSON object.
 
-`python -m benchmarks.engine_run FILE.litertlm --prefill 512 --decode 128 --threads 2 --cache DIR`
+`python -m benchmarks.engine_run FILE.litertlm --prefill 512 --decode 128 --threads 2 --context 4096 --cache DIR`
 """
 
 from __future__ import annotations
@@ -14,8 +14,19 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What every runtime is asked to do; `cache` keeps packed weights between runs, where the runtime packs any."""
+
+    prefill: int
+    decode: int
+    threads: int
+    context: int
+    cache: Path
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRun:
-    """What the engine's BenchmarkInfo says of one session, and the peak of this process (ru_maxrss)."""
+    """What one session took, by the runtime's own account, and the peak of this process (ru_maxrss)."""
 
     init_seconds: float
     time_to_first_token_seconds: float
@@ -26,16 +37,16 @@ class EngineRun:
     peak_rss_bytes: int
 
 
-def run_engine(path: Path, *, prefill: int, decode: int, threads: int, cache: Path) -> EngineRun:
-    """Prefill and decode so many tokens on the CPU; `cache` keeps the engine's packed weights between runs."""
+def run_engine(path: Path, options: RunOptions) -> EngineRun:
+    """Prefill and decode so many tokens on the CPU; the context is the file's own."""
     import litert_lm  # type: ignore[import-untyped]
 
     benchmark = litert_lm.Benchmark(
         model_path=str(path),
-        backend=litert_lm.Backend.CPU(thread_count=threads),
-        prefill_tokens=prefill,
-        decode_tokens=decode,
-        cache_dir=str(cache),
+        backend=litert_lm.Backend.CPU(thread_count=options.threads),
+        prefill_tokens=options.prefill,
+        decode_tokens=options.decode,
+        cache_dir=str(options.cache),
     )
     info = benchmark.run()
     return EngineRun(
@@ -45,23 +56,30 @@ def run_engine(path: Path, *, prefill: int, decode: int, threads: int, cache: Pa
         prefill_tokens_per_s=info.last_prefill_tokens_per_second,
         decode_tokens=info.last_decode_token_count,
         decode_tokens_per_s=info.last_decode_tokens_per_second,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def peak_rss_bytes() -> int:
+    """Of this process, mapped file pages included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def parse_options(script: str, arguments: Sequence[str] | None) -> tuple[Path, RunOptions]:
+    """The command line of a script that makes one run."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{script}")
+    parser.add_argument("file", type=Path)
+    for name in ("prefill", "decode", "threads", "context"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    options = vars(parser.parse_args(arguments))
+    return options.pop("file"), RunOptions(**options)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_run", description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--prefill", type=int, required=True)
-    parser.add_argument("--decode", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--cache", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    run = run_engine(
-        options.file, prefill=options.prefill, decode=options.decode, threads=options.threads, cache=options.cache
-    )
-    print(json.dumps(asdict(run)))
+    path, options = parse_options("engine_run", arguments)
+    print(json.dumps(asdict(run_engine(path, options))))
 
 
 if __name__ == "__main__":

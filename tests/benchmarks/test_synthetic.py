@@ -108,12 +108,18 @@ def test_bench_decode_compares_ours_with_the_peer_of_the_same_recipe(tmp_path: P
     file = tmp_path / "model.litertlm"
     file.write_bytes(bytes(1000))
 
-    def outcome(system: str, prefill: float, decode: float) -> bench_decode.Outcome:
+    def outcome(system: str, prefill: float, decode: float, recipe: str = "int8") -> bench_decode.Outcome:
         run = bench_decode.EngineRun(0.1, 0.5, 512, prefill, 128, decode, 10**8)
-        return bench_decode.Outcome(bench_decode.Entrant(system, "int8", file), run, (run, run, run))
+        entrant = bench_decode.Entrant(system, bench_decode.Runtime("an engine", "engine_run"), recipe, file)
+        return bench_decode.Outcome(entrant, run, (run, run, run))
 
-    table = bench_decode.table([outcome("gemma-edge", 300.0, 30.0), outcome("litert-torch", 200.0, 20.0)])
-    assert "300 (300 to 300), 1.50 x | 30.0 (30.0 to 30.0), 1.50 x" in table
+    others = [outcome("litert-torch", 200.0, 20.0), outcome("llama.cpp", 100.0, 60.0)]
+    lines = bench_decode.table([outcome("gemma-edge", 300.0, 30.0), *others, outcome("llama.cpp", 1.0, 1.0, "int4")])
+    ours, exporter, *_ = lines.splitlines()[2:]
+    assert ours.startswith(
+        "| int8 | gemma-edge in an engine | 300 (300 to 300) | 30.0 (30.0 to 30.0) | 1.50, 1.50 | 3.00, 0.50 |"
+    )
+    assert exporter.startswith("| int8 | litert-torch in an engine | 200 (200 to 200) | 20.0 (20.0 to 20.0) |  |  |")
 
 
 def test_with_vision_the_published_tower_is_there_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,14 @@ PROCESSOR: Mapping[str, object] = {
     "feature_size": 128,
 }
 """What the towers are shown (google/gemma-3n-E4B-it, preprocessor_config.json)."""
+SPELLINGS = {
+    "boi_token_id": "<start_of_image>",
+    "image_token_id": "<image_soft_token>",
+    "eoi_token_id": "<end_of_image>",
+    "boa_token_id": "<start_of_audio>",
+    "audio_token_id": "<audio_soft_token>",
+    "eoa_token_id": "<end_of_audio>",
+}
 STORED_PREFIX = {CAUSAL_LM: "model.", CONDITIONAL_GENERATION: "model.language_model."}
 """Where each class keeps the text tensors."""
 BYTES_PER_WEIGHT = 2
@@ -188,11 +196,25 @@ def write_synthetic(
         if len(shards) > 1:
             _write_json(directory / "model.safetensors.index.json", _index(shards))
         _write_json(directory / "config.json", written)
-        if vision or audio:
-            _write_json(directory / "preprocessor_config.json", PROCESSOR)
         for name in TOKENIZER_FILES:
             shutil.copyfile(TOKENIZER_SOURCE / name, directory / name)
+        if vision or audio:
+            _write_json(directory / "preprocessor_config.json", PROCESSOR)
+            _spell_tokens(directory / "tokenizer.json", written)
     return sum(map(_stored_bytes, stored.values()))
+
+
+def _spell_tokens(tokenizer: Path, config: Mapping[str, object]) -> None:
+    """Give the towers' tokens their spellings, wherever the ids lie in this vocabulary."""
+    spelled = {spelling: config[key] for key, spelling in SPELLINGS.items() if key in config}
+    value = json.loads(tokenizer.read_text(encoding="utf-8"))
+    like, vocabulary = value["added_tokens"][0], value["model"]["vocab"]
+    value["added_tokens"] = [token for token in value["added_tokens"] if token["content"] not in spelled]
+    for spelling, token in spelled.items():
+        value["added_tokens"].append({**like, "id": token, "content": spelling})
+        # An added token that the vocabulary does not have gets the next free id, whatever its own.
+        vocabulary[spelling] = token
+    tokenizer.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
 def _vision_json(config: TextConfig) -> dict[str, object]:

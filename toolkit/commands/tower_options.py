@@ -59,6 +59,8 @@ def tower_recipes(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Towe
         raise UsageError("--audio-lengths", found="lengths", wanted="nothing, for audio is not converted")
     default = "f32" if arguments.quant == "f32" else "int8"
     recipes = {group: _recipe(group, quant or default) for group, quant in quants.items() if group in groups}
+    if arguments.search is not None:
+        recipes = {group: recipe.with_search(arguments.search) for group, recipe in recipes.items()}
     return TowerRecipes(recipes.get("vision"), recipes.get("audio"))
 
 

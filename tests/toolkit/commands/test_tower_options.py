@@ -49,6 +49,13 @@ def test_towers_follow_the_arguments(
     assert (recipes(tmp_path / "bundle") if wanted else None) == wanted
 
 
+def test_the_search_for_scales_holds_for_the_towers_too(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["convert", str(checkpoint), "-o", str(tmp_path / "bundle"), "--search", "absmax", *SMALL]
+    assert main(arguments) == 0
+    quant = read_manifest(tmp_path / "bundle").quant
+    assert {rule.search for role in ("vision", "audio") for rule in quant[role].rules} == {"absmax"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

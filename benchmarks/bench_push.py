@@ -1,8 +1,9 @@
 """Seconds, rate and peak memory of ``gemma-edge push`` to an emulated device, beside Debian's ``adb push`` to the same.
 
 Each push is a process of its own, the contenders in turn (A B B A), to a new name each time. ``adb push`` compares no
-hashes, before or after, and does not wait for the storage; ours does, so besides the whole time there is that of
-sending alone. Then ours pushes the same file again, and with one byte changed. Prints and appends one JSON object.
+hashes, before or after, and does not wait for the storage; ours does. So besides the whole time there is that of
+sending alone, and for adb that of a push followed by ``fsync`` on the device. Then ours pushes the same file again, and
+with one byte changed. Prints and appends one JSON object.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def measure(serial: str, source: Path, scratch: Path, repeats: int, adb: dict[st
     log = scratch / "log"
     ours: list[Push] = []
     theirs: list[float] = []
+    synced: list[float] = []
     device = scratch / "device" / FOLDER.lstrip("/")
     for turn in range(repeats):
         if turn:
@@ -98,6 +100,8 @@ def measure(serial: str, source: Path, scratch: Path, repeats: int, adb: dict[st
             else:
                 command = ["adb", "-s", serial, "push", str(source), f"{FOLDER}/adb/{NAME}"]
                 theirs.append(run_child(command, log, adb).seconds)
+                sync = ["adb", "-s", serial, "shell", f"fsync {FOLDER}/adb/{NAME} || sync"]
+                synced.append(theirs[-1] + run_child(sync, log, adb).seconds)
     again = push_ours(serial, source, f"{FOLDER}/ours", log)
     with open(source, "r+b") as file:
         file.seek(source.stat().st_size // 2)
@@ -105,6 +109,7 @@ def measure(serial: str, source: Path, scratch: Path, repeats: int, adb: dict[st
     changed = push_ours(serial, source, f"{FOLDER}/ours", log)
     return {
         "adb_push_s": asdict(summary(theirs)),
+        "adb_push_and_fsync_s": asdict(summary(synced)),
         "ours_send_s": asdict(summary([push.send_s for push in ours])),
         "ours_push_s": asdict(summary([push.push_s for push in ours])),
         "ours_process_s": asdict(summary([push.process_s for push in ours])),

@@ -38,8 +38,8 @@ digest() { echo "$1 $2 $(dd if=$1 bs=BLOCK skip=$(($2*STEP)) count=STEP 2>/dev/n
 _LATER = """later() { [ -z "$a" ] || wait $a; a=$b; b=$c; c=$d; d=$!; }
 """
 
-# put NAME FIRST STOP LAST: chunks FIRST to before STOP come in, the last of them with LAST bytes. Each is on the
-# storage before it is hashed, while the next ones come in. dd says how much it wrote: less is the connection's end.
+# put NAME FIRST STOP LAST: chunks FIRST to before STOP come in, the last of them with LAST bytes. Each is hashed while
+# the next ones come in. dd says how much it wrote: less is the connection's end.
 # Without fullblock only head is left to collect a chunk, and it reads ahead: then each chunk is asked for.
 _PUT = """dd iflag=fullblock if=/dev/null of=/dev/null 2>/dev/null && full=1
 [ "$full" ] && echo FLOWING || echo ASKING
@@ -53,7 +53,13 @@ case ${said##*
 store() { q=$(($3/BLOCK)); [ "$full" ] || q=0; r=$(($3-q*BLOCK))
 [ $q = 0 ] || take $1 $(($2*STEP)) $q; [ $r = 0 ] || rest $1 $(($2*STEP+q)) $r; }
 put() { k=$2; while [ $k -lt $3 ]; do z=CHUNK; [ $((k+1)) -lt $3 ] || z=$4; [ "$full" ] || echo NEXT; store $1 $k $z
-{ SYNC; digest $1 $k; } </dev/null & later; k=$((k+1)); done; }
+digest $1 $k </dev/null & later; k=$((k+1)); done; }
+"""
+
+
+# Beside all that, what was written goes to the storage, so that little is left for the end; while the script lives.
+_FLUSH = """{ while kill -0 $$ && sleep 1; do for n in *PART; do SYNC; done; done
+} </dev/null >/dev/null 2>&1 & flusher=$!
 """
 
 
@@ -124,9 +130,9 @@ def send_runs(
     """
     for batch in _run_batches(runs):
         calls = "\n".join(_put_call(run) for run in batch)
-        sync = sync_command("$1")
-        script = _filled(_HASH + _LATER + _PUT.replace("SYNC", sync), batch[0].file.chunk_bytes)
-        script = folder_script(f"{script}{calls}\nwait; echo {_END}")
+        flush = _FLUSH.replace("SYNC", sync_command("$n")).replace("PART", PART)
+        script = _filled(_HASH + _LATER + flush + _PUT, batch[0].file.chunk_bytes)
+        script = folder_script(f"{script}{calls}\nkill $flusher; wait; echo {_END}")
         # What the last jobs read and write may take its time without a word.
         silence_s = timeout_s(2 * _JOBS * batch[0].file.chunk_bytes)
         with device.stream_exec(f"{{ {script}; }} 2>&1", timeout=silence_s) as stream:

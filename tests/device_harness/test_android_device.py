@@ -16,15 +16,24 @@ import numpy as np
 import pytest
 from bundles import fill
 
+from device_harness.bench import BenchSettings, Subject, run_job
 from device_harness.devices import connect, list_devices
+from device_harness.gates import GateSettings
 from device_harness.probe import ProbeSettings, probe_device, shard_names
 from device_harness.push import push_bundle
 from device_harness.push_source import Step
+from device_harness.runners.interface import Job, Reading, Workload
+from device_harness.state import read_device, read_state
 from device_harness.transport import DeviceRefusal, DeviceTimeout, Transport
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.write import write_bundle
+from toolkit.cli import main
 from toolkit.files import CHUNK_BYTES, hash_file
+from toolkit.results.json_lines import read_results
+from toolkit.results.record import ModelRecord
 
+LITERT_LM = os.environ.get("GEMMA_EDGE_LITERT_LM", "")
+MODEL = os.environ.get("GEMMA_EDGE_TEST_MODEL", "")
 SERIAL = os.environ.get("GEMMA_EDGE_TEST_DEVICE", "")
 TARGET = "/data/local/tmp/gemma-edge-test"
 
@@ -107,3 +116,38 @@ def test_flash_is_probed(device: Transport, tmp_path: Path) -> None:
     names = shard_names(read_manifest(tmp_path / "bundle"))
     result = probe_device(device, f"{TARGET}/bundle", names, ProbeSettings(reads=50, batch_rows=16, batches=2))
     assert len(result.measures) == 20 and all(measure.latency_p50_us > 0 for measure in result.measures)
+
+
+def test_its_state_is_told(device: Transport) -> None:
+    found, state = read_device(device), read_state(device)
+    assert found.kind == "adb" and found.fingerprint and found.kernel and found.abi and found.cpus > 0
+    assert state.battery is not None and state.cpus and state.airplane_mode is not None
+
+
+def test_a_job_is_measured_and_sampled_and_leaves_nothing(device: Transport) -> None:
+    job = Job(
+        tests={"sleep": "inference_s"},
+        argv=("sleep", "1"),
+        read=lambda output: Reading({"inference_s": 1.0}),
+        model=ModelRecord("none", "tflite", None, "0" * 64, 0, None),
+        binaries=(),
+    )
+    settings = BenchSettings(repetitions=2, gate=GateSettings(timeout_s=5), folder=TARGET)
+    subject = Subject(device, read_device(device), "sleep", job)
+    outcome = run_job(subject, Workload(), settings, progress=lambda *_: None, note=lambda text: None)
+    assert outcome.ended_by is None and outcome.record is not None
+    assert len(outcome.record.iterations) == 2 and outcome.record.memory.peak is not None
+    assert "sampler_failed" not in outcome.record.flags
+    assert not [name for name in device.list(TARGET) if name.startswith("samples")]
+
+
+@pytest.mark.skipif(
+    not (LITERT_LM and MODEL),
+    reason="needs GEMMA_EDGE_LITERT_LM=litert_lm_advanced_main and GEMMA_EDGE_TEST_MODEL=FILE.litertlm",
+)
+def test_google_s_engine_runs_a_model(device: Transport, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", MODEL, "--device", SERIAL, "--binary", LITERT_LM, "-r", "2"]
+    assert main([*argv, "-p", "64", "-n", "16", "--results", str(results)]) == 0
+    (record,) = read_results(results).records
+    assert len(record.values("pp64")) == len(record.values("tg16")) == 2

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from toolkit.errors import EnvironmentFault, UsageError
 
@@ -53,9 +54,7 @@ def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = Non
 
     After any exception, an interrupt included, the sibling is gone and `path` is as it was.
     """
-    target = _resolved(path)
-    if target.is_dir():
-        raise UsageError(str(path), found="a directory", wanted="a file name")
+    target = _file_target(path)
     partial = _sibling(target)
     try:
         with _disk_faults(target):
@@ -69,6 +68,14 @@ def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = Non
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def scratch_beside(path: Path | str) -> Iterator[Path]:
+    """Yield an empty directory beside a file that is to be written; it is gone afterwards."""
+    target = _file_target(path)
+    with _disk_faults(target), TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        yield Path(scratch)
 
 
 @contextmanager
@@ -183,6 +190,13 @@ def _resolved(path: Path | str) -> Path:
         raise UsageError(
             str(path), found=f"no directory {target.parent}", wanted="one to write into", remedy="create it"
         )
+    return target
+
+
+def _file_target(path: Path | str) -> Path:
+    target = _resolved(path)
+    if target.is_dir():
+        raise UsageError(str(path), found="a directory", wanted="a file name")
     return target
 
 

@@ -209,6 +209,18 @@ def test_export_writes_a_container_that_check_accepts(command: Command, random_b
 
 
 @pytest.mark.parametrize(
+    ("path", "words"), [("missing/m.litertlm", "found no directory"), (".", "found a directory, wanted a file name")]
+)
+def test_export_to_where_no_file_can_be_says_so(
+    command: Command, random_bundle: Path, tmp_path: Path, path: str, words: str
+) -> None:
+    outcome = command("export", random_bundle, "-o", tmp_path / path)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("groups", "words"),
     [
         ("text,vision", "group vision: found none, wanted one of"),

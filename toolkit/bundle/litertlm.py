@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from toolkit.bundle import litertlm_schema as schema
 from toolkit.bundle.litertlm_container import FilePart, Section, write_container
@@ -31,7 +30,7 @@ from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_graph import ROWS, layout_ple
 from toolkit.bundle.ple_shards import HEADER_BYTES, check_sequence, is_shard_name, read_header, shard_name
 from toolkit.errors import BundleError
-from toolkit.files import Progress, hash_file, require_free_space
+from toolkit.files import Progress, hash_file, require_free_space, scratch_beside
 from toolkit.layout import ceil_div
 from toolkit.tflite.rewrite import select_signatures
 from toolkit.tflite.schema import SubgraphRecord
@@ -86,8 +85,8 @@ def export_litertlm(
         "groups": ",".join(groups),
         "size": size,
     }
-    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.resolve().parent) as scratch:
-        parts = _Parts(source, manifest, Path(scratch))
+    with scratch_beside(target) as scratch:
+        parts = _Parts(source, manifest, scratch)
         sections = [*_text_sections(parts, manifest.size(size)), *_tower_sections(parts, groups, model_type)]
         sections.insert(0, _metadata_section(parts, groups, model_type))
         total = write_container(target, sections, system, progress=progress)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,14 +56,6 @@ def place_binary(machine: Machine, program: Path, *, version: str | None = None)
     placed = remote_path(folder, program.name)
     machine.shell(f"chmod 755 {quote(placed)}", timeout=_ASK_S).require(f"{machine.serial} chmod {placed}")
     return PlacedBinary(placed, folder, records)
-
-
-def require_executable(machine: Machine, path: str) -> None:
-    """UsageError where a program's folder does not let programs run, as /sdcard does not."""
-    result = machine.shell(f"[ -x {shlex.quote(path)} ]", timeout=_ASK_S)
-    if result.exit_code:
-        remedy = f"use a folder such as {DEFAULT_FOLDER}"
-        raise UsageError(f"{machine.serial} {path}", found="no program", wanted="one that may run", remedy=remedy)
 
 
 def _push_file(path: Path) -> tuple[PushFile, str]:

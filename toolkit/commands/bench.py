@@ -45,6 +45,7 @@ EXAMPLES = (
 LITERT_LM: Program = "litert_lm_advanced_main"
 RUNNERS = ("session", "litert_lm_python", LITERT_LM, "litert_lm_main", "benchmark_model", FLASH_PROBE)
 _COOL_DOWN_S = 5.0
+_SHORTEST_S = 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,17 +113,35 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
         "--max-celsius", metavar="C", type=number,
         help="wait before each iteration until skin (else battery, else CPU) is no hotter (default: 2 above the first)",
     )  # fmt: skip
-    group.add_argument("--gate-timeout", metavar="S", type=number, default=300.0, help="wait no longer (default: 300)")
+    group.add_argument(
+        "--gate-timeout", metavar="S", type=_seconds, default=300.0, help="wait no longer (default: 300)"
+    )
     group.add_argument("--refuse-hot", action="store_true", help="a device still hot then is an error, not a flag")
     group.add_argument(
-        "--cool-down", metavar="S", type=number, help="pause between iterations (default: 5; here and emulated: 0)"
+        "--cool-down", metavar="S", type=_seconds, help="pause between iterations (default: 5; here and emulated: 0)"
     )
     group.add_argument("--stay-awake", action="store_true", help="keep the screen on meanwhile; put back afterwards")
     group.add_argument("--airplane-mode", action="store_true", help="radios off meanwhile; put back afterwards")
     group.add_argument(
-        "--interval", metavar="S", type=number, default=DEFAULT_INTERVAL_S,
+        "--interval", metavar="S", type=_interval, default=DEFAULT_INTERVAL_S,
         help="between samples of memory (default: %(default)s)",
     )  # fmt: skip
+
+
+def _seconds(text: str) -> float:
+    """From 0."""
+    value = number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted seconds")
+    return value
+
+
+def _interval(text: str) -> float:
+    """Shorter ones would measure the sampler."""
+    value = number(text)
+    if value < _SHORTEST_S:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted at least {_SHORTEST_S} seconds")
+    return value
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:

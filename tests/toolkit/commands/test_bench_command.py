@@ -120,6 +120,8 @@ def test_google_s_engine_runs_where_python_has_it(
         (["--size", "huge"], "huge"),
         (["--backend", "gpu"], "--backend: found gpu, wanted cpu"),
         (["--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: found No such file"),
+        (["--interval", "0"], "--interval: found 0, wanted at least 0.01 seconds"),
+        (["--timeout=-1"], "--timeout: found -1, wanted seconds"),
         (["--stay-awake"], "--stay-awake: found this computer"),
     ],
 )

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bundle.manifest import TOKENIZER, AudioRecord, VisionRecord
-from toolkit.errors import BundleError
+from toolkit.errors import BundleError, UsageError
 from toolkit.media.image import load_levels
-from toolkit.media.mel import log_mel, max_samples
+from toolkit.media.mel import MIN_SAMPLES, log_mel, max_samples
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders, soft_token_starts
 from toolkit.media.sound import SAMPLE_RATE_HZ, load_sound, split_sound
-from toolkit.media.source import MediaSource
+from toolkit.media.source import MediaSource, source_name
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.tokenizer import Tokenizer
 
@@ -89,7 +89,14 @@ def read_sound(source: MediaSource, audio: AudioRecord) -> tuple[Medium, ...]:
 
     UsageError for what is no sound, or too short for a mel frame.
     """
-    pieces = split_sound(load_sound(source), max_samples(audio.frame_lengths[-1]))
+    samples = load_sound(source)
+    if len(samples) < MIN_SAMPLES:
+        found, wanted = (
+            f"{len(samples) / SAMPLE_RATE_HZ:.3f} s of sound",
+            f"at least {MIN_SAMPLES / SAMPLE_RATE_HZ:.3f}",
+        )
+        raise UsageError(source_name(source, "sound"), found=found, wanted=wanted, remedy="append silence")
+    pieces = split_sound(samples, max_samples(audio.frame_lengths[-1]))
     return tuple(sound_medium(piece, audio) for piece in pieces)
 
 

@@ -26,6 +26,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(directory / "a.png")
     soundfile.write(directory / "short.wav", 0.1 * random.standard_normal(8_000), 16_000)
     soundfile.write(directory / "long.wav", 0.1 * random.standard_normal(16_000 * 5), 16_000)
+    soundfile.write(directory / "click.wav", np.ones(100), 16_000)
     (directory / "neither.bin").write_bytes(b"neither")
     return directory
 
@@ -87,6 +88,7 @@ def test_a_sound_that_is_too_long_is_said_to_be_cut(
         (["--image", "neither.bin"], "no image that is understood"),
         (["--audio", "neither.bin"], "Format not recognised"),
         (["--image", "absent.png"], "No such file"),
+        (["--audio", "click.wav"], "click.wav: found 0.006 s of sound, wanted at least 0.032; append silence"),
         (["--image", "a.png", "--groups", "text,audio"], "found --groups text,audio, wanted the group vision too"),
         (["--groups", "sight"], "group sight: found no such group in the bundle"),
         (["--image", *["a.png"] * 9], "at most 160, the bundle's context"),

@@ -88,7 +88,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--timeout",
         metavar="S",
-        type=number,
+        type=_seconds,
         default=600.0,
         help="a process that takes longer is killed (default: 600)",
     )

@@ -77,11 +77,16 @@ def ple(results: Path, state: str) -> StackedBars | None:
 def decode(results: Path) -> StackedBars | None:
     """Rates of every system and engine."""
     bars = []
-    for record in latest(results / "decode.jsonl", lambda r: (r["recipe"], r["system"], r["engine"])):
-        label = f"{record['recipe']}, {record['system']} in {record['engine']}"
+    for record in latest(results / "decode.jsonl", lambda r: (r["recipe"], r["system"], _runtime(r))):
+        label = f"{record['recipe']}, {record['system']} in {_runtime(record)}"
         bars.append(_bar(label, "decode", record["decode_tokens_per_s"]["median"]))
     bars.sort(key=lambda bar: bar.label)
     return StackedBars("Decode rates of the 0.43 B model", "tokens/s", bars) if bars else None
+
+
+def _runtime(record: Record) -> str:
+    """Older records have one kind, under another name."""
+    return str(record.get("runtime") or record["engine"])
 
 
 def _bar(label: str, part: str, value: float, *, new: bool = False) -> Bar:

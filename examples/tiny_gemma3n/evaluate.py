@@ -19,7 +19,6 @@ import matplotlib
 import torch
 import train
 from model import ALL, SIZES, Size, Weights, forward_logits
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -137,7 +136,7 @@ def main() -> None:
     chapters = data.load_chapters(arguments.work)
     held_out = [chapter for chapter in chapters if chapter.held_out]
     tokenizer = Tokenizer.from_file(str(arguments.checkpoint / "tokenizer.json"))
-    weights = {name: t.float() for name, t in load_file(arguments.checkpoint / "model.safetensors").items()}
+    weights = {name: tensor.float() for name, tensor in train.text_weights(arguments.checkpoint).items()}
     streams = [torch.from_numpy(stream).long() for stream in data.token_streams(held_out, tokenizer)]
     text_bytes = sum(len(data.document(chapter).encode()) for chapter in held_out)
     print(f"held out: {sum(map(len, streams))} tokens, {text_bytes} bytes", flush=True)

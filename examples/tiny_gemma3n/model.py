@@ -157,8 +157,12 @@ def layer(
     shared: tuple[Tensor, Tensor] | None,
     ffn_size: int,
     sparse: bool,
+    mask: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
-    """One decoder layer. streams: ALTUP x [batch, length, HIDDEN]; w: the layer's weights without prefix."""
+    """One decoder layer. streams: ALTUP x [batch, length, HIDDEN]; w: the layer's weights without prefix.
+
+    mask: bool[length, keys], for streams of the last positions only, where a layer reads the keys of another.
+    """
     coefs = F.linear(router(w, streams[0]), w["altup.prediction_coefs.weight"].float().clamp(-COEF_CLIP, COEF_CLIP))
     predicted = []
     for out in range(ALTUP):
@@ -179,7 +183,7 @@ def layer(
         shared = (k, rms(heads(F.linear(normed, w["self_attn.v_proj.weight"]))))
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in shared)
     if window is None:
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=1.0)
     else:
         attended = attend_locally(q, k, v, window)
     attended = F.linear(attended.transpose(1, 2).flatten(2), w["self_attn.o_proj.weight"])
@@ -211,9 +215,14 @@ def layer_weights(weights: Weights, index: int) -> Weights:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-def embed_inputs(w: Weights, ids: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The AltUp streams and per-layer inputs [batch, length, LAYERS, PLE] of ids [batch, length]."""
+def embed_inputs(w: Weights, ids: Tensor, given: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The AltUp streams and per-layer inputs [batch, length, LAYERS, PLE] of ids [batch, length].
+
+    given: [batch, length, HIDDEN], the towers' embeddings for the ids that are not the text's (PLE_VOCAB and above).
+    """
     embedded = F.embedding(ids, w["model.embed_tokens.weight"]) * math.sqrt(HIDDEN)
+    if given is not None:
+        embedded = torch.where(ids[..., None] < PLE_VOCAB, embedded, given)
     rows = torch.where(ids < PLE_VOCAB, ids, 0)
     table = F.embedding(rows, w["model.embed_tokens_per_layer.weight"]) * math.sqrt(PLE)
     projected = F.linear(embedded, w["model.per_layer_model_projection.weight"]) * HIDDEN**-0.5

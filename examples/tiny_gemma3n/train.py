@@ -223,6 +223,13 @@ def slice_weights(weights: Weights, size: Size) -> Weights:
     return sliced
 
 
+def text_weights(checkpoint: Path) -> Weights:
+    """A text-only checkpoint's weights; of one with towers, the language model's under the same names."""
+    prefix, tensors = "model.language_model.", load_file(checkpoint / "model.safetensors")
+    renamed = {"model." + name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return renamed or tensors
+
+
 def write_checkpoint(folder: Path, weights: Weights, size: Size) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text_config(size).save_pretrained(folder)
@@ -268,7 +275,7 @@ def export(work: Path, folder: Path, weights: Weights) -> None:
 @torch.no_grad()
 def check_against_transformers(folder: Path, work: Path) -> None:
     """Every size of the exported checkpoint, sliced on disk, must give transformers the logits of model.py (f32)."""
-    weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    weights = {name: tensor.float() for name, tensor in text_weights(folder).items()}
     ids = torch.randint(0, model.VOCAB, (2, 3 * model.WINDOW), generator=torch.Generator().manual_seed(1))
     for size in SIZES:
         sliced = work / f"sliced_{size.name}"

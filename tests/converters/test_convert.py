@@ -322,7 +322,8 @@ def slice_arrays(directory: Path, target: Path, part: Slice) -> Path:
 
     target.mkdir()
     config = json.loads((directory / "config.json").read_text())
-    ple, old = config["hidden_size_per_layer_input"], config["num_hidden_layers"]
+    text = config.get("text_config", config)
+    ple, old = text["hidden_size_per_layer_input"], text["num_hidden_layers"]
     tensors: dict[str, NDArray[np.generic]] = {}
     for name, tensor in load_file(directory / "model.safetensors").items():
         array = tensor.float().numpy()
@@ -345,12 +346,12 @@ def slice_arrays(directory: Path, target: Path, part: Slice) -> Path:
             array = array.reshape(old, ple, -1)[list(part.layers)].reshape(-1, array.shape[1])
         tensors[".".join(pieces)] = np.ascontiguousarray(array)
     save_file(tensors, target / "model.safetensors")
-    owners = old - config["num_kv_shared_layers"]
-    config["num_kv_shared_layers"] = sum(layer >= owners for layer in part.layers)
-    config["num_hidden_layers"] = len(part.layers)
-    config["intermediate_size"] = list(part.ffn_sizes)
+    owners = old - text["num_kv_shared_layers"]
+    text["num_kv_shared_layers"] = sum(layer >= owners for layer in part.layers)
+    text["num_hidden_layers"] = len(part.layers)
+    text["intermediate_size"] = list(part.ffn_sizes)
     for key in ("layer_types", "activation_sparsity_pattern"):
-        config[key] = [config[key][layer] for layer in part.layers]
+        text[key] = [text[key][layer] for layer in part.layers]
     (target / "config.json").write_text(json.dumps(config))
     for name in ("generation_config.json", "tokenizer.json", "chat_template.jinja"):
         if (directory / name).exists():

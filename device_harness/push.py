@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 
 from device_harness.push_chunks import ChunkRun, Chunks
 from device_harness.push_plan import FilePlan, FileState, Remote, plan_push
@@ -20,7 +22,7 @@ from device_harness.push_source import (
     PushSource,
     Step,
     open_source,
-    read_sound_chunks,
+    require_sound,
 )
 from device_harness.transport import ConnectionLost, DeviceRefusal, DeviceTimeout, Transport, remote_path
 from toolkit.bundle.faults import Fault
@@ -227,32 +229,35 @@ class _Push:
         advance = self._advance("check", sum(plan.bytes_of("send") for plan in plans))
         for plan in plans:
             for run in plan.runs_of("send"):
-                for data in read_sound_chunks(plan.file, run.first, run.stop):
-                    advance(len(data))
+                for chunk in range(run.first, run.stop):
+                    require_sound(plan.file, chunk)
+                    advance(plan.file.length(chunk))
 
     def _store(self, runs: Sequence[ChunkRun]) -> dict[str, dict[int, str]]:
         """Not by sync: adbd removes what a cut leaves of a file that came that way (AOSP file_sync_service.cpp)."""
         advance = self._advance("send", sum(run.bytes for run in runs))
-        digests: dict[str, dict[int, str]] = {run.name: {} for run in runs}
+        files = {run.name: run.file for run in runs}
+        digests: dict[str, dict[int, str]] = {name: {} for name in files}
         started = last = time.monotonic()
 
-        def read(run: ChunkRun) -> Iterator[bytes]:
-            self._tally.files.add(run.file.name)
-            return read_sound_chunks(run.file, run.first, run.stop)
-
-        def sent(count: int) -> None:
+        def sent(file: PushFile, count: int) -> None:
             nonlocal last
+            self._tally.files.add(file.name)
             last = time.monotonic()
             self._tally.sent += count
             advance(count)
 
-        def take(name: str, number: int, digest: str) -> None:
-            digests[name][number] = digest
+        with _Comparison() as comparison:
 
-        try:
-            self._folder.store(runs, read, sent, take)
-        finally:
-            self._tally.send_seconds += last - started
+            def take(name: str, number: int, digest: str) -> None:
+                digests[name][number] = digest
+                comparison.add(files[name], number, digest)
+
+            try:
+                self._folder.store(runs, sent, take)
+            finally:
+                self._tally.send_seconds += last - started
+            comparison.finish()
         return digests
 
     def _verify(self, plans: Sequence[FilePlan], stored: dict[str, dict[int, str]]) -> None:
@@ -334,6 +339,41 @@ class _Push:
 def _takes_apart(plans: Sequence[FilePlan]) -> bool:
     """Whether files of an older bundle go before the new ones are whole: its manifest must not stay then."""
     return any(plan.gives_up_whole for plan in plans) and any(plan.file.name == MANIFEST_NAME for plan in plans)
+
+
+class _Comparison:
+    """Holds what the device has stored against what is here, beside the sending.
+
+    BundleError if a chunk differs because it is not what the manifest says: then sending it again would not help.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Comparison:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, file: PushFile, number: int, digest: str) -> None:
+        """Look at one more; what was found wrong meanwhile is raised."""
+        self._pending.append(self._pool.submit(_compare_chunk, file, number, digest))
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+
+    def finish(self) -> None:
+        """Wait for the rest."""
+        while self._pending:
+            self._pending.popleft().result()
+
+
+def _compare_chunk(file: PushFile, number: int, digest: str) -> None:
+    if file.chunks[number] != digest:
+        require_sound(file, number)
 
 
 def _know(candidates: Iterable[Chunks]) -> None:

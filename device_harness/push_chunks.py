@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from device_harness.push_source import PART, PushFile
-from device_harness.transport import DeviceRefusal, ExecStream, Transport
+from device_harness.transport import DeviceRefusal, ExecStream, FileRange, Transport
+from device_harness.transport_payload import part_of
 from toolkit.files import safe_name
 
 MAX_CALL_CHARACTERS = 1200
@@ -90,6 +91,8 @@ class ChunkRun:
         return self.file.offset(self.stop) - self.file.offset(self.first)
 
 
+OnSent = Callable[[PushFile, int], None]
+"""Called with a local file and how many bytes of it have just gone."""
 OnDigest = Callable[[str, int, str], None]
 """Called with a file's name on the device, the number of a chunk, and its sha256 there."""
 
@@ -120,13 +123,12 @@ def send_runs(
     device: Transport,
     folder_script: Callable[[str], str],
     runs: Sequence[ChunkRun],
-    read: Callable[[ChunkRun], Iterable[bytes]],
-    on_sent: Callable[[int], None],
+    on_sent: OnSent,
     on_digest: OnDigest,
 ) -> None:
-    """Store runs, whose chunks ``read`` gives, in the device's files; ``on_digest`` hears what it then reads there.
+    """Store runs in the device's files; ``on_digest`` hears what it then reads there.
 
-    DeviceRefusal with the device's words if it cannot store them.
+    DeviceRefusal with the device's words if it cannot store them; BundleError if a local file has shrunk.
     """
     for batch in _run_batches(runs):
         calls = "\n".join(_put_call(run) for run in batch)
@@ -139,9 +141,7 @@ def send_runs(
             listener = _Listener(device, stream, on_digest)
             for run in batch:
                 listener.what = f"{device.serial} {run.name}"
-                for piece in read(run):
-                    listener.wait_for_turn()
-                    _write(stream, piece, listener, on_sent)
+                _send_run(stream, run, listener, on_sent)
             listener.finish()
 
 
@@ -244,15 +244,19 @@ class _Listener:
                 self._words.append(line)
 
 
-def _write(stream: ExecStream, piece: bytes, listener: _Listener, on_sent: Callable[[int], None]) -> None:
-    view = memoryview(piece)
-    for start in range(0, len(view), _MESSAGE_BYTES):
-        listener.listen()
-        part = view[start : start + _MESSAGE_BYTES]
-        if not stream.write(part):
-            listener.finish()
-            raise listener.refusal()
-        on_sent(len(part))
+def _send_run(stream: ExecStream, run: ChunkRun, listener: _Listener, on_sent: OnSent) -> None:
+    file = run.file
+    with open(file.path, "rb", buffering=0) as source:
+        for number in range(run.first, run.stop):
+            listener.wait_for_turn()
+            chunk = FileRange(file.path, source.fileno(), file.offset(number), file.length(number))
+            for start in range(0, len(chunk), _MESSAGE_BYTES):
+                listener.listen()
+                message = part_of(chunk, start, _MESSAGE_BYTES)
+                if not stream.write(message):
+                    listener.finish()
+                    raise listener.refusal()
+                on_sent(file, len(message))
 
 
 def _put_call(run: ChunkRun) -> str:

@@ -10,6 +10,7 @@ from device_harness.push_chunks import (
     ChunkRun,
     Chunks,
     OnDigest,
+    OnSent,
     batches,
     chunk_word,
     send_runs,
@@ -79,12 +80,11 @@ class RemoteFolder:
     def store(
         self,
         runs: Sequence[ChunkRun],
-        read: Callable[[ChunkRun], Iterable[bytes]],
-        on_sent: Callable[[int], None],
+        on_sent: OnSent,
         on_digest: OnDigest,
     ) -> None:
         """Send runs of chunks to their NAME.part; ``on_digest`` hears the hash of each as the device has stored it."""
-        send_runs(self._device, self._inside, runs, read, on_sent, on_digest)
+        send_runs(self._device, self._inside, runs, on_sent, on_digest)
 
     def free_bytes(self) -> int:
         """Room on the storage that the folder lies on."""

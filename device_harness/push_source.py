@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
 
+from device_harness.transport_payload import file_shrunk
 from toolkit import files
 from toolkit.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
@@ -23,8 +21,8 @@ PART = ".part"
 OLD_MANIFEST = f"{MANIFEST_NAME}.old"
 """The manifest of the bundle that a push is taking apart."""
 
-_READERS = 2
-"""Chunks that are read and hashed ahead."""
+_READ_BYTES = 256 * 1024
+"""Stays in the processor's cache until it is hashed."""
 
 Step = Literal["check", "compare", "send", "verify"]
 PushProgress = Callable[[Step, int, int], None]
@@ -78,8 +76,7 @@ class LocalDigests(Sequence[str]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         if index not in self._known:
-            for chunk in read_chunks(self._file, index, index + 1):
-                self.note(index, chunk.sha256)
+            self.note(index, chunk_digest(self._file, index))
         return self._known[index]
 
     def note(self, index: int, digest: str) -> None:
@@ -153,53 +150,31 @@ def _recorded(path: Path, name: str, record: FileRecord) -> PushFile:
     return PushFile(name, path, size, record.chunks, files.CHUNK_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class ReadChunk:
-    """A chunk of a local file as it is now."""
-
-    number: int
-    data: bytes
-    sha256: str
-
-
-def read_chunks(file: PushFile, first: int, stop: int) -> Iterator[ReadChunk]:
-    """Chunks in order; while one is used, the next ones are read and hashed. BundleError if the file has shrunk."""
-    with open(file.path, "rb", buffering=0) as source, ThreadPoolExecutor(_READERS) as pool:
-        pending: deque[Future[ReadChunk]] = deque()
-        try:
-            for number in range(first, stop):
-                pending.append(pool.submit(_read_chunk, source.fileno(), file, number))
-                if len(pending) > _READERS:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+def chunk_digest(file: PushFile, number: int) -> str:
+    """The sha256 of a chunk as it is here now; BundleError if the file has shrunk."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_READ_BYTES))
+    offset, end = file.offset(number), file.offset(number + 1)
+    with open(file.path, "rb", buffering=0) as source:
+        source.seek(offset)
+        while offset < end:
+            count = source.readinto(buffer[: end - offset])
+            if not count:
+                raise file_shrunk(file.path, offset, end)
+            digest.update(buffer[:count])
+            offset += count
+    return digest.hexdigest()
 
 
-def read_sound_chunks(file: PushFile, first: int, stop: int) -> Iterator[bytes]:
-    """Bytes of chunks; BundleError instead of one that is not what it should be."""
-    for chunk in read_chunks(file, first, stop):
-        if isinstance(file.chunks, LocalDigests):
-            file.chunks.note(chunk.number, chunk.sha256)
-        elif chunk.sha256 != file.chunks[chunk.number]:
-            found = f"sha256 {chunk.sha256} from byte {file.offset(chunk.number):,} on"
-            wanted = f"{file.chunks[chunk.number]}, as its manifest says"
-            raise BundleError(str(file.path), found=found, wanted=wanted, remedy="convert it again")
-        yield chunk.data
-
-
-def _read_chunk(fd: int, file: PushFile, number: int) -> ReadChunk:
-    offset, size = file.offset(number), file.length(number)
-    data = os.pread(fd, size, offset)
-    while len(data) < size:
-        more = os.pread(fd, size - len(data), offset + len(data))
-        if not more:
-            found = f"an end at byte {offset + len(data):,}"
-            raise BundleError(str(file.path), found=found, wanted=f"{file.size:,} bytes", remedy="push again")
-        data += more
-    return ReadChunk(number, data, hashlib.sha256(data).hexdigest())
+def require_sound(file: PushFile, number: int) -> None:
+    """BundleError if a chunk here is not what its manifest says, or was before."""
+    digest = chunk_digest(file, number)
+    if isinstance(file.chunks, LocalDigests):
+        file.chunks.note(number, digest)
+    elif digest != file.chunks[number]:
+        found = f"sha256 {digest} from byte {file.offset(number):,} on"
+        wanted = f"{file.chunks[number]}, as its manifest says"
+        raise BundleError(str(file.path), found=found, wanted=wanted, remedy="convert it again")
 
 
 def _require_free_name(name: str) -> None:

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from device_harness.transport_faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, ServiceRefused
+from device_harness.transport_payload import Buffer, FileRange, Payload
 from device_harness.transport_port import Handshake, Port, Signer, read_rest
-from device_harness.transport_wire import MAX_PAYLOAD_BYTES, Banner, Buffer, Header, pack_header
+from device_harness.transport_wire import MAX_PAYLOAD_BYTES, Banner, Header, pack_header
 
 STALL_S = 30.0
 """How long a message may pause in its middle before the connection counts as dead."""
@@ -78,8 +79,10 @@ class Link:
             raise ServiceRefused(what, found="a device that refuses this service", wanted="one that has it")
         return stream
 
-    def send(self, command: str, arg0: int, arg1: int, payload: Buffer = b"") -> None:
+    def send(self, command: str, arg0: int, arg1: int, payload: Payload = b"") -> None:
         """One whole message, whatever other threads send."""
+        if self._sums and isinstance(payload, FileRange):
+            payload = payload.read()
         header = pack_header(command, arg0, arg1, payload, summed=self._sums)
         with self._writing:
             self._require()
@@ -175,7 +178,7 @@ class Stream:
         """The most that one ``write`` may carry."""
         return self._link.max_payload_bytes
 
-    def write(self, payload: Buffer, *, timeout: float) -> None:
+    def write(self, payload: Payload, *, timeout: float) -> None:
         """Send once the device has taken what was sent before; DeviceRefusal is the reader's to find."""
         if not self.drain(timeout=timeout):
             raise ConnectionLost(self._what, found="the end of the stream", wanted="a device that reads on")

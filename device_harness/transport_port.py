@@ -7,6 +7,7 @@ was read as silence, checksums were summed in Python, and what the device says o
 from __future__ import annotations
 
 import base64
+import os
 import select
 import socket
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from adb_shell.transport.base_transport import BaseTransport  # type: ignore[imp
 from adb_shell.transport.tcp_transport import TcpTransport  # type: ignore[import-untyped]
 
 from device_harness.transport_faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, Unauthorized
+from device_harness.transport_payload import Buffer, FileRange, Payload, part_of
 from device_harness.transport_wire import (
     HEADER_BYTES,
     LEGACY_PAYLOAD_BYTES,
@@ -31,7 +33,6 @@ from device_harness.transport_wire import (
     VERSION,
     VERSION_SKIP_CHECKSUM,
     Banner,
-    Buffer,
     Header,
     pack_header,
     parse_banner,
@@ -84,8 +85,8 @@ class Port(Protocol):
     def read(self, size: int, timeout: float) -> Buffer:
         """Exactly ``size`` bytes; ``timeout`` is the longest pause."""
 
-    def write(self, buffers: Sequence[Buffer], timeout: float) -> None:
-        """All of it; ``timeout`` is the longest pause."""
+    def write(self, buffers: Sequence[Payload], timeout: float) -> None:
+        """All of it; ``timeout`` is the longest pause. BundleError if a file has shrunk."""
 
     def is_alive(self) -> bool: ...
 
@@ -134,20 +135,38 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
             rest = rest[count:]
         return data
 
-    def write(self, buffers: Sequence[Buffer], timeout: float) -> None:
-        rest = [memoryview(buffer) for buffer in buffers if len(buffer)]
+    def write(self, buffers: Sequence[Payload], timeout: float) -> None:
+        rest = [buffer for buffer in buffers if len(buffer)]
         while rest:
+            count = self._send_some(rest, timeout)
+            while rest and count >= len(rest[0]):
+                count -= len(rest.pop(0))
+            if count:
+                rest[0] = part_of(rest[0], count, len(rest[0]))
+
+    def _send_some(self, payloads: Sequence[Payload], timeout: float) -> int:
+        """Bytes that the socket took: of a file, or of all buffers before the first file."""
+        first = payloads[0]
+        buffers: list[Buffer] = []
+        for payload in payloads:
+            if isinstance(payload, FileRange):
+                break
+            buffers.append(payload)
+        # A header leaves with the first bytes of its file.
+        flags = socket.MSG_MORE if len(buffers) < len(payloads) else 0
+        while True:
             try:
-                count = self._socket().sendmsg(rest)
+                if not isinstance(first, FileRange):
+                    return self._socket().sendmsg(buffers, [], flags)
+                count = os.sendfile(self._socket().fileno(), first.fd, first.offset, first.size)
             except BlockingIOError:
                 self._require(select.POLLOUT, timeout)
                 continue
             except OSError as error:
                 raise self._lost(error.strerror or str(error)) from error
-            while rest and count >= len(rest[0]):
-                count -= len(rest.pop(0))
-            if count:
-                rest[0] = rest[0][count:]
+            if not count:
+                raise first.shrunk(first.offset)
+            return count
 
     def is_alive(self) -> bool:
         try:
@@ -219,9 +238,9 @@ class UsbPort(BaseTransport):  # type: ignore[misc]
                 raise self._lost(error) from error
         return data
 
-    def write(self, buffers: Sequence[Buffer], timeout: float) -> None:
+    def write(self, buffers: Sequence[Payload], timeout: float) -> None:
         for buffer in buffers:
-            rest = memoryview(buffer)
+            rest = memoryview(buffer.read() if isinstance(buffer, FileRange) else buffer)
             while rest:
                 try:
                     count = self._usb.bulk_write(bytes(rest), timeout)

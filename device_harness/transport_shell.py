@@ -13,7 +13,8 @@ from typing import Literal
 
 from device_harness.transport_faults import ConnectionLost, DeviceRefusal, DeviceTimeout, ProtocolFault
 from device_harness.transport_link import Link, Stream
-from device_harness.transport_wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, Buffer, ShellParser, pack_shell
+from device_harness.transport_payload import Buffer, Payload, part_of
+from device_harness.transport_wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -156,14 +157,13 @@ class ExecStream:
         """Whether ``read`` would answer at once, as far as messages have been taken in: ``write`` takes them in too."""
         return self._stream.has_input
 
-    def write(self, data: Buffer) -> bool:
+    def write(self, data: Payload) -> bool:
         """Send all of it, whatever the command says meanwhile; False once it has ended."""
-        view = memoryview(data)
         most = self._stream.max_write_bytes
-        for start in range(0, len(view), most):
+        for start in range(0, len(data), most):
             if not self._stream.drain(timeout=self._timeout):
                 return False
-            self._stream.write(view[start : start + most], timeout=self._timeout)
+            self._stream.write(part_of(data, start, most), timeout=self._timeout)
         return True
 
     def read(self) -> bytes:

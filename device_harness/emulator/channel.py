@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from device_harness.transport_wire import Buffer
+from device_harness.transport_payload import Buffer
 
 Send = Callable[[str, int, int, Buffer], Awaitable[None]]
 

@@ -16,6 +16,7 @@ from device_harness.emulator.store import Store
 from device_harness.emulator.sync import SyncServer
 from device_harness.emulator.userland import Userland
 from device_harness.transport_faults import ProtocolFault
+from device_harness.transport_payload import Buffer
 from device_harness.transport_wire import (
     AUTH_PUBLIC_KEY,
     AUTH_SIGNATURE,
@@ -25,7 +26,6 @@ from device_harness.transport_wire import (
     MAX_PAYLOAD_BYTES,
     VERSION_SKIP_CHECKSUM,
     Banner,
-    Buffer,
     Header,
     pack_banner,
     pack_header,

@@ -11,19 +11,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from bundles import DRAFT
 
-import device_harness.push
+import device_harness.push_chunks
 import toolkit.bundle.manifest_json
 import toolkit.files
 from device_harness.devices import tcp_endpoint
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.push import PushResult, push_bundle, push_source
-from device_harness.push_source import PushFile, Step, open_source
+from device_harness.push_chunks import ChunkRun
+from device_harness.push_source import Step, open_source
 from device_harness.transport import ConnectionLost, DeviceRefusal, ExecStream, ServiceRefused, Transport
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
 from toolkit.errors import BundleError, EnvironmentFault, UsageError
@@ -506,13 +508,15 @@ def test_a_block_that_the_device_stores_wrong_is_sent_again(
 def test_storage_that_stays_wrong_is_reported_with_the_place(
     device: Emulator, transport: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "model.litertlm"
+    path, other = tmp_path / "model.litertlm", tmp_path / "other"
     path.write_bytes(bytes(3 * CHUNK))
+    other.write_bytes(bytes(2 * CHUNK - 1) + b"\1" + bytes(CHUNK))
+    send_run = device_harness.push_chunks._send_run
 
-    def damaged(file: PushFile, first: int, stop: int) -> Iterator[bytes]:
-        return (bytes(CHUNK - 1) + b"\1" if number == 1 else bytes(CHUNK) for number in range(first, stop))
+    def damaging(stream: ExecStream, run: ChunkRun, *rest: Any) -> None:
+        send_run(stream, ChunkRun(dataclasses.replace(run.file, path=other), run.first, run.stop), *rest)
 
-    monkeypatch.setattr(device_harness.push, "read_sound_chunks", damaged)
+    monkeypatch.setattr(device_harness.push_chunks, "_send_run", damaging)
     with pytest.raises(DeviceRefusal, match=r"model.litertlm: found other bytes from 16,384 on, sent 3 times"):
         push(transport, path)
     assert list(on_device(device)) == ["model.litertlm.part"]
@@ -555,7 +559,7 @@ def test_a_link_on_the_device_is_not_followed(device: Emulator, transport: Count
     assert outside.read_bytes() == b"outside" and transport.writes == []
 
 
-def test_a_chunk_that_is_not_what_the_manifest_says_is_never_sent(
+def test_a_chunk_that_is_not_what_the_manifest_says_ends_the_push_and_changes_nothing(
     device: Emulator, transport: Counting, tmp_path: Path
 ) -> None:
     before = make_bundle(tmp_path / "before", make_content(1))
@@ -568,7 +572,10 @@ def test_a_chunk_that_is_not_what_the_manifest_says_is_never_sent(
         push(transport, bundle)
     found = on_device(device)
     assert {name: found[name] for name in locally(before)} == locally(before)
-    assert len(found.get("ple_00000.bin.part", b"")) <= CHUNK
+    data[CHUNK + 7] ^= 1
+    (bundle / "ple_00000.bin").write_bytes(data)
+    push(transport, bundle)
+    assert on_device(device) == locally(bundle)
 
 
 def test_a_file_is_looked_at_before_it_takes_the_place_of_one_that_cannot_stay(

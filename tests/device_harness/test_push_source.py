@@ -11,7 +11,7 @@ from bundles import DRAFT, fill
 
 import toolkit.files
 from device_harness.push import default_target
-from device_harness.push_source import PushSource, open_source, read_sound_chunks
+from device_harness.push_source import PushSource, open_source, require_sound
 from toolkit.bundle.write import write_bundle
 from toolkit.errors import BundleError, UsageError
 
@@ -103,10 +103,10 @@ def test_hashes_of_a_litertlm_are_computed_when_they_are_asked_for(
     path.write_bytes(b"\1" * 2500)
     digests = [hashlib.sha256(b"\1" * size).hexdigest() for size in (1000, 1000, 500)]
     assert list(file.chunks) == digests == list(file.chunks[:])
-    assert [len(data) for data in read_sound_chunks(file, 1, 3)] == [1000, 500]
+    require_sound(file, 1)
     path.write_bytes(b"\2" * 2500)
     with pytest.raises(BundleError, match="from byte 1,000 on: found other bytes than before"):
-        list(read_sound_chunks(file, 1, 2))
+        require_sound(file, 1)
     path.write_bytes(b"\1" * 1200)
     with pytest.raises(BundleError, match="found an end at byte 1,200"):
-        list(read_sound_chunks(file, 0, 3))
+        require_sound(file, 1)

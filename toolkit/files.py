@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -29,6 +31,8 @@ Progress = Callable[[int, int], None]
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+_log = logging.getLogger(__name__)
 
 
 def is_safe_name(name: str) -> bool:
@@ -57,7 +61,7 @@ def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = Non
     target = _file_target(path)
     partial = _sibling(target)
     try:
-        with _disk_faults(target):
+        with disk_faults(target):
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             yield partial
             _sync(partial)
@@ -74,7 +78,7 @@ def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = Non
 def scratch_beside(path: Path | str) -> Iterator[Path]:
     """Yield an empty directory beside a file that is to be written; it is gone afterwards."""
     target = _file_target(path)
-    with _disk_faults(target), TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+    with disk_faults(target), TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         yield Path(scratch)
 
 
@@ -89,7 +93,7 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     _require_replaceable(target, replace=replace)
     partial = _sibling(target)
     try:
-        with _disk_faults(target):
+        with disk_faults(target):
             partial.mkdir()
             yield partial
             for entry in sorted(partial.rglob("*")):
@@ -173,6 +177,34 @@ def require_free_space(directory: Path | str, needed_bytes: int) -> None:
         )
 
 
+@contextmanager
+def disk_faults(target: Path) -> Iterator[None]:
+    """Turn what the disk says into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise EnvironmentFault(
+                str(target), found=error.strerror, wanted="room to write", remedy="free some, or write elsewhere"
+            ) from error
+        if error.errno in _UNWRITABLE and error.filename and _is_beside(Path(os.fsdecode(error.filename)), target):
+            raise UsageError(str(target), found=error.strerror, wanted="a place that can be written") from error
+        raise
+
+
+@contextmanager
+def locked_directory(directory: Path, *, exclusive: bool) -> Iterator[None]:
+    """Hold a directory's lock, alone or with others; the system drops it when a process dies."""
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    with open(directory / "lock", "ab") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("waiting for another process that writes in %s", directory)
+            fcntl.flock(file, kind)
+        yield
+
+
 def _read_chunk(fd: int) -> bytes:
     """Up to CHUNK_BYTES; shorter only at the end of the file."""
     pieces: list[bytes] = []
@@ -232,21 +264,6 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _disk_faults(target: Path) -> Iterator[None]:
-    """Turn what the disk says into errors that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise EnvironmentFault(
-                str(target), found=error.strerror, wanted="room to write", remedy="free some, or write elsewhere"
-            ) from error
-        if error.errno in _UNWRITABLE and error.filename and _is_beside(Path(os.fsdecode(error.filename)), target):
-            raise UsageError(str(target), found=error.strerror, wanted="a place that can be written") from error
-        raise
 
 
 def _is_beside(path: Path, target: Path) -> bool:

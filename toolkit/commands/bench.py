@@ -24,6 +24,13 @@ from device_harness.runners.litert_lm import LiteRtLmPythonRunner, LiteRtLmRunne
 from device_harness.runners.session import SessionRunner
 from device_harness.sampler import DEFAULT_INTERVAL_S
 from device_harness.state import read_device
+from toolkit.commands.program_options import (
+    PROGRAMS,
+    add_program_options,
+    program_path,
+    refuse_program_options,
+    require_program,
+)
 from toolkit.commands.push import step_bars
 from toolkit.commands.terminal import Terminal
 from toolkit.commands.text_options import number, positive
@@ -40,10 +47,10 @@ EXAMPLES = (
     "gemma-edge bench BUNDLE --host",
     "gemma-edge bench BUNDLE --device 192.168.1.20:5555 -p 512 -n 128 -r 10 --results results.jsonl",
     "gemma-edge bench model.litertlm --binary litert_lm_advanced_main --backend gpu --cold",
-    "gemma-edge bench BUNDLE --runner benchmark_model --binary benchmark_model --signature 'text_decoder:*'",
+    "gemma-edge bench BUNDLE --runner benchmark_model --binary-version 2.2.0 --signature 'text_decoder:*'",
 )
 LITERT_LM: Program = "litert_lm_advanced_main"
-RUNNERS = ("session", "litert_lm_python", LITERT_LM, "litert_lm_main", "benchmark_model", FLASH_PROBE)
+RUNNERS = ("session", "litert_lm_python", *PROGRAMS, FLASH_PROBE)
 _COOL_DOWN_S = 5.0
 _SHORTEST_S = 0.01
 
@@ -62,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "does (default: session for a bundle, litert_lm_advanced_main for a .litertlm)",
     )  # fmt: skip
     _add_workload(parser)
-    _add_program(parser)
+    add_program_options(parser)
     _add_care(parser)
     output = parser.add_argument_group("results")
     output.add_argument("-o", "--output", choices=FORMS, default="md", help="how they are printed (default: md)")
@@ -92,19 +99,6 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
         default=600.0,
         help="a process that takes longer is killed (default: 600)",
     )
-
-
-def _add_program(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("programs of Google's")
-    group.add_argument("--binary", metavar="FILE", type=Path, help="the program, its libraries (*.so) beside it")
-    group.add_argument("--binary-version", metavar="TEXT", help="its version, for the record")
-    group.add_argument(
-        "--runner-arg", metavar="ARG", action="append", default=[], help="one more argument for it; may be repeated"
-    )
-    group.add_argument(
-        "--signature", metavar="FILE:NAME", action="append", default=[],
-        help="for benchmark_model: which signatures, such as text_decoder:decode or '*:prefill_*' (default: all)",
-    )  # fmt: skip
 
 
 def _add_care(parser: argparse.ArgumentParser) -> None:
@@ -146,11 +140,11 @@ def _interval(text: str) -> float:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0; what was measured before an interrupt or a fault is kept and printed first."""
-    runner = make_runner(arguments)
+    name = runner_name(arguments)
     records: list[BenchRecord] = []
     with _writer(arguments) as writer, opened_machine(arguments) as machine:
         try:
-            for record in measured(arguments, runner, machine, terminal):
+            for record in measured(arguments, name, machine, terminal):
                 records.append(record)
                 if writer is not None:
                     writer.append(record)
@@ -162,9 +156,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def measured(
-    arguments: argparse.Namespace, runner: Runner, machine: Machine, terminal: Terminal
-) -> Iterator[BenchRecord]:
+def measured(arguments: argparse.Namespace, name: str, machine: Machine, terminal: Terminal) -> Iterator[BenchRecord]:
     """A record for each job of the runner; then what ended the last one early, if something did, is raised."""
     workload = Workload(
         prompt_tokens=arguments.prompt_tokens,
@@ -179,6 +171,7 @@ def measured(
         if device.emulated:
             terminal.note(f"{machine.serial} is emulated: speeds are this computer's")
         settings = _settings(arguments, device)
+        runner = make_runner(arguments, name, device, terminal)
         with _placed(arguments, runner, machine, terminal) as model:
             for job in runner.jobs(machine, model, workload):
                 tell = partial(tell_iteration, terminal, f"{machine.serial} {runner.name}", job)
@@ -190,26 +183,31 @@ def measured(
                     raise outcome.ended_by
 
 
-def make_runner(arguments: argparse.Namespace) -> Runner:
-    """The one that ``--runner`` names; UsageError for options that it does not have."""
+def runner_name(arguments: argparse.Namespace) -> str:
+    """What ``--runner`` names, or the model's kind asks for; UsageError for options that it does not have."""
     name: str = arguments.runner or (LITERT_LM if arguments.model.suffix == LITERTLM else "session")
-    if name in ("session", "litert_lm_python", FLASH_PROBE):
-        for option in ("binary", "binary_version", "runner_arg", "signature"):
-            if getattr(arguments, option):
-                what = f"--{option.replace('_', '-')}"
-                raise UsageError(what, found=f"it with the runner {name}", wanted="a runner that is a program")
-        if name == FLASH_PROBE:
-            return FlashProbeRunner()
-        return SessionRunner() if name == "session" else LiteRtLmPythonRunner()
-    if arguments.binary is None:
-        remedy = "give the program's path, built for the device; docs/bench.md says where Google publishes it"
-        raise UsageError("--binary", found="none", wanted=f"{name} for this device", remedy=remedy)
+    if name in PROGRAMS:
+        require_program(arguments, name)
+    else:
+        refuse_program_options(arguments, name)
+    return name
+
+
+def make_runner(arguments: argparse.Namespace, name: str, device: DeviceRecord, terminal: Terminal) -> Runner:
+    """A program of Google's is downloaded here if that is wanted, before anything large is pushed."""
+    if name == FLASH_PROBE:
+        return FlashProbeRunner()
+    if name == "session":
+        return SessionRunner()
+    if name == "litert_lm_python":
+        return LiteRtLmPythonRunner()
+    binary = program_path(arguments, name, device, terminal)
     version, extra = arguments.binary_version, tuple(arguments.runner_arg)
     if name == "benchmark_model":
         signatures = tuple(arguments.signature) or ("*",)
-        return BenchmarkModelRunner(arguments.binary, signatures, version=version, extra=extra)
+        return BenchmarkModelRunner(binary, signatures, version=version, extra=extra)
     program: Program = "litert_lm_main" if name == "litert_lm_main" else LITERT_LM
-    return LiteRtLmRunner(arguments.binary, program, version=version, extra=extra)
+    return LiteRtLmRunner(binary, program, version=version, extra=extra)
 
 
 @contextmanager

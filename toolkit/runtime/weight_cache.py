@@ -6,21 +6,19 @@ name holds everything that its content depends on, and only whole files get that
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import logging
 import os
 import platform
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from toolkit.errors import EnvironmentFault, ToolkitError
-from toolkit.files import atomic_file, require_free_space
+from toolkit.files import atomic_file, locked_directory, require_free_space
 
 T = TypeVar("T")
 
@@ -114,11 +112,11 @@ def open_cached(model: ModelFile, directory: Path, load: Callable[[str], T]) -> 
     path = cache_path(model, directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory, fcntl.LOCK_SH):
+        with locked_directory(directory, exclusive=False):
             if is_complete(path):
                 os.utime(path)
                 return load(str(path))
-        with _locked(directory, fcntl.LOCK_EX):
+        with locked_directory(directory, exclusive=True):
             return _load_or_build(model, path, load)
     except (OSError, ToolkitError) as error:
         _log.warning("weight cache %s cannot be used, packing weights in memory: %s", path, error)
@@ -153,15 +151,3 @@ def _require_complete(path: Path) -> None:
         raise EnvironmentFault(
             "packed weights", found=f"{path.stat().st_size:,} bytes without their list", wanted="a whole file"
         )
-
-
-@contextmanager
-def _locked(directory: Path, kind: int) -> Iterator[None]:
-    """Hold the directory's lock; the system drops it when a process dies."""
-    with open(directory / "lock", "ab") as file:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("waiting for another process that packs weights in %s", directory)
-            fcntl.flock(file, kind)
-        yield

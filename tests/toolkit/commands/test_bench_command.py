@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bucket_server import BucketServer
 from stand_ins import benchmark_model, litert_lm_main
 
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from toolkit.cli import main
+from toolkit.files import hash_file
 from toolkit.results.json_lines import read_results
 
 SMALL = ["-p", "16", "-n", "8", "-r", "2", "--interval", "0.02"]
@@ -98,6 +100,56 @@ def test_a_bundle_is_exported_for_google_s_program(
     assert device.path("/data/local/tmp/gemma-edge/bundle-small.litertlm").is_file()
 
 
+def test_a_program_of_google_s_is_downloaded_for_the_device_and_its_hashes_are_recorded(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = litert_lm_main(tmp_path / "published")
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(random_bundle), "--device", device.serial, "-r", "1", "--results", str(results)]
+    argv += ["--runner", "litert_lm_advanced_main", "--binary-version", "latest"]
+    with BucketServer() as server:
+        for platform in ("android_x86_64", "android_arm64"):
+            server.publish(published.parent, f"binaries/latest/{platform}/litert_lm/")
+        assert main([*argv, "--binary-server", server.url]) == 0
+    first = capsys.readouterr().err
+    assert "downloading litert_lm_advanced_main latest (3 files, " in first and "is trusted as it is now" in first
+    # The server is gone: what was kept is enough.
+    assert main([*argv, "--binary-server", server.url]) == 0
+    assert "downloading" not in capsys.readouterr().err
+    records = read_results(results).records
+    assert records[0].binaries == records[1].binaries
+    names = [(binary.name, binary.version) for binary in records[0].binaries]
+    assert names == [("litert_lm_advanced_main", "latest"), ("libGpu.so", None), ("libLiteRt.so", None)]
+    assert records[0].binaries[0].sha256 == hash_file(published).sha256
+    kept = next((tmp_path / "cache/binaries/latest").glob("*/litert_lm_advanced_main/libGpu.so"))
+    kept.write_bytes(b"tampered")
+    assert main([*argv, "--binary-server", server.url]) == 3
+    assert f"error: {kept}: found sha256 " in capsys.readouterr().err
+
+
+def test_a_download_that_fails_is_one_error_before_anything_is_pushed(
+    device: Emulator, random_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["bench", str(random_bundle), "--device", device.serial, "--runner", "benchmark_model"]
+    with BucketServer() as server:
+        monkeypatch.setenv("GEMMA_EDGE_BINARY_SERVER", server.url)
+        assert main([*argv, "--binary-version", "2.2.0"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == "" and "give --binary PATH instead" in captured.err.splitlines()[-1]
+    assert captured.err.splitlines()[-1].startswith(f"error: {server.url}/litert/binaries/2.2.0/android_")
+
+
+def test_a_program_that_lies_here_is_held_against_the_hash_that_is_given(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    binary = benchmark_model(tmp_path / "bin")
+    argv = ["bench", str(random_bundle), "--device", device.serial, "--runner", "benchmark_model", "-r", "1"]
+    argv += ["--binary", str(binary), "--signature", "text_decoder:decode", "--binary-sha256"]
+    assert main([*argv, hash_file(binary).sha256]) == 0
+    assert main([*argv, "0" * 64]) == 3
+    assert f"error: {binary}: found sha256 " in capsys.readouterr().err
+
+
 @pytest.mark.lm
 def test_google_s_engine_runs_where_python_has_it(
     device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -116,6 +168,12 @@ def test_google_s_engine_runs_where_python_has_it(
     [
         (["--runner", "benchmark_model"], "--binary: found none"),
         (["--binary", "x"], "--binary: found it with the runner session"),
+        (["--binary-server", "https://x"], "--binary-server: found it with the runner session"),
+        (["--runner", "benchmark_model", "--binary-version", "latest"], "--binary-version: found it with --host"),
+        (["--runner", "litert_lm_main", "--binary-version", "../x"], "--binary-version: found '../x'"),
+        (["--runner", "litert_lm_main", "--binary-version", "1", "--binary-server", "http://x"], "wanted https://HOST"),
+        (["--runner", "litert_lm_main", "--binary", "x", "--binary-server", "https://x"], "it with --binary"),
+        (["--runner", "litert_lm_main", "--binary", "x", "--binary-sha256", "abc"], "--binary-sha256: found 'abc'"),
         (["-p", "30", "-n", "20"], "-p and -n: found 50 tokens, wanted at most 40"),
         (["--size", "huge"], "huge"),
         (["--backend", "gpu"], "--backend: found gpu, wanted cpu"),

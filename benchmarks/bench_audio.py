@@ -61,7 +61,7 @@ def encode_litert(model: Path, frames: int, threads: int, repeats: int, features
     name = f"encode_{length}"
     runtime = Runtime()
     opened = runtime.open(ModelFile(model, "0" * 64, model.stat().st_size), threads=threads, cache="memory")
-    signature = opened.signatures[name]
+    signature = opened.signature(name)
     inputs = {key: opened.input_buffer(name, key) for key in signature.inputs}
     outputs = {key: opened.output_buffer(name, key) for key in signature.outputs}
     mel = np.zeros((1, length, BINS), np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -34,7 +35,8 @@ class TensorInfo:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape))
+        # NumPy's would take longer than the copy of a small buffer, at every write and read of a decode step.
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +103,27 @@ class Model:
         self.path = path
         self._parts: list[Buffer | Call] = []
         self._order = self._signature_names()
-        self.signatures = {name: self._signature(name) for name in self._order}
+        self._signatures: dict[str, SignatureInfo] = {}
+
+    def signature(self, name: str) -> SignatureInfo:
+        """Asked when it is first used: LiteRT prepares the signature's memory to answer."""
+        if name not in self._signatures:
+            self._signatures[name] = self._read_signature(name)
+        return self._signatures[name]
 
     def input_buffer(self, signature: str, name: str) -> Buffer:
         """A new buffer that fits an input; its content is undefined."""
         raw = self._raw.create_input_buffer_by_name(signature, name)
-        return self._own(Buffer(raw, self.signatures[signature].inputs[name]))
+        return self._own(Buffer(raw, self.signature(signature).inputs[name]))
 
     def output_buffer(self, signature: str, name: str) -> Buffer:
         """A new buffer that fits an output."""
         raw = self._raw.create_output_buffer_by_name(signature, name)
-        return self._own(Buffer(raw, self.signatures[signature].outputs[name]))
+        return self._own(Buffer(raw, self.signature(signature).outputs[name]))
 
     def bind(self, signature: str, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
         """A call with these buffers, one for every name; shapes and types must be the signature's own."""
-        info = self.signatures[signature]
+        info = self.signature(signature)
         index = self._order.index(signature)
         ins = self._ordered(f"{signature} input", info.inputs, inputs)
         outs = self._ordered(f"{signature} output", info.outputs, outputs)
@@ -143,7 +151,7 @@ class Model:
     def _signature_names(self) -> list[str]:
         return [str(self._raw.get_signature_by_index(i)["key"]) for i in range(self._raw.get_num_signatures())]
 
-    def _signature(self, name: str) -> SignatureInfo:
+    def _read_signature(self, name: str) -> SignatureInfo:
         names = self._raw.get_signature_list()[name]
         inputs, outputs = self._raw.get_input_tensor_details(name), self._raw.get_output_tensor_details(name)
         return SignatureInfo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import resource
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -62,29 +63,30 @@ class PleTable:
         self.layout: PleLayout = headers[0].layout
         self.statistics = PleStatistics()
         self._paths = tuple(paths)
-        self._first = np.array([header.first_token for header in headers])
+        self._first = [header.first_token for header in headers]
         self._maps = [] if in_ram else [_map(path) for path in paths]
         shards: Sequence[bytes | mmap.mmap] = [path.read_bytes() for path in paths] if in_ram else self._maps
         self._rows: list[Rows] = [
             np.frombuffer(shard, np.uint8, offset=HEADER_BYTES).reshape(header.row_count, -1)
             for shard, header in zip(shards, headers, strict=True)
         ]
+        self._scale = np.float32(np.sqrt(self.layout.width))
         self._cache: OrderedDict[int, Rows] = OrderedDict()
         self._cache_rows = 0 if in_ram else cache_bytes // self.layout.row_bytes
 
     def lookup(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """f32[len(ids), layers, width], times sqrt(width) as the model wants; ids outside the table read row 0."""
         before = resource.getrusage(resource.RUSAGE_THREAD)
-        known = np.where((ids >= 0) & (ids < self.layout.vocab_size), ids, 0)
-        distinct, places = np.unique(known, return_inverse=True)
-        rows = self._fetch([int(token) for token in distinct])
-        values = unpack_rows(rows, self.layout)
-        values *= np.float32(np.sqrt(self.layout.width))
+        tokens = [token if 0 <= token < self.layout.vocab_size else 0 for token in ids.tolist()]
+        # Not by np.unique: for the one token of a decode step each call of NumPy's costs as much as the row itself.
+        places = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
+        values = unpack_rows(self._fetch(list(places)), self.layout)
+        values *= self._scale
         after = resource.getrusage(resource.RUSAGE_THREAD)
-        self.statistics.rows += len(ids)
+        self.statistics.rows += len(tokens)
         self.statistics.minor_faults += after.ru_minflt - before.ru_minflt
         self.statistics.major_faults += after.ru_majflt - before.ru_majflt
-        return values if len(values) == len(ids) and np.array_equal(places, np.arange(len(ids))) else values[places]
+        return values if len(places) == len(tokens) else values[[places[token] for token in tokens]]
 
     def close(self) -> None:
         """Unmap the shards; the table cannot be used any more."""
@@ -101,8 +103,8 @@ class PleTable:
         for place, token in enumerate(tokens):
             cached = self._cache.get(token)
             if cached is None:
-                shard = int(np.searchsorted(self._first, token, side="right")) - 1
-                missing.append((place, token, shard, token - int(self._first[shard])))
+                shard = bisect_right(self._first, token) - 1
+                missing.append((place, token, shard, token - self._first[shard]))
             else:
                 self._cache.move_to_end(token)
                 rows[place] = cached

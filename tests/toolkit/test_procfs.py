@@ -16,6 +16,7 @@ from toolkit.procfs import (
     ProcessStatus,
     SmapsRollup,
     parse_io,
+    parse_shared_maps,
     parse_smaps,
     parse_smaps_rollup,
     parse_stat,
@@ -68,6 +69,22 @@ STAT = (
 IO = "rchar: 6976\nwchar: 0\nsyscr: 10\nsyscw: 0\nread_bytes: 4096\nwrite_bytes: 0\ncancelled_write_bytes: 0\n"
 
 MIB = 1 << 20
+
+
+def test_shared_mappings_of_a_file_are_told_from_private_ones() -> None:
+    lines = (
+        "7f0000000000-7f0010001000 r--s 00001000 fe:00 260386                     /data/my models/a.tflite",
+        "7f0020000000-7f0020002000 rw-p 00000000 fe:00 260386                     /data/my models/a.tflite",
+        "7f0020002000-7f0020003000 r--s 10001000 fe:00 260386                     /data/my models/a.tflite",
+        "7f0030000000-7f0030002000 rw-p 00000000 00:00 0 ",
+        "",
+    )
+    assert parse_shared_maps("\n".join(lines)) == {
+        "/data/my models/a.tflite": [(0x7F0000000000, 0x7F0010001000), (0x7F0020002000, 0x7F0020003000)]
+    }
+    assert parse_shared_maps("") == {}
+    with pytest.raises(EnvironmentFault, match="maps"):
+        parse_shared_maps("cat: no such file\n")
 
 
 def test_every_kind_of_memory_is_read_in_bytes() -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,9 @@ def cpu_identity(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         lines = []
     found = sorted({line for line in lines if line.partition(":")[0].strip() in keys})
-    return "\n".join([platform.machine(), platform.processor(), *found])
+    # platform.processor() starts a program, uname, which on Linux knows less than the lines above.
+    processor = "" if sys.platform == "linux" else platform.processor()
+    return "\n".join([platform.machine(), processor, *found])
 
 
 def is_complete(path: Path) -> bool:

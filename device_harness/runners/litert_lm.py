@@ -18,6 +18,9 @@ from toolkit.results.record import Backend, ModelKind
 _MODULE = "device_harness.runners.litert_lm_child"
 _CACHE = "bench-litert-lm-cache"
 
+_CACHES = ("*xnnpack_cache*", "*_mldrift_*cache*.bin", "_*.bin", "*.mtp_drafter*")
+"""What the engine keeps beside a model, by its executor_settings_base.h; older ones wrote MODEL_ID.bin."""
+
 Program = Literal["litert_lm_main", "litert_lm_advanced_main"]
 
 
@@ -59,7 +62,7 @@ class LiteRtLmRunner:
                 model=model.record,
                 binaries=placed.records,
                 environment=placed.environment,
-                weight_caches=(f"{model.path}*xnnpack_cache*",),
+                weight_caches=tuple(f"{model.path}{pattern}" for pattern in _CACHES),
                 groups={"model": (model.path,)},
             ),
         )

@@ -8,6 +8,7 @@ import pytest
 from bundles import fill
 from stand_ins import benchmark_model, litert_lm_main, write_program
 
+from device_harness.bench import BenchSettings, Subject, run_job
 from device_harness.emulator.device import Emulator
 from device_harness.machine import Host, Machine
 from device_harness.placement import place_model
@@ -17,6 +18,7 @@ from device_harness.runners.interface import Job, Reading, Runner, Workload
 from device_harness.runners.litert_lm import LiteRtLmRunner
 from device_harness.runners.python_child import read_child
 from device_harness.runners.session import SessionRunner
+from device_harness.state import read_device
 from device_harness.transport import Transport
 from toolkit.bundle.write import write_bundle
 from toolkit.errors import EnvironmentFault, UsageError
@@ -73,9 +75,24 @@ def test_litert_lm_main_gets_no_option_that_it_lacks(transport: Transport, liter
         jobs(LiteRtLmRunner(binary), transport, litertlm, Workload(threads=4))
 
 
-def test_a_cold_start_removes_the_cache_beside_the_model(transport: Transport, litertlm: Path, tmp_path: Path) -> None:
+def test_a_cold_start_removes_what_the_engine_keeps_beside_the_model_and_nothing_else(
+    folder_device: Emulator, transport: Transport, litertlm: Path, tmp_path: Path
+) -> None:
     (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), transport, litertlm)
-    assert job.weight_caches == ("/data/local/tmp/gemma-edge/model.litertlm*xnnpack_cache*",)
+    folder = folder_device.path("/data/local/tmp/gemma-edge")
+    endings = (
+        ".xnnpack_cache_1_2", ".vision_adapter.xnnpack_cache", "_1_2_mldrift_program_cache.bin",
+        ".vision_encoder_1_2_mldrift_weight_cache.bin", "_16442536968298684338.bin", "_1_2.mtp_drafter_mldrift.bin",
+    )  # fmt: skip
+    for ending in endings:
+        (folder / f"model.litertlm{ending}").write_bytes(b"cache")
+    (folder / "model2.litertlm_1_2_mldrift_program_cache.bin").write_bytes(b"another's")
+    workload = Workload(15, 3, "cold")
+    subject = Subject(transport, read_device(transport), "litert_lm_advanced_main", job)
+    outcome = run_job(subject, workload, BenchSettings(1), progress=lambda *_: None, note=lambda _: None)
+    assert outcome.ended_by is None
+    left = {path.name for path in folder.iterdir() if path.name.startswith("model")}
+    assert left == {"model.litertlm", "model2.litertlm_1_2_mldrift_program_cache.bin"}
 
 
 def test_benchmark_model_has_a_job_for_each_signature(transport: Transport, bundle: Path, tmp_path: Path) -> None:

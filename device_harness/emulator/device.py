@@ -105,7 +105,7 @@ class Emulator:
         done = threading.Event()
 
         def apply() -> None:
-            self.userland.show_thermal(faults.thermal_status)
+            self.userland.show_faults(faults)
             self._daemon.store.set_faults(faults)
             done.set()
 
@@ -130,7 +130,7 @@ class Emulator:
         )
         store = Store(settings.storage_bytes, self.userland.stored_bytes)
         store.set_faults(settings.faults)
-        self.userland.show_thermal(settings.faults.thermal_status)
+        self.userland.show_faults(settings.faults)
         facts = properties(f"emulated{self.port}")
         names = ("ro.product.name", "ro.product.model", "ro.product.device")
         banner = Banner("device", {name: facts[name] for name in names}, settings.features)

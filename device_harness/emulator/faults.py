@@ -33,6 +33,9 @@ class Faults:
     """Services by the start of their names: ``sync:``, ``exec:``, ``shell,v2``."""
     thermal_status: int = 0
     """0 (none) to 6 (shutdown), as THERMAL_NAMES."""
+    battery_percent: int = 100
+    """Below 100 no cable powers the device."""
+    is_screen_on: bool = False
     is_silent: bool = False
     """Connections are taken and never answered: an offline device."""
 
@@ -43,7 +46,7 @@ def parse_faults(texts: Iterable[str]) -> Faults:
     >>> parse_faults(["drop=1MiB", "refuse=exec:", "thermal=severe"])
     ... # doctest: +NORMALIZE_WHITESPACE
     Faults(drop_at_byte=1048576, reboot_at_byte=None, corrupt_at_byte=None, disk_full_at_byte=None, bytes_per_s=None,
-           refused_services=('exec:',), thermal_status=3, is_silent=False)
+           refused_services=('exec:',), thermal_status=3, battery_percent=100, is_screen_on=False, is_silent=False)
     """
     faults = Faults()
     for text in texts:
@@ -60,12 +63,16 @@ def parse_faults(texts: Iterable[str]) -> Faults:
             faults = replace(faults, refused_services=(*faults.refused_services, value))
         elif name == "thermal" and value in THERMAL_NAMES:
             faults = replace(faults, thermal_status=THERMAL_NAMES.index(value))
+        elif name == "battery" and re.fullmatch(r"\d{1,2}|100", value, re.ASCII):
+            faults = replace(faults, battery_percent=int(value))
+        elif name == "screen-on" and not value:
+            faults = replace(faults, is_screen_on=True)
         elif name == "silent" and not value:
             faults = replace(faults, is_silent=True)
         else:
             wanted = (
                 "drop=BYTES, reboot=BYTES, corrupt=BYTE, disk-full=BYTES, slow=BYTES_PER_S, refuse=SERVICE, "
-                f"thermal={'|'.join(THERMAL_NAMES)} or silent"
+                f"thermal={'|'.join(THERMAL_NAMES)}, battery=PERCENT, screen-on or silent"
             )
             raise UsageError("--fault", found=repr(text), wanted=wanted)
     return faults

@@ -39,19 +39,20 @@ def properties(serial: str) -> dict[str, str]:
     }
 
 
-def battery(temperature_tenths: int) -> str:
-    """``dumpsys battery``, on USB power, full."""
+def battery(temperature_tenths: int, percent: int = 100) -> str:
+    """``dumpsys battery``: full and on USB power, or less and on none."""
+    is_full = percent == 100
     return f"""Current Battery Service state:
   AC powered: false
-  USB powered: true
+  USB powered: {"true" if is_full else "false"}
   Wireless powered: false
   Max charging current: 500000
   Max charging voltage: 5000000
-  Charge counter: 4000000
-  status: 5
+  Charge counter: {40000 * percent}
+  status: {5 if is_full else 3}
   health: 2
   present: true
-  level: 100
+  level: {percent}
   scale: 100
   voltage: 4350
   temperature: {temperature_tenths}
@@ -97,9 +98,10 @@ def skin_celsius(status: int) -> float:
     return _SKIN_CELSIUS[status]
 
 
-def power() -> str:
+def power(*, is_screen_on: bool) -> str:
     """The lines of ``dumpsys power`` that say whether the screen is on."""
-    return "POWER MANAGER (dumpsys power)\n\nPower Manager State:\n  mWakefulness=Awake\n  mStayOn=false\n"
+    wakefulness = "Awake" if is_screen_on else "Asleep"
+    return f"POWER MANAGER (dumpsys power)\n\nPower Manager State:\n  mWakefulness={wakefulness}\n  mStayOn=false\n"
 
 
 def settings() -> Mapping[str, str]:

@@ -20,6 +20,7 @@ from typing import Literal
 
 import device_harness
 from device_harness.emulator import templates
+from device_harness.emulator.faults import Faults
 from device_harness.emulator.memory import MemoryLimit
 from device_harness.emulator.sandbox import SHELL_UID, Sandbox
 from toolkit.errors import EnvironmentFault
@@ -121,11 +122,12 @@ class Userland:
         """What df reports from now on."""
         self._write_state("storage", f"{total} {used}\n")
 
-    def show_thermal(self, status: int) -> None:
+    def show_faults(self, faults: Faults) -> None:
         """What dumpsys and the thermal zone report from now on."""
-        celsius = templates.skin_celsius(status)
-        self._write_state("dumpsys/thermalservice", templates.thermal(status))
-        self._write_state("dumpsys/battery", templates.battery(round(10 * celsius) - 20))
+        celsius = templates.skin_celsius(faults.thermal_status)
+        self._write_state("dumpsys/thermalservice", templates.thermal(faults.thermal_status))
+        self._write_state("dumpsys/battery", templates.battery(round(10 * celsius) - 20, faults.battery_percent))
+        self._write_state("dumpsys/power", templates.power(is_screen_on=faults.is_screen_on))
         zone = self.root / "sys/class/thermal/thermal_zone0"
         zone.mkdir(parents=True, exist_ok=True)
         (zone / "type").write_text("skin\n")
@@ -174,9 +176,8 @@ class Userland:
             (self.root / "data/system/settings" / name).write_text(value + "\n")
         properties = templates.properties(self._serial)
         self._write_state("props", "".join(f"{name}={value}\n" for name, value in properties.items()))
-        self._write_state("dumpsys/power", templates.power())
         self._copy_cpus()
-        self.show_thermal(0)
+        self.show_faults(Faults())
 
     def _copy_cpus(self) -> None:
         """The CPUs as the host shows them, for LiteRT reads their number there, and a governor."""

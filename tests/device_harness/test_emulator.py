@@ -51,7 +51,7 @@ def test_it_says_that_it_is_emulated(userland: Callable[[str], str]) -> None:
 def test_it_has_androids_facts(userland: Callable[[str], str]) -> None:
     assert "temperature: 320" in userland("dumpsys battery")
     assert "HAL Ready: true" in userland("dumpsys thermalservice")
-    assert "mWakefulness=Awake" in userland("dumpsys power")
+    assert "mWakefulness=Asleep" in userland("dumpsys power")
     assert userland("dumpsys nothing") == "Can't find service: nothing\n"
     assert userland("cat /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") == "schedutil\n"
     assert "VmRSS" in userland("cat /proc/self/status")

@@ -161,7 +161,23 @@ def test_a_memory_limit_that_cannot_be_set_is_refused(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "text", ["", "drop", "drop=x", "drop=1XB", "thermal=hot", "refuse=", "slow=0", "silent=1", "drop=-1", "explode=1"]
+    "text",
+    [
+        "",
+        "drop",
+        "drop=x",
+        "drop=1XB",
+        "thermal=hot",
+        "refuse=",
+        "slow=0",
+        "silent=1",
+        "drop=-1",
+        "explode=1",
+        "battery=101",
+        "battery=-1",
+        "battery=",
+        "screen-on=1",
+    ],
 )
 def test_a_fault_that_is_none_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="--fault"):
@@ -171,6 +187,7 @@ def test_a_fault_that_is_none_is_a_usage_error(text: str) -> None:
 def test_faults_add_up() -> None:
     faults = parse_faults(["drop=1MB", "reboot=2MB", "corrupt=3", "disk-full=4kB", "slow=5MB/s", "refuse=a"])
     assert faults == Faults(10**6, 2 * 10**6, 3, 4000, 5 * 10**6, ("a",))
+    assert parse_faults(["battery=15", "screen-on"]) == Faults(battery_percent=15, is_screen_on=True)
     assert parse_size("1GiB", "x") == 2**30
 
 

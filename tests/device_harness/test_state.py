@@ -31,7 +31,7 @@ def test_the_state_of_a_device_is_read_in_one_command(transport: Transport) -> N
     assert state.battery == BatteryRecord(100.0, 32.0, 4.35, "full", ("usb",))
     assert state.thermal is not None and (state.thermal.status, state.thermal.source) == (0, "hal")
     assert state.cpus[0] == CpuRecord(0, "schedutil", 2_000_000_000, 2_000_000_000, 2_000_000_000)
-    assert (state.screen_on, state.airplane_mode, state.power_save) == (True, False, False)
+    assert (state.screen_on, state.airplane_mode, state.power_save) == (False, False, False)
     assert state.load_1min is not None
 
 
@@ -47,8 +47,17 @@ def test_throttling_shows_when_it_begins(folder_device: Emulator, transport: Tra
     after = read_state(transport)
     folder_device.set_faults(Faults())
     assert gate_temperature(after.thermal) == ("SKIN", 45.0)
-    assert state_flags(before, before) == {"screen_on"}
-    assert state_flags(before, after) == {"screen_on", "throttled"}
+    assert state_flags(before, before) == set()
+    assert state_flags(before, after) == {"throttled"}
+
+
+def test_a_low_battery_and_a_screen_that_is_on_show(folder_device: Emulator, transport: Transport) -> None:
+    folder_device.set_faults(Faults(battery_percent=15, is_screen_on=True))
+    state = read_state(transport)
+    folder_device.set_faults(Faults())
+    assert state.battery == BatteryRecord(15.0, 32.0, 4.35, "discharging", ())
+    assert state.screen_on and state_flags(state, state) == {"screen_on"}
+    assert read_state(transport).screen_on is False
 
 
 def test_a_device_with_the_old_shell_tells_its_state_too() -> None:

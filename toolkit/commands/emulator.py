@@ -25,11 +25,11 @@ SUMMARY = "run an emulated Android device on 127.0.0.1, with faults on request, 
 EXAMPLES = (
     "gemma-edge emulator",
     "gemma-edge emulator --port 5557 --memory 1GB --storage 4GB",
-    "gemma-edge emulator --fault drop=100MB --fault thermal=severe",
+    "gemma-edge emulator --fault drop=100MB --fault thermal=severe --fault battery=15",
 )
 _FAULTS = (
     "drop=BYTES or reboot=BYTES (when they have come in), corrupt=BYTE, disk-full=BYTES, slow=BYTES_PER_S, "
-    "refuse=SERVICE, thermal=STATUS, silent; may be given more than once"
+    "refuse=SERVICE, thermal=STATUS, battery=PERCENT, screen-on, silent; may be given more than once"
 )
 
 

@@ -98,8 +98,10 @@ def test_properties_are_read(mangle: Callable[[str], str]) -> None:
 
 @however
 def test_the_screen_is_on_when_the_device_is_awake(mangle: Callable[[str], str]) -> None:
-    assert parse_screen(mangle(templates.power())) is True
-    assert parse_screen(mangle(templates.power().replace("Awake", "Dozing"))) is False
+    awake = templates.power(is_screen_on=True)
+    assert parse_screen(mangle(awake)) is True
+    assert parse_screen(mangle(awake.replace("Awake", "Dozing"))) is False
+    assert parse_screen(mangle(templates.power(is_screen_on=False))) is False
     assert parse_screen(mangle("Can't find service: power\n")) is None
 
 

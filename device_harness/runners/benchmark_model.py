@@ -56,6 +56,9 @@ class BenchmarkModelRunner:
     ) -> Job:
         threads = [] if workload.threads is None else [f"--num_threads={workload.threads}"]
         options = [f"--graph={model.path}/{file}", f"--signature_to_run_for={signature}", f"--num_runs={self.runs}"]
+        if workload.backend == "npu":
+            # The SoC's libraries, which the user put beside the program.
+            options += [f"--{kind}_library_path={placed.folder}" for kind in ("dispatch", "compiler_plugin")]
         label = _label(file, signature)
 
         def read(output: str) -> Reading:
@@ -67,7 +70,7 @@ class BenchmarkModelRunner:
             read=read,
             model=model.record,
             binaries=placed.records,
-            environment=placed.environment,
+            environment=placed.environment(workload.backend),
             weight_caches=(f"{model.path}/*xnnpack_cache*",),
             groups=groups,
         )

@@ -13,7 +13,7 @@ from device_harness.push_source import PushFile, PushSource
 from device_harness.transport import Transport, quote, remote_path
 from toolkit.errors import UsageError
 from toolkit.files import CHUNK_BYTES, hash_file, safe_name
-from toolkit.results.record import BinaryRecord
+from toolkit.results.record import Backend, BinaryRecord
 
 _ASK_S = 30.0
 
@@ -26,10 +26,10 @@ class PlacedBinary:
     folder: str
     records: tuple[BinaryRecord, ...]
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What lets the program find its libraries."""
-        return {"LD_LIBRARY_PATH": self.folder}
+    def environment(self, backend: Backend) -> dict[str, str]:
+        """What lets the program find its libraries; Qualcomm's NPU has its own part of them loaded by its driver."""
+        found = {"LD_LIBRARY_PATH": self.folder}
+        return {**found, "ADSP_LIBRARY_PATH": self.folder} if backend == "npu" else found
 
 
 def place_binary(machine: Machine, program: Path, *, version: str | None = None) -> PlacedBinary:

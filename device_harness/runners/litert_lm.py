@@ -61,7 +61,7 @@ class LiteRtLmRunner:
                 read=read,
                 model=model.record,
                 binaries=placed.records,
-                environment=placed.environment,
+                environment=placed.environment(workload.backend),
                 weight_caches=tuple(f"{model.path}{pattern}" for pattern in _CACHES),
                 groups={"model": (model.path,)},
             ),

@@ -109,6 +109,21 @@ def test_benchmark_model_has_a_job_for_each_signature(transport: Transport, bund
     assert found[0].groups["text"] == (f"{folder}/text_decoder.tflite", f"{folder}/embedder.tflite")
 
 
+def test_an_npu_s_libraries_are_found_beside_the_program(
+    transport: Transport, bundle: Path, litertlm: Path, tmp_path: Path
+) -> None:
+    program = benchmark_model(tmp_path / "bin")
+    (program.parent / "libLiteRtDispatch_Qualcomm.so").write_bytes(b"dispatch")
+    workload = Workload(backend="npu")
+    (job,) = jobs(BenchmarkModelRunner(program, ("text_decoder:decode",)), transport, bundle, workload)
+    folder = job.argv[0].rpartition("/")[0]
+    wanted = {"--use_npu=true", f"--dispatch_library_path={folder}", f"--compiler_plugin_library_path={folder}"}
+    assert wanted <= set(job.argv)
+    assert job.environment == {"LD_LIBRARY_PATH": folder, "ADSP_LIBRARY_PATH": folder}
+    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "lm")), transport, litertlm, workload)
+    assert job.environment["ADSP_LIBRARY_PATH"] == job.environment["LD_LIBRARY_PATH"]
+
+
 def test_signatures_can_be_chosen(transport: Transport, bundle: Path, tmp_path: Path) -> None:
     binary = benchmark_model(tmp_path / "bin")
     found = jobs(BenchmarkModelRunner(binary, ("text_decoder:*decode", "embedder:embed_1")), transport, bundle)

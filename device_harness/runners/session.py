@@ -38,7 +38,7 @@ class SessionRunner:
         groups = {name: tuple(f"{model.path}/{file}" for file in part.files) for name, part in manifest.groups.items()}
         return (
             Job(
-                tests=text_tests(workload),
+                tests=_tests(workload),
                 argv=(*python_child.command(machine, _MODULE), *words),
                 read=python_child.read_child,
                 model=model.record,
@@ -47,3 +47,9 @@ class SessionRunner:
                 groups=groups,
             ),
         )
+
+
+def _tests(workload: Workload) -> dict[str, str]:
+    """With the prefill that the time to first token holds, which is the one that Google's engine measures."""
+    first = {f"pp{workload.prompt_tokens}:first": "first_prefill_tokens_per_s"} if workload.prompt_tokens > 1 else {}
+    return {**text_tests(workload), **first}

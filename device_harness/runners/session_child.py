@@ -1,8 +1,9 @@
 """Measures our own session, in a process of its own on the machine that runs it: ``python3 -m`` this module.
 
-The first prompt after loading gives the time to first token; rates are of a second one in the same process, as
-llama-bench warms up before it measures. Tokens are random but always the same, and the second prompt's are others, so
-that its rows of per-layer embeddings are not those that the first has left in memory.
+The first prompt after loading gives the time to first token, and the rate of its prefill under a name of its own; the
+other rates are of a second one in the same process, as llama-bench warms up before it measures. Tokens are random but
+always the same, and the second prompt's are others, so that its rows of per-layer embeddings are not those that the
+first has left in memory.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         counts = (arguments.prompt_tokens, arguments.prompt_tokens, arguments.generated_tokens)
         first, prompt, drawn = ([int(token) for token in draw.integers(0, most, count)] for count in counts)
         started = time.perf_counter()
-        session.feed(first).argmax()
+        session.prefill(first[:-1])
+        first_prefill_s = time.perf_counter() - started
+        session.decode(first[-1]).argmax()
         first_s = time.perf_counter() - started
         session.truncate(0)
         started = time.perf_counter()
@@ -47,6 +50,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         for token in drawn:
             session.decode(token).argmax()
         decode_s = time.perf_counter() - started
+    # A prompt of one token has no prefill: its only token is the decode step's.
+    first_rate = {"first_prefill_tokens_per_s": len(first[:-1]) / first_prefill_s} if first[:-1] else {}
     return {
         "init_s": init_s,
         "time_to_first_token_s": first_s,
@@ -56,6 +61,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         "decode_tokens_count": len(drawn),
         "prefill_tokens_per_s": len(prompt) / prefill_s,
         "decode_tokens_per_s": len(drawn) / decode_s,
+        **first_rate,
     }
 
 

@@ -183,6 +183,9 @@ def test_our_session_is_told_what_to_measure(transport: Transport, bundle: Path)
     (job,) = jobs(SessionRunner(), transport, bundle, Workload(prompt_tokens=16, generated_tokens=8, threads=2))
     assert " ".join(job.argv).endswith("--prompt-tokens 16 --generated-tokens 8 --threads 2")
     assert job.tests["pp16"] == "prefill_tokens_per_s" and job.tests["tg8"] == "decode_tokens_per_s"
+    assert job.tests["pp16:first"] == "first_prefill_tokens_per_s"
+    (single,) = jobs(SessionRunner(), transport, bundle, Workload(prompt_tokens=1, generated_tokens=8))
+    assert "pp1:first" not in single.tests, "a prompt of one token has no prefill"
     assert [record.name for record in job.binaries] == ["python3", "libLiteRt.so"]
     assert job.model.size == "large" and job.weight_caches == (
         "/data/local/tmp/gemma-edge/bench-weight-cache/*.xnnpack",

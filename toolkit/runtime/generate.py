@@ -26,9 +26,12 @@ class GenerationReport:
     """Of the prompt, tokens that an earlier turn had left in the caches."""
     ending: Ending
     prefill_tokens_per_s: float | None
+    """Of the prompt's tokens that were computed anew, all but the last, which is the first decode step's."""
     decode_tokens_per_s: float | None
+    """Of the tokens behind the first; the step that gives the first is part of the time to it."""
     time_to_first_token_s: float | None
-    """From the prompt's tokens to the first generated one; loading the language model is not part of it."""
+    """From the prompt's ids to the first generated one: `media_s`, prefill, and one decode step; loading the language
+    model is not part of it. A session's first call of a signature is, and takes longer than later ones."""
     media_s: float | None
     """Of that, what the towers took to load and to embed images and sounds; None where there was nothing new."""
 
@@ -92,8 +95,10 @@ class Generation:
             token = self._sampler.draw(session.decode(token))
             now = time.perf_counter()
             # What the caller does between tokens is not ours to count.
-            self._decode_s += now - step_started
-            self._first_s = self._first_s or now - started
+            if self._tokens:
+                self._decode_s += now - step_started
+            else:
+                self._first_s = now - started
             self._tokens.append(token)
             ended = self._end_after(token)
             self._ending = ended or "interrupted"
@@ -107,7 +112,7 @@ class Generation:
             reused_tokens=self._reused,
             ending=self._ending,
             prefill_tokens_per_s=_rate(len(self._prompt) - 1 - self._reused, self._prefill_s),
-            decode_tokens_per_s=_rate(len(self._tokens), self._decode_s),
+            decode_tokens_per_s=_rate(len(self._tokens) - 1, self._decode_s),
             time_to_first_token_s=self._first_s or None,
             media_s=self._media_s if self._embedded else None,
         )

@@ -51,8 +51,10 @@ def test_a_bundle_is_measured_on_an_emulated_device_that_is_called_so_everywhere
     assert f"{device.serial} is emulated: speeds are this computer's" in captured.err
     (record,) = read_results(results).records
     assert record.device.emulated and record.runner == "session" and len(record.iterations) == 2
-    assert set(record.tests) == {"pp16", "tg8", "ttft16", "init"}
+    assert set(record.tests) == {"pp16", "tg8", "ttft16", "init", "pp16:first"}
     assert record.iterations[0].figures["decode_tokens_count"] == 8
+    for first_s, rate in zip(record.values("ttft16"), record.values("pp16:first"), strict=True):
+        assert first_s > 15 / rate, "the prefill of all but the last token is part of the time to the first"
     assert record.memory.peak is not None and record.memory.groups["libraries"].mapped_bytes > 0
     assert record.arguments[:3] == ("python3", "-m", "device_harness.runners.session_child")
 
@@ -61,7 +63,7 @@ def test_this_computer_is_measured_too(random_bundle: Path, capsys: pytest.Captu
     assert main(["--json", "bench", str(random_bundle), "--host", *SMALL, "--size", "small", "--cold"]) == 0
     captured = capsys.readouterr()
     found = rows(captured.out)
-    assert [row["test"] for row in found] == ["pp16", "tg8", "ttft16", "init"]
+    assert [row["test"] for row in found] == ["pp16", "tg8", "ttft16", "init", "pp16:first"]
     assert all(row["start"] == "cold" and row["size"] == "small" and row["n"] == 2 for row in found)
     assert all(row["median"] > 0 for row in found)
     assert "emulated" not in captured.out

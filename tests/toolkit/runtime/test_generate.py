@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
@@ -99,6 +100,32 @@ def test_rates_are_positive_or_absent(session: Session) -> None:
     assert report.time_to_first_token_s and report.time_to_first_token_s > 0
     session.truncate(0)
     assert greedy(session, [2]).prefill_tokens_per_s is None
+
+
+def test_every_step_is_counted_in_one_figure(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only the session's steps move: a prefilled token takes a second, a decode step a hundred."""
+    now = 0.0
+    prefill, decode = Session.prefill, Session.decode
+
+    def slow_prefill(self: Session, ids: Sequence[int]) -> None:
+        nonlocal now
+        now += len(ids)
+        prefill(self, ids)
+
+    def slow_decode(self: Session, token: int) -> NDArray[np.float32]:
+        nonlocal now
+        now += 100
+        return decode(self, token)
+
+    monkeypatch.setattr(Session, "prefill", slow_prefill)
+    monkeypatch.setattr(Session, "decode", slow_decode)
+    monkeypatch.setattr("toolkit.runtime.generate.time.perf_counter", lambda: now)
+    report = greedy(session, PROMPT, limit=4)
+    assert report.prefill_tokens_per_s == 1
+    assert report.time_to_first_token_s == len(PROMPT) - 1 + 100
+    assert report.decode_tokens_per_s == pytest.approx(1 / 100)
+    session.truncate(0)
+    assert greedy(session, PROMPT, limit=1).decode_tokens_per_s is None
 
 
 def test_ids_that_mean_nothing_are_never_generated(session: Session) -> None:

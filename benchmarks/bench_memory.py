@@ -124,6 +124,7 @@ def record(outcome: Outcome, bundle: str, load_before: float, path: Path) -> Non
         "contender": outcome.contender.name,
         "limit_bytes": outcome.contender.limit_bytes,
         "completed": outcome.run is not None,
+        "skip": request.skip,
         "prompt": request.prompt,
         "decode": request.decode,
         "threads": request.threads,
@@ -175,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--name", help="of the bundle in the results (default: its directory's)")
     parser.add_argument("--prompt", type=int, default=3968, help="default: %(default)s")
+    parser.add_argument("--skip", type=int, default=0, help="positions before it that only count as filled")
     parser.add_argument("--decode", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--limit", type=parse_bytes, default="3GB", help="of the limited run (default: %(default)s)")
     parser.add_argument("--cache", type=Path, help="for packed weights (default: a temporary one)")
@@ -183,7 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load_before = load_average()
     with TemporaryDirectory(prefix="bench_memory.") as scratch:
         cache = options.cache or Path(scratch)
-        request = SessionRequest(options.bundle.resolve(), options.prompt, options.decode, cache.resolve())
+        request = SessionRequest(
+            options.bundle.resolve(), options.prompt, options.decode, cache.resolve(), skip=options.skip
+        )
         run_child(replace(request, prompt=1, decode=1))  # packs the weights, as the first run of a bundle does
         limited = f"{options.limit / 1e9:g} GB limit"
         contenders = [
@@ -198,8 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 outcomes.append(measure(contender))
             except EnvironmentFault as error:
                 print(f"skipped: {contender.name}: {error}", file=sys.stderr)
-    for outcome in outcomes:
-        record(outcome, options.name or options.bundle.name, load_before, options.output)
+                continue
+            record(outcomes[-1], options.name or options.bundle.name, load_before, options.output)
     print(f"\n{this_device()}\n{options.prompt} + {options.decode} tokens, MB\n\n{table(outcomes)}")
 
 

@@ -1,9 +1,10 @@
 """Seconds, rate and peak memory of ``gemma-edge push`` to an emulated device, beside Debian's ``adb push`` to the same.
 
-Each push is a process of its own, the contenders in turn (A B B A), to a new name each time. ``adb push`` compares no
-hashes, before or after, and does not wait for the storage; ours does. So besides the whole time there is that of
-sending alone, and for adb that of a push followed by ``fsync`` on the device. Then ours pushes the same file again, and
-with one byte changed. Prints and appends one JSON object.
+Each push is a process of its own, the contenders in turn and back (A B B A), to an empty folder. ``adb push`` compares
+no hashes, before or after, and does not wait for the storage; ours does. So besides the whole time there is that of
+sending alone, and for adb that of a push followed by ``fsync`` on the device. Ours pushes a bundle, whose manifest has
+the hashes, and the same bytes as a .litertlm, whose hashes it computes; stored there by the device's own programs, and
+by ours. Then it pushes the .litertlm again, and with one byte changed. Prints and appends one JSON object.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import RESULTS, append_result, load_average, run_child, summary
+from device_harness.native.build import PUSH_RECEIVER, native_program, parse_architecture
+from toolkit.bundle.manifest import CheckpointRecord, KvCache, SizeRecord, TextRecord
+from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
 
 MIB = 1024 * 1024
 FOLDER = "/data/local/tmp/bench"
@@ -75,47 +79,91 @@ def adb_server(serial: str, port: int) -> Iterator[dict[str, str]]:
         subprocess.run(["adb", "kill-server"], env=whole, check=False, capture_output=True)
 
 
-def push_ours(serial: str, source: Path, target: str, log: Path) -> Push:
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """What of ours takes part: a bundle (its manifest has the hashes) or a .litertlm, and who stores it there."""
+
+    source: Path
+    receiver: str
+
+    @property
+    def name(self) -> str:
+        return f"{'bundle' if self.source.is_dir() else 'litertlm'}_{self.receiver}"
+
+
+def push_ours(serial: str, contender: Contender, log: Path) -> Push:
     """One ``gemma-edge push``."""
-    command = [sys.executable, "-m", "toolkit", "push", str(source), "--device", serial, "--target", target, "--json"]
+    command = [sys.executable, "-m", "toolkit", "push", str(contender.source), "--device", serial, "--json"]
+    command += ["--receiver", contender.receiver, "--target", f"{FOLDER}/{contender.name}"]
     usage = run_child(command, log)
     result = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
     return Push(usage.seconds, result["seconds"], result["send_seconds"], result["bytes_sent"], usage.peak_rss_bytes)
 
 
-def measure(serial: str, source: Path, scratch: Path, repeats: int, adb: dict[str, str]) -> dict[str, object]:
-    """Rounds in which the contenders take turns, each pair removed before the next."""
+def write_bundle_of(source: Path, bundle: Path) -> None:
+    """A bundle whose one large file is ``source``, under a second name."""
+    text = TextRecord(8, 8, 8, 4, 1, 8, (8,), (), 30.0, 2, 0, (1,), (KvCache("k", "v", (1, 1, 8, 4)),))
+
+    def fill(folder: Path) -> BundleDraft:
+        os.link(source, folder / "text_decoder.tflite")
+        return BundleDraft(
+            architecture="Gemma3nForCausalLM",
+            checkpoint=CheckpointRecord("random", "0" * 64),
+            text=text,
+            sizes={"one": SizeRecord((0,), (8,), "")},
+            default_size="one",
+            quant={},
+            groups={"text": GroupDraft(("text_decoder.tflite",), 8)},
+        )
+
+    write_bundle(bundle, fill)
+
+
+def measure(
+    serial: str, contenders: Sequence[Contender], scratch: Path, repeats: int, adb: dict[str, str]
+) -> dict[str, object]:
+    """Rounds in which the contenders take turns; what each has pushed is removed before the next."""
     log = scratch / "log"
-    ours: list[Push] = []
+    ours: dict[str, list[Push]] = {contender.name: [] for contender in contenders}
     theirs: list[float] = []
     synced: list[float] = []
     device = scratch / "device" / FOLDER.lstrip("/")
+    source = contenders[-1].source
     for turn in range(repeats):
-        if turn:
-            shutil.rmtree(device)
-        for name in ("adb", "ours")[:: -1 if turn % 2 else 1]:
+        for contender in [None, *contenders][:: -1 if turn % 2 else 1]:
+            shutil.rmtree(device, ignore_errors=True)
             os.sync()  # else one contender waits for what the other wrote
-            if name == "ours":
-                ours.append(push_ours(serial, source, f"{FOLDER}/ours", log))
+            if contender is not None:
+                ours[contender.name].append(push_ours(serial, contender, log))
             else:
                 command = ["adb", "-s", serial, "push", str(source), f"{FOLDER}/adb/{NAME}"]
                 theirs.append(run_child(command, log, adb).seconds)
                 sync = ["adb", "-s", serial, "shell", f"fsync {FOLDER}/adb/{NAME} || sync"]
                 synced.append(theirs[-1] + run_child(sync, log, adb).seconds)
-    again = push_ours(serial, source, f"{FOLDER}/ours", log)
+    shutil.rmtree(device, ignore_errors=True)
+    push_ours(serial, contenders[-1], log)
+    again = push_ours(serial, contenders[-1], log)
     with open(source, "r+b") as file:
         file.seek(source.stat().st_size // 2)
         file.write(b"changed")
-    changed = push_ours(serial, source, f"{FOLDER}/ours", log)
+    changed = push_ours(serial, contenders[-1], log)
+    every = [*(push for pushes in ours.values() for push in pushes), again, changed]
     return {
         "adb_push_s": asdict(summary(theirs)),
         "adb_push_and_fsync_s": asdict(summary(synced)),
-        "ours_send_s": asdict(summary([push.send_s for push in ours])),
-        "ours_push_s": asdict(summary([push.push_s for push in ours])),
-        "ours_process_s": asdict(summary([push.process_s for push in ours])),
-        "ours_peak_rss_bytes": max(push.peak_rss_bytes for push in [*ours, again, changed]),
+        "ours": {name: _summed(pushes) for name, pushes in ours.items()},
+        "ours_peak_rss_bytes": max(push.peak_rss_bytes for push in every),
         "ours_same_again": asdict(again),
         "ours_one_byte_changed": asdict(changed),
+    }
+
+
+def _summed(pushes: Sequence[Push]) -> dict[str, object]:
+    return {
+        "send_s": asdict(summary([push.send_s for push in pushes])),
+        "push_s": asdict(summary([push.push_s for push in pushes])),
+        "process_s": asdict(summary([push.process_s for push in pushes])),
+        "peak_rss_bytes": max(push.peak_rss_bytes for push in pushes),
     }
 
 
@@ -125,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mib", type=int, default=1024, help="size of the file (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="pushes of each (default: %(default)s)")
     parser.add_argument("--isolation", default="auto", help="of the emulated device (default: %(default)s)")
+    parser.add_argument("--receivers", default="native,shell", help="who stores it there (default: %(default)s)")
     parser.add_argument("--server-port", type=int, default=5099, help="of adb's server (default: %(default)s)")
     parser.add_argument("--scratch", type=Path, help="where files go (default: the system's temporary folder)")
     options = parser.parse_args(arguments)
@@ -132,6 +181,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scratch = Path(name)
         source = scratch / NAME
         write_source(source, options.mib)
+        bundle = scratch / "bundle"
+        write_bundle_of(source, bundle)
+        receivers = options.receivers.split(",")
+        contenders = [Contender(path, receiver) for path in (bundle, source) for receiver in receivers]
+        if "native" in receivers:
+            native_program(PUSH_RECEIVER, parse_architecture(os.uname().machine, "host"))
         fields: dict[str, object] = {
             "bytes": source.stat().st_size,
             "repeats": options.repeats,
@@ -143,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             emulated_device(scratch / "device", options.isolation) as serial,
             adb_server(serial, options.server_port) as adb,
         ):
-            fields |= measure(serial, source, scratch, options.repeats, adb)
+            fields |= measure(serial, contenders, scratch, options.repeats, adb)
     append_result(RESULTS / "push.jsonl", "push to an emulated device", fields, ("adb-shell", "numpy"))
     print(json.dumps(fields), flush=True)
 

@@ -70,6 +70,7 @@ def push_bundle(
     *,
     groups: Collection[str] | None = None,
     target: str | None = None,
+    receiver: str | None = None,
     progress: PushProgress | None = None,
 ) -> PushResult:
     """Bring a bundle's ``groups`` (None: all) or a .litertlm file to the folder ``target`` of a device.
@@ -78,7 +79,7 @@ def push_bundle(
     After a fault or an interrupt, what was sent lies in NAME.part files, and the next push goes on there.
     """
     source = open_source(bundle_or_litertlm, groups)
-    return push_source(device, source, target=target, progress=progress)
+    return push_source(device, source, target=target, receiver=receiver, progress=progress)
 
 
 def push_source(
@@ -86,14 +87,15 @@ def push_source(
     source: PushSource,
     *,
     target: str | None = None,
+    receiver: str | None = None,
     progress: PushProgress | None = None,
     patience_s: float = 60.0,
 ) -> PushResult:
     """``push_bundle`` of files that are looked up already, for several devices at once.
 
-    ``patience_s``: how long a device that was cut off has to come back.
+    ``receiver``: what ``place_receiver`` says. ``patience_s``: how long a device that was cut off has to come back.
     """
-    folder = RemoteFolder(device, target or default_target(source))
+    folder = RemoteFolder(device, target or default_target(source), receiver)
     return _Push(device, folder, source, progress).run(patience_s)
 
 

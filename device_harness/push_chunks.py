@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from device_harness.push_source import PART, PushFile
-from device_harness.transport import DeviceRefusal, ExecStream, FileRange, Transport
+from device_harness.transport import DeviceRefusal, ExecStream, FileRange, Transport, quote
 from device_harness.transport_payload import part_of
 from toolkit.files import safe_name
 
@@ -61,6 +61,13 @@ digest $1 $k </dev/null & later; k=$((k+1)); done; }
 # Beside all that, what was written goes to the storage, so that little is left for the end; while the script lives.
 _FLUSH = """{ while kill -0 $$ && sleep 1; do for n in *PART; do SYNC; done; done
 } </dev/null >/dev/null 2>&1 & flusher=$!
+finish() { kill $flusher; wait; }
+"""
+
+# The same by native/push_receiver.c, which keeps no line from the next one: it ends when its chunks are hashed.
+_RECEIVE = """echo FLOWING
+put() { RECEIVER $1 CHUNK $2 $3 $4 || exit 1; }
+finish() { :; }
 """
 
 
@@ -125,6 +132,7 @@ def send_runs(
     runs: Sequence[ChunkRun],
     on_sent: OnSent,
     on_digest: OnDigest,
+    receiver: str | None,
 ) -> None:
     """Store runs in the device's files; ``on_digest`` hears what it then reads there.
 
@@ -132,9 +140,7 @@ def send_runs(
     """
     for batch in _run_batches(runs):
         calls = "\n".join(_put_call(run) for run in batch)
-        flush = _FLUSH.replace("SYNC", sync_command("$n")).replace("PART", PART)
-        script = _filled(_HASH + _LATER + flush + _PUT, batch[0].file.chunk_bytes)
-        script = folder_script(f"{script}{calls}\nkill $flusher; wait; echo {_END}")
+        script = folder_script(f"{_put_script(receiver, batch[0].file.chunk_bytes)}{calls}\nfinish; echo {_END}")
         # What the last jobs read and write may take its time without a word.
         silence_s = timeout_s(2 * _JOBS * batch[0].file.chunk_bytes)
         with device.stream_exec(f"{{ {script}; }} 2>&1", timeout=silence_s) as stream:
@@ -257,6 +263,14 @@ def _send_run(stream: ExecStream, run: ChunkRun, listener: _Listener, on_sent: O
                     listener.finish()
                     raise listener.refusal()
                 on_sent(file, len(message))
+
+
+def _put_script(receiver: str | None, chunk_bytes: int) -> str:
+    """Defines ``put`` and ``finish``."""
+    if receiver is not None:
+        return _filled(_RECEIVE, chunk_bytes).replace("RECEIVER", quote(receiver))
+    flush = _FLUSH.replace("SYNC", sync_command("$n")).replace("PART", PART)
+    return _filled(_HASH + _LATER + flush + _PUT, chunk_bytes)
 
 
 def _put_call(run: ChunkRun) -> str:

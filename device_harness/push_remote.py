@@ -40,7 +40,9 @@ class PartStart:
 class RemoteFolder:
     """The folder that a bundle is pushed to; names in it have passed ``safe_name``."""
 
-    def __init__(self, device: Transport, folder: str) -> None:
+    def __init__(self, device: Transport, folder: str, receiver: str | None = None) -> None:
+        """``receiver``: the program on the device that stores what is sent; None: its own ones do."""
+        self._receiver = receiver
         self._device = device
         self.folder = remote_path(folder)
         self.what = f"{device.serial} {self.folder}"
@@ -84,7 +86,7 @@ class RemoteFolder:
         on_digest: OnDigest,
     ) -> None:
         """Send runs of chunks to their NAME.part; ``on_digest`` hears the hash of each as the device has stored it."""
-        send_runs(self._device, self._inside, runs, on_sent, on_digest)
+        send_runs(self._device, self._inside, runs, on_sent, on_digest, self._receiver)
 
     def free_bytes(self) -> int:
         """Room on the storage that the folder lies on."""

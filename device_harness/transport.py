@@ -58,7 +58,6 @@ __all__ = [
 _COMPONENT = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 _CONNECT_S = 10.0
 _STAT_S = 20.0
-_BLOCK_BYTES = 1024 * 1024
 
 
 def remote_path(folder: str, *names: str) -> str:
@@ -196,25 +195,6 @@ class Transport:
         """Write a small file on the device."""
         return self._push(io.BytesIO(data), len(data), remote, mode, progress)
 
-    def append(self, source: BinaryIO, size: int, remote: str, *, progress: Progress | None = None) -> None:
-        """Add exactly ``size`` bytes of ``source`` to a file's end: how a cut push is taken up again.
-
-        After a cut, the device may still be writing what it had taken: let the file's size settle before the next call.
-        """
-        self._pour(source, size, f"head -c {size} >> {quote(remote)}", remote, progress)
-
-    def overwrite(
-        self, source: BinaryIO, size: int, remote: str, offset: int, *, progress: Progress | None = None
-    ) -> None:
-        """Replace ``size`` bytes from ``offset`` on inside an existing file, leaving the rest as it is.
-
-        ``offset`` is a multiple of 4096, the block that dd seeks by.
-        """
-        if offset % 4096:
-            raise UsageError(f"offset in {remote}", found=str(offset), wanted="a multiple of 4096")
-        command = f"head -c {size} | dd of={quote(remote)} bs=4096 seek={offset // 4096} conv=notrunc 2>/dev/null"
-        self._pour(source, size, command, remote, progress)
-
     def pull(self, remote: str, path: Path, *, progress: Progress | None = None) -> int:
         """Copy a file from the device, whole or not at all; the number of bytes."""
         stat = self._require_file(remote)
@@ -257,23 +237,6 @@ class Transport:
     def _receive(self, remote: str, target: BinaryIO, size: int, progress: Progress | None) -> int:
         with SyncSession(self._link, stall_timeout=STALL_S) as session:
             return session.receive(remote_path(remote), target, size, progress)
-
-    def _pour(self, source: BinaryIO, size: int, command: str, remote: str, progress: Progress | None) -> None:
-        done = 0
-        with self.stream_exec(f"{command} && echo written || echo failed") as stream:
-            while done < size:
-                block = source.read(min(_BLOCK_BYTES, size - done))
-                if not block:
-                    raise UsageError(f"source of {remote}", found=f"{done:,} bytes", wanted=f"{size:,}")
-                if not stream.write(block):
-                    break
-                done += len(block)
-                if progress is not None:
-                    progress(done, size)
-            said = stream.read_all().decode("utf-8", "replace").split("\n")
-        if "written" not in said or done < size:
-            words = " ".join(line for line in said if line and line != "failed") or f"{done:,} of {size:,} bytes taken"
-            raise DeviceRefusal(f"{self.serial} {remote}", found=words, wanted=f"{size:,} bytes written")
 
     def _require_file(self, remote: str) -> RemoteStat:
         stat = self.stat(remote)

@@ -24,6 +24,7 @@ from toolkit.runtime.weight_cache import default_directory
 Architecture = Literal["aarch64", "x86_64"]
 
 FLASH_PROBE = "flash_probe"
+PUSH_RECEIVER = "push_receiver"
 
 # Loadable segments on borders of 16 KiB: devices with pages of that size refuse smaller ones.
 _FLAGS = ("-static", "-std=c99", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-Wl,-z,max-page-size=16384")
@@ -62,17 +63,37 @@ def native_program(
     ``say`` is told that a build begins, for the first one compiles the C library too. EnvironmentFault if there is no
     compiler, or if it fails.
     """
-    source = Path(__file__).with_name(f"{name}.c")
-    version = _zig_version()
-    folder = (directory or default_directory()) / "native"
-    path = folder / f"{name}-{architecture}-{_key(source, version, architecture)}"
+    source, path = _source(name), _path(name, architecture, directory)
     if not path.is_file():
         if say is not None:
             say(f"building {name} for {architecture}; the first time takes a minute")
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as partial:
             _compile(source, architecture, partial)
             partial.chmod(0o755)
+    return _described(name, architecture, path)
+
+
+def built_program(name: str, architecture: Architecture, *, directory: Path | None = None) -> NativeProgram | None:
+    """The program ``name`` if it has been built; this never takes a minute."""
+    try:
+        path = _path(name, architecture, directory)
+    except EnvironmentFault:
+        return None
+    return _described(name, architecture, path) if path.is_file() else None
+
+
+def _source(name: str) -> Path:
+    return Path(__file__).with_name(f"{name}.c")
+
+
+def _path(name: str, architecture: Architecture, directory: Path | None) -> Path:
+    """Where the program lies once it is built."""
+    key = _key(_source(name), _zig_version(), architecture)
+    return (directory or default_directory()) / "native" / f"{name}-{architecture}-{key}"
+
+
+def _described(name: str, architecture: Architecture, path: Path) -> NativeProgram:
     data = path.read_bytes()
     return NativeProgram(name, architecture, path, hashlib.sha256(data).hexdigest(), len(data))
 

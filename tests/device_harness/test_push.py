@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import re
 import shutil
@@ -17,14 +18,18 @@ import numpy as np
 import pytest
 from bundles import DRAFT
 
+import device_harness.push
 import device_harness.push_chunks
 import toolkit.bundle.manifest_json
 import toolkit.files
 from device_harness.devices import tcp_endpoint
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
+from device_harness.native.build import PUSH_RECEIVER, native_program, parse_architecture
 from device_harness.push import PushResult, push_bundle, push_source
 from device_harness.push_chunks import ChunkRun
+from device_harness.push_receiver import Receiver, place_receiver
+from device_harness.push_remote import RemoteFolder
 from device_harness.push_source import Step, open_source
 from device_harness.transport import ConnectionLost, DeviceRefusal, ExecStream, ServiceRefused, Transport
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
@@ -72,6 +77,29 @@ class Counting(Transport):
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolkit.files, "CHUNK_BYTES", CHUNK)
     monkeypatch.setattr(toolkit.bundle.manifest_json, "CHUNK_BYTES", CHUNK)
+
+
+@pytest.fixture(scope="session")
+def receiver() -> str:
+    """Our program, by its path here: a device that is a folder runs it from there."""
+    try:
+        return str(native_program(PUSH_RECEIVER, parse_architecture(os.uname().machine, "host")).path)
+    except EnvironmentFault as fault:
+        pytest.skip(str(fault))
+
+
+@pytest.fixture(autouse=True, params=["shell", "native"])
+def stored_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Receiver:
+    """All of this holds whoever takes the bytes on the device: its own programs, or ours."""
+    if request.param == "native":
+        path: str = request.getfixturevalue("receiver")
+
+        def folder(device: Transport, name: str, placed: str | None) -> RemoteFolder:
+            return RemoteFolder(device, name, placed or path)
+
+        monkeypatch.setattr(device_harness.push, "RemoteFolder", folder)
+    kind: Receiver = request.param
+    return kind
 
 
 @pytest.fixture
@@ -290,12 +318,12 @@ def test_a_foreign_manifest_on_the_device_removes_nothing(
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_it_works_in_both_shells(make_device: MakeDevice, tmp_path: Path, old: bool) -> None:
+def test_it_works_in_both_shells(make_device: MakeDevice, tmp_path: Path, stored_by: Receiver, old: bool) -> None:
     settings = EmulatorSettings(isolation="folder", features=frozenset(), max_payload_bytes=4096)
     bundle = make_bundle(tmp_path / "bundle", make_content())
     device = make_device(settings if old else EmulatorSettings())
     with Counting(device) as transport:
-        push(transport, bundle)
+        push(transport, bundle, receiver=place_receiver(transport, stored_by))
         assert on_device(device) == locally(bundle)
 
 
@@ -520,6 +548,20 @@ def test_storage_that_stays_wrong_is_reported_with_the_place(
     with pytest.raises(DeviceRefusal, match=r"model.litertlm: found other bytes from 16,384 on, sent 3 times"):
         push(transport, path)
     assert list(on_device(device)) == ["model.litertlm.part"]
+
+
+def test_the_receiver_is_found_again_by_its_hash_and_replaced_if_it_is_another(
+    device: Emulator, transport: Counting, stored_by: Receiver
+) -> None:
+    assert place_receiver(transport, "shell") is None
+    if stored_by == "native":
+        first = place_receiver(transport, "native")
+        assert first is not None
+        writes = len(transport.writes)
+        assert place_receiver(transport, "auto") == first and len(transport.writes) == writes
+        device.path(first).write_bytes(b"another")
+        assert place_receiver(transport, "auto") == first and len(transport.writes) > writes
+        assert transport.shell(first, timeout=10).stdout.startswith("usage: push_receiver")
 
 
 # --- hostile and wrong input ------------------------------------------------------------------------------------------

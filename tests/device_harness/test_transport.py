@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import random
 import socket
@@ -208,29 +207,6 @@ def test_a_pulled_file_has_the_same_bytes_and_is_whole_or_absent(
     with pytest.raises(DeviceRefusal, match="no such file"):
         transport.pull(f"{TMP}/not-there", tmp_path / "none")
     assert sorted(os.listdir(tmp_path)) == ["back"]
-
-
-def test_append_takes_up_where_a_push_was_cut(transport: Transport, folder_device: Emulator) -> None:
-    data = random.Random(3).randbytes(2_200_000)
-    transport.push_bytes(data[:700_001], f"{TMP}/part")
-    transport.append(io.BytesIO(data[700_001:]), len(data) - 700_001, f"{TMP}/part")
-    assert folder_device.path(f"{TMP}/part").read_bytes() == data
-
-
-def test_overwrite_changes_only_its_range(transport: Transport, folder_device: Emulator) -> None:
-    before, new = bytes(3_000_000), random.Random(4).randbytes(1_500_000)
-    transport.push_bytes(before, f"{TMP}/range")
-    transport.overwrite(io.BytesIO(new), len(new), f"{TMP}/range", 4096 * 17)
-    after = folder_device.path(f"{TMP}/range").read_bytes()
-    assert after == before[: 4096 * 17] + new + before[4096 * 17 + len(new) :]
-    with pytest.raises(UsageError, match="4096"):
-        transport.overwrite(io.BytesIO(new), len(new), f"{TMP}/range", 100)
-
-
-def test_append_to_a_folder_that_is_not_there_says_so(transport: Transport) -> None:
-    with pytest.raises(DeviceRefusal, match=r"(?i)nonexistent|no such"):
-        transport.append(io.BytesIO(b"x" * 3_000_000), 3_000_000, f"{TMP}/no/such")
-    assert transport.shell("echo on", timeout=10).stdout == "on\n"
 
 
 def test_a_refused_push_carries_the_devices_words(transport: Transport) -> None:

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from device_harness.devices import connect
 from device_harness.push import DEFAULT_FOLDER, PushResult, default_target, push_source
+from device_harness.push_receiver import Receiver, place_receiver
 from device_harness.push_source import PushProgress, PushSource, Step, open_source
 from device_harness.transport import remote_path
 from toolkit.commands.groups import group_names
@@ -38,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="parameter groups that are wanted there; the tokenizer and the chat template always go (default: all)",
     )  # fmt: skip
     parser.add_argument(
+        "--receiver", choices=("auto", "shell", "native"), default="auto",
+        help="what stores and hashes on the device: its own programs (shell), or a small one of ours (native), which "
+        "takes half the processor time, and a minute to build once (default: native if it has been built)",
+    )  # fmt: skip
+    parser.add_argument(
         "--target", metavar="DIR",
         help=f"folder on the device (default: {DEFAULT_FOLDER}/NAME for a bundle, {DEFAULT_FOLDER} for a file)",
     )  # fmt: skip
@@ -51,7 +58,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     target = None if arguments.target is None else remote_path(arguments.target.rstrip("/"))
     source = open_source(arguments.source, arguments.groups)
     target = target or default_target(source)
-    failures = _push_all(names, source, target, terminal)
+    failures = _push_all(names, _Work(source, target, arguments.receiver), terminal)
     for failure in failures[1:]:
         terminal.warn(str(failure))
     if failures:
@@ -59,15 +66,24 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def _push_all(names: list[str | None], source: PushSource, target: str, terminal: Terminal) -> list[ToolkitError]:
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What each device gets."""
+
+    source: PushSource
+    target: str
+    receiver: Receiver
+
+
+def _push_all(names: list[str | None], work: _Work, terminal: Terminal) -> list[ToolkitError]:
     """Push to all devices at once; what went wrong with some, once all have ended."""
     if len(names) == 1:
-        _push_one(names[0], source, target, terminal, threading.Event())
+        _push_one(names[0], work, terminal, threading.Event())
         return []
     ended = threading.Event()
     failures = []
     with ThreadPoolExecutor(len(names)) as pool:
-        running: list[Future[None]] = [pool.submit(_push_one, name, source, target, terminal, ended) for name in names]
+        running: list[Future[None]] = [pool.submit(_push_one, name, work, terminal, ended) for name in names]
         try:
             for future in running:
                 try:
@@ -80,7 +96,7 @@ def _push_all(names: list[str | None], source: PushSource, target: str, terminal
     return failures
 
 
-def _push_one(name: str | None, source: PushSource, target: str, terminal: Terminal, ended: threading.Event) -> None:
+def _push_one(name: str | None, work: _Work, terminal: Terminal, ended: threading.Event) -> None:
     with connect(name) as device, step_bars(terminal, device.serial) as show:
 
         def progress(step: Step, done: int, total: int) -> None:
@@ -88,7 +104,8 @@ def _push_one(name: str | None, source: PushSource, target: str, terminal: Termi
                 raise KeyboardInterrupt
             show(step, done, total)
 
-        result = push_source(device, source, target=target, progress=progress)
+        receiver = place_receiver(device, work.receiver, say=terminal.note)
+        result = push_source(device, work.source, target=work.target, receiver=receiver, progress=progress)
     terminal.result(_as_json(result), _as_text(result))
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from device_harness.push_source import PART, PushFile
-from device_harness.transport import DeviceRefusal, ExecStream, FileRange, Transport, quote
-from device_harness.transport_payload import part_of
+from device_harness.transport import DeviceRefusal, ExecStream, Transport, quote
+from device_harness.transport_payload import FileRange, part_of
 from toolkit.files import safe_name
 
 MAX_CALL_CHARACTERS = 1200

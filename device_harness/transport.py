@@ -26,7 +26,6 @@ from device_harness.transport_faults import (
     Unauthorized,
 )
 from device_harness.transport_link import STALL_S, Link
-from device_harness.transport_payload import FileRange
 from device_harness.transport_port import Port, Signer
 from device_harness.transport_shell import ExecStream, ShellResult, ShellStream, run_shell
 from device_harness.transport_sync import Progress, SyncSession, size_of
@@ -42,7 +41,6 @@ __all__ = [
     "DeviceTimeout",
     "Endpoint",
     "ExecStream",
-    "FileRange",
     "Progress",
     "ProtocolFault",
     "RemoteStat",

@@ -28,10 +28,11 @@ from device_harness.transport import (
     quote,
     remote_path,
 )
+from device_harness.transport_payload import FileRange
 from device_harness.transport_port import TcpPort
 from device_harness.transport_shell import _MarkerFilter
 from device_harness.transport_wire import MAX_PAYLOAD_BYTES, VERSION, VERSION_SKIP_CHECKSUM, pack_header, parse_header
-from toolkit.errors import UsageError
+from toolkit.errors import BundleError, UsageError
 
 MakeDevice = Callable[[EmulatorSettings], Emulator]
 Connect = Callable[[Emulator], Transport]
@@ -422,6 +423,26 @@ def test_checksums_are_sent_to_devices_that_look_at_them(
     # The first message is summed whoever it is for.
     assert headers[0].checksum
     assert all(bool(header.checksum) == sums for header in headers[1:] if header.length)
+
+
+@pytest.mark.parametrize("version", [VERSION, VERSION_SKIP_CHECKSUM])
+def test_a_piece_of_a_file_arrives_as_it_is_and_one_that_has_shrunk_is_a_fault(
+    make_device: MakeDevice, tmp_path: Path, version: int
+) -> None:
+    device = make_device(EmulatorSettings(isolation="folder", version=version))
+    data = random.Random(5).randbytes(3_000_000)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with Transport(tcp_endpoint(device.serial)).connect() as transport, open(path, "rb") as file:
+        with transport.stream_exec(f"head -c 2500000 > {TMP}/piece; echo done") as stream:
+            assert stream.write(FileRange(path, file.fileno(), 123_457, 2_500_000))
+            assert stream.read_all() == b"done\n"
+        assert device.path(f"{TMP}/piece").read_bytes() == data[123_457 : 123_457 + 2_500_000]
+        with (
+            transport.stream_exec("cat > /dev/null") as stream,
+            pytest.raises(BundleError, match="an end at byte 3,000,000, wanted at least"),
+        ):
+            stream.write(FileRange(path, file.fileno(), 2_900_000, 200_000))
 
 
 def test_an_interrupt_between_two_messages_leaves_the_connection_usable(

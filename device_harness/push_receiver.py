@@ -24,7 +24,7 @@ def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], No
     if kind == "shell":
         return None
     folder = remote_path(DEFAULT_FOLDER, "bin")
-    command = f"uname -m; cd {quote(folder)} 2>/dev/null && sha256sum */{PUSH_RECEIVER} 2>/dev/null; true"
+    command = f"uname -m; cd {quote(folder)} 2>/dev/null && sha256sum */{PUSH_RECEIVER}-* 2>/dev/null; true"
     what = f"{device.serial} {PUSH_RECEIVER}"
     machine, *there = device.shell(command, timeout=_ASK_S).require(what).strip().split("\n")
     architecture = parse_architecture(machine, device.serial)

@@ -97,7 +97,7 @@ def stored_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         path: str = request.getfixturevalue("receiver")
 
         def folder(device: Transport, name: str, placed: str | None) -> RemoteFolder:
-            return RemoteFolder(device, name, placed or path)
+            return RemoteFolder(device, name, placed or (path if name == TARGET else None))
 
         monkeypatch.setattr(device_harness.push, "RemoteFolder", folder)
     kind: Receiver = request.param

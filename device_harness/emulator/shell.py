@@ -13,16 +13,7 @@ from device_harness.emulator.channel import Channel
 from device_harness.emulator.store import Store
 from device_harness.emulator.userland import Userland
 from device_harness.transport_faults import ProtocolFault
-from device_harness.transport_wire import (
-    CLOSE_STDIN,
-    EXIT,
-    MAX_PAYLOAD_BYTES,
-    STDERR,
-    STDIN,
-    STDOUT,
-    ShellParser,
-    pack_shell,
-)
+from device_harness.transport_wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell
 
 _READ_BYTES = 256 * 1024
 _MOST_POLL_S = 0.05
@@ -84,8 +75,6 @@ class _Run:
                 stderr=their_errors.fileno() if request.is_v2 else theirs.fileno(),
                 start_new_session=True,
             )
-        # A whole message goes at once, in place of five pieces that each wait for the command.
-        self._main.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_PAYLOAD_BYTES)
         for end in (self._main, self._errors):
             end.setblocking(False)
         self._refusal = b""

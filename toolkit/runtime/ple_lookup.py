@@ -61,6 +61,7 @@ class PleTable:
         headers = [read_header(path) for path in paths]
         check_sequence(paths, headers)
         self.layout: PleLayout = headers[0].layout
+        self._row_bytes = self.layout.row_bytes
         self.statistics = PleStatistics()
         self._paths = tuple(paths)
         self._first = [header.first_token for header in headers]
@@ -72,7 +73,7 @@ class PleTable:
         ]
         self._scale = np.float32(np.sqrt(self.layout.width))
         self._cache: OrderedDict[int, Rows] = OrderedDict()
-        self._cache_rows = 0 if in_ram else cache_bytes // self.layout.row_bytes
+        self._cache_rows = 0 if in_ram else cache_bytes // self._row_bytes
 
     def lookup(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """f32[len(ids), layers, width], times sqrt(width) as the model wants; ids outside the table read row 0."""
@@ -98,7 +99,7 @@ class PleTable:
 
     def _fetch(self, tokens: list[int]) -> Rows:
         """Rows of distinct tokens, from the cache or from the shards: all wanted first, then read."""
-        rows = np.empty((len(tokens), self.layout.row_bytes), np.uint8)
+        rows = np.empty((len(tokens), self._row_bytes), np.uint8)
         missing: list[tuple[int, int, int, int]] = []
         for place, token in enumerate(tokens):
             cached = self._cache.get(token)
@@ -121,7 +122,7 @@ class PleTable:
                     remedy="run gemma-edge check, and copy or convert it again",
                 )
             self._remember(token, rows[place])
-        self.statistics.bytes_read += len(missing) * self.layout.row_bytes
+        self.statistics.bytes_read += len(missing) * self._row_bytes
         # What was read is copied: unmapped again, the table takes no memory of this process.
         self._advise(missing, mmap.MADV_DONTNEED, margin=_FAULT_AROUND_BYTES)
         return rows
@@ -130,7 +131,7 @@ class PleTable:
         """On the pages of the rows and so many bytes before and behind."""
         if not self._maps:
             return
-        size = self.layout.row_bytes
+        size = self._row_bytes
         for _, _, shard, row in missing:
             begin = HEADER_BYTES + row * size
             start, end = max(0, begin - begin % mmap.PAGESIZE - margin), begin + size + margin

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from device_harness.gates import GateResult, GateSettings, ThermalGate
 from device_harness.machine import Machine
+from device_harness.page_cache import DroppedFiles, PageCache
 from device_harness.runners.interface import Job, Reading, Workload
 from device_harness.sampler import DEFAULT_INTERVAL_S, ProcessSample, Sampler, memory_record, series
 from device_harness.state import read_state, read_thermal, state_flags
@@ -65,6 +66,8 @@ class BenchSettings:
     interval_s: float = DEFAULT_INTERVAL_S
     folder: str = "/data/local/tmp"
     """On the machine; where a sampler may write."""
+    page_cache: PageCache | None = None
+    """To take the model's files out of before each iteration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +148,10 @@ class _Bench:
             self._has_timed_out |= gate.timed_out
             if self._workload.start == "cold":
                 self._remove_caches()
+            dropped = self._drop_pages()
             run = self._run()
             self._runs.append(run)
-            self._iterations.append(self._iteration(run, gate))
+            self._iterations.append(self._iteration(run, gate, dropped))
             progress(index + 1, total, self._iterations[-1].figures)
 
     def end_processes(self) -> None:
@@ -197,10 +201,12 @@ class _Bench:
             flags=self._flags(after, drifts, is_whole=is_whole),
         )
 
-    def _iteration(self, run: _Run, gate: GateResult) -> Iteration:
+    def _iteration(self, run: _Run, gate: GateResult, dropped: DroppedFiles | None) -> Iteration:
         thermal = read_thermal(self._machine)
         begin, end = run.reading.begin_s or run.begin_s, run.reading.end_s or run.end_s
         figures = dict(run.reading.figures)
+        if dropped is not None:
+            figures["model_resident_bytes"] = dropped.resident_bytes
         if run.samples:
             last = run.samples[-1]
             figures.setdefault("major_faults_count", last.stat.major_faults)
@@ -254,6 +260,17 @@ class _Bench:
             folder, _, name = pattern.rpartition("/")
             command = f"cd {shlex.quote(folder)} 2>/dev/null && rm -f ./{name}; true"
             self._machine.shell(command, timeout=_ASK_S).require(f"{self._machine.serial} {pattern}")
+
+    def _drop_pages(self) -> DroppedFiles | None:
+        """What stayed in memory is recorded with each iteration, and said once."""
+        if self._settings.page_cache is None:
+            return None
+        paths = list(dict.fromkeys(path for paths in self._job.groups.values() for path in paths))
+        dropped = self._settings.page_cache.drop(self._machine, paths)
+        if dropped.resident_bytes and not self._iterations:
+            found = f"{dropped.resident_bytes:,} of {dropped.bytes:,} bytes"
+            self._note(f"{self._machine.serial}: {found} of the model stay in memory; to the kernel no start is cold")
+        return dropped
 
     def _uptime(self) -> float:
         text = self._machine.shell("cat /proc/uptime", timeout=_ASK_S).require(f"{self._machine.serial} /proc/uptime")

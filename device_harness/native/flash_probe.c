@@ -1,7 +1,9 @@
 /* Reads rows of PLE shards as decode and prefill do, and tells how long each read took.
  *
  *   flash_probe [--state cold|warm] [--seed N] [--reads N] [--batch N] [--batches N] [--tokens FILE] SHARD...
+ *   flash_probe --drop FILE...
  *
+ * The second form takes files of any kind out of memory, and says in one line how much of them stayed.
  * The shards are all of one table, in order (docs/formats/ple_shard.md). Prints one JSON object a line: the table, then
  * one for each way to read (docs/probe.md). Exit code 2: wrong use or a file that is no sound shard; 3: the system.
  * C99 and Linux; links statically; nothing is written to any file.
@@ -572,7 +574,32 @@ static uint64_t parse_count(const char *option, const char *text, uint64_t least
     return value;
 }
 
+static int drop_files(char **paths, int count) {
+    Table table = {.page_bytes = (uint64_t)sysconf(_SC_PAGESIZE)};
+    uint64_t bytes = 0;
+    if (count < 1 || count > MOST_SHARDS) fail(BAD_INPUT, "--drop: found %d files, wanted 1 to %d", count, MOST_SHARDS);
+    table.shards = allocate((uint64_t)count, sizeof *table.shards);
+    for (int i = 0; i < count; i++) {
+        Shard *shard = &table.shards[table.count];
+        struct stat status;
+        shard->path = paths[i];
+        shard->fd = open(shard->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        if (shard->fd < 0 || fstat(shard->fd, &status) < 0)
+            fail(BAD_INPUT, "%s: found '%s', wanted a file", shard->path, strerror(errno));
+        if (!S_ISREG(status.st_mode)) fail(BAD_INPUT, "%s: found something else, wanted a file", shard->path);
+        shard->bytes = (uint64_t)status.st_size;
+        bytes += shard->bytes;
+        if (shard->bytes) table.count++;
+        else close(shard->fd);
+    }
+    uint64_t left = drop_pages(&table);
+    printf("{\"record\": \"dropped\", \"files\": %d, \"bytes\": %" PRIu64 ", \"resident_bytes\": %" PRIu64 "}\n", count,
+           bytes, left * table.page_bytes);
+    return fflush(stdout) ? SYSTEM : 0;
+}
+
 int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "--drop") == 0) return drop_files(argv + 2, argc - 2);
     uint64_t seed = 0, reads = 512, batch_rows = 256, batches = 8;
     bool wants_cold = true, wants_warm = true;
     const char *list = NULL;

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from device_harness.machine import Machine
 from device_harness.native.build import FLASH_PROBE, native_program, parse_architecture
 from device_harness.probe import ProbeSettings, ReadMeasure, parse_probe, shard_groups, shard_names
-from device_harness.runners.binaries import place_binary
+from device_harness.runners.binaries import PlacedBinary, place_binary
 from device_harness.runners.interface import Job, PlacedModel, Reading, Workload
 from toolkit.errors import EnvironmentFault, ResultsError
 from toolkit.results.record import Figures, ModelKind
@@ -30,8 +31,7 @@ class FlashProbeRunner:
         """One."""
         manifest = model.manifest
         assert manifest is not None
-        answer = machine.shell("uname -m", timeout=_ASK_S).require(f"{machine.serial} uname -m")
-        placed = place_binary(machine, native_program(FLASH_PROBE, parse_architecture(answer, machine.serial)).path)
+        placed = place_probe(machine)
         settings = replace(self.settings, state=workload.start)
         shards = [str(PurePosixPath(model.path, name)) for name in shard_names(manifest)]
         groups = {
@@ -47,6 +47,13 @@ class FlashProbeRunner:
             groups=groups,
         )
         return (job,)
+
+
+def place_probe(machine: Machine, say: Callable[[str], None] | None = None) -> PlacedBinary:
+    """Build it, if that was never done for such a machine, and bring it there."""
+    answer = machine.shell("uname -m", timeout=_ASK_S).require(f"{machine.serial} uname -m")
+    architecture = parse_architecture(answer, machine.serial)
+    return place_binary(machine, native_program(FLASH_PROBE, architecture, say=say).path)
 
 
 def probe_tests() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import mmap
 import random
 import shutil
 import struct
@@ -320,3 +321,35 @@ def test_results_are_read_among_noise_and_refused_if_cut_or_changed(run: Run, sh
             parse_probe("\n".join([lines[0], json.dumps({**record, **change}), *lines[2:]]), "probe")
     fields = {field.name for field in dataclasses.fields(ReadMeasure)}
     assert record.keys() == fields | {"record"}
+
+
+# --- files taken out of memory ----------------------------------------------------------------------------------------
+
+
+def resident_bytes(path: Path) -> int:
+    """By util-linux."""
+    done = subprocess.run(["fincore", "-b", "-n", "-o", "RES", str(path)], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(shutil.which("fincore") is None, reason="needs fincore (apt-get install util-linux)")
+def test_dropped_files_are_out_of_memory_unless_someone_holds_them(run: Run, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("free", "held", "empty")]
+    for path, size in zip(paths, (1_000_000, 300_000, 0), strict=True):
+        path.write_bytes(bytes(size))
+    with open(paths[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        assert held[::4096].count(0)
+        said = json.loads(run("--drop", *paths).stdout)
+        assert said == {
+            "record": "dropped", "files": 3, "bytes": 1_300_000,
+            "resident_bytes": sum(map(resident_bytes, paths[:2])),
+        }  # fmt: skip
+        assert said["resident_bytes"] >= 300_000
+    if resident_bytes(paths[0]):
+        pytest.skip("the temporary folder lies in memory")
+    assert json.loads(run("--drop", *paths).stdout)["resident_bytes"] == 0 == resident_bytes(paths[1])
+
+
+@pytest.mark.parametrize("words", [("--drop",), ("--drop", "/nope"), ("--drop", "/"), ("--drop", "/dev/null")])
+def test_only_files_are_dropped(run: Run, words: tuple[str, ...]) -> None:
+    assert run(*words).returncode == 2

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from bundles import fill
+from stand_ins import benchmark_model
 
 import device_harness.probe
 import device_harness.runners.flash_probe
@@ -270,3 +272,29 @@ def _segments(data: bytes) -> dict[int, list[int]]:
         kind = int.from_bytes(data[at : at + 4], "little")
         kinds.setdefault(kind, []).append(int.from_bytes(data[at + 48 : at + 56], "little"))
     return kinds
+
+
+@needs_gcc
+def test_a_cold_bench_can_leave_the_model_s_files_out_of_memory_and_records_what_stayed(
+    bundle: Path, folder_device: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(bundle), "--device", folder_device.serial, "-r", "1", "--results", str(results)]
+    argv += ["--runner", "benchmark_model", "--binary", str(benchmark_model(tmp_path / "bin"))]
+    argv += ["--signature", "text_decoder:decode", "--cold", "--drop-page-cache"]
+    assert main(argv) == 0
+    shard = folder_device.path(f"{TARGET}/ple_00000.bin")
+    with open(shard, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        assert len(held[:]) == shard.stat().st_size
+        capsys.readouterr()
+        assert main(argv) == 0
+    err = capsys.readouterr().err
+    records = read_results(results).records
+    free, stayed = (record.iterations[0].figures["model_resident_bytes"] for record in records)
+    assert stayed >= shard.stat().st_size and stayed >= free >= 0
+    assert f"{stayed:,.0f} of " in err and "to the kernel no start is cold" in err
+
+
+def test_the_page_cache_is_dropped_for_cold_starts_only(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(bundle), "--host", "--drop-page-cache"]) == 2
+    assert "--drop-page-cache: found a warm start, wanted it with --cold" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from device_harness.devices import connect
 from device_harness.gates import GateSettings, prepared_device
 from device_harness.machine import Host, Machine
 from device_harness.native.build import FLASH_PROBE
+from device_harness.page_cache import PageCache, place_page_cache
 from device_harness.placement import LITERTLM, exported_model, place_model
 from device_harness.push import DEFAULT_FOLDER
 from device_harness.runners.benchmark_model import BenchmarkModelRunner
@@ -89,6 +90,10 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
         "--cold", action="store_true",
         help="remove the runner's weight cache before each iteration (default: kept, and filled by an unmeasured run)",
     )  # fmt: skip
+    group.add_argument(
+        "--drop-page-cache", action="store_true",
+        help="with --cold: take the model's files out of the kernel's page cache too, and record what stayed",
+    )  # fmt: skip
     group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: its own default)")
     group.add_argument("--backend", choices=("cpu", "gpu", "npu"), default="cpu", help="default: cpu")
     group.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: the runner's choice)")
@@ -141,6 +146,8 @@ def _interval(text: str) -> float:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0; what was measured before an interrupt or a fault is kept and printed first."""
     name = runner_name(arguments)
+    if arguments.drop_page_cache and not arguments.cold:
+        raise UsageError("--drop-page-cache", found="a warm start", wanted="it with --cold")
     records: list[BenchRecord] = []
     with _writer(arguments) as writer, opened_machine(arguments) as machine:
         try:
@@ -170,7 +177,8 @@ def measured(arguments: argparse.Namespace, name: str, machine: Machine, termina
         device = read_device(machine)
         if device.emulated:
             terminal.note(f"{machine.serial} is emulated: speeds are this computer's")
-        settings = _settings(arguments, device)
+        page_cache = place_page_cache(machine, terminal.note) if arguments.drop_page_cache else None
+        settings = _settings(arguments, device, page_cache)
         runner = make_runner(arguments, name, device, terminal)
         with _placed(arguments, runner, machine, terminal) as model:
             for job in runner.jobs(machine, model, workload):
@@ -220,7 +228,7 @@ def opened_machine(arguments: argparse.Namespace) -> Iterator[Machine]:
             yield device
 
 
-def _settings(arguments: argparse.Namespace, device: DeviceRecord) -> BenchSettings:
+def _settings(arguments: argparse.Namespace, device: DeviceRecord, page_cache: PageCache | None) -> BenchSettings:
     is_phone = device.kind == "adb" and not device.emulated
     pause = arguments.cool_down
     return BenchSettings(
@@ -231,6 +239,7 @@ def _settings(arguments: argparse.Namespace, device: DeviceRecord) -> BenchSetti
         cool_down_s=(_COOL_DOWN_S if is_phone else 0.0) if pause is None else pause,
         interval_s=arguments.interval,
         folder=DEFAULT_FOLDER,
+        page_cache=page_cache,
     )
 
 

@@ -20,12 +20,12 @@ import llama_cpp  # type: ignore[import-not-found]
 
 from benchmarks.engine_run import EngineRun, RunOptions, parse_options, peak_rss_bytes
 
-BATCH = 512  # llama-bench's, and faster here than larger ones
+BATCH = 512
 WARM_TOKENS = 32
 
 
 def run_llama(path: Path, options: RunOptions) -> EngineRun:
-    """Prefill and decode so many tokens, random ones, after a short warm-up as llama-bench has it."""
+    """Prefill and decode so many tokens, random ones, after a short warm-up."""
     llama_cpp.llama_backend_init()
     started = time.perf_counter()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
@@ -35,7 +35,7 @@ def run_llama(path: Path, options: RunOptions) -> EngineRun:
     settings.n_ctx = options.context
     settings.n_batch = settings.n_ubatch = BATCH
     settings.n_threads = settings.n_threads_batch = options.threads
-    settings.swa_full = False  # caches of the window's size where the window slides: llama-bench's choice too
+    settings.swa_full = False  # caches of the window's size where the window slides
     context = llama_cpp.llama_init_from_model(model, settings)
     if not context:
         sys.exit(f"error: {path}: llama.cpp makes no context of {options.context}")

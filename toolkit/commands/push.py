@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--receiver", choices=("auto", "shell", "native"), default="auto",
         help="what stores and hashes on the device: its own programs (shell), or a small one of ours (native), which "
-        "takes half the processor time, and a minute to build once (default: native if it has been built)",
+        "hashes as it stores, and takes a minute to build once (default: native if it has been built)",
     )  # fmt: skip
     parser.add_argument(
         "--target", metavar="DIR",

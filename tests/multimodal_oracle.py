@@ -196,6 +196,10 @@ def _write_configs(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True))
     tokenizer = json.loads((EXAMPLE / "tokenizer.json").read_text())
     like = tokenizer["added_tokens"][-1]
+    # The example's towers have other ids: this vocabulary ends before some of them.
+    tokenizer["added_tokens"] = [
+        token for token in tokenizer["added_tokens"] if token["content"] not in SPELLINGS.values()
+    ]
     tokenizer["added_tokens"] += [{**like, "id": token, "content": text} for token, text in SPELLINGS.items()]
     # As in Gemma's own, newlines are one token: those behind an image are no token of their own before others.
     tokenizer["model"]["vocab"] |= {"\n\n": 3072, "\n\n\n\n": 3073}

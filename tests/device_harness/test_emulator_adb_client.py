@@ -71,7 +71,7 @@ def adb(server: dict[str, str], folder_device: Emulator) -> Adb:
 
 def test_it_is_listed_with_its_model(adb: Adb, folder_device: Emulator) -> None:
     listed = adb("devices", "-l").stdout
-    assert f"{folder_device.serial}" in listed and "model:gemma_edge_emulated_device" in listed
+    assert f"{folder_device.serial}" in listed and "model:emulated_device" in listed
     assert adb("get-state").stdout == "device\n"
 
 

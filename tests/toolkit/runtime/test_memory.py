@@ -67,6 +67,7 @@ def test_the_page_cache_of_a_file_is_counted_apart_from_who_maps_it(tmp_path: Pa
 
 def test_each_stage_has_the_peak_of_its_own(tmp_path: Path) -> None:
     peaks = StagePeaks()
+    peaks.end("what other tests held")
     peaks.end("before")
     held = bytes(128 * MIB).replace(b"\0", b"x")
     peaks.end("large")

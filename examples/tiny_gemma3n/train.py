@@ -291,14 +291,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of texts and training state")
     parser.add_argument("--minutes", type=float, default=65.0)
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of the exported checkpoint")
+    parser.add_argument("--out", type=Path, help="folder of the exported checkpoint (default: WORK/text)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     arguments.work.mkdir(parents=True, exist_ok=True)
     weights = train(arguments.work, arguments.minutes * 60, arguments.seed)
-    export(arguments.work, arguments.out, weights)
-    check_against_transformers(arguments.out, arguments.work)
+    out = arguments.out or arguments.work / "text"
+    export(arguments.work, out, weights)
+    check_against_transformers(out, arguments.work)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,6 @@ from toolkit.errors import BundleError, UsageError
 
 DEFAULT_CACHE_BYTES = 32 << 20
 
-# With a page that is touched the kernel maps those around it which its cache holds (fault_around_bytes, 64 KiB).
-_FAULT_AROUND_BYTES = 1 << 16
-
 Rows = NDArray[np.uint8]
 
 
@@ -111,7 +108,7 @@ class PleTable:
                 rows[place] = cached
         self.statistics.cache_hits += len(tokens) - len(missing)
         if len(missing) > 1:
-            self._advise(missing, mmap.MADV_WILLNEED)
+            self._announce(missing)
         for place, token, shard, row in missing:
             rows[place] = self._rows[shard][row]
             if row_checksum(rows[place]) != stored_checksum(rows[place]):
@@ -123,19 +120,27 @@ class PleTable:
                 )
             self._remember(token, rows[place])
         self.statistics.bytes_read += len(missing) * self._row_bytes
-        # What was read is copied: unmapped again, the table takes no memory of this process.
-        self._advise(missing, mmap.MADV_DONTNEED, margin=_FAULT_AROUND_BYTES)
+        self._unmap({shard for _, _, shard, _ in missing})
         return rows
 
-    def _advise(self, missing: list[tuple[int, int, int, int]], advice: int, *, margin: int = 0) -> None:
-        """On the pages of the rows and so many bytes before and behind."""
+    def _announce(self, missing: list[tuple[int, int, int, int]]) -> None:
+        """Let the kernel read the pages of all rows at once."""
         if not self._maps:
             return
-        size = self._row_bytes
         for _, _, shard, row in missing:
-            begin = HEADER_BYTES + row * size
-            start, end = max(0, begin - begin % mmap.PAGESIZE - margin), begin + size + margin
-            self._maps[shard].madvise(advice, start, min(end, len(self._maps[shard])) - start)
+            begin = HEADER_BYTES + row * self._row_bytes
+            start = begin - begin % mmap.PAGESIZE
+            self._maps[shard].madvise(mmap.MADV_WILLNEED, start, begin + self._row_bytes - start)
+
+    def _unmap(self, shards: set[int]) -> None:
+        """What was read is copied: unmapped again, the table takes no memory of this process.
+
+        The whole shard (some 5 us): with a page that is touched the kernel maps those around it which its cache holds,
+        64 KiB by default, and more where the cache has them in one piece.
+        """
+        if self._maps:
+            for shard in shards:
+                self._maps[shard].madvise(mmap.MADV_DONTNEED)
 
     def _remember(self, token: int, row: Rows) -> None:
         if self._cache_rows:

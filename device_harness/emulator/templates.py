@@ -158,7 +158,7 @@ esac
 
 DF = """#!/bin/sh
 # toybox's columns; the emulated device's limit in place of the host's disk.
-case $* in *-h*) exec "$HOST_DF" "$@";; esac
+case " $*" in *" -h"*) exec "$HOST_DF" "$@";; esac
 read -r total used < "$STATE/storage"
 echo 'Filesystem     1K-blocks    Used Available Use% Mounted on'
 echo "/dev/emulated $((total / 1024)) $((used / 1024)) $(((total - used) / 1024)) $((100 * used / total))% /data"

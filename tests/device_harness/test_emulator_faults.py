@@ -6,6 +6,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -72,8 +73,12 @@ def test_a_full_disk_refuses_pushes_and_appends_in_words(
     assert transport.shell("echo on", timeout=10).stdout == "on\n"
 
 
-def test_df_shows_the_storage_limit_and_what_is_left_of_it(make_device: MakeDevice, reach: Connect) -> None:
-    transport = reach(make_device(EmulatorSettings(isolation="folder", storage_bytes=10 * 2**20)))
+def test_df_shows_the_storage_limit_and_what_is_left_of_it(
+    make_device: MakeDevice, reach: Connect, tmp_path: Path
+) -> None:
+    # The device's folder is part of df's arguments: its name must not read as an option.
+    settings = EmulatorSettings(isolation="folder", storage_bytes=10 * 2**20, root=tmp_path / "emulated-here")
+    transport = reach(make_device(settings))
     transport.push_bytes(bytes(2**20), f"{TMP}/one")
     words = transport.shell(f"df -k {TMP}", timeout=10).require("df").splitlines()[1].split()
     assert (words[1], words[3], words[5]) == ("10240", "9215", "/data")

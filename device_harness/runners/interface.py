@@ -13,6 +13,7 @@ from typing import Protocol
 
 from device_harness.machine import Machine
 from toolkit.bundle.manifest import Manifest
+from toolkit.report.bench_table import workload_name
 from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelKind, ModelRecord, Start
 
 
@@ -75,8 +76,8 @@ class Job:
 def text_tests(workload: Workload) -> dict[str, str]:
     """Test names of a text model to figures: llama-bench's, and two that it does not measure."""
     return {
-        f"pp{workload.prompt_tokens}": "prefill_tokens_per_s",
-        f"tg{workload.generated_tokens}": "decode_tokens_per_s",
+        workload_name(workload.prompt_tokens, 0): "prefill_tokens_per_s",
+        workload_name(0, workload.generated_tokens): "decode_tokens_per_s",
         f"ttft{workload.prompt_tokens}": "time_to_first_token_s",
         "init": "init_s",
     }

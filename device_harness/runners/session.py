@@ -8,6 +8,7 @@ from device_harness.machine import Machine
 from device_harness.runners import python_child
 from device_harness.runners.interface import Job, PlacedModel, Workload, text_tests
 from toolkit.errors import UsageError
+from toolkit.report.bench_table import workload_name
 from toolkit.results.record import ModelKind
 
 _MODULE = "device_harness.runners.session_child"
@@ -51,5 +52,6 @@ class SessionRunner:
 
 def _tests(workload: Workload) -> dict[str, str]:
     """With the prefill that the time to first token holds, which is the one that Google's engine measures."""
-    first = {f"pp{workload.prompt_tokens}:first": "first_prefill_tokens_per_s"} if workload.prompt_tokens > 1 else {}
+    prefill = workload_name(workload.prompt_tokens, 0)
+    first = {f"{prefill}:first": "first_prefill_tokens_per_s"} if workload.prompt_tokens > 1 else {}
     return {**text_tests(workload), **first}

@@ -34,7 +34,6 @@ from toolkit.files import Progress, hash_file, require_free_space, scratch_besid
 from toolkit.layout import ceil_div
 from toolkit.tflite.rewrite import select_signatures
 from toolkit.tflite.schema import SubgraphRecord
-from toolkit.tflite.writer import pack_header
 
 _ZLIB_LEVEL = 9
 
@@ -186,7 +185,7 @@ def _per_layer_embedder(parts: _Parts) -> tuple[bytes | FilePart, ...]:
     headers = [read_header(shard.path) for shard in shards]
     check_sequence([shard.path for shard in shards], headers)
     layout = layout_ple(headers[0].layout)
-    header = pack_header(layout).ljust(layout.blobs[ROWS].offset_bytes, b"\0")
+    header = layout.header.ljust(layout.blobs[ROWS].offset_bytes, b"\0")
     return (header, *(replace(shard, skip=HEADER_BYTES) for shard in shards))
 
 

@@ -19,6 +19,7 @@ from toolkit.errors import GraphError
 
 SCHEMA_VERSION = 3  # tflite/schema.fbs: `version` of every current file
 FILE_IDENTIFIER = b"TFL3"
+_BUFFER_OFFSET = 6  # place of `offset` in the vtable of `Buffer`
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,28 @@ def pack(model: ModelRecord) -> bytes:
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(root.Pack(builder), file_identifier=FILE_IDENTIFIER)
     return bytes(builder.Output())
+
+
+def set_buffer_offsets(packed: bytearray, offsets: Mapping[int, int]) -> None:
+    """Write offsets of buffers, by index, over those that a flatbuffer of `pack` has."""
+    model = fb.Model.GetRootAs(packed, 0)
+    for index, offset in offsets.items():
+        table = model.Buffers(index)._tab
+        struct.pack_into("<Q", packed, table.Pos + table.Offset(_BUFFER_OFFSET), offset)
+
+
+def set_scales(packed: bytearray, scales: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write per-channel scales, by name of the tensor, over those that a flatbuffer of `pack` has."""
+    model = fb.Model.GetRootAs(packed, 0)
+    missing = {name.encode(): values for name, values in scales.items()}
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            if not missing:
+                return
+            values = missing.pop(tensor.Name(), None)
+            if values is not None:  # tensors of other subgraphs share the table
+                tensor.Quantization().ScaleAsNumpy()[:] = values
+    assert not missing, f"no tensors {sorted(missing)}"
 
 
 def unpack(data: memoryview) -> ModelRecord:

@@ -1,6 +1,7 @@
-"""Writes .tflite files: header first with placeholders, weights streamed behind it, then the header with its scales.
+"""Writes .tflite files: the weights are streamed behind the header's place, then the header with the scales they got.
 
-The header's length depends on no value that is filled in later, so no weight is held and nothing moves.
+The header's length depends on no value that is filled in later, so it is packed once, with placeholders that are
+written over: no weight is held and nothing moves.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.errors import RecipeError
 from toolkit.files import write_at
@@ -38,12 +38,11 @@ class BlobPlace:
 
 @dataclass(frozen=True, slots=True)
 class TfliteLayout:
-    """A file before its weights are read: its graphs, where each weight will lie, and the bytes of it all."""
+    """A file before its weights are read: its header with scales of 1, where each weight will lie, its size."""
 
-    signatures: tuple[Signature, ...]
+    header: bytes
     placements: tuple[Placement, ...]
     blobs: Mapping[str, BlobPlace]
-    header_bytes: int
     size_bytes: int
 
     @property
@@ -69,11 +68,10 @@ def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]
         if weight in tables and schemes[weight.name].dtype == "f16":
             # LiteRT would widen the whole table at every call.
             raise RecipeError(f"table {weight.name}", found="f16", wanted="f32 or integers")
-    trial = _place(weights, tables, schemes, header_bytes=1)
-    blobs = _place_blobs(signatures, 1)
-    header_bytes = len(_Packing(signatures, trial, blobs).pack(_placeholder_scales(trial)))
-    placements = _place(weights, tables, schemes, header_bytes=header_bytes)
-    ends = [header_bytes]
+    packing = _Packing(signatures, _place(weights, tables, schemes, header_bytes=1), _place_blobs(signatures, 1))
+    header = bytearray(packing.pack())
+    placements = _place(weights, tables, schemes, header_bytes=len(header))
+    ends = [len(header)]
     for placement in placements:
         shape, scheme = placement.weight.shape, placement.scheme
         ends.append(placement.payload_offset + payload_bytes(shape, scheme))
@@ -81,19 +79,14 @@ def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]
             ends.append(placement.scales_offset + scales_bytes(shape, scheme))
     blobs = _place_blobs(signatures, max(ends))
     ends += [place.offset_bytes + place.size_bytes for place in blobs.values()]
-    return TfliteLayout(tuple(signatures), placements, blobs, header_bytes, max(ends))
+    schema.set_buffer_offsets(header, packing.buffer_offsets(placements, blobs))
+    return TfliteLayout(bytes(header), placements, blobs, max(ends))
 
 
 def layout_files(files: Mapping[str, Sequence[Signature]], recipe: Recipe) -> dict[str, TfliteLayout]:
     """Several files of one model, by name; the recipe sees all their weights at once."""
     schemes = recipe.plan(distinct_weights([signature for file in files.values() for signature in file]))
     return {name: layout_tflite(signatures, schemes) for name, signatures in files.items()}
-
-
-def pack_header(layout: TfliteLayout) -> bytes:
-    """Everything before the first blob of a file that has no weights."""
-    assert not layout.placements, "the scales of weights are known only after streaming them"
-    return _Packing(layout.signatures, (), layout.blobs).pack({})
 
 
 def write_tflite(
@@ -111,13 +104,9 @@ def write_tflite(
     with open(path, "wb") as file:
         os.truncate(file.fileno(), layout.size_bytes)
         scales = stream_weights(file.fileno(), layout.placements, source, workers=workers, progress=progress)
-        header = _Packing(layout.signatures, layout.placements, layout.blobs).pack(scales)
-        assert len(header) == layout.header_bytes, "the header grew after it was laid out"
-        write_at(file.fileno(), header, 0)
-
-
-def _placeholder_scales(placements: Sequence[Placement]) -> dict[str, NDArray[np.float32]]:
-    return {p.weight.name: np.ones(p.weight.shape[0], np.float32) for p in placements if p.scheme.per_channel}
+        header = bytearray(layout.header)
+        schema.set_scales(header, scales)
+        write_at(file.fileno(), memoryview(header), 0)
 
 
 def _place(
@@ -150,7 +139,7 @@ def _place_blobs(signatures: Sequence[Signature], offset: int) -> dict[str, Blob
 
 
 class _Packing:
-    """Buffers, tensors and subgraphs of one file whose weights lie at given places."""
+    """Buffers, tensors and subgraphs of one file whose weights lie at given places, with scales of 1."""
 
     def __init__(
         self,
@@ -160,6 +149,11 @@ class _Packing:
     ) -> None:
         self._signatures = signatures
         self._schemes = {p.weight.name: p.scheme for p in placements}
+        self._per_channel = {
+            p.weight.name: schema.Quantization(scales=np.ones(p.weight.shape[0], np.float32))
+            for p in placements
+            if p.scheme.per_channel
+        }
         self._buffers = [schema.BufferRecord()]
         self._payload_buffer: dict[str, int] = {}
         self._scales_buffer: dict[str, int] = {}
@@ -177,24 +171,31 @@ class _Packing:
             for name, place in blobs.items()
         }
 
-    def pack(self, scales: Mapping[str, NDArray[np.float32]]) -> bytes:
+    def pack(self) -> bytes:
         """The header, with one float32 scale per channel of each weight that has them."""
-        quantization = {name: schema.Quantization(scales=s) for name, s in scales.items()}
-        subgraphs = tuple(self._subgraph(s, quantization) for s in self._signatures)
+        subgraphs = tuple(self._subgraph(s) for s in self._signatures)
         names = tuple(s.name for s in self._signatures)
         return schema.pack(schema.ModelRecord(subgraphs, tuple(self._buffers), names))
+
+    def buffer_offsets(self, placements: Sequence[Placement], blobs: Mapping[str, BlobPlace]) -> dict[int, int]:
+        """Where each buffer of the file, by its index, lies with these places of the same weights and blobs."""
+        offsets = {self._payload_buffer[p.weight.name]: p.payload_offset for p in placements}
+        for placement in placements:
+            if placement.scales_offset is not None:
+                offsets[self._scales_buffer[placement.weight.name]] = placement.scales_offset
+        return offsets | {self._blob_buffer[name]: place.offset_bytes for name, place in blobs.items()}
 
     def _buffer(self, *, data: bytes | None = None, offset_bytes: int = 0, size_bytes: int = 0) -> int:
         self._buffers.append(schema.BufferRecord(data, offset_bytes, size_bytes))
         return len(self._buffers) - 1
 
-    def _subgraph(self, signature: Signature, per_channel: Mapping[str, schema.Quantization]) -> schema.SubgraphRecord:
+    def _subgraph(self, signature: Signature) -> schema.SubgraphRecord:
         graph = signature.graph
         nodes = graph.live_nodes()
         values = _live_values(graph, nodes)
         index = {id(value): n for n, value in enumerate(values)}
         names = _tensor_names(graph)
-        tensors = [self._tensor(value, names[value.index], per_channel) for value in values]
+        tensors = [self._tensor(value, names[value.index]) for value in values]
         widened = []
         for n, value in enumerate(values):
             if value.weight is not None and value.weight.name in self._scales_buffer:
@@ -211,13 +212,13 @@ class _Packing:
             {name: index[id(value)] for name, value in graph.outputs.items()},
         )
 
-    def _tensor(self, value: Value, name: str, per_channel: Mapping[str, schema.Quantization]) -> schema.TensorRecord:
+    def _tensor(self, value: Value, name: str) -> schema.TensorRecord:
         if value.weight is not None:
             weight = value.weight
             scheme = self._schemes[weight.name]
             buffer = self._payload_buffer[weight.name]
             element = _ELEMENTS[scheme.dtype]
-            return schema.TensorRecord(name, weight.shape, element, buffer, per_channel.get(weight.name))
+            return schema.TensorRecord(name, weight.shape, element, buffer, self._per_channel.get(weight.name))
         buffer = self._blob_buffer[value.blob] if value.blob is not None else 0
         if value.constant is not None:
             data = value.constant.tobytes()

@@ -18,7 +18,6 @@ from toolkit.errors import BundleError, RecipeError
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
 from toolkit.runtime.ple_lookup import PleTable
-from toolkit.tflite.writer import pack_header
 
 VOCAB, LAYERS, WIDTH = 300, 3, 32
 TABLE = "embed_tokens_per_layer.weight"
@@ -207,7 +206,7 @@ def test_the_graph_over_the_rows_gives_what_the_reader_gives(tmp_path: Path, bit
     laid_out = layout_ple(layout(bits))
     rows = b"".join(path.read_bytes()[HEADER_BYTES:] for path in paths)
     model = tmp_path / "ple.tflite"
-    model.write_bytes(pack_header(laid_out).ljust(laid_out.blobs[ROWS].offset_bytes, b"\0") + rows)
+    model.write_bytes(laid_out.header.ljust(laid_out.blobs[ROWS].offset_bytes, b"\0") + rows)
     assert laid_out.blobs[ROWS].offset_bytes % 4096 == 0
     runner = Interpreter(str(model)).get_signature_runner("embed_1")
     table = PleTable(paths)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from device_harness.gates import GateResult, GateSettings, ThermalGate
+from device_harness.gates import GateResult, GateSettings, PowerGate, ThermalGate
 from device_harness.machine import Machine
 from device_harness.page_cache import DroppedFiles, PageCache
 from device_harness.runners.interface import Job, Reading, Workload
@@ -122,7 +122,8 @@ class _Bench:
         self._workload = workload
         self._settings = settings
         self._note = note
-        self._gate = ThermalGate(subject.machine, settings.gate, note)
+        self._power_gate = PowerGate(subject.machine, settings.gate, note)
+        self._thermal_gate = ThermalGate(subject.machine, settings.gate, note)
         self._token = f"{_TOKEN}={secrets.token_hex(8)}"
         self._started_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._started = time.monotonic()
@@ -130,13 +131,14 @@ class _Bench:
         self._before: StateRecord | None = None
         self._runs: list[_Run] = []
         self._iterations: list[Iteration] = []
-        self._has_timed_out = False
+        self._gates: list[GateResult] = []
 
     def measure(self, progress: Progress) -> None:
         """Until all iterations are done."""
         self._begin_s = self._uptime()
+        self._gates.append(self._power_gate.wait())
         if self._workload.start == "warm":
-            self._note(f"{self._machine.serial}: {self._runner} runs once unmeasured, to fill its weight cache")
+            self._note(f"{self._machine.serial}: {self._runner} runs once unmeasured, to warm up")
             self._run()
         self._before = read_state(self._machine)
         total = self._settings.repetitions
@@ -144,14 +146,14 @@ class _Bench:
         for index in range(total):
             if index and self._settings.cool_down_s:
                 time.sleep(self._settings.cool_down_s)
-            gate = self._gate.wait()
-            self._has_timed_out |= gate.timed_out
+            gates = [self._power_gate.wait(), self._thermal_gate.wait()]
+            self._gates += gates
             if self._workload.start == "cold":
                 self._remove_caches()
             dropped = self._drop_pages()
             run = self._run()
             self._runs.append(run)
-            self._iterations.append(self._iteration(run, gate, dropped))
+            self._iterations.append(self._iteration(run, sum(gate.waited_s for gate in gates), dropped))
             progress(index + 1, total, self._iterations[-1].figures)
 
     def end_processes(self) -> None:
@@ -186,6 +188,7 @@ class _Bench:
             backend=self._workload.backend,
             start=self._workload.start,
             threads=self._workload.threads,
+            context=self._job.context,
             arguments=(("env", *environment) if environment else ()) + self._job.argv,
             tests=tests,
             model=self._job.model,
@@ -201,7 +204,7 @@ class _Bench:
             flags=self._flags(after, drifts, is_whole=is_whole),
         )
 
-    def _iteration(self, run: _Run, gate: GateResult, dropped: DroppedFiles | None) -> Iteration:
+    def _iteration(self, run: _Run, gate_wait_s: float, dropped: DroppedFiles | None) -> Iteration:
         thermal = read_thermal(self._machine)
         begin, end = run.reading.begin_s or run.begin_s, run.reading.end_s or run.end_s
         figures = dict(run.reading.figures)
@@ -216,7 +219,7 @@ class _Bench:
         return Iteration(
             begin_s=round(max(0.0, begin - self._begin_s), 3),
             end_s=round(max(0.0, end - self._begin_s), 3),
-            gate_wait_s=round(gate.waited_s, 3),
+            gate_wait_s=round(gate_wait_s, 3),
             thermal_status=None if thermal is None else thermal.status,
             figures=figures,
         )
@@ -231,7 +234,9 @@ class _Bench:
 
     def _delegation(self) -> Delegation | None:
         found = [run.reading.delegation for run in self._runs if run.reading.delegation is not None]
-        return found[-1] if found else None
+        if found:
+            return found[-1]
+        return None if self._job.no_delegation is None else Delegation(None, None, self._job.no_delegation)
 
     def _drifts(self) -> dict[str, Drift]:
         drifts = {}
@@ -244,13 +249,14 @@ class _Bench:
     def _flags(self, after: StateRecord | None, drifts: dict[str, Drift], *, is_whole: bool) -> tuple[Flag, ...]:
         flags: set[Flag] = set() if is_whole else {"interrupted"}
         if self._before is not None:
-            flags |= state_flags(self._before, after or self._before)
+            low = self._settings.gate.low_battery_percent
+            flags |= state_flags(self._before, after or self._before, low_battery_percent=low)
         if any((item.thermal_status or 0) > 0 for item in self._iterations):
             flags.add("throttled")
         if any(found.shown for found in drifts.values()):
             flags.add("drifted")
-        if self._has_timed_out:
-            flags.add("gate_timeout")
+        for gate in self._gates:
+            flags |= gate.flags | ({"gate_timeout"} if gate.timed_out else set())
         if any(run.sampler_failed for run in self._runs):
             flags.add("sampler_failed")
         return tuple(sorted(flags))
@@ -265,7 +271,7 @@ class _Bench:
         """What stayed in memory is recorded with each iteration, and said once."""
         if self._settings.page_cache is None:
             return None
-        paths = list(dict.fromkeys(path for paths in self._job.groups.values() for path in paths))
+        paths = list(dict.fromkeys(part.path for parts in self._job.groups.values() for part in parts))
         dropped = self._settings.page_cache.drop(self._machine, paths)
         if dropped.resident_bytes and not self._iterations:
             found = f"{dropped.resident_bytes:,} of {dropped.bytes:,} bytes"

@@ -1,18 +1,19 @@
-"""Waits until a device is cool, and puts back what was changed on it."""
+"""Waits until a device is cool and has the power it needs, and puts back what was changed on it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from device_harness.machine import Machine
-from device_harness.state import READ_S, gate_temperature, read_thermal
+from device_harness.state import LOW_BATTERY_PERCENT, READ_S, gate_temperature, power_flags, read_power, read_thermal
 from device_harness.transport import DeviceRefusal, Transport
 from toolkit.errors import EnvironmentFault, UsageError
-from toolkit.results.record import ThermalRecord
+from toolkit.results.record import Flag, ThermalRecord
 
 Note = Callable[[str], None]
 """Told what is being waited for."""
@@ -26,9 +27,13 @@ _STAY_ON = ("stay_on_while_plugged_in", "7")
 _log = logging.getLogger(__name__)
 
 
+OnLowPower = Literal["flag", "wait", "refuse"]
+ON_LOW_POWER: tuple[OnLowPower, ...] = get_args(OnLowPower)
+
+
 @dataclass(frozen=True, slots=True)
 class GateSettings:
-    """When a device counts as cool: not throttling, and its gate temperature within bounds."""
+    """When a device counts as cool, not throttling and within bounds; and as having the power to run as it can."""
 
     limit_celsius: float | None = None
     """None: what it was before the first iteration, plus ``margin_celsius``."""
@@ -36,6 +41,9 @@ class GateSettings:
     timeout_s: float = 300.0
     refuses: bool = False
     """A device that stays hot is an error; else its results are flagged."""
+    low_battery_percent: float = LOW_BATTERY_PERCENT
+    on_low_power: OnLowPower = "flag"
+    """What a battery below that, or a device that saves power, leads to."""
     poll_s: float = 2.0
 
 
@@ -45,6 +53,51 @@ class GateResult:
 
     waited_s: float
     timed_out: bool
+    flags: frozenset[Flag] = frozenset()
+    """What was not as it should be when the run began."""
+
+
+class PowerGate:
+    """Asked before each iteration; a machine that tells neither battery nor power saving is always let through."""
+
+    def __init__(self, machine: Machine, settings: GateSettings, note: Note) -> None:
+        self._machine = machine
+        self._settings = settings
+        self._note = note
+        self._told: frozenset[Flag] = frozenset()
+
+    def wait(self) -> GateResult:
+        """DeviceRefusal if that is wanted and power is low; flags if it is, or is still after ``timeout_s``."""
+        found = self._look()
+        if not found or self._settings.on_low_power == "flag":
+            self._tell(found, "the results are flagged")
+            return GateResult(0.0, timed_out=False, flags=frozenset(found))
+        if self._settings.on_low_power == "refuse":
+            remedy = "charge it, turn power saving off, or leave out --on-low-power"
+            wanted = f"a battery of at least {self._settings.low_battery_percent:g} % and no power saving"
+            raise DeviceRefusal(
+                f"{self._machine.serial} power", found=", ".join(found.values()), wanted=wanted, remedy=remedy
+            )
+        started = time.monotonic()
+        self._tell(found, f"waiting up to {self._settings.timeout_s:.0f} s")
+        while found and (left := self._settings.timeout_s - (time.monotonic() - started)) > 0:
+            time.sleep(min(self._settings.poll_s, left))
+            found = self._look()
+        return GateResult(time.monotonic() - started, timed_out=bool(found), flags=frozenset(found))
+
+    def _look(self) -> dict[Flag, str]:
+        """What is low, in words."""
+        battery, power_save = read_power(self._machine)
+        level = (battery.level_percent if battery is not None else None) or 0
+        words: dict[Flag, str] = {"low_battery": f"battery {level:g} %", "power_save": "power saving on"}
+        low = power_flags(battery, power_save, self._settings.low_battery_percent)
+        return {flag: text for flag, text in words.items() if flag in low}
+
+    def _tell(self, found: Mapping[Flag, str], what: str) -> None:
+        """Once for each state."""
+        if found and frozenset(found) != self._told:
+            self._note(f"{self._machine.serial}: {', '.join(found.values())}; {what}")
+        self._told = frozenset(found)
 
 
 class ThermalGate:

@@ -16,6 +16,7 @@ from types import TracebackType
 
 from device_harness.machine import Machine
 from device_harness.parsers.android import parse_thermal
+from device_harness.runners.interface import FileRange
 from device_harness.state import gate_temperature
 from device_harness.transport import Transport, quote
 from toolkit.errors import EnvironmentFault
@@ -233,7 +234,7 @@ def kinds(sample: ProcessSample) -> Figures:
 
 
 def memory_record(
-    runs: Sequence[Sequence[ProcessSample]], groups: Mapping[str, Sequence[str]], caches: Sequence[str]
+    runs: Sequence[Sequence[ProcessSample]], groups: Mapping[str, Sequence[FileRange]], caches: Sequence[str]
 ) -> MemoryRecord:
     """Of several processes of one configuration, one list of samples each: counts are of the last process."""
     looks = [(sample, kinds(sample)) for run in runs for sample in run]
@@ -252,17 +253,30 @@ def memory_record(
 
 
 def group_memory(
-    mappings: Sequence[MemoryMapping], groups: Mapping[str, Sequence[str]], caches: Sequence[str]
+    mappings: Sequence[MemoryMapping], groups: Mapping[str, Sequence[FileRange]], caches: Sequence[str]
 ) -> dict[str, MappedMemory]:
     """Mappings by parameter group, weight caches (``caches``: shell patterns), libraries, other files and rest."""
-    names = {path: group for group, paths in groups.items() for path in paths}
     totals: dict[str, list[int]] = {}
     for mapping in mappings:
-        name = names.get(mapping.path) or _kind_of(mapping.path, caches)
+        name = _group_of(mapping, groups) or _kind_of(mapping.path, caches)
         total = totals.setdefault(name, [0, 0, 0])
         sizes = (mapping.size_bytes, mapping.rss_bytes or 0, mapping.pss_bytes or 0)
         totals[name] = [old + new for old, new in zip(total, sizes, strict=True)]
     return {name: MappedMemory(*total) for name, total in totals.items() if total[1] or name in groups}
+
+
+def _group_of(mapping: MemoryMapping, groups: Mapping[str, Sequence[FileRange]]) -> str | None:
+    """The one group whose part of a file is mapped; of several, or none, the group that has the whole file."""
+    end = mapping.offset + mapping.size_bytes
+    touched: list[str] = []
+    whole: str | None = None
+    for name, ranges in groups.items():
+        mine = [part for part in ranges if part.path == mapping.path]
+        if any(part.is_whole for part in mine):
+            whole = name
+        elif any(part.touches(mapping.offset, end) for part in mine):
+            touched.append(name)
+    return touched[0] if len(touched) == 1 else whole
 
 
 def _kind_of(path: str, caches: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from device_harness.parsers.android import (
     parse_setting,
     parse_thermal,
 )
-from toolkit.results.record import DeviceRecord, Flag, StateRecord, ThermalRecord
+from toolkit.results.record import BatteryRecord, DeviceRecord, Flag, StateRecord, ThermalRecord
 
 READ_S = 30.0
 _MARK = "@@ "
@@ -42,6 +42,8 @@ _DEVICE = {
     "cpuinfo": "grep -m1 'model name' /proc/cpuinfo",
     "os": "cat /etc/os-release",
 }
+LOW_BATTERY_PERCENT = 20.0
+"""Above the 15 at which AOSP warns (config_lowBatteryWarningLevel): a run drains it."""
 _HOTTEST_CELSIUS = 150.0
 """Beyond, and at 0 or below, a sensor that is not there speaks."""
 
@@ -64,6 +66,12 @@ def read_state(machine: Machine) -> StateRecord:
 def read_thermal(machine: Machine) -> ThermalRecord | None:
     """Only the temperatures, for a gate that asks often."""
     return parse_thermal(read_parts(machine, {"thermal": _STATE["thermal"]})["thermal"])
+
+
+def read_power(machine: Machine) -> tuple[BatteryRecord | None, bool | None]:
+    """The battery, and whether power is saved."""
+    parts = read_parts(machine, {name: _STATE[name] for name in ("battery", "low_power")})
+    return parse_battery(parts["battery"]), parse_setting(parts["low_power"])
 
 
 def read_device(machine: Machine) -> DeviceRecord:
@@ -103,7 +111,18 @@ def gate_temperature(thermal: ThermalRecord | None) -> tuple[str, float] | None:
     return None
 
 
-def state_flags(before: StateRecord, after: StateRecord) -> set[Flag]:
+def power_flags(
+    battery: BatteryRecord | None, power_save: bool | None, low_percent: float = LOW_BATTERY_PERCENT
+) -> set[Flag]:
+    """Why a device may be slower than it can be; a battery that tells no level is no low one."""
+    level = None if battery is None else battery.level_percent
+    flags: set[Flag] = {"power_save"} if power_save else set()
+    return flags | {"low_battery"} if level is not None and level < low_percent else flags
+
+
+def state_flags(
+    before: StateRecord, after: StateRecord, *, low_battery_percent: float = LOW_BATTERY_PERCENT
+) -> set[Flag]:
     """What in two states casts doubt on what was measured between them."""
     flags: set[Flag] = set()
     limits = {cpu.cpu: cpu.limit_hz for cpu in before.cpus}
@@ -119,6 +138,8 @@ def state_flags(before: StateRecord, after: StateRecord) -> set[Flag]:
         flags.add("charging")
     if before.screen_on or after.screen_on:
         flags.add("screen_on")
+    for state in (before, after):
+        flags |= power_flags(state.battery, state.power_save, low_battery_percent)
     return flags
 
 

@@ -22,12 +22,16 @@ from PIL import Image
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
+from device_harness.runners.litert_lm import litertlm_groups
+from device_harness.sampler import group_memory
 from toolkit.bundle import litertlm_schema as schema
 from toolkit.bundle.check import check
 from toolkit.bundle.check_litertlm_towers import AUDIO, VISION
 from toolkit.bundle.litertlm import ExportOptions, export_litertlm
+from toolkit.bundle.litertlm_reader import read_litertlm
 from toolkit.bundle.manifest import TOWER_FILES
 from toolkit.media.prompt import IMAGE, SOUND, expand_placeholders
+from toolkit.procfs import parse_smaps
 from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import build_prompt, read_image, read_sound
@@ -301,6 +305,13 @@ def mapped_sections(path: Path) -> set[str]:
     return {label for label in found if label.startswith("tf_lite_")}
 
 
+def memory_groups(path: Path) -> set[str]:
+    """The groups that a benchmark finds in this process's memory."""
+    mappings = parse_smaps(Path("/proc/self/smaps").read_text())
+    groups = litertlm_groups(read_litertlm(path), str(path))
+    return {name for name in group_memory(mappings, groups, ()) if name in groups}
+
+
 def test_a_tower_is_mapped_only_if_its_backend_was_given() -> None:
     path = Path(shutil.copy(export_of(ExportOptions()), scratch() / "mapped.litertlm"))  # other engines map that one
     # The engine takes the small model for the end of a sound to be one of the embedder's.
@@ -309,6 +320,8 @@ def test_a_tower_is_mapped_only_if_its_backend_was_given() -> None:
         with open_engine(path, towers=towers) as engine:
             engine.chat("Tell me of the sea.", 1)
             assert mapped_sections(path) == (text | {*VISION, *AUDIO} if towers else text)
+            known = {"token_embedding", "text", "per_layer_embedding", "audio", "model"}
+            assert memory_groups(path) == (known | {"vision"} if towers else known)
 
 
 def test_exports_of_all_groups_have_no_fault() -> None:

@@ -14,7 +14,7 @@ from toolkit.errors import EnvironmentFault
 
 _KILOBYTES = re.compile(r"([0-9]+) kB", re.ASCII)
 _MAPPING = re.compile(
-    r"([0-9a-f]+)-([0-9a-f]+) [r-][w-][x-]([sp]) [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ [0-9]+(?: +(.*))?", re.ASCII
+    r"([0-9a-f]+)-([0-9a-f]+) [r-][w-][x-]([sp]) ([0-9a-f]+) [0-9a-f]+:[0-9a-f]+ [0-9]+(?: +(.*))?", re.ASCII
 )
 _KEY = re.compile(r"([^:\s][^:]*):[ \t]*(.*)")
 _FAULTS_AND_START = (9, 11, 21)  # minflt, majflt, starttime: fields 10, 12, 22 of proc_pid_stat(5)
@@ -63,6 +63,8 @@ class MemoryMapping:
     pss_bytes: int | None
     anonymous_bytes: int | None
     """Of the resident bytes, those that are no longer the file's: written, or never a file's."""
+    offset: int = 0
+    """In the file, where the mapping begins."""
 
     @property
     def size_bytes(self) -> int:
@@ -113,7 +115,7 @@ def parse_smaps_rollup(text: str) -> SmapsRollup:
     """EnvironmentFault unless it is one line of addresses and a mapping's keys."""
     head, *rest = _lines(text)
     match = _MAPPING.fullmatch(head)
-    if match is None or match[4] != "[rollup]":
+    if match is None or match[5] != "[rollup]":
         raise _unlike("smaps_rollup", text, "a line that ends in [rollup] first")
     sizes = _Sizes("smaps_rollup", _keys(rest, "smaps_rollup"))
     return SmapsRollup(
@@ -151,7 +153,7 @@ def parse_shared_maps(text: str) -> dict[str, list[tuple[int, int]]]:
         if match is None:
             raise _unlike("maps", line, "a line of addresses")
         if match[3] == "s":
-            found.setdefault(match[4] or "", []).append((int(match[1], 16), int(match[2], 16)))
+            found.setdefault(match[5] or "", []).append((int(match[1], 16), int(match[2], 16)))
     return found
 
 
@@ -202,7 +204,8 @@ def _mapping(match: re.Match[str], lines: Iterable[str]) -> MemoryMapping:
     if end <= begin:
         raise EnvironmentFault(what, found=f"an end at {match[2]}", wanted="one behind the beginning")
     sizes = _Sizes(what, _keys(lines, what))
-    return MemoryMapping(begin, end, match[4] or "", sizes.of("Rss"), sizes.of("Pss"), sizes.of("Anonymous"))
+    rss, pss, anonymous = map(sizes.of, ("Rss", "Pss", "Anonymous"))
+    return MemoryMapping(begin, end, match[5] or "", rss, pss, anonymous, int(match[4], 16))
 
 
 def _lines(text: str) -> list[str]:

@@ -23,6 +23,7 @@ _DELEGATE = re.compile(
     re.ASCII,
 )
 _CPU_DELEGATE = "XNNPack"
+_LOG = "the log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,5 +102,5 @@ def delegation(lines: Iterable[DelegateLine], backend: Backend) -> Delegation | 
         return None
     ours = [line for line in found if (_CPU_DELEGATE.lower() in line.delegate.lower()) == (backend == "cpu")]
     if not ours:
-        return Delegation(0, sum(line.nodes for line in found))
-    return Delegation(sum(line.replaced for line in ours), sum(line.nodes for line in ours))
+        return Delegation(0, sum(line.nodes for line in found), _LOG)
+    return Delegation(sum(line.replaced for line in ours), sum(line.nodes for line in ours), _LOG)

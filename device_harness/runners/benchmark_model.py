@@ -9,7 +9,7 @@ from pathlib import Path
 from device_harness.machine import Machine
 from device_harness.parsers.benchmark_model import delegation, parse_benchmark_model, parse_delegates
 from device_harness.runners.binaries import PlacedBinary, place_binary
-from device_harness.runners.interface import Job, PlacedModel, Reading, Workload
+from device_harness.runners.interface import FileRange, Job, PlacedModel, Reading, Workload, whole_files
 from toolkit.errors import EnvironmentFault, UsageError
 from toolkit.results.record import Backend, ModelKind
 from toolkit.tflite.reader import read_tflite
@@ -42,14 +42,14 @@ class BenchmarkModelRunner:
             found = ", ".join(_label(*pair) for pair in pairs)
             raise UsageError("--signature", found=", ".join(self.signatures), wanted=f"one of {found}")
         placed = place_binary(machine, self.binary, version=self.version)
-        groups = {name: tuple(f"{model.path}/{file}" for file in part.files) for name, part in manifest.groups.items()}
+        groups = whole_files(model.path, manifest)
         return tuple(self._job(placed, model, groups, workload, *pair) for pair in wanted)
 
     def _job(
         self,
         placed: PlacedBinary,
         model: PlacedModel,
-        groups: dict[str, tuple[str, ...]],
+        groups: dict[str, tuple[FileRange, ...]],
         workload: Workload,
         file: str,
         signature: str,

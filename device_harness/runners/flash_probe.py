@@ -10,7 +10,7 @@ from device_harness.machine import Machine
 from device_harness.native.build import FLASH_PROBE, native_program, parse_architecture
 from device_harness.probe import ProbeSettings, ReadMeasure, parse_probe, shard_groups, shard_names
 from device_harness.runners.binaries import PlacedBinary, place_binary
-from device_harness.runners.interface import Job, PlacedModel, Reading, Workload
+from device_harness.runners.interface import Job, PlacedModel, Reading, Workload, whole_files
 from toolkit.errors import EnvironmentFault, ResultsError
 from toolkit.results.record import Figures, ModelKind
 
@@ -34,17 +34,14 @@ class FlashProbeRunner:
         placed = place_probe(machine)
         settings = replace(self.settings, state=workload.start)
         shards = [str(PurePosixPath(model.path, name)) for name in shard_names(manifest)]
-        groups = {
-            name: tuple(f"{model.path}/{file}" for file in manifest.groups[name].files)
-            for name in shard_groups(manifest)
-        }
         job = Job(
             tests=probe_tests(),
             argv=(placed.program, *settings.arguments(), *shards),
             read=read_probe,
             model=model.record,
             binaries=placed.records,
-            groups=groups,
+            groups=whole_files(model.path, manifest, shard_groups(manifest)),
+            no_delegation=None,
         )
         return (job,)
 

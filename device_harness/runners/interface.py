@@ -6,7 +6,7 @@ results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +27,8 @@ class Workload:
     backend: Backend = "cpu"
     threads: int | None = None
     """None: the runner's own choice."""
+    context: int | None = None
+    """Positions that the caches hold; None: the model's own number."""
     timeout_s: float = 600.0
     """Of one process; it is killed then."""
 
@@ -42,6 +44,31 @@ class PlacedModel:
     """The same here."""
     manifest: Manifest | None
     """Of a bundle."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes [begin, end) of a file on the machine that runs it, all of it by default."""
+
+    path: str
+    begin: int = 0
+    end: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.end is None
+
+    def touches(self, begin: int, end: int) -> bool:
+        """Whether any byte of [begin, end) is one of ours."""
+        return begin < end and self.begin < end and (self.end is None or begin < self.end)
+
+
+def whole_files(
+    folder: str, manifest: Manifest, groups: Iterable[str] | None = None
+) -> dict[str, tuple[FileRange, ...]]:
+    """A bundle's files by group, in its folder on the machine."""
+    names = manifest.groups if groups is None else groups
+    return {name: tuple(FileRange(f"{folder}/{file}") for file in manifest.groups[name].files) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +96,12 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     weight_caches: tuple[str, ...] = ()
     """Files on the machine, the last part a shell pattern, that a cold start goes without."""
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Parameter group to paths of its files on the machine: whose pages are whose."""
+    groups: Mapping[str, tuple[FileRange, ...]] = field(default_factory=dict)
+    """Parameter group to its parts of files on the machine: whose pages are whose."""
+    context: int | None = None
+    """Positions that the runner makes room for, where it is told or its model says."""
+    no_delegation: str | None = "the log does not say"
+    """Why a reading without delegation has none; None: no graph runs."""
 
 
 def text_tests(workload: Workload) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,8 @@ from device_harness.parsers.benchmark_model import delegation, parse_delegates
 from device_harness.parsers.litert_lm import parse_benchmark_info, parse_peak_memory
 from device_harness.runners import python_child
 from device_harness.runners.binaries import place_binary
-from device_harness.runners.interface import Job, PlacedModel, Reading, Workload, text_tests
+from device_harness.runners.interface import FileRange, Job, PlacedModel, Reading, Workload, text_tests
+from toolkit.bundle.litertlm_reader import LitertlmContent, read_litertlm
 from toolkit.errors import UsageError
 from toolkit.results.record import Backend, ModelKind
 
@@ -40,6 +41,12 @@ class LiteRtLmRunner:
         if workload.threads is not None:
             remedy = "pass the option of your version with --runner-arg"
             raise UsageError("--threads", found=workload.threads, wanted=f"none with {self.name}", remedy=remedy)
+        content = read_litertlm(model.local)
+        context = _context(content, workload)
+        is_advanced = self.name == "litert_lm_advanced_main"
+        if not is_advanced and workload.context is not None:
+            remedy = f"use litert_lm_advanced_main; {self.name} takes the file's own"
+            raise UsageError("--context", found=workload.context, wanted=f"none with {self.name}", remedy=remedy)
         placed = place_binary(machine, self.binary, version=self.version)
         options = [
             f"--backend={workload.backend}",
@@ -48,8 +55,9 @@ class LiteRtLmRunner:
             f"--benchmark_prefill_tokens={workload.prompt_tokens}",
             f"--benchmark_decode_tokens={workload.generated_tokens}",
         ]
-        if self.name == "litert_lm_advanced_main":
+        if is_advanced:
             options += ["--num_iterations=1", "--report_peak_memory_footprint=true"]
+            options += [] if context is None else [f"--max_num_tokens={context}"]
 
         def read(output: str) -> Reading:
             return read_litert_lm(output, workload.backend)
@@ -63,7 +71,8 @@ class LiteRtLmRunner:
                 binaries=placed.records,
                 environment=placed.environment(workload.backend),
                 weight_caches=tuple(f"{model.path}{pattern}" for pattern in _CACHES),
-                groups={"model": (model.path,)},
+                groups=litertlm_groups(content, model.path),
+                context=context if is_advanced else None,
             ),
         )
 
@@ -79,20 +88,51 @@ class LiteRtLmPythonRunner:
         """One."""
         if workload.backend != "cpu":
             raise UsageError("--backend", found=workload.backend, wanted=f"cpu with the runner {self.name}")
+        content = read_litertlm(model.local)
+        context = _context(content, workload)
         binaries = python_child.binaries(machine, _MODULE)
         cache = python_child.cache_folder(machine, _CACHE)
         words = (model.path, "--cache", cache, *python_child.options(workload))
+        words += () if context is None else ("--context", str(context))
         return (
             Job(
                 tests=text_tests(workload),
                 argv=(*python_child.command(machine, _MODULE), *words),
-                read=python_child.read_child,
+                read=read_litert_lm_child,
                 model=model.record,
                 binaries=binaries,
                 weight_caches=(f"{cache}/*xnnpack_cache*",),
-                groups={"model": (model.path,)},
+                groups=litertlm_groups(content, model.path),
+                context=context,
             ),
         )
+
+
+def _context(content: LitertlmContent, workload: Workload) -> int | None:
+    """What the engine is told: what is asked for, else what the file says. Beyond it, it would fall silent early."""
+    context = workload.context or content.context
+    if workload.context is not None and content.context is not None and workload.context > content.context:
+        wanted = f"at most {content.context}, the model's own"
+        raise UsageError("--context", found=workload.context, wanted=wanted)
+    tokens = workload.prompt_tokens + workload.generated_tokens
+    if context is not None and tokens > context:
+        wanted = f"at most {context}, the context"
+        raise UsageError("-p and -n", found=f"{tokens} tokens", wanted=wanted, remedy="ask for fewer")
+    return context
+
+
+def litertlm_groups(content: LitertlmContent, path: str) -> dict[str, tuple[FileRange, ...]]:
+    """The sections of each group, and the file for what belongs to none: the engine maps sections one by one."""
+    groups = {
+        name: tuple(FileRange(path, section.begin, section.end) for section in sections)
+        for name, sections in content.groups().items()
+    }
+    return {**groups, "model": (FileRange(path),)}
+
+
+def read_litert_lm_child(output: str) -> Reading:
+    """Our child's line, and what the engine's log says of delegates."""
+    return replace(python_child.read_child(output), delegation=delegation(parse_delegates(output), "cpu"))
 
 
 def read_litert_lm(output: str, backend: Backend) -> Reading:

@@ -92,6 +92,7 @@ def run_child(
     parser.add_argument("--generated-tokens", type=int, default=128)
     parser.add_argument("--size")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--context", type=int)
     parser.add_argument("--cache", type=Path)
     arguments = parser.parse_args(argv)
     try:

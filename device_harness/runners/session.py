@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from device_harness.machine import Machine
 from device_harness.runners import python_child
-from device_harness.runners.interface import Job, PlacedModel, Workload, text_tests
+from device_harness.runners.interface import Job, PlacedModel, Workload, text_tests, whole_files
 from toolkit.errors import UsageError
 from toolkit.report.bench_table import workload_name
 from toolkit.results.record import ModelKind
@@ -28,6 +28,10 @@ class SessionRunner:
         assert manifest is not None
         if workload.backend != "cpu":
             raise UsageError("--backend", found=workload.backend, wanted=f"cpu with the runner {self.name}")
+        if workload.context not in (None, manifest.text.context):
+            wanted = f"{manifest.text.context}, which the bundle's graphs are made for"
+            remedy = "convert with that --context"
+            raise UsageError("--context", found=workload.context, wanted=wanted, remedy=remedy)
         tokens = workload.prompt_tokens + workload.generated_tokens
         if tokens > manifest.text.context:
             wanted = f"at most {manifest.text.context}, the bundle's context"
@@ -36,7 +40,6 @@ class SessionRunner:
         cache = python_child.cache_folder(machine, _CACHE)
         size = ("--size", model.record.size or manifest.default_size)
         words = (model.path, *size, "--cache", cache, *python_child.options(workload))
-        groups = {name: tuple(f"{model.path}/{file}" for file in part.files) for name, part in manifest.groups.items()}
         return (
             Job(
                 tests=_tests(workload),
@@ -45,7 +48,9 @@ class SessionRunner:
                 model=model.record,
                 binaries=binaries,
                 weight_caches=(f"{cache}/*.xnnpack",),
-                groups=groups,
+                groups=whole_files(model.path, manifest),
+                context=manifest.text.context,
+                no_delegation="LiteRT's Python package does not say",
             ),
         )
 

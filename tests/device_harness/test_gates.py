@@ -9,7 +9,7 @@ import pytest
 
 from device_harness.emulator.device import Emulator
 from device_harness.emulator.faults import Faults
-from device_harness.gates import GateSettings, ThermalGate, prepared_device
+from device_harness.gates import GateResult, GateSettings, PowerGate, ThermalGate, prepared_device
 from device_harness.machine import Host
 from device_harness.transport import DeviceRefusal, Transport
 from toolkit.errors import UsageError
@@ -69,6 +69,50 @@ def test_a_device_that_stays_hot_is_refused_if_so_wanted(device: Emulator, trans
 
 def test_a_computer_without_a_thermal_service_is_let_through() -> None:
     assert ThermalGate(Host(), GateSettings(limit_celsius=1), lambda text: None).wait().waited_s == 0
+
+
+LOW = Faults(battery_percent=12)
+
+
+def test_a_device_with_power_is_let_through_at_once(device: Emulator, transport: Transport) -> None:
+    result = PowerGate(transport, GateSettings(on_low_power="refuse"), pytest.fail).wait()
+    assert result == GateResult(0.0, timed_out=False)
+
+
+def test_a_low_battery_is_told_once_and_flags_the_results(device: Emulator, transport: Transport) -> None:
+    device.set_faults(LOW)
+    notes: list[str] = []
+    gate = PowerGate(transport, GateSettings(), notes.append)
+    assert gate.wait() == gate.wait() == GateResult(0.0, timed_out=False, flags=frozenset({"low_battery"}))
+    assert notes == [f"{transport.serial}: battery 12 %; the results are flagged"]
+    assert not PowerGate(transport, GateSettings(low_battery_percent=12), pytest.fail).wait().flags
+
+
+def test_a_device_that_saves_power_is_refused_if_so_wanted(device: Emulator, transport: Transport) -> None:
+    transport.shell("settings put global low_power 1", timeout=20)
+    try:
+        gate = PowerGate(transport, GateSettings(on_low_power="refuse"), pytest.fail)
+        with pytest.raises(DeviceRefusal, match=r"power: found power saving on, wanted a battery of at least 20 %"):
+            gate.wait()
+    finally:
+        transport.shell("settings put global low_power 0", timeout=20)
+
+
+def test_a_battery_is_waited_for_and_flagged_if_it_stays_low(device: Emulator, transport: Transport) -> None:
+    device.set_faults(LOW)
+    notes: list[str] = []
+    settings = GateSettings(timeout_s=30, on_low_power="wait", poll_s=0.1)
+    threading.Timer(0.7, lambda: device.set_faults(Faults())).start()
+    result = PowerGate(transport, settings, notes.append).wait()
+    assert result.waited_s >= 0.5 and not result.timed_out and not result.flags
+    assert notes == [f"{transport.serial}: battery 12 %; waiting up to 30 s"]
+    device.set_faults(LOW)
+    result = PowerGate(transport, GateSettings(timeout_s=0.3, on_low_power="wait", poll_s=0.1), notes.append).wait()
+    assert result.timed_out and result.flags == {"low_battery"} and result.waited_s >= 0.3
+
+
+def test_a_computer_without_a_battery_service_is_let_through() -> None:
+    assert PowerGate(Host(), GateSettings(on_low_power="refuse"), pytest.fail).wait().waited_s == 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError()])

@@ -11,17 +11,17 @@ from stand_ins import benchmark_model, litert_lm_main, write_program
 from device_harness.bench import BenchSettings, Subject, run_job
 from device_harness.emulator.device import Emulator
 from device_harness.machine import Host, Machine
-from device_harness.placement import place_model
+from device_harness.placement import exported_model, place_model
 from device_harness.runners.benchmark_model import BenchmarkModelRunner
 from device_harness.runners.binaries import place_binary
-from device_harness.runners.interface import Job, Reading, Runner, Workload
+from device_harness.runners.interface import FileRange, Job, Reading, Runner, Workload
 from device_harness.runners.litert_lm import LiteRtLmRunner
 from device_harness.runners.python_child import read_child
 from device_harness.runners.session import SessionRunner
 from device_harness.state import read_device
 from device_harness.transport import Transport
 from toolkit.bundle.write import write_bundle
-from toolkit.errors import EnvironmentFault, UsageError
+from toolkit.errors import BundleError, EnvironmentFault, UsageError
 from toolkit.results.record import Delegation
 
 
@@ -33,9 +33,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def litertlm(tmp_path: Path) -> Path:
+def litertlm(bundle: Path, tmp_path: Path) -> Path:
     path = tmp_path / "model.litertlm"
-    path.write_bytes(b"LITERTLM" + bytes(5000))
+    exported_model(bundle, tmp_path, None).rename(path)
     return path
 
 
@@ -57,9 +57,8 @@ def test_litert_lm_runs_on_a_litertlm(transport: Transport, litertlm: Path, tmp_
     text, reading = execute(machine, job)
     path = "/data/local/tmp/gemma-edge/model.litertlm" if where == "device" else str(litertlm)
     wanted = f"args: --backend=cpu --model_path={path} --benchmark=true --benchmark_prefill_tokens=15 "
-    assert (
-        wanted + "--benchmark_decode_tokens=3 --num_iterations=1 --report_peak_memory_footprint=true --more=1" in text
-    )
+    options = "--benchmark_decode_tokens=3 --num_iterations=1 --report_peak_memory_footprint=true"
+    assert f"{wanted}{options} --max_num_tokens=32 --more=1" in text
     assert reading.figures["decode_tokens_per_s"] == pytest.approx(3 / 0.093549531)
     assert (reading.figures["init_s"], reading.figures["peak_memory_bytes"]) == (0.51205, int(100.5 * 2**20))
     assert [record.name for record in job.binaries] == ["litert_lm_advanced_main", "libGpu.so", "libLiteRt.so"]
@@ -73,6 +72,39 @@ def test_litert_lm_main_gets_no_option_that_it_lacks(transport: Transport, liter
     assert not [word for word in job.argv if "iterations" in word or "footprint" in word]
     with pytest.raises(UsageError, match="--threads: found 4"):
         jobs(LiteRtLmRunner(binary), transport, litertlm, Workload(threads=4))
+
+
+def test_the_engine_is_told_the_context_that_is_asked_for(transport: Transport, litertlm: Path, tmp_path: Path) -> None:
+    runner, plain = (
+        LiteRtLmRunner(litert_lm_main(tmp_path / "bin")),
+        LiteRtLmRunner(litert_lm_main(tmp_path / "bin", "litert_lm_main"), "litert_lm_main"),
+    )
+    (job,) = jobs(runner, transport, litertlm, Workload(15, 3, context=24))
+    assert "--max_num_tokens=24" in job.argv and job.context == 24
+    (job,) = jobs(plain, transport, litertlm)
+    assert not [word for word in job.argv if "max_num" in word] and job.context is None
+    for context, fault in ((33, "--context: found 33, wanted at most 32"), (17, "-p and -n: found 18 tokens")):
+        with pytest.raises(UsageError, match=fault):
+            jobs(runner, transport, litertlm, Workload(15, 3, context=context))
+    with pytest.raises(UsageError, match="--context: found 24, wanted none with litert_lm_main"):
+        jobs(plain, transport, litertlm, Workload(15, 3, context=24))
+
+
+def test_a_litertlm_s_sections_are_its_groups(transport: Transport, litertlm: Path, tmp_path: Path) -> None:
+    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), transport, litertlm)
+    assert list(job.groups) == ["token_embedding", "text", "per_layer_embedding", "model"]
+    begins = [job.groups[name][0].begin for name in job.groups]
+    assert begins == [*sorted(begins[:3]), 0] and all(begin % 16384 == 0 for begin in begins)
+    assert {part.path for parts in job.groups.values() for part in parts} == {
+        "/data/local/tmp/gemma-edge/model.litertlm"
+    }
+
+
+def test_a_file_that_is_no_litertlm_is_found_before_anything_runs(transport: Transport, tmp_path: Path) -> None:
+    path = tmp_path / "model.litertlm"
+    path.write_bytes(bytes(100))
+    with pytest.raises(BundleError, match="run gemma-edge check"):
+        jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), transport, path)
 
 
 def test_a_cold_start_removes_what_the_engine_keeps_beside_the_model_and_nothing_else(
@@ -105,8 +137,11 @@ def test_benchmark_model_has_a_job_for_each_signature(transport: Transport, bund
     folder = "/data/local/tmp/gemma-edge/handmade"
     assert f"--graph={folder}/text_decoder.tflite --signature_to_run_for=decode --num_runs=7 --num_threads=2" in text
     assert (reading.figures["inference_s"], reading.figures["inferences_count"]) == (7.4302, 10)
-    assert reading.delegation == Delegation(7, 9)
-    assert found[0].groups["text"] == (f"{folder}/text_decoder.tflite", f"{folder}/embedder.tflite")
+    assert reading.delegation == Delegation(7, 9, "the log")
+    assert found[0].groups["text"] == (
+        FileRange(f"{folder}/text_decoder.tflite"),
+        FileRange(f"{folder}/embedder.tflite"),
+    )
 
 
 def test_an_npu_s_libraries_are_found_beside_the_program(
@@ -114,7 +149,7 @@ def test_an_npu_s_libraries_are_found_beside_the_program(
 ) -> None:
     program = benchmark_model(tmp_path / "bin")
     (program.parent / "libLiteRtDispatch_Qualcomm.so").write_bytes(b"dispatch")
-    workload = Workload(backend="npu")
+    workload = Workload(15, 3, backend="npu")
     (job,) = jobs(BenchmarkModelRunner(program, ("text_decoder:decode",)), transport, bundle, workload)
     folder = job.argv[0].rpartition("/")[0]
     wanted = {"--use_npu=true", f"--dispatch_library_path={folder}", f"--compiler_plugin_library_path={folder}"}

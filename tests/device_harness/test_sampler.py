@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from device_harness.machine import Host, Machine, RunningCommand
+from device_harness.runners.interface import FileRange
 from device_harness.sampler import Sampler, group_memory, kinds, memory_record, parse_samples, sampling_script, series
 from device_harness.transport import Transport
 from device_harness.transport_shell import ShellResult
@@ -133,7 +134,7 @@ def test_mappings_are_told_apart_by_group() -> None:
         MemoryMapping(0, 70, "", 7, 7, 7),
         MemoryMapping(0, 5, "[vvar]", 0, 0, 0),
     ]
-    groups = {"text": ("/data/b/text.tflite",), "ple": ("/data/b/ple_000.bin",)}
+    groups = {"text": (FileRange("/data/b/text.tflite"),), "ple": (FileRange("/data/b/ple_000.bin"),)}
     assert group_memory(mappings, groups, ("/data/cache/*.xnnpack",)) == {
         "text": MappedMemory(200, 30, 10),
         "ple": MappedMemory(50, 0, 0),
@@ -142,6 +143,25 @@ def test_mappings_are_told_apart_by_group() -> None:
         "other files": MappedMemory(40, 3, 3),
         "anonymous": MappedMemory(135, 13, 13),
     }
+
+
+def test_groups_that_share_a_file_are_told_apart_by_offset() -> None:
+    """Of a mapping over two groups' parts nobody can say whose its pages are."""
+    path = "/data/model.litertlm"
+    mappings = [
+        MemoryMapping(0, 4096, path, 10, 10, 0, 16384),
+        MemoryMapping(0, 8192, path, 20, 20, 0, 32768),
+        MemoryMapping(0, 4096, path, 1, 1, 0, 40960),
+        MemoryMapping(0, 65536, path, 300, 300, 0, 0),
+        MemoryMapping(0, 4096, path, 4000, 4000, 0, 0),
+    ]
+    groups = {
+        "model": (FileRange(path),),
+        "token_embedding": (FileRange(path, 16384, 20000),),
+        "text": (FileRange(path, 32768, 40000), FileRange(path, 40960, 41000)),
+    }
+    found = {name: memory.rss_bytes for name, memory in group_memory(mappings, groups, ()).items()}
+    assert found == {"token_embedding": 10, "text": 21, "model": 4300}
 
 
 def test_times_count_from_the_run_s_begin() -> None:
@@ -160,7 +180,7 @@ def test_a_running_process_is_sampled_until_its_end(
     with sampler:
         process.wait()
     assert not sampler.has_failed and len(sampler.samples) >= 5
-    record = memory_record([sampler.samples], {"data": (str(tmp_path / "mapped.bin"),)}, ())
+    record = memory_record([sampler.samples], {"data": (FileRange(str(tmp_path / "mapped.bin")),)}, ())
     assert record.peak is not None and SIZE <= record.peak["anonymous_bytes"] < SIZE + 32 * 2**20
     assert record.groups["data"].rss_bytes == 2**23
     if isinstance(machine, Usb):

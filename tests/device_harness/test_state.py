@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mangling import MANGLINGS, NAMES
 
 from device_harness.devices import connect
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.machine import Host
-from device_harness.state import gate_temperature, read_device, read_parts, read_state, state_flags
+from device_harness.parsers.android import parse_battery, parse_setting
+from device_harness.state import gate_temperature, power_flags, read_device, read_parts, read_state, state_flags
 from device_harness.transport import Transport
-from toolkit.results.record import BatteryRecord, CpuRecord, StateRecord, TemperatureRecord, ThermalRecord
+from toolkit.results.record import BatteryRecord, CpuRecord, Flag, StateRecord, TemperatureRecord, ThermalRecord
 
 
 def test_an_emulated_device_says_so(transport: Transport) -> None:
@@ -56,7 +62,7 @@ def test_a_low_battery_and_a_screen_that_is_on_show(folder_device: Emulator, tra
     state = read_state(transport)
     folder_device.set_faults(Faults())
     assert state.battery == BatteryRecord(15.0, 32.0, 4.35, "discharging", ())
-    assert state.screen_on and state_flags(state, state) == {"screen_on"}
+    assert state.screen_on and state_flags(state, state) == {"screen_on", "low_battery"}
     assert read_state(transport).screen_on is False
 
 
@@ -86,6 +92,35 @@ def test_a_charging_battery_is_flagged_and_a_full_one_is_not() -> None:
     charging = BatteryRecord(50.0, 30.0, 4.0, "charging", ("usb",))
     assert state_flags(_state(battery=charging), _state()) == {"charging"}
     assert state_flags(_state(battery=dataclasses.replace(charging, status="full")), _state()) == set()
+
+
+RECORDED = (Path(__file__).parents[1] / "fixtures/device/dumpsys_battery_samsung.txt").read_text()
+
+
+@pytest.mark.parametrize("mangle", [lambda text: text, *MANGLINGS], ids=["as written", *NAMES])
+@pytest.mark.parametrize(("level", "flags"), [("100", set()), ("20", set()), ("19", {"low_battery"})])
+def test_a_low_battery_is_flagged_whatever_came_to_the_output_on_its_way(
+    mangle: Callable[[str], str], level: str, flags: set[Flag]
+) -> None:
+    text = RECORDED.replace("level: 100", f"level: {level}")
+    assert power_flags(parse_battery(mangle(text)), None) == flags
+
+
+@pytest.mark.parametrize("cut", ["  level: 1", "  level: ?\n", "  level: 140\n", ""])
+def test_a_battery_that_tells_no_level_is_no_low_one(cut: str) -> None:
+    text = RECORDED.replace("  level: 100\n", "").partition("  scale")[0]
+    assert power_flags(parse_battery(text + cut), None) == set()
+    assert power_flags(None, None) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [("1\n", {"power_save"}), ("1\r\n", {"power_save"}), ("0\n", set()), ("null\n", set()), ("", set())],
+)
+def test_power_saving_is_flagged_where_it_is_known(text: str, flags: set[Flag]) -> None:
+    saves = parse_setting(text)
+    assert power_flags(None, saves) == flags
+    assert state_flags(_state(power_save=saves), _state()) == state_flags(_state(), _state(power_save=saves)) == flags
 
 
 def test_the_gate_takes_the_skin_then_the_battery_then_the_hottest_cpu_and_no_sensor_at_zero() -> None:

@@ -93,7 +93,7 @@ def test_every_kind_of_memory_is_read_in_bytes() -> None:
         *(kilobytes * 1024 for kilobytes in (9000, 5000, 3000, 1500, 500, 1000, 3000, 64, 32))
     )
     assert parse_smaps(SMAPS) == (
-        MemoryMapping(0x7F0000000000, 0x7F0010001000, "/data/my models/ple_00000.bin", 16384, 8192, 0),
+        MemoryMapping(0x7F0000000000, 0x7F0010001000, "/data/my models/ple_00000.bin", 16384, 8192, 0, 4096),
         MemoryMapping(0x7F0020000000, 0x7F0020002000, "", 8192, 8192, 8192),
     )
     assert parse_smaps(SMAPS)[0].size_bytes == 256 * MIB + 4096

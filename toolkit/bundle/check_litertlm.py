@@ -26,8 +26,6 @@ from toolkit.errors import BundleError, GraphError
 from toolkit.layout import SECTION_ALIGNMENT, Span, overlaps
 from toolkit.tflite.reader import TfliteContent, read_tflite
 
-MAX_HEADER_BYTES = 16 * 1024 * 1024
-MAX_LLM_METADATA_BYTES = 16 * 1024 * 1024
 MAX_TOKENIZER_BYTES = 512 * 1024 * 1024
 SMALLEST_PREFILL_LIMIT = 16
 """Above this the engine fails at the end of the context (docs/formats/litertlm.md)."""
@@ -68,7 +66,7 @@ def _header_end(file: str, fixed: bytes, size: int, faults: list[Fault]) -> int 
         faults.append(Fault(file, "version", ".".join(map(str, version)), f"{schema.VERSION[0]}.x"))
         return None
     (header_end,) = struct.unpack_from("<Q", fixed, schema.HEADER_END_OFFSET)
-    limit = min(size, MAX_HEADER_BYTES)
+    limit = min(size, schema.MAX_HEADER_BYTES)
     if not schema.METADATA_OFFSET < header_end <= limit:
         faults.append(Fault(file, "header_end", str(header_end), f"{schema.METADATA_OFFSET + 1} to {limit}"))
         return None
@@ -153,7 +151,7 @@ class _Contents:
             return os.pread(file.fileno(), section.end - section.begin, section.begin)
 
     def _llm_metadata(self) -> LlmMetadata | None:
-        data = self._read(schema.LLM_METADATA, MAX_LLM_METADATA_BYTES)
+        data = self._read(schema.LLM_METADATA, schema.MAX_LLM_METADATA_BYTES)
         try:
             return None if data is None else schema.unpack_llm_metadata(data, self._path.name)
         except BundleError as error:

@@ -43,6 +43,10 @@ AUDIO_ENCODER, AUDIO_ADAPTER, END_OF_AUDIO = (
     "tf_lite_end_of_audio",
 )
 
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+MAX_LLM_METADATA_BYTES = 16 * 1024 * 1024
+"""What nobody's file exceeds: a lying length must not fill the memory."""
+
 MAX_ITEMS = 4096
 """More sections, or more entries of one, than any container has: stops a lying length."""
 

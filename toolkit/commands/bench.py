@@ -12,7 +12,7 @@ from pathlib import Path
 
 from device_harness.bench import BenchSettings, Subject, run_job
 from device_harness.devices import connect
-from device_harness.gates import GateSettings, prepared_device
+from device_harness.gates import ON_LOW_POWER, GateSettings, prepared_device
 from device_harness.machine import Host, Machine
 from device_harness.native.build import FLASH_PROBE
 from device_harness.page_cache import PageCache, place_page_cache
@@ -24,7 +24,7 @@ from device_harness.runners.interface import Job, PlacedModel, Runner, Workload
 from device_harness.runners.litert_lm import LiteRtLmPythonRunner, LiteRtLmRunner, Program
 from device_harness.runners.session import SessionRunner
 from device_harness.sampler import DEFAULT_INTERVAL_S
-from device_harness.state import read_device
+from device_harness.state import LOW_BATTERY_PERCENT, read_device
 from toolkit.commands.program_options import (
     PROGRAMS,
     add_program_options,
@@ -50,6 +50,7 @@ EXAMPLES = (
     "gemma-edge bench model.litertlm --binary litert_lm_advanced_main --backend gpu --cold",
     "gemma-edge bench BUNDLE --runner benchmark_model --binary-version 2.2.0 --signature 'text_decoder:*'",
 )
+BENCHMARK_MODEL = "benchmark_model"
 LITERT_LM: Program = "litert_lm_advanced_main"
 RUNNERS = ("session", "litert_lm_python", *PROGRAMS, FLASH_PROBE)
 _COOL_DOWN_S = 5.0
@@ -94,6 +95,10 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
         "--drop-page-cache", action="store_true",
         help="with --cold: take the model's files out of the kernel's page cache too, and record what stayed",
     )  # fmt: skip
+    group.add_argument(
+        "--context", metavar="N", type=positive,
+        help="positions that the engine is told to make room for (default: the model's own number)",
+    )  # fmt: skip
     group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: its own default)")
     group.add_argument("--backend", choices=("cpu", "gpu", "npu"), default="cpu", help="default: cpu")
     group.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: the runner's choice)")
@@ -117,6 +122,15 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--refuse-hot", action="store_true", help="a device still hot then is an error, not a flag")
     group.add_argument(
+        "--min-battery", metavar="PERCENT", type=_percent, default=LOW_BATTERY_PERCENT,
+        help="a battery below it is low (default: %(default)g)",
+    )  # fmt: skip
+    group.add_argument(
+        "--on-low-power", choices=ON_LOW_POWER, default="flag",
+        help="before an iteration with a low battery, or while the device saves power: flag the results, wait up to "
+        "--gate-timeout and then flag them, or refuse (default: flag)",
+    )  # fmt: skip
+    group.add_argument(
         "--cool-down", metavar="S", type=_seconds, help="pause between iterations (default: 5; here and emulated: 0)"
     )
     group.add_argument("--stay-awake", action="store_true", help="keep the screen on meanwhile; put back afterwards")
@@ -132,6 +146,14 @@ def _seconds(text: str) -> float:
     value = number(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"found {text}, wanted seconds")
+    return value
+
+
+def _percent(text: str) -> float:
+    """0: no battery is low."""
+    value = number(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted 0 to 100")
     return value
 
 
@@ -171,6 +193,7 @@ def measured(arguments: argparse.Namespace, name: str, machine: Machine, termina
         start="cold" if arguments.cold else "warm",
         backend=arguments.backend,
         threads=arguments.threads,
+        context=arguments.context,
         timeout_s=arguments.timeout,
     )
     with prepared_device(machine, stay_awake=arguments.stay_awake, airplane_mode=arguments.airplane_mode):
@@ -198,6 +221,8 @@ def runner_name(arguments: argparse.Namespace) -> str:
         require_program(arguments, name)
     else:
         refuse_program_options(arguments, name)
+    if arguments.context is not None and name in (BENCHMARK_MODEL, FLASH_PROBE):
+        raise UsageError("--context", found=arguments.context, wanted=f"none with {name}, which runs no conversation")
     return name
 
 
@@ -211,7 +236,7 @@ def make_runner(arguments: argparse.Namespace, name: str, device: DeviceRecord, 
         return LiteRtLmPythonRunner()
     binary = program_path(arguments, name, device, terminal)
     version, extra = arguments.binary_version, tuple(arguments.runner_arg)
-    if name == "benchmark_model":
+    if name == BENCHMARK_MODEL:
         signatures = tuple(arguments.signature) or ("*",)
         return BenchmarkModelRunner(binary, signatures, version=version, extra=extra)
     program: Program = "litert_lm_main" if name == "litert_lm_main" else LITERT_LM
@@ -234,7 +259,11 @@ def _settings(arguments: argparse.Namespace, device: DeviceRecord, page_cache: P
     return BenchSettings(
         repetitions=arguments.repetitions,
         gate=GateSettings(
-            limit_celsius=arguments.max_celsius, timeout_s=arguments.gate_timeout, refuses=arguments.refuse_hot
+            limit_celsius=arguments.max_celsius,
+            timeout_s=arguments.gate_timeout,
+            refuses=arguments.refuse_hot,
+            low_battery_percent=arguments.min_battery,
+            on_low_power=arguments.on_low_power,
         ),
         cool_down_s=(_COOL_DOWN_S if is_phone else 0.0) if pause is None else pause,
         interval_s=arguments.interval,

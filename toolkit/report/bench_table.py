@@ -83,10 +83,8 @@ def threads_text(record: BenchRecord) -> str:
 def notes(record: BenchRecord) -> tuple[str, ...]:
     """What no reader may overlook: emulation, flags, nodes that the accelerator did not take."""
     found = [EMULATED] * record.device.emulated + [flag.replace("_", " ") for flag in record.flags]
-    delegation = record.delegation
-    if delegation is not None:
-        found.append(f"{delegation.delegated_nodes} of {delegation.nodes} nodes delegated")
-    return tuple(found)
+    part = record.delegation and record.delegation.text
+    return (*found, part) if part else tuple(found)
 
 
 def bench_table(records: Sequence[BenchRecord], form: Form) -> str:
@@ -111,6 +109,7 @@ def _row(outcome: Outcome) -> Row:
     return {
         **labels(outcome.record),
         "threads": outcome.record.threads,
+        "context": outcome.record.context,
         "test": outcome.test,
         "figure": outcome.figure,
         "n": len(outcome.values),

@@ -252,6 +252,7 @@ def _differences(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Ite
         "tool": lambda record: record.tool,
         "programs": lambda record: _listed(f"{item.name} {item.sha256[:12]}" for item in record.binaries) or "unknown",
         "governor": _governors,
+        "context": lambda record: "the runner's own choice" if record.context is None else str(record.context),
         "arguments": lambda record: " ".join(record.arguments),
     }
     for name, fact in facts.items():

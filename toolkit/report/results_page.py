@@ -33,6 +33,8 @@ _MEANINGS: Mapping[Flag, str] = {
     "drifted": "figures rose or fell steadily over the iterations",
     "gate_timeout": "the device did not cool down in time before an iteration",
     "charging": "the battery was charging",
+    "low_battery": "the battery was low, which slows many devices",
+    "power_save": "the device saved power, which slows it",
     "screen_on": "the screen was on",
     "interrupted": "the run was cut short",
     "sampler_failed": "memory and temperature were not sampled to the end",

@@ -90,8 +90,10 @@ def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
     gates = f", {quantity('s', waits)} of it at the thermal gate" if waits else ""
     yield "when", f"{record.started_utc}, for {quantity('s', record.seconds)}{gates}"
     yield "iterations", str(len(record.iterations))
+    if record.context is not None:
+        yield "context", f"{record.context:,} positions"
     if record.delegation is not None:
-        yield "delegated", f"{record.delegation.delegated_nodes} of {record.delegation.nodes} nodes"
+        yield "delegation", f"{record.delegation.text or 'unknown'} ({record.delegation.source})"
     statuses = [item.thermal_status for item in record.iterations if item.thermal_status is not None]
     if statuses:
         yield "worst throttling", _THERMAL[max(statuses)]

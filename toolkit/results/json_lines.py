@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ResultsError, UsageError
-from toolkit.results.record import FORMAT, BenchRecord
+from toolkit.results.record import FORMAT, BenchRecord, Delegation
 from toolkit.results.rules import read_dataclass
 from toolkit.strict_json import open_regular, parse_json, shorten
 
@@ -120,14 +120,20 @@ def _require_sense(record: BenchRecord, what: str) -> None:
     strangers = sorted(set(record.drift) - set(record.tests))
     if strangers:
         raise ResultsError(f"{what} drift", found=strangers[0], wanted=" or ".join(record.tests))
-    delegation = record.delegation
-    if delegation is not None and delegation.delegated_nodes > delegation.nodes:
-        found = f"{delegation.delegated_nodes} of {delegation.nodes}"
-        raise ResultsError(f"{what} delegation", found=found, wanted="no more than there are")
+    if record.delegation is not None:
+        _require_part(record.delegation, f"{what} delegation")
     for i, iteration in enumerate(record.iterations):
         if iteration.end_s < iteration.begin_s:
             raise ResultsError(f"{what} iterations {i} end_s", found=iteration.end_s, wanted="begin_s or later")
     _require_columns(record.samples.columns, f"{what} samples columns")
+
+
+def _require_part(delegation: Delegation, what: str) -> None:
+    part, nodes = delegation.delegated_nodes, delegation.nodes
+    if (part is None) != (nodes is None):
+        raise ResultsError(what, found=f"{part} of {nodes}", wanted="two numbers, or null twice")
+    if part is not None and nodes is not None and part > nodes:
+        raise ResultsError(what, found=f"{part} of {nodes}", wanted="no more than there are")
 
 
 def _require_columns(columns: Mapping[str, Sequence[float | None]], what: str) -> None:

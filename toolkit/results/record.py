@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from toolkit.results.rules import Matches, Range
 
-FORMAT = "gemma-edge-results/1"
+FORMAT = "gemma-edge-results/2"
 
 _UNITS = "s|bytes|count|celsius|percent|hz|fraction"
 
@@ -20,6 +20,7 @@ Sha256 = Annotated[str, Matches(re.compile(r"[0-9a-f]{64}"), "64 hexadecimal dig
 Time = Annotated[str, Matches(re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"), "YYYY-MM-DDTHH:MM:SSZ")]
 Count = Annotated[int, Range(0, 2**63)]
 Positive = Annotated[int, Range(1, 4096)]
+Context = Annotated[int, Range(1, 2**31)]
 Number = Annotated[float, Range(-1e18, 1e18)]
 Amount = Annotated[float, Range(0, 1e18)]
 Celsius = Annotated[float, Range(-273.15, 1000)]
@@ -33,7 +34,17 @@ Backend = Literal["cpu", "gpu", "npu"]
 Start = Literal["cold", "warm"]
 ModelKind = Literal["bundle", "litertlm", "tflite"]
 DeviceKind = Literal["adb", "host"]
-Flag = Literal["throttled", "drifted", "gate_timeout", "charging", "screen_on", "interrupted", "sampler_failed"]
+Flag = Literal[
+    "throttled",
+    "drifted",
+    "gate_timeout",
+    "charging",
+    "low_battery",
+    "power_save",
+    "screen_on",
+    "interrupted",
+    "sampler_failed",
+]
 BatteryStatus = Literal["charging", "discharging", "full", "not charging", "unknown"]
 PowerSource = Literal["ac", "usb", "wireless", "dock"]
 ThermalSource = Literal["hal", "cached", "none"]
@@ -84,8 +95,15 @@ class DeviceRecord:
 class Delegation:
     """How much of the graph the accelerator took: a silent fallback shows here."""
 
-    delegated_nodes: Count
-    nodes: Count
+    delegated_nodes: Count | None
+    nodes: Count | None
+    source: str
+    """What said so; or, where both are None, why nothing does."""
+
+    @property
+    def text(self) -> str | None:
+        """None where the runner does not say."""
+        return None if self.nodes is None else f"{self.delegated_nodes} of {self.nodes} nodes delegated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +220,7 @@ class BenchRecord:
     backend: Backend
     start: Start
     threads: Positive | None
+    context: Context | None
     arguments: tuple[str, ...]
     tests: dict[TestName, FigureName]
     """Test name, such as pp512, to the figure of ``iterations`` that is its result."""

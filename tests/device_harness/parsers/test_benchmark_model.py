@@ -53,7 +53,11 @@ def test_a_cut_at_any_byte_is_an_error_or_only_what_was_whole() -> None:
 
 @pytest.mark.parametrize(
     ("backend", "expected"),
-    [("gpu", Delegation(1873, 1901)), ("npu", Delegation(1873, 1901)), ("cpu", Delegation(20, 31))],
+    [
+        ("gpu", Delegation(1873, 1901, "the log")),
+        ("npu", Delegation(1873, 1901, "the log")),
+        ("cpu", Delegation(20, 31, "the log")),
+    ],
 )
 @pytest.mark.parametrize("mangle", [lambda text: text, *MANGLINGS], ids=["as written", *NAMES])
 def test_delegated_nodes_are_those_of_the_backend(
@@ -63,7 +67,7 @@ def test_delegated_nodes_are_those_of_the_backend(
 
 
 def test_a_silent_fallback_to_the_cpu_shows_as_no_delegated_node() -> None:
-    assert delegation(parse_delegates(LOG.splitlines(keepends=True)[1]), "gpu") == Delegation(0, 31)
+    assert delegation(parse_delegates(LOG.splitlines(keepends=True)[1]), "gpu") == Delegation(0, 31, "the log")
 
 
 def test_a_log_that_says_nothing_gives_no_delegation() -> None:

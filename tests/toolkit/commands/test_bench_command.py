@@ -17,6 +17,7 @@ from bucket_server import BucketServer
 from stand_ins import benchmark_model, litert_lm_main
 
 from device_harness.emulator.device import Emulator, EmulatorSettings
+from device_harness.emulator.faults import Faults
 from toolkit.cli import main
 from toolkit.files import hash_file
 from toolkit.results.json_lines import read_results
@@ -85,7 +86,7 @@ def test_a_bundle_is_exported_for_google_s_program(
     device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "results.jsonl"
-    argv = ["bench", str(random_bundle), "--device", device.serial, "-r", "2", "--results", str(results)]
+    argv = ["bench", str(random_bundle), "--device", device.serial, *SMALL, "--results", str(results)]
     argv += [
         "--runner",
         "litert_lm_advanced_main",
@@ -97,8 +98,8 @@ def test_a_bundle_is_exported_for_google_s_program(
     assert main(argv) == 0
     (record,) = read_results(results).records
     assert (record.model.kind, record.model.name) == ("litertlm", "bundle-small")
-    assert record.values("tg128") == (pytest.approx(32.07, rel=0.01),) * 2
-    assert "ttft512" not in record.tests
+    assert record.values("tg8") == (pytest.approx(32.07, rel=0.01),) * 2
+    assert "ttft16" not in record.tests
     assert device.path("/data/local/tmp/gemma-edge/bundle-small.litertlm").is_file()
 
 
@@ -107,7 +108,7 @@ def test_a_program_of_google_s_is_downloaded_for_the_device_and_its_hashes_are_r
 ) -> None:
     published = litert_lm_main(tmp_path / "published")
     results = tmp_path / "results.jsonl"
-    argv = ["bench", str(random_bundle), "--device", device.serial, "-r", "1", "--results", str(results)]
+    argv = ["bench", str(random_bundle), "--device", device.serial, *SMALL, "--results", str(results)]
     argv += ["--runner", "litert_lm_advanced_main", "--binary-version", "latest"]
     with BucketServer() as server:
         for platform in ("android_x86_64", "android_arm64"):
@@ -163,6 +164,28 @@ def test_google_s_engine_runs_where_python_has_it(
     assert set(record.tests) == {"pp16", "tg8", "ttft16", "init"} and min(record.values("tg8")) > 0
     assert [binary.name for binary in record.binaries] == ["python3", "liblitert-lm.so"]
     assert record.model.kind == "litertlm"
+    assert record.delegation is not None and record.delegation.source == "the log"
+    assert 0 < (record.delegation.delegated_nodes or 0) < (record.delegation.nodes or 0)
+    assert record.context == 40 and "--context" in record.arguments
+
+
+def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(random_bundle), "--device", device.serial, *SMALL, "--cold", "--results", str(results)]
+    device.set_faults(Faults(battery_percent=30))
+    try:
+        assert main([*argv, "--min-battery", "50"]) == 0
+        captured = capsys.readouterr()
+        assert all("low battery" in line for line in captured.out.splitlines() if "pp16" in line or "tg8" in line)
+        assert captured.err.count("battery 30 %; the results are flagged") == 1
+        assert main([*argv, "--min-battery", "50", "--on-low-power", "refuse"]) == 3
+        assert "power: found battery 30 %, wanted a battery of at least 50 %" in capsys.readouterr().err
+        assert main([*argv, "--on-low-power", "refuse"]) == 0
+    finally:
+        device.set_faults(Faults())
+    assert [record.flags for record in read_results(results).records] == [("low_battery",), ()]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +205,10 @@ def test_google_s_engine_runs_where_python_has_it(
         (["--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: found No such file"),
         (["--interval", "0"], "--interval: found 0, wanted at least 0.01 seconds"),
         (["--timeout=-1"], "--timeout: found -1, wanted seconds"),
+        (["--min-battery", "101"], "--min-battery: found 101, wanted 0 to 100"),
+        (["--context", "0"], "--context"),
+        (["--context", "32"], "--context: found 32, wanted 40, which the bundle's graphs are made for"),
+        (["--runner", "flash_probe", "--context", "40"], "--context: found 40, wanted none with flash_probe"),
         (["--stay-awake"], "--stay-awake: found this computer"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The quality gate of the towers: what a bundle makes of a sample, against float32 graphs of its checkpoint.
+"""The quality gate of the towers: what a bundle makes of images or sounds, against float32 graphs of its checkpoint.
 
 The float graphs are the toolkit's own, so this shows what quantisation costs and that the files are those of this
 checkpoint, not that the graphs are right: tests show that against transformers and timm. They are written to a scratch
@@ -33,6 +33,7 @@ from toolkit.runtime.towers import open_tower
 from toolkit.runtime.weight_cache import ModelFile
 
 F32 = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
 
 LIMITS: Mapping[str, float] = {"f32": 1e-3, "f16": 0.02, "int8": 0.2, "int4": 0.5}
 """Relative errors beyond which something is wrong, by the coarsest element type. Wide: a sample is not a data set, and
@@ -41,13 +42,15 @@ what an error of the embeddings costs an answer, only answers tell."""
 
 @dataclass(frozen=True, slots=True)
 class TowerReport:
-    """One tower, judged on one sample."""
+    """One tower, judged on images or on pieces of sound."""
 
     relative_error: float
     """Root mean square of the difference over that of the float embeddings."""
     cosine_min: float
     """The least similarity of a soft token's embedding with its float one."""
+    samples: int
     soft_tokens: int
+    """Of all samples."""
     limit: float
 
     @property
@@ -62,7 +65,7 @@ class TowerReport:
         """The object of one tower in `verify --json`; null stands for what is not finite."""
         error = self.relative_error if math.isfinite(self.relative_error) else None
         cosine = self.cosine_min if math.isfinite(self.cosine_min) else None
-        numbers = {"relative_error": error, "cosine_min": cosine}
+        numbers = {"relative_error": error, "cosine_min": cosine, "samples": self.samples}
         return {**numbers, "soft_tokens": self.soft_tokens, "limit": self.limit, "failures": list(self.failures)}
 
 
@@ -72,35 +75,40 @@ def verify_tower(
     checkpoint: Checkpoint,
     scratch: Path,
     *,
+    media: Sequence[Medium] = (),
     threads: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> TowerReport:
-    """Judge a bundle's tower; `scratch` is an empty directory, and `progress` gets bytes of the float weights."""
+    """Judge a bundle's tower on media of its group, or on a built-in sample; `scratch` is an empty directory.
+
+    `progress` gets a stage and how far it is: "write", bytes of float weights, then "embed", samples of both towers.
+    """
     record = bundle.manifest.vision if group == "vision" else bundle.manifest.audio
     assert record is not None, "the bundle has no such group"
-    medium = sample_image(record) if isinstance(record, VisionRecord) else sample_sound(record)
-    floats = _float_tower(checkpoint, record)
+    if not media:
+        media = [sample_image(record) if isinstance(record, VisionRecord) else sample_sound(record)]
+    floats = _float_tower(checkpoint, record, media)
     _write(floats, scratch, progress)
-    files = [bundle.model_file(name) for name in TOWER_FILES[group]]
-    float_files = [_model_file(scratch / name) for name in TOWER_FILES[group]]
-    found = _embed(files, record, medium, threads, scratch)
-    wanted = _embed(float_files, floats.record, medium, threads, scratch)
+    embed = _Embed(media, threads, scratch, progress)
+    found = embed.rows([bundle.model_file(name) for name in TOWER_FILES[group]], record)
+    wanted = embed.rows([_model_file(scratch / name) for name in TOWER_FILES[group]], floats.record)
     dtypes = {rule.dtype for rule in bundle.manifest.quant[group].rules}
     return compare(found, wanted, limit=max(LIMITS[dtype] for dtype in dtypes))
 
 
-def compare(found: F32, wanted: F32, *, limit: float) -> TowerReport:
-    """f32[soft tokens, hidden] of both.
+def compare(found: Sequence[F32], wanted: Sequence[F32], *, limit: float) -> TowerReport:
+    """f32[soft tokens, hidden] of each sample, by both towers.
 
-    >>> compare(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), limit=0.1).passed
+    >>> compare([np.eye(2, dtype=np.float32)], [np.eye(2, dtype=np.float32)], limit=0.1).passed
     True
     """
-    a, b = found.astype(np.float64), wanted.astype(np.float64)
-    if a.shape != b.shape:
-        raise UsageError("embeddings", found=a.shape, wanted=f"{b.shape}, as the checkpoint's tower gives")
+    shapes = [[rows.shape for rows in tower] for tower in (found, wanted)]
+    if shapes[0] != shapes[1]:
+        raise UsageError("embeddings", found=shapes[0], wanted=f"{shapes[1]}, as the checkpoint's tower gives")
+    a, b = (np.concatenate(tower).astype(np.float64) for tower in (found, wanted))
     error = math.sqrt(np.mean((a - b) ** 2) / np.mean(b**2))
     cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-    return TowerReport(error, float(cosines.min()), len(b), limit)
+    return TowerReport(error, float(cosines.min()), len(wanted), len(b), limit)
 
 
 def sample_image(vision: VisionRecord) -> Medium:
@@ -125,18 +133,17 @@ def sample_sound(audio: AudioRecord) -> Medium:
 
 
 def _float_tower(
-    checkpoint: Checkpoint, record: VisionRecord | AudioRecord
+    checkpoint: Checkpoint, record: VisionRecord | AudioRecord, media: Sequence[Medium]
 ) -> Tower[VisionRecord] | Tower[AudioRecord]:
-    """With the one image size or length of sound that the sample needs."""
+    """With the one image size, or the lengths of sound, that the media need."""
     recipe = load_recipe("f32")
     if isinstance(record, VisionRecord):
         return open_vision(checkpoint, recipe, record.image_size)
-    return open_audio(checkpoint, recipe, [record.frame_lengths[0] / FRAMES_PER_SECOND])
+    lengths = {next(n for n in record.frame_lengths if n >= len(medium.values)) for medium in media}
+    return open_audio(checkpoint, recipe, [length / FRAMES_PER_SECOND for length in sorted(lengths)])
 
 
-def _write(
-    tower: Tower[VisionRecord] | Tower[AudioRecord], scratch: Path, progress: Callable[[int, int], None] | None
-) -> None:
+def _write(tower: Tower[VisionRecord] | Tower[AudioRecord], scratch: Path, progress: Progress | None) -> None:
     # Once as files, once as LiteRT packs them.
     require_free_space(scratch, 2 * sum(layout.size_bytes for layout in tower.layouts.values()))
     total, done = sum(layout.weight_bytes for layout in tower.layouts.values()), 0
@@ -145,7 +152,7 @@ def _write(
         nonlocal done
         done += more
         if progress is not None:
-            progress(done, total)
+            progress("write", done, total)
 
     tower.write(scratch, progress=count)
 
@@ -155,14 +162,30 @@ def _model_file(path: Path) -> ModelFile:
     return ModelFile(path, found.sha256, found.size)
 
 
-def _embed(
-    files: Sequence[ModelFile], record: VisionRecord | AudioRecord, medium: Medium, threads: int, scratch: Path
-) -> F32:
-    """The rows that depend on the sample: those behind a sound are padding."""
-    runtime = Runtime()
-    try:
-        # Packed weights as a file: the kernel may drop its pages.
-        rows = open_tower(runtime, files, record, threads=threads, cache=scratch / "packed").embed(medium)
-    finally:
-        runtime.close()
-    return rows[: ceil_div(len(medium.values), record.frames_per_token)] if isinstance(record, AudioRecord) else rows
+class _Embed:
+    """The same media through one tower and another."""
+
+    def __init__(self, media: Sequence[Medium], threads: int, scratch: Path, progress: Progress | None) -> None:
+        self._media, self._threads, self._scratch, self._progress = media, threads, scratch, progress
+        self._done = 0
+
+    def rows(self, files: Sequence[ModelFile], record: VisionRecord | AudioRecord) -> list[F32]:
+        """Of each medium the rows that depend on it: those behind a sound are padding."""
+        runtime, found = Runtime(), []
+        try:
+            # Packed weights as a file: the kernel may drop its pages.
+            tower = open_tower(runtime, files, record, threads=self._threads, cache=self._scratch / "packed")
+            for medium in self._media:
+                rows = tower.embed(medium)
+                if isinstance(record, AudioRecord):
+                    rows = rows[: ceil_div(len(medium.values), record.frames_per_token)]
+                found.append(rows)
+                self._tell()
+        finally:
+            runtime.close()
+        return found
+
+    def _tell(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress("embed", self._done, 2 * len(self._media))

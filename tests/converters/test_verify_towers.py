@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile  # type: ignore[import-untyped]
+from PIL import Image
 from towers import write_multimodal_checkpoint
 
 from converters.checkpoint import open_checkpoint
 from converters.verify_towers import compare, sample_image, sample_sound, verify_tower
 from toolkit.bundle.manifest import AudioRecord, VisionRecord
+from toolkit.bundle.manifest_json import read_manifest
 from toolkit.cli import main
+from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import TOWERS, TowerName
 
@@ -50,11 +54,38 @@ def test_verify_judges_the_towers_too(checkpoint: Path, tmp_path: Path, capfd: p
     assert all("wanted at most 0.2" in tower["failures"][0] for tower in towers.values())
 
 
+def test_verify_judges_the_towers_on_your_own_files(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle, rng = tmp_path / "bundle", np.random.default_rng(0)
+    assert main(["convert", str(checkpoint), "-o", str(bundle), *SMALL]) == 0
+    pictures = [tmp_path / f"{i}.png" for i in range(3)]
+    for picture in pictures:
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(picture)
+    soundfile.write(tmp_path / "sound.wav", rng.uniform(-0.3, 0.3, 16000 * 2), 16000)
+    arguments = ["verify", str(bundle), "--checkpoint", str(checkpoint), "--tokens", "16", "--json"]
+    arguments += ["--weight-cache", "memory"]
+    files = ["--image", *map(str, pictures), "--audio", str(tmp_path / "sound.wav")]
+    capfd.readouterr()
+    main([*arguments, *files])
+    towers = json.loads(capfd.readouterr().out)["towers"]
+    vision = read_manifest(bundle).vision
+    assert vision is not None
+    assert towers["vision"]["samples"] == 3 and towers["vision"]["soft_tokens"] == 3 * vision.soft_tokens
+    assert towers["audio"]["samples"] >= 1
+    assert all(tower["relative_error"] < tower["limit"] for tower in towers.values())
+    assert main([*arguments, *files, "--groups", "text,vision"]) == 2
+    assert "audio" in capfd.readouterr().err
+
+
 def test_rows_that_are_not_finite_fail() -> None:
-    wanted = np.ones((3, 4), np.float32)
-    report = compare(np.full((3, 4), np.nan, np.float32), wanted, limit=0.2)
-    assert not report.passed
+    wanted = [np.ones((3, 4), np.float32), np.ones((2, 4), np.float32)]
+    found = [wanted[0], np.full((2, 4), np.nan, np.float32)]
+    report = compare(found, wanted, limit=0.2)
+    assert not report.passed and report.samples == 2 and report.soft_tokens == 5
     assert report.to_json()["relative_error"] is None
+    with pytest.raises(UsageError, match="as the checkpoint's tower gives"):
+        compare(found[:1], wanted, limit=0.2)
 
 
 def test_samples_are_the_same_every_time() -> None:

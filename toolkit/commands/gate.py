@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
@@ -14,7 +14,7 @@ from toolkit.bundle.manifest import TOWER_FILES, Manifest
 from toolkit.commands.terminal import Terminal, table
 from toolkit.quant.scheme import Dtype
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.media_prompt import TOWERS
+from toolkit.runtime.media_prompt import TOWERS, Medium
 from toolkit.runtime.session import Session, SessionSettings
 
 
@@ -46,8 +46,7 @@ def judge(
                     model,
                     sequences,
                     thresholds,
-                    # Both halves of the work take about as long.
-                    progress=lambda what, done, of: show((50 * (what == "bundle") + 50 * done // of), 100),
+                    progress=_percent(show, "bundle"),
                 )
     return VerifyReport(reports)
 
@@ -58,8 +57,12 @@ def judge_towers(
     terminal: Terminal,
     settings: SessionSettings,
     groups: Collection[str] | None = None,
+    media: Sequence[Medium] = (),
 ) -> dict[str, TowerReport]:
-    """Hold a bundle's towers (all, or those of ``groups``) against float ones of the checkpoint."""
+    """Hold a bundle's towers (all, or those of ``groups``) against float ones of the checkpoint.
+
+    On these images and sounds; a tower without one, on a built-in sample.
+    """
     bundle = Bundle(path)
     reports: dict[str, TowerReport] = {}
     for group in TOWERS:
@@ -68,11 +71,23 @@ def judge_towers(
         terminal.note(f"[{group}: writing and running it in float32 too, to compare with]")
         with (
             tempfile.TemporaryDirectory(prefix="gemma-edge-verify-") as scratch,
-            terminal.bar(f"write {group}") as show,
+            terminal.bar(f"verify {group}", "%") as show,
         ):
-            place, threads = Path(scratch), settings.threads
-            reports[group] = verify_tower(bundle, group, checkpoint, place, threads=threads, progress=show)
+            reports[group] = verify_tower(
+                bundle,
+                group,
+                checkpoint,
+                Path(scratch),
+                media=[medium for medium in media if medium.group == group],
+                threads=settings.threads,
+                progress=_percent(show, "embed"),
+            )
     return reports
+
+
+def _percent(show: Callable[[int, int], None], second: str) -> Callable[[str, int, int], None]:
+    """Of work in two halves that take about as long, the latter of which is called so."""
+    return lambda half, done, of: show(50 * (half == second) + 50 * done // of, 100)
 
 
 def used_dtypes(manifest: Manifest) -> set[Dtype]:
@@ -112,6 +127,7 @@ def _tower_lines(report: VerifyReport) -> list[str]:
     rows = [
         [
             name,
+            str(tower.samples),
             str(tower.soft_tokens),
             _number(tower.relative_error),
             f"{tower.limit:g}",
@@ -120,7 +136,7 @@ def _tower_lines(report: VerifyReport) -> list[str]:
         ]
         for name, tower in report.towers.items()
     ]
-    return ["", table(["tower", "soft tokens", "relative error", "at most", "least cosine", ""], rows)]
+    return ["", table(["tower", "samples", "soft tokens", "relative error", "at most", "least cosine", ""], rows)]
 
 
 def _number(value: float | None) -> str:

@@ -42,17 +42,20 @@ def sound_file(path: str) -> MediaFile:
     return MediaFile("audio", path)
 
 
-def add_media_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a prompt shows besides its text."""
+def add_media_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    images: str = "images, before the text in the order given, or where it says <image_soft_token>",
+    sounds: str = "sounds, likewise (<audio_soft_token>); a long one is cut into pieces",
+) -> None:
+    """Files of both kinds, by default what a prompt shows besides its text; the help of each."""
     group = parser.add_argument_group("images and sounds")
     group.add_argument(
-        "--image", metavar="FILE", dest="media", type=image_file, nargs="+", action="extend", default=[],
-        help="images, before the text in the order given, or where it says <image_soft_token>",
-    )  # fmt: skip
+        "--image", metavar="FILE", dest="media", type=image_file, nargs="+", action="extend", default=[], help=images
+    )
     group.add_argument(
-        "--audio", metavar="FILE", dest="media", type=sound_file, nargs="+", action="extend",
-        help="sounds, likewise (<audio_soft_token>); a long one is cut into pieces",
-    )  # fmt: skip
+        "--audio", metavar="FILE", dest="media", type=sound_file, nargs="+", action="extend", help=sounds
+    )
 
 
 def allowed_groups(bundle: Bundle, names: Sequence[str] | None) -> tuple[str, ...] | None:

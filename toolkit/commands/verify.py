@@ -11,7 +11,7 @@ from converters.verify import LONG_TOKENS
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.commands.gate import judge, judge_towers, report_text
 from toolkit.commands.groups import group_names
-from toolkit.commands.media_options import allowed_groups
+from toolkit.commands.media_options import add_media_arguments, allowed_groups, read_media
 from toolkit.commands.terminal import Terminal
 from toolkit.commands.text_options import add_machine_arguments, positive, session_settings
 from toolkit.errors import UsageError
@@ -24,6 +24,7 @@ EXAMPLES = (
     "gemma-edge verify BUNDLE --checkpoint path/to/checkpoint --groups text",
     "gemma-edge verify BUNDLE --checkpoint google/gemma-3n-E2B-it --size E2B --tokens 4096",
     "gemma-edge verify BUNDLE --checkpoint path/to/checkpoint --text chapter.txt --json",
+    "gemma-edge verify BUNDLE --checkpoint path/to/checkpoint --image shots/*.jpg --audio words/*.wav",
 )
 
 
@@ -42,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="towers to judge besides text; at full size they take minutes and 8 GB of scratch space in TMPDIR "
         "(default: all of the bundle; text: none)",
     )  # fmt: skip
+    add_media_arguments(
+        parser,
+        images="images to judge the vision tower on (default: a drawn one)",
+        sounds="sounds to judge the audio tower on (default: a made one); a long one is cut into pieces",
+    )
     group = add_machine_arguments(parser)
     group.add_argument("--size", metavar="NAME", action="append", help="only this size; may be repeated (default: all)")
 
@@ -51,7 +57,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     manifest = read_manifest(arguments.bundle)
     for name in arguments.size or ():
         manifest.size(name)
-    groups = allowed_groups(Bundle(arguments.bundle), arguments.groups)
+    bundle = Bundle(arguments.bundle)
+    groups = allowed_groups(bundle, arguments.groups)
+    media = read_media(bundle, arguments.media, groups, terminal)
     text = None if arguments.text is None else _read_text(arguments.text)
     with open_checkpoint(arguments.checkpoint) as checkpoint:
         if checkpoint.fingerprint() != manifest.checkpoint.sha256:
@@ -66,7 +74,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             text=text,
             sizes=None if arguments.size is None else list(dict.fromkeys(arguments.size)),
         )
-        towers = judge_towers(arguments.bundle, checkpoint, terminal, session_settings(arguments), groups)
+        towers = judge_towers(arguments.bundle, checkpoint, terminal, session_settings(arguments), groups, media)
         report = replace(report, towers=towers)
     terminal.result(report.to_json(), report_text(report))
     return 0 if report.passed else 1

@@ -19,17 +19,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import (
-    RESULTS,
-    ChildUsage,
-    append_result,
-    load_average,
-    markdown,
-    run_child,
-    summary,
-    text,
-    this_device,
-)
+from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, run_child, text, this_device
 from benchmarks.synthetic import write_synthetic
 from converters.checkpoint import open_checkpoint
 from converters.gemma3n.audio_files import FRAMES_PER_SECOND, open_audio
@@ -37,6 +27,8 @@ from converters.gemma3n.config import CONDITIONAL_GENERATION
 from toolkit.bundle.manifest import AUDIO_ENCODER
 from toolkit.layout import align_up
 from toolkit.quant.recipe import load_recipe
+from toolkit.report.statistics import summary
+from toolkit.report.tables import markdown
 
 F32 = NDArray[np.float32]
 

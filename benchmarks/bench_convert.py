@@ -15,19 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.measure import (
-    RESULTS,
-    ChildUsage,
-    append_result,
-    load_average,
-    markdown,
-    run_child,
-    summary,
-    text,
-    this_device,
-)
+from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, run_child, text, this_device
 from benchmarks.synthetic import PRESETS, write_synthetic
 from converters.gemma3n.config import CONDITIONAL_GENERATION
+from toolkit.report.statistics import summary
+from toolkit.report.tables import markdown
 
 PEER_RECIPES = {"int8": "dynamic_wi8_afp32", "int4": "dynamic_wi4_afp32"}
 # What the exporter wants for Gemma 3n; the synthetic checkpoint has no towers that are worth an export.

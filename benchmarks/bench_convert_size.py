@@ -22,18 +22,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.bench_memory import drop_page_cache
-from benchmarks.measure import (
-    RESULTS,
-    ChildUsage,
-    append_result,
-    load_average,
-    markdown,
-    run_child,
-    summary,
-    text,
-    this_device,
-)
+from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, run_child, text, this_device
 from benchmarks.synthetic import BYTES_PER_WEIGHT
+from toolkit.report.statistics import summary
+from toolkit.report.tables import markdown
 
 _STORAGE_BYTES = 1 << 30
 _PIECE_BYTES = 1 << 20

@@ -24,10 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import RESULTS, append_result, load_average, run_child, summary
+from benchmarks.measure import RESULTS, append_result, load_average, run_child
 from device_harness.native.build import PUSH_RECEIVER, native_program, parse_architecture
 from toolkit.bundle.manifest import CheckpointRecord, KvCache, SizeRecord, TextRecord
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
+from toolkit.report.statistics import summary
 
 MIB = 1024 * 1024
 FOLDER = "/data/local/tmp/bench"

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import load_average, summary, this_device
+from benchmarks.measure import load_average, this_device
 from toolkit.quant.packing import pack_int4
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.stream import CHUNK_WEIGHTS
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
+from toolkit.report.statistics import summary
 
 F32 = NDArray[np.float32]
 Codes = NDArray[np.int8] | NDArray[np.uint8]

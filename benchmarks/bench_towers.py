@@ -23,9 +23,10 @@ import numpy as np
 import soundfile  # type: ignore[import-untyped]
 from PIL import Image
 
-from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, markdown, run_child
+from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, run_child
 from benchmarks.synthetic import write_synthetic
 from converters.gemma3n.config import CONDITIONAL_GENERATION
+from toolkit.report.tables import markdown
 
 SECONDS_OF_SOUND = 10
 STAGES = ("load", "vision", "audio", "prefill", "decode")

@@ -18,19 +18,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from benchmarks.measure import (
-    RESULTS,
-    ChildUsage,
-    append_result,
-    load_average,
-    markdown,
-    run_child,
-    summary,
-    text,
-    this_device,
-)
+from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, run_child, text, this_device
 from benchmarks.synthetic import write_synthetic
 from converters.gemma3n.config import CONDITIONAL_GENERATION
+from toolkit.report.statistics import summary
+from toolkit.report.tables import markdown
 
 PEER = "timm float32"
 PACKAGES = ("ai-edge-litert", "numpy", "timm", "torch")

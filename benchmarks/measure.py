@@ -1,4 +1,4 @@
-"""What every benchmark needs: where it ran, children measured by the kernel, statistics, and result files."""
+"""What every benchmark needs: where it ran, children measured by the kernel, and result files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from toolkit.report.statistics import Summary
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("ai-edge-litert", "litert-lm-api", "numpy")
@@ -40,27 +41,10 @@ class ChildUsage:
     """User and system, of all its threads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Repeats of one figure."""
-
-    values: tuple[float, ...]
-    median: float
-    least: float
-    most: float
-
-
-def summary(values: Sequence[float]) -> Summary:
-    """
-    >>> summary([3.0, 1.0, 2.0])
-    Summary(values=(3.0, 1.0, 2.0), median=2.0, least=1.0, most=3.0)
-    """
-    return Summary(tuple(values), statistics.median(values), min(values), max(values))
-
-
 def text(figures: Summary, form: str, factor: float = 1.0) -> str:
     """Median, and from least to most.
 
+    >>> from toolkit.report.statistics import summary
     >>> text(summary([1.0, 2.0, 4.0]), ".1f")
     '2.0 (1.0 to 4.0)'
     """
@@ -151,14 +135,3 @@ def append_result(path: Path, benchmark: str, fields: Mapping[str, object], pack
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """
-    >>> print(markdown(["a", "b"], [["1", "2"]]))
-    | a | b |
-    |---|---|
-    | 1 | 2 |
-    """
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines)

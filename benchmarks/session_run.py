@@ -84,14 +84,14 @@ def run_session(request: SessionRequest) -> SessionRun:
             memory[stage] = session.memory().to_json()
 
         loaded = time.perf_counter()
-        end("loading")
+        end("load")
         ids = np.random.default_rng(0).integers(0, session.text.ple_vocab_size, request.prompt + request.decode)
         prompt, decoded = ids[: request.prompt].tolist(), ids[request.prompt :].tolist()
         session._ids.extend([0] * request.skip)
         begun = time.perf_counter()
         session.prefill(prompt)
         prefilled = time.perf_counter() - begun
-        end("prompt")
+        end("prefill")
         before = session.ple.statistics.to_json()
         steps = []
         for token in decoded:

@@ -115,11 +115,11 @@ def test_bench_decode_compares_ours_with_the_peer_of_the_same_recipe(tmp_path: P
 
     others = [outcome("litert-torch", 200.0, 20.0), outcome("llama.cpp", 100.0, 60.0)]
     lines = bench_decode.table([outcome("gemma-edge", 300.0, 30.0), *others, outcome("llama.cpp", 1.0, 1.0, "int4")])
-    ours, exporter, *_ = lines.splitlines()[2:]
-    assert ours.startswith(
-        "| int8 | gemma-edge in an engine | 300 (300 to 300) | 30.0 (30.0 to 30.0) | 1.50, 1.50 | 3.00, 0.50 |"
-    )
-    assert exporter.startswith("| int8 | litert-torch in an engine | 200 (200 to 200) | 20.0 (20.0 to 20.0) |  |  |")
+    ours, exporter, *_ = [[cell.strip() for cell in line.split("|")[1:]] for line in lines.splitlines()[2:]]
+    rates = ["300 (300 to 300)", "30.0 (30.0 to 30.0)"]
+    assert ours[:6] == ["int8", "gemma-edge in an engine", *rates, "1.50, 1.50", "3.00, 0.50"]
+    rates = ["200 (200 to 200)", "20.0 (20.0 to 20.0)"]
+    assert exporter[:6] == ["int8", "litert-torch in an engine", *rates, "", ""]
 
 
 def test_with_vision_the_published_tower_is_there_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ Verdict = Literal["higher", "lower", "no difference shown", "too few values"]
 class Summary:
     """Repeats of one figure. `sd` is of the sample (n - 1); 0 for a single value. Percentiles are interpolated."""
 
-    n: int
+    values: tuple[float, ...]
     median: float
     mean: float
     sd: float
@@ -39,6 +39,11 @@ class Summary:
     p95: float
     least: float
     most: float
+
+    @property
+    def n(self) -> int:
+        """How many values."""
+        return len(self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,8 @@ def summary(values: Sequence[float]) -> Summary:
     found = _finite(values)
     p5, median, p95 = (float(value) for value in np.percentile(found, [5, 50, 95]))
     sd = float(found.std(ddof=1)) if len(found) > 1 else 0.0
-    return Summary(len(found), median, float(found.mean()), sd, p5, p95, float(found.min()), float(found.max()))
+    kept = tuple(float(value) for value in found)
+    return Summary(kept, median, float(found.mean()), sd, p5, p95, min(kept), max(kept))
 
 
 def median_interval(values: Sequence[float]) -> Interval | None:

@@ -121,10 +121,10 @@ class StagePeaks:
     """The most that was resident in each stage of a process's work, by the kernel's own count.
 
     >>> peaks = StagePeaks()
-    >>> peaks.end("loading"), peaks.end("prompt")
+    >>> peaks.end("load"), peaks.end("prefill")
     (None, None)
     >>> list(peaks.stages), peaks.peak_rss_bytes == max(peaks.stages.values())
-    (['loading', 'prompt'], True)
+    (['load', 'prefill'], True)
     """
 
     def __init__(self) -> None:

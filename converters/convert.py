@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
@@ -38,7 +39,7 @@ from toolkit.bundle.manifest import (
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, PleLayout, write_ple_shards
 from toolkit.bundle.write import BundleDraft, GroupDraft, require_bundle_or_nothing, write_bundle
 from toolkit.errors import CheckpointError, UsageError
-from toolkit.files import require_free_space
+from toolkit.files import BackgroundHasher, require_free_space
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Signature, Weight
@@ -121,9 +122,10 @@ def convert(
     total = ple.vocab_size * ple.code_bytes + sum(file.weight_bytes for file in layouts)
     count = _Counter(total, progress)
 
-    def fill(directory: Path) -> BundleDraft:
+    def fill(directory: Path, finished: Callable[[Path], None]) -> BundleDraft:
         for name, layout in text.items():
             write_tflite(directory / name, layout, source, workers=request.workers, progress=count.add)
+            finished(directory / name)
         shards = write_ple_shards(
             directory,
             source,
@@ -133,13 +135,17 @@ def convert(
             search=_ple_scheme(request, elastic.config).search,
             workers=request.workers,
             progress=count.add,
+            finished=finished,
         )
         for tower in towers.by_group.values():
             tower.write(directory, workers=request.workers, progress=count.add)
+            for name in tower.layouts:
+                finished(directory / name)
         _copy_tokenizer(checkpoint.path, directory)
         return _draft(request, elastic, shards, towers, checkpoint.fingerprint())
 
-    return write_bundle(request.output, fill, accept=accept)
+    with BackgroundHasher() as hasher:
+        return write_bundle(request.output, partial(fill, finished=hasher.add), accept=accept, hasher=hasher)
 
 
 class _Counter:

@@ -7,7 +7,9 @@ Every rule is checked before a byte of a tensor is used; a fault is a Checkpoint
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _MAX_U64 = 2**64 - 1
+_RWF_DONTCACHE = 0x80  # include/uapi/linux/fs.h, since Linux 6.14
 
 # Dtype in safetensors' tensor.rs, in bits: the types under a byte must fill whole bytes.
 _BITS_BY_DTYPE = (
@@ -67,11 +70,12 @@ class TensorInfo:
 class SafetensorsFile:
     """An open file whose header passed every check. Reads are safe from several threads."""
 
-    __slots__ = ("__weakref__", "_close", "_fd", "path", "tensors")
+    __slots__ = ("__weakref__", "_close", "_fd", "_flags", "path", "tensors")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = open_regular(path, CheckpointError)
+        self._flags = 0
         self._close = weakref.finalize(self, os.close, self._fd)
         try:
             self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_read_header(self._fd, path))
@@ -83,6 +87,15 @@ class SafetensorsFile:
         """Give the file back; reads fail from here on."""
         self._close()
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(info.stored_bytes for info in self.tensors.values())
+
+    def keep_out_of_page_cache(self) -> None:
+        """What later reads bring into the page cache leaves it again, where the system knows how to do that."""
+        self._flags = _RWF_DONTCACHE if sys.platform == "linux" else 0
+
     def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
         """Fill a C-contiguous array with the file's bytes from `offset` on."""
         if not self._close.alive:
@@ -90,7 +103,7 @@ class SafetensorsFile:
         rest = buffer.reshape(-1).view(np.uint8).data
         while rest:
             try:
-                count = os.preadv(self._fd, [rest], offset)
+                count = self._read(rest, offset)
             except OSError as error:
                 raise CheckpointError(str(self.path), found=error.strerror, wanted="a readable file") from error
             if not count:
@@ -99,9 +112,30 @@ class SafetensorsFile:
                 )
             rest, offset = rest[count:], offset + count
 
+    def _read(self, buffer: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(self._fd, [buffer], offset, self._flags)
+        except OSError as error:
+            if not self._flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        self._flags = 0  # an older kernel, or a file system that cannot
+        return os.preadv(self._fd, [buffer], offset)
+
 
 def open_safetensors(directory: Path) -> tuple[SafetensorsFile, ...]:
-    """The checked files of a directory: `model.safetensors`, or the shards that its index names."""
+    """The checked files of a directory: `model.safetensors`, or the shards that its index names.
+
+    Half of memory is as much as may be worth keeping for another pass. Beyond it pages would only push out others, and
+    making room for them takes more of a core than quantising does.
+    """
+    files = _open_files(directory)
+    if 2 * sum(file.stored_bytes for file in files) > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        for file in files:
+            file.keep_out_of_page_cache()
+    return files
+
+
+def _open_files(directory: Path) -> tuple[SafetensorsFile, ...]:
     single, index = directory / SINGLE_NAME, directory / INDEX_NAME
     if single.exists() and index.exists():
         raise CheckpointError(

@@ -10,8 +10,9 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,39 @@ def hash_file(path: Path | str, *, advance: Callable[[int], None] | None = None)
             if advance is not None:
                 advance(len(chunk))
     return FileHash(size, whole.hexdigest(), tuple(chunks))
+
+
+class BackgroundHasher:
+    """Synchronises and hashes finished files, one after the other, while others are being written."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._stopped = threading.Event()
+        self._hashes: dict[Path, Future[FileHash]] = {}
+
+    def add(self, path: Path) -> None:
+        """Nobody writes to the file any more."""
+        self._hashes[path] = self._pool.submit(self._finish, path)
+
+    def hash(self, path: Path) -> FileHash:
+        """What `hash_file` says of the file, which need not have been added."""
+        return self._hashes[path].result() if path in self._hashes else hash_file(path)
+
+    def _finish(self, path: Path) -> FileHash:
+        found = hash_file(path, advance=self._keep_on)  # first: its pages are still in memory
+        _sync(path)
+        return found
+
+    def _keep_on(self, _: int) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
+
+    def __enter__(self) -> BackgroundHasher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:

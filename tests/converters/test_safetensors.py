@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import random
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,55 @@ def test_a_valid_file_is_read(tmp_path: Path) -> None:
     data = np.empty(6, np.float32)
     file.read_into(data, file.tensors["a"].begin)
     assert np.array_equal(data, A.reshape(-1))
+
+
+def test_a_file_kept_out_of_the_page_cache_gives_the_same_bytes(tmp_path: Path) -> None:
+    file = open_bytes(tmp_path, VALID)
+    file.keep_out_of_page_cache()
+    data = np.empty(6, np.float32)
+    file.read_into(data, file.tensors["a"].begin)
+    assert np.array_equal(data, A.reshape(-1))
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_system_that_cannot_keep_pages_out_reads_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    plain, flags_seen = os.preadv, []
+
+    def old_kernel(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        flags_seen.append(flags)
+        if flags:
+            raise OSError(number, os.strerror(number))
+        return plain(fd, buffers, offset)
+
+    file = open_bytes(tmp_path, VALID)
+    file.keep_out_of_page_cache()
+    monkeypatch.setattr(os, "preadv", old_kernel)
+    data = np.empty(6, np.float32)
+    for _ in range(2):
+        file.read_into(data, file.tensors["a"].begin)
+        assert np.array_equal(data, A.reshape(-1))
+    assert [bool(flags) for flags in flags_seen] == [sys.platform == "linux", *[False] * (len(flags_seen) - 1)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the flag")
+@pytest.mark.parametrize(("pages", "kept_out"), [(1, True), (1 << 20, False)])
+def test_checkpoints_larger_than_half_of_memory_are_kept_out_of_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int, kept_out: bool
+) -> None:
+    plain, flags_seen = os.preadv, []
+
+    def watched(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        flags_seen.append(flags)
+        return plain(fd, buffers, offset)
+
+    (tmp_path / "model.safetensors").write_bytes(VALID)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 16, "SC_PHYS_PAGES": pages}.__getitem__)
+    (file,) = open_safetensors(tmp_path)
+    monkeypatch.setattr(os, "preadv", watched)
+    file.read_into(np.empty(6, np.float32), file.tensors["a"].begin)
+    assert bool(flags_seen[0]) == kept_out
 
 
 @pytest.mark.parametrize("padding", range(9))

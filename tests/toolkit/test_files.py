@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import stat
+import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -175,6 +176,28 @@ def test_hashes_of_the_whole_and_of_chunks_agree_with_hashlib(
     assert found.size == size
     assert found.sha256 == hashlib.sha256(data).hexdigest()
     assert found.chunks == tuple(hashlib.sha256(data[i : i + 16]).hexdigest() for i in range(0, size, 16))
+
+
+def test_files_are_hashed_in_the_background_or_when_asked_for(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    with files.BackgroundHasher() as hasher:
+        hasher.add(tmp_path / "a")
+        assert [hasher.hash(tmp_path / name) for name in ("a", "b")] == [
+            files.hash_file(tmp_path / name) for name in ("a", "b")
+        ]
+
+
+def test_hashing_in_the_background_ends_with_the_work_it_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(files, "_sync", lambda path: pytest.fail("hashed to its end"))
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    with pytest.raises(RuntimeError, match="interrupted"), files.BackgroundHasher() as hasher:
+        hasher.add(tmp_path / "endless")
+        raise RuntimeError("interrupted")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hash")]
 
 
 def test_write_at_writes_all_of_it_however_little_one_call_takes(

@@ -7,9 +7,8 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,10 @@ from toolkit.errors import BundleError, RecipeError
 from toolkit.files import write_at
 from toolkit.layout import PAGE_BYTES, align_up, ceil_div
 from toolkit.quant.packing import pack_int4, unpack_int4
+from toolkit.quant.pipeline import pipeline
 from toolkit.quant.scheme import Scheme, Search
 from toolkit.quant.source import TensorSource
+from toolkit.quant.stream import CHUNK_WEIGHTS
 from toolkit.quant.uniform import quantize_rows
 
 MAGIC = b"GEMMAPLE"
@@ -31,7 +32,6 @@ DEFAULT_SHARD_BYTES = 256 << 20
 
 _CHECKSUM_BYTES = 4
 _FIELDS = struct.Struct("<8sIIQQQIIIIII32s")
-_CHUNK_WEIGHTS = 1 << 19  # as the weight stream: 2 MiB of float32 a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +186,24 @@ def write_ple_shards(
     search: Search = "mse",
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
+    finished: Callable[[Path], None] | None = None,
 ) -> tuple[str, ...]:
     """Quantise a table f32[vocab, layers * width] into shards in `directory`; their names in order.
 
-    Reads the table once, in order. `progress` gets the code bytes written since its last call.
+    Reads the table once, in order. `progress` gets the code bytes written since its last call, `finished`
+    each shard.
     """
     if layout.layers * layout.width * layout.bits % 8:
         raise RecipeError(tensor, found="an odd number of 4-bit codes a row", wanted="an even one", remedy="use int8")
     per_shard = layout.rows_per_shard(shard_bytes)
     count = layout.shard_count(shard_bytes)
+
+    def read(span: tuple[int, int]) -> NDArray[np.float32]:
+        return source.read(tensor, span)
+
+    def pack(span: tuple[int, int], values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return pack_rows(values, layout, tensor, search, span[0])
+
     names = []
     for shard in range(count):
         first = shard * per_shard
@@ -203,38 +212,25 @@ def write_ple_shards(
         with open(directory / shard_name(shard), "wb") as file:
             digest = hashlib.sha256()
             offset = HEADER_BYTES
-            for block in _ordered(_tasks(source, tensor, layout, search, first, rows), workers):
-                digest.update(block.data)
-                write_at(file.fileno(), block.data, offset)
-                offset += block.nbytes
-                if progress is not None:
-                    progress(len(block) * layout.code_bytes)
+            blocks = pipeline(_spans(layout, first, rows), read, pack, workers)
+            with closing(blocks):
+                for block in blocks:
+                    digest.update(block.data)
+                    write_at(file.fileno(), block.data, offset)
+                    offset += block.nbytes
+                    if progress is not None:
+                        progress(len(block) * layout.code_bytes)
             write_at(file.fileno(), replace(header, rows_sha256=digest.digest()).pack(), 0)
         names.append(shard_name(shard))
+        if finished is not None:
+            finished(directory / names[-1])
     return tuple(names)
 
 
-def _tasks(
-    source: TensorSource, tensor: str, layout: PleLayout, search: Search, first: int, rows: int
-) -> Iterator[Callable[[], NDArray[np.uint8]]]:
-    step = max(1, _CHUNK_WEIGHTS // (layout.layers * layout.width))
+def _spans(layout: PleLayout, first: int, rows: int) -> Iterator[tuple[int, int]]:
+    step = max(1, CHUNK_WEIGHTS // (layout.layers * layout.width))
     for start in range(first, first + rows, step):
-        span = (start, min(start + step, first + rows))
-        yield lambda span=span: pack_rows(source.read(tensor, span), layout, tensor, search, span[0])  # type: ignore[misc]
-
-
-def _ordered(tasks: Iterator[Callable[[], NDArray[np.uint8]]], workers: int) -> Iterator[NDArray[np.uint8]]:
-    """Results in the order of the tasks, of which at most `workers + 1` are under way."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="ple") as pool:
-        pending: list[Future[NDArray[np.uint8]]] = [pool.submit(task) for task in islice(tasks, workers + 1)]
-        try:
-            while pending:
-                block = pending.pop(0).result()
-                pending.extend(pool.submit(task) for task in islice(tasks, 1))
-                yield block
-        finally:
-            for future in pending:
-                future.cancel()
+        yield start, min(start + step, first + rows)
 
 
 def pack_rows(

@@ -21,7 +21,7 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.manifest_json import dump_manifest, read_manifest
 from toolkit.errors import BundleError, UsageError
-from toolkit.files import atomic_directory, hash_file, safe_name, write_bytes
+from toolkit.files import BackgroundHasher, FileHash, atomic_directory, hash_file, safe_name, write_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,19 @@ def write_bundle(
     fill: Callable[[Path], BundleDraft],
     *,
     accept: Callable[[Path], None] | None = None,
+    hasher: BackgroundHasher | None = None,
 ) -> Manifest:
     """Let `fill` write a bundle's files into an empty directory, describe them, and put it all at `path` in one rename.
 
-    `accept` sees the finished directory before anyone else does, and raises to refuse it. An older bundle at `path` is
+    `accept` sees the finished directory before anyone else does, and raises to refuse it. `hasher`: what `fill` gave
+    its finished files to. An older bundle at `path` is
     replaced; any other directory is an error. After a fault `path` is as it was.
     """
     target = Path(path)
     require_bundle_or_nothing(target)
     with atomic_directory(target, replace=True) as partial:
         draft = fill(partial)
-        manifest = describe(draft, partial)
+        manifest = describe(draft, partial, hash_file if hasher is None else hasher.hash)
         write_bytes(partial / MANIFEST_NAME, dump_manifest(manifest))
         if accept is not None:
             accept(partial)
@@ -89,14 +91,14 @@ def require_bundle_or_nothing(path: Path) -> None:
         )
 
 
-def describe(draft: BundleDraft, directory: Path) -> Manifest:
-    """The manifest of the files in `directory`; reads each once."""
+def describe(draft: BundleDraft, directory: Path, hash_of: Callable[[Path], FileHash]) -> Manifest:
+    """The manifest of the files in `directory`."""
     files: dict[str, FileRecord] = {}
     for entry in sorted(directory.iterdir()):
         name = safe_name(entry.name, f"a file of the bundle in {directory}")
         if entry.is_symlink() or not entry.is_file():
             raise BundleError(str(entry), found="no regular file", wanted="one")
-        found = hash_file(entry)
+        found = hash_of(entry)
         files[name] = FileRecord(found.size, found.sha256, found.chunks)
     return Manifest(
         generator=f"gemma-edge {toolkit.__version__}",

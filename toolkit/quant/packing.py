@@ -14,12 +14,10 @@ def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     >>> pack_int4(np.array([1, -1, -8, 7], np.int8)).tolist()
     [241, 120]
     """
-    # A pair is one little-endian uint16; shifted right by 4, the second code's nibble is the byte's high half.
-    pairs = np.ascontiguousarray(codes).reshape(-1).view("<u2")
-    bytes_ = pairs >> 4
-    bytes_ &= 0xF0
-    bytes_ |= pairs & 0x0F
-    return bytes_.astype(np.uint8)
+    # A pair is one little-endian uint16, 0x0H0L in its low nibbles; with its half 0x00H0 its low byte is 0xHL.
+    pairs = np.ascontiguousarray(codes).reshape(-1).view("<u2") & 0x0F0F
+    pairs |= pairs >> 4
+    return pairs.astype(np.uint8)
 
 
 def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:

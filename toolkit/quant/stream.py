@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from toolkit.errors import CheckpointError, EnvironmentFault
 from toolkit.files import write_at
 from toolkit.quant.packing import pack_int4, to_float16
+from toolkit.quant.pipeline import pipeline
 from toolkit.quant.scheme import Scheme, check_scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.uniform import quantize_rows
@@ -43,34 +44,22 @@ def stream_weights(
 ) -> dict[str, NDArray[np.float32]]:
     """Write every weight's payload and block scales; returns float32[rows] by name for those with a scale per row.
 
-    At most ``workers + 1`` chunks of about 2 MiB of float32 (at least one row) are held. The bytes do not depend on
-    ``workers``. ``progress`` gets, in the calling thread, the payload bytes written since the last call. The first
+    Some chunks of about 2 MiB of float32 (at least one row) are held. The bytes do not depend on ``workers``.
+    ``progress`` gets, in the calling thread, the payload bytes written since the last call. The first
     error in file order ends the stream and is raised as it is; the file is then incomplete.
     """
     checked = [(placement, _checked_parts(placement, source)) for placement in placements]
     scales: dict[str, NDArray[np.float32]] = {
         p.weight.name: np.empty(p.weight.shape[0], np.float32) for p in placements if p.scheme.per_channel
     }
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="quantise")
-    pending: deque[Future[_Written]] = deque()
-
-    def collect() -> None:
-        written = pending.popleft().result()
-        if written.scales is not None:
-            scales[written.name][written.first_row : written.first_row + len(written.scales)] = written.scales
-        if progress is not None:
-            progress(written.payload_bytes)
-
-    try:
-        for chunk in _chunks(checked):
-            if len(pending) > workers:
-                collect()
-            pending.append(pool.submit(_write_chunk, fd, chunk, source))
-        while pending:
-            collect()
-    finally:
-        # After an error or an interrupt only the chunks that are running finish.
-        pool.shutdown(wait=True, cancel_futures=True)
+    results = pipeline(_chunks(checked), partial(_read_rows, source), partial(_write_chunk, fd), workers)
+    with closing(results):
+        for written in results:
+            if written.scales is not None:
+                rows = slice(written.first_row, written.first_row + len(written.scales))
+                scales[written.name][rows] = written.scales
+            if progress is not None:
+                progress(written.payload_bytes)
     return scales
 
 
@@ -115,9 +104,8 @@ def _chunks(checked: Sequence[tuple[Placement, Sequence[_Part]]]) -> Iterator[_C
                 first_row += end - row
 
 
-def _write_chunk(fd: int, chunk: _Chunk, source: TensorSource) -> _Written:
+def _write_chunk(fd: int, chunk: _Chunk, values: NDArray[np.float32]) -> _Written:
     placement, weight, scheme = chunk.placement, chunk.placement.weight, chunk.placement.scheme
-    values = _read_rows(chunk, source)
     count = chunk.rows[1] - chunk.rows[0]
     assert values.shape == (count, *weight.shape[1:]) and values.dtype == np.float32, "the source broke its promise"
     offset = placement.payload_offset + payload_bytes((chunk.first_row, *weight.shape[1:]), scheme)
@@ -139,7 +127,7 @@ def _write_chunk(fd: int, chunk: _Chunk, source: TensorSource) -> _Written:
     return _Written(weight.name, chunk.first_row, payload.nbytes, None)
 
 
-def _read_rows(chunk: _Chunk, source: TensorSource) -> NDArray[np.float32]:
+def _read_rows(source: TensorSource, chunk: _Chunk) -> NDArray[np.float32]:
     """The chunk's rows as the weight has them."""
     part = chunk.part
     if part.axes is None:

@@ -151,6 +151,10 @@ class _Workspace:
 
     def scales(self, groups: F32) -> F32:
         """The scale of each group, as it will be stored; groups: [count, width]."""
+        if self._search == "absmax":
+            return self._plain(self._absmax(groups))
+        if not self._int4:
+            return self._least_error(groups, self._plain(self._absmax(groups)))
         x = groups
         if self._transposed:
             x = self._scratch(0, groups.T.shape)
@@ -159,18 +163,25 @@ class _Workspace:
         top: F32 = np.maximum.reduce(x, axis=axis)
         bottom: F32 = np.minimum.reduce(x, axis=axis)
         plain = self._plain(np.maximum(top, -bottom))
-        if self._search == "absmax":
-            return plain
-        if not self._int4:
-            return self._least_error(groups, plain)
         return self._least_squares(x, plain, np.maximum(top / self._high, bottom / self._low))
 
     def round(self, groups: F32, scales: F32, out: NDArray[np.int8]) -> None:
         """Codes under given scales: round(w * (1 / scale)), ties to even, clipped."""
         t = self._scratch(1, groups.shape)
         np.multiply(groups, (np.float32(1) / scales)[:, None], out=t)
-        self._round(t, t)
+        if self._search == "absmax":
+            # Nothing to clip: a stored scale is at most 2^-8 of itself below absmax / high, and 7 * (1 + 2^-8) is 7.
+            np.rint(t, out=t)
+        else:
+            self._round(t, t)
         np.copyto(out, t, casting="unsafe")
+
+    def _absmax(self, groups: F32) -> F32:
+        """The largest magnitude of each group: without their signs floats are ordered as integers are, NaNs on top."""
+        magnitudes = self._scratch(1, groups.shape).view(np.uint32)
+        np.bitwise_and(groups.view(np.uint32), np.uint32(0x7FFFFFFF), out=magnitudes)
+        largest: F32 = np.maximum.reduce(magnitudes, axis=1).view(np.float32)
+        return largest
 
     def _plain(self, absmax: F32) -> F32:
         """Scales that map the largest magnitude to the largest code."""

@@ -1,0 +1,42 @@
+"""Chunks through two stages: read ahead by threads that wait for storage, then processed on every core."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+READERS = 2  # with one, storage would wait while that one converts what it got
+AHEAD = 4  # chunks read or being read beyond those that are processed
+
+Chunk = TypeVar("Chunk")
+Values = TypeVar("Values")
+Result = TypeVar("Result")
+
+
+def pipeline(
+    chunks: Iterable[Chunk], read: Callable[[Chunk], Values], process: Callable[[Chunk, Values], Result], workers: int
+) -> Generator[Result, None, None]:
+    """The result of each chunk, in order; at most `workers + AHEAD` chunks are under way.
+
+    The first error in the order of the chunks is raised as it is. After it, or when the caller stops early, only what
+    is running finishes.
+    """
+    readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="quantise")
+    pending: deque[Future[Result]] = deque()
+
+    def process_when_read(chunk: Chunk, values: Future[Values]) -> Result:
+        return process(chunk, values.result())
+
+    try:
+        for chunk in chunks:
+            if len(pending) == workers + AHEAD:
+                yield pending.popleft().result()
+            pending.append(pool.submit(process_when_read, chunk, readers.submit(read, chunk)))
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        readers.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -46,9 +46,10 @@ from toolkit.tflite.graph import Signature, Weight
 from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflite
 
 DEFAULT_CONTEXT = 4096
-DEFAULT_PREFILL_SIZES = (16, 64, 256)  # beyond 256 a CPU gains nothing, and scores outgrow its caches
+DEFAULT_PREFILL_SIZES = (16, 64)  # beyond 64 a CPU gains some percent at most, and arenas and rings grow
 SMALLEST_BUCKET = 512
 BUCKET_FACTOR = 4  # LiteRT keeps some 13 MB of each signature of a real size, more than closer buckets would save
+SMALLEST_PREFILL_BUCKET = 4096  # attention over fewer rows is some percent of a prefill of a real size
 SMALLEST_PREFILL_LIMIT = 16  # LiteRT-LM fails where the room left is smaller than the smallest prefill
 
 Progress = Callable[[int, int], None]
@@ -207,11 +208,13 @@ def _ple_layout(request: ConvertRequest, config: TextConfig) -> PleLayout:
 
 def _decoder_signatures(request: ConvertRequest, prefix: str, size: Size, widest: TextConfig) -> Iterator[Signature]:
     whole = CacheRows.fitting(widest, request.context, request.prefill_sizes[-1])
-    for bucket in (None, *context_buckets(request.context)):
+    buckets = context_buckets(request.context)
+    for bucket in (None, *prefill_buckets(buckets, request.prefill_sizes[-1])):
         rows = whole if bucket is None else replace(whole, seen=bucket)
         for n in request.prefill_sizes:
-            if n <= rows.seen:
-                yield Signature(signature_name(prefix, n, bucket), prefill_graph(size, widest, rows, n))
+            yield Signature(signature_name(prefix, n, bucket), prefill_graph(size, widest, rows, n))
+    for bucket in (None, *buckets):
+        rows = whole if bucket is None else replace(whole, seen=bucket)
         yield Signature(signature_name(prefix, 1, bucket), decode_graph(size, widest, rows))
 
 
@@ -227,6 +230,15 @@ def context_buckets(context: int) -> tuple[int, ...]:
         buckets.append(bucket)
         bucket *= BUCKET_FACTOR
     return tuple(buckets)
+
+
+def prefill_buckets(buckets: tuple[int, ...], largest_prefill: int) -> tuple[int, ...]:
+    """Those of them in which prefills have signatures too: a prefill hardly feels the rows of a shorter context.
+
+    >>> prefill_buckets((512, 2048, 8192), 128)
+    (8192,)
+    """
+    return tuple(bucket for bucket in buckets if bucket >= max(SMALLEST_PREFILL_BUCKET, largest_prefill))
 
 
 def _copy_tokenizer(checkpoint: Path, directory: Path) -> None:
@@ -291,6 +303,7 @@ def _text_record(request: ConvertRequest, config: TextConfig) -> TextRecord:
         context=request.context,
         prefill_sizes=request.prefill_sizes,
         context_buckets=context_buckets(request.context),
+        prefill_buckets=prefill_buckets(context_buckets(request.context), request.prefill_sizes[-1]),
         final_logit_softcap=config.final_logit_softcap,
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,

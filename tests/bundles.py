@@ -45,6 +45,7 @@ TEXT = TextRecord(
     context=CONTEXT,
     prefill_sizes=(4, 8),
     context_buckets=(),
+    prefill_buckets=(),
     final_logit_softcap=30.0,
     bos_token_id=2,
     pad_token_id=0,

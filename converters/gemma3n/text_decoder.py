@@ -18,6 +18,7 @@ from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
 
 WINDOW_SLOPE = 1e30  # mask per position beyond the window: far below any score, far from overflow at 32K positions
+WIDE_RING = 1.5  # to attend to some more rows is cheaper than to copy the wanted ones first
 MAGNITUDE_FLOOR = 1e-5  # AltUp's floor under the mean square of a projected stream
 
 
@@ -424,8 +425,8 @@ class _Step:
 
     @property
     def _is_wide(self) -> bool:
-        """Whether the rings hold more rows than the windows of this step's tokens: those of larger prefills."""
-        return self.config.sliding_window + self.tokens < self.rows.sliding < self.rows.context
+        """Whether the rings hold so many more rows than the windows of this step's tokens that a copy of those pays."""
+        return WIDE_RING * (self.config.sliding_window + self.tokens) < self.rows.sliding < self.rows.context
 
     def _read_cache(self, cache: int, layer: LayerConfig) -> tuple[Value, Value]:
         """The keys and values that a layer attends to: of a wide ring only the windows' rows, in order.

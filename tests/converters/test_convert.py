@@ -26,6 +26,7 @@ from toolkit.errors import CheckpointError, EnvironmentFault, SliceError, UsageE
 from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
+from toolkit.tflite.reader import read_tflite
 
 PREFILLS = (4, 16, 64)
 CONTEXT = 256
@@ -89,6 +90,20 @@ def test_a_float_bundle_gives_the_logits_of_transformers(config: oracle.OracleCo
         assert np.abs(decoded - want).max() < 1e-3
         first, prefilled = session.logits_for(config.ids)
         assert np.abs(prefilled - want[first:]).max() < 1e-3
+
+
+@pytest.mark.reference
+def test_rings_hardly_longer_than_the_window_are_read_whole(tmp_path: Path) -> None:
+    """As with the default prefills at the published window; the others copy their windows' rows out of longer rings."""
+    config = next(config for config in oracle.CONFIGS if config.name == "long_prompt")
+    want = oracle.hf_logits(oracle.checkpoint_of(config), config.ids)
+    conversion = request(with_tokenizer(oracle.checkpoint_of(config)), tmp_path / "bundle")
+    convert(replace(conversion, prefill_sizes=(4, 8)))
+    content = read_tflite(tmp_path / "bundle" / "text_decoder.tflite")
+    assert not any(operator.builtin == "GATHER" for operator in content.graph("decode").operators)
+    with open_session(tmp_path / "bundle") as session:
+        first, logits = session.logits_for(config.ids)
+        assert np.abs(logits - want[first:]).max() < 1e-3
 
 
 @pytest.mark.reference

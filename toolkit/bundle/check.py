@@ -120,7 +120,7 @@ def _wanted_signatures(manifest: Manifest) -> Mapping[str, Mapping[str, Signatur
     counts = (1, *text.prefill_sizes)
     decoder: dict[str, SignatureShape] = {}
     for size in manifest.sizes.values():
-        decoder |= shapes.decoders(text.prefill_sizes, size.prefix, text.context_buckets)
+        decoder |= shapes.decoders(text.prefill_sizes, size.prefix, text.context_buckets, text.prefill_buckets)
     towers: dict[str, dict[str, SignatureShape]] = {}
     if manifest.vision is not None:
         towers |= vision_shapes(manifest.vision, text.hidden_size)

@@ -65,11 +65,16 @@ class TextRecord:
     context: int
     prefill_sizes: tuple[int, ...]
     context_buckets: tuple[int, ...]
+    prefill_buckets: tuple[int, ...]
     final_logit_softcap: float | None
     bos_token_id: int
     pad_token_id: int
     stop_token_ids: tuple[int, ...]
     kv_caches: tuple[KvCache, ...]
+
+    def buckets(self, tokens: int) -> tuple[int, ...]:
+        """The shorter contexts in which a step of `tokens` (1: decode) has a signature."""
+        return self.context_buckets if tokens == 1 else self.prefill_buckets
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,7 @@ def _read_text(fields: JsonObject) -> TextRecord:
         context=context,
         prefill_sizes=_ascending(fields, "prefill_sizes", 2, context),
         context_buckets=_ascending(fields, "context_buckets", 2, context - 1, empty=True),
+        prefill_buckets=_ascending(fields, "prefill_buckets", 2, context - 1, empty=True),
         final_logit_softcap=None if fields.value(softcap) is None else fields.number(softcap, MIN_SOFTCAP, MAX_SOFTCAP),
         bos_token_id=fields.integer("bos_token_id", 0, vocab_size - 1),
         pad_token_id=fields.integer("pad_token_id", 0, vocab_size - 1),
@@ -302,6 +303,9 @@ def _check_text(manifest: Manifest, faults: list[Fault]) -> None:
     def fault(place: str, found: object, wanted: str) -> None:
         faults.append(Fault(MANIFEST_NAME, f"text {place}", str(found), wanted))
 
+    for bucket in text.prefill_buckets:
+        if bucket not in text.context_buckets or bucket < text.prefill_sizes[-1]:
+            fault("prefill_buckets", bucket, "context buckets that hold the largest prefill")
     if not 1 <= len(text.kv_caches) <= text.num_layers:
         fault("kv_caches", f"{len(text.kv_caches)} entries", f"1 to {text.num_layers}, the number of layers")
     for i, cache in enumerate(text.kv_caches):

@@ -74,15 +74,16 @@ class TextShapes:
         return SignatureShape(inputs | caches, caches | ({"logits": _floats(1, 1, self.vocab_size)} if logits else {}))
 
     def decoders(
-        self, prefill_sizes: Iterable[int], prefix: str = "", buckets: Iterable[int] = ()
+        self,
+        prefill_sizes: Iterable[int],
+        prefix: str = "",
+        buckets: Iterable[int] = (),
+        prefill_buckets: Iterable[int] = (),
     ) -> dict[str, SignatureShape]:
         """All signatures of one size of the text decoder."""
-        return {
-            signature_name(prefix, n, bucket): self.decoder(n, logits=n == 1, seen=bucket)
-            for bucket in (None, *buckets)
-            for n in (*prefill_sizes, 1)
-            if bucket is None or n <= bucket
-        }
+        steps = [(1, bucket) for bucket in (None, *buckets)]
+        steps += [(n, bucket) for bucket in (None, *prefill_buckets) for n in prefill_sizes]
+        return {signature_name(prefix, n, bucket): self.decoder(n, logits=n == 1, seen=bucket) for n, bucket in steps}
 
     def embedders(self, counts: Iterable[int]) -> dict[str, SignatureShape]:
         """Signatures of the token embedder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -94,21 +95,37 @@ def _mincore(fd: int, size: int) -> int:
     return int(np.count_nonzero(pages & 1)) * mmap.PAGESIZE
 
 
-def release_unused(path: Path) -> None:
-    """Give back freed memory, and this process's pages of a file that was read once; read again, they come back.
+class FilePages:
+    """The pages of a file that this process maps, through whatever library: what the kernel is told of them."""
 
-    After LiteRT rearranged a model's weights, the model's own pages would count as this process's for good.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        libc.malloc_trim(0)
-        # Not smaps: counting every mapping's pages and reading the counts takes a fifth of a small model's loading.
-        shared = parse_shared_maps(_text("maps", None))
-    except (OSError, AttributeError):
-        return  # no glibc, or no /proc: nothing is lost
-    # A private mapping's pages may have been written: they are no longer the file's, and would be lost.
-    for begin, end in shared.get(os.path.realpath(path), []):
-        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_int(mmap.MADV_DONTNEED))
+    def __init__(self, path: Path) -> None:
+        """As it is mapped now. Where there is no /proc or no glibc nothing is told, and nothing but memory is lost."""
+        self._spans: list[tuple[int, int]] = []
+        try:
+            self._libc = ctypes.CDLL(None)
+            # Not smaps: counting every mapping's pages and reading the counts takes a fifth of a small model's loading.
+            # A private mapping's pages may have been written: they are no longer the file's, and would be lost.
+            self._spans = parse_shared_maps(_text("maps", None)).get(os.path.realpath(path), [])
+        except OSError:
+            return
+
+    def expect_random_reads(self) -> None:
+        """Read what is touched and no more: else the kernel reads megabytes around each row of a table."""
+        self._advise(mmap.MADV_RANDOM)
+
+    def release(self) -> None:
+        """Give them back; touched again, they come back from the kernel's cache or from flash."""
+        self._advise(mmap.MADV_DONTNEED)
+
+    def _advise(self, advice: int) -> None:
+        for begin, end in self._spans:
+            self._libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_int(advice))
+
+
+def release_freed_memory() -> None:
+    """Give memory that was freed back to the system, as far as the C library lets us."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_rss_bytes() -> int:

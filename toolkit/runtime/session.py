@@ -17,7 +17,7 @@ from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.compiled import Buffer, Call, Runtime
 from toolkit.runtime.kv_cache import KvBuffers
 from toolkit.runtime.media_prompt import Span, first_difference
-from toolkit.runtime.memory import Memory, read_memory, release_unused
+from toolkit.runtime.memory import FilePages, Memory, read_memory, release_freed_memory
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleTable
 from toolkit.runtime.prefill import plan_prefill
 from toolkit.runtime.towers import Towers
@@ -88,7 +88,11 @@ class Session:
                 files[TEXT_DECODER], threads=settings.threads, cache=settings.weight_cache
             )
             self._embedder = self._runtime.open(files[EMBEDDER], threads=1, cache="off")
-            release_unused(files[TEXT_DECODER].path)
+            # LiteRT has rearranged the model's weights: their own pages would count as this process's for good.
+            FilePages(files[TEXT_DECODER].path).release()
+            release_freed_memory()
+            self._embedding_table = FilePages(files[EMBEDDER].path)
+            self._embedding_table.expect_random_reads()
             self._caches = KvBuffers(self._decoder, self._size.decode, self.text)
         except BaseException:
             self._runtime.close()
@@ -243,12 +247,14 @@ class Session:
     def _step(self, width: int, ids: Sequence[int]) -> None:
         """Run one signature: ``ids`` at the next positions, the rest of its width padding."""
         inputs = self._inputs_of(width)
-        bucket = self._bucket_of(self.position + width)
+        bucket = self._bucket_of(width)
         padded, mask = self._padded[:width], self._mask[: width * bucket].reshape(width, bucket)
         padded[:] = 0
         padded[: len(ids)] = ids
         inputs.ids.write(padded)
         inputs.embed()
+        # With a row the kernel maps what it has around it: after a long prompt, half the table would count as ours.
+        self._embedding_table.release()
         self._place_rows(inputs.decoder["embeddings"], len(ids))
         inputs.decoder["per_layer_embeddings"].write(self.ple.lookup(padded))
         # Padding stands at position 0 and sees nothing; its cache rows are written again before anyone sees them.
@@ -273,9 +279,10 @@ class Session:
                 values[0, row] = self._rows.pop(self.position + row)
             embeddings.write(values)
 
-    def _bucket_of(self, end: int) -> int:
-        """The smallest part of the context that has signatures of its own and holds the positions up to ``end``."""
-        return next((bucket for bucket in self.text.context_buckets if end <= bucket), self.context)
+    def _bucket_of(self, width: int) -> int:
+        """The smallest part of the context with a signature of this width that holds the next ``width`` positions."""
+        end = self.position + width
+        return next((bucket for bucket in self.text.buckets(width) if end <= bucket), self.context)
 
     def _call_of(self, width: int, bucket: int) -> Call:
         """The current size's decode for a width of 1, else its prefill."""

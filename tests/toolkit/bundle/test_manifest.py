@@ -129,6 +129,11 @@ WRONG = {
     "more PLE rows than words": (put("text/ple_vocab_size", 41), "text ple_vocab_size"),
     "prefill longer than the context": (put("text/prefill_sizes", [4, 33]), "text prefill_sizes"),
     "prefill sizes out of order": (put("text/prefill_sizes", [8, 4]), "text prefill_sizes"),
+    "a prefill bucket that is no context bucket": (put("text/prefill_buckets", [16]), "text prefill_buckets"),
+    "a prefill bucket too short for a prefill": (
+        lambda value: value["text"].update(context_buckets=[4], prefill_buckets=[4]),
+        "text prefill_buckets",
+    ),
     "no prefill size": (put("text/prefill_sizes", []), "text prefill_sizes"),
     "a stop token outside the vocabulary": (put("text/stop_token_ids", [40]), "text stop_token_ids"),
     "no stop token": (put("text/stop_token_ids", []), "text stop_token_ids"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.memory import PLE_GROUP, Memory, StagePeaks, page_cache_bytes, read_memory, release_unused
+from toolkit.runtime.memory import PLE_GROUP, FilePages, Memory, StagePeaks, page_cache_bytes, read_memory
 from toolkit.runtime.session import Session, SessionSettings
 
 MIB = 1 << 20
@@ -98,7 +98,7 @@ def test_pages_of_a_file_that_nobody_needs_are_given_back_and_come_again(tmp_pat
     path = file_of(tmp_path / "read once", 4 * MIB)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         before = bytes(mapped)
-        release_unused(path)
+        FilePages(path).release()
         assert read_memory({"text": [path]}).groups["text"].resident_bytes == 0
         assert bytes(mapped) == before
 
@@ -107,7 +107,7 @@ def test_pages_that_were_written_are_kept(tmp_path: Path) -> None:
     path = file_of(tmp_path / "private", 4 * MIB)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         mapped[:4] = b"mine"
-        release_unused(path)
+        FilePages(path).release()
         assert mapped[:4] == b"mine"
 
 
@@ -117,6 +117,13 @@ def test_a_session_keeps_no_pages_of_the_weights_that_it_rearranged(random_bundl
         decoder = read_memory({"decoder": [path]}).groups["decoder"]
         assert decoder.mapped_bytes >= path.stat().st_size and decoder.resident_bytes == 0
         session.feed([2, 3, 4])
+
+
+def test_a_session_keeps_no_pages_of_the_embedding_table(random_bundle: Path) -> None:
+    with Session(Bundle(random_bundle), SessionSettings(threads=1, weight_cache="off")) as session:
+        session.feed([2, *range(3, 40)])
+        table = read_memory({"table": [random_bundle / "embedder.tflite"]}).groups["table"]
+        assert table.mapped_bytes > 0 and table.resident_bytes == 0
 
 
 def resident(memory: Memory) -> int:

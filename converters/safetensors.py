@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import CheckpointError
 from toolkit.files import is_safe_name
+from toolkit.layout import align_up
 from toolkit.strict_json import JsonObject, open_regular, parse_json, read_json_file, shorten
 
 MAX_HEADER_BYTES = 100_000_000
@@ -30,7 +30,9 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _MAX_U64 = 2**64 - 1
-_RWF_DONTCACHE = 0x80  # include/uapi/linux/fs.h, since Linux 6.14
+
+_BLOCK_BYTES = 4096  # borders of direct reads: no file system or device wants larger ones
+_LEAST_DIRECT_BYTES = 1 << 17  # below it, the kernel's reading ahead is worth more
 
 # Dtype in safetensors' tensor.rs, in bits: the types under a byte must fill whole bytes.
 _BITS_BY_DTYPE = (
@@ -70,68 +72,95 @@ class TensorInfo:
 class SafetensorsFile:
     """An open file whose header passed every check. Reads are safe from several threads."""
 
-    __slots__ = ("__weakref__", "_close", "_fd", "_flags", "path", "tensors")
+    __slots__ = ("__weakref__", "_close", "_direct", "_fd", "_open", "path", "tensors")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = open_regular(path, CheckpointError)
-        self._flags = 0
-        self._close = weakref.finalize(self, os.close, self._fd)
+        self._direct: int | None = None
+        self._open = [self._fd]
+        self._close = weakref.finalize(self, _close_all, self._open)
         try:
             self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_read_header(self._fd, path))
         except BaseException:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Give the file back; reads fail from here on."""
-        self._close()
-
     @property
     def stored_bytes(self) -> int:
         """Of all tensors."""
         return sum(info.stored_bytes for info in self.tensors.values())
 
-    def keep_out_of_page_cache(self) -> None:
-        """What later reads bring into the page cache leaves it again, where the system knows how to do that."""
-        self._flags = _RWF_DONTCACHE if sys.platform == "linux" else 0
+    def close(self) -> None:
+        """Give the file back; reads fail from here on."""
+        self._close()
+
+    def bypass_page_cache(self) -> None:
+        """Large reads come from storage straight into our memory, where system and file system can do that."""
+        try:
+            direct = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except (OSError, AttributeError):
+            return  # no /proc, a file system that cannot, a system without O_DIRECT
+        self._direct = direct
+        self._open.append(direct)
 
     def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
         """Fill a C-contiguous array with the file's bytes from `offset` on."""
         if not self._close.alive:
             raise CheckpointError(str(self.path), found="a closed file", wanted="an open one")
-        rest = buffer.reshape(-1).view(np.uint8).data
-        while rest:
-            try:
-                count = self._read(rest, offset)
-            except OSError as error:
-                raise CheckpointError(str(self.path), found=error.strerror, wanted="a readable file") from error
-            if not count:
-                raise CheckpointError(
-                    str(self.path), found=f"its end at byte {offset}", wanted="no change while in use"
-                )
-            rest, offset = rest[count:], offset + count
-
-    def _read(self, buffer: memoryview, offset: int) -> int:
+        data = buffer.reshape(-1).view(np.uint8)
         try:
-            return os.preadv(self._fd, [buffer], offset, self._flags)
+            count = self._read_direct(data, offset) if data.size >= _LEAST_DIRECT_BYTES else 0
+            count += _fill(self._fd, data[count:], offset + count)
         except OSError as error:
-            if not self._flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise CheckpointError(str(self.path), found=error.strerror, wanted="a readable file") from error
+        if count < data.size:
+            end = offset + count
+            raise CheckpointError(str(self.path), found=f"its end at byte {end}", wanted="no change while in use")
+
+    def _read_direct(self, data: NDArray[np.uint8], offset: int) -> int:
+        """Read the blocks that hold the bytes, whole and to a block's border; how many bytes of `data` that gave."""
+        if self._direct is None:
+            return 0
+        skipped = offset % _BLOCK_BYTES
+        size = align_up(skipped + data.size, _BLOCK_BYTES)
+        memory = np.empty(size + _BLOCK_BYTES, np.uint8)
+        blocks = memory[-memory.ctypes.data % _BLOCK_BYTES :][:size]
+        try:
+            count = os.preadv(self._direct, [blocks.data], offset - skipped)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
                 raise
-        self._flags = 0  # an older kernel, or a file system that cannot
-        return os.preadv(self._fd, [buffer], offset)
+            self._direct = None  # a file system that opens files so and cannot read them
+            return 0
+        count = max(0, min(count - skipped, data.size))
+        data[:count] = blocks[skipped : skipped + count]
+        return count
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _fill(fd: int, data: NDArray[np.uint8], offset: int) -> int:
+    """Read into all of `data`, or up to the file's end; the bytes read."""
+    done = 0
+    while done < data.size and (count := os.preadv(fd, [data[done:].data], offset + done)):
+        done += count
+    return done
 
 
 def open_safetensors(directory: Path) -> tuple[SafetensorsFile, ...]:
     """The checked files of a directory: `model.safetensors`, or the shards that its index names.
 
-    Half of memory is as much as may be worth keeping for another pass. Beyond it pages would only push out others, and
-    making room for them takes more of a core than quantising does.
+    What is larger than half of memory bypasses the page cache: it would not stay there until another pass, and making
+    room for it takes longer than quantising it.
     """
     files = _open_files(directory)
     if 2 * sum(file.stored_bytes for file in files) > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         for file in files:
-            file.keep_out_of_page_cache()
+            file.bypass_page_cache()
     return files
 
 

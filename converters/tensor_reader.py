@@ -20,8 +20,8 @@ _STORED: dict[str, np.dtype[np.generic]] = {
     "F32": np.dtype(np.float32),
 }
 
-_PIECE_BYTES = 1 << 18
-"""Stays in a core's second-level cache between the read and the conversion."""
+_PIECE_BYTES = 1 << 20
+"""Large enough for storage, and small enough to stay in the processor's cache between the read and the conversion."""
 
 _LEAST_STRIDED_BYTES = 4096
 """A page: below it, a read for each row costs more than reading the rows whole."""

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,53 +48,62 @@ def test_a_valid_file_is_read(tmp_path: Path) -> None:
     assert np.array_equal(data, A.reshape(-1))
 
 
-def test_a_file_kept_out_of_the_page_cache_gives_the_same_bytes(tmp_path: Path) -> None:
+SIZE = 5000
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, SIZE), (0, 1), (1, SIZE - 1), (300, 4096), (4090, 8), (SIZE - 1, 1)])
+def test_bytes_are_the_same_past_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, count: int
+) -> None:
+    monkeypatch.setattr("converters.safetensors._LEAST_DIRECT_BYTES", 1)
+    stored = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8)
+    file = open_bytes(tmp_path, safetensors_bytes({"a": stored}))
+    file.bypass_page_cache()
+    data = np.empty(count, np.uint8)
+    file.read_into(data, file.tensors["a"].begin + start)
+    assert np.array_equal(data, stored[start : start + count])
+
+
+def test_a_file_that_shrinks_is_an_error_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converters.safetensors._LEAST_DIRECT_BYTES", 1)
+    file = open_bytes(tmp_path, safetensors_bytes({"a": np.zeros(SIZE, np.uint8)}))
+    file.bypass_page_cache()
+    os.truncate(file.path, 4500)
+    with pytest.raises(CheckpointError, match="its end at byte 4500"):
+        file.read_into(np.empty(SIZE, np.uint8), file.tensors["a"].begin)
+
+
+@pytest.mark.parametrize("refusing", ["open", "preadv"])
+def test_a_file_system_without_direct_reads_reads_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
     file = open_bytes(tmp_path, VALID)
-    file.keep_out_of_page_cache()
+    plain, calls = getattr(os, refusing), 0
+
+    def refuse_once(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return plain(*arguments)
+
+    monkeypatch.setattr("converters.safetensors._LEAST_DIRECT_BYTES", 1)
+    monkeypatch.setattr(os, refusing, refuse_once)
+    file.bypass_page_cache()
     data = np.empty(6, np.float32)
     file.read_into(data, file.tensors["a"].begin)
-    assert np.array_equal(data, A.reshape(-1))
+    assert calls and np.array_equal(data, A.reshape(-1))
 
 
-@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_system_that_cannot_keep_pages_out_reads_as_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+@pytest.mark.parametrize(("pages", "bypassed"), [(1, True), (1 << 20, False)])
+def test_checkpoints_larger_than_half_of_memory_bypass_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int, bypassed: bool
 ) -> None:
-    plain, flags_seen = os.preadv, []
-
-    def old_kernel(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
-        flags_seen.append(flags)
-        if flags:
-            raise OSError(number, os.strerror(number))
-        return plain(fd, buffers, offset)
-
-    file = open_bytes(tmp_path, VALID)
-    file.keep_out_of_page_cache()
-    monkeypatch.setattr(os, "preadv", old_kernel)
-    data = np.empty(6, np.float32)
-    for _ in range(2):
-        file.read_into(data, file.tensors["a"].begin)
-        assert np.array_equal(data, A.reshape(-1))
-    assert [bool(flags) for flags in flags_seen] == [sys.platform == "linux", *[False] * (len(flags_seen) - 1)]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the flag")
-@pytest.mark.parametrize(("pages", "kept_out"), [(1, True), (1 << 20, False)])
-def test_checkpoints_larger_than_half_of_memory_are_kept_out_of_the_page_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int, kept_out: bool
-) -> None:
-    plain, flags_seen = os.preadv, []
-
-    def watched(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
-        flags_seen.append(flags)
-        return plain(fd, buffers, offset)
-
     (tmp_path / "model.safetensors").write_bytes(VALID)
+    asked: list[SafetensorsFile] = []
+    monkeypatch.setattr(SafetensorsFile, "bypass_page_cache", lambda file: asked.append(file))
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 16, "SC_PHYS_PAGES": pages}.__getitem__)
-    (file,) = open_safetensors(tmp_path)
-    monkeypatch.setattr(os, "preadv", watched)
-    file.read_into(np.empty(6, np.float32), file.tensors["a"].begin)
-    assert bool(flags_seen[0]) == kept_out
+    assert (list(open_safetensors(tmp_path)) == asked) == bypassed
 
 
 @pytest.mark.parametrize("padding", range(9))

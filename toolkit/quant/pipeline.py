@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,10 @@ from typing import TypeVar
 
 READERS = 2  # with one, storage would wait while that one converts what it got
 AHEAD = 4  # chunks read or being read beyond those that are processed
+
+# malloc.h of glibc, and how much freed memory a thread's arena may keep
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 32 << 20
 
 Chunk = TypeVar("Chunk")
 Values = TypeVar("Values")
@@ -23,6 +28,7 @@ def pipeline(
     The first error in the order of the chunks is raised as it is. After it, or when the caller stops early, only what
     is running finishes.
     """
+    _keep_freed_memory()
     readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
     pool = ThreadPoolExecutor(workers, thread_name_prefix="quantise")
     pending: deque[Future[Result]] = deque()
@@ -40,3 +46,14 @@ def pipeline(
     finally:
         readers.shutdown(wait=True, cancel_futures=True)
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _keep_freed_memory() -> None:
+    """Chunks come and go by the thousand; glibc would return their pages each time, and new ones take time to clear.
+
+    Other C libraries have no such function, or one that does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -14,6 +14,8 @@ from pathlib import Path
 from device_harness.bench import BenchSettings, Subject, run_job
 from device_harness.devices import connect
 from device_harness.emulator.device import Emulator
+from device_harness.native.build import FLASH_PROBE
+from device_harness.page_cache import PageCache, place_page_cache
 from device_harness.placement import LITERTLM, exported_model, place_model
 from device_harness.push import DEFAULT_FOLDER
 from device_harness.runners.flash_probe import FlashProbeRunner
@@ -73,8 +75,12 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]
         place_model(machine, demo.bundle)
         terminal.say(f"5. pushed in {time.monotonic() - started:.1f} s, every chunk verified by the device")
         records: list[BenchRecord] = []
-        for plan in _plans(demo.bundle, Path(scratch)):
-            records += _measure(plan, machine, device, terminal)
+        has_compiler = find_spec("ziglang") is not None
+        page_cache = place_page_cache(machine, terminal.note) if has_compiler else None
+        if page_cache is None:
+            terminal.note("without ziglang the page cache stays as it is: cold starts lack the weight cache alone")
+        for plan in _plans(demo.bundle, Path(scratch), probes=has_compiler):
+            records += _measure(plan, machine, device, page_cache, terminal)
     terminal.say(f"6. measured:\n{bench_table(records, 'md')}")
     if demo.results is not None:
         with open_results(demo.results) as writer:
@@ -84,12 +90,12 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]
     return records
 
 
-def _plans(bundle: Path, scratch: Path) -> Iterator[_Plan]:
+def _plans(bundle: Path, scratch: Path, *, probes: bool) -> Iterator[_Plan]:
     manifest = read_manifest(bundle)
     for size in manifest.sizes:
         yield _Plan(SessionRunner(), bundle, size)
     yield _Plan(SessionRunner(), bundle, manifest.default_size, "cold")
-    if find_spec("ziglang") is not None:
+    if probes:
         for start in ("cold", "warm"):
             yield _Plan(FlashProbeRunner(), bundle, None, start, may_fail=start == "cold")
     if find_spec("litert_lm") is not None:
@@ -98,9 +104,15 @@ def _plans(bundle: Path, scratch: Path) -> Iterator[_Plan]:
         yield _Plan(LiteRtLmPythonRunner(), exported, None)
 
 
-def _measure(plan: _Plan, machine: Transport, device: DeviceRecord, terminal: Terminal) -> list[BenchRecord]:
+def _measure(
+    plan: _Plan, machine: Transport, device: DeviceRecord, page_cache: PageCache | None, terminal: Terminal
+) -> list[BenchRecord]:
+    """Cold to the kernel too, where that can be; the probe empties the page cache itself."""
     workload = Workload(_PROMPT_TOKENS, _GENERATED_TOKENS, plan.start)
-    settings = BenchSettings(_REPETITIONS, interval_s=_INTERVAL_S, folder=DEFAULT_FOLDER)
+    drops = plan.start == "cold" and plan.runner.name != FLASH_PROBE
+    settings = BenchSettings(
+        _REPETITIONS, interval_s=_INTERVAL_S, folder=DEFAULT_FOLDER, page_cache=page_cache if drops else None
+    )
     records = []
     for job in plan.runner.jobs(machine, place_model(machine, plan.model, size=plan.size), workload):
         title = f"{plan.runner.name} {plan.size or plan.model.stem} {plan.start}"

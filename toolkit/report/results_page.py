@@ -224,7 +224,10 @@ def _starts(runs: Sequence[Run]) -> Iterator[Section]:
                 rows += list(_start_rows(cold, warm))
     if rows:
         headings = ["runs", "what", "test", "cold", "warm", "cold / warm", "95 % interval", ""]
-        note = "Cold: the runner's weight cache was removed before each iteration. Warm: it was kept."
+        note = (
+            "Cold: the runner's weight cache was removed before each iteration. Warm: it was kept. A run below says so "
+            "if its model was taken out of the kernel's page cache, too."
+        )
         table = _without_empty_columns(Table(headings, rows, note))
         yield Section("starts", "Cold and warm start", [table])
 

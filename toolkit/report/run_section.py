@@ -16,6 +16,9 @@ _THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shu
 """Android's throttling status, by number (PowerManager, THERMAL_STATUS_*)."""
 
 
+_RESIDENT = "model_resident_bytes"
+
+
 def run_name(record: BenchRecord) -> str:
     """What ran on what, in one line."""
     model = record.model
@@ -94,6 +97,10 @@ def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
         yield "context", f"{record.context:,} positions"
     if record.delegation is not None:
         yield "delegation", f"{record.delegation.text or 'unknown'} ({record.delegation.source})"
+    resident = [item.figures[_RESIDENT] for item in record.iterations if _RESIDENT in item.figures]
+    if resident:
+        most = quantity("bytes", max(resident)) if any(resident) else "nothing"
+        yield "page cache", f"emptied of the model before each iteration; {most} of it stayed"
     statuses = [item.thermal_status for item in record.iterations if item.thermal_status is not None]
     if statuses:
         yield "worst throttling", _THERMAL[max(statuses)]

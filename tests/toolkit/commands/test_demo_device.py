@@ -35,6 +35,9 @@ def test_the_tiny_model_is_pushed_measured_and_shown(
     for record in records:
         assert all(len(record.values(test)) == 3 and min(record.values(test)) > 0 for test in record.tests)
         assert record.memory.peak is not None or record.runner == "flash_probe"
+    for record in records:
+        dropped = ["model_resident_bytes" in item.figures for item in record.iterations]
+        assert all(dropped) == any(dropped) == (record.start == "cold" and record.runner == "session" and probed)
     text = records[0].memory.groups["text"]
     assert text.mapped_bytes > 1_000_000
     html = page.read_text()

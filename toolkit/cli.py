@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser(words).parse_args(words)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else WRONG_USE
+    except KeyboardInterrupt:
+        return _interrupted()  # while a verb's libraries are imported, which takes its time on a busy machine
     verbose: int = getattr(arguments, "verbose", 0)
     quiet: bool = getattr(arguments, "quiet", False)
     terminal = Terminal(
@@ -87,8 +89,7 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return INTERRUPTED
+        return _interrupted()
     except ToolkitError as error:
         return _fail(str(error), error.exit_code, traced=traced)
     except OSError as error:
@@ -101,6 +102,11 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> 
         text = " ".join(str(error).split())
         line = f"gemma-edge: found a fault of its own, {type(error).__name__}: {text}, wanted none; report it with -v"
         return _fail(line, ENVIRONMENT, traced=traced)
+
+
+def _interrupted() -> int:
+    sys.stderr.write("interrupted\n")
+    return INTERRUPTED
 
 
 def _fail(line: str, code: int, *, traced: bool) -> int:

@@ -562,3 +562,14 @@ def test_demo_without_the_example_says_how_to_go_on(
 ) -> None:
     monkeypatch.setattr("toolkit.commands.demo.toolkit.__file__", str(tmp_path / "toolkit" / "__init__.py"))
     assert_one_line_error(command("demo"), 2, "built-in tiny model", "--checkpoint")
+
+
+def test_an_interrupt_while_a_verb_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("toolkit.cli.importlib.import_module", interrupted)
+    assert cli.main(["bench", "bundle"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"

@@ -171,7 +171,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if arguments.drop_page_cache and not arguments.cold:
         raise UsageError("--drop-page-cache", found="a warm start", wanted="it with --cold")
     records: list[BenchRecord] = []
-    with _writer(arguments) as writer, opened_machine(arguments) as machine:
+    kept = results_writer(arguments.results, drop_torn_line=arguments.drop_torn_line)
+    with kept as writer, opened_machine(arguments) as machine:
         try:
             for record in measured(arguments, name, machine, terminal):
                 records.append(record)
@@ -291,12 +292,12 @@ def _placed(
 
 
 @contextmanager
-def _writer(arguments: argparse.Namespace) -> Iterator[ResultsWriter | None]:
-    """Opened before anything is measured, so that nothing is measured in vain."""
-    if arguments.results is None:
+def results_writer(path: Path | None, *, drop_torn_line: bool = False) -> Iterator[ResultsWriter | None]:
+    """Opened before anything is measured, so that nothing is measured in vain; None: nothing is kept."""
+    if path is None:
         yield None
     else:
-        with open_results(arguments.results, drop_torn_line=arguments.drop_torn_line) as writer:
+        with open_results(path, drop_torn_line=drop_torn_line) as writer:
             yield writer
 
 

@@ -16,7 +16,7 @@ from converters.gemma3n.matformer import Slice, effective_parameters, slice_conf
 from toolkit.bundle.check import check
 from toolkit.bundle.litertlm import export_litertlm
 from toolkit.commands.convert import Converted, convert_and_judge
-from toolkit.commands.demo_device import DeviceDemo, measure_on_device
+from toolkit.commands.demo_device import DeviceDemo, measure_on_device, require_places
 from toolkit.commands.gate import judge, judge_towers, report_text
 from toolkit.commands.media_options import image_file, read_media, sound_file
 from toolkit.commands.run import make_prompt
@@ -72,6 +72,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     for option in ("report", "results"):
         if arguments.device is None and getattr(arguments, option) is not None:
             raise UsageError(f"--{option}", found="no --device", wanted="one to measure on", remedy="--device emulated")
+    if arguments.device is not None:
+        require_places(_device_demo(arguments, Path()))
     with open_checkpoint(path) as checkpoint, _output(arguments.output) as output:
         sizes = three_sizes(checkpoint)
         terminal.say(f"1. {path}: {_sizes_text(checkpoint, sizes)}")
@@ -104,20 +106,24 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _on_device(arguments: argparse.Namespace, bundle: Path, terminal: Terminal) -> int:
-    page = arguments.report or Path(_PAGE)
-    records = measure_on_device(DeviceDemo(bundle, arguments.device, page, arguments.results), terminal)
+    demo = _device_demo(arguments, bundle)
+    records = measure_on_device(demo, terminal)
     terminal.result(
         {
             "device": arguments.device,
             "emulated": records[0].device.emulated,
             "records": len(records),
             "runners": list(dict.fromkeys(record.runner for record in records)),
-            "report": str(page),
+            "report": str(demo.page),
             "results": None if arguments.results is None else str(arguments.results),
         },
-        f"all as it should be; the page is {page}",
+        f"all as it should be; the page is {demo.page}",
     )
     return 0
+
+
+def _device_demo(arguments: argparse.Namespace, bundle: Path) -> DeviceDemo:
+    return DeviceDemo(bundle, arguments.device, arguments.report or Path(_PAGE), arguments.results)
 
 
 def three_sizes(checkpoint: Checkpoint) -> tuple[Slice, ...]:

@@ -25,14 +25,13 @@ from device_harness.runners.session import SessionRunner
 from device_harness.state import read_device
 from device_harness.transport import Transport
 from toolkit.bundle.manifest_json import read_manifest
-from toolkit.commands.bench import tell_iteration
+from toolkit.commands.bench import results_writer, tell_iteration
 from toolkit.commands.terminal import Terminal
-from toolkit.errors import EnvironmentFault, QualityError
+from toolkit.errors import EnvironmentFault, QualityError, UsageError
 from toolkit.files import write_bytes
 from toolkit.report.bench_table import bench_table
 from toolkit.report.page import render_page
 from toolkit.report.results_page import results_page
-from toolkit.results.json_lines import open_results
 from toolkit.results.record import BenchRecord, DeviceRecord, Start
 
 EMULATED = "emulated"
@@ -66,8 +65,12 @@ class _Plan:
 
 
 def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]:
-    """Every runner that the device can run, every size, cold and warm; records, and a page of them."""
-    with _device(demo.device) as machine, tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
+    """Every runner that the device can run, every size, cold and warm; records, kept one by one, and a page of them."""
+    with (
+        results_writer(demo.results) as writer,
+        _device(demo.device) as machine,
+        tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch,
+    ):
         device = read_device(machine)
         kind = ", emulated: its speeds are this computer's" if device.emulated else ""
         terminal.say(f"4. on {machine.serial} ({device.model}{kind})")
@@ -80,14 +83,25 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]
         if page_cache is None:
             terminal.note("without ziglang the page cache stays as it is: cold starts lack the weight cache alone")
         for plan in _plans(demo.bundle, Path(scratch), probes=has_compiler):
-            records += _measure(plan, machine, device, page_cache, terminal)
+            for record in _measure(plan, machine, device, page_cache, terminal):
+                records.append(record)
+                if writer is not None:
+                    writer.append(record)
     terminal.say(f"6. measured:\n{bench_table(records, 'md')}")
-    if demo.results is not None:
-        with open_results(demo.results) as writer:
-            for record in records:
-                writer.append(record)
     write_bytes(demo.page, render_page(results_page(records)))
     return records
+
+
+def require_places(demo: DeviceDemo) -> None:
+    """The device is there, and the page and the results can be written: found before anything takes its time."""
+    folder = demo.page.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(f"--report {demo.page}", found=f"no directory {folder}", wanted="one to write into")
+    with results_writer(demo.results):
+        pass
+    if demo.device != EMULATED:
+        with connect(demo.device):
+            pass
 
 
 def _plans(bundle: Path, scratch: Path, *, probes: bool) -> Iterator[_Plan]:
@@ -106,14 +120,13 @@ def _plans(bundle: Path, scratch: Path, *, probes: bool) -> Iterator[_Plan]:
 
 def _measure(
     plan: _Plan, machine: Transport, device: DeviceRecord, page_cache: PageCache | None, terminal: Terminal
-) -> list[BenchRecord]:
-    """Cold to the kernel too, where that can be; the probe empties the page cache itself."""
+) -> Iterator[BenchRecord]:
+    """Cold to the kernel too, where that can be; the probe empties the page cache itself. Then what ended it early."""
     workload = Workload(_PROMPT_TOKENS, _GENERATED_TOKENS, plan.start)
     drops = plan.start == "cold" and plan.runner.name != FLASH_PROBE
     settings = BenchSettings(
         _REPETITIONS, interval_s=_INTERVAL_S, folder=DEFAULT_FOLDER, page_cache=page_cache if drops else None
     )
-    records = []
     for job in plan.runner.jobs(machine, place_model(machine, plan.model, size=plan.size), workload):
         title = f"{plan.runner.name} {plan.size or plan.model.stem} {plan.start}"
         subject = Subject(machine, device, plan.runner.name, job)
@@ -121,13 +134,13 @@ def _measure(
         outcome = run_job(subject, workload, settings, progress=tell, note=terminal.note)
         if isinstance(outcome.ended_by, EnvironmentFault) and plan.may_fail:
             terminal.warn(f"{title}: {outcome.ended_by}")
-            return []
+            return
+        if outcome.record is not None:
+            yield outcome.record
         if outcome.ended_by is not None:
             raise outcome.ended_by
         if outcome.record is None:
             raise QualityError(title, found="no iterations", wanted=str(_REPETITIONS))
-        records.append(outcome.record)
-    return records
 
 
 @contextmanager

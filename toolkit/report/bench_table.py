@@ -81,9 +81,9 @@ def threads_text(record: BenchRecord) -> str:
 
 
 def notes(record: BenchRecord) -> tuple[str, ...]:
-    """What no reader may overlook: emulation, flags, nodes that the accelerator did not take."""
+    """What no reader may overlook: emulation, flags, nodes that an accelerator did not take."""
     found = [EMULATED] * record.device.emulated + [flag.replace("_", " ") for flag in record.flags]
-    part = record.delegation and record.delegation.text
+    part = record.delegation.text if record.delegation is not None and record.backend != "cpu" else None
     return (*found, part) if part else tuple(found)
 
 
@@ -105,11 +105,13 @@ def bench_table(records: Sequence[BenchRecord], form: Form) -> str:
 
 def _row(outcome: Outcome) -> Row:
     """Statistics are in the unit that `figure` ends in."""
-    found = outcome.found
+    found, part = outcome.found, outcome.record.delegation
     return {
         **labels(outcome.record),
         "threads": outcome.record.threads,
         "context": outcome.record.context,
+        "delegated_nodes": part and part.delegated_nodes,
+        "nodes": part and part.nodes,
         "test": outcome.test,
         "figure": outcome.figure,
         "n": len(outcome.values),

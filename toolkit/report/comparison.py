@@ -227,7 +227,7 @@ def _configuration(record: BenchRecord) -> str:
 def _compared(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterator[ComparedTest]:
     """Every test that some run of both sides has a value of."""
     differences = tuple(_differences(base, new))
-    flags = tuple(f"{note} ({side})" for side, records in (("base", base), ("new", new)) for note in _notes_of(records))
+    flags = _flags(_notes_of(base), _notes_of(new))
     tests = dict.fromkeys((test, figure) for record in base for test, figure in record.tests.items())
     for test, figure in tests:
         ours, theirs = (
@@ -236,6 +236,16 @@ def _compared(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterat
         )
         if ours and theirs and any(any(value > 0 for value in values) for values in ours):
             yield ComparedTest(_configuration(base[0]), test, figure, compare(ours, theirs), differences, flags)
+
+
+def _flags(base: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
+    """
+    >>> _flags(["emulated", "throttled"], ["emulated"])
+    ('emulated', 'throttled (base)')
+    """
+    both = [note for note in base if note in new]
+    sides = (("base", base), ("new", new))
+    return (*both, *(f"{note} ({side})" for side, notes in sides for note in notes if note not in both))
 
 
 def _notes_of(records: Sequence[BenchRecord]) -> list[str]:
@@ -253,6 +263,7 @@ def _differences(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Ite
         "programs": lambda record: _listed(f"{item.name} {item.sha256[:12]}" for item in record.binaries) or "unknown",
         "governor": _governors,
         "context": lambda record: "the runner's own choice" if record.context is None else str(record.context),
+        "delegation": lambda record: (record.delegation and record.delegation.text) or "unknown",
         "arguments": lambda record: " ".join(record.arguments),
     }
     for name, fact in facts.items():

@@ -47,3 +47,22 @@ def test_the_tiny_model_is_pushed_measured_and_shown(
 def test_a_page_needs_a_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--report", "x.html"]) == 2
     assert "--report: found no --device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (
+            ["--device", "emulated", "--report", "no/such/folder/x.html"],
+            "--report no/such/folder/x.html: found no directory",
+        ),
+        (["--device", "emulated", "--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: found No such file"),
+        (["--device", "no-such-device"], "device no-such-device: found none on USB"),
+    ],
+)
+def test_what_cannot_be_written_or_reached_is_found_before_anything_takes_its_time(
+    options: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and wanted in captured.err

@@ -43,7 +43,7 @@ from toolkit.files import BackgroundHasher, require_free_space
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Signature, Weight
-from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflite
+from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflites
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_PREFILL_SIZES = (16, 64)  # beyond 64 a CPU gains some percent at most, and arenas and rings grow
@@ -124,9 +124,10 @@ def convert(
     count = _Counter(total, progress)
 
     def fill(directory: Path, finished: Callable[[Path], None]) -> BundleDraft:
-        for name, layout in text.items():
-            write_tflite(directory / name, layout, source, workers=request.workers, progress=count.add)
-            finished(directory / name)
+        files = {directory / name: layout for name, layout in text.items()}
+        write_tflites(files, source, workers=request.workers, progress=count.add)
+        for path in files:
+            finished(path)
         shards = write_ple_shards(
             directory,
             source,

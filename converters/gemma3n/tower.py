@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from toolkit.bundle.manifest import AudioRecord, VisionRecord
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.source import TensorSource
-from toolkit.tflite.writer import TfliteLayout, write_tflite
+from toolkit.tflite.writer import TfliteLayout, write_tflites
 
 Record = TypeVar("Record", VisionRecord, AudioRecord)
 
@@ -27,5 +27,5 @@ class Tower(Generic[Record]):
 
     def write(self, directory: Path, *, workers: int = 2, progress: Callable[[int], None] | None = None) -> None:
         """Write its files into a directory; the caller owns its atomicity. `progress` gets weight bytes written."""
-        for name, layout in self.layouts.items():
-            write_tflite(directory / name, layout, self.source, workers=workers, progress=progress)
+        files = {directory / name: layout for name, layout in self.layouts.items()}
+        write_tflites(files, self.source, workers=workers, progress=progress)

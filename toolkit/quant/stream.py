@@ -21,6 +21,8 @@ from toolkit.quant.source import TensorSource
 from toolkit.quant.uniform import quantize_rows
 from toolkit.weights import Weight, WeightPart
 
+_Encoded = tuple[NDArray[np.generic], NDArray[np.generic] | None]
+
 CHUNK_WEIGHTS = 1 << 19  # 2 MiB of float32: large against the cost of a task, small against any memory budget
 
 
@@ -34,6 +36,14 @@ class Placement:
     scales_offset: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class FileWeights:
+    """The weights of one open file."""
+
+    fd: int
+    placements: Sequence[Placement]
+
+
 def stream_weights(
     fd: int,
     placements: Sequence[Placement],
@@ -42,22 +52,34 @@ def stream_weights(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Write every weight's payload and block scales; returns float32[rows] by name for those with a scale per row.
+    """`stream_files` of one file."""
+    (scales,) = stream_files([FileWeights(fd, placements)], source, workers=workers, progress=progress)
+    return scales
 
+
+def stream_files(
+    files: Sequence[FileWeights],
+    source: TensorSource,
+    *,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, NDArray[np.float32]]]:
+    """Write every weight's payload and block scales; returns, by file, float32[rows] by name for the per-channel ones.
+
+    Weights of the same parts are read once, and quantised once if they have the same scheme.
     Some chunks of about 2 MiB of float32 (at least one row) are held. The bytes do not depend on ``workers``.
     ``progress`` gets, in the calling thread, the payload bytes written since the last call. The first
-    error in file order ends the stream and is raised as it is; the file is then incomplete.
+    error in file order ends the stream and is raised as it is; the files are then incomplete.
     """
-    checked = [(placement, _checked_parts(placement, source)) for placement in placements]
-    scales: dict[str, NDArray[np.float32]] = {
-        p.weight.name: np.empty(p.weight.shape[0], np.float32) for p in placements if p.scheme.per_channel
-    }
-    results = pipeline(_chunks(checked), partial(_read_rows, source), partial(_write_chunk, fd), workers)
+    scales = [
+        {p.weight.name: np.empty(p.weight.shape[0], np.float32) for p in file.placements if p.scheme.per_channel}
+        for file in files
+    ]
+    results = pipeline(_chunks(_shared(files, source)), partial(_read_rows, source), _write_chunk, workers)
     with closing(results):
         for written in results:
-            if written.scales is not None:
-                rows = slice(written.first_row, written.first_row + len(written.scales))
-                scales[written.name][rows] = written.scales
+            for file, name, first_row, rows in written.scales:
+                scales[file][name][first_row : first_row + len(rows)] = rows
             if progress is not None:
                 progress(written.payload_bytes)
     return scales
@@ -75,10 +97,19 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Rows of one part; `first_row` is their place in the weight."""
+class _Target:
+    """Where one file has a weight."""
 
+    file: int
+    fd: int
     placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Rows of one part, for weights of the same parts; `first_row` is their place in these."""
+
+    targets: Sequence[_Target]
     part: _Part
     rows: tuple[int, int]
     first_row: int
@@ -86,45 +117,69 @@ class _Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    name: str
-    first_row: int
+    """What a chunk came to; `scales` are those of rows: index of the file, name of the weight, first row, scales."""
+
     payload_bytes: int
-    scales: NDArray[np.float32] | None
+    scales: Sequence[tuple[int, str, int, NDArray[np.float32]]]
 
 
-def _chunks(checked: Sequence[tuple[Placement, Sequence[_Part]]]) -> Iterator[_Chunk]:
+def _shared(files: Sequence[FileWeights], source: TensorSource) -> list[tuple[list[_Target], list[_Part]]]:
+    """Weights of the same parts together, in the order of the first of them; everything is checked before."""
+    targets: dict[object, tuple[list[_Target], list[_Part]]] = {}
+    for index, file in enumerate(files):
+        for placement in file.placements:
+            parts = _checked_parts(placement, source)
+            shared = targets.setdefault((placement.weight.parts, placement.weight.shape), ([], parts))
+            shared[0].append(_Target(index, file.fd, placement))
+    return list(targets.values())
+
+
+def _chunks(shared: Sequence[tuple[Sequence[_Target], Sequence[_Part]]]) -> Iterator[_Chunk]:
     """Chunks in file order; none crosses a part's border."""
-    for placement, parts in checked:
-        step = max(1, CHUNK_WEIGHTS // math.prod(placement.weight.shape[1:]))
+    for targets, parts in shared:
+        step = max(1, CHUNK_WEIGHTS // math.prod(targets[0].placement.weight.shape[1:]))
         first_row = 0
         for part in parts:
             for row in range(part.start, part.stop, step):
                 end = min(row + step, part.stop)
-                yield _Chunk(placement, part, (row, end), first_row)
+                yield _Chunk(targets, part, (row, end), first_row)
                 first_row += end - row
 
 
-def _write_chunk(fd: int, chunk: _Chunk, values: NDArray[np.float32]) -> _Written:
-    placement, weight, scheme = chunk.placement, chunk.placement.weight, chunk.placement.scheme
-    count = chunk.rows[1] - chunk.rows[0]
-    assert values.shape == (count, *weight.shape[1:]) and values.dtype == np.float32, "the source broke its promise"
-    offset = placement.payload_offset + payload_bytes((chunk.first_row, *weight.shape[1:]), scheme)
+def _write_chunk(chunk: _Chunk, values: NDArray[np.float32]) -> _Written:
+    encoded: dict[Scheme, _Encoded] = {}
+    scales = []
+    payload_size = 0
+    for target in chunk.targets:
+        placement = target.placement
+        weight, scheme = placement.weight, placement.scheme
+        assert values.shape == (chunk.rows[1] - chunk.rows[0], *weight.shape[1:]), "the source broke its promise"
+        if scheme not in encoded:
+            encoded[scheme] = _encode(values, scheme, weight.name, chunk.first_row)
+        payload, row_scales = encoded[scheme]
+        before = (chunk.first_row, *weight.shape[1:])
+        _write(target.fd, payload, placement.payload_offset + payload_bytes(before, scheme), weight.name)
+        payload_size += payload.nbytes
+        if placement.scales_offset is not None:
+            assert row_scales is not None
+            _write(target.fd, row_scales, placement.scales_offset + scales_bytes(before, scheme), weight.name)
+        elif row_scales is not None:
+            scales.append((target.file, weight.name, chunk.first_row, row_scales.astype(np.float32, copy=False)))
+    return _Written(payload_size, scales)
+
+
+def _encode(values: NDArray[np.float32], scheme: Scheme, name: str, first_row: int) -> _Encoded:
+    """Payload and scales, if any, as files have them."""
+    assert values.dtype == np.float32, "the source broke its promise"
     if scheme.dtype == "f32":
-        _write(fd, values.astype("<f4", copy=False), offset, weight.name)
-        return _Written(weight.name, chunk.first_row, values.nbytes, None)
+        return values.astype("<f4", copy=False), None
     if scheme.dtype == "f16":
-        halves = to_float16(values, weight.name)
-        _write(fd, halves.astype("<f2", copy=False), offset, weight.name)
-        return _Written(weight.name, chunk.first_row, halves.nbytes, None)
-    matrix = values.reshape(count, -1)
-    quantized = quantize_rows(matrix, scheme, name=weight.name, first_row=chunk.first_row)
+        return to_float16(values, name).astype("<f2", copy=False), None
+    quantized = quantize_rows(values.reshape(len(values), -1), scheme, name=name, first_row=first_row)
     payload = pack_int4(quantized.codes) if scheme.dtype == "int4" else quantized.codes
-    _write(fd, payload, offset, weight.name)
-    if placement.scales_offset is None:
-        return _Written(weight.name, chunk.first_row, payload.nbytes, quantized.scales.astype(np.float32, copy=False))
-    offset = placement.scales_offset + scales_bytes((chunk.first_row, *weight.shape[1:]), scheme)
-    _write(fd, quantized.scales.astype("<f2", copy=False), offset, weight.name)
-    return _Written(weight.name, chunk.first_row, payload.nbytes, None)
+    if scheme.block_size is None:
+        return payload, quantized.scales
+    return payload, quantized.scales.astype("<f2", copy=False)
 
 
 def _read_rows(source: TensorSource, chunk: _Chunk) -> NDArray[np.float32]:
@@ -133,7 +188,8 @@ def _read_rows(source: TensorSource, chunk: _Chunk) -> NDArray[np.float32]:
     if part.axes is None:
         return source.read(part.tensor, chunk.rows, part.columns)
     stored = source.read(part.tensor, chunk.rows if part.axes[0] == 0 else None)
-    return stored.transpose(part.axes).reshape(chunk.rows[1] - chunk.rows[0], *chunk.placement.weight.shape[1:])
+    shape = chunk.targets[0].placement.weight.shape
+    return stored.transpose(part.axes).reshape(chunk.rows[1] - chunk.rows[0], *shape[1:])
 
 
 def _write(fd: int, array: NDArray[np.generic], offset: int, name: str) -> None:

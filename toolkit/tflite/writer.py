@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from toolkit.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
-from toolkit.quant.stream import Placement, stream_weights
+from toolkit.quant.stream import FileWeights, Placement, stream_files
 from toolkit.tflite import schema
 from toolkit.tflite.graph import DType, Graph, Node, Signature, Value
 from toolkit.weights import Weight
@@ -97,16 +98,33 @@ def write_tflite(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Stream the weights behind the header's place, then write the header with the scales they got.
+    """`write_tflites` of one file."""
+    write_tflites({path: layout}, source, workers=workers, progress=progress)
 
-    `progress` gets the payload bytes written since its last call. The caller owns the path's atomicity.
+
+def write_tflites(
+    files: Mapping[Path, TfliteLayout],
+    source: TensorSource,
+    *,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Stream the weights behind the headers' places, then write the headers with the scales they got.
+
+    What several files have of one tensor is read once. `progress` gets the payload bytes written since its last call.
+    The caller owns the paths' atomicity.
     """
-    with open(path, "wb") as file:
-        os.truncate(file.fileno(), layout.size_bytes)
-        scales = stream_weights(file.fileno(), layout.placements, source, workers=workers, progress=progress)
-        header = bytearray(layout.header)
-        schema.set_scales(header, scales)
-        write_at(file.fileno(), memoryview(header), 0)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open(path, "wb")).fileno() for path in files]
+        weights = []
+        for fd, layout in zip(opened, files.values(), strict=True):
+            os.truncate(fd, layout.size_bytes)
+            weights.append(FileWeights(fd, layout.placements))
+        scales = stream_files(weights, source, workers=workers, progress=progress)
+        for fd, layout, found in zip(opened, files.values(), scales, strict=True):
+            header = bytearray(layout.header)
+            schema.set_scales(header, found)
+            write_at(fd, memoryview(header), 0)
 
 
 def _place(

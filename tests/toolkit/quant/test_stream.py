@@ -18,7 +18,7 @@ from toolkit.errors import CheckpointError, EnvironmentFault, RecipeError, Toolk
 from toolkit.quant import stream
 from toolkit.quant.packing import pack_int4
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
-from toolkit.quant.stream import CHUNK_WEIGHTS, Placement, stream_weights
+from toolkit.quant.stream import CHUNK_WEIGHTS, FileWeights, Placement, stream_files, stream_weights
 from toolkit.quant.uniform import quantize_rows
 from toolkit.weights import Weight, WeightPart
 
@@ -140,6 +140,23 @@ def test_parts_are_joined_along_the_rows(fd: int, monkeypatch: pytest.MonkeyPatc
     check_bytes(fd, placement, joined)
     if scheme.per_channel:
         np.testing.assert_array_equal(scales["qk"], quantize_rows(joined, scheme).scales)
+
+
+@pytest.mark.parametrize("other", [Scheme("int8"), Scheme("int4", 64), Scheme("f32")], ids=str)
+def test_what_two_files_have_of_one_tensor_is_read_once(fd: int, tmp_path: Path, other: Scheme) -> None:
+    w, v = rows_of(10, 64, seed=1), rows_of(3, 64, seed=2)
+    source = Arrays(w=w, v=v)
+    named = {name: Weight(name, w.shape, (WeightPart("w"),)) for name in ("table", "head")}
+    (table,) = place((named["table"], Scheme("int8")))
+    head, rest = place((named["head"], other), (Weight.whole("v", v.shape), Scheme("int8")))
+    with open(tmp_path / "second.bin", "w+b") as second:
+        scales = stream_files([FileWeights(fd, [table]), FileWeights(second.fileno(), [head, rest])], source)
+        check_bytes(fd, table, w)
+        check_bytes(second.fileno(), head, w)
+        check_bytes(second.fileno(), rest, v)
+    assert source.reads == 2
+    assert [sorted(found) for found in scales] == [["table"], ["head", "v"] if other.per_channel else ["v"]]
+    np.testing.assert_array_equal(scales[0]["table"], quantize_rows(w, Scheme("int8")).scales)
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:

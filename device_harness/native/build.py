@@ -99,8 +99,10 @@ def _described(name: str, architecture: Architecture, path: Path) -> NativeProgr
 
 
 def _key(source: Path, version: str, architecture: Architecture) -> str:
-    """Everything that the program depends on, shortened."""
-    digest = hashlib.sha256(source.read_bytes())
+    """Everything that the program depends on, shortened; all headers are there for all programs."""
+    digest = hashlib.sha256()
+    for path in (source, *sorted(source.parent.glob("*.h"))):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     digest.update("\0".join((version, architecture, *_FLAGS)).encode())
     return digest.hexdigest()[:16]
 

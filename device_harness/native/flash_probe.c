@@ -28,6 +28,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "sha256.h"
+
 enum { BAD_INPUT = 2, SYSTEM = 3 };
 enum { HEADER_BYTES = 4096, FIELD_BYTES = 96, ROW_ALIGNMENT = 512, CHECKSUM_BYTES = 4 };
 enum { MOST_READS = 1 << 20, MOST_TOKENS = 1 << 22, MOST_SHARDS = 100000, TRIES = 3 };
@@ -69,59 +71,13 @@ static uint32_t crc32(const uint8_t *data, size_t size) {
     return ~value;
 }
 
-static uint32_t rotated(uint32_t value, int count) { return value >> count | value << (32 - count); }
-
-/* FIPS 180-4, 4.2.2 and 5.3.3. */
-static const uint32_t SHA256_CONSTANTS[64] = {
-    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
-    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
-    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
-    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
-    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
-    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
-    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
-};
-static const uint32_t SHA256_START[8] = {
-    0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
-};
-
-/* One block of SHA-256 (FIPS 180-4, 6.2.2). */
-static void sha256_block(uint32_t state[8], const uint8_t block[64]) {
-    uint32_t w[64], s[8];
-    for (int i = 0; i < 16; i++)
-        w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 | (uint32_t)block[4 * i + 2] << 8 |
-               block[4 * i + 3];
-    for (int i = 16; i < 64; i++) {
-        uint32_t a = w[i - 15], b = w[i - 2];
-        w[i] = w[i - 16] + (rotated(a, 7) ^ rotated(a, 18) ^ a >> 3) + w[i - 7] +
-               (rotated(b, 17) ^ rotated(b, 19) ^ b >> 10);
-    }
-    memcpy(s, state, sizeof s);
-    for (int i = 0; i < 64; i++) {
-        uint32_t big1 = rotated(s[4], 6) ^ rotated(s[4], 11) ^ rotated(s[4], 25);
-        uint32_t big0 = rotated(s[0], 2) ^ rotated(s[0], 13) ^ rotated(s[0], 22);
-        uint32_t one = s[7] + big1 + ((s[4] & s[5]) ^ (~s[4] & s[6])) + SHA256_CONSTANTS[i] + w[i];
-        uint32_t two = big0 + ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
-        memmove(s + 1, s, 7 * sizeof s[0]);
-        s[4] += one;
-        s[0] = one + two;
-    }
-    for (int i = 0; i < 8; i++) state[i] += s[i];
-}
-
-/* Of a header's fields: two blocks, the second with the padding. */
-static void sha256_fields(const uint8_t fields[FIELD_BYTES], uint8_t digest[32]) {
-    uint32_t state[8];
-    uint8_t padded[128] = {0};
-    memcpy(state, SHA256_START, sizeof state);
-    memcpy(padded, fields, FIELD_BYTES);
-    padded[FIELD_BYTES] = 0x80;
-    padded[126] = FIELD_BYTES * 8 >> 8;
-    padded[127] = FIELD_BYTES * 8 & 0xFF;
-    sha256_block(state, padded);
-    sha256_block(state, padded + 64);
-    for (int i = 0; i < 32; i++) digest[i] = (uint8_t)(state[i / 4] >> (24 - 8 * (i % 4)));
+/* Of a header's fields. */
+static void sha256_fields(const uint8_t fields[FIELD_BYTES], uint8_t digest[SHA256_DIGEST]) {
+    uint32_t state[1][8];
+    const uint8_t *data[1] = {fields};
+    memcpy(state[0], SHA256_START, sizeof state[0]);
+    sha256_plain(state, data, 1, FIELD_BYTES / SHA256_BLOCK);
+    sha256_finish(sha256_plain, state[0], fields + FIELD_BYTES / SHA256_BLOCK * SHA256_BLOCK, FIELD_BYTES, digest);
 }
 
 /* ---- shards -------------------------------------------------------------------------------------------------- */

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from device_harness.emulator.pipe import Pipe, Piped, at_hand
 from device_harness.transport_payload import Buffer
 
 Send = Callable[[str, int, int, Buffer], Awaitable[None]]
@@ -17,37 +18,46 @@ class ChannelClosed(Exception):
 class Channel:
     """The host has one message at a time on the way, and so have we."""
 
-    def __init__(self, send: Send, local_id: int, remote_id: int, max_payload_bytes: int) -> None:
+    def __init__(
+        self, send: Send, local_id: int, remote_id: int, max_payload_bytes: int, *, takes_pipe: bool = False
+    ) -> None:
+        """``takes_pipe``: the service hands on what comes in as it is, so that it may lie in a pipe."""
         self.local_id = local_id
         self.remote_id = remote_id
         self.is_closed = False
+        self.takes_pipe = takes_pipe
         self._send = send
         self._max_payload_bytes = max_payload_bytes
-        self._inbox: asyncio.Queue[Buffer | None] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[Buffer | Piped, bool] | None] = asyncio.Queue()
+        self._pipe: Pipe | None = None
         self._okay = asyncio.Event()
         self._said_close = False
-        self._rest = memoryview(b"")
+        self._rest: memoryview | Piped = memoryview(b"")
 
     async def accept(self) -> None:
         """Tell the host that the service is there."""
         self._okay.set()
         await self._send("OKAY", self.local_id, self.remote_id, b"")
 
-    async def read(self) -> Buffer:
-        """The next message, taken; ChannelClosed at the end, after all that the host has sent before."""
+    async def read(self) -> Buffer | Piped:
+        """The next message or part of one, taken; ChannelClosed at the end, after all that the host has sent before."""
         if self.is_closed and self._inbox.empty():
             raise ChannelClosed
-        data = await self._inbox.get()
-        if data is None:
+        item = await self._inbox.get()
+        if item is None:
             raise ChannelClosed
-        if not self.is_closed:
+        data, is_last = item
+        if is_last and not self.is_closed:
             await self._send("OKAY", self.local_id, self.remote_id, b"")
         return data
 
-    async def read_some(self, most: int) -> memoryview:
+    async def read_some(self, most: int) -> memoryview | Piped:
         """Between 1 and ``most`` bytes."""
         while not self._rest:
-            self._rest = memoryview(await self.read())
+            data = await self.read()
+            self._rest = data if isinstance(data, Piped) else memoryview(data)
+        if isinstance(self._rest, Piped):
+            return self._rest.split(most)
         some, self._rest = self._rest[:most], self._rest[most:]
         return some
 
@@ -55,7 +65,7 @@ class Channel:
         """``count`` bytes, whatever messages they came in."""
         parts = bytearray()
         while len(parts) < count:
-            parts += await self.read_some(count - len(parts))
+            parts += at_hand(await self.read_some(count - len(parts)))
         return bytes(parts)
 
     async def write(self, data: Buffer) -> None:
@@ -75,9 +85,20 @@ class Channel:
             self._said_close = True
             await self._send("CLSE", self.local_id, self.remote_id, b"")
 
-    def take(self, data: Buffer) -> None:
-        """A message from the host."""
-        self._inbox.put_nowait(data)
+    def take(self, data: Buffer | Piped, *, is_last: bool = True) -> None:
+        """A message from the host, or a part of one."""
+        self._inbox.put_nowait((data, is_last))
+
+    def open_pipe(self) -> Pipe:
+        """Where a message may lie until it is read."""
+        if self._pipe is None:
+            self._pipe = Pipe()
+        return self._pipe
+
+    def end(self) -> None:
+        """Nobody reads any more."""
+        if self._pipe is not None:
+            self._pipe.close()
 
     def take_okay(self) -> None:
         """The host took our last message."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from device_harness.emulator.auth import TOKEN_BYTES, PublicKey, is_signed, parse_public_key
 from device_harness.emulator.channel import Channel, ChannelClosed
+from device_harness.emulator.pipe import Piped
 from device_harness.emulator.shell import parse_shell_service, serve_shell
 from device_harness.emulator.store import Store
 from device_harness.emulator.sync import SyncServer
@@ -35,6 +36,8 @@ from device_harness.transport_wire import (
 
 FEATURES = frozenset({"cmd", "fixed_push_mkdir", "ls_v2", "shell_v2", "stat_v2"})
 _TICKS_PER_S = 20
+_LEAST_PIPED_BYTES = 64 * 1024
+"""Less is as quickly copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +88,12 @@ class Connection:
         try:
             while True:
                 header = parse_header(await self._receive(HEADER_BYTES))
-                payload = await self._receive(header.length)
+                piped = await self._receive_piped(header)
+                payload = await self._receive(header.length - piped)
                 if self._sums:
                     require_checksum(header, payload)
-                await self._handle(header, payload)
+                if len(payload) or not piped:
+                    await self._handle(header, payload)
         except (OSError, ProtocolFault, _Cut):
             return
         finally:
@@ -153,7 +158,8 @@ class Connection:
             await self._send("CLSE", 0, header.arg0)
             return
         self._last_id += 1
-        channel = Channel(self._send, self._last_id, header.arg0, self._max_payload)
+        takes_pipe = request is None or not request.is_v2
+        channel = Channel(self._send, self._last_id, header.arg0, self._max_payload, takes_pipe=takes_pipe)
         self._channels[channel.local_id] = channel
         self._tasks[channel.local_id] = asyncio.ensure_future(self._serve(channel, service))
 
@@ -175,13 +181,18 @@ class Connection:
         except OSError:
             return
         finally:
+            channel.end()
             self._channels.pop(channel.local_id, None)
             self._tasks.pop(channel.local_id, None)
 
-    def _route(self, header: Header, payload: Buffer) -> None:
+    def _find(self, header: Header) -> Channel | None:
         """The host names our id second; what is for nobody is for a stream that has just ended."""
         channel = self._channels.get(header.arg1)
-        if channel is None or channel.remote_id != header.arg0:
+        return channel if channel is not None and channel.remote_id == header.arg0 else None
+
+    def _route(self, header: Header, payload: Buffer) -> None:
+        channel = self._find(header)
+        if channel is None:
             return
         if header.command == "WRTE":
             channel.take(payload)
@@ -208,22 +219,46 @@ class Connection:
                 await asyncio.sleep(len(part) / rate)
 
     async def _receive(self, count: int) -> Buffer:
-        """Exactly ``count`` bytes; _Cut at the host's end and where a fault has its byte."""
+        """Exactly ``count`` bytes."""
         data = bytearray(count)
         rest = memoryview(data)
-        while rest:
+        await self._take_in(count, lambda done, most: self._loop.sock_recv_into(self._socket, rest[done : done + most]))
+        return data
+
+    async def _receive_piped(self, header: Header) -> int:
+        """How many bytes of the message went by pipe: of one that is large, that nobody sums, as many as fit."""
+        channel = self._find(header) if header.command == "WRTE" else None
+        is_small = header.length < _LEAST_PIPED_BYTES
+        if channel is None or not channel.takes_pipe or is_small or self._sums or self._store.faults.is_silent:
+            return 0
+        pipe = channel.open_pipe()
+        count = await self._take_in(header.length, lambda _, most: pipe.fill(self._socket, most))
+        if count:
+            channel.take(Piped(pipe, count), is_last=count == header.length)
+        return count
+
+    async def _take_in(self, count: int, take: Callable[[int, int], Awaitable[int | None]]) -> int:
+        """How many of ``count`` bytes ``take`` (of what is done, and the most that it may) took before it said None.
+
+        _Cut at the host's end and where a fault has its byte.
+        """
+        done = 0
+        while done < count:
             rate = self._store.faults.bytes_per_s
-            most = self._store.receivable(min(len(rest), max(1, rate // _TICKS_PER_S)) if rate else len(rest))
-            got = await self._loop.sock_recv_into(self._socket, rest[:most]) if most else 0
+            left = count - done
+            most = self._store.receivable(min(left, max(1, rate // _TICKS_PER_S)) if rate else left)
+            got = await take(done, most) if most else 0
+            if got is None:
+                break
             self._store.receive(got)
-            rest = rest[got:]
+            done += got
             due = self._store.due_cut()
             self.wants_reboot |= due == "reboot"
             if due is not None or (most and not got):
                 raise _Cut
             if rate:
                 await asyncio.sleep(got / rate)
-        return data
+        return done
 
 
 class Daemon:

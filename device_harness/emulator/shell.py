@@ -10,9 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from device_harness.emulator.channel import Channel
+from device_harness.emulator.pipe import Piped, at_hand
 from device_harness.emulator.store import Store
 from device_harness.emulator.userland import Userland
 from device_harness.transport_faults import ProtocolFault
+from device_harness.transport_payload import Buffer
 from device_harness.transport_wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell
 
 _READ_BYTES = 256 * 1024
@@ -125,25 +127,32 @@ class _Run:
 
     async def _feed(self) -> None:
         """From the host to the command's input, which is where files are written from: the disk may be full."""
-        loop = asyncio.get_running_loop()
         parser = ShellParser()
         room = self._store.room()
         written = 0
         while True:
             data = await self._channel.read()
-            packets = parser.feed(data) if self._request.is_v2 else []
+            packets = parser.feed(at_hand(data)) if self._request.is_v2 else []
             inputs = [packet.data for packet in packets if packet.id == STDIN] if self._request.is_v2 else [data]
             for piece in inputs:
                 try:
-                    stored = self._store.admit(memoryview(piece), room, written)
+                    stored = self._store.admit(piece, room, written)
                 except OSError as error:
                     self._fail(error)
                     return
                 written += len(stored)
-                with suppress(BrokenPipeError, ConnectionResetError):
-                    await loop.sock_sendall(self._main, stored)
+                await self._put(stored)
             if any(packet.id == CLOSE_STDIN for packet in packets):
                 self._main.shutdown(socket.SHUT_WR)
+
+    async def _put(self, data: Buffer | Piped) -> None:
+        try:
+            if isinstance(data, Piped):
+                await data.send(self._main)
+            else:
+                await asyncio.get_running_loop().sock_sendall(self._main, data)
+        except (BrokenPipeError, ConnectionResetError):
+            at_hand(data)  # what no program reads must not stand before what comes next
 
     def _fail(self, error: OSError) -> None:
         """What a program says when its write fails; it could not go on."""

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 
 from device_harness.emulator.faults import Faults
+from device_harness.emulator.pipe import Piped, at_hand
+from device_harness.transport_payload import Buffer
 
 
 class Store:
@@ -46,7 +48,7 @@ class Store:
         """How many bytes may still be written to files, from now on; None without a limit."""
         return None if self.limit_bytes is None else max(0, self.limit_bytes - self.stored_bytes())
 
-    def admit(self, data: bytes | memoryview, room: int | None, written: int) -> bytes | memoryview:
+    def admit(self, data: Buffer | Piped, room: int | None, written: int) -> Buffer | Piped:
         """``data`` as it will be stored; OSError ENOSPC past ``room``, of which ``written`` bytes are used."""
         full = self.faults.disk_full_at_byte
         if (room is not None and written + len(data) > room) or (full is not None and self._written + len(data) > full):
@@ -54,7 +56,7 @@ class Store:
         at = self.faults.corrupt_at_byte
         if at is not None and "corrupt" not in self._done and self._written <= at < self._written + len(data):
             self._done.add("corrupt")
-            changed = bytearray(data)
+            changed = bytearray(at_hand(data))
             changed[at - self._written] ^= 0x10
             data = bytes(changed)
         self._written += len(data)

@@ -10,8 +10,10 @@ import stat
 import struct
 
 from device_harness.emulator.channel import Channel
+from device_harness.emulator.pipe import Piped, at_hand
 from device_harness.emulator.store import Store
 from device_harness.emulator.userland import Userland
+from device_harness.transport_payload import Buffer
 from device_harness.transport_wire import SYNC_DATA_BYTES, SYNC_PATH_BYTES, pack_sync, parse_sync
 
 _STAT_V1 = struct.Struct("<4s3I")
@@ -79,12 +81,13 @@ class SyncServer:
                     left -= len(block)
                     try:
                         stored = self._store.admit(block, room, written)
+                        written += len(stored)
                         _write_all(file.fileno(), stored)
                     except OSError as error:
+                        at_hand(block)
                         await self._channel_skip(left)
                         await self._refuse(f"couldn't write file: {error.strerror}")
                         return
-                    written += len(stored)
 
     def _open_for_write(self, path: str, mode: int) -> int:
         target = self._userland.local(path)
@@ -168,7 +171,10 @@ def _packed_v2(id_: str, error: int, status: os.stat_result | None) -> bytes:
     return _STAT_V2.pack(id_.encode(), 0, status.st_dev, status.st_ino, *who, status.st_size, *times)
 
 
-def _write_all(fd: int, data: bytes | memoryview) -> None:
+def _write_all(fd: int, data: Buffer | Piped) -> None:
+    if isinstance(data, Piped):
+        data.write(fd)
+        return
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]

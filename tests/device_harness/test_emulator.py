@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import socket
@@ -159,6 +160,23 @@ def test_a_host_that_leaves_does_not_end_its_command(folder_device: Emulator, re
     # The shell makes the file before it writes.
     while second.pull_bytes(f"{TMP}/result") != b"left\n":
         assert time.monotonic() < deadline
+
+
+def test_input_comes_whole_and_in_order_however_late_it_is_read(transport: Transport) -> None:
+    data = random.Random(0).randbytes(5_000_001)
+    with transport.stream_exec(f"sleep 0.5; head -c {len(data)} | sha256sum") as stream:
+        assert stream.write(data)
+        assert stream.read_all().split()[0].decode() == hashlib.sha256(data).hexdigest()
+
+
+def test_input_that_no_program_reads_harms_no_other_stream(folder_device: Emulator, transport: Transport) -> None:
+    data = bytes(3_000_000)
+    with transport.stream_exec("exec 0</dev/null; echo deaf; sleep 0.2; exit") as stream:
+        while stream.write(data):
+            pass
+        assert stream.read_all() == b"deaf\n"
+    transport.push_bytes(data, f"{TMP}/after")
+    assert folder_device.path(f"{TMP}/after").read_bytes() == data
 
 
 # --- hosts that break the rules ---------------------------------------------------------------------------------------

@@ -1,0 +1,120 @@
+"""Bytes that pass through the emulated device without coming into its memory: by splice, from a socket over a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import select
+import socket
+from contextlib import suppress
+
+from device_harness.transport_payload import Buffer
+
+_PIPE_BYTES = 1024 * 1024
+"""What every user may have (``/proc/sys/fs/pipe-max-size``): about a message."""
+_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+
+class Pipe:
+    """Takes bytes in by ``fill``; what comes out, in the same order, is a ``Piped``'s."""
+
+    def __init__(self) -> None:
+        self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.is_closed = False
+        with suppress(PermissionError):  # a user who has many gets small ones
+            fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+    def close(self) -> None:
+        """Give up what is in it."""
+        if not self.is_closed:
+            self.is_closed = True
+            os.close(self._out)
+            os.close(self._in)
+
+    async def fill(self, source: socket.socket, most: int) -> int | None:
+        """How many bytes came, 0 at the socket's end; None if the pipe takes no more."""
+        while not self.is_closed:
+            try:
+                return os.splice(source.fileno(), self._in, most, flags=_FLAGS)
+            except BlockingIOError:
+                if not select.select([], [self._in], [], 0)[1]:
+                    return None
+            await _readable(source)
+        return None
+
+    def read(self, size: int) -> bytes:
+        """Exactly ``size`` bytes, which are there."""
+        data = b""
+        while len(data) < size:
+            data += os.read(self._out, size - len(data))
+        return data
+
+    def send(self, target: int, size: int) -> int:
+        """How many of ``size`` bytes, which are there, the file or socket took; BlockingIOError if none."""
+        return os.splice(self._out, target, size, flags=_FLAGS)
+
+
+class Piped:
+    """The next ``size`` bytes of a pipe; whoever has them takes them out before those behind them."""
+
+    def __init__(self, pipe: Pipe, size: int) -> None:
+        self._pipe = pipe
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def split(self, most: int) -> Piped:
+        """The first of these bytes, which are no longer among these."""
+        size = min(most, self._size)
+        self._size -= size
+        return Piped(self._pipe, size)
+
+    def read(self) -> bytes:
+        """All of them, out of the pipe."""
+        size, self._size = self._size, 0
+        return self._pipe.read(size)
+
+    def write(self, file: int) -> None:
+        """All of them to a file."""
+        while self._size:
+            self._size -= self._pipe.send(file, self._size)
+
+    async def send(self, target: socket.socket) -> None:
+        """All of them to a socket that does not block."""
+        while self._size:
+            try:
+                self._size -= self._pipe.send(target.fileno(), self._size)
+            except BlockingIOError:
+                await _writable(target)
+
+
+def at_hand(data: Buffer | Piped) -> Buffer:
+    """Bytes in memory."""
+    return data.read() if isinstance(data, Piped) else data
+
+
+async def _readable(source: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(source, _note, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(source)
+
+
+async def _writable(target: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(target, _note, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(target)
+
+
+def _note(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -10,6 +10,7 @@ from device_harness.machine import Machine
 from device_harness.parsers.benchmark_model import delegation, parse_benchmark_model, parse_delegates
 from device_harness.runners.binaries import PlacedBinary, place_binary
 from device_harness.runners.interface import FileRange, Job, PlacedModel, Reading, Workload, whole_files
+from toolkit.bundle.manifest import Manifest
 from toolkit.errors import EnvironmentFault, UsageError
 from toolkit.results.record import Backend, ModelKind
 from toolkit.tflite.reader import read_tflite
@@ -31,19 +32,29 @@ class BenchmarkModelRunner:
     name: str = "benchmark_model"
     takes: tuple[ModelKind, ...] = ("bundle",)
 
+    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
+        """A signature that is wanted."""
+        assert manifest is not None
+        self._wanted(local, manifest)
+
     def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
         """One for each signature that is wanted."""
         manifest = model.manifest
         assert manifest is not None
+        wanted = self._wanted(model.local, manifest)
+        placed = place_binary(machine, self.binary, version=self.version)
+        groups = whole_files(model.path, manifest)
+        return tuple(self._job(placed, model, groups, workload, *pair) for pair in wanted)
+
+    def _wanted(self, local: Path, manifest: Manifest) -> list[tuple[str, str]]:
+        """Files and signatures."""
         names = [name for group in manifest.groups.values() for name in group.files if name.endswith(_SUFFIX)]
-        pairs = [(name, signature) for name in names for signature in _signatures(model.local / name)]
+        pairs = [(name, signature) for name in names for signature in _signatures(local / name)]
         wanted = [pair for pair in pairs if any(fnmatch.fnmatch(_label(*pair), text) for text in self.signatures)]
         if not wanted:
             found = ", ".join(_label(*pair) for pair in pairs)
             raise UsageError("--signature", found=", ".join(self.signatures), wanted=f"one of {found}")
-        placed = place_binary(machine, self.binary, version=self.version)
-        groups = whole_files(model.path, manifest)
-        return tuple(self._job(placed, model, groups, workload, *pair) for pair in wanted)
+        return wanted
 
     def _job(
         self,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from device_harness.machine import Machine
 from device_harness.native.build import FLASH_PROBE, native_program, parse_architecture
 from device_harness.probe import ProbeSettings, ReadMeasure, parse_probe, shard_groups, shard_names
 from device_harness.runners.binaries import PlacedBinary, place_binary
 from device_harness.runners.interface import Job, PlacedModel, Reading, Workload, whole_files
+from toolkit.bundle.manifest import Manifest
 from toolkit.errors import EnvironmentFault, ResultsError
 from toolkit.results.record import Figures, ModelKind
 
@@ -26,6 +27,9 @@ class FlashProbeRunner:
     settings: ProbeSettings = field(default_factory=ProbeSettings)
     name: str = FLASH_PROBE
     takes: tuple[ModelKind, ...] = ("bundle",)
+
+    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
+        """Every bundle has shards."""
 
     def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
         """One."""

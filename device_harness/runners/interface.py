@@ -125,5 +125,8 @@ class Runner(Protocol):
     def takes(self) -> tuple[ModelKind, ...]:
         """Which kinds of model it runs."""
 
+    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
+        """UsageError or BundleError for what it cannot do with a model; asked before anything large is sent."""
+
     def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
-        """Bring to the machine what it needs beside the model; what is to be run there."""
+        """Bring to the machine what it needs beside the model; what is to be run there. Begins with ``require``."""

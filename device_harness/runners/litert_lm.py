@@ -13,6 +13,7 @@ from device_harness.runners import python_child
 from device_harness.runners.binaries import place_binary
 from device_harness.runners.interface import FileRange, Job, PlacedModel, Reading, Workload, text_tests
 from toolkit.bundle.litertlm_reader import LitertlmContent, read_litertlm
+from toolkit.bundle.manifest import Manifest
 from toolkit.errors import UsageError
 from toolkit.results.record import Backend, ModelKind
 
@@ -36,17 +37,22 @@ class LiteRtLmRunner:
     """Arguments of the program that we have no word for."""
     takes: tuple[ModelKind, ...] = ("litertlm",)
 
-    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
-        """One."""
+    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
+        """Options that the program has, and a context that the model has."""
         if workload.threads is not None:
             remedy = "pass the option of your version with --runner-arg"
             raise UsageError("--threads", found=workload.threads, wanted=f"none with {self.name}", remedy=remedy)
+        if self.name != "litert_lm_advanced_main" and workload.context is not None:
+            remedy = f"use litert_lm_advanced_main; {self.name} takes the file's own"
+            raise UsageError("--context", found=workload.context, wanted=f"none with {self.name}", remedy=remedy)
+        _context(read_litertlm(local), workload)
+
+    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
+        """One."""
+        self.require(model.local, model.manifest, workload)
         content = read_litertlm(model.local)
         context = _context(content, workload)
         is_advanced = self.name == "litert_lm_advanced_main"
-        if not is_advanced and workload.context is not None:
-            remedy = f"use litert_lm_advanced_main; {self.name} takes the file's own"
-            raise UsageError("--context", found=workload.context, wanted=f"none with {self.name}", remedy=remedy)
         placed = place_binary(machine, self.binary, version=self.version)
         options = [
             f"--backend={workload.backend}",
@@ -84,10 +90,15 @@ class LiteRtLmPythonRunner:
     name: str = "litert_lm_python"
     takes: tuple[ModelKind, ...] = ("litertlm",)
 
-    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
-        """One."""
+    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
+        """The CPU, and a context that the model has."""
         if workload.backend != "cpu":
             raise UsageError("--backend", found=workload.backend, wanted=f"cpu with the runner {self.name}")
+        _context(read_litertlm(local), workload)
+
+    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
+        """One."""
+        self.require(model.local, model.manifest, workload)
         content = read_litertlm(model.local)
         context = _context(content, workload)
         binaries = python_child.binaries(machine, _MODULE)

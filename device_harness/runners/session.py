@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from device_harness.machine import Machine
 from device_harness.runners import python_child
 from device_harness.runners.interface import Job, PlacedModel, Workload, text_tests, whole_files
+from toolkit.bundle.manifest import Manifest
 from toolkit.errors import UsageError
 from toolkit.report.bench_table import workload_name
 from toolkit.results.record import ModelKind
@@ -22,9 +24,8 @@ class SessionRunner:
     name: str = "session"
     takes: tuple[ModelKind, ...] = ("bundle",)
 
-    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
-        """One. EnvironmentFault if the machine has no Python with this package."""
-        manifest = model.manifest
+    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
+        """The CPU, and no more tokens than the bundle's own context."""
         assert manifest is not None
         if workload.backend != "cpu":
             raise UsageError("--backend", found=workload.backend, wanted=f"cpu with the runner {self.name}")
@@ -36,6 +37,12 @@ class SessionRunner:
         if tokens > manifest.text.context:
             wanted = f"at most {manifest.text.context}, the bundle's context"
             raise UsageError("-p and -n", found=f"{tokens} tokens", wanted=wanted, remedy="ask for fewer")
+
+    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
+        """One. EnvironmentFault if the machine has no Python with this package."""
+        manifest = model.manifest
+        assert manifest is not None
+        self.require(model.local, manifest, workload)
         binaries = python_child.binaries(machine, _MODULE)
         cache = python_child.cache_folder(machine, _CACHE)
         size = ("--size", model.record.size or manifest.default_size)

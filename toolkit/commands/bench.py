@@ -25,6 +25,7 @@ from device_harness.runners.litert_lm import LiteRtLmPythonRunner, LiteRtLmRunne
 from device_harness.runners.session import SessionRunner
 from device_harness.sampler import DEFAULT_INTERVAL_S
 from device_harness.state import LOW_BATTERY_PERCENT, read_device
+from toolkit.bundle.manifest_json import read_manifest
 from toolkit.commands.program_options import (
     PROGRAMS,
     add_program_options,
@@ -204,7 +205,7 @@ def measured(arguments: argparse.Namespace, name: str, machine: Machine, termina
         page_cache = place_page_cache(machine, terminal.note) if arguments.drop_page_cache else None
         settings = _settings(arguments, device, page_cache)
         runner = make_runner(arguments, name, device, terminal)
-        with _placed(arguments, runner, machine, terminal) as model:
+        with _placed(arguments, runner, machine, workload, terminal) as model:
             for job in runner.jobs(machine, model, workload):
                 tell = partial(tell_iteration, terminal, f"{machine.serial} {runner.name}", job)
                 subject = Subject(machine, device, runner.name, job)
@@ -275,9 +276,9 @@ def _settings(arguments: argparse.Namespace, device: DeviceRecord, page_cache: P
 
 @contextmanager
 def _placed(
-    arguments: argparse.Namespace, runner: Runner, machine: Machine, terminal: Terminal
+    arguments: argparse.Namespace, runner: Runner, machine: Machine, workload: Workload, terminal: Terminal
 ) -> Iterator[PlacedModel]:
-    """The model where it runs; a bundle for a runner that takes none is exported first."""
+    """The model where it runs, once the runner has nothing against it; a bundle for one that takes none is exported."""
     path: Path = arguments.model
     size: str | None = arguments.size
     with tempfile.TemporaryDirectory(prefix="gemma-edge-bench-") as scratch:
@@ -286,6 +287,8 @@ def _placed(
             path, size = exported_model(path, Path(scratch), size), None
         elif path.suffix == LITERTLM and "litertlm" not in runner.takes:
             raise UsageError(str(path), found=f"a {LITERTLM}", wanted=f"a bundle's directory for {runner.name}")
+        if path.is_dir() or path.suffix == LITERTLM:
+            runner.require(path, read_manifest(path) if path.is_dir() else None, workload)
         with step_bars(terminal, machine.serial) as progress:
             model = place_model(machine, path, size=size, progress=progress)
         yield model

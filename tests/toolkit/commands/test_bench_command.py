@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,17 @@ def test_a_bundle_is_measured_on_an_emulated_device_that_is_called_so_everywhere
         assert first_s > 15 / rate, "the prefill of all but the last token is part of the time to the first"
     assert record.memory.peak is not None and record.memory.groups["libraries"].mapped_bytes > 0
     assert record.arguments[:3] == ("python3", "-m", "device_harness.runners.session_child")
+
+
+@pytest.mark.parametrize("options", [["-p", "30", "-n", "20"], ["--context", "32"], ["--backend", "gpu"]])
+def test_what_a_runner_cannot_do_is_found_before_anything_is_pushed(
+    device: Emulator, random_bundle: Path, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "never-pushed"
+    shutil.copytree(random_bundle, bundle)
+    assert main(["bench", str(bundle), "--device", device.serial, *options]) == 2
+    assert "error: -" in capsys.readouterr().err
+    assert not device.path("/data/local/tmp/gemma-edge/never-pushed").exists()
 
 
 def test_this_computer_is_measured_too(random_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

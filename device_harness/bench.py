@@ -132,6 +132,8 @@ class _Bench:
         self._runs: list[_Run] = []
         self._iterations: list[Iteration] = []
         self._gates: list[GateResult] = []
+        self._after: StateRecord | None = None
+        self._counted: Delegation | None = None
 
     def measure(self, progress: Progress) -> None:
         """Until all iterations are done."""
@@ -155,6 +157,8 @@ class _Bench:
             self._runs.append(run)
             self._iterations.append(self._iteration(run, sum(gate.waited_s for gate in gates), dropped))
             progress(index + 1, total, self._iterations[-1].figures)
+        self._after = self._state_after()
+        self._count_nodes()
 
     def end_processes(self) -> None:
         """Nothing that this job started goes on on the machine."""
@@ -176,7 +180,7 @@ class _Bench:
             return None
         told = {name for item in self._iterations for name in item.figures}
         tests = {test: figure for test, figure in self._job.tests.items() if figure in told}
-        after = self._state_after()
+        after = self._after or self._state_after()
         drifts = self._drifts()
         environment = tuple(f"{name}={value}" for name, value in self._job.environment.items())
         runs = [run.samples for run in self._runs]
@@ -236,7 +240,28 @@ class _Bench:
         found = [run.reading.delegation for run in self._runs if run.reading.delegation is not None]
         if found:
             return found[-1]
+        if self._counted is not None:
+            return self._counted
         return None if self._job.no_delegation is None else Delegation(None, None, self._job.no_delegation)
+
+    def _count_nodes(self) -> None:
+        """In a process of its own: what fails there is a reason, and no fault of the run."""
+        read = self._job.read_nodes
+        if read is None:
+            return
+        words = " ".join(map(shlex.quote, ["env", self._token, *self._job.count_nodes]))
+        try:
+            result = self._machine.shell(f"{words} 2>&1", timeout=self._workload.timeout_s)
+            if result.exit_code:
+                said = (_lines(result.stdout) or ["nothing"])[-1][:300]
+                self._counted = Delegation(None, None, f"counting ended with exit code {result.exit_code}: {said}")
+            else:
+                self._counted = read(result.stdout.replace("\r\n", "\n"))
+        except EnvironmentFault as error:
+            self._counted = Delegation(None, None, f"counting failed: {error}"[:1000])
+        except BaseException:
+            self._recover()
+            raise
 
     def _drifts(self) -> dict[str, Drift]:
         drifts = {}

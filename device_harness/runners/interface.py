@@ -102,6 +102,10 @@ class Job:
     """Positions that the runner makes room for, where it is told or its model says."""
     no_delegation: str | None = "the log does not say"
     """Why a reading without delegation has none; None: no graph runs."""
+    count_nodes: tuple[str, ...] = ()
+    """A process that tells delegation when all else is measured, where the measured one cannot."""
+    read_nodes: Callable[[str], Delegation] | None = None
+    """Of that process's output; EnvironmentFault if it holds none."""
 
 
 def text_tests(workload: Workload) -> dict[str, str]:

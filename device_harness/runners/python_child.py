@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from toolkit import __version__
 from toolkit.errors import EnvironmentFault, ToolkitError
 from toolkit.files import hash_file
 from toolkit.procfs import parse_io, parse_stat
-from toolkit.results.record import BinaryRecord
+from toolkit.results.record import BinaryRecord, Delegation
 from toolkit.runtime.weight_cache import default_directory
 
 _RESULT = "gemma-edge-result: "
@@ -67,6 +68,11 @@ def read_child(output: str) -> Reading:
     return Reading(figures=value["figures"], begin_s=value["begin_s"], end_s=value["end_s"])
 
 
+def read_nodes(output: str) -> Delegation:
+    """The line of a child that counted nodes."""
+    return Delegation(**_result(output))
+
+
 def _result(output: str) -> dict[str, Any]:
     lines = [line for line in output.splitlines() if line.startswith(_RESULT)]
     if len(lines) != 1:
@@ -81,10 +87,12 @@ def run_child(
     argv: list[str] | None,
     measure: Callable[[argparse.Namespace], Mapping[str, float]],
     library: Callable[[], tuple[str, Path]],
+    count: Callable[[argparse.Namespace], Delegation] | None = None,
 ) -> int:
     """The child's whole program: without a model it says what it runs on, with one it prints what it measured.
 
-    ``library`` tells the package that does the work, and its shared library.
+    ``library`` tells the package that does the work, and its shared library; ``count``, asked with --count-nodes, what
+    a delegate takes.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path, nargs="?")
@@ -94,9 +102,15 @@ def run_child(
     parser.add_argument("--threads", type=int)
     parser.add_argument("--context", type=int)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--count-nodes", action="store_true")
     arguments = parser.parse_args(argv)
     try:
-        value = _described(*library()) if arguments.model is None else _measured(measure, arguments)
+        if arguments.model is None:
+            value = _described(*library())
+        elif arguments.count_nodes and count is not None:
+            value = asdict(count(arguments))
+        else:
+            value = _measured(measure, arguments)
     except ToolkitError as error:
         sys.stdout.write(f"error: {error}\n")
         return error.exit_code

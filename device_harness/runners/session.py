@@ -47,17 +47,20 @@ class SessionRunner:
         cache = python_child.cache_folder(machine, _CACHE)
         size = ("--size", model.record.size or manifest.default_size)
         words = (model.path, *size, "--cache", cache, *python_child.options(workload))
+        argv = (*python_child.command(machine, _MODULE), *words)
         return (
             Job(
                 tests=_tests(workload),
-                argv=(*python_child.command(machine, _MODULE), *words),
+                argv=argv,
                 read=python_child.read_child,
                 model=model.record,
                 binaries=binaries,
                 weight_caches=(f"{cache}/*.xnnpack",),
                 groups=whole_files(model.path, manifest),
                 context=manifest.text.context,
-                no_delegation="LiteRT's Python package does not say",
+                no_delegation="LiteRT's profiler was not asked: the run was cut short",
+                count_nodes=(*argv, "--count-nodes"),
+                read_nodes=python_child.read_nodes,
             ),
         )
 

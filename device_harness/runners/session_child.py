@@ -16,8 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from device_harness.runners.litert_profile import count_nodes
 from device_harness.runners.python_child import run_child
+from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.errors import EnvironmentFault
+from toolkit.results.record import Delegation
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings, default_threads
 
@@ -65,6 +68,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def count(arguments: argparse.Namespace) -> Delegation:
+    """Of the size's signatures over the whole context, with the weights that the session has packed."""
+    bundle = Bundle(arguments.model)
+    size = bundle.manifest.size(arguments.size)
+    packed = bundle.packed_file(TEXT_DECODER, arguments.cache)
+    if packed is None or not packed.exists():
+        raise EnvironmentFault("weight cache", found="none", wanted="packed weights, for memory's sake")
+    names = [size.signature(width) for width in (1, *bundle.manifest.text.prefill_sizes)]
+    threads = arguments.threads or default_threads()
+    found = count_nodes(library()[1], bundle.path / TEXT_DECODER, names, threads=threads, weight_cache=packed)
+    return Delegation(*found, f"LiteRT's profiler, one run of {', '.join(names)}")
+
+
 def library() -> tuple[str, Path]:
     """LiteRT's."""
     spec = importlib.util.find_spec("ai_edge_litert")
@@ -74,4 +90,4 @@ def library() -> tuple[str, Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_child(None, measure, library))
+    sys.exit(run_child(None, measure, library, count))

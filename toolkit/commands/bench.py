@@ -288,7 +288,10 @@ def _placed(
         elif path.suffix == LITERTLM and "litertlm" not in runner.takes:
             raise UsageError(str(path), found=f"a {LITERTLM}", wanted=f"a bundle's directory for {runner.name}")
         if path.is_dir() or path.suffix == LITERTLM:
-            runner.require(path, read_manifest(path) if path.is_dir() else None, workload)
+            manifest = read_manifest(path) if path.is_dir() else None
+            if manifest is not None:
+                manifest.size(size)
+            runner.require(path, manifest, workload)
         with step_bars(terminal, machine.serial) as progress:
             model = place_model(machine, path, size=size, progress=progress)
         yield model

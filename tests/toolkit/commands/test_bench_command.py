@@ -59,6 +59,8 @@ def test_a_bundle_is_measured_on_an_emulated_device_that_is_called_so_everywhere
         assert first_s > 15 / rate, "the prefill of all but the last token is part of the time to the first"
     assert record.memory.peak is not None and record.memory.groups["libraries"].mapped_bytes > 0
     assert record.arguments[:3] == ("python3", "-m", "device_harness.runners.session_child")
+    assert record.delegation is not None and record.delegation.source.startswith("LiteRT's profiler, one run of decode")
+    assert 0 < (record.delegation.delegated_nodes or 0) < (record.delegation.nodes or 0)
 
 
 @pytest.mark.parametrize("options", [["-p", "30", "-n", "20"], ["--context", "32"], ["--backend", "gpu"]])

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +17,19 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, run_child, text, this_device
+from benchmarks.measure import (
+    RESULTS,
+    ChildUsage,
+    append_result,
+    conversion_cells,
+    load_average,
+    run_step,
+    take_turns,
+    text,
+    this_device,
+    timed_runs,
+    tree_bytes,
+)
 from benchmarks.synthetic import write_synthetic
 from converters.checkpoint import open_checkpoint
 from converters.gemma3n.audio_files import FRAMES_PER_SECOND, open_audio
@@ -33,6 +43,7 @@ from toolkit.report.tables import markdown
 F32 = NDArray[np.float32]
 
 PEERS = {"transformers float32": "float32", "transformers bfloat16": "bfloat16"}
+MODULE = "bench_audio"
 PACKAGES = ("ai-edge-litert", "numpy", "torch", "transformers")
 BINS, FRAMES_PER_TOKEN = 128, 16
 
@@ -60,7 +71,7 @@ def encode_litert(model: Path, frames: int, threads: int, repeats: int, features
     mel[0, :frames] = mel_frames(frames)
     inputs["src_inputs"].write(mel)
     inputs["mask"].write((np.arange(length) < frames)[None])
-    seconds = _seconds(opened.bind(name, inputs, outputs), repeats)
+    seconds = timed_runs(opened.bind(name, inputs, outputs), repeats)
     np.save(features, outputs["features"].read()[0])
     runtime.close()
     return seconds
@@ -87,7 +98,7 @@ def encode_transformers(
     mel = torch.from_numpy(mel_frames(frames)[None]).to(getattr(torch, dtype))
     absent = torch.zeros((1, frames), dtype=torch.bool)
     with torch.inference_mode():
-        seconds = _seconds(lambda: encoder(mel, absent), repeats)
+        seconds = timed_runs(lambda: encoder(mel, absent), repeats)
         np.save(features, encoder(mel, absent).last_hidden_state[0].float().numpy())
     return seconds
 
@@ -98,25 +109,7 @@ def mel_frames(frames: int) -> F32:
     return noise * np.float32(2) - np.float32(5)
 
 
-def _seconds(run: Callable[[], object], repeats: int) -> list[float]:
-    run()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def child(step: str, *arguments: object, log: Path) -> tuple[ChildUsage, list[float]]:
-    """Run one of the functions above; the last list in its output is what it returned, LiteRT's farewells aside."""
-    command = [sys.executable, "-m", "benchmarks.bench_audio", "--child", step, *map(str, arguments)]
-    usage = run_child(command, log)
-    lines = log.read_text(encoding="utf-8").splitlines()
-    return usage, json.loads(next(line for line in reversed(lines) if line.startswith("[")))
-
-
-def run_step(step: str, arguments: Sequence[str]) -> list[float]:
+def execute(step: str, arguments: Sequence[str]) -> list[float]:
     """The child's side."""
     if step == "convert":
         checkpoint, output, recipe, frames = arguments
@@ -134,46 +127,41 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[list[str]]:
     checkpoint, log = scratch / "checkpoint", scratch / "log.txt"
     write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, audio=True)
     frames = (options.seconds * 16000 - 513) // 160 + 1  # transformers' feature extractor: windows of 513 every 160
-    load = load_average()
-    conversions: dict[str, ChildUsage] = {}
+    load, how = load_average(), (frames, options.threads, options.repeats)
+    steps: dict[str, tuple[object, ...]] = {
+        name: ("transformers", checkpoint, dtype, *how, scratch / f"{name}.npy") for name, dtype in PEERS.items()
+    }
+    converted: dict[str, ChildUsage] = {}
     for recipe in options.recipes:
-        conversions[recipe], _ = child("convert", checkpoint, scratch / recipe, recipe, frames, log=log)
-    times: dict[str, list[float]] = {name: [] for name in (*PEERS, *options.recipes)}
-    peaks = dict.fromkeys(times, 0)
-    for _ in range(options.rounds):
-        for name in times:
-            how = (frames, options.threads, options.repeats, scratch / f"{name}.npy")
-            step = ("transformers", checkpoint, PEERS[name]) if name in PEERS else ("litert", _encoder(scratch / name))
-            usage, seconds = child(*step, *how, log=log)
-            times[name] += seconds
-            peaks[name] = max(peaks[name], usage.peak_rss_bytes)
-    want = np.load(scratch / f"{next(iter(PEERS))}.npy")
+        converted[recipe], _ = run_step(MODULE, ["convert", checkpoint, scratch / recipe, recipe, frames], log)
+        steps[recipe] = ("litert", scratch / recipe / AUDIO_ENCODER, *how, scratch / f"{recipe}.npy")
     rows = []
-    for name, seconds in times.items():
-        error = float(np.sqrt(np.mean((np.load(scratch / f"{name}.npy") - want) ** 2) / np.mean(want**2)))
+    for name, series in take_turns(MODULE, steps, options.rounds, log).items():
+        error = relative_error(scratch / f"{name}.npy", scratch / f"{next(iter(PEERS))}.npy")
         fields = {
             "system": name,
             "sound_seconds": options.seconds,
             "threads": options.threads,
-            "encode_seconds": asdict(summary(seconds)),
-            "encode_peak_rss_bytes": peaks[name],
+            "encode_seconds": asdict(summary(series.seconds)),
+            "encode_peak_rss_bytes": series.peak_rss_bytes,
             "relative_rms_error": error,
             "load_average_before": load,
         }
         cells = ["", "", ""]
-        if name in conversions:
-            files = sum(f.stat().st_size for f in (scratch / name).iterdir())
-            made = conversions[name]
-            fields |= {"convert": asdict(made), "output_bytes": files}
-            cells = [f"{made.seconds:.1f}", f"{made.peak_rss_bytes / 1e6:.0f}", f"{files / 1e6:.0f}"]
+        if name in converted:
+            fields |= {"convert": asdict(converted[name]), "output_bytes": tree_bytes(scratch / name)}
+            cells = conversion_cells(converted[name], scratch / name)
         append_result(options.output, "audio", fields, PACKAGES)
-        rows.append([name, *cells, text(summary(seconds), ".3f"), f"{peaks[name] / 1e6:.0f}", f"{error:.1e}"])
+        times = text(summary(series.seconds), ".3f")
+        rows.append([name, *cells, times, f"{series.peak_rss_bytes / 1e6:.0f}", f"{error:.1e}"])
     print(f"\n{this_device()}\nload average before: {load:.2f}\n")
     return rows
 
 
-def _encoder(directory: Path) -> Path:
-    return directory / AUDIO_ENCODER
+def relative_error(features: Path, wanted: Path) -> float:
+    """Root mean square of the difference, as a share of what is wanted."""
+    want = np.load(wanted)
+    return float(np.sqrt(np.mean((np.load(features) - want) ** 2) / np.mean(want**2)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -189,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        print(json.dumps(run_step(options.child[0], options.child[1:])))
+        print(json.dumps(execute(options.child[0], options.child[1:])))
         return
     with TemporaryDirectory(dir=options.scratch, prefix="bench_audio.") as name:
         rows = measure(options, Path(name))

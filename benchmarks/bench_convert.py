@@ -9,13 +9,22 @@ from __future__ import annotations
 import argparse
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, run_child, text, this_device
+from benchmarks.measure import (
+    RESULTS,
+    ChildUsage,
+    append_result,
+    convert_command,
+    load_average,
+    run_child,
+    text,
+    this_device,
+    tree_bytes,
+)
 from benchmarks.synthetic import PRESETS, write_synthetic
 from converters.gemma3n.config import CONDITIONAL_GENERATION
 from toolkit.report.statistics import summary
@@ -55,14 +64,14 @@ class Outcome:
 def contenders(options: argparse.Namespace, checkpoint: Path) -> list[Contender]:
     """Ours with and without the quality gate, and the peer if there is one."""
     found: list[Contender] = []
-    convert = (sys.executable, "-m", "toolkit", "--no-progress", "convert", str(checkpoint))
     peer = () if options.peer_python is None else (str(options.peer_python.parent / "litert-torch"), "export_hf")
     peer_versions = _peer_versions(options.peer_python) if peer else {}
     for recipe in options.recipes:
-        ours = (*convert, "--quant", recipe)
-        found.append(Contender("gemma-edge", recipe, (*ours, "--no-verify", "-o"), options.repeats))
+        ours = convert_command(checkpoint, "--quant", recipe, "-o")
+        found.append(Contender("gemma-edge", recipe, tuple(ours), options.repeats))
         if options.gate:
-            found.append(Contender("gemma-edge, with its quality gate", recipe, (*ours, "-o"), options.repeats))
+            judged = tuple(argument for argument in ours if argument != "--no-verify")
+            found.append(Contender("gemma-edge, with its quality gate", recipe, judged, options.repeats))
         if peer and recipe in PEER_RECIPES:
             command = (*peer, *PEER_FLAGS, f"--quantization_recipe={PEER_RECIPES[recipe]}", str(checkpoint))
             found.append(Contender("litert-torch", recipe, command, options.peer_repeats, peer_versions))
@@ -79,7 +88,7 @@ def measure(all_contenders: Sequence[Contender], scratch: Path, keep: Path | Non
             output = scratch / "output"
             run = run_child((*outcome.contender.command, str(output)), scratch / "log.txt")
             outcome.runs.append(run)
-            outcomes[number] = Outcome(outcome.contender, outcome.runs, _tree_bytes(output))
+            outcomes[number] = Outcome(outcome.contender, outcome.runs, tree_bytes(output))
             contender = outcome.contender
             if keep is not None and contender.versions:
                 keep.mkdir(parents=True, exist_ok=True)
@@ -117,10 +126,6 @@ def table(outcomes: Sequence[Outcome]) -> str:
         times = text(seconds, ".1f"), text(memory, ".0f", 1e-6)
         rows.append([contender.recipe, contender.name, *times, sizes, str(len(outcome.runs))])
     return markdown(["recipe", "system", "seconds", "peak RSS, MB", "output, MB", "repeats"], rows)
-
-
-def _tree_bytes(path: Path) -> int:
-    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
 
 
 def _peer_versions(python: Path) -> dict[str, str]:

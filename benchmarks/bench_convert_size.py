@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.bench_memory import drop_page_cache
-from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, run_child, text, this_device
+from benchmarks.measure import (
+    RESULTS,
+    ChildUsage,
+    append_result,
+    convert_command,
+    load_average,
+    run_child,
+    text,
+    this_device,
+    tree_bytes,
+)
 from benchmarks.synthetic import BYTES_PER_WEIGHT
 from toolkit.report.statistics import summary
 from toolkit.report.tables import markdown
@@ -54,31 +64,36 @@ class Outcome:
 def measure(case: Case, quant: str, search: str, repeats: int, scratch: Path) -> Outcome:
     """Cold runs, one after the other."""
     files = sorted(case.checkpoint.glob("*.safetensors"))
-    command = [sys.executable, "-m", "toolkit", "--no-progress", "convert", str(case.checkpoint), "--no-verify"]
-    command += ["--quant", quant, "--search", search, *(["--sizes", case.size] if case.size else [])]
+    sizes = ["--sizes", case.size] if case.size else []
     output = scratch / "bundle"
+    command = convert_command(case.checkpoint, "--quant", quant, "--search", search, *sizes, "-o", str(output))
     runs, storage, kept, size = [], 0.0, 0, 0
     for _ in range(repeats):
         drop_page_cache(files)
         storage = max(storage, storage_rate(max(files, key=lambda file: file.stat().st_size)))
         drop_page_cache(files)
-        runs.append(run_child([*command, "-o", str(output)], scratch / "log.txt"))
+        runs.append(run_child(command, scratch / "log.txt"))
         groups = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["groups"].values()
         kept = BYTES_PER_WEIGHT * sum(group["parameters"] for group in groups)
-        size = sum(file.stat().st_size for file in output.iterdir())
+        size = tree_bytes(output)
         shutil.rmtree(output)
         print(f"{case.name} {quant} {search}: {runs[-1].seconds:.1f} s, {runs[-1].peak_rss_bytes / 1e6:.0f} MB")
     return Outcome(case, tuple(runs), kept, size, storage)
 
 
 def storage_rate(path: Path, readers: int = 2) -> float:
-    """Bytes per second of a cold file's first GiB, read in MiB pieces by some threads in turn."""
-    size = min(_STORAGE_BYTES, path.stat().st_size)
-    with open(path, "rb") as file, ThreadPoolExecutor(readers) as pool:
+    """Bytes per second of a file's first GiB past the page cache, read in MiB pieces by some threads in turn."""
+    size = min(_STORAGE_BYTES, path.stat().st_size // _PIECE_BYTES * _PIECE_BYTES)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+
+    def read(offset: int) -> int:
+        with mmap.mmap(-1, _PIECE_BYTES) as page_aligned:
+            return os.preadv(fd, [page_aligned], offset)
+
+    with open(fd, "rb", buffering=0), ThreadPoolExecutor(readers) as pool:
         started = time.perf_counter()
-        offsets = range(0, size, _PIECE_BYTES)
-        read = sum(pool.map(lambda offset: len(os.pread(file.fileno(), _PIECE_BYTES, offset)), offsets))
-        return read / (time.perf_counter() - started)
+        read_bytes = sum(pool.map(read, range(0, size, _PIECE_BYTES)))
+        return read_bytes / (time.perf_counter() - started)
 
 
 def record(outcome: Outcome, quant: str, search: str, load_before: float, path: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import soundfile  # type: ignore[import-untyped]
 from PIL import Image
 
-from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, run_child
+from benchmarks.measure import RESULTS, ChildUsage, append_result, convert_command, load_average, run_child
 from benchmarks.synthetic import write_synthetic
 from converters.gemma3n.config import CONDITIONAL_GENERATION
 from toolkit.report.tables import markdown
@@ -47,7 +47,7 @@ def measure(scratch: Path, vision: str, audio: str, repeats: int) -> Outcome:
     write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, vision=True, audio=True)
     toolkit = [sys.executable, "-m", "toolkit", "-q", "--no-progress"]
     quants = ["--vision-quant", vision, "--audio-quant", audio]
-    convert = run_child([*toolkit, "convert", str(checkpoint), "-o", str(bundle), "--no-verify", *quants], log)
+    convert = run_child(convert_command(checkpoint, *quants, "-o", str(bundle)), log)
     shutil.rmtree(checkpoint)
     groups = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["groups"]
     media = ["--image", str(_picture(scratch)), "--audio", str(_sound(scratch))]

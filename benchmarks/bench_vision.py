@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,13 +17,26 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from benchmarks.measure import RESULTS, ChildUsage, append_result, load_average, run_child, text, this_device
+from benchmarks.measure import (
+    RESULTS,
+    append_result,
+    conversion_cells,
+    load_average,
+    run_step,
+    take_turns,
+    text,
+    this_device,
+    timed_runs,
+    tree_bytes,
+)
 from benchmarks.synthetic import write_synthetic
 from converters.gemma3n.config import CONDITIONAL_GENERATION
+from toolkit.bundle.manifest import VISION_ENCODER
 from toolkit.report.statistics import summary
 from toolkit.report.tables import markdown
 
 PEER = "timm float32"
+MODULE = "bench_vision"
 PACKAGES = ("ai-edge-litert", "numpy", "timm", "torch")
 
 
@@ -45,7 +57,7 @@ def encode_litert(model: Path, size: int, threads: int, repeats: int) -> list[fl
 
     encode = Interpreter(str(model), num_threads=threads).get_signature_runner("encode")
     image = _image(size)
-    return _seconds(lambda: encode(images=image), repeats)
+    return timed_runs(lambda: encode(images=image), repeats)
 
 
 def encode_timm(size: int, threads: int, repeats: int) -> list[float]:
@@ -58,32 +70,14 @@ def encode_timm(size: int, threads: int, repeats: int) -> list[float]:
     tower = import_timm().create_model("mobilenetv5_300m_enc", pretrained=False).train(False)
     image = torch.from_numpy(_image(size)).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
-        return _seconds(lambda: tower(image), repeats)
+        return timed_runs(lambda: tower(image), repeats)
 
 
 def _image(size: int) -> np.ndarray:
     return np.random.default_rng(0).random((1, size, size, 3), np.float32)
 
 
-def _seconds(run: object, repeats: int) -> list[float]:
-    assert callable(run)
-    run()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def child(step: str, *arguments: object, log: Path) -> tuple[ChildUsage, list[float]]:
-    """Run one of the functions above; the last line of its output is what it returned."""
-    command = [sys.executable, "-m", "benchmarks.bench_vision", "--child", step, *map(str, arguments)]
-    usage = run_child(command, log)
-    return usage, json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
-
-
-def run_step(step: str, arguments: Sequence[str]) -> list[float]:
+def execute(step: str, arguments: Sequence[str]) -> list[float]:
     """The child's side."""
     if step == "convert":
         checkpoint, output, recipe, size = arguments
@@ -99,39 +93,27 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[list[str]]:
     """Convert with each recipe, then let the encoders take turns; rows of the table."""
     checkpoint, log = scratch / "checkpoint", scratch / "log.txt"
     write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, vision=True)
-    load, size = load_average(), options.size
-    conversions = {}
+    load, size, how = load_average(), options.size, (options.size, options.threads, options.repeats)
+    converted, steps = {}, {}
     for recipe in options.recipes:
-        conversions[recipe], _ = child("convert", checkpoint, scratch / recipe, recipe, size, log=log)
-    seconds: dict[str, list[float]] = {name: [] for name in (*options.recipes, PEER)}
-    peaks = dict.fromkeys(seconds, 0)
-    for _ in range(options.rounds):
-        for name in seconds:
-            how = (options.threads, options.repeats)
-            if name == PEER:
-                usage, times = child("timm", size, *how, log=log)
-            else:
-                usage, times = child("litert", scratch / name / "vision_encoder.tflite", size, *how, log=log)
-            seconds[name] += times
-            peaks[name] = max(peaks[name], usage.peak_rss_bytes)
+        converted[recipe], _ = run_step(MODULE, ["convert", checkpoint, scratch / recipe, recipe, size], log)
+        steps[recipe] = ("litert", scratch / recipe / VISION_ENCODER, *how)
     rows = []
-    for name, times in seconds.items():
+    for name, series in take_turns(MODULE, {**steps, PEER: ("timm", *how)}, options.rounds, log).items():
         fields = {
             "system": name,
             "image_size": size,
             "threads": options.threads,
-            "encode_seconds": asdict(summary(times)),
-            "encode_peak_rss_bytes": peaks[name],
+            "encode_seconds": asdict(summary(series.seconds)),
+            "encode_peak_rss_bytes": series.peak_rss_bytes,
             "load_average_before": load,
         }
         cells = ["", "", ""]
-        if name in conversions:
-            files = sum(f.stat().st_size for f in (scratch / name).iterdir())
-            made = conversions[name]
-            fields |= {"convert": asdict(made), "output_bytes": files}
-            cells = [f"{made.seconds:.1f}", f"{made.peak_rss_bytes / 1e6:.0f}", f"{files / 1e6:.0f}"]
+        if name in converted:
+            fields |= {"convert": asdict(converted[name]), "output_bytes": tree_bytes(scratch / name)}
+            cells = conversion_cells(converted[name], scratch / name)
         append_result(options.output, "vision", fields, PACKAGES)
-        rows.append([name, *cells, text(summary(times), ".3f"), f"{peaks[name] / 1e6:.0f}"])
+        rows.append([name, *cells, text(summary(series.seconds), ".3f"), f"{series.peak_rss_bytes / 1e6:.0f}"])
     print(f"\n{this_device()}\nload average before: {load:.2f}\n")
     return rows
 
@@ -149,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        print(json.dumps(run_step(options.child[0], options.child[1:])))
+        print(json.dumps(execute(options.child[0], options.child[1:])))
         return
     with TemporaryDirectory(dir=options.scratch, prefix="bench_vision.") as name:
         rows = measure(options, Path(name))

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -116,6 +116,59 @@ def run_child(arguments: Sequence[str], log: Path, environment: Mapping[str, str
         end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
         sys.exit(f"error: {' '.join(arguments)}: exit code {code}\n{end}")
     return ChildUsage(seconds, peak_rss_bytes, cpu_seconds)
+
+
+def convert_command(checkpoint: Path, *options: str) -> list[str]:
+    """`convert` by this Python, without its quality gate; -o and the output's path are still to come."""
+    return [sys.executable, "-m", "toolkit", "--no-progress", "convert", str(checkpoint), "--no-verify", *options]
+
+
+def run_step(module: str, step: Sequence[object], log: Path) -> tuple[ChildUsage, list[float]]:
+    """Run `python -m benchmarks.MODULE --child STEP...`; the last list in its output is what the step returned."""
+    usage = run_child([sys.executable, "-m", f"benchmarks.{module}", "--child", *map(str, step)], log)
+    lines = log.read_text(encoding="utf-8").splitlines()
+    return usage, json.loads(next(line for line in reversed(lines) if line.startswith("[")))
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The runs of one system, and the most that one of its processes held."""
+
+    seconds: tuple[float, ...]
+    peak_rss_bytes: int
+
+
+def take_turns(module: str, steps: Mapping[str, Sequence[object]], rounds: int, log: Path) -> dict[str, Series]:
+    """Rounds of one process for each system, by name, so that a slow minute of the machine hits all alike."""
+    found = {name: Series((), 0) for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            usage, seconds = run_step(module, step, log)
+            before = found[name]
+            peak = max(before.peak_rss_bytes, usage.peak_rss_bytes)
+            found[name] = Series((*before.seconds, *seconds), peak)
+    return found
+
+
+def timed_runs(run: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of each run after the first, which warms up."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def tree_bytes(path: Path) -> int:
+    """Bytes of all files below a directory."""
+    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+
+
+def conversion_cells(usage: ChildUsage, output: Path) -> list[str]:
+    """Of a table: seconds, MB of peak memory, MB of files."""
+    return [f"{usage.seconds:.1f}", f"{usage.peak_rss_bytes / 1e6:.0f}", f"{tree_bytes(output) / 1e6:.0f}"]
 
 
 def load_average() -> float:

@@ -22,6 +22,7 @@ _CPU, _HOST_MEMORY = 1, 1
 _TYPES = {"FLOAT32": (1, 4), "INT32": (2, 4), "BOOL": (6, 1), "INT8": (9, 1)}
 """LiteRtElementType, and bytes."""
 _ROW = re.compile(r" *(\S.*?)(?: +[\d.]+){3}(?: +[\d.]+%){2} +[\d.]+ +(\d+) +\[\w+\]:\d+", re.ASCII)
+_ROWS = re.compile(r"Number of nodes executed: (\d+)", re.ASCII)
 _DELETE = ctypes.CFUNCTYPE(None, c_void_p)
 
 
@@ -33,13 +34,13 @@ class _Tensor(ctypes.Structure):
 
 def undelegated_nodes(summary: str) -> int:
     """Of a profile's summary: how many nodes ran that no delegate took; EnvironmentFault if it is cut short."""
-    rows = summary.partition("Run Order")[2].partition("Top by Computation Time")
-    if not rows[1] or "Number of nodes executed" not in rows[2]:
-        raise EnvironmentFault(
-            "LiteRT's profile", found="no whole summary", wanted="every node in the order of the run"
-        )
-    matches = filter(None, map(_ROW.fullmatch, rows[0].splitlines()))
-    return sum(int(match[2]) for match in matches if "delegate" not in match[1].lower())
+    lines, _, rest = summary.partition("Run Order")[2].partition("Top by Computation Time")
+    rows = list(filter(None, map(_ROW.fullmatch, lines.splitlines())))
+    told = _ROWS.search(rest)
+    if told is None or len(rows) != int(told[1]):
+        wanted = "every one, and their number" if told is None else told[1]
+        raise EnvironmentFault("LiteRT's profile", found=f"{len(rows)} rows", wanted=wanted)
+    return sum(int(row[2]) for row in rows if "delegate" not in row[1].lower())
 
 
 def count_nodes(

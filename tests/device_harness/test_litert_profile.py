@@ -29,5 +29,10 @@ def test_a_row_that_stands_for_several_nodes_counts_as_often() -> None:
 
 @pytest.mark.parametrize("end", ["Run Order", "Top by Computation Time", "Number of nodes executed"])
 def test_a_summary_that_is_cut_short_counts_nothing(end: str) -> None:
-    with pytest.raises(EnvironmentFault, match="no whole summary"):
+    with pytest.raises(EnvironmentFault, match="wanted every one, and their number"):
         undelegated_nodes(RECORDED.partition(end)[0])
+
+
+def test_a_row_that_cannot_be_read_is_no_delegated_node() -> None:
+    with pytest.raises(EnvironmentFault, match="found 3 rows, wanted 4"):
+        undelegated_nodes(RECORDED.replace("RESHAPE      0.000", "RESHAPE      -nan ", 1))

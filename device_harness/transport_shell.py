@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from device_harness.transport_faults import ConnectionLost, DeviceRefusal, DeviceTimeout, ProtocolFault
+from device_harness.transport_faults import ConnectionLost, DeviceRefusal, DeviceTimeout
 from device_harness.transport_link import Link, Stream
-from device_harness.transport_payload import Buffer, Payload, part_of
-from device_harness.transport_wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell
+from device_harness.transport_payload import Payload, part_of
+from device_harness.transport_wire import EXIT, STDERR, STDOUT, ShellParser
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -78,19 +78,6 @@ class ShellStream:
             raise ConnectionLost(self._what, found="no exit code", wanted="one at the end of the command's output")
         return self._exit_code
 
-    def write(self, data: Buffer) -> None:
-        """To the command's standard input; shell v2 only."""
-        self._require_v2()
-        most = self._stream.max_write_bytes - 16
-        view = memoryview(data)
-        for start in range(0, len(view), most):
-            self._stream.write(pack_shell(STDIN, view[start : start + most]), timeout=self._left())
-
-    def close_stdin(self) -> None:
-        """Tell the command that its input ends here; shell v2 only."""
-        self._require_v2()
-        self._stream.write(pack_shell(CLOSE_STDIN), timeout=self._left())
-
     def _packets_v2(self) -> Iterator[tuple[StreamName, bytes]]:
         parser = ShellParser()
         errors = _MarkerFilter(self._marker)
@@ -126,10 +113,6 @@ class ShellStream:
 
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
-
-    def _require_v2(self) -> None:
-        if not self._v2:
-            raise ProtocolFault(self._what, found="shell v1, which has no input", wanted="shell v2", remedy="use exec")
 
 
 class ExecStream:

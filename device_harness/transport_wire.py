@@ -161,11 +161,6 @@ class ShellParser:
         del self._rest[:start]
         return packets
 
-    @property
-    def is_between_packets(self) -> bool:
-        """Whether nothing is left over."""
-        return not self._rest
-
 
 def pack_sync(id_: str, value: int) -> bytes:
     """A sync header: an id of four letters and a number (a length, or a time in DONE).

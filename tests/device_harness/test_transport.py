@@ -111,21 +111,6 @@ def test_a_stream_shows_output_as_it_comes(any_transport: Transport) -> None:
     assert stream.exit_code == 0
 
 
-def test_input_reaches_a_command_and_ends(transport: Transport) -> None:
-    with transport.stream_shell("wc -c", timeout=10) as stream:
-        stream.write(b"x" * 2_500_000)
-        stream.close_stdin()
-        assert b"".join(data for _, data in stream).strip() == b"2500000"
-
-
-def test_input_over_shell_v1_is_an_error(make_device: MakeDevice, reach: Connect) -> None:
-    with (
-        reach(make_device(OLD)).stream_shell("cat", timeout=5) as stream,
-        pytest.raises(ProtocolFault, match="shell v1"),
-    ):
-        stream.write(b"x")
-
-
 def test_a_command_that_echoes_all_it_reads_does_not_lock_up(transport: Transport) -> None:
     data = random.Random(0).randbytes(3_000_000)
     with transport.stream_exec("head -c 3000000") as stream:

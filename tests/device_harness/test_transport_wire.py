@@ -108,7 +108,7 @@ def test_shell_packets_survive_any_cut(packets: list[tuple[int, bytes]], cuts: l
         found += parser.feed(stream[:cut])
         stream = stream[cut:]
     assert [(packet.id, packet.data) for packet in found] == packets
-    assert parser.is_between_packets
+    assert parser.feed(pack_shell(1, b"more")) == [ShellPacket(1, b"more")]
 
 
 @given(st.binary(max_size=100))

@@ -103,7 +103,22 @@ def push_ours(serial: str, contender: Contender, log: Path) -> Push:
 
 def write_bundle_of(source: Path, bundle: Path) -> None:
     """A bundle whose one large file is ``source``, under a second name."""
-    text = TextRecord(8, 8, 8, 4, 1, 8, (8,), (), 30.0, 2, 0, (1,), (KvCache("k", "v", (1, 1, 8, 4)),))
+    text = TextRecord(
+        vocab_size=8,
+        ple_vocab_size=8,
+        hidden_size=8,
+        ple_size=4,
+        num_layers=1,
+        context=8,
+        prefill_sizes=(8,),
+        context_buckets=(),
+        prefill_buckets=(),
+        final_logit_softcap=30.0,
+        bos_token_id=2,
+        pad_token_id=0,
+        stop_token_ids=(1,),
+        kv_caches=(KvCache("k", "v", (1, 1, 8, 4)),),
+    )
 
     def fill(folder: Path) -> BundleDraft:
         os.link(source, folder / "text_decoder.tflite")

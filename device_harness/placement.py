@@ -6,6 +6,7 @@ from pathlib import Path
 
 from device_harness.machine import Machine
 from device_harness.push import default_target, push_source
+from device_harness.push_receiver import place_receiver
 from device_harness.push_source import PushProgress, PushSource, open_source
 from device_harness.runners.interface import PlacedModel
 from device_harness.transport import Transport, remote_path
@@ -34,7 +35,7 @@ def place_model(
     if not isinstance(machine, Transport):
         return PlacedModel(record, str(path.resolve()), path, manifest)
     target = default_target(source)
-    push_source(machine, source, target=target, progress=progress)
+    push_source(machine, source, target=target, receiver=place_receiver(machine, "auto"), progress=progress)
     return PlacedModel(record, target if manifest is not None else remote_path(target, path.name), path, manifest)
 
 

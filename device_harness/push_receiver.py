@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from device_harness.native.build import PUSH_RECEIVER, built_program, native_program, parse_architecture
+from device_harness.native.build import PUSH_RECEIVER, NativeProgram, built_program, native_program, parse_architecture
 from device_harness.push import DEFAULT_FOLDER
 from device_harness.runners.binaries import place_binary
-from device_harness.transport import Transport, quote, remote_path
+from device_harness.transport import DeviceFault, Transport, quote, remote_path
 
 Receiver = Literal["auto", "shell", "native"]
 """``native``: our program, built if need be; ``shell``: the device's own; ``auto``: ours if it has been built."""
@@ -27,15 +27,20 @@ def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], No
     command = f"uname -m; cd {quote(folder)} 2>/dev/null && sha256sum */{PUSH_RECEIVER}-* 2>/dev/null; true"
     what = f"{device.serial} {PUSH_RECEIVER}"
     machine, *there = device.shell(command, timeout=_ASK_S).require(what).strip().split("\n")
-    architecture = parse_architecture(machine, device.serial)
-    if kind == "native":
-        program = native_program(PUSH_RECEIVER, architecture, say=say)
-    else:
-        built = built_program(PUSH_RECEIVER, architecture)
-        if built is None:
-            return None
-        program = built
+    program = _program(kind, machine, device.serial, say)
+    if program is None:
+        return None
     for digest, _, path in (line.partition("  ") for line in there):
         if digest == program.sha256:
             return remote_path(folder, *path.strip().split("/"))
     return place_binary(device, program.path).program
+
+
+def _program(kind: Receiver, machine: str, serial: str, say: Callable[[str], None] | None) -> NativeProgram | None:
+    """None: it has not been built, or a device of this kind cannot have one."""
+    if kind == "native":
+        return native_program(PUSH_RECEIVER, parse_architecture(machine, serial), say=say)
+    try:
+        return built_program(PUSH_RECEIVER, parse_architecture(machine, serial))
+    except DeviceFault:
+        return None

@@ -27,12 +27,13 @@ from device_harness.devices import tcp_endpoint
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.native.build import PUSH_RECEIVER, native_program, parse_architecture
-from device_harness.push import PushResult, push_bundle, push_source
+from device_harness.placement import place_model
+from device_harness.push import DEFAULT_FOLDER, PushResult, push_bundle, push_source
 from device_harness.push_chunks import ChunkRun
 from device_harness.push_receiver import Receiver, place_receiver
 from device_harness.push_remote import RemoteFolder
 from device_harness.push_source import Step, open_source
-from device_harness.transport import ConnectionLost, DeviceRefusal, ExecStream, ServiceRefused, Transport
+from device_harness.transport import ConnectionLost, DeviceFault, DeviceRefusal, ExecStream, ServiceRefused, Transport
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
 from toolkit.errors import BundleError, EnvironmentFault, UsageError
 
@@ -564,6 +565,29 @@ def test_the_receiver_is_found_again_by_its_hash_and_replaced_if_it_is_another(
         device.path(first).write_bytes(b"another")
         assert place_receiver(transport, "auto") == first and len(transport.writes) > writes
         assert transport.shell(first, timeout=10).stdout.startswith("usage: push_receiver")
+
+
+def test_a_processor_that_nothing_is_built_for_stores_by_its_own_programs(
+    transport: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = transport.shell
+    monkeypatch.setattr(
+        transport,
+        "shell",
+        lambda command, **how: shell(command.replace("uname -m", "echo armv7l"), **how),
+    )
+    assert place_receiver(transport, "auto") is None
+    with pytest.raises(DeviceFault, match="armv7l"):
+        place_receiver(transport, "native")
+
+
+def test_a_benchmarks_model_is_stored_by_our_program_where_it_has_been_built(
+    device: Emulator, transport: Counting, receiver: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model.litertlm").write_bytes(bytes(CHUNK))
+    shutil.rmtree(device.path(f"{DEFAULT_FOLDER}/bin"), ignore_errors=True)
+    place_model(transport, tmp_path / "model.litertlm")
+    assert list(device.path(f"{DEFAULT_FOLDER}/bin").glob(f"*/{Path(receiver).name}"))
 
 
 # --- hostile and wrong input ------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from device_harness.probe import (
     shard_names,
 )
 from device_harness.push import DEFAULT_FOLDER, default_target, push_source
+from device_harness.push_receiver import place_receiver
 from device_harness.push_source import open_source
 from device_harness.transport import remote_path
 from toolkit.bundle.manifest_json import read_manifest
@@ -91,7 +92,7 @@ def _probe_device(arguments: argparse.Namespace, settings: ProbeSettings, termin
         source = open_source(arguments.bundle, shard_groups(manifest))
         with step_bars(terminal, device.serial) as steps:
             target = default_target(source) if arguments.target is None else remote_path(arguments.target.rstrip("/"))
-            push_source(device, source, target=target, progress=steps)
+            push_source(device, source, target=target, receiver=place_receiver(device, "auto"), progress=steps)
         progress = stack.enter_context(terminal.bar(f"{device.serial} probe", unit="kind"))
         return probe_device(device, target, names, settings, progress=progress, say=terminal.note)
 

@@ -170,7 +170,7 @@ class _Workspace:
         t = self._scratch(1, groups.shape)
         np.multiply(groups, (np.float32(1) / scales)[:, None], out=t)
         if self._search == "absmax":
-            # Nothing to clip: a stored scale is at most 2^-8 of itself below absmax / high, and 7 * (1 + 2^-8) is 7.
+            # Nothing to clip: absmax / high is at most 1 + 2^-8 stored scales, and 127 times that rounds to 127.
             np.rint(t, out=t)
         else:
             self._round(t, t)

@@ -81,6 +81,16 @@ def test_absmax_maps_the_largest_magnitude_to_the_largest_code(dtype: Dtype) -> 
     assert np.abs(quantized.codes).max(axis=1).tolist() == [HIGH[dtype]] * 2
 
 
+@pytest.mark.parametrize("scheme", [Scheme("int8", 64, "absmax"), Scheme("int4", 64, "absmax")], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_plain_block_scale_rounded_down_as_far_as_can_be_wraps_no_code(scheme: Scheme, sign: int) -> None:
+    high = 127 if scheme.dtype == "int8" else 7
+    w = np.full((1, 64), sign * high * (1 + 2**-8), np.float32)  # a tie, to the even scale 1
+    quantized = quantize_rows(w, scheme)
+    assert quantized.scales.tolist() == [[1.0]]
+    assert (quantized.codes == sign * high).all()
+
+
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.search == "mse"], ids=label)
 @pytest.mark.parametrize("kind", ["gaussian", "laplace", "student", "positive"])
 def test_the_search_is_never_worse_than_absmax_in_any_group(scheme: Scheme, kind: str) -> None:

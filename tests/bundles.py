@@ -183,8 +183,8 @@ def decoder(name: str, tokens: int, head: str | None, *, vocab_size: int = 40) -
     graph.input("per_layer_embeddings", (1, tokens, 3, 4))
     graph.input("input_pos", (tokens,), DType.INT32)
     graph.input("mask", (1, 1, tokens, CONTEXT))
-    for cache in ("kv_cache_k_0", "kv_cache_v_0"):
-        graph.output(cache, ops.add(graph.input(cache, (1, 1, CONTEXT, 4)), graph.scalar(1.0)))
+    for cache, shape in (("kv_cache_k_0", (1, 1, CONTEXT, 4)), ("kv_cache_v_0", (1, 1, 4, CONTEXT))):
+        graph.output(cache, ops.add(graph.input(cache, shape), graph.scalar(1.0)))
     if head is not None:
         weight = Weight(head, (vocab_size, 8), (WeightPart(head),))
         graph.output("logits", ops.fully_connected(embeddings, graph.weight(weight)))

@@ -18,7 +18,7 @@ from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
 
 WINDOW_SLOPE = 1e30  # mask per position beyond the window: far below any score, far from overflow at 32K positions
-WIDE_RING = 1.5  # to attend to some more rows is cheaper than to copy the wanted ones first
+_KEY_POSITIONS, _VALUE_POSITIONS = 2, 3  # axes of the positions in the caches
 MAGNITUDE_FLOOR = 1e-5  # AltUp's floor under the mean square of a projected stream
 
 
@@ -102,12 +102,14 @@ class _Step:
         self._mask_full = graph.input("mask", (1, 1, tokens, rows.seen))
         self._caches: list[tuple[Value, Value]] = []
         for i, owner in enumerate(widest.kv_layers):
-            shape = (1, config.num_kv_heads, rows.of(widest.layers[owner]), config.head_dim)
-            self._caches.append((graph.input(f"kv_cache_k_{i}", shape), graph.input(f"kv_cache_v_{i}", shape)))
+            positions, heads, dim = rows.of(widest.layers[owner]), config.num_kv_heads, config.head_dim
+            keys = graph.input(f"kv_cache_k_{i}", (1, heads, positions, dim))
+            # Values by position in the last axis: BATCH_MATMUL then reads them as they lie, and rearranges none.
+            self._caches.append((keys, graph.input(f"kv_cache_v_{i}", (1, heads, dim, positions))))
         self._first = ops.take(self._position, 0, 0, 1)
-        self._cache_row: dict[int, Value] = {}
+        self._cache_starts: dict[tuple[int, int], Value] = {}
         self._ring_rows: Value | None = None
-        self._windows: dict[int, tuple[Value, Value]] = {}
+        self._seen: dict[int, tuple[Value, Value]] = {}
         self._rope: dict[str, tuple[Value, Value]] = {}
         self._masks: dict[str, Value] = {"full": self._mask_full}
         self._ple: Value | None = None
@@ -242,10 +244,19 @@ class _Step:
         scores = ops.reshape(scores, (1, heads, self.tokens, rows))
         weights = ops.softmax(ops.add(scores, self._mask(layer)))
         weights = ops.reshape(weights, (1, config.num_kv_heads, groups * self.tokens, rows))
-        mixed = ops.reshape(ops.batch_matmul(weights, values), (1, heads, self.tokens, config.head_dim))
+        mixed = ops.reshape(self._mix(values, weights), (1, heads, self.tokens, config.head_dim))
         width = heads * config.head_dim
         mixed = ops.reshape(self._heads_last(mixed), (1, self.tokens, width))
         return ops.fully_connected(mixed, self._matrix(index, "self_attn.o_proj.weight", config.hidden_size, width))
+
+    def _mix(self, values: Value, weights: Value) -> Value:
+        """weights @ values, the values' last axis the positions: f32[1, kv_heads, queries, head_dim].
+
+        XNNPACK packs the second operand of each product anew: for the few queries of one token better not the cache.
+        """
+        if self.tokens > 1:
+            return ops.batch_matmul(weights, values, transpose_b=True)
+        return ops.transpose(ops.batch_matmul(values, weights, transpose_b=True), (0, 1, 3, 2))
 
     def _qkv(self, index: int, normed: Value) -> tuple[Value, Value, Value]:
         """Queries and keys normed and rotated, values normed: f32[1, tokens, heads, head_dim] each.
@@ -373,8 +384,8 @@ class _Step:
     def _mask(self, layer: LayerConfig) -> Value:
         """f32[1, 1, tokens, rows]: the caller's mask; on sliding layers all keys outside the window blocked too."""
         if layer.attention not in self._masks:
-            ring = self._narrow_ring_mask if self._is_wide else self._ring_mask
-            self._masks[layer.attention] = ring() if self.rows.sliding < self.rows.context else self._window_mask()
+            ring = self.rows.sliding < self.rows.context
+            self._masks[layer.attention] = self._ring_mask() if ring else self._window_mask()
         return self._masks[layer.attention]
 
     def _window_mask(self) -> Value:
@@ -391,10 +402,6 @@ class _Step:
         rows = self.graph.ints(range(self.rows.sliding))
         age = ops.floor_mod(ops.sub(last, rows), self.graph.ints([self.rows.sliding]))
         return self._mask_of(ops.sub(last, age))
-
-    def _narrow_ring_mask(self) -> Value:
-        """The same for the rows that `_read_cache` takes out of a wide ring."""
-        return self._mask_of(self._window_positions())
 
     def _mask_of(self, held: Value) -> Value:
         """f32[1, 1, tokens, rows]: what each token sees of rows that hold these positions, int32[rows]; none is < 0."""
@@ -418,51 +425,46 @@ class _Step:
         return ops.mul(x, self.graph.scalar(WINDOW_SLOPE))
 
     def _update_cache(self, index: int, key: Value, value: Value) -> None:
+        """key, value: f32[1, tokens, heads, dim]."""
         cache = self._cache_index(index)
         rows = self.rows.of(self.config.layers[index])
         keys, values = self._caches[cache]
-        self._caches[cache] = (self._written(keys, key, rows), self._written(values, value, rows))
-
-    @property
-    def _is_wide(self) -> bool:
-        """Whether the rings hold so many more rows than the windows of this step's tokens that a copy of those pays."""
-        return WIDE_RING * (self.config.sliding_window + self.tokens) < self.rows.sliding < self.rows.context
+        self._caches[cache] = (
+            self._written(keys, self._heads_first(key), rows, _KEY_POSITIONS),
+            self._written(values, self._tokens_last(value), rows, _VALUE_POSITIONS),
+        )
 
     def _read_cache(self, cache: int, layer: LayerConfig) -> tuple[Value, Value]:
-        """The keys and values that a layer attends to: of a wide ring only the windows' rows, in order.
+        """The keys and values that a layer attends to; layers that share a cache share a copy of its first rows.
 
-        Layers that share a cache share that copy. To attend to rows out of sight costs more, even once.
+        Of a ring all rows: to attend to rows out of sight is cheaper than to copy those of the window first.
         """
-        if cache not in self._windows:
-            if layer.attention == "full" or not self._is_wide:
-                keys, values = (ops.take(part, 2, 0, self.rows.read(layer)) for part in self._caches[cache])
-            else:
-                rows = ops.floor_mod(self._window_positions(), self.graph.ints([self.rows.sliding]))
-                keys, values = (ops.gather(part, rows, 2) for part in self._caches[cache])
-            self._windows[cache] = (keys, values)
-        return self._windows[cache]
+        if cache not in self._seen:
+            keys, values = self._caches[cache]
+            rows = self.rows.read(layer)
+            self._seen[cache] = ops.take(keys, _KEY_POSITIONS, 0, rows), ops.take(values, _VALUE_POSITIONS, 0, rows)
+        return self._seen[cache]
 
-    def _window_positions(self) -> Value:
-        """The positions in the windows of this step's tokens, int32[window + tokens - 1]; no row holds one before 0."""
-        return ops.add(self._first, self.graph.ints(range(1 - self.config.sliding_window, self.tokens)))
-
-    def _written(self, cache: Value, new: Value, rows: int) -> Value:
-        """The cache with this step's rows in it; new: f32[1, tokens, heads, dim]."""
-        new = self._heads_first(new)
+    def _written(self, cache: Value, new: Value, rows: int, axis: int) -> Value:
+        """The cache with this step's rows in it, `axis` being that of the positions."""
         if rows == self.rows.context or self.tokens == 1:
-            return ops.dynamic_update_slice(cache, new, self._first_row(rows))
-        # The rows of a ring may wrap: each is taken from the old cache or from the new rows behind it.
-        return ops.gather(ops.concatenation([cache, new], 2), self._ring_sources(), 2)
+            return ops.dynamic_update_slice(cache, new, self._start(rows, axis))
+        # The rows of a ring may wrap: each is taken from the old cache or from the new rows behind it. GATHER is slow
+        # along the last axis, where it copies number by number.
+        across = axis == _VALUE_POSITIONS
+        old, new = (ops.transpose(x, (0, 1, 3, 2)) if across else x for x in (cache, new))
+        turned = ops.gather(ops.concatenation([old, new], 2), self._ring_sources(), 2)
+        return ops.transpose(turned, (0, 1, 3, 2)) if across else turned
 
-    def _first_row(self, rows: int) -> Value:
+    def _start(self, rows: int, axis: int) -> Value:
         """Where this step's rows start in a cache: int32[4]."""
-        if rows not in self._cache_row:
+        if (rows, axis) not in self._cache_starts:
             first = self._first
             if rows < self.rows.context:
                 first = ops.floor_mod(first, self.graph.ints([rows]))
-            start = [self.graph.ints([0, 0]), first, self.graph.ints([0])]
-            self._cache_row[rows] = ops.concatenation(start, 0)
-        return self._cache_row[rows]
+            start = [self.graph.ints([0] * axis), first, *([self.graph.ints([0] * (3 - axis))] if axis < 3 else [])]
+            self._cache_starts[rows, axis] = ops.concatenation(start, 0)
+        return self._cache_starts[rows, axis]
 
     def _ring_sources(self) -> Value:
         """For each row of a ring, its row in (old ring, new rows): int32[sliding]."""
@@ -484,6 +486,11 @@ class _Step:
         """[1, tokens, heads, dim] -> [1, heads, tokens, dim]; with one token only the shape changes."""
         _, tokens, heads, dim = x.shape
         return ops.reshape(x, (1, heads, 1, dim)) if tokens == 1 else ops.transpose(x, (0, 2, 1, 3))
+
+    def _tokens_last(self, x: Value) -> Value:
+        """[1, tokens, heads, dim] -> [1, heads, dim, tokens]."""
+        _, tokens, heads, dim = x.shape
+        return ops.reshape(x, (1, heads, dim, 1)) if tokens == 1 else ops.transpose(x, (0, 2, 3, 1))
 
     def _heads_last(self, x: Value) -> Value:
         _, heads, tokens, dim = x.shape

@@ -36,7 +36,7 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """Names of the two tensors of one KV cache, and their shape [1, kv_heads, rows, head_dim].
+    """Names of the two tensors of one KV cache, and the shape of the keys: [1, kv_heads, rows, head_dim].
 
     `window` is null where row p is position p. Else the cache is a ring: row p mod rows is position p, and its layers
     see that many positions back.
@@ -51,6 +51,12 @@ class KvCache:
     def rows(self) -> int:
         """Positions that the cache holds."""
         return self.shape[2]
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """[1, kv_heads, head_dim, rows]."""
+        batch, heads, rows, dim = self.shape
+        return batch, heads, dim, rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,8 @@ class TextShapes:
     @classmethod
     def of_record(cls, text: TextRecord) -> TextShapes:
         """From a manifest."""
-        caches = {name: cache.shape for cache in text.kv_caches for name in (cache.key, cache.value)}
+        caches = {cache.key: cache.shape for cache in text.kv_caches}
+        caches |= {cache.value: cache.value_shape for cache in text.kv_caches}
         return cls(text.vocab_size, text.hidden_size, text.ple_size, text.num_layers, text.context, caches)
 
     def decoder(self, tokens: int, *, logits: bool, seen: int | None = None) -> SignatureShape:

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from tqdm import tqdm
-
 # Work that ends sooner needs no bar.
 _BAR_AFTER_S = 2.0
 
@@ -50,6 +48,11 @@ class Terminal:
     @contextmanager
     def bar(self, title: str, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
         """A progress bar on stderr, shown once the work has taken a while: call what it yields with done and total."""
+        if not self._progress:
+            yield lambda done, total: None
+            return
+        from tqdm import tqdm  # a third of the start of a command that shows no bar
+
         with tqdm(
             desc=title,
             unit=unit,
@@ -58,7 +61,6 @@ class Terminal:
             delay=_BAR_AFTER_S,
             leave=False,
             file=sys.stderr,
-            disable=not self._progress,
         ) as bar:
 
             def show(done: int, total: int) -> None:

@@ -18,6 +18,8 @@ from device_harness.transport_payload import Buffer
 from device_harness.transport_wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell
 
 _READ_BYTES = 256 * 1024
+_INPUT_BYTES = 1024 * 1024
+"""What a program has not read yet: about a message, so that none waits for another; the kernel may allow less."""
 _MOST_POLL_S = 0.05
 
 
@@ -79,6 +81,7 @@ class _Run:
             )
         for end in (self._main, self._errors):
             end.setblocking(False)
+        self._main.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _INPUT_BYTES)
         self._refusal = b""
 
     async def serve(self) -> None:

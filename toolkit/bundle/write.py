@@ -91,7 +91,7 @@ def require_bundle_or_nothing(path: Path) -> None:
         )
 
 
-def describe(draft: BundleDraft, directory: Path, hash_of: Callable[[Path], FileHash]) -> Manifest:
+def describe(draft: BundleDraft, directory: Path, hash_of: Callable[[Path], FileHash] = hash_file) -> Manifest:
     """The manifest of the files in `directory`."""
     files: dict[str, FileRecord] = {}
     for entry in sorted(directory.iterdir()):

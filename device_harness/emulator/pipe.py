@@ -96,23 +96,23 @@ def at_hand(data: Buffer | Piped) -> Buffer:
 
 
 async def _readable(source: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
+    loop, file = asyncio.get_running_loop(), source.fileno()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(source, _note, ready)
+    loop.add_reader(file, _note, ready)
     try:
         await ready
     finally:
-        loop.remove_reader(source)
+        loop.remove_reader(file)
 
 
 async def _writable(target: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
+    loop, file = asyncio.get_running_loop(), target.fileno()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(target, _note, ready)
+    loop.add_writer(file, _note, ready)
     try:
         await ready
     finally:
-        loop.remove_writer(target)
+        loop.remove_writer(file)
 
 
 def _note(ready: asyncio.Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""Chunks through two stages: read ahead by threads that wait for storage, then processed on every core."""
+"""Chunks through two stages: read ahead by a thread that waits for storage, then processed on every core."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-READERS = 2  # with one, storage would wait while that one converts what it got
+READERS = 1  # a second one takes as long in all: it contends with the workers for the interpreter
 AHEAD = 4  # chunks read or being read beyond those that are processed
 
 # malloc.h of glibc, and how much freed memory a thread's arena may keep

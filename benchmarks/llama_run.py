@@ -65,7 +65,8 @@ def run_llama(path: Path, options: RunOptions) -> EngineRun:
 
 def _take_in(context: object, tokens: Sequence[int]) -> float:
     started = time.perf_counter()
-    batch = llama_cpp.llama_batch_get_one((ctypes.c_int32 * len(tokens))(*tokens), len(tokens))
+    ids = (ctypes.c_int32 * len(tokens))(*tokens)  # the batch only points to it
+    batch = llama_cpp.llama_batch_get_one(ids, len(tokens))
     code = llama_cpp.llama_decode(context, batch)
     if code:
         sys.exit(f"error: llama_decode ended with {code}")

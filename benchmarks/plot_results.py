@@ -1,4 +1,4 @@
-"""Draws the plots of README.md from the records in results/: the latest record of each contender counts.
+"""Draws the plots of README.md from the records in results/: of each file those of the last commit and machine there.
 
 The same records give the same bytes.
 """
@@ -18,11 +18,19 @@ Record = Mapping[str, Any]
 
 
 def latest(path: Path, key: Callable[[Record], object]) -> list[Record]:
-    """The last record of each key, in the order in which the keys came; none where the file is missing."""
+    """The last record of each key, in the order in which the keys came; none where the file is missing.
+
+    Only those count that the same commit gave on the same machine as the file's last one: others do not compare.
+    """
     if not path.exists():
         return []
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return list({key(record): record for record in records}.values())
+    comparable = [record for record in records if _origin(record) == _origin(records[-1])]
+    return list({key(record): record for record in comparable}.values())
+
+
+def _origin(record: Record) -> tuple[object, object]:
+    return record["device"], record["versions"]["gemma-edge"]
 
 
 def bandwidth(results: Path) -> StackedBars | None:
@@ -75,17 +83,25 @@ def ple(results: Path, state: str) -> StackedBars | None:
 
 
 def decode(results: Path) -> StackedBars | None:
-    """Rates of every system and engine."""
-    bars = []
-    for record in latest(results / "decode.jsonl", lambda r: (r["recipe"], r["system"], _runtime(r))):
-        label = f"{record['recipe']}, {record['system']} in {_runtime(record)}"
-        bars.append(_bar(label, "decode", record["decode_tokens_per_s"]["median"]))
-    bars.sort(key=lambda bar: bar.label)
-    return StackedBars("Decode rates of the 0.43 B model", "tokens/s", bars) if bars else None
+    """Rates of every system and engine, a group of bars for each size of file."""
+    records = latest(results / "decode.jsonl", lambda r: (_size(r), r["recipe"], r["system"], _runtime(r)))
+    records.sort(key=lambda r: (_size(r), r["recipe"]))
+    bars, before = [], None
+    for record in records:
+        size = _size(record)
+        label = f"{record['recipe']} ({size}), {record['system']} in {_runtime(record)}"
+        bars.append(_bar(label, "decode", record["decode_tokens_per_s"]["median"], new=size != before))
+        before = size
+    return StackedBars("Decode rates by file", "tokens/s", bars) if bars else None
+
+
+def _size(record: Record) -> str:
+    """Files of one size and recipe by different makers differ by some percent: rounded to a tenth of a gigabyte."""
+    return f"{record['file_bytes'] / 1e9:.1f} GB"
 
 
 def _runtime(record: Record) -> str:
-    """Older records have one kind, under another name."""
+    """Older records name it otherwise."""
     return str(record.get("runtime") or record["engine"])
 
 

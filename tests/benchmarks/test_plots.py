@@ -12,9 +12,11 @@ def write(path: Path, records: list[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def bandwidth(context: int, rate: float) -> dict[str, object]:
+def bandwidth(context: int, rate: float, commit: str = "b", cpu: str = "one") -> dict[str, object]:
     memory = {"before": 20e9, "after": 21e9}
     return {
+        "device": {"cpu": cpu},
+        "versions": {"gemma-edge": commit},
         "bundle": "e2b",
         "context": context,
         "bytes_per_s": {"median": rate},
@@ -29,6 +31,14 @@ def test_the_latest_record_of_each_contender_is_drawn(tmp_path: Path) -> None:
     assert [bar.label for bar in plot.bars] == ["e2b at 512", "e2b at 4,096", "memory, read by NumPy"]
     assert [sum(bar.parts.values()) for bar in plot.bars] == [2.0, 3.0, 21.0]
     assert plot_results.memory(tmp_path) is None
+
+
+def test_records_of_another_commit_or_machine_are_not_drawn_beside_the_last(tmp_path: Path) -> None:
+    others = [bandwidth(512, 1e9, commit="a"), bandwidth(2048, 1e9, cpu="other")]
+    write(tmp_path / "bandwidth.jsonl", [*others, bandwidth(4096, 3e9)])
+    plot = plot_results.bandwidth(tmp_path)
+    assert plot is not None
+    assert [bar.label for bar in plot.bars] == ["e2b at 4,096", "memory, read by NumPy"]
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -417,7 +418,11 @@ def test_after_a_cut_whole_chunks_are_not_sent_again(cut_device: Emulator, tmp_p
         cut_device.set_faults(Faults(drop_at_byte=48 * CHUNK))
         with pytest.raises(ConnectionLost):
             push_source(transport, source, target=TARGET, patience_s=0)
-    have = cut_device.path(f"{TARGET}/model.litertlm.part").stat().st_size // CHUNK
+    part = cut_device.path(f"{TARGET}/model.litertlm.part")
+    # What was cut off may still be on its way through the device's pipes.
+    give_up = time.monotonic() + 10
+    while not (have := part.stat().st_size // CHUNK) and time.monotonic() < give_up:
+        time.sleep(0.01)
     with Counting(cut_device) as transport:
         push_source(transport, source, target=TARGET)
         [(_, offset, size)] = transport.writes

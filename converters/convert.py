@@ -48,7 +48,7 @@ from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflites
 DEFAULT_CONTEXT = 4096
 DEFAULT_PREFILL_SIZES = (16, 64)  # beyond 64 a CPU gains some percent at most, and arenas and rings grow
 SMALLEST_BUCKET = 512
-BUCKET_FACTOR = 4  # LiteRT keeps some 13 MB of each signature of a real size, more than closer buckets would save
+BUCKET_FACTOR = 4  # LiteRT keeps some 10 MB of each signature of a real size, more than closer buckets would save
 SMALLEST_PREFILL_BUCKET = 4096  # attention over fewer rows is some percent of a prefill of a real size
 SMALLEST_PREFILL_LIMIT = 16  # LiteRT-LM fails where the room left is smaller than the smallest prefill
 

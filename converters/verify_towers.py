@@ -139,7 +139,7 @@ def _float_tower(
     recipe = load_recipe("f32")
     if isinstance(record, VisionRecord):
         return open_vision(checkpoint, recipe, record.image_size)
-    lengths = {next(n for n in record.frame_lengths if n >= len(medium.values)) for medium in media}
+    lengths = {record.length_for(len(medium.values)) for medium in media}
     return open_audio(checkpoint, recipe, [length / FRAMES_PER_SECOND for length in sorted(lengths)])
 
 

@@ -127,6 +127,10 @@ class AudioRecord(TowerTokens):
     feature_size: int
     padding_token_id: int
 
+    def length_for(self, frames: int) -> int:
+        """The shortest of the encoder's lengths that takes so many mel frames; they are no more than the longest."""
+        return next(length for length in self.frame_lengths if length >= frames)
+
 
 def signature_name(prefix: str, tokens: int, bucket: int | None = None) -> str:
     """The signature of a step of `tokens`, of a size with this prefix, in a bucket of the context or in all of it.

@@ -148,7 +148,7 @@ class _Audio:
     def embed(self, medium: Medium) -> F32:
         assert medium.mask is not None
         count = len(medium.values)
-        length = next(length for length in self._audio.frame_lengths if length >= count)
+        length = self._audio.length_for(count)
         encode, adapt = f"encode_{length}", f"adapt_{length}"
         inputs = {name: self._encoder.input_buffer(encode, name) for name in ("src_inputs", "mask")}
         between = {name: self._adapter.input_buffer(adapt, name) for name in ("features", "mask")}

@@ -102,7 +102,7 @@ def run_job(
     ended_by: BaseException | None = None
     try:
         bench.measure(progress)
-    except (KeyboardInterrupt, ToolkitError) as error:
+    except (KeyboardInterrupt, SystemExit, ToolkitError) as error:  # SystemExit: a SIGTERM
         ended_by = error
     finally:
         bench.end_processes()

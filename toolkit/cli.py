@@ -6,11 +6,12 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import NoReturn
 
 import toolkit
@@ -18,6 +19,7 @@ from toolkit.commands.terminal import Terminal
 from toolkit.errors import ToolkitError
 
 DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+_SIGNALLED = 128  # and the signal's number, as shells have it
 
 _VERBS = (
     "inspect",
@@ -41,7 +43,7 @@ _VERBS = (
 _DESCRIPTION = "Turn a Gemma 3n checkpoint into LiteRT bundles for edge devices, run them, and prove them right."
 _EPILOG = """exit codes:
   0 done; 1 the work ran and its result is bad; 2 wrong use or bad input;
-  3 device or environment; 130 interrupted"""
+  3 device or environment; 130 interrupted; 143 terminated"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = sys.argv[1:] if argv is None else argv
         arguments = _parser(words).parse_args(words)
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else WRONG_USE
+    except SystemExit as end:
+        return _exit_code(end)
     except KeyboardInterrupt:
         return _interrupted()  # while a verb's libraries are imported, which takes its time on a busy machine
     verbose: int = getattr(arguments, "verbose", 0)
@@ -72,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The process behind the command: ``main``, then silence, for LiteRT says farewell on stderr after Python's end."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup a hangup is ignored, and stays so
+            signal.signal(number, _terminate)
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -90,6 +95,8 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> 
         return DONE
     except KeyboardInterrupt:
         return _interrupted()
+    except SystemExit as end:
+        return _exit_code(end)
     except ToolkitError as error:
         return _fail(str(error), error.exit_code, traced=traced)
     except OSError as error:
@@ -102,6 +109,19 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> 
         text = " ".join(str(error).split())
         line = f"gemma-edge: found a fault of its own, {type(error).__name__}: {text}, wanted none; report it with -v"
         return _fail(line, ENVIRONMENT, traced=traced)
+
+
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    """End as after Ctrl-C, with nothing half-written; once, so that no second signal cuts the cleaning up short."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(_SIGNALLED + number)
+
+
+def _exit_code(end: SystemExit) -> int:
+    code = end.code if isinstance(end.code, int) else WRONG_USE
+    if code > _SIGNALLED:
+        sys.stderr.write("terminated\n")
+    return code
 
 
 def _interrupted() -> int:

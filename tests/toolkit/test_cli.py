@@ -528,6 +528,43 @@ def test_ctrl_c_ends_a_waiting_chat_with_130_and_no_traceback(chat_bundle: Path,
     assert err == "interrupted\n"
 
 
+SLOW_GATE = """
+import sys, time
+import toolkit.cli, toolkit.commands.gate
+
+def wait(*_, **__):
+    print("judging", flush=True)
+    time.sleep(60)
+
+toolkit.commands.gate.verify = wait
+toolkit.cli.entry()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("older", [False, True])
+def test_a_conversion_ended_by_a_signal_leaves_nothing_but_the_older_bundle(
+    random_checkpoint: Path, random_bundle: Path, tmp_path: Path, number: signal.Signals, code: int, older: bool
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if older:
+        shutil.copytree(random_bundle, out / "b")
+    before = {path.name: path.read_bytes() for path in (out / "b").glob("*")}
+    words = ["convert", random_checkpoint, "-o", out / "b", "--context", 32, "--prefill", 4, "--weight-cache", "off"]
+    convert = subprocess.Popen(
+        [sys.executable, "-c", SLOW_GATE, *map(str, words)],
+        cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert convert.stdout and convert.stdout.readline() == "judging\n"
+    assert len(os.listdir(out)) == 1 + older
+    convert.send_signal(number)
+    _, err = convert.communicate(timeout=60)
+    assert (convert.returncode, err) == (code, "interrupted\n" if code == 130 else "terminated\n")
+    assert os.listdir(out) == ["b"] * older
+    assert {path.name: path.read_bytes() for path in (out / "b").glob("*")} == before
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(random_checkpoint: Path) -> None:
     inspect = process("inspect", random_checkpoint)
     assert inspect.stdout and inspect.stderr

@@ -246,7 +246,12 @@ def test_a_torn_results_file_is_an_error_before_anything_is_measured(
     assert len(read_results(results).records) == 1
 
 
-def test_ctrl_c_prints_and_keeps_what_was_measured(device: Emulator, random_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_an_interrupt_prints_and_keeps_what_was_measured(
+    device: Emulator, random_bundle: Path, tmp_path: Path, number: signal.Signals, code: int, word: str
+) -> None:
     results = tmp_path / "results.jsonl"
     argv = [sys.executable, "-m", "toolkit", "bench", str(random_bundle), "--device", device.serial]
     argv += ["-p", "16", "-n", "8", "-r", "500", "--results", str(results)]
@@ -256,9 +261,9 @@ def test_ctrl_c_prints_and_keeps_what_was_measured(device: Emulator, random_bund
             if " 2/500: " in line:
                 break
         time.sleep(0.2)
-        os.kill(running.pid, signal.SIGINT)
+        os.kill(running.pid, number)
         out, err = running.communicate(timeout=60)
-    assert running.returncode == 130 and err.splitlines()[-1] == "interrupted"
+    assert running.returncode == code and err.splitlines()[-1] == word
     assert "pp16" in out and "interrupted" in out
     (record,) = read_results(results).records
     assert "interrupted" in record.flags and len(record.iterations) >= 2

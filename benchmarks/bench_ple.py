@@ -108,7 +108,7 @@ def opened(way: Way, bundle: Bundle, layer_major: Path) -> Iterator[Lookup]:
     if not way.random_advice:
         for shard in ple._maps:
             shard.madvise(mmap.MADV_NORMAL)
-    yield ple.lookup
+    yield lambda ids: ple.lookup(ids.tolist())
     ple.close()
 
 

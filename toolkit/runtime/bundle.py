@@ -38,7 +38,7 @@ class Bundle:
             raise BundleError(str(self.path), found=f"no {name}", wanted="a bundle with a text model")
         record = self.manifest.files[name]
         path = self.path / name
-        _compare(path, record)
+        _compare(path, record, {0, len(record.chunks) - 1})
         return ModelFile(path, record.sha256, record.bytes)
 
     def packed_file(self, name: str, cache: WeightCache) -> Path | None:
@@ -48,10 +48,15 @@ class Bundle:
         return cache_path(model, cache) if isinstance(cache, Path) else None
 
     def ple_shards(self) -> list[Path]:
-        """The PLE shards in order; each row is checked when it is read."""
+        """The PLE shards in order; BundleError for one of another conversion. Each row is checked when it is read.
+
+        The first chunk has the header, which has the hash of all rows.
+        """
         names = sorted(name for name in self.manifest.files if is_shard_name(name))
         if not names:
             raise BundleError(str(self.path), found="no PLE shards", wanted="a bundle with a text model")
+        for name in names:
+            _compare(self.path / name, self.manifest.files[name], {0})
         return [self.path / name for name in names]
 
     def tokenizer(self) -> Tokenizer:
@@ -94,14 +99,15 @@ class Bundle:
         return min(self.manifest.text.ple_vocab_size, tokenizer.size)
 
 
-def _compare(path: Path, record: FileRecord) -> None:
+def _compare(path: Path, record: FileRecord, chunks: Collection[int]) -> None:
+    """The size, and these chunks."""
     remedy = "run gemma-edge check, or convert again"
     try:
         size = path.stat().st_size
         if size != record.bytes:
             raise BundleError(str(path), found=f"{size:,} bytes", wanted=f"{record.bytes:,}", remedy=remedy)
         with open(path, "rb") as file:
-            for index in {0, len(record.chunks) - 1} if record.chunks else ():
+            for index in chunks if record.chunks else ():
                 file.seek(index * CHUNK_BYTES)
                 found = _next_chunk_sha256(file)
                 if found != record.chunks[index]:

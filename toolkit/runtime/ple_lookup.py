@@ -34,11 +34,11 @@ class PleStatistics:
     """What look-ups did. Faults are those of the looking thread, from the kernel's own count."""
 
     rows: int = 0
-    """Rows asked for, repeats included."""
+    """Rows asked for: one a token."""
     cache_hits: int = 0
-    """Of these, rows that the cache of hot rows had."""
+    """Of these, rows that were here: in the cache of hot rows, or wanted twice in one look-up."""
     bytes_read: int = 0
-    """Bytes of rows read from the shards."""
+    """Bytes of all other rows, read from the shards."""
     minor_faults: int = 0
     """Pages that the kernel's cache had."""
     major_faults: int = 0
@@ -62,6 +62,7 @@ class PleTable:
         self.statistics = PleStatistics()
         self._paths = tuple(paths)
         self._first = [header.first_token for header in headers]
+        self._file_bytes = [header.file_bytes for header in headers]
         self._maps = [] if in_ram else [_map(path) for path in paths]
         shards: Sequence[bytes | mmap.mmap] = [path.read_bytes() for path in paths] if in_ram else self._maps
         self._rows: list[Rows] = [
@@ -72,16 +73,21 @@ class PleTable:
         self._cache: OrderedDict[int, Rows] = OrderedDict()
         self._cache_rows = 0 if in_ram else cache_bytes // self._row_bytes
 
-    def lookup(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    def prefetch(self, ids: Sequence[int]) -> None:
+        """Ask the kernel for the rows of a whole prompt at once: it reads them while the first tokens are computed."""
+        self._announce([self._place(token) for token in dict.fromkeys(self._tokens(ids)) if token not in self._cache])
+
+    def lookup(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """f32[len(ids), layers, width], times sqrt(width) as the model wants; ids outside the table read row 0."""
         before = resource.getrusage(resource.RUSAGE_THREAD)
-        tokens = [token if 0 <= token < self.layout.vocab_size else 0 for token in ids.tolist()]
+        tokens = self._tokens(ids)
         # Not by np.unique: for the one token of a decode step each call of NumPy's costs as much as the row itself.
         places = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
         values = unpack_rows(self._fetch(list(places)), self.layout)
         values *= self._scale
         after = resource.getrusage(resource.RUSAGE_THREAD)
         self.statistics.rows += len(tokens)
+        self.statistics.cache_hits += len(tokens) - len(places)
         self.statistics.minor_faults += after.ru_minflt - before.ru_minflt
         self.statistics.major_faults += after.ru_majflt - before.ru_majflt
         return values if len(places) == len(tokens) else values[[places[token] for token in tokens]]
@@ -94,6 +100,15 @@ class PleTable:
             mapped.close()
         self._maps.clear()
 
+    def _tokens(self, ids: Sequence[int]) -> list[int]:
+        """The tokens whose rows these ids read."""
+        return [token if 0 <= token < self.layout.vocab_size else 0 for token in ids]
+
+    def _place(self, token: int) -> tuple[int, int]:
+        """Shard, and row in it."""
+        shard = bisect_right(self._first, token) - 1
+        return shard, token - self._first[shard]
+
     def _fetch(self, tokens: list[int]) -> Rows:
         """Rows of distinct tokens, from the cache or from the shards: all wanted first, then read."""
         rows = np.empty((len(tokens), self._row_bytes), np.uint8)
@@ -101,14 +116,15 @@ class PleTable:
         for place, token in enumerate(tokens):
             cached = self._cache.get(token)
             if cached is None:
-                shard = bisect_right(self._first, token) - 1
-                missing.append((place, token, shard, token - self._first[shard]))
+                missing.append((place, token, *self._place(token)))
             else:
                 self._cache.move_to_end(token)
                 rows[place] = cached
         self.statistics.cache_hits += len(tokens) - len(missing)
+        shards = {shard for _, _, shard, _ in missing}
+        self._require_whole(shards)
         if len(missing) > 1:
-            self._announce(missing)
+            self._announce([(shard, row) for _, _, shard, row in missing])
         for place, token, shard, row in missing:
             rows[place] = self._rows[shard][row]
             if row_checksum(rows[place]) != stored_checksum(rows[place]):
@@ -120,14 +136,24 @@ class PleTable:
                 )
             self._remember(token, rows[place])
         self.statistics.bytes_read += len(missing) * self._row_bytes
-        self._unmap({shard for _, _, shard, _ in missing})
+        self._unmap(shards)
         return rows
 
-    def _announce(self, missing: list[tuple[int, int, int, int]]) -> None:
+    def _require_whole(self, shards: set[int]) -> None:
+        """A shard that was cut since it was mapped would end the process: the kernel has no page to give."""
+        for shard in shards if self._maps else ():
+            size = self._maps[shard].size()
+            if size < self._file_bytes[shard]:
+                wanted = f"{self._file_bytes[shard]}, as when it was opened"
+                raise BundleError(
+                    str(self._paths[shard]), found=f"{size} bytes", wanted=wanted, remedy="copy or convert it again"
+                )
+
+    def _announce(self, places: Sequence[tuple[int, int]]) -> None:
         """Let the kernel read the pages of all rows at once."""
         if not self._maps:
             return
-        for _, _, shard, row in missing:
+        for shard, row in places:
             begin = HEADER_BYTES + row * self._row_bytes
             start = begin - begin % mmap.PAGESIZE
             self._maps[shard].madvise(mmap.MADV_WILLNEED, start, begin + self._row_bytes - start)

@@ -173,6 +173,7 @@ class Session:
     def prefill(self, ids: Sequence[int]) -> None:
         """Take tokens in without asking what follows them."""
         self._require(ids)
+        self.ple.prefetch(ids)
         done = 0
         for width, count in plan_prefill(len(ids), self.text.prefill_sizes, self.context - self.position):
             self._step(width, ids[done : done + count])
@@ -256,7 +257,9 @@ class Session:
         # With a row the kernel maps what it has around it: after a long prompt, half the table would count as ours.
         self._embedding_table.release()
         self._place_rows(inputs.decoder["embeddings"], len(ids))
-        inputs.decoder["per_layer_embeddings"].write(self.ple.lookup(padded))
+        per_layer = inputs.decoder["per_layer_embeddings"]
+        rows = self.ple.lookup(ids)
+        per_layer.write(rows if len(ids) == width else np.resize(rows, per_layer.info.shape))
         # Padding stands at position 0 and sees nothing; its cache rows are written again before anyone sees them.
         mask.fill(BLOCKED)
         padded[:] = 0

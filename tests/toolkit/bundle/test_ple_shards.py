@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_an_odd_row_of_four_bits_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("in_ram", [False, True])
 def test_look_ups_give_the_rows_of_any_ids(tmp_path: Path, bits: int, *, in_ram: bool) -> None:
     table = PleTable(write(tmp_path, bits), in_ram=in_ram)
-    ids = np.array([299, 0, 128, 127, 299, -1, 300, 2**31 - 1, 7], np.int32)
+    ids = [299, 0, 128, 127, 299, -1, 300, 2**31 - 1, 7]
     want = quantized(bits)[[299, 0, 128, 127, 299, 0, 0, 0, 7]] * np.float32(np.sqrt(WIDTH))
     np.testing.assert_array_equal(table.lookup(ids), want)
     np.testing.assert_array_equal(table.lookup(ids[:1]), want[:1])
@@ -108,7 +109,7 @@ def test_hot_rows_are_read_once_and_the_cache_stays_bounded(tmp_path: Path) -> N
     row = layout(4).row_bytes
     table = PleTable(write(tmp_path), cache_bytes=2 * row)
     for token in (1, 2, 1, 3, 1, 2):
-        table.lookup(np.array([token], np.int32))
+        table.lookup([token])
     statistics = table.statistics
     assert (statistics.rows, statistics.cache_hits, statistics.bytes_read) == (6, 2, 4 * row)
     table.close()
@@ -117,9 +118,33 @@ def test_hot_rows_are_read_once_and_the_cache_stays_bounded(tmp_path: Path) -> N
 def test_without_a_cache_every_row_is_read(tmp_path: Path) -> None:
     table = PleTable(write(tmp_path), cache_bytes=0)
     for _ in range(3):
-        table.lookup(np.array([5, 5, 6], np.int32))
-    assert table.statistics.cache_hits == 0
+        table.lookup([5, 5, 6])
+    assert table.statistics.cache_hits == 3, "the repeats"
     assert table.statistics.bytes_read == 6 * layout(4).row_bytes
+    table.close()
+
+
+@pytest.mark.parametrize("cache_rows", [0, 5, 1000])
+def test_every_row_asked_for_was_there_or_read(tmp_path: Path, cache_rows: int) -> None:
+    row = layout(4).row_bytes
+    table = PleTable(write(tmp_path), cache_bytes=cache_rows * row)
+    for ids in ([1, 1, 2], [2, 300, -1, 0], list(range(40)), [39]):
+        table.lookup(ids)
+        statistics = table.statistics
+        assert statistics.rows - statistics.cache_hits == statistics.bytes_read // row
+    assert table.statistics.rows == 48
+    table.close()
+
+
+def test_a_prompts_rows_are_asked_for_at_once_and_only_those_that_are_not_here(tmp_path: Path) -> None:
+    paths = write(tmp_path)
+    table = PleTable(paths)
+    table.lookup([1])
+    asked = []
+    table._announce = asked.extend  # type: ignore[method-assign]
+    table.prefetch([299, 1, 0, 130, 299, 300, -1])
+    assert asked == [(2, 43), (0, 0), (1, 2)]
+    assert table.statistics.rows == 1, "nothing is read yet"
     table.close()
 
 
@@ -127,7 +152,7 @@ def test_without_a_cache_every_row_is_read(tmp_path: Path) -> None:
 def test_rows_read_do_not_stay_mapped_nor_do_their_neighbours(tmp_path: Path, tokens: range) -> None:
     """The kernel maps what its cache has around a row: here the whole file, which was just written."""
     table = PleTable(write(tmp_path, rows=300), cache_bytes=0)
-    table.lookup(np.array(tokens, np.int32))
+    table.lookup(tokens)
     assert mapped_kilobytes(tmp_path / shard_name(0)) == 0
     table.close()
 
@@ -147,9 +172,22 @@ def test_a_flipped_bit_in_a_row_is_named_when_the_row_is_used(tmp_path: Path) ->
     paths = write(tmp_path)
     flip(paths[1], HEADER_BYTES + 3 * layout(4).row_bytes + 10)
     table = PleTable(paths)
-    table.lookup(np.arange(128, dtype=np.int32))
+    table.lookup(range(128))
     with pytest.raises(BundleError, match=r"ple_00001\.bin row of token 131"):
-        table.lookup(np.array([131], np.int32))
+        table.lookup([131])
+    table.close()
+
+
+@pytest.mark.parametrize("ids", [[131], range(120, 140)])
+def test_a_shard_that_is_cut_while_in_use_is_named_and_does_not_end_the_process(
+    tmp_path: Path, ids: Sequence[int]
+) -> None:
+    paths = write(tmp_path)
+    table = PleTable(paths)
+    os.truncate(paths[1], HEADER_BYTES)
+    with pytest.raises(BundleError, match=r"ple_00001\.bin: found 4096 bytes, wanted 69632"):
+        table.lookup(ids)
+    table.lookup([5])
     table.close()
 
 
@@ -212,5 +250,5 @@ def test_the_graph_over_the_rows_gives_what_the_reader_gives(tmp_path: Path, bit
     table = PleTable(paths)
     for token in (0, 7, 299, -1, 300, 2**31 - 1):
         ids = np.array([token], np.int32)
-        np.testing.assert_array_equal(runner(ids=ids[None])["per_layer_embeddings"][0], table.lookup(ids))
+        np.testing.assert_array_equal(runner(ids=ids[None])["per_layer_embeddings"][0], table.lookup([token]))
     table.close()

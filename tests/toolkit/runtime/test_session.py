@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from converters.checkpoint import open_checkpoint
 from converters.gemma3n import reference
 from converters.gemma3n.matformer import SlicedCheckpoint
+from toolkit.bundle.ple_shards import read_header, shard_name, write_ple_shards
 from toolkit.errors import BundleError, UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
@@ -105,6 +106,27 @@ def test_weights_packed_by_signature_or_shared_give_equal_logits(session: Sessio
         np.testing.assert_array_equal(other.feed(IDS[:20]), wanted)
 
 
+@pytest.mark.parametrize("length", [1, 3, 17, 40])
+def test_one_row_of_per_layer_embeddings_is_looked_up_for_each_token_and_none_for_padding(
+    session: Session, length: int
+) -> None:
+    before = session.ple.statistics.rows
+    session.feed(IDS[:length])
+    assert session.ple.statistics.rows - before == length
+
+
+def test_all_rows_of_a_prompt_are_asked_for_before_the_first_of_them_is_needed(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[int]] = []
+    monkeypatch.setattr(session.ple, "prefetch", lambda ids: calls.append([session.position, *ids]))
+    session.prefill(IDS)
+    session.truncate(0)
+    session.rewind_to(IDS[:9])
+    session.prefill(IDS[:8])
+    assert calls == [[0, *IDS], [0, *IDS[:8]]]
+
+
 @pytest.mark.parametrize("ids", [[300], [-1], [5, 2**31]])
 def test_ids_outside_the_vocabulary_are_refused_before_any_work(session: Session, ids: Sequence[int]) -> None:
     with pytest.raises(UsageError, match="token id"):
@@ -154,6 +176,33 @@ def test_a_file_that_is_not_the_manifests_is_refused(random_bundle: Path, tmp_pa
     (tmp_path / "b" / "text_decoder.tflite").unlink()
     with pytest.raises(BundleError, match=r"text_decoder\.tflite"):
         Session(Bundle(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("in_ram", [False, True])
+def test_a_shard_of_another_conversion_is_refused(random_bundle: Path, tmp_path: Path, *, in_ram: bool) -> None:
+    """Every checksum in it is right, and every embedding wrong."""
+    shutil.copytree(random_bundle, tmp_path / "b")
+    shard = tmp_path / "b" / shard_name(0)
+    layout = read_header(shard).layout
+    other = np.random.default_rng(1).standard_normal((layout.vocab_size, layout.layers * layout.width))
+    write_ple_shards(shard.parent, Values(other.astype(np.float32)), "table", layout)
+    with pytest.raises(BundleError, match=r"ple_00000\.bin chunk 0"):
+        Session(Bundle(tmp_path / "b"), SessionSettings(ple_in_ram=in_ram))
+
+
+class Values:
+    """A source of one table."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values = values
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.values.shape
+
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        return self.values[slice(*rows)] if rows else self.values
 
 
 def test_a_file_in_place_of_a_bundle_is_refused(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from toolkit.errors import CheckpointError, UsageError
 from toolkit.files import BackgroundHasher, require_free_space
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
+from toolkit.strict_json import shorten
 from toolkit.tflite.graph import Signature, Weight
 from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflites
 
@@ -124,6 +125,7 @@ def convert(
     count = _Counter(total, progress)
 
     def fill(directory: Path, finished: Callable[[Path], None]) -> BundleDraft:
+        _copy_tokenizer(checkpoint.path, directory)  # first: what is wrong with it shows before hours of weights
         files = {directory / name: layout for name, layout in text.items()}
         write_tflites(files, source, workers=request.workers, progress=count.add)
         for path in files:
@@ -143,7 +145,6 @@ def convert(
             tower.write(directory, workers=request.workers, progress=count.add)
             for name in tower.layouts:
                 finished(directory / name)
-        _copy_tokenizer(checkpoint.path, directory)
         return _draft(request, elastic, shards, towers, checkpoint.fingerprint())
 
     with BackgroundHasher() as hasher:
@@ -254,15 +255,28 @@ def _copy_tokenizer(checkpoint: Path, directory: Path) -> None:
 
 
 def _chat_template(checkpoint: Path) -> str | None:
-    plain = checkpoint / "chat_template.jinja"
-    if plain.is_file():
-        return plain.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if (checkpoint / name).is_file():
-            template = json.loads((checkpoint / name).read_text(encoding="utf-8")).get("chat_template")
-            if isinstance(template, str):
-                return template
+    for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
+        path = checkpoint / name
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            template = text if name.endswith(".jinja") else _stated_template(text)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(str(path), found=shorten(str(error)), wanted="a chat template in UTF-8") from error
+        if template is not None:
+            return template
     return None
+
+
+def _stated_template(text: str) -> str | None:
+    """ValueError for text that is no JSON. Not strict_json: transformers writes 10^30 for texts without a limit."""
+    value = json.loads(text)
+    template = value.get("chat_template") if isinstance(value, dict) else None
+    if not isinstance(template, str):
+        return None
+    template.encode("utf-8")  # a lone surrogate cannot be written
+    return template
 
 
 def _draft(

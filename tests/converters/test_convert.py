@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import shutil
 import subprocess
@@ -220,6 +221,35 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path, tiny: Path)
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("chat_template.jinja", b"\xff"),
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b"\xff"),
+        ("tokenizer_config.json", b"[" * 100_000),
+        ("chat_template.json", b'{"chat_template": "\\ud800"}'),
+    ],
+)
+def test_a_chat_template_that_cannot_be_read_is_named_before_a_weight_is(
+    tmp_path: Path, tiny: Path, name: str, data: bytes
+) -> None:
+    shutil.copytree(tiny, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("chat_template.jinja", "*.py"))
+    (tmp_path / "checkpoint" / name).write_bytes(data)
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(CheckpointError, match=name):
+        convert(request(tmp_path / "checkpoint", tmp_path / "bundle"), progress=lambda *done: seen.append(done))
+    assert not seen and not (tmp_path / "bundle").exists()
+
+
+def test_a_chat_template_is_found_beside_numbers_that_strict_json_refuses(tmp_path: Path, tiny: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("chat_template.jinja", "*.py"))
+    config = {"model_max_length": 10**30, "chat_template": "{{ x }}"}
+    (tmp_path / "checkpoint" / "tokenizer_config.json").write_text(json.dumps(config))
+    convert(request(tmp_path / "checkpoint", tmp_path / "bundle"))
+    assert (tmp_path / "bundle" / "chat_template.jinja").read_text() == "{{ x }}"
+
+
 DISK_FULL = """
 import sys
 from pathlib import Path
@@ -315,8 +345,6 @@ def test_progress_ends_at_its_total(tmp_path: Path, tiny: Path) -> None:
 
 def slice_arrays(directory: Path, target: Path, part: Slice) -> Path:
     """Slice a checkpoint by the recipe in gemma3n's documentation, by code of this test's own, and save it."""
-    import json
-
     from safetensors.numpy import save_file
     from safetensors.torch import load_file
 

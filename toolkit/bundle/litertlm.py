@@ -112,9 +112,15 @@ class _Parts:
 
     def whole(self, name: str) -> FilePart:
         files = self.manifest.files
-        if name not in files:
+        if name not in files or not (self.bundle / name).is_file():
             raise BundleError(str(self.bundle), found=f"no {name}", wanted="a whole bundle", remedy="convert it again")
         return FilePart(self.bundle / name, files[name].bytes, files[name].sha256)
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file."""
+        whole = self.whole(name)
+        whole.require_hash()
+        return whole.path.read_bytes()
 
     def selected(
         self,
@@ -137,10 +143,9 @@ class _Parts:
 
 def _metadata_section(parts: _Parts, groups: Sequence[str], model_type: ModelType) -> Section:
     manifest = parts.manifest
-    text, written = manifest.text, CHAT_TEMPLATE in manifest.files
-    template = (parts.bundle / CHAT_TEMPLATE).read_text(encoding="utf-8") if written else None
-    path = parts.bundle / TOKENIZER
-    image, sound = media_metadata(path, manifest, groups, model_type, joined=template is not None)
+    text, template = manifest.text, _chat_template(parts)
+    joined = template is not None
+    image, sound = media_metadata(parts.read(TOKENIZER), manifest, groups, model_type, joined=joined)
     if template is not None and model_type == "generic_model":
         template = joined_template(template, [media.placeholder for media in (image, sound) if media is not None])
     metadata = LlmMetadata(
@@ -156,9 +161,19 @@ def _metadata_section(parts: _Parts, groups: Sequence[str], model_type: ModelTyp
     return Section(schema.LLM_METADATA, (schema.pack_llm_metadata(metadata),))
 
 
+def _chat_template(parts: _Parts) -> str | None:
+    if CHAT_TEMPLATE not in parts.manifest.files:
+        return None
+    try:
+        return parts.read(CHAT_TEMPLATE).decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = str(parts.bundle / CHAT_TEMPLATE)
+        raise BundleError(what, found=error, wanted="UTF-8", remedy="convert it again") from error
+
+
 def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
     """Small ones first: a reader finds them within the first megabytes."""
-    tokenizer = (parts.bundle / TOKENIZER).read_bytes()
+    tokenizer = parts.read(TOKENIZER)
     packed = struct.pack("<Q", len(tokenizer)) + zlib.compress(tokenizer, _ZLIB_LEVEL)
     return (
         Section(schema.HF_TOKENIZER, (packed,)),

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from toolkit.bundle.litertlm_schema import ImageMetadata, MelMetadata, ModelType, SoundMetadata
-from toolkit.bundle.manifest import Manifest, TowerTokens
+from toolkit.bundle.manifest import TOKENIZER, Manifest, TowerTokens
 from toolkit.bundle.tokenizer_file import token_spellings
 from toolkit.tflite.schema import OperatorRecord, SubgraphRecord
 
@@ -20,11 +19,11 @@ _AROUND = "\n\n"
 
 
 def media_metadata(
-    tokenizer: Path, manifest: Manifest, groups: Sequence[str], model_type: ModelType, *, joined: bool
+    tokenizer: bytes, manifest: Manifest, groups: Sequence[str], model_type: ModelType, *, joined: bool
 ) -> tuple[ImageMetadata | None, SoundMetadata | None]:
     """How images and sounds are spelled in a prompt, and what is made of them; None for a group that is left out.
 
-    joined: the chat template writes what follows them.
+    tokenizer: the content of tokenizer.json. joined: the chat template writes what follows them.
     """
     vision = manifest.vision if "vision" in groups else None
     audio = manifest.audio if "audio" in groups else None
@@ -32,7 +31,7 @@ def media_metadata(
     around = (_AROUND, "" if joined else _AROUND) if generic else ("", "")
 
     def spelling(tower: TowerTokens) -> tuple[str, str, str, str, str]:
-        spelled = token_spellings(tokenizer, tower.markers().values())
+        spelled = token_spellings(TOKENIZER, tokenizer, tower.markers().values())
         placeholder = spelled[tower.soft_token_id] if generic else ""
         return spelled[tower.begin_token_id], spelled[tower.end_token_id], placeholder, *around
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from typing import Any
 
 from toolkit.bundle.faults import Fault
-from toolkit.errors import BundleError
+from toolkit.strict_json import shorten
 
 
 def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[str, int] | None = None) -> list[Fault]:
@@ -15,36 +15,58 @@ def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[s
 
     spelled: ids that prompts need, by the manifest's name for each.
     """
-    try:
-        # Not strict_json: vocabularies of byte-level tokenizers do hold lone surrogates.
-        value = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        return [Fault(file, "JSON", f"{type(error).__name__}: {error}"[:120], "a tokenizer in Hugging Face's form")]
-    model = value.get("model") if isinstance(value, dict) else None
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict | list) or not vocab:
-        return [Fault(file, "model vocab", "nothing", "a vocabulary")]
-    added = value.get("added_tokens") or []
-    ids = [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
-    # Unigram vocabularies are lists, and an entry's place is its id.
-    ids += list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
-    wrong = [token for token in ids if not isinstance(token, int) or not 0 <= token < vocab_size]
-    if wrong:
-        return [Fault(file, "token ids", str(wrong[0])[:40], f"0 to {vocab_size - 1}, the model's vocabulary")]
-    present = {*ids, *(range(len(vocab)) if isinstance(vocab, list) else ())}
+    tokens = _tokens(file, data)
+    if isinstance(tokens, Fault):
+        return [tokens]
+    present = {token for _, token in tokens}
+    if max(present) >= vocab_size:
+        return [Fault(file, "token ids", f"{max(present)}", f"0 to {vocab_size - 1}, the model's vocabulary")]
     missing = {name: token for name, token in (spelled or {}).items() if token not in present}
     return [Fault(file, name, f"no token {token}", "a spelling of it") for name, token in missing.items()]
 
 
-def token_spellings(path: Path, ids: Iterable[int]) -> dict[int, str]:
-    """How a sound tokenizer spells some of its tokens; BundleError for ids that it does not have."""
-    value = json.loads(path.read_text(encoding="utf-8"))
-    vocab = value["model"]["vocab"]
-    pairs = vocab.items() if isinstance(vocab, dict) else ((entry[0], place) for place, entry in enumerate(vocab))
-    texts = {token: text for text, token in pairs}
-    texts |= {entry["id"]: entry["content"] for entry in value.get("added_tokens") or []}
+def token_spellings(file: str, data: bytes, ids: Iterable[int]) -> dict[int, str]:
+    """How a tokenizer spells some of its tokens; BundleError if `data` is none, or for ids that it does not have."""
+    tokens = _tokens(file, data)
+    if isinstance(tokens, Fault):
+        raise tokens.error("convert it again")
+    texts = {token: text for text, token in tokens}
     wanted = list(ids)
     for token in wanted:
         if token not in texts:
-            raise BundleError(str(path), found=f"no token {token}", wanted="a spelling of every marker")
+            raise Fault(file, "tokens", f"no token {token}", "a spelling of every marker").error()
     return {token: texts[token] for token in wanted}
+
+
+def _tokens(file: str, data: bytes) -> list[tuple[str, int]] | Fault:
+    """Text and id of every token, the added ones last, or what is wrong with the first that is neither."""
+    try:
+        # Not strict_json: vocabularies of byte-level tokenizers do hold lone surrogates.
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return Fault(file, "JSON", f"{type(error).__name__}: {error}"[:120], "a tokenizer in Hugging Face's form")
+    model = value.get("model") if isinstance(value, dict) else None
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict | list) or not vocab:
+        return Fault(file, "model vocab", "nothing", "a vocabulary")
+    # Unigram vocabularies are lists of text and score, and an entry's place is its id.
+    own = vocab.items() if isinstance(vocab, dict) else ((_at(entry, 0), place) for place, entry in enumerate(vocab))
+    added = value.get("added_tokens") or []
+    if not isinstance(added, list):
+        return Fault(file, "added_tokens", shorten(added, 40), "a list")
+    tokens: list[tuple[str, int]] = []
+    for text, token in (*own, *((_at(entry, "content"), _at(entry, "id")) for entry in added)):
+        if not isinstance(text, str):
+            return Fault(file, "tokens", shorten(text, 40), "a text for each")
+        if not isinstance(token, int) or token < 0:
+            return Fault(file, "token ids", shorten(token, 40), "integers from 0 on")
+        tokens.append((text, token))
+    return tokens
+
+
+def _at(entry: Any, place: int | str) -> object:
+    """What a list or an object has at a place, if it is one and has something there."""
+    try:
+        return entry[place]
+    except (KeyError, IndexError, TypeError):
+        return None

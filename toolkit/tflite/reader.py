@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import GraphError
+from toolkit.strict_json import open_regular
 from toolkit.tflite import schema
 
 HEADER_LIMIT_BYTES = 1 << 29  # 512 MiB; the header of a 35-layer model with per-channel scales is under 50 MB
@@ -37,11 +39,11 @@ def read_tflite(path: Path, section: tuple[int, int] | None = None) -> TfliteCon
 
     `section`: the bytes [begin, end) of a container that are the file; its offsets count from begin.
     """
-    begin, end = section or (0, path.stat().st_size)
-    size_bytes = end - begin
-    if size_bytes < 8:
-        raise GraphError(path.name, found=f"{size_bytes} bytes", wanted="a .tflite file")
-    with open(path, "rb") as file:
+    with open(open_regular(path, GraphError), "rb") as file:
+        begin, end = section or (0, os.fstat(file.fileno()).st_size)
+        size_bytes = end - begin
+        if size_bytes < 8:
+            raise GraphError(path.name, found=f"{size_bytes} bytes", wanted="a .tflite file")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
     model = schema.unpack(memoryview(data)[begin : min(end, begin + HEADER_LIMIT_BYTES)])
     check_model(path.name, size_bytes, model)
@@ -63,7 +65,11 @@ def check_model(name: str, size_bytes: int, model: schema.ModelRecord) -> None:
 def _check_graph(name: str, model: schema.ModelRecord, graph: schema.SubgraphRecord) -> None:
     for tensor in graph.tensors:
         _check_tensor(f"{name} tensor {tensor.name}", model, graph, tensor)
-    known = {i for i, t in enumerate(graph.tensors) if t.buffer and _has_bytes(model, t)} | set(graph.inputs.values())
+    known = {i for i, t in enumerate(graph.tensors) if t.buffer and _has_bytes(model, t)}
+    for key, index in graph.inputs.items():
+        if not 0 <= index < len(graph.tensors):
+            raise GraphError(f"{name} input {key}", found=f"tensor {index}", wanted=f"0 to {len(graph.tensors) - 1}")
+        known.add(index)
     for n, op in enumerate(graph.operators):
         for index in (*op.inputs, *op.outputs):
             if not 0 <= index < len(graph.tensors):
@@ -97,6 +103,8 @@ def _check_tensor(
     quantization = tensor.quantization
     if quantization is None:
         return
+    if not tensor.shape:
+        raise GraphError(name, found="scales of a number without axes", wanted="at least one axis")
     if quantization.scales is not None and quantization.scales.size not in (1, tensor.shape[0]):
         raise GraphError(name, found=f"{quantization.scales.size} scales", wanted=f"1 or {tensor.shape[0]}")
     if quantization.block_size is not None:

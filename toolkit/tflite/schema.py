@@ -134,10 +134,10 @@ class _Unpacker:
 
     def __init__(self, root: Any) -> None:
         self._root = root
-        self._builtins = _names(fb.BuiltinOperator)
-        self._types = _names(fb.TensorType)
-        self._options = _names(fb.BuiltinOptions)
-        self._options2 = _names(fb.BuiltinOptions2)
+        self._builtins = _Names(fb.BuiltinOperator)
+        self._types = _Names(fb.TensorType)
+        self._options = _Names(fb.BuiltinOptions)
+        self._options2 = _Names(fb.BuiltinOptions2)
         self._scales: dict[bytes, NDArray[np.float32]] = {}
 
     def model(self) -> ModelRecord:
@@ -311,8 +311,15 @@ def _vector(numbers: Sequence[int]) -> NDArray[np.int32]:
     return np.array(numbers, np.int32)
 
 
-def _names(enum: type) -> dict[int, str]:
-    return {value: name for name, value in vars(enum).items() if isinstance(value, int)}
+class _Names(dict[int, str]):
+    """The names of an enum's numbers; GraphError for a number that it does not have."""
+
+    def __init__(self, enum: type) -> None:
+        super().__init__((value, name) for name, value in vars(enum).items() if isinstance(value, int))
+        self._enum = enum.__name__
+
+    def __missing__(self, number: int) -> str:
+        raise GraphError(f".tflite {self._enum}", found=number, wanted="a number of LiteRT's schema")
 
 
 def _names_of(entries: Sequence[Any] | None) -> dict[str, int]:

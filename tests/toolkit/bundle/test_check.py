@@ -23,6 +23,7 @@ from bundles import (
 )
 
 from toolkit.bundle.check import check
+from toolkit.bundle.litertlm import export_litertlm
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
@@ -242,6 +243,31 @@ def test_a_missing_file_of_a_tower_is_named(bundle: Path, name: str) -> None:
     assert found(bundle) == [(name, "file")]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [TEXT_DECODER, VISION_ENCODER, VISION_ADAPTER, AUDIO_ADAPTER, TOKENIZER, "chat_template.jinja", "ple_00000.bin"],
+)
+def test_a_bundle_without_one_of_its_files_is_not_exported(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(BundleError, match=f"found no {name}"):
+        export_litertlm(bundle, bundle.parent / "model.litertlm")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        (TOKENIZER, b"{"),
+        (TOKENIZER, b'{"model": {"vocab": {"a": 1}}, "added_tokens": [{"id": []}]}'),
+        (TOKENIZER, b'{"model": {"vocab": {"a": 1}}}'),
+        ("chat_template.jinja", b"\xff"),
+    ],
+)
+def test_a_bundle_of_a_stranger_is_not_exported(bundle: Path, name: str, data: bytes) -> None:
+    rewrite(bundle, name, lambda path: path.write_bytes(data))
+    with pytest.raises(BundleError, match=name):
+        export_litertlm(bundle, bundle.parent / "model.litertlm")
+
+
 def test_a_token_of_a_tower_that_the_tokenizer_cannot_spell_is_found(bundle: Path) -> None:
     vocab = {f"<{i}>": i for i in range(40) if i != 37}
     text = json.dumps({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab}})
@@ -257,7 +283,15 @@ def test_a_token_of_a_tower_that_the_tokenizer_cannot_spell_is_found(bundle: Pat
         ('{"model": {"vocab": {}}}', "model vocab"),
         ('{"model": {"vocab": {"a": 40}}}', "token ids"),
         ('{"model": {"vocab": {"a": -1}}}', "token ids"),
-        ('{"model": {"vocab": {"a": 1}}, "added_tokens": [{"id": 99}]}', "token ids"),
+        ('{"model": {"vocab": {"a": 1.0}}}', "token ids"),
+        ('{"model": {"vocab": {"a": {}}}}', "token ids"),
+        ('{"model": {"vocab": {"a": 1}}, "added_tokens": [{"id": 99, "content": "b"}]}', "token ids"),
+        ('{"model": {"vocab": {"a": 1}}, "added_tokens": [{"content": "b"}]}', "token ids"),
+        ('{"model": {"vocab": {"a": 1}}, "added_tokens": [{"id": 2}]}', "tokens"),
+        ('{"model": {"vocab": {"a": 1}}, "added_tokens": ["b"]}', "tokens"),
+        ('{"model": {"vocab": {"a": 1}}, "added_tokens": {"b": 2}}', "added_tokens"),
+        ('{"model": {"vocab": [["a", -1.5], 7]}}', "tokens"),
+        ('{"model": {"vocab": {"a": ' + "[" * 100_000, "JSON"),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_the_model_is_found(bundle: Path, text: str, fault: str) -> None:

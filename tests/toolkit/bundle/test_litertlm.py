@@ -149,7 +149,7 @@ def test_an_unknown_size_is_named_with_those_there_are(bundle: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [EMBEDDER, TEXT_DECODER])
+@pytest.mark.parametrize("name", [EMBEDDER, TEXT_DECODER, TOKENIZER, "chat_template.jinja"])
 def test_a_damaged_bundle_is_not_exported(tmp_path: Path, name: str) -> None:
     write_bundle(tmp_path / "bundle", fill)
     with open(tmp_path / "bundle" / name, "r+b") as file:

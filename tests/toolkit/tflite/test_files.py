@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import struct
 from pathlib import Path
+from typing import Any
 
+import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
@@ -18,7 +20,7 @@ from toolkit.errors import GraphError
 from toolkit.layout import MATRIX_ALIGNMENT, PAGE_BYTES
 from toolkit.quant.scheme import Scheme, payload_bytes
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
-from toolkit.tflite import ops
+from toolkit.tflite import ops, schema
 from toolkit.tflite.graph import DType, Graph, Signature, Weight, WeightPart
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.rewrite import select_signatures
@@ -188,6 +190,48 @@ def test_what_is_no_tflite_is_refused(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(GraphError):
         read_tflite(path)
+
+
+def test_a_number_without_a_name_in_the_schema_is_refused(tmp_path: Path) -> None:
+    """Strangers' files of later releases have types and builtins that this one does not know."""
+    for record in ("builtinCode", "type"):
+        graph = schema.fb.ModelT.InitFromPackedBuf(write(tmp_path / "m", [Signature("one", linear(1))]).read_bytes(), 0)
+        place = graph.operatorCodes[0] if record == "builtinCode" else graph.subgraphs[0].tensors[0]
+        setattr(place, record, 99 if record == "type" else 9999)
+        repack(tmp_path / "m", graph)
+        with pytest.raises(GraphError, match="found 99"):
+            read_tflite(tmp_path / "m")
+
+
+def test_an_input_that_no_tensor_is_is_refused(tmp_path: Path) -> None:
+    graph = schema.fb.ModelT.InitFromPackedBuf(write(tmp_path / "m", [Signature("one", linear(1))]).read_bytes(), 0)
+    graph.subgraphs[0].inputs = [77]
+    graph.signatureDefs[0].inputs[0].tensorIndex = 77
+    repack(tmp_path / "m", graph)
+    with pytest.raises(GraphError, match="input x: found tensor 77"):
+        read_tflite(tmp_path / "m")
+
+
+def test_scales_of_a_number_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", [Signature("one", linear(1))], INT8)
+    graph = schema.fb.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    weight = next(tensor for tensor in graph.subgraphs[0].tensors if tensor.name == b"w")
+    weight.shape, weight.buffer = [], 0
+    repack(path, graph)
+    with pytest.raises(GraphError, match="at least one axis"):
+        read_tflite(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="nowhere: found No such file"):
+        read_tflite(tmp_path / "nowhere")
+
+
+def repack(path: Path, model: Any) -> None:
+    """Write a changed header over a file's; room between header and weights may be lost, which the reader allows."""
+    builder = flatbuffers.Builder(1 << 12)
+    builder.Finish(model.Pack(builder), file_identifier=schema.FILE_IDENTIFIER)
+    path.write_bytes(bytes(builder.Output()).ljust(path.stat().st_size, b"\0"))
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

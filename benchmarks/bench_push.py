@@ -5,8 +5,8 @@ machine has at hand: a virtual one may have lent it back, and then ``adb push``,
 three seconds longer. ``adb push`` compares no hashes, before or after, and does not wait for the storage; ours does. So
 besides the whole time there is that of sending alone, and for adb that of a push followed by ``fsync`` on the device.
 Ours pushes a bundle, whose manifest has the hashes, and the same bytes as a .litertlm, whose hashes it computes; stored
-there by the device's own programs, and by ours. Then it pushes the .litertlm again, and with one byte changed. Prints
-and appends one JSON object.
+there by the device's own programs, and by ours. Then each of the two pushes the .litertlm again, and with one byte
+changed. Prints and appends one JSON object.
 """
 
 from __future__ import annotations
@@ -166,20 +166,22 @@ def measure(
                 sync = ["adb", "-s", serial, "shell", f"fsync {FOLDER}/adb/{NAME} || sync"]
                 synced.append(theirs[-1] + run_child(sync, log, adb).seconds)
     shutil.rmtree(device, ignore_errors=True)
-    push_ours(serial, contenders[-1], log)
-    again = push_ours(serial, contenders[-1], log)
+    updates = [contender for contender in contenders if contender.source == source]
+    for contender in updates:
+        push_ours(serial, contender, log)
+    again = {contender.name: push_ours(serial, contender, log) for contender in updates}
     with open(source, "r+b") as file:
         file.seek(source.stat().st_size // 2)
         file.write(b"changed")
-    changed = push_ours(serial, contenders[-1], log)
-    every = [*(push for pushes in ours.values() for push in pushes), again, changed]
+    changed = {contender.name: push_ours(serial, contender, log) for contender in updates}
+    every = [*(push for pushes in ours.values() for push in pushes), *again.values(), *changed.values()]
     return {
         "adb_push_s": asdict(summary(theirs)),
         "adb_push_and_fsync_s": asdict(summary(synced)),
         "ours": {name: _summed(pushes) for name, pushes in ours.items()},
         "ours_peak_rss_bytes": max(push.peak_rss_bytes for push in every),
-        "ours_same_again": asdict(again),
-        "ours_one_byte_changed": asdict(changed),
+        "ours_same_again": {name: asdict(push) for name, push in again.items()},
+        "ours_one_byte_changed": {name: asdict(push) for name, push in changed.items()},
     }
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from typing import Literal
 
-from device_harness.push_chunks import ChunkRun, Chunks
-from device_harness.push_plan import FilePlan, FileState, Remote, plan_push
+from device_harness.push_plan import Action, FilePlan, FileState, Remote, plan_push
 from device_harness.push_remote import PartStart, RemoteFolder
+from device_harness.push_scripts import ChunkRun, Chunks
 from device_harness.push_source import (
     OLD_MANIFEST,
     PART,
+    Comparison,
     PushFile,
     PushProgress,
     PushSource,
@@ -46,6 +46,8 @@ class PushResult:
 
     device: str
     target: str
+    receiver: Literal["native", "shell"]
+    """Who stored and hashed there: our program, or the device's own ones."""
     files: tuple[str, ...]
     files_sent: tuple[str, ...]
     files_removed: tuple[str, ...]
@@ -212,7 +214,7 @@ class _Push:
         return [FileState(file, look(file, file.name), look(file, file.name + PART)) for file in missing]
 
     def _send(self, plans: Sequence[FilePlan], sizes: dict[str, int]) -> dict[str, dict[int, str]]:
-        """Make each NAME.part; the hashes that the device found in what was sent."""
+        """Make each NAME.part; the hashes that the device has told already of what it then has in them."""
         if any(plan.gives_up_whole for plan in plans):
             self._require_sound(plans)
         if MANIFEST_NAME in sizes and _takes_apart(plans):
@@ -220,11 +222,9 @@ class _Push:
         self._folder.start_parts(
             PartStart(plan.file.name, plan.keep_bytes, plan.starts_as_whole, plan.gives_up_whole) for plan in plans
         )
-        for plan in plans:
-            for run in plan.runs_of("copy"):
-                self._folder.copy(plan.file, run.first, run.stop)
-            self._tally.copied += plan.bytes_of("copy")
-        return self._store([ChunkRun(plan.file, run.first, run.stop) for plan in plans for run in plan.runs_of("send")])
+        copied = self._copy(_runs(plans, "copy"))
+        sent = self._store(_runs(plans, "send"))
+        return {name: {**copied.get(name, {}), **sent.get(name, {})} for name in copied.keys() | sent.keys()}
 
     def _require_sound(self, plans: Sequence[FilePlan]) -> None:
         """Before the device's old file goes, all of the new one is looked at."""
@@ -234,6 +234,21 @@ class _Push:
                 for chunk in range(run.first, run.stop):
                     require_sound(plan.file, chunk)
                     advance(plan.file.length(chunk))
+
+    def _copy(self, runs: Sequence[ChunkRun]) -> dict[str, dict[int, str]]:
+        """Chunks that the old file has; the hashes of what the device has made of them."""
+        size = sum(run.bytes for run in runs)
+        files = {run.name: run.file for run in runs}
+        digests: dict[str, dict[int, str]] = {name: {} for name in files}
+        advance = self._advance("copy", size)
+
+        def take(name: str, number: int, digest: str) -> None:
+            digests[name][number] = digest
+            advance(files[name].length(number))
+
+        self._folder.copy(runs, take)
+        self._tally.copied += size
+        return digests
 
     def _store(self, runs: Sequence[ChunkRun]) -> dict[str, dict[int, str]]:
         """Not by sync: adbd removes what a cut leaves of a file that came that way (AOSP file_sync_service.cpp)."""
@@ -249,7 +264,7 @@ class _Push:
             self._tally.sent += count
             advance(count)
 
-        with _Comparison() as comparison:
+        with Comparison() as comparison:
 
             def take(name: str, number: int, digest: str) -> None:
                 digests[name][number] = digest
@@ -270,7 +285,7 @@ class _Push:
         written = [Chunks(plan.file.name + PART, plan.file, plan.written) for plan in plans]
         advance = self._advance("verify", _bytes_of(written))
         for repair in range(_REPAIRS + 1):
-            asked = [_without(chunks, stored.get(chunks.name, {})) for chunks in written]
+            asked = [chunks.without(stored.get(chunks.name, {})) for chunks in written]
             advance(_bytes_of(written) - _bytes_of(asked))
             digests = self._folder.digests(asked, advance)
             written = [_wrong(chunks, {**stored.get(chunks.name, {}), **digests[chunks.name]}) for chunks in written]
@@ -318,6 +333,7 @@ class _Push:
         return PushResult(
             device=self._device.serial,
             target=self._folder.folder,
+            receiver="shell" if self._folder.receiver is None else "native",
             files=tuple(file.name for file in self._source.files),
             files_sent=tuple(sorted(tally.files)),
             files_removed=tuple(tally.removed),
@@ -343,39 +359,8 @@ def _takes_apart(plans: Sequence[FilePlan]) -> bool:
     return any(plan.gives_up_whole for plan in plans) and any(plan.file.name == MANIFEST_NAME for plan in plans)
 
 
-class _Comparison:
-    """Holds what the device has stored against what is here, beside the sending.
-
-    BundleError if a chunk differs because it is not what the manifest says: then sending it again would not help.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: deque[Future[None]] = deque()
-
-    def __enter__(self) -> _Comparison:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def add(self, file: PushFile, number: int, digest: str) -> None:
-        """Look at one more; what was found wrong meanwhile is raised."""
-        self._pending.append(self._pool.submit(_compare_chunk, file, number, digest))
-        while self._pending and self._pending[0].done():
-            self._pending.popleft().result()
-
-    def finish(self) -> None:
-        """Wait for the rest."""
-        while self._pending:
-            self._pending.popleft().result()
-
-
-def _compare_chunk(file: PushFile, number: int, digest: str) -> None:
-    if file.chunks[number] != digest:
-        require_sound(file, number)
+def _runs(plans: Sequence[FilePlan], action: Action) -> list[ChunkRun]:
+    return [ChunkRun(plan.file, run.first, run.stop) for plan in plans for run in plan.runs_of(action)]
 
 
 def _know(candidates: Iterable[Chunks]) -> None:
@@ -391,17 +376,12 @@ def _useful(file: PushFile, name: str, sizes: Mapping[str, int]) -> Chunks:
     return Chunks(name, file, tuple(n for n in range(len(file.chunks)) if file.offset(n + 1) <= there))
 
 
-def _without(chunks: Chunks, known: Mapping[int, str]) -> Chunks:
-    return Chunks(chunks.name, chunks.file, tuple(number for number in chunks.numbers if number not in known))
-
-
 def _wrong(chunks: Chunks, digests: Mapping[int, str]) -> Chunks:
-    good = _good(chunks.file, digests)
-    return Chunks(chunks.name, chunks.file, tuple(number for number in chunks.numbers if number not in good))
+    return chunks.without(_good(chunks.file, digests))
 
 
 def _bytes_of(wanted: Iterable[Chunks]) -> int:
-    return sum(chunks.file.length(number) for chunks in wanted for number in chunks.numbers)
+    return sum(chunks.bytes for chunks in wanted)
 
 
 def _good(file: PushFile, digests: Mapping[int, str]) -> frozenset[int]:

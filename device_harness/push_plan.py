@@ -62,7 +62,7 @@ class FilePlan:
         return [run for run in self.runs if run.action == action]
 
     def bytes_of(self, action: Action) -> int:
-        return sum(self.file.offset(run.stop) - self.file.offset(run.first) for run in self.runs_of(action))
+        return sum(self.file.extent(run.first, run.stop) for run in self.runs_of(action))
 
     @property
     def written(self) -> tuple[int, ...]:

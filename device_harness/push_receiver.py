@@ -1,4 +1,4 @@
-"""The program that takes a push on the device, in place of the device's own ones: found, built, brought there."""
+"""Our program that stores and hashes a push on the device, in place of its own ones: found, built, brought there."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ Receiver = Literal["auto", "shell", "native"]
 """``native``: our program, built if need be; ``shell``: the device's own; ``auto``: ours if it has been built."""
 
 _ASK_S = 30.0
+_USAGE = f"usage: {PUSH_RECEIVER} "
+"""What it says without arguments."""
 
 
 def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], None] | None = None) -> str | None:
     """Where the program lies on the device, by its hash; None: the device's own programs do it.
 
-    ``say`` is told that a build begins. EnvironmentFault if ``native`` is wanted and cannot be had.
+    ``say`` is told that a build begins, and that a device cannot run ours. EnvironmentFault if ``native`` is wanted and
+    cannot be had.
     """
     if kind == "shell":
         return None
@@ -30,10 +33,19 @@ def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], No
     program = _program(kind, machine, device.serial, say)
     if program is None:
         return None
-    for digest, _, path in (line.partition("  ") for line in there):
-        if digest == program.sha256:
-            return remote_path(folder, *path.strip().split("/"))
-    return place_binary(device, program.path).program
+    found = [path.strip() for digest, _, path in (line.partition("  ") for line in there) if digest == program.sha256]
+    placed = remote_path(folder, *found[0].split("/")) if found else place_binary(device, program.path).program
+    tried = device.shell(quote(placed), timeout=_ASK_S)
+    if tried.stdout.startswith(_USAGE):
+        return placed
+    fault = DeviceFault(
+        what, found=tried.stderr.strip() or f"exit code {tried.exit_code}", wanted="a program that runs"
+    )
+    if kind == "native":
+        raise fault
+    if say is not None:
+        say(f"{fault}; the device's own programs store and hash")
+    return None
 
 
 def _program(kind: Receiver, machine: str, serial: str, say: Callable[[str], None] | None) -> NativeProgram | None:

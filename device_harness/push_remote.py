@@ -6,25 +6,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from device_harness.push_chunks import (
-    ChunkRun,
-    Chunks,
-    OnDigest,
-    OnSent,
-    batches,
-    chunk_word,
-    send_runs,
-    stream_digests,
-    sync_command,
-    timeout_s,
-)
+from device_harness.push_chunks import ChunkShell, OnDigest, OnSent, timeout_s
+from device_harness.push_scripts import ChunkRun, Chunks, batches, chunk_word, sync_command
 from device_harness.push_source import PART, PushFile
 from device_harness.transport import DeviceRefusal, Transport, quote, remote_path
 
 MAX_SCRIPT_CHARACTERS = 1500
 """Old devices take 4096 bytes a message, and a command is quoted once more on its way."""
-
-_BLOCK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +29,10 @@ class RemoteFolder:
     """The folder that a bundle is pushed to; names in it have passed ``safe_name``."""
 
     def __init__(self, device: Transport, folder: str, receiver: str | None = None) -> None:
-        """``receiver``: the program on the device that stores what is sent; None: its own ones do."""
-        self._receiver = receiver
+        """``receiver``: the program on the device that stores and hashes; None: its own ones do."""
         self._device = device
+        self._chunks = ChunkShell(device, self._inside, receiver)
+        self.receiver = receiver
         self.folder = remote_path(folder)
         self.what = f"{device.serial} {self.folder}"
 
@@ -68,7 +57,7 @@ class RemoteFolder:
         """sha256 of chunks by file name, computed by the device; ``tick`` gets the bytes of each as it comes."""
         found: dict[str, dict[int, str]] = {chunks.name: {} for chunks in wanted}
         files = {chunks.name: chunks.file for chunks in wanted}
-        for name, number, digest in stream_digests(self._device, self._inside, wanted):
+        for name, number, digest in self._chunks.hash(wanted):
             found[name][number] = digest
             tick(files[name].length(number))
         for chunks in wanted:
@@ -79,14 +68,9 @@ class RemoteFolder:
                 raise DeviceRefusal(what, found=hashes, wanted=str(len(chunks.numbers)), remedy=remedy)
         return found
 
-    def store(
-        self,
-        runs: Sequence[ChunkRun],
-        on_sent: OnSent,
-        on_digest: OnDigest,
-    ) -> None:
+    def store(self, runs: Sequence[ChunkRun], on_sent: OnSent, on_digest: OnDigest) -> None:
         """Send runs of chunks to their NAME.part; ``on_digest`` hears the hash of each as the device has stored it."""
-        send_runs(self._device, self._inside, runs, on_sent, on_digest, self._receiver)
+        self._chunks.store(runs, on_sent, on_digest)
 
     def free_bytes(self) -> int:
         """Room on the storage that the folder lies on."""
@@ -109,14 +93,10 @@ class RemoteFolder:
             commands.append(f": >> {part} && truncate -s {start.keep_bytes} {part}")
         self._run_all(commands)
 
-    def copy(self, file: PushFile, first: int, stop: int) -> None:
-        """Chunks of NAME to the same place in NAME.part."""
-        block = min(file.chunk_bytes, _BLOCK_BYTES)
-        step = file.chunk_bytes // block
-        place = f"skip={first * step} seek={first * step} count={(stop - first) * step}"
-        size = file.offset(stop) - file.offset(first)
-        command = f"dd if={file.name} of={file.name}{PART} bs={block} {place} conv=notrunc 2>/dev/null"
-        self._run_inside(command, size)
+    def copy(self, runs: Sequence[ChunkRun], on_digest: OnDigest) -> None:
+        """Chunks of NAME to the same places in NAME.part; ``on_digest`` hears the hash of each there."""
+        for name, number, digest in self._chunks.copy(runs):
+            on_digest(name, number, digest)
 
     def settle(self, files: Sequence[PushFile]) -> None:
         """Bring each NAME.part to its size and to the storage."""

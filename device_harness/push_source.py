@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Literal, overload
 
 from device_harness.transport_payload import file_shrunk
@@ -24,7 +27,7 @@ OLD_MANIFEST = f"{MANIFEST_NAME}.old"
 _READ_BYTES = 256 * 1024
 """Stays in the processor's cache until it is hashed."""
 
-Step = Literal["check", "compare", "send", "verify"]
+Step = Literal["check", "compare", "copy", "send", "verify"]
 PushProgress = Callable[[Step, int, int], None]
 """Called with what is being done, the bytes done and the bytes in all."""
 
@@ -46,9 +49,13 @@ class PushFile:
         """Where a chunk starts; the file's end for the one after the last."""
         return min(chunk * self.chunk_bytes, self.size)
 
+    def extent(self, first: int, stop: int) -> int:
+        """Bytes of chunks ``first`` to before ``stop``."""
+        return self.offset(stop) - self.offset(first)
+
     def length(self, chunk: int) -> int:
         """Bytes of a chunk: the last one is shorter."""
-        return self.offset(chunk + 1) - self.offset(chunk)
+        return self.extent(chunk, chunk + 1)
 
 
 class LocalDigests(Sequence[str]):
@@ -175,6 +182,42 @@ def require_sound(file: PushFile, number: int) -> None:
         found = f"sha256 {digest} from byte {file.offset(number):,} on"
         wanted = f"{file.chunks[number]}, as its manifest says"
         raise BundleError(str(file.path), found=found, wanted=wanted, remedy="convert it again")
+
+
+class Comparison:
+    """Holds what the device has stored against what is here, beside the sending.
+
+    BundleError if a chunk differs because it is not what the manifest says: then sending it again would not help.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, file: PushFile, number: int, digest: str) -> None:
+        """Look at one more; what was found wrong meanwhile is raised."""
+        self._pending.append(self._pool.submit(_require_stored, file, number, digest))
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+
+    def finish(self) -> None:
+        """Wait for the rest."""
+        while self._pending:
+            self._pending.popleft().result()
+
+
+def _require_stored(file: PushFile, number: int, digest: str) -> None:
+    """A chunk that is sound here and not there is sent again; one that is not sound here ends the push."""
+    if file.chunks[number] != digest:
+        require_sound(file, number)
 
 
 def _require_free_name(name: str) -> None:

@@ -28,6 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "input.h"
 #include "sha256.h"
 
 enum { BAD_INPUT = 2, SYSTEM = 3 };
@@ -116,14 +117,12 @@ static void require(bool holds, const char *path, const char *field, uint64_t fo
     if (!holds) fail(BAD_INPUT, "%s header %s: found %" PRIu64 ", wanted %s", path, field, found, wanted);
 }
 
-static void read_all(int fd, const char *path, uint8_t *target, uint64_t size, uint64_t offset) {
-    while (size) {
-        ssize_t got = pread(fd, target, size, (off_t)offset);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) fail(SYSTEM, "%s: found '%s' at byte %" PRIu64 ", wanted rows", path, strerror(errno), offset);
-        if (got == 0) fail(BAD_INPUT, "%s: found its end at byte %" PRIu64 ", wanted more", path, offset);
-        target += got, size -= (uint64_t)got, offset += (uint64_t)got;
-    }
+static void read_all(int fd, const char *path, uint8_t *target, size_t size, uint64_t offset) {
+    size_t done = read_whole(fd, target, size, offset);
+    if (done == size) return;
+    offset += done;
+    if (errno) fail(SYSTEM, "%s: found '%s' at byte %" PRIu64 ", wanted rows", path, strerror(errno), offset);
+    fail(BAD_INPUT, "%s: found its end at byte %" PRIu64 ", wanted more", path, offset);
 }
 
 /* Offsets and bounds are those of docs/formats/ple_shard.md; every product below stays under 2^53. */
@@ -522,10 +521,8 @@ static void on_bus_error(int signal_number) {
 }
 
 static uint64_t parse_count(const char *option, const char *text, uint64_t least, uint64_t most) {
-    char *end;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    if (*text < '0' || *text > '9' || *end || errno || value < least || value > most)
+    uint64_t value = 0;
+    if (!parse_number(text, least, most, &value))
         fail(BAD_INPUT, "%s: found '%s', wanted %" PRIu64 " to %" PRIu64, option, text, least, most);
     return value;
 }

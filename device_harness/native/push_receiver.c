@@ -1,31 +1,41 @@
-/* Stores what a push sends, and hashes what then lies in the file.
+/* Stores chunks of files and hashes what then lies there; the device's side of a push, and of its comparison.
  *
- *   push_receiver NAME CHUNK FIRST STOP LAST
+ *   push_receiver store NAME CHUNK FIRST STOP LAST       chunks from standard input
+ *   push_receiver copy  NAME CHUNK FIRST STOP LAST FROM  chunks from the same places of the file FROM
+ *   push_receiver hash  NAME CHUNK FIRST STOP LAST       nothing is stored: what is there is hashed
  *
- * takes the chunks FIRST to before STOP of NAME from standard input: CHUNK bytes each, the last of them LAST bytes. Each
- * goes to its place in NAME, is read again from there, and its line "NAME NUMBER SHA256" is printed. What was stored is
- * sent on to the storage at once. At a fault its words and a line "failed" are printed, and the exit code is 1.
+ * The chunks are FIRST to before STOP, of CHUNK bytes each, the last of them of LAST bytes. Each goes to its place in
+ * NAME, is read again from there, and its line "NAME NUMBER SHA256" is printed. What was stored is sent on to the storage
+ * at once. At a fault its words and a line "failed" are printed, and the exit code is 1; but what "hash" cannot read has
+ * a line "NAME NUMBER unreadable", for that is an answer. Wrong use has exit code 2.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "input.h"
 #include "sha256.h"
 
 #define BLOCK (256 * 1024) /* stays in a processor's cache */
 #define ALIGNMENT 4096 /* the kernel copies to a page's start several times faster than to 16 bytes behind it */
 #define MOST_HASHERS 4
 #define BEHIND 4 /* chunks whose way to the storage nobody waits for */
+#define MOST_CHUNK ((uint64_t)1 << 40)
+#define MOST_CHUNKS ((uint64_t)1 << 22) /* with MOST_CHUNK, offsets stay within 63 bits */
+#define MOST_NAME 255
 
 static struct {
-    const char *name;
+    const char *name, *from_name;
     int file;
+    int from; /* where chunks come from: standard input, or another file; -1 if nothing is stored */
     uint64_t chunk, first, stop, last;
     sha256_compressor compress;
     pthread_mutex_t lock;
@@ -41,55 +51,70 @@ static void say(const char *text, size_t size) {
     }
 }
 
-static void fail(const char *words) {
-    char line[512];
-    int size = snprintf(line, sizeof line, "%s: %s\nfailed\n", run.name, words);
+/* A line of its own, whole whatever other threads say. */
+static void say_line(const char *form, ...) {
+    char line[2 * MOST_NAME];
+    va_list values;
+    va_start(values, form);
+    int size = vsnprintf(line, sizeof line, form, values);
+    va_end(values);
     say(line, size < (int)sizeof line ? (size_t)size : sizeof line - 1);
+}
+
+static void fail(const char *name, const char *words) {
+    say_line("%s: %s\nfailed\n", name, words);
     _exit(1);
 }
 
 static uint64_t length_of(uint64_t number) { return number + 1 < run.stop ? run.chunk : run.last; }
 
-static void read_file(uint8_t *to, size_t size, uint64_t offset) {
-    while (size) {
-        ssize_t count = pread(run.file, to, size, (off_t)offset);
-        if (count < 0 && errno == EINTR) continue;
-        if (count < 0) fail(strerror(errno));
-        if (!count) fail("it has become shorter");
-        to += count, size -= (size_t)count, offset += (uint64_t)count;
-    }
+/* Whether they are all there. What was stored has to be; what was there already need not. */
+static bool read_back(uint8_t *to, size_t size, uint64_t offset) {
+    if (read_whole(run.file, to, size, offset) == size) return true;
+    if (run.from >= 0) fail(run.name, errno ? strerror(errno) : "it has become shorter");
+    return false;
 }
 
 static void say_digest(uint64_t number, const uint8_t digest[SHA256_DIGEST]) {
-    char line[512];
-    int at = snprintf(line, 400, "%s %llu ", run.name, (unsigned long long)number);
-    for (int i = 0; i < SHA256_DIGEST; i++) at += snprintf(line + at, 3, "%02x", digest[i]);
-    line[at] = '\n';
-    say(line, (size_t)at + 1);
+    char text[2 * SHA256_DIGEST + 1];
+    for (int i = 0; i < SHA256_DIGEST; i++) snprintf(text + 2 * i, 3, "%02x", digest[i]);
+    say_line("%s %llu %s\n", run.name, (unsigned long long)number, text);
 }
+
+static void say_unreadable(uint64_t number) { say_line("%s %llu unreadable\n", run.name, (unsigned long long)number); }
 
 /* One chunk, or two of the same length at once. */
 static void hash_chunks(uint64_t number, int lanes, uint8_t *buffer) {
     uint32_t states[SHA256_MOST_LANES][8];
     const uint8_t *data[SHA256_MOST_LANES];
+    bool is_whole[SHA256_MOST_LANES];
     uint64_t size = length_of(number), done = 0;
     size_t most = BLOCK / (size_t)lanes, count = 0;
     for (int k = 0; k < lanes; k++) {
         memcpy(states[k], SHA256_START, sizeof SHA256_START);
         data[k] = buffer + (size_t)k * most;
+        is_whole[k] = true;
     }
-    while (done < size) {
+    while (done < size && (is_whole[0] || is_whole[lanes - 1])) {
         count = size - done < most ? (size_t)(size - done) : most;
         for (int k = 0; k < lanes; k++)
-            read_file(buffer + (size_t)k * most, count, (number + (uint64_t)k) * run.chunk + done);
+            if (is_whole[k])
+                is_whole[k] = read_back(buffer + (size_t)k * most, count, (number + (uint64_t)k) * run.chunk + done);
         run.compress(states, data, lanes, count / SHA256_BLOCK);
         done += count;
     }
     for (int k = 0; k < lanes; k++) {
         uint8_t digest[SHA256_DIGEST];
         sha256_finish(run.compress, states[k], data[k] + count / SHA256_BLOCK * SHA256_BLOCK, size, digest);
-        say_digest(number + (uint64_t)k, digest);
+        if (is_whole[k]) say_digest(number + (uint64_t)k, digest);
+        else say_unreadable(number + (uint64_t)k);
     }
+}
+
+/* The kernel's own guess of what is read next goes wrong where threads take turns in one file. */
+static void read_ahead(uint64_t number, int lanes) {
+    uint64_t size = (uint64_t)(lanes - 1) * run.chunk + length_of(number + (uint64_t)lanes - 1);
+    posix_fadvise(run.file, (off_t)(number * run.chunk), (off_t)size, POSIX_FADV_WILLNEED);
 }
 
 /* Only a start of the way to the storage: whoever wants it to be there calls fsync. What is there gives its memory
@@ -101,6 +126,7 @@ static void settle_chunk(uint64_t number) {
     sync_file_range(run.file, offset, size,
                     SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
     posix_fadvise(run.file, offset, size, POSIX_FADV_DONTNEED);
+    if (run.from != STDIN_FILENO) posix_fadvise(run.from, offset, size, POSIX_FADV_DONTNEED);
 }
 
 /* How many chunks from *number on are the caller's to hash: two wherever there are two; 0 at the end. */
@@ -118,8 +144,9 @@ static int take_chunks(uint64_t *number) {
 static void *hash_all(void *buffer) {
     uint64_t number;
     for (int lanes; (lanes = take_chunks(&number));) {
+        if (run.from < 0) read_ahead(number, lanes);
         hash_chunks(number, lanes, buffer);
-        for (int k = 0; k < lanes; k++) settle_chunk(number + (uint64_t)k);
+        for (int k = 0; run.from >= 0 && k < lanes; k++) settle_chunk(number + (uint64_t)k);
     }
     return NULL;
 }
@@ -127,10 +154,10 @@ static void *hash_all(void *buffer) {
 /* Until there are so many bytes: what comes in small pieces is stored in large ones. */
 static void receive(uint8_t *to, size_t size) {
     while (size) {
-        ssize_t got = read(STDIN_FILENO, to, size);
+        ssize_t got = read(run.from, to, size);
         if (got < 0 && errno == EINTR) continue;
-        if (got < 0) fail(strerror(errno));
-        if (!got) fail("the connection's end");
+        if (got < 0) fail(run.from_name, strerror(errno));
+        if (!got) fail(run.from_name, "an end before all was stored");
         to += got, size -= (size_t)got;
     }
 }
@@ -143,38 +170,60 @@ static void store_chunk(uint64_t number, uint8_t *buffer) {
         for (size_t done = 0; done < size;) {
             ssize_t count = pwrite(run.file, buffer + done, size - done, (off_t)(offset + done));
             if (count < 0 && errno == EINTR) continue;
-            if (count < 0) fail(strerror(errno));
+            if (count < 0) fail(run.name, strerror(errno));
             done += (size_t)count;
         }
         offset += size, left -= size;
     }
 }
 
+static int misused(void) {
+    static const char usage[] = "usage: push_receiver store|copy|hash NAME CHUNK FIRST STOP LAST [FROM]\n";
+    say(usage, sizeof usage - 1);
+    return 2;
+}
+
+/* What is no file cannot be waited for, and fails as it is read. */
+static int open_file(const char *name, int access) {
+    return open(name, access | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+}
+
+/* Whether the words make sense; the files are open then. */
+static bool prepare(int count, char **words) {
+    if (count != 7 && count != 8) return false;
+    bool copies = strcmp(words[1], "copy") == 0, hashes = strcmp(words[1], "hash") == 0;
+    if ((!copies && !hashes && strcmp(words[1], "store")) || copies != (count == 8)) return false;
+    run.name = words[2], run.from_name = copies ? words[7] : "the connection";
+    if (strlen(run.name) > MOST_NAME || strlen(run.from_name) > MOST_NAME) return false;
+    if (!parse_number(words[3], 1, MOST_CHUNK, &run.chunk) || !parse_number(words[5], 1, MOST_CHUNKS, &run.stop) ||
+        !parse_number(words[4], 0, run.stop - 1, &run.first) || !parse_number(words[6], 1, run.chunk, &run.last))
+        return false;
+    run.file = open_file(run.name, hashes ? O_RDONLY : O_RDWR);
+    if (run.file < 0 && !hashes) fail(run.name, strerror(errno));
+    run.from = hashes ? -1 : copies ? open_file(run.from_name, O_RDONLY) : STDIN_FILENO;
+    if (copies && (run.from < 0 || lseek(run.from, (off_t)(run.first * run.chunk), SEEK_SET) < 0))
+        fail(run.from_name, strerror(errno));
+    run.stored = hashes ? run.stop : run.first;
+    run.taken = run.first;
+    return true;
+}
+
 int main(int count, char **words) {
-    if (count != 6) {
-        say("usage: push_receiver NAME CHUNK FIRST STOP LAST\n", 48);
-        return 2;
-    }
-    run.name = words[1];
-    run.chunk = strtoull(words[2], NULL, 10);
-    run.stored = run.taken = run.first = strtoull(words[3], NULL, 10);
-    run.stop = strtoull(words[4], NULL, 10);
-    run.last = strtoull(words[5], NULL, 10);
+    if (!prepare(count, words)) return misused();
     run.compress = sha256_is_quick() ? sha256_quick : sha256_plain;
     if (getenv("PUSH_RECEIVER_PLAIN")) run.compress = sha256_plain; /* to test it where there are instructions */
-    run.file = open(run.name, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
-    if (run.file < 0) fail(strerror(errno));
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     int hashers = processors < 1 ? 1 : processors > MOST_HASHERS ? MOST_HASHERS : (int)processors;
     void *buffers;
     pthread_t threads[MOST_HASHERS];
-    if (posix_memalign(&buffers, ALIGNMENT, (size_t)(hashers + 1) * BLOCK)) fail("no memory");
+    if (posix_memalign(&buffers, ALIGNMENT, (size_t)(hashers + 1) * BLOCK)) fail(run.name, "no memory");
     for (int i = 0; i < hashers; i++)
-        if (pthread_create(&threads[i], NULL, hash_all, (uint8_t *)buffers + (size_t)(i + 1) * BLOCK)) fail("no threads");
-    for (uint64_t number = run.first; number < run.stop; number++) {
-        store_chunk(number, buffers);
+        if (pthread_create(&threads[i], NULL, hash_all, (uint8_t *)buffers + (size_t)(i + 1) * BLOCK))
+            fail(run.name, "no threads");
+    while (run.stored < run.stop) { /* only this thread writes it */
+        store_chunk(run.stored, buffers);
         pthread_mutex_lock(&run.lock);
-        run.stored = number + 1;
+        run.stored++;
         pthread_cond_broadcast(&run.more);
         pthread_mutex_unlock(&run.lock);
     }

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--receiver", choices=("auto", "shell", "native"), default="auto",
         help="what stores and hashes on the device: its own programs (shell), or a small one of ours (native), which "
-        "hashes as it stores, and takes a minute to build once (default: native if it has been built)",
+        "is faster, and takes a minute to build once (default: native if it has been built and runs there)",
     )  # fmt: skip
     parser.add_argument(
         "--target", metavar="DIR",
@@ -143,6 +143,8 @@ def _as_text(result: PushResult) -> str:
         parts.append(f"removed {', '.join(result.files_removed)}")
     if result.chunks_repaired:
         parts.append(f"{result.chunks_repaired} damaged chunks sent again")
+    if result.receiver == "shell":
+        parts.append("stored and hashed by the device's own programs")
     if result.reconnects:
         parts.append(f"connected again {result.reconnects} times")
     return f"{result.device} {result.target}: {'; '.join(parts)}"

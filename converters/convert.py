@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,11 +18,10 @@ from converters.gemma3n.matformer import Slice, SlicedCheckpoint
 from converters.gemma3n.text_decoder import CacheRows, Size, decode_graph, prefill_graph
 from converters.gemma3n.tower import Tower
 from converters.gemma3n.vision_files import open_vision
+from converters.prompt_files import read_prompt_files
 from toolkit.bundle.manifest import (
-    CHAT_TEMPLATE,
     EMBEDDER,
     TEXT_DECODER,
-    TOKENIZER,
     AudioRecord,
     CheckpointRecord,
     KvCache,
@@ -38,11 +35,10 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, PleLayout, write_ple_shards
 from toolkit.bundle.write import BundleDraft, GroupDraft, require_bundle_or_nothing, write_bundle
-from toolkit.errors import CheckpointError, UsageError
-from toolkit.files import BackgroundHasher, require_free_space
+from toolkit.errors import UsageError
+from toolkit.files import BackgroundHasher, require_room
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
-from toolkit.strict_json import shorten
 from toolkit.tflite.graph import Signature, Weight
 from toolkit.tflite.writer import TfliteLayout, layout_files, write_tflites
 
@@ -51,6 +47,7 @@ DEFAULT_PREFILL_SIZES = (16, 64)  # beyond 64 a CPU gains some percent at most, 
 SMALLEST_BUCKET = 512
 BUCKET_FACTOR = 4  # LiteRT keeps some 10 MB of each signature of a real size, more than closer buckets would save
 SMALLEST_PREFILL_BUCKET = 4096  # attention over fewer rows is some percent of a prefill of a real size
+_MANIFEST_BYTES = 1 << 20  # E4B's in float32 takes 0.2 MB; the rest is what a file system adds to some files
 SMALLEST_PREFILL_LIMIT = 16  # LiteRT-LM fails where the room left is smaller than the smallest prefill
 
 Progress = Callable[[int, int], None]
@@ -118,14 +115,15 @@ def convert(
     text = _layouts(request, elastic)
     layouts = [*text.values(), *towers.layouts.values()]
     ple = _ple_layout(request, elastic.config)
-    ple_bytes = ple.total_bytes(request.shard_bytes)
-    require_free_space(request.output.absolute().parent, ple_bytes + sum(file.size_bytes for file in layouts))
+    prompt_files = read_prompt_files(checkpoint.path, checkpoint.config.vocab_size)
+    weights_bytes = ple.total_bytes(request.shard_bytes) + sum(file.size_bytes for file in layouts)
+    require_room(request.output, weights_bytes + prompt_files.bytes + _MANIFEST_BYTES)
     source = SlicedCheckpoint(checkpoint, elastic.widest)
     total = ple.vocab_size * ple.code_bytes + sum(file.weight_bytes for file in layouts)
     count = _Counter(total, progress)
 
     def fill(directory: Path, finished: Callable[[Path], None]) -> BundleDraft:
-        _copy_tokenizer(checkpoint.path, directory)  # first: what is wrong with it shows before hours of weights
+        prompt_files.copy_to(directory)
         files = {directory / name: layout for name, layout in text.items()}
         write_tflites(files, source, workers=request.workers, progress=count.add)
         for path in files:
@@ -241,42 +239,6 @@ def prefill_buckets(buckets: tuple[int, ...], largest_prefill: int) -> tuple[int
     (8192,)
     """
     return tuple(bucket for bucket in buckets if bucket >= max(SMALLEST_PREFILL_BUCKET, largest_prefill))
-
-
-def _copy_tokenizer(checkpoint: Path, directory: Path) -> None:
-    """tokenizer.json as it is, and the chat template from wherever this checkpoint keeps it."""
-    source = checkpoint / "tokenizer.json"
-    if not source.is_file():
-        raise CheckpointError(str(checkpoint), found="no tokenizer.json", wanted="the tokenizer in Hugging Face's form")
-    shutil.copyfile(source, directory / TOKENIZER)
-    template = _chat_template(checkpoint)
-    if template is not None:
-        (directory / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-
-
-def _chat_template(checkpoint: Path) -> str | None:
-    for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
-        path = checkpoint / name
-        if not path.is_file():
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-            template = text if name.endswith(".jinja") else _stated_template(text)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(str(path), found=shorten(str(error)), wanted="a chat template in UTF-8") from error
-        if template is not None:
-            return template
-    return None
-
-
-def _stated_template(text: str) -> str | None:
-    """ValueError for text that is no JSON. Not strict_json: transformers writes 10^30 for texts without a limit."""
-    value = json.loads(text)
-    template = value.get("chat_template") if isinstance(value, dict) else None
-    if not isinstance(template, str):
-        return None
-    template.encode("utf-8")  # a lone surrogate cannot be written
-    return template
 
 
 def _draft(

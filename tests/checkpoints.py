@@ -211,6 +211,12 @@ def tensor_shapes(config: Mapping[str, object], *, unused_kv: bool = False) -> d
     return {f"{name}.weight": shape for name, shape in shapes.items()} | scales
 
 
+def write_tokenizer(directory: Path) -> None:
+    """A tokenizer of one word, which fits every vocabulary, for tests that give ids."""
+    model = {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"}
+    (directory / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+
+
 def count_bytes_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """From now on: the bytes that readers fetched from all checkpoints' files, headers left out."""
     counts: list[int] = []

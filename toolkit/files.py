@@ -211,6 +211,11 @@ def require_free_space(directory: Path | str, needed_bytes: int) -> None:
         )
 
 
+def require_room(path: Path | str, needed_bytes: int) -> None:
+    """`require_free_space` where a file or directory is to be written; its parent must exist."""
+    require_free_space(_resolved(path).parent, needed_bytes)
+
+
 @contextmanager
 def disk_faults(target: Path) -> Iterator[None]:
     """Turn what the disk says into errors that say what to do."""

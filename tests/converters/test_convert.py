@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import oracle
 import pytest
-from checkpoints import count_bytes_read
+from checkpoints import count_bytes_read, write_tokenizer
 from numpy.typing import NDArray
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
 from converters.gemma3n.groups import text_tensors
 from converters.gemma3n.matformer import Slice, SlicedCheckpoint
-from toolkit.errors import CheckpointError, EnvironmentFault, SliceError, UsageError
+from toolkit.errors import CheckpointError, EnvironmentFault, SliceError, ToolkitError, UsageError
 from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
@@ -49,8 +49,7 @@ def with_tokenizer(checkpoint: Path) -> Path:
     directory = scratch() / f"{checkpoint.name}-checkpoint"
     if not directory.exists():
         shutil.copytree(checkpoint, directory)
-        tiny = Path(__file__).parents[2] / "examples" / "tiny_gemma3n" / "tokenizer.json"
-        shutil.copyfile(tiny, directory / "tokenizer.json")
+        write_tokenizer(directory)
     return directory
 
 
@@ -250,6 +249,45 @@ def test_a_chat_template_is_found_beside_numbers_that_strict_json_refuses(tmp_pa
     assert (tmp_path / "bundle" / "chat_template.jinja").read_text() == "{{ x }}"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer.json", "", "JSON"),
+        ("tokenizer.json", "{}", "model vocab"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 1000000}}}', "token ids: found 1000000, wanted 0 to"),
+        ("chat_template.jinja", "{% if", "Jinja"),
+    ],
+)
+def test_a_broken_tokenizer_or_template_is_refused_before_any_work(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, says: str
+) -> None:
+    shutil.copytree(tiny, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("*.py", "chat_template*"))
+    (tmp_path / "checkpoint" / name).write_text(content)
+    monkeypatch.setattr("converters.convert.write_bundle", lambda *_, **__: pytest.fail("work was begun"))
+    with pytest.raises(ToolkitError, match=says) as error:
+        convert(request(tmp_path / "checkpoint", tmp_path / "bundle"))
+    assert "checkpoint" in error.value.what
+
+
+@pytest.mark.parametrize("quant", ["f32", "int8"])
+@pytest.mark.parametrize("tensor", ["embed_tokens_per_layer", "layers.0.input_layernorm", "layers.1.mlp.up_proj"])
+def test_a_weight_that_is_not_finite_is_refused_whatever_its_scheme(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, quant: str, tensor: str
+) -> None:
+    read = SlicedCheckpoint.read
+
+    def broken(self: SlicedCheckpoint, name: str, *ranges: object) -> NDArray[np.float32]:
+        values = read(self, name, *ranges)  # type: ignore[arg-type]
+        if name == f"{tensor}.weight":
+            values.reshape(len(values), -1)[1, 0] = np.nan
+        return values
+
+    monkeypatch.setattr(SlicedCheckpoint, "read", broken)
+    with pytest.raises(CheckpointError, match=rf"{tensor}\.weight, row \d+: found nan, wanted finite"):
+        convert(request(tiny, tmp_path / "bundle", quant=quant))
+    assert list(tmp_path.iterdir()) == []
+
+
 DISK_FULL = """
 import sys
 from pathlib import Path
@@ -260,7 +298,7 @@ from toolkit.quant.recipe import load_recipe, ple_recipe
 
 checkpoint, disk = open_checkpoint(sys.argv[1]), Path(sys.argv[2])
 # As if another program had taken the space since it was looked at.
-convert.require_free_space = lambda *_: None
+convert.require_room = lambda *_: None
 request = convert.ConvertRequest(
     checkpoint, disk / "bundle", load_recipe("f32"), ple_recipe("f32", checkpoint.config.ple_size), context=256
 )
@@ -335,6 +373,22 @@ def test_too_small_a_disk_is_said_before_starting(tmp_path: Path, tiny: Path, mo
     with pytest.raises(EnvironmentFault, match="disk space"):
         convert(request(tiny, tmp_path / "bundle"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("quant", ["f32", "int8"])
+def test_the_room_that_is_asked_for_is_what_the_bundle_takes(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, quant: str
+) -> None:
+    """Through a link to another directory: there the room is looked for."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "bundle")
+    asked: list[tuple[Path, int]] = []
+    monkeypatch.setattr("toolkit.files.require_free_space", lambda directory, count: asked.append((directory, count)))
+    convert(request(tiny, tmp_path / "link", quant=quant))
+    ((directory, wanted),) = asked
+    assert directory == tmp_path / "disk"
+    taken = sum(path.stat().st_blocks * 512 for path in (tmp_path / "disk" / "bundle").iterdir())
+    assert taken <= wanted <= taken + 2**20
 
 
 def test_progress_ends_at_its_total(tmp_path: Path, tiny: Path) -> None:

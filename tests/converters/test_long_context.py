@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import oracle
 import pytest
+from checkpoints import write_tokenizer
 from numpy.typing import NDArray
 
 from converters.checkpoint import open_checkpoint
@@ -44,9 +44,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     directory = tmp_path_factory.mktemp("long")
     checkpoint = directory / "checkpoint"
     shutil.copytree(oracle.checkpoint_of(CONFIG), checkpoint)
-    shutil.copyfile(
-        Path(__file__).parents[2] / "examples" / "tiny_gemma3n" / "tokenizer.json", checkpoint / "tokenizer.json"
-    )
+    write_tokenizer(checkpoint)
     with open_checkpoint(checkpoint) as opened:
         ple = ple_recipe("f32", opened.config.ple_size)
         convert(ConvertRequest(opened, directory / "bundle", load_recipe("f32"), ple, context=CONTEXT))

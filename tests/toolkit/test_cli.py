@@ -243,6 +243,13 @@ def test_export_of_groups_that_cannot_be_says_why(
 # --- convert, verify --------------------------------------------------------------------------------------------------
 
 
+def test_convert_into_a_directory_that_is_not_there_says_to_create_it(
+    command: Command, random_checkpoint: Path, tmp_path: Path
+) -> None:
+    outcome = command("convert", random_checkpoint, "-o", tmp_path / "none" / "b", "--context", 32, "--prefill", 4)
+    assert_one_line_error(outcome, 2, "none/b: found no directory", "create it")
+
+
 def test_convert_judges_and_writes_a_bundle(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
     value = command(
         "convert", random_checkpoint, "-o", tmp_path / "b", "--quant", "f32", "--sizes", "full,small",

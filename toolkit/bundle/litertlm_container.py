@@ -11,7 +11,7 @@ from pathlib import Path
 from toolkit.bundle import litertlm_schema as schema
 from toolkit.bundle.litertlm_schema import ContainerMetadata, SectionRecord
 from toolkit.errors import BundleError, EnvironmentFault
-from toolkit.files import CHUNK_BYTES, Advance, Progress, atomic_file, hash_file, require_free_space
+from toolkit.files import CHUNK_BYTES, Advance, Progress, atomic_file, hash_file, require_room
 from toolkit.layout import SECTION_ALIGNMENT, align_up
 
 
@@ -54,7 +54,7 @@ def write_container(
     """Write the sections behind their header, a chunk at a time, read all of it back and rename; the bytes written."""
     header, places = _layout(sections, system)
     total = places[-1].end
-    require_free_space(path.resolve().parent, total)
+    require_room(path, total)
     digest = hashlib.sha256()
     advance = Advance(2 * total, progress)
 

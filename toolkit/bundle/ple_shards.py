@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from toolkit.errors import BundleError, RecipeError
 from toolkit.files import write_at
 from toolkit.layout import PAGE_BYTES, align_up, ceil_div
-from toolkit.quant.packing import pack_int4, unpack_int4
+from toolkit.quant.packing import pack_int4, require_finite, unpack_int4
 from toolkit.quant.pipeline import pipeline
 from toolkit.quant.scheme import Scheme, Search
 from toolkit.quant.source import TensorSource
@@ -239,6 +239,7 @@ def pack_rows(
     """Rows f32[n, layers * width] as a shard has them: uint8[n, row_bytes]; `name` and `first_row` are for errors."""
     rows = np.zeros((len(values), layout.row_bytes), np.uint8)
     if layout.bits == 32:
+        require_finite(values, name, first_row)
         rows[:, : layout.code_bytes] = np.ascontiguousarray(values, "<f4").view(np.uint8)
     else:
         scheme = Scheme("int4" if layout.bits == 4 else "int8", layout.width, search)

@@ -33,6 +33,15 @@ def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
     return codes.reshape(-1)
 
 
+def require_finite(values: NDArray[np.float32], name: str, first_row: int = 0) -> None:
+    """CheckpointError for the first row with a number that is not finite; name and first_row are for errors."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        place = np.unravel_index(int(np.argmin(finite)), values.shape)
+        what = f"weight {name}, row {first_row + int(place[0])}"
+        raise CheckpointError(what, found=values[place], wanted="finite numbers", remedy="download it again")
+
+
 def to_float16(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
     """Rounded to nearest; RecipeError for what overflows, CheckpointError for what is not finite. `name` is for errors.
 

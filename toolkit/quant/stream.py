@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import CheckpointError, EnvironmentFault
 from toolkit.files import write_at
-from toolkit.quant.packing import pack_int4, to_float16
+from toolkit.quant.packing import pack_int4, require_finite, to_float16
 from toolkit.quant.pipeline import pipeline
 from toolkit.quant.scheme import Scheme, check_scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
@@ -172,6 +172,7 @@ def _encode(values: NDArray[np.float32], scheme: Scheme, name: str, first_row: i
     """Payload and scales, if any, as files have them."""
     assert values.dtype == np.float32, "the source broke its promise"
     if scheme.dtype == "f32":
+        require_finite(values, name, first_row)
         return values.astype("<f4", copy=False), None
     if scheme.dtype == "f16":
         return to_float16(values, name).astype("<f2", copy=False), None

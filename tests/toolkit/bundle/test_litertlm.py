@@ -193,7 +193,7 @@ def test_the_space_is_asked_for_before_the_first_byte(
     def full(directory: Path, needed: int) -> None:
         raise EnvironmentFault("disk", found=0, wanted=needed)
 
-    monkeypatch.setattr("toolkit.bundle.litertlm_container.require_free_space", full)
+    monkeypatch.setattr("toolkit.bundle.litertlm_container.require_room", full)
     with pytest.raises(EnvironmentFault):
         export_litertlm(bundle, tmp_path / "model.litertlm")
     assert list(tmp_path.iterdir()) == []

@@ -11,11 +11,13 @@ from pathlib import Path
 from converters.checkpoint import Checkpoint
 from converters.gemma3n.audio_files import open_audio
 from converters.gemma3n.config import TextConfig
+from converters.gemma3n.decoder_step import Size
 from converters.gemma3n.elastic import Elastic, combine
 from converters.gemma3n.embedder import embedder_graph
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
+from converters.gemma3n.kv_cache import CacheRows
 from converters.gemma3n.matformer import Slice, SlicedCheckpoint
-from converters.gemma3n.text_decoder import CacheRows, Size, decode_graph, prefill_graph
+from converters.gemma3n.text_decoder import decode_graph, prefill_graph
 from converters.gemma3n.tower import Tower
 from converters.gemma3n.vision_files import open_vision
 from converters.prompt_files import read_prompt_files

@@ -9,6 +9,7 @@ padding).
 from __future__ import annotations
 
 from converters.gemma3n.audio_config import AudioConfig
+from converters.gemma3n.norms import rms_norm, unit_rms
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight
 
@@ -26,7 +27,7 @@ def adapter_graph(config: AudioConfig, frames: int) -> Graph:
     there = ops.less(graph.scalar(0.0), ops.reshape(ops.sum_(ops.mul(features, features)), (1, tokens)))
     valid = ops.cast(ops.logical_and(mask, there), DType.FLOAT32)
     norm = graph.weight(Weight.whole("embed_audio.soft_embedding_norm.weight", (config.hidden_size,)))
-    soft = ops.mul(_unit_rms(features, config), norm)
+    soft = rms_norm(features, norm, config.rms_norm_eps)
     padding = _hard(config, graph.ints([config.padding_token_id - config.vocab_offset]))
     projected = _project(config, ops.concatenation([soft, padding], 1))
     soft, padding = ops.take(projected, 1, 0, tokens), ops.take(projected, 1, tokens, tokens + 1)
@@ -60,16 +61,11 @@ def _hard(config: AudioConfig, rows: Value) -> Value:
     table = graph.weight(Weight.whole("embed_audio.embedding.weight", (config.vocab_size, config.hidden_size)))
     norm = graph.weight(Weight.whole("embed_audio.hard_embedding_norm.weight", (config.hidden_size,)))
     found = ops.reshape(ops.embedding_lookup(rows, table), (1, rows.shape[0], config.hidden_size))
-    return ops.mul(_unit_rms(found, config), norm)
+    return rms_norm(found, norm, config.rms_norm_eps)
 
 
 def _project(config: AudioConfig, normed: Value) -> Value:
     """Into the language model's space, at unit root mean square."""
     shape = (config.text_hidden_size, config.hidden_size)
     matrix = normed.graph.weight(Weight.whole("embed_audio.embedding_projection.weight", shape))
-    return _unit_rms(ops.fully_connected(normed, matrix), config)
-
-
-def _unit_rms(x: Value, config: AudioConfig) -> Value:
-    """x / rms(x) over the last axis."""
-    return ops.mul(x, ops.rsqrt(ops.add(ops.mean(ops.mul(x, x)), x.graph.scalar(config.rms_norm_eps))))
+    return unit_rms(ops.fully_connected(normed, matrix), config.rms_norm_eps)

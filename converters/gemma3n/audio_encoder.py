@@ -13,6 +13,7 @@ import math
 import numpy as np
 
 from converters.gemma3n.audio_config import SUBSAMPLING, AudioConfig
+from converters.gemma3n.norms import rms_norm, unit_rms
 from toolkit.layout import align_up
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
@@ -73,7 +74,7 @@ class _Encoder:
         x = ops.mul(x, ops.reshape(self._valid, (1, self._steps, 1)))
         x = self._light_convolution(index, x)
         x = self._feed_forward(index, "ffw_layer_end", x)
-        return self._rms_norm(x, self._vector(index, "norm.weight"))
+        return rms_norm(x, self._vector(index, "norm.weight"), NORM_EPSILON)
 
     def finish(self, x: Value) -> None:
         """Declare the outputs; the last block has already dropped the steps that no token takes."""
@@ -117,10 +118,10 @@ class _Encoder:
     def _feed_forward(self, index: int, part: str, x: Value) -> Value:
         """x + weight * norm(down(silu(up(norm(x)))))."""
         hidden = self.config.hidden_size
-        normed = self._rms_norm(x, self._vector(index, f"{part}.pre_layer_norm.weight"))
+        normed = rms_norm(x, self._vector(index, f"{part}.pre_layer_norm.weight"), NORM_EPSILON)
         up = ops.fully_connected(normed, self._matrix(index, f"{part}.ffw_layer_1.weight", 4 * hidden, hidden))
         down = self._matrix(index, f"{part}.ffw_layer_2.weight", hidden, 4 * hidden)
-        fed = self._unit_rms(ops.fully_connected(self._silu(up), down), gain=self.config.residual_weight)
+        fed = unit_rms(ops.fully_connected(self._silu(up), down), NORM_EPSILON, gain=self.config.residual_weight)
         return ops.add(x, ops.mul(fed, self._vector(index, f"{part}.post_layer_norm.weight")))
 
     def _attention(self, index: int, x: Value) -> Value:
@@ -129,7 +130,7 @@ class _Encoder:
         query_scale and position_keys are derived from the checkpoint (audio_source.py); the first holds 1 / cap too.
         """
         config, hidden, heads = self.config, self.config.hidden_size, self.config.num_heads
-        normed = self._rms_norm(x, self._vector(index, "attention.pre_attn_norm.weight"))
+        normed = rms_norm(x, self._vector(index, "attention.pre_attn_norm.weight"), NORM_EPSILON)
         tensors = [self._name(index, f"attention.attn.{kind}_proj.weight") for kind in "qkv"]
         name = self._name(index, "attention.attn.qkv_proj.weight")
         matrix = self.graph.weight(Weight(name, (3 * hidden, hidden), tuple(map(WeightPart, tensors))))
@@ -145,7 +146,7 @@ class _Encoder:
         mixed = ops.transpose(ops.reshape(mixed, query.shape), (0, 2, 1, 3))
         post = self._matrix(index, "attention.post.weight", hidden, hidden)
         out = ops.fully_connected(ops.reshape(mixed, (1, self._steps, hidden)), post)
-        return ops.add(x, self._rms_norm(out, self._vector(index, "attention.post_norm.weight")))
+        return ops.add(x, rms_norm(out, self._vector(index, "attention.post_norm.weight"), NORM_EPSILON))
 
     def _in_blocks(self, x: Value) -> Value:
         """[1, heads, steps, n] -> [heads, blocks, block, n]: the same elements in the same order."""
@@ -188,7 +189,7 @@ class _Encoder:
         Nothing after the last block's convolution looks at other steps: from there on only every nth is computed.
         """
         config, hidden, epsilon = self.config, self.config.hidden_size, self.config.rms_norm_eps
-        normed = self._rms_norm(x, self._vector(index, "lconv1d.pre_layer_norm.weight"), epsilon=epsilon)
+        normed = rms_norm(x, self._vector(index, "lconv1d.pre_layer_norm.weight"), epsilon)
         start = ops.fully_connected(normed, self._matrix(index, "lconv1d.linear_start.weight", 2 * hidden, hidden))
         gate = ops.logistic(ops.take(start, 2, hidden, 2 * hidden))
         gated = ops.mul(ops.take(start, 2, 0, hidden), gate)
@@ -199,21 +200,11 @@ class _Encoder:
         mixed = ops.reshape(ops.depthwise_conv_2d(column, kernel, padding="valid"), x.shape)
         if index == config.num_layers - 1:
             x, mixed = self._every_nth_step(x), self._every_nth_step(mixed)
-        mixed = self._silu(self._rms_norm(mixed, self._vector(index, "lconv1d.conv_norm.weight"), epsilon=epsilon))
+        mixed = self._silu(rms_norm(mixed, self._vector(index, "lconv1d.conv_norm.weight"), epsilon))
         end = ops.fully_connected(mixed, self._matrix(index, "lconv1d.linear_end.weight", hidden, hidden))
         return ops.add(x, end)
 
     # --- pieces --------------------------------------------------------------------------------------------------
-
-    def _rms_norm(self, x: Value, weight: Value, *, epsilon: float = NORM_EPSILON) -> Value:
-        """x / rms(x) * weight over the last axis."""
-        return ops.mul(self._unit_rms(x, epsilon=epsilon), weight)
-
-    def _unit_rms(self, x: Value, *, epsilon: float = NORM_EPSILON, gain: float = 1.0) -> Value:
-        factor = ops.rsqrt(ops.add(ops.mean(ops.mul(x, x)), self.graph.scalar(epsilon)))
-        if gain != 1.0:
-            factor = ops.mul(factor, self.graph.scalar(gain))
-        return ops.mul(x, factor)
 
     def _silu(self, x: Value) -> Value:
         return ops.mul(x, ops.logistic(x))

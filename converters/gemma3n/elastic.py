@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from converters.gemma3n.config import TextConfig
+from converters.gemma3n.decoder_step import Size
 from converters.gemma3n.matformer import Slice, slice_config
-from converters.gemma3n.text_decoder import Size
 from toolkit.errors import SliceError
 
 

@@ -7,6 +7,7 @@ Source: transformers 5.23 models/gemma3n/modeling_gemma3n.py (Gemma3nMultimodalE
 
 from __future__ import annotations
 
+from converters.gemma3n.norms import unit_rms
 from converters.gemma3n.vision_config import VisionConfig
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
@@ -23,7 +24,7 @@ def vision_adapter_graph(config: VisionConfig) -> Graph:
     features = graph.input("features", (1, config.soft_tokens, config.hidden_size))
     # transformers multiplies features by sqrt(hidden) first, which the norm undoes but for its epsilon.
     eps = config.rms_norm_eps / config.hidden_size
-    soft = _weighted(graph, _unit_rms(features, eps), config, "soft_embedding_norm")
+    soft = _weighted(graph, unit_rms(features, eps), config, "soft_embedding_norm")
     row = config.end_token_id - config.vocab_offset
     part = WeightPart(TABLE, rows=(row, row + 1))
     end = graph.weight(Weight("embed_vision.end_of_image", (1, config.hidden_size), (part,)))
@@ -44,19 +45,15 @@ def vision_token_graph(config: VisionConfig) -> Graph:
 
 def _hard(graph: Graph, rows: Value, config: VisionConfig) -> Value:
     """Rows of the tower's own table, normed."""
-    return _weighted(graph, _unit_rms(rows, config.rms_norm_eps), config, "hard_embedding_norm")
+    return _weighted(graph, unit_rms(rows, config.rms_norm_eps), config, "hard_embedding_norm")
 
 
 def _project(normed: Value, config: VisionConfig) -> Value:
     """Into the language model's width, at unit root mean square."""
     shape = (config.text_hidden_size, config.hidden_size)
     weight = normed.graph.weight(Weight.whole("embed_vision.embedding_projection.weight", shape))
-    return _unit_rms(ops.fully_connected(normed, weight), config.rms_norm_eps)
+    return unit_rms(ops.fully_connected(normed, weight), config.rms_norm_eps)
 
 
 def _weighted(graph: Graph, x: Value, config: VisionConfig, norm: str) -> Value:
     return ops.mul(x, graph.weight(Weight.whole(f"embed_vision.{norm}.weight", (config.hidden_size,))))
-
-
-def _unit_rms(x: Value, eps: float) -> Value:
-    return ops.mul(x, ops.rsqrt(ops.add(ops.mean(ops.mul(x, x)), x.graph.scalar(eps))))

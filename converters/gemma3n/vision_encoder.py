@@ -8,6 +8,7 @@ Source: timm 1.0.31 models/mobilenetv5.py, _efficientnet_blocks.py, layers/atten
 
 from __future__ import annotations
 
+from converters.gemma3n.norms import rms_norm
 from converters.gemma3n.vision_blocks import EdgeResidual, InvertedResidual, MultiQueryAttention
 from converters.gemma3n.vision_config import STEM_BIAS, TOWER, VisionConfig
 from toolkit.tflite import ops
@@ -140,5 +141,4 @@ class _Tower:
         weight = self._vector(name, x.shape[-1])
         if scale is not None:
             weight = ops.mul(weight, scale)
-        inverse = ops.rsqrt(ops.add(ops.mean(ops.mul(x, x)), self.graph.scalar(NORM_EPS)))
-        return ops.mul(ops.mul(x, inverse), weight)
+        return rms_norm(x, weight, NORM_EPS)

@@ -9,7 +9,10 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
 
 from converters.checkpoint import Checkpoint, open_checkpoint
-from converters.gemma3n.text_decoder import CacheRows, Size, _Step, decode_graph, prefill_graph
+from converters.gemma3n.config import TextConfig
+from converters.gemma3n.decoder_step import Size, Step
+from converters.gemma3n.kv_cache import CacheRows
+from converters.gemma3n.text_decoder import _Decoder, decode_graph, prefill_graph
 from toolkit.quant.recipe import load_recipe
 from toolkit.tflite.graph import Graph, Signature, Weight
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
@@ -23,15 +26,17 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint(TINY)
 
 
+def alone(config: TextConfig) -> Size:
+    """The only size of a file: every layer, each FFN in one piece."""
+    return Size(config, tuple(range(config.num_layers)), tuple((layer.ffn_size,) for layer in config.layers))
+
+
 def whole_forward(checkpoint: Checkpoint) -> Graph:
     """Every layer for every token, as if prefill stopped nowhere."""
-    size = Size.alone(checkpoint.config)
-    step = _Step(size, checkpoint.config, tokens=TOKENS, rows=ROWS)
-    streams = step.embed()
-    for index in range(checkpoint.config.num_layers):
-        streams = step.layer(index, streams)
-    step.finish(logits=step.logits(streams))
-    return step.graph
+    config = checkpoint.config
+    decoder = _Decoder(Step(alone(config), config, TOKENS), ROWS)
+    streams = decoder.layers(decoder.embed(), config.num_layers)
+    return decoder.finish(logits=decoder.logits(streams))
 
 
 @pytest.mark.parametrize("quant", ["f32", "int8", "int4"])
@@ -39,7 +44,7 @@ def test_the_caches_of_a_short_prefill_are_bit_equal_to_those_of_all_layers(
     tmp_path: Path, checkpoint: Checkpoint, quant: str
 ) -> None:
     config = checkpoint.config
-    short = prefill_graph(Size.alone(config), config, ROWS, TOKENS)
+    short = prefill_graph(alone(config), config, ROWS, TOKENS)
     whole = whole_forward(checkpoint)
     assert len(short.live_nodes()) < 0.6 * len(whole.live_nodes())
     signatures = [Signature("short", short), Signature("whole", whole)]
@@ -72,8 +77,8 @@ def embedding(checkpoint: Checkpoint) -> tuple[Weight, ...]:
 
 def test_signatures_take_and_give_what_the_manifest_documents(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
-    decode = decode_graph(Size.alone(config), config, ROWS)
-    prefill = prefill_graph(Size.alone(config), config, ROWS, TOKENS)
+    decode = decode_graph(alone(config), config, ROWS)
+    prefill = prefill_graph(alone(config), config, ROWS, TOKENS)
     caches = {f"kv_cache_{kind}_{i}" for kind in "kv" for i in range(len(config.kv_layers))}
     inputs = {"embeddings", "per_layer_embeddings", "input_pos", "mask"} | caches
     assert set(decode.inputs) == set(prefill.inputs) == inputs
@@ -86,7 +91,7 @@ def test_signatures_take_and_give_what_the_manifest_documents(checkpoint: Checkp
 def test_sliding_layers_attend_to_their_rings_alone(checkpoint: Checkpoint, tokens: int) -> None:
     config = checkpoint.config
     rows = CacheRows.fitting(config, context=4096, largest_prefill=128)
-    size = Size.alone(config)
+    size = alone(config)
     graph = decode_graph(size, config, rows) if tokens == 1 else prefill_graph(size, config, rows, tokens)
     attended = {node.inputs[0].shape[-1] for node in graph.live_nodes() if node.builtin == "SOFTMAX"}
     assert attended == {config.sliding_window + 128, 4096}

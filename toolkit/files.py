@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import logging
 import os
@@ -13,10 +14,9 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from toolkit.errors import EnvironmentFault, UsageError
 
@@ -60,27 +60,21 @@ def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = Non
     After any exception, an interrupt included, the sibling is gone and `path` is as it was.
     """
     target = _file_target(path)
-    partial = _sibling(target)
-    try:
-        with disk_faults(target):
-            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            yield partial
-            _sync(partial)
-            if verify is not None:
-                verify(partial)
-            os.replace(partial, target)
-            _sync(target.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with disk_faults(target), _new_sibling(target, _create_file) as partial:
+        yield partial
+        _sync(partial)
+        if verify is not None:
+            verify(partial)
+        os.replace(partial, target)
+        _sync(target.parent)
 
 
 @contextmanager
 def scratch_beside(path: Path | str) -> Iterator[Path]:
     """Yield an empty directory beside a file that is to be written; it is gone afterwards."""
     target = _file_target(path)
-    with disk_faults(target), TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        yield Path(scratch)
+    with disk_faults(target), _new_sibling(target, os.mkdir) as scratch:
+        yield scratch
 
 
 @contextmanager
@@ -92,19 +86,13 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     """
     target = _resolved(path)
     _require_replaceable(target, replace=replace)
-    partial = _sibling(target)
-    try:
-        with disk_faults(target):
-            partial.mkdir()
-            yield partial
-            for entry in sorted(partial.rglob("*")):
-                _sync(entry)
-            _sync(partial)
-            _replace_directory(partial, target)
-            _sync(target.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with disk_faults(target), _new_sibling(target, os.mkdir) as partial:
+        yield partial
+        for entry in sorted(partial.rglob("*")):
+            _sync(entry)
+        _sync(partial)
+        _replace_directory(partial, target)
+        _sync(target.parent)
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -213,7 +201,9 @@ def require_free_space(directory: Path | str, needed_bytes: int) -> None:
 
 def require_room(path: Path | str, needed_bytes: int) -> None:
     """`require_free_space` where a file or directory is to be written; its parent must exist."""
-    require_free_space(_resolved(path).parent, needed_bytes)
+    target = _resolved(path)
+    _remove_abandoned(target)
+    require_free_space(target.parent, needed_bytes)
 
 
 @contextmanager
@@ -271,8 +261,61 @@ def _file_target(path: Path | str) -> Path:
     return target
 
 
-def _sibling(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+@contextmanager
+def _new_sibling(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new hidden sibling; afterwards it has another name or is gone.
+
+    It is locked as long as its process lives: so what killed ones have left is known, and removed first.
+    """
+    _remove_abandoned(target)
+    partial, lock = _make_locked(target, make)
+    try:
+        yield partial
+    finally:
+        _remove(partial)
+        os.close(lock)
+
+
+def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    while True:
+        partial = _sibling(target, "partial")
+        make(partial)
+        with suppress(FileNotFoundError):  # another process saw it before it was locked, and took it for abandoned
+            lock = os.open(partial, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks: there nothing is taken for abandoned
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if partial.exists():
+                return partial, lock
+            os.close(lock)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove its siblings whose lock no living process holds."""
+    for partial in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.partial"):
+        with suppress(OSError):
+            lock = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(partial)
+                _log.info("removed %s, which a process that was killed had left", partial)
+            finally:
+                os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    """A file or a directory, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _create_file(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+def _sibling(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{kind}")
 
 
 def _require_replaceable(target: Path, *, replace: bool) -> None:
@@ -287,7 +330,7 @@ def _replace_directory(partial: Path, target: Path) -> None:
     if not target.is_dir() or not any(target.iterdir()):
         os.replace(partial, target)
         return
-    old = _sibling(target)
+    old = _sibling(target, "old")
     os.replace(target, old)
     try:
         os.replace(partial, target)

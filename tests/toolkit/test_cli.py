@@ -548,6 +548,17 @@ toolkit.cli.entry()
 """
 
 
+def judging(random_checkpoint: Path, output: Path) -> subprocess.Popen[str]:
+    """A conversion that has written everything and waits for its gate."""
+    words = ["convert", random_checkpoint, "-o", output, "--context", 32, "--prefill", 4, "--weight-cache", "off"]
+    convert = subprocess.Popen(
+        [sys.executable, "-c", SLOW_GATE, *map(str, words)],
+        cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert convert.stdout and convert.stdout.readline() == "judging\n"
+    return convert
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("older", [False, True])
 def test_a_conversion_ended_by_a_signal_leaves_nothing_but_the_older_bundle(
@@ -558,18 +569,34 @@ def test_a_conversion_ended_by_a_signal_leaves_nothing_but_the_older_bundle(
     if older:
         shutil.copytree(random_bundle, out / "b")
     before = {path.name: path.read_bytes() for path in (out / "b").glob("*")}
-    words = ["convert", random_checkpoint, "-o", out / "b", "--context", 32, "--prefill", 4, "--weight-cache", "off"]
-    convert = subprocess.Popen(
-        [sys.executable, "-c", SLOW_GATE, *map(str, words)],
-        cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert convert.stdout and convert.stdout.readline() == "judging\n"
+    convert = judging(random_checkpoint, out / "b")
     assert len(os.listdir(out)) == 1 + older
     convert.send_signal(number)
     _, err = convert.communicate(timeout=60)
     assert (convert.returncode, err) == (code, "interrupted\n" if code == 130 else "terminated\n")
     assert os.listdir(out) == ["b"] * older
     assert {path.name: path.read_bytes() for path in (out / "b").glob("*")} == before
+
+
+def test_a_rerun_removes_what_a_killed_conversion_left_and_leaves_a_living_one_alone(
+    command: Command, random_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    killed = judging(random_checkpoint, out / "b")
+    killed.kill()
+    killed.communicate(timeout=60)
+    (left,) = os.listdir(out)
+    living = judging(random_checkpoint, out / "b")
+    (lives,) = os.listdir(out)
+    assert lives != left
+    short = ("--context", 32, "--prefill", 4, "--no-verify")
+    assert command("convert", random_checkpoint, "-o", out / "b", *short).code == 0
+    assert sorted(os.listdir(out)) == sorted([lives, "b"])
+    assert command("check", out / "b").code == 0
+    living.terminate()
+    living.communicate(timeout=60)
+    assert os.listdir(out) == ["b"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(random_checkpoint: Path) -> None:

@@ -165,6 +165,34 @@ def test_an_empty_directory_is_replaced(tmp_path: Path) -> None:
     assert only(tmp_path / "bundle") == ["a"]
 
 
+@pytest.mark.parametrize("name", ["bundle", "[a].litertlm"])
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path, name: str) -> None:
+    others = [".bundle.partial", ".bundle.12345678.old", ".bundle2.12345678.partial", f".{name}.1234567x.partial"]
+    for left in (*others, f".{name}.0a0a0a0a.partial"):
+        (tmp_path / left).write_bytes(b"x")
+    (tmp_path / f".{name}.12345678.partial").mkdir()
+    (tmp_path / f".{name}.12345678.partial" / "weights").write_bytes(b"x")
+    with files.scratch_beside(tmp_path / name), files.atomic_file(tmp_path / name) as partial:
+        partial.write_bytes(b"1")
+        files.require_room(tmp_path / name, 1)
+        assert len(only(tmp_path)) == len(others) + 2, "our own two are in use"
+    assert only(tmp_path) == sorted([*others, name])
+
+
+def test_a_sibling_that_was_taken_for_abandoned_before_it_was_locked_is_made_again(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def make(path: Path) -> None:
+        os.mkdir(path)
+        made.append(path)
+        if len(made) == 1:
+            files._remove_abandoned(tmp_path / "bundle")
+
+    with files._new_sibling(tmp_path / "bundle", make) as partial:
+        assert partial == made[1] and partial.is_dir() and not made[0].exists()
+    assert only(tmp_path) == []
+
+
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 32, 33])
 def test_hashes_of_the_whole_and_of_chunks_agree_with_hashlib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int

@@ -220,8 +220,10 @@ def _tower_memory(findings: _Findings, towers: Sequence[str]) -> Iterator[str]:
 def _plot(findings: _Findings) -> StackedBars:
     """Two bars a size: its groups, one upon the other, and the one that is effective."""
     bars: list[Bar] = []
+    most = max(sum(size.parameters.values()) for size in findings.sizes.values())
+    unit, factor = ("billion", 1e9) if most >= 10**9 else ("million", 1e6)
     for name, size in findings.sizes.items():
-        billions = {group: count / 1e9 for group, count in size.parameters.items()}
-        bars.append(Bar(f"{name}  loaded", billions, gap_before=bool(bars)))
-        bars.append(Bar("effective", {_EFFECTIVE: billions[_EFFECTIVE]}))
-    return StackedBars("Parameters: loaded by group, and effective", "billion parameters", bars)
+        counts = {group: count / factor for group, count in size.parameters.items()}
+        bars.append(Bar(f"{name}  loaded", counts, gap_before=bool(bars)))
+        bars.append(Bar("effective", {_EFFECTIVE: counts[_EFFECTIVE]}))
+    return StackedBars("Parameters: loaded by group, and effective", f"{unit} parameters", bars)

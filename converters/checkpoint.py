@@ -128,6 +128,11 @@ class Checkpoint:
                 digest.update(self._bytes(info, start, count).data)
         return digest.hexdigest()
 
+    def require_unchanged(self) -> None:
+        """CheckpointError where a file of weights was written to since it was opened."""
+        for file in self._files.values():
+            file.require_unchanged()
+
     def close(self) -> None:
         for file in self._files.values():
             file.close()

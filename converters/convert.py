@@ -145,7 +145,9 @@ def convert(
             tower.write(directory, workers=request.workers, progress=count.add)
             for name in tower.layouts:
                 finished(directory / name)
-        return _draft(request, elastic, shards, towers, checkpoint.fingerprint())
+        fingerprint = checkpoint.fingerprint()
+        checkpoint.require_unchanged()
+        return _draft(request, elastic, shards, towers, fingerprint)
 
     with BackgroundHasher() as hasher:
         return write_bundle(request.output, partial(fill, finished=hasher.add), accept=accept, hasher=hasher)

@@ -72,11 +72,12 @@ class TensorInfo:
 class SafetensorsFile:
     """An open file whose header passed every check. Reads are safe from several threads."""
 
-    __slots__ = ("__weakref__", "_close", "_direct", "_fd", "_open", "path", "tensors")
+    __slots__ = ("__weakref__", "_close", "_direct", "_fd", "_open", "_state", "path", "tensors")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = open_regular(path, CheckpointError)
+        self._state = _state(self._fd)
         self._direct: int | None = None
         self._open = [self._fd]
         self._close = weakref.finalize(self, _close_all, self._open)
@@ -94,6 +95,11 @@ class SafetensorsFile:
     def close(self) -> None:
         """Give the file back; reads fail from here on."""
         self._close()
+
+    def require_unchanged(self) -> None:
+        """CheckpointError where somebody wrote to the file since it was opened: what was read is of both."""
+        if _state(self._fd) != self._state:
+            raise CheckpointError(str(self.path), found="a change since it was opened", wanted="none while in use")
 
     def bypass_page_cache(self) -> None:
         """Large reads come from storage straight into our memory, where system and file system can do that."""
@@ -136,6 +142,12 @@ class SafetensorsFile:
         count = max(0, min(count - skipped, data.size))
         data[:count] = blocks[skipped : skipped + count]
         return count
+
+
+def _state(fd: int) -> tuple[int, int]:
+    """What every write changes: size, and the time of the last one."""
+    found = os.fstat(fd)
+    return found.st_size, found.st_mtime_ns
 
 
 def _close_all(descriptors: list[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -286,6 +287,27 @@ def test_a_weight_that_is_not_finite_is_refused_whatever_its_scheme(
     with pytest.raises(CheckpointError, match=rf"{tensor}\.weight, row \d+: found nan, wanted finite"):
         convert(request(tiny, tmp_path / "bundle", quant=quant))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("size", "says"), [(None, "a change since"), (1_000_000, "no change while in use")])
+def test_a_checkpoint_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, tiny: Path, size: int | None, says: str
+) -> None:
+    """One byte, or a cut."""
+    shutil.copytree(tiny, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("*.py"))
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+
+    def write(done: int, total: int) -> None:
+        if size is not None:
+            os.truncate(weights, size)
+        else:
+            with open(weights, "r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"x")
+
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors.*{says}"):
+        convert(request(tmp_path / "checkpoint", tmp_path / "bundle"), progress=write)
+    assert os.listdir(tmp_path) == ["checkpoint"]
 
 
 DISK_FULL = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from toolkit.bundle import litertlm_schema as schema
 from toolkit.bundle.check_litertlm_towers import AUDIO, VISION, tower_faults
 from toolkit.bundle.faults import Fault
+from toolkit.bundle.litertlm_reader import header_end
 from toolkit.bundle.litertlm_schema import LlmMetadata, SectionRecord
 from toolkit.bundle.signatures import (
     DECODE,
@@ -35,42 +35,19 @@ REQUIRED = (schema.LLM_METADATA, schema.EMBEDDER, schema.PREFILL_DECODE, schema.
 
 def check_litertlm(path: Path) -> list[Fault]:
     """Every fault of a .litertlm that can be reached."""
-    faults: list[Fault] = []
     size = path.stat().st_size
     with open(path, "rb") as file:
-        fixed = file.read(schema.METADATA_OFFSET)
-        header_end = _header_end(path.name, fixed, size, faults)
-        if header_end is None:
-            return faults
-        metadata = file.read(header_end - schema.METADATA_OFFSET)
+        end = header_end(path.name, file.read(schema.METADATA_OFFSET), size)
+        if isinstance(end, Fault):
+            return [end]
+        metadata = file.read(end - schema.METADATA_OFFSET)
     try:
         sections = schema.unpack_container_metadata(metadata, path.name).sections
     except BundleError as error:
-        return [*faults, Fault(path.name, "header", error.found, error.wanted)]
-    faults += _layout_faults(path.name, sections, header_end, size)
-    faults += _count_faults(path.name, sections)
-    sound = {s.label: s for s in sections if header_end <= s.begin <= s.end <= size}
+        return [Fault(path.name, "header", error.found, error.wanted)]
+    faults = _layout_faults(path.name, sections, end, size) + _count_faults(path.name, sections)
+    sound = {s.label: s for s in sections if end <= s.begin <= s.end <= size}
     return faults + _Contents(path, sound).faults()
-
-
-def _header_end(file: str, fixed: bytes, size: int, faults: list[Fault]) -> int | None:
-    """Where the header ends, or None if nothing after it can be found."""
-    if len(fixed) < schema.METADATA_OFFSET:
-        faults.append(Fault(file, "size", f"{size} bytes", f"at least {schema.METADATA_OFFSET}"))
-        return None
-    if not fixed.startswith(schema.MAGIC):
-        faults.append(Fault(file, "magic", repr(fixed[: len(schema.MAGIC)]), repr(schema.MAGIC)))
-        return None
-    version = struct.unpack_from("<3I", fixed, len(schema.MAGIC))
-    if version[0] != schema.VERSION[0]:
-        faults.append(Fault(file, "version", ".".join(map(str, version)), f"{schema.VERSION[0]}.x"))
-        return None
-    (header_end,) = struct.unpack_from("<Q", fixed, schema.HEADER_END_OFFSET)
-    limit = min(size, schema.MAX_HEADER_BYTES)
-    if not schema.METADATA_OFFSET < header_end <= limit:
-        faults.append(Fault(file, "header_end", str(header_end), f"{schema.METADATA_OFFSET + 1} to {limit}"))
-        return None
-    return int(header_end)
 
 
 def _layout_faults(file: str, sections: tuple[SectionRecord, ...], header_end: int, size: int) -> list[Fault]:

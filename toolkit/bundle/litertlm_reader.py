@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.bundle import litertlm_schema as schema
+from toolkit.bundle.faults import Fault
 from toolkit.bundle.litertlm_schema import SectionRecord
 from toolkit.errors import BundleError
 
@@ -18,6 +19,7 @@ _GROUPS: Mapping[str, str] = {
     schema.PER_LAYER_EMBEDDER: "per_layer_embedding",
 }
 _TOWERS = ("vision", "audio")
+_REMEDY = "run gemma-edge check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,15 @@ def read_litertlm(path: Path) -> LitertlmContent:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            end = _header_end(file.read(schema.METADATA_OFFSET), min(size, schema.MAX_HEADER_BYTES), path.name)
+            end = header_end(path.name, file.read(schema.METADATA_OFFSET), size)
+            if isinstance(end, Fault):
+                raise end.error(_REMEDY)
             table = file.read(end - schema.METADATA_OFFSET)
             sections = schema.unpack_container_metadata(table, path.name).sections
             for section in sections:
                 if not end <= section.begin <= section.end <= size:
-                    found = f"bytes {section.begin} to {section.end}"
-                    raise _broken(f"{path.name} {section.label}", found, f"within the file's {size}")
+                    found, wanted = f"bytes {section.begin} to {section.end}", f"within the file's {size}"
+                    raise Fault(path.name, f"section {section.label}", found, wanted).error(_REMEDY)
             metadata = next((section for section in sections if section.type == schema.LLM_METADATA), None)
             if metadata is None or metadata.end - metadata.begin > schema.MAX_LLM_METADATA_BYTES:
                 return LitertlmContent(sections, None)
@@ -67,14 +71,17 @@ def read_litertlm(path: Path) -> LitertlmContent:
         raise BundleError(str(path), found=error.strerror, wanted="a .litertlm that can be read") from error
 
 
-def _header_end(fixed: bytes, most: int, what: str) -> int:
-    if len(fixed) < schema.METADATA_OFFSET or not fixed.startswith(schema.MAGIC):
-        raise _broken(what, repr(fixed[: len(schema.MAGIC)]), repr(schema.MAGIC))
+def header_end(file: str, fixed: bytes, size: int) -> int | Fault:
+    """Where the header ends, by the first METADATA_OFFSET bytes of a file of so many."""
+    if len(fixed) < schema.METADATA_OFFSET:
+        return Fault(file, "size", f"{size} bytes", f"at least {schema.METADATA_OFFSET}")
+    if not fixed.startswith(schema.MAGIC):
+        return Fault(file, "magic", repr(fixed[: len(schema.MAGIC)]), repr(schema.MAGIC))
+    version = struct.unpack_from("<3I", fixed, len(schema.MAGIC))
+    if version[0] != schema.VERSION[0]:
+        return Fault(file, "version", ".".join(map(str, version)), f"{schema.VERSION[0]}.x")
     (end,) = struct.unpack_from("<Q", fixed, schema.HEADER_END_OFFSET)
-    if not schema.METADATA_OFFSET < end <= most:
-        raise _broken(f"{what} header_end", str(end), f"{schema.METADATA_OFFSET + 1} to {most}")
+    limit = min(size, schema.MAX_HEADER_BYTES)
+    if not schema.METADATA_OFFSET < end <= limit:
+        return Fault(file, "header_end", str(end), f"{schema.METADATA_OFFSET + 1} to {limit}")
     return int(end)
-
-
-def _broken(what: str, found: str, wanted: str) -> BundleError:
-    return BundleError(what, found=found, wanted=wanted, remedy="run gemma-edge check")

@@ -43,11 +43,6 @@ class Tokenizer:
         """The text of whole tokens; control tokens leave no trace unless asked for."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special))
 
-    def id_of(self, token: str) -> int | None:
-        """The id of one token by its spelling, None when there is no such token."""
-        found: int | None = self._tokenizer.token_to_id(token)
-        return found
-
     def token_of(self, token_id: int) -> str | None:
         """The spelling of one token, None for an id that stands for nothing."""
         found: str | None = self._tokenizer.id_to_token(token_id)

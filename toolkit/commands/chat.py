@@ -23,7 +23,7 @@ from toolkit.commands.text_options import (
     make_sampling,
     open_session,
 )
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import ChatTemplate, Message
 from toolkit.runtime.generate import Generation
@@ -131,6 +131,9 @@ class _Talk:
         bundle, media = self.session.bundle, [*self.media, *self.waiting]
         messages = [*self.messages, user_message(bundle, self.tokenizer, line, self.waiting)]
         prompt = build_prompt(bundle, self.tokenizer, self.template.render(messages), media)
+        if len(prompt.ids) > self.session.context:
+            found, wanted = f"{len(prompt.ids)} tokens", f"at most {self.session.context}, the bundle's context"
+            raise UsageError("conversation", found=found, wanted=wanted, remedy="say less, or begin anew with /reset")
         stops = bundle.manifest.text.stop_token_ids
         generation = Generation(
             self.session, prompt.ids, self.sampler, limit=self.limit, stops=stops, spans=prompt.spans

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
-import secrets
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from device_harness.bench_process import ASK_S, JobProcesses, ProcessLimits, Run
 from device_harness.gates import GateResult, GateSettings, PowerGate, ThermalGate
 from device_harness.machine import Machine
 from device_harness.page_cache import DroppedFiles, PageCache
-from device_harness.runners.interface import Job, Reading, Workload
-from device_harness.sampler import DEFAULT_INTERVAL_S, ProcessSample, Sampler, memory_record, series
+from device_harness.runners.interface import Job, Workload
+from device_harness.sampler import DEFAULT_INTERVAL_S, memory_record, series
 from device_harness.state import read_state, read_thermal, state_flags
-from device_harness.transport import DeviceTimeout, Transport
-from device_harness.transport_shell import KILLED_EXIT_CODE
+from device_harness.transport import ConnectionLost, DeviceFault, Transport
 from toolkit import __version__
 from toolkit.errors import EnvironmentFault, ToolkitError
 from toolkit.report.statistics import MIN_VALUES, Drift, drift
@@ -35,13 +33,12 @@ from toolkit.results.record import (
 Progress = Callable[[int, int, Figures | None], None]
 """Called with the iterations done, those in all, and the figures of the last."""
 
-_ASK_S = 30.0
-_TOKEN = "GEMMA_EDGE_BENCH"
-"""In the environment of everything that a run starts, so that nothing of it is left."""
-_BEGIN = re.compile(rb"^@@begin (\d+) (\d+\.\d+) ", re.MULTILINE)
-_END = re.compile(r"^@@end (\d+) (\d+\.\d+) .*\n?", re.MULTILINE)
-_SAMPLES_WANTED = 3
-"""A process that ended within so many intervals may well have none."""
+_MOST_CUTS = 3
+"""How often in a row one iteration may be cut off before the run ends."""
+_PATIENCE_S = 60.0
+"""How long a device that was cut off has to come back: a phone starts in that time."""
+_CLOCKS_S = 5.0
+"""Between a machine's uptime and what it should be by our own clock."""
 
 _log = logging.getLogger(__name__)
 
@@ -78,17 +75,6 @@ class BenchOutcome:
     ended_by: BaseException | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One process."""
-
-    reading: Reading
-    begin_s: float
-    end_s: float
-    samples: tuple[ProcessSample, ...]
-    sampler_failed: bool
-
-
 def run_job(
     subject: Subject,
     workload: Workload,
@@ -105,7 +91,7 @@ def run_job(
     except (KeyboardInterrupt, SystemExit, ToolkitError) as error:  # SystemExit: a SIGTERM
         ended_by = error
     finally:
-        bench.end_processes()
+        bench.end()
     return BenchOutcome(bench.record(is_whole=ended_by is None), ended_by)
 
 
@@ -124,55 +110,88 @@ class _Bench:
         self._note = note
         self._power_gate = PowerGate(subject.machine, settings.gate, note)
         self._thermal_gate = ThermalGate(subject.machine, settings.gate, note)
-        self._token = f"{_TOKEN}={secrets.token_hex(8)}"
+        limits = ProcessLimits(workload.timeout_s, settings.interval_s, settings.folder)
+        self._processes = JobProcesses(subject.machine, subject.runner, subject.job, limits)
         self._started_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._started = time.monotonic()
         self._begin_s = 0.0
         self._before: StateRecord | None = None
-        self._runs: list[_Run] = []
+        self._runs: list[Run] = []
         self._iterations: list[Iteration] = []
         self._gates: list[GateResult] = []
         self._after: StateRecord | None = None
         self._counted: Delegation | None = None
+        self._was_cut = False
 
     def measure(self, progress: Progress) -> None:
-        """Until all iterations are done."""
+        """Until all iterations are done; one that a lost connection cuts off begins again."""
         self._begin_s = self._uptime()
-        self._gates.append(self._power_gate.wait())
         if self._workload.start == "warm":
             self._note(f"{self._machine.serial}: {self._runner} runs once unmeasured, to warm up")
-            self._run()
+            self._lasting("the unmeasured run", self._warm_up)
         self._before = read_state(self._machine)
         total = self._settings.repetitions
         progress(0, total, None)
         for index in range(total):
             if index and self._settings.cool_down_s:
                 time.sleep(self._settings.cool_down_s)
-            gates = [self._power_gate.wait(), self._thermal_gate.wait()]
-            self._gates += gates
-            if self._workload.start == "cold":
-                self._remove_caches()
-            dropped = self._drop_pages()
-            run = self._run()
-            self._runs.append(run)
-            self._iterations.append(self._iteration(run, sum(gate.waited_s for gate in gates), dropped))
+            self._lasting(f"iteration {index + 1}", self._iterate)
             progress(index + 1, total, self._iterations[-1].figures)
         self._after = self._state_after()
-        self._count_nodes()
+        self._counted = self._processes.count_nodes()
 
-    def end_processes(self) -> None:
+    def end(self) -> None:
         """Nothing that this job started goes on on the machine."""
-        script = (
-            f"for f in $(grep -l {self._token} /proc/[0-9]*/environ 2>/dev/null); do "
-            "p=${f%/environ}; kill -KILL ${p#/proc/}; done 2>/dev/null; true"
-        )
-        try:
-            if isinstance(self._machine, Transport) and not self._machine.available:
-                self._machine.reconnect(timeout=20.0)
-            self._machine.shell(script, timeout=_ASK_S)
-        except EnvironmentFault as error:
-            limit = f"{self._workload.timeout_s:.0f} s"
-            _log.warning("%s may go on for %s at most on %s: %s", self._runner, limit, self._machine.serial, error)
+        self._processes.try_to_end()
+
+    def _warm_up(self) -> None:
+        self._gates.append(self._power_gate.wait())
+        self._processes.run()
+
+    def _iterate(self) -> None:
+        gates = [self._power_gate.wait(), self._thermal_gate.wait()]
+        self._gates += gates
+        if self._workload.start == "cold":
+            self._remove_caches()
+        dropped = self._drop_pages()
+        run = self._processes.run()
+        iteration = self._iteration(run, sum(gate.waited_s for gate in gates), dropped)
+        self._runs.append(run)
+        self._iterations.append(iteration)
+
+    def _lasting(self, what: str, step: Callable[[], None]) -> None:
+        """The step, from its beginning again after each cut; ConnectionLost after the last one that it may have.
+
+        EnvironmentFault if the device does not come back, or not as it was.
+        """
+        lost: ConnectionLost | None = None
+        for cut in range(1, _MOST_CUTS + 1):
+            try:
+                if lost is not None:
+                    self._begin_again(what, lost)
+                return step()
+            except ConnectionLost as error:
+                lost = error
+                if cut == _MOST_CUTS:
+                    break
+                _log.info("%s", error)
+                self._was_cut = True
+                assert isinstance(self._machine, Transport)
+                self._machine.reconnect(timeout=_PATIENCE_S)
+        assert lost is not None
+        found = f"{what} cut off {_MOST_CUTS} times, in the end by {lost.found}"
+        remedy = "try another cable, port or network, and run it again; what was measured is kept"
+        raise ConnectionLost(lost.what, found=found, wanted="a connection that lasts", remedy=remedy) from lost
+
+    def _begin_again(self, what: str, lost: ConnectionLost) -> None:
+        """End what a cut has left running, for it would take part in what is measured next."""
+        expected = self._begin_s + time.monotonic() - self._started
+        if self._uptime() < expected - _CLOCKS_S:
+            found, wanted = f"a restart during {what}", "no restart between iterations"
+            remedy = "run it again; what was measured is kept"
+            raise DeviceFault(self._machine.serial, found=found, wanted=wanted, remedy=remedy) from lost
+        self._processes.end()
+        self._note(f"{self._machine.serial}: the connection was lost; {what} begins again")
 
     def record(self, *, is_whole: bool) -> BenchRecord | None:
         """Of the iterations so far; None if there are none. Tests that the runner said nothing of are left out."""
@@ -208,7 +227,7 @@ class _Bench:
             flags=self._flags(after, drifts, is_whole=is_whole),
         )
 
-    def _iteration(self, run: _Run, gate_wait_s: float, dropped: DroppedFiles | None) -> Iteration:
+    def _iteration(self, run: Run, gate_wait_s: float, dropped: DroppedFiles | None) -> Iteration:
         thermal = read_thermal(self._machine)
         begin, end = run.reading.begin_s or run.begin_s, run.reading.end_s or run.end_s
         figures = dict(run.reading.figures)
@@ -244,25 +263,6 @@ class _Bench:
             return self._counted
         return None if self._job.no_delegation is None else Delegation(None, None, self._job.no_delegation)
 
-    def _count_nodes(self) -> None:
-        """In a process of its own: what fails there is a reason, and no fault of the run."""
-        read = self._job.read_nodes
-        if read is None:
-            return
-        words = " ".join(map(shlex.quote, ["env", self._token, *self._job.count_nodes]))
-        try:
-            result = self._machine.shell(f"{words} 2>&1", timeout=self._workload.timeout_s)
-            if result.exit_code:
-                said = (_lines(result.stdout) or ["nothing"])[-1][:300]
-                self._counted = Delegation(None, None, f"counting ended with exit code {result.exit_code}: {said}")
-            else:
-                self._counted = read(result.stdout.replace("\r\n", "\n"))
-        except EnvironmentFault as error:
-            self._counted = Delegation(None, None, f"counting failed: {error}"[:1000])
-        except BaseException:
-            self._recover()
-            raise
-
     def _drifts(self) -> dict[str, Drift]:
         drifts = {}
         for test, figure in self._job.tests.items():
@@ -273,6 +273,8 @@ class _Bench:
 
     def _flags(self, after: StateRecord | None, drifts: dict[str, Drift], *, is_whole: bool) -> tuple[Flag, ...]:
         flags: set[Flag] = set() if is_whole else {"interrupted"}
+        if self._was_cut:
+            flags.add("reconnected")
         if self._before is not None:
             low = self._settings.gate.low_battery_percent
             flags |= state_flags(self._before, after or self._before, low_battery_percent=low)
@@ -290,7 +292,7 @@ class _Bench:
         for pattern in self._job.weight_caches:
             folder, _, name = pattern.rpartition("/")
             command = f"cd {shlex.quote(folder)} 2>/dev/null && rm -f ./{name}; true"
-            self._machine.shell(command, timeout=_ASK_S).require(f"{self._machine.serial} {pattern}")
+            self._machine.shell(command, timeout=ASK_S).require(f"{self._machine.serial} {pattern}")
 
     def _drop_pages(self) -> DroppedFiles | None:
         """What stayed in memory is recorded with each iteration, and said once."""
@@ -304,82 +306,5 @@ class _Bench:
         return dropped
 
     def _uptime(self) -> float:
-        text = self._machine.shell("cat /proc/uptime", timeout=_ASK_S).require(f"{self._machine.serial} /proc/uptime")
+        text = self._machine.shell("cat /proc/uptime", timeout=ASK_S).require(f"{self._machine.serial} /proc/uptime")
         return float(text.split()[0])
-
-    # --- one process ------------------------------------------------------------------------------------------------
-
-    def _run(self) -> _Run:
-        """Start it, sample it, read what it printed; EnvironmentFault if it failed."""
-        limit = self._workload.timeout_s
-        output = bytearray()
-        sampler: Sampler | None = None
-        begin_s = 0.0
-        started = time.monotonic()
-        try:
-            with self._machine.stream_shell(self._command(), timeout=limit) as running:
-                for _, data in running:
-                    output += data
-                    match = _BEGIN.search(output) if sampler is None else None
-                    if match is not None:
-                        begin_s = float(match[2])
-                        sampler = self._sampler(int(match[1])).__enter__()
-                code = running.exit_code
-        except BaseException:
-            self._recover()
-            raise
-        finally:
-            if sampler is not None:
-                sampler.__exit__(None, None, None)
-        text = output.decode("utf-8", "replace").replace("\r\n", "\n")
-        if code:
-            raise self._failure(text, code, time.monotonic() - started)
-        end = _END.search(text)
-        reading = self._job.read(_END.sub("", text))
-        end_s = float(end[2]) if end is not None else begin_s
-        is_long = end_s - begin_s > _SAMPLES_WANTED * self._settings.interval_s
-        samples = sampler.samples if sampler is not None else ()
-        return _Run(reading, begin_s, end_s, samples, sampler is None or (sampler.has_failed and is_long))
-
-    def _recover(self) -> None:
-        """After an interrupt the connection may be in the midst of a message; what runs there has to end."""
-        try:
-            if isinstance(self._machine, Transport):
-                self._machine.reconnect(timeout=20.0)
-        except EnvironmentFault as error:
-            _log.info("%s", error)
-        self.end_processes()
-
-    def _sampler(self, pid: int) -> Sampler:
-        settings = self._settings
-        return Sampler(
-            self._machine,
-            pid,
-            limit_s=self._workload.timeout_s,
-            interval_s=settings.interval_s,
-            folder=settings.folder,
-        )
-
-    def _command(self) -> str:
-        """The process tells its id before it becomes the runner."""
-        environment = [self._token, *(f"{name}={value}" for name, value in self._job.environment.items())]
-        words = " ".join(map(shlex.quote, ["env", *environment, *self._job.argv]))
-        inner = 'echo "@@begin $$ $(cat /proc/uptime)"; exec "$@"'
-        return (
-            f"sh -c {shlex.quote(inner)} sh {words} 2>&1; code=$?; "
-            'echo; echo "@@end $code $(cat /proc/uptime)"; exit $code'
-        )
-
-    def _failure(self, text: str, code: int, seconds: float) -> EnvironmentFault:
-        what = f"{self._runner} on {self._machine.serial}"
-        if code == KILLED_EXIT_CODE and seconds >= self._workload.timeout_s:
-            found = f"no end after {self._workload.timeout_s:.0f} s"
-            return DeviceTimeout(what, found=found, wanted="a result", remedy="allow more with --timeout")
-        said = [line for line in _lines(text) if line]
-        words = f": {said[-1][:300]}" if said else ""
-        killed = " (killed, most often for lack of memory)" if code == KILLED_EXIT_CODE else ""
-        return EnvironmentFault(what, found=f"exit code {code}{killed}{words}", wanted="a result")
-
-
-def _lines(text: str) -> Sequence[str]:
-    return [line.strip() for line in text.splitlines() if not line.startswith(("@@begin", "@@end"))]

@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from device_harness.gates import GateSettings
 from device_harness.machine import Host, Machine
 from device_harness.runners.interface import Job, Reading, Workload
 from device_harness.state import read_device
-from device_harness.transport import Transport
+from device_harness.transport import ConnectionLost, Transport
 from toolkit.errors import EnvironmentFault
 from toolkit.results.json_lines import dump_record, parse_record
 from toolkit.results.record import BenchRecord, ModelRecord
@@ -43,12 +43,18 @@ def job(script: str, **changes: Any) -> Job:
 
 
 def bench(
-    machine: Machine, what: Job, *, repetitions: int = 3, progress: Callable[..., None] | None = None, **workload: Any
+    machine: Machine,
+    what: Job,
+    *,
+    repetitions: int = 3,
+    progress: Callable[..., None] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+    **workload: Any,
 ) -> BenchOutcome:
     settings = BenchSettings(repetitions=repetitions, gate=QUICK, interval_s=0.05)
     subject = Subject(machine, read_device(machine), "stand_in", what)
     tell = progress or (lambda done, total, figures: None)
-    return run_job(subject, Workload(**workload), settings, progress=tell, note=lambda text: None)
+    return run_job(subject, Workload(**workload), settings, progress=tell, note=note)
 
 
 def whole(outcome: BenchOutcome) -> BenchRecord:
@@ -177,22 +183,108 @@ def test_a_killed_program_says_that_memory_may_be_short(transport: Transport) ->
     )
 
 
-@pytest.mark.parametrize("fault", [Faults(reboot_at_byte=0), Faults(drop_at_byte=0)], ids=["reboot", "drop"])
-def test_what_a_lost_connection_leaves_is_kept_and_flagged(fault: Faults) -> None:
-    """A reboot ends the run; a drop may cut only the sampler's connection, and the run goes on without it."""
+CUT = Faults(reboot_at_byte=0)
+"""All connections end at the next byte; the emulated device's clock is this computer's, and shows no restart."""
+
+
+@pytest.fixture
+def own_device() -> Iterator[Emulator]:
+    with Emulator(EmulatorSettings(isolation="folder")) as device:
+        yield device
+
+
+def cutting(device: Emulator, fault: Faults = CUT) -> Callable[..., None]:
+    """Cuts the connection in the second iteration, while its process runs."""
+
+    def cut(done: int, total: int, figures: object) -> None:
+        if done == 1:
+            threading.Timer(0.8, lambda: device.set_faults(fault)).start()
+
+    return cut
+
+
+def test_an_iteration_that_a_lost_connection_cuts_off_begins_again_and_the_record_says_so(own_device: Emulator) -> None:
     mark = f"sleep 3.{time.monotonic_ns()}"
-    with Emulator(EmulatorSettings(isolation="folder")) as device, connect(device.serial) as transport:
-
-        def cut(done: int, total: int, figures: object) -> None:
-            if done == 1:
-                threading.Timer(0.8, lambda: device.set_faults(fault)).start()
-
-        script = COUNT + f'echo "rate $n"; [ $n -lt 3 ] || {mark}'
-        outcome = bench(transport, job(script), progress=cut)
-        assert outcome.record is not None and outcome.record.values("tg8")[0] == 2
-        assert {"interrupted", "sampler_failed"} & set(outcome.record.flags)
-        assert fault.drop_at_byte == 0 or isinstance(outcome.ended_by, EnvironmentFault)
+    notes: list[str] = []
+    with connect(own_device.serial) as transport:
+        script = COUNT + f'echo "rate $n"; [ $n != 3 ] || {mark}'
+        record = whole(bench(transport, job(script), progress=cutting(own_device), note=notes.append))
         assert not is_running(mark)
+    # The first is the unmeasured one; the third was cut off.
+    assert record.values("tg8") == (2, 4, 5)
+    assert "reconnected" in record.flags and "interrupted" not in record.flags
+    assert notes[-1].endswith("the connection was lost; iteration 2 begins again")
+
+
+def test_what_a_cut_left_running_has_ended_before_the_iteration_begins_again(
+    own_device: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device lets its programs go on, as after a pulled cable."""
+    monkeypatch.setattr(own_device.userland, "end_programs", lambda: None)
+    mark = f"sleep 30.{time.monotonic_ns()}"
+    left: list[bool] = []
+
+    def look(text: str) -> None:
+        if "begins again" in text:
+            left.append(is_running(mark))
+
+    with connect(own_device.serial) as transport:
+        script = COUNT + f'echo "rate $n"; [ $n != 3 ] || {{ {mark} & {mark}; }}'
+        record = whole(bench(transport, job(script), progress=cutting(own_device), note=look))
+    assert record.values("tg8") == (2, 4, 5) and left == [False]
+
+
+def test_an_unmeasured_run_that_is_cut_off_begins_again(own_device: Emulator) -> None:
+    with connect(own_device.serial) as transport:
+        threading.Timer(1.5, lambda: own_device.set_faults(CUT)).start()
+        record = whole(bench(transport, job(COUNT + '[ $n != 1 ] || sleep 30; echo "rate $n"'), repetitions=2))
+    assert record.values("tg8") == (3, 4) and "reconnected" in record.flags
+
+
+def test_an_iteration_that_is_cut_off_again_and_again_ends_the_run_and_keeps_the_others(own_device: Emulator) -> None:
+    def cut_again(text: str) -> None:
+        if "begins again" in text:
+            threading.Timer(0.8, lambda: own_device.set_faults(CUT)).start()
+
+    with connect(own_device.serial) as transport:
+        script = COUNT + 'echo "rate $n"; [ $n -lt 3 ] || sleep 30'
+        outcome = bench(transport, job(script), progress=cutting(own_device), note=cut_again)
+    assert isinstance(outcome.ended_by, ConnectionLost)
+    assert "iteration 2 cut off 3 times" in str(outcome.ended_by) and "what was measured is kept" in str(
+        outcome.ended_by
+    )
+    assert outcome.record is not None and outcome.record.values("tg8") == (2,)
+    assert {"interrupted", "reconnected"} <= set(outcome.record.flags)
+
+
+def test_a_device_that_has_restarted_ends_the_run(own_device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    uptimes = iter([5_000.0, 30.0])
+    monkeypatch.setattr("device_harness.bench._Bench._uptime", lambda bench: next(uptimes))
+    with connect(own_device.serial) as transport:
+        script = COUNT + 'echo "rate $n"; [ $n -lt 3 ] || sleep 30'
+        outcome = bench(transport, job(script), progress=cutting(own_device))
+    assert "found a restart during iteration 2" in str(outcome.ended_by)
+    assert outcome.record is not None and outcome.record.values("tg8") == (2,)
+
+
+def test_a_device_that_does_not_come_back_ends_the_run(own_device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("device_harness.bench._PATIENCE_S", 0.3)
+    monkeypatch.setattr("device_harness.bench_process._RECONNECT_S", 0.3)
+    gone = Faults(reboot_at_byte=0, is_silent=True)
+    with connect(own_device.serial) as transport:
+        script = COUNT + 'echo "rate $n"; [ $n -lt 3 ] || sleep 30'
+        outcome = bench(transport, job(script), progress=cutting(own_device, gone))
+    assert isinstance(outcome.ended_by, EnvironmentFault)
+    assert outcome.record is not None and outcome.record.values("tg8") == (2,)
+    assert "interrupted" in outcome.record.flags
+
+
+def test_a_cut_of_the_samplers_connection_alone_costs_samples_and_no_iteration(own_device: Emulator) -> None:
+    with connect(own_device.serial) as transport:
+        script = COUNT + 'echo "rate $n"; [ $n != 3 ] || sleep 3'
+        outcome = bench(transport, job(script), progress=cutting(own_device, Faults(drop_at_byte=0)))
+    record = whole(outcome)
+    assert len(record.iterations) == 3 and {"reconnected", "sampler_failed"} & set(record.flags)
 
 
 def test_the_host_runs_jobs_by_the_same_commands() -> None:

@@ -37,6 +37,7 @@ _MEANINGS: Mapping[Flag, str] = {
     "power_save": "the device saved power, which slows it",
     "screen_on": "the screen was on",
     "interrupted": "the run was cut short",
+    "reconnected": "the connection was lost, and an iteration began again",
     "sampler_failed": "memory and temperature were not sampled to the end",
 }
 

@@ -43,6 +43,7 @@ Flag = Literal[
     "power_save",
     "screen_on",
     "interrupted",
+    "reconnected",
     "sampler_failed",
 ]
 BatteryStatus = Literal["charging", "discharging", "full", "not charging", "unknown"]

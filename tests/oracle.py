@@ -231,6 +231,17 @@ def checkpoint_of(config: OracleConfig) -> Path:
     return make_checkpoint(_scratch() / config.name, seed=config.seed, **config.overrides)  # type: ignore[arg-type]
 
 
+def faint_checkpoint(directory: Path) -> Path:
+    """A large epsilon in every norm, and AltUp's projections so small that their floor shows."""
+    from safetensors.torch import load_file
+
+    make_checkpoint(directory, seed=4, rms_norm_eps=0.02)
+    tensors = load_file(directory / "model.safetensors")
+    faint = {name: tensor * 1e-3 if "_projections." in name else tensor for name, tensor in tensors.items()}
+    write_safetensors(directory, faint)
+    return directory
+
+
 def hf_logits(directory: Path, ids: Sequence[int]) -> NDArray[np.float32]:
     """Logits of transformers for one sequence: f32[T, V]; eager attention, no cache; do not write into the result."""
     return _hf_logits(str(directory), tuple(int(token) for token in ids))

@@ -259,3 +259,9 @@ def test_unsafe_names_are_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "0.bin", "text_decoder.tflite", "E2.54B-x_1", "a" * 128])
 def test_safe_names_are_returned(name: str) -> None:
     assert files.safe_name(name, "manifest") == name
+
+
+def test_chunks_are_as_long_as_the_manifests_document_says() -> None:
+    """Hashes in every manifest, and what a push sends again, depend on it."""
+    document = Path(__file__).parents[2] / "docs" / "formats" / "manifest.md"
+    assert f"hash of each {files.CHUNK_BYTES:,} bytes" in document.read_text(encoding="utf-8")

@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from oracle import CONFIGS, OracleConfig, checkpoint_of, hf_greedy, hf_logits, make_checkpoint, write_safetensors
+from oracle import (
+    CONFIGS,
+    OracleConfig,
+    checkpoint_of,
+    faint_checkpoint,
+    hf_greedy,
+    hf_logits,
+    make_checkpoint,
+    write_safetensors,
+)
 
 from converters.checkpoint import open_checkpoint
 from converters.gemma3n.config import TextConfig, TextModel
@@ -65,6 +74,11 @@ def test_logits_and_greedy_tokens_agree_with_transformers(config: OracleConfig) 
     assert np.abs(found - hf_logits(directory, ids)).max() < 2e-4
     # As every prefix agrees, so do the tokens that the reference would choose one after the other.
     assert found[len(config.ids) - 1 : -1].argmax(-1).tolist() == greedy
+
+
+def test_what_keeps_norms_from_dividing_by_nothing_is_as_in_transformers(tmp_path: Path) -> None:
+    directory = faint_checkpoint(tmp_path)
+    assert np.abs(reference(directory, IDS) - hf_logits(directory, IDS)).max() < 2e-4
 
 
 @pytest.mark.parametrize("naming", ["conditional", "conditional_old"])

@@ -48,9 +48,9 @@ def embedder() -> Any:
     return made
 
 
-# At 1e-3 an epsilon that is not divided by 2,048 is half of the mean square.
+# At 1e-6 an epsilon that is not divided by 2,048 leaves the last norm next to nothing.
 @pytest.mark.reference
-@pytest.mark.parametrize("scale", [1.0, 30.0, 1e-3])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e-6])
 def test_soft_tokens_and_the_end_of_image_are_transformers(tmp_path: Path, scale: float) -> None:
     import torch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def test_a_row_takes_the_bytes_that_the_document_names() -> None:
 def test_the_hash_of_a_header_is_that_of_its_rows(tmp_path: Path) -> None:
     for path in write(tmp_path):
         assert read_header(path).rows_sha256 == hashlib.sha256(path.read_bytes()[HEADER_BYTES:]).digest()
+
+
+def test_the_last_bytes_of_a_row_are_the_crc_of_all_before_them(tmp_path: Path) -> None:
+    row = write(tmp_path)[0].read_bytes()[HEADER_BYTES : HEADER_BYTES + layout(4).row_bytes]
+    assert int.from_bytes(row[-4:], "little") == zlib.crc32(row[:-4])
 
 
 def test_the_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
@@ -212,6 +218,7 @@ FAULTS: dict[str, tuple[Callable[[list[Path]], object], str]] = {
     "empty": (lambda paths: paths[1].write_bytes(b""), "GEMMAPLE"),
     "longer": (lambda paths: paths[1].write_bytes(paths[1].read_bytes() + b"x"), "bytes"),
     "flipped header": (lambda paths: flip(paths[1], 30), "header"),
+    "flipped hash of the rows": (lambda paths: flip(paths[1], 70), "header: found damaged bytes"),
     "flipped padding": (lambda paths: flip(paths[1], 4000), "header"),
     "foreign": (lambda paths: flip(paths[1], 0), "GEMMAPLE"),
     "swapped": (lambda paths: paths.reverse(), "shard 0 of 3"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +110,28 @@ def test_the_bytes_depend_on_nothing_but_the_input(tmp_path: Path) -> None:
     assert first == write(tmp_path / "c", again, INT8).read_bytes()
 
 
-def test_a_small_file_has_these_bytes(tmp_path: Path) -> None:
-    """Golden: a change here is a change of the format, or of the schema's packer, and belongs in the CHANGELOG."""
+def add(_: int) -> Graph:
     graph = Graph()
     graph.output("y", ops.add(graph.input("x", (1, 4)), graph.scalar(1.0)))
-    path = tmp_path / "golden.tflite"
-    write_tflite(path, layout_tflite([Signature("add", graph)], {}), Tensors())
-    data = path.read_bytes()
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("make", "scheme", "golden"),
+    [
+        (add, F32, "7080e6bf7aa5a9c7fe57d48345f2d78d011569ae0cb44947f40040b93f68cc2e"),
+        (linear, Scheme("int8", search="absmax"), "86825780f6ba52e86ad9c128366e917d700563f7c091dfb2455b97ca1291dab0"),
+        (linear, Scheme("int4", 32, "absmax"), "feb42906e77120a32629ad28c2ff3df1d69acd6b6edc40b6f8bf744f1a02f098"),
+        (lookup, Scheme("int4", search="absmax"), "7715c49b4a23a0b7749518bfcd6f849b0cfc282433a68c8ccab6f0d589dc03c8"),
+    ],
+)
+def test_a_small_file_has_these_bytes(
+    tmp_path: Path, make: Callable[[int], Graph], scheme: Scheme, golden: str
+) -> None:
+    """Golden: a change here is a change of the format, or of the schema's packer, and belongs in the CHANGELOG."""
+    data = write(tmp_path / "golden.tflite", [Signature(make.__name__, make(1))], scheme).read_bytes()
     assert data[4:8] == b"TFL3"
-    assert hashlib.sha256(data).hexdigest() == GOLDEN
-
-
-GOLDEN = "7080e6bf7aa5a9c7fe57d48345f2d78d011569ae0cb44947f40040b93f68cc2e"
+    assert hashlib.sha256(data).hexdigest() == golden
 
 
 def test_nodes_without_an_output_are_left_out(tmp_path: Path) -> None:
@@ -168,6 +179,16 @@ def test_selected_signatures_compute_the_same_without_the_rest(tmp_path: Path, s
     np.testing.assert_array_equal(Interpreter(str(tmp_path / "n")).get_signature_runner("decode")(x=x)["y"], want)
     assert read_tflite(tmp_path / "n").model.signatures == ("decode",)
     assert (tmp_path / "n").stat().st_size < source.stat().st_size
+
+
+def test_what_is_selected_stays_on_borders_as_wide_as_before(tmp_path: Path) -> None:
+    signatures = [Signature("linear", linear(1)), Signature("embed", lookup(1))]
+    source = write(tmp_path / "m", signatures, Scheme("int4", 32))
+    select_signatures(source, tmp_path / "n", {"a": "linear", "b": "embed"})
+    content = read_tflite(tmp_path / "n")
+    places = {tensor.name: content.model.buffers[tensor.buffer] for tensor in content.graph("b").tensors}
+    assert places["t"].offset_bytes % PAGE_BYTES == 0
+    assert all(buffer.offset_bytes % MATRIX_ALIGNMENT == 0 for buffer in content.model.buffers)
 
 
 def test_selecting_a_signature_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:

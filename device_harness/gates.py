@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from device_harness.machine import Machine
-from device_harness.state import LOW_BATTERY_PERCENT, READ_S, gate_temperature, power_flags, read_power, read_thermal
+from device_harness.state import (
+    LOW_BATTERY_PERCENT,
+    READ_S,
+    gate_temperature,
+    power_flags,
+    read_light_threshold,
+    read_power,
+    read_thermal,
+)
 from device_harness.transport import DeviceRefusal, Transport
 from toolkit.errors import EnvironmentFault, UsageError
 from toolkit.results.record import Flag, ThermalRecord
@@ -24,6 +32,14 @@ STATUS_NAMES = ("none", "light", "moderate", "severe", "critical", "emergency", 
 _STAY_ON = ("stay_on_while_plugged_in", "7")
 """android.os.BatteryManager: on AC, USB and wireless power."""
 
+_MARGIN_CELSIUS = 2.0
+"""Above rest: less is not worth the wait, and a phone does not come back to rest between two runs."""
+_HEADROOM_CELSIUS = 5.0
+"""So far below its first throttling a device counts as at rest; a choice: the margin, and what one run adds."""
+_SETTLE_S = 30.0
+_SETTLED_CELSIUS = 0.5
+"""Who cools by less in that time has come to rest."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -36,8 +52,7 @@ class GateSettings:
     """When a device counts as cool, not throttling and within bounds; and as having the power to run as it can."""
 
     limit_celsius: float | None = None
-    """None: what it was before the first iteration, plus ``margin_celsius``."""
-    margin_celsius: float = 2.0
+    """What skin (else battery, else CPU) may have, as ``resting_limit`` says; None: only throttling is waited for."""
     timeout_s: float = 300.0
     refuses: bool = False
     """A device that stays hot is an error; else its results are flagged."""
@@ -55,6 +70,43 @@ class GateResult:
     timed_out: bool
     flags: frozenset[Flag] = frozenset()
     """What was not as it should be when the run began."""
+
+
+def resting_limit(machine: Machine, note: Note, *, timeout_s: float, interval_s: float = _SETTLE_S) -> float | None:
+    """A limit in degrees Celsius for this device in this room: a little above what it has at rest.
+
+    A device may be hot when it is first looked at. It is at rest if it is well below the temperature from which it
+    says that it throttles, or if it cools no more, which takes ``interval_s`` to see; ``timeout_s`` bounds the wait.
+    None for a machine that tells no temperature.
+    """
+    started = time.monotonic()
+    thermal = read_thermal(machine)
+    found = gate_temperature(thermal)
+    if found is None:
+        return None
+    sensor, lowest = found
+    light = read_light_threshold(machine, sensor)
+    cool = None if light is None else light - _HEADROOM_CELSIUS
+    told = False
+    while cool is None or lowest > cool or is_throttling(thermal):
+        if (left := timeout_s - (time.monotonic() - started)) <= 0:
+            note(f"{machine.serial} was not seen at rest in {timeout_s:.0f} s; {lowest:.1f} °C is taken for it")
+            break
+        if not told:
+            note(f"waiting for {machine.serial} to come to rest: {_describe(thermal)}")
+            told = True
+        time.sleep(min(interval_s, left))
+        thermal = read_thermal(machine)
+        found = gate_temperature(thermal)
+        before, lowest = lowest, lowest if found is None else min(lowest, found[1])
+        if before - lowest < _SETTLED_CELSIUS and left > interval_s:
+            break
+    return lowest + _MARGIN_CELSIUS
+
+
+def is_throttling(thermal: ThermalRecord | None) -> bool:
+    """By Android's own word, which some devices never say."""
+    return thermal is not None and (thermal.status or 0) > 0
 
 
 class PowerGate:
@@ -107,7 +159,6 @@ class ThermalGate:
         self._machine = machine
         self._settings = settings
         self._note = note
-        self._limit = settings.limit_celsius
 
     def wait(self) -> GateResult:
         """DeviceRefusal if it ``refuses`` and the device is still hot after ``timeout_s``."""
@@ -121,32 +172,31 @@ class ThermalGate:
             if waited >= self._settings.timeout_s:
                 return self._give_up(thermal, waited)
             if not told:
-                self._note(f"waiting for {self._machine.serial} to cool: {self._describe(thermal)}")
+                self._note(f"waiting for {self._machine.serial} to cool: {_describe(thermal)}")
                 told = True
             time.sleep(min(self._settings.poll_s, self._settings.timeout_s))
 
     def _is_cool(self, thermal: ThermalRecord | None) -> bool:
-        found = gate_temperature(thermal)
-        if self._limit is None and found is not None:
-            self._limit = found[1] + self._settings.margin_celsius
-        is_throttling = thermal is not None and (thermal.status or 0) > 0
-        return not is_throttling and (found is None or self._limit is None or found[1] <= self._limit)
+        found, limit = gate_temperature(thermal), self._settings.limit_celsius
+        return not is_throttling(thermal) and (found is None or limit is None or found[1] <= limit)
 
     def _give_up(self, thermal: ThermalRecord | None, waited: float) -> GateResult:
-        words = self._describe(thermal)
+        words = _describe(thermal)
         if self._settings.refuses:
             found = f"{words} after {waited:.0f} s"
             remedy = "let it cool, allow more with --max-celsius or --gate-timeout, or leave out --refuse-hot"
-            limit = "" if self._limit is None else f" and at most {self._limit:.1f} °C"
+            celsius = self._settings.limit_celsius
+            limit = "" if celsius is None else f" and at most {celsius:.1f} °C"
             wanted = f"throttling status none{limit}"
             raise DeviceRefusal(f"{self._machine.serial} thermal gate", found=found, wanted=wanted, remedy=remedy)
         self._note(f"{self._machine.serial} is still hot after {waited:.0f} s ({words}); the results are flagged")
         return GateResult(waited, timed_out=True)
 
-    def _describe(self, thermal: ThermalRecord | None) -> str:
-        found = gate_temperature(thermal)
-        status = "unknown" if thermal is None or thermal.status is None else STATUS_NAMES[thermal.status]
-        return f"throttling status {status}" + (f", {found[0]} {found[1]:.1f} °C" if found else "")
+
+def _describe(thermal: ThermalRecord | None) -> str:
+    found = gate_temperature(thermal)
+    status = "unknown" if thermal is None or thermal.status is None else STATUS_NAMES[thermal.status]
+    return f"throttling status {status}" + (f", {found[0]} {found[1]:.1f} °C" if found else "")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from device_harness.machine import Machine
 from device_harness.parsers.android import (
     parse_battery,
     parse_cpus,
+    parse_light_thresholds,
     parse_properties,
     parse_screen,
     parse_setting,
@@ -66,6 +67,11 @@ def read_state(machine: Machine) -> StateRecord:
 def read_thermal(machine: Machine) -> ThermalRecord | None:
     """Only the temperatures, for a gate that asks often."""
     return parse_thermal(read_parts(machine, {"thermal": _STATE["thermal"]})["thermal"])
+
+
+def read_light_threshold(machine: Machine, sensor: str) -> float | None:
+    """From which temperature of a sensor the machine throttles lightly; None if it does not say."""
+    return parse_light_thresholds(read_parts(machine, {"thermal": _STATE["thermal"]})["thermal"]).get(sensor)
 
 
 def read_power(machine: Machine) -> tuple[BatteryRecord | None, bool | None]:

@@ -16,6 +16,11 @@ _SENSORS = (("CPU", 0, 9.0), ("GPU", 1, 6.0), ("BAT", 2, -2.0), ("SKIN", 3, 0.0)
 _SKIN_CELSIUS = (34.0, 39.0, 42.0, 45.0, 48.0, 52.0, 56.0)
 """By throttling status."""
 
+_THRESHOLDS = (
+    f"\tTemperatureThreshold{{mType=3, mName=SKIN, mHotThrottlingThresholds=[NaN, {str(_SKIN_CELSIUS[1:])[1:-1]}], "
+    f"mColdThrottlingThresholds=[{', '.join(['NaN'] * len(_SKIN_CELSIUS))}]}}"
+)
+
 
 def properties(serial: str) -> dict[str, str]:
     """What getprop lists. ``ro.kernel.qemu`` is how every tool tells an emulated device."""
@@ -86,6 +91,8 @@ Current temperatures from HAL:
 {current}
 Current cooling devices from HAL:
 \tCoolingDevice{{mValue={status}, mType=2, mName=cpufreq-cpu0}}
+Temperature static thresholds from HAL:
+{_THRESHOLDS}
 """
 
 

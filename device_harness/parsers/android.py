@@ -21,6 +21,9 @@ _PAIR = re.compile(r"([^:]+): *(.*)")
 _TEMPERATURE = re.compile(
     r"Temperature\{mValue=(-?\d+(?:\.\d+)?), mType=(-?\d+), mName=([^,{}]*), mStatus=([0-6])\}", re.ASCII
 )
+_THRESHOLDS = re.compile(
+    r"TemperatureThreshold\{mType=-?\d+, mName=([^,{}]*), mHotThrottlingThresholds=\[([^\]]*)\].*\}", re.ASCII
+)
 _STATUS = re.compile(r"Thermal Status: ([0-6])", re.ASCII)
 _WAKEFULNESS = re.compile(r"mWakefulness(?:Raw)?=(\w+)", re.ASCII)
 _HAL_PART, _CACHED_PART = "Current temperatures from HAL:", "Cached temperatures:"
@@ -81,6 +84,20 @@ def parse_thermal(text: str) -> ThermalRecord | None:
         return None
     source: ThermalSource = "hal" if parts[_HAL_PART] else "cached" if parts[_CACHED_PART] else "none"
     return ThermalRecord(status, source, tuple(parts[_HAL_PART] or parts[_CACHED_PART]))
+
+
+def parse_light_thresholds(text: str) -> dict[str, float]:
+    """``dumpsys thermalservice``: by sensor, the temperature from which a device throttles lightly, where it says so.
+
+    The list holds a temperature for each ThrottlingSeverity (none, light, moderate, ...), or NaN.
+    """
+    found = {}
+    for line in clean_lines(text):
+        match = _THRESHOLDS.fullmatch(line)
+        numbers = match[2].split(", ") if match is not None else []
+        if match is not None and len(numbers) > 1 and re.fullmatch(r"\d+(\.\d+)?", numbers[1], re.ASCII):
+            found[match[1]] = float(numbers[1])
+    return found
 
 
 def parse_screen(text: str) -> bool | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 
 import pytest
 
+from device_harness.emulator import templates
 from device_harness.emulator.device import Emulator
 from device_harness.emulator.faults import Faults
-from device_harness.gates import GateResult, GateSettings, PowerGate, ThermalGate, prepared_device
+from device_harness.gates import GateResult, GateSettings, PowerGate, ThermalGate, prepared_device, resting_limit
 from device_harness.machine import Host
 from device_harness.transport import DeviceRefusal, Transport
 from toolkit.errors import UsageError
@@ -43,13 +45,74 @@ def test_a_hot_device_is_waited_for(device: Emulator, transport: Transport) -> N
     assert notes == [f"waiting for {transport.serial} to cool: throttling status severe, SKIN 45.0 °C"]
 
 
-def test_a_device_has_to_cool_to_what_it_was_before_the_first_iteration(device: Emulator, transport: Transport) -> None:
-    gate = ThermalGate(transport, GateSettings(timeout_s=0.2, poll_s=0.1), lambda text: None)
+def test_a_device_has_to_cool_to_the_limit(
+    device: Emulator, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = ThermalGate(transport, GateSettings(36, timeout_s=0.2, poll_s=0.1), lambda text: None)
     assert not gate.wait().timed_out
-    device.set_faults(Faults(thermal_status=1))
+    monkeypatch.setattr(templates, "_SKIN_CELSIUS", (36.1, *templates._SKIN_CELSIUS[1:]))
+    device.set_faults(Faults())
     assert gate.wait().timed_out
+    monkeypatch.undo()
     device.set_faults(Faults())
     assert not gate.wait().timed_out
+
+
+def resting(transport: Transport, notes: list[str], **how: float) -> float | None:
+    return resting_limit(transport, notes.append, **{"timeout_s": 30, "interval_s": 0.5, **how})
+
+
+def test_a_device_far_below_its_first_throttling_is_at_rest(device: Emulator, transport: Transport) -> None:
+    notes: list[str] = []
+    assert (resting(transport, notes, interval_s=30), notes) == (36, [])
+
+
+def test_a_device_that_is_hot_at_first_is_waited_for_and_gets_the_limit_of_its_rest(
+    device: Emulator, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It throttles, then it is only warm, then at rest."""
+    device.set_faults(Faults(thermal_status=2))
+    heat = iter([(37.0,), (34.0,)])
+    notes: list[str] = []
+
+    def cool(seconds: float) -> None:
+        for skin in itertools.islice(heat, 1):
+            monkeypatch.setattr(templates, "_SKIN_CELSIUS", (*skin, *templates._SKIN_CELSIUS[1:]))
+            device.set_faults(Faults())
+
+    monkeypatch.setattr("device_harness.gates.time.sleep", cool)
+    assert resting(transport, notes) == 36
+    assert notes == [f"waiting for {transport.serial} to come to rest: throttling status moderate, SKIN 42.0 °C"]
+    assert next(heat, None) is None
+
+
+def test_in_a_hot_room_rest_is_where_a_device_cools_no_more(
+    device: Emulator, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(templates, "_SKIN_CELSIUS", (37.0, *templates._SKIN_CELSIUS[1:]))
+    device.set_faults(Faults())
+    notes: list[str] = []
+    assert resting(transport, notes) == 39 and len(notes) == 1
+
+
+def test_a_device_that_tells_no_threshold_is_watched(
+    device: Emulator, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(templates, "_THRESHOLDS", "")
+    device.set_faults(Faults())
+    notes: list[str] = []
+    assert resting(transport, notes) == 36 and "to come to rest" in notes[0]
+
+
+def test_a_device_that_is_not_seen_at_rest_in_time_is_told(device: Emulator, transport: Transport) -> None:
+    device.set_faults(Faults(thermal_status=2))
+    notes: list[str] = []
+    assert resting(transport, notes, timeout_s=0.2) == 44
+    assert notes[-1] == f"{transport.serial} was not seen at rest in 0 s; 42.0 °C is taken for it"
+
+
+def test_a_computer_without_a_thermal_service_has_no_limit() -> None:
+    assert resting_limit(Host(), pytest.fail, timeout_s=30) is None
 
 
 def test_a_device_that_stays_hot_is_flagged(device: Emulator, transport: Transport) -> None:

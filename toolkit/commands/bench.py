@@ -12,7 +12,7 @@ from pathlib import Path
 
 from device_harness.bench import BenchSettings, Subject, run_job
 from device_harness.devices import connect
-from device_harness.gates import ON_LOW_POWER, GateSettings, prepared_device
+from device_harness.gates import ON_LOW_POWER, GateSettings, prepared_device, resting_limit
 from device_harness.machine import Host, Machine
 from device_harness.native.build import FLASH_PROBE
 from device_harness.page_cache import PageCache, place_page_cache
@@ -116,7 +116,7 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the device's state")
     group.add_argument(
         "--max-celsius", metavar="C", type=number,
-        help="wait before each iteration until skin (else battery, else CPU) is no hotter (default: 2 above the first)",
+        help="wait before each iteration until skin (else battery, else CPU) is no hotter (default: 2 above rest)",
     )  # fmt: skip
     group.add_argument(
         "--gate-timeout", metavar="S", type=_seconds, default=300.0, help="wait no longer (default: 300)"
@@ -203,7 +203,7 @@ def measured(arguments: argparse.Namespace, name: str, machine: Machine, termina
         if device.emulated:
             terminal.note(f"{machine.serial} is emulated: speeds are this computer's")
         page_cache = place_page_cache(machine, terminal.note) if arguments.drop_page_cache else None
-        settings = _settings(arguments, device, page_cache)
+        settings = _settings(arguments, device, page_cache, _limit_celsius(arguments, machine, terminal))
         runner = make_runner(arguments, name, device, terminal)
         with _placed(arguments, runner, machine, workload, terminal) as model:
             for job in runner.jobs(machine, model, workload):
@@ -255,13 +255,23 @@ def opened_machine(arguments: argparse.Namespace) -> Iterator[Machine]:
             yield device
 
 
-def _settings(arguments: argparse.Namespace, device: DeviceRecord, page_cache: PageCache | None) -> BenchSettings:
+def _limit_celsius(arguments: argparse.Namespace, machine: Machine, terminal: Terminal) -> float | None:
+    """Once for all jobs, and before anything of them has warmed the device."""
+    if arguments.max_celsius is not None:
+        limit: float = arguments.max_celsius
+        return limit
+    return resting_limit(machine, terminal.note, timeout_s=arguments.gate_timeout)
+
+
+def _settings(
+    arguments: argparse.Namespace, device: DeviceRecord, page_cache: PageCache | None, limit_celsius: float | None
+) -> BenchSettings:
     is_phone = device.kind == "adb" and not device.emulated
     pause = arguments.cool_down
     return BenchSettings(
         repetitions=arguments.repetitions,
         gate=GateSettings(
-            limit_celsius=arguments.max_celsius,
+            limit_celsius=limit_celsius,
             timeout_s=arguments.gate_timeout,
             refuses=arguments.refuse_hot,
             low_battery_percent=arguments.min_battery,

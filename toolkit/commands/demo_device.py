@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from device_harness.bench import BenchSettings, Subject, run_job
 from device_harness.devices import connect
 from device_harness.emulator.device import Emulator
+from device_harness.gates import GateSettings, resting_limit
 from device_harness.native.build import FLASH_PROBE
 from device_harness.page_cache import PageCache, place_page_cache
 from device_harness.placement import LITERTLM, exported_model, place_model
@@ -64,6 +65,16 @@ class _Plan:
     """Some machines cannot: where a temporary folder lies in memory, no read of it is cold."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where it is measured, and with what care."""
+
+    machine: Transport
+    device: DeviceRecord
+    gate: GateSettings
+    page_cache: PageCache | None
+
+
 def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]:
     """Every runner that the device can run, every size, cold and warm; records, kept one by one, and a page of them."""
     with (
@@ -74,6 +85,8 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]
         device = read_device(machine)
         kind = ", emulated: its speeds are this computer's" if device.emulated else ""
         terminal.say(f"4. on {machine.serial} ({device.model}{kind})")
+        gate = GateSettings()
+        limit = resting_limit(machine, terminal.note, timeout_s=gate.timeout_s)
         started = time.monotonic()
         place_model(machine, demo.bundle)
         terminal.say(f"5. pushed in {time.monotonic() - started:.1f} s, every chunk verified by the device")
@@ -82,8 +95,9 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]
         page_cache = place_page_cache(machine, terminal.note) if has_compiler else None
         if page_cache is None:
             terminal.note("without ziglang the page cache stays as it is: cold starts lack the weight cache alone")
+        place = _Place(machine, device, replace(gate, limit_celsius=limit), page_cache)
         for plan in _plans(demo.bundle, Path(scratch), probes=has_compiler):
-            for record in _measure(plan, machine, device, page_cache, terminal):
+            for record in _measure(plan, place, terminal):
                 records.append(record)
                 if writer is not None:
                     writer.append(record)
@@ -118,18 +132,21 @@ def _plans(bundle: Path, scratch: Path, *, probes: bool) -> Iterator[_Plan]:
         yield _Plan(LiteRtLmPythonRunner(), exported, None)
 
 
-def _measure(
-    plan: _Plan, machine: Transport, device: DeviceRecord, page_cache: PageCache | None, terminal: Terminal
-) -> Iterator[BenchRecord]:
+def _measure(plan: _Plan, place: _Place, terminal: Terminal) -> Iterator[BenchRecord]:
     """Cold to the kernel too, where that can be; the probe empties the page cache itself. Then what ended it early."""
     workload = Workload(_PROMPT_TOKENS, _GENERATED_TOKENS, plan.start)
     drops = plan.start == "cold" and plan.runner.name != FLASH_PROBE
     settings = BenchSettings(
-        _REPETITIONS, interval_s=_INTERVAL_S, folder=DEFAULT_FOLDER, page_cache=page_cache if drops else None
+        _REPETITIONS,
+        gate=place.gate,
+        interval_s=_INTERVAL_S,
+        folder=DEFAULT_FOLDER,
+        page_cache=place.page_cache if drops else None,
     )
+    machine = place.machine
     for job in plan.runner.jobs(machine, place_model(machine, plan.model, size=plan.size), workload):
         title = f"{plan.runner.name} {plan.size or plan.model.stem} {plan.start}"
-        subject = Subject(machine, device, plan.runner.name, job)
+        subject = Subject(machine, place.device, plan.runner.name, job)
         tell = partial(tell_iteration, terminal, title, job)
         outcome = run_job(subject, workload, settings, progress=tell, note=terminal.note)
         if isinstance(outcome.ended_by, EnvironmentFault) and plan.may_fail:

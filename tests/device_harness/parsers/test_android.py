@@ -12,6 +12,7 @@ from device_harness.emulator import templates
 from device_harness.parsers.android import (
     parse_battery,
     parse_cpus,
+    parse_light_thresholds,
     parse_properties,
     parse_screen,
     parse_setting,
@@ -74,6 +75,26 @@ def test_cooling_devices_and_thresholds_are_no_temperatures() -> None:
     more = "Current cooling devices from HAL:\n\tCoolingDevice{mValue=3, mType=2, mName=cpu}\n"
     more += "Temperature static thresholds from HAL:\n\tTemperature{mValue=95.0, mType=3, mName=SKIN, mStatus=0}\n"
     assert parse_thermal(THERMAL + more) == parse_thermal(THERMAL)
+
+
+THRESHOLDS = """Temperature static thresholds from HAL:
+\tTemperatureThreshold{mType=3, mName=SKIN, mHotThrottlingThresholds=[NaN, 39.0, 43.0, 45.0, 46.5, 52.0, 55.0], \
+mColdThrottlingThresholds=[NaN, NaN, NaN, NaN, NaN, NaN, NaN]}
+\tTemperatureThreshold{mType=0, mName=CPU, mHotThrottlingThresholds=[NaN, NaN, NaN, 95.0, NaN, NaN, NaN], \
+mColdThrottlingThresholds=[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]}
+\tTemperatureThreshold{mType=2, mName=BAT, mHotThrottlingThresholds=[]}
+"""
+"""In the form that AOSP's ThermalManagerServiceTest expects."""
+
+
+@however
+def test_the_temperature_of_light_throttling_is_read_where_a_sensor_has_one(mangle: Callable[[str], str]) -> None:
+    assert parse_light_thresholds(mangle(THERMAL + THRESHOLDS)) == {"SKIN": 39.0}
+    assert parse_light_thresholds(mangle(THERMAL)) == {}
+
+
+def test_a_cut_threshold_is_never_another_one() -> None:
+    assert all(parse_light_thresholds(THRESHOLDS[:end]) in ({}, {"SKIN": 39.0}) for end in range(len(THRESHOLDS)))
 
 
 def test_volts_under_the_name_of_a_temperature_are_left_out() -> None:

@@ -132,12 +132,11 @@ def tower(name: str = "tiny") -> Tower:
 def make_tower(tensors: Mapping[str, F32] | None = None, /, **overrides: object) -> Tower:
     """A tower, random unless its tensors are given; overrides: keys of Gemma3nAudioConfig that differ from defaults."""
     torch = import_torch()
-    from transformers import Gemma3nAudioConfig, Gemma3nTextConfig
+    from transformers import Gemma3nTextConfig
     from transformers.initialization import no_init_weights
     from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioEncoder, Gemma3nMultimodalEmbedder
 
-    hf_config = Gemma3nAudioConfig(**overrides)
-    config = parse_audio_config({**TOP, "audio_config": hf_config.to_dict()}, text_config(), "config.json")
+    hf_config, config = hf_audio_config(**overrides)
     if tensors is None:
         tensors = {name: random_tensor(name, shape) for name, shape in audio_tensors(config).items()}
     hf_text = Gemma3nTextConfig(vocab_size=TEXT_VOCABULARY, hidden_size=TEXT_HIDDEN)
@@ -147,6 +146,15 @@ def make_tower(tensors: Mapping[str, F32] | None = None, /, **overrides: object)
         own = {n.removeprefix(prefix): torch.from_numpy(t) for n, t in tensors.items() if n.startswith(prefix)}
         module.load_state_dict(own, strict=True, assign=True)
     return Tower(config, tensors, encoder.eval(), embedder.eval())
+
+
+def hf_audio_config(**overrides: object) -> tuple[Any, AudioConfig]:
+    """transformers' config of a tower, its defaults those of the published one, and ours of the same."""
+    import_torch()
+    from transformers import Gemma3nAudioConfig
+
+    hf_config = Gemma3nAudioConfig(**overrides)
+    return hf_config, parse_audio_config({**TOP, "audio_config": hf_config.to_dict()}, text_config(), "config.json")
 
 
 def text_config() -> TextConfig:

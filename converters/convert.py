@@ -38,7 +38,7 @@ from toolkit.bundle.manifest import (
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, PleLayout, write_ple_shards
 from toolkit.bundle.write import BundleDraft, GroupDraft, require_bundle_or_nothing, write_bundle
 from toolkit.errors import UsageError
-from toolkit.files import BackgroundHasher, require_room
+from toolkit.files import Advance, BackgroundHasher, Progress, require_room
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Signature, Weight
@@ -51,9 +51,6 @@ BUCKET_FACTOR = 4  # LiteRT keeps some 10 MB of each signature of a real size, m
 SMALLEST_PREFILL_BUCKET = 4096  # attention over fewer rows is some percent of a prefill of a real size
 _MANIFEST_BYTES = 1 << 20  # E4B's in float32 takes 0.2 MB; the rest is what a file system adds to some files
 SMALLEST_PREFILL_LIMIT = 16  # LiteRT-LM fails where the room left is smaller than the smallest prefill
-
-Progress = Callable[[int, int], None]
-"""Weight bytes written, and all that will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +102,7 @@ def convert(
     """Write the bundle `request.output`, whole or not at all.
 
     `accept` sees the finished files before they get their final name and raises to refuse them: the quality gate.
+    `progress` gets the weight bytes written, without scales, and all that will be.
     """
     checkpoint = request.checkpoint
     if not request.prefill_sizes:
@@ -122,12 +120,12 @@ def convert(
     require_room(request.output, weights_bytes + prompt_files.bytes + _MANIFEST_BYTES)
     source = SlicedCheckpoint(checkpoint, elastic.widest)
     total = ple.vocab_size * ple.code_bytes + sum(file.weight_bytes for file in layouts)
-    count = _Counter(total, progress)
+    advance = Advance(total, progress)
 
     def fill(directory: Path, finished: Callable[[Path], None]) -> BundleDraft:
         prompt_files.copy_to(directory)
         files = {directory / name: layout for name, layout in text.items()}
-        write_tflites(files, source, workers=request.workers, progress=count.add)
+        write_tflites(files, source, workers=request.workers, progress=advance)
         for path in files:
             finished(path)
         shards = write_ple_shards(
@@ -138,11 +136,11 @@ def convert(
             shard_bytes=request.shard_bytes,
             search=_ple_scheme(request, elastic.config).search,
             workers=request.workers,
-            progress=count.add,
+            progress=advance,
             finished=finished,
         )
         for tower in towers.by_group.values():
-            tower.write(directory, workers=request.workers, progress=count.add)
+            tower.write(directory, workers=request.workers, progress=advance)
             for name in tower.layouts:
                 finished(directory / name)
         fingerprint = checkpoint.fingerprint()
@@ -151,18 +149,6 @@ def convert(
 
     with BackgroundHasher() as hasher:
         return write_bundle(request.output, partial(fill, finished=hasher.add), accept=accept, hasher=hasher)
-
-
-class _Counter:
-    """Adds up the progress of several files."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = 0, total, progress
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress(self._done, self._total)
 
 
 def _check_lengths(request: ConvertRequest) -> None:

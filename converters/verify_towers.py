@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from converters.gemma3n.tower import Tower
 from converters.gemma3n.vision_files import open_vision
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.errors import UsageError
-from toolkit.files import hash_file, require_free_space
+from toolkit.files import Advance, hash_file, require_free_space
 from toolkit.layout import ceil_div
 from toolkit.media.mel import max_samples
 from toolkit.media.sound import SAMPLE_RATE_HZ
@@ -146,15 +147,8 @@ def _float_tower(
 def _write(tower: Tower[VisionRecord] | Tower[AudioRecord], scratch: Path, progress: Progress | None) -> None:
     # Once as files, once as LiteRT packs them.
     require_free_space(scratch, 2 * sum(layout.size_bytes for layout in tower.layouts.values()))
-    total, done = sum(layout.weight_bytes for layout in tower.layouts.values()), 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        if progress is not None:
-            progress("write", done, total)
-
-    tower.write(scratch, progress=count)
+    total = sum(layout.weight_bytes for layout in tower.layouts.values())
+    tower.write(scratch, progress=Advance(total, None if progress is None else partial(progress, "write")))
 
 
 def _model_file(path: Path) -> ModelFile:

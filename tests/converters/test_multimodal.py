@@ -16,7 +16,7 @@ from PIL import Image
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from toolkit.media.image import load_image
+from toolkit.media.image import load_levels, pixels
 from toolkit.media.sound import load_sound
 from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
@@ -86,7 +86,7 @@ def prompt_of(bundle: Bundle, text: str, paths: list[Path]) -> Prompt:
 
 def inputs_of(paths: list[Path]) -> dict[str, Any]:
     return {
-        "images": [load_image(path, IMAGE_SIZE)[0] for path in paths if path.suffix == ".png"],
+        "images": [pixels(load_levels(path, IMAGE_SIZE))[0] for path in paths if path.suffix == ".png"],
         "sounds": [load_sound(path) for path in paths if path.suffix == ".wav"],
     }
 

@@ -189,7 +189,7 @@ def _decoder(parts: _Parts, size: SizeRecord) -> FilePart:
     if len(manifest.sizes) == 1 and not manifest.text.context_buckets:
         return parts.whole(TEXT_DECODER)
     plain = SizeRecord(size.layers, size.ffn_sizes, "")
-    names = {plain.prefill(n): size.prefill(n) for n in manifest.text.prefill_sizes}
+    names = {plain.signature(n): size.signature(n) for n in manifest.text.prefill_sizes}
     return parts.selected(TEXT_DECODER, {**names, plain.decode: size.decode})
 
 

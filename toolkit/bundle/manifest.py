@@ -155,10 +155,6 @@ class SizeRecord:
         """The name of this size's decode signature."""
         return self.signature(1)
 
-    def prefill(self, tokens: int) -> str:
-        """The name of this size's prefill signature of `tokens` positions."""
-        return f"{self.prefix}prefill_{tokens}"
-
     def signature(self, tokens: int, bucket: int | None = None) -> str:
         """The signature of a step of `tokens` (1: decode) that sees the first `bucket` positions, by default all."""
         return signature_name(self.prefix, tokens, bucket)

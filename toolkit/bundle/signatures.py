@@ -111,13 +111,11 @@ def vision_shapes(vision: VisionRecord, hidden_size: int) -> dict[str, dict[str,
 
 def audio_shapes(audio: AudioRecord, hidden_size: int) -> dict[str, dict[str, SignatureShape]]:
     """The signatures of each file of the audio group; hidden_size: the language model's."""
-    encoder, adapter = (
-        {},
-        {
-            "embed_1": _embedder(1, "embeddings", (1, 1, hidden_size)),
-            "end_of_audio": SignatureShape({}, {"embeddings": _floats(1, 1, hidden_size)}),
-        },
-    )
+    encoder: dict[str, SignatureShape] = {}
+    adapter = {
+        "embed_1": _embedder(1, "embeddings", (1, 1, hidden_size)),
+        "end_of_audio": SignatureShape({}, {"embeddings": _floats(1, 1, hidden_size)}),
+    }
     for frames in audio.frame_lengths:
         tokens = ceil_div(frames, audio.frames_per_token)
         mel = {"src_inputs": _floats(1, frames, audio.mel_bins), "mask": TensorShape("BOOL", (1, frames))}

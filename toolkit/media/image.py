@@ -39,11 +39,6 @@ _UPRIGHT = {
 }
 
 
-def load_image(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.float32]:
-    """What the tower sees of a path or of a file's bytes: f32[1, size, size, 3], RGB in [0, 1]; see `load_levels`."""
-    return pixels(load_levels(source, size))
-
-
 def pixels(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Levels 0..255 in [0, 1], in transformers' rounding."""
     return (levels.astype(np.float64) * (1 / 255)).astype(np.float32)

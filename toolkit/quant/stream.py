@@ -44,19 +44,6 @@ class FileWeights:
     placements: Sequence[Placement]
 
 
-def stream_weights(
-    fd: int,
-    placements: Sequence[Placement],
-    source: TensorSource,
-    *,
-    workers: int = 2,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, NDArray[np.float32]]:
-    """`stream_files` of one file."""
-    (scales,) = stream_files([FileWeights(fd, placements)], source, workers=workers, progress=progress)
-    return scales
-
-
 def stream_files(
     files: Sequence[FileWeights],
     source: TensorSource,

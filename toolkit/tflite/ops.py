@@ -36,11 +36,6 @@ def mul(a: Value, b: Value) -> Value:
     return _binary("MUL", a, b, Options("MulOptions"))
 
 
-def div(a: Value, b: Value) -> Value:
-    """a / b with NumPy broadcasting."""
-    return _binary("DIV", a, b, Options("DivOptions"))
-
-
 def maximum(a: Value, b: Value) -> Value:
     """Elementwise maximum with NumPy broadcasting."""
     return _binary("MAXIMUM", a, b, Options("MaximumMinimumOptions"))

@@ -89,7 +89,7 @@ def test_the_encoding_is_fixed_to_the_byte() -> None:
 
 def test_the_default_size_is_found_without_a_name_and_others_by_name() -> None:
     assert manifest().size().decode == "decode"
-    assert manifest().size("small").prefill(8) == "small_prefill_8"
+    assert manifest().size("small").signature(8) == "small_prefill_8"
     with pytest.raises(BundleError, match="found huge, wanted large or small"):
         manifest().size("huge")
 

@@ -17,13 +17,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.media.image import MAX_PIXELS, load_image
+from toolkit.media.image import IMAGE_SIZE, MAX_PIXELS, load_levels, pixels
+from toolkit.media.source import MediaSource
 
 SIZE = 48
 ORIENTATION = 0x0112
 LOSSLESS: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}}
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+
+def load_image(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.float32]:
+    """What the tower sees: f32[1, size, size, 3], RGB in [0, 1]."""
+    return pixels(load_levels(source, size))
 
 
 def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,25 @@ from toolkit.errors import CheckpointError, EnvironmentFault, RecipeError, Toolk
 from toolkit.quant import stream
 from toolkit.quant.packing import pack_int4
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
-from toolkit.quant.stream import CHUNK_WEIGHTS, FileWeights, Placement, stream_files, stream_weights
+from toolkit.quant.source import TensorSource
+from toolkit.quant.stream import CHUNK_WEIGHTS, FileWeights, Placement, stream_files
 from toolkit.quant.uniform import quantize_rows
 from toolkit.weights import Weight, WeightPart
 
 SCHEMES = [Scheme("f32"), Scheme("int8"), Scheme("int8", 64), Scheme("int4"), Scheme("int4", 32), Scheme("int4", 64)]
+
+
+def stream_weights(
+    fd: int,
+    placements: Sequence[Placement],
+    source: TensorSource,
+    *,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """The scales of one file."""
+    (scales,) = stream_files([FileWeights(fd, placements)], source, workers=workers, progress=progress)
+    return scales
 
 
 class Arrays:

@@ -50,7 +50,6 @@ BINARY = {
     ops.add: np.add,
     ops.sub: np.subtract,
     ops.mul: np.multiply,
-    ops.div: np.divide,
     ops.maximum: np.maximum,
     ops.minimum: np.minimum,
     ops.less: np.less,

@@ -77,11 +77,19 @@ def entry() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # under nohup a hangup is ignored, and stays so
             signal.signal(number, _terminate)
-    code = main()
+    try:
+        code = main()
+    except SystemExit as end:
+        code = _exit_code(end)
+        _silence_stderr()  # while the exception lives: with it goes what it holds of LiteRT
     sys.stdout.flush()
+    _silence_stderr()
+    sys.exit(code)
+
+
+def _silence_stderr() -> None:
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    sys.exit(code)
 
 
 def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> int:
@@ -95,8 +103,6 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> 
         return DONE
     except KeyboardInterrupt:
         return _interrupted()
-    except SystemExit as end:
-        return _exit_code(end)
     except ToolkitError as error:
         return _fail(str(error), error.exit_code, traced=traced)
     except OSError as error:

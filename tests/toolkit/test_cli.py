@@ -614,6 +614,30 @@ def test_litert_stays_silent_to_the_very_end(random_bundle: Path, tmp_path: Path
     assert (bool(out), err) == (True, "")
 
 
+TERMINATED_CALL = """
+import os, signal, sys
+import toolkit.cli, toolkit.runtime.compiled as compiled
+
+run = compiled.Call.__call__
+
+def terminated(self):
+    run(self)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+compiled.Call.__call__ = terminated
+toolkit.cli.entry()
+"""
+
+
+def test_a_run_that_is_terminated_says_so_and_nothing_else(random_bundle: Path, tmp_path: Path) -> None:
+    """In the midst of its calls of LiteRT, which then lives as long as the exception on its way out."""
+    words = ["run", str(random_bundle), "-p", "cat", "--raw", "--weight-cache", str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, "-c", TERMINATED_CALL, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (143, "terminated\n")
+
+
 # --- demo -------------------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from device_harness.push_scripts import (
 )
 from device_harness.push_source import PushFile
 from device_harness.transport import DeviceRefusal, ExecStream, Transport
-from device_harness.transport_payload import FileRange, part_of
+from device_harness.transport_payload import FilePayload, part_of
 
 SLOWEST_BYTES_PER_S = 4_000_000
 """Slower than any storage that a model runs from: what takes longer hangs."""
@@ -162,7 +162,7 @@ def _send_run(stream: ExecStream, run: ChunkRun, listener: _Listener, on_sent: O
     with open(file.path, "rb", buffering=0) as source:
         for number in range(run.first, run.stop):
             listener.wait_for_turn()
-            chunk = FileRange(file.path, source.fileno(), file.offset(number), file.length(number))
+            chunk = FilePayload(file.path, source.fileno(), file.offset(number), file.length(number))
             for start in range(0, len(chunk), _MESSAGE_BYTES):
                 listener.listen()
                 message = part_of(chunk, start, _MESSAGE_BYTES)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from device_harness.transport_faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, ServiceRefused
-from device_harness.transport_payload import Buffer, FileRange, Payload
+from device_harness.transport_payload import Buffer, FilePayload, Payload
 from device_harness.transport_port import Handshake, Port, Signer, read_rest
 from device_harness.transport_wire import MAX_PAYLOAD_BYTES, Banner, Header, pack_header
 
@@ -81,7 +81,7 @@ class Link:
 
     def send(self, command: str, arg0: int, arg1: int, payload: Payload = b"") -> None:
         """One whole message, whatever other threads send."""
-        if self._sums and isinstance(payload, FileRange):
+        if self._sums and isinstance(payload, FilePayload):
             payload = payload.read()
         header = pack_header(command, arg0, arg1, payload, summed=self._sums)
         with self._writing:
@@ -237,8 +237,8 @@ class Stream:
 
 
 def service_name(service: str) -> str:
-    """``shell,v2,raw:`` of ``shell,v2,raw:ls``, for errors."""
-    return service[: service.index(":") + 1] if ":" in service else service
+    """``shell,v2,raw`` of ``shell,v2,raw:ls``, for errors."""
+    return service.partition(":")[0]
 
 
 def _reason(error: BaseException) -> str:

@@ -12,7 +12,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
-class FileRange:
+class FilePayload:
     """Bytes of an open local file as a payload: where it can, the kernel sends them without a copy here."""
 
     path: Path
@@ -42,12 +42,12 @@ def file_shrunk(path: Path, end: int, wanted: int) -> BundleError:
     return BundleError(str(path), found=found, wanted=least, remedy="push again")
 
 
-Payload = Buffer | FileRange
+Payload = Buffer | FilePayload
 
 
 def part_of(payload: Payload, start: int, most: int) -> Payload:
     """At most ``most`` bytes from ``start`` on, uncopied."""
-    if not isinstance(payload, FileRange):
+    if not isinstance(payload, FilePayload):
         return memoryview(payload)[start : start + most]
     size = min(most, payload.size - start)
-    return FileRange(payload.path, payload.fd, payload.offset + start, size)
+    return FilePayload(payload.path, payload.fd, payload.offset + start, size)

@@ -25,7 +25,7 @@ from adb_shell.transport.base_transport import BaseTransport  # type: ignore[imp
 from adb_shell.transport.tcp_transport import TcpTransport  # type: ignore[import-untyped]
 
 from device_harness.transport_faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, Unauthorized
-from device_harness.transport_payload import Buffer, FileRange, Payload, part_of
+from device_harness.transport_payload import Buffer, FilePayload, Payload, part_of
 from device_harness.transport_wire import (
     HEADER_BYTES,
     LEGACY_PAYLOAD_BYTES,
@@ -149,14 +149,14 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
         first = payloads[0]
         buffers: list[Buffer] = []
         for payload in payloads:
-            if isinstance(payload, FileRange):
+            if isinstance(payload, FilePayload):
                 break
             buffers.append(payload)
         # A header leaves with the first bytes of its file.
         flags = socket.MSG_MORE if len(buffers) < len(payloads) else 0
         while True:
             try:
-                if not isinstance(first, FileRange):
+                if not isinstance(first, FilePayload):
                     return self._socket().sendmsg(buffers, [], flags)
                 count = os.sendfile(self._socket().fileno(), first.fd, first.offset, first.size)
             except BlockingIOError:
@@ -240,7 +240,7 @@ class UsbPort(BaseTransport):  # type: ignore[misc]
 
     def write(self, buffers: Sequence[Payload], timeout: float) -> None:
         for buffer in buffers:
-            rest = memoryview(buffer.read() if isinstance(buffer, FileRange) else buffer)
+            rest = memoryview(buffer.read() if isinstance(buffer, FilePayload) else buffer)
             while rest:
                 try:
                     count = self._usb.bulk_write(bytes(rest), timeout)

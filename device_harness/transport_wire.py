@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from device_harness.transport_faults import ProtocolFault
-from device_harness.transport_payload import Buffer, FileRange, Payload
+from device_harness.transport_payload import Buffer, FilePayload, Payload
 
 HEADER_BYTES = 24
 MAX_PAYLOAD_BYTES = 1024 * 1024
@@ -69,7 +69,7 @@ def pack_header(command: str, arg0: int, arg1: int, payload: Payload = b"", *, s
     word = _NUMBERS[command]
     total = 0
     if summed:
-        total = checksum(payload.read() if isinstance(payload, FileRange) else payload)
+        total = checksum(payload.read() if isinstance(payload, FilePayload) else payload)
     return _HEADER.pack(word, arg0, arg1, len(payload), total, word ^ 0xFFFFFFFF)
 
 

@@ -133,4 +133,4 @@ class Runner(Protocol):
         """UsageError or BundleError for what it cannot do with a model; asked before anything large is sent."""
 
     def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
-        """Bring to the machine what it needs beside the model; what is to be run there. Begins with ``require``."""
+        """Bring to the machine what it needs beside the model; what is to be run there. Fails as ``require`` does."""

@@ -39,20 +39,11 @@ class LiteRtLmRunner:
 
     def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
         """Options that the program has, and a context that the model has."""
-        if workload.threads is not None:
-            remedy = "pass the option of your version with --runner-arg"
-            raise UsageError("--threads", found=workload.threads, wanted=f"none with {self.name}", remedy=remedy)
-        if self.name != "litert_lm_advanced_main" and workload.context is not None:
-            remedy = f"use litert_lm_advanced_main; {self.name} takes the file's own"
-            raise UsageError("--context", found=workload.context, wanted=f"none with {self.name}", remedy=remedy)
-        _context(read_litertlm(local), workload)
+        self._read(local, workload)
 
     def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
         """One."""
-        self.require(model.local, model.manifest, workload)
-        content = read_litertlm(model.local)
-        context = _context(content, workload)
-        is_advanced = self.name == "litert_lm_advanced_main"
+        content, context = self._read(model.local, workload)
         placed = place_binary(machine, self.binary, version=self.version)
         options = [
             f"--backend={workload.backend}",
@@ -61,9 +52,10 @@ class LiteRtLmRunner:
             f"--benchmark_prefill_tokens={workload.prompt_tokens}",
             f"--benchmark_decode_tokens={workload.generated_tokens}",
         ]
-        if is_advanced:
+        if self._is_advanced:
             options += ["--num_iterations=1", "--report_peak_memory_footprint=true"]
             options += [] if context is None else [f"--max_num_tokens={context}"]
+            options += [] if workload.threads is None else [f"--num_cpu_threads={workload.threads}"]
 
         def read(output: str) -> Reading:
             return read_litert_lm(output, workload.backend)
@@ -78,9 +70,25 @@ class LiteRtLmRunner:
                 environment=placed.environment(workload.backend),
                 weight_caches=tuple(f"{model.path}{pattern}" for pattern in _CACHES),
                 groups=litertlm_groups(content, model.path),
-                context=context if is_advanced else None,
+                context=context if self._is_advanced else None,
             ),
         )
+
+    @property
+    def _is_advanced(self) -> bool:
+        """Whether it has the options of LiteRT-LM's shared_flags.cc."""
+        return self.name == "litert_lm_advanced_main"
+
+    def _read(self, local: Path, workload: Workload) -> tuple[LitertlmContent, int | None]:
+        """The file's own word, and the context that the engine is told."""
+        if workload.threads is not None and workload.backend != "cpu":
+            wanted = "--backend cpu with it: the option is of CPU execution"
+            raise UsageError("--threads", found=f"--backend {workload.backend}", wanted=wanted)
+        for option, value in (("--threads", workload.threads), ("--context", workload.context)):
+            if value is not None and not self._is_advanced:
+                remedy = "use litert_lm_advanced_main"
+                raise UsageError(option, found=value, wanted=f"none with {self.name}", remedy=remedy)
+        return _read_content(local, workload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +100,11 @@ class LiteRtLmPythonRunner:
 
     def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
         """The CPU, and a context that the model has."""
-        if workload.backend != "cpu":
-            raise UsageError("--backend", found=workload.backend, wanted=f"cpu with the runner {self.name}")
-        _context(read_litertlm(local), workload)
+        self._read(local, workload)
 
     def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
         """One."""
-        self.require(model.local, model.manifest, workload)
-        content = read_litertlm(model.local)
-        context = _context(content, workload)
+        content, context = self._read(model.local, workload)
         binaries = python_child.binaries(machine, _MODULE)
         cache = python_child.cache_folder(machine, _CACHE)
         words = (model.path, "--cache", cache, *python_child.options(workload))
@@ -118,9 +122,18 @@ class LiteRtLmPythonRunner:
             ),
         )
 
+    def _read(self, local: Path, workload: Workload) -> tuple[LitertlmContent, int | None]:
+        if workload.backend != "cpu":
+            raise UsageError("--backend", found=workload.backend, wanted=f"cpu with the runner {self.name}")
+        return _read_content(local, workload)
 
-def _context(content: LitertlmContent, workload: Workload) -> int | None:
-    """What the engine is told: what is asked for, else what the file says. Beyond it, it would fall silent early."""
+
+def _read_content(local: Path, workload: Workload) -> tuple[LitertlmContent, int | None]:
+    """What the file says, and the context that the engine is told: what is asked for, else the file's own.
+
+    UsageError for more than that, for there the engine would fall silent early.
+    """
+    content = read_litertlm(local)
     context = workload.context or content.context
     if workload.context is not None and content.context is not None and workload.context > content.context:
         wanted = f"at most {content.context}, the model's own"
@@ -129,7 +142,7 @@ def _context(content: LitertlmContent, workload: Workload) -> int | None:
     if context is not None and tokens > context:
         wanted = f"at most {context}, the context"
         raise UsageError("-p and -n", found=f"{tokens} tokens", wanted=wanted, remedy="ask for fewer")
-    return context
+    return content, context
 
 
 def litertlm_groups(content: LitertlmContent, path: str) -> dict[str, tuple[FileRange, ...]]:

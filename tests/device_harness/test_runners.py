@@ -12,6 +12,7 @@ from device_harness.bench import BenchSettings, Subject, run_job
 from device_harness.emulator.device import Emulator
 from device_harness.machine import Host, Machine
 from device_harness.placement import exported_model, place_model
+from device_harness.runners import litert_lm
 from device_harness.runners.benchmark_model import BenchmarkModelRunner
 from device_harness.runners.binaries import place_binary
 from device_harness.runners.interface import FileRange, Job, Reading, Runner, Workload
@@ -70,8 +71,28 @@ def test_litert_lm_main_gets_no_option_that_it_lacks(transport: Transport, liter
     binary = litert_lm_main(tmp_path / "bin", "litert_lm_main")
     (job,) = jobs(LiteRtLmRunner(binary, "litert_lm_main"), transport, litertlm)
     assert not [word for word in job.argv if "iterations" in word or "footprint" in word]
-    with pytest.raises(UsageError, match="--threads: found 4"):
-        jobs(LiteRtLmRunner(binary), transport, litertlm, Workload(threads=4))
+    with pytest.raises(UsageError, match="--threads: found 4, wanted none with litert_lm_main; use litert_lm_advanced"):
+        jobs(LiteRtLmRunner(binary, "litert_lm_main"), transport, litertlm, Workload(threads=4))
+
+
+def test_the_engine_is_told_how_many_threads_on_the_cpu(transport: Transport, litertlm: Path, tmp_path: Path) -> None:
+    runner = LiteRtLmRunner(litert_lm_main(tmp_path / "bin"))
+    (job,) = jobs(runner, transport, litertlm, Workload(15, 3, threads=4))
+    assert "--num_cpu_threads=4" in job.argv
+    (job,) = jobs(runner, transport, litertlm, Workload(15, 3))
+    assert not [word for word in job.argv if "threads" in word]
+    with pytest.raises(UsageError, match="--threads: found --backend gpu"):
+        jobs(runner, transport, litertlm, Workload(15, 3, threads=4, backend="gpu"))
+
+
+def test_a_header_is_read_once_for_a_job(
+    transport: Transport, litertlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    read = litert_lm.read_litertlm
+    monkeypatch.setattr(litert_lm, "read_litertlm", lambda path: (reads.append(path), read(path))[1])
+    jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), transport, litertlm, Workload(15, 3))
+    assert reads == [litertlm]
 
 
 def test_the_engine_is_told_the_context_that_is_asked_for(transport: Transport, litertlm: Path, tmp_path: Path) -> None:

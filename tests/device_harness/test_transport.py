@@ -28,7 +28,7 @@ from device_harness.transport import (
     quote,
     remote_path,
 )
-from device_harness.transport_payload import FileRange
+from device_harness.transport_payload import FilePayload
 from device_harness.transport_port import TcpPort
 from device_harness.transport_shell import _MarkerFilter
 from device_harness.transport_wire import MAX_PAYLOAD_BYTES, VERSION, VERSION_SKIP_CHECKSUM, pack_header, parse_header
@@ -420,14 +420,14 @@ def test_a_piece_of_a_file_arrives_as_it_is_and_one_that_has_shrunk_is_a_fault(
     path.write_bytes(data)
     with Transport(tcp_endpoint(device.serial)).connect() as transport, open(path, "rb") as file:
         with transport.stream_exec(f"head -c 2500000 > {TMP}/piece; echo done") as stream:
-            assert stream.write(FileRange(path, file.fileno(), 123_457, 2_500_000))
+            assert stream.write(FilePayload(path, file.fileno(), 123_457, 2_500_000))
             assert stream.read_all() == b"done\n"
         assert device.path(f"{TMP}/piece").read_bytes() == data[123_457 : 123_457 + 2_500_000]
         with (
             transport.stream_exec("cat > /dev/null") as stream,
             pytest.raises(BundleError, match="an end at byte 3,000,000, wanted at least"),
         ):
-            stream.write(FileRange(path, file.fileno(), 2_900_000, 200_000))
+            stream.write(FilePayload(path, file.fileno(), 2_900_000, 200_000))
 
 
 def test_an_interrupt_between_two_messages_leaves_the_connection_usable(

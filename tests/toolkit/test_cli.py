@@ -618,13 +618,16 @@ TERMINATED_CALL = """
 import os, signal, sys
 import toolkit.cli, toolkit.runtime.compiled as compiled
 
-run = compiled.Call.__call__
+begin = compiled.Call.__init__
 
-def terminated(self):
-    run(self)
-    os.kill(os.getpid(), signal.SIGTERM)
+def terminated(call, name, run):
+    def run_once():
+        run()
+        os.kill(os.getpid(), signal.SIGTERM)
 
-compiled.Call.__call__ = terminated
+    begin(call, name, run_once)
+
+compiled.Call.__init__ = terminated
 toolkit.cli.entry()
 """
 

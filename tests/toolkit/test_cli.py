@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -356,6 +357,8 @@ def test_run_streams_text_to_stdout_and_figures_to_stderr(command: Command, rand
     assert outcome.code == 0
     assert outcome.out.endswith("\n")
     assert "decode" in outcome.err
+    # <bos>, "the", " cat", and all but the last of the five that were generated.
+    assert re.search(r"\[PLE: 7 rows; \d hits; [\d.]+ kB read; \d+ page faults, \d+ of them from flash\]", outcome.err)
     quiet = command("run", random_bundle, "-p", "the cat", "--raw", "-n", 5, "-q")
     assert (quiet.out, quiet.err) == (outcome.out, "")
 

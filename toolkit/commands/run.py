@@ -28,6 +28,7 @@ from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.generate import Generation, GenerationReport
 from toolkit.runtime.media_prompt import Medium, Prompt, build_prompt
 from toolkit.runtime.memory import PLE_GROUP, Memory, StagePeaks
+from toolkit.runtime.ple_lookup import PleStatistics
 from toolkit.runtime.session import Session
 from toolkit.runtime.tokenizer import TextStream, Tokenizer
 
@@ -79,6 +80,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             terminal.result(_describe(answer, report, session, memory, peaks), "")
         terminal.note(describe_speed(report))
         terminal.note(describe_memory(memory, peaks))
+        terminal.note(describe_ple(session.ple.statistics))
     return 130 if report.ending == "interrupted" else 0
 
 
@@ -137,6 +139,14 @@ def describe_memory(memory: Memory, peaks: StagePeaks) -> str:
     if memory.effective_bytes is not None:
         parts.append(f"effective {bytes_text(memory.effective_bytes)}")
     return "[memory: " + "; ".join(parts) + "]"
+
+
+def describe_ple(statistics: PleStatistics) -> str:
+    """One line for people: what looking up per-layer embeddings came to."""
+    faults = statistics.minor_faults + statistics.major_faults
+    read = f"{bytes_text(statistics.bytes_read)} read"
+    waited = f"{faults:,} page faults, {statistics.major_faults:,} of them from flash"
+    return f"[PLE: {statistics.rows:,} rows; {statistics.cache_hits:,} hits; {read}; {waited}]"
 
 
 def _read_prompt(argument: str) -> str:

@@ -301,9 +301,8 @@ def _parse_tensor(header: JsonObject, name: str, file: str, data: int) -> Tensor
     if bits % 8:
         entry.refuse("shape", shape, f"whole bytes of {dtype}")
     if len(offsets) != 2 or offsets[1] - offsets[0] != bits // 8:
-        entry.refuse(
-            "data_offsets", list(offsets), f"begin and end, {bits // 8} bytes apart as {dtype}{list(shape)} needs"
-        )
+        wanted = f"begin and end, {bits // 8} bytes apart as {dtype}{shorten(list(shape))} needs"
+        entry.refuse("data_offsets", list(offsets), wanted)
     return TensorInfo(name, dtype, shape, file, data + offsets[0], data + offsets[1])
 
 

@@ -34,7 +34,7 @@ from toolkit.bundle.manifest import (
 from toolkit.errors import BundleError
 from toolkit.files import CHUNK_BYTES, is_safe_name
 from toolkit.layout import ceil_div
-from toolkit.strict_json import JsonObject, open_regular, parse_json
+from toolkit.strict_json import JsonObject, open_regular, parse_json, shorten
 
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 MAX_VOCAB = 2**24
@@ -312,7 +312,7 @@ def _check_text(manifest: Manifest, faults: list[Fault]) -> None:
         least = text.context if cache.window is None else min(text.context, cache.window + text.prefill_sizes[-1])
         if len(cache.shape) != 4 or cache.shape[0] != 1 or not least <= cache.shape[2] <= text.context:
             rows = f"{least}" if least == text.context else f"{least} to {text.context}"
-            fault(f"kv_caches[{i}] shape", list(cache.shape), f"[1, kv_heads, {rows}, head_dim]")
+            fault(f"kv_caches[{i}] shape", shorten(list(cache.shape)), f"[1, kv_heads, {rows}, head_dim]")
     names = Counter(name for cache in text.kv_caches for name in (cache.key, cache.value))
     for name, count in names.items():
         if count > 1:

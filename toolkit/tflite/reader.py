@@ -52,6 +52,8 @@ def read_tflite(path: Path, section: tuple[int, int] | None = None) -> TfliteCon
 
 def check_model(name: str, size_bytes: int, model: schema.ModelRecord) -> None:
     """Every reference resolves and every byte range lies in the file; GraphError otherwise."""
+    if not model.buffers:
+        raise GraphError(f"{name} buffers", found="none", wanted="at least the empty one")
     for n, buffer in enumerate(model.buffers):
         if buffer.offset_bytes and buffer.offset_bytes + buffer.size_bytes > size_bytes:
             end = buffer.offset_bytes + buffer.size_bytes

@@ -6,7 +6,7 @@ The records mirror the tables of `tflite/schema.fbs`, with names in place of enu
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from toolkit.errors import GraphError
 SCHEMA_VERSION = 3  # tflite/schema.fbs: `version` of every current file
 FILE_IDENTIFIER = b"TFL3"
 _BUFFER_OFFSET = 6  # place of `offset` in the vtable of `Buffer`
+_LEAST_TABLE_BYTES = 32  # of a tensor or an operator with its vectors: ours take twice that
+_MOST_SHARED = 4  # packers share strings and scales between subgraphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,75 +125,130 @@ def unpack(data: memoryview) -> ModelRecord:
     if bytes(data[4:8]) != FILE_IDENTIFIER:
         raise GraphError(".tflite header", found=bytes(data[4:8]), wanted=FILE_IDENTIFIER)
     try:
-        root = fb.ModelT.InitFromPackedBuf(data, 0)
-        return _Unpacker(root).model()
+        return _Unpacker(data).model()
     except (ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError, struct.error) as error:
         raise GraphError(".tflite header", found=f"{type(error).__name__}: {error}", wanted="a flatbuffer") from error
 
 
 class _Unpacker:
-    """Turns the generated objects into records; shared per-channel tables stay shared."""
+    """Turns tables into records; per-channel tables that several tensors share stay shared.
 
-    def __init__(self, root: Any) -> None:
-        self._root = root
+    Only what records hold is read. A flatbuffer may point at one table from many places, so that a small file could
+    unpack to one without end: what is read is counted, and may be so many times what the file holds.
+    """
+
+    def __init__(self, data: memoryview) -> None:
+        self._model = fb.Model.GetRootAs(data, 0)
+        self._room = _MOST_SHARED * len(data)
         self._builtins = _Names(fb.BuiltinOperator)
         self._types = _Names(fb.TensorType)
         self._options = _Names(fb.BuiltinOptions)
         self._options2 = _Names(fb.BuiltinOptions2)
+        self._codes: list[tuple[str, int]] = []
+        self._quantizations: dict[int, Quantization | None] = {}  # by the table's place
         self._scales: dict[bytes, NDArray[np.float32]] = {}
 
     def model(self) -> ModelRecord:
-        root = self._root
-        if root.version != SCHEMA_VERSION:
-            raise GraphError(".tflite schema version", found=root.version, wanted=SCHEMA_VERSION)
-        buffers = tuple(
-            BufferRecord(None if b.data is None else bytes(b.data), int(b.offset), int(b.size))
-            for b in root.buffers or []
-        )
-        signatures = sorted(root.signatureDefs or [], key=lambda s: int(s.subgraphIndex))
-        if [int(s.subgraphIndex) for s in signatures] != list(range(len(root.subgraphs or []))):
+        model = self._model
+        if model.Version() != SCHEMA_VERSION:
+            raise GraphError(".tflite schema version", found=model.Version(), wanted=SCHEMA_VERSION)
+        self._codes = [self._code(code) for code in self._tables(model.OperatorCodes, model.OperatorCodesLength())]
+        buffers = tuple(self._buffer(buffer) for buffer in self._tables(model.Buffers, model.BuffersLength()))
+        signatures = list(self._tables(model.SignatureDefs, model.SignatureDefsLength()))
+        signatures.sort(key=lambda signature: int(signature.SubgraphIndex()))
+        in_order = all(signature.SubgraphIndex() == index for index, signature in enumerate(signatures))
+        if len(signatures) != model.SubgraphsLength() or not in_order:
             raise GraphError(".tflite signatures", found=len(signatures), wanted="one for every subgraph")
-        graphs = tuple(self._subgraph(g, s) for g, s in zip(root.subgraphs, signatures, strict=True))
-        return ModelRecord(graphs, buffers, tuple(_text(s.signatureKey) for s in signatures))
+        graphs = tuple(
+            self._subgraph(graph, signature)
+            for graph, signature in zip(self._tables(model.Subgraphs, model.SubgraphsLength()), signatures, strict=True)
+        )
+        return ModelRecord(graphs, buffers, tuple(self._text(s.SignatureKey()) for s in signatures))
 
     def _subgraph(self, graph: Any, signature: Any) -> SubgraphRecord:
-        tensors = tuple(self._tensor(tensor) for tensor in graph.tensors or [])
-        operators = tuple(self._operator(operator) for operator in graph.operators or [])
-        inputs, outputs = _names_of(signature.inputs), _names_of(signature.outputs)
-        for what, names, indices in (("inputs", inputs, graph.inputs), ("outputs", outputs, graph.outputs)):
-            if sorted(names.values()) != sorted(_ints(indices)):
+        tensors = tuple(self._tensor(tensor) for tensor in self._tables(graph.Tensors, graph.TensorsLength()))
+        operators = tuple(self._operator(op) for op in self._tables(graph.Operators, graph.OperatorsLength()))
+        inputs = self._tensor_map(signature.Inputs, signature.InputsLength())
+        outputs = self._tensor_map(signature.Outputs, signature.OutputsLength())
+        indices = ("inputs", inputs, graph.InputsAsNumpy()), ("outputs", outputs, graph.OutputsAsNumpy())
+        for what, names, numbers in indices:
+            if sorted(names.values()) != sorted(self._ints(numbers)):
                 raise GraphError(f".tflite signature {what}", found=names, wanted="one name for each of its subgraph's")
-        return SubgraphRecord(_text(graph.name), tensors, operators, inputs, outputs)
+        return SubgraphRecord(self._text(graph.Name()), tensors, operators, inputs, outputs)
 
     def _tensor(self, tensor: Any) -> TensorRecord:
-        quantization = None if tensor.quantization is None else self._quantization(tensor.quantization)
-        return TensorRecord(
-            _text(tensor.name), _ints(tensor.shape), self._types[tensor.type], int(tensor.buffer), quantization
-        )
+        name, shape, kind = self._text(tensor.Name()), self._ints(tensor.ShapeAsNumpy()), self._types[tensor.Type()]
+        return TensorRecord(name, shape, kind, int(tensor.Buffer()), self._quantization(tensor.Quantization()))
 
     def _quantization(self, table: Any) -> Quantization | None:
-        if table.detailsType == fb.QuantizationDetails.BlockwiseQuantization:
-            return Quantization(block_size=int(table.details.blockSize), block_scales_tensor=int(table.details.scales))
-        if table.scale is None or len(table.scale) == 0:
+        if table is None:
             return None
-        if table.zeroPoint is not None and np.any(table.zeroPoint):
+        place = table._tab.Pos
+        if place not in self._quantizations:
+            self._quantizations[place] = self._read_quantization(table)
+        return self._quantizations[place]
+
+    def _read_quantization(self, table: Any) -> Quantization | None:
+        if table.DetailsType() == fb.QuantizationDetails.BlockwiseQuantization:
+            details, block = table.Details(), fb.BlockwiseQuantization()
+            block.Init(details.Bytes, details.Pos)
+            return Quantization(block_size=int(block.BlockSize()), block_scales_tensor=int(block.Scales()))
+        if not table.ScaleLength():
+            return None
+        self._take(table.ScaleLength() + table.ZeroPointLength())
+        if table.ZeroPointLength() and np.any(table.ZeroPointAsNumpy()):
             raise GraphError(".tflite quantization", found="zero points", wanted="symmetric weights")
-        scales = np.array(table.scale, np.float32)
-        return Quantization(self._scales.setdefault(scales.tobytes(), scales), int(table.quantizedDimension))
+        scales = np.array(table.ScaleAsNumpy(), np.float32)
+        return Quantization(self._scales.setdefault(scales.tobytes(), scales), int(table.QuantizedDimension()))
 
     def _operator(self, operator: Any) -> OperatorRecord:
-        code = self._root.operatorCodes[operator.opcodeIndex]
+        builtin, version = self._codes[operator.OpcodeIndex()]
         options: str | None = None
         fields: list[tuple[str, int | float | bool]] = []
-        if operator.builtinOptionsType or operator.builtinOptions2Type:
-            first = operator.builtinOptionsType
-            options = self._options[first] if first else self._options2[operator.builtinOptions2Type]
-            scalars = vars(operator.builtinOptions if first else operator.builtinOptions2).items()
-            fields = [(name, value) for name, value in scalars if isinstance(value, int | float | bool)]
-        builtin = self._builtins[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        return OperatorRecord(
-            builtin, int(code.version), _ints(operator.inputs), _ints(operator.outputs), options, tuple(fields)
-        )
+        first, second = operator.BuiltinOptionsType(), operator.BuiltinOptions2Type()
+        if first or second:
+            options = self._options[first] if first else self._options2[second]
+            if first:
+                unpacked = fb.BuiltinOptionsCreator(first, operator.BuiltinOptions())
+            else:
+                unpacked = fb.BuiltinOptions2Creator(second, operator.BuiltinOptions2())
+            fields = [(name, value) for name, value in vars(unpacked).items() if isinstance(value, int | float | bool)]
+        inputs, outputs = self._ints(operator.InputsAsNumpy()), self._ints(operator.OutputsAsNumpy())
+        return OperatorRecord(builtin, version, inputs, outputs, options, tuple(fields))
+
+    def _code(self, code: Any) -> tuple[str, int]:
+        return self._builtins[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())], int(code.Version())
+
+    def _buffer(self, buffer: Any) -> BufferRecord:
+        self._take(buffer.DataLength())
+        data = None if buffer.DataIsNone() else bytes(buffer.DataAsNumpy())
+        return BufferRecord(data, int(buffer.Offset()), int(buffer.Size()))
+
+    def _tensor_map(self, entry: Callable[[int], Any], length: int) -> dict[str, int]:
+        names = {self._text(item.Name()): int(item.TensorIndex()) for item in self._tables(entry, length)}
+        if len(names) != length:
+            raise GraphError(".tflite signature", found="a name twice", wanted="each name once")
+        return names
+
+    def _tables(self, entry: Callable[[int], Any], length: int) -> Iterator[Any]:
+        self._take(_LEAST_TABLE_BYTES * length)
+        return map(entry, range(length))
+
+    def _ints(self, numbers: NDArray[np.int32] | int) -> tuple[int, ...]:
+        """Of an array, which for a vector that is not there is 0."""
+        if isinstance(numbers, int):
+            return ()
+        self._take(numbers.size)
+        return tuple(numbers.tolist())
+
+    def _text(self, data: bytes | None) -> str:
+        self._take(len(data or b""))
+        return (data or b"").decode()
+
+    def _take(self, count: int) -> None:
+        self._room -= count
+        if self._room < 0:
+            raise GraphError(".tflite header", found="tables that are used over and over", wanted="each in its place")
 
 
 class _Packer:
@@ -320,18 +377,3 @@ class _Names(dict[int, str]):
 
     def __missing__(self, number: int) -> str:
         raise GraphError(f".tflite {self._enum}", found=number, wanted="a number of LiteRT's schema")
-
-
-def _names_of(entries: Sequence[Any] | None) -> dict[str, int]:
-    names = {_text(entry.name): int(entry.tensorIndex) for entry in entries or []}
-    if len(names) != len(entries or []):
-        raise GraphError(".tflite signature", found="a name twice", wanted="each name once")
-    return names
-
-
-def _ints(numbers: Sequence[int] | None) -> tuple[int, ...]:
-    return () if numbers is None else tuple(int(n) for n in numbers)
-
-
-def _text(data: bytes | str | None) -> str:
-    return "" if data is None else data.decode() if isinstance(data, bytes) else data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import struct
 from collections.abc import Callable
@@ -224,6 +225,15 @@ def test_a_number_without_a_name_in_the_schema_is_refused(tmp_path: Path) -> Non
             read_tflite(tmp_path / "m")
 
 
+@pytest.mark.parametrize("part", ["buffers", "subgraphs", "signatureDefs"])
+def test_a_file_without_one_of_its_parts_is_refused(tmp_path: Path, part: str) -> None:
+    model = schema.fb.ModelT.InitFromPackedBuf(write(tmp_path / "m", [Signature("one", linear(1))]).read_bytes(), 0)
+    setattr(model, part, None)
+    repack(tmp_path / "m", model)
+    with pytest.raises(GraphError):
+        read_tflite(tmp_path / "m")
+
+
 def test_an_input_that_no_tensor_is_is_refused(tmp_path: Path) -> None:
     graph = schema.fb.ModelT.InitFromPackedBuf(write(tmp_path / "m", [Signature("one", linear(1))]).read_bytes(), 0)
     graph.subgraphs[0].inputs = [77]
@@ -241,6 +251,44 @@ def test_scales_of_a_number_are_refused(tmp_path: Path) -> None:
     repack(path, graph)
     with pytest.raises(GraphError, match="at least one axis"):
         read_tflite(path)
+
+
+@pytest.mark.parametrize("what", ["tensors", "shapes", "data", "operators"])
+def test_a_small_file_that_would_unpack_to_a_large_one_is_refused(tmp_path: Path, what: str) -> None:
+    """One subgraph, tensor, shape or buffer that a thousand places point at, and that points at a thousand itself."""
+    path = write(tmp_path / "m", [Signature("one", linear(1))])
+    model = schema.fb.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    graph = model.subgraphs[0]
+    if what == "data":
+        model.buffers = [Once(model.buffers[0])] * 1000
+        model.buffers[0].original.data = np.zeros(10_000, np.uint8)
+    elif what == "shapes":
+        graph.tensors = [Once(graph.tensors[0])] * 1000
+        graph.tensors[0].original.shape = [1] * 10_000
+    else:
+        setattr(graph, what, [Once(getattr(graph, what)[0])] * 1000)
+        model.subgraphs = [Once(graph)] * 1000
+        model.signatureDefs = [copy.copy(model.signatureDefs[0]) for _ in range(1000)]
+        for index, signature in enumerate(model.signatureDefs):
+            signature.subgraphIndex = index
+    path.write_bytes(b"")
+    repack(path, model)
+    assert path.stat().st_size < 200_000
+    with pytest.raises(GraphError, match="over and over"):
+        read_tflite(path)
+
+
+class Once:
+    """A table that is packed once however many places point at it."""
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+        self._place: int | None = None
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:
+        if self._place is None:
+            self._place = int(self.original.Pack(builder))
+        return self._place
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,6 @@ from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
     FORMAT,
     MANIFEST_NAME,
-    RESERVED_PREFIX,
-    TOWER_FILES,
     AudioRecord,
     CheckpointRecord,
     FileRecord,
@@ -31,10 +28,10 @@ from toolkit.bundle.manifest import (
     VisionRecord,
     is_size_name,
 )
+from toolkit.bundle.manifest_faults import contradictions
 from toolkit.errors import BundleError
-from toolkit.files import CHUNK_BYTES, is_safe_name
-from toolkit.layout import ceil_div
-from toolkit.strict_json import JsonObject, open_regular, parse_json, shorten
+from toolkit.files import is_safe_name
+from toolkit.strict_json import JsonObject, open_regular, parse_json
 
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 MAX_VOCAB = 2**24
@@ -80,10 +77,7 @@ def parse_manifest(data: bytes, faults: list[Fault]) -> Manifest | None:
     manifest = reader.part(lambda: reader.manifest(parse_json(data, MANIFEST_NAME, BundleError)))
     # Contradictions between parts are worth a look only if each part is sound.
     if manifest is not None and len(faults) == before:
-        _check_text(manifest, faults)
-        _check_towers(manifest, faults)
-        _check_sizes(manifest, faults)
-        _check_files(manifest, faults)
+        faults += contradictions(manifest)
     return manifest if len(faults) == before else None
 
 
@@ -295,102 +289,3 @@ def _ascending(fields: JsonObject, key: str, low: int, high: int, *, empty: bool
     if not (values or empty) or any(a >= b for a, b in itertools.pairwise(values)):
         fields.refuse(key, list(values), "ascending numbers" + ("" if empty else ", at least one"))
     return values
-
-
-def _check_text(manifest: Manifest, faults: list[Fault]) -> None:
-    text = manifest.text
-
-    def fault(place: str, found: object, wanted: str) -> None:
-        faults.append(Fault(MANIFEST_NAME, f"text {place}", str(found), wanted))
-
-    for bucket in text.prefill_buckets:
-        if bucket not in text.context_buckets or bucket < text.prefill_sizes[-1]:
-            fault("prefill_buckets", bucket, "context buckets that hold the largest prefill")
-    if not 1 <= len(text.kv_caches) <= text.num_layers:
-        fault("kv_caches", f"{len(text.kv_caches)} entries", f"1 to {text.num_layers}, the number of layers")
-    for i, cache in enumerate(text.kv_caches):
-        least = text.context if cache.window is None else min(text.context, cache.window + text.prefill_sizes[-1])
-        if len(cache.shape) != 4 or cache.shape[0] != 1 or not least <= cache.shape[2] <= text.context:
-            rows = f"{least}" if least == text.context else f"{least} to {text.context}"
-            fault(f"kv_caches[{i}] shape", shorten(list(cache.shape)), f"[1, kv_heads, {rows}, head_dim]")
-    names = Counter(name for cache in text.kv_caches for name in (cache.key, cache.value))
-    for name, count in names.items():
-        if count > 1:
-            fault("kv_caches", f"{name} {count} times", "each name once")
-
-
-def _check_towers(manifest: Manifest, faults: list[Fault]) -> None:
-    def fault(place: str, found: object, wanted: str) -> None:
-        faults.append(Fault(MANIFEST_NAME, place, str(found), wanted))
-
-    vision, audio = manifest.vision, manifest.audio
-    towers: dict[str, VisionRecord | AudioRecord | None] = {"vision": vision, "audio": audio}
-    for name, tower in towers.items():
-        group = manifest.groups.get(name)
-        if (group is None) != (tower is None):
-            fault(name, "null" if tower is None else "a record without a group", "a record and a group, or neither")
-        elif group is not None and sorted(group.files) != sorted(TOWER_FILES[name]):
-            fault(f"groups {name} files", ", ".join(group.files), " and ".join(TOWER_FILES[name]))
-        for key, found, wanted in () if tower is None else _token_faults(tower, manifest.text.vocab_size):
-            fault(f"{name} {key}", found, wanted)
-    if vision is not None and audio is not None and _overlap(vision.table, audio.table):
-        fault("audio vocab_offset", audio.vocab_offset, f"no id from {vision.table[0]} to {vision.table[-1]}, vision's")
-
-
-def _overlap(one: range, other: range) -> bool:
-    return one.start < other.stop and other.start < one.stop
-
-
-def _token_faults(tower: VisionRecord | AudioRecord, vocab_size: int) -> Iterator[tuple[str, int, str]]:
-    """Key, what it is and what it must be, of each id that does not fit."""
-    if tower.table[-1] >= vocab_size:
-        yield "vocab_size", tower.vocab_size, f"at most {vocab_size - tower.vocab_offset} from vocab_offset on"
-    for key, token in tower.markers().items():
-        if token >= vocab_size:
-            yield key, token, f"0 to {vocab_size - 1}"
-    own = {"end_token_id": tower.end_token_id}
-    if isinstance(tower, AudioRecord):
-        own["padding_token_id"] = tower.padding_token_id
-    for key, token in own.items():
-        if token not in tower.table:
-            yield key, token, f"{tower.table[0]} to {tower.table[-1]}, the tower's table"
-
-
-def _check_sizes(manifest: Manifest, faults: list[Fault]) -> None:
-    def fault(place: str, found: object, wanted: str) -> None:
-        faults.append(Fault(MANIFEST_NAME, place, str(found), wanted))
-
-    for name, size in manifest.sizes.items():
-        if len(size.layers) != len(size.ffn_sizes):
-            fault(f"sizes {name}", f"{len(size.layers)} layers, {len(size.ffn_sizes)} widths", "as many of both")
-        if size.prefix.startswith(RESERVED_PREFIX):
-            fault(f"sizes {name} prefix", size.prefix, f"none that starts with {RESERVED_PREFIX}")
-    for prefix, count in Counter(size.prefix for size in manifest.sizes.values()).items():
-        if count > 1:
-            fault("sizes", f"prefix {prefix!r} {count} times", "each prefix once")
-    default = manifest.sizes.get(manifest.default_size)
-    if default is None or default.prefix:
-        fault("default_size", manifest.default_size, "the size whose prefix is empty")
-    layers = {layer for size in manifest.sizes.values() for layer in size.layers}
-    if manifest.sizes and len(layers) != manifest.text.num_layers:
-        fault("text num_layers", manifest.text.num_layers, f"{len(layers)}, the layers of all sizes together")
-
-
-def _check_files(manifest: Manifest, faults: list[Fault]) -> None:
-    def fault(place: str, found: object, wanted: str) -> None:
-        faults.append(Fault(MANIFEST_NAME, place, str(found), wanted))
-
-    for name, count in Counter(name.lower() for name in manifest.files).items():
-        if count > 1 or name == MANIFEST_NAME:
-            fault("files", name, "names that differ in more than case, and not the manifest's own")
-    for name, file in manifest.files.items():
-        chunks = ceil_div(file.bytes, CHUNK_BYTES)
-        if len(file.chunks) != chunks:
-            fault(f"files {name} chunks", len(file.chunks), f"{chunks} for {file.bytes} bytes")
-    for name, count in Counter(file for group in manifest.groups.values() for file in group.files).items():
-        if count > 1 or name not in manifest.files:
-            fault("groups", f"{name} {count} times", "files of the bundle, each in one group")
-    for name, group in manifest.groups.items():
-        total = sum(manifest.files[file].bytes for file in group.files if file in manifest.files)
-        if group.bytes != total:
-            fault(f"groups {name} bytes", group.bytes, f"{total}, the sum of its files")

@@ -17,14 +17,12 @@ from converters.gemma3n.audio_adapter import adapter_graph, end_of_audio_graph, 
 from converters.gemma3n.audio_config import AudioConfig, audio_tensors, parse_audio_config, require_audio_tensors
 from converters.gemma3n.audio_encoder import encoder_graph
 from converters.gemma3n.audio_source import AudioSource
-from converters.gemma3n.groups import group_of
 from converters.gemma3n.processor_config import require_sound_features
-from converters.gemma3n.tower import Tower
+from converters.gemma3n.tower import Tower, tower_config
 from toolkit.bundle.manifest import AUDIO_ADAPTER, AUDIO_ENCODER, AudioRecord
-from toolkit.errors import CheckpointError, UsageError
+from toolkit.errors import UsageError
 from toolkit.layout import align_up
 from toolkit.quant.recipe import Recipe
-from toolkit.strict_json import read_json_file
 from toolkit.tflite.graph import Signature
 from toolkit.tflite.writer import TfliteLayout, layout_files
 
@@ -34,13 +32,9 @@ _USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds of a frame every 10 ms, 
 
 def read_audio_config(checkpoint: Checkpoint) -> AudioConfig:
     """The tower of a checkpoint, its tensors checked; CheckpointError for one without, or with another tower."""
-    what = str(checkpoint.path)
-    if not any(group_of(name) == "audio" for name in checkpoint.tensors):
-        wanted = "Gemma3nForConditionalGeneration with its audio tower"
-        raise CheckpointError(what, found=f"{checkpoint.architecture} without audio tensors", wanted=wanted)
-    path = checkpoint.path / "config.json"
-    config = parse_audio_config(read_json_file(path, CheckpointError), checkpoint.config, str(path))
-    require_audio_tensors(config, checkpoint.tensors, what)
+    values, path = tower_config(checkpoint, "audio")
+    config = parse_audio_config(values, checkpoint.config, path)
+    require_audio_tensors(config, checkpoint.tensors, str(checkpoint.path))
     return config
 
 

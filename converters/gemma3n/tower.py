@@ -5,14 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
+from converters.checkpoint import Checkpoint
+from converters.gemma3n.groups import group_of
 from toolkit.bundle.manifest import AudioRecord, VisionRecord
+from toolkit.errors import CheckpointError
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.source import TensorSource
+from toolkit.strict_json import read_json_file
 from toolkit.tflite.writer import TfliteLayout, write_tflites
 
 Record = TypeVar("Record", VisionRecord, AudioRecord)
+
+
+def tower_config(checkpoint: Checkpoint, group: Literal["vision", "audio"]) -> tuple[object, str]:
+    """The values of config.json, and its path for errors; CheckpointError for a checkpoint without such a tower."""
+    if not any(group_of(name) == group for name in checkpoint.tensors):
+        found = f"{checkpoint.architecture} without {group} tensors"
+        wanted = f"Gemma3nForConditionalGeneration with its {group} tower"
+        raise CheckpointError(str(checkpoint.path), found=found, wanted=wanted)
+    path = checkpoint.path / "config.json"
+    return read_json_file(path, CheckpointError), str(path)
 
 
 @dataclass(frozen=True, slots=True)

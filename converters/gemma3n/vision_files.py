@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from converters.checkpoint import Checkpoint
-from converters.gemma3n.groups import group_of
 from converters.gemma3n.processor_config import read_image_size
-from converters.gemma3n.tower import Tower
+from converters.gemma3n.tower import Tower, tower_config
 from converters.gemma3n.vision_adapter import vision_adapter_graph, vision_token_graph
 from converters.gemma3n.vision_config import (
     STEM_BIAS,
@@ -25,23 +24,17 @@ from converters.gemma3n.vision_config import (
 )
 from converters.gemma3n.vision_encoder import vision_encoder_graph
 from toolkit.bundle.manifest import VISION_ADAPTER, VISION_ENCODER, VisionRecord
-from toolkit.errors import CheckpointError
 from toolkit.quant.recipe import Recipe
-from toolkit.strict_json import read_json_file
 from toolkit.tflite.graph import Signature
 from toolkit.tflite.writer import TfliteLayout, layout_files
 
 
 def read_vision_config(checkpoint: Checkpoint) -> VisionConfig:
     """The tower of a checkpoint, its tensors checked; CheckpointError for one without, or with another tower."""
-    what = str(checkpoint.path)
-    if not any(group_of(name) == "vision" for name in checkpoint.tensors):
-        wanted = "Gemma3nForConditionalGeneration with its vision tower"
-        raise CheckpointError(what, found=f"{checkpoint.architecture} without vision tensors", wanted=wanted)
-    path = checkpoint.path / "config.json"
-    config = parse_vision_config(read_json_file(path, CheckpointError), checkpoint.config, str(path))
+    values, path = tower_config(checkpoint, "vision")
+    config = parse_vision_config(values, checkpoint.config, path)
     config = replace(config, stem_bias=STEM_BIAS in checkpoint.tensors)
-    require_vision_tensors(config, checkpoint.tensors, what)
+    require_vision_tensors(config, checkpoint.tensors, str(checkpoint.path))
     return config
 
 

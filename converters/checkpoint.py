@@ -55,6 +55,14 @@ _HUB_FILES = (
 )
 
 
+_OTHER_FILES = {
+    ".gguf": "GGUF holds weights that are quantised already: convert the checkpoint that it was made of",
+    ".litertlm": "a .litertlm is converted already: gemma-edge check reads it",
+    ".task": "a .task is converted already: convert the checkpoint that it was made of",
+}
+"""What to say of files that others take for a checkpoint."""
+
+
 class Checkpoint:
     """A TensorSource over a checkpoint's canonical names; safe to read from several threads."""
 
@@ -199,7 +207,8 @@ def open_checkpoint(path_or_id: str | os.PathLike[str]) -> Checkpoint:
     if path.is_dir():
         return Checkpoint(path)
     if path.exists():
-        raise CheckpointError(str(path), found="a file", wanted="the directory that holds config.json")
+        wanted = "the directory that holds config.json"
+        raise CheckpointError(str(path), found="a file", wanted=wanted, remedy=_OTHER_FILES.get(path.suffix))
     if not isinstance(path_or_id, str) or not _HUB_ID.fullmatch(path_or_id):
         raise CheckpointError(
             str(path_or_id),
@@ -224,6 +233,11 @@ def _download(hub_id: str) -> Path:
 
 
 def _read_configs(path: Path) -> tuple[object, object | None]:
+    if not os.path.lexists(path / "config.json"):
+        suffixes = sorted(item.suffix for item in path.iterdir() if item.suffix in _OTHER_FILES)
+        remedy = _OTHER_FILES[suffixes[0]] if suffixes else None
+        wanted = "a checkpoint in Hugging Face's form: config.json, *.safetensors, tokenizer.json"
+        raise CheckpointError(str(path), found="no config.json", wanted=wanted, remedy=remedy)
     raw = read_json_file(path / "config.json", CheckpointError)
     generation = path / "generation_config.json"
     return raw, read_json_file(generation, CheckpointError) if generation.exists() else None

@@ -211,7 +211,7 @@ def _may_be_address(name: str) -> bool:
 
 def _usb_hint() -> str:
     if not transport_port.has_usb():
-        return "for USB, pip install gemma-edge[usb]; over a network, name HOST:PORT"
+        return "for USB, pip install 'gemma-edge[usb]'; over a network, name HOST:PORT"
     return "run gemma-edge devices"
 
 

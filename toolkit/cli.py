@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import NoReturn
 
 import toolkit
@@ -21,23 +22,23 @@ from toolkit.errors import ToolkitError
 DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 _SIGNALLED = 128  # and the signal's number, as shells have it
 
-_VERBS = (
-    "inspect",
-    "convert",
-    "check",
-    "verify",
-    "run",
-    "chat",
-    "export",
-    "devices",
-    "push",
-    "bench",
-    "probe",
-    "report",
-    "compare",
-    "emulator",
-    "demo",
-)
+_VERBS = {
+    "inspect": "show a checkpoint's or a bundle's groups, sizes and memory",
+    "convert": "make a bundle of a checkpoint",
+    "check": "check every hash, bound and reference of a bundle or a .litertlm, and report all faults",
+    "verify": "hold a bundle's predictions against its checkpoint's",
+    "run": "answer one prompt on this machine",
+    "chat": "hold a conversation on this machine",
+    "export": "write a bundle as one .litertlm file for Google's LiteRT-LM and the apps that use it",
+    "devices": "list Android devices on USB, on this computer and at given addresses, and say why one cannot be used",
+    "push": "bring a bundle or a .litertlm to Android devices: only what differs there, whole or not at all",
+    "bench": "measure a model on an Android device or this computer: speed, memory, temperature, each iteration kept",
+    "probe": "time reads of per-layer embedding rows from flash: a row, a batch; pread, mmap, with advice; cold, warm",
+    "report": "show benchmark results as one HTML page, with tables, plots and where each figure comes from",
+    "compare": "compare two sets of benchmark results, with an interval and a verdict for each test",
+    "emulator": "run an emulated Android device on 127.0.0.1, with faults on request, until it is interrupted",
+    "demo": "convert, check, verify, run and export the built-in tiny model in three sizes, and say what happens",
+}
 """In the order of the way through; each a module of ``toolkit.commands``."""
 
 _DESCRIPTION = "Turn a Gemma 3n checkpoint into LiteRT bundles for edge devices, run them, and prove them right."
@@ -53,12 +54,16 @@ class _Parser(argparse.ArgumentParser):
         sys.stderr.write(f"error: {message}; see {self.prog} --help\n")
         raise SystemExit(WRONG_USE)
 
+    def option_strings(self) -> list[str]:
+        """What options are called."""
+        return list(self._option_string_actions)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     try:
         words = sys.argv[1:] if argv is None else argv
-        arguments = _parser(words).parse_args(words)
+        arguments = _parse(words)
     except SystemExit as end:
         return _exit_code(end)
     except KeyboardInterrupt:
@@ -142,7 +147,27 @@ def _fail(line: str, code: int, *, traced: bool) -> int:
     return code
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """SystemExit, after one line, where they are wrong; a word that is nearly right is named."""
+    word = next((word for word in words if not word.startswith("-")), None)
+    parser = _parser(word)
+    if word is not None and word not in _VERBS:
+        parser.error(f"found {word!r}, wanted a verb{_nearest(word, _VERBS)}")
+    arguments, extra = parser.parse_known_args(words)
+    if extra:
+        verb: _Parser = arguments.parser
+        option = next((item for item in extra if item.startswith("--")), extra[0])
+        verb.error(f"unrecognized arguments: {' '.join(extra)}{_nearest(option, verb.option_strings())}")
+    del arguments.parser
+    return arguments
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word.partition("=")[0], list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _parser(word: str | None) -> _Parser:
     shared = _shared_options()
     parser = _Parser(
         prog="gemma-edge",
@@ -154,26 +179,23 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gemma-edge {toolkit.__version__}")
     verbs = parser.add_subparsers(title="verbs, in the order of the way through", metavar="VERB", required=True)
-    for command in _commands(argv):
+    for name in (word,) if word in _VERBS else _VERBS:
+        summary = _VERBS[name]
         verb = verbs.add_parser(
-            command.NAME,
-            help=command.SUMMARY,
-            description=command.SUMMARY[:1].upper() + command.SUMMARY[1:] + ".",
-            epilog="examples:\n" + "\n".join(f"  {line}" for line in command.EXAMPLES),
+            name,
+            help=summary,
+            description=summary[:1].upper() + summary[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             parents=[shared],
             allow_abbrev=False,
         )
-        command.add_arguments(verb)
-        verb.set_defaults(execute=command.execute)
+        # The list of verbs needs none of what they import, which takes a second or two.
+        if name == word:
+            command = importlib.import_module(f"toolkit.commands.{name}")
+            verb.epilog = "examples:\n" + "\n".join(f"  {line}" for line in command.EXAMPLES)
+            command.add_arguments(verb)
+            verb.set_defaults(execute=command.execute, parser=verb)
     return parser
-
-
-def _commands(argv: Sequence[str]) -> list[ModuleType]:
-    """The one that is asked for, if that is clear: importing all of them takes longer than some of their work."""
-    first = next((word for word in argv if not word.startswith("-")), None)
-    names = (first,) if first in _VERBS else _VERBS
-    return [importlib.import_module(f"toolkit.commands.{name}") for name in names]
 
 
 def _shared_options() -> _Parser:

@@ -258,7 +258,7 @@ def test_a_file_is_refused_in_favour_of_its_directory(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config.json: found No such file"):
+    with pytest.raises(CheckpointError, match=r"found no config.json, wanted a checkpoint in Hugging Face's form"):
         open_checkpoint(tmp_path)
 
 

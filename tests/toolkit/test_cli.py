@@ -137,6 +137,53 @@ def test_bad_input_is_one_line_that_names_it(command: Command, arguments: list[s
     assert_one_line_error(command(*arguments), 2, *parts)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["convrt", "c"], ["'convrt'", "did you mean convert?", "gemma-edge --help"]),
+        (["convert", "c", "-o", "b", "--quan", "int8"], ["--quan int8", "did you mean --quant?", "convert --help"]),
+        (["run", "b", "-p", "x", "--imgae=a.png"], ["--imgae=a.png", "did you mean --image?"]),
+        (["run", "b", "-p", "x", "again"], ["unrecognized arguments: again;"]),
+    ],
+)
+def test_a_misspelled_word_is_named_beside_the_right_one(
+    command: Command, arguments: list[str], parts: list[str]
+) -> None:
+    assert_one_line_error(command(*arguments), 2, *parts)
+
+
+def test_help_and_version_import_no_verb() -> None:
+    program = (
+        "import sys; from toolkit import cli; cli.main(sys.argv[1:]); "
+        "assert 'numpy' not in sys.modules and 'toolkit.commands.run' not in sys.modules"
+    )
+    for option in ("--help", "--version"):
+        subprocess.run([sys.executable, "-c", program, option], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "parts"),
+    [
+        ("m.gguf", "inspect", ["found a file", "GGUF", "convert the checkpoint"]),
+        ("m.litertlm", "inspect", ["found a file", "gemma-edge check"]),
+        ("m.litertlm", "run", ["found a file", "LiteRT-LM", "the bundle that it was exported from"]),
+    ],
+)
+def test_other_systems_files_get_a_way_on(
+    command: Command, tmp_path: Path, name: str, verb: str, parts: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(b"GGUF")
+    assert_one_line_error(command(verb, tmp_path / name, *(["-p", "x"] if verb == "run" else [])), 2, *parts)
+    if verb == "inspect":
+        assert_one_line_error(command(verb, tmp_path), 2, "no config.json", parts[-1])
+
+
+def test_a_prompt_of_bytes_that_are_no_text_is_refused(command: Command, random_bundle: Path) -> None:
+    assert_one_line_error(command("run", random_bundle, "-p", "a\udcff"), 2, "--prompt", "from character 1", "UTF-8")
+    outcome = command("run", random_bundle, "-p", "-", stdin="\udc80")
+    assert_one_line_error(outcome, 2, "standard input", "UTF-8")
+
+
 def test_verbose_errors_have_a_traceback_before_their_line(command: Command) -> None:
     outcome = command("-v", "inspect", "missing")
     assert "Traceback" in outcome.err

@@ -43,8 +43,6 @@ from toolkit.report.tables import FORMS, Form
 from toolkit.results.json_lines import ResultsWriter, open_results
 from toolkit.results.record import BenchRecord, DeviceRecord, Figures
 
-NAME = "bench"
-SUMMARY = "measure a model on an Android device or on this computer: speed, memory, temperature, each iteration kept"
 EXAMPLES = (
     "gemma-edge bench BUNDLE --host",
     "gemma-edge bench BUNDLE --device 192.168.1.20:5555 -p 512 -n 128 -r 10 --results results.jsonl",

@@ -22,6 +22,7 @@ from toolkit.commands.text_options import (
     make_sampler,
     make_sampling,
     open_session,
+    require_text,
 )
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.runtime.bundle import Bundle
@@ -32,8 +33,6 @@ from toolkit.runtime.sampling import Sampler
 from toolkit.runtime.session import Session
 from toolkit.runtime.tokenizer import Tokenizer
 
-NAME = "chat"
-SUMMARY = "hold a conversation on this machine"
 EXAMPLES = (
     "gemma-edge chat BUNDLE",
     'gemma-edge chat BUNDLE --size E2B --system "Answer in one sentence."',
@@ -128,6 +127,7 @@ class _Talk:
         return True
 
     def _answer(self, line: str) -> None:
+        line = require_text(line, "message")
         bundle, media = self.session.bundle, [*self.media, *self.waiting]
         messages = [*self.messages, user_message(bundle, self.tokenizer, line, self.waiting)]
         prompt = build_prompt(bundle, self.tokenizer, self.template.render(messages), media)

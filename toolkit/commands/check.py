@@ -9,8 +9,6 @@ from pathlib import Path
 from toolkit.bundle.check import check
 from toolkit.commands.terminal import Terminal
 
-NAME = "check"
-SUMMARY = "check every hash, bound and reference of a bundle or a .litertlm, and report all faults"
 EXAMPLES = (
     "gemma-edge check BUNDLE",
     "gemma-edge check model.litertlm --json",

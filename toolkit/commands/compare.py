@@ -19,8 +19,6 @@ from toolkit.report.comparison import (
 )
 from toolkit.report.statistics import MIN_VALUES
 
-NAME = "compare"
-SUMMARY = "compare two sets of benchmark results, with an interval and a verdict for each test"
 EXAMPLES = (
     "gemma-edge compare before.jsonl after.jsonl",
     "gemma-edge compare int8.jsonl int4.jsonl --across model",

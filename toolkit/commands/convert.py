@@ -25,8 +25,6 @@ from toolkit.quant.scheme import Dtype
 from toolkit.runtime.memory import peak_rss_bytes
 from toolkit.runtime.session import SessionSettings
 
-NAME = "convert"
-SUMMARY = "make a bundle of a checkpoint"
 EXAMPLES = (
     "gemma-edge convert google/gemma-3n-E2B-it -o e2b",
     "gemma-edge convert path/to/E4B -o elastic --sizes E4B,E2B --quant int4",

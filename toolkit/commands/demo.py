@@ -29,8 +29,6 @@ from toolkit.runtime.generate import Generation, GenerationReport
 from toolkit.runtime.sampling import Sampler, Sampling
 from toolkit.runtime.session import Session, SessionSettings
 
-NAME = "demo"
-SUMMARY = "convert, check, verify, run and export the built-in tiny model in three sizes, and say what happens"
 EXAMPLES = (
     "gemma-edge demo",
     'gemma-edge demo -p "The old man" -o tiny-bundle',

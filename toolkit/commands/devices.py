@@ -10,8 +10,6 @@ from device_harness.transport_port import has_usb
 from toolkit.commands.terminal import Terminal, table
 from toolkit.commands.text_options import number
 
-NAME = "devices"
-SUMMARY = "list Android devices on USB, on this computer and at given addresses, and say why one cannot be used"
 EXAMPLES = (
     "gemma-edge devices",
     "gemma-edge devices --address 192.168.1.20:5555 --json",
@@ -35,6 +33,6 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     lines = [table(["serial", "", "state", "model"], rows)] if rows else ["no devices"]
     lines += [f"{device.serial}: {device.reason}" for device in devices if device.reason]
     if not has_usb():
-        terminal.note("USB was not searched: pip install gemma-edge[usb] and the system's libusb-1.0")
+        terminal.note("USB was not searched: pip install 'gemma-edge[usb]' and the system's libusb-1.0")
     terminal.result({"devices": [dataclasses.asdict(device) for device in devices]}, "\n".join(lines))
     return 0

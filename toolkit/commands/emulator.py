@@ -20,8 +20,6 @@ from device_harness.transport_wire import (
 from toolkit.commands.terminal import Terminal
 from toolkit.errors import UsageError
 
-NAME = "emulator"
-SUMMARY = "run an emulated Android device on 127.0.0.1, with faults on request, until it is interrupted"
 EXAMPLES = (
     "gemma-edge emulator",
     "gemma-edge emulator --port 5557 --memory 1GB --storage 4GB",

@@ -12,8 +12,6 @@ from toolkit.commands.groups import group_names
 from toolkit.commands.terminal import Terminal, bytes_text
 from toolkit.errors import UsageError
 
-NAME = "export"
-SUMMARY = "write a bundle as one .litertlm file for Google's LiteRT-LM and the apps that use it"
 EXAMPLES = (
     "gemma-edge export BUNDLE -o model.litertlm",
     "gemma-edge export BUNDLE -o small.litertlm --size E2B",

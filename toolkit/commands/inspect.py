@@ -18,8 +18,6 @@ from toolkit.bundle.manifest_json import read_manifest
 from toolkit.commands.terminal import Terminal, bytes_text, count_text, table
 from toolkit.report.plots import Bar, StackedBars, require_plot_name, write_plot
 
-NAME = "inspect"
-SUMMARY = "show a checkpoint's or a bundle's groups, sizes and memory"
 EXAMPLES = (
     "gemma-edge inspect google/gemma-3n-E4B-it",
     "gemma-edge inspect path/to/checkpoint --json",

@@ -30,8 +30,6 @@ from toolkit.commands.push import step_bars
 from toolkit.commands.terminal import Terminal, bytes_text, table
 from toolkit.errors import UsageError
 
-NAME = "probe"
-SUMMARY = "time reads of per-layer embedding rows from flash: one row, a batch; pread, mmap, with advice; cold and warm"
 EXAMPLES = (
     "gemma-edge probe BUNDLE",
     "gemma-edge probe BUNDLE --device 192.168.1.20:5555 --json",

@@ -20,8 +20,6 @@ from toolkit.commands.groups import group_names
 from toolkit.commands.terminal import Terminal, bytes_text
 from toolkit.errors import ToolkitError, UsageError
 
-NAME = "push"
-SUMMARY = "bring a bundle or a .litertlm to Android devices: only what differs there, whole or not at all"
 EXAMPLES = (
     "gemma-edge push BUNDLE",
     "gemma-edge push BUNDLE --groups text,ple --device 192.168.1.20:5555",

@@ -14,8 +14,6 @@ from toolkit.report.results_page import results_page, runs_text
 from toolkit.results.json_lines import read_results
 from toolkit.results.record import BenchRecord
 
-NAME = "report"
-SUMMARY = "show benchmark results as one HTML page, with tables, plots and where each figure comes from"
 EXAMPLES = (
     "gemma-edge report results.jsonl -o report.html",
     "gemma-edge report phone-a.jsonl phone-b.jsonl -o both.html",

@@ -22,6 +22,7 @@ from toolkit.commands.text_options import (
     make_sampler,
     make_sampling,
     open_session,
+    require_text,
 )
 from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
@@ -32,8 +33,6 @@ from toolkit.runtime.ple_lookup import PleStatistics
 from toolkit.runtime.session import Session
 from toolkit.runtime.tokenizer import TextStream, Tokenizer
 
-NAME = "run"
-SUMMARY = "answer one prompt on this machine"
 EXAMPLES = (
     'gemma-edge run BUNDLE -p "Write a haiku about rain."',
     'gemma-edge run BUNDLE -p "Once upon a time" --raw -n 64',
@@ -151,12 +150,12 @@ def describe_ple(statistics: PleStatistics) -> str:
 
 def _read_prompt(argument: str) -> str:
     if argument != "-":
-        return argument
+        return require_text(argument, "--prompt")
     try:
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
         raise UsageError("standard input", found=error, wanted="text in UTF-8") from error
-    return text.removesuffix("\n")
+    return require_text(text, "standard input").removesuffix("\n")
 
 
 def _describe(

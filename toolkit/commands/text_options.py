@@ -11,6 +11,7 @@ from pathlib import Path
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.commands.groups import group_names
 from toolkit.commands.terminal import Terminal
+from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
 from toolkit.runtime.sampling import Sampler, Sampling
@@ -111,6 +112,15 @@ def make_sampler(arguments: argparse.Namespace, bundle: Bundle, tokenizer: Token
 def make_sampling(arguments: argparse.Namespace) -> Sampling:
     """Checked before anything is opened."""
     return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+
+
+def require_text(text: str, what: str) -> str:
+    """``text``, unless Python has smuggled bytes into it that are no UTF-8, as it does in the C locale."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(what, found=f"bytes that are no text, from character {error.start}", wanted="UTF-8") from error
+    return text
 
 
 def positive(text: str) -> int:

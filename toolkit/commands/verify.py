@@ -17,8 +17,6 @@ from toolkit.commands.text_options import add_machine_arguments, positive, sessi
 from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
 
-NAME = "verify"
-SUMMARY = "hold a bundle's predictions against its checkpoint's"
 EXAMPLES = (
     "gemma-edge verify BUNDLE --checkpoint path/to/checkpoint",
     "gemma-edge verify BUNDLE --checkpoint path/to/checkpoint --groups text",

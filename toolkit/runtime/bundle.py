@@ -26,7 +26,11 @@ class Bundle:
         """BundleError unless ``path`` is a directory with a sound manifest."""
         self.path = Path(path)
         if self.path.is_file():
-            raise BundleError(str(path), found="a file", wanted="a bundle's directory")
+            remedy = "a .litertlm is run by LiteRT-LM; here, name the bundle that it was exported from"
+            known = self.path.suffix == ".litertlm"
+            raise BundleError(
+                str(path), found="a file", wanted="a bundle's directory", remedy=remedy if known else None
+            )
         self.manifest: Manifest = read_manifest(self.path)
 
     def model_file(self, name: str) -> ModelFile:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from device_harness.machine import Machine
+from device_harness.parsers.android import THROTTLING_SEVERITIES
 from device_harness.state import (
     LOW_BATTERY_PERCENT,
     READ_S,
@@ -25,9 +26,6 @@ from toolkit.results.record import Flag, ThermalRecord
 
 Note = Callable[[str], None]
 """Told what is being waited for."""
-
-STATUS_NAMES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
-"""Android's ThrottlingSeverity."""
 
 _STAY_ON = ("stay_on_while_plugged_in", "7")
 """android.os.BatteryManager: on AC, USB and wireless power."""
@@ -195,7 +193,7 @@ class ThermalGate:
 
 def _describe(thermal: ThermalRecord | None) -> str:
     found = gate_temperature(thermal)
-    status = "unknown" if thermal is None or thermal.status is None else STATUS_NAMES[thermal.status]
+    status = "unknown" if thermal is None or thermal.status is None else THROTTLING_SEVERITIES[thermal.status]
     return f"throttling status {status}" + (f", {found[0]} {found[1]:.1f} °C" if found else "")
 
 

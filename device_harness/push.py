@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from device_harness.push_plan import Action, FilePlan, FileState, Remote, plan_push
@@ -21,7 +20,6 @@ from device_harness.push_source import (
     PushProgress,
     PushSource,
     Step,
-    open_source,
     require_sound,
 )
 from device_harness.transport import ConnectionLost, DeviceRefusal, DeviceTimeout, Transport, remote_path
@@ -66,24 +64,6 @@ class PushResult:
         return self.bytes_sent / 1e6 / self.send_seconds if self.bytes_sent else None
 
 
-def push_bundle(
-    device: Transport,
-    bundle_or_litertlm: Path | str,
-    *,
-    groups: Collection[str] | None = None,
-    target: str | None = None,
-    receiver: str | None = None,
-    progress: PushProgress | None = None,
-) -> PushResult:
-    """Bring a bundle's ``groups`` (None: all) or a .litertlm file to the folder ``target`` of a device.
-
-    BundleError if local files are not what their manifest says; EnvironmentFault for everything about the device.
-    After a fault or an interrupt, what was sent lies in NAME.part files, and the next push goes on there.
-    """
-    source = open_source(bundle_or_litertlm, groups)
-    return push_source(device, source, target=target, receiver=receiver, progress=progress)
-
-
 def push_source(
     device: Transport,
     source: PushSource,
@@ -93,8 +73,10 @@ def push_source(
     progress: PushProgress | None = None,
     patience_s: float = 60.0,
 ) -> PushResult:
-    """``push_bundle`` of files that are looked up already, for several devices at once.
+    """Bring files (``open_source``) to the folder ``target`` of a device; several devices may share a source.
 
+    BundleError if local files are not what their manifest says; EnvironmentFault for everything about the device.
+    After a fault or an interrupt, what was sent lies in NAME.part files, and the next push goes on there.
     ``receiver``: what ``place_receiver`` says. ``patience_s``: how long a device that was cut off has to come back.
     """
     folder = RemoteFolder(device, target or default_target(source), receiver)

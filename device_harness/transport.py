@@ -31,7 +31,6 @@ from device_harness.transport_shell import ExecStream, ShellResult, ShellStream,
 from device_harness.transport_sync import Progress, SyncSession, size_of
 from device_harness.transport_wire import Banner
 from toolkit.errors import UsageError
-from toolkit.files import atomic_file
 
 __all__ = [
     "Banner",
@@ -193,20 +192,10 @@ class Transport:
         """Write a small file on the device."""
         return self._push(io.BytesIO(data), len(data), remote, mode, progress)
 
-    def pull(self, remote: str, path: Path, *, progress: Progress | None = None) -> int:
-        """Copy a file from the device, whole or not at all; the number of bytes."""
-        stat = self._require_file(remote)
-        with atomic_file(path) as partial, open(partial, "wb") as target:
-            size = self._receive(remote, target, stat.size, progress)
-            if size != stat.size:
-                raise ConnectionLost(remote, found=f"{size:,} bytes", wanted=f"{stat.size:,}", remedy="pull again")
-        return size
-
     def pull_bytes(self, remote: str) -> bytes:
-        """A small file's contents."""
-        target = io.BytesIO()
-        self._receive(remote, target, 0, None)
-        return target.getvalue()
+        """A small file's contents; DeviceRefusal carries the device's words."""
+        with SyncSession(self._link, stall_timeout=STALL_S) as session:
+            return session.receive(remote_path(remote))
 
     def stat(self, remote: str) -> RemoteStat | None:
         """Size, mode and time by the device's own stat (adb's wraps at 4 GiB); None if there is no such file."""
@@ -231,16 +220,6 @@ class Transport:
         with SyncSession(self._link, stall_timeout=STALL_S) as session:
             session.send(source, size, path, mode, progress)
         return size
-
-    def _receive(self, remote: str, target: BinaryIO, size: int, progress: Progress | None) -> int:
-        with SyncSession(self._link, stall_timeout=STALL_S) as session:
-            return session.receive(remote_path(remote), target, size, progress)
-
-    def _require_file(self, remote: str) -> RemoteStat:
-        stat = self.stat(remote)
-        if stat is None:
-            raise DeviceRefusal(f"{self.serial} {remote}", found="no such file", wanted="one to pull")
-        return stat
 
 
 class _Shared(Transport):

@@ -118,8 +118,7 @@ class ShellStream:
 class ExecStream:
     """``exec:``, a command's raw input and output in one stream; neither exit code nor an end of input.
 
-    A command that takes exactly the bytes it is sent, such as ``head -c N >> FILE``, ends by itself; ``read_all`` then
-    waits for that end.
+    A command that takes exactly the bytes it is sent, such as ``head -c N >> FILE``, ends by itself.
     """
 
     def __init__(self, link: Link, command: str, *, timeout: float) -> None:
@@ -152,10 +151,6 @@ class ExecStream:
     def read(self) -> bytes:
         """Some output; nothing at its end."""
         return bytes(self._stream.read(timeout=self._timeout))
-
-    def read_all(self) -> bytes:
-        """Everything up to the command's end."""
-        return b"".join(iter(self.read, b""))
 
 
 def run_shell(link: Link, command: str, *, timeout: float) -> ShellResult:

@@ -57,23 +57,20 @@ class SyncSession:
         self._write(pack_sync("DONE", int(time.time()) & 0xFFFFFFFF))
         self._await_okay()
 
-    def receive(self, path: str, target: BinaryIO, size: int, progress: Progress | None) -> int:
-        """Copy a file to ``target``; its size. ``size`` is only for ``progress``."""
+    def receive(self, path: str) -> bytes:
+        """A file's contents."""
         self._what += f" {path}"
         self._request("RECV", path)
-        done = 0
+        content = bytearray()
         while True:
             id_, value = parse_sync(self._take(_HEADER_BYTES))
             if id_ == "DONE":
-                return done
+                return bytes(content)
             if id_ == "FAIL":
                 raise self._refusal(value)
             if id_ != "DATA" or value > SYNC_DATA_BYTES:
                 raise ProtocolFault(self._what, found=f"{id_} {value}", wanted="DATA, DONE or FAIL")
-            target.write(self._take(value))
-            done += value
-            if progress is not None:
-                progress(done, max(size, done))
+            content += self._take(value)
 
     def list(self, path: str) -> dict[str, int]:
         """Names in a directory and their modes; empty also if there is no such directory, as adb has it."""

@@ -139,7 +139,8 @@ class Emulator:
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), name="emulated device", daemon=True)
         self._thread.start()
-        started.wait(_START_S)
+        if not started.wait(_START_S):
+            raise EnvironmentFault("emulated device", found=f"no start in {_START_S:g} s", wanted="a running one")
 
     def _run(self, started: threading.Event) -> None:
         async def main() -> None:

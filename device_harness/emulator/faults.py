@@ -6,10 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from device_harness.parsers.android import THROTTLING_SEVERITIES
 from toolkit.errors import UsageError
-
-THERMAL_NAMES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
-"""Android's ThrottlingSeverity, 0 to 6."""
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMG]?i?B?)")
@@ -32,7 +30,7 @@ class Faults:
     refused_services: tuple[str, ...] = ()
     """Services by the start of their names: ``sync:``, ``exec:``, ``shell,v2``."""
     thermal_status: int = 0
-    """0 (none) to 6 (shutdown), as THERMAL_NAMES."""
+    """0 (none) to 6 (shutdown), as THROTTLING_SEVERITIES."""
     battery_percent: int = 100
     """Below 100 no cable powers the device."""
     is_screen_on: bool = False
@@ -61,8 +59,8 @@ def parse_faults(texts: Iterable[str]) -> Faults:
             faults = replace(faults, bytes_per_s=rate)
         elif name == "refuse" and value:
             faults = replace(faults, refused_services=(*faults.refused_services, value))
-        elif name == "thermal" and value in THERMAL_NAMES:
-            faults = replace(faults, thermal_status=THERMAL_NAMES.index(value))
+        elif name == "thermal" and value in THROTTLING_SEVERITIES:
+            faults = replace(faults, thermal_status=THROTTLING_SEVERITIES.index(value))
         elif name == "battery" and re.fullmatch(r"\d{1,2}|100", value, re.ASCII):
             faults = replace(faults, battery_percent=int(value))
         elif name == "screen-on" and not value:
@@ -72,7 +70,7 @@ def parse_faults(texts: Iterable[str]) -> Faults:
         else:
             wanted = (
                 "drop=BYTES, reboot=BYTES, corrupt=BYTE, disk-full=BYTES, slow=BYTES_PER_S, refuse=SERVICE, "
-                f"thermal={'|'.join(THERMAL_NAMES)}, battery=PERCENT, screen-on or silent"
+                f"thermal={'|'.join(THROTTLING_SEVERITIES)}, battery=PERCENT, screen-on or silent"
             )
             raise UsageError("--fault", found=repr(text), wanted=wanted)
     return faults

@@ -32,6 +32,8 @@ _KINDS = (
     "npu", "tpu", "display", "modem", "soc",
 )  # fmt: skip
 """android.hardware.thermal TemperatureType, from 0."""
+THROTTLING_SEVERITIES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+"""android.hardware.thermal ThrottlingSeverity, 0 to 6."""
 _NO_TEMPERATURES = ("6", "7", "8")
 """Volts, milliamperes and percent under the same name."""
 _STATUSES: Mapping[str, BatteryStatus] = {

@@ -27,7 +27,7 @@ def append(transport: Transport, data: bytes, path: str) -> str:
     """Add to a file's end by ``exec:``; what the device says."""
     with transport.stream_exec(f"head -c {len(data)} >> {path} && echo written || echo failed") as stream:
         stream.write(data)
-        return stream.read_all().decode()
+        return b"".join(iter(stream.read, b"")).decode()
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -26,7 +26,8 @@ from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.native import build
 from device_harness.native.build import Architecture, NativeProgram, native_program, parse_architecture
 from device_harness.probe import ProbeSettings, ReadMeasure, TableFacts, probe_device, read_token_file, shard_names
-from device_harness.push import push_bundle
+from device_harness.push import push_source
+from device_harness.push_source import open_source
 from device_harness.runners.flash_probe import read_probe
 from device_harness.transport import DeviceFault, Transport
 from toolkit.bundle.manifest_json import read_manifest
@@ -103,7 +104,7 @@ def test_shards_of_a_bundle_that_is_there_are_used_in_place(
     bundle: Path, folder_device: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Transport(tcp_endpoint(folder_device.serial)).connect() as transport:
-        push_bundle(transport, bundle)
+        push_source(transport, open_source(bundle))
     before = {path.name: path.stat().st_mtime_ns for path in folder_device.path(TARGET).iterdir()}
     assert main(["probe", str(bundle), "--device", folder_device.serial, *QUICK]) == 0
     assert {path.name: path.stat().st_mtime_ns for path in folder_device.path(TARGET).iterdir()} == before
@@ -136,7 +137,7 @@ def test_a_damaged_shard_is_one_error(bundle: Path, capsys: pytest.CaptureFixtur
 @needs_gcc
 def test_an_interrupt_leaves_neither_program_nor_file(bundle: Path, folder_device: Emulator) -> None:
     with Transport(tcp_endpoint(folder_device.serial)).connect() as transport:
-        push_bundle(transport, bundle)
+        push_source(transport, open_source(bundle))
         seen = []
 
         def interrupt(done: int, total: int) -> None:

@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.native.build import PUSH_RECEIVER, native_program, parse_architecture
 from device_harness.placement import place_model
-from device_harness.push import DEFAULT_FOLDER, PushResult, push_bundle, push_source
+from device_harness.push import DEFAULT_FOLDER, PushResult, push_source
 from device_harness.push_chunks import ChunkRun
 from device_harness.push_receiver import Receiver, place_receiver
 from device_harness.push_remote import RemoteFolder
@@ -163,8 +163,8 @@ def locally(bundle: Path) -> Content:
     return {path.name: path.read_bytes() for path in bundle.iterdir()}
 
 
-def push(transport: Transport, path: Path, **more: object) -> PushResult:
-    return push_bundle(transport, path, target=TARGET, **more)  # type: ignore[arg-type]
+def push(transport: Transport, path: Path, groups: Collection[str] | None = None, **more: object) -> PushResult:
+    return push_source(transport, open_source(path, groups), target=TARGET, **more)  # type: ignore[arg-type]
 
 
 # --- what arrives -----------------------------------------------------------------------------------------------------
@@ -676,7 +676,7 @@ def test_a_manifest_with_a_name_that_leads_elsewhere_is_refused(
 def test_a_target_that_is_no_plain_path_is_refused(transport: Counting, tmp_path: Path, target: str) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     with pytest.raises(UsageError, match="remote path"):
-        push_bundle(transport, bundle, target=target)
+        push_source(transport, open_source(bundle), target=target)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.json.part"])

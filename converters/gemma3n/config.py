@@ -236,7 +236,7 @@ def _text_config(text: JsonObject, top: JsonObject, eos: JsonObject | None) -> T
     head_dim = text.integer("head_dim", 2, _MAX_WIDTH)
     if head_dim % 2:
         text.refuse("head_dim", head_dim, "an even number, which rotary embeddings need")
-    altup_num_inputs = text.integer("altup_num_inputs", 1, 64)
+    altup_num_inputs = text.integer("altup_num_inputs", 2, 64)  # one stream has no others to predict from
     softcap = text.number("final_logit_softcapping", 1e-3, 1e6) if text.has("final_logit_softcapping") else None
     text.value("final_logit_softcapping")
     return TextConfig(

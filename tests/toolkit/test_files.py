@@ -194,9 +194,13 @@ def test_a_sibling_that_was_taken_for_abandoned_before_it_was_locked_is_made_aga
 
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 32, 33])
+@pytest.mark.parametrize("at_once", [5, 64])
 def test_hashes_of_the_whole_and_of_chunks_agree_with_hashlib(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, at_once: int
 ) -> None:
+    """Also where the system reads less at once than it is asked for."""
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda fd, count: read(fd, min(count, at_once)))
     monkeypatch.setattr(files, "CHUNK_BYTES", 16)
     data = bytes(range(size))
     (tmp_path / "a").write_bytes(data)

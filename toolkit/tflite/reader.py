@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import GraphError
-from toolkit.strict_json import open_regular
+from toolkit.strict_json import open_regular, shorten
 from toolkit.tflite import schema
 
 HEADER_LIMIT_BYTES = 1 << 29  # 512 MiB; the header of a 35-layer model with per-channel scales is under 50 MB
@@ -92,7 +92,7 @@ def _check_tensor(
 ) -> None:
     if tensor.type not in _BITS or any(d <= 0 for d in tensor.shape):
         raise GraphError(
-            name, found=f"{tensor.type}{list(tensor.shape)}", wanted=f"positive sizes of {', '.join(_BITS)}"
+            name, found=f"{tensor.type}{shorten(list(tensor.shape))}", wanted=f"positive sizes of {', '.join(_BITS)}"
         )
     if not 0 <= tensor.buffer < len(model.buffers):
         raise GraphError(name, found=f"buffer {tensor.buffer}", wanted=f"0 to {len(model.buffers) - 1}")

@@ -281,6 +281,7 @@ def test_nothing_has_size_zero(key: str) -> None:
         ("altup_correct_scale", 1),
         ("altup_active_idx", 4),
         ("head_dim", 7),
+        ("altup_num_inputs", 1),
         ("num_attention_heads", 3),
         ("intermediate_size", [48] * 6),
         ("intermediate_size", [48] * 6 + [0]),

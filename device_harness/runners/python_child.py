@@ -47,7 +47,10 @@ def binaries(machine: Machine, module: str) -> tuple[BinaryRecord, ...]:
     result = machine.shell(f"{' '.join(map(shlex.quote, words))} 2>&1", timeout=_START_S)
     if result.exit_code:
         said = (result.stdout.strip().splitlines() or ["nothing"])[-1].removeprefix("error: ")
-        remedy = "install gemma-edge and what the runner needs there, or choose another --runner"
+        remedy = (
+            "install gemma-edge and what the runner needs there; a phone has no Python: "
+            "--runner litert_lm_advanced_main --binary-version latest"
+        )
         raise EnvironmentFault(f"{machine.serial} {words[0]}", found=said, wanted="Python with all that", remedy=remedy)
     value = _result(result.stdout)
     if value["version"] != __version__:

@@ -45,8 +45,9 @@ from toolkit.results.record import BenchRecord, DeviceRecord, Figures
 
 EXAMPLES = (
     "gemma-edge bench BUNDLE --host",
-    "gemma-edge bench BUNDLE --device 192.168.1.20:5555 -p 512 -n 128 -r 10 --results results.jsonl",
+    "gemma-edge bench model.litertlm --binary-version latest -p 512 -n 128 -r 10 --results results.jsonl",
     "gemma-edge bench model.litertlm --binary litert_lm_advanced_main --backend gpu --cold",
+    "gemma-edge bench BUNDLE --device BOARD:5555",
     "gemma-edge bench BUNDLE --runner benchmark_model --binary-version 2.2.0 --signature 'text_decoder:*'",
 )
 BENCHMARK_MODEL = "benchmark_model"

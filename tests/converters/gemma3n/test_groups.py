@@ -42,7 +42,7 @@ def tiny(**keys: object) -> TextConfig:
     [
         {},
         {"num_kv_shared_layers": 0},
-        {"altup_num_inputs": 1},
+        {"altup_num_inputs": 2},
         {"intermediate_size": [8, 16, 24, 32, 40, 48, 56]},
         {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10, "laurel_rank": 5},
     ],
@@ -93,6 +93,12 @@ def test_two_output_matrices_are_refused() -> None:
     stored = ["model.embed_tokens.weight", "lm_head.weight", "model.lm_head.weight"]
     with pytest.raises(CheckpointError, match=r"found lm_head.weight and model.lm_head.weight, wanted one of them"):
         canonical_names(stored, multimodal=False, what="test")
+
+
+def test_a_tensor_under_the_names_of_two_releases_is_refused() -> None:
+    stored = ["model.embed_tokens.weight", "model.vision_tower.x", "vision_tower.x"]
+    with pytest.raises(CheckpointError, match=r"found model.vision_tower.x and vision_tower.x, wanted one of them"):
+        canonical_names(stored, multimodal=True, what="test")
 
 
 @pytest.mark.reference

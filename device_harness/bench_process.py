@@ -60,7 +60,9 @@ class JobProcesses:
         self._runner = runner
         self._job = job
         self._limits = limits
-        self._token = f"{_TOKEN}={secrets.token_hex(8)}"
+        token = secrets.token_hex(8)
+        self._token = f"{_TOKEN}={token}"
+        self._samples = f"{limits.folder}/samples-{token}.txt"
 
     def run(self) -> Run:
         """Start it, sample it, read what it printed; EnvironmentFault if it failed.
@@ -120,10 +122,12 @@ class JobProcesses:
             return Delegation(None, None, f"counting failed: {error}"[:1000])
 
     def end(self) -> None:
-        """Nothing that this job started goes on on the machine; EnvironmentFault if it cannot be reached."""
+        """Nothing of this job goes on or stays on the machine; EnvironmentFault if it cannot be reached."""
+        # Once more where something was found: what is killed takes a moment to end, and may have started another.
         script = (
-            f"for f in $(grep -l {self._token} /proc/[0-9]*/environ 2>/dev/null); do "
-            "p=${f%/environ}; kill -KILL ${p#/proc/}; done 2>/dev/null; true"
+            f"for i in 1 2 3 4 5; do found=; for f in $(grep -l {self._token} /proc/[0-9]*/environ); do "
+            "found=1; p=${f%/environ}; kill -KILL ${p#/proc/}; done; [ $found ] || break; sleep 0.2; done 2>/dev/null; "
+            f"rm -f {self._samples}"
         )
         if isinstance(self._machine, Transport) and not self._machine.available:
             self._machine.reconnect(timeout=_RECONNECT_S)
@@ -148,7 +152,7 @@ class JobProcesses:
 
     def _sampler(self, pid: int) -> Sampler:
         limits = self._limits
-        return Sampler(self._machine, pid, limit_s=limits.timeout_s, interval_s=limits.interval_s, folder=limits.folder)
+        return Sampler(self._machine, pid, limit_s=limits.timeout_s, interval_s=limits.interval_s, file=self._samples)
 
     def _command(self) -> str:
         """The process tells its id before it becomes the runner."""

@@ -112,7 +112,8 @@ def open_source(path: Path | str, groups: Collection[str] | None = None) -> Push
     if found.is_dir():
         return _open_bundle(found, groups)
     if found.suffix != ".litertlm" or not found.is_file():
-        raise UsageError(str(path), found="neither", wanted="a bundle's directory or a .litertlm file")
+        found_there = "another file" if found.exists() else "no such file"
+        raise UsageError(str(path), found=found_there, wanted="a bundle's directory or a .litertlm file")
     if groups is not None:
         raise UsageError("--groups", found=found.name, wanted="a bundle", remedy="a .litertlm goes as a whole")
     return PushSource(None, (_unrecorded(found, safe_name(found.name, "file name")),))

@@ -6,7 +6,6 @@ import contextlib
 import fnmatch
 import logging
 import re
-import secrets
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,14 +85,14 @@ class Sampler:
     """
 
     def __init__(
-        self, machine: Machine, pid: int, *, limit_s: float, interval_s: float = DEFAULT_INTERVAL_S, folder: str
+        self, machine: Machine, pid: int, *, limit_s: float, interval_s: float = DEFAULT_INTERVAL_S, file: str
     ) -> None:
-        """``limit_s``: when the loop ends whatever happens; ``folder``: on the machine, for the file."""
+        """``limit_s``: when the loop ends whatever happens; ``file``: on the machine, to be removed after a cut."""
         self._machine = machine
         self._pid = pid
         self._limit_s = limit_s
         self._script = sampling_script(pid, interval_s)
-        self._file = f"{folder}/samples-{secrets.token_hex(4)}.txt" if machine.kind == "usb" else None
+        self._file = file if machine.kind == "usb" else None
         self._output: list[bytes] = []
         self._thread: threading.Thread | None = None
         self._fault: EnvironmentFault | None = None

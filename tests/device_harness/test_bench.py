@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from device_harness.bench import BenchOutcome, BenchSettings, Subject, run_job
-from device_harness.devices import connect
+from device_harness.devices import connect, tcp_endpoint
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.gates import GateSettings
@@ -232,6 +232,36 @@ def test_what_a_cut_left_running_has_ended_before_the_iteration_begins_again(
         script = COUNT + f'echo "rate $n"; [ $n != 3 ] || {{ {mark} & {mark}; }}'
         record = whole(bench(transport, job(script), progress=cutting(own_device), note=look))
     assert record.values("tg8") == (2, 4, 5) and left == [False]
+
+
+class OverUsb(Transport):
+    """Has one connection only, so that samples go to a file on the device."""
+
+    @property
+    def kind(self) -> Literal["usb"]:
+        return "usb"
+
+
+def test_after_a_cut_no_file_of_samples_stays(own_device: Emulator) -> None:
+    seen: list[int] = []
+
+    def look(text: str) -> None:
+        if "begins again" in text:
+            seen.append(len(list(own_device.path("/data/local/tmp").glob("samples-*"))))
+
+    cut = cutting(own_device)
+
+    def count_and_cut(done: int, total: int, figures: object) -> None:
+        cut(done, total, figures)
+        if done == 1:
+            there = own_device.path("/data/local/tmp")
+            threading.Timer(0.7, lambda: seen.append(len(list(there.glob("samples-*"))))).start()
+
+    with OverUsb(tcp_endpoint(own_device.serial)).connect() as transport:
+        script = COUNT + 'echo "rate $n"; [ $n != 3 ] || sleep 3'
+        record = whole(bench(transport, job(script), progress=count_and_cut, note=look))
+    assert record.values("tg8") == (2, 4, 5)
+    assert seen == [1, 0], "there while it is sampled, gone after the cut"
 
 
 def test_an_unmeasured_run_that_is_cut_off_begins_again(own_device: Emulator) -> None:

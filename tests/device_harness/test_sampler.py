@@ -176,7 +176,7 @@ def test_a_running_process_is_sampled_until_its_end(
     process: subprocess.Popen[bytes], transport: Transport, connection: str, tmp_path: Path
 ) -> None:
     machine: Machine = {"host": Host(), "tcp": transport, "usb": Usb(transport)}[connection]
-    sampler = Sampler(machine, process.pid, limit_s=30, interval_s=0.05, folder="/data/local/tmp")
+    sampler = Sampler(machine, process.pid, limit_s=30, interval_s=0.05, file="/data/local/tmp/samples.txt")
     with sampler:
         process.wait()
     assert not sampler.has_failed and len(sampler.samples) >= 5
@@ -190,7 +190,7 @@ def test_a_running_process_is_sampled_until_its_end(
 
 def test_a_process_that_is_not_there_gives_no_samples() -> None:
     started = time.monotonic()
-    with Sampler(Host(), 4_194_000, limit_s=30, folder="/tmp") as sampler:
+    with Sampler(Host(), 4_194_000, limit_s=30, file="/tmp/none") as sampler:
         pass
     assert sampler.has_failed and time.monotonic() - started < 10
 

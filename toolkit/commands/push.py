@@ -142,7 +142,7 @@ def _as_text(result: PushResult) -> str:
     if result.chunks_repaired:
         parts.append(f"{result.chunks_repaired} damaged chunks sent again")
     if result.receiver == "shell":
-        parts.append("stored and hashed by the device's own programs")
+        parts.append("by the device's own programs")
     if result.reconnects:
         parts.append(f"connected again {result.reconnects} times")
     return f"{result.device} {result.target}: {'; '.join(parts)}"

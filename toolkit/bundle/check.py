@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit.bundle.check_litertlm import check_litertlm
+from toolkit.bundle.check_shard import check_shard, row_faults
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
@@ -19,7 +20,7 @@ from toolkit.bundle.manifest import (
     Manifest,
 )
 from toolkit.bundle.manifest_json import load_manifest_bytes, parse_manifest
-from toolkit.bundle.ple_shards import ShardHeader, check_sequence, is_shard_name, read_header, shard_name
+from toolkit.bundle.ple_shards import HEADER_BYTES, ShardHeader, check_sequence, is_shard_name, read_header, shard_name
 from toolkit.bundle.signatures import (
     SignatureShape,
     TextShapes,
@@ -37,13 +38,13 @@ REQUIRED = (TEXT_DECODER, EMBEDDER, shard_name(0), TOKENIZER)
 
 
 def check(path: Path | str, *, progress: Progress | None = None) -> list[Fault]:
-    """Every fault of a bundle directory or a .litertlm file; BundleError if there is nothing at `path`."""
+    """Every fault of a bundle's directory, a .litertlm or one PLE shard; BundleError if there is nothing at `path`."""
     target = Path(path)
     if target.is_dir():
         return check_directory(target, progress=progress)
     if target.is_file():
-        return check_litertlm(target)
-    raise BundleError(str(path), found="nothing there", wanted="a bundle directory or a .litertlm file")
+        return check_shard(target, progress=progress) if is_shard_name(target.name) else check_litertlm(target)
+    raise BundleError(str(path), found="nothing there", wanted="a bundle directory, a .litertlm file or a PLE shard")
 
 
 def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[Fault]:
@@ -58,13 +59,19 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
         return faults
     faults += _entry_faults(bundle, manifest)
     readable = {name for name in manifest.files if _is_regular(bundle / name)}
-    advance = Advance(sum((bundle / name).stat().st_size for name in readable), progress)
+    shards = sorted(filter(is_shard_name, readable))
+    # The rows of shards are looked at once more, one by one.
+    bytes_ = sum((bundle / name).stat().st_size for name in (*readable, *shards)) - HEADER_BYTES * len(shards)
+    advance = Advance(bytes_, progress)
+    whole: set[str] = set()
     for name in sorted(readable):
-        faults += _content_faults(bundle / name, manifest.files[name], advance)
+        damages = _content_faults(bundle / name, manifest.files[name], advance)
+        whole |= set() if damages else {name}
+        faults += damages
     for name, wanted in _wanted_signatures(manifest).items():
         if name in readable:
             faults += _graph_faults(bundle / name, wanted)
-    faults += _shard_faults(bundle, manifest, readable)
+    faults += _shard_faults(bundle, manifest, shards, whole, advance)
     if TOKENIZER in readable:
         faults += _tokenizer_faults(bundle / TOKENIZER, manifest)
     if CHAT_TEMPLATE in readable:
@@ -149,9 +156,14 @@ def _tokenizer_faults(path: Path, manifest: Manifest) -> list[Fault]:
     return tokenizer_faults(path.name, path.read_bytes(), manifest.text.vocab_size, spelled)
 
 
-def _shard_faults(bundle: Path, manifest: Manifest, readable: set[str]) -> list[Fault]:
-    """PLE shards whose headers are wrong, that do not follow one another, or that fit another model."""
-    paths = [bundle / name for name in sorted(filter(is_shard_name, readable))]
+def _shard_faults(
+    bundle: Path, manifest: Manifest, shards: Sequence[str], whole: set[str], advance: Advance
+) -> list[Fault]:
+    """PLE shards whose headers are wrong, that do not follow one another, or that fit another model.
+
+    Of those that are what the manifest says, the rows too: others are named already.
+    """
+    paths = [bundle / name for name in shards]
     faults: list[Fault] = []
     headers: list[ShardHeader] = []
     for path in paths:
@@ -170,6 +182,9 @@ def _shard_faults(bundle: Path, manifest: Manifest, readable: set[str]) -> list[
     found = (layout.vocab_size, layout.layers, layout.width)
     if found != wanted:
         faults.append(Fault(paths[0].name, "rows, layers and width", str(found), f"{wanted}, as in the manifest"))
+    for path, header in zip(paths, headers, strict=True):
+        if path.name in whole:
+            faults += row_faults(path, header, advance)
     return faults
 
 

@@ -12,11 +12,14 @@ from toolkit.commands.terminal import Terminal
 EXAMPLES = (
     "gemma-edge check BUNDLE",
     "gemma-edge check model.litertlm --json",
+    "gemma-edge check BUNDLE/ple_00001.bin",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="BUNDLE", type=Path, help="a bundle's directory, or a .litertlm file")
+    parser.add_argument(
+        "path", metavar="BUNDLE", type=Path, help="a bundle's directory, a .litertlm file, or one PLE shard"
+    )
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:

@@ -34,6 +34,7 @@ from toolkit.bundle.manifest import (
     VISION_ADAPTER,
     VISION_ENCODER,
 )
+from toolkit.bundle.ple_shards import HEADER_BYTES, read_header
 from toolkit.bundle.write import write_bundle
 from toolkit.errors import BundleError
 
@@ -84,11 +85,18 @@ def test_a_whole_bundle_has_no_fault(bundle: Path) -> None:
     assert check(bundle) == []
 
 
-def test_progress_counts_the_bytes_of_all_files(bundle: Path) -> None:
+def test_progress_counts_the_bytes_of_all_files_and_rows_twice(bundle: Path) -> None:
     seen: list[tuple[int, int]] = []
     check(bundle, progress=lambda done, total: seen.append((done, total)))
     size = sum(entry.stat().st_size for entry in bundle.iterdir() if entry.name != MANIFEST_NAME)
-    assert seen[-1] == (size, size)
+    rows = sum(entry.stat().st_size - HEADER_BYTES for entry in bundle.glob("ple_*.bin"))
+    assert rows > 0 and seen[-1] == (size + rows, size + rows)
+
+
+def test_a_row_that_no_writer_may_write_is_found_under_a_manifest_that_agrees(bundle: Path) -> None:
+    shard = bundle / "ple_00000.bin"
+    rewrite(bundle, shard.name, lambda path: patch(path, path.stat().st_size - 6, b"\x01"))
+    assert [fault for _, fault in found(bundle)] == [f"row of token {read_header(shard).row_count - 1}", "rows"]
 
 
 def test_nothing_is_no_bundle(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Holds one PLE shard against docs/formats/ple_shard.md, without its bundle: header, hash of all rows, and each row."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.faults import Fault
+from toolkit.bundle.ple_shards import (
+    HEADER_BYTES,
+    PleLayout,
+    ShardHeader,
+    read_header,
+    row_checksum,
+    stored_checksum,
+)
+from toolkit.errors import BundleError
+from toolkit.files import Advance, Progress
+
+_BLOCK_BYTES = 1 << 20
+_MOST_ROWS = 20  # named one by one; more are counted
+
+
+def check_shard(path: Path, *, progress: Progress | None = None) -> list[Fault]:
+    """Every fault of the shard."""
+    try:
+        header = read_header(path)
+    except BundleError as error:
+        what = error.what.removeprefix(str(path)).strip() or "shard"
+        return [Fault(path.name, what, error.found, error.wanted)]
+    return row_faults(path, header, Advance(header.file_bytes - HEADER_BYTES, progress))
+
+
+def row_faults(path: Path, header: ShardHeader, advance: Advance) -> list[Fault]:
+    """What is wrong behind a sound header."""
+    digest = hashlib.sha256()
+    faults: list[Fault] = []
+    token = header.first_token
+    for rows in _blocks(path, header.layout.row_bytes):
+        digest.update(rows.data)
+        faults += _faults_of(path.name, rows, header.layout, token)
+        token += len(rows)
+        advance(rows.nbytes)
+    if len(faults) > _MOST_ROWS:
+        more = f"{len(faults) - _MOST_ROWS} more that are wrong"
+        faults = [*faults[:_MOST_ROWS], Fault(path.name, "rows", more, "none")]
+    if digest.digest() != header.rows_sha256:
+        wanted = f"{header.rows_sha256.hex()} as in the header"
+        faults.append(Fault(path.name, "rows", f"sha256 {digest.hexdigest()}", wanted))
+    return faults
+
+
+def _blocks(path: Path, row_bytes: int) -> Iterator[NDArray[np.uint8]]:
+    with open(path, "rb") as file:
+        file.seek(HEADER_BYTES)
+        while data := file.read(max(1, _BLOCK_BYTES // row_bytes) * row_bytes):
+            yield np.frombuffer(data, np.uint8).reshape(-1, row_bytes)
+
+
+def _faults_of(file: str, rows: NDArray[np.uint8], layout: PleLayout, first: int) -> list[Fault]:
+    """One for each wrong row: its checksum, or what no writer may put under a right one."""
+    codes, behind = layout.code_bytes, layout.code_bytes + layout.scale_bytes
+    damaged = np.array([row_checksum(row) != stored_checksum(row) for row in rows])
+    numbers = np.ascontiguousarray(rows[:, codes:behind]).view("<f2")
+    wrong = {
+        "damaged bytes": damaged,
+        "a scale that is not finite and positive": ~(np.isfinite(numbers) & (numbers > 0)).all(axis=1),
+        "padding other than zeros": rows[:, behind:-4].any(axis=1),
+    }
+    if layout.bits == 8:
+        wrong["the code -128"] = (rows[:, :codes] == 0x80).any(axis=1)
+    if layout.bits == 32:
+        wrong["a value that is not finite"] = ~np.isfinite(np.ascontiguousarray(rows[:, :codes]).view("<f4")).all(
+            axis=1
+        )
+    found = {int(row): what for what, which in reversed(wrong.items()) for row in np.flatnonzero(which)}
+    return [Fault(file, f"row of token {first + row}", found[row], "a row of the format") for row in sorted(found)]

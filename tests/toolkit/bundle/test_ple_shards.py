@@ -231,6 +231,7 @@ FAULTS: dict[str, tuple[Callable[[list[Path]], object], str]] = {
     "no rows": (lambda paths: rewrite(paths[0], 24, "<Q", 0), "row_count"),
     "too many rows": (lambda paths: rewrite(paths[0], 24, "<Q", 1 << 60), "row_count"),
     "huge vocabulary": (lambda paths: rewrite(paths[0], 32, "<Q", 1 << 60), "vocab_size"),
+    "a token left out": (lambda paths: rewrite(paths[1], 16, "<Q", 129), "found first token 129, wanted 128"),
     "none": (lambda paths: paths.clear(), "at least one"),
 }
 

@@ -35,6 +35,13 @@ def test_the_values_of_a_test_are_its_figure_of_each_iteration() -> None:
     assert len(record.values("tg128")) == 8
 
 
+def test_all_nodes_may_be_delegated() -> None:
+    value = json.loads(LINES[0])
+    value["delegation"] = {"delegated_nodes": 7, "nodes": 7, "source": "a log"}
+    delegation = parse_record(json.dumps(value).encode(), "line").delegation
+    assert delegation is not None and delegation.text == "7 of 7 nodes delegated"
+
+
 def test_records_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     records = read_results(FIXTURE).records[:3]

@@ -243,6 +243,17 @@ def test_an_input_that_no_tensor_is_is_refused(tmp_path: Path) -> None:
         read_tflite(tmp_path / "m")
 
 
+def test_blocks_that_do_not_divide_the_columns_are_refused(tmp_path: Path) -> None:
+    """31 of 128 columns: as many whole blocks as there are scales, and some columns over."""
+    path = write(tmp_path / "m", [Signature("one", linear(1))], Scheme("int4", 32))
+    model = schema.fb.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    weight = next(tensor for tensor in model.subgraphs[0].tensors if tensor.name == b"w")
+    weight.quantization.details.blockSize = 31
+    repack(path, model)
+    with pytest.raises(GraphError, match="blocks of 31"):
+        read_tflite(path)
+
+
 def test_scales_of_a_number_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "m", [Signature("one", linear(1))], INT8)
     graph = schema.fb.ModelT.InitFromPackedBuf(path.read_bytes(), 0)

@@ -146,6 +146,8 @@ class _Bench:
 
     def _warm_up(self) -> None:
         self._gates.append(self._power_gate.wait())
+        if self._was_cut:
+            self._remove_caches()  # of which the run that was cut off may have written a part
         self._processes.run()
 
     def _iterate(self) -> None:

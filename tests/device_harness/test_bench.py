@@ -264,10 +264,13 @@ def test_after_a_cut_no_file_of_samples_stays(own_device: Emulator) -> None:
     assert seen == [1, 0], "there while it is sampled, gone after the cut"
 
 
-def test_an_unmeasured_run_that_is_cut_off_begins_again(own_device: Emulator) -> None:
+def test_an_unmeasured_run_that_is_cut_off_begins_again_without_a_part_of_a_cache(own_device: Emulator) -> None:
     with connect(own_device.serial) as transport:
         threading.Timer(1.5, lambda: own_device.set_faults(CUT)).start()
-        record = whole(bench(transport, job(COUNT + '[ $n != 1 ] || sleep 30; echo "rate $n"'), repetitions=2))
+        cache = "/data/local/tmp/m.xnnpack_cache"
+        script = f'[ $n != 2 ] || [ ! -e {cache} ] || exit 7; echo x > {cache}; [ $n != 1 ] || sleep 30; echo "rate $n"'
+        what = job(COUNT + script, weight_caches=(f"{cache}*",))
+        record = whole(bench(transport, what, repetitions=2))
     assert record.values("tg8") == (3, 4) and "reconnected" in record.flags
 
 

@@ -89,6 +89,21 @@ HEADS = {"": "lm_head.weight", "small_": "small_head.weight"}
 SHAPES = {"embed": (40, 8), "ple": (36, 12), **dict.fromkeys(HEADS.values(), (40, 8))}
 
 
+class OneTable:
+    """A source of one table, under any name."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values = values
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.values.shape
+
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        return self.values if rows is None else self.values[slice(*rows)]
+
+
 class Ramp:
     """A tensor source whose numbers count up, another ramp for each name."""
 

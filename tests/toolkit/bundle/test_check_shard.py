@@ -10,33 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from bundles import OneTable
 
 from toolkit.bundle.check import check
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, write_ple_shards
 
 VOCAB, LAYERS, WIDTH = 300, 3, 32
-
-
-class Table:
-    """A source of one table."""
-
-    values = np.random.default_rng(5).standard_normal((VOCAB, LAYERS * WIDTH)).astype(np.float32)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.values.shape
-
-    def read(
-        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
-    ) -> NDArray[np.float32]:
-        return self.values[slice(*rows)] if rows else self.values
+VALUES = np.random.default_rng(5).standard_normal((VOCAB, LAYERS * WIDTH)).astype(np.float32)
 
 
 def shard(directory: Path, bits: int = 8) -> Path:
     """The second of three, with the rows of tokens 128 to 255."""
     layout = PleLayout(VOCAB, LAYERS, WIDTH, bits)
-    write_ple_shards(directory, Table(), "table", layout, shard_bytes=HEADER_BYTES + 128 * layout.row_bytes)
+    write_ple_shards(directory, OneTable(VALUES), "table", layout, shard_bytes=HEADER_BYTES + 128 * layout.row_bytes)
     return directory / shard_name(1)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import OneTable
 from numpy.typing import NDArray
 
 from converters.checkpoint import open_checkpoint
@@ -185,24 +186,9 @@ def test_a_shard_of_another_conversion_is_refused(random_bundle: Path, tmp_path:
     shard = tmp_path / "b" / shard_name(0)
     layout = read_header(shard).layout
     other = np.random.default_rng(1).standard_normal((layout.vocab_size, layout.layers * layout.width))
-    write_ple_shards(shard.parent, Values(other.astype(np.float32)), "table", layout)
+    write_ple_shards(shard.parent, OneTable(other.astype(np.float32)), "table", layout)
     with pytest.raises(BundleError, match=r"ple_00000\.bin chunk 0"):
         Session(Bundle(tmp_path / "b"), SessionSettings(ple_in_ram=in_ram))
-
-
-class Values:
-    """A source of one table."""
-
-    def __init__(self, values: NDArray[np.float32]) -> None:
-        self.values = values
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.values.shape
-
-    def read(
-        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
-    ) -> NDArray[np.float32]:
-        return self.values[slice(*rows)] if rows else self.values
 
 
 def test_a_file_in_place_of_a_bundle_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from converters.gemma3n.config import LayerConfig, TextConfig
 from converters.gemma3n.decoder_step import Layer, Step
+from converters.gemma3n.kv_ring import RingWrite, slice_start
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value
 
@@ -64,7 +65,7 @@ class KvCaches:
         self.first = ops.take(positions, 0, 0, 1)
         """The first token's position: int32[1]."""
         self._starts: dict[tuple[int, int], Value] = {}
-        self._ring_rows: Value | None = None
+        self._ring_writes: dict[int, RingWrite] = {}
         self._seen: dict[int, tuple[Value, Value]] = {}
 
     def write(self, layer: Layer, key: Value, value: Value) -> None:
@@ -105,34 +106,18 @@ class KvCaches:
         """The cache with this step's rows in it, `axis` being that of the positions."""
         if rows == self.rows.context or self._step.tokens == 1:
             return ops.dynamic_update_slice(cache, new, self._start(rows, axis))
-        # The rows of a ring may wrap: each is taken from the old cache or from the new rows behind it. GATHER is slow
-        # along the last axis, where it copies number by number.
-        across = axis == _VALUE_POSITIONS
-        old, new = (ops.transpose(x, (0, 1, 3, 2)) if across else x for x in (cache, new))
-        turned = ops.gather(ops.concatenation([old, new], 2), self._ring_sources(), 2)
-        return ops.transpose(turned, (0, 1, 3, 2)) if across else turned
+        if axis not in self._ring_writes:
+            self._ring_writes[axis] = RingWrite.at(self._step.graph, self.first, rows, new.shape, axis)
+        return self._ring_writes[axis](cache, new)
 
     def _start(self, rows: int, axis: int) -> Value:
         """Where this step's rows start in a cache: int32[4]."""
         graph = self._step.graph
         if (rows, axis) not in self._starts:
-            first = self.first
-            if rows < self.rows.context:
-                first = ops.floor_mod(first, graph.ints([rows]))
-            start = [graph.ints([0] * axis), first, *([graph.ints([0] * (3 - axis))] if axis < 3 else [])]
-            self._starts[rows, axis] = ops.concatenation(start, 0)
+            wraps = rows < self.rows.context
+            first = ops.floor_mod(self.first, graph.ints([rows])) if wraps else self.first
+            self._starts[rows, axis] = slice_start(graph, axis, first)
         return self._starts[rows, axis]
-
-    def _ring_sources(self) -> Value:
-        """For each row of a ring, its row in (old ring, new rows): int32[sliding]."""
-        if self._ring_rows is None:
-            graph = self._step.graph
-            count = graph.ints([self.rows.sliding])
-            rows = graph.ints(range(self.rows.sliding))
-            offset = ops.floor_mod(ops.sub(rows, self.first), count)
-            fresh = ops.less(offset, graph.ints([self._step.tokens]))
-            self._ring_rows = ops.select(fresh, ops.add(offset, count), rows)
-        return self._ring_rows
 
 
 def heads_first(x: Value) -> Value:

@@ -1,0 +1,65 @@
+"""Rows of several tokens written into a ring of a KV cache, around whose end they may wrap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from toolkit.tflite import ops
+from toolkit.tflite.graph import Graph, Value
+
+
+def slice_start(graph: Graph, axis: int, first: Value) -> Value:
+    """Where a slice of a cache begins that has row `first` (int32[1]) as its first along an axis: int32[4]."""
+    before, after = ([graph.ints([0] * n)] if n else [] for n in (axis, 3 - axis))
+    return ops.concatenation([*before, first, *after], 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RingWrite:
+    """The places of one step's rows in every ring whose positions lie in one axis.
+
+    Two slices of a ring are written, each as long as the new rows: its end and its beginning. One GATHER of all of a
+    ring's rows would do, but with each layer's ring a second time in memory.
+    """
+
+    axis: int
+    start: Value
+    """Where the slice at the end begins: int32[4]."""
+    end_rows: Value
+    """The ring's rows that this slice covers: int32[tokens]."""
+    first_rows: Value
+    """The ring's rows that the slice at the beginning covers: int32[tokens]."""
+    sources: Value
+    """Which of the new rows each row of either slice takes, if it takes one: int32[tokens]."""
+    wrapped: Value
+    """Rows of the slices where the one at the beginning is new and the one at the end is not: bool, new rows' shape."""
+
+    @classmethod
+    def at(cls, graph: Graph, first: Value, rows: int, new_shape: tuple[int, ...], axis: int) -> RingWrite:
+        """first: int32[1], the position of the first new row; rows: those of a ring, more than there are new ones."""
+        count = new_shape[axis]
+        row = ops.floor_mod(first, graph.ints([rows]))
+        start = ops.minimum(row, graph.ints([rows - count]))
+        beyond = ops.sub(row, start)
+        slots = graph.ints(range(count))
+        index = graph.constant(np.arange(count, dtype=np.int32).reshape([count if i == axis else 1 for i in range(4)]))
+        # In full: SELECT_V2 is slow where it has to broadcast.
+        others = graph.constant(np.zeros([1 if i == axis else n for i, n in enumerate(new_shape)], np.int32))
+        return cls(
+            axis,
+            start=slice_start(graph, axis, start),
+            end_rows=ops.add(start, slots),
+            first_rows=slots,
+            sources=ops.floor_mod(ops.sub(slots, beyond), graph.ints([count])),
+            wrapped=ops.less(index, ops.add(beyond, others)),
+        )
+
+    def __call__(self, ring: Value, new: Value) -> Value:
+        """The ring with the new rows in it."""
+        turned = ops.gather(new, self.sources, self.axis)
+        end = ops.select(self.wrapped, ops.gather(ring, self.end_rows, self.axis), turned)
+        ring = ops.dynamic_update_slice(ring, end, self.start)
+        beginning = ops.select(self.wrapped, turned, ops.gather(ring, self.first_rows, self.axis))
+        return ops.dynamic_update_slice(ring, beginning, ring.graph.ints([0] * 4))

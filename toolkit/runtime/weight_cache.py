@@ -134,9 +134,10 @@ def _load_or_build(model: ModelFile, path: Path, load: Callable[[str], T]) -> T:
         partial.unlink()
     require_free_space(path.parent, int(model.size_bytes * _ROOM))
     with atomic_file(path, verify=_require_complete) as partial:
-        loaded = load(str(partial))
+        # Not kept: who packs the weights holds the largest matrix in memory until its end.
+        load(str(partial))
     prune(path.parent, LIMIT_BYTES, keep=path)
-    return loaded
+    return load(str(path))
 
 
 def prune(directory: Path, limit_bytes: int, *, keep: Path) -> None:

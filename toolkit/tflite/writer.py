@@ -130,10 +130,14 @@ def write_tflites(
 def _place(
     weights: Sequence[Weight], tables: set[Weight | None], schemes: Mapping[str, Scheme], *, header_bytes: int
 ) -> tuple[Placement, ...]:
-    """Weights in order of use, payload then block scales, each on its border."""
-    placements = []
+    """Weights in order of use, each somewhere behind the header: its payload, then its block scales, on their borders.
+
+    Vectors lie before all matrices. A runtime rearranges matrices into memory of its own and reads vectors where they
+    are: between the matrices, each would keep the pages around it in memory.
+    """
+    placed: dict[Weight, Placement] = {}
     offset = header_bytes
-    for weight in weights:
+    for weight in sorted(weights, key=lambda weight: len(weight.shape) > 1):
         scheme = schemes[weight.name]
         payload_offset = align_up(offset, PAGE_BYTES if weight in tables else MATRIX_ALIGNMENT)
         offset = payload_offset + payload_bytes(weight.shape, scheme)
@@ -141,8 +145,8 @@ def _place(
         if scheme.quantised and scheme.block_size is not None:
             scales_offset = align_up(offset, MATRIX_ALIGNMENT)
             offset = scales_offset + scales_bytes(weight.shape, scheme)
-        placements.append(Placement(weight, scheme, payload_offset, scales_offset))
-    return tuple(placements)
+        placed[weight] = Placement(weight, scheme, payload_offset, scales_offset)
+    return tuple(placed[weight] for weight in weights)
 
 
 def _place_blobs(signatures: Sequence[Signature], offset: int) -> dict[str, BlobPlace]:

@@ -59,6 +59,22 @@ def test_the_second_opening_reads_the_file_of_the_first(tmp_path: Path, small_mo
     assert sorted(os.listdir(tmp_path / "c")) == [cache.name, "lock"]
 
 
+def test_who_packs_the_weights_opens_the_file_anew(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def load(path: str) -> int:
+        opened.append(path)
+        if len(opened) == 1:
+            Path(path).write_bytes(struct.pack("<QQQ", 1, 24, 1) + b"x")
+        return len(opened)
+
+    model = ModelFile(tmp_path / "m.tflite", "00" * 32, 1)
+    assert open_cached(model, tmp_path / "c", load) == 2, "else it would hold the largest matrix in memory for good"
+    (cache,) = caches(tmp_path / "c")
+    assert opened[0].endswith(".partial") and opened[1] == str(cache)
+    assert open_cached(model, tmp_path / "c", load) == 3
+
+
 def test_each_model_has_its_own_file(tmp_path: Path, small_model: MakeModel, weights: Weights) -> None:
     for seed in (0, 1, 0, 1):
         np.testing.assert_allclose(output(small_model(seed), tmp_path / "c"), weights(seed).sum(1), atol=1e-4)

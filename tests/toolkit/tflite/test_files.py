@@ -71,6 +71,21 @@ def write(path: Path, signatures: list[Signature], scheme: Scheme = F32, *, work
     return path
 
 
+def test_vectors_lie_together_before_the_matrices() -> None:
+    graph = Graph()
+    x = graph.input("x", (1, 1, 128))
+    for n in range(3):
+        x = ops.mul(x, graph.weight(Weight.whole(f"v{n}", (128,))))
+        x = ops.fully_connected(x, graph.weight(Weight.whole(f"w{n}", (128, 128))))
+    graph.output("y", x)
+    schemes = {f"{kind}{n}": F32 if kind == "v" else Scheme("int4", 32) for kind in "vw" for n in range(3)}
+    places = {p.weight.name: p for p in layout_tflite([Signature("one", graph)], schemes).placements}
+    assert list(places) == ["v0", "w0", "v1", "w1", "v2", "w2"], "read in the order of use"
+    offsets = [places[name].payload_offset for name in ("v0", "v1", "v2", "w0", "w1", "w2")]
+    assert offsets == sorted(offsets)
+    assert offsets[2] - offsets[0] == 2 * 128 * 4
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_litert_computes_with_weights_of_every_scheme(tmp_path: Path, scheme: Scheme) -> None:
     path = write(tmp_path / "m.tflite", [Signature("one", linear(1)), Signature("three", linear(3))], scheme)

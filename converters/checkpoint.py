@@ -56,6 +56,8 @@ _HUB_FILES = (
 
 
 _OTHER_FILES = {
+    "adapter_config.json": "merge a LoRA adapter into its base first, and save the whole",
+    "manifest.json": "this looks like a bundle, which is converted already: gemma-edge run, verify and export read it",
     ".gguf": "GGUF holds weights that are quantised already: convert the checkpoint that it was made of",
     ".litertlm": "a .litertlm is converted already: gemma-edge check reads it",
     ".task": "a .task is converted already: convert the checkpoint that it was made of",
@@ -234,8 +236,8 @@ def _download(hub_id: str) -> Path:
 
 def _read_configs(path: Path) -> tuple[object, object | None]:
     if not os.path.lexists(path / "config.json"):
-        suffixes = sorted(item.suffix for item in path.iterdir() if item.suffix in _OTHER_FILES)
-        remedy = _OTHER_FILES[suffixes[0]] if suffixes else None
+        names = {name for item in path.iterdir() for name in (item.name, item.suffix)}
+        remedy = next((text for name, text in _OTHER_FILES.items() if name in names), None)
         wanted = "a checkpoint in Hugging Face's form: config.json, *.safetensors, tokenizer.json"
         raise CheckpointError(str(path), found="no config.json", wanted=wanted, remedy=remedy)
     raw = read_json_file(path / "config.json", CheckpointError)

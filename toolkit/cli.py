@@ -151,6 +151,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     """SystemExit, after one line, where they are wrong; a word that is nearly right is named."""
     word = next((word for word in words if not word.startswith("-")), None)
     parser = _parser(word)
+    if not words:
+        parser.error(f"found no verb, wanted one of {', '.join(_VERBS)}")
     if word is not None and word not in _VERBS:
         parser.error(f"found {word!r}, wanted a verb{_nearest(word, _VERBS)}")
     arguments, extra = parser.parse_known_args(words)

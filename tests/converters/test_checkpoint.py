@@ -262,6 +262,16 @@ def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "way_on"),
+    [("adapter_config.json", "LoRA"), ("manifest.json", "bundle"), ("m.gguf", "GGUF"), ("notes.txt", "form: config")],
+)
+def test_what_is_no_checkpoint_gets_a_way_on(tmp_path: Path, name: str, way_on: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=f"found no config.json.*{way_on}"):
+        open_checkpoint(tmp_path)
+
+
 def test_a_hub_id_downloads_only_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = write_checkpoint(tmp_path, TINY, random_tensors(TINY))
     asked: list[tuple[str, list[str]]] = []

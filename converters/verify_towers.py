@@ -100,8 +100,9 @@ def verify_tower(
 def compare(found: Sequence[F32], wanted: Sequence[F32], *, limit: float) -> TowerReport:
     """f32[soft tokens, hidden] of each sample, by both towers.
 
-    >>> compare([np.eye(2, dtype=np.float32)], [np.eye(2, dtype=np.float32)], limit=0.1).passed
-    True
+    >>> report = compare([np.float32([[0, 3]])], [np.float32([[0, 2]])], limit=0.4)
+    >>> report.relative_error, report.cosine_min, report.passed
+    (0.5, 1.0, False)
     """
     shapes = [[rows.shape for rows in tower] for tower in (found, wanted)]
     if shapes[0] != shapes[1]:

@@ -22,7 +22,7 @@ from bundles import DRAFT
 import device_harness.push
 import device_harness.push_chunks
 import device_harness.runners.binaries
-import toolkit.bundle.manifest_json
+import toolkit.bundle.manifest_faults
 import toolkit.files
 from device_harness.devices import tcp_endpoint
 from device_harness.emulator.device import Emulator, EmulatorSettings
@@ -79,7 +79,7 @@ class Counting(Transport):
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolkit.files, "CHUNK_BYTES", CHUNK)
-    monkeypatch.setattr(toolkit.bundle.manifest_json, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(toolkit.bundle.manifest_faults, "CHUNK_BYTES", CHUNK)
     monkeypatch.setattr(device_harness.runners.binaries, "CHUNK_BYTES", CHUNK)
 
 

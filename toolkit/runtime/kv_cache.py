@@ -20,10 +20,11 @@ class KvBuffers:
         self._written = 0
         names = [name for cache in text.kv_caches for name in (cache.key, cache.value)]
         self.buffers: dict[str, Buffer] = {name: model.input_buffer(signature, name) for name in names}
-        zeros = {shape: np.zeros(shape, np.float32) for shape in {b.info.shape for b in self.buffers.values()}}
-        # Blocked rows weigh exactly 0, but 0 times an undefined NaN would still be NaN.
+        # Blocked rows weigh exactly 0, but 0 times an undefined NaN would still be NaN. What is 0 as it came is not
+        # written: new pages of the system's become memory only when a conversation gets there.
         for buffer in self.buffers.values():
-            buffer.write(zeros[buffer.info.shape])
+            if buffer.read().any():
+                buffer.write(np.zeros(buffer.info.shape, np.float32))
 
     def note(self, end: int) -> None:
         """A step wrote the positions up to ``end``, padding included."""

@@ -100,7 +100,7 @@ class Bundle:
 
     def drawable_ids(self, tokenizer: Tokenizer) -> int:
         """Ids from here up must not be drawn: they are image and sound, or nothing; their logits mean nothing."""
-        return min(self.manifest.text.ple_vocab_size, tokenizer.size)
+        return tokenizer.ids_below(self.manifest.text.ple_vocab_size)
 
 
 def _compare(path: Path, record: FileRecord, chunks: Collection[int]) -> None:

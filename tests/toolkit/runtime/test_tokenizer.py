@@ -37,11 +37,13 @@ def test_special_tokens_are_added_only_when_asked_for(tokenizer: Tokenizer) -> N
 def test_control_tokens_in_text_become_themselves(tokenizer: Tokenizer) -> None:
     (token,) = tokenizer.encode("<end_of_turn>", special=False)
     assert tokenizer.token_of(token) == "<end_of_turn>"
-    assert tokenizer.token_of(tokenizer.size) is None
+    assert tokenizer.token_of(tokenizer.ids_below(1000)) is None
 
 
 def test_size_is_one_more_than_the_highest_id(tokenizer: Tokenizer) -> None:
-    assert tokenizer.size == 6 + 256 + 19
+    assert tokenizer.ids_below(1000) == 6 + 256 + 19
+    assert tokenizer.ids_below(100) == 100
+    assert tokenizer.ids_below(0) == 0
 
 
 @given(st.text(st.characters(exclude_characters="▁", exclude_categories=["Cs"])))

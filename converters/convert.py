@@ -211,12 +211,12 @@ def _decoder_signatures(request: ConvertRequest, prefix: str, size: Size, widest
 def context_buckets(context: int) -> tuple[int, ...]:
     """Shorter contexts that get signatures of their own, so that a long one costs only what is used of it.
 
-    >>> context_buckets(4096), context_buckets(512)
-    ((512, 2048), ())
+    >>> context_buckets(8192), context_buckets(4096), context_buckets(1024)
+    ((512, 2048), (512,), ())
     """
     buckets = []
     bucket = SMALLEST_BUCKET
-    while bucket < context:
+    while bucket * BUCKET_FACTOR <= context:
         buckets.append(bucket)
         bucket *= BUCKET_FACTOR
     return tuple(buckets)

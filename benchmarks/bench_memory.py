@@ -130,6 +130,7 @@ def record(outcome: Outcome, bundle: str, load_before: float, path: Path) -> Non
         "decode": request.decode,
         "threads": request.threads,
         "ple": request.ple,
+        "tokenizer_bytes": request.tokenizer and request.tokenizer.stat().st_size,
         "page_cache": "cold",
         "load_average_before": load_before,
         "peak": outcome.peak,
@@ -180,6 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--skip", type=int, default=0, help="positions before it that only count as filled")
     parser.add_argument("--decode", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--limit", type=parse_bytes, default="3GB", help="of the limited run (default: %(default)s)")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a tokenizer.json to hold in memory too: that of a synthetic checkpoint is small"
+    )
     parser.add_argument("--cache", type=Path, help="for packed weights (default: a temporary one)")
     parser.add_argument("--output", type=Path, default=RESULTS / "memory.jsonl", help="default: %(default)s")
     options = parser.parse_args(arguments)
@@ -187,7 +191,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with TemporaryDirectory(prefix="bench_memory.") as scratch:
         cache = options.cache or Path(scratch)
         request = SessionRequest(
-            options.bundle.resolve(), options.prompt, options.decode, cache.resolve(), skip=options.skip
+            options.bundle.resolve(),
+            options.prompt,
+            options.decode,
+            cache.resolve(),
+            skip=options.skip,
+            tokenizer=options.tokenizer and options.tokenizer.resolve(),
         )
         run_child(replace(request, prompt=1, decode=1))  # packs the weights, as the first run of a bundle does
         limited = f"{options.limit / 1e9:g} GB limit"

@@ -21,6 +21,7 @@ from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.memory import StagePeaks
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
 from toolkit.runtime.session import Session, SessionSettings, default_threads
+from toolkit.runtime.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,12 +40,15 @@ class SessionRequest:
     threads: int = field(default_factory=default_threads)
     ple: str = "flash"
     ple_cache_mb: int = DEFAULT_CACHE_BYTES >> 20
+    tokenizer: Path | None = None
+    """A tokenizer.json to hold in memory, as `gemma-edge run` holds the bundle's own."""
 
     def command(self) -> list[str]:
         """The command line of its process."""
         flags = ["--prompt", self.prompt, "--decode", self.decode, "--cache", self.cache, "--threads", self.threads]
         flags += ["--ple", self.ple, "--ple-cache-mb", self.ple_cache_mb, "--skip", self.skip]
         flags += ["--size", self.size] if self.size else []
+        flags += ["--tokenizer", self.tokenizer] if self.tokenizer else []
         return [sys.executable, "-m", "benchmarks.session_run", str(self.bundle), *map(str, flags)]
 
 
@@ -69,6 +73,7 @@ def run_session(request: SessionRequest) -> SessionRun:
     """In this process."""
     peaks = StagePeaks()
     memory: dict[str, dict[str, object]] = {}
+    tokenizer = request.tokenizer and Tokenizer(request.tokenizer)
     started = time.perf_counter()
     settings = SessionSettings(
         size=request.size,
@@ -100,6 +105,7 @@ def run_session(request: SessionRequest) -> SessionRun:
             steps.append(time.perf_counter() - begun)
         end("decode")
         after = session.ple.statistics.to_json()
+        del tokenizer
         return SessionRun(
             size=session.size,
             load_seconds=loaded - started,
@@ -132,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--ple", choices=("flash", "ram"), default="flash")
     parser.add_argument("--ple-cache-mb", type=int, default=DEFAULT_CACHE_BYTES >> 20)
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json to hold in memory")
     options = parser.parse_args(arguments)
     print(json.dumps(asdict(run_session(SessionRequest(**vars(options))))))
 

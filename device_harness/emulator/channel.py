@@ -31,6 +31,7 @@ class Channel:
         self._inbox: asyncio.Queue[tuple[Buffer | Piped, bool] | None] = asyncio.Queue()
         self._pipe: Pipe | None = None
         self._okay = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._said_close = False
         self._rest: memoryview | Piped = memoryview(b"")
 
@@ -69,15 +70,16 @@ class Channel:
         return bytes(parts)
 
     async def write(self, data: Buffer) -> None:
-        """Send all of it, a message at a time."""
+        """Send all of it, a message at a time, before what others send: a program's output and errors are two."""
         view = memoryview(data)
-        for start in range(0, len(view), self._max_payload_bytes):
-            await self._okay.wait()
-            if self.is_closed:
-                raise ChannelClosed
-            self._okay.clear()
-            part = view[start : start + self._max_payload_bytes]
-            await self._send("WRTE", self.local_id, self.remote_id, part)
+        async with self._writing:
+            for start in range(0, len(view), self._max_payload_bytes):
+                await self._okay.wait()
+                if self.is_closed:
+                    raise ChannelClosed
+                self._okay.clear()
+                part = view[start : start + self._max_payload_bytes]
+                await self._send("WRTE", self.local_id, self.remote_id, part)
 
     async def close(self) -> None:
         """Say goodbye, once."""

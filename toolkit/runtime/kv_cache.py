@@ -23,7 +23,7 @@ class KvBuffers:
         # Blocked rows weigh exactly 0, but 0 times an undefined NaN would still be NaN. What is 0 as it came is not
         # written: new pages of the system's become memory only when a conversation gets there.
         for buffer in self.buffers.values():
-            if buffer.read().any():
+            if buffer.read().view(np.uint32).any():
                 buffer.write(np.zeros(buffer.info.shape, np.float32))
 
     def note(self, end: int) -> None:

@@ -89,6 +89,18 @@ HEADS = {"": "lm_head.weight", "small_": "small_head.weight"}
 SHAPES = {"embed": (40, 8), "ple": (36, 12), **dict.fromkeys(HEADS.values(), (40, 8))}
 
 
+class NoWeights:
+    """A source for graphs without weights."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        raise KeyError(name)
+
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        raise KeyError(name)
+
+
 class OneTable:
     """A source of one table, under any name."""
 

@@ -7,23 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from numpy.typing import NDArray
 
 from converters.gemma3n.kv_ring import RingWrite
+from tests.bundles import NoWeights
 from toolkit.tflite.graph import DType, Graph, Signature
 from toolkit.tflite.writer import layout_tflite, write_tflite
 
 HEADS, DIM = 2, 3
-
-
-class NoWeights:
-    def shape(self, name: str) -> tuple[int, ...]:
-        raise KeyError(name)
-
-    def read(
-        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
-    ) -> NDArray[np.float32]:
-        raise KeyError(name)
 
 
 @pytest.mark.parametrize("axis", [2, 3], ids=["keys", "values"])

@@ -14,6 +14,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from tests.bundles import OneTable
 from toolkit.bundle.ple_graph import ROWS, layout_ple
 from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, unpack_rows, write_ple_shards
 from toolkit.errors import BundleError, RecipeError
@@ -25,20 +26,12 @@ VOCAB, LAYERS, WIDTH = 300, 3, 32
 TABLE = "embed_tokens_per_layer.weight"
 
 
-class Table:
-    """A source of one table."""
+class Table(OneTable):
+    """One of random rows, but for one of zeros."""
 
     def __init__(self, width: int = WIDTH, vocab: int = VOCAB) -> None:
-        self.values = np.random.default_rng(5).standard_normal((vocab, LAYERS * width)).astype(np.float32)
+        super().__init__(np.random.default_rng(5).standard_normal((vocab, LAYERS * width)).astype(np.float32))
         self.values[7] = 0
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.values.shape
-
-    def read(
-        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
-    ) -> NDArray[np.float32]:
-        return self.values if rows is None else self.values[slice(*rows)]
 
 
 def layout(bits: int) -> PleLayout:

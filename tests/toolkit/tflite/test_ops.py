@@ -10,23 +10,12 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
+from tests.bundles import NoWeights
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Signature, Value
 from toolkit.tflite.writer import layout_tflite, write_tflite
 
 Array = NDArray[np.generic]
-
-
-class NoWeights:
-    """A source for graphs without weights."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        raise KeyError(name)
-
-    def read(
-        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
-    ) -> NDArray[np.float32]:
-        raise KeyError(name)
 
 
 def run(tmp_path: Path, inputs: Sequence[Array], build: Callable[..., Value]) -> Array:

@@ -32,13 +32,13 @@ from benchmarks.measure import (
 )
 from benchmarks.synthetic import write_synthetic
 from converters.checkpoint import open_checkpoint
-from converters.gemma3n.audio_files import FRAMES_PER_SECOND, open_audio
-from converters.gemma3n.config import CONDITIONAL_GENERATION
+from converters.gemma3n.config.text import CONDITIONAL_GENERATION
+from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio
+from toolkit.base.layout import align_up
 from toolkit.bundle.manifest import AUDIO_ENCODER
-from toolkit.layout import align_up
 from toolkit.quant.recipe import load_recipe
-from toolkit.report.statistics import summary
 from toolkit.report.tables import markdown
+from toolkit.results.statistics import summary
 
 F32 = NDArray[np.float32]
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from benchmarks.measure import RESULTS, append_result, load_average, text, this_device
 from benchmarks.session_run import SessionRequest, SessionRun, run_child
 from toolkit.bundle.footprint import footprints
-from toolkit.report.statistics import Summary, summary
 from toolkit.report.tables import markdown
+from toolkit.results.statistics import Summary, summary
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import default_threads
 

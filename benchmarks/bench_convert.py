@@ -26,9 +26,9 @@ from benchmarks.measure import (
     tree_bytes,
 )
 from benchmarks.synthetic import PRESETS, write_synthetic
-from converters.gemma3n.config import CONDITIONAL_GENERATION
-from toolkit.report.statistics import summary
+from converters.gemma3n.config.text import CONDITIONAL_GENERATION
 from toolkit.report.tables import markdown
+from toolkit.results.statistics import summary
 
 PEER_RECIPES = {"int8": "dynamic_wi8_afp32", "int4": "dynamic_wi4_afp32"}
 # What the exporter wants for Gemma 3n; the synthetic checkpoint has no towers that are worth an export.

@@ -34,8 +34,8 @@ from benchmarks.measure import (
     tree_bytes,
 )
 from benchmarks.synthetic import BYTES_PER_WEIGHT
-from toolkit.report.statistics import summary
 from toolkit.report.tables import markdown
+from toolkit.results.statistics import summary
 
 _STORAGE_BYTES = 1 << 30
 _PIECE_BYTES = 1 << 20

@@ -23,8 +23,8 @@ from tempfile import TemporaryDirectory
 from benchmarks.engine_run import EngineRun
 from benchmarks.measure import RESULTS, append_result, load_average, text, this_device
 from benchmarks.session_run import SessionRequest, SessionRun, run_child
-from toolkit.report.statistics import Summary, summary
 from toolkit.report.tables import markdown
+from toolkit.results.statistics import Summary, summary
 
 OURS, EXPORTER, LLAMA = "gemma-edge", "litert-torch", "llama.cpp"
 PEERS = (EXPORTER, LLAMA)

@@ -25,8 +25,8 @@ from tempfile import TemporaryDirectory
 from benchmarks.measure import RESULTS, append_result, load_average, this_device
 from benchmarks.session_run import ROOT, SessionRequest, SessionRun, run_child
 from device_harness.emulator.memory import MemoryLimit
-from toolkit.errors import EnvironmentFault
-from toolkit.procfs import parse_status
+from toolkit.base.errors import EnvironmentFault
+from toolkit.base.procfs import parse_status
 from toolkit.report.tables import markdown
 from toolkit.runtime.memory import page_cache_bytes
 

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from benchmarks.bench_memory import drop_page_cache
 from benchmarks.measure import RESULTS, append_result, load_average, text, this_device
 from benchmarks.session_run import SessionRequest, run_child
+from toolkit.base.procfs import parse_io
 from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, unpack_rows
-from toolkit.procfs import parse_io
-from toolkit.report.statistics import Summary, summary
 from toolkit.report.tables import markdown
+from toolkit.results.statistics import Summary, summary
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.memory import page_cache_bytes
 from toolkit.runtime.ple_lookup import PleTable

@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import RESULTS, append_result, load_average, run_child
-from device_harness.native.build import PUSH_RECEIVER, native_program, parse_architecture
+from device_harness.programs.build import PUSH_RECEIVER, native_program, parse_architecture
 from toolkit.bundle.manifest import CheckpointRecord, KvCache, SizeRecord, TextRecord
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
-from toolkit.report.statistics import summary
+from toolkit.results.statistics import summary
 
 MIB = 1024 * 1024
 FOLDER = "/data/local/tmp/bench"
@@ -65,7 +65,7 @@ def touch_memory(size: int) -> None:
 @contextmanager
 def emulated_device(folder: Path, isolation: str) -> Iterator[str]:
     """Its serial; a process of its own, so that the contenders meet the same one."""
-    command = [sys.executable, "-m", "toolkit", "emulator", "--json", "--port", "0"]
+    command = [sys.executable, "-m", "gemma_edge", "emulator", "--json", "--port", "0"]
     command += ["--root", str(folder), "--isolation", isolation]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -102,7 +102,7 @@ class Contender:
 
 def push_ours(serial: str, contender: Contender, log: Path) -> Push:
     """One ``gemma-edge push``."""
-    command = [sys.executable, "-m", "toolkit", "push", str(contender.source), "--device", serial, "--json"]
+    command = [sys.executable, "-m", "gemma_edge", "push", str(contender.source), "--device", serial, "--json"]
     command += ["--receiver", contender.receiver, "--target", f"{FOLDER}/{contender.name}"]
     usage = run_child(command, log)
     result = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))

@@ -22,7 +22,7 @@ from toolkit.quant.packing import pack_int4
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.stream import CHUNK_WEIGHTS
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
-from toolkit.report.statistics import summary
+from toolkit.results.statistics import summary
 
 F32 = NDArray[np.float32]
 Codes = NDArray[np.int8] | NDArray[np.uint8]

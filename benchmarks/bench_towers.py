@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.measure import RESULTS, ChildUsage, append_result, convert_command, load_average, run_child
 from benchmarks.synthetic import write_synthetic
-from converters.gemma3n.config import CONDITIONAL_GENERATION
+from converters.gemma3n.config.text import CONDITIONAL_GENERATION
 from toolkit.report.tables import markdown
 
 SECONDS_OF_SOUND = 10
@@ -45,7 +45,7 @@ def measure(scratch: Path, vision: str, audio: str, repeats: int) -> Outcome:
     """Everything under `scratch`, an empty directory."""
     checkpoint, bundle, log = scratch / "checkpoint", scratch / "bundle", scratch / "log.txt"
     write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, vision=True, audio=True)
-    toolkit = [sys.executable, "-m", "toolkit", "-q", "--no-progress"]
+    toolkit = [sys.executable, "-m", "gemma_edge", "-q", "--no-progress"]
     quants = ["--vision-quant", vision, "--audio-quant", audio]
     convert = run_child(convert_command(checkpoint, *quants, "-o", str(bundle)), log)
     shutil.rmtree(checkpoint)

@@ -30,10 +30,10 @@ from benchmarks.measure import (
     tree_bytes,
 )
 from benchmarks.synthetic import write_synthetic
-from converters.gemma3n.config import CONDITIONAL_GENERATION
+from converters.gemma3n.config.text import CONDITIONAL_GENERATION
 from toolkit.bundle.manifest import VISION_ENCODER
-from toolkit.report.statistics import summary
 from toolkit.report.tables import markdown
+from toolkit.results.statistics import summary
 
 PEER = "timm float32"
 MODULE = "bench_vision"
@@ -43,7 +43,7 @@ PACKAGES = ("ai-edge-litert", "numpy", "timm", "torch")
 def convert(checkpoint: Path, output: Path, recipe: str, size: int) -> None:
     """In a process of its own: both files of the group."""
     from converters.checkpoint import open_checkpoint
-    from converters.gemma3n.vision_files import open_vision
+    from converters.gemma3n.plan.vision import open_vision
     from toolkit.quant.recipe import load_recipe
 
     output.mkdir()

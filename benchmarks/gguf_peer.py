@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint, open_checkpoint
-from converters.gemma3n.config import TextConfig
+from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, text_tensors, unused_kv_tensors
-from toolkit.layout import align_up
+from toolkit.base.layout import align_up
 
 KV_LAYERS, SPARSE_LAYERS, SPARSITY = 20, 10, 0.95
 PLE_SIZE, LAUREL_RANK, STREAMS = 256, 64, 4

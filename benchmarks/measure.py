@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from toolkit.report.statistics import Summary
+from toolkit.results.statistics import Summary
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("ai-edge-litert", "litert-lm-api", "numpy")
@@ -44,7 +44,7 @@ class ChildUsage:
 def text(figures: Summary, form: str, factor: float = 1.0) -> str:
     """Median, and from least to most.
 
-    >>> from toolkit.report.statistics import summary
+    >>> from toolkit.results.statistics import summary
     >>> text(summary([1.0, 2.0, 4.0]), ".1f")
     '2.0 (1.0 to 4.0)'
     """
@@ -87,7 +87,7 @@ def _commit() -> str:
     commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     if commit.returncode:
         return importlib.metadata.version("gemma-edge")
-    sources = ["toolkit", "converters", "benchmarks/*.py"]
+    sources = ["gemma_edge", "toolkit", "converters", "benchmarks/*.py"]
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *sources], check=False).returncode
     return commit.stdout.strip() + ("+" if changed else "")
 
@@ -120,7 +120,7 @@ def run_child(arguments: Sequence[str], log: Path, environment: Mapping[str, str
 
 def convert_command(checkpoint: Path, *options: str) -> list[str]:
     """`convert` by this Python, without its quality gate; -o and the output's path are still to come."""
-    return [sys.executable, "-m", "toolkit", "--no-progress", "convert", str(checkpoint), "--no-verify", *options]
+    return [sys.executable, "-m", "gemma_edge", "--no-progress", "convert", str(checkpoint), "--no-verify", *options]
 
 
 def run_step(module: str, step: Sequence[object], log: Path) -> tuple[ChildUsage, list[float]]:

@@ -19,8 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.gemma3n.audio_config import audio_tensors, parse_audio_config
-from converters.gemma3n.config import (
+from converters.gemma3n.config.audio import audio_tensors, parse_audio_config
+from converters.gemma3n.config.text import (
     CAUSAL_LM,
     CONDITIONAL_GENERATION,
     Attention,
@@ -29,9 +29,9 @@ from converters.gemma3n.config import (
     layer_kv_sources,
     to_hugging_face,
 )
+from converters.gemma3n.config.vision import parse_vision_config, vision_tensors
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, text_tensors, unused_kv_tensors
-from converters.gemma3n.vision_config import parse_vision_config, vision_tensors
-from toolkit.files import atomic_directory
+from toolkit.base.files import atomic_directory
 
 Shape = tuple[int, ...]
 

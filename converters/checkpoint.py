@@ -13,7 +13,7 @@ from types import MappingProxyType, TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.gemma3n.config import CAUSAL_LM, TextConfig, parse_config
+from converters.gemma3n.config.text import CAUSAL_LM, TextConfig, parse_config
 from converters.gemma3n.groups import (
     TOKEN_EMBEDDING,
     ParameterGroup,
@@ -23,12 +23,12 @@ from converters.gemma3n.groups import (
     text_tensors,
     unused_kv_tensors,
 )
-from converters.gemma3n.matformer import Slice
-from converters.gemma3n.sizes import named_slices
-from converters.safetensors import TensorInfo, open_safetensors
-from converters.tensor_reader import FLOAT_DTYPES, read_tensor
-from toolkit.errors import CheckpointError, EnvironmentFault
-from toolkit.strict_json import read_json_file, shorten
+from converters.gemma3n.sizes.choose import named_slices
+from converters.gemma3n.sizes.matformer import Slice
+from converters.huggingface.safetensors import TensorInfo, open_safetensors
+from converters.huggingface.tensor_reader import FLOAT_DTYPES, read_tensor
+from toolkit.base.errors import CheckpointError, EnvironmentFault
+from toolkit.base.strict_json import read_json_file, shorten
 
 _COMPARED_BYTES = 4 << 20
 

@@ -9,18 +9,20 @@ from functools import partial
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
-from converters.gemma3n.audio_files import open_audio
-from converters.gemma3n.config import TextConfig
-from converters.gemma3n.decoder_step import Size
-from converters.gemma3n.elastic import Elastic, combine
-from converters.gemma3n.embedder import embedder_graph
+from converters.gemma3n.config.text import TextConfig
+from converters.gemma3n.graphs.text.decoder import decode_graph, prefill_graph
+from converters.gemma3n.graphs.text.decoder_step import Size
+from converters.gemma3n.graphs.text.embedder import embedder_graph
+from converters.gemma3n.graphs.text.kv_cache import CacheRows
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
-from converters.gemma3n.kv_cache import CacheRows
-from converters.gemma3n.matformer import Slice, SlicedCheckpoint
-from converters.gemma3n.text_decoder import decode_graph, prefill_graph
-from converters.gemma3n.tower import Tower
-from converters.gemma3n.vision_files import open_vision
-from converters.prompt_files import read_prompt_files
+from converters.gemma3n.plan.audio import open_audio
+from converters.gemma3n.plan.tower import Tower
+from converters.gemma3n.plan.vision import open_vision
+from converters.gemma3n.sizes.elastic import Elastic, combine
+from converters.gemma3n.sizes.matformer import Slice, SlicedCheckpoint
+from converters.huggingface.prompt_files import read_prompt_files
+from toolkit.base.errors import UsageError
+from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room
 from toolkit.bundle.manifest import (
     EMBEDDER,
     TEXT_DECODER,
@@ -37,8 +39,6 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, PleLayout, write_ple_shards
 from toolkit.bundle.write import BundleDraft, GroupDraft, require_bundle_or_nothing, write_bundle
-from toolkit.errors import UsageError
-from toolkit.files import Advance, BackgroundHasher, Progress, require_room
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Signature, Weight

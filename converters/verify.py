@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.gemma3n import reference
-from converters.gemma3n.config import TextConfig, TextModel
+from converters.gemma3n.config.text import TextConfig, TextModel
 from converters.verify_towers import TowerReport
-from toolkit.errors import BundleError, CheckpointError, QualityError, UsageError
+from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
 
 SHORT_TOKENS = 128
 """What `convert` ends with: seconds on a small model, enough to notice a wrong one."""

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint
-from converters.gemma3n.audio_files import FRAMES_PER_SECOND, open_audio
-from converters.gemma3n.tower import Tower
-from converters.gemma3n.vision_files import open_vision
+from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio
+from converters.gemma3n.plan.tower import Tower
+from converters.gemma3n.plan.vision import open_vision
+from toolkit.base.errors import UsageError
+from toolkit.base.files import Advance, hash_file, require_free_space
+from toolkit.base.layout import ceil_div
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
-from toolkit.errors import UsageError
-from toolkit.files import Advance, hash_file, require_free_space
-from toolkit.layout import ceil_div
 from toolkit.media.mel import max_samples
 from toolkit.media.sound import SAMPLE_RATE_HZ
 from toolkit.quant.recipe import load_recipe

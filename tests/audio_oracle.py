@@ -17,8 +17,8 @@ import pytest
 from checkpoints import TINY as TINY_TEXT
 from numpy.typing import NDArray
 
-from converters.gemma3n.audio_config import AudioConfig, audio_tensors, parse_audio_config
-from converters.gemma3n.config import TextConfig, parse_config
+from converters.gemma3n.config.audio import AudioConfig, audio_tensors, parse_audio_config
+from converters.gemma3n.config.text import TextConfig, parse_config
 
 F32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]

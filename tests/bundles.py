@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.weights import Weight, WeightPart
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
@@ -32,7 +33,6 @@ from toolkit.quant.scheme import Scheme
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Signature
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
-from toolkit.weights import Weight, WeightPart
 
 CONTEXT = 32
 

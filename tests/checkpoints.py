@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from converters.safetensors import SafetensorsFile
+from converters.huggingface.safetensors import SafetensorsFile
 
 DTYPE_NAMES = {"uint16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8"}
 """Bits of bf16 are kept as uint16: NumPy has no such type."""

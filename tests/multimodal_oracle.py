@@ -19,10 +19,10 @@ import oracle
 import timm_oracle
 from checkpoints import PROCESSOR
 from numpy.typing import NDArray
+from paths import EXAMPLE
 
 F32 = NDArray[np.float32]
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_gemma3n"
 """Its tokenizer and chat template are used."""
 
 S, F = "sliding_attention", "full_attention"

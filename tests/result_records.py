@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+
+from paths import FIXTURES
 
 from toolkit.results.json_lines import read_results
 from toolkit.results.record import BenchRecord, Iteration
 
-FIXTURE = Path(__file__).parent / "fixtures" / "results.jsonl"
+FIXTURE = FIXTURES / "results.jsonl"
 RECORDS = read_results(FIXTURE).records
 """Phone warm, throttled, cold; our session emulated, warm and cold; benchmark_model; flash probe; cut short."""
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-RECORDED = Path(__file__).parent / "fixtures" / "device"
+from paths import FIXTURES
+
+RECORDED = FIXTURES / "device"
 
 
 def write_program(path: Path, output: str, *, code: int = 0) -> Path:

@@ -18,7 +18,7 @@ from litert_lm_engine import LmEngine, open_engine
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from toolkit.bundle.litertlm import export_litertlm
+from toolkit.litertlm.export import export_litertlm
 from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.tokenizer import TextStream, Tokenizer

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import TINY, random_tensors, write_checkpoint, write_tokenizer
+from paths import EXAMPLE, FIXTURES
 from towers import write_multimodal_checkpoint
 
-from toolkit import cli
+from gemma_edge import cli
 
-RECORDED = Path(__file__).parent / "fixtures" / "same_bytes.json"
-EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_gemma3n"
+RECORDED = FIXTURES / "same_bytes.json"
 
 CASES: Mapping[str, tuple[str, Sequence[str]]] = {
     "tiny-int4": ("example", ("--quant", "int4", "--sizes", "large,mid-wide,small", "--context", "512")),
@@ -58,7 +58,7 @@ def hashes(name: str, scratch: Path) -> dict[str, str]:
     source = checkpoint(kind, scratch / kind)
     assert cli.main(["convert", str(source), "-o", str(bundle), "--no-verify", "--quiet", *options]) == 0
     assert cli.main(["export", str(bundle), "-o", str(export), "--quiet"]) == 0
-    files = sorted(bundle.iterdir()) + [export]
+    files = [*sorted(bundle.iterdir()), export]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

@@ -12,12 +12,13 @@ import numpy as np
 from checkpoints import PROCESSOR, TINY, random_tensors, write_checkpoint
 from checkpoints import Arrays as Stored
 from numpy.typing import NDArray
+from paths import EXAMPLE
 from timm_oracle import TINY_ARCHITECTURE, random_vision_tensor
 
-from converters.gemma3n.audio_config import audio_tensors, parse_audio_config
-from converters.gemma3n.config import parse_config
-from converters.gemma3n.vision_blocks import STAGES, Block, parse_stages
-from converters.gemma3n.vision_config import STEM_BIAS, VisionConfig, vision_tensors
+from converters.gemma3n.config.audio import audio_tensors, parse_audio_config
+from converters.gemma3n.config.text import parse_config
+from converters.gemma3n.config.vision import STEM_BIAS, VisionConfig, vision_tensors
+from converters.gemma3n.config.vision_blocks import STAGES, Block, parse_stages
 
 F32 = NDArray[np.float32]
 
@@ -205,7 +206,6 @@ AUDIO_JSON: Mapping[str, object] = {
     "vocab_offset": 3080,
     "vocab_size": 8,
 }
-EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_gemma3n"
 MULTIMODAL_TEXT: Mapping[str, object] = {**TINY, "vocab_size": 3088, "vocab_size_per_layer_input": 3072}
 TOKENS = {
     "boi_token_id": 6,

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from converters.gemma3n.config import TextConfig
-from converters.safetensors import TensorInfo
-from converters.tensor_reader import FLOAT_DTYPES
-from toolkit.errors import CheckpointError
-from toolkit.strict_json import shorten
+from converters.gemma3n.config.text import TextConfig
+from converters.huggingface.safetensors import TensorInfo
+from converters.huggingface.tensor_reader import FLOAT_DTYPES
+from toolkit.base.errors import CheckpointError
+from toolkit.base.strict_json import shorten
 
 GroupName = Literal["text", "token_embedding", "per_layer_embedding", "vision", "audio"]
 GROUP_NAMES: tuple[GroupName, ...] = get_args(GroupName)

@@ -15,8 +15,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.gemma3n.config import LayerConfig, TextConfig, TextModel
-from toolkit.errors import UsageError
+from converters.gemma3n.config.text import LayerConfig, TextConfig, TextModel
+from toolkit.base.errors import UsageError
 
 Array = NDArray[np.float32]
 KeyValue = tuple[Array, Array]

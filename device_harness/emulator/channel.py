@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from device_harness.adb.payload import Buffer
 from device_harness.emulator.pipe import Pipe, Piped, at_hand
-from device_harness.transport_payload import Buffer
 
 Send = Callable[[str, int, int, Buffer], Awaitable[None]]
 

@@ -9,16 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from device_harness.emulator.auth import TOKEN_BYTES, PublicKey, is_signed, parse_public_key
-from device_harness.emulator.channel import Channel, ChannelClosed
-from device_harness.emulator.pipe import Piped
-from device_harness.emulator.shell import parse_shell_service, serve_shell
-from device_harness.emulator.store import Store
-from device_harness.emulator.sync import SyncServer
-from device_harness.emulator.userland import Userland
-from device_harness.transport_faults import ProtocolFault
-from device_harness.transport_payload import Buffer
-from device_harness.transport_wire import (
+from device_harness.adb.faults import ProtocolFault
+from device_harness.adb.payload import Buffer
+from device_harness.adb.wire import (
     AUTH_PUBLIC_KEY,
     AUTH_SIGNATURE,
     AUTH_TOKEN,
@@ -33,6 +26,13 @@ from device_harness.transport_wire import (
     parse_header,
     require_checksum,
 )
+from device_harness.emulator.auth import TOKEN_BYTES, PublicKey, is_signed, parse_public_key
+from device_harness.emulator.channel import Channel, ChannelClosed
+from device_harness.emulator.pipe import Piped
+from device_harness.emulator.shell import parse_shell_service, serve_shell
+from device_harness.emulator.store import Store
+from device_harness.emulator.sync import SyncServer
+from device_harness.emulator.userland import Userland
 
 FEATURES = frozenset({"cmd", "fixed_push_mkdir", "ls_v2", "shell_v2", "stat_v2"})
 _TICKS_PER_S = 20

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from device_harness.adb.wire import MAX_PAYLOAD_BYTES, VERSION_SKIP_CHECKSUM, Banner
 from device_harness.emulator.daemon import FEATURES, Access, Daemon, Identity
 from device_harness.emulator.faults import Faults
 from device_harness.emulator.memory import MemoryLimit
 from device_harness.emulator.store import Store
 from device_harness.emulator.templates import properties
 from device_harness.emulator.userland import Isolation, Userland
-from device_harness.transport_wire import MAX_PAYLOAD_BYTES, VERSION_SKIP_CHECKSUM, Banner
-from toolkit.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault
 
 _HOST = "127.0.0.1"
 _START_S = 30.0

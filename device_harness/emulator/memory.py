@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from toolkit.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault
 
 _V1 = Path("/sys/fs/cgroup/memory")
 _V2 = Path("/sys/fs/cgroup")

@@ -9,7 +9,7 @@ import select
 import socket
 from contextlib import suppress
 
-from device_harness.transport_payload import Buffer
+from device_harness.adb.payload import Buffer
 
 _PIPE_BYTES = 1024 * 1024
 """What every user may have (``/proc/sys/fs/pipe-max-size``): about a message."""

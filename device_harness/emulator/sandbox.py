@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault
 
 SHELL_UID = 2000
 """AID_SHELL of Android's android_filesystem_config.h."""

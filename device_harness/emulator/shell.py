@@ -9,13 +9,13 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 
+from device_harness.adb.faults import ProtocolFault
+from device_harness.adb.payload import Buffer
+from device_harness.adb.wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell
 from device_harness.emulator.channel import Channel
 from device_harness.emulator.pipe import Piped, at_hand
 from device_harness.emulator.store import Store
 from device_harness.emulator.userland import Userland
-from device_harness.transport_faults import ProtocolFault
-from device_harness.transport_payload import Buffer
-from device_harness.transport_wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell
 
 _READ_BYTES = 256 * 1024
 _INPUT_BYTES = 1024 * 1024

@@ -6,9 +6,9 @@ import errno
 import os
 from collections.abc import Callable
 
+from device_harness.adb.payload import Buffer
 from device_harness.emulator.faults import Faults
 from device_harness.emulator.pipe import Piped, at_hand
-from device_harness.transport_payload import Buffer
 
 
 class Store:

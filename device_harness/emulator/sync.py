@@ -9,12 +9,12 @@ import os
 import stat
 import struct
 
+from device_harness.adb.payload import Buffer
+from device_harness.adb.wire import SYNC_DATA_BYTES, SYNC_PATH_BYTES, pack_sync, parse_sync
 from device_harness.emulator.channel import Channel
 from device_harness.emulator.pipe import Piped, at_hand
 from device_harness.emulator.store import Store
 from device_harness.emulator.userland import Userland
-from device_harness.transport_payload import Buffer
-from device_harness.transport_wire import SYNC_DATA_BYTES, SYNC_PATH_BYTES, pack_sync, parse_sync
 
 _STAT_V1 = struct.Struct("<4s3I")
 _STAT_V2 = struct.Struct("<4sI2Q4IQ3q")

@@ -23,7 +23,7 @@ from device_harness.emulator import templates
 from device_harness.emulator.faults import Faults
 from device_harness.emulator.memory import MemoryLimit
 from device_harness.emulator.sandbox import SHELL_UID, Sandbox
-from toolkit.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault
 
 Isolation = Literal["auto", "bubblewrap", "folder"]
 

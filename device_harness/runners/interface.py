@@ -1,7 +1,7 @@
 """The plug that a runner fits: it says which process measures what and reads what the process prints.
 
-Everything else is ``device_harness.bench``'s: one process for each iteration, gates, samples, cold starts, time limits,
-results.
+Everything else is the bench's (``device_harness.bench``): one process for each iteration, gates, samples, cold starts,
+time limits, results.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from device_harness.machine import Machine
+from device_harness.machines.machine import Machine
 from toolkit.bundle.manifest import Manifest
 from toolkit.report.bench_table import workload_name
 from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelKind, ModelRecord, Start

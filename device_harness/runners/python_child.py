@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from device_harness.machine import Machine
-from device_harness.push import DEFAULT_FOLDER
+from device_harness.machines.machine import Machine
+from device_harness.push.push import DEFAULT_FOLDER
 from device_harness.runners.interface import Reading, Workload
 from toolkit import __version__
-from toolkit.errors import EnvironmentFault, ToolkitError
-from toolkit.files import hash_file
-from toolkit.procfs import parse_io, parse_stat
+from toolkit.base.errors import EnvironmentFault, ToolkitError
+from toolkit.base.files import hash_file
+from toolkit.base.procfs import parse_io, parse_stat
 from toolkit.results.record import BinaryRecord, Delegation
 from toolkit.runtime.weight_cache import default_directory
 

@@ -13,7 +13,7 @@ from benchmarks.session_run import SessionRequest, run_child
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
 from device_harness.emulator.memory import MemoryLimit
-from toolkit.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault
 from toolkit.quant.recipe import load_recipe, ple_recipe
 
 MB = 10**6

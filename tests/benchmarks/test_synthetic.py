@@ -123,8 +123,9 @@ def test_bench_decode_compares_ours_with_the_peer_of_the_same_recipe(tmp_path: P
 
 
 def test_with_vision_the_published_tower_is_there_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from converters.gemma3n import vision_blocks, vision_config
-    from converters.gemma3n.vision_files import read_vision_config
+    from converters.gemma3n.config import vision as vision_config
+    from converters.gemma3n.config import vision_blocks
+    from converters.gemma3n.plan.vision import read_vision_config
 
     small = (("er_r1_k3_s2_e1_c8",), ("uir_r1_a3_k5_s2_e2_c16", "mqa_r1_k3_h2_v2_s1_d8_c16"))
     monkeypatch.setattr(vision_config, "STAGES", small)

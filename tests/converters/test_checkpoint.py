@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.gemma3n.groups import GROUP_NAMES
-from toolkit.errors import CheckpointError, EnvironmentFault
+from toolkit.base.errors import CheckpointError, EnvironmentFault
 
 Tensors = dict[str, NDArray[np.generic]]
 

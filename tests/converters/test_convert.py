@@ -19,12 +19,13 @@ import oracle
 import pytest
 from checkpoints import count_bytes_read, write_tokenizer
 from numpy.typing import NDArray
+from paths import EXAMPLE
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
 from converters.gemma3n.groups import text_tensors
-from converters.gemma3n.matformer import Slice, SlicedCheckpoint
-from toolkit.errors import CheckpointError, EnvironmentFault, SliceError, UsageError
+from converters.gemma3n.sizes.matformer import Slice, SlicedCheckpoint
+from toolkit.base.errors import CheckpointError, EnvironmentFault, SliceError, UsageError
 from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
@@ -159,7 +160,7 @@ def test_two_conversions_give_identical_bytes(tmp_path: Path, tiny: Path) -> Non
 
 @pytest.fixture
 def tiny() -> Path:
-    return Path(__file__).parents[2] / "examples" / "tiny_gemma3n"
+    return EXAMPLE
 
 
 def test_a_size_computes_the_same_alone_and_among_others(tmp_path: Path, tiny: Path) -> None:
@@ -298,7 +299,7 @@ import sys
 from pathlib import Path
 import converters.convert as convert
 from converters.checkpoint import open_checkpoint
-from toolkit.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault
 from toolkit.quant.recipe import load_recipe, ple_recipe
 
 checkpoint, disk = open_checkpoint(sys.argv[1]), Path(sys.argv[2])
@@ -388,7 +389,9 @@ def test_the_room_that_is_asked_for_is_what_the_bundle_takes(
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "bundle")
     asked: list[tuple[Path, int]] = []
-    monkeypatch.setattr("toolkit.files.require_free_space", lambda directory, count: asked.append((directory, count)))
+    monkeypatch.setattr(
+        "toolkit.base.files.require_free_space", lambda directory, count: asked.append((directory, count))
+    )
     convert(request(tiny, tmp_path / "link", quant=quant))
     ((directory, wanted),) = asked
     assert directory == tmp_path / "disk"

@@ -11,10 +11,10 @@ from towers import write_multimodal_checkpoint, write_vision_checkpoint
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.convert import ConvertRequest, convert
-from toolkit.bundle.check import check
+from toolkit.base.errors import CheckpointError
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.bundle.manifest_json import read_manifest
-from toolkit.errors import CheckpointError
+from toolkit.check import check
 from toolkit.quant.recipe import load_recipe, ple_recipe
 
 

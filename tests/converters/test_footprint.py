@@ -6,12 +6,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from paths import EXAMPLE
+
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
 from toolkit.bundle.footprint import footprints
 from toolkit.quant.recipe import load_recipe, ple_recipe
 
-TINY = Path(__file__).parents[2] / "examples" / "tiny_gemma3n"
+TINY = EXAMPLE
 
 
 def test_parameters_do_not_depend_on_how_they_are_stored_and_caches_are_float32(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from audio_oracle import import_torch
+from paths import EXAMPLE
 from timm_oracle import let_transformers_use_timm
 
 from converters.checkpoint import open_checkpoint
@@ -20,7 +21,7 @@ from toolkit.runtime.media_prompt import build_prompt, read_image, read_sound
 from toolkit.runtime.sampling import Sampler, Sampling
 from toolkit.runtime.session import Session, SessionSettings
 
-TINY = Path(__file__).parents[2] / "examples" / "tiny_gemma3n"
+TINY = EXAMPLE
 PICTURES = sorted((TINY / "samples").glob("*.png"))
 SOUNDS = sorted((TINY / "samples").glob("*.wav"))
 QUESTIONS = {".png": "What is this?", ".wav": "What was said?"}

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from paths import EXAMPLE
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.matformer import SlicedCheckpoint
+from converters.gemma3n.sizes.matformer import SlicedCheckpoint
 from converters.verify import sequences_of, thresholds_for, verify
 from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.quant.scheme import Dtype
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 
-TINY = Path(__file__).parents[2] / "examples" / "tiny_gemma3n"
+TINY = EXAMPLE
 TOKENS = 2048
 
 

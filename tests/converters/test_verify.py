@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from oracle import CONFIGS, checkpoint_of, hf_logits, make_checkpoint
 
 from converters.checkpoint import Checkpoint, open_checkpoint
-from converters.gemma3n.config import TextConfig, TextModel
+from converters.gemma3n.config.text import TextConfig, TextModel
 from converters.gemma3n.reference import forward
 from converters.verify import (
     LONG_TOKENS,
@@ -32,7 +32,7 @@ from converters.verify import (
     thresholds_for,
     verify,
 )
-from toolkit.errors import BundleError, CheckpointError, QualityError, UsageError
+from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
 
 Array = NDArray[np.float32]
 

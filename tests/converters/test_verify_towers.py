@@ -13,10 +13,10 @@ from towers import write_multimodal_checkpoint
 
 from converters.checkpoint import open_checkpoint
 from converters.verify_towers import compare, sample_image, sample_sound, verify_tower
+from gemma_edge.cli import main
+from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import AudioRecord, VisionRecord
 from toolkit.bundle.manifest_json import read_manifest
-from toolkit.cli import main
-from toolkit.errors import UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import TOWERS, TowerName
 

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from device_harness.devices import tcp_endpoint
+from device_harness.adb.devices import tcp_endpoint
+from device_harness.adb.transport import Transport
 from device_harness.emulator.device import Emulator, EmulatorSettings
-from device_harness.transport import Transport
 
 MakeDevice = Callable[[EmulatorSettings], Emulator]
 Connect = Callable[[Emulator], Transport]

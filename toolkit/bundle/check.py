@@ -1,4 +1,4 @@
-"""Holds a bundle, or a .litertlm, against its format; reads only, and reports every fault it can reach."""
+"""Holds a bundle's directory against its format; reads only, and reports every fault it can reach."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from toolkit.bundle.check_litertlm import check_litertlm
-from toolkit.bundle.check_shard import check_shard, row_faults
+from toolkit.base.errors import BundleError, GraphError
+from toolkit.base.files import CHUNK_BYTES, Advance, Progress, hash_file
+from toolkit.bundle.check_shard import row_faults
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
@@ -30,21 +31,9 @@ from toolkit.bundle.signatures import (
     vision_shapes,
 )
 from toolkit.bundle.tokenizer_file import tokenizer_faults
-from toolkit.errors import BundleError, GraphError
-from toolkit.files import CHUNK_BYTES, Advance, Progress, hash_file
 from toolkit.tflite.reader import read_tflite
 
 REQUIRED = (TEXT_DECODER, EMBEDDER, shard_name(0), TOKENIZER)
-
-
-def check(path: Path | str, *, progress: Progress | None = None) -> list[Fault]:
-    """Every fault of a bundle's directory, a .litertlm or one PLE shard; BundleError if there is nothing at `path`."""
-    target = Path(path)
-    if target.is_dir():
-        return check_directory(target, progress=progress)
-    if target.is_file():
-        return check_shard(target, progress=progress) if is_shard_name(target.name) else check_litertlm(target)
-    raise BundleError(str(path), found="nothing there", wanted="a bundle directory, a .litertlm file or a PLE shard")
 
 
 def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[Fault]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.errors import BundleError
+from toolkit.base.files import Advance, Progress
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.ple_shards import (
     HEADER_BYTES,
@@ -18,8 +20,6 @@ from toolkit.bundle.ple_shards import (
     row_checksum,
     stored_checksum,
 )
-from toolkit.errors import BundleError
-from toolkit.files import Advance, Progress
 
 _BLOCK_BYTES = 1 << 20
 _MOST_ROWS = 20  # named one by one; more are counted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolkit.errors import BundleError
+from toolkit.base.errors import BundleError
 
 
 @dataclass(frozen=True, slots=True)

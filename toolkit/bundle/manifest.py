@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from toolkit.errors import BundleError
+from toolkit.base.errors import BundleError
 
 FORMAT = "gemma-edge-bundle/1"
 MANIFEST_NAME = "manifest.json"

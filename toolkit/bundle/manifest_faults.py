@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from toolkit.base.files import CHUNK_BYTES
+from toolkit.base.layout import ceil_div
+from toolkit.base.strict_json import shorten
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
     MANIFEST_NAME,
@@ -14,9 +17,6 @@ from toolkit.bundle.manifest import (
     Manifest,
     VisionRecord,
 )
-from toolkit.files import CHUNK_BYTES
-from toolkit.layout import ceil_div
-from toolkit.strict_json import shorten
 
 
 def contradictions(manifest: Manifest) -> Iterator[Fault]:

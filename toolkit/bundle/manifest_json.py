@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from toolkit.base.errors import BundleError
+from toolkit.base.files import is_safe_name
+from toolkit.base.strict_json import JsonObject, open_regular, parse_json
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
     FORMAT,
@@ -29,9 +32,6 @@ from toolkit.bundle.manifest import (
     is_size_name,
 )
 from toolkit.bundle.manifest_faults import contradictions
-from toolkit.errors import BundleError
-from toolkit.files import is_safe_name
-from toolkit.strict_json import JsonObject, open_regular, parse_json
 
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 MAX_VOCAB = 2**24

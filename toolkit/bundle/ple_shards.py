@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import BundleError, RecipeError
-from toolkit.files import write_at
-from toolkit.layout import PAGE_BYTES, align_up, ceil_div
+from toolkit.base.errors import BundleError, RecipeError
+from toolkit.base.files import write_at
+from toolkit.base.layout import PAGE_BYTES, align_up, ceil_div
 from toolkit.quant.packing import pack_int4, require_finite, unpack_int4
 from toolkit.quant.pipeline import pipeline
 from toolkit.quant.scheme import Scheme, Search

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from toolkit.base.layout import Span, ceil_div, overlaps
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
@@ -17,7 +18,6 @@ from toolkit.bundle.manifest import (
     VisionRecord,
     signature_name,
 )
-from toolkit.layout import Span, ceil_div, overlaps
 from toolkit.tflite.reader import TfliteContent
 from toolkit.tflite.schema import SubgraphRecord
 

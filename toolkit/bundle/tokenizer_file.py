@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from toolkit.base.strict_json import shorten
 from toolkit.bundle.faults import Fault
-from toolkit.strict_json import shorten
 
 
 def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[str, int] | None = None) -> list[Fault]:

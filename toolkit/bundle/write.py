@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import toolkit
+from toolkit.base.errors import BundleError, UsageError
+from toolkit.base.files import BackgroundHasher, FileHash, atomic_directory, hash_file, safe_name, write_bytes
 from toolkit.bundle.manifest import (
     MANIFEST_NAME,
     AudioRecord,
@@ -20,8 +22,6 @@ from toolkit.bundle.manifest import (
     VisionRecord,
 )
 from toolkit.bundle.manifest_json import dump_manifest, read_manifest
-from toolkit.errors import BundleError, UsageError
-from toolkit.files import BackgroundHasher, FileHash, atomic_directory, hash_file, safe_name, write_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 from toolkit.media.source import MediaSource, open_source, source_name
 
 IMAGE_SIZE = 768

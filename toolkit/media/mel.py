@@ -7,7 +7,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 from toolkit.media.sound import PIECE_SAMPLES, SAMPLE_RATE_HZ
 
 NUM_MELS = 128

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import soundfile  # type: ignore[import-untyped]
 import soxr  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 from toolkit.media.mp3 import piped_mp3
 from toolkit.media.source import MediaSource, open_source, source_name
 

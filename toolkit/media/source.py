@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from toolkit.errors import UsageError
-from toolkit.strict_json import open_regular
+from toolkit.base.errors import UsageError
+from toolkit.base.strict_json import open_regular
 
 MediaSource: TypeAlias = Path | str | bytes
 """A path, or the content of a file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import CheckpointError, RecipeError
+from toolkit.base.errors import CheckpointError, RecipeError
 
 
 def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:

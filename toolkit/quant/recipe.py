@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from toolkit.errors import RecipeError
+from toolkit.base.errors import RecipeError
+from toolkit.base.strict_json import JsonObject, parse_json, read_json_file, shorten
+from toolkit.base.weights import Weight
 from toolkit.quant.scheme import Dtype, Scheme, Search, check_scheme
-from toolkit.strict_json import JsonObject, parse_json, read_json_file, shorten
-from toolkit.weights import Weight
 
 FORMAT = "gemma-edge-recipe/1"
 BUILT_IN = ("f32", "int8", "int4", "int4-block32", "int4-block128", "int4-channel")

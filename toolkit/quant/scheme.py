@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from toolkit.errors import RecipeError
+from toolkit.base.errors import RecipeError
 
 Dtype = Literal["f32", "f16", "int8", "int4"]
 Search = Literal["absmax", "mse"]

@@ -12,14 +12,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import CheckpointError, EnvironmentFault
-from toolkit.files import write_at
+from toolkit.base.errors import CheckpointError, EnvironmentFault
+from toolkit.base.files import write_at
+from toolkit.base.weights import Weight, WeightPart
 from toolkit.quant.packing import pack_int4, require_finite, to_float16
 from toolkit.quant.pipeline import pipeline
 from toolkit.quant.scheme import Scheme, check_scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.uniform import quantize_rows
-from toolkit.weights import Weight, WeightPart
 
 _Encoded = tuple[NDArray[np.generic], NDArray[np.generic] | None]
 

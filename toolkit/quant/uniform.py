@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import CheckpointError, RecipeError
+from toolkit.base.errors import CheckpointError, RecipeError
 from toolkit.quant.scheme import Scheme
 
 F32 = NDArray[np.float32]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.report.quantities import quantity
-from toolkit.report.statistics import Summary, summary
 from toolkit.report.tables import Column, Form, Row, render
+from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord
+from toolkit.results.statistics import Summary, summary
 
 EMULATED = "emulated"
 """Beside a record's flags: its speeds are those of the computer that ran the emulator."""

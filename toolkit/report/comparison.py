@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 from toolkit.report.bench_table import device_name, notes, threads_text
-from toolkit.report.quantities import quantity
-from toolkit.report.statistics import Comparison, compare
 from toolkit.report.tables import markdown, printable
+from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord, is_more_better
+from toolkit.results.statistics import Comparison, compare
 
 Across = Literal["device", "model"]
 ACROSS: tuple[Across, ...] = get_args(Across)

@@ -13,7 +13,7 @@ from importlib import resources
 
 import jinja2
 
-from toolkit.files import Advance, Progress
+from toolkit.base.files import Advance, Progress
 from toolkit.report.plots import Plot, svg
 from toolkit.report.tables import printable
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.errors import UsageError
-from toolkit.files import write_bytes
-from toolkit.report.quantities import significant
+from toolkit.base.errors import UsageError
+from toolkit.base.files import write_bytes
 from toolkit.report.tables import printable
+from toolkit.results.quantities import significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,7 +183,7 @@ def _draw_stacked_bars(figure: Figure, plot: StackedBars) -> None:
 
 
 def _draw_distributions(figure: Figure, plot: Distributions) -> None:
-    from toolkit.report.statistics import summary
+    from toolkit.results.statistics import summary
 
     axes = _rows_of(figure, list(plot.rows), range(len(plot.rows)))
     for row, values in enumerate(plot.rows.values()):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from toolkit.report.bench_table import Outcome, device_name, labels, notes, outcomes, threads_text
 from toolkit.report.page import Block, Cell, Page, Picture, Section, Table
 from toolkit.report.plots import Bar, Distributions, StackedBars
-from toolkit.report.quantities import quantity, span, unit
 from toolkit.report.run_section import run_name, run_section
-from toolkit.report.statistics import Comparison, compare, median_interval, summary
+from toolkit.results.quantities import quantity, span, unit
 from toolkit.results.record import BenchRecord, DriftRecord, Flag
+from toolkit.results.statistics import Comparison, compare, median_interval, summary
 
 FLASH_PROBE = "flash_probe"
 _LATENCY = "latency_p50_s"

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.errors import ResultsError, UsageError
+from toolkit.base.errors import ResultsError, UsageError
+from toolkit.base.strict_json import open_regular, parse_json, shorten
 from toolkit.results.record import FORMAT, BenchRecord, Delegation
 from toolkit.results.rules import read_dataclass
-from toolkit.strict_json import open_regular, parse_json, shorten
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 65536

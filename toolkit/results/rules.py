@@ -14,8 +14,8 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from toolkit.errors import ResultsError
-from toolkit.strict_json import JsonObject, shorten
+from toolkit.base.errors import ResultsError
+from toolkit.base.strict_json import JsonObject, shorten
 
 MAX_TEXT_CHARACTERS = 4096
 

@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from toolkit.base.errors import BundleError, UsageError
+from toolkit.base.files import CHUNK_BYTES
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import is_shard_name
-from toolkit.errors import BundleError, UsageError
-from toolkit.files import CHUNK_BYTES
 from toolkit.runtime.chat import ChatTemplate
 from toolkit.runtime.tokenizer import Tokenizer
 from toolkit.runtime.weight_cache import ModelFile, WeightCache, cache_path

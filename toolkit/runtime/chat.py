@@ -11,7 +11,7 @@ from typing import Literal, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from toolkit.errors import BundleError, UsageError
+from toolkit.base.errors import BundleError, UsageError
 
 Role = Literal["system", "user", "assistant"]
 

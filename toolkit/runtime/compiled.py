@@ -17,7 +17,7 @@ import numpy as np
 from ai_edge_litert import compiled_model as litert  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from toolkit.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault
 from toolkit.runtime.weight_cache import IN_MEMORY, ModelFile, WeightCache, open_cached
 
 T = TypeVar("T")

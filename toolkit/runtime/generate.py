@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 from toolkit.runtime.media_prompt import Span
 from toolkit.runtime.sampling import Sampler
 from toolkit.runtime.session import Session

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.errors import BundleError, UsageError
 from toolkit.bundle.manifest import TOKENIZER, AudioRecord, VisionRecord
-from toolkit.errors import BundleError, UsageError
 from toolkit.media.image import load_levels
 from toolkit.media.mel import MIN_SAMPLES, log_mel, max_samples
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders, soft_token_starts

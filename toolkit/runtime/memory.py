@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.layout import ceil_div
-from toolkit.procfs import MemoryMapping, ProcessStatus, parse_shared_maps, parse_smaps, parse_status
+from toolkit.base.layout import ceil_div
+from toolkit.base.procfs import MemoryMapping, ProcessStatus, parse_shared_maps, parse_smaps, parse_status
 
 PLE_GROUP = "per_layer_embedding"
 

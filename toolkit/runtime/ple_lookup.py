@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.errors import BundleError, UsageError
 from toolkit.bundle.ple_shards import (
     HEADER_BYTES,
     PleLayout,
@@ -22,7 +23,6 @@ from toolkit.bundle.ple_shards import (
     stored_checksum,
     unpack_rows,
 )
-from toolkit.errors import BundleError, UsageError
 
 DEFAULT_CACHE_BYTES = 32 << 20
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import EnvironmentFault, UsageError
+from toolkit.base.errors import EnvironmentFault, UsageError
 
 # The nucleus is looked for among this many tokens first: sorting a whole vocabulary at every step costs more.
 _NUCLEUS_GUESS = 1024

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
 
-from toolkit.errors import BundleError
+from toolkit.base.errors import BundleError
 from toolkit.runtime.memory import release_freed_memory
 
 # A UTF-8 character has at most four bytes, and a byte-fallback token carries one.

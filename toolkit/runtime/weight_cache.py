@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from toolkit.errors import EnvironmentFault, ToolkitError
-from toolkit.files import atomic_file, locked_directory, require_free_space
+from toolkit.base.errors import EnvironmentFault, ToolkitError
+from toolkit.base.files import atomic_file, locked_directory, require_free_space
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.weights import Weight, WeightPart
+from toolkit.base.weights import Weight, WeightPart
 
 __all__ = ["DType", "Graph", "Node", "Options", "Signature", "TensorType", "Value", "Weight", "WeightPart"]
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from toolkit.layout import ceil_div
+from toolkit.base.layout import ceil_div
 from toolkit.tflite.graph import DType, Options, TensorType, Value
 
 Padding = Literal["same", "valid"]

@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.errors import GraphError
-from toolkit.strict_json import open_regular, shorten
+from toolkit.base.errors import GraphError
+from toolkit.base.strict_json import open_regular, shorten
 from toolkit.tflite import schema
 
 HEADER_LIMIT_BYTES = 1 << 29  # 512 MiB; the header of a 35-layer model with per-channel scales is under 50 MB

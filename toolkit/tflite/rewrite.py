@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from toolkit.errors import EnvironmentFault
-from toolkit.files import write_at
-from toolkit.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
+from toolkit.base.errors import EnvironmentFault
+from toolkit.base.files import write_at
+from toolkit.base.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
 from toolkit.tflite import schema
 from toolkit.tflite.reader import read_tflite
 

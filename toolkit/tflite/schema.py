@@ -15,7 +15,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as fb  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from toolkit.errors import GraphError
+from toolkit.base.errors import GraphError
 
 SCHEMA_VERSION = 3  # tflite/schema.fbs: `version` of every current file
 FILE_IDENTIFIER = b"TFL3"

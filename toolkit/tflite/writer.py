@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.errors import RecipeError
-from toolkit.files import write_at
-from toolkit.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
+from toolkit.base.errors import RecipeError
+from toolkit.base.files import write_at
+from toolkit.base.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
+from toolkit.base.weights import Weight
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.stream import FileWeights, Placement, stream_files
 from toolkit.tflite import schema
 from toolkit.tflite.graph import DType, Graph, Node, Signature, Value
-from toolkit.weights import Weight
 
 _ELEMENTS = {"f32": "FLOAT32", "f16": "FLOAT16", "int8": "INT8", "int4": "INT4"}
 

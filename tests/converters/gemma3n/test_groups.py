@@ -5,9 +5,9 @@ import math
 import pytest
 from checkpoints import TINY, tensor_shapes
 
-from converters.gemma3n.config import TextConfig, parse_config
+from converters.gemma3n.config.text import TextConfig, parse_config
 from converters.gemma3n.groups import canonical_names, group_of, text_tensors, unused_kv_tensors
-from toolkit.errors import CheckpointError
+from toolkit.base.errors import CheckpointError
 
 # Parameters of the released models, without the towers (docs/gemma3n.md).
 RELEASED = {(35, 16384, 15): 6_866_696_688, (30, 8192, 10): 4_456_156_768}

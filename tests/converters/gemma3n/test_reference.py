@@ -23,10 +23,10 @@ from oracle import (
 )
 
 from converters.checkpoint import open_checkpoint
-from converters.gemma3n.config import TextConfig, TextModel
-from converters.gemma3n.matformer import Slice, SlicedCheckpoint
+from converters.gemma3n.config.text import TextConfig, TextModel
 from converters.gemma3n.reference import HEAD_ROWS, forward, hidden_states, logits
-from toolkit.errors import UsageError
+from converters.gemma3n.sizes.matformer import Slice, SlicedCheckpoint
+from toolkit.base.errors import UsageError
 
 pytestmark = pytest.mark.reference
 

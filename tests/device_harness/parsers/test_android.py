@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from mangling import MANGLINGS, NAMES
+from paths import FIXTURES
 
 from device_harness.emulator import templates
 from device_harness.parsers.android import (
@@ -20,9 +20,9 @@ from device_harness.parsers.android import (
 )
 from toolkit.results.record import BatteryRecord, CpuRecord, TemperatureRecord, ThermalRecord
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "device"
-BATTERY = (FIXTURES / "dumpsys_battery_samsung.txt").read_text() + "\n"
-THERMAL = (FIXTURES / "dumpsys_thermalservice_samsung.txt").read_text() + "\n"
+DEVICE = FIXTURES / "device"
+BATTERY = (DEVICE / "dumpsys_battery_samsung.txt").read_text() + "\n"
+THERMAL = (DEVICE / "dumpsys_thermalservice_samsung.txt").read_text() + "\n"
 however = pytest.mark.parametrize("mangle", [lambda text: text, *MANGLINGS], ids=["as recorded", *NAMES])
 
 

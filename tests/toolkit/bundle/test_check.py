@@ -22,8 +22,7 @@ from bundles import (
     write_graphs,
 )
 
-from toolkit.bundle.check import check
-from toolkit.bundle.litertlm import export_litertlm
+from toolkit.base.errors import BundleError
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
@@ -36,7 +35,8 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.ple_shards import HEADER_BYTES, read_header
 from toolkit.bundle.write import write_bundle
-from toolkit.errors import BundleError
+from toolkit.check import check
+from toolkit.litertlm.export import export_litertlm
 
 
 @pytest.fixture(scope="module")

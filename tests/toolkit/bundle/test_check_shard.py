@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from bundles import OneTable
 
-from toolkit.bundle.check import check
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, write_ple_shards
+from toolkit.check import check
 
 VOCAB, LAYERS, WIDTH = 300, 3, 32
 VALUES = np.random.default_rng(5).standard_normal((VOCAB, LAYERS * WIDTH)).astype(np.float32)

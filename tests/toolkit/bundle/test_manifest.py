@@ -14,12 +14,12 @@ from bundles import DRAFT, TOWERS_DRAFT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit import files
+from toolkit.base import files
+from toolkit.base.errors import BundleError
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import MANIFEST_NAME, TOWER_FILES, FileRecord, GroupRecord, Manifest
 from toolkit.bundle.manifest_json import dump_manifest, parse_manifest, read_manifest
 from toolkit.bundle.write import describe
-from toolkit.errors import BundleError
 
 
 def manifest() -> Manifest:

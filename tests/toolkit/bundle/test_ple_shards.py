@@ -15,9 +15,9 @@ from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untype
 from numpy.typing import NDArray
 
 from tests.bundles import OneTable
-from toolkit.bundle.ple_graph import ROWS, layout_ple
+from toolkit.base.errors import BundleError, RecipeError
 from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, unpack_rows, write_ple_shards
-from toolkit.errors import BundleError, RecipeError
+from toolkit.litertlm.ple_graph import ROWS, layout_ple
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
 from toolkit.runtime.ple_lookup import PleTable

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from bundles import DRAFT
 
+from toolkit.base.errors import BundleError, QualityError, UsageError
 from toolkit.bundle.manifest import MANIFEST_NAME
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.write import BundleDraft, write_bundle
-from toolkit.errors import BundleError, QualityError, UsageError
 
 NAMES = ["embedder.tflite", "ple_00000.bin", "text_decoder.tflite", "tokenizer.json"]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from toolkit.errors import ToolkitError, UsageError
+from toolkit.base.errors import ToolkitError, UsageError
 from toolkit.media.image import IMAGE_SIZE, MAX_PIXELS, load_levels, pixels
 from toolkit.media.source import MediaSource
 

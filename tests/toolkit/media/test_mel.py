@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 from toolkit.media.mel import log_mel, mel_filters, num_frames
 
 LENGTHS = (513, 640, 641, 799, 800, 801, 16_000, 16_001, 47_999, 160_000, 479_999, 480_000)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders, soft_token_starts
 
 PIECES = (IMAGE.placeholder, SOUND.placeholder, "\n", "\n\n", "a ", "<start_of_turn>user\n", "é\\1\\g<0>", "{}")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from toolkit.errors import ToolkitError, UsageError
+from toolkit.base.errors import ToolkitError, UsageError
 from toolkit.media import sound as sound_module
 from toolkit.media.mp3 import after_tags
 from toolkit.media.sound import load_sound, split_sound

@@ -9,12 +9,12 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
+from toolkit.base.weights import Weight
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Signature
 from toolkit.tflite.writer import layout_tflite, write_tflite
-from toolkit.weights import Weight
 
 SCHEMES = [Scheme("int8"), Scheme("int4"), *(Scheme("int4", block) for block in (32, 64, 128, 256))]
 ROWS, COLUMNS = 24, 512

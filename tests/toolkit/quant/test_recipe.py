@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import REPOSITORY
 
-from toolkit.errors import RecipeError
+from toolkit.base.errors import RecipeError
+from toolkit.base.weights import Weight
 from toolkit.quant.recipe import BUILT_IN, FORMAT, Recipe, Rule, load_recipe, ple_recipe
 from toolkit.quant.scheme import Scheme
-from toolkit.weights import Weight
 
 F32, INT8, INT4 = Scheme("f32"), Scheme("int8"), Scheme("int4", 32)
 
@@ -162,7 +163,7 @@ def test_a_file_is_read_in_full(tmp_path: Path) -> None:
 
 
 def test_the_example_of_the_format_s_document_is_a_recipe(tmp_path: Path) -> None:
-    document = Path(__file__).parents[3] / "docs" / "formats" / "recipe.md"
+    document = REPOSITORY / "docs" / "formats" / "recipe.md"
     file = tmp_path / "example.json"
     file.write_text(document.read_text(encoding="utf-8").split("```json\n")[1].split("```")[0])
     load_recipe(file).plan(text_weights())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toolkit.errors import RecipeError
+from toolkit.base.errors import RecipeError
 from toolkit.quant.scheme import Dtype, Scheme, check_scheme, payload_bytes, scales_bytes
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from toolkit.errors import CheckpointError, EnvironmentFault, RecipeError, ToolkitError
+from toolkit.base.errors import CheckpointError, EnvironmentFault, RecipeError, ToolkitError
+from toolkit.base.weights import Weight, WeightPart
 from toolkit.quant import stream
 from toolkit.quant.packing import pack_int4
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.stream import CHUNK_WEIGHTS, FileWeights, Placement, stream_files
 from toolkit.quant.uniform import quantize_rows
-from toolkit.weights import Weight, WeightPart
 
 SCHEMES = [Scheme("f32"), Scheme("int8"), Scheme("int8", 64), Scheme("int4"), Scheme("int4", 32), Scheme("int4", 64)]
 

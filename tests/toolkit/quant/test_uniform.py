@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from toolkit.errors import CheckpointError, RecipeError
+from toolkit.base.errors import CheckpointError, RecipeError
 from toolkit.quant.scheme import Dtype, Scheme, Search
 from toolkit.quant.uniform import QuantizedRows, block_scale, dequantize_rows, quantize_rows
 

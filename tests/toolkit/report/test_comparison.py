@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from result_records import RECORDS, record_of
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 from toolkit.report.comparison import Across, compare_results, comparison_json, comparison_table
 from toolkit.results.record import BenchRecord
 

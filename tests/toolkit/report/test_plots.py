@@ -10,7 +10,7 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 from toolkit.report.plots import Bar, Distributions, Line, Panel, Plot, StackedBars, TimeSeries, png, svg, write_plot
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -107,5 +107,5 @@ def test_another_ending_is_refused_and_nothing_written(tmp_path: Path) -> None:
 
 
 def test_matplotlib_is_imported_only_to_draw() -> None:
-    code = "import sys, toolkit.cli, toolkit.report.plots; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, gemma_edge.cli, toolkit.report.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from result_records import FIXTURE, RECORDS, record_of
 
-from toolkit.errors import ResultsError
+from toolkit.base.errors import ResultsError
 from toolkit.report.page import Cell, Page, Section, Table, render_page
 from toolkit.report.results_page import results_page
 from toolkit.results.json_lines import parse_record

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import FIXTURES, REPOSITORY
 
-from toolkit.errors import ResultsError, UsageError
+from toolkit.base.errors import ResultsError, UsageError
 from toolkit.results.json_lines import dump_record, open_results, parse_record, read_results
 from toolkit.results.record import BenchRecord
 
-FIXTURE = Path(__file__).parents[2] / "fixtures" / "results.jsonl"
+FIXTURE = FIXTURES / "results.jsonl"
 LINES = FIXTURE.read_bytes().splitlines(keepends=True)
 
 
@@ -24,7 +25,7 @@ def test_records_are_written_as_they_were_read() -> None:
 
 
 def test_the_specification_shows_a_record_of_the_fixture() -> None:
-    text = (FIXTURE.parents[2] / "docs/formats/results.md").read_text()
+    text = (REPOSITORY / "docs/formats/results.md").read_text()
     shown = json.loads(text.split("```json\n")[1].split("```")[0])
     assert shown in [json.loads(line) for line in LINES]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import BundleError, UsageError
+from toolkit.base.errors import BundleError, UsageError
 from toolkit.runtime.chat import ChatTemplate, Message
 
 # Gemma's form as facts about the prompt: <bos>, turns, "model" for the assistant, system text before the first turn.

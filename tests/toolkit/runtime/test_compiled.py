@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from toolkit.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault
 from toolkit.runtime.compiled import Buffer, Model, Runtime
 from toolkit.runtime.weight_cache import ModelFile, WeightCache
 

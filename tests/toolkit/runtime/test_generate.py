@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from toolkit.errors import UsageError
+from toolkit.base.errors import UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.generate import Generation, GenerationReport
 from toolkit.runtime.sampling import Sampler, Sampling

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from toolkit.errors import EnvironmentFault, UsageError
+from toolkit.base.errors import EnvironmentFault, UsageError
 from toolkit.runtime.sampling import Sampler, Sampling, distribution
 
 LOGITS = hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(-80, 80, width=32))

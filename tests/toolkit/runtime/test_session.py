@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from converters.checkpoint import open_checkpoint
 from converters.gemma3n import reference
-from converters.gemma3n.matformer import SlicedCheckpoint
+from converters.gemma3n.sizes.matformer import SlicedCheckpoint
+from toolkit.base.errors import BundleError, UsageError
 from toolkit.bundle.ple_shards import read_header, shard_name, write_ple_shards
-from toolkit.errors import BundleError, UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 

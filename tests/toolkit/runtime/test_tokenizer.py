@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.errors import BundleError
+from toolkit.base.errors import BundleError
 from toolkit.runtime.tokenizer import TextStream, Tokenizer
 
 SCRIPTS = "the cat sat. Zażółć 猫が座った Кошка القط बिल्ली 🐈‍⬛ 고양이 แมว Γάτα\n\tfin"

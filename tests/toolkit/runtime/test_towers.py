@@ -12,8 +12,8 @@ import pytest
 import soundfile
 from PIL import Image
 
+from toolkit.base.errors import BundleError, UsageError
 from toolkit.bundle.manifest import TOWER_FILES
-from toolkit.errors import BundleError, UsageError
 from toolkit.media.mel import num_frames
 from toolkit.runtime import towers as towers_module
 from toolkit.runtime.bundle import Bundle

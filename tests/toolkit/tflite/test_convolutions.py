@@ -10,7 +10,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from toolkit.errors import CheckpointError, RecipeError
+from toolkit.base.errors import CheckpointError, RecipeError
 from toolkit.quant import stream
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite import ops

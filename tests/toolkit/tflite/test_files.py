@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from toolkit.errors import GraphError
-from toolkit.layout import MATRIX_ALIGNMENT, PAGE_BYTES
+from toolkit.base.errors import GraphError
+from toolkit.base.layout import MATRIX_ALIGNMENT, PAGE_BYTES
 from toolkit.quant.scheme import Scheme, payload_bytes
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
 from toolkit.tflite import ops, schema

@@ -1,0 +1,1 @@
+"""config.json and processor configs, read strictly into records."""

@@ -1,0 +1,370 @@
+"""The numbers of a Gemma 3n text model, read from Hugging Face's config.json without a guess.
+
+Every key that transformers knows is used, checked to hold the one supported value, or listed as without effect; any
+other key is an error. Source: transformers 5.23 models/gemma3n/configuration_gemma3n.py, and 4.53 for old checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from toolkit.base.errors import ConfigError
+from toolkit.base.strict_json import JsonObject
+from toolkit.quant.source import TensorSource
+
+Attention = Literal["sliding", "full"]
+
+CONDITIONAL_GENERATION = "Gemma3nForConditionalGeneration"
+CAUSAL_LM = "Gemma3nForCausalLM"
+
+_MODEL_TYPES = {CONDITIONAL_GENERATION: "gemma3n", CAUSAL_LM: "gemma3n_text"}
+_LAYER_TYPES: dict[str, Attention] = {"sliding_attention": "sliding", "full_attention": "full"}
+_LAYER_TYPE_NAMES = {attention: name for name, attention in _LAYER_TYPES.items()}
+
+# Bounds far above any Gemma 3n, far below what would exhaust memory before a shape is compared with a file.
+_MAX_VOCABULARY = 1 << 24
+_MAX_WIDTH = 1 << 20
+_MAX_LAYERS = 1 << 10
+_MAX_HEADS = 1 << 12
+_MAX_POSITIONS = 1 << 31
+_MAX_SPARSITY = 0.999999  # at 1.0 the threshold is infinite
+
+# Training, bookkeeping and generation settings: they change no number of the forward pass.
+_WITHOUT_EFFECT = """
+    _attn_implementation_autoset _commit_hash _name_or_path architectures altup_coef_clip altup_lr_multiplier
+    attention_dropout attn_implementation cache_implementation dtype finetuning_task id2label initializer_range
+    label2id name_or_path output_attentions output_hidden_states prefix problem_type query_pre_attn_scalar
+    return_dict task_specific_params tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed
+    unsloth_version use_cache
+"""
+# GenerationConfig, which transformers 4 allowed in config.json.
+_GENERATION = """
+    bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
+    length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_scores remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id suppress_tokens
+    temperature top_k top_p typical_p assistant_confidence_threshold assistant_lookbehind encoder_repetition_penalty
+    epsilon_cutoff eta_cutoff num_assistant_tokens num_assistant_tokens_schedule target_lookbehind
+"""
+
+# What the forward pass is written for; other values would need other mathematics.
+_ONLY_VALUES: dict[str, tuple[object, ...]] = {
+    "add_cross_attention": (False,),
+    "attention_bias": (False,),
+    "attn_logit_softcapping": (None,),
+    "chunk_size_feed_forward": (0,),
+    "cross_attention_hidden_size": (None,),
+    "hidden_act": ("gelu_pytorch_tanh",),
+    "hidden_activation": ("gelu_pytorch_tanh",),
+    "is_decoder": (False, True),
+    "is_encoder_decoder": (False,),
+    "per_layer_config": (None,),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+    "rope_scaling": (None,),
+    "tf_legacy_loss": (False,),
+    "tie_encoder_decoder": (False,),
+    "tie_word_embeddings": (True,),
+    "use_bfloat16": (False,),
+    "use_bidirectional_attention": (False, None),
+}
+
+# The towers' own numbers; they are checked where the towers are converted.
+_MULTIMODAL_KEYS = """
+    audio_soft_tokens_per_image vision_soft_tokens_per_image audio_token_id boa_token_id boi_token_id eoa_token_id
+    eoi_token_id image_token_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerConfig:
+    """One decoder layer; `kv_source` is None where the layer owns a KV cache, else the index of the layer it reads."""
+
+    attention: Attention
+    ffn_size: int
+    sparsity: float
+    """Fraction of the gate that is cut, e.g. 0.95; 0.0 is dense."""
+    kv_source: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """The text decoder. `ple_` is per-layer embeddings: hidden_size_per_layer_input and its vocabulary."""
+
+    vocab_size: int
+    ple_vocab_size: int
+    hidden_size: int
+    ple_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    sliding_window: int
+    max_positions: int
+    rms_norm_eps: float
+    rope_theta_full: float
+    rope_theta_sliding: float
+    laurel_rank: int
+    altup_num_inputs: int
+    altup_active_index: int
+    altup_correct_scale: bool
+    final_logit_softcap: float | None
+    layers: tuple[LayerConfig, ...]
+    bos_token_id: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """The layers that own a KV cache, in order."""
+        return tuple(index for index, layer in enumerate(self.layers) if layer.kv_source is None)
+
+
+class TextModel(TensorSource, Protocol):
+    """What the converter reads: a checkpoint, or a slice of one."""
+
+    @property
+    def config(self) -> TextConfig: ...
+
+
+def parse_config(config: object, generation: object | None, what: str) -> tuple[str, TextConfig]:
+    """Architecture and text model from the values of config.json and, if there is one, generation_config.json."""
+    top = JsonObject(config, what, ConfigError)
+    architecture = _architecture(top)
+    if architecture == CAUSAL_LM:
+        text = top
+    else:
+        text = _multimodal_text(top)
+        text.expect("model_type", _MODEL_TYPES[CAUSAL_LM])
+    parsed = _text_config(text, top, _eos_source(generation, top, what))
+    finish_section(text)
+    if text is not top:
+        finish_section(top)
+    return architecture, parsed
+
+
+def layer_kv_sources(attention: Sequence[Attention], num_kv_shared: int) -> tuple[int | None, ...]:
+    """Each shared layer reads the last owner of its own type (kv_sharing_modes); ValueError where there is none.
+
+    >>> layer_kv_sources(["sliding", "full", "sliding", "sliding", "full"], 2)
+    (None, None, None, 2, 1)
+    """
+    owners = len(attention) - num_kv_shared
+    last_owner = {kind: index for index, kind in enumerate(attention[:owners])}
+    missing = sorted(set(attention[owners:]) - last_owner.keys())
+    if missing or owners < 1:
+        raise ValueError(f"no layer before {owners} owns a cache of type {missing[0] if missing else attention[0]}")
+    return (*(None for _ in range(owners)), *(last_owner[kind] for kind in attention[owners:]))
+
+
+def to_hugging_face(config: TextConfig) -> dict[str, object]:
+    """The config.json of this text model as Gemma3nForCausalLM; `parse_config` of it gives `config` again."""
+    return {
+        "architectures": [CAUSAL_LM],
+        "model_type": _MODEL_TYPES[CAUSAL_LM],
+        "vocab_size": config.vocab_size,
+        "vocab_size_per_layer_input": config.ple_vocab_size,
+        "hidden_size": config.hidden_size,
+        "hidden_size_per_layer_input": config.ple_size,
+        "num_hidden_layers": config.num_layers,
+        "intermediate_size": [layer.ffn_size for layer in config.layers],
+        "layer_types": [_LAYER_TYPE_NAMES[layer.attention] for layer in config.layers],
+        "activation_sparsity_pattern": [layer.sparsity for layer in config.layers],
+        "num_kv_shared_layers": config.num_layers - len(config.kv_layers),
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "sliding_window": config.sliding_window,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": config.rope_theta_full},
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_theta_sliding},
+        },
+        "laurel_rank": config.laurel_rank,
+        "altup_num_inputs": config.altup_num_inputs,
+        "altup_active_idx": config.altup_active_index,
+        "altup_correct_scale": config.altup_correct_scale,
+        "final_logit_softcapping": config.final_logit_softcap,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_ids),
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def _architecture(top: JsonObject) -> str:
+    architecture = next((name for name in _MODEL_TYPES if top.array("architectures") == [name]), None)
+    if architecture is None:
+        top.refuse("architectures", top.value("architectures"), " or ".join(_MODEL_TYPES))
+    if top.string("model_type") != _MODEL_TYPES[architecture]:
+        top.refuse("model_type", top.value("model_type"), f"{_MODEL_TYPES[architecture]!r} for {architecture}")
+    return architecture
+
+
+def _multimodal_text(top: JsonObject) -> JsonObject:
+    for tower in ("vision", "audio"):
+        if top.has(f"{tower}_config"):
+            top.child(f"{tower}_config").expect("model_type", f"gemma3n_{tower}")
+    top.ignore(_MULTIMODAL_KEYS.split())
+    return top.child("text_config")
+
+
+def finish_section(section: JsonObject) -> None:
+    """Check the keys that every section may have, and refuse those whose meaning is not known."""
+    for key, values in _ONLY_VALUES.items():
+        section.expect(key, *values)
+    section.ignore(_WITHOUT_EFFECT.split())
+    section.ignore(_GENERATION.split())
+    section.finish()
+
+
+def _text_config(text: JsonObject, top: JsonObject, eos: JsonObject | None) -> TextConfig:
+    vocab_size = text.integer("vocab_size", 1, _MAX_VOCABULARY)
+    theta_full, theta_sliding = _rope_thetas(text)
+    num_kv_heads = text.integer("num_key_value_heads", 1, _MAX_HEADS)
+    num_heads = text.integer("num_attention_heads", 1, _MAX_HEADS)
+    if num_heads % num_kv_heads:
+        text.refuse("num_attention_heads", num_heads, f"a multiple of num_key_value_heads, {num_kv_heads}")
+    head_dim = text.integer("head_dim", 2, _MAX_WIDTH)
+    if head_dim % 2:
+        text.refuse("head_dim", head_dim, "an even number, which rotary embeddings need")
+    altup_num_inputs = text.integer("altup_num_inputs", 2, 64)  # one stream has no others to predict from
+    softcap = text.number("final_logit_softcapping", 1e-3, 1e6) if text.has("final_logit_softcapping") else None
+    text.value("final_logit_softcapping")
+    return TextConfig(
+        vocab_size=vocab_size,
+        ple_vocab_size=text.integer("vocab_size_per_layer_input", 1, _MAX_VOCABULARY),
+        hidden_size=text.integer("hidden_size", 1, _MAX_WIDTH),
+        ple_size=text.integer("hidden_size_per_layer_input", 1, _MAX_WIDTH),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        sliding_window=text.integer("sliding_window", 1, _MAX_POSITIONS),
+        max_positions=text.integer("max_position_embeddings", 1, _MAX_POSITIONS),
+        rms_norm_eps=text.number("rms_norm_eps", 1e-12, 1e-1),
+        rope_theta_full=theta_full,
+        rope_theta_sliding=theta_sliding,
+        laurel_rank=text.integer("laurel_rank", 1, _MAX_WIDTH),
+        altup_num_inputs=altup_num_inputs,
+        altup_active_index=text.integer("altup_active_idx", 0, altup_num_inputs - 1),
+        altup_correct_scale=text.flag("altup_correct_scale"),
+        final_logit_softcap=softcap,
+        layers=_layers(text),
+        bos_token_id=_token_id("bos_token_id", 2, text, top, vocab_size),
+        eos_token_ids=_eos_token_ids(eos, text, vocab_size),
+        pad_token_id=_token_id("pad_token_id", 0, text, top, vocab_size),
+    )
+
+
+def _layers(text: JsonObject) -> tuple[LayerConfig, ...]:
+    count = text.integer("num_hidden_layers", 1, _MAX_LAYERS)
+    attention = _layer_types(text, count)
+    sizes = _per_layer_sizes(text, count)
+    sparsity = _sparsity_pattern(text, count)
+    shared = text.integer("num_kv_shared_layers", 0, count - 1)
+    try:
+        sources = layer_kv_sources(attention, shared)
+    except ValueError as error:
+        text.refuse("num_kv_shared_layers", f"{shared}: {error}", "an owner of each type before the shared layers")
+    return tuple(LayerConfig(*layer) for layer in zip(attention, sizes, sparsity, sources, strict=True))
+
+
+def _layer_types(text: JsonObject, count: int) -> tuple[Attention, ...]:
+    if not text.has("layer_types"):
+        # Gemma3nTextConfig.__post_init__: every fifth layer is global.
+        return tuple("full" if (index + 1) % 5 == 0 else "sliding" for index in range(count))
+    types: list[Attention] = []
+    for name in text.array("layer_types"):
+        if not isinstance(name, str) or name not in _LAYER_TYPES:
+            text.refuse("layer_types", name, " or ".join(_LAYER_TYPES))
+        types.append(_LAYER_TYPES[name])
+    _require_length(text, "layer_types", len(types), count)
+    return tuple(types)
+
+
+def _per_layer_sizes(text: JsonObject, count: int) -> tuple[int, ...]:
+    if not isinstance(text.value("intermediate_size"), list):
+        return (text.integer("intermediate_size", 1, _MAX_WIDTH),) * count
+    sizes = text.integers("intermediate_size", 1, _MAX_WIDTH)
+    _require_length(text, "intermediate_size", len(sizes), count)
+    return sizes
+
+
+def _sparsity_pattern(text: JsonObject, count: int) -> tuple[float, ...]:
+    if not text.has("activation_sparsity_pattern"):
+        # Gemma3nTextConfig.__post_init__: ten sparse layers, none in models of at most ten.
+        sparse = 10 if count > 10 else 0
+        return (0.95,) * sparse + (0.0,) * (count - sparse)
+    if not isinstance(text.value("activation_sparsity_pattern"), list):
+        return (text.number("activation_sparsity_pattern", 0.0, _MAX_SPARSITY),) * count
+    pattern = text.numbers("activation_sparsity_pattern", 0.0, _MAX_SPARSITY)
+    _require_length(text, "activation_sparsity_pattern", len(pattern), count)
+    return pattern
+
+
+def _require_length(text: JsonObject, key: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        text.refuse(key, f"{found} entries", f"{wanted}, one for each of num_hidden_layers")
+
+
+def _rope_thetas(text: JsonObject) -> tuple[float, float]:
+    """Bases of full and sliding layers; the old keys and the new may both be there if they agree."""
+    old_keys = ("rope_theta", "rope_local_base_freq")
+    stated = [key for key in old_keys if text.has(key)]
+    if not text.has("rope_parameters"):
+        return text.number(old_keys[0], 1.0, 1e12), text.number(old_keys[1], 1.0, 1e12)
+    parameters = text.child("rope_parameters")
+    new = _rope_theta(parameters, "full_attention"), _rope_theta(parameters, "sliding_attention")
+    parameters.finish()
+    for key, theta in zip(old_keys, new, strict=True):
+        if key in stated and text.number(key, 1.0, 1e12) != theta:
+            text.refuse(key, text.value(key), f"{theta}, as rope_parameters says")
+    return new
+
+
+def _rope_theta(parameters: JsonObject, kind: str) -> float:
+    rope = parameters.child(kind)
+    rope.expect("rope_type", "default")
+    rope.expect("type", "default")
+    rope.expect("partial_rotary_factor", 1.0, 1)
+    theta = rope.number("rope_theta", 1.0, 1e12)
+    rope.finish()
+    return theta
+
+
+def _token_id(key: str, default: int, text: JsonObject, top: JsonObject, vocab_size: int) -> int:
+    """From the top level, else the text model's section, else Gemma3nTextConfig's default."""
+    found = [section for section in (top, text) if section.has(key)]
+    ids = [section.integer(key, 0, vocab_size - 1) for section in found]
+    return ids[0] if ids else default
+
+
+def _eos_source(generation: object | None, top: JsonObject, what: str) -> JsonObject | None:
+    """Where the stop tokens are stated: generation_config.json goes before config.json, as in transformers."""
+    top_has = top.has("eos_token_id")
+    if generation is not None:
+        stated = JsonObject(generation, f"generation_config.json beside {what}", ConfigError)
+        if stated.has("eos_token_id"):
+            return stated
+    return top if top_has else None
+
+
+def _eos_token_ids(source: JsonObject | None, text: JsonObject, vocab_size: int) -> tuple[int, ...]:
+    stated = source if source is not None else text
+    in_text = text.has("eos_token_id")
+    if source is None and not in_text:
+        return (1,)
+    if not isinstance(stated.value("eos_token_id"), list):
+        return (stated.integer("eos_token_id", 0, vocab_size - 1),)
+    ids = stated.integers("eos_token_id", 0, vocab_size - 1)
+    if not ids:
+        stated.refuse("eos_token_id", [], "at least one stop token")
+    return ids

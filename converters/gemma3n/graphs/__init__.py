@@ -1,0 +1,1 @@
+"""Model math: from a config to graphs of LiteRT operators; names weights, never sees their bytes."""

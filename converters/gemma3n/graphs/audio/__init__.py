@@ -1,0 +1,1 @@
+"""The audio tower: encoder and adapter."""

@@ -1,0 +1,71 @@
+"""From the audio encoder to the language model's embeddings, as LiteRT graphs.
+
+Soft tokens are the encoder's features; hard tokens are the ids that the tower has a table of its own for: the end of a
+sound, and the padding that fills its places in a prompt. Neither is scaled by sqrt(hidden) as text embeddings are.
+Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nMultimodalEmbedder, and Gemma3nModel.forward for the
+padding).
+"""
+
+from __future__ import annotations
+
+from converters.gemma3n.config.audio import AudioConfig
+from converters.gemma3n.graphs.norms import rms_norm, unit_rms
+from toolkit.tflite import ops
+from toolkit.tflite.graph import DType, Graph, Value, Weight
+
+
+def adapter_graph(config: AudioConfig, frames: int) -> Graph:
+    """The encoder's mask: bool[1, tokens] and features -> embeddings: f32[1, soft_tokens, text_hidden].
+
+    Rows without a token, and those up to soft_tokens, are the padding: rows whose mask is false, or whose features are
+    all zero, as the encoder makes them. LiteRT-LM wants the mask first, and takes the rows that it is true for.
+    """
+    graph = Graph()
+    tokens, padding_rows = config.tokens(frames), config.soft_tokens - config.tokens(frames)
+    mask = graph.input("mask", (1, tokens), DType.BOOL)
+    features = graph.input("features", (1, tokens, config.hidden_size))
+    there = ops.less(graph.scalar(0.0), ops.reshape(ops.sum_(ops.mul(features, features)), (1, tokens)))
+    valid = ops.cast(ops.logical_and(mask, there), DType.FLOAT32)
+    norm = graph.weight(Weight.whole("embed_audio.soft_embedding_norm.weight", (config.hidden_size,)))
+    soft = rms_norm(features, norm, config.rms_norm_eps)
+    padding = _hard(config, graph.ints([config.padding_token_id - config.vocab_offset]))
+    projected = _project(config, ops.concatenation([soft, padding], 1))
+    soft, padding = ops.take(projected, 1, 0, tokens), ops.take(projected, 1, tokens, tokens + 1)
+    valid = ops.reshape(ops.pad(valid, [(0, 0), (0, padding_rows)]), (1, config.soft_tokens, 1))
+    soft = ops.mul(ops.pad(soft, [(0, 0), (0, padding_rows), (0, 0)]), valid)
+    rest = ops.mul(padding, ops.sub(graph.scalar(1.0), valid))
+    graph.output("embeddings", ops.add(soft, rest))
+    return graph
+
+
+def hard_embedder_graph(config: AudioConfig, tokens: int) -> Graph:
+    """ids: int32[1, tokens], from vocab_offset on -> embeddings: f32[1, tokens, text_hidden]."""
+    graph = Graph()
+    ids = ops.reshape(graph.input("ids", (1, tokens), DType.INT32), (tokens,))
+    rows = ops.sub(ids, graph.ints([config.vocab_offset]))
+    graph.output("embeddings", _project(config, _hard(config, rows)))
+    return graph
+
+
+def end_of_audio_graph(config: AudioConfig) -> Graph:
+    """No input -> embeddings: f32[1, 1, text_hidden], those of the id that ends a sound; LiteRT-LM asks for this."""
+    graph = Graph()
+    row = graph.ints([config.end_token_id - config.vocab_offset])
+    graph.output("embeddings", _project(config, _hard(config, row)))
+    return graph
+
+
+def _hard(config: AudioConfig, rows: Value) -> Value:
+    """Normed rows of the table: f32[1, n, hidden]."""
+    graph = rows.graph
+    table = graph.weight(Weight.whole("embed_audio.embedding.weight", (config.vocab_size, config.hidden_size)))
+    norm = graph.weight(Weight.whole("embed_audio.hard_embedding_norm.weight", (config.hidden_size,)))
+    found = ops.reshape(ops.embedding_lookup(rows, table), (1, rows.shape[0], config.hidden_size))
+    return rms_norm(found, norm, config.rms_norm_eps)
+
+
+def _project(config: AudioConfig, normed: Value) -> Value:
+    """Into the language model's space, at unit root mean square."""
+    shape = (config.text_hidden_size, config.hidden_size)
+    matrix = normed.graph.weight(Weight.whole("embed_audio.embedding_projection.weight", shape))
+    return unit_rms(ops.fully_connected(normed, matrix), config.rms_norm_eps)

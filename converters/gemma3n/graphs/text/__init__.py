@@ -1,0 +1,1 @@
+"""The language model: embedder and decoder, one file for each kind of block."""

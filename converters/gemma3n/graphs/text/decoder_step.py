@@ -1,0 +1,107 @@
+"""One forward pass of the text decoder under construction, and one layer of it: the graph, and weights by name.
+
+Streams are f32[1, tokens, streams, hidden] (AltUp's predictions of the hidden state); all else is f32[1, tokens, ...].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from converters.gemma3n.config.text import LayerConfig, TextConfig
+from converters.gemma3n.graphs.norms import rms_norm
+from toolkit.tflite import ops
+from toolkit.tflite.graph import Graph, Value, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """One MatFormer size over the weights of the widest model in the file.
+
+    `layers[i]` is the widest model's index of this size's layer i; `ffn_segments[i]`: widths of the FFN pieces it runs.
+    """
+
+    config: TextConfig
+    layers: tuple[int, ...]
+    ffn_segments: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A pass of `tokens` tokens through one size of the widest model in the file."""
+
+    size: Size
+    widest: TextConfig
+    tokens: int
+    graph: Graph = field(default_factory=Graph)
+
+    @property
+    def config(self) -> TextConfig:
+        return self.size.config
+
+    def vector(self, tensor: str, size: int) -> Value:
+        """A weight f32[size] of the checkpoint."""
+        return self.graph.weight(Weight.whole(tensor, (size,)))
+
+    def matrix(self, tensor: str, rows: int, columns: int) -> Value:
+        """A weight f32[rows, columns] of the checkpoint."""
+        return self.graph.weight(Weight.whole(tensor, (rows, columns)))
+
+    def linear(self, x: Value, tensor: str, rows: int) -> Value:
+        """x @ matrix.T with a matrix [rows, last axis of x] of the checkpoint."""
+        return ops.fully_connected(x, self.matrix(tensor, rows, x.shape[-1]))
+
+    def norm(self, x: Value, tensor: str) -> Value:
+        """RMS norm over the last axis, by the checkpoint's weight of that size."""
+        return rms_norm(x, self.vector(tensor, x.shape[-1]), self.config.rms_norm_eps)
+
+    def stream(self, streams: Value, j: int) -> Value:
+        """Stream j alone: f32[1, tokens, hidden]."""
+        return ops.reshape(ops.take(streams, 2, j, j + 1), (1, self.tokens, self.config.hidden_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Layer `index` of a step's size; names of tensors are the checkpoint's, without `layers.N.`"""
+
+    step: Step
+    index: int
+
+    @property
+    def config(self) -> TextConfig:
+        return self.step.config
+
+    @property
+    def own(self) -> LayerConfig:
+        return self.config.layers[self.index]
+
+    @property
+    def graph(self) -> Graph:
+        return self.step.graph
+
+    @property
+    def tokens(self) -> int:
+        return self.step.tokens
+
+    def name(self, tensor: str) -> str:
+        """A tensor's name in the checkpoint that the widest model is."""
+        return f"layers.{self.step.size.layers[self.index]}.{tensor}"
+
+    def vector(self, tensor: str) -> Value:
+        """A weight of the hidden size."""
+        return self.step.vector(self.name(tensor), self.config.hidden_size)
+
+    def matrix(self, tensor: str, rows: int, columns: int) -> Value:
+        """A weight f32[rows, columns]."""
+        return self.step.matrix(self.name(tensor), rows, columns)
+
+    def linear(self, x: Value, tensor: str, rows: int) -> Value:
+        """x @ matrix.T with a matrix [rows, last axis of x]."""
+        return self.step.linear(x, self.name(tensor), rows)
+
+    def norm(self, x: Value, tensor: str) -> Value:
+        """RMS norm over the last axis."""
+        return self.step.norm(x, self.name(tensor))
+
+    def active(self, streams: Value) -> Value:
+        """The stream that the layer computes on: f32[1, tokens, hidden]."""
+        return self.step.stream(streams, self.config.altup_active_index)

@@ -1,0 +1,73 @@
+"""The feed-forward of a layer, MatFormer: a smaller size runs its first units, stored as the first of several pieces.
+
+Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextMLP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from converters.gemma3n.graphs.text.decoder_step import Layer
+from toolkit.tflite import ops
+from toolkit.tflite.graph import Value, Weight, WeightPart
+
+
+def feed_forward(layer: Layer, normed: Value) -> Value:
+    """down(gelu(sparse(gate(x))) * up(x)), each piece by itself, their results added; f32[1, tokens, hidden]."""
+    pieces = _pieces(layer)
+    gates = [ops.fully_connected(normed, _rows(layer, "gate", n, units)) for n, units in enumerate(pieces)]
+    if layer.own.sparsity > 0:
+        gates = _keep_largest(gates, layer.own.sparsity)
+    total: Value | None = None
+    for n, (gate, units) in enumerate(zip(gates, pieces, strict=True)):
+        up = ops.fully_connected(normed, _rows(layer, "up", n, units))
+        down = _columns(layer, "down", n, units)
+        result = ops.fully_connected(ops.mul(ops.gelu_tanh(gate), up), down)
+        total = result if total is None else ops.add(total, result)
+    assert total is not None
+    return total
+
+
+def _keep_largest(gates: Sequence[Value], sparsity: float) -> list[Value]:
+    """relu(gate - (mean + z * std)) over the units that run; z: normal quantile; std of the population."""
+    graph, units = gates[0].graph, sum(g.shape[-1] for g in gates)
+    mean = _sum([ops.mul(ops.sum_(g), graph.scalar(1 / units)) for g in gates])
+    centred = [ops.sub(g, mean) for g in gates]
+    variance = _sum([ops.mul(ops.sum_(ops.mul(c, c)), graph.scalar(1 / units)) for c in centred])
+    cut = ops.mul(ops.sqrt(variance), graph.scalar(NormalDist().inv_cdf(sparsity)))
+    return [ops.relu(ops.sub(c, cut)) for c in centred]
+
+
+def _pieces(layer: Layer) -> list[tuple[int, int]]:
+    """The units of each piece that this size runs: half-open ranges."""
+    stops = np.cumsum(layer.step.size.ffn_segments[layer.index]).tolist()
+    return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def _rows(layer: Layer, kind: str, n: int, units: tuple[int, int]) -> Value:
+    """Rows of the gate's or the up projection's matrix: f32[units, hidden]."""
+    part = WeightPart(_tensor(layer, kind), rows=units)
+    shape = (units[1] - units[0], layer.config.hidden_size)
+    return layer.graph.weight(Weight(_tensor(layer, kind, n), shape, (part,)))
+
+
+def _columns(layer: Layer, kind: str, n: int, units: tuple[int, int]) -> Value:
+    """Columns of the down projection's matrix: f32[hidden, units]."""
+    part = WeightPart(_tensor(layer, kind), columns=units)
+    shape = (layer.config.hidden_size, units[1] - units[0])
+    return layer.graph.weight(Weight(_tensor(layer, kind, n), shape, (part,)))
+
+
+def _tensor(layer: Layer, kind: str, n: int = 0) -> str:
+    """The first piece has the tensor's own name."""
+    return layer.name(f"mlp.{kind}_proj.{n}.weight" if n else f"mlp.{kind}_proj.weight")
+
+
+def _sum(values: Sequence[Value]) -> Value:
+    total = values[0]
+    for value in values[1:]:
+        total = ops.add(total, value)
+    return total

@@ -1,0 +1,132 @@
+"""The KV caches of the text decoder: which rows they have, which a step writes, and which layer reads which.
+
+Keys lie by position, f32[1, kv_heads, rows, head_dim]; values by head dimension, f32[1, kv_heads, head_dim, rows].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from converters.gemma3n.config.text import LayerConfig, TextConfig
+from converters.gemma3n.graphs.text.decoder_step import Layer, Step
+from converters.gemma3n.graphs.text.kv_ring import RingWrite, slice_start
+from toolkit.tflite import ops
+from toolkit.tflite.graph import Value
+
+_KEY_POSITIONS, _VALUE_POSITIONS = 2, 3  # axes of the positions in the caches
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRows:
+    """Rows of the KV caches: `context` of layers that attend to everything, `sliding` of those with a window.
+
+    With fewer rows than the context a sliding cache is a ring: position p lies in row p mod `sliding`. A prefill of N
+    overwrites the N oldest rows, which none of its tokens may need: `sliding` is at least the window plus N.
+    Positions from `seen` on are out of sight: while a conversation is short, nothing reads the rest of its caches.
+    """
+
+    context: int
+    sliding: int
+    seen: int
+
+    @classmethod
+    def fitting(cls, config: TextConfig, context: int, largest_prefill: int) -> CacheRows:
+        """The smallest caches for prefills of up to `largest_prefill` tokens."""
+        return cls(context, min(context, config.sliding_window + largest_prefill), context)
+
+    @property
+    def has_rings(self) -> bool:
+        """Whether sliding caches are rings."""
+        return self.sliding < self.context
+
+    def of(self, layer: LayerConfig) -> int:
+        """Rows of the cache of one layer."""
+        return self.context if layer.attention == "full" else self.sliding
+
+    def read(self, layer: LayerConfig) -> int:
+        """Rows that one layer reads."""
+        return self.seen if self.of(layer) == self.context else self.sliding
+
+
+class KvCaches:
+    """The caches of one step: inputs of its graph, written layer by layer, outputs in the end."""
+
+    def __init__(self, step: Step, rows: CacheRows, positions: Value) -> None:
+        """positions: int32[tokens] of the step's tokens, which follow each other."""
+        self.rows = rows
+        self._step = step
+        self._caches: list[tuple[Value, Value]] = []
+        config = step.config
+        for i, owner in enumerate(step.widest.kv_layers):
+            count, heads, dim = rows.of(step.widest.layers[owner]), config.num_kv_heads, config.head_dim
+            keys = step.graph.input(f"kv_cache_k_{i}", (1, heads, count, dim))
+            # Values by position in the last axis: BATCH_MATMUL then reads them as they lie, and rearranges none.
+            self._caches.append((keys, step.graph.input(f"kv_cache_v_{i}", (1, heads, dim, count))))
+        self.first = ops.take(positions, 0, 0, 1)
+        """The first token's position: int32[1]."""
+        self._starts: dict[tuple[int, int], Value] = {}
+        self._ring_writes: dict[int, RingWrite] = {}
+        self._seen: dict[int, tuple[Value, Value]] = {}
+
+    def write(self, layer: Layer, key: Value, value: Value) -> None:
+        """key, value: f32[1, tokens, kv_heads, head_dim] of a layer that owns a cache."""
+        cache = self._index(layer)
+        rows = self.rows.of(layer.own)
+        keys, values = self._caches[cache]
+        self._caches[cache] = (
+            self._written(keys, heads_first(key), rows, _KEY_POSITIONS),
+            self._written(values, _tokens_last(value), rows, _VALUE_POSITIONS),
+        )
+
+    def read(self, layer: Layer) -> tuple[Value, Value]:
+        """The keys and values that a layer attends to; layers that share a cache share a copy of its first rows.
+
+        Of a ring all rows: to attend to rows out of sight is cheaper than to copy those of the window first.
+        """
+        cache = self._index(layer)
+        if cache not in self._seen:
+            keys, values = self._caches[cache]
+            rows = self.rows.read(layer.own)
+            self._seen[cache] = ops.take(keys, _KEY_POSITIONS, 0, rows), ops.take(values, _VALUE_POSITIONS, 0, rows)
+        return self._seen[cache]
+
+    def output(self) -> None:
+        """Declare every cache an output, updated or not."""
+        for i, (keys, values) in enumerate(self._caches):
+            self._step.graph.output(f"kv_cache_k_{i}", keys)
+            self._step.graph.output(f"kv_cache_v_{i}", values)
+
+    def _index(self, layer: Layer) -> int:
+        """Which cache a layer reads: its own, or that of the layer it shares with."""
+        source = layer.own.kv_source
+        owner = self._step.size.layers[layer.index if source is None else source]
+        return self._step.widest.kv_layers.index(owner)
+
+    def _written(self, cache: Value, new: Value, rows: int, axis: int) -> Value:
+        """The cache with this step's rows in it, `axis` being that of the positions."""
+        if rows == self.rows.context or self._step.tokens == 1:
+            return ops.dynamic_update_slice(cache, new, self._start(rows, axis))
+        if axis not in self._ring_writes:
+            self._ring_writes[axis] = RingWrite.at(self._step.graph, self.first, rows, new.shape, axis)
+        return self._ring_writes[axis](cache, new)
+
+    def _start(self, rows: int, axis: int) -> Value:
+        """Where this step's rows start in a cache: int32[4]."""
+        graph = self._step.graph
+        if (rows, axis) not in self._starts:
+            wraps = rows < self.rows.context
+            first = ops.floor_mod(self.first, graph.ints([rows])) if wraps else self.first
+            self._starts[rows, axis] = slice_start(graph, axis, first)
+        return self._starts[rows, axis]
+
+
+def heads_first(x: Value) -> Value:
+    """[1, tokens, heads, dim] -> [1, heads, tokens, dim]; with one token only the shape changes."""
+    _, tokens, heads, dim = x.shape
+    return ops.reshape(x, (1, heads, 1, dim)) if tokens == 1 else ops.transpose(x, (0, 2, 1, 3))
+
+
+def _tokens_last(x: Value) -> Value:
+    """[1, tokens, heads, dim] -> [1, heads, dim, tokens]."""
+    _, tokens, heads, dim = x.shape
+    return ops.reshape(x, (1, heads, dim, 1)) if tokens == 1 else ops.transpose(x, (0, 2, 3, 1))

@@ -1,0 +1,59 @@
+"""The way from the vision encoder's features into the language model, as LiteRT graphs.
+
+Features and the tower's own tokens (end of image) share a projection: norm, project, norm. The results stand in a
+prompt as they are, not times sqrt(hidden) as text embeddings do.
+Source: transformers 5.23 models/gemma3n/modeling_gemma3n.py (Gemma3nMultimodalEmbedder, get_image_features).
+"""
+
+from __future__ import annotations
+
+from converters.gemma3n.config.vision import VisionConfig
+from converters.gemma3n.graphs.norms import unit_rms
+from toolkit.tflite import ops
+from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
+
+TABLE = "embed_vision.embedding.weight"
+
+
+def vision_adapter_graph(config: VisionConfig) -> Graph:
+    """features: f32[1, soft tokens, 2048] -> embeddings: f32[1, soft tokens + 1, text hidden].
+
+    The last row is the end of image: LiteRT-LM puts what the adapter gives into the prompt and nothing after it.
+    """
+    graph = Graph()
+    features = graph.input("features", (1, config.soft_tokens, config.hidden_size))
+    # transformers multiplies features by sqrt(hidden) first, which the norm undoes but for its epsilon.
+    eps = config.rms_norm_eps / config.hidden_size
+    soft = _weighted(graph, unit_rms(features, eps), config, "soft_embedding_norm")
+    row = config.end_token_id - config.vocab_offset
+    part = WeightPart(TABLE, rows=(row, row + 1))
+    end = graph.weight(Weight("embed_vision.end_of_image", (1, config.hidden_size), (part,)))
+    hard = _hard(graph, ops.reshape(end, (1, 1, config.hidden_size)), config)
+    graph.output("embeddings", _project(ops.concatenation([soft, hard], 1), config))
+    return graph
+
+
+def vision_token_graph(config: VisionConfig) -> Graph:
+    """ids: int32[1, 1], one of the tower's own tokens -> embeddings: f32[1, 1, text hidden]."""
+    graph = Graph()
+    ids = ops.sub(graph.input("ids", (1, 1), DType.INT32), graph.ints([config.vocab_offset]))
+    table = graph.weight(Weight.whole(TABLE, (config.vocab_size, config.hidden_size)))
+    row = ops.reshape(ops.embedding_lookup(ops.reshape(ids, (1,)), table), (1, 1, config.hidden_size))
+    graph.output("embeddings", _project(_hard(graph, row, config), config))
+    return graph
+
+
+def _hard(graph: Graph, rows: Value, config: VisionConfig) -> Value:
+    """Rows of the tower's own table, normed."""
+    return _weighted(graph, unit_rms(rows, config.rms_norm_eps), config, "hard_embedding_norm")
+
+
+def _project(normed: Value, config: VisionConfig) -> Value:
+    """Into the language model's width, at unit root mean square."""
+    shape = (config.text_hidden_size, config.hidden_size)
+    weight = normed.graph.weight(Weight.whole("embed_vision.embedding_projection.weight", shape))
+    return unit_rms(ops.fully_connected(normed, weight), config.rms_norm_eps)
+
+
+def _weighted(graph: Graph, x: Value, config: VisionConfig, norm: str) -> Value:
+    return ops.mul(x, graph.weight(Weight.whole(f"embed_vision.{norm}.weight", (config.hidden_size,))))

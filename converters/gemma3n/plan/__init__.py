@@ -1,0 +1,1 @@
+"""Which files a bundle gets, with their signatures, weights and records."""

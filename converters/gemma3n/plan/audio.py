@@ -1,0 +1,101 @@
+"""The audio group of a checkpoint as two files: encoders of several lengths, and the way into the language model.
+
+audio_encoder.tflite: `encode_N` for each length N in mel frames, src_inputs f32[1, N, bins] and mask bool[1, N] ->
+features f32[1, T, hidden] and mask bool[1, T].
+audio_adapter.tflite: `adapt_N`, that mask and those features -> embeddings f32[1, soft_tokens, text_hidden];
+`embed_1`, ids i32[1, 1] -> embeddings f32[1, 1, text_hidden], for the tower's own tokens; `end_of_audio`, the same for
+the one that ends a sound, without an input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from converters.checkpoint import Checkpoint
+from converters.gemma3n.config.audio import AudioConfig, audio_tensors, parse_audio_config, require_audio_tensors
+from converters.gemma3n.config.processor import require_sound_features
+from converters.gemma3n.graphs.audio.adapter import adapter_graph, end_of_audio_graph, hard_embedder_graph
+from converters.gemma3n.graphs.audio.encoder import encoder_graph
+from converters.gemma3n.plan.audio_source import AudioSource
+from converters.gemma3n.plan.tower import Tower, tower_config
+from toolkit.base.errors import UsageError
+from toolkit.base.layout import align_up
+from toolkit.bundle.manifest import AUDIO_ADAPTER, AUDIO_ENCODER, AudioRecord
+from toolkit.quant.recipe import Recipe
+from toolkit.tflite.graph import Signature
+from toolkit.tflite.writer import TfliteLayout, layout_files
+
+FRAMES_PER_SECOND = 100
+_USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds of a frame every 10 ms, up to whole tokens of 16 frames
+
+
+def read_audio_config(checkpoint: Checkpoint) -> AudioConfig:
+    """The tower of a checkpoint, its tensors checked; CheckpointError for one without, or with another tower."""
+    values, path = tower_config(checkpoint, "audio")
+    config = parse_audio_config(values, checkpoint.config, path)
+    require_audio_tensors(config, checkpoint.tensors, str(checkpoint.path))
+    return config
+
+
+def default_lengths(config: AudioConfig) -> tuple[int, ...]:
+    """Mel frames of each encoder; the longest gives as many tokens as a sound has places in a prompt.
+
+    All are multiples of the frames of a token, which LiteRT-LM asks for.
+    """
+    usual = (n for n in _USUAL_FRAMES if n < config.max_frames and n % config.frames_per_token == 0)
+    return (*usual, config.max_frames)
+
+
+def audio_signatures(config: AudioConfig, lengths: Sequence[int]) -> Mapping[str, tuple[Signature, ...]]:
+    """The signatures of each file; `lengths` in mel frames."""
+    if not lengths or list(lengths) != sorted(set(lengths)) or not 1 <= lengths[0] <= lengths[-1] <= config.max_frames:
+        wanted = f"rising numbers of mel frames, from 1 to {config.max_frames}"
+        raise UsageError("audio lengths", found=list(lengths), wanted=wanted)
+    encoder = tuple(Signature(f"encode_{n}", encoder_graph(config, n)) for n in lengths)
+    adapter = (
+        *(Signature(f"adapt_{n}", adapter_graph(config, n)) for n in lengths),
+        Signature("embed_1", hard_embedder_graph(config, 1)),
+        Signature("end_of_audio", end_of_audio_graph(config)),
+    )
+    return {AUDIO_ENCODER: encoder, AUDIO_ADAPTER: adapter}
+
+
+def audio_layouts(config: AudioConfig, recipe: Recipe, lengths: Sequence[int]) -> Mapping[str, TfliteLayout]:
+    """Both files, laid out; `recipe` is one of f32, audio-int8 and audio-int4, or covers the same weights.
+
+    Their weights are read through an `AudioSource`.
+    """
+    return layout_files(audio_signatures(config, lengths), recipe)
+
+
+def frame_lengths(config: AudioConfig, seconds: Sequence[float]) -> tuple[int, ...]:
+    """Mel frames that hold sounds so long, in whole tokens; UsageError for one longer than the tower hears."""
+    frames = [math.ceil(round(second * FRAMES_PER_SECOND, 6)) for second in seconds]
+    if not frames or min(frames) < 1 or max(frames) > config.max_frames:
+        wanted = f"seconds over 0 and up to {config.max_frames / FRAMES_PER_SECOND:g}"
+        raise UsageError("audio lengths", found=", ".join(f"{second:g}" for second in seconds), wanted=wanted)
+    return tuple(sorted({align_up(count, config.frames_per_token) for count in frames}))
+
+
+def open_audio(checkpoint: Checkpoint, recipe: Recipe, seconds: Sequence[float] = ()) -> Tower[AudioRecord]:
+    """The tower of a checkpoint with an encoder for sounds of each length, by default `default_lengths`."""
+    config = read_audio_config(checkpoint)
+    require_sound_features(checkpoint.path, config.mel_bins, config.soft_tokens)
+    lengths = frame_lengths(config, seconds) if seconds else default_lengths(config)
+    layouts = audio_layouts(config, recipe, lengths)
+    record = AudioRecord(
+        begin_token_id=config.begin_token_id,
+        soft_token_id=config.soft_token_id,
+        end_token_id=config.end_token_id,
+        vocab_offset=config.vocab_offset,
+        vocab_size=config.vocab_size,
+        frame_lengths=lengths,
+        mel_bins=config.mel_bins,
+        frames_per_token=config.frames_per_token,
+        soft_tokens=config.soft_tokens,
+        feature_size=config.hidden_size,
+        padding_token_id=config.padding_token_id,
+    )
+    parameters = sum(math.prod(shape) for shape in audio_tensors(config).values())
+    return Tower(record, recipe, parameters, layouts, AudioSource(checkpoint, config))

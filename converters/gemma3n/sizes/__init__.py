@@ -1,0 +1,1 @@
+"""MatFormer sizes: cutting one out of a checkpoint, finding one, joining several."""

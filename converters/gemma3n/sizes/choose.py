@@ -1,0 +1,272 @@
+"""Sizes by name, by file and by budget: where slices come from.
+
+Named sizes are Google's mix-n-match configs (slicing_configs.csv, from MatFormer Lab), for checkpoints of E4B's
+dimensions, and those in `matformer.json` beside a checkpoint (docs/formats/matformer.md).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Protocol
+
+from converters.gemma3n.config.text import TextConfig
+from converters.gemma3n.groups import TOKEN_EMBEDDING, text_tensors
+from converters.gemma3n.sizes.matformer import Slice, effective_parameters, slice_config, whole_slice
+from toolkit.base.errors import SliceError, UsageError
+from toolkit.base.files import is_safe_name
+from toolkit.base.strict_json import JsonObject, read_json_file, shorten
+from toolkit.bundle.manifest import RESERVED_PREFIX
+
+MATFORMER_FILE = "matformer.json"
+MATFORMER_FORMAT = "gemma-edge-matformer/1"
+
+_OFFICIAL_FILE = "slicing_configs.csv"
+_OFFICIAL_TITLE = re.compile(r"Config for (E\d+\.\d+B) \((layer|block)-level\)")
+_OFFICIAL_TITLES = {"Main model": "E4B", "Config for official E2B Model": "E2B"}
+_NUMBER = r"\d{1,7}(?:_\d{3})*"
+_PRODUCT = re.compile(rf"{_NUMBER}(?:\s*\*\s*{_NUMBER})*", re.ASCII)
+_BUDGET = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(B|M|GB|MB|GiB|MiB)", re.ASCII | re.IGNORECASE)
+_UNITS = {"b": 10**9, "m": 10**6, "gb": 10**9, "mb": 10**6, "gib": 2**30, "mib": 2**20}
+_MAX_LAYERS = 1 << 10
+_MAX_WIDTH = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class OfficialSize:
+    """A row of Google's table: a slice of E4B, its title there, and the base model's MMLU accuracy in percent."""
+
+    slice: Slice
+    title: str
+    mmlu: float
+
+
+class SizedModel(Protocol):
+    """What a size is chosen from: a checkpoint."""
+
+    @property
+    def config(self) -> TextConfig: ...
+
+    @property
+    def slices(self) -> Mapping[str, Slice]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most so many effective parameters, or so many bytes of memory."""
+
+    amount: float
+    unit: Literal["parameters", "bytes"]
+
+
+def official_sizes() -> tuple[OfficialSize, ...]:
+    """Google's sixteen configs, the main model first; `-layer` and `-block` end only names that two of them share."""
+    text = resources.files(__package__).joinpath(_OFFICIAL_FILE).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    short = [_short_title(row["name"]) for row in rows]
+    sizes: list[OfficialSize] = []
+    for row, (name, level) in zip(rows, short, strict=True):
+        shared = sum(other == name for other, _ in short) > 1
+        skipped = parse_integers(row["Layers Skipped"] or "[]", "Layers Skipped")
+        widths = parse_integers(row["FFN Hidden Dims"], "FFN Hidden Dims")
+        layers = tuple(layer for layer in range(len(widths) + len(skipped)) if layer not in skipped)
+        part = Slice(f"{name}-{level}" if shared else name, layers, widths)
+        sizes.append(OfficialSize(part, row["name"], float(row["MMLU PT accuracy"].rstrip("%"))))
+    return tuple(sizes)
+
+
+def named_slices(config: TextConfig, directory: Path) -> Mapping[str, Slice]:
+    """Every size that a checkpoint has a name for; one of them is always the whole of it, called "full" if need be."""
+    found: dict[str, Slice] = {}
+    official = {size.slice.name: size.slice for size in official_sizes()}
+    if _has_dimensions(config, official["E4B"]):
+        found |= official
+    elif _has_dimensions(config, official["E2B"]):
+        found["E2B"] = whole_slice(config, "E2B")
+    if (directory / MATFORMER_FILE).exists():
+        for part in _read_matformer_file(directory / MATFORMER_FILE, config):
+            if _key(part.name) in map(_key, found):
+                raise SliceError(str(directory / MATFORMER_FILE), found=f"{part.name} twice", wanted="each name once")
+            found[part.name] = part
+    if not any(part.is_whole(config) for part in found.values()):
+        if "full" in found:
+            raise SliceError(
+                str(directory / MATFORMER_FILE), found="a slice called full", wanted="the whole model there"
+            )
+        found["full"] = whole_slice(config, "full")
+    return MappingProxyType(found)
+
+
+def find_slice(slices: Mapping[str, Slice], name: str) -> Slice:
+    """A size by name, upper or lower case, with blanks or hyphens; official sizes also answer to their full titles."""
+    by_key = {_key(known): part for known, part in slices.items()}
+    for size in official_sizes():
+        if slices.get(size.slice.name) == size.slice:
+            short, level = _short_title(size.title)
+            by_key |= {_key(size.title): size.slice, _key(f"{short}-{level}" if level else short): size.slice}
+    ambiguous = [known for known in slices if known in (f"{name.upper()}-layer", f"{name.upper()}-block")]
+    key = _key(name)
+    if key in by_key and not ambiguous:
+        return by_key[key]
+    choice = ambiguous or list(slices)
+    raise SliceError("size", found=shorten(name), wanted=f"one of {', '.join(choice)}")
+
+
+def read_slice(path: Path, config: TextConfig) -> Slice:
+    """A file's slice: `{"name", "layers", "ffn_sizes"}`, or MatFormer Lab's `{"layers_to_skip", "ffn_hidden_dims"}`."""
+    stated = JsonObject(read_json_file(path, SliceError), str(path), SliceError)
+    is_lab_form = "ffn_hidden_dims" in stated.names()
+    part = _parse_lab_slice(stated, config, path) if is_lab_form else _parse_slice(stated)
+    slice_config(config, part)
+    return part
+
+
+def memory_bytes(config: TextConfig, bits_per_weight: float) -> int:
+    """What each decoded token reads: effective parameters and the output matrix; without KV cache and PLE."""
+    matrix = math.prod(text_tensors(config)[TOKEN_EMBEDDING])
+    return math.ceil((effective_parameters(config) + matrix) * bits_per_weight / 8)
+
+
+def parse_budget(text: str) -> Budget:
+    """`3.0B` and `900M` count effective parameters; GB, MB, GiB and MiB are bytes of memory.
+
+    >>> parse_budget("3GB"), parse_budget("2.5B")
+    (Budget(amount=3000000000.0, unit='bytes'), Budget(amount=2500000000.0, unit='parameters'))
+    """
+    match = _BUDGET.fullmatch(text.strip())
+    if match is None:
+        raise UsageError("budget", found=shorten(text), wanted="such as 3GB (of memory) or 3.0B (effective parameters)")
+    unit = match[2].lower()
+    return Budget(float(match[1]) * _UNITS[unit], "parameters" if unit in ("b", "m") else "bytes")
+
+
+def choose_slice(model: SizedModel, budget: Budget | str, *, bits_per_weight: float = 8.0) -> Slice:
+    """The best named size within a budget; SliceError names the smallest when none fits.
+
+    The whole model if it fits; else the highest MMLU that Google states, and the largest of those it states nothing of.
+    """
+    limit = parse_budget(budget) if isinstance(budget, str) else budget
+    mmlu = {size.slice: size.mmlu for size in official_sizes()}
+    costs: dict[Slice, int] = {}
+    for part in model.slices.values():
+        config = slice_config(model.config, part)
+        by_bytes = limit.unit == "bytes"
+        costs[part] = memory_bytes(config, bits_per_weight) if by_bytes else effective_parameters(config)
+    fitting = [part for part, cost in costs.items() if cost <= limit.amount]
+    if not fitting:
+        smallest = min(costs, key=lambda part: (costs[part], part.name))
+        raise SliceError(
+            "budget",
+            found=f"{limit.amount:,.0f} {limit.unit}",
+            wanted=f"at least {costs[smallest]:,} for {smallest.name}, the smallest size",
+        )
+
+    def rank(part: Slice) -> tuple[bool, float, int, str]:
+        stated = mmlu.get(part, -1.0)
+        # Of two with the same stated accuracy the smaller is better; without one, more parameters are.
+        return part.is_whole(model.config), stated, -costs[part] if stated >= 0 else costs[part], part.name
+
+    return max(fitting, key=rank)
+
+
+def parse_integers(text: str, what: str) -> tuple[int, ...]:
+    """A bracketed list of integers and products of integers, read as data and never evaluated.
+
+    >>> parse_integers("[2_048 * 8, 512]", "doctest")
+    (16384, 512)
+    """
+    inner = text.strip()
+    if not (inner.startswith("[") and inner.endswith("]")):
+        raise SliceError(what, found=shorten(text), wanted="a list in brackets")
+    inner = inner[1:-1].strip()
+    return tuple(_product(item, what) for item in inner.split(",")) if inner else ()
+
+
+def _product(text: str, what: str) -> int:
+    if len(text) > 100 or _PRODUCT.fullmatch(text.strip()) is None:
+        raise SliceError(what, found=shorten(text), wanted="an integer or a product such as 2_048 * 8")
+    return math.prod(int(factor) for factor in text.split("*"))
+
+
+def _short_title(title: str) -> tuple[str, str | None]:
+    if title in _OFFICIAL_TITLES:
+        return _OFFICIAL_TITLES[title], None
+    match = _OFFICIAL_TITLE.fullmatch(title)
+    assert match is not None, f"{_OFFICIAL_FILE}: {title}"
+    return match[1], match[2]
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]+", "-", name.strip().casefold())
+
+
+def _has_dimensions(config: TextConfig, part: Slice) -> bool:
+    """Whether the checkpoint is shaped as Google's E4B or E2B: then their names mean what they say."""
+    return (
+        tuple(layer.ffn_size for layer in config.layers) == part.ffn_sizes
+        and (config.hidden_size, config.ple_size, config.num_heads, config.num_kv_heads) == (2048, 256, 8, 2)
+        and (config.head_dim, config.laurel_rank, config.altup_num_inputs) == (256, 64, 4)
+        and config.kv_layers == tuple(range(20))
+    )
+
+
+def _read_matformer_file(path: Path, config: TextConfig) -> list[Slice]:
+    stated = JsonObject(read_json_file(path, SliceError), str(path), SliceError)
+    if stated.string("format") != MATFORMER_FORMAT:
+        stated.refuse("format", stated.value("format"), MATFORMER_FORMAT)
+    entries = stated.array("slices")
+    stated.finish()
+    parts = [_parse_slice(JsonObject(entry, f"{path} slice {i}", SliceError)) for i, entry in enumerate(entries)]
+    for part in parts:
+        slice_config(config, part)
+    return parts
+
+
+def _parse_slice(stated: JsonObject) -> Slice:
+    part = Slice(
+        _checked_name(stated, stated.string("name")),
+        stated.integers("layers", 0, _MAX_LAYERS - 1),
+        stated.integers("ffn_sizes", 1, _MAX_WIDTH),
+    )
+    stated.finish()
+    return part
+
+
+def _checked_name(stated: JsonObject, name: str) -> str:
+    """A name that can begin a signature's."""
+    if not is_safe_name(name) or name.startswith(RESERVED_PREFIX):
+        stated.refuse("name", name, f"letters, digits and . _ -, not beginning with {RESERVED_PREFIX}")
+    return name
+
+
+def _parse_lab_slice(stated: JsonObject, config: TextConfig, path: Path) -> Slice:
+    """MatFormer Lab states what is skipped, and one FFN width for each layer that is kept."""
+    skipped = _lab_integers(stated, "layers_to_skip") if stated.has("layers_to_skip") else ()
+    for layer in skipped:
+        if layer >= config.num_layers or skipped.count(layer) > 1:
+            stated.refuse("layers_to_skip", layer, f"each index once, below {config.num_layers}")
+    widths = _lab_integers(stated, "ffn_hidden_dims")
+    name = _checked_name(stated, stated.string("name") if stated.has("name") else path.stem)
+    stated.finish()
+    return Slice(name, tuple(layer for layer in range(config.num_layers) if layer not in skipped), widths)
+
+
+def _lab_integers(stated: JsonObject, key: str) -> tuple[int, ...]:
+    """Integers, products as strings, or the whole list as one string as in Google's table."""
+    if isinstance(stated.value(key), str):
+        return parse_integers(stated.string(key), f"{stated.what} {key}")
+    items: list[int] = []
+    for item in stated.array(key):
+        if isinstance(item, str):
+            items.append(_product(item, f"{stated.what} {key}"))
+        elif isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= _MAX_WIDTH:
+            items.append(item)
+        else:
+            stated.refuse(key, item, "integers or products such as 2_048 * 8")
+    return tuple(items)

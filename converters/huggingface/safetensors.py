@@ -1,0 +1,334 @@
+"""A strict reader of safetensors files and of the index that joins them.
+
+Format: https://github.com/huggingface/safetensors#format. An 8-byte little-endian header length, a JSON header, the
+tensors' bytes.
+Every rule is checked before a byte of a tensor is used; a fault is a CheckpointError, whatever the bytes are.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base.errors import CheckpointError
+from toolkit.base.files import is_safe_name
+from toolkit.base.layout import align_up
+from toolkit.base.strict_json import JsonObject, open_regular, parse_json, read_json_file, shorten
+
+MAX_HEADER_BYTES = 100_000_000
+"""MAX_HEADER_SIZE in safetensors' tensor.rs; the index gets the same bound."""
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+_MAX_U64 = 2**64 - 1
+
+_BLOCK_BYTES = 4096  # borders of direct reads: no file system or device wants larger ones
+_LEAST_DIRECT_BYTES = 1 << 17  # below it, the kernel's reading ahead is worth more
+
+# Dtype in safetensors' tensor.rs, in bits: the types under a byte must fill whole bytes.
+_BITS_BY_DTYPE = (
+    (4, "F4"),
+    (6, "F6_E2M3 F6_E3M2"),
+    (8, "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ"),
+    (16, "U16 I16 F16 BF16"),
+    (32, "U32 I32 F32"),
+    (64, "U64 I64 F64 C64"),
+)
+DTYPE_BITS: Mapping[str, int] = MappingProxyType(
+    {name: bits for bits, names in _BITS_BY_DTYPE for name in names.split()}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor as its file's header states it; `begin` and `end` are byte offsets in the file `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    begin: int
+    end: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements."""
+        return (self.end - self.begin) * 8 // DTYPE_BITS[self.dtype]
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.end - self.begin
+
+
+class SafetensorsFile:
+    """An open file whose header passed every check. Reads are safe from several threads."""
+
+    __slots__ = ("__weakref__", "_close", "_direct", "_fd", "_open", "_state", "path", "tensors")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = open_regular(path, CheckpointError)
+        self._state = _state(self._fd)
+        self._direct: int | None = None
+        self._open = [self._fd]
+        self._close = weakref.finalize(self, _close_all, self._open)
+        try:
+            self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_read_header(self._fd, path))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(info.stored_bytes for info in self.tensors.values())
+
+    def close(self) -> None:
+        """Give the file back; reads fail from here on."""
+        self._close()
+
+    def require_unchanged(self) -> None:
+        """CheckpointError where somebody wrote to the file since it was opened: what was read is of both."""
+        if _state(self._fd) != self._state:
+            raise CheckpointError(str(self.path), found="a change since it was opened", wanted="none while in use")
+
+    def bypass_page_cache(self) -> None:
+        """Large reads come from storage straight into our memory, where system and file system can do that."""
+        try:
+            direct = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except (OSError, AttributeError):
+            return  # no /proc, a file system that cannot, a system without O_DIRECT
+        self._direct = direct
+        self._open.append(direct)
+
+    def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
+        """Fill a C-contiguous array with the file's bytes from `offset` on."""
+        if not self._close.alive:
+            raise CheckpointError(str(self.path), found="a closed file", wanted="an open one")
+        data = buffer.reshape(-1).view(np.uint8)
+        try:
+            count = self._read_direct(data, offset) if data.size >= _LEAST_DIRECT_BYTES else 0
+            count += _fill(self._fd, data[count:], offset + count)
+        except OSError as error:
+            raise CheckpointError(str(self.path), found=error.strerror, wanted="a readable file") from error
+        if count < data.size:
+            end = offset + count
+            raise CheckpointError(str(self.path), found=f"its end at byte {end}", wanted="no change while in use")
+
+    def _read_direct(self, data: NDArray[np.uint8], offset: int) -> int:
+        """Read the blocks that hold the bytes, whole and to a block's border; how many bytes of `data` that gave."""
+        if self._direct is None:
+            return 0
+        skipped = offset % _BLOCK_BYTES
+        size = align_up(skipped + data.size, _BLOCK_BYTES)
+        memory = np.empty(size + _BLOCK_BYTES, np.uint8)
+        blocks = memory[-memory.ctypes.data % _BLOCK_BYTES :][:size]
+        try:
+            count = os.preadv(self._direct, [blocks.data], offset - skipped)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._direct = None  # a file system that opens files so and cannot read them
+            return 0
+        count = max(0, min(count - skipped, data.size))
+        data[:count] = blocks[skipped : skipped + count]
+        return count
+
+
+def _state(fd: int) -> tuple[int, int]:
+    """What every write changes: size, and the time of the last one."""
+    found = os.fstat(fd)
+    return found.st_size, found.st_mtime_ns
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _fill(fd: int, data: NDArray[np.uint8], offset: int) -> int:
+    """Read into all of `data`, or up to the file's end; the bytes read."""
+    done = 0
+    while done < data.size and (count := os.preadv(fd, [data[done:].data], offset + done)):
+        done += count
+    return done
+
+
+def open_safetensors(directory: Path) -> tuple[SafetensorsFile, ...]:
+    """The checked files of a directory: `model.safetensors`, or the shards that its index names.
+
+    What is larger than half of memory bypasses the page cache: it would not stay there until another pass, and making
+    room for it takes longer than quantising it.
+    """
+    files = _open_files(directory)
+    if 2 * sum(file.stored_bytes for file in files) > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        for file in files:
+            file.bypass_page_cache()
+    return files
+
+
+def _open_files(directory: Path) -> tuple[SafetensorsFile, ...]:
+    single, index = directory / SINGLE_NAME, directory / INDEX_NAME
+    if single.exists() and index.exists():
+        raise CheckpointError(
+            str(directory), found=f"{SINGLE_NAME} and {INDEX_NAME}", wanted="one of them", remedy="remove the stale one"
+        )
+    if single.exists():
+        return (SafetensorsFile(single),)
+    if index.exists():
+        return _open_shards(directory, index)
+    raise CheckpointError(
+        str(directory),
+        found="no safetensors weights",
+        wanted=f"{SINGLE_NAME} or {INDEX_NAME}",
+        remedy="save the model with save_pretrained",
+    )
+
+
+def _open_shards(directory: Path, index: Path) -> tuple[SafetensorsFile, ...]:
+    weight_map, total_bytes = _read_index(index)
+    files: list[SafetensorsFile] = []
+    try:
+        for name in sorted(set(weight_map.values())):
+            files.append(SafetensorsFile(directory / name))
+        _check_index(index, weight_map, total_bytes, files)
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+    return tuple(files)
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], int | None]:
+    """Tensor name to shard, and the stated number of bytes."""
+    index = JsonObject(read_json_file(path, CheckpointError, MAX_HEADER_BYTES), str(path), CheckpointError)
+    shards = index.child("weight_map")
+    weight_map: dict[str, str] = {}
+    for tensor in shards.names():
+        name = shards.string(tensor)
+        if not is_safe_name(name) or not name.endswith(".safetensors"):
+            shards.refuse(shorten(tensor), name, "the plain name of a .safetensors file beside the index")
+        weight_map[tensor] = name
+    if not weight_map:
+        index.refuse("weight_map", {}, "at least one tensor")
+    total: int | None = None
+    if index.has("metadata"):
+        metadata = index.child("metadata")
+        if metadata.has("total_size"):
+            # Old releases of transformers wrote 123.0; anything else than a whole number of bytes is refused.
+            total = _whole(metadata, "total_size")
+    index.finish()
+    return weight_map, total
+
+
+def _whole(values: JsonObject, key: str) -> int:
+    number = values.number(key, 0, _MAX_U64)
+    raw = values.value(key)
+    if isinstance(raw, int):
+        return raw
+    if not number.is_integer():
+        values.refuse(key, number, "a whole number")
+    return int(number)
+
+
+def _check_index(index: Path, weight_map: Mapping[str, str], total: int | None, files: list[SafetensorsFile]) -> None:
+    """Index and shards must name the same tensors, in the same places."""
+    stored: dict[str, str] = {}
+    for file in files:
+        for name in file.tensors:
+            if name in stored:
+                found = f"{shorten(name)} in {stored[name]} and {file.path.name}"
+                raise CheckpointError(str(index), found=found, wanted="each tensor once")
+            stored[name] = file.path.name
+    for name in sorted(stored.keys() | weight_map.keys()):
+        if stored.get(name) != weight_map.get(name):
+            found = f"{shorten(name)} in {stored.get(name, 'no shard')}"
+            raise CheckpointError(str(index), found=found, wanted=f"it in {weight_map.get(name, 'no shard')}")
+    actual = sum(info.stored_bytes for file in files for info in file.tensors.values())
+    if total is not None and total != actual:
+        raise CheckpointError(f"{index} total_size", found=total, wanted=f"{actual}, the bytes of all tensors")
+
+
+def _read_header(fd: int, path: Path) -> dict[str, TensorInfo]:
+    size = os.fstat(fd).st_size
+    if size < 8:
+        raise CheckpointError(str(path), found=f"{size} bytes", wanted="at least 8, the length of the header")
+    length = int.from_bytes(_pread(fd, 8, 0, path), "little")
+    limit = min(MAX_HEADER_BYTES, size - 8)
+    if length > limit:
+        raise CheckpointError(
+            str(path), found=f"a header of {length} bytes", wanted=f"at most {limit}", remedy="download the file again"
+        )
+    text = _pread(fd, length, 8, path)
+    if not text.startswith(b"{") or not text.rstrip(b" ").endswith(b"}"):
+        raise CheckpointError(
+            f"{path} header", found=shorten(text[:16]), wanted="an object from { to }, then only spaces"
+        )
+    header = JsonObject(parse_json(text, f"{path} header", CheckpointError), f"{path} header", CheckpointError)
+    if "__metadata__" in header.names():
+        metadata = header.child("__metadata__")
+        for key in metadata.names():
+            metadata.string(key)
+    data = 8 + length
+    infos = [_parse_tensor(header, name, path.name, data) for name in header.names() if name != "__metadata__"]
+    _check_layout(path, infos, data, size)
+    return {info.name: info for info in infos}
+
+
+def _parse_tensor(header: JsonObject, name: str, file: str, data: int) -> TensorInfo:
+    """One entry: known dtype, a shape that does not overflow, offsets that span exactly shape x dtype."""
+    entry = header.child(name)
+    dtype = entry.string("dtype")
+    if dtype not in DTYPE_BITS:
+        entry.refuse("dtype", dtype, "a type of the format")
+    shape = entry.integers("shape", 0, _MAX_U64)
+    offsets = entry.integers("data_offsets", 0, _MAX_U64)
+    entry.finish()
+    bits = DTYPE_BITS[dtype]
+    for dimension in shape:
+        bits *= dimension
+        if bits > _MAX_U64:
+            entry.refuse("shape", shape, "fewer than 2**64 bits")
+    if bits % 8:
+        entry.refuse("shape", shape, f"whole bytes of {dtype}")
+    if len(offsets) != 2 or offsets[1] - offsets[0] != bits // 8:
+        wanted = f"begin and end, {bits // 8} bytes apart as {dtype}{shorten(list(shape))} needs"
+        entry.refuse("data_offsets", list(offsets), wanted)
+    return TensorInfo(name, dtype, shape, file, data + offsets[0], data + offsets[1])
+
+
+def _check_layout(path: Path, infos: list[TensorInfo], data: int, size: int) -> None:
+    """The tensors must fill the file from the header to its end, without gap or overlap."""
+    position = data
+    for info in sorted(infos, key=lambda info: (info.begin, info.end)):
+        if info.begin != position:
+            kind = "a gap before" if info.begin > position else "an overlap with"
+            raise CheckpointError(
+                str(path),
+                found=f"{kind} {shorten(info.name)} at byte {info.begin}",
+                wanted=f"it to begin at {position}",
+            )
+        position = info.end
+    if position != size:
+        raise CheckpointError(
+            str(path), found=f"{size} bytes", wanted=f"{position}, as its header says", remedy="download the file again"
+        )
+
+
+def _pread(fd: int, count: int, offset: int, path: Path) -> bytes:
+    try:
+        data = os.pread(fd, count, offset)
+    except OSError as error:
+        raise CheckpointError(str(path), found=error.strerror, wanted="a readable file") from error
+    if len(data) != count:
+        raise CheckpointError(str(path), found=f"{len(data)} bytes at {offset}", wanted=f"{count}")
+    return data

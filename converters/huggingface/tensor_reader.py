@@ -1,0 +1,112 @@
+"""Parts of stored tensors as float32: only the bytes asked for are read, and converted while they are in the cache."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.huggingface.safetensors import SafetensorsFile, TensorInfo
+from toolkit.base.errors import CheckpointError, UsageError
+
+FLOAT_DTYPES = ("BF16", "F16", "F32")
+
+Range = tuple[int, int]
+
+_STORED: dict[str, np.dtype[np.generic]] = {
+    "BF16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+
+_PIECE_BYTES = 1 << 20
+"""Large enough for storage, and small enough to stay in the processor's cache between the read and the conversion."""
+
+_LEAST_STRIDED_BYTES = 4096
+"""A page: below it, a read for each row costs more than reading the rows whole."""
+
+
+def read_tensor(
+    file: SafetensorsFile, info: TensorInfo, rows: Range | None, columns: Range | None
+) -> NDArray[np.float32]:
+    """Half-open ranges of the first and the last axis; None is all. bf16 and f16 become the float32 of equal value."""
+    if info.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(f"{file.path} {info.name}", found=info.dtype, wanted=" or ".join(FLOAT_DTYPES))
+    if not info.shape and (rows or columns):
+        raise UsageError(info.name, found="a range of a number without axes", wanted="all of it")
+    if len(info.shape) == 1 and columns is not None:
+        raise UsageError(info.name, found="a range of columns", wanted="a range of rows: it has one axis")
+    first, last = _checked(info, rows, 0), _checked(info, columns, -1)
+    width = info.shape[-1] if len(info.shape) > 1 else 1
+    if len(info.shape) < 2:
+        last = (0, 1)
+    middle = math.prod(info.shape[1:-1])
+    out = np.empty(((first[1] - first[0]) * middle, last[1] - last[0]), np.float32)
+    if out.shape[1] == width:
+        _read_run(file, info, first[0] * middle * width, out.reshape(-1))
+    else:
+        _read_columns(file, info, first[0] * middle, last[0], width, out)
+    return out.reshape(_part_shape(info.shape, first, last))
+
+
+def _checked(info: TensorInfo, part: Range | None, axis: int) -> Range:
+    size = info.shape[axis] if info.shape else 1
+    if part is None:
+        return 0, size
+    if not 0 <= part[0] <= part[1] <= size:
+        raise UsageError(f"{info.name} axis {axis}", found=f"the range {part}", wanted=f"one within 0..{size}")
+    return part
+
+
+def _part_shape(shape: tuple[int, ...], first: Range, last: Range) -> tuple[int, ...]:
+    """Shape of the part; the axes between the first and the last are whole."""
+    if len(shape) < 2:
+        return tuple(first[1] - first[0] for _ in shape)
+    return first[1] - first[0], *shape[1:-1], last[1] - last[0]
+
+
+def _read_run(file: SafetensorsFile, info: TensorInfo, start: int, out: NDArray[np.float32]) -> None:
+    """Consecutive elements from element `start` on, into a flat array."""
+    stored = _STORED[info.dtype]
+    begin = info.begin + start * stored.itemsize
+    if info.dtype == "F32":
+        file.read_into(out, begin)
+        return
+    piece = _PIECE_BYTES // stored.itemsize
+    scratch = np.empty(min(piece, out.size), stored)
+    for done in range(0, out.size, piece):
+        part = scratch[: min(piece, out.size - done)]
+        file.read_into(part, begin + done * stored.itemsize)
+        _widen(part, out[done : done + part.size])
+
+
+def _read_columns(
+    file: SafetensorsFile, info: TensorInfo, first_row: int, first_column: int, width: int, out: NDArray[np.float32]
+) -> None:
+    """A rectangle, some rows at a time: each row's part by itself, or rows whole where most of a row is wanted."""
+    stored = _STORED[info.dtype]
+    rows, columns = out.shape
+    strided = columns * stored.itemsize >= _LEAST_STRIDED_BYTES and columns * 2 <= width
+    read_width, skipped = (columns, 0) if strided else (width, first_column)
+    piece = max(1, _PIECE_BYTES // (read_width * stored.itemsize))
+    scratch = np.empty((min(piece, rows), read_width), stored)
+    for done in range(0, rows, piece):
+        part = scratch[: min(piece, rows - done)]
+        begin = info.begin + (first_row + done) * width * stored.itemsize
+        if strided:
+            for index, row in enumerate(part):
+                file.read_into(row, begin + (index * width + first_column) * stored.itemsize)
+        else:
+            file.read_into(part, begin)
+        _widen(part[:, skipped : skipped + columns], out[done : done + len(part)])
+
+
+def _widen(stored: NDArray[np.generic], out: NDArray[np.float32]) -> None:
+    if stored.dtype == np.uint16:
+        # bf16 is the upper half of a float32; two passes are quicker than one that converts and shifts.
+        bits = out.view(np.uint32)
+        bits[...] = stored
+        np.left_shift(bits, 16, out=bits)
+    else:
+        out[...] = stored

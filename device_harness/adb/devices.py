@@ -1,0 +1,228 @@
+"""Which devices are there, which of them can be used and why not, and how to reach the one that is meant."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from device_harness.adb import port as transport_port
+from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, Unauthorized
+from device_harness.adb.port import Port, Signer, TcpPort
+from device_harness.adb.transport import Endpoint, Transport
+from toolkit.base.errors import EnvironmentFault, UsageError
+
+State = Literal["device", "unauthorized", "offline", "no permissions", "not found"]
+
+DEFAULT_PORT = 5555
+EMULATOR_PORTS = tuple(range(5555, 5587, 2))
+"""Where Android emulators listen: adb's own client looks at the same 16 ports."""
+
+_LOCAL = "127.0.0.1"
+_KNOCK_S = 0.3
+_MOST_NAME = 80
+_SIGNER_SUFFIX = ".adb_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What was found at one address or USB port."""
+
+    serial: str
+    kind: Literal["tcp", "usb"]
+    state: State
+    reason: str = ""
+    """Why it cannot be used, and what to do; nothing if it can."""
+    model: str = ""
+    product: str = ""
+
+    @property
+    def is_usable(self) -> bool:
+        return self.state == "device"
+
+
+def list_devices(addresses: Sequence[str] = (), *, timeout: float = 3.0, scan: bool = True) -> tuple[Device, ...]:
+    """Devices on USB, at ``addresses`` (HOST[:PORT]) and, with ``scan``, on this computer's emulator ports.
+
+    ``timeout``: seconds that each has to answer; one that only has to be allowed shows as unauthorized.
+    """
+    named = [tcp_endpoint(address) for address in addresses]
+    scanned = _open_local_ports() if scan else []
+    known = {endpoint.serial for endpoint in named}
+    found = [*named, *(endpoint for endpoint in scanned if endpoint.serial not in known), *_usb_endpoints()]
+    if not found:
+        return ()
+    keys = signers()
+    with ThreadPoolExecutor(len(found)) as pool:
+        devices = list(pool.map(partial(_probe, keys=keys, timeout=timeout), found))
+    strangers = {endpoint.serial for endpoint in scanned} - known
+    # A port of an emulator's that something else than adb listens at is none of ours.
+    return tuple(device for device in devices if not (device.serial in strangers and device.state == "not found"))
+
+
+def connect(name: str | None = None, *, auth_timeout: float = 30.0) -> Transport:
+    """The device ``name`` (USB serial number, HOST[:PORT] or emulator-PORT), else ANDROID_SERIAL's, else the only one.
+
+    UsageError lists the devices if several could be meant; EnvironmentFault says why none can be used.
+    """
+    name = name or os.environ.get("ANDROID_SERIAL") or None
+    endpoint = _only_endpoint() if name is None else find_endpoint(name)
+    return Transport(endpoint, signers(), auth_timeout=auth_timeout).connect()
+
+
+def find_endpoint(name: str) -> Endpoint:
+    """How to reach a device by its name; USB serial numbers come first, for they may look like a host's."""
+    usb = _usb_endpoints()
+    for endpoint in usb:
+        if endpoint.serial == name:
+            return endpoint
+    if _may_be_address(name):
+        return tcp_endpoint(name)
+    there = ", ".join(endpoint.serial for endpoint in usb) or "none on USB"
+    raise UsageError(f"device {name}", found=there, wanted="a serial number or HOST:PORT", remedy=_usb_hint())
+
+
+def tcp_endpoint(address: str) -> Endpoint:
+    """A device at HOST, HOST:PORT, [IPV6]:PORT or emulator-PORT (the console's, one below adb's).
+
+    >>> tcp_endpoint("localhost").serial, tcp_endpoint("emulator-5554").serial
+    ('localhost:5555', '127.0.0.1:5555')
+    """
+    if address.startswith("emulator-") and address[9:].isdigit():
+        address = f"{_LOCAL}:{int(address[9:]) + 1}"
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        host, port = address, str(DEFAULT_PORT)
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError("device address", found=repr(address), wanted="HOST:PORT, such as 192.168.1.20:5555")
+    return Endpoint(f"{host}:{int(port)}", "tcp", partial(TcpPort, host.strip("[]"), int(port)))
+
+
+def signers() -> tuple[Signer, ...]:
+    """This computer's adb keys; a new one in the configuration folder if it has none."""
+    paths = key_paths()
+    if not paths:
+        path = _own_key()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        transport_port.generate_key(path)
+        path.chmod(0o600)
+        paths = (path,)
+    return tuple(_load(path) for path in paths)
+
+
+def key_paths() -> tuple[Path, ...]:
+    """Private keys where adb looks for them: ~/.android/adbkey, then ADB_VENDOR_KEYS; then our own."""
+    candidates = [Path(os.environ.get("ANDROID_USER_HOME") or Path.home() / ".android") / "adbkey"]
+    for name in filter(None, os.environ.get("ADB_VENDOR_KEYS", "").split(os.pathsep)):
+        path = Path(name)
+        candidates += sorted(path.glob(f"*{_SIGNER_SUFFIX}")) if path.is_dir() else [path]
+    candidates.append(_own_key())
+    return tuple(dict.fromkeys(path for path in candidates if path.is_file()))
+
+
+def describe(device: Device) -> str:
+    """One line for errors and lists."""
+    return (
+        f"{device.serial} ({device.model or device.kind})" if device.is_usable else f"{device.serial}: {device.reason}"
+    )
+
+
+def _only_endpoint() -> Endpoint:
+    devices = list_devices()
+    usable = [device for device in devices if device.is_usable]
+    if not usable:
+        found = "; ".join(describe(device) for device in devices) or "no device"
+        raise EnvironmentFault("device", found=found, wanted="one that can be used", remedy=_usb_hint())
+    if len(usable) > 1:
+        found = ", ".join(describe(device) for device in usable)
+        raise UsageError("device", found=f"{len(usable)}: {found}", wanted="one", remedy="name it with --device")
+    return find_endpoint(usable[0].serial)
+
+
+def _probe(endpoint: Endpoint, keys: Sequence[Signer], timeout: float) -> Device:
+    """Shake hands and leave. Which state a fault is, as adb names them."""
+    device = partial(Device, endpoint.serial, endpoint.kind)
+    try:
+        with Transport(endpoint, keys, auth_timeout=timeout).connect(timeout=timeout) as transport:
+            banner = transport.banner
+    except Unauthorized as error:
+        return device("unauthorized", _words(error))
+    except DeviceTimeout as error:
+        return device("offline", _words(error))
+    except (ConnectionLost, ProtocolFault) as error:
+        return device("not found", _words(error))
+    except DeviceFault as error:
+        return device("no permissions", _words(error))
+    if banner.state != "device":
+        return device("offline", f"it is in the state {_printable(banner.state)!r}; restart it")
+    names = banner.properties
+    model, product = (_printable(names.get(f"ro.product.{name}", "")) for name in ("model", "name"))
+    return device("device", "", model, product)
+
+
+def _printable(text: str) -> str:
+    """A device may call itself anything, and a terminal obeys some of it."""
+    return "".join(character if character.isprintable() else "?" for character in text[:_MOST_NAME])
+
+
+def _words(error: DeviceFault) -> str:
+    return f"{error.found}; {error.remedy}" if error.remedy else error.found
+
+
+def _open_local_ports() -> list[Endpoint]:
+    with ThreadPoolExecutor(len(EMULATOR_PORTS)) as pool:
+        is_open = list(pool.map(_answers, EMULATOR_PORTS))
+    return [tcp_endpoint(f"{_LOCAL}:{port}") for port, found in zip(EMULATOR_PORTS, is_open, strict=True) if found]
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection((_LOCAL, port), timeout=_KNOCK_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _usb_endpoints() -> list[Endpoint]:
+    return [Endpoint(serial, "usb", _usb_port(serial)) for serial, _ in transport_port.usb_devices()]
+
+
+def _usb_port(serial: str) -> Callable[[], Port]:
+    """Looks anew each time: a device that restarts has another address on the bus."""
+
+    def find() -> Port:
+        for found, port in transport_port.usb_devices():
+            if found == serial:
+                return port
+        raise ConnectionLost(serial, found="no such device on USB", wanted="it", remedy="check the cable")
+
+    return find
+
+
+def _may_be_address(name: str) -> bool:
+    is_ipv4 = name.count(".") == 3 and name.replace(".", "").isdigit()
+    return ":" in name or is_ipv4 or name == "localhost" or name.startswith("emulator-")
+
+
+def _usb_hint() -> str:
+    if not transport_port.has_usb():
+        return "for USB, pip install 'gemma-edge[usb]'; over a network, name HOST:PORT"
+    return "run gemma-edge devices"
+
+
+def _own_key() -> Path:
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "gemma-edge" / "adbkey"
+
+
+def _load(path: Path) -> Signer:
+    try:
+        return transport_port.load_signer(path)
+    except (ValueError, TypeError, OSError) as error:
+        remedy = "remove it, or give its path in ADB_VENDOR_KEYS no more"
+        raise UsageError(f"adb key {path}", found=str(error), wanted="an RSA key in PEM", remedy=remedy) from error

@@ -1,0 +1,245 @@
+"""One adb connection, shared by any number of streams and threads.
+
+Whoever waits first reads for all: the one reader hands every message to the stream it belongs to and wakes the others,
+so that a sampler beside a push waits for one message, and not for the push's next pause.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, ServiceRefused
+from device_harness.adb.payload import Buffer, FilePayload, Payload
+from device_harness.adb.port import Handshake, Port, Signer, read_rest
+from device_harness.adb.wire import MAX_PAYLOAD_BYTES, Banner, Header, pack_header
+
+STALL_S = 30.0
+"""How long a message may pause in its middle before the connection counts as dead."""
+
+MAX_INBOX_BYTES = 64 * MAX_PAYLOAD_BYTES
+"""What a device may send unasked while we write to it."""
+
+
+class Link:
+    """A connected device: opens streams, and knows whether it still is one.
+
+    After any exception that leaves a message half read or half written, an interrupt included, the link is lost.
+    """
+
+    def __init__(self, name: str, port: Port) -> None:
+        self.name = name
+        self.banner = Banner("", {}, frozenset())
+        self.max_payload_bytes = 0
+        self._port = port
+        self._changed = threading.Condition()
+        self._writing = threading.Lock()
+        self._reading = False
+        self._sums = True
+        self._streams: dict[int, Stream] = {}
+        self._last_id = 0
+        self._lost: str | None = "no connection yet"
+
+    def connect(self, signers: Sequence[Signer], *, timeout: float, auth_timeout: float) -> None:
+        """Shake hands; ``auth_timeout`` is how long someone has to allow the key on the device's screen."""
+        shake = Handshake(self._port)
+        self.banner, self.max_payload_bytes = shake.run(self.name, signers, timeout=timeout, auth_timeout=auth_timeout)
+        self._sums = shake.sums
+        self._lost = None
+
+    def close(self) -> None:
+        """End the connection, and every stream with it."""
+        self._lose("a closed connection")
+        self._port.close()
+
+    @property
+    def available(self) -> bool:
+        """Whether the other side is there, as far as can be known without a message to it."""
+        if self._lost is None and not self._reading and not self._port.is_alive():
+            self._lose("the end of the connection")
+        return self._lost is None
+
+    def open(self, service: str, *, timeout: float) -> Stream:
+        """A stream to a service such as ``shell:ls``; ServiceRefused at once if the device has none of that name."""
+        with self._changed:
+            self._last_id += 1
+            stream = self._streams[self._last_id] = Stream(self, service, self._last_id)
+        try:
+            self.send("OPEN", stream.local_id, 0, service.encode() + b"\0")
+            if not self.wait(lambda: stream.is_open or stream.is_closed, timeout):
+                wanted = f"an answer within {timeout:g} s"
+                raise DeviceTimeout(f"{self.name} {service_name(service)}", found="silence", wanted=wanted)
+        except BaseException:
+            self.forget(stream)
+            raise
+        if not stream.is_open:
+            what = f"{self.name} {service_name(service)}"
+            raise ServiceRefused(what, found="a device that refuses this service", wanted="one that has it")
+        return stream
+
+    def send(self, command: str, arg0: int, arg1: int, payload: Payload = b"") -> None:
+        """One whole message, whatever other threads send."""
+        if self._sums and isinstance(payload, FilePayload):
+            payload = payload.read()
+        header = pack_header(command, arg0, arg1, payload, summed=self._sums)
+        with self._writing:
+            self._require()
+            try:
+                self._port.write([header, payload], STALL_S)
+            except BaseException as error:
+                self._lose(_reason(error))
+                raise
+
+    def wait(self, ready: Callable[[], bool], timeout: float) -> bool:
+        """Read and hand out messages until ``ready``; False after ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while not ready():
+                self._require()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                if self._reading:
+                    self._changed.wait(left)
+                else:
+                    self._read_one(left)
+        return True
+
+    def forget(self, stream: Stream) -> None:
+        """Hand nothing to a stream any more."""
+        with self._changed:
+            self._streams.pop(stream.local_id, None)
+
+    def _read_one(self, timeout: float) -> None:
+        """Be the reader for one message; called with the condition held, which is let go meanwhile."""
+        self._reading = True
+        self._changed.release()
+        start = b""
+        message: tuple[Header, Buffer] | None = None
+        try:
+            start = self._port.wait(timeout)
+            message = read_rest(self._port, start, STALL_S) if start else None
+        except BaseException as error:
+            # An interrupt between two messages harms nobody.
+            if start or isinstance(error, DeviceFault):
+                self._lose(_reason(error))
+            raise
+        finally:
+            self._changed.acquire()
+            self._reading = False
+            self._changed.notify_all()
+        if message is not None:
+            self._hand_out(*message)
+
+    def _hand_out(self, header: Header, payload: Buffer) -> None:
+        stream = self._streams.get(header.arg1)
+        if stream is None:
+            # A stream that we gave up while the device was opening it.
+            if header.command == "OKAY":
+                self.send("CLSE", header.arg1, header.arg0)
+            return
+        stream.take(header, payload)
+
+    def _require(self) -> None:
+        if self._lost is not None:
+            raise ConnectionLost(self.name, found=self._lost, wanted="a connection", remedy="reconnect")
+
+    def _lose(self, why: str) -> None:
+        if self._lost is None:
+            self._lost = why
+
+
+class Stream:
+    """One conversation with one service; for one thread at a time."""
+
+    def __init__(self, link: Link, service: str, local_id: int) -> None:
+        self.local_id = local_id
+        self.is_open = False
+        self.is_closed = False
+        """By the device; what it sent before can still be read."""
+        self._what = f"{link.name} {service_name(service)}"
+        self._link = link
+        self._remote_id = 0
+        self._inbox: deque[Buffer] = deque()
+        self._inbox_bytes = 0
+        self._may_write = False
+        self._owes_okay = False
+        self._said_goodbye = False
+
+    @property
+    def has_input(self) -> bool:
+        """Whether ``read`` would answer at once."""
+        return bool(self._inbox) or self.is_closed
+
+    @property
+    def max_write_bytes(self) -> int:
+        """The most that one ``write`` may carry."""
+        return self._link.max_payload_bytes
+
+    def write(self, payload: Payload, *, timeout: float) -> None:
+        """Send once the device has taken what was sent before; DeviceRefusal is the reader's to find."""
+        if not self.drain(timeout=timeout):
+            raise ConnectionLost(self._what, found="the end of the stream", wanted="a device that reads on")
+        self._may_write = False
+        self._link.send("WRTE", self.local_id, self._remote_id, payload)
+
+    def drain(self, *, timeout: float) -> bool:
+        """Wait until the device has taken all; False if it has closed the stream instead."""
+        while True:
+            ready = self._link.wait(lambda: self._may_write or self.is_closed or self._owes_okay, timeout)
+            if not ready:
+                raise DeviceTimeout(self._what, found=f"no progress for {timeout:g} s", wanted="a device that reads")
+            if self._owes_okay:
+                # Else a device that echoes what it reads would wait for us, and we for it.
+                self._acknowledge()
+                continue
+            return not self.is_closed
+
+    def read(self, *, timeout: float) -> Buffer:
+        """What one message brought; nothing at the end of the stream."""
+        if not self._link.wait(lambda: self.has_input, timeout):
+            raise DeviceTimeout(self._what, found=f"silence for {timeout:g} s", wanted="output or an end")
+        if not self._inbox:
+            return b""
+        data = self._inbox.popleft()
+        self._inbox_bytes -= len(data)
+        if self._owes_okay:
+            self._acknowledge()
+        return data
+
+    def close(self) -> None:
+        """Give the stream up; what runs behind it may go on on the device."""
+        self._link.forget(self)
+        if self.is_open and not self._said_goodbye and self._link.available:
+            self._said_goodbye = True
+            self._link.send("CLSE", self.local_id, self._remote_id)
+
+    def take(self, header: Header, payload: Buffer) -> None:
+        """A message from the device; the link's condition is held."""
+        if header.command == "OKAY":
+            self.is_open = self._may_write = True
+            self._remote_id = header.arg0
+        elif header.command == "CLSE":
+            self.is_closed = True
+        elif header.command == "WRTE":
+            self._inbox.append(payload)
+            self._inbox_bytes += len(payload)
+            self._owes_okay = True
+            if self._inbox_bytes > MAX_INBOX_BYTES:
+                raise ProtocolFault(self._what, found=f"{self._inbox_bytes:,} bytes unasked", wanted="fewer")
+
+    def _acknowledge(self) -> None:
+        self._owes_okay = False
+        if not self.is_closed:
+            self._link.send("OKAY", self.local_id, self._remote_id)
+
+
+def service_name(service: str) -> str:
+    """``shell,v2,raw`` of ``shell,v2,raw:ls``, for errors."""
+    return service.partition(":")[0]
+
+
+def _reason(error: BaseException) -> str:
+    return error.found if isinstance(error, DeviceFault) else f"{type(error).__name__} in the middle of a message"

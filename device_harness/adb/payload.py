@@ -1,0 +1,53 @@
+"""What an adb message carries: bytes at hand, or a piece of a file that never has to be."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.base.errors import BundleError
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class FilePayload:
+    """Bytes of an open local file as a payload: where it can, the kernel sends them without a copy here."""
+
+    path: Path
+    fd: int
+    offset: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def read(self) -> bytes:
+        data = os.pread(self.fd, self.size, self.offset)
+        while len(data) < self.size:
+            more = os.pread(self.fd, self.size - len(data), self.offset + len(data))
+            if not more:
+                raise self.shrunk(self.offset + len(data))
+            data += more
+        return data
+
+    def shrunk(self, end: int) -> BundleError:
+        return file_shrunk(self.path, end, self.offset + self.size)
+
+
+def file_shrunk(path: Path, end: int, wanted: int) -> BundleError:
+    """A local file that ends earlier than it did."""
+    found, least = f"an end at byte {end:,}", f"at least {wanted:,} bytes"
+    return BundleError(str(path), found=found, wanted=least, remedy="push again")
+
+
+Payload = Buffer | FilePayload
+
+
+def part_of(payload: Payload, start: int, most: int) -> Payload:
+    """At most ``most`` bytes from ``start`` on, uncopied."""
+    if not isinstance(payload, FilePayload):
+        return memoryview(payload)[start : start + most]
+    size = min(most, payload.size - start)
+    return FilePayload(payload.path, payload.fd, payload.offset + start, size)

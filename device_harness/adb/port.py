@@ -1,0 +1,362 @@
+"""adb-shell's sockets, USB endpoints, handshake and keys, typed and mended: the only file that imports the library.
+
+Version 0.4.4 is pinned, for what is mended here is private in places: a socket's partial writes were lost, its end
+was read as silence, checksums were summed in Python, and what the device says of itself was dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import select
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from adb_shell import exceptions  # type: ignore[import-untyped]
+from adb_shell.adb_device import UsbTransport, _AdbIOManager  # type: ignore[import-untyped]
+from adb_shell.adb_message import AdbMessage  # type: ignore[import-untyped]
+from adb_shell.auth.keygen import encode_pubkey, get_user_info, keygen  # type: ignore[import-untyped]
+from adb_shell.auth.sign_cryptography import CryptographySigner  # type: ignore[import-untyped]
+from adb_shell.auth.sign_pythonrsa import PythonRSASigner  # type: ignore[import-untyped]
+from adb_shell.hidden_helpers import _AdbTransactionInfo  # type: ignore[import-untyped]
+from adb_shell.transport.base_transport import BaseTransport  # type: ignore[import-untyped]
+from adb_shell.transport.tcp_transport import TcpTransport  # type: ignore[import-untyped]
+
+from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, Unauthorized
+from device_harness.adb.payload import Buffer, FilePayload, Payload, part_of
+from device_harness.adb.wire import (
+    HEADER_BYTES,
+    LEGACY_PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
+    VERSION,
+    VERSION_SKIP_CHECKSUM,
+    Banner,
+    Header,
+    pack_header,
+    parse_banner,
+    parse_header,
+    require_checksum,
+)
+
+FEATURES = b"features=cmd,shell_v2"
+"""What this host can do, sent after ``host::``."""
+
+_ADB_SHELL_FAULTS = (
+    exceptions.AdbTimeoutError,
+    exceptions.InvalidResponseError,
+    exceptions.TcpTimeoutException,
+    exceptions.UsbReadFailedError,
+    exceptions.UsbWriteFailedError,
+)
+
+
+class Signer(Protocol):
+    """A private key, as adb-shell wants it."""
+
+    def Sign(self, data: bytes) -> bytes: ...
+    def GetPublicKey(self) -> str | bytes: ...
+
+
+def load_signer(path: Path) -> Signer:
+    """An adb key: PEM at ``path``; its public half beside it, or computed where only vendors' private half is there."""
+    if Path(f"{path}.pub").is_file():
+        signer: Signer = CryptographySigner(str(path))
+        return signer
+    public = base64.b64encode(encode_pubkey(str(path))) + get_user_info().encode()
+    signer = PythonRSASigner(public.decode(), path.read_text(encoding="ascii"))
+    return signer
+
+
+def generate_key(path: Path) -> None:
+    """Write a new RSA key of 2,048 bits to ``path`` and ``path.pub``."""
+    keygen(str(path))
+
+
+class Port(Protocol):
+    """Where bytes go in and out; every method raises ConnectionLost when the other side is gone."""
+
+    def connect(self, transport_timeout_s: float) -> None: ...
+    def close(self) -> None: ...
+    def wait(self, timeout: float) -> bytes:
+        """The next message's header, or nothing: no byte came."""
+
+    def read(self, size: int, timeout: float) -> Buffer:
+        """Exactly ``size`` bytes; ``timeout`` is the longest pause."""
+
+    def write(self, buffers: Sequence[Payload], timeout: float) -> None:
+        """All of it; ``timeout`` is the longest pause. BundleError if a file has shrunk."""
+
+    def is_alive(self) -> bool: ...
+
+
+class TcpPort(TcpTransport):  # type: ignore[misc]
+    """A socket that writes all it is given and tells an end from silence."""
+
+    def connect(self, transport_timeout_s: float) -> None:
+        name = f"{self._host}:{self._port}"
+        try:
+            self._connection = socket.create_connection((self._host, self._port), timeout=transport_timeout_s)
+        except TimeoutError as error:
+            wanted = f"a connection within {transport_timeout_s:g} s"
+            raise DeviceTimeout(name, found="no answer", wanted=wanted) from error
+        except OSError as error:
+            raise ConnectionLost(name, found=error.strerror or str(error), wanted="a device that listens") from error
+        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._connection.setblocking(False)
+
+    def bulk_read(self, numbytes: int, transport_timeout_s: float) -> bytes:
+        return bytes(self.read(numbytes, transport_timeout_s))
+
+    def bulk_write(self, data: bytes, transport_timeout_s: float) -> int:
+        self.write([data], transport_timeout_s)
+        return len(data)
+
+    def wait(self, timeout: float) -> bytes:
+        if not self._await(select.POLLIN, timeout):
+            return b""
+        return bytes(self.read(HEADER_BYTES, max(timeout, 1.0)))
+
+    def read(self, size: int, timeout: float) -> Buffer:
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            try:
+                count = self._socket().recv_into(rest)
+            except BlockingIOError:
+                self._require(select.POLLIN, timeout)
+                continue
+            except OSError as error:
+                raise self._lost(error.strerror or str(error)) from error
+            if not count:
+                raise self._lost("the end of the connection")
+            rest = rest[count:]
+        return data
+
+    def write(self, buffers: Sequence[Payload], timeout: float) -> None:
+        rest = [buffer for buffer in buffers if len(buffer)]
+        while rest:
+            count = self._send_some(rest, timeout)
+            while rest and count >= len(rest[0]):
+                count -= len(rest.pop(0))
+            if count:
+                rest[0] = part_of(rest[0], count, len(rest[0]))
+
+    def _send_some(self, payloads: Sequence[Payload], timeout: float) -> int:
+        """Bytes that the socket took: of a file, or of all buffers before the first file."""
+        first = payloads[0]
+        buffers: list[Buffer] = []
+        for payload in payloads:
+            if isinstance(payload, FilePayload):
+                break
+            buffers.append(payload)
+        # A header leaves with the first bytes of its file.
+        flags = socket.MSG_MORE if len(buffers) < len(payloads) else 0
+        while True:
+            try:
+                if not isinstance(first, FilePayload):
+                    return self._socket().sendmsg(buffers, [], flags)
+                count = os.sendfile(self._socket().fileno(), first.fd, first.offset, first.size)
+            except BlockingIOError:
+                self._require(select.POLLOUT, timeout)
+                continue
+            except OSError as error:
+                raise self._lost(error.strerror or str(error)) from error
+            if not count:
+                raise first.shrunk(first.offset)
+            return count
+
+    def is_alive(self) -> bool:
+        try:
+            return bool(self._socket().recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except (OSError, ConnectionLost):
+            return False
+
+    def _socket(self) -> socket.socket:
+        if self._connection is None:
+            raise self._lost("a closed connection")
+        connection: socket.socket = self._connection
+        return connection
+
+    def _await(self, event: int, timeout: float) -> bool:
+        poll = select.poll()
+        poll.register(self._socket(), event)
+        return bool(poll.poll(max(0.0, timeout) * 1000))
+
+    def _require(self, event: int, timeout: float) -> None:
+        if not self._await(event, timeout):
+            raise self._lost(f"silence for {timeout:g} s in the middle of a message")
+
+    def _lost(self, found: str) -> ConnectionLost:
+        return ConnectionLost(f"{self._host}:{self._port}", found=found, wanted="a connection", remedy="reconnect")
+
+
+class UsbPort(BaseTransport):  # type: ignore[misc]
+    """USB endpoints; a header and its payload are transfers of their own."""
+
+    def __init__(self, transport: UsbTransport) -> None:
+        self._usb = transport
+        self._open = False
+
+    def connect(self, transport_timeout_s: float) -> None:
+        try:
+            self._usb.connect(transport_timeout_s)
+        except Exception as error:  # libusb's own classes, which are there only if libusb is
+            raise usb_fault(self._name(), error) from error
+        self._open = True
+
+    def close(self) -> None:
+        self._open = False
+        self._usb.close()
+
+    def bulk_read(self, numbytes: int, transport_timeout_s: float) -> bytes:
+        return bytes(self.read(numbytes, transport_timeout_s))
+
+    def bulk_write(self, data: bytes, transport_timeout_s: float) -> int:
+        self.write([data], transport_timeout_s)
+        return len(data)
+
+    def wait(self, timeout: float) -> bytes:
+        try:
+            # Of 0 libusb would make "for ever".
+            return bytes(self._usb.bulk_read(HEADER_BYTES, max(timeout, 0.001)))
+        except exceptions.UsbReadFailedError as error:
+            if type(error.usb_error).__name__ == "USBErrorTimeout":
+                return b""
+            raise self._lost(error) from error
+
+    def read(self, size: int, timeout: float) -> Buffer:
+        data = bytearray()
+        while len(data) < size:
+            try:
+                data += self._usb.bulk_read(size - len(data), timeout)
+            except exceptions.UsbReadFailedError as error:
+                raise self._lost(error) from error
+        return data
+
+    def write(self, buffers: Sequence[Payload], timeout: float) -> None:
+        for buffer in buffers:
+            rest = memoryview(buffer.read() if isinstance(buffer, FilePayload) else buffer)
+            while rest:
+                try:
+                    count = self._usb.bulk_write(bytes(rest), timeout)
+                except exceptions.UsbWriteFailedError as error:
+                    raise self._lost(error) from error
+                rest = rest[count:]
+
+    def is_alive(self) -> bool:
+        return self._open
+
+    def _name(self) -> str:
+        return str(self._usb.usb_info or "USB device")
+
+    def _lost(self, error: Exception) -> ConnectionLost:
+        self._open = False
+        return ConnectionLost(self._name(), found=str(error), wanted="a connection", remedy="check the cable")
+
+
+def usb_fault(name: str, error: Exception) -> DeviceFault:
+    """What libusb's error means to its user."""
+    kind = type(error).__name__
+    if kind == "USBErrorAccess":
+        remedy = "install Debian's package android-sdk-platform-tools-common (udev rules) and log in again"
+        return DeviceFault(name, found="no permissions on the USB device", wanted="read and write", remedy=remedy)
+    if kind == "USBErrorBusy":
+        remedy = "run adb kill-server"
+        return DeviceFault(name, found="a USB device that another program holds", wanted="a free one", remedy=remedy)
+    if kind == "USBErrorNoDevice":
+        return ConnectionLost(name, found="no such device any more", wanted="a device", remedy="check the cable")
+    return DeviceFault(name, found=f"{kind}: {error}", wanted="a USB device that opens")
+
+
+def has_usb() -> bool:
+    """Whether libusb and its Python binding are there (pip install gemma-edge[usb])."""
+    return UsbTransport is not None
+
+
+def usb_devices() -> Iterator[tuple[str, UsbPort]]:
+    """Serial number and port of each adb device on USB; the serial is a bus path where it cannot be read."""
+    if UsbTransport is None:
+        return
+    for transport in UsbTransport.find_all_adb_devices():
+        try:
+            serial = str(transport.serial_number)
+        except Exception:  # libusb's own classes: without permission, the serial cannot be read
+            serial = "usb:" + "-".join(str(part) for part in transport.port_path)
+        yield serial, UsbPort(transport)
+
+
+class Handshake(_AdbIOManager):  # type: ignore[misc]
+    """adb-shell's connection set-up, which also keeps what the device says of itself."""
+
+    def __init__(self, port: Port) -> None:
+        super().__init__(port)
+        self._port = port
+        self._banner = b""
+        self._version = VERSION
+        self._asked_for_key = False
+
+    @property
+    def sums(self) -> bool:
+        """Whether the device looks at checksums: those before Android 9 do."""
+        return self._version < VERSION_SKIP_CHECKSUM
+
+    def run(self, name: str, signers: Sequence[Signer], *, timeout: float, auth_timeout: float) -> tuple[Banner, int]:
+        """The device's banner, and the most bytes that a message to it may carry."""
+        info = _AdbTransactionInfo(None, None, timeout, timeout, None)
+        try:
+            _, most = self.connect(FEATURES, list(signers), auth_timeout, None, info)
+        except exceptions.DeviceAuthError as error:
+            raise unauthorized(name, "a device that asks for a key, and none here") from error
+        except (*_ADB_SHELL_FAULTS, ConnectionLost) as error:
+            self._port.close()
+            if self._asked_for_key:
+                raise unauthorized(name, "a device that does not know this computer's key") from error
+            if isinstance(error, ConnectionLost):
+                raise
+            raise DeviceTimeout(name, found="no answer", wanted=f"one within {timeout:g} s") from error
+        except BaseException:
+            self._port.close()
+            raise
+        if most < LEGACY_PAYLOAD_BYTES // 4:
+            raise ProtocolFault(name, found=f"messages of {most} bytes at most", wanted=f"{LEGACY_PAYLOAD_BYTES}")
+        return parse_banner(self._banner), min(most, MAX_PAYLOAD_BYTES)
+
+    def _read_packet_from_device(self, adb_info: _AdbTransactionInfo) -> tuple[bytes, int, int, bytes]:
+        start = self._port.wait(adb_info.transport_timeout_s)
+        if not start:
+            raise exceptions.AdbTimeoutError("no answer")
+        header, payload = read_rest(self._port, start, adb_info.transport_timeout_s)
+        if header.command == "STLS":
+            remedy = "run adb tcpip 5555 over USB once, or use USB"
+            raise DeviceFault("adb", found="wireless debugging with pairing (TLS)", wanted="plain adb", remedy=remedy)
+        self._asked_for_key |= header.command == "AUTH"
+        if header.command == "CNXN":
+            self._banner = bytes(payload)
+            self._version = header.arg0
+        return header.command.encode(), header.arg0, header.arg1, bytes(payload)
+
+    def _send(self, msg: AdbMessage, adb_info: _AdbTransactionInfo) -> None:
+        command = int(msg.command).to_bytes(4, "little").decode()
+        # adb-shell says that it sums for ever; the one who said less decides.
+        arg0 = VERSION_SKIP_CHECKSUM if command == "CNXN" else msg.arg0
+        header = pack_header(command, arg0, msg.arg1, msg.data)
+        self._port.write([header, msg.data], adb_info.transport_timeout_s)
+
+
+def read_rest(port: Port, start: Buffer, timeout: float) -> tuple[Header, Buffer]:
+    """Header and payload of the message that starts with the bytes ``start``; its checksum is held."""
+    header = parse_header(start)
+    payload = port.read(header.length, timeout) if header.length else b""
+    require_checksum(header, payload)
+    return header, payload
+
+
+def unauthorized(name: str, found: str) -> Unauthorized:
+    """The one fault that only a hand on the device mends."""
+    remedy = "unlock the device, allow this computer's key on its screen, and try again"
+    return Unauthorized(name, found=found, wanted="one that trusts this computer", remedy=remedy)

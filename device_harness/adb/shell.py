@@ -1,0 +1,224 @@
+"""Commands on the device: with exit codes and separate streams where it speaks shell v2, by a marker where not."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+from device_harness.adb.faults import ConnectionLost, DeviceRefusal, DeviceTimeout
+from device_harness.adb.link import Link, Stream
+from device_harness.adb.payload import Payload, part_of
+from device_harness.adb.wire import EXIT, STDERR, STDOUT, ShellParser
+
+StreamName = Literal["stdout", "stderr"]
+
+KILLED_EXIT_CODE = 137
+"""128 + SIGKILL: what ``timeout -s KILL`` leaves."""
+
+_GRACE_S = 2.0
+"""How much longer we wait than the device lets the command run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShellResult:
+    """What a command said; ``stderr`` is empty on devices of shell v1, which mix it into ``stdout``."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+
+    def require(self, what: str) -> str:
+        """``stdout``, or DeviceRefusal with the command's last words if its exit code is not 0."""
+        if self.exit_code:
+            words = (self.stderr.strip() or self.stdout.strip()).splitlines()
+            found = f"exit code {self.exit_code}" + (f": {words[-1]}" if words else "")
+            raise DeviceRefusal(what, found=found, wanted="exit code 0")
+        return self.stdout
+
+
+class ShellStream:
+    """A running command: iterate over what it says, then ask for ``exit_code``; leaving the context gives it up.
+
+    Giving up does not end the command on the device; its time limit there does.
+    """
+
+    def __init__(self, link: Link, command: str, *, timeout: float) -> None:
+        """``timeout``: seconds the command may run; it is killed on the device then."""
+        self._what = f"{link.name} shell"
+        self._deadline = time.monotonic() + timeout + _GRACE_S
+        self._exit_code: int | None = None
+        self._v2 = "shell_v2" in link.banner.features
+        self._marker = f"exit-{secrets.token_hex(8)}:"
+        limited = _limited(command, timeout, self._marker)
+        v1 = f"( {limited}\n) 2>&1; echo {self._marker}$?"
+        service = f"shell,v2,raw:{limited}" if self._v2 else f"shell:{v1}"
+        self._stream = link.open(service, timeout=min(timeout, 30.0))
+
+    def __enter__(self) -> ShellStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def __iter__(self) -> Iterator[tuple[StreamName, bytes]]:
+        return self._packets_v2() if self._v2 else self._packets_v1()
+
+    @property
+    def exit_code(self) -> int:
+        """Known once the iteration has ended."""
+        if self._exit_code is None:
+            raise ConnectionLost(self._what, found="no exit code", wanted="one at the end of the command's output")
+        return self._exit_code
+
+    def _packets_v2(self) -> Iterator[tuple[StreamName, bytes]]:
+        parser = ShellParser()
+        errors = _MarkerFilter(self._marker)
+        while data := self._read():
+            for packet in parser.feed(data):
+                if packet.id == STDOUT:
+                    yield "stdout", packet.data
+                elif packet.id == STDERR and (text := errors.feed(packet.data)):
+                    yield "stderr", text
+                elif packet.id == EXIT and packet.data:
+                    if text := errors.rest():
+                        yield "stderr", text
+                    self._exit_code = packet.data[0] if errors.code is None else errors.code
+                    return
+
+    def _packets_v1(self) -> Iterator[tuple[StreamName, bytes]]:
+        output = _MarkerFilter(self._marker)
+        while data := self._read():
+            # A terminal stands between on old devices, and ends lines in its own way.
+            if text := output.feed(data).replace(b"\r\n", b"\n"):
+                yield "stdout", text
+        if text := output.rest():
+            yield "stdout", text
+        self._exit_code = output.code
+
+    def _read(self) -> bytes:
+        try:
+            return bytes(self._stream.read(timeout=self._left()))
+        except DeviceTimeout as error:
+            raise DeviceTimeout(
+                self._what, found="a command that does not end", wanted="an end in time", remedy="allow it longer"
+            ) from error
+
+    def _left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+
+class ExecStream:
+    """``exec:``, a command's raw input and output in one stream; neither exit code nor an end of input.
+
+    A command that takes exactly the bytes it is sent, such as ``head -c N >> FILE``, ends by itself.
+    """
+
+    def __init__(self, link: Link, command: str, *, timeout: float) -> None:
+        """``timeout``: seconds that the command may go without progress."""
+        self._timeout = timeout
+        self._stream: Stream = link.open(f"exec:{command}", timeout=timeout)
+
+    def __enter__(self) -> ExecStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    @property
+    def has_input(self) -> bool:
+        """Whether ``read`` would answer at once, as far as messages have been taken in: ``write`` takes them in too."""
+        return self._stream.has_input
+
+    def write(self, data: Payload) -> bool:
+        """Send all of it, whatever the command says meanwhile; False once it has ended."""
+        most = self._stream.max_write_bytes
+        for start in range(0, len(data), most):
+            if not self._stream.drain(timeout=self._timeout):
+                return False
+            self._stream.write(part_of(data, start, most), timeout=self._timeout)
+        return True
+
+    def read(self) -> bytes:
+        """Some output; nothing at its end."""
+        return bytes(self._stream.read(timeout=self._timeout))
+
+
+def run_shell(link: Link, command: str, *, timeout: float) -> ShellResult:
+    """Run to the end; DeviceTimeout if the command had to be killed."""
+    parts: dict[StreamName, list[bytes]] = {"stdout": [], "stderr": []}
+    started = time.monotonic()
+    with ShellStream(link, command, timeout=timeout) as stream:
+        for name, data in stream:
+            parts[name].append(data)
+        code = stream.exit_code
+    if code == KILLED_EXIT_CODE and time.monotonic() - started >= timeout:
+        found = f"a command that ran over {timeout:g} s and was killed"
+        raise DeviceTimeout(f"{link.name} shell", found=found, wanted="an end in time", remedy="allow it longer")
+    stdout, stderr = (b"".join(parts[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
+    return ShellResult(stdout, stderr, code)
+
+
+class _MarkerFilter:
+    """Takes the lines that tell the exit code out of a stream, wherever it was cut; the first of them counts."""
+
+    def __init__(self, marker: str) -> None:
+        self.code: int | None = None
+        self._marker = marker.encode()
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        text, self._held = self._held + data, b""
+        shown = b""
+        while (at := text.find(self._marker)) >= 0:
+            line, newline, rest = text[at:].partition(b"\n")
+            shown += text[:at]
+            if not newline:
+                self._held = line
+                return shown
+            self._note(line)
+            text = rest
+        keep = _overlap(text, self._marker)
+        self._held = text[len(text) - keep :]
+        return shown + text[: len(text) - keep]
+
+    def rest(self) -> bytes:
+        """What was held back and is no marker."""
+        text, self._held = self._held, b""
+        if not text.startswith(self._marker):
+            return text
+        self._note(text)
+        return b""
+
+    def _note(self, line: bytes) -> None:
+        code = line.removeprefix(self._marker).strip()
+        if self.code is None and code.isdigit():
+            self.code = int(code)
+
+
+def _overlap(text: bytes, marker: bytes) -> int:
+    """How many of the last bytes could be the marker's first.
+
+    >>> _overlap(b"so far so", b"some"), _overlap(b"so far", b"some")
+    (2, 0)
+    """
+    return next((n for n in range(min(len(text), len(marker)), 0, -1) if marker.startswith(text[-n:])), 0)
+
+
+def _limited(command: str, timeout: float, marker: str) -> str:
+    """The command under a time limit of the device's own, for a client that goes away leaves its command running.
+
+    The shell itself tells the exit code: that of toybox 0.8.9's timeout is 127 for two of five commands that end at
+    once. The trap holds for an ``exit`` in the command too; after an ``exec`` there is only timeout's.
+    """
+    traced = f"trap 'echo {marker}$? >&2' EXIT\n{command}"
+    return f"timeout -s KILL {max(1, math.ceil(timeout))} sh -c {shlex.quote(traced)}"

@@ -1,0 +1,160 @@
+"""Files over ``sync:`` version 1, which every Android has; a device's refusal comes back in its own words."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable
+from typing import BinaryIO
+
+from device_harness.adb.faults import ConnectionLost, DeviceRefusal, ProtocolFault
+from device_harness.adb.link import Link, Stream
+from device_harness.adb.wire import SYNC_DATA_BYTES, SYNC_PATH_BYTES, pack_sync, parse_sync
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+_HEADER_BYTES = 8
+_ENTRY = struct.Struct("<4I")
+
+
+class SyncSession:
+    """One ``sync:`` stream; a context."""
+
+    def __init__(self, link: Link, *, stall_timeout: float) -> None:
+        """``stall_timeout``: seconds without progress after which the device counts as stuck."""
+        self._what = f"{link.name} sync"
+        self._timeout = stall_timeout
+        self._stream: Stream = link.open("sync:", timeout=stall_timeout)
+        self._inbox = bytearray()
+        self._message = memoryview(bytearray(self._stream.max_write_bytes))
+
+    def __enter__(self) -> SyncSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def send(self, source: BinaryIO, size: int, path: str, mode: int, progress: Progress | None) -> None:
+        """Write ``size`` bytes of ``source`` to a new file; what is left behind on a failure is the caller's to clear.
+
+        The next message is read and summed while the device takes the last one.
+        """
+        self._what += f" {path}"
+        request = f"{path},{mode | 0o100000}".encode()
+        _require_short(path)
+        self._write(pack_sync("SEND", len(request)) + request)
+        done = 0
+        while done < size:
+            message, count = self._next_message(source, size - done)
+            if not count:
+                raise ProtocolFault(path, found=f"a source that ends at {done:,}", wanted=f"{size:,} bytes")
+            self._write(message)
+            done += count
+            if progress is not None:
+                progress(done, size)
+        self._write(pack_sync("DONE", int(time.time()) & 0xFFFFFFFF))
+        self._await_okay()
+
+    def receive(self, path: str) -> bytes:
+        """A file's contents."""
+        self._what += f" {path}"
+        self._request("RECV", path)
+        content = bytearray()
+        while True:
+            id_, value = parse_sync(self._take(_HEADER_BYTES))
+            if id_ == "DONE":
+                return bytes(content)
+            if id_ == "FAIL":
+                raise self._refusal(value)
+            if id_ != "DATA" or value > SYNC_DATA_BYTES:
+                raise ProtocolFault(self._what, found=f"{id_} {value}", wanted="DATA, DONE or FAIL")
+            content += self._take(value)
+
+    def list(self, path: str) -> dict[str, int]:
+        """Names in a directory and their modes; empty also if there is no such directory, as adb has it."""
+        self._what += f" {path}"
+        self._request("LIST", path)
+        names: dict[str, int] = {}
+        while True:
+            id_ = bytes(self._take(4)).decode("ascii", "backslashreplace")
+            mode, _, _, length = _ENTRY.unpack(self._take(_ENTRY.size))
+            if id_ == "DONE":
+                return names
+            if id_ != "DENT" or length > SYNC_PATH_BYTES:
+                raise ProtocolFault(self._what, found=f"{id_} {length}", wanted="DENT or DONE")
+            name = bytes(self._take(length)).decode("utf-8", "surrogateescape")
+            if name not in (".", ".."):
+                names[name] = mode
+
+    def _next_message(self, source: BinaryIO, left: int) -> tuple[memoryview, int]:
+        """As many DATA blocks as one message holds, in the buffer of the last one; and how many of the file's bytes."""
+        message = self._message
+        filled = count = 0
+        # A tiny limit of an old device leaves room for one small block.
+        block_bytes = min(SYNC_DATA_BYTES, len(message) - _HEADER_BYTES)
+        while left and filled + _HEADER_BYTES < len(message):
+            room = min(block_bytes, left, len(message) - filled - _HEADER_BYTES)
+            block = message[filled + _HEADER_BYTES : filled + _HEADER_BYTES + room]
+            got = _fill(source, block)
+            if not got:
+                break
+            message[filled : filled + _HEADER_BYTES] = pack_sync("DATA", got)
+            filled, count, left = filled + _HEADER_BYTES + got, count + got, left - got
+        return message[:filled], count
+
+    def _write(self, message: bytes | memoryview) -> None:
+        """A device that refuses says so, then closes or reads on: either way what it said is the error."""
+        if not self._stream.drain(timeout=self._timeout) or self._stream.has_input:
+            self._await_okay()
+            raise ProtocolFault(self._what, found="OKAY before the end", wanted="none")
+        self._stream.write(message, timeout=self._timeout)
+
+    def _request(self, id_: str, path: str) -> None:
+        _require_short(path)
+        name = path.encode()
+        self._write(pack_sync(id_, len(name)) + name)
+
+    def _await_okay(self) -> None:
+        id_, value = parse_sync(self._take(_HEADER_BYTES))
+        if id_ == "FAIL":
+            raise self._refusal(value)
+        if id_ != "OKAY":
+            raise ProtocolFault(self._what, found=f"{id_} {value}", wanted="OKAY or FAIL")
+
+    def _refusal(self, length: int) -> DeviceRefusal:
+        if length > SYNC_DATA_BYTES:
+            raise ProtocolFault(self._what, found=f"a reason of {length} bytes", wanted="a short one")
+        reason = bytes(self._take(length)).decode("utf-8", "replace")
+        return DeviceRefusal(self._what, found=repr(reason), wanted="a device that agrees")
+
+    def _take(self, size: int) -> bytes:
+        while len(self._inbox) < size:
+            data = self._stream.read(timeout=self._timeout)
+            if not data:
+                raise ConnectionLost(self._what, found="the end of the stream", wanted="an answer", remedy="reconnect")
+            self._inbox += data
+        taken = bytes(self._inbox[:size])
+        del self._inbox[:size]
+        return taken
+
+
+def size_of(source: BinaryIO) -> int:
+    """Bytes in an open regular file."""
+    return os.fstat(source.fileno()).st_size
+
+
+def _fill(source: BinaryIO, block: memoryview) -> int:
+    got = 0
+    while got < len(block):
+        count = source.readinto(block[got:])  # type: ignore[attr-defined]
+        if not count:
+            break
+        got += count
+    return got
+
+
+def _require_short(path: str) -> None:
+    if len(path.encode()) > SYNC_PATH_BYTES:
+        raise DeviceRefusal(path[:80], found=f"{len(path.encode())} bytes", wanted=f"at most {SYNC_PATH_BYTES}")

@@ -1,0 +1,233 @@
+"""A device over adb: commands, files, raw streams; each with a timeout, each failure a fault that says what to do.
+
+``device_harness.adb.devices.connect`` makes a ``Transport``. Paths on the device are absolute, of ``[A-Za-z0-9._-]``
+only: adb joins a command's arguments into one line for a shell, so any other character is a way out of it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal
+
+from device_harness.adb.faults import (
+    ConnectionLost,
+    DeviceFault,
+    DeviceRefusal,
+    DeviceTimeout,
+    ProtocolFault,
+    ServiceRefused,
+    Unauthorized,
+)
+from device_harness.adb.link import STALL_S, Link
+from device_harness.adb.port import Port, Signer
+from device_harness.adb.shell import ExecStream, ShellResult, ShellStream, run_shell
+from device_harness.adb.sync import Progress, SyncSession, size_of
+from device_harness.adb.wire import Banner
+from toolkit.base.errors import UsageError
+
+__all__ = [
+    "Banner",
+    "ConnectionLost",
+    "DeviceFault",
+    "DeviceRefusal",
+    "DeviceTimeout",
+    "Endpoint",
+    "ExecStream",
+    "Progress",
+    "ProtocolFault",
+    "RemoteStat",
+    "ServiceRefused",
+    "ShellResult",
+    "ShellStream",
+    "Transport",
+    "Unauthorized",
+    "quote",
+    "remote_path",
+]
+
+_COMPONENT = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+_CONNECT_S = 10.0
+_STAT_S = 20.0
+
+
+def remote_path(folder: str, *names: str) -> str:
+    """``folder`` (absolute) and names below it, joined; UsageError for anything that a shell or a path could bend.
+
+    >>> remote_path("/data/local/tmp", "bundle", "manifest.json")
+    '/data/local/tmp/bundle/manifest.json'
+    """
+    parts = folder.split("/")
+    for part in [*parts[1:], *names]:
+        if not _COMPONENT.fullmatch(part) or part in (".", ".."):
+            wanted = "letters, digits and . _ - between the slashes"
+            raise UsageError(f"remote path {'/'.join([folder, *names])!r}", found=repr(part), wanted=wanted)
+    if parts[0] or len(parts) < 2:
+        raise UsageError(f"remote path {folder!r}", found="a relative path", wanted="one that starts with /")
+    return "/".join([folder, *names])
+
+
+def quote(path: str) -> str:
+    """A path on the device as one word of a shell command, checked as ``remote_path`` does."""
+    return shlex.quote(remote_path(path))
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteStat:
+    """A file on the device, as its own stat sees it, over 4 GiB too."""
+
+    size: int
+    mode: int
+    mtime: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How to reach one device: ``serial`` is HOST:PORT or the USB serial number."""
+
+    serial: str
+    kind: Literal["tcp", "usb"]
+    make_port: Callable[[], Port]
+
+
+class Transport:
+    """A connected device; a context. Threads may share it."""
+
+    def __init__(self, endpoint: Endpoint, signers: Sequence[Signer] = (), *, auth_timeout: float = 30.0) -> None:
+        """``auth_timeout``: seconds that someone has to allow this computer's key on the device's screen."""
+        self._endpoint = endpoint
+        self._signers = tuple(signers)
+        self._auth_timeout = auth_timeout
+        self._link = Link(endpoint.serial, endpoint.make_port())
+
+    def connect(self, *, timeout: float = _CONNECT_S) -> Transport:
+        """Shake hands; itself. Unauthorized, DeviceTimeout (offline) or ConnectionLost (nobody there)."""
+        self._link.connect(self._signers, timeout=timeout, auth_timeout=self._auth_timeout)
+        return self
+
+    def __enter__(self) -> Transport:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; commands may go on on the device until their own time limit."""
+        self._link.close()
+
+    @property
+    def serial(self) -> str:
+        return self._endpoint.serial
+
+    @property
+    def kind(self) -> Literal["tcp", "usb"]:
+        return self._endpoint.kind
+
+    @property
+    def banner(self) -> Banner:
+        """What the device said of itself when it was connected."""
+        return self._link.banner
+
+    @property
+    def available(self) -> bool:
+        """Whether the connection stands; a dropped one shows at once, without a message to the device."""
+        return self._link.available
+
+    def reconnect(self, *, timeout: float = 60.0, pause: float = 0.2) -> None:
+        """Try again until the device is back, as after a cut or a reboot; the last failure after ``timeout`` seconds.
+
+        Streams of the old connection are gone. Call it too after an interrupt, before anything is cleaned up.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            self._link.close()
+            self._link = Link(self._endpoint.serial, self._endpoint.make_port())
+            left = deadline - time.monotonic()
+            try:
+                self._link.connect(
+                    self._signers, timeout=min(_CONNECT_S, max(left, 1.0)), auth_timeout=self._auth_timeout
+                )
+                return
+            except Unauthorized:
+                raise
+            except DeviceFault:
+                if left <= pause:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+    def another(self) -> Transport:
+        """A second way to the same device, for a sampler beside a push: over TCP a connection of its own, over USB
+        (which has one) the same connection under a second name; closing that one closes nothing."""
+        if self.kind == "usb":
+            return _Shared(self)
+        return Transport(self._endpoint, self._signers, auth_timeout=self._auth_timeout).connect()
+
+    def shell(self, command: str, *, timeout: float) -> ShellResult:
+        """Run a command to its end, which the device enforces after ``timeout`` seconds (DeviceTimeout)."""
+        return run_shell(self._link, command, timeout=timeout)
+
+    def stream_shell(self, command: str, *, timeout: float) -> ShellStream:
+        """Start a command; a context to iterate over, which yields ("stdout" or "stderr", bytes)."""
+        return ShellStream(self._link, command, timeout=timeout)
+
+    def stream_exec(self, command: str, *, timeout: float = STALL_S) -> ExecStream:
+        """Start a command with raw input and output; ``timeout`` is the longest silence."""
+        return ExecStream(self._link, command, timeout=timeout)
+
+    def push_file(self, path: Path, remote: str, *, mode: int = 0o644, progress: Progress | None = None) -> int:
+        """Copy a file to the device, not atomically; the number of bytes. DeviceRefusal carries the device's words."""
+        with open(path, "rb", buffering=0) as source:
+            return self._push(source, size_of(source), remote, mode, progress)
+
+    def push_bytes(self, data: bytes, remote: str, *, mode: int = 0o644, progress: Progress | None = None) -> int:
+        """Write a small file on the device."""
+        return self._push(io.BytesIO(data), len(data), remote, mode, progress)
+
+    def pull_bytes(self, remote: str) -> bytes:
+        """A small file's contents; DeviceRefusal carries the device's words."""
+        with SyncSession(self._link, stall_timeout=STALL_S) as session:
+            return session.receive(remote_path(remote))
+
+    def stat(self, remote: str) -> RemoteStat | None:
+        """Size, mode and time by the device's own stat (adb's wraps at 4 GiB); None if there is no such file."""
+        path = quote(remote)
+        command = f"if [ -e {path} ]; then stat -L -c '%s %f %Y' {path}; else echo absent; fi"
+        words = self.shell(command, timeout=_STAT_S).require(f"stat {remote}").split()
+        if words == ["absent"]:
+            return None
+        try:
+            size, mode, mtime = int(words[0]), int(words[1], 16), int(words[2])
+        except (IndexError, ValueError) as error:
+            raise DeviceRefusal(f"stat {remote}", found=repr(" ".join(words)), wanted="size, mode, time") from error
+        return RemoteStat(size, mode, mtime)
+
+    def list(self, remote: str) -> tuple[str, ...]:
+        """Names in a directory, sorted; none also if there is no such directory."""
+        with SyncSession(self._link, stall_timeout=STALL_S) as session:
+            return tuple(sorted(session.list(remote_path(remote))))
+
+    def _push(self, source: BinaryIO, size: int, remote: str, mode: int, progress: Progress | None) -> int:
+        path = remote_path(remote)
+        with SyncSession(self._link, stall_timeout=STALL_S) as session:
+            session.send(source, size, path, mode, progress)
+        return size
+
+
+class _Shared(Transport):
+    """Another name for a transport whose connection cannot be had twice."""
+
+    def __init__(self, owner: Transport) -> None:
+        super().__init__(owner._endpoint, owner._signers)
+        self._link = owner._link
+
+    def close(self) -> None:
+        """Nothing: the owner closes."""

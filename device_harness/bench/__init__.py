@@ -1,0 +1,1 @@
+"""Measures: iterations, gates, samples, state."""

@@ -1,0 +1,312 @@
+"""Measures one job of a runner: a process for each iteration, gates between, samples beside; one record in the end."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from device_harness.adb.transport import ConnectionLost, DeviceFault, Transport
+from device_harness.bench.gates import GateResult, GateSettings, PowerGate, ThermalGate
+from device_harness.bench.process import ASK_S, JobProcesses, ProcessLimits, Run
+from device_harness.bench.sampler import DEFAULT_INTERVAL_S, memory_record, series
+from device_harness.bench.state import read_state, read_thermal, state_flags
+from device_harness.flash.page_cache import DroppedFiles, PageCache
+from device_harness.machines.machine import Machine
+from device_harness.runners.interface import Job, Workload
+from toolkit import __version__
+from toolkit.base.errors import EnvironmentFault, ToolkitError
+from toolkit.results.record import (
+    BenchRecord,
+    Delegation,
+    DeviceRecord,
+    DriftRecord,
+    Figures,
+    Flag,
+    Iteration,
+    StateRecord,
+)
+from toolkit.results.statistics import MIN_VALUES, Drift, drift
+
+Progress = Callable[[int, int, Figures | None], None]
+"""Called with the iterations done, those in all, and the figures of the last."""
+
+_MOST_CUTS = 3
+"""How often in a row one iteration may be cut off before the run ends."""
+_PATIENCE_S = 60.0
+"""How long a device that was cut off has to come back: a phone starts in that time."""
+_CLOCKS_S = 5.0
+"""Between a machine's uptime and what it should be by our own clock."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured, and where."""
+
+    machine: Machine
+    device: DeviceRecord
+    runner: str
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """How a job is measured."""
+
+    repetitions: int = 5
+    gate: GateSettings = field(default_factory=GateSettings)
+    cool_down_s: float = 0.0
+    interval_s: float = DEFAULT_INTERVAL_S
+    folder: str = "/data/local/tmp"
+    """On the machine; where a sampler may write."""
+    page_cache: PageCache | None = None
+    """To take the model's files out of before each iteration."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOutcome:
+    """What was measured until the end, or until something ended it: an interrupt, a fault; None if that was nothing."""
+
+    record: BenchRecord | None
+    ended_by: BaseException | None
+
+
+def run_job(
+    subject: Subject,
+    workload: Workload,
+    settings: BenchSettings,
+    *,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> BenchOutcome:
+    """All iterations of a job. What was measured before an interrupt or a fault is kept and flagged."""
+    bench = _Bench(subject, workload, settings, note)
+    ended_by: BaseException | None = None
+    try:
+        bench.measure(progress)
+    except (KeyboardInterrupt, SystemExit, ToolkitError) as error:  # SystemExit: a SIGTERM
+        ended_by = error
+    finally:
+        bench.end()
+    return BenchOutcome(bench.record(is_whole=ended_by is None), ended_by)
+
+
+class _Bench:
+    """The state of one job's measurement."""
+
+    def __init__(
+        self, subject: Subject, workload: Workload, settings: BenchSettings, note: Callable[[str], None]
+    ) -> None:
+        self._machine = subject.machine
+        self._device = subject.device
+        self._runner = subject.runner
+        self._job = subject.job
+        self._workload = workload
+        self._settings = settings
+        self._note = note
+        self._power_gate = PowerGate(subject.machine, settings.gate, note)
+        self._thermal_gate = ThermalGate(subject.machine, settings.gate, note)
+        limits = ProcessLimits(workload.timeout_s, settings.interval_s, settings.folder)
+        self._processes = JobProcesses(subject.machine, subject.runner, subject.job, limits)
+        self._started_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._started = time.monotonic()
+        self._begin_s = 0.0
+        self._before: StateRecord | None = None
+        self._runs: list[Run] = []
+        self._iterations: list[Iteration] = []
+        self._gates: list[GateResult] = []
+        self._after: StateRecord | None = None
+        self._counted: Delegation | None = None
+        self._was_cut = False
+
+    def measure(self, progress: Progress) -> None:
+        """Until all iterations are done; one that a lost connection cuts off begins again."""
+        self._begin_s = self._uptime()
+        if self._workload.start == "warm":
+            self._note(f"{self._machine.serial}: {self._runner} runs once unmeasured, to warm up")
+            self._lasting("the unmeasured run", self._warm_up)
+        self._before = read_state(self._machine)
+        total = self._settings.repetitions
+        progress(0, total, None)
+        for index in range(total):
+            if index and self._settings.cool_down_s:
+                time.sleep(self._settings.cool_down_s)
+            self._lasting(f"iteration {index + 1}", self._iterate)
+            progress(index + 1, total, self._iterations[-1].figures)
+        self._after = self._state_after()
+        self._counted = self._processes.count_nodes()
+
+    def end(self) -> None:
+        """Nothing that this job started goes on on the machine."""
+        self._processes.try_to_end()
+
+    def _warm_up(self) -> None:
+        self._gates.append(self._power_gate.wait())
+        if self._was_cut:
+            self._remove_caches()  # of which the run that was cut off may have written a part
+        self._processes.run()
+
+    def _iterate(self) -> None:
+        gates = [self._power_gate.wait(), self._thermal_gate.wait()]
+        self._gates += gates
+        if self._workload.start == "cold":
+            self._remove_caches()
+        dropped = self._drop_pages()
+        run = self._processes.run()
+        iteration = self._iteration(run, sum(gate.waited_s for gate in gates), dropped)
+        self._runs.append(run)
+        self._iterations.append(iteration)
+
+    def _lasting(self, what: str, step: Callable[[], None]) -> None:
+        """The step, from its beginning again after each cut; ConnectionLost after the last one that it may have.
+
+        EnvironmentFault if the device does not come back, or not as it was.
+        """
+        lost: ConnectionLost | None = None
+        for cut in range(1, _MOST_CUTS + 1):
+            try:
+                if lost is not None:
+                    self._begin_again(what, lost)
+                return step()
+            except ConnectionLost as error:
+                lost = error
+                if cut == _MOST_CUTS:
+                    break
+                _log.info("%s", error)
+                self._was_cut = True
+                assert isinstance(self._machine, Transport)
+                self._machine.reconnect(timeout=_PATIENCE_S)
+        assert lost is not None
+        found = f"{what} cut off {_MOST_CUTS} times, in the end by {lost.found}"
+        remedy = "try another cable, port or network, and run it again; what was measured is kept"
+        raise ConnectionLost(lost.what, found=found, wanted="a connection that lasts", remedy=remedy) from lost
+
+    def _begin_again(self, what: str, lost: ConnectionLost) -> None:
+        """End what a cut has left running, for it would take part in what is measured next."""
+        expected = self._begin_s + time.monotonic() - self._started
+        if self._uptime() < expected - _CLOCKS_S:
+            found, wanted = f"a restart during {what}", "no restart between iterations"
+            remedy = "run it again; what was measured is kept"
+            raise DeviceFault(self._machine.serial, found=found, wanted=wanted, remedy=remedy) from lost
+        self._processes.end()
+        self._note(f"{self._machine.serial}: the connection was lost; {what} begins again")
+
+    def record(self, *, is_whole: bool) -> BenchRecord | None:
+        """Of the iterations so far; None if there are none. Tests that the runner said nothing of are left out."""
+        if not self._iterations:
+            return None
+        told = {name for item in self._iterations for name in item.figures}
+        tests = {test: figure for test, figure in self._job.tests.items() if figure in told}
+        after = self._after or self._state_after()
+        drifts = self._drifts()
+        environment = tuple(f"{name}={value}" for name, value in self._job.environment.items())
+        runs = [run.samples for run in self._runs]
+        return BenchRecord(
+            tool=f"gemma-edge {__version__}",
+            started_utc=self._started_utc,
+            seconds=round(time.monotonic() - self._started, 3),
+            runner=self._runner,
+            backend=self._workload.backend,
+            start=self._workload.start,
+            threads=self._workload.threads,
+            context=self._job.context,
+            arguments=(("env", *environment) if environment else ()) + self._job.argv,
+            tests=tests,
+            model=self._job.model,
+            binaries=self._job.binaries,
+            device=self._device,
+            delegation=self._delegation(),
+            iterations=tuple(self._iterations),
+            memory=memory_record(runs, self._job.groups, self._job.weight_caches),
+            samples=series(runs, self._begin_s),
+            drift={test: DriftRecord("mann-kendall", found.p_value, found.change) for test, found in drifts.items()},
+            state_before=self._before,
+            state_after=after,
+            flags=self._flags(after, drifts, is_whole=is_whole),
+        )
+
+    def _iteration(self, run: Run, gate_wait_s: float, dropped: DroppedFiles | None) -> Iteration:
+        thermal = read_thermal(self._machine)
+        begin, end = run.reading.begin_s or run.begin_s, run.reading.end_s or run.end_s
+        figures = dict(run.reading.figures)
+        if dropped is not None:
+            figures["model_resident_bytes"] = dropped.resident_bytes
+        if run.samples:
+            last = run.samples[-1]
+            figures.setdefault("major_faults_count", last.stat.major_faults)
+            figures.setdefault("minor_faults_count", last.stat.minor_faults)
+            if last.io is not None and last.io.read_bytes is not None:
+                figures.setdefault("read_bytes", last.io.read_bytes)
+        return Iteration(
+            begin_s=round(max(0.0, begin - self._begin_s), 3),
+            end_s=round(max(0.0, end - self._begin_s), 3),
+            gate_wait_s=round(gate_wait_s, 3),
+            thermal_status=None if thermal is None else thermal.status,
+            figures=figures,
+        )
+
+    def _state_after(self) -> StateRecord | None:
+        try:
+            return read_state(self._machine)
+        except EnvironmentFault as error:
+            # What was measured counts all the same.
+            _log.warning("the state after the run could not be read: %s", error)
+            return None
+
+    def _delegation(self) -> Delegation | None:
+        found = [run.reading.delegation for run in self._runs if run.reading.delegation is not None]
+        if found:
+            return found[-1]
+        if self._counted is not None:
+            return self._counted
+        return None if self._job.no_delegation is None else Delegation(None, None, self._job.no_delegation)
+
+    def _drifts(self) -> dict[str, Drift]:
+        drifts = {}
+        for test, figure in self._job.tests.items():
+            values = [item.figures[figure] for item in self._iterations if figure in item.figures]
+            if len(values) >= MIN_VALUES:
+                drifts[test] = drift(values)
+        return drifts
+
+    def _flags(self, after: StateRecord | None, drifts: dict[str, Drift], *, is_whole: bool) -> tuple[Flag, ...]:
+        flags: set[Flag] = set() if is_whole else {"interrupted"}
+        if self._was_cut:
+            flags.add("reconnected")
+        if self._before is not None:
+            low = self._settings.gate.low_battery_percent
+            flags |= state_flags(self._before, after or self._before, low_battery_percent=low)
+        if any((item.thermal_status or 0) > 0 for item in self._iterations):
+            flags.add("throttled")
+        if any(found.shown for found in drifts.values()):
+            flags.add("drifted")
+        for gate in self._gates:
+            flags |= gate.flags | ({"gate_timeout"} if gate.timed_out else set())
+        if any(run.sampler_failed for run in self._runs):
+            flags.add("sampler_failed")
+        return tuple(sorted(flags))
+
+    def _remove_caches(self) -> None:
+        for pattern in self._job.weight_caches:
+            folder, _, name = pattern.rpartition("/")
+            command = f"cd {shlex.quote(folder)} 2>/dev/null && rm -f ./{name}; true"
+            self._machine.shell(command, timeout=ASK_S).require(f"{self._machine.serial} {pattern}")
+
+    def _drop_pages(self) -> DroppedFiles | None:
+        """What stayed in memory is recorded with each iteration, and said once."""
+        if self._settings.page_cache is None:
+            return None
+        paths = list(dict.fromkeys(part.path for parts in self._job.groups.values() for part in parts))
+        dropped = self._settings.page_cache.drop(self._machine, paths)
+        if dropped.resident_bytes and not self._iterations:
+            found = f"{dropped.resident_bytes:,} of {dropped.bytes:,} bytes"
+            self._note(f"{self._machine.serial}: {found} of the model stay in memory; to the kernel no start is cold")
+        return dropped
+
+    def _uptime(self) -> float:
+        text = self._machine.shell("cat /proc/uptime", timeout=ASK_S).require(f"{self._machine.serial} /proc/uptime")
+        return float(text.split()[0])

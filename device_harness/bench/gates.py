@@ -1,0 +1,244 @@
+"""Waits until a device is cool and has the power it needs, and puts back what was changed on it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from device_harness.adb.transport import DeviceRefusal, Transport
+from device_harness.bench.state import (
+    LOW_BATTERY_PERCENT,
+    READ_S,
+    gate_temperature,
+    power_flags,
+    read_light_threshold,
+    read_power,
+    read_thermal,
+)
+from device_harness.machines.machine import Machine
+from device_harness.parsers.android import THROTTLING_SEVERITIES
+from toolkit.base.errors import EnvironmentFault, UsageError
+from toolkit.results.record import Flag, ThermalRecord
+
+Note = Callable[[str], None]
+"""Told what is being waited for."""
+
+_STAY_ON = ("stay_on_while_plugged_in", "7")
+"""android.os.BatteryManager: on AC, USB and wireless power."""
+
+_MARGIN_CELSIUS = 2.0
+"""Above rest: less is not worth the wait, and a phone does not come back to rest between two runs."""
+_HEADROOM_CELSIUS = 5.0
+"""So far below its first throttling a device counts as at rest; a choice: the margin, and what one run adds."""
+_SETTLE_S = 30.0
+_SETTLED_CELSIUS = 0.5
+"""Who cools by less in that time has come to rest."""
+
+_log = logging.getLogger(__name__)
+
+
+OnLowPower = Literal["flag", "wait", "refuse"]
+ON_LOW_POWER: tuple[OnLowPower, ...] = get_args(OnLowPower)
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """When a device counts as cool, not throttling and within bounds; and as having the power to run as it can."""
+
+    limit_celsius: float | None = None
+    """What skin (else battery, else CPU) may have, as ``resting_limit`` says; None: only throttling is waited for."""
+    timeout_s: float = 300.0
+    refuses: bool = False
+    """A device that stays hot is an error; else its results are flagged."""
+    low_battery_percent: float = LOW_BATTERY_PERCENT
+    on_low_power: OnLowPower = "flag"
+    """What a battery below that, or a device that saves power, leads to."""
+    poll_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """How a wait ended."""
+
+    waited_s: float
+    timed_out: bool
+    flags: frozenset[Flag] = frozenset()
+    """What was not as it should be when the run began."""
+
+
+def resting_limit(machine: Machine, note: Note, *, timeout_s: float, interval_s: float = _SETTLE_S) -> float | None:
+    """A limit in degrees Celsius for this device in this room: a little above what it has at rest.
+
+    A device may be hot when it is first looked at. It is at rest if it is well below the temperature from which it
+    says that it throttles, or if it cools no more, which takes ``interval_s`` to see; ``timeout_s`` bounds the wait.
+    None for a machine that tells no temperature.
+    """
+    started = time.monotonic()
+    thermal = read_thermal(machine)
+    found = gate_temperature(thermal)
+    if found is None:
+        return None
+    sensor, lowest = found
+    light = read_light_threshold(machine, sensor)
+    cool = None if light is None else light - _HEADROOM_CELSIUS
+    told = False
+    while cool is None or lowest > cool or is_throttling(thermal):
+        if (left := timeout_s - (time.monotonic() - started)) <= 0:
+            note(f"{machine.serial} was not seen at rest in {timeout_s:.0f} s; {lowest:.1f} °C is taken for it")
+            break
+        if not told:
+            note(f"waiting for {machine.serial} to come to rest: {_describe(thermal)}")
+            told = True
+        time.sleep(min(interval_s, left))
+        thermal = read_thermal(machine)
+        found = gate_temperature(thermal)
+        before, lowest = lowest, lowest if found is None else min(lowest, found[1])
+        if before - lowest < _SETTLED_CELSIUS and left > interval_s:
+            break
+    return lowest + _MARGIN_CELSIUS
+
+
+def is_throttling(thermal: ThermalRecord | None) -> bool:
+    """By Android's own word, which some devices never say."""
+    return thermal is not None and (thermal.status or 0) > 0
+
+
+class PowerGate:
+    """Asked before each iteration; a machine that tells neither battery nor power saving is always let through."""
+
+    def __init__(self, machine: Machine, settings: GateSettings, note: Note) -> None:
+        self._machine = machine
+        self._settings = settings
+        self._note = note
+        self._told: frozenset[Flag] = frozenset()
+
+    def wait(self) -> GateResult:
+        """DeviceRefusal if that is wanted and power is low; flags if it is, or is still after ``timeout_s``."""
+        found = self._look()
+        if not found or self._settings.on_low_power == "flag":
+            self._tell(found, "the results are flagged")
+            return GateResult(0.0, timed_out=False, flags=frozenset(found))
+        if self._settings.on_low_power == "refuse":
+            remedy = "charge it, turn power saving off, or leave out --on-low-power"
+            wanted = f"a battery of at least {self._settings.low_battery_percent:g} % and no power saving"
+            raise DeviceRefusal(
+                f"{self._machine.serial} power", found=", ".join(found.values()), wanted=wanted, remedy=remedy
+            )
+        started = time.monotonic()
+        self._tell(found, f"waiting up to {self._settings.timeout_s:.0f} s")
+        while found and (left := self._settings.timeout_s - (time.monotonic() - started)) > 0:
+            time.sleep(min(self._settings.poll_s, left))
+            found = self._look()
+        return GateResult(time.monotonic() - started, timed_out=bool(found), flags=frozenset(found))
+
+    def _look(self) -> dict[Flag, str]:
+        """What is low, in words."""
+        battery, power_save = read_power(self._machine)
+        level = (battery.level_percent if battery is not None else None) or 0
+        words: dict[Flag, str] = {"low_battery": f"battery {level:g} %", "power_save": "power saving on"}
+        low = power_flags(battery, power_save, self._settings.low_battery_percent)
+        return {flag: text for flag, text in words.items() if flag in low}
+
+    def _tell(self, found: Mapping[Flag, str], what: str) -> None:
+        """Once for each state."""
+        if found and frozenset(found) != self._told:
+            self._note(f"{self._machine.serial}: {', '.join(found.values())}; {what}")
+        self._told = frozenset(found)
+
+
+class ThermalGate:
+    """Asked before each iteration; a machine without a thermal service is always let through."""
+
+    def __init__(self, machine: Machine, settings: GateSettings, note: Note) -> None:
+        self._machine = machine
+        self._settings = settings
+        self._note = note
+
+    def wait(self) -> GateResult:
+        """DeviceRefusal if it ``refuses`` and the device is still hot after ``timeout_s``."""
+        started = time.monotonic()
+        told = False
+        while True:
+            thermal = read_thermal(self._machine)
+            waited = time.monotonic() - started
+            if self._is_cool(thermal):
+                return GateResult(waited if told else 0.0, timed_out=False)
+            if waited >= self._settings.timeout_s:
+                return self._give_up(thermal, waited)
+            if not told:
+                self._note(f"waiting for {self._machine.serial} to cool: {_describe(thermal)}")
+                told = True
+            time.sleep(min(self._settings.poll_s, self._settings.timeout_s))
+
+    def _is_cool(self, thermal: ThermalRecord | None) -> bool:
+        found, limit = gate_temperature(thermal), self._settings.limit_celsius
+        return not is_throttling(thermal) and (found is None or limit is None or found[1] <= limit)
+
+    def _give_up(self, thermal: ThermalRecord | None, waited: float) -> GateResult:
+        words = _describe(thermal)
+        if self._settings.refuses:
+            found = f"{words} after {waited:.0f} s"
+            remedy = "let it cool, allow more with --max-celsius or --gate-timeout, or leave out --refuse-hot"
+            celsius = self._settings.limit_celsius
+            limit = "" if celsius is None else f" and at most {celsius:.1f} °C"
+            wanted = f"throttling status none{limit}"
+            raise DeviceRefusal(f"{self._machine.serial} thermal gate", found=found, wanted=wanted, remedy=remedy)
+        self._note(f"{self._machine.serial} is still hot after {waited:.0f} s ({words}); the results are flagged")
+        return GateResult(waited, timed_out=True)
+
+
+def _describe(thermal: ThermalRecord | None) -> str:
+    found = gate_temperature(thermal)
+    status = "unknown" if thermal is None or thermal.status is None else THROTTLING_SEVERITIES[thermal.status]
+    return f"throttling status {status}" + (f", {found[0]} {found[1]:.1f} °C" if found else "")
+
+
+@contextmanager
+def prepared_device(machine: Machine, *, stay_awake: bool = False, airplane_mode: bool = False) -> Iterator[None]:
+    """Change what was asked for, and put it back however the work ends; a warning says what could not be put back."""
+    if machine.kind == "host" and (stay_awake or airplane_mode):
+        option = "--stay-awake" if stay_awake else "--airplane-mode"
+        raise UsageError(option, found="this computer", wanted="an Android device")
+    if airplane_mode and machine.kind == "tcp" and not machine.serial.startswith("127.0.0.1:"):
+        remedy = "connect it by USB"
+        raise UsageError("--airplane-mode", found=f"{machine.serial} over a network", wanted="USB", remedy=remedy)
+    undo: list[str] = []
+    try:
+        if stay_awake:
+            name, value = _STAY_ON
+            old = _setting(machine, name)
+            restore = f"settings delete global {name}" if old == "null" else f"settings put global {name} {old}"
+            undo.append(restore)
+            _run(machine, f"settings put global {name} {value}")
+        if airplane_mode and _setting(machine, "airplane_mode_on") != "1":
+            undo.append("cmd connectivity airplane-mode disable")
+            _run(machine, "cmd connectivity airplane-mode enable")
+        yield
+    finally:
+        for command in reversed(undo):
+            _put_back(machine, command)
+
+
+def _put_back(machine: Machine, command: str) -> None:
+    try:
+        if isinstance(machine, Transport):
+            # After an interrupt the connection may be in the midst of a message.
+            machine.reconnect(timeout=10.0)
+        _run(machine, command)
+    except EnvironmentFault as error:
+        _log.warning("%s is not as it was (%s); run there: %s", machine.serial, error, command)
+
+
+def _setting(machine: Machine, name: str) -> str:
+    found = _run(machine, f"settings get global {name}").strip()
+    if not found.replace("null", "0").isdecimal():
+        raise DeviceRefusal(f"{machine.serial} settings get {name}", found=repr(found), wanted="a number or null")
+    return found
+
+
+def _run(machine: Machine, command: str) -> str:
+    return machine.shell(command, timeout=READ_S).require(f"{machine.serial} {command}")

@@ -1,0 +1,179 @@
+"""The processes of one job: started, sampled, read, and ended on the machine whatever happens here."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from device_harness.adb.shell import KILLED_EXIT_CODE
+from device_harness.adb.transport import ConnectionLost, DeviceTimeout, Transport
+from device_harness.bench.sampler import ProcessSample, Sampler
+from device_harness.machines.machine import Machine
+from device_harness.runners.interface import Job, Reading
+from toolkit.base.errors import EnvironmentFault
+from toolkit.results.record import Delegation
+
+ASK_S = 30.0
+"""For a question that the machine answers at once."""
+
+_TOKEN = "GEMMA_EDGE_BENCH"
+"""In the environment of everything that a run starts, so that nothing of it is left."""
+_BEGIN = re.compile(rb"^@@begin (\d+) (\d+\.\d+) ", re.MULTILINE)
+_END = re.compile(r"^@@end (\d+) (\d+\.\d+) .*\n?", re.MULTILINE)
+_SAMPLES_WANTED = 3
+"""A process that ended within so many intervals may well have none."""
+_RECONNECT_S = 20.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLimits:
+    """How a process is run: its time limit, how often it is sampled, and where a sampler may write on the machine."""
+
+    timeout_s: float
+    interval_s: float
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One process; times are the machine's uptime."""
+
+    reading: Reading
+    begin_s: float
+    end_s: float
+    samples: tuple[ProcessSample, ...]
+    sampler_failed: bool
+
+
+class JobProcesses:
+    """Runs a job's process as often as it is asked to."""
+
+    def __init__(self, machine: Machine, runner: str, job: Job, limits: ProcessLimits) -> None:
+        self._machine = machine
+        self._runner = runner
+        self._job = job
+        self._limits = limits
+        token = secrets.token_hex(8)
+        self._token = f"{_TOKEN}={token}"
+        self._samples = f"{limits.folder}/samples-{token}.txt"
+
+    def run(self) -> Run:
+        """Start it, sample it, read what it printed; EnvironmentFault if it failed.
+
+        After ConnectionLost it may go on there until ``end`` is called.
+        """
+        output = bytearray()
+        sampler: Sampler | None = None
+        begin_s = 0.0
+        started = time.monotonic()
+        try:
+            with self._machine.stream_shell(self._command(), timeout=self._limits.timeout_s) as running:
+                for _, data in running:
+                    output += data
+                    match = _BEGIN.search(output) if sampler is None else None
+                    if match is not None:
+                        begin_s = float(match[2])
+                        sampler = self._sampler(int(match[1])).__enter__()
+                code = running.exit_code
+        except ConnectionLost:
+            raise
+        except BaseException:
+            self._recover()
+            raise
+        finally:
+            if sampler is not None:
+                sampler.__exit__(None, None, None)
+        text = output.decode("utf-8", "replace").replace("\r\n", "\n")
+        if code:
+            raise self._failure(text, code, time.monotonic() - started)
+        end = _END.search(text)
+        reading = self._job.read(_END.sub("", text))
+        end_s = float(end[2]) if end is not None else begin_s
+        is_long = end_s - begin_s > _SAMPLES_WANTED * self._limits.interval_s
+        samples = sampler.samples if sampler is not None else ()
+        return Run(reading, begin_s, end_s, samples, sampler is None or (sampler.has_failed and is_long))
+
+    def count_nodes(self) -> Delegation | None:
+        """In a process of its own: what fails there is a reason, and no fault of the run; None if there is none."""
+        read = self._job.read_nodes
+        if read is None:
+            return None
+        words = " ".join(map(shlex.quote, ["env", self._token, *self._job.count_nodes]))
+        try:
+            result = self._machine.shell(f"{words} 2>&1", timeout=self._limits.timeout_s)
+        except EnvironmentFault as error:
+            return Delegation(None, None, f"counting failed: {error}"[:1000])
+        except BaseException:
+            self._recover()
+            raise
+        if result.exit_code:
+            said = (_lines(result.stdout) or ["nothing"])[-1][:300]
+            return Delegation(None, None, f"counting ended with exit code {result.exit_code}: {said}")
+        try:
+            return read(result.stdout.replace("\r\n", "\n"))
+        except EnvironmentFault as error:
+            return Delegation(None, None, f"counting failed: {error}"[:1000])
+
+    def end(self) -> None:
+        """Nothing of this job goes on or stays on the machine; EnvironmentFault if it cannot be reached."""
+        # Once more where something was found: what is killed takes a moment to end, and may have started another.
+        script = (
+            f"for i in 1 2 3 4 5; do found=; for f in $(grep -l {self._token} /proc/[0-9]*/environ); do "
+            "found=1; p=${f%/environ}; kill -KILL ${p#/proc/}; done; [ $found ] || break; sleep 0.2; done 2>/dev/null; "
+            f"rm -f {self._samples}"
+        )
+        if isinstance(self._machine, Transport) and not self._machine.available:
+            self._machine.reconnect(timeout=_RECONNECT_S)
+        self._machine.shell(script, timeout=ASK_S)
+
+    def try_to_end(self) -> None:
+        """``end``, with a warning where that cannot be."""
+        try:
+            self.end()
+        except EnvironmentFault as error:
+            limit = f"{self._limits.timeout_s:.0f} s"
+            _log.warning("%s may go on for %s at most on %s: %s", self._runner, limit, self._machine.serial, error)
+
+    def _recover(self) -> None:
+        """After an interrupt the connection may be in the midst of a message; what runs there has to end."""
+        try:
+            if isinstance(self._machine, Transport):
+                self._machine.reconnect(timeout=_RECONNECT_S)
+        except EnvironmentFault as error:
+            _log.info("%s", error)
+        self.try_to_end()
+
+    def _sampler(self, pid: int) -> Sampler:
+        limits = self._limits
+        return Sampler(self._machine, pid, limit_s=limits.timeout_s, interval_s=limits.interval_s, file=self._samples)
+
+    def _command(self) -> str:
+        """The process tells its id before it becomes the runner."""
+        environment = [self._token, *(f"{name}={value}" for name, value in self._job.environment.items())]
+        words = " ".join(map(shlex.quote, ["env", *environment, *self._job.argv]))
+        inner = 'echo "@@begin $$ $(cat /proc/uptime)"; exec "$@"'
+        return (
+            f"sh -c {shlex.quote(inner)} sh {words} 2>&1; code=$?; "
+            'echo; echo "@@end $code $(cat /proc/uptime)"; exit $code'
+        )
+
+    def _failure(self, text: str, code: int, seconds: float) -> EnvironmentFault:
+        what = f"{self._runner} on {self._machine.serial}"
+        if code == KILLED_EXIT_CODE and seconds >= self._limits.timeout_s:
+            found = f"no end after {self._limits.timeout_s:.0f} s"
+            return DeviceTimeout(what, found=found, wanted="a result", remedy="allow more with --timeout")
+        said = [line for line in _lines(text) if line]
+        words = f": {said[-1][:300]}" if said else ""
+        killed = " (killed, most often for lack of memory)" if code == KILLED_EXIT_CODE else ""
+        return EnvironmentFault(what, found=f"exit code {code}{killed}{words}", wanted="a result")
+
+
+def _lines(text: str) -> Sequence[str]:
+    return [line.strip() for line in text.splitlines() if not line.startswith(("@@begin", "@@end"))]

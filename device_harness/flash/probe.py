@@ -1,0 +1,272 @@
+"""Times reads of PLE rows from flash, on a device or here, by a small program that runs there; see docs/probe.md."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+from device_harness.adb.transport import DeviceFault, DeviceRefusal, Transport, quote, remote_path
+from device_harness.machines.machine import Host, Machine, RunningCommand
+from device_harness.programs.build import FLASH_PROBE, NativeProgram, native_program, parse_architecture
+from device_harness.push.push import DEFAULT_FOLDER
+from toolkit.base.errors import BundleError, ResultsError, UsageError
+from toolkit.base.strict_json import parse_json
+from toolkit.bundle.manifest import Manifest
+from toolkit.bundle.ple_shards import is_shard_name
+from toolkit.results.rules import Range, read_dataclass
+
+Access = Literal["pread", "pread_random", "mmap", "mmap_random", "pread_readahead", "mmap_willneed"]
+Pattern = Literal["row", "batch"]
+State = Literal["cold", "warm", "not_cold"]
+Count = Annotated[int, Range(0, 2**63)]
+Amount = Annotated[float, Range(0, 1e18)]
+
+MOST_READS = 1 << 20
+"""Reads, rows of a batch, batches: as the program says."""
+
+_BAD_INPUT = 2
+_QUICK_S = 20.0
+_BASE_S = 120.0
+_SLOWEST_ROW_S = 0.02
+_WAYS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """What is read: ``reads`` single rows and ``batches`` of ``batch_rows``, each in every way and state."""
+
+    reads: int = 512
+    batch_rows: int = 256
+    batches: int = 8
+    seed: int = 0
+    """Of the token ids, which are drawn evenly from the whole table."""
+    tokens: tuple[int, ...] | None = None
+    """Token ids in place of those: of a text, which meets some rows often."""
+    state: Literal["cold", "warm"] | None = None
+    """None: both."""
+
+    def arguments(self) -> list[str]:
+        """Options of the program, without the tokens, for they go in a file."""
+        numbers = {"--seed": self.seed, "--reads": self.reads, "--batch": self.batch_rows, "--batches": self.batches}
+        words = [word for name, value in numbers.items() for word in (name, str(value))]
+        return [*words, *(["--state", self.state] if self.state is not None else [])]
+
+    @property
+    def timeout_s(self) -> float:
+        rows = self.reads + self.batches * self.batch_rows
+        return _BASE_S + _WAYS * rows * _SLOWEST_ROW_S
+
+
+@dataclass(frozen=True, slots=True)
+class TableFacts:
+    """The shards as the program found them."""
+
+    pid: Count
+    shards: Count
+    table_bytes: Count
+    table_pages: Count
+    page_bytes: Count
+    row_bytes: Count
+    rows: Count
+    bits: Count
+    seed: Count
+    listed_tokens: Count
+    measures: Count
+
+
+@dataclass(frozen=True, slots=True)
+class ReadMeasure:
+    """Reads of one kind. A read is one row, or a batch; a latency runs from token ids to rows in memory.
+
+    Percentiles are latencies that really occurred (nearest rank). Faults are those within reads, pages those of all
+    shards together, ``storage_read_bytes`` what the kernel fetched for the process: None where it does not say.
+    """
+
+    access: Access
+    pattern: Pattern
+    state: State
+    """``not_cold``: it was to be cold, and ``resident_pages_before`` pages could not be dropped."""
+    reads: Count
+    rows: Count
+    latency_mean_us: Amount
+    latency_p50_us: Amount
+    latency_p90_us: Amount
+    latency_p99_us: Amount
+    latency_max_us: Amount
+    row_bytes_read: Count
+    read_s: Amount
+    bandwidth_bytes_per_s: Amount
+    minor_faults: Count
+    major_faults: Count
+    storage_read_bytes: Count | None
+    resident_pages_before: Count
+    resident_pages_after: Count
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One run of the program on one machine."""
+
+    device: str
+    emulated: bool
+    program: NativeProgram
+    table: TableFacts
+    measures: tuple[ReadMeasure, ...]
+
+
+ProbeProgress = Callable[[int, int], None]
+"""Called with the kinds of read done, and those in all."""
+
+
+def shard_names(manifest: Manifest) -> tuple[str, ...]:
+    """A bundle's shards in order; BundleError if it has none."""
+    names = tuple(sorted(name for name in manifest.files if is_shard_name(name)))
+    if not names:
+        raise BundleError("bundle", found="no PLE shards", wanted="at least ple_00000.bin")
+    return names
+
+
+def shard_groups(manifest: Manifest) -> tuple[str, ...]:
+    """The groups to push for a probe."""
+    return tuple(group for group, record in manifest.groups.items() if any(map(is_shard_name, record.files)))
+
+
+def read_token_file(path: Path) -> tuple[int, ...]:
+    """Token ids with white space between them."""
+    try:
+        words = path.read_text(encoding="ascii").split()
+        if not words:
+            raise ValueError("an empty file")
+        return tuple(int(word) for word in words)
+    except ValueError as error:
+        raise UsageError(str(path), found=str(error), wanted="token ids with white space between them") from error
+
+
+def probe_host(
+    shards: Sequence[Path],
+    settings: ProbeSettings,
+    *,
+    scratch: Path,
+    progress: ProbeProgress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> ProbeResult:
+    """Probe files of this computer. ``scratch``: a folder of the caller's."""
+    host = Host()
+    program = native_program(FLASH_PROBE, parse_architecture(os.uname().machine, "host"), say=say)
+    tokens = scratch / "tokens"
+    if settings.tokens is not None:
+        tokens.write_text(_token_text(settings.tokens), encoding="ascii")
+    command = probe_command(str(program.path), [str(path.resolve()) for path in shards], settings, str(tokens))
+    table, measures = _run(host, command, settings, progress)
+    return ProbeResult(host.serial, False, program, table, measures)
+
+
+def probe_device(
+    device: Transport,
+    folder: str,
+    shards: Sequence[str],
+    settings: ProbeSettings,
+    *,
+    progress: ProbeProgress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> ProbeResult:
+    """Probe shards that lie in ``folder`` of a device. The program is put beside it and removed again."""
+    machine = device.shell("uname -m", timeout=_QUICK_S).require(f"{device.serial} uname -m")
+    program = native_program(FLASH_PROBE, parse_architecture(machine, device.serial), say=say)
+    # A Linux board with adbd has no getprop.
+    emulated = device.shell("getprop ro.kernel.qemu 2>/dev/null", timeout=_QUICK_S).stdout.strip() == "1"
+    # Two probes of one device must not take each other's program away.
+    remote = remote_path(DEFAULT_FOLDER, f"{FLASH_PROBE}-{os.getpid()}")
+    tokens = f"{remote}.tokens"
+    try:
+        device.push_file(program.path, remote, mode=0o755)
+        if settings.tokens is not None:
+            device.push_bytes(_token_text(settings.tokens).encode(), tokens)
+        paths = [remote_path(folder, name) for name in shards]
+        table, measures = _run(device, probe_command(remote, paths, settings, tokens), settings, progress)
+    finally:
+        _remove(device, [remote, tokens])
+    return ProbeResult(device.serial, emulated, program, table, measures)
+
+
+def probe_command(program: str, shards: Sequence[str], settings: ProbeSettings, tokens: str) -> str:
+    """A line for the shell of the machine."""
+    listed = ["--tokens", tokens] if settings.tokens is not None else []
+    return " ".join(map(shlex.quote, [program, *settings.arguments(), *listed, *shards]))
+
+
+def parse_probe(text: str, what: str) -> tuple[TableFacts, tuple[ReadMeasure, ...]]:
+    """Of the program's whole output, among whatever else a device may say; ResultsError if it is not complete."""
+    lines = map(str.strip, text.split("\n"))
+    return _complete([_parse_line(line, what) for line in lines if line.startswith("{")], what)
+
+
+def _complete(records: Sequence[TableFacts | ReadMeasure], what: str) -> tuple[TableFacts, tuple[ReadMeasure, ...]]:
+    tables = [record for record in records if isinstance(record, TableFacts)]
+    measures = tuple(record for record in records if isinstance(record, ReadMeasure))
+    if len(tables) != 1 or len(measures) != tables[0].measures:
+        found = f"{len(tables)} tables and {len(measures)} kinds of read"
+        wanted = f"1 and {tables[0].measures if tables else 'some'}"
+        raise ResultsError(what, found=found, wanted=wanted, remedy="run it again")
+    return tables[0], measures
+
+
+def _parse_line(line: str, what: str) -> TableFacts | ReadMeasure:
+    value = parse_json(line.encode(), what, ResultsError)
+    fields = dict(cast("dict[str, object]", value))
+    kind = fields.pop("record", None)
+    if kind == "table":
+        return read_dataclass(fields, TableFacts, f"{what} table")
+    return read_dataclass(fields, ReadMeasure, f"{what} {kind}")
+
+
+def _run(
+    machine: Machine, command: str, settings: ProbeSettings, progress: ProbeProgress | None
+) -> tuple[TableFacts, tuple[ReadMeasure, ...]]:
+    what = f"{machine.serial} {FLASH_PROBE}"
+    records: list[TableFacts | ReadMeasure] = []
+    words: list[str] = []
+    with machine.stream_shell(command, timeout=settings.timeout_s) as running:
+        for line in _lines(running):
+            if not line.startswith("{"):
+                words.append(line)
+                continue
+            records.append(_parse_line(line, what))
+            if progress is not None and isinstance(records[0], TableFacts):
+                progress(len(records) - 1, records[0].measures)
+        code = running.exit_code
+    if code:
+        found = words[-1].removeprefix("error: ") if words else f"exit code {code}"
+        if code == _BAD_INPUT:
+            remedy = "run gemma-edge check, and push or convert it again"
+            raise BundleError(what, found=found, wanted="rows of sound shards", remedy=remedy)
+        raise DeviceRefusal(what, found=found, wanted="a probe to its end")
+    return _complete(records, what)
+
+
+def _lines(running: RunningCommand) -> Iterator[str]:
+    """Whole lines of both streams, without blanks around them."""
+    rest: dict[str, str] = {}
+    for name, data in running:
+        *lines, rest[name] = (rest.get(name, "") + data.decode("utf-8", "replace")).split("\n")
+        yield from filter(None, map(str.strip, lines))
+    yield from filter(None, map(str.strip, rest.values()))
+
+
+def _token_text(tokens: Sequence[int]) -> str:
+    return "\n".join(map(str, tokens)) + "\n"
+
+
+def _remove(device: Transport, paths: Sequence[str]) -> None:
+    """Also after a cut or an interrupt, as far as the device can be reached."""
+    command = f"rm -f {' '.join(map(quote, paths))}"
+    try:
+        if not device.available:
+            device.reconnect(timeout=_QUICK_S)
+        device.shell(command, timeout=_QUICK_S)
+    except DeviceFault:
+        return

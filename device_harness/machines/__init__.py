@@ -1,0 +1,1 @@
+"""Where a benchmark runs: a device, or this computer."""

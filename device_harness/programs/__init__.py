@@ -1,0 +1,1 @@
+"""Programs that run on a device: built here, downloaded, and brought there."""

@@ -1,0 +1,1 @@
+"""Brings files to a device: only what differs, whole or not at all."""

@@ -1,0 +1,172 @@
+"""Chunks on the device: has its shell hash, copy and store them, and takes in what it says meanwhile."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from device_harness.adb.payload import FilePayload, part_of
+from device_harness.adb.transport import DeviceRefusal, ExecStream, Transport
+from device_harness.push.scripts import (
+    ASKING,
+    END,
+    FAILED,
+    FLOWING,
+    HASH_JOBS,
+    NEXT,
+    ChunkRun,
+    Chunks,
+    Script,
+    copy_scripts,
+    hash_scripts,
+    parse_digests,
+    store_batches,
+    store_script,
+)
+from device_harness.push.source import PushFile
+
+SLOWEST_BYTES_PER_S = 4_000_000
+"""Slower than any storage that a model runs from: what takes longer hangs."""
+LEAST_S = 60.0
+
+_MESSAGE_BYTES = 1024 * 1024
+_STORED = "every chunk stored"
+_STATISTICS = re.compile(r"\d+\+\d+ records (in|out)|\d+ bytes? .*", re.ASCII)
+
+OnSent = Callable[[PushFile, int], None]
+"""Called with a local file and how many bytes of it have just gone."""
+OnDigest = Callable[[str, int, str], None]
+"""Called with a file's name on the device, the number of a chunk, and its sha256 there."""
+
+
+class ChunkShell:
+    """The device's shell in the folder that is pushed to, and who does the work there."""
+
+    def __init__(self, device: Transport, folder_script: Callable[[str], str], receiver: str | None) -> None:
+        """``folder_script`` puts a script into the folder. ``receiver``: our program; None: the device's own."""
+        self._device = device
+        self._folder_script = folder_script
+        self._receiver = receiver
+
+    def hash(self, wanted: Sequence[Chunks]) -> Iterator[tuple[str, int, str]]:
+        """Names, chunk numbers and hashes as the device computes them; DeviceRefusal if it cannot."""
+        for script in hash_scripts(wanted, self._receiver):
+            yield from parse_digests(self._lines(script, "every chunk hashed"))
+
+    def copy(self, runs: Sequence[ChunkRun]) -> Iterator[tuple[str, int, str]]:
+        """Chunks of NAME to NAME.part; what the device then reads there. DeviceRefusal with its words if it cannot."""
+        for script in copy_scripts(runs, self._receiver):
+            yield from parse_digests(self._lines(script, _STORED))
+
+    def store(self, runs: Sequence[ChunkRun], on_sent: OnSent, on_digest: OnDigest) -> None:
+        """Send runs to NAME.part; ``on_digest`` hears what the device then reads there.
+
+        DeviceRefusal with the device's words if it cannot store them; BundleError if a local file has shrunk.
+        """
+        for batch in store_batches(runs):
+            script = self._folder_script(store_script(batch, self._receiver))
+            # What the last jobs read and write may take its time without a word.
+            silence_s = timeout_s(2 * HASH_JOBS * batch[0].file.chunk_bytes)
+            with self._device.stream_exec(f"{{ {script}; }} 2>&1", timeout=silence_s) as stream:
+                listener = _Listener(self._device, stream, on_digest)
+                for run in batch:
+                    listener.what = f"{self._device.serial} {run.name}"
+                    _send_run(stream, run, listener, on_sent)
+                listener.finish()
+
+    def _lines(self, script: Script, wanted: str) -> Iterator[str]:
+        """Whole lines of what a script says; DeviceRefusal in these words if it fails."""
+        text, rest = f"{{ {self._folder_script(script.text)}; }} 2>&1", ""
+        words: list[str] = []
+        with self._device.stream_shell(text, timeout=timeout_s(script.bytes)) as stream:
+            for _, data in stream:
+                *lines, rest = (rest + data.decode("utf-8", "replace")).split("\n")
+                words += lines
+                yield from lines
+            if stream.exit_code:
+                what, otherwise = f"{self._device.serial} push", f"exit code {stream.exit_code}"
+                raise _refusal(what, [*words, rest], otherwise, wanted)
+
+
+def timeout_s(size: int) -> float:
+    """How long the device may take over so many bytes."""
+    return LEAST_S + size / SLOWEST_BYTES_PER_S
+
+
+def _refusal(what: str, lines: Iterable[str], otherwise: str, wanted: str = _STORED) -> DeviceRefusal:
+    """With what the device has said beside its answers; ``otherwise`` if that is nothing."""
+    words = [line for line in map(str.strip, lines) if line and line != FAILED and not _STATISTICS.match(line)]
+    found = " ".join(line for line in words if not list(parse_digests([line]))) or otherwise
+    remedy = "mend that and push again: what was sent is kept"
+    return DeviceRefusal(what, found=found, wanted=wanted, remedy=remedy)
+
+
+class _Listener:
+    """Takes in what the device says while bytes are sent to it."""
+
+    def __init__(self, device: Transport, stream: ExecStream, on_digest: OnDigest) -> None:
+        self.what = f"{device.serial} push"
+        self._stream = stream
+        self._on_digest = on_digest
+        self._rest = ""
+        self._words: list[str] = []
+        self._ended = False
+        self._turns: float = 0
+
+    def wait_for_turn(self) -> None:
+        """Until the device wants a chunk: at once, unless it has to ask for each."""
+        while self._turns < 1:
+            data = self._stream.read()
+            if not data:
+                raise self.refusal()
+            self._take(data)
+        self._turns -= 1
+
+    def listen(self) -> None:
+        """What has come so far."""
+        while self._stream.has_input:
+            data = self._stream.read()
+            if not data:
+                raise self.refusal()
+            self._take(data)
+
+    def finish(self) -> None:
+        """Everything up to the end."""
+        while data := self._stream.read():
+            self._take(data)
+        if not self._ended:
+            raise self.refusal()
+
+    def refusal(self) -> DeviceRefusal:
+        return _refusal(self.what, self._words, "an end before all was stored")
+
+    def _take(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data.decode("utf-8", "replace")).split("\n")
+        for line in map(str.strip, lines):
+            digests = list(parse_digests([line]))
+            for digest in digests:
+                self._on_digest(*digest)
+            if line == END:
+                self._ended = True
+            elif line == FAILED:
+                raise self.refusal()
+            elif line in (FLOWING, NEXT):
+                self._turns += math.inf if line == FLOWING else 1
+            elif line and not digests and line != ASKING:
+                self._words.append(line)
+
+
+def _send_run(stream: ExecStream, run: ChunkRun, listener: _Listener, on_sent: OnSent) -> None:
+    file = run.file
+    with open(file.path, "rb", buffering=0) as source:
+        for number in range(run.first, run.stop):
+            listener.wait_for_turn()
+            chunk = FilePayload(file.path, source.fileno(), file.offset(number), file.length(number))
+            for start in range(0, len(chunk), _MESSAGE_BYTES):
+                listener.listen()
+                message = part_of(chunk, start, _MESSAGE_BYTES)
+                if not stream.write(message):
+                    listener.finish()
+                    raise listener.refusal()
+                on_sent(file, len(message))

@@ -1,0 +1,121 @@
+"""Which chunks of a file are sent, which are taken from what the device has, and whether there is room. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from device_harness.push.source import PushFile
+from toolkit.base.errors import EnvironmentFault
+
+Action = Literal["copy", "send"]
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file on the device: its size, and which chunks are those that are wanted."""
+
+    size: int
+    good: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What the device has of a file: under its name, and from a push that was cut; None: nothing."""
+
+    file: PushFile
+    whole: Remote | None
+    part: Remote | None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the file on the device is the wanted one."""
+        whole = self.whole
+        return whole is not None and whole.size == self.file.size and len(whole.good) == len(self.file.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Chunks ``first`` to before ``stop``: sent, or copied on the device from the file that is to be replaced."""
+
+    action: Action
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """How NAME.part comes about. ``gives_up_whole``: NAME itself goes, for there is no room for both.
+
+    ``starts_as_whole``: NAME becomes NAME.part; else NAME.part is what a push that was cut left of it.
+    """
+
+    file: PushFile
+    gives_up_whole: bool
+    starts_as_whole: bool
+    keep_bytes: int
+    """To what NAME.part is cut first: behind its last good chunk."""
+    runs: tuple[Run, ...]
+
+    def runs_of(self, action: Action) -> list[Run]:
+        return [run for run in self.runs if run.action == action]
+
+    def bytes_of(self, action: Action) -> int:
+        return sum(self.file.extent(run.first, run.stop) for run in self.runs_of(action))
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """The chunks that are new, and so have to be looked at again."""
+        return tuple(chunk for run in self.runs for chunk in range(run.first, run.stop))
+
+
+def plan_push(states: Sequence[FileState], free_bytes: int, where: str) -> tuple[FilePlan, ...]:
+    """A plan for each file that is not done. Where there is no room beside the old files, they are changed in place.
+
+    EnvironmentFault if even that does not fit; ``where`` names the device in it.
+    """
+    missing = [state for state in states if not state.is_done]
+    replaced: set[str] = set()
+    for state in [None, *(state for state in missing if state.whole is not None)]:
+        if state is not None:
+            replaced.add(state.file.name)
+        growth = sum(_growth(other, in_place=other.file.name in replaced) for other in missing)
+        # Blocks and the file system's own tables take a little more than the bytes.
+        needed = growth + max(0, growth) // 256
+        if needed <= free_bytes:
+            return tuple(_plan_file(other, in_place=other.file.name in replaced) for other in missing)
+    raise EnvironmentFault(
+        where, found=f"{free_bytes:,} bytes free", wanted=f"{needed:,}", remedy="remove something from the device"
+    )
+
+
+def _growth(state: FileState, *, in_place: bool) -> int:
+    """Bytes that the device's storage loses by a file until it is whole."""
+    whole = state.whole.size if in_place and state.whole is not None else 0
+    part = state.part.size if state.part is not None else 0
+    return state.file.size - whole - part
+
+
+def _plan_file(state: FileState, *, in_place: bool) -> FilePlan:
+    nothing = Remote(0, frozenset())
+    part, whole = state.part or nothing, state.whole or nothing
+    starts_as_whole = in_place and len(whole.good) > len(part.good)
+    base = whole if starts_as_whole else part
+    keep = max((state.file.offset(chunk + 1) for chunk in base.good), default=0)
+    copied = frozenset() if in_place else whole.good
+    runs = tuple(_runs(state.file, base.good, copied))
+    return FilePlan(state.file, in_place, starts_as_whole, keep, runs)
+
+
+def _runs(file: PushFile, there: frozenset[int], copied: frozenset[int]) -> Iterator[Run]:
+    """Neighbours with the same action in one run."""
+    first, action = 0, None
+    for chunk in range(len(file.chunks) + 1):
+        now: Action | None = None
+        if chunk < len(file.chunks) and chunk not in there:
+            now = "copy" if chunk in copied else "send"
+        if now != action:
+            if action is not None:
+                yield Run(action, first, chunk)
+            first, action = chunk, now

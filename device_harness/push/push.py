@@ -1,0 +1,370 @@
+"""Puts a bundle, or a .litertlm, on a device: only what differs, whole or not at all, taken up again after a cut."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+from device_harness.adb.transport import ConnectionLost, DeviceRefusal, DeviceTimeout, Transport, remote_path
+from device_harness.push.plan import Action, FilePlan, FileState, Remote, plan_push
+from device_harness.push.remote import PartStart, RemoteFolder
+from device_harness.push.scripts import ChunkRun, Chunks
+from device_harness.push.source import (
+    OLD_MANIFEST,
+    PART,
+    Comparison,
+    PushFile,
+    PushProgress,
+    PushSource,
+    Step,
+    require_sound,
+)
+from toolkit.base.files import Advance, safe_name
+from toolkit.bundle.faults import Fault
+from toolkit.bundle.manifest import MANIFEST_NAME, Manifest
+from toolkit.bundle.manifest_json import MAX_MANIFEST_BYTES, parse_manifest
+
+DEFAULT_FOLDER = "/data/local/tmp/gemma-edge"
+
+_REPAIRS = 2
+"""How often a chunk that the device stored wrong is sent again."""
+_FRUITLESS_CUTS = 3
+"""After how many cuts in a row, with no whole chunk between them, a push gives up."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What a push did. ``bytes_skipped`` were there already, ``bytes_copied`` of them in a file that was replaced."""
+
+    device: str
+    target: str
+    receiver: Literal["native", "shell"]
+    """Who stored and hashed there: our program, or the device's own ones."""
+    files: tuple[str, ...]
+    files_sent: tuple[str, ...]
+    files_removed: tuple[str, ...]
+    bytes_sent: int
+    bytes_skipped: int
+    bytes_copied: int
+    chunks_repaired: int
+    reconnects: int
+    seconds: float
+    """From the first question to the device to the last rename."""
+    send_seconds: float
+
+    @property
+    def megabytes_per_s(self) -> float | None:
+        """Rate of sending alone, in 10**6 bytes; None if nothing was sent."""
+        return self.bytes_sent / 1e6 / self.send_seconds if self.bytes_sent else None
+
+
+def push_source(
+    device: Transport,
+    source: PushSource,
+    *,
+    target: str | None = None,
+    receiver: str | None = None,
+    progress: PushProgress | None = None,
+    patience_s: float = 60.0,
+) -> PushResult:
+    """Bring files (``open_source``) to the folder ``target`` of a device; several devices may share a source.
+
+    BundleError if local files are not what their manifest says; EnvironmentFault for everything about the device.
+    After a fault or an interrupt, what was sent lies in NAME.part files, and the next push goes on there.
+    ``receiver``: what ``place_receiver`` says. ``patience_s``: how long a device that was cut off has to come back.
+    """
+    folder = RemoteFolder(device, target or default_target(source), receiver)
+    return _Push(device, folder, source, progress).run(patience_s)
+
+
+def default_target(source: PushSource) -> str:
+    """Where a push goes if nobody says."""
+    if source.folder is None:
+        return DEFAULT_FOLDER
+    return remote_path(DEFAULT_FOLDER, safe_name(source.folder, "folder name, of which --target can name another"))
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has happened so far, over all connections."""
+
+    sent: int = 0
+    skipped: int | None = None
+    copied: int = 0
+    repaired: int = 0
+    reconnects: int = 0
+    send_seconds: float = 0.0
+    files: set[str] = field(default_factory=set)
+    removed: list[str] = field(default_factory=list)
+
+
+class _Push:
+    """One push to one device. A new connection starts again from what the device then has."""
+
+    def __init__(
+        self, device: Transport, folder: RemoteFolder, source: PushSource, progress: PushProgress | None
+    ) -> None:
+        self._device = device
+        self._folder = folder
+        self._source = source
+        self._progress = progress
+        self._tally = _Tally()
+        self._done: set[str] = set()
+        self._left_bytes: int | None = None
+        """To be sent when the last plan was made."""
+
+    def run(self, patience_s: float) -> PushResult:
+        started = time.monotonic()
+        fruitless, least = 0, None
+        while True:
+            try:
+                self._attempt()
+                return self._result(time.monotonic() - started)
+            except (ConnectionLost, DeviceTimeout) as error:
+                left = self._left_bytes
+                gained = left is not None and (least is None or left < least)
+                fruitless, least = (0, left) if gained else (fruitless + 1, least)
+                if fruitless >= _FRUITLESS_CUTS or not patience_s:
+                    raise
+                _log.info("%s; connecting again", error)
+                self._device.reconnect(timeout=patience_s)
+                self._tally.reconnects += 1
+
+    def _attempt(self) -> None:
+        self._folder.create()
+        sizes = self._sizes()
+        stale = self._stale(sizes)
+        states = self._compare(sizes)
+        self._done |= {state.file.name for state in states if state.is_done}
+        plans = plan_push(states, self._folder.free_bytes(), self._folder.what)
+        self._left_bytes = sum(plan.bytes_of("send") for plan in plans)
+        if self._tally.skipped is None:
+            self._tally.skipped = sum(file.size for file in self._source.files) - self._left_bytes
+        stored = self._send(plans, sizes)
+        self._verify(plans, stored)
+        self._folder.settle([plan.file for plan in plans])
+        self._commit(plans, sizes, stale)
+
+    def _sizes(self) -> dict[str, int]:
+        names = [name for file in self._source.files for name in (file.name, file.name + PART)]
+        return self._folder.sizes([*names, OLD_MANIFEST] if self._source.manifest is not None else names)
+
+    def _stale(self, sizes: dict[str, int]) -> list[str]:
+        """Files that the bundle which was there listed, and that are none of this one's as it is."""
+        new = self._source.manifest
+        if new is None:
+            return []
+        # /sdcard ignores case: there, one name's removal is another's.
+        wanted = {file.name.lower() for file in self._source.files}
+        stale: set[str] = set()
+        for name in (MANIFEST_NAME, OLD_MANIFEST):
+            old = self._read_manifest(name, sizes)
+            for entry, record in old.files.items() if old is not None else ():
+                same = entry in new.files and new.files[entry].sha256 == record.sha256
+                if entry.lower() not in wanted and not same and not entry.lower().endswith(PART):
+                    stale |= {entry, entry + PART}
+        return sorted(self._folder.sizes(sorted(stale)))
+
+    def _read_manifest(self, name: str, sizes: dict[str, int]) -> Manifest | None:
+        if not 0 < sizes.get(name, 0) <= MAX_MANIFEST_BYTES:
+            return None
+        faults: list[Fault] = []
+        manifest = parse_manifest(self._device.pull_bytes(self._folder.path(name)), faults)
+        if manifest is None:
+            _log.warning("%s/%s: %s; its files stay", self._folder.what, name, faults[0].error())
+        return manifest
+
+    def _compare(self, sizes: dict[str, int]) -> list[FileState]:
+        """Hash on the device what could be of use there."""
+        missing = [file for file in self._source.files if file.name not in self._done]
+        candidates = [_useful(file, name, sizes) for file in missing for name in (file.name, file.name + PART)]
+        with ThreadPoolExecutor(1) as pool:
+            # Here and there at once; what a manifest says costs nothing.
+            here = pool.submit(_know, candidates)
+            digests = self._digests("compare", [chunks for chunks in candidates if chunks.numbers])
+            here.result()
+
+        def look(file: PushFile, name: str) -> Remote | None:
+            return Remote(sizes[name], _good(file, digests.get(name, {}))) if name in sizes else None
+
+        return [FileState(file, look(file, file.name), look(file, file.name + PART)) for file in missing]
+
+    def _send(self, plans: Sequence[FilePlan], sizes: dict[str, int]) -> dict[str, dict[int, str]]:
+        """Make each NAME.part; the hashes that the device has told already of what it then has in them."""
+        if any(plan.gives_up_whole for plan in plans):
+            self._require_sound(plans)
+        if MANIFEST_NAME in sizes and _takes_apart(plans):
+            self._folder.switch([(MANIFEST_NAME, OLD_MANIFEST)], [])
+        self._folder.start_parts(
+            PartStart(plan.file.name, plan.keep_bytes, plan.starts_as_whole, plan.gives_up_whole) for plan in plans
+        )
+        copied = self._copy(_runs(plans, "copy"))
+        sent = self._store(_runs(plans, "send"))
+        return {name: {**copied.get(name, {}), **sent.get(name, {})} for name in copied.keys() | sent.keys()}
+
+    def _require_sound(self, plans: Sequence[FilePlan]) -> None:
+        """Before the device's old file goes, all of the new one is looked at."""
+        advance = self._advance("check", sum(plan.bytes_of("send") for plan in plans))
+        for plan in plans:
+            for run in plan.runs_of("send"):
+                for chunk in range(run.first, run.stop):
+                    require_sound(plan.file, chunk)
+                    advance(plan.file.length(chunk))
+
+    def _copy(self, runs: Sequence[ChunkRun]) -> dict[str, dict[int, str]]:
+        """Chunks that the old file has; the hashes of what the device has made of them."""
+        size = sum(run.bytes for run in runs)
+        files = {run.name: run.file for run in runs}
+        digests: dict[str, dict[int, str]] = {name: {} for name in files}
+        advance = self._advance("copy", size)
+
+        def take(name: str, number: int, digest: str) -> None:
+            digests[name][number] = digest
+            advance(files[name].length(number))
+
+        self._folder.copy(runs, take)
+        self._tally.copied += size
+        return digests
+
+    def _store(self, runs: Sequence[ChunkRun]) -> dict[str, dict[int, str]]:
+        """Not by sync: adbd removes what a cut leaves of a file that came that way (AOSP file_sync_service.cpp)."""
+        advance = self._advance("send", sum(run.bytes for run in runs))
+        files = {run.name: run.file for run in runs}
+        digests: dict[str, dict[int, str]] = {name: {} for name in files}
+        started = last = time.monotonic()
+
+        def sent(file: PushFile, count: int) -> None:
+            nonlocal last
+            self._tally.files.add(file.name)
+            last = time.monotonic()
+            self._tally.sent += count
+            advance(count)
+
+        with Comparison() as comparison:
+
+            def take(name: str, number: int, digest: str) -> None:
+                digests[name][number] = digest
+                comparison.add(files[name], number, digest)
+
+            try:
+                self._folder.store(runs, sent, take)
+            finally:
+                self._tally.send_seconds += last - started
+            comparison.finish()
+        return digests
+
+    def _verify(self, plans: Sequence[FilePlan], stored: dict[str, dict[int, str]]) -> None:
+        """Every chunk that was written has the right hash on the device; with the size that is the whole file's hash.
+
+        ``stored``: what the device has said already, of chunks that were sent. The others are asked for.
+        """
+        written = [Chunks(plan.file.name + PART, plan.file, plan.written) for plan in plans]
+        advance = self._advance("verify", _bytes_of(written))
+        for repair in range(_REPAIRS + 1):
+            asked = [chunks.without(stored.get(chunks.name, {})) for chunks in written]
+            advance(_bytes_of(written) - _bytes_of(asked))
+            digests = self._folder.digests(asked, advance)
+            written = [_wrong(chunks, {**stored.get(chunks.name, {}), **digests[chunks.name]}) for chunks in written]
+            written = [chunks for chunks in written if chunks.numbers]
+            if not written:
+                return
+            if repair < _REPAIRS:
+                stored = self._repair(written)
+                advance = self._advance("verify", _bytes_of(written))
+        file, first = written[0].file, written[0].numbers[0]
+        begin = file.offset(first)
+        raise DeviceRefusal(
+            f"{self._folder.what}/{file.name}",
+            found=f"other bytes from {begin:,} on, sent {_REPAIRS + 1} times",
+            wanted=f"sha256 {file.chunks[first]} for {file.length(first):,} bytes",
+            remedy="try another cable; the device's storage may be failing",
+        )
+
+    def _repair(self, bad: Sequence[Chunks]) -> dict[str, dict[int, str]]:
+        for chunks in bad:
+            _log.warning(
+                "%s/%s: stored wrong, sending again: chunks %s", self._folder.what, chunks.name, chunks.numbers
+            )
+            self._tally.repaired += len(chunks.numbers)
+        return self._store([ChunkRun(chunks.file, n, n + 1) for chunks in bad for n in chunks.numbers])
+
+    def _commit(self, plans: Sequence[FilePlan], sizes: dict[str, int], stale: Sequence[str]) -> None:
+        """All renames at the end, so that no moment mixes two bundles but this one; the manifest is the last."""
+        names = [plan.file.name for plan in plans]
+        moves = [(name + PART, name) for name in names]
+        is_new = MANIFEST_NAME in names
+        if is_new and MANIFEST_NAME in sizes:
+            moves = [] if _takes_apart(plans) else [(MANIFEST_NAME, OLD_MANIFEST)]
+            moves += [(name + PART, name) for name in names]
+        leftovers = [name + PART for name in self._done if name + PART in sizes]
+        has_old = OLD_MANIFEST in sizes or (is_new and MANIFEST_NAME in sizes)
+        # The manifest that lists them goes last: a cut before leaves word of them.
+        removals = [*leftovers, *stale, *([OLD_MANIFEST] if has_old else [])]
+        if moves or removals:
+            self._folder.switch(moves, removals)
+        self._tally.removed += [name for name in stale if not name.endswith(PART)]
+
+    def _result(self, seconds: float) -> PushResult:
+        tally = self._tally
+        return PushResult(
+            device=self._device.serial,
+            target=self._folder.folder,
+            receiver="shell" if self._folder.receiver is None else "native",
+            files=tuple(file.name for file in self._source.files),
+            files_sent=tuple(sorted(tally.files)),
+            files_removed=tuple(tally.removed),
+            bytes_sent=tally.sent,
+            bytes_skipped=tally.skipped or 0,
+            bytes_copied=tally.copied,
+            chunks_repaired=tally.repaired,
+            reconnects=tally.reconnects,
+            seconds=seconds,
+            send_seconds=tally.send_seconds,
+        )
+
+    def _digests(self, step: Step, wanted: Sequence[Chunks]) -> dict[str, dict[int, str]]:
+        return self._folder.digests(wanted, self._advance(step, _bytes_of(wanted)))
+
+    def _advance(self, step: Step, total: int) -> Advance:
+        progress = self._progress
+        return Advance(total, None if progress is None else lambda done, of: progress(step, done, of))
+
+
+def _takes_apart(plans: Sequence[FilePlan]) -> bool:
+    """Whether files of an older bundle go before the new ones are whole: its manifest must not stay then."""
+    return any(plan.gives_up_whole for plan in plans) and any(plan.file.name == MANIFEST_NAME for plan in plans)
+
+
+def _runs(plans: Sequence[FilePlan], action: Action) -> list[ChunkRun]:
+    return [ChunkRun(plan.file, run.first, run.stop) for plan in plans for run in plan.runs_of(action)]
+
+
+def _know(candidates: Iterable[Chunks]) -> None:
+    """Have the local hashes at hand."""
+    for chunks in candidates:
+        for number in chunks.numbers:
+            chunks.file.chunks[number]
+
+
+def _useful(file: PushFile, name: str, sizes: Mapping[str, int]) -> Chunks:
+    """Chunks of a file that the device's file ``name`` is long enough to have."""
+    there = sizes.get(name, 0)
+    return Chunks(name, file, tuple(n for n in range(len(file.chunks)) if file.offset(n + 1) <= there))
+
+
+def _wrong(chunks: Chunks, digests: Mapping[int, str]) -> Chunks:
+    return chunks.without(_good(chunks.file, digests))
+
+
+def _bytes_of(wanted: Iterable[Chunks]) -> int:
+    return sum(chunks.bytes for chunks in wanted)
+
+
+def _good(file: PushFile, digests: Mapping[int, str]) -> frozenset[int]:
+    return frozenset(chunk for chunk, digest in digests.items() if file.chunks[chunk] == digest)

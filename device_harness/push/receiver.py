@@ -1,0 +1,64 @@
+"""Our program that stores and hashes a push on the device, in place of its own ones: found, built, brought there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from device_harness.adb.transport import DeviceFault, Transport, quote, remote_path
+from device_harness.programs.binaries import place_binary
+from device_harness.programs.build import (
+    PUSH_RECEIVER,
+    NativeProgram,
+    built_program,
+    native_program,
+    parse_architecture,
+)
+from device_harness.push.push import DEFAULT_FOLDER
+
+Receiver = Literal["auto", "shell", "native"]
+"""``native``: our program, built if need be; ``shell``: the device's own; ``auto``: ours if it has been built."""
+
+_ASK_S = 30.0
+_USAGE = f"usage: {PUSH_RECEIVER} "
+"""What it says without arguments."""
+
+
+def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], None] | None = None) -> str | None:
+    """Where the program lies on the device, by its hash; None: the device's own programs do it.
+
+    ``say`` is told that a build begins, and that a device cannot run ours. EnvironmentFault if ``native`` is wanted and
+    cannot be had.
+    """
+    if kind == "shell":
+        return None
+    folder = remote_path(DEFAULT_FOLDER, "bin")
+    command = f"uname -m; cd {quote(folder)} 2>/dev/null && sha256sum */{PUSH_RECEIVER}-* 2>/dev/null; true"
+    what = f"{device.serial} {PUSH_RECEIVER}"
+    machine, *there = device.shell(command, timeout=_ASK_S).require(what).strip().split("\n")
+    program = _program(kind, machine, device.serial, say)
+    if program is None:
+        return None
+    found = [path.strip() for digest, _, path in (line.partition("  ") for line in there) if digest == program.sha256]
+    placed = remote_path(folder, *found[0].split("/")) if found else place_binary(device, program.path).program
+    tried = device.shell(quote(placed), timeout=_ASK_S)
+    if tried.stdout.startswith(_USAGE):
+        return placed
+    fault = DeviceFault(
+        what, found=tried.stderr.strip() or f"exit code {tried.exit_code}", wanted="a program that runs"
+    )
+    if kind == "native":
+        raise fault
+    if say is not None:
+        say(f"{fault}; the device's own programs store and hash")
+    return None
+
+
+def _program(kind: Receiver, machine: str, serial: str, say: Callable[[str], None] | None) -> NativeProgram | None:
+    """None: it has not been built, or a device of this kind cannot have one."""
+    if kind == "native":
+        return native_program(PUSH_RECEIVER, parse_architecture(machine, serial), say=say)
+    try:
+        return built_program(PUSH_RECEIVER, parse_architecture(machine, serial))
+    except DeviceFault:
+        return None

@@ -1,0 +1,242 @@
+"""The shell scripts that hash, copy and store chunks on a device: by its own programs, or by our receiver. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from device_harness.adb.transport import quote
+from device_harness.push.source import PART, PushFile
+from toolkit.base.files import safe_name
+
+MAX_CALL_CHARACTERS = 1200
+"""Of the calls in one script, beside its functions: old devices take 4096 bytes a message."""
+HASH_JOBS = 4
+"""How many chunks the device hashes at once."""
+END, FAILED = "end", "failed"
+FLOWING, ASKING, NEXT = "flowing", "asking", "next"
+
+_BLOCK_BYTES = 64 * 1024
+"""Fits a pipe; larger ones leave the processor's cache."""
+_DIGEST = re.compile(r"([A-Za-z0-9._-]+) (\d+) ([0-9a-f]{64}|unreadable)\b", re.ASCII)
+
+# Android's sha256sum is BoringSSL's, which uses the processor's instructions. Elsewhere openssl does where it is there,
+# and sha256sum may be plain C, many times slower.
+_HASH = """case $(openssl dgst -sha256 -r 2>/dev/null </dev/null) in
+e3b0c44298fc1c14*) sum='openssl dgst -sha256 -r';; *) sum=sha256sum;; esac
+digest() { echo "$1 $2 $(dd if=$1 bs=BLOCK skip=$(($2*STEP)) count=STEP 2>/dev/null | $sum)"; }
+"""
+
+# At most HASH_JOBS hashes at once: a new one waits for the oldest.
+_LATER = """later() { [ -z "$a" ] || wait $a; a=$b; b=$c; c=$d; d=$!; }
+"""
+
+# digests NAME FIRST STOP LAST: of chunks FIRST to before STOP.
+_DIGESTS = """digests() { k=$2; while [ $k -lt $3 ]; do digest $1 $k & later; k=$((k+1)); done; }
+"""
+
+# copy NAME FIRST STOP LAST FROM: chunks FIRST to before STOP, each hashed while the next ones are copied.
+_COPY = """copy() { k=$2; while [ $k -lt $3 ]; do
+dd if=$5 of=$1 bs=BLOCK skip=$((k*STEP)) seek=$((k*STEP)) count=STEP conv=notrunc || exit 1
+digest $1 $k </dev/null & later; k=$((k+1)); done; }
+"""
+
+# put NAME FIRST STOP LAST: chunks FIRST to before STOP come in, the last of them with LAST bytes. Each is hashed while
+# the next ones come in. dd says how much it wrote: less is the connection's end.
+# Without fullblock only head is left to collect a chunk, and it reads ahead: then each chunk is asked for.
+_PUT = """dd iflag=fullblock if=/dev/null of=/dev/null 2>/dev/null && full=1
+[ "$full" ] && echo FLOWING || echo ASKING
+fail() { echo "$said"; echo FAILED; exit 1; }
+take() { said=$(dd bs=BLOCK iflag=fullblock count=$3 of=$1 seek=$2 conv=notrunc 2>&1)
+case $said in *"$3+0 records out"*);; *) fail;; esac; }
+get() { if [ "$full" ]; then dd bs=$1 iflag=fullblock count=1 2>/dev/null; else head -c $1; fi; }
+rest() { said=$(get $3 | dd bs=BLOCK of=$1 seek=$2 conv=notrunc 2>&1)
+case ${said##*
+} in "$3 byte"*);; *) fail;; esac; }
+store() { q=$(($3/BLOCK)); [ "$full" ] || q=0; r=$(($3-q*BLOCK))
+[ $q = 0 ] || take $1 $(($2*STEP)) $q; [ $r = 0 ] || rest $1 $(($2*STEP+q)) $r; }
+put() { k=$2; while [ $k -lt $3 ]; do z=CHUNK; [ $((k+1)) -lt $3 ] || z=$4; [ "$full" ] || echo NEXT; store $1 $k $z
+digest $1 $k </dev/null & later; k=$((k+1)); done; }
+"""
+
+
+# Beside all that, what was written goes to the storage, so that little is left for the end; while the script lives.
+_FLUSH = """{ while kill -0 $$ && sleep 1; do for n in *PART; do SYNC; done; done
+} </dev/null >/dev/null 2>&1 & flusher=$!
+finish() { kill $flusher; wait; }
+"""
+
+# The same by native/push_receiver.c, which keeps no line from the next one: it ends when its chunks are hashed.
+_RECEIVE = """receive() { m=$1 n=$2; shift 2; RECEIVER $m $n CHUNK "$@" || exit 1; }
+digests() { receive hash "$@"; }
+copy() { receive copy "$@"; }
+put() { [ "$flowing" ] || echo FLOWING; flowing=1; receive store "$@"; }
+finish() { :; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Chunks of ``file``, by their numbers in ascending order, in the file ``name`` on the device."""
+
+    name: str
+    file: PushFile
+    numbers: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(map(self.file.length, self.numbers))
+
+    @property
+    def stretches(self) -> Iterator[tuple[int, int]]:
+        """Neighbours together: the first of them, and the one behind the last."""
+        first = 0
+        for at in range(1, len(self.numbers) + 1):
+            if at == len(self.numbers) or self.numbers[at] != self.numbers[at - 1] + 1:
+                yield self.numbers[first], self.numbers[at - 1] + 1
+                first = at
+
+    def without(self, numbers: Iterable[int]) -> Chunks:
+        """Those that are not among ``numbers``."""
+        left_out = frozenset(numbers)
+        return Chunks(self.name, self.file, tuple(number for number in self.numbers if number not in left_out))
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRun:
+    """Chunks ``first`` to before ``stop`` of a file, which go to its NAME.part."""
+
+    file: PushFile
+    first: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """On the device."""
+        return self.file.name + PART
+
+    @property
+    def bytes(self) -> int:
+        return self.file.extent(self.first, self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """For the device's shell, in the folder; ``bytes`` are those that it goes through, for its time limit."""
+
+    text: str
+    bytes: int
+
+
+def hash_scripts(wanted: Sequence[Chunks], receiver: str | None) -> Iterator[Script]:
+    """Say a line for each chunk, in any order: ``parse_digests``."""
+    calls = [
+        (f"digests {_place(chunks.name, chunks.file, first, stop)}", chunks.file.extent(first, stop))
+        for chunks in wanted
+        for first, stop in chunks.stretches
+    ]
+    if calls:
+        yield from _in_batches(calls, wanted[0].file.chunk_bytes, _HASH + _LATER + _DIGESTS, receiver)
+
+
+def copy_scripts(runs: Sequence[ChunkRun], receiver: str | None) -> Iterator[Script]:
+    """Chunks of NAME to the same places in NAME.part; say the hashes of what then lies there."""
+    calls = [
+        (f"copy {_place(run.name, run.file, run.first, run.stop)} {chunk_word(run.file.name)}", run.bytes)
+        for run in runs
+    ]
+    if calls:
+        yield from _in_batches(calls, runs[0].file.chunk_bytes, _HASH + _LATER + _COPY, receiver)
+
+
+def store_script(runs: Sequence[ChunkRun], receiver: str | None) -> str:
+    """Takes the chunks of ``runs`` from its input, says their hashes, and ``END`` when all are stored."""
+    chunk_bytes = runs[0].file.chunk_bytes
+    flush = _FLUSH.replace("SYNC", sync_command("$n")).replace("PART", PART)
+    functions = _functions(_HASH + _LATER + flush + _PUT, receiver, chunk_bytes)
+    calls = "\n".join(map(_put_call, runs))
+    return f"{functions}{calls}\nfinish; echo {END}"
+
+
+def store_batches(runs: Sequence[ChunkRun]) -> Iterator[Sequence[ChunkRun]]:
+    """As many runs as one script may have."""
+    done = 0
+    for calls in batches(map(_put_call, runs), MAX_CALL_CHARACTERS):
+        yield runs[done : done + len(calls)]
+        done += len(calls)
+
+
+def parse_digests(lines: Iterable[str]) -> Iterator[tuple[str, int, str]]:
+    """File names, chunk numbers and hashes of lines such as ``a.bin 3 9f86d0...0a08 -``; anything else is noise.
+
+    In place of a hash, ``unreadable`` is what no chunk's hash is.
+
+    >>> list(parse_digests(["sh: noise", f"a.bin 3 {'0a' * 32}  -"])) == [("a.bin", 3, "0a" * 32)]
+    True
+    """
+    for line in lines:
+        match = _DIGEST.match(line.strip())
+        if match is not None:
+            yield match[1], int(match[2]), match[3]
+
+
+def batches(words: Iterable[str], most_characters: int) -> Iterator[list[str]]:
+    """As many words as one command may have."""
+    batch: list[str] = []
+    room = most_characters
+    for word in words:
+        if batch and room < len(word):
+            yield batch
+            batch, room = [], most_characters
+        batch.append(word)
+        room -= len(word) + 4
+    if batch:
+        yield batch
+
+
+def chunk_word(name: str) -> str:
+    """A name as one word of a script."""
+    return safe_name(name, "file on the device")
+
+
+def sync_command(name: str) -> str:
+    """Toybox has fsync; coreutils' sync takes a name; anything has sync."""
+    return f"{{ fsync {name} || sync {name} || sync; }} 2>/dev/null"
+
+
+def _put_call(run: ChunkRun) -> str:
+    return f"put {_place(run.name, run.file, run.first, run.stop)}"
+
+
+def _place(name: str, file: PushFile, first: int, stop: int) -> str:
+    """NAME FIRST STOP LAST."""
+    return f"{chunk_word(name)} {first} {stop} {file.length(stop - 1)}"
+
+
+def _in_batches(
+    calls: Sequence[tuple[str, int]], chunk_bytes: int, functions: str, receiver: str | None
+) -> Iterator[Script]:
+    """Calls with the bytes that each goes through. ``functions`` are the shell's; a receiver has its own."""
+    done = 0
+    for batch in batches((call for call, _ in calls), MAX_CALL_CHARACTERS):
+        size = sum(size for _, size in calls[done : done + len(batch)])
+        done += len(batch)
+        text = _functions(functions, receiver, chunk_bytes) + "\n".join([*batch, "wait"])
+        yield Script(text, size)
+
+
+def _functions(functions: str, receiver: str | None, chunk_bytes: int) -> str:
+    """The shell's, or those of a receiver, which know the same calls."""
+    if receiver is None:
+        return _filled(functions, chunk_bytes)
+    return _filled(_RECEIVE, chunk_bytes).replace("RECEIVER", quote(receiver))
+
+
+def _filled(script: str, chunk_bytes: int) -> str:
+    block = min(chunk_bytes, _BLOCK_BYTES)
+    values: dict[str, object] = {"BLOCK": block, "STEP": chunk_bytes // block, "CHUNK": chunk_bytes}
+    values |= {"FAILED": FAILED, "FLOWING": FLOWING, "ASKING": ASKING, "NEXT": NEXT}
+    for name, value in values.items():
+        script = script.replace(name, str(value))
+    return script

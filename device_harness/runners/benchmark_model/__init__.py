@@ -1,0 +1,1 @@
+"""Google's benchmark_model: one graph, one signature."""

@@ -1,0 +1,106 @@
+"""LiteRT's benchmark_model, and what TFLite's log says of delegates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from device_harness.parsers.lines import clean_lines
+from toolkit.base.errors import EnvironmentFault
+from toolkit.results.record import Backend, Delegation
+
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_MILLISECONDS = re.compile(
+    rf"(Model initialization|Warmup \(first\)|Warmup \(avg\)|Inference \((?:avg|min|max|std)\)): +{_NUMBER}"
+    r"(?: ms)?(?: \((\d+) runs\))?",
+    re.ASCII,
+)
+_FOOTPRINT = re.compile(rf"(Init footprint|Overall footprint|Peak memory usage): +{_NUMBER} MB", re.ASCII)
+_SIGNATURE = re.compile(r"Signature name: +(\S+)", re.ASCII)
+_DELEGATE = re.compile(
+    r"(?:\w+: )?Replacing (\d+) out of (\d+) node\(s\) with delegate \(([^)]*)\) node, yielding (\d+) partitions.*",
+    re.ASCII,
+)
+_CPU_DELEGATE = "XNNPack"
+_LOG = "the log"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTimes:
+    """One run of benchmark_model; seconds and bytes (its "MB" taken as 2**20)."""
+
+    signature: str
+    init_s: float
+    warmup_first_s: float | None
+    warmup_average_s: float | None
+    inference_s: float
+    """The mean; the tool does not print single inferences."""
+    inference_min_s: float | None
+    inference_max_s: float | None
+    inference_stddev_s: float | None
+    runs: int
+    init_bytes: int | None
+    overall_bytes: int | None
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DelegateLine:
+    """A delegate took ``replaced`` of a subgraph's nodes."""
+
+    delegate: str
+    replaced: int
+    nodes: int
+
+
+def parse_benchmark_model(text: str) -> ModelTimes:
+    """The last result block; EnvironmentFault if there is none or it is cut short."""
+    times: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    runs, signature = 0, ""
+    for line in clean_lines(text):
+        if (match := _SIGNATURE.fullmatch(line)) is not None:
+            signature = match[1]
+        elif (match := _MILLISECONDS.fullmatch(line)) is not None:
+            times[match[1]] = round(float(match[2]) / 1e3, 9)
+            runs = int(match[3] or runs)
+        elif (match := _FOOTPRINT.fullmatch(line)) is not None:
+            sizes[match[1]] = int(float(match[2]) * 2**20)
+    for key in ("Model initialization", "Inference (avg)", "Inference (max)"):
+        if key not in times:
+            raise EnvironmentFault("benchmark_model", found=f"no line {key}", wanted="a whole result block")
+    return ModelTimes(
+        signature=signature,
+        init_s=times["Model initialization"],
+        warmup_first_s=times.get("Warmup (first)"),
+        warmup_average_s=times.get("Warmup (avg)"),
+        inference_s=times["Inference (avg)"],
+        inference_min_s=times.get("Inference (min)"),
+        inference_max_s=times["Inference (max)"],
+        inference_stddev_s=times.get("Inference (std)"),
+        runs=runs,
+        init_bytes=sizes.get("Init footprint"),
+        overall_bytes=sizes.get("Overall footprint"),
+        peak_bytes=sizes.get("Peak memory usage"),
+    )
+
+
+def parse_delegates(text: str) -> tuple[DelegateLine, ...]:
+    """What TFLite's log says when delegates take nodes."""
+    matches = (_DELEGATE.fullmatch(line) for line in clean_lines(text))
+    return tuple(DelegateLine(match[3], int(match[1]), int(match[2])) for match in matches if match is not None)
+
+
+def delegation(lines: Iterable[DelegateLine], backend: Backend) -> Delegation | None:
+    """How many nodes of all subgraphs went to the backend's delegate; None if the log says nothing.
+
+    The CPU's delegate counts as none for the GPU: what it took is what the GPU would not.
+    """
+    found = [line for line in lines if line.replaced <= line.nodes]
+    if not found:
+        return None
+    ours = [line for line in found if (_CPU_DELEGATE.lower() in line.delegate.lower()) == (backend == "cpu")]
+    if not ours:
+        return Delegation(0, sum(line.nodes for line in found), _LOG)
+    return Delegation(sum(line.replaced for line in ours), sum(line.nodes for line in ours), _LOG)

@@ -1,0 +1,114 @@
+"""LiteRT's benchmark_model, on each .tflite of a bundle and each of its signatures."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_harness.machines.machine import Machine
+from device_harness.programs.binaries import PlacedBinary, place_binary
+from device_harness.runners.benchmark_model.parser import delegation, parse_benchmark_model, parse_delegates
+from device_harness.runners.interface import FileRange, Job, PlacedModel, Reading, Workload, whole_files
+from toolkit.base.errors import EnvironmentFault, UsageError
+from toolkit.bundle.manifest import Manifest
+from toolkit.results.record import Backend, ModelKind
+from toolkit.tflite.reader import read_tflite
+
+_SUFFIX = ".tflite"
+_BACKENDS: dict[Backend, tuple[str, ...]] = {"cpu": (), "gpu": ("--use_gpu=true",), "npu": ("--use_npu=true",)}
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkModelRunner:
+    """``signatures``: shell patterns of FILE:SIGNATURE, without the ending .tflite."""
+
+    binary: Path
+    signatures: tuple[str, ...] = ("*",)
+    runs: int = 10
+    """Inferences of each process; the tool prints their mean."""
+    version: str | None = None
+    extra: tuple[str, ...] = ()
+    name: str = "benchmark_model"
+    takes: tuple[ModelKind, ...] = ("bundle",)
+
+    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
+        """A signature that is wanted."""
+        assert manifest is not None
+        self._wanted(local, manifest)
+
+    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
+        """One for each signature that is wanted."""
+        manifest = model.manifest
+        assert manifest is not None
+        wanted = self._wanted(model.local, manifest)
+        placed = place_binary(machine, self.binary, version=self.version)
+        groups = whole_files(model.path, manifest)
+        return tuple(self._job(placed, model, groups, workload, *pair) for pair in wanted)
+
+    def _wanted(self, local: Path, manifest: Manifest) -> list[tuple[str, str]]:
+        """Files and signatures."""
+        names = [name for group in manifest.groups.values() for name in group.files if name.endswith(_SUFFIX)]
+        pairs = [(name, signature) for name in names for signature in _signatures(local / name)]
+        wanted = [pair for pair in pairs if any(fnmatch.fnmatch(_label(*pair), text) for text in self.signatures)]
+        if not wanted:
+            found = ", ".join(_label(*pair) for pair in pairs)
+            raise UsageError("--signature", found=", ".join(self.signatures), wanted=f"one of {found}")
+        return wanted
+
+    def _job(
+        self,
+        placed: PlacedBinary,
+        model: PlacedModel,
+        groups: dict[str, tuple[FileRange, ...]],
+        workload: Workload,
+        file: str,
+        signature: str,
+    ) -> Job:
+        threads = [] if workload.threads is None else [f"--num_threads={workload.threads}"]
+        options = [f"--graph={model.path}/{file}", f"--signature_to_run_for={signature}", f"--num_runs={self.runs}"]
+        if workload.backend == "npu":
+            # The SoC's libraries, which the user put beside the program.
+            options += [f"--{kind}_library_path={placed.folder}" for kind in ("dispatch", "compiler_plugin")]
+        label = _label(file, signature)
+
+        def read(output: str) -> Reading:
+            return read_benchmark_model(output, signature, workload.backend)
+
+        return Job(
+            tests={label: "inference_s", f"{label}:init": "init_s"},
+            argv=(placed.program, *options, *_BACKENDS[workload.backend], *threads, *self.extra),
+            read=read,
+            model=model.record,
+            binaries=placed.records,
+            environment=placed.environment(workload.backend),
+            weight_caches=(f"{model.path}/*xnnpack_cache*",),
+            groups=groups,
+        )
+
+
+def read_benchmark_model(output: str, signature: str, backend: Backend) -> Reading:
+    """EnvironmentFault if another signature ran than the one that was asked for."""
+    times = parse_benchmark_model(output)
+    if times.signature != signature:
+        raise EnvironmentFault("benchmark_model", found=f"the signature {times.signature!r}", wanted=signature)
+    found = {
+        "init_s": times.init_s,
+        "inference_s": times.inference_s,
+        "inference_min_s": times.inference_min_s,
+        "inference_max_s": times.inference_max_s,
+        "inference_stddev_s": times.inference_stddev_s,
+        "warmup_first_s": times.warmup_first_s,
+        "inferences_count": times.runs,
+        "peak_memory_bytes": times.peak_bytes or times.overall_bytes,
+    }
+    figures = {name: value for name, value in found.items() if value is not None}
+    return Reading(figures, delegation(parse_delegates(output), backend))
+
+
+def _signatures(path: Path) -> tuple[str, ...]:
+    return tuple(read_tflite(path).model.signatures)
+
+
+def _label(file: str, signature: str) -> str:
+    return f"{file.removesuffix(_SUFFIX)}:{signature}"

@@ -1,0 +1,1 @@
+"""Reads rows of per-layer embeddings with the flash probe."""

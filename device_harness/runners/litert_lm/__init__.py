@@ -1,0 +1,1 @@
+"""Google's LiteRT-LM engine: its programs, and its Python package."""

@@ -1,0 +1,60 @@
+"""Measures Google's LiteRT-LM engine by its Python package, in a process of its own: ``python3 -m`` this module.
+
+The engine's own benchmark: one prompt and one answer after loading, without a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+from device_harness.runners.python_child import run_child
+from toolkit.base.errors import EnvironmentFault
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """Figures by the names of docs/formats/results.md."""
+    engine = importlib.import_module("litert_lm")
+    # Only then does it say how many nodes its delegate took; while it computes it says nothing more than else.
+    engine.set_min_log_severity(engine.LogSeverity.VERBOSE)
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    benchmark = engine.Benchmark(
+        str(arguments.model),
+        engine.Backend.CPU(thread_count=arguments.threads),
+        prefill_tokens=arguments.prompt_tokens,
+        decode_tokens=arguments.generated_tokens,
+        max_num_tokens=arguments.context,
+        cache_dir=str(arguments.cache),
+    )
+    try:
+        found = benchmark.run()
+    except RuntimeError as error:
+        remedy = "run gemma-edge check"
+        raise EnvironmentFault(str(arguments.model), found=error, wanted="a model it loads", remedy=remedy) from error
+    prefill, decode = found.last_prefill_token_count, found.last_decode_token_count
+    asked = (arguments.prompt_tokens, arguments.generated_tokens)
+    if (prefill, decode) != asked:
+        raise EnvironmentFault("LiteRT-LM", found=f"{prefill} and {decode} tokens", wanted=f"{asked[0]} and {asked[1]}")
+    return {
+        "init_s": found.init_time_in_second,
+        "time_to_first_token_s": found.time_to_first_token_in_second,
+        "prefill_tokens_count": prefill,
+        "decode_tokens_count": decode,
+        "prefill_tokens_per_s": found.last_prefill_tokens_per_second,
+        "decode_tokens_per_s": found.last_decode_tokens_per_second,
+    }
+
+
+def library() -> tuple[str, Path]:
+    """LiteRT-LM's."""
+    spec = importlib.util.find_spec("litert_lm")
+    if spec is None or spec.origin is None:
+        raise EnvironmentFault("Python", found="no litert_lm", wanted="it: pip install litert-lm-api")
+    return "litert-lm-api", Path(spec.origin).parent / "liblitert-lm.so"
+
+
+if __name__ == "__main__":
+    sys.exit(run_child(None, measure, library))

@@ -1,0 +1,1 @@
+"""Our own session, in a process of its own."""

@@ -1,0 +1,93 @@
+"""Measures our own session, in a process of its own on the machine that runs it: ``python3 -m`` this module.
+
+The first prompt after loading gives the time to first token, and the rate of its prefill under a name of its own; the
+other rates are of a second one in the same process, as llama-bench warms up before it measures. Tokens are random but
+always the same, and the second prompt's are others, so that its rows of per-layer embeddings are not those that the
+first has left in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from device_harness.runners.python_child import run_child
+from device_harness.runners.session.litert_profile import count_nodes
+from toolkit.base.errors import EnvironmentFault
+from toolkit.bundle.manifest import TEXT_DECODER
+from toolkit.results.record import Delegation
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.session import Session, SessionSettings, default_threads
+
+SEED = 0
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """Load, prefill and decode; figures by the names of docs/formats/results.md."""
+    started = time.perf_counter()
+    bundle = Bundle(arguments.model)
+    settings = SessionSettings(
+        size=arguments.size, threads=arguments.threads or default_threads(), weight_cache=arguments.cache
+    )
+    with Session(bundle, settings) as session:
+        init_s = time.perf_counter() - started
+        most = min(bundle.manifest.text.vocab_size, bundle.manifest.text.ple_vocab_size)
+        draw = np.random.default_rng(SEED)
+        counts = (arguments.prompt_tokens, arguments.prompt_tokens, arguments.generated_tokens)
+        first, prompt, drawn = ([int(token) for token in draw.integers(0, most, count)] for count in counts)
+        started = time.perf_counter()
+        session.prefill(first[:-1])
+        first_prefill_s = time.perf_counter() - started
+        session.decode(first[-1]).argmax()
+        first_s = time.perf_counter() - started
+        session.truncate(0)
+        started = time.perf_counter()
+        session.prefill(prompt)
+        prefill_s = time.perf_counter() - started
+        started = time.perf_counter()
+        for token in drawn:
+            session.decode(token).argmax()
+        decode_s = time.perf_counter() - started
+    # A prompt of one token has no prefill: its only token is the decode step's.
+    first_rate = {"first_prefill_tokens_per_s": len(first[:-1]) / first_prefill_s} if first[:-1] else {}
+    return {
+        "init_s": init_s,
+        "time_to_first_token_s": first_s,
+        "prefill_s": prefill_s,
+        "decode_s": decode_s,
+        "prefill_tokens_count": len(prompt),
+        "decode_tokens_count": len(drawn),
+        "prefill_tokens_per_s": len(prompt) / prefill_s,
+        "decode_tokens_per_s": len(drawn) / decode_s,
+        **first_rate,
+    }
+
+
+def count(arguments: argparse.Namespace) -> Delegation:
+    """Of the size's signatures over the whole context, with the weights that the session has packed."""
+    bundle = Bundle(arguments.model)
+    size = bundle.manifest.size(arguments.size)
+    packed = bundle.packed_file(TEXT_DECODER, arguments.cache)
+    if packed is None or not packed.exists():
+        raise EnvironmentFault("weight cache", found="none", wanted="packed weights, for memory's sake")
+    names = [size.signature(width) for width in (1, *bundle.manifest.text.prefill_sizes)]
+    threads = arguments.threads or default_threads()
+    found = count_nodes(library()[1], bundle.path / TEXT_DECODER, names, threads=threads, weight_cache=packed)
+    return Delegation(*found, f"LiteRT's profiler, one run of {', '.join(names)}")
+
+
+def library() -> tuple[str, Path]:
+    """LiteRT's."""
+    spec = importlib.util.find_spec("ai_edge_litert")
+    if spec is None or spec.origin is None:
+        raise EnvironmentFault("Python", found="no ai_edge_litert", wanted="that package")
+    return "ai-edge-litert", Path(spec.origin).parent / "libLiteRt.so"
+
+
+if __name__ == "__main__":
+    sys.exit(run_child(None, measure, library, count))

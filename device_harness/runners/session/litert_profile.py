@@ -1,0 +1,117 @@
+"""How many nodes LiteRT's delegate takes, by LiteRT's own profiler: signatures run once, apart from what is measured.
+
+LiteRT's Python package cannot be asked and its log does not say, so this is its C API (litert/c of 2.3) by ctypes. It
+belongs in a process of its own, which may fail without harm.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+from collections.abc import Sequence
+from ctypes import byref, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_void_p
+from pathlib import Path
+
+from toolkit.base.errors import EnvironmentFault
+from toolkit.tflite.reader import read_tflite
+from toolkit.tflite.schema import SubgraphRecord, TensorRecord
+
+_CPU, _HOST_MEMORY = 1, 1
+"""kLiteRtHwAcceleratorCpu, kLiteRtTensorBufferTypeHostMemory."""
+_TYPES = {"FLOAT32": (1, 4), "INT32": (2, 4), "BOOL": (6, 1), "INT8": (9, 1)}
+"""LiteRtElementType, and bytes."""
+_ROW = re.compile(r" *(\S.*?)(?: +[\d.]+){3}(?: +[\d.]+%){2} +[\d.]+ +(\d+) +\[\w+\]:\d+", re.ASCII)
+_ROWS = re.compile(r"Number of nodes executed: (\d+)", re.ASCII)
+_DELETE = ctypes.CFUNCTYPE(None, c_void_p)
+
+
+class _Tensor(ctypes.Structure):
+    """LiteRtRankedTensorType."""
+
+    _fields_ = (("element", c_int), ("rank", c_uint32), ("dimensions", c_int32 * 8), ("strides", c_uint32 * 8))
+
+
+def undelegated_nodes(summary: str) -> int:
+    """Of a profile's summary: how many nodes ran that no delegate took; EnvironmentFault if it is cut short."""
+    lines, _, rest = summary.partition("Run Order")[2].partition("Top by Computation Time")
+    rows = list(filter(None, map(_ROW.fullmatch, lines.splitlines())))
+    told = _ROWS.search(rest)
+    if told is None or len(rows) != int(told[1]):
+        wanted = "every one, and their number" if told is None else told[1]
+        raise EnvironmentFault("LiteRT's profile", found=f"{len(rows)} rows", wanted=wanted)
+    return sum(int(row[2]) for row in rows if "delegate" not in row[1].lower())
+
+
+def count_nodes(
+    library: Path, model: Path, signatures: Sequence[str], *, threads: int, weight_cache: Path
+) -> tuple[int, int]:
+    """Delegated nodes of all nodes, over these signatures; EnvironmentFault if LiteRT refuses."""
+    runtime = _Runtime(library, model, threads, weight_cache)
+    content = read_tflite(model)
+    order = list(content.model.signatures)
+    graphs = {name: content.graph(name) for name in signatures}
+    for name, graph in graphs.items():
+        runtime.run(order.index(name), graph)
+    left = undelegated_nodes(runtime.summary())
+    nodes = sum(len(graph.operators) for graph in graphs.values())
+    return nodes - left, nodes
+
+
+class _Runtime:
+    """A compiled model that is profiled; it lives as long as its process."""
+
+    def __init__(self, library: Path, model: Path, threads: int, weight_cache: Path) -> None:
+        self._api = ctypes.CDLL(str(library))
+        self._kept: list[object] = []
+        self._environment, options, loaded = c_void_p(), c_void_p(), c_void_p()
+        self._model, self._profiler = c_void_p(), c_void_p()
+        self._call("LiteRtCreateEnvironment", 0, None, byref(self._environment))
+        self._call("LiteRtCreateModelFromFile", self._environment, str(model).encode(), byref(loaded))
+        self._call("LiteRtCreateOptions", byref(options))
+        self._call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
+        cpu = f'num_threads = {threads}\nweight_cache_file_path = "{weight_cache}"\n'
+        for identifier, text in (("runtime_options_string", "enable_profiling = true\n"), ("xnnpack", cpu)):
+            self._call("LiteRtAddOpaqueOptions", options, self._opaque(identifier, text))
+        self._call("LiteRtCreateCompiledModel", self._environment, loaded, options, byref(self._model))
+        self._call("LiteRtCompiledModelGetProfiler", self._model, byref(self._profiler))
+        self._call("LiteRtStartProfiler", self._profiler)
+
+    def summary(self) -> str:
+        """Of all runs so far."""
+        text = c_char_p()
+        self._call("LiteRtGetProfileSummary", self._profiler, self._model, byref(text))
+        return (text.value or b"").decode("utf-8", "replace")
+
+    def run(self, index: int, graph: SubgraphRecord) -> None:
+        """Once, on zeros; a cache is input and output in one, as in our session."""
+        inputs = {name: self._buffer(graph.tensors[tensor]) for name, tensor in graph.inputs.items()}
+        outputs = [inputs.get(name) or self._buffer(graph.tensors[tensor]) for name, tensor in graph.outputs.items()]
+        given, taken = (c_void_p * len(inputs))(*inputs.values()), (c_void_p * len(outputs))(*outputs)
+        sizes = c_size_t(len(inputs)), c_size_t(len(outputs))
+        self._call("LiteRtRunCompiledModel", self._model, c_size_t(index), sizes[0], given, sizes[1], taken)
+        for buffer in {buffer.value: buffer for buffer in (*inputs.values(), *outputs)}.values():
+            self._api.LiteRtDestroyTensorBuffer(buffer)
+
+    def _buffer(self, tensor: TensorRecord) -> c_void_p:
+        element, size = _TYPES[tensor.type]
+        kind = _Tensor(element, len(tensor.shape), tensor.shape)
+        buffer, count = c_void_p(), c_size_t(size * math.prod(tensor.shape))
+        self._call(
+            "LiteRtCreateManagedTensorBuffer", self._environment, _HOST_MEMORY, byref(kind), count, byref(buffer)
+        )
+        self._call("LiteRtClearTensorBuffer", buffer)
+        return buffer
+
+    def _opaque(self, identifier: str, text: str) -> c_void_p:
+        payload, found = ctypes.create_string_buffer(text.encode()), c_void_p()
+        delete = _DELETE(lambda _: None)
+        self._kept += [payload, delete]
+        address = ctypes.cast(payload, c_void_p)
+        self._call("LiteRtCreateOpaqueOptions", identifier.encode(), address, delete, byref(found))
+        return found
+
+    def _call(self, name: str, *arguments: object) -> None:
+        status = getattr(self._api, name)(*arguments)
+        if status:
+            raise EnvironmentFault(f"LiteRT {name}", found=f"status {status}", wanted="it done")

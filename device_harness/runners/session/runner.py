@@ -1,0 +1,72 @@
+"""Our own session, where a device has Python with this package: Linux boards, the emulated device, this computer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_harness.machines.machine import Machine
+from device_harness.runners import python_child
+from device_harness.runners.interface import Job, PlacedModel, Workload, text_tests, whole_files
+from toolkit.base.errors import UsageError
+from toolkit.bundle.manifest import Manifest
+from toolkit.report.bench_table import workload_name
+from toolkit.results.record import ModelKind
+
+_MODULE = "device_harness.runners.session.child"
+_CACHE = "bench-weight-cache"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRunner:
+    """Runs a bundle's directory with LiteRT's CPU runtime."""
+
+    name: str = "session"
+    takes: tuple[ModelKind, ...] = ("bundle",)
+
+    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
+        """The CPU, and no more tokens than the bundle's own context."""
+        assert manifest is not None
+        if workload.backend != "cpu":
+            raise UsageError("--backend", found=workload.backend, wanted=f"cpu with the runner {self.name}")
+        if workload.context not in (None, manifest.text.context):
+            wanted = f"{manifest.text.context}, which the bundle's graphs are made for"
+            remedy = "convert with that --context"
+            raise UsageError("--context", found=workload.context, wanted=wanted, remedy=remedy)
+        tokens = workload.prompt_tokens + workload.generated_tokens
+        if tokens > manifest.text.context:
+            wanted = f"at most {manifest.text.context}, the bundle's context"
+            raise UsageError("-p and -n", found=f"{tokens} tokens", wanted=wanted, remedy="ask for fewer")
+
+    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
+        """One. EnvironmentFault if the machine has no Python with this package."""
+        manifest = model.manifest
+        assert manifest is not None
+        self.require(model.local, manifest, workload)
+        binaries = python_child.binaries(machine, _MODULE)
+        cache = python_child.cache_folder(machine, _CACHE)
+        size = ("--size", model.record.size or manifest.default_size)
+        words = (model.path, *size, "--cache", cache, *python_child.options(workload))
+        argv = (*python_child.command(machine, _MODULE), *words)
+        return (
+            Job(
+                tests=_tests(workload),
+                argv=argv,
+                read=python_child.read_child,
+                model=model.record,
+                binaries=binaries,
+                weight_caches=(f"{cache}/*.xnnpack",),
+                groups=whole_files(model.path, manifest),
+                context=manifest.text.context,
+                no_delegation="LiteRT's profiler was not asked: the run was cut short",
+                count_nodes=(*argv, "--count-nodes"),
+                read_nodes=python_child.read_nodes,
+            ),
+        )
+
+
+def _tests(workload: Workload) -> dict[str, str]:
+    """With the prefill that the time to first token holds, which is the one that Google's engine measures."""
+    prefill = workload_name(workload.prompt_tokens, 0)
+    first = {f"{prefill}:first": "first_prefill_tokens_per_s"} if workload.prompt_tokens > 1 else {}
+    return {**text_tests(workload), **first}

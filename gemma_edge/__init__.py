@@ -1,0 +1,1 @@
+"""gemma-edge: the command line, and what a program imports."""

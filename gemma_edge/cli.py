@@ -1,0 +1,239 @@
+"""The command line: finds the verb, and turns every ending into an exit code and a line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import toolkit
+from gemma_edge.terminal import Terminal
+from toolkit.base.errors import ToolkitError
+
+DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+_SIGNALLED = 128  # and the signal's number, as shells have it
+
+_VERBS = {
+    "inspect": "show a checkpoint's or a bundle's groups, sizes and memory",
+    "convert": "make a bundle of a checkpoint",
+    "check": "check every hash, bound and reference of a bundle or a .litertlm, and report all faults",
+    "verify": "hold a bundle's predictions against its checkpoint's",
+    "run": "answer one prompt on this machine",
+    "chat": "hold a conversation on this machine",
+    "export": "write a bundle as one .litertlm file for Google's LiteRT-LM and the apps that use it",
+    "devices": "list Android devices on USB, on this computer and at given addresses, and say why one cannot be used",
+    "push": "bring a bundle or a .litertlm to Android devices: only what differs there, whole or not at all",
+    "bench": "measure a model on an Android device or this computer: speed, memory, temperature, each iteration kept",
+    "probe": "time reads of per-layer embedding rows from flash: a row, a batch; pread, mmap, with advice; cold, warm",
+    "report": "show benchmark results as one HTML page, with tables, plots and where each figure comes from",
+    "compare": "compare two sets of benchmark results, with an interval and a verdict for each test",
+    "emulator": "run an emulated Android device on 127.0.0.1, with faults on request, until it is interrupted",
+    "demo": "convert, check, verify, run and export the built-in tiny model in three sizes, and say what happens",
+}
+"""In the order of the way through; each a module of ``gemma_edge.commands``."""
+
+_DESCRIPTION = "Turn a Gemma 3n checkpoint into LiteRT bundles for edge devices, run them, and prove them right."
+_EPILOG = """exit codes:
+  0 done; 1 the work ran and its result is bad; 2 wrong use or bad input;
+  3 device or environment; 130 interrupted; 143 terminated"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"error: {message}; see {self.prog} --help\n")
+        raise SystemExit(WRONG_USE)
+
+    def option_strings(self) -> list[str]:
+        """What options are called."""
+        return list(self._option_string_actions)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    try:
+        words = sys.argv[1:] if argv is None else argv
+        arguments = _parse(words)
+    except SystemExit as end:
+        return _exit_code(end)
+    except KeyboardInterrupt:
+        return _interrupted()  # while a verb's libraries are imported, which takes its time on a busy machine
+    verbose: int = getattr(arguments, "verbose", 0)
+    quiet: bool = getattr(arguments, "quiet", False)
+    terminal = Terminal(
+        as_json=getattr(arguments, "json", False), quiet=quiet, progress=not getattr(arguments, "no_progress", False)
+    )
+    with _log_on_stderr(verbose, quiet=quiet):
+        return _run(arguments, terminal, traced=verbose > 0)
+
+
+def entry() -> NoReturn:
+    """The process behind the command: ``main``, then silence, for LiteRT says farewell on stderr after Python's end."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup a hangup is ignored, and stays so
+            signal.signal(number, _terminate)
+    try:
+        code = main()
+    except SystemExit as end:
+        code = _exit_code(end)
+        _silence_stderr()  # while the exception lives: with it goes what it holds of LiteRT
+    sys.stdout.flush()
+    _silence_stderr()
+    sys.exit(code)
+
+
+def _silence_stderr() -> None:
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> int:
+    try:
+        code: int = arguments.execute(arguments, terminal)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has seen enough. Python flushes stdout once more at its end: give it a place.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return _interrupted()
+    except ToolkitError as error:
+        return _fail(str(error), error.exit_code, traced=traced)
+    except OSError as error:
+        what = error.filename or type(error).__name__
+        found = error.strerror or str(error)
+        return _fail(f"{what}: found {found!r}, wanted a working file system", ENVIRONMENT, traced=traced)
+    except MemoryError:
+        return _fail("memory: found none left, wanted more; choose a smaller size", ENVIRONMENT, traced=traced)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        line = f"gemma-edge: found a fault of its own, {type(error).__name__}: {text}, wanted none; report it with -v"
+        return _fail(line, ENVIRONMENT, traced=traced)
+
+
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    """End as after Ctrl-C, with nothing half-written; once, so that no second signal cuts the cleaning up short."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(_SIGNALLED + number)
+
+
+def _exit_code(end: SystemExit) -> int:
+    code = end.code if isinstance(end.code, int) else WRONG_USE
+    if code > _SIGNALLED:
+        sys.stderr.write("terminated\n")
+    return code
+
+
+def _interrupted() -> int:
+    sys.stderr.write("interrupted\n")
+    return INTERRUPTED
+
+
+def _fail(line: str, code: int, *, traced: bool) -> int:
+    if traced:
+        traceback.print_exc()
+    sys.stderr.write(f"error: {line}\n")
+    return code
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """SystemExit, after one line, where they are wrong; a word that is nearly right is named."""
+    word = next((word for word in words if not word.startswith("-")), None)
+    parser = _parser(word)
+    if not words:
+        parser.error(f"found no verb, wanted one of {', '.join(_VERBS)}")
+    if word is not None and word not in _VERBS:
+        parser.error(f"found {word!r}, wanted a verb{_nearest(word, _VERBS)}")
+    arguments, extra = parser.parse_known_args(words)
+    if extra:
+        verb: _Parser = arguments.parser
+        option = next((item for item in extra if item.startswith("--")), extra[0])
+        verb.error(f"unrecognized arguments: {' '.join(extra)}{_nearest(option, verb.option_strings())}")
+    del arguments.parser
+    return arguments
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word.partition("=")[0], list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _parser(word: str | None) -> _Parser:
+    shared = _shared_options()
+    parser = _Parser(
+        prog="gemma-edge",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shared],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gemma-edge {toolkit.__version__}")
+    verbs = parser.add_subparsers(title="verbs, in the order of the way through", metavar="VERB", required=True)
+    for name in (word,) if word in _VERBS else _VERBS:
+        summary = _VERBS[name]
+        verb = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary[:1].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[shared],
+            allow_abbrev=False,
+        )
+        # The list of verbs needs none of what they import, which takes a second or two.
+        if name == word:
+            command = importlib.import_module(f"gemma_edge.commands.{name}")
+            verb.epilog = "examples:\n" + "\n".join(f"  {line}" for line in command.EXAMPLES)
+            command.add_arguments(verb)
+            verb.set_defaults(execute=command.execute, parser=verb)
+    return parser
+
+
+def _shared_options() -> _Parser:
+    """Options that stand before or after the verb; absent ones leave no trace, so that neither overrides the other."""
+    shared = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = shared.add_argument_group("everywhere")
+    volume = group.add_mutually_exclusive_group()
+    volume.add_argument("-v", "--verbose", action="count", help="say more; with errors, their traceback")
+    volume.add_argument("-q", "--quiet", action="store_true", help="say nothing but results and errors")
+    group.add_argument("--json", action="store_true", help="results as JSON on stdout, one object a line")
+    group.add_argument("--no-progress", action="store_true", help="no progress bars")
+    return shared
+
+
+@contextmanager
+def _log_on_stderr(verbose: int, *, quiet: bool) -> Iterator[None]:
+    """The log of our own packages: warnings, with -v also what is going on, with -vv everything."""
+    level = logging.ERROR if quiet else {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogLine())
+    loggers = [logging.getLogger(package) for package in ("gemma_edge", "toolkit", "converters", "device_harness")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(old)
+
+
+class _LogLine(logging.Formatter):
+    """``warning: text``; anything less serious without its level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text

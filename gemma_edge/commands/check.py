@@ -1,0 +1,35 @@
+"""``gemma-edge check``: every hash, bound and reference of a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from gemma_edge.terminal import Terminal
+from toolkit.check import check
+
+EXAMPLES = (
+    "gemma-edge check BUNDLE",
+    "gemma-edge check model.litertlm --json",
+    "gemma-edge check BUNDLE/ple_00001.bin",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", metavar="BUNDLE", type=Path, help="a bundle's directory, a .litertlm file, or one PLE shard"
+    )
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    """0 without faults, else 1."""
+    with terminal.bar("check") as show:
+        faults = check(arguments.path, progress=show)
+    lines = [
+        f"{fault.file or arguments.path}: {fault.fault}: found {fault.found}, wanted {fault.wanted}" for fault in faults
+    ]
+    verdict = f"{arguments.path}: sound" if not faults else f"{arguments.path}: faults: {len(faults)}"
+    value = {"ok": not faults, "faults": [dataclasses.asdict(fault) for fault in faults]}
+    terminal.result(value, "\n".join([*lines, verdict]))
+    return 1 if faults else 0

@@ -1,0 +1,99 @@
+"""``gemma-edge compare``: two sets of benchmark results, with an interval and a verdict for each test."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from gemma_edge.commands.report import add_torn_line_option, read_records
+from gemma_edge.terminal import Terminal
+from toolkit.base.errors import UsageError
+from toolkit.report.comparison import (
+    ACROSS,
+    Across,
+    ComparedTest,
+    ResultsComparison,
+    compare_results,
+    comparison_json,
+    comparison_table,
+)
+from toolkit.results.statistics import MIN_VALUES
+
+EXAMPLES = (
+    "gemma-edge compare before.jsonl after.jsonl",
+    "gemma-edge compare int8.jsonl int4.jsonl --across model",
+    "gemma-edge compare base.jsonl new.jsonl --max-regression 5%",
+)
+
+_PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,3})?) ?%?", re.ASCII)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", metavar="BASE", help="a file of results, as bench writes them")
+    parser.add_argument("new", metavar="NEW", help="another")
+    parser.add_argument(
+        "--across",
+        metavar="WHAT",
+        default="",
+        help=f"compare although these differ: {', '.join(ACROSS)} or both; without it nothing is compared that is not "
+        "the same device and model",
+    )
+    parser.add_argument(
+        "--max-regression",
+        metavar="PERCENT",
+        help="end with exit code 1 if a test is shown to be worse by more than this; without it the exit code is 0 "
+        "whatever is found",
+    )
+    add_torn_line_option(parser)
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    """0; with --max-regression 1 when a test got worse by more."""
+    across = _parse_across(arguments.across)
+    limit = None if arguments.max_regression is None else _parse_percent(arguments.max_regression)
+    base, new = (
+        read_records([path], terminal, skip_torn_line=arguments.skip_torn_line)
+        for path in (arguments.base, arguments.new)
+    )
+    found = compare_results(base, new, across=across)
+    if limit is not None:
+        _require_judged(found)
+    worse = () if limit is None else found.regressions(limit)
+    value = comparison_json(found) | ({} if limit is None else {"regressed": [_name(item) for item in worse]})
+    terminal.result(value, comparison_table(found))
+    for item in worse:
+        terminal.note(f"worse by {item.worsening:.1%}, more than {limit:.1%}: {_name(item)}")
+    return 1 if worse else 0
+
+
+def _parse_across(text: str) -> tuple[Across, ...]:
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    known = tuple(what for what in ACROSS if what in wanted)
+    if len(known) < len(wanted):
+        raise UsageError("--across", found=text, wanted=f"{' or '.join(ACROSS)}, or both with a comma between")
+    return known
+
+
+def _parse_percent(text: str) -> float:
+    match = _PERCENT.fullmatch(text.strip())
+    if match is None:
+        raise UsageError("--max-regression", found=text, wanted="a percentage such as 5%")
+    return float(match[1]) / 100
+
+
+def _require_judged(found: ResultsComparison) -> None:
+    """A gate must not open because nothing could be said."""
+    unjudged = [item for item in found.tests if item.verdict == "too few values"]
+    if unjudged:
+        counts = f"{unjudged[0].found.base.n} and {unjudged[0].found.new.n} values of {_name(unjudged[0])}"
+        raise UsageError(
+            "--max-regression", found=counts, wanted=f"at least {MIN_VALUES} each", remedy="bench with more"
+        )
+    if found.only_in_base:
+        raise UsageError(
+            "--max-regression", found=f"no new results of {found.only_in_base[0]}", wanted="all that the base has"
+        )
+
+
+def _name(item: ComparedTest) -> str:
+    return f"{item.test} of {item.configuration}"

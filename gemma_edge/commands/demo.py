@@ -1,0 +1,267 @@
+"""``gemma-edge demo``: the whole way with the built-in tiny model."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import toolkit
+from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.convert import ConvertRequest
+from converters.gemma3n.sizes.matformer import Slice, effective_parameters, slice_config
+from gemma_edge.commands.convert import Converted, convert_and_judge
+from gemma_edge.commands.demo_device import DeviceDemo, measure_on_device, require_places
+from gemma_edge.commands.gate import judge, judge_towers, report_text
+from gemma_edge.commands.run import make_prompt
+from gemma_edge.options.media import image_file, read_media, sound_file
+from gemma_edge.options.session import add_machine_arguments, session_settings
+from gemma_edge.terminal import Terminal, bytes_text, count_text
+from toolkit.base.errors import BundleError, QualityError, UsageError
+from toolkit.check import check
+from toolkit.litertlm.export import export_litertlm
+from toolkit.quant.recipe import Recipe, load_recipe, ple_recipe
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.generate import Generation, GenerationReport
+from toolkit.runtime.sampling import Sampler, Sampling
+from toolkit.runtime.session import Session, SessionSettings
+
+EXAMPLES = (
+    "gemma-edge demo",
+    'gemma-edge demo -p "The old man" -o tiny-bundle',
+    "gemma-edge demo --checkpoint path/to/checkpoint --json",
+    "gemma-edge demo --device emulated --report demo.html",
+)
+# So small a model repeats itself when it may only say what is most likely.
+_SAMPLING = Sampling(temperature=0.8, top_k=40, seed=1)
+_PAGE = "gemma-edge-demo.html"
+_CONTEXT, _PREFILLS, _VERIFY_TOKENS, _ANSWER_TOKENS = 1024, (8, 128), 512, 48
+_SAMPLES = "samples"
+_QUESTIONS = {".png": (image_file, "What is this?"), ".wav": (sound_file, "What was said?")}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=Path,
+        help="another model (default: examples/tiny_gemma3n of the repository)",
+    )
+    parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, help="keep the bundle (default: it is removed)")
+    parser.add_argument("-p", "--prompt", metavar="TEXT", default="Once upon a time", help="what to go on with")
+    device = parser.add_argument_group("on a device")
+    device.add_argument(
+        "--device", metavar="emulated|SERIAL|HOST:PORT",
+        help="push the bundle, measure it with every runner that can run there, and write a page; "
+        "'emulated' starts an emulated device for it",
+    )  # fmt: skip
+    device.add_argument("--report", metavar="FILE.html", type=Path, help="the page (default: gemma-edge-demo.html)")
+    device.add_argument("--results", metavar="FILE", type=Path, help="keep the records too, as JSON lines")
+    add_machine_arguments(parser)
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    """0 when all went well; QualityError or BundleError when something did not."""
+    path = arguments.checkpoint or _example()
+    settings = session_settings(arguments)
+    for option in ("report", "results"):
+        if arguments.device is None and getattr(arguments, option) is not None:
+            raise UsageError(f"--{option}", found="no --device", wanted="one to measure on", remedy="--device emulated")
+    if arguments.device is not None:
+        require_places(_device_demo(arguments, Path()))
+    with open_checkpoint(path) as checkpoint, _output(arguments.output) as output:
+        sizes = three_sizes(checkpoint)
+        terminal.say(f"1. {path}: {_sizes_text(checkpoint, sizes)}")
+        converted = _convert(checkpoint, sizes, output, terminal)
+        _require_sound(output)
+        terminal.say("3. checked: every hash, bound and reference of the bundle holds")
+        if arguments.device is not None:
+            return _on_device(arguments, output, terminal)
+        report = judge(output, checkpoint, terminal, settings, tokens=_VERIFY_TOKENS)
+        report = replace(report, towers=judge_towers(output, checkpoint, terminal, settings))
+        terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
+        report.require_passed(str(output))
+        answers = _answers(output, arguments.prompt, settings, terminal)
+        seen = _senses(output, path / _SAMPLES, settings, terminal)
+        exported = _export(output, terminal, 7 if seen else 6)
+    terminal.result(
+        {
+            "checkpoint": str(path),
+            "bundle": None if arguments.output is None else str(output),
+            "seconds": converted.seconds,
+            "check": {"ok": True},
+            "verify": report.to_json(),
+            "answers": answers,
+            "media": seen,
+            "litertlm_bytes": exported,
+        },
+        f"all as it should be; the bundle is in {output}" if arguments.output else "all as it should be",
+    )
+    return 0
+
+
+def _on_device(arguments: argparse.Namespace, bundle: Path, terminal: Terminal) -> int:
+    demo = _device_demo(arguments, bundle)
+    records = measure_on_device(demo, terminal)
+    terminal.result(
+        {
+            "device": arguments.device,
+            "emulated": records[0].device.emulated,
+            "records": len(records),
+            "runners": list(dict.fromkeys(record.runner for record in records)),
+            "report": str(demo.page),
+            "results": None if arguments.results is None else str(arguments.results),
+        },
+        f"all as it should be; the page is {demo.page}",
+    )
+    return 0
+
+
+def _device_demo(arguments: argparse.Namespace, bundle: Path) -> DeviceDemo:
+    return DeviceDemo(bundle, arguments.device, arguments.report or Path(_PAGE), arguments.results)
+
+
+def three_sizes(checkpoint: Checkpoint) -> tuple[Slice, ...]:
+    """The whole model, the smallest size, and one between; fewer if the checkpoint has no more."""
+    by_parameters = sorted(
+        checkpoint.slices.values(), key=lambda part: effective_parameters(slice_config(checkpoint.config, part))
+    )
+    middle = by_parameters[(len(by_parameters) - 1) // 2]
+    chosen = (checkpoint.default_slice, middle, by_parameters[0])
+    return tuple(dict.fromkeys(chosen))
+
+
+def _recipe(checkpoint: Checkpoint, group: str) -> Recipe | None:
+    """int8, if the checkpoint has that tower."""
+    there = any(found.name == group and found.tensors for found in checkpoint.groups)
+    return load_recipe(f"{group}-int8") if there else None
+
+
+def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, terminal: Terminal) -> Converted:
+    request = ConvertRequest(
+        checkpoint=checkpoint,
+        output=output,
+        recipe=load_recipe("int8"),
+        ple_recipe=ple_recipe("int8", checkpoint.config.ple_size),
+        sizes=sizes,
+        context=min(_CONTEXT, checkpoint.config.max_positions),
+        prefill_sizes=_PREFILLS,
+        vision_recipe=_recipe(checkpoint, "vision"),
+        audio_recipe=_recipe(checkpoint, "audio"),
+    )
+    converted = convert_and_judge(request, terminal, None)
+    stored = sum(file.bytes for file in converted.manifest.files.values())
+    terminal.say(
+        f"2. converted to int8 in {converted.seconds:.1f} s: one bundle of {bytes_text(stored)} that runs all sizes"
+    )
+    return converted
+
+
+def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Terminal) -> dict[str, dict[str, object]]:
+    """Go on with one prompt in every size: one session, switched between sizes."""
+    terminal.say(f"5. {prompt!r} goes on in each size:")
+    answers: dict[str, dict[str, object]] = {}
+    bundle = Bundle(output)
+    tokenizer = bundle.tokenizer()
+    ids = make_prompt(bundle, tokenizer, prompt, raw=True).ids
+    with Session(bundle, settings) as session:
+        for name in bundle.manifest.sizes:
+            session.use(name)
+            session.truncate(0)
+            sampler = Sampler(_SAMPLING, bundle.drawable_ids(tokenizer))
+            stops = bundle.manifest.text.stop_token_ids
+            generation = Generation(session, ids, sampler, limit=_ANSWER_TOKENS, stops=stops)
+            text = tokenizer.decode(list(generation))
+            if not text.strip():
+                raise QualityError(f"size {name}", found="no text", wanted="an answer")
+            report = generation.report()
+            terminal.say(f"   {name} ({_speed(report)}):\n{_indented(prompt + text)}")
+            answers[name] = {
+                "text": text,
+                "token_ids": list(report.token_ids),
+                "decode_tokens_per_s": report.decode_tokens_per_s,
+            }
+    return answers
+
+
+def _senses(output: Path, samples: Path, settings: SessionSettings, terminal: Terminal) -> dict[str, str]:
+    """What the model says of one image and one sound that lie beside the checkpoint; file name to answer."""
+    bundle = Bundle(output)
+    towers = {".png": bundle.manifest.vision, ".wav": bundle.manifest.audio}
+    files = [next(iter(sorted(samples.glob(f"*{ending}"))), None) for ending, tower in towers.items() if tower]
+    if not any(files):
+        return {}
+    terminal.say("6. shown an image and played a sound, each tower loaded for it alone:")
+    tokenizer, answers = bundle.tokenizer(), dict[str, str]()
+    with Session(bundle, settings) as session:
+        for path in filter(None, files):
+            as_file, question = _QUESTIONS[path.suffix]
+            media = read_media(bundle, [as_file(str(path))], None, terminal)
+            prompt = make_prompt(bundle, tokenizer, question, media, raw=False)
+            sampler = Sampler(Sampling(), bundle.drawable_ids(tokenizer))
+            stops = bundle.manifest.text.stop_token_ids
+            generation = Generation(session, prompt.ids, sampler, limit=_ANSWER_TOKENS, stops=stops, spans=prompt.spans)
+            answers[path.name] = tokenizer.decode(list(generation)).strip()
+            terminal.say(_indented(f"{path.name}: {question} {answers[path.name]}"))
+    return answers
+
+
+def _export(output: Path, terminal: Terminal, step: int) -> int:
+    """The bytes of the bundle's default size as one file, which is checked and removed."""
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
+        path = Path(scratch) / "tiny.litertlm"
+        exported = export_litertlm(output, path)
+        _require_sound(path)
+    terminal.say(
+        f"{step}. exported {exported.size} as one .litertlm of {bytes_text(exported.bytes)} for LiteRT-LM, "
+        "and checked it"
+    )
+    return exported.bytes
+
+
+def _require_sound(path: Path) -> None:
+    faults = check(path)
+    if faults:
+        raise BundleError(str(path), found=f"{len(faults)} faults", wanted="none", remedy="run gemma-edge check")
+
+
+def _example() -> Path:
+    """The tiny model lies in the repository beside the packages, and not in a wheel."""
+    path = Path(toolkit.__file__).resolve().parents[1] / "examples" / "tiny_gemma3n"
+    if not (path / "config.json").is_file():
+        raise UsageError(
+            "built-in tiny model",
+            found=f"no {path}",
+            wanted="a clone of the repository",
+            remedy="name a checkpoint's directory with --checkpoint",
+        )
+    return path
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[Path]:
+    if path is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
+        yield Path(scratch) / "demo"
+
+
+def _sizes_text(checkpoint: Checkpoint, sizes: tuple[Slice, ...]) -> str:
+    return ", ".join(
+        f"{part.name} ({len(part.layers)} layers, "
+        f"{count_text(effective_parameters(slice_config(checkpoint.config, part)))} effective parameters)"
+        for part in sizes
+    )
+
+
+def _speed(report: GenerationReport) -> str:
+    rate = report.decode_tokens_per_s
+    return "" if rate is None else f"{rate:,.0f} tokens/s"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"   {line}" for line in text.splitlines())

@@ -1,0 +1,38 @@
+"""``gemma-edge devices``: what is there, and why some of it cannot be used."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from device_harness.adb.devices import list_devices
+from device_harness.adb.port import has_usb
+from gemma_edge.options.session import number
+from gemma_edge.terminal import Terminal, table
+
+EXAMPLES = (
+    "gemma-edge devices",
+    "gemma-edge devices --address 192.168.1.20:5555 --json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", action="append", default=[],
+        help="look there too; may be given more than once (this computer's emulator ports are always looked at)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", metavar="S", type=number, default=3.0, help="seconds a device has to answer (default: 3)"
+    )
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    """0, also if there is none."""
+    devices = list_devices(arguments.address, timeout=arguments.timeout)
+    rows = [[device.serial, device.kind, device.state, device.model or "-"] for device in devices]
+    lines = [table(["serial", "", "state", "model"], rows)] if rows else ["no devices"]
+    lines += [f"{device.serial}: {device.reason}" for device in devices if device.reason]
+    if not has_usb():
+        terminal.note("USB was not searched: pip install 'gemma-edge[usb]' and the system's libusb-1.0")
+    terminal.result({"devices": [dataclasses.asdict(device) for device in devices]}, "\n".join(lines))
+    return 0

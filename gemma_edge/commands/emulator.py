@@ -1,0 +1,93 @@
+"""``gemma-edge emulator``: an emulated Android device on this computer."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from pathlib import Path
+
+from device_harness.adb.wire import (
+    LEGACY_PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
+    VERSION,
+    VERSION_SKIP_CHECKSUM,
+)
+from device_harness.emulator.auth import PublicKey, parse_public_key
+from device_harness.emulator.daemon import FEATURES, Access
+from device_harness.emulator.device import Emulator, EmulatorSettings
+from device_harness.emulator.faults import parse_faults, parse_size
+from gemma_edge.terminal import Terminal
+from toolkit.base.errors import UsageError
+
+EXAMPLES = (
+    "gemma-edge emulator",
+    "gemma-edge emulator --port 5557 --memory 1GB --storage 4GB",
+    "gemma-edge emulator --fault drop=100MB --fault thermal=severe --fault battery=15",
+)
+_FAULTS = (
+    "drop=BYTES or reboot=BYTES (when they have come in), corrupt=BYTE, disk-full=BYTES, slow=BYTES_PER_S, "
+    "refuse=SERVICE, thermal=STATUS, battery=PERCENT, screen-on, silent; may be given more than once"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", metavar="N", type=_port, default=5555, help="0: a free one (default: 5555)")
+    parser.add_argument("--memory", metavar="SIZE", help="what all its programs may use together (default: no limit)")
+    parser.add_argument("--storage", metavar="SIZE", help="what hosts may store on it (default: no limit)")
+    parser.add_argument("--fault", metavar="FAULT", action="append", default=[], help=_FAULTS)
+    parser.add_argument("--root", metavar="DIR", type=Path, help="keep its files there (default: they are removed)")
+    parser.add_argument(
+        "--isolation", choices=("auto", "bubblewrap", "folder"), default="auto",
+        help="how its programs are kept apart: bubblewrap if it works here, else not at all (default: auto)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--key", metavar="FILE", type=Path, action="append", help="let only owners of these public adb keys in"
+    )
+    parser.add_argument("--old", action="store_true", help="speak shell v1 and small messages, as before Android 7")
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    """0 when it was ended by SIGTERM; Ctrl-C counts as an interrupt."""
+    settings = EmulatorSettings(
+        port=arguments.port,
+        root=arguments.root,
+        isolation=arguments.isolation,
+        memory_bytes=_size(arguments.memory, "--memory"),
+        storage_bytes=_size(arguments.storage, "--storage"),
+        access=Access(tuple(_read_key(path) for path in arguments.key) if arguments.key else None),
+        faults=parse_faults(arguments.fault),
+        features=frozenset() if arguments.old else FEATURES,
+        max_payload_bytes=LEGACY_PAYLOAD_BYTES if arguments.old else MAX_PAYLOAD_BYTES,
+        version=VERSION if arguments.old else VERSION_SKIP_CHECKSUM,
+    )
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        with Emulator(settings) as device:
+            isolation = "bubblewrap" if device.userland.is_isolated else "none: its programs can do what you can"
+            value = {"serial": device.serial, "root": str(device.userland.root), "isolation": isolation}
+            terminal.result(value, f"{device.serial}: emulated device, isolation {isolation}")
+            ended.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _size(text: str | None, option: str) -> int | None:
+    return None if text is None else parse_size(text, option)
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted 0 to 65535")
+    return int(text)
+
+
+def _read_key(path: Path) -> PublicKey:
+    key = parse_public_key(path.read_bytes())
+    if key is None:
+        raise UsageError(
+            str(path), found="something else", wanted="a public adb key", remedy="try ~/.android/adbkey.pub"
+        )
+    return key

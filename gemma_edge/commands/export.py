@@ -1,0 +1,59 @@
+"""``gemma-edge export``: a bundle as one .litertlm."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from gemma_edge.options.groups import group_names
+from gemma_edge.terminal import Terminal, bytes_text
+from toolkit.base.errors import UsageError
+from toolkit.litertlm.export import ExportOptions, export_litertlm
+from toolkit.litertlm.schema import ModelType
+
+EXAMPLES = (
+    "gemma-edge export BUNDLE -o model.litertlm",
+    "gemma-edge export BUNDLE -o small.litertlm --size E2B",
+    "gemma-edge export BUNDLE -o words.litertlm --groups text",
+    "gemma-edge export BUNDLE -o model.litertlm --model-type gemma3n",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory that gemma-edge convert made")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the .litertlm to write")
+    parser.add_argument(
+        "--size", metavar="NAME", help="the size that the file runs (default: the bundle's own default)"
+    )
+    parser.add_argument(
+        "--groups", metavar="NAME[,...]", type=group_names,
+        help="parameter groups to export, of text, vision and audio; text brings its embeddings along (default: all "
+        "that the bundle has)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model-type", choices=get_args(ModelType),
+        help="how LiteRT-LM prepares images and sounds: generic_model as transformers does, gemma3n as it does for "
+        "Google's own files, with other mel frames (default: generic_model; for text alone gemma3n)",
+    )  # fmt: skip
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    """0."""
+    groups = arguments.groups
+    if groups is not None and "text" not in groups:
+        found, wanted = ",".join(groups), "text among them: images and sounds are answered by the language model"
+        raise UsageError("--groups", found=found, wanted=wanted, remedy=f"add text, as in text,{found}")
+    options = ExportOptions(arguments.size, groups, arguments.model_type)
+    with terminal.bar("export") as show:
+        result = export_litertlm(arguments.bundle, arguments.output, options, progress=show)
+    value = {
+        "file": str(arguments.output),
+        "bytes": result.bytes,
+        "size": result.size,
+        "groups": list(result.groups),
+        "model_type": result.model_type,
+    }
+    text = f"{arguments.output}: {bytes_text(result.bytes)}, size {result.size}, {', '.join(result.groups)}"
+    terminal.result(value, text)
+    return 0

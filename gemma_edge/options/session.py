@@ -1,0 +1,165 @@
+"""The arguments that ``run`` and ``chat`` share, and what they turn into."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from gemma_edge.options.groups import group_names
+from gemma_edge.terminal import Terminal
+from toolkit.base.errors import UsageError
+from toolkit.bundle.manifest import TEXT_DECODER
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
+from toolkit.runtime.sampling import Sampler, Sampling
+from toolkit.runtime.session import Session, SessionSettings, default_threads
+from toolkit.runtime.tokenizer import Tokenizer
+from toolkit.runtime.weight_cache import cache_path, is_complete, parse_weight_cache
+
+# Smaller models are ready within a second.
+_WORTH_A_WORD_BYTES = 300_000_000
+
+
+def add_session_arguments(parser: argparse.ArgumentParser) -> None:
+    """The bundle, and how it is run."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory that gemma-edge convert made")
+    group = add_machine_arguments(parser)
+    group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: the bundle's own default)")
+    group.add_argument(
+        "--groups", metavar="NAME[,...]", type=group_names,
+        help="parameter groups that may be loaded; text always may (default: all, vision and audio when needed)",
+    )  # fmt: skip
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Threads, and where packed weights stay."""
+    group = parser.add_argument_group("running")
+    group.add_argument("--threads", metavar="N", type=positive, help=f"CPU threads (default here: {default_threads()})")
+    group.add_argument(
+        "--weight-cache",
+        metavar="off|memory|DIR",
+        help="where weights packed for this CPU stay between runs: nowhere and packed once for each signature, nowhere "
+        "and packed once, or a directory (default: GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge; over 16 GiB the longest "
+        "unused go)",
+    )
+    group.add_argument(
+        "--ple", choices=("flash", "ram"), default="flash",
+        help="per-layer embeddings: rows read from the shards as tokens need them, or all copied to memory first "
+        "(default: flash)",
+    )  # fmt: skip
+    group.add_argument(
+        "--ple-cache-mb", metavar="MB", type=natural, default=DEFAULT_CACHE_BYTES >> 20,
+        help="memory for rows of tokens that come again (default: %(default)s)",
+    )  # fmt: skip
+    return group
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: float) -> None:
+    """How tokens are chosen."""
+    group = parser.add_argument_group("choosing tokens")
+    group.add_argument("-n", "--max-tokens", metavar="N", type=positive, help="at most N tokens an answer")
+    group.add_argument(
+        "--temperature", metavar="T", type=number, default=temperature,
+        help="0 takes the most likely token (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--top-k", metavar="K", type=natural, default=64, help="of the K most likely tokens, 0: of all (default: 64)"
+    )
+    group.add_argument(
+        "--top-p", metavar="P", type=number, default=0.95,
+        help="of the most likely tokens that together have probability P (default: 0.95)",
+    )  # fmt: skip
+    group.add_argument("--seed", metavar="S", type=natural, default=0, help="same seed, same text (default: 0)")
+
+
+def open_session(
+    arguments: argparse.Namespace,
+    terminal: Terminal,
+    bundle: Bundle,
+    stage_ended: Callable[[str], None] = lambda _: None,
+) -> Session:
+    """The bundle, ready to run."""
+    settings = replace(session_settings(arguments, size=arguments.size), stage_ended=stage_ended)
+    cache = settings.weight_cache
+    if isinstance(cache, Path):
+        decoder = bundle.model_file(TEXT_DECODER)
+        if decoder.size_bytes > _WORTH_A_WORD_BYTES and not is_complete(cache_path(decoder, cache)):
+            terminal.note("rearranging the weights for this CPU; later runs find them in the weight cache")
+    session = Session(bundle, settings)
+    stage_ended("load")
+    return session
+
+
+def session_settings(arguments: argparse.Namespace, *, size: str | None = None) -> SessionSettings:
+    """What the machine's arguments say."""
+    return SessionSettings(
+        size=size,
+        threads=arguments.threads or default_threads(),
+        weight_cache=parse_weight_cache(arguments.weight_cache),
+        ple_in_ram=arguments.ple == "ram",
+        ple_cache_bytes=arguments.ple_cache_mb << 20,
+    )
+
+
+def make_sampler(arguments: argparse.Namespace, bundle: Bundle, tokenizer: Tokenizer) -> Sampler:
+    """Draws by the arguments, and only tokens that mean something."""
+    return Sampler(make_sampling(arguments), bundle.drawable_ids(tokenizer))
+
+
+def make_sampling(arguments: argparse.Namespace) -> Sampling:
+    """Checked before anything is opened."""
+    return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+
+
+def require_text(text: str, what: str) -> str:
+    """``text``, unless Python has smuggled bytes into it that are no UTF-8, as it does in the C locale."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(what, found=f"bytes that are no text, from character {error.start}", wanted="UTF-8") from error
+    return text
+
+
+def positive(text: str) -> int:
+    """An integer from 1."""
+    value = _integer(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted a number from 1")
+    return value
+
+
+def natural(text: str) -> int:
+    """An integer from 0."""
+    value = _integer(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted a number from 0")
+    return value
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """A finite number over 0."""
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted a number over 0")
+    return value
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a whole number") from None

@@ -1,0 +1,269 @@
+"""``gemma-edge bench`` from end to end: this computer, an emulated device, and stand-ins for Google's programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bucket_server import BucketServer
+from stand_ins import benchmark_model, litert_lm_main
+
+from device_harness.emulator.device import Emulator, EmulatorSettings
+from device_harness.emulator.faults import Faults
+from gemma_edge.cli import main
+from toolkit.base.files import hash_file
+from toolkit.results.json_lines import read_results
+
+SMALL = ["-p", "16", "-n", "8", "-r", "2", "--interval", "0.02"]
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[Emulator]:
+    with Emulator(EmulatorSettings(isolation="folder")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
+
+
+def rows(captured: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in captured.splitlines()]
+
+
+def test_a_bundle_is_measured_on_an_emulated_device_that_is_called_so_everywhere(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(random_bundle), "--device", device.serial, *SMALL, "--results", str(results)]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("| model")
+    assert all("emulated" in line for line in captured.out.splitlines() if "pp16" in line or "tg8" in line)
+    assert f"{device.serial} is emulated: speeds are this computer's" in captured.err
+    (record,) = read_results(results).records
+    assert record.device.emulated and record.runner == "session" and len(record.iterations) == 2
+    assert set(record.tests) == {"pp16", "tg8", "ttft16", "init", "pp16:first"}
+    assert record.iterations[0].figures["decode_tokens_count"] == 8
+    for first_s, rate in zip(record.values("ttft16"), record.values("pp16:first"), strict=True):
+        assert first_s > 15 / rate, "the prefill of all but the last token is part of the time to the first"
+    assert record.memory.peak is not None and record.memory.groups["libraries"].mapped_bytes > 0
+    assert record.arguments[:3] == ("python3", "-m", "device_harness.runners.session.child")
+    assert record.delegation is not None and record.delegation.source.startswith("LiteRT's profiler, one run of decode")
+    assert 0 < (record.delegation.delegated_nodes or 0) < (record.delegation.nodes or 0)
+
+
+@pytest.mark.parametrize("options", [["-p", "30", "-n", "20"], ["--context", "32"], ["--backend", "gpu"]])
+def test_what_a_runner_cannot_do_is_found_before_anything_is_pushed(
+    device: Emulator, random_bundle: Path, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "never-pushed"
+    shutil.copytree(random_bundle, bundle)
+    assert main(["bench", str(bundle), "--device", device.serial, *options]) == 2
+    assert "error: -" in capsys.readouterr().err
+    assert not device.path("/data/local/tmp/gemma-edge/never-pushed").exists()
+
+
+def test_this_computer_is_measured_too(random_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", "bench", str(random_bundle), "--host", *SMALL, "--size", "small", "--cold"]) == 0
+    captured = capsys.readouterr()
+    found = rows(captured.out)
+    assert [row["test"] for row in found] == ["pp16", "tg8", "ttft16", "init", "pp16:first"]
+    assert all(row["start"] == "cold" and row["size"] == "small" and row["n"] == 2 for row in found)
+    assert all(row["median"] > 0 for row in found)
+    assert "emulated" not in captured.out
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl"])
+def test_results_are_printed_in_other_forms(
+    device: Emulator, random_bundle: Path, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    binary = ["--runner", "benchmark_model", "--binary", str(benchmark_model(tmp_path / "bin"))]
+    argv = ["bench", str(random_bundle), "--device", device.serial, "-r", "1", "-o", form, *binary]
+    assert main([*argv, "--signature", "text_decoder:decode"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out) if form == "json" else rows(out) if form == "jsonl" else out.splitlines()[1:]
+    assert len(found) == 2 and "text_decoder:decode" in str(found[0])
+
+
+def test_a_bundle_is_exported_for_google_s_program(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(random_bundle), "--device", device.serial, *SMALL, "--results", str(results)]
+    argv += [
+        "--runner",
+        "litert_lm_advanced_main",
+        "--binary",
+        str(litert_lm_main(tmp_path / "bin")),
+        "--size",
+        "small",
+    ]
+    assert main(argv) == 0
+    (record,) = read_results(results).records
+    assert (record.model.kind, record.model.name) == ("litertlm", "bundle-small")
+    assert record.values("tg8") == (pytest.approx(32.07, rel=0.01),) * 2
+    assert "ttft16" not in record.tests
+    assert device.path("/data/local/tmp/gemma-edge/bundle-small.litertlm").is_file()
+
+
+def test_a_program_of_google_s_is_downloaded_for_the_device_and_its_hashes_are_recorded(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = litert_lm_main(tmp_path / "published")
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(random_bundle), "--device", device.serial, *SMALL, "--results", str(results)]
+    argv += ["--runner", "litert_lm_advanced_main", "--binary-version", "latest"]
+    with BucketServer() as server:
+        for platform in ("android_x86_64", "android_arm64"):
+            server.publish(published.parent, f"binaries/latest/{platform}/litert_lm/")
+        assert main([*argv, "--binary-server", server.url]) == 0
+    first = capsys.readouterr().err
+    assert "downloading litert_lm_advanced_main latest (3 files, " in first and "is trusted as it is now" in first
+    # The server is gone: what was kept is enough.
+    assert main([*argv, "--binary-server", server.url]) == 0
+    assert "downloading" not in capsys.readouterr().err
+    records = read_results(results).records
+    assert records[0].binaries == records[1].binaries
+    names = [(binary.name, binary.version) for binary in records[0].binaries]
+    assert names == [("litert_lm_advanced_main", "latest"), ("libGpu.so", None), ("libLiteRt.so", None)]
+    assert records[0].binaries[0].sha256 == hash_file(published).sha256
+    kept = next((tmp_path / "cache/binaries/latest").glob("*/litert_lm_advanced_main/libGpu.so"))
+    kept.write_bytes(b"tampered")
+    assert main([*argv, "--binary-server", server.url]) == 3
+    assert f"error: {kept}: found sha256 " in capsys.readouterr().err
+
+
+def test_a_download_that_fails_is_one_error_before_anything_is_pushed(
+    device: Emulator, random_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["bench", str(random_bundle), "--device", device.serial, "--runner", "benchmark_model"]
+    with BucketServer() as server:
+        monkeypatch.setenv("GEMMA_EDGE_BINARY_SERVER", server.url)
+        assert main([*argv, "--binary-version", "2.2.0"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == "" and "give --binary PATH instead" in captured.err.splitlines()[-1]
+    assert captured.err.splitlines()[-1].startswith(f"error: {server.url}/litert/binaries/2.2.0/android_")
+
+
+def test_a_program_that_lies_here_is_held_against_the_hash_that_is_given(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    binary = benchmark_model(tmp_path / "bin")
+    argv = ["bench", str(random_bundle), "--device", device.serial, "--runner", "benchmark_model", "-r", "1"]
+    argv += ["--binary", str(binary), "--signature", "text_decoder:decode", "--binary-sha256"]
+    assert main([*argv, hash_file(binary).sha256]) == 0
+    assert main([*argv, "0" * 64]) == 3
+    assert f"error: {binary}: found sha256 " in capsys.readouterr().err
+
+
+@pytest.mark.lm
+def test_google_s_engine_runs_where_python_has_it(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(random_bundle), "--device", device.serial, *SMALL, "--runner", "litert_lm_python", "--cold"]
+    assert main([*argv, "--results", str(results)]) == 0
+    (record,) = read_results(results).records
+    assert set(record.tests) == {"pp16", "tg8", "ttft16", "init"} and min(record.values("tg8")) > 0
+    assert [binary.name for binary in record.binaries] == ["python3", "liblitert-lm.so"]
+    assert record.model.kind == "litertlm"
+    assert record.delegation is not None and record.delegation.source == "the log"
+    assert 0 < (record.delegation.delegated_nodes or 0) < (record.delegation.nodes or 0)
+    assert record.context == 40 and "--context" in record.arguments
+
+
+def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
+    device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["bench", str(random_bundle), "--device", device.serial, *SMALL, "--cold", "--results", str(results)]
+    device.set_faults(Faults(battery_percent=30))
+    try:
+        assert main([*argv, "--min-battery", "50"]) == 0
+        captured = capsys.readouterr()
+        assert all("low battery" in line for line in captured.out.splitlines() if "pp16" in line or "tg8" in line)
+        assert captured.err.count("battery 30 %; the results are flagged") == 1
+        assert main([*argv, "--min-battery", "50", "--on-low-power", "refuse"]) == 3
+        assert "power: found battery 30 %, wanted a battery of at least 50 %" in capsys.readouterr().err
+        assert main([*argv, "--on-low-power", "refuse"]) == 0
+    finally:
+        device.set_faults(Faults())
+    assert [record.flags for record in read_results(results).records] == [("low_battery",), ()]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--runner", "benchmark_model"], "--binary: found none"),
+        (["--binary", "x"], "--binary: found it with the runner session"),
+        (["--binary-server", "https://x"], "--binary-server: found it with the runner session"),
+        (["--runner", "benchmark_model", "--binary-version", "latest"], "--binary-version: found it with --host"),
+        (["--runner", "litert_lm_main", "--binary-version", "../x"], "--binary-version: found '../x'"),
+        (["--runner", "litert_lm_main", "--binary-version", "1", "--binary-server", "http://x"], "wanted https://HOST"),
+        (["--runner", "litert_lm_main", "--binary", "x", "--binary-server", "https://x"], "it with --binary"),
+        (["--runner", "litert_lm_main", "--binary", "x", "--binary-sha256", "abc"], "--binary-sha256: found 'abc'"),
+        (["-p", "30", "-n", "20"], "-p and -n: found 50 tokens, wanted at most 40"),
+        (["--size", "huge"], "huge"),
+        (["--backend", "gpu"], "--backend: found gpu, wanted cpu"),
+        (["--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: found No such file"),
+        (["--interval", "0"], "--interval: found 0, wanted at least 0.01 seconds"),
+        (["--timeout=-1"], "--timeout: found -1, wanted seconds"),
+        (["--min-battery", "101"], "--min-battery: found 101, wanted 0 to 100"),
+        (["--context", "0"], "--context"),
+        (["--context", "32"], "--context: found 32, wanted 40, which the bundle's graphs are made for"),
+        (["--runner", "flash_probe", "--context", "40"], "--context: found 40, wanted none with flash_probe"),
+        (["--stay-awake"], "--stay-awake: found this computer"),
+    ],
+)
+def test_wrong_use_is_one_error(
+    random_bundle: Path, options: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(random_bundle), "--host", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and wanted in captured.err.splitlines()[-1]
+
+
+def test_a_torn_results_file_is_an_error_before_anything_is_measured(
+    random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    results.write_text('{"format"')
+    argv = ["bench", str(random_bundle), "--host", *SMALL, "--results", str(results)]
+    assert main(argv) == 2
+    assert "9 bytes without a line end" in capsys.readouterr().err
+    assert main([*argv, "--drop-torn-line"]) == 0
+    assert len(read_results(results).records) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_an_interrupt_prints_and_keeps_what_was_measured(
+    device: Emulator, random_bundle: Path, tmp_path: Path, number: signal.Signals, code: int, word: str
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = [sys.executable, "-m", "gemma_edge", "bench", str(random_bundle), "--device", device.serial]
+    argv += ["-p", "16", "-n", "8", "-r", "500", "--results", str(results)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if " 2/500: " in line:
+                break
+        time.sleep(0.2)
+        os.kill(running.pid, number)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == code and err.splitlines()[-1] == word
+    assert "pp16" in out and "interrupted" in out
+    (record,) = read_results(results).records
+    assert "interrupted" in record.flags and len(record.iterations) >= 2

@@ -1,0 +1,722 @@
+"""The command line: verbs, JSON, exit codes, one-line errors, interrupts."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paths import EXAMPLE, REPOSITORY
+
+from gemma_edge import cli
+from toolkit.runtime.session import Session
+
+VERBS = [
+    "inspect",
+    "convert",
+    "check",
+    "verify",
+    "run",
+    "chat",
+    "export",
+    "devices",
+    "push",
+    "bench",
+    "probe",
+    "report",
+    "compare",
+    "emulator",
+    "demo",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, object]:
+        (line,) = self.out.splitlines()
+        value = json.loads(line)
+        assert isinstance(value, dict)
+        return value
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Runs the command in this process; ``stdin`` is what it reads."""
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "weight-cache"))
+
+    def run(*arguments: object, stdin: str = "") -> Outcome:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+def assert_one_line_error(outcome: Outcome, code: int, *parts: str) -> None:
+    assert outcome.code == code
+    assert outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+
+
+# --- use --------------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_verb_and_the_exit_codes(command: Command) -> None:
+    outcome = command("--help")
+    assert outcome.code == 0
+    assert all(f"\n    {verb} " in outcome.out for verb in VERBS)
+    assert "130 interrupted" in outcome.out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_ends_with_examples(command: Command, verb: str) -> None:
+    outcome = command(verb, "--help")
+    assert outcome.code == 0
+    examples = outcome.out.partition("\nexamples:\n")[2].splitlines()
+    assert len(examples) >= 2
+    assert all(f"gemma-edge {verb}" in line for line in examples)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["run"],
+        ["run", "b", "-p", "x", "-n", "0"],
+        ["run", "b", "-p", "x", "--temperature", "warm"],
+        ["run", "b", "-p", "x", "--seed", "-1"],
+        ["convert", "c", "-o", "b", "--sizes", "a", "--budget", "3GB"],
+        ["convert", "c", "-o", "b", "--prefill", "8,x"],
+        ["convert", "c", "-o", "b", "--sizes", "a,,b"],
+        ["verify", "b", "--checkpoint", "c", "--tokens", "1.5"],
+    ],
+)
+def test_wrong_use_is_one_line_and_code_2(command: Command, arguments: list[str]) -> None:
+    assert_one_line_error(command(*arguments), 2, "--help")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["run", "missing", "-p", "x"], ["missing", "no manifest.json", "gemma-edge convert"]),
+        (["run", "missing", "-p", "x", "--top-p", "2"], ["top-p", "found 2.0"]),
+        (["inspect", "missing"], ["missing", "no such directory"]),
+        (["check", "missing"], ["missing", "nothing there"]),
+        (["export", "missing", "-o", "x.litertlm"], ["missing", "manifest.json"]),
+        (["convert", "missing", "-o", "b"], ["missing", "no such directory"]),
+        (["convert", "missing", "-o", "b", "--quant", "int3"], ["recipe", "int3"]),
+        (["convert", "missing", "-o", "b", "--budget", "cheap"], ["budget", "cheap"]),
+        (["verify", "missing", "--checkpoint", "c"], ["missing", "manifest.json"]),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(command: Command, arguments: list[str], parts: Sequence[str]) -> None:
+    assert_one_line_error(command(*arguments), 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["convrt", "c"], ["'convrt'", "did you mean convert?", "gemma-edge --help"]),
+        (["convert", "c", "-o", "b", "--quan", "int8"], ["--quan int8", "did you mean --quant?", "convert --help"]),
+        (["run", "b", "-p", "x", "--imgae=a.png"], ["--imgae=a.png", "did you mean --image?"]),
+        (["run", "b", "-p", "x", "again"], ["unrecognized arguments: again;"]),
+    ],
+)
+def test_a_misspelled_word_is_named_beside_the_right_one(
+    command: Command, arguments: list[str], parts: list[str]
+) -> None:
+    assert_one_line_error(command(*arguments), 2, *parts)
+
+
+def test_help_and_version_import_no_verb() -> None:
+    program = (
+        "import sys; from toolkit import cli; cli.main(sys.argv[1:]); "
+        "assert 'numpy' not in sys.modules and 'gemma_edge.commands.run' not in sys.modules"
+    )
+    for option in ("--help", "--version"):
+        subprocess.run([sys.executable, "-c", program, option], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "parts"),
+    [
+        ("m.gguf", "inspect", ["found a file", "GGUF", "convert the checkpoint"]),
+        ("m.litertlm", "inspect", ["found a file", "gemma-edge check"]),
+        ("m.litertlm", "run", ["found a file", "LiteRT-LM", "the bundle that it was exported from"]),
+    ],
+)
+def test_other_systems_files_get_a_way_on(
+    command: Command, tmp_path: Path, name: str, verb: str, parts: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(b"GGUF")
+    assert_one_line_error(command(verb, tmp_path / name, *(["-p", "x"] if verb == "run" else [])), 2, *parts)
+    if verb == "inspect":
+        assert_one_line_error(command(verb, tmp_path), 2, "no config.json", parts[-1])
+
+
+def test_a_prompt_of_bytes_that_are_no_text_is_refused(command: Command, random_bundle: Path) -> None:
+    assert_one_line_error(command("run", random_bundle, "-p", "a\udcff"), 2, "--prompt", "from character 1", "UTF-8")
+    outcome = command("run", random_bundle, "-p", "-", stdin="\udc80")
+    assert_one_line_error(outcome, 2, "standard input", "UTF-8")
+
+
+def test_verbose_errors_have_a_traceback_before_their_line(command: Command) -> None:
+    outcome = command("-v", "inspect", "missing")
+    assert "Traceback" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("error: missing")
+
+
+def test_a_fault_of_our_own_is_one_line_too(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> int:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("gemma_edge.commands.check.check", broken)
+    assert_one_line_error(command("check", "x"), 3, "KeyError", "surprise", "-v")
+
+
+def test_global_options_stand_before_or_after_the_verb(command: Command, random_bundle: Path) -> None:
+    assert command("--json", "check", random_bundle).json == command("check", random_bundle, "--json").json
+
+
+# --- inspect, check, export -------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_a_checkpoints_groups_and_sizes(command: Command, random_checkpoint: Path) -> None:
+    value = command("inspect", random_checkpoint, "--json").json
+    assert value["kind"] == "checkpoint"
+    assert value["architecture"] == "Gemma3nForCausalLM"
+    assert value["groups"]["token_embedding"] == {"parameters": 300 * 32, "bytes": 300 * 32 * 4}
+    assert {"layers", "parameters_loaded", "parameters_effective", "memory_bytes"} <= set(value["sizes"]["small"])
+    assert "per_layer_embedding" in command("inspect", random_checkpoint).out
+
+
+def test_inspect_counts_a_bundle_as_it_counts_its_checkpoint(
+    command: Command, random_checkpoint: Path, random_bundle: Path
+) -> None:
+    """But for Google's counting, which takes the K/V of layers that share a cache for parameters."""
+    checkpoint, bundle = (command("inspect", path, "--json").json for path in (random_checkpoint, random_bundle))
+    assert bundle["kind"] == "bundle"
+    assert list(bundle["sizes"]) == ["full", "small"]
+    unused_kv = 2 * (2 * 16 * 32 + 8)
+    for name, size in bundle["sizes"].items():
+        for count in ("parameters_effective", "parameters_loaded"):
+            # Graphs repeat a norm's 8 values for each of the 6 heads that it scales (4 in layers without K/V).
+            repeated = 5 * (6 * 8 - 16) + 2 * (4 * 8 - 8)
+            assert size[count] == checkpoint["sizes"][name][count] - unused_kv + repeated
+    small = bundle["sizes"]["small"]
+    assert small["memory_bytes"] > small["parameters_effective"] * 4
+    assert "memory" in command("inspect", random_bundle).out
+
+
+def test_check_finds_a_sound_bundle_sound_and_a_broken_one_broken(
+    command: Command, random_bundle: Path, tmp_path: Path
+) -> None:
+    assert command("check", random_bundle, "--json").json == {"ok": True, "faults": []}
+    shutil.copytree(random_bundle, tmp_path / "b")
+    with open(tmp_path / "b" / "embedder.tflite", "ab") as file:
+        file.write(b"x")
+    outcome = command("check", tmp_path / "b", "--json")
+    assert outcome.code == 1
+    assert outcome.json["ok"] is False
+    assert set(outcome.json["faults"][0]) == {"file", "fault", "found", "wanted"}
+    assert "embedder.tflite" in command("check", tmp_path / "b").out
+
+
+def test_export_writes_a_container_that_check_accepts(command: Command, random_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.litertlm"
+    value = command("export", random_bundle, "-o", path, "--size", "small", "--json").json
+    assert value == {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "size": "small",
+        "groups": ["text"],
+        "model_type": "gemma3n",
+    }
+    assert command("check", path).code == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("missing/m.litertlm", "found no directory"), (".", "found a directory, wanted a file name")]
+)
+def test_export_to_where_no_file_can_be_says_so(
+    command: Command, random_bundle: Path, tmp_path: Path, path: str, words: str
+) -> None:
+    outcome = command("export", random_bundle, "-o", tmp_path / path)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ("text,vision", "group vision: found none, wanted one of"),
+        ("vision", "--groups: found vision, wanted text among them"),
+        ("text,", "wanted names with commas between"),
+    ],
+)
+def test_export_of_groups_that_cannot_be_says_why(
+    command: Command, random_bundle: Path, tmp_path: Path, groups: str, words: str
+) -> None:
+    outcome = command("export", random_bundle, "-o", tmp_path / "m.litertlm", "--groups", groups)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- convert, verify --------------------------------------------------------------------------------------------------
+
+
+def test_convert_into_a_directory_that_is_not_there_says_to_create_it(
+    command: Command, random_checkpoint: Path, tmp_path: Path
+) -> None:
+    outcome = command("convert", random_checkpoint, "-o", tmp_path / "none" / "b", "--context", 32, "--prefill", 4)
+    assert_one_line_error(outcome, 2, "none/b: found no directory", "create it")
+
+
+def test_convert_judges_and_writes_a_bundle(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
+    value = command(
+        "convert", random_checkpoint, "-o", tmp_path / "b", "--quant", "f32", "--sizes", "full,small",
+        "--context", 64, "--prefill", "16,4", "--json",
+    ).json  # fmt: skip
+    assert value["bundle"] == str(tmp_path / "b")
+    assert value["seconds"] > 0 and value["peak_rss_bytes"] > 0
+    assert set(value["groups"]["text"]) == {"files", "bytes", "parameters"}
+    assert value["verify"]["passed"] is True
+    assert set(value["verify"]["sizes"]) == {"full", "small"}
+    assert command("check", tmp_path / "b").code == 0
+
+
+def test_convert_chooses_scales_as_asked(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
+    convert = ("convert", random_checkpoint, "--no-verify", "--context", 64, "--prefill", "4", "--ple-quant", "int8")
+    for search in ("absmax", "mse"):
+        assert command(*convert, "-o", tmp_path / search, "--search", search).code == 0
+    assert command(*convert, "-o", tmp_path / "default").code == 0
+    quant = {path.name: json.loads((path / "manifest.json").read_text())["quant"] for path in tmp_path.iterdir()}
+    assert quant["default"] == quant["mse"]
+    for role in ("text", "ple"):
+        assert {rule["search"] for rule in quant["absmax"][role]["rules"]} == {"absmax"}
+    shards = [(tmp_path / name / "ple_00000.bin").read_bytes() for name in ("absmax", "mse")]
+    assert shards[0] != shards[1]
+
+
+def test_convert_writes_nothing_that_fails_the_gate(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ("convert", random_checkpoint, "-o", tmp_path / "b", "--quant", "int4-channel", "--context", 64)
+    arguments = (*arguments, "--prefill", "4")
+    outcome = command(*arguments)
+    assert outcome.code == 1
+    assert "--no-verify" in outcome.err.splitlines()[-1]
+    assert not (tmp_path / "b").exists()
+    assert command(*arguments, "--no-verify").code == 0
+    assert (tmp_path / "b" / "manifest.json").exists()
+
+
+def test_convert_takes_a_budget_or_a_slice_file(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
+    common = ("--no-verify", "--context", 32, "--prefill", 4, "--json")
+    sizes = command("inspect", random_checkpoint, "--json").json["sizes"]
+    budget = f"{sizes['small']['parameters_effective'] / 1e6:.6f}M"
+    value = command("convert", random_checkpoint, "-o", tmp_path / "a", "--budget", budget, *common).json
+    assert value["sizes"] == ["small"]
+    own = {"name": "own", "layers": [0, 1, 2, 3, 4], "ffn_sizes": [8] * 5}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    value = command("convert", random_checkpoint, "-o", tmp_path / "c", "--slice", tmp_path / "own.json", *common).json
+    assert value["sizes"] == ["own"]
+    outcome = command("convert", random_checkpoint, "-o", tmp_path / "d", "--sizes", "huge", *common)
+    assert_one_line_error(outcome, 2, "huge", "small")
+
+
+def test_an_interrupted_conversion_leaves_nothing(
+    command: Command, random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gemma_edge.commands.gate.verify", interrupted)
+    (tmp_path / "out").mkdir()
+    arguments = ("convert", random_checkpoint, "-o", tmp_path / "out" / "b", "--context", 32, "--prefill", 4)
+    outcome = command(*arguments)
+    assert outcome.code == 130
+    assert outcome.err == "interrupted\n"
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_verify_measures_every_size_or_those_named(
+    command: Command, random_checkpoint: Path, random_bundle: Path, tmp_path: Path
+) -> None:
+    arguments = ("verify", random_bundle, "--checkpoint", random_checkpoint, "--tokens", 80)
+    outcome = command(*arguments, "--json")
+    assert outcome.code == 0
+    assert outcome.json["passed"] is True
+    assert set(outcome.json["sizes"]["small"]) >= {
+        "kl_divergence_mean", "kl_divergence_max", "top1_agreement", "perplexity_checkpoint", "perplexity_bundle",
+        "tokens",
+    }  # fmt: skip
+    (tmp_path / "t.txt").write_text("the cat sat " * 20)
+    table = command(*arguments, "--size", "small", "--text", tmp_path / "t.txt").out
+    assert "small" in table and "full" not in table
+    assert_one_line_error(command(*arguments, "--size", "huge"), 2, "huge", "full or small")
+
+
+def test_verify_says_when_the_checkpoint_is_another_one_and_fails(
+    command: Command, random_checkpoint: Path, random_bundle: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(random_checkpoint, other)
+    data = bytearray((other / "model.safetensors").read_bytes())
+    weights = np.frombuffer(data, np.float32, offset=len(data) - 40_000)
+    weights[:] = weights[::-1].copy()
+    (other / "model.safetensors").write_bytes(data)
+    outcome = command("verify", random_bundle, "--checkpoint", other, "--tokens", 80)
+    assert outcome.code == 1
+    assert "warning: the bundle was not made from" in outcome.err
+    assert "FAILED" in outcome.out
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def test_run_streams_text_to_stdout_and_figures_to_stderr(command: Command, random_bundle: Path) -> None:
+    outcome = command("run", random_bundle, "-p", "the cat", "--raw", "-n", 5)
+    assert outcome.code == 0
+    assert outcome.out.endswith("\n")
+    assert "decode" in outcome.err
+    # <bos>, "the", " cat", and all but the last of the five that were generated.
+    assert re.search(r"\[PLE: 7 rows; \d hits; [\d.]+ kB read; \d+ page faults, \d+ of them from flash\]", outcome.err)
+    quiet = command("run", random_bundle, "-p", "the cat", "--raw", "-n", 5, "-q")
+    assert (quiet.out, quiet.err) == (outcome.out, "")
+
+
+def test_run_as_json_holds_what_other_programs_rely_on(command: Command, random_bundle: Path) -> None:
+    text = command("run", random_bundle, "-p", "the cat", "--raw", "-n", 5, "-q").out
+    value = command("run", random_bundle, "-p", "-", "--raw", "-n", 5, "--json", stdin="the cat\n").json
+    assert set(value) >= {
+        "text", "token_ids", "prompt_tokens", "size", "prefill_tokens_per_s", "decode_tokens_per_s",
+        "time_to_first_token_s", "peak_rss_bytes", "memory", "groups_loaded",
+    }  # fmt: skip
+    assert value["text"] + "\n" == text
+    assert (value["prompt_tokens"], value["size"], len(value["token_ids"])) == (3, "full", 5)
+    assert value["groups_loaded"] == ["per_layer_embedding", "text", "token_embedding"]
+    memory = value["memory"]
+    assert set(memory["groups"]) == set(value["groups_loaded"]) and set(memory["peaks"]) == {
+        "load",
+        "prefill",
+        "decode",
+    }
+    kinds = sum(memory[f"rss_{kind}_bytes"] for kind in ("anonymous", "file", "shmem"))
+    assert 0 < memory["effective_bytes"] <= memory["rss_bytes"] == kinds
+    assert value["peak_rss_bytes"] >= max(memory["peaks"].values())
+
+
+def test_run_puts_the_prompt_through_the_chat_template_unless_raw(command: Command, random_bundle: Path) -> None:
+    raw = command("run", random_bundle, "-p", "cat", "--raw", "-n", 1, "--json").json
+    assert raw["prompt_tokens"] == 2
+    spelled = command("run", random_bundle, "-p", "<bos>cat", "--raw", "-n", 1, "--json").json
+    assert spelled["prompt_tokens"] == 2
+    chat = command("run", random_bundle, "-p", "t", "-n", 1, "--json").json
+    assert chat["prompt_tokens"] > 2
+
+
+def test_run_is_repeatable_by_its_seed(command: Command, random_bundle: Path) -> None:
+    def tokens(seed: int) -> object:
+        arguments = ("run", random_bundle, "-p", "cat", "--raw", "-n", 12, "--temperature", 2, "--json", "--seed", seed)
+        return command(*arguments).json["token_ids"]
+
+    assert tokens(1) == tokens(1)
+    assert tokens(1) != tokens(2)
+
+
+@pytest.mark.parametrize("cache", ["off", "memory", "DIR"])
+def test_run_says_the_same_whatever_the_weight_cache(
+    command: Command, random_bundle: Path, tmp_path: Path, cache: str
+) -> None:
+    place = tmp_path / "own" if cache == "DIR" else cache
+    arguments = ("run", random_bundle, "-p", "cat", "--raw", "-n", 4, "-q")
+    assert command(*arguments, "--weight-cache", place).out == command(*arguments).out
+    assert len(list((tmp_path / "weight-cache").glob("*.xnnpack"))) == 1
+    assert len(list((tmp_path / "own").glob("*.xnnpack"))) == (cache == "DIR")
+
+
+def test_run_says_that_it_rearranges_weights_only_the_first_time(
+    command: Command, random_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemma_edge.options.session._WORTH_A_WORD_BYTES", 1)
+    arguments = ("run", random_bundle, "-p", "cat", "--raw", "-n", 1)
+    assert "rearranging the weights" in command(*arguments).err
+    assert "rearranging the weights" not in command(*arguments).err
+
+
+def test_a_prompt_beyond_the_context_is_refused(command: Command, random_bundle: Path) -> None:
+    outcome = command("run", random_bundle, "-p", "cat " * 50, "--raw")
+    assert_one_line_error(outcome, 2, "wanted at most 40", "--context")
+
+
+def test_a_prompt_with_a_place_for_an_image_is_refused(
+    command: Command, random_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `<image_soft_token>` is in a real bundle: an id with an embedding of its own kind."""
+    monkeypatch.setattr("toolkit.runtime.bundle.Bundle.drawable_ids", lambda *_: 270)
+    assert_one_line_error(command("run", random_bundle, "-p", "the cat", "--raw"), 2, "prompt", "wanted text")
+    assert "error: prompt" in command("chat", random_bundle, stdin="the cat\n").err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interrupted_answer_keeps_what_was_said(
+    command: Command, random_bundle: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    whole = command("run", random_bundle, "-p", "cat", "--raw", "-n", 8, "--json").json["token_ids"]
+    decode, calls = Session.decode, [0]
+
+    def interrupted(session: Session, token: int) -> object:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return decode(session, token)
+
+    monkeypatch.setattr(Session, "decode", interrupted)
+    outcome = command("run", random_bundle, "-p", "cat", "--raw", "-n", 8, *(["--json"] if as_json else []))
+    assert outcome.code == 130
+    if as_json:
+        assert outcome.json["token_ids"] == whole[:3]
+        assert outcome.json["ending"] == "interrupted"
+    else:
+        assert outcome.out.endswith("\n")
+
+
+# --- chat -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def chat_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with room for a conversation."""
+    path = tmp_path_factory.mktemp("chat") / "bundle"
+    arguments = ["convert", str(random_checkpoint), "-o", str(path), "--quant", "f32", "--sizes", "full,small"]
+    assert cli.main([*arguments, "--context", "256", "--prefill", "4,16", "--no-verify", "-q", "--json"]) == 0
+    return path
+
+
+def turns(outcome: Outcome) -> list[dict[str, object]]:
+    return [json.loads(line) for line in outcome.out.splitlines()]
+
+
+def test_chat_answers_each_line_and_reuses_earlier_turns(command: Command, chat_bundle: Path) -> None:
+    outcome = command("chat", chat_bundle, "--temperature", 0, "-n", 4, "--json", stdin="the cat\n\nsat\n")
+    assert outcome.code == 0
+    first, second = turns(outcome)
+    assert first["reused_tokens"] == 0
+    assert second["reused_tokens"] >= first["prompt_tokens"]
+    assert second["prompt_tokens"] > second["reused_tokens"]
+
+
+def test_chat_forgets_after_reset(command: Command, chat_bundle: Path) -> None:
+    once = turns(command("chat", chat_bundle, "--temperature", 0, "-n", 4, "--json", stdin="cat\n"))
+    twice = turns(command("chat", chat_bundle, "--temperature", 0, "-n", 4, "--json", stdin="sat\n/reset\ncat\n"))
+    assert twice[1] == once[0]
+
+
+def test_chat_changes_size_and_goes_on_after_a_wrong_one(command: Command, chat_bundle: Path) -> None:
+    outcome = command("chat", chat_bundle, "-n", 2, "--json", stdin="/size huge\n/size small\ncat\n/size\n/quit\ncat\n")
+    assert [turn["size"] for turn in turns(outcome)] == ["small"]
+    assert "error: size: found huge" in outcome.err
+    assert "[size small; besides: full]" in outcome.err
+
+
+def test_chat_explains_itself(command: Command, chat_bundle: Path) -> None:
+    outcome = command("chat", chat_bundle, stdin="/help\n/nonsense\n")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err.count("/reset") == 2
+
+
+def test_chat_survives_a_conversation_that_grows_beyond_the_context(command: Command, chat_bundle: Path) -> None:
+    outcome = command("chat", chat_bundle, "-n", 2, "--json", stdin="cat " * 300 + "\n/reset\ncat\n")
+    assert outcome.code == 0
+    assert "error: conversation: found" in outcome.err and "/reset" in outcome.err
+    assert len(turns(outcome)) == 1
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def process(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "gemma_edge", *map(str, arguments)],
+        cwd=REPOSITORY,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def test_ctrl_c_ends_a_waiting_chat_with_130_and_no_traceback(chat_bundle: Path, tmp_path: Path) -> None:
+    chat = process("chat", chat_bundle, "-n", 2, "--weight-cache", tmp_path)
+    assert chat.stdin and chat.stdout
+    chat.stdin.write("cat\n")
+    chat.stdin.flush()
+    # The figures come after the answer; then it waits for the next line.
+    assert chat.stderr and "decode" in chat.stderr.readline()
+    chat.send_signal(signal.SIGINT)
+    _, err = chat.communicate(timeout=60)
+    assert chat.returncode == 130
+    assert err == "interrupted\n"
+
+
+SLOW_GATE = """
+import sys, time
+import gemma_edge.cli, gemma_edge.commands.gate
+
+def wait(*_, **__):
+    print("judging", flush=True)
+    time.sleep(60)
+
+gemma_edge.commands.gate.verify = wait
+gemma_edge.cli.entry()
+"""
+
+
+def judging(random_checkpoint: Path, output: Path) -> subprocess.Popen[str]:
+    """A conversion that has written everything and waits for its gate."""
+    words = ["convert", random_checkpoint, "-o", output, "--context", 32, "--prefill", 4, "--weight-cache", "off"]
+    convert = subprocess.Popen(
+        [sys.executable, "-c", SLOW_GATE, *map(str, words)],
+        cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert convert.stdout and convert.stdout.readline() == "judging\n"
+    return convert
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("older", [False, True])
+def test_a_conversion_ended_by_a_signal_leaves_nothing_but_the_older_bundle(
+    random_checkpoint: Path, random_bundle: Path, tmp_path: Path, number: signal.Signals, code: int, older: bool
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if older:
+        shutil.copytree(random_bundle, out / "b")
+    before = {path.name: path.read_bytes() for path in (out / "b").glob("*")}
+    convert = judging(random_checkpoint, out / "b")
+    assert len(os.listdir(out)) == 1 + older
+    convert.send_signal(number)
+    _, err = convert.communicate(timeout=60)
+    assert (convert.returncode, err) == (code, "interrupted\n" if code == 130 else "terminated\n")
+    assert os.listdir(out) == ["b"] * older
+    assert {path.name: path.read_bytes() for path in (out / "b").glob("*")} == before
+
+
+def test_a_rerun_removes_what_a_killed_conversion_left_and_leaves_a_living_one_alone(
+    command: Command, random_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    killed = judging(random_checkpoint, out / "b")
+    killed.kill()
+    killed.communicate(timeout=60)
+    (left,) = os.listdir(out)
+    living = judging(random_checkpoint, out / "b")
+    (lives,) = os.listdir(out)
+    assert lives != left
+    short = ("--context", 32, "--prefill", 4, "--no-verify")
+    assert command("convert", random_checkpoint, "-o", out / "b", *short).code == 0
+    assert sorted(os.listdir(out)) == sorted([lives, "b"])
+    assert command("check", out / "b").code == 0
+    living.terminate()
+    living.communicate(timeout=60)
+    assert os.listdir(out) == ["b"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(random_checkpoint: Path) -> None:
+    inspect = process("inspect", random_checkpoint)
+    assert inspect.stdout and inspect.stderr
+    inspect.stdout.close()
+    assert inspect.stderr.read() == ""
+    assert inspect.wait(timeout=60) == 0
+
+
+def test_litert_stays_silent_to_the_very_end(random_bundle: Path, tmp_path: Path) -> None:
+    run = process("run", random_bundle, "-p", "cat", "--raw", "-n", "2", "-q", "--weight-cache", tmp_path)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 0
+    assert (bool(out), err) == (True, "")
+
+
+TERMINATED_CALL = """
+import os, signal, sys
+import gemma_edge.cli, toolkit.runtime.compiled as compiled
+
+begin = compiled.Call.__init__
+
+def terminated(call, name, run):
+    def run_once():
+        run()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    begin(call, name, run_once)
+
+compiled.Call.__init__ = terminated
+gemma_edge.cli.entry()
+"""
+
+
+def test_a_run_that_is_terminated_says_so_and_nothing_else(random_bundle: Path, tmp_path: Path) -> None:
+    """In the midst of its calls of LiteRT, which then lives as long as the exception on its way out."""
+    words = ["run", str(random_bundle), "-p", "cat", "--raw", "--weight-cache", str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, "-c", TERMINATED_CALL, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (143, "terminated\n")
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (EXAMPLE / "model.safetensors").exists(), reason="the example's weights are not here")
+def test_demo_goes_the_whole_way_in_three_sizes(command: Command, tmp_path: Path) -> None:
+    outcome = command("demo", "-o", tmp_path / "tiny", "--json")
+    assert outcome.code == 0
+    assert outcome.json["verify"]["passed"] is True
+    assert len(outcome.json["answers"]) == 3
+    assert outcome.json["litertlm_bytes"] > 1_000_000
+    assert command("check", tmp_path / "tiny").code == 0
+
+
+def test_demo_without_the_example_says_how_to_go_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("gemma_edge.commands.demo.toolkit.__file__", str(tmp_path / "toolkit" / "__init__.py"))
+    assert_one_line_error(command("demo"), 2, "built-in tiny model", "--checkpoint")
+
+
+def test_an_interrupt_while_a_verb_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gemma_edge.cli.importlib.import_module", interrupted)
+    assert cli.main(["bench", "bundle"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"

@@ -1,0 +1,7 @@
+"""Where the tests' material lies."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EXAMPLE = REPOSITORY / "examples" / "tiny_gemma3n"
+FIXTURES = REPOSITORY / "tests" / "fixtures"

@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, whole-or-absent files, strict JSON, arithmetic of layouts."""

@@ -1,0 +1,353 @@
+"""Files that are whole or absent: atomic writes, hashes, safe names, free space."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import hashlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.base.errors import EnvironmentFault, UsageError
+
+CHUNK_BYTES = 16 * 1024 * 1024
+"""What is hashed, copied and resent at a time; part of the manifest's format (docs/formats/manifest.md)."""
+
+MAX_NAME_CHARACTERS = 128
+"""Leaves room under the 255 bytes of ext4 and f2fs for the temporary name's prefix and suffix."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done, and the bytes in all."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+_log = logging.getLogger(__name__)
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether `name` can stand for one file in a directory, on every system and in every shell.
+
+    >>> [is_safe_name(name) for name in ("a.tflite", "", "..", "a/b", ".hidden", "-rf", "a b", "a" * 129)]
+    [True, False, False, False, False, False, False, False]
+    """
+    return len(name) <= MAX_NAME_CHARACTERS and _SAFE_NAME.fullmatch(name) is not None
+
+
+def safe_name(name: str, what: str) -> str:
+    """`name` itself, or an error that names `what` it came from."""
+    if not is_safe_name(name):
+        wanted = f"letters, digits and . _ -, starting with a letter or digit, at most {MAX_NAME_CHARACTERS}"
+        raise UsageError(what, found=repr(name), wanted=wanted)
+    return name
+
+
+@contextmanager
+def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield an empty sibling file to write; then sync it, `verify` it and rename it to `path`.
+
+    After any exception, an interrupt included, the sibling is gone and `path` is as it was.
+    """
+    target = _file_target(path)
+    with disk_faults(target), _new_sibling(target, _create_file) as partial:
+        yield partial
+        _sync(partial)
+        if verify is not None:
+            verify(partial)
+        os.replace(partial, target)
+        _sync(target.parent)
+
+
+@contextmanager
+def scratch_beside(path: Path | str) -> Iterator[Path]:
+    """Yield an empty directory beside a file that is to be written; it is gone afterwards."""
+    target = _file_target(path)
+    with disk_faults(target), _new_sibling(target, os.mkdir) as scratch:
+        yield scratch
+
+
+@contextmanager
+def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty sibling directory to fill; then sync all of it and rename it to `path`.
+
+    An empty directory at `path` is replaced; a full one only if `replace`. After any exception the sibling is gone
+    and `path` is as it was.
+    """
+    target = _resolved(path)
+    _require_replaceable(target, replace=replace)
+    with disk_faults(target), _new_sibling(target, os.mkdir) as partial:
+        yield partial
+        for entry in sorted(partial.rglob("*")):
+            _sync(entry)
+        _sync(partial)
+        _replace_directory(partial, target)
+        _sync(target.parent)
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a small file atomically, and compare what the disk gives back."""
+
+    def verify(partial: Path) -> None:
+        found = partial.read_bytes()
+        if found != data:
+            raise EnvironmentFault(
+                str(path), found=f"{len(found)} other bytes when read back", wanted="what was written"
+            )
+
+    with atomic_file(path, verify=verify) as partial:
+        partial.write_bytes(data)
+
+
+@dataclass(frozen=True, slots=True)
+class FileHash:
+    """Size in bytes, sha256 of the whole, and of each chunk of CHUNK_BYTES; all in hexadecimal."""
+
+    size: int
+    sha256: str
+    chunks: tuple[str, ...]
+
+
+def hash_file(path: Path | str, *, advance: Callable[[int], None] | None = None) -> FileHash:
+    """Hash a file in one pass, the whole in one thread, its chunks in another; `advance` gets the bytes of each."""
+    whole = hashlib.sha256()
+    chunks: list[str] = []
+    size = 0
+    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+        while chunk := _read_chunk(file.fileno()):
+            update = pool.submit(whole.update, chunk)
+            chunks.append(hashlib.sha256(chunk).hexdigest())
+            size += len(chunk)
+            update.result()
+            if advance is not None:
+                advance(len(chunk))
+    return FileHash(size, whole.hexdigest(), tuple(chunks))
+
+
+class BackgroundHasher:
+    """Synchronises and hashes finished files, one after the other, while others are being written."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._stopped = threading.Event()
+        self._hashes: dict[Path, Future[FileHash]] = {}
+
+    def add(self, path: Path) -> None:
+        """Nobody writes to the file any more."""
+        self._hashes[path] = self._pool.submit(self._finish, path)
+
+    def hash(self, path: Path) -> FileHash:
+        """What `hash_file` says of the file, which need not have been added."""
+        return self._hashes[path].result() if path in self._hashes else hash_file(path)
+
+    def _finish(self, path: Path) -> FileHash:
+        found = hash_file(path, advance=self._keep_on)  # first: its pages are still in memory
+        _sync(path)
+        return found
+
+    def _keep_on(self, _: int) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
+
+    def __enter__(self) -> BackgroundHasher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """`os.pwrite` until all of `data` is written: one call stops at 2 GiB, or at a signal."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+class Advance:
+    """Adds up bytes, and tells `progress` how many are done and how many there are in all."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total, self._progress, self._done = total, progress, 0
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def require_free_space(directory: Path | str, needed_bytes: int) -> None:
+    """Fail before the work rather than in its middle."""
+    free = shutil.disk_usage(directory).free
+    if free < needed_bytes:
+        raise EnvironmentFault(
+            f"disk space at {directory}",
+            found=f"{free:,} bytes free",
+            wanted=f"{needed_bytes:,}",
+            remedy="free some, or write elsewhere",
+        )
+
+
+def require_room(path: Path | str, needed_bytes: int) -> None:
+    """`require_free_space` where a file or directory is to be written; its parent must exist."""
+    target = _resolved(path)
+    _remove_abandoned(target)
+    require_free_space(target.parent, needed_bytes)
+
+
+@contextmanager
+def disk_faults(target: Path) -> Iterator[None]:
+    """Turn what the disk says into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise EnvironmentFault(
+                str(target), found=error.strerror, wanted="room to write", remedy="free some, or write elsewhere"
+            ) from error
+        if error.errno in _UNWRITABLE and error.filename and _is_beside(Path(os.fsdecode(error.filename)), target):
+            raise UsageError(str(target), found=error.strerror, wanted="a place that can be written") from error
+        raise
+
+
+@contextmanager
+def locked_directory(directory: Path, *, exclusive: bool) -> Iterator[None]:
+    """Hold a directory's lock, alone or with others; the system drops it when a process dies."""
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    with open(directory / "lock", "ab") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("waiting for another process that writes in %s", directory)
+            fcntl.flock(file, kind)
+        yield
+
+
+def _read_chunk(fd: int) -> bytes:
+    """Up to CHUNK_BYTES; shorter only at the end of the file."""
+    pieces: list[bytes] = []
+    missing = CHUNK_BYTES
+    while missing and (piece := os.read(fd, missing)):
+        pieces.append(piece)
+        missing -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _resolved(path: Path | str) -> Path:
+    """The path behind symbolic links, so that a link stays a link; its parent must exist."""
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise UsageError(
+            str(path), found=f"no directory {target.parent}", wanted="one to write into", remedy="create it"
+        )
+    return target
+
+
+def _file_target(path: Path | str) -> Path:
+    target = _resolved(path)
+    if target.is_dir():
+        raise UsageError(str(path), found="a directory", wanted="a file name")
+    return target
+
+
+@contextmanager
+def _new_sibling(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new hidden sibling; afterwards it has another name or is gone.
+
+    It is locked as long as its process lives: so what killed ones have left is known, and removed first.
+    """
+    _remove_abandoned(target)
+    partial, lock = _make_locked(target, make)
+    try:
+        yield partial
+    finally:
+        _remove(partial)
+        os.close(lock)
+
+
+def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    while True:
+        partial = _sibling(target, "partial")
+        make(partial)
+        with suppress(FileNotFoundError):  # another process saw it before it was locked, and took it for abandoned
+            lock = os.open(partial, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks: there nothing is taken for abandoned
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if partial.exists():
+                return partial, lock
+            os.close(lock)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove its siblings whose lock no living process holds."""
+    for partial in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.partial"):
+        with suppress(OSError):
+            lock = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(partial)
+                _log.info("removed %s, which a process that was killed had left", partial)
+            finally:
+                os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    """A file or a directory, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _create_file(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+def _sibling(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{kind}")
+
+
+def _require_replaceable(target: Path, *, replace: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise UsageError(str(target), found="a file", wanted="a new directory", remedy="choose another name")
+    if target.is_dir() and not replace and any(target.iterdir()):
+        raise UsageError(str(target), found="a directory with files in it", wanted="a new or empty one")
+
+
+def _replace_directory(partial: Path, target: Path) -> None:
+    """Rename; a full directory in the way is moved aside first and removed last, so that no moment loses both."""
+    if not target.is_dir() or not any(target.iterdir()):
+        os.replace(partial, target)
+        return
+    old = _sibling(target, "old")
+    os.replace(target, old)
+    try:
+        os.replace(partial, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_beside(path: Path, target: Path) -> bool:
+    """Whether a fault is about our own files, and not about something the caller reads."""
+    return path == target.parent or target.parent in path.parents

@@ -1,0 +1,23 @@
+"""Holds whatever this toolkit writes against its format; reads only, and reports every fault it can reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from toolkit.base.errors import BundleError
+from toolkit.base.files import Progress
+from toolkit.bundle.check import check_directory
+from toolkit.bundle.check_shard import check_shard
+from toolkit.bundle.faults import Fault
+from toolkit.bundle.ple_shards import is_shard_name
+from toolkit.litertlm.check import check_litertlm
+
+
+def check(path: Path | str, *, progress: Progress | None = None) -> list[Fault]:
+    """Every fault of a bundle's directory, a .litertlm or one PLE shard; BundleError if there is nothing at `path`."""
+    target = Path(path)
+    if target.is_dir():
+        return check_directory(target, progress=progress)
+    if target.is_file():
+        return check_shard(target, progress=progress) if is_shard_name(target.name) else check_litertlm(target)
+    raise BundleError(str(path), found="nothing there", wanted="a bundle directory, a .litertlm file or a PLE shard")

@@ -1,0 +1,1 @@
+"""The .litertlm container of Google's LiteRT-LM: schema, writer, reader, export of a bundle, checker."""

@@ -1,0 +1,219 @@
+"""Holds a .litertlm against docs/formats/litertlm.md; shares only the tables' definition with the writer."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.base.errors import BundleError, GraphError
+from toolkit.base.layout import SECTION_ALIGNMENT, Span, overlaps
+from toolkit.bundle.faults import Fault
+from toolkit.bundle.signatures import (
+    DECODE,
+    TextShapes,
+    buffer_faults,
+    counts_of,
+    signature_faults,
+    text_shapes_of,
+)
+from toolkit.bundle.tokenizer_file import tokenizer_faults
+from toolkit.litertlm import schema
+from toolkit.litertlm.check_towers import AUDIO, VISION, tower_faults
+from toolkit.litertlm.reader import header_end
+from toolkit.litertlm.schema import LlmMetadata, SectionRecord
+from toolkit.tflite.reader import TfliteContent, read_tflite
+
+MAX_TOKENIZER_BYTES = 512 * 1024 * 1024
+SMALLEST_PREFILL_LIMIT = 16
+"""Above this the engine fails at the end of the context (docs/formats/litertlm.md)."""
+
+REQUIRED = (schema.LLM_METADATA, schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER)
+
+
+def check_litertlm(path: Path) -> list[Fault]:
+    """Every fault of a .litertlm that can be reached."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        end = header_end(path.name, file.read(schema.METADATA_OFFSET), size)
+        if isinstance(end, Fault):
+            return [end]
+        metadata = file.read(end - schema.METADATA_OFFSET)
+    try:
+        sections = schema.unpack_container_metadata(metadata, path.name).sections
+    except BundleError as error:
+        return [Fault(path.name, "header", error.found, error.wanted)]
+    faults = _layout_faults(path.name, sections, end, size) + _count_faults(path.name, sections)
+    sound = {s.label: s for s in sections if end <= s.begin <= s.end <= size}
+    return faults + _Contents(path, sound).faults()
+
+
+def _layout_faults(file: str, sections: tuple[SectionRecord, ...], header_end: int, size: int) -> list[Fault]:
+    faults = []
+    for section in sections:
+        place, found = f"section {section.label}", f"bytes {section.begin} to {section.end}"
+        if section.begin % SECTION_ALIGNMENT:
+            faults.append(Fault(file, place, f"begin {section.begin}", f"a multiple of {SECTION_ALIGNMENT}"))
+        if section.begin >= section.end:
+            faults.append(Fault(file, place, found, "at least one byte"))
+        if section.end > size:
+            faults.append(Fault(file, place, found, f"at most {size}, the file's size"))
+    header = Span(0, header_end, "the header")
+    spans = [Span(s.begin, s.end, f"section {s.label}") for s in sections]
+    for a, b in overlaps([header, *spans]):
+        faults.append(Fault(file, f"{b.name} overlaps {a.name}", f"begin {b.begin}", f"{a.end} or later"))
+    # Two sections over the very same bytes are no overlap to `overlaps`, which is made for shared weights.
+    for (begin, end), count in Counter((s.begin, s.end) for s in sections).items():
+        if count > 1:
+            faults.append(Fault(file, f"bytes {begin} to {end}", f"{count} sections", "one"))
+    last = max((s.end for s in sections), default=header_end)
+    if last < size:
+        faults.append(Fault(file, "size", f"{size} bytes", f"{last}, the end of the last section"))
+    return faults
+
+
+def _count_faults(file: str, sections: tuple[SectionRecord, ...]) -> list[Fault]:
+    counts = Counter(section.label for section in sections)
+    faults = [
+        Fault(file, f"section {label}", f"{counts[label]} of them", "one")
+        for label in sorted({*REQUIRED, *counts})
+        if (label in REQUIRED and not counts[label]) or counts[label] > 1
+    ]
+    for group in (VISION, AUDIO):
+        missing = [label for label in group if not counts[label]]
+        if len(missing) < len(group):
+            faults += [Fault(file, f"section {label}", "none", "one beside those of its group") for label in missing]
+    tokenizers = sum(counts[label] for label in schema.TOKENIZERS)
+    if tokenizers != 1:
+        faults.append(Fault(file, "tokenizer", f"{tokenizers} sections", "one"))
+    return faults
+
+
+class _Contents:
+    """What lies in the sections, each found by its label."""
+
+    def __init__(self, path: Path, sections: Mapping[str, SectionRecord]) -> None:
+        self._path = path
+        self._sections = sections
+        self._faults: list[Fault] = []
+
+    def faults(self) -> list[Fault]:
+        metadata = self._llm_metadata()
+        decoder = self._graph(schema.PREFILL_DECODE)
+        shapes = None if decoder is None else self._check_decoder(decoder)
+        for label in (schema.EMBEDDER, schema.PER_LAYER_EMBEDDER):
+            graph = self._graph(label)
+            if graph is not None and shapes is not None:
+                self._check_embedder(label, graph, shapes)
+        if metadata is not None:
+            self._check_metadata(metadata, shapes)
+        if shapes is not None:
+            self._check_towers(metadata, shapes)
+        self._check_tokenizer(shapes)
+        return self._faults
+
+    def _fault(self, label: str, fault: str, found: object, wanted: str) -> None:
+        self._faults.append(Fault(self._path.name, f"section {label} {fault}".strip(), str(found), wanted))
+
+    def _read(self, label: str, limit: int) -> bytes | None:
+        section = self._sections.get(label)
+        if section is None:
+            return None
+        if section.end - section.begin > limit:
+            self._fault(label, "size", f"{section.end - section.begin} bytes", f"at most {limit}")
+            return None
+        with open(self._path, "rb") as file:
+            return os.pread(file.fileno(), section.end - section.begin, section.begin)
+
+    def _llm_metadata(self) -> LlmMetadata | None:
+        data = self._read(schema.LLM_METADATA, schema.MAX_LLM_METADATA_BYTES)
+        try:
+            return None if data is None else schema.unpack_llm_metadata(data, self._path.name)
+        except BundleError as error:
+            self._fault(schema.LLM_METADATA, "", error.found, error.wanted)
+            return None
+
+    def _graph(self, label: str) -> TfliteContent | None:
+        section = self._sections.get(label)
+        if section is None:
+            return None
+        try:
+            content = read_tflite(self._path, (section.begin, section.end))
+        except GraphError as error:
+            self._fault(label, error.what.removeprefix(self._path.name).strip(), error.found, error.wanted)
+            return None
+        self._place(label, buffer_faults("", content))
+        return content
+
+    def _place(self, label: str, faults: list[Fault]) -> None:
+        for fault in faults:
+            self._fault(label, fault.fault, fault.found, fault.wanted)
+
+    def _check_decoder(self, content: TfliteContent) -> TextShapes | None:
+        label, names = schema.PREFILL_DECODE, content.model.signatures
+        if DECODE not in names:
+            self._fault(label, f"signature {DECODE}", "missing", "this signature")
+            return None
+        shapes = text_shapes_of(content.graph(DECODE))
+        if shapes is None:
+            self._fault(label, f"signature {DECODE}", "other inputs or outputs", "embeddings, mask, logits and so on")
+            return None
+        sizes = counts_of(names, "prefill_")
+        if not sizes or sizes[0] > SMALLEST_PREFILL_LIMIT:
+            found = f"prefill of {sizes[0]}" if sizes else "no prefill"
+            self._fault(label, "signatures", found, f"a prefill of at most {SMALLEST_PREFILL_LIMIT}")
+        self._place(label, signature_faults("", content, shapes.decoders(sizes)))
+        return shapes
+
+    def _check_embedder(self, label: str, content: TfliteContent, shapes: TextShapes) -> None:
+        """The engine calls the first signature, with one token."""
+        counts = counts_of(content.model.signatures, "embed_")
+        first = content.model.signatures[:1]
+        if first != ("embed_1",):
+            self._fault(label, "first signature", first[0] if first else "none", "embed_1")
+        wanted = shapes.embedders(counts) if label == schema.EMBEDDER else shapes.per_layer_embedder()
+        self._place(label, signature_faults("", content, wanted))
+
+    def _check_metadata(self, metadata: LlmMetadata, shapes: TextShapes | None) -> None:
+        label = schema.LLM_METADATA
+        if not metadata.stop_tokens:
+            self._fault(label, "stop_tokens", "none", "at least one")
+        if metadata.start_token is None:
+            self._fault(label, "start_token", "none", "one")
+        if shapes is None:
+            return
+        if not 0 < metadata.max_num_tokens <= shapes.context:
+            self._fault(label, "max_num_tokens", metadata.max_num_tokens, f"1 to {shapes.context}, the mask's length")
+        tokens = (metadata.start_token, metadata.pad_token, *metadata.stop_tokens)
+        ids = [token for sequence in tokens if isinstance(sequence, tuple) for token in sequence]
+        for token in ids:
+            if not 0 <= token < shapes.vocab_size:
+                self._fault(label, "token id", token, f"0 to {shapes.vocab_size - 1}")
+
+    def _check_towers(self, metadata: LlmMetadata | None, shapes: TextShapes) -> None:
+        read = {label: self._graph(label) for label in (*VISION, *AUDIO)}
+        graphs = {label: graph for label, graph in read.items() if graph is not None}
+        for label, fault in tower_faults(graphs, metadata, shapes.hidden_size):
+            self._place(label, [fault])
+
+    def _check_tokenizer(self, shapes: TextShapes | None) -> None:
+        label = schema.HF_TOKENIZER
+        data = self._read(label, MAX_TOKENIZER_BYTES)
+        if data is None:
+            return
+        size = int.from_bytes(data[:8], "little")
+        if len(data) < 8 or size > MAX_TOKENIZER_BYTES:
+            self._fault(label, "length", f"{size} bytes", f"at most {MAX_TOKENIZER_BYTES}")
+            return
+        inflate = zlib.decompressobj()
+        try:
+            text = inflate.decompress(data[8:], size + 1)
+        except zlib.error as error:
+            self._fault(label, "", error, "a zlib stream")
+            return
+        if len(text) != size or not inflate.eof or inflate.unused_data:
+            self._fault(label, "length", f"{len(text)} bytes so far", f"{size}, and then the end")
+            return
+        self._place(label, tokenizer_faults("", text, shapes.vocab_size if shapes else 2**31))

@@ -1,0 +1,236 @@
+"""Exports a bundle as one .litertlm (docs/formats/litertlm.md) that Google's LiteRT-LM engine loads."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from toolkit.base.errors import BundleError
+from toolkit.base.files import Progress, hash_file, require_free_space, scratch_beside
+from toolkit.base.layout import ceil_div
+from toolkit.bundle.manifest import (
+    AUDIO_ADAPTER,
+    AUDIO_ENCODER,
+    CHAT_TEMPLATE,
+    EMBEDDER,
+    TEXT_DECODER,
+    TOKENIZER,
+    TOWER_FILES,
+    VISION_ADAPTER,
+    VISION_ENCODER,
+    AudioRecord,
+    Manifest,
+    SizeRecord,
+)
+from toolkit.bundle.manifest_json import read_manifest
+from toolkit.bundle.ple_shards import HEADER_BYTES, check_sequence, is_shard_name, read_header, shard_name
+from toolkit.litertlm import schema
+from toolkit.litertlm.container import FilePart, Section, write_container
+from toolkit.litertlm.media import always_true, joined_template, media_metadata
+from toolkit.litertlm.ple_graph import ROWS, layout_ple
+from toolkit.litertlm.schema import LlmMetadata, ModelType
+from toolkit.tflite.rewrite import select_signatures
+from toolkit.tflite.schema import SubgraphRecord
+
+_ZLIB_LEVEL = 9
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What of a bundle goes into the file: by default its default size and every group that it has.
+
+    groups: `vision` and `audio` are left out unless named; what text needs is always there. model_type: how the engine
+    prepares images and sounds, by default `generic_model`, which does it as transformers; `gemma3n` for text alone.
+    """
+
+    size: str | None = None
+    groups: tuple[str, ...] | None = None
+    model_type: ModelType | None = None
+
+
+EVERYTHING = ExportOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """A written container, which of the bundle's sizes runs in it, and its groups."""
+
+    path: Path
+    bytes: int
+    size: str
+    groups: tuple[str, ...]
+    model_type: ModelType
+
+
+def export_litertlm(
+    bundle: Path | str, path: Path | str, options: ExportOptions = EVERYTHING, *, progress: Progress | None = None
+) -> ExportResult:
+    """Write one size of a bundle and some of its groups as a .litertlm.
+
+    BundleError if the bundle has no such size or group, or if a file is not what the manifest says.
+    """
+    source, target = Path(bundle), Path(path)
+    manifest = read_manifest(source)
+    size = manifest.default_size if options.size is None else options.size
+    groups = _groups(source, manifest, options.groups)
+    model_type: ModelType = options.model_type or ("gemma3n" if groups == ("text",) else "generic_model")
+    system = {
+        "checkpoint": manifest.checkpoint.name,
+        "checkpoint_sha256": manifest.checkpoint.sha256,
+        "generator": manifest.generator,
+        "groups": ",".join(groups),
+        "size": size,
+    }
+    with scratch_beside(target) as scratch:
+        parts = _Parts(source, manifest, scratch)
+        sections = [*_text_sections(parts, manifest.size(size)), *_tower_sections(parts, groups, model_type)]
+        sections.insert(0, _metadata_section(parts, groups, model_type))
+        total = write_container(target, sections, system, progress=progress)
+    return ExportResult(target, total, size, groups, model_type)
+
+
+def _groups(bundle: Path, manifest: Manifest, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The groups to export, text first, then the towers in the order of the format."""
+    wanted = tuple(manifest.groups) if names is None else names
+    for name in wanted:
+        if name not in manifest.groups:
+            remedy = f"convert the checkpoint with --groups {','.join(wanted)}" if name in TOWER_FILES else None
+            there = ", ".join(manifest.groups)
+            raise BundleError(f"{bundle} group {name}", found="none", wanted=f"one of {there}", remedy=remedy)
+    return ("text", *(name for name in TOWER_FILES if name in wanted))
+
+
+class _Parts:
+    """The files of a bundle as parts of sections; some of their signatures as files of their own in `scratch`."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, scratch: Path) -> None:
+        self.bundle, self.manifest = bundle, manifest
+        self._scratch = scratch
+
+    def whole(self, name: str) -> FilePart:
+        files = self.manifest.files
+        if name not in files or not (self.bundle / name).is_file():
+            raise BundleError(str(self.bundle), found=f"no {name}", wanted="a whole bundle", remedy="convert it again")
+        return FilePart(self.bundle / name, files[name].bytes, files[name].sha256)
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file."""
+        whole = self.whole(name)
+        whole.require_hash()
+        return whole.path.read_bytes()
+
+    def selected(
+        self,
+        name: str,
+        signatures: Mapping[str, str],
+        change: Callable[[SubgraphRecord], SubgraphRecord] | None = None,
+    ) -> FilePart:
+        """The signatures (new name to old name) of a file, and only the weights that they use."""
+        whole = self.whole(name)
+        whole.require_hash()
+        require_free_space(self._scratch, whole.file_size)
+        path = self._scratch / f"{next(iter(signatures))}.{name}"
+        select_signatures(whole.path, path, signatures, change)
+        found = hash_file(path)
+        return FilePart(path, found.size, found.sha256)
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def _metadata_section(parts: _Parts, groups: Sequence[str], model_type: ModelType) -> Section:
+    manifest = parts.manifest
+    text, template = manifest.text, _chat_template(parts)
+    joined = template is not None
+    image, sound = media_metadata(parts.read(TOKENIZER), manifest, groups, model_type, joined=joined)
+    if template is not None and model_type == "generic_model":
+        template = joined_template(template, [media.placeholder for media in (image, sound) if media is not None])
+    metadata = LlmMetadata(
+        start_token=(text.bos_token_id,),
+        stop_tokens=tuple((token,) for token in text.stop_token_ids),
+        pad_token=(text.pad_token_id,),
+        max_num_tokens=text.context,
+        jinja_prompt_template=template,
+        model_type=model_type,
+        image=image,
+        sound=sound,
+    )
+    return Section(schema.LLM_METADATA, (schema.pack_llm_metadata(metadata),))
+
+
+def _chat_template(parts: _Parts) -> str | None:
+    if CHAT_TEMPLATE not in parts.manifest.files:
+        return None
+    try:
+        return parts.read(CHAT_TEMPLATE).decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = str(parts.bundle / CHAT_TEMPLATE)
+        raise BundleError(what, found=error, wanted="UTF-8", remedy="convert it again") from error
+
+
+def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
+    """Small ones first: a reader finds them within the first megabytes."""
+    tokenizer = parts.read(TOKENIZER)
+    packed = struct.pack("<Q", len(tokenizer)) + zlib.compress(tokenizer, _ZLIB_LEVEL)
+    return (
+        Section(schema.HF_TOKENIZER, (packed,)),
+        Section(schema.TFLITE_MODEL, (parts.whole(EMBEDDER),), schema.EMBEDDER),
+        Section(schema.TFLITE_MODEL, (_decoder(parts, size),), schema.PREFILL_DECODE),
+        Section(schema.TFLITE_MODEL, _per_layer_embedder(parts), schema.PER_LAYER_EMBEDDER),
+    )
+
+
+def _decoder(parts: _Parts, size: SizeRecord) -> FilePart:
+    """The decoder as it is; of several sizes only the one that runs, under the plain names, and no context buckets."""
+    manifest = parts.manifest
+    if len(manifest.sizes) == 1 and not manifest.text.context_buckets:
+        return parts.whole(TEXT_DECODER)
+    plain = SizeRecord(size.layers, size.ffn_sizes, "")
+    names = {plain.signature(n): size.signature(n) for n in manifest.text.prefill_sizes}
+    return parts.selected(TEXT_DECODER, {**names, plain.decode: size.decode})
+
+
+def _per_layer_embedder(parts: _Parts) -> tuple[bytes | FilePart, ...]:
+    """A graph over the rows of all shards, which follow it as they are."""
+    names = sorted(filter(is_shard_name, parts.manifest.files))
+    shards = [parts.whole(name) for name in names or [shard_name(0)]]
+    headers = [read_header(shard.path) for shard in shards]
+    check_sequence([shard.path for shard in shards], headers)
+    layout = layout_ple(headers[0].layout)
+    header = layout.header.ljust(layout.blobs[ROWS].offset_bytes, b"\0")
+    return (header, *(replace(shard, skip=HEADER_BYTES) for shard in shards))
+
+
+# --- towers ----------------------------------------------------------------------------------------------------------
+
+
+def _tower_sections(parts: _Parts, groups: Sequence[str], model_type: ModelType) -> list[Section]:
+    """Graphs of one signature each, as the engine wants them."""
+    sections: list[tuple[str, FilePart]] = []
+    if "vision" in groups:
+        sections.append((schema.VISION_ENCODER, parts.whole(VISION_ENCODER)))
+        sections.append((schema.VISION_ADAPTER, parts.selected(VISION_ADAPTER, {"adapt": "adapt"})))
+    if "audio" in groups:
+        assert parts.manifest.audio is not None
+        frames = _whole_sound(parts.bundle, parts.manifest.audio)
+        # Google's own files give a sound no more rows than it has tokens; transformers' prompts have them all.
+        change = always_true("mask") if model_type == "generic_model" else None
+        encoder = parts.selected(AUDIO_ENCODER, {"encode": f"encode_{frames}"}, change)
+        sections.append((schema.AUDIO_ENCODER, encoder))
+        sections.append((schema.AUDIO_ADAPTER, parts.selected(AUDIO_ADAPTER, {"adapt": f"adapt_{frames}"})))
+        end = parts.selected(AUDIO_ADAPTER, {"end_of_audio": "end_of_audio"})
+        sections.append((schema.END_OF_AUDIO, end))
+    return [Section(schema.TFLITE_MODEL, (part,), label) for label, part in sections]
+
+
+def _whole_sound(bundle: Path, audio: AudioRecord) -> int:
+    """Frames of the encoder that gives as many rows as a sound has places; the engine runs no other."""
+    frames = audio.frame_lengths[-1]
+    if ceil_div(frames, audio.frames_per_token) != audio.soft_tokens:
+        wanted = f"{audio.soft_tokens * audio.frames_per_token}, the whole of a sound's places"
+        remedy = "convert it again without --audio-lengths, or export it with --groups text,vision"
+        raise BundleError(f"{bundle} longest audio length", found=f"{frames} mel frames", wanted=wanted, remedy=remedy)
+    return frames

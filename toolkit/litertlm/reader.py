@@ -1,0 +1,87 @@
+"""What a .litertlm says of itself, whoever wrote it: its sections, their parameter groups, its context."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.base.errors import BundleError
+from toolkit.bundle.faults import Fault
+from toolkit.litertlm import schema
+from toolkit.litertlm.schema import SectionRecord
+
+_GROUPS: Mapping[str, str] = {
+    schema.EMBEDDER: "token_embedding",
+    schema.PREFILL_DECODE: "text",
+    schema.PER_LAYER_EMBEDDER: "per_layer_embedding",
+}
+_TOWERS = ("vision", "audio")
+_REMEDY = "run gemma-edge check"
+
+
+@dataclass(frozen=True, slots=True)
+class LitertlmContent:
+    """Its sections, and how many positions its caches hold; None: the file does not say."""
+
+    sections: tuple[SectionRecord, ...]
+    context: int | None
+
+    def groups(self) -> dict[str, tuple[SectionRecord, ...]]:
+        """The sections of each parameter group; those of the metadata and the tokenizer are in none."""
+        found: dict[str, tuple[SectionRecord, ...]] = {}
+        for section in self.sections:
+            name = group_of(section.label)
+            if name is not None:
+                found[name] = (*found.get(name, ()), section)
+        return found
+
+
+def group_of(label: str) -> str | None:
+    """
+    >>> group_of("tf_lite_per_layer_embedder"), group_of("tf_lite_end_of_audio"), group_of("HF_Tokenizer_Zlib")
+    ('per_layer_embedding', 'audio', None)
+    """
+    return _GROUPS.get(label) or next((tower for tower in _TOWERS if tower in label.split("_")), None)
+
+
+def read_litertlm(path: Path) -> LitertlmContent:
+    """Header and metadata alone; BundleError if that is no .litertlm, or one that was cut off."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            end = header_end(path.name, file.read(schema.METADATA_OFFSET), size)
+            if isinstance(end, Fault):
+                raise end.error(_REMEDY)
+            table = file.read(end - schema.METADATA_OFFSET)
+            sections = schema.unpack_container_metadata(table, path.name).sections
+            for section in sections:
+                if not end <= section.begin <= section.end <= size:
+                    found, wanted = f"bytes {section.begin} to {section.end}", f"within the file's {size}"
+                    raise Fault(path.name, f"section {section.label}", found, wanted).error(_REMEDY)
+            metadata = next((section for section in sections if section.type == schema.LLM_METADATA), None)
+            if metadata is None or metadata.end - metadata.begin > schema.MAX_LLM_METADATA_BYTES:
+                return LitertlmContent(sections, None)
+            file.seek(metadata.begin)
+            data = file.read(metadata.end - metadata.begin)
+            return LitertlmContent(sections, schema.unpack_llm_metadata(data, path.name).max_num_tokens or None)
+    except OSError as error:
+        raise BundleError(str(path), found=error.strerror, wanted="a .litertlm that can be read") from error
+
+
+def header_end(file: str, fixed: bytes, size: int) -> int | Fault:
+    """Where the header ends, by the first METADATA_OFFSET bytes of a file of so many."""
+    if len(fixed) < schema.METADATA_OFFSET:
+        return Fault(file, "size", f"{size} bytes", f"at least {schema.METADATA_OFFSET}")
+    if not fixed.startswith(schema.MAGIC):
+        return Fault(file, "magic", repr(fixed[: len(schema.MAGIC)]), repr(schema.MAGIC))
+    version = struct.unpack_from("<3I", fixed, len(schema.MAGIC))
+    if version[0] != schema.VERSION[0]:
+        return Fault(file, "version", ".".join(map(str, version)), f"{schema.VERSION[0]}.x")
+    (end,) = struct.unpack_from("<Q", fixed, schema.HEADER_END_OFFSET)
+    limit = min(size, schema.MAX_HEADER_BYTES)
+    if not schema.METADATA_OFFSET < end <= limit:
+        return Fault(file, "header_end", str(end), f"{schema.METADATA_OFFSET + 1} to {limit}")
+    return int(end)

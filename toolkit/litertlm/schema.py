@@ -1,0 +1,341 @@
+"""The tables of a .litertlm file (docs/formats/litertlm.md) as records; the only user of litert-lm-builder."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import flatbuffers  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from litert_lm_builder import litertlm_core as core  # type: ignore[import-untyped]
+from litert_lm_builder import litertlm_header_schema_py_generated as fb
+from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2  # type: ignore[import-untyped]
+
+from toolkit.base.errors import BundleError
+from toolkit.media import mel
+from toolkit.media.sound import SAMPLE_RATE_HZ
+
+MAGIC: bytes = core.HEADER_MAGIC_BYTES
+VERSION: tuple[int, int, int] = (
+    core.LITERTLM_MAJOR_VERSION,
+    core.LITERTLM_MINOR_VERSION,
+    core.LITERTLM_PATCH_VERSION,
+)
+HEADER_END_OFFSET: int = core.HEADER_END_LOCATION_BYTE_OFFSET
+METADATA_OFFSET: int = core.HEADER_BEGIN_BYTE_OFFSET
+
+LLM_METADATA, TFLITE_MODEL, HF_TOKENIZER = "LlmMetadataProto", "TFLiteModel", "HF_Tokenizer_Zlib"
+TOKENIZERS = (HF_TOKENIZER, "SP_Tokenizer")
+MODEL_TYPE = "model_type"
+PREFILL_DECODE, EMBEDDER, PER_LAYER_EMBEDDER = (
+    "tf_lite_prefill_decode",
+    "tf_lite_embedder",
+    "tf_lite_per_layer_embedder",
+)
+VISION_ENCODER, VISION_ADAPTER = "tf_lite_vision_encoder", "tf_lite_vision_adapter"
+AUDIO_ENCODER, AUDIO_ADAPTER, END_OF_AUDIO = (
+    "tf_lite_audio_encoder_hw",
+    "tf_lite_audio_adapter",
+    "tf_lite_end_of_audio",
+)
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+MAX_LLM_METADATA_BYTES = 16 * 1024 * 1024
+"""What nobody's file exceeds: a lying length must not fill the memory."""
+
+MAX_ITEMS = 4096
+"""More sections, or more entries of one, than any container has: stops a lying length."""
+
+Token = tuple[int, ...] | str
+"""One token or a sequence by ids, or a text that the tokenizer turns into one."""
+
+ModelType = Literal["gemma3n", "generic_model"]
+"""Of all that the engine knows, those that export writes: they differ in how images and sounds are prepared."""
+
+
+@dataclass(frozen=True, slots=True)
+class SectionRecord:
+    """Bytes [begin, end) of the file, what they are (a name of AnySectionDataType), and further entries."""
+
+    type: str
+    begin: int
+    end: int
+    items: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """How errors call it: the model type where there is one."""
+        return self.items.get(MODEL_TYPE, self.type)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerMetadata:
+    """The flatbuffer at the head of the file: entries for the whole, and its sections."""
+
+    system: Mapping[str, str]
+    sections: tuple[SectionRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MelMetadata:
+    """How the engine turns a sound into mel frames: by default as transformers does. Names are the engine's."""
+
+    num_mel_bins: int
+    sample_rate_hz: int = SAMPLE_RATE_HZ
+    num_channels: int = 1
+    frame_length: int = mel.FRAME_SAMPLES
+    hop_length: int = mel.HOP_SAMPLES
+    fft_length: int = mel.FFT_SIZE
+    input_scale: float = 1.0
+    pre_emphasis_factor: float = mel.PRE_EMPHASIS
+    mel_low_hz: float = mel.MIN_HZ
+    mel_high_hz: float = mel.MAX_HZ
+    mel_floor: float = math.log(mel.FLOOR)
+    """The engine applies it after the logarithm."""
+    normalize_mel: bool = False
+    add_floor_to_mel_before_log: bool = False
+    semicausal_padding: bool = False
+    non_zero_hanning: bool = False
+    periodic_hanning: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMetadata:
+    """How an image is spelled in a prompt, and the pixels that its encoder takes.
+
+    placeholder: what the chat template writes for it. prefix, suffix: what the engine writes before `begin` and behind
+    the image. With gemma3n these three are the engine's own, and empty here.
+    """
+
+    begin: Token | None
+    end: Token | None
+    placeholder: str
+    prefix: str
+    suffix: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class SoundMetadata:
+    """The same for a sound; with gemma3n the mel frames are the engine's own too."""
+
+    begin: Token | None
+    end: Token | None
+    placeholder: str
+    prefix: str
+    suffix: str
+    mel: MelMetadata | None
+
+
+@dataclass(frozen=True, slots=True)
+class LlmMetadata:
+    """What the engine must know of the language model."""
+
+    start_token: Token | None
+    stop_tokens: tuple[Token, ...]
+    pad_token: Token | None
+    max_num_tokens: int
+    jinja_prompt_template: str | None
+    model_type: str = "gemma3n"
+    image: ImageMetadata | None = None
+    sound: SoundMetadata | None = None
+
+
+def pack_container_metadata(metadata: ContainerMetadata) -> bytes:
+    """The flatbuffer; its length does not depend on the offsets, as long as none is 0."""
+    assert all(0 < section.begin <= section.end for section in metadata.sections)
+    root = fb.LiteRTLMMetaDataT()
+    root.systemMetadata = fb.SystemMetadataT()
+    root.systemMetadata.entries = _pairs(metadata.system)
+    root.sectionMetadata = fb.SectionMetadataT()
+    root.sectionMetadata.objects = [_section(record) for record in metadata.sections]
+    builder = flatbuffers.Builder(4096)
+    builder.Finish(root.Pack(builder))
+    return bytes(builder.Output())
+
+
+def unpack_container_metadata(data: bytes, what: str) -> ContainerMetadata:
+    """Read the flatbuffer of a stranger; BundleError when it is none."""
+    try:
+        root = fb.LiteRTLMMetaData.GetRootAs(data)
+        system, sections = root.SystemMetadata(), root.SectionMetadata()
+        return ContainerMetadata(
+            system={} if system is None else _entries(system.EntriesLength(), system.Entries),
+            sections=() if sections is None else tuple(_section_records(sections)),
+        )
+    except (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise BundleError(f"{what} header", found=f"{type(error).__name__}: {error}", wanted="a flatbuffer") from error
+
+
+def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
+    """The protobuf of the LlmMetadataProto section, the same bytes every time."""
+    proto = llm_metadata_pb2.LlmMetadata()
+    for target, token in ((proto.start_token, metadata.start_token), (proto.pad_token, metadata.pad_token)):
+        if token is not None:
+            _set_token(target, token)
+    for token in metadata.stop_tokens:
+        _set_token(proto.stop_tokens.add(), token)
+    # The engine's GREEDY sampler fails at run time; the best of one candidate is the same.
+    proto.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
+    proto.sampler_params.k = 1
+    proto.sampler_params.p = 1.0
+    proto.sampler_params.temperature = 1.0
+    proto.sampler_params.seed = 0
+    proto.max_num_tokens = metadata.max_num_tokens
+    model_type = getattr(proto.llm_model_type, metadata.model_type)
+    model_type.SetInParent()
+    for media in (metadata.image, metadata.sound):
+        if media is not None:
+            _set_media(model_type, media)
+    if metadata.model_type == "generic_model":
+        _set_generic(model_type, metadata)
+    if metadata.jinja_prompt_template is not None:
+        proto.jinja_prompt_template = metadata.jinja_prompt_template
+    proto.supports_thinking = False
+    proto.supports_function_calling = False
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def unpack_llm_metadata(data: bytes, what: str) -> LlmMetadata:
+    """Read the protobuf of a stranger; BundleError when it is none."""
+    proto = llm_metadata_pb2.LlmMetadata()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise BundleError(f"{what} {LLM_METADATA}", found=str(error), wanted="a protobuf LlmMetadata") from error
+    return LlmMetadata(
+        start_token=_token(proto.start_token),
+        stop_tokens=tuple(token for token in map(_token, proto.stop_tokens) if token is not None),
+        pad_token=_token(proto.pad_token),
+        max_num_tokens=proto.max_num_tokens,
+        jinja_prompt_template=proto.jinja_prompt_template if proto.HasField("jinja_prompt_template") else None,
+        **_model_type(proto.llm_model_type),
+    )
+
+
+def _model_type(union: Any) -> dict[str, Any]:
+    """The last fields of LlmMetadata; images and sounds of types of model that export writes."""
+    name = union.WhichOneof("model_type") or "generic_model"
+    found: dict[str, Any] = {"model_type": name}
+    if name not in get_args(ModelType):
+        return found
+    model = getattr(union, name)
+    generic = name == "generic_model"
+    if model.image_enabled if generic else model.image_tensor_height:
+        found["image"] = ImageMetadata(
+            *_spelling(model, "image", generic=generic), model.image_tensor_height, model.image_tensor_width
+        )
+    if model.audio_enabled if generic else model.HasField("start_of_audio_token"):
+        values = {item.name: getattr(model, f"audio_{item.name}") for item in fields(MelMetadata)} if generic else {}
+        mel_metadata = MelMetadata(**values) if generic else None
+        found["sound"] = SoundMetadata(*_spelling(model, "audio", generic=generic), mel_metadata)
+    return found
+
+
+def _spelling(model: Any, kind: str, *, generic: bool) -> tuple[Token | None, Token | None, str, str, str]:
+    """The first five fields of both kinds of media."""
+    names = ("token_regex", "prefix", "suffix")
+    placeholder, prefix, suffix = (getattr(model, f"{kind}_{name}") if generic else "" for name in names)
+    begin, end = (_token(getattr(model, f"{edge}_of_{kind}_token")) for edge in ("start", "end"))
+    return begin, end, re.sub(r"\\(.)", r"\1", placeholder), prefix, suffix
+
+
+def _set_media(target: Any, media: ImageMetadata | SoundMetadata) -> None:
+    """What both types of model are told."""
+    kind = _KINDS[type(media)]
+    for edge, token in (("start", media.begin), ("end", media.end)):
+        if token is not None:
+            _set_token(getattr(target, f"{edge}_of_{kind}_token"), token)
+    if isinstance(media, ImageMetadata):
+        target.image_tensor_height, target.image_tensor_width = media.height, media.width
+
+
+def _set_generic(target: Any, metadata: LlmMetadata) -> None:
+    present = [media for media in (metadata.image, metadata.sound) if media is not None]
+    for media in present:
+        kind = _KINDS[type(media)]
+        setattr(target, f"{kind}_enabled", True)
+        setattr(target, f"{kind}_token_regex", re.escape(media.placeholder))
+        setattr(target, f"{kind}_prefix", media.prefix)
+        setattr(target, f"{kind}_suffix", media.suffix)
+    if present:
+        target.delimiter_regex = f"({'|'.join(re.escape(media.placeholder) for media in present)})"
+    if metadata.sound is not None and metadata.sound.mel is not None:
+        target.add_audio_end = True  # the adapter for images gives the end of one itself
+        for item in fields(MelMetadata):
+            setattr(target, f"audio_{item.name}", getattr(metadata.sound.mel, item.name))
+
+
+_KINDS = {ImageMetadata: "image", SoundMetadata: "audio"}
+
+
+def _section(record: SectionRecord) -> Any:
+    section = fb.SectionObjectT()
+    section.items = _pairs(record.items)
+    section.beginOffset = record.begin
+    section.endOffset = record.end
+    section.dataType = getattr(fb.AnySectionDataType, record.type)
+    return section
+
+
+def _pairs(items: Mapping[str, str]) -> list[Any]:
+    pairs = []
+    for key, text in sorted(items.items()):
+        pair = fb.KeyValuePairT()
+        pair.key = key
+        pair.valueType = fb.VData.StringValue
+        pair.value = fb.StringValueT()
+        pair.value.value = text
+        pairs.append(pair)
+    return pairs
+
+
+def _section_records(sections: Any) -> Sequence[SectionRecord]:
+    names = {value: name for name, value in vars(fb.AnySectionDataType).items() if isinstance(value, int)}
+    records = []
+    for i in range(_bounded(sections.ObjectsLength())):
+        section = sections.Objects(i)
+        kind = names.get(section.DataType(), f"unknown type {section.DataType()}")
+        items = _entries(section.ItemsLength(), section.Items)
+        records.append(SectionRecord(kind, section.BeginOffset(), section.EndOffset(), items))
+    return records
+
+
+def _entries(length: int, entry: Any) -> dict[str, str]:
+    """String entries by key; entries of other types are nothing that we use."""
+    entries: dict[str, str] = {}
+    for i in range(_bounded(length)):
+        pair = entry(i)
+        if pair.ValueType() == fb.VData.StringValue and pair.Key() is not None:
+            value = fb.StringValue()
+            value.Init(pair.Value().Bytes, pair.Value().Pos)
+            key = pair.Key().decode()
+            if key in entries:
+                raise ValueError(f"entry {key!r} twice")
+            entries[key] = (value.Value() or b"").decode()
+    return entries
+
+
+def _bounded(length: int) -> int:
+    if length > MAX_ITEMS:
+        raise ValueError(f"{length} entries")
+    return length
+
+
+def _set_token(target: Any, token: Token) -> None:
+    if isinstance(token, str):
+        target.token_str = token
+    else:
+        target.token_ids.ids.extend(token)
+
+
+def _token(union: Any) -> Token | None:
+    kind = union.WhichOneof("token_union")
+    if kind is None:
+        return None
+    return str(union.token_str) if kind == "token_str" else tuple(union.token_ids.ids)

@@ -1,0 +1,208 @@
+"""What repeated measurements say, and what they do not: spread, intervals, drift, and the verdict on a comparison."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base.errors import UsageError
+
+CONFIDENCE = 0.95
+MIN_VALUES = 5
+"""Fewer values a side can show no difference at this confidence: 3 against 3 differ by chance one time in ten."""
+MIN_DRIFT = 0.02
+"""A smaller change over a run is not worth a flag, however steady."""
+
+_RESAMPLES = 4000
+_BATCH_VALUES = 1_000_000
+_SEED = 20_240_229  # any; fixed, so that the same values always give the same interval
+_EXACT_UP_TO = 40  # values whose orders are counted; beyond, Kendall's S is normal enough
+
+Verdict = Literal["higher", "lower", "no difference shown", "too few values"]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Repeats of one figure. `sd` is of the sample (n - 1); 0 for a single value. Percentiles are interpolated."""
+
+    values: tuple[float, ...]
+    median: float
+    mean: float
+    sd: float
+    p5: float
+    p95: float
+    least: float
+    most: float
+
+    @property
+    def n(self) -> int:
+        """How many values."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Where a figure lies at CONFIDENCE."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Whether values rise or fall as they go (Mann-Kendall), and by which share of their median from first to last."""
+
+    change: float
+    p_value: float
+
+    @property
+    def shown(self) -> bool:
+        """A trend that chance hardly makes, and large enough to matter."""
+        return self.p_value < 1 - CONFIDENCE and abs(self.change) >= MIN_DRIFT
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two sets of values: median of the new over median of the base, its interval (None: too few), and a verdict."""
+
+    base: Summary
+    new: Summary
+    ratio: float
+    interval: Interval | None
+    verdict: Verdict
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """UsageError without values, or with one that is no finite number.
+
+    >>> summary([3.0, 1.0, 2.0]).median, summary([3.0, 1.0, 2.0]).sd
+    (2.0, 1.0)
+    """
+    found = _finite(values)
+    p5, median, p95 = (float(value) for value in np.percentile(found, [5, 50, 95]))
+    sd = float(found.std(ddof=1)) if len(found) > 1 else 0.0
+    kept = tuple(float(value) for value in found)
+    return Summary(kept, median, float(found.mean()), sd, p5, p95, min(kept), max(kept))
+
+
+def median_interval(values: Sequence[float]) -> Interval | None:
+    """Of the median, by bootstrap; None for fewer than MIN_VALUES."""
+    found = _finite(values)
+    if len(found) < MIN_VALUES:
+        return None
+    return _percentiles(_resampled_medians([found], np.random.default_rng(_SEED)))
+
+
+def drift(values: Sequence[float]) -> Drift:
+    """In the order they were measured. The slope is Theil and Sen's: the median over all pairs, so one outlier is none.
+
+    >>> drift([10.0, 9.9, 9.7, 9.6, 9.4]).shown, drift([10.0, 9.0, 10.0, 9.0, 10.0]).shown
+    (True, False)
+    """
+    found = _finite(values)
+    pairs = list(itertools.combinations(range(len(found)), 2))
+    if not pairs:
+        return Drift(0.0, 1.0)
+    first, last = np.array(pairs).T
+    differences = found[last] - found[first]
+    middle = float(np.median(found))
+    slope = float(np.median(differences / (last - first)))
+    change = slope * (len(found) - 1) / abs(middle) if middle else 0.0
+    return Drift(change, _kendall_p(int(np.sign(differences).sum()), found))
+
+
+def compare(base: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> Comparison:
+    """Values by run: where a side has several, runs are drawn first, then their values, because runs differ too.
+
+    The verdict is `higher` or `lower` only where the whole interval of the ratio lies on that side of 1.
+    """
+    sides = [[_finite(run) for run in side] for side in (base, new)]
+    pooled = [[float(value) for run in side for value in run] for side in sides]
+    base_summary, new_summary = summary(pooled[0]), summary(pooled[1])
+    if base_summary.median <= 0:
+        raise UsageError("comparison", found=f"a median of {base_summary.median:g}", wanted="one above 0")
+    ratio = new_summary.median / base_summary.median
+    if min(base_summary.n, new_summary.n) < MIN_VALUES:
+        return Comparison(base_summary, new_summary, ratio, None, "too few values")
+    random = np.random.default_rng(_SEED)
+    base_medians, new_medians = (_resampled_medians(side, random) for side in sides)
+    interval = _percentiles(new_medians / np.where(base_medians > 0, base_medians, np.nan))
+    return Comparison(base_summary, new_summary, ratio, interval, _verdict(interval))
+
+
+def _verdict(interval: Interval) -> Verdict:
+    if interval.low > 1:
+        return "higher"
+    return "lower" if interval.high < 1 else "no difference shown"
+
+
+def _finite(values: Sequence[float]) -> NDArray[np.float64]:
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or not found.size or not np.isfinite(found).all():
+        raise UsageError("statistics", found=f"{len(values)} values, not all finite", wanted="at least one, all finite")
+    return found
+
+
+def _resampled_medians(runs: Sequence[NDArray[np.float64]], random: np.random.Generator) -> NDArray[np.float64]:
+    """The medians of _RESAMPLES draws: as many runs as there are, with repetition, and from each as many values."""
+    lengths = np.array([len(run) for run in runs])
+    padded = np.full((len(runs), lengths.max()), np.nan)
+    for row, run in zip(padded, runs, strict=True):
+        row[: len(run)] = run
+    medians = []
+    # In batches, so that many iterations take no more memory than few.
+    batch = max(1, _BATCH_VALUES // padded.size)
+    for begin in range(0, _RESAMPLES, batch):
+        count = min(batch, _RESAMPLES - begin)
+        chosen = random.integers(0, len(runs), (count, len(runs), 1))
+        drawn = (random.random((count, *padded.shape)) * lengths[chosen]).astype(np.intp)
+        values = np.where(np.arange(padded.shape[1]) < lengths[chosen], padded[chosen, drawn], np.nan)
+        medians.append(np.nanmedian(values.reshape(count, -1), axis=1))
+    return np.concatenate(medians)
+
+
+def _percentiles(medians: NDArray[np.float64]) -> Interval:
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.nanpercentile(medians, [tail, 100 - tail])
+    return Interval(float(low), float(high))
+
+
+def _kendall_p(score: int, values: NDArray[np.float64]) -> float:
+    """The chance that values in random order give a sum of signs this far from 0; exact for few values without ties."""
+    n = len(values)
+    ties = [int(count) for count in np.unique(values, return_counts=True)[1]]
+    if n <= _EXACT_UP_TO and max(ties) == 1:
+        counts = _inversion_counts(n)
+        most = n * (n - 1) // 2
+        far = sum(count for inversions, count in enumerate(counts) if abs(most - 2 * inversions) >= abs(score))
+        return far / math.factorial(n)
+    variance = (_kendall_term(n) - sum(_kendall_term(count) for count in ties)) / 18
+    if not variance:
+        return 1.0
+    return math.erfc(max(abs(score) - 1, 0) / math.sqrt(2 * variance))
+
+
+def _kendall_term(count: int) -> int:
+    return count * (count - 1) * (2 * count + 5)
+
+
+def _inversion_counts(n: int) -> list[int]:
+    """How many orders of n values have 0, 1, 2 ... pairs out of order.
+
+    >>> _inversion_counts(3)
+    [1, 2, 2, 1]
+    """
+    counts = [1]
+    for size in range(2, n + 1):
+        longer = [0] * (len(counts) + size - 1)
+        for shift in range(size):
+            for inversions, count in enumerate(counts):
+                longer[inversions + shift] += count
+        counts = longer
+    return counts

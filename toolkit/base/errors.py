@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+from os import PathLike
+
 
 class ToolkitError(Exception):
-    """A fault in the user's input or surroundings: names the thing, what was found and what was wanted.
+    """A fault in the user's input or surroundings, with what is known of it in fields.
 
-    ``str(error)`` is one line: ``WHAT: found X, wanted Y; REMEDY``.
+    `file`: the file or directory it is about, if it is about one. `place`: the part of it, or the option, setting or
+    device. `found` and `wanted`: two values that differ; without `wanted`, `found` says what is wrong. `remedy`: what
+    to do about it.
+
+    `str(error)` is one line; nothing reads a field out of it.
+
+    >>> print(ToolkitError("tensor a", file="m.safetensors", found="2 bytes", wanted="4", remedy="download it again"))
+    m.safetensors, tensor a: found 2 bytes, wanted 4; download it again
+    >>> print(ToolkitError(file="config.json", found="no such file"))
+    config.json: no such file
     """
 
     exit_code = 2
 
-    def __init__(self, what: str, *, found: object, wanted: object, remedy: str | None = None) -> None:
-        self.what = what
+    def __init__(
+        self,
+        place: str | None = None,
+        *,
+        file: str | PathLike[str] | None = None,
+        found: object,
+        wanted: object | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.file = None if file is None else str(file)
+        self.place = place
         self.found = str(found)
-        self.wanted = str(wanted)
+        self.wanted = None if wanted is None else str(wanted)
         self.remedy = remedy
-        line = f"{what}: found {self.found}, wanted {self.wanted}"
-        super().__init__(" ".join((f"{line}; {remedy}" if remedy else line).split()))
+        super().__init__(self.file, place, self.found, self.wanted, remedy)
+
+    @property
+    def what(self) -> str:
+        """The file and the place."""
+        return ", ".join(part for part in (self.file, self.place) if part)
+
+    def __str__(self) -> str:
+        line = self.found if self.wanted is None else f"found {self.found}, wanted {self.wanted}"
+        line = f"{self.what}: {line}" if self.what else line
+        return " ".join((f"{line}; {self.remedy}" if self.remedy else line).split())
+
+    def to_json(self) -> dict[str, str | None]:
+        """The object of `error` under `--json`."""
+        return {
+            "file": self.file,
+            "place": self.place,
+            "found": self.found,
+            "wanted": self.wanted,
+            "remedy": self.remedy,
+        }
 
 
 class UsageError(ToolkitError):

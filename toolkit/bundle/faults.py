@@ -14,7 +14,7 @@ class Fault:
     file: str
     fault: str
     found: str
-    wanted: str
+    wanted: str | None
 
     def error(self, remedy: str | None = None) -> BundleError:
         """The same as an exception."""

@@ -114,7 +114,7 @@ class _Contents:
         self._check_tokenizer(shapes)
         return self._faults
 
-    def _fault(self, label: str, fault: str, found: object, wanted: str) -> None:
+    def _fault(self, label: str, fault: str, found: object, wanted: str | None) -> None:
         self._faults.append(Fault(self._path.name, f"section {label} {fault}".strip(), str(found), wanted))
 
     def _read(self, label: str, limit: int) -> bytes | None:

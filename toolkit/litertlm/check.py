@@ -25,11 +25,9 @@ from toolkit.litertlm.check_towers import AUDIO, VISION, tower_faults
 from toolkit.litertlm.reader import header_end
 from toolkit.litertlm.schema import LlmMetadata, SectionRecord
 from toolkit.tflite.reader import TfliteContent, read_tflite
+from toolkit.tflite.target import CPU
 
 MAX_TOKENIZER_BYTES = 512 * 1024 * 1024
-SMALLEST_PREFILL_LIMIT = 16
-"""Above this the engine fails at the end of the context (docs/formats/litertlm.md)."""
-
 REQUIRED = (schema.LLM_METADATA, schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER)
 
 
@@ -161,9 +159,10 @@ class _Contents:
             self._fault(label, f"signature {DECODE}", "other inputs or outputs", "embeddings, mask, logits and so on")
             return None
         sizes = counts_of(names, "prefill_")
-        if not sizes or sizes[0] > SMALLEST_PREFILL_LIMIT:
+        # A larger one fails at the end of the context (docs/formats/litertlm.md).
+        if not sizes or sizes[0] > CPU.smallest_prefill_limit:
             found = f"prefill of {sizes[0]}" if sizes else "no prefill"
-            self._fault(label, "signatures", found, f"a prefill of at most {SMALLEST_PREFILL_LIMIT}")
+            self._fault(label, "signatures", found, f"a prefill of at most {CPU.smallest_prefill_limit}")
         self._place(label, signature_faults("", content, shapes.decoders(sizes)))
         return shapes
 

@@ -12,6 +12,7 @@ from toolkit.base.errors import RecipeError
 from toolkit.base.strict_json import JsonObject, parse_json, read_json_file, shorten
 from toolkit.base.weights import Weight
 from toolkit.quant.scheme import Dtype, Scheme, Search, check_scheme
+from toolkit.tflite.target import CPU
 
 FORMAT = "gemma-edge-recipe/1"
 BUILT_IN = ("f32", "int8", "int4", "int4-block32", "int4-block128", "int4-channel")
@@ -20,7 +21,6 @@ TOWER_BUILT_IN = ("audio-int8", "audio-int4", "vision-f16", "vision-int8")
 
 _DTYPES: dict[str, Dtype] = {"f32": "f32", "f16": "f16", "int8": "int8", "int4": "int4"}
 SEARCHES: dict[str, Search] = {"absmax": "absmax", "mse": "mse"}
-_BLOCK_SIZES = (32, 64, 128, 256)  # XNNPACK takes multiples of 32 only; other sizes fall to a kernel 500 times slower
 _MATCH = re.compile(r"[A-Za-z0-9_.*-]{1,256}")
 
 
@@ -144,6 +144,6 @@ def _read_block_size(fields: JsonObject, dtype: Dtype) -> int | None:
     block_size = fields.integer("block_size", 1, 2**31 - 1)
     if dtype != "int4":
         fields.refuse("block_size", block_size, f"none: LiteRT has block scales for int4 only, not {dtype}")
-    if block_size not in _BLOCK_SIZES:
-        fields.refuse("block_size", block_size, " or ".join(map(str, _BLOCK_SIZES)))
+    if block_size not in CPU.block_sizes:
+        fields.refuse("block_size", block_size, " or ".join(map(str, CPU.block_sizes)))
     return block_size

@@ -62,7 +62,7 @@ def encode_litert(model: Path, size: int, threads: int, repeats: int) -> list[fl
 
 def encode_timm(size: int, threads: int, repeats: int) -> list[float]:
     """Seconds of each image after the first."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
     import torch
     from timm_oracle import import_timm
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+from bundles import OneTable
 from numpy.typing import NDArray
 
-from tests.bundles import OneTable
 from toolkit.base.errors import BundleError, RecipeError
 from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, unpack_rows, write_ple_shards
 from toolkit.litertlm.ple_graph import ROWS, layout_ple

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
+from bundles import TEXT
 from numpy.typing import NDArray
 
-from tests.bundles import TEXT
 from toolkit.bundle.manifest import KvCache
 from toolkit.runtime.compiled import Model, TensorInfo
 from toolkit.runtime.kv_cache import KvBuffers

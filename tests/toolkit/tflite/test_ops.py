@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
+from bundles import NoWeights
 from numpy.typing import NDArray
 
-from tests.bundles import NoWeights
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Signature, Value
 from toolkit.tflite.writer import layout_tflite, write_tflite

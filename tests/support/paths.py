@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "examples" / "tiny_gemma3n"
 FIXTURES = REPOSITORY / "tests" / "fixtures"

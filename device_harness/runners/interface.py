@@ -13,7 +13,7 @@ from typing import Protocol
 
 from device_harness.machines.machine import Machine
 from toolkit.bundle.manifest import Manifest
-from toolkit.report.bench_table import workload_name
+from toolkit.results.labels import workload_name
 from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelKind, ModelRecord, Start
 
 

@@ -8,15 +8,8 @@ import re
 from gemma_edge.commands.report import add_torn_line_option, read_records
 from gemma_edge.terminal import Terminal
 from toolkit.base.errors import UsageError
-from toolkit.report.comparison import (
-    ACROSS,
-    Across,
-    ComparedTest,
-    ResultsComparison,
-    compare_results,
-    comparison_json,
-    comparison_table,
-)
+from toolkit.report.comparison_table import comparison_json, comparison_table
+from toolkit.results.comparison import ACROSS, Across, ComparedTest, ResultsComparison, compare_results
 from toolkit.results.statistics import MIN_VALUES
 
 EXAMPLES = (

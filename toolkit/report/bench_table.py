@@ -2,89 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from toolkit.report.tables import Column, Form, Row, render
+from toolkit.results.labels import labels, notes
+from toolkit.results.outcomes import Outcome, outcomes
 from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord
-from toolkit.results.statistics import Summary, summary
-
-EMULATED = "emulated"
-"""Beside a record's flags: its speeds are those of the computer that ran the emulator."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One test of one record. `found` is None when no iteration was whole."""
-
-    record: BenchRecord
-    test: str
-    figure: str
-    values: tuple[float, ...]
-    found: Summary | None
-
-    @property
-    def text(self) -> str:
-        """Median ± standard deviation; of one value that value."""
-        if self.found is None:
-            return "-"
-        return quantity(self.figure, self.found.median, self.found.sd if self.found.n > 1 else None)
-
-
-def workload_name(prompt_tokens: int, generated_tokens: int) -> str:
-    """
-    >>> workload_name(512, 0), workload_name(0, 128), workload_name(512, 128)
-    ('pp512', 'tg128', 'pp512+tg128')
-    """
-    parts = [f"pp{prompt_tokens}"] * bool(prompt_tokens) + [f"tg{generated_tokens}"] * bool(generated_tokens)
-    return "+".join(parts)
-
-
-def outcomes(records: Sequence[BenchRecord]) -> tuple[Outcome, ...]:
-    """Every test of all records, in order."""
-    return tuple(
-        Outcome(record, test, figure, values, summary(values) if values else None)
-        for record in records
-        for test, figure in record.tests.items()
-        for values in [record.values(test)]
-    )
-
-
-def labels(record: BenchRecord) -> Mapping[str, str]:
-    """What was run on what; empty where the record does not say."""
-    model = record.model
-    return {
-        "model": model.name,
-        "size": model.size or "",
-        "quant": model.quantization or "",
-        "runner": record.runner,
-        "backend": record.backend,
-        "threads": "" if record.threads is None else str(record.threads),
-        "start": record.start,
-        "device": device_name(record),
-    }
-
-
-def device_name(record: BenchRecord) -> str:
-    """A device as people call it; one that is emulated is always called so."""
-    device = record.device
-    name = " ".join(text for text in (device.manufacturer, device.model) if text) or device.kind
-    return f"{name} ({EMULATED})" if device.emulated and EMULATED not in name else name
-
-
-def threads_text(record: BenchRecord) -> str:
-    """Empty where the runner chose for itself."""
-    if record.threads is None:
-        return ""
-    return "1 thread" if record.threads == 1 else f"{record.threads} threads"
-
-
-def notes(record: BenchRecord) -> tuple[str, ...]:
-    """What no reader may overlook: emulation, flags, nodes that an accelerator did not take."""
-    found = [EMULATED] * record.device.emulated + [flag.replace("_", " ") for flag in record.flags]
-    part = record.delegation.text if record.delegation is not None and record.backend != "cpu" else None
-    return (*found, part) if part else tuple(found)
 
 
 def bench_table(records: Sequence[BenchRecord], form: Form) -> str:

@@ -14,8 +14,8 @@ from importlib import resources
 import jinja2
 
 from toolkit.base.files import Advance, Progress
+from toolkit.base.printable import printable
 from toolkit.report.plots import Plot, svg
-from toolkit.report.tables import printable
 
 _TEMPLATE = "page.html"
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.base.errors import UsageError
 from toolkit.base.files import write_bytes
-from toolkit.report.tables import printable
+from toolkit.base.printable import printable
 from toolkit.results.quantities import significant
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.report.bench_table import Outcome, device_name, labels, notes, outcomes, threads_text
 from toolkit.report.page import Block, Cell, Page, Picture, Section, Table
 from toolkit.report.plots import Bar, Distributions, StackedBars
 from toolkit.report.run_section import run_name, run_section
+from toolkit.results.labels import device_name, labels, notes, threads_text
+from toolkit.results.outcomes import Outcome, outcomes
 from toolkit.results.quantities import quantity, span, unit
 from toolkit.results.record import BenchRecord, DriftRecord, Flag
 from toolkit.results.statistics import Comparison, compare, median_interval, summary

@@ -6,9 +6,9 @@ import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from toolkit.report.bench_table import device_name, notes, threads_text
 from toolkit.report.page import Block, Cell, Facts, Picture, Section, Table
 from toolkit.report.plots import Line, Panel, TimeSeries
+from toolkit.results.labels import device_name, notes, threads_text
 from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord, StateRecord
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from toolkit.base.printable import printable
+
 Form = Literal["md", "csv", "json", "jsonl"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -58,15 +60,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: S
         padded = [cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in cells]
         texts.append(f"| {' | '.join(padded)} |")
     return "\n".join([texts[0], f"|{rule}|", *texts[1:]])
-
-
-def printable(text: str) -> str:
-    """`text` on one line, without the control characters by which a device's strings could steer a terminal.
-
-    >>> printable("Pixel\\x1b[31m 8\\n")
-    'Pixel\ufffd[31m 8\ufffd'
-    """
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def _markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:

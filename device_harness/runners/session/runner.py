@@ -10,7 +10,7 @@ from device_harness.runners import python_child
 from device_harness.runners.interface import Job, PlacedModel, Workload, text_tests, whole_files
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import Manifest
-from toolkit.report.bench_table import workload_name
+from toolkit.results.labels import workload_name
 from toolkit.results.record import ModelKind
 
 _MODULE = "device_harness.runners.session.child"

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from result_records import RECORDS, record_of
 
-from toolkit.report.bench_table import bench_table, device_name, notes, workload_name
+from toolkit.report.bench_table import bench_table
 from toolkit.report.tables import FORMS, Form
 
 HOSTILE = "Pixel|8\u202e <script>alert(1)</script>"
@@ -56,17 +56,7 @@ def test_csv_has_a_line_for_each_row_and_joins_notes() -> None:
 
 
 def test_flags_emulation_and_delegation_stand_beside_the_figures() -> None:
-    assert notes(RECORDS[3]) == ("emulated",)
-    assert notes(RECORDS[5]) == ("charging", "screen on", "1873 of 1901 nodes delegated")
     assert bench_table(RECORDS[3:4], "md").count("emulated") > 3
-
-
-def test_an_emulated_device_is_called_so_whatever_it_calls_itself() -> None:
-    disguised = replace(RECORDS[3].device, manufacturer="Google", model="Pixel 8")
-    assert device_name(replace(RECORDS[3], device=disguised)) == "Google Pixel 8 (emulated)"
-    assert device_name(RECORDS[3]) == "gemma-edge emulated device"
-    nameless = replace(RECORDS[0].device, manufacturer=None, model=None)
-    assert device_name(replace(RECORDS[0], device=nameless)) == "adb"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -96,7 +86,3 @@ def test_a_devices_strings_cannot_break_a_table(form: Form) -> None:
         header, _, row = text.splitlines()
         assert "| Pixel\\|8\ufffd \\<script>" in row
         assert row.count("|") == header.count("|") + 1
-
-
-def test_workloads_are_named_as_llama_bench_names_them() -> None:
-    assert [workload_name(512, 0), workload_name(0, 128), workload_name(16, 8)] == ["pp512", "tg128", "pp16+tg8"]

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from toolkit.report.tables import FORMS, Column, Form, markdown, printable, render
+from toolkit.base.printable import printable
+from toolkit.report.tables import FORMS, Column, Form, markdown, render
 
 COLUMNS = [Column("name", lambda row: str(row["name"])), Column("n", lambda row: str(row["n"]), numeric=True)]
 ROWS = [{"name": "a|b\x1b[31m", "n": 1, "values": [1, 2], "notes": ["x", "y"]}, {"name": "c", "n": 20}]

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from toolkit.base.errors import UsageError
-from toolkit.report.bench_table import device_name, notes, threads_text
-from toolkit.report.tables import markdown, printable
-from toolkit.results.quantities import quantity
+from toolkit.base.printable import printable
+from toolkit.results.labels import device_name, notes, threads_text
 from toolkit.results.record import BenchRecord, is_more_better
 from toolkit.results.statistics import Comparison, compare
 
 Across = Literal["device", "model"]
 ACROSS: tuple[Across, ...] = get_args(Across)
 
-Verdict = Literal["faster", "slower", "less", "more", "no difference shown", "too few values"]
+TestVerdict = Literal["faster", "slower", "less", "more", "no difference shown", "too few values"]
 
 _Key = tuple[object, ...]
 
@@ -34,7 +33,7 @@ class ComparedTest:
     notes: tuple[str, ...]
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> TestVerdict:
         """Rates and times are faster or slower, bytes and counts less or more."""
         higher = self.found.verdict
         if higher == "no difference shown" or higher == "too few values":
@@ -86,59 +85,6 @@ def compare_results(
         for side, other in (sides, sides[::-1])
     ]
     return ResultsComparison(tuple(tests), *only)
-
-
-def comparison_table(found: ResultsComparison) -> str:
-    """Markdown, and below it what the reader should know."""
-    header = ["configuration", "test", "base", "new", "change", "95 % interval", "verdict", "n", "notes"]
-    rows = [_row(item) for item in found.tests]
-    lines = [markdown(header, rows, numeric=[False, True, True, True, True, True, False, True, False])]
-    differences = dict.fromkeys(line for item in found.tests for line in item.differences)
-    lines += [f"differs: {line}" for line in differences]
-    lines += [f"only in the base: {name}" for name in found.only_in_base]
-    lines += [f"only in the new results: {name}" for name in found.only_in_new]
-    return "\n".join([lines[0], *([""] if lines[1:] else []), *map(printable, lines[1:])])
-
-
-def comparison_json(found: ResultsComparison) -> dict[str, object]:
-    """Medians in the unit that `figure` ends in; `ratio` is new over base."""
-    return {
-        "tests": [
-            {
-                "configuration": item.configuration,
-                "test": item.test,
-                "figure": item.figure,
-                "base_median": item.found.base.median,
-                "new_median": item.found.new.median,
-                "base_n": item.found.base.n,
-                "new_n": item.found.new.n,
-                "ratio": item.found.ratio,
-                "ratio_low": item.found.interval and item.found.interval.low,
-                "ratio_high": item.found.interval and item.found.interval.high,
-                "verdict": item.verdict,
-                "differences": list(item.differences),
-                "notes": list(item.notes),
-            }
-            for item in found.tests
-        ],
-        "only_in_base": list(found.only_in_base),
-        "only_in_new": list(found.only_in_new),
-    }
-
-
-def _row(item: ComparedTest) -> list[str]:
-    base, new, interval = item.found.base, item.found.new, item.found.interval
-    return [
-        item.configuration,
-        item.test,
-        quantity(item.figure, base.median, base.sd),
-        quantity(item.figure, new.median, new.sd),
-        f"{item.found.ratio - 1:+.1%}",
-        "-" if interval is None else f"{interval.low - 1:+.1%} to {interval.high - 1:+.1%}",
-        item.verdict,
-        f"{base.n}, {new.n}",
-        ", ".join(item.notes),
-    ]
 
 
 def _device(record: BenchRecord) -> _Key:

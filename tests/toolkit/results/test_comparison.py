@@ -6,7 +6,7 @@ import pytest
 from result_records import RECORDS, record_of
 
 from toolkit.base.errors import UsageError
-from toolkit.report.comparison import Across, compare_results, comparison_json, comparison_table
+from toolkit.results.comparison import Across, compare_results
 from toolkit.results.record import BenchRecord
 
 BASE = [10.0, 10.2, 9.9, 10.1, 10.0]
@@ -69,7 +69,7 @@ def test_another_device_or_model_is_refused_with_what_differs_unless_asked(
     wanted: list[Across] = [what for what in ("device", "model") if what in across]  # type: ignore[misc]
     found = compare_results([record_of(BASE)], new, across=wanted)
     assert found.tests[0].verdict == "faster"
-    assert f"differs: {across.split(',')[0]}: " in comparison_table(found)
+    assert found.tests[0].differences[0].startswith(f"{across.split(',')[0]}: ")
 
 
 def test_emulated_results_are_never_taken_for_a_devices() -> None:
@@ -93,29 +93,16 @@ def test_what_may_explain_a_difference_is_said() -> None:
     device = replace(RECORDS[0].device, fingerprint="other/build")
     new = record_of(FASTER, device=device, tool="gemma-edge 9", flags=("throttled",))
     found = compare_results([record_of(BASE)], [new])
-    text = comparison_table(found)
-    assert "differs: build: example/ex100" in text and "against other/build" in text
-    assert "differs: tool: gemma-edge 0.1.0 against gemma-edge 9" in text
-    assert "throttled (new)" in text
+    build, tool = found.tests[0].differences
+    assert build.startswith("build: example/ex100") and build.endswith("against other/build")
+    assert tool == "tool: gemma-edge 0.1.0 against gemma-edge 9"
+    assert found.tests[0].notes == ("throttled (new)",)
 
 
 def test_what_one_side_lacks_is_listed() -> None:
     found = compare_results(RECORDS[:3], RECORDS[2:5])
     assert len(found.only_in_base) == 1 and len(found.only_in_new) == 2
-    assert "only in the base: gemma-3n-E2B-it-int4 E2B litert_lm_advanced_main cpu 4 threads warm" in comparison_table(
-        found
-    )
-
-
-def test_the_table_and_json_say_the_same() -> None:
-    found = compare_results([record_of(BASE)], [record_of(FASTER)])
-    (row,) = comparison_table(found).splitlines()[2:]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[1:5] == ["tg128", "10.00 ± 0.11 t/s", "12.00 ± 0.15 t/s", "+20.0%"]
-    assert cells[6:8] == ["faster", "5, 5"]
-    (test,) = comparison_json(found)["tests"]  # type: ignore[misc]
-    assert test["ratio"] == pytest.approx(1.2) and test["verdict"] == "faster"
-    assert test["ratio_low"] < 1.2 < test["ratio_high"]
+    assert found.only_in_base[0].startswith("gemma-3n-E2B-it-int4 E2B litert_lm_advanced_main cpu 4 threads warm")
 
 
 def test_regressions_are_shown_ones_beyond_the_limit() -> None:

@@ -1,0 +1,38 @@
+"""The tests of benchmark records with the statistics of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from toolkit.results.quantities import quantity
+from toolkit.results.record import BenchRecord
+from toolkit.results.statistics import Summary, summary
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One test of one record. `found` is None when no iteration was whole."""
+
+    record: BenchRecord
+    test: str
+    figure: str
+    values: tuple[float, ...]
+    found: Summary | None
+
+    @property
+    def text(self) -> str:
+        """Median ± standard deviation; of one value that value."""
+        if self.found is None:
+            return "-"
+        return quantity(self.figure, self.found.median, self.found.sd if self.found.n > 1 else None)
+
+
+def outcomes(records: Sequence[BenchRecord]) -> tuple[Outcome, ...]:
+    """Every test of all records, in order."""
+    return tuple(
+        Outcome(record, test, figure, values, summary(values) if values else None)
+        for record in records
+        for test, figure in record.tests.items()
+        for values in [record.values(test)]
+    )

@@ -153,7 +153,7 @@ def test_a_misspelled_word_is_named_beside_the_right_one(
 
 def test_help_and_version_import_no_verb() -> None:
     program = (
-        "import sys; from toolkit import cli; cli.main(sys.argv[1:]); "
+        "import sys; from gemma_edge import cli; cli.main(sys.argv[1:]); "
         "assert 'numpy' not in sys.modules and 'gemma_edge.commands.run' not in sys.modules"
     )
     for option in ("--help", "--version"):

@@ -34,9 +34,9 @@ from benchmarks.synthetic import write_synthetic
 from converters.checkpoint import open_checkpoint
 from converters.gemma3n.config.text import CONDITIONAL_GENERATION
 from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio
+from converters.gemma3n.recipes import built_in
 from toolkit.base.layout import align_up
 from toolkit.bundle.manifest import AUDIO_ENCODER
-from toolkit.quant.recipe import load_recipe
 from toolkit.report.tables import markdown
 from toolkit.results.statistics import summary
 
@@ -52,7 +52,7 @@ def convert(checkpoint: Path, output: Path, recipe: str, frames: int) -> None:
     """In a process of its own: both files of the group."""
     output.mkdir()
     with open_checkpoint(checkpoint) as opened:
-        open_audio(opened, load_recipe(recipe), [frames / FRAMES_PER_SECOND]).write(output)
+        open_audio(opened, built_in(recipe), [frames / FRAMES_PER_SECOND]).write(output)
 
 
 def encode_litert(model: Path, frames: int, threads: int, repeats: int, features: Path) -> list[float]:

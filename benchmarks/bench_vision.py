@@ -44,11 +44,11 @@ def convert(checkpoint: Path, output: Path, recipe: str, size: int) -> None:
     """In a process of its own: both files of the group."""
     from converters.checkpoint import open_checkpoint
     from converters.gemma3n.plan.vision import open_vision
-    from toolkit.quant.recipe import load_recipe
+    from converters.gemma3n.recipes import built_in
 
     output.mkdir()
     with open_checkpoint(checkpoint) as opened:
-        open_vision(opened, load_recipe(recipe), size).write(output)
+        open_vision(opened, built_in(recipe), size).write(output)
 
 
 def encode_litert(model: Path, size: int, threads: int, repeats: int) -> list[float]:

@@ -20,13 +20,13 @@ from converters.checkpoint import Checkpoint
 from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio
 from converters.gemma3n.plan.tower import Tower
 from converters.gemma3n.plan.vision import open_vision
+from converters.gemma3n.recipes import built_in
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Advance, hash_file, require_free_space
 from toolkit.base.layout import ceil_div
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.media.mel import max_samples
 from toolkit.media.sound import SAMPLE_RATE_HZ
-from toolkit.quant.recipe import load_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.compiled import Runtime
 from toolkit.runtime.media_prompt import Medium, TowerName, image_medium, sound_medium
@@ -138,7 +138,7 @@ def _float_tower(
     checkpoint: Checkpoint, record: VisionRecord | AudioRecord, media: Sequence[Medium]
 ) -> Tower[VisionRecord] | Tower[AudioRecord]:
     """With the one image size, or the lengths of sound, that the media need."""
-    recipe = load_recipe("f32")
+    recipe = built_in("f32")
     if isinstance(record, VisionRecord):
         return open_vision(checkpoint, recipe, record.image_size)
     lengths = {record.length_for(len(medium.values)) for medium in media}

@@ -18,8 +18,8 @@ from litert_lm_engine import LmEngine, open_engine
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
+from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.litertlm.export import export_litertlm
-from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.tokenizer import TextStream, Tokenizer
 
@@ -97,7 +97,7 @@ def bundle(tokenizer_json: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         request = ConvertRequest(
             checkpoint,
             scratch / "bundle",
-            load_recipe("int8"),
+            built_in("int8"),
             ple_recipe("int8", checkpoint.config.ple_size),
             context=64,
             prefill_sizes=(8,),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.convert import DEFAULT_CONTEXT, DEFAULT_PREFILL_SIZES, ConvertRequest, convert
+from converters.gemma3n.recipes import RECIPES, ple_recipe
 from converters.gemma3n.sizes.choose import choose_slice, find_slice, parse_budget, read_slice
 from converters.gemma3n.sizes.matformer import Slice
 from converters.verify import SHORT_TOKENS, VerifyReport
@@ -20,7 +21,7 @@ from gemma_edge.terminal import Terminal, bytes_text, count_text, table
 from toolkit.base.errors import QualityError
 from toolkit.bundle.manifest import Manifest
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
-from toolkit.quant.recipe import BUILT_IN, SEARCHES, Recipe, load_recipe, ple_recipe
+from toolkit.quant.recipe import SEARCHES, Recipe
 from toolkit.quant.scheme import Dtype
 from toolkit.runtime.memory import peak_rss_bytes
 from toolkit.runtime.session import SessionSettings
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quant", metavar="RECIPE", default="int8",
-        help=f"{', '.join(BUILT_IN)}, or a file: docs/formats/recipe.md (default: int8)",
+        help=f"{', '.join(RECIPES['text'].names)}, or a file: docs/formats/recipe.md (default: int8)",
     )  # fmt: skip
     parser.add_argument(
         "--ple-quant", choices=("f32", "int8", "int4"),
@@ -93,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0; a bundle that fails the gate is not written: QualityError."""
-    recipe = load_recipe(arguments.quant)
+    recipe = RECIPES["text"].load(arguments.quant)
     ple_dtype = arguments.ple_quant or _ple_dtype(recipe)
     if arguments.budget is not None:
         parse_budget(arguments.budget)
@@ -191,9 +192,8 @@ def _bits_per_weight(recipe: Recipe) -> float:
 
 
 def _ple_dtype(recipe: Recipe) -> Dtype:
-    return (
-        next((dtype for dtype in _BITS if recipe.name.startswith(dtype)), "int8") if recipe.name in BUILT_IN else "int8"
-    )
+    built_in = recipe.name in RECIPES["text"].names
+    return next((dtype for dtype in _BITS if built_in and recipe.name.startswith(dtype)), "int8")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import toolkit
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.convert import ConvertRequest
+from converters.gemma3n.recipes import RECIPES, ple_recipe
 from converters.gemma3n.sizes.matformer import Slice, effective_parameters, slice_config
 from gemma_edge.commands.convert import Converted, convert_and_judge
 from gemma_edge.commands.demo_device import DeviceDemo, measure_on_device, require_places
@@ -23,7 +24,7 @@ from gemma_edge.terminal import Terminal, bytes_text, count_text
 from toolkit.base.errors import BundleError, QualityError, UsageError
 from toolkit.check import check
 from toolkit.litertlm.export import export_litertlm
-from toolkit.quant.recipe import Recipe, load_recipe, ple_recipe
+from toolkit.quant.recipe import Recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.generate import Generation, GenerationReport
 from toolkit.runtime.sampling import Sampler, Sampling
@@ -137,14 +138,14 @@ def three_sizes(checkpoint: Checkpoint) -> tuple[Slice, ...]:
 def _recipe(checkpoint: Checkpoint, group: str) -> Recipe | None:
     """int8, if the checkpoint has that tower."""
     there = any(found.name == group and found.tensors for found in checkpoint.groups)
-    return load_recipe(f"{group}-int8") if there else None
+    return RECIPES[group].load("int8") if there else None
 
 
 def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, terminal: Terminal) -> Converted:
     request = ConvertRequest(
         checkpoint=checkpoint,
         output=output,
-        recipe=load_recipe("int8"),
+        recipe=RECIPES["text"].load("int8"),
         ple_recipe=ple_recipe("int8", checkpoint.config.ple_size),
         sizes=sizes,
         context=min(_CONTEXT, checkpoint.config.max_positions),

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
 from converters.gemma3n.groups import GROUP_NAMES
+from converters.gemma3n.recipes import RECIPES
 from gemma_edge.options.groups import group_names
 from gemma_edge.options.session import positive_number
 from toolkit.base.errors import UsageError
-from toolkit.quant.recipe import Recipe, load_recipe
+from toolkit.quant.recipe import Recipe
 
-_BUILT_IN: Mapping[str, Mapping[str, str]] = {
-    "vision": {"f32": "f32", "f16": "vision-f16", "int8": "vision-int8"},
-    "audio": {"f32": "f32", "int8": "audio-int8", "int4": "audio-int4"},
-}
+_TOWERS = ("vision", "audio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +31,12 @@ def add_tower_arguments(parser: argparse.ArgumentParser) -> None:
         help="parameter groups to convert, of text, vision and audio; text brings its embeddings along (default: all "
         "that the checkpoint has)",
     )  # fmt: skip
-    for group, built_in in _BUILT_IN.items():
+    for group in _TOWERS:
         why = ", because int4 loses much" if group == "audio" else ""
+        names = ", ".join(RECIPES[group].names)
         parser.add_argument(
             f"--{group}-quant", metavar="RECIPE",
-            help=f"{', '.join(built_in)}, or a file, for the {group} tower (default: int8{why}; with --quant f32 f32)",
+            help=f"{names}, or a file, for the {group} tower (default: int8{why}; with --quant f32 f32)",
         )  # fmt: skip
     parser.add_argument(
         "--audio-lengths", metavar="S[,S...]", type=_seconds, default=(),
@@ -74,10 +72,11 @@ def _check_groups(groups: tuple[str, ...]) -> None:
 
 
 def _recipe(group: str, name: str) -> Recipe:
-    built_in = _BUILT_IN[group]
-    if name not in built_in and not Path(name).exists():
-        raise UsageError(f"--{group}-quant", found=name, wanted=f"{', '.join(built_in)} or the path of a recipe file")
-    return load_recipe(built_in.get(name, name))
+    recipes = RECIPES[group]
+    if name not in recipes.names and not Path(name).exists():
+        wanted = f"{', '.join(recipes.names)} or the path of a recipe file"
+        raise UsageError(f"--{group}-quant", found=name, wanted=wanted)
+    return recipes.load(name)
 
 
 def _seconds(text: str) -> tuple[float, ...]:

@@ -12,9 +12,9 @@ from benchmarks.bench_memory import Contender
 from benchmarks.session_run import SessionRequest, run_child
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
+from converters.gemma3n.recipes import built_in, ple_recipe
 from device_harness.emulator.memory import MemoryLimit
 from toolkit.base.errors import EnvironmentFault
-from toolkit.quant.recipe import load_recipe, ple_recipe
 
 MB = 10**6
 LIMIT = 256 * MB
@@ -33,7 +33,7 @@ def bundle(
         synthetic.write_synthetic(directory / "checkpoint", "wide")
     with open_checkpoint(directory / "checkpoint") as checkpoint:
         ple = ple_recipe("f32", tiny.ple_size)
-        request = ConvertRequest(checkpoint, directory / "bundle", load_recipe("int8"), ple, context=512)
+        request = ConvertRequest(checkpoint, directory / "bundle", built_in("int8"), ple, context=512)
         convert(request)
     return directory / "bundle"
 

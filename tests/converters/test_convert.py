@@ -24,9 +24,9 @@ from paths import EXAMPLE
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
 from converters.gemma3n.groups import text_tensors
+from converters.gemma3n.recipes import built_in, ple_recipe
 from converters.gemma3n.sizes.matformer import Slice, SlicedCheckpoint
 from toolkit.base.errors import CheckpointError, EnvironmentFault, SliceError, UsageError
-from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 
@@ -57,7 +57,7 @@ def with_tokenizer(checkpoint: Path) -> Path:
 
 def request(checkpoint: Path, output: Path, *, quant: str = "f32", sizes: tuple[Slice, ...] = ()) -> ConvertRequest:
     opened = open_checkpoint(checkpoint)
-    recipes = load_recipe(quant), ple_recipe("f32" if quant == "f32" else "int8", opened.config.ple_size)
+    recipes = built_in(quant), ple_recipe("f32" if quant == "f32" else "int8", opened.config.ple_size)
     return ConvertRequest(opened, output, *recipes, sizes, context=CONTEXT, prefill_sizes=PREFILLS)
 
 
@@ -300,13 +300,13 @@ from pathlib import Path
 import converters.convert as convert
 from converters.checkpoint import open_checkpoint
 from toolkit.base.errors import EnvironmentFault
-from toolkit.quant.recipe import load_recipe, ple_recipe
+from converters.gemma3n.recipes import built_in, ple_recipe
 
 checkpoint, disk = open_checkpoint(sys.argv[1]), Path(sys.argv[2])
 # As if another program had taken the space since it was looked at.
 convert.require_room = lambda *_: None
 request = convert.ConvertRequest(
-    checkpoint, disk / "bundle", load_recipe("f32"), ple_recipe("f32", checkpoint.config.ple_size), context=256
+    checkpoint, disk / "bundle", built_in("f32"), ple_recipe("f32", checkpoint.config.ple_size), context=256
 )
 if sys.argv[3] == "full":
     try:

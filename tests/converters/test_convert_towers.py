@@ -11,11 +11,11 @@ from towers import write_multimodal_checkpoint, write_vision_checkpoint
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.convert import ConvertRequest, convert
+from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.base.errors import CheckpointError
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.check import check
-from toolkit.quant.recipe import load_recipe, ple_recipe
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,12 @@ def request(checkpoint: Checkpoint, output: Path, vision: str | None, audio: str
     return ConvertRequest(
         checkpoint,
         output,
-        load_recipe("int8"),
+        built_in("int8"),
         ple_recipe("int8", checkpoint.config.ple_size),
         context=64,
         prefill_sizes=(4, 16),
-        vision_recipe=None if vision is None else load_recipe(vision),
-        audio_recipe=None if audio is None else load_recipe(audio),
+        vision_recipe=None if vision is None else built_in(vision),
+        audio_recipe=None if audio is None else built_in(audio),
     )
 
 

@@ -10,8 +10,8 @@ from paths import EXAMPLE
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
+from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.bundle.footprint import footprints
-from toolkit.quant.recipe import load_recipe, ple_recipe
 
 TINY = EXAMPLE
 
@@ -21,13 +21,13 @@ def test_parameters_do_not_depend_on_how_they_are_stored_and_caches_are_float32(
     whole = ConvertRequest(
         checkpoint,
         tmp_path / "int4",
-        load_recipe("int4"),
+        built_in("int4"),
         ple_recipe("int4", checkpoint.config.ple_size),
         context=64,
         prefill_sizes=(4,),
     )
     manifest = convert(whole)
-    other = convert(replace(whole, output=tmp_path / "f32", recipe=load_recipe("f32")))
+    other = convert(replace(whole, output=tmp_path / "f32", recipe=built_in("f32")))
     (blocks,), (floats,) = (
         footprints(tmp_path / name, made).values() for name, made in (("int4", manifest), ("f32", other))
     )

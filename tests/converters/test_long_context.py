@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from toolkit.quant.recipe import load_recipe, ple_recipe
+from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 
@@ -47,7 +47,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     write_tokenizer(checkpoint)
     with open_checkpoint(checkpoint) as opened:
         ple = ple_recipe("f32", opened.config.ple_size)
-        convert(ConvertRequest(opened, directory / "bundle", load_recipe("f32"), ple, context=CONTEXT))
+        convert(ConvertRequest(opened, directory / "bundle", built_in("f32"), ple, context=CONTEXT))
     with Session(Bundle(directory / "bundle"), SessionSettings(weight_cache="memory")) as opened_session:
         yield opened_session
 

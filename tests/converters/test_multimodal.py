@@ -16,9 +16,9 @@ from PIL import Image
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
+from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.media.image import load_levels, pixels
 from toolkit.media.sound import load_sound
-from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import Medium, Prompt, build_prompt, read_image, read_sound
 from toolkit.runtime.session import Session, SessionSettings
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bundle_of(checkpoint: Path, output: Path, quant: str) -> Bundle:
     recipes = {"f32": ("f32", "f32", "f32"), "int8": ("int8", "vision-int8", "audio-int8")}[quant]
-    text, vision, audio = map(load_recipe, recipes)
+    text, vision, audio = map(built_in, recipes)
     with open_checkpoint(checkpoint) as opened:
         ple = ple_recipe("f32" if quant == "f32" else "int8", opened.config.ple_size)
         request = ConvertRequest(

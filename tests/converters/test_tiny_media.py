@@ -12,8 +12,8 @@ from timm_oracle import let_transformers_use_timm
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
+from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.media.sound import load_sound
-from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import Message
 from toolkit.runtime.generate import Generation
@@ -48,8 +48,8 @@ def test_there_are_samples_of_both_kinds() -> None:
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_an_int8_bundle_answers_what_the_samples_show_and_say(tmp_path: Path, size: str) -> None:
     with open_checkpoint(TINY) as checkpoint:
-        recipes = load_recipe("int8"), ple_recipe("int8", checkpoint.config.ple_size)
-        towers = {"vision_recipe": load_recipe("vision-int8"), "audio_recipe": load_recipe("audio-int8")}
+        recipes = built_in("int8"), ple_recipe("int8", checkpoint.config.ple_size)
+        towers = {"vision_recipe": built_in("vision-int8"), "audio_recipe": built_in("audio-int8")}
         part = checkpoint.slices[size]
         convert(ConvertRequest(checkpoint, tmp_path / "bundle", *recipes, (part,), context=512, **towers))
     bundle = Bundle(tmp_path / "bundle")

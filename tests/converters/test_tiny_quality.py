@@ -9,9 +9,9 @@ from paths import EXAMPLE
 
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.convert import ConvertRequest, convert
+from converters.gemma3n.recipes import built_in, ple_recipe
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
 from converters.verify import sequences_of, thresholds_for, verify
-from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.quant.scheme import Dtype
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
@@ -31,7 +31,7 @@ def test_perplexity_on_held_out_text_stays_within_the_limit(
     tmp_path: Path, checkpoint: Checkpoint, quant: Dtype, ple: Dtype, limit: float, size: str
 ) -> None:
     part = checkpoint.slices[size]
-    recipes = load_recipe(quant), ple_recipe(ple, checkpoint.config.ple_size)
+    recipes = built_in(quant), ple_recipe(ple, checkpoint.config.ple_size)
     convert(ConvertRequest(checkpoint, tmp_path / "bundle", *recipes, (part,), context=512))
     bundle = Bundle(tmp_path / "bundle")
     ids = bundle.tokenizer().encode((TINY / "eval.txt").read_text(encoding="utf-8"), special=False)

@@ -17,7 +17,7 @@ from towers import write_multimodal_checkpoint
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from toolkit.quant.recipe import load_recipe, ple_recipe
+from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.runtime.weight_cache import ModelFile
 
 WIDTH, OUTPUTS, ROWS = 64, 128, 32
@@ -173,7 +173,7 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: P
         request = ConvertRequest(
             checkpoint,
             path,
-            load_recipe("f32"),
+            built_in("f32"),
             ple_recipe("f32", checkpoint.config.ple_size),
             sizes=(checkpoint.slices["full"], checkpoint.slices["small"]),
             context=40,
@@ -191,12 +191,12 @@ def multimodal_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         request = ConvertRequest(
             checkpoint,
             path / "bundle",
-            load_recipe("int8"),
+            built_in("int8"),
             ple_recipe("int8", checkpoint.config.ple_size),
             context=160,
             prefill_sizes=(4, 16, 64),
-            vision_recipe=load_recipe("vision-int8"),
-            audio_recipe=load_recipe("audio-int8"),
+            vision_recipe=built_in("vision-int8"),
+            audio_recipe=built_in("audio-int8"),
         )
         convert(request)
     return path / "bundle"

@@ -1,9 +1,12 @@
-"""Recipes: ordered rules that give every weight of a model its scheme. The file format is docs/formats/recipe.md."""
+"""Recipes: ordered rules that give every weight of a model its scheme. The file format is docs/formats/recipe.md.
+
+No name of a weight is known here: which recipes there are by name, and for which weights, a model family says.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -15,9 +18,6 @@ from toolkit.quant.scheme import Dtype, Scheme, Search, check_scheme
 from toolkit.tflite.target import CPU
 
 FORMAT = "gemma-edge-recipe/1"
-BUILT_IN = ("f32", "int8", "int4", "int4-block32", "int4-block128", "int4-channel")
-TOWER_BUILT_IN = ("audio-int8", "audio-int4", "vision-f16", "vision-int8")
-"""Recipes of the towers: their weights are not the text model's. `f32` fits every group."""
 
 _DTYPES: dict[str, Dtype] = {"f32": "f32", "f16": "f16", "int8": "int8", "int4": "int4"}
 SEARCHES: dict[str, Search] = {"absmax": "absmax", "mse": "mse"}
@@ -73,40 +73,81 @@ class Recipe:
         rules = tuple(replace(rule, scheme=replace(rule.scheme, search=search)) for rule in self.rules)
         return replace(self, rules=rules)
 
+    def changed(self, name: str, rules: Sequence[Rule]) -> Recipe:
+        """A recipe that differs from this one in some rules.
+
+        A rule whose `match` this recipe has takes that rule's place; the others go before all of its rules, which may
+        then be without effect.
+
+        >>> f32, int8 = Scheme("f32"), Scheme("int8")
+        >>> base = Recipe("base", (Rule("norm", f32), Rule("*", f32)))
+        >>> [str(rule.scheme) for rule in base.changed("own", [Rule("*", int8)]).rules]
+        ['f32', 'int8 per channel']
+        """
+        own = {rule.match for rule in self.rules}
+        first = tuple(rule for rule in rules if rule.match not in own)
+        instead = {rule.match: rule for rule in rules if rule.match in own}
+        kept = (replace(rule, optional=True) if first else rule for rule in self.rules)
+        changed = zip(self.rules, kept, strict=True)
+        return Recipe(name, (*first, *(instead.get(old.match, new) for old, new in changed)))
+
     def _what(self, rule: Rule | None = None) -> str:
         return f"recipe {self.name}" + (f", rule {rule.match}" if rule else "")
 
 
-def load_recipe(name_or_path: str | Path) -> Recipe:
-    """A built-in recipe by its name, or one from a JSON file; RecipeError names the file and the rule."""
-    if str(name_or_path) in (*BUILT_IN, *TOWER_BUILT_IN):
-        what = f"recipe {name_or_path}"
-        data = (resources.files("toolkit.quant") / "recipes" / f"{name_or_path}.json").read_bytes()
-        return _read_recipe(parse_json(data, what, RecipeError), what)
-    path = Path(name_or_path)
-    if not path.exists():
-        wanted = f"{', '.join(BUILT_IN)} or the path of a recipe file"
-        raise RecipeError("recipe", found=shorten(str(name_or_path)), wanted=wanted)
-    return _read_recipe(read_json_file(path, RecipeError, max_bytes=1_000_000), f"recipe {path}")
+@dataclass(frozen=True, slots=True)
+class RecipeSet:
+    """The recipes of one group of weights that have a name, and the way to those of one's own.
+
+    `package` holds the files; `files` maps what a recipe is called for this group to the file's name without `.json`,
+    which is the recipe's own name.
+    """
+
+    package: str
+    files: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The finest first."""
+        return tuple(self.files)
+
+    def load(self, name_or_path: str | Path) -> Recipe:
+        """A recipe by its name, or one from a JSON file; RecipeError names the file and the rule."""
+        if str(name_or_path) in self.files:
+            return built_in_recipe(self.package, self.files[str(name_or_path)])
+        path = Path(name_or_path)
+        if not path.exists():
+            wanted = f"{', '.join(self.files)} or the path of a recipe file"
+            raise RecipeError("recipe", found=shorten(str(name_or_path)), wanted=wanted)
+        value = read_json_file(path, RecipeError, max_bytes=1_000_000)
+        return _read_recipe(value, f"recipe {path}", self._base)
+
+    def _base(self, name: str) -> Recipe | None:
+        own_name = self.files.get(name, name)
+        return built_in_recipe(self.package, own_name) if own_name in self.files.values() else None
 
 
-def ple_recipe(dtype: Dtype, ple_size: int) -> Recipe:
-    """The recipe of the per-layer embedding table: one scale for each token and layer."""
-    scheme = Scheme("f32") if dtype == "f32" else Scheme(dtype, ple_size)
-    return Recipe(dtype, (Rule("embed_tokens_per_layer.weight", scheme),))
+def built_in_recipe(package: str, name: str) -> Recipe:
+    """The recipe that lies in a package under its own name."""
+    what = f"recipe {name}"
+    value = parse_json((resources.files(package) / f"{name}.json").read_bytes(), what, RecipeError)
+    return _read_recipe(value, what, lambda base: built_in_recipe(package, base))
 
 
 def _compile(match: str) -> re.Pattern[str]:
     return re.compile(".*".join(re.escape(piece) for piece in match.split("*")))
 
 
-def _read_recipe(value: object, what: str) -> Recipe:
+def _read_recipe(value: object, what: str, base_named: Callable[[str], Recipe | None]) -> Recipe:
     fields = JsonObject(value, what, RecipeError)
     if fields.value("format") != FORMAT:
         fields.refuse("format", fields.value("format"), FORMAT)
     name = fields.string("name")
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
         fields.refuse("name", name, "1 to 64 letters, digits, dots, dashes and underscores")
+    base = base_named(fields.string("base")) if fields.has("base") else None
+    if fields.has("base") and base is None:
+        fields.refuse("base", fields.string("base"), "a built-in recipe for the same weights")
     rules = tuple(_read_rule(item, f"{what}, rule {number}") for number, item in enumerate(fields.array("rules"), 1))
     fields.finish()
     if not rules:
@@ -116,7 +157,7 @@ def _read_recipe(value: object, what: str) -> Recipe:
         if rule.match in seen:
             raise RecipeError(f"{what}, rule {number}", found=f"match {rule.match} again", wanted="each match once")
         seen.add(rule.match)
-    return Recipe(name, rules)
+    return Recipe(name, rules) if base is None else base.changed(name, rules)
 
 
 def _read_rule(value: object, what: str) -> Rule:

@@ -16,9 +16,9 @@ from paths import EXAMPLE
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
+from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.check import check
 from toolkit.litertlm.export import ExportOptions, export_litertlm
-from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.quant.scheme import Dtype
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import Message
@@ -62,7 +62,7 @@ def bundle_of(quant: str) -> Path:
     path = scratch() / quant
     ple: Dtype = "f32" if quant == "f32" else "int8"
     with open_checkpoint(CHECKPOINT) as checkpoint:
-        recipes = load_recipe(quant), ple_recipe(ple, checkpoint.config.ple_size)
+        recipes = built_in(quant), ple_recipe(ple, checkpoint.config.ple_size)
         sizes = checkpoint.slices["large"], checkpoint.slices["small"]
         convert(ConvertRequest(checkpoint, path, *recipes, sizes, context=CONTEXT, prefill_sizes=PREFILLS))
     return path

@@ -22,6 +22,7 @@ from PIL import Image
 
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
+from converters.gemma3n.recipes import built_in, ple_recipe
 from device_harness.bench.sampler import group_memory
 from device_harness.runners.litert_lm.runner import litertlm_groups
 from toolkit.base.procfs import parse_smaps
@@ -32,7 +33,6 @@ from toolkit.litertlm.check_towers import AUDIO, VISION
 from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.litertlm.reader import read_litertlm
 from toolkit.media.prompt import IMAGE, SOUND, expand_placeholders
-from toolkit.quant.recipe import load_recipe, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import build_prompt, read_image, read_sound
 from toolkit.runtime.session import Session, SessionSettings
@@ -68,8 +68,8 @@ def checkpoint() -> Path:
 def bundle(quant: str = "f32") -> Path:
     path = scratch() / quant
     with open_checkpoint(checkpoint()) as opened:
-        recipes = load_recipe(quant), ple_recipe(quant, opened.config.ple_size)
-        vision, audio = (load_recipe("f32" if quant == "f32" else f"{tower}-{quant}") for tower in TOWER_FILES)
+        recipes = built_in(quant), ple_recipe(quant, opened.config.ple_size)
+        vision, audio = (built_in("f32" if quant == "f32" else f"{tower}-{quant}") for tower in TOWER_FILES)
         lengths = {"context": 256, "prefill_sizes": (8, 64)}
         convert(ConvertRequest(opened, path, *recipes, **lengths, vision_recipe=vision, audio_recipe=audio))
     return path

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paths import REPOSITORY
 
 from toolkit.base.errors import RecipeError
 from toolkit.base.weights import Weight
-from toolkit.quant.recipe import BUILT_IN, FORMAT, Recipe, Rule, load_recipe, ple_recipe
+from toolkit.quant.recipe import FORMAT, Recipe, RecipeSet, Rule
 from toolkit.quant.scheme import Scheme
 
 F32, INT8, INT4 = Scheme("f32"), Scheme("int8"), Scheme("int4", 32)
@@ -29,64 +28,7 @@ def write(path: Path, *rules: object, **changes: object) -> Path:
     return file
 
 
-def text_weights(layers: int = 2) -> list[Weight]:
-    """The names of an emitted text model, with shapes in E2B's proportions."""
-    vectors = ["norm.weight", "per_layer_projection_norm.weight"]
-    matrices = [
-        "embed_tokens.weight",
-        "lm_head.weight",
-        "per_layer_model_projection.weight",
-        "altup_projections.weight",
-    ]
-    matrices += [f"altup_unembed_projections.{j}.weight" for j in range(3)]
-    for i in range(layers):
-        norms = "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm"
-        norms += " post_per_layer_input_norm laurel.post_laurel_norm altup.router_norm"
-        vectors += [f"layers.{i}.{norm}.weight" for norm in norms.split()]
-        vectors += [f"layers.{i}.altup.correct_output_scale"]
-        vectors += [f"layers.{i}.self_attn.{'qk_norm' if i == 0 else 'q_norms'}.weight"]
-        projections = (
-            f"self_attn.{'qkv' if i == 0 else 'q'}_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj"
-        )
-        projections += (
-            " mlp.gate_proj.1 laurel.linear_left laurel.linear_right per_layer_input_gate per_layer_projection"
-        )
-        projections += " altup.modality_router altup.prediction_coefs altup.correction_coefs"
-        matrices += [f"layers.{i}.{projection}.weight" for projection in projections.split()]
-    return weights(*vectors, shape=(256,)) + weights(*matrices, shape=(16, 256))
-
-
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_built_in_recipes_give_every_weight_of_a_text_model_a_scheme(name: str) -> None:
-    schemes = load_recipe(name).plan(text_weights())
-    assert list(schemes) == [weight.name for weight in text_weights()]
-
-
-@pytest.mark.parametrize(
-    ("name", "core"),
-    [
-        ("f32", F32),
-        ("int8", INT8),
-        ("int4", Scheme("int4", 64)),
-        ("int4-block32", Scheme("int4", 32)),
-        ("int4-block128", Scheme("int4", 128)),
-        ("int4-channel", Scheme("int4")),
-    ],
-)
-def test_built_in_recipes_differ_in_attention_and_feed_forward_only(name: str, core: Scheme) -> None:
-    recipe = load_recipe(name)
-    schemes = recipe.plan(text_weights())
-    assert recipe.name == name
-    side = F32 if name == "f32" else INT8
-    for weight, scheme in schemes.items():
-        is_core = ("self_attn" in weight or ".mlp." in weight) and "norm" not in weight
-        is_small = "norm" in weight or ".altup." in weight
-        assert scheme == (core if is_core else F32 if is_small else side), weight
-
-
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_a_model_without_shared_caches_needs_no_other_recipe(name: str) -> None:
-    load_recipe(name).plan([w for w in text_weights() if "q_norms" not in w.name])
+OWN = RecipeSet("converters.gemma3n.recipes", {"f32": "f32", "int8": "int8", "ears": "audio-int8"})
 
 
 def test_the_first_rule_that_matches_decides() -> None:
@@ -140,15 +82,6 @@ def test_a_scheme_that_does_not_fit_names_the_weight_and_the_rule() -> None:
         recipe.plan(weights("a.w"))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_per_layer_embeddings_have_a_scale_for_each_token_and_layer(dtype: str) -> None:
-    table = Weight.whole("embed_tokens_per_layer.weight", (10, 3 * 64))
-    recipe = ple_recipe("int8" if dtype == "int8" else "int4", 64)
-    assert recipe.name == dtype
-    assert recipe.plan([table])[table.name].block_size == 64
-    assert ple_recipe("f32", 64).plan([table])[table.name] == F32
-
-
 def test_a_file_is_read_in_full(tmp_path: Path) -> None:
     file = write(
         tmp_path,
@@ -156,17 +89,10 @@ def test_a_file_is_read_in_full(tmp_path: Path) -> None:
         {"match": "*", "dtype": "int8", "block_size": None},
     )
     assert (
-        load_recipe(file)
-        == load_recipe(str(file))
+        OWN.load(file)
+        == OWN.load(str(file))
         == Recipe("mine", (Rule("a.*", Scheme("int4", 64, "absmax"), optional=True), Rule("*", INT8)))
     )
-
-
-def test_the_example_of_the_format_s_document_is_a_recipe(tmp_path: Path) -> None:
-    document = REPOSITORY / "docs" / "formats" / "recipe.md"
-    file = tmp_path / "example.json"
-    file.write_text(document.read_text(encoding="utf-8").split("```json\n")[1].split("```")[0])
-    load_recipe(file).plan(text_weights())
 
 
 RULE = {"match": "*", "dtype": "int4"}
@@ -198,7 +124,7 @@ RULE = {"match": "*", "dtype": "int4"}
 )
 def test_a_bad_rule_is_an_error_that_names_file_and_rule(tmp_path: Path, rules: list[object], message: str) -> None:
     with pytest.raises(RecipeError, match=rf"recipe .*mine\.json.*{message}"):
-        load_recipe(write(tmp_path, *rules))
+        OWN.load(write(tmp_path, *rules))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +140,7 @@ def test_a_bad_rule_is_an_error_that_names_file_and_rule(tmp_path: Path, rules: 
 )
 def test_a_bad_file_is_an_error_that_names_it(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=rf"recipe .*mine\.json.*{message}"):
-        load_recipe(write(tmp_path, RULE, **changes))
+        OWN.load(write(tmp_path, RULE, **changes))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 1, "format": 1}', "null"])
@@ -222,11 +148,31 @@ def test_text_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "x.json"
     file.write_text(text)
     with pytest.raises(RecipeError, match=r"x\.json"):
-        load_recipe(file)
+        OWN.load(file)
 
 
 def test_an_unknown_name_lists_the_built_in_ones() -> None:
-    with pytest.raises(RecipeError, match=r"recipe: found int5, wanted f32, int8, int4, .* or the path"):
-        load_recipe("int5")
+    with pytest.raises(RecipeError, match=r"recipe: found int5, wanted f32, int8, ears or the path"):
+        OWN.load("int5")
     with pytest.raises(RecipeError):
-        load_recipe("")
+        OWN.load("")
+
+
+def test_a_recipe_has_the_rules_of_its_base_in_their_order_but_for_what_differs(tmp_path: Path) -> None:
+    changed = {"match": "layers.*.self_attn.*_proj.weight", "dtype": "f32"}
+    recipe, base = OWN.load(write(tmp_path, changed, base="int8")), OWN.load("int8")
+    assert [rule.match for rule in recipe.rules] == [rule.match for rule in base.rules]
+    assert [rule for rule in recipe.rules if rule not in base.rules] == [Rule(changed["match"], F32)]
+
+
+def test_rules_that_the_base_lacks_go_before_its_own_which_may_then_be_without_effect(tmp_path: Path) -> None:
+    recipe = OWN.load(write(tmp_path, {"match": "layers.0.*", "dtype": "int8"}, base="f32"))
+    assert recipe.rules == (Rule("layers.0.*", INT8), Rule("*", F32, optional=True))
+    assert recipe.plan(weights("layers.0.w")) == {"layers.0.w": INT8}
+
+
+@pytest.mark.parametrize("base", ["int4", "mine", "../recipes/int8", "mine.json", ""])
+def test_a_base_is_a_built_in_recipe_for_the_same_weights(tmp_path: Path, base: str) -> None:
+    with pytest.raises(RecipeError, match=r"mine\.json base: found .*, wanted a built-in recipe"):
+        OWN.load(write(tmp_path, RULE, base=base))
+    OWN.load(write(tmp_path, RULE, base="ears"))

@@ -27,8 +27,8 @@ from converters.gemma3n.plan.audio import (
     read_audio_config,
 )
 from converters.gemma3n.plan.audio_source import AudioSource, position_keys, query_scale
+from converters.gemma3n.recipes import built_in
 from toolkit.base.errors import CheckpointError, ConfigError, UsageError
-from toolkit.quant.recipe import load_recipe
 from toolkit.tflite.reader import read_tflite
 
 F32 = NDArray[np.float32]
@@ -197,7 +197,7 @@ def test_a_tower_becomes_two_files_whose_bytes_depend_on_it_alone(tmp_path: Path
     for workers in (1, 2):
         directory = tmp_path / str(workers)
         directory.mkdir()
-        tower = open_audio(checkpoint, load_recipe(recipe))
+        tower = open_audio(checkpoint, built_in(recipe))
         tower.write(directory, workers=workers, progress=written.append)
     assert sum(written) > 0
     for name in (AUDIO_ENCODER, AUDIO_ADAPTER):

@@ -20,8 +20,8 @@ from converters.gemma3n.plan.vision import (
     read_vision_config,
     vision_layouts,
 )
+from converters.gemma3n.recipes import built_in
 from toolkit.base.errors import CheckpointError, RecipeError
-from toolkit.quant.recipe import load_recipe
 from toolkit.tflite.reader import read_tflite
 
 BLOCK = "vision_tower.timm_model.blocks.2.2"
@@ -41,7 +41,7 @@ def test_an_image_becomes_transformers_embeddings(tmp_path: Path) -> None:
     from transformers import Gemma3nAudioConfig, Gemma3nConfig, Gemma3nModel, Gemma3nTextConfig, Gemma3nVisionConfig
 
     with open_checkpoint(write_vision_checkpoint(tmp_path, without=())) as checkpoint:
-        tower = open_vision(checkpoint, load_recipe("f32"), 128)
+        tower = open_vision(checkpoint, built_in("f32"), 128)
         tower.write(tmp_path)
         tensors = {name: checkpoint.read(name) for name in checkpoint.tensors if "vision" in name}
     assert TINY_TOWER.architecture is not None
@@ -70,14 +70,14 @@ def test_an_image_becomes_transformers_embeddings(tmp_path: Path) -> None:
 def test_the_first_release_without_a_stem_bias_converts(tmp_path: Path) -> None:
     with open_checkpoint(write_vision_checkpoint(tmp_path)) as checkpoint:
         assert not read_vision_config(checkpoint).stem_bias
-        open_vision(checkpoint, load_recipe("vision-int8"), 128).write(tmp_path)
+        open_vision(checkpoint, built_in("vision-int8"), 128).write(tmp_path)
     got = embeddings(tmp_path, np.random.default_rng(0).random((1, 128, 128, 3), np.float32))
     assert got.shape == (1, 17, HIDDEN) and np.isfinite(got).all()
 
 
 def test_files_hold_the_documented_signatures(tmp_path: Path) -> None:
     with open_checkpoint(write_vision_checkpoint(tmp_path)) as checkpoint:
-        open_vision(checkpoint, load_recipe("vision-f16"), 128).write(tmp_path)
+        open_vision(checkpoint, built_in("vision-f16"), 128).write(tmp_path)
     encoder, adapter = read_tflite(tmp_path / VISION_ENCODER), read_tflite(tmp_path / VISION_ADAPTER)
     assert encoder.model.signatures == ("encode",)
     assert adapter.model.signatures == ("adapt", "embed_1")
@@ -96,12 +96,12 @@ def test_files_hold_the_documented_signatures(tmp_path: Path) -> None:
 def test_int8_takes_a_quarter_of_float_and_depthwise_kernels_stay_float16() -> None:
     config = TINY_TOWER.config()
     sizes = {
-        name: sum(file.weight_bytes for file in vision_layouts(config, load_recipe(name), 128).values())
+        name: sum(file.weight_bytes for file in vision_layouts(config, built_in(name), 128).values())
         for name in ("f32", "vision-f16", "vision-int8")
     }
     assert sizes["vision-f16"] < 0.6 * sizes["f32"]
     assert sizes["vision-int8"] < 0.35 * sizes["f32"]
-    encoder = vision_layouts(config, load_recipe("vision-int8"), 128)[VISION_ENCODER]
+    encoder = vision_layouts(config, built_in("vision-int8"), 128)[VISION_ENCODER]
     stored = {p.weight.name: p.scheme.dtype for p in encoder.placements}
     kernels = ("dw_start.conv.weight", "dw_mid.conv.weight", "down_conv.weight", "conv_stem.conv.weight")
     assert {dtype for name, dtype in stored.items() if name.endswith(kernels)} == {"f16"}
@@ -146,13 +146,13 @@ def test_a_text_checkpoint_has_no_vision_to_convert(tmp_path: Path) -> None:
 
 def test_a_recipe_for_text_does_not_fit_the_tower() -> None:
     with pytest.raises(RecipeError, match="recipe int8: found no rule for weight"):
-        vision_layouts(TINY_TOWER.config(), load_recipe("int8"), 128)
+        vision_layouts(TINY_TOWER.config(), built_in("int8"), 128)
 
 
 def test_the_bytes_do_not_depend_on_the_threads(tmp_path: Path) -> None:
     with open_checkpoint(write_vision_checkpoint(tmp_path)) as checkpoint:
         for workers in (1, 3):
             (tmp_path / str(workers)).mkdir()
-            open_vision(checkpoint, load_recipe("vision-int8"), 128).write(tmp_path / str(workers), workers=workers)
+            open_vision(checkpoint, built_in("vision-int8"), 128).write(tmp_path / str(workers), workers=workers)
     for name in (VISION_ENCODER, VISION_ADAPTER):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()

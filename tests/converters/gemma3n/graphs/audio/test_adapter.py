@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from converters.gemma3n.graphs.audio.adapter import adapter_graph
 from converters.gemma3n.plan.audio import AUDIO_ADAPTER, AUDIO_ENCODER, audio_layouts
 from converters.gemma3n.plan.audio_source import AudioSource
-from toolkit.quant.recipe import load_recipe
+from converters.gemma3n.recipes import built_in
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
 from toolkit.tflite.writer import write_tflite
@@ -29,7 +29,7 @@ class Group:
     def __init__(self, directory: Path, subject: Tower, recipe: str = "f32") -> None:
         config = subject.config
         self.lengths = (config.max_frames // 2, config.max_frames)
-        for name, layout in audio_layouts(config, load_recipe(recipe), self.lengths).items():
+        for name, layout in audio_layouts(config, built_in(recipe), self.lengths).items():
             write_tflite(directory / name, layout, AudioSource(subject.source, config))
         self.subject = subject
         self.encoder = Interpreter(str(directory / AUDIO_ENCODER))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from converters.gemma3n.config.audio import audio_tensors
 from converters.gemma3n.graphs.audio.encoder import encoder_graph
 from converters.gemma3n.plan.audio_source import AudioSource
-from toolkit.quant.recipe import load_recipe
+from converters.gemma3n.recipes import built_in
 from toolkit.tflite.graph import Signature
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
 
@@ -31,7 +31,7 @@ class Encoder:
 
     def __init__(self, path: Path, subject: Tower, lengths: tuple[int, ...]) -> None:
         signatures = [Signature(f"encode_{n}", encoder_graph(subject.config, n)) for n in lengths]
-        schemes = load_recipe("f32").plan(distinct_weights(signatures))
+        schemes = built_in("f32").plan(distinct_weights(signatures))
         write_tflite(path, layout_tflite(signatures, schemes), AudioSource(subject.source, subject.config))
         self.subject = subject
         self._interpreter = Interpreter(str(path))

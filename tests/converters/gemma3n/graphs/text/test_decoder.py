@@ -14,7 +14,7 @@ from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.graphs.text.decoder import _Decoder, decode_graph, prefill_graph
 from converters.gemma3n.graphs.text.decoder_step import Size, Step
 from converters.gemma3n.graphs.text.kv_cache import CacheRows
-from toolkit.quant.recipe import load_recipe
+from converters.gemma3n.recipes import built_in
 from toolkit.tflite.graph import Graph, Signature, Weight
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
 
@@ -50,7 +50,7 @@ def test_the_caches_of_a_short_prefill_are_bit_equal_to_those_of_all_layers(
     assert len(short.live_nodes()) < 0.6 * len(whole.live_nodes())
     signatures = [Signature("short", short), Signature("whole", whole)]
     path = tmp_path / "m.tflite"
-    schemes = load_recipe(quant).plan([*distinct_weights(signatures), *embedding(checkpoint)])
+    schemes = built_in(quant).plan([*distinct_weights(signatures), *embedding(checkpoint)])
     write_tflite(path, layout_tflite(signatures, schemes), checkpoint)
     rng = np.random.default_rng(0)
     caches = {name: value.shape for name, value in short.inputs.items() if name.startswith("kv_cache")}

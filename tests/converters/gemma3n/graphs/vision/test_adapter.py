@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from towers import HIDDEN, TINY_TOWER, Arrays, tower_tensors
 
 from converters.gemma3n.plan.vision import VISION_ADAPTER, vision_signatures
-from toolkit.quant.recipe import load_recipe
+from converters.gemma3n.recipes import built_in
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
 
 F32 = NDArray[np.float32]
@@ -27,7 +27,7 @@ def features(scale: float) -> F32:
 
 def adapter(tmp_path: Path, recipe: str) -> Interpreter:
     files = vision_signatures(CONFIG, TINY_TOWER.image_size)
-    schemes = load_recipe(recipe).plan(distinct_weights([s for file in files.values() for s in file]))
+    schemes = built_in(recipe).plan(distinct_weights([s for file in files.values() for s in file]))
     path = tmp_path / VISION_ADAPTER
     write_tflite(path, layout_tflite(files[VISION_ADAPTER], schemes), Arrays(tower_tensors(CONFIG)))
     return Interpreter(str(path))

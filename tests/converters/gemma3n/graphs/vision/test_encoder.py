@@ -17,8 +17,8 @@ from converters.gemma3n.config.vision import VisionConfig
 from converters.gemma3n.config.vision_blocks import STAGES
 from converters.gemma3n.graphs.vision.encoder import vision_encoder_graph
 from converters.gemma3n.plan.vision import vision_signatures
+from converters.gemma3n.recipes import built_in
 from toolkit.base.errors import UsageError
-from toolkit.quant.recipe import load_recipe
 from toolkit.tflite.graph import Signature
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
 
@@ -50,7 +50,7 @@ def timm_features(tower: Tower) -> F32:
 def litert_features(tmp_path: Path, tower: Tower, recipe: str, config: VisionConfig | None = None) -> F32:
     config = config or tower.config()
     files = vision_signatures(config, tower.image_size)
-    schemes = load_recipe(recipe).plan(distinct_weights([s for file in files.values() for s in file]))
+    schemes = built_in(recipe).plan(distinct_weights([s for file in files.values() for s in file]))
     path = tmp_path / "vision_encoder.tflite"
     write_tflite(path, layout_tflite(files["vision_encoder.tflite"], schemes), Arrays(tower_tensors(config)))
     features: F32 = Interpreter(str(path)).get_signature_runner("encode")(images=image(tower.image_size))["features"]
@@ -101,7 +101,7 @@ def test_a_stem_without_bias_is_one_with_zeros(tmp_path: Path) -> None:
     features = []
     for bias in (True, False):
         signature = Signature("encode", vision_encoder_graph(replace(config, stem_bias=bias), 128))
-        schemes = load_recipe("f32").plan(distinct_weights([signature]))
+        schemes = built_in("f32").plan(distinct_weights([signature]))
         write_tflite(tmp_path / "m.tflite", layout_tflite([signature], schemes), Arrays(tensors))
         runner = Interpreter(str(tmp_path / "m.tflite")).get_signature_runner("encode")
         features.append(runner(images=image(128))["features"])

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import load_average, this_device
-from toolkit.quant.packing import pack_int4
+from toolkit.quant.packing import pack_codes
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.stream import CHUNK_WEIGHTS
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
@@ -28,7 +28,7 @@ F32 = NDArray[np.float32]
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 Quantiser = Callable[[F32], Codes]
 
-GRANULARITIES = [("int8", None), ("int4", None), ("int4", 32), ("int4", 64), ("int4", 128), ("int4", 256)]
+SCHEMES = (Scheme("int8"), Scheme("int4"), *(Scheme("int4", block_size) for block_size in (32, 64, 128, 256)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,12 @@ class Run:
 
 def peer(scheme: Scheme, w: F32) -> Codes:
     """Round to nearest with absmax scales, as NumPy code usually does it."""
-    high = 127 if scheme.dtype == "int8" else 7
+    assert scheme.element.codes is not None
+    high = scheme.element.codes[1]
     groups = w.reshape(-1, scheme.block_size or w.shape[1])
     scales = np.abs(groups).max(axis=1, keepdims=True) / high
     codes: NDArray[np.int8] = np.clip(np.round(groups / scales), -high, high).astype(np.int8)
-    if scheme.dtype == "int8":
+    if scheme.element.per_byte == 1:
         return codes
     flat = codes.reshape(-1).view(np.uint8)
     packed: NDArray[np.uint8] = (flat[0::2] & np.uint8(15)) | (flat[1::2] << np.uint8(4))
@@ -54,8 +55,7 @@ def peer(scheme: Scheme, w: F32) -> Codes:
 
 def ours(scheme: Scheme, w: F32) -> Codes:
     """What the weight stream does with a chunk."""
-    codes = quantize_rows(w, scheme).codes
-    return pack_int4(codes) if scheme.dtype == "int4" else codes
+    return pack_codes(quantize_rows(w, scheme).codes, scheme.element.bits)
 
 
 def timed(quantiser: Quantiser, chunks: Sequence[F32], pool: ThreadPoolExecutor) -> Run:
@@ -123,8 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rng = np.random.default_rng(0)
     shape = (CHUNK_WEIGHTS // options.columns, options.columns)
     chunks = [rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02) for _ in range(options.chunks)]
-    for dtype, block_size in GRANULARITIES:
-        scheme = Scheme("int8" if dtype == "int8" else "int4", block_size)
+    for scheme in SCHEMES:
         record: dict[str, object] = {
             "benchmark": "quantise",
             "device": asdict(this_device()),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from converters.gemma3n import reference
 from converters.gemma3n.config.text import TextConfig, TextModel
 from converters.verify_towers import TowerReport
+from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
 
 SHORT_TOKENS = 128
@@ -59,7 +60,7 @@ class Thresholds:
     """The bundle's perplexity over the checkpoint's."""
 
 
-THRESHOLDS: Mapping[str, Thresholds] = {
+THRESHOLDS: Mapping[ElementName, Thresholds] = {
     # Rounding alone: an error of 0.001 in every logit diverges by 5e-7. So tight that a wrong graph stands out: on the
     # example model a sound bundle diverges by 3e-13, one whose window is a token too long by 1e-4.
     "f32": Thresholds(1e-6, 1e-4, 0.99, 1.001),
@@ -82,7 +83,7 @@ def thresholds_for(dtypes: Iterable[str]) -> Thresholds:
     if not used or not used <= THRESHOLDS.keys():
         wanted = f"one or more of {', '.join(THRESHOLDS)}"
         raise UsageError("element types of a bundle", found=sorted(used), wanted=wanted)
-    return THRESHOLDS[max(used, key=list(THRESHOLDS).index)]
+    return THRESHOLDS[coarsest(used)]
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio
 from converters.gemma3n.plan.tower import Tower
 from converters.gemma3n.plan.vision import open_vision
 from converters.gemma3n.recipes import built_in
+from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Advance, hash_file, require_free_space
 from toolkit.base.layout import ceil_div
@@ -36,7 +37,7 @@ from toolkit.runtime.weight_cache import ModelFile
 F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
-LIMITS: Mapping[str, float] = {"f32": 1e-3, "f16": 0.02, "int8": 0.2, "int4": 0.5}
+LIMITS: Mapping[ElementName, float] = {"f32": 1e-3, "f16": 0.02, "int8": 0.2, "int4": 0.5}
 """Relative errors beyond which something is wrong, by the coarsest element type. Wide: a sample is not a data set, and
 what an error of the embeddings costs an answer, only answers tell."""
 
@@ -93,8 +94,8 @@ def verify_tower(
     embed = _Embed(media, threads, scratch, progress)
     found = embed.rows([bundle.model_file(name) for name in TOWER_FILES[group]], record)
     wanted = embed.rows([_model_file(scratch / name) for name in TOWER_FILES[group]], floats.record)
-    dtypes = {rule.dtype for rule in bundle.manifest.quant[group].rules}
-    return compare(found, wanted, limit=max(LIMITS[dtype] for dtype in dtypes))
+    dtype = coarsest(rule.dtype for rule in bundle.manifest.quant[group].rules)
+    return compare(found, wanted, limit=LIMITS[dtype])
 
 
 def compare(found: Sequence[F32], wanted: Sequence[F32], *, limit: float) -> TowerReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,15 +11,16 @@ from numpy.typing import NDArray
 from converters.huggingface.safetensors import SafetensorsFile, TensorInfo
 from toolkit.base.errors import CheckpointError, UsageError
 
-FLOAT_DTYPES = ("BF16", "F16", "F32")
-
 Range = tuple[int, int]
 
-_STORED: dict[str, np.dtype[np.generic]] = {
-    "BF16": np.dtype(np.uint16),
+_STORED: Mapping[str, np.dtype[np.generic]] = {
+    "BF16": np.dtype(np.uint16),  # NumPy has no bfloat16: its bits
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
+
+FLOAT_DTYPES = tuple(_STORED)
+"""The types of safetensors that are read, by their names there; `toolkit.base.elements` has those that are written."""
 
 _PIECE_BYTES = 1 << 20
 """Large enough for storage, and small enough to stay in the processor's cache between the read and the conversion."""

@@ -18,11 +18,11 @@ from gemma_edge.commands.gate import judge, report_text
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
 from gemma_edge.options.towers import add_tower_arguments, tower_recipes
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
+from toolkit.base.elements import ElementName, element_names
 from toolkit.base.errors import QualityError
 from toolkit.bundle.manifest import Manifest
-from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
+from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
 from toolkit.quant.recipe import SEARCHES, Recipe
-from toolkit.quant.scheme import Dtype
 from toolkit.runtime.memory import peak_rss_bytes
 from toolkit.runtime.session import SessionSettings
 
@@ -36,7 +36,6 @@ EXAMPLES = (
 )
 # The largest matrices of every layer: what a budget's bits a weight are taken from.
 _TYPICAL_WEIGHT = "layers.0.mlp.gate_proj.weight"
-_BITS: dict[Dtype, int] = {"f32": 32, "f16": 16, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(RECIPES['text'].names)}, or a file: docs/formats/recipe.md (default: int8)",
     )  # fmt: skip
     parser.add_argument(
-        "--ple-quant", choices=("f32", "int8", "int4"),
+        "--ple-quant", choices=tuple(element.name for element in ple_elements()),
         help="per-layer embeddings (default: as --quant; with a file int8)",
     )  # fmt: skip
     add_tower_arguments(parser)
@@ -188,12 +187,12 @@ def _bits_per_weight(recipe: Recipe) -> float:
     if scheme is None:
         return 8.0
     # A block has one float16 scale; one scale a row is next to nothing.
-    return _BITS[scheme.dtype] + (16 / scheme.block_size if scheme.block_size else 0.0)
+    return scheme.element.bits + (16 / scheme.block_size if scheme.block_size else 0.0)
 
 
-def _ple_dtype(recipe: Recipe) -> Dtype:
+def _ple_dtype(recipe: Recipe) -> ElementName:
     built_in = recipe.name in RECIPES["text"].names
-    return next((dtype for dtype in _BITS if built_in and recipe.name.startswith(dtype)), "int8")
+    return next((dtype for dtype in element_names() if built_in and recipe.name.startswith(dtype)), "int8")
 
 
 def _names(text: str) -> tuple[str, ...]:

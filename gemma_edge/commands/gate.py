@@ -11,8 +11,8 @@ from converters.gemma3n.sizes.matformer import Slice, SlicedCheckpoint
 from converters.verify import SizeReport, VerifyReport, built_in_text, sequences_of, thresholds_for, verify
 from converters.verify_towers import TowerReport, verify_tower
 from gemma_edge.terminal import Terminal, table
+from toolkit.base.elements import ElementName, element_names
 from toolkit.bundle.manifest import TOWER_FILES, Manifest
-from toolkit.quant.scheme import Dtype
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import TOWERS, Medium
 from toolkit.runtime.session import Session, SessionSettings
@@ -90,12 +90,11 @@ def _percent(show: Callable[[int, int], None], second: str) -> Callable[[str, in
     return lambda half, done, of: show(50 * (half == second) + 50 * done // of, 100)
 
 
-def used_dtypes(manifest: Manifest) -> set[Dtype]:
+def used_dtypes(manifest: Manifest) -> set[ElementName]:
     """The element types that the recipes of text name; the towers take no part in what is judged."""
-    known: tuple[Dtype, ...] = ("f32", "f16", "int8", "int4")
     roles = (role for role in manifest.quant if role not in TOWER_FILES)
     named = {rule.dtype for role in roles for rule in manifest.quant[role].rules}
-    return {dtype for dtype in known if dtype in named}
+    return {dtype for dtype in element_names() if dtype in named}
 
 
 def report_text(report: VerifyReport) -> str:

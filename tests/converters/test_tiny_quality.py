@@ -12,7 +12,7 @@ from converters.convert import ConvertRequest, convert
 from converters.gemma3n.recipes import built_in, ple_recipe
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
 from converters.verify import sequences_of, thresholds_for, verify
-from toolkit.quant.scheme import Dtype
+from toolkit.base.elements import ElementName
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 
@@ -28,7 +28,7 @@ def checkpoint() -> Checkpoint:
 @pytest.mark.parametrize(("quant", "ple", "limit"), [("int8", "int8", 1.01), ("int4", "int4", 1.05)])
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_perplexity_on_held_out_text_stays_within_the_limit(
-    tmp_path: Path, checkpoint: Checkpoint, quant: Dtype, ple: Dtype, limit: float, size: str
+    tmp_path: Path, checkpoint: Checkpoint, quant: ElementName, ple: ElementName, limit: float, size: str
 ) -> None:
     part = checkpoint.slices[size]
     recipes = built_in(quant), ple_recipe(ple, checkpoint.config.ple_size)

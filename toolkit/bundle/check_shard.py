@@ -73,7 +73,7 @@ def _faults_of(file: str, rows: NDArray[np.uint8], layout: PleLayout, first: int
     }
     if layout.bits == 8:
         wrong["the code -128"] = (rows[:, :codes] == 0x80).any(axis=1)
-    if layout.bits == 32:
+    if not layout.element.quantised:
         wrong["a value that is not finite"] = ~np.isfinite(np.ascontiguousarray(rows[:, :codes]).view("<f4")).all(
             axis=1
         )

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from toolkit.base.elements import element_names
 from toolkit.base.errors import BundleError
 from toolkit.base.files import is_safe_name
 from toolkit.base.strict_json import JsonObject, open_regular, parse_json
@@ -231,7 +232,7 @@ def _read_quant(fields: JsonObject) -> QuantRecord:
 
 def _read_rule(fields: JsonObject) -> RuleRecord:
     block_size = None if fields.value("block_size") is None else fields.integer("block_size", 1, MAX_DIMENSION)
-    dtype = _choice(fields, "dtype", ("f32", "f16", "int8", "int4"))
+    dtype = _choice(fields, "dtype", element_names())
     search = _choice(fields, "search", ("absmax", "mse"))
     return _finished(fields, RuleRecord(_text(fields, "match"), dtype, block_size, search))
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.elements import ElementType, element_names, element_of
 from toolkit.base.errors import BundleError, RecipeError
 from toolkit.base.files import write_at
 from toolkit.base.layout import PAGE_BYTES, align_up, ceil_div
-from toolkit.quant.packing import pack_int4, require_finite, unpack_int4
+from toolkit.quant.packing import pack_codes, require_finite, unpack_codes
 from toolkit.quant.pipeline import pipeline
 from toolkit.quant.scheme import Scheme, Search
 from toolkit.quant.source import TensorSource
@@ -34,6 +35,12 @@ _CHECKSUM_BYTES = 4
 _FIELDS = struct.Struct("<8sIIQQQIIIIII32s")
 
 
+def ple_elements() -> tuple[ElementType, ...]:
+    """The element types that a table's values may have: integer codes, or float32."""
+    elements = (element_of(name) for name in element_names())
+    return tuple(element for element in elements if element.quantised or element.name == "f32")
+
+
 @dataclass(frozen=True, slots=True)
 class PleLayout:
     """What all shards of a table agree on; `width` values in each of `layers`, in codes of `bits` (32: float32)."""
@@ -44,13 +51,19 @@ class PleLayout:
     bits: int
 
     @property
+    def element(self) -> ElementType:
+        """The element type of the values, which their bits tell."""
+        return next(element for element in ple_elements() if element.bits == self.bits)
+
+    @property
     def code_bytes(self) -> int:
+        """Bytes of one row's values, without scales."""
         return self.layers * self.width * self.bits // 8
 
     @property
     def scale_bytes(self) -> int:
         """Float16 scales, one a layer; float32 values have none."""
-        return 0 if self.bits == 32 else 2 * self.layers
+        return 2 * self.layers if self.element.quantised else 0
 
     @property
     def row_bytes(self) -> int:
@@ -142,10 +155,12 @@ def _unpack(fields: bytes, path: Path) -> ShardHeader:
         _FIELDS.unpack(fields)
     )
     layout = PleLayout(vocab, layers, width, bits)
+    known_bits = sorted(element.bits for element in ple_elements())
+    if bits not in known_bits:
+        raise BundleError(f"{path} header bits", found=bits, wanted=" or ".join(map(str, known_bits)))
     wanted: tuple[tuple[str, object, bool, object], ...] = (
         ("version", version, version == VERSION, VERSION),
         ("header_bytes", header_bytes, header_bytes == HEADER_BYTES, HEADER_BYTES),
-        ("bits", bits, bits in (4, 8, 32), "4, 8 or 32"),
         ("layers", layers, 1 <= layers <= 1024, "1 to 1024"),
         ("width", width, 1 <= width <= 1 << 16 and layers * width * bits % 8 == 0, "whole bytes, at most 65536 values"),
         ("row_bytes", row_bytes, row_bytes == layout.row_bytes, layout.row_bytes),
@@ -194,7 +209,8 @@ def write_ple_shards(
     each shard.
     """
     if layout.layers * layout.width * layout.bits % 8:
-        raise RecipeError(tensor, found="an odd number of 4-bit codes a row", wanted="an even one", remedy="use int8")
+        found = f"{layout.layers * layout.width} codes of {layout.bits} bits a row"
+        raise RecipeError(tensor, found=found, wanted="whole bytes", remedy="use int8")
     per_shard = layout.rows_per_shard(shard_bytes)
     count = layout.shard_count(shard_bytes)
 
@@ -238,13 +254,13 @@ def pack_rows(
 ) -> NDArray[np.uint8]:
     """Rows f32[n, layers * width] as a shard has them: uint8[n, row_bytes]; `name` and `first_row` are for errors."""
     rows = np.zeros((len(values), layout.row_bytes), np.uint8)
-    if layout.bits == 32:
+    if not layout.element.quantised:
         require_finite(values, name, first_row)
         rows[:, : layout.code_bytes] = np.ascontiguousarray(values, "<f4").view(np.uint8)
     else:
-        scheme = Scheme("int4" if layout.bits == 4 else "int8", layout.width, search)
+        scheme = Scheme(layout.element.name, layout.width, search)
         quantized = quantize_rows(values, scheme, name=name, first_row=first_row)
-        codes = pack_int4(quantized.codes) if layout.bits == 4 else quantized.codes.view(np.uint8)
+        codes = pack_codes(quantized.codes, layout.bits)
         rows[:, : layout.code_bytes] = codes.reshape(len(values), -1)
         scales = np.ascontiguousarray(quantized.scales, "<f2").view(np.uint8)
         rows[:, layout.code_bytes : layout.code_bytes + layout.scale_bytes] = scales.reshape(len(values), -1)
@@ -266,10 +282,10 @@ def stored_checksum(row: NDArray[np.uint8]) -> int:
 def unpack_rows(rows: NDArray[np.uint8], layout: PleLayout) -> NDArray[np.float32]:
     """f32[n, layers, width] of rows uint8[n, row_bytes]."""
     n = len(rows)
-    bytes_ = np.ascontiguousarray(rows[:, : layout.code_bytes]).view(np.int8)
-    if layout.bits == 32:
+    bytes_ = np.ascontiguousarray(rows[:, : layout.code_bytes])
+    if not layout.element.quantised:
         return bytes_.view("<f4").reshape(n, layout.layers, layout.width).astype(np.float32)
-    codes = bytes_ if layout.bits == 8 else unpack_int4(bytes_.view(np.uint8))
+    codes = unpack_codes(bytes_, layout.bits)
     values = codes.astype(np.float32).reshape(n, layout.layers, layout.width)
     scales = np.ascontiguousarray(rows[:, layout.code_bytes : layout.code_bytes + layout.scale_bytes]).view("<f2")
     values *= scales.astype(np.float32)[:, :, None]

@@ -43,19 +43,22 @@ def _codes(row: Value, layout: PleLayout) -> Value:
     """f32[1, 1, layers, width] of a row int8[1, row_bytes]."""
     shape = (1, 1, layout.layers, layout.width)
     codes = ops.take(row, 1, 0, layout.code_bytes)
-    if layout.bits == 32:
+    if not layout.element.quantised:
         return ops.bitcast(ops.reshape(codes, (*shape, 4)), DType.FLOAT32)
-    bytes_ = ops.cast(codes, DType.FLOAT32)
-    return ops.reshape(bytes_ if layout.bits == 8 else _nibbles(bytes_), shape)
+    values, bits = ops.cast(codes, DType.FLOAT32), 8
+    while bits > layout.bits:
+        bits //= 2
+        values = _halves(values, bits)
+    return ops.reshape(values, shape)
 
 
-def _nibbles(bytes_: Value) -> Value:
-    """f32[bytes, 2] of signed bytes f32[1, bytes]: low nibble and high nibble, each -8 to 7. Exact in float32."""
-    graph, count = bytes_.graph, bytes_.shape[1]
-    high = ops.floor(ops.mul(bytes_, graph.scalar(1 / 16)))
-    unsigned = ops.sub(bytes_, ops.mul(high, graph.scalar(16)))
-    sign = ops.floor(ops.mul(unsigned, graph.scalar(1 / 8)))
-    low = ops.sub(unsigned, ops.mul(sign, graph.scalar(16)))
+def _halves(numbers: Value, bits: int) -> Value:
+    """f32[n, 2] of n signed numbers of twice as many bits: the low and the high half of each. Exact in float32."""
+    graph, count, range_ = numbers.graph, math.prod(numbers.shape), 1 << bits
+    high = ops.floor(ops.mul(numbers, graph.scalar(1 / range_)))
+    unsigned = ops.sub(numbers, ops.mul(high, graph.scalar(range_)))
+    sign = ops.floor(ops.mul(unsigned, graph.scalar(2 / range_)))
+    low = ops.sub(unsigned, ops.mul(sign, graph.scalar(range_)))
     return ops.concatenation([ops.reshape(low, (count, 1)), ops.reshape(high, (count, 1))], 1)
 
 

@@ -1,4 +1,4 @@
-"""Numbers to what LiteRT's INT4 and FLOAT16 tensors hold."""
+"""Codes and floats to the bytes that LiteRT's tensors hold, and codes back."""
 
 from __future__ import annotations
 
@@ -8,29 +8,39 @@ from numpy.typing import NDArray
 from toolkit.base.errors import CheckpointError, RecipeError
 
 
-def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Two codes a byte over the whole array in C order, low nibble first; codes: an even number of int8 in [-8, 7].
+def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """8 / bits codes a byte over the whole array in C order, the first in the lowest bits; flat.
 
-    >>> pack_int4(np.array([1, -1, -8, 7], np.int8)).tolist()
+    codes: signed numbers of `bits` bits, 8 or a power of two below, as many as fill whole bytes.
+
+    >>> pack_codes(np.array([1, -1, -8, 7], np.int8), 4).tolist()
     [241, 120]
     """
-    # A pair is one little-endian uint16, 0x0H0L in its low nibbles; with its half 0x00H0 its low byte is 0xHL.
-    pairs = np.ascontiguousarray(codes).reshape(-1).view("<u2") & 0x0F0F
-    pairs |= pairs >> 4
-    return pairs.astype(np.uint8)
+    packed = np.ascontiguousarray(codes).reshape(-1).view(np.uint8)
+    while bits < 8:
+        # At 4 bits a pair is one little-endian uint16 0x?H?L; cleared and with its half 0x00H0, its low byte is 0xHL.
+        pairs = packed.view("<u2") & (0x0101 * ((1 << bits) - 1))
+        pairs |= pairs >> (8 - bits)
+        packed = pairs.astype(np.uint8)
+        bits *= 2
+    return packed
 
 
-def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """The codes of `pack_int4`, flat.
+def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
+    """The codes of `pack_codes`, flat.
 
-    >>> unpack_int4(np.array([241, 120], np.uint8)).tolist()
+    >>> unpack_codes(np.array([241, 120], np.uint8), 4).tolist()
     [1, -1, -8, 7]
     """
-    flat = packed.reshape(-1).view(np.int8)
-    codes = np.empty((flat.size, 2), np.int8)
-    np.right_shift(np.left_shift(flat, 4), 4, out=codes[:, 0])
-    np.right_shift(flat, 4, out=codes[:, 1])
-    return codes.reshape(-1)
+    codes = packed.reshape(-1).view(np.int8)
+    half = 4
+    while half >= bits:
+        halves = np.empty((codes.size, 2), np.int8)
+        np.right_shift(np.left_shift(codes, 8 - half), 8 - half, out=halves[:, 0])
+        np.right_shift(codes, half, out=halves[:, 1])
+        codes = halves.reshape(-1)
+        half //= 2
+    return codes
 
 
 def require_finite(values: NDArray[np.float32], name: str, first_row: int = 0) -> None:

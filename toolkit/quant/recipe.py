@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
+from toolkit.base.elements import ElementName, element_names, element_of
 from toolkit.base.errors import RecipeError
 from toolkit.base.strict_json import JsonObject, parse_json, read_json_file, shorten
 from toolkit.base.weights import Weight
-from toolkit.quant.scheme import Dtype, Scheme, Search, check_scheme
+from toolkit.quant.scheme import Scheme, Search, check_scheme
 from toolkit.tflite.target import CPU
 
 FORMAT = "gemma-edge-recipe/1"
 
-_DTYPES: dict[str, Dtype] = {"f32": "f32", "f16": "f16", "int8": "int8", "int4": "int4"}
 SEARCHES: dict[str, Search] = {"absmax": "absmax", "mse": "mse"}
 _MATCH = re.compile(r"[A-Za-z0-9_.*-]{1,256}")
 
@@ -167,9 +167,9 @@ def _read_rule(value: object, what: str) -> Rule:
         fields.refuse("match", match, "letters, digits, dots, dashes, underscores and * (any characters)")
     fields = JsonObject(value, f"{what} ({match})", RecipeError)
     fields.ignore(["match"])
-    dtype = _DTYPES.get(fields.string("dtype"))
+    dtype = next((name for name in element_names() if name == fields.string("dtype")), None)
     if dtype is None:
-        fields.refuse("dtype", fields.string("dtype"), " or ".join(_DTYPES))
+        fields.refuse("dtype", fields.string("dtype"), " or ".join(element_names()))
     search = SEARCHES.get(fields.string("search")) if fields.has("search") else "mse"
     if search is None:
         fields.refuse("search", fields.string("search"), " or ".join(SEARCHES))
@@ -179,12 +179,13 @@ def _read_rule(value: object, what: str) -> Rule:
     return rule
 
 
-def _read_block_size(fields: JsonObject, dtype: Dtype) -> int | None:
+def _read_block_size(fields: JsonObject, dtype: ElementName) -> int | None:
     if not fields.has("block_size"):
         return None
     block_size = fields.integer("block_size", 1, 2**31 - 1)
-    if dtype != "int4":
-        fields.refuse("block_size", block_size, f"none: LiteRT has block scales for int4 only, not {dtype}")
+    if not element_of(dtype).block_scales:
+        with_blocks = " and ".join(name for name in element_names() if element_of(name).block_scales)
+        fields.refuse("block_size", block_size, f"none: LiteRT has block scales for {with_blocks} only, not {dtype}")
     if block_size not in CPU.block_sizes:
         fields.refuse("block_size", block_size, " or ".join(map(str, CPU.block_sizes)))
     return block_size

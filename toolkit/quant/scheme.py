@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from toolkit.base.elements import ElementName, ElementType, element_of
 from toolkit.base.errors import RecipeError
 
-Dtype = Literal["f32", "f16", "int8", "int4"]
 Search = Literal["absmax", "mse"]
 
 
@@ -21,9 +21,14 @@ class Scheme:
     group's squared error. Both run equally fast on the device.
     """
 
-    dtype: Dtype
+    dtype: ElementName
     block_size: int | None = None
     search: Search = "mse"
+
+    @property
+    def element(self) -> ElementType:
+        """What is known of the element type."""
+        return element_of(self.dtype)
 
     @property
     def per_channel(self) -> bool:
@@ -33,7 +38,7 @@ class Scheme:
     @property
     def quantised(self) -> bool:
         """Whether the weight is stored as integer codes; float16 is only a smaller float."""
-        return self.dtype not in ("f32", "f16")
+        return self.element.quantised
 
     def __str__(self) -> str:
         """As people write it.
@@ -52,8 +57,7 @@ def payload_bytes(shape: Sequence[int], scheme: Scheme) -> int:
     >>> payload_bytes((3, 64), Scheme("int4", 32)), payload_bytes((3, 64), Scheme("int8"))
     (96, 192)
     """
-    count = math.prod(shape)
-    return {"f32": 4 * count, "f16": 2 * count, "int8": count, "int4": (count + 1) // 2}[scheme.dtype]
+    return scheme.element.bytes_of(math.prod(shape))
 
 
 def scales_bytes(shape: Sequence[int], scheme: Scheme) -> int:
@@ -74,7 +78,7 @@ def check_scheme(name: str, shape: Sequence[int], scheme: Scheme) -> None:
     what = f"weight {name} as {scheme}"
     # A convolution's [out, height, width, in] is quantised as the matrix [out, height * width * in]; LiteRT's int4 and
     # block scales are for matrices, and depthwise kernels [1, height, width, channels] have no rows.
-    if len(shape) == 4 and shape[0] > 1 and scheme.dtype == "int8" and scheme.block_size is None:
+    if len(shape) == 4 and shape[0] > 1 and scheme.element.convolutions and scheme.block_size is None:
         return
     if len(shape) != 2:
         raise RecipeError(what, found=f"shape {tuple(shape)}", wanted="a matrix", remedy="keep it f32 or f16")
@@ -87,6 +91,8 @@ def check_scheme(name: str, shape: Sequence[int], scheme: Scheme) -> None:
             wanted=f"a multiple of {block}",
             remedy="give its rule a block_size that divides the columns, or no block_size (one scale per row)",
         )
-    if scheme.dtype == "int4" and (columns if block is None else block) % 2:
-        # Two codes share a byte, and LiteRT's EMBEDDING_LOOKUP misreads rows that start inside one.
-        raise RecipeError(what, found="an odd width", wanted="an even one", remedy="use int8 for it")
+    per_byte, width = scheme.element.per_byte, columns if block is None else block
+    if width % per_byte:
+        # LiteRT's EMBEDDING_LOOKUP misreads rows that start inside a byte.
+        wanted = f"a multiple of {per_byte}, the codes that share a byte"
+        raise RecipeError(what, found=f"a width of {width}", wanted=wanted, remedy="use int8 for it")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from toolkit.base.errors import CheckpointError, EnvironmentFault
 from toolkit.base.files import write_at
 from toolkit.base.weights import Weight, WeightPart
-from toolkit.quant.packing import pack_int4, require_finite, to_float16
+from toolkit.quant.packing import pack_codes, require_finite, to_float16
 from toolkit.quant.pipeline import pipeline
 from toolkit.quant.scheme import Scheme, check_scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
@@ -164,7 +164,7 @@ def _encode(values: NDArray[np.float32], scheme: Scheme, name: str, first_row: i
     if scheme.dtype == "f16":
         return to_float16(values, name).astype("<f2", copy=False), None
     quantized = quantize_rows(values.reshape(len(values), -1), scheme, name=name, first_row=first_row)
-    payload = pack_int4(quantized.codes) if scheme.dtype == "int4" else quantized.codes
+    payload = pack_codes(quantized.codes, scheme.element.bits)
     if scheme.block_size is None:
         return payload, quantized.scales
     return payload, quantized.scales.astype("<f2", copy=False)

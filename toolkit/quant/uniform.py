@@ -7,20 +7,17 @@ alone: on no thread count and no CPU.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.elements import ElementName
 from toolkit.base.errors import CheckpointError, RecipeError
 from toolkit.quant.scheme import Scheme
 
 F32 = NDArray[np.float32]
-
-# int8 codes are symmetric (LiteRT's quantisation specification); int4 uses -8 too, which XNNPACK and EMBEDDING_LOOKUP
-# read exactly and which lowers the squared error of blocks of 32 by about a tenth.
-INT8_RANGE = (np.float32(-127), np.float32(127))
-INT4_RANGE = (np.float32(-8), np.float32(7))
 
 # XNNPACK rounds float16 block scales to bfloat16. Ours have 8 significant bits, so both read the same number; they stay
 # between float16's smallest normal number and the largest number that both types hold.
@@ -31,23 +28,28 @@ ROW_WEIGHT_MAX = np.float32(2.0**126)  # so that no code times its scale overflo
 # Scales to try: plain absmax, and the scale that just holds the group without clipping divided by each of these, by the
 # width of a group. Chosen by benchmarks/choose_clip_ratios.py: with the least-squares refit they come within 0.3 %
 # (rows: 0.7 %) of an exhaustive search's squared error on Gaussian, Laplace and Student-t weights.
-_INT4_RATIOS = (
-    (32, (0.982, 1.031, 1.083, 1.138)),
-    (64, (1.019, 1.07, 1.11, 1.152, 1.195)),
-    (128, (1.057, 1.097, 1.138, 1.18, 1.225, 1.286)),
-    (256, (1.11, 1.166, 1.21, 1.27, 1.334, 1.401, 1.49)),
-    (4096, (1.31, 1.412, 1.484, 1.6, 1.725, 1.907, 2.216, 2.846, 3.94)),
-    (math.inf, (1.484, 1.641, 1.86, 2.107, 2.449, 2.992, 3.94, 5.594, 9.0)),
-)
-# Rounding noise at 8 bits is so low that little can be clipped, and one ratio does as well as two: on the same weights
-# the error falls by 1 % at 2,048 columns and by 4 % at 8,192.
-_INT8_RATIOS = (
-    (512, (1.006,)),
-    (2048, (1.01,)),
-    (4096, (1.02,)),
-    (8192, (1.04,)),
-    (math.inf, (1.05,)),
-)
+CLIP_RATIOS: Mapping[ElementName, tuple[tuple[float, tuple[float, ...]], ...]] = {
+    "int4": (
+        (32, (0.982, 1.031, 1.083, 1.138)),
+        (64, (1.019, 1.07, 1.11, 1.152, 1.195)),
+        (128, (1.057, 1.097, 1.138, 1.18, 1.225, 1.286)),
+        (256, (1.11, 1.166, 1.21, 1.27, 1.334, 1.401, 1.49)),
+        (4096, (1.31, 1.412, 1.484, 1.6, 1.725, 1.907, 2.216, 2.846, 3.94)),
+        (math.inf, (1.484, 1.641, 1.86, 2.107, 2.449, 2.992, 3.94, 5.594, 9.0)),
+    ),
+    # Rounding noise at 8 bits is so low that little can be clipped, and one ratio does as well as two: on the same
+    # weights the error falls by 1 % at 2,048 columns and by 4 % at 8,192.
+    "int8": (
+        (512, (1.006,)),
+        (2048, (1.01,)),
+        (4096, (1.02,)),
+        (8192, (1.04,)),
+        (math.inf, (1.05,)),
+    ),
+}
+"""By element type: pairs of the widest group, and the ratios of groups up to that width."""
+
+_REFITTED_BITS = 4  # up to so many bits, each candidate's scale is fitted to its codes by least squares
 
 # 1 MB of float32, so that two tiles fill a 2 MB L2 cache. Half of it is a little faster on one thread, but passes are
 # then so short that two threads wait for the interpreter's lock.
@@ -67,7 +69,7 @@ def quantize_rows(rows: F32, scheme: Scheme, *, name: str = "weights", first_row
 
     CheckpointError for a weight that is not finite, RecipeError for one too large to have a scale.
     """
-    assert scheme.dtype != "f32", "float32 weights are copied, not quantised"
+    assert scheme.quantised, "float weights are copied, not quantised"
     count, columns = rows.shape
     width = scheme.block_size or columns
     groups = np.ascontiguousarray(rows, np.float32).reshape(count * (columns // width), width)
@@ -132,20 +134,22 @@ class _UnfitGroup(Exception):
 class _Workspace:
     """Scratch memory for tiles of one scheme, and the passes over them.
 
-    int4 blocks are searched transposed, [width, groups], so that sums over a short block run along vectors, and in
+    Blocks of int4 are searched transposed, [width, groups], so that sums over a short block run along vectors, and in
     integers of `steps` to a code: no sum exceeds 8 * 8 * steps * width <= 2**24, so float32 holds all of them exactly.
     Everything else is [groups, width].
     """
 
     def __init__(self, scheme: Scheme, tile: int, width: int) -> None:
         self._search = scheme.search
-        self._int4 = scheme.dtype == "int4"
-        self._low, self._high = INT4_RANGE if self._int4 else INT8_RANGE
+        codes = scheme.element.codes
+        assert codes is not None, scheme
+        self._low, self._high = np.float32(codes[0]), np.float32(codes[1])
+        self._refits = scheme.element.bits <= _REFITTED_BITS
         self._blocks = scheme.block_size is not None
         self._scale_min = BLOCK_SCALE_RANGE[0] if self._blocks else ROW_SCALE_MIN
-        self._transposed = self._blocks and self._int4
+        self._transposed = self._blocks and self._refits
         self._steps = 2.0 ** (18 - (width - 1).bit_length()) if self._transposed else 1.0
-        table = _INT4_RATIOS if self._int4 else _INT8_RATIOS
+        table = CLIP_RATIOS[scheme.dtype] if scheme.search == "mse" else ((math.inf, ()),)
         self._ratios = next(ratios for widest, ratios in table if width <= widest)
         self._buffers = [_aligned(tile * width) for _ in range(3)]
 
@@ -153,7 +157,7 @@ class _Workspace:
         """The scale of each group, as it will be stored; groups: [count, width]."""
         if self._search == "absmax":
             return self._plain(self._absmax(groups))
-        if not self._int4:
+        if not self._refits:
             return self._least_error(groups, self._plain(self._absmax(groups)))
         x = groups
         if self._transposed:

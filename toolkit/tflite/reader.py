@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import mmap
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.base.elements import element_names, element_of
 from toolkit.base.errors import GraphError
 from toolkit.base.strict_json import open_regular, shorten
 from toolkit.tflite import schema
+from toolkit.tflite.graph import DType
 
 HEADER_LIMIT_BYTES = 1 << 29  # 512 MiB; the header of a 35-layer model with per-channel scales is under 50 MB
-
-_BITS = {"FLOAT32": 32, "FLOAT16": 16, "INT32": 32, "BOOL": 8, "INT8": 8, "INT4": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,14 @@ def check_model(name: str, size_bytes: int, model: schema.ModelRecord) -> None:
             raise GraphError(f"{name} buffer {n}", found=f"an end at byte {end}", wanted=f"at most {size_bytes}")
     if len(set(model.signatures)) != len(model.signatures):
         raise GraphError(f"{name} signatures", found=list(model.signatures), wanted="each name once")
+    bits = _bits_by_type()
     for graph in model.subgraphs:
-        _check_graph(f"{name} {graph.name}", model, graph)
+        _check_graph(f"{name} {graph.name}", model, graph, bits)
 
 
-def _check_graph(name: str, model: schema.ModelRecord, graph: schema.SubgraphRecord) -> None:
+def _check_graph(name: str, model: schema.ModelRecord, graph: schema.SubgraphRecord, bits: Mapping[str, int]) -> None:
     for tensor in graph.tensors:
-        _check_tensor(f"{name} tensor {tensor.name}", model, graph, tensor)
+        _check_tensor(f"{name} tensor {tensor.name}", model, graph, tensor, bits)
     known = {i for i, t in enumerate(graph.tensors) if t.buffer and _has_bytes(model, t)}
     for key, index in graph.inputs.items():
         if not 0 <= index < len(graph.tensors):
@@ -88,18 +90,22 @@ def _check_graph(name: str, model: schema.ModelRecord, graph: schema.SubgraphRec
 
 
 def _check_tensor(
-    name: str, model: schema.ModelRecord, graph: schema.SubgraphRecord, tensor: schema.TensorRecord
+    name: str,
+    model: schema.ModelRecord,
+    graph: schema.SubgraphRecord,
+    tensor: schema.TensorRecord,
+    bits: Mapping[str, int],
 ) -> None:
-    if tensor.type not in _BITS or any(d <= 0 for d in tensor.shape):
+    if tensor.type not in bits or any(d <= 0 for d in tensor.shape):
         raise GraphError(
-            name, found=f"{tensor.type}{shorten(list(tensor.shape))}", wanted=f"positive sizes of {', '.join(_BITS)}"
+            name, found=f"{tensor.type}{shorten(list(tensor.shape))}", wanted=f"positive sizes of {', '.join(bits)}"
         )
     if not 0 <= tensor.buffer < len(model.buffers):
         raise GraphError(name, found=f"buffer {tensor.buffer}", wanted=f"0 to {len(model.buffers) - 1}")
     if tensor.buffer and _has_bytes(model, tensor):
         buffer = model.buffers[tensor.buffer]
         found = len(buffer.data) if buffer.data is not None else buffer.size_bytes
-        wanted = (math.prod(tensor.shape) * _BITS[tensor.type] + 7) // 8
+        wanted = (math.prod(tensor.shape) * bits[tensor.type] + 7) // 8
         if found != wanted:
             raise GraphError(name, found=f"{found} bytes", wanted=f"{wanted}")
     quantization = tensor.quantization
@@ -117,6 +123,13 @@ def _check_tensor(
             )
         if graph.tensors[index].shape != (tensor.shape[0], tensor.shape[-1] // size):
             raise GraphError(name, found=f"block scales {graph.tensors[index].shape}", wanted="one per block")
+
+
+def _bits_by_type() -> dict[str, int]:
+    """Bits of one element, by the name of a type that graphs compute with or weights are stored in."""
+    computed = {dtype.value: 8 * dtype.numpy.itemsize for dtype in DType}
+    stored = (element_of(name) for name in element_names())
+    return computed | {element.tensor_type: element.bits for element in stored}
 
 
 def _has_bytes(model: schema.ModelRecord, tensor: schema.TensorRecord) -> bool:

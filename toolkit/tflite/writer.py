@@ -26,8 +26,6 @@ from toolkit.quant.stream import FileWeights, Placement, stream_files
 from toolkit.tflite import schema
 from toolkit.tflite.graph import DType, Graph, Node, Signature, Value
 
-_ELEMENTS = {"f32": "FLOAT32", "f16": "FLOAT16", "int8": "INT8", "int4": "INT4"}
-
 
 @dataclass(frozen=True, slots=True)
 class BlobPlace:
@@ -66,9 +64,9 @@ def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]
     weights = distinct_weights(signatures)
     tables = {v.weight for s in signatures for n in s.graph.nodes if n.builtin == "EMBEDDING_LOOKUP" for v in n.inputs}
     for weight in weights:
-        if weight in tables and schemes[weight.name].dtype == "f16":
+        if weight in tables and schemes[weight.name].element.widened:
             # LiteRT would widen the whole table at every call.
-            raise RecipeError(f"table {weight.name}", found="f16", wanted="f32 or integers")
+            raise RecipeError(f"table {weight.name}", found=schemes[weight.name].dtype, wanted="f32 or integers")
     packing = _Packing(signatures, _place(weights, tables, schemes, header_bytes=1), _place_blobs(signatures, 1))
     header = bytearray(packing.pack())
     placements = _place(weights, tables, schemes, header_bytes=len(header))
@@ -222,7 +220,7 @@ class _Packing:
         for n, value in enumerate(values):
             if value.weight is not None and value.weight.name in self._scales_buffer:
                 tensors[n] = self._with_block_scales(tensors[n], value.weight, tensors)
-            if value.weight is not None and self._schemes[value.weight.name].dtype == "f16":
+            if value.weight is not None and self._schemes[value.weight.name].element.widened:
                 index[id(value)] = len(tensors)
                 tensors.append(schema.TensorRecord(f"{value.weight.name}.f32", value.shape, "FLOAT32", 0))
                 widened.append(schema.OperatorRecord("DEQUANTIZE", 3, (n,), (index[id(value)],), "DequantizeOptions"))
@@ -239,8 +237,8 @@ class _Packing:
             weight = value.weight
             scheme = self._schemes[weight.name]
             buffer = self._payload_buffer[weight.name]
-            element = _ELEMENTS[scheme.dtype]
-            return schema.TensorRecord(name, weight.shape, element, buffer, self._per_channel.get(weight.name))
+            kind, scales = scheme.element.tensor_type, self._per_channel.get(weight.name)
+            return schema.TensorRecord(name, weight.shape, kind, buffer, scales)
         buffer = self._blob_buffer[value.blob] if value.blob is not None else 0
         if value.constant is not None:
             data = value.constant.tobytes()

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING
+from toolkit.base.elements import ElementName
 from toolkit.quant.recipe import Recipe, RecipeSet, Rule, built_in_recipe
-from toolkit.quant.scheme import Dtype, Scheme
+from toolkit.quant.scheme import Scheme
 
 _TEXT = ("f32", "int8", "int4", "int4-block32", "int4-block128", "int4-channel")
 
@@ -26,7 +27,7 @@ def built_in(name: str) -> Recipe:
     return built_in_recipe(__name__, name)
 
 
-def ple_recipe(dtype: Dtype, ple_size: int) -> Recipe:
+def ple_recipe(dtype: ElementName, ple_size: int) -> Recipe:
     """The recipe of the per-layer embedding table: one scale for each token and layer."""
     scheme = Scheme("f32") if dtype == "f32" else Scheme(dtype, ple_size)
     return Recipe(dtype, (Rule(PER_LAYER_EMBEDDING, scheme),))

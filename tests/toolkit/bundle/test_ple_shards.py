@@ -89,7 +89,7 @@ def test_the_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
 
 
 def test_an_odd_row_of_four_bits_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="odd"):
+    with pytest.raises(RecipeError, match="21 codes of 4 bits a row, wanted whole bytes"):
         write_ple_shards(tmp_path, Table(7, 10), TABLE, PleLayout(10, LAYERS, 7, 4))
 
 

@@ -17,9 +17,9 @@ from paths import EXAMPLE
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
 from converters.gemma3n.recipes import built_in, ple_recipe
+from toolkit.base.elements import ElementName
 from toolkit.check import check
 from toolkit.litertlm.export import ExportOptions, export_litertlm
-from toolkit.quant.scheme import Dtype
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import Message
 from toolkit.runtime.session import Session, SessionSettings
@@ -60,7 +60,7 @@ def _clean() -> Iterator[None]:
 def bundle_of(quant: str) -> Path:
     """A bundle of the tiny model in its largest and its smallest size."""
     path = scratch() / quant
-    ple: Dtype = "f32" if quant == "f32" else "int8"
+    ple: ElementName = "f32" if quant == "f32" else "int8"
     with open_checkpoint(CHECKPOINT) as checkpoint:
         recipes = built_in(quant), ple_recipe(ple, checkpoint.config.ple_size)
         sizes = checkpoint.slices["large"], checkpoint.slices["small"]

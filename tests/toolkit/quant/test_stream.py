@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from toolkit.base.errors import CheckpointError, EnvironmentFault, RecipeError, ToolkitError
 from toolkit.base.weights import Weight, WeightPart
 from toolkit.quant import stream
-from toolkit.quant.packing import pack_int4
+from toolkit.quant.packing import pack_codes
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.stream import CHUNK_WEIGHTS, FileWeights, Placement, stream_files
@@ -80,7 +80,7 @@ def expected(w: NDArray[np.float32], scheme: Scheme) -> tuple[bytes, bytes]:
     if scheme.dtype == "f32":
         return w.tobytes(), b""
     quantized = quantize_rows(w, scheme)
-    codes = pack_int4(quantized.codes) if scheme.dtype == "int4" else quantized.codes
+    codes = pack_codes(quantized.codes, 4) if scheme.dtype == "int4" else quantized.codes
     return codes.tobytes(), b"" if scheme.block_size is None else quantized.scales.tobytes()
 
 

@@ -8,15 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from toolkit.base.elements import ElementName
 from toolkit.base.errors import CheckpointError, RecipeError
-from toolkit.quant.scheme import Dtype, Scheme, Search
+from toolkit.quant.scheme import Scheme, Search
 from toolkit.quant.uniform import QuantizedRows, block_scale, dequantize_rows, quantize_rows
 
-BLOCKS: dict[Dtype, tuple[int | None, ...]] = {"int8": (None, 64), "int4": (None, 8, 32, 64, 128)}
+BLOCKS: dict[ElementName, tuple[int | None, ...]] = {"int8": (None, 64), "int4": (None, 8, 32, 64, 128)}
 SEARCHES: tuple[Search, ...] = ("absmax", "mse")
 SCHEMES = [Scheme(dtype, block, search) for dtype, blocks in BLOCKS.items() for block in blocks for search in SEARCHES]
-HIGH: dict[Dtype, int] = {"int8": 127, "int4": 7}
-LOW: dict[Dtype, int] = {"int8": -127, "int4": -8}
+HIGH: dict[ElementName, int] = {"int8": 127, "int4": 7}
+LOW: dict[ElementName, int] = {"int8": -127, "int4": -8}
 
 
 def label(scheme: Scheme) -> str:
@@ -74,7 +75,7 @@ def test_scales_have_the_type_and_shape_that_files_hold(scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_absmax_maps_the_largest_magnitude_to_the_largest_code(dtype: Dtype) -> None:
+def test_absmax_maps_the_largest_magnitude_to_the_largest_code(dtype: ElementName) -> None:
     w = np.array([[0.5, -1, 0.25, 0], [3, -2, 1, 0]], np.float32)
     quantized = quantize_rows(w, Scheme(dtype, None, "absmax"))
     np.testing.assert_array_equal(quantized.scales, np.array([1, 3], np.float32) / np.float32(HIGH[dtype]))
@@ -155,7 +156,7 @@ def test_tiny_weights_get_positive_normal_scales(scheme: Scheme, fill: float) ->
 
 @pytest.mark.parametrize("search", ["absmax", "mse"])
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_huge_weights_have_a_scale(dtype: Dtype, search: Search) -> None:
+def test_huge_weights_have_a_scale(dtype: ElementName, search: Search) -> None:
     w = np.array([[8e37, -8e37, 1e37, 0]], np.float32)
     quantized = quantize_rows(w, Scheme(dtype, None, search))
     assert np.abs(dequantize_rows(quantized).astype(np.float64) - w).max() <= quantized.scales[0]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from device_harness.adb.transport import ConnectionLost, DeviceFault, Transport
+from device_harness.adb.transport import ConnectionLost, DeviceFault
 from device_harness.bench.gates import GateResult, GateSettings, PowerGate, ThermalGate
 from device_harness.bench.process import ASK_S, JobProcesses, ProcessLimits, Run
 from device_harness.bench.sampler import DEFAULT_INTERVAL_S, memory_record, series
@@ -178,8 +178,7 @@ class _Bench:
                     break
                 _log.info("%s", error)
                 self._was_cut = True
-                assert isinstance(self._machine, Transport)
-                self._machine.reconnect(timeout=_PATIENCE_S)
+                self._machine.recover(timeout=_PATIENCE_S)
         assert lost is not None
         found = f"{what} cut off {_MOST_CUTS} times, in the end by {lost.found}"
         remedy = "try another cable, port or network, and run it again; what was measured is kept"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from device_harness.adb.transport import DeviceRefusal, Transport
+from device_harness.adb.transport import DeviceRefusal
 from device_harness.bench.state import (
     LOW_BATTERY_PERCENT,
     READ_S,
@@ -35,6 +35,7 @@ _MARGIN_CELSIUS = 2.0
 _HEADROOM_CELSIUS = 5.0
 """So far below its first throttling a device counts as at rest; a choice: the margin, and what one run adds."""
 _SETTLE_S = 30.0
+_RECOVER_S = 10.0
 _SETTLED_CELSIUS = 0.5
 """Who cools by less in that time has come to rest."""
 
@@ -225,9 +226,8 @@ def prepared_device(machine: Machine, *, stay_awake: bool = False, airplane_mode
 
 def _put_back(machine: Machine, command: str) -> None:
     try:
-        if isinstance(machine, Transport):
-            # After an interrupt the connection may be in the midst of a message.
-            machine.reconnect(timeout=10.0)
+        # After an interrupt the connection may be in the midst of a message.
+        machine.recover(timeout=_RECOVER_S)
         _run(machine, command)
     except EnvironmentFault as error:
         _log.warning("%s is not as it was (%s); run there: %s", machine.serial, error, command)

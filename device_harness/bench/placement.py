@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from device_harness.adb.transport import Transport, remote_path
 from device_harness.machines.machine import Machine
-from device_harness.push.push import default_target, push_source
-from device_harness.push.receiver import place_receiver
 from device_harness.push.source import PushProgress, PushSource, open_source
 from device_harness.runners.interface import PlacedModel
 from toolkit.base.errors import UsageError
@@ -32,11 +29,8 @@ def place_model(
     elif size is not None:
         raise UsageError("--size", found=f"{size} and a {LITERTLM}, which has one size", wanted="a bundle")
     record = _model_record(path, source, manifest, size)
-    if not isinstance(machine, Transport):
-        return PlacedModel(record, str(path.resolve()), path, manifest)
-    target = default_target(source)
-    push_source(machine, source, target=target, receiver=place_receiver(machine, "auto"), progress=progress)
-    return PlacedModel(record, target if manifest is not None else remote_path(target, path.name), path, manifest)
+    folder = machine.place_files(source, progress=progress)
+    return PlacedModel(record, folder if manifest is not None else f"{folder}/{path.name}", path, manifest)
 
 
 def exported_model(bundle: Path, folder: Path, size: str | None) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from device_harness.adb.shell import KILLED_EXIT_CODE
-from device_harness.adb.transport import ConnectionLost, DeviceTimeout, Transport
+from device_harness.adb.transport import ConnectionLost, DeviceTimeout
 from device_harness.bench.sampler import ProcessSample, Sampler
 from device_harness.machines.machine import Machine
 from device_harness.runners.interface import Job, Reading
@@ -27,7 +27,7 @@ _BEGIN = re.compile(rb"^@@begin (\d+) (\d+\.\d+) ", re.MULTILINE)
 _END = re.compile(r"^@@end (\d+) (\d+\.\d+) .*\n?", re.MULTILINE)
 _SAMPLES_WANTED = 3
 """A process that ended within so many intervals may well have none."""
-_RECONNECT_S = 20.0
+_RECOVER_S = 20.0
 
 _log = logging.getLogger(__name__)
 
@@ -129,8 +129,8 @@ class JobProcesses:
             "found=1; p=${f%/environ}; kill -KILL ${p#/proc/}; done; [ $found ] || break; sleep 0.2; done 2>/dev/null; "
             f"rm -f {self._samples}"
         )
-        if isinstance(self._machine, Transport) and not self._machine.available:
-            self._machine.reconnect(timeout=_RECONNECT_S)
+        if not self._machine.available:
+            self._machine.recover(timeout=_RECOVER_S)
         self._machine.shell(script, timeout=ASK_S)
 
     def try_to_end(self) -> None:
@@ -144,8 +144,7 @@ class JobProcesses:
     def _recover(self) -> None:
         """After an interrupt the connection may be in the midst of a message; what runs there has to end."""
         try:
-            if isinstance(self._machine, Transport):
-                self._machine.reconnect(timeout=_RECONNECT_S)
+            self._machine.recover(timeout=_RECOVER_S)
         except EnvironmentFault as error:
             _log.info("%s", error)
         self.try_to_end()

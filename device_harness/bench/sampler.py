@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import logging
 import re
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from types import TracebackType
 
-from device_harness.adb.transport import Transport, quote
+from device_harness.adb.transport import quote
 from device_harness.bench.state import gate_temperature
 from device_harness.machines.machine import Machine
 from device_harness.parsers.android import parse_thermal
@@ -92,7 +91,7 @@ class Sampler:
         self._pid = pid
         self._limit_s = limit_s
         self._script = sampling_script(pid, interval_s)
-        self._file = file if machine.kind == "usb" else None
+        self._file = None if machine.has_second_connection else file
         self._output: list[bytes] = []
         self._thread: threading.Thread | None = None
         self._fault: EnvironmentFault | None = None
@@ -133,7 +132,7 @@ class Sampler:
         """In a thread of its own."""
         try:
             with (
-                _second_connection(self._machine) as machine,
+                self._machine.second_connection() as machine,
                 machine.stream_shell(self._script, timeout=self._limit_s) as running,
             ):
                 self._output.extend(data for name, data in running if name == "stdout")
@@ -144,15 +143,6 @@ class Sampler:
         path = quote(file)
         wait = f"for i in 1 2 3 4 5; do [ -e /proc/{self._pid}/stat ] || break; sleep 0.2; done"
         self._output.append(self._machine.shell(f"{wait}; cat {path}; rm -f {path}", timeout=60.0).stdout.encode())
-
-
-@contextlib.contextmanager
-def _second_connection(machine: Machine) -> Iterator[Machine]:
-    if isinstance(machine, Transport):
-        with machine.another() as other:
-            yield other
-    else:
-        yield machine
 
 
 def parse_samples(text: str) -> tuple[ProcessSample, ...]:

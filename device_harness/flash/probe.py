@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Annotated, Literal, cast
 
 from device_harness.adb.transport import DeviceFault, DeviceRefusal, Transport, quote, remote_path
-from device_harness.machines.machine import Host, Machine, RunningCommand
+from device_harness.machines.device import AdbDevice
+from device_harness.machines.host import Host
+from device_harness.machines.machine import Machine, RunningCommand
 from device_harness.programs.build import FLASH_PROBE, NativeProgram, native_program, parse_architecture
 from device_harness.push.push import DEFAULT_FOLDER
 from toolkit.base.errors import BundleError, ResultsError, UsageError
@@ -187,7 +189,7 @@ def probe_device(
         if settings.tokens is not None:
             device.push_bytes(_token_text(settings.tokens).encode(), tokens)
         paths = [remote_path(folder, name) for name in shards]
-        table, measures = _run(device, probe_command(remote, paths, settings, tokens), settings, progress)
+        table, measures = _run(AdbDevice(device), probe_command(remote, paths, settings, tokens), settings, progress)
     finally:
         _remove(device, [remote, tokens])
     return ProbeResult(device.serial, emulated, program, table, measures)

@@ -1,1 +1,1 @@
-"""Where a benchmark runs: a device, or this computer."""
+"""Where models are measured: the `Machine` that a benchmark needs, a device over adb, and this computer."""

@@ -1,19 +1,17 @@
-"""Where a benchmark runs: a device over adb (``transport.Transport`` is one as it is), or this computer."""
+"""What a benchmark needs of the machine it runs on; `device.AdbDevice` and `host.Host` have it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol
 
-from device_harness.adb.faults import DeviceFault, DeviceTimeout
-from device_harness.adb.shell import KILLED_EXIT_CODE, ShellResult, StreamName
+from device_harness.adb.shell import ShellResult, StreamName
+from device_harness.push.program import ProgramFiles
+from device_harness.push.source import PushProgress, PushSource
 
-_BLOCK_BYTES = 65536
+MachineKind = Literal["tcp", "usb", "host"]
 
 
 class RunningCommand(Protocol):
@@ -32,76 +30,46 @@ class RunningCommand(Protocol):
 
 
 class Machine(Protocol):
-    """A shell, with its files and processes."""
+    """A shell with its files and processes, and the ways in which machines differ."""
 
     @property
-    def serial(self) -> str: ...
+    def serial(self) -> str:
+        """What the machine is called: HOST:PORT, a USB serial number, or `host`."""
 
     @property
-    def kind(self) -> str:
-        """``tcp``, ``usb`` or ``host``."""
+    def kind(self) -> MachineKind:
+        """How it is reached."""
 
-    def shell(self, command: str, *, timeout: float) -> ShellResult: ...
+    @property
+    def python(self) -> str:
+        """The command that starts Python there."""
 
-    def stream_shell(self, command: str, *, timeout: float) -> RunningCommand: ...
+    @property
+    def cache_folder(self) -> str:
+        """A folder there for files that may be removed at any time."""
 
+    @property
+    def available(self) -> bool:
+        """Whether commands can be sent now, as far as is known without sending one."""
 
-class Host:
-    """This computer, by the same commands that a device gets."""
-
-    serial = "host"
-    kind = "host"
+    @property
+    def has_second_connection(self) -> bool:
+        """Whether two commands can run beside each other without waiting for each other's output."""
 
     def shell(self, command: str, *, timeout: float) -> ShellResult:
-        """DeviceTimeout after ``timeout`` seconds; the command is killed then, as on a device."""
-        with self.stream_shell(command, timeout=timeout) as running:
-            parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
-            for name, data in running:
-                parts[name].append(data)
-            stdout, stderr = (b"".join(parts[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
-            if running.exit_code == KILLED_EXIT_CODE:
-                found = "a command that does not end"
-                raise DeviceTimeout("host shell", found=found, wanted="an end in time", remedy="allow it longer")
-            return ShellResult(stdout, stderr, running.exit_code)
+        """Run a command to its end; DeviceTimeout after `timeout` seconds, when it is killed."""
 
-    def stream_shell(self, command: str, *, timeout: float) -> HostCommand:
-        """Standard error is part of standard output, so that lines stay in order."""
-        return HostCommand(command, timeout)
+    def stream_shell(self, command: str, *, timeout: float) -> RunningCommand:
+        """Start a command that is killed after `timeout` seconds."""
 
+    def second_connection(self) -> AbstractContextManager[Machine]:
+        """The same machine for a command beside others, such as a sampler."""
 
-class HostCommand:
-    """A command of this computer in a process group of its own: Ctrl-C reaches us, and we end it."""
+    def recover(self, *, timeout: float) -> None:
+        """Make commands possible again after a cut or an interrupt; DeviceFault after `timeout` seconds."""
 
-    def __init__(self, command: str, timeout: float) -> None:
-        argv = ["timeout", "-s", "KILL", str(timeout), "sh", "-c", command]
-        try:
-            self._process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise DeviceFault("host shell", found=error.strerror, wanted="timeout and sh") from error
+    def place_files(self, source: PushSource, *, progress: PushProgress | None = None) -> str:
+        """Bring files to the machine if they are not there; the folder there in which they then lie."""
 
-    def __enter__(self) -> HostCommand:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.communicate()
-
-    def __iter__(self) -> Iterator[tuple[StreamName, bytes]]:
-        assert self._process.stdout is not None
-        while data := self._process.stdout.read1(_BLOCK_BYTES):  # type: ignore[attr-defined]
-            yield "stdout", data
-
-    @property
-    def exit_code(self) -> int:
-        """Waits for the end."""
-        code = self._process.wait()
-        return code if code >= 0 else 128 - code
+    def place_program(self, files: ProgramFiles) -> str:
+        """Bring a program and its libraries there, so that it can be run; the folder there in which they then lie."""

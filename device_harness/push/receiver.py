@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Literal
 
 from device_harness.adb.transport import DeviceFault, Transport, quote, remote_path
-from device_harness.programs.binaries import place_binary
 from device_harness.programs.build import (
     PUSH_RECEIVER,
     NativeProgram,
@@ -14,6 +13,7 @@ from device_harness.programs.build import (
     native_program,
     parse_architecture,
 )
+from device_harness.push.program import open_program, push_program
 from device_harness.push.push import DEFAULT_FOLDER
 
 Receiver = Literal["auto", "shell", "native"]
@@ -40,7 +40,10 @@ def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], No
     if program is None:
         return None
     found = [path.strip() for digest, _, path in (line.partition("  ") for line in there) if digest == program.sha256]
-    placed = remote_path(folder, *found[0].split("/")) if found else place_binary(device, program.path).program
+    if found:
+        placed = remote_path(folder, *found[0].split("/"))
+    else:
+        placed = remote_path(push_program(device, open_program(program.path)), program.path.name)
     tried = device.shell(quote(placed), timeout=_ASK_S)
     if tried.stdout.startswith(_USAGE):
         return placed

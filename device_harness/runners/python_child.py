@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from device_harness.machines.machine import Machine
-from device_harness.push.push import DEFAULT_FOLDER
 from device_harness.runners.interface import Reading, Workload
 from toolkit import __version__
 from toolkit.base.errors import EnvironmentFault, ToolkitError
 from toolkit.base.files import hash_file
 from toolkit.base.procfs import parse_io, parse_stat
 from toolkit.results.record import BinaryRecord, Delegation
-from toolkit.runtime.weight_cache import default_directory
 
 _RESULT = "gemma-edge-result: "
 """Before the line of JSON, for LiteRT says things too."""
@@ -33,12 +31,12 @@ _START_S = 120.0
 
 def command(machine: Machine, module: str) -> tuple[str, ...]:
     """What starts a module of ours there."""
-    return (sys.executable if machine.kind == "host" else "python3", "-m", module)
+    return (machine.python, "-m", module)
 
 
 def cache_folder(machine: Machine, name: str) -> str:
     """Where a runner keeps packed weights: a folder that a cold start may empty, so none that is used elsewhere."""
-    return str(default_directory() / name) if machine.kind == "host" else f"{DEFAULT_FOLDER}/{name}"
+    return f"{machine.cache_folder}/{name}"
 
 
 def binaries(machine: Machine, module: str) -> tuple[BinaryRecord, ...]:

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from device_harness.adb.devices import connect
 from device_harness.bench.bench import BenchSettings, Subject, run_job
 from device_harness.bench.gates import ON_LOW_POWER, GateSettings, prepared_device, resting_limit
 from device_harness.bench.placement import LITERTLM, exported_model, place_model
 from device_harness.bench.sampler import DEFAULT_INTERVAL_S
 from device_harness.bench.state import LOW_BATTERY_PERCENT, read_device
 from device_harness.flash.page_cache import PageCache, place_page_cache
-from device_harness.machines.machine import Host, Machine
+from device_harness.machines.device import connected_device
+from device_harness.machines.host import Host
+from device_harness.machines.machine import Machine
 from device_harness.programs.build import FLASH_PROBE
 from device_harness.push.push import DEFAULT_FOLDER
 from device_harness.runners.benchmark_model.runner import BenchmarkModelRunner
@@ -250,7 +251,7 @@ def opened_machine(arguments: argparse.Namespace) -> Iterator[Machine]:
     if arguments.host:
         yield Host()
     else:
-        with connect(arguments.device) as device:
+        with connected_device(arguments.device) as device:
             yield device
 
 

@@ -11,14 +11,14 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from device_harness.adb.devices import connect
-from device_harness.adb.transport import Transport
 from device_harness.bench.bench import BenchSettings, Subject, run_job
 from device_harness.bench.gates import GateSettings, resting_limit
 from device_harness.bench.placement import LITERTLM, exported_model, place_model
 from device_harness.bench.state import read_device
 from device_harness.emulator.device import Emulator
 from device_harness.flash.page_cache import PageCache, place_page_cache
+from device_harness.machines.device import connected_device
+from device_harness.machines.machine import Machine
 from device_harness.programs.build import FLASH_PROBE
 from device_harness.push.push import DEFAULT_FOLDER
 from device_harness.runners.flash_probe.runner import FlashProbeRunner
@@ -69,7 +69,7 @@ class _Plan:
 class _Place:
     """Where it is measured, and with what care."""
 
-    machine: Transport
+    machine: Machine
     device: DeviceRecord
     gate: GateSettings
     page_cache: PageCache | None
@@ -114,7 +114,7 @@ def require_places(demo: DeviceDemo) -> None:
     with results_writer(demo.results):
         pass
     if demo.device != EMULATED:
-        with connect(demo.device):
+        with connected_device(demo.device):
             pass
 
 
@@ -161,10 +161,10 @@ def _measure(plan: _Plan, place: _Place, terminal: Terminal) -> Iterator[BenchRe
 
 
 @contextmanager
-def _device(name: str) -> Iterator[Transport]:
+def _device(name: str) -> Iterator[Machine]:
     if name == EMULATED:
-        with Emulator() as emulator, connect(emulator.serial) as transport:
-            yield transport
+        with Emulator() as emulator, connected_device(emulator.serial) as device:
+            yield device
     else:
-        with connect(name) as transport:
-            yield transport
+        with connected_device(name) as device:
+            yield device

@@ -11,6 +11,7 @@ import pytest
 from device_harness.adb.devices import tcp_endpoint
 from device_harness.adb.transport import Transport
 from device_harness.emulator.device import Emulator, EmulatorSettings
+from device_harness.machines.device import AdbDevice
 
 MakeDevice = Callable[[EmulatorSettings], Emulator]
 Connect = Callable[[Emulator], Transport]
@@ -40,6 +41,12 @@ def folder_device() -> Iterator[Emulator]:
 @pytest.fixture
 def transport(folder_device: Emulator, reach: Connect) -> Transport:
     return reach(folder_device)
+
+
+@pytest.fixture
+def machine(transport: Transport) -> AdbDevice:
+    """The same device as a machine to measure on."""
+    return AdbDevice(transport)
 
 
 @pytest.fixture(params=["folder", "bubblewrap"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_harness.machines.machine import Machine
-from device_harness.programs.binaries import PlacedBinary, place_binary
+from device_harness.machines.program import PlacedProgram, place_program
 from device_harness.runners.benchmark_model.parser import delegation, parse_benchmark_model, parse_delegates
 from device_harness.runners.interface import FileRange, Job, PlacedModel, Reading, Workload, whole_files
 from toolkit.base.errors import EnvironmentFault, UsageError
@@ -42,7 +42,7 @@ class BenchmarkModelRunner:
         manifest = model.manifest
         assert manifest is not None
         wanted = self._wanted(model.local, manifest)
-        placed = place_binary(machine, self.binary, version=self.version)
+        placed = place_program(machine, self.binary, version=self.version)
         groups = whole_files(model.path, manifest)
         return tuple(self._job(placed, model, groups, workload, *pair) for pair in wanted)
 
@@ -58,7 +58,7 @@ class BenchmarkModelRunner:
 
     def _job(
         self,
-        placed: PlacedBinary,
+        placed: PlacedProgram,
         model: PlacedModel,
         groups: dict[str, tuple[FileRange, ...]],
         workload: Workload,

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from device_harness.flash.probe import ProbeSettings, ReadMeasure, parse_probe, shard_groups, shard_names
 from device_harness.machines.machine import Machine
-from device_harness.programs.binaries import PlacedBinary, place_binary
+from device_harness.machines.program import PlacedProgram, place_program
 from device_harness.programs.build import FLASH_PROBE, native_program, parse_architecture
 from device_harness.runners.interface import Job, PlacedModel, Reading, Workload, whole_files
 from toolkit.base.errors import EnvironmentFault, ResultsError
@@ -50,11 +50,11 @@ class FlashProbeRunner:
         return (job,)
 
 
-def place_probe(machine: Machine, say: Callable[[str], None] | None = None) -> PlacedBinary:
+def place_probe(machine: Machine, say: Callable[[str], None] | None = None) -> PlacedProgram:
     """Build it, if that was never done for such a machine, and bring it there."""
     answer = machine.shell("uname -m", timeout=_ASK_S).require(f"{machine.serial} uname -m")
     architecture = parse_architecture(answer, machine.serial)
-    return place_binary(machine, native_program(FLASH_PROBE, architecture, say=say).path)
+    return place_program(machine, native_program(FLASH_PROBE, architecture, say=say).path)
 
 
 def probe_tests() -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from device_harness.machines.machine import Machine
-from device_harness.programs.binaries import place_binary
+from device_harness.machines.program import place_program
 from device_harness.runners import python_child
 from device_harness.runners.benchmark_model.parser import delegation, parse_delegates
 from device_harness.runners.interface import FileRange, Job, PlacedModel, Reading, Workload, text_tests
@@ -44,7 +44,7 @@ class LiteRtLmRunner:
     def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
         """One."""
         content, context = self._read(model.local, workload)
-        placed = place_binary(machine, self.binary, version=self.version)
+        placed = place_program(machine, self.binary, version=self.version)
         options = [
             f"--backend={workload.backend}",
             f"--model_path={model.path}",

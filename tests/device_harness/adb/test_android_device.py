@@ -22,6 +22,7 @@ from device_harness.bench.bench import BenchSettings, Subject, run_job
 from device_harness.bench.gates import GateSettings
 from device_harness.bench.state import read_device, read_state
 from device_harness.flash.probe import ProbeSettings, probe_device, shard_names
+from device_harness.machines.device import AdbDevice
 from device_harness.push.push import push_source
 from device_harness.push.source import Step, open_source
 from device_harness.runners.interface import Job, Reading, Workload
@@ -118,7 +119,7 @@ def test_flash_is_probed(device: Transport, tmp_path: Path) -> None:
 
 
 def test_its_state_is_told(device: Transport) -> None:
-    found, state = read_device(device), read_state(device)
+    found, state = read_device(AdbDevice(device)), read_state(AdbDevice(device))
     assert found.kind == "adb" and found.fingerprint and found.kernel and found.abi and found.cpus > 0
     assert state.battery is not None and state.cpus and state.airplane_mode is not None
 
@@ -132,7 +133,7 @@ def test_a_job_is_measured_and_sampled_and_leaves_nothing(device: Transport) -> 
         binaries=(),
     )
     settings = BenchSettings(repetitions=2, gate=GateSettings(timeout_s=5), folder=TARGET)
-    subject = Subject(device, read_device(device), "sleep", job)
+    subject = Subject(AdbDevice(device), read_device(AdbDevice(device)), "sleep", job)
     outcome = run_job(subject, Workload(), settings, progress=lambda *_: None, note=lambda text: None)
     assert outcome.ended_by is None and outcome.record is not None
     assert len(outcome.record.iterations) == 2 and outcome.record.memory.peak is not None

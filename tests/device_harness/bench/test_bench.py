@@ -13,14 +13,16 @@ from typing import Any, Literal
 
 import pytest
 
-from device_harness.adb.devices import connect, tcp_endpoint
+from device_harness.adb.devices import tcp_endpoint
 from device_harness.adb.transport import ConnectionLost, Transport
 from device_harness.bench.bench import BenchOutcome, BenchSettings, Subject, run_job
 from device_harness.bench.gates import GateSettings
 from device_harness.bench.state import read_device
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
-from device_harness.machines.machine import Host, Machine
+from device_harness.machines.device import AdbDevice, connected_device
+from device_harness.machines.host import Host
+from device_harness.machines.machine import Machine
 from device_harness.runners.interface import Job, Reading, Workload
 from toolkit.base.errors import EnvironmentFault
 from toolkit.results.json_lines import dump_record, parse_record
@@ -84,8 +86,8 @@ def counter(folder_device: Emulator) -> Path:
 COUNT = "c=/data/local/tmp/counter; echo x >> $c; n=$(wc -l < $c); "
 
 
-def test_each_iteration_is_a_process_of_its_own_after_an_unmeasured_one(transport: Transport, counter: Path) -> None:
-    record = whole(bench(transport, job(COUNT + 'echo "rate $n"; sleep 0.3')))
+def test_each_iteration_is_a_process_of_its_own_after_an_unmeasured_one(machine: AdbDevice, counter: Path) -> None:
+    record = whole(bench(machine, job(COUNT + 'echo "rate $n"; sleep 0.3')))
     assert record.values("tg8") == (2, 3, 4)
     assert (record.runner, record.start, record.device.emulated) == ("stand_in", "warm", True)
     assert record.arguments[:2] == ("sh", "-c")
@@ -97,7 +99,7 @@ def test_each_iteration_is_a_process_of_its_own_after_an_unmeasured_one(transpor
 
 
 def test_a_cold_start_goes_without_the_weight_cache_and_a_warm_one_keeps_it(
-    folder_device: Emulator, transport: Transport, counter: Path
+    folder_device: Emulator, machine: AdbDevice, counter: Path
 ) -> None:
     cache = folder_device.path("/data/local/tmp/m.xnnpack_cache")
     script = (
@@ -105,35 +107,35 @@ def test_a_cold_start_goes_without_the_weight_cache_and_a_warm_one_keeps_it(
     )
     what = job(script, weight_caches=("/data/local/tmp/m.xnnpack*",))
     cache.unlink(missing_ok=True)
-    assert whole(bench(transport, what)).values("tg8") == (1, 1, 1)
-    assert whole(bench(transport, what, start="cold")).values("tg8") == (100, 100, 100)
+    assert whole(bench(machine, what)).values("tg8") == (1, 1, 1)
+    assert whole(bench(machine, what, start="cold")).values("tg8") == (100, 100, 100)
 
 
-def test_the_environment_of_a_job_reaches_its_process_and_the_record(transport: Transport) -> None:
-    record = whole(bench(transport, job("echo rate $SPEED", environment={"SPEED": "17"}), repetitions=1))
+def test_the_environment_of_a_job_reaches_its_process_and_the_record(machine: AdbDevice) -> None:
+    record = whole(bench(machine, job("echo rate $SPEED", environment={"SPEED": "17"}), repetitions=1))
     assert record.values("tg8") == (17,)
     assert record.arguments[:2] == ("env", "SPEED=17")
 
 
-def test_figures_that_fall_steadily_are_flagged_as_drift(transport: Transport, counter: Path) -> None:
-    record = whole(bench(transport, job(COUNT + 'echo "rate $((100 - 5 * n))"'), repetitions=6))
+def test_figures_that_fall_steadily_are_flagged_as_drift(machine: AdbDevice, counter: Path) -> None:
+    record = whole(bench(machine, job(COUNT + 'echo "rate $((100 - 5 * n))"'), repetitions=6))
     assert "drifted" in record.flags
     assert record.drift["tg8"].p_value < 0.01 and record.drift["tg8"].change_fraction < -0.2
 
 
-def test_a_device_that_begins_to_throttle_is_flagged(folder_device: Emulator, transport: Transport) -> None:
+def test_a_device_that_begins_to_throttle_is_flagged(folder_device: Emulator, machine: AdbDevice) -> None:
     def heat(done: int, total: int, figures: object) -> None:
         if done == 1:
             folder_device.set_faults(Faults(thermal_status=2))
 
-    record = whole(bench(transport, job("echo rate 5"), progress=heat))
+    record = whole(bench(machine, job("echo rate 5"), progress=heat))
     folder_device.set_faults(Faults())
     assert {"throttled", "gate_timeout"} <= set(record.flags)
     assert [item.thermal_status for item in record.iterations] == [0, 2, 2]
     assert record.iterations[1].gate_wait_s >= 0.3
 
 
-def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing_running(transport: Transport, counter: Path) -> None:
+def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing_running(machine: AdbDevice, counter: Path) -> None:
     mark = f"sleep 63.{time.monotonic_ns()}"
     script = COUNT + f'echo "rate $n"; [ $n -lt 4 ] || {{ {mark} & {mark}; }}'
 
@@ -144,43 +146,41 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing_running(transpo
             assert main is not None
             threading.Timer(1.5, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
 
-    outcome = bench(transport, job(script), repetitions=5, progress=interrupt)
+    outcome = bench(machine, job(script), repetitions=5, progress=interrupt)
     assert isinstance(outcome.ended_by, KeyboardInterrupt)
     assert outcome.record is not None and outcome.record.values("tg8") == (2, 3)
     assert "interrupted" in outcome.record.flags
     assert not is_running(mark)
 
 
-def test_a_program_that_fails_is_one_error_with_its_last_words(transport: Transport) -> None:
-    outcome = bench(transport, job("echo starting; echo 'no such model' >&2; exit 4"))
+def test_a_program_that_fails_is_one_error_with_its_last_words(machine: AdbDevice) -> None:
+    outcome = bench(machine, job("echo starting; echo 'no such model' >&2; exit 4"))
     assert outcome.record is None
     assert str(outcome.ended_by).endswith("found exit code 4: no such model, wanted a result")
 
 
-def test_a_program_that_fails_later_keeps_the_iterations_before(transport: Transport, counter: Path) -> None:
-    outcome = bench(transport, job(COUNT + '[ $n != 4 ] || exit 9; echo "rate $n"'), repetitions=5)
+def test_a_program_that_fails_later_keeps_the_iterations_before(machine: AdbDevice, counter: Path) -> None:
+    outcome = bench(machine, job(COUNT + '[ $n != 4 ] || exit 9; echo "rate $n"'), repetitions=5)
     assert outcome.record is not None and outcome.record.values("tg8") == (2, 3)
     assert "exit code 9" in str(outcome.ended_by) and "interrupted" in outcome.record.flags
 
 
-def test_a_program_that_says_nothing_useful_is_an_error(transport: Transport) -> None:
-    assert "found 0 rates" in str(bench(transport, job("echo hello")).ended_by)
+def test_a_program_that_says_nothing_useful_is_an_error(machine: AdbDevice) -> None:
+    assert "found 0 rates" in str(bench(machine, job("echo hello")).ended_by)
 
 
 @pytest.mark.parametrize("where", ["device", "host"])
-def test_a_program_that_does_not_end_is_killed(transport: Transport, where: str) -> None:
+def test_a_program_that_does_not_end_is_killed(machine: AdbDevice, where: str) -> None:
     mark = f"sleep 64.{time.monotonic_ns()}"
-    machine: Machine = transport if where == "device" else Host()
+    subject: Machine = machine if where == "device" else Host()
     started = time.monotonic()
-    outcome = bench(machine, job(f"{mark} & {mark}"), timeout_s=1.0)
+    outcome = bench(subject, job(f"{mark} & {mark}"), timeout_s=1.0)
     assert "--timeout" in str(outcome.ended_by)
     assert time.monotonic() - started < 30 and not is_running(mark)
 
 
-def test_a_killed_program_says_that_memory_may_be_short(transport: Transport) -> None:
-    assert "exit code 137 (killed, most often for lack of memory)" in str(
-        bench(transport, job("kill -KILL $$")).ended_by
-    )
+def test_a_killed_program_says_that_memory_may_be_short(machine: AdbDevice) -> None:
+    assert "exit code 137 (killed, most often for lack of memory)" in str(bench(machine, job("kill -KILL $$")).ended_by)
 
 
 CUT = Faults(reboot_at_byte=0)
@@ -206,9 +206,9 @@ def cutting(device: Emulator, fault: Faults = CUT) -> Callable[..., None]:
 def test_an_iteration_that_a_lost_connection_cuts_off_begins_again_and_the_record_says_so(own_device: Emulator) -> None:
     mark = f"sleep 3.{time.monotonic_ns()}"
     notes: list[str] = []
-    with connect(own_device.serial) as transport:
+    with connected_device(own_device.serial) as machine:
         script = COUNT + f'echo "rate $n"; [ $n != 3 ] || {mark}'
-        record = whole(bench(transport, job(script), progress=cutting(own_device), note=notes.append))
+        record = whole(bench(machine, job(script), progress=cutting(own_device), note=notes.append))
         assert not is_running(mark)
     # The first is the unmeasured one; the third was cut off.
     assert record.values("tg8") == (2, 4, 5)
@@ -228,9 +228,9 @@ def test_what_a_cut_left_running_has_ended_before_the_iteration_begins_again(
         if "begins again" in text:
             left.append(is_running(mark))
 
-    with connect(own_device.serial) as transport:
+    with connected_device(own_device.serial) as machine:
         script = COUNT + f'echo "rate $n"; [ $n != 3 ] || {{ {mark} & {mark}; }}'
-        record = whole(bench(transport, job(script), progress=cutting(own_device), note=look))
+        record = whole(bench(machine, job(script), progress=cutting(own_device), note=look))
     assert record.values("tg8") == (2, 4, 5) and left == [False]
 
 
@@ -258,19 +258,20 @@ def test_after_a_cut_no_file_of_samples_stays(own_device: Emulator) -> None:
             threading.Timer(0.7, lambda: seen.append(len(list(there.glob("samples-*"))))).start()
 
     with OverUsb(tcp_endpoint(own_device.serial)).connect() as transport:
+        machine = AdbDevice(transport)
         script = COUNT + 'echo "rate $n"; [ $n != 3 ] || sleep 3'
-        record = whole(bench(transport, job(script), progress=count_and_cut, note=look))
+        record = whole(bench(machine, job(script), progress=count_and_cut, note=look))
     assert record.values("tg8") == (2, 4, 5)
     assert seen == [1, 0], "there while it is sampled, gone after the cut"
 
 
 def test_an_unmeasured_run_that_is_cut_off_begins_again_without_a_part_of_a_cache(own_device: Emulator) -> None:
-    with connect(own_device.serial) as transport:
+    with connected_device(own_device.serial) as machine:
         threading.Timer(1.5, lambda: own_device.set_faults(CUT)).start()
         cache = "/data/local/tmp/m.xnnpack_cache"
         script = f'[ $n != 2 ] || [ ! -e {cache} ] || exit 7; echo x > {cache}; [ $n != 1 ] || sleep 30; echo "rate $n"'
         what = job(COUNT + script, weight_caches=(f"{cache}*",))
-        record = whole(bench(transport, what, repetitions=2))
+        record = whole(bench(machine, what, repetitions=2))
     assert record.values("tg8") == (3, 4) and "reconnected" in record.flags
 
 
@@ -279,9 +280,9 @@ def test_an_iteration_that_is_cut_off_again_and_again_ends_the_run_and_keeps_the
         if "begins again" in text:
             threading.Timer(0.8, lambda: own_device.set_faults(CUT)).start()
 
-    with connect(own_device.serial) as transport:
+    with connected_device(own_device.serial) as machine:
         script = COUNT + 'echo "rate $n"; [ $n -lt 3 ] || sleep 30'
-        outcome = bench(transport, job(script), progress=cutting(own_device), note=cut_again)
+        outcome = bench(machine, job(script), progress=cutting(own_device), note=cut_again)
     assert isinstance(outcome.ended_by, ConnectionLost)
     assert "iteration 2 cut off 3 times" in str(outcome.ended_by) and "what was measured is kept" in str(
         outcome.ended_by
@@ -293,29 +294,29 @@ def test_an_iteration_that_is_cut_off_again_and_again_ends_the_run_and_keeps_the
 def test_a_device_that_has_restarted_ends_the_run(own_device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     uptimes = iter([5_000.0, 30.0])
     monkeypatch.setattr("device_harness.bench.bench._Bench._uptime", lambda bench: next(uptimes))
-    with connect(own_device.serial) as transport:
+    with connected_device(own_device.serial) as machine:
         script = COUNT + 'echo "rate $n"; [ $n -lt 3 ] || sleep 30'
-        outcome = bench(transport, job(script), progress=cutting(own_device))
+        outcome = bench(machine, job(script), progress=cutting(own_device))
     assert "found a restart during iteration 2" in str(outcome.ended_by)
     assert outcome.record is not None and outcome.record.values("tg8") == (2,)
 
 
 def test_a_device_that_does_not_come_back_ends_the_run(own_device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("device_harness.bench.bench._PATIENCE_S", 0.3)
-    monkeypatch.setattr("device_harness.bench.process._RECONNECT_S", 0.3)
+    monkeypatch.setattr("device_harness.bench.process._RECOVER_S", 0.3)
     gone = Faults(reboot_at_byte=0, is_silent=True)
-    with connect(own_device.serial) as transport:
+    with connected_device(own_device.serial) as machine:
         script = COUNT + 'echo "rate $n"; [ $n -lt 3 ] || sleep 30'
-        outcome = bench(transport, job(script), progress=cutting(own_device, gone))
+        outcome = bench(machine, job(script), progress=cutting(own_device, gone))
     assert isinstance(outcome.ended_by, EnvironmentFault)
     assert outcome.record is not None and outcome.record.values("tg8") == (2,)
     assert "interrupted" in outcome.record.flags
 
 
 def test_a_cut_of_the_samplers_connection_alone_costs_samples_and_no_iteration(own_device: Emulator) -> None:
-    with connect(own_device.serial) as transport:
+    with connected_device(own_device.serial) as machine:
         script = COUNT + 'echo "rate $n"; [ $n != 3 ] || sleep 3'
-        outcome = bench(transport, job(script), progress=cutting(own_device, Faults(drop_at_byte=0)))
+        outcome = bench(machine, job(script), progress=cutting(own_device, Faults(drop_at_byte=0)))
     record = whole(outcome)
     assert len(record.iterations) == 3 and {"reconnected", "sampler_failed"} & set(record.flags)
 
@@ -325,8 +326,6 @@ def test_the_host_runs_jobs_by_the_same_commands() -> None:
     assert (record.device.kind, record.device.emulated, record.values("tg8")) == ("host", False, (3, 3))
 
 
-def test_tests_that_the_runner_says_nothing_of_are_left_out(transport: Transport) -> None:
+def test_tests_that_the_runner_says_nothing_of_are_left_out(machine: AdbDevice) -> None:
     tests = {"tg8": "decode_tokens_per_s", "ttft8": "time_to_first_token_s"}
-    assert whole(bench(transport, job("echo rate 1", tests=tests), repetitions=1)).tests == {
-        "tg8": "decode_tokens_per_s"
-    }
+    assert whole(bench(machine, job("echo rate 1", tests=tests), repetitions=1)).tests == {"tg8": "decode_tokens_per_s"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from device_harness.adb.shell import ShellResult
+from device_harness.adb.shell import ShellStream
 from device_harness.adb.transport import Transport
 from device_harness.bench.sampler import (
     Sampler,
@@ -21,7 +21,9 @@ from device_harness.bench.sampler import (
     sampling_script,
     series,
 )
-from device_harness.machines.machine import Host, Machine, RunningCommand
+from device_harness.machines.device import AdbDevice
+from device_harness.machines.host import Host
+from device_harness.machines.machine import Machine
 from device_harness.runners.interface import FileRange
 from toolkit.base.procfs import MemoryMapping
 from toolkit.results.record import MappedMemory
@@ -62,22 +64,15 @@ def process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         running.kill()
 
 
-class Usb:
+class Usb(AdbDevice):
     """A device that has one connection only, like one on USB."""
 
-    kind = "usb"
+    has_second_connection = False
+    streams = 0
 
-    def __init__(self, device: Transport) -> None:
-        self._device = device
-        self.serial = device.serial
-        self.streams = 0
-
-    def shell(self, command: str, *, timeout: float) -> ShellResult:
-        return self._device.shell(command, timeout=timeout)
-
-    def stream_shell(self, command: str, *, timeout: float) -> RunningCommand:
+    def stream_shell(self, command: str, *, timeout: float) -> ShellStream:
         self.streams += 1
-        return self._device.stream_shell(command, timeout=timeout)
+        return super().stream_shell(command, timeout=timeout)
 
 
 def test_a_sample_holds_each_file_of_the_process() -> None:
@@ -183,7 +178,7 @@ def test_times_count_from_the_run_s_begin() -> None:
 def test_a_running_process_is_sampled_until_its_end(
     process: subprocess.Popen[bytes], transport: Transport, connection: str, tmp_path: Path
 ) -> None:
-    machine: Machine = {"host": Host(), "tcp": transport, "usb": Usb(transport)}[connection]
+    machine: Machine = {"host": Host(), "tcp": AdbDevice(transport), "usb": Usb(transport)}[connection]
     sampler = Sampler(machine, process.pid, limit_s=30, interval_s=0.05, file="/data/local/tmp/samples.txt")
     with sampler:
         process.wait()

@@ -10,17 +10,17 @@ from mangling import MANGLINGS, NAMES
 from paths import FIXTURES
 
 from device_harness.adb.devices import connect
-from device_harness.adb.transport import Transport
 from device_harness.bench.state import gate_temperature, power_flags, read_device, read_parts, read_state, state_flags
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
-from device_harness.machines.machine import Host
+from device_harness.machines.device import AdbDevice
+from device_harness.machines.host import Host
 from device_harness.parsers.android import parse_battery, parse_setting
 from toolkit.results.record import BatteryRecord, CpuRecord, Flag, StateRecord, TemperatureRecord, ThermalRecord
 
 
-def test_an_emulated_device_says_so(transport: Transport) -> None:
-    found = read_device(transport)
+def test_an_emulated_device_says_so(machine: AdbDevice) -> None:
+    found = read_device(machine)
     assert (found.kind, found.emulated, found.os_version) == ("adb", True, "14")
     assert found.fingerprint is not None and "emulated" in found.fingerprint
     assert found.kernel and found.memory_bytes and found.cpus > 0
@@ -32,8 +32,8 @@ def test_this_computer_is_no_emulated_device() -> None:
     assert found.cpus > 0 and found.memory_bytes
 
 
-def test_the_state_of_a_device_is_read_in_one_command(transport: Transport) -> None:
-    state = read_state(transport)
+def test_the_state_of_a_device_is_read_in_one_command(machine: AdbDevice) -> None:
+    state = read_state(machine)
     assert state.battery == BatteryRecord(100.0, 32.0, 4.35, "full", ("usb",))
     assert state.thermal is not None and (state.thermal.status, state.thermal.source) == (0, "hal")
     assert state.cpus[0] == CpuRecord(0, "schedutil", 2_000_000_000, 2_000_000_000, 2_000_000_000)
@@ -47,23 +47,23 @@ def test_a_computer_has_neither_battery_service_nor_screen() -> None:
     assert state.load_1min is not None
 
 
-def test_throttling_shows_when_it_begins(folder_device: Emulator, transport: Transport) -> None:
-    before = read_state(transport)
+def test_throttling_shows_when_it_begins(folder_device: Emulator, machine: AdbDevice) -> None:
+    before = read_state(machine)
     folder_device.set_faults(Faults(thermal_status=3))
-    after = read_state(transport)
+    after = read_state(machine)
     folder_device.set_faults(Faults())
     assert gate_temperature(after.thermal) == ("SKIN", 45.0)
     assert state_flags(before, before) == set()
     assert state_flags(before, after) == {"throttled"}
 
 
-def test_a_low_battery_and_a_screen_that_is_on_show(folder_device: Emulator, transport: Transport) -> None:
+def test_a_low_battery_and_a_screen_that_is_on_show(folder_device: Emulator, machine: AdbDevice) -> None:
     folder_device.set_faults(Faults(battery_percent=15, is_screen_on=True))
-    state = read_state(transport)
+    state = read_state(machine)
     folder_device.set_faults(Faults())
     assert state.battery == BatteryRecord(15.0, 32.0, 4.35, "discharging", ())
     assert state.screen_on and state_flags(state, state) == {"screen_on", "low_battery"}
-    assert read_state(transport).screen_on is False
+    assert read_state(machine).screen_on is False
 
 
 def test_a_device_with_the_old_shell_tells_its_state_too() -> None:

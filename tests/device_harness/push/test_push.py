@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from bundles import DRAFT
 
-import device_harness.programs.binaries
 import device_harness.push.chunks
+import device_harness.push.program
 import device_harness.push.push
 import toolkit.base.files
 import toolkit.bundle.manifest_faults
@@ -36,6 +36,7 @@ from device_harness.adb.transport import (
 from device_harness.bench.placement import place_model
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
+from device_harness.machines.device import AdbDevice
 from device_harness.programs.build import PUSH_RECEIVER, native_program, parse_architecture
 from device_harness.push.chunks import ChunkRun
 from device_harness.push.push import DEFAULT_FOLDER, PushResult, push_source
@@ -87,7 +88,7 @@ class Counting(Transport):
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolkit.base.files, "CHUNK_BYTES", CHUNK)
     monkeypatch.setattr(toolkit.bundle.manifest_faults, "CHUNK_BYTES", CHUNK)
-    monkeypatch.setattr(device_harness.programs.binaries, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(device_harness.push.program, "CHUNK_BYTES", CHUNK)
 
 
 @pytest.fixture(scope="session")
@@ -657,7 +658,7 @@ def test_a_benchmarks_model_is_stored_by_our_program_where_it_has_been_built(
 ) -> None:
     (tmp_path / "model.litertlm").write_bytes(bytes(CHUNK))
     shutil.rmtree(device.path(f"{DEFAULT_FOLDER}/bin"), ignore_errors=True)
-    place_model(transport, tmp_path / "model.litertlm")
+    place_model(AdbDevice(transport), tmp_path / "model.litertlm")
     assert list(device.path(f"{DEFAULT_FOLDER}/bin").glob(f"*/{Path(receiver).name}"))
 
 

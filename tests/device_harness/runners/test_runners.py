@@ -8,13 +8,14 @@ import pytest
 from bundles import fill
 from stand_ins import benchmark_model, litert_lm_main, write_program
 
-from device_harness.adb.transport import Transport
 from device_harness.bench.bench import BenchSettings, Subject, run_job
 from device_harness.bench.placement import exported_model, place_model
 from device_harness.bench.state import read_device
 from device_harness.emulator.device import Emulator
-from device_harness.machines.machine import Host, Machine
-from device_harness.programs.binaries import place_binary
+from device_harness.machines.device import AdbDevice
+from device_harness.machines.host import Host
+from device_harness.machines.machine import Machine
+from device_harness.machines.program import place_program
 from device_harness.runners.benchmark_model.runner import BenchmarkModelRunner
 from device_harness.runners.interface import FileRange, Job, Reading, Runner, Workload
 from device_harness.runners.litert_lm import runner as litert_lm
@@ -51,11 +52,11 @@ def jobs(runner: Runner, machine: Machine, path: Path, workload: Workload | None
 
 
 @pytest.mark.parametrize("where", ["device", "host"])
-def test_litert_lm_runs_on_a_litertlm(transport: Transport, litertlm: Path, tmp_path: Path, where: str) -> None:
-    machine: Machine = transport if where == "device" else Host()
+def test_litert_lm_runs_on_a_litertlm(machine: AdbDevice, litertlm: Path, tmp_path: Path, where: str) -> None:
+    where_it_runs: Machine = machine if where == "device" else Host()
     binary = litert_lm_main(tmp_path / "bin")
-    (job,) = jobs(LiteRtLmRunner(binary, version="v0.11", extra=("--more=1",)), machine, litertlm)
-    text, reading = execute(machine, job)
+    (job,) = jobs(LiteRtLmRunner(binary, version="v0.11", extra=("--more=1",)), where_it_runs, litertlm)
+    text, reading = execute(where_it_runs, job)
     path = "/data/local/tmp/gemma-edge/model.litertlm" if where == "device" else str(litertlm)
     wanted = f"args: --backend=cpu --model_path={path} --benchmark=true --benchmark_prefill_tokens=15 "
     options = "--benchmark_decode_tokens=3 --num_iterations=1 --report_peak_memory_footprint=true"
@@ -67,52 +68,52 @@ def test_litert_lm_runs_on_a_litertlm(transport: Transport, litertlm: Path, tmp_
     assert job.model.kind == "litertlm"
 
 
-def test_litert_lm_main_gets_no_option_that_it_lacks(transport: Transport, litertlm: Path, tmp_path: Path) -> None:
+def test_litert_lm_main_gets_no_option_that_it_lacks(machine: AdbDevice, litertlm: Path, tmp_path: Path) -> None:
     binary = litert_lm_main(tmp_path / "bin", "litert_lm_main")
-    (job,) = jobs(LiteRtLmRunner(binary, "litert_lm_main"), transport, litertlm)
+    (job,) = jobs(LiteRtLmRunner(binary, "litert_lm_main"), machine, litertlm)
     assert not [word for word in job.argv if "iterations" in word or "footprint" in word]
     with pytest.raises(UsageError, match="--threads: found 4, wanted none with litert_lm_main; use litert_lm_advanced"):
-        jobs(LiteRtLmRunner(binary, "litert_lm_main"), transport, litertlm, Workload(threads=4))
+        jobs(LiteRtLmRunner(binary, "litert_lm_main"), machine, litertlm, Workload(threads=4))
 
 
-def test_the_engine_is_told_how_many_threads_on_the_cpu(transport: Transport, litertlm: Path, tmp_path: Path) -> None:
+def test_the_engine_is_told_how_many_threads_on_the_cpu(machine: AdbDevice, litertlm: Path, tmp_path: Path) -> None:
     runner = LiteRtLmRunner(litert_lm_main(tmp_path / "bin"))
-    (job,) = jobs(runner, transport, litertlm, Workload(15, 3, threads=4))
+    (job,) = jobs(runner, machine, litertlm, Workload(15, 3, threads=4))
     assert "--num_cpu_threads=4" in job.argv
-    (job,) = jobs(runner, transport, litertlm, Workload(15, 3))
+    (job,) = jobs(runner, machine, litertlm, Workload(15, 3))
     assert not [word for word in job.argv if "threads" in word]
     with pytest.raises(UsageError, match="--threads: found --backend gpu"):
-        jobs(runner, transport, litertlm, Workload(15, 3, threads=4, backend="gpu"))
+        jobs(runner, machine, litertlm, Workload(15, 3, threads=4, backend="gpu"))
 
 
 def test_a_header_is_read_once_for_a_job(
-    transport: Transport, litertlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: AdbDevice, litertlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[Path] = []
     read = litert_lm.read_litertlm
     monkeypatch.setattr(litert_lm, "read_litertlm", lambda path: (reads.append(path), read(path))[1])
-    jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), transport, litertlm, Workload(15, 3))
+    jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), machine, litertlm, Workload(15, 3))
     assert reads == [litertlm]
 
 
-def test_the_engine_is_told_the_context_that_is_asked_for(transport: Transport, litertlm: Path, tmp_path: Path) -> None:
+def test_the_engine_is_told_the_context_that_is_asked_for(machine: AdbDevice, litertlm: Path, tmp_path: Path) -> None:
     runner, plain = (
         LiteRtLmRunner(litert_lm_main(tmp_path / "bin")),
         LiteRtLmRunner(litert_lm_main(tmp_path / "bin", "litert_lm_main"), "litert_lm_main"),
     )
-    (job,) = jobs(runner, transport, litertlm, Workload(15, 3, context=24))
+    (job,) = jobs(runner, machine, litertlm, Workload(15, 3, context=24))
     assert "--max_num_tokens=24" in job.argv and job.context == 24
-    (job,) = jobs(plain, transport, litertlm)
+    (job,) = jobs(plain, machine, litertlm)
     assert not [word for word in job.argv if "max_num" in word] and job.context is None
     for context, fault in ((33, "--context: found 33, wanted at most 32"), (17, "-p and -n: found 18 tokens")):
         with pytest.raises(UsageError, match=fault):
-            jobs(runner, transport, litertlm, Workload(15, 3, context=context))
+            jobs(runner, machine, litertlm, Workload(15, 3, context=context))
     with pytest.raises(UsageError, match="--context: found 24, wanted none with litert_lm_main"):
-        jobs(plain, transport, litertlm, Workload(15, 3, context=24))
+        jobs(plain, machine, litertlm, Workload(15, 3, context=24))
 
 
-def test_a_litertlm_s_sections_are_its_groups(transport: Transport, litertlm: Path, tmp_path: Path) -> None:
-    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), transport, litertlm)
+def test_a_litertlm_s_sections_are_its_groups(machine: AdbDevice, litertlm: Path, tmp_path: Path) -> None:
+    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), machine, litertlm)
     assert list(job.groups) == ["token_embedding", "text", "per_layer_embedding", "model"]
     begins = [job.groups[name][0].begin for name in job.groups]
     assert begins == [*sorted(begins[:3]), 0] and all(begin % 16384 == 0 for begin in begins)
@@ -121,17 +122,17 @@ def test_a_litertlm_s_sections_are_its_groups(transport: Transport, litertlm: Pa
     }
 
 
-def test_a_file_that_is_no_litertlm_is_found_before_anything_runs(transport: Transport, tmp_path: Path) -> None:
+def test_a_file_that_is_no_litertlm_is_found_before_anything_runs(machine: AdbDevice, tmp_path: Path) -> None:
     path = tmp_path / "model.litertlm"
     path.write_bytes(bytes(100))
     with pytest.raises(BundleError, match="run gemma-edge check"):
-        jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), transport, path)
+        jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), machine, path)
 
 
 def test_a_cold_start_removes_what_the_engine_keeps_beside_the_model_and_nothing_else(
-    folder_device: Emulator, transport: Transport, litertlm: Path, tmp_path: Path
+    folder_device: Emulator, machine: AdbDevice, litertlm: Path, tmp_path: Path
 ) -> None:
-    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), transport, litertlm)
+    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), machine, litertlm)
     folder = folder_device.path("/data/local/tmp/gemma-edge")
     endings = (
         ".xnnpack_cache_1_2", ".vision_adapter.xnnpack_cache", "_1_2_mldrift_program_cache.bin",
@@ -141,20 +142,20 @@ def test_a_cold_start_removes_what_the_engine_keeps_beside_the_model_and_nothing
         (folder / f"model.litertlm{ending}").write_bytes(b"cache")
     (folder / "model2.litertlm_1_2_mldrift_program_cache.bin").write_bytes(b"another's")
     workload = Workload(15, 3, "cold")
-    subject = Subject(transport, read_device(transport), "litert_lm_advanced_main", job)
+    subject = Subject(machine, read_device(machine), "litert_lm_advanced_main", job)
     outcome = run_job(subject, workload, BenchSettings(1), progress=lambda *_: None, note=lambda _: None)
     assert outcome.ended_by is None
     left = {path.name for path in folder.iterdir() if path.name.startswith("model")}
     assert left == {"model.litertlm", "model2.litertlm_1_2_mldrift_program_cache.bin"}
 
 
-def test_benchmark_model_has_a_job_for_each_signature(transport: Transport, bundle: Path, tmp_path: Path) -> None:
+def test_benchmark_model_has_a_job_for_each_signature(machine: AdbDevice, bundle: Path, tmp_path: Path) -> None:
     runner = BenchmarkModelRunner(benchmark_model(tmp_path / "bin"), runs=7)
-    found = jobs(runner, transport, bundle, Workload(threads=2))
+    found = jobs(runner, machine, bundle, Workload(threads=2))
     assert [next(iter(job.tests)) for job in found][:4] == [
         "text_decoder:prefill_4", "text_decoder:prefill_8", "text_decoder:decode", "text_decoder:small_prefill_4",
     ]  # fmt: skip
-    text, reading = execute(transport, found[2])
+    text, reading = execute(machine, found[2])
     folder = "/data/local/tmp/gemma-edge/handmade"
     assert f"--graph={folder}/text_decoder.tflite --signature_to_run_for=decode --num_runs=7 --num_threads=2" in text
     assert (reading.figures["inference_s"], reading.figures["inferences_count"]) == (7.4302, 10)
@@ -166,81 +167,79 @@ def test_benchmark_model_has_a_job_for_each_signature(transport: Transport, bund
 
 
 def test_an_npu_s_libraries_are_found_beside_the_program(
-    transport: Transport, bundle: Path, litertlm: Path, tmp_path: Path
+    machine: AdbDevice, bundle: Path, litertlm: Path, tmp_path: Path
 ) -> None:
     program = benchmark_model(tmp_path / "bin")
     (program.parent / "libLiteRtDispatch_Qualcomm.so").write_bytes(b"dispatch")
     workload = Workload(15, 3, backend="npu")
-    (job,) = jobs(BenchmarkModelRunner(program, ("text_decoder:decode",)), transport, bundle, workload)
+    (job,) = jobs(BenchmarkModelRunner(program, ("text_decoder:decode",)), machine, bundle, workload)
     folder = job.argv[0].rpartition("/")[0]
     wanted = {"--use_npu=true", f"--dispatch_library_path={folder}", f"--compiler_plugin_library_path={folder}"}
     assert wanted <= set(job.argv)
     assert job.environment == {"LD_LIBRARY_PATH": folder, "ADSP_LIBRARY_PATH": folder}
-    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "lm")), transport, litertlm, workload)
+    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "lm")), machine, litertlm, workload)
     assert job.environment["ADSP_LIBRARY_PATH"] == job.environment["LD_LIBRARY_PATH"]
 
 
-def test_signatures_can_be_chosen(transport: Transport, bundle: Path, tmp_path: Path) -> None:
+def test_signatures_can_be_chosen(machine: AdbDevice, bundle: Path, tmp_path: Path) -> None:
     binary = benchmark_model(tmp_path / "bin")
-    found = jobs(BenchmarkModelRunner(binary, ("text_decoder:*decode", "embedder:embed_1")), transport, bundle)
+    found = jobs(BenchmarkModelRunner(binary, ("text_decoder:*decode", "embedder:embed_1")), machine, bundle)
     labels = [next(iter(job.tests)) for job in found]
     assert labels == ["text_decoder:decode", "text_decoder:small_decode", "embedder:embed_1"]
     with pytest.raises(UsageError, match=r"--signature: found vision:.*wanted one of text_decoder:prefill_4"):
-        jobs(BenchmarkModelRunner(binary, ("vision:*",)), transport, bundle)
+        jobs(BenchmarkModelRunner(binary, ("vision:*",)), machine, bundle)
 
 
-def test_another_signature_than_asked_for_is_an_error(transport: Transport, bundle: Path, tmp_path: Path) -> None:
+def test_another_signature_than_asked_for_is_an_error(machine: AdbDevice, bundle: Path, tmp_path: Path) -> None:
     binary = write_program(
         tmp_path / "bin" / "benchmark_model",
         "Signature name: other\nModel initialization: 1 ms\nInference (avg): 1 ms (1 runs)\nInference (max): 1 ms",
     )
-    (job,) = jobs(BenchmarkModelRunner(binary, ("embedder:embed_1",)), transport, bundle)
+    (job,) = jobs(BenchmarkModelRunner(binary, ("embedder:embed_1",)), machine, bundle)
     with pytest.raises(EnvironmentFault, match="found the signature 'other', wanted embed_1"):
-        execute(transport, job)
+        execute(machine, job)
 
 
 def test_a_binary_is_pushed_once_with_its_libraries_and_may_run(
-    folder_device: Emulator, transport: Transport, tmp_path: Path
+    folder_device: Emulator, machine: AdbDevice, tmp_path: Path
 ) -> None:
     program = litert_lm_main(tmp_path / "bin")
-    placed = place_binary(transport, program)
+    placed = place_program(machine, program)
     local = folder_device.path(placed.program)
     assert local.stat().st_mode & 0o111 and local.read_bytes() == program.read_bytes()
     assert {path.name for path in local.parent.iterdir()} == {program.name, "libLiteRt.so", "libGpu.so"}
     stamp = local.stat().st_mtime_ns
-    assert place_binary(transport, program) == placed and local.stat().st_mtime_ns == stamp
+    assert place_program(machine, program) == placed and local.stat().st_mtime_ns == stamp
     (program.parent / "libGpu.so").write_bytes(b"newer")
-    assert place_binary(transport, program).folder != placed.folder
+    assert place_program(machine, program).folder != placed.folder
 
 
-def test_a_binary_that_is_not_there_or_may_not_run_is_an_error(transport: Transport, tmp_path: Path) -> None:
+def test_a_binary_that_is_not_there_or_may_not_run_is_an_error(machine: AdbDevice, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--binary: found .*nothing"):
-        place_binary(transport, tmp_path / "nothing")
+        place_program(machine, tmp_path / "nothing")
     plain = write_program(tmp_path / "bin" / "plain", "hello")
     plain.chmod(0o644)
     with pytest.raises(UsageError, match=r"no permission to execute it.*chmod \+x"):
-        place_binary(Host(), plain)
+        place_program(Host(), plain)
 
 
-def test_our_session_needs_python_with_this_package(
-    folder_device: Emulator, transport: Transport, bundle: Path
-) -> None:
+def test_our_session_needs_python_with_this_package(folder_device: Emulator, machine: AdbDevice, bundle: Path) -> None:
     python = folder_device.path("/system/bin/python3")
     script = python.read_text()
     python.write_text("#!/bin/sh\necho 'No module named device_harness'; exit 1\n")
     try:
         with pytest.raises(EnvironmentFault, match="found No module named device_harness, wanted Python with all"):
-            jobs(SessionRunner(), transport, bundle)
+            jobs(SessionRunner(), machine, bundle)
     finally:
         python.write_text(script)
 
 
-def test_our_session_is_told_what_to_measure(transport: Transport, bundle: Path) -> None:
-    (job,) = jobs(SessionRunner(), transport, bundle, Workload(prompt_tokens=16, generated_tokens=8, threads=2))
+def test_our_session_is_told_what_to_measure(machine: AdbDevice, bundle: Path) -> None:
+    (job,) = jobs(SessionRunner(), machine, bundle, Workload(prompt_tokens=16, generated_tokens=8, threads=2))
     assert " ".join(job.argv).endswith("--prompt-tokens 16 --generated-tokens 8 --threads 2")
     assert job.tests["pp16"] == "prefill_tokens_per_s" and job.tests["tg8"] == "decode_tokens_per_s"
     assert job.tests["pp16:first"] == "first_prefill_tokens_per_s"
-    (single,) = jobs(SessionRunner(), transport, bundle, Workload(prompt_tokens=1, generated_tokens=8))
+    (single,) = jobs(SessionRunner(), machine, bundle, Workload(prompt_tokens=1, generated_tokens=8))
     assert "pp1:first" not in single.tests, "a prompt of one token has no prefill"
     assert [record.name for record in job.binaries] == ["python3", "libLiteRt.so"]
     assert job.model.size == "large" and job.weight_caches == (

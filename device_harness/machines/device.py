@@ -1,0 +1,75 @@
+"""A device over adb as a machine to measure on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from device_harness.adb.devices import connect
+from device_harness.adb.shell import ShellResult, ShellStream
+from device_harness.adb.transport import Transport
+from device_harness.machines.machine import Machine, MachineKind
+from device_harness.push.program import ProgramFiles, push_program
+from device_harness.push.push import DEFAULT_FOLDER, default_target, push_source
+from device_harness.push.receiver import place_receiver
+from device_harness.push.source import PushProgress, PushSource
+
+
+class AdbDevice:
+    """A connected device: files are pushed to it, and its connection may be lost."""
+
+    python = "python3"
+    cache_folder = DEFAULT_FOLDER
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    @property
+    def serial(self) -> str:
+        return self._transport.serial
+
+    @property
+    def kind(self) -> MachineKind:
+        return self._transport.kind
+
+    @property
+    def available(self) -> bool:
+        return self._transport.available
+
+    @property
+    def has_second_connection(self) -> bool:
+        """Not over USB, where everything goes through one connection."""
+        return self.kind != "usb"
+
+    def shell(self, command: str, *, timeout: float) -> ShellResult:
+        return self._transport.shell(command, timeout=timeout)
+
+    def stream_shell(self, command: str, *, timeout: float) -> ShellStream:
+        return self._transport.stream_shell(command, timeout=timeout)
+
+    @contextmanager
+    def second_connection(self) -> Iterator[Machine]:
+        with self._transport.another() as other:
+            yield AdbDevice(other)
+
+    def recover(self, *, timeout: float) -> None:
+        """Connect again, for the old connection may be in the midst of a message."""
+        self._transport.reconnect(timeout=timeout)
+
+    def place_files(self, source: PushSource, *, progress: PushProgress | None = None) -> str:
+        """Push what differs."""
+        target = default_target(source)
+        receiver = place_receiver(self._transport, "auto")
+        push_source(self._transport, source, target=target, receiver=receiver, progress=progress)
+        return target
+
+    def place_program(self, files: ProgramFiles) -> str:
+        """Push what is not there yet, to a folder with the hashes in its name."""
+        return push_program(self._transport, files)
+
+
+@contextmanager
+def connected_device(name: str | None = None) -> Iterator[AdbDevice]:
+    """The device `name` (None: ANDROID_SERIAL, else the only one) until the end of the context."""
+    with connect(name) as transport:
+        yield AdbDevice(transport)

@@ -1,0 +1,107 @@
+"""This computer as a machine to measure on, by the same commands that a device gets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+
+from device_harness.adb.faults import DeviceFault, DeviceTimeout
+from device_harness.adb.shell import KILLED_EXIT_CODE, ShellResult, StreamName
+from device_harness.machines.machine import Machine, MachineKind
+from device_harness.push.program import ProgramFiles
+from device_harness.push.source import PushProgress, PushSource
+from toolkit.base.errors import UsageError
+from toolkit.runtime.weight_cache import default_directory
+
+_BLOCK_BYTES = 65536
+
+
+class Host:
+    """Files stay where they are, nothing can be cut off, and there are as many connections as processes."""
+
+    serial = "host"
+    kind: MachineKind = "host"
+    python = sys.executable
+    available = True
+    has_second_connection = True
+
+    @property
+    def cache_folder(self) -> str:
+        return str(default_directory())
+
+    def shell(self, command: str, *, timeout: float) -> ShellResult:
+        """DeviceTimeout after `timeout` seconds; the command is killed then, as on a device."""
+        with self.stream_shell(command, timeout=timeout) as running:
+            parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+            for name, data in running:
+                parts[name].append(data)
+            stdout, stderr = (b"".join(parts[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
+            if running.exit_code == KILLED_EXIT_CODE:
+                found = "a command that does not end"
+                raise DeviceTimeout("host shell", found=found, wanted="an end in time", remedy="allow it longer")
+            return ShellResult(stdout, stderr, running.exit_code)
+
+    def stream_shell(self, command: str, *, timeout: float) -> HostCommand:
+        """Standard error is part of standard output, so that lines stay in order."""
+        return HostCommand(command, timeout)
+
+    def second_connection(self) -> AbstractContextManager[Machine]:
+        return nullcontext(self)
+
+    def recover(self, *, timeout: float) -> None:
+        """Nothing: there is no connection that could be lost."""
+
+    def place_files(self, source: PushSource, *, progress: PushProgress | None = None) -> str:
+        """The folder in which the files lie already."""
+        return str(source.files[0].path.parent.resolve())
+
+    def place_program(self, files: ProgramFiles) -> str:
+        """The program's own folder; UsageError if the program may not be executed."""
+        program = files.program
+        if not os.access(program, os.X_OK):
+            raise UsageError(str(program), found="no permission to execute it", wanted="a program", remedy="chmod +x")
+        return str(program.parent.resolve())
+
+
+class HostCommand:
+    """A command of this computer in a process group of its own: Ctrl-C reaches us, and we end it."""
+
+    def __init__(self, command: str, timeout: float) -> None:
+        argv = ["timeout", "-s", "KILL", str(timeout), "sh", "-c", command]
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise DeviceFault("host shell", found=error.strerror, wanted="timeout and sh") from error
+
+    def __enter__(self) -> HostCommand:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+    def __iter__(self) -> Iterator[tuple[StreamName, bytes]]:
+        assert self._process.stdout is not None
+        while data := self._process.stdout.read1(_BLOCK_BYTES):  # type: ignore[attr-defined]
+            yield "stdout", data
+
+    @property
+    def exit_code(self) -> int:
+        """Waits for the end."""
+        code = self._process.wait()
+        return code if code >= 0 else 128 - code

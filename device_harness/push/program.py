@@ -1,0 +1,55 @@
+"""A program and the libraries beside it, pushed to a folder of their own."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_harness.adb.transport import Transport, quote, remote_path
+from device_harness.push.push import DEFAULT_FOLDER, push_source
+from device_harness.push.source import PushFile, PushSource
+from toolkit.base.errors import UsageError
+from toolkit.base.files import CHUNK_BYTES, hash_file, safe_name
+
+_ASK_S = 30.0
+_KEY_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramFiles:
+    """A program here, and its files with their sha256: the program first, then all `*.so` of its folder."""
+
+    program: Path
+    files: tuple[PushFile, ...]
+    digests: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Of names and hashes: what tells one build of a program from another."""
+        lines = (f"{file.name} {digest}\n" for file, digest in zip(self.files, self.digests, strict=True))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:_KEY_DIGITS]
+
+
+def open_program(program: Path) -> ProgramFiles:
+    """Hash a program and the libraries beside it; UsageError if there is no such program."""
+    if not program.is_file():
+        raise UsageError("--binary", found=str(program), wanted=f"the program {program.name}")
+    paths = [program, *sorted(path for path in program.parent.glob("*.so") if path != program)]
+    hashed = [(path, hash_file(path)) for path in paths]
+    files = [
+        PushFile(safe_name(path.name, str(path)), path, found.size, found.chunks, CHUNK_BYTES) for path, found in hashed
+    ]
+    return ProgramFiles(program, tuple(files), tuple(found.sha256 for _, found in hashed))
+
+
+def push_program(device: Transport, files: ProgramFiles) -> str:
+    """Push the files, each verified by its hash, and let the program be executed; the folder there.
+
+    The folder has the hashes in its name: other builds of the same program do not meet.
+    """
+    folder = remote_path(DEFAULT_FOLDER, "bin", files.key)
+    push_source(device, PushSource(None, files.files), target=folder)
+    placed = remote_path(folder, files.program.name)
+    device.shell(f"chmod 755 {quote(placed)}", timeout=_ASK_S).require(f"{device.serial} chmod {placed}")
+    return folder

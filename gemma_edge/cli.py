@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 import toolkit
-from gemma_edge.terminal import Terminal
+from gemma_edge.terminal import Label, Terminal, write_line
 from toolkit.base.errors import ToolkitError
 
 DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message}; see {self.prog} --help\n")
+        write_line("error", f"{message}; see {self.prog} --help")
         raise SystemExit(WRONG_USE)
 
     def option_strings(self) -> list[str]:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal = Terminal(
         as_json=getattr(arguments, "json", False), quiet=quiet, progress=not getattr(arguments, "no_progress", False)
     )
-    with _log_on_stderr(verbose, quiet=quiet):
+    with _log_on_stderr(terminal, verbose, quiet=quiet):
         return _run(arguments, terminal, traced=verbose > 0)
 
 
@@ -143,7 +143,7 @@ def _interrupted() -> int:
 def _fail(line: str, code: int, *, traced: bool) -> int:
     if traced:
         traceback.print_exc()
-    sys.stderr.write(f"error: {line}\n")
+    write_line("error", line)
     return code
 
 
@@ -213,11 +213,10 @@ def _shared_options() -> _Parser:
 
 
 @contextmanager
-def _log_on_stderr(verbose: int, *, quiet: bool) -> Iterator[None]:
+def _log_on_stderr(terminal: Terminal, verbose: int, *, quiet: bool) -> Iterator[None]:
     """The log of our own packages: warnings, with -v also what is going on, with -vv everything."""
     level = logging.ERROR if quiet else {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_LogLine())
+    handler = _LogLines(terminal)
     loggers = [logging.getLogger(package) for package in ("gemma_edge", "toolkit", "converters", "device_harness")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -231,9 +230,19 @@ def _log_on_stderr(verbose: int, *, quiet: bool) -> Iterator[None]:
             logger.setLevel(old)
 
 
-class _LogLine(logging.Formatter):
-    """``warning: text``; anything less serious without its level."""
+class _LogLines(logging.Handler):
+    """Log records as lines of the terminal."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._terminal.log(_label(record.levelno), record.getMessage())
+
+
+def _label(level: int) -> Label:
+    """Anything less serious than a warning is merely said."""
+    if level < logging.WARNING:
+        return "info"
+    return "warning" if level < logging.ERROR else "error"

@@ -1,92 +1,179 @@
-"""What commands say and where: results on stdout, everything else on stderr."""
+"""What commands say and where: results on stdout, everything else on stderr.
+
+No control character that a stranger wrote into a name or a text gets through. A file or a pipe gets what a terminal
+gets, but without colours, and tables as wide as they are.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Literal, TextIO
 
-# Work that ends sooner needs no bar.
-_BAR_AFTER_S = 2.0
+from toolkit.base.printable import printable
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from gemma_edge.progress_bars import ProgressBars
+
+Label = Literal["info", "warning", "error"]
+
+# ECMA-48, select graphic rendition.
+_BOLD_RED, _YELLOW, _PLAIN = "\x1b[1;31m", "\x1b[33m", "\x1b[0m"
 
 
 class Terminal:
-    """stdout and stderr under ``--json``, ``--quiet`` and ``--no-progress``."""
+    """stdout and stderr under `--json`, `--quiet` and `--no-progress`; work shorter than `bar_after_s` gets no bar."""
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, progress: bool = True) -> None:
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, progress: bool = True, bar_after_s: float = 2.0
+    ) -> None:
         self.as_json = as_json
         self._quiet = quiet
-        self._progress = progress and not quiet and sys.stderr.isatty()
+        self._shows_bars = progress and not quiet and sys.stderr.isatty()
+        self._bar_after_s = bar_after_s
+        self._bars: ProgressBars | None = None
 
     def result(self, value: object, text: str) -> None:
         """A command's result: one line of JSON, or text for people."""
-        line = json.dumps(value, ensure_ascii=False, allow_nan=False) if self.as_json else text
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        if self.as_json:
+            self._write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        else:
+            self.say(text)
 
     def stream(self, text: str) -> None:
-        """A piece of a result for people, without a line end; nothing under ``--json``."""
+        """A piece of an answer, without a line end; a file or a pipe gets it as it is. Nothing under `--json`."""
         if not self.as_json:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            self._write(_shown(text) if sys.stdout.isatty() else text)
 
     def say(self, text: str) -> None:
-        """A line of a result for people; nothing under ``--json``."""
-        self.stream(text + "\n")
+        """A line of a result for people; nothing under `--json`."""
+        if not self.as_json:
+            self._write(_shown(text) + "\n")
 
     def warn(self, text: str) -> None:
         """Something that may not be meant so."""
-        sys.stderr.write(f"warning: {text}\n")
+        with self._hidden_bars(sys.stderr):
+            write_line("warning", text)
 
     def note(self, text: str) -> None:
-        """What is going on; nothing under ``--quiet``."""
+        """What is going on; nothing under `--quiet`."""
         if not self._quiet:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            with self._hidden_bars(sys.stderr):
+                write_line("info", text)
+
+    def log(self, label: Label, text: str) -> None:
+        """A line of the program's log; whoever calls has chosen what is worth one."""
+        with self._hidden_bars(sys.stderr):
+            write_line(label, text)
 
     @contextmanager
     def bar(self, title: str, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
-        """A progress bar on stderr, shown once the work has taken a while: call what it yields with done and total."""
-        if not self._progress:
-            yield lambda done, total: None
-            return
-        from tqdm import tqdm  # a third of the start of a command that shows no bar
+        """A progress bar on stderr, shown once the work has taken a while: call what it yields with done and total.
 
-        with tqdm(
-            desc=title,
-            unit=unit,
-            unit_scale=unit == "B",
-            unit_divisor=1000,
-            delay=_BAR_AFTER_S,
-            leave=False,
-            file=sys.stderr,
-        ) as bar:
+        `unit` is bytes (`B`), a percentage (`%`), or the plural of what is counted. Several may be open at once, in
+        threads of their own.
+        """
+        begin_s = time.monotonic()
+        bar: TaskID | None = None
 
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-                # Finished work may be followed by other work, with a bar of its own.
-                if done >= total:
-                    bar.close()
+        def close() -> None:
+            nonlocal bar
+            if bar is not None and self._bars is not None:
+                self._bars.close(bar)
+            bar = None
 
+        def show(done: int, total: int) -> None:
+            nonlocal bar
+            if done >= total:
+                close()  # finished work may be followed by other work, with a bar of its own
+            elif self._shows_bars and time.monotonic() - begin_s >= self._bar_after_s:
+                bars = self._opened_bars()
+                if bar is None:
+                    bar = bars.open(title, unit, done, total)
+                else:
+                    bars.update(bar, done, total)
+
+        try:
             yield show
+        finally:
+            close()
+
+    def _opened_bars(self) -> ProgressBars:
+        if self._bars is None:
+            from gemma_edge.progress_bars import ProgressBars  # rich takes as long as the rest of a short command
+
+            self._bars = ProgressBars()
+        return self._bars
+
+    def _write(self, text: str) -> None:
+        with self._hidden_bars(sys.stdout):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def _hidden_bars(self, stream: TextIO) -> AbstractContextManager[None]:
+        return self._bars.hidden() if self._bars is not None and stream.isatty() else nullcontext()
+
+
+def write_line(label: Label, text: str) -> None:
+    """A line on stderr that begins with what it is; what is merely said begins with nothing."""
+    sys.stderr.write(f"{_shown(text)}\n" if label == "info" else f"{_coloured(label)} {_shown(text)}\n")
+    sys.stderr.flush()
+
+
+def _shown(text: str) -> str:
+    """Text of several lines, whoever wrote it."""
+    return printable(text, keep="\n\t")
+
+
+def _coloured(label: Label) -> str:
+    """Colours for people who look at a terminal and want them (https://no-color.org)."""
+    if not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return f"{label}:"
+    return f"{_YELLOW if label == 'warning' else _BOLD_RED}{label}:{_PLAIN}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two blanks apart: the first to the left, numbers to the right.
+    """Columns two blanks apart: the first to the left, numbers to the right; on a terminal no wider than that.
 
     >>> print(table(["group", "bytes"], [["text", "1,200"], ["ple", "30"]]))
     group  bytes
     text   1,200
     ple       30
     """
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    cells = [[printable(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    if sys.stdout.isatty() and sum(widths) + 2 * (len(widths) - 1) > shutil.get_terminal_size().columns:
+        return _folded(cells, shutil.get_terminal_size().columns)
     lines = []
-    for row in [header, *rows]:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    for row in cells:
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
     return "\n".join(lines)
+
+
+def _folded(cells: Sequence[Sequence[str]], width: int) -> str:
+    """The same table with its cells folded, so that no line is longer than `width` characters."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    folded = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    for index, heading in enumerate(cells[0]):
+        folded.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
+    for row in cells[1:]:
+        folded.add_row(*map(Text, row))
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as drawn:
+        console.print(folded)
+    return "\n".join(line.rstrip() for line in drawn.get().splitlines())
 
 
 def bytes_text(count: int) -> str:

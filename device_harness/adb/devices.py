@@ -39,6 +39,7 @@ class Device:
     reason: str = ""
     """Why it cannot be used, and what to do; nothing if it can."""
     model: str = ""
+    """As the device calls itself: anything, up to 80 characters."""
     product: str = ""
 
     @property
@@ -159,15 +160,10 @@ def _probe(endpoint: Endpoint, keys: Sequence[Signer], timeout: float) -> Device
     except DeviceFault as error:
         return device("no permissions", _words(error))
     if banner.state != "device":
-        return device("offline", f"it is in the state {_printable(banner.state)!r}; restart it")
+        return device("offline", f"it is in the state {banner.state[:_MOST_NAME]!r}; restart it")
     names = banner.properties
-    model, product = (_printable(names.get(f"ro.product.{name}", "")) for name in ("model", "name"))
+    model, product = (names.get(f"ro.product.{name}", "")[:_MOST_NAME] for name in ("model", "name"))
     return device("device", "", model, product)
-
-
-def _printable(text: str) -> str:
-    """A device may call itself anything, and a terminal obeys some of it."""
-    return "".join(character if character.isprintable() else "?" for character in text[:_MOST_NAME])
 
 
 def _words(error: DeviceFault) -> str:

@@ -23,7 +23,7 @@ from gemma_edge.options.session import (
     open_session,
     require_text,
 )
-from gemma_edge.terminal import Terminal
+from gemma_edge.terminal import Terminal, write_line
 from toolkit.base.errors import ToolkitError, UsageError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import ChatTemplate, Message
@@ -123,7 +123,7 @@ class _Talk:
                 self.terminal.note(_HELP)
         except ToolkitError as error:
             # One bad line does not end a conversation.
-            sys.stderr.write(f"error: {error}\n")
+            write_line("error", str(error))
         return True
 
     def _answer(self, line: str) -> None:

@@ -78,7 +78,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 def _probe_host(arguments: argparse.Namespace, settings: ProbeSettings, terminal: Terminal) -> ProbeResult:
     shards = [arguments.bundle / name for name in shard_names(read_manifest(arguments.bundle))]
-    with tempfile.TemporaryDirectory() as scratch, terminal.bar("probe", unit="kind") as progress:
+    with tempfile.TemporaryDirectory() as scratch, terminal.bar("probe", unit="kinds of read") as progress:
         return probe_host(shards, settings, scratch=Path(scratch), progress=progress, say=terminal.note)
 
 
@@ -91,7 +91,7 @@ def _probe_device(arguments: argparse.Namespace, settings: ProbeSettings, termin
         with step_bars(terminal, device.serial) as steps:
             target = default_target(source) if arguments.target is None else remote_path(arguments.target.rstrip("/"))
             push_source(device, source, target=target, receiver=place_receiver(device, "auto"), progress=steps)
-        progress = stack.enter_context(terminal.bar(f"{device.serial} probe", unit="kind"))
+        progress = stack.enter_context(terminal.bar(f"{device.serial} probe", unit="kinds of read"))
         return probe_device(device, target, names, settings, progress=progress, say=terminal.note)
 
 

@@ -34,7 +34,7 @@ def add_torn_line_option(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0."""
     records = read_records(arguments.results, terminal, skip_torn_line=arguments.skip_torn_line)
-    with terminal.bar("plots", unit=" plots") as progress:
+    with terminal.bar("plots", unit="plots") as progress:
         data = render_page(results_page(records), progress)
     write_bytes(arguments.output, data)
     flagged = sum(bool(record.flags) or record.device.emulated for record in records)

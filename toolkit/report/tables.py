@@ -93,4 +93,4 @@ def _csv_cell(value: object) -> object:
 
 
 def _escaped(cell: str) -> str:
-    return printable(cell).replace("\\", "\\\\").replace("|", "\\|").replace("<", "\\<")
+    return printable(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "\\<"))

@@ -104,10 +104,6 @@ def test_something_else_on_an_emulators_port_is_left_out(monkeypatch: pytest.Mon
         assert list_devices(timeout=0.5) == ()
 
 
-def test_a_device_cannot_write_to_the_terminal_by_its_name() -> None:
-    assert devices._printable("Pixel\x1b[2J\n9") == "Pixel?[2J?9"
-
-
 # --- which one is meant -----------------------------------------------------------------------------------------------
 
 

@@ -24,5 +24,5 @@ def test_the_table_and_json_say_the_same() -> None:
 def test_what_differs_and_what_one_side_lacks_stands_below_the_table() -> None:
     text = comparison_table(compare_results([*RECORDS[1:3], record_of(BASE)], [record_of(FASTER, tool="b\x1b[31m")]))
     _, below = text.split("\n\n")
-    assert "differs: tool: gemma-edge 0.1.0 against b\ufffd[31m" in below
+    assert "differs: tool: gemma-edge 0.1.0 against b\\x1b[31m" in below
     assert "only in the base: gemma-3n-E2B-it-int4 E2B litert_lm_advanced_main cpu 4 threads cold" in below

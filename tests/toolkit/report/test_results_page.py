@@ -195,7 +195,7 @@ def test_no_string_of_a_record_gets_out_of_its_place() -> None:
     records = [hostile(json.loads(line)) for line in FIXTURE.read_text().splitlines()]
     reader = page_of(*records)
     assert_harmless(reader)
-    shown = HOSTILE.replace("\u202e", "\ufffd")
+    shown = HOSTILE.replace("\u202e", r"\u202e")
     assert reader.text.count(shown) > 100
     assert "49" not in reader.text.split(shown)[0][-4:]
     assert "\u202e" not in reader.text
@@ -253,5 +253,5 @@ def test_links_lead_to_sections_of_the_page(whole: Reader) -> None:
 def test_control_characters_of_any_table_are_replaced() -> None:
     page = Page("a\x1b", "b\x00", ["c\x07"], [Section("k", "d", [Table(["e\x1b"], [[Cell("f\x1b<b>")]]), "g\x1b"])])
     text = render_page(page).decode()
-    assert "f\ufffd&lt;b&gt;" in text
+    assert r"f\x1b&lt;b&gt;" in text
     assert not any(ord(character) < 32 and character != "\n" for character in text)

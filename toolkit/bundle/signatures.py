@@ -19,7 +19,7 @@ from toolkit.bundle.manifest import (
     signature_name,
 )
 from toolkit.tflite.reader import TfliteContent
-from toolkit.tflite.schema import SubgraphRecord
+from toolkit.tflite.records import SubgraphRecord
 
 DECODE = "decode"
 _COUNT = re.compile(r"[1-9][0-9]{0,6}", re.ASCII)

@@ -32,8 +32,8 @@ from toolkit.litertlm.container import FilePart, Section, write_container
 from toolkit.litertlm.media import always_true, joined_template, media_metadata
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
 from toolkit.litertlm.schema import LlmMetadata, ModelType
+from toolkit.tflite.records import SubgraphRecord
 from toolkit.tflite.rewrite import select_signatures
-from toolkit.tflite.schema import SubgraphRecord
 
 _ZLIB_LEVEL = 9
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from toolkit.bundle.manifest import TOKENIZER, Manifest, TowerTokens
 from toolkit.bundle.tokenizer_file import token_spellings
 from toolkit.litertlm.schema import ImageMetadata, MelMetadata, ModelType, SoundMetadata
-from toolkit.tflite.schema import OperatorRecord, SubgraphRecord
+from toolkit.tflite.records import OperatorRecord, SubgraphRecord
 
 _AROUND = "\n\n"
 """What transformers' Gemma3nProcessor writes before and behind every image and sound."""

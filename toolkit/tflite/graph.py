@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 
 from toolkit.base.weights import Weight, WeightPart
 
-__all__ = ["DType", "Graph", "Node", "Options", "Signature", "TensorType", "Value", "Weight", "WeightPart"]
+__all__ = [
+    "DType",
+    "Graph",
+    "Node",
+    "OptionValue",
+    "Options",
+    "Signature",
+    "TensorType",
+    "Value",
+    "Weight",
+    "WeightPart",
+]
 
 
 class DType(enum.Enum):
@@ -51,12 +62,16 @@ class TensorType:
         return f"{self.dtype.value.lower()}{list(self.shape)}"
 
 
+OptionValue = int | float | bool | str | bytes | tuple[int | float | bool, ...]
+"""What an option may be: a number, a text, bytes, or a list of numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The option table of an op: its name in the schema and its fields."""
 
     table: str
-    fields: tuple[tuple[str, int | float | bool | DType], ...] = ()
+    fields: tuple[tuple[str, OptionValue | DType], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ from toolkit.base.errors import GraphError
 from toolkit.base.strict_json import open_regular, shorten
 from toolkit.tflite import schema
 from toolkit.tflite.graph import DType
+from toolkit.tflite.records import ModelRecord, SubgraphRecord, TensorRecord
 
 HEADER_LIMIT_BYTES = 1 << 29  # 512 MiB; the header of a 35-layer model with per-channel scales is under 50 MB
 
@@ -24,15 +25,18 @@ class TfliteContent:
 
     path: Path
     size_bytes: int
-    model: schema.ModelRecord
+    model: ModelRecord
 
-    def graph(self, signature: str) -> schema.SubgraphRecord:
+    def index(self, signature: str) -> int:
+        """The place of a signature; GraphError when there is none of that name."""
+        names = self.model.signatures
+        if signature not in names:
+            raise GraphError(f"{self.path.name} signature {signature}", found=list(names), wanted=signature)
+        return names.index(signature)
+
+    def graph(self, signature: str) -> SubgraphRecord:
         """The subgraph of a signature; GraphError when there is none of that name."""
-        if signature not in self.model.signatures:
-            raise GraphError(
-                f"{self.path.name} signature {signature}", found=list(self.model.signatures), wanted=signature
-            )
-        return self.model.subgraphs[self.model.signatures.index(signature)]
+        return self.model.subgraphs[self.index(signature)]
 
 
 def read_tflite(path: Path, section: tuple[int, int] | None = None) -> TfliteContent:
@@ -51,7 +55,7 @@ def read_tflite(path: Path, section: tuple[int, int] | None = None) -> TfliteCon
     return TfliteContent(path, size_bytes, model)
 
 
-def check_model(name: str, size_bytes: int, model: schema.ModelRecord) -> None:
+def check_model(name: str, size_bytes: int, model: ModelRecord) -> None:
     """Every reference resolves and every byte range lies in the file; GraphError otherwise."""
     if not model.buffers:
         raise GraphError(f"{name} buffers", found="none", wanted="at least the empty one")
@@ -66,7 +70,7 @@ def check_model(name: str, size_bytes: int, model: schema.ModelRecord) -> None:
         _check_graph(f"{name} {graph.name}", model, graph, bits)
 
 
-def _check_graph(name: str, model: schema.ModelRecord, graph: schema.SubgraphRecord, bits: Mapping[str, int]) -> None:
+def _check_graph(name: str, model: ModelRecord, graph: SubgraphRecord, bits: Mapping[str, int]) -> None:
     for tensor in graph.tensors:
         _check_tensor(f"{name} tensor {tensor.name}", model, graph, tensor, bits)
     known = {i for i, t in enumerate(graph.tensors) if t.buffer and _has_bytes(model, t)}
@@ -80,6 +84,10 @@ def _check_graph(name: str, model: schema.ModelRecord, graph: schema.SubgraphRec
                 raise GraphError(
                     f"{name} op {n} {op.builtin}", found=f"tensor {index}", wanted=f"0 to {len(graph.tensors) - 1}"
                 )
+        for index in op.called():
+            if not 0 <= index < len(model.subgraphs):
+                last = len(model.subgraphs) - 1
+                raise GraphError(f"{name} op {n} {op.builtin}", found=f"subgraph {index}", wanted=f"0 to {last}")
         if missing := [graph.tensors[i].name for i in op.inputs if i not in known]:
             raise GraphError(
                 f"{name} op {n} {op.builtin}", found=f"input {missing[0]} unset", wanted="a value computed before"
@@ -91,9 +99,9 @@ def _check_graph(name: str, model: schema.ModelRecord, graph: schema.SubgraphRec
 
 def _check_tensor(
     name: str,
-    model: schema.ModelRecord,
-    graph: schema.SubgraphRecord,
-    tensor: schema.TensorRecord,
+    model: ModelRecord,
+    graph: SubgraphRecord,
+    tensor: TensorRecord,
     bits: Mapping[str, int],
 ) -> None:
     if tensor.type not in bits or any(d <= 0 for d in tensor.shape):
@@ -132,6 +140,6 @@ def _bits_by_type() -> dict[str, int]:
     return computed | {element.tensor_type: element.bits for element in stored}
 
 
-def _has_bytes(model: schema.ModelRecord, tensor: schema.TensorRecord) -> bool:
+def _has_bytes(model: ModelRecord, tensor: TensorRecord) -> bool:
     buffer = model.buffers[tensor.buffer]
     return buffer.data is not None or buffer.offset_bytes > 0

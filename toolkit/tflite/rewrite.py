@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from toolkit.base.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault, GraphError
 from toolkit.base.files import write_at
 from toolkit.base.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
 from toolkit.tflite import schema
-from toolkit.tflite.reader import read_tflite
+from toolkit.tflite.reader import TfliteContent, read_tflite
+from toolkit.tflite.records import BufferRecord, ModelRecord, SubgraphRecord
 
 _COPY_BYTES = 8 << 20
 
@@ -20,7 +21,7 @@ def select_signatures(
     source: Path,
     target: Path,
     names: Mapping[str, str],
-    change: Callable[[schema.SubgraphRecord], schema.SubgraphRecord] | None = None,
+    change: Callable[[SubgraphRecord], SubgraphRecord] | None = None,
 ) -> None:
     """Write `target` with the signatures `names` (new name to old name) of `source`, in that order.
 
@@ -28,7 +29,7 @@ def select_signatures(
     target's atomicity.
     """
     content = read_tflite(source)
-    graphs = tuple(replace(content.graph(old), name=new) for new, old in names.items())
+    graphs = tuple(replace(_renumbered(content, names, old), name=new) for new, old in names.items())
     if change is not None:
         graphs = tuple(map(change, graphs))
     used = sorted({tensor.buffer for graph in graphs for tensor in graph.tensors} | {0})
@@ -37,7 +38,7 @@ def select_signatures(
         replace(g, tensors=tuple(replace(t, buffer=renumbered[t.buffer]) for t in g.tensors)) for g in graphs
     )
     buffers = [content.model.buffers[i] for i in used]
-    model = schema.ModelRecord(graphs, tuple(buffers), tuple(names))
+    model = ModelRecord(graphs, tuple(buffers), tuple(names))
     placed = _place(buffers, len(schema.pack(model)))
     header = schema.pack(replace(model, buffers=placed))
     with open(source, "rb") as read, open(target, "wb") as write:
@@ -47,7 +48,20 @@ def select_signatures(
                 _copy(read.fileno(), old.offset_bytes, write.fileno(), new.offset_bytes, old.size_bytes)
 
 
-def _place(buffers: list[schema.BufferRecord], header_bytes: int) -> tuple[schema.BufferRecord, ...]:
+def _renumbered(content: TfliteContent, names: Mapping[str, str], old_name: str) -> SubgraphRecord:
+    """A subgraph whose operators call other subgraphs by their places among the selected signatures."""
+    places = {content.index(old): place for place, old in enumerate(names.values())}
+    graph = content.graph(old_name)
+    for op in graph.operators:
+        for index in op.called():
+            if index not in places:
+                missing = content.model.signatures[index]
+                what = f"{content.path.name} {old_name} op {op.builtin}"
+                raise GraphError(what, found=f"a call of signature {missing}", wanted="calls of selected signatures")
+    return replace(graph, operators=tuple(op.calling(places) for op in graph.operators))
+
+
+def _place(buffers: list[BufferRecord], header_bytes: int) -> tuple[BufferRecord, ...]:
     """New offsets behind the header, in the old order of buffers, on borders as wide as the old ones."""
     placed = []
     end = header_bytes

@@ -1,13 +1,12 @@
-"""LiteRT's flatbuffer schema behind typed records; the only user of the generated classes.
+"""Packs records into LiteRT's flatbuffers and reads them back; the only user of the schema's generated classes.
 
-The records mirror the tables of `tflite/schema.fbs`, with names in place of enum numbers.
+What a file says beyond the records is refused by its name, never dropped.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]
@@ -16,68 +15,22 @@ from ai_edge_litert import schema_py_generated as fb  # type: ignore[import-unty
 from numpy.typing import NDArray
 
 from toolkit.base.errors import GraphError
+from toolkit.tflite.graph import OptionValue
+from toolkit.tflite.records import (
+    BufferRecord,
+    ModelRecord,
+    OperatorRecord,
+    Quantization,
+    SubgraphRecord,
+    TensorRecord,
+)
 
 SCHEMA_VERSION = 3  # tflite/schema.fbs: `version` of every current file
 FILE_IDENTIFIER = b"TFL3"
 _BUFFER_OFFSET = 6  # place of `offset` in the vtable of `Buffer`
 _LEAST_TABLE_BYTES = 32  # of a tensor or an operator with its vectors: ours take twice that
+_OPTIONS = "numbers, texts, bytes and lists of numbers"
 _MOST_SHARED = 4  # packers share strings and scales between subgraphs
-
-
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """How integer elements stand for reals: symmetric; one scale per index of `axis`, or per block of columns."""
-
-    scales: NDArray[np.float32] | None = None
-    axis: int = 0
-    block_size: int | None = None
-    block_scales_tensor: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    buffer: int
-    quantization: Quantization | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OperatorRecord:
-    builtin: str
-    version: int
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    options: str | None = None
-    fields: tuple[tuple[str, int | float | bool | str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SubgraphRecord:
-    name: str
-    tensors: tuple[TensorRecord, ...]
-    operators: tuple[OperatorRecord, ...]
-    inputs: Mapping[str, int]
-    outputs: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class BufferRecord:
-    """Bytes inside the flatbuffer, or a range of the file after it (absolute offset, bytes)."""
-
-    data: bytes | None = None
-    offset_bytes: int = 0
-    size_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRecord:
-    """Subgraph i is called by signature i; buffer 0 is the empty one."""
-
-    subgraphs: tuple[SubgraphRecord, ...]
-    buffers: tuple[BufferRecord, ...]
-    signatures: tuple[str, ...] = field(default=())
 
 
 def pack(model: ModelRecord) -> bytes:
@@ -178,6 +131,14 @@ class _Unpacker:
 
     def _tensor(self, tensor: Any) -> TensorRecord:
         name, shape, kind = self._text(tensor.Name()), self._ints(tensor.ShapeAsNumpy()), self._types[tensor.Type()]
+        beyond = {
+            "a variable": tensor.IsVariable(),
+            "sparse elements": tensor.Sparsity() is not None,
+            "a shape that changes": self._ints(tensor.ShapeSignatureAsNumpy()) not in ((), shape),
+            "variants": tensor.VariantTensorsLength(),
+            "bytes in another file": tensor.ExternalBuffer(),
+        }
+        _refuse_beyond(f"tensor {name}", beyond)
         return TensorRecord(name, shape, kind, int(tensor.Buffer()), self._quantization(tensor.Quantization()))
 
     def _quantization(self, table: Any) -> Quantization | None:
@@ -193,6 +154,7 @@ class _Unpacker:
             details, block = table.Details(), fb.BlockwiseQuantization()
             block.Init(details.Bytes, details.Pos)
             return Quantization(block_size=int(block.BlockSize()), block_scales_tensor=int(block.Scales()))
+        _refuse_beyond("quantization", {"another kind than scales and blocks": table.DetailsType()})
         if not table.ScaleLength():
             return None
         self._take(table.ScaleLength() + table.ZeroPointLength())
@@ -203,21 +165,42 @@ class _Unpacker:
 
     def _operator(self, operator: Any) -> OperatorRecord:
         builtin, version = self._codes[operator.OpcodeIndex()]
-        options: str | None = None
-        fields: list[tuple[str, int | float | bool]] = []
         first, second = operator.BuiltinOptionsType(), operator.BuiltinOptions2Type()
-        if first or second:
-            options = self._options[first] if first else self._options2[second]
-            if first:
-                unpacked = fb.BuiltinOptionsCreator(first, operator.BuiltinOptions())
-            else:
-                unpacked = fb.BuiltinOptions2Creator(second, operator.BuiltinOptions2())
-            fields = [(name, value) for name, value in vars(unpacked).items() if isinstance(value, int | float | bool)]
+        beyond = {
+            "custom options": operator.CustomOptionsLength() or operator.LargeCustomOptionsSize(),
+            "intermediate tensors": operator.IntermediatesLength(),
+            "inputs that it changes": self._any(operator.MutatingVariableInputsAsNumpy()),
+            "two tables of options": first and second,
+        }
+        _refuse_beyond(f"operator {builtin}", beyond)
+        options = self._options[first] if first else self._options2[second] if second else None
+        fields: tuple[tuple[str, OptionValue], ...] = ()
+        if first:
+            fields = self._fields(builtin, fb.BuiltinOptionsCreator(first, operator.BuiltinOptions()))
+        elif second:
+            fields = self._fields(builtin, fb.BuiltinOptions2Creator(second, operator.BuiltinOptions2()))
         inputs, outputs = self._ints(operator.InputsAsNumpy()), self._ints(operator.OutputsAsNumpy())
-        return OperatorRecord(builtin, version, inputs, outputs, options, tuple(fields))
+        return OperatorRecord(builtin, version, inputs, outputs, options, fields)
+
+    def _fields(self, builtin: str, options: Any) -> tuple[tuple[str, OptionValue], ...]:
+        """What stands in a table of options, lists and texts that are absent left out."""
+        values = ((name, self._option(builtin, name, value)) for name, value in vars(options).items())
+        return tuple((name, value) for name, value in values if value is not None)
+
+    def _option(self, builtin: str, name: str, value: object) -> OptionValue | None:
+        if value is None or isinstance(value, int | float):
+            return value
+        if isinstance(value, bytes):
+            return self._text(value)
+        if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iufb":
+            raise GraphError(f".tflite operator {builtin} option {name}", found=type(value).__name__, wanted=_OPTIONS)
+        self._take(value.size)
+        return value.tobytes() if value.dtype == np.uint8 else tuple(value.tolist())
 
     def _code(self, code: Any) -> tuple[str, int]:
-        return self._builtins[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())], int(code.Version())
+        builtin = self._builtins[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+        _refuse_beyond(f"operator {builtin}", {"a custom operator": builtin == "CUSTOM" or code.CustomCode()})
+        return builtin, int(code.Version())
 
     def _buffer(self, buffer: Any) -> BufferRecord:
         self._take(buffer.DataLength())
@@ -240,6 +223,11 @@ class _Unpacker:
             return ()
         self._take(numbers.size)
         return tuple(numbers.tolist())
+
+    def _any(self, flags: NDArray[np.bool_] | int) -> bool:
+        """Whether a flag of an array is set; 0 stands for a vector that is not there."""
+        self._take(np.size(flags))
+        return bool(np.any(flags))
 
     def _text(self, data: bytes | None) -> str:
         self._take(len(data or b""))
@@ -301,7 +289,8 @@ class _Packer:
         if record.options is not None:
             options = getattr(fb, record.options + "T")()
             for name, value in record.fields:
-                setattr(options, name, getattr(fb.TensorType, value) if isinstance(value, str) else value)
+                assert hasattr(options, name), f"{record.options} has no {name}"
+                setattr(options, name, np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value)
             # The schema's second union holds the options of builtins added after the first was full.
             if hasattr(fb.BuiltinOptions, record.options):
                 operator.builtinOptionsType = getattr(fb.BuiltinOptions, record.options)
@@ -326,6 +315,22 @@ class _SharedQuantization(fb.QuantizationParametersT):  # type: ignore[misc]
         if self._packed_at is None:
             self._packed_at = int(super().Pack(builder))
         return self._packed_at
+
+
+def tensor_type_number(name: str) -> int:
+    """The number of a type in the schema, which is what options hold.
+
+    >>> tensor_type_number("INT32")
+    2
+    """
+    return int(getattr(fb.TensorType, name))
+
+
+def _refuse_beyond(place: str, beyond: Mapping[str, object]) -> None:
+    """GraphError for the first thing that is there and that no record holds."""
+    for what, there in beyond.items():
+        if there:
+            raise GraphError(f".tflite {place}", found=what, wanted="what this version can carry")
 
 
 def _operator_code(builtin: str, version: int) -> Any:

@@ -24,7 +24,8 @@ from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.stream import FileWeights, Placement, stream_files
 from toolkit.tflite import schema
-from toolkit.tflite.graph import DType, Graph, Node, Signature, Value
+from toolkit.tflite.graph import DType, Graph, Node, OptionValue, Signature, Value
+from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, Quantization, SubgraphRecord, TensorRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +171,11 @@ class _Packing:
         self._signatures = signatures
         self._schemes = {p.weight.name: p.scheme for p in placements}
         self._per_channel = {
-            p.weight.name: schema.Quantization(scales=np.ones(p.weight.shape[0], np.float32))
+            p.weight.name: Quantization(scales=np.ones(p.weight.shape[0], np.float32))
             for p in placements
             if p.scheme.per_channel
         }
-        self._buffers = [schema.BufferRecord()]
+        self._buffers = [BufferRecord()]
         self._payload_buffer: dict[str, int] = {}
         self._scales_buffer: dict[str, int] = {}
         self._constant_buffer: dict[bytes, int] = {}
@@ -195,7 +196,7 @@ class _Packing:
         """The header, with one float32 scale per channel of each weight that has them."""
         subgraphs = tuple(self._subgraph(s) for s in self._signatures)
         names = tuple(s.name for s in self._signatures)
-        return schema.pack(schema.ModelRecord(subgraphs, tuple(self._buffers), names))
+        return schema.pack(ModelRecord(subgraphs, tuple(self._buffers), names))
 
     def buffer_offsets(self, placements: Sequence[Placement], blobs: Mapping[str, BlobPlace]) -> dict[int, int]:
         """Where each buffer of the file, by its index, lies with these places of the same weights and blobs."""
@@ -206,10 +207,10 @@ class _Packing:
         return offsets | {self._blob_buffer[name]: place.offset_bytes for name, place in blobs.items()}
 
     def _buffer(self, *, data: bytes | None = None, offset_bytes: int = 0, size_bytes: int = 0) -> int:
-        self._buffers.append(schema.BufferRecord(data, offset_bytes, size_bytes))
+        self._buffers.append(BufferRecord(data, offset_bytes, size_bytes))
         return len(self._buffers) - 1
 
-    def _subgraph(self, signature: Signature) -> schema.SubgraphRecord:
+    def _subgraph(self, signature: Signature) -> SubgraphRecord:
         graph = signature.graph
         nodes = graph.live_nodes()
         values = _live_values(graph, nodes)
@@ -222,9 +223,9 @@ class _Packing:
                 tensors[n] = self._with_block_scales(tensors[n], value.weight, tensors)
             if value.weight is not None and self._schemes[value.weight.name].element.widened:
                 index[id(value)] = len(tensors)
-                tensors.append(schema.TensorRecord(f"{value.weight.name}.f32", value.shape, "FLOAT32", 0))
-                widened.append(schema.OperatorRecord("DEQUANTIZE", 3, (n,), (index[id(value)],), "DequantizeOptions"))
-        return schema.SubgraphRecord(
+                tensors.append(TensorRecord(f"{value.weight.name}.f32", value.shape, "FLOAT32", 0))
+                widened.append(OperatorRecord("DEQUANTIZE", 3, (n,), (index[id(value)],), "DequantizeOptions"))
+        return SubgraphRecord(
             signature.name,
             tuple(tensors),
             (*widened, *(_operator(node, index) for node in nodes)),
@@ -232,29 +233,27 @@ class _Packing:
             {name: index[id(value)] for name, value in graph.outputs.items()},
         )
 
-    def _tensor(self, value: Value, name: str) -> schema.TensorRecord:
+    def _tensor(self, value: Value, name: str) -> TensorRecord:
         if value.weight is not None:
             weight = value.weight
             scheme = self._schemes[weight.name]
             buffer = self._payload_buffer[weight.name]
             kind, scales = scheme.element.tensor_type, self._per_channel.get(weight.name)
-            return schema.TensorRecord(name, weight.shape, kind, buffer, scales)
+            return TensorRecord(name, weight.shape, kind, buffer, scales)
         buffer = self._blob_buffer[value.blob] if value.blob is not None else 0
         if value.constant is not None:
             data = value.constant.tobytes()
             if data not in self._constant_buffer:
                 self._constant_buffer[data] = self._buffer(data=data)
             buffer = self._constant_buffer[data]
-        return schema.TensorRecord(name, value.shape, value.dtype.value, buffer)
+        return TensorRecord(name, value.shape, value.dtype.value, buffer)
 
-    def _with_block_scales(
-        self, tensor: schema.TensorRecord, weight: Weight, tensors: list[schema.TensorRecord]
-    ) -> schema.TensorRecord:
+    def _with_block_scales(self, tensor: TensorRecord, weight: Weight, tensors: list[TensorRecord]) -> TensorRecord:
         block_size = self._schemes[weight.name].block_size
         assert block_size is not None
         shape = (weight.shape[0], weight.shape[1] // block_size)
-        tensors.append(schema.TensorRecord(f"{weight.name}.scales", shape, "FLOAT16", self._scales_buffer[weight.name]))
-        quantization = schema.Quantization(block_size=block_size, block_scales_tensor=len(tensors) - 1)
+        tensors.append(TensorRecord(f"{weight.name}.scales", shape, "FLOAT16", self._scales_buffer[weight.name]))
+        quantization = Quantization(block_size=block_size, block_scales_tensor=len(tensors) - 1)
         return replace(tensor, quantization=quantization)
 
 
@@ -276,14 +275,18 @@ def _tensor_names(graph: Graph) -> dict[int, str]:
     return names
 
 
-def _operator(node: Node, index: Mapping[int, int]) -> schema.OperatorRecord:
+def _operator(node: Node, index: Mapping[int, int]) -> OperatorRecord:
     options = node.options
     fields = options.fields if options else ()
-    return schema.OperatorRecord(
+    return OperatorRecord(
         node.builtin,
         node.version,
         tuple(index[id(v)] for v in node.inputs),
         tuple(index[id(v)] for v in node.outputs),
         options.table if options else None,
-        tuple((name, value.value if isinstance(value, DType) else value) for name, value in fields),
+        tuple((name, _option(value)) for name, value in fields),
     )
+
+
+def _option(value: OptionValue | DType) -> OptionValue:
+    return schema.tensor_type_number(value.value) if isinstance(value, DType) else value

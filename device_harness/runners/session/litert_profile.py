@@ -15,7 +15,7 @@ from pathlib import Path
 
 from toolkit.base.errors import EnvironmentFault
 from toolkit.tflite.reader import read_tflite
-from toolkit.tflite.schema import SubgraphRecord, TensorRecord
+from toolkit.tflite.records import SubgraphRecord, TensorRecord
 
 _CPU, _HOST_MEMORY = 1, 1
 """kLiteRtHwAcceleratorCpu, kLiteRtTensorBufferTypeHostMemory."""

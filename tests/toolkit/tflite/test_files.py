@@ -99,6 +99,13 @@ def test_litert_computes_with_weights_of_every_scheme(tmp_path: Path, scheme: Sc
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_a_header_is_read_and_packed_to_the_same_bytes(tmp_path: Path, scheme: Scheme) -> None:
+    data = write(tmp_path / "m", [Signature("one", linear(1)), Signature("embed", lookup(3))], scheme).read_bytes()
+    packed = schema.pack(schema.unpack(memoryview(data)))
+    assert data[: len(packed)] == packed
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_a_table_looks_up_what_its_codes_and_scales_say(tmp_path: Path, scheme: Scheme) -> None:
     path = write(tmp_path / "t.tflite", [Signature("embed", lookup(3))], scheme)
     ids = np.array([0, 7, 49], np.int32)

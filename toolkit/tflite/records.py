@@ -1,0 +1,100 @@
+"""What a .tflite file says, as records: the tables of `tflite/schema.fbs` with names in place of most enum numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.tflite.graph import OptionValue
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How integer elements stand for reals: symmetric; one scale per index of `axis`, or per block of columns."""
+
+    scales: NDArray[np.float32] | None = None
+    axis: int = 0
+    block_size: int | None = None
+    block_scales_tensor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """A value of a subgraph; `type` is a name of `TensorType`, `buffer` an index into the model's, 0 for no bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    buffer: int
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorRecord:
+    """A builtin operator; inputs and outputs are indices into its subgraph's tensors.
+
+    `options`: the name of its table of options, and `fields` what stands in it: numbers (those of enums too), texts,
+    bytes, and lists as tuples. A field that is not named has the schema's default; a list or text then is absent.
+    """
+
+    builtin: str
+    version: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: str | None = None
+    fields: tuple[tuple[str, OptionValue], ...] = ()
+
+    def called(self) -> tuple[int, ...]:
+        """Indices of the subgraphs that the operator runs, as its options give them.
+
+        >>> OperatorRecord("IF", 1, (), (), "IfOptions", (("thenSubgraphIndex", 1), ("elseSubgraphIndex", 2))).called()
+        (1, 2)
+        """
+        values = (value for name, value in self.fields if _names_subgraphs(name))
+        return tuple(int(index) for value in values for index in (value if isinstance(value, tuple) else (value,)))
+
+    def calling(self, renumbered: Mapping[int, int]) -> OperatorRecord:
+        """The same with other indices of the subgraphs that it runs, by the old ones."""
+        fields = []
+        for name, value in self.fields:
+            if _names_subgraphs(name):
+                value = tuple(renumbered[int(i)] for i in value) if isinstance(value, tuple) else renumbered[int(value)]
+            fields.append((name, value))
+        return replace(self, fields=tuple(fields))
+
+
+@dataclass(frozen=True, slots=True)
+class SubgraphRecord:
+    """A graph; `inputs` and `outputs` are the names in its signature, each with the index of its tensor."""
+
+    name: str
+    tensors: tuple[TensorRecord, ...]
+    operators: tuple[OperatorRecord, ...]
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class BufferRecord:
+    """Bytes inside the flatbuffer, or a range of the file after it (absolute offset, bytes)."""
+
+    data: bytes | None = None
+    offset_bytes: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """Subgraph i is called by signature i; buffer 0 is the empty one."""
+
+    subgraphs: tuple[SubgraphRecord, ...]
+    buffers: tuple[BufferRecord, ...]
+    signatures: tuple[str, ...] = field(default=())
+
+
+def _names_subgraphs(field_name: str) -> bool:
+    """Whether an option holds indices of subgraphs: the schema has no type for them, but names them so."""
+    return "subgraph" in field_name.lower() or field_name == "calledComputations"

@@ -57,13 +57,13 @@ def convert(checkpoint: Path, output: Path, recipe: str, frames: int) -> None:
 
 def encode_litert(model: Path, frames: int, threads: int, repeats: int, features: Path) -> list[float]:
     """Seconds of each run after the first; writes the features."""
-    from toolkit.runtime.compiled import Runtime
-    from toolkit.runtime.weight_cache import ModelFile
+    from toolkit.runtime.backends.cpu import CpuBackend
+    from toolkit.runtime.backends.interface import BackendOptions, ModelFile
 
     length = align_up(frames, FRAMES_PER_TOKEN)
     name = f"encode_{length}"
-    runtime = Runtime()
-    opened = runtime.open(ModelFile(model, "0" * 64, model.stat().st_size), threads=threads, cache="memory")
+    runtime = CpuBackend().start(BackendOptions(threads, "memory"))
+    opened = runtime.open(ModelFile(model, "0" * 64, model.stat().st_size), "large")
     signature = opened.signature(name)
     inputs = {key: opened.input_buffer(name, key) for key in signature.inputs}
     outputs = {key: opened.output_buffer(name, key) for key in signature.outputs}

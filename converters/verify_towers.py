@@ -28,11 +28,11 @@ from toolkit.base.layout import ceil_div
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.media.mel import max_samples
 from toolkit.media.sound import SAMPLE_RATE_HZ
+from toolkit.runtime.backends import BACKENDS, find_backend
+from toolkit.runtime.backends.interface import BackendOptions, ModelFile, Runtime
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.compiled import Runtime
 from toolkit.runtime.media_prompt import Medium, TowerName, image_medium, sound_medium
 from toolkit.runtime.towers import open_tower
-from toolkit.runtime.weight_cache import ModelFile
 
 F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -79,6 +79,7 @@ def verify_tower(
     *,
     media: Sequence[Medium] = (),
     threads: int,
+    backend: str = BACKENDS[0].name,
     progress: Progress | None = None,
 ) -> TowerReport:
     """Judge a bundle's tower on media of its group, or on a built-in sample; `scratch` is an empty directory.
@@ -91,7 +92,9 @@ def verify_tower(
         media = [sample_image(record) if isinstance(record, VisionRecord) else sample_sound(record)]
     floats = _float_tower(checkpoint, record, media)
     _write(floats, scratch, progress)
-    embed = _Embed(media, threads, scratch, progress)
+    # Arranged weights as a file: the kernel may drop its pages.
+    start = partial(find_backend(backend).start, BackendOptions(threads, scratch / "packed"))
+    embed = _Embed(media, start, progress)
     found = embed.rows([bundle.model_file(name) for name in TOWER_FILES[group]], record)
     wanted = embed.rows([_model_file(scratch / name) for name in TOWER_FILES[group]], floats.record)
     dtype = coarsest(rule.dtype for rule in bundle.manifest.quant[group].rules)
@@ -161,16 +164,15 @@ def _model_file(path: Path) -> ModelFile:
 class _Embed:
     """The same media through one tower and another."""
 
-    def __init__(self, media: Sequence[Medium], threads: int, scratch: Path, progress: Progress | None) -> None:
-        self._media, self._threads, self._scratch, self._progress = media, threads, scratch, progress
+    def __init__(self, media: Sequence[Medium], start: Callable[[], Runtime], progress: Progress | None) -> None:
+        self._media, self._start, self._progress = media, start, progress
         self._done = 0
 
     def rows(self, files: Sequence[ModelFile], record: VisionRecord | AudioRecord) -> list[F32]:
         """Of each medium the rows that depend on it: those behind a sound are padding."""
-        runtime, found = Runtime(), []
+        runtime, found = self._start(), []
         try:
-            # Packed weights as a file: the kernel may drop its pages.
-            tower = open_tower(runtime, files, record, threads=self._threads, cache=self._scratch / "packed")
+            tower = open_tower(runtime, files, record)
             for medium in self._media:
                 rows = tower.embed(medium)
                 if isinstance(record, AudioRecord):

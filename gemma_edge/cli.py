@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> NoReturn:
-    """The process behind the command: ``main``, then silence, for LiteRT says farewell on stderr after Python's end."""
+    """The process behind the command."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # under nohup a hangup is ignored, and stays so
             signal.signal(number, _terminate)
@@ -86,15 +86,8 @@ def entry() -> NoReturn:
         code = main()
     except SystemExit as end:
         code = _exit_code(end)
-        _silence_stderr()  # while the exception lives: with it goes what it holds of LiteRT
     sys.stdout.flush()
-    _silence_stderr()
     sys.exit(code)
-
-
-def _silence_stderr() -> None:
-    sys.stderr.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> int:

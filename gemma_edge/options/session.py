@@ -12,12 +12,13 @@ from gemma_edge.options.groups import group_names
 from gemma_edge.terminal import Terminal
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import TEXT_DECODER
+from toolkit.runtime.backends import backend_names, find_backend
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
 from toolkit.runtime.sampling import Sampler, Sampling
 from toolkit.runtime.session import Session, SessionSettings, default_threads
 from toolkit.runtime.tokenizer import Tokenizer
-from toolkit.runtime.weight_cache import cache_path, is_complete, parse_weight_cache
+from toolkit.runtime.weight_cache import parse_weight_cache
 
 # Smaller models are ready within a second.
 _WORTH_A_WORD_BYTES = 300_000_000
@@ -45,6 +46,10 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
         "and packed once, or a directory (default: GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge; over 16 GiB the longest "
         "unused go)",
     )
+    group.add_argument(
+        "--backend", choices=backend_names(), default=backend_names()[0],
+        help="what runs the graphs (default: %(default)s)",
+    )  # fmt: skip
     group.add_argument(
         "--ple", choices=("flash", "ram"), default="flash",
         help="per-layer embeddings: rows read from the shards as tokens need them, or all copied to memory first "
@@ -83,11 +88,10 @@ def open_session(
 ) -> Session:
     """The bundle, ready to run."""
     settings = replace(session_settings(arguments, size=arguments.size), stage_ended=stage_ended)
-    cache = settings.weight_cache
-    if isinstance(cache, Path):
-        decoder = bundle.model_file(TEXT_DECODER)
-        if decoder.size_bytes > _WORTH_A_WORD_BYTES and not is_complete(cache_path(decoder, cache)):
-            terminal.note("rearranging the weights for this CPU; later runs find them in the weight cache")
+    decoder = bundle.model_file(TEXT_DECODER)
+    kept = find_backend(settings.backend).kept_file(decoder, settings.backend_options)
+    if kept is not None and decoder.size_bytes > _WORTH_A_WORD_BYTES and not kept.exists():
+        terminal.note("rearranging the weights for this CPU; later runs find them in the weight cache")
     session = Session(bundle, settings)
     stage_ended("load")
     return session
@@ -99,6 +103,7 @@ def session_settings(arguments: argparse.Namespace, *, size: str | None = None) 
         size=size,
         threads=arguments.threads or default_threads(),
         weight_cache=parse_weight_cache(arguments.weight_cache),
+        backend=arguments.backend,
         ple_in_ram=arguments.ple == "ram",
         ple_cache_bytes=arguments.ple_cache_mb << 20,
     )

@@ -665,9 +665,9 @@ def test_litert_stays_silent_to_the_very_end(random_bundle: Path, tmp_path: Path
 
 TERMINATED_CALL = """
 import os, signal, sys
-import gemma_edge.cli, toolkit.runtime.compiled as compiled
+import gemma_edge.cli, toolkit.runtime.backends.cpu.compiled as compiled
 
-begin = compiled.Call.__init__
+begin = compiled.CompiledCall.__init__
 
 def terminated(call, name, run):
     def run_once():
@@ -676,7 +676,7 @@ def terminated(call, name, run):
 
     begin(call, name, run_once)
 
-compiled.Call.__init__ = terminated
+compiled.CompiledCall.__init__ = terminated
 gemma_edge.cli.entry()
 """
 

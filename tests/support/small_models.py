@@ -18,7 +18,7 @@ from towers import write_multimodal_checkpoint
 from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
 from converters.gemma3n.recipes import built_in, ple_recipe
-from toolkit.runtime.weight_cache import ModelFile
+from toolkit.runtime.backends.interface import ModelFile
 
 WIDTH, OUTPUTS, ROWS = 64, 128, 32
 PIECES = [

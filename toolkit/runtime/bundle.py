@@ -12,9 +12,9 @@ from toolkit.base.files import CHUNK_BYTES
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import is_shard_name
+from toolkit.runtime.backends.interface import ModelFile
 from toolkit.runtime.chat import ChatTemplate
 from toolkit.runtime.tokenizer import Tokenizer
-from toolkit.runtime.weight_cache import ModelFile, WeightCache, cache_path
 
 _PIECE_BYTES = 1 << 18
 
@@ -41,15 +41,13 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(str(self.path), found=f"no {name}", wanted="a bundle with a text model")
         record = self.manifest.files[name]
-        path = self.path / name
-        _compare(path, record, {0, len(record.chunks) - 1})
-        return ModelFile(path, record.sha256, record.bytes)
+        _compare(self.path / name, record, {0, len(record.chunks) - 1})
+        return self.described_file(name)
 
-    def packed_file(self, name: str, cache: WeightCache) -> Path | None:
-        """Where the weights of a .tflite lie in the weight cache, once they are packed; touches neither file."""
+    def described_file(self, name: str) -> ModelFile:
+        """A .tflite as the manifest describes it; the file is not touched."""
         record = self.manifest.files[name]
-        model = ModelFile(self.path / name, record.sha256, record.bytes)
-        return cache_path(model, cache) if isinstance(cache, Path) else None
+        return ModelFile(self.path / name, record.sha256, record.bytes)
 
     def ple_shards(self) -> list[Path]:
         """The PLE shards in order; BundleError for one of another conversion. Each row is checked when it is read.

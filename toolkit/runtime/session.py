@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import AUDIO_ENCODER, EMBEDDER, TEXT_DECODER, VISION_ENCODER, SizeRecord
+from toolkit.runtime.backends import BACKENDS, find_backend
+from toolkit.runtime.backends.interface import BackendOptions, Buffer, Call, Runtime
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.compiled import Buffer, Call, Runtime
-from toolkit.runtime.kv_cache import KvBuffers
+from toolkit.runtime.kv_buffers import KvBuffers
 from toolkit.runtime.media_prompt import Span, first_difference
 from toolkit.runtime.memory import FilePages, Memory, read_memory, release_freed_memory
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleTable
@@ -23,8 +25,8 @@ from toolkit.runtime.prefill import plan_prefill
 from toolkit.runtime.towers import Towers
 from toolkit.runtime.weight_cache import WeightCache, default_directory
 
-PACKED = (TEXT_DECODER, VISION_ENCODER, AUDIO_ENCODER)
-"""The files whose weights LiteRT packs into files of the weight cache."""
+LARGE = (TEXT_DECODER, VISION_ENCODER, AUDIO_ENCODER)
+"""The files whose weights a backend arranges for its hardware, and keeps so."""
 
 BLOCKED = np.float32(-0.7 * np.finfo(np.float32).max)
 """A mask's value where a position may not be seen (docs/formats/manifest.md)."""
@@ -43,6 +45,9 @@ class SessionSettings:
     """One of the bundle's sizes; None is its default."""
     threads: int = field(default_factory=default_threads)
     weight_cache: WeightCache = field(default_factory=default_directory)
+    """Where weights stay that the backend has arranged for its hardware."""
+    backend: str = BACKENDS[0].name
+    """What runs the graphs: a name of `toolkit.runtime.backends`."""
     ple_in_ram: bool = False
     """Copy the per-layer embeddings to memory, for comparison; else rows are read when tokens need them."""
     ple_cache_bytes: int = DEFAULT_CACHE_BYTES
@@ -53,6 +58,12 @@ class SessionSettings:
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise UsageError("threads", found=self.threads, wanted="a number from 1")
+        find_backend(self.backend)
+
+    @property
+    def backend_options(self) -> BackendOptions:
+        """What of it is the backend's affair."""
+        return BackendOptions(self.threads, self.weight_cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,30 +88,30 @@ class Session:
         self.text = bundle.manifest.text
         self._size_name = settings.size or bundle.manifest.default_size
         self._size: SizeRecord = bundle.manifest.size(settings.size)
-        # A table look-up is one thread's work and packs no weights.
         files = {name: bundle.model_file(name) for name in (TEXT_DECODER, EMBEDDER)}
-        self._weight_cache = settings.weight_cache
+        self._backend = find_backend(settings.backend)
+        self._backend_options = settings.backend_options
         self.ple = PleTable(bundle.ple_shards(), cache_bytes=settings.ple_cache_bytes, in_ram=settings.ple_in_ram)
         self.stage_ended = settings.stage_ended
-        self._runtime = Runtime()
+        self._runtime = self._backend.start(self._backend_options)
+        # Also where nobody closes it, in the end at Python's: a backend may have something to say of being let go.
+        self._close = weakref.finalize(self, _close, self._runtime, self.ple)
         try:
-            self._decoder = self._runtime.open(
-                files[TEXT_DECODER], threads=settings.threads, cache=settings.weight_cache
-            )
-            self._embedder = self._runtime.open(files[EMBEDDER], threads=1, cache="off")
-            # LiteRT has rearranged the model's weights: their own pages would count as this process's for good.
+            self._decoder = self._runtime.open(files[TEXT_DECODER], "large")
+            self._embedder = self._runtime.open(files[EMBEDDER], "table")
+            # The backend has rearranged the model's weights: their own pages would count as this process's for good.
             FilePages(files[TEXT_DECODER].path).release()
             release_freed_memory()
             self._embedding_table = FilePages(files[EMBEDDER].path)
             self._embedding_table.expect_random_reads()
             self._caches = KvBuffers(self._decoder, self._size.decode, self.text)
         except BaseException:
-            self._runtime.close()
+            self.close()
             raise
         self._ids: list[int] = []
         self._inputs: dict[int, _Inputs] = {}
         self._calls: dict[str, Call] = {}
-        self.towers = Towers(bundle, threads=settings.threads, cache=settings.weight_cache, ended=self.stage_ended)
+        self.towers = Towers(bundle, self._backend, self._backend_options, ended=self.stage_ended)
         self._spans: tuple[Span, ...] = ()
         self._rows: dict[int, NDArray[np.float32]] = {}
         self._logits = self._decoder.output_buffer(self._size.decode, "logits")
@@ -130,12 +141,13 @@ class Session:
         return tuple(self._ids)
 
     def memory(self) -> Memory:
-        """What this process holds now; each group's files with the weights that were packed from them."""
+        """What this process holds now; each group's files with those that the backend has made of their weights."""
         groups: dict[str, list[Path]] = {}
         for name, group in self.bundle.manifest.groups.items():
             groups[name] = [self.bundle.path / file for file in group.files]
-            packed = (self.bundle.packed_file(file, self._weight_cache) for file in group.files if file in PACKED)
-            groups[name] += [path for path in packed if path is not None and path.exists()]
+            large = [self.bundle.described_file(file) for file in group.files if file in LARGE]
+            kept = [self._backend.kept_file(file, self._backend_options) for file in large]
+            groups[name] += [path for path in kept if path is not None and path.exists()]
         return read_memory(groups)
 
     def use(self, size: str) -> None:
@@ -157,8 +169,7 @@ class Session:
 
     def close(self) -> None:
         """Free everything; the session cannot be used any more."""
-        self._runtime.close()
-        self.ple.close()
+        self._close()
 
     def __enter__(self) -> Session:
         return self
@@ -311,3 +322,8 @@ class Session:
             call = self._embedder.bind(embed, {"ids": ids}, {"embeddings": decoder["embeddings"]})
             self._inputs[width] = _Inputs(ids, call, decoder, {})
         return self._inputs[width]
+
+
+def _close(runtime: Runtime, ple: PleTable) -> None:
+    runtime.close()
+    ple.close()

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, Manifest, VisionRecord
 from toolkit.media.image import pixels
+from toolkit.runtime.backends.interface import Backend, BackendOptions, Buffer, Model, ModelFile, Runtime
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.compiled import Buffer, Model, Runtime
 from toolkit.runtime.media_prompt import Medium, Span, TowerName
-from toolkit.runtime.weight_cache import ModelFile, WeightCache
 
 CACHE_BYTES = 64 << 20
 """Embeddings kept for media that come again: some 30 images of 256 rows of 2,048 numbers."""
@@ -23,8 +22,8 @@ CACHE_BYTES = 64 << 20
 F32 = NDArray[np.float32]
 
 
-class Tower(Protocol):
-    """One that is loaded."""
+class LoadedTower(Protocol):
+    """The vision or the audio tower in memory."""
 
     def embed(self, medium: Medium) -> F32:
         """f32[soft tokens, hidden]."""
@@ -37,13 +36,18 @@ class Towers:
     """Embeddings of what is no text; `loaded` are the groups that some request needed so far."""
 
     def __init__(
-        self, bundle: Bundle, *, threads: int, cache: WeightCache, ended: Callable[[TowerName], None] | None = None
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        options: BackendOptions,
+        *,
+        ended: Callable[[TowerName], None] | None = None,
     ) -> None:
         """Touches no file. `ended` is told of each tower that is gone again."""
         self.loaded: set[TowerName] = set()
         self._bundle = bundle
-        self._threads = threads
-        self._weights = cache
+        self._backend = backend
+        self._options = options
         self._ended = ended
         self._cache: OrderedDict[str, F32] = OrderedDict()
 
@@ -88,32 +92,24 @@ class Towers:
             self._cache.popitem(last=False)
 
     @contextmanager
-    def _open(self, group: TowerName) -> Iterator[Tower]:
+    def _open(self, group: TowerName) -> Iterator[LoadedTower]:
         """In a runtime of its own, so that nothing of it stays."""
-        runtime = Runtime()
+        runtime = self._backend.start(self._options)
         self.loaded.add(group)
         try:
             files = [self._bundle.model_file(name) for name in TOWER_FILES[group]]
             record = _records(self._bundle.manifest)[group]
-            yield open_tower(runtime, files, record, threads=self._threads, cache=self._weights)
+            yield open_tower(runtime, files, record)
         finally:
             runtime.close()
             if self._ended is not None:
                 self._ended(group)
 
 
-def open_tower(
-    runtime: Runtime,
-    files: Sequence[ModelFile],
-    record: VisionRecord | AudioRecord,
-    *,
-    threads: int,
-    cache: WeightCache,
-) -> Tower:
-    """A tower from its encoder and its adapter."""
-    encoder = runtime.open(files[0], threads=threads, cache=cache)
-    # Small: packed again each time sooner than a file of it could be found.
-    adapter = runtime.open(files[1], threads=threads, cache="memory")
+def open_tower(runtime: Runtime, files: Sequence[ModelFile], record: VisionRecord | AudioRecord) -> LoadedTower:
+    """A tower from its encoder and its adapter, in this order."""
+    encoder = runtime.open(files[0], "large")
+    adapter = runtime.open(files[1], "small")
     return _Audio(encoder, adapter, record) if isinstance(record, AudioRecord) else _Vision(encoder, adapter)
 
 

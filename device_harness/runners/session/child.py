@@ -21,6 +21,8 @@ from device_harness.runners.session.litert_profile import count_nodes
 from toolkit.base.errors import EnvironmentFault
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.results.record import Delegation
+from toolkit.runtime.backends.cpu import CpuBackend
+from toolkit.runtime.backends.interface import BackendOptions
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings, default_threads
 
@@ -72,11 +74,12 @@ def count(arguments: argparse.Namespace) -> Delegation:
     """Of the size's signatures over the whole context, with the weights that the session has packed."""
     bundle = Bundle(arguments.model)
     size = bundle.manifest.size(arguments.size)
-    packed = bundle.packed_file(TEXT_DECODER, arguments.cache)
+    threads = arguments.threads or default_threads()
+    options = BackendOptions(threads, arguments.cache)
+    packed = CpuBackend().kept_file(bundle.described_file(TEXT_DECODER), options)
     if packed is None or not packed.exists():
         raise EnvironmentFault("weight cache", found="none", wanted="packed weights, for memory's sake")
     names = [size.signature(width) for width in (1, *bundle.manifest.text.prefill_sizes)]
-    threads = arguments.threads or default_threads()
     found = count_nodes(library()[1], bundle.path / TEXT_DECODER, names, threads=threads, weight_cache=packed)
     return Delegation(*found, f"LiteRT's profiler, one run of {', '.join(names)}")
 

@@ -121,7 +121,9 @@ def test_a_tower_is_gone_when_its_work_is_done(session: Session) -> None:
     session.towers._ended = lambda group: seen.append((group, mapped_or_open(files)))
     answer(session, prompt(session.bundle, f"{PICTURE} {SOUND}", image(session.bundle), *sound(session.bundle)))
     assert seen == [("vision", []), ("audio", [])], "one after the other, never both"
-    packed = [session.bundle.packed_file(path.name, session._weight_cache) for path in files]
+    packed = [
+        session._backend.kept_file(session.bundle.described_file(path.name), session._backend_options) for path in files
+    ]
     assert mapped_or_open([path for path in packed if path is not None]) == []
 
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import math
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,36 +12,20 @@ from ai_edge_litert import compiled_model as litert  # type: ignore[import-untyp
 from numpy.typing import NDArray
 
 from toolkit.base.errors import EnvironmentFault
-from toolkit.runtime.weight_cache import IN_MEMORY, ModelFile, WeightCache, open_cached
-
-T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Shape and element type of one input or output."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        # NumPy's would take longer than the copy of a small buffer, at every write and read of a decode step.
-        return math.prod(self.shape)
+from toolkit.runtime.backends.cpu.litert_log import quiet_at_exit, quietly
+from toolkit.runtime.backends.cpu.weight_file import IN_MEMORY, open_cached
+from toolkit.runtime.backends.interface import (
+    BackendOptions,
+    Buffer,
+    ModelFile,
+    SignatureInfo,
+    TensorInfo,
+    Weights,
+)
+from toolkit.runtime.weight_cache import WeightCache
 
 
-@dataclass(frozen=True, slots=True)
-class SignatureInfo:
-    """Inputs and outputs of one signature by name, in the model's order."""
-
-    inputs: Mapping[str, TensorInfo]
-    outputs: Mapping[str, TensorInfo]
-
-
-class Buffer:
+class CompiledBuffer:
     """Memory that LiteRT reads or writes in place; it may be bound to several models."""
 
     def __init__(self, raw: object, info: TensorInfo) -> None:
@@ -69,11 +47,13 @@ class Buffer:
         return self._raw
 
     def close(self) -> None:
-        """Let go of the memory."""
-        self._raw = None
+        """Free the memory, whoever else holds LiteRT's object: the frames of an exception may."""
+        if self._raw is not None:
+            self._raw.destroy()
+            self._raw = None
 
 
-class Call:
+class CompiledCall:
     """One signature with a buffer bound to every input and output."""
 
     def __init__(self, name: str, run: Callable[[], None]) -> None:
@@ -92,16 +72,16 @@ class Call:
         self._run = _closed
 
 
-Part = TypeVar("Part", Buffer, Call)
+Part = TypeVar("Part", CompiledBuffer, CompiledCall)
 
 
-class Model:
+class CompiledModel:
     """A .tflite file, ready to run on the CPU."""
 
     def __init__(self, path: Path, raw: object) -> None:
         self._raw: Any = raw
         self.path = path
-        self._parts: list[Buffer | Call] = []
+        self._parts: list[CompiledBuffer | CompiledCall] = []
         self._order = self._signature_names()
         self._signatures: dict[str, SignatureInfo] = {}
 
@@ -111,31 +91,33 @@ class Model:
             self._signatures[name] = self._read_signature(name)
         return self._signatures[name]
 
-    def input_buffer(self, signature: str, name: str) -> Buffer:
+    def input_buffer(self, signature: str, name: str) -> CompiledBuffer:
         """A new buffer that fits an input; its content is undefined."""
         raw = self._raw.create_input_buffer_by_name(signature, name)
-        return self._own(Buffer(raw, self.signature(signature).inputs[name]))
+        return self._own(CompiledBuffer(raw, self.signature(signature).inputs[name]))
 
-    def output_buffer(self, signature: str, name: str) -> Buffer:
+    def output_buffer(self, signature: str, name: str) -> CompiledBuffer:
         """A new buffer that fits an output."""
         raw = self._raw.create_output_buffer_by_name(signature, name)
-        return self._own(Buffer(raw, self.signature(signature).outputs[name]))
+        return self._own(CompiledBuffer(raw, self.signature(signature).outputs[name]))
 
-    def bind(self, signature: str, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
+    def bind(self, signature: str, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> CompiledCall:
         """A call with these buffers, one for every name; shapes and types must be the signature's own."""
         info = self.signature(signature)
         index = self._order.index(signature)
         ins = self._ordered(f"{signature} input", info.inputs, inputs)
         outs = self._ordered(f"{signature} output", info.outputs, outputs)
         run = self._raw.run_by_index
-        return self._own(Call(f"{self.path.name}:{signature}", lambda: run(index, ins, outs)))
+        return self._own(CompiledCall(f"{self.path.name}:{signature}", lambda: run(index, ins, outs)))
 
     def close(self) -> None:
         """Let go of the model, its calls and its buffers: none of them works any more."""
         for part in self._parts:
             part.close()
         self._parts.clear()
-        self._raw = None
+        if self._raw is not None:
+            self._raw.close()
+            self._raw = None
 
     def _own(self, part: Part) -> Part:
         self._parts.append(part)
@@ -146,7 +128,7 @@ class Model:
         for name, info in infos.items():
             if buffers[name].info != info:
                 raise EnvironmentFault(f"{self.path} {what} {name}", found=info, wanted=buffers[name].info)
-        return [buffers[name].raw for name in infos]
+        return [_raw(buffers[name]) for name in infos]
 
     def _signature_names(self) -> list[str]:
         return [str(self._raw.get_signature_by_index(i)["key"]) for i in range(self._raw.get_num_signatures())]
@@ -160,87 +142,70 @@ class Model:
         )
 
 
-class Runtime:
+class CompiledRuntime:
     """LiteRT's environment: models opened in one runtime can share buffers."""
 
-    def __init__(self) -> None:
-        self._environment: Any = _quietly("LiteRT", _make_environment)
-        self._models: list[Model] = []
+    def __init__(self, options: BackendOptions) -> None:
+        """EnvironmentFault when LiteRT cannot be set up."""
+        self._options = options
+        self._environment: Any = quietly("LiteRT", _make_environment)
+        self._models: list[CompiledModel] = []
 
-    def open(self, model: ModelFile, *, threads: int, cache: WeightCache) -> Model:
+    def open(self, file: ModelFile, weights: Weights) -> CompiledModel:
         """Map the file and prepare every signature; EnvironmentFault when LiteRT refuses it."""
+        kept: WeightCache = {"large": self._options.weight_cache, "small": "memory", "table": "off"}[weights]
+        # A look-up is one thread's work.
+        threads = 1 if weights == "table" else self._options.threads
 
-        def load(cache_path: str) -> Model:
+        def load(cache_path: str) -> CompiledModel:
             cpu = litert.CpuOptions(num_threads=threads, xnnpack_weight_cache_path=cache_path)
             options = litert.Options(cpu_options=cpu)
-            path = str(model.path)
+            path = str(file.path)
             from_file = litert.CompiledModel.from_file
-            raw = _quietly(path, lambda: from_file(path, environment=self._environment, options=options))
-            return Model(model.path, raw)
+            raw = quietly(path, lambda: from_file(path, environment=self._environment, options=options))
+            return CompiledModel(file.path, raw)
 
-        if isinstance(cache, Path):
-            opened = open_cached(model, cache, load)
+        if isinstance(kept, Path):
+            opened = open_cached(file, kept, load)
         else:
-            opened = load(IN_MEMORY if cache == "memory" else "")
+            opened = load(IN_MEMORY if kept == "memory" else "")
         self._models.append(opened)
         return opened
 
     def close(self) -> None:
         """Let go of every model and of the environment."""
-        _quietly("LiteRT", self._release)
+        if self._environment is not None:
+            quietly("LiteRT", self._release)
 
     def _release(self) -> None:
         for model in self._models:
             model.close()
         self._models.clear()
+        self._environment.close()
         self._environment = None
 
 
 def _make_environment() -> Any:
     options = litert.EnvironmentOptions(runtime_path=str(Path(litert.__file__).parent))
-    # The first write makes LiteRT set up another environment of its own, as talkative as the first.
-    litert.TensorBuffer.create_from_host_memory(np.zeros(16, np.float32)).write(np.zeros(16, np.float32))
+    _make_default_environment()
     return litert.Environment.create(options=options)
+
+
+@cache
+def _make_default_environment() -> None:
+    """Once a process: the first write makes LiteRT set up an environment of its own, which lives until C's exit."""
+    with quiet_at_exit():
+        litert.TensorBuffer.create_from_host_memory(np.zeros(16, np.float32)).write(np.zeros(16, np.float32))
 
 
 def _closed() -> None:
     raise ValueError("this model is closed")
 
 
+def _raw(buffer: Buffer) -> object:
+    assert isinstance(buffer, CompiledBuffer), "a buffer of another backend"
+    return buffer.raw
+
+
 def _tensor_info(details: Mapping[str, Any]) -> TensorInfo:
     return TensorInfo(tuple(int(n) for n in details["shape"]), np.dtype(details["dtype"]))
-
-
-def _quietly(what: str, work: Callable[[], T]) -> T:
-    """Run ``work`` with what LiteRT says going to our log: it writes to file descriptor 2 and cannot be told not to."""
-    lines: list[str] = []
-    level = logging.WARNING
-    try:
-        with _captured_stderr(lines):
-            return work()
-    except RuntimeError as error:
-        level = logging.DEBUG
-        faults = [line for line in lines if line.startswith("ERROR")]
-        # The traceback's frames would keep LiteRT's environment alive beyond its quiet end.
-        raise EnvironmentFault(
-            what, found="; ".join([str(error), *faults]), wanted="LiteRT to open it"
-        ) from error.with_traceback(None)
-    finally:
-        for line in lines:
-            _log.log(level if line.startswith("ERROR") else logging.DEBUG, "LiteRT: %s", line)
-
-
-@contextmanager
-def _captured_stderr(lines: list[str]) -> Iterator[None]:
-    """Collect the lines written to file descriptor 2, by this process's other threads too."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            sink.seek(0)
-            lines += sink.read().decode(errors="replace").splitlines()

@@ -13,19 +13,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from toolkit.runtime import weight_cache
-from toolkit.runtime.compiled import Runtime
-from toolkit.runtime.weight_cache import (
+from toolkit.runtime.backends.cpu import weight_file
+from toolkit.runtime.backends.cpu.compiled import CompiledRuntime
+from toolkit.runtime.backends.cpu.weight_file import (
     IN_MEMORY,
-    ModelFile,
     cache_name,
     cpu_identity,
-    default_directory,
     is_complete,
     open_cached,
-    parse_weight_cache,
     prune,
 )
+from toolkit.runtime.backends.interface import BackendOptions, ModelFile
+from toolkit.runtime.weight_cache import default_directory, parse_weight_cache
 
 MakeModel = Callable[[int], ModelFile]
 Weights = Callable[[int], NDArray[np.float32]]
@@ -33,8 +32,8 @@ Weights = Callable[[int], NDArray[np.float32]]
 
 def output(model_file: ModelFile, directory: Path) -> NDArray[np.float32]:
     """What the model makes of ones."""
-    runtime = Runtime()
-    model = runtime.open(model_file, threads=1, cache=directory)
+    runtime = CompiledRuntime(BackendOptions(1, directory))
+    model = runtime.open(model_file, "large")
     buffers = {name: model.input_buffer("decode", name) for name in ("x", "start", "cache")}
     for buffer in buffers.values():
         buffer.write(np.ones(buffer.info.shape, buffer.info.dtype))
@@ -146,7 +145,7 @@ def test_a_directory_that_cannot_be_used_is_a_warning(
     if obstacle == "file":
         (tmp_path / "c").write_text("in the way")
     else:
-        monkeypatch.setattr(weight_cache, "_ROOM", 1e15)
+        monkeypatch.setattr(weight_file, "_ROOM", 1e15)
     with caplog.at_level(logging.WARNING):
         result = output(small_model(0), tmp_path / "c")
     np.testing.assert_allclose(result, weights(0).sum(1), atol=1e-4)

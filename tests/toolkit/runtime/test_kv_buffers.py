@@ -10,8 +10,8 @@ from bundles import TEXT
 from numpy.typing import NDArray
 
 from toolkit.bundle.manifest import KvCache
-from toolkit.runtime.compiled import Model, TensorInfo
-from toolkit.runtime.kv_cache import KvBuffers
+from toolkit.runtime.backends.interface import Model, TensorInfo
+from toolkit.runtime.kv_buffers import KvBuffers
 
 
 class StandInBuffer:

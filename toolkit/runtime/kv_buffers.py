@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from toolkit.bundle.manifest import TextRecord
-from toolkit.runtime.compiled import Buffer, Model
+from toolkit.runtime.backends.interface import Buffer, Model
 
 
 class KvBuffers:

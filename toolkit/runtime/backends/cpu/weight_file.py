@@ -1,0 +1,127 @@
+"""Files of weights in XNNPACK's own layout, which LiteRT maps instead of packing them again.
+
+LiteRT does not check that such a file belongs to the model: a stale one gives wrong numbers without a word. So a file's
+name holds everything that its content depends on, and only whole files get that name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from toolkit.base.errors import EnvironmentFault, ToolkitError
+from toolkit.base.files import atomic_file, locked_directory, require_free_space
+from toolkit.runtime.backends.interface import ModelFile
+
+T = TypeVar("T")
+
+IN_MEMORY = ":memory"
+"""LiteRT's name for a cache without a file."""
+
+LIMIT_BYTES = 16 * 1024**3
+"""Files of a directory beyond this go, the longest unused first: two sizes of the largest Gemma 3n fit."""
+
+# XNNPACK's file header: version, then offset and length of the list of packed weights, which ends a whole file.
+_HEADER = struct.Struct("<QQQ")
+# Raise it when the options that models are opened with change what is packed.
+_SCHEME = "1"
+# Packed weights are as large as the model's, each rounded up to cache lines; measured: 0.1 % more for 16 MB matrices.
+_ROOM = 1.25
+
+_log = logging.getLogger(__name__)
+
+
+def cache_name(sha256: str, runtime_version: str, cpu: str) -> str:
+    """A file name for the weights of one model, packed by one runtime for one kind of CPU."""
+    key = hashlib.sha256("\n".join((_SCHEME, sha256, runtime_version, cpu)).encode()).hexdigest()
+    return f"{sha256[:16]}-{key[:16]}.xnnpack"
+
+
+def cache_path(model: ModelFile, directory: Path) -> Path:
+    """This model's file on this machine."""
+    return directory / cache_name(model.sha256, importlib.metadata.version("ai-edge-litert"), cpu_identity())
+
+
+def cpu_identity(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What kernels, and so packed layouts, depend on: the models and the features of all cores."""
+    keys = {"model name", "flags", "Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "isa"}
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = sorted({line for line in lines if line.partition(":")[0].strip() in keys})
+    # platform.processor() starts a program, uname, which on Linux knows less than the lines above.
+    processor = "" if sys.platform == "linux" else platform.processor()
+    return "\n".join([platform.machine(), processor, *found])
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the file is a whole cache: one that is being written, or was cut short, does not end with its list."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(_HEADER.size)
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
+        return False
+    if len(header) < _HEADER.size:
+        return False
+    version, offset, length = _HEADER.unpack(header)
+    return bool(version and length and offset + length == size)
+
+
+def open_cached(model: ModelFile, directory: Path, load: Callable[[str], T]) -> T:
+    """`load(cache path)` with this model's cache in `directory`, which is made first where it is missing.
+
+    A directory that cannot be used is a warning, and the weights are packed in memory.
+    """
+    path = cache_path(model, directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with locked_directory(directory, exclusive=False):
+            if is_complete(path):
+                os.utime(path)
+                return load(str(path))
+        with locked_directory(directory, exclusive=True):
+            return _load_or_build(model, path, load)
+    except (OSError, ToolkitError) as error:
+        _log.warning("weight cache %s cannot be used, packing weights in memory: %s", path, error)
+    return load(IN_MEMORY)
+
+
+def _load_or_build(model: ModelFile, path: Path, load: Callable[[str], T]) -> T:
+    """With the directory to ourselves: build under another name, then rename."""
+    if is_complete(path):
+        return load(str(path))
+    for partial in path.parent.glob(".*.partial"):
+        partial.unlink()
+    require_free_space(path.parent, int(model.size_bytes * _ROOM))
+    with atomic_file(path, verify=_require_complete) as partial:
+        # Not kept: who packs the weights holds the largest matrix in memory until its end.
+        load(str(partial))
+    prune(path.parent, LIMIT_BYTES, keep=path)
+    return load(str(path))
+
+
+def prune(directory: Path, limit_bytes: int, *, keep: Path) -> None:
+    """Remove the caches longest unused until the rest fits; `keep` stays whatever its size."""
+    caches = sorted(directory.glob("*.xnnpack"), key=lambda path: (path != keep, -path.stat().st_mtime_ns))
+    total = 0
+    for path in caches:
+        total += path.stat().st_size
+        if total > limit_bytes and path != keep:
+            path.unlink()
+
+
+def _require_complete(path: Path) -> None:
+    if not is_complete(path):
+        raise EnvironmentFault(
+            "packed weights", found=f"{path.stat().st_size:,} bytes without their list", wanted="a whole file"
+        )

@@ -151,7 +151,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         end = outcome.run.memory["decode"]
         ple = end["groups"]["per_layer_embedding"]["resident_bytes"]  # type: ignore[index]
         kinds = [end["rss_anonymous_bytes"], end["rss_file_bytes"], ple, end["effective_bytes"]]
-        cells = [f"{value / 1e6:.0f}" for value in kinds]  # type: ignore[operator]
+        cells = [f"{value / 1e6:.0f}" for value in kinds]
         rows.append([name, peak, *cells, f"{outcome.run.decode_tokens_per_s:.1f}", "completed"])
     header = ["run", "peak RSS", "anonymous", "files", "PLE", "effective", "decode, tokens/s", ""]
     return markdown(header, rows)

@@ -53,7 +53,7 @@ def convert(checkpoint: Path, output: Path, recipe: str, size: int) -> None:
 
 def encode_litert(model: Path, size: int, threads: int, repeats: int) -> list[float]:
     """Seconds of each image after the first."""
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
 
     encode = Interpreter(str(model), num_threads=threads).get_signature_runner("encode")
     image = _image(size)

@@ -39,7 +39,7 @@ class EngineRun:
 
 def run_engine(path: Path, options: RunOptions) -> EngineRun:
     """Prefill and decode so many tokens on the CPU; the context is the file's own."""
-    import litert_lm  # type: ignore[import-untyped]
+    import litert_lm
 
     benchmark = litert_lm.Benchmark(
         model_path=str(path),

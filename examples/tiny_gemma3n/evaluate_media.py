@@ -84,18 +84,18 @@ def ask_transformers(checkpoint: Path) -> Answer:
         checkpoint, dtype=torch.float32, attn_implementation="eager"
     )
 
-    @torch.inference_mode()
     def answer(items: list[Item]) -> list[str]:
         kind, question = items[0].kind, items[0].question
         content = [{"type": kind}, {"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         texts = [text.removeprefix("<bos>")] * len(items)
         if kind == "image":
-            media = {"images": [[Image.open(io.BytesIO(item.data))] for item in items]}
+            media: dict[str, object] = {"images": [[Image.open(io.BytesIO(item.data))] for item in items]}
         else:
             media = {"audio": [samples_of(item.data) for item in items]}
         inputs = processor(text=texts, **media, return_tensors="pt")
-        ids = loaded.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False, top_k=None, top_p=None)
+        with torch.inference_mode():
+            ids = loaded.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False, top_k=None, top_p=None)
         return [
             text.strip()
             for text in processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

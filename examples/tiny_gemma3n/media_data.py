@@ -22,9 +22,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import soxr
+import soxr  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -131,7 +132,7 @@ def draw_ground(colour: tuple[int, ...], size: int, rng: random.Random, *, strip
         second = tuple(min(255, max(0, value + rng.randint(-45, 45))) for value in first)
         ground = Image.new("RGB", (size, size), first)
         pen, width = ImageDraw.Draw(ground), rng.uniform(0.06, 0.2) * size
-        slant, at = rng.uniform(-0.8, 0.8) * size, -size
+        slant, at = rng.uniform(-0.8, 0.8) * size, float(-size)
         while at < 2 * size:
             pen.polygon([(at, 0), (at + width, 0), (at + width + slant, size), (at + slant, size)], fill=second)
             at += 2 * width
@@ -237,7 +238,7 @@ def log_mel(items: list[Sound]) -> list[NDArray[np.float32]]:
 # --- sets ------------------------------------------------------------------------------------------------------------
 
 
-Arrays = dict[str, NDArray[np.generic]]
+Arrays = dict[str, NDArray[Any]]
 
 
 def picture_arrays(seed: int, count: int, unseen: bool, striped: float) -> Arrays:
@@ -271,7 +272,7 @@ def build(path: Path, count: int, seed: int, make: Callable[..., Arrays], *rest:
         made = list(pool.map(make, *zip(*parts, strict=True), *([value] * len(parts) for value in rest)))
     arrays = {name: np.concatenate([part[name] for part in made]) for name in made[0]}
     with path.with_suffix(".tmp").open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     path.with_suffix(".tmp").rename(path)
     print(f"{path.name}: {count}", flush=True)
 

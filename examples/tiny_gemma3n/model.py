@@ -7,8 +7,10 @@ checks this model against transformers' Gemma3nForCausalLM.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -248,6 +250,7 @@ class Functions:
 
     def __init__(self, *, compiled: bool) -> None:
         torch._dynamo.config.recompile_limit = 32  # a layer has 12 forms: window, width, sparsity, K/V
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
         wrap = partial(torch.compile, dynamic=False) if compiled else (lambda function: function)
         self.embed, self.layer, self.unembed, self.loss = (wrap(f) for f in (embed_inputs, layer, unembed, loss_of))
 
@@ -257,6 +260,7 @@ def loss_of(w: Weights, streams: tuple[Tensor, ...], targets: Tensor) -> Tensor:
 
 
 def run_layers(functions: Functions, w: Weights, ids: Tensor, size: Size) -> tuple[Tensor, ...]:
+    streams: tuple[Tensor, ...]
     streams, ple = functions.embed({k: v for k, v in w.items() if ".layers." not in k}, ids)
     length = ids.shape[1]
     ropes = {kind: rope_table(length, theta, ids.device) for kind, theta in THETA.items()}

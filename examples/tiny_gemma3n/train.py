@@ -140,7 +140,8 @@ def exchange_gradients(state: State) -> float:
     distributed.all_reduce(state.gradients)
     state.gradients /= WORKERS
     state.elapsed = state.gradients[-1].item()
-    return state.gradients[-2].item()
+    loss: float = state.gradients[-2].item()
+    return loss
 
 
 def work_alone(rank: int, work: Path, seconds: float, seed: int) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import bench_convert, bench_decode, synthetic
+from benchmarks.engine_run import EngineRun
 from converters.checkpoint import open_checkpoint
+from converters.gemma3n.config.audio import audio_tensors, parse_audio_config
+from converters.gemma3n.groups import text_tensors, unused_kv_tensors
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +70,17 @@ def test_the_published_class_has_the_same_weights_under_its_own_names(tiny: Path
 @pytest.mark.parametrize("preset", ["e2b", "e4b"])
 def test_published_presets_have_the_published_number_of_weights(preset: str) -> None:
     config = synthetic.PRESETS[preset]
-    tensors = synthetic.text_tensors(config) | synthetic.unused_kv_tensors(config)
+    tensors = text_tensors(config) | unused_kv_tensors(config)
     # The text models' tensors as the published checkpoints hold them, K/V weights that nothing reads included.
     published = {"e2b": 4_456_156_768, "e4b": 6_866_696_688}
-    assert sum(int(np.prod(shape)) for shape in tensors.values()) == published[preset]
+    assert sum(math.prod(shape) for shape in tensors.values()) == published[preset]
 
 
 def test_the_tower_for_sound_is_the_published_one() -> None:
     config = synthetic.PRESETS["e4b"]
-    tower = synthetic.parse_audio_config(synthetic._audio_json(config), config, "config.json")
+    tower = parse_audio_config(synthetic._audio_json(config), config, "config.json")
     assert (tower.vocab_offset, tower.padding_token_id) == (262_272, 262_399)
-    assert sum(int(np.prod(shape)) for shape in synthetic.audio_tensors(tower).values()) == 684_694_048
+    assert sum(math.prod(shape) for shape in audio_tensors(tower).values()) == 684_694_048
 
 
 @pytest.mark.reference
@@ -109,7 +113,7 @@ def test_bench_decode_compares_ours_with_the_peer_of_the_same_recipe(tmp_path: P
     file.write_bytes(bytes(1000))
 
     def outcome(system: str, prefill: float, decode: float, recipe: str = "int8") -> bench_decode.Outcome:
-        run = bench_decode.EngineRun(0.1, 0.5, 512, prefill, 128, decode, 10**8)
+        run = EngineRun(0.1, 0.5, 512, prefill, 128, decode, 10**8)
         entrant = bench_decode.Entrant(system, bench_decode.Runtime("an engine", "engine_run"), recipe, file)
         return bench_decode.Outcome(entrant, run, (run, run, run))
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import oracle
@@ -352,7 +353,7 @@ def test_a_slice_reads_little_more_of_the_checkpoint_than_it_keeps(
 ) -> None:
     """As E2B out of E4B: half of each feed-forward layer, and the last layers but two left out."""
     layers = ["sliding_attention", "full_attention"] * 4
-    overrides = {
+    overrides: dict[str, Any] = {
         "num_hidden_layers": 8, "layer_types": layers, "intermediate_size": [16_384] * 8, "hidden_size": 64,
         "activation_sparsity_pattern": [0.95, *[0.0] * 7], "num_kv_shared_layers": 4, "vocab_size": 8192,
         "vocab_size_per_layer_input": 8192,

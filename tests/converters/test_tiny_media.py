@@ -49,9 +49,16 @@ def test_there_are_samples_of_both_kinds() -> None:
 def test_an_int8_bundle_answers_what_the_samples_show_and_say(tmp_path: Path, size: str) -> None:
     with open_checkpoint(TINY) as checkpoint:
         recipes = built_in("int8"), ple_recipe("int8", checkpoint.config.ple_size)
-        towers = {"vision_recipe": built_in("vision-int8"), "audio_recipe": built_in("audio-int8")}
-        part = checkpoint.slices[size]
-        convert(ConvertRequest(checkpoint, tmp_path / "bundle", *recipes, (part,), context=512, **towers))
+        request = ConvertRequest(
+            checkpoint,
+            tmp_path / "bundle",
+            *recipes,
+            (checkpoint.slices[size],),
+            context=512,
+            vision_recipe=built_in("vision-int8"),
+            audio_recipe=built_in("audio-int8"),
+        )
+        convert(request)
     bundle = Bundle(tmp_path / "bundle")
     with Session(bundle, SessionSettings(threads=1, weight_cache="memory")) as session:
         require_right({sample: _ask(session, bundle, sample) for sample in (*PICTURES, *SOUNDS)})

@@ -41,6 +41,10 @@ TEXT = [[2, 17, 900, 5, 1023, 0, 44, 3], [2, 8, 9, 10, 11]]
 F32 = THRESHOLDS["f32"]
 
 
+def f32(rows: Sequence[Sequence[float]]) -> Array:
+    return np.array(rows, np.float32)
+
+
 def softmax(logits: Sequence[float]) -> list[float]:
     weights = [math.exp(logit) for logit in logits]
     return [weight / sum(weights) for weight in weights]
@@ -64,7 +68,7 @@ def test_measures_equal_formulas_written_out() -> None:
 
 
 def test_the_divergence_of_a_coin_is_known() -> None:
-    fair, biased = np.float32([[0, 0]]), np.log(np.float32([[0.25, 0.75]]))
+    fair, biased = f32([[0, 0]]), np.log(f32([[0.25, 0.75]]))
     result = compare(fair, biased, np.array([0]), 2)
     assert result.divergence[0] == pytest.approx(0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75), rel=1e-7)
     back = compare(biased, fair, np.array([0]), 2)
@@ -78,14 +82,14 @@ def test_equal_logits_diverge_by_exactly_nothing() -> None:
 
 
 def test_huge_and_far_apart_logits_stay_finite() -> None:
-    logits = np.float32([[3e38, -3e38, 0]])
+    logits = f32([[3e38, -3e38, 0]])
     assert log_softmax(logits).tolist() == [[0, pytest.approx(-6e38), pytest.approx(-3e38)]]
-    result = compare(np.float32([[100, 0, 0]]), np.float32([[0, 100, 0]]), np.array([0]), 3)
+    result = compare(f32([[100, 0, 0]]), f32([[0, 100, 0]]), np.array([0]), 3)
     assert result.divergence[0] == pytest.approx(100)
 
 
 def test_ids_behind_the_text_vocabulary_do_not_count() -> None:
-    expected, found = np.float32([[1, 2, 0]]), np.float32([[1, 2, 30]])
+    expected, found = f32([[1, 2, 0]]), f32([[1, 2, 30]])
     assert compare(expected, found, np.array([0]), 2).divergence[0] == 0
     assert compare(expected, found, np.array([0]), 2).same_top1[0]
     assert not compare(expected, found, np.array([0]), 3).same_top1[0]

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ class Outcome:
     err: str
 
     @property
-    def json(self) -> dict[str, object]:
+    def json(self) -> dict[str, Any]:
         (line,) = self.out.splitlines()
         value = json.loads(line)
         assert isinstance(value, dict)
@@ -324,8 +325,8 @@ def test_convert_chooses_scales_as_asked(command: Command, random_checkpoint: Pa
 
 
 def test_convert_writes_nothing_that_fails_the_gate(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
-    arguments = ("convert", random_checkpoint, "-o", tmp_path / "b", "--quant", "int4-channel", "--context", 64)
-    arguments = (*arguments, "--prefill", "4")
+    sizes = ("--context", 64, "--prefill", "4")
+    arguments = ("convert", random_checkpoint, "-o", tmp_path / "b", "--quant", "int4-channel", *sizes)
     outcome = command(*arguments)
     assert outcome.code == 1
     assert "--no-verify" in outcome.err.splitlines()[-1]
@@ -517,7 +518,7 @@ def chat_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def turns(outcome: Outcome) -> list[dict[str, object]]:
+def turns(outcome: Outcome) -> list[dict[str, Any]]:
     return [json.loads(line) for line in outcome.out.splitlines()]
 
 
@@ -559,7 +560,7 @@ def test_chat_survives_a_conversation_that_grows_beyond_the_context(command: Com
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def process(*arguments: object, **options: object) -> subprocess.Popen[str]:
+def process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "gemma_edge", *map(str, arguments)],
         cwd=REPOSITORY,
@@ -567,7 +568,7 @@ def process(*arguments: object, **options: object) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **options,  # type: ignore[call-overload]
+        **options,
     )
 
 

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from converters.huggingface.safetensors import SafetensorsFile
 DTYPE_NAMES = {"uint16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8"}
 """Bits of bf16 are kept as uint16: NumPy has no such type."""
 
-Arrays = Mapping[str, NDArray[np.generic]]
+Arrays = Mapping[str, NDArray[Any]]
 
 S, F = "sliding_attention", "full_attention"
 
@@ -139,7 +140,7 @@ def write_checkpoint(
     if not shards:
         (directory / "model.safetensors").write_bytes(safetensors_bytes(tensors))
         return directory
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         (directory / file).write_bytes(safetensors_bytes({name: tensors[name] for name in names}))
@@ -157,10 +158,10 @@ def random_tensors(
     dtype: str = "uint16",
     unused_kv: bool = False,
     seed: int = 0,
-) -> dict[str, NDArray[np.generic]]:
+) -> dict[str, NDArray[Any]]:
     """Every text tensor of a config in the style of `TINY`, with random finite numbers; shapes as in transformers."""
     rng = np.random.default_rng(seed)
-    tensors: dict[str, NDArray[np.generic]] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for name, shape in tensor_shapes(config, unused_kv=unused_kv).items():
         values = rng.standard_normal(shape).astype(np.float32)
         # The upper half of a float32 is a bf16.

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import sys
 import zlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ def decoded_blocks(architecture: tuple[tuple[str, ...], ...]) -> list[list[dict[
     return blocks
 
 
-def random_tower(seed: int = 0, **model_args: object) -> torch.nn.Module:
+def random_tower(model_args: Mapping[str, object], seed: int = 0) -> torch.nn.Module:
     """timm's mobilenetv5_300m_enc with random weights, at scales that keep activations near one."""
     import torch
 

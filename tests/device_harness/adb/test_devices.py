@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from adb_shell import exceptions
 
 from device_harness.adb import devices
 from device_harness.adb import port as transport_port
 from device_harness.adb.devices import connect, find_endpoint, key_paths, list_devices, signers, tcp_endpoint
-from device_harness.adb.port import UsbPort, exceptions, generate_key, load_signer, usb_fault
+from device_harness.adb.port import UsbPort, generate_key, load_signer, usb_fault
 from device_harness.adb.transport import ConnectionLost, DeviceFault, Transport, Unauthorized
 from device_harness.emulator.auth import PublicKey, is_signed, parse_public_key
 from device_harness.emulator.daemon import Access

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_harness.adb.devices import tcp_endpoint
-from device_harness.adb.payload import FilePayload
+from device_harness.adb.payload import FilePayload, Payload
 from device_harness.adb.port import TcpPort
 from device_harness.adb.shell import _MarkerFilter
 from device_harness.adb.transport import (
@@ -394,7 +394,8 @@ def test_checksums_are_sent_to_devices_that_look_at_them(
     sent: list[bytes] = []
 
     class Listening(TcpPort):
-        def write(self, buffers: Sequence[bytes], timeout: float) -> None:
+        def write(self, buffers: Sequence[Payload], timeout: float) -> None:
+            assert not isinstance(buffers[0], FilePayload)
             sent.append(bytes(buffers[0]))
             super().write(buffers, timeout)
 

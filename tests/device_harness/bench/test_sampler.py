@@ -120,7 +120,7 @@ def test_peaks_are_of_each_figure_and_swap_counts_with_the_rest() -> None:
 
 
 def test_without_samples_nothing_is_claimed() -> None:
-    record = memory_record([()], {"text": ("/x",)}, ())
+    record = memory_record([()], {"text": (FileRange("/x"),)}, ())
     assert (record.peak, record.steady, record.groups, record.major_faults_count) == (None, None, {}, None)
     assert series([()], 0).columns == {"t_s": ()}
 
@@ -178,7 +178,8 @@ def test_times_count_from_the_run_s_begin() -> None:
 def test_a_running_process_is_sampled_until_its_end(
     process: subprocess.Popen[bytes], transport: Transport, connection: str, tmp_path: Path
 ) -> None:
-    machine: Machine = {"host": Host(), "tcp": AdbDevice(transport), "usb": Usb(transport)}[connection]
+    machines: dict[str, Machine] = {"host": Host(), "tcp": AdbDevice(transport), "usb": Usb(transport)}
+    machine = machines[connection]
     sampler = Sampler(machine, process.pid, limit_s=30, interval_s=0.05, file="/data/local/tmp/samples.txt")
     with sampler:
         process.wait()

@@ -69,8 +69,8 @@ def test_a_low_battery_and_a_screen_that_is_on_show(folder_device: Emulator, mac
 def test_a_device_with_the_old_shell_tells_its_state_too() -> None:
     settings = EmulatorSettings(isolation="folder", features=frozenset())
     with Emulator(settings) as device, connect(device.serial) as old:
-        assert read_device(old).emulated
-        assert read_state(old).battery is not None
+        assert read_device(AdbDevice(old)).emulated
+        assert read_state(AdbDevice(old)).battery is not None
 
 
 def test_a_command_that_fails_leaves_the_others_alone() -> None:

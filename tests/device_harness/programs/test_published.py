@@ -253,7 +253,7 @@ def test_a_list_that_is_none_is_refused(server: BucketServer, listing: str, want
     server._listing = lambda query: json.loads("{}")  # type: ignore[method-assign]
     send = server._send
     text = listing.replace("FOLDER", FOLDER).encode()
-    server._send = lambda handler, code, data, headers: send(handler, code, text, headers)  # type: ignore[method-assign,assign]
+    server._send = lambda handler, code, data, headers: send(handler, code, text, headers)  # type: ignore[method-assign,assignment,misc]
     with pytest.raises((EnvironmentFault, UsageError), match=wanted):
         Bucket(server.url).files(FOLDER)
 

@@ -38,10 +38,10 @@ from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.machines.device import AdbDevice
 from device_harness.programs.build import PUSH_RECEIVER, native_program, parse_architecture
-from device_harness.push.chunks import ChunkRun
 from device_harness.push.push import DEFAULT_FOLDER, PushResult, push_source
 from device_harness.push.receiver import Receiver, place_receiver
 from device_harness.push.remote import RemoteFolder
+from device_harness.push.scripts import ChunkRun
 from device_harness.push.source import Step, open_source
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
@@ -73,6 +73,9 @@ class Counting(Transport):
         super().__init__(tcp_endpoint(device.serial))
         self.writes: list[tuple[str, int, int]] = []
         self.connect()
+
+    def __enter__(self) -> Counting:
+        return self
 
     def stream_exec(self, command: str, *, timeout: float = 30.0) -> ExecStream:
         for name, first, stop, last in re.findall(r"^put (\S+) (\d+) (\d+) (\d+)$", command, re.MULTILINE):

@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ CHUNK = 320 << 10
 
 
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
+NOTHING: Mapping[str, str] = {}
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0"}
 
 
@@ -53,7 +54,11 @@ def in_order(output: bytes) -> list[str]:
 
 
 def start(
-    program: Path, folder: Path, words: Sequence[object], data: bytes = b"", **environment: str
+    program: Path,
+    folder: Path,
+    words: Sequence[object],
+    data: bytes = b"",
+    environment: Mapping[str, str] = NOTHING,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run it; a sanitizer's complaint, or any other word on standard error, fails the test."""
     command = [str(program), *map(str, words)]
@@ -70,10 +75,10 @@ def place(data: bytes, chunk: int = CHUNK, first: int = 0) -> tuple[int, int, in
 
 
 def receive(
-    program: Path, folder: Path, data: bytes, chunk: int, first: int = 0, **environment: str
+    program: Path, folder: Path, data: bytes, chunk: int, first: int = 0, environment: Mapping[str, str] = NOTHING
 ) -> subprocess.CompletedProcess[bytes]:
     (folder / "a.part").touch()
-    return start(program, folder, ("store", "a.part", *place(data, chunk, first)), data, **environment)
+    return start(program, folder, ("store", "a.part", *place(data, chunk, first)), data, environment)
 
 
 @pytest.mark.parametrize("plain", [{}, {"PUSH_RECEIVER_PLAIN": "1"}], ids=["instructions", "plain"])
@@ -85,11 +90,11 @@ def test_every_chunk_is_stored_and_hashed_alone_or_beside_another(
     receiver: Path, tmp_path: Path, size: int, plain: dict[str, str]
 ) -> None:
     data = random.Random(size).randbytes(size)
-    done = receive(receiver, tmp_path, data, CHUNK, **plain)
+    done = receive(receiver, tmp_path, data, CHUNK, environment=plain)
     assert done.returncode == 0
     assert in_order(done.stdout) == digests(data, CHUNK)
     assert (tmp_path / "a.part").read_bytes() == data
-    hashed = start(receiver, tmp_path, ("hash", "a.part", *place(data)), **plain)
+    hashed = start(receiver, tmp_path, ("hash", "a.part", *place(data)), environment=plain)
     assert hashed.returncode == 0 and in_order(hashed.stdout) == digests(data, CHUNK)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from device_harness.adb.transport import DeviceRefusal
-from device_harness.push.chunks import parse_digests
 from device_harness.push.remote import parse_df
+from device_harness.push.scripts import parse_digests
 
 DIGEST = "0123456789abcdef" * 4
 TOYBOX = (

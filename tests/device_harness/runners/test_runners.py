@@ -24,6 +24,7 @@ from device_harness.runners.python_child import read_child
 from device_harness.runners.session.runner import SessionRunner
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
 from toolkit.bundle.write import write_bundle
+from toolkit.litertlm.reader import LitertlmContent, read_litertlm
 from toolkit.results.record import Delegation
 
 
@@ -90,8 +91,12 @@ def test_a_header_is_read_once_for_a_job(
     machine: AdbDevice, litertlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[Path] = []
-    read = litert_lm.read_litertlm
-    monkeypatch.setattr(litert_lm, "read_litertlm", lambda path: (reads.append(path), read(path))[1])
+
+    def counted(path: Path) -> LitertlmContent:
+        reads.append(path)
+        return read_litertlm(path)
+
+    monkeypatch.setattr(litert_lm, "read_litertlm", counted)
     jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), machine, litertlm, Workload(15, 3))
     assert reads == [litertlm]
 

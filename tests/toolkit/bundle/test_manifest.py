@@ -83,7 +83,7 @@ def test_the_encoding_is_fixed_to_the_byte() -> None:
     assert b'\n "format": "gemma-edge-bundle/1",\n' in data
     assert data.endswith(b"\n}\n")
     assert data.isascii()
-    shuffled = replace(manifest(), sizes=dict(reversed(manifest().sizes.items())))
+    shuffled = replace(manifest(), sizes=dict(reversed(list(manifest().sizes.items()))))
     assert dump_manifest(shuffled) == data
 
 

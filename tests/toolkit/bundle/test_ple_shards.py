@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+from ai_edge_litert.interpreter import Interpreter
 from bundles import OneTable
 from numpy.typing import NDArray
 
@@ -139,8 +139,8 @@ def test_a_prompts_rows_are_asked_for_at_once_and_only_those_that_are_not_here(t
     paths = write(tmp_path)
     table = PleTable(paths)
     table.lookup([1])
-    asked = []
-    table._announce = asked.extend  # type: ignore[method-assign]
+    asked: list[tuple[int, int]] = []
+    table._announce = asked.extend  # type: ignore[method-assign,assignment]
     table.prefetch([299, 1, 0, 130, 299, 300, -1])
     assert asked == [(2, 43), (0, 0), (1, 2)]
     assert table.statistics.rows == 1, "nothing is read yet"

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import decoder, decoder_signatures, embedder, fill, fill_with_towers, stand_in, write_graphs
@@ -63,7 +64,7 @@ def with_sections(data: bytes, edit: Callable[[list[SectionRecord]], object]) ->
     return header.ljust(16384, b"\0") + data[16384:]
 
 
-def put(index: int, **fields: int) -> Callable[[list[SectionRecord]], object]:
+def put(index: int, **fields: Any) -> Callable[[list[SectionRecord]], object]:
     def edit(sections: list[SectionRecord]) -> None:
         sections[index] = replace(sections[index], **fields)
 

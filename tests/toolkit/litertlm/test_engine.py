@@ -99,7 +99,7 @@ def transformers_greedy(ids: list[int], count: int) -> list[int]:
         output = model.generate(
             torch.tensor([ids]), max_new_tokens=count, do_sample=False, eos_token_id=stops, pad_token_id=0
         )
-    answer = output[0, len(ids) :].tolist()
+    answer: list[int] = output[0, len(ids) :].tolist()
     return answer[:-1] if answer[-1] in stops else answer
 
 

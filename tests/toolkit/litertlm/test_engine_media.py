@@ -25,6 +25,7 @@ from converters.convert import ConvertRequest, convert
 from converters.gemma3n.recipes import built_in, ple_recipe
 from device_harness.bench.sampler import group_memory
 from device_harness.runners.litert_lm.runner import litertlm_groups
+from toolkit.base.elements import ElementName
 from toolkit.base.procfs import parse_smaps
 from toolkit.bundle.manifest import TOWER_FILES
 from toolkit.check import check
@@ -65,13 +66,15 @@ def checkpoint() -> Path:
 
 
 @functools.cache
-def bundle(quant: str = "f32") -> Path:
+def bundle(quant: ElementName = "f32") -> Path:
     path = scratch() / quant
     with open_checkpoint(checkpoint()) as opened:
         recipes = built_in(quant), ple_recipe(quant, opened.config.ple_size)
         vision, audio = (built_in("f32" if quant == "f32" else f"{tower}-{quant}") for tower in TOWER_FILES)
-        lengths = {"context": 256, "prefill_sizes": (8, 64)}
-        convert(ConvertRequest(opened, path, *recipes, **lengths, vision_recipe=vision, audio_recipe=audio))
+        request = ConvertRequest(
+            opened, path, *recipes, context=256, prefill_sizes=(8, 64), vision_recipe=vision, audio_recipe=audio
+        )
+        convert(request)
     return path
 
 
@@ -101,7 +104,8 @@ def samples(seed: int, count: int) -> NDArray[np.int16]:
     seconds = np.arange(count) / 16_000
     tones = [np.sin(2 * np.pi * hertz * seconds) for hertz in rng.uniform(100, 3000, 4)]
     chord = sum(0.15 * tone * np.sin(3 * n * seconds) ** 2 for n, tone in enumerate(tones, 1))
-    return np.round(32767 * np.clip(chord + 0.01 * rng.standard_normal(count), -1, 1)).astype(np.int16)
+    wave: NDArray[np.float64] = np.clip(chord + 0.01 * rng.standard_normal(count), -1, 1)
+    return np.round(32767 * wave).astype(np.int16)
 
 
 def picture(seed: int) -> Picture:
@@ -134,7 +138,7 @@ class Prompt:
 
     @property
     def sounds(self) -> list[F32]:
-        return [samples(*part).astype(np.float32) / 32768 for part in self.parts if isinstance(part, tuple)]
+        return [(samples(*part) / 32768).astype(np.float32) for part in self.parts if isinstance(part, tuple)]
 
     def contents(self) -> list[Content]:
         """As the engine takes it."""
@@ -151,7 +155,10 @@ class Prompt:
         ]
         template = (checkpoint() / "chat_template.jinja").read_text()
         messages = [{"role": "user", "content": written}]
-        return jinja2.Template(template).render(messages=messages, add_generation_prompt=True, bos_token="<bos>")
+        rendered: str = jinja2.Template(template).render(
+            messages=messages, add_generation_prompt=True, bos_token="<bos>"
+        )
+        return rendered
 
     def ids(self) -> list[int]:
         """As transformers' processor tokenises it."""

@@ -97,7 +97,7 @@ def test_pixels_of_a_photo_at_full_size_are_transformers(tmp_path: Path) -> None
     path = tmp_path / "photo.jpg"
     path.write_bytes(encoded(photo(1600, 900), "JPEG"))
     pixels = load_image(path)
-    assert (pixels.shape, pixels.dtype) == ((1, 768, 768, 3), np.float32)
+    assert pixels.shape == (1, 768, 768, 3) and pixels.dtype == np.float32
     assert np.array_equal(pixels, transformers_pixels(path, 768))
 
 

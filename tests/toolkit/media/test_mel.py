@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def extractor() -> Any:
     return Gemma3nAudioFeatureExtractor()
 
 
-SOUNDS = {
+SOUNDS: Mapping[str, Callable[[NDArray[np.float64]], NDArray[Any]]] = {
     "noise": lambda t: noise(len(t)),
     "loud": lambda t: noise(len(t), 3.0),
     "hardly any": lambda t: noise(len(t), 1e-7),

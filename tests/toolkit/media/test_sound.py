@@ -71,7 +71,7 @@ def test_samples_are_transformers(name: str, tmp_path: Path) -> None:
     path.write_bytes(FILES[name])
     expected = load_audio(str(path), RATE, backend="soundfile")
     samples = load_sound(path)
-    assert (samples.dtype, samples.shape) == (np.float32, expected.shape)
+    assert samples.dtype == np.float32 and samples.shape == expected.shape
     assert np.abs(samples - expected).max() <= 1e-7
 
 

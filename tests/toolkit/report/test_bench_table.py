@@ -83,6 +83,6 @@ def test_a_devices_strings_cannot_break_a_table(form: Form) -> None:
         (row,) = csv.DictReader(text.splitlines())
         assert row["device"] == HOSTILE.replace("\u202e", r"\u202e")
     else:
-        header, _, row = text.splitlines()
-        assert r"| Pixel\|8\u202e \<script>" in row
-        assert row.count("|") == header.count("|") + 1
+        header, _, line = text.splitlines()
+        assert r"| Pixel\|8\u202e \<script>" in line
+        assert line.count("|") == header.count("|") + 1

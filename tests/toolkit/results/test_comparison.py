@@ -66,7 +66,7 @@ def test_another_device_or_model_is_refused_with_what_differs_unless_asked(
     with pytest.raises(UsageError) as caught:
         compare_results([record_of(BASE)], new)
     assert all(word in str(caught.value) for word in [*words, f"pass --across {across}"])
-    wanted: list[Across] = [what for what in ("device", "model") if what in across]  # type: ignore[misc]
+    wanted: list[Across] = [what for what in ("device", "model") if what in across]
     found = compare_results([record_of(BASE)], new, across=wanted)
     assert found.tests[0].verdict == "faster"
     assert found.tests[0].differences[0].startswith(f"{across.split(',')[0]}: ")

@@ -18,7 +18,8 @@ LOGITS = hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(-80, 80,
 def softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
     scaled = logits.astype(np.float64) / temperature
     weights = np.exp(scaled - scaled.max())
-    return weights / weights.sum()
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 @given(LOGITS)

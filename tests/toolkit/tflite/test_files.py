@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flatbuffers  # type: ignore[import-untyped]
+import flatbuffers
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as fb
 from ai_edge_litert.interpreter import Interpreter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -239,7 +240,7 @@ def test_what_is_no_tflite_is_refused(tmp_path: Path, data: bytes) -> None:
 def test_a_number_without_a_name_in_the_schema_is_refused(tmp_path: Path) -> None:
     """Strangers' files of later releases have types and builtins that this one does not know."""
     for record in ("builtinCode", "type"):
-        graph = schema.fb.ModelT.InitFromPackedBuf(write(tmp_path / "m", [Signature("one", linear(1))]).read_bytes(), 0)
+        graph = fb.ModelT.InitFromPackedBuf(write(tmp_path / "m", [Signature("one", linear(1))]).read_bytes(), 0)
         place = graph.operatorCodes[0] if record == "builtinCode" else graph.subgraphs[0].tensors[0]
         setattr(place, record, 99 if record == "type" else 9999)
         repack(tmp_path / "m", graph)
@@ -249,7 +250,7 @@ def test_a_number_without_a_name_in_the_schema_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("part", ["buffers", "subgraphs", "signatureDefs"])
 def test_a_file_without_one_of_its_parts_is_refused(tmp_path: Path, part: str) -> None:
-    model = schema.fb.ModelT.InitFromPackedBuf(write(tmp_path / "m", [Signature("one", linear(1))]).read_bytes(), 0)
+    model = fb.ModelT.InitFromPackedBuf(write(tmp_path / "m", [Signature("one", linear(1))]).read_bytes(), 0)
     setattr(model, part, None)
     repack(tmp_path / "m", model)
     with pytest.raises(GraphError):
@@ -257,7 +258,7 @@ def test_a_file_without_one_of_its_parts_is_refused(tmp_path: Path, part: str) -
 
 
 def test_an_input_that_no_tensor_is_is_refused(tmp_path: Path) -> None:
-    graph = schema.fb.ModelT.InitFromPackedBuf(write(tmp_path / "m", [Signature("one", linear(1))]).read_bytes(), 0)
+    graph = fb.ModelT.InitFromPackedBuf(write(tmp_path / "m", [Signature("one", linear(1))]).read_bytes(), 0)
     graph.subgraphs[0].inputs = [77]
     graph.signatureDefs[0].inputs[0].tensorIndex = 77
     repack(tmp_path / "m", graph)
@@ -268,7 +269,7 @@ def test_an_input_that_no_tensor_is_is_refused(tmp_path: Path) -> None:
 def test_blocks_that_do_not_divide_the_columns_are_refused(tmp_path: Path) -> None:
     """31 of 128 columns: as many whole blocks as there are scales, and some columns over."""
     path = write(tmp_path / "m", [Signature("one", linear(1))], Scheme("int4", 32))
-    model = schema.fb.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    model = fb.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     weight = next(tensor for tensor in model.subgraphs[0].tensors if tensor.name == b"w")
     weight.quantization.details.blockSize = 31
     repack(path, model)
@@ -278,7 +279,7 @@ def test_blocks_that_do_not_divide_the_columns_are_refused(tmp_path: Path) -> No
 
 def test_scales_of_a_number_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "m", [Signature("one", linear(1))], INT8)
-    graph = schema.fb.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    graph = fb.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     weight = next(tensor for tensor in graph.subgraphs[0].tensors if tensor.name == b"w")
     weight.shape, weight.buffer = [], 0
     repack(path, graph)
@@ -290,7 +291,7 @@ def test_scales_of_a_number_are_refused(tmp_path: Path) -> None:
 def test_a_small_file_that_would_unpack_to_a_large_one_is_refused(tmp_path: Path, what: str) -> None:
     """One subgraph, tensor, shape or buffer that a thousand places point at, and that points at a thousand itself."""
     path = write(tmp_path / "m", [Signature("one", linear(1))])
-    model = schema.fb.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    model = fb.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     graph = model.subgraphs[0]
     if what == "data":
         model.buffers = [Once(model.buffers[0])] * 1000

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Signature, Value
 from toolkit.tflite.writer import layout_tflite, write_tflite
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 def run(tmp_path: Path, inputs: Sequence[Array], build: Callable[..., Value]) -> Array:
@@ -35,7 +36,7 @@ def floats(*shape: int, seed: int = 0, low: float = -2.0, high: float = 2.0) -> 
     return np.random.default_rng(seed).uniform(low, high, shape).astype(np.float32)
 
 
-BINARY = {
+BINARY: Mapping[Callable[[Value, Value], Value], Callable[..., Array]] = {
     ops.add: np.add,
     ops.sub: np.subtract,
     ops.mul: np.multiply,
@@ -53,15 +54,17 @@ def test_binary_op_broadcasts_as_numpy_does(tmp_path: Path, op: Callable[[Value,
 
 
 def numpy_gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    y: NDArray[np.float32] = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return y
 
 
 def numpy_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
     e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+    y: NDArray[np.float32] = e / e.sum(-1, keepdims=True)
+    return y
 
 
-UNARY = {
+UNARY: Mapping[Callable[[Value], Value], Callable[..., Array]] = {
     ops.neg: np.negative,
     ops.sqrt: np.sqrt,
     ops.rsqrt: lambda x: 1 / np.sqrt(x),

@@ -18,8 +18,6 @@ from converters.checkpoint import open_checkpoint
 from converters.gemma3n.config.audio import AudioConfig, audio_tensors, parse_audio_config
 from converters.gemma3n.config.text import parse_config
 from converters.gemma3n.plan.audio import (
-    AUDIO_ADAPTER,
-    AUDIO_ENCODER,
     audio_signatures,
     default_lengths,
     frame_lengths,
@@ -29,6 +27,7 @@ from converters.gemma3n.plan.audio import (
 from converters.gemma3n.plan.audio_source import AudioSource, position_keys, query_scale
 from converters.gemma3n.recipes import built_in
 from toolkit.base.errors import CheckpointError, ConfigError, UsageError
+from toolkit.bundle.manifest import AUDIO_ADAPTER, AUDIO_ENCODER
 from toolkit.tflite.reader import read_tflite
 
 F32 = NDArray[np.float32]

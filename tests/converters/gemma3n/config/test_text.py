@@ -322,13 +322,14 @@ def test_gemma_3_is_told_from_gemma_3n() -> None:
 @pytest.mark.parametrize("key", ["text_config", "vision_config", "audio_config"])
 def test_a_section_of_another_model_is_refused(key: str) -> None:
     sections = {"text_config": TINY, "vision_config": {}, "audio_config": {}}
-    for section in ({**sections[key], "model_type": "gemma4"}, [], 5):
+    wrong: tuple[object, ...] = ({**sections[key], "model_type": "gemma4"}, [], 5)
+    for section in wrong:
         with pytest.raises(ConfigError, match=key):
             parse({**TINY_MULTIMODAL, key: section})
 
 
 def test_a_text_section_must_be_there_and_the_towers_need_not() -> None:
-    assert parse({key: value for key, value in TINY_MULTIMODAL.items() if key not in ("vision_config", "audio_config")})
+    parse({key: value for key, value in TINY_MULTIMODAL.items() if key not in ("vision_config", "audio_config")})
     with pytest.raises(ConfigError, match=r"no 'text_config'"):
         parse({key: value for key, value in TINY_MULTIMODAL.items() if key != "text_config"})
 

@@ -14,14 +14,13 @@ from towers import HIDDEN, TINY_TOWER, tower_tensors, write_vision_checkpoint
 from converters.checkpoint import open_checkpoint
 from converters.gemma3n.config.vision import STEM_BIAS
 from converters.gemma3n.plan.vision import (
-    VISION_ADAPTER,
-    VISION_ENCODER,
     open_vision,
     read_vision_config,
     vision_layouts,
 )
 from converters.gemma3n.recipes import built_in
 from toolkit.base.errors import CheckpointError, RecipeError
+from toolkit.bundle.manifest import VISION_ADAPTER, VISION_ENCODER
 from toolkit.tflite.reader import read_tflite
 
 BLOCK = "vision_tower.timm_model.blocks.2.2"

@@ -11,9 +11,10 @@ from audio_oracle import TINY, TOP, VARIANTS, Tower, make_tower, mel_frames, tow
 from numpy.typing import NDArray
 
 from converters.gemma3n.graphs.audio.adapter import adapter_graph
-from converters.gemma3n.plan.audio import AUDIO_ADAPTER, AUDIO_ENCODER, audio_layouts
+from converters.gemma3n.plan.audio import audio_layouts
 from converters.gemma3n.plan.audio_source import AudioSource
 from converters.gemma3n.recipes import built_in
+from toolkit.bundle.manifest import AUDIO_ADAPTER, AUDIO_ENCODER
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
 from toolkit.tflite.writer import write_tflite

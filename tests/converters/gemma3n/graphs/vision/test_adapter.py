@@ -11,8 +11,9 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 from towers import HIDDEN, TINY_TOWER, Arrays, tower_tensors
 
-from converters.gemma3n.plan.vision import VISION_ADAPTER, vision_signatures
+from converters.gemma3n.plan.vision import vision_signatures
 from converters.gemma3n.recipes import built_in
+from toolkit.bundle.manifest import VISION_ADAPTER
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
 
 F32 = NDArray[np.float32]

@@ -39,8 +39,10 @@ def timm_features(tower: Tower) -> F32:
     """f32[tokens, 2048]."""
     import torch
 
-    blocks = {} if tower.architecture is None else {"block_args": decoded_blocks(tower.architecture)}
-    model = random_tower(**tower.model_args, **blocks)
+    arguments = dict(tower.model_args)
+    if tower.architecture is not None:
+        arguments["block_args"] = decoded_blocks(tower.architecture)
+    model = random_tower(arguments)
     with torch.inference_mode():
         features = model(torch.from_numpy(image(tower.image_size).transpose(0, 3, 1, 2).copy())).numpy()
     result: F32 = features.transpose(0, 2, 3, 1).reshape(-1, 2048)
@@ -55,7 +57,8 @@ def litert_features(tmp_path: Path, tower: Tower, recipe: str, config: VisionCon
     write_tflite(path, layout_tflite(files["vision_encoder.tflite"], schemes), Arrays(tower_tensors(config)))
     features: F32 = Interpreter(str(path)).get_signature_runner("encode")(images=image(tower.image_size))["features"]
     assert features.shape == (1, config.soft_tokens, 2048)
-    return features[0]
+    tokens: F32 = features[0]
+    return tokens
 
 
 def relative_rms(got: F32, want: F32) -> float:

@@ -39,7 +39,7 @@ def output(model_file: ModelFile, directory: Path) -> NDArray[np.float32]:
         buffer.write(np.ones(buffer.info.shape, buffer.info.dtype))
     y = model.output_buffer("decode", "y")
     model.bind("decode", buffers, {"y": y, "cache": buffers["cache"]})()
-    result = y.read()[0, 0]
+    result: np.ndarray = y.read()[0, 0]
     runtime.close()
     return result
 

@@ -273,7 +273,7 @@ def _read_header(fd: int, path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(
             f"{path} header", found=shorten(text[:16]), wanted="an object from { to }, then only spaces"
         )
-    header = JsonObject(parse_json(text, f"{path} header", CheckpointError), f"{path} header", CheckpointError)
+    header = JsonObject(parse_json(text, str(path), CheckpointError, "header"), str(path), CheckpointError, "header")
     if "__metadata__" in header.names():
         metadata = header.child("__metadata__")
         for key in metadata.names():

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from device_harness.machines.machine import Machine
 from device_harness.runners.flash_probe.runner import place_probe
 from toolkit.base.errors import ResultsError
-from toolkit.base.strict_json import parse_json
-from toolkit.results.rules import Range, read_dataclass
+from toolkit.base.json_types import Range
+from toolkit.base.strict_json import parse_json, read_record
 
 _DROP_S = 120.0
 
@@ -38,7 +38,7 @@ class PageCache:
         what = f"{machine.serial} page cache"
         command = " ".join(map(shlex.quote, [self.program, "--drop", *paths]))
         text = machine.shell(command, timeout=_DROP_S).require(what).strip()
-        return read_dataclass(parse_json(text.encode(), what, ResultsError), DroppedFiles, what)
+        return read_record(parse_json(text.encode(), None, ResultsError, what), DroppedFiles, None, ResultsError, what)
 
 
 def place_page_cache(machine: Machine, say: Callable[[str], None]) -> PageCache:

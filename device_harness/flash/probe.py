@@ -16,10 +16,10 @@ from device_harness.machines.machine import Machine, RunningCommand
 from device_harness.programs.build import FLASH_PROBE, NativeProgram, native_program, parse_architecture
 from device_harness.push.push import DEFAULT_FOLDER
 from toolkit.base.errors import BundleError, ResultsError, UsageError
-from toolkit.base.strict_json import parse_json
+from toolkit.base.json_types import Range
+from toolkit.base.strict_json import parse_json, read_record
 from toolkit.bundle.manifest import Manifest
 from toolkit.bundle.ple_shards import is_shard_name
-from toolkit.results.rules import Range, read_dataclass
 
 Access = Literal["pread", "pread_random", "mmap", "mmap_random", "pread_readahead", "mmap_willneed"]
 Pattern = Literal["row", "batch"]
@@ -218,12 +218,12 @@ def _complete(records: Sequence[TableFacts | ReadMeasure], what: str) -> tuple[T
 
 
 def _parse_line(line: str, what: str) -> TableFacts | ReadMeasure:
-    value = parse_json(line.encode(), what, ResultsError)
+    value = parse_json(line.encode(), None, ResultsError, what)
     fields = dict(cast("dict[str, object]", value))
     kind = fields.pop("record", None)
     if kind == "table":
-        return read_dataclass(fields, TableFacts, f"{what} table")
-    return read_dataclass(fields, ReadMeasure, f"{what} {kind}")
+        return read_record(fields, TableFacts, None, ResultsError, f"{what} table")
+    return read_record(fields, ReadMeasure, None, ResultsError, f"{what} {kind}")
 
 
 def _run(

@@ -152,12 +152,12 @@ def _checked_server(server: str) -> str:
 
 def _parse_listing(data: bytes, url: str, folder: str) -> tuple[BucketFile, ...]:
     """A mirror of plain files answers with the list of everything: what lies elsewhere is passed over."""
-    listing = JsonObject(parse_json(data, url, EnvironmentFault), url, EnvironmentFault)
+    listing = JsonObject(parse_json(data, None, EnvironmentFault, url), None, EnvironmentFault, url)
     if listing.has("nextPageToken"):
         raise EnvironmentFault(url, found=f"over {_MAX_OBJECTS} files", wanted="a folder of programs", remedy=INSTEAD)
     files = []
     for item in listing.array("items") if listing.has("items") else []:
-        entry = JsonObject(item, f"{url} item", EnvironmentFault)
+        entry = JsonObject(item, None, EnvironmentFault, f"{url} item")
         path = entry.string("name")
         name = path.removeprefix(folder)
         if path.startswith(folder) and name and "/" not in name:

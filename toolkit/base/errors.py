@@ -101,3 +101,15 @@ class EnvironmentFault(ToolkitError):
     """A device, disk or runtime that cannot do the work."""
 
     exit_code = 3
+
+
+def system_reason(error: OSError | ValueError) -> str:
+    """Why the system refuses a path, as words within a sentence.
+
+    >>> system_reason(OSError(13, "Permission denied"))
+    'permission denied'
+    """
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return reason[:1].lower() + reason[1:]

@@ -1,4 +1,7 @@
-"""JSON from strangers: parsed without Python's leniency, and read key by key with nothing left over."""
+"""JSON from strangers: parsed without Python's leniency, and read as records or key by key with nothing left over.
+
+Errors have the `file` given, and as their place the `place` given and the keys that lead to the value.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,30 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
-from toolkit.base.errors import ToolkitError
+from toolkit.base.errors import ToolkitError, system_reason
+from toolkit.base.json_types import (
+    MISSING,
+    Misfit,
+    Reader,
+    array_reader,
+    kind_of,
+    number_reader,
+    reader_of,
+    unknown_keys,
+)
 
 _MAX_INTEGER_DIGITS = 20
 """2**64 has 20; int() is quadratic in what it is given."""
 
+T = TypeVar("T")
 
-def parse_json(data: bytes, what: str, fault: type[ToolkitError]) -> object:
+
+def parse_json(data: bytes, file: str | None, fault: type[ToolkitError], place: str | None = None) -> object:
     """The value of UTF-8 JSON text.
 
     Raises `fault` for duplicate keys, NaN, infinities, huge integers, lone surrogates and deep nesting.
@@ -25,8 +41,8 @@ def parse_json(data: bytes, what: str, fault: type[ToolkitError]) -> object:
     {'a': [1, 2.5]}
     """
 
-    def refuse(found: str, wanted: str) -> NoReturn:
-        raise fault(what, found=found, wanted=wanted)
+    def refuse(found: str, wanted: str | None = None) -> NoReturn:
+        raise fault(place, file=file, found=found, wanted=wanted)
 
     def integer(digits: str) -> int:
         if len(digits.lstrip("-")) > _MAX_INTEGER_DIGITS:
@@ -40,11 +56,10 @@ def parse_json(data: bytes, what: str, fault: type[ToolkitError]) -> object:
         return value
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        value: dict[str, object] = {}
-        for key, item in items:
-            if key in value:
-                refuse(f"the key {shorten(key)} twice", "each key once")
-            value[key] = item
+        value = dict(items)
+        if len(value) < len(items):
+            name = Counter(name for name, _ in items).most_common(1)[0][0]
+            refuse(f"the key {shorten(name)} is there twice")
         return value
 
     def constant(name: str) -> NoReturn:
@@ -58,11 +73,11 @@ def parse_json(data: bytes, what: str, fault: type[ToolkitError]) -> object:
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError as error:
-        refuse(f"bytes that are not UTF-8 ({error.reason if hasattr(error, 'reason') else error})", "UTF-8 text")
+        refuse(f"not UTF-8 text ({error.reason if hasattr(error, 'reason') else error})")
     except RecursionError:
-        refuse("nesting too deep to parse", "a few levels")
+        refuse("nesting too deep to parse")
     except ValueError as error:
-        refuse(f"text that is not JSON ({shorten(str(error))})", "JSON")
+        refuse(f"not JSON ({shorten(str(error))})")
     return value
 
 
@@ -72,8 +87,45 @@ def read_json_file(path: Path, fault: type[ToolkitError], max_bytes: int = 16_00
     with open(fd, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise fault(str(path), found=f"over {max_bytes:,} bytes", wanted="at most that")
+        raise fault(file=path, found=f"over {max_bytes:,} bytes", wanted="at most that")
     return parse_json(data, str(path), fault)
+
+
+def read_record(
+    value: object, kind: type[T], file: str | None, fault: type[ToolkitError], place: str | None = None
+) -> T:
+    """A frozen dataclass of a JSON object with exactly its fields, as json_types.py says; the first misfit raises."""
+    faults: list[ToolkitError] = []
+    record = collect_record(value, kind, file, fault, faults, place)
+    if record is None:
+        raise faults[0]
+    return record
+
+
+def collect_record(
+    value: object,
+    kind: type[T],
+    file: str | None,
+    fault: type[ToolkitError],
+    faults: list[ToolkitError],
+    place: str | None = None,
+) -> T | None:
+    """`read_record` that appends an error for every misfit, and then is None."""
+    misfits: list[Misfit] = []
+    record = reader_of(cast(Any, kind))(value, misfits)
+    faults += (_error(item, file, fault, place) for item in misfits)
+    return None if misfits else cast(T, record)
+
+
+def without_format(
+    value: object, name: str, file: str | None, fault: type[ToolkitError], place: str | None = None
+) -> dict[str, object]:
+    """The other keys of an object whose key `format` has the value `name`; anything else is a `fault`."""
+    fields = JsonObject(value, file, fault, place)
+    found = fields.value("format")
+    if found != name:
+        fields.refuse("format", found, name)
+    return {key: fields.value(key) for key in fields.names() if key != "format"}
 
 
 def open_regular(path: Path, fault: type[ToolkitError]) -> int:
@@ -82,11 +134,10 @@ def open_regular(path: Path, fault: type[ToolkitError]) -> int:
         # Without O_NONBLOCK a pipe under that name would wait for a writer for ever.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise fault(str(path), found=reason, wanted="a readable file") from error
+        raise fault(file=path, found=system_reason(error)) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise fault(str(path), found="something else than a regular file", wanted="a file")
+        raise fault(file=path, found="not a regular file")
     return fd
 
 
@@ -102,12 +153,13 @@ class JsonObject:
     `finish` refuses keys that nobody asked for, so that no setting is passed over in silence.
     """
 
-    __slots__ = ("_asked", "_fault", "_values", "what")
+    __slots__ = ("_asked", "_fault", "_values", "file", "place")
 
-    def __init__(self, value: object, what: str, fault: type[ToolkitError]) -> None:
+    def __init__(self, value: object, file: str | None, fault: type[ToolkitError], place: str | None = None) -> None:
         if not isinstance(value, dict):
-            raise fault(what, found=_kind(value), wanted="an object")
-        self.what = what
+            raise fault(place, file=file, found=kind_of(value), wanted="an object")
+        self.file = file
+        self.place = place
         self._values: dict[str, object] = value
         self._fault = fault
         self._asked: set[str] = set()
@@ -125,32 +177,30 @@ class JsonObject:
         """The raw value of a key that must be there."""
         self._asked.add(key)
         if key not in self._values:
-            raise self._fault(self.what, found=f"no {key!r}", wanted="that key")
+            self.refuse(key, MISSING)
         return self._values[key]
 
-    def refuse(self, key: str, found: object, wanted: str) -> NoReturn:
-        """The error for a value that cannot be."""
-        raise self._fault(f"{self.what} {key}", found=shorten(found), wanted=wanted)
+    def refuse(self, key: str, found: object, wanted: str | None = None) -> NoReturn:
+        """Raise the error for a value that cannot be."""
+        raise _error(Misfit([key], found, wanted), self.file, self._fault, self.place)
 
     def integer(self, key: str, low: int, high: int) -> int:
         """An integer in [low, high]; 5.0 and true are not integers."""
-        return self._integer(key, self.value(key), low, high)
+        return cast(int, self._read(key, number_reader(int, low, high)))
 
     def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
-        return tuple(self._integer(key, item, low, high) for item in self.array(key))
+        return cast("tuple[int, ...]", self._read(key, array_reader(number_reader(int, low, high))))
 
     def number(self, key: str, low: float, high: float) -> float:
         """An integer or a real in [low, high]."""
-        return self._number(key, self.value(key), low, high)
+        return float(cast(float, self._read(key, number_reader(float, low, high))))
 
     def numbers(self, key: str, low: float, high: float) -> tuple[float, ...]:
-        return tuple(self._number(key, item, low, high) for item in self.array(key))
+        found = self._read(key, array_reader(number_reader(float, low, high)))
+        return tuple(map(float, cast("tuple[float, ...]", found)))
 
     def flag(self, key: str) -> bool:
-        value = self.value(key)
-        if not isinstance(value, bool):
-            self.refuse(key, value, "true or false")
-        return value
+        return cast(bool, self._read(key, reader_of(bool)))
 
     def string(self, key: str) -> str:
         value = self.value(key)
@@ -161,11 +211,18 @@ class JsonObject:
     def array(self, key: str) -> list[object]:
         value = self.value(key)
         if not isinstance(value, list):
-            self.refuse(key, value, "an array")
+            self.refuse(key, kind_of(value), "an array")
         return value
 
     def child(self, key: str) -> JsonObject:
-        return JsonObject(self.value(key), f"{self.what} {key}", self._fault)
+        return JsonObject(self.value(key), self.file, self._fault, _join(self.place, key))
+
+    def children(self, key: str) -> list[JsonObject]:
+        """The objects of an array."""
+        return [
+            JsonObject(item, self.file, self._fault, _join(self.place, f"{key}[{i}]"))
+            for i, item in enumerate(self.array(key))
+        ]
 
     def expect(self, key: str, *allowed: object) -> None:
         """A key that may be absent, but else holds one of `allowed`."""
@@ -183,22 +240,24 @@ class JsonObject:
         """Refuse keys that were neither read nor ignored."""
         unknown = [key for key in self._values if key not in self._asked]
         if unknown:
-            names = ", ".join(shorten(key) for key in unknown[:5])
-            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-            raise self._fault(self.what, found=f"unknown keys {names}{more}", wanted="only keys whose meaning is known")
+            raise self._fault(self.place, file=self.file, found=unknown_keys(unknown))
 
-    def _integer(self, key: str, value: object, low: int, high: int) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            self.refuse(key, value, f"an integer from {low} to {high}")
+    def _read(self, key: str, read: Reader) -> object:
+        misfits: list[Misfit] = []
+        value = read(self.value(key), misfits)
+        if misfits:
+            misfits[0].path.append(key)
+            raise _error(misfits[0], self.file, self._fault, self.place)
         return value
 
-    def _number(self, key: str, value: object, low: float, high: float) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-            self.refuse(key, value, f"a number from {low:g} to {high:g}")
-        return float(value)
+
+def _error(item: Misfit, file: str | None, fault: type[ToolkitError], place: str | None) -> ToolkitError:
+    steps = (f"[{step}]" if isinstance(step, int) else f" {shorten(step)}" for step in reversed(item.path))
+    path = "".join(steps).lstrip()
+    where = _join(place, path) if path else place
+    found = json.dumps(item.found) if item.found is None or isinstance(item.found, bool) else shorten(item.found)
+    return fault(where, file=file, found=found, wanted=item.wanted)
 
 
-def _kind(value: object) -> str:
-    """What a value is, in JSON's words."""
-    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+def _join(place: str | None, key: str) -> str:
+    return f"{place} {key}" if place else key

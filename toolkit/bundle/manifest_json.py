@@ -103,8 +103,7 @@ class _Reader:
         try:
             return read()
         except BundleError as error:
-            place = error.what.removeprefix(MANIFEST_NAME).strip()
-            self._faults.append(Fault(MANIFEST_NAME, place or "JSON", error.found, error.wanted))
+            self._faults.append(Fault(MANIFEST_NAME, error.place or "JSON", error.found, error.wanted))
             return None
 
     def manifest(self, value: object) -> Manifest | None:
@@ -255,8 +254,7 @@ def _finished(fields: JsonObject, record: T) -> T:
 
 
 def _objects(fields: JsonObject, key: str) -> Iterator[JsonObject]:
-    for i, item in enumerate(fields.array(key)):
-        yield JsonObject(item, f"{fields.what} {key}[{i}]", BundleError)
+    yield from fields.children(key)
 
 
 def _text(fields: JsonObject, key: str) -> str:

@@ -120,7 +120,7 @@ class RecipeSet:
             wanted = f"{', '.join(self.files)} or the path of a recipe file"
             raise RecipeError("recipe", found=shorten(str(name_or_path)), wanted=wanted)
         value = read_json_file(path, RecipeError, max_bytes=1_000_000)
-        return _read_recipe(value, f"recipe {path}", self._base)
+        return _read_recipe(JsonObject(value, str(path), RecipeError), self._base)
 
     def _base(self, name: str) -> Recipe | None:
         own_name = self.files.get(name, name)
@@ -129,17 +129,16 @@ class RecipeSet:
 
 def built_in_recipe(package: str, name: str) -> Recipe:
     """The recipe that lies in a package under its own name."""
-    what = f"recipe {name}"
-    value = parse_json((resources.files(package) / f"{name}.json").read_bytes(), what, RecipeError)
-    return _read_recipe(value, what, lambda base: built_in_recipe(package, base))
+    place = f"recipe {name}"
+    value = parse_json((resources.files(package) / f"{name}.json").read_bytes(), None, RecipeError, place)
+    return _read_recipe(JsonObject(value, None, RecipeError, place), lambda base: built_in_recipe(package, base))
 
 
 def _compile(match: str) -> re.Pattern[str]:
     return re.compile(".*".join(re.escape(piece) for piece in match.split("*")))
 
 
-def _read_recipe(value: object, what: str, base_named: Callable[[str], Recipe | None]) -> Recipe:
-    fields = JsonObject(value, what, RecipeError)
+def _read_recipe(fields: JsonObject, base_named: Callable[[str], Recipe | None]) -> Recipe:
     if fields.value("format") != FORMAT:
         fields.refuse("format", fields.value("format"), FORMAT)
     name = fields.string("name")
@@ -148,24 +147,26 @@ def _read_recipe(value: object, what: str, base_named: Callable[[str], Recipe | 
     base = base_named(fields.string("base")) if fields.has("base") else None
     if fields.has("base") and base is None:
         fields.refuse("base", fields.string("base"), "a built-in recipe for the same weights")
-    rules = tuple(_read_rule(item, f"{what}, rule {number}") for number, item in enumerate(fields.array("rules"), 1))
+    entries = fields.array("rules")
+    places = [f"{fields.place}, rule {n}" if fields.place else f"rule {n}" for n in range(1, len(entries) + 1)]
+    rules = tuple(_read_rule(item, fields.file, place) for item, place in zip(entries, places, strict=True))
     fields.finish()
     if not rules:
-        raise RecipeError(what, found="no rules", wanted="at least one")
+        raise RecipeError(fields.place, file=fields.file, found="no rules")
     seen: set[str] = set()
-    for number, rule in enumerate(rules, 1):
+    for place, rule in zip(places, rules, strict=True):
         if rule.match in seen:
-            raise RecipeError(f"{what}, rule {number}", found=f"match {rule.match} again", wanted="each match once")
+            raise RecipeError(place, file=fields.file, found=f"the match {rule.match} for a second time")
         seen.add(rule.match)
     return Recipe(name, rules) if base is None else base.changed(name, rules)
 
 
-def _read_rule(value: object, what: str) -> Rule:
-    fields = JsonObject(value, what, RecipeError)
+def _read_rule(value: object, file: str | None, place: str) -> Rule:
+    fields = JsonObject(value, file, RecipeError, place)
     match = fields.string("match")
     if not _MATCH.fullmatch(match):
         fields.refuse("match", match, "letters, digits, dots, dashes, underscores and * (any characters)")
-    fields = JsonObject(value, f"{what} ({match})", RecipeError)
+    fields = JsonObject(value, file, RecipeError, f"{place} ({match})")
     fields.ignore(["match"])
     dtype = next((name for name in element_names() if name == fields.string("dtype")), None)
     if dtype is None:

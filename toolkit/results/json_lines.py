@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.base.errors import ResultsError, UsageError
-from toolkit.base.strict_json import open_regular, parse_json, shorten
+from toolkit.base.errors import ResultsError, UsageError, system_reason
+from toolkit.base.strict_json import open_regular, parse_json, read_record, without_format
 from toolkit.results.record import FORMAT, BenchRecord, Delegation
-from toolkit.results.rules import read_dataclass
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 65536
@@ -37,25 +36,24 @@ def read_results(path: Path | str, *, skip_torn_line: bool = False) -> ResultsFi
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
-            what = f"{path} line {number}"
+            place = f"line {number}"
             if not line.endswith(b"\n"):
                 if len(line) > MAX_LINE_BYTES:
-                    raise ResultsError(what, found=f"over {MAX_LINE_BYTES:,} bytes", wanted="at most that")
+                    raise ResultsError(place, file=path, found=f"over {MAX_LINE_BYTES:,} bytes", wanted="at most that")
                 if skip_torn_line:
                     return ResultsFile(tuple(found), len(line))
-                raise _torn(what, len(line))
-            found.append(parse_record(line, what))
+                raise _torn(path, place, len(line))
+            found.append(parse_record(line, path, place))
     return ResultsFile(tuple(found))
 
 
-def parse_record(line: bytes, what: str) -> BenchRecord:
-    """One line, with or without its end."""
-    value = parse_json(line, what, ResultsError)
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        found = value.get("format") if isinstance(value, dict) else value
-        raise ResultsError(f"{what} format", found=shorten(found), wanted=FORMAT)
-    record = read_dataclass({key: item for key, item in value.items() if key != "format"}, BenchRecord, what)
-    _require_sense(record, what)
+def parse_record(line: bytes, file: Path | str | None = None, place: str | None = None) -> BenchRecord:
+    """One line, with or without its end; ResultsError names the first field that is wrong."""
+    name = None if file is None else str(file)
+    fields = without_format(parse_json(line, name, ResultsError, place), FORMAT, name, ResultsError, place)
+    record = read_record(fields, BenchRecord, name, ResultsError, place)
+    for key, found, wanted in _contradictions(record):
+        raise ResultsError(f"{place} {key}" if place else key, file=name, found=found, wanted=wanted)
     return record
 
 
@@ -65,7 +63,7 @@ def dump_record(record: BenchRecord) -> bytes:
     line = json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise ResultsError("record", found=f"{len(line):,} bytes", wanted=f"at most {MAX_LINE_BYTES:,}")
-    parse_record(line, "record")
+    parse_record(line)
     return line
 
 
@@ -99,50 +97,49 @@ def open_results(path: Path | str, *, drop_torn_line: bool = False) -> Iterator[
     try:
         fd = os.open(place, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     except OSError as error:
-        raise UsageError(str(path), found=error.strerror, wanted="a file that can be written") from error
+        raise UsageError(file=path, found=system_reason(error), remedy="name a file that can be written") from error
     try:
         size = os.fstat(fd).st_size
         torn = size - _end_of_lines(fd, size)
         if torn and not drop_torn_line:
-            raise _torn(f"{path}, last line", torn)
+            raise _torn(path, "last line", torn)
         os.ftruncate(fd, size - torn)
         yield ResultsWriter(place, fd)
     finally:
         os.close(fd)
 
 
-def _require_sense(record: BenchRecord, what: str) -> None:
-    """What no field shows alone."""
+def _contradictions(record: BenchRecord) -> Iterator[tuple[str, object, str | None]]:
+    """Key, what it is and what it should be, of what no field shows alone."""
     if not record.tests:
-        raise ResultsError(f"{what} tests", found="none", wanted="at least one")
+        yield "tests", "none", "at least one"
     if len(set(record.flags)) < len(record.flags):
-        raise ResultsError(f"{what} flags", found=", ".join(record.flags), wanted="each once")
-    strangers = sorted(set(record.drift) - set(record.tests))
-    if strangers:
-        raise ResultsError(f"{what} drift", found=strangers[0], wanted=" or ".join(record.tests))
+        yield "flags", ", ".join(record.flags), "each once"
+    for name in sorted(set(record.drift) - set(record.tests)):
+        yield "drift", name, " or ".join(record.tests)
     if record.delegation is not None:
-        _require_part(record.delegation, f"{what} delegation")
+        yield from _delegation_contradictions(record.delegation)
     for i, iteration in enumerate(record.iterations):
         if iteration.end_s < iteration.begin_s:
-            raise ResultsError(f"{what} iterations {i} end_s", found=iteration.end_s, wanted="begin_s or later")
-    _require_columns(record.samples.columns, f"{what} samples columns")
+            yield f"iterations[{i}] end_s", iteration.end_s, "begin_s or later"
+    yield from _column_contradictions(record.samples.columns)
 
 
-def _require_part(delegation: Delegation, what: str) -> None:
+def _delegation_contradictions(delegation: Delegation) -> Iterator[tuple[str, object, str]]:
     part, nodes = delegation.delegated_nodes, delegation.nodes
     if (part is None) != (nodes is None):
-        raise ResultsError(what, found=f"{part} of {nodes}", wanted="two numbers, or null twice")
+        yield "delegation", f"{part} of {nodes}", "two numbers, or null twice"
     if part is not None and nodes is not None and part > nodes:
-        raise ResultsError(what, found=f"{part} of {nodes}", wanted="no more than there are")
+        yield "delegation", f"{part} of {nodes}", "no more than there are"
 
 
-def _require_columns(columns: Mapping[str, Sequence[float | None]], what: str) -> None:
+def _column_contradictions(columns: Mapping[str, Sequence[float | None]]) -> Iterator[tuple[str, object, str]]:
     times = [time for time in columns.get("t_s", ()) if time is not None]
     if "t_s" not in columns or len(times) < len(columns["t_s"]) or times != sorted(times):
-        raise ResultsError(f"{what} t_s", found="none, or a gap or a step back", wanted="ascending times")
+        yield "samples columns t_s", "none, or a gap or a step back", "ascending times"
     for name, column in columns.items():
         if len(column) != len(times):
-            raise ResultsError(f"{what} {name}", found=len(column), wanted=f"{len(times)}, as many as t_s")
+            yield f"samples columns {name}", len(column), f"{len(times)}, as many as t_s"
 
 
 def _end_of_lines(fd: int, size: int) -> int:
@@ -156,6 +153,6 @@ def _end_of_lines(fd: int, size: int) -> int:
     return 0
 
 
-def _torn(what: str, count: int) -> ResultsError:
+def _torn(path: Path | str, place: str, count: int) -> ResultsError:
     found = f"{count:,} bytes without a line end, as a crash leaves them"
-    return ResultsError(what, found=found, wanted="whole lines", remedy="pass --skip-torn-line to go on without it")
+    return ResultsError(place, file=path, found=found, remedy="pass --skip-torn-line to go on without it")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from toolkit.results.rules import Matches, Range
+from toolkit.base.json_types import Matches, Range
 
 FORMAT = "gemma-edge-results/2"
 

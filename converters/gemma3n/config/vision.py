@@ -170,7 +170,9 @@ def _block_tables(arguments: JsonObject) -> list[list[JsonObject]]:
     for s, stage in enumerate(arguments.array("block_args")):
         if not isinstance(stage, list):
             arguments.refuse("block_args", stage, "a list of stages, each a list of blocks")
-        tables.append([JsonObject(b, f"{arguments.what} block_args {s}.{n}", ConfigError) for n, b in enumerate(stage)])
+        places = [f"{arguments.place} block_args[{s}][{n}]" for n in range(len(stage))]
+        blocks = zip(stage, places, strict=True)
+        tables.append([JsonObject(block, arguments.file, ConfigError, place) for block, place in blocks])
     return tables
 
 

@@ -101,7 +101,7 @@ def parse_stages(
     toolkit.base.errors.ConfigError: stage 1: found a first stride of 1, wanted 2: each stage halves the resolution
     """
     decoded = [
-        [JsonObject(block, f"block {text}", ConfigError) for text in stage for block in decode_block(text)]
+        [JsonObject(block, None, ConfigError, f"block {text}") for text in stage for block in decode_block(text)]
         for stage in table
     ]
     return stages_of(decoded, stem_channels, multiplier)

@@ -175,7 +175,7 @@ def choose_slice(model: SizedModel, budget: Budget | str, *, bits_per_weight: fl
     return max(fitting, key=rank)
 
 
-def parse_integers(text: str, what: str) -> tuple[int, ...]:
+def parse_integers(text: str, place: str, file: str | None = None) -> tuple[int, ...]:
     """A bracketed list of integers and products of integers, read as data and never evaluated.
 
     >>> parse_integers("[2_048 * 8, 512]", "doctest")
@@ -183,14 +183,14 @@ def parse_integers(text: str, what: str) -> tuple[int, ...]:
     """
     inner = text.strip()
     if not (inner.startswith("[") and inner.endswith("]")):
-        raise SliceError(what, found=shorten(text), wanted="a list in brackets")
+        raise SliceError(place, file=file, found=shorten(text), wanted="a list in brackets")
     inner = inner[1:-1].strip()
-    return tuple(_product(item, what) for item in inner.split(",")) if inner else ()
+    return tuple(_product(item, place, file) for item in inner.split(",")) if inner else ()
 
 
-def _product(text: str, what: str) -> int:
+def _product(text: str, place: str, file: str | None) -> int:
     if len(text) > 100 or _PRODUCT.fullmatch(text.strip()) is None:
-        raise SliceError(what, found=shorten(text), wanted="an integer or a product such as 2_048 * 8")
+        raise SliceError(place, file=file, found=shorten(text), wanted="an integer or a product such as 2_048 * 8")
     return math.prod(int(factor) for factor in text.split("*"))
 
 
@@ -222,7 +222,7 @@ def _read_matformer_file(path: Path, config: TextConfig) -> list[Slice]:
         stated.refuse("format", stated.value("format"), MATFORMER_FORMAT)
     entries = stated.array("slices")
     stated.finish()
-    parts = [_parse_slice(JsonObject(entry, f"{path} slice {i}", SliceError)) for i, entry in enumerate(entries)]
+    parts = [_parse_slice(JsonObject(entry, str(path), SliceError, f"slice {i}")) for i, entry in enumerate(entries)]
     for part in parts:
         slice_config(config, part)
     return parts
@@ -260,11 +260,11 @@ def _parse_lab_slice(stated: JsonObject, config: TextConfig, path: Path) -> Slic
 def _lab_integers(stated: JsonObject, key: str) -> tuple[int, ...]:
     """Integers, products as strings, or the whole list as one string as in Google's table."""
     if isinstance(stated.value(key), str):
-        return parse_integers(stated.string(key), f"{stated.what} {key}")
+        return parse_integers(stated.string(key), key, stated.file)
     items: list[int] = []
     for item in stated.array(key):
         if isinstance(item, str):
-            items.append(_product(item, f"{stated.what} {key}"))
+            items.append(_product(item, key, stated.file))
         elif isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= _MAX_WIDTH:
             items.append(item)
         else:

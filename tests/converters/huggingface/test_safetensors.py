@@ -178,7 +178,7 @@ def test_a_header_is_strict_json(tmp_path: Path) -> None:
 
 def test_a_name_must_not_appear_twice(tmp_path: Path) -> None:
     entry = json.dumps(vars(Entry("U8", [1], [0, 1])))
-    refuse(tmp_path, raw_bytes(f'{{"a": {entry}, "a": {entry}}}', b"x"), "the key a twice")
+    refuse(tmp_path, raw_bytes(f'{{"a": {entry}, "a": {entry}}}', b"x"), "the key a is there twice")
     refuse(
         tmp_path,
         raw_bytes('{"a": {"dtype": "U8", "dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}', b"x"),
@@ -193,12 +193,12 @@ def test_metadata_maps_strings_to_strings(tmp_path: Path, metadata: object) -> N
 
 @pytest.mark.parametrize("entry", [None, [], "F32", 1, {}, {"dtype": "U8", "shape": [1]}], ids=repr)
 def test_an_entry_is_an_object_with_three_keys(tmp_path: Path, entry: object) -> None:
-    refuse(tmp_path, raw_bytes(json.dumps({"a": entry}), b"x"), "header a: found")
+    refuse(tmp_path, raw_bytes(json.dumps({"a": entry}), b"x"), "header a")
 
 
 def test_an_entry_has_no_other_key(tmp_path: Path) -> None:
     entry = {**vars(Entry("U8", [1], [0, 1])), "strides": [1]}
-    refuse(tmp_path, raw_bytes(json.dumps({"a": entry}), b"x"), "unknown keys strides")
+    refuse(tmp_path, raw_bytes(json.dumps({"a": entry}), b"x"), "unknown key strides")
 
 
 @pytest.mark.parametrize("dtype", ["F128", "bf16", "", None, 32, ["F32"]], ids=repr)
@@ -213,7 +213,7 @@ def test_an_unknown_type_is_refused(tmp_path: Path, dtype: object) -> None:
 )
 def test_a_shape_is_a_list_of_natural_numbers(tmp_path: Path, shape: object) -> None:
     data = entry_bytes({"a": Entry("U8", shape, [0, 4])}, bytes(4))
-    refuse(tmp_path, data, "an integer of 31 digits" if shape == [10**30] else "a shape: found")
+    refuse(tmp_path, data, "an integer of 31 digits" if shape == [10**30] else "a shape")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_small_types_fill_whole_bytes(tmp_path: Path) -> None:
     ids=repr,
 )
 def test_offsets_span_exactly_shape_times_type(tmp_path: Path, offsets: object) -> None:
-    refuse(tmp_path, entry_bytes({"a": Entry("U8", [4], offsets)}, bytes(5)), "a data_offsets: found")
+    refuse(tmp_path, entry_bytes({"a": Entry("U8", [4], offsets)}, bytes(5)), "a data_offsets")
 
 
 def test_bytes_between_tensors_are_refused(tmp_path: Path) -> None:
@@ -394,10 +394,10 @@ def test_a_shard_is_a_plain_file_name(tmp_path: Path, name: str) -> None:
     ("index", "found"),
     [
         ([], "found an array, wanted an object"),
-        ({}, "no 'weight_map'"),
+        ({}, "weight_map: missing"),
         ({"weight_map": {}}, "wanted at least one tensor"),
         ({"weight_map": {"a": 1, "b": TWO}}, "weight_map a: found 1, wanted a string"),
-        ({"weight_map": {"a": ONE, "b": "model-3.safetensors"}}, "model-3.safetensors: found No such file"),
+        ({"weight_map": {"a": ONE, "b": "model-3.safetensors"}}, "model-3.safetensors: no such file"),
         ({"weight_map": {"a": ONE, "b": ONE}}, "found b in no shard, wanted it in " + ONE),
         ({"weight_map": {"a": TWO, "b": TWO}}, "found a in no shard, wanted it in " + TWO),
         ({"weight_map": {"a": TWO, "b": ONE}}, f"found a in {ONE}, wanted it in {TWO}"),
@@ -406,7 +406,7 @@ def test_a_shard_is_a_plain_file_name(tmp_path: Path, name: str) -> None:
         ({"weight_map": {"a": ONE, "b": TWO}, "metadata": {"total_size": 27}}, "found 27, wanted 28"),
         ({"weight_map": {"a": ONE, "b": TWO}, "metadata": {"total_size": 28.5}}, "wanted a whole number"),
         ({"weight_map": {"a": ONE, "b": TWO}, "metadata": {"total_size": True}}, "wanted a number"),
-        ({"weight_map": {"a": ONE, "b": TWO}, "shards": 2}, "unknown keys shards"),
+        ({"weight_map": {"a": ONE, "b": TWO}, "shards": 2}, "unknown key shards"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -245,7 +245,7 @@ def test_only_https_is_asked(url: str) -> None:
         ('{"items": [{"name": "FOLDERa", "size": 1}]}', "wanted a string"),
         ('{"items": [{"name": "FOLDERa", "size": "1", "md5Hash": "AAAA"}]}', "md5Hash: found AAAA, wanted 16 bytes"),
         ('{"nextPageToken": "x"}', "over 1000 files"),
-        ("<html>sign in</html>", "text that is not JSON"),
+        ("<html>sign in</html>", ": not JSON"),
         ("[]", "found an array"),
     ],
 )
@@ -266,7 +266,7 @@ def test_a_list_that_is_none_is_refused(server: BucketServer, listing: str, want
         (lambda lock: lock["files"].update({"run.sh": {"bytes": 1, "sha256": "0" * 64}}), "run.sh: found such a file"),
         (lambda lock: lock["files"][NAME].update(sha256="00"), "64 hexadecimal digits"),
         (lambda lock: lock["files"].pop(NAME), f"wanted {NAME}"),
-        (lambda lock: lock.update(more=1), "unknown keys more"),
+        (lambda lock: lock.update(more=1), "unknown key more"),
     ],
 )
 def test_a_lock_that_is_none_is_refused(server: BucketServer, tmp_path: Path, change: object, wanted: str) -> None:

@@ -39,8 +39,8 @@ def test_random_bytes_raise_only_the_fault_asked_for(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (b'{"a": 1, "a": 2}', "the key a twice"),
-        (b'{"b": {"\\u0061": 1, "a": 2}}', "the key a twice"),
+        (b'{"a": 1, "a": 2}', "the key a is there twice"),
+        (b'{"b": {"\\u0061": 1, "a": 2}}', "the key a is there twice"),
         (b"[NaN]", "NaN"),
         (b"[-Infinity]", "-Infinity"),
         (b"[1e999]", "1e999"),
@@ -60,7 +60,7 @@ def test_refuses_what_python_would_let_through(text: bytes, found: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_json(text, "config.json", ConfigError)
     assert found in str(caught.value)
-    assert str(caught.value).startswith("config.json: found ")
+    assert str(caught.value).startswith("config.json: ")
     assert len(str(caught.value)) < 250
 
 
@@ -97,19 +97,19 @@ def read(text: str) -> JsonObject:
 @pytest.mark.parametrize("value", ["true", "1.0", '"1"', "null", "[1]", "-1", "11"])
 def test_an_integer_is_an_integer_within_bounds(value: str) -> None:
     assert read('{"a": 10}').integer("a", 0, 10) == 10
-    with pytest.raises(ConfigError, match=r"file a: found .*, wanted an integer from 0 to 10"):
+    with pytest.raises(ConfigError, match=r"file, a: found .*, wanted an integer from 0 to 10"):
         read(f'{{"a": {value}}}').integer("a", 0, 10)
 
 
 @pytest.mark.parametrize("value", ["true", '"1"', "null", "-0.1", "1.5"])
 def test_a_number_is_a_number_within_bounds(value: str) -> None:
     assert read('{"a": 1}').number("a", 0, 1) == 1.0
-    with pytest.raises(ConfigError, match=r"file a: found .*, wanted a number from 0 to 1"):
+    with pytest.raises(ConfigError, match=r"file, a: found .*, wanted a number from 0 to 1"):
         read(f'{{"a": {value}}}').number("a", 0, 1)
 
 
 def test_an_absent_key_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"found no 'a', wanted that key"):
+    with pytest.raises(ConfigError, match=r"^file, a: missing$"):
         read("{}").integer("a", 0, 1)
 
 
@@ -124,7 +124,7 @@ def test_a_key_that_nobody_asked_for_is_refused() -> None:
     values.integer("a", 0, 9)
     values.ignore(["b"])
     values.expect("c", 3)
-    with pytest.raises(ConfigError, match=r"unknown keys d,"):
+    with pytest.raises(ConfigError, match=r"^file: unknown key d$"):
         values.finish()
 
 

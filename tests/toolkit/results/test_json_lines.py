@@ -65,7 +65,7 @@ def test_a_record_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> 
 def test_a_torn_last_line_is_an_error_unless_it_may_be_skipped(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "results.jsonl"
     path.write_bytes(LINES[0] + LINES[1][:kept])
-    with pytest.raises(ResultsError, match=rf"line 2: found {kept:,} bytes without a line end"):
+    with pytest.raises(ResultsError, match=rf"line 2: {kept:,} bytes without a line end"):
         read_results(path)
     found = read_results(path, skip_torn_line=True)
     assert (len(found.records), found.torn_bytes) == (1, kept)
@@ -93,35 +93,35 @@ def test_a_long_torn_line_is_removed_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["no/such/folder/results.jsonl", "."])
 def test_a_place_that_cannot_be_written_is_found_before_anything_is_measured(tmp_path: Path, place: str) -> None:
-    with pytest.raises(UsageError, match="wanted a file that can be written"), open_results(tmp_path / place):
+    with pytest.raises(UsageError, match="name a file that can be written"), open_results(tmp_path / place):
         pass
 
 
 FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
-    ("an unknown key", lambda r: r.update(colour=1), "unknown keys colour"),
-    ("a missing key", lambda r: r.pop("tests"), "no 'tests'"),
-    ("a missing nested key", lambda r: r["device"].pop("emulated"), "device: found no 'emulated'"),
+    ("an unknown key", lambda r: r.update(colour=1), "unknown key colour"),
+    ("a missing key", lambda r: r.pop("tests"), "line 2 tests: missing"),
+    ("a missing nested key", lambda r: r["device"].pop("emulated"), "device emulated: missing"),
     ("another format", lambda r: r.update(format="gemma-edge-results/1"), "format: found gemma-edge-results/1"),
     ("a flag as a number", lambda r: r["device"].update(emulated=1), "device emulated: found 1, wanted true or false"),
-    ("true as a number", lambda r: r["model"].update(bytes=True), "model bytes: found True, wanted an integer"),
+    ("true as a number", lambda r: r["model"].update(bytes=True), "model bytes: found true, wanted an integer"),
     ("a fraction as a count", lambda r: r["model"].update(bytes=1.5), "model bytes: found 1.5, wanted an integer"),
     ("a negative count", lambda r: r["model"].update(bytes=-1), "model bytes: found -1"),
-    ("a null that may not be", lambda r: r.update(runner=None), "runner: found None, wanted a text"),
+    ("a null that may not be", lambda r: r.update(runner=None), "runner: found null, wanted a text"),
     ("a control character", lambda r: r["device"].update(model="a\x1b[2J"), "device model: found"),
     ("a long text", lambda r: r.update(runner="x" * 5000), "runner: found xxx"),
     ("a short hash", lambda r: r["model"].update(sha256="ab"), "model sha256: found ab, wanted 64 hexadecimal"),
     ("an unknown backend", lambda r: r.update(backend="dsp"), "backend: found dsp, wanted cpu or gpu or npu"),
     ("a list for a choice", lambda r: r.update(backend=["cpu"]), "backend: found"),
-    ("an unknown flag", lambda r: r.update(flags=["slow"]), "flags 0: found slow"),
+    ("an unknown flag", lambda r: r.update(flags=["slow"]), "flags[0]: found slow"),
     ("a flag twice", lambda r: r.update(flags=["drifted", "drifted"]), "flags: found drifted, drifted"),
     ("a local time", lambda r: r.update(started_utc="2026-11-25 15:00"), "started_utc: found 2026-11-25 15:00"),
     ("no tests", lambda r: r.update(tests={}, drift={}), "tests: found none"),
     ("a test of no figure", lambda r: r["tests"].update(pp512="speed"), "tests pp512: found speed"),
     ("a test with a bad name", lambda r: r["tests"].update({"<b>": "init_s"}), "tests key: found <b>"),
-    ("a figure without a unit", lambda r: r["iterations"][1]["figures"].update(rate=1), "iterations 1 figures key"),
-    ("a text as a figure", lambda r: r["iterations"][1]["figures"].update(init_s="1"), "iterations 1 figures init_s"),
-    ("an end before the begin", lambda r: r["iterations"][0].update(end_s=0), "iterations 0 end_s: found 0"),
-    ("an unknown status", lambda r: r["iterations"][0].update(thermal_status=7), "iterations 0 thermal_status"),
+    ("a figure without a unit", lambda r: r["iterations"][1]["figures"].update(rate=1), "iterations[1] figures key"),
+    ("a text as a figure", lambda r: r["iterations"][1]["figures"].update(init_s="1"), "iterations[1] figures init_s"),
+    ("an end before the begin", lambda r: r["iterations"][0].update(end_s=0), "iterations[0] end_s: found 0"),
+    ("an unknown status", lambda r: r["iterations"][0].update(thermal_status=7), "iterations[0] thermal_status"),
     ("columns of two lengths", lambda r: r["samples"]["columns"]["rss_bytes"].pop(), "samples columns rss_bytes"),
     ("no times", lambda r: r["samples"]["columns"].pop("t_s"), "samples columns t_s"),
     ("a step back in time", lambda r: r["samples"]["columns"]["t_s"].reverse(), "samples columns t_s"),
@@ -129,10 +129,10 @@ FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("another statistic", lambda r: r["drift"]["pp512"].update(statistic="t"), "drift pp512 statistic"),
     ("delegation beyond all", lambda r: r["delegation"].update(delegated_nodes=3, nodes=2), "found 3 of 2"),
     ("delegation of nothing", lambda r: r["delegation"].update(delegated_nodes=3), "found 3 of None"),
-    ("delegation from nowhere", lambda r: r["delegation"].pop("source"), "delegation: found no 'source'"),
+    ("delegation from nowhere", lambda r: r["delegation"].pop("source"), "delegation source: missing"),
     ("no room for a token", lambda r: r.update(context=0), "context: found 0"),
     ("an array for an object", lambda r: r.update(model=[]), "model: found an array, wanted an object"),
-    ("an object for an array", lambda r: r.update(iterations={}), "iterations: found {}, wanted an array"),
+    ("an object for an array", lambda r: r.update(iterations={}), "iterations: found an object, wanted an array"),
 ]  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def test_each_fault_names_line_and_field(tmp_path: Path, breaks: Callable[[Any],
     path.write_bytes(LINES[1] + json.dumps(record).encode() + b"\n")
     with pytest.raises(ResultsError) as caught:
         read_results(path)
-    assert str(caught.value).startswith(f"{path} line 2")
+    assert str(caught.value).startswith(f"{path}, line 2")
     assert wanted in str(caught.value)
 
 

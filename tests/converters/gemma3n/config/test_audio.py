@@ -145,7 +145,7 @@ def test_seconds_that_the_tower_does_not_hear_are_refused(seconds: tuple[float, 
     ("changes", "says"),
     [
         ({"conf_new": 1}, "conf_new"),
-        ({"hidden_size": None}, "no 'hidden_size'"),
+        ({"hidden_size": None}, "hidden_size: missing"),
         ({"model_type": "gemma4_audio"}, "gemma3n_audio"),
         ({"hidden_size": 1540}, "even multiple of conf_num_attention_heads, 8"),
         ({"hidden_size": 27, "conf_num_attention_heads": 3}, "even multiple"),

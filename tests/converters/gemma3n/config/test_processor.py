@@ -52,13 +52,13 @@ def test_what_transformers_saves_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"do_normalize": True}, "do_normalize: found True, wanted false"),
+        ({"do_normalize": True}, "do_normalize: found true, wanted false"),
         ({"do_normalize": None}, "do_normalize"),
         ({"resample": 3}, "resample"),
         ({"rescale_factor": 1.0}, "rescale_factor"),
         ({"do_center_crop": True}, "do_center_crop"),
         ({"size": {"height": 768, "width": 512}}, "a square"),
-        ({"size": {"shortest_edge": 768}}, "no 'height'"),
+        ({"size": {"shortest_edge": 768}}, "height: missing"),
         ({"image_processor_type": "ViTImageProcessor"}, "image_processor_type"),
         ({"image_seq_length": 255}, "image_seq_length"),
     ],

@@ -210,10 +210,10 @@ def test_a_checkpoint_names_its_sizes_in_matformer_json(tmp_path: Path) -> None:
     ("value", "found"),
     [
         ([], "found an array"),
-        ({"slices": []}, "no 'format'"),
+        ({"slices": []}, "format: missing"),
         ({"format": "gemma-edge-matformer/2", "slices": []}, "wanted gemma-edge-matformer/1"),
-        ({"format": "gemma-edge-matformer/1"}, "no 'slices'"),
-        ({"format": "gemma-edge-matformer/1", "slices": [], "default": "x"}, "unknown keys default"),
+        ({"format": "gemma-edge-matformer/1"}, "slices: missing"),
+        ({"format": "gemma-edge-matformer/1", "slices": [], "default": "x"}, "unknown key default"),
         ({"format": "gemma-edge-matformer/1", "slices": [[]]}, "slice 0: found an array"),
         ({"format": "gemma-edge-matformer/1", "slices": [SMALL, SMALL]}, "found small twice"),
         ({"format": "gemma-edge-matformer/1", "slices": [SMALL, {**SMALL, "name": "SMALL"}]}, "twice"),

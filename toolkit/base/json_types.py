@@ -1,0 +1,292 @@
+"""Which JSON values a Python type admits: the rules under `read_record` and `JsonObject`.
+
+A type is `str`, `bool`, `int`, `float`, a `Literal` of strings, `tuple[T, ...]`, `dict[str, T]`, `T | None`, a frozen
+dataclass (an object with exactly its fields), several dataclasses that a field `kind: Literal["..."]` tells apart, or
+one of these `Annotated` with rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+
+MAX_TEXT_CHARACTERS = 4096
+MAX_MISFITS = 20
+"""So many of one array or object are collected, for a stranger's file may hold millions."""
+
+MISSING = "missing"
+"""What is found where a key is not there."""
+
+_TAG = "kind"
+_MAX_KEY_CHARACTERS = 80
+_PLAIN_TEXT = f"a text of at most {MAX_TEXT_CHARACTERS} characters, none of them control characters"
+
+
+@dataclass(slots=True)
+class Misfit:
+    """A value that its type does not admit. `path`: the keys and indexes that lead to it, the innermost first."""
+
+    path: list[str | int]
+    found: object
+    wanted: str | None
+
+
+Reader = Callable[[object, list[Misfit]], object]
+"""From a JSON value to the typed one; a value that does not fit is appended to the list and read as None."""
+
+
+class Rule(Protocol):
+    """What a value of the right type must also be; `str(rule)` says what that is, after "wanted"."""
+
+    def admits(self, value: Any) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A number from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def admits(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{_digits(self.low)} to {_digits(self.high)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """A text that `pattern` matches from end to end; `wanted` says what that is."""
+
+    pattern: re.Pattern[str]
+    wanted: str
+
+    def admits(self, value: str) -> bool:
+        return self.pattern.fullmatch(value) is not None
+
+    def __str__(self) -> str:
+        return self.wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """A value of which `test` is true; `wanted` says what that is."""
+
+    test: Callable[[Any], bool]
+    wanted: str
+
+    def admits(self, value: object) -> bool:
+        return self.test(value)
+
+    def __str__(self) -> str:
+        return self.wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Ascending:
+    """Numbers, each greater than the one before; at least one unless `empty`."""
+
+    empty: bool = False
+
+    def admits(self, values: Sequence[float]) -> bool:
+        return bool(values or self.empty) and all(a < b for a, b in itertools.pairwise(values))
+
+    def __str__(self) -> str:
+        return "ascending numbers" + ("" if self.empty else ", at least one")
+
+
+@cache
+def reader_of(hint: Any) -> Reader:
+    """The reader of a type; TypeError for a type of no JSON value."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _annotated(arguments[0], arguments[1:])
+    if origin in (UnionType, Union):
+        return _union([part for part in arguments if part is not NoneType], nullable=NoneType in arguments)
+    if origin is Literal:
+        return _scalar((str,), " or ".join(arguments), (Fits(frozenset(arguments).__contains__, ""),))
+    if origin is tuple and arguments[1:] == (...,):
+        return array_reader(reader_of(arguments[0]))
+    if origin is dict:
+        return _mapping(reader_of(arguments[0]), reader_of(arguments[1]))
+    if dataclasses.is_dataclass(hint):
+        return _record(hint)
+    return _annotated(hint, ())
+
+
+def number_reader(kind: type[float], low: float, high: float) -> Reader:
+    """Of an int or a float (which may be written as an integer) in [low, high]."""
+    return _annotated(kind, (Range(low, high),))
+
+
+def unknown_keys(names: Sequence[str]) -> str:
+    """What is found where keys have no meaning; five are named."""
+    listed = ", ".join(name if name.isprintable() and len(name) <= _MAX_KEY_CHARACTERS else "..." for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"unknown key{'s' if len(names) > 1 else ''} {listed}{more}"
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in JSON's words."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _annotated(kind: Any, rules: tuple[Any, ...]) -> Reader:
+    """JSON has one kind of number, and Python takes true for 1: neither may pass for the other."""
+    texts = " and ".join(map(str, rules))
+    if kind is bool:
+        return _scalar((bool,), texts or "true or false", rules)
+    if kind is int:
+        return _scalar((int,), _number_words("an integer", rules, texts), rules)
+    if kind is float:
+        return _scalar((int, float), _number_words("a number", rules, texts), rules)
+    if kind is str:
+        return _scalar((str,), texts or _PLAIN_TEXT, (Fits(_is_text, ""), *rules))
+    if not rules:
+        raise TypeError(f"no JSON value has the type {kind!r}")
+    return _ruled(reader_of(kind), rules, texts)
+
+
+def _number_words(name: str, rules: Sequence[Rule], texts: str) -> str:
+    return f"{name} from {texts}" if rules and isinstance(rules[0], Range) else texts or name
+
+
+def _digits(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _is_text(value: str) -> bool:
+    return len(value) <= MAX_TEXT_CHARACTERS and (value.isprintable() or all(c >= " " or c == "\t" for c in value))
+
+
+def _scalar(kinds: tuple[type, ...], wanted: str, rules: Sequence[Rule]) -> Reader:
+    tests = tuple(rule.admits for rule in rules)
+
+    def read(value: object, misfits: list[Misfit]) -> object:
+        if type(value) in kinds and all(test(value) for test in tests):
+            return value
+        return _refuse(misfits, value, wanted)
+
+    return read
+
+
+def _ruled(read_value: Reader, rules: Sequence[Rule], wanted: str) -> Reader:
+    def read(value: object, misfits: list[Misfit]) -> object:
+        before = len(misfits)
+        found = read_value(value, misfits)
+        if len(misfits) == before and not all(rule.admits(found) for rule in rules):
+            return _refuse(misfits, value, wanted)
+        return found
+
+    return read
+
+
+def _union(kinds: Sequence[Any], *, nullable: bool) -> Reader:
+    read_value = reader_of(kinds[0]) if len(kinds) == 1 else _tagged(kinds)
+
+    def read(value: object, misfits: list[Misfit]) -> object:
+        return None if value is None else read_value(value, misfits)
+
+    return read if nullable else read_value
+
+
+def _tagged(kinds: Sequence[Any]) -> Reader:
+    readers = {get_args(get_type_hints(kind)[_TAG])[0]: reader_of(kind) for kind in kinds}
+    read_tag = _scalar((str,), " or ".join(readers), (Fits(readers.__contains__, ""),))
+
+    def read(value: object, misfits: list[Misfit]) -> object:
+        if not isinstance(value, dict):
+            return _refuse(misfits, kind_of(value), "an object")
+        if _TAG not in value:
+            return _refuse(misfits, MISSING, None, _TAG)
+        before = len(misfits)
+        tag = read_tag(value[_TAG], misfits)
+        if len(misfits) > before:
+            _lead(misfits, before, _TAG)
+            return None
+        return readers[tag](value, misfits)
+
+    return read
+
+
+def array_reader(read_item: Reader) -> Reader:
+    """Of an array, as a tuple."""
+
+    def read(value: object, misfits: list[Misfit]) -> object:
+        if not isinstance(value, list):
+            return _refuse(misfits, kind_of(value), "an array")
+        items = []
+        first = len(misfits)
+        for i, item in enumerate(value):
+            before = len(misfits)
+            items.append(read_item(item, misfits))
+            if len(misfits) > before:
+                _lead(misfits, before, i)
+                if len(misfits) >= first + MAX_MISFITS:
+                    break
+        return tuple(items)
+
+    return read
+
+
+def _mapping(read_key: Reader, read_item: Reader) -> Reader:
+    def read(value: object, misfits: list[Misfit]) -> object:
+        if not isinstance(value, dict):
+            return _refuse(misfits, kind_of(value), "an object")
+        items = {}
+        first = len(misfits)
+        for key, item in value.items():
+            before = len(misfits)
+            if read_key(key, misfits) is None:
+                _lead(misfits, before, "key")
+            else:
+                items[key] = read_item(item, misfits)
+                _lead(misfits, before, key)
+            if len(misfits) >= first + MAX_MISFITS:
+                break
+        return items
+
+    return read
+
+
+def _record(kind: Any) -> Reader:
+    hints = get_type_hints(kind, include_extras=True)
+    readers = {field.name: reader_of(hints[field.name]) for field in dataclasses.fields(kind)}
+
+    def read(value: object, misfits: list[Misfit]) -> object:
+        if not isinstance(value, dict):
+            return _refuse(misfits, kind_of(value), "an object")
+        first = len(misfits)
+        fields = {}
+        for name, read_field in readers.items():
+            before = len(misfits)
+            if name not in value:
+                _refuse(misfits, MISSING, None, name)
+                continue
+            fields[name] = read_field(value[name], misfits)
+            if len(misfits) > before:
+                _lead(misfits, before, name)
+        if len(value) > len(fields) and (unknown := [name for name in value if name not in readers]):
+            _refuse(misfits, unknown_keys(unknown), None)
+        return kind(**fields) if len(misfits) == first else None
+
+    return read
+
+
+def _refuse(misfits: list[Misfit], found: object, wanted: str | None, *path: str) -> object:
+    misfits.append(Misfit([*path], found, wanted))
+    return None
+
+
+def _lead(misfits: list[Misfit], first: int, step: str | int) -> None:
+    """Say of the misfits from `first` on that they lie under `step`."""
+    for item in itertools.islice(misfits, first, None):
+        item.path.append(step)

@@ -1,7 +1,8 @@
-"""A report as one HTML file: sections of text, facts, tables and pictures. No scripts, nothing loaded from elsewhere.
+"""A page: one HTML file made of a template and a record. No scripts, nothing loaded from elsewhere.
 
-Whatever text comes in stays text: the template escapes it, control characters are replaced, pictures are images that
-cannot run anything, and the page's own policy forbids what might slip through.
+The templates stand in `templates`: they hold the words and the order, records hold the figures. Whatever text comes in
+stays text: it is escaped, control characters are shown as `\\x1b`, pictures are images that cannot run anything, and
+the page's own policy forbids what might slip through.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
+from typing import Protocol
 
 import jinja2
 
@@ -17,12 +18,10 @@ from toolkit.base.files import Advance, Progress
 from toolkit.base.printable import printable
 from toolkit.report.plots import Plot, svg
 
-_TEMPLATE = "page.html"
-
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A table's cell; `flags` are set apart by shape and words, not by colour alone; `link` names a section."""
+    """A table's cell; `flags` are set apart by shape and words, not by colour alone; `link` is the id of a heading."""
 
     text: str
     numeric: bool = False
@@ -36,79 +35,64 @@ class Table:
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Names and what they are, such as a device's build and kernel; `code` values are for copying."""
-
-    items: Sequence[tuple[str, str]]
-    code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A plot, `alternative` to it in words for those who cannot see it, and what stands below it."""
+    """A plot, and `alternative` to it in words for those who cannot see it."""
 
     plot: Plot
     alternative: str
-    caption: str = ""
 
 
-Block = Table | Facts | Picture | str
-"""A string is a paragraph."""
+class Page(Protocol):
+    """What a template shows."""
 
+    @property
+    def template(self) -> str:
+        """The template's file name, in `templates`."""
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """`key` is what links lead to: letters, digits and hyphens. `level` 2 or 3 is that of its heading."""
-
-    key: str
-    title: str
-    blocks: Sequence[Block]
-    level: int = 2
-    flags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """`warnings` stand above all else."""
-
-    title: str
-    introduction: str
-    warnings: Sequence[str]
-    sections: Sequence[Section]
+    @property
+    def pictures(self) -> Sequence[Picture]:
+        """All that the template shows, whose drawing takes most of the time."""
 
 
 def render_page(page: Page, progress: Progress | None = None) -> bytes:
-    """The whole file; pictures take most of the time, and `progress` gets those drawn and those in all."""
-    pictures = sum(isinstance(block, Picture) for section in page.sections for block in section.blocks)
-    advance = Advance(pictures, progress)
+    """The whole file; `progress` gets the number of pictures drawn and of all. The same page gives the same bytes."""
+    advance = Advance(len(page.pictures), progress)
+
+    def image(plot: Plot) -> str:
+        source = _image(plot)
+        advance(1)
+        return source
+
     environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__ or ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["source"] = lambda picture: _source(picture, advance)
-    environment.filters["kind"] = _kind
-    text = resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(text).render(page=page).encode()
+    environment.filters["image"] = image
+    return environment.get_template(page.template).render(page=page).encode()
 
 
-def _finalize(value: object) -> object:
-    """Every text that a page shows passes here before it is escaped."""
+def without_empty_columns(table: Table) -> Table:
+    """Without the columns that hold nothing but dashes."""
+    kept = [
+        index
+        for index in range(len(table.headings))
+        if any(row[index].text.strip("-") or row[index].flags for row in table.rows)
+    ]
+    return Table([table.headings[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
+
+
+def _shown(value: object) -> object:
+    """Every text that a page shows passes here before it is escaped; what a template made is markup already."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _source(picture: Picture, advance: Advance) -> str:
-    """A picture as an image inside the page."""
-    data = svg(picture.plot, on_page=True)
-    advance(1)
-    return "data:image/svg+xml;base64," + base64.b64encode(data).decode()
-
-
-def _kind(block: Block) -> str:
-    return {Table: "table", Facts: "facts", Picture: "picture"}.get(type(block), "text")
+def _image(plot: Plot) -> str:
+    """A plot as the source of an image inside the page."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(plot, on_page=True)).decode()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from toolkit.report.page import Block, Cell, Facts, Picture, Section, Table
+from toolkit.report.page import Cell, Picture, Table
 from toolkit.report.plots import Line, Panel, TimeSeries
 from toolkit.results.labels import device_name, notes, threads_text
 from toolkit.results.quantities import quantity
@@ -15,8 +16,26 @@ from toolkit.results.record import BenchRecord, StateRecord
 _THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 """Android's throttling status, by number (PowerManager, THERMAL_STATUS_*)."""
 
-
 _RESIDENT = "model_resident_bytes"
+_TEMPERATURE = "temperature_celsius"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSection:
+    """What `run.html.jinja` shows; None or nothing where the record does not say."""
+
+    key: str
+    title: str
+    flags: tuple[str, ...]
+    course: Picture | None
+    temperature_sensor: str | None
+    facts: tuple[tuple[str, str], ...]
+    """Of the run: names, and what they are."""
+    command: str
+    device: tuple[tuple[str, str], ...]
+    programs: Table | None
+    states: Table | None
+    """Of the device, before and after."""
 
 
 def run_name(record: BenchRecord) -> str:
@@ -26,23 +45,22 @@ def run_name(record: BenchRecord) -> str:
     return f"{' '.join(part for part in parts if part)} on {device_name(record)}"
 
 
-def run_section(record: BenchRecord, title: str, key: str) -> Section:
-    """What a reader needs to trust or repeat the run."""
-    blocks: list[Block] = []
-    plot = _time_series(record, title)
-    if plot is not None:
-        source = record.samples.temperature_source
-        sensor = f"; temperature: sensor {source}" if source and "temperature_celsius" in record.samples.columns else ""
-        caption = f"Iterations over the time of the run, gates and cool-downs between them{sensor}."
-        blocks.append(Picture(plot, f"{title} over time", caption))
-    blocks.append(Facts(list(_run_facts(record))))
-    blocks.append(Facts([("command", shlex.join(record.arguments))], code=True))
-    blocks.append(Facts(list(_device_facts(record))))
-    if record.binaries:
-        blocks.append(_binaries(record))
-    if record.state_before is not None or record.state_after is not None:
-        blocks.append(_states(record.state_before, record.state_after))
-    return Section(key, title, blocks, level=3, flags=notes(record))
+def run_section(record: BenchRecord, title: str, key: str) -> RunSection:
+    """What a reader needs to trust or repeat the run; `key` is the id of its heading."""
+    course = _time_series(record, title)
+    has_states = record.state_before is not None or record.state_after is not None
+    return RunSection(
+        key=key,
+        title=title,
+        flags=notes(record),
+        course=None if course is None else Picture(course, f"{title} over time"),
+        temperature_sensor=record.samples.temperature_source if _TEMPERATURE in record.samples.columns else None,
+        facts=tuple(_run_facts(record)),
+        command=shlex.join(record.arguments),
+        device=tuple(_device_facts(record)),
+        programs=_binaries(record) if record.binaries else None,
+        states=_states(record.state_before, record.state_after) if has_states else None,
+    )
 
 
 def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
@@ -58,7 +76,7 @@ def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
     if not panels:
         return None
     for column, name, unit, factor in (
-        ("temperature_celsius", "temperature", "°C", 1.0),
+        (_TEMPERATURE, "temperature", "°C", 1.0),
         ("cpu_frequency_hz", "CPU frequency", "GHz", 1e-9),
     ):
         line = _sampled(record.samples.columns, column, factor)

@@ -54,3 +54,15 @@ def notes(record: BenchRecord) -> tuple[str, ...]:
     found = [EMULATED] * record.device.emulated + [flag.replace("_", " ") for flag in record.flags]
     part = record.delegation.text if record.delegation is not None and record.backend != "cpu" else None
     return (*found, part) if part else tuple(found)
+
+
+def figure_heading(figure: str) -> str:
+    """What stands above a column of a figure, whose cells say the unit.
+
+    >>> figure_heading("latency_p50_s"), figure_heading("read_bytes_per_s")
+    ('latency p50', 'read')
+    """
+    for ending in ("_bytes_per_s", "_tokens_per_s", "_per_s", "_bytes", "_count", "_s"):
+        if figure.endswith(ending):
+            return figure.removesuffix(ending).replace("_", " ")
+    return figure.replace("_", " ")

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
+from jinja2 import UndefinedError
 from result_records import FIXTURE, RECORDS, record_of
 
 from toolkit.base.errors import ResultsError
-from toolkit.report.page import Cell, Page, Section, Table, render_page
+from toolkit.report import page as page_module
+from toolkit.report.page import Cell, Table, render_page
 from toolkit.report.results_page import results_page
 from toolkit.results.json_lines import parse_record
 from toolkit.results.record import BenchRecord, Flag, Iteration
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}]]>&\u202e$\\frac$ javascript:alert(3)"
+TEMPLATES = Path(page_module.__file__).parent / "templates"
 TAGS = set(
     [
         "html",
@@ -250,8 +255,26 @@ def test_links_lead_to_sections_of_the_page(whole: Reader) -> None:
     assert links and links <= set(keys)
 
 
-def test_control_characters_of_any_table_are_replaced() -> None:
-    page = Page("a\x1b", "b\x00", ["c\x07"], [Section("k", "d", [Table(["e\x1b"], [[Cell("f\x1b<b>")]]), "g\x1b"])])
+def test_control_characters_of_any_text_are_shown() -> None:
+    page = results_page([record_of([1.0])])
+    table = Table(["a\x1b"], [[Cell("b\x1b<b>", flags=("c\x1b",))]])
+    page = replace(page, introduction="d\x1b", warnings=("e\x1b",), starts=table)
     text = render_page(page).decode()
-    assert r"f\x1b&lt;b&gt;" in text
+    assert r"b\x1b&lt;b&gt;" in text
+    for letter in "acde":
+        assert rf"{letter}\x1b" in text
     assert not any(ord(character) < 32 and character != "\n" for character in text)
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.jinja")), ids=lambda path: path.name)
+def test_no_template_lets_text_through_unescaped(path: Path) -> None:
+    assert not re.search(r"\|\s*safe\b|autoescape|<script|https?:", path.read_text())
+
+
+def test_a_name_that_no_record_has_is_an_error() -> None:
+    class Wrong:
+        template = "results.html.jinja"
+        pictures = ()
+
+    with pytest.raises(UndefinedError, match="introduction"):
+        render_page(Wrong())

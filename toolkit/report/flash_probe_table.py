@@ -1,0 +1,52 @@
+"""How fast the flash probe read rows of per-layer embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from toolkit.report.numbered_record import NumberedRecord
+from toolkit.report.page import Cell, Table, without_empty_columns
+from toolkit.results.labels import device_name, figure_heading, notes
+from toolkit.results.outcomes import outcomes
+from toolkit.results.quantities import quantity
+from toolkit.results.record import BenchRecord
+from toolkit.results.statistics import summary
+
+FLASH_PROBE = "flash_probe"
+"""The runner's name in records."""
+
+_LATENCY = "latency_p50_s"
+
+
+def flash_probe_table(runs: Sequence[NumberedRecord]) -> Table | None:
+    """A row for each test of each probe: medians of all figures whose names begin as that of its result does.
+
+    None without a run of it.
+    """
+    probes = [(run, outcome) for run in runs if run.record.runner == FLASH_PROBE for outcome in outcomes([run.record])]
+    medians = [_medians(run.record, outcome.figure.removesuffix(_LATENCY)) for run, outcome in probes]
+    figures = list(dict.fromkeys(name for found in medians for name in found))
+    rows = [
+        [
+            Cell(f"#{run.number}", link=run.key),
+            Cell(device_name(run.record)),
+            Cell(outcome.test, flags=notes(run.record) if outcome.test == next(iter(run.record.tests)) else ()),
+            Cell(run.record.start),
+            *(Cell(quantity(name, found[name]) if name in found else "-", numeric=True) for name in figures),
+        ]
+        for (run, outcome), found in zip(probes, medians, strict=True)
+    ]
+    headings = ["run", "device", "read", "start", *map(figure_heading, figures)]
+    return without_empty_columns(Table(headings, rows)) if rows else None
+
+
+def _medians(record: BenchRecord, beginning: str) -> dict[str, float]:
+    """Figure, without its beginning, to median; `row_pread_random_` is no figure of `row_pread_`, if both are there."""
+    longer = [figure.removesuffix(_LATENCY) for figure in record.tests.values() if figure.startswith(beginning)]
+    others = tuple(other for other in longer if other != beginning)
+    found: dict[str, list[float]] = {}
+    for item in record.iterations:
+        for name, value in item.figures.items():
+            if name.startswith(beginning) and not name.startswith(others):
+                found.setdefault(name.removeprefix(beginning), []).append(value)
+    return {name: summary(values).median for name, values in found.items()}

@@ -1,0 +1,47 @@
+"""Records with the numbers that they have on a page, and what tells them apart there."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from toolkit.results.labels import labels, notes, threads_text
+from toolkit.results.record import BenchRecord
+
+_LABEL_CHARACTERS = 36
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedRecord:
+    """One run of the page; `number` begins at 1."""
+
+    number: int
+    record: BenchRecord
+
+    @property
+    def key(self) -> str:
+        """The id of its heading."""
+        return f"run-{self.number}"
+
+
+def row_labels(runs: Sequence[NumberedRecord]) -> list[str]:
+    """What differs among these runs, and their flags, since pictures travel without the page."""
+    every = [{**labels(run.record), "threads": threads_text(run.record)} for run in runs]
+    differing = [name for name in every[0] if len({each[name] for each in every}) > 1]
+    found = []
+    for run, each in zip(runs, every, strict=True):
+        text = " ".join([f"#{run.number}", *(each[name] for name in differing or ["model"] if each[name])])
+        lines = textwrap.wrap(text, _LABEL_CHARACTERS, max_lines=3, placeholder=" …")
+        found.append("\n".join([*lines, *filter(None, [", ".join(notes(run.record))])]))
+    return found
+
+
+def how_it_ran(record: BenchRecord) -> str:
+    """Runner, backend, threads and start."""
+    return joined(record.runner, record.backend, threads_text(record), record.start)
+
+
+def joined(*texts: str | None) -> str:
+    """Those that say something, with a blank between."""
+    return " ".join(text for text in texts if text)

@@ -122,25 +122,28 @@ def at_magnitude_of(first: Array, other: Array) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class Batch:
     """Which tokens belong together: the half-open range of each sequence on the token axis."""
 
     ranges: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, sequences: Sequence[NDArray[np.int32]]) -> _Batch:
+    def of(cls, sequences: Sequence[NDArray[np.int32]]) -> Batch:
+        """Of sequences of token ids, which lie behind each other in this order."""
         ends = np.cumsum([len(sequence) for sequence in sequences]).tolist()
         return cls(tuple(zip([0, *ends[:-1]], ends, strict=True)))
 
     def positions(self) -> NDArray[np.int64]:
+        """Of each token in its own sequence: i64[N]."""
         return np.concatenate([np.arange(end - start) for start, end in self.ranges])
 
     def split(self, x: Array) -> list[Array]:
+        """The rows of each sequence, of x f32[N, ...]."""
         return [x[start:end] for start, end in self.ranges]
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     """One decoder layer; streams are f32[N, S, D], everything else f32[N, ...]."""
 
     model: TextModel
@@ -154,18 +157,18 @@ class _Layer:
     def own(self) -> LayerConfig:
         return self.config.layers[self.index]
 
-    def forward(self, streams: Array, per_layer: Array, shared: dict[int, KeyValue], batch: _Batch) -> Array:
+    def forward(self, streams: Array, per_layer: Array, shared: dict[int, KeyValue], batch: Batch) -> Array:
         """The streams after this layer. A layer that owns its keys and values leaves them in `shared`."""
-        predicted = self._predict(streams)
+        predicted = self.predict(streams)
         active = predicted[:, self.config.altup_active_index]
         normed = self._norm(active, "input_layernorm")
-        attended = active + self._norm(self._attention(normed, shared, batch), "post_attention_layernorm")
-        hidden = (attended + self._laurel(normed)) * np.float32(0.5**0.5)
-        fed = self._feed_forward(self._norm(hidden, "pre_feedforward_layernorm"))
+        attended = active + self._norm(self.attention(normed, shared, batch), "post_attention_layernorm")
+        hidden = (attended + self.laurel(normed)) * np.float32(0.5**0.5)
+        fed = self.feed_forward(self._norm(hidden, "pre_feedforward_layernorm"))
         fed = self._norm(fed, "post_feedforward_layernorm")
-        return self._inject(self._correct(predicted, hidden + fed), per_layer)
+        return self.inject(self.correct(predicted, hidden + fed), per_layer)
 
-    def _predict(self, streams: Array) -> Array:
+    def predict(self, streams: Array) -> Array:
         """AltUp: each stream plus a mixture of all, the mixture chosen by the active one."""
         count = self.config.altup_num_inputs
         chosen = self._route(streams[:, self.config.altup_active_index])
@@ -177,15 +180,15 @@ class _Layer:
         scaled = self._norm(x, "altup.router_norm") / np.float32(self.config.hidden_size)
         return np.tanh(self._linear(scaled, "altup.modality_router"))
 
-    def _laurel(self, x: Array) -> Array:
+    def laurel(self, x: Array) -> Array:
         """x and, normed, what a narrow bottleneck makes of it."""
         narrow = self._linear(x, "laurel.linear_left")
         return x + self._norm(self._linear(narrow, "laurel.linear_right"), "laurel.post_laurel_norm")
 
-    def _attention(self, x: Array, shared: dict[int, KeyValue], batch: _Batch) -> Array:
+    def attention(self, x: Array, shared: dict[int, KeyValue], batch: Batch) -> Array:
         source = self.own.kv_source
         if source is None:
-            source, shared[self.index] = self.index, self._key_value(x, batch)
+            source, shared[self.index] = self.index, self.key_value(x, batch)
         query = self._norm(self._heads(x, "self_attn.q_proj"), "self_attn.q_norm")
         query = rotate(query, batch.positions(), self._theta())
         key, value = (batch.split(part) for part in shared[source])
@@ -193,7 +196,7 @@ class _Layer:
         attended = [attend(*qkv, window) for qkv in zip(batch.split(query), key, value, strict=True)]
         return self._linear(np.concatenate(attended).reshape(len(x), -1), "self_attn.o_proj")
 
-    def _key_value(self, x: Array, batch: _Batch) -> KeyValue:
+    def key_value(self, x: Array, batch: Batch) -> KeyValue:
         """f32[N, kv_heads, head_dim] each, as they lie in a cache: keys rotated, values normed without a weight."""
         key = self._norm(self._heads(x, "self_attn.k_proj"), "self_attn.k_norm")
         value = rms_norm(self._heads(x, "self_attn.v_proj"), self.config.rms_norm_eps)
@@ -205,7 +208,7 @@ class _Layer:
     def _theta(self) -> float:
         return self.config.rope_theta_sliding if self.own.attention == "sliding" else self.config.rope_theta_full
 
-    def _feed_forward(self, x: Array) -> Array:
+    def feed_forward(self, x: Array) -> Array:
         """Gated, in some layers with most of the gate cut."""
         gate = self._linear(x, "mlp.gate_proj")
         if self.own.sparsity > 0:
@@ -214,14 +217,17 @@ class _Layer:
         gate *= self._linear(x, "mlp.up_proj")
         return self._linear(gate, "mlp.down_proj")
 
-    def _correct(self, predicted: Array, active: Array) -> Array:
+    def correct(self, predicted: Array, active: Array) -> Array:
         """AltUp: what the layer added to the active stream goes, weighed, to every stream."""
         weight = self._linear(self._route(active), "altup.correction_coefs") + 1
         innovation = active - predicted[:, self.config.altup_active_index]
         return predicted + weight[:, :, None] * innovation[:, None, :]
 
-    def _inject(self, streams: Array, per_layer: Array) -> Array:
-        """The token's embedding for this layer, gated by the active stream, goes to every stream but the first."""
+    def inject(self, streams: Array, per_layer: Array) -> Array:
+        """The token's embedding for this layer, gated by the active stream, goes to every stream but the first.
+
+        per_layer: f32[N, ple_size]. The streams are changed in place.
+        """
         x = streams[:, self.config.altup_active_index]
         if self.config.altup_correct_scale:
             x = x * self._weight("altup.correct_output_scale")
@@ -252,7 +258,7 @@ def forward(
     UsageError for an empty sequence or a token id outside the vocabulary.
     """
     hidden = hidden_states(model, sequences, progress=progress)
-    return _Batch.of(sequences).split(logits(model, np.concatenate(hidden)))
+    return Batch.of(sequences).split(logits(model, np.concatenate(hidden)))
 
 
 def hidden_states(
@@ -263,18 +269,18 @@ def hidden_states(
     Memory: per token about S·D + 3·FFN numbers, beside the largest matrix of one layer and one [T, T] of scores.
     """
     config = model.config
-    ids, batch = _checked_ids(config, sequences), _Batch.of(sequences)
-    embeddings = _rows(model, "embed_tokens.weight", ids) * np.float32(config.hidden_size**0.5)
-    per_layer = _per_layer_embeddings(model, ids, embeddings)
-    streams = _embed(model, embeddings)
+    ids, batch = _checked_ids(config, sequences), Batch.of(sequences)
+    embeddings = embed(model, ids)
+    per_layer = per_layer_embeddings(model, ids, embeddings)
+    streams = spread(model, embeddings)
     shared: dict[int, KeyValue] = {}
     for index in range(config.num_layers):
-        streams = _Layer(model, index).forward(streams, per_layer[:, index], shared, batch)
+        streams = Layer(model, index).forward(streams, per_layer[:, index], shared, batch)
         needed = {layer.kv_source for layer in config.layers[index + 1 :]}
         shared = {source: states for source, states in shared.items() if source in needed}
         if progress:
             progress(index + 1, config.num_layers)
-    return batch.split(rms_norm(_unembed(model, streams), config.rms_norm_eps, model.read("norm.weight")))
+    return batch.split(rms_norm(merge(model, streams), config.rms_norm_eps, model.read("norm.weight")))
 
 
 def logits(model: TextModel, hidden: Array) -> Array:
@@ -291,7 +297,12 @@ def logits(model: TextModel, hidden: Array) -> Array:
     return result
 
 
-def _per_layer_embeddings(model: TextModel, ids: NDArray[np.int32], embeddings: Array) -> Array:
+def embed(model: TextModel, ids: NDArray[np.int32]) -> Array:
+    """The embedding of each token, f32[N, D]."""
+    return _rows(model, "embed_tokens.weight", ids) * np.float32(model.config.hidden_size**0.5)
+
+
+def per_layer_embeddings(model: TextModel, ids: NDArray[np.int32], embeddings: Array) -> Array:
     """What each layer is told of each token: its row of a table and a projection of its embedding.
 
     f32[N, layers, ple_size]
@@ -306,7 +317,7 @@ def _per_layer_embeddings(model: TextModel, ids: NDArray[np.int32], embeddings: 
     return (rms_norm(projected.reshape(shape), config.rms_norm_eps, norm) + told) * np.float32(0.5**0.5)
 
 
-def _embed(model: TextModel, embeddings: Array) -> Array:
+def spread(model: TextModel, embeddings: Array) -> Array:
     """AltUp's streams f32[N, S, D]: the embedding, and projections of it at its magnitude."""
     streams = [embeddings]
     for j in range(model.config.altup_num_inputs - 1):
@@ -314,7 +325,7 @@ def _embed(model: TextModel, embeddings: Array) -> Array:
     return np.stack(streams, axis=1)
 
 
-def _unembed(model: TextModel, streams: Array) -> Array:
+def merge(model: TextModel, streams: Array) -> Array:
     """One f32[N, D] again: the first stream and projections of the others at its magnitude, averaged."""
     first = streams[:, 0]
     total = first.copy()

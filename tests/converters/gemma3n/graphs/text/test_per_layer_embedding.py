@@ -1,0 +1,32 @@
+"""Per-layer embeddings, run by LiteRT, against the NumPy reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from text_blocks import LAYERS, MODELS, assert_close, numbers, rows_of, run, whole
+
+from converters.gemma3n import reference
+from converters.gemma3n.graphs.text.decoder_step import Layer
+from converters.gemma3n.graphs.text.per_layer_embedding import PerLayerEmbeddings
+
+IDS = np.array([7, 38, 0], np.int32)  # 38 lies behind the table
+
+
+@pytest.mark.parametrize(("name", "index"), LAYERS)
+def test_a_layer_adds_its_gated_embedding_to_every_stream_but_the_first(tmp_path: Path, name: str, index: int) -> None:
+    model, step = MODELS[name], whole(MODELS[name], len(IDS))
+    config, graph = model.config, step.graph
+    embeddings, rows = reference.embed(model, IDS), rows_of(model, IDS)
+    streams = numbers(len(IDS), config.altup_num_inputs, config.hidden_size)
+    per_layer = PerLayerEmbeddings(
+        step, graph.input("embeddings", (1, *embeddings.shape)), graph.input("rows", (1, *rows.shape))
+    )
+    graph.output("y", per_layer.inject(Layer(step, index), graph.input("streams", (1, *streams.shape))))
+    inputs = {"embeddings": embeddings[None], "rows": rows[None], "streams": streams[None]}
+    found = run(tmp_path, graph, model, inputs)["y"]
+    wanted = reference.per_layer_embeddings(model, IDS, embeddings)[:, index]
+    assert_close(found[0], reference.Layer(model, index).inject(streams.copy(), wanted))
+    np.testing.assert_array_equal(found[0, :, 0], streams[:, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import json
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import NoReturn
 
 import toolkit
 from gemma_edge.terminal import Label, Terminal, write_line
-from toolkit.base.errors import ToolkitError
+from toolkit.base.errors import EnvironmentFault, ToolkitError, UsageError, system_reason
 
 DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 _SIGNALLED = 128  # and the signal's number, as shells have it
@@ -48,11 +49,22 @@ _EPILOG = """exit codes:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, like every other error."""
+    """Raises what is wrong as a UsageError."""
 
     def error(self, message: str) -> NoReturn:
-        write_line("error", f"{message}; see {self.prog} --help")
-        raise SystemExit(WRONG_USE)
+        self._refuse(message)
+
+    def parse_known_args(  # type: ignore[override]  # typeshed's overloads for namespaces of one's own
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        self.exit_on_error = False  # or argparse would make one text of the option and of what is wrong with it
+        try:
+            return super().parse_known_args(args, namespace)
+        except argparse.ArgumentError as error:
+            self._refuse(error.message, error.argument_name)
+
+    def _refuse(self, found: str, option: str | None = None) -> NoReturn:
+        raise UsageError(option, found=found, remedy=f"see {self.prog} --help")
 
     def option_strings(self) -> list[str]:
         """What options are called."""
@@ -64,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = sys.argv[1:] if argv is None else argv
         arguments = _parse(words)
+    except UsageError as error:
+        return _fail(error, as_json="--json" in words, traced=False)
     except SystemExit as end:
         return _exit_code(end)
     except KeyboardInterrupt:
@@ -101,18 +115,20 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> 
         return DONE
     except KeyboardInterrupt:
         return _interrupted()
-    except ToolkitError as error:
-        return _fail(str(error), error.exit_code, traced=traced)
-    except OSError as error:
-        what = error.filename or type(error).__name__
-        found = error.strerror or str(error)
-        return _fail(f"{what}: found {found!r}, wanted a working file system", ENVIRONMENT, traced=traced)
-    except MemoryError:
-        return _fail("memory: found none left, wanted more; choose a smaller size", ENVIRONMENT, traced=traced)
     except Exception as error:
-        text = " ".join(str(error).split())
-        line = f"gemma-edge: found a fault of its own, {type(error).__name__}: {text}, wanted none; report it with -v"
-        return _fail(line, ENVIRONMENT, traced=traced)
+        return _fail(_known(error), as_json=terminal.as_json, traced=traced)
+
+
+def _known(error: Exception) -> ToolkitError:
+    """Any error as one of ours."""
+    if isinstance(error, ToolkitError):
+        return error
+    if isinstance(error, OSError):
+        return EnvironmentFault(file=error.filename, found=system_reason(error))
+    if isinstance(error, MemoryError):
+        return EnvironmentFault(found="out of memory", remedy="choose a smaller size")
+    found = f"a bug of gemma-edge ({type(error).__name__}: {error})"
+    return EnvironmentFault(found=found, remedy="run it again with -v and report what it says")
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
@@ -133,21 +149,24 @@ def _interrupted() -> int:
     return INTERRUPTED
 
 
-def _fail(line: str, code: int, *, traced: bool) -> int:
+def _fail(error: ToolkitError, *, as_json: bool, traced: bool) -> int:
     if traced:
         traceback.print_exc()
-    write_line("error", line)
-    return code
+    write_line("error", str(error))
+    if as_json:
+        sys.stdout.write(json.dumps({"error": error.to_json(), "exit_code": error.exit_code}) + "\n")
+        sys.stdout.flush()
+    return error.exit_code
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    """SystemExit, after one line, where they are wrong; a word that is nearly right is named."""
+    """UsageError where they are wrong; a word that is nearly right is named. SystemExit after --help and --version."""
     word = next((word for word in words if not word.startswith("-")), None)
     parser = _parser(word)
-    if not words:
-        parser.error(f"found no verb, wanted one of {', '.join(_VERBS)}")
+    if word is None and not {"-h", "--help", "--version"}.intersection(words):
+        parser.error(f"no verb is given; choose one of {', '.join(_VERBS)}")
     if word is not None and word not in _VERBS:
-        parser.error(f"found {word!r}, wanted a verb{_nearest(word, _VERBS)}")
+        parser.error(f"{word!r} is not a verb{_nearest(word, _VERBS)}")
     arguments, extra = parser.parse_known_args(words)
     if extra:
         verb: _Parser = arguments.parser

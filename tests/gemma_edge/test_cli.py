@@ -336,7 +336,8 @@ def test_convert_writes_nothing_that_fails_the_gate(command: Command, random_che
 
 
 def test_convert_takes_a_budget_or_a_slice_file(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
-    common = ("--no-verify", "--context", 32, "--prefill", 4, "--json")
+    plain = ("--no-verify", "--context", 32, "--prefill", 4)
+    common = (*plain, "--json")
     sizes = command("inspect", random_checkpoint, "--json").json["sizes"]
     budget = f"{sizes['small']['parameters_effective'] / 1e6:.6f}M"
     value = command("convert", random_checkpoint, "-o", tmp_path / "a", "--budget", budget, *common).json
@@ -345,7 +346,7 @@ def test_convert_takes_a_budget_or_a_slice_file(command: Command, random_checkpo
     (tmp_path / "own.json").write_text(json.dumps(own))
     value = command("convert", random_checkpoint, "-o", tmp_path / "c", "--slice", tmp_path / "own.json", *common).json
     assert value["sizes"] == ["own"]
-    outcome = command("convert", random_checkpoint, "-o", tmp_path / "d", "--sizes", "huge", *common)
+    outcome = command("convert", random_checkpoint, "-o", tmp_path / "d", "--sizes", "huge", *plain)
     assert_one_line_error(outcome, 2, "huge", "small")
 
 

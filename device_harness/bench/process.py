@@ -42,7 +42,7 @@ class ProcessLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ProcessRun:
     """One process; times are the machine's uptime."""
 
     reading: Reading
@@ -64,10 +64,10 @@ class JobProcesses:
         self._token = f"{_TOKEN}={token}"
         self._samples = f"{limits.folder}/samples-{token}.txt"
 
-    def run(self) -> Run:
+    def run(self) -> ProcessRun:
         """Start it, sample it, read what it printed; EnvironmentFault if it failed.
 
-        After ConnectionLost it may go on there until ``end`` is called.
+        After ConnectionLost it may go on there until `end` is called.
         """
         output = bytearray()
         sampler: Sampler | None = None
@@ -98,7 +98,7 @@ class JobProcesses:
         end_s = float(end[2]) if end is not None else begin_s
         is_long = end_s - begin_s > _SAMPLES_WANTED * self._limits.interval_s
         samples = sampler.samples if sampler is not None else ()
-        return Run(reading, begin_s, end_s, samples, sampler is None or (sampler.has_failed and is_long))
+        return ProcessRun(reading, begin_s, end_s, samples, sampler is None or (sampler.has_failed and is_long))
 
     def count_nodes(self) -> Delegation | None:
         """In a process of its own: what fails there is a reason, and no fault of the run; None if there is none."""
@@ -134,7 +134,7 @@ class JobProcesses:
         self._machine.shell(script, timeout=ASK_S)
 
     def try_to_end(self) -> None:
-        """``end``, with a warning where that cannot be."""
+        """`end`, with a warning where that cannot be."""
         try:
             self.end()
         except EnvironmentFault as error:

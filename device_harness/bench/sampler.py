@@ -13,7 +13,7 @@ from statistics import median
 from types import TracebackType
 
 from device_harness.adb.transport import quote
-from device_harness.bench.state import gate_temperature
+from device_harness.bench.state import device_temperature
 from device_harness.machines.machine import Machine
 from device_harness.parsers.android import parse_thermal
 from device_harness.runners.interface import FileRange
@@ -188,7 +188,7 @@ def _sample(parts: Mapping[str, str]) -> ProcessSample | None:
             rollup=parse_smaps_rollup(parts["rollup"]) if "rollup" in parts else None,
             io=parse_io(parts["io"]) if "io" in parts else None,
             mappings=parse_smaps(parts["smaps"]) if parts.get("smaps", "").strip() else None,
-            temperature=gate_temperature(parse_thermal(parts["thermal"])) if "thermal" in parts else None,
+            temperature=device_temperature(parse_thermal(parts["thermal"])) if "thermal" in parts else None,
             frequency_hz=max(clocks) * 1000 if clocks else None,
         )
     except (EnvironmentFault, ValueError, KeyError):

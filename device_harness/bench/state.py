@@ -107,7 +107,7 @@ def read_device(machine: Machine) -> DeviceRecord:
     )
 
 
-def gate_temperature(thermal: ThermalRecord | None) -> tuple[str, float] | None:
+def device_temperature(thermal: ThermalRecord | None) -> tuple[str, float] | None:
     """The sensor that tells how hot a device is, and what it says: the skin, else the battery, else the hottest CPU."""
     found = [item for item in (thermal.temperatures if thermal else ()) if 0 < item.celsius < _HOTTEST_CELSIUS]
     for kind in ("skin", "battery", "cpu"):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from device_harness.flash.probe import place_probe
 from device_harness.machines.machine import Machine
-from device_harness.runners.flash_probe.runner import place_probe
 from toolkit.base.errors import ResultsError
 from toolkit.base.json_types import Range
 from toolkit.base.strict_json import parse_json, read_record

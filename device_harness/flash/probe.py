@@ -13,6 +13,7 @@ from device_harness.adb.transport import DeviceFault, DeviceRefusal, Transport, 
 from device_harness.machines.device import AdbDevice
 from device_harness.machines.host import Host
 from device_harness.machines.machine import Machine, RunningCommand
+from device_harness.machines.program import PlacedProgram, place_program
 from device_harness.programs.build import FLASH_PROBE, NativeProgram, native_program, parse_architecture
 from device_harness.push.push import DEFAULT_FOLDER
 from toolkit.base.errors import BundleError, ResultsError, UsageError
@@ -193,6 +194,13 @@ def probe_device(
     finally:
         _remove(device, [remote, tokens])
     return ProbeResult(device.serial, emulated, program, table, measures)
+
+
+def place_probe(machine: Machine, say: Callable[[str], None] | None = None) -> PlacedProgram:
+    """Build it, if that was never done for such a machine, and bring it there."""
+    answer = machine.shell("uname -m", timeout=_QUICK_S).require(f"{machine.serial} uname -m")
+    architecture = parse_architecture(answer, machine.serial)
+    return place_program(machine, native_program(FLASH_PROBE, architecture, say=say).path)
 
 
 def probe_command(program: str, shards: Sequence[str], settings: ProbeSettings, tokens: str) -> str:

@@ -1,1 +1,12 @@
-"""What runs on a device: one module a runner, all behind the interface in ``interface``."""
+"""Programs that measure models, a folder for each; `ALL` names them."""
+
+from device_harness.runners import benchmark_model, flash_probe, litert_lm, session
+
+ALL = (
+    session.SPEC,
+    litert_lm.PYTHON,
+    litert_lm.ADVANCED_MAIN,
+    litert_lm.MAIN,
+    benchmark_model.SPEC,
+    flash_probe.SPEC,
+)

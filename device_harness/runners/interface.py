@@ -1,7 +1,7 @@
-"""The plug that a runner fits: it says which process measures what and reads what the process prints.
+"""What a benchmark asks of a runner: which process measures what on a machine, and what its output says.
 
-Everything else is the bench's (``device_harness.bench``): one process for each iteration, gates, samples, cold starts,
-time limits, results.
+Everything else is done by `device_harness.bench`, for all runners alike: one process for each iteration, waiting for a
+cool device, samples of memory, cold starts, time limits, results.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from device_harness.machines.machine import Machine
+from device_harness.push.source import PushSource
 from toolkit.bundle.manifest import Manifest
 from toolkit.results.labels import workload_name
-from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelKind, ModelRecord, Start
+from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelRecord, Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +35,27 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model on this computer, read and judged once: a bundle's directory, or a .litertlm file."""
+
+    path: Path
+    source: PushSource
+    size: str | None = None
+    """MatFormer size, one of the bundle's; None for a .litertlm, which has one."""
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of a bundle."""
+        return self.source.manifest
+
+
+@dataclass(frozen=True, slots=True)
 class PlacedModel:
     """A model where it is run."""
 
     record: ModelRecord
     path: str
     """On the machine that runs it: the bundle's folder, or the file."""
-    local: Path
-    """The same here."""
-    manifest: Manifest | None
-    """Of a bundle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +130,12 @@ def text_tests(workload: Workload) -> dict[str, str]:
     }
 
 
+JobPlan = Callable[[Machine, PlacedModel], tuple[Job, ...]]
+"""Brings to the machine what a runner needs beside the model, and says what is to be run there."""
+
+
 class Runner(Protocol):
-    """A kind of program that measures; holds its own options, such as where its binary is."""
+    """A kind of program that measures; it holds its own options, such as where its program is."""
 
-    @property
-    def name(self) -> str:
-        """As results and ``--runner`` call it."""
-
-    @property
-    def takes(self) -> tuple[ModelKind, ...]:
-        """Which kinds of model it runs."""
-
-    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
-        """UsageError or BundleError for what it cannot do with a model; asked before anything large is sent."""
-
-    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
-        """Bring to the machine what it needs beside the model; what is to be run there. Fails as ``require`` does."""
+    def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
+        """Judge the model before anything large is sent; UsageError or BundleError for what cannot be measured."""

@@ -1,48 +1,33 @@
-"""``gemma-edge bench``: measures a model on a device, or on this computer."""
+"""`gemma-edge bench`: measures a model on a device, or on this computer."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from device_harness.bench.bench import BenchSettings, Subject, run_job
-from device_harness.bench.gates import ON_LOW_POWER, GateSettings, prepared_device, resting_limit
-from device_harness.bench.placement import LITERTLM, exported_model, place_model
+from device_harness.bench.readiness import ON_LOW_POWER, ReadinessSettings
+from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner
 from device_harness.bench.sampler import DEFAULT_INTERVAL_S
-from device_harness.bench.state import LOW_BATTERY_PERCENT, read_device
-from device_harness.flash.page_cache import PageCache, place_page_cache
+from device_harness.bench.state import LOW_BATTERY_PERCENT
 from device_harness.machines.device import connected_device
 from device_harness.machines.host import Host
 from device_harness.machines.machine import Machine
-from device_harness.programs.build import FLASH_PROBE
-from device_harness.push.push import DEFAULT_FOLDER
-from device_harness.runners.benchmark_model.runner import BenchmarkModelRunner
-from device_harness.runners.flash_probe.runner import FlashProbeRunner
-from device_harness.runners.interface import Job, PlacedModel, Runner, Workload
-from device_harness.runners.litert_lm.runner import LiteRtLmPythonRunner, LiteRtLmRunner, Program
-from device_harness.runners.session.runner import SessionRunner
+from device_harness.push.source import PushProgress
+from device_harness.runners import ALL
+from device_harness.runners.interface import Job, Workload
+from device_harness.runners.spec import BenchListener, RunnerOption
 from gemma_edge.commands.push import step_bars
-from gemma_edge.options.programs import (
-    PROGRAMS,
-    add_program_options,
-    program_path,
-    refuse_program_options,
-    require_program,
-)
 from gemma_edge.options.session import number, positive
 from gemma_edge.terminal import Terminal
-from toolkit.base.errors import UsageError
-from toolkit.bundle.manifest_json import read_manifest
+from toolkit.base.files import Progress
 from toolkit.report.bench_table import bench_table
 from toolkit.report.tables import FORMS, Form
 from toolkit.results.json_lines import ResultsWriter, open_results
 from toolkit.results.quantities import quantity
-from toolkit.results.record import BenchRecord, DeviceRecord, Figures
+from toolkit.results.record import BenchRecord, Figures
 
 EXAMPLES = (
     "gemma-edge bench BUNDLE --host",
@@ -51,10 +36,6 @@ EXAMPLES = (
     "gemma-edge bench BUNDLE --device BOARD:5555",
     "gemma-edge bench BUNDLE --runner benchmark_model --binary-version 2.2.0 --signature 'text_decoder:*'",
 )
-BENCHMARK_MODEL = "benchmark_model"
-LITERT_LM: Program = "litert_lm_advanced_main"
-RUNNERS = ("session", "litert_lm_python", *PROGRAMS, FLASH_PROBE)
-_COOL_DOWN_S = 5.0
 _SHORTEST_S = 0.01
 
 
@@ -65,14 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="SERIAL|HOST:PORT", help="where (default: ANDROID_SERIAL, else the only device)"
     )
     place.add_argument("--host", action="store_true", help="this computer, in a process of its own")
-    parser.add_argument(
-        "--runner", choices=RUNNERS,
-        help="what runs the model: session (ours) or litert_lm_python (Google's engine), for which the machine needs "
-        "Python with gemma-edge; or a program of Google's; flash_probe reads per-layer embeddings as gemma-edge probe "
-        "does (default: session for a bundle, litert_lm_advanced_main for a .litertlm)",
-    )  # fmt: skip
+    parser.add_argument("--runner", choices=[spec.name for spec in ALL], help=f"what runs the model: {_runners_help()}")
     _add_workload(parser)
-    add_program_options(parser)
+    _add_runner_options(parser)
     _add_care(parser)
     output = parser.add_argument_group("results")
     output.add_argument("-o", "--output", choices=FORMS, default="md", help="how they are printed (default: md)")
@@ -81,6 +57,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="append the whole records, with each iteration and sample, to a file of JSON lines",
     )  # fmt: skip
     output.add_argument("--drop-torn-line", action="store_true", help="remove what a crash left of FILE's last line")
+
+
+def _runners_help() -> str:
+    """What each runner runs, and for which kind of model it is the default."""
+    kinds = {"bundle": "a bundle", "litertlm": "a .litertlm"}
+    parts = []
+    for spec in ALL:
+        defaults = " and ".join(kinds[kind] for kind in spec.default_for)
+        parts.append(f"{spec.name} ({spec.about}{f'; the default for {defaults}' if defaults else ''})")
+    return ", ".join(parts)
+
+
+def _add_runner_options(parser: argparse.ArgumentParser) -> None:
+    """Each runner's own options, in a group for each set of runners that share them."""
+    groups: dict[str, list[RunnerOption]] = {}
+    for option in _runner_options():
+        owners = " and ".join(spec.name for spec in ALL if option in spec.options)
+        groups.setdefault(owners, []).append(option)
+    for owners, options in groups.items():
+        group = parser.add_argument_group(f"options of {owners}")
+        for option in options:
+            action = "append" if option.repeats else "store"
+            group.add_argument(option.flag, metavar=option.metavar, action=action, help=option.help)
+
+
+def _runner_options() -> list[RunnerOption]:
+    """Of all runners, each once."""
+    return list(dict.fromkeys(option for spec in ALL for option in spec.options))
+
+
+def _given_options(arguments: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """Of the runners' own options those that were given, by name."""
+    given: dict[str, tuple[str, ...]] = {}
+    for option in _runner_options():
+        value: str | list[str] | None = getattr(arguments, option.name)
+        if value:
+            given[option.name] = tuple(value) if option.repeats else (str(value),)
+    return given
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
@@ -168,14 +182,14 @@ def _interval(text: str) -> float:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0; what was measured before an interrupt or a fault is kept and printed first."""
-    name = runner_name(arguments)
-    if arguments.drop_page_cache and not arguments.cold:
-        raise UsageError("--drop-page-cache", found="a warm start", wanted="it with --cold")
+    request, settings = _request(arguments), _settings(arguments)
+    spec = choose_runner(request)
     records: list[BenchRecord] = []
     kept = results_writer(arguments.results, drop_torn_line=arguments.drop_torn_line)
-    with kept as writer, opened_machine(arguments) as machine:
+    with kept as writer, _opened_machine(arguments) as machine:
+        listener = TerminalListener(terminal, f"{machine.serial} {spec.name}")
         try:
-            for record in measured(arguments, name, machine, terminal):
+            for record in bench(machine, request, settings, listener=listener):
                 records.append(record)
                 if writer is not None:
                     writer.append(record)
@@ -187,8 +201,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def measured(arguments: argparse.Namespace, name: str, machine: Machine, terminal: Terminal) -> Iterator[BenchRecord]:
-    """A record for each job of the runner; then what ended the last one early, if something did, is raised."""
+def _request(arguments: argparse.Namespace) -> BenchRequest:
     workload = Workload(
         prompt_tokens=arguments.prompt_tokens,
         generated_tokens=arguments.generated_tokens,
@@ -198,113 +211,60 @@ def measured(arguments: argparse.Namespace, name: str, machine: Machine, termina
         context=arguments.context,
         timeout_s=arguments.timeout,
     )
-    with prepared_device(machine, stay_awake=arguments.stay_awake, airplane_mode=arguments.airplane_mode):
-        device = read_device(machine)
-        if device.emulated:
-            terminal.note(f"{machine.serial} is emulated: speeds are this computer's")
-        page_cache = place_page_cache(machine, terminal.note) if arguments.drop_page_cache else None
-        settings = _settings(arguments, device, page_cache, _limit_celsius(arguments, machine, terminal))
-        runner = make_runner(arguments, name, device, terminal)
-        with _placed(arguments, runner, machine, workload, terminal) as model:
-            for job in runner.jobs(machine, model, workload):
-                tell = partial(tell_iteration, terminal, f"{machine.serial} {runner.name}", job)
-                subject = Subject(machine, device, runner.name, job)
-                outcome = run_job(subject, workload, settings, progress=tell, note=terminal.note)
-                if outcome.record is not None:
-                    yield outcome.record
-                if outcome.ended_by is not None:
-                    raise outcome.ended_by
+    return BenchRequest(arguments.model, arguments.runner, _given_options(arguments), arguments.size, workload)
 
 
-def runner_name(arguments: argparse.Namespace) -> str:
-    """What ``--runner`` names, or the model's kind asks for; UsageError for options that it does not have."""
-    name: str = arguments.runner or (LITERT_LM if arguments.model.suffix == LITERTLM else "session")
-    if name in PROGRAMS:
-        require_program(arguments, name)
-    else:
-        refuse_program_options(arguments, name)
-    if arguments.context is not None and name in (BENCHMARK_MODEL, FLASH_PROBE):
-        raise UsageError("--context", found=arguments.context, wanted=f"none with {name}, which runs no conversation")
-    return name
-
-
-def make_runner(arguments: argparse.Namespace, name: str, device: DeviceRecord, terminal: Terminal) -> Runner:
-    """A program of Google's is downloaded here if that is wanted, before anything large is pushed."""
-    if name == FLASH_PROBE:
-        return FlashProbeRunner()
-    if name == "session":
-        return SessionRunner()
-    if name == "litert_lm_python":
-        return LiteRtLmPythonRunner()
-    binary = program_path(arguments, name, device, terminal)
-    version, extra = arguments.binary_version, tuple(arguments.runner_arg)
-    if name == BENCHMARK_MODEL:
-        signatures = tuple(arguments.signature) or ("*",)
-        return BenchmarkModelRunner(binary, signatures, version=version, extra=extra)
-    program: Program = "litert_lm_main" if name == "litert_lm_main" else LITERT_LM
-    return LiteRtLmRunner(binary, program, version=version, extra=extra)
-
-
-@contextmanager
-def opened_machine(arguments: argparse.Namespace) -> Iterator[Machine]:
-    """``--host``, or the device that is meant."""
-    if arguments.host:
-        yield Host()
-    else:
-        with connected_device(arguments.device) as device:
-            yield device
-
-
-def _limit_celsius(arguments: argparse.Namespace, machine: Machine, terminal: Terminal) -> float | None:
-    """Once for all jobs, and before anything of them has warmed the device."""
-    if arguments.max_celsius is not None:
-        limit: float = arguments.max_celsius
-        return limit
-    return resting_limit(machine, terminal.note, timeout_s=arguments.gate_timeout)
-
-
-def _settings(
-    arguments: argparse.Namespace, device: DeviceRecord, page_cache: PageCache | None, limit_celsius: float | None
-) -> BenchSettings:
-    is_phone = device.kind == "adb" and not device.emulated
-    pause = arguments.cool_down
+def _settings(arguments: argparse.Namespace) -> BenchSettings:
     return BenchSettings(
         repetitions=arguments.repetitions,
-        gate=GateSettings(
-            limit_celsius=limit_celsius,
+        readiness=ReadinessSettings(
+            limit_celsius=arguments.max_celsius,
             timeout_s=arguments.gate_timeout,
             refuses=arguments.refuse_hot,
             low_battery_percent=arguments.min_battery,
             on_low_power=arguments.on_low_power,
         ),
-        cool_down_s=(_COOL_DOWN_S if is_phone else 0.0) if pause is None else pause,
+        cool_down_s=arguments.cool_down,
         interval_s=arguments.interval,
-        folder=DEFAULT_FOLDER,
-        page_cache=page_cache,
+        drop_page_cache=arguments.drop_page_cache,
+        stay_awake=arguments.stay_awake,
+        airplane_mode=arguments.airplane_mode,
     )
 
 
+class TerminalListener(BenchListener):
+    """Says on a terminal what a benchmark does; `title` begins the line of each iteration."""
+
+    def __init__(self, terminal: Terminal, title: str) -> None:
+        self._terminal = terminal
+        self._title = title
+
+    def note(self, text: str) -> None:
+        self._terminal.note(text)
+
+    def iteration(self, job: Job, done: int, total: int, figures: Figures | None) -> None:
+        """A run may take minutes, and nobody should have to wait to see that it goes wrong."""
+        if figures is None:
+            return
+        found = [(test, figure) for test, figure in job.tests.items() if figure in figures]
+        parts = ", ".join(f"{test} {quantity(figure, figures[figure])}" for test, figure in found)
+        self._terminal.note(f"{self._title} {done}/{total}: {parts}")
+
+    def downloading(self, name: str) -> AbstractContextManager[Progress]:
+        return self._terminal.bar(f"downloading {name}")
+
+    def pushing(self, serial: str) -> AbstractContextManager[PushProgress]:
+        return step_bars(self._terminal, serial)
+
+
 @contextmanager
-def _placed(
-    arguments: argparse.Namespace, runner: Runner, machine: Machine, workload: Workload, terminal: Terminal
-) -> Iterator[PlacedModel]:
-    """The model where it runs, once the runner has nothing against it; a bundle for one that takes none is exported."""
-    path: Path = arguments.model
-    size: str | None = arguments.size
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-bench-") as scratch:
-        if path.is_dir() and "bundle" not in runner.takes:
-            terminal.note(f"exporting {path} as one {LITERTLM} for {runner.name}")
-            path, size = exported_model(path, Path(scratch), size), None
-        elif path.suffix == LITERTLM and "litertlm" not in runner.takes:
-            raise UsageError(str(path), found=f"a {LITERTLM}", wanted=f"a bundle's directory for {runner.name}")
-        if path.is_dir() or path.suffix == LITERTLM:
-            manifest = read_manifest(path) if path.is_dir() else None
-            if manifest is not None:
-                manifest.size(size)
-            runner.require(path, manifest, workload)
-        with step_bars(terminal, machine.serial) as progress:
-            model = place_model(machine, path, size=size, progress=progress)
-        yield model
+def _opened_machine(arguments: argparse.Namespace) -> Iterator[Machine]:
+    """`--host`, or the device that is meant."""
+    if arguments.host:
+        yield Host()
+    else:
+        with connected_device(arguments.device) as device:
+            yield device
 
 
 @contextmanager
@@ -323,11 +283,3 @@ def _print(records: Sequence[BenchRecord], form: Form, terminal: Terminal) -> No
             terminal.result(row, "")
     else:
         terminal.result(None, bench_table(records, form))
-
-
-def tell_iteration(terminal: Terminal, title: str, job: Job, done: int, total: int, figures: Figures | None) -> None:
-    """A line for each iteration: a run may take minutes, and nobody should have to wait to see that it goes wrong."""
-    if figures is None:
-        return
-    parts = [f"{test} {quantity(figure, figures[figure])}" for test, figure in job.tests.items() if figure in figures]
-    terminal.note(f"{title} {done}/{total}: {', '.join(parts)}")

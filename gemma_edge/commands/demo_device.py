@@ -1,39 +1,31 @@
-"""``gemma-edge demo --device``: the tiny model pushed to a device, measured there, and shown as a page."""
+"""`gemma-edge demo --device`: the tiny model pushed to a device, measured there, and shown as a page."""
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from device_harness.bench.bench import BenchSettings, Subject, run_job
-from device_harness.bench.gates import GateSettings, resting_limit
-from device_harness.bench.placement import LITERTLM, exported_model, place_model
+from device_harness.bench.placement import open_model, place_model
+from device_harness.bench.readiness import ReadinessSettings, resting_limit
+from device_harness.bench.run import BenchRequest, BenchSettings, bench
 from device_harness.bench.state import read_device
 from device_harness.emulator.device import Emulator
-from device_harness.flash.page_cache import PageCache, place_page_cache
 from device_harness.machines.device import connected_device
 from device_harness.machines.machine import Machine
-from device_harness.programs.build import FLASH_PROBE
-from device_harness.push.push import DEFAULT_FOLDER
-from device_harness.runners.flash_probe.runner import FlashProbeRunner
-from device_harness.runners.interface import Runner, Workload
-from device_harness.runners.litert_lm.runner import LiteRtLmPythonRunner
-from device_harness.runners.session.runner import SessionRunner
-from gemma_edge.commands.bench import results_writer, tell_iteration
+from device_harness.runners.interface import Workload
+from gemma_edge.commands.bench import TerminalListener, results_writer
 from gemma_edge.terminal import Terminal
 from toolkit.base.errors import EnvironmentFault, QualityError, UsageError
 from toolkit.base.files import write_bytes
-from toolkit.bundle.manifest_json import read_manifest
+from toolkit.bundle.manifest import Manifest
 from toolkit.report.bench_table import bench_table
 from toolkit.report.page import render_page
 from toolkit.report.results_page import results_page
-from toolkit.results.record import BenchRecord, DeviceRecord, Start
+from toolkit.results.record import BenchRecord, Start
 
 EMULATED = "emulated"
 """In place of a serial number: a device that lives as long as the demo."""
@@ -54,50 +46,38 @@ class DeviceDemo:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """One run."""
+class _Measurement:
+    """One call of the benchmark."""
 
-    runner: Runner
-    model: Path
+    runner: str
     size: str | None
     start: Start = "warm"
+    drops_page_cache: bool = False
+    """Cold to the kernel too; the flash probe sees to that itself."""
     may_fail: bool = False
     """Some machines cannot: where a temporary folder lies in memory, no read of it is cold."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where it is measured, and with what care."""
-
-    machine: Machine
-    device: DeviceRecord
-    gate: GateSettings
-    page_cache: PageCache | None
-
-
 def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]:
     """Every runner that the device can run, every size, cold and warm; records, kept one by one, and a page of them."""
-    with (
-        results_writer(demo.results) as writer,
-        _device(demo.device) as machine,
-        tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch,
-    ):
+    records: list[BenchRecord] = []
+    with results_writer(demo.results) as writer, _device(demo.device) as machine:
         device = read_device(machine)
         kind = ", emulated: its speeds are this computer's" if device.emulated else ""
         terminal.say(f"4. on {machine.serial} ({device.model}{kind})")
-        gate = GateSettings()
-        limit = resting_limit(machine, terminal.note, timeout_s=gate.timeout_s)
+        readiness = ReadinessSettings()
+        limit = resting_limit(machine, terminal.note, timeout_s=readiness.timeout_s)
+        settings = BenchSettings(_REPETITIONS, replace(readiness, limit_celsius=limit), interval_s=_INTERVAL_S)
         started = time.monotonic()
-        place_model(machine, demo.bundle)
+        model = open_model(demo.bundle)
+        place_model(machine, model)
         terminal.say(f"5. pushed in {time.monotonic() - started:.1f} s, every chunk verified by the device")
-        records: list[BenchRecord] = []
         has_compiler = find_spec("ziglang") is not None
-        page_cache = place_page_cache(machine, terminal.note) if has_compiler else None
-        if page_cache is None:
+        if not has_compiler:
             terminal.note("without ziglang the page cache stays as it is: cold starts lack the weight cache alone")
-        place = _Place(machine, device, replace(gate, limit_celsius=limit), page_cache)
-        for plan in _plans(demo.bundle, Path(scratch), probes=has_compiler):
-            for record in _measure(plan, place, terminal):
+        assert model.manifest is not None
+        for measurement in _measurements(model.manifest, has_compiler=has_compiler):
+            for record in _measure(measurement, demo.bundle, machine, settings, terminal):
                 records.append(record)
                 if writer is not None:
                     writer.append(record)
@@ -118,46 +98,38 @@ def require_places(demo: DeviceDemo) -> None:
             pass
 
 
-def _plans(bundle: Path, scratch: Path, *, probes: bool) -> Iterator[_Plan]:
-    manifest = read_manifest(bundle)
+def _measurements(manifest: Manifest, *, has_compiler: bool) -> Iterator[_Measurement]:
+    """`has_compiler`: whether the flash probe can be built, which empties the page cache too."""
     for size in manifest.sizes:
-        yield _Plan(SessionRunner(), bundle, size)
-    yield _Plan(SessionRunner(), bundle, manifest.default_size, "cold")
-    if probes:
-        for start in ("cold", "warm"):
-            yield _Plan(FlashProbeRunner(), bundle, None, start, may_fail=start == "cold")
+        yield _Measurement("session", size)
+    yield _Measurement("session", manifest.default_size, "cold", drops_page_cache=has_compiler)
+    if has_compiler:
+        yield _Measurement("flash_probe", None, "cold", may_fail=True)
+        yield _Measurement("flash_probe", None)
     if find_spec("litert_lm") is not None:
-        exported = exported_model(bundle, scratch, None)
-        assert exported.suffix == LITERTLM
-        yield _Plan(LiteRtLmPythonRunner(), exported, None)
+        yield _Measurement("litert_lm_python", None)
 
 
-def _measure(plan: _Plan, place: _Place, terminal: Terminal) -> Iterator[BenchRecord]:
-    """Cold to the kernel too, where that can be; the probe empties the page cache itself. Then what ended it early."""
-    workload = Workload(_PROMPT_TOKENS, _GENERATED_TOKENS, plan.start)
-    drops = plan.start == "cold" and plan.runner.name != FLASH_PROBE
-    settings = BenchSettings(
-        _REPETITIONS,
-        gate=place.gate,
-        interval_s=_INTERVAL_S,
-        folder=DEFAULT_FOLDER,
-        page_cache=place.page_cache if drops else None,
-    )
-    machine = place.machine
-    for job in plan.runner.jobs(machine, place_model(machine, plan.model, size=plan.size), workload):
-        title = f"{plan.runner.name} {plan.size or plan.model.stem} {plan.start}"
-        subject = Subject(machine, place.device, plan.runner.name, job)
-        tell = partial(tell_iteration, terminal, title, job)
-        outcome = run_job(subject, workload, settings, progress=tell, note=terminal.note)
-        if isinstance(outcome.ended_by, EnvironmentFault) and plan.may_fail:
-            terminal.warn(f"{title}: {outcome.ended_by}")
-            return
-        if outcome.record is not None:
-            yield outcome.record
-        if outcome.ended_by is not None:
-            raise outcome.ended_by
-        if outcome.record is None:
-            raise QualityError(title, found="no iterations", wanted=str(_REPETITIONS))
+def _measure(
+    what: _Measurement, bundle: Path, machine: Machine, settings: BenchSettings, terminal: Terminal
+) -> Iterator[BenchRecord]:
+    """Its records; then what ended it early is raised, or where it may fail, said."""
+    workload = Workload(_PROMPT_TOKENS, _GENERATED_TOKENS, what.start)
+    request = BenchRequest(bundle, what.runner, size=what.size, workload=workload)
+    title = f"{what.runner} {what.size or bundle.name} {what.start}"
+    settings = replace(settings, drop_page_cache=what.drops_page_cache)
+    measured = 0
+    try:
+        for record in bench(machine, request, settings, listener=TerminalListener(terminal, title)):
+            measured += 1
+            yield record
+    except EnvironmentFault as fault:
+        if not what.may_fail:
+            raise
+        terminal.warn(f"{title}: {fault}")
+        return
+    if not measured:
+        raise QualityError(title, found="no iterations", wanted=str(_REPETITIONS))
 
 
 @contextmanager

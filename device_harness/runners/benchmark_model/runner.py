@@ -8,43 +8,67 @@ from pathlib import Path
 
 from device_harness.machines.machine import Machine
 from device_harness.machines.program import PlacedProgram, place_program
-from device_harness.runners.benchmark_model.parser import delegation, parse_benchmark_model, parse_delegates
-from device_harness.runners.interface import FileRange, Job, PlacedModel, Reading, Workload, whole_files
+from device_harness.parsers.delegates import delegation, parse_delegates
+from device_harness.runners.benchmark_model.parser import parse_benchmark_model
+from device_harness.runners.google_program import GoogleProgram, check_program, google_program
+from device_harness.runners.interface import (
+    FileRange,
+    Job,
+    JobPlan,
+    LocalModel,
+    PlacedModel,
+    Reading,
+    Workload,
+    whole_files,
+)
+from device_harness.runners.spec import RunnerOptions, RunnerRequest
 from toolkit.base.errors import EnvironmentFault, UsageError
 from toolkit.bundle.manifest import Manifest
-from toolkit.results.record import Backend, ModelKind
+from toolkit.results.record import Backend
 from toolkit.tflite.reader import read_tflite
 
+_NAME = "benchmark_model"
 _SUFFIX = ".tflite"
 _BACKENDS: dict[Backend, tuple[str, ...]] = {"cpu": (), "gpu": ("--use_gpu=true",), "npu": ("--use_npu=true",)}
 
 
+def check_options(options: RunnerOptions, workload: Workload) -> None:
+    """UsageError for options that do not say which program, or one that lacks what the backend needs."""
+    check_program(_NAME, options)
+    if options.text("binary") is None and workload.backend == "npu":
+        remedy = "put the program and your SoC's libraries in one folder, and give --binary PATH"
+        raise UsageError("--binary-version", found="it with --backend npu", wanted="cpu or gpu", remedy=remedy)
+
+
+def make_runner(request: RunnerRequest) -> BenchmarkModelRunner:
+    """With the program and the signatures that were asked for."""
+    return BenchmarkModelRunner(google_program(_NAME, request), request.options.texts("signature") or ("*",))
+
+
 @dataclass(frozen=True, slots=True)
 class BenchmarkModelRunner:
-    """``signatures``: shell patterns of FILE:SIGNATURE, without the ending .tflite."""
+    """`signatures`: shell patterns of FILE:SIGNATURE, without the ending .tflite."""
 
-    binary: Path
+    program: GoogleProgram
     signatures: tuple[str, ...] = ("*",)
     runs: int = 10
     """Inferences of each process; the tool prints their mean."""
-    version: str | None = None
-    extra: tuple[str, ...] = ()
-    name: str = "benchmark_model"
-    takes: tuple[ModelKind, ...] = ("bundle",)
 
-    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
-        """A signature that is wanted."""
-        assert manifest is not None
-        self._wanted(local, manifest)
-
-    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
-        """One for each signature that is wanted."""
+    def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
+        """One job for each signature that is wanted; UsageError if there is none, or for a context."""
+        if workload.context is not None:
+            wanted = f"none with {_NAME}, which runs no conversation"
+            raise UsageError("--context", found=workload.context, wanted=wanted)
+        assert model.manifest is not None
+        pairs = self._wanted(model.path, model.manifest)
         manifest = model.manifest
-        assert manifest is not None
-        wanted = self._wanted(model.local, manifest)
-        placed = place_program(machine, self.binary, version=self.version)
-        groups = whole_files(model.path, manifest)
-        return tuple(self._job(placed, model, groups, workload, *pair) for pair in wanted)
+
+        def jobs(machine: Machine, there: PlacedModel) -> tuple[Job, ...]:
+            placed = place_program(machine, self.program.path, version=self.program.version)
+            groups = whole_files(there.path, manifest)
+            return tuple(self._job(placed, there, groups, workload, *pair) for pair in pairs)
+
+        return jobs
 
     def _wanted(self, local: Path, manifest: Manifest) -> list[tuple[str, str]]:
         """Files and signatures."""
@@ -77,7 +101,7 @@ class BenchmarkModelRunner:
 
         return Job(
             tests={label: "inference_s", f"{label}:init": "init_s"},
-            argv=(placed.program, *options, *_BACKENDS[workload.backend], *threads, *self.extra),
+            argv=(placed.program, *options, *_BACKENDS[workload.backend], *threads, *self.program.arguments),
             read=read,
             model=model.record,
             binaries=placed.records,

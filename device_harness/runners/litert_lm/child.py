@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from device_harness.runners.python_child import run_child
+from device_harness.runners.child_program import run_child
 from toolkit.base.errors import EnvironmentFault
 
 

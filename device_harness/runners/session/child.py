@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device_harness.runners.python_child import run_child
+from device_harness.runners.child_program import run_child
 from device_harness.runners.session.litert_profile import count_nodes
 from toolkit.base.errors import EnvironmentFault
 from toolkit.bundle.manifest import TEXT_DECODER

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import math
-import re
 from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_void_p
 from pathlib import Path
 
+from device_harness.runners.session.parser import undelegated_nodes
 from toolkit.base.errors import EnvironmentFault
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import SubgraphRecord, TensorRecord
@@ -21,8 +21,6 @@ _CPU, _HOST_MEMORY = 1, 1
 """kLiteRtHwAcceleratorCpu, kLiteRtTensorBufferTypeHostMemory."""
 _TYPES = {"FLOAT32": (1, 4), "INT32": (2, 4), "BOOL": (6, 1), "INT8": (9, 1)}
 """LiteRtElementType, and bytes."""
-_ROW = re.compile(r" *(\S.*?)(?: +[\d.]+){3}(?: +[\d.]+%){2} +[\d.]+ +(\d+) +\[\w+\]:\d+", re.ASCII)
-_ROWS = re.compile(r"Number of nodes executed: (\d+)", re.ASCII)
 _DELETE = ctypes.CFUNCTYPE(None, c_void_p)
 
 
@@ -30,17 +28,6 @@ class _Tensor(ctypes.Structure):
     """LiteRtRankedTensorType."""
 
     _fields_ = (("element", c_int), ("rank", c_uint32), ("dimensions", c_int32 * 8), ("strides", c_uint32 * 8))
-
-
-def undelegated_nodes(summary: str) -> int:
-    """Of a profile's summary: how many nodes ran that no delegate took; EnvironmentFault if it is cut short."""
-    lines, _, rest = summary.partition("Run Order")[2].partition("Top by Computation Time")
-    rows = list(filter(None, map(_ROW.fullmatch, lines.splitlines())))
-    told = _ROWS.search(rest)
-    if told is None or len(rows) != int(told[1]):
-        wanted = "every one, and their number" if told is None else told[1]
-        raise EnvironmentFault("LiteRT's profile", found=f"{len(rows)} rows", wanted=wanted)
-    return sum(int(row[2]) for row in rows if "delegate" not in row[1].lower())
 
 
 def count_nodes(

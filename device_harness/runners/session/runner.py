@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from device_harness.machines.machine import Machine
 from device_harness.runners import python_child
-from device_harness.runners.interface import Job, PlacedModel, Workload, text_tests, whole_files
+from device_harness.runners.interface import Job, JobPlan, LocalModel, PlacedModel, Workload, text_tests, whole_files
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import Manifest
 from toolkit.results.labels import workload_name
-from toolkit.results.record import ModelKind
 
 _MODULE = "device_harness.runners.session.child"
 _CACHE = "bench-weight-cache"
@@ -21,48 +19,53 @@ _CACHE = "bench-weight-cache"
 class SessionRunner:
     """Runs a bundle's directory with LiteRT's CPU runtime."""
 
-    name: str = "session"
-    takes: tuple[ModelKind, ...] = ("bundle",)
+    def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
+        """One job: on the CPU, of no more tokens than the bundle's own context, else UsageError.
 
-    def require(self, local: Path, manifest: Manifest | None, workload: Workload) -> None:
-        """The CPU, and no more tokens than the bundle's own context."""
-        assert manifest is not None
-        if workload.backend != "cpu":
-            raise UsageError("--backend", found=workload.backend, wanted=f"cpu with the runner {self.name}")
-        if workload.context not in (None, manifest.text.context):
-            wanted = f"{manifest.text.context}, which the bundle's graphs are made for"
-            remedy = "convert with that --context"
-            raise UsageError("--context", found=workload.context, wanted=wanted, remedy=remedy)
-        tokens = workload.prompt_tokens + workload.generated_tokens
-        if tokens > manifest.text.context:
-            wanted = f"at most {manifest.text.context}, the bundle's context"
-            raise UsageError("-p and -n", found=f"{tokens} tokens", wanted=wanted, remedy="ask for fewer")
-
-    def jobs(self, machine: Machine, model: PlacedModel, workload: Workload) -> tuple[Job, ...]:
-        """One. EnvironmentFault if the machine has no Python with this package."""
+        To place it is an EnvironmentFault if the machine has no Python with this package.
+        """
         manifest = model.manifest
         assert manifest is not None
-        self.require(model.local, manifest, workload)
-        binaries = python_child.binaries(machine, _MODULE)
-        cache = python_child.cache_folder(machine, _CACHE)
-        size = ("--size", model.record.size or manifest.default_size)
-        words = (model.path, *size, "--cache", cache, *python_child.options(workload))
-        argv = (*python_child.command(machine, _MODULE), *words)
-        return (
-            Job(
-                tests=_tests(workload),
-                argv=argv,
-                read=python_child.read_child,
-                model=model.record,
-                binaries=binaries,
-                weight_caches=(f"{cache}/*.xnnpack",),
-                groups=whole_files(model.path, manifest),
-                context=manifest.text.context,
-                no_delegation="LiteRT's profiler was not asked: the run was cut short",
-                count_nodes=(*argv, "--count-nodes"),
-                read_nodes=python_child.read_nodes,
-            ),
-        )
+        _require(manifest, workload)
+
+        def jobs(machine: Machine, there: PlacedModel) -> tuple[Job, ...]:
+            return (_job(machine, there, manifest, workload),)
+
+        return jobs
+
+
+def _require(manifest: Manifest, workload: Workload) -> None:
+    if workload.backend != "cpu":
+        raise UsageError("--backend", found=workload.backend, wanted="cpu with the runner session")
+    if workload.context not in (None, manifest.text.context):
+        wanted = f"{manifest.text.context}, which the bundle's graphs are made for"
+        remedy = "convert with that --context"
+        raise UsageError("--context", found=workload.context, wanted=wanted, remedy=remedy)
+    tokens = workload.prompt_tokens + workload.generated_tokens
+    if tokens > manifest.text.context:
+        wanted = f"at most {manifest.text.context}, the bundle's context"
+        raise UsageError("-p and -n", found=f"{tokens} tokens", wanted=wanted, remedy="ask for fewer")
+
+
+def _job(machine: Machine, model: PlacedModel, manifest: Manifest, workload: Workload) -> Job:
+    binaries = python_child.binaries(machine, _MODULE)
+    cache = python_child.cache_folder(machine, _CACHE)
+    size = ("--size", model.record.size or manifest.default_size)
+    words = (model.path, *size, "--cache", cache, *python_child.options(workload))
+    argv = (*python_child.command(machine, _MODULE), *words)
+    return Job(
+        tests=_tests(workload),
+        argv=argv,
+        read=python_child.read_child,
+        model=model.record,
+        binaries=binaries,
+        weight_caches=(f"{cache}/*.xnnpack",),
+        groups=whole_files(model.path, manifest),
+        context=manifest.text.context,
+        no_delegation="LiteRT's profiler was not asked: the run was cut short",
+        count_nodes=(*argv, "--count-nodes"),
+        read_nodes=python_child.read_nodes,
+    )
 
 
 def _tests(workload: Workload) -> dict[str, str]:

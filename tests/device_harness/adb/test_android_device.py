@@ -18,8 +18,8 @@ from bundles import fill
 
 from device_harness.adb.devices import connect, list_devices
 from device_harness.adb.transport import DeviceRefusal, DeviceTimeout, Transport
-from device_harness.bench.bench import BenchSettings, Subject, run_job
-from device_harness.bench.gates import GateSettings
+from device_harness.bench.job import JobSettings, Subject, run_job
+from device_harness.bench.readiness import ReadinessSettings
 from device_harness.bench.state import read_device, read_state
 from device_harness.flash.probe import ProbeSettings, probe_device, shard_names
 from device_harness.machines.device import AdbDevice
@@ -132,7 +132,7 @@ def test_a_job_is_measured_and_sampled_and_leaves_nothing(device: Transport) -> 
         model=ModelRecord("none", "tflite", None, "0" * 64, 0, None),
         binaries=(),
     )
-    settings = BenchSettings(repetitions=2, gate=GateSettings(timeout_s=5), folder=TARGET)
+    settings = JobSettings(repetitions=2, readiness=ReadinessSettings(timeout_s=5), folder=TARGET)
     subject = Subject(AdbDevice(device), read_device(AdbDevice(device)), "sleep", job)
     outcome = run_job(subject, Workload(), settings, progress=lambda *_: None, note=lambda text: None)
     assert outcome.ended_by is None and outcome.record is not None

@@ -10,7 +10,7 @@ from mangling import MANGLINGS, NAMES
 from paths import FIXTURES
 
 from device_harness.adb.devices import connect
-from device_harness.bench.state import gate_temperature, power_flags, read_device, read_parts, read_state, state_flags
+from device_harness.bench.state import device_temperature, power_flags, read_device, read_parts, read_state, state_flags
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.machines.device import AdbDevice
@@ -52,7 +52,7 @@ def test_throttling_shows_when_it_begins(folder_device: Emulator, machine: AdbDe
     folder_device.set_faults(Faults(thermal_status=3))
     after = read_state(machine)
     folder_device.set_faults(Faults())
-    assert gate_temperature(after.thermal) == ("SKIN", 45.0)
+    assert device_temperature(after.thermal) == ("SKIN", 45.0)
     assert state_flags(before, before) == set()
     assert state_flags(before, after) == {"throttled"}
 
@@ -127,8 +127,8 @@ def test_the_gate_takes_the_skin_then_the_battery_then_the_hottest_cpu_and_no_se
     skin, battery = TemperatureRecord("S", "skin", 38.0, 0), TemperatureRecord("B", "battery", 32.0, 0)
     cpus = (TemperatureRecord("C0", "cpu", 50.0, 0), TemperatureRecord("C1", "cpu", 60.0, 0))
     dead = TemperatureRecord("S", "skin", 0.0, 0)
-    assert gate_temperature(ThermalRecord(0, "hal", (*cpus, battery, skin))) == ("S", 38.0)
-    assert gate_temperature(ThermalRecord(0, "hal", (dead, *cpus, battery))) == ("B", 32.0)
-    assert gate_temperature(ThermalRecord(0, "hal", (dead, *cpus))) == ("C1", 60.0)
-    assert gate_temperature(ThermalRecord(0, "none", (dead,))) is None
-    assert gate_temperature(None) is None
+    assert device_temperature(ThermalRecord(0, "hal", (*cpus, battery, skin))) == ("S", 38.0)
+    assert device_temperature(ThermalRecord(0, "hal", (dead, *cpus, battery))) == ("B", 32.0)
+    assert device_temperature(ThermalRecord(0, "hal", (dead, *cpus))) == ("C1", 60.0)
+    assert device_temperature(ThermalRecord(0, "none", (dead,))) is None
+    assert device_temperature(None) is None

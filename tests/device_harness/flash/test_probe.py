@@ -20,7 +20,6 @@ from bundles import fill
 from stand_ins import benchmark_model
 
 import device_harness.flash.probe
-import device_harness.runners.flash_probe.runner
 from device_harness.adb.devices import tcp_endpoint
 from device_harness.adb.transport import DeviceFault, Transport
 from device_harness.emulator.device import Emulator, EmulatorSettings
@@ -36,7 +35,7 @@ from device_harness.programs import build
 from device_harness.programs.build import Architecture, NativeProgram, native_program, parse_architecture
 from device_harness.push.push import push_source
 from device_harness.push.source import open_source
-from device_harness.runners.flash_probe.runner import read_probe
+from device_harness.runners.flash_probe.parser import read_probe
 from gemma_edge.cli import main
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
 from toolkit.bundle.manifest_json import read_manifest
@@ -71,8 +70,7 @@ def bundle(tmp_path: Path, program: NativeProgram, monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for module in (device_harness.flash.probe, device_harness.runners.flash_probe.runner):
-        monkeypatch.setattr(module, "native_program", lambda name, architecture, say=None: program)
+    monkeypatch.setattr(device_harness.flash.probe, "native_program", lambda name, architecture, say=None: program)
     write_bundle(tmp_path / "bundle", fill)
     return tmp_path / "bundle"
 

@@ -33,7 +33,7 @@ from device_harness.adb.transport import (
     ServiceRefused,
     Transport,
 )
-from device_harness.bench.placement import place_model
+from device_harness.bench.placement import open_model, place_model
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.machines.device import AdbDevice
@@ -661,7 +661,7 @@ def test_a_benchmarks_model_is_stored_by_our_program_where_it_has_been_built(
 ) -> None:
     (tmp_path / "model.litertlm").write_bytes(bytes(CHUNK))
     shutil.rmtree(device.path(f"{DEFAULT_FOLDER}/bin"), ignore_errors=True)
-    place_model(AdbDevice(transport), tmp_path / "model.litertlm")
+    place_model(AdbDevice(transport), open_model(tmp_path / "model.litertlm"))
     assert list(device.path(f"{DEFAULT_FOLDER}/bin").glob(f"*/{Path(receiver).name}"))
 
 

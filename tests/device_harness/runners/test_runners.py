@@ -8,8 +8,8 @@ import pytest
 from bundles import fill
 from stand_ins import benchmark_model, litert_lm_main, write_program
 
-from device_harness.bench.bench import BenchSettings, Subject, run_job
-from device_harness.bench.placement import exported_model, place_model
+from device_harness.bench.job import JobSettings, Subject, run_job
+from device_harness.bench.placement import exported_model, open_model, place_model
 from device_harness.bench.state import read_device
 from device_harness.emulator.device import Emulator
 from device_harness.machines.device import AdbDevice
@@ -17,9 +17,10 @@ from device_harness.machines.host import Host
 from device_harness.machines.machine import Machine
 from device_harness.machines.program import place_program
 from device_harness.runners.benchmark_model.runner import BenchmarkModelRunner
+from device_harness.runners.google_program import GoogleProgram
 from device_harness.runners.interface import FileRange, Job, Reading, Runner, Workload
-from device_harness.runners.litert_lm import runner as litert_lm
-from device_harness.runners.litert_lm.runner import LiteRtLmRunner
+from device_harness.runners.litert_lm import model as litert_lm
+from device_harness.runners.litert_lm.runner import PLAIN, LiteRtLmRunner
 from device_harness.runners.python_child import read_child
 from device_harness.runners.session.runner import SessionRunner
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
@@ -38,7 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def litertlm(bundle: Path, tmp_path: Path) -> Path:
     path = tmp_path / "model.litertlm"
-    exported_model(bundle, tmp_path, None).rename(path)
+    exported_model(open_model(bundle), tmp_path).path.rename(path)
     return path
 
 
@@ -49,14 +50,16 @@ def execute(machine: Machine, job: Job) -> tuple[str, Reading]:
 
 
 def jobs(runner: Runner, machine: Machine, path: Path, workload: Workload | None = None) -> tuple[Job, ...]:
-    return runner.jobs(machine, place_model(machine, path), workload or Workload(prompt_tokens=15, generated_tokens=3))
+    model = open_model(path)
+    plan = runner.plan(model, workload or Workload(prompt_tokens=15, generated_tokens=3))
+    return plan(machine, place_model(machine, model))
 
 
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_litert_lm_runs_on_a_litertlm(machine: AdbDevice, litertlm: Path, tmp_path: Path, where: str) -> None:
     where_it_runs: Machine = machine if where == "device" else Host()
     binary = litert_lm_main(tmp_path / "bin")
-    (job,) = jobs(LiteRtLmRunner(binary, version="v0.11", extra=("--more=1",)), where_it_runs, litertlm)
+    (job,) = jobs(LiteRtLmRunner(GoogleProgram(binary, "v0.11", ("--more=1",))), where_it_runs, litertlm)
     text, reading = execute(where_it_runs, job)
     path = "/data/local/tmp/gemma-edge/model.litertlm" if where == "device" else str(litertlm)
     wanted = f"args: --backend=cpu --model_path={path} --benchmark=true --benchmark_prefill_tokens=15 "
@@ -71,14 +74,14 @@ def test_litert_lm_runs_on_a_litertlm(machine: AdbDevice, litertlm: Path, tmp_pa
 
 def test_litert_lm_main_gets_no_option_that_it_lacks(machine: AdbDevice, litertlm: Path, tmp_path: Path) -> None:
     binary = litert_lm_main(tmp_path / "bin", "litert_lm_main")
-    (job,) = jobs(LiteRtLmRunner(binary, "litert_lm_main"), machine, litertlm)
+    (job,) = jobs(LiteRtLmRunner(GoogleProgram(binary), PLAIN), machine, litertlm)
     assert not [word for word in job.argv if "iterations" in word or "footprint" in word]
     with pytest.raises(UsageError, match="--threads: found 4, wanted none with litert_lm_main; use litert_lm_advanced"):
-        jobs(LiteRtLmRunner(binary, "litert_lm_main"), machine, litertlm, Workload(threads=4))
+        jobs(LiteRtLmRunner(GoogleProgram(binary), PLAIN), machine, litertlm, Workload(threads=4))
 
 
 def test_the_engine_is_told_how_many_threads_on_the_cpu(machine: AdbDevice, litertlm: Path, tmp_path: Path) -> None:
-    runner = LiteRtLmRunner(litert_lm_main(tmp_path / "bin"))
+    runner = LiteRtLmRunner(GoogleProgram(litert_lm_main(tmp_path / "bin")))
     (job,) = jobs(runner, machine, litertlm, Workload(15, 3, threads=4))
     assert "--num_cpu_threads=4" in job.argv
     (job,) = jobs(runner, machine, litertlm, Workload(15, 3))
@@ -97,14 +100,14 @@ def test_a_header_is_read_once_for_a_job(
         return read_litertlm(path)
 
     monkeypatch.setattr(litert_lm, "read_litertlm", counted)
-    jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), machine, litertlm, Workload(15, 3))
+    jobs(LiteRtLmRunner(GoogleProgram(litert_lm_main(tmp_path / "bin"))), machine, litertlm, Workload(15, 3))
     assert reads == [litertlm]
 
 
 def test_the_engine_is_told_the_context_that_is_asked_for(machine: AdbDevice, litertlm: Path, tmp_path: Path) -> None:
     runner, plain = (
-        LiteRtLmRunner(litert_lm_main(tmp_path / "bin")),
-        LiteRtLmRunner(litert_lm_main(tmp_path / "bin", "litert_lm_main"), "litert_lm_main"),
+        LiteRtLmRunner(GoogleProgram(litert_lm_main(tmp_path / "bin"))),
+        LiteRtLmRunner(GoogleProgram(litert_lm_main(tmp_path / "bin", "litert_lm_main")), PLAIN),
     )
     (job,) = jobs(runner, machine, litertlm, Workload(15, 3, context=24))
     assert "--max_num_tokens=24" in job.argv and job.context == 24
@@ -118,7 +121,7 @@ def test_the_engine_is_told_the_context_that_is_asked_for(machine: AdbDevice, li
 
 
 def test_a_litertlm_s_sections_are_its_groups(machine: AdbDevice, litertlm: Path, tmp_path: Path) -> None:
-    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), machine, litertlm)
+    (job,) = jobs(LiteRtLmRunner(GoogleProgram(litert_lm_main(tmp_path / "bin"))), machine, litertlm)
     assert list(job.groups) == ["token_embedding", "text", "per_layer_embedding", "model"]
     begins = [job.groups[name][0].begin for name in job.groups]
     assert begins == [*sorted(begins[:3]), 0] and all(begin % 16384 == 0 for begin in begins)
@@ -131,13 +134,13 @@ def test_a_file_that_is_no_litertlm_is_found_before_anything_runs(machine: AdbDe
     path = tmp_path / "model.litertlm"
     path.write_bytes(bytes(100))
     with pytest.raises(BundleError, match="run gemma-edge check"):
-        jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), machine, path)
+        jobs(LiteRtLmRunner(GoogleProgram(litert_lm_main(tmp_path / "bin"))), machine, path)
 
 
 def test_a_cold_start_removes_what_the_engine_keeps_beside_the_model_and_nothing_else(
     folder_device: Emulator, machine: AdbDevice, litertlm: Path, tmp_path: Path
 ) -> None:
-    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "bin")), machine, litertlm)
+    (job,) = jobs(LiteRtLmRunner(GoogleProgram(litert_lm_main(tmp_path / "bin"))), machine, litertlm)
     folder = folder_device.path("/data/local/tmp/gemma-edge")
     endings = (
         ".xnnpack_cache_1_2", ".vision_adapter.xnnpack_cache", "_1_2_mldrift_program_cache.bin",
@@ -148,14 +151,14 @@ def test_a_cold_start_removes_what_the_engine_keeps_beside_the_model_and_nothing
     (folder / "model2.litertlm_1_2_mldrift_program_cache.bin").write_bytes(b"another's")
     workload = Workload(15, 3, "cold")
     subject = Subject(machine, read_device(machine), "litert_lm_advanced_main", job)
-    outcome = run_job(subject, workload, BenchSettings(1), progress=lambda *_: None, note=lambda _: None)
+    outcome = run_job(subject, workload, JobSettings(1), progress=lambda *_: None, note=lambda _: None)
     assert outcome.ended_by is None
     left = {path.name for path in folder.iterdir() if path.name.startswith("model")}
     assert left == {"model.litertlm", "model2.litertlm_1_2_mldrift_program_cache.bin"}
 
 
 def test_benchmark_model_has_a_job_for_each_signature(machine: AdbDevice, bundle: Path, tmp_path: Path) -> None:
-    runner = BenchmarkModelRunner(benchmark_model(tmp_path / "bin"), runs=7)
+    runner = BenchmarkModelRunner(GoogleProgram(benchmark_model(tmp_path / "bin")), runs=7)
     found = jobs(runner, machine, bundle, Workload(threads=2))
     assert [next(iter(job.tests)) for job in found][:4] == [
         "text_decoder:prefill_4", "text_decoder:prefill_8", "text_decoder:decode", "text_decoder:small_prefill_4",
@@ -177,22 +180,24 @@ def test_an_npu_s_libraries_are_found_beside_the_program(
     program = benchmark_model(tmp_path / "bin")
     (program.parent / "libLiteRtDispatch_Qualcomm.so").write_bytes(b"dispatch")
     workload = Workload(15, 3, backend="npu")
-    (job,) = jobs(BenchmarkModelRunner(program, ("text_decoder:decode",)), machine, bundle, workload)
+    (job,) = jobs(BenchmarkModelRunner(GoogleProgram(program), ("text_decoder:decode",)), machine, bundle, workload)
     folder = job.argv[0].rpartition("/")[0]
     wanted = {"--use_npu=true", f"--dispatch_library_path={folder}", f"--compiler_plugin_library_path={folder}"}
     assert wanted <= set(job.argv)
     assert job.environment == {"LD_LIBRARY_PATH": folder, "ADSP_LIBRARY_PATH": folder}
-    (job,) = jobs(LiteRtLmRunner(litert_lm_main(tmp_path / "lm")), machine, litertlm, workload)
+    (job,) = jobs(LiteRtLmRunner(GoogleProgram(litert_lm_main(tmp_path / "lm"))), machine, litertlm, workload)
     assert job.environment["ADSP_LIBRARY_PATH"] == job.environment["LD_LIBRARY_PATH"]
 
 
 def test_signatures_can_be_chosen(machine: AdbDevice, bundle: Path, tmp_path: Path) -> None:
     binary = benchmark_model(tmp_path / "bin")
-    found = jobs(BenchmarkModelRunner(binary, ("text_decoder:*decode", "embedder:embed_1")), machine, bundle)
+    found = jobs(
+        BenchmarkModelRunner(GoogleProgram(binary), ("text_decoder:*decode", "embedder:embed_1")), machine, bundle
+    )
     labels = [next(iter(job.tests)) for job in found]
     assert labels == ["text_decoder:decode", "text_decoder:small_decode", "embedder:embed_1"]
     with pytest.raises(UsageError, match=r"--signature: found vision:.*wanted one of text_decoder:prefill_4"):
-        jobs(BenchmarkModelRunner(binary, ("vision:*",)), machine, bundle)
+        jobs(BenchmarkModelRunner(GoogleProgram(binary), ("vision:*",)), machine, bundle)
 
 
 def test_another_signature_than_asked_for_is_an_error(machine: AdbDevice, bundle: Path, tmp_path: Path) -> None:
@@ -200,7 +205,7 @@ def test_another_signature_than_asked_for_is_an_error(machine: AdbDevice, bundle
         tmp_path / "bin" / "benchmark_model",
         "Signature name: other\nModel initialization: 1 ms\nInference (avg): 1 ms (1 runs)\nInference (max): 1 ms",
     )
-    (job,) = jobs(BenchmarkModelRunner(binary, ("embedder:embed_1",)), machine, bundle)
+    (job,) = jobs(BenchmarkModelRunner(GoogleProgram(binary), ("embedder:embed_1",)), machine, bundle)
     with pytest.raises(EnvironmentFault, match="found the signature 'other', wanted embed_1"):
         execute(machine, job)
 
@@ -272,7 +277,7 @@ def test_a_child_that_prints_no_result_is_an_error() -> None:
 
 
 def test_a_size_is_a_bundle_s(bundle: Path, litertlm: Path) -> None:
-    assert place_model(Host(), bundle, size="small").record.size == "small"
+    assert place_model(Host(), open_model(bundle, "small")).record.size == "small"
     with pytest.raises(UsageError, match=r"--size: found small and a \.litertlm"):
-        place_model(Host(), litertlm, size="small")
-    assert place_model(Host(), bundle).record.quantization == "int8"
+        open_model(litertlm, "small")
+    assert place_model(Host(), open_model(bundle)).record.quantization == "int8"

@@ -24,7 +24,7 @@ from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
 from converters.gemma3n.recipes import built_in, ple_recipe
 from device_harness.bench.sampler import group_memory
-from device_harness.runners.litert_lm.runner import litertlm_groups
+from device_harness.runners.litert_lm.model import EngineModel
 from toolkit.base.elements import ElementName
 from toolkit.base.procfs import parse_smaps
 from toolkit.bundle.manifest import TOWER_FILES
@@ -315,7 +315,7 @@ def mapped_sections(path: Path) -> set[str]:
 def memory_groups(path: Path) -> set[str]:
     """The groups that a benchmark finds in this process's memory."""
     mappings = parse_smaps(Path("/proc/self/smaps").read_text())
-    groups = litertlm_groups(read_litertlm(path), str(path))
+    groups = EngineModel(read_litertlm(path), None).groups(str(path))
     return {name for name in group_memory(mappings, groups, ()) if name in groups}
 
 

@@ -8,7 +8,8 @@ import pytest
 from mangling import MANGLINGS, NAMES
 from paths import FIXTURES
 
-from device_harness.runners.benchmark_model.parser import ModelTimes, delegation, parse_benchmark_model, parse_delegates
+from device_harness.parsers.delegates import delegation, parse_delegates
+from device_harness.runners.benchmark_model.parser import ModelTimes, parse_benchmark_model
 from toolkit.base.errors import EnvironmentFault
 from toolkit.results.record import Backend, Delegation
 

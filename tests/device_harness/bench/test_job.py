@@ -15,8 +15,8 @@ import pytest
 
 from device_harness.adb.devices import tcp_endpoint
 from device_harness.adb.transport import ConnectionLost, Transport
-from device_harness.bench.bench import BenchOutcome, BenchSettings, Subject, run_job
-from device_harness.bench.gates import GateSettings
+from device_harness.bench.job import JobOutcome, JobSettings, Subject, run_job
+from device_harness.bench.readiness import ReadinessSettings
 from device_harness.bench.state import read_device
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
@@ -29,7 +29,7 @@ from toolkit.results.json_lines import dump_record, parse_record
 from toolkit.results.record import BenchRecord, ModelRecord
 
 MODEL = ModelRecord("stand-in", "bundle", None, "0" * 64, 1, None)
-QUICK = GateSettings(timeout_s=0.3, poll_s=0.1)
+QUICK = ReadinessSettings(timeout_s=0.3, poll_s=0.1)
 
 
 def rate(output: str) -> Reading:
@@ -52,14 +52,14 @@ def bench(
     progress: Callable[..., None] | None = None,
     note: Callable[[str], None] = lambda text: None,
     **workload: Any,
-) -> BenchOutcome:
-    settings = BenchSettings(repetitions=repetitions, gate=QUICK, interval_s=0.05)
+) -> JobOutcome:
+    settings = JobSettings(repetitions=repetitions, readiness=QUICK, interval_s=0.05)
     subject = Subject(machine, read_device(machine), "stand_in", what)
     tell = progress or (lambda done, total, figures: None)
     return run_job(subject, Workload(**workload), settings, progress=tell, note=note)
 
 
-def whole(outcome: BenchOutcome) -> BenchRecord:
+def whole(outcome: JobOutcome) -> BenchRecord:
     assert outcome.ended_by is None and outcome.record is not None
     assert parse_record(dump_record(outcome.record), "record") == outcome.record
     return outcome.record
@@ -293,7 +293,7 @@ def test_an_iteration_that_is_cut_off_again_and_again_ends_the_run_and_keeps_the
 
 def test_a_device_that_has_restarted_ends_the_run(own_device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     uptimes = iter([5_000.0, 30.0])
-    monkeypatch.setattr("device_harness.bench.bench._Bench._uptime", lambda bench: next(uptimes))
+    monkeypatch.setattr("device_harness.bench.job._Bench._uptime", lambda bench: next(uptimes))
     with connected_device(own_device.serial) as machine:
         script = COUNT + 'echo "rate $n"; [ $n -lt 3 ] || sleep 30'
         outcome = bench(machine, job(script), progress=cutting(own_device))
@@ -302,7 +302,7 @@ def test_a_device_that_has_restarted_ends_the_run(own_device: Emulator, monkeypa
 
 
 def test_a_device_that_does_not_come_back_ends_the_run(own_device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("device_harness.bench.bench._PATIENCE_S", 0.3)
+    monkeypatch.setattr("device_harness.bench.job._PATIENCE_S", 0.3)
     monkeypatch.setattr("device_harness.bench.process._RECOVER_S", 0.3)
     gone = Faults(reboot_at_byte=0, is_silent=True)
     with connected_device(own_device.serial) as machine:

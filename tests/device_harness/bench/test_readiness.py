@@ -9,7 +9,14 @@ import threading
 import pytest
 
 from device_harness.adb.transport import DeviceRefusal, Transport
-from device_harness.bench.gates import GateResult, GateSettings, PowerGate, ThermalGate, prepared_device, resting_limit
+from device_harness.bench.readiness import (
+    GateWait,
+    PowerGate,
+    ReadinessSettings,
+    ThermalGate,
+    prepared_device,
+    resting_limit,
+)
 from device_harness.emulator import templates
 from device_harness.emulator.device import Emulator
 from device_harness.emulator.faults import Faults
@@ -33,7 +40,7 @@ def _said(machine: AdbDevice, command: str) -> str:
 
 def test_a_cool_device_is_let_through_at_once(device: Emulator, machine: AdbDevice) -> None:
     notes: list[str] = []
-    result = ThermalGate(machine, GateSettings(), notes.append).wait()
+    result = ThermalGate(machine, ReadinessSettings(), notes.append).wait()
     assert (result.waited_s, result.timed_out, notes) == (0.0, False, [])
 
 
@@ -41,7 +48,7 @@ def test_a_hot_device_is_waited_for(device: Emulator, machine: AdbDevice) -> Non
     device.set_faults(Faults(thermal_status=3))
     notes: list[str] = []
     threading.Timer(0.7, lambda: device.set_faults(Faults())).start()
-    result = ThermalGate(machine, GateSettings(limit_celsius=40, timeout_s=30, poll_s=0.1), notes.append).wait()
+    result = ThermalGate(machine, ReadinessSettings(limit_celsius=40, timeout_s=30, poll_s=0.1), notes.append).wait()
     assert result.waited_s >= 0.5 and not result.timed_out
     assert notes == [f"waiting for {machine.serial} to cool: throttling status severe, SKIN 45.0 °C"]
 
@@ -49,7 +56,7 @@ def test_a_hot_device_is_waited_for(device: Emulator, machine: AdbDevice) -> Non
 def test_a_device_has_to_cool_to_the_limit(
     device: Emulator, machine: AdbDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = ThermalGate(machine, GateSettings(36, timeout_s=0.2, poll_s=0.1), lambda text: None)
+    gate = ThermalGate(machine, ReadinessSettings(36, timeout_s=0.2, poll_s=0.1), lambda text: None)
     assert not gate.wait().timed_out
     monkeypatch.setattr(templates, "_SKIN_CELSIUS", (36.1, *templates._SKIN_CELSIUS[1:]))
     device.set_faults(Faults())
@@ -81,7 +88,7 @@ def test_a_device_that_is_hot_at_first_is_waited_for_and_gets_the_limit_of_its_r
             monkeypatch.setattr(templates, "_SKIN_CELSIUS", (*skin, *templates._SKIN_CELSIUS[1:]))
             device.set_faults(Faults())
 
-    monkeypatch.setattr("device_harness.bench.gates.time.sleep", cool)
+    monkeypatch.setattr("device_harness.bench.readiness.time.sleep", cool)
     assert resting(machine, notes) == 36
     assert notes == [f"waiting for {machine.serial} to come to rest: throttling status moderate, SKIN 42.0 °C"]
     assert next(heat, None) is None
@@ -119,43 +126,43 @@ def test_a_computer_without_a_thermal_service_has_no_limit() -> None:
 def test_a_device_that_stays_hot_is_flagged(device: Emulator, machine: AdbDevice) -> None:
     device.set_faults(Faults(thermal_status=2))
     notes: list[str] = []
-    result = ThermalGate(machine, GateSettings(timeout_s=0.3, poll_s=0.1), notes.append).wait()
+    result = ThermalGate(machine, ReadinessSettings(timeout_s=0.3, poll_s=0.1), notes.append).wait()
     assert result.timed_out and result.waited_s >= 0.3
     assert notes[-1].endswith("(throttling status moderate, SKIN 42.0 °C); the results are flagged")
 
 
 def test_a_device_that_stays_hot_is_refused_if_so_wanted(device: Emulator, machine: AdbDevice) -> None:
     device.set_faults(Faults(thermal_status=4))
-    gate = ThermalGate(machine, GateSettings(37.5, timeout_s=0.2, refuses=True, poll_s=0.1), lambda text: None)
+    gate = ThermalGate(machine, ReadinessSettings(37.5, timeout_s=0.2, refuses=True, poll_s=0.1), lambda text: None)
     with pytest.raises(DeviceRefusal, match=r"found throttling status critical, SKIN 48.0 °C after 0 s.*at most 37.5"):
         gate.wait()
 
 
 def test_a_computer_without_a_thermal_service_is_let_through() -> None:
-    assert ThermalGate(Host(), GateSettings(limit_celsius=1), lambda text: None).wait().waited_s == 0
+    assert ThermalGate(Host(), ReadinessSettings(limit_celsius=1), lambda text: None).wait().waited_s == 0
 
 
 LOW = Faults(battery_percent=12)
 
 
 def test_a_device_with_power_is_let_through_at_once(device: Emulator, machine: AdbDevice) -> None:
-    result = PowerGate(machine, GateSettings(on_low_power="refuse"), pytest.fail).wait()
-    assert result == GateResult(0.0, timed_out=False)
+    result = PowerGate(machine, ReadinessSettings(on_low_power="refuse"), pytest.fail).wait()
+    assert result == GateWait(0.0, timed_out=False)
 
 
 def test_a_low_battery_is_told_once_and_flags_the_results(device: Emulator, machine: AdbDevice) -> None:
     device.set_faults(LOW)
     notes: list[str] = []
-    gate = PowerGate(machine, GateSettings(), notes.append)
-    assert gate.wait() == gate.wait() == GateResult(0.0, timed_out=False, flags=frozenset({"low_battery"}))
+    gate = PowerGate(machine, ReadinessSettings(), notes.append)
+    assert gate.wait() == gate.wait() == GateWait(0.0, timed_out=False, flags=frozenset({"low_battery"}))
     assert notes == [f"{machine.serial}: battery 12 %; the results are flagged"]
-    assert not PowerGate(machine, GateSettings(low_battery_percent=12), pytest.fail).wait().flags
+    assert not PowerGate(machine, ReadinessSettings(low_battery_percent=12), pytest.fail).wait().flags
 
 
 def test_a_device_that_saves_power_is_refused_if_so_wanted(device: Emulator, machine: AdbDevice) -> None:
     machine.shell("settings put global low_power 1", timeout=20)
     try:
-        gate = PowerGate(machine, GateSettings(on_low_power="refuse"), pytest.fail)
+        gate = PowerGate(machine, ReadinessSettings(on_low_power="refuse"), pytest.fail)
         with pytest.raises(DeviceRefusal, match=r"power: found power saving on, wanted a battery of at least 20 %"):
             gate.wait()
     finally:
@@ -165,18 +172,18 @@ def test_a_device_that_saves_power_is_refused_if_so_wanted(device: Emulator, mac
 def test_a_battery_is_waited_for_and_flagged_if_it_stays_low(device: Emulator, machine: AdbDevice) -> None:
     device.set_faults(LOW)
     notes: list[str] = []
-    settings = GateSettings(timeout_s=30, on_low_power="wait", poll_s=0.1)
+    settings = ReadinessSettings(timeout_s=30, on_low_power="wait", poll_s=0.1)
     threading.Timer(0.7, lambda: device.set_faults(Faults())).start()
     result = PowerGate(machine, settings, notes.append).wait()
     assert result.waited_s >= 0.5 and not result.timed_out and not result.flags
     assert notes == [f"{machine.serial}: battery 12 %; waiting up to 30 s"]
     device.set_faults(LOW)
-    result = PowerGate(machine, GateSettings(timeout_s=0.3, on_low_power="wait", poll_s=0.1), notes.append).wait()
+    result = PowerGate(machine, ReadinessSettings(timeout_s=0.3, on_low_power="wait", poll_s=0.1), notes.append).wait()
     assert result.timed_out and result.flags == {"low_battery"} and result.waited_s >= 0.3
 
 
 def test_a_computer_without_a_battery_service_is_let_through() -> None:
-    assert PowerGate(Host(), GateSettings(on_low_power="refuse"), pytest.fail).wait().waited_s == 0
+    assert PowerGate(Host(), ReadinessSettings(on_low_power="refuse"), pytest.fail).wait().waited_s == 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError()])

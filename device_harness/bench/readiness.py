@@ -13,7 +13,7 @@ from device_harness.adb.transport import DeviceRefusal
 from device_harness.bench.state import (
     LOW_BATTERY_PERCENT,
     READ_S,
-    gate_temperature,
+    device_temperature,
     power_flags,
     read_light_threshold,
     read_power,
@@ -47,7 +47,7 @@ ON_LOW_POWER: tuple[OnLowPower, ...] = get_args(OnLowPower)
 
 
 @dataclass(frozen=True, slots=True)
-class GateSettings:
+class ReadinessSettings:
     """When a device counts as cool, not throttling and within bounds; and as having the power to run as it can."""
 
     limit_celsius: float | None = None
@@ -62,7 +62,7 @@ class GateSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class GateResult:
+class GateWait:
     """How a wait ended."""
 
     waited_s: float
@@ -80,7 +80,7 @@ def resting_limit(machine: Machine, note: Note, *, timeout_s: float, interval_s:
     """
     started = time.monotonic()
     thermal = read_thermal(machine)
-    found = gate_temperature(thermal)
+    found = device_temperature(thermal)
     if found is None:
         return None
     sensor, lowest = found
@@ -96,7 +96,7 @@ def resting_limit(machine: Machine, note: Note, *, timeout_s: float, interval_s:
             told = True
         time.sleep(min(interval_s, left))
         thermal = read_thermal(machine)
-        found = gate_temperature(thermal)
+        found = device_temperature(thermal)
         before, lowest = lowest, lowest if found is None else min(lowest, found[1])
         if before - lowest < _SETTLED_CELSIUS and left > interval_s:
             break
@@ -111,18 +111,18 @@ def is_throttling(thermal: ThermalRecord | None) -> bool:
 class PowerGate:
     """Asked before each iteration; a machine that tells neither battery nor power saving is always let through."""
 
-    def __init__(self, machine: Machine, settings: GateSettings, note: Note) -> None:
+    def __init__(self, machine: Machine, settings: ReadinessSettings, note: Note) -> None:
         self._machine = machine
         self._settings = settings
         self._note = note
         self._told: frozenset[Flag] = frozenset()
 
-    def wait(self) -> GateResult:
+    def wait(self) -> GateWait:
         """DeviceRefusal if that is wanted and power is low; flags if it is, or is still after ``timeout_s``."""
         found = self._look()
         if not found or self._settings.on_low_power == "flag":
             self._tell(found, "the results are flagged")
-            return GateResult(0.0, timed_out=False, flags=frozenset(found))
+            return GateWait(0.0, timed_out=False, flags=frozenset(found))
         if self._settings.on_low_power == "refuse":
             remedy = "charge it, turn power saving off, or leave out --on-low-power"
             wanted = f"a battery of at least {self._settings.low_battery_percent:g} % and no power saving"
@@ -134,7 +134,7 @@ class PowerGate:
         while found and (left := self._settings.timeout_s - (time.monotonic() - started)) > 0:
             time.sleep(min(self._settings.poll_s, left))
             found = self._look()
-        return GateResult(time.monotonic() - started, timed_out=bool(found), flags=frozenset(found))
+        return GateWait(time.monotonic() - started, timed_out=bool(found), flags=frozenset(found))
 
     def _look(self) -> dict[Flag, str]:
         """What is low, in words."""
@@ -154,12 +154,12 @@ class PowerGate:
 class ThermalGate:
     """Asked before each iteration; a machine without a thermal service is always let through."""
 
-    def __init__(self, machine: Machine, settings: GateSettings, note: Note) -> None:
+    def __init__(self, machine: Machine, settings: ReadinessSettings, note: Note) -> None:
         self._machine = machine
         self._settings = settings
         self._note = note
 
-    def wait(self) -> GateResult:
+    def wait(self) -> GateWait:
         """DeviceRefusal if it ``refuses`` and the device is still hot after ``timeout_s``."""
         started = time.monotonic()
         told = False
@@ -167,7 +167,7 @@ class ThermalGate:
             thermal = read_thermal(self._machine)
             waited = time.monotonic() - started
             if self._is_cool(thermal):
-                return GateResult(waited if told else 0.0, timed_out=False)
+                return GateWait(waited if told else 0.0, timed_out=False)
             if waited >= self._settings.timeout_s:
                 return self._give_up(thermal, waited)
             if not told:
@@ -176,10 +176,10 @@ class ThermalGate:
             time.sleep(min(self._settings.poll_s, self._settings.timeout_s))
 
     def _is_cool(self, thermal: ThermalRecord | None) -> bool:
-        found, limit = gate_temperature(thermal), self._settings.limit_celsius
+        found, limit = device_temperature(thermal), self._settings.limit_celsius
         return not is_throttling(thermal) and (found is None or limit is None or found[1] <= limit)
 
-    def _give_up(self, thermal: ThermalRecord | None, waited: float) -> GateResult:
+    def _give_up(self, thermal: ThermalRecord | None, waited: float) -> GateWait:
         words = _describe(thermal)
         if self._settings.refuses:
             found = f"{words} after {waited:.0f} s"
@@ -189,11 +189,11 @@ class ThermalGate:
             wanted = f"throttling status none{limit}"
             raise DeviceRefusal(f"{self._machine.serial} thermal gate", found=found, wanted=wanted, remedy=remedy)
         self._note(f"{self._machine.serial} is still hot after {waited:.0f} s ({words}); the results are flagged")
-        return GateResult(waited, timed_out=True)
+        return GateWait(waited, timed_out=True)
 
 
 def _describe(thermal: ThermalRecord | None) -> str:
-    found = gate_temperature(thermal)
+    found = device_temperature(thermal)
     status = "unknown" if thermal is None or thermal.status is None else THROTTLING_SEVERITIES[thermal.status]
     return f"throttling status {status}" + (f", {found[0]} {found[1]:.1f} °C" if found else "")
 

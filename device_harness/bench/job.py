@@ -1,4 +1,4 @@
-"""Measures one job of a runner: a process for each iteration, gates between, samples beside; one record in the end."""
+"""Measures one job of a runner: a process for each iteration, waits before it, samples beside it; one record."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from device_harness.adb.transport import ConnectionLost, DeviceFault
-from device_harness.bench.gates import GateResult, GateSettings, PowerGate, ThermalGate
-from device_harness.bench.process import ASK_S, JobProcesses, ProcessLimits, Run
+from device_harness.bench.process import ASK_S, JobProcesses, ProcessLimits, ProcessRun
+from device_harness.bench.readiness import GateWait, PowerGate, ReadinessSettings, ThermalGate
 from device_harness.bench.sampler import DEFAULT_INTERVAL_S, memory_record, series
 from device_harness.bench.state import read_state, read_thermal, state_flags
 from device_harness.flash.page_cache import DroppedFiles, PageCache
@@ -30,7 +30,7 @@ from toolkit.results.record import (
 )
 from toolkit.results.statistics import MIN_VALUES, Drift, drift
 
-Progress = Callable[[int, int, Figures | None], None]
+IterationProgress = Callable[[int, int, Figures | None], None]
 """Called with the iterations done, those in all, and the figures of the last."""
 
 _MOST_CUTS = 3
@@ -54,11 +54,11 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class BenchSettings:
+class JobSettings:
     """How a job is measured."""
 
     repetitions: int = 5
-    gate: GateSettings = field(default_factory=GateSettings)
+    readiness: ReadinessSettings = field(default_factory=ReadinessSettings)
     cool_down_s: float = 0.0
     interval_s: float = DEFAULT_INTERVAL_S
     folder: str = "/data/local/tmp"
@@ -68,7 +68,7 @@ class BenchSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class BenchOutcome:
+class JobOutcome:
     """What was measured until the end, or until something ended it: an interrupt, a fault; None if that was nothing."""
 
     record: BenchRecord | None
@@ -78,11 +78,11 @@ class BenchOutcome:
 def run_job(
     subject: Subject,
     workload: Workload,
-    settings: BenchSettings,
+    settings: JobSettings,
     *,
-    progress: Progress,
+    progress: IterationProgress,
     note: Callable[[str], None],
-) -> BenchOutcome:
+) -> JobOutcome:
     """All iterations of a job. What was measured before an interrupt or a fault is kept and flagged."""
     bench = _Bench(subject, workload, settings, note)
     ended_by: BaseException | None = None
@@ -92,14 +92,14 @@ def run_job(
         ended_by = error
     finally:
         bench.end()
-    return BenchOutcome(bench.record(is_whole=ended_by is None), ended_by)
+    return JobOutcome(bench.record(is_whole=ended_by is None), ended_by)
 
 
 class _Bench:
     """The state of one job's measurement."""
 
     def __init__(
-        self, subject: Subject, workload: Workload, settings: BenchSettings, note: Callable[[str], None]
+        self, subject: Subject, workload: Workload, settings: JobSettings, note: Callable[[str], None]
     ) -> None:
         self._machine = subject.machine
         self._device = subject.device
@@ -108,22 +108,22 @@ class _Bench:
         self._workload = workload
         self._settings = settings
         self._note = note
-        self._power_gate = PowerGate(subject.machine, settings.gate, note)
-        self._thermal_gate = ThermalGate(subject.machine, settings.gate, note)
+        self._power_gate = PowerGate(subject.machine, settings.readiness, note)
+        self._thermal_gate = ThermalGate(subject.machine, settings.readiness, note)
         limits = ProcessLimits(workload.timeout_s, settings.interval_s, settings.folder)
         self._processes = JobProcesses(subject.machine, subject.runner, subject.job, limits)
         self._started_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._started = time.monotonic()
         self._begin_s = 0.0
         self._before: StateRecord | None = None
-        self._runs: list[Run] = []
+        self._runs: list[ProcessRun] = []
         self._iterations: list[Iteration] = []
-        self._gates: list[GateResult] = []
+        self._gates: list[GateWait] = []
         self._after: StateRecord | None = None
         self._counted: Delegation | None = None
         self._was_cut = False
 
-    def measure(self, progress: Progress) -> None:
+    def measure(self, progress: IterationProgress) -> None:
         """Until all iterations are done; one that a lost connection cuts off begins again."""
         self._begin_s = self._uptime()
         if self._workload.start == "warm":
@@ -228,7 +228,7 @@ class _Bench:
             flags=self._flags(after, drifts, is_whole=is_whole),
         )
 
-    def _iteration(self, run: Run, gate_wait_s: float, dropped: DroppedFiles | None) -> Iteration:
+    def _iteration(self, run: ProcessRun, gate_wait_s: float, dropped: DroppedFiles | None) -> Iteration:
         thermal = read_thermal(self._machine)
         begin, end = run.reading.begin_s or run.begin_s, run.reading.end_s or run.end_s
         figures = dict(run.reading.figures)
@@ -277,7 +277,7 @@ class _Bench:
         if self._was_cut:
             flags.add("reconnected")
         if self._before is not None:
-            low = self._settings.gate.low_battery_percent
+            low = self._settings.readiness.low_battery_percent
             flags |= state_flags(self._before, after or self._before, low_battery_percent=low)
         if any((item.thermal_status or 0) > 0 for item in self._iterations):
             flags.add("throttled")

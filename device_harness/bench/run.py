@@ -1,0 +1,160 @@
+"""Benchmarks a model on a machine with a runner: the way from a request to records, without a terminal.
+
+`gemma-edge bench`, `gemma-edge demo` and `gemma_edge.bench` all go through `bench`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from device_harness.bench.job import JobSettings, Subject, run_job
+from device_harness.bench.placement import LITERTLM, exported_model, model_kind, open_model, place_model
+from device_harness.bench.readiness import ReadinessSettings, prepared_device, resting_limit
+from device_harness.bench.sampler import DEFAULT_INTERVAL_S
+from device_harness.bench.state import read_device
+from device_harness.flash.page_cache import place_page_cache
+from device_harness.machines.machine import Machine
+from device_harness.runners import ALL
+from device_harness.runners.interface import LocalModel, Workload
+from device_harness.runners.spec import BenchListener, RunnerOptions, RunnerRequest, RunnerSpec
+from toolkit.base.errors import UsageError
+from toolkit.results.record import BenchRecord, DeviceRecord
+
+_PHONE_COOL_DOWN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRequest:
+    """What is measured."""
+
+    model: Path
+    """A bundle's directory, or a .litertlm file."""
+    runner: str | None = None
+    """The name of a runner's spec; None: the one that is the default for such a model."""
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The runner's own, by the names in its spec."""
+    size: str | None = None
+    """One of a bundle's sizes; None: its default."""
+    workload: Workload = field(default_factory=Workload)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """How it is measured, and with what care for the machine."""
+
+    repetitions: int = 5
+    """Processes that are measured, one an iteration."""
+    readiness: ReadinessSettings = field(default_factory=ReadinessSettings)
+    """Without a limit in degrees, it is found first: a little above what the machine has at rest."""
+    cool_down_s: float | None = None
+    """Between iterations; None: 5 on a phone, else 0."""
+    interval_s: float = DEFAULT_INTERVAL_S
+    """Between samples of memory."""
+    drop_page_cache: bool = False
+    """Take the model's files out of memory before each iteration; only with a cold start."""
+    stay_awake: bool = False
+    airplane_mode: bool = False
+
+
+def choose_runner(request: BenchRequest, runners: Sequence[RunnerSpec] = ALL) -> RunnerSpec:
+    """The runner that is meant; UsageError for one that is not known, does not fit, or lacks an option that was given.
+
+    No machine is asked, so that a mistake shows at once.
+    """
+    spec = _named(request, runners)
+    if model_kind(request.model) == "litertlm" and "litertlm" not in spec.takes:  # the other way, it is exported
+        found = f"a {LITERTLM}"
+        raise UsageError(str(request.model), found=found, wanted=f"a bundle's directory for {spec.name}")
+    known = {option.name for option in spec.options}
+    given = [option for other in runners for option in other.options if request.options.get(option.name)]
+    for option in given:
+        if option.name not in known:
+            owners = [other.name for other in runners if option in other.options]
+            found = f"it with the runner {spec.name}"
+            raise UsageError(option.flag, found=found, wanted=f"--runner {' or '.join(owners)}")
+    spec.check(RunnerOptions(request.options), request.workload)
+    return spec
+
+
+def _named(request: BenchRequest, runners: Sequence[RunnerSpec]) -> RunnerSpec:
+    kind, name = model_kind(request.model), request.runner
+    found = [spec for spec in runners if (kind in spec.default_for if name is None else spec.name == name)]
+    if not found:
+        wanted = " or ".join(spec.name for spec in runners)
+        raise UsageError("--runner", found=name or f"none for a {kind}", wanted=wanted)
+    return found[0]
+
+
+def bench(
+    machine: Machine,
+    request: BenchRequest,
+    settings: BenchSettings | None = None,
+    *,
+    runners: Sequence[RunnerSpec] = ALL,
+    listener: BenchListener | None = None,
+) -> Iterator[BenchRecord]:
+    """Measure a model on a machine: a record for each job of the runner, as soon as it is whole.
+
+    What ends a job early, an interrupt or a fault, is raised after the record of what was measured until then.
+    UsageError for what cannot be measured so, BundleError for a model that is not sound, EnvironmentFault for
+    everything about the machine. `runners`: those to choose from.
+    """
+    settings, listener = settings or BenchSettings(), listener or BenchListener()
+    spec = choose_runner(request, runners)
+    if settings.drop_page_cache and request.workload.start != "cold":
+        raise UsageError("--drop-page-cache", found="a warm start", wanted="it with --cold")
+    with prepared_device(machine, stay_awake=settings.stay_awake, airplane_mode=settings.airplane_mode):
+        device = read_device(machine)
+        if device.emulated:
+            listener.note(f"{machine.serial} is emulated: speeds are this computer's")
+        runner = spec.make(RunnerRequest(RunnerOptions(request.options), request.workload, device, listener))
+        job_settings = _job_settings(settings, machine, device, listener)
+        with _opened(request, spec, listener) as model:
+            plan = runner.plan(model, request.workload)
+            with listener.pushing(machine.serial) as progress:
+                placed = place_model(machine, model, progress=progress)
+            for job in plan(machine, placed):
+                subject = Subject(machine, device, spec.name, job)
+                tell = partial(listener.iteration, job)
+                outcome = run_job(subject, request.workload, job_settings, progress=tell, note=listener.note)
+                if outcome.record is not None:
+                    yield outcome.record
+                if outcome.ended_by is not None:
+                    raise outcome.ended_by
+
+
+@contextmanager
+def _opened(request: BenchRequest, spec: RunnerSpec, listener: BenchListener) -> Iterator[LocalModel]:
+    """The model; a bundle for a runner that takes none is exported."""
+    model = open_model(request.model, request.size)
+    if model.manifest is None or "bundle" in spec.takes:
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-bench-") as scratch:
+        listener.note(f"exporting {request.model} as one {LITERTLM} for {spec.name}")
+        yield exported_model(model, Path(scratch))
+
+
+def _job_settings(
+    settings: BenchSettings, machine: Machine, device: DeviceRecord, listener: BenchListener
+) -> JobSettings:
+    """For all jobs; the machine is looked at before anything of them has warmed it."""
+    readiness = settings.readiness
+    if readiness.limit_celsius is None:
+        limit = resting_limit(machine, listener.note, timeout_s=readiness.timeout_s)
+        readiness = replace(readiness, limit_celsius=limit)
+    is_phone = device.kind == "adb" and not device.emulated
+    default_s = _PHONE_COOL_DOWN_S if is_phone else 0.0
+    return JobSettings(
+        repetitions=settings.repetitions,
+        readiness=readiness,
+        cool_down_s=default_s if settings.cool_down_s is None else settings.cool_down_s,
+        interval_s=settings.interval_s,
+        folder=machine.cache_folder,
+        page_cache=place_page_cache(machine, listener.note) if settings.drop_page_cache else None,
+    )

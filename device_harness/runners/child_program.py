@@ -1,0 +1,94 @@
+"""The program of a runner that is a module of ours, where it runs: `python3 -m MODULE` measures and prints JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from toolkit import __version__
+from toolkit.base.errors import ToolkitError
+from toolkit.base.files import hash_file
+from toolkit.base.procfs import parse_io, parse_stat
+from toolkit.results.record import Delegation
+
+RESULT = "gemma-edge-result: "
+"""Before the line of JSON, for LiteRT says things too."""
+
+
+def run_child(
+    argv: list[str] | None,
+    measure: Callable[[argparse.Namespace], Mapping[str, float]],
+    library: Callable[[], tuple[str, Path]],
+    count: Callable[[argparse.Namespace], Delegation] | None = None,
+) -> int:
+    """The child's whole program: without a model it says what it runs on, with one it prints what it measured.
+
+    `library` tells the package that does the work, and its shared library; `count`, asked with --count-nodes, what
+    a delegate takes.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--generated-tokens", type=int, default=128)
+    parser.add_argument("--size")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--context", type=int)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--count-nodes", action="store_true")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.model is None:
+            value = _described(*library())
+        elif arguments.count_nodes and count is not None:
+            value = asdict(count(arguments))
+        else:
+            value = _measured(measure, arguments)
+    except ToolkitError as error:
+        sys.stdout.write(f"error: {error}\n")
+        return error.exit_code
+    sys.stdout.write(RESULT + json.dumps(value) + "\n")
+    sys.stdout.flush()
+    return 0
+
+
+def _measured(
+    measure: Callable[[argparse.Namespace], Mapping[str, float]], arguments: argparse.Namespace
+) -> dict[str, object]:
+    before, begin_s = _counts(), _uptime()
+    figures = dict(measure(arguments))
+    end_s = _uptime()
+    counted = {name: value - before[name] for name, value in _counts().items()}
+    return {"begin_s": begin_s, "end_s": end_s, "figures": {**figures, **counted}}
+
+
+def _described(package: str, library: Path) -> dict[str, object]:
+    found = [
+        {"name": name, "sha256": hash_file(path).sha256, "bytes": path.stat().st_size, "version": version}
+        for name, path, version in (
+            ("python3", Path(sys.executable), sys.version.split()[0]),
+            (library.name, library, importlib.metadata.version(package)),
+        )
+    ]
+    return {"version": __version__, "binaries": found}
+
+
+def _counts() -> dict[str, int]:
+    """Faults and reads of this process so far; none where the system does not tell."""
+    try:
+        stat = parse_stat(Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace"))
+        io = parse_io(Path("/proc/self/io").read_text(encoding="ascii"))
+    except (OSError, ToolkitError):
+        return {}
+    counts = {"major_faults_count": stat.major_faults, "minor_faults_count": stat.minor_faults}
+    return counts if io.read_bytes is None else {**counts, "read_bytes": io.read_bytes}
+
+
+def _uptime() -> float:
+    """The clock of /proc/uptime, by which samples are ordered."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

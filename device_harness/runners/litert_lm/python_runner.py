@@ -1,0 +1,53 @@
+"""LiteRT-LM's engine by its package litert-lm-api, where a machine has Python with it and with this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from device_harness.machines.machine import Machine
+from device_harness.parsers.delegates import delegation, parse_delegates
+from device_harness.runners import python_child
+from device_harness.runners.interface import Job, JobPlan, LocalModel, PlacedModel, Reading, Workload, text_tests
+from device_harness.runners.litert_lm.model import EngineModel, read_engine_model
+from toolkit.base.errors import UsageError
+
+_MODULE = "device_harness.runners.litert_lm.child"
+_CACHE = "bench-litert-lm-cache"
+
+
+@dataclass(frozen=True, slots=True)
+class LiteRtLmPythonRunner:
+    """On the CPU."""
+
+    def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
+        """One job. UsageError for another backend than the CPU, or a context that the model has not."""
+        if workload.backend != "cpu":
+            raise UsageError("--backend", found=workload.backend, wanted="cpu with the runner litert_lm_python")
+        found = read_engine_model(model.path, workload)
+
+        def jobs(machine: Machine, there: PlacedModel) -> tuple[Job, ...]:
+            return (_job(machine, there, found, workload),)
+
+        return jobs
+
+
+def _job(machine: Machine, model: PlacedModel, found: EngineModel, workload: Workload) -> Job:
+    binaries = python_child.binaries(machine, _MODULE)
+    cache = python_child.cache_folder(machine, _CACHE)
+    context = () if found.context is None else ("--context", str(found.context))
+    words = (model.path, "--cache", cache, *python_child.options(workload), *context)
+    return Job(
+        tests=text_tests(workload),
+        argv=(*python_child.command(machine, _MODULE), *words),
+        read=read_litert_lm_child,
+        model=model.record,
+        binaries=binaries,
+        weight_caches=(f"{cache}/*xnnpack_cache*",),
+        groups=found.groups(model.path),
+        context=found.context,
+    )
+
+
+def read_litert_lm_child(output: str) -> Reading:
+    """Our child's line, and what the engine's log says of delegates."""
+    return replace(python_child.read_child(output), delegation=delegation(parse_delegates(output), "cpu"))

@@ -1,0 +1,102 @@
+"""What a runner says of itself: a `RunnerSpec` in its folder's `__init__`, and a word in `device_harness.runners.ALL`.
+
+The command line, the defaults and the choice of a runner all come from here; nothing else knows a runner by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from device_harness.push.source import PushProgress, Step
+from device_harness.runners.interface import Job, Runner, Workload
+from toolkit.base.files import Progress
+from toolkit.results.record import DeviceRecord, Figures, ModelKind
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOption:
+    """An option that only some runners have, on the command line `--binary-version` for the name `binary_version`."""
+
+    name: str
+    metavar: str
+    help: str
+    repeats: bool = False
+    """Whether it may be given more than once."""
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """The values that were given for a runner's options, as texts, by the option's name."""
+
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """All values of an option that repeats."""
+        return self.values.get(name, ())
+
+    def text(self, name: str) -> str | None:
+        """The last value of an option; None if it was not given."""
+        return self.texts(name)[-1] if self.texts(name) else None
+
+
+class BenchListener:
+    """Told what a benchmark does, in words and numbers; this one ignores it all."""
+
+    def note(self, text: str) -> None:
+        """Something that the person who waits should know."""
+
+    def iteration(self, job: Job, done: int, total: int, figures: Figures | None) -> None:
+        """Iterations done and in all, and the figures of the last one; None before the first."""
+
+    def downloading(self, name: str) -> AbstractContextManager[Progress | None]:
+        """While a program is downloaded; what is returned is called with bytes done and in all."""
+        return nullcontext()
+
+    def pushing(self, serial: str) -> AbstractContextManager[PushProgress]:
+        """While files are brought to a device."""
+        return nullcontext(_ignore)
+
+
+def _ignore(step: Step, done: int, total: int) -> None:
+    """Nobody asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerRequest:
+    """What a runner is made from."""
+
+    options: RunnerOptions
+    workload: Workload
+    device: DeviceRecord
+    listener: BenchListener
+
+
+def _accept(options: RunnerOptions, workload: Workload) -> None:
+    """Whatever was given can be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSpec:
+    """One runner. `make` and `check` import what they need when they are called.
+
+    For the child processes that some runners start import this package too, and what they import is measured.
+    """
+
+    name: str
+    """As results and `--runner` call it."""
+    about: str
+    """What it runs, for the help of `--runner`."""
+    takes: tuple[ModelKind, ...]
+    """Which kinds of model it runs."""
+    make: Callable[[RunnerRequest], Runner]
+    """May download a program. UsageError, EnvironmentFault."""
+    default_for: tuple[ModelKind, ...] = ()
+    options: tuple[RunnerOption, ...] = ()
+    check: Callable[[RunnerOptions, Workload], None] = _accept
+    """UsageError for options that cannot be followed; asked before any machine is."""

@@ -1,0 +1,134 @@
+"""A runner from another package, benchmarked with no file of ours that names it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from bundles import fill
+
+from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner
+from device_harness.machines.host import Host
+from device_harness.runners import ALL
+from device_harness.runners.interface import Job, Workload
+from device_harness.runners.spec import BenchListener, RunnerSpec
+from toolkit.base.errors import UsageError
+from toolkit.bundle.write import write_bundle
+from toolkit.results.record import Figures
+
+PACKAGE = '''
+"""A runner that is a script of Python's, which prints numbers."""
+
+import sys
+from pathlib import Path
+
+from device_harness.runners.interface import Job, Reading
+from device_harness.runners.spec import RunnerOption, RunnerSpec
+
+SCRIPT = Path(__file__).with_name("measure.py")
+
+
+def read(output):
+    name, value = output.split()[-2:]
+    return Reading({name: float(value)})
+
+
+class ScriptRunner:
+    def __init__(self, factor, figure):
+        self.factor = factor
+        self.figure = figure
+
+    def plan(self, model, workload):
+        def jobs(machine, there):
+            argv = (machine.python, str(SCRIPT), there.path, str(workload.generated_tokens), self.factor, self.figure)
+            tests = {"tg%d" % workload.generated_tokens: "decode_tokens_per_s"}
+            return (Job(tests=tests, argv=argv, read=read, model=there.record, binaries=()),)
+
+        return jobs
+
+
+SPEC = RunnerSpec(
+    name="script",
+    about="a script",
+    takes=("bundle",),
+    options=(
+        RunnerOption("factor", "N", "how much faster"),
+        RunnerOption("figure", "NAME", "what the script calls its figure"),
+    ),
+    make=lambda request: ScriptRunner(
+        request.options.text("factor") or "1", request.options.text("figure") or "decode_tokens_per_s"
+    ),
+)
+'''
+SCRIPT = """
+import pathlib, sys
+path, tokens, factor, figure = sys.argv[1:]
+assert (pathlib.Path(path) / "manifest.json").exists()
+print("measured", figure, int(tokens) * int(factor))
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "handmade"
+    write_bundle(path, fill)
+    return path
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunnerSpec:
+    """Of a package that is in no folder of ours."""
+    folder = tmp_path / "script_runner"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(PACKAGE)
+    (folder / "measure.py").write_text(SCRIPT)
+    monkeypatch.syspath_prepend(tmp_path)
+    found: RunnerSpec = importlib.import_module("script_runner").SPEC
+    monkeypatch.delitem(sys.modules, "script_runner")
+    return found
+
+
+class Listener(BenchListener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.done: list[int] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def iteration(self, job: Job, done: int, total: int, figures: Figures | None) -> None:
+        self.done.append(done)
+
+
+def test_a_runner_of_another_package_is_a_word_in_a_tuple(bundle: Path, spec: RunnerSpec) -> None:
+    request = BenchRequest(bundle, "script", {"factor": ("3",)}, workload=Workload(generated_tokens=16))
+    listener = Listener()
+    (record,) = bench(Host(), request, BenchSettings(repetitions=2), runners=(*ALL, spec), listener=listener)
+    assert (record.runner, record.values("tg16"), record.model.name) == ("script", (48, 48), "handmade")
+    assert listener.done == [0, 1, 2] and listener.notes == ["host: script runs once unmeasured, to warm up"]
+
+
+def test_a_runner_is_known_only_where_it_is_given(bundle: Path) -> None:
+    with pytest.raises(UsageError, match=r"--runner.*script.*session or .* or flash_probe"):
+        choose_runner(BenchRequest(bundle, "script"))
+
+
+def test_an_option_of_another_runner_is_refused_by_name(bundle: Path, spec: RunnerSpec) -> None:
+    with pytest.raises(UsageError, match=r"--factor.*session.*--runner script"):
+        choose_runner(BenchRequest(bundle, "session", {"factor": ("3",)}), (*ALL, spec))
+
+
+def test_each_kind_of_model_has_one_default_runner() -> None:
+    for kind, name in (("bundle", "session"), ("litertlm", "litert_lm_advanced_main")):
+        assert [spec.name for spec in ALL if kind in spec.default_for] == [name]
+
+
+def test_names_and_options_of_runners_are_told_apart() -> None:
+    names = [spec.name for spec in ALL]
+    assert len(set(names)) == len(names)
+    options = {option for spec in ALL for option in spec.options}
+    assert len({option.name for option in options}) == len(options)
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", option.name) for option in options)

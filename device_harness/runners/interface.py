@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from device_harness.machines.machine import Machine
-from device_harness.push.source import PushSource
-from toolkit.bundle.manifest import Manifest
 from toolkit.results.labels import workload_name
 from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelRecord, Start
+
+if TYPE_CHECKING:  # a runner's child imports this module too, and has the memory of what it imports counted
+    from device_harness.machines.machine import Machine
+    from device_harness.push.source import PushSource
+    from toolkit.bundle.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def text_tests(workload: Workload) -> dict[str, str]:
     }
 
 
-JobPlan = Callable[[Machine, PlacedModel], tuple[Job, ...]]
+JobPlan: TypeAlias = "Callable[[Machine, PlacedModel], tuple[Job, ...]]"
 """Brings to the machine what a runner needs beside the model, and says what is to be run there."""
 
 

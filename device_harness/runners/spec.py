@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from device_harness.push.source import PushProgress, Step
 from device_harness.runners.interface import Job, Runner, Workload
 from toolkit.base.files import Progress
 from toolkit.results.record import DeviceRecord, Figures, ModelKind
+
+if TYPE_CHECKING:  # as in interface.py
+    from device_harness.push.source import PushProgress, Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""Numbers for people: statistics, tables, plots and the page around them; knows neither models nor devices."""
+"""Shows benchmark results: tables, plots and the HTML page. Computes nothing, and knows neither models nor devices."""

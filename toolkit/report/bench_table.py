@@ -12,7 +12,7 @@ from toolkit.results.record import BenchRecord
 
 
 def bench_table(records: Sequence[BenchRecord], form: Form) -> str:
-    """`md`, `csv`, `json` or `jsonl`, without a last line end; JSON has the value of each iteration.
+    """The tests of all records as `md`, `csv`, `json` or `jsonl`, without a last line end.
 
     Markdown has tests in tokens/s in a table of their own, as llama-bench has it; the others follow in a second one.
     """
@@ -28,7 +28,7 @@ def bench_table(records: Sequence[BenchRecord], form: Form) -> str:
 
 
 def _row(outcome: Outcome) -> Row:
-    """Statistics are in the unit that `figure` ends in."""
+    """All that any form shows of a test; its statistics are in the unit that `figure` ends in."""
     found, part = outcome.found, outcome.record.delegation
     return {
         **labels(outcome.record),
@@ -74,7 +74,7 @@ def _other_columns(others: Sequence[Outcome]) -> list[Column]:
 
 
 def _label_columns(found: Sequence[Outcome]) -> list[Column]:
-    """Those that some row has."""
+    """Columns for what was run on what, leaving out those that are empty in every row."""
     rows = [labels(outcome.record) for outcome in found]
     return [Column(name, _text_of(name)) for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
 

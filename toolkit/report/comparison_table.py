@@ -9,7 +9,7 @@ from toolkit.results.quantities import quantity
 
 
 def comparison_table(found: ResultsComparison) -> str:
-    """Markdown, and below it what the reader should know."""
+    """A Markdown table; below it what differs between the sides, and the configurations that one of them lacks."""
     header = ["configuration", "test", "base", "new", "change", "95 % interval", "verdict", "n", "notes"]
     rows = [_row(item) for item in found.tests]
     lines = [markdown(header, rows, numeric=[False, True, True, True, True, True, False, True, False])]
@@ -21,7 +21,7 @@ def comparison_table(found: ResultsComparison) -> str:
 
 
 def comparison_json(found: ResultsComparison) -> dict[str, object]:
-    """Medians in the unit that `figure` ends in; `ratio` is new over base."""
+    """The object of `compare --json`. Medians are in the unit that `figure` ends in; `ratio` is new over base."""
     return {
         "tests": [
             {

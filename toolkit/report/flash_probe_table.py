@@ -41,7 +41,10 @@ def flash_probe_table(runs: Sequence[NumberedRecord]) -> Table | None:
 
 
 def _medians(record: BenchRecord, beginning: str) -> dict[str, float]:
-    """Figure, without its beginning, to median; `row_pread_random_` is no figure of `row_pread_`, if both are there."""
+    """The median of each figure whose name begins so, by the rest of its name.
+
+    Where both are there, `row_pread_random_latency_s` is no figure of `row_pread_`.
+    """
     longer = [figure.removesuffix(_LATENCY) for figure in record.tests.values() if figure.startswith(beginning)]
     others = tuple(other for other in longer if other != beginning)
     found: dict[str, list[float]] = {}

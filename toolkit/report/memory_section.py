@@ -1,4 +1,4 @@
-"""What runs held in memory: by parameter group, and at its peak and steadily."""
+"""How much memory each run took: by parameter group, at its peak, and steadily."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class GroupsMemory:
 
 @dataclass(frozen=True, slots=True)
 class MemorySection:
-    """None where no record has it; one of both is there."""
+    """At least one of both; None stands for what no record has."""
 
     groups: GroupsMemory | None
     moments: Table | None
 
 
 def memory_section(runs: Sequence[NumberedRecord]) -> MemorySection | None:
-    """None where no record says anything of memory."""
+    """The section, or None where no record says anything of memory."""
     mapped = [run for run in runs if run.record.memory.groups]
     groups = _groups_memory(mapped) if mapped else None
     rows = [row for run in runs for row in _moment_rows(run)]
-    headings = ["run", "", "", "resident + swapped", "anonymous", "file", "swapped", "PSS", "private dirty"]
+    headings = ["run", "ran", "moment", "resident + swapped", "anonymous", "file", "swapped", "PSS", "private dirty"]
     moments = without_empty_columns(Table(headings, rows)) if rows else None
     return MemorySection(groups, moments) if groups is not None or moments is not None else None
 
@@ -58,7 +58,7 @@ def _groups_memory(runs: Sequence[NumberedRecord]) -> GroupsMemory:
 
 
 def _groups_table(runs: Sequence[NumberedRecord], names: Sequence[str]) -> Table:
-    """What the bars are too narrow to say."""
+    """Resident and mapped bytes of each group, since many bars are too narrow for a number."""
     rows = []
     for run in runs:
         groups = run.record.memory.groups
@@ -72,7 +72,7 @@ def _groups_table(runs: Sequence[NumberedRecord], names: Sequence[str]) -> Table
 
 
 def _megabytes(record: BenchRecord, groups: Sequence[str]) -> dict[str, float]:
-    """Of every group, so that all bars have their parts in one order."""
+    """Resident megabytes of every group, 0 where a run has none, so that all bars have their parts in one order."""
     found = record.memory.groups
     return {name: found[name].rss_bytes / 1e6 if name in found else 0.0 for name in groups}
 

@@ -1,4 +1,4 @@
-"""Records with the numbers that they have on a page, and what tells them apart there."""
+"""Benchmark records with their numbers on a page, and the labels that tell them apart there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NumberedRecord:
 
 
 def row_labels(runs: Sequence[NumberedRecord]) -> list[str]:
-    """What differs among these runs, and their flags, since pictures travel without the page."""
+    """A label for each run: what differs among these, and the flags, since a picture may be shown without its page."""
     every = [{**labels(run.record), "threads": threads_text(run.record)} for run in runs]
     differing = [name for name in every[0] if len({each[name] for each in every}) > 1]
     found = []
@@ -43,5 +43,5 @@ def how_it_ran(record: BenchRecord) -> str:
 
 
 def joined(*texts: str | None) -> str:
-    """Those that say something, with a blank between."""
+    """The texts that are not empty, with a blank between."""
     return " ".join(text for text in texts if text)

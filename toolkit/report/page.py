@@ -79,7 +79,7 @@ def render_page(page: Page, progress: Progress | None = None) -> bytes:
 
 
 def without_empty_columns(table: Table) -> Table:
-    """Without the columns that hold nothing but dashes."""
+    """The table without columns whose cells are all empty or dashes."""
     kept = [
         index
         for index in range(len(table.headings))

@@ -45,7 +45,10 @@ _SETTINGS: dict[str, object] = {
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK
     ),
 }
-_ON_PAGE = "<style>svg{color:#1a1b1c}@media (prefers-color-scheme:dark){svg{color:#e4e5e6}}</style>"
+_ON_PAGE = (
+    f"<style>svg{{color:{_INK};--blue:{_COLOURS[0]}}}"
+    "@media (prefers-color-scheme:dark){svg{color:#e4e5e6;--blue:#56B4E9}}</style>"
+)
 _WIDTH_INCHES = 8.0
 _GAP = 0.4  # between bars set apart, in bars
 
@@ -57,7 +60,7 @@ class Bar:
     label: str
     parts: Mapping[str, float]
     gap_before: bool = False
-    """Sets the bars from here on apart from those before."""
+    """Leaves a gap above this bar, to set it and those below apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Distributions:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A figure over time in seconds; `dots` mark single measurements, without them it is a steady record of samples."""
+    """A figure over time in seconds; with `dots` each value is one measurement, else samples make a line."""
 
     times_s: Sequence[float]
     values: Sequence[float]
@@ -89,7 +92,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Lines by name that share a unit."""
+    """Lines by name, drawn over one axis in `unit`."""
 
     unit: str
     lines: Mapping[str, Line]
@@ -97,7 +100,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class TimeSeries:
-    """Panels over one axis of time."""
+    """Panels one below the other that share the axis of time."""
 
     title: str
     panels: Sequence[Panel]
@@ -114,11 +117,13 @@ def svg(plot: Plot, *, on_page: bool = False) -> bytes:
     data = out.getvalue()
     if on_page:
         data = data.replace(_INK.encode(), b"currentColor").replace(b"<defs>", _ON_PAGE.encode() + b"<defs>", 1)
+        if isinstance(plot, Distributions):  # its bands are faint; in other plots the lighter blue would be another's
+            data = data.replace(_COLOURS[0].lower().encode(), b"var(--blue)")
     return data
 
 
 def png(plot: Plot) -> bytes:
-    """The same picture in pixels."""
+    """A whole PNG file."""
     with _drawn(plot) as figure:
         out = io.BytesIO()
         figure.savefig(out, format="png", metadata={"Software": None})
@@ -126,20 +131,20 @@ def png(plot: Plot) -> bytes:
 
 
 def require_plot_name(path: Path | str) -> None:
-    """UsageError for a file name that is no picture's, before the work whose plot it is to hold."""
+    """UsageError unless the file's name ends as a picture's does; ask before the work whose plot it is to hold."""
     if Path(path).suffix.lower() not in SUFFIXES:
         raise UsageError(str(path), found=f"the ending {Path(path).suffix!r}", wanted=" or ".join(SUFFIXES))
 
 
 def write_plot(plot: Plot, path: Path | str) -> None:
-    """Draw into a file, by its ending SVG or PNG."""
+    """Write a plot as SVG or PNG, as the file's name ends."""
     require_plot_name(path)
     write_bytes(path, png(plot) if Path(path).suffix.lower() == ".png" else svg(plot))
 
 
 @contextmanager
 def _drawn(plot: Plot) -> Iterator[Figure]:
-    """The figure, while matplotlib is set as it was drawn: saving reads the settings too."""
+    """The drawn figure; save it inside the context, since saving reads matplotlib's settings too."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -237,7 +242,7 @@ def _draw_panel(axes: Axes, panel: Panel, colours: Iterator[str]) -> None:
 
 
 def _set_title(figure: Figure, title: str) -> None:
-    """To the left of the picture, not of the axes, which long labels may leave little room."""
+    """Put the title at the left edge of the picture: long labels may leave the axes little room."""
     if title:
         figure.suptitle(_text(title), x=0.01, ha="left", fontsize=10)
 
@@ -258,18 +263,18 @@ def _rows_of(figure: Figure, labels: Sequence[str], heights: Sequence[float], *,
 
 
 def _text(text: str, most: int = 110) -> str:
-    """Text from anywhere: its lines stay, none longer than `most` characters; nothing else in it steers."""
+    """Any text, made safe to draw: line by line, each cut to `most` characters, control characters shown."""
     lines = map(printable, text.split("\n"))
     return "\n".join(line if len(line) <= most else line[: most - 1] + "…" for line in lines)
 
 
 def _legend_text(name: str) -> str:
-    """matplotlib leaves names that start with an underscore out of legends."""
+    """A name for the legend; a blank before an underscore, for matplotlib leaves out names that begin with one."""
     return _text(f" {name}" if name.startswith("_") else name, 40)
 
 
 def _on(colour: str) -> str:
-    """Black or white, whichever is read on `colour` (relative luminance, WCAG 2).
+    """Black or white, whichever is easier to read on `colour` (relative luminance, WCAG 2).
 
     >>> _on("#0072B2"), _on("#F0E442")
     ('white', 'black')

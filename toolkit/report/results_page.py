@@ -1,4 +1,4 @@
-"""The report of a set of benchmark records: what is shown of them, and in which order."""
+"""The page about a set of benchmark records, as plain records for its template `results.html.jinja`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ResultsPage:
 
     introduction: str
     warnings: tuple[str, ...]
-    """They stand above all else."""
+    """What must not be overlooked, shown above all else."""
     devices: tuple[DeviceResults, ...]
     distributions: tuple[Picture, ...]
     starts: Table | None
@@ -85,7 +85,8 @@ def results_page(records: Sequence[BenchRecord]) -> ResultsPage:
 
 
 def runs_text(count: int) -> str:
-    """
+    """How many runs there are, in words.
+
     >>> runs_text(1), runs_text(8)
     ('1 run', '8 runs')
     """
@@ -119,7 +120,7 @@ def _devices(runs: Sequence[NumberedRecord]) -> Iterator[DeviceResults]:
 
 
 def _test_rows(run: NumberedRecord) -> Iterator[list[Cell]]:
-    """One for each test; what they share stands in the first."""
+    """A row for each test of a run; what the rows share stands in the first."""
     model, record = run.record.model, run.record
     for index, outcome in enumerate(outcomes([record])):
         first = index == 0
@@ -176,7 +177,7 @@ def _distributions(runs: Sequence[NumberedRecord]) -> Iterator[Picture]:
 
 
 def _axis(figure: str, values: Sequence[float]) -> tuple[float, str]:
-    """A factor and a unit that suit the largest value."""
+    """The factor and the unit in which the largest value is easy to read."""
     largest = max((abs(value) for value in values), default=0.0)
     if unit(figure) == "s":
         return next(((f, u) for limit, f, u in ((1.0, 1.0, "s"), (1e-3, 1e3, "ms")) if largest >= limit), (1e6, "µs"))
@@ -186,13 +187,13 @@ def _axis(figure: str, values: Sequence[float]) -> tuple[float, str]:
 
 
 def _starts(runs: Sequence[NumberedRecord]) -> Table | None:
-    """Cold against warm, wherever both were measured of the same thing."""
+    """Cold starts beside warm ones, wherever the same thing was measured both ways."""
     rows = []
     for cold in runs:
         for warm in runs:
             if (cold.record.start, warm.record.start) == ("cold", "warm") and _same_but_start(cold.record, warm.record):
                 rows += list(_start_rows(cold, warm))
-    headings = ["runs", "what", "test", "cold", "warm", "cold / warm", "95 % interval", ""]
+    headings = ["runs", "what", "test", "cold", "warm", "cold / warm", "95 % interval", "notes"]
     return without_empty_columns(Table(headings, rows)) if rows else None
 
 

@@ -30,12 +30,12 @@ class RunSection:
     course: Picture | None
     temperature_sensor: str | None
     facts: tuple[tuple[str, str], ...]
-    """Of the run: names, and what they are."""
+    """Names and values of what was run, and how."""
     command: str
     device: tuple[tuple[str, str], ...]
     programs: Table | None
     states: Table | None
-    """Of the device, before and after."""
+    """The device's state before and after the run."""
 
 
 def run_name(record: BenchRecord) -> str:
@@ -64,7 +64,7 @@ def run_section(record: BenchRecord, title: str, key: str) -> RunSection:
 
 
 def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
-    """Each test in tokens/s, then temperature and frequency; None without iterations."""
+    """Tokens/s of each test over time, with temperature and frequency below; None without iterations."""
     panels = []
     for test, figure in record.tests.items():
         measured = [item for item in record.iterations if figure in item.figures]
@@ -89,7 +89,7 @@ def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
 
 
 def _sampled(columns: Mapping[str, Sequence[float | None]], name: str, factor: float) -> Line | None:
-    """A column of samples without its gaps."""
+    """A column of the samples, leaving out moments without a value."""
     times = columns.get("t_s", ())
     found = [
         (time, value * factor)
@@ -159,7 +159,7 @@ def _binaries(record: BenchRecord) -> Table:
 
 
 def _states(before: StateRecord | None, after: StateRecord | None) -> Table:
-    """Side by side; a state that could not be read is a dash throughout."""
+    """The device's state before and after, side by side; dashes for a state that could not be read."""
     columns = [{} if state is None else dict(_state_facts(state)) for state in (before, after)]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[Cell(name), *(Cell(column.get(name, "-")) for column in columns)] for name in names]
@@ -191,7 +191,7 @@ def _state_facts(state: StateRecord) -> Iterator[tuple[str, str]]:
 
 
 def _limits(state: StateRecord) -> str:
-    """How far each CPU may go, of its maximum; CPUs that are alike together."""
+    """The clock that each CPU is limited to, of its maximum; equal CPUs are counted together."""
     texts: dict[str, int] = {}
     for cpu in state.cpus:
         if cpu.limit_hz is not None and cpu.maximum_hz is not None:

@@ -16,12 +16,12 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 Scalar = str | int | float | bool | None
 Row = Mapping[str, object]
-"""Keys with units in their names; values are scalars, or what JSON alone can hold: lists and mappings."""
+"""Keys end in their units. Values are scalars, or lists and mappings, which only JSON shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How Markdown shows a row's figure: a heading, and text made of the row."""
+    """A column of a Markdown table: its heading, and how its text is made of a row."""
 
     heading: str
     text: Callable[[Row], str]
@@ -29,7 +29,10 @@ class Column:
 
 
 def render(rows: Sequence[Row], columns: Sequence[Column], form: Form) -> str:
-    """`columns` are Markdown's; the other forms hold all keys of the rows, but CSV no lists of numbers or mappings."""
+    """Rows in one of the forms.
+
+    Markdown shows `columns`, JSON every key, CSV every key whose values are no lists of numbers and no mappings.
+    """
     if form == "md":
         return _markdown(rows, columns)
     if form == "csv":
@@ -79,7 +82,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def _texts(value: object) -> list[str]:
-    """The items of a list of texts; of anything else none."""
+    """The texts of a list; an empty list for anything else."""
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 

@@ -1,4 +1,4 @@
-"""Two sets of benchmark records side by side: what is compared with what, and what the difference is worth."""
+"""Compares two sets of benchmark records: which tests are compared, and which differences are shown to be real."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class ComparedTest:
     figure: str
     found: Comparison
     differences: tuple[str, ...]
-    """Of builds, programs and settings: what else may explain the figures."""
+    """What else differs between the sides and may explain the figures: builds, programs, settings."""
     notes: tuple[str, ...]
 
     @property
     def verdict(self) -> TestVerdict:
-        """Rates and times are faster or slower, bytes and counts less or more."""
+        """`faster` or `slower` for rates and times, `less` or `more` for bytes and counts."""
         higher = self.found.verdict
         if higher == "no difference shown" or higher == "too few values":
             return higher
@@ -44,21 +44,21 @@ class ComparedTest:
 
     @property
     def worsening(self) -> float:
-        """By which share of the base the median is worse; below 0 where it is better."""
+        """How much worse the median is, as a share of the base; negative where it is better."""
         change = self.found.ratio - 1
         return -change if is_more_better(self.figure) else change
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsComparison:
-    """All tests that both sets have, and the configurations that one lacks."""
+    """The tests that both sets have, and the configurations that only one of them has."""
 
     tests: tuple[ComparedTest, ...]
     only_in_base: tuple[str, ...]
     only_in_new: tuple[str, ...]
 
     def regressions(self, limit: float) -> tuple[ComparedTest, ...]:
-        """Tests shown to be worse, by a median of more than `limit`, a share of the base."""
+        """Tests that are shown to be worse and whose median is so by more than `limit`, a share of the base."""
         worse = ("slower", "more")
         return tuple(item for item in self.tests if item.verdict in worse and item.worsening > limit)
 
@@ -88,7 +88,7 @@ def compare_results(
 
 
 def _device(record: BenchRecord) -> _Key:
-    """What makes another device, whatever runs on it; its build may be another."""
+    """What two records of the same device have in common; its build may differ."""
     device = record.device
     return device.kind, device.emulated, device.manufacturer, device.model, device.soc, device.cpus
 
@@ -98,7 +98,7 @@ def _model(record: BenchRecord) -> _Key:
 
 
 def _identity(what: Across) -> tuple[Callable[[BenchRecord], _Key], Callable[[BenchRecord], str]]:
-    """What tells one from another, and what it is called."""
+    """Two functions of a record: what its device or model is known by, and its name."""
     return (_device, device_name) if what == "device" else (_model, _model_name)
 
 
@@ -113,7 +113,7 @@ def _by_key(records: Iterable[BenchRecord], across: Collection[Across]) -> dict[
 
 
 def _require_one(records: Sequence[BenchRecord], across: Collection[Across]) -> None:
-    """What may differ between the sides must be one thing on each."""
+    """UsageError if a side holds several of what may differ between the sides."""
     for what in across:
         identity, name = _identity(what)
         if len({identity(record) for record in records}) > 1:
@@ -127,7 +127,7 @@ def _require_one(records: Sequence[BenchRecord], across: Collection[Across]) -> 
 
 
 def _nothing_shared(base: Sequence[BenchRecord], new: Sequence[BenchRecord], across: Collection[Across]) -> UsageError:
-    """Names what differs: devices, models, or the way they were run."""
+    """An error that names what differs: devices, models, or how they were run."""
     differing = []
     for what in ACROSS:
         identity, name = _identity(what)
@@ -199,7 +199,7 @@ def _notes_of(records: Sequence[BenchRecord]) -> list[str]:
 
 
 def _differences(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterator[str]:
-    """Everything recorded that is not the same on both sides, apart from what was measured."""
+    """Sentences about everything recorded, apart from figures, that differs between the sides."""
     facts: dict[str, Callable[[BenchRecord], str]] = {
         "device": device_name,
         "model": _model_name,

@@ -29,7 +29,7 @@ class ResultsFile:
 def read_results(path: Path | str, *, skip_torn_line: bool = False) -> ResultsFile:
     """All records; ResultsError names the line and the field of the first fault.
 
-    A last line without its end is what a crash leaves: an error too, or with ``skip_torn_line`` counted and left out.
+    A last line without its end is what a crash leaves: an error too, or with `skip_torn_line` counted and left out.
     """
     found: list[BenchRecord] = []
     with open(open_regular(Path(path), ResultsError), "rb") as file:
@@ -68,7 +68,7 @@ def dump_record(record: BenchRecord) -> bytes:
 
 
 class ResultsWriter:
-    """Appends records to a file, each whole and on the disk before ``append`` returns."""
+    """Appends records to a file, each whole and on the disk before `append` returns."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -91,7 +91,7 @@ class ResultsWriter:
 def open_results(path: Path | str, *, drop_torn_line: bool = False) -> Iterator[ResultsWriter]:
     """A file to append to, made if it is not there; ResultsError now, before anything is measured, if it cannot be.
 
-    ``drop_torn_line`` removes what a crash left of the last line.
+    `drop_torn_line` removes what a crash left of the last line.
     """
     place = Path(path)
     try:

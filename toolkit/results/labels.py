@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from toolkit.results.record import BenchRecord
 
 EMULATED = "emulated"
-"""Beside a record's flags: its speeds are those of the computer that ran the emulator."""
+"""Noted like a flag where a device is emulated: speeds are then those of the computer that ran the emulator."""
 
 
 def workload_name(prompt_tokens: int, generated_tokens: int) -> str:
@@ -21,7 +21,7 @@ def workload_name(prompt_tokens: int, generated_tokens: int) -> str:
 
 
 def labels(record: BenchRecord) -> Mapping[str, str]:
-    """What was run on what; empty where the record does not say."""
+    """Model, runner, settings and device by heading; an empty text where the record does not say."""
     model = record.model
     return {
         "model": model.name,
@@ -36,14 +36,14 @@ def labels(record: BenchRecord) -> Mapping[str, str]:
 
 
 def device_name(record: BenchRecord) -> str:
-    """A device as people call it; one that is emulated is always called so."""
+    """Maker and model of the device; an emulated one is always called emulated, whatever it calls itself."""
     device = record.device
     name = " ".join(text for text in (device.manufacturer, device.model) if text) or device.kind
     return f"{name} ({EMULATED})" if device.emulated and EMULATED not in name else name
 
 
 def threads_text(record: BenchRecord) -> str:
-    """Empty where the runner chose for itself."""
+    """`1 thread` or `4 threads`; empty where the runner chose the number."""
     if record.threads is None:
         return ""
     return "1 thread" if record.threads == 1 else f"{record.threads} threads"

@@ -59,7 +59,7 @@ def significant(value: float) -> str:
 
 
 def _together(figure: str, between: str, values: Sequence[float]) -> str:
-    """In the unit and with the decimals that suit the first."""
+    """All values in the unit, and with the number of decimals, that suit the first."""
     name, factor, prefix, decimals = unit(figure), 1.0, "", 0 if figure.endswith("_count") else 2
     if name in _SCALED:
         factor, prefix = _prefix(values[0], smallest=1e-9 if name == "s" else 1.0)

@@ -141,7 +141,7 @@ class MemoryRecord:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Time series: columns of one length, among them ``t_s``, ascending."""
+    """Time series: columns of one length, among them `t_s`, ascending."""
 
     columns: dict[FigureName, tuple[Number | None, ...]]
     temperature_source: str | None
@@ -169,7 +169,7 @@ class BatteryRecord:
 
 @dataclass(frozen=True, slots=True)
 class TemperatureRecord:
-    """One sensor; ``status`` is its own throttling status, 0 to 6."""
+    """One sensor; `status` is its own throttling status, 0 to 6."""
 
     name: str
     kind: str
@@ -188,7 +188,7 @@ class ThermalRecord:
 
 @dataclass(frozen=True, slots=True)
 class CpuRecord:
-    """One CPU: ``limit_hz`` is what throttling has left of ``maximum_hz``."""
+    """One CPU: `limit_hz` is what throttling has left of `maximum_hz`."""
 
     cpu: Count
     governor: str | None
@@ -224,7 +224,7 @@ class BenchRecord:
     context: Context | None
     arguments: tuple[str, ...]
     tests: dict[TestName, FigureName]
-    """Test name, such as pp512, to the figure of ``iterations`` that is its result."""
+    """Test name, such as pp512, to the figure of `iterations` that is its result."""
     model: ModelRecord
     binaries: tuple[BinaryRecord, ...]
     device: DeviceRecord

@@ -1,4 +1,4 @@
-"""What repeated measurements say, and what they do not: spread, intervals, drift, and the verdict on a comparison."""
+"""Statistics of repeated measurements: spread, confidence intervals, drift, and the comparison of two sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 MIN_VALUES = 5
 """Fewer values a side can show no difference at this confidence: 3 against 3 differ by chance one time in ten."""
 MIN_DRIFT = 0.02
-"""A smaller change over a run is not worth a flag, however steady."""
+"""A run whose figures changed by a smaller share is not flagged, however steady the change."""
 
 _RESAMPLES = 4000
 _BATCH_VALUES = 1_000_000
@@ -29,7 +29,7 @@ Verdict = Literal["higher", "lower", "no difference shown", "too few values"]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Repeats of one figure. `sd` is of the sample (n - 1); 0 for a single value. Percentiles are interpolated."""
+    """One figure's values; `sd` is of the sample (n - 1), 0 for a single value; percentiles are interpolated."""
 
     values: tuple[float, ...]
     median: float
@@ -48,7 +48,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where a figure lies at CONFIDENCE."""
+    """A confidence interval, at CONFIDENCE."""
 
     low: float
     high: float
@@ -63,7 +63,7 @@ class Drift:
 
     @property
     def shown(self) -> bool:
-        """A trend that chance hardly makes, and large enough to matter."""
+        """Whether the trend is unlikely to be chance, and large enough to matter."""
         return self.p_value < 1 - CONFIDENCE and abs(self.change) >= MIN_DRIFT
 
 
@@ -79,7 +79,7 @@ class Comparison:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """UsageError without values, or with one that is no finite number.
+    """The statistics of at least one value; UsageError for none, or for one that is not finite.
 
     >>> summary([3.0, 1.0, 2.0]).median, summary([3.0, 1.0, 2.0]).sd
     (2.0, 1.0)
@@ -92,7 +92,7 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def median_interval(values: Sequence[float]) -> Interval | None:
-    """Of the median, by bootstrap; None for fewer than MIN_VALUES."""
+    """The confidence interval of the median, by bootstrap; None for fewer than MIN_VALUES values."""
     found = _finite(values)
     if len(found) < MIN_VALUES:
         return None
@@ -100,7 +100,9 @@ def median_interval(values: Sequence[float]) -> Interval | None:
 
 
 def drift(values: Sequence[float]) -> Drift:
-    """In the order they were measured. The slope is Theil and Sen's: the median over all pairs, so one outlier is none.
+    """The trend of values in the order they were measured.
+
+    The slope is Theil and Sen's, the median over all pairs, which one outlier hardly moves.
 
     >>> drift([10.0, 9.9, 9.7, 9.6, 9.4]).shown, drift([10.0, 9.0, 10.0, 9.0, 10.0]).shown
     (True, False)
@@ -118,7 +120,9 @@ def drift(values: Sequence[float]) -> Drift:
 
 
 def compare(base: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> Comparison:
-    """Values by run: where a side has several, runs are drawn first, then their values, because runs differ too.
+    """Compare two sets of runs, each the values of one figure.
+
+    Where a side has several runs, the bootstrap draws runs first and then their values, because runs differ too.
 
     The verdict is `higher` or `lower` only where the whole interval of the ratio lies on that side of 1.
     """
@@ -150,7 +154,7 @@ def _finite(values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _resampled_medians(runs: Sequence[NDArray[np.float64]], random: np.random.Generator) -> NDArray[np.float64]:
-    """The medians of _RESAMPLES draws: as many runs as there are, with repetition, and from each as many values."""
+    """Medians of _RESAMPLES bootstrap samples: runs are drawn with repetition, then values from each of them."""
     lengths = np.array([len(run) for run in runs])
     padded = np.full((len(runs), lengths.max()), np.nan)
     for row, run in zip(padded, runs, strict=True):
@@ -174,7 +178,7 @@ def _percentiles(medians: NDArray[np.float64]) -> Interval:
 
 
 def _kendall_p(score: int, values: NDArray[np.float64]) -> float:
-    """The chance that values in random order give a sum of signs this far from 0; exact for few values without ties."""
+    """The p-value of Kendall's S, two-sided: exact for few values without ties, else by the normal distribution."""
     n = len(values)
     ties = [int(count) for count in np.unique(values, return_counts=True)[1]]
     if n <= _EXACT_UP_TO and max(ties) == 1:
@@ -193,7 +197,7 @@ def _kendall_term(count: int) -> int:
 
 
 def _inversion_counts(n: int) -> list[int]:
-    """How many orders of n values have 0, 1, 2 ... pairs out of order.
+    """How many of the orders of n values have 0, 1, 2 and more pairs out of order.
 
     >>> _inversion_counts(3)
     [1, 2, 2, 1]

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from toolkit.base.printable import printable
+from toolkit.base.printable import printable, printable_json
+from toolkit.results.quantities import quantity, significant
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -44,7 +45,7 @@ class Terminal:
     def result(self, value: object, text: str) -> None:
         """A command's result: one line of JSON, or text for people."""
         if self.as_json:
-            self._write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+            self._write(printable_json(json.dumps(value, ensure_ascii=False, allow_nan=False)) + "\n")
         else:
             self.say(text)
 
@@ -177,25 +178,20 @@ def _folded(cells: Sequence[Sequence[str]], width: int) -> str:
 
 
 def bytes_text(count: int) -> str:
-    """A size in decimal units.
+    """A size in decimal units, with three digits.
 
     >>> bytes_text(999), bytes_text(19_459_904), bytes_text(2_348_810_240)
     ('999 B', '19.5 MB', '2.35 GB')
     """
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB" if value < 1000 else f"{value:,.0f} GB"
+    return quantity("bytes", count)
 
 
 def count_text(count: int) -> str:
-    """A number of parameters.
+    """A number of parameters, in millions or billions with three digits.
 
     >>> count_text(950), count_text(9_728_000), count_text(1_905_495_648)
     ('950', '9.73 M', '1.91 B')
     """
     if count < 10**6:
         return f"{count:,}"
-    return f"{count / 10**6:.3g} M" if count < 10**9 else f"{count / 10**9:.3g} B"
+    return f"{significant(count / 10**6)} M" if count < 10**9 else f"{significant(count / 10**9)} B"

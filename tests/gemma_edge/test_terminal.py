@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import threading
 
 import pytest
 
-from gemma_edge.terminal import Terminal, table, write_line
+from gemma_edge.terminal import Terminal, bytes_text, count_text, table, write_line
 
 HOSTILE = "Pixel\x1b[31m\x1b]0;title\x07 [bold]8[/bold]\u202e\r"
 SHOWN = r"Pixel\x1b[31m\x1b]0;title\x07 [bold]8[/bold]\u202e\r"
@@ -44,6 +45,18 @@ def test_no_text_steers_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     write_line("error", HOSTILE)
     assert out.getvalue() == f"{SHOWN}\n{SHOWN}a\n{SHOWN}\n"
     assert err.getvalue() == f"{SHOWN}\n\x1b[33mwarning:\x1b[0m {SHOWN}\n\x1b[1;31merror:\x1b[0m {SHOWN}\n"
+
+
+def test_json_says_the_same_without_a_character_that_steers(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"name": HOSTILE + "\x9b31m\udcff", "text": "日本"}
+    Terminal(as_json=True).result(value, "")
+    line = capsys.readouterr().out.removesuffix("\n")
+    assert json.loads(line) == value
+    assert "日本" in line and line.isprintable()
+
+
+def test_a_size_just_below_the_next_unit_has_no_exponent() -> None:
+    assert (bytes_text(999_900_000), count_text(999_900_000)) == ("1,000 MB", "1,000 M")
 
 
 def test_a_pipe_gets_an_answer_as_it_is_and_lines_without_control_characters(

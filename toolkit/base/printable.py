@@ -24,5 +24,14 @@ def printable(text: str, *, keep: str = "") -> str:
     return _STEERING.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
+def printable_json(text: str) -> str:
+    """JSON on one line that says the same, with those characters as JSON's own escapes.
+
+    >>> printable_json('{"name": "\u202e"}')
+    '{"name": "\\\\u202e"}'
+    """
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")

@@ -1,1 +1,47 @@
-"""gemma-edge: the command line, and what a program imports."""
+"""gemma-edge from Python: what the command line does, as functions.
+
+`convert`, `inspect`, `check`, `verify` and `export` make and examine bundles; `load` opens one to answer; `devices`,
+`push`, `bench` and `probe` work on Android devices; `report` and `compare` read what `bench` recorded. Each raises a
+`ToolkitError` that says what was found and what to do. Nothing is printed: what is worth a word goes to the loggers
+`gemma_edge`, `toolkit`, `converters` and `device_harness`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gemma_edge.api.chat import Chat
+    from gemma_edge.api.model import Model, load
+    from toolkit.base.errors import ToolkitError
+    from toolkit.runtime.answer import Answer, AnswerStream
+
+_MODULES = {
+    "Answer": "toolkit.runtime.answer",
+    "AnswerStream": "toolkit.runtime.answer",
+    "Chat": "gemma_edge.api.chat",
+    "Model": "gemma_edge.api.model",
+    "ToolkitError": "toolkit.base.errors",
+    "load": "gemma_edge.api.model",
+}
+"""Imported when they are first asked for: LiteRT, NumPy and what else they need takes a second."""
+
+__all__ = ["Answer", "AnswerStream", "Chat", "Model", "ToolkitError", "load"]
+
+# A library is silent until a program gives its loggers a place: without this Python would write warnings to stderr.
+for _package in ("gemma_edge", "toolkit", "converters", "device_harness"):
+    logging.getLogger(_package).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal = Terminal(
         as_json=getattr(arguments, "json", False), quiet=quiet, progress=not getattr(arguments, "no_progress", False)
     )
-    with _log_on_stderr(terminal, verbose, quiet=quiet):
+    with _log_on_stderr(terminal, verbose):
         return _run(arguments, terminal, traced=verbose > 0)
 
 
@@ -218,16 +218,16 @@ def _shared_options() -> _Parser:
     group = shared.add_argument_group("everywhere")
     volume = group.add_mutually_exclusive_group()
     volume.add_argument("-v", "--verbose", action="count", help="say more; with errors, their traceback")
-    volume.add_argument("-q", "--quiet", action="store_true", help="say nothing but results and errors")
+    volume.add_argument("-q", "--quiet", action="store_true", help="say nothing but results, warnings and errors")
     group.add_argument("--json", action="store_true", help="results as JSON on stdout, one object a line")
     group.add_argument("--no-progress", action="store_true", help="no progress bars")
     return shared
 
 
 @contextmanager
-def _log_on_stderr(terminal: Terminal, verbose: int, *, quiet: bool) -> Iterator[None]:
+def _log_on_stderr(terminal: Terminal, verbose: int) -> Iterator[None]:
     """The log of our own packages: warnings, with -v also what is going on, with -vv everything."""
-    level = logging.ERROR if quiet else {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
     handler = _LogLines(terminal)
     loggers = [logging.getLogger(package) for package in ("gemma_edge", "toolkit", "converters", "device_harness")]
     before = [logger.level for logger in loggers]

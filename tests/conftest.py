@@ -5,8 +5,6 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["small_models"]
-
 settings.register_profile("gemma-edge", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=5000)
 settings.load_profile("gemma-edge")

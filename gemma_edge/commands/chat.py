@@ -1,37 +1,19 @@
-"""``gemma-edge chat``: a conversation."""
+"""`gemma-edge chat`: a conversation."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, field
 
-from gemma_edge.commands.run import describe_speed, stream_answer
-from gemma_edge.options.media import (
-    MediaFile,
-    allowed_groups,
-    image_file,
-    read_media,
-    sound_file,
-    user_message,
-)
-from gemma_edge.options.session import (
-    add_sampling_arguments,
-    add_session_arguments,
-    make_sampler,
-    make_sampling,
-    open_session,
-    require_text,
-)
-from gemma_edge.terminal import Terminal, write_line
-from toolkit.base.errors import ToolkitError, UsageError
-from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.chat import ChatTemplate, Message
-from toolkit.runtime.generate import Generation
-from toolkit.runtime.media_prompt import Medium, build_prompt
-from toolkit.runtime.sampling import Sampler
-from toolkit.runtime.session import Session
-from toolkit.runtime.tokenizer import Tokenizer
+from gemma_edge.api.chat import Chat
+from gemma_edge.api.model import Model
+from gemma_edge.options.media import image_file, sound_file
+from gemma_edge.options.session import add_sampling_arguments, add_session_arguments, open_model
+from gemma_edge.terminal import Terminal
+from gemma_edge.words.answers import show_answer, speed_text
+from toolkit.base.errors import ToolkitError
+from toolkit.runtime.media_prompt import MediaFile, Medium
+from toolkit.runtime.tokenizer import require_unicode
 
 EXAMPLES = (
     "gemma-edge chat BUNDLE",
@@ -58,50 +40,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0 at the end of the input or after /quit; 130 after an interrupt."""
-    make_sampling(arguments)
-    bundle = Bundle(arguments.bundle)
-    allowed = allowed_groups(bundle, arguments.groups)
-    with open_session(arguments, terminal, bundle) as session:
-        tokenizer = bundle.tokenizer()
-        talk = _Talk(
-            session,
-            tokenizer,
-            bundle.chat_template(tokenizer),
-            make_sampler(arguments, bundle, tokenizer),
-            terminal,
-            limit=arguments.max_tokens or session.context,
+    with open_model(arguments, terminal) as model:
+        chat = model.chat(
             system=arguments.system,
-            allowed=allowed,
+            max_tokens=arguments.max_tokens,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+            stop=arguments.stop,
         )
+        model.prepare()
         if sys.stdin.isatty():
             terminal.note("Type /help for what can be said besides.")
+        lines = _Lines(model, chat, terminal)
         while (line := _read_line(terminal)) is not None:
-            if not talk.take(line):
+            if not lines.take(line):
                 break
     return 0
 
 
-@dataclass(slots=True)
-class _Talk:
-    """A conversation: messages for people, tokens in the session."""
+class _Lines:
+    """What is typed: messages, and orders that begin with a slash."""
 
-    session: Session
-    tokenizer: Tokenizer
-    template: ChatTemplate
-    sampler: Sampler
-    terminal: Terminal
-    limit: int
-    system: str | None
-    allowed: tuple[str, ...] | None = None
-    """The groups that may be loaded; None is all of the bundle."""
-    messages: list[Message] = field(default_factory=list)
-    media: list[Medium] = field(default_factory=list)
-    """Of all messages, in order."""
-    waiting: list[Medium] = field(default_factory=list)
-    """Those that go with the next message."""
-
-    def __post_init__(self) -> None:
-        self._reset()
+    def __init__(self, model: Model, chat: Chat, terminal: Terminal) -> None:
+        self._model = model
+        self._chat = chat
+        self._terminal = terminal
+        self._waiting: list[Medium] = []  # they go with the next message
 
     def take(self, line: str) -> bool:
         """Do what a line says; False when it says to stop."""
@@ -112,7 +78,8 @@ class _Talk:
             if not words[0].startswith("/"):
                 self._answer(line)
             elif words[0] == "/reset" and len(words) == 1:
-                self._reset()
+                self._chat.reset()
+                self._waiting.clear()
             elif words[0] in _FILES and len(words) == 2:
                 self._attach(_FILES[words[0]](words[1].strip()))
             elif words[0] == "/size":
@@ -120,48 +87,29 @@ class _Talk:
             elif words[0] == "/quit" and len(words) == 1:
                 return False
             else:
-                self.terminal.note(_HELP)
+                self._terminal.note(_HELP)
         except ToolkitError as error:
             # One bad line does not end a conversation.
-            write_line("error", str(error))
+            self._terminal.log("error", str(error))
         return True
 
     def _answer(self, line: str) -> None:
-        line = require_text(line, "message")
-        bundle, media = self.session.bundle, [*self.media, *self.waiting]
-        messages = [*self.messages, user_message(bundle, self.tokenizer, line, self.waiting)]
-        prompt = build_prompt(bundle, self.tokenizer, self.template.render(messages), media)
-        if len(prompt.ids) > self.session.context:
-            found, wanted = f"{len(prompt.ids)} tokens", f"at most {self.session.context}, the bundle's context"
-            raise UsageError("conversation", found=found, wanted=wanted, remedy="say less, or begin anew with /reset")
-        stops = bundle.manifest.text.stop_token_ids
-        generation = Generation(
-            self.session, prompt.ids, self.sampler, limit=self.limit, stops=stops, spans=prompt.spans
-        )
-        text = stream_answer(generation, self.tokenizer, self.terminal)
-        report = generation.report()
-        self.terminal.stream("\n")
-        if self.terminal.as_json:
-            value = {"text": text, "token_ids": list(report.token_ids), "prompt_tokens": report.prompt_tokens}
-            self.terminal.result({**value, "reused_tokens": report.reused_tokens, "size": self.session.size}, "")
-        self.terminal.note(describe_speed(report))
-        self.messages = [*messages, Message("assistant", text)]
-        self.media, self.waiting = media, []
+        answer = show_answer(self._chat.stream(require_unicode(line, "message"), media=self._waiting), self._terminal)
+        self._waiting = []
+        if self._terminal.as_json:
+            value = {"text": answer.text, "token_ids": list(answer.token_ids), "prompt_tokens": answer.prompt_tokens}
+            self._terminal.result({**value, "reused_tokens": answer.reused_tokens, "size": answer.size}, "")
+        self._terminal.note(speed_text(answer))
 
     def _attach(self, file: MediaFile) -> None:
-        self.waiting += read_media(self.session.bundle, [file], self.allowed, self.terminal)
-        self.terminal.note(f"[{file.path} goes with the next message]")
+        self._waiting += self._model.read_media([file])
+        self._terminal.note(f"[{file.source!s} goes with the next message]")
 
     def _change_size(self, name: list[str]) -> None:
         if name:
-            self.session.use(name[0].strip())
-        others = [size for size in self.session.bundle.manifest.sizes if size != self.session.size]
-        self.terminal.note(f"[size {self.session.size}; besides: {', '.join(others) or 'none'}]")
-
-    def _reset(self) -> None:
-        self.messages = [Message("system", self.system)] if self.system else []
-        self.media, self.waiting = [], []
-        self.session.truncate(0)
+            self._chat.size = name[0].strip()
+        others = [size for size in self._model.sizes if size != self._chat.size]
+        self._terminal.note(f"[size {self._chat.size}; besides: {', '.join(others) or 'none'}]")
 
 
 def _read_line(terminal: Terminal) -> str | None:

@@ -14,21 +14,20 @@ from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.convert import ConvertRequest
 from converters.gemma3n.recipes import RECIPES, ple_recipe
 from converters.gemma3n.sizes.matformer import Slice, effective_parameters, slice_config
+from gemma_edge.api.model import Model
 from gemma_edge.commands.convert import Converted, convert_and_judge
 from gemma_edge.commands.demo_device import DeviceDemo, measure_on_device, require_places
 from gemma_edge.commands.gate import judge, judge_towers, report_text
-from gemma_edge.commands.run import make_prompt
-from gemma_edge.options.media import image_file, read_media, sound_file
+from gemma_edge.options.media import image_file, sound_file
 from gemma_edge.options.session import add_machine_arguments, session_settings
 from gemma_edge.terminal import Terminal, bytes_text, count_text
 from toolkit.base.errors import BundleError, QualityError, UsageError
 from toolkit.check import check
 from toolkit.litertlm.export import export_litertlm
 from toolkit.quant.recipe import Recipe
+from toolkit.runtime.answer import Answer
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.generate import Generation, GenerationReport
-from toolkit.runtime.sampling import Sampler, Sampling
-from toolkit.runtime.session import Session, SessionSettings
+from toolkit.runtime.session import SessionSettings
 
 EXAMPLES = (
     "gemma-edge demo",
@@ -36,8 +35,6 @@ EXAMPLES = (
     "gemma-edge demo --checkpoint path/to/checkpoint --json",
     "gemma-edge demo --device emulated --report demo.html",
 )
-# So small a model repeats itself when it may only say what is most likely.
-_SAMPLING = Sampling(temperature=0.8, top_k=40, seed=1)
 _PAGE = "gemma-edge-demo.html"
 _CONTEXT, _PREFILLS, _VERIFY_TOKENS, _ANSWER_TOKENS = 1024, (8, 128), 512, 48
 _SAMPLES = "samples"
@@ -162,50 +159,39 @@ def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, ter
 
 
 def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Terminal) -> dict[str, dict[str, object]]:
-    """Go on with one prompt in every size: one session, switched between sizes."""
+    """Go on with one prompt in every size: one model, switched between sizes."""
     terminal.say(f"5. {prompt!r} goes on in each size:")
     answers: dict[str, dict[str, object]] = {}
-    bundle = Bundle(output)
-    tokenizer = bundle.tokenizer()
-    ids = make_prompt(bundle, tokenizer, prompt, raw=True).ids
-    with Session(bundle, settings) as session:
-        for name in bundle.manifest.sizes:
-            session.use(name)
-            session.truncate(0)
-            sampler = Sampler(_SAMPLING, bundle.drawable_ids(tokenizer))
-            stops = bundle.manifest.text.stop_token_ids
-            generation = Generation(session, ids, sampler, limit=_ANSWER_TOKENS, stops=stops)
-            text = tokenizer.decode(list(generation))
-            if not text.strip():
-                raise QualityError(f"size {name}", found="no text", wanted="an answer")
-            report = generation.report()
-            terminal.say(f"   {name} ({_speed(report)}):\n{_indented(prompt + text)}")
-            answers[name] = {
-                "text": text,
-                "token_ids": list(report.token_ids),
-                "decode_tokens_per_s": report.decode_tokens_per_s,
+    with Model(Bundle(output), settings) as model:
+        for size in model.sizes:
+            # So small a model repeats itself when it may only say what is most likely.
+            answer = model.generate(
+                prompt, raw=True, size=size, max_tokens=_ANSWER_TOKENS, temperature=0.8, top_k=40, top_p=1.0, seed=1
+            )
+            if not answer.text.strip():
+                raise QualityError(f"size {size}", found="no text", wanted="an answer")
+            terminal.say(f"   {size} ({_speed(answer)}):\n{_indented(prompt + answer.text)}")
+            answers[size] = {
+                "text": answer.text,
+                "token_ids": list(answer.token_ids),
+                "decode_tokens_per_s": answer.decode_tokens_per_s,
             }
     return answers
 
 
 def _senses(output: Path, samples: Path, settings: SessionSettings, terminal: Terminal) -> dict[str, str]:
     """What the model says of one image and one sound that lie beside the checkpoint; file name to answer."""
-    bundle = Bundle(output)
+    bundle, answers = Bundle(output), dict[str, str]()
     towers = {".png": bundle.manifest.vision, ".wav": bundle.manifest.audio}
     files = [next(iter(sorted(samples.glob(f"*{ending}"))), None) for ending, tower in towers.items() if tower]
     if not any(files):
         return {}
     terminal.say("6. shown an image and played a sound, each tower loaded for it alone:")
-    tokenizer, answers = bundle.tokenizer(), dict[str, str]()
-    with Session(bundle, settings) as session:
+    with Model(bundle, settings) as model:
         for path in filter(None, files):
             as_file, question = _QUESTIONS[path.suffix]
-            media = read_media(bundle, [as_file(str(path))], None, terminal)
-            prompt = make_prompt(bundle, tokenizer, question, media, raw=False)
-            sampler = Sampler(Sampling(), bundle.drawable_ids(tokenizer))
-            stops = bundle.manifest.text.stop_token_ids
-            generation = Generation(session, prompt.ids, sampler, limit=_ANSWER_TOKENS, stops=stops, spans=prompt.spans)
-            answers[path.name] = tokenizer.decode(list(generation)).strip()
+            answer = model.generate(question, media=[as_file(str(path))], max_tokens=_ANSWER_TOKENS)
+            answers[path.name] = answer.text.strip()
             terminal.say(_indented(f"{path.name}: {question} {answers[path.name]}"))
     return answers
 
@@ -259,8 +245,8 @@ def _sizes_text(checkpoint: Checkpoint, sizes: tuple[Slice, ...]) -> str:
     )
 
 
-def _speed(report: GenerationReport) -> str:
-    rate = report.decode_tokens_per_s
+def _speed(answer: Answer) -> str:
+    rate = answer.decode_tokens_per_s
     return "" if rate is None else f"{rate:,.0f} tokens/s"
 
 

@@ -10,12 +10,13 @@ from converters.checkpoint import open_checkpoint
 from converters.verify import LONG_TOKENS
 from gemma_edge.commands.gate import judge, judge_towers, report_text
 from gemma_edge.options.groups import group_names
-from gemma_edge.options.media import add_media_arguments, allowed_groups, read_media
+from gemma_edge.options.media import add_media_arguments
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
 from gemma_edge.terminal import Terminal
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.media_prompt import read_media
 
 EXAMPLES = (
     "gemma-edge verify BUNDLE --checkpoint path/to/checkpoint",
@@ -56,8 +57,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     for name in arguments.size or ():
         manifest.size(name)
     bundle = Bundle(arguments.bundle)
-    groups = allowed_groups(bundle, arguments.groups)
-    media = read_media(bundle, arguments.media, groups, terminal)
+    groups = bundle.allowed_groups(arguments.groups)
+    media = read_media(bundle, arguments.media, groups)
     text = None if arguments.text is None else _read_text(arguments.text)
     with open_checkpoint(arguments.checkpoint) as checkpoint:
         if checkpoint.fingerprint() != manifest.checkpoint.sha256:

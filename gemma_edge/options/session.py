@@ -8,16 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from gemma_edge.api.model import Model
 from gemma_edge.options.groups import group_names
 from gemma_edge.terminal import Terminal
-from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.runtime.backends import backend_names, find_backend
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
-from toolkit.runtime.sampling import Sampler, Sampling
-from toolkit.runtime.session import Session, SessionSettings, default_threads
-from toolkit.runtime.tokenizer import Tokenizer
+from toolkit.runtime.sampling import Sampling
+from toolkit.runtime.session import SessionSettings, default_threads
 from toolkit.runtime.weight_cache import parse_weight_cache
 
 # Smaller models are ready within a second.
@@ -78,23 +77,26 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: floa
         help="of the most likely tokens that together have probability P (default: 0.95)",
     )  # fmt: skip
     group.add_argument("--seed", metavar="S", type=natural, default=0, help="same seed, same text (default: 0)")
+    group.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="end an answer where it says TEXT; may be repeated"
+    )
 
 
-def open_session(
-    arguments: argparse.Namespace,
-    terminal: Terminal,
-    bundle: Bundle,
-    stage_ended: Callable[[str], None] = lambda _: None,
-) -> Session:
-    """The bundle, ready to run."""
+def open_model(
+    arguments: argparse.Namespace, terminal: Terminal, stage_ended: Callable[[str], None] = lambda _: None
+) -> Model:
+    """The bundle, checked as far as its manifest goes; the model itself is loaded for its first answer."""
     settings = replace(session_settings(arguments, size=arguments.size), stage_ended=stage_ended)
-    decoder = bundle.model_file(TEXT_DECODER)
-    kept = find_backend(settings.backend).kept_file(decoder, settings.backend_options)
-    if kept is not None and decoder.size_bytes > _WORTH_A_WORD_BYTES and not kept.exists():
-        terminal.note("rearranging the weights for this CPU; later runs find them in the weight cache")
-    session = Session(bundle, settings)
-    stage_ended("load")
-    return session
+    # Faults of the command line are found before any file is read.
+    Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    bundle = Bundle(arguments.bundle)
+    model = Model(bundle, settings, groups=arguments.groups)
+    if TEXT_DECODER in bundle.manifest.files:
+        decoder = bundle.described_file(TEXT_DECODER)
+        kept = find_backend(settings.backend).kept_file(decoder, settings.backend_options)
+        if kept is not None and decoder.size_bytes > _WORTH_A_WORD_BYTES and not kept.exists():
+            terminal.note("rearranging the weights for this CPU; later runs find them in the weight cache")
+    return model
 
 
 def session_settings(arguments: argparse.Namespace, *, size: str | None = None) -> SessionSettings:
@@ -107,25 +109,6 @@ def session_settings(arguments: argparse.Namespace, *, size: str | None = None) 
         ple_in_ram=arguments.ple == "ram",
         ple_cache_bytes=arguments.ple_cache_mb << 20,
     )
-
-
-def make_sampler(arguments: argparse.Namespace, bundle: Bundle, tokenizer: Tokenizer) -> Sampler:
-    """Draws by the arguments, and only tokens that mean something."""
-    return Sampler(make_sampling(arguments), bundle.drawable_ids(tokenizer))
-
-
-def make_sampling(arguments: argparse.Namespace) -> Sampling:
-    """Checked before anything is opened."""
-    return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
-
-
-def require_text(text: str, what: str) -> str:
-    """``text``, unless Python has smuggled bytes into it that are no UTF-8, as it does in the C locale."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(what, found=f"bytes that are no text, from character {error.start}", wanted="UTF-8") from error
-    return text
 
 
 def positive(text: str) -> int:

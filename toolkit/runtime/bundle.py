@@ -83,6 +83,14 @@ class Bundle:
             if token >= limit and position not in besides:
                 raise UsageError("prompt", found=f"{tokenizer.token_of(token)!r}, an image or a sound", wanted="text")
 
+    def allowed_groups(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
+        """Groups that may be loaded, each of them a group of the bundle; None for all."""
+        groups = self.manifest.groups
+        for name in names or ():
+            if name not in groups:
+                raise UsageError(f"group {name}", found="no such group in the bundle", wanted=" or ".join(groups))
+        return None if names is None else tuple(names)
+
     def require_group(self, group: str, wanted_for: str, allowed: Collection[str] | None = None) -> None:
         """BundleError where the bundle lacks a group, UsageError where it may not be loaded; both say what to do."""
         if group not in self.manifest.groups:

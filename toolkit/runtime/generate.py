@@ -12,7 +12,8 @@ from toolkit.runtime.media_prompt import Span
 from toolkit.runtime.sampling import Sampler
 from toolkit.runtime.session import Session
 
-Ending = Literal["stop token", "length", "context", "interrupted"]
+Ending = Literal["stop token", "stop text", "length", "context", "interrupted"]
+"""Why an answer ended: a token or a text that ends it, as many tokens as were wanted, a full context, or the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +50,11 @@ class Generation:
         stops: Collection[int],
         spans: Sequence[Span] = (),
     ) -> None:
-        """``prompt`` is the whole conversation; what the session already holds of it is not computed again.
+        """`prompt` is the whole conversation; what the session already holds of it is not computed again.
 
-        ``spans`` are its images and sounds.
+        `limit` is the most tokens of an answer, `stops` are tokens that end it, `spans` the prompt's images and sounds.
         """
-        if limit < 1:
-            raise UsageError("number of tokens", found=limit, wanted="at least 1")
-        if not prompt:
-            raise UsageError("prompt", found="no tokens", wanted="at least one")
-        if len(prompt) > session.context:
-            raise UsageError(
-                "prompt",
-                found=f"{len(prompt)} tokens",
-                wanted=f"at most {session.context}, the bundle's context",
-                remedy="shorten it, or convert with a larger --context",
-            )
+        require_prompt(prompt, limit=limit, context=session.context)
         self._session = session
         self._prompt = prompt
         self._spans = spans
@@ -117,9 +108,9 @@ class Generation:
             media_s=self._media_s if self._embedded else None,
         )
 
-    def interrupt(self) -> None:
-        """Say that the caller stopped it, whatever its last token was."""
-        self._ending = "interrupted"
+    def end(self, ending: Ending) -> None:
+        """Say why the caller stopped it, whatever its last token was."""
+        self._ending = ending
 
     def _end_after(self, token: int) -> Ending | None:
         if token in self._stops:
@@ -127,6 +118,21 @@ class Generation:
         if len(self._tokens) == self._limit:
             return "length"
         return "context" if self._session.position == self._session.context else None
+
+
+def require_prompt(prompt: Sequence[int], *, limit: int, context: int) -> None:
+    """UsageError for what cannot be generated: nothing at all, or what goes on from more than the context holds."""
+    if limit < 1:
+        raise UsageError("number of tokens", found=limit, wanted="at least 1")
+    if not prompt:
+        raise UsageError("prompt", found="no tokens", wanted="at least one")
+    if len(prompt) > context:
+        raise UsageError(
+            "prompt",
+            found=f"{len(prompt)} tokens",
+            wanted=f"at most {context}, the bundle's context",
+            remedy="shorten it, or convert with a larger --context",
+        )
 
 
 def _rate(count: int, seconds: float) -> float | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,10 +20,21 @@ from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders, 
 from toolkit.media.sound import SAMPLE_RATE_HZ, load_sound, split_sound
 from toolkit.media.source import MediaSource, source_name
 from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.chat import Message
 from toolkit.runtime.tokenizer import Tokenizer
 
 TowerName = Literal["vision", "audio"]
 TOWERS: tuple[TowerName, ...] = ("vision", "audio")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFile:
+    """An image or a sound as it was given, and the group that takes it."""
+
+    group: TowerName
+    source: MediaSource
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +84,62 @@ def first_difference(before: Sequence[Span], now: Sequence[Span], end: int) -> i
         if one is None or other is None or (one.start, one.medium.key) != (other.start, other.medium.key):
             return min(span.start for span in (one, other) if span is not None)
     return end
+
+
+def read_media(
+    bundle: Bundle, files: Sequence[MediaFile | Medium], allowed: Collection[str] | None = None
+) -> list[Medium]:
+    """Every file as its tower takes it, in order; the log tells into how many pieces a sound goes that is too long.
+
+    BundleError where the bundle lacks a tower, UsageError where it is not among the groups that are allowed.
+    """
+    media: list[Medium] = []
+    for file in files:
+        if isinstance(file, Medium):
+            bundle.require_group(file.group, f"{file.group} in a prompt", allowed)
+            media.append(file)
+            continue
+        name = source_name(file.source, "image" if file.group == "vision" else "sound")
+        bundle.require_group(file.group, name, allowed)
+        media += _read(bundle, file, name)
+    return media
+
+
+def _read(bundle: Bundle, file: MediaFile, name: str) -> tuple[Medium, ...]:
+    vision, audio = bundle.manifest.vision, bundle.manifest.audio
+    if file.group == "vision":
+        assert vision is not None
+        return (read_image(file.source, vision),)
+    assert audio is not None
+    pieces = read_sound(file.source, audio)
+    if len(pieces) > 1:
+        limit = f"longer than the {longest_seconds(audio):g} s that the model hears at once"
+        _log.warning("%s is %s: it is cut into %d pieces", name, limit, len(pieces))
+    return pieces
+
+
+def user_message(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequence[Medium] = ()) -> Message:
+    """A turn with its images and sounds: before its text, unless that says where they belong."""
+    return Message("user", text, () if _is_placed(bundle, tokenizer, text) else tuple(m.group for m in media))
+
+
+def chat_prompt(
+    bundle: Bundle, tokenizer: Tokenizer, messages: Sequence[Message], media: Sequence[Medium] = ()
+) -> Prompt:
+    """A conversation through the bundle's chat template, up to where the model answers."""
+    return build_prompt(bundle, tokenizer, bundle.chat_template(tokenizer).render(messages), media)
+
+
+def raw_prompt(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequence[Medium] = ()) -> Prompt:
+    """The text as it is behind the token that begins every text, with its images and sounds as in a turn."""
+    if not _is_placed(bundle, tokenizer, text):
+        text = "".join(soft_tokens(bundle, tokenizer, medium.group).placeholder for medium in media) + text
+    return build_prompt(bundle, tokenizer, text, media).beginning_with(bundle.manifest.text.bos_token_id)
+
+
+def _is_placed(bundle: Bundle, tokenizer: Tokenizer, text: str) -> bool:
+    """Whether the text has placeholders of its own."""
+    return any(soft_tokens(bundle, tokenizer, group).placeholder in text for group in TOWERS)
 
 
 def read_image(source: MediaSource, vision: VisionRecord) -> Medium:

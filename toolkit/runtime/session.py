@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import AUDIO_ENCODER, EMBEDDER, TEXT_DECODER, VISION_ENCODER, SizeRecord
+from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.runtime.backends import BACKENDS, find_backend
 from toolkit.runtime.backends.interface import BackendOptions, Buffer, Call, Runtime
 from toolkit.runtime.bundle import Bundle
@@ -140,6 +141,15 @@ class Session:
         """The tokens behind us."""
         return tuple(self._ids)
 
+    @property
+    def groups_loaded(self) -> tuple[str, ...]:
+        """Parameter groups in the manifest's order: those of the text, and the towers that some prompt has needed."""
+        manifest = self.bundle.manifest
+        of_text = {TEXT_DECODER, EMBEDDER, *filter(is_shard_name, manifest.files)}
+        return tuple(
+            name for name, group in manifest.groups.items() if name in self.towers.loaded or of_text & set(group.files)
+        )
+
     def memory(self) -> Memory:
         """What this process holds now; each group's files with those that the backend has made of their weights."""
         groups: dict[str, list[Path]] = {}
@@ -245,6 +255,8 @@ class Session:
 
     def _require(self, ids: Sequence[int]) -> None:
         """Faults are found before any work."""
+        if not self._close.alive:
+            raise UsageError("session", found="it is closed", remedy="open another")
         if self.position + len(ids) > self.context:
             raise UsageError(
                 "conversation",

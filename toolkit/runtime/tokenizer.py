@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
 
-from toolkit.base.errors import BundleError
+from toolkit.base.errors import BundleError, UsageError
 from toolkit.runtime.memory import release_freed_memory
 
 # A UTF-8 character has at most four bytes, and a byte-fallback token carries one.
@@ -50,6 +50,15 @@ class Tokenizer:
         """The spelling of one token, None for an id that stands for nothing."""
         found: str | None = self._tokenizer.id_to_token(token_id)
         return found
+
+
+def require_unicode(text: str, what: str) -> str:
+    """`text`, unless Python has smuggled bytes into it that are no UTF-8, as it does in the C locale."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(what, found=f"bytes that are no text, from character {error.start}", wanted="UTF-8") from error
+    return text
 
 
 class TextStream:

@@ -87,7 +87,7 @@ def test_an_interrupted_answer_keeps_its_tokens(session: Session) -> None:
     generation = Generation(session, PROMPT, Sampler(Sampling(), 281), limit=8, stops=())
     tokens = iter(generation)
     kept = (next(tokens), next(tokens))
-    generation.interrupt()
+    generation.end("interrupted")
     assert generation.report().token_ids == kept
     assert generation.report().ending == "interrupted"
 

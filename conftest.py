@@ -1,0 +1,21 @@
+"""For examples in docstrings too: the fixtures that they share with the tests, and what their names stand for."""
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest_plugins = ["small_models"]
+
+
+@pytest.fixture(autouse=True)
+def _names_in_examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, object]) -> Iterator[None]:
+    """`bundle` and `model` in the examples of `gemma_edge.api`: a bundle of random weights, and it loaded."""
+    if not (isinstance(request.node, pytest.DoctestItem) and request.node.name.startswith("gemma_edge.api.")):
+        yield
+        return
+    import gemma_edge
+
+    bundle = request.getfixturevalue("random_bundle")
+    with gemma_edge.load(bundle, weight_cache="memory") as model:
+        doctest_namespace |= {"bundle": bundle, "model": model}
+        yield

@@ -1,0 +1,370 @@
+"""`gemma_edge.load`: a bundle, ready to answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from gemma_edge.api.chat import Chat
+from toolkit.base.errors import UsageError
+from toolkit.media.source import MediaSource
+from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream
+from toolkit.runtime.backends import BACKENDS
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.chat import Message
+from toolkit.runtime.generate import Generation, require_prompt
+from toolkit.runtime.media_prompt import MediaFile, Medium, Prompt, chat_prompt, raw_prompt, read_media, user_message
+from toolkit.runtime.memory import Memory
+from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleStatistics
+from toolkit.runtime.sampling import Sampler, Sampling
+from toolkit.runtime.session import Session, SessionSettings, default_threads
+from toolkit.runtime.tokenizer import require_unicode
+from toolkit.runtime.weight_cache import WeightCache, parse_weight_cache
+
+
+def load(
+    path: Path | str,
+    *,
+    size: str | None = None,
+    groups: Sequence[str] | None = None,
+    backend: str = BACKENDS[0].name,
+    threads: int | None = None,
+    weight_cache: WeightCache | str | None = None,
+    ple: Literal["flash", "ram"] = "flash",
+    ple_cache_mb: int = DEFAULT_CACHE_BYTES >> 20,
+) -> Model:
+    """Open a bundle and load its language model; the towers of images and sounds are loaded when a prompt needs them.
+
+    path: the directory that `convert` made.
+    size: the size that answers where a call names none; None is the bundle's own default.
+    groups: parameter groups that may be loaded (`text` always may); None is all of them.
+    backend: what runs the graphs.
+    threads: CPU threads; None is what is best here, 1 to 4.
+    weight_cache: where weights arranged for this hardware stay between runs: `off`, `memory`, or a directory; None is
+        GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge.
+    ple: per-layer embeddings, read from flash as tokens need them, or all copied to memory.
+    ple_cache_mb: memory for rows of tokens that come again, in MiB.
+
+    BundleError for what is no sound bundle or lacks the size, UsageError for an unknown group or backend,
+    EnvironmentFault where the backend fails. Close the model, or use it in a `with` statement.
+
+    >>> import gemma_edge
+    >>> with gemma_edge.load(bundle) as model:
+    ...     model.generate("the cat", raw=True, max_tokens=4).ending
+    'length'
+    """
+    opened = Bundle(path)
+    settings = SessionSettings(
+        size=size,
+        threads=default_threads() if threads is None else threads,
+        weight_cache=_weight_cache(weight_cache),
+        backend=backend,
+        ple_in_ram=ple == "ram",
+        ple_cache_bytes=ple_cache_mb << 20,
+    )
+    model = Model(opened, settings, groups=groups)
+    model.prepare()
+    return model
+
+
+def _weight_cache(cache: WeightCache | str | None) -> WeightCache:
+    return cache if isinstance(cache, Path) else parse_weight_cache(cache)
+
+
+class Model:
+    """A bundle that answers. Calls from several threads wait for each other; two models do not."""
+
+    def __init__(self, bundle: Bundle, settings: SessionSettings, *, groups: Sequence[str] | None = None) -> None:
+        """Nothing is loaded before the first answer, or `prepare`; `load` is the way to make one."""
+        self.path = bundle.path
+        self.size = settings.size or bundle.manifest.default_size
+        """The size that answers where a call names none."""
+        bundle.manifest.size(self.size)
+        self._bundle = bundle
+        self._allowed = bundle.allowed_groups(groups)
+        self._settings = settings
+        self._tokenizer = bundle.tokenizer()
+        self._drawable_ids = bundle.drawable_ids(self._tokenizer)
+        self._session: Session | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        self._conversation: object = None
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[MediaSource] = (),
+        audio: Sequence[MediaSource] = (),
+        media: Sequence[MediaFile | Medium] = (),
+        size: str | None = None,
+        max_tokens: int | None = 128,
+        temperature: float = 0.0,
+        top_k: int = 64,
+        top_p: float = 0.95,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        raw: bool = False,
+        ignore_eos: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer one prompt; nothing of earlier prompts is known to it.
+
+        prompt: what the user says; where `<image_soft_token>` or `<audio_soft_token>` stand in it, the images and
+            sounds belong there, else before it.
+        images, audio: paths, or the content of files in memory. A sound that is longer than the model hears at once is
+            cut into pieces.
+        media: images and sounds in one order, where that matters, after `images` and `audio`.
+        size: one of `sizes`; None is `self.size`.
+        max_tokens: the most tokens of the answer; None is as many as the context holds.
+        temperature: 0 takes the most likely token each time.
+        top_k, top_p: only the k most likely tokens (0: all), of these only those that together have probability p.
+        seed: the same seed and prompt give the same answer.
+        stop: texts at which the answer ends; they are no part of it.
+        raw: go on with the prompt as it is, without the chat template.
+        ignore_eos: do not end at a token that ends answers.
+        on_text: called with each piece of the text as it comes.
+
+        UsageError for a prompt that does not fit the context, for media that are none, and once the model is closed;
+        BundleError where the bundle lacks a tower.
+
+        >>> answer = model.generate("the cat", raw=True, max_tokens=5, temperature=0.8, seed=3)
+        >>> len(answer.token_ids), answer.size == model.size
+        (5, True)
+        """
+        stream = self.stream(
+            prompt,
+            images=images,
+            audio=audio,
+            media=media,
+            size=size,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            raw=raw,
+            ignore_eos=ignore_eos,
+        )
+        for piece in stream:
+            if on_text is not None:
+                on_text(piece)
+        return stream.answer
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[MediaSource] = (),
+        audio: Sequence[MediaSource] = (),
+        media: Sequence[MediaFile | Medium] = (),
+        size: str | None = None,
+        max_tokens: int | None = 128,
+        temperature: float = 0.0,
+        top_k: int = 64,
+        top_p: float = 0.95,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        raw: bool = False,
+        ignore_eos: bool = False,
+    ) -> AnswerStream:
+        """`generate`, piece by piece: iterate over the text, then read `answer`.
+
+        The model is taken from the first piece to the last, or until the stream is closed.
+
+        >>> pieces = model.stream("the cat", raw=True, max_tokens=5)
+        >>> "".join(pieces) == pieces.answer.text
+        True
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        text = require_unicode(prompt, "prompt")
+        shown = self.read_media(media, images=images, audio=audio)
+        if raw:
+            built = raw_prompt(self._bundle, self._tokenizer, text, shown)
+        else:
+            built = self.prompt_of([self.user_message(text, shown)], shown)
+        settings = AnswerSettings(max_tokens, stop_texts(stop), ignore_eos)
+        return self.answer_to(built, self.sampler(sampling), settings, size=size, conversation=object())
+
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        size: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 64,
+        top_p: float = 0.95,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+    ) -> Chat:
+        """Begin a conversation, by default with Gemma's own settings of the sampler.
+
+        system: what holds for the whole conversation. The other arguments are those of `generate`.
+
+        >>> chat = model.chat(max_tokens=4, seed=1)
+        >>> answer = chat.send("cat")
+        >>> [message.role for message in chat.history]
+        ['user', 'assistant']
+        """
+        sampler = self.sampler(Sampling(temperature, top_k, top_p, seed))
+        settings = AnswerSettings(max_tokens, stop_texts(stop))
+        return Chat(self, sampler, settings, system=system, size=size)
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The bundle's sizes, its default first."""
+        return tuple(self._bundle.manifest.sizes)
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._bundle.manifest.text.context
+
+    @property
+    def groups_loaded(self) -> tuple[str, ...]:
+        """Parameter groups that some prompt has needed so far."""
+        session = self._session
+        return () if session is None else session.groups_loaded
+
+    def memory(self) -> Memory:
+        """What this process holds in memory now, in bytes, and what of it belongs to each parameter group."""
+        with self._turn(self._conversation) as session:
+            return session.memory()
+
+    @property
+    def ple_statistics(self) -> PleStatistics:
+        """What looking up per-layer embeddings came to so far."""
+        with self._turn(self._conversation) as session:
+            return session.ple.statistics
+
+    def prepare(self) -> None:
+        """Load the language model now."""
+        with self._turn(self._conversation):
+            pass
+
+    def close(self) -> None:
+        """Free everything, once the answer that another thread is waiting for is there; twice is once."""
+        mine = self._thread == threading.get_ident()
+        if not mine:
+            self._lock.acquire()
+        try:
+            self._closed = True
+            if self._session is not None:
+                self._session.close()
+        finally:
+            if not mine:
+                self._lock.release()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- for `Chat` and the commands -------------------------------------------------------------------------------
+
+    def read_media(
+        self,
+        media: Sequence[MediaFile | Medium],
+        *,
+        images: Sequence[MediaSource] = (),
+        audio: Sequence[MediaSource] = (),
+    ) -> list[Medium]:
+        """Every file as its tower takes it: `images`, then `audio`, then `media`."""
+        files = [MediaFile("vision", image) for image in images] + [MediaFile("audio", sound) for sound in audio]
+        return read_media(self._bundle, [*files, *media], self._allowed)
+
+    def require_size(self, size: str | None) -> str:
+        """`size`, or the model's own for None; UsageError for one that the bundle lacks."""
+        name = size or self.size
+        self._bundle.manifest.size(name)
+        return name
+
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """One that draws only tokens that mean something."""
+        return Sampler(sampling, self._drawable_ids)
+
+    def user_message(self, text: str, media: Sequence[Medium]) -> Message:
+        """What the user says, with images and sounds."""
+        return user_message(self._bundle, self._tokenizer, require_unicode(text, "message"), media)
+
+    def prompt_of(self, messages: Sequence[Message], media: Sequence[Medium]) -> Prompt:
+        """A whole conversation up to where the model answers; the images and sounds of all its messages."""
+        return chat_prompt(self._bundle, self._tokenizer, messages, media)
+
+    def answer_to(
+        self,
+        prompt: Prompt,
+        sampler: Sampler,
+        settings: AnswerSettings,
+        *,
+        size: str | None,
+        conversation: object,
+        ended: Callable[[Answer], None] = lambda _: None,
+    ) -> AnswerStream:
+        """The answer to a whole conversation, of which the caches may hold the beginning if it is still the same."""
+        self._require_open()
+        limit = self.context if settings.max_tokens is None else settings.max_tokens
+        require_prompt(prompt.ids, limit=limit, context=self.context)
+        size = self.require_size(size)
+        generate = partial(
+            Generation,
+            prompt=prompt.ids,
+            sampler=sampler,
+            limit=limit,
+            stops=() if settings.ignore_eos else self._bundle.manifest.text.stop_token_ids,
+            spans=prompt.spans,
+        )
+        begin = self._turn(conversation, size)
+        return AnswerStream(begin, generate, self._tokenizer, stop=settings.stop, ended=ended)
+
+    @contextmanager
+    def _turn(self, conversation: object, size: str | None = None) -> Iterator[Session]:
+        """The session, for one thread at a time; what the caches hold of another conversation is forgotten."""
+        self._require_open()
+        if self._thread == threading.get_ident():
+            remedy = "read that one to its end, or close it"
+            raise UsageError("model", found="an unfinished answer", wanted="one at a time", remedy=remedy)
+        with self._lock:
+            self._thread = threading.get_ident()
+            try:
+                session = self._opened()
+                if conversation is not self._conversation:
+                    session.truncate(0)
+                    self._conversation = conversation
+                if size is not None:
+                    session.use(size)
+                yield session
+            finally:
+                self._thread = None
+
+    def _opened(self) -> Session:
+        self._require_open()
+        if self._session is None:
+            self._session = Session(self._bundle, self._settings)
+            self._settings.stage_ended("load")
+        return self._session
+
+    def _require_open(self) -> None:
+        if self._closed:
+            remedy = "load it again"
+            raise UsageError(f"model {self.path}", found="it is closed", remedy=remedy)
+
+
+def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """One text, or several."""
+    return (stop,) if isinstance(stop, str) else tuple(stop)

@@ -1,0 +1,1 @@
+"""Results in words: what several verbs say of the same thing."""

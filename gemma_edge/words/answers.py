@@ -1,0 +1,63 @@
+"""An answer shown as it comes, and a line on each thing that it cost."""
+
+from __future__ import annotations
+
+from gemma_edge.terminal import Terminal, bytes_text
+from toolkit.runtime.answer import Answer, AnswerStream
+from toolkit.runtime.generate import GenerationReport
+from toolkit.runtime.memory import PLE_GROUP, Memory, StagePeaks
+from toolkit.runtime.ple_lookup import PleStatistics
+
+
+def show_answer(stream: AnswerStream, terminal: Terminal) -> Answer:
+    """Show an answer as it comes. An interrupt ends it and keeps what there is; before there is any it goes on."""
+    shown = 0
+    try:
+        for piece in stream:
+            terminal.stream(piece)
+            shown += len(piece)
+    except KeyboardInterrupt:
+        stream.close()
+        if not stream.has_answer:
+            raise
+    terminal.stream(stream.answer.text[shown:] + "\n")
+    return stream.answer
+
+
+def speed_text(report: GenerationReport) -> str:
+    """How much was computed, and how fast."""
+    parts = [f"{report.prompt_tokens} prompt tokens", f"{len(report.token_ids)} generated ({report.ending})"]
+    if report.reused_tokens:
+        parts[0] += f", {report.reused_tokens} reused"
+    if report.media_s is not None:
+        parts.append(f"images and sounds {report.media_s:.1f} s")
+    if report.prefill_tokens_per_s is not None:
+        parts.append(f"prefill {report.prefill_tokens_per_s:,.1f} tokens/s")
+    if report.decode_tokens_per_s is not None:
+        parts.append(f"decode {report.decode_tokens_per_s:,.1f} tokens/s")
+    if report.time_to_first_token_s is not None:
+        parts.append(f"first token after {report.time_to_first_token_s:.3f} s")
+    return "[" + "; ".join(parts) + "]"
+
+
+def memory_text(memory: Memory, peaks: StagePeaks) -> str:
+    """What is resident now, by kind, and what of it the model needs."""
+    parts = [f"peak {bytes_text(peaks.peak_rss_bytes)}"]
+    process, ple = memory.process, memory.groups.get(PLE_GROUP)
+    if process.rss_anonymous_bytes is not None and process.rss_file_bytes is not None:
+        parts += [f"{bytes_text(process.rss_anonymous_bytes)} anonymous", f"{bytes_text(process.rss_file_bytes)} files"]
+    if process.rss_shmem_bytes:
+        parts.append(f"{bytes_text(process.rss_shmem_bytes)} shared")
+    if ple is not None:
+        parts.append(f"PLE {bytes_text(ple.resident_bytes)} of {bytes_text(ple.mapped_bytes)} resident")
+    if memory.effective_bytes is not None:
+        parts.append(f"effective {bytes_text(memory.effective_bytes)}")
+    return "[memory: " + "; ".join(parts) + "]"
+
+
+def ple_text(statistics: PleStatistics) -> str:
+    """What looking up per-layer embeddings came to."""
+    faults = statistics.minor_faults + statistics.major_faults
+    read = f"{bytes_text(statistics.bytes_read)} read"
+    waited = f"{faults:,} page faults, {statistics.major_faults:,} of them from flash"
+    return f"[PLE: {statistics.rows:,} rows; {statistics.cache_hits:,} hits; {read}; {waited}]"

@@ -1,0 +1,249 @@
+"""A loaded model from Python: answers, streams, conversations, threads, silence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gemma_edge
+from gemma_edge.api.model import Model
+from gemma_edge.cli import main
+from toolkit.base.errors import BundleError, UsageError
+from toolkit.runtime.session import Session
+
+
+@pytest.fixture(scope="module")
+def shared_model(random_bundle: Path) -> Iterator[Model]:
+    with gemma_edge.load(random_bundle, weight_cache="memory") as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def talker(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """With room for a conversation."""
+    path = tmp_path_factory.mktemp("talker") / "bundle"
+    words = ["--context", "200", "--prefill", "4,16", "--sizes", "full,small", "--no-verify", "-q"]
+    assert main(["convert", str(random_checkpoint), "-o", str(path), *words]) == 0
+    with gemma_edge.load(path, weight_cache="memory") as model:
+        yield model
+
+
+@pytest.fixture
+def model(shared_model: Model) -> Model:
+    return shared_model
+
+
+def test_an_answer_has_what_the_verb_prints(model: Model) -> None:
+    answer = model.generate("the cat", raw=True, max_tokens=6)
+    assert answer.prompt_tokens == 3
+    assert len(answer.token_ids) == 6
+    assert (answer.ending, answer.size) == ("length", "full")
+    assert answer.decode_tokens_per_s and answer.time_to_first_token_s
+
+
+def test_the_pieces_of_a_stream_are_the_text_of_the_answer(model: Model) -> None:
+    heard: list[str] = []
+    answer = model.generate("the cat", raw=True, max_tokens=8, on_text=heard.append)
+    stream = model.stream("the cat", raw=True, max_tokens=8)
+    assert list(stream) == heard
+    assert "".join(heard) == stream.answer.text == answer.text
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_seed_another(model: Model) -> None:
+    def tokens(seed: int) -> tuple[int, ...]:
+        return model.generate("cat", raw=True, max_tokens=12, temperature=3, top_k=0, top_p=1, seed=seed).token_ids
+
+    first = tokens(7)
+    assert tokens(8) != first
+    assert tokens(7) == first
+
+
+def test_a_size_is_chosen_for_each_call_and_leaves_no_trace(model: Model) -> None:
+    assert model.sizes == ("full", "small")
+    full = model.generate("the cat sat", raw=True, max_tokens=8)
+    small = model.generate("the cat sat", raw=True, max_tokens=8, size="small")
+    assert (full.size, small.size) == ("full", "small")
+    assert full.token_ids != small.token_ids
+    assert model.generate("the cat sat", raw=True, max_tokens=8).token_ids == full.token_ids
+    with pytest.raises(BundleError, match="tiny"):
+        model.generate("cat", size="tiny")
+
+
+def test_an_answer_ends_before_a_stop_text_and_says_so(model: Model) -> None:
+    whole = model.generate("the cat", raw=True, max_tokens=12, ignore_eos=True).text
+    assert len(whole) > 6
+    stop = whole[4:6]
+    for given in (stop, ["never said", stop]):
+        cut = model.generate("the cat", raw=True, max_tokens=12, ignore_eos=True, stop=given)
+        assert cut.text == whole[: whole.index(stop)]
+        assert cut.ending == "stop text"
+    assert model.generate("the cat", raw=True, max_tokens=12, ignore_eos=True, stop="never said").text == whole
+
+
+def test_a_stream_that_is_left_early_frees_the_model_and_keeps_what_came(model: Model) -> None:
+    stream = model.stream("the cat", raw=True, max_tokens=20, ignore_eos=True)
+    first = next(stream)
+    stream.close()
+    assert stream.answer.ending == "interrupted"
+    assert stream.answer.text.startswith(first)
+    assert model.generate("the cat", raw=True, max_tokens=2).ending == "length"
+
+
+def test_a_second_answer_beside_an_unfinished_one_of_the_same_thread_is_an_error(model: Model) -> None:
+    stream = model.stream("the cat", raw=True, max_tokens=20, ignore_eos=True)
+    next(stream)
+    with pytest.raises(UsageError, match="unfinished answer"):
+        model.generate("cat", raw=True)
+    stream.close()
+
+
+def test_what_cannot_be_asked_is_found_before_anything_is_computed(model: Model, random_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="tokens"):
+        model.stream("cat " * 40, raw=True)
+    with pytest.raises(UsageError, match="temperature"):
+        model.stream("cat", temperature=-1)
+    with pytest.raises(UsageError, match="stop text"):
+        model.stream("cat", raw=True, stop="")
+    with pytest.raises(BundleError, match="no group vision"):
+        model.stream("cat", images=["a.png"])
+    with pytest.raises(UsageError, match="backend gpu9: found no such backend, wanted cpu"):
+        gemma_edge.load(random_bundle, backend="gpu9")
+    with pytest.raises(UsageError, match="group eyes"):
+        gemma_edge.load(random_bundle, groups=["eyes"])
+
+
+def test_a_conversation_computes_only_what_is_new(talker: Model) -> None:
+    chat = talker.chat(temperature=0, max_tokens=2)
+    first = chat.send("cat")
+    second = chat.send("sat")
+    assert first.reused_tokens == 0
+    assert second.reused_tokens >= first.prompt_tokens - 1
+    assert [message.role for message in chat.history] == ["user", "assistant"] * 2
+    assert chat.history[1].text == first.text
+    chat.reset()
+    assert chat.history == ()
+    assert chat.send("cat").token_ids == first.token_ids
+
+
+def test_a_conversation_goes_on_although_other_prompts_come_between(talker: Model) -> None:
+    alone = talker.chat(temperature=0, max_tokens=2)
+    wanted = [alone.send(text).token_ids for text in ("cat", "sat")]
+    chat = talker.chat(temperature=0, max_tokens=2)
+    first = chat.send("cat")
+    talker.generate("the", raw=True, size="small", max_tokens=2)
+    second = chat.send("sat")
+    assert [first.token_ids, second.token_ids] == wanted
+    assert second.reused_tokens == 0
+
+
+def test_a_message_that_does_not_fit_leaves_the_conversation_as_it_was(model: Model) -> None:
+    chat = model.chat(max_tokens=2)
+    with pytest.raises(UsageError, match="conversation: found"):
+        chat.send("cat " * 40)
+    assert chat.history == ()
+
+
+def test_the_second_call_of_one_model_waits_for_the_first(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    decode = Session.decode
+
+    def slow(session: Session, token: int) -> object:
+        entered.set()
+        assert go_on.wait(60)
+        return decode(session, token)
+
+    monkeypatch.setattr(Session, "decode", slow)
+    done: list[str] = []
+    first = threading.Thread(target=lambda: done.append(model.generate("cat", raw=True, max_tokens=2).ending + " 1"))
+    first.start()
+    assert entered.wait(60)
+    second = threading.Thread(target=lambda: done.append(model.generate("the", raw=True, max_tokens=2).ending + " 2"))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and not done
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    assert done == ["length 1", "length 2"]
+
+
+def test_two_models_answer_in_two_threads_at_once(
+    random_bundle: Path, shared_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits in its first step until the other is in its own: one after the other they would wait for ever."""
+    wanted = [
+        shared_model.generate("the cat", raw=True, max_tokens=6, size=size).token_ids for size in ("full", "small")
+    ]
+    both = threading.Barrier(2, timeout=60)
+    decode = Session.decode
+
+    def meeting(session: Session, token: int) -> object:
+        both.wait()
+        return decode(session, token)
+
+    monkeypatch.setattr(Session, "decode", meeting)
+    found: dict[str, tuple[int, ...]] = {}
+
+    def run(size: str) -> None:
+        with gemma_edge.load(random_bundle, size=size, weight_cache="memory") as model:
+            found[size] = model.generate("the cat", raw=True, max_tokens=6).token_ids
+
+    threads = [threading.Thread(target=run, args=(size,)) for size in ("full", "small")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert [found["full"], found["small"]] == wanted
+
+
+def test_a_closed_model_says_so(random_bundle: Path) -> None:
+    model = gemma_edge.load(random_bundle, weight_cache="memory")
+    chat = model.chat()
+    stream = model.stream("cat", raw=True)
+    begun = model.stream("cat", raw=True, ignore_eos=True, max_tokens=20)
+    next(begun)
+    model.close()
+    model.close()
+    for use in (lambda: model.generate("cat"), lambda: chat.send("cat"), lambda: next(stream), lambda: list(begun)):
+        with pytest.raises(UsageError, match="closed"):
+            use()
+
+
+ONE_LINER = "import sys, gemma_edge; print(gemma_edge.load(sys.argv[1]).generate('cat', max_tokens=8).text)"
+
+
+def test_one_line_prints_an_answer_and_nothing_else(random_bundle: Path, tmp_path: Path) -> None:
+    environment = {"GEMMA_EDGE_CACHE": str(tmp_path), "PATH": "/usr/bin"}
+    words = [sys.executable, "-c", ONE_LINER, str(random_bundle)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert run.stderr == ""
+    assert len(run.stdout) > 1
+
+
+LIGHT = """
+import sys, time
+started = time.perf_counter()
+import gemma_edge
+took = time.perf_counter() - started
+heavy = {"numpy", "ai_edge_litert", "jinja2", "tokenizers", "argparse"} & set(sys.modules)
+assert not heavy, heavy
+print(took)
+assert set(gemma_edge.__all__) <= set(dir(gemma_edge))
+for name in gemma_edge.__all__:
+    getattr(gemma_edge, name)
+"""
+
+
+def test_importing_the_package_imports_nothing_heavy_and_every_name_is_there() -> None:
+    run = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        gemma_edge.lod  # noqa: B018

@@ -87,7 +87,7 @@ def test_a_sound_that_is_too_long_is_said_to_be_cut(
     [
         (["--image", "neither.bin"], "no image that is understood"),
         (["--audio", "neither.bin"], "Format not recognised"),
-        (["--image", "absent.png"], "No such file"),
+        (["--image", "absent.png"], "no such file"),
         (["--audio", "click.wav"], "click.wav: found 0.006 s of sound, wanted at least 0.032; append silence"),
         (["--image", "a.png", "--groups", "text,audio"], "found --groups text,audio, wanted the group vision too"),
         (["--groups", "sight"], "group sight: found no such group in the bundle"),

@@ -1,4 +1,4 @@
-"""Codes and floats to the bytes that LiteRT's tensors hold, and codes back."""
+"""Turns codes and floats into the bytes that LiteRT's tensors hold, and bytes into codes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from toolkit.base.errors import CheckpointError, RecipeError
 
 
 def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """8 / bits codes a byte over the whole array in C order, the first in the lowest bits; flat.
+    """The codes of an array in C order, 8 / bits of them in each byte, the first in the lowest bits: uint8[bytes].
 
     codes: signed numbers of `bits` bits, 8 or a power of two below, as many as fill whole bytes.
 
@@ -27,7 +27,7 @@ def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
 
 
 def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
-    """The codes of `pack_codes`, flat.
+    """The codes that `pack_codes` packed, in one axis: int8[bytes * 8 / bits].
 
     >>> unpack_codes(np.array([241, 120], np.uint8), 4).tolist()
     [1, -1, -8, 7]
@@ -44,7 +44,7 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
 
 
 def require_finite(values: NDArray[np.float32], name: str, first_row: int = 0) -> None:
-    """CheckpointError for the first row with a number that is not finite; name and first_row are for errors."""
+    """CheckpointError for the first row that holds a NaN or an infinity; `name` and `first_row` are for its text."""
     finite = np.isfinite(values)
     if not finite.all():
         place = np.unravel_index(int(np.argmin(finite)), values.shape)
@@ -53,7 +53,7 @@ def require_finite(values: NDArray[np.float32], name: str, first_row: int = 0) -
 
 
 def to_float16(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
-    """Rounded to nearest; RecipeError for what overflows, CheckpointError for what is not finite. `name` is for errors.
+    """The nearest float16 numbers; RecipeError when one overflows, CheckpointError for a NaN or an infinity.
 
     >>> to_float16(np.array([1.0, 65504.0, 1e-9], np.float32), "weights").tolist()
     [1.0, 65504.0, 0.0]

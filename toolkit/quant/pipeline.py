@@ -1,4 +1,4 @@
-"""Chunks through two stages: read ahead by a thread that waits for storage, then processed on every core."""
+"""Takes chunks of work through two stages: one thread reads them ahead, then every core processes them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pipeline(
 
 
 def _keep_freed_memory() -> None:
-    """Chunks come and go by the thousand; glibc would return their pages each time, and new ones take time to clear.
+    """Have glibc keep the memory of freed chunks: there are thousands, and new pages take time to clear.
 
     Other C libraries have no such function, or one that does nothing.
     """

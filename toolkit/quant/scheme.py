@@ -15,9 +15,10 @@ Search = Literal["absmax", "mse"]
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """``block_size`` None: one float32 scale per row (per channel); else one float16 scale per so many columns.
+    """`dtype`: the element type. `block_size`: None is one float32 scale for each row (per channel); else one float16
+    scale for so many columns of a row.
 
-    ``search``: "absmax" maps a group's largest magnitude to the largest code; "mse" clips where that lowers the
+    `search`: "absmax" maps a group's largest magnitude to the largest code; "mse" clips where that lowers the
     group's squared error. Both run equally fast on the device.
     """
 
@@ -27,7 +28,7 @@ class Scheme:
 
     @property
     def element(self) -> ElementType:
-        """What is known of the element type."""
+        """The row of the table of element types."""
         return element_of(self.dtype)
 
     @property
@@ -41,7 +42,7 @@ class Scheme:
         return self.element.quantised
 
     def __str__(self) -> str:
-        """As people write it.
+        """In words.
 
         >>> str(Scheme("int4", 32)), str(Scheme("int8")), str(Scheme("f32"))
         ('int4 in blocks of 32', 'int8 per channel', 'f32')
@@ -52,7 +53,7 @@ class Scheme:
 
 
 def payload_bytes(shape: Sequence[int], scheme: Scheme) -> int:
-    """Bytes of the codes, without scales.
+    """Bytes of a weight of this shape, without scales.
 
     >>> payload_bytes((3, 64), Scheme("int4", 32)), payload_bytes((3, 64), Scheme("int8"))
     (96, 192)
@@ -72,7 +73,7 @@ def scales_bytes(shape: Sequence[int], scheme: Scheme) -> int:
 
 
 def check_scheme(name: str, shape: Sequence[int], scheme: Scheme) -> None:
-    """RecipeError when a weight of this shape cannot be stored so."""
+    """RecipeError when a weight of this shape cannot be stored in this scheme; `name` is for its text."""
     if not scheme.quantised:
         return
     what = f"weight {name} as {scheme}"

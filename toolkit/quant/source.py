@@ -20,7 +20,7 @@ class TensorSource(Protocol):
     ) -> NDArray[np.float32]:
         """The tensor or a part of it; the caller must not write to it.
 
-        ``rows`` and ``columns`` are half-open ranges on the first and the last axis; None is all of it.
+        `rows` and `columns` are half-open ranges on the first and the last axis; None is all of it.
         A 1-D tensor has rows only.
         """
         ...

@@ -1,4 +1,4 @@
-"""The weight stream: chunks of rows are read, quantised on every core and written to their exact offsets."""
+"""Streams weights into files: rows are read in chunks, quantised on every core and written to their offsets."""
 
 from __future__ import annotations
 
@@ -51,11 +51,13 @@ def stream_files(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, NDArray[np.float32]]]:
-    """Write every weight's payload and block scales; returns, by file, float32[rows] by name for the per-channel ones.
+    """Write the payload and the block scales of every weight; the per-channel scales, which belong into the headers,
+    are returned: for each file, float32[rows] by the weight's name.
 
     Weights of the same parts are read once, and quantised once if they have the same scheme.
-    Some chunks of about 2 MiB of float32 (at least one row) are held. The bytes do not depend on ``workers``.
-    ``progress`` gets, in the calling thread, the payload bytes written since the last call. The first
+    At most `workers + AHEAD` chunks of about 2 MiB of float32, or one row, are in memory. The bytes written do not
+    depend on `workers`.
+    `progress` gets, in the calling thread, the payload bytes written since the last call. The first
     error in file order ends the stream and is raised as it is; the files are then incomplete.
     """
     scales = [
@@ -74,7 +76,7 @@ def stream_files(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a weight, with its rows of the tensor known."""
+    """A part of a weight: rows [start, stop) of a tensor; columns and axes as in `WeightPart`."""
 
     tensor: str
     start: int
@@ -85,7 +87,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where one file has a weight."""
+    """A weight's place in one of the files: its index among them, and its descriptor."""
 
     file: int
     fd: int
@@ -94,7 +96,7 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Rows of one part, for weights of the same parts; `first_row` is their place in these."""
+    """Rows of one part, and all the weights that are made of it; in these, the rows begin at `first_row`."""
 
     targets: Sequence[_Target]
     part: _Part
@@ -104,14 +106,14 @@ class _Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What a chunk came to; `scales` are those of rows: index of the file, name of the weight, first row, scales."""
+    """Bytes written of a chunk, and its per-channel scales: file's index, weight's name, first row, float32[rows]."""
 
     payload_bytes: int
     scales: Sequence[tuple[int, str, int, NDArray[np.float32]]]
 
 
 def _shared(files: Sequence[FileWeights], source: TensorSource) -> list[tuple[list[_Target], list[_Part]]]:
-    """Weights of the same parts together, in the order of the first of them; everything is checked before."""
+    """Weights that have the same parts, grouped, in the order of the first of each group; all are checked here."""
     targets: dict[object, tuple[list[_Target], list[_Part]]] = {}
     for index, file in enumerate(files):
         for placement in file.placements:
@@ -122,7 +124,7 @@ def _shared(files: Sequence[FileWeights], source: TensorSource) -> list[tuple[li
 
 
 def _chunks(shared: Sequence[tuple[Sequence[_Target], Sequence[_Part]]]) -> Iterator[_Chunk]:
-    """Chunks in file order; none crosses a part's border."""
+    """The chunks of all weights in file order; each lies in one part."""
     for targets, parts in shared:
         step = max(1, CHUNK_WEIGHTS // math.prod(targets[0].placement.weight.shape[1:]))
         first_row = 0
@@ -156,7 +158,7 @@ def _write_chunk(chunk: _Chunk, values: NDArray[np.float32]) -> _Written:
 
 
 def _encode(values: NDArray[np.float32], scheme: Scheme, name: str, first_row: int) -> _Encoded:
-    """Payload and scales, if any, as files have them."""
+    """Rows as a file has them: their payload, and their scales, if the scheme has any."""
     assert values.dtype == np.float32, "the source broke its promise"
     if scheme.dtype == "f32":
         require_finite(values, name, first_row)
@@ -171,7 +173,7 @@ def _encode(values: NDArray[np.float32], scheme: Scheme, name: str, first_row: i
 
 
 def _read_rows(source: TensorSource, chunk: _Chunk) -> NDArray[np.float32]:
-    """The chunk's rows as the weight has them."""
+    """The chunk's rows in the shape that the weight has: float32[rows, ...]."""
     part = chunk.part
     if part.axes is None:
         return source.read(part.tensor, chunk.rows, part.columns)
@@ -201,7 +203,7 @@ def _file_name(fd: int) -> str:
 
 
 def _checked_parts(placement: Placement, source: TensorSource) -> list[_Part]:
-    """The parts of a weight, after everything that can be wrong with it was looked for and before a byte is read."""
+    """The parts of a weight, checked against their tensors before any byte is read."""
     weight, scheme = placement.weight, placement.scheme
     check_scheme(weight.name, weight.shape, scheme)
     has_block_scales = scales_bytes(weight.shape, scheme) > 0
@@ -227,7 +229,7 @@ def _checked_part(weight: Weight, part: WeightPart, shape: tuple[int, ...]) -> _
 
 
 def _checked_permutation(weight: Weight, tensor: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> _Part:
-    """Rows are still rows, or the weight is one row, read whole."""
+    """A permuted part: its rows are rows of the tensor too, or the weight is a single row, which is read whole."""
     assert axes[0] == 0 or weight.shape[0] == 1, "a permutation that scatters rows cannot be streamed"
     if sorted(axes) != list(range(len(shape))):
         what = f"tensor {tensor} of weight {weight.name}"

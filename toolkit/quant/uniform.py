@@ -92,7 +92,7 @@ def quantize_rows(rows: F32, scheme: Scheme, *, name: str = "weights", first_row
 
 
 def dequantize_rows(quantized: QuantizedRows) -> F32:
-    """What LiteRT computes with: codes times scales; float32[rows, columns]."""
+    """Codes times scales, the numbers that LiteRT computes with: float32[rows, columns]."""
     codes, scales = quantized.codes, quantized.scales.astype(np.float32)
     blocks = scales.reshape(len(codes), -1)
     values = codes.astype(np.float32).reshape(*blocks.shape, codes.shape[1] // max(1, blocks.shape[1]))
@@ -124,7 +124,7 @@ class _UnfitGroup(Exception):
         self._largest = largest
 
     def error(self, what: str) -> CheckpointError | RecipeError:
-        """The fault in the user's terms."""
+        """The error for the user; `what` names the weight and the row."""
         if not math.isfinite(self._absmax):
             return CheckpointError(what, found=self._absmax, wanted="finite numbers", remedy="download it again")
         wanted = f"at most {self._largest:g}, what such scales can hold"
@@ -132,7 +132,7 @@ class _UnfitGroup(Exception):
 
 
 class _Workspace:
-    """Scratch memory for tiles of one scheme, and the passes over them.
+    """Memory for tiles of one scheme, and the computations that reuse it.
 
     Blocks of int4 are searched transposed, [width, groups], so that sums over a short block run along vectors, and in
     integers of `steps` to a code: no sum exceeds 8 * 8 * steps * width <= 2**24, so float32 holds all of them exactly.
@@ -181,7 +181,7 @@ class _Workspace:
         np.copyto(out, t, casting="unsafe")
 
     def _absmax(self, groups: F32) -> F32:
-        """The largest magnitude of each group: without their signs floats are ordered as integers are, NaNs on top."""
+        """The largest magnitude of each group, or a NaN: float bits without the sign are ordered as integers are."""
         magnitudes = self._scratch(1, groups.shape).view(np.uint32)
         np.bitwise_and(groups.view(np.uint32), np.uint32(0x7FFFFFFF), out=magnitudes)
         largest: F32 = np.maximum.reduce(magnitudes, axis=1).view(np.float32)
@@ -251,7 +251,7 @@ class _Workspace:
         np.clip(out, self._low, self._high, out=out)
 
     def _spread(self, per_group: F32) -> F32:
-        """Per-group numbers, shaped to broadcast over what `_least_squares` works on."""
+        """Numbers of groups, shaped so that they broadcast over the groups' weights in `_least_squares`."""
         return per_group if self._transposed else per_group[:, None]
 
     def _scratch(self, index: int, shape: tuple[int, ...]) -> F32:

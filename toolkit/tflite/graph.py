@@ -1,4 +1,4 @@
-"""Typed graphs: values know their shape and type when they are made, so a mistake points at the emitter's line."""
+"""Typed graphs: a value knows its shape and element type as soon as it is made, so the line of a mistake raises it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _NUMPY = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "INT8
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """Shape (all dimensions static) and element type."""
+    """The shape of a value, whose dimensions are all known numbers, and its element type."""
 
     shape: tuple[int, ...]
     dtype: DType = DType.FLOAT32
@@ -68,7 +68,7 @@ OptionValue = int | float | bool | str | bytes | tuple[int | float | bool, ...]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The option table of an op: its name in the schema and its fields."""
+    """The options of an operator: the name of their table in LiteRT's schema, and its fields by name."""
 
     table: str
     fields: tuple[tuple[str, OptionValue | DType], ...] = ()
@@ -76,7 +76,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Value:
-    """A tensor of one graph: a graph input, a constant, a weight, or what a node computes."""
+    """A tensor of one graph: an input, a constant, a weight, a blob, or what a node computes.
+
+    `index`: its place in `Graph.values`. `constant`, `weight` and `blob` say where its bytes come from, if they are
+    stored in the file.
+    """
 
     type: TensorType
     graph: Graph = field(repr=False)
@@ -87,16 +91,18 @@ class Value:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Its dimensions."""
         return self.type.shape
 
     @property
     def dtype(self) -> DType:
+        """Its element type."""
         return self.type.dtype
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One LiteRT builtin applied to values."""
+    """One builtin operator of LiteRT, applied to values."""
 
     builtin: str
     version: int
@@ -117,7 +123,7 @@ class Graph:
         self._weights: dict[Weight, Value] = {}
 
     def input(self, name: str, shape: Sequence[int], dtype: DType = DType.FLOAT32) -> Value:
-        """Declare a graph input; its name is what callers bind buffers by."""
+        """Declare an input; callers give its numbers under this name. ValueError for a name used before."""
         if name in self.inputs:
             raise ValueError(f"graph input {name!r} is declared twice")
         value = self._append(Value(TensorType(tuple(shape), dtype), self, len(self.values)))
@@ -125,13 +131,13 @@ class Graph:
         return value
 
     def output(self, name: str, value: Value) -> None:
-        """Declare a value to be a graph output."""
+        """Declare an output; ValueError for a name used before, or a value of another graph."""
         if name in self.outputs or value.graph is not self:
             raise ValueError(f"graph output {name!r} is declared twice, or its value is of another graph")
         self.outputs[name] = value
 
     def constant(self, array: NDArray[np.generic]) -> Value:
-        """A small array stored in the file's header; equal arrays are stored once."""
+        """A small array stored in the file's header, equal ones once; ValueError for a type that is no `DType`."""
         dtype = next((d for d in DType if d.numpy == array.dtype), None)
         if dtype is None:
             raise ValueError(f"constants of {array.dtype} are not part of the op set")
@@ -150,18 +156,18 @@ class Graph:
         return self.constant(np.array(numbers, np.int32))
 
     def weight(self, weight: Weight) -> Value:
-        """A weight whose bytes are streamed into the file after its header; float32 as far as the graph can tell."""
+        """A weight, whose bytes are written behind the header; to the graph it is float32, however it is stored."""
         if weight not in self._weights:
             type_ = TensorType(weight.shape)
             self._weights[weight] = self._append(Value(type_, self, len(self.values), weight=weight))
         return self._weights[weight]
 
     def blob(self, name: str, shape: Sequence[int], dtype: DType) -> Value:
-        """Bytes behind the header that the caller puts there as they are, at the place the layout gives them."""
+        """Bytes behind the header that the caller writes itself, at the place in `TfliteLayout.blobs`."""
         return self._append(Value(TensorType(tuple(shape), dtype), self, len(self.values), blob=name))
 
     def live_nodes(self) -> tuple[Node, ...]:
-        """The nodes that an output depends on, in execution order."""
+        """The nodes that some output depends on, in the order in which they run; others are not written."""
         needed = {id(value) for value in self.outputs.values()}
         live: list[Node] = []
         for node in reversed(self.nodes):
@@ -179,7 +185,7 @@ class Graph:
         *,
         version: int = 1,
     ) -> tuple[Value, ...]:
-        """Append a node. Only the op set calls this: it has checked the types."""
+        """Append a node and return its outputs. Only `ops` calls this: it has checked the types."""
         if any(value.graph is not self for value in inputs):
             raise ValueError(f"{builtin} mixes values of two graphs")
         made = tuple(self._append(Value(type_, self, len(self.values))) for type_ in outputs)
@@ -193,7 +199,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A graph under the name that runtimes call it by."""
+    """A graph, and the name under which a runtime calls it."""
 
     name: str
     graph: Graph

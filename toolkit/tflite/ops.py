@@ -1,4 +1,4 @@
-"""The op set: one typed constructor per LiteRT builtin that our graphs use.
+"""The operators that our graphs use: one function for each builtin of LiteRT.
 
 Each takes values and returns values of inferred type, or raises ValueError at the emitter's line.
 Op versions are the lowest that LiteRT's kernels accept for the types used here (LiteRT `register.cc`).
@@ -16,7 +16,8 @@ from toolkit.base.layout import ceil_div
 from toolkit.tflite.graph import DType, Options, TensorType, Value
 
 Padding = Literal["same", "valid"]
-"""same: output size is input size / stride, rounded up, the odd row or column of zeros below and to the right."""
+"""`same`: the output's size is the input's divided by the stride, rounded up; of an odd number of rows or columns of
+zeros, one more lies below or to the right. `valid`: no zeros."""
 
 _PADDINGS: dict[Padding, int] = {"same": 0, "valid": 1}  # Padding in schema.fbs
 
@@ -47,7 +48,7 @@ def minimum(a: Value, b: Value) -> Value:
 
 
 def floor_mod(a: Value, b: Value) -> Value:
-    """a - floor(a / b) * b: of the sign of b; with NumPy broadcasting."""
+    """a - floor(a / b) * b, with NumPy broadcasting: the remainder that has the sign of b."""
     return _binary("FLOOR_MOD", a, b, Options("FloorModOptions"))
 
 
@@ -121,7 +122,7 @@ def logistic(x: Value) -> Value:
 
 
 def gelu_tanh(x: Value) -> Value:
-    """GELU in its tanh approximation."""
+    """The Gaussian error linear unit in its tanh approximation: x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))."""
     return _unary("GELU", x, Options("GeluOptions", (("approximate", True),)))
 
 
@@ -137,7 +138,7 @@ def cast(x: Value, dtype: DType) -> Value:
 
 
 def bitcast(x: Value, dtype: DType) -> Value:
-    """The same bytes as a wider type: the last axis, whose bytes make one element, goes."""
+    """The same bytes as a wider type; the last axis, whose elements make one of the new type, disappears."""
     size = dtype.numpy.itemsize
     _want(x.shape[-1] * x.dtype.numpy.itemsize == size, f"BITCAST to {dtype.value} wants {size} bytes an element", x)
     return _one("BITCAST", [x], TensorType(x.shape[:-1], dtype), Options("BitcastOptions"))
@@ -154,13 +155,13 @@ def sum_(x: Value) -> Value:
 
 
 def cumsum(x: Value, axis: int) -> Value:
-    """Running sum along one axis; XNNPACK does not take it."""
+    """Running sum along one axis. XNNPACK has no kernel for it, so that LiteRT's own, slower one runs."""
     _want(x.dtype is DType.FLOAT32 and 0 <= axis < len(x.shape), f"CUMSUM wants float32 with an axis {axis}", x)
     return _one("CUMSUM", [x, x.graph.ints([axis])], x.type, Options("CumsumOptions"))
 
 
 def reshape(x: Value, shape: Sequence[int]) -> Value:
-    """The same elements in row-major order under another shape; the same shape is no op."""
+    """The same elements in row-major order under another shape; x itself if that is its shape."""
     wanted = tuple(shape)
     _want(math.prod(wanted) == math.prod(x.shape), f"RESHAPE to {wanted} wants as many elements", x)
     if wanted == x.shape:
@@ -176,7 +177,7 @@ def transpose(x: Value, axes: Sequence[int]) -> Value:
 
 
 def slice_(x: Value, begin: Sequence[int], size: Sequence[int]) -> Value:
-    """The box of `size` that starts at `begin`; the whole of x is no op."""
+    """The part of x that begins at `begin` and has the shape `size`; x itself if that is all of it."""
     _want(len(begin) == len(size) == len(x.shape), "SLICE wants a begin and a size for each axis", x)
     fits = all(b >= 0 and s > 0 and b + s <= d for b, s, d in zip(begin, size, x.shape, strict=True))
     _want(fits, f"SLICE begin {tuple(begin)} size {tuple(size)} leaves the value", x)
@@ -187,7 +188,7 @@ def slice_(x: Value, begin: Sequence[int], size: Sequence[int]) -> Value:
 
 
 def take(x: Value, axis: int, start: int, stop: int) -> Value:
-    """x[start:stop] on one axis (a SLICE)."""
+    """x[start:stop] along one axis."""
     begin = [0] * len(x.shape)
     size = list(x.shape)
     begin[axis], size[axis] = start, stop - start
@@ -195,7 +196,7 @@ def take(x: Value, axis: int, start: int, stop: int) -> Value:
 
 
 def pad(x: Value, widths: Sequence[tuple[int, int]]) -> Value:
-    """Zeros before and after, a pair of counts for each axis, as numpy.pad takes them; none at all is no op."""
+    """Zeros around x: how many before and after it on each axis, as numpy.pad takes them; x itself without any."""
     _want(len(widths) == len(x.shape), "PAD wants a pair of counts for each axis", x)
     _want(all(n >= 0 for pair in widths for n in pair), f"PAD wants counts of zeros, not {list(widths)}", x)
     if not any(n for pair in widths for n in pair):
@@ -205,7 +206,7 @@ def pad(x: Value, widths: Sequence[tuple[int, int]]) -> Value:
 
 
 def concatenation(values: Sequence[Value], axis: int) -> Value:
-    """Join along one axis; XNNPACK takes at most five values, so more is refused."""
+    """Two to five values joined along one axis; XNNPACK takes no more."""
     first = values[0]
     _want(1 < len(values) <= 5, f"CONCATENATION wants 2 to 5 values, found {len(values)}", first)
     same = all(
@@ -255,7 +256,7 @@ def depthwise_conv_2d(
 
 
 def average_pool_2d(x: Value, size: int) -> Value:
-    """The mean of each square of `size`, which must divide height and width; x: f32[n, h, w, c]; 1 is no op."""
+    """The mean of each square of `size`, which must divide height and width; x: f32[n, h, w, c]; x itself for 1."""
     fits = len(x.shape) == 4 and size > 0 and x.shape[1] % size == 0 == x.shape[2] % size
     _want(fits, f"AVERAGE_POOL_2D wants NHWC that squares of {size} tile", x)
     if size == 1:
@@ -272,7 +273,7 @@ def average_pool_2d(x: Value, size: int) -> Value:
 
 
 def resize_nearest_neighbor(x: Value, height: int, width: int) -> Value:
-    """Row i of the result is row floor(i * old / new), columns likewise; x: f32[n, h, w, c]; the same size is no op."""
+    """Row i of the result is row floor(i * old / new), columns likewise; x: f32[n, h, w, c]."""
     _want(len(x.shape) == 4, "RESIZE_NEAREST_NEIGHBOR wants NHWC", x)
     if x.shape[1:3] == (height, width):
         return x
@@ -329,7 +330,7 @@ def _positions(x: Value, kernel: Value, stride: int, padding: Padding) -> tuple[
 
 
 def _bias(bias: Value | None, weight: Value, outputs: int) -> Value:
-    """XNNPACK and some kernels take no convolution without a bias."""
+    """The bias, or zeros: XNNPACK and some of LiteRT's kernels take no convolution without one."""
     if bias is None:
         return weight.graph.constant(np.zeros(outputs, np.float32))
     _want(bias.shape == (outputs,), f"a convolution with {outputs} outputs wants a bias for each", weight, bias)

@@ -21,7 +21,7 @@ HEADER_LIMIT_BYTES = 1 << 29  # 512 MiB; the header of a 35-layer model with per
 
 @dataclass(frozen=True, slots=True)
 class TfliteContent:
-    """What a .tflite file says, checked: records, and the size of the file they were checked against."""
+    """The records of a .tflite file, checked against each other and against the file's size."""
 
     path: Path
     size_bytes: int
@@ -56,7 +56,7 @@ def read_tflite(path: Path, section: tuple[int, int] | None = None) -> TfliteCon
 
 
 def check_model(name: str, size_bytes: int, model: ModelRecord) -> None:
-    """Every reference resolves and every byte range lies in the file; GraphError otherwise."""
+    """GraphError for an index of something that is not there, or bytes beyond the file's end; `name` is for errors."""
     if not model.buffers:
         raise GraphError(f"{name} buffers", found="none", wanted="at least the empty one")
     for n, buffer in enumerate(model.buffers):

@@ -13,7 +13,11 @@ from toolkit.tflite.graph import OptionValue
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How integer elements stand for reals: symmetric; one scale per index of `axis`, or per block of columns."""
+    """How integer codes stand for numbers: code times scale.
+
+    Either `scales`: one for each index of `axis`, or a single one. Or `block_size`: so many columns of a row share a
+    scale, and those of all blocks are the tensor of index `block_scales_tensor`, float16[rows, columns / block_size].
+    """
 
     scales: NDArray[np.float32] | None = None
     axis: int = 0
@@ -57,7 +61,7 @@ class OperatorRecord:
         return tuple(int(index) for value in values for index in (value if isinstance(value, tuple) else (value,)))
 
     def calling(self, renumbered: Mapping[int, int]) -> OperatorRecord:
-        """The same with other indices of the subgraphs that it runs, by the old ones."""
+        """The operator with new indices of the subgraphs that it runs; `renumbered`: each new index by the old one."""
         fields = []
         for name, value in self.fields:
             if _names_subgraphs(name):
@@ -79,7 +83,7 @@ class SubgraphRecord:
 
 @dataclass(frozen=True, slots=True)
 class BufferRecord:
-    """Bytes inside the flatbuffer, or a range of the file after it (absolute offset, bytes)."""
+    """Bytes inside the flatbuffer (`data`), or a range of the file behind it: its offset in the file, and its size."""
 
     data: bytes | None = None
     offset_bytes: int = 0

@@ -1,4 +1,4 @@
-"""Makes a .tflite of some of another's signatures, under other names; weights are copied as they are, none twice."""
+"""Copies some signatures of a .tflite file into another, under new names; their weights are copied once, unchanged."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def select_signatures(
 ) -> None:
     """Write `target` with the signatures `names` (new name to old name) of `source`, in that order.
 
-    Each goes through `change`, if there is one. Buffers that none of them uses are left out. The caller owns the
-    target's atomicity.
+    `change`, if given, is applied to the subgraph of each. Buffers that none of them uses are left out. The target is
+    written in place: the caller renames it when it is whole. GraphError when a signature is missing, or when a selected
+    one calls one that is not.
     """
     content = read_tflite(source)
     graphs = tuple(replace(_renumbered(content, names, old), name=new) for new, old in names.items())
@@ -62,7 +63,7 @@ def _renumbered(content: TfliteContent, names: Mapping[str, str], old_name: str)
 
 
 def _place(buffers: list[BufferRecord], header_bytes: int) -> tuple[BufferRecord, ...]:
-    """New offsets behind the header, in the old order of buffers, on borders as wide as the old ones."""
+    """New offsets behind the header, in the old order; buffers that lay on a page's border do so again."""
     placed = []
     end = header_bytes
     for buffer in buffers:

@@ -34,7 +34,11 @@ _MOST_SHARED = 4  # packers share strings and scales between subgraphs
 
 
 def pack(model: ModelRecord) -> bytes:
-    """The flatbuffer of a model; its length depends on no offset, size or scale that is not zero."""
+    """The flatbuffer of a model.
+
+    Its length does not change with the values of scales, nor with those of offsets and sizes while these are not zero:
+    a zero is not stored.
+    """
     codes = sorted({(op.builtin, op.version) for graph in model.subgraphs for op in graph.operators})
     packer = _Packer({code: index for index, code in enumerate(codes)})
     root = fb.ModelT()
@@ -52,7 +56,7 @@ def pack(model: ModelRecord) -> bytes:
 
 
 def set_buffer_offsets(packed: bytearray, offsets: Mapping[int, int]) -> None:
-    """Write offsets of buffers, by index, over those that a flatbuffer of `pack` has."""
+    """Replace offsets of buffers, by the buffers' indices, in a flatbuffer made by `pack`."""
     model = fb.Model.GetRootAs(packed, 0)
     for index, offset in offsets.items():
         table = model.Buffers(index)._tab
@@ -60,7 +64,7 @@ def set_buffer_offsets(packed: bytearray, offsets: Mapping[int, int]) -> None:
 
 
 def set_scales(packed: bytearray, scales: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write per-channel scales, by name of the tensor, over those that a flatbuffer of `pack` has."""
+    """Replace per-channel scales, by the tensors' names, in a flatbuffer made by `pack`."""
     model = fb.Model.GetRootAs(packed, 0)
     missing = {name.encode(): values for name, values in scales.items()}
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
@@ -74,7 +78,7 @@ def set_scales(packed: bytearray, scales: Mapping[str, NDArray[np.float32]]) -> 
 
 
 def unpack(data: memoryview) -> ModelRecord:
-    """The records of a flatbuffer; GraphError when it is none, or says what no file of ours can say."""
+    """The records of a flatbuffer; GraphError when it is damaged, or says what the records cannot hold."""
     if bytes(data[4:8]) != FILE_IDENTIFIER:
         raise GraphError(".tflite header", found=bytes(data[4:8]), wanted=FILE_IDENTIFIER)
     try:
@@ -183,7 +187,7 @@ class _Unpacker:
         return OperatorRecord(builtin, version, inputs, outputs, options, fields)
 
     def _fields(self, builtin: str, options: Any) -> tuple[tuple[str, OptionValue], ...]:
-        """What stands in a table of options, lists and texts that are absent left out."""
+        """The fields of a table of options, without absent lists and texts."""
         values = ((name, self._option(builtin, name, value)) for name, value in vars(options).items())
         return tuple((name, value) for name, value in values if value is not None)
 
@@ -218,14 +222,14 @@ class _Unpacker:
         return map(entry, range(length))
 
     def _ints(self, numbers: NDArray[np.int32] | int) -> tuple[int, ...]:
-        """Of an array, which for a vector that is not there is 0."""
+        """The numbers of a vector; the generated classes give 0 for one that is absent."""
         if isinstance(numbers, int):
             return ()
         self._take(numbers.size)
         return tuple(numbers.tolist())
 
     def _any(self, flags: NDArray[np.bool_] | int) -> bool:
-        """Whether a flag of an array is set; 0 stands for a vector that is not there."""
+        """Whether some flag of a vector is set; the generated classes give 0 for one that is absent."""
         self._take(np.size(flags))
         return bool(np.any(flags))
 
@@ -240,7 +244,7 @@ class _Unpacker:
 
 
 class _Packer:
-    """Packs the tables that repeat from subgraph to subgraph, per-channel scales once each."""
+    """Makes the generated classes' objects of subgraphs; per-channel scales that several share become one object."""
 
     def __init__(self, codes: Mapping[tuple[str, int], int]) -> None:
         self._codes = codes
@@ -302,7 +306,7 @@ class _Packer:
 
 
 class _SharedQuantization(fb.QuantizationParametersT):  # type: ignore[misc]
-    """A per-channel table that several subgraphs point at: packed once, 12 bytes a channel."""
+    """Per-channel scales that several subgraphs point at, 12 bytes a channel: packed once."""
 
     def __init__(self, scales: NDArray[np.float32], axis: int) -> None:
         super().__init__()
@@ -374,7 +378,7 @@ def _vector(numbers: Sequence[int]) -> NDArray[np.int32]:
 
 
 class _Names(dict[int, str]):
-    """The names of an enum's numbers; GraphError for a number that it does not have."""
+    """An enum's names by their numbers; GraphError for a number without a name."""
 
     def __init__(self, enum: type) -> None:
         super().__init__((value, name) for name, value in vars(enum).items() if isinstance(value, int))

@@ -19,7 +19,7 @@ class Target:
     smallest_bucket: int
     """Positions of the shortest context that gets signatures of its own."""
     bucket_factor: int
-    """How many times longer the next such context is; also how much shorter than the whole context they must be."""
+    """How many times longer the next such context is; the whole context, too, is at least so much longer than each."""
     smallest_prefill_bucket: int
     """Positions of the shortest context that gets prefills of its own."""
 

@@ -1,7 +1,7 @@
-"""Writes .tflite files: the weights are streamed behind the header's place, then the header with the scales they got.
+"""Writes .tflite files: first the weights, behind the room of the header; then the header, with the weights' scales.
 
-The header's length depends on no value that is filled in later, so it is packed once, with placeholders that are
-written over: no weight is held and nothing moves.
+The header's length does not depend on the values that are filled in later, so it is packed once, with placeholders that
+are written over. No weight is kept in memory, and nothing that is written moves.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class BlobPlace:
 
 @dataclass(frozen=True, slots=True)
 class TfliteLayout:
-    """A file before its weights are read: its header with scales of 1, where each weight will lie, its size."""
+    """A file before its weights are read: its header, with every scale 1, and where each weight and blob will lie."""
 
     header: bytes
     placements: tuple[Placement, ...]
@@ -47,7 +47,7 @@ class TfliteLayout:
 
     @property
     def weight_bytes(self) -> int:
-        """What `write_tflite` reports as its progress in the end: codes without scales."""
+        """Bytes of all weights without their scales: what `write_tflite` has reported as progress when it is done."""
         return sum(payload_bytes(p.weight.shape, p.scheme) for p in self.placements)
 
 
@@ -61,7 +61,10 @@ def distinct_weights(signatures: Sequence[Signature]) -> tuple[Weight, ...]:
 
 
 def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]) -> TfliteLayout:
-    """Lay a file out: header first, then each weight once however many graphs use it."""
+    """The layout of a file: its header, then each weight once, however many graphs use it.
+
+    schemes: of each weight, by name. RecipeError for a table that is looked up and would be widened at every call.
+    """
     weights = distinct_weights(signatures)
     tables = {v.weight for s in signatures for n in s.graph.nodes if n.builtin == "EMBEDDING_LOOKUP" for v in n.inputs}
     for weight in weights:
@@ -84,7 +87,7 @@ def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]
 
 
 def layout_files(files: Mapping[str, Sequence[Signature]], recipe: Recipe) -> dict[str, TfliteLayout]:
-    """Several files of one model, by name; the recipe sees all their weights at once."""
+    """The layouts of several files of one model, by name; the recipe is planned over the weights of all of them."""
     schemes = recipe.plan(distinct_weights([signature for file in files.values() for signature in file]))
     return {name: layout_tflite(signatures, schemes) for name, signatures in files.items()}
 
@@ -110,8 +113,8 @@ def write_tflites(
 ) -> None:
     """Stream the weights behind the headers' places, then write the headers with the scales they got.
 
-    What several files have of one tensor is read once. `progress` gets the payload bytes written since its last call.
-    The caller owns the paths' atomicity.
+    A tensor that several files need is read once. `progress` gets the bytes of weights, without scales, written since
+    its last call. The files are written in place: the caller renames them when they are whole.
     """
     with ExitStack() as stack:
         opened = [stack.enter_context(open(path, "wb")).fileno() for path in files]
@@ -129,7 +132,7 @@ def write_tflites(
 def _place(
     weights: Sequence[Weight], tables: set[Weight | None], schemes: Mapping[str, Scheme], *, header_bytes: int
 ) -> tuple[Placement, ...]:
-    """Weights in order of use, each somewhere behind the header: its payload, then its block scales, on their borders.
+    """A place behind the header for each weight, in order of use: for its payload, and behind it for its block scales.
 
     Vectors lie before all matrices. A runtime rearranges matrices into memory of its own and reads vectors where they
     are: between the matrices, each would keep the pages around it in memory.
@@ -149,7 +152,7 @@ def _place(
 
 
 def _place_blobs(signatures: Sequence[Signature], offset: int) -> dict[str, BlobPlace]:
-    """Blobs behind the weights, each from a page's border on."""
+    """A place for each blob, behind `offset` and beginning at a page's border."""
     places: dict[str, BlobPlace] = {}
     for value in (value for s in signatures for node in s.graph.live_nodes() for value in node.inputs):
         if value.blob is not None and value.blob not in places:
@@ -258,14 +261,14 @@ class _Packing:
 
 
 def _live_values(graph: Graph, nodes: Sequence[Node]) -> list[Value]:
-    """Inputs, used or not, and all that the nodes touch, in order of making."""
+    """The values that a file needs, in the order in which they were made: inputs, outputs, and what the nodes use."""
     touched = {id(value) for node in nodes for value in (*node.inputs, *node.outputs)}
     touched.update(id(value) for value in (*graph.inputs.values(), *graph.outputs.values()))
     return [value for value in graph.values if id(value) in touched]
 
 
 def _tensor_names(graph: Graph) -> dict[int, str]:
-    """Weights keep their names; inputs and outputs carry their signature's; the rest say what they are."""
+    """A name for each value, by index: a weight's own, an input's or output's in the signature, else `value_N`."""
     names = {v.index: f"{'constant' if v.constant is not None else 'value'}_{v.index}" for v in graph.values}
     names.update({v.index: v.weight.name for v in graph.values if v.weight is not None})
     names.update({value.index: name for name, value in graph.inputs.items()})

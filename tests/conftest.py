@@ -1,5 +1,6 @@
 """For all tests: the same drawn examples every time, and skips that name the extra a test lacks."""
 
+import os
 from importlib.util import find_spec
 
 import pytest
@@ -11,6 +12,12 @@ settings.load_profile("gemma-edge")
 
 EXTRAS = {"reference": ("torch", "transformers", "safetensors"), "lm": ("litert_lm",)}
 """Which modules the tests with a marker need; marker and extra have the same name."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # zig takes half a minute to build C's library for a target, and would do so again for every program of every test.
+    if config.cache is not None:
+        os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(config.cache.mkdir("zig")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

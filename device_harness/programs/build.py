@@ -116,14 +116,17 @@ def _zig_version() -> str:
 
 
 def _compile(source: Path, architecture: Architecture, target: Path) -> None:
-    """zig's own cache holds some 80 MB a target that nothing here needs twice, so it goes with the build."""
+    """zig's own cache holds some 80 MB a target, and goes with the build unless the environment names a place for it.
+
+    Nothing here needs it twice; the tests, which build the same programs again and again, do.
+    """
     arguments = [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-musl", *_FLAGS]
     with tempfile.TemporaryDirectory(prefix="gemma-edge-build-") as scratch:
         caches = {f"ZIG_{kind}_CACHE_DIR": str(Path(scratch, kind)) for kind in ("GLOBAL", "LOCAL")}
         try:
             done = subprocess.run(
                 [*arguments, "-o", str(target), str(source)],
-                env={**os.environ, **caches},
+                env={**caches, **os.environ},
                 capture_output=True,
                 text=True,
                 errors="replace",

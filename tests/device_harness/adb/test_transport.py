@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -260,26 +261,24 @@ def test_available_is_false_as_soon_as_the_device_is_gone(make_device: MakeDevic
         transport.shell("echo", timeout=5)
 
 
-def test_reconnect_waits_for_a_device_that_comes_back(reach: Connect) -> None:
+def test_reconnect_waits_for_a_device_that_comes_back(reach: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     with Emulator(EmulatorSettings(isolation="folder")) as device:
         transport = reach(device)
     port = device.port
     with pytest.raises(ConnectionLost):
         transport.reconnect(timeout=0.3)
-    started: list[Emulator] = []
+    pauses = itertools.count()
+    with ExitStack() as stack:
 
-    def restart() -> None:
-        time.sleep(0.4)
-        started.append(Emulator(EmulatorSettings(port=port, isolation="folder")).__enter__())
+        def come_back(seconds: float) -> None:
+            if next(pauses) == 0:
+                stack.enter_context(Emulator(EmulatorSettings(port=port, isolation="folder")))
 
-    thread = threading.Thread(target=restart)
-    thread.start()
-    try:
+        monkeypatch.setattr("device_harness.adb.transport.time.sleep", come_back)
         transport.reconnect(timeout=20)
+        monkeypatch.undo()
         assert transport.shell("echo back", timeout=10).stdout == "back\n"
-    finally:
-        thread.join()
-        started[0].__exit__(None, None, None)
+        assert next(pauses) >= 1
 
 
 def test_nobody_at_an_address_is_a_lost_connection() -> None:
@@ -337,8 +336,8 @@ class _peer:
             sock.settimeout(5)
             sock.recv(1)
             sock.sendall(self._answer)
-            sock.recv(1 << 20)
-            time.sleep(0.3 if self._answer else 0)
+            while self._answer and sock.recv(1 << 20):
+                pass
 
     def __exit__(self, *_: object) -> None:
         self._listener.close()

@@ -7,11 +7,11 @@ import random
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from device_harness.emulator.auth import parse_public_key
 from device_harness.emulator.daemon import Access
@@ -57,13 +57,6 @@ def client(server: dict[str, str], device: Emulator) -> Adb:
     return run
 
 
-def _await(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def adb(server: dict[str, str], folder_device: Emulator) -> Adb:
     return client(server, folder_device)
@@ -88,7 +81,7 @@ def test_exec_out_and_exec_in_pass_raw_bytes(adb: Adb, folder_device: Emulator) 
     adb("exec-in", f"cat > {TMP}/in", stdin=b"a\r\nb\n")
     # adb leaves once it has sent all; the command goes on.
     stored = folder_device.path(f"{TMP}/in")
-    _await(lambda: stored.exists() and stored.read_bytes() == b"a\r\nb\n")
+    wait_until(lambda: stored.exists() and stored.read_bytes() == b"a\r\nb\n")
     assert adb("exec-out", "printf 'a\\r\\nb'").stdout == "a\r\nb"
 
 

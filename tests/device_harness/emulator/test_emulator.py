@@ -7,7 +7,6 @@ import os
 import random
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from waiting import wait_until
 
 from device_harness.adb.transport import DeviceRefusal, Transport
 from device_harness.adb.wire import COMMANDS, VERSION, Header, pack_header, parse_header
@@ -154,12 +154,8 @@ def test_a_host_that_leaves_does_not_end_its_command(folder_device: Emulator, re
     first.close()
     second = reach(folder_device)
     second.push_bytes(b"", f"{TMP}/leave")
-    deadline = time.monotonic() + 20
-    while second.stat(f"{TMP}/result") is None:
-        assert time.monotonic() < deadline
     # The shell makes the file before it writes.
-    while second.pull_bytes(f"{TMP}/result") != b"left\n":
-        assert time.monotonic() < deadline
+    wait_until(lambda: second.stat(f"{TMP}/result") and second.pull_bytes(f"{TMP}/result") == b"left\n")
 
 
 def test_input_comes_whole_and_in_order_however_late_it_is_read(transport: Transport) -> None:

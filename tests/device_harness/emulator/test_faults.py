@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from device_harness.adb.devices import tcp_endpoint
 from device_harness.adb.transport import ConnectionLost, DeviceRefusal, DeviceTimeout, ServiceRefused, Transport
@@ -53,7 +54,7 @@ def test_an_append_that_is_cut_resumes_too(folder_device: Emulator, transport: T
         append(transport, DATA, f"{TMP}/poured")
     transport.reconnect(timeout=20)
     # What the device has read may still be on its way to the file.
-    _await(lambda: not folder_device.userland._running())
+    wait_until(lambda: not folder_device.userland._running())
     there = transport.stat(f"{TMP}/poured")
     assert there is not None
     assert append(transport, DATA[there.size :], f"{TMP}/poured") == "written\n"
@@ -105,11 +106,20 @@ def test_a_corrupted_block_differs_in_one_bit_which_a_hash_finds(folder_device: 
     assert folder_device.path(f"{TMP}/corrupt").read_bytes() == DATA
 
 
-def test_a_slow_link_takes_the_time_its_rate_asks_for(make_device: MakeDevice, reach: Connect) -> None:
+def test_a_slow_link_takes_the_time_its_rate_asks_for(
+    make_device: MakeDevice, reach: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    sleep = asyncio.sleep
+
+    async def counted(seconds: float) -> None:
+        waited.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr("device_harness.emulator.daemon.asyncio.sleep", counted)
     transport = reach(make_device(EmulatorSettings(isolation="folder", faults=Faults(bytes_per_s=1_000_000))))
-    started = time.monotonic()
     transport.push_bytes(DATA[:300_000], f"{TMP}/slow")
-    assert time.monotonic() - started >= 0.25
+    assert 0.3 <= sum(waited) < 0.31
 
 
 def test_a_silent_device_is_a_timeout_and_not_a_hang(make_device: MakeDevice) -> None:
@@ -199,10 +209,3 @@ def test_faults_add_up() -> None:
     assert faults == Faults(10**6, 2 * 10**6, 3, 4000, 5 * 10**6, ("a",))
     assert parse_faults(["battery=15", "screen-on"]) == Faults(battery_percent=15, is_screen_on=True)
     assert parse_size("1GiB", "x") == 2**30
-
-
-def _await(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

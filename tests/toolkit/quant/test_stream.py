@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -234,11 +233,12 @@ def test_a_row_wider_than_a_chunk_is_read_by_itself(fd: int) -> None:
 
 
 class Failing(Arrays):
-    """Fails at given rows, the earlier ones later."""
+    """Fails at two rows, at the earlier one when the later one has failed, if another thread reads that."""
 
     def __init__(self, failures: dict[int, BaseException], **arrays: NDArray[np.float32]) -> None:
         super().__init__(**arrays)
         self.failures = failures
+        self.later_failed = threading.Event()
 
     def read(
         self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
@@ -246,7 +246,9 @@ class Failing(Arrays):
         assert rows is not None
         failure = self.failures.get(rows[0])
         if failure is not None:
-            time.sleep(0.05 / (1 + rows[0]))
+            if rows[0] == max(self.failures):
+                self.later_failed.set()
+            self.later_failed.wait(timeout=1)
             raise failure
         return super().read(name, rows, columns)
 

@@ -1,0 +1,57 @@
+"""The project's tasks: `nox` runs lint, types and quick; `nox -l` lists all; words after `--` go to the program.
+
+They make no environments: each runs in the one that nox is installed in (`pip install -e '.[dev]'`, and for test and
+full `'.[test]'`; see README.md).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "quick"]
+
+
+def python_module(session: nox.Session, *words: str) -> None:
+    """Run `python -m ...` of this environment, whether or not it is on the PATH."""
+    session.run(sys.executable, "-m", *words)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting, and which package may import which."""
+    python_module(session, "ruff", "check")
+    python_module(session, "ruff", "format", "--check")
+    session.run(sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict over everything, tests and examples too."""
+    python_module(session, "mypy", *session.posargs)
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """Under two minutes on two cores, without torch, LiteRT-LM or a C compiler: after every change."""
+    python_module(session, "pytest", "-n", "2", "-m", "not (slow or full or reference or lm)", *session.posargs)
+
+
+@nox.session
+def test(session: nox.Session) -> None:
+    """Every test but those marked full, with coverage: what CI runs."""
+    python_module(session, "pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """Every test there is: before an issue is called resolved."""
+    python_module(session, "pytest", "-n", "2", "--dist", "loadfile", "-m", "", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Convert a synthetic checkpoint and decode with it: whether speed and memory are still as before, in a minute."""
+    python_module(session, "benchmarks.bench_convert", "--preset", "tiny", *session.posargs)

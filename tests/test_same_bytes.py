@@ -61,6 +61,7 @@ def hashes(name: str, scratch: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_conversion_gives_the_bytes_recorded(name: str, tmp_path: Path) -> None:
     assert hashes(name, tmp_path) == json.loads(RECORDED.read_text())[name]

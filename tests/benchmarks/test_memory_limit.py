@@ -19,6 +19,8 @@ from toolkit.base.errors import EnvironmentFault
 MB = 10**6
 LIMIT = 256 * MB
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bundle(

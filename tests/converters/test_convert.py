@@ -164,6 +164,7 @@ def tiny() -> Path:
     return EXAMPLE
 
 
+@pytest.mark.slow
 def test_a_size_computes_the_same_alone_and_among_others(tmp_path: Path, tiny: Path) -> None:
     """Nested pieces add up: float logits of each size in an elastic bundle against a bundle of that size alone."""
     slices = open_checkpoint(tiny).slices
@@ -321,6 +322,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.97])
 def test_a_disk_that_fills_up_is_named_and_leaves_nothing_and_a_rerun_works(
     tmp_path: Path, tiny: Path, share: float

@@ -78,6 +78,7 @@ class Oracle:
         return logits
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.reference
 def test_a_prompt_of_20000_tokens_gives_the_logits_and_tokens_of_transformers(session: Session) -> None:

@@ -25,6 +25,7 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint(TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quant", "ple", "limit"), [("int8", "int8", 1.01), ("int4", "int4", 1.05)])
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_perplexity_on_held_out_text_stays_within_the_limit(

@@ -629,6 +629,7 @@ def test_a_conversion_ended_by_a_signal_leaves_nothing_but_the_older_bundle(
     assert {path.name: path.read_bytes() for path in (out / "b").glob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_rerun_removes_what_a_killed_conversion_left_and_leaves_a_living_one_alone(
     command: Command, random_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from waiting import when
 
 from device_harness.adb.devices import tcp_endpoint
 from device_harness.adb.transport import ConnectionLost, Transport
@@ -77,23 +78,35 @@ def is_running(mark: str) -> bool:
 @pytest.fixture
 def counter(folder_device: Emulator) -> Path:
     """A file that stand-ins count in."""
-    path = folder_device.path("/data/local/tmp/counter")
+    path = folder_device.path(COUNTER)
     path.unlink(missing_ok=True)
     folder_device.set_faults(Faults())
     return path
 
 
-COUNT = "c=/data/local/tmp/counter; echo x >> $c; n=$(wc -l < $c); "
+COUNTER = "/data/local/tmp/counter"
+COUNT = f"c={COUNTER}; echo $$ >> $c; n=$(wc -l < $c); "
+"""Writes the process's id, so that the file has a line for each process that has begun."""
+SAMPLED = "i=0; until grep -qs /proc/$$/smap[s]_rollup /proc/[0-9]*/cmdline || [ $i = 400 ]; do "
+SAMPLED += "i=$((i + 1)); sleep 0.05; done; sleep 0.3"
+"""Waits until the sampler looks at the process, and a little for it to see."""
+
+
+def is_sampled(device: Emulator, number: int) -> bool:
+    """Whether so many processes have begun, and the sampler looks at the last of them."""
+    counter = device.path(COUNTER)
+    begun = counter.read_text().split() if counter.exists() else []
+    return len(begun) >= number and is_running(f"/proc/{begun[-1]}/smaps_rollup")
 
 
 def test_each_iteration_is_a_process_of_its_own_after_an_unmeasured_one(machine: AdbDevice, counter: Path) -> None:
-    record = whole(bench(machine, job(COUNT + 'echo "rate $n"; sleep 0.3')))
+    record = whole(bench(machine, job(COUNT + f'echo "rate $n"; {SAMPLED}')))
     assert record.values("tg8") == (2, 3, 4)
     assert (record.runner, record.start, record.device.emulated) == ("stand_in", "warm", True)
     assert record.arguments[:2] == ("sh", "-c")
     times = [(item.begin_s, item.end_s) for item in record.iterations]
-    assert all(0.3 <= end - begin < 20 for begin, end in times)
-    assert [begin for begin, _ in times] == sorted(begin for begin, _ in times) and times[0][0] > 0.3
+    flat = [moment for both in times for moment in both]
+    assert flat == sorted(flat) and flat[0] > 0, "one after the other, and after the unmeasured one"
     assert record.memory.peak is not None and record.samples.columns["rss_bytes"]
     assert record.state_before is not None and record.state_after is not None
 
@@ -132,10 +145,12 @@ def test_a_device_that_begins_to_throttle_is_flagged(folder_device: Emulator, ma
     folder_device.set_faults(Faults())
     assert {"throttled", "gate_timeout"} <= set(record.flags)
     assert [item.thermal_status for item in record.iterations] == [0, 2, 2]
-    assert record.iterations[1].gate_wait_s >= 0.3
+    assert record.iterations[1].gate_wait_s > 0
 
 
-def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing_running(machine: AdbDevice, counter: Path) -> None:
+def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing_running(
+    folder_device: Emulator, machine: AdbDevice, counter: Path
+) -> None:
     mark = f"sleep 63.{time.monotonic_ns()}"
     script = COUNT + f'echo "rate $n"; [ $n -lt 4 ] || {{ {mark} & {mark}; }}'
 
@@ -144,7 +159,7 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing_running(machine
             # To this thread, which waits for the device: as a terminal's Ctrl-C does.
             main = threading.main_thread().ident
             assert main is not None
-            threading.Timer(1.5, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+            when(lambda: is_sampled(folder_device, 4), lambda: signal.pthread_kill(main, signal.SIGINT))
 
     outcome = bench(machine, job(script), repetitions=5, progress=interrupt)
     assert isinstance(outcome.ended_by, KeyboardInterrupt)
@@ -173,10 +188,9 @@ def test_a_program_that_says_nothing_useful_is_an_error(machine: AdbDevice) -> N
 def test_a_program_that_does_not_end_is_killed(machine: AdbDevice, where: str) -> None:
     mark = f"sleep 64.{time.monotonic_ns()}"
     subject: Machine = machine if where == "device" else Host()
-    started = time.monotonic()
     outcome = bench(subject, job(f"{mark} & {mark}"), timeout_s=1.0)
     assert "--timeout" in str(outcome.ended_by)
-    assert time.monotonic() - started < 30 and not is_running(mark)
+    assert not is_running(mark)
 
 
 def test_a_killed_program_says_that_memory_may_be_short(machine: AdbDevice) -> None:
@@ -198,13 +212,13 @@ def cutting(device: Emulator, fault: Faults = CUT) -> Callable[..., None]:
 
     def cut(done: int, total: int, figures: object) -> None:
         if done == 1:
-            threading.Timer(0.8, lambda: device.set_faults(fault)).start()
+            when(lambda: is_sampled(device, 3), lambda: device.set_faults(fault))
 
     return cut
 
 
 def test_an_iteration_that_a_lost_connection_cuts_off_begins_again_and_the_record_says_so(own_device: Emulator) -> None:
-    mark = f"sleep 3.{time.monotonic_ns()}"
+    mark = f"sleep 30.{time.monotonic_ns()}"
     notes: list[str] = []
     with connected_device(own_device.serial) as machine:
         script = COUNT + f'echo "rate $n"; [ $n != 3 ] || {mark}'
@@ -249,26 +263,26 @@ def test_after_a_cut_no_file_of_samples_stays(own_device: Emulator) -> None:
         if "begins again" in text:
             seen.append(len(list(own_device.path("/data/local/tmp").glob("samples-*"))))
 
-    cut = cutting(own_device)
+    def count_and_cut() -> None:
+        seen.append(len(list(own_device.path("/data/local/tmp").glob("samples-*"))))
+        own_device.set_faults(CUT)
 
-    def count_and_cut(done: int, total: int, figures: object) -> None:
-        cut(done, total, figures)
+    def second(done: int, total: int, figures: object) -> None:
         if done == 1:
-            there = own_device.path("/data/local/tmp")
-            threading.Timer(0.7, lambda: seen.append(len(list(there.glob("samples-*"))))).start()
+            when(lambda: is_sampled(own_device, 3), count_and_cut)
 
     with OverUsb(tcp_endpoint(own_device.serial)).connect() as transport:
         machine = AdbDevice(transport)
-        script = COUNT + 'echo "rate $n"; [ $n != 3 ] || sleep 3'
-        record = whole(bench(machine, job(script), progress=count_and_cut, note=look))
+        script = COUNT + 'echo "rate $n"; [ $n != 3 ] || sleep 30'
+        record = whole(bench(machine, job(script), progress=second, note=look))
     assert record.values("tg8") == (2, 4, 5)
     assert seen == [1, 0], "there while it is sampled, gone after the cut"
 
 
 def test_an_unmeasured_run_that_is_cut_off_begins_again_without_a_part_of_a_cache(own_device: Emulator) -> None:
     with connected_device(own_device.serial) as machine:
-        threading.Timer(1.5, lambda: own_device.set_faults(CUT)).start()
         cache = "/data/local/tmp/m.xnnpack_cache"
+        when(own_device.path(cache).exists, lambda: own_device.set_faults(CUT))
         script = f'[ $n != 2 ] || [ ! -e {cache} ] || exit 7; echo x > {cache}; [ $n != 1 ] || sleep 30; echo "rate $n"'
         what = job(COUNT + script, weight_caches=(f"{cache}*",))
         record = whole(bench(machine, what, repetitions=2))
@@ -276,9 +290,12 @@ def test_an_unmeasured_run_that_is_cut_off_begins_again_without_a_part_of_a_cach
 
 
 def test_an_iteration_that_is_cut_off_again_and_again_ends_the_run_and_keeps_the_others(own_device: Emulator) -> None:
+    begun: list[str] = []
+
     def cut_again(text: str) -> None:
         if "begins again" in text:
-            threading.Timer(0.8, lambda: own_device.set_faults(CUT)).start()
+            begun.append(text)
+            when(lambda: is_sampled(own_device, 3 + len(begun)), lambda: own_device.set_faults(CUT))
 
     with connected_device(own_device.serial) as machine:
         script = COUNT + 'echo "rate $n"; [ $n -lt 3 ] || sleep 30'
@@ -314,9 +331,17 @@ def test_a_device_that_does_not_come_back_ends_the_run(own_device: Emulator, mon
 
 
 def test_a_cut_of_the_samplers_connection_alone_costs_samples_and_no_iteration(own_device: Emulator) -> None:
+    def cut() -> None:
+        own_device.set_faults(Faults(drop_at_byte=0))
+        own_device.path(f"{COUNTER}.go").touch()
+
+    def cut_of_the_sampler(done: int, total: int, figures: object) -> None:
+        if done == 1:
+            when(lambda: is_sampled(own_device, 3), cut)
+
     with connected_device(own_device.serial) as machine:
-        script = COUNT + 'echo "rate $n"; [ $n != 3 ] || sleep 3'
-        outcome = bench(machine, job(script), progress=cutting(own_device, Faults(drop_at_byte=0)))
+        script = COUNT + 'echo "rate $n"; [ $n != 3 ] || { until [ -e $c.go ]; do sleep 0.05; done; sleep 2; }'
+        outcome = bench(machine, job(script), progress=cut_of_the_sampler)
     record = whole(outcome)
     assert len(record.iterations) == 3 and {"reconnected", "sampler_failed"} & set(record.flags)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 
 import pytest
 
@@ -47,9 +46,13 @@ def test_a_cool_device_is_let_through_at_once(device: Emulator, machine: AdbDevi
 def test_a_hot_device_is_waited_for(device: Emulator, machine: AdbDevice) -> None:
     device.set_faults(Faults(thermal_status=3))
     notes: list[str] = []
-    threading.Timer(0.7, lambda: device.set_faults(Faults())).start()
-    result = ThermalGate(machine, ReadinessSettings(limit_celsius=40, timeout_s=30, poll_s=0.1), notes.append).wait()
-    assert result.waited_s >= 0.5 and not result.timed_out
+
+    def cool(text: str) -> None:
+        notes.append(text)
+        device.set_faults(Faults())
+
+    result = ThermalGate(machine, ReadinessSettings(limit_celsius=40, timeout_s=30, poll_s=0.1), cool).wait()
+    assert result.waited_s > 0 and not result.timed_out
     assert notes == [f"waiting for {machine.serial} to cool: throttling status severe, SKIN 45.0 °C"]
 
 
@@ -172,10 +175,14 @@ def test_a_device_that_saves_power_is_refused_if_so_wanted(device: Emulator, mac
 def test_a_battery_is_waited_for_and_flagged_if_it_stays_low(device: Emulator, machine: AdbDevice) -> None:
     device.set_faults(LOW)
     notes: list[str] = []
+
+    def charge(text: str) -> None:
+        notes.append(text)
+        device.set_faults(Faults())
+
     settings = ReadinessSettings(timeout_s=30, on_low_power="wait", poll_s=0.1)
-    threading.Timer(0.7, lambda: device.set_faults(Faults())).start()
-    result = PowerGate(machine, settings, notes.append).wait()
-    assert result.waited_s >= 0.5 and not result.timed_out and not result.flags
+    result = PowerGate(machine, settings, charge).wait()
+    assert result.waited_s > 0 and not result.timed_out and not result.flags
     assert notes == [f"{machine.serial}: battery 12 %; waiting up to 30 s"]
     device.set_faults(LOW)
     result = PowerGate(machine, ReadinessSettings(timeout_s=0.3, on_low_power="wait", poll_s=0.1), notes.append).wait()

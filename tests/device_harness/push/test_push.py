@@ -378,6 +378,7 @@ def received(device: Emulator, act: Callable[[], object]) -> int:
     return device._daemon.store._received
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_push_cut_at_50_random_points_goes_on_by_itself(cut_device: Emulator, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
@@ -468,6 +469,7 @@ def test_a_device_that_never_gets_further_is_given_up(
     assert cuts == 4
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_what_the_next_push_goes_on_with(cut_device: Emulator, tmp_path: Path) -> None:
     path = tmp_path / "model.litertlm"
     path.write_bytes(np.random.default_rng(3).bytes(3 * 1024 * 1024))

@@ -40,6 +40,7 @@ def rows(captured: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in captured.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_bundle_is_measured_on_an_emulated_device_that_is_called_so_everywhere(
     device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +74,7 @@ def test_what_a_runner_cannot_do_is_found_before_anything_is_pushed(
     assert not device.path("/data/local/tmp/gemma-edge/never-pushed").exists()
 
 
+@pytest.mark.slow
 def test_this_computer_is_measured_too(random_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json", "bench", str(random_bundle), "--host", *SMALL, "--size", "small", "--cold"]) == 0
     captured = capsys.readouterr()
@@ -83,6 +85,7 @@ def test_this_computer_is_measured_too(random_bundle: Path, capsys: pytest.Captu
     assert "emulated" not in captured.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "json", "jsonl"])
 def test_results_are_printed_in_other_forms(
     device: Emulator, random_bundle: Path, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -116,6 +119,7 @@ def test_a_bundle_is_exported_for_google_s_program(
     assert device.path("/data/local/tmp/gemma-edge/bundle-small.litertlm").is_file()
 
 
+@pytest.mark.slow
 def test_a_program_of_google_s_is_downloaded_for_the_device_and_its_hashes_are_recorded(
     device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +159,7 @@ def test_a_download_that_fails_is_one_error_before_anything_is_pushed(
     assert captured.err.splitlines()[-1].startswith(f"error: {server.url}/litert/binaries/2.2.0/android_")
 
 
+@pytest.mark.slow
 def test_a_program_that_lies_here_is_held_against_the_hash_that_is_given(
     device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +187,7 @@ def test_google_s_engine_runs_where_python_has_it(
     assert record.context == 40 and "--context" in record.arguments
 
 
+@pytest.mark.slow
 def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
     device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +239,7 @@ def test_wrong_use_is_one_error(
     assert captured.out == "" and wanted in captured.err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_torn_results_file_is_an_error_before_anything_is_measured(
     random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +252,7 @@ def test_a_torn_results_file_is_an_error_before_anything_is_measured(
     assert len(read_results(results).records) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )

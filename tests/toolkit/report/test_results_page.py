@@ -110,6 +110,7 @@ def whole() -> Reader:
     return page_of(*RECORDS)
 
 
+@pytest.mark.slow
 def test_every_result_is_in_the_summary(whole: Reader) -> None:
     for text in ("pp512", "111.19 ± 1.38 t/s", "110.08 to 111.28 t/s", "-34.0% (p 5e-05)", "ttft512"):
         assert text in whole.text
@@ -164,6 +165,7 @@ def test_temperature_is_drawn_over_the_same_time_as_the_rates(whole: Reader) -> 
     assert "°C" in drawn and "seconds since the run began" in drawn and "tg128" in drawn
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_bytes() -> None:
     assert render_page(results_page(RECORDS[3:5])) == render_page(results_page(RECORDS[3:5]))
 
@@ -196,6 +198,7 @@ def test_a_record_with_one_iteration_claims_no_interval() -> None:
     assert "95 % interval" not in reader.text
 
 
+@pytest.mark.slow
 def test_no_string_of_a_record_gets_out_of_its_place() -> None:
     records = [hostile(json.loads(line)) for line in FIXTURE.read_text().splitlines()]
     reader = page_of(*records)

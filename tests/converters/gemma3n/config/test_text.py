@@ -341,6 +341,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(config=JSON_VALUES, key=st.sampled_from(sorted(TINY)), value=JSON_VALUES)
 def test_any_json_raises_only_checkpoint_errors(config: object, key: str, value: object) -> None:
     candidates: list[Mapping[str, object] | object] = [config, changed(**{key: value})]

@@ -18,6 +18,7 @@ from device_harness.machines.machine import Machine
 from device_harness.runners.interface import Job, Workload
 from toolkit import __version__
 from toolkit.base.errors import EnvironmentFault, ToolkitError
+from toolkit.results.figures import known_figure, known_figures
 from toolkit.results.record import (
     BenchRecord,
     Delegation,
@@ -125,6 +126,8 @@ class _Bench:
 
     def measure(self, progress: IterationProgress) -> None:
         """Until all iterations are done; one that a lost connection cuts off begins again."""
+        for figure in self._job.tests.values():
+            known_figure(figure, self._runner)
         self._begin_s = self._uptime()
         if self._workload.start == "warm":
             self._note(f"{self._machine.serial}: {self._runner} runs once unmeasured, to warm up")
@@ -137,8 +140,16 @@ class _Bench:
                 time.sleep(self._settings.cool_down_s)
             self._lasting(f"iteration {index + 1}", self._iterate)
             progress(index + 1, total, self._iterations[-1].figures)
+        self._note_untold_tests()
         self._after = self._state_after()
         self._counted = self._processes.count_nodes()
+
+    def _note_untold_tests(self) -> None:
+        """A test of which no iteration has the figure is left out of the record, but not in silence."""
+        told = {name for item in self._iterations for name in item.figures}
+        untold = [test for test, figure in self._job.tests.items() if figure not in told]
+        if untold:
+            self._note(f"{self._machine.serial}: {self._runner} says nothing of {', '.join(untold)}")
 
     def end(self) -> None:
         """Nothing that this job started goes on on the machine."""
@@ -231,7 +242,7 @@ class _Bench:
     def _iteration(self, run: ProcessRun, gate_wait_s: float, dropped: DroppedFiles | None) -> Iteration:
         thermal = read_thermal(self._machine)
         begin, end = run.reading.begin_s or run.begin_s, run.reading.end_s or run.end_s
-        figures = dict(run.reading.figures)
+        figures = known_figures(run.reading.figures, self._runner)
         if dropped is not None:
             figures["model_resident_bytes"] = dropped.resident_bytes
         if run.samples:

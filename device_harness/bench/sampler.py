@@ -30,6 +30,7 @@ from toolkit.base.procfs import (
     parse_stat,
     parse_status,
 )
+from toolkit.results.figures import FigureName
 from toolkit.results.record import Figures, MappedMemory, MemoryRecord, Samples
 
 DEFAULT_INTERVAL_S = 0.2
@@ -202,7 +203,7 @@ def kinds(sample: ProcessSample) -> Figures:
     """Memory of one moment by kind; what the kernel leaves out is left out."""
     status, rollup = sample.status, sample.rollup
     rss, swap = status.rss_bytes, status.swap_bytes
-    values = {
+    values: dict[FigureName, int | None] = {
         "rss_bytes": rss,
         "anonymous_bytes": status.rss_anonymous_bytes,
         "file_bytes": status.rss_file_bytes,
@@ -280,7 +281,7 @@ def _kind_of(path: str, caches: Sequence[str]) -> str:
 def series(runs: Sequence[Sequence[ProcessSample]], begin_s: float) -> Samples:
     """All samples on one clock, which begins at the machine's uptime ``begin_s``."""
     samples = [sample for run in runs for sample in run]
-    columns: dict[str, tuple[float | None, ...]] = {
+    columns: dict[FigureName, tuple[float | None, ...]] = {
         "t_s": tuple(round(max(0.0, sample.uptime_s - begin_s), 3) for sample in samples)
     }
     rows = [_row(sample) for sample in samples]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from toolkit.results.figures import FigureName
 from toolkit.results.labels import workload_name
 from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelRecord, Start
 
@@ -100,7 +101,7 @@ class Reading:
 class Job:
     """One configuration, one record of results. Its process is started anew for each iteration."""
 
-    tests: Mapping[str, str]
+    tests: Mapping[str, FigureName]
     """Test name, such as pp512, to the figure that is its result."""
     argv: tuple[str, ...]
     read: Callable[[str], Reading]
@@ -122,7 +123,7 @@ class Job:
     """Of that process's output; EnvironmentFault if it holds none."""
 
 
-def text_tests(workload: Workload) -> dict[str, str]:
+def text_tests(workload: Workload) -> dict[str, FigureName]:
     """Test names of a text model to figures: llama-bench's, and two that it does not measure."""
     return {
         workload_name(workload.prompt_tokens, 0): "prefill_tokens_per_s",

@@ -11,6 +11,7 @@ from device_harness.runners.child_program import RESULT
 from device_harness.runners.interface import Reading, Workload
 from toolkit import __version__
 from toolkit.base.errors import EnvironmentFault
+from toolkit.results.figures import known_figures
 from toolkit.results.record import BinaryRecord, Delegation
 
 _START_S = 120.0
@@ -53,7 +54,8 @@ def options(workload: Workload) -> tuple[str, ...]:
 def read_child(output: str) -> Reading:
     """The child's line."""
     value = _result(output)
-    return Reading(figures=value["figures"], begin_s=value["begin_s"], end_s=value["end_s"])
+    figures = known_figures(value["figures"], "runner in Python")
+    return Reading(figures=figures, begin_s=value["begin_s"], end_s=value["end_s"])
 
 
 def read_nodes(output: str) -> Delegation:

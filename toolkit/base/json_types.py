@@ -25,6 +25,8 @@ MISSING = "missing"
 
 _TAG = "kind"
 _MAX_KEY_CHARACTERS = 80
+_MAX_CHOICES = 20
+"""Of more no reader of an error wants the list."""
 _PLAIN_TEXT = f"a text of at most {MAX_TEXT_CHARACTERS} characters, none of them control characters"
 
 
@@ -111,7 +113,7 @@ def reader_of(hint: Any) -> Reader:
     if origin in (UnionType, Union):
         return _union([part for part in arguments if part is not NoneType], nullable=NoneType in arguments)
     if origin is Literal:
-        return _scalar((str,), " or ".join(arguments), (Fits(frozenset(arguments).__contains__, ""),))
+        return _scalar((str,), _choices(arguments), (Fits(frozenset(arguments).__contains__, ""),))
     if origin is tuple and arguments[1:] == (...,):
         return array_reader(reader_of(arguments[0]))
     if origin is dict:
@@ -153,6 +155,10 @@ def _annotated(kind: Any, rules: tuple[Any, ...]) -> Reader:
     if not rules:
         raise TypeError(f"no JSON value has the type {kind!r}")
     return _ruled(reader_of(kind), rules, texts)
+
+
+def _choices(names: Sequence[str]) -> str:
+    return " or ".join(names) if len(names) <= _MAX_CHOICES else f"one of the {len(names)} names that are known"
 
 
 def _number_words(name: str, rules: Sequence[Rule], texts: str) -> str:

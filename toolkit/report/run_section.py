@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from toolkit.report.page import Cell, Picture, Table
 from toolkit.report.plots import Line, Panel, TimeSeries
+from toolkit.results.figures import FigureName
 from toolkit.results.labels import device_name, notes, threads_text
 from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord, StateRecord
@@ -17,7 +18,7 @@ _THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shu
 """Android's throttling status, by number (PowerManager, THERMAL_STATUS_*)."""
 
 _RESIDENT = "model_resident_bytes"
-_TEMPERATURE = "temperature_celsius"
+_TEMPERATURE: FigureName = "temperature_celsius"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,11 @@ def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
             )
     if not panels:
         return None
-    for column, name, unit, factor in (
+    sampled: tuple[tuple[FigureName, str, str, float], ...] = (
         (_TEMPERATURE, "temperature", "°C", 1.0),
         ("cpu_frequency_hz", "CPU frequency", "GHz", 1e-9),
-    ):
+    )
+    for column, name, unit, factor in sampled:
         line = _sampled(record.samples.columns, column, factor)
         if line is not None:
             panels.append(Panel(unit, {name: line}))
@@ -88,7 +90,7 @@ def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
     )
 
 
-def _sampled(columns: Mapping[str, Sequence[float | None]], name: str, factor: float) -> Line | None:
+def _sampled(columns: Mapping[FigureName, Sequence[float | None]], name: FigureName, factor: float) -> Line | None:
     """A column of the samples, leaving out moments without a value."""
     times = columns.get("t_s", ())
     found = [

@@ -8,8 +8,9 @@ from typing import Literal, get_args
 
 from toolkit.base.errors import UsageError
 from toolkit.base.printable import printable
+from toolkit.results.figures import is_more_better
 from toolkit.results.labels import device_name, notes, threads_text
-from toolkit.results.record import BenchRecord, is_more_better
+from toolkit.results.record import BenchRecord
 from toolkit.results.statistics import Comparison, compare
 
 Across = Literal["device", "model"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from toolkit.base.errors import ResultsError, UsageError, system_reason
 from toolkit.base.strict_json import open_regular, parse_json, read_record, without_format
+from toolkit.results.figures import FigureName
 from toolkit.results.record import FORMAT, BenchRecord, Delegation
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -133,7 +134,7 @@ def _delegation_contradictions(delegation: Delegation) -> Iterator[tuple[str, ob
         yield "delegation", f"{part} of {nodes}", "no more than there are"
 
 
-def _column_contradictions(columns: Mapping[str, Sequence[float | None]]) -> Iterator[tuple[str, object, str]]:
+def _column_contradictions(columns: Mapping[FigureName, Sequence[float | None]]) -> Iterator[tuple[str, object, str]]:
     times = [time for time in columns.get("t_s", ()) if time is not None]
     if "t_s" not in columns or len(times) < len(columns["t_s"]) or times != sorted(times):
         yield "samples columns t_s", "none, or a gap or a step back", "ascending times"

@@ -7,14 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from toolkit.base.json_types import Matches, Range
+from toolkit.results.figures import FigureName
 
 FORMAT = "gemma-edge-results/2"
 
-_UNITS = "s|bytes|count|celsius|percent|hz|fraction"
-
-FigureName = Annotated[
-    str, Matches(re.compile(rf"(?=.{{1,64}}$)[a-z][a-z0-9_]*_({_UNITS})"), "a figure's name, which ends in its unit")
-]
 TestName = Annotated[str, Matches(re.compile(r"[A-Za-z0-9._:+-]{1,128}"), "1 to 128 of A-Z a-z 0-9 . _ : + -")]
 Sha256 = Annotated[str, Matches(re.compile(r"[0-9a-f]{64}"), "64 hexadecimal digits")]
 Time = Annotated[str, Matches(re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"), "YYYY-MM-DDTHH:MM:SSZ")]
@@ -241,12 +237,3 @@ class BenchRecord:
         """A test's figure of each iteration that has it, in order."""
         figure = self.tests[test]
         return tuple(item.figures[figure] for item in self.iterations if figure in item.figures)
-
-
-def is_more_better(figure: str) -> bool:
-    """Rates should be high; times, bytes, counts and temperatures low.
-
-    >>> is_more_better("decode_tokens_per_s"), is_more_better("init_s")
-    (True, False)
-    """
-    return figure.endswith("_per_s")

@@ -24,6 +24,7 @@ from device_harness.runners.interface import (
 from device_harness.runners.spec import RunnerOptions, RunnerRequest
 from toolkit.base.errors import EnvironmentFault, UsageError
 from toolkit.bundle.manifest import Manifest
+from toolkit.results.figures import FigureName
 from toolkit.results.record import Backend
 from toolkit.tflite.reader import read_tflite
 
@@ -116,7 +117,7 @@ def read_benchmark_model(output: str, signature: str, backend: Backend) -> Readi
     times = parse_benchmark_model(output)
     if times.signature != signature:
         raise EnvironmentFault("benchmark_model", found=f"the signature {times.signature!r}", wanted=signature)
-    found = {
+    found: dict[FigureName, float | None] = {
         "init_s": times.init_s,
         "inference_s": times.inference_s,
         "inference_min_s": times.inference_min_s,

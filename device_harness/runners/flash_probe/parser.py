@@ -6,6 +6,7 @@ from device_harness.flash.probe import ReadMeasure, parse_probe
 from device_harness.programs.build import FLASH_PROBE
 from device_harness.runners.interface import Reading
 from toolkit.base.errors import EnvironmentFault, ResultsError
+from toolkit.results.figures import known_figures
 from toolkit.results.record import Figures
 
 
@@ -26,7 +27,7 @@ def read_probe(output: str) -> Reading:
 
 
 def _figures(measure: ReadMeasure) -> Figures:
-    values: Figures = {
+    values: dict[str, float] = {
         "latency_p50_s": measure.latency_p50_us / 1e6,
         "latency_p99_s": measure.latency_p99_us / 1e6,
         "bandwidth_bytes_per_s": measure.bandwidth_bytes_per_s,
@@ -36,4 +37,6 @@ def _figures(measure: ReadMeasure) -> Figures:
     }
     if measure.storage_read_bytes is not None:
         values["storage_read_bytes"] = measure.storage_read_bytes
-    return {f"{measure.pattern}_{measure.access}_{name}": value for name, value in values.items()}
+    return known_figures(
+        {f"{measure.pattern}_{measure.access}_{name}": value for name, value in values.items()}, FLASH_PROBE
+    )

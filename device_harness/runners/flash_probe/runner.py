@@ -11,6 +11,7 @@ from device_harness.programs.build import FLASH_PROBE
 from device_harness.runners.flash_probe.parser import read_probe
 from device_harness.runners.interface import Job, JobPlan, LocalModel, PlacedModel, Workload, whole_files
 from toolkit.base.errors import UsageError
+from toolkit.results.figures import FigureName, known_figure
 
 _SINGLE_ROWS = ("pread", "pread_random", "mmap", "mmap_random")
 _BATCHES = (*_SINGLE_ROWS, "pread_readahead", "mmap_willneed")
@@ -48,7 +49,10 @@ class FlashProbeRunner:
         return jobs
 
 
-def probe_tests() -> dict[str, str]:
+def probe_tests() -> dict[str, FigureName]:
     """`ple_row:pread` and so on, each to the figure of its median latency."""
     pairs = [("row", access) for access in _SINGLE_ROWS] + [("batch", access) for access in _BATCHES]
-    return {f"ple_{pattern}:{access}": f"{pattern}_{access}_latency_p50_s" for pattern, access in pairs}
+    return {
+        f"ple_{pattern}:{access}": known_figure(f"{pattern}_{access}_latency_p50_s", FLASH_PROBE)
+        for pattern, access in pairs
+    }

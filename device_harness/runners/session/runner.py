@@ -9,6 +9,7 @@ from device_harness.runners import python_child
 from device_harness.runners.interface import Job, JobPlan, LocalModel, PlacedModel, Workload, text_tests, whole_files
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import Manifest
+from toolkit.results.figures import FigureName
 from toolkit.results.labels import workload_name
 
 _MODULE = "device_harness.runners.session.child"
@@ -68,8 +69,9 @@ def _job(machine: Machine, model: PlacedModel, manifest: Manifest, workload: Wor
     )
 
 
-def _tests(workload: Workload) -> dict[str, str]:
+def _tests(workload: Workload) -> dict[str, FigureName]:
     """With the prefill that the time to first token holds, which is the one that Google's engine measures."""
-    prefill = workload_name(workload.prompt_tokens, 0)
-    first = {f"{prefill}:first": "first_prefill_tokens_per_s"} if workload.prompt_tokens > 1 else {}
-    return {**text_tests(workload), **first}
+    tests = text_tests(workload)
+    if workload.prompt_tokens > 1:
+        tests[f"{workload_name(workload.prompt_tokens, 0)}:first"] = "first_prefill_tokens_per_s"
+    return tests

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 from waiting import when
@@ -25,9 +25,9 @@ from device_harness.machines.device import AdbDevice, connected_device
 from device_harness.machines.host import Host
 from device_harness.machines.machine import Machine
 from device_harness.runners.interface import Job, Reading, Workload
-from toolkit.base.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault, ResultsError
 from toolkit.results.json_lines import dump_record, parse_record
-from toolkit.results.record import BenchRecord, ModelRecord
+from toolkit.results.record import BenchRecord, Figures, ModelRecord
 
 MODEL = ModelRecord("stand-in", "bundle", None, "0" * 64, 1, None)
 QUICK = ReadinessSettings(timeout_s=0.3, poll_s=0.1)
@@ -351,6 +351,21 @@ def test_the_host_runs_jobs_by_the_same_commands() -> None:
     assert (record.device.kind, record.device.emulated, record.values("tg8")) == ("host", False, (3, 3))
 
 
-def test_tests_that_the_runner_says_nothing_of_are_left_out(machine: AdbDevice) -> None:
+def test_tests_that_the_runner_says_nothing_of_are_left_out_and_named(machine: AdbDevice) -> None:
     tests = {"tg8": "decode_tokens_per_s", "ttft8": "time_to_first_token_s"}
-    assert whole(bench(machine, job("echo rate 1", tests=tests), repetitions=1)).tests == {"tg8": "decode_tokens_per_s"}
+    notes: list[str] = []
+    record = whole(bench(machine, job("echo rate 1", tests=tests), repetitions=1, note=notes.append))
+    assert record.tests == {"tg8": "decode_tokens_per_s"}
+    assert notes[-1] == f"{machine.serial}: stand_in says nothing of ttft8"
+
+
+def test_a_test_of_a_figure_that_no_one_knows_is_an_error_before_anything_runs(machine: AdbDevice) -> None:
+    outcome = bench(machine, job("exit 9", tests={"tg8": "decode_token_per_s"}))
+    assert outcome.record is None and isinstance(outcome.ended_by, ResultsError)
+    assert "decode_token_per_s" in str(outcome.ended_by) and "wanted decode_tokens_per_s" in str(outcome.ended_by)
+
+
+def test_a_figure_that_no_one_knows_is_an_error_and_not_a_test_less(machine: AdbDevice) -> None:
+    outcome = bench(machine, job("echo", read=lambda output: Reading(cast(Figures, {"decode_rate_per_s": 1.0}))))
+    assert outcome.record is None and isinstance(outcome.ended_by, ResultsError)
+    assert "stand_in figure: found decode_rate_per_s" in str(outcome.ended_by)

@@ -20,8 +20,9 @@ from toolkit.base.errors import ResultsError
 from toolkit.report import page as page_module
 from toolkit.report.page import Cell, Table, render_page
 from toolkit.report.results_page import results_page
+from toolkit.results.figures import FigureName
 from toolkit.results.json_lines import parse_record
-from toolkit.results.record import BenchRecord, Flag, Iteration
+from toolkit.results.record import BenchRecord, Figures, Flag, Iteration
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}]]>&\u202e$\\frac$ javascript:alert(3)"
 TEMPLATES = Path(page_module.__file__).parent / "templates"
@@ -148,9 +149,12 @@ def test_memory_by_group_and_the_flash_probe_have_their_sections(whole: Reader) 
 
 
 def test_the_page_keeps_the_figures_of_one_read_apart_from_anothers() -> None:
-    figures = {"row_pread_latency_p50_s": 88.4e-6, "row_pread_latency_p99_s": 354e-6}
+    figures: Figures = {"row_pread_latency_p50_s": 88.4e-6, "row_pread_latency_p99_s": 354e-6}
     figures |= {"row_pread_random_latency_p50_s": 59e-6, "row_pread_random_latency_p99_s": 236e-6}
-    tests = {"ple_row:pread": "row_pread_latency_p50_s", "ple_row:pread_random": "row_pread_random_latency_p50_s"}
+    tests: dict[str, FigureName] = {
+        "ple_row:pread": "row_pread_latency_p50_s",
+        "ple_row:pread_random": "row_pread_random_latency_p50_s",
+    }
     iterations = (Iteration(0, 1, gate_wait_s=0, thermal_status=None, figures=figures),)
     record = replace(RECORDS[6], tests=tests, iterations=iterations)
     page = render_page(results_page([record])).decode()

@@ -7,6 +7,7 @@ from result_records import RECORDS, record_of
 
 from toolkit.base.errors import UsageError
 from toolkit.results.comparison import Across, compare_results
+from toolkit.results.figures import FigureName
 from toolkit.results.record import BenchRecord
 
 BASE = [10.0, 10.2, 9.9, 10.1, 10.0]
@@ -24,7 +25,7 @@ def other_model(record: BenchRecord) -> BenchRecord:
 @pytest.mark.parametrize(
     ("figure", "verdict"), [("decode_tokens_per_s", "faster"), ("init_s", "slower"), ("peak_memory_bytes", "more")]
 )
-def test_the_verdict_is_of_the_figures_own_sense(figure: str, verdict: str) -> None:
+def test_the_verdict_is_of_the_figures_own_sense(figure: FigureName, verdict: str) -> None:
     up = compare_results([record_of(BASE, figure=figure)], [record_of(FASTER, figure=figure)]).tests[0]
     assert up.verdict == verdict
     assert up.found.ratio == pytest.approx(1.2)

@@ -7,12 +7,13 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from paths import FIXTURES, REPOSITORY
 
 from toolkit.base.errors import ResultsError, UsageError
+from toolkit.results.figures import FigureName
 from toolkit.results.json_lines import dump_record, open_results, parse_record, read_results
 from toolkit.results.record import BenchRecord
 
@@ -55,7 +56,7 @@ def test_records_are_appended(tmp_path: Path) -> None:
 def test_a_record_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     record = read_results(FIXTURE).records[0]
-    broken: BenchRecord = dataclasses.replace(record, tests={"tg128": "tokens"})
+    broken: BenchRecord = dataclasses.replace(record, tests={"tg128": cast(FigureName, "tokens")})
     with open_results(path) as writer, pytest.raises(ResultsError, match=r"tests tg128: found tokens"):
         writer.append(broken)
     assert path.read_bytes() == b""

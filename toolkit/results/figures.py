@@ -1,0 +1,197 @@
+"""The names of all figures, in one list: a name that is not here is an error, so a mistyped one cannot get lost.
+
+A name ends in its unit, which also tells the direction (docs/formats/results.md). mypy holds names in the source
+against the list, and reading or writing a record holds those in files against it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Literal, TypeVar, cast, get_args
+
+from toolkit.base.errors import ResultsError
+
+Runs = Literal[
+    "init_s",
+    "time_to_first_token_s",
+    "prefill_s",
+    "decode_s",
+    "prefill_tokens_count",
+    "decode_tokens_count",
+    "prefill_tokens_per_s",
+    "first_prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "inference_s",
+    "inference_min_s",
+    "inference_max_s",
+    "inference_stddev_s",
+    "inferences_count",
+    "warmup_first_s",
+    "peak_memory_bytes",
+    "model_resident_bytes",
+    "major_faults_count",
+    "minor_faults_count",
+    "read_bytes",
+]
+"""Of a process that runs a model."""
+
+Memory = Literal[
+    "rss_bytes",
+    "anonymous_bytes",
+    "file_bytes",
+    "shared_memory_bytes",
+    "swap_bytes",
+    "rss_and_swap_bytes",
+    "high_water_rss_bytes",
+    "pss_bytes",
+    "pss_anonymous_bytes",
+    "pss_file_bytes",
+    "private_clean_bytes",
+    "private_dirty_bytes",
+]
+"""Of a process, by the kernel."""
+
+Series = Literal["t_s", "temperature_celsius", "cpu_frequency_hz"]
+"""Of samples alone."""
+
+Reads = Literal[
+    "row_pread_latency_p50_s",
+    "row_pread_latency_p99_s",
+    "row_pread_bandwidth_bytes_per_s",
+    "row_pread_minor_faults_count",
+    "row_pread_major_faults_count",
+    "row_pread_resident_after_count",
+    "row_pread_storage_read_bytes",
+    "row_pread_random_latency_p50_s",
+    "row_pread_random_latency_p99_s",
+    "row_pread_random_bandwidth_bytes_per_s",
+    "row_pread_random_minor_faults_count",
+    "row_pread_random_major_faults_count",
+    "row_pread_random_resident_after_count",
+    "row_pread_random_storage_read_bytes",
+    "row_mmap_latency_p50_s",
+    "row_mmap_latency_p99_s",
+    "row_mmap_bandwidth_bytes_per_s",
+    "row_mmap_minor_faults_count",
+    "row_mmap_major_faults_count",
+    "row_mmap_resident_after_count",
+    "row_mmap_storage_read_bytes",
+    "row_mmap_random_latency_p50_s",
+    "row_mmap_random_latency_p99_s",
+    "row_mmap_random_bandwidth_bytes_per_s",
+    "row_mmap_random_minor_faults_count",
+    "row_mmap_random_major_faults_count",
+    "row_mmap_random_resident_after_count",
+    "row_mmap_random_storage_read_bytes",
+    "batch_pread_latency_p50_s",
+    "batch_pread_latency_p99_s",
+    "batch_pread_bandwidth_bytes_per_s",
+    "batch_pread_minor_faults_count",
+    "batch_pread_major_faults_count",
+    "batch_pread_resident_after_count",
+    "batch_pread_storage_read_bytes",
+    "batch_pread_random_latency_p50_s",
+    "batch_pread_random_latency_p99_s",
+    "batch_pread_random_bandwidth_bytes_per_s",
+    "batch_pread_random_minor_faults_count",
+    "batch_pread_random_major_faults_count",
+    "batch_pread_random_resident_after_count",
+    "batch_pread_random_storage_read_bytes",
+    "batch_mmap_latency_p50_s",
+    "batch_mmap_latency_p99_s",
+    "batch_mmap_bandwidth_bytes_per_s",
+    "batch_mmap_minor_faults_count",
+    "batch_mmap_major_faults_count",
+    "batch_mmap_resident_after_count",
+    "batch_mmap_storage_read_bytes",
+    "batch_mmap_random_latency_p50_s",
+    "batch_mmap_random_latency_p99_s",
+    "batch_mmap_random_bandwidth_bytes_per_s",
+    "batch_mmap_random_minor_faults_count",
+    "batch_mmap_random_major_faults_count",
+    "batch_mmap_random_resident_after_count",
+    "batch_mmap_random_storage_read_bytes",
+    "batch_pread_readahead_latency_p50_s",
+    "batch_pread_readahead_latency_p99_s",
+    "batch_pread_readahead_bandwidth_bytes_per_s",
+    "batch_pread_readahead_minor_faults_count",
+    "batch_pread_readahead_major_faults_count",
+    "batch_pread_readahead_resident_after_count",
+    "batch_pread_readahead_storage_read_bytes",
+    "batch_mmap_willneed_latency_p50_s",
+    "batch_mmap_willneed_latency_p99_s",
+    "batch_mmap_willneed_bandwidth_bytes_per_s",
+    "batch_mmap_willneed_minor_faults_count",
+    "batch_mmap_willneed_major_faults_count",
+    "batch_mmap_willneed_resident_after_count",
+    "batch_mmap_willneed_storage_read_bytes",
+]
+"""Of the flash probe: the pattern of a read, how the row is accessed, and what was measured."""
+
+Old = Literal["bandwidth_bytes_per_s", "latency_p50_s", "latency_p99_s", "resident_bytes", "rows_count"]
+"""Of the flash probe in files of earlier versions, which kept one way to read a record."""
+
+Scripts = Literal[
+    "convert_s",
+    "convert_cpu_s",
+    "peak_rss_bytes",
+    "output_bytes",
+    "kept_bytes",
+    "storage_bytes_per_s",
+    "first_init_s",
+    "decode_step_s",
+    "decode_read_bytes_per_s",
+    "memory_read_bytes_per_s",
+    "memory_bandwidth_fraction",
+    "lookup_latency_p50_s",
+    "lookup_latency_p99_s",
+    "lookup_read_bytes",
+    "weights_per_s",
+    "weights_per_cpu_s",
+    "squared_error_fraction",
+    "encode_s",
+    "relative_error_fraction",
+    "push_s",
+    "send_s",
+    "sent_bytes",
+    "media_s",
+]
+"""Of the scripts in benchmarks/ alone."""
+
+FigureName = Literal[Runs, Memory, Series, Reads, Old, Scripts]
+
+Name = TypeVar("Name", bound=str)
+
+FIGURES: frozenset[str] = frozenset(get_args(FigureName))
+
+
+def nearest_figure(name: str) -> str:
+    """What a name that is not known was probably meant to be.
+
+    >>> nearest_figure("decode_token_per_s"), nearest_figure("x")
+    ('decode_tokens_per_s', 'a name in toolkit/results/figures.py')
+    """
+    found = difflib.get_close_matches(name, sorted(FIGURES), n=1)
+    return found[0] if found else "a name in toolkit/results/figures.py"
+
+
+def known_figure(name: str, place: str) -> FigureName:
+    """The name, if it is one; ResultsError, as of `place`, if not."""
+    if name not in FIGURES:
+        raise ResultsError(f"{place} figure", found=name, wanted=nearest_figure(name))
+    return cast(FigureName, name)
+
+
+def known_figures(values: Mapping[Name, float], place: str) -> dict[FigureName, float]:
+    """Figures by names of which each is one."""
+    return {known_figure(name, place): value for name, value in values.items()}
+
+
+def is_more_better(figure: str) -> bool:
+    """Rates should be high; times, bytes, counts and temperatures low.
+
+    >>> is_more_better("decode_tokens_per_s"), is_more_better("init_s")
+    (True, False)
+    """
+    return figure.endswith("_per_s")

@@ -31,8 +31,8 @@ from benchmarks.measure import (
     tree_bytes,
 )
 from benchmarks.synthetic import write_synthetic
-from converters.checkpoint import open_checkpoint
 from converters.gemma3n.config.text import CONDITIONAL_GENERATION
+from converters.gemma3n.family import open_gemma3n
 from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio
 from converters.gemma3n.recipes import built_in
 from toolkit.base.layout import align_up
@@ -51,8 +51,8 @@ BINS, FRAMES_PER_TOKEN = 128, 16
 def convert(checkpoint: Path, output: Path, recipe: str, frames: int) -> None:
     """In a process of its own: both files of the group."""
     output.mkdir()
-    with open_checkpoint(checkpoint) as opened:
-        open_audio(opened, built_in(recipe), [frames / FRAMES_PER_SECOND]).write(output)
+    with open_gemma3n(checkpoint) as opened:
+        open_audio(opened, built_in(recipe), [frames / FRAMES_PER_SECOND]).files.write(output)
 
 
 def encode_litert(model: Path, frames: int, threads: int, repeats: int, features: Path) -> list[float]:

@@ -42,13 +42,13 @@ PACKAGES = ("ai-edge-litert", "numpy", "timm", "torch")
 
 def convert(checkpoint: Path, output: Path, recipe: str, size: int) -> None:
     """In a process of its own: both files of the group."""
-    from converters.checkpoint import open_checkpoint
+    from converters.gemma3n.family import open_gemma3n
     from converters.gemma3n.plan.vision import open_vision
     from converters.gemma3n.recipes import built_in
 
     output.mkdir()
-    with open_checkpoint(checkpoint) as opened:
-        open_vision(opened, built_in(recipe), size).write(output)
+    with open_gemma3n(checkpoint) as opened:
+        open_vision(opened, built_in(recipe), size).files.write(output)
 
 
 def encode_litert(model: Path, size: int, threads: int, repeats: int) -> list[float]:

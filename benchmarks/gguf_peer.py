@@ -23,8 +23,8 @@ import llama_cpp  # type: ignore[import-not-found]
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.gemma3n.config.text import TextConfig
+from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, text_tensors, unused_kv_tensors
 from toolkit.base.layout import align_up
 
@@ -84,7 +84,7 @@ def tensors(config: TextConfig) -> list[Tensor]:
     return found
 
 
-def _chunks(checkpoint: Checkpoint, tensor: Tensor) -> Iterator[NDArray[np.floating]]:
+def _chunks(checkpoint: Gemma3nCheckpoint, tensor: Tensor) -> Iterator[NDArray[np.floating]]:
     for name in tensor.sources:
         shape = checkpoint.shape(name)
         step = max(1, CHUNK_ELEMENTS // math.prod(shape[1:]))
@@ -113,7 +113,7 @@ def _write_settings(writer: gguf.GGUFWriter, config: TextConfig) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
 
 
-def write_gguf(checkpoint: Checkpoint, path: Path) -> None:
+def write_gguf(checkpoint: Gemma3nCheckpoint, path: Path) -> None:
     """The whole text model, some MB at a time."""
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GEMMA3N])
     _write_settings(writer, checkpoint.config)
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="directory for F16.gguf, Q8_0.gguf, ...")
     parser.add_argument("--types", nargs="*", default=["Q8_0", "Q4_0"], help="default: Q8_0 Q4_0")
     options = parser.parse_args(arguments)
-    with open_checkpoint(options.checkpoint) as checkpoint:
+    with open_gemma3n(options.checkpoint) as checkpoint:
         if refused := refusals(checkpoint.config):
             sys.exit(f"error: {options.checkpoint}: llama.cpp fixes these: {'; '.join(refused)}")
         options.output.mkdir(parents=True, exist_ok=True)

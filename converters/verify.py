@@ -2,7 +2,7 @@
 
 A bundle that runs but predicts something else is the fault that nobody notices, so it is measured: the Kullback-Leibler
 divergence of each prediction, how often the likeliest token is the same, and the perplexity of both on the same text.
-All three are taken over the vocabulary that has per-layer embeddings: ids behind it stand for images and sound.
+All three are taken over the ids that stand for text: those behind them stand for images and sound.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.gemma3n import reference
-from converters.gemma3n.config.text import TextConfig, TextModel
+from converters.family import ReferenceModel
 from converters.verify_towers import TowerReport
 from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
@@ -183,15 +182,15 @@ def built_in_text() -> str:
     return (resources.files("converters") / "data" / "verify_text.txt").read_text(encoding="utf-8")
 
 
-def sequences_of(ids: Sequence[int], config: TextConfig, *, context: int, tokens: int = LONG_TOKENS) -> list[list[int]]:
+def sequences_of(ids: Sequence[int], bos_token_id: int, *, context: int, tokens: int = LONG_TOKENS) -> list[list[int]]:
     """The first `tokens` ids of a text in sequences as long as the context and memory allow, each led by the bos token.
 
     An end too short to judge is left out. UsageError when nothing is left.
     """
-    text = list(ids[1:] if ids and ids[0] == config.bos_token_id else ids)[:tokens]
+    text = list(ids[1:] if ids and ids[0] == bos_token_id else ids)[:tokens]
     step = min(tokens, context, LONGEST_SEQUENCE) - 1
     starts = range(0, len(text), step) if step > 0 else ()
-    sequences = [[config.bos_token_id, *text[start : start + step]] for start in starts]
+    sequences = [[bos_token_id, *text[start : start + step]] for start in starts]
     sequences = [sequence for sequence in sequences if len(sequence) >= _SHORTEST]
     if not sequences:
         found = f"{len(text)} tokens in a context of {context}"
@@ -204,7 +203,7 @@ def sequences_of(ids: Sequence[int], config: TextConfig, *, context: int, tokens
 
 def verify(
     bundle: LogitsProvider,
-    model: TextModel,
+    model: ReferenceModel,
     sequences: Sequence[Sequence[int]],
     thresholds: Thresholds,
     *,
@@ -216,10 +215,9 @@ def verify(
     finite fail the bundle; BundleError where they do not fit the checkpoint, CheckpointError where its own are not
     finite.
     """
-    _check_sequences(sequences, model.config)
+    _check_sequences(sequences, model)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found in the logits
-        hidden = reference.hidden_states(
-            model,
+        hidden = model.hidden_states(
             [np.array(ids, np.int32) for ids in sequences],
             progress=None if progress is None else lambda done, of: progress("checkpoint", done, of),
         )
@@ -276,21 +274,20 @@ class _Predictions:
 
 
 def _compare_sequence(
-    bundle: LogitsProvider, model: TextModel, ids: Sequence[int], states: NDArray[np.float32]
+    bundle: LogitsProvider, model: ReferenceModel, ids: Sequence[int], states: NDArray[np.float32]
 ) -> Iterator[_Predictions]:
-    config = model.config
     first, rows = bundle.logits_for(ids)
-    _check_logits(first, rows, len(ids), config)
+    _check_logits(first, rows, len(ids), model)
     for start in range(first, len(ids) - 1, _ROWS):
         end = min(start + _ROWS, len(ids) - 1)
         with np.errstate(over="ignore", invalid="ignore"):
-            expected = reference.logits(model, states[start:end])
+            expected = model.logits(states[start:end])
         if not np.isfinite(expected).all():
             raise CheckpointError("checkpoint", found="NaN or infinite logits", wanted="finite ones")
         found, following = rows[start - first : end - first], np.array(ids[start + 1 : end + 1])
         for row in range(0, end - start, _FLOAT64_ROWS):
             some = slice(row, row + _FLOAT64_ROWS)
-            yield compare(expected[some], found[some], following[some], _meaningful(config))
+            yield compare(expected[some], found[some], following[some], model.text_vocab_size)
 
 
 def compare(
@@ -341,29 +338,25 @@ def _summary(predictions: _Predictions) -> Quality:
     )
 
 
-def _meaningful(config: TextConfig) -> int:
-    return min(config.vocab_size, config.ple_vocab_size)
-
-
-def _check_sequences(sequences: Sequence[Sequence[int]], config: TextConfig) -> None:
+def _check_sequences(sequences: Sequence[Sequence[int]], model: ReferenceModel) -> None:
     if not sequences:
         raise UsageError("sequences to verify with", found="none", wanted="at least one")
     for ids in sequences:
         if len(ids) < _SHORTEST:
             raise UsageError("sequence to verify with", found=f"{len(ids)} tokens", wanted=f"at least {_SHORTEST}")
         for token in ids:
-            if not 0 <= token < _meaningful(config):
-                raise UsageError("token id", found=token, wanted=f"text: 0 to {_meaningful(config) - 1}")
+            if not 0 <= token < model.text_vocab_size:
+                raise UsageError("token id", found=token, wanted=f"text: 0 to {model.text_vocab_size - 1}")
 
 
-def _check_logits(first: int, rows: NDArray[np.float32], length: int, config: TextConfig) -> None:
+def _check_logits(first: int, rows: NDArray[np.float32], length: int, model: ReferenceModel) -> None:
     if not 0 <= first < length - 1 or len(rows) != length - first:
         found = f"{len(rows)} predictions from position {first}"
         raise BundleError("bundle", found=found, wanted=f"all from some position to the end of {length} tokens")
-    if rows.shape[1:] != (config.vocab_size,):
+    if rows.shape[1:] != (model.vocab_size,):
         raise BundleError(
             "bundle",
             found=f"logits of shape {list(rows.shape[1:])}",
-            wanted=f"[{config.vocab_size}], the checkpoint's vocabulary",
+            wanted=f"[{model.vocab_size}], the checkpoint's vocabulary",
             remedy="name the checkpoint that the bundle was made from",
         )

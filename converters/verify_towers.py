@@ -16,11 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import Checkpoint
-from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio
-from converters.gemma3n.plan.tower import Tower
-from converters.gemma3n.plan.vision import open_vision
-from converters.gemma3n.recipes import built_in
+from converters.family import Checkpoint
+from converters.plan import GraphFiles
 from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Advance, hash_file, require_free_space
@@ -90,8 +87,8 @@ def verify_tower(
     assert record is not None, "the bundle has no such group"
     if not media:
         media = [sample_image(record) if isinstance(record, VisionRecord) else sample_sound(record)]
-    floats = _float_tower(checkpoint, record, media)
-    _write(floats, scratch, progress)
+    floats = checkpoint.float_tower(record, _frame_lengths(record, media))
+    _write(floats.files, scratch, progress)
     # Arranged weights as a file: the kernel may drop its pages.
     start = partial(find_backend(backend).start, BackendOptions(threads, scratch / "packed"))
     embed = _Embed(media, start, progress)
@@ -138,22 +135,18 @@ def sample_sound(audio: AudioRecord) -> Medium:
     return sound_medium((0.1 * tone + 0.01 * noise).astype(np.float32), audio)
 
 
-def _float_tower(
-    checkpoint: Checkpoint, record: VisionRecord | AudioRecord, media: Sequence[Medium]
-) -> Tower[VisionRecord] | Tower[AudioRecord]:
-    """With the one image size, or the lengths of sound, that the media need."""
-    recipe = built_in("f32")
+def _frame_lengths(record: VisionRecord | AudioRecord, media: Sequence[Medium]) -> list[int]:
+    """Those of the tower's encoders that the sounds need, ascending."""
     if isinstance(record, VisionRecord):
-        return open_vision(checkpoint, recipe, record.image_size)
-    lengths = {record.length_for(len(medium.values)) for medium in media}
-    return open_audio(checkpoint, recipe, [length / FRAMES_PER_SECOND for length in sorted(lengths)])
+        return []
+    return sorted({record.length_for(len(medium.values)) for medium in media})
 
 
-def _write(tower: Tower[VisionRecord] | Tower[AudioRecord], scratch: Path, progress: Progress | None) -> None:
+def _write(files: GraphFiles, scratch: Path, progress: Progress | None) -> None:
     # Once as files, once as LiteRT packs them.
-    require_free_space(scratch, 2 * sum(layout.size_bytes for layout in tower.layouts.values()))
-    total = sum(layout.weight_bytes for layout in tower.layouts.values())
-    tower.write(scratch, progress=Advance(total, None if progress is None else partial(progress, "write")))
+    require_free_space(scratch, 2 * files.size_bytes)
+    told = None if progress is None else partial(progress, "write")
+    files.write(scratch, progress=Advance(files.weight_bytes, told))
 
 
 def _model_file(path: Path) -> ModelFile:

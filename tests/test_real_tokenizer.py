@@ -16,9 +16,7 @@ import pytest
 from checkpoints import TINY, random_tensors, write_checkpoint
 from litert_lm_engine import LmEngine, open_engine
 
-from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.litertlm.export import export_litertlm
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.tokenizer import TextStream, Tokenizer
@@ -93,16 +91,7 @@ def bundle(tokenizer_json: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     scratch = tmp_path_factory.mktemp("real")
     path = write_checkpoint(scratch / "checkpoint", config, random_tensors(config))
     shutil.copyfile(tokenizer_json, path / "tokenizer.json")
-    with open_checkpoint(path) as checkpoint:
-        request = ConvertRequest(
-            checkpoint,
-            scratch / "bundle",
-            built_in("int8"),
-            ple_recipe("int8", checkpoint.config.ple_size),
-            context=64,
-            prefill_sizes=(8,),
-        )
-        convert(request)
+    convert(ConvertRequest(path, scratch / "bundle", context=64, prefill_sizes=(8,)), gate=None)
     return scratch / "bundle"
 
 

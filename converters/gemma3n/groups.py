@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from converters.family import ParameterGroup
 from converters.gemma3n.config.text import TextConfig
 from converters.huggingface.safetensors import TensorInfo
 from converters.huggingface.tensor_reader import FLOAT_DTYPES
@@ -31,16 +32,6 @@ _TOWERS: dict[str, GroupName] = {
 }
 _TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.")
 _HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterGroup:
-    """The tensors of one group as stored, and their totals; names are sorted."""
-
-    name: GroupName
-    tensors: tuple[str, ...]
-    parameters: int
-    stored_bytes: int
 
 
 def text_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:

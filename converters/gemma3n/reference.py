@@ -8,21 +8,19 @@ Source: transformers 5.23 ``models/gemma3n/modeling_gemma3n.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.family import LayersDone
 from converters.gemma3n.config.text import LayerConfig, TextConfig, TextModel
 from toolkit.base.errors import UsageError
 
 Array = NDArray[np.float32]
 KeyValue = tuple[Array, Array]
-Progress = Callable[[int, int], None]
-"""Called with the layers done and the layers in all."""
-
 HEAD_ROWS = 8192  # rows of the output matrix at a time: 64 MiB at a hidden size of 2048
 MAGNITUDE_FLOOR = np.float32(1e-5)  # AltUp's floor under the mean square of a projected stream
 
@@ -250,8 +248,35 @@ class Layer:
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The model as the quality gate asks it (`converters.family.ReferenceModel`)."""
+
+    model: TextModel
+
+    @property
+    def vocab_size(self) -> int:
+        """Length of the logits."""
+        return self.model.config.vocab_size
+
+    @property
+    def text_vocab_size(self) -> int:
+        """Ids from here on stand for images and sound."""
+        return min(self.model.config.vocab_size, self.model.config.ple_vocab_size)
+
+    def hidden_states(
+        self, sequences: Sequence[NDArray[np.int32]], *, progress: LayersDone | None = None
+    ) -> list[Array]:
+        """See the function of this name."""
+        return hidden_states(self.model, sequences, progress=progress)
+
+    def logits(self, hidden: Array) -> Array:
+        """See the function of this name."""
+        return logits(self.model, hidden)
+
+
 def forward(
-    model: TextModel, sequences: Sequence[NDArray[np.int32]], *, progress: Progress | None = None
+    model: TextModel, sequences: Sequence[NDArray[np.int32]], *, progress: LayersDone | None = None
 ) -> list[Array]:
     """Logits of every token of every sequence: f32[T, vocab] each.
 
@@ -262,7 +287,7 @@ def forward(
 
 
 def hidden_states(
-    model: TextModel, sequences: Sequence[NDArray[np.int32]], *, progress: Progress | None = None
+    model: TextModel, sequences: Sequence[NDArray[np.int32]], *, progress: LayersDone | None = None
 ) -> list[Array]:
     """All but the output matrix: f32[T, D] for each sequence, normed; `logits` makes logits of any rows of it.
 

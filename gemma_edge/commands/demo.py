@@ -10,21 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import toolkit
-from converters.checkpoint import Checkpoint, open_checkpoint
-from converters.convert import ConvertRequest
-from converters.gemma3n.recipes import RECIPES, ple_recipe
-from converters.gemma3n.sizes.matformer import Slice, effective_parameters, slice_config
+from converters.convert import Conversion, ConvertRequest
+from converters.families import open_checkpoint
+from converters.family import Checkpoint
+from converters.gate import judge, judge_towers
+from converters.slices import Slice
 from gemma_edge.api.model import Model
-from gemma_edge.commands.convert import Converted, convert_and_judge
+from gemma_edge.commands.convert import convert_and_judge
 from gemma_edge.commands.demo_device import DeviceDemo, measure_on_device, require_places
-from gemma_edge.commands.gate import judge, judge_towers, report_text
+from gemma_edge.commands.gate import gate_bars, report_text
 from gemma_edge.options.media import image_file, sound_file
 from gemma_edge.options.session import add_machine_arguments, session_settings
 from gemma_edge.terminal import Terminal, bytes_text, count_text
 from toolkit.base.errors import BundleError, QualityError, UsageError
 from toolkit.check import check
 from toolkit.litertlm.export import export_litertlm
-from toolkit.quant.recipe import Recipe
 from toolkit.runtime.answer import Answer
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import SessionSettings
@@ -78,8 +78,10 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         terminal.say("3. checked: every hash, bound and reference of the bundle holds")
         if arguments.device is not None:
             return _on_device(arguments, output, terminal)
-        report = judge(output, checkpoint, terminal, settings, tokens=_VERIFY_TOKENS)
-        report = replace(report, towers=judge_towers(output, checkpoint, terminal, settings))
+        with gate_bars(terminal) as progress:
+            report = judge(output, checkpoint, settings, tokens=_VERIFY_TOKENS, progress=progress)
+        with gate_bars(terminal, notes=True) as progress:
+            report = replace(report, towers=judge_towers(output, checkpoint, settings, progress=progress))
         terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
         report.require_passed(str(output))
         answers = _answers(output, arguments.prompt, settings, terminal)
@@ -124,31 +126,25 @@ def _device_demo(arguments: argparse.Namespace, bundle: Path) -> DeviceDemo:
 
 def three_sizes(checkpoint: Checkpoint) -> tuple[Slice, ...]:
     """The whole model, the smallest size, and one between; fewer if the checkpoint has no more."""
-    by_parameters = sorted(
-        checkpoint.slices.values(), key=lambda part: effective_parameters(slice_config(checkpoint.config, part))
-    )
+    by_parameters = sorted(checkpoint.slices.values(), key=lambda part: _effective(checkpoint, part))
     middle = by_parameters[(len(by_parameters) - 1) // 2]
     chosen = (checkpoint.default_slice, middle, by_parameters[0])
     return tuple(dict.fromkeys(chosen))
 
 
-def _recipe(checkpoint: Checkpoint, group: str) -> Recipe | None:
-    """int8, if the checkpoint has that tower."""
-    there = any(found.name == group and found.tensors for found in checkpoint.groups)
-    return RECIPES[group].load("int8") if there else None
+def _effective(checkpoint: Checkpoint, part: Slice) -> int:
+    """Parameters of a size as its name counts them."""
+    return checkpoint.facts(part, bits_per_weight=8).parameters["text"]
 
 
-def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, terminal: Terminal) -> Converted:
+def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, terminal: Terminal) -> Conversion:
     request = ConvertRequest(
         checkpoint=checkpoint,
         output=output,
-        recipe=RECIPES["text"].load("int8"),
-        ple_recipe=ple_recipe("int8", checkpoint.config.ple_size),
+        recipes={"text": "int8"},
         sizes=sizes,
-        context=min(_CONTEXT, checkpoint.config.max_positions),
+        context=min(_CONTEXT, checkpoint.max_positions),
         prefill_sizes=_PREFILLS,
-        vision_recipe=_recipe(checkpoint, "vision"),
-        audio_recipe=_recipe(checkpoint, "audio"),
     )
     converted = convert_and_judge(request, terminal, None)
     stored = sum(file.bytes for file in converted.manifest.files.values())
@@ -239,8 +235,7 @@ def _output(path: Path | None) -> Iterator[Path]:
 
 def _sizes_text(checkpoint: Checkpoint, sizes: tuple[Slice, ...]) -> str:
     return ", ".join(
-        f"{part.name} ({len(part.layers)} layers, "
-        f"{count_text(effective_parameters(slice_config(checkpoint.config, part)))} effective parameters)"
+        f"{part.name} ({len(part.layers)} layers, {count_text(_effective(checkpoint, part))} effective parameters)"
         for part in sizes
     )
 

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from converters.checkpoint import Checkpoint, open_checkpoint
-from converters.gemma3n.groups import GROUP_NAMES
-from converters.gemma3n.sizes.choose import memory_bytes
-from converters.gemma3n.sizes.matformer import parameters_by_group, slice_config
+from converters.families import open_checkpoint
+from converters.family import Checkpoint
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
 from toolkit.bundle.footprint import footprints
-from toolkit.bundle.manifest import MANIFEST_NAME
+from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.report.plots import Bar, StackedBars, require_plot_name, write_plot
 
@@ -97,17 +95,16 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> _Findings:
     towers = {name: group.parameters for name, group in groups.items() if name not in _TEXT_GROUPS}
     sizes = {}
     for name, part in checkpoint.slices.items():
-        config = slice_config(checkpoint.config, part)
-        memory = {_EFFECTIVE: memory_bytes(config, _CHECKPOINT_BITS)}
+        facts = checkpoint.facts(part, bits_per_weight=_CHECKPOINT_BITS)
+        memory = {_EFFECTIVE: facts.memory_bytes}
         memory |= {tower: count * _CHECKPOINT_BITS // 8 for tower, count in towers.items()}
-        sizes[name] = _Size(config.num_layers, {**parameters_by_group(config)} | towers, memory)
+        sizes[name] = _Size(facts.layers, {**facts.parameters, **towers}, memory)
     return _Findings("checkpoint", checkpoint.architecture, groups, sizes)
 
 
 def _inspect_bundle(path: Path) -> _Findings:
     manifest = read_manifest(path)
-    known = [str(name) for name in GROUP_NAMES]
-    order = sorted(manifest.groups, key=lambda name: known.index(name) if name in known else len(known))
+    order = sorted(manifest.groups, key=[*GROUP_NAMES, *sorted(manifest.groups)].index)
     groups = {name: _Group(manifest.groups[name].parameters, manifest.groups[name].bytes) for name in order}
     towers = {name: group for name, group in groups.items() if name not in _TEXT_GROUPS}
     sizes = {

@@ -6,9 +6,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from converters.checkpoint import open_checkpoint
+from converters.families import open_checkpoint
+from converters.gate import judge, judge_towers
 from converters.verify import LONG_TOKENS
-from gemma_edge.commands.gate import judge, judge_towers, report_text
+from gemma_edge.commands.gate import gate_bars, report_text
 from gemma_edge.options.groups import group_names
 from gemma_edge.options.media import add_media_arguments
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
@@ -64,16 +65,19 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         if checkpoint.fingerprint() != manifest.checkpoint.sha256:
             made_from = f"{manifest.checkpoint.name} with sha256 {manifest.checkpoint.sha256[:16]}..."
             terminal.warn(f"the bundle was not made from {arguments.checkpoint} but from {made_from}")
-        report = judge(
-            arguments.bundle,
-            checkpoint,
-            terminal,
-            session_settings(arguments),
-            tokens=arguments.tokens,
-            text=text,
-            sizes=None if arguments.size is None else list(dict.fromkeys(arguments.size)),
-        )
-        towers = judge_towers(arguments.bundle, checkpoint, terminal, session_settings(arguments), groups, media)
+        settings = session_settings(arguments)
+        with gate_bars(terminal) as progress:
+            report = judge(
+                arguments.bundle,
+                checkpoint,
+                settings,
+                tokens=arguments.tokens,
+                text=text,
+                sizes=None if arguments.size is None else list(dict.fromkeys(arguments.size)),
+                progress=progress,
+            )
+        with gate_bars(terminal, notes=True) as progress:
+            towers = judge_towers(arguments.bundle, checkpoint, settings, groups=groups, media=media, progress=progress)
         report = replace(report, towers=towers)
     terminal.result(report.to_json(), report_text(report))
     return 0 if report.passed else 1

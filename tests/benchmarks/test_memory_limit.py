@@ -10,9 +10,7 @@ import pytest
 from benchmarks import bench_memory, synthetic
 from benchmarks.bench_memory import Contender
 from benchmarks.session_run import SessionRequest, run_child
-from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
 from device_harness.emulator.memory import MemoryLimit
 from toolkit.base.errors import EnvironmentFault
 
@@ -33,10 +31,8 @@ def bundle(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(synthetic.PRESETS, "wide", replace(tiny, vocab_size=vocabulary, ple_vocab_size=vocabulary))
         synthetic.write_synthetic(directory / "checkpoint", "wide")
-    with open_checkpoint(directory / "checkpoint") as checkpoint:
-        ple = ple_recipe("f32", tiny.ple_size)
-        request = ConvertRequest(checkpoint, directory / "bundle", built_in("int8"), ple, context=512)
-        convert(request)
+    recipes = {"text": "int8", "ple": "f32"}
+    convert(ConvertRequest(directory / "checkpoint", directory / "bundle", recipes, context=512), gate=None)
     return directory / "bundle"
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import bench_convert, bench_decode, synthetic
 from benchmarks.engine_run import EngineRun
-from converters.checkpoint import open_checkpoint
 from converters.gemma3n.config.audio import audio_tensors, parse_audio_config
+from converters.gemma3n.family import open_gemma3n
 from converters.gemma3n.groups import text_tensors, unused_kv_tensors
 
 
@@ -32,12 +32,12 @@ def test_the_same_preset_and_seed_give_the_same_bytes(tiny: Path, tmp_path: Path
 
 
 def test_the_checkpoint_opens_with_the_config_of_its_preset(tiny: Path) -> None:
-    with open_checkpoint(tiny) as checkpoint:
+    with open_gemma3n(tiny) as checkpoint:
         assert checkpoint.config == synthetic.PRESETS["tiny"]
 
 
 def test_matrices_keep_the_magnitude_of_activations_and_norms_are_near_one(tiny: Path) -> None:
-    with open_checkpoint(tiny) as checkpoint:
+    with open_gemma3n(tiny) as checkpoint:
         gate = checkpoint.read("layers.2.mlp.gate_proj.weight")
         per_layer = checkpoint.read("embed_tokens_per_layer.weight")
         norm = checkpoint.read("layers.2.input_layernorm.weight")
@@ -54,7 +54,7 @@ def test_a_sharded_checkpoint_opens_and_holds_the_same_tensors(
     monkeypatch.setattr(synthetic, "SHARD_BYTES", 300_000)
     synthetic.write_synthetic(tmp_path / "sharded", "tiny")
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 3
-    with open_checkpoint(tmp_path / "sharded") as sharded, open_checkpoint(tiny) as whole:
+    with open_gemma3n(tmp_path / "sharded") as sharded, open_gemma3n(tiny) as whole:
         assert sharded.tensors.keys() == whole.tensors.keys()
 
 
@@ -62,7 +62,7 @@ def test_the_published_class_has_the_same_weights_under_its_own_names(tiny: Path
     path = tmp_path / "published"
     synthetic.write_synthetic(path, "tiny", architecture="Gemma3nForConditionalGeneration")
     name = "layers.1.altup.correct_output_scale"
-    with open_checkpoint(path) as published, open_checkpoint(tiny) as causal:
+    with open_gemma3n(path) as published, open_gemma3n(tiny) as causal:
         assert published.config == causal.config and published.tensors.keys() == causal.tensors.keys()
         np.testing.assert_array_equal(published.read(name), causal.read(name))
 
@@ -134,7 +134,7 @@ def test_with_vision_the_published_tower_is_there_whole(tmp_path: Path, monkeypa
     small = (("er_r1_k3_s2_e1_c8",), ("uir_r1_a3_k5_s2_e2_c16", "mqa_r1_k3_h2_v2_s1_d8_c16"))
     monkeypatch.setattr(vision_config, "STAGES", small)
     synthetic.write_synthetic(tmp_path / "v", "tiny", architecture="Gemma3nForConditionalGeneration", vision=True)
-    with open_checkpoint(tmp_path / "v") as checkpoint:
+    with open_gemma3n(tmp_path / "v") as checkpoint:
         config = read_vision_config(checkpoint)
         assert config.stages == vision_blocks.parse_stages(small, 64)
         kernel = checkpoint.read("vision_tower.timm_model.blocks.1.0.pw_exp.conv.weight")

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.families import open_checkpoint
+from converters.gemma3n.family import open_gemma3n
 from converters.gemma3n.groups import GROUP_NAMES
 from toolkit.base.errors import CheckpointError, EnvironmentFault
 
@@ -40,7 +41,7 @@ def write_multimodal(directory: Path, prefix: str, tower: str = "model.") -> Pat
 @pytest.mark.parametrize("dtype", ["uint16", "float16", "float32"])
 def test_every_tensor_reads_as_float32_under_its_canonical_name(tmp_path: Path, dtype: str) -> None:
     tensors = random_tensors(TINY, dtype=dtype)
-    with open_checkpoint(write_checkpoint(tmp_path, TINY, tensors)) as checkpoint:
+    with open_gemma3n(write_checkpoint(tmp_path, TINY, tensors)) as checkpoint:
         assert {f"model.{name}" for name in checkpoint.tensors} == set(tensors)
         for name, info in checkpoint.tensors.items():
             wanted = as_float32(tensors[info.name])
@@ -53,7 +54,7 @@ def test_every_tensor_reads_as_float32_under_its_canonical_name(tmp_path: Path, 
 @pytest.mark.parametrize("prefix", MULTIMODAL_PREFIXES)
 @pytest.mark.parametrize("tower", ["model.", ""])
 def test_names_of_old_and_new_releases_become_the_same(tmp_path: Path, prefix: str, tower: str) -> None:
-    with open_checkpoint(write_multimodal(tmp_path, prefix, tower)) as checkpoint:
+    with open_gemma3n(write_multimodal(tmp_path, prefix, tower)) as checkpoint:
         assert checkpoint.architecture == "Gemma3nForConditionalGeneration"
         assert set(tensor_shapes(TINY, unused_kv=True)) < set(checkpoint.tensors)
         assert checkpoint.read("embed_vision.embedding.weight").sum() == 6
@@ -62,11 +63,11 @@ def test_names_of_old_and_new_releases_become_the_same(tmp_path: Path, prefix: s
 
 def test_a_text_model_may_keep_the_multimodal_prefix(tmp_path: Path) -> None:
     tensors = random_tensors(TINY, prefix="model.language_model.")
-    assert open_checkpoint(write_checkpoint(tmp_path, TINY, tensors)).architecture == "Gemma3nForCausalLM"
+    assert open_gemma3n(write_checkpoint(tmp_path, TINY, tensors)).architecture == "Gemma3nForCausalLM"
 
 
 def test_every_tensor_is_in_exactly_one_group(tmp_path: Path) -> None:
-    with open_checkpoint(write_multimodal(tmp_path, "model.language_model.")) as checkpoint:
+    with open_gemma3n(write_multimodal(tmp_path, "model.language_model.")) as checkpoint:
         groups = {group.name: group for group in checkpoint.groups}
         assert tuple(groups) == GROUP_NAMES
         names = [name for group in groups.values() for name in group.tensors]
@@ -79,8 +80,8 @@ def test_every_tensor_is_in_exactly_one_group(tmp_path: Path) -> None:
 
 def test_shards_read_like_one_file(tmp_path: Path) -> None:
     tensors = random_tensors(TINY)
-    one = open_checkpoint(write_checkpoint(tmp_path / "one", TINY, tensors))
-    many = open_checkpoint(
+    one = open_gemma3n(write_checkpoint(tmp_path / "one", TINY, tensors))
+    many = open_gemma3n(
         write_checkpoint(tmp_path / "many", TINY, tensors, shards=[sorted(tensors)[part::3] for part in range(3)])
     )
     assert one.fingerprint() == many.fingerprint()
@@ -95,7 +96,7 @@ def broken(directory: Path, change: Callable[[Tensors], object]) -> str:
     tensors = random_tensors(TINY)
     change(tensors)
     with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(write_checkpoint(directory, TINY, tensors))
+        open_gemma3n(write_checkpoint(directory, TINY, tensors))
     return str(caught.value)
 
 
@@ -153,26 +154,26 @@ def test_a_tower_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     tensors = random_tensors(TINY, prefix="model.language_model.")
     tensors |= {f"{prefix}embed_audio.x": np.zeros(1, np.uint16) for prefix in ("", "model.")}
     with pytest.raises(CheckpointError, match=r"found embed_audio.x and model.embed_audio.x, wanted one of them"):
-        open_checkpoint(write_checkpoint(tmp_path, TINY_MULTIMODAL, tensors))
+        open_gemma3n(write_checkpoint(tmp_path, TINY_MULTIMODAL, tensors))
 
 
 def test_keys_and_values_that_nobody_reads_may_be_stored_or_not(tmp_path: Path) -> None:
     tensors = random_tensors(TINY, unused_kv=True)
-    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "all", TINY, tensors))
+    checkpoint = open_gemma3n(write_checkpoint(tmp_path / "all", TINY, tensors))
     assert checkpoint.shape("layers.6.self_attn.k_proj.weight") == (16, 32)
     del tensors["model.layers.6.self_attn.k_proj.weight"]
-    open_checkpoint(write_checkpoint(tmp_path / "some", TINY, tensors))
+    open_gemma3n(write_checkpoint(tmp_path / "some", TINY, tensors))
     tensors["model.layers.5.self_attn.k_proj.weight"] = np.zeros((16, 31), np.uint16)
     with pytest.raises(CheckpointError, match=r"wrong shape: layers.5.self_attn.k_proj"):
-        open_checkpoint(write_checkpoint(tmp_path / "wrong", TINY, tensors))
+        open_gemma3n(write_checkpoint(tmp_path / "wrong", TINY, tensors))
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight"])
 def test_an_exact_copy_of_the_tied_output_matrix_is_left_out(tmp_path: Path, name: str) -> None:
     tensors = random_tensors(TINY)
-    plain = open_checkpoint(write_checkpoint(tmp_path / "plain", TINY, tensors))
+    plain = open_gemma3n(write_checkpoint(tmp_path / "plain", TINY, tensors))
     copied = {**tensors, name: tensors["model.embed_tokens.weight"]}
-    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "copied", TINY, copied))
+    checkpoint = open_gemma3n(write_checkpoint(tmp_path / "copied", TINY, copied))
     assert set(checkpoint.tensors) == set(plain.tensors)
     assert checkpoint.fingerprint() == plain.fingerprint()
 
@@ -185,14 +186,14 @@ def test_an_output_matrix_of_its_own_is_refused(tmp_path: Path, change: str) -> 
         head[-1, -1] ^= 1
     tensors["lm_head.weight"] = {"value": head, "shape": head[:-1], "type": as_float32(head)}[change]
     with pytest.raises(CheckpointError, match=r"lm_head.weight: found other numbers than in the token embedding"):
-        open_checkpoint(write_checkpoint(tmp_path, TINY, tensors))
+        open_gemma3n(write_checkpoint(tmp_path, TINY, tensors))
 
 
 # --- identity --------------------------------------------------------------------------------------------------------
 
 
 def fingerprint_of(directory: Path) -> str:
-    with open_checkpoint(directory) as checkpoint:
+    with open_gemma3n(directory) as checkpoint:
         return checkpoint.fingerprint()
 
 
@@ -213,7 +214,7 @@ def test_the_fingerprint_of_a_large_tensor_reads_pieces_all_over_it(
 ) -> None:
     tensors = random_tensors({**TINY, "vocab_size": 100_000})
     table = tensors["model.embed_tokens.weight"].view(np.uint16)
-    base = open_checkpoint(write_checkpoint(tmp_path / "base", {**TINY, "vocab_size": 100_000}, tensors))
+    base = open_gemma3n(write_checkpoint(tmp_path / "base", {**TINY, "vocab_size": 100_000}, tensors))
     count = count_bytes_read(monkeypatch)
     fingerprint = base.fingerprint()
     assert count() < table.nbytes / 10
@@ -228,10 +229,10 @@ def test_the_fingerprint_of_a_large_tensor_reads_pieces_all_over_it(
 
 def test_stop_tokens_come_from_the_generation_config_first(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path, {**TINY, "eos_token_id": 1}, random_tensors(TINY))
-    assert open_checkpoint(directory).config.eos_token_ids == (1,)
+    assert open_gemma3n(directory).config.eos_token_ids == (1,)
     before = fingerprint_of(directory)
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 106], "top_k": 64}))
-    assert open_checkpoint(directory).config.eos_token_ids == (1, 106)
+    assert open_gemma3n(directory).config.eos_token_ids == (1, 106)
     assert fingerprint_of(directory) != before
 
 
@@ -319,7 +320,7 @@ def test_a_mutated_config_is_refused_or_still_valid(
         )
     (directory / "config.json").write_text(text)
     try:
-        Checkpoint(directory).close()
+        open_gemma3n(directory).close()
     except CheckpointError as error:
         assert "\n" not in str(error)
 
@@ -332,7 +333,7 @@ def test_checkpoints_of_transformers_open(tmp_path: Path, naming: str, shards: i
 
     load_file = pytest.importorskip("safetensors.torch").load_file
     directory = make_checkpoint(tmp_path, seed=3, naming=naming, dtype="bf16", shards=shards, unused_kv=True)  # type: ignore[arg-type]
-    with open_checkpoint(directory) as checkpoint:
+    with open_gemma3n(directory) as checkpoint:
         for file in directory.glob("*.safetensors"):
             for name, tensor in load_file(file).items():
                 canonical = name.removeprefix(PREFIXES[naming])  # type: ignore[index]
@@ -346,7 +347,7 @@ def test_what_transformers_saves_opens(tmp_path: Path) -> None:
     keys = {key: value for key, value in TINY.items() if key not in ("architectures", "model_type")}
     model = transformers.Gemma3nForCausalLM(transformers.Gemma3nTextConfig(**keys)).to(torch.bfloat16)
     model.save_pretrained(tmp_path, max_shard_size="40KB")
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_gemma3n(tmp_path) as checkpoint:
         assert len({info.file for info in checkpoint.tensors.values()}) > 1
         state = {name.removeprefix("model."): value for name, value in model.state_dict().items()}
         assert set(checkpoint.tensors) == set(state) - {"lm_head.weight"}

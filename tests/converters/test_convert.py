@@ -22,16 +22,25 @@ from checkpoints import count_bytes_read, write_tokenizer
 from numpy.typing import NDArray
 from paths import EXAMPLE
 
-from converters.checkpoint import open_checkpoint
-from converters.convert import ConvertRequest, convert
+from converters.convert import ConvertRequest
+from converters.convert import convert as convert_and_judge
+from converters.family import Checkpoint
+from converters.gate import ShortGate
+from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.groups import text_tensors
-from converters.gemma3n.recipes import built_in, ple_recipe
-from converters.gemma3n.sizes.matformer import Slice, SlicedCheckpoint
-from toolkit.base.errors import CheckpointError, EnvironmentFault, SliceError, UsageError
+from converters.gemma3n.reference import Reference
+from converters.gemma3n.sizes.matformer import SlicedCheckpoint
+from converters.huggingface.configs import read_configs
+from converters.slices import Slice
+from converters.verify import Failure, Quality, SizeReport, VerifyReport
+from toolkit.base.errors import CheckpointError, EnvironmentFault, QualityError, SliceError, UsageError
+from toolkit.base.files import Progress
+from toolkit.bundle.manifest import Manifest
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 
 PREFILLS = (4, 16, 64)
+SETTINGS = SessionSettings(threads=1, weight_cache="memory")
 CONTEXT = 256
 
 
@@ -57,9 +66,16 @@ def with_tokenizer(checkpoint: Path) -> Path:
 
 
 def request(checkpoint: Path, output: Path, *, quant: str = "f32", sizes: tuple[Slice, ...] = ()) -> ConvertRequest:
-    opened = open_checkpoint(checkpoint)
-    recipes = built_in(quant), ple_recipe("f32" if quant == "f32" else "int8", opened.config.ple_size)
-    return ConvertRequest(opened, output, *recipes, sizes, context=CONTEXT, prefill_sizes=PREFILLS)
+    """Of the text groups."""
+    recipes = {"text": quant, "ple": "f32" if quant == "f32" else "int8"}
+    return ConvertRequest(
+        checkpoint, output, recipes, groups=("text",), sizes=sizes, context=CONTEXT, prefill_sizes=PREFILLS
+    )
+
+
+def convert(wanted: ConvertRequest, *, progress: Progress | None = None) -> Manifest:
+    """Without the gate, which has tests of its own."""
+    return convert_and_judge(wanted, gate=None, progress=progress).manifest
 
 
 @functools.cache
@@ -71,7 +87,7 @@ def bundle_of(config: oracle.OracleConfig) -> Path:
 
 
 def open_session(bundle: Path) -> Session:
-    return Session(Bundle(bundle), SessionSettings(threads=1, weight_cache="memory"))
+    return Session(Bundle(bundle), SETTINGS)
 
 
 def greedy(session: Session, prompt: Sequence[int], count: int) -> list[int]:
@@ -167,7 +183,7 @@ def tiny() -> Path:
 @pytest.mark.slow
 def test_a_size_computes_the_same_alone_and_among_others(tmp_path: Path, tiny: Path) -> None:
     """Nested pieces add up: float logits of each size in an elastic bundle against a bundle of that size alone."""
-    slices = open_checkpoint(tiny).slices
+    slices = open_gemma3n(tiny).slices
     names = ["large", "small", "mid-wide"]
     convert(request(tiny, tmp_path / "elastic", sizes=tuple(slices[name] for name in names)))
     ids = [2, *np.random.default_rng(0).integers(6, 3000, 90).tolist()]
@@ -182,7 +198,7 @@ def test_a_size_computes_the_same_alone_and_among_others(tmp_path: Path, tiny: P
 
 
 def test_an_elastic_bundle_stores_each_weight_once(tmp_path: Path, tiny: Path) -> None:
-    slices = open_checkpoint(tiny).slices
+    slices = open_gemma3n(tiny).slices
     both = convert(request(tiny, tmp_path / "both", sizes=(slices["large"], slices["small"])))
     large = convert(request(tiny, tmp_path / "large", sizes=(slices["large"],)))
     graphs = 1_500_000  # headers: another prefill for each prefill size, and another decode
@@ -191,7 +207,7 @@ def test_an_elastic_bundle_stores_each_weight_once(tmp_path: Path, tiny: Path) -
 
 
 def test_a_conversation_may_change_its_size(tmp_path: Path, tiny: Path) -> None:
-    slices = open_checkpoint(tiny).slices
+    slices = open_gemma3n(tiny).slices
     convert(request(tiny, tmp_path / "bundle", quant="int8", sizes=(slices["large"], slices["small"])))
     with open_session(tmp_path / "bundle") as session:
         session.feed([2, 50, 60, 70])
@@ -203,7 +219,7 @@ def test_a_conversation_may_change_its_size(tmp_path: Path, tiny: Path) -> None:
 
 
 def test_sizes_without_common_caches_are_refused(tmp_path: Path, tiny: Path) -> None:
-    whole = open_checkpoint(tiny).default_slice
+    whole = open_gemma3n(tiny).default_slice
     other = Slice("other", whole.layers[1:], whole.ffn_sizes[1:])
     with pytest.raises(SliceError, match="KV cache"):
         convert(request(tiny, tmp_path / "bundle", sizes=(whole, other)))
@@ -230,13 +246,38 @@ def test_lengths_that_cannot_work_are_refused_before_any_work(
 
 
 def test_a_refused_bundle_leaves_nothing(tmp_path: Path, tiny: Path) -> None:
-    def refuse(directory: Path) -> None:
-        assert (directory / "manifest.json").is_file()
-        raise UsageError("gate", found="bad", wanted="good")
+    def refuse(directory: Path, checkpoint: Checkpoint) -> VerifyReport:
+        assert (directory / "manifest.json").is_file() and checkpoint.path == tiny
+        quality = Quality(100, 1.0, 9.0, 0.1, 10.0, 99.0, 0.1)
+        return VerifyReport({"large": SizeReport(quality, (Failure("KL divergence mean", 1.0, "at most 0.01"),))})
 
-    with pytest.raises(UsageError, match="gate"):
-        convert(request(tiny, tmp_path / "bundle"), accept=refuse)
+    with pytest.raises(QualityError, match=r"large: KL divergence mean 1, wanted at most 0\.01"):
+        convert_and_judge(request(tiny, tmp_path / "bundle"), gate=refuse)
     assert list(tmp_path.iterdir()) == []
+
+
+class Contradicting(Gemma3nCheckpoint):
+    """Says of every token the opposite of what the checkpoint says."""
+
+    def reference(self, part: Slice) -> Reference:
+        return Opposite(super().reference(part).model)
+
+
+class Opposite(Reference):
+    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        return -super().logits(hidden)
+
+
+def test_a_conversion_ends_at_the_gate_unless_told_not_to(tmp_path: Path, tiny: Path) -> None:
+    gate = ShortGate(SETTINGS, tokens=32)
+    wanted = replace(request(tiny, tmp_path / "bundle"), sizes=("small",))
+    judged = convert_and_judge(wanted, gate=gate)
+    assert judged.report is not None and judged.report.passed and judged.report.sizes.keys() == {"small"}
+    wrong = replace(wanted, checkpoint=Contradicting(read_configs(tiny)), output=tmp_path / "wrong")
+    with pytest.raises(QualityError, match=r"wrong against its checkpoint: found small: KL divergence"):
+        convert_and_judge(wrong, gate=gate)
+    assert not (tmp_path / "wrong").exists()
+    assert convert_and_judge(wrong, gate=None).report is None and (tmp_path / "wrong").is_dir()
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path, tiny: Path) -> None:
@@ -300,24 +341,22 @@ DISK_FULL = """
 import sys
 from pathlib import Path
 import converters.convert as convert
-from converters.checkpoint import open_checkpoint
 from toolkit.base.errors import EnvironmentFault
-from converters.gemma3n.recipes import built_in, ple_recipe
 
-checkpoint, disk = open_checkpoint(sys.argv[1]), Path(sys.argv[2])
+checkpoint, disk = Path(sys.argv[1]), Path(sys.argv[2])
 # As if another program had taken the space since it was looked at.
 convert.require_room = lambda *_: None
 request = convert.ConvertRequest(
-    checkpoint, disk / "bundle", built_in("f32"), ple_recipe("f32", checkpoint.config.ple_size), context=256
+    checkpoint, disk / "bundle", {"text": "f32"}, groups=("text",), context=256
 )
 if sys.argv[3] == "full":
     try:
-        convert.convert(request)
+        convert.convert(request, gate=None)
     except EnvironmentFault as error:
         print(error)
     print([path.name for path in disk.iterdir()])
 else:
-    convert.convert(request)
+    convert.convert(request, gate=None)
     print(sorted(path.name for path in disk.iterdir()))
 """
 
@@ -365,12 +404,13 @@ def test_a_slice_reads_little_more_of_the_checkpoint_than_it_keeps(
     wanted = request(checkpoint, tmp_path / "half", quant="int8", sizes=(half,))
     count = count_bytes_read(monkeypatch)
     convert(wanted)
-    source = SlicedCheckpoint(wanted.checkpoint, half)
+    opened = open_gemma3n(checkpoint)
+    source = SlicedCheckpoint(opened, half)
     kept = 2 * sum(math.prod(shape) for shape in text_tensors(source.config).values())
-    whole = sum(tensor.stored_bytes for tensor in wanted.checkpoint.tensors.values())
+    whole = sum(tensor.stored_bytes for tensor in opened.tensors.values())
     # A row of the PLE table is read through its gap, which is smaller than a page.
     gaps = 2 * 8192 * 2 * source.config.ple_size
-    samples = sum(min(tensor.stored_bytes, 16 * 4096) for tensor in wanted.checkpoint.tensors.values())
+    samples = sum(min(tensor.stored_bytes, 16 * 4096) for tensor in opened.tensors.values())
     # The token embedding becomes two matrices: the table, and the output matrix.
     tied = 2 * 8192 * 64
     assert count() <= 1.001 * (kept + tied + gaps + samples) < 0.6 * whole
@@ -464,7 +504,7 @@ def slice_arrays(directory: Path, target: Path, part: Slice) -> Path:
 def test_each_slice_gives_the_logits_of_transformers_on_a_sliced_checkpoint(
     tmp_path: Path, tiny: Path, name: str
 ) -> None:
-    part = open_checkpoint(tiny).slices[name]
+    part = open_gemma3n(tiny).slices[name]
     sliced = slice_arrays(tiny, tmp_path / "sliced", part)
     ids = [2, *np.random.default_rng(1).integers(6, 3000, 120).tolist()]
     want = oracle.hf_logits(sliced, ids)
@@ -479,7 +519,7 @@ def test_each_slice_gives_the_logits_of_transformers_on_a_sliced_checkpoint(
 def test_a_slice_equals_the_bundle_of_a_checkpoint_sliced_first_bit_for_bit(
     tmp_path: Path, tiny: Path, quant: str
 ) -> None:
-    part = open_checkpoint(tiny).slices["small"]
+    part = open_gemma3n(tiny).slices["small"]
     sliced = slice_arrays(tiny, tmp_path / "sliced", part)
     convert(request(tiny, tmp_path / "ours", quant=quant, sizes=(part,)))
     convert(request(sliced, tmp_path / "first", quant=quant))

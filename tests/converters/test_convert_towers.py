@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from towers import write_multimodal_checkpoint, write_vision_checkpoint
 
-from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
+from converters.families import open_checkpoint
+from converters.family import Checkpoint
 from toolkit.base.errors import CheckpointError
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.bundle.manifest_json import read_manifest
@@ -23,25 +23,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(write_multimodal_checkpoint(tmp_path_factory.mktemp("multimodal")))
 
 
-def request(checkpoint: Checkpoint, output: Path, vision: str | None, audio: str | None) -> ConvertRequest:
-    return ConvertRequest(
-        checkpoint,
-        output,
-        built_in("int8"),
-        ple_recipe("int8", checkpoint.config.ple_size),
-        context=64,
-        prefill_sizes=(4, 16),
-        vision_recipe=None if vision is None else built_in(vision),
-        audio_recipe=None if audio is None else built_in(audio),
-    )
+def request(checkpoint: Checkpoint, output: Path, **towers: str) -> ConvertRequest:
+    """Of the text groups and the towers named with their recipes."""
+    return ConvertRequest(checkpoint, output, towers, groups=("text", *towers), context=64, prefill_sizes=(4, 16))
 
 
 def test_a_bundle_says_of_its_towers_what_the_checkpoint_says(checkpoint: Checkpoint, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     manifest = convert(
-        request(checkpoint, tmp_path / "bundle", "vision-int8", "audio-int8"),
+        request(checkpoint, tmp_path / "bundle", vision="int8", audio="int8"),
+        gate=None,
         progress=lambda done, total: steps.append((done, total)),
-    )
+    ).manifest
     assert manifest.vision == VisionRecord(6, 3073, 3072, 3072, 8, image_size=128, soft_tokens=16, feature_size=2048)
     assert manifest.audio == AudioRecord(
         *(7, 3081, 3080, 3080, 8),
@@ -69,16 +62,16 @@ def test_a_bundle_says_of_its_towers_what_the_checkpoint_says(checkpoint: Checkp
 
 def test_two_conversions_with_towers_give_identical_bytes(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for name, workers in (("a", 1), ("b", 3)):
-        convert(replace(request(checkpoint, tmp_path / name, "vision-f16", "audio-int4"), workers=workers))
+        convert(replace(request(checkpoint, tmp_path / name, vision="f16", audio="int4"), workers=workers), gate=None)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False) == (names, [], [])
 
 
 def test_groups_that_are_not_asked_for_are_left_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    text = convert(request(checkpoint, tmp_path / "text", None, None))
+    text = convert(request(checkpoint, tmp_path / "text"), gate=None).manifest
     assert (text.vision, text.audio) == (None, None)
     assert not {"vision", "audio"} & {*text.groups, *text.quant}
-    both = convert(request(checkpoint, tmp_path / "both", "vision-int8", None))
+    both = convert(request(checkpoint, tmp_path / "both", vision="int8"), gate=None).manifest
     assert both.audio is None and both.vision is not None
     for name in text.files:
         assert text.files[name] == both.files[name], "text does not depend on the other groups"
@@ -87,12 +80,12 @@ def test_groups_that_are_not_asked_for_are_left_out(checkpoint: Checkpoint, tmp_
 def test_a_tower_that_the_checkpoint_lacks_is_refused_before_any_work(tmp_path: Path) -> None:
     path = write_vision_checkpoint(tmp_path / "checkpoint")
     with open_checkpoint(path) as checkpoint, pytest.raises(CheckpointError, match="without audio tensors"):
-        convert(request(checkpoint, tmp_path / "bundle", None, "audio-int8"))
+        convert(request(checkpoint, tmp_path / "bundle", audio="int8"))
     assert not (tmp_path / "bundle").exists()
 
 
 def test_lengths_of_sound_are_chosen_by_the_caller(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    wanted = replace(request(checkpoint, tmp_path / "bundle", None, "audio-int8"), audio_seconds=(0.9, 0.48))
-    manifest = convert(wanted)
+    wanted = replace(request(checkpoint, tmp_path / "bundle", audio="int8"), audio_seconds=(0.9, 0.48))
+    manifest = convert(wanted, gate=None).manifest
     assert manifest.audio is not None and manifest.audio.frame_lengths == (48, 96)
     assert check(tmp_path / "bundle") == []

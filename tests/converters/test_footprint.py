@@ -8,26 +8,16 @@ from pathlib import Path
 
 from paths import EXAMPLE
 
-from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.bundle.footprint import footprints
 
 TINY = EXAMPLE
 
 
 def test_parameters_do_not_depend_on_how_they_are_stored_and_caches_are_float32(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(TINY)
-    whole = ConvertRequest(
-        checkpoint,
-        tmp_path / "int4",
-        built_in("int4"),
-        ple_recipe("int4", checkpoint.config.ple_size),
-        context=64,
-        prefill_sizes=(4,),
-    )
-    manifest = convert(whole)
-    other = convert(replace(whole, output=tmp_path / "f32", recipe=built_in("f32")))
+    whole = ConvertRequest(TINY, tmp_path / "int4", {"text": "int4"}, groups=("text",), context=64, prefill_sizes=(4,))
+    manifest = convert(whole, gate=None).manifest
+    other = convert(replace(whole, output=tmp_path / "f32", recipes={"text": "f32"}), gate=None).manifest
     (blocks,), (floats,) = (
         footprints(tmp_path / name, made).values() for name, made in (("int4", manifest), ("f32", other))
     )

@@ -11,9 +11,7 @@ import pytest
 from checkpoints import write_tokenizer
 from numpy.typing import NDArray
 
-from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 
@@ -45,9 +43,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     checkpoint = directory / "checkpoint"
     shutil.copytree(oracle.checkpoint_of(CONFIG), checkpoint)
     write_tokenizer(checkpoint)
-    with open_checkpoint(checkpoint) as opened:
-        ple = ple_recipe("f32", opened.config.ple_size)
-        convert(ConvertRequest(opened, directory / "bundle", built_in("f32"), ple, context=CONTEXT))
+    convert(ConvertRequest(checkpoint, directory / "bundle", {"text": "f32"}, context=CONTEXT), gate=None)
     with Session(Bundle(directory / "bundle"), SessionSettings(weight_cache="memory")) as opened_session:
         yield opened_session
 

@@ -14,9 +14,7 @@ from multimodal_oracle import IMAGE_SIZE
 from numpy.typing import NDArray
 from PIL import Image
 
-from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.media.image import load_levels, pixels
 from toolkit.media.sound import load_sound
 from toolkit.runtime.bundle import Bundle
@@ -34,14 +32,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bundle_of(checkpoint: Path, output: Path, quant: str) -> Bundle:
-    recipes = {"f32": ("f32", "f32", "f32"), "int8": ("int8", "vision-int8", "audio-int8")}[quant]
-    text, vision, audio = map(built_in, recipes)
-    with open_checkpoint(checkpoint) as opened:
-        ple = ple_recipe("f32" if quant == "f32" else "int8", opened.config.ple_size)
-        request = ConvertRequest(
-            opened, output, text, ple, context=256, prefill_sizes=(4, 16, 64), vision_recipe=vision, audio_recipe=audio
-        )
-        convert(request)
+    request = ConvertRequest(checkpoint, output, {"text": quant}, context=256, prefill_sizes=(4, 16, 64))
+    convert(request, gate=None)
     return Bundle(output)
 
 

@@ -10,9 +10,7 @@ from audio_oracle import import_torch
 from paths import EXAMPLE
 from timm_oracle import let_transformers_use_timm
 
-from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.media.sound import load_sound
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import Message
@@ -47,18 +45,7 @@ def test_there_are_samples_of_both_kinds() -> None:
 
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_an_int8_bundle_answers_what_the_samples_show_and_say(tmp_path: Path, size: str) -> None:
-    with open_checkpoint(TINY) as checkpoint:
-        recipes = built_in("int8"), ple_recipe("int8", checkpoint.config.ple_size)
-        request = ConvertRequest(
-            checkpoint,
-            tmp_path / "bundle",
-            *recipes,
-            (checkpoint.slices[size],),
-            context=512,
-            vision_recipe=built_in("vision-int8"),
-            audio_recipe=built_in("audio-int8"),
-        )
-        convert(request)
+    convert(ConvertRequest(TINY, tmp_path / "bundle", sizes=(size,), context=512), gate=None)
     bundle = Bundle(tmp_path / "bundle")
     with Session(bundle, SessionSettings(threads=1, weight_cache="memory")) as session:
         require_right({sample: _ask(session, bundle, sample) for sample in (*PICTURES, *SOUNDS)})

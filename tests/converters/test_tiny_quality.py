@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 from paths import EXAMPLE
 
-from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
-from converters.gemma3n.sizes.matformer import SlicedCheckpoint
+from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.verify import sequences_of, thresholds_for, verify
 from toolkit.base.elements import ElementName
 from toolkit.runtime.bundle import Bundle
@@ -21,24 +19,25 @@ TOKENS = 2048
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return open_checkpoint(TINY)
+def checkpoint() -> Gemma3nCheckpoint:
+    return open_gemma3n(TINY)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("quant", "ple", "limit"), [("int8", "int8", 1.01), ("int4", "int4", 1.05)])
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_perplexity_on_held_out_text_stays_within_the_limit(
-    tmp_path: Path, checkpoint: Checkpoint, quant: ElementName, ple: ElementName, limit: float, size: str
+    tmp_path: Path, checkpoint: Gemma3nCheckpoint, quant: ElementName, ple: ElementName, limit: float, size: str
 ) -> None:
     part = checkpoint.slices[size]
-    recipes = built_in(quant), ple_recipe(ple, checkpoint.config.ple_size)
-    convert(ConvertRequest(checkpoint, tmp_path / "bundle", *recipes, (part,), context=512))
+    recipes = {"text": quant, "ple": ple}
+    request = ConvertRequest(checkpoint, tmp_path / "bundle", recipes, groups=("text",), sizes=(part,), context=512)
+    convert(request, gate=None)
     bundle = Bundle(tmp_path / "bundle")
     ids = bundle.tokenizer().encode((TINY / "eval.txt").read_text(encoding="utf-8"), special=False)
-    sequences = sequences_of(ids, checkpoint.config, context=512, tokens=TOKENS)
+    sequences = sequences_of(ids, checkpoint.config.bos_token_id, context=512, tokens=TOKENS)
     with Session(bundle, SessionSettings(threads=1, weight_cache="memory")) as session:
-        report = verify(session, SlicedCheckpoint(checkpoint, part), sequences, thresholds_for([quant]))
+        report = verify(session, checkpoint.reference(part), sequences, thresholds_for([quant]))
     quality = report.quality
     assert quality.tokens > TOKENS // 3
     assert quality.perplexity_checkpoint < 150  # the text is of the kind that the model was trained on

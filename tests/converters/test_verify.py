@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from oracle import CONFIGS, checkpoint_of, hf_logits, make_checkpoint
 
-from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.gemma3n.config.text import TextConfig, TextModel
-from converters.gemma3n.reference import forward
+from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
+from converters.gemma3n.reference import Reference, forward
 from converters.verify import (
     LONG_TOKENS,
     THRESHOLDS,
@@ -199,14 +199,14 @@ class Bundle:
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return open_checkpoint(checkpoint_of(MODEL))
+def checkpoint() -> Gemma3nCheckpoint:
+    return open_gemma3n(checkpoint_of(MODEL))
 
 
 @pytest.mark.reference
-def test_a_faithful_bundle_passes_the_strictest_bounds(checkpoint: Checkpoint) -> None:
+def test_a_faithful_bundle_passes_the_strictest_bounds(checkpoint: Gemma3nCheckpoint) -> None:
     seen: list[tuple[str, int, int]] = []
-    report = verify(Bundle(checkpoint.path), checkpoint, TEXT, F32, progress=lambda *step: seen.append(step))
+    report = verify(Bundle(checkpoint.path), Reference(checkpoint), TEXT, F32, progress=lambda *step: seen.append(step))
     quality = report.quality
     assert report.passed
     assert quality.tokens == 3 + 2
@@ -223,9 +223,9 @@ def test_a_faithful_bundle_passes_the_strictest_bounds(checkpoint: Checkpoint) -
 
 
 @pytest.mark.reference
-def test_a_bundle_of_other_weights_fails(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_a_bundle_of_other_weights_fails(tmp_path: Path, checkpoint: Gemma3nCheckpoint) -> None:
     other = make_checkpoint(tmp_path, seed=99, **MODEL.overrides)  # type: ignore[arg-type]
-    report = verify(Bundle(other), checkpoint, TEXT, THRESHOLDS["int4"])
+    report = verify(Bundle(other), Reference(checkpoint), TEXT, THRESHOLDS["int4"])
     assert not report.passed
     assert {failure.measure for failure in report.failures} >= {"KL divergence mean", "top-1 agreement"}
 
@@ -267,22 +267,22 @@ MISTAKES: dict[str, Callable[[TextConfig], TextConfig]] = {
 
 @pytest.mark.reference
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistaken_float_graph_fails(checkpoint: Checkpoint, mistake: str) -> None:
+def test_a_mistaken_float_graph_fails(checkpoint: Gemma3nCheckpoint, mistake: str) -> None:
     ids = [2, *np.random.default_rng(4).integers(0, 1024, 60).tolist()]
-    assert verify(Mistaken(checkpoint, checkpoint.config), checkpoint, [ids], F32).passed
+    assert verify(Mistaken(checkpoint, checkpoint.config), Reference(checkpoint), [ids], F32).passed
     mistaken = Mistaken(checkpoint, MISTAKES[mistake](checkpoint.config))
-    assert not verify(mistaken, checkpoint, [ids], F32).passed
+    assert not verify(mistaken, Reference(checkpoint), [ids], F32).passed
 
 
 @pytest.mark.reference
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_fail_and_say_so(checkpoint: Checkpoint, bad: float) -> None:
+def test_logits_that_are_not_finite_fail_and_say_so(checkpoint: Gemma3nCheckpoint, bad: float) -> None:
     def spoil(logits: Array) -> Array:
         logits = logits.copy()
         logits[1, 7] = bad
         return logits
 
-    report = verify(Bundle(checkpoint.path, spoil), checkpoint, TEXT, THRESHOLDS["int4"])
+    report = verify(Bundle(checkpoint.path, spoil), Reference(checkpoint), TEXT, THRESHOLDS["int4"])
     assert [str(failure) for failure in report.failures] == ["tokens with NaN or infinite logits 2, wanted 0"]
     assert report.quality.kl_divergence_mean is None
     json.dumps(report.to_json(), allow_nan=False)
@@ -290,13 +290,13 @@ def test_logits_that_are_not_finite_fail_and_say_so(checkpoint: Checkpoint, bad:
 
 @pytest.mark.reference
 def test_many_rows_are_compared_in_pieces_without_a_gap(
-    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Gemma3nCheckpoint
 ) -> None:
     ids = [2, *np.random.default_rng(3).integers(0, 1024, 40).tolist()]
-    whole = verify(Bundle(checkpoint.path), checkpoint, [ids], F32)
+    whole = verify(Bundle(checkpoint.path), Reference(checkpoint), [ids], F32)
     monkeypatch.setattr("converters.verify._ROWS", 7)
     monkeypatch.setattr("converters.verify._FLOAT64_ROWS", 3)
-    pieces = verify(Bundle(checkpoint.path), checkpoint, [ids], F32)
+    pieces = verify(Bundle(checkpoint.path), Reference(checkpoint), [ids], F32)
     assert pieces.quality.tokens == whole.quality.tokens == 20
     assert pieces.quality.perplexity_bundle == pytest.approx(whole.quality.perplexity_bundle, rel=1e-12)
     assert pieces.quality.perplexity_checkpoint == pytest.approx(whole.quality.perplexity_checkpoint, rel=1e-6)
@@ -314,10 +314,10 @@ def test_many_rows_are_compared_in_pieces_without_a_gap(
     ids=str,
 )
 def test_sequences_that_cannot_be_judged_are_refused(
-    checkpoint: Checkpoint, sequences: list[list[int]], message: str
+    checkpoint: Gemma3nCheckpoint, sequences: list[list[int]], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        verify(Bundle(checkpoint.path), checkpoint, sequences, F32)
+        verify(Bundle(checkpoint.path), Reference(checkpoint), sequences, F32)
 
 
 @pytest.mark.reference
@@ -331,10 +331,10 @@ def test_sequences_that_cannot_be_judged_are_refused(
     ids=["another vocabulary", "one too few", "none"],
 )
 def test_logits_that_do_not_fit_the_checkpoint_are_refused(
-    checkpoint: Checkpoint, spoil: Callable[[Array], Array], message: str
+    checkpoint: Gemma3nCheckpoint, spoil: Callable[[Array], Array], message: str
 ) -> None:
     with pytest.raises(BundleError, match=message):
-        verify(Bundle(checkpoint.path, spoil), checkpoint, TEXT, F32)
+        verify(Bundle(checkpoint.path, spoil), Reference(checkpoint), TEXT, F32)
 
 
 @pytest.mark.reference
@@ -345,33 +345,33 @@ def test_a_checkpoint_whose_own_logits_are_not_finite_is_refused(tmp_path: Path)
     tensors["model.norm.weight"][3] = np.nan
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
     with (
-        open_checkpoint(tmp_path) as broken,
+        open_gemma3n(tmp_path) as broken,
         pytest.raises(CheckpointError, match="found NaN or infinite logits, wanted finite"),
     ):
-        verify(Bundle(checkpoint_of(MODEL)), broken, TEXT, F32)
+        verify(Bundle(checkpoint_of(MODEL)), Reference(broken), TEXT, F32)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.reference
-def test_a_text_is_cut_into_sequences_that_start_with_bos(checkpoint: Checkpoint) -> None:
+def test_a_text_is_cut_into_sequences_that_start_with_bos(checkpoint: Gemma3nCheckpoint) -> None:
     ids = list(range(100, 130))
-    config = checkpoint.config
-    assert sequences_of(ids, config, context=64) == [[2, *ids]]
-    assert sequences_of([2, *ids], config, context=64) == [[2, *ids]]
-    assert sequences_of(ids, config, context=64, tokens=12) == [[2, *ids[:11]]]
-    assert sequences_of(ids, config, context=11) == [[2, *ids[:10]], [2, *ids[10:20]], [2, *ids[20:]]]
-    assert sequences_of(ids, config, context=30) == [[2, *ids[:29]]]
-    many = sequences_of(list(range(3, 1000)) * 3, config, context=4096, tokens=2500)
+    bos = checkpoint.config.bos_token_id
+    assert sequences_of(ids, bos, context=64) == [[2, *ids]]
+    assert sequences_of([2, *ids], bos, context=64) == [[2, *ids]]
+    assert sequences_of(ids, bos, context=64, tokens=12) == [[2, *ids[:11]]]
+    assert sequences_of(ids, bos, context=11) == [[2, *ids[:10]], [2, *ids[10:20]], [2, *ids[20:]]]
+    assert sequences_of(ids, bos, context=30) == [[2, *ids[:29]]]
+    many = sequences_of(list(range(3, 1000)) * 3, bos, context=4096, tokens=2500)
     assert [len(sequence) for sequence in many] == [1024, 1024, 2500 - 2 * 1023 + 1]
 
 
 @pytest.mark.reference
 @pytest.mark.parametrize(("count", "context"), [(0, 64), (1, 64), (30, 2), (30, 1)])
-def test_too_little_text_or_context_is_refused(checkpoint: Checkpoint, count: int, context: int) -> None:
+def test_too_little_text_or_context_is_refused(checkpoint: Gemma3nCheckpoint, count: int, context: int) -> None:
     with pytest.raises(UsageError, match=f"found {count} tokens in a context of {context}, wanted at least 3"):
-        sequences_of(list(range(100, 100 + count)), checkpoint.config, context=context)
+        sequences_of(list(range(100, 100 + count)), checkpoint.config.bos_token_id, context=context)
 
 
 def test_the_built_in_text_fills_the_long_form() -> None:

@@ -11,7 +11,7 @@ import soundfile
 from PIL import Image
 from towers import write_multimodal_checkpoint
 
-from converters.checkpoint import open_checkpoint
+from converters.families import open_checkpoint
 from converters.verify_towers import compare, sample_image, sample_sound, verify_tower
 from gemma_edge.cli import main
 from toolkit.base.errors import UsageError

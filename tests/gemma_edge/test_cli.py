@@ -356,7 +356,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gemma_edge.commands.gate.verify", interrupted)
+    monkeypatch.setattr("converters.gate.verify", interrupted)
     (tmp_path / "out").mkdir()
     arguments = ("convert", random_checkpoint, "-o", tmp_path / "out" / "b", "--context", 32, "--prefill", 4)
     outcome = command(*arguments)
@@ -588,13 +588,13 @@ def test_ctrl_c_ends_a_waiting_chat_with_130_and_no_traceback(chat_bundle: Path,
 
 SLOW_GATE = """
 import sys, time
-import gemma_edge.cli, gemma_edge.commands.gate
+import converters.gate, gemma_edge.cli
 
 def wait(*_, **__):
     print("judging", flush=True)
     time.sleep(600)
 
-gemma_edge.commands.gate.verify = wait
+converters.gate.verify = wait
 gemma_edge.cli.entry()
 """
 

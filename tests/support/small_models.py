@@ -15,9 +15,7 @@ from checkpoints import TINY, random_tensors, write_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from towers import write_multimodal_checkpoint
 
-from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
 from toolkit.runtime.backends.interface import ModelFile
 
 WIDTH, OUTPUTS, ROWS = 64, 128, 32
@@ -169,17 +167,10 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: 
 def random_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Path:
     """Its float bundle in both sizes: context 40, prefills of 4 and 16."""
     path = tmp_path_factory.mktemp("bundle") / "bundle"
-    with open_checkpoint(random_checkpoint) as checkpoint:
-        request = ConvertRequest(
-            checkpoint,
-            path,
-            built_in("f32"),
-            ple_recipe("f32", checkpoint.config.ple_size),
-            sizes=(checkpoint.slices["full"], checkpoint.slices["small"]),
-            context=40,
-            prefill_sizes=(4, 16),
-        )
-        convert(request)
+    request = ConvertRequest(
+        random_checkpoint, path, {"text": "f32"}, sizes=("full", "small"), context=40, prefill_sizes=(4, 16)
+    )
+    convert(request, gate=None)
     return path
 
 
@@ -187,16 +178,6 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: P
 def multimodal_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random bundle with both towers, in int8: context 160, prefills of 4, 16 and 64; the example's tokenizer."""
     path = tmp_path_factory.mktemp("multimodal")
-    with open_checkpoint(write_multimodal_checkpoint(path / "checkpoint")) as checkpoint:
-        request = ConvertRequest(
-            checkpoint,
-            path / "bundle",
-            built_in("int8"),
-            ple_recipe("int8", checkpoint.config.ple_size),
-            context=160,
-            prefill_sizes=(4, 16, 64),
-            vision_recipe=built_in("vision-int8"),
-            audio_recipe=built_in("audio-int8"),
-        )
-        convert(request)
+    checkpoint = write_multimodal_checkpoint(path / "checkpoint")
+    convert(ConvertRequest(checkpoint, path / "bundle", context=160, prefill_sizes=(4, 16, 64)), gate=None)
     return path / "bundle"

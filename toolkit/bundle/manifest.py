@@ -22,6 +22,9 @@ MAX_SIZE_NAME_CHARACTERS = 64
 TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCODER, AUDIO_ADAPTER)}
 """The files of the groups that only some requests need."""
 
+GROUP_NAMES = ("text", "token_embedding", "per_layer_embedding", *TOWER_FILES)
+"""Every group that a bundle may have, in the order in which they are shown."""
+
 RESERVED_PREFIX = "prefill"
 """LiteRT-LM takes every signature that starts so for a prefill of its own."""
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from converters.checkpoint import Checkpoint
+from converters.gemma3n.checkpoint import Gemma3nTensors
 from converters.gemma3n.config.audio import AudioConfig, audio_tensors, parse_audio_config, require_audio_tensors
 from converters.gemma3n.config.processor import require_sound_features
 from converters.gemma3n.graphs.audio.adapter import adapter_graph, end_of_audio_graph, hard_embedder_graph
 from converters.gemma3n.graphs.audio.encoder import encoder_graph
 from converters.gemma3n.plan.audio_source import AudioSource
-from converters.gemma3n.plan.tower import Tower, tower_config
+from converters.gemma3n.plan.tower import tower_config
+from converters.plan import GraphFiles, PlannedTower
 from toolkit.base.errors import UsageError
 from toolkit.base.layout import align_up
 from toolkit.bundle.manifest import AUDIO_ADAPTER, AUDIO_ENCODER, AudioRecord
@@ -30,7 +31,7 @@ FRAMES_PER_SECOND = 100
 _USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds of a frame every 10 ms, up to whole tokens of 16 frames
 
 
-def read_audio_config(checkpoint: Checkpoint) -> AudioConfig:
+def read_audio_config(checkpoint: Gemma3nTensors) -> AudioConfig:
     """The tower of a checkpoint, its tensors checked; CheckpointError for one without, or with another tower."""
     values, path = tower_config(checkpoint, "audio")
     config = parse_audio_config(values, checkpoint.config, path)
@@ -78,12 +79,11 @@ def frame_lengths(config: AudioConfig, seconds: Sequence[float]) -> tuple[int, .
     return tuple(sorted({align_up(count, config.frames_per_token) for count in frames}))
 
 
-def open_audio(checkpoint: Checkpoint, recipe: Recipe, seconds: Sequence[float] = ()) -> Tower[AudioRecord]:
+def open_audio(checkpoint: Gemma3nTensors, recipe: Recipe, seconds: Sequence[float] = ()) -> PlannedTower[AudioRecord]:
     """The tower of a checkpoint with an encoder for sounds of each length, by default `default_lengths`."""
     config = read_audio_config(checkpoint)
     require_sound_features(checkpoint.path, config.mel_bins, config.soft_tokens)
     lengths = frame_lengths(config, seconds) if seconds else default_lengths(config)
-    layouts = audio_layouts(config, recipe, lengths)
     record = AudioRecord(
         begin_token_id=config.begin_token_id,
         soft_token_id=config.soft_token_id,
@@ -98,4 +98,5 @@ def open_audio(checkpoint: Checkpoint, recipe: Recipe, seconds: Sequence[float] 
         padding_token_id=config.padding_token_id,
     )
     parameters = sum(math.prod(shape) for shape in audio_tensors(config).values())
-    return Tower(record, recipe, parameters, layouts, AudioSource(checkpoint, config))
+    files = GraphFiles(audio_layouts(config, recipe, lengths), AudioSource(checkpoint, config))
+    return PlannedTower(record, recipe, parameters, files)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from converters.checkpoint import Checkpoint
+from converters.gemma3n.checkpoint import Gemma3nTensors
 from converters.gemma3n.config.processor import read_image_size
 from converters.gemma3n.config.vision import (
     STEM_BIAS,
@@ -22,14 +22,15 @@ from converters.gemma3n.config.vision import (
 )
 from converters.gemma3n.graphs.vision.adapter import vision_adapter_graph, vision_token_graph
 from converters.gemma3n.graphs.vision.encoder import vision_encoder_graph
-from converters.gemma3n.plan.tower import Tower, tower_config
+from converters.gemma3n.plan.tower import tower_config
+from converters.plan import GraphFiles, PlannedTower
 from toolkit.bundle.manifest import VISION_ADAPTER, VISION_ENCODER, VisionRecord
 from toolkit.quant.recipe import Recipe
 from toolkit.tflite.graph import Signature
 from toolkit.tflite.writer import TfliteLayout, layout_files
 
 
-def read_vision_config(checkpoint: Checkpoint) -> VisionConfig:
+def read_vision_config(checkpoint: Gemma3nTensors) -> VisionConfig:
     """The tower of a checkpoint, its tensors checked; CheckpointError for one without, or with another tower."""
     values, path = tower_config(checkpoint, "vision")
     config = parse_vision_config(values, checkpoint.config, path)
@@ -50,7 +51,9 @@ def vision_layouts(config: VisionConfig, recipe: Recipe, image_size: int) -> Map
     return layout_files(vision_signatures(config, image_size), recipe)
 
 
-def open_vision(checkpoint: Checkpoint, recipe: Recipe, image_size: int | None = None) -> Tower[VisionRecord]:
+def open_vision(
+    checkpoint: Gemma3nTensors, recipe: Recipe, image_size: int | None = None
+) -> PlannedTower[VisionRecord]:
     """The tower of a checkpoint for images of one size, by default that of its processor."""
     config = read_vision_config(checkpoint)
     size = read_image_size(checkpoint.path, config.soft_tokens) if image_size is None else image_size
@@ -65,4 +68,5 @@ def open_vision(checkpoint: Checkpoint, recipe: Recipe, image_size: int | None =
         feature_size=config.hidden_size,
     )
     parameters = sum(math.prod(shape) for shape in vision_tensors(config).values())
-    return Tower(record, recipe, parameters, vision_layouts(config, recipe, size), checkpoint)
+    files = GraphFiles(vision_layouts(config, recipe, size), checkpoint)
+    return PlannedTower(record, recipe, parameters, files)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Protocol
 
 from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.groups import TOKEN_EMBEDDING, text_tensors
-from converters.gemma3n.sizes.matformer import Slice, effective_parameters, slice_config, whole_slice
-from toolkit.base.errors import SliceError, UsageError
+from converters.gemma3n.sizes.matformer import effective_parameters, is_whole, slice_config, whole_slice
+from converters.slices import Budget, Slice
+from toolkit.base.errors import SliceError
 from toolkit.base.files import is_safe_name
 from toolkit.base.strict_json import JsonObject, read_json_file, shorten
 from toolkit.bundle.manifest import RESERVED_PREFIX
@@ -32,8 +33,6 @@ _OFFICIAL_TITLE = re.compile(r"Config for (E\d+\.\d+B) \((layer|block)-level\)")
 _OFFICIAL_TITLES = {"Main model": "E4B", "Config for official E2B Model": "E2B"}
 _NUMBER = r"\d{1,7}(?:_\d{3})*"
 _PRODUCT = re.compile(rf"{_NUMBER}(?:\s*\*\s*{_NUMBER})*", re.ASCII)
-_BUDGET = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(B|M|GB|MB|GiB|MiB)", re.ASCII | re.IGNORECASE)
-_UNITS = {"b": 10**9, "m": 10**6, "gb": 10**9, "mb": 10**6, "gib": 2**30, "mib": 2**20}
 _MAX_LAYERS = 1 << 10
 _MAX_WIDTH = 1 << 20
 
@@ -55,14 +54,6 @@ class SizedModel(Protocol):
 
     @property
     def slices(self) -> Mapping[str, Slice]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """At most so many effective parameters, or so many bytes of memory."""
-
-    amount: float
-    unit: Literal["parameters", "bytes"]
 
 
 def official_sizes() -> tuple[OfficialSize, ...]:
@@ -94,7 +85,7 @@ def named_slices(config: TextConfig, directory: Path) -> Mapping[str, Slice]:
             if _key(part.name) in map(_key, found):
                 raise SliceError(str(directory / MATFORMER_FILE), found=f"{part.name} twice", wanted="each name once")
             found[part.name] = part
-    if not any(part.is_whole(config) for part in found.values()):
+    if not any(is_whole(part, config) for part in found.values()):
         if "full" in found:
             raise SliceError(
                 str(directory / MATFORMER_FILE), found="a slice called full", wanted="the whole model there"
@@ -133,25 +124,11 @@ def memory_bytes(config: TextConfig, bits_per_weight: float) -> int:
     return math.ceil((effective_parameters(config) + matrix) * bits_per_weight / 8)
 
 
-def parse_budget(text: str) -> Budget:
-    """`3.0B` and `900M` count effective parameters; GB, MB, GiB and MiB are bytes of memory.
-
-    >>> parse_budget("3GB"), parse_budget("2.5B")
-    (Budget(amount=3000000000.0, unit='bytes'), Budget(amount=2500000000.0, unit='parameters'))
-    """
-    match = _BUDGET.fullmatch(text.strip())
-    if match is None:
-        raise UsageError("budget", found=shorten(text), wanted="such as 3GB (of memory) or 3.0B (effective parameters)")
-    unit = match[2].lower()
-    return Budget(float(match[1]) * _UNITS[unit], "parameters" if unit in ("b", "m") else "bytes")
-
-
-def choose_slice(model: SizedModel, budget: Budget | str, *, bits_per_weight: float = 8.0) -> Slice:
+def choose_slice(model: SizedModel, limit: Budget, *, bits_per_weight: float = 8.0) -> Slice:
     """The best named size within a budget; SliceError names the smallest when none fits.
 
     The whole model if it fits; else the highest MMLU that Google states, and the largest of those it states nothing of.
     """
-    limit = parse_budget(budget) if isinstance(budget, str) else budget
     mmlu = {size.slice: size.mmlu for size in official_sizes()}
     costs: dict[Slice, int] = {}
     for part in model.slices.values():
@@ -170,7 +147,7 @@ def choose_slice(model: SizedModel, budget: Budget | str, *, bits_per_weight: fl
     def rank(part: Slice) -> tuple[bool, float, int, str]:
         stated = mmlu.get(part, -1.0)
         # Of two with the same stated accuracy the smaller is better; without one, more parameters are.
-        return part.is_whole(model.config), stated, -costs[part] if stated >= 0 else costs[part], part.name
+        return is_whole(part, model.config), stated, -costs[part] if stated >= 0 else costs[part], part.name
 
     return max(fitting, key=rank)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.graphs.text.decoder_step import Size
-from converters.gemma3n.sizes.matformer import Slice, slice_config
+from converters.gemma3n.sizes.matformer import slice_config
+from converters.slices import Slice
 from toolkit.base.errors import SliceError
 
 

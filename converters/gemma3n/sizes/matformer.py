@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from converters.gemma3n.groups import (
     text_tensors,
     unused_kv_tensors,
 )
+from converters.slices import Slice
 from toolkit.base.errors import CheckpointError, SliceError, UsageError
 
 Range = tuple[int, int]
@@ -31,17 +32,9 @@ _FFN_ROWS = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
 _FFN_COLUMNS = "mlp.down_proj.weight"
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """`layers`: the kept layers, by their index in the checkpoint; `ffn_sizes`: one width for each of them."""
-
-    name: str
-    layers: tuple[int, ...]
-    ffn_sizes: tuple[int, ...]
-
-    def is_whole(self, config: TextConfig) -> bool:
-        """Whether nothing is cut from the checkpoint."""
-        return self == whole_slice(config, self.name)
+def is_whole(part: Slice, config: TextConfig) -> bool:
+    """Whether nothing is cut from the checkpoint."""
+    return part == whole_slice(config, part.name)
 
 
 def whole_slice(config: TextConfig, name: str) -> Slice:

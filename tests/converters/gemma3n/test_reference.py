@@ -22,10 +22,11 @@ from oracle import (
     write_safetensors,
 )
 
-from converters.checkpoint import open_checkpoint
 from converters.gemma3n.config.text import TextConfig, TextModel
+from converters.gemma3n.family import open_gemma3n
 from converters.gemma3n.reference import HEAD_ROWS, forward, hidden_states, logits
-from converters.gemma3n.sizes.matformer import Slice, SlicedCheckpoint
+from converters.gemma3n.sizes.matformer import SlicedCheckpoint
+from converters.slices import Slice
 from toolkit.base.errors import UsageError
 
 pytestmark = pytest.mark.reference
@@ -60,7 +61,7 @@ class CountingModel:
 
 
 def reference(directory: Path, ids: tuple[int, ...] | list[int]) -> NDArray[np.float32]:
-    with open_checkpoint(directory) as checkpoint:
+    with open_gemma3n(directory) as checkpoint:
         return forward(checkpoint, [np.array(ids, np.int32)])[0]
 
 
@@ -99,7 +100,7 @@ def test_a_bfloat16_multimodal_checkpoint_agrees_with_transformers(tmp_path: Pat
 def test_a_slice_equals_transformers_on_a_checkpoint_sliced_first(tmp_path: Path, part: Slice) -> None:
     source = checkpoint_of(CONFIGS[0])
     sliced = slice_on_disk(source, tmp_path, part)
-    with open_checkpoint(source) as checkpoint:
+    with open_gemma3n(source) as checkpoint:
         found = forward(SlicedCheckpoint(checkpoint, part), [np.array(IDS, np.int32)])[0]
     np.testing.assert_array_equal(found, reference(sliced, IDS))
     assert np.abs(found - hf_logits(sliced, IDS)).max() < 2e-4
@@ -139,7 +140,7 @@ def slice_on_disk(source: Path, target: Path, part: Slice) -> Path:
 
 def test_sequences_do_not_see_each_other() -> None:
     together = [np.array(IDS[:length], np.int32) for length in (9, 1, 21)]
-    with open_checkpoint(checkpoint_of(CONFIGS[0])) as checkpoint:
+    with open_gemma3n(checkpoint_of(CONFIGS[0])) as checkpoint:
         found = forward(checkpoint, together)
     assert [len(part) for part in found] == [9, 1, 21]
     for part, ids in zip(found, together, strict=True):
@@ -147,7 +148,7 @@ def test_sequences_do_not_see_each_other() -> None:
 
 
 def test_any_rows_of_the_hidden_states_give_their_logits() -> None:
-    with open_checkpoint(checkpoint_of(CONFIGS[0])) as checkpoint:
+    with open_gemma3n(checkpoint_of(CONFIGS[0])) as checkpoint:
         hidden = hidden_states(checkpoint, [np.array(IDS, np.int32)])[0]
         some = logits(checkpoint, hidden[[3, 20]])
     np.testing.assert_allclose(some, hf_logits(checkpoint_of(CONFIGS[0]), IDS)[[3, 20]], atol=2e-4)
@@ -155,7 +156,7 @@ def test_any_rows_of_the_hidden_states_give_their_logits() -> None:
 
 def test_matrices_are_read_once_and_tables_only_where_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converters.gemma3n.reference.HEAD_ROWS", 100)
-    with open_checkpoint(checkpoint_of(CONFIGS[0])) as checkpoint:
+    with open_gemma3n(checkpoint_of(CONFIGS[0])) as checkpoint:
         model = CountingModel(checkpoint)
         hidden = hidden_states(model, [np.array([2, 5, 6, 7, 299], np.int32), np.array([6, 40], np.int32)])
         assert model.rows["embed_tokens.weight"] == {2, 5, 6, 7, 40, 299}
@@ -172,7 +173,7 @@ def test_matrices_are_read_once_and_tables_only_where_needed(monkeypatch: pytest
 
 def test_the_unused_keys_and_values_of_sharing_layers_are_not_read(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, seed=5, unused_kv=True)
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_gemma3n(tmp_path) as checkpoint:
         model = CountingModel(checkpoint)
         hidden_states(model, [np.array(IDS, np.int32)])
     assert "layers.4.self_attn.k_proj.weight" in model.reads
@@ -181,7 +182,7 @@ def test_the_unused_keys_and_values_of_sharing_layers_are_not_read(tmp_path: Pat
 
 def test_progress_counts_layers() -> None:
     seen: list[tuple[int, int]] = []
-    with open_checkpoint(checkpoint_of(CONFIGS[0])) as checkpoint:
+    with open_gemma3n(checkpoint_of(CONFIGS[0])) as checkpoint:
         hidden_states(checkpoint, [np.array([2], np.int32)], progress=lambda done, of: seen.append((done, of)))
     assert seen == [(done, 7) for done in range(1, 8)]
 
@@ -197,5 +198,5 @@ BAD_SEQUENCES: Mapping[str, tuple[list[list[int]], str]] = {
 @pytest.mark.parametrize("name", BAD_SEQUENCES)
 def test_bad_sequences_are_refused(name: str) -> None:
     sequences, message = BAD_SEQUENCES[name]
-    with open_checkpoint(checkpoint_of(CONFIGS[0])) as checkpoint, pytest.raises(UsageError, match=message):
+    with open_gemma3n(checkpoint_of(CONFIGS[0])) as checkpoint, pytest.raises(UsageError, match=message):
         forward(checkpoint, [np.array(ids, np.int32) for ids in sequences])

@@ -14,10 +14,7 @@ import pytest
 from litert_lm_engine import LmEngine, open_engine
 from paths import EXAMPLE
 
-from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
-from toolkit.base.elements import ElementName
 from toolkit.check import check
 from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.runtime.bundle import Bundle
@@ -60,11 +57,16 @@ def _clean() -> Iterator[None]:
 def bundle_of(quant: str) -> Path:
     """A bundle of the tiny model in its largest and its smallest size."""
     path = scratch() / quant
-    ple: ElementName = "f32" if quant == "f32" else "int8"
-    with open_checkpoint(CHECKPOINT) as checkpoint:
-        recipes = built_in(quant), ple_recipe(ple, checkpoint.config.ple_size)
-        sizes = checkpoint.slices["large"], checkpoint.slices["small"]
-        convert(ConvertRequest(checkpoint, path, *recipes, sizes, context=CONTEXT, prefill_sizes=PREFILLS))
+    request = ConvertRequest(
+        CHECKPOINT,
+        path,
+        {"text": quant, "ple": "f32" if quant == "f32" else "int8"},
+        groups=("text",),
+        sizes=("large", "small"),
+        context=CONTEXT,
+        prefill_sizes=PREFILLS,
+    )
+    convert(request, gate=None)
     return path
 
 

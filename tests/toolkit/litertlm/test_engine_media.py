@@ -20,14 +20,11 @@ from litert_lm_engine import Content, LmEngine, Picture, Recording, open_engine
 from numpy.typing import NDArray
 from PIL import Image
 
-from converters.checkpoint import open_checkpoint
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.recipes import built_in, ple_recipe
 from device_harness.bench.sampler import group_memory
 from device_harness.runners.litert_lm.model import EngineModel
 from toolkit.base.elements import ElementName
 from toolkit.base.procfs import parse_smaps
-from toolkit.bundle.manifest import TOWER_FILES
 from toolkit.check import check
 from toolkit.litertlm import schema
 from toolkit.litertlm.check_towers import AUDIO, VISION
@@ -68,13 +65,9 @@ def checkpoint() -> Path:
 @functools.cache
 def bundle(quant: ElementName = "f32") -> Path:
     path = scratch() / quant
-    with open_checkpoint(checkpoint()) as opened:
-        recipes = built_in(quant), ple_recipe(quant, opened.config.ple_size)
-        vision, audio = (built_in("f32" if quant == "f32" else f"{tower}-{quant}") for tower in TOWER_FILES)
-        request = ConvertRequest(
-            opened, path, *recipes, context=256, prefill_sizes=(8, 64), vision_recipe=vision, audio_recipe=audio
-        )
-        convert(request)
+    roles = ("text", "ple", "vision", "audio")
+    request = ConvertRequest(checkpoint(), path, dict.fromkeys(roles, quant), context=256, prefill_sizes=(8, 64))
+    convert(request, gate=None)
     return path
 
 

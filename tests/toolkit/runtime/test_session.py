@@ -11,8 +11,8 @@ import pytest
 from bundles import OneTable
 from numpy.typing import NDArray
 
-from converters.checkpoint import open_checkpoint
 from converters.gemma3n import reference
+from converters.gemma3n.family import open_gemma3n
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.bundle.ple_shards import read_header, shard_name, write_ple_shards
@@ -39,7 +39,7 @@ def session(shared: Session) -> Session:
 @pytest.fixture(scope="module")
 def expected(random_checkpoint: Path) -> dict[str, NDArray[np.float32]]:
     """Logits after each of IDS, for each size."""
-    with open_checkpoint(random_checkpoint) as checkpoint:
+    with open_gemma3n(random_checkpoint) as checkpoint:
         return {
             name: reference.forward(SlicedCheckpoint(checkpoint, checkpoint.slices[name]), [np.array(IDS, np.int32)])[0]
             for name in ("full", "small")

@@ -14,9 +14,9 @@ from checkpoints import PROCESSOR, Arrays, random_tensors, write_checkpoint
 from checkpoints import TINY as TINY_TEXT
 from numpy.typing import NDArray
 
-from converters.checkpoint import open_checkpoint
 from converters.gemma3n.config.audio import AudioConfig, audio_tensors, parse_audio_config
 from converters.gemma3n.config.text import parse_config
+from converters.gemma3n.family import open_gemma3n
 from converters.gemma3n.plan.audio import (
     audio_signatures,
     default_lengths,
@@ -166,7 +166,7 @@ def test_a_config_that_is_not_understood_is_refused(changes: Mapping[str, object
 def test_a_checkpoint_without_the_tower_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, TINY_TEXT, random_tensors(TINY_TEXT))
     with pytest.raises(CheckpointError, match="Gemma3nForCausalLM without audio tensors"):
-        read_audio_config(open_checkpoint(tmp_path))
+        read_audio_config(open_gemma3n(tmp_path))
 
 
 BLOCK = "model.audio_tower.conformer.1."
@@ -186,18 +186,18 @@ def test_every_tensor_of_the_tower_is_checked(
 ) -> None:
     tensors = {key: value for key, value in {**tower_tensors(), name: tensor}.items() if value is not None}
     with pytest.raises(CheckpointError, match=says):
-        read_audio_config(open_checkpoint(write_tower(tmp_path, tensors)))
+        read_audio_config(open_gemma3n(write_tower(tmp_path, tensors)))
 
 
 @pytest.mark.parametrize("recipe", ["f32", "audio-int8", "audio-int4"])
 def test_a_tower_becomes_two_files_whose_bytes_depend_on_it_alone(tmp_path: Path, recipe: str) -> None:
-    checkpoint = open_checkpoint(write_tower(tmp_path / "checkpoint"))
+    checkpoint = open_gemma3n(write_tower(tmp_path / "checkpoint"))
     written: list[int] = []
     for workers in (1, 2):
         directory = tmp_path / str(workers)
         directory.mkdir()
         tower = open_audio(checkpoint, built_in(recipe))
-        tower.write(directory, workers=workers, progress=written.append)
+        tower.files.write(directory, workers=workers, progress=written.append)
     assert sum(written) > 0
     for name in (AUDIO_ENCODER, AUDIO_ADAPTER):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
@@ -209,7 +209,7 @@ def test_a_tower_becomes_two_files_whose_bytes_depend_on_it_alone(tmp_path: Path
 
 
 def test_derived_tensors_are_what_transformers_computes_at_every_call(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write_tower(tmp_path))
+    checkpoint = open_gemma3n(write_tower(tmp_path))
     config = read_audio_config(checkpoint)
     attention = "audio_tower.conformer.1.attention.attn."
     source = AudioSource(checkpoint, config)
@@ -224,7 +224,7 @@ def test_derived_tensors_are_what_transformers_computes_at_every_call(tmp_path: 
 
 
 def test_a_source_reads_derived_tensors_in_ranges_and_passes_others_on(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write_tower(tmp_path))
+    checkpoint = open_gemma3n(write_tower(tmp_path))
     source = AudioSource(checkpoint, read_audio_config(checkpoint))
     attention = "audio_tower.conformer.0.attention.attn."
     for tensor in ("query_scale", "position_keys"):

@@ -11,8 +11,8 @@ from checkpoints import TINY, random_tensors, write_checkpoint
 from timm_oracle import decoded_blocks, let_transformers_use_timm
 from towers import HIDDEN, TINY_TOWER, tower_tensors, write_vision_checkpoint
 
-from converters.checkpoint import open_checkpoint
 from converters.gemma3n.config.vision import STEM_BIAS
+from converters.gemma3n.family import open_gemma3n
 from converters.gemma3n.plan.vision import (
     open_vision,
     read_vision_config,
@@ -39,9 +39,9 @@ def test_an_image_becomes_transformers_embeddings(tmp_path: Path) -> None:
     import torch
     from transformers import Gemma3nAudioConfig, Gemma3nConfig, Gemma3nModel, Gemma3nTextConfig, Gemma3nVisionConfig
 
-    with open_checkpoint(write_vision_checkpoint(tmp_path, without=())) as checkpoint:
+    with open_gemma3n(write_vision_checkpoint(tmp_path, without=())) as checkpoint:
         tower = open_vision(checkpoint, built_in("f32"), 128)
-        tower.write(tmp_path)
+        tower.files.write(tmp_path)
         tensors = {name: checkpoint.read(name) for name in checkpoint.tensors if "vision" in name}
     assert TINY_TOWER.architecture is not None
     blocks = decoded_blocks(TINY_TOWER.architecture)
@@ -67,16 +67,16 @@ def test_an_image_becomes_transformers_embeddings(tmp_path: Path) -> None:
 
 
 def test_the_first_release_without_a_stem_bias_converts(tmp_path: Path) -> None:
-    with open_checkpoint(write_vision_checkpoint(tmp_path)) as checkpoint:
+    with open_gemma3n(write_vision_checkpoint(tmp_path)) as checkpoint:
         assert not read_vision_config(checkpoint).stem_bias
-        open_vision(checkpoint, built_in("vision-int8"), 128).write(tmp_path)
+        open_vision(checkpoint, built_in("vision-int8"), 128).files.write(tmp_path)
     got = embeddings(tmp_path, np.random.default_rng(0).random((1, 128, 128, 3), np.float32))
     assert got.shape == (1, 17, HIDDEN) and np.isfinite(got).all()
 
 
 def test_files_hold_the_documented_signatures(tmp_path: Path) -> None:
-    with open_checkpoint(write_vision_checkpoint(tmp_path)) as checkpoint:
-        open_vision(checkpoint, built_in("vision-f16"), 128).write(tmp_path)
+    with open_gemma3n(write_vision_checkpoint(tmp_path)) as checkpoint:
+        open_vision(checkpoint, built_in("vision-f16"), 128).files.write(tmp_path)
     encoder, adapter = read_tflite(tmp_path / VISION_ENCODER), read_tflite(tmp_path / VISION_ADAPTER)
     assert encoder.model.signatures == ("encode",)
     assert adapter.model.signatures == ("adapt", "embed_1")
@@ -115,7 +115,7 @@ def test_every_fault_of_the_tensors_is_named_at_once(tmp_path: Path) -> None:
         "model.embed_vision.embedding.weight": values[:, :7].copy(),
     }
     path = write_vision_checkpoint(tmp_path, without=(STEM_BIAS, f"{BLOCK}.norm.weight"), extra=extra)
-    with open_checkpoint(path) as checkpoint, pytest.raises(CheckpointError) as caught:
+    with open_gemma3n(path) as checkpoint, pytest.raises(CheckpointError) as caught:
         read_vision_config(checkpoint)
     for part in (
         f"no {BLOCK}.norm.weight",
@@ -128,7 +128,7 @@ def test_every_fault_of_the_tensors_is_named_at_once(tmp_path: Path) -> None:
 def test_integers_in_place_of_weights_are_refused(tmp_path: Path) -> None:
     extra = {"model.embed_vision.soft_embedding_norm.weight": np.zeros(2048, np.int64)}
     with (
-        open_checkpoint(write_vision_checkpoint(tmp_path, extra=extra)) as checkpoint,
+        open_gemma3n(write_vision_checkpoint(tmp_path, extra=extra)) as checkpoint,
         pytest.raises(CheckpointError, match=r"soft_embedding_norm\.weight of I64"),
     ):
         read_vision_config(checkpoint)
@@ -137,7 +137,7 @@ def test_integers_in_place_of_weights_are_refused(tmp_path: Path) -> None:
 def test_a_text_checkpoint_has_no_vision_to_convert(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, TINY, random_tensors(TINY))
     with (
-        open_checkpoint(path) as checkpoint,
+        open_gemma3n(path) as checkpoint,
         pytest.raises(CheckpointError, match="Gemma3nForCausalLM without vision tensors"),
     ):
         read_vision_config(checkpoint)
@@ -149,9 +149,9 @@ def test_a_recipe_for_text_does_not_fit_the_tower() -> None:
 
 
 def test_the_bytes_do_not_depend_on_the_threads(tmp_path: Path) -> None:
-    with open_checkpoint(write_vision_checkpoint(tmp_path)) as checkpoint:
+    with open_gemma3n(write_vision_checkpoint(tmp_path)) as checkpoint:
         for workers in (1, 3):
             (tmp_path / str(workers)).mkdir()
-            open_vision(checkpoint, built_in("vision-int8"), 128).write(tmp_path / str(workers), workers=workers)
+            open_vision(checkpoint, built_in("vision-int8"), 128).files.write(tmp_path / str(workers), workers=workers)
     for name in (VISION_ENCODER, VISION_ADAPTER):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()

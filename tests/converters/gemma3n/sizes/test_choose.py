@@ -10,20 +10,19 @@ from checkpoints import TINY, F, S, random_tensors, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.checkpoint import open_checkpoint
 from converters.gemma3n.config.text import TextConfig, parse_config
+from converters.gemma3n.family import open_gemma3n
 from converters.gemma3n.sizes.choose import (
-    Budget,
     choose_slice,
     find_slice,
     memory_bytes,
     named_slices,
     official_sizes,
-    parse_budget,
     parse_integers,
     read_slice,
 )
-from converters.gemma3n.sizes.matformer import Slice, effective_parameters, slice_config, whole_slice
+from converters.gemma3n.sizes.matformer import effective_parameters, is_whole, slice_config, whole_slice
+from converters.slices import Budget, Slice, parse_budget
 from toolkit.base.errors import SliceError, UsageError
 
 E4B_KEYS: dict[str, object] = {
@@ -172,7 +171,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(asked: str) -> None:
 def test_official_names_are_only_for_official_dimensions() -> None:
     assert list(named_slices(E4B, Path("/nowhere"))) == list(TABLE)
     assert list(named_slices(E2B, Path("/nowhere"))) == ["E2B"]
-    assert find_slice(named_slices(E2B, Path("/nowhere")), "e2b").is_whole(E2B)
+    assert is_whole(find_slice(named_slices(E2B, Path("/nowhere")), "e2b"), E2B)
     assert list(named_slices(TINY_CONFIG, Path("/nowhere"))) == ["full"]
     assert list(named_slices(replace(E4B, hidden_size=1024), Path("/nowhere"))) == ["full"]
     with pytest.raises(SliceError, match=r"found E2B, wanted one of full"):
@@ -192,17 +191,17 @@ def write_json(path: Path, value: object) -> Path:
 
 def test_a_checkpoint_names_its_sizes_in_matformer_json(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path, TINY, random_tensors(TINY))
-    with open_checkpoint(directory) as checkpoint:
+    with open_gemma3n(directory) as checkpoint:
         assert list(checkpoint.slices) == ["full"]
         assert checkpoint.default_slice == whole_slice(checkpoint.config, "full")
     write_json(directory / "matformer.json", {"format": "gemma-edge-matformer/1", "slices": [SMALL, LARGE]})
-    with open_checkpoint(directory) as checkpoint:
+    with open_gemma3n(directory) as checkpoint:
         assert list(checkpoint.slices) == ["small", "large"]
         assert checkpoint.slices["small"] == Slice("small", (0, 2, 3, 4), (24, 24, 48, 48))
         assert checkpoint.default_slice.name == "large"
         assert find_slice(checkpoint.slices, "Small").name == "small"
     write_json(directory / "matformer.json", {"format": "gemma-edge-matformer/1", "slices": [SMALL]})
-    with open_checkpoint(directory) as checkpoint:
+    with open_gemma3n(directory) as checkpoint:
         assert list(checkpoint.slices) == ["small", "full"]
 
 
@@ -372,7 +371,7 @@ def test_a_budget_that_cannot_be_read_is_refused(text: str) -> None:
 )
 def test_the_best_official_size_within_a_number_of_parameters(budget: str, name: str) -> None:
     model = Model(E4B, named_slices(E4B, Path("/nowhere")))
-    assert choose_slice(model, budget).name == name
+    assert choose_slice(model, parse_budget(budget)).name == name
 
 
 def test_memory_counts_what_each_token_reads() -> None:
@@ -384,7 +383,7 @@ def test_memory_counts_what_each_token_reads() -> None:
 def test_the_best_official_size_within_an_amount_of_memory(bits: float, name: str) -> None:
     model = Model(E4B, named_slices(E4B, Path("/nowhere")))
     budget = {8.0: "3.05GB", 4.0: "3GB", 9.0: "2.85GB"}[bits]
-    part = choose_slice(model, budget, bits_per_weight=bits)
+    part = choose_slice(model, parse_budget(budget), bits_per_weight=bits)
     assert part.name == name
     assert memory_bytes(slice_config(E4B, part), bits) <= parse_budget(budget).amount
 
@@ -393,7 +392,7 @@ def test_the_best_official_size_within_an_amount_of_memory(bits: float, name: st
 def test_a_budget_below_the_smallest_size_names_it(budget: str) -> None:
     model = Model(E4B, named_slices(E4B, Path("/nowhere")))
     with pytest.raises(SliceError, match=r"for E2B, the smallest size"):
-        choose_slice(model, budget)
+        choose_slice(model, parse_budget(budget))
 
 
 def test_sizes_without_a_stated_accuracy_rank_by_parameters() -> None:

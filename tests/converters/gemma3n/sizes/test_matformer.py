@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.gemma3n.config.text import TextConfig, parse_config, to_hugging_face
+from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.sizes.matformer import (
-    Slice,
     SlicedCheckpoint,
     effective_parameters,
+    is_whole,
     parameters_by_group,
     slice_config,
     whole_slice,
 )
+from converters.slices import Slice
 from toolkit.base.errors import CheckpointError, SliceError, UsageError
 
 CONFIG = parse_config(TINY, None, "config.json")[1]
@@ -64,9 +65,9 @@ def slice_by_hand(part: Slice) -> tuple[dict[str, object], dict[str, NDArray[np.
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gemma3nCheckpoint]:
     directory = tmp_path_factory.mktemp("whole")
-    with open_checkpoint(write_checkpoint(directory, TINY, random_tensors(TINY, unused_kv=True))) as opened:
+    with open_gemma3n(write_checkpoint(directory, TINY, random_tensors(TINY, unused_kv=True))) as opened:
         yield opened
 
 
@@ -81,10 +82,10 @@ def slices(draw: st.DrawFn) -> Slice:
 @settings(max_examples=40)
 @given(part=slices())
 def test_a_slice_equals_a_checkpoint_that_was_sliced_first(
-    checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, part: Slice
+    checkpoint: Gemma3nCheckpoint, tmp_path_factory: pytest.TempPathFactory, part: Slice
 ) -> None:
     config, tensors = slice_by_hand(part)
-    with open_checkpoint(write_checkpoint(tmp_path_factory.getbasetemp() / "sliced", config, tensors)) as first:
+    with open_gemma3n(write_checkpoint(tmp_path_factory.getbasetemp() / "sliced", config, tensors)) as first:
         sliced = SlicedCheckpoint(checkpoint, part)
         assert sliced.config == first.config
         assert parse_config(to_hugging_face(sliced.config), None, "config.json")[1] == first.config
@@ -96,7 +97,9 @@ def test_a_slice_equals_a_checkpoint_that_was_sliced_first(
 
 
 @given(part=slices(), data=st.data())
-def test_parts_of_a_slice_equal_parts_of_it_whole(checkpoint: Checkpoint, part: Slice, data: st.DataObject) -> None:
+def test_parts_of_a_slice_equal_parts_of_it_whole(
+    checkpoint: Gemma3nCheckpoint, part: Slice, data: st.DataObject
+) -> None:
     sliced = SlicedCheckpoint(checkpoint, part)
     last = len(part.layers) - 1
     names = ["embed_tokens_per_layer.weight", "per_layer_model_projection.weight", "norm.weight", "embed_tokens.weight"]
@@ -112,7 +115,7 @@ def test_parts_of_a_slice_equal_parts_of_it_whole(checkpoint: Checkpoint, part: 
 
 
 @pytest.mark.parametrize("name", ["embed_tokens_per_layer.weight", "layers.0.mlp.down_proj.weight"])
-def test_a_range_outside_the_slice_is_refused(checkpoint: Checkpoint, name: str) -> None:
+def test_a_range_outside_the_slice_is_refused(checkpoint: Gemma3nCheckpoint, name: str) -> None:
     sliced = SlicedCheckpoint(checkpoint, SMALL)
     width = sliced.shape(name)[1]
     for columns in ((0, width + 1), (-1, 1), (2, 1)):
@@ -120,7 +123,7 @@ def test_a_range_outside_the_slice_is_refused(checkpoint: Checkpoint, name: str)
             sliced.read(name, None, columns)
 
 
-def test_a_layer_that_was_skipped_has_no_tensors(checkpoint: Checkpoint) -> None:
+def test_a_layer_that_was_skipped_has_no_tensors(checkpoint: Gemma3nCheckpoint) -> None:
     sliced = SlicedCheckpoint(checkpoint, SMALL)
     assert sliced.shape("layers.4.mlp.gate_proj.weight") == (16, 32)
     for name in ("layers.5.mlp.gate_proj.weight", "layers.05.mlp.gate_proj.weight", "layers.x.norm.weight", "nothing"):
@@ -149,7 +152,7 @@ class Recorder:
         return np.zeros((high - low, right - left), np.float32)
 
 
-def test_nothing_is_read_that_the_slice_lacks(checkpoint: Checkpoint) -> None:
+def test_nothing_is_read_that_the_slice_lacks(checkpoint: Gemma3nCheckpoint) -> None:
     recorder = Recorder(CONFIG, {name: info.shape for name, info in checkpoint.tensors.items()})
     sliced = SlicedCheckpoint(recorder, SMALL)
     sliced.read("layers.1.mlp.gate_proj.weight")
@@ -181,9 +184,9 @@ def test_nothing_is_read_that_the_slice_lacks(checkpoint: Checkpoint) -> None:
     ]
 
 
-def test_the_whole_is_a_slice_too(checkpoint: Checkpoint) -> None:
+def test_the_whole_is_a_slice_too(checkpoint: Gemma3nCheckpoint) -> None:
     part = whole_slice(CONFIG, "all")
-    assert part.is_whole(CONFIG) and not SMALL.is_whole(CONFIG)
+    assert is_whole(part, CONFIG) and not is_whole(SMALL, CONFIG)
     sliced = SlicedCheckpoint(checkpoint, part)
     assert sliced.config == checkpoint.config
     for name, info in checkpoint.tensors.items():
@@ -218,7 +221,7 @@ def test_a_donor_may_go_with_all_who_read_it() -> None:
     assert [layer.kv_source for layer in config.layers] == [None, None, None, None, 3]
 
 
-def test_effective_parameters_leave_out_the_two_tables(checkpoint: Checkpoint) -> None:
+def test_effective_parameters_leave_out_the_two_tables(checkpoint: Gemma3nCheckpoint) -> None:
     text = next(group for group in checkpoint.groups if group.name == "text")
     assert effective_parameters(CONFIG) == text.parameters
     tables = [checkpoint.shape(name) for name in ("embed_tokens.weight", "embed_tokens_per_layer.weight")]

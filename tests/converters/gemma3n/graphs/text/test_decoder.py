@@ -9,8 +9,8 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from paths import EXAMPLE
 
-from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.gemma3n.config.text import TextConfig
+from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.graphs.text.decoder import _Decoder, decode_graph, prefill_graph
 from converters.gemma3n.graphs.text.decoder_step import Size, Step
 from converters.gemma3n.graphs.text.kv_cache import CacheRows
@@ -23,8 +23,8 @@ TOKENS, ROWS = 16, CacheRows(context=96, sliding=96, seen=96)
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return open_checkpoint(TINY)
+def checkpoint() -> Gemma3nCheckpoint:
+    return open_gemma3n(TINY)
 
 
 def alone(config: TextConfig) -> Size:
@@ -32,7 +32,7 @@ def alone(config: TextConfig) -> Size:
     return Size(config, tuple(range(config.num_layers)), tuple((layer.ffn_size,) for layer in config.layers))
 
 
-def whole_forward(checkpoint: Checkpoint) -> Graph:
+def whole_forward(checkpoint: Gemma3nCheckpoint) -> Graph:
     """Every layer for every token, as if prefill stopped nowhere."""
     config = checkpoint.config
     decoder = _Decoder(Step(alone(config), config, TOKENS), ROWS)
@@ -42,7 +42,7 @@ def whole_forward(checkpoint: Checkpoint) -> Graph:
 
 @pytest.mark.parametrize("quant", ["f32", "int8", "int4"])
 def test_the_caches_of_a_short_prefill_are_bit_equal_to_those_of_all_layers(
-    tmp_path: Path, checkpoint: Checkpoint, quant: str
+    tmp_path: Path, checkpoint: Gemma3nCheckpoint, quant: str
 ) -> None:
     config = checkpoint.config
     short = prefill_graph(alone(config), config, ROWS, TOKENS)
@@ -70,13 +70,13 @@ def test_the_caches_of_a_short_prefill_are_bit_equal_to_those_of_all_layers(
         assert not np.array_equal(one[name], inputs[name])
 
 
-def embedding(checkpoint: Checkpoint) -> tuple[Weight, ...]:
+def embedding(checkpoint: Gemma3nCheckpoint) -> tuple[Weight, ...]:
     from converters.gemma3n.graphs.text.embedder import embedder_graph
 
     return distinct_weights([Signature("embed", embedder_graph(checkpoint.config, 1))])
 
 
-def test_signatures_take_and_give_what_the_manifest_documents(checkpoint: Checkpoint) -> None:
+def test_signatures_take_and_give_what_the_manifest_documents(checkpoint: Gemma3nCheckpoint) -> None:
     config = checkpoint.config
     decode = decode_graph(alone(config), config, ROWS)
     prefill = prefill_graph(alone(config), config, ROWS, TOKENS)
@@ -89,7 +89,7 @@ def test_signatures_take_and_give_what_the_manifest_documents(checkpoint: Checkp
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 128])
-def test_sliding_layers_attend_to_their_rings_alone(checkpoint: Checkpoint, tokens: int) -> None:
+def test_sliding_layers_attend_to_their_rings_alone(checkpoint: Gemma3nCheckpoint, tokens: int) -> None:
     config = checkpoint.config
     rows = CacheRows.fitting(config, context=4096, largest_prefill=128)
     size = alone(config)

@@ -1,0 +1,40 @@
+"""The model families that there are, and which of them a checkpoint is of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from converters.family import Checkpoint, Family
+from converters.gemma3n.family import GEMMA3N
+from converters.huggingface.configs import CheckpointConfigs, read_configs
+from converters.huggingface.hub import locate_checkpoint
+from toolkit.base.errors import ConfigError
+from toolkit.base.strict_json import JsonObject
+
+FAMILIES: tuple[Family, ...] = (GEMMA3N,)
+
+
+def open_checkpoint(path_or_id: str | os.PathLike[str], families: Sequence[Family] = FAMILIES) -> Checkpoint:
+    """A directory's checkpoint; else, for `owner/name`, Hugging Face's, downloaded into its cache.
+
+    CheckpointError for one that is no checkpoint, of no family, or not sound; EnvironmentFault without a network.
+    """
+    more = [name for family in families for name in family.files]
+    configs = read_configs(locate_checkpoint(path_or_id, more))
+    return family_of(configs, families).open(configs)
+
+
+def family_of(configs: CheckpointConfigs, families: Sequence[Family] = FAMILIES) -> Family:
+    """The one that knows the checkpoint's architecture; ConfigError lists all that are known."""
+    config = JsonObject(configs.config, str(configs.config_path), ConfigError)
+    stated = config.array("architectures")
+    for family in families:
+        if len(stated) == 1 and stated[0] in family.architectures:
+            return family
+    config.refuse("architectures", stated, " or ".join(name for family in families for name in family.architectures))
+
+
+def recipe_names(role: str, families: Sequence[Family] = FAMILIES) -> tuple[str, ...]:
+    """What recipes of a role are called, in any family."""
+    return tuple(dict.fromkeys(name for family in families for name in family.recipe_names.get(role, ())))

@@ -1,0 +1,134 @@
+"""The quality gate: a finished bundle is judged against the checkpoint it was made of, size by size, tower by tower.
+
+`convert` ends with a short form of it, `verify` is the long one. Nothing here prints: progress and verdicts go to the
+caller.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from converters.family import Checkpoint
+from converters.slices import Slice
+from converters.verify import (
+    LONG_TOKENS,
+    SHORT_TOKENS,
+    SizeReport,
+    VerifyReport,
+    built_in_text,
+    sequences_of,
+    thresholds_for,
+    verify,
+)
+from converters.verify_towers import TowerReport, verify_tower
+from toolkit.base.elements import ElementName, element_names
+from toolkit.bundle.manifest import TOWER_FILES, Manifest
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.media_prompt import TOWERS, Medium
+from toolkit.runtime.session import Session, SessionSettings
+
+Progress = Callable[[str, int, int], None]
+"""Called with the size or tower that is being judged, then how much of it is done, in percent, and 100."""
+
+Gate = Callable[[Path, Checkpoint], VerifyReport]
+"""Judges the bundle in a directory against its checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShortGate:
+    """What `convert` ends with: every size on a few tokens, enough to notice a bundle that is wrong."""
+
+    settings: SessionSettings | None = None
+    """How the bundle is run; None is as `Session` does by default."""
+    tokens: int = SHORT_TOKENS
+    progress: Progress | None = None
+
+    def __call__(self, path: Path, checkpoint: Checkpoint) -> VerifyReport:
+        """A `Gate`."""
+        return judge(path, checkpoint, self.settings, tokens=self.tokens, progress=self.progress)
+
+
+def judge(
+    path: Path,
+    checkpoint: Checkpoint,
+    settings: SessionSettings | None = None,
+    *,
+    tokens: int = LONG_TOKENS,
+    text: str | None = None,
+    sizes: Collection[str] | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Hold a bundle's sizes (all, or those named) against the checkpoint, on `text` or the built-in one.
+
+    UsageError for too short a text, BundleError for a bundle that cannot be of this checkpoint.
+    """
+    bundle = Bundle(path)
+    manifest = bundle.manifest
+    ids = bundle.tokenizer().encode(built_in_text() if text is None else text, special=False)
+    context, bos = manifest.text.context, manifest.text.bos_token_id
+    sequences = sequences_of(ids, bos, context=context, tokens=tokens)
+    thresholds = thresholds_for(used_dtypes(manifest))
+    reports: dict[str, SizeReport] = {}
+    with Session(bundle, settings) as session:
+        for name in manifest.sizes if sizes is None else sizes:
+            session.use(name)
+            size = manifest.size(name)
+            model = checkpoint.reference(Slice(name, size.layers, size.ffn_sizes))
+            told = _percent(progress, name, "bundle")
+            reports[name] = verify(session, model, sequences, thresholds, progress=told)
+    return VerifyReport(reports)
+
+
+def judge_towers(
+    path: Path,
+    checkpoint: Checkpoint,
+    settings: SessionSettings | None = None,
+    *,
+    groups: Collection[str] | None = None,
+    media: Sequence[Medium] = (),
+    progress: Progress | None = None,
+) -> dict[str, TowerReport]:
+    """Hold a bundle's towers (all, or those of `groups`) against float ones of the checkpoint.
+
+    On these images and sounds; a tower without one, on a built-in sample. The float towers take up to 8 GB of the
+    directory for temporary files. `progress` hears of a tower before its work begins.
+    """
+    bundle, settings = Bundle(path), settings or SessionSettings()
+    reports: dict[str, TowerReport] = {}
+    for group in TOWERS:
+        if group not in bundle.manifest.groups or (groups is not None and group not in groups):
+            continue
+        told = _percent(progress, group, "embed")
+        if told is not None:
+            told("write", 0, 1)
+        with tempfile.TemporaryDirectory(prefix="gemma-edge-verify-") as scratch:
+            reports[group] = verify_tower(
+                bundle,
+                group,
+                checkpoint,
+                Path(scratch),
+                media=[medium for medium in media if medium.group == group],
+                threads=settings.threads,
+                backend=settings.backend,
+                progress=told,
+            )
+    return reports
+
+
+def _percent(progress: Progress | None, name: str, second: str) -> Callable[[str, int, int], None] | None:
+    """Of work in two halves that take about as long, the latter of which is called so."""
+    if progress is None:
+        return None
+    tell = partial(progress, name)
+    return lambda half, done, of: tell(50 * (half == second) + 50 * done // of, 100)
+
+
+def used_dtypes(manifest: Manifest) -> set[ElementName]:
+    """The element types that the recipes of text name; the towers take no part in what is judged."""
+    roles = (role for role in manifest.quant if role not in TOWER_FILES)
+    named = {rule.dtype for role in roles for rule in manifest.quant[role].rules}
+    return {dtype for dtype in element_names() if dtype in named}

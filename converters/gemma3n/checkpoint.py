@@ -1,0 +1,176 @@
+"""The tensors of a Gemma 3n checkpoint and what its config says of them: checked when opened, read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.family import ParameterGroup
+from converters.gemma3n.config.text import CAUSAL_LM, TextConfig, parse_config
+from converters.gemma3n.groups import (
+    TOKEN_EMBEDDING,
+    canonical_names,
+    group_of,
+    parameter_groups,
+    text_tensors,
+    unused_kv_tensors,
+)
+from converters.gemma3n.sizes.choose import named_slices
+from converters.gemma3n.sizes.matformer import is_whole
+from converters.huggingface.configs import CheckpointConfigs
+from converters.huggingface.safetensors import TensorInfo
+from converters.huggingface.stored_tensors import StoredTensors
+from converters.huggingface.tensor_reader import FLOAT_DTYPES
+from converters.slices import Slice
+from toolkit.base.errors import CheckpointError
+from toolkit.base.strict_json import shorten
+
+Opened = TypeVar("Opened", bound="Gemma3nTensors")
+
+
+class Gemma3nTensors:
+    """A TensorSource over a checkpoint's canonical names; safe to read from several threads."""
+
+    def __init__(self, configs: CheckpointConfigs) -> None:
+        """Raises CheckpointError unless every file, key and tensor is what Gemma 3n needs."""
+        self._configs = configs
+        what = str(configs.config_path)
+        self._architecture, self._config = parse_config(configs.config, configs.generation, what)
+        self._stored = StoredTensors(configs.path)
+        try:
+            self._tensors = self._check_tensors()
+            self._slices = named_slices(self._config, configs.path)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's directory."""
+        return self._configs.path
+
+    @property
+    def configs(self) -> CheckpointConfigs:
+        """The values of its config files, the towers' too."""
+        return self._configs
+
+    @property
+    def architecture(self) -> str:
+        """Gemma3nForConditionalGeneration or Gemma3nForCausalLM."""
+        return self._architecture
+
+    @property
+    def config(self) -> TextConfig:
+        """The language model's numbers."""
+        return self._config
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by canonical name, the towers' included."""
+        return self._tensors
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """All five, in the order of a bundle; those whose tensors are absent are empty."""
+        return parameter_groups(self._tensors)
+
+    @property
+    def slices(self) -> Mapping[str, Slice]:
+        """The named sizes; one of them, `default_slice`, is the whole checkpoint."""
+        return self._slices
+
+    @property
+    def default_slice(self) -> Slice:
+        """The whole checkpoint."""
+        return next(item for item in self._slices.values() if is_whole(item, self._config))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The whole tensor's shape; CheckpointError when there is no such tensor."""
+        return self._info(name).shape
+
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        """The tensor, or half-open ranges of its first and last axis, as float32; reads only the bytes asked for."""
+        return self._stored.read(self._info(name), rows, columns)
+
+    def fingerprint(self) -> str:
+        """A hash that tells models apart, fine-tunes too, without reading all their bytes, in hex."""
+        return self._stored.fingerprint(self._configs.config, self._config.eos_token_ids, self._tensors)
+
+    def require_unchanged(self) -> None:
+        """CheckpointError where a file of weights was written to since it was opened."""
+        self._stored.require_unchanged()
+
+    def close(self) -> None:
+        """Close every file; nothing can be read any more."""
+        self._stored.close()
+
+    def __enter__(self: Opened) -> Opened:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _info(self, name: str) -> TensorInfo:
+        if name not in self._tensors:
+            raise CheckpointError(
+                str(self.path), found=f"no tensor {shorten(name)}", wanted="a tensor of the checkpoint"
+            )
+        return self._tensors[name]
+
+    def _check_tensors(self) -> Mapping[str, TensorInfo]:
+        """Canonical name to tensor, after one comparison of all that is there with all that must be."""
+        stored = self._stored.infos
+        names = canonical_names(stored, multimodal=self._architecture != CAUSAL_LM, what=str(self.path))
+        tensors = {short: stored[name] for short, name in names.stored.items()}
+        _require_text_tensors(self._config, tensors, names.unknown, str(self.path))
+        if names.head is not None:
+            self._require_tied_head(stored[names.head], tensors[TOKEN_EMBEDDING])
+        return MappingProxyType(tensors)
+
+    def _require_tied_head(self, head: TensorInfo, embedding: TensorInfo) -> None:
+        """Some releases save the tied output matrix once more: an exact copy is left out, anything else refused."""
+        if not self._stored.equal(head, embedding):
+            raise CheckpointError(
+                f"{self.path} {head.name}",
+                found="other numbers than in the token embedding",
+                wanted="the same, as Gemma 3n ties them",
+                remedy="train with tie_word_embeddings",
+            )
+
+
+def _require_text_tensors(
+    config: TextConfig, tensors: Mapping[str, TensorInfo], unknown: tuple[str, ...], what: str
+) -> None:
+    """One error for all that is missing, unknown, of the wrong shape or of a type that is not read."""
+    needed = text_tensors(config)
+    allowed = needed | unused_kv_tensors(config)
+    text = {name: info for name, info in tensors.items() if group_of(name) not in ("vision", "audio")}
+    faults = {
+        "missing": [name for name in needed if name not in text],
+        "unknown": [*unknown, *(info.name for name, info in text.items() if name not in allowed)],
+        "of the wrong shape": [
+            f"{name} {list(info.shape)} instead of {list(allowed[name])}"
+            for name, info in text.items()
+            if name in allowed and info.shape != allowed[name]
+        ],
+        f"not of {', '.join(FLOAT_DTYPES)}": [
+            f"{name} {info.dtype}" for name, info in text.items() if info.dtype not in FLOAT_DTYPES
+        ],
+    }
+    found = [f"tensors {kind}: {_few(names)}" for kind, names in faults.items() if names]
+    if found:
+        raise CheckpointError(what, found="; ".join(found), wanted="exactly the tensors that config.json implies")
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(shorten(name) for name in sorted(names)[:3])
+    return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"

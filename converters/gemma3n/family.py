@@ -1,0 +1,106 @@
+"""Gemma 3n as a model family: what `converters.family` asks, answered by the modules beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from converters.family import Family, RecipeChoice
+from converters.gemma3n.checkpoint import Gemma3nTensors
+from converters.gemma3n.config.text import CAUSAL_LM, CONDITIONAL_GENERATION
+from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio
+from converters.gemma3n.plan.text import plan_text
+from converters.gemma3n.plan.vision import open_vision
+from converters.gemma3n.recipes import RECIPE_NAMES, bits_per_weight, built_in, choose_recipes
+from converters.gemma3n.reference import Reference
+from converters.gemma3n.sizes.choose import MATFORMER_FILE, choose_slice, find_slice, memory_bytes, read_slice
+from converters.gemma3n.sizes.matformer import SlicedCheckpoint, parameters_by_group, slice_config
+from converters.huggingface.configs import read_configs
+from converters.plan import Plan, PlannedGroup, PlannedTower, PlanRequest
+from converters.slices import Budget, Slice, SliceFacts
+from toolkit.bundle.manifest import AudioRecord, VisionRecord
+from toolkit.quant.recipe import Recipe
+
+
+class Gemma3nCheckpoint(Gemma3nTensors):
+    """A checkpoint of Gemma 3n, open (`converters.family.Checkpoint`)."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids, and length of the logits."""
+        return self.config.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """The longest context that it was made for."""
+        return self.config.max_positions
+
+    def find_slice(self, name: str) -> Slice:
+        """A size by name; official ones also answer to their full titles."""
+        return find_slice(self.slices, name)
+
+    def read_slice(self, path: Path) -> Slice:
+        """From a file of docs/formats/matformer.md or of MatFormer Lab."""
+        return read_slice(path, self.config)
+
+    def choose_slice(self, budget: Budget, text: Recipe) -> Slice:
+        """The best named size within a budget, weights stored by this recipe."""
+        return choose_slice(self, budget, bits_per_weight=bits_per_weight(text))
+
+    def facts(self, part: Slice, *, bits_per_weight: float) -> SliceFacts:
+        """What a slice takes."""
+        config = slice_config(self.config, part)
+        return SliceFacts(config.num_layers, parameters_by_group(config), memory_bytes(config, bits_per_weight))
+
+    def recipes(self, wanted: Mapping[str, RecipeChoice], towers: Collection[str]) -> Mapping[str, Recipe]:
+        """The recipe of every role."""
+        return choose_recipes(wanted, towers, self.config.ple_size)
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """The text groups, then each tower."""
+        towers = self._towers(request)
+        plan = plan_text(self, request)
+        for group, tower in towers.items():
+            planned = PlannedGroup(tower.files.names, tower.parameters, tower.record)
+            plan = replace(
+                plan,
+                files=(*plan.files, tower.files),
+                groups={**plan.groups, group: planned},
+                recipes={**plan.recipes, group: tower.recipe},
+            )
+        return plan
+
+    def _towers(self, request: PlanRequest) -> Mapping[str, PlannedTower[VisionRecord] | PlannedTower[AudioRecord]]:
+        towers: dict[str, PlannedTower[VisionRecord] | PlannedTower[AudioRecord]] = {}
+        if "vision" in request.towers:
+            towers["vision"] = open_vision(self, request.recipes["vision"])
+        if "audio" in request.towers:
+            towers["audio"] = open_audio(self, request.recipes["audio"], request.audio_seconds)
+        return towers
+
+    def reference(self, part: Slice) -> Reference:
+        """The slice as NumPy computes it."""
+        return Reference(SlicedCheckpoint(self, part))
+
+    def float_tower(
+        self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]
+    ) -> PlannedTower[VisionRecord] | PlannedTower[AudioRecord]:
+        """The tower that a bundle's record is of, in float32."""
+        if isinstance(record, VisionRecord):
+            return open_vision(self, built_in("f32"), record.image_size)
+        return open_audio(self, built_in("f32"), [length / FRAMES_PER_SECOND for length in frame_lengths])
+
+
+def open_gemma3n(path: Path) -> Gemma3nCheckpoint:
+    """A directory's checkpoint, known to be of this family."""
+    return Gemma3nCheckpoint(read_configs(path))
+
+
+GEMMA3N = Family(
+    name="gemma3n",
+    architectures=(CONDITIONAL_GENERATION, CAUSAL_LM),
+    open=Gemma3nCheckpoint,
+    recipe_names=RECIPE_NAMES,
+    files=(MATFORMER_FILE,),
+)

@@ -1,0 +1,113 @@
+"""The text groups of a checkpoint: the decoder in every size, the token embedder, and the per-layer embedding table.
+
+text_decoder.tflite: for each size `prefill_N` and `decode`, for shorter contexts `in_B_prefill_N` and `in_B_decode`.
+embedder.tflite: `embed_1` and `embed_N`. What they take and give is in docs/formats/manifest.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from converters.gemma3n.checkpoint import Gemma3nTensors
+from converters.gemma3n.config.text import TextConfig
+from converters.gemma3n.graphs.text.decoder import decode_graph, prefill_graph
+from converters.gemma3n.graphs.text.decoder_step import Size
+from converters.gemma3n.graphs.text.embedder import embedder_graph
+from converters.gemma3n.graphs.text.kv_cache import CacheRows
+from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
+from converters.gemma3n.sizes.elastic import Elastic, combine
+from converters.gemma3n.sizes.matformer import SlicedCheckpoint
+from converters.plan import GraphFiles, Plan, PlannedGroup, PlanRequest, ShardFiles
+from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, KvCache, SizeRecord, TextRecord, signature_name
+from toolkit.bundle.ple_shards import PleLayout
+from toolkit.quant.recipe import Recipe
+from toolkit.quant.scheme import Scheme
+from toolkit.quant.source import TensorSource
+from toolkit.tflite.graph import Signature, Weight
+from toolkit.tflite.target import CPU
+from toolkit.tflite.writer import layout_files
+
+
+def plan_text(checkpoint: Gemma3nTensors, request: PlanRequest) -> Plan:
+    """A bundle without towers. SliceError where the sizes cannot share their weights and caches."""
+    elastic = combine(checkpoint.config, request.slices)
+    source = SlicedCheckpoint(checkpoint, elastic.widest)
+    graphs = GraphFiles(layout_files(_signatures(request, elastic), request.recipes["text"]), source)
+    shards = _shards(request, elastic.config, source)
+    tensors = {name: math.prod(shape) for name, shape in text_tensors(elastic.config).items()}
+    embedding, per_layer = tensors.pop(TOKEN_EMBEDDING), tensors.pop(PER_LAYER_EMBEDDING)
+    slices = zip(elastic.slices, elastic.prefixes, strict=True)
+    return Plan(
+        files=(graphs, shards),
+        groups={
+            "text": PlannedGroup((TEXT_DECODER,), sum(tensors.values()), _text_record(request, elastic.config)),
+            "token_embedding": PlannedGroup((EMBEDDER,), embedding),
+            "per_layer_embedding": PlannedGroup(shards.names, per_layer),
+        },
+        sizes={part.name: SizeRecord(part.layers, part.ffn_sizes, prefix) for part, prefix in slices},
+        recipes={role: request.recipes[role] for role in ("text", "ple")},
+    )
+
+
+def _signatures(request: PlanRequest, elastic: Elastic) -> Mapping[str, list[Signature]]:
+    """Of each file: small files first, so that a fault shows early."""
+    widest, counts = elastic.config, (1, *request.prefill_sizes)
+    decoder = [
+        signature
+        for prefix, size in zip(elastic.prefixes, elastic.sizes, strict=True)
+        for signature in _decoder_signatures(request, prefix, size, widest)
+    ]
+    return {EMBEDDER: [Signature(f"embed_{n}", embedder_graph(widest, n)) for n in counts], TEXT_DECODER: decoder}
+
+
+def _decoder_signatures(request: PlanRequest, prefix: str, size: Size, widest: TextConfig) -> Iterator[Signature]:
+    whole = CacheRows.fitting(widest, request.context, request.prefill_sizes[-1])
+    for bucket in (None, *CPU.prefill_buckets(request.context, request.prefill_sizes[-1])):
+        rows = whole if bucket is None else replace(whole, seen=bucket)
+        for n in request.prefill_sizes:
+            yield Signature(signature_name(prefix, n, bucket), prefill_graph(size, widest, rows, n))
+    for bucket in (None, *CPU.context_buckets(request.context)):
+        rows = whole if bucket is None else replace(whole, seen=bucket)
+        yield Signature(signature_name(prefix, 1, bucket), decode_graph(size, widest, rows))
+
+
+def _shards(request: PlanRequest, config: TextConfig, source: TensorSource) -> ShardFiles:
+    scheme = _ple_scheme(request.recipes["ple"], config)
+    layout = PleLayout(config.ple_vocab_size, config.num_layers, config.ple_size, scheme.element.bits)
+    return ShardFiles(PER_LAYER_EMBEDDING, source, layout, scheme.search, request.shard_bytes)
+
+
+def _ple_scheme(recipe: Recipe, config: TextConfig) -> Scheme:
+    table = Weight.whole(PER_LAYER_EMBEDDING, text_tensors(config)[PER_LAYER_EMBEDDING])
+    return recipe.plan([table])[PER_LAYER_EMBEDDING]
+
+
+def _text_record(request: PlanRequest, config: TextConfig) -> TextRecord:
+    rows = CacheRows.fitting(config, request.context, request.prefill_sizes[-1])
+    caches = [rows.of(config.layers[owner]) for owner in config.kv_layers]
+    return TextRecord(
+        vocab_size=config.vocab_size,
+        ple_vocab_size=config.ple_vocab_size,
+        hidden_size=config.hidden_size,
+        ple_size=config.ple_size,
+        num_layers=config.num_layers,
+        context=request.context,
+        prefill_sizes=request.prefill_sizes,
+        context_buckets=CPU.context_buckets(request.context),
+        prefill_buckets=CPU.prefill_buckets(request.context, request.prefill_sizes[-1]),
+        final_logit_softcap=config.final_logit_softcap,
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        stop_token_ids=tuple(sorted(set(config.eos_token_ids))),
+        kv_caches=tuple(
+            KvCache(
+                f"kv_cache_k_{i}",
+                f"kv_cache_v_{i}",
+                (1, config.num_kv_heads, count, config.head_dim),
+                None if count == request.context else config.sliding_window,
+            )
+            for i, count in enumerate(caches)
+        ),
+    )

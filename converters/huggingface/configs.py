@@ -1,0 +1,41 @@
+"""config.json and generation_config.json of a checkpoint: read once, and handed on to all that need them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from converters.huggingface.hub import NOT_CHECKPOINTS
+from toolkit.base.errors import CheckpointError
+from toolkit.base.strict_json import read_json_file
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointConfigs:
+    """The values of both files as they stand in the directory `path`; a family says what they must be."""
+
+    path: Path
+    config: object
+    generation: object | None
+    """None where the checkpoint has no generation_config.json."""
+
+    @property
+    def config_path(self) -> Path:
+        """For errors."""
+        return self.path / "config.json"
+
+
+def read_configs(path: Path) -> CheckpointConfigs:
+    """CheckpointError for a directory without config.json, or for files that are no JSON."""
+    if not os.path.lexists(path / "config.json"):
+        names = {name for item in path.iterdir() for name in (item.name, item.suffix)}
+        remedy = next((text for name, text in NOT_CHECKPOINTS.items() if name in names), None)
+        wanted = "a checkpoint in Hugging Face's form: config.json, *.safetensors, tokenizer.json"
+        raise CheckpointError(file=path, found="no config.json", wanted=wanted, remedy=remedy)
+    generation = path / "generation_config.json"
+    return CheckpointConfigs(
+        path,
+        read_json_file(path / "config.json", CheckpointError),
+        read_json_file(generation, CheckpointError) if generation.exists() else None,
+    )

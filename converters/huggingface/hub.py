@@ -1,0 +1,69 @@
+"""Where a checkpoint lies: a directory as it is, or an id of Hugging Face's Hub, downloaded into its cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from toolkit.base.errors import CheckpointError, EnvironmentFault
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+
+# What a conversion reads, and nothing else: repositories also hold other formats of the same weights.
+_HUB_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+
+NOT_CHECKPOINTS: Mapping[str, str] = {
+    "adapter_config.json": "merge a LoRA adapter into its base first, and save the whole",
+    "manifest.json": "this looks like a bundle, which is converted already: gemma-edge run, verify and export read it",
+    ".gguf": "GGUF holds weights that are quantised already: convert the checkpoint that it was made of",
+    ".litertlm": "a .litertlm is converted already: gemma-edge check reads it",
+    ".task": "a .task is converted already: convert the checkpoint that it was made of",
+}
+"""What to say of files that others take for a checkpoint, by their name or its ending."""
+
+
+def locate_checkpoint(path_or_id: str | os.PathLike[str], more_files: Sequence[str] = ()) -> Path:
+    """A directory itself; else, for `owner/name`, where the Hub's repository of that id was downloaded to.
+
+    `more_files`: names to download besides those that any checkpoint may have.
+    """
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    if path.exists():
+        remedy = NOT_CHECKPOINTS.get(path.suffix)
+        wanted = "the directory that holds config.json"
+        raise CheckpointError(file=path, found="a file", wanted=wanted, remedy=remedy)
+    if not isinstance(path_or_id, str) or not _HUB_ID.fullmatch(path_or_id):
+        wanted = "a checkpoint's directory or a Hugging Face id owner/name"
+        raise CheckpointError(file=path, found="no such directory", wanted=wanted)
+    return _download(path_or_id, more_files)
+
+
+def _download(hub_id: str, more_files: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[*_HUB_FILES, *more_files]))
+    except Exception as error:  # the client's own classes, httpx's and the system's all end here
+        raise EnvironmentFault(
+            hub_id,
+            found=f"no such directory, and no download ({type(error).__name__})",
+            wanted="a checkpoint's directory, or a Hugging Face id while online",
+            remedy="check the spelling, the network, and for gated models the licence and `hf auth login`",
+        ) from error

@@ -1,0 +1,85 @@
+"""The tensors of a checkpoint under the names that they are stored by, whatever model they are of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.huggingface.safetensors import TensorInfo, open_safetensors
+from converters.huggingface.tensor_reader import read_tensor
+
+_COMPARED_BYTES = 4 << 20
+
+_SAMPLES, _SAMPLE_BYTES = 16, 4096
+"""What the fingerprint reads of a large tensor; part of the manifest's format (docs/formats/manifest.md)."""
+
+
+class StoredTensors:
+    """All shards of a checkpoint, opened; safe to read from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointError unless every file's header and the index are sound; reads no numbers."""
+        self._files = {file.path.name: file for file in open_safetensors(path)}
+        self.infos: Mapping[str, TensorInfo] = {
+            name: info for file in self._files.values() for name, info in file.tensors.items()
+        }
+
+    def read(
+        self, info: TensorInfo, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        """The tensor, or half-open ranges of its first and last axis, as float32; reads only the bytes asked for."""
+        return read_tensor(self._files[info.file], info, rows, columns)
+
+    def equal(self, one: TensorInfo, other: TensorInfo) -> bool:
+        """Whether two tensors have the same type, shape and bytes."""
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        starts = range(0, one.stored_bytes, _COMPARED_BYTES)
+        parts = ((start, min(_COMPARED_BYTES, one.stored_bytes - start)) for start in starts)
+        return all(np.array_equal(self._bytes(one, *part), self._bytes(other, *part)) for part in parts)
+
+    def fingerprint(self, config: object, stop_tokens: Iterable[int], names: Mapping[str, TensorInfo]) -> str:
+        """sha256 over a config's values, every tensor's name, type and shape, and samples of its bytes, in hex.
+
+        Tells models apart, fine-tunes too, without reading them: pieces spread evenly over each tensor, small tensors
+        whole. `names`: the tensors by the names that the family gives them. How they are spread over shards does not
+        matter.
+        """
+        digest = hashlib.sha256(json.dumps([config, list(stop_tokens)], sort_keys=True).encode())
+        for name in sorted(names):
+            info = names[name]
+            digest.update(json.dumps([name, info.dtype, info.shape]).encode())
+            for start, count in _samples(info.stored_bytes):
+                digest.update(self._bytes(info, start, count).data)
+        return digest.hexdigest()
+
+    def require_unchanged(self) -> None:
+        """CheckpointError where a file of weights was written to since it was opened."""
+        for file in self._files.values():
+            file.require_unchanged()
+
+    def close(self) -> None:
+        """Close every file."""
+        for file in self._files.values():
+            file.close()
+
+    def _bytes(self, info: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:
+        data = np.empty(count, np.uint8)
+        self._files[info.file].read_into(data, info.begin + start)
+        return data
+
+
+def _samples(size: int) -> list[tuple[int, int]]:
+    """Offset and length of what the fingerprint reads of a tensor of so many bytes.
+
+    >>> _samples(65536), _samples(10**6)[:2], len(_samples(10**6)), sum(_samples(10**6)[-1])
+    ([(0, 65536)], [(0, 4096), (66393, 4096)], 16, 1000000)
+    """
+    if size <= _SAMPLES * _SAMPLE_BYTES:
+        return [(0, size)]
+    return [(place * (size - _SAMPLE_BYTES) // (_SAMPLES - 1), _SAMPLE_BYTES) for place in range(_SAMPLES)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,11 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import (
+    CONVERT_TESTS,
+    ENCODE_TESTS,
     RESULTS,
     ChildUsage,
-    append_result,
+    Measured,
+    Recorder,
     conversion_cells,
-    load_average,
+    conversion_figures,
+    encoder_figures,
+    model_record,
     run_step,
     take_turns,
     text,
@@ -127,7 +131,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[list[str]]:
     checkpoint, log = scratch / "checkpoint", scratch / "log.txt"
     write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, audio=True)
     frames = (options.seconds * 16000 - 513) // 160 + 1  # transformers' feature extractor: windows of 513 every 160
-    load, how = load_average(), (frames, options.threads, options.repeats)
+    recorder, model = Recorder("audio", PACKAGES), model_record(checkpoint, "audio tower")
+    how = (frames, options.threads, options.repeats)
     steps: dict[str, tuple[object, ...]] = {
         name: ("transformers", checkpoint, dtype, *how, scratch / f"{name}.npy") for name, dtype in PEERS.items()
     }
@@ -138,23 +143,17 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[list[str]]:
     rows = []
     for name, series in take_turns(MODULE, steps, options.rounds, log).items():
         error = relative_error(scratch / f"{name}.npy", scratch / f"{next(iter(PEERS))}.npy")
-        fields = {
-            "system": name,
-            "sound_seconds": options.seconds,
-            "threads": options.threads,
-            "encode_seconds": asdict(summary(series.seconds)),
-            "encode_peak_rss_bytes": series.peak_rss_bytes,
-            "relative_rms_error": error,
-            "load_average_before": load,
-        }
+        found = encoder_figures(series, error)
+        conditions = {"system": name, "sound_s": str(options.seconds)}
+        recorder.append(options.output, Measured(model, ENCODE_TESTS, found, conditions, threads=options.threads))
         cells = ["", "", ""]
         if name in converted:
-            fields |= {"convert": asdict(converted[name]), "output_bytes": tree_bytes(scratch / name)}
+            figures = conversion_figures(converted[name], tree_bytes(scratch / name))
+            recorder.append(options.output, Measured(model, CONVERT_TESTS, [figures], conditions))
             cells = conversion_cells(converted[name], scratch / name)
-        append_result(options.output, "audio", fields, PACKAGES)
         times = text(summary(series.seconds), ".3f")
         rows.append([name, *cells, times, f"{series.peak_rss_bytes / 1e6:.0f}", f"{error:.1e}"])
-    print(f"\n{this_device()}\nload average before: {load:.2f}\n")
+    print(f"\n{this_device()}\nload average before: {recorder.load_before:.2f}\n")
     return rows
 
 

@@ -13,17 +13,18 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import RESULTS, append_result, load_average, text, this_device
+from benchmarks.measure import RESULTS, Measured, Recorder, model_record, text, this_device
 from benchmarks.session_run import SessionRequest, SessionRun, run_child
 from toolkit.bundle.footprint import footprints
 from toolkit.report.tables import markdown
+from toolkit.results.record import Figures
 from toolkit.results.statistics import Summary, summary
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import default_threads
@@ -116,23 +117,29 @@ def measure(all_contenders: Sequence[Contender], repeats: int) -> list[Outcome]:
     return [Outcome(c, tuple(r)) for c, r in zip(all_contenders, runs, strict=True)]
 
 
-def record(outcome: Outcome, bandwidths: tuple[float, float], load_before: float, path: Path) -> None:
-    """Append one contender's runs."""
-    contender = outcome.contender
-    fields = {
-        "bundle": contender.name,
-        "context": contender.context,
-        "steps": contender.request.decode,
-        "threads": contender.request.threads,
-        "weight_bytes_per_token": contender.weight_bytes,
-        "cache_bytes_per_token": contender.cache_bytes,
-        "load_average_before": load_before,
-        "memory_read_bytes_per_s": {"before": bandwidths[0], "after": bandwidths[1], "by": "NumPy reductions"},
-        "decode_step_ms": asdict(outcome.step_ms()),
-        "bytes_per_s": asdict(outcome.bytes_per_s()),
-        "fraction_of_bandwidth": outcome.bytes_per_s().median / max(bandwidths),
-    }
-    append_result(path, "bandwidth", fields)
+def measured(outcome: Outcome, bandwidths: tuple[float, float]) -> Measured:
+    """One contender's runs as a record; the bandwidth is the better of before and after, in every run."""
+    contender, most = outcome.contender, max(bandwidths)
+    read = contender.weight_bytes + contender.cache_bytes
+    runs: list[Figures] = [
+        {
+            "decode_step_s": run.decode_step_ms * 1e-3,
+            "decode_read_bytes_per_s": read / (run.decode_step_ms * 1e-3),
+            "memory_read_bytes_per_s": most,
+            "memory_bandwidth_fraction": read / (run.decode_step_ms * 1e-3) / most,
+            "weight_bytes": contender.weight_bytes,
+            "cache_bytes": contender.cache_bytes,
+        }
+        for run in outcome.runs
+    ]
+    return Measured(
+        model_record(contender.request.bundle, contender.name),
+        {"step": "decode_step_s", "read": "decode_read_bytes_per_s", "memory": "memory_read_bytes_per_s"},
+        runs,
+        {"filled": str(contender.context), "steps": str(contender.request.decode)},
+        threads=contender.request.threads,
+        context=contender.context,
+    )
 
 
 def table(outcomes: Sequence[Outcome], bandwidth: float) -> str:
@@ -170,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "bandwidth.jsonl", help="default: %(default)s")
     options = parser.parse_args(arguments)
     contexts = [int(context) for context in options.contexts.split(",")]
-    load_before = load_average()
+    recorder = Recorder("bandwidth")
     threads = default_threads()
     with TemporaryDirectory(prefix="bench_bandwidth.") as scratch:
         cache = (options.cache or Path(scratch)).resolve()
@@ -179,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         outcomes = measure(wanted, options.repeats)
         bandwidths = before, read_bandwidth(threads)
     for outcome in outcomes:
-        record(outcome, bandwidths, load_before, options.output)
+        recorder.append(options.output, measured(outcome, bandwidths))
     bandwidth = f"memory: {bandwidths[0] / 1e9:.1f} GB/s before, {bandwidths[1] / 1e9:.1f} after"
     print(f"\n{this_device()}\n{threads} threads; {bandwidth}\n\n{table(outcomes, max(bandwidths))}")
 

@@ -10,16 +10,19 @@ import argparse
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.measure import (
+    CONVERT_TESTS,
     RESULTS,
     ChildUsage,
-    append_result,
+    Measured,
+    Recorder,
+    conversion_figures,
     convert_command,
-    load_average,
+    model_record,
     run_child,
     text,
     this_device,
@@ -98,21 +101,15 @@ def measure(all_contenders: Sequence[Contender], scratch: Path, keep: Path | Non
     return outcomes
 
 
-def record(outcome: Outcome, checkpoint: str, load: float, path: Path) -> None:
-    """Append one contender's runs to the results."""
+def measured(outcome: Outcome, checkpoint: Path, name: str) -> Measured:
+    """One contender's runs as a record."""
     contender = outcome.contender
-    fields = {
-        "system": contender.name,
-        "recipe": contender.recipe,
-        "checkpoint": checkpoint,
-        "page_cache": "warm",
-        "peer_versions": contender.versions,
-        "load_average_before": load,
-        "output_bytes": outcome.output_bytes,
-        "seconds": asdict(summary([run.seconds for run in outcome.runs])),
-        "peak_rss_bytes": asdict(summary([run.peak_rss_bytes for run in outcome.runs])),
-    }
-    append_result(path, "convert", fields)
+    return Measured(
+        model_record(checkpoint, name),
+        CONVERT_TESTS,
+        [conversion_figures(run, outcome.output_bytes) for run in outcome.runs],
+        {"system": contender.name, "recipe": contender.recipe},
+    )
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -154,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scratch", type=Path, help="where bundles are written and removed; default: the system's")
     parser.add_argument("--output", type=Path, default=RESULTS / "convert.jsonl", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    load = load_average()
+    recorder = Recorder("convert")
     with TemporaryDirectory(dir=options.scratch, prefix="bench_convert.") as name:
         scratch = Path(name)
         checkpoint = options.checkpoint
@@ -163,9 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # The class that is published: the peer knows per-layer embeddings in no other.
             write_synthetic(checkpoint, options.preset, architecture=CONDITIONAL_GENERATION)
         outcomes = measure(contenders(options, checkpoint), scratch, options.keep)
-    for outcome in outcomes:
-        record(outcome, options.preset, load, options.output)
-    print(f"\n{this_device()}\nload average before: {load:.2f}\n\n{table(outcomes)}")
+        for outcome in outcomes:
+            recorder.append(options.output, measured(outcome, checkpoint, options.preset), outcome.contender.versions)
+    print(f"\n{this_device()}\nload average before: {recorder.load_before:.2f}\n\n{table(outcomes)}")
 
 
 if __name__ == "__main__":

@@ -17,17 +17,20 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.bench_memory import drop_page_cache
 from benchmarks.measure import (
+    CONVERT_TESTS,
     RESULTS,
     ChildUsage,
-    append_result,
+    Measured,
+    Recorder,
+    conversion_figures,
     convert_command,
-    load_average,
+    model_record,
     run_child,
     text,
     this_device,
@@ -35,6 +38,7 @@ from benchmarks.measure import (
 )
 from benchmarks.synthetic import BYTES_PER_WEIGHT
 from toolkit.report.tables import markdown
+from toolkit.results.record import Figures
 from toolkit.results.statistics import summary
 
 _STORAGE_BYTES = 1 << 30
@@ -96,23 +100,24 @@ def storage_rate(path: Path, readers: int = 2) -> float:
         return read_bytes / (time.perf_counter() - started)
 
 
-def record(outcome: Outcome, quant: str, search: str, load_before: float, path: Path) -> None:
-    """Append one case's runs."""
-    fields = {
-        "checkpoint": outcome.case.name,
-        "size": outcome.case.size,
-        "recipe": quant,
-        "search": search,
-        "page_cache": "cold",
-        "load_average_before": load_before,
-        "kept_bytes": outcome.kept_bytes,
-        "output_bytes": outcome.output_bytes,
-        "storage_bytes_per_s": outcome.storage_bytes_per_s,
-        "seconds": asdict(summary([run.seconds for run in outcome.runs])),
-        "cpu_seconds": asdict(summary([run.cpu_seconds for run in outcome.runs])),
-        "peak_rss_bytes": asdict(summary([run.peak_rss_bytes for run in outcome.runs])),
-    }
-    append_result(path, "convert_size", fields)
+def measured(outcome: Outcome, quant: str, search: str) -> Measured:
+    """One case's runs as a record; what storage alone gave is in every run."""
+    runs: list[Figures] = [
+        {
+            **conversion_figures(run, outcome.output_bytes),
+            "kept_bytes": outcome.kept_bytes,
+            "storage_bytes_per_s": outcome.storage_bytes_per_s,
+        }
+        for run in outcome.runs
+    ]
+    case = outcome.case
+    return Measured(
+        model_record(case.checkpoint, case.name, size=case.size),
+        CONVERT_TESTS,
+        runs,
+        {"recipe": quant, "search": search},
+        start="cold",
+    )
 
 
 def table(outcomes: Sequence[Outcome], search: str) -> str:
@@ -153,13 +158,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scratch", type=Path, help="where bundles are written and removed; default: the system's")
     parser.add_argument("--output", type=Path, default=RESULTS / "convert_size.jsonl", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    load_before = load_average()
+    recorder = Recorder("convert_size")
     outcomes = []
     for case in options.cases:
         with TemporaryDirectory(dir=options.scratch, prefix="bench_convert_size.") as scratch:
             outcomes.append(measure(case, options.quant, options.search, options.repeats, Path(scratch)))
-        record(outcomes[-1], options.quant, options.search, load_before, options.output)
-    print(f"\n{this_device()}\nload average before: {load_before:.2f}\n\n{table(outcomes, options.search)}")
+        recorder.append(options.output, measured(outcomes[-1], options.quant, options.search))
+    print(f"\n{this_device()}\nload average before: {recorder.load_before:.2f}\n\n{table(outcomes, options.search)}")
 
 
 if __name__ == "__main__":

@@ -15,15 +15,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.engine_run import EngineRun
-from benchmarks.measure import RESULTS, append_result, load_average, text, this_device
+from benchmarks.measure import RESULTS, Measured, Recorder, model_record, text, this_device
 from benchmarks.session_run import SessionRequest, SessionRun, run_child
 from toolkit.report.tables import markdown
+from toolkit.results.figures import FigureName
+from toolkit.results.record import Figures
 from toolkit.results.statistics import Summary, summary
 
 OURS, EXPORTER, LLAMA = "gemma-edge", "litert-torch", "llama.cpp"
@@ -133,24 +135,38 @@ def _from_session(run: SessionRun, load: Load) -> EngineRun:
     )
 
 
-def record(outcome: Outcome, load: Load, load_before: float, versions: Mapping[str, str], path: Path) -> None:
-    """Append one entrant's runs to the results."""
-    fields = {
-        "system": outcome.entrant.system,
-        "runtime": outcome.entrant.runtime.name,
-        "recipe": outcome.entrant.recipe,
-        "peer_versions": versions,
-        "file_bytes": outcome.entrant.size_bytes,
-        "load": asdict(load),
-        "load_average_before": load_before,
-        "first_init_seconds": outcome.first.init_seconds,
-        "init_seconds": asdict(summary([run.init_seconds for run in outcome.runs])),
-        "prefill_tokens_per_s": asdict(outcome.prefill()),
-        "decode_tokens_per_s": asdict(outcome.decode()),
-        "time_to_first_token_seconds": asdict(summary([run.time_to_first_token_seconds for run in outcome.runs])),
-        "peak_rss_bytes": asdict(outcome.peak_rss_bytes()),
+def measured(outcome: Outcome, load: Load) -> Measured:
+    """One entrant's runs as a record; the run that packs the weights gives its first run an `init` of its own."""
+    entrant = outcome.entrant
+    runs = [figures(run) for run in outcome.runs]
+    runs[0]["first_init_s"] = outcome.first.init_seconds
+    tests: dict[str, FigureName] = {
+        f"pp{load.prefill}": "prefill_tokens_per_s",
+        f"tg{load.decode}": "decode_tokens_per_s",
+        f"ttft{load.prefill}": "time_to_first_token_s",
+        "init": "init_s",
+        "first_init": "first_init_s",
+        "peak": "peak_rss_bytes",
     }
-    append_result(path, "decode", fields)
+    return Measured(
+        model_record(entrant.path, entrant.path.stem, quantization=entrant.recipe),
+        tests,
+        runs,
+        {"system": entrant.system, "runtime": entrant.runtime.name, "prompt": str(load.prefill)},
+        threads=load.threads,
+        context=load.context,
+    )
+
+
+def figures(run: EngineRun) -> Figures:
+    """Of one process."""
+    return {
+        "init_s": run.init_seconds,
+        "prefill_tokens_per_s": run.prefill_tokens_per_s,
+        "decode_tokens_per_s": run.decode_tokens_per_s,
+        "time_to_first_token_s": run.time_to_first_token_seconds,
+        "peak_rss_bytes": run.peak_rss_bytes,
+    }
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -243,12 +259,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     versions = _llama_versions(options.llama_python)
     for prefill in options.prefill:
         load = Load(prefill, options.decode, options.threads, options.context, options.repeats)
-        load_before = load_average()
+        recorder = Recorder("decode")
         with TemporaryDirectory(dir=options.scratch, prefix="bench_decode.") as cache:
             outcomes = measure(entrants, load, Path(cache))
         for outcome in outcomes:
-            record(outcome, load, load_before, versions if outcome.entrant.system == LLAMA else {}, options.output)
-        print(f"\n{this_device()}\n{load}\nload average before: {load_before:.2f}\n\n{table(outcomes)}", flush=True)
+            peers = versions if outcome.entrant.system == LLAMA else {}
+            recorder.append(options.output, measured(outcome, load), peers)
+        print(
+            f"\n{this_device()}\n{load}\nload average before: {recorder.load_before:.2f}\n\n{table(outcomes)}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -18,16 +18,19 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from benchmarks.measure import RESULTS, append_result, load_average, this_device
+from benchmarks.measure import RESULTS, Measured, Recorder, model_record, this_device
 from benchmarks.session_run import ROOT, SessionRequest, SessionRun, run_child
 from device_harness.emulator.memory import MemoryLimit
 from toolkit.base.errors import EnvironmentFault
 from toolkit.base.procfs import parse_status
 from toolkit.report.tables import markdown
+from toolkit.results.figures import FigureName
+from toolkit.results.record import Figures
 from toolkit.runtime.memory import page_cache_bytes
 
 _SAMPLE_SECONDS = 0.01
@@ -116,28 +119,57 @@ def _watch(pid: int) -> Iterator[dict[str, int]]:
         watcher.join()
 
 
-def record(outcome: Outcome, bundle: str, load_before: float, path: Path) -> None:
-    """Append one run."""
+def measured(outcome: Outcome, bundle: str) -> Measured:
+    """One run as a record: what it held at its end, and at its peak; one that was killed has only the latter."""
     request = outcome.contender.request
-    fields = {
-        "bundle": bundle,
-        "bundle_bytes": sum(file.stat().st_size for file in request.bundle.iterdir()),
-        "contender": outcome.contender.name,
-        "limit_bytes": outcome.contender.limit_bytes,
-        "completed": outcome.run is not None,
-        "skip": request.skip,
-        "prompt": request.prompt,
-        "decode": request.decode,
-        "threads": request.threads,
+    figures: Figures = {"peak_rss_bytes": outcome.peak["rss_bytes"]}
+    if outcome.group_peak_bytes is not None:
+        figures["group_peak_bytes"] = outcome.group_peak_bytes
+    if outcome.run is not None:
+        figures |= _held(outcome.run)
+    conditions = {
+        "run": outcome.contender.name,
+        "skip": str(request.skip),
+        "prompt": str(request.prompt),
+        "generated": str(request.decode),
         "ple": request.ple,
-        "tokenizer_bytes": request.tokenizer and request.tokenizer.stat().st_size,
-        "page_cache": "cold",
-        "load_average_before": load_before,
-        "peak": outcome.peak,
-        "group_peak_bytes": outcome.group_peak_bytes,
-        "run": None if outcome.run is None else asdict(outcome.run),
+        "tokenizer_bytes": str(request.tokenizer.stat().st_size if request.tokenizer else 0),
     }
-    append_result(path, "memory", fields)
+    tests: dict[str, FigureName] = {
+        "peak": "peak_rss_bytes",
+        "end": "rss_bytes",
+        "end_anonymous": "anonymous_bytes",
+        "end_file": "file_bytes",
+        "end_ple": "ple_resident_bytes",
+        "end_effective": "effective_bytes",
+        f"tg{request.decode}": "decode_tokens_per_s",
+    }
+    return Measured(
+        model_record(request.bundle, bundle, size=request.size),
+        {test: figure for test, figure in tests.items() if figure in figures},
+        [figures],
+        conditions,
+        start="cold",
+        threads=request.threads,
+        is_whole=outcome.run is not None,
+    )
+
+
+def _held(run: SessionRun) -> Figures:
+    """After the last token, and at the peak of each stage."""
+    end: dict[str, Any] = run.memory["decode"]
+    return {
+        "init_s": run.load_seconds,
+        "decode_tokens_per_s": run.decode_tokens_per_s,
+        "rss_bytes": end["rss_bytes"],
+        "anonymous_bytes": end["rss_anonymous_bytes"],
+        "file_bytes": end["rss_file_bytes"],
+        "ple_resident_bytes": end["groups"]["per_layer_embedding"]["resident_bytes"],
+        "effective_bytes": end["effective_bytes"],
+        "load_peak_bytes": run.peaks["load"],
+        "prefill_peak_bytes": run.peaks["prefill"],
+        "decode_peak_bytes": run.peaks["decode"],
+    }
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -187,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, help="for packed weights (default: a temporary one)")
     parser.add_argument("--output", type=Path, default=RESULTS / "memory.jsonl", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    load_before = load_average()
+    recorder = Recorder("memory")
     with TemporaryDirectory(prefix="bench_memory.") as scratch:
         cache = options.cache or Path(scratch)
         request = SessionRequest(
@@ -213,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except EnvironmentFault as error:
                 print(f"skipped: {contender.name}: {error}", file=sys.stderr)
                 continue
-            record(outcomes[-1], options.name or options.bundle.name, load_before, options.output)
+            recorder.append(options.output, measured(outcomes[-1], options.name or options.bundle.name))
     print(f"\n{this_device()}\n{options.prompt} + {options.decode} tokens, MB\n\n{table(outcomes)}")
 
 

@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,11 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench_memory import drop_page_cache
-from benchmarks.measure import RESULTS, append_result, load_average, text, this_device
+from benchmarks.measure import RESULTS, Measured, Recorder, model_record, text, this_device
 from benchmarks.session_run import SessionRequest, run_child
 from toolkit.base.procfs import parse_io
 from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, unpack_rows
 from toolkit.report.tables import markdown
+from toolkit.results.figures import FigureName
+from toolkit.results.record import Figures, ModelRecord, Start
 from toolkit.results.statistics import Summary, summary
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.memory import page_cache_bytes
@@ -161,23 +163,29 @@ def _medians(passes: Sequence[Pass], field: str) -> Summary | None:
     return summary([getattr(each, field) for each in passes]) if passes else None
 
 
-def record(outcome: Outcome, name: str, step_ms: Summary, tokens: int, load_before: float, path: Path) -> None:
-    """Append one way's passes."""
-    passes = {"cold": outcome.cold, "warm": outcome.warm}
-    fields = {
-        "bundle": name,
-        "way": asdict(outcome.way),
-        "tokens": tokens,
-        "decode_step_ms": asdict(step_ms),
-        "load_average_before": load_before,
-        **{
-            f"{kind}_{field}": figures and asdict(figures)
-            for kind, these in passes.items()
-            for field in ("median_us", "p99_us", "read_bytes")
-            for figures in (_medians(these, field),)
-        },
+def measured(outcome: Outcome, model: ModelRecord, steps_ms: Sequence[float], tokens: int) -> list[Measured]:
+    """A way's passes as records, one cold and one warm; a table in memory is never cold."""
+    way = outcome.way
+    conditions = {"table": way.name, "batch": str(way.batch), "tokens": str(tokens)}
+    tests: dict[str, FigureName] = {"lookup": "lookup_latency_p50_s", "lookup_p99": "lookup_latency_p99_s"}
+    starts: tuple[tuple[Start, tuple[Pass, ...]], ...] = (("cold", outcome.cold), ("warm", outcome.warm))
+    return [
+        Measured(
+            model, tests, [_figures(*pair) for pair in zip(passes, steps_ms, strict=True)], conditions, start=start
+        )
+        for start, passes in starts
+        if passes
+    ]
+
+
+def _figures(one: Pass, step_ms: float) -> Figures:
+    """Of a pass, and of the decode step of the same round."""
+    return {
+        "lookup_latency_p50_s": one.median_us * 1e-6,
+        "lookup_latency_p99_s": one.p99_us * 1e-6,
+        "lookup_read_bytes": one.read_bytes,
+        "decode_step_s": step_ms * 1e-3,
     }
-    append_result(path, "ple", fields)
 
 
 def table(outcomes: Sequence[Outcome], step_ms: float) -> str:
@@ -209,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scratch", type=Path, help="for a copy of the table (default: beside the bundle)")
     parser.add_argument("--output", type=Path, default=RESULTS / "ple.jsonl", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    load_before = load_average()
+    recorder = Recorder("ple")
     bundle = Bundle(options.bundle.resolve())
     folder = options.scratch or bundle.path.parent
     with TemporaryDirectory(prefix="bench_ple.", dir=folder) as scratch:
@@ -221,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         outcomes = measure(bundle, layer_major, options.tokens, options.repeats)
     name = options.name or bundle.path.name
     for outcome in outcomes:
-        record(outcome, name, step_ms, options.tokens, load_before, options.output)
+        for found in measured(outcome, model_record(bundle.path, name), step_ms.values, options.tokens):
+            recorder.append(options.output, found)
     print(f"\n{this_device()}\n{name}; decode step {text(step_ms, '.1f')} ms\n\n{table(outcomes, step_ms.median)}")
 
 

@@ -1,12 +1,12 @@
-"""Seconds, rate and peak memory of ``gemma-edge push`` to an emulated device, beside Debian's ``adb push`` to the same.
+"""Seconds, rate and peak memory of `gemma-edge push` to an emulated device, beside Debian's `adb push` to the same.
 
 Each push is a process of its own, the contenders in turn and back (A B B A), to an empty folder, in memory that this
-machine has at hand: a virtual one may have lent it back, and then ``adb push``, which fills the page cache, takes up to
-three seconds longer. ``adb push`` compares no hashes, before or after, and does not wait for the storage; ours does. So
-besides the whole time there is that of sending alone, and for adb that of a push followed by ``fsync`` on the device.
+machine has at hand: a virtual one may have lent it back, and then `adb push`, which fills the page cache, takes up to
+three seconds longer. `adb push` compares no hashes, before or after, and does not wait for the storage; ours does. So
+besides the whole time there is that of sending alone, and for adb that of a push followed by `fsync` on the device.
 Ours pushes a bundle, whose manifest has the hashes, and the same bytes as a .litertlm, whose hashes it computes; stored
 there by the device's own programs, and by ours. Then each of the two pushes the .litertlm again, and with one byte
-changed. Prints and appends one JSON object.
+changed. Prints a table and appends a record for each.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import RESULTS, append_result, load_average, run_child
+from benchmarks.measure import RESULTS, Measured, Recorder, model_record, run_child, text
 from device_harness.programs.build import PUSH_RECEIVER, native_program, parse_architecture
 from toolkit.bundle.manifest import CheckpointRecord, KvCache, SizeRecord, TextRecord
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
+from toolkit.report.tables import markdown
+from toolkit.results.figures import FigureName
+from toolkit.results.record import Figures
 from toolkit.results.statistics import summary
 
 MIB = 1024 * 1024
@@ -101,7 +104,7 @@ class Contender:
 
 
 def push_ours(serial: str, contender: Contender, log: Path) -> Push:
-    """One ``gemma-edge push``."""
+    """One `gemma-edge push`."""
     command = [sys.executable, "-m", "gemma_edge", "push", str(contender.source), "--device", serial, "--json"]
     command += ["--receiver", contender.receiver, "--target", f"{FOLDER}/{contender.name}"]
     usage = run_child(command, log)
@@ -110,7 +113,7 @@ def push_ours(serial: str, contender: Contender, log: Path) -> Push:
 
 
 def write_bundle_of(source: Path, bundle: Path) -> None:
-    """A bundle whose one large file is ``source``, under a second name."""
+    """A bundle whose one large file is `source`, under a second name."""
     text = TextRecord(
         vocab_size=8,
         ple_vocab_size=8,
@@ -145,7 +148,7 @@ def write_bundle_of(source: Path, bundle: Path) -> None:
 
 def measure(
     serial: str, contenders: Sequence[Contender], scratch: Path, repeats: int, adb: dict[str, str]
-) -> dict[str, object]:
+) -> dict[str, list[Figures]]:
     """Rounds in which the contenders take turns; what each has pushed is removed before the next."""
     log = scratch / "log"
     ours: dict[str, list[Push]] = {contender.name: [] for contender in contenders}
@@ -174,24 +177,35 @@ def measure(
         file.seek(source.stat().st_size // 2)
         file.write(b"changed")
     changed = {contender.name: push_ours(serial, contender, log) for contender in updates}
-    every = [*(push for pushes in ours.values() for push in pushes), *again.values(), *changed.values()]
+    adb_push: list[Figures] = [{"push_s": seconds} for seconds in theirs]
+    adb_synced: list[Figures] = [{"push_s": seconds} for seconds in synced]
     return {
-        "adb_push_s": asdict(summary(theirs)),
-        "adb_push_and_fsync_s": asdict(summary(synced)),
-        "ours": {name: _summed(pushes) for name, pushes in ours.items()},
-        "ours_peak_rss_bytes": max(push.peak_rss_bytes for push in every),
-        "ours_same_again": {name: asdict(push) for name, push in again.items()},
-        "ours_one_byte_changed": {name: asdict(push) for name, push in changed.items()},
+        "adb push": adb_push,
+        "adb push, then fsync": adb_synced,
+        **{name: [_figures(push) for push in pushes] for name, pushes in ours.items()},
+        **{f"{name}, nothing to send": [_figures(push)] for name, push in again.items()},
+        **{f"{name}, one byte changed": [_figures(push)] for name, push in changed.items()},
     }
 
 
-def _summed(pushes: Sequence[Push]) -> dict[str, object]:
+def _figures(push: Push) -> Figures:
+    """`push_s` is of the whole process, as it is adb's."""
     return {
-        "send_s": asdict(summary([push.send_s for push in pushes])),
-        "push_s": asdict(summary([push.push_s for push in pushes])),
-        "process_s": asdict(summary([push.process_s for push in pushes])),
-        "peak_rss_bytes": max(push.peak_rss_bytes for push in pushes),
+        "push_s": push.process_s,
+        "push_alone_s": push.push_s,
+        "send_s": push.send_s,
+        "sent_bytes": push.bytes_sent,
+        "peak_rss_bytes": push.peak_rss_bytes,
     }
+
+
+def table(found: Mapping[str, Sequence[Figures]]) -> str:
+    """Median, and from least to most."""
+    rows = [
+        [system, text(summary([run["push_s"] for run in runs]), ".2f"), str(len(runs))]
+        for system, runs in found.items()
+    ]
+    return markdown(["push", "seconds, whole process", "repeats"], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -203,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--receivers", default="native,shell", help="who stores it there (default: %(default)s)")
     parser.add_argument("--server-port", type=int, default=5099, help="of adb's server (default: %(default)s)")
     parser.add_argument("--scratch", type=Path, help="where files go (default: the system's temporary folder)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "push.jsonl", help="default: %(default)s")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         scratch = Path(name)
@@ -214,20 +229,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         contenders = [Contender(path, receiver) for path in (bundle, source) for receiver in receivers]
         if "native" in receivers:
             native_program(PUSH_RECEIVER, parse_architecture(os.uname().machine, "host"))
-        fields: dict[str, object] = {
-            "bytes": source.stat().st_size,
-            "repeats": options.repeats,
-            "isolation": options.isolation,
-            "adb": subprocess.run(["adb", "version"], capture_output=True, text=True, check=True).stdout.split("\n")[1],
-            "load_average_before": load_average(),
-        }
+        version = subprocess.run(["adb", "version"], capture_output=True, text=True, check=True).stdout.split("\n")[1]
+        recorder = Recorder("push", ("adb-shell", "numpy"))
+        model = model_record(source, "random bytes")
         with (
             emulated_device(scratch / "device", options.isolation) as serial,
             adb_server(serial, options.server_port) as adb,
         ):
-            fields |= measure(serial, contenders, scratch, options.repeats, adb)
-    append_result(RESULTS / "push.jsonl", "push to an emulated device", fields, ("adb-shell", "numpy"))
-    print(json.dumps(fields), flush=True)
+            found = measure(serial, contenders, scratch, options.repeats, adb)
+    tests: dict[str, FigureName] = {"push": "push_s", "send": "send_s", "peak": "peak_rss_bytes"}
+    for system, runs in found.items():
+        told = {test: figure for test, figure in tests.items() if figure in runs[0]}
+        conditions = {"system": system, "isolation": options.isolation}
+        recorder.append(options.output, Measured(model, told, runs, conditions), {"adb": version})
+    print(table(found))
 
 
 if __name__ == "__main__":

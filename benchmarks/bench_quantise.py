@@ -2,26 +2,30 @@
 
 Every contender quantises and packs the same float32 weights, in the same chunks, on the same number of threads. Besides
 the wall clock's rate there is the rate per second of CPU time, which other work on the machine disturbs less.
-Prints one JSON object per scheme.
+Prints a table and appends a record for each contender and scheme.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import load_average, this_device
+from benchmarks.measure import RESULTS, Measured, Recorder, text
 from toolkit.quant.packing import pack_codes
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.stream import CHUNK_WEIGHTS
 from toolkit.quant.uniform import dequantize_rows, quantize_rows
+from toolkit.report.tables import markdown
+from toolkit.results.figures import FigureName
+from toolkit.results.record import Figures, ModelRecord
 from toolkit.results.statistics import summary
 
 F32 = NDArray[np.float32]
@@ -29,6 +33,8 @@ Codes = NDArray[np.int8] | NDArray[np.uint8]
 Quantiser = Callable[[F32], Codes]
 
 SCHEMES = (Scheme("int8"), Scheme("int4"), *(Scheme("int4", block_size) for block_size in (32, 64, 128, 256)))
+
+TESTS: dict[str, FigureName] = {"quantise": "weights_per_s", "quantise_cpu": "weights_per_cpu_s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +78,14 @@ def squared_error(scheme: Scheme, w: F32) -> float:
     return float(np.square(dequantize_rows(quantize_rows(w, scheme)).astype(np.float64) - w).mean())
 
 
-def error_ratios(scheme: Scheme, columns: int) -> dict[str, float]:
+def error_ratios(scheme: Scheme, columns: int) -> Figures:
     """Squared error relative to plain absmax on three kinds of weights."""
     rng = np.random.default_rng(0)
     shape = (256, columns)
-    kinds = {
-        "gaussian": rng.standard_normal(shape),
-        "laplace": rng.laplace(size=shape),
-        "student_t4": rng.standard_t(4, size=shape),
+    kinds: dict[FigureName, NDArray[np.float64]] = {
+        "gaussian_error_fraction": rng.standard_normal(shape),
+        "laplace_error_fraction": rng.laplace(size=shape),
+        "student_t4_error_fraction": rng.standard_t(4, size=shape),
     }
     plain = Scheme(scheme.dtype, scheme.block_size, "absmax")
     return {
@@ -88,7 +94,7 @@ def error_ratios(scheme: Scheme, columns: int) -> dict[str, float]:
     }
 
 
-def measure(scheme: Scheme, chunks: Sequence[F32], workers: int, repeats: int) -> dict[str, object]:
+def measure(scheme: Scheme, chunks: Sequence[F32], workers: int, repeats: int) -> dict[str, list[Figures]]:
     """Rounds in which the contenders take turns."""
     absmax = Scheme(scheme.dtype, scheme.block_size, "absmax")
     contenders: dict[str, Quantiser] = {
@@ -104,10 +110,7 @@ def measure(scheme: Scheme, chunks: Sequence[F32], workers: int, repeats: int) -
                 if turn:  # the first round warms caches and the allocator
                     runs[name].append(run)
     return {
-        name: {
-            "weights_per_s": asdict(summary([run.weights_per_s for run in done])),
-            "weights_per_cpu_s": asdict(summary([run.weights_per_cpu_s for run in done])),
-        }
+        name: [{"weights_per_s": run.weights_per_s, "weights_per_cpu_s": run.weights_per_cpu_s} for run in done]
         for name, done in runs.items()
     }
 
@@ -119,22 +122,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunks", type=int, default=16, help="of 2 MiB a pass (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="threads (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="passes (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "quantise.jsonl", help="default: %(default)s")
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(0)
     shape = (CHUNK_WEIGHTS // options.columns, options.columns)
     chunks = [rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02) for _ in range(options.chunks)]
+    digest = hashlib.sha256(b"".join(chunk.tobytes() for chunk in chunks)).hexdigest()
+    size = sum(chunk.nbytes for chunk in chunks)
+    recorder, rows = Recorder("quantise"), []
     for scheme in SCHEMES:
-        record: dict[str, object] = {
-            "benchmark": "quantise",
-            "device": asdict(this_device()),
-            "load_average_before": load_average(),
-            "scheme": str(scheme),
-            "columns": options.columns,
-            "workers": options.workers,
-            **measure(scheme, chunks, options.workers, options.repeats),
-            "mse_relative_to_absmax": error_ratios(scheme, options.columns),
-        }
-        print(json.dumps(record), flush=True)
+        model = ModelRecord("gaussian weights", "weights", None, digest, size, str(scheme))
+        errors = error_ratios(scheme, options.columns)
+        for system, runs in measure(scheme, chunks, options.workers, options.repeats).items():
+            found = [{**run, **errors} if system == "mse" else run for run in runs]
+            conditions = {"system": system, "columns": str(options.columns)}
+            recorder.append(options.output, Measured(model, TESTS, found, conditions, threads=options.workers))
+            rate = text(summary([run["weights_per_s"] for run in runs]), ".0f", 1e-6)
+            rows.append([str(scheme), system, rate])
+            print(f"{scheme} {system}: {rate} million weights/s", flush=True)
+    print(markdown(["scheme", "system", "million weights/s"], rows))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,10 +23,22 @@ import numpy as np
 import soundfile  # type: ignore[import-untyped]
 from PIL import Image
 
-from benchmarks.measure import RESULTS, ChildUsage, append_result, convert_command, load_average, run_child
+from benchmarks.measure import (
+    CONVERT_TESTS,
+    RESULTS,
+    ChildUsage,
+    Measured,
+    Recorder,
+    conversion_figures,
+    convert_command,
+    model_record,
+    run_child,
+)
 from benchmarks.synthetic import write_synthetic
 from converters.gemma3n.config.text import CONDITIONAL_GENERATION
 from toolkit.report.tables import markdown
+from toolkit.results.figures import FigureName
+from toolkit.results.record import Figures, ModelRecord
 
 SECONDS_OF_SOUND = 10
 STAGES = ("load", "vision", "audio", "prefill", "decode")
@@ -36,6 +48,7 @@ STAGES = ("load", "vision", "audio", "prefill", "decode")
 class Outcome:
     """One conversion, and the objects of `run --json`, the first with a cold weight cache."""
 
+    model: ModelRecord
     convert: ChildUsage
     group_bytes: dict[str, int]
     runs: tuple[dict[str, Any], ...]
@@ -58,7 +71,9 @@ def measure(scratch: Path, vision: str, audio: str, repeats: int) -> Outcome:
         run_child([*toolkit, *question, *media], log)
         lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
         runs.append(json.loads(lines[-1]))
-    return Outcome(convert, {name: group["bytes"] for name, group in groups.items()}, tuple(runs))
+    return Outcome(
+        model_record(bundle, "towers"), convert, {name: group["bytes"] for name, group in groups.items()}, tuple(runs)
+    )
 
 
 def _picture(directory: Path) -> Path:
@@ -73,21 +88,27 @@ def _sound(directory: Path) -> Path:
     return path
 
 
-def record(outcome: Outcome, vision: str, audio: str, load_before: float, path: Path) -> None:
-    """Append what was measured."""
-    runs = [
-        {"peaks": run["memory"]["peaks"], "rss_bytes": run["memory"]["rss_bytes"], "media_s": run["media_s"]}
+def measured(outcome: Outcome, vision: str, audio: str) -> Iterator[Measured]:
+    """The conversion, and the runs of what it made, as records."""
+    conditions = {"vision": vision, "audio": audio, "sound_s": str(SECONDS_OF_SOUND)}
+    converted = conversion_figures(outcome.convert, sum(outcome.group_bytes.values()))
+    yield Measured(outcome.model, CONVERT_TESTS, [converted], conditions)
+    stages: dict[str, FigureName] = {
+        "load": "load_peak_bytes",
+        "vision": "vision_peak_bytes",
+        "audio": "audio_peak_bytes",
+        "prefill": "prefill_peak_bytes",
+        "decode": "decode_peak_bytes",
+    }
+    runs: list[Figures] = [
+        {
+            **{figure: run["memory"]["peaks"][stage] for stage, figure in stages.items()},
+            "rss_bytes": run["memory"]["rss_bytes"],
+            "media_s": run["media_s"],
+        }
         for run in outcome.runs
     ]
-    fields = {
-        "recipes": {"vision": vision, "audio": audio},
-        "seconds_of_sound": SECONDS_OF_SOUND,
-        "load_average_before": load_before,
-        "convert": asdict(outcome.convert),
-        "group_bytes": outcome.group_bytes,
-        "runs": runs,
-    }
-    append_result(path, "towers", fields)
+    yield Measured(outcome.model, {**stages, "media": "media_s", "end": "rss_bytes"}, runs, conditions)
 
 
 def table(outcome: Outcome) -> str:
@@ -114,10 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scratch", type=Path, help="where 5 GB fit; default: the system's")
     parser.add_argument("--output", type=Path, default=RESULTS / "towers.jsonl", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    load_before = load_average()
+    recorder = Recorder("towers")
     with TemporaryDirectory(prefix="gemma-edge-towers-", dir=options.scratch) as scratch:
         outcome = measure(Path(scratch), options.vision_quant, options.audio_quant, options.repeats)
-    record(outcome, options.vision_quant, options.audio_quant, load_before, options.output)
+    for found in measured(outcome, options.vision_quant, options.audio_quant):
+        recorder.append(options.output, found)
     print(table(outcome))
 
 

@@ -11,17 +11,21 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from benchmarks.measure import (
+    CONVERT_TESTS,
+    ENCODE_TESTS,
     RESULTS,
-    append_result,
+    Measured,
+    Recorder,
     conversion_cells,
-    load_average,
+    conversion_figures,
+    encoder_figures,
+    model_record,
     run_step,
     take_turns,
     text,
@@ -93,28 +97,24 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[list[str]]:
     """Convert with each recipe, then let the encoders take turns; rows of the table."""
     checkpoint, log = scratch / "checkpoint", scratch / "log.txt"
     write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, vision=True)
-    load, size, how = load_average(), options.size, (options.size, options.threads, options.repeats)
+    recorder, model = Recorder("vision", PACKAGES), model_record(checkpoint, "vision tower")
+    size, how = options.size, (options.size, options.threads, options.repeats)
     converted, steps = {}, {}
     for recipe in options.recipes:
         converted[recipe], _ = run_step(MODULE, ["convert", checkpoint, scratch / recipe, recipe, size], log)
         steps[recipe] = ("litert", scratch / recipe / VISION_ENCODER, *how)
     rows = []
     for name, series in take_turns(MODULE, {**steps, PEER: ("timm", *how)}, options.rounds, log).items():
-        fields = {
-            "system": name,
-            "image_size": size,
-            "threads": options.threads,
-            "encode_seconds": asdict(summary(series.seconds)),
-            "encode_peak_rss_bytes": series.peak_rss_bytes,
-            "load_average_before": load,
-        }
+        found = encoder_figures(series)
+        conditions = {"system": name, "pixels": str(size)}
+        recorder.append(options.output, Measured(model, ENCODE_TESTS, found, conditions, threads=options.threads))
         cells = ["", "", ""]
         if name in converted:
-            fields |= {"convert": asdict(converted[name]), "output_bytes": tree_bytes(scratch / name)}
+            figures = conversion_figures(converted[name], tree_bytes(scratch / name))
+            recorder.append(options.output, Measured(model, CONVERT_TESTS, [figures], conditions))
             cells = conversion_cells(converted[name], scratch / name)
-        append_result(options.output, "vision", fields, PACKAGES)
         rows.append([name, *cells, text(summary(series.seconds), ".3f"), f"{series.peak_rss_bytes / 1e6:.0f}"])
-    print(f"\n{this_device()}\nload average before: {load:.2f}\n")
+    print(f"\n{this_device()}\nload average before: {recorder.load_before:.2f}\n")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark needs: where it ran, children measured by the kernel, and result files."""
+"""What every benchmark needs: where it ran, children measured by the kernel, and records of results."""
 
 from __future__ import annotations
 
@@ -10,10 +10,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from device_harness.bench.state import read_device, read_state
+from device_harness.machines.host import Host
+from toolkit import __version__
+from toolkit.base.files import hash_file
+from toolkit.bundle.manifest import MANIFEST_NAME
+from toolkit.results.figures import FigureName
+from toolkit.results.json_lines import open_results
+from toolkit.results.record import (
+    BenchRecord,
+    Figures,
+    Iteration,
+    MemoryRecord,
+    ModelKind,
+    ModelRecord,
+    Samples,
+    ScriptRecord,
+    Start,
+)
 from toolkit.results.statistics import Summary
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,19 +93,14 @@ def _cpu_name() -> str:
     return " ".join([name, numbers, *(flag for flag in wanted if flag in flags)])
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Installed versions, and the commit of this repository with a + if files of it were changed."""
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"gemma-edge": _commit(), **found}
-
-
 def _commit() -> str:
+    """Of this repository, with a + if files of it were changed."""
     root = Path(__file__).parents[1]
     git = ["git", "-C", str(root)]
     commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     if commit.returncode:
         return importlib.metadata.version("gemma-edge")
-    sources = ["gemma_edge", "toolkit", "converters", "benchmarks/*.py"]
+    sources = ["gemma_edge", "toolkit", "converters", "device_harness", "benchmarks/*.py"]
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *sources], check=False).returncode
     return commit.stdout.strip() + ("+" if changed else "")
 
@@ -150,6 +163,16 @@ def take_turns(module: str, steps: Mapping[str, Sequence[object]], rounds: int, 
     return found
 
 
+ENCODE_TESTS: Mapping[str, FigureName] = {"encode": "encode_s", "peak": "peak_rss_bytes"}
+"""What is measured of an encoder."""
+
+
+def encoder_figures(series: Series, error: float | None = None) -> list[Figures]:
+    """Of each run, with the most memory of them all; `error`: relative to another system's result."""
+    told: Figures = {} if error is None else {"relative_error_fraction": error}
+    return [{"encode_s": seconds, "peak_rss_bytes": series.peak_rss_bytes, **told} for seconds in series.seconds]
+
+
 def timed_runs(run: Callable[[], object], repeats: int) -> list[float]:
     """Seconds of each run after the first, which warms up."""
     run()
@@ -166,25 +189,105 @@ def tree_bytes(path: Path) -> int:
     return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
 
 
+CONVERT_TESTS: Mapping[str, FigureName] = {
+    "convert": "convert_s",
+    "convert_cpu": "convert_cpu_s",
+    "peak": "peak_rss_bytes",
+    "output": "output_bytes",
+}
+"""What is measured of a conversion."""
+
+
+def conversion_figures(usage: ChildUsage, output_bytes: int) -> Figures:
+    """Of one conversion, by the names of `CONVERT_TESTS`."""
+    return {
+        "convert_s": usage.seconds,
+        "convert_cpu_s": usage.cpu_seconds,
+        "peak_rss_bytes": usage.peak_rss_bytes,
+        "output_bytes": output_bytes,
+    }
+
+
 def conversion_cells(usage: ChildUsage, output: Path) -> list[str]:
     """Of a table: seconds, MB of peak memory, MB of files."""
     return [f"{usage.seconds:.1f}", f"{usage.peak_rss_bytes / 1e6:.0f}", f"{tree_bytes(output) / 1e6:.0f}"]
 
 
-def load_average() -> float:
-    """Of the last minute: above some tenths before a run, someone else is at work and the figures are noise."""
-    return os.getloadavg()[0]
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a script found of one contender: one record of results."""
+
+    model: ModelRecord
+    """What was run, converted or sent."""
+    tests: Mapping[str, FigureName]
+    """Names of results, such as pp512, and the figures that they are."""
+    runs: Sequence[Figures]
+    """Of each counted run."""
+    conditions: Mapping[str, str]
+    """What tells this contender from others of the script."""
+    start: Start = "warm"
+    """Whether its files were in the page cache."""
+    threads: int | None = None
+    context: int | None = None
+    is_whole: bool = True
+    """Whether it came to its end."""
 
 
-def append_result(path: Path, benchmark: str, fields: Mapping[str, object], packages: Sequence[str] = PACKAGES) -> None:
-    """Add one line of JSON: what was measured, when, on what, with what."""
-    record = {
-        "benchmark": benchmark,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "device": asdict(this_device()),
-        "versions": versions(packages),
-        **fields,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+class Recorder:
+    """Appends what a script measures to a results file (docs/formats/results.md); made before anything is measured."""
+
+    def __init__(self, script: str, packages: Sequence[str] = PACKAGES) -> None:
+        """`script`: its name without `bench_`; `packages`: whose versions count."""
+        self._runner = f"bench_{script}"
+        self._packages = packages
+        self._started_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._started = time.monotonic()
+        self._before = read_state(Host())
+
+    @property
+    def load_before(self) -> float:
+        """The load of the minute before: above some tenths, someone else is at work and the figures are noise."""
+        return self._before.load_1min or 0.0
+
+    def append(self, path: Path, measured: Measured, versions: Mapping[str, str] | None = None) -> None:
+        """One record; `versions`: of a peer's packages, in an environment of its own."""
+        commit = _commit()
+        found = {name: importlib.metadata.version(name) for name in self._packages}
+        script = ScriptRecord(commit, dict(measured.conditions), {**found, **(versions or {})})
+        record = BenchRecord(
+            tool=f"gemma-edge {__version__}",
+            started_utc=self._started_utc,
+            seconds=round(time.monotonic() - self._started, 3),
+            runner=self._runner,
+            backend="cpu",
+            start=measured.start,
+            threads=measured.threads,
+            context=measured.context,
+            arguments=("python", "-m", f"benchmarks.{self._runner}", *sys.argv[1:]),
+            tests=dict(measured.tests),
+            model=measured.model,
+            binaries=(),
+            device=replace(read_device(Host()), model=_cpu_name()),
+            delegation=None,
+            iterations=tuple(Iteration(None, None, 0, None, dict(run)) for run in measured.runs),
+            memory=MemoryRecord(None, None, {}, None, None, None),
+            samples=Samples({"t_s": ()}, None),
+            drift={},
+            state_before=self._before,
+            state_after=read_state(Host()),
+            flags=() if measured.is_whole else ("interrupted",),
+            script=script,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_results(path) as writer:
+            writer.append(record)
+
+
+def model_record(path: Path, name: str, *, size: str | None = None, quantization: str | None = None) -> ModelRecord:
+    """Of a bundle or a checkpoint (a directory), or of a file, whose ending is its kind."""
+    if path.is_file():
+        kinds: dict[str, ModelKind] = {".litertlm": "litertlm", ".tflite": "tflite", ".gguf": "gguf"}
+        return ModelRecord(name, kinds[path.suffix], size, hash_file(path).sha256, path.stat().st_size, quantization)
+    is_bundle = (path / MANIFEST_NAME).exists()
+    digest = hash_file(path / (MANIFEST_NAME if is_bundle else "config.json")).sha256
+    return ModelRecord(name, "bundle" if is_bundle else "checkpoint", size, digest, tree_bytes(path), quantization)

@@ -1,48 +1,61 @@
 """Draws the plots of README.md from the records in results/: of each file those of the last commit and machine there.
 
-The same records give the same bytes.
+The same records give the same bytes. Where a script has written none yet, those of November 2026 are drawn.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 from benchmarks.measure import RESULTS
+from benchmarks.old_results import Point, old_points
 from toolkit.report.plots import Bar, StackedBars, write_plot
+from toolkit.results.json_lines import read_results
+from toolkit.results.record import BenchRecord
 
-Record = Mapping[str, Any]
+OLD = "2026-11"
 
 
-def latest(path: Path, key: Callable[[Record], object]) -> list[Record]:
-    """The last record of each key, in the order in which the keys came; none where the file is missing.
+def latest(results: Path, script: str, *keys: str) -> list[Point]:
+    """The last record of each value of `keys`, which are facts, in the order in which they came; none without a file.
 
     Only those count that the same commit gave on the same machine as the file's last one: others do not compare.
     """
-    if not path.exists():
-        return []
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    comparable = [record for record in records if _origin(record) == _origin(records[-1])]
-    return list({key(record): record for record in comparable}.values())
+    path, old = results / f"{script}.jsonl", results / OLD / f"{script}.jsonl"
+    if path.exists():
+        points = [_point(record) for record in read_results(path).records]
+    else:
+        points = old_points(old, script) if old.exists() else []
+    comparable = [point for point in points if point.origin == points[-1].origin]
+    return list({tuple(point.facts.get(key) for key in keys): point for point in comparable}.values())
 
 
-def _origin(record: Record) -> tuple[object, object]:
-    return record["device"], record["versions"]["gemma-edge"]
+def _point(record: BenchRecord) -> Point:
+    script, device, model = record.script, record.device, record.model
+    facts = {"model": model.name, "quantization": model.quantization or "", "bytes": str(model.bytes)}
+    facts |= {"start": record.start, **(script.conditions if script is not None else {})}
+    names = dict.fromkeys(name for item in record.iterations for name in item.figures)
+    figures = {
+        str(name): median([item.figures[name] for item in record.iterations if name in item.figures]) for name in names
+    }
+    origin = (device.model, device.kernel, device.cpus, device.memory_bytes, script.commit if script else None)
+    return Point(origin, facts, figures)
 
 
 def bandwidth(results: Path) -> StackedBars | None:
     """Bytes read per second of decoding, beside what the memory gives."""
-    records = latest(results / "bandwidth.jsonl", lambda r: (r["bundle"], r["context"]))
+    points = latest(results, "bandwidth", "model", "filled")
     bars = []
-    for record in records:
-        label = f"{record['bundle']} at {record['context']:,}"
-        bars.append(_bar(label, "decode", record["bytes_per_s"]["median"] / 1e9, new=record["context"] == 512))
-    if not records:
+    for point in points:
+        filled = int(point.facts["filled"])
+        rate = point.figures["decode_read_bytes_per_s"] / 1e9
+        bars.append(_bar(f"{point.facts['model']} at {filled:,}", "decode", rate, new=filled == 512))
+    if not points:
         return None
-    most = max(max(record["memory_read_bytes_per_s"][when] for when in ("before", "after")) for record in records)
+    most = max(point.figures["memory_read_bytes_per_s"] for point in points)
     bars.append(_bar("memory, read by NumPy", "decode", most / 1e9, new=True))
     return StackedBars("Weights and caches read while decoding", "GB/s", bars)
 
@@ -50,59 +63,52 @@ def bandwidth(results: Path) -> StackedBars | None:
 def memory(results: Path) -> StackedBars | None:
     """What a run holds when its last token is out."""
     bars = []
-    for record in latest(results / "memory.jsonl", lambda r: (r["bundle"], r["contender"])):
-        if record["run"] is None:
-            continue
-        end = record["run"]["memory"]["decode"]
-        ple = end["groups"]["per_layer_embedding"]["resident_bytes"]
-        parts = {
-            "anonymous": end["rss_anonymous_bytes"] / 1e9,
-            "files, but PLE": (end["rss_file_bytes"] - ple) / 1e9,
-            "PLE shards": ple / 1e9,
-        }
-        bars.append(Bar(f"{record['bundle']}, {record['contender']}", parts))
+    for point in latest(results, "memory", "model", "run"):
+        if "anonymous_bytes" in point.figures:
+            ple = point.figures["ple_resident_bytes"]
+            parts = {
+                "anonymous": point.figures["anonymous_bytes"] / 1e9,
+                "files, but PLE": (point.figures["file_bytes"] - ple) / 1e9,
+                "PLE shards": ple / 1e9,
+            }
+            bars.append(Bar(f"{point.facts['model']}, {point.facts['run']}", parts))
     return StackedBars("Resident memory after the last token", "GB", bars) if bars else None
 
 
 def convert_size(results: Path) -> StackedBars | None:
     """Checkpoint bytes per second, beside what storage gave."""
     bars = []
-    for record in latest(results / "convert_size.jsonl", lambda r: (r["checkpoint"], r["recipe"], r["search"])):
-        label = f"{record['checkpoint']} {record['recipe']} {record['search']}"
-        bars.append(_bar(label, "rate", record["kept_bytes"] / record["seconds"]["median"] / 1e6, new=True))
-        bars.append(_bar("storage alone", "rate", record["storage_bytes_per_s"] / 1e6))
+    for point in latest(results, "convert_size", "model", "recipe", "search"):
+        label = " ".join(point.facts[key] for key in ("model", "recipe", "search"))
+        rate = point.figures["kept_bytes"] / point.figures["convert_s"]
+        bars.append(_bar(label, "rate", rate / 1e6, new=True))
+        bars.append(_bar("storage alone", "rate", point.figures["storage_bytes_per_s"] / 1e6))
     return StackedBars("Conversion of a cold checkpoint", "MB/s", bars) if bars else None
 
 
-def ple(results: Path, state: str) -> StackedBars | None:
+def ple(results: Path, start: str) -> StackedBars | None:
     """Microseconds a look-up takes."""
-    records = latest(results / "ple.jsonl", lambda r: (r["bundle"], r["way"]["name"]))
-    found = [record for record in records if record[f"{state}_median_us"]]
-    bars = [_bar(record["way"]["name"], "look-up", record[f"{state}_median_us"]["median"]) for record in found]
-    return StackedBars(f"One token's per-layer embeddings, page cache {state}", "us", bars) if bars else None
+    points = [point for point in latest(results, "ple", "model", "table", "start") if point.facts["start"] == start]
+    bars = [_bar(point.facts["table"], "look-up", point.figures["lookup_latency_p50_s"] * 1e6) for point in points]
+    return StackedBars(f"One token's per-layer embeddings, page cache {start}", "us", bars) if bars else None
 
 
 def decode(results: Path) -> StackedBars | None:
     """Rates of every system and engine, a group of bars for each size of file."""
-    records = latest(results / "decode.jsonl", lambda r: (_size(r), r["recipe"], r["system"], _runtime(r)))
-    records.sort(key=lambda r: (_size(r), r["recipe"]))
+    points = latest(results, "decode", "bytes", "quantization", "system", "runtime")
+    points.sort(key=lambda point: (_size(point), point.facts["quantization"]))
     bars, before = [], None
-    for record in records:
-        size = _size(record)
-        label = f"{record['recipe']} ({size}), {record['system']} in {_runtime(record)}"
-        bars.append(_bar(label, "decode", record["decode_tokens_per_s"]["median"], new=size != before))
+    for point in points:
+        facts, size = point.facts, _size(point)
+        label = f"{facts['quantization']} ({size}), {facts['system']} in {facts['runtime']}"
+        bars.append(_bar(label, "decode", point.figures["decode_tokens_per_s"], new=size != before))
         before = size
     return StackedBars("Decode rates by file", "tokens/s", bars) if bars else None
 
 
-def _size(record: Record) -> str:
+def _size(point: Point) -> str:
     """Files of one size and recipe by different makers differ by some percent: rounded to a tenth of a gigabyte."""
-    return f"{record['file_bytes'] / 1e9:.1f} GB"
-
-
-def _runtime(record: Record) -> str:
-    """Older records name it otherwise."""
-    return str(record.get("runtime") or record["engine"])
+    return f"{int(point.facts['bytes']) / 1e9:.1f} GB"
 
 
 def _bar(label: str, part: str, value: float, *, new: bool = False) -> Bar:

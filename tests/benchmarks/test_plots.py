@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+from result_records import RECORDS
+
 from benchmarks import plot_results
+from benchmarks.measure import RESULTS
+from toolkit.results.json_lines import open_results
+from toolkit.results.record import BenchRecord, Figures, Iteration, ScriptRecord
 
 
-def write(path: Path, records: list[dict[str, object]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+def bandwidth(filled: int, rate: float, commit: str = "b", cpu: str = "one") -> BenchRecord:
+    figures: Figures = {"decode_read_bytes_per_s": rate, "memory_read_bytes_per_s": 21e9}
+    script = ScriptRecord(commit, {"filled": str(filled), "steps": "48"}, {})
+    return changed(figures, script, cpu)
 
 
-def bandwidth(context: int, rate: float, commit: str = "b", cpu: str = "one") -> dict[str, object]:
-    memory = {"before": 20e9, "after": 21e9}
-    return {
-        "device": {"cpu": cpu},
-        "versions": {"gemma-edge": commit},
-        "bundle": "e2b",
-        "context": context,
-        "bytes_per_s": {"median": rate},
-        "memory_read_bytes_per_s": memory,
-    }
+def changed(figures: Figures, script: ScriptRecord, cpu: str = "one") -> BenchRecord:
+    record = RECORDS[0]
+    return dataclasses.replace(
+        record,
+        runner="bench_bandwidth",
+        tests={"read": "decode_read_bytes_per_s"},
+        model=dataclasses.replace(record.model, name="e2b"),
+        device=dataclasses.replace(record.device, model=cpu),
+        iterations=(Iteration(None, None, 0, None, figures),),
+        drift={},
+        script=script,
+    )
+
+
+def write(path: Path, records: list[BenchRecord]) -> None:
+    with open_results(path) as writer:
+        for record in records:
+            writer.append(record)
 
 
 def test_the_latest_record_of_each_contender_is_drawn(tmp_path: Path) -> None:
@@ -48,3 +64,16 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     plot_results.main(["--results", str(tmp_path)])
     assert (tmp_path / "bandwidth.svg").read_bytes() == first
     assert [path.name for path in tmp_path.glob("*.svg")] == ["bandwidth.svg"]
+
+
+def test_old_records_are_drawn_where_there_are_no_new_ones(tmp_path: Path) -> None:
+    old = tmp_path / plot_results.OLD
+    old.mkdir()
+    line = (RESULTS / plot_results.OLD / "bandwidth.jsonl").read_text().splitlines()[-1]
+    (old / "bandwidth.jsonl").write_text(f"{line}\n")
+    plot = plot_results.bandwidth(tmp_path)
+    assert plot is not None and len(plot.bars) == 2
+    assert sum(plot.bars[0].parts.values()) == json.loads(line)["bytes_per_s"]["median"] / 1e9
+    write(tmp_path / "bandwidth.jsonl", [bandwidth(512, 1e9)])
+    plot = plot_results.bandwidth(tmp_path)
+    assert plot is not None and plot.bars[0].label == "e2b at 512"

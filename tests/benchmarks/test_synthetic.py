@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from benchmarks.engine_run import EngineRun
 from converters.gemma3n.config.audio import audio_tensors, parse_audio_config
 from converters.gemma3n.family import open_gemma3n
 from converters.gemma3n.groups import text_tensors, unused_kv_tensors
+from toolkit.results.json_lines import read_results
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +100,13 @@ def test_bench_convert_measures_a_conversion_and_appends_its_result(tiny: Path, 
     results = tmp_path / "results.jsonl"
     arguments = ["--preset", "tiny", "--checkpoint", str(tiny), "--recipes", "int8", "--repeats", "1"]
     bench_convert.main([*arguments, "--scratch", str(tmp_path), "--output", str(results)])
-    (line,) = results.read_text().splitlines()
-    result = json.loads(line)
-    assert result["recipe"] == "int8" and result["system"] == "gemma-edge"
-    assert 0 < result["seconds"]["median"] < 120
-    assert 20e6 < result["peak_rss_bytes"]["median"] < 1e9
-    assert result["output_bytes"] > 969_104 and result["device"]["cores"] >= 1
+    (record,) = read_results(results).records
+    assert record.script is not None
+    assert record.script.conditions == {"system": "gemma-edge", "recipe": "int8"}
+    (figures,) = [item.figures for item in record.iterations]
+    assert 0 < figures["convert_s"] < 120
+    assert 20e6 < figures["peak_rss_bytes"] < 1e9
+    assert figures["output_bytes"] > 969_104 and record.device.cpus >= 1
 
 
 def test_bench_decode_compares_ours_with_the_peer_of_the_same_recipe(tmp_path: Path) -> None:

@@ -68,12 +68,14 @@ def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
     """Tokens/s of each test over time, with temperature and frequency below; None without iterations."""
     panels = []
     for test, figure in record.tests.items():
-        measured = [item for item in record.iterations if figure in item.figures]
+        measured = [
+            ((item.begin_s + item.end_s) / 2, item.figures[figure])
+            for item in record.iterations
+            if figure in item.figures and item.begin_s is not None and item.end_s is not None
+        ]
         if figure.endswith("tokens_per_s") and measured:
-            times = [(item.begin_s + item.end_s) / 2 for item in measured]
-            panels.append(
-                Panel("tokens/s", {test: Line(times, [item.figures[figure] for item in measured], dots=True)})
-            )
+            times, values = [time for time, _ in measured], [value for _, value in measured]
+            panels.append(Panel("tokens/s", {test: Line(times, values, dots=True)}))
     if not panels:
         return None
     sampled: tuple[tuple[FigureName, str, str, float], ...] = (

@@ -106,7 +106,7 @@ def _identity(what: Across) -> tuple[Callable[[BenchRecord], _Key], Callable[[Be
 def _by_key(records: Iterable[BenchRecord], across: Collection[Across]) -> dict[_Key, list[BenchRecord]]:
     found: dict[_Key, list[BenchRecord]] = {}
     for record in records:
-        key: _Key = (record.runner, record.backend, record.threads, record.start)
+        key: _Key = (record.runner, record.conditions, record.backend, record.threads, record.start)
         key += () if "device" in across else _device(record)
         key += () if "model" in across else _model(record)
         found.setdefault(key, []).append(record)
@@ -163,7 +163,14 @@ def _model_name(record: BenchRecord) -> str:
 
 
 def _way(record: BenchRecord) -> str:
-    parts = (record.model.size, record.runner, record.backend, threads_text(record), record.start)
+    parts = (
+        record.model.size,
+        record.runner,
+        record.conditions,
+        record.backend,
+        threads_text(record),
+        record.start,
+    )
     return " ".join(part for part in parts if part)
 
 
@@ -207,6 +214,7 @@ def _differences(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Ite
         "build": lambda record: record.device.fingerprint or "unknown",
         "kernel": lambda record: record.device.kernel or "unknown",
         "tool": lambda record: record.tool,
+        "commit": lambda record: record.script.commit if record.script is not None else "unknown",
         "programs": lambda record: _listed(f"{item.name} {item.sha256[:12]}" for item in record.binaries) or "unknown",
         "governor": _governors,
         "context": lambda record: "the runner's own choice" if record.context is None else str(record.context),

@@ -52,6 +52,7 @@ def parse_record(line: bytes, file: Path | str | None = None, place: str | None 
     """One line, with or without its end; ResultsError names the first field that is wrong."""
     name = None if file is None else str(file)
     fields = without_format(parse_json(line, name, ResultsError, place), FORMAT, name, ResultsError, place)
+    fields.setdefault("script", None)
     record = read_record(fields, BenchRecord, name, ResultsError, place)
     for key, found, wanted in _contradictions(record):
         raise ResultsError(f"{place} {key}" if place else key, file=name, found=found, wanted=wanted)
@@ -61,6 +62,8 @@ def parse_record(line: bytes, file: Path | str | None = None, place: str | None 
 def dump_record(record: BenchRecord) -> bytes:
     """A record's line. One that could not be read back is an error."""
     value = {"format": FORMAT, **dataclasses.asdict(record)}
+    if record.script is None:
+        del value["script"]
     line = json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise ResultsError("record", found=f"{len(line):,} bytes", wanted=f"at most {MAX_LINE_BYTES:,}")
@@ -121,8 +124,11 @@ def _contradictions(record: BenchRecord) -> Iterator[tuple[str, object, str | No
     if record.delegation is not None:
         yield from _delegation_contradictions(record.delegation)
     for i, iteration in enumerate(record.iterations):
-        if iteration.end_s < iteration.begin_s:
-            yield f"iterations[{i}] end_s", iteration.end_s, "begin_s or later"
+        begin_s, end_s = iteration.begin_s, iteration.end_s
+        if (begin_s is None) != (end_s is None):
+            yield f"iterations[{i}]", "one time", "begin_s and end_s, or null twice"
+        elif begin_s is not None and end_s is not None and end_s < begin_s:
+            yield f"iterations[{i}] end_s", end_s, "begin_s or later"
     yield from _column_contradictions(record.samples.columns)
 
 

@@ -27,7 +27,7 @@ def labels(record: BenchRecord) -> Mapping[str, str]:
         "model": model.name,
         "size": model.size or "",
         "quant": model.quantization or "",
-        "runner": record.runner,
+        "runner": f"{record.runner}, {record.conditions}" if record.conditions else record.runner,
         "backend": record.backend,
         "threads": "" if record.threads is None else str(record.threads),
         "start": record.start,

@@ -12,6 +12,7 @@ from toolkit.results.figures import FigureName
 FORMAT = "gemma-edge-results/2"
 
 TestName = Annotated[str, Matches(re.compile(r"[A-Za-z0-9._:+-]{1,128}"), "1 to 128 of A-Z a-z 0-9 . _ : + -")]
+ConditionName = Annotated[str, Matches(re.compile(r"[a-z][a-z0-9_]{0,63}"), "1 to 64 of a-z 0-9 _")]
 Sha256 = Annotated[str, Matches(re.compile(r"[0-9a-f]{64}"), "64 hexadecimal digits")]
 Time = Annotated[str, Matches(re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"), "YYYY-MM-DDTHH:MM:SSZ")]
 Count = Annotated[int, Range(0, 2**63)]
@@ -28,7 +29,7 @@ Figures = dict[FigureName, Number]
 
 Backend = Literal["cpu", "gpu", "npu"]
 Start = Literal["cold", "warm"]
-ModelKind = Literal["bundle", "litertlm", "tflite"]
+ModelKind = Literal["bundle", "litertlm", "tflite", "gguf", "checkpoint", "weights"]
 DeviceKind = Literal["adb", "host"]
 Flag = Literal[
     "throttled",
@@ -105,10 +106,10 @@ class Delegation:
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """One measured repetition; times in seconds since the run began."""
+    """One measured repetition; times in seconds since the run began, or None where only its figures are known."""
 
-    begin_s: Amount
-    end_s: Amount
+    begin_s: Amount | None
+    end_s: Amount | None
     gate_wait_s: Amount
     thermal_status: Status | None
     figures: Figures
@@ -207,6 +208,18 @@ class StateRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ScriptRecord:
+    """What a script of benchmarks/ says beside its figures; `gemma-edge bench` says it in other fields."""
+
+    commit: str
+    """Of this repository, with a + if files of it were changed."""
+    conditions: dict[ConditionName, str]
+    """What tells one contender of the script from another, such as `recipe` and `page_cache`."""
+    versions: dict[str, str]
+    """Of packages and peers."""
+
+
+@dataclass(frozen=True, slots=True)
 class BenchRecord:
     """One line of a results file."""
 
@@ -232,6 +245,14 @@ class BenchRecord:
     state_before: StateRecord | None
     state_after: StateRecord | None
     flags: tuple[Flag, ...]
+    script: ScriptRecord | None = None
+    """Of a script of benchmarks/; the one key that a line may lack."""
+
+    @property
+    def conditions(self) -> str:
+        """Those of a script in one line, nothing for other runners."""
+        found = self.script.conditions if self.script is not None else {}
+        return ", ".join(f"{name} {value}" for name, value in found.items())
 
     def values(self, test: str) -> tuple[float, ...]:
         """A test's figure of each iteration that has it, in order."""

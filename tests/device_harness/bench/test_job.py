@@ -104,7 +104,7 @@ def test_each_iteration_is_a_process_of_its_own_after_an_unmeasured_one(machine:
     assert record.values("tg8") == (2, 3, 4)
     assert (record.runner, record.start, record.device.emulated) == ("stand_in", "warm", True)
     assert record.arguments[:2] == ("sh", "-c")
-    times = [(item.begin_s, item.end_s) for item in record.iterations]
+    times = [(item.begin_s or 0.0, item.end_s or 0.0) for item in record.iterations]
     flat = [moment for both in times for moment in both]
     assert flat == sorted(flat) and flat[0] > 0, "one after the other, and after the unmeasured one"
     assert record.memory.peak is not None and record.samples.columns["rss_bytes"]

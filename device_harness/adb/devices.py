@@ -48,9 +48,9 @@ class Device:
 
 
 def list_devices(addresses: Sequence[str] = (), *, timeout: float = 3.0, scan: bool = True) -> tuple[Device, ...]:
-    """Devices on USB, at ``addresses`` (HOST[:PORT]) and, with ``scan``, on this computer's emulator ports.
+    """Devices on USB, at `addresses` (HOST[:PORT]) and, with `scan`, on this computer's emulator ports.
 
-    ``timeout``: seconds that each has to answer; one that only has to be allowed shows as unauthorized.
+    `timeout`: seconds that each has to answer; one that only has to be allowed shows as unauthorized.
     """
     named = [tcp_endpoint(address) for address in addresses]
     scanned = _open_local_ports() if scan else []
@@ -67,7 +67,7 @@ def list_devices(addresses: Sequence[str] = (), *, timeout: float = 3.0, scan: b
 
 
 def connect(name: str | None = None, *, auth_timeout: float = 30.0) -> Transport:
-    """The device ``name`` (USB serial number, HOST[:PORT] or emulator-PORT), else ANDROID_SERIAL's, else the only one.
+    """The device `name` (USB serial number, HOST[:PORT] or emulator-PORT), else ANDROID_SERIAL's, else the only one.
 
     UsageError lists the devices if several could be meant; EnvironmentFault says why none can be used.
     """
@@ -127,7 +127,7 @@ def key_paths() -> tuple[Path, ...]:
 
 
 def describe(device: Device) -> str:
-    """One line for errors and lists."""
+    """A device in one line: its name if it can be used, else why not."""
     return (
         f"{device.serial} ({device.model or device.kind})" if device.is_usable else f"{device.serial}: {device.reason}"
     )

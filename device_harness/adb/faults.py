@@ -10,7 +10,7 @@ class DeviceFault(EnvironmentFault):
 
 
 class ConnectionLost(DeviceFault):
-    """The connection is gone; ``Transport.reconnect`` may bring it back, and what ran may go on on the device."""
+    """The connection is gone; `Transport.reconnect` may bring it back, and what ran may go on on the device."""
 
 
 class DeviceTimeout(DeviceFault):
@@ -18,7 +18,7 @@ class DeviceTimeout(DeviceFault):
 
 
 class ServiceRefused(DeviceFault):
-    """The device does not offer a service, such as ``exec:`` or ``sync:``."""
+    """The device does not offer a service, such as `exec:` or `sync:`."""
 
 
 class DeviceRefusal(DeviceFault):

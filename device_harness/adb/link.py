@@ -43,7 +43,7 @@ class Link:
         self._lost: str | None = "no connection yet"
 
     def connect(self, signers: Sequence[Signer], *, timeout: float, auth_timeout: float) -> None:
-        """Shake hands; ``auth_timeout`` is how long someone has to allow the key on the device's screen."""
+        """Shake hands; `auth_timeout` is how long someone has to allow the key on the device's screen."""
         shake = Handshake(self._port)
         self.banner, self.max_payload_bytes = shake.run(self.name, signers, timeout=timeout, auth_timeout=auth_timeout)
         self._sums = shake.sums
@@ -62,7 +62,7 @@ class Link:
         return self._lost is None
 
     def open(self, service: str, *, timeout: float) -> Stream:
-        """A stream to a service such as ``shell:ls``; ServiceRefused at once if the device has none of that name."""
+        """A stream to a service such as `shell:ls`; ServiceRefused at once if the device has none of that name."""
         with self._changed:
             self._last_id += 1
             stream = self._streams[self._last_id] = Stream(self, service, self._last_id)
@@ -93,7 +93,7 @@ class Link:
                 raise
 
     def wait(self, ready: Callable[[], bool], timeout: float) -> bool:
-        """Read and hand out messages until ``ready``; False after ``timeout`` seconds."""
+        """Read and hand out messages until `ready`; False after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         with self._changed:
             while not ready():
@@ -170,12 +170,12 @@ class Stream:
 
     @property
     def has_input(self) -> bool:
-        """Whether ``read`` would answer at once."""
+        """Whether `read` would answer at once."""
         return bool(self._inbox) or self.is_closed
 
     @property
     def max_write_bytes(self) -> int:
-        """The most that one ``write`` may carry."""
+        """The most that one `write` may carry."""
         return self._link.max_payload_bytes
 
     def write(self, payload: Payload, *, timeout: float) -> None:
@@ -237,7 +237,7 @@ class Stream:
 
 
 def service_name(service: str) -> str:
-    """``shell,v2,raw`` of ``shell,v2,raw:ls``, for errors."""
+    """`shell,v2,raw` of `shell,v2,raw:ls`, for errors."""
     return service.partition(":")[0]
 
 

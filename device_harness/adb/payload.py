@@ -46,7 +46,7 @@ Payload = Buffer | FilePayload
 
 
 def part_of(payload: Payload, start: int, most: int) -> Payload:
-    """At most ``most`` bytes from ``start`` on, uncopied."""
+    """At most `most` bytes from `start` on, uncopied."""
     if not isinstance(payload, FilePayload):
         return memoryview(payload)[start : start + most]
     size = min(most, payload.size - start)

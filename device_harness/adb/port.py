@@ -41,7 +41,7 @@ from device_harness.adb.wire import (
 )
 
 FEATURES = b"features=cmd,shell_v2"
-"""What this host can do, sent after ``host::``."""
+"""What this host can do, sent after `host::`."""
 
 _ADB_SHELL_FAULTS = (
     exceptions.AdbTimeoutError,
@@ -60,7 +60,7 @@ class Signer(Protocol):
 
 
 def load_signer(path: Path) -> Signer:
-    """An adb key: PEM at ``path``; its public half beside it, or computed where only vendors' private half is there."""
+    """An adb key: PEM at `path`; its public half beside it, or computed where only vendors' private half is there."""
     if Path(f"{path}.pub").is_file():
         signer: Signer = CryptographySigner(str(path))
         return signer
@@ -70,7 +70,7 @@ def load_signer(path: Path) -> Signer:
 
 
 def generate_key(path: Path) -> None:
-    """Write a new RSA key of 2,048 bits to ``path`` and ``path.pub``."""
+    """Write a new RSA key of 2,048 bits to `path` and `path.pub`."""
     keygen(str(path))
 
 
@@ -83,10 +83,10 @@ class Port(Protocol):
         """The next message's header, or nothing: no byte came."""
 
     def read(self, size: int, timeout: float) -> Buffer:
-        """Exactly ``size`` bytes; ``timeout`` is the longest pause."""
+        """Exactly `size` bytes; `timeout` is the longest pause."""
 
     def write(self, buffers: Sequence[Payload], timeout: float) -> None:
-        """All of it; ``timeout`` is the longest pause. BundleError if a file has shrunk."""
+        """All of it; `timeout` is the longest pause. BundleError if a file has shrunk."""
 
     def is_alive(self) -> bool: ...
 
@@ -349,7 +349,7 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
 
 
 def read_rest(port: Port, start: Buffer, timeout: float) -> tuple[Header, Buffer]:
-    """Header and payload of the message that starts with the bytes ``start``; its checksum is held."""
+    """Header and payload of the message that starts with the bytes `start`; its checksum is held."""
     header = parse_header(start)
     payload = port.read(header.length, timeout) if header.length else b""
     require_checksum(header, payload)

@@ -19,7 +19,7 @@ from device_harness.adb.wire import EXIT, STDERR, STDOUT, ShellParser
 StreamName = Literal["stdout", "stderr"]
 
 KILLED_EXIT_CODE = 137
-"""128 + SIGKILL: what ``timeout -s KILL`` leaves."""
+"""128 + SIGKILL: what `timeout -s KILL` leaves."""
 
 _GRACE_S = 2.0
 """How much longer we wait than the device lets the command run."""
@@ -27,14 +27,14 @@ _GRACE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ShellResult:
-    """What a command said; ``stderr`` is empty on devices of shell v1, which mix it into ``stdout``."""
+    """What a command said; `stderr` is empty on devices of shell v1, which mix it into `stdout`."""
 
     stdout: str
     stderr: str
     exit_code: int
 
     def require(self, what: str) -> str:
-        """``stdout``, or DeviceRefusal with the command's last words if its exit code is not 0."""
+        """`stdout`, or DeviceRefusal with the command's last words if its exit code is not 0."""
         if self.exit_code:
             words = (self.stderr.strip() or self.stdout.strip()).splitlines()
             found = f"exit code {self.exit_code}" + (f": {words[-1]}" if words else "")
@@ -43,13 +43,13 @@ class ShellResult:
 
 
 class ShellStream:
-    """A running command: iterate over what it says, then ask for ``exit_code``; leaving the context gives it up.
+    """A running command: iterate over what it says, then ask for `exit_code`; leaving the context gives it up.
 
     Giving up does not end the command on the device; its time limit there does.
     """
 
     def __init__(self, link: Link, command: str, *, timeout: float) -> None:
-        """``timeout``: seconds the command may run; it is killed on the device then."""
+        """`timeout`: seconds the command may run; it is killed on the device then."""
         self._what = f"{link.name} shell"
         self._deadline = time.monotonic() + timeout + _GRACE_S
         self._exit_code: int | None = None
@@ -73,7 +73,7 @@ class ShellStream:
 
     @property
     def exit_code(self) -> int:
-        """Known once the iteration has ended."""
+        """The command's exit code, known once the iteration has ended."""
         if self._exit_code is None:
             raise ConnectionLost(self._what, found="no exit code", wanted="one at the end of the command's output")
         return self._exit_code
@@ -116,13 +116,13 @@ class ShellStream:
 
 
 class ExecStream:
-    """``exec:``, a command's raw input and output in one stream; neither exit code nor an end of input.
+    """`exec:`, a command's raw input and output in one stream; neither exit code nor an end of input.
 
-    A command that takes exactly the bytes it is sent, such as ``head -c N >> FILE``, ends by itself.
+    A command that takes exactly the bytes it is sent, such as `head -c N >> FILE`, ends by itself.
     """
 
     def __init__(self, link: Link, command: str, *, timeout: float) -> None:
-        """``timeout``: seconds that the command may go without progress."""
+        """`timeout`: seconds that the command may go without progress."""
         self._timeout = timeout
         self._stream: Stream = link.open(f"exec:{command}", timeout=timeout)
 
@@ -136,7 +136,7 @@ class ExecStream:
 
     @property
     def has_input(self) -> bool:
-        """Whether ``read`` would answer at once, as far as messages have been taken in: ``write`` takes them in too."""
+        """Whether `read` would answer at once, as far as messages have been taken in: `write` takes them in too."""
         return self._stream.has_input
 
     def write(self, data: Payload) -> bool:
@@ -149,7 +149,7 @@ class ExecStream:
         return True
 
     def read(self) -> bytes:
-        """Some output; nothing at its end."""
+        """The next piece of output; no bytes at its end."""
         return bytes(self._stream.read(timeout=self._timeout))
 
 
@@ -218,7 +218,7 @@ def _limited(command: str, timeout: float, marker: str) -> str:
     """The command under a time limit of the device's own, for a client that goes away leaves its command running.
 
     The shell itself tells the exit code: that of toybox 0.8.9's timeout is 127 for two of five commands that end at
-    once. The trap holds for an ``exit`` in the command too; after an ``exec`` there is only timeout's.
+    once. The trap holds for an `exit` in the command too; after an `exec` there is only timeout's.
     """
     traced = f"trap 'echo {marker}$? >&2' EXIT\n{command}"
     return f"timeout -s KILL {max(1, math.ceil(timeout))} sh -c {shlex.quote(traced)}"

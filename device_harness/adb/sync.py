@@ -1,29 +1,26 @@
-"""Files over ``sync:`` version 1, which every Android has; a device's refusal comes back in its own words."""
+"""Files over `sync:` version 1, which every Android has; a device's refusal comes back in its own words."""
 
 from __future__ import annotations
 
 import os
 import struct
 import time
-from collections.abc import Callable
 from typing import BinaryIO
 
 from device_harness.adb.faults import ConnectionLost, DeviceRefusal, ProtocolFault
 from device_harness.adb.link import Link, Stream
 from device_harness.adb.wire import SYNC_DATA_BYTES, SYNC_PATH_BYTES, pack_sync, parse_sync
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+from toolkit.base.files import Progress
 
 _HEADER_BYTES = 8
 _ENTRY = struct.Struct("<4I")
 
 
 class SyncSession:
-    """One ``sync:`` stream; a context."""
+    """One `sync:` stream; a context."""
 
     def __init__(self, link: Link, *, stall_timeout: float) -> None:
-        """``stall_timeout``: seconds without progress after which the device counts as stuck."""
+        """`stall_timeout`: seconds without progress after which the device counts as stuck."""
         self._what = f"{link.name} sync"
         self._timeout = stall_timeout
         self._stream: Stream = link.open("sync:", timeout=stall_timeout)
@@ -37,7 +34,7 @@ class SyncSession:
         self._stream.close()
 
     def send(self, source: BinaryIO, size: int, path: str, mode: int, progress: Progress | None) -> None:
-        """Write ``size`` bytes of ``source`` to a new file; what is left behind on a failure is the caller's to clear.
+        """Write `size` bytes of `source` to a new file; what is left behind on a failure is the caller's to clear.
 
         The next message is read and summed while the device takes the last one.
         """
@@ -58,7 +55,7 @@ class SyncSession:
         self._await_okay()
 
     def receive(self, path: str) -> bytes:
-        """A file's contents."""
+        """Read a whole file from the device."""
         self._what += f" {path}"
         self._request("RECV", path)
         content = bytearray()

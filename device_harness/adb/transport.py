@@ -1,6 +1,6 @@
 """A device over adb: commands, files, raw streams; each with a timeout, each failure a fault that says what to do.
 
-``device_harness.adb.devices.connect`` makes a ``Transport``. Paths on the device are absolute, of ``[A-Za-z0-9._-]``
+`device_harness.adb.devices.connect` makes a `Transport`. Paths on the device are absolute, of `[A-Za-z0-9._-]`
 only: adb joins a command's arguments into one line for a shell, so any other character is a way out of it.
 """
 
@@ -28,9 +28,10 @@ from device_harness.adb.faults import (
 from device_harness.adb.link import STALL_S, Link
 from device_harness.adb.port import Port, Signer
 from device_harness.adb.shell import ExecStream, ShellResult, ShellStream, run_shell
-from device_harness.adb.sync import Progress, SyncSession, size_of
+from device_harness.adb.sync import SyncSession, size_of
 from device_harness.adb.wire import Banner
 from toolkit.base.errors import UsageError
+from toolkit.base.files import Progress
 
 __all__ = [
     "Banner",
@@ -40,7 +41,6 @@ __all__ = [
     "DeviceTimeout",
     "Endpoint",
     "ExecStream",
-    "Progress",
     "ProtocolFault",
     "RemoteStat",
     "ServiceRefused",
@@ -58,7 +58,7 @@ _STAT_S = 20.0
 
 
 def remote_path(folder: str, *names: str) -> str:
-    """``folder`` (absolute) and names below it, joined; UsageError for anything that a shell or a path could bend.
+    """`folder` (absolute) and names below it, joined; UsageError for anything that a shell or a path could bend.
 
     >>> remote_path("/data/local/tmp", "bundle", "manifest.json")
     '/data/local/tmp/bundle/manifest.json'
@@ -74,7 +74,7 @@ def remote_path(folder: str, *names: str) -> str:
 
 
 def quote(path: str) -> str:
-    """A path on the device as one word of a shell command, checked as ``remote_path`` does."""
+    """A path on the device as one word of a shell command, checked as `remote_path` does."""
     return shlex.quote(remote_path(path))
 
 
@@ -89,7 +89,7 @@ class RemoteStat:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How to reach one device: ``serial`` is HOST:PORT or the USB serial number."""
+    """How to reach one device: `serial` is HOST:PORT or the USB serial number."""
 
     serial: str
     kind: Literal["tcp", "usb"]
@@ -100,7 +100,7 @@ class Transport:
     """A connected device; a context. Threads may share it."""
 
     def __init__(self, endpoint: Endpoint, signers: Sequence[Signer] = (), *, auth_timeout: float = 30.0) -> None:
-        """``auth_timeout``: seconds that someone has to allow this computer's key on the device's screen."""
+        """`auth_timeout`: seconds that someone has to allow this computer's key on the device's screen."""
         self._endpoint = endpoint
         self._signers = tuple(signers)
         self._auth_timeout = auth_timeout
@@ -142,7 +142,7 @@ class Transport:
         return self._link.available
 
     def reconnect(self, *, timeout: float = 60.0, pause: float = 0.2) -> None:
-        """Try again until the device is back, as after a cut or a reboot; the last failure after ``timeout`` seconds.
+        """Try again until the device is back, as after a cut or a reboot; the last failure after `timeout` seconds.
 
         Streams of the old connection are gone. Call it too after an interrupt, before anything is cleaned up.
         """
@@ -172,7 +172,7 @@ class Transport:
         return Transport(self._endpoint, self._signers, auth_timeout=self._auth_timeout).connect()
 
     def shell(self, command: str, *, timeout: float) -> ShellResult:
-        """Run a command to its end, which the device enforces after ``timeout`` seconds (DeviceTimeout)."""
+        """Run a command to its end, which the device enforces after `timeout` seconds (DeviceTimeout)."""
         return run_shell(self._link, command, timeout=timeout)
 
     def stream_shell(self, command: str, *, timeout: float) -> ShellStream:
@@ -180,7 +180,7 @@ class Transport:
         return ShellStream(self._link, command, timeout=timeout)
 
     def stream_exec(self, command: str, *, timeout: float = STALL_S) -> ExecStream:
-        """Start a command with raw input and output; ``timeout`` is the longest silence."""
+        """Start a command with raw input and output; `timeout` is the longest silence."""
         return ExecStream(self._link, command, timeout=timeout)
 
     def push_file(self, path: Path, remote: str, *, mode: int = 0o644, progress: Progress | None = None) -> int:
@@ -230,4 +230,4 @@ class _Shared(Transport):
         self._link = owner._link
 
     def close(self) -> None:
-        """Nothing: the owner closes."""
+        """Leave the connection open, for its owner closes it."""

@@ -1,6 +1,6 @@
 """The bytes of adb: messages, shell v2 packets, sync requests. Pure functions; sockets are elsewhere.
 
-Source: AOSP ``packages/modules/adb/protocol.txt``, ``SYNC.TXT``, ``shell_protocol.h``. All numbers are little-endian.
+Source: AOSP `packages/modules/adb/protocol.txt`, `SYNC.TXT`, `shell_protocol.h`. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NUMBERS = {name: word for word, name in _WORDS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The 24 bytes before a message's payload of ``length`` bytes."""
+    """The 24 bytes before a message's payload of `length` bytes."""
 
     command: str
     arg0: int
@@ -65,7 +65,7 @@ def checksum(payload: Buffer) -> int:
 
 
 def pack_header(command: str, arg0: int, arg1: int, payload: Payload = b"", *, summed: bool = True) -> bytes:
-    """A message's header; ``summed`` False leaves the checksum 0, which peers of VERSION_SKIP_CHECKSUM agree on."""
+    """A message's header; `summed` False leaves the checksum 0, which peers of VERSION_SKIP_CHECKSUM agree on."""
     word = _NUMBERS[command]
     total = 0
     if summed:
@@ -95,7 +95,7 @@ def require_checksum(header: Header, payload: Buffer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Banner:
-    """What a side says of itself in CNXN: ``device``, ``host``, ``recovery``...; properties; features."""
+    """What a side says of itself in CNXN: `device`, `host`, `recovery`...; properties; features."""
 
     state: str
     properties: Mapping[str, str]
@@ -103,7 +103,7 @@ class Banner:
 
 
 def parse_banner(data: Buffer) -> Banner:
-    """Lenient, for the oldest devices send ``device::`` alone.
+    """Lenient, for the oldest devices send `device::` alone.
 
     >>> banner = parse_banner(b"device::ro.product.model=Pixel 9;features=shell_v2,cmd\\0")
     >>> banner.state, banner.properties["ro.product.model"], sorted(banner.features)
@@ -118,7 +118,7 @@ def parse_banner(data: Buffer) -> Banner:
 
 
 def pack_banner(banner: Banner) -> bytes:
-    """The reverse of ``parse_banner``."""
+    """The reverse of `parse_banner`."""
     fields = [f"{name}={value}" for name, value in banner.properties.items()]
     return f"{banner.state}::{';'.join([*fields, 'features=' + ','.join(sorted(banner.features))])}".encode()
 
@@ -145,7 +145,7 @@ class ShellParser:
         self._rest = bytearray()
 
     def feed(self, data: Buffer) -> list[ShellPacket]:
-        """The packets that ``data`` completes; ProtocolFault at an unknown id or an absurd length."""
+        """The packets that `data` completes; ProtocolFault at an unknown id or an absurd length."""
         self._rest += data
         packets = []
         start = 0
@@ -172,6 +172,6 @@ def pack_sync(id_: str, value: int) -> bytes:
 
 
 def parse_sync(data: Buffer) -> tuple[str, int]:
-    """The reverse of ``pack_sync``; ids that are no letters come back escaped."""
+    """The reverse of `pack_sync`; ids that are no letters come back escaped."""
     id_, value = _SYNC.unpack(data)
     return id_.decode("ascii", "backslashreplace"), value

@@ -1,1 +1,1 @@
-"""Measures: iterations, gates, samples, state."""
+"""Measures models on machines: a process an iteration, waits for a cool device, samples of memory, records."""

@@ -56,7 +56,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """How a job is measured."""
+    """How often and with what care a job is measured."""
 
     repetitions: int = 5
     readiness: ReadinessSettings = field(default_factory=ReadinessSettings)

@@ -17,7 +17,7 @@ LITERTLM = ".litertlm"
 
 
 def model_kind(path: Path) -> ModelKind:
-    """By the name alone."""
+    """Which kind of model a path names, by its ending alone."""
     return "litertlm" if path.suffix == LITERTLM else "bundle"
 
 

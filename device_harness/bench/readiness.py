@@ -25,7 +25,7 @@ from toolkit.base.errors import EnvironmentFault, UsageError
 from toolkit.results.record import Flag, ThermalRecord
 
 Note = Callable[[str], None]
-"""Told what is being waited for."""
+"""Called with what is being waited for, in words."""
 
 _STAY_ON = ("stay_on_while_plugged_in", "7")
 """android.os.BatteryManager: on AC, USB and wireless power."""
@@ -51,7 +51,7 @@ class ReadinessSettings:
     """When a device counts as cool, not throttling and within bounds; and as having the power to run as it can."""
 
     limit_celsius: float | None = None
-    """What skin (else battery, else CPU) may have, as ``resting_limit`` says; None: only throttling is waited for."""
+    """What skin (else battery, else CPU) may have, as `resting_limit` says; None: only throttling is waited for."""
     timeout_s: float = 300.0
     refuses: bool = False
     """A device that stays hot is an error; else its results are flagged."""
@@ -63,7 +63,7 @@ class ReadinessSettings:
 
 @dataclass(frozen=True, slots=True)
 class GateWait:
-    """How a wait ended."""
+    """How long a gate was waited for, and how that ended."""
 
     waited_s: float
     timed_out: bool
@@ -75,7 +75,7 @@ def resting_limit(machine: Machine, note: Note, *, timeout_s: float, interval_s:
     """A limit in degrees Celsius for this device in this room: a little above what it has at rest.
 
     A device may be hot when it is first looked at. It is at rest if it is well below the temperature from which it
-    says that it throttles, or if it cools no more, which takes ``interval_s`` to see; ``timeout_s`` bounds the wait.
+    says that it throttles, or if it cools no more, which takes `interval_s` to see; `timeout_s` bounds the wait.
     None for a machine that tells no temperature.
     """
     started = time.monotonic()
@@ -118,7 +118,7 @@ class PowerGate:
         self._told: frozenset[Flag] = frozenset()
 
     def wait(self) -> GateWait:
-        """DeviceRefusal if that is wanted and power is low; flags if it is, or is still after ``timeout_s``."""
+        """DeviceRefusal if that is wanted and power is low; flags if it is, or is still after `timeout_s`."""
         found = self._look()
         if not found or self._settings.on_low_power == "flag":
             self._tell(found, "the results are flagged")
@@ -137,7 +137,7 @@ class PowerGate:
         return GateWait(time.monotonic() - started, timed_out=bool(found), flags=frozenset(found))
 
     def _look(self) -> dict[Flag, str]:
-        """What is low, in words."""
+        """What of the device's power is low, in words, by the flag that it leads to."""
         battery, power_save = read_power(self._machine)
         level = (battery.level_percent if battery is not None else None) or 0
         words: dict[Flag, str] = {"low_battery": f"battery {level:g} %", "power_save": "power saving on"}
@@ -145,7 +145,7 @@ class PowerGate:
         return {flag: text for flag, text in words.items() if flag in low}
 
     def _tell(self, found: Mapping[Flag, str], what: str) -> None:
-        """Once for each state."""
+        """Say it, once for each state that is found."""
         if found and frozenset(found) != self._told:
             self._note(f"{self._machine.serial}: {', '.join(found.values())}; {what}")
         self._told = frozenset(found)
@@ -160,7 +160,7 @@ class ThermalGate:
         self._note = note
 
     def wait(self) -> GateWait:
-        """DeviceRefusal if it ``refuses`` and the device is still hot after ``timeout_s``."""
+        """DeviceRefusal if it `refuses` and the device is still hot after `timeout_s`."""
         started = time.monotonic()
         told = False
         while True:

@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProcessSample:
-    """One moment; ``uptime_s`` is the machine's /proc/uptime."""
+    """One moment; `uptime_s` is the machine's /proc/uptime."""
 
     uptime_s: float
     stat: ProcessStat
@@ -78,7 +78,7 @@ def sampling_script(pid: int, interval_s: float) -> str:
 
 
 class Sampler:
-    """Samples from ``__enter__`` to ``__exit__``; then read ``samples``.
+    """Samples from `__enter__` to `__exit__`; then read `samples`.
 
     Over a network, and on this computer, a second connection carries them. USB has one connection only, on which a
     sample would wait for the run's own output: there the loop writes a file, which is fetched in the end.
@@ -87,7 +87,7 @@ class Sampler:
     def __init__(
         self, machine: Machine, pid: int, *, limit_s: float, interval_s: float = DEFAULT_INTERVAL_S, file: str
     ) -> None:
-        """``limit_s``: when the loop ends whatever happens; ``file``: on the machine, to be removed after a cut."""
+        """`limit_s`: when the loop ends whatever happens; `file`: on the machine, to be removed after a cut."""
         self._machine = machine
         self._pid = pid
         self._limit_s = limit_s
@@ -130,7 +130,7 @@ class Sampler:
         return self._fault is not None or not self.samples
 
     def _stream(self) -> None:
-        """In a thread of its own."""
+        """Collect the samples over a second connection, in a thread of its own."""
         try:
             with (
                 self._machine.second_connection() as machine,
@@ -245,7 +245,7 @@ def memory_record(
 def group_memory(
     mappings: Sequence[MemoryMapping], groups: Mapping[str, Sequence[FileRange]], caches: Sequence[str]
 ) -> dict[str, MappedMemory]:
-    """Mappings by parameter group, weight caches (``caches``: shell patterns), libraries, other files and rest."""
+    """Mappings by parameter group, weight caches (`caches`: shell patterns), libraries, other files and rest."""
     totals: dict[str, list[int]] = {}
     for mapping in mappings:
         name = _group_of(mapping, groups) or _kind_of(mapping.path, caches)
@@ -279,7 +279,7 @@ def _kind_of(path: str, caches: Sequence[str]) -> str:
 
 
 def series(runs: Sequence[Sequence[ProcessSample]], begin_s: float) -> Samples:
-    """All samples on one clock, which begins at the machine's uptime ``begin_s``."""
+    """All samples on one clock, which begins at the machine's uptime `begin_s`."""
     samples = [sample for run in runs for sample in run]
     columns: dict[FigureName, tuple[float | None, ...]] = {
         "t_s": tuple(round(max(0.0, sample.uptime_s - begin_s), 3) for sample in samples)

@@ -81,7 +81,7 @@ def read_power(machine: Machine) -> tuple[BatteryRecord | None, bool | None]:
 
 
 def read_device(machine: Machine) -> DeviceRecord:
-    """What the machine is."""
+    """Make, model, system, processor and memory of a machine."""
     parts = read_parts(machine, _DEVICE)
     is_host = machine.kind == "host"
     properties = {} if is_host else parse_properties(parts["properties"])

@@ -1,6 +1,6 @@
 """What adbd does with keys: Android's binary form of an RSA public key, and the signature of a token.
 
-Source: AOSP ``libcrypto_utils/android_pubkey.cpp``; RFC 8017, 8.2.2 (PKCS #1 v1.5 with SHA-1).
+Source: AOSP `libcrypto_utils/android_pubkey.cpp`; RFC 8017, 8.2.2 (PKCS #1 v1.5 with SHA-1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PublicKey:
 
 
 def parse_public_key(text: bytes) -> PublicKey | None:
-    """``BASE64 user@host``, as in ~/.android/adbkey.pub; None if it is none."""
+    """`BASE64 user@host`, as in ~/.android/adbkey.pub; None if it is none."""
     try:
         words, _, modulus, _, exponent = _KEY.unpack(base64.b64decode(text.split(b"\0")[0].split()[0], validate=True))
     except (binascii.Error, IndexError, struct.error):
@@ -35,7 +35,7 @@ def parse_public_key(text: bytes) -> PublicKey | None:
 
 
 def is_signed(token: bytes, signature: bytes, key: PublicKey) -> bool:
-    """Whether ``signature`` is the key's over the token, which stands for a SHA-1 digest."""
+    """Whether `signature` is the key's over the token, which stands for a SHA-1 digest."""
     if len(signature) != _MODULUS_BYTES:
         return False
     found = pow(int.from_bytes(signature, "big"), key.exponent, key.modulus).to_bytes(_MODULUS_BYTES, "big")

@@ -21,7 +21,7 @@ class Channel:
     def __init__(
         self, send: Send, local_id: int, remote_id: int, max_payload_bytes: int, *, takes_pipe: bool = False
     ) -> None:
-        """``takes_pipe``: the service hands on what comes in as it is, so that it may lie in a pipe."""
+        """`takes_pipe`: the service hands on what comes in as it is, so that it may lie in a pipe."""
         self.local_id = local_id
         self.remote_id = remote_id
         self.is_closed = False
@@ -53,7 +53,7 @@ class Channel:
         return data
 
     async def read_some(self, most: int) -> memoryview | Piped:
-        """Between 1 and ``most`` bytes."""
+        """Between 1 and `most` bytes."""
         while not self._rest:
             data = await self.read()
             self._rest = data if isinstance(data, Piped) else memoryview(data)
@@ -63,7 +63,7 @@ class Channel:
         return some
 
     async def read_exactly(self, count: int) -> bytes:
-        """``count`` bytes, whatever messages they came in."""
+        """`count` bytes, whatever messages they came in."""
         parts = bytearray()
         while len(parts) < count:
             parts += at_hand(await self.read_some(count - len(parts)))
@@ -82,7 +82,7 @@ class Channel:
                 await self._send("WRTE", self.local_id, self.remote_id, part)
 
     async def close(self) -> None:
-        """Say goodbye, once."""
+        """Send the closing message, once."""
         if not self._said_close:
             self._said_close = True
             await self._send("CLSE", self.local_id, self.remote_id, b"")
@@ -98,16 +98,16 @@ class Channel:
         return self._pipe
 
     def end(self) -> None:
-        """Nobody reads any more."""
+        """Stop taking data from the host."""
         if self._pipe is not None:
             self._pipe.close()
 
     def take_okay(self) -> None:
-        """The host took our last message."""
+        """Note that the host has taken our last message."""
         self._okay.set()
 
     def take_close(self) -> None:
-        """The host goes: whatever waits, wakes."""
+        """Take the host's closing message, and wake whatever waits for it."""
         self.is_closed = True
         self._inbox.put_nowait(None)
         self._okay.set()

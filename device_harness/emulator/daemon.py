@@ -37,12 +37,12 @@ from device_harness.emulator.userland import Userland
 FEATURES = frozenset({"cmd", "fixed_push_mkdir", "ls_v2", "shell_v2", "stat_v2"})
 _TICKS_PER_S = 20
 _LEAST_PIPED_BYTES = 64 * 1024
-"""Less is as quickly copied."""
+"""Below this, copying takes no longer than a pipe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may connect. Without ``keys`` everybody; with them their owners, and new ones if ``allows_new``."""
+    """Who may connect. Without `keys` everybody; with them their owners, and new ones if `allows_new`."""
 
     keys: tuple[PublicKey, ...] | None = None
     allows_new: bool = False
@@ -50,7 +50,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the device says of itself; one without ``shell_v2`` is as old as Android 6."""
+    """What the device says of itself; one without `shell_v2` is as old as Android 6."""
 
     banner: Banner
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
@@ -219,7 +219,7 @@ class Connection:
                 await asyncio.sleep(len(part) / rate)
 
     async def _receive(self, count: int) -> Buffer:
-        """Exactly ``count`` bytes."""
+        """Exactly `count` bytes."""
         data = bytearray(count)
         rest = memoryview(data)
         await self._take_in(count, lambda done, most: self._loop.sock_recv_into(self._socket, rest[done : done + most]))
@@ -238,7 +238,7 @@ class Connection:
         return count
 
     async def _take_in(self, count: int, take: Callable[[int, int], Awaitable[int | None]]) -> int:
-        """How many of ``count`` bytes ``take`` (of what is done, and the most that it may) took before it said None.
+        """How many of `count` bytes `take` (of what is done, and the most that it may) took before it said None.
 
         _Cut at the host's end and where a fault has its byte.
         """
@@ -262,7 +262,7 @@ class Connection:
 
 
 class Daemon:
-    """Accepts hosts, and reboots."""
+    """Accepts connections of hosts, and ends them all in a reboot."""
 
     def __init__(self, identity: Identity, access: Access, userland: Userland, store: Store) -> None:
         self.store = store
@@ -276,7 +276,7 @@ class Daemon:
         self._connections: dict[Connection, asyncio.Task[None]] = {}
 
     async def serve(self, listeners: Callable[[], socket.socket]) -> None:
-        """For ever; ``listeners`` makes the listening socket anew after each reboot."""
+        """For ever; `listeners` makes the listening socket anew after each reboot."""
         loop = asyncio.get_running_loop()
         try:
             while True:

@@ -26,7 +26,7 @@ _START_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class EmulatorSettings:
-    """What is emulated; ``port`` 0 takes a free one."""
+    """What is emulated; `port` 0 takes a free one."""
 
     port: int = 0
     root: Path | None = None
@@ -43,7 +43,7 @@ class EmulatorSettings:
 
 
 class Emulator:
-    """A device at ``serial`` (127.0.0.1:PORT) from ``__enter__`` to ``__exit__``; for this computer only.
+    """A device at `serial` (127.0.0.1:PORT) from `__enter__` to `__exit__`; for this computer only.
 
     >>> with Emulator() as device:
     ...     device.serial.startswith("127.0.0.1:")
@@ -81,7 +81,7 @@ class Emulator:
 
     @property
     def serial(self) -> str:
-        """What ``--device`` takes."""
+        """HOST:PORT, as `--device` takes it."""
         return f"{_HOST}:{self.port}"
 
     @property

@@ -28,7 +28,7 @@ class Faults:
     bytes_per_s: int | None = None
     """Rate of the link, each way."""
     refused_services: tuple[str, ...] = ()
-    """Services by the start of their names: ``sync:``, ``exec:``, ``shell,v2``."""
+    """Services by the start of their names: `sync:`, `exec:`, `shell,v2`."""
     thermal_status: int = 0
     """0 (none) to 6 (shutdown), as THROTTLING_SEVERITIES."""
     battery_percent: int = 100
@@ -39,7 +39,7 @@ class Faults:
 
 
 def parse_faults(texts: Iterable[str]) -> Faults:
-    """``--fault`` options of the command line.
+    """`--fault` options of the command line.
 
     >>> parse_faults(["drop=1MiB", "refuse=exec:", "thermal=severe"])
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -77,7 +77,7 @@ def parse_faults(texts: Iterable[str]) -> Faults:
 
 
 def parse_size(text: str, what: str) -> int:
-    """Bytes of ``64MB`` (decimal) or ``64MiB`` (binary).
+    """Bytes of `64MB` (decimal) or `64MiB` (binary).
 
     >>> parse_size("1.5kB", "x"), parse_size("2MiB", "x"), parse_size("7", "x")
     (1500, 2097152, 7)

@@ -12,12 +12,12 @@ from contextlib import suppress
 from device_harness.adb.payload import Buffer
 
 _PIPE_BYTES = 1024 * 1024
-"""What every user may have (``/proc/sys/fs/pipe-max-size``): about a message."""
+"""What every user may have (`/proc/sys/fs/pipe-max-size`): about a message."""
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Pipe:
-    """Takes bytes in by ``fill``; what comes out, in the same order, is a ``Piped``'s."""
+    """Takes bytes in by `fill`; what comes out, in the same order, is a `Piped`'s."""
 
     def __init__(self) -> None:
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -26,7 +26,7 @@ class Pipe:
             fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def close(self) -> None:
-        """Give up what is in it."""
+        """Close both ends; what is still in the pipe is lost."""
         if not self.is_closed:
             self.is_closed = True
             os.close(self._out)
@@ -44,19 +44,19 @@ class Pipe:
         return None
 
     def read(self, size: int) -> bytes:
-        """Exactly ``size`` bytes, which are there."""
+        """Exactly `size` bytes, which are there."""
         data = b""
         while len(data) < size:
             data += os.read(self._out, size - len(data))
         return data
 
     def send(self, target: int, size: int) -> int:
-        """How many of ``size`` bytes, which are there, the file or socket took; BlockingIOError if none."""
+        """How many of `size` bytes, which are there, the file or socket took; BlockingIOError if none."""
         return os.splice(self._out, target, size, flags=_FLAGS)
 
 
 class Piped:
-    """The next ``size`` bytes of a pipe; whoever has them takes them out before those behind them."""
+    """The next `size` bytes of a pipe; whoever has them takes them out before those behind them."""
 
     def __init__(self, pipe: Pipe, size: int) -> None:
         self._pipe = pipe
@@ -77,7 +77,7 @@ class Piped:
         return self._pipe.read(size)
 
     def write(self, file: int) -> None:
-        """All of them to a file."""
+        """Write all of the bytes to a file."""
         while self._size:
             self._size -= self._pipe.send(file, self._size)
 
@@ -91,7 +91,7 @@ class Piped:
 
 
 def at_hand(data: Buffer | Piped) -> Buffer:
-    """Bytes in memory."""
+    """The data as bytes in memory, read from the pipe if it is there."""
     return data.read() if isinstance(data, Piped) else data
 
 

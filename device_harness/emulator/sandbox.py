@@ -23,10 +23,10 @@ _UNSHARED = ("--unshare-ipc", "--unshare-uts", "--unshare-net", "--hostname", "e
 
 
 class Sandbox:
-    """The namespaces of a device whose files are at ``root``; EnvironmentFault where they cannot be had."""
+    """The namespaces of a device whose files are at `root`; EnvironmentFault where they cannot be had."""
 
     def __init__(self, root: Path, visible: Sequence[str]) -> None:
-        """``visible``: folders of the host that programs see, read-only, beside /usr."""
+        """`visible`: folders of the host that programs see, read-only, beside /usr."""
         bubblewrap = shutil.which("bwrap")
         if bubblewrap is None:
             raise _fault("no bwrap")
@@ -36,7 +36,7 @@ class Sandbox:
         self._holder = self._hold()
 
     def argv(self) -> list[str]:
-        """What to put before a command; it needs ``fds`` of this process."""
+        """What to put before a command; it needs `fds` of this process."""
         users, processes = self.fds
         joined = ["--userns", str(users), "--pidns", str(processes)]
         return [self._bubblewrap, *joined, *_UNSHARED, *self._view]

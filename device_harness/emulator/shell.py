@@ -1,4 +1,4 @@
-"""``shell:`` (v1), ``shell,v2:`` and ``exec:`` of the emulated device."""
+"""`shell:` (v1), `shell,v2:` and `exec:` of the emulated device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ShellRequest:
     command: str
     is_v2: bool
     is_raw: bool
-    """``exec:``: output is passed on untouched."""
+    """`exec:`: output is passed on untouched."""
 
 
 def parse_shell_service(service: str) -> ShellRequest | None:

@@ -23,13 +23,13 @@ class Store:
         self._done: set[str] = set()
 
     def set_faults(self, faults: Faults) -> None:
-        """New faults; all counts start again."""
+        """Replace the faults; all counts of bytes start again."""
         self.faults = faults
         self._received = self._written = 0
         self._done = set()
 
     def receivable(self, wanted: int) -> int:
-        """How many of ``wanted`` bytes come in before the next cut."""
+        """How many of `wanted` bytes come in before the next cut."""
         cuts = [at for name, at in self._cuts() if name not in self._done]
         return min([wanted, *(max(0, at - self._received) for at in cuts)])
 
@@ -37,7 +37,7 @@ class Store:
         self._received += count
 
     def due_cut(self) -> str | None:
-        """``drop`` or ``reboot`` once its byte has come in; each only once."""
+        """`drop` or `reboot` once its byte has come in; each only once."""
         for name, at in self._cuts():
             if name not in self._done and self._received >= at:
                 self._done.add(name)
@@ -49,7 +49,7 @@ class Store:
         return None if self.limit_bytes is None else max(0, self.limit_bytes - self.stored_bytes())
 
     def admit(self, data: Buffer | Piped, room: int | None, written: int) -> Buffer | Piped:
-        """``data`` as it will be stored; OSError ENOSPC past ``room``, of which ``written`` bytes are used."""
+        """`data` as it will be stored; OSError ENOSPC past `room`, of which `written` bytes are used."""
         full = self.faults.disk_full_at_byte
         if (room is not None and written + len(data) > room) or (full is not None and self._written + len(data) > full):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

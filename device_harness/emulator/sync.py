@@ -1,6 +1,6 @@
-"""``sync:`` of the emulated device: version 1, and version 2 of stat and list.
+"""`sync:` of the emulated device: version 1, and version 2 of stat and list.
 
-Source: AOSP ``SYNC.TXT`` and ``file_sync_protocol.h``.
+Source: AOSP `SYNC.TXT` and `file_sync_protocol.h`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WORD = 0xFFFFFFFF
 
 
 class SyncServer:
-    """Serves one ``sync:`` stream until QUIT or the host's goodbye."""
+    """Serves one `sync:` stream until QUIT or the host's goodbye."""
 
     def __init__(self, channel: Channel, userland: Userland, store: Store) -> None:
         self._channel = channel
@@ -141,7 +141,7 @@ class SyncServer:
         await self._channel.write(message + b"DONE" + bytes(72 if is_v2 else 16))
 
     def _status(self, path: str, *, follow: bool) -> tuple[int, os.stat_result | None]:
-        """errno and status of a path; a link itself unless ``follow``."""
+        """errno and status of a path; a link itself unless `follow`."""
         try:
             if follow:
                 return 0, os.stat(self._userland.local(path))

@@ -14,7 +14,7 @@ _ABIS = {"x86_64": "x86_64", "aarch64": "arm64-v8a"}
 _SENSORS = (("CPU", 0, 9.0), ("GPU", 1, 6.0), ("BAT", 2, -2.0), ("SKIN", 3, 0.0))
 """Name, Android's TemperatureType, degrees above the skin."""
 _SKIN_CELSIUS = (34.0, 39.0, 42.0, 45.0, 48.0, 52.0, 56.0)
-"""By throttling status."""
+"""Temperature of the skin for each throttling status, from 0."""
 
 _THRESHOLDS = (
     f"\tTemperatureThreshold{{mType=3, mName=SKIN, mHotThrottlingThresholds=[NaN, {str(_SKIN_CELSIUS[1:])[1:-1]}], "
@@ -23,7 +23,7 @@ _THRESHOLDS = (
 
 
 def properties(serial: str) -> dict[str, str]:
-    """What getprop lists. ``ro.kernel.qemu`` is how every tool tells an emulated device."""
+    """What getprop lists. `ro.kernel.qemu` is how every tool tells an emulated device."""
     abi = _ABIS.get(platform.machine(), platform.machine())
     return {
         "ro.boot.qemu": "1",
@@ -45,7 +45,7 @@ def properties(serial: str) -> dict[str, str]:
 
 
 def battery(temperature_tenths: int, percent: int = 100) -> str:
-    """``dumpsys battery``: full and on USB power, or less and on none."""
+    """`dumpsys battery`: full and on USB power, or less and on none."""
     is_full = percent == 100
     return f"""Current Battery Service state:
   AC powered: false
@@ -66,7 +66,7 @@ def battery(temperature_tenths: int, percent: int = 100) -> str:
 
 
 def thermal(status: int) -> str:
-    """``dumpsys thermalservice``: cached values lag behind the HAL's, as on a phone."""
+    """`dumpsys thermalservice`: cached values lag behind the HAL's, as on a phone."""
     skin = _SKIN_CELSIUS[status]
     cached = "\n".join(_sensor(name, kind, _SKIN_CELSIUS[0] + above, 0) for name, kind, above in _SENSORS)
     current = "\n".join(
@@ -106,13 +106,13 @@ def skin_celsius(status: int) -> float:
 
 
 def power(*, is_screen_on: bool) -> str:
-    """The lines of ``dumpsys power`` that say whether the screen is on."""
+    """The lines of `dumpsys power` that say whether the screen is on."""
     wakefulness = "Awake" if is_screen_on else "Asleep"
     return f"POWER MANAGER (dumpsys power)\n\nPower Manager State:\n  mWakefulness={wakefulness}\n  mStayOn=false\n"
 
 
 def settings() -> Mapping[str, str]:
-    """``settings get NAMESPACE KEY``, by ``NAMESPACE.KEY``."""
+    """`settings get NAMESPACE KEY`, by `NAMESPACE.KEY`."""
     return {
         "global.airplane_mode_on": "0",
         "global.low_power": "0",

@@ -49,11 +49,11 @@ class Program:
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     fds: tuple[int, ...] = ()
-    """To be inherited."""
+    """File descriptors that the program inherits."""
 
 
 class Userland:
-    """A device's file tree at ``root``, and how its commands run."""
+    """A device's file tree at `root`, and how its commands run."""
 
     def __init__(
         self, root: Path, serial: str, *, isolation: Isolation, memory: MemoryLimit | None, limits_storage: bool
@@ -67,7 +67,7 @@ class Userland:
         self._search_path = [self._path("/system/bin"), "/usr/local/bin", "/usr/bin", "/bin"]
 
     def program(self, command: str) -> Program:
-        """``sh -c COMMAND`` as this device runs it; a shell that reads its input if there is no command."""
+        """`sh -c COMMAND` as this device runs it; a shell that reads its input if there is no command."""
         shell = ["sh", "-c", self._translated(command)] if command else ["sh"]
         if self._sandbox is not None:
             argv = [*self._sandbox.argv(), *shell]
@@ -83,7 +83,7 @@ class Userland:
         return self._sandbox is not None
 
     def close(self) -> None:
-        """End all programs, for good."""
+        """End all programs; none can be started afterwards."""
         self.end_programs()
         if self._sandbox is not None:
             self._sandbox.close()
@@ -107,7 +107,7 @@ class Userland:
         return any(self.root / name in path.parents for name in ("data", "sdcard"))
 
     def stored_bytes(self) -> int:
-        """What lies in /data and /sdcard."""
+        """Bytes of all files in /data and /sdcard."""
         total = 0
         for name in ("data", "sdcard"):
             for folder, _, files in os.walk(self.root / name):
@@ -119,7 +119,7 @@ class Userland:
         return total
 
     def show_storage(self, total: int, used: int) -> None:
-        """What df reports from now on."""
+        """Set the storage that df reports from now on."""
         self._write_state("storage", f"{total} {used}\n")
 
     def show_faults(self, faults: Faults) -> None:

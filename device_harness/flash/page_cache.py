@@ -29,7 +29,7 @@ class DroppedFiles:
 
 @dataclass(frozen=True, slots=True)
 class PageCache:
-    """``program``: the flash probe on the machine, which needs no root for it."""
+    """`program`: the flash probe on the machine, which needs no root for it."""
 
     program: str
 

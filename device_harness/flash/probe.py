@@ -40,7 +40,7 @@ _WAYS = 20
 
 @dataclass(frozen=True, slots=True)
 class ProbeSettings:
-    """What is read: ``reads`` single rows and ``batches`` of ``batch_rows``, each in every way and state."""
+    """What is read: `reads` single rows and `batches` of `batch_rows`, each in every way and state."""
 
     reads: int = 512
     batch_rows: int = 256
@@ -50,7 +50,7 @@ class ProbeSettings:
     tokens: tuple[int, ...] | None = None
     """Token ids in place of those: of a text, which meets some rows often."""
     state: Literal["cold", "warm"] | None = None
-    """None: both."""
+    """Which state of the page cache; None: cold, then warm."""
 
     def arguments(self) -> list[str]:
         """Options of the program, without the tokens, for they go in a file."""
@@ -86,13 +86,13 @@ class ReadMeasure:
     """Reads of one kind. A read is one row, or a batch; a latency runs from token ids to rows in memory.
 
     Percentiles are latencies that really occurred (nearest rank). Faults are those within reads, pages those of all
-    shards together, ``storage_read_bytes`` what the kernel fetched for the process: None where it does not say.
+    shards together, `storage_read_bytes` what the kernel fetched for the process: None where it does not say.
     """
 
     access: Access
     pattern: Pattern
     state: State
-    """``not_cold``: it was to be cold, and ``resident_pages_before`` pages could not be dropped."""
+    """`not_cold`: it was to be cold, and `resident_pages_before` pages could not be dropped."""
     reads: Count
     rows: Count
     latency_mean_us: Amount
@@ -157,7 +157,7 @@ def probe_host(
     progress: ProbeProgress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ProbeResult:
-    """Probe files of this computer. ``scratch``: a folder of the caller's."""
+    """Probe files of this computer. `scratch`: a folder of the caller's."""
     host = Host()
     program = native_program(FLASH_PROBE, parse_architecture(os.uname().machine, "host"), say=say)
     tokens = scratch / "tokens"
@@ -177,7 +177,7 @@ def probe_device(
     progress: ProbeProgress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ProbeResult:
-    """Probe shards that lie in ``folder`` of a device. The program is put beside it and removed again."""
+    """Probe shards that lie in `folder` of a device. The program is put beside it and removed again."""
     machine = device.shell("uname -m", timeout=_QUICK_S).require(f"{device.serial} uname -m")
     program = native_program(FLASH_PROBE, parse_architecture(machine, device.serial), say=say)
     # A Linux board with adbd has no getprop.

@@ -57,7 +57,7 @@ class AdbDevice:
         self._transport.reconnect(timeout=timeout)
 
     def place_files(self, source: PushSource, *, progress: PushProgress | None = None) -> str:
-        """Push what differs."""
+        """Push what differs from what the device has; the folder there."""
         target = default_target(source)
         receiver = place_receiver(self._transport, "auto")
         push_source(self._transport, source, target=target, receiver=receiver, progress=progress)

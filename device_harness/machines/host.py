@@ -102,6 +102,6 @@ class HostCommand:
 
     @property
     def exit_code(self) -> int:
-        """Waits for the end."""
+        """The exit code; waits for the command's end."""
         code = self._process.wait()
         return code if code >= 0 else 128 - code

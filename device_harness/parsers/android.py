@@ -46,13 +46,13 @@ _SOURCES: Mapping[str, PowerSource] = {
 
 
 def parse_properties(text: str) -> dict[str, str]:
-    """``getprop``: name to value."""
+    """`getprop`: name to value."""
     matches = (_PROPERTY.fullmatch(line) for line in clean_lines(text))
     return {match[1]: match[2] for match in matches if match is not None}
 
 
 def parse_battery(text: str) -> BatteryRecord | None:
-    """``dumpsys battery``; None without the service. Samsung repeats keys in another case, which is another key."""
+    """`dumpsys battery`; None without the service. Samsung repeats keys in another case, which is another key."""
     values: dict[str, str] = {}
     for line in clean_lines(text):
         if (match := _PAIR.fullmatch(line)) is not None:
@@ -71,7 +71,7 @@ def parse_battery(text: str) -> BatteryRecord | None:
 
 
 def parse_thermal(text: str) -> ThermalRecord | None:
-    """``dumpsys thermalservice``: what the HAL reads now; only without that the cached values, which may be stale."""
+    """`dumpsys thermalservice`: what the HAL reads now; only without that the cached values, which may be stale."""
     status: int | None = None
     parts: dict[str, list[TemperatureRecord]] = {_HAL_PART: [], _CACHED_PART: []}
     part: str | None = None
@@ -89,7 +89,7 @@ def parse_thermal(text: str) -> ThermalRecord | None:
 
 
 def parse_light_thresholds(text: str) -> dict[str, float]:
-    """``dumpsys thermalservice``: by sensor, the temperature from which a device throttles lightly, where it says so.
+    """`dumpsys thermalservice`: by sensor, the temperature from which a device throttles lightly, where it says so.
 
     The list holds a temperature for each ThrottlingSeverity (none, light, moderate, ...), or NaN.
     """
@@ -103,18 +103,18 @@ def parse_light_thresholds(text: str) -> dict[str, float]:
 
 
 def parse_screen(text: str) -> bool | None:
-    """``dumpsys power``: whether the screen is on."""
+    """`dumpsys power`: whether the screen is on."""
     found = [match[1] for line in clean_lines(text) if (match := _WAKEFULNESS.match(line)) is not None]
     return found[0] == "Awake" if found else None
 
 
 def parse_setting(text: str) -> bool | None:
-    """``settings get`` of a switch: 0, 1, or null where it was never set."""
+    """`settings get` of a switch: 0, 1, or null where it was never set."""
     return {"0": False, "1": True}.get(text.strip())
 
 
 def parse_cpus(text: str) -> tuple[CpuRecord, ...]:
-    """Lines ``cpu0|governor|scaling_cur_freq|scaling_max_freq|cpuinfo_max_freq``, in kHz; a part may be empty.
+    """Lines `cpu0|governor|scaling_cur_freq|scaling_max_freq|cpuinfo_max_freq`, in kHz; a part may be empty.
 
     >>> parse_cpus("cpu1|schedutil|600000||2000000\\n")
     (CpuRecord(cpu=1, governor='schedutil', frequency_hz=600000000, limit_hz=None, maximum_hz=2000000000),)

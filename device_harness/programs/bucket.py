@@ -81,7 +81,7 @@ class Bucket:
         return _parse_listing(data, url, folder)
 
     def download(self, url: str, target: Path, size: int, advance: Callable[[int], None]) -> None:
-        """Go on with ``target`` until it has ``size`` bytes; ``advance`` gets those of each block, found ones too.
+        """Go on with `target` until it has `size` bytes; `advance` gets those of each block, found ones too.
 
         EnvironmentFault if the server has another size or cannot be reached; what has come by then stays in the file.
         """

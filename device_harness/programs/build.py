@@ -44,7 +44,7 @@ class NativeProgram:
 
 
 def parse_architecture(machine: str, what: str) -> Architecture:
-    """What ``uname -m`` says, as compilers call it; DeviceFault for one that nothing is built for.
+    """What `uname -m` says, as compilers call it; DeviceFault for one that nothing is built for.
 
     >>> parse_architecture("aarch64", "phone")
     'aarch64'
@@ -58,9 +58,9 @@ def parse_architecture(machine: str, what: str) -> Architecture:
 def native_program(
     name: str, architecture: Architecture, *, directory: Path | None = None, say: Callable[[str], None] | None = None
 ) -> NativeProgram:
-    """The program ``name``, built if it is not in ``directory`` (None: the user's cache) yet.
+    """The program `name`, built if it is not in `directory` (None: the user's cache) yet.
 
-    ``say`` is told that a build begins, for the first one compiles the C library too. EnvironmentFault if there is no
+    `say` is told that a build begins, for the first one compiles the C library too. EnvironmentFault if there is no
     compiler, or if it fails.
     """
     source, path = _source(name), _path(name, architecture, directory)
@@ -75,7 +75,7 @@ def native_program(
 
 
 def built_program(name: str, architecture: Architecture, *, directory: Path | None = None) -> NativeProgram | None:
-    """The program ``name`` if it has been built; this never takes a minute."""
+    """The program `name` if it has been built; this never takes a minute."""
     try:
         path = _path(name, architecture, directory)
     except EnvironmentFault:

@@ -39,7 +39,7 @@ _KEY_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class PublishedProgram:
-    """Which program: ``version`` as the bucket names it, such as 2.2.0 or latest; ``abi`` as Android names it."""
+    """Which program: `version` as the bucket names it, such as 2.2.0 or latest; `abi` as Android names it."""
 
     name: str
     version: str
@@ -91,7 +91,7 @@ def fetch_program(
     progress: Progress | None = None,
     directory: Path | None = None,
 ) -> Path:
-    """The program's path in the cache (``directory``; None: the user's), downloaded if it is not there yet.
+    """The program's path in the cache (`directory`; None: the user's), downloaded if it is not there yet.
 
     EnvironmentFault if the bucket cannot be reached or has no such program, or if a file is not what it was.
     """

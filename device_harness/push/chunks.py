@@ -44,7 +44,7 @@ class ChunkShell:
     """The device's shell in the folder that is pushed to, and who does the work there."""
 
     def __init__(self, device: Transport, folder_script: Callable[[str], str], receiver: str | None) -> None:
-        """``folder_script`` puts a script into the folder. ``receiver``: our program; None: the device's own."""
+        """`folder_script` puts a script into the folder. `receiver`: our program; None: the device's own."""
         self._device = device
         self._folder_script = folder_script
         self._receiver = receiver
@@ -60,7 +60,7 @@ class ChunkShell:
             yield from parse_digests(self._lines(script, _STORED))
 
     def store(self, runs: Sequence[ChunkRun], on_sent: OnSent, on_digest: OnDigest) -> None:
-        """Send runs to NAME.part; ``on_digest`` hears what the device then reads there.
+        """Send runs to NAME.part; `on_digest` hears what the device then reads there.
 
         DeviceRefusal with the device's words if it cannot store them; BundleError if a local file has shrunk.
         """
@@ -95,7 +95,7 @@ def timeout_s(size: int) -> float:
 
 
 def _refusal(what: str, lines: Iterable[str], otherwise: str, wanted: str = _STORED) -> DeviceRefusal:
-    """With what the device has said beside its answers; ``otherwise`` if that is nothing."""
+    """With what the device has said beside its answers; `otherwise` if that is nothing."""
     words = [line for line in map(str.strip, lines) if line and line != FAILED and not _STATISTICS.match(line)]
     found = " ".join(line for line in words if not list(parse_digests([line]))) or otherwise
     remedy = "mend that and push again: what was sent is kept"
@@ -124,7 +124,7 @@ class _Listener:
         self._turns -= 1
 
     def listen(self) -> None:
-        """What has come so far."""
+        """Take the digests that have come so far."""
         while self._stream.has_input:
             data = self._stream.read()
             if not data:
@@ -132,7 +132,7 @@ class _Listener:
             self._take(data)
 
     def finish(self) -> None:
-        """Everything up to the end."""
+        """Take all digests up to the end of the stream."""
         while data := self._stream.read():
             self._take(data)
         if not self._ended:

@@ -36,8 +36,8 @@ class FileState:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Chunks ``first`` to before ``stop``: sent, or copied on the device from the file that is to be replaced."""
+class ChunkSpan:
+    """Chunks `first` to before `stop`: sent, or copied on the device from the file that is to be replaced."""
 
     action: Action
     first: int
@@ -46,9 +46,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """How NAME.part comes about. ``gives_up_whole``: NAME itself goes, for there is no room for both.
+    """How NAME.part comes about. `gives_up_whole`: NAME itself goes, for there is no room for both.
 
-    ``starts_as_whole``: NAME becomes NAME.part; else NAME.part is what a push that was cut left of it.
+    `starts_as_whole`: NAME becomes NAME.part; else NAME.part is what a push that was cut left of it.
     """
 
     file: PushFile
@@ -56,9 +56,9 @@ class FilePlan:
     starts_as_whole: bool
     keep_bytes: int
     """To what NAME.part is cut first: behind its last good chunk."""
-    runs: tuple[Run, ...]
+    runs: tuple[ChunkSpan, ...]
 
-    def runs_of(self, action: Action) -> list[Run]:
+    def runs_of(self, action: Action) -> list[ChunkSpan]:
         return [run for run in self.runs if run.action == action]
 
     def bytes_of(self, action: Action) -> int:
@@ -73,7 +73,7 @@ class FilePlan:
 def plan_push(states: Sequence[FileState], free_bytes: int, where: str) -> tuple[FilePlan, ...]:
     """A plan for each file that is not done. Where there is no room beside the old files, they are changed in place.
 
-    EnvironmentFault if even that does not fit; ``where`` names the device in it.
+    EnvironmentFault if even that does not fit; `where` names the device in it.
     """
     missing = [state for state in states if not state.is_done]
     replaced: set[str] = set()
@@ -108,7 +108,7 @@ def _plan_file(state: FileState, *, in_place: bool) -> FilePlan:
     return FilePlan(state.file, in_place, starts_as_whole, keep, runs)
 
 
-def _runs(file: PushFile, there: frozenset[int], copied: frozenset[int]) -> Iterator[Run]:
+def _runs(file: PushFile, there: frozenset[int], copied: frozenset[int]) -> Iterator[ChunkSpan]:
     """Neighbours with the same action in one run."""
     first, action = 0, None
     for chunk in range(len(file.chunks) + 1):
@@ -117,5 +117,5 @@ def _runs(file: PushFile, there: frozenset[int], copied: frozenset[int]) -> Iter
             now = "copy" if chunk in copied else "send"
         if now != action:
             if action is not None:
-                yield Run(action, first, chunk)
+                yield ChunkSpan(action, first, chunk)
             first, action = chunk, now

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """What a push did. ``bytes_skipped`` were there already, ``bytes_copied`` of them in a file that was replaced."""
+    """What a push did. `bytes_skipped` were there already, `bytes_copied` of them in a file that was replaced."""
 
     device: str
     target: str
@@ -73,11 +73,11 @@ def push_source(
     progress: PushProgress | None = None,
     patience_s: float = 60.0,
 ) -> PushResult:
-    """Bring files (``open_source``) to the folder ``target`` of a device; several devices may share a source.
+    """Bring files (`open_source`) to the folder `target` of a device; several devices may share a source.
 
     BundleError if local files are not what their manifest says; EnvironmentFault for everything about the device.
     After a fault or an interrupt, what was sent lies in NAME.part files, and the next push goes on there.
-    ``receiver``: what ``place_receiver`` says. ``patience_s``: how long a device that was cut off has to come back.
+    `receiver`: what `place_receiver` says. `patience_s`: how long a device that was cut off has to come back.
     """
     folder = RemoteFolder(device, target or default_target(source), receiver)
     return _Push(device, folder, source, progress).run(patience_s)
@@ -262,7 +262,7 @@ class _Push:
     def _verify(self, plans: Sequence[FilePlan], stored: dict[str, dict[int, str]]) -> None:
         """Every chunk that was written has the right hash on the device; with the size that is the whole file's hash.
 
-        ``stored``: what the device has said already, of chunks that were sent. The others are asked for.
+        `stored`: what the device has said already, of chunks that were sent. The others are asked for.
         """
         written = [Chunks(plan.file.name + PART, plan.file, plan.written) for plan in plans]
         advance = self._advance("verify", _bytes_of(written))
@@ -346,14 +346,14 @@ def _runs(plans: Sequence[FilePlan], action: Action) -> list[ChunkRun]:
 
 
 def _know(candidates: Iterable[Chunks]) -> None:
-    """Have the local hashes at hand."""
+    """Compute the hashes of local files that no manifest lists."""
     for chunks in candidates:
         for number in chunks.numbers:
             chunks.file.chunks[number]
 
 
 def _useful(file: PushFile, name: str, sizes: Mapping[str, int]) -> Chunks:
-    """Chunks of a file that the device's file ``name`` is long enough to have."""
+    """Chunks of a file that the device's file `name` is long enough to have."""
     there = sizes.get(name, 0)
     return Chunks(name, file, tuple(n for n in range(len(file.chunks)) if file.offset(n + 1) <= there))
 

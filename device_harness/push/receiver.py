@@ -17,7 +17,7 @@ from device_harness.push.program import open_program, push_program
 from device_harness.push.push import DEFAULT_FOLDER
 
 Receiver = Literal["auto", "shell", "native"]
-"""``native``: our program, built if need be; ``shell``: the device's own; ``auto``: ours if it has been built."""
+"""`native`: our program, built if need be; `shell`: the device's own; `auto`: ours if it has been built."""
 
 _ASK_S = 30.0
 _USAGE = f"usage: {PUSH_RECEIVER} "
@@ -27,7 +27,7 @@ _USAGE = f"usage: {PUSH_RECEIVER} "
 def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], None] | None = None) -> str | None:
     """Where the program lies on the device, by its hash; None: the device's own programs do it.
 
-    ``say`` is told that a build begins, and that a device cannot run ours. EnvironmentFault if ``native`` is wanted and
+    `say` is told that a build begins, and that a device cannot run ours. EnvironmentFault if `native` is wanted and
     cannot be had.
     """
     if kind == "shell":

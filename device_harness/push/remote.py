@@ -17,7 +17,7 @@ MAX_SCRIPT_CHARACTERS = 1500
 
 @dataclass(frozen=True, slots=True)
 class PartStart:
-    """What NAME.part starts as: its own first ``keep_bytes``, or NAME's (``takes_whole``); whether NAME goes."""
+    """What NAME.part starts as: its own first `keep_bytes`, or NAME's (`takes_whole`); whether NAME goes."""
 
     name: str
     keep_bytes: int
@@ -26,10 +26,10 @@ class PartStart:
 
 
 class RemoteFolder:
-    """The folder that a bundle is pushed to; names in it have passed ``safe_name``."""
+    """The folder that a bundle is pushed to; names in it have passed `safe_name`."""
 
     def __init__(self, device: Transport, folder: str, receiver: str | None = None) -> None:
-        """``receiver``: the program on the device that stores and hashes; None: its own ones do."""
+        """`receiver`: the program on the device that stores and hashes; None: its own ones do."""
         self._device = device
         self._chunks = ChunkShell(device, self._inside, receiver)
         self.receiver = receiver
@@ -54,7 +54,7 @@ class RemoteFolder:
         return found
 
     def digests(self, wanted: Sequence[Chunks], tick: Callable[[int], None]) -> dict[str, dict[int, str]]:
-        """sha256 of chunks by file name, computed by the device; ``tick`` gets the bytes of each as it comes."""
+        """sha256 of chunks by file name, computed by the device; `tick` gets the bytes of each as it comes."""
         found: dict[str, dict[int, str]] = {chunks.name: {} for chunks in wanted}
         files = {chunks.name: chunks.file for chunks in wanted}
         for name, number, digest in self._chunks.hash(wanted):
@@ -69,7 +69,7 @@ class RemoteFolder:
         return found
 
     def store(self, runs: Sequence[ChunkRun], on_sent: OnSent, on_digest: OnDigest) -> None:
-        """Send runs of chunks to their NAME.part; ``on_digest`` hears the hash of each as the device has stored it."""
+        """Send runs of chunks to their NAME.part; `on_digest` hears the hash of each as the device has stored it."""
         self._chunks.store(runs, on_sent, on_digest)
 
     def free_bytes(self) -> int:
@@ -94,7 +94,7 @@ class RemoteFolder:
         self._run_all(commands)
 
     def copy(self, runs: Sequence[ChunkRun], on_digest: OnDigest) -> None:
-        """Chunks of NAME to the same places in NAME.part; ``on_digest`` hears the hash of each there."""
+        """Chunks of NAME to the same places in NAME.part; `on_digest` hears the hash of each there."""
         for name, number, digest in self._chunks.copy(runs):
             on_digest(name, number, digest)
 
@@ -138,7 +138,7 @@ class RemoteFolder:
 
 
 def parse_df(text: str, what: str) -> int:
-    """Free bytes of ``df -k`` for one file system, also where a long name has a line of its own.
+    """Free bytes of `df -k` for one file system, also where a long name has a line of its own.
 
     >>> parse_df("Filesystem 1K-blocks Used Available Use% Mounted on\\n/dev/fuse 100 40 60 40% /sdcard\\n", "sdcard")
     61440

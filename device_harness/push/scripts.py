@@ -78,7 +78,7 @@ finish() { :; }
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """Chunks of ``file``, by their numbers in ascending order, in the file ``name`` on the device."""
+    """Chunks of `file`, by their numbers in ascending order, in the file `name` on the device."""
 
     name: str
     file: PushFile
@@ -98,14 +98,14 @@ class Chunks:
                 first = at
 
     def without(self, numbers: Iterable[int]) -> Chunks:
-        """Those that are not among ``numbers``."""
+        """The chunks that are not among `numbers`."""
         left_out = frozenset(numbers)
         return Chunks(self.name, self.file, tuple(number for number in self.numbers if number not in left_out))
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkRun:
-    """Chunks ``first`` to before ``stop`` of a file, which go to its NAME.part."""
+    """Chunks `first` to before `stop` of a file, which go to its NAME.part."""
 
     file: PushFile
     first: int
@@ -113,7 +113,7 @@ class ChunkRun:
 
     @property
     def name(self) -> str:
-        """On the device."""
+        """The file's name on the device."""
         return self.file.name + PART
 
     @property
@@ -123,14 +123,14 @@ class ChunkRun:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """For the device's shell, in the folder; ``bytes`` are those that it goes through, for its time limit."""
+    """For the device's shell, in the folder; `bytes` are those that it goes through, for its time limit."""
 
     text: str
     bytes: int
 
 
 def hash_scripts(wanted: Sequence[Chunks], receiver: str | None) -> Iterator[Script]:
-    """Say a line for each chunk, in any order: ``parse_digests``."""
+    """Say a line for each chunk, in any order: `parse_digests`."""
     calls = [
         (f"digests {_place(chunks.name, chunks.file, first, stop)}", chunks.file.extent(first, stop))
         for chunks in wanted
@@ -151,7 +151,7 @@ def copy_scripts(runs: Sequence[ChunkRun], receiver: str | None) -> Iterator[Scr
 
 
 def store_script(runs: Sequence[ChunkRun], receiver: str | None) -> str:
-    """Takes the chunks of ``runs`` from its input, says their hashes, and ``END`` when all are stored."""
+    """Takes the chunks of `runs` from its input, says their hashes, and `END` when all are stored."""
     chunk_bytes = runs[0].file.chunk_bytes
     flush = _FLUSH.replace("SYNC", sync_command("$n")).replace("PART", PART)
     functions = _functions(_HASH + _LATER + flush + _PUT, receiver, chunk_bytes)
@@ -168,9 +168,9 @@ def store_batches(runs: Sequence[ChunkRun]) -> Iterator[Sequence[ChunkRun]]:
 
 
 def parse_digests(lines: Iterable[str]) -> Iterator[tuple[str, int, str]]:
-    """File names, chunk numbers and hashes of lines such as ``a.bin 3 9f86d0...0a08 -``; anything else is noise.
+    """File names, chunk numbers and hashes of lines such as `a.bin 3 9f86d0...0a08 -`; anything else is noise.
 
-    In place of a hash, ``unreadable`` is what no chunk's hash is.
+    In place of a hash, `unreadable` is what no chunk's hash is.
 
     >>> list(parse_digests(["sh: noise", f"a.bin 3 {'0a' * 32}  -"])) == [("a.bin", 3, "0a" * 32)]
     True
@@ -210,14 +210,14 @@ def _put_call(run: ChunkRun) -> str:
 
 
 def _place(name: str, file: PushFile, first: int, stop: int) -> str:
-    """NAME FIRST STOP LAST."""
+    """The words NAME FIRST STOP LAST of a run of chunks."""
     return f"{chunk_word(name)} {first} {stop} {file.length(stop - 1)}"
 
 
 def _in_batches(
     calls: Sequence[tuple[str, int]], chunk_bytes: int, functions: str, receiver: str | None
 ) -> Iterator[Script]:
-    """Calls with the bytes that each goes through. ``functions`` are the shell's; a receiver has its own."""
+    """Calls with the bytes that each goes through. `functions` are the shell's; a receiver has its own."""
     done = 0
     for batch in batches((call for call, _ in calls), MAX_CALL_CHARACTERS):
         size = sum(size for _, size in calls[done : done + len(batch)])

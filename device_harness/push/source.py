@@ -34,7 +34,7 @@ PushProgress = Callable[[Step, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class PushFile:
-    """A local file, the name it gets on the device, and the sha256 of each ``chunk_bytes`` of it."""
+    """A local file, the name it gets on the device, and the sha256 of each `chunk_bytes` of it."""
 
     name: str
     path: Path
@@ -50,7 +50,7 @@ class PushFile:
         return min(chunk * self.chunk_bytes, self.size)
 
     def extent(self, first: int, stop: int) -> int:
-        """Bytes of chunks ``first`` to before ``stop``."""
+        """Bytes of chunks `first` to before `stop`."""
         return self.offset(stop) - self.offset(first)
 
     def length(self, chunk: int) -> int:
@@ -104,7 +104,7 @@ class PushSource:
 
 
 def open_source(path: Path | str, groups: Collection[str] | None = None) -> PushSource:
-    """The files of a bundle's ``groups`` (None: all) and those that are always needed, or a .litertlm.
+    """The files of a bundle's `groups` (None: all) and those that are always needed, or a .litertlm.
 
     BundleError if a file is missing or has not the size that the manifest says.
     """
@@ -210,7 +210,7 @@ class Comparison:
             self._pending.popleft().result()
 
     def finish(self) -> None:
-        """Wait for the rest."""
+        """Wait until all chunks are compared."""
         while self._pending:
             self._pending.popleft().result()
 

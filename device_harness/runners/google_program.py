@@ -24,7 +24,7 @@ class GoogleProgram:
 
     path: Path
     version: str | None = None
-    """For the record."""
+    """Which version it is, for the record."""
     arguments: tuple[str, ...] = ()
     """More arguments for it, which we have no word for."""
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:  # a runner's child imports this module too, and has the memor
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is asked of a runner."""
+    """What a runner is asked to measure."""
 
     prompt_tokens: int = 512
     generated_tokens: int = 128
     start: Start = "warm"
     backend: Backend = "cpu"
     threads: int | None = None
-    """None: the runner's own choice."""
+    """How many CPU threads; None: the runner's own choice."""
     context: int | None = None
     """Positions that the caches hold; None: the model's own number."""
     timeout_s: float = 600.0
@@ -48,13 +48,13 @@ class LocalModel:
 
     @property
     def manifest(self) -> Manifest | None:
-        """Of a bundle."""
+        """A bundle's manifest; None for a .litertlm."""
         return self.source.manifest
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedModel:
-    """A model where it is run."""
+    """A model on the machine that runs it."""
 
     record: ModelRecord
     path: str

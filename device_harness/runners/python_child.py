@@ -52,7 +52,7 @@ def options(workload: Workload) -> tuple[str, ...]:
 
 
 def read_child(output: str) -> Reading:
-    """The child's line."""
+    """Read the line of JSON that a child printed."""
     value = _result(output)
     figures = known_figures(value["figures"], "runner in Python")
     return Reading(figures=figures, begin_s=value["begin_s"], end_s=value["end_s"])

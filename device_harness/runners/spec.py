@@ -67,7 +67,7 @@ class BenchListener:
 
 
 def _ignore(step: Step, done: int, total: int) -> None:
-    """Nobody asks."""
+    """Progress that nobody follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class RunnerRequest:
 
 
 def _accept(options: RunnerOptions, workload: Workload) -> None:
-    """Whatever was given can be done."""
+    """Accept all options."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class BenchmarkModelRunner:
         return jobs
 
     def _wanted(self, local: Path, manifest: Manifest) -> list[tuple[str, str]]:
-        """Files and signatures."""
+        """Pairs of file and signature that match the patterns; UsageError if none does."""
         names = [name for group in manifest.groups.values() for name in group.files if name.endswith(_SUFFIX)]
         pairs = [(name, signature) for name in names for signature in _signatures(local / name)]
         wanted = [pair for pair in pairs if any(fnmatch.fnmatch(_label(*pair), text) for text in self.signatures)]

@@ -1,4 +1,4 @@
-"""Measures Google's LiteRT-LM engine by its Python package, in a process of its own: ``python3 -m`` this module.
+"""Measures Google's LiteRT-LM engine by its Python package, in a process of its own: `python3 -m` this module.
 
 The engine's own benchmark: one prompt and one answer after loading, without a warm-up.
 """
@@ -16,7 +16,7 @@ from toolkit.base.errors import EnvironmentFault
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Figures by the names of docs/formats/results.md."""
+    """Run the engine's own benchmark once; figures by the names of docs/formats/results.md."""
     engine = importlib.import_module("litert_lm")
     # Only then does it say how many nodes its delegate took; while it computes it says nothing more than else.
     engine.set_min_log_severity(engine.LogSeverity.VERBOSE)
@@ -49,7 +49,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def library() -> tuple[str, Path]:
-    """LiteRT-LM's."""
+    """LiteRT-LM's package and its shared library."""
     spec = importlib.util.find_spec("litert_lm")
     if spec is None or spec.origin is None:
         raise EnvironmentFault("Python", found="no litert_lm", wanted="it: pip install litert-lm-api")

@@ -25,7 +25,7 @@ _TOLERANCE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One prefill or decode."""
+    """Tokens and seconds of one prefill or one decode."""
 
     tokens: int
     seconds: float
@@ -37,11 +37,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkInfo:
-    """One block."""
+    """One block BenchmarkInfo of the output."""
 
     init_s: float
     time_to_first_token_s: float | None
-    """The newer format's own word."""
+    """As the newer format says it; None in the older one."""
     prefill: tuple[Turn, ...]
     decode: tuple[Turn, ...]
 

@@ -17,7 +17,7 @@ _CACHE = "bench-litert-lm-cache"
 
 @dataclass(frozen=True, slots=True)
 class LiteRtLmPythonRunner:
-    """On the CPU."""
+    """Runs a .litertlm in Google's engine, on the CPU."""
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
         """One job. UsageError for another backend than the CPU, or a context that the model has not."""

@@ -21,7 +21,7 @@ _CACHES = ("*xnnpack_cache*", "*_mldrift_*cache*.bin", "_*.bin", "*.mtp_drafter*
 
 @dataclass(frozen=True, slots=True)
 class EngineProgram:
-    """One of the two programs."""
+    """Which of Google's two programs for the engine."""
 
     name: str
     has_shared_flags: bool

@@ -1,4 +1,4 @@
-"""Measures our own session, in a process of its own on the machine that runs it: ``python3 -m`` this module.
+"""Measures our own session, in a process of its own on the machine that runs it: `python3 -m` this module.
 
 The first prompt after loading gives the time to first token, and the rate of its prefill under a name of its own; the
 other rates are of a second one in the same process, as llama-bench warms up before it measures. Tokens are random but
@@ -85,7 +85,7 @@ def count(arguments: argparse.Namespace) -> Delegation:
 
 
 def library() -> tuple[str, Path]:
-    """LiteRT's."""
+    """LiteRT's package and its shared library."""
     spec = importlib.util.find_spec("ai_edge_litert")
     if spec is None or spec.origin is None:
         raise EnvironmentFault("Python", found="no ai_edge_litert", wanted="that package")

@@ -20,12 +20,12 @@ from toolkit.tflite.records import SubgraphRecord, TensorRecord
 _CPU, _HOST_MEMORY = 1, 1
 """kLiteRtHwAcceleratorCpu, kLiteRtTensorBufferTypeHostMemory."""
 _TYPES = {"FLOAT32": (1, 4), "INT32": (2, 4), "BOOL": (6, 1), "INT8": (9, 1)}
-"""LiteRtElementType, and bytes."""
+"""Element type to its number in LiteRtElementType and its bytes."""
 _DELETE = ctypes.CFUNCTYPE(None, c_void_p)
 
 
 class _Tensor(ctypes.Structure):
-    """LiteRtRankedTensorType."""
+    """The C type LiteRtRankedTensorType: element type and shape."""
 
     _fields_ = (("element", c_int), ("rank", c_uint32), ("dimensions", c_int32 * 8), ("strides", c_uint32 * 8))
 
@@ -65,7 +65,7 @@ class _Runtime:
         self._call("LiteRtStartProfiler", self._profiler)
 
     def summary(self) -> str:
-        """Of all runs so far."""
+        """The profiler's text about all runs so far."""
         text = c_char_p()
         self._call("LiteRtGetProfileSummary", self._profiler, self._model, byref(text))
         return (text.value or b"").decode("utf-8", "replace")

@@ -25,7 +25,7 @@ DATA = random.Random(0).randbytes(2_500_000)
 
 
 def append(transport: Transport, data: bytes, path: str) -> str:
-    """Add to a file's end by ``exec:``; what the device says."""
+    """Add to a file's end by `exec:`; what the device says."""
     with transport.stream_exec(f"head -c {len(data)} >> {path} && echo written || echo failed") as stream:
         stream.write(data)
         return b"".join(iter(stream.read, b"")).decode()

@@ -1,4 +1,4 @@
-"""``gemma-edge probe`` on an emulated device and on this computer, with the program that gcc builds."""
+"""`gemma-edge probe` on an emulated device and on this computer, with the program that gcc builds."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from device_harness.push.plan import FilePlan, FileState, Remote, Run, plan_push
+from device_harness.push.plan import ChunkSpan, FilePlan, FileState, Remote, plan_push
 from device_harness.push.source import PushFile
 from toolkit.base.errors import EnvironmentFault, UsageError
 
@@ -30,7 +30,7 @@ def plan_one(size: int, whole: Remote | None, part: Remote | None, free: int = P
 
 def test_a_file_that_is_not_there_is_sent_in_one_run() -> None:
     plan = plan_one(250, None, None)
-    assert (plan.keep_bytes, plan.runs, plan.bytes_of("send")) == (0, (Run("send", 0, 3),), 250)
+    assert (plan.keep_bytes, plan.runs, plan.bytes_of("send")) == (0, (ChunkSpan("send", 0, 3),), 250)
 
 
 def test_a_file_that_is_there_needs_no_plan() -> None:
@@ -49,18 +49,23 @@ def test_an_empty_file_is_done_only_if_it_is_there() -> None:
 
 def test_good_chunks_of_the_old_file_are_copied_and_the_others_sent() -> None:
     plan = plan_one(450, remote(450, 0, 1, 3), None)
-    assert plan.runs == (Run("copy", 0, 2), Run("send", 2, 3), Run("copy", 3, 4), Run("send", 4, 5))
+    assert plan.runs == (
+        ChunkSpan("copy", 0, 2),
+        ChunkSpan("send", 2, 3),
+        ChunkSpan("copy", 3, 4),
+        ChunkSpan("send", 4, 5),
+    )
     assert (plan.bytes_of("copy"), plan.bytes_of("send"), plan.written) == (300, 150, (0, 1, 2, 3, 4))
 
 
 def test_what_a_cut_left_is_kept_up_to_its_last_good_chunk() -> None:
     plan = plan_one(450, None, remote(399, 0, 2))
-    assert (plan.keep_bytes, plan.runs) == (300, (Run("send", 1, 2), Run("send", 3, 5)))
+    assert (plan.keep_bytes, plan.runs) == (300, (ChunkSpan("send", 1, 2), ChunkSpan("send", 3, 5)))
 
 
 def test_what_a_cut_left_comes_before_the_old_file() -> None:
     plan = plan_one(300, remote(300, 0, 1), remote(200, 0))
-    assert plan.runs == (Run("copy", 1, 2), Run("send", 2, 3)) and not plan.gives_up_whole
+    assert plan.runs == (ChunkSpan("copy", 1, 2), ChunkSpan("send", 2, 3)) and not plan.gives_up_whole
 
 
 @pytest.mark.parametrize(("free", "in_place"), [(402, False), (400, True), (0, True)])

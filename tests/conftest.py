@@ -16,8 +16,9 @@ EXTRAS = {"reference": ("torch", "transformers", "safetensors"), "lm": ("litert_
 
 def pytest_configure(config: pytest.Config) -> None:
     # zig takes half a minute to build C's library for a target, and would do so again for every program of every test.
-    if config.cache is not None:
-        os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(config.cache.mkdir("zig")))
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if cache is not None:
+        os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(cache.mkdir("zig")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

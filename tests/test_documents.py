@@ -1,0 +1,46 @@
+"""The documents name files and folders that are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from paths import REPOSITORY
+
+DOCUMENTS = [
+    *sorted(REPOSITORY.glob("*.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    REPOSITORY / "benchmarks" / "README.md",
+    REPOSITORY / "examples" / "tiny_gemma3n" / "README.md",
+]
+ROOTS = ("gemma_edge", "toolkit", "converters", "device_harness", "benchmarks", "examples", "tests", "docs")
+
+
+def expanded(text: str) -> Iterator[str]:
+    """`a/{b,c}.py` names a/b.py and a/c.py."""
+    braces = re.search(r"\{([^{}]*)\}", text)
+    if braces is None:
+        yield text
+        return
+    for part in braces[1].split(","):
+        yield from expanded(text[: braces.start()] + part.strip() + text[braces.end() :])
+
+
+def named_paths(document: Path) -> Iterator[Path]:
+    """Links to files, and words in backticks that begin with one of our folders; what has a placeholder is left out."""
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in target:
+            yield document.parent / target
+    for quoted in re.findall(r"`((?:%s)/[^`\s]*)`" % "|".join(ROOTS), text):
+        for path in expanded(quoted):
+            if not re.search(r"[A-Z]{3,}|[<>]", path.removesuffix("README.md")):
+                yield REPOSITORY / path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_what_a_document_names_is_there(document: Path) -> None:
+    missing = [str(path) for path in named_paths(document) if not (list(path.parent.glob(path.name)) or path.exists())]
+    assert not missing

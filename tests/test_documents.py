@@ -34,7 +34,7 @@ def named_paths(document: Path) -> Iterator[Path]:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if "://" not in target:
             yield document.parent / target
-    for quoted in re.findall(r"`((?:%s)/[^`\s]*)`" % "|".join(ROOTS), text):
+    for quoted in re.findall(r"`((?:{})/[^`\s]*)`".format("|".join(ROOTS)), text):
         for path in expanded(quoted):
             if not re.search(r"[A-Z]{3,}|[<>]", path.removesuffix("README.md")):
                 yield REPOSITORY / path

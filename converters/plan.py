@@ -5,7 +5,7 @@ A family makes a plan of an open checkpoint; `converters.convert` writes it and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -16,6 +16,7 @@ from toolkit.bundle.ple_shards import PleLayout, shard_name, write_ple_shards
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Search
 from toolkit.quant.source import TensorSource
+from toolkit.tflite.target import CPU
 from toolkit.tflite.writer import TfliteLayout, write_tflites
 
 Record = TypeVar("Record", VisionRecord, AudioRecord)
@@ -42,6 +43,24 @@ class PlanRequest:
     """At most so much in a PLE shard."""
     audio_seconds: tuple[float, ...]
     """The longest sound of each audio encoder; empty leaves it to the family."""
+
+    @property
+    def context_buckets(self) -> tuple[int, ...]:
+        """The shorter contexts in which decode has signatures of its own."""
+        return CPU.context_buckets(self.context)
+
+    @property
+    def prefill_buckets(self) -> tuple[int, ...]:
+        """Those of them in which prefills have signatures too."""
+        return CPU.prefill_buckets(self.context, self.prefill_sizes[-1])
+
+    def steps(self) -> Iterator[tuple[int, int | None]]:
+        """Every signature of one size of the decoder: its tokens (1: decode), and its bucket, None for all positions.
+
+        Prefills come first.
+        """
+        yield from ((tokens, bucket) for bucket in (None, *self.prefill_buckets) for tokens in self.prefill_sizes)
+        yield from ((1, bucket) for bucket in (None, *self.context_buckets))
 
 
 class PlannedFiles(Protocol):

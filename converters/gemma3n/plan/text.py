@@ -26,7 +26,6 @@ from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.source import TensorSource
 from toolkit.tflite.graph import Signature, Weight
-from toolkit.tflite.target import CPU
 from toolkit.tflite.writer import layout_files
 
 
@@ -64,13 +63,13 @@ def _signatures(request: PlanRequest, elastic: Elastic) -> Mapping[str, list[Sig
 
 def _decoder_signatures(request: PlanRequest, prefix: str, size: Size, widest: TextConfig) -> Iterator[Signature]:
     whole = CacheRows.fitting(widest, request.context, request.prefill_sizes[-1])
-    for bucket in (None, *CPU.prefill_buckets(request.context, request.prefill_sizes[-1])):
+    for tokens, bucket in request.steps():
         rows = whole if bucket is None else replace(whole, seen=bucket)
-        for n in request.prefill_sizes:
-            yield Signature(signature_name(prefix, n, bucket), prefill_graph(size, widest, rows, n))
-    for bucket in (None, *CPU.context_buckets(request.context)):
-        rows = whole if bucket is None else replace(whole, seen=bucket)
-        yield Signature(signature_name(prefix, 1, bucket), decode_graph(size, widest, rows))
+        name = signature_name(prefix, tokens, bucket)
+        if tokens == 1:
+            yield Signature(name, decode_graph(size, widest, rows))
+        else:
+            yield Signature(name, prefill_graph(size, widest, rows, tokens))
 
 
 def _shards(request: PlanRequest, config: TextConfig, source: TensorSource) -> ShardFiles:
@@ -95,8 +94,8 @@ def _text_record(request: PlanRequest, config: TextConfig) -> TextRecord:
         num_layers=config.num_layers,
         context=request.context,
         prefill_sizes=request.prefill_sizes,
-        context_buckets=CPU.context_buckets(request.context),
-        prefill_buckets=CPU.prefill_buckets(request.context, request.prefill_sizes[-1]),
+        context_buckets=request.context_buckets,
+        prefill_buckets=request.prefill_buckets,
         final_logit_softcap=config.final_logit_softcap,
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,

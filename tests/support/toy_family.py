@@ -1,0 +1,350 @@
+"""A second model family, of no use but this: two dense layers without rotary embeddings, norms' weights or towers.
+
+    x = embed[ids]
+    for each layer: x += sqrt(ple_size) * ple @ P.T; x += attention(rms(x)); x += tanh(rms(x) @ up.T) @ down.T
+    logits = rms(x) @ head.T
+
+The factor of the per-layer embeddings is the bundle format's. It is here to show what a family takes: this file, and
+one entry in a tuple.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from checkpoints import write_checkpoint
+from numpy.typing import NDArray
+
+from converters.family import Family, LayersDone, ParameterGroup, RecipeChoice
+from converters.huggingface.configs import CheckpointConfigs
+from converters.huggingface.stored_tensors import StoredTensors
+from converters.plan import GraphFiles, Plan, PlannedGroup, PlannedTower, PlanRequest, ShardFiles
+from converters.slices import Budget, Slice, SliceFacts
+from toolkit.base.errors import CheckpointError, ConfigError, SliceError
+from toolkit.base.strict_json import JsonObject
+from toolkit.bundle.manifest import (
+    EMBEDDER,
+    TEXT_DECODER,
+    AudioRecord,
+    KvCache,
+    SizeRecord,
+    TextRecord,
+    VisionRecord,
+    signature_name,
+)
+from toolkit.bundle.ple_shards import PleLayout
+from toolkit.quant.recipe import Recipe, Rule
+from toolkit.quant.scheme import Scheme
+from toolkit.tflite import ops
+from toolkit.tflite.graph import DType, Graph, Signature, Value, Weight
+from toolkit.tflite.writer import layout_files
+
+F32 = NDArray[np.float32]
+
+CONFIG: Mapping[str, object] = {
+    "architectures": ["ToyForCausalLM"],
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "ffn_size": 64,
+    "ple_size": 8,
+    "max_positions": 256,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+EPSILON = 1e-6
+RECIPES = {name: Recipe(name, (Rule("*", Scheme(name)),)) for name in ("f32", "int8")}
+
+
+@dataclass(frozen=True, slots=True)
+class ToyConfig:
+    """The numbers of config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    ffn_size: int
+    ple_size: int
+    max_positions: int
+    bos_token_id: int
+    eos_token_id: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each."""
+        hidden, ffn, ple = self.hidden_size, self.ffn_size, self.ple_size
+        shapes = {"embed": (self.vocab_size, hidden), "ple": (self.vocab_size, self.num_layers * ple)}
+        for i in range(self.num_layers):
+            layer = {**dict.fromkeys("qkvo", (hidden, hidden)), "up": (ffn, hidden), "down": (hidden, ffn)}
+            shapes |= {f"layers.{i}.{name}": shape for name, shape in {**layer, "ple": (hidden, ple)}.items()}
+        return {**shapes, "head": (self.vocab_size, hidden)}
+
+
+# --- checkpoint ------------------------------------------------------------------------------------------------------
+
+
+class ToyCheckpoint:
+    """An open checkpoint: `converters.family.Checkpoint`, and a TensorSource."""
+
+    def __init__(self, configs: CheckpointConfigs) -> None:
+        fields = JsonObject(configs.config, str(configs.config_path), ConfigError)
+        (self.architecture,) = map(str, fields.array("architectures"))
+        self.config = ToyConfig(**{key: fields.integer(key, 1, 4096) for key in ToyConfig.__slots__})
+        fields.finish()
+        self.path, self._raw = configs.path, configs.config
+        self._stored = StoredTensors(configs.path)
+        if {name: info.shape for name, info in self._stored.infos.items()} != self.config.tensors():
+            raise CheckpointError(file=self.path, found="other tensors", wanted="those of the toy")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.max_positions
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        names = {"token_embedding": ("embed",), "per_layer_embedding": ("ple",)}
+        rest = tuple(sorted(self._stored.infos.keys() - {"embed", "ple"}))
+        return tuple(self._group(group, members) for group, members in {"text": rest, **names}.items())
+
+    def _group(self, name: str, members: tuple[str, ...]) -> ParameterGroup:
+        infos = [self._stored.infos[member] for member in members]
+        return ParameterGroup(name, members, sum(i.parameters for i in infos), sum(i.stored_bytes for i in infos))
+
+    @property
+    def slices(self) -> Mapping[str, Slice]:
+        return {"full": self.default_slice}
+
+    @property
+    def default_slice(self) -> Slice:
+        layers = range(self.config.num_layers)
+        return Slice("full", tuple(layers), tuple(self.config.ffn_size for _ in layers))
+
+    def find_slice(self, name: str) -> Slice:
+        if name != "full":
+            raise SliceError("size", found=name, wanted="full")
+        return self.default_slice
+
+    def read_slice(self, path: Path) -> Slice:
+        raise SliceError(file=path, found="a slice", wanted="none: the toy has one size")
+
+    def choose_slice(self, budget: Budget, text: Recipe) -> Slice:
+        return self.default_slice
+
+    def facts(self, part: Slice, *, bits_per_weight: float) -> SliceFacts:
+        parameters = {group.name: group.parameters for group in self.groups}
+        return SliceFacts(len(part.layers), parameters, math.ceil(parameters["text"] * bits_per_weight / 8))
+
+    def recipes(self, wanted: Mapping[str, RecipeChoice], towers: Collection[str]) -> Mapping[str, Recipe]:
+        text = wanted.get("text", "int8")
+        text = text if isinstance(text, Recipe) else RECIPES[str(text)]
+        scheme = Scheme("int8", self.config.ple_size) if text.name == "int8" else Scheme("f32")
+        return {"text": text, "ple": Recipe(text.name, (Rule("ple", scheme),))}
+
+    def plan(self, request: PlanRequest) -> Plan:
+        return plan(self, request)
+
+    def reference(self, part: Slice) -> ToyReference:
+        return ToyReference(self)
+
+    def float_tower(
+        self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]
+    ) -> PlannedTower[VisionRecord] | PlannedTower[AudioRecord]:
+        raise CheckpointError(file=self.path, found="no towers", wanted="a tower")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._stored.infos[name].shape
+
+    def read(self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> F32:
+        return self._stored.read(self._stored.infos[name], rows, columns)
+
+    def fingerprint(self) -> str:
+        return self._stored.fingerprint(self._raw, [self.config.eos_token_id], self._stored.infos)
+
+    def require_unchanged(self) -> None:
+        self._stored.require_unchanged()
+
+    def close(self) -> None:
+        self._stored.close()
+
+    def __enter__(self) -> ToyCheckpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def plan(checkpoint: ToyCheckpoint, request: PlanRequest) -> Plan:
+    config = checkpoint.config
+    decoder = [
+        Signature(signature_name("", tokens, bucket), decoder_graph(config, request.context, tokens, bucket))
+        for tokens, bucket in request.steps()
+    ]
+    embedder = [Signature(f"embed_{n}", embedder_graph(config, n)) for n in (1, *request.prefill_sizes)]
+    graphs = GraphFiles(layout_files({EMBEDDER: embedder, TEXT_DECODER: decoder}, request.recipes["text"]), checkpoint)
+    scheme = request.recipes["ple"].plan([Weight.whole("ple", checkpoint.shape("ple"))])["ple"]
+    layout = PleLayout(config.vocab_size, config.num_layers, config.ple_size, scheme.element.bits)
+    shards = ShardFiles("ple", checkpoint, layout, scheme.search, request.shard_bytes)
+    parameters = {group.name: group.parameters for group in checkpoint.groups}
+    (part,) = request.slices
+    return Plan(
+        files=(graphs, shards),
+        groups={
+            "text": PlannedGroup((TEXT_DECODER,), parameters["text"], text_record(config, request)),
+            "token_embedding": PlannedGroup((EMBEDDER,), parameters["token_embedding"]),
+            "per_layer_embedding": PlannedGroup(shards.names, parameters["per_layer_embedding"]),
+        },
+        sizes={part.name: SizeRecord(part.layers, part.ffn_sizes, "")},
+        recipes=request.recipes,
+    )
+
+
+def text_record(config: ToyConfig, request: PlanRequest) -> TextRecord:
+    shape = (1, config.num_heads, request.context, config.head_dim)
+    return TextRecord(
+        vocab_size=config.vocab_size,
+        ple_vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        ple_size=config.ple_size,
+        num_layers=config.num_layers,
+        context=request.context,
+        prefill_sizes=request.prefill_sizes,
+        context_buckets=request.context_buckets,
+        prefill_buckets=request.prefill_buckets,
+        final_logit_softcap=None,
+        bos_token_id=config.bos_token_id,
+        pad_token_id=0,
+        stop_token_ids=(config.eos_token_id,),
+        kv_caches=tuple(KvCache(f"kv_cache_k_{i}", f"kv_cache_v_{i}", shape) for i in range(config.num_layers)),
+    )
+
+
+def embedder_graph(config: ToyConfig, tokens: int) -> Graph:
+    graph = Graph()
+    ids = ops.reshape(graph.input("ids", (1, tokens), DType.INT32), (tokens,))
+    table = graph.weight(Weight.whole("embed", (config.vocab_size, config.hidden_size)))
+    graph.output("embeddings", ops.reshape(ops.embedding_lookup(ids, table), (1, tokens, config.hidden_size)))
+    return graph
+
+
+def decoder_graph(config: ToyConfig, context: int, tokens: int, bucket: int | None) -> Graph:
+    """A prefill of so many tokens, or of one a decode step, that sees the first `bucket` positions, or all."""
+    graph, seen, shapes = Graph(), bucket or context, config.tensors()
+
+    def linear(x: Value, name: str) -> Value:
+        return ops.fully_connected(x, graph.weight(Weight.whole(name, shapes[name])))
+
+    def heads(x: Value) -> Value:
+        return ops.transpose(ops.reshape(x, (1, tokens, config.num_heads, config.head_dim)), (0, 2, 1, 3))
+
+    x = graph.input("embeddings", (1, tokens, config.hidden_size))
+    ple = graph.input("per_layer_embeddings", (1, tokens, config.num_layers, config.ple_size))
+    first = ops.take(graph.input("input_pos", (tokens,), DType.INT32), 0, 0, 1)
+    mask = graph.input("mask", (1, 1, tokens, seen))
+    zero = graph.ints([0])
+    for i in range(config.num_layers):
+        own = ops.reshape(ops.take(ple, 2, i, i + 1), (1, tokens, config.ple_size))
+        x = ops.add(x, linear(own, f"layers.{i}.ple"))
+        normed = unit_rms(x)
+        query, key, value = (heads(linear(normed, f"layers.{i}.{kind}")) for kind in "qkv")
+        keys = graph.input(f"kv_cache_k_{i}", (1, config.num_heads, context, config.head_dim))
+        values = graph.input(f"kv_cache_v_{i}", (1, config.num_heads, config.head_dim, context))
+        keys = ops.dynamic_update_slice(keys, key, ops.concatenation([zero, zero, first, zero], 0))
+        columns = ops.transpose(value, (0, 1, 3, 2))
+        values = ops.dynamic_update_slice(values, columns, ops.concatenation([zero, zero, zero, first], 0))
+        graph.output(f"kv_cache_k_{i}", keys)
+        graph.output(f"kv_cache_v_{i}", values)
+        scores = ops.batch_matmul(query, ops.take(keys, 2, 0, seen), transpose_b=True)
+        weights = ops.softmax(ops.add(scores, mask))
+        mixed = ops.batch_matmul(weights, ops.take(values, 3, 0, seen), transpose_b=True)
+        mixed = ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), (1, tokens, config.hidden_size))
+        x = ops.add(x, linear(mixed, f"layers.{i}.o"))
+        x = ops.add(x, linear(ops.tanh(linear(unit_rms(x), f"layers.{i}.up")), f"layers.{i}.down"))
+    if tokens == 1:
+        graph.output("logits", linear(unit_rms(x), "head"))
+    return graph
+
+
+def unit_rms(x: Value) -> Value:
+    return ops.mul(x, ops.rsqrt(ops.add(ops.mean(ops.mul(x, x)), x.graph.scalar(EPSILON))))
+
+
+# --- reference -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ToyReference:
+    """The same in NumPy: `converters.family.ReferenceModel`."""
+
+    checkpoint: ToyCheckpoint
+
+    @property
+    def vocab_size(self) -> int:
+        return self.checkpoint.vocab_size
+
+    @property
+    def text_vocab_size(self) -> int:
+        return self.checkpoint.vocab_size
+
+    def hidden_states(self, sequences: Sequence[NDArray[np.int32]], *, progress: LayersDone | None = None) -> list[F32]:
+        return [self._hidden(ids) for ids in sequences]
+
+    def logits(self, hidden: F32) -> F32:
+        return hidden @ self.checkpoint.read("head").T
+
+    def _hidden(self, ids: NDArray[np.int32]) -> F32:
+        config, read = self.checkpoint.config, self.checkpoint.read
+        x, table = read("embed")[ids], read("ple")[ids].reshape(len(ids), config.num_layers, config.ple_size)
+        table = table * np.float32(config.ple_size**0.5)
+        later = np.triu(np.ones((len(ids), len(ids)), bool), 1)
+        for i in range(config.num_layers):
+            x = x + table[:, i] @ read(f"layers.{i}.ple").T
+            split = [rms(x) @ read(f"layers.{i}.{kind}").T for kind in "qkv"]
+            query, key, value = (part.reshape(len(ids), config.num_heads, -1).swapaxes(0, 1) for part in split)
+            scores = np.where(later, -np.inf, query @ key.swapaxes(1, 2))
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            mixed = weights / weights.sum(-1, keepdims=True) @ value
+            x = x + mixed.swapaxes(0, 1).reshape(len(ids), -1) @ read(f"layers.{i}.o").T
+            x = x + np.tanh(rms(x) @ read(f"layers.{i}.up").T) @ read(f"layers.{i}.down").T
+        return rms(x)
+
+
+def rms(x: F32) -> F32:
+    normed: F32 = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(EPSILON))
+    return normed
+
+
+TOY = Family("toy", ("ToyForCausalLM",), ToyCheckpoint, {"text": tuple(RECIPES)})
+
+
+def write_toy_checkpoint(directory: Path, tokenizer_json: Path) -> Path:
+    """A random one, with a tokenizer whose ids it has."""
+    random = np.random.default_rng(0)
+    config = ToyConfig(**{key: value for key, value in CONFIG.items() if isinstance(value, int)})
+    tensors = {
+        name: (random.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)
+        for name, shape in config.tensors().items()
+    }
+    write_checkpoint(directory, CONFIG, tensors)
+    assert len(json.loads(tokenizer_json.read_text())["model"]["vocab"]) <= config.vocab_size
+    (directory / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
+    return directory

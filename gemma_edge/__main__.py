@@ -1,4 +1,4 @@
-"""``python -m gemma_edge`` is ``gemma-edge``."""
+"""`python -m gemma_edge` is `gemma-edge`."""
 
 from gemma_edge.cli import entry
 

@@ -40,7 +40,7 @@ _VERBS = {
     "emulator": "run an emulated Android device on 127.0.0.1, with faults on request, until it is interrupted",
     "demo": "convert, check, verify, run and export the built-in tiny model in three sizes, and say what happens",
 }
-"""In the order of the way through; each a module of ``gemma_edge.commands``."""
+"""In the order of the way through; each a module of `gemma_edge.commands`."""
 
 _DESCRIPTION = "Turn a Gemma 3n checkpoint into LiteRT bundles for edge devices, run them, and prove them right."
 _EPILOG = """exit codes:

@@ -1,4 +1,4 @@
-"""The documents name files and folders that are there."""
+"""The documents name files and folders that exist, and source files quote code in one way."""
 
 from __future__ import annotations
 
@@ -44,3 +44,17 @@ def named_paths(document: Path) -> Iterator[Path]:
 def test_what_a_document_names_is_there(document: Path) -> None:
     missing = [str(path) for path in named_paths(document) if not (list(path.parent.glob(path.name)) or path.exists())]
     assert not missing
+
+
+def test_sources_quote_code_in_single_backticks() -> None:
+    sources = [
+        path for root in ROOTS for kind in ("*.py", "*.c", "*.h") for path in sorted((REPOSITORY / root).rglob(kind))
+    ]
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}"
+        for path in sources
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(r"(?<!`)`{2}(?!`)", line)
+    ]
+    assert sources
+    assert not found

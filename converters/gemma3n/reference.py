@@ -3,7 +3,7 @@
 Tokens of all sequences lie behind each other on the first axis, so that each matrix is read once, used, and dropped
 (only the small router of a layer twice): the model is never in memory, only one matrix of it. N is the number of all
 tokens, D the hidden size, S the number of AltUp's streams.
-Source: transformers 5.23 ``models/gemma3n/modeling_gemma3n.py``.
+Source: transformers 5.23 `models/gemma3n/modeling_gemma3n.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``gemma-edge compare``: two sets of benchmark results, with an interval and a verdict for each test."""
+"""`gemma-edge compare`: two sets of benchmark results, with an interval and a verdict for each test."""
 
 from __future__ import annotations
 

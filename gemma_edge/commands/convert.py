@@ -1,4 +1,4 @@
-"""``gemma-edge convert``: from a checkpoint to a bundle that has passed the quality gate."""
+"""`gemma-edge convert`: from a checkpoint to a bundle that has passed the quality gate."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def convert_and_judge(request: ConvertRequest, terminal: Terminal, settings: SessionSettings | None) -> Conversion:
-    """Convert, and unless ``settings`` is None judge the bundle before it gets its name."""
+    """Convert, and unless `settings` is None judge the bundle before it gets its name."""
 
     def gate(path: Path, checkpoint: Checkpoint) -> VerifyReport:
         with gate_bars(terminal) as progress_of_gate:
@@ -115,7 +115,7 @@ def convert_and_judge(request: ConvertRequest, terminal: Terminal, settings: Ses
 
 
 def describe(result: Conversion) -> dict[str, object]:
-    """The object of ``convert --json``."""
+    """The object of `convert --json`."""
     groups = result.manifest.groups.items()
     return {
         "bundle": str(result.path),

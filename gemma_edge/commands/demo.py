@@ -1,4 +1,4 @@
-"""``gemma-edge demo``: the whole way with the built-in tiny model."""
+"""`gemma-edge demo`: the whole way with the built-in tiny model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gemma-edge devices``: what is there, and why some of it cannot be used."""
+"""`gemma-edge devices`: what is there, and why some of it cannot be used."""
 
 from __future__ import annotations
 

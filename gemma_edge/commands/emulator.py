@@ -1,4 +1,4 @@
-"""``gemma-edge emulator``: an emulated Android device on this computer."""
+"""`gemma-edge emulator`: an emulated Android device on this computer."""
 
 from __future__ import annotations
 

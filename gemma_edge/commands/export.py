@@ -1,4 +1,4 @@
-"""``gemma-edge export``: a bundle as one .litertlm."""
+"""`gemma-edge export`: a bundle as one .litertlm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gemma-edge inspect``: what is in a checkpoint or a bundle, and what of it each size loads and needs."""
+"""`gemma-edge inspect`: what is in a checkpoint or a bundle, and what of it each size loads and needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gemma-edge push``: a bundle, or a .litertlm, onto devices."""
+"""`gemma-edge push`: a bundle, or a .litertlm, onto devices."""
 
 from __future__ import annotations
 

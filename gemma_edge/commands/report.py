@@ -1,4 +1,4 @@
-"""``gemma-edge report``: benchmark results as one HTML page."""
+"""`gemma-edge report`: benchmark results as one HTML page."""
 
 from __future__ import annotations
 

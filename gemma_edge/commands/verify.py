@@ -1,4 +1,4 @@
-"""``gemma-edge verify``: a bundle's predictions against its checkpoint's."""
+"""`gemma-edge verify`: a bundle's predictions against its checkpoint's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments that ``run`` and ``chat`` share, and what they turn into."""
+"""The arguments that `run` and `chat` share, and what they turn into."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which towers ``convert`` takes along, and how it stores them."""
+"""Which towers `convert` takes along, and how it stores them."""
 
 from __future__ import annotations
 

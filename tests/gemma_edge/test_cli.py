@@ -60,7 +60,7 @@ Command = Callable[..., Outcome]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Runs the command in this process; ``stdin`` is what it reads."""
+    """Runs the command in this process; `stdin` is what it reads."""
     monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "weight-cache"))
 
     def run(*arguments: object, stdin: str = "") -> Outcome:

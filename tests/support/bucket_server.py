@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class BucketServer:
-    """Objects by name; ``requests`` lists what was asked for, with the byte it was asked from."""
+    """Objects by name; `requests` lists what was asked for, with the byte it was asked from."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}

@@ -1,7 +1,7 @@
 """transformers as the oracle: random tiny Gemma 3n checkpoints, and what transformers makes of them in float32.
 
 Needs torch and transformers; a test that calls into this module is skipped where they are missing. Every parameter is
-random, also those that transformers starts at zero or one (``correct_output_scale``, norms, row 0 of the tables), since
+random, also those that transformers starts at zero or one (`correct_output_scale`, norms, row 0 of the tables), since
 a constant there hides a wrong graph. Checkpoints and results are cached for the life of the process.
 """
 

@@ -68,7 +68,7 @@ def matrix(seed: int) -> np.ndarray:
 
 @pytest.fixture
 def small_model(tmp_path: Path) -> Callable[[int], ModelFile]:
-    """Makes a model with signatures ``prefill_4`` and ``decode`` over one matrix, which depends on the seed.
+    """Makes a model with signatures `prefill_4` and `decode` over one matrix, which depends on the seed.
 
     x f32[1, N, WIDTH], start i32[3], cache f32[1, ROWS, WIDTH] -> y = x @ matrix.T, cache with x written at start.
     """
@@ -135,7 +135,7 @@ def tensor_map(name: str, index: int) -> schema.TensorMapT:
 
 @pytest.fixture
 def weights() -> Callable[[int], np.ndarray]:
-    """The matrix of ``small_model`` for a seed."""
+    """The matrix of `small_model` for a seed."""
     return matrix
 
 
@@ -147,7 +147,7 @@ TEMPLATE = """{{ bos_token }}{% for message in messages %}<start_of_turn>{{ mess
 
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: Path) -> Path:
-    """A checkpoint of random weights with a tokenizer, and with a size ``small`` beside the whole, ``full``."""
+    """A checkpoint of random weights with a tokenizer, and with a size `small` beside the whole, `full`."""
     # Unscaled, a random model is chaotic: rounding alone would move its logits by more than a fault.
     config = {**TINY, "vocab_size_per_layer_input": 288}
     tensors = {

@@ -14,7 +14,7 @@ RECORDED = FIXTURES / "device"
 
 
 def write_program(path: Path, output: str, *, code: int = 0) -> Path:
-    """Prints its arguments and library path to stderr, and ``output``, where @SIGNATURE@ is the one asked for."""
+    """Prints its arguments and library path to stderr, and `output`, where @SIGNATURE@ is the one asked for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     script = ["#!/bin/sh", 'echo "args: $* libraries: $LD_LIBRARY_PATH" >&2', "signature=none"]
     script.append("for a; do case $a in --signature_to_run_for=*) signature=${a#*=};; esac; done")

@@ -23,7 +23,7 @@ class Bundle:
     """Reads the manifest at once and everything else when needed."""
 
     def __init__(self, path: Path | str) -> None:
-        """BundleError unless ``path`` is a directory with a sound manifest."""
+        """BundleError unless `path` is a directory with a sound manifest."""
         self.path = Path(path)
         if self.path.is_file():
             remedy = "a .litertlm is run by LiteRT-LM; here, name the bundle that it was exported from"
@@ -36,7 +36,7 @@ class Bundle:
     def model_file(self, name: str) -> ModelFile:
         """A .tflite of the bundle; BundleError when it is plainly not the file that the manifest describes.
 
-        Size, first and last chunk are compared, which takes milliseconds; ``gemma-edge check`` compares everything.
+        Size, first and last chunk are compared, which takes milliseconds; `gemma-edge check` compares everything.
         """
         if name not in self.manifest.files:
             raise BundleError(str(self.path), found=f"no {name}", wanted="a bundle with a text model")

@@ -37,7 +37,7 @@ class Message:
 
 
 class ChatTemplate:
-    """A ``chat_template.jinja``, rendered in a sandbox: templates are other people's programs."""
+    """A `chat_template.jinja`, rendered in a sandbox: templates are other people's programs."""
 
     def __init__(self, source: str, *, name: str = "chat template", bos_token: str = "<bos>") -> None:
         # Options and globals as transformers gives them, so that a template means the same here.
@@ -69,7 +69,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """The prompt's text, control tokens spelled out; UsageError when roles do not alternate.
 
-        ``generation_prompt`` ends it where the model is to go on.
+        `generation_prompt` ends it where the model is to go on.
         """
         _check_roles(messages)
         turns = [{"role": message.role, "content": message.content} for message in messages]

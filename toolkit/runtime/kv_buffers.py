@@ -27,11 +27,11 @@ class KvBuffers:
                 buffer.write(np.zeros(buffer.info.shape, np.float32))
 
     def note(self, end: int) -> None:
-        """A step wrote the positions up to ``end``, padding included."""
+        """A step wrote the positions up to `end`, padding included."""
         self._written = max(self._written, end)
 
     def can_return_to(self, position: int) -> bool:
-        """Whether every ring still holds what a token at ``position`` sees; position 0 sees nothing."""
+        """Whether every ring still holds what a token at `position` sees; position 0 sees nothing."""
         return position == 0 or all(
             self._written <= rows or position - window + 1 >= self._written - rows for rows, window in self._rings
         )

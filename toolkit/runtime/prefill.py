@@ -12,7 +12,7 @@ _READING = 36
 def plan_prefill(tokens: int, widths: Sequence[int], room: int) -> list[tuple[int, int]]:
     """(width of a signature, tokens in it) in turn, at the least estimated cost; a width of 1 is a decode step.
 
-    A signature of width N needs N free positions even for fewer tokens: ``room`` is what the context has left.
+    A signature of width N needs N free positions even for fewer tokens: `room` is what the context has left.
 
     >>> plan_prefill(300, (8, 128), room=4096)
     [(128, 128), (128, 128), (128, 44)]

@@ -40,7 +40,7 @@ class Sampler:
     """Draws tokens; the same settings and the same logits give the same tokens."""
 
     def __init__(self, settings: Sampling, vocabulary: int) -> None:
-        """``vocabulary``: ids from here up are never drawn, whatever their logits."""
+        """`vocabulary`: ids from here up are never drawn, whatever their logits."""
         self._settings = settings
         self._vocabulary = vocabulary
         self._generator = np.random.default_rng(settings.seed)
@@ -95,7 +95,7 @@ def distribution(logits: NDArray[np.float32], settings: Sampling) -> tuple[NDArr
 
 
 def _largest(values: NDArray[np.floating], count: int) -> NDArray[np.int64]:
-    """Indices of the ``count`` largest values, largest first, the lower index among equals.
+    """Indices of the `count` largest values, largest first, the lower index among equals.
 
     >>> _largest(np.array([1.0, 3.0, 2.0, 3.0]), 2)
     array([1, 3])

@@ -166,7 +166,7 @@ class Session:
         self._size_name = size
 
     def truncate(self, position: int) -> None:
-        """Forget the tokens from ``position`` on; UsageError when the caches have lost what came before it."""
+        """Forget the tokens from `position` on; UsageError when the caches have lost what came before it."""
         if not 0 <= position <= self.position:
             raise UsageError("position", found=position, wanted=f"0 to {self.position}")
         if position < self.position and not self._caches.can_return_to(position):
@@ -216,10 +216,10 @@ class Session:
         return self.decode(ids[-1])
 
     def rewind_to(self, ids: Sequence[int], spans: Sequence[Span] = ()) -> int:
-        """Keep what the conversation has in common with ``ids``, but not all of them; how many tokens that are.
+        """Keep what the conversation has in common with `ids`, but not all of them; how many tokens that are.
 
         Nothing is kept when that lies further back than the caches of sliding windows reach. The towers then embed the
-        images and sounds of ``spans`` that are still to be taken in, and the tokens of their own tables.
+        images and sounds of `spans` that are still to be taken in, and the tokens of their own tables.
         """
         common = min(self._common_tokens(ids), first_difference(self._spans, spans, len(ids)))
         if common < self.position and not self._caches.can_return_to(common):
@@ -269,7 +269,7 @@ class Session:
                 raise UsageError("token id", found=token, wanted=f"0 to {self.text.vocab_size - 1}")
 
     def _step(self, width: int, ids: Sequence[int]) -> None:
-        """Run one signature: ``ids`` at the next positions, the rest of its width padding."""
+        """Run one signature: `ids` at the next positions, the rest of its width padding."""
         inputs = self._inputs_of(width)
         bucket = self._bucket_of(width)
         padded, mask = self._padded[:width], self._mask[: width * bucket].reshape(width, bucket)
@@ -297,7 +297,7 @@ class Session:
         self._ids.extend(ids)
 
     def _place_rows(self, embeddings: Buffer, count: int) -> None:
-        """Put the towers' rows over the embedder's, of the next ``count`` positions; each is needed once."""
+        """Put the towers' rows over the embedder's, of the next `count` positions; each is needed once."""
         places = [row for row in range(count) if self.position + row in self._rows]
         if places:
             values = embeddings.read()
@@ -306,7 +306,7 @@ class Session:
             embeddings.write(values)
 
     def _bucket_of(self, width: int) -> int:
-        """The smallest part of the context with a signature of this width that holds the next ``width`` positions."""
+        """The smallest part of the context with a signature of this width that holds the next `width` positions."""
         end = self.position + width
         return next((bucket for bucket in self.text.buckets(width) if end <= bucket), self.context)
 

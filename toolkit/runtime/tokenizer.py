@@ -15,7 +15,7 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Tokenizer:
-    """A Hugging Face ``tokenizer.json``."""
+    """A Hugging Face `tokenizer.json`."""
 
     def __init__(self, path: Path) -> None:
         """BundleError when the file is missing or is no tokenizer."""
@@ -38,7 +38,7 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids. Control tokens spelled in the text become themselves.
 
-        ``special`` adds what the file's post-processor adds, for Gemma a leading ``<bos>``.
+        `special` adds what the file's post-processor adds, for Gemma a leading `<bos>`.
         """
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 

@@ -162,7 +162,7 @@ __attribute__((target(SHA256_TARGET))) static inline void sha256_quick(
     else sha256_lanes(states, data, 1, blocks);
 }
 
-/* The end of a message of ``bytes`` bytes, of which ``rest`` are its last ``bytes % 64``; then the state as digest. */
+/* The end of a message of `bytes` bytes, of which `rest` are its last `bytes % 64`; then the state as digest. */
 static inline void sha256_finish(sha256_compressor compress, uint32_t state[8], const uint8_t *rest, uint64_t bytes,
                                  uint8_t digest[SHA256_DIGEST]) {
     uint8_t end[2 * SHA256_BLOCK] = {0};

@@ -1,4 +1,4 @@
-"""``gemma-edge bench`` from end to end: this computer, an emulated device, and stand-ins for Google's programs."""
+"""`gemma-edge bench` from end to end: this computer, an emulated device, and stand-ins for Google's programs."""
 
 from __future__ import annotations
 

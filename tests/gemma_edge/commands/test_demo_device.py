@@ -1,4 +1,4 @@
-"""``gemma-edge demo --device emulated``: the whole device side, from a checkpoint to a page."""
+"""`gemma-edge demo --device emulated`: the whole device side, from a checkpoint to a page."""
 
 from __future__ import annotations
 

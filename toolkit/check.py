@@ -1,4 +1,7 @@
-"""Holds whatever this toolkit writes against its format; reads only, and reports every fault it can reach."""
+"""Checks any file or directory that this toolkit writes against its format, and reports every fault it can find.
+
+It reads only.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from toolkit.litertlm.check import check_litertlm
 
 
 def check(path: Path | str, *, progress: Progress | None = None) -> list[Fault]:
-    """Every fault of a bundle's directory, a .litertlm or one PLE shard; BundleError if there is nothing at `path`."""
+    """All faults of a bundle directory, a .litertlm or one PLE shard; BundleError if nothing exists at `path`."""
     target = Path(path)
     if target.is_dir():
         return check_directory(target, progress=progress)

@@ -1,1 +1,1 @@
-"""Bundles: the manifest, the directory, the .litertlm container, and their checker."""
+"""The bundle directory: its manifest, its PLE shards, the signatures of its graphs, the writer and the checker."""

@@ -1,4 +1,4 @@
-"""Holds a bundle's directory against its format; reads only, and reports every fault it can reach."""
+"""Checks a bundle directory against its format, and reports every fault it can find. It reads only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
     faults += _entry_faults(bundle, manifest)
     readable = {name for name in manifest.files if _is_regular(bundle / name)}
     shards = sorted(filter(is_shard_name, readable))
-    # The rows of shards are looked at once more, one by one.
+    # The rows of shards are read a second time, one by one.
     bytes_ = sum((bundle / name).stat().st_size for name in (*readable, *shards)) - HEADER_BYTES * len(shards)
     advance = Advance(bytes_, progress)
     whole: set[str] = set()
@@ -69,7 +69,7 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
 
 
 def _entry_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
-    """Files that are missing, that are no files, or that nobody asked for."""
+    """Faults for files that are missing, are not regular files, or are not in the manifest."""
     faults = [
         Fault(name, "file", "not in the manifest", "every file of a text bundle")
         for name in REQUIRED
@@ -94,7 +94,7 @@ def _is_regular(path: Path) -> bool:
 
 
 def _content_faults(path: Path, record: FileRecord, advance: Advance) -> list[Fault]:
-    """Bytes other than those the manifest promises; names the range of each damaged chunk."""
+    """Faults for content that differs from the manifest, with the byte range of each damaged chunk."""
     try:
         found = hash_file(path, advance=advance)
     except OSError as error:
@@ -134,7 +134,7 @@ def _graph_faults(path: Path, wanted: Mapping[str, SignatureShape]) -> list[Faul
 
 
 def _tokenizer_faults(path: Path, manifest: Manifest) -> list[Fault]:
-    """Its form, and whether prompts can name what the towers see."""
+    """Faults of the tokenizer's form, and of tower token ids that it cannot spell."""
     towers = {"vision": manifest.vision, "audio": manifest.audio}
     spelled = {
         f"{group} {key}": token
@@ -148,9 +148,9 @@ def _tokenizer_faults(path: Path, manifest: Manifest) -> list[Fault]:
 def _shard_faults(
     bundle: Path, manifest: Manifest, shards: Sequence[str], whole: set[str], advance: Advance
 ) -> list[Fault]:
-    """PLE shards whose headers are wrong, that do not follow one another, or that fit another model.
+    """Faults of PLE shards: wrong headers, wrong order, or shapes of another model.
 
-    Of those that are what the manifest says, the rows too: others are named already.
+    Rows are checked only in the shards of `whole`, whose hashes are right; the others have a fault already.
     """
     paths = [bundle / name for name in shards]
     faults: list[Fault] = []

@@ -1,4 +1,4 @@
-"""Holds one PLE shard against docs/formats/ple_shard.md, without its bundle: header, hash of all rows, and each row."""
+"""Checks one PLE shard against docs/formats/ple_shard.md, without its bundle: header, hash of all rows, each row."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_ROWS = 20  # named one by one; more are counted
 
 
 def check_shard(path: Path, *, progress: Progress | None = None) -> list[Fault]:
-    """Every fault of the shard."""
+    """All faults of the shard."""
     try:
         header = read_header(path)
     except BundleError as error:
@@ -36,7 +36,7 @@ def check_shard(path: Path, *, progress: Progress | None = None) -> list[Fault]:
 
 
 def row_faults(path: Path, header: ShardHeader, advance: Advance) -> list[Fault]:
-    """What is wrong behind a sound header."""
+    """Faults of the rows, for a shard whose header is valid."""
     digest = hashlib.sha256()
     faults: list[Fault] = []
     token = header.first_token
@@ -62,7 +62,7 @@ def _blocks(path: Path, row_bytes: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def _faults_of(file: str, rows: NDArray[np.uint8], layout: PleLayout, first: int) -> list[Fault]:
-    """One for each wrong row: its checksum, or what no writer may put under a right one."""
+    """One fault for each bad row: a wrong checksum, or, with a right one, values that the format forbids."""
     codes, behind = layout.code_bytes, layout.code_bytes + layout.scale_bytes
     damaged = np.array([row_checksum(row) != stored_checksum(row) for row in rows])
     numbers = np.ascontiguousarray(rows[:, codes:behind]).view("<f2")

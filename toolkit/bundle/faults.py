@@ -1,4 +1,4 @@
-"""What is wrong with a bundle, as data: readers raise the first fault, the checker lists them all."""
+"""A fault of a bundle as a record: readers raise the first fault, the checker lists them all."""
 
 from __future__ import annotations
 

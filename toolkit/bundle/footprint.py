@@ -1,4 +1,4 @@
-"""What each size of a bundle takes, read from the text decoder's graphs themselves."""
+"""Parameters and memory of each size of a bundle, read from the text decoder's graphs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _KV_BYTES_PER_VALUE = 4  # the format's caches are float32
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """One size: its layers, parameters, and the memory that decoding takes."""
+    """The layers and parameters of one size, and the memory that decoding takes."""
 
     layers: int
     parameters: Mapping[str, int]
-    """Of the groups `text` (without the output matrix, which is the token embedding), and of both embedding tables."""
+    """By group: `text` (without the output matrix, which is the token embedding) and both embedding tables."""
     weight_bytes: int
-    """What each decoded token reads: every weight of the decode graph, the output matrix too."""
+    """Read for each decoded token: every weight of the decode graph, including the output matrix."""
     kv_cache_bytes: int
 
     @property
@@ -31,7 +31,7 @@ class Footprint:
 
 
 def footprints(bundle: Path, manifest: Manifest) -> Mapping[str, Footprint]:
-    """Every size by name; GraphError when the decoder cannot be read."""
+    """The footprint of each size, by name; GraphError if the decoder cannot be read."""
     decoder = read_tflite(bundle / TEXT_DECODER)
     return {name: _footprint(decoder, manifest.text, size) for name, size in manifest.sizes.items()}
 

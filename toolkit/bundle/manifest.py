@@ -1,4 +1,4 @@
-"""What a manifest says (docs/formats/manifest.md), as records; manifest_json.py reads and writes them."""
+"""The records of a manifest (docs/formats/manifest.md); manifest_json.py reads and writes them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCOD
 """The files of the groups that only some requests need."""
 
 GROUP_NAMES = ("text", "token_embedding", "per_layer_embedding", *TOWER_FILES)
-"""Every group that a bundle may have, in the order in which they are shown."""
+"""All groups that a bundle may have, in display order."""
 
 RESERVED_PREFIX = "prefill"
-"""LiteRT-LM takes every signature that starts so for a prefill of its own."""
+"""No size's signature prefix may start with this: LiteRT-LM would take its signatures for prefills."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class CheckpointRecord:
 class KvCache:
     """Names of the two tensors of one KV cache, and the shape of the keys: [1, kv_heads, rows, head_dim].
 
-    `window` is null where row p is position p. Else the cache is a ring: row p mod rows is position p, and its layers
-    see that many positions back.
+    If `window` is None, row p holds position p. Otherwise the cache is a ring, where position p is in row p mod rows,
+    and its layers attend to the last `window` positions.
     """
 
     key: str
@@ -88,7 +88,7 @@ class TextRecord:
 
 @dataclass(frozen=True, slots=True)
 class TowerTokens:
-    """The token ids of a tower: those around and in place of what it sees, and those of its own embedding table."""
+    """The token ids of a tower: the markers around an image or sound, its soft token, and its own embedding table."""
 
     begin_token_id: int
     soft_token_id: int
@@ -98,11 +98,11 @@ class TowerTokens:
 
     @property
     def table(self) -> range:
-        """The ids whose embeddings the tower's own table has."""
+        """The ids whose embeddings are in the tower's own table."""
         return range(self.vocab_offset, self.vocab_offset + self.vocab_size)
 
     def markers(self) -> dict[str, int]:
-        """The ids that prompts spell, by their names here."""
+        """The ids that a prompt's text must be able to spell, by field name."""
         return {
             "begin_token_id": self.begin_token_id,
             "soft_token_id": self.soft_token_id,
@@ -131,12 +131,12 @@ class AudioRecord(TowerTokens):
     padding_token_id: int
 
     def length_for(self, frames: int) -> int:
-        """The shortest of the encoder's lengths that takes so many mel frames; they are no more than the longest."""
+        """The encoder's shortest length that holds `frames` mel frames, which must not exceed its longest."""
         return next(length for length in self.frame_lengths if length >= frames)
 
 
 def signature_name(prefix: str, tokens: int, bucket: int | None = None) -> str:
-    """The signature of a step of `tokens`, of a size with this prefix, in a bucket of the context or in all of it.
+    """The name of the signature for a step of `tokens` (1: decode), for a size's prefix and a context bucket, if any.
 
     >>> signature_name("", 1), signature_name("E2B_", 128), signature_name("E2B_", 1, 512)
     ('decode', 'E2B_prefill_128', 'E2B_in_512_decode')
@@ -147,7 +147,7 @@ def signature_name(prefix: str, tokens: int, bucket: int | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SizeRecord:
-    """One model of the bundle: the checkpoint's layers it keeps, their widths, and the prefix of its signatures."""
+    """One size of the bundle: the checkpoint layers it keeps, their FFN widths, and the prefix of its signatures."""
 
     layers: tuple[int, ...]
     ffn_sizes: tuple[int, ...]
@@ -159,7 +159,7 @@ class SizeRecord:
         return self.signature(1)
 
     def signature(self, tokens: int, bucket: int | None = None) -> str:
-        """The signature of a step of `tokens` (1: decode) that sees the first `bucket` positions, by default all."""
+        """The name of the signature for a step of `tokens` (1: decode) over the first `bucket` positions, or all."""
         return signature_name(self.prefix, tokens, bucket)
 
 
@@ -175,7 +175,7 @@ class RuleRecord:
 
 @dataclass(frozen=True, slots=True)
 class QuantRecord:
-    """A quantisation recipe as it was used."""
+    """The quantisation recipe that was used."""
 
     recipe: str
     rules: tuple[RuleRecord, ...]
@@ -183,7 +183,7 @@ class QuantRecord:
 
 @dataclass(frozen=True, slots=True)
 class GroupRecord:
-    """Files that are loaded together, the checkpoint's weights in them, and their size."""
+    """Files that are loaded together, the number of checkpoint weights in them, and their size."""
 
     files: tuple[str, ...]
     parameters: int
@@ -192,7 +192,7 @@ class GroupRecord:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Size and hashes of one file; `chunks` are hashes of each CHUNK_BYTES in turn."""
+    """Size and hashes of one file; `chunks` has one hash for each CHUNK_BYTES of it, in order."""
 
     bytes: int
     sha256: str
@@ -201,7 +201,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that is said of a bundle."""
+    """All of a bundle's manifest.json."""
 
     generator: str
     architecture: str
@@ -224,7 +224,7 @@ class Manifest:
 
 
 def is_size_name(name: str) -> bool:
-    """Whether a size may be called so; official sizes have names such as "E2.98B (block-level)".
+    """Whether a size may have this name; official sizes have names such as "E2.98B (block-level)".
 
     >>> [is_size_name(name) for name in ("E2B", "E2.98B (block-level)", "", "a/b", "\\n")]
     [True, True, False, False, False]

@@ -1,4 +1,4 @@
-"""Contradictions between the parts of a manifest, each of which is sound by itself (docs/formats/manifest.md)."""
+"""Contradictions between parts of a manifest that are each valid alone (docs/formats/manifest.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from toolkit.bundle.manifest import (
 
 
 def contradictions(manifest: Manifest) -> Iterator[Fault]:
-    """Every one, in the order of the parts."""
+    """All contradictions in the manifest, in the order of its parts."""
     yield from _text_faults(manifest)
     yield from _tower_faults(manifest)
     yield from _size_faults(manifest)
@@ -75,7 +75,7 @@ def _overlap(one: range, other: range) -> bool:
 
 
 def _token_faults(tower: VisionRecord | AudioRecord, vocab_size: int) -> Iterator[tuple[str, int, str]]:
-    """Key, what it is and what it must be, of each id that does not fit."""
+    """Key, value found and value wanted for each token id that does not fit."""
     if tower.table[-1] >= vocab_size:
         yield "vocab_size", tower.vocab_size, f"at most {vocab_size - tower.vocab_offset} from vocab_offset on"
     for key, token in tower.markers().items():

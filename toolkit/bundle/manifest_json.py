@@ -1,4 +1,4 @@
-"""Reads and writes manifest.json (docs/formats/manifest.md): strict, and the same bytes every time."""
+"""Reads manifest.json (docs/formats/manifest.md) strictly, and writes it with the same bytes every time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 def read_manifest(bundle: Path | str) -> Manifest:
-    """Read and validate BUNDLE/manifest.json; the first fault as an error."""
+    """Read and validate BUNDLE/manifest.json; BundleError for the first fault."""
     faults: list[Fault] = []
     manifest = parse_manifest(load_manifest_bytes(bundle), faults)
     if manifest is None:
@@ -60,7 +60,7 @@ def read_manifest(bundle: Path | str) -> Manifest:
 
 
 def load_manifest_bytes(bundle: Path | str) -> bytes:
-    """The manifest as stored; an error if there is none, or if it is absurdly large."""
+    """The bytes of BUNDLE/manifest.json; BundleError if it does not exist or is larger than MAX_MANIFEST_BYTES."""
     path = Path(bundle) / MANIFEST_NAME
     if not path.is_file():
         raise BundleError(str(bundle), found=f"no {MANIFEST_NAME}", wanted="a bundle", remedy="run gemma-edge convert")
@@ -72,18 +72,18 @@ def load_manifest_bytes(bundle: Path | str) -> bytes:
 
 
 def parse_manifest(data: bytes, faults: list[Fault]) -> Manifest | None:
-    """Read a manifest; if anything is wrong, append a fault for each part that is, and return None."""
+    """Read a manifest. If it has faults, append one for each part that is wrong and return None."""
     reader = _Reader(faults)
     before = len(faults)
     manifest = reader.part(lambda: reader.manifest(parse_json(data, MANIFEST_NAME, BundleError)))
-    # Contradictions between parts are worth a look only if each part is sound.
+    # Parts are compared with each other only if each one is valid.
     if manifest is not None and len(faults) == before:
         faults += contradictions(manifest)
     return manifest if len(faults) == before else None
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    """The one encoding of a manifest. One that could not be read back is an error."""
+    """Encode a manifest as canonical JSON; BundleError for one that `parse_manifest` would reject."""
     value = {"format": FORMAT, **dataclasses.asdict(manifest)}
     data = (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
     faults: list[Fault] = []
@@ -94,7 +94,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 
 class _Reader:
-    """Reads the parts of a manifest; a part with a fault is noted and left out, so that the others are read too."""
+    """Reads the parts of a manifest. A part with a fault is recorded and skipped, so that all others are read too."""
 
     def __init__(self, faults: list[Fault]) -> None:
         self._faults = faults
@@ -114,7 +114,7 @@ class _Reader:
         architecture = self.part(lambda: _text(top, "architecture"))
         checkpoint = self.part(lambda: _read_checkpoint(top.child("checkpoint")))
         text = self.part(lambda: _read_text(top.child("text")))
-        # None is a record's value, so whether a part was read shows by the tuple around it.
+        # None is a valid value of these two, so a tuple around the value shows that it was read.
         vision = self.part(lambda: (None if top.value("vision") is None else _read_vision(top.child("vision")),))
         audio = self.part(lambda: (None if top.value("audio") is None else _read_audio(top.child("audio")),))
         sizes = self.part(lambda: self._mapping(top.child("sizes"), _read_size, is_size_name))
@@ -207,7 +207,7 @@ def _read_audio(fields: JsonObject) -> AudioRecord:
 
 
 def _tower_tokens(fields: JsonObject) -> dict[str, int]:
-    """What the records of both towers have; `_check_towers` holds it against the language model's vocabulary."""
+    """The fields that both towers have; `contradictions` compares them with the language model's vocabulary."""
     ids = ("begin_token_id", "soft_token_id", "end_token_id", "vocab_offset")
     return {key: fields.integer(key, 0, MAX_VOCAB) for key in ids} | {
         "vocab_size": fields.integer("vocab_size", 1, MAX_VOCAB)

@@ -1,4 +1,4 @@
-"""PLE shards: one token's per-layer embeddings, one contiguous read. The format is docs/formats/ple_shard.md."""
+"""PLE shards: files of rows, each with all per-layer embeddings of one token (docs/formats/ple_shard.md)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ple_elements() -> tuple[ElementType, ...]:
 
 @dataclass(frozen=True, slots=True)
 class PleLayout:
-    """What all shards of a table agree on; `width` values in each of `layers`, in codes of `bits` (32: float32)."""
+    """The properties that all shards of a table share: `width` values for each layer, in codes of `bits` (32: f32)."""
 
     vocab_size: int
     layers: int
@@ -52,7 +52,7 @@ class PleLayout:
 
     @property
     def element(self) -> ElementType:
-        """The element type of the values, which their bits tell."""
+        """The element type of the values, by their number of bits."""
         return next(element for element in ple_elements() if element.bits == self.bits)
 
     @property
@@ -62,12 +62,12 @@ class PleLayout:
 
     @property
     def scale_bytes(self) -> int:
-        """Float16 scales, one a layer; float32 values have none."""
+        """Bytes of one row's float16 scales, one for each layer; float32 values have none."""
         return 2 * self.layers if self.element.quantised else 0
 
     @property
     def row_bytes(self) -> int:
-        """Bytes from row to row.
+        """Bytes from the start of one row to the next, padding included.
 
         >>> PleLayout(262144, 30, 256, 4).row_bytes, PleLayout(262144, 35, 256, 8).row_bytes
         (4096, 9216)
@@ -99,11 +99,11 @@ class ShardHeader:
 
     @property
     def file_bytes(self) -> int:
-        """What the shard's file must measure."""
+        """The size that the shard's file must have."""
         return HEADER_BYTES + self.row_count * self.layout.row_bytes
 
     def pack(self) -> bytes:
-        """The whole page."""
+        """The header page as it is stored, with its own hash."""
         layout = self.layout
         fields = _FIELDS.pack(
             MAGIC, VERSION, HEADER_BYTES, self.first_token, self.row_count, layout.vocab_size, layout.layers,
@@ -122,7 +122,7 @@ def shard_name(index: int) -> str:
 
 
 def is_shard_name(name: str) -> bool:
-    """Whether a file of a bundle is a shard.
+    """Whether a file name is that of a shard.
 
     >>> is_shard_name("ple_00007.bin"), is_shard_name("ple.bin")
     (True, False)
@@ -131,7 +131,7 @@ def is_shard_name(name: str) -> bool:
 
 
 def read_header(path: Path) -> ShardHeader:
-    """The header of a shard, checked against itself and the file's size; BundleError names what is wrong."""
+    """Read a shard's header, and check its hash, its fields and the file's size; BundleError if one is wrong."""
     try:
         with open(path, "rb") as file:
             page = file.read(HEADER_BYTES)
@@ -175,7 +175,7 @@ def _unpack(fields: bytes, path: Path) -> ShardHeader:
 
 
 def check_sequence(paths: Sequence[Path], headers: Sequence[ShardHeader]) -> None:
-    """BundleError unless the shards are all of one table, in order."""
+    """BundleError unless the shards are all shards of one table, in order."""
     if not headers:
         raise BundleError("PLE shards", found="none", wanted="at least one")
     layout, count, expected = headers[0].layout, headers[0].shard_count, 0
@@ -203,10 +203,10 @@ def write_ple_shards(
     progress: Callable[[int], None] | None = None,
     finished: Callable[[Path], None] | None = None,
 ) -> tuple[str, ...]:
-    """Quantise a table f32[vocab, layers * width] into shards in `directory`; their names in order.
+    """Quantise a table f32[vocab, layers * width] into shards in `directory`; return their names in order.
 
-    Reads the table once, in order. `progress` gets the code bytes written since its last call, `finished`
-    each shard.
+    The table is read once, in order. `progress` is called with the code bytes written since its last call, `finished`
+    with the path of each complete shard.
     """
     if layout.layers * layout.width * layout.bits % 8:
         found = f"{layout.layers * layout.width} codes of {layout.bits} bits a row"
@@ -252,7 +252,7 @@ def _spans(layout: PleLayout, first: int, rows: int) -> Iterator[tuple[int, int]
 def pack_rows(
     values: NDArray[np.float32], layout: PleLayout, name: str, search: Search = "mse", first_row: int = 0
 ) -> NDArray[np.uint8]:
-    """Rows f32[n, layers * width] as a shard has them: uint8[n, row_bytes]; `name` and `first_row` are for errors."""
+    """Quantise rows f32[n, layers * width] to a shard's uint8[n, row_bytes]; `name`, `first_row` are for errors."""
     rows = np.zeros((len(values), layout.row_bytes), np.uint8)
     if not layout.element.quantised:
         require_finite(values, name, first_row)
@@ -270,17 +270,17 @@ def pack_rows(
 
 
 def row_checksum(row: NDArray[np.uint8]) -> int:
-    """What the last bytes of a row uint8[row_bytes] must hold."""
+    """The checksum (CRC-32) of a row uint8[row_bytes], computed from its content."""
     return zlib.crc32(row[:-_CHECKSUM_BYTES].data)
 
 
 def stored_checksum(row: NDArray[np.uint8]) -> int:
-    """What the last bytes of a row uint8[row_bytes] do hold."""
+    """The checksum stored in the last four bytes of a row uint8[row_bytes]."""
     return int.from_bytes(row[-_CHECKSUM_BYTES:].tobytes(), "little")
 
 
 def unpack_rows(rows: NDArray[np.uint8], layout: PleLayout) -> NDArray[np.float32]:
-    """f32[n, layers, width] of rows uint8[n, row_bytes]."""
+    """Dequantise rows uint8[n, row_bytes] to f32[n, layers, width]."""
     n = len(rows)
     bytes_ = np.ascontiguousarray(rows[:, : layout.code_bytes])
     if not layout.element.quantised:

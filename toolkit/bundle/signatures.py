@@ -1,4 +1,4 @@
-"""Which signatures the graphs of a bundle have, and what they take and give (docs/formats/manifest.md)."""
+"""The signatures that the graphs of a bundle have, with their inputs and outputs (docs/formats/manifest.md)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TensorShape:
 
 @dataclass(frozen=True, slots=True)
 class SignatureShape:
-    """Names and shapes of what a signature takes and gives."""
+    """Names and shapes of a signature's inputs and outputs."""
 
     inputs: Mapping[str, TensorShape]
     outputs: Mapping[str, TensorShape]
@@ -47,7 +47,7 @@ class SignatureShape:
 
 @dataclass(frozen=True, slots=True)
 class TextShapes:
-    """The numbers that the shapes of a text bundle's signatures are made of."""
+    """The dimensions that determine the signatures of a text bundle."""
 
     vocab_size: int
     hidden_size: int
@@ -58,13 +58,13 @@ class TextShapes:
 
     @classmethod
     def of_record(cls, text: TextRecord) -> TextShapes:
-        """From a manifest."""
+        """The dimensions in a manifest's text record."""
         caches = {cache.key: cache.shape for cache in text.kv_caches}
         caches |= {cache.value: cache.value_shape for cache in text.kv_caches}
         return cls(text.vocab_size, text.hidden_size, text.ple_size, text.num_layers, text.context, caches)
 
     def decoder(self, tokens: int, *, logits: bool, seen: int | None = None) -> SignatureShape:
-        """`prefill_N`, or with `logits` `decode`; of the context the first `seen` positions, or all."""
+        """The shape of `prefill_N`, or with `logits` of `decode`, over the first `seen` positions or all of them."""
         caches = {name: _floats(*shape) for name, shape in self.caches.items()}
         inputs = {
             "embeddings": _floats(1, tokens, self.hidden_size),
@@ -81,22 +81,22 @@ class TextShapes:
         buckets: Iterable[int] = (),
         prefill_buckets: Iterable[int] = (),
     ) -> dict[str, SignatureShape]:
-        """All signatures of one size of the text decoder."""
+        """All signatures of one size of the text decoder, by name."""
         steps = [(1, bucket) for bucket in (None, *buckets)]
         steps += [(n, bucket) for bucket in (None, *prefill_buckets) for n in prefill_sizes]
         return {signature_name(prefix, n, bucket): self.decoder(n, logits=n == 1, seen=bucket) for n, bucket in steps}
 
     def embedders(self, counts: Iterable[int]) -> dict[str, SignatureShape]:
-        """Signatures of the token embedder."""
+        """The signatures of the token embedder, by name; counts: token counts, each with a signature."""
         return {f"embed_{n}": _embedder(n, "embeddings", (1, n, self.hidden_size)) for n in counts}
 
     def per_layer_embedder(self) -> dict[str, SignatureShape]:
-        """The one signature of a .litertlm's per-layer embedder."""
+        """The only signature of a .litertlm's per-layer embedder."""
         return {"embed_1": _embedder(1, "per_layer_embeddings", (1, 1, self.num_layers, self.ple_size))}
 
 
 def vision_shapes(vision: VisionRecord, hidden_size: int) -> dict[str, dict[str, SignatureShape]]:
-    """The signatures of each file of the vision group; hidden_size: the language model's."""
+    """The signatures of each file of the vision group, by file; hidden_size: the language model's."""
     features = _floats(1, vision.soft_tokens, vision.feature_size)
     images = _floats(1, vision.image_size, vision.image_size, 3)
     embeddings = _floats(1, vision.soft_tokens + 1, hidden_size)
@@ -110,7 +110,7 @@ def vision_shapes(vision: VisionRecord, hidden_size: int) -> dict[str, dict[str,
 
 
 def audio_shapes(audio: AudioRecord, hidden_size: int) -> dict[str, dict[str, SignatureShape]]:
-    """The signatures of each file of the audio group; hidden_size: the language model's."""
+    """The signatures of each file of the audio group, by file; hidden_size: the language model's."""
     encoder: dict[str, SignatureShape] = {}
     adapter = {
         "embed_1": _embedder(1, "embeddings", (1, 1, hidden_size)),
@@ -127,7 +127,7 @@ def audio_shapes(audio: AudioRecord, hidden_size: int) -> dict[str, dict[str, Si
 
 
 def text_shapes_of(decode: SubgraphRecord) -> TextShapes | None:
-    """The numbers as a decode signature has them; None if it is not of the form."""
+    """The dimensions of a decode signature; None if it lacks a tensor or one has the wrong rank."""
     found = shape_of(decode)
     shapes = {name: tensor.shape for name, tensor in {**found.inputs, **found.outputs}.items()}
     try:
@@ -140,7 +140,7 @@ def text_shapes_of(decode: SubgraphRecord) -> TextShapes | None:
 
 
 def counts_of(signatures: Sequence[str], prefix: str) -> tuple[int, ...]:
-    """The N of each signature whose name is the prefix and N, ascending.
+    """The number N of each signature named `prefix` + N, in ascending order.
 
     >>> counts_of(["prefill_8", "decode", "small_prefill_8", "prefill_128", "prefill_0"], "prefill_")
     (8, 128)
@@ -150,7 +150,7 @@ def counts_of(signatures: Sequence[str], prefix: str) -> tuple[int, ...]:
 
 
 def shape_of(graph: SubgraphRecord) -> SignatureShape:
-    """Names and shapes as a file has them."""
+    """Names and shapes of the inputs and outputs of a graph."""
 
     def named(indices: Mapping[str, int]) -> dict[str, TensorShape]:
         return {name: TensorShape(graph.tensors[i].type, graph.tensors[i].shape) for name, i in indices.items()}
@@ -159,7 +159,7 @@ def shape_of(graph: SubgraphRecord) -> SignatureShape:
 
 
 def signature_faults(file: str, content: TfliteContent, wanted: Mapping[str, SignatureShape]) -> list[Fault]:
-    """How the signatures of a file differ from those wanted, tensor by tensor."""
+    """A fault for each tensor in which a file's signatures differ from those wanted."""
     found = {name: shape_of(content.graph(name)) for name in content.model.signatures}
     faults = []
     for name in sorted(found.keys() | wanted.keys()):
@@ -180,7 +180,7 @@ def signature_faults(file: str, content: TfliteContent, wanted: Mapping[str, Sig
 
 
 def buffer_faults(file: str, content: TfliteContent) -> list[Fault]:
-    """Weights of a file that overlap other weights in part; two that share all their bytes are no fault."""
+    """A fault for each two weights that overlap in part; weights that share all their bytes are allowed."""
     spans = [
         Span(buffer.offset_bytes, buffer.offset_bytes + buffer.size_bytes, f"buffer {i}")
         for i, buffer in enumerate(content.model.buffers)

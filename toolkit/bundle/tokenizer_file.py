@@ -1,4 +1,4 @@
-"""Looks into a tokenizer.json without running it: its form, ids that the model has, and how tokens are spelled."""
+"""Checks a tokenizer.json without running it (its form, its token ids) and looks up how tokens are spelled."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from toolkit.bundle.faults import Fault
 
 
 def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[str, int] | None = None) -> list[Fault]:
-    """A fault if `data` is no tokenizer, if it gives ids of `vocab_size` and above, or cannot give one of `spelled`.
+    """Faults if `data` is not a tokenizer, has an id of `vocab_size` or above, or lacks one of the ids in `spelled`.
 
-    spelled: ids that prompts need, by the manifest's name for each.
+    spelled: the ids that prompts must be able to spell, by their names in the manifest.
     """
     tokens = _tokens(file, data)
     if isinstance(tokens, Fault):
@@ -26,7 +26,7 @@ def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[s
 
 
 def token_spellings(file: str, data: bytes, ids: Iterable[int]) -> dict[int, str]:
-    """How a tokenizer spells some of its tokens; BundleError if `data` is none, or for ids that it does not have."""
+    """The text of each token of `ids`; BundleError if `data` is not a tokenizer or lacks one of the ids."""
     tokens = _tokens(file, data)
     if isinstance(tokens, Fault):
         raise tokens.error("convert it again")
@@ -39,7 +39,7 @@ def token_spellings(file: str, data: bytes, ids: Iterable[int]) -> dict[int, str
 
 
 def _tokens(file: str, data: bytes) -> list[tuple[str, int]] | Fault:
-    """Text and id of every token, the added ones last, or what is wrong with the first that is neither."""
+    """Text and id of every token, the added ones last; or a fault for the first entry that is not a token."""
     try:
         # Not strict_json: vocabularies of byte-level tokenizers do hold lone surrogates.
         value = json.loads(data.decode("utf-8"))
@@ -65,7 +65,7 @@ def _tokens(file: str, data: bytes) -> list[tuple[str, int]] | Fault:
 
 
 def _at(entry: Any, place: int | str) -> object:
-    """What a list or an object has at a place, if it is one and has something there."""
+    """`entry[place]`, or None if there is no such item."""
     try:
         return entry[place]
     except (KeyError, IndexError, TypeError):

@@ -1,4 +1,4 @@
-"""Puts a bundle together: files in a temporary directory, hashes, the manifest last, one rename."""
+"""Writes a bundle: files into a temporary directory, their hashes, the manifest last, then one rename."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class GroupDraft:
 
 @dataclass(frozen=True, slots=True)
 class BundleDraft:
-    """A manifest without what the files themselves tell."""
+    """The manifest before the sizes and hashes of its files are known."""
 
     architecture: str
     checkpoint: CheckpointRecord
@@ -54,11 +54,11 @@ def write_bundle(
     accept: Callable[[Path], None] | None = None,
     hasher: BackgroundHasher | None = None,
 ) -> Manifest:
-    """Let `fill` write a bundle's files into an empty directory, describe them, and put it all at `path` in one rename.
+    """Write a bundle to `path`: `fill` writes the files into an empty directory, which is renamed once it is complete.
 
-    `accept` sees the finished directory before anyone else does, and raises to refuse it. `hasher`: what `fill` gave
-    its finished files to. An older bundle at `path` is
-    replaced; any other directory is an error. After a fault `path` is as it was.
+    `accept` gets the complete directory before the rename, and raises to reject it. `hasher` has the hashes of the
+    files that `fill` added to it. An older bundle at `path` is replaced; any other directory that is not empty is an
+    error. After an error, `path` is unchanged.
     """
     target = Path(path)
     require_bundle_or_nothing(target)
@@ -72,7 +72,7 @@ def write_bundle(
 
 
 def require_bundle_or_nothing(path: Path) -> None:
-    """An error unless `path` is free, an empty directory, or a bundle with nothing of the user's beside it."""
+    """UsageError unless nothing is at `path`, or an empty directory, or a bundle without any other files in it."""
     if not path.exists():
         return
     entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []

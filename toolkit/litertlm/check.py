@@ -1,4 +1,4 @@
-"""Holds a .litertlm against docs/formats/litertlm.md; shares only the tables' definition with the writer."""
+"""Checks a .litertlm against docs/formats/litertlm.md; shares only the records of schema.py with the writer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REQUIRED = (schema.LLM_METADATA, schema.EMBEDDER, schema.PREFILL_DECODE, schema.
 
 
 def check_litertlm(path: Path) -> list[Fault]:
-    """Every fault of a .litertlm that can be reached."""
+    """All faults of a .litertlm that can be found."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         end = header_end(path.name, file.read(schema.METADATA_OFFSET), size)
@@ -62,7 +62,7 @@ def _layout_faults(file: str, sections: tuple[SectionRecord, ...], header_end: i
     spans = [Span(s.begin, s.end, f"section {s.label}") for s in sections]
     for a, b in overlaps([header, *spans]):
         faults.append(Fault(file, f"{b.name} overlaps {a.name}", f"begin {b.begin}", f"{a.end} or later"))
-    # Two sections over the very same bytes are no overlap to `overlaps`, which is made for shared weights.
+    # `overlaps` allows equal ranges, since weights may be shared; sections may not.
     for (begin, end), count in Counter((s.begin, s.end) for s in sections).items():
         if count > 1:
             faults.append(Fault(file, f"bytes {begin} to {end}", f"{count} sections", "one"))
@@ -90,7 +90,7 @@ def _count_faults(file: str, sections: tuple[SectionRecord, ...]) -> list[Fault]
 
 
 class _Contents:
-    """What lies in the sections, each found by its label."""
+    """Checks the content of the sections, each found by its label."""
 
     def __init__(self, path: Path, sections: Mapping[str, SectionRecord]) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Holds the towers of a .litertlm against docs/formats/litertlm.md: graphs that fit one another and the metadata."""
+"""Checks that the tower graphs of a .litertlm fit each other and the metadata (docs/formats/litertlm.md)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ VISION = (schema.VISION_ENCODER, schema.VISION_ADAPTER)
 AUDIO = (schema.AUDIO_ENCODER, schema.AUDIO_ADAPTER, schema.END_OF_AUDIO)
 
 Wanted = Mapping[str, Mapping[str, SignatureShape]]
-"""Section label to signature name to what it takes and gives."""
+"""Section label to signature name to the inputs and outputs that it must have."""
 
 
 def tower_faults(
     graphs: Mapping[str, TfliteContent], metadata: LlmMetadata | None, hidden_size: int
 ) -> Iterator[tuple[str, Fault]]:
-    """Section label and fault of each; graphs: the towers' sections that could be read, by label."""
+    """Yield the section label and the fault, for each; graphs: the tower sections that could be read, by label."""
     wanted = {**_vision(graphs, metadata, hidden_size), **_audio(graphs, metadata, hidden_size)}
     for label, signatures in wanted.items():
         if label in graphs:
@@ -31,7 +31,7 @@ def tower_faults(
 
 
 def _vision(graphs: Mapping[str, TfliteContent], metadata: LlmMetadata | None, hidden_size: int) -> Wanted:
-    """Sizes are those of the encoder, but for pixels, which the metadata say."""
+    """The wanted signatures: dimensions are the encoder's own, except that the metadata gives the image's pixels."""
     encoder = _sole(graphs, schema.VISION_ENCODER)
     _, height, width, _ = _shape(encoder.inputs, "images", (1, 1, 1, 3))
     _, tokens, features = _shape(encoder.outputs, "features", (1, 1, 1))
@@ -46,7 +46,7 @@ def _vision(graphs: Mapping[str, TfliteContent], metadata: LlmMetadata | None, h
 
 
 def _audio(graphs: Mapping[str, TfliteContent], metadata: LlmMetadata | None, hidden_size: int) -> Wanted:
-    """Sizes are those of the encoder, but for mel bins, which the metadata may say."""
+    """The wanted signatures: dimensions are the encoder's own, except that the metadata may give the mel bins."""
     encoder = _sole(graphs, schema.AUDIO_ENCODER)
     _, frames, bins = _shape(encoder.inputs, "src_inputs", (1, 1, 1))
     _, tokens, features = _shape(encoder.outputs, "features", (1, 1, 1))
@@ -74,13 +74,13 @@ def _metadata_faults(graphs: Mapping[str, TfliteContent], metadata: LlmMetadata)
 
 
 def _sole(graphs: Mapping[str, TfliteContent], label: str) -> SignatureShape:
-    """What the first signature of a section takes and gives; nothing if there is none."""
+    """Inputs and outputs of the section's first signature; empty if it has none."""
     names = graphs[label].model.signatures if label in graphs else ()
     return shape_of(graphs[label].graph(names[0])) if names else SignatureShape({}, {})
 
 
 def _shape(tensors: Mapping[str, TensorShape], name: str, otherwise: tuple[int, ...]) -> tuple[int, ...]:
-    """The dimensions of a tensor, or others that show as a fault if it is missing or has another rank."""
+    """The dimensions of a tensor; `otherwise`, which then shows as a fault, if it is missing or of another rank."""
     found = tensors[name].shape if name in tensors else ()
     return found if len(found) == len(otherwise) else otherwise
 

@@ -1,4 +1,4 @@
-"""Writes a .litertlm around its sections (docs/formats/litertlm.md): a chunk at a time, and read back."""
+"""Writes a .litertlm from its sections (docs/formats/litertlm.md), one chunk at a time, and reads it back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from toolkit.litertlm.schema import ContainerMetadata, SectionRecord
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """A file without its first `skip` bytes, and the size and hash that the whole of it must have."""
+    """A file without its first `skip` bytes, with the size and hash that the whole file must have."""
 
     path: Path
     file_size: int
@@ -26,17 +26,17 @@ class FilePart:
 
     @property
     def size(self) -> int:
-        """Bytes that are taken."""
+        """Bytes of the part."""
         return self.file_size - self.skip
 
     def require_hash(self) -> None:
-        """BundleError unless the file is what it must be."""
+        """Hash the whole file; BundleError if it is not `sha256`."""
         _check_hash(self, hash_file(self.path).sha256)
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A section before its place is known: what it is, and where its bytes come from."""
+    """A section before its offset is known: its type, and where its bytes come from."""
 
     type: str
     content: tuple[bytes | FilePart, ...]
@@ -51,7 +51,7 @@ class Section:
 def write_container(
     path: Path, sections: Sequence[Section], system: Mapping[str, str], *, progress: Progress | None = None
 ) -> int:
-    """Write the sections behind their header, a chunk at a time, read all of it back and rename; the bytes written."""
+    """Write a header and the sections to a temporary file, read it back, rename it; return the bytes written."""
     header, places = _layout(sections, system)
     total = places[-1].end
     require_room(path, total)
@@ -73,7 +73,7 @@ def write_container(
 
 
 def _layout(sections: Sequence[Section], system: Mapping[str, str]) -> tuple[bytes, tuple[SectionRecord, ...]]:
-    """The header, and where each section lies. The metadata's length is the same for all offsets but 0."""
+    """The header, and the place of each section. The metadata has one length for all offsets, as long as none is 0."""
 
     def records(start: int) -> tuple[SectionRecord, ...]:
         placed: list[SectionRecord] = []
@@ -108,7 +108,7 @@ def _stream(header: bytes, sections: Sequence[Section], places: Sequence[Section
 
 
 def _read_part(part: FilePart) -> Iterator[bytes]:
-    """The file's bytes; after the last one an error unless they have the hash they should have."""
+    """Yield the part's bytes; after the last one, BundleError if the file's hash is not `sha256`."""
     digest = hashlib.sha256()
     skip = part.skip
     with open(part.path, "rb") as file:

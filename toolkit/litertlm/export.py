@@ -40,10 +40,11 @@ _ZLIB_LEVEL = 9
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What of a bundle goes into the file: by default its default size and every group that it has.
+    """Which parts of a bundle to export: by default its default size, with every group that it has.
 
-    groups: `vision` and `audio` are left out unless named; what text needs is always there. model_type: how the engine
-    prepares images and sounds, by default `generic_model`, which does it as transformers; `gemma3n` for text alone.
+    groups: with a list, `vision` and `audio` are exported only if it has them; the groups for text always are.
+    model_type: how the engine prepares images and sounds; by default `generic_model`, which prepares them as
+    transformers does, or `gemma3n` if only text is exported.
     """
 
     size: str | None = None
@@ -56,7 +57,7 @@ EVERYTHING = ExportOptions()
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """A written container, which of the bundle's sizes runs in it, and its groups."""
+    """The written file, the size that it holds, and its groups."""
 
     path: Path
     bytes: int
@@ -70,7 +71,7 @@ def export_litertlm(
 ) -> ExportResult:
     """Write one size of a bundle and some of its groups as a .litertlm.
 
-    BundleError if the bundle has no such size or group, or if a file is not what the manifest says.
+    BundleError if the bundle has no such size or group, or if a file does not have the manifest's size or hash.
     """
     source, target = Path(bundle), Path(path)
     manifest = read_manifest(source)
@@ -104,7 +105,7 @@ def _groups(bundle: Path, manifest: Manifest, names: tuple[str, ...] | None) -> 
 
 
 class _Parts:
-    """The files of a bundle as parts of sections; some of their signatures as files of their own in `scratch`."""
+    """The files of a bundle as parts of sections, or copies in `scratch` with only some of their signatures."""
 
     def __init__(self, bundle: Path, manifest: Manifest, scratch: Path) -> None:
         self.bundle, self.manifest = bundle, manifest
@@ -128,7 +129,7 @@ class _Parts:
         signatures: Mapping[str, str],
         change: Callable[[SubgraphRecord], SubgraphRecord] | None = None,
     ) -> FilePart:
-        """The signatures (new name to old name) of a file, and only the weights that they use."""
+        """A copy of a file with only these signatures (new name to old name) and the weights that they use."""
         whole = self.whole(name)
         whole.require_hash()
         require_free_space(self._scratch, whole.file_size)
@@ -172,7 +173,7 @@ def _chat_template(parts: _Parts) -> str | None:
 
 
 def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
-    """Small ones first: a reader finds them within the first megabytes."""
+    """The sections for text, the small ones first, so that a reader finds them in the first megabytes."""
     tokenizer = parts.read(TOKENIZER)
     packed = struct.pack("<Q", len(tokenizer)) + zlib.compress(tokenizer, _ZLIB_LEVEL)
     return (
@@ -184,7 +185,7 @@ def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
 
 
 def _decoder(parts: _Parts, size: SizeRecord) -> FilePart:
-    """The decoder as it is; of several sizes only the one that runs, under the plain names, and no context buckets."""
+    """The decoder with one size, no signature prefix and no context buckets; the file itself if it is so already."""
     manifest = parts.manifest
     if len(manifest.sizes) == 1 and not manifest.text.context_buckets:
         return parts.whole(TEXT_DECODER)
@@ -194,7 +195,7 @@ def _decoder(parts: _Parts, size: SizeRecord) -> FilePart:
 
 
 def _per_layer_embedder(parts: _Parts) -> tuple[bytes | FilePart, ...]:
-    """A graph over the rows of all shards, which follow it as they are."""
+    """The per-layer embedder: a graph, followed by the rows of all shards, unchanged."""
     names = sorted(filter(is_shard_name, parts.manifest.files))
     shards = [parts.whole(name) for name in names or [shard_name(0)]]
     headers = [read_header(shard.path) for shard in shards]
@@ -208,7 +209,7 @@ def _per_layer_embedder(parts: _Parts) -> tuple[bytes | FilePart, ...]:
 
 
 def _tower_sections(parts: _Parts, groups: Sequence[str], model_type: ModelType) -> list[Section]:
-    """Graphs of one signature each, as the engine wants them."""
+    """The sections of the towers; the engine takes graphs of one signature each."""
     sections: list[tuple[str, FilePart]] = []
     if "vision" in groups:
         sections.append((schema.VISION_ENCODER, parts.whole(VISION_ENCODER)))
@@ -216,7 +217,7 @@ def _tower_sections(parts: _Parts, groups: Sequence[str], model_type: ModelType)
     if "audio" in groups:
         assert parts.manifest.audio is not None
         frames = _whole_sound(parts.bundle, parts.manifest.audio)
-        # Google's own files give a sound no more rows than it has tokens; transformers' prompts have them all.
+        # Google's own files give a sound only the rows that it needs; transformers' prompts always have all of them.
         change = always_true("mask") if model_type == "generic_model" else None
         encoder = parts.selected(AUDIO_ENCODER, {"encode": f"encode_{frames}"}, change)
         sections.append((schema.AUDIO_ENCODER, encoder))
@@ -227,7 +228,10 @@ def _tower_sections(parts: _Parts, groups: Sequence[str], model_type: ModelType)
 
 
 def _whole_sound(bundle: Path, audio: AudioRecord) -> int:
-    """Frames of the encoder that gives as many rows as a sound has places; the engine runs no other."""
+    """Mel frames of the encoder that fills all of a sound's soft tokens, the only one that the engine runs.
+
+    BundleError if the bundle has no such encoder.
+    """
     frames = audio.frame_lengths[-1]
     if ceil_div(frames, audio.frames_per_token) != audio.soft_tokens:
         wanted = f"{audio.soft_tokens * audio.frames_per_token}, the whole of a sound's places"

@@ -1,6 +1,6 @@
-"""What LiteRT-LM must be told, and given, to put images and sounds into prompts as transformers does.
+"""The metadata and the changes to template and graphs that make LiteRT-LM treat images and sounds as transformers does.
 
-What the engine does with each is observed (docs/formats/litertlm.md).
+What the engine does with each was observed, not read in its source (docs/formats/litertlm.md).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from toolkit.litertlm.schema import ImageMetadata, MelMetadata, ModelType, Sound
 from toolkit.tflite.records import OperatorRecord, SubgraphRecord
 
 _AROUND = "\n\n"
-"""What transformers' Gemma3nProcessor writes before and behind every image and sound."""
+"""The text that transformers' Gemma3nProcessor writes before and after every image and sound."""
 
 
 def media_metadata(
     tokenizer: bytes, manifest: Manifest, groups: Sequence[str], model_type: ModelType, *, joined: bool
 ) -> tuple[ImageMetadata | None, SoundMetadata | None]:
-    """How images and sounds are spelled in a prompt, and what is made of them; None for a group that is left out.
+    """The engine's metadata for images and for sounds; None for a group that is not exported.
 
-    tokenizer: the content of tokenizer.json. joined: the chat template writes what follows them.
+    tokenizer: the content of tokenizer.json. joined: the chat template writes the newlines that follow each of them.
     """
     vision = manifest.vision if "vision" in groups else None
     audio = manifest.audio if "audio" in groups else None
@@ -44,10 +44,10 @@ def media_metadata(
 
 
 def joined_template(template: str, placeholders: Sequence[str]) -> str:
-    r"""A chat template that writes newlines behind each placeholder.
+    r"""The chat template, changed to write newlines after each placeholder.
 
-    The engine tokenises what it is told to write behind an image apart from the text that follows. Newlines of the
-    template are tokenised with that text, as transformers does it, where two pairs of newlines are one token.
+    A suffix in the metadata would be tokenised separately from the text that follows. Newlines of the template are
+    tokenised together with that text, as in transformers, where two pairs of newlines are one token.
 
     >>> joined_template("{{ x }}", ["<i>"])
     '{% set rendered_prompt %}{{ x }}{% endset %}{{ rendered_prompt | replace("<i>", "<i>\\n\\n") }}'
@@ -58,13 +58,13 @@ def joined_template(template: str, placeholders: Sequence[str]) -> str:
         f" | replace({json.dumps(p, ensure_ascii=False)}, {json.dumps(p + _AROUND, ensure_ascii=False)})"
         for p in placeholders
     )
-    # Jinja drops one newline at a template's end, which is in its middle now.
+    # Jinja drops one newline at a template's end; the template is no longer at the end, so drop it here.
     body = template.removesuffix("\n")
     return "{% set rendered_prompt %}" + body + "{% endset %}{{ rendered_prompt" + filters + " }}"
 
 
 def always_true(output: str) -> Callable[[SubgraphRecord], SubgraphRecord]:
-    """A change that makes a boolean output true everywhere: whatever it was is equal to itself."""
+    """A change to a graph that makes a boolean output true everywhere, by comparing it with itself."""
 
     def change(graph: SubgraphRecord) -> SubgraphRecord:
         index, new = graph.outputs[output], len(graph.tensors)

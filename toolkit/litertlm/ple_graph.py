@@ -1,7 +1,7 @@
-"""PLE shards as LiteRT-LM wants them: a .tflite whose table is the shards' rows, one contiguous read per token.
+"""Per-layer embeddings for LiteRT-LM: a .tflite whose table is the rows of the PLE shards, one read per token.
 
-A row is looked up as bytes and unpacked in the graph. LiteRT's own block scales would lie in a table apart: a second
-read, and another layout than the shards have.
+A row is looked up as bytes and unpacked in the graph. With LiteRT's own block scales, the scales would be in a second
+table: that takes a second read for each token, and the shards' rows could not be copied unchanged.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ ROWS = "ple_rows"
 
 
 def layout_ple(layout: PleLayout) -> TfliteLayout:
-    """The file of `ple_graph`; its blob `ROWS` takes the rows of all shards in order."""
+    """Lay out the file of `ple_graph`; its blob `ROWS` holds the rows of all shards in order."""
     return layout_tflite([Signature("embed_1", ple_graph(layout))], {})
 
 
 def ple_graph(layout: PleLayout) -> Graph:
-    """ids: int32[1, 1] -> per_layer_embeddings: f32[1, 1, layers, width], times sqrt(width).
+    """The graph from ids int32[1, 1] to per_layer_embeddings f32[1, 1, layers, width], multiplied by sqrt(width).
 
-    Ids outside the table read row 0, as in transformers.
+    An id outside the table reads row 0, as in transformers.
     """
     graph = Graph()
     ids = ops.reshape(graph.input("ids", (1, 1), DType.INT32), (1,))
@@ -40,7 +40,7 @@ def ple_graph(layout: PleLayout) -> Graph:
 
 
 def _codes(row: Value, layout: PleLayout) -> Value:
-    """f32[1, 1, layers, width] of a row int8[1, row_bytes]."""
+    """The codes f32[1, 1, layers, width] of a row int8[1, row_bytes], not yet scaled."""
     shape = (1, 1, layout.layers, layout.width)
     codes = ops.take(row, 1, 0, layout.code_bytes)
     if not layout.element.quantised:
@@ -53,7 +53,7 @@ def _codes(row: Value, layout: PleLayout) -> Value:
 
 
 def _halves(numbers: Value, bits: int) -> Value:
-    """f32[n, 2] of n signed numbers of twice as many bits: the low and the high half of each. Exact in float32."""
+    """Split n signed numbers of 2 * `bits` bits into f32[n, 2], the low and the high half of each; exact in float32."""
     graph, count, range_ = numbers.graph, math.prod(numbers.shape), 1 << bits
     high = ops.floor(ops.mul(numbers, graph.scalar(1 / range_)))
     unsigned = ops.sub(numbers, ops.mul(high, graph.scalar(range_)))
@@ -63,7 +63,7 @@ def _halves(numbers: Value, bits: int) -> Value:
 
 
 def _scales(row: Value, layout: PleLayout) -> Value:
-    """f32[1, 1, layers, 1] of a row int8[1, row_bytes]."""
+    """The scales f32[1, 1, layers, 1] of a row int8[1, row_bytes]."""
     bytes_ = ops.take(row, 1, layout.code_bytes, layout.code_bytes + layout.scale_bytes)
     halves = ops.bitcast(ops.reshape(bytes_, (layout.layers, 2)), DType.FLOAT16)
     return ops.reshape(ops.cast(halves, DType.FLOAT32), (1, 1, layout.layers, 1))

@@ -1,4 +1,4 @@
-"""What a .litertlm says of itself, whoever wrote it: its sections, their parameter groups, its context."""
+"""Reads the header and metadata of any .litertlm: its sections, their parameter groups, its context length."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _REMEDY = "run gemma-edge check"
 
 @dataclass(frozen=True, slots=True)
 class LitertlmContent:
-    """Its sections, and how many positions its caches hold; None: the file does not say."""
+    """The sections of a .litertlm, and how many positions its caches hold (None if the file does not say)."""
 
     sections: tuple[SectionRecord, ...]
     context: int | None
 
     def groups(self) -> dict[str, tuple[SectionRecord, ...]]:
-        """The sections of each parameter group; those of the metadata and the tokenizer are in none."""
+        """The sections of each parameter group; metadata and tokenizer belong to none."""
         found: dict[str, tuple[SectionRecord, ...]] = {}
         for section in self.sections:
             name = group_of(section.label)
@@ -40,7 +40,8 @@ class LitertlmContent:
 
 
 def group_of(label: str) -> str | None:
-    """
+    """The parameter group of a section, or None.
+
     >>> group_of("tf_lite_per_layer_embedder"), group_of("tf_lite_end_of_audio"), group_of("HF_Tokenizer_Zlib")
     ('per_layer_embedding', 'audio', None)
     """
@@ -48,7 +49,7 @@ def group_of(label: str) -> str | None:
 
 
 def read_litertlm(path: Path) -> LitertlmContent:
-    """Header and metadata alone; BundleError if that is no .litertlm, or one that was cut off."""
+    """Read header and metadata only; BundleError if the file is not a .litertlm, or is cut off."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -72,7 +73,7 @@ def read_litertlm(path: Path) -> LitertlmContent:
 
 
 def header_end(file: str, fixed: bytes, size: int) -> int | Fault:
-    """Where the header ends, by the first METADATA_OFFSET bytes of a file of so many."""
+    """The offset at which the header ends, or a fault; fixed: the first METADATA_OFFSET bytes; size: the file's."""
     if len(fixed) < schema.METADATA_OFFSET:
         return Fault(file, "size", f"{size} bytes", f"at least {schema.METADATA_OFFSET}")
     if not fixed.startswith(schema.MAGIC):

@@ -45,21 +45,21 @@ AUDIO_ENCODER, AUDIO_ADAPTER, END_OF_AUDIO = (
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_LLM_METADATA_BYTES = 16 * 1024 * 1024
-"""What nobody's file exceeds: a lying length must not fill the memory."""
+"""Far above any real file: a wrong length must not fill the memory."""
 
 MAX_ITEMS = 4096
-"""More sections, or more entries of one, than any container has: stops a lying length."""
+"""Far above the number of sections, or of one section's entries, in any real file: guards against a wrong length."""
 
 Token = tuple[int, ...] | str
-"""One token or a sequence by ids, or a text that the tokenizer turns into one."""
+"""A sequence of token ids, or a text that the tokenizer turns into one."""
 
 ModelType = Literal["gemma3n", "generic_model"]
-"""Of all that the engine knows, those that export writes: they differ in how images and sounds are prepared."""
+"""The engine's model types that export writes; they differ in how images and sounds are prepared."""
 
 
 @dataclass(frozen=True, slots=True)
 class SectionRecord:
-    """Bytes [begin, end) of the file, what they are (a name of AnySectionDataType), and further entries."""
+    """A section: bytes [begin, end) of the file, their type (a name of AnySectionDataType), and further entries."""
 
     type: str
     begin: int
@@ -68,13 +68,13 @@ class SectionRecord:
 
     @property
     def label(self) -> str:
-        """How errors call it: the model type where there is one."""
+        """The section's name in errors: its model type if it has one, else its type."""
         return self.items.get(MODEL_TYPE, self.type)
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerMetadata:
-    """The flatbuffer at the head of the file: entries for the whole, and its sections."""
+    """The flatbuffer at the start of the file: entries for the whole file, and its sections."""
 
     system: Mapping[str, str]
     sections: tuple[SectionRecord, ...]
@@ -82,7 +82,7 @@ class ContainerMetadata:
 
 @dataclass(frozen=True, slots=True)
 class MelMetadata:
-    """How the engine turns a sound into mel frames: by default as transformers does. Names are the engine's."""
+    """How the engine turns a sound into mel frames, by default as transformers does. Field names are the engine's."""
 
     num_mel_bins: int
     sample_rate_hz: int = SAMPLE_RATE_HZ
@@ -105,10 +105,10 @@ class MelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
-    """How an image is spelled in a prompt, and the pixels that its encoder takes.
+    """How an image is written in a prompt, and the height and width in pixels that its encoder takes.
 
-    placeholder: what the chat template writes for it. prefix, suffix: what the engine writes before `begin` and behind
-    the image. With gemma3n these three are the engine's own, and empty here.
+    placeholder: what the chat template writes for it. prefix, suffix: what the engine writes before `begin` and after
+    the image. For model type gemma3n the engine has these three built in, and they are empty here.
     """
 
     begin: Token | None
@@ -122,7 +122,7 @@ class ImageMetadata:
 
 @dataclass(frozen=True, slots=True)
 class SoundMetadata:
-    """The same for a sound; with gemma3n the mel frames are the engine's own too."""
+    """How a sound is written in a prompt (see `ImageMetadata`); mel: None for gemma3n, where it is built in too."""
 
     begin: Token | None
     end: Token | None
@@ -134,7 +134,7 @@ class SoundMetadata:
 
 @dataclass(frozen=True, slots=True)
 class LlmMetadata:
-    """What the engine must know of the language model."""
+    """What the engine must know about the language model."""
 
     start_token: Token | None
     stop_tokens: tuple[Token, ...]
@@ -147,7 +147,7 @@ class LlmMetadata:
 
 
 def pack_container_metadata(metadata: ContainerMetadata) -> bytes:
-    """The flatbuffer; its length does not depend on the offsets, as long as none is 0."""
+    """Encode as a flatbuffer, whose length does not depend on the offsets as long as none is 0."""
     assert all(0 < section.begin <= section.end for section in metadata.sections)
     root = fb.LiteRTLMMetaDataT()
     root.systemMetadata = fb.SystemMetadataT()
@@ -160,7 +160,7 @@ def pack_container_metadata(metadata: ContainerMetadata) -> bytes:
 
 
 def unpack_container_metadata(data: bytes, what: str) -> ContainerMetadata:
-    """Read the flatbuffer of a stranger; BundleError when it is none."""
+    """Read a flatbuffer from an untrusted file; BundleError if it is not one."""
     try:
         root = fb.LiteRTLMMetaData.GetRootAs(data)
         system, sections = root.SystemMetadata(), root.SectionMetadata()
@@ -173,14 +173,14 @@ def unpack_container_metadata(data: bytes, what: str) -> ContainerMetadata:
 
 
 def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
-    """The protobuf of the LlmMetadataProto section, the same bytes every time."""
+    """Encode as the protobuf of the LlmMetadataProto section, with the same bytes every time."""
     proto = llm_metadata_pb2.LlmMetadata()
     for target, token in ((proto.start_token, metadata.start_token), (proto.pad_token, metadata.pad_token)):
         if token is not None:
             _set_token(target, token)
     for token in metadata.stop_tokens:
         _set_token(proto.stop_tokens.add(), token)
-    # The engine's GREEDY sampler fails at run time; the best of one candidate is the same.
+    # The engine's GREEDY sampler fails at run time; TOP_P with one candidate gives the same tokens.
     proto.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
     proto.sampler_params.k = 1
     proto.sampler_params.p = 1.0
@@ -202,7 +202,7 @@ def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
 
 
 def unpack_llm_metadata(data: bytes, what: str) -> LlmMetadata:
-    """Read the protobuf of a stranger; BundleError when it is none."""
+    """Read a protobuf from an untrusted file; BundleError if it is not one."""
     proto = llm_metadata_pb2.LlmMetadata()
     try:
         proto.ParseFromString(data)
@@ -219,7 +219,7 @@ def unpack_llm_metadata(data: bytes, what: str) -> LlmMetadata:
 
 
 def _model_type(union: Any) -> dict[str, Any]:
-    """The last fields of LlmMetadata; images and sounds of types of model that export writes."""
+    """The fields of LlmMetadata from `model_type` on; images and sounds only for the types that export writes."""
     name = union.WhichOneof("model_type") or "generic_model"
     found: dict[str, Any] = {"model_type": name}
     if name not in get_args(ModelType):
@@ -238,7 +238,7 @@ def _model_type(union: Any) -> dict[str, Any]:
 
 
 def _spelling(model: Any, kind: str, *, generic: bool) -> tuple[Token | None, Token | None, str, str, str]:
-    """The first five fields of both kinds of media."""
+    """The first five fields of `ImageMetadata` or `SoundMetadata`."""
     names = ("token_regex", "prefix", "suffix")
     placeholder, prefix, suffix = (getattr(model, f"{kind}_{name}") if generic else "" for name in names)
     begin, end = (_token(getattr(model, f"{edge}_of_{kind}_token")) for edge in ("start", "end"))
@@ -246,7 +246,7 @@ def _spelling(model: Any, kind: str, *, generic: bool) -> tuple[Token | None, To
 
 
 def _set_media(target: Any, media: ImageMetadata | SoundMetadata) -> None:
-    """What both types of model are told."""
+    """Set the fields that both model types have."""
     kind = _KINDS[type(media)]
     for edge, token in (("start", media.begin), ("end", media.end)):
         if token is not None:
@@ -266,7 +266,7 @@ def _set_generic(target: Any, metadata: LlmMetadata) -> None:
     if present:
         target.delimiter_regex = f"({'|'.join(re.escape(media.placeholder) for media in present)})"
     if metadata.sound is not None and metadata.sound.mel is not None:
-        target.add_audio_end = True  # the adapter for images gives the end of one itself
+        target.add_audio_end = True  # for an image, the adapter itself gives the embedding of its end marker
         for item in fields(MelMetadata):
             setattr(target, f"audio_{item.name}", getattr(metadata.sound.mel, item.name))
 
@@ -307,7 +307,7 @@ def _section_records(sections: Any) -> Sequence[SectionRecord]:
 
 
 def _entries(length: int, entry: Any) -> dict[str, str]:
-    """String entries by key; entries of other types are nothing that we use."""
+    """The string entries, by key; entries of other types are not used here and skipped."""
     entries: dict[str, str] = {}
     for i in range(_bounded(length)):
         pair = entry(i)

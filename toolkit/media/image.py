@@ -1,4 +1,4 @@
-"""Images as pixels of the vision tower, equal to those of transformers' Gemma 3n processor."""
+"""Turns images into the vision tower's pixels, equal to those of transformers' Gemma 3n processor."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ IMAGE_SIZE = 768
 """`size` in preprocessor_config.json of google/gemma-3n-E2B-it."""
 
 MAX_PIXELS = 120_000_000
-"""Above a phone's 108 megapixels; decoded they take 4 bytes each. Pillow itself refuses 179 million."""
+"""More than a phone's 108 megapixels; a decoded pixel takes 4 bytes. Pillow itself refuses 179 million."""
 
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI"),
     *("SGI", "TGA", "TIFF", "WEBP"),
 )
-"""Pillow's others are no pictures of pixels, or run programs: EPS starts Ghostscript."""
+"""Pillow's other formats are not raster images, or run a program: EPS starts Ghostscript."""
 
 _WANTED = "a whole image in a format such as PNG, JPEG, WebP, GIF, BMP or TIFF"
 
 _ORIENTATION_TAG = 0x0112
-# EXIF 2.32, 4.6.4: where row 0 and column 0 lie; the transposition puts them at the top and the left.
+# EXIF 2.32, 4.6.4: the transposition that moves row 0 to the top and column 0 to the left, by orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,22 +40,22 @@ _UPRIGHT = {
 
 
 def pixels(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Levels 0..255 in [0, 1], in transformers' rounding."""
+    """Scale levels 0..255 to [0, 1], rounded as transformers does."""
     return (levels.astype(np.float64) * (1 / 255)).astype(np.float32)
 
 
 def load_levels(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.uint8]:
-    """The levels of a path or of a file's bytes: uint8[1, size, size, 3], RGB.
+    """Load an image, given as a path or as a file's bytes, as RGB levels uint8[1, size, size, 3].
 
-    As transformers' `load_image` and Gemma 3n's processor do, the EXIF orientation is applied, an animation gives its
-    first frame, alpha is dropped (what lies under it shows), and the picture is stretched to a square. Unlike there,
-    16-bit grey and float pixels keep their range instead of being cut at 255. UsageError for all that is no image, is
-    cut short, or has over MAX_PIXELS.
+    As in transformers' `load_image` and Gemma 3n's processor, the EXIF orientation is applied, an animation gives its
+    first frame, the alpha channel is dropped (the colours under it show), and the image is stretched to a square.
+    Unlike there, 16-bit grey and float pixels keep their range instead of being clipped at 255. UsageError for
+    anything that is not an image, is cut short, or has more than MAX_PIXELS.
     """
     name = source_name(source, "image")
     with open_source(source) as file:
         image = _decode(file, name)
-    # Pillow's filter is antialiased and rounds to uint8, as the model saw it in training.
+    # Pillow's filter is antialiased and rounds to uint8, like the images that the model was trained on.
     resized = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized, np.uint8)[np.newaxis]
 
@@ -64,11 +64,11 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     """The first frame, upright, in mode RGB."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images, which are measured here, and of damage, which it raises if it matters.
+            # Pillow warns about large images, which are checked here, and about damage, which it raises if it matters.
             warnings.simplefilter("ignore")
             image = _open(file, name)
             image.load()
-            # After load(): a PNG may carry EXIF behind its pixels, and a TIFF is turned by then.
+            # After load(): a PNG may have its EXIF data after the pixels, and load() itself turns a TIFF.
             turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
             rgb = _to_rgb(image, name)
             return rgb if turn is None else rgb.transpose(turn)
@@ -80,7 +80,7 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
 
 
 def _open(file: BinaryIO, name: str) -> Image.Image:
-    """Header read, pixels not yet."""
+    """Open an image and check its size; the pixels are not read yet."""
     Image.init()
     too_large = {"wanted": f"at most {MAX_PIXELS:,} pixels", "remedy": "scale it down"}
     try:
@@ -96,7 +96,7 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Pillow's own conversion cuts wide pixels at 255, which turns most of such a picture white."""
+    """Convert to RGB. Pillow's own conversion clips wide pixels at 255, which turns most of such an image white."""
     if image.mode == "RGB":
         return image
     # Pillow gives 16-bit greys of PNG (by version) and PGM as int32.
@@ -110,7 +110,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _float_levels(pixels: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    """Levels 0..255 of float pixels, which are in 0..1 by custom and in 0..255 by Pillow's."""
+    """Levels 0..255 of float pixels, which are in 0..1 by convention, or in 0..255 as Pillow's."""
     low, high = float(pixels.min()), float(pixels.max())
     if not 0 <= low <= high <= 255:
         raise UsageError(name, found=f"float pixels from {low:g} to {high:g}", wanted="0..1 or 0..255")

@@ -14,7 +14,7 @@ NUM_MELS = 128
 FRAME_SAMPLES = 512
 HOP_SAMPLES = 160
 MIN_SAMPLES = FRAME_SAMPLES + 1
-"""A frame is cut with one sample more than is used, which pre-emphasis in other flavours would need."""
+"""As in transformers, a frame is cut one sample longer than is used; other kinds of pre-emphasis would need it."""
 FFT_SIZE = 1024
 PRE_EMPHASIS = 0.97
 MIN_HZ, MAX_HZ = 125.0, 7600.0
@@ -24,10 +24,10 @@ _PAD_MULTIPLE = 128
 
 
 def log_mel(samples: NDArray[np.float32], bins: int = NUM_MELS) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Features f32[frames, bins] and bool[frames], true where a frame starts in the sound and not in its padding.
+    """Features f32[frames, bins] and a mask bool[frames], false where a frame starts in the padding after the sound.
 
-    samples: f32[n] at 16 kHz, n from 513 to 480,000 (30 s, 2,997 frames); UsageError otherwise, where transformers
-    gives no frame, or cuts.
+    samples: f32[n] at 16 kHz, n from 513 to 480,000 (30 s, 2,997 frames). UsageError for any other n, for which
+    transformers would give no frame, or drop the rest of the sound.
     """
     _check(samples)
     count = len(samples)
@@ -40,7 +40,7 @@ def log_mel(samples: NDArray[np.float32], bins: int = NUM_MELS) -> tuple[NDArray
 
 
 def num_frames(num_samples: int) -> int:
-    """Frames of a sound, those that start in its padding included.
+    """The number of frames of a sound, including those that start in its padding.
 
     >>> num_frames(513), num_frames(480_000)
     (1, 2997)
@@ -50,7 +50,7 @@ def num_frames(num_samples: int) -> int:
 
 
 def max_samples(frames: int) -> int:
-    """The longest sound of at most so many frames, and of at most 30 s.
+    """The length in samples of the longest sound of at most `frames` frames and 30 s.
 
     >>> max_samples(1), max_samples(112), max_samples(3008)
     (640, 18432, 480000)
@@ -61,7 +61,7 @@ def max_samples(frames: int) -> int:
 
 @functools.cache
 def mel_filters(bins: int = NUM_MELS) -> NDArray[np.float64]:
-    """Weights f64[513, bins] of triangles on HTK's mel scale from 125 to 7,600 Hz, of height 1; read-only."""
+    """Triangular filters f64[513, bins] of height 1 on HTK's mel scale, from 125 to 7,600 Hz; read-only."""
     low, high = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (MIN_HZ, MAX_HZ))
     corners = 700.0 * (10 ** (np.linspace(low, high, bins + 2) / 2595.0) - 1.0)
     lines = np.arange(FFT_SIZE // 2 + 1)[:, np.newaxis] * (SAMPLE_RATE_HZ / FFT_SIZE)
@@ -74,13 +74,13 @@ def mel_filters(bins: int = NUM_MELS) -> NDArray[np.float64]:
 
 
 def _pre_emphasised(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    """HTK's flavour: y0 = 0.03 x0, y_j = x_j - 0.97 x_{j-1}; f32[frames, 513] to f32[frames, 512]."""
+    """Pre-emphasis as in HTK: y0 = 0.03 x0, y_j = x_j - 0.97 x_{j-1}; f32[frames, 513] to f32[frames, 512]."""
     first = frames[:, :1] * (1.0 - PRE_EMPHASIS)
     return np.concatenate([first, frames[:, 1:-1] - PRE_EMPHASIS * frames[:, :-2]], axis=1)
 
 
 def _window() -> NDArray[np.float32]:
-    """Periodic Hann, f32[512]."""
+    """The periodic Hann window, f32[512]."""
     phase = 2 * np.pi * np.arange(FRAME_SAMPLES, dtype=np.float32) / FRAME_SAMPLES
     return (0.5 * (1 - np.cos(phase))).astype(np.float32)
 

@@ -1,7 +1,7 @@
-"""MP3 files that do not say how long they are.
+"""Reads MP3 files that do not say how long they are.
 
-libsndfile guesses their length from the first frames, and never gives what lies behind its guess: of a file of variable
-bit rate without a Xing header that can be most of it. From a pipe it reads to the end instead.
+libsndfile guesses their length from the first frames and never reads beyond it: in a file of variable bit rate without
+a Xing header, most of the sound may be missing. From a pipe it reads to the end instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CHUNK_BYTES = 1 << 16
 
 @contextmanager
 def piped_mp3(file: BinaryIO) -> Iterator[int]:
-    """The reading end of a pipe that carries the file without its tags, in which a decoder would look for frames."""
+    """Yield the descriptor of a pipe with the file's content after its tags, in which a decoder might see frames."""
     reader, writer = os.pipe()
     feeder = threading.Thread(target=_feed, args=(file.fileno(), writer), daemon=True)
     feeder.start()
@@ -29,7 +29,7 @@ def piped_mp3(file: BinaryIO) -> Iterator[int]:
 
 
 def after_tags(fd: int) -> int:
-    """The offset in bytes behind all ID3v2 tags at the beginning (id3.org, ID3v2.4.0, section 3.1)."""
+    """The offset of the first byte after all leading ID3v2 tags (id3.org, ID3v2.4.0, section 3.1)."""
     offset = 0
     while len(header := os.pread(fd, 10, offset)) == 10 and header[:3] == b"ID3":
         size = 0
@@ -41,7 +41,7 @@ def after_tags(fd: int) -> int:
 
 
 def _feed(fd: int, writer: int) -> None:
-    """Ends with the file, or when nobody reads any more."""
+    """Copy the file into the pipe, until its end or until the reading end is closed."""
     offset = after_tags(fd)
     with os.fdopen(writer, "wb", buffering=0) as pipe:
         while chunk := os.pread(fd, _CHUNK_BYTES, offset):

@@ -1,7 +1,7 @@
-"""Soft tokens in a prompt: where images and sounds stand, as transformers' Gemma3nProcessor places them.
+"""Soft tokens, which stand for images and sounds in a prompt, as transformers' Gemma3nProcessor places them.
 
-A chat template writes one placeholder for each image and sound. Placeholders are expanded in the text and not among the
-token ids, because the newlines around a block join those of the text into other tokens.
+A chat template writes one placeholder for each image and sound. Placeholders are expanded in the text before it is
+tokenised, because the newlines around a block may form one token with newlines of the text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from toolkit.base.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class SoftTokens:
-    """How one image or sound is spelled: `count` soft tokens between two markers."""
+    """How one image or sound is written: `count` soft tokens between two markers."""
 
     kind: str
     placeholder: str
@@ -24,7 +24,7 @@ class SoftTokens:
     count: int
 
     def block(self) -> str:
-        """The text that replaces a placeholder; the soft token is spelled as the placeholder is.
+        """The text that replaces a placeholder; the soft token has the same text as the placeholder.
 
         >>> SoftTokens("image", "<i>", "<begin>", "<end>", 2).block()
         '\\n\\n<begin><i><i><end>\\n\\n'
@@ -40,9 +40,9 @@ SOUND = SoftTokens("sound", "<audio_soft_token>", "<start_of_audio>", "<end_of_a
 def expand_placeholders(
     text: str, images: int = 0, sounds: int = 0, *, image: SoftTokens = IMAGE, sound: SoftTokens = SOUND
 ) -> str:
-    """`text` with a block for every placeholder, to be tokenised next; so many images and sounds belong to it.
+    """Replace each placeholder in `text` by its block of soft tokens.
 
-    UsageError when the text has more or fewer placeholders.
+    UsageError unless the text has `images` placeholders for images and `sounds` for sounds.
 
     >>> from dataclasses import replace
     >>> expand_placeholders("See <image_soft_token>.", 1, image=replace(IMAGE, count=1))
@@ -61,9 +61,9 @@ def expand_placeholders(
 
 
 def soft_token_starts(ids: Sequence[int], soft_id: int, count: int) -> tuple[int, ...]:
-    """Where each block's soft tokens begin among a prompt's ids: one entry for each image (or sound), in order.
+    """The position of the first soft token of each image (or sound) in a prompt's ids, in order.
 
-    UsageError when they do not stand in runs of `count`.
+    UsageError if the soft tokens are not in runs of `count`.
 
     >>> soft_token_starts([2, 9, 7, 7, 7, 8, 9, 7, 7, 7, 8], soft_id=7, count=3)
     (2, 7)

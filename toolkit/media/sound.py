@@ -1,4 +1,4 @@
-"""Sound of any rate and format as the samples that the audio tower hears: mono, 16 kHz."""
+"""Turns sound of any rate and format into the audio tower's samples: mono, 16 kHz."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SAMPLE_RATE_HZ = 16_000
 """`sampling_rate` in preprocessor_config.json of google/gemma-3n-E2B-it."""
 
 PIECE_SAMPLES = 30 * SAMPLE_RATE_HZ
-"""What one placeholder of a prompt can carry: transformers cuts the rest off (Gemma3nAudioFeatureExtractor)."""
+"""The longest sound for one placeholder: transformers drops the rest (Gemma3nAudioFeatureExtractor)."""
 
 MAX_SECONDS = 3600
-"""An hour is 120 pieces of 188 tokens, most of Gemma 3n's context of 32,768."""
+"""An hour is 120 pieces of 188 tokens, which fill most of Gemma 3n's context of 32,768."""
 
 _MIN_RATE_HZ, _MAX_RATE_HZ = 1_000, 768_000
 _BLOCK_VALUES = 1 << 20
@@ -34,31 +34,31 @@ _UNKNOWN_FRAMES = np.iinfo(np.int64).max
 
 _WANTED = "a whole sound in a format such as WAV, FLAC, Ogg or MP3"
 
-# What libsndfile notes when a WAV, AIFF or AU file is shorter than its header says.
+# libsndfile's log line for a WAV, AIFF or AU file that is shorter than its header says.
 _SHORT = re.compile(r"\b(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
 _UNKNOWN_BYTES = 0x7FFF0000
-"""From here on a size in a header means that its writer could not go back and fill it in: recorders on a pipe."""
+"""A size in a header from here on is a placeholder: a recorder that writes to a pipe cannot go back to fill it in."""
 
 
 class _ForwardSound(soundfile.SoundFile):  # type: ignore[misc]
-    """Read straight on: soundfile seeks around every block, and seeking in an MP3 is inexact."""
+    """A SoundFile that never seeks: soundfile would seek around every block, and seeking in an MP3 is inexact."""
 
     def seekable(self) -> bool:
         return False
 
 
 def load_sound(source: MediaSource) -> NDArray[np.float32]:
-    """The samples of a path or of a file's bytes: f32[n], mono, 16 kHz, full scale 1.
+    """Load a sound, given as a path or as a file's bytes, as samples f32[n]: mono, 16 kHz, full scale 1.
 
-    As in transformers' `load_audio`: channels are averaged, then resampled by soxr at its HQ setting. UsageError for
-    what is no sound, is empty, is cut short, has samples that are not finite, or lasts over MAX_SECONDS.
+    As in transformers' `load_audio`, channels are averaged, then resampled by soxr at its HQ setting. UsageError for
+    anything that is not a sound, is empty, is cut short, has non-finite samples, or lasts over MAX_SECONDS.
     """
     name = source_name(source, "sound")
     try:
         with open_source(source) as file, _open(file) as sound:
             _check_header(sound, name)
             samples = _resampled(_mono_blocks(sound, name), sound.samplerate)
-    # libsndfile's own faults, and those of soundfile where a header makes no sense.
+    # SoundFileError is libsndfile's; soundfile raises the other two for headers that make no sense.
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
         raise UsageError(name, found=f"what cannot be decoded ({_reason(error)})", wanted=_WANTED) from error
     if not samples.size:
@@ -69,9 +69,9 @@ def load_sound(source: MediaSource) -> NDArray[np.float32]:
 
 
 def split_sound(samples: NDArray[np.float32], longest: int = PIECE_SAMPLES) -> tuple[NDArray[np.float32], ...]:
-    """As few pieces of at most `longest` samples as can be, of equal length to a sample, so that none is a stub.
+    """Split into as few pieces of at most `longest` samples as possible; their lengths differ by at most one sample.
 
-    samples: f32[n] at 16 kHz; the pieces are views, and joined they are `samples`.
+    samples: f32[n] at 16 kHz; the pieces are consecutive views of them.
 
     >>> [len(piece) / 16_000 for piece in split_sound(np.zeros(61 * 16_000, np.float32))]
     [20.333375, 20.3333125, 20.3333125]
@@ -106,7 +106,7 @@ def _check_header(sound: _ForwardSound, name: str) -> None:
 
 
 def _mono_blocks(sound: _ForwardSound, name: str) -> Iterator[NDArray[np.float32]]:
-    """Blocks of bounded size, since a header may claim any length; f32[n] each."""
+    """Yield blocks f32[n] of bounded size, since a header may claim any length."""
     block_frames = max(1, _BLOCK_VALUES // sound.channels)
     done = 0
     while len(block := sound.read(block_frames, dtype="float32", always_2d=True)):
@@ -121,7 +121,7 @@ def _mono_blocks(sound: _ForwardSound, name: str) -> Iterator[NDArray[np.float32
 
 
 def _check_finite(block: NDArray[np.float32], first_frame: int, rate_hz: int, name: str) -> None:
-    """block: f32[frames, channels]."""
+    """UsageError if a sample is not finite; block: f32[frames, channels]."""
     bad = np.argwhere(~np.isfinite(block))
     if len(bad):
         frame, channel = bad[0]
@@ -130,7 +130,7 @@ def _check_finite(block: NDArray[np.float32], first_frame: int, rate_hz: int, na
 
 
 def _resampled(blocks: Iterator[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:
-    """All blocks at 16 kHz, ceil(n * 16,000 / rate) samples as in transformers; one block in memory at a time."""
+    """Resample to 16 kHz, to ceil(n * 16,000 / rate) samples as in transformers; one block in memory at a time."""
     if rate_hz == SAMPLE_RATE_HZ:
         return np.concatenate([np.empty(0, np.float32), *blocks])
     stream = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, "float32", "HQ")
@@ -145,5 +145,5 @@ def _resampled(blocks: Iterator[NDArray[np.float32]], rate_hz: int) -> NDArray[n
 
 
 def _reason(error: Exception) -> str:
-    """libsndfile's own words, without the descriptor's number."""
+    """libsndfile's own message, without the number of the file descriptor."""
     return error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)

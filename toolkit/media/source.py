@@ -1,4 +1,4 @@
-"""Where an image or a sound comes from: a file, or bytes in memory."""
+"""The source of an image or a sound: a file, or bytes in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MediaSource: TypeAlias = Path | str | bytes
 
 
 def source_name(source: MediaSource, kind: str) -> str:
-    """What errors call it.
+    """The name of a source in errors.
 
     >>> source_name("cat.png", "image"), source_name(b"GIF89a", "image")
     ('cat.png', 'image of 6 bytes')
@@ -27,9 +27,9 @@ def source_name(source: MediaSource, kind: str) -> str:
 
 @contextmanager
 def open_source(source: MediaSource) -> Iterator[BinaryIO]:
-    """A file with a descriptor of its own, also for bytes: decoders in C seek where Python's streams raise.
+    """Open the source as a file with a descriptor, even for bytes: C decoders may seek to where Python's streams raise.
 
-    UsageError for what is no regular file, or cannot be read.
+    UsageError if the path is not a regular file or cannot be read.
     """
     if isinstance(source, bytes):
         with tempfile.TemporaryFile() as file:

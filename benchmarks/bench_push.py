@@ -136,11 +136,10 @@ def write_bundle_of(source: Path, bundle: Path) -> None:
         return BundleDraft(
             architecture="Gemma3nForCausalLM",
             checkpoint=CheckpointRecord("random", "0" * 64),
-            text=text,
             sizes={"one": SizeRecord((0,), (8,), "")},
             default_size="one",
             quant={},
-            groups={"text": GroupDraft(("text_decoder.tflite",), 8)},
+            groups={"text": GroupDraft("text", ("text_decoder.tflite",), 8, text)},
         )
 
     write_bundle(bundle, fill)

@@ -21,16 +21,13 @@ from toolkit.base.strict_json import shorten
 from toolkit.bundle.manifest import (
     GROUP_NAMES,
     TOWER_FILES,
-    AudioRecord,
     CheckpointRecord,
     Manifest,
     QuantRecord,
     RuleRecord,
-    TextRecord,
-    VisionRecord,
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
-from toolkit.bundle.write import BundleDraft, GroupDraft, require_bundle_or_nothing, write_bundle
+from toolkit.bundle.write import BundleDraft, require_bundle_or_nothing, write_bundle
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Search
 from toolkit.tflite.target import CPU
@@ -217,21 +214,13 @@ def _slices(sizes: tuple[str | Slice, ...] | Path | Budget, checkpoint: Checkpoi
 
 
 def _draft(plan: Plan, architecture: str, checkpoint: CheckpointRecord) -> BundleDraft:
-    records = {name: group.record for name, group in plan.groups.items()}
-    text, vision, audio = records["text"], records.get("vision"), records.get("audio")
-    assert isinstance(text, TextRecord)
-    assert vision is None or isinstance(vision, VisionRecord)
-    assert audio is None or isinstance(audio, AudioRecord)
     return BundleDraft(
         architecture=architecture,
         checkpoint=checkpoint,
-        text=text,
-        vision=vision,
-        audio=audio,
         sizes=plan.sizes,
         default_size=next(iter(plan.sizes)),
         quant={role: _quant_record(recipe) for role, recipe in plan.recipes.items()},
-        groups={name: GroupDraft(group.files, group.parameters) for name, group in plan.groups.items()},
+        groups=plan.groups,
     )
 
 

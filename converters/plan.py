@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from converters.slices import Slice
-from toolkit.bundle.manifest import AudioRecord, SizeRecord, TextRecord, VisionRecord
+from toolkit.bundle.manifest import AudioRecord, SizeRecord, VisionRecord
 from toolkit.bundle.ple_shards import PleLayout, shard_name, write_ple_shards
+from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Search
 from toolkit.quant.source import TensorSource
@@ -181,21 +182,12 @@ class PlannedTower(Generic[Record]):
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedGroup:
-    """Files that are loaded together, how many of the checkpoint's weights they hold, and what a runtime must know."""
-
-    files: tuple[str, ...]
-    parameters: int
-    record: TextRecord | VisionRecord | AudioRecord | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """A bundle but for the tokenizer, the chat template and the manifest."""
 
     files: tuple[PlannedFiles, ...]
     """In the order in which they are written: small ones first, so that a fault shows early."""
-    groups: Mapping[str, PlannedGroup]
+    groups: Mapping[str, GroupDraft]
     sizes: Mapping[str, SizeRecord]
     """By name, the default one first."""
     recipes: Mapping[str, Recipe]

@@ -17,9 +17,10 @@ from converters.gemma3n.reference import Reference
 from converters.gemma3n.sizes.choose import MATFORMER_FILE, choose_slice, find_slice, memory_bytes, read_slice
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint, parameters_by_group, slice_config
 from converters.huggingface.configs import read_configs
-from converters.plan import Plan, PlannedGroup, PlannedTower, PlanRequest
+from converters.plan import Plan, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
-from toolkit.bundle.manifest import AudioRecord, VisionRecord
+from toolkit.bundle.manifest import AudioRecord, GroupKind, VisionRecord
+from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
 
 
@@ -60,19 +61,22 @@ class Gemma3nCheckpoint(Gemma3nTensors):
     def plan(self, request: PlanRequest) -> Plan:
         """The text groups, then each tower."""
         towers = self._towers(request)
-        plan = plan_text(self, request)
-        for group, tower in towers.items():
-            planned = PlannedGroup(tower.files.names, tower.parameters, tower.record)
-            plan = replace(
-                plan,
-                files=(*plan.files, tower.files),
-                groups={**plan.groups, group: planned},
-                recipes={**plan.recipes, group: tower.recipe},
-            )
-        return plan
+        text = plan_text(self, request)
+        groups: dict[str, GroupDraft] = {
+            group: GroupDraft(group, tower.files.names, tower.parameters, tower.record)
+            for group, tower in towers.items()
+        }
+        return replace(
+            text,
+            files=(*text.files, *(tower.files for tower in towers.values())),
+            groups={**text.groups, **groups},
+            recipes={**text.recipes, **{group: tower.recipe for group, tower in towers.items()}},
+        )
 
-    def _towers(self, request: PlanRequest) -> Mapping[str, PlannedTower[VisionRecord] | PlannedTower[AudioRecord]]:
-        towers: dict[str, PlannedTower[VisionRecord] | PlannedTower[AudioRecord]] = {}
+    def _towers(
+        self, request: PlanRequest
+    ) -> Mapping[GroupKind, PlannedTower[VisionRecord] | PlannedTower[AudioRecord]]:
+        towers: dict[GroupKind, PlannedTower[VisionRecord] | PlannedTower[AudioRecord]] = {}
         if "vision" in request.towers:
             towers["vision"] = open_vision(self, request.recipes["vision"])
         if "audio" in request.towers:

@@ -56,13 +56,12 @@ TEXT = TextRecord(
 DRAFT = BundleDraft(
     architecture="Gemma3nForCausalLM",
     checkpoint=CheckpointRecord("handmade", "0123456789abcdef" * 4),
-    text=TEXT,
     sizes={"large": SizeRecord((0, 1, 2), (16, 16, 16), ""), "small": SizeRecord((0, 2), (8, 8), "small_")},
     default_size="large",
     quant={"text": QuantRecord("int8", (RuleRecord("*", "int8", None, "mse"),))},
     groups={
-        "per_layer_embedding": GroupDraft((shard_name(0),), 36 * 12),
-        "text": GroupDraft((TEXT_DECODER, EMBEDDER), 1000),
+        "per_layer_embedding": GroupDraft("per_layer_embedding", (shard_name(0),), 36 * 12),
+        "text": GroupDraft("text", (TEXT_DECODER, EMBEDDER), 1000, TEXT),
     },
 )
 
@@ -79,10 +78,12 @@ AUDIO = AudioRecord(
 
 TOWERS_DRAFT = replace(
     DRAFT,
-    vision=VISION,
-    audio=AUDIO,
     quant={**DRAFT.quant, "vision": QuantRecord("f32", ()), "audio": QuantRecord("f32", ())},
-    groups={**DRAFT.groups, **{name: GroupDraft(files, 10) for name, files in TOWER_FILES.items()}},
+    groups={
+        **DRAFT.groups,
+        "vision": GroupDraft("vision", TOWER_FILES["vision"], 10, VISION),
+        "audio": GroupDraft("audio", TOWER_FILES["audio"], 10, AUDIO),
+    },
 )
 
 HEADS = {"": "lm_head.weight", "small_": "small_head.weight"}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from converters.family import Family, LayersDone, ParameterGroup, RecipeChoice
 from converters.huggingface.configs import CheckpointConfigs
 from converters.huggingface.stored_tensors import StoredTensors
-from converters.plan import GraphFiles, Plan, PlannedGroup, PlannedTower, PlanRequest, ShardFiles
+from converters.plan import GraphFiles, Plan, PlannedTower, PlanRequest, ShardFiles
 from converters.slices import Budget, Slice, SliceFacts
 from toolkit.base.errors import CheckpointError, ConfigError, SliceError
 from toolkit.base.strict_json import JsonObject
@@ -39,6 +39,7 @@ from toolkit.bundle.manifest import (
     signature_name,
 )
 from toolkit.bundle.ple_shards import PleLayout
+from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe, Rule
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite import ops
@@ -209,9 +210,9 @@ def plan(checkpoint: ToyCheckpoint, request: PlanRequest) -> Plan:
     return Plan(
         files=(graphs, shards),
         groups={
-            "text": PlannedGroup((TEXT_DECODER,), parameters["text"], text_record(config, request)),
-            "token_embedding": PlannedGroup((EMBEDDER,), parameters["token_embedding"]),
-            "per_layer_embedding": PlannedGroup(shards.names, parameters["per_layer_embedding"]),
+            "text": GroupDraft("text", (TEXT_DECODER,), parameters["text"], text_record(config, request)),
+            "token_embedding": GroupDraft("token_embedding", (EMBEDDER,), parameters["token_embedding"]),
+            "per_layer_embedding": GroupDraft("per_layer_embedding", shards.names, parameters["per_layer_embedding"]),
         },
         sizes={part.name: SizeRecord(part.layers, part.ffn_sizes, "")},
         recipes=request.recipes,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from toolkit.base.errors import BundleError
 
-FORMAT = "gemma-edge-bundle/1"
+FORMAT = "gemma-edge-bundle/2"
 MANIFEST_NAME = "manifest.json"
 TEXT_DECODER = "text_decoder.tflite"
 EMBEDDER = "embedder.tflite"
@@ -22,8 +23,9 @@ MAX_SIZE_NAME_CHARACTERS = 64
 TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCODER, AUDIO_ADAPTER)}
 """The files of the groups that only some requests need."""
 
-GROUP_NAMES = ("text", "token_embedding", "per_layer_embedding", *TOWER_FILES)
-"""All groups that a bundle may have, in display order."""
+GroupKind = Literal["text", "token_embedding", "per_layer_embedding", "vision", "audio"]
+GROUP_NAMES: tuple[GroupKind, ...] = get_args(GroupKind)
+"""The groups that answer a prompt, in the order in which they are shown; each is of the kind of its name."""
 
 RESERVED_PREFIX = "prefill"
 """No size's signature prefix may start with this: LiteRT-LM would take its signatures for prefills."""
@@ -181,13 +183,20 @@ class QuantRecord:
     rules: tuple[RuleRecord, ...]
 
 
+GroupRuntime = TextRecord | VisionRecord | AudioRecord
+"""What a runtime needs to know of a group of the kind `text`, `vision` or `audio`."""
+
+
 @dataclass(frozen=True, slots=True)
 class GroupRecord:
-    """Files that are loaded together, the number of checkpoint weights in them, and their size."""
+    """Files that are loaded together, the checkpoint's weights in them, their size, and what a runtime must know."""
 
+    kind: GroupKind
     files: tuple[str, ...]
     parameters: int
     bytes: int
+    runtime: GroupRuntime | None = None
+    """None for both kinds of embeddings, whose files tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +215,32 @@ class Manifest:
     generator: str
     architecture: str
     checkpoint: CheckpointRecord
-    text: TextRecord
-    vision: VisionRecord | None
-    audio: AudioRecord | None
     sizes: Mapping[str, SizeRecord]
     default_size: str
     quant: Mapping[str, QuantRecord]
     groups: Mapping[str, GroupRecord]
     files: Mapping[str, FileRecord]
+
+    @property
+    def text(self) -> TextRecord:
+        """What the group `text` says, which every bundle has."""
+        record = self.groups["text"].runtime
+        assert isinstance(record, TextRecord)
+        return record
+
+    @property
+    def vision(self) -> VisionRecord | None:
+        """What the group `vision` says, where there is one."""
+        record = self.groups["vision"].runtime if "vision" in self.groups else None
+        assert record is None or isinstance(record, VisionRecord)
+        return record
+
+    @property
+    def audio(self) -> AudioRecord | None:
+        """What the group `audio` says, where there is one."""
+        record = self.groups["audio"].runtime if "audio" in self.groups else None
+        assert record is None or isinstance(record, AudioRecord)
+        return record
 
     def size(self, name: str | None = None) -> SizeRecord:
         """A size by name, or the default one."""

@@ -10,6 +10,7 @@ from toolkit.base.layout import ceil_div
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
+    GROUP_NAMES,
     MANIFEST_NAME,
     RESERVED_PREFIX,
     TOWER_FILES,
@@ -18,9 +19,16 @@ from toolkit.bundle.manifest import (
     VisionRecord,
 )
 
+_TEXT = "groups text runtime"
+
 
 def contradictions(manifest: Manifest) -> Iterator[Fault]:
     """All contradictions in the manifest, in the order of its parts."""
+    faults = list(_kind_faults(manifest))
+    if faults:
+        # The others lean on what these groups say.
+        yield from faults
+        return
     yield from _text_faults(manifest)
     yield from _tower_faults(manifest)
     yield from _size_faults(manifest)
@@ -31,42 +39,55 @@ def _fault(place: str, found: object, wanted: str) -> Fault:
     return Fault(MANIFEST_NAME, place, str(found), wanted)
 
 
+def _kind_faults(manifest: Manifest) -> Iterator[Fault]:
+    if "text" not in manifest.groups:
+        yield _fault("groups", ", ".join(manifest.groups) or "none", "text among them")
+    for name, group in manifest.groups.items():
+        if name in GROUP_NAMES and group.kind != name:
+            yield _fault(f"groups {name} kind", group.kind, f"{name}, for its name is that of a kind")
+
+
 def _text_faults(manifest: Manifest) -> Iterator[Fault]:
     text = manifest.text
     for bucket in text.prefill_buckets:
         if bucket not in text.context_buckets or bucket < text.prefill_sizes[-1]:
-            yield _fault("text prefill_buckets", bucket, "context buckets that hold the largest prefill")
+            yield _fault(f"{_TEXT} prefill_buckets", bucket, "context buckets that hold the largest prefill")
     if not 1 <= len(text.kv_caches) <= text.num_layers:
         yield _fault(
-            "text kv_caches", f"{len(text.kv_caches)} entries", f"1 to {text.num_layers}, the number of layers"
+            f"{_TEXT} kv_caches",
+            f"{len(text.kv_caches)} entries",
+            f"1 to {text.num_layers}, the number of layers",
         )
     for i, cache in enumerate(text.kv_caches):
         least = text.context if cache.window is None else min(text.context, cache.window + text.prefill_sizes[-1])
         if len(cache.shape) != 4 or cache.shape[0] != 1 or not least <= cache.shape[2] <= text.context:
             rows = f"{least}" if least == text.context else f"{least} to {text.context}"
-            yield _fault(f"text kv_caches[{i}] shape", shorten(list(cache.shape)), f"[1, kv_heads, {rows}, head_dim]")
+            yield _fault(
+                f"{_TEXT} kv_caches[{i}] shape",
+                shorten(list(cache.shape)),
+                f"[1, kv_heads, {rows}, head_dim]",
+            )
     names = Counter(name for cache in text.kv_caches for name in (cache.key, cache.value))
     for name, count in names.items():
         if count > 1:
-            yield _fault("text kv_caches", f"{name} {count} times", "each name once")
+            yield _fault(f"{_TEXT} kv_caches", f"{name} {count} times", "each name once")
 
 
 def _tower_faults(manifest: Manifest) -> Iterator[Fault]:
     vision, audio = manifest.vision, manifest.audio
+    for name, files in TOWER_FILES.items():
+        group = manifest.groups.get(name)
+        if group is not None and sorted(group.files) != sorted(files):
+            yield _fault(f"groups {name} files", ", ".join(group.files), " and ".join(files))
     towers: dict[str, VisionRecord | AudioRecord | None] = {"vision": vision, "audio": audio}
     for name, tower in towers.items():
-        group = manifest.groups.get(name)
-        if (group is None) != (tower is None):
-            yield _fault(
-                name, "null" if tower is None else "a record without a group", "a record and a group, or neither"
-            )
-        elif group is not None and sorted(group.files) != sorted(TOWER_FILES[name]):
-            yield _fault(f"groups {name} files", ", ".join(group.files), " and ".join(TOWER_FILES[name]))
         for key, found, wanted in () if tower is None else _token_faults(tower, manifest.text.vocab_size):
-            yield _fault(f"{name} {key}", found, wanted)
+            yield _fault(f"groups {name} runtime {key}", found, wanted)
     if vision is not None and audio is not None and _overlap(vision.table, audio.table):
         yield _fault(
-            "audio vocab_offset", audio.vocab_offset, f"no id from {vision.table[0]} to {vision.table[-1]}, vision's"
+            "groups audio runtime vocab_offset",
+            audio.vocab_offset,
+            f"no id from {vision.table[0]} to {vision.table[-1]}, vision's",
         )
 
 
@@ -103,7 +124,11 @@ def _size_faults(manifest: Manifest) -> Iterator[Fault]:
         yield _fault("default_size", manifest.default_size, "the size whose prefix is empty")
     layers = {layer for size in manifest.sizes.values() for layer in size.layers}
     if manifest.sizes and len(layers) != manifest.text.num_layers:
-        yield _fault("text num_layers", manifest.text.num_layers, f"{len(layers)}, the layers of all sizes together")
+        yield _fault(
+            f"{_TEXT} num_layers",
+            manifest.text.num_layers,
+            f"{len(layers)}, the layers of all sizes together",
+        )
 
 
 def _file_faults(manifest: Manifest) -> Iterator[Fault]:

@@ -18,11 +18,14 @@ from toolkit.base.strict_json import JsonObject, open_regular, parse_json
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
     FORMAT,
+    GROUP_NAMES,
     MANIFEST_NAME,
     AudioRecord,
     CheckpointRecord,
     FileRecord,
+    GroupKind,
     GroupRecord,
+    GroupRuntime,
     KvCache,
     Manifest,
     QuantRecord,
@@ -113,23 +116,17 @@ class _Reader:
         generator = self.part(lambda: _text(top, "generator"))
         architecture = self.part(lambda: _text(top, "architecture"))
         checkpoint = self.part(lambda: _read_checkpoint(top.child("checkpoint")))
-        text = self.part(lambda: _read_text(top.child("text")))
-        # None is a valid value of these two, so a tuple around the value shows that it was read.
-        vision = self.part(lambda: (None if top.value("vision") is None else _read_vision(top.child("vision")),))
-        audio = self.part(lambda: (None if top.value("audio") is None else _read_audio(top.child("audio")),))
         sizes = self.part(lambda: self._mapping(top.child("sizes"), _read_size, is_size_name))
         default_size = self.part(lambda: _text(top, "default_size"))
         quant = self.part(lambda: self._mapping(top.child("quant"), _read_quant, is_safe_name))
         groups = self.part(lambda: self._mapping(top.child("groups"), _read_group, is_safe_name))
         files = self.part(lambda: self._mapping(top.child("files"), _read_file, is_safe_name))
         self.part(top.finish)
-        if generator is None or architecture is None or checkpoint is None or text is None or sizes is None:
+        if generator is None or architecture is None or checkpoint is None or sizes is None:
             return None
-        if vision is None or audio is None or default_size is None or quant is None or groups is None or files is None:
+        if default_size is None or quant is None or groups is None or files is None:
             return None
-        return Manifest(
-            generator, architecture, checkpoint, text, *vision, *audio, sizes, default_size, quant, groups, files
-        )
+        return Manifest(generator, architecture, checkpoint, sizes, default_size, quant, groups, files)
 
     def _mapping(
         self, table: JsonObject, read: Callable[[JsonObject], T], is_key: Callable[[str], bool]
@@ -237,9 +234,34 @@ def _read_rule(fields: JsonObject) -> RuleRecord:
 
 
 def _read_group(fields: JsonObject) -> GroupRecord:
-    files = tuple(_name(fields, "files", item) for item in fields.array("files"))
-    parameters, size = fields.integer("parameters", 0, MAX_BYTES), fields.integer("bytes", 0, MAX_BYTES)
-    return _finished(fields, GroupRecord(files, parameters, size))
+    record = GroupRecord(
+        kind=_read_kind(fields),
+        files=tuple(_name(fields, "files", item) for item in fields.array("files")),
+        parameters=fields.integer("parameters", 0, MAX_BYTES),
+        bytes=fields.integer("bytes", 0, MAX_BYTES),
+        runtime=_read_runtime(fields, fields.string("kind")),
+    )
+    return _finished(fields, record)
+
+
+def _read_kind(fields: JsonObject) -> GroupKind:
+    kind = fields.string("kind")
+    known = next((name for name in GROUP_NAMES if name == kind), None)
+    if known is None:
+        fields.refuse("kind", kind, " or ".join(GROUP_NAMES))
+    return known
+
+
+def _read_runtime(fields: JsonObject, kind: str) -> GroupRuntime | None:
+    if kind == "text":
+        return _read_text(fields.child("runtime"))
+    if kind == "vision":
+        return _read_vision(fields.child("runtime"))
+    if kind == "audio":
+        return _read_audio(fields.child("runtime"))
+    if fields.value("runtime") is not None:
+        fields.refuse("runtime", fields.value("runtime"), "null")
+    return None
 
 
 def _read_file(fields: JsonObject) -> FileRecord:

@@ -11,25 +11,27 @@ from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.files import BackgroundHasher, FileHash, atomic_directory, hash_file, safe_name, write_bytes
 from toolkit.bundle.manifest import (
     MANIFEST_NAME,
-    AudioRecord,
     CheckpointRecord,
     FileRecord,
+    GroupKind,
     GroupRecord,
+    GroupRuntime,
     Manifest,
     QuantRecord,
     SizeRecord,
-    TextRecord,
-    VisionRecord,
 )
 from toolkit.bundle.manifest_json import dump_manifest, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
 class GroupDraft:
-    """Files that are loaded together, and how many of the checkpoint's weights they hold."""
+    """Files that are loaded together, how many of the checkpoint's weights they hold, and what a runtime must know."""
 
+    kind: GroupKind
     files: tuple[str, ...]
     parameters: int
+    runtime: GroupRuntime | None = None
+    """None for both kinds of embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,10 @@ class BundleDraft:
 
     architecture: str
     checkpoint: CheckpointRecord
-    text: TextRecord
     sizes: Mapping[str, SizeRecord]
     default_size: str
     quant: Mapping[str, QuantRecord]
     groups: Mapping[str, GroupDraft]
-    vision: VisionRecord | None = None
-    audio: AudioRecord | None = None
 
 
 def write_bundle(
@@ -104,9 +103,6 @@ def describe(draft: BundleDraft, directory: Path, hash_of: Callable[[Path], File
         generator=f"gemma-edge {toolkit.__version__}",
         architecture=draft.architecture,
         checkpoint=draft.checkpoint,
-        text=draft.text,
-        vision=draft.vision,
-        audio=draft.audio,
         sizes=dict(draft.sizes),
         default_size=draft.default_size,
         quant=dict(draft.quant),
@@ -119,4 +115,5 @@ def _group(name: str, draft: GroupDraft, files: Mapping[str, FileRecord]) -> Gro
     missing = [file for file in draft.files if file not in files]
     if missing:
         raise BundleError(f"group {name}", found=f"no {', '.join(missing)}", wanted="every file of the group")
-    return GroupRecord(draft.files, draft.parameters, sum(files[file].bytes for file in draft.files))
+    size = sum(files[file].bytes for file in draft.files)
+    return GroupRecord(draft.kind, draft.files, draft.parameters, size, draft.runtime)

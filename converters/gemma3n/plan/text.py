@@ -19,9 +19,10 @@ from converters.gemma3n.graphs.text.kv_cache import CacheRows
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
 from converters.gemma3n.sizes.elastic import Elastic, combine
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
-from converters.plan import GraphFiles, Plan, PlannedGroup, PlanRequest, ShardFiles
+from converters.plan import GraphFiles, Plan, PlanRequest, ShardFiles
 from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, KvCache, SizeRecord, TextRecord, signature_name
 from toolkit.bundle.ple_shards import PleLayout
+from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.source import TensorSource
@@ -41,9 +42,9 @@ def plan_text(checkpoint: Gemma3nTensors, request: PlanRequest) -> Plan:
     return Plan(
         files=(graphs, shards),
         groups={
-            "text": PlannedGroup((TEXT_DECODER,), sum(tensors.values()), _text_record(request, elastic.config)),
-            "token_embedding": PlannedGroup((EMBEDDER,), embedding),
-            "per_layer_embedding": PlannedGroup(shards.names, per_layer),
+            "text": GroupDraft("text", (TEXT_DECODER,), sum(tensors.values()), _text_record(request, elastic.config)),
+            "token_embedding": GroupDraft("token_embedding", (EMBEDDER,), embedding),
+            "per_layer_embedding": GroupDraft("per_layer_embedding", shards.names, per_layer),
         },
         sizes={part.name: SizeRecord(part.layers, part.ffn_sizes, prefix) for part, prefix in slices},
         recipes={role: request.recipes[role] for role in ("text", "ple")},

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import DRAFT
+from bundles import DRAFT, TEXT, VISION
 
 import device_harness.push.chunks
 import device_harness.push.program
@@ -49,9 +49,9 @@ from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
 CHUNK = 16 * 1024
 TARGET = "/data/local/tmp/pushed"
 GROUPS = {
-    "text": GroupDraft(("text_decoder.tflite", "embedder.tflite"), 10),
-    "ple": GroupDraft(("ple_00000.bin",), 10),
-    "tower": GroupDraft(("vision_encoder.tflite",), 10),
+    "text": GroupDraft("text", ("text_decoder.tflite", "embedder.tflite"), 10, TEXT),
+    "ple": GroupDraft("per_layer_embedding", ("ple_00000.bin",), 10),
+    "tower": GroupDraft("vision", ("vision_encoder.tflite",), 10, VISION),
 }
 SIZES = {
     "text_decoder.tflite": 5 * CHUNK + 4321,

@@ -117,13 +117,13 @@ def test_a_manifest_that_is_a_directory_is_one_fault(bundle: Path) -> None:
 
 def test_all_faults_of_the_manifest_are_reported(bundle: Path) -> None:
     def edit(value: dict[str, Any]) -> None:
-        value["text"]["hidden_size"] = 0
+        value["groups"]["text"]["runtime"]["hidden_size"] = 0
         value["files"][TOKENIZER]["sha256"] = ""
 
     edit_manifest(bundle, edit)
     assert sorted(found(bundle)) == [
         (MANIFEST_NAME, "files tokenizer.json sha256"),
-        (MANIFEST_NAME, "text hidden_size"),
+        (MANIFEST_NAME, "groups text runtime hidden_size"),
     ]
 
 
@@ -154,7 +154,7 @@ def test_a_bundle_without_its_decoder_is_refused(bundle: Path) -> None:
 
     def forget(value: dict[str, Any]) -> None:
         del value["files"][TEXT_DECODER]
-        value["groups"]["text"] = {"files": [EMBEDDER], "parameters": 0, "bytes": value["files"][EMBEDDER]["bytes"]}
+        value["groups"]["text"].update(files=[EMBEDDER], bytes=value["files"][EMBEDDER]["bytes"])
 
     edit_manifest(bundle, forget)
     assert found(bundle) == [(TEXT_DECODER, "file")]

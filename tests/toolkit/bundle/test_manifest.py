@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import DRAFT, TOWERS_DRAFT
+from bundles import AUDIO, DRAFT, TEXT, TOWERS_DRAFT, VISION
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,17 +31,14 @@ def manifest() -> Manifest:
         generator="gemma-edge 0.1.0",
         architecture=draft.architecture,
         checkpoint=draft.checkpoint,
-        text=draft.text,
-        vision=draft.vision,
-        audio=draft.audio,
         sizes=draft.sizes,
         default_size=draft.default_size,
         quant=draft.quant,
         groups={
-            "per_layer_embedding": GroupRecord((names[1],), 432, 101),
-            "text": GroupRecord((names[2], names[0]), 1000, 202),
-            "vision": GroupRecord(TOWER_FILES["vision"], 10, 209),
-            "audio": GroupRecord(TOWER_FILES["audio"], 10, 213),
+            "per_layer_embedding": GroupRecord("per_layer_embedding", (names[1],), 432, 101),
+            "text": GroupRecord("text", (names[2], names[0]), 1000, 202, TEXT),
+            "vision": GroupRecord("vision", TOWER_FILES["vision"], 10, 209, VISION),
+            "audio": GroupRecord("audio", TOWER_FILES["audio"], 10, 213, AUDIO),
         },
         files=records,
     )
@@ -59,15 +56,21 @@ def edited(edit: Callable[[dict[str, Any]], object]) -> bytes:
 
 
 def put(path: str, value: object) -> Callable[[dict[str, Any]], None]:
-    """An edit that sets one value; `path` as in "text/kv_caches/0/shape"."""
+    """An edit that sets one value; "text/context" is short for "groups/text/runtime/context", as in `place_of`."""
 
     def edit(target: Any) -> None:
-        *parents, last = path.split("/")
+        *parents, last = place_of(path, "/").split("/")
         for key in parents:
             target = target[int(key) if isinstance(target, list) else key]
         target[int(last) if isinstance(target, list) else last] = copy.deepcopy(value)
 
     return edit
+
+
+def place_of(short: str, between: str = " ") -> str:
+    """What a group says, by where it stands in the manifest."""
+    first, *rest = short.split(between)
+    return between.join(["groups", first, "runtime", *rest] if first in ("text", "vision", "audio") else [first, *rest])
 
 
 def test_a_manifest_is_read_back_as_it_was_written() -> None:
@@ -78,9 +81,9 @@ def test_a_manifest_is_read_back_as_it_was_written() -> None:
 
 def test_the_encoding_is_fixed_to_the_byte() -> None:
     data = dump_manifest(manifest())
-    assert data.startswith(b'{\n "architecture": "Gemma3nForCausalLM",\n "audio": {\n  "begin_token_id": 4,\n')
-    assert b'\n "checkpoint": {\n  "name": "handmade",\n' in data
-    assert b'\n "format": "gemma-edge-bundle/1",\n' in data
+    assert data.startswith(b'{\n "architecture": "Gemma3nForCausalLM",\n "checkpoint": {\n  "name": "handmade",\n')
+    assert b'\n  "vision": {\n   "bytes": 209,\n' in data and b'\n   "runtime": {\n    "begin_token_id": 3,\n' in data
+    assert b'\n "format": "gemma-edge-bundle/2",\n' in data
     assert data.endswith(b"\n}\n")
     assert data.isascii()
     shuffled = replace(manifest(), sizes=dict(reversed(list(manifest().sizes.items()))))
@@ -100,13 +103,24 @@ def test_the_default_size_is_found_without_a_name_and_others_by_name() -> None:
         (b"", "JSON"),
         (b"\xff{}", "UTF-8"),
         (b"[]", "an object"),
-        (b'{"format": "gemma-edge-bundle/2"}', "gemma-edge-bundle/2"),
+        (b'{"format": "gemma-edge-bundle/1"}', "gemma-edge-bundle/1"),
+        (b'{"format": "gemma-edge-bundle/3"}', "gemma-edge-bundle/3"),
         (b'{"format": "gemma-edge-bundle/1", "format": "gemma-edge-bundle/1"}', "twice"),
         (b'{"format": NaN}', "NaN"),
         (b'{"a":' * 100_000, "nesting"),
         (b'{"format": ' + b"9" * 5000 + b"}", "digits"),
     ],
-    ids=["empty", "not UTF-8", "a list", "a later version", "a key twice", "NaN", "deep", "a long number"],
+    ids=[
+        "empty",
+        "not UTF-8",
+        "a list",
+        "an earlier version",
+        "a later version",
+        "a key twice",
+        "NaN",
+        "deep",
+        "a long number",
+    ],
 )
 def test_what_is_no_manifest_is_refused(data: bytes, fault: str) -> None:
     found, faults = parse(data)
@@ -131,7 +145,7 @@ WRONG = {
     "prefill sizes out of order": (put("text/prefill_sizes", [8, 4]), "text prefill_sizes"),
     "a prefill bucket that is no context bucket": (put("text/prefill_buckets", [16]), "text prefill_buckets"),
     "a prefill bucket too short for a prefill": (
-        lambda value: value["text"].update(context_buckets=[4], prefill_buckets=[4]),
+        lambda value: value["groups"]["text"]["runtime"].update(context_buckets=[4], prefill_buckets=[4]),
         "text prefill_buckets",
     ),
     "no prefill size": (put("text/prefill_sizes", []), "text prefill_sizes"),
@@ -166,8 +180,17 @@ WRONG = {
     "lengths out of order": (put("audio/frame_lengths", [7, 4]), "audio frame_lengths"),
     "a sound longer than its soft tokens": (put("audio/frame_lengths", [4, 9]), "audio frame_lengths[1]"),
     "no length": (put("audio/frame_lengths", []), "audio frame_lengths"),
-    "a group without its record": (put("vision", None), "vision"),
-    "a record without its group": (lambda value: value["groups"].pop("audio"), "audio"),
+    "a tower of which nothing is known": (put("groups/vision/runtime", None), "groups vision runtime"),
+    "embeddings that say something": (
+        put("groups/per_layer_embedding/runtime", {}),
+        "groups per_layer_embedding runtime",
+    ),
+    "no text": (lambda value: value["groups"].pop("text"), "groups"),
+    "an unknown kind": (put("groups/text/kind", "smell"), "groups text kind"),
+    "a group of another kind than its name": (
+        lambda value: value["groups"].update(token_embedding=value["groups"].pop("per_layer_embedding")),
+        "groups token_embedding kind",
+    ),
     "a group that lacks a file": (put("groups/vision/files", ["vision_encoder.tflite"]), "groups vision files"),
     "an unknown dtype": (put("quant/text/rules/0/dtype", "int2"), "quant text rules[0] dtype"),
     "a block of nothing": (put("quant/text/rules/0/block_size", 0), "quant text rules[0] block_size"),
@@ -189,7 +212,7 @@ WRONG = {
 def test_each_wrong_value_is_refused_with_its_place(edit: Callable[[dict[str, Any]], object], place: str) -> None:
     found, faults = parse(edited(edit))
     assert found is None
-    assert place in [fault.fault for fault in faults]
+    assert place_of(place) in [fault.fault for fault in faults]
     assert all(fault.file == MANIFEST_NAME for fault in faults)
 
 
@@ -218,16 +241,23 @@ def test_faults_in_several_parts_are_all_reported() -> None:
 
     _, faults = parse(edited(edit))
     places = {"text hidden_size", "files tokenizer.json sha256", "files embedder.tflite sha256", "default_size"}
-    assert {fault.fault for fault in faults} == places
+    assert {fault.fault for fault in faults} == set(map(place_of, places))
 
 
 def test_a_manifest_that_could_not_be_read_is_not_written() -> None:
-    with pytest.raises(BundleError, match="text hidden_size"):
-        dump_manifest(replace(manifest(), text=replace(manifest().text, hidden_size=0)))
+    with pytest.raises(BundleError, match="groups text runtime hidden_size"):
+        text = replace(manifest().groups["text"], runtime=replace(TEXT, hidden_size=0))
+        dump_manifest(replace(manifest(), groups={**manifest().groups, "text": text}))
 
 
 def test_a_directory_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_a_bundle_of_format_1_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_NAME).write_text('{"format": "gemma-edge-bundle/1", "text": {}}')
+    with pytest.raises(BundleError, match="found gemma-edge-bundle/1, wanted gemma-edge-bundle/2; convert it again"):
         read_manifest(tmp_path)
 
 

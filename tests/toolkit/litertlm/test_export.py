@@ -353,7 +353,8 @@ def test_newlines_behind_media_come_from_the_template_and_without_one_from_the_e
 def test_sounds_that_cannot_fill_their_places_are_not_exported(tmp_path: Path) -> None:
     def short(directory: Path) -> BundleDraft:
         fill_with_towers(directory)
-        return replace(TOWERS_DRAFT, audio=replace(AUDIO, frame_lengths=(4,)))
+        audio = replace(TOWERS_DRAFT.groups["audio"], runtime=replace(AUDIO, frame_lengths=(4,)))
+        return replace(TOWERS_DRAFT, groups={**TOWERS_DRAFT.groups, "audio": audio})
 
     write_bundle(tmp_path / "bundle", short)
     with pytest.raises(BundleError, match="longest audio length: found 4 mel frames, wanted 8"):

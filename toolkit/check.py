@@ -23,4 +23,6 @@ def check(path: Path | str, *, progress: Progress | None = None) -> list[Fault]:
         return check_directory(target, progress=progress)
     if target.is_file():
         return check_shard(target, progress=progress) if is_shard_name(target.name) else check_litertlm(target)
-    raise BundleError(str(path), found="nothing there", wanted="a bundle directory, a .litertlm file or a PLE shard")
+    raise BundleError(
+        file=path, found="no such file or directory", remedy="name a bundle directory, a .litertlm file or a PLE shard"
+    )

@@ -26,9 +26,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0 without faults, else 1."""
     with terminal.bar("check") as show:
         faults = check(arguments.path, progress=show)
-    lines = [
-        f"{fault.file or arguments.path}: {fault.fault}: found {fault.found}, wanted {fault.wanted}" for fault in faults
-    ]
+    lines = [str(fault.error(fault.file or arguments.path)) for fault in faults]
     verdict = f"{arguments.path}: sound" if not faults else f"{arguments.path}: faults: {len(faults)}"
     value = {"ok": not faults, "faults": [dataclasses.asdict(fault) for fault in faults]}
     terminal.result(value, "\n".join([*lines, verdict]))

@@ -125,7 +125,7 @@ def test_wrong_use_is_one_line_and_code_2(command: Command, arguments: list[str]
         (["run", "missing", "-p", "x"], ["missing", "no manifest.json", "gemma-edge convert"]),
         (["run", "missing", "-p", "x", "--top-p", "2"], ["top-p", "found 2.0"]),
         (["inspect", "missing"], ["missing", "no such directory"]),
-        (["check", "missing"], ["missing", "nothing there"]),
+        (["check", "missing"], ["missing", "no such file or directory"]),
         (["export", "missing", "-o", "x.litertlm"], ["missing", "manifest.json"]),
         (["convert", "missing", "-o", "b"], ["missing", "no such directory"]),
         (["convert", "missing", "-o", "b", "--quant", "int3"], ["recipe", "int3"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 
 
@@ -101,6 +103,17 @@ class EnvironmentFault(ToolkitError):
     """A device, disk or runtime that cannot do the work."""
 
     exit_code = 3
+
+
+@contextmanager
+def errors_about(place: str | None = None, *, file: str | PathLike[str] | None = None) -> Iterator[None]:
+    """Give errors that name no file, or no place, this one: what is within a file need not know where it lies."""
+    try:
+        yield
+    except ToolkitError as error:
+        error.file = str(file) if error.file is None and file is not None else error.file
+        error.place = place if error.place is None else error.place
+        raise
 
 
 def system_reason(error: OSError | ValueError) -> str:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.base.errors import EnvironmentFault, UsageError
+from toolkit.base.errors import EnvironmentFault, UsageError, system_reason
 
 CHUNK_BYTES = 16 * 1024 * 1024
 """What is hashed, copied and resent at a time; part of the manifest's format (docs/formats/manifest.md)."""
@@ -101,9 +101,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     def verify(partial: Path) -> None:
         found = partial.read_bytes()
         if found != data:
-            raise EnvironmentFault(
-                str(path), found=f"{len(found)} other bytes when read back", wanted="what was written"
-            )
+            raise EnvironmentFault(file=path, found="other bytes when read back than were written")
 
     with atomic_file(path, verify=verify) as partial:
         partial.write_bytes(data)
@@ -192,7 +190,7 @@ def require_free_space(directory: Path | str, needed_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed_bytes:
         raise EnvironmentFault(
-            f"disk space at {directory}",
+            file=directory,
             found=f"{free:,} bytes free",
             wanted=f"{needed_bytes:,}",
             remedy="free some, or write elsewhere",
@@ -214,10 +212,12 @@ def disk_faults(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise EnvironmentFault(
-                str(target), found=error.strerror, wanted="room to write", remedy="free some, or write elsewhere"
+                file=target, found=system_reason(error), remedy="free some room, or write elsewhere"
             ) from error
         if error.errno in _UNWRITABLE and error.filename and _is_beside(Path(os.fsdecode(error.filename)), target):
-            raise UsageError(str(target), found=error.strerror, wanted="a place that can be written") from error
+            raise UsageError(
+                file=target, found=system_reason(error), remedy="name a place that can be written"
+            ) from error
         raise
 
 
@@ -248,16 +248,14 @@ def _resolved(path: Path | str) -> Path:
     """The path behind symbolic links, so that a link stays a link; its parent must exist."""
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
-        raise UsageError(
-            str(path), found=f"no directory {target.parent}", wanted="one to write into", remedy="create it"
-        )
+        raise UsageError(file=path, found=f"there is no directory {target.parent}", remedy="create it")
     return target
 
 
 def _file_target(path: Path | str) -> Path:
     target = _resolved(path)
     if target.is_dir():
-        raise UsageError(str(path), found="a directory", wanted="a file name")
+        raise UsageError(file=path, found="a directory", wanted="the name of a file")
     return target
 
 
@@ -320,9 +318,9 @@ def _sibling(target: Path, kind: str) -> Path:
 
 def _require_replaceable(target: Path, *, replace: bool) -> None:
     if target.exists() and not target.is_dir():
-        raise UsageError(str(target), found="a file", wanted="a new directory", remedy="choose another name")
+        raise UsageError(file=target, found="a file", wanted="a new directory", remedy="choose another name")
     if target.is_dir() and not replace and any(target.iterdir()):
-        raise UsageError(str(target), found="a directory with files in it", wanted="a new or empty one")
+        raise UsageError(file=target, found="a directory with files in it", wanted="a new or empty one")
 
 
 def _replace_directory(partial: Path, target: Path) -> None:

@@ -87,7 +87,7 @@ def read_json_file(path: Path, fault: type[ToolkitError], max_bytes: int = 16_00
     with open(fd, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise fault(file=path, found=f"over {max_bytes:,} bytes", wanted="at most that")
+        raise fault(file=path, found=f"over {max_bytes:,} bytes", remedy="name a smaller file")
     return parse_json(data, str(path), fault)
 
 

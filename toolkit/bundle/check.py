@@ -7,7 +7,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from toolkit.base.errors import BundleError, GraphError
+from toolkit.base.errors import BundleError, GraphError, system_reason
 from toolkit.base.files import CHUNK_BYTES, Advance, Progress, hash_file
 from toolkit.bundle.check_shard import row_faults
 from toolkit.bundle.faults import Fault
@@ -70,11 +70,7 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
 
 def _entry_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
     """Faults for files that are missing, are not regular files, or are not in the manifest."""
-    faults = [
-        Fault(name, "file", "not in the manifest", "every file of a text bundle")
-        for name in REQUIRED
-        if name not in manifest.files
-    ]
+    faults = [Fault(name, "file", "not in the manifest", None) for name in REQUIRED if name not in manifest.files]
     entries = set(os.listdir(bundle))
     for name in sorted(manifest.files):
         if name not in entries:
@@ -82,7 +78,7 @@ def _entry_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
         elif not _is_regular(bundle / name):
             faults.append(Fault(name, "file", "a link, a directory or a device", "a regular file"))
     for name in sorted(entries - manifest.files.keys() - {MANIFEST_NAME}):
-        faults.append(Fault(name, "file", "present", "only files that the manifest lists"))
+        faults.append(Fault(name, "file", "not in the manifest", None))
     return faults
 
 
@@ -98,7 +94,7 @@ def _content_faults(path: Path, record: FileRecord, advance: Advance) -> list[Fa
     try:
         found = hash_file(path, advance=advance)
     except OSError as error:
-        return [Fault(path.name, "file", str(error.strerror), "a readable file")]
+        return [Fault(path.name, "file", system_reason(error), None)]
     faults = []
     if found.size != record.bytes:
         faults.append(Fault(path.name, "size", f"{found.size} bytes", f"{record.bytes} bytes"))
@@ -129,7 +125,7 @@ def _graph_faults(path: Path, wanted: Mapping[str, SignatureShape]) -> list[Faul
     try:
         content = read_tflite(path)
     except GraphError as error:
-        return [Fault(path.name, error.what.removeprefix(path.name).strip() or "graph", error.found, error.wanted)]
+        return [Fault.of(error, path.name, "graph")]
     return buffer_faults(path.name, content) + signature_faults(path.name, content, wanted)
 
 
@@ -159,13 +155,13 @@ def _shard_faults(
         try:
             headers.append(read_header(path))
         except BundleError as error:
-            faults.append(_shard_fault(bundle, error, path))
+            faults.append(Fault.of(error, path.name, "shard"))
     if faults or not paths:
         return faults
     try:
         check_sequence(paths, headers)
     except BundleError as error:
-        return [_shard_fault(bundle, error, paths[0])]
+        return [Fault.of(error, paths[0].name, "shard")]
     text, layout = manifest.text, headers[0].layout
     wanted = (text.ple_vocab_size, text.num_layers, text.ple_size)
     found = (layout.vocab_size, layout.layers, layout.width)
@@ -177,15 +173,9 @@ def _shard_faults(
     return faults
 
 
-def _shard_fault(bundle: Path, error: BundleError, path: Path) -> Fault:
-    name = next((file.name for file in bundle.iterdir() if error.what.startswith(str(file))), path.name)
-    what = error.what.removeprefix(str(bundle / name)).strip()
-    return Fault(name, what or "shard", error.found, error.wanted)
-
-
 def _text_faults(path: Path) -> list[Fault]:
     try:
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        return [Fault(path.name, "text", str(error), "UTF-8")]
+        return [Fault(path.name, "text", f"not UTF-8 ({error.reason})", None)]
     return []

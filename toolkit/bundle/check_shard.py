@@ -30,8 +30,7 @@ def check_shard(path: Path, *, progress: Progress | None = None) -> list[Fault]:
     try:
         header = read_header(path)
     except BundleError as error:
-        what = error.what.removeprefix(str(path)).strip() or "shard"
-        return [Fault(path.name, what, error.found, error.wanted)]
+        return [Fault.of(error, path.name, "shard")]
     return row_faults(path, header, Advance(header.file_bytes - HEADER_BYTES, progress))
 
 
@@ -47,7 +46,7 @@ def row_faults(path: Path, header: ShardHeader, advance: Advance) -> list[Fault]
         advance(rows.nbytes)
     if len(faults) > _MOST_ROWS:
         more = f"{len(faults) - _MOST_ROWS} more that are wrong"
-        faults = [*faults[:_MOST_ROWS], Fault(path.name, "rows", more, "none")]
+        faults = [*faults[:_MOST_ROWS], Fault(path.name, "rows", more, None)]
     if digest.digest() != header.rows_sha256:
         wanted = f"{header.rows_sha256.hex()} as in the header"
         faults.append(Fault(path.name, "rows", f"sha256 {digest.hexdigest()}", wanted))
@@ -78,4 +77,4 @@ def _faults_of(file: str, rows: NDArray[np.uint8], layout: PleLayout, first: int
             axis=1
         )
     found = {int(row): what for what, which in reversed(wrong.items()) for row in np.flatnonzero(which)}
-    return [Fault(file, f"row of token {first + row}", found[row], "a row of the format") for row in sorted(found)]
+    return [Fault(file, f"row of token {first + row}", found[row], None) for row in sorted(found)]

@@ -58,7 +58,7 @@ def read_manifest(bundle: Path | str) -> Manifest:
     faults: list[Fault] = []
     manifest = parse_manifest(load_manifest_bytes(bundle), faults)
     if manifest is None:
-        raise faults[0].error("convert it again")
+        raise faults[0].error(Path(bundle) / MANIFEST_NAME, remedy="convert it again")
     return manifest
 
 
@@ -66,11 +66,11 @@ def load_manifest_bytes(bundle: Path | str) -> bytes:
     """The bytes of BUNDLE/manifest.json; BundleError if it does not exist or is larger than MAX_MANIFEST_BYTES."""
     path = Path(bundle) / MANIFEST_NAME
     if not path.is_file():
-        raise BundleError(str(bundle), found=f"no {MANIFEST_NAME}", wanted="a bundle", remedy="run gemma-edge convert")
+        raise BundleError(file=bundle, found=f"no {MANIFEST_NAME}, so no bundle", remedy="run gemma-edge convert")
     with open(open_regular(path, BundleError), "rb") as file:
         data = file.read(MAX_MANIFEST_BYTES + 1)
     if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(str(path), found=f"over {MAX_MANIFEST_BYTES:,} bytes", wanted="at most that")
+        raise BundleError(file=path, found=f"over {MAX_MANIFEST_BYTES:,} bytes", remedy="convert it again")
     return data
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.elements import ElementType, element_names, element_of
-from toolkit.base.errors import BundleError, RecipeError
+from toolkit.base.errors import BundleError, RecipeError, system_reason
 from toolkit.base.files import write_at
 from toolkit.base.layout import PAGE_BYTES, align_up, ceil_div
 from toolkit.quant.packing import pack_codes, require_finite, unpack_codes
@@ -137,16 +137,20 @@ def read_header(path: Path) -> ShardHeader:
             page = file.read(HEADER_BYTES)
             size = file.seek(0, 2)
     except OSError as error:
-        raise BundleError(str(path), found=error.strerror, wanted="a PLE shard") from error
+        raise BundleError(file=path, found=system_reason(error)) from error
     if len(page) < HEADER_BYTES or page[:8] != MAGIC:
-        raise BundleError(str(path), found=f"{size} bytes that begin with {page[:8]!r}", wanted=f"{MAGIC!r}")
+        raise BundleError(
+            file=path,
+            found=f"{size} bytes that begin with {page[:8]!r}",
+            wanted=f"a PLE shard, which begins with {MAGIC!r}",
+        )
     fields, digest = page[: _FIELDS.size], page[_FIELDS.size : _FIELDS.size + 32]
     if hashlib.sha256(fields).digest() != digest or any(page[_FIELDS.size + 32 :]):
-        raise BundleError(f"{path} header", found="damaged bytes", wanted="what its hash says", remedy="copy it again")
+        raise BundleError("header", file=path, found="damaged bytes", remedy="copy it again")
     header = _unpack(fields, path)
     if size != header.file_bytes:
         remedy = "copy it again" if size < header.file_bytes else None
-        raise BundleError(str(path), found=f"{size} bytes", wanted=f"{header.file_bytes}", remedy=remedy)
+        raise BundleError(file=path, found=f"{size} bytes", wanted=f"{header.file_bytes}", remedy=remedy)
     return header
 
 
@@ -157,7 +161,7 @@ def _unpack(fields: bytes, path: Path) -> ShardHeader:
     layout = PleLayout(vocab, layers, width, bits)
     known_bits = sorted(element.bits for element in ple_elements())
     if bits not in known_bits:
-        raise BundleError(f"{path} header bits", found=bits, wanted=" or ".join(map(str, known_bits)))
+        raise BundleError("header bits", file=path, found=bits, wanted=" or ".join(map(str, known_bits)))
     wanted: tuple[tuple[str, object, bool, object], ...] = (
         ("version", version, version == VERSION, VERSION),
         ("header_bytes", header_bytes, header_bytes == HEADER_BYTES, HEADER_BYTES),
@@ -170,25 +174,25 @@ def _unpack(fields: bytes, path: Path) -> ShardHeader:
     )
     for name, found, holds, right in wanted:
         if not holds:
-            raise BundleError(f"{path} header {name}", found=found, wanted=right)
+            raise BundleError(f"header {name}", file=path, found=found, wanted=right)
     return ShardHeader(layout, first, count, shard, shards, digest)
 
 
 def check_sequence(paths: Sequence[Path], headers: Sequence[ShardHeader]) -> None:
     """BundleError unless the shards are all shards of one table, in order."""
     if not headers:
-        raise BundleError("PLE shards", found="none", wanted="at least one")
+        raise BundleError(found="there are no PLE shards")
     layout, count, expected = headers[0].layout, headers[0].shard_count, 0
     for index, (path, header) in enumerate(zip(paths, headers, strict=True)):
         if (header.layout, header.shard_count, header.shard) != (layout, count, index):
             found = f"shard {header.shard} of {header.shard_count}, {header.layout}"
-            raise BundleError(str(path), found=found, wanted=f"shard {index} of {count}, {layout}")
+            raise BundleError(file=path, found=found, wanted=f"shard {index} of {count}, {layout}")
         if header.first_token != expected:
-            raise BundleError(str(path), found=f"first token {header.first_token}", wanted=f"{expected}")
+            raise BundleError("header first_token", file=path, found=header.first_token, wanted=expected)
         expected += header.row_count
     if len(headers) != count or expected != layout.vocab_size:
         found = f"{len(headers)} shards with {expected} rows"
-        raise BundleError(str(paths[0]), found=found, wanted=f"{count} shards with {layout.vocab_size} rows")
+        raise BundleError(file=paths[0], found=found, wanted=f"{count} shards with {layout.vocab_size} rows")
 
 
 def write_ple_shards(

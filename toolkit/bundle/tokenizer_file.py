@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from toolkit.base.errors import BundleError
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.faults import Fault
 
@@ -22,19 +23,19 @@ def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[s
     if max(present) >= vocab_size:
         return [Fault(file, "token ids", f"{max(present)}", f"0 to {vocab_size - 1}, the model's vocabulary")]
     missing = {name: token for name, token in (spelled or {}).items() if token not in present}
-    return [Fault(file, name, f"no token {token}", "a spelling of it") for name, token in missing.items()]
+    return [Fault(file, name, f"no token {token}", None) for name, token in missing.items()]
 
 
 def token_spellings(file: str, data: bytes, ids: Iterable[int]) -> dict[int, str]:
     """The text of each token of `ids`; BundleError if `data` is not a tokenizer or lacks one of the ids."""
     tokens = _tokens(file, data)
     if isinstance(tokens, Fault):
-        raise tokens.error("convert it again")
+        raise tokens.error(remedy="convert it again")
     texts = {token: text for text, token in tokens}
     wanted = list(ids)
     for token in wanted:
         if token not in texts:
-            raise Fault(file, "tokens", f"no token {token}", "a spelling of every marker").error()
+            raise BundleError("tokens", file=file, found=f"no token {token}")
     return {token: texts[token] for token in wanted}
 
 

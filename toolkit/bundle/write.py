@@ -82,11 +82,11 @@ def require_bundle_or_nothing(path: Path) -> None:
     try:
         known = {MANIFEST_NAME, *read_manifest(path).files}
     except BundleError as error:
-        raise UsageError(str(path), found=f"no bundle ({error.what})", wanted=wanted, remedy=remedy) from error
+        raise UsageError(file=path, found="a directory that is no bundle", wanted=wanted, remedy=remedy) from error
     strangers = [name for name in entries if name not in known]
     if strangers:
         raise UsageError(
-            str(path), found=f"a bundle with {', '.join(strangers[:3])} in it", wanted=wanted, remedy=remedy
+            file=path, found=f"a bundle with {', '.join(strangers[:3])} in it", wanted=wanted, remedy=remedy
         )
 
 
@@ -96,7 +96,7 @@ def describe(draft: BundleDraft, directory: Path, hash_of: Callable[[Path], File
     for entry in sorted(directory.iterdir()):
         name = safe_name(entry.name, f"a file of the bundle in {directory}")
         if entry.is_symlink() or not entry.is_file():
-            raise BundleError(str(entry), found="no regular file", wanted="one")
+            raise BundleError(file=entry, found="not a regular file")
         found = hash_of(entry)
         files[name] = FileRecord(found.size, found.sha256, found.chunks)
     return Manifest(
@@ -114,6 +114,6 @@ def describe(draft: BundleDraft, directory: Path, hash_of: Callable[[Path], File
 def _group(name: str, draft: GroupDraft, files: Mapping[str, FileRecord]) -> GroupRecord:
     missing = [file for file in draft.files if file not in files]
     if missing:
-        raise BundleError(f"group {name}", found=f"no {', '.join(missing)}", wanted="every file of the group")
+        raise BundleError(f"group {name}", found=f"no file {', '.join(missing)}")
     size = sum(files[file].bytes for file in draft.files)
     return GroupRecord(draft.kind, draft.files, draft.parameters, size, draft.runtime)

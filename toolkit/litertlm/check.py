@@ -40,9 +40,9 @@ def check_litertlm(path: Path) -> list[Fault]:
             return [end]
         metadata = file.read(end - schema.METADATA_OFFSET)
     try:
-        sections = schema.unpack_container_metadata(metadata, path.name).sections
+        sections = schema.unpack_container_metadata(metadata, path).sections
     except BundleError as error:
-        return [Fault(path.name, "header", error.found, error.wanted)]
+        return [Fault.of(error, path.name, "header")]
     faults = _layout_faults(path.name, sections, end, size) + _count_faults(path.name, sections)
     sound = {s.label: s for s in sections if end <= s.begin <= s.end <= size}
     return faults + _Contents(path, sound).faults()
@@ -128,7 +128,7 @@ class _Contents:
     def _llm_metadata(self) -> LlmMetadata | None:
         data = self._read(schema.LLM_METADATA, schema.MAX_LLM_METADATA_BYTES)
         try:
-            return None if data is None else schema.unpack_llm_metadata(data, self._path.name)
+            return None if data is None else schema.unpack_llm_metadata(data, self._path)
         except BundleError as error:
             self._fault(schema.LLM_METADATA, "", error.found, error.wanted)
             return None
@@ -140,7 +140,7 @@ class _Contents:
         try:
             content = read_tflite(self._path, (section.begin, section.end))
         except GraphError as error:
-            self._fault(label, error.what.removeprefix(self._path.name).strip(), error.found, error.wanted)
+            self._fault(label, error.place or "", error.found, error.wanted)
             return None
         self._place(label, buffer_faults("", content))
         return content

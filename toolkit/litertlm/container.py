@@ -60,7 +60,7 @@ def write_container(
 
     def verify(partial: Path) -> None:
         if hash_file(partial, advance=advance).sha256 != digest.hexdigest():
-            raise EnvironmentFault(str(path), found="other bytes when read back", wanted="what was written")
+            raise EnvironmentFault(file=path, found="other bytes when read back than were written")
 
     with atomic_file(path, verify=verify) as partial, open(partial, "wb") as file:
         for chunk in _stream(header, sections, places):
@@ -121,4 +121,4 @@ def _read_part(part: FilePart) -> Iterator[bytes]:
 
 def _check_hash(part: FilePart, found: str) -> None:
     if found != part.sha256:
-        raise BundleError(str(part.path), found=f"sha256 {found}", wanted=part.sha256, remedy="convert it again")
+        raise BundleError(file=part.path, found=f"sha256 {found}", wanted=part.sha256, remedy="convert it again")

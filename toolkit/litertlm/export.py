@@ -100,7 +100,7 @@ def _groups(bundle: Path, manifest: Manifest, names: tuple[str, ...] | None) -> 
         if name not in manifest.groups:
             remedy = f"convert the checkpoint with --groups {','.join(wanted)}" if name in TOWER_FILES else None
             there = ", ".join(manifest.groups)
-            raise BundleError(f"{bundle} group {name}", found="none", wanted=f"one of {there}", remedy=remedy)
+            raise BundleError(file=bundle, found=f"no group {name}", wanted=f"one of {there}", remedy=remedy)
     return ("text", *(name for name in TOWER_FILES if name in wanted))
 
 
@@ -114,7 +114,7 @@ class _Parts:
     def whole(self, name: str) -> FilePart:
         files = self.manifest.files
         if name not in files or not (self.bundle / name).is_file():
-            raise BundleError(str(self.bundle), found=f"no {name}", wanted="a whole bundle", remedy="convert it again")
+            raise BundleError(file=self.bundle, found=f"no {name}", remedy="convert it again")
         return FilePart(self.bundle / name, files[name].bytes, files[name].sha256)
 
     def read(self, name: str) -> bytes:
@@ -168,8 +168,9 @@ def _chat_template(parts: _Parts) -> str | None:
     try:
         return parts.read(CHAT_TEMPLATE).decode("utf-8")
     except UnicodeDecodeError as error:
-        what = str(parts.bundle / CHAT_TEMPLATE)
-        raise BundleError(what, found=error, wanted="UTF-8", remedy="convert it again") from error
+        raise BundleError(
+            file=parts.bundle / CHAT_TEMPLATE, found=f"not UTF-8 text ({error.reason})", remedy="convert it again"
+        ) from error
 
 
 def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
@@ -236,5 +237,7 @@ def _whole_sound(bundle: Path, audio: AudioRecord) -> int:
     if ceil_div(frames, audio.frames_per_token) != audio.soft_tokens:
         wanted = f"{audio.soft_tokens * audio.frames_per_token}, the whole of a sound's places"
         remedy = "convert it again without --audio-lengths, or export it with --groups text,vision"
-        raise BundleError(f"{bundle} longest audio length", found=f"{frames} mel frames", wanted=wanted, remedy=remedy)
+        raise BundleError(
+            "longest audio length", file=bundle, found=f"{frames} mel frames", wanted=wanted, remedy=remedy
+        )
     return frames

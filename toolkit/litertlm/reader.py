@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.base.errors import BundleError
+from toolkit.base.errors import BundleError, system_reason
 from toolkit.bundle.faults import Fault
 from toolkit.litertlm import schema
 from toolkit.litertlm.schema import SectionRecord
@@ -55,21 +55,21 @@ def read_litertlm(path: Path) -> LitertlmContent:
             size = os.fstat(file.fileno()).st_size
             end = header_end(path.name, file.read(schema.METADATA_OFFSET), size)
             if isinstance(end, Fault):
-                raise end.error(_REMEDY)
+                raise end.error(path, remedy=_REMEDY)
             table = file.read(end - schema.METADATA_OFFSET)
-            sections = schema.unpack_container_metadata(table, path.name).sections
+            sections = schema.unpack_container_metadata(table, path).sections
             for section in sections:
                 if not end <= section.begin <= section.end <= size:
                     found, wanted = f"bytes {section.begin} to {section.end}", f"within the file's {size}"
-                    raise Fault(path.name, f"section {section.label}", found, wanted).error(_REMEDY)
+                    raise BundleError(f"section {section.label}", file=path, found=found, wanted=wanted, remedy=_REMEDY)
             metadata = next((section for section in sections if section.type == schema.LLM_METADATA), None)
             if metadata is None or metadata.end - metadata.begin > schema.MAX_LLM_METADATA_BYTES:
                 return LitertlmContent(sections, None)
             file.seek(metadata.begin)
             data = file.read(metadata.end - metadata.begin)
-            return LitertlmContent(sections, schema.unpack_llm_metadata(data, path.name).max_num_tokens or None)
+            return LitertlmContent(sections, schema.unpack_llm_metadata(data, path).max_num_tokens or None)
     except OSError as error:
-        raise BundleError(str(path), found=error.strerror, wanted="a .litertlm that can be read") from error
+        raise BundleError(file=path, found=system_reason(error)) from error
 
 
 def header_end(file: str, fixed: bytes, size: int) -> int | Fault:

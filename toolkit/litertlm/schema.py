@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import flatbuffers  # type: ignore[import-untyped]
@@ -159,7 +160,7 @@ def pack_container_metadata(metadata: ContainerMetadata) -> bytes:
     return bytes(builder.Output())
 
 
-def unpack_container_metadata(data: bytes, what: str) -> ContainerMetadata:
+def unpack_container_metadata(data: bytes, file: Path | str | None = None) -> ContainerMetadata:
     """Read a flatbuffer from an untrusted file; BundleError if it is not one."""
     try:
         root = fb.LiteRTLMMetaData.GetRootAs(data)
@@ -169,7 +170,7 @@ def unpack_container_metadata(data: bytes, what: str) -> ContainerMetadata:
             sections=() if sections is None else tuple(_section_records(sections)),
         )
     except (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise BundleError(f"{what} header", found=f"{type(error).__name__}: {error}", wanted="a flatbuffer") from error
+        raise BundleError("header", file=file, found=f"not a flatbuffer ({type(error).__name__}: {error})") from error
 
 
 def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
@@ -201,13 +202,13 @@ def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
-def unpack_llm_metadata(data: bytes, what: str) -> LlmMetadata:
+def unpack_llm_metadata(data: bytes, file: Path | str | None = None) -> LlmMetadata:
     """Read a protobuf from an untrusted file; BundleError if it is not one."""
     proto = llm_metadata_pb2.LlmMetadata()
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
-        raise BundleError(f"{what} {LLM_METADATA}", found=str(error), wanted="a protobuf LlmMetadata") from error
+        raise BundleError(LLM_METADATA, file=file, found=f"not a protobuf LlmMetadata ({error})") from error
     return LlmMetadata(
         start_token=_token(proto.start_token),
         stop_tokens=tuple(token for token in map(_token, proto.stop_tokens) if token is not None),

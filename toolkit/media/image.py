@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from toolkit.base.errors import UsageError
-from toolkit.media.source import MediaSource, open_source, source_name
+from toolkit.media.source import MediaSource, errors_about_source, open_source
 
 IMAGE_SIZE = 768
 """`size` in preprocessor_config.json of google/gemma-3n-E2B-it."""
@@ -24,7 +24,7 @@ _FORMATS = (
 )
 """Pillow's other formats are not raster images, or run a program: EPS starts Ghostscript."""
 
-_WANTED = "a whole image in a format such as PNG, JPEG, WebP, GIF, BMP or TIFF"
+_REMEDY = "give a whole image in a format such as PNG, JPEG, WebP, GIF, BMP or TIFF"
 
 _ORIENTATION_TAG = 0x0112
 # EXIF 2.32, 4.6.4: the transposition that moves row 0 to the top and column 0 to the left, by orientation.
@@ -52,50 +52,49 @@ def load_levels(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.uint8
     Unlike there, 16-bit grey and float pixels keep their range instead of being clipped at 255. UsageError for
     anything that is not an image, is cut short, or has more than MAX_PIXELS.
     """
-    name = source_name(source, "image")
-    with open_source(source) as file:
-        image = _decode(file, name)
+    with errors_about_source(source, "image"), open_source(source) as file:
+        image = _decode(file)
     # Pillow's filter is antialiased and rounds to uint8, like the images that the model was trained on.
     resized = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized, np.uint8)[np.newaxis]
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def _decode(file: BinaryIO) -> Image.Image:
     """The first frame, upright, in mode RGB."""
     try:
         with warnings.catch_warnings():
             # Pillow warns about large images, which are checked here, and about damage, which it raises if it matters.
             warnings.simplefilter("ignore")
-            image = _open(file, name)
+            image = _open(file)
             image.load()
             # After load(): a PNG may have its EXIF data after the pixels, and load() itself turns a TIFF.
             turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-            rgb = _to_rgb(image, name)
+            rgb = _to_rgb(image)
             return rgb if turn is None else rgb.transpose(turn)
     except UsageError:
         raise
     # Pillow raises nearly every built-in exception for some broken file.
     except Exception as error:
-        raise UsageError(name, found=f"what cannot be decoded ({error})", wanted=_WANTED) from error
+        raise UsageError(found=f"cannot be decoded ({error})", remedy=_REMEDY) from error
 
 
-def _open(file: BinaryIO, name: str) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     """Open an image and check its size; the pixels are not read yet."""
     Image.init()
     too_large = {"wanted": f"at most {MAX_PIXELS:,} pixels", "remedy": "scale it down"}
     try:
         image = Image.open(file, formats=[kind for kind in _FORMATS if kind in Image.OPEN])
     except Image.DecompressionBombError as error:
-        raise UsageError(name, found=error, **too_large) from error
+        raise UsageError(found=error, **too_large) from error
     except UnidentifiedImageError as error:
         found = "an empty file" if not file.seek(0, 2) else "no image that is understood"
-        raise UsageError(name, found=found, wanted=_WANTED) from error
+        raise UsageError(found=found, remedy=_REMEDY) from error
     if image.width * image.height > MAX_PIXELS:
-        raise UsageError(name, found=f"{image.width:,} x {image.height:,} pixels", **too_large)
+        raise UsageError(found=f"{image.width:,} x {image.height:,} pixels", **too_large)
     return image
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB. Pillow's own conversion clips wide pixels at 255, which turns most of such an image white."""
     if image.mode == "RGB":
         return image
@@ -103,17 +102,17 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _grey(np.asarray(image) >> 8)
     if image.mode == "I":
-        raise UsageError(name, found="32-bit integer pixels", wanted="8 or 16 bits", remedy="convert it to PNG")
+        raise UsageError(found="32-bit integer pixels", wanted="8 or 16 bits", remedy="convert it to PNG")
     if image.mode == "F":
-        return _grey(_float_levels(np.asarray(image), name))
+        return _grey(_float_levels(np.asarray(image)))
     return image.convert("RGB")
 
 
-def _float_levels(pixels: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+def _float_levels(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Levels 0..255 of float pixels, which are in 0..1 by convention, or in 0..255 as Pillow's."""
     low, high = float(pixels.min()), float(pixels.max())
     if not 0 <= low <= high <= 255:
-        raise UsageError(name, found=f"float pixels from {low:g} to {high:g}", wanted="0..1 or 0..255")
+        raise UsageError(found=f"float pixels from {low:g} to {high:g}", wanted="0..1 or 0..255")
     return np.rint(pixels * np.float32(255) if high <= 1 else pixels)
 
 

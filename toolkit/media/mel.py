@@ -94,4 +94,4 @@ def _check(samples: NDArray[np.float32]) -> None:
     if len(samples) > PIECE_SAMPLES:
         raise UsageError("sound", found=found, wanted=f"at most {PIECE_SAMPLES:,} (30 s)", remedy="split it")
     if not np.isfinite(samples).all():
-        raise UsageError("sound", found="samples that are not finite", wanted="finite ones")
+        raise UsageError("sound", found="samples that are not finite")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.errors import UsageError
 from toolkit.media.mp3 import piped_mp3
-from toolkit.media.source import MediaSource, open_source, source_name
+from toolkit.media.source import MediaSource, errors_about_source, open_source
 
 SAMPLE_RATE_HZ = 16_000
 """`sampling_rate` in preprocessor_config.json of google/gemma-3n-E2B-it."""
@@ -32,7 +32,7 @@ _BLOCK_VALUES = 1 << 20
 _UNKNOWN_FRAMES = np.iinfo(np.int64).max
 """SF_COUNT_MAX, libsndfile's count for a stream whose end is not known."""
 
-_WANTED = "a whole sound in a format such as WAV, FLAC, Ogg or MP3"
+_REMEDY = "give a whole sound in a format such as WAV, FLAC, Ogg or MP3"
 
 # libsndfile's log line for a WAV, AIFF or AU file that is shorter than its header says.
 _SHORT = re.compile(r"\b(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
@@ -53,18 +53,22 @@ def load_sound(source: MediaSource) -> NDArray[np.float32]:
     As in transformers' `load_audio`, channels are averaged, then resampled by soxr at its HQ setting. UsageError for
     anything that is not a sound, is empty, is cut short, has non-finite samples, or lasts over MAX_SECONDS.
     """
-    name = source_name(source, "sound")
+    with errors_about_source(source, "sound"):
+        return _load(source)
+
+
+def _load(source: MediaSource) -> NDArray[np.float32]:
     try:
         with open_source(source) as file, _open(file) as sound:
-            _check_header(sound, name)
-            samples = _resampled(_mono_blocks(sound, name), sound.samplerate)
+            _check_header(sound)
+            samples = _resampled(_mono_blocks(sound), sound.samplerate)
     # SoundFileError is libsndfile's; soundfile raises the other two for headers that make no sense.
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
-        raise UsageError(name, found=f"what cannot be decoded ({_reason(error)})", wanted=_WANTED) from error
+        raise UsageError(found=f"cannot be decoded ({_reason(error)})", remedy=_REMEDY) from error
     if not samples.size:
-        raise UsageError(name, found="no samples", wanted="some sound")
+        raise UsageError(found="no samples")
     if not np.isfinite(samples).all():
-        raise UsageError(name, found="samples near the largest float", wanted="full scale at about 1")
+        raise UsageError(found="samples near the largest float", wanted="full scale at about 1")
     return samples
 
 
@@ -94,39 +98,37 @@ def _open(file: BinaryIO) -> Iterator[_ForwardSound]:
         yield sound
 
 
-def _check_header(sound: _ForwardSound, name: str) -> None:
+def _check_header(sound: _ForwardSound) -> None:
     if not _MIN_RATE_HZ <= sound.samplerate <= _MAX_RATE_HZ:
         wanted = f"{_MIN_RATE_HZ:,} to {_MAX_RATE_HZ:,}"
-        raise UsageError(name, found=f"a rate of {sound.samplerate:,} Hz", wanted=wanted)
+        raise UsageError(found=f"a rate of {sound.samplerate:,} Hz", wanted=wanted)
     short = _SHORT.search(sound.extra_info)
     if short and int(short[2]) < int(short[1]) < _UNKNOWN_BYTES:
-        raise UsageError(
-            name, found=f"{int(short[2]):,} bytes of samples", wanted=f"the {int(short[1]):,} of its header"
-        )
+        raise UsageError(found=f"{int(short[2]):,} bytes of samples", wanted=f"the {int(short[1]):,} of its header")
 
 
-def _mono_blocks(sound: _ForwardSound, name: str) -> Iterator[NDArray[np.float32]]:
+def _mono_blocks(sound: _ForwardSound) -> Iterator[NDArray[np.float32]]:
     """Yield blocks f32[n] of bounded size, since a header may claim any length."""
     block_frames = max(1, _BLOCK_VALUES // sound.channels)
     done = 0
     while len(block := sound.read(block_frames, dtype="float32", always_2d=True)):
-        _check_finite(block, done, sound.samplerate, name)
+        _check_finite(block, done, sound.samplerate)
         done += len(block)
         if done > MAX_SECONDS * sound.samplerate:
             found = f"over {MAX_SECONDS:,} seconds of sound"
-            raise UsageError(name, found=found, wanted="at most that", remedy="cut it")
+            raise UsageError(found=found, remedy="cut it")
         yield block.mean(axis=1)
     if done < sound.frames < _UNKNOWN_FRAMES:
-        raise UsageError(name, found=f"{done:,} samples", wanted=f"the {sound.frames:,} of its header")
+        raise UsageError(found=f"{done:,} samples", wanted=f"the {sound.frames:,} of its header")
 
 
-def _check_finite(block: NDArray[np.float32], first_frame: int, rate_hz: int, name: str) -> None:
+def _check_finite(block: NDArray[np.float32], first_frame: int, rate_hz: int) -> None:
     """UsageError if a sample is not finite; block: f32[frames, channels]."""
     bad = np.argwhere(~np.isfinite(block))
     if len(bad):
         frame, channel = bad[0]
         at = f"{(first_frame + frame) / rate_hz:.3f} s in channel {channel + 1}"
-        raise UsageError(name, found=f"the sample {block[frame, channel]} at {at}", wanted="finite samples")
+        raise UsageError(found=f"the sample at {at} is {block[frame, channel]}, not a finite number")
 
 
 def _resampled(blocks: Iterator[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from toolkit.base.errors import UsageError
+from toolkit.base.errors import UsageError, errors_about
 from toolkit.base.strict_json import open_regular
 
 MediaSource: TypeAlias = Path | str | bytes
@@ -23,6 +23,11 @@ def source_name(source: MediaSource, kind: str) -> str:
     ('cat.png', 'image of 6 bytes')
     """
     return f"{kind} of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
+
+
+def errors_about_source(source: MediaSource, kind: str) -> AbstractContextManager[None]:
+    """Give errors that name no file the source's, or its name where it has none."""
+    return errors_about(source_name(source, kind)) if isinstance(source, bytes) else errors_about(file=source)
 
 
 @contextmanager

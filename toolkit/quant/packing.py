@@ -49,7 +49,7 @@ def require_finite(values: NDArray[np.float32], name: str, first_row: int = 0) -
     if not finite.all():
         place = np.unravel_index(int(np.argmin(finite)), values.shape)
         what = f"weight {name}, row {first_row + int(place[0])}"
-        raise CheckpointError(what, found=values[place], wanted="finite numbers", remedy="download it again")
+        raise CheckpointError(what, found=f"{values[place]}, not a finite number", remedy="download it again")
 
 
 def to_float16(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
@@ -63,7 +63,7 @@ def to_float16(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
     if not np.isfinite(halves).all():
         worst = float(np.abs(values).max())
         if not np.isfinite(worst):
-            raise CheckpointError(f"weight {name}", found=worst, wanted="finite numbers", remedy="download it again")
+            raise CheckpointError(f"weight {name}", found=f"{worst}, not a finite number", remedy="download it again")
         wanted = "at most 65504, what float16 holds"
         raise RecipeError(f"weight {name} as f16", found=f"{worst:g}", wanted=wanted, remedy="keep this weight f32")
     return halves

@@ -56,16 +56,15 @@ class Recipe:
             index = next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(weight.name)), None)
             if index is None:
                 example = f'add a rule such as {{"match": "{weight.name}", "dtype": "f32"}}'
-                raise RecipeError(self._what(), found=f"no rule for weight {weight.name}", wanted="one", remedy=example)
+                raise RecipeError(self._what(), found=f"no rule for weight {weight.name}", remedy=example)
             rule = self.rules[index]
             check_scheme(f"{weight.name} ({self._what(rule)})", weight.shape, rule.scheme)
             schemes[weight.name] = rule.scheme
             used.add(index)
         for index, rule in enumerate(self.rules):
             if index not in used and not rule.optional:
-                found = "a rule that gives no weight its scheme"
                 remedy = 'correct its "match", move it up, or mark it "optional": true'
-                raise RecipeError(self._what(rule), found=found, wanted="at least one weight", remedy=remedy)
+                raise RecipeError(self._what(rule), found="the rule gives no weight its scheme", remedy=remedy)
         return schemes
 
     def with_search(self, search: Search) -> Recipe:

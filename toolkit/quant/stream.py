@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base.errors import CheckpointError, EnvironmentFault
+from toolkit.base.errors import CheckpointError, EnvironmentFault, system_reason
 from toolkit.base.files import write_at
 from toolkit.base.weights import Weight, WeightPart
 from toolkit.quant.packing import pack_codes, require_finite, to_float16
@@ -188,9 +188,9 @@ def _write(fd: int, array: NDArray[np.generic], offset: int, name: str) -> None:
         write_at(fd, data, offset)
     except OSError as error:
         raise EnvironmentFault(
-            f"writing weight {name} to {_file_name(fd)}",
-            found=error.strerror or error,
-            wanted=f"{len(data)} bytes written at {offset}",
+            f"weight {name}",
+            file=_file_name(fd),
+            found=f"{system_reason(error)} at byte {offset}",
             remedy="free space on that disk or choose another output",
         ) from error
 

@@ -126,7 +126,7 @@ class _UnfitGroup(Exception):
     def error(self, what: str) -> CheckpointError | RecipeError:
         """The error for the user; `what` names the weight and the row."""
         if not math.isfinite(self._absmax):
-            return CheckpointError(what, found=self._absmax, wanted="finite numbers", remedy="download it again")
+            return CheckpointError(what, found=f"{self._absmax}, not a finite number", remedy="download it again")
         wanted = f"at most {self._largest:g}, what such scales can hold"
         return RecipeError(what, found=f"{self._absmax:g}", wanted=wanted, remedy="keep this weight f32")
 

@@ -133,7 +133,7 @@ def png(plot: Plot) -> bytes:
 def require_plot_name(path: Path | str) -> None:
     """UsageError unless the file's name ends as a picture's does; ask before the work whose plot it is to hold."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise UsageError(str(path), found=f"the ending {Path(path).suffix!r}", wanted=" or ".join(SUFFIXES))
+        raise UsageError(file=path, found=f"the ending {Path(path).suffix!r}", wanted=" or ".join(SUFFIXES))
 
 
 def write_plot(plot: Plot, path: Path | str) -> None:

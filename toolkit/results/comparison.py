@@ -139,9 +139,11 @@ def _nothing_shared(base: Sequence[BenchRecord], new: Sequence[BenchRecord], acr
             )
     if not differing:
         ways = (_listed(_way(record) for record in records) for records in (base, new))
-        return UsageError("comparison", found=" against ".join(ways), wanted="a configuration that both have")
+        return UsageError(
+            found=f"no configuration is in both ({' against '.join(ways)})",
+            remedy="compare files that have one in common",
+        )
     return UsageError(
-        "comparison",
         found="; ".join(text for _, text in differing),
         wanted="the same in both",
         remedy=f"to compare all the same, pass --across {','.join(what for what, _ in differing)}",

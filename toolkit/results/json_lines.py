@@ -40,7 +40,7 @@ def read_results(path: Path | str, *, skip_torn_line: bool = False) -> ResultsFi
             place = f"line {number}"
             if not line.endswith(b"\n"):
                 if len(line) > MAX_LINE_BYTES:
-                    raise ResultsError(place, file=path, found=f"over {MAX_LINE_BYTES:,} bytes", wanted="at most that")
+                    raise ResultsError(place, file=path, found=f"over {MAX_LINE_BYTES:,} bytes")
                 if skip_torn_line:
                     return ResultsFile(tuple(found), len(line))
                 raise _torn(path, place, len(line))

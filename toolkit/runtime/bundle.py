@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from toolkit.base.errors import BundleError, UsageError
+from toolkit.base.errors import BundleError, UsageError, system_reason
 from toolkit.base.files import CHUNK_BYTES
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
@@ -29,7 +29,7 @@ class Bundle:
             remedy = "a .litertlm is run by LiteRT-LM; here, name the bundle that it was exported from"
             known = self.path.suffix == ".litertlm"
             raise BundleError(
-                str(path), found="a file", wanted="a bundle's directory", remedy=remedy if known else None
+                file=path, found="a file", wanted="a bundle's directory", remedy=remedy if known else None
             )
         self.manifest: Manifest = read_manifest(self.path)
 
@@ -39,7 +39,7 @@ class Bundle:
         Size, first and last chunk are compared, which takes milliseconds; `gemma-edge check` compares everything.
         """
         if name not in self.manifest.files:
-            raise BundleError(str(self.path), found=f"no {name}", wanted="a bundle with a text model")
+            raise BundleError(file=self.path, found=f"no {name}, so no text model")
         record = self.manifest.files[name]
         _compare(self.path / name, record, {0, len(record.chunks) - 1})
         return self.described_file(name)
@@ -56,7 +56,7 @@ class Bundle:
         """
         names = sorted(name for name in self.manifest.files if is_shard_name(name))
         if not names:
-            raise BundleError(str(self.path), found="no PLE shards", wanted="a bundle with a text model")
+            raise BundleError(file=self.path, found="no PLE shards, so no text model")
         for name in names:
             _compare(self.path / name, self.manifest.files[name], {0})
         return [self.path / name for name in names]
@@ -81,7 +81,9 @@ class Bundle:
         limit = self.drawable_ids(tokenizer)
         for position, token in enumerate(ids):
             if token >= limit and position not in besides:
-                raise UsageError("prompt", found=f"{tokenizer.token_of(token)!r}, an image or a sound", wanted="text")
+                raise UsageError(
+                    "prompt", found=f"{tokenizer.token_of(token)!r} stands for an image or a sound, not for text"
+                )
 
     def allowed_groups(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
         """Groups that may be loaded, each of them a group of the bundle; None for all."""
@@ -95,9 +97,8 @@ class Bundle:
         """BundleError where the bundle lacks a group, UsageError where it may not be loaded; both say what to do."""
         if group not in self.manifest.groups:
             raise BundleError(
-                str(self.path),
-                found=f"no group {group}",
-                wanted=f"it, for {wanted_for}",
+                file=self.path,
+                found=f"no group {group}, which {wanted_for} needs",
                 remedy=f"convert the checkpoint again with {group} among --groups, or push it with that group",
             )
         if allowed is not None and group not in allowed:
@@ -115,16 +116,18 @@ def _compare(path: Path, record: FileRecord, chunks: Collection[int]) -> None:
     try:
         size = path.stat().st_size
         if size != record.bytes:
-            raise BundleError(str(path), found=f"{size:,} bytes", wanted=f"{record.bytes:,}", remedy=remedy)
+            raise BundleError(file=path, found=f"{size:,} bytes", wanted=f"{record.bytes:,}", remedy=remedy)
         with open(path, "rb") as file:
             for index in chunks if record.chunks else ():
                 file.seek(index * CHUNK_BYTES)
                 found = _next_chunk_sha256(file)
                 if found != record.chunks[index]:
                     wanted = f"{record.chunks[index]} as in the manifest"
-                    raise BundleError(f"{path} chunk {index}", found=f"sha256 {found}", wanted=wanted, remedy=remedy)
+                    raise BundleError(
+                        f"chunk {index}", file=path, found=f"sha256 {found}", wanted=wanted, remedy=remedy
+                    )
     except OSError as error:
-        raise BundleError(str(path), found=error.strerror, wanted="a readable file", remedy=remedy) from error
+        raise BundleError(file=path, found=system_reason(error), remedy=remedy) from error
 
 
 def _next_chunk_sha256(file: BinaryIO) -> str:

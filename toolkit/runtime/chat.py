@@ -59,11 +59,9 @@ class ChatTemplate:
         try:
             source = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise BundleError(
-                str(path), found="no such file", wanted="a chat template", remedy="use --raw for plain text"
-            ) from error
+            raise BundleError(file=path, found="no such file", remedy="use --raw for plain text") from error
         except UnicodeDecodeError as error:
-            raise BundleError(str(path), found=error, wanted="a chat template in UTF-8") from error
+            raise BundleError(file=path, found=f"not UTF-8 text ({error.reason})") from error
         return cls(source, name=str(path), bos_token=bos_token)
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
@@ -88,7 +86,7 @@ def _check_roles(messages: Sequence[Message]) -> None:
     if turns and turns[0].role == "system":
         turns = turns[1:]
     if not turns:
-        raise UsageError("conversation", found="no message of the user", wanted="at least one")
+        raise UsageError("conversation", found="no message of the user")
     for index, message in enumerate(turns):
         wanted = ("user", "assistant")[index % 2]
         if message.role != wanted:

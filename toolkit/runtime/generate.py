@@ -125,7 +125,7 @@ def require_prompt(prompt: Sequence[int], *, limit: int, context: int) -> None:
     if limit < 1:
         raise UsageError("number of tokens", found=limit, wanted="at least 1")
     if not prompt:
-        raise UsageError("prompt", found="no tokens", wanted="at least one")
+        raise UsageError("prompt", found="no tokens")
     if len(prompt) > context:
         raise UsageError(
             "prompt",

@@ -18,7 +18,7 @@ from toolkit.media.image import load_levels
 from toolkit.media.mel import MIN_SAMPLES, log_mel, max_samples
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders, soft_token_starts
 from toolkit.media.sound import SAMPLE_RATE_HZ, load_sound, split_sound
-from toolkit.media.source import MediaSource, source_name
+from toolkit.media.source import MediaSource, errors_about_source
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import Message
 from toolkit.runtime.tokenizer import Tokenizer
@@ -163,7 +163,8 @@ def read_sound(source: MediaSource, audio: AudioRecord) -> tuple[Medium, ...]:
             f"{len(samples) / SAMPLE_RATE_HZ:.3f} s of sound",
             f"at least {MIN_SAMPLES / SAMPLE_RATE_HZ:.3f}",
         )
-        raise UsageError(source_name(source, "sound"), found=found, wanted=wanted, remedy="append silence")
+        with errors_about_source(source, "sound"):
+            raise UsageError(found=found, wanted=wanted, remedy="append silence")
     pieces = split_sound(samples, max_samples(audio.frame_lengths[-1]))
     return tuple(sound_medium(piece, audio) for piece in pieces)
 
@@ -188,7 +189,7 @@ def soft_tokens(bundle: Bundle, tokenizer: Tokenizer, group: TowerName) -> SoftT
     unknown = [f"{name} {record.markers()[name]}" for name, spelling in spelled.items() if spelling is None]
     if unknown:
         found, remedy = f"no token for {group} {unknown[0]}", "convert again with the tokenizer of the checkpoint"
-        raise BundleError(str(bundle.path / TOKENIZER), found=found, wanted="one", remedy=remedy)
+        raise BundleError(file=bundle.path / TOKENIZER, found=found, remedy=remedy)
     begin, soft, end = (spelled[f"{place}_token_id"] or "" for place in ("begin", "soft", "end"))
     return SoftTokens(usual.kind, soft, begin, end, record.soft_tokens)
 

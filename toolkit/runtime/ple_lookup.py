@@ -129,9 +129,9 @@ class PleTable:
             rows[place] = self._rows[shard][row]
             if row_checksum(rows[place]) != stored_checksum(rows[place]):
                 raise BundleError(
-                    f"{self._paths[shard]} row of token {token}",
+                    f"row of token {token}",
+                    file=self._paths[shard],
                     found="damaged bytes",
-                    wanted="what its checksum says",
                     remedy="run gemma-edge check, and copy or convert it again",
                 )
             self._remember(token, rows[place])
@@ -146,7 +146,7 @@ class PleTable:
             if size < self._file_bytes[shard]:
                 wanted = f"{self._file_bytes[shard]}, as when it was opened"
                 raise BundleError(
-                    str(self._paths[shard]), found=f"{size} bytes", wanted=wanted, remedy="copy or convert it again"
+                    file=self._paths[shard], found=f"{size} bytes", wanted=wanted, remedy="copy or convert it again"
                 )
 
     def _announce(self, places: Sequence[tuple[int, int]]) -> None:

@@ -52,7 +52,7 @@ class Sampler:
         # argmax stops at the first NaN, so one look finds it; -inf is a token that cannot be.
         if not np.isfinite(allowed[best]):
             raise EnvironmentFault(
-                f"logit of token {best}", found=allowed[best], wanted="a finite number", remedy="run gemma-edge verify"
+                f"logit of token {best}", found=f"{allowed[best]}, not a finite number", remedy="run gemma-edge verify"
             )
         if self._settings.temperature == 0:
             return best

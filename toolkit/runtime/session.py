@@ -211,7 +211,7 @@ class Session:
         """Take a prompt in: all but the last token by prefill, the last by decode; the logits of what follows it."""
         self._require(ids)
         if not ids:
-            raise UsageError("prompt", found="no tokens", wanted="at least one")
+            raise UsageError("prompt", found="no tokens")
         self.prefill(ids[:-1])
         return self.decode(ids[-1])
 

@@ -19,14 +19,15 @@ class Tokenizer:
 
     def __init__(self, path: Path) -> None:
         """BundleError when the file is missing or is no tokenizer."""
-        wanted = "a Hugging Face tokenizer.json"
         if not path.is_file():
-            raise BundleError(str(path), found="no such file", wanted=wanted)
+            raise BundleError(file=path, found="no such file")
         try:
             self._tokenizer = _Tokenizer.from_file(str(path))
         # The library raises bare Exception for every kind of broken file.
         except Exception as error:
-            raise BundleError(str(path), found=error, wanted=wanted, remedy="convert the checkpoint again") from error
+            raise BundleError(
+                file=path, found=f"not a Hugging Face tokenizer.json ({error})", remedy="convert the checkpoint again"
+            ) from error
         # The file's JSON is gone again: 200 MB, which others would take in pieces and hold whole.
         release_freed_memory()
 

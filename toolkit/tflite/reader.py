@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.base.elements import element_names, element_of
-from toolkit.base.errors import GraphError
+from toolkit.base.errors import GraphError, errors_about
 from toolkit.base.strict_json import open_regular, shorten
 from toolkit.tflite import schema
 from toolkit.tflite.graph import DType
@@ -31,7 +31,7 @@ class TfliteContent:
         """The place of a signature; GraphError when there is none of that name."""
         names = self.model.signatures
         if signature not in names:
-            raise GraphError(f"{self.path.name} signature {signature}", found=list(names), wanted=signature)
+            raise GraphError(f"signature {signature}", file=self.path, found=f"missing among {', '.join(names)}")
         return names.index(signature)
 
     def graph(self, signature: str) -> SubgraphRecord:
@@ -44,30 +44,30 @@ def read_tflite(path: Path, section: tuple[int, int] | None = None) -> TfliteCon
 
     `section`: the bytes [begin, end) of a container that are the file; its offsets count from begin.
     """
-    with open(open_regular(path, GraphError), "rb") as file:
+    with open(open_regular(path, GraphError), "rb") as file, errors_about(file=path):
         begin, end = section or (0, os.fstat(file.fileno()).st_size)
         size_bytes = end - begin
         if size_bytes < 8:
-            raise GraphError(path.name, found=f"{size_bytes} bytes", wanted="a .tflite file")
+            raise GraphError(found=f"{size_bytes} bytes", wanted="a .tflite file")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
-    model = schema.unpack(memoryview(data)[begin : min(end, begin + HEADER_LIMIT_BYTES)])
-    check_model(path.name, size_bytes, model)
+        model = schema.unpack(memoryview(data)[begin : min(end, begin + HEADER_LIMIT_BYTES)])
+        check_model(size_bytes, model)
     return TfliteContent(path, size_bytes, model)
 
 
-def check_model(name: str, size_bytes: int, model: ModelRecord) -> None:
-    """GraphError for an index of something that is not there, or bytes beyond the file's end; `name` is for errors."""
+def check_model(size_bytes: int, model: ModelRecord) -> None:
+    """GraphError for an index of something that is not there, or bytes beyond the file's end."""
     if not model.buffers:
-        raise GraphError(f"{name} buffers", found="none", wanted="at least the empty one")
+        raise GraphError("buffers", found="none", wanted="at least the empty one")
     for n, buffer in enumerate(model.buffers):
         if buffer.offset_bytes and buffer.offset_bytes + buffer.size_bytes > size_bytes:
             end = buffer.offset_bytes + buffer.size_bytes
-            raise GraphError(f"{name} buffer {n}", found=f"an end at byte {end}", wanted=f"at most {size_bytes}")
+            raise GraphError(f"buffer {n}", found=f"an end at byte {end}", wanted=f"at most {size_bytes}")
     if len(set(model.signatures)) != len(model.signatures):
-        raise GraphError(f"{name} signatures", found=list(model.signatures), wanted="each name once")
+        raise GraphError("signatures", found=list(model.signatures), wanted="each name once")
     bits = _bits_by_type()
     for graph in model.subgraphs:
-        _check_graph(f"{name} {graph.name}", model, graph, bits)
+        _check_graph(graph.name, model, graph, bits)
 
 
 def _check_graph(name: str, model: ModelRecord, graph: SubgraphRecord, bits: Mapping[str, int]) -> None:
@@ -89,12 +89,10 @@ def _check_graph(name: str, model: ModelRecord, graph: SubgraphRecord, bits: Map
                 last = len(model.subgraphs) - 1
                 raise GraphError(f"{name} op {n} {op.builtin}", found=f"subgraph {index}", wanted=f"0 to {last}")
         if missing := [graph.tensors[i].name for i in op.inputs if i not in known]:
-            raise GraphError(
-                f"{name} op {n} {op.builtin}", found=f"input {missing[0]} unset", wanted="a value computed before"
-            )
+            raise GraphError(f"{name} op {n} {op.builtin}", found=f"the input {missing[0]} is not computed before it")
         known.update(op.outputs)
     if missing := [key for key, index in graph.outputs.items() if index not in known]:
-        raise GraphError(f"{name} output {missing[0]}", found="nothing computes it", wanted="a computed value")
+        raise GraphError(f"{name} output {missing[0]}", found="nothing computes it")
 
 
 def _check_tensor(
@@ -120,7 +118,7 @@ def _check_tensor(
     if quantization is None:
         return
     if not tensor.shape:
-        raise GraphError(name, found="scales of a number without axes", wanted="at least one axis")
+        raise GraphError(name, found="scales of a number without axes")
     if quantization.scales is not None and quantization.scales.size not in (1, tensor.shape[0]):
         raise GraphError(name, found=f"{quantization.scales.size} scales", wanted=f"1 or {tensor.shape[0]}")
     if quantization.block_size is not None:

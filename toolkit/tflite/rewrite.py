@@ -57,8 +57,10 @@ def _renumbered(content: TfliteContent, names: Mapping[str, str], old_name: str)
         for index in op.called():
             if index not in places:
                 missing = content.model.signatures[index]
-                what = f"{content.path.name} {old_name} op {op.builtin}"
-                raise GraphError(what, found=f"a call of signature {missing}", wanted="calls of selected signatures")
+                place = f"{old_name} op {op.builtin}"
+                raise GraphError(
+                    place, file=content.path, found=f"it calls the signature {missing}, which is not selected"
+                )
     return replace(graph, operators=tuple(op.calling(places) for op in graph.operators))
 
 
@@ -81,6 +83,6 @@ def _copy(source: int, source_offset: int, target: int, target_offset: int, size
     while done < size:
         data = os.pread(source, min(_COPY_BYTES, size - done), source_offset + done)
         if not data:
-            raise EnvironmentFault("copying weights", found=f"{done} of {size} bytes", wanted="all of them")
+            raise EnvironmentFault("weights", found=f"{done} bytes and then the end", wanted=f"{size} bytes")
         write_at(target, data, target_offset + done)
         done += len(data)

@@ -80,11 +80,11 @@ def set_scales(packed: bytearray, scales: Mapping[str, NDArray[np.float32]]) -> 
 def unpack(data: memoryview) -> ModelRecord:
     """The records of a flatbuffer; GraphError when it is damaged, or says what the records cannot hold."""
     if bytes(data[4:8]) != FILE_IDENTIFIER:
-        raise GraphError(".tflite header", found=bytes(data[4:8]), wanted=FILE_IDENTIFIER)
+        raise GraphError("header", found=bytes(data[4:8]), wanted=FILE_IDENTIFIER)
     try:
         return _Unpacker(data).model()
     except (ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError, struct.error) as error:
-        raise GraphError(".tflite header", found=f"{type(error).__name__}: {error}", wanted="a flatbuffer") from error
+        raise GraphError("header", found=f"not a flatbuffer ({type(error).__name__}: {error})") from error
 
 
 class _Unpacker:
@@ -108,14 +108,14 @@ class _Unpacker:
     def model(self) -> ModelRecord:
         model = self._model
         if model.Version() != SCHEMA_VERSION:
-            raise GraphError(".tflite schema version", found=model.Version(), wanted=SCHEMA_VERSION)
+            raise GraphError("schema version", found=model.Version(), wanted=SCHEMA_VERSION)
         self._codes = [self._code(code) for code in self._tables(model.OperatorCodes, model.OperatorCodesLength())]
         buffers = tuple(self._buffer(buffer) for buffer in self._tables(model.Buffers, model.BuffersLength()))
         signatures = list(self._tables(model.SignatureDefs, model.SignatureDefsLength()))
         signatures.sort(key=lambda signature: int(signature.SubgraphIndex()))
         in_order = all(signature.SubgraphIndex() == index for index, signature in enumerate(signatures))
         if len(signatures) != model.SubgraphsLength() or not in_order:
-            raise GraphError(".tflite signatures", found=len(signatures), wanted="one for every subgraph")
+            raise GraphError("signatures", found=len(signatures), wanted="one for every subgraph")
         graphs = tuple(
             self._subgraph(graph, signature)
             for graph, signature in zip(self._tables(model.Subgraphs, model.SubgraphsLength()), signatures, strict=True)
@@ -130,7 +130,7 @@ class _Unpacker:
         indices = ("inputs", inputs, graph.InputsAsNumpy()), ("outputs", outputs, graph.OutputsAsNumpy())
         for what, names, numbers in indices:
             if sorted(names.values()) != sorted(self._ints(numbers)):
-                raise GraphError(f".tflite signature {what}", found=names, wanted="one name for each of its subgraph's")
+                raise GraphError(f"signature {what}", found=names, wanted="one name for each of its subgraph's")
         return SubgraphRecord(self._text(graph.Name()), tensors, operators, inputs, outputs)
 
     def _tensor(self, tensor: Any) -> TensorRecord:
@@ -163,7 +163,7 @@ class _Unpacker:
             return None
         self._take(table.ScaleLength() + table.ZeroPointLength())
         if table.ZeroPointLength() and np.any(table.ZeroPointAsNumpy()):
-            raise GraphError(".tflite quantization", found="zero points", wanted="symmetric weights")
+            raise GraphError("quantization", found="zero points", wanted="symmetric weights")
         scales = np.array(table.ScaleAsNumpy(), np.float32)
         return Quantization(self._scales.setdefault(scales.tobytes(), scales), int(table.QuantizedDimension()))
 
@@ -197,7 +197,7 @@ class _Unpacker:
         if isinstance(value, bytes):
             return self._text(value)
         if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iufb":
-            raise GraphError(f".tflite operator {builtin} option {name}", found=type(value).__name__, wanted=_OPTIONS)
+            raise GraphError(f"operator {builtin} option {name}", found=type(value).__name__, wanted=_OPTIONS)
         self._take(value.size)
         return value.tobytes() if value.dtype == np.uint8 else tuple(value.tolist())
 
@@ -214,7 +214,7 @@ class _Unpacker:
     def _tensor_map(self, entry: Callable[[int], Any], length: int) -> dict[str, int]:
         names = {self._text(item.Name()): int(item.TensorIndex()) for item in self._tables(entry, length)}
         if len(names) != length:
-            raise GraphError(".tflite signature", found="a name twice", wanted="each name once")
+            raise GraphError("signature", found="a name is there twice")
         return names
 
     def _tables(self, entry: Callable[[int], Any], length: int) -> Iterator[Any]:
@@ -240,7 +240,7 @@ class _Unpacker:
     def _take(self, count: int) -> None:
         self._room -= count
         if self._room < 0:
-            raise GraphError(".tflite header", found="tables that are used over and over", wanted="each in its place")
+            raise GraphError("header", found="tables that are used over and over")
 
 
 class _Packer:
@@ -334,7 +334,7 @@ def _refuse_beyond(place: str, beyond: Mapping[str, object]) -> None:
     """GraphError for the first thing that is there and that no record holds."""
     for what, there in beyond.items():
         if there:
-            raise GraphError(f".tflite {place}", found=what, wanted="what this version can carry")
+            raise GraphError(place, found=f"{what}, which this version cannot carry")
 
 
 def _operator_code(builtin: str, version: int) -> Any:
@@ -385,4 +385,4 @@ class _Names(dict[int, str]):
         self._enum = enum.__name__
 
     def __missing__(self, number: int) -> str:
-        raise GraphError(f".tflite {self._enum}", found=number, wanted="a number of LiteRT's schema")
+        raise GraphError(self._enum, found=f"the number {number}, which LiteRT's schema does not have")

@@ -84,7 +84,10 @@ def test_a_directory_is_no_target_for_a_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_environment_fault(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="room to write"), files.atomic_file(tmp_path / "a"):
+    with (
+        pytest.raises(EnvironmentFault, match="no space left on device; free some room"),
+        files.atomic_file(tmp_path / "a"),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert only(tmp_path) == []
 

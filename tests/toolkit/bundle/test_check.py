@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bundles import (
     write_graphs,
 )
 
+from gemma_edge import cli
 from toolkit.base.errors import BundleError
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
@@ -37,6 +39,7 @@ from toolkit.bundle.ple_shards import HEADER_BYTES, read_header
 from toolkit.bundle.write import write_bundle
 from toolkit.check import check
 from toolkit.litertlm.export import export_litertlm
+from toolkit.runtime.ple_lookup import PleTable
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +102,42 @@ def test_a_row_that_no_writer_may_write_is_found_under_a_manifest_that_agrees(bu
     assert [fault for _, fault in found(bundle)] == [f"row of token {read_header(shard).row_count - 1}", "rows"]
 
 
+STRAYS = ("p", "pl", "ple", "ple_0")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_damaged_shard_is_named_among_strays_whose_names_begin_its_own(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, reverse: bool
+) -> None:
+    for name in STRAYS:
+        (bundle / name).write_bytes(b"")
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listed(path), reverse=reverse))
+    shard = bundle / "ple_00000.bin"
+    rewrite(bundle, shard.name, lambda path: patch(path, 20, b"\xff"))
+    assert sorted(found(bundle)) == [*((name, "file") for name in STRAYS), (shard.name, "header")]
+    assert cli.main(["check", str(bundle), "--json"]) == 1
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert {"file": shard.name, "fault": "header", "found": "damaged bytes", "wanted": None} in faults
+    with pytest.raises(BundleError) as caught:
+        PleTable([shard])
+    assert (caught.value.file, caught.value.place) == (str(shard), "header")
+    assert str(caught.value) == f"{shard}, header: damaged bytes; copy it again"
+
+
+def test_a_damaged_row_is_named_when_it_is_read(bundle: Path) -> None:
+    for name in STRAYS:
+        (bundle / name).write_bytes(b"")
+    shard = bundle / "ple_00000.bin"
+    patch(shard, shard.stat().st_size - 6, b"\x01")
+    last = read_header(shard).row_count - 1
+    with closing(PleTable([shard])) as table, pytest.raises(BundleError) as caught:
+        table.lookup([last])
+    assert (caught.value.file, caught.value.place) == (str(shard), f"row of token {last}")
+
+
 def test_nothing_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="nothing there"):
+    with pytest.raises(BundleError, match="no such file or directory"):
         check(tmp_path / "nowhere")
 
 
@@ -257,7 +294,7 @@ def test_a_missing_file_of_a_tower_is_named(bundle: Path, name: str) -> None:
 )
 def test_a_bundle_without_one_of_its_files_is_not_exported(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
-    with pytest.raises(BundleError, match=f"found no {name}"):
+    with pytest.raises(BundleError, match=f"bundle: no {name}; convert"):
         export_litertlm(bundle, bundle.parent / "model.litertlm")
 
 

@@ -172,7 +172,7 @@ def test_a_flipped_bit_in_a_row_is_named_when_the_row_is_used(tmp_path: Path) ->
     flip(paths[1], HEADER_BYTES + 3 * layout(4).row_bytes + 10)
     table = PleTable(paths)
     table.lookup(range(128))
-    with pytest.raises(BundleError, match=r"ple_00001\.bin row of token 131"):
+    with pytest.raises(BundleError, match=r"ple_00001\.bin, row of token 131"):
         table.lookup([131])
     table.close()
 
@@ -205,13 +205,13 @@ def rewrite(path: Path, offset: int, format_: str, value: int) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[list[Path]], object], str]] = {
-    "missing": (lambda paths: paths[1].unlink(), "No such file"),
+    "missing": (lambda paths: paths[1].unlink(), "ple_00001.bin: no such file"),
     "cut": (lambda paths: paths[1].write_bytes(paths[1].read_bytes()[:-1]), "copy it again"),
     "cut in the header": (lambda paths: paths[1].write_bytes(paths[1].read_bytes()[:99]), "GEMMAPLE"),
     "empty": (lambda paths: paths[1].write_bytes(b""), "GEMMAPLE"),
     "longer": (lambda paths: paths[1].write_bytes(paths[1].read_bytes() + b"x"), "bytes"),
     "flipped header": (lambda paths: flip(paths[1], 30), "header"),
-    "flipped hash of the rows": (lambda paths: flip(paths[1], 70), "header: found damaged bytes"),
+    "flipped hash of the rows": (lambda paths: flip(paths[1], 70), "header: damaged bytes"),
     "flipped padding": (lambda paths: flip(paths[1], 4000), "header"),
     "foreign": (lambda paths: flip(paths[1], 0), "GEMMAPLE"),
     "swapped": (lambda paths: paths.reverse(), "shard 0 of 3"),
@@ -224,8 +224,8 @@ FAULTS: dict[str, tuple[Callable[[list[Path]], object], str]] = {
     "no rows": (lambda paths: rewrite(paths[0], 24, "<Q", 0), "row_count"),
     "too many rows": (lambda paths: rewrite(paths[0], 24, "<Q", 1 << 60), "row_count"),
     "huge vocabulary": (lambda paths: rewrite(paths[0], 32, "<Q", 1 << 60), "vocab_size"),
-    "a token left out": (lambda paths: rewrite(paths[1], 16, "<Q", 129), "found first token 129, wanted 128"),
-    "none": (lambda paths: paths.clear(), "at least one"),
+    "a token left out": (lambda paths: rewrite(paths[1], 16, "<Q", 129), "header first_token: found 129, wanted 128"),
+    "none": (lambda paths: paths.clear(), "no PLE shards"),
 }
 
 

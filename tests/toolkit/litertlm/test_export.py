@@ -285,7 +285,7 @@ def test_groups_that_are_not_wanted_are_left_out(
 
 
 def test_a_group_that_the_bundle_lacks_is_named(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"group vision: found none, wanted one of .* --groups text,vision"):
+    with pytest.raises(BundleError, match=r"found no group vision, wanted one of .* --groups text,vision"):
         export_litertlm(bundle, tmp_path / "a", ExportOptions(groups=("text", "vision")))
     assert list(tmp_path.iterdir()) == []
 

@@ -47,5 +47,5 @@ def test_a_lying_header_is_one_error(litertlm: Path, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(BundleError, match=f"found {2**60}"):
         read_litertlm(path)
-    with pytest.raises(BundleError, match="No such file"):
+    with pytest.raises(BundleError, match="no such file"):
         read_litertlm(tmp_path / "none.litertlm")

@@ -167,7 +167,7 @@ def test_huge_weights_have_a_scale(dtype: ElementName, search: Search) -> None:
 def test_a_weight_that_is_not_finite_is_named_with_its_row(scheme: Scheme, bad: float) -> None:
     w = random_rows("gaussian", 5, 128)
     w[3, 100] = bad
-    with pytest.raises(CheckpointError, match=r"weight layers\.0\.w, row 13: found (nan|inf), wanted finite"):
+    with pytest.raises(CheckpointError, match=r"weight layers\.0\.w, row 13: (nan|inf), not a finite number"):
         quantize_rows(w, scheme, name="layers.0.w", first_row=10)
 
 

@@ -244,7 +244,7 @@ def test_a_number_without_a_name_in_the_schema_is_refused(tmp_path: Path) -> Non
         place = graph.operatorCodes[0] if record == "builtinCode" else graph.subgraphs[0].tensors[0]
         setattr(place, record, 99 if record == "type" else 9999)
         repack(tmp_path / "m", graph)
-        with pytest.raises(GraphError, match="found 99"):
+        with pytest.raises(GraphError, match="the number 99"):
             read_tflite(tmp_path / "m")
 
 
@@ -283,7 +283,7 @@ def test_scales_of_a_number_are_refused(tmp_path: Path) -> None:
     weight = next(tensor for tensor in graph.subgraphs[0].tensors if tensor.name == b"w")
     weight.shape, weight.buffer = [], 0
     repack(path, graph)
-    with pytest.raises(GraphError, match="at least one axis"):
+    with pytest.raises(GraphError, match="scales of a number without axes"):
         read_tflite(path)
 
 

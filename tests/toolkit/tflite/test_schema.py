@@ -127,17 +127,17 @@ def _custom_kind(graph: Any) -> None:
 
 
 BEYOND: Mapping[str, tuple[str, Callable[[Any], object]]] = {
-    "custom options": ("operator ADD: found custom", lambda g: setattr(g.operators[0], "customOptions", [1])),
-    "large custom options": ("found custom", lambda g: setattr(g.operators[0], "largeCustomOptionsSize", 1)),
-    "intermediates": ("operator ADD: found intermediate", lambda g: setattr(g.operators[0], "intermediates", [1])),
+    "custom options": ("operator ADD: custom", lambda g: setattr(g.operators[0], "customOptions", [1])),
+    "large custom options": ("operator ADD: custom", lambda g: setattr(g.operators[0], "largeCustomOptionsSize", 1)),
+    "intermediates": ("operator ADD: intermediate", lambda g: setattr(g.operators[0], "intermediates", [1])),
     "changed inputs": ("inputs that it changes", lambda g: setattr(g.operators[0], "mutatingVariableInputs", [True])),
     "two tables": ("two tables of options", _two_tables),
-    "a variable": ("tensor x: found a variable", lambda g: setattr(g.tensors[0], "isVariable", True)),
+    "a variable": ("tensor x: a variable", lambda g: setattr(g.tensors[0], "isVariable", True)),
     "sparsity": ("sparse elements", lambda g: setattr(g.tensors[0], "sparsity", fb.SparsityParametersT())),
     "a shape that changes": ("a shape that changes", lambda g: setattr(g.tensors[0], "shapeSignature", [-1, 3])),
     "variants": ("variants", lambda g: setattr(g.tensors[0], "variantTensors", [fb.VariantSubTypeT()])),
     "another file": ("another file", lambda g: setattr(g.tensors[0], "externalBuffer", 1)),
-    "custom quantization": ("quantization: found another kind", _custom_kind),
+    "custom quantization": ("quantization: another kind", _custom_kind),
 }
 
 
@@ -154,7 +154,7 @@ def test_what_no_record_holds_is_refused_by_its_name(what: str) -> None:
 def test_custom_operators_are_refused(builtin: str) -> None:
     theirs = fb.ModelT.InitFromPackedBuf(schema.pack(model(replace(add(), builtin=builtin))), 0)
     theirs.operatorCodes[0].customCode = "mine"
-    with pytest.raises(GraphError, match=f"operator {builtin}: found a custom operator"):
+    with pytest.raises(GraphError, match=f"operator {builtin}: a custom operator"):
         schema.unpack(memoryview(repacked(theirs)))
 
 
@@ -205,7 +205,7 @@ def test_selected_signatures_call_each_other_by_their_new_places(tmp_path: Path)
     (tmp_path / "a").write_bytes(packed)
     select_signatures(tmp_path / "a", tmp_path / "b", {"inner": "called", "outer": "caller"})
     assert read_tflite(tmp_path / "b").graph("outer").operators[0].called() == (0,)
-    with pytest.raises(GraphError, match="found a call of signature called, wanted calls of selected signatures"):
+    with pytest.raises(GraphError, match="calls the signature called, which is not selected"):
         select_signatures(tmp_path / "a", tmp_path / "b", {"outer": "caller"})
 
 

@@ -24,4 +24,4 @@ def find_backend(name: str) -> Backend:
     for backend in BACKENDS:
         if backend.name == name:
             return backend
-    raise UsageError(f"backend {name}", found="no such backend", wanted=" or ".join(backend_names()))
+    raise UsageError("backend", found=name, wanted=" or ".join(backend_names()))

@@ -65,7 +65,7 @@ class CompiledCall:
         try:
             self._run()
         except RuntimeError as error:
-            raise EnvironmentFault(f"signature {self._name}", found=error, wanted="LiteRT to run it") from error
+            raise EnvironmentFault(f"signature {self._name}", found=f"LiteRT cannot run it ({error})") from error
 
     def close(self) -> None:
         """Let go of the model and its buffers."""
@@ -127,7 +127,7 @@ class CompiledModel:
         assert infos.keys() == buffers.keys(), (what, list(infos), list(buffers))
         for name, info in infos.items():
             if buffers[name].info != info:
-                raise EnvironmentFault(f"{self.path} {what} {name}", found=info, wanted=buffers[name].info)
+                raise EnvironmentFault(f"{what} {name}", file=self.path, found=info, wanted=buffers[name].info)
         return [_raw(buffers[name]) for name in infos]
 
     def _signature_names(self) -> list[str]:

@@ -122,6 +122,4 @@ def prune(directory: Path, limit_bytes: int, *, keep: Path) -> None:
 
 def _require_complete(path: Path) -> None:
     if not is_complete(path):
-        raise EnvironmentFault(
-            "packed weights", found=f"{path.stat().st_size:,} bytes without their list", wanted="a whole file"
-        )
+        raise EnvironmentFault(file=path, found="packed weights without their list at the end")

@@ -109,7 +109,7 @@ def _convert(
     def accept(directory: Path) -> None:
         if gate is not None:
             reports.append(gate(directory, checkpoint))
-            reports[0].require_passed(str(request.output))
+            reports[0].require_passed(request.output)
 
     with BackgroundHasher() as hasher:
         fill = partial(_fill, plan, prompt_files, checkpoint, request.workers, advance, hasher.add)
@@ -188,7 +188,7 @@ def _towers(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
     groups = present if request.groups is None else request.groups
     unknown = [name for name in groups if name not in GROUP_NAMES]
     if unknown:
-        raise UsageError(f"group {unknown[0]}", found="no such group", wanted=", ".join(GROUP_NAMES))
+        raise UsageError("groups", found=unknown[0], wanted=", ".join(GROUP_NAMES))
     if "text" not in groups:
         found, wanted = ",".join(groups), "text among them: images and sounds are answered by the language model"
         raise UsageError("groups", found=found, wanted=wanted, remedy=f"add text, as in text,{found}")

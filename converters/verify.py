@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -161,17 +162,12 @@ class VerifyReport:
         sizes = {name: size.to_json() for name, size in self.sizes.items()}
         return {"passed": self.passed, "sizes": sizes, "towers": {n: t.to_json() for n, t in self.towers.items()}}
 
-    def require_passed(self, what: str) -> None:
-        """QualityError that names every measure out of bounds; `what` is the bundle."""
+    def require_passed(self, bundle: Path | str) -> None:
+        """QualityError that names every measure out of bounds."""
         parts: list[tuple[str, SizeReport | TowerReport]] = [*self.sizes.items(), *self.towers.items()]
         faults = [f"{name}: {failure}" for name, part in parts for failure in part.failures]
         if faults:
-            raise QualityError(
-                f"{what} against its checkpoint",
-                found="; ".join(faults),
-                wanted="every measure in bounds",
-                remedy="choose a finer --quant",
-            )
+            raise QualityError(file=bundle, found="; ".join(faults), remedy="choose a finer --quant")
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
@@ -283,7 +279,7 @@ def _compare_sequence(
         with np.errstate(over="ignore", invalid="ignore"):
             expected = model.logits(states[start:end])
         if not np.isfinite(expected).all():
-            raise CheckpointError("checkpoint", found="NaN or infinite logits", wanted="finite ones")
+            raise CheckpointError("checkpoint", found="NaN or infinite logits")
         found, following = rows[start - first : end - first], np.array(ids[start + 1 : end + 1])
         for row in range(0, end - start, _FLOAT64_ROWS):
             some = slice(row, row + _FLOAT64_ROWS)
@@ -340,7 +336,7 @@ def _summary(predictions: _Predictions) -> Quality:
 
 def _check_sequences(sequences: Sequence[Sequence[int]], model: ReferenceModel) -> None:
     if not sequences:
-        raise UsageError("sequences to verify with", found="none", wanted="at least one")
+        raise UsageError(found="no sequences to verify with")
     for ids in sequences:
         if len(ids) < _SHORTEST:
             raise UsageError("sequence to verify with", found=f"{len(ids)} tokens", wanted=f"at least {_SHORTEST}")

@@ -63,6 +63,15 @@ class _Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             self._refuse(error.message, error.argument_name)
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> object:
+        """What converts an option's text raises a UsageError, which does not know the option."""
+        try:
+            return super()._get_value(action, arg_string)
+        except UsageError as error:
+            place = "/".join(action.option_strings) or error.place
+            remedy = error.remedy or f"see {self.prog} --help"
+            raise UsageError(place, file=error.file, found=error.found, wanted=error.wanted, remedy=remedy) from error
+
     def _refuse(self, found: str, option: str | None = None) -> NoReturn:
         raise UsageError(option, found=found, remedy=f"see {self.prog} --help")
 

@@ -121,9 +121,7 @@ class Gemma3nTensors:
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self._tensors:
-            raise CheckpointError(
-                str(self.path), found=f"no tensor {shorten(name)}", wanted="a tensor of the checkpoint"
-            )
+            raise CheckpointError(file=self.path, found=f"no tensor {shorten(name)}")
         return self._tensors[name]
 
     def _check_tensors(self) -> Mapping[str, TensorInfo]:
@@ -140,7 +138,8 @@ class Gemma3nTensors:
         """Some releases save the tied output matrix once more: an exact copy is left out, anything else refused."""
         if not self._stored.equal(head, embedding):
             raise CheckpointError(
-                f"{self.path} {head.name}",
+                head.name,
+                file=self.path,
                 found="other numbers than in the token embedding",
                 wanted="the same, as Gemma 3n ties them",
                 remedy="train with tie_word_embeddings",
@@ -168,7 +167,7 @@ def _require_text_tensors(
     }
     found = [f"tensors {kind}: {_few(names)}" for kind, names in faults.items() if names]
     if found:
-        raise CheckpointError(what, found="; ".join(found), wanted="exactly the tensors that config.json implies")
+        raise CheckpointError(file=what, found="; ".join(found), wanted="exactly the tensors that config.json implies")
 
 
 def _few(names: list[str]) -> str:

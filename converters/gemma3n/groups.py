@@ -131,7 +131,7 @@ def require_group_tensors(
     if faults:
         more = f"; {len(faults) - 3} more" if len(faults) > 3 else ""
         wanted = f"exactly the {group} tensors that {implied_by}"
-        raise CheckpointError(what, found="; ".join(faults[:3]) + more, wanted=wanted)
+        raise CheckpointError(file=what, found="; ".join(faults[:3]) + more, wanted=wanted)
 
 
 def parameter_groups(tensors: Mapping[str, TensorInfo]) -> tuple[ParameterGroup, ...]:
@@ -173,12 +173,12 @@ def canonical_names(stored: Iterable[str], *, multimodal: bool, what: str) -> Ca
         elif multimodal if tower is not None else name.startswith(prefix):
             short = tower if tower is not None else name[len(prefix) :]
             if short in canonical:
-                raise CheckpointError(what, found=f"{canonical[short]} and {name}", wanted="one of them")
+                raise CheckpointError(file=what, found=f"{canonical[short]} and {name}", wanted="one of them")
             canonical[short] = name
         else:
             unknown.append(name)
     if len(heads) > 1:
-        raise CheckpointError(what, found=" and ".join(heads), wanted="one of them")
+        raise CheckpointError(file=what, found=" and ".join(heads), wanted="one of them")
     return CanonicalNames(canonical, heads[0] if heads else None, tuple(unknown))
 
 
@@ -187,7 +187,7 @@ def _text_prefix(names: list[str], what: str) -> str:
     if len(found) != 1:
         wanted = " or ".join(prefix + TOKEN_EMBEDDING for prefix in _TEXT_PREFIXES)
         present = " and ".join(prefix + TOKEN_EMBEDDING for prefix in found)
-        raise CheckpointError(what, found=present or f"no {TOKEN_EMBEDDING}", wanted=wanted)
+        raise CheckpointError(file=what, found=present or f"no {TOKEN_EMBEDDING}", wanted=wanted)
     return found[0]
 
 

@@ -369,7 +369,7 @@ def _rows(model: TextModel, name: str, ids: NDArray[np.int32]) -> Array:
 def _checked_ids(config: TextConfig, sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
     """All sequences behind each other: i32[N]."""
     if not sequences or not all(len(sequence) for sequence in sequences):
-        raise UsageError("sequence", found="no tokens", wanted="one or more")
+        raise UsageError("sequence", found="no tokens")
     ids = np.concatenate(sequences)
     outside = ids[(ids < 0) | (ids >= config.vocab_size)]
     if len(outside):

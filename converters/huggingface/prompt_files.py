@@ -37,12 +37,16 @@ def read_prompt_files(checkpoint: Path, vocab_size: int) -> PromptFiles:
     """CheckpointError where one of them could not be used, or the tokenizer has ids that the model has not."""
     tokenizer = checkpoint / "tokenizer.json"
     if not tokenizer.is_file():
-        raise CheckpointError(str(checkpoint), found="no tokenizer.json", wanted="the tokenizer in Hugging Face's form")
+        raise CheckpointError(
+            file=checkpoint,
+            found="no tokenizer.json",
+            remedy="save the tokenizer in Hugging Face's form beside the weights",
+        )
     for fault in tokenizer_faults(str(tokenizer), tokenizer.read_bytes(), vocab_size):
-        raise CheckpointError(f"{fault.file} {fault.fault}", found=fault.found, wanted=fault.wanted)
+        raise CheckpointError(fault.fault, file=fault.file, found=fault.found, wanted=fault.wanted)
     template = _chat_template(checkpoint)
     if template is not None:
-        ChatTemplate(template, name=f"chat template of {checkpoint}")
+        ChatTemplate(template, file=checkpoint)
     return PromptFiles(tokenizer, template)
 
 
@@ -55,7 +59,7 @@ def _chat_template(checkpoint: Path) -> str | None:
             text = path.read_text(encoding="utf-8")
             template = text if name.endswith(".jinja") else _stated_template(text)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(str(path), found=shorten(str(error)), wanted="a chat template in UTF-8") from error
+            raise CheckpointError(file=path, found=f"no chat template in UTF-8 ({shorten(str(error))})") from error
         if template is not None:
             return template
     return None

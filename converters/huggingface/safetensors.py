@@ -18,7 +18,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base.errors import CheckpointError
+from toolkit.base.errors import CheckpointError, system_reason
 from toolkit.base.files import is_safe_name
 from toolkit.base.layout import align_up
 from toolkit.base.strict_json import JsonObject, open_regular, parse_json, read_json_file, shorten
@@ -99,7 +99,7 @@ class SafetensorsFile:
     def require_unchanged(self) -> None:
         """CheckpointError where somebody wrote to the file since it was opened: what was read is of both."""
         if _state(self._fd) != self._state:
-            raise CheckpointError(str(self.path), found="a change since it was opened", wanted="none while in use")
+            raise CheckpointError(file=self.path, found="the file has changed since it was opened")
 
     def bypass_page_cache(self) -> None:
         """Large reads come from storage straight into our memory, where system and file system can do that."""
@@ -113,16 +113,18 @@ class SafetensorsFile:
     def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
         """Fill a C-contiguous array with the file's bytes from `offset` on."""
         if not self._close.alive:
-            raise CheckpointError(str(self.path), found="a closed file", wanted="an open one")
+            raise CheckpointError(file=self.path, found="the file is closed")
         data = buffer.reshape(-1).view(np.uint8)
         try:
             count = self._read_direct(data, offset) if data.size >= _LEAST_DIRECT_BYTES else 0
             count += _fill(self._fd, data[count:], offset + count)
         except OSError as error:
-            raise CheckpointError(str(self.path), found=error.strerror, wanted="a readable file") from error
+            raise CheckpointError(file=self.path, found=system_reason(error)) from error
         if count < data.size:
             end = offset + count
-            raise CheckpointError(str(self.path), found=f"its end at byte {end}", wanted="no change while in use")
+            raise CheckpointError(
+                file=self.path, found=f"the file ends at byte {end} now: it has changed since it was opened"
+            )
 
     def _read_direct(self, data: NDArray[np.uint8], offset: int) -> int:
         """Read the blocks that hold the bytes, whole and to a block's border; how many bytes of `data` that gave."""
@@ -180,14 +182,14 @@ def _open_files(directory: Path) -> tuple[SafetensorsFile, ...]:
     single, index = directory / SINGLE_NAME, directory / INDEX_NAME
     if single.exists() and index.exists():
         raise CheckpointError(
-            str(directory), found=f"{SINGLE_NAME} and {INDEX_NAME}", wanted="one of them", remedy="remove the stale one"
+            file=directory, found=f"{SINGLE_NAME} and {INDEX_NAME}", wanted="one of them", remedy="remove the stale one"
         )
     if single.exists():
         return (SafetensorsFile(single),)
     if index.exists():
         return _open_shards(directory, index)
     raise CheckpointError(
-        str(directory),
+        file=directory,
         found="no safetensors weights",
         wanted=f"{SINGLE_NAME} or {INDEX_NAME}",
         remedy="save the model with save_pretrained",
@@ -247,31 +249,31 @@ def _check_index(index: Path, weight_map: Mapping[str, str], total: int | None, 
         for name in file.tensors:
             if name in stored:
                 found = f"{shorten(name)} in {stored[name]} and {file.path.name}"
-                raise CheckpointError(str(index), found=found, wanted="each tensor once")
+                raise CheckpointError(file=index, found=found, wanted="each tensor once")
             stored[name] = file.path.name
     for name in sorted(stored.keys() | weight_map.keys()):
         if stored.get(name) != weight_map.get(name):
             found = f"{shorten(name)} in {stored.get(name, 'no shard')}"
-            raise CheckpointError(str(index), found=found, wanted=f"it in {weight_map.get(name, 'no shard')}")
+            raise CheckpointError(file=index, found=found, wanted=f"it in {weight_map.get(name, 'no shard')}")
     actual = sum(info.stored_bytes for file in files for info in file.tensors.values())
     if total is not None and total != actual:
-        raise CheckpointError(f"{index} total_size", found=total, wanted=f"{actual}, the bytes of all tensors")
+        raise CheckpointError("total_size", file=index, found=total, wanted=f"{actual}, the bytes of all tensors")
 
 
 def _read_header(fd: int, path: Path) -> dict[str, TensorInfo]:
     size = os.fstat(fd).st_size
     if size < 8:
-        raise CheckpointError(str(path), found=f"{size} bytes", wanted="at least 8, the length of the header")
+        raise CheckpointError(file=path, found=f"{size} bytes", wanted="at least 8, the length of the header")
     length = int.from_bytes(_pread(fd, 8, 0, path), "little")
     limit = min(MAX_HEADER_BYTES, size - 8)
     if length > limit:
         raise CheckpointError(
-            str(path), found=f"a header of {length} bytes", wanted=f"at most {limit}", remedy="download the file again"
+            file=path, found=f"a header of {length} bytes", wanted=f"at most {limit}", remedy="download the file again"
         )
     text = _pread(fd, length, 8, path)
     if not text.startswith(b"{") or not text.rstrip(b" ").endswith(b"}"):
         raise CheckpointError(
-            f"{path} header", found=shorten(text[:16]), wanted="an object from { to }, then only spaces"
+            "header", file=path, found=shorten(text[:16]), wanted="an object from { to }, then only spaces"
         )
     header = JsonObject(parse_json(text, str(path), CheckpointError, "header"), str(path), CheckpointError, "header")
     if "__metadata__" in header.names():
@@ -313,14 +315,14 @@ def _check_layout(path: Path, infos: list[TensorInfo], data: int, size: int) -> 
         if info.begin != position:
             kind = "a gap before" if info.begin > position else "an overlap with"
             raise CheckpointError(
-                str(path),
+                file=path,
                 found=f"{kind} {shorten(info.name)} at byte {info.begin}",
                 wanted=f"it to begin at {position}",
             )
         position = info.end
     if position != size:
         raise CheckpointError(
-            str(path), found=f"{size} bytes", wanted=f"{position}, as its header says", remedy="download the file again"
+            file=path, found=f"{size} bytes", wanted=f"{position}, as its header says", remedy="download the file again"
         )
 
 
@@ -328,7 +330,7 @@ def _pread(fd: int, count: int, offset: int, path: Path) -> bytes:
     try:
         data = os.pread(fd, count, offset)
     except OSError as error:
-        raise CheckpointError(str(path), found=error.strerror, wanted="a readable file") from error
+        raise CheckpointError(file=path, found=system_reason(error)) from error
     if len(data) != count:
-        raise CheckpointError(str(path), found=f"{len(data)} bytes at {offset}", wanted=f"{count}")
+        raise CheckpointError(file=path, found=f"{len(data)} bytes at {offset}", wanted=count)
     return data

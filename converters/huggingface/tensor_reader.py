@@ -34,7 +34,7 @@ def read_tensor(
 ) -> NDArray[np.float32]:
     """Half-open ranges of the first and the last axis; None is all. bf16 and f16 become the float32 of equal value."""
     if info.dtype not in FLOAT_DTYPES:
-        raise CheckpointError(f"{file.path} {info.name}", found=info.dtype, wanted=" or ".join(FLOAT_DTYPES))
+        raise CheckpointError(info.name, file=file.path, found=info.dtype, wanted=" or ".join(FLOAT_DTYPES))
     if not info.shape and (rows or columns):
         raise UsageError(info.name, found="a range of a number without axes", wanted="all of it")
     if len(info.shape) == 1 and columns is not None:

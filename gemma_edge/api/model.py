@@ -338,7 +338,7 @@ class Model:
         self._require_open()
         if self._thread == threading.get_ident():
             remedy = "read that one to its end, or close it"
-            raise UsageError("model", found="an unfinished answer", wanted="one at a time", remedy=remedy)
+            raise UsageError("model", found="an answer is still unfinished", remedy=remedy)
         with self._lock:
             self._thread = threading.get_ident()
             try:
@@ -362,7 +362,7 @@ class Model:
     def _require_open(self) -> None:
         if self._closed:
             remedy = "load it again"
-            raise UsageError(f"model {self.path}", found="it is closed", remedy=remedy)
+            raise UsageError(file=self.path, found="the model is closed", remedy=remedy)
 
 
 def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from device_harness.runners.spec import BenchListener, RunnerOption
 from gemma_edge.commands.push import step_bars
 from gemma_edge.options.session import number, positive
 from gemma_edge.terminal import Terminal
+from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
 from toolkit.report.bench_table import bench_table
 from toolkit.report.tables import FORMS, Form
@@ -160,7 +161,7 @@ def _seconds(text: str) -> float:
     """From 0."""
     value = number(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"found {text}, wanted seconds")
+        raise UsageError(found=text, wanted="seconds")
     return value
 
 
@@ -168,7 +169,7 @@ def _percent(text: str) -> float:
     """0: no battery is low."""
     value = number(text)
     if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"found {text}, wanted 0 to 100")
+        raise UsageError(found=text, wanted="0 to 100")
     return value
 
 
@@ -176,7 +177,7 @@ def _interval(text: str) -> float:
     """Shorter ones would measure the sampler."""
     value = number(text)
     if value < _SHORTEST_S:
-        raise argparse.ArgumentTypeError(f"found {text}, wanted at least {_SHORTEST_S} seconds")
+        raise UsageError(found=text, wanted=f"at least {_SHORTEST_S} seconds")
     return value
 
 

@@ -84,7 +84,9 @@ def _require_judged(found: ResultsComparison) -> None:
         )
     if found.only_in_base:
         raise UsageError(
-            "--max-regression", found=f"no new results of {found.only_in_base[0]}", wanted="all that the base has"
+            "--max-regression",
+            found=f"no new results of {found.only_in_base[0]}",
+            remedy="bench it anew, as the base was",
         )
 
 

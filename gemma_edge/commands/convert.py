@@ -15,7 +15,7 @@ from gemma_edge.commands.gate import gate_bars, report_text
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
 from gemma_edge.options.towers import add_tower_arguments, tower_choices
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
-from toolkit.base.errors import QualityError
+from toolkit.base.errors import QualityError, UsageError
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
 from toolkit.quant.recipe import SEARCHES
 from toolkit.runtime.memory import peak_rss_bytes
@@ -156,7 +156,7 @@ def _sizes(arguments: argparse.Namespace) -> tuple[str | Slice, ...] | Path | Bu
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names) or len(set(names)) != len(names):
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted names with commas between, each once")
+        raise UsageError(found=repr(text), wanted="names with commas between, each once")
     return names
 
 

@@ -67,7 +67,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     settings = session_settings(arguments)
     for option in ("report", "results"):
         if arguments.device is None and getattr(arguments, option) is not None:
-            raise UsageError(f"--{option}", found="no --device", wanted="one to measure on", remedy="--device emulated")
+            raise UsageError(
+                f"--{option}", found="there is nothing to measure without --device", remedy="add --device emulated"
+            )
     if arguments.device is not None:
         require_places(_device_demo(arguments, Path()))
     with open_checkpoint(path) as checkpoint, _output(arguments.output) as output:
@@ -83,7 +85,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         with gate_bars(terminal, notes=True) as progress:
             report = replace(report, towers=judge_towers(output, checkpoint, settings, progress=progress))
         terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
-        report.require_passed(str(output))
+        report.require_passed(output)
         answers = _answers(output, arguments.prompt, settings, terminal)
         seen = _senses(output, path / _SAMPLES, settings, terminal)
         exported = _export(output, terminal, 7 if seen else 6)
@@ -165,7 +167,7 @@ def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Ter
                 prompt, raw=True, size=size, max_tokens=_ANSWER_TOKENS, temperature=0.8, top_k=40, top_p=1.0, seed=1
             )
             if not answer.text.strip():
-                raise QualityError(f"size {size}", found="no text", wanted="an answer")
+                raise QualityError(f"size {size}", found="no text as an answer")
             terminal.say(f"   {size} ({_speed(answer)}):\n{_indented(prompt + answer.text)}")
             answers[size] = {
                 "text": answer.text,
@@ -208,7 +210,7 @@ def _export(output: Path, terminal: Terminal, step: int) -> int:
 def _require_sound(path: Path) -> None:
     faults = check(path)
     if faults:
-        raise BundleError(str(path), found=f"{len(faults)} faults", wanted="none", remedy="run gemma-edge check")
+        raise BundleError(file=path, found=f"{len(faults)} faults", remedy="run gemma-edge check")
 
 
 def _example() -> Path:
@@ -216,9 +218,8 @@ def _example() -> Path:
     path = Path(toolkit.__file__).resolve().parents[1] / "examples" / "tiny_gemma3n"
     if not (path / "config.json").is_file():
         raise UsageError(
-            "built-in tiny model",
-            found=f"no {path}",
-            wanted="a clone of the repository",
+            file=path,
+            found="the built-in tiny model is not there, for this is no clone of the repository",
             remedy="name a checkpoint's directory with --checkpoint",
         )
     return path

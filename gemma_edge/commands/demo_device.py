@@ -90,7 +90,7 @@ def require_places(demo: DeviceDemo) -> None:
     """The device is there, and the page and the results can be written: found before anything takes its time."""
     folder = demo.page.resolve().parent
     if not folder.is_dir():
-        raise UsageError(f"--report {demo.page}", found=f"no directory {folder}", wanted="one to write into")
+        raise UsageError("--report", file=demo.page, found=f"there is no directory {folder}", remedy="create it")
     with results_writer(demo.results):
         pass
     if demo.device != EMULATED:

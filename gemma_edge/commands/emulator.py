@@ -80,14 +80,12 @@ def _size(text: str | None, option: str) -> int | None:
 
 def _port(text: str) -> int:
     if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted 0 to 65535")
+        raise UsageError(found=repr(text), wanted="0 to 65535")
     return int(text)
 
 
 def _read_key(path: Path) -> PublicKey:
     key = parse_public_key(path.read_bytes())
     if key is None:
-        raise UsageError(
-            str(path), found="something else", wanted="a public adb key", remedy="try ~/.android/adbkey.pub"
-        )
+        raise UsageError(file=path, found="not a public adb key", remedy="try ~/.android/adbkey.pub")
     return key

@@ -174,5 +174,5 @@ def _seed(text: str) -> int:
 
 def _within(text: str, least: int, most: int) -> int:
     if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted {least} to {most}")
+        raise UsageError(found=repr(text), wanted=f"{least} to {most}")
     return int(text)

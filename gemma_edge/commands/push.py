@@ -52,7 +52,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0; 2 for a bundle that is not what its manifest says; 3 if a device failed, after all have ended."""
     names: list[str | None] = arguments.device or [None]
     if len(set(names)) < len(names):
-        raise UsageError("--device", found="a device twice", wanted="each once")
+        raise UsageError("--device", found="a device twice")
     target = None if arguments.target is None else remote_path(arguments.target.rstrip("/"))
     source = open_source(arguments.source, arguments.groups)
     target = target or default_target(source)

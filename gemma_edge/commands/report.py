@@ -49,7 +49,7 @@ def read_records(paths: Sequence[str], terminal: Terminal, *, skip_torn_line: bo
     """Of all files in turn; UsageError when there are none in all, or a file is named twice."""
     twice = [path for index, path in enumerate(paths) if Path(path).resolve() in map(_resolved, paths[:index])]
     if twice:
-        raise UsageError("results", found=f"{twice[0]} twice", wanted="each file once")
+        raise UsageError(file=twice[0], found="the same file twice")
     records: list[BenchRecord] = []
     for path in paths:
         found = read_results(path, skip_torn_line=skip_torn_line)
@@ -57,7 +57,7 @@ def read_records(paths: Sequence[str], terminal: Terminal, *, skip_torn_line: bo
             terminal.warn(f"{path}: the last line is cut off, {found.torn_bytes:,} bytes of it are left out")
         records += found.records
     if not records:
-        raise UsageError(", ".join(paths), found="no records", wanted="at least one", remedy="run gemma-edge bench")
+        raise UsageError(file=", ".join(paths), found="no records", remedy="run gemma-edge bench")
     return records
 
 

@@ -69,7 +69,7 @@ def _read_prompt(argument: str) -> str:
     try:
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise UsageError("standard input", found=error, wanted="text in UTF-8") from error
+        raise UsageError("standard input", found=f"not UTF-8 text ({error})") from error
     return require_unicode(text, "standard input").removesuffix("\n")
 
 

@@ -87,4 +87,4 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(str(path), found=error, wanted="text in UTF-8") from error
+        raise UsageError(file=path, found=f"not UTF-8 text ({error})") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from toolkit.base.errors import UsageError
 
 _SHORT_NAMES = {"ple": "per_layer_embedding"}
 
@@ -15,5 +15,5 @@ def group_names(text: str) -> tuple[str, ...]:
     """
     names = tuple(_SHORT_NAMES.get(name.strip(), name.strip()) for name in text.split(","))
     if not all(names) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted names with commas between, each once")
+        raise UsageError(found=repr(text), wanted="names with commas between, each once")
     return names

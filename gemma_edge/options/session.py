@@ -11,6 +11,7 @@ from pathlib import Path
 from gemma_edge.api.model import Model
 from gemma_edge.options.groups import group_names
 from gemma_edge.terminal import Terminal
+from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.runtime.backends import backend_names, find_backend
 from toolkit.runtime.bundle import Bundle
@@ -115,7 +116,7 @@ def positive(text: str) -> int:
     """An integer from 1."""
     value = _integer(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, wanted a number from 1")
+        raise UsageError(found=text, wanted="a number from 1")
     return value
 
 
@@ -123,7 +124,7 @@ def natural(text: str) -> int:
     """An integer from 0."""
     value = _integer(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"found {text}, wanted a number from 0")
+        raise UsageError(found=text, wanted="a number from 0")
     return value
 
 
@@ -134,7 +135,7 @@ def number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number")
+        raise UsageError(found=repr(text), wanted="a number")
     return value
 
 
@@ -142,7 +143,7 @@ def positive_number(text: str) -> float:
     """A finite number over 0."""
     value = number(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"found {text}, wanted a number over 0")
+        raise UsageError(found=text, wanted="a number over 0")
     return value
 
 
@@ -150,4 +151,4 @@ def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a whole number") from None
+        raise UsageError(found=repr(text), wanted="a whole number") from None

@@ -260,7 +260,8 @@ def test_export_writes_a_container_that_check_accepts(command: Command, random_b
 
 
 @pytest.mark.parametrize(
-    ("path", "words"), [("missing/m.litertlm", "found no directory"), (".", "found a directory, wanted a file name")]
+    ("path", "words"),
+    [("missing/m.litertlm", "there is no directory "), (".", "found a directory, wanted the name of a file")],
 )
 def test_export_to_where_no_file_can_be_says_so(
     command: Command, random_bundle: Path, tmp_path: Path, path: str, words: str
@@ -274,7 +275,7 @@ def test_export_to_where_no_file_can_be_says_so(
 @pytest.mark.parametrize(
     ("groups", "words"),
     [
-        ("text,vision", "group vision: found none, wanted one of"),
+        ("text,vision", "found no group vision, wanted one of"),
         ("vision", "--groups: found vision, wanted text among them"),
         ("text,", "wanted names with commas between"),
     ],
@@ -295,7 +296,7 @@ def test_convert_into_a_directory_that_is_not_there_says_to_create_it(
     command: Command, random_checkpoint: Path, tmp_path: Path
 ) -> None:
     outcome = command("convert", random_checkpoint, "-o", tmp_path / "none" / "b", "--context", 32, "--prefill", 4)
-    assert_one_line_error(outcome, 2, "none/b: found no directory", "create it")
+    assert_one_line_error(outcome, 2, "none/b: there is no directory", "create it")
 
 
 def test_convert_judges_and_writes_a_bundle(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
@@ -480,7 +481,9 @@ def test_a_prompt_with_a_place_for_an_image_is_refused(
 ) -> None:
     """As `<image_soft_token>` is in a real bundle: an id with an embedding of its own kind."""
     monkeypatch.setattr("toolkit.runtime.bundle.Bundle.drawable_ids", lambda *_: 270)
-    assert_one_line_error(command("run", random_bundle, "-p", "the cat", "--raw"), 2, "prompt", "wanted text")
+    assert_one_line_error(
+        command("run", random_bundle, "-p", "the cat", "--raw"), 2, "prompt", "stands for an image or a sound"
+    )
     assert "error: prompt" in command("chat", random_bundle, stdin="the cat\n").err
 
 

@@ -27,7 +27,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
         (["chek"], None, "'chek' is not a verb; did you mean check?"),
         (["run"], None, "the following arguments are required: "),
         (["check", "a", "b"], None, "unrecognized arguments: b"),
-        (["run", "b", "-p", "x", "--seed", "-1"], "--seed", ""),
+        (["run", "b", "-p", "x", "--seed", "-1"], "--seed", "-1"),
         (["run", "b", "-p", "x", "--max-tokens"], "-n/--max-tokens", "expected one argument"),
         (["inspect", "c", "-q", "-v"], "-v/--verbose", "not allowed with argument -q/--quiet"),
     ],
@@ -40,7 +40,8 @@ def test_wrong_use_is_told_as_json(
     assert (code, value["exit_code"], out.count("\n")) == (2, 2, 1)
     assert list(value) == ["error", "exit_code"] and list(value["error"]) == KEYS
     assert value["error"]["place"] == place and value["error"]["found"].startswith(found)
-    assert value["error"]["file"] is None and value["error"]["wanted"] is None
+    assert value["error"]["file"] is None
+    assert value["error"]["wanted"] == ("a number from 0" if place == "--seed" else None)
     assert value["error"]["remedy"].startswith("see gemma-edge") and value["error"]["remedy"].endswith(" --help")
     assert err.startswith("error: ") and err.count("\n") == 1
 

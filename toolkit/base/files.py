@@ -191,7 +191,7 @@ def require_free_space(directory: Path | str, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise EnvironmentFault(
             file=directory,
-            found=f"{free:,} bytes free",
+            found=f"{free:,} bytes of free disk space",
             wanted=f"{needed_bytes:,}",
             remedy="free some, or write elsewhere",
         )

@@ -39,19 +39,19 @@ class Message:
 class ChatTemplate:
     """A `chat_template.jinja`, rendered in a sandbox: templates are other people's programs."""
 
-    def __init__(self, source: str, *, name: str = "chat template", bos_token: str = "<bos>") -> None:
+    def __init__(self, source: str, *, file: Path | None = None, bos_token: str = "<bos>") -> None:
         # Options and globals as transformers gives them, so that a template means the same here.
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
-        self._name = name
+        self._file = file
         self._bos_token = bos_token
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
-            raise BundleError(name, found=error, wanted="a Jinja template that transformers accepts") from error
+            raise BundleError("chat template", file=file, found=f"not a Jinja template ({error})") from error
 
     @classmethod
     def open(cls, path: Path, *, bos_token: str = "<bos>") -> ChatTemplate:
@@ -62,7 +62,7 @@ class ChatTemplate:
             raise BundleError(file=path, found="no such file", remedy="use --raw for plain text") from error
         except UnicodeDecodeError as error:
             raise BundleError(file=path, found=f"not UTF-8 text ({error.reason})") from error
-        return cls(source, name=str(path), bos_token=bos_token)
+        return cls(source, file=path, bos_token=bos_token)
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """The prompt's text, control tokens spelled out; UsageError when roles do not alternate.
@@ -77,7 +77,9 @@ class ChatTemplate:
             )
         # A template is a program: it can raise anything, adding a number to a text for example.
         except Exception as error:
-            raise UsageError(self._name, found=error, wanted="messages that the template accepts") from error
+            raise UsageError(
+                "chat template", file=self._file, found=f"it does not accept these messages ({error})"
+            ) from error
 
 
 def _check_roles(messages: Sequence[Message]) -> None:

@@ -18,7 +18,7 @@ from toolkit.media.image import load_levels
 from toolkit.media.mel import MIN_SAMPLES, log_mel, max_samples
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders, soft_token_starts
 from toolkit.media.sound import SAMPLE_RATE_HZ, load_sound, split_sound
-from toolkit.media.source import MediaSource, errors_about_source
+from toolkit.media.source import MediaSource, errors_about_source, source_name
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import Message
 from toolkit.runtime.tokenizer import Tokenizer

@@ -79,9 +79,8 @@ def _read(checkpoint: Path, part: str, count_key: str, soft_tokens: int) -> Json
             return config.child(part)
     if _FLAT not in found:
         raise CheckpointError(
-            str(checkpoint),
-            found=f"no {_FLAT}, and no {_NESTED} with {part}",
-            wanted="one of them: it says what becomes of images and sounds",
+            file=checkpoint,
+            found=f"no {_FLAT}, and no {_NESTED} with {part}, which say what becomes of images and sounds",
             remedy="copy it from the model this one was trained from, or convert with --groups text alone",
         )
     return found[_FLAT]

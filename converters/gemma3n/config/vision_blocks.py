@@ -147,7 +147,7 @@ def decode_block(text: str) -> list[dict[str, object]]:
     arguments: dict[str, object] = {"block_type": kind}
     for letter, (name, number, default) in letters.items():
         if letter not in given and default is None:
-            raise ConfigError(f"block {shorten(text)}", found=f"no {letter}", wanted=f"{letter} and a number")
+            raise ConfigError(f"block {shorten(text)}", found=f"no {letter} with a number")
         value = given.get(letter, default)
         arguments[name] = int(str(value)) if number is int and str(value).isdigit() else float(str(value))
     if kind == "mqa":

@@ -15,5 +15,5 @@ def tower_config(checkpoint: Gemma3nTensors, group: Literal["vision", "audio"]) 
     if not any(group_of(name) == group for name in checkpoint.tensors):
         found = f"{checkpoint.architecture} without {group} tensors"
         wanted = f"{CONDITIONAL_GENERATION} with its {group} tower"
-        raise CheckpointError(str(checkpoint.path), found=found, wanted=wanted)
+        raise CheckpointError(file=checkpoint.path, found=found, wanted=wanted)
     return checkpoint.configs.config, str(checkpoint.configs.config_path)

@@ -83,12 +83,12 @@ def named_slices(config: TextConfig, directory: Path) -> Mapping[str, Slice]:
     if (directory / MATFORMER_FILE).exists():
         for part in _read_matformer_file(directory / MATFORMER_FILE, config):
             if _key(part.name) in map(_key, found):
-                raise SliceError(str(directory / MATFORMER_FILE), found=f"{part.name} twice", wanted="each name once")
+                raise SliceError(file=directory / MATFORMER_FILE, found=f"the name {part.name} twice")
             found[part.name] = part
     if not any(is_whole(part, config) for part in found.values()):
         if "full" in found:
             raise SliceError(
-                str(directory / MATFORMER_FILE), found="a slice called full", wanted="the whole model there"
+                file=directory / MATFORMER_FILE, found="a slice called full, which is the name of the whole model"
             )
         found["full"] = whole_slice(config, "full")
     return MappingProxyType(found)

@@ -59,8 +59,7 @@ def slice_config(config: TextConfig, part: Slice) -> TextConfig:
         if layer.kv_source is not None and layer.kv_source not in new_index:
             raise SliceError(
                 f"slice {part.name}",
-                found=f"layer {layer.kv_source} skipped",
-                wanted=f"it kept: layer {old} reads its keys and values",
+                found=f"layer {layer.kv_source} is skipped, whose keys and values layer {old} reads",
             )
         source = None if layer.kv_source is None else new_index[layer.kv_source]
         layers.append(replace(layer, ffn_size=width, kv_source=source))
@@ -173,7 +172,7 @@ def _check_layers(config: TextConfig, part: Slice) -> None:
             what, found=f"{len(part.ffn_sizes)} FFN sizes", wanted=f"one for each of {len(part.layers)} layers"
         )
     if not part.layers:
-        raise SliceError(what, found="no layers", wanted="at least one")
+        raise SliceError(what, found="no layers")
     last = -1
     for layer in part.layers:
         if not last < layer < config.num_layers:

@@ -44,7 +44,7 @@ def test_a_regression_beyond_the_limit_is_exit_code_1(
     ("new", "arguments", "words"),
     [
         (record_of(SLOW[:3]), ["--max-regression", "5%"], "5 and 3 values"),
-        (record_of(SLOW, start="cold"), [], "configuration that both have"),
+        (record_of(SLOW, start="cold"), [], "no configuration is in both"),
         (record_of(SLOW), ["--max-regression", "lots"], "a percentage"),
         (record_of(SLOW), ["--across", "moon"], "device or model"),
     ],

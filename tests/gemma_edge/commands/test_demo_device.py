@@ -54,7 +54,7 @@ def test_a_page_needs_a_device(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (
             ["--device", "emulated", "--report", "no/such/folder/x.html"],
-            "--report no/such/folder/x.html: found no directory",
+            "no/such/folder/x.html, --report: there is no directory",
         ),
         (["--device", "emulated", "--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: no such file"),
         (["--device", "no-such-device"], "device no-such-device: found none on USB"),

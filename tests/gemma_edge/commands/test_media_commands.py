@@ -111,7 +111,7 @@ def test_a_bundle_without_the_group_says_how_to_add_it(
 ) -> None:
     assert main(["run", str(text_bundle), "-p", "See", *QUICK, option, str(media / file)]) == 2
     err = capfd.readouterr().err
-    assert f"found no group {group}" in err and f"convert the checkpoint again with {group} among --groups" in err
+    assert f"bundle: no group {group}" in err and f"convert the checkpoint again with {group} among --groups" in err
 
 
 def test_chat_shows_and_plays_with_the_next_message(

@@ -59,7 +59,7 @@ def test_the_search_for_scales_holds_for_the_towers_too(checkpoint: Path, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--groups", "text,sight"], "group sight: found no such group, wanted text, token_embedding"),
+        (["--groups", "text,sight"], "groups: found sight, wanted text, token_embedding"),
         (["--groups", "vision,audio"], "add text, as in text,vision,audio"),
         (["--groups", "text", "--audio-lengths", "5"], "audio is not converted"),
         (["--vision-quant", "int4"], "vision recipe: found int4, wanted f32, f16, int8 or the path"),

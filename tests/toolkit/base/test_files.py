@@ -252,7 +252,7 @@ def test_free_space_is_asked_before_the_work(tmp_path: Path, monkeypatch: pytest
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda directory: usage(100, 90, 10))
     files.require_free_space(tmp_path, 10)
-    with pytest.raises(EnvironmentFault, match="found 10 bytes free, wanted 11"):
+    with pytest.raises(EnvironmentFault, match="found 10 bytes of free disk space, wanted 11"):
         files.require_free_space(tmp_path, 11)
 
 

@@ -196,7 +196,7 @@ def test_the_whole_is_a_slice_too(checkpoint: Gemma3nCheckpoint) -> None:
 @pytest.mark.parametrize(
     ("layers", "widths", "found"),
     [
-        ((), (), "found no layers"),
+        ((), (), ": no layers"),
         ((0, 1), (48,), "found 1 FFN sizes, wanted one for each of 2 layers"),
         ((0, 7), (48, 48), "found layer 7 after 0, wanted rising indices below 7"),
         ((1, 0), (48, 48), "found layer 0 after 1"),
@@ -204,8 +204,8 @@ def test_the_whole_is_a_slice_too(checkpoint: Gemma3nCheckpoint) -> None:
         ((-1, 0), (48, 48), "found layer -1 after -1"),
         ((0, 1), (48, 49), "FFN of layer 1: found 49, wanted an integer from 1 to 48"),
         ((0, 1), (0, 48), "FFN of layer 0: found 0"),
-        ((0, 1, 2, 4, 5, 6), (48,) * 6, "found layer 3 skipped, wanted it kept: layer 5 reads its keys and values"),
-        ((0, 1, 2, 3, 6), (48,) * 5, "found layer 4 skipped, wanted it kept: layer 6 reads its keys and values"),
+        ((0, 1, 2, 4, 5, 6), (48,) * 6, "layer 3 is skipped, whose keys and values layer 5 reads"),
+        ((0, 1, 2, 3, 6), (48,) * 5, "layer 4 is skipped, whose keys and values layer 6 reads"),
     ],
 )
 def test_a_slice_that_the_checkpoint_cannot_give_is_refused(

@@ -2,7 +2,7 @@
 
 A change that means to move them records the hashes anew, and says why in its commit:
 
-    python tests/test_same_bytes.py
+    PYTHONPATH=tests/support python tests/test_same_bytes.py
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from converters.family import ParameterGroup
 from converters.gemma3n.config.text import TextConfig
@@ -15,16 +14,14 @@ from converters.huggingface.safetensors import TensorInfo
 from converters.huggingface.tensor_reader import FLOAT_DTYPES
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import shorten
-
-GroupName = Literal["text", "token_embedding", "per_layer_embedding", "vision", "audio"]
-GROUP_NAMES: tuple[GroupName, ...] = get_args(GroupName)
+from toolkit.bundle.manifest import GROUP_NAMES, GroupKind
 
 TOKEN_EMBEDDING = "embed_tokens.weight"
 PER_LAYER_EMBEDDING = "embed_tokens_per_layer.weight"
 PER_LAYER_MODEL_PROJECTION = "per_layer_model_projection.weight"
 
 # Where old and new releases of transformers keep a tower's tensors; its name here is the last part of each.
-_TOWERS: dict[str, GroupName] = {
+_TOWERS: dict[str, GroupKind] = {
     "vision_tower": "vision",
     "embed_vision": "vision",
     "audio_tower": "audio",
@@ -98,7 +95,7 @@ def _kv_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def group_of(name: str) -> GroupName:
+def group_of(name: str) -> GroupKind:
     """The group of a tensor by its canonical name.
 
     >>> group_of("embed_tokens_per_layer.weight"), group_of("embed_audio.embedding.weight"), group_of("norm.weight")
@@ -112,7 +109,7 @@ def group_of(name: str) -> GroupName:
 
 
 def require_group_tensors(
-    group: GroupName,
+    group: GroupKind,
     needed: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, TensorInfo],
     what: str,
@@ -136,7 +133,7 @@ def require_group_tensors(
 
 def parameter_groups(tensors: Mapping[str, TensorInfo]) -> tuple[ParameterGroup, ...]:
     """All five groups in the order of GROUP_NAMES; a group whose tensors are absent is empty."""
-    members: dict[GroupName, list[str]] = {name: [] for name in GROUP_NAMES}
+    members: dict[GroupKind, list[str]] = {name: [] for name in GROUP_NAMES}
     for name in sorted(tensors):
         members[group_of(name)].append(name)
     return tuple(

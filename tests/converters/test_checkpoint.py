@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from converters.families import open_checkpoint
 from converters.gemma3n.family import open_gemma3n
-from converters.gemma3n.groups import GROUP_NAMES
 from toolkit.base.errors import CheckpointError, EnvironmentFault
+from toolkit.bundle.manifest import GROUP_NAMES
 
 Tensors = dict[str, NDArray[np.generic]]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from oracle import random_tensor
 
 from converters.gemma3n.config.text import LayerConfig, TextConfig, layer_kv_sources
-from converters.gemma3n.graphs.text.decoder_step import Size, Step
+from converters.gemma3n.graphs.text.decoder_step import DecoderSize, Step
 from converters.gemma3n.groups import text_tensors
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Graph, Signature
@@ -105,7 +105,7 @@ def whole(model: RandomModel, tokens: int) -> Step:
     """A pass of `tokens` tokens through all of a model."""
     config = model.config
     segments = tuple((layer.ffn_size,) for layer in config.layers)
-    return Step(Size(config, tuple(range(config.num_layers)), segments), config, tokens)
+    return Step(DecoderSize(config, tuple(range(config.num_layers)), segments), config, tokens)
 
 
 def numbers(*shape: int, seed: int = 0) -> Array:

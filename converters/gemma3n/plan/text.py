@@ -13,7 +13,7 @@ from dataclasses import replace
 from converters.gemma3n.checkpoint import Gemma3nTensors
 from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.graphs.text.decoder import decode_graph, prefill_graph
-from converters.gemma3n.graphs.text.decoder_step import Size
+from converters.gemma3n.graphs.text.decoder_step import DecoderSize
 from converters.gemma3n.graphs.text.embedder import embedder_graph
 from converters.gemma3n.graphs.text.kv_cache import CacheRows
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
@@ -62,7 +62,9 @@ def _signatures(request: PlanRequest, elastic: Elastic) -> Mapping[str, list[Sig
     return {EMBEDDER: [Signature(f"embed_{n}", embedder_graph(widest, n)) for n in counts], TEXT_DECODER: decoder}
 
 
-def _decoder_signatures(request: PlanRequest, prefix: str, size: Size, widest: TextConfig) -> Iterator[Signature]:
+def _decoder_signatures(
+    request: PlanRequest, prefix: str, size: DecoderSize, widest: TextConfig
+) -> Iterator[Signature]:
     whole = CacheRows.fitting(widest, request.context, request.prefill_sizes[-1])
     for tokens, bucket in request.steps():
         rows = whole if bucket is None else replace(whole, seen=bucket)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from converters.gemma3n.config.text import TextConfig
-from converters.gemma3n.graphs.text.decoder_step import Size
+from converters.gemma3n.graphs.text.decoder_step import DecoderSize
 from converters.gemma3n.sizes.matformer import slice_config
 from converters.slices import Slice
 from toolkit.base.errors import SliceError
@@ -20,7 +20,7 @@ class Elastic:
     widest: Slice
     config: TextConfig
     slices: tuple[Slice, ...]
-    sizes: tuple[Size, ...]
+    sizes: tuple[DecoderSize, ...]
     prefixes: tuple[str, ...]
 
 
@@ -39,7 +39,7 @@ def combine(config: TextConfig, slices: Sequence[Slice]) -> Elastic:
     widest = Slice("widest", tuple(layers), tuple(widths[layer][-1] for layer in layers))
     _check_caches(config, slices)
     sizes = tuple(
-        Size(size_config, tuple(layers.index(layer) for layer in part.layers), _segments(part, widths))
+        DecoderSize(size_config, tuple(layers.index(layer) for layer in part.layers), _segments(part, widths))
         for part, size_config in zip(slices, configs, strict=True)
     )
     return Elastic(widest, slice_config(config, widest), tuple(slices), sizes, _prefixes(slices))

@@ -11,7 +11,7 @@ from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.graphs.text import altup
 from converters.gemma3n.graphs.text.attention import Attention
 from converters.gemma3n.graphs.text.attention_mask import AttentionMasks
-from converters.gemma3n.graphs.text.decoder_step import Layer, Size, Step
+from converters.gemma3n.graphs.text.decoder_step import DecoderSize, Layer, Step
 from converters.gemma3n.graphs.text.feed_forward import feed_forward
 from converters.gemma3n.graphs.text.kv_cache import CacheRows, KvCaches
 from converters.gemma3n.graphs.text.laurel import laurel
@@ -21,14 +21,14 @@ from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
 
 
-def decode_graph(size: Size, widest: TextConfig, rows: CacheRows) -> Graph:
+def decode_graph(size: DecoderSize, widest: TextConfig, rows: CacheRows) -> Graph:
     """One token in, caches updated at its position, logits f32[1, 1, vocab] out."""
     decoder = _Decoder(Step(size, widest, tokens=1), rows)
     streams = decoder.layers(decoder.embed(), size.config.num_layers)
     return decoder.finish(logits=decoder.logits(streams))
 
 
-def prefill_graph(size: Size, widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
+def prefill_graph(size: DecoderSize, widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
     """`tokens` tokens in, caches updated from the first one's position on; no logits.
 
     Computes only what fills the caches: the layers that own one, and of the last of them its keys and values.

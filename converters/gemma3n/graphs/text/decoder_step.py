@@ -14,7 +14,7 @@ from toolkit.tflite.graph import Graph, Value, Weight
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class DecoderSize:
     """One MatFormer size over the weights of the widest model in the file.
 
     `layers[i]` is the widest model's index of this size's layer i; `ffn_segments[i]`: widths of the FFN pieces it runs.
@@ -29,7 +29,7 @@ class Size:
 class Step:
     """A pass of `tokens` tokens through one size of the widest model in the file."""
 
-    size: Size
+    size: DecoderSize
     widest: TextConfig
     tokens: int
     graph: Graph = field(default_factory=Graph)

@@ -12,7 +12,7 @@ from paths import EXAMPLE
 from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.graphs.text.decoder import _Decoder, decode_graph, prefill_graph
-from converters.gemma3n.graphs.text.decoder_step import Size, Step
+from converters.gemma3n.graphs.text.decoder_step import DecoderSize, Step
 from converters.gemma3n.graphs.text.kv_cache import CacheRows
 from converters.gemma3n.recipes import built_in
 from toolkit.tflite.graph import Graph, Signature, Weight
@@ -27,9 +27,9 @@ def checkpoint() -> Gemma3nCheckpoint:
     return open_gemma3n(TINY)
 
 
-def alone(config: TextConfig) -> Size:
+def alone(config: TextConfig) -> DecoderSize:
     """The only size of a file: every layer, each FFN in one piece."""
-    return Size(config, tuple(range(config.num_layers)), tuple((layer.ffn_size,) for layer in config.layers))
+    return DecoderSize(config, tuple(range(config.num_layers)), tuple((layer.ffn_size,) for layer in config.layers))
 
 
 def whole_forward(checkpoint: Gemma3nCheckpoint) -> Graph:

@@ -10,7 +10,7 @@ import pytest
 from text_blocks import LAYERS, MODELS, RandomModel, assert_close, numbers, run, whole
 
 from converters.gemma3n import reference
-from converters.gemma3n.graphs.text.decoder_step import Layer, Size, Step
+from converters.gemma3n.graphs.text.decoder_step import DecoderSize, Layer, Step
 from converters.gemma3n.graphs.text.feed_forward import feed_forward
 
 TOKENS = 5
@@ -37,7 +37,7 @@ def test_a_smaller_size_runs_the_first_units_whatever_pieces_they_lie_in(
     units = sum(pieces)
     narrow = narrowed(model, index, units)
     segments = tuple(pieces if n == index else (layer.ffn_size,) for n, layer in enumerate(config.layers))
-    step = Step(Size(narrow.config, tuple(range(config.num_layers)), segments), config, TOKENS)
+    step = Step(DecoderSize(narrow.config, tuple(range(config.num_layers)), segments), config, TOKENS)
     x = step.graph.input("x", (1, TOKENS, config.hidden_size))
     step.graph.output("y", feed_forward(Layer(step, index), x))
     normed = numbers(TOKENS, config.hidden_size)

@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, whole-or-absent files, strict JSON, arithmetic of layouts."""
+"""The foundation of all packages: errors, atomic file writes, strict JSON, layout arithmetic, element types."""

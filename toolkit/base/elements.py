@@ -1,8 +1,8 @@
-"""The element types that a weight can be stored in: the one table of what is known of each.
+"""The table of element types that weights can be stored in; all facts about them are here.
 
-A new type is a row here and its name in `ElementName`; and, where it is quantised, the scales that the search tries
-(`toolkit/quant/uniform.py`) and the bounds that a bundle of it is judged by (`converters/verify*.py`). Tests hold that
-these know every row.
+To add a type, add a row here and its name to `ElementName`. A quantised type also needs the scales that the search
+tries (`toolkit/quant/uniform.py`) and the quality bounds for its bundles (`converters/verify*.py`). Tests check that
+both cover every row.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 ElementName = Literal["f32", "f16", "int8", "int4"]
-"""As recipes and manifests write it."""
+"""The names that recipes and manifests use."""
 
 
 @dataclass(frozen=True, slots=True)
 class ElementType:
     """How one number of a weight is stored.
 
-    `codes`: the smallest and the largest integer of a quantised type; None for a float.
-    `tensor_type`: its name in LiteRT's schema.
+    `codes`: the smallest and the largest integer code of a quantised type; None for a float type.
+    `tensor_type`: the type's name in LiteRT's schema.
     """
 
     name: ElementName
@@ -28,24 +28,24 @@ class ElementType:
     tensor_type: str
     codes: tuple[int, int] | None = None
     block_scales: bool = False
-    """LiteRT computes with one scale for each block of columns, not only with one for each row."""
+    """Whether LiteRT supports one scale for each block of columns, and not only one for each row."""
     convolutions: bool = False
-    """LiteRT computes convolutions with kernels of it."""
+    """Whether LiteRT runs convolutions with kernels of this type."""
     widened: bool = False
-    """LiteRT computes with it as float32 only: an operator of the graph converts the whole weight before its use."""
+    """Whether the graph must convert the whole weight to float32 first, because LiteRT cannot compute with the type."""
 
     @property
     def quantised(self) -> bool:
-        """Whether it holds integer codes, which stand for reals by a scale."""
+        """Whether values are stored as integer codes with scales."""
         return self.codes is not None
 
     @property
     def per_byte(self) -> int:
-        """How many share one byte; 1 for types of a byte or more."""
+        """How many elements share one byte; 1 for types of a byte or more."""
         return max(1, 8 // self.bits)
 
     def bytes_of(self, count: int) -> int:
-        """Bytes of so many elements, the last byte perhaps not full.
+        """Bytes of `count` elements, rounded up to whole bytes.
 
         >>> [element.bytes_of(3) for element in ELEMENTS]
         [12, 6, 3, 2]
@@ -58,10 +58,10 @@ ELEMENTS = (
     ElementType("f16", 16, "FLOAT16", convolutions=True, widened=True),
     # Symmetric codes: LiteRT's quantisation specification.
     ElementType("int8", 8, "INT8", codes=(-127, 127), convolutions=True),
-    # XNNPACK and EMBEDDING_LOOKUP read -8 exactly; it lowers the squared error of blocks of 32 by about a tenth.
+    # XNNPACK and EMBEDDING_LOOKUP read -8 exactly; using it lowers the squared error of blocks of 32 by about a tenth.
     ElementType("int4", 4, "INT4", codes=(-8, 7), block_scales=True),
 )
-"""From the finest to the coarsest. Read it through the functions below, which a test can give one row more."""
+"""All types, from the finest to the coarsest. Use the functions below to read it, so that a test can add a row."""
 
 
 def element_names() -> tuple[ElementName, ...]:
@@ -70,7 +70,7 @@ def element_names() -> tuple[ElementName, ...]:
 
 
 def element_of(name: str) -> ElementType:
-    """The row of a name; what comes from a file has been held against `element_names` before.
+    """The row with this name; check names from files against `element_names` first.
 
     >>> element_of("int4").bits
     4
@@ -79,7 +79,7 @@ def element_of(name: str) -> ElementType:
 
 
 def coarsest(names: Iterable[str]) -> ElementName:
-    """The name that stands last in the table, of at least one.
+    """The coarsest of one or more types, which is the last in the table.
 
     >>> coarsest(["int8", "int4", "f32"])
     'int4'

@@ -1,4 +1,4 @@
-"""One class per kind of fault that a user can fix; each carries the exit code of the command line."""
+"""The errors that a user can fix, one class for each kind; each has the command line's exit code."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from os import PathLike
 
 
 class ToolkitError(Exception):
-    """A fault in the user's input or surroundings, with what is known of it in fields.
+    """An error in the user's input or environment, described by fields.
 
-    `file`: the file or directory it is about, if it is about one. `place`: the part of it, or the option, setting or
-    device. `found` and `wanted`: two values that differ; without `wanted`, `found` says what is wrong. `remedy`: what
-    to do about it.
+    `file`: the file or directory concerned, if any. `place`: the part of it, or the option, setting or device.
+    `found` and `wanted`: two values that differ; without `wanted`, `found` says what is wrong. `remedy`: what to do.
 
-    `str(error)` is one line; nothing reads a field out of it.
+    `str(error)` is one line, made from the fields; no code parses it.
 
     >>> print(ToolkitError("tensor a", file="m.safetensors", found="2 bytes", wanted="4", remedy="download it again"))
     m.safetensors, tensor a: found 2 bytes, wanted 4; download it again
@@ -117,7 +116,7 @@ def errors_about(place: str | None = None, *, file: str | PathLike[str] | None =
 
 
 def system_reason(error: OSError | ValueError) -> str:
-    """Why the system refuses a path, as words within a sentence.
+    """Why the system refused a path, in words that fit into a sentence.
 
     >>> system_reason(OSError(13, "Permission denied"))
     'permission denied'

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, hashes, safe names, free space."""
+"""Writes files atomically (complete or not at all), and checks hashes, file names and free space."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pathlib import Path
 from toolkit.base.errors import EnvironmentFault, UsageError, system_reason
 
 CHUNK_BYTES = 16 * 1024 * 1024
-"""What is hashed, copied and resent at a time; part of the manifest's format (docs/formats/manifest.md)."""
+"""The unit of hashing, copying and resending; part of the manifest's format (docs/formats/manifest.md)."""
 
 MAX_NAME_CHARACTERS = 128
 """Leaves room under the 255 bytes of ext4 and f2fs for the temporary name's prefix and suffix."""
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes done, and the bytes in all."""
+"""A function called with the bytes done so far and the total."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether `name` can stand for one file in a directory, on every system and in every shell.
+    """Whether `name` is a valid file name on every system, and needs no quoting in any shell.
 
     >>> [is_safe_name(name) for name in ("a.tflite", "", "..", "a/b", ".hidden", "-rf", "a b", "a" * 129)]
     [True, False, False, False, False, False, False, False]
@@ -46,7 +46,7 @@ def is_safe_name(name: str) -> bool:
 
 
 def safe_name(name: str, what: str) -> str:
-    """`name` itself, or an error that names `what` it came from."""
+    """Return `name` if it is safe; UsageError otherwise. what: where the name comes from, for the error."""
     if not is_safe_name(name):
         wanted = f"letters, digits and . _ -, starting with a letter or digit, at most {MAX_NAME_CHARACTERS}"
         raise UsageError(what, found=repr(name), wanted=wanted)
@@ -55,9 +55,9 @@ def safe_name(name: str, what: str) -> str:
 
 @contextmanager
 def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """Yield an empty sibling file to write; then sync it, `verify` it and rename it to `path`.
+    """Yield an empty temporary file beside `path` to write to; then sync it, `verify` it and rename it to `path`.
 
-    After any exception, an interrupt included, the sibling is gone and `path` is as it was.
+    After any exception, including an interrupt, the temporary file is removed and `path` is unchanged.
     """
     target = _file_target(path)
     with disk_faults(target), _new_sibling(target, _create_file) as partial:
@@ -71,7 +71,7 @@ def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = Non
 
 @contextmanager
 def scratch_beside(path: Path | str) -> Iterator[Path]:
-    """Yield an empty directory beside a file that is to be written; it is gone afterwards."""
+    """Yield an empty temporary directory beside `path`, a file yet to be written; it is removed afterwards."""
     target = _file_target(path)
     with disk_faults(target), _new_sibling(target, os.mkdir) as scratch:
         yield scratch
@@ -79,10 +79,10 @@ def scratch_beside(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty sibling directory to fill; then sync all of it and rename it to `path`.
+    """Yield an empty temporary directory beside `path` to fill; then sync all of it and rename it to `path`.
 
-    An empty directory at `path` is replaced; a full one only if `replace`. After any exception the sibling is gone
-    and `path` is as it was.
+    An empty directory at `path` is replaced, one with files in it only if `replace`. After any exception the temporary
+    directory is removed and `path` is unchanged.
     """
     target = _resolved(path)
     _require_replaceable(target, replace=replace)
@@ -96,7 +96,7 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write a small file atomically, and compare what the disk gives back."""
+    """Write a small file atomically, and read it back to compare; EnvironmentFault if it differs."""
 
     def verify(partial: Path) -> None:
         found = partial.read_bytes()
@@ -109,7 +109,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileHash:
-    """Size in bytes, sha256 of the whole, and of each chunk of CHUNK_BYTES; all in hexadecimal."""
+    """A file's size in bytes, and the sha256 of all of it and of each chunk of CHUNK_BYTES, in hexadecimal."""
 
     size: int
     sha256: str
@@ -117,7 +117,10 @@ class FileHash:
 
 
 def hash_file(path: Path | str, *, advance: Callable[[int], None] | None = None) -> FileHash:
-    """Hash a file in one pass, the whole in one thread, its chunks in another; `advance` gets the bytes of each."""
+    """Hash a file in one pass, with one thread for the whole and one for the chunks.
+
+    `advance` is called with the bytes of each chunk.
+    """
     whole = hashlib.sha256()
     chunks: list[str] = []
     size = 0
@@ -133,7 +136,7 @@ def hash_file(path: Path | str, *, advance: Callable[[int], None] | None = None)
 
 
 class BackgroundHasher:
-    """Synchronises and hashes finished files, one after the other, while others are being written."""
+    """Hashes complete files and syncs them to disk, one after the other, while others are being written."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
@@ -141,11 +144,11 @@ class BackgroundHasher:
         self._hashes: dict[Path, Future[FileHash]] = {}
 
     def add(self, path: Path) -> None:
-        """Nobody writes to the file any more."""
+        """Queue a file that is complete: nothing may write to it any more."""
         self._hashes[path] = self._pool.submit(self._finish, path)
 
     def hash(self, path: Path) -> FileHash:
-        """What `hash_file` says of the file, which need not have been added."""
+        """The file's hash: the queued one, or that of `hash_file` if the file was not added."""
         return self._hashes[path].result() if path in self._hashes else hash_file(path)
 
     def _finish(self, path: Path) -> FileHash:
@@ -166,7 +169,7 @@ class BackgroundHasher:
 
 
 def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """`os.pwrite` until all of `data` is written: one call stops at 2 GiB, or at a signal."""
+    """Write all of `data` at `offset`: one `os.pwrite` may stop at 2 GiB, or at a signal."""
     rest = memoryview(data)
     while rest:
         written = os.pwrite(fd, rest, offset)
@@ -174,7 +177,7 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 class Advance:
-    """Adds up bytes, and tells `progress` how many are done and how many there are in all."""
+    """Counts bytes, and calls `progress` with the bytes done so far and the total."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total, self._progress, self._done = total, progress, 0
@@ -186,7 +189,7 @@ class Advance:
 
 
 def require_free_space(directory: Path | str, needed_bytes: int) -> None:
-    """Fail before the work rather than in its middle."""
+    """EnvironmentFault unless the disk of `directory` has `needed_bytes` free; call it before the work starts."""
     free = shutil.disk_usage(directory).free
     if free < needed_bytes:
         raise EnvironmentFault(
@@ -198,7 +201,7 @@ def require_free_space(directory: Path | str, needed_bytes: int) -> None:
 
 
 def require_room(path: Path | str, needed_bytes: int) -> None:
-    """`require_free_space` where a file or directory is to be written; its parent must exist."""
+    """`require_free_space` for a file or directory yet to be written to `path`; its parent must exist."""
     target = _resolved(path)
     _remove_abandoned(target)
     require_free_space(target.parent, needed_bytes)
@@ -206,7 +209,7 @@ def require_room(path: Path | str, needed_bytes: int) -> None:
 
 @contextmanager
 def disk_faults(target: Path) -> Iterator[None]:
-    """Turn what the disk says into errors that say what to do."""
+    """Turn an OSError for a full or read-only disk into a ToolkitError; `target` is the path being written."""
     try:
         yield
     except OSError as error:
@@ -223,7 +226,7 @@ def disk_faults(target: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_directory(directory: Path, *, exclusive: bool) -> Iterator[None]:
-    """Hold a directory's lock, alone or with others; the system drops it when a process dies."""
+    """Hold a directory's lock, exclusive or shared; the system releases it if the process dies."""
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     with open(directory / "lock", "ab") as file:
         try:
@@ -235,7 +238,7 @@ def locked_directory(directory: Path, *, exclusive: bool) -> Iterator[None]:
 
 
 def _read_chunk(fd: int) -> bytes:
-    """Up to CHUNK_BYTES; shorter only at the end of the file."""
+    """Read CHUNK_BYTES, or fewer at the end of the file."""
     pieces: list[bytes] = []
     missing = CHUNK_BYTES
     while missing and (piece := os.read(fd, missing)):
@@ -245,7 +248,7 @@ def _read_chunk(fd: int) -> bytes:
 
 
 def _resolved(path: Path | str) -> Path:
-    """The path behind symbolic links, so that a link stays a link; its parent must exist."""
+    """The path with symbolic links resolved, so that writing to a link keeps the link; the parent must exist."""
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise UsageError(file=path, found=f"there is no directory {target.parent}", remedy="create it")
@@ -261,9 +264,9 @@ def _file_target(path: Path | str) -> Path:
 
 @contextmanager
 def _new_sibling(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A new hidden sibling; afterwards it has another name or is gone.
+    """Yield a new hidden file or directory beside `target`; afterwards it is removed, unless it was renamed.
 
-    It is locked as long as its process lives: so what killed ones have left is known, and removed first.
+    It is locked while its process lives. So files left behind by killed processes are recognised, and removed first.
     """
     _remove_abandoned(target)
     partial, lock = _make_locked(target, make)
@@ -278,9 +281,9 @@ def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]
     while True:
         partial = _sibling(target, "partial")
         make(partial)
-        with suppress(FileNotFoundError):  # another process saw it before it was locked, and took it for abandoned
+        with suppress(FileNotFoundError):  # another process found it not yet locked, and removed it as abandoned
             lock = os.open(partial, os.O_RDONLY)
-            with suppress(OSError):  # a file system without locks: there nothing is taken for abandoned
+            with suppress(OSError):  # on a file system without locks nothing is ever removed as abandoned
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if partial.exists():
                 return partial, lock
@@ -288,7 +291,7 @@ def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove its siblings whose lock no living process holds."""
+    """Remove the temporary files beside `target` that no living process has locked."""
     for partial in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.partial"):
         with suppress(OSError):
             lock = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -301,7 +304,7 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A file or a directory, if it is there."""
+    """Remove a file or a directory, if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -324,7 +327,7 @@ def _require_replaceable(target: Path, *, replace: bool) -> None:
 
 
 def _replace_directory(partial: Path, target: Path) -> None:
-    """Rename; a full directory in the way is moved aside first and removed last, so that no moment loses both."""
+    """Rename `partial` to `target`. An old directory is moved aside first and removed last, so one always exists."""
     if not target.is_dir() or not any(target.iterdir()):
         os.replace(partial, target)
         return
@@ -347,5 +350,5 @@ def _sync(path: Path) -> None:
 
 
 def _is_beside(path: Path, target: Path) -> bool:
-    """Whether a fault is about our own files, and not about something the caller reads."""
+    """Whether an error is about the file being written, and not about one that the caller reads."""
     return path == target.parent or target.parent in path.parents

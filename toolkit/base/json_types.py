@@ -1,4 +1,4 @@
-"""Which JSON values a Python type admits: the rules under `read_record` and `JsonObject`.
+"""Readers that check JSON values against Python types; `read_record` and `JsonObject` are built on them.
 
 A type is `str`, `bool`, `int`, `float`, a `Literal` of strings, `tuple[T, ...]`, `dict[str, T]`, `T | None`, a frozen
 dataclass (an object with exactly its fields), several dataclasses that a field `kind: Literal["..."]` tells apart, or
@@ -18,21 +18,21 @@ from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origi
 
 MAX_TEXT_CHARACTERS = 4096
 MAX_MISFITS = 20
-"""So many of one array or object are collected, for a stranger's file may hold millions."""
+"""At most this many are collected for one array or object: an untrusted file may hold millions."""
 
 MISSING = "missing"
-"""What is found where a key is not there."""
+"""The `found` text for an absent key."""
 
 _TAG = "kind"
 _MAX_KEY_CHARACTERS = 80
 _MAX_CHOICES = 20
-"""Of more no reader of an error wants the list."""
+"""An error lists the allowed names only if there are no more than this."""
 _PLAIN_TEXT = f"a text of at most {MAX_TEXT_CHARACTERS} characters, none of them control characters"
 
 
 @dataclass(slots=True)
 class Misfit:
-    """A value that its type does not admit. `path`: the keys and indexes that lead to it, the innermost first."""
+    """A value that its type does not allow. `path`: the keys and indexes that lead to it, innermost first."""
 
     path: list[str | int]
     found: object
@@ -40,11 +40,11 @@ class Misfit:
 
 
 Reader = Callable[[object, list[Misfit]], object]
-"""From a JSON value to the typed one; a value that does not fit is appended to the list and read as None."""
+"""Turns a JSON value into a typed one. For a value that does not fit, it appends a misfit and returns None."""
 
 
 class Rule(Protocol):
-    """What a value of the right type must also be; `str(rule)` says what that is, after "wanted"."""
+    """A further condition on a value of the right type; `str(rule)` describes it, to follow "wanted"."""
 
     def admits(self, value: Any) -> bool: ...
 
@@ -65,7 +65,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """A text that `pattern` matches from end to end; `wanted` says what that is."""
+    """A text that `pattern` matches completely; `wanted` describes it."""
 
     pattern: re.Pattern[str]
     wanted: str
@@ -79,7 +79,7 @@ class Matches:
 
 @dataclass(frozen=True, slots=True)
 class Fits:
-    """A value of which `test` is true; `wanted` says what that is."""
+    """A value for which `test` is true; `wanted` describes it."""
 
     test: Callable[[Any], bool]
     wanted: str
@@ -106,7 +106,7 @@ class Ascending:
 
 @cache
 def reader_of(hint: Any) -> Reader:
-    """The reader of a type; TypeError for a type of no JSON value."""
+    """The reader for a type; TypeError if no JSON value has that type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _annotated(arguments[0], arguments[1:])
@@ -124,25 +124,25 @@ def reader_of(hint: Any) -> Reader:
 
 
 def number_reader(kind: type[float], low: float, high: float) -> Reader:
-    """Of an int or a float (which may be written as an integer) in [low, high]."""
+    """A reader for an int, or for a float (which may be written as an integer), in [low, high]."""
     return _annotated(kind, (Range(low, high),))
 
 
 def unknown_keys(names: Sequence[str]) -> str:
-    """What is found where keys have no meaning; five are named."""
+    """The `found` text for unknown keys; it names the first five."""
     listed = ", ".join(name if name.isprintable() and len(name) <= _MAX_KEY_CHARACTERS else "..." for name in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"unknown key{'s' if len(names) > 1 else ''} {listed}{more}"
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in JSON's words."""
+    """The kind of a value, in JSON's terms."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def _annotated(kind: Any, rules: tuple[Any, ...]) -> Reader:
-    """JSON has one kind of number, and Python takes true for 1: neither may pass for the other."""
+    """The reader for a scalar type and its rules. True is never accepted as 1, nor a float as an int."""
     texts = " and ".join(map(str, rules))
     if kind is bool:
         return _scalar((bool,), texts or "true or false", rules)
@@ -224,7 +224,7 @@ def _tagged(kinds: Sequence[Any]) -> Reader:
 
 
 def array_reader(read_item: Reader) -> Reader:
-    """Of an array, as a tuple."""
+    """A reader for an array, which it returns as a tuple."""
 
     def read(value: object, misfits: list[Misfit]) -> object:
         if not isinstance(value, list):
@@ -293,6 +293,6 @@ def _refuse(misfits: list[Misfit], found: object, wanted: str | None, *path: str
 
 
 def _lead(misfits: list[Misfit], first: int, step: str | int) -> None:
-    """Say of the misfits from `first` on that they lie under `step`."""
+    """Append `step` to the path of each misfit from index `first` on."""
     for item in itertools.islice(misfits, first, None):
         item.path.append(step)

@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 MATRIX_ALIGNMENT = 64
-"""Offsets of weight matrices in a .tflite. LiteRT asks for none; 64 is a cache line, and a vector of AVX-512."""
+"""Alignment of weight matrices in a .tflite. LiteRT needs none; 64 is a cache line and an AVX-512 vector."""
 
 PAGE_BYTES = 4096
-"""Offsets of row tables: the page of Linux on x86-64 and of most Android devices, and the sector of UFS flash."""
+"""Alignment of row tables: a page of Linux on x86-64 and on most Android devices, and a sector of UFS flash."""
 
 SECTION_ALIGNMENT = 16 * 1024
-"""Offsets of .litertlm sections: `BLOCK_SIZE` in litert_lm_builder/litertlm_core.py, and Android 15's larger page."""
+"""Alignment of .litertlm sections: `BLOCK_SIZE` in litert_lm_builder/litertlm_core.py; a page of Android 15."""
 
 
 def align_up(offset: int, alignment: int) -> int:
-    """The least multiple of `alignment` that is not below `offset`.
+    """The smallest multiple of `alignment` that is at least `offset`.
 
     >>> [align_up(offset, 64) for offset in (0, 1, 63, 64, 65)]
     [0, 64, 64, 64, 128]
@@ -25,7 +25,7 @@ def align_up(offset: int, alignment: int) -> int:
 
 
 def padding(offset: int, alignment: int) -> int:
-    """How many bytes lead from `offset` to the next multiple of `alignment`.
+    """The number of bytes from `offset` to the next multiple of `alignment`; 0 if it is one.
 
     >>> [padding(offset, 4096) for offset in (0, 1, 4095, 4096, 4097)]
     [0, 4095, 1, 0, 4095]
@@ -35,7 +35,7 @@ def padding(offset: int, alignment: int) -> int:
 
 
 def ceil_div(count: int, size: int) -> int:
-    """How many pieces of `size` cover `count`.
+    """The number of pieces of `size` needed to cover `count`.
 
     >>> [ceil_div(count, 4) for count in (0, 1, 3, 4, 5)]
     [0, 1, 1, 1, 2]
@@ -46,7 +46,7 @@ def ceil_div(count: int, size: int) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
-    """Bytes [begin, end) of a file, and what lies there."""
+    """Bytes [begin, end) of a file, and the name of what they hold."""
 
     begin: int
     end: int
@@ -54,9 +54,9 @@ class Span:
 
 
 def overlaps(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
-    """Pairs of spans that share a byte: each span against the one before it that reaches furthest.
+    """Pairs of spans that overlap: each span is compared with the earlier one whose end is furthest.
 
-    Empty spans share nothing. Two tensors may share one buffer, so the same range twice is no fault.
+    Empty spans never overlap. Equal ranges are allowed, since two tensors may share one buffer.
 
     >>> [(a.name, b.name) for a, b in overlaps([Span(0, 4, "a"), Span(4, 8, "b"), Span(7, 9, "c"), Span(7, 9, "d")])]
     [('b', 'c')]

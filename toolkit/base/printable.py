@@ -1,18 +1,19 @@
-"""Text from strangers (devices, file names, records) as it may be shown to people."""
+"""Makes untrusted text (from devices, file names, records) safe to show to people."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters; marks that turn the text after them around (Trojan Source, CVE-2021-42574), that end a line or
-# that nobody sees; halves of surrogate pairs, which stand for bytes of a file name that are no UTF-8; and what XML,
-# and so a picture, may not hold. Joiners stay: emoji and several scripts need them.
+# Control characters; marks that reverse the direction of text (Trojan Source, CVE-2021-42574), end a line or are
+# invisible; lone surrogates, which stand for bytes of a file name that are not UTF-8; and characters that XML, and so
+# an SVG plot, may not contain. Joiners are kept: emoji and several scripts need them.
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufffe\uffff]")
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """`text` on one line, with the characters that would steer a terminal or mislead a reader shown as Python writes
-    them; those of `keep` stay as they are.
+    """Escape, as Python does, the characters of `text` that could control a terminal or mislead a reader.
+
+    The result is one line. Characters in `keep` are not escaped.
 
     >>> print(printable("Pixel\\x1b[31m 8\\n"))
     Pixel\\x1b[31m 8\\n
@@ -25,7 +26,7 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def printable_json(text: str) -> str:
-    """JSON on one line that says the same, with those characters as JSON's own escapes.
+    """Escape the same characters in a JSON text, with JSON's own escapes, so that its value stays the same.
 
     >>> printable_json('{"name": "\u202e"}')
     '{"name": "\\\\u202e"}'

@@ -1,7 +1,7 @@
-"""What Linux tells of a process under /proc/PID, as text: pure parsers, for this machine's files and a phone's alike.
+"""Parsers of the files in Linux's /proc/PID, given as text, so that they work for this machine and for a phone.
 
-What a kernel leaves out is None, never 0: a zombie has no memory lines, old kernels know fewer kinds. The texts are
-specified in the kernel's Documentation/filesystems/proc.rst.
+A value that the kernel leaves out is None, never 0: a zombie has no memory lines, and old kernels have fewer keys. The
+files are specified in the kernel's Documentation/filesystems/proc.rst.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _FAULTS_AND_START = (9, 11, 21)  # minflt, majflt, starttime: fields 10, 12, 22 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """Memory in /proc/PID/status."""
+    """The memory of a process, from /proc/PID/status."""
 
     rss_bytes: int | None
-    """VmRSS: resident now, the sum of the three kinds below."""
+    """VmRSS: resident now; the sum of the three `rss_*` fields below."""
     peak_rss_bytes: int | None
-    """VmHWM: the most that was ever resident, file pages included."""
+    """VmHWM: the highest value of VmRSS so far, file pages included."""
     swap_bytes: int | None
-    """VmSwap: anonymous pages swapped out; on phones they lie compressed in zram."""
+    """VmSwap: anonymous pages swapped out; on phones into compressed memory (zram)."""
     rss_anonymous_bytes: int | None
     rss_file_bytes: int | None
     """Pages of mapped files: the kernel can drop clean ones and read them again."""
@@ -38,7 +38,7 @@ class ProcessStatus:
 
 @dataclass(frozen=True, slots=True)
 class SmapsRollup:
-    """/proc/PID/smaps_rollup; the shares (PSS) count a page that n processes map as a n-th."""
+    """The memory of a process, from /proc/PID/smaps_rollup; PSS counts a page that n processes map as 1/n of it."""
 
     rss_bytes: int | None
     pss_bytes: int | None
@@ -53,50 +53,50 @@ class SmapsRollup:
 
 @dataclass(frozen=True, slots=True)
 class MemoryMapping:
-    """One mapping of /proc/PID/smaps."""
+    """One memory mapping of a process, from /proc/PID/smaps."""
 
     begin: int
     end: int
     path: str
-    """As the kernel prints it: a file, `[heap]`, `/memfd:NAME (deleted)`, or nothing."""
+    """As the kernel prints it: a file, `[heap]`, `/memfd:NAME (deleted)`, or empty."""
     rss_bytes: int | None
     pss_bytes: int | None
     anonymous_bytes: int | None
-    """Of the resident bytes, those that are no longer the file's: written, or never a file's."""
+    """Resident bytes that are not backed by a file: never were, or written in a private mapping."""
     offset: int = 0
-    """In the file, where the mapping begins."""
+    """The offset in the file at which the mapping begins."""
 
     @property
     def size_bytes(self) -> int:
-        """Addresses, resident or not."""
+        """The size of the address range, resident or not."""
         return self.end - self.begin
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """/proc/PID/stat: together with the id, the start says whether it is still the same process."""
+    """Part of /proc/PID/stat; id and start time together identify a process, since ids are reused."""
 
     pid: int
     minor_faults: int
-    """Pages that were in memory already."""
+    """Page faults served without reading from storage."""
     major_faults: int
-    """Pages that had to be read."""
+    """Page faults that had to read from storage."""
     start_ticks: int
-    """Since boot."""
+    """The process's start, in clock ticks since boot."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessIo:
-    """/proc/PID/io."""
+    """What a process has read, from /proc/PID/io."""
 
     rchar_bytes: int | None
-    """Returned by read calls, from the page cache or not; mapped pages do not count."""
+    """Returned by read calls, whether from the page cache or from storage; mapped pages are not counted."""
     read_bytes: int | None
-    """Fetched from storage, for mapped pages too."""
+    """Read from storage, including for mapped pages."""
 
 
 def parse_status(text: str) -> ProcessStatus:
-    """EnvironmentFault unless it is a process's status."""
+    """Parse /proc/PID/status; EnvironmentFault for any other text."""
     found = _keys(_lines(text), "process status")
     if "Pid" not in found:
         raise _unlike("process status", text, "lines with a Pid")
@@ -112,7 +112,7 @@ def parse_status(text: str) -> ProcessStatus:
 
 
 def parse_smaps_rollup(text: str) -> SmapsRollup:
-    """EnvironmentFault unless it is one line of addresses and a mapping's keys."""
+    """Parse /proc/PID/smaps_rollup; EnvironmentFault for any other text."""
     head, *rest = _lines(text)
     match = _MAPPING.fullmatch(head)
     if match is None or match[5] != "[rollup]":
@@ -132,7 +132,10 @@ def parse_smaps_rollup(text: str) -> SmapsRollup:
 
 
 def parse_smaps(text: str) -> tuple[MemoryMapping, ...]:
-    """All mappings in order of address; none for a process without memory. EnvironmentFault for any other text."""
+    """Parse /proc/PID/smaps: all mappings, in order of address. EnvironmentFault for any other text.
+
+    A process without memory, such as a zombie, has no mappings.
+    """
     blocks: list[tuple[re.Match[str], list[str]]] = []
     for line in _lines(text):
         match = _MAPPING.fullmatch(line)
@@ -146,7 +149,7 @@ def parse_smaps(text: str) -> tuple[MemoryMapping, ...]:
 
 
 def parse_shared_maps(text: str) -> dict[str, list[tuple[int, int]]]:
-    """The addresses, begin and end, that map each file shared: what is written there is the file's."""
+    """The address ranges (begin, end) of the shared mappings, by file; writes there go to the file."""
     found: dict[str, list[tuple[int, int]]] = {}
     for line in filter(None, _lines(text)):
         match = _MAPPING.fullmatch(line)
@@ -158,10 +161,10 @@ def parse_shared_maps(text: str) -> dict[str, list[tuple[int, int]]]:
 
 
 def parse_stat(text: str) -> ProcessStat:
-    """The name in brackets may hold anything, brackets too."""
+    """Parse /proc/PID/stat; EnvironmentFault for any other text. The process name may itself contain brackets."""
     pid, bracket, _ = text.partition(" (")
     fields = text.rpartition(")")[2].split()
-    # The first field behind the name is the third of all.
+    # The first field after the name is field 3.
     numbers = [fields[place - 2] if place - 2 < len(fields) else "" for place in _FAULTS_AND_START]
     if not bracket or not all(number.isascii() and number.isdigit() for number in (pid, *numbers)):
         raise _unlike("process stat", text, "PID (NAME) STATE and at least 19 numbers")
@@ -170,7 +173,7 @@ def parse_stat(text: str) -> ProcessStat:
 
 
 def parse_io(text: str) -> ProcessIo:
-    """EnvironmentFault unless it is made of the file's keys."""
+    """Parse /proc/PID/io; EnvironmentFault for any other text."""
     found = _keys(_lines(text), "process io")
     if not found:
         raise _unlike("process io", text, "lines of KEY: NUMBER")
@@ -182,13 +185,13 @@ def parse_io(text: str) -> ProcessIo:
 
 
 class _Sizes:
-    """Values in kB of one text."""
+    """The values of one file, which are in kB."""
 
     def __init__(self, what: str, values: Mapping[str, str]) -> None:
         self._what, self._values = what, values
 
     def of(self, key: str) -> int | None:
-        """In bytes; None when the kernel does not tell."""
+        """A value in bytes; None if the key is absent."""
         value = self._values.get(key)
         if value is None:
             return None
@@ -209,12 +212,12 @@ def _mapping(match: re.Match[str], lines: Iterable[str]) -> MemoryMapping:
 
 
 def _lines(text: str) -> list[str]:
-    """Never none; a shell over adb may end them in CR LF."""
+    """The lines of a text, at least one; adb's shell may end them with CR LF."""
     return [line.rstrip("\r") for line in text.split("\n")]
 
 
 def _keys(lines: Iterable[str], what: str) -> dict[str, str]:
-    """`KEY: VALUE` of each line, once."""
+    """The values of `KEY: VALUE` lines, by key; EnvironmentFault for any other line or a repeated key."""
     found: dict[str, str] = {}
     for line in filter(None, map(str.strip, lines)):
         match = _KEY.fullmatch(line)

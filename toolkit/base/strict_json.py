@@ -1,6 +1,6 @@
-"""JSON from strangers: parsed without Python's leniency, and read as records or key by key with nothing left over.
+"""Reads untrusted JSON: strictly parsed, and read as records or key by key, with an error for any unknown key.
 
-Errors have the `file` given, and as their place the `place` given and the keys that lead to the value.
+The errors name the given `file`, and as their place the given `place` and the keys that lead to the value.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from toolkit.base.json_types import (
 )
 
 _MAX_INTEGER_DIGITS = 20
-"""2**64 has 20; int() is quadratic in what it is given."""
+"""2**64 has 20 digits; the time of int() grows with the square of the number of digits."""
 
 T = TypeVar("T")
 
 
 def parse_json(data: bytes, file: str | None, fault: type[ToolkitError], place: str | None = None) -> object:
-    """The value of UTF-8 JSON text.
+    """Parse JSON in UTF-8.
 
     Raises `fault` for duplicate keys, NaN, infinities, huge integers, lone surrogates and deep nesting.
 
@@ -94,7 +94,7 @@ def read_json_file(path: Path, fault: type[ToolkitError], max_bytes: int = 16_00
 def read_record(
     value: object, kind: type[T], file: str | None, fault: type[ToolkitError], place: str | None = None
 ) -> T:
-    """A frozen dataclass of a JSON object with exactly its fields, as json_types.py says; the first misfit raises."""
+    """Read a JSON object with exactly the fields of dataclass `kind` (see json_types.py); raise the first misfit."""
     faults: list[ToolkitError] = []
     record = collect_record(value, kind, file, fault, faults, place)
     if record is None:
@@ -110,7 +110,7 @@ def collect_record(
     faults: list[ToolkitError],
     place: str | None = None,
 ) -> T | None:
-    """`read_record` that appends an error for every misfit, and then is None."""
+    """Like `read_record`, but append an error for every misfit to `faults`, and return None if there are any."""
     misfits: list[Misfit] = []
     record = reader_of(cast(Any, kind))(value, misfits)
     faults += (_error(item, file, fault, place) for item in misfits)
@@ -120,7 +120,7 @@ def collect_record(
 def without_format(
     value: object, name: str, file: str | None, fault: type[ToolkitError], place: str | None = None
 ) -> dict[str, object]:
-    """The other keys of an object whose key `format` has the value `name`; anything else is a `fault`."""
+    """The keys of a JSON object without `format`, which must have the value `name`; raises `fault` otherwise."""
     fields = JsonObject(value, file, fault, place)
     found = fields.value("format")
     if found != name:
@@ -129,9 +129,9 @@ def without_format(
 
 
 def open_regular(path: Path, fault: type[ToolkitError]) -> int:
-    """A read-only descriptor; a directory, a pipe or a device is a `fault`, as is anything the system refuses."""
+    """Open a file and return a read-only descriptor; raise `fault` unless it is a regular file that can be read."""
     try:
-        # Without O_NONBLOCK a pipe under that name would wait for a writer for ever.
+        # Without O_NONBLOCK, opening a named pipe would wait for a writer, perhaps forever.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise fault(file=path, found=system_reason(error)) from error
@@ -148,9 +148,9 @@ def shorten(value: object, limit: int = 80) -> str:
 
 
 class JsonObject:
-    """An object read key by key, each value checked against its type and bounds.
+    """A JSON object that is read key by key; each value is checked against its type and bounds.
 
-    `finish` refuses keys that nobody asked for, so that no setting is passed over in silence.
+    `finish` raises for keys that were never read, so that no setting is ignored silently.
     """
 
     __slots__ = ("_asked", "_fault", "_values", "file", "place")
@@ -165,23 +165,23 @@ class JsonObject:
         self._asked: set[str] = set()
 
     def names(self) -> tuple[str, ...]:
-        """The keys that are there, in order."""
+        """The keys that are present, in order."""
         return tuple(self._values)
 
     def has(self, key: str) -> bool:
-        """Whether the key is there with a value other than null; it counts as asked for."""
+        """Whether the key is present with a value other than null; it then counts as read."""
         self._asked.add(key)
         return self._values.get(key) is not None
 
     def value(self, key: str) -> object:
-        """The raw value of a key that must be there."""
+        """The raw value of a key; raises if the key is absent."""
         self._asked.add(key)
         if key not in self._values:
             self.refuse(key, MISSING)
         return self._values[key]
 
     def refuse(self, key: str, found: object, wanted: str | None = None) -> NoReturn:
-        """Raise the error for a value that cannot be."""
+        """Raise the error for a wrong value."""
         raise _error(Misfit([key], found, wanted), self.file, self._fault, self.place)
 
     def integer(self, key: str, low: int, high: int) -> int:
@@ -225,7 +225,7 @@ class JsonObject:
         ]
 
     def expect(self, key: str, *allowed: object) -> None:
-        """A key that may be absent, but else holds one of `allowed`."""
+        """Check that a key is absent or has one of the `allowed` values."""
         self._asked.add(key)
         if key in self._values:
             value = self._values[key]
@@ -233,7 +233,7 @@ class JsonObject:
                 self.refuse(key, value, " or ".join(json.dumps(item) for item in allowed))
 
     def ignore(self, keys: Iterable[str]) -> None:
-        """Keys known to change nothing that is read here."""
+        """Accept keys that are known to have no effect here."""
         self._asked.update(keys)
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""What a graph asks of a checkpoint: a weight is named here, its bytes are read elsewhere."""
+"""References to checkpoint tensors, by which a graph names its weights; the bytes are read elsewhere."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WeightPart:
-    """A checkpoint tensor, or a rectangle of it; rows and columns are half-open ranges, None is all.
+    """A checkpoint tensor, or a rectangle of it; rows and columns are half-open ranges, None for all.
 
-    `axes`: the whole tensor with its axes permuted as numpy.transpose does, and axes of size 1 dropped or added as the
-    weight's shape wants them. LiteRT keeps channels last where checkpoints keep them first.
+    `axes`: the whole tensor with its axes permuted as by numpy.transpose, and axes of size 1 dropped or added to match
+    the weight's shape. LiteRT has channels last, checkpoints have them first.
     """
 
     tensor: str
@@ -29,7 +29,7 @@ class Weight:
 
     @classmethod
     def whole(cls, tensor: str, shape: tuple[int, ...]) -> Weight:
-        """The checkpoint tensor itself."""
+        """The whole checkpoint tensor."""
         return cls(tensor, shape, (WeightPart(tensor),))
 
     @classmethod

@@ -20,6 +20,8 @@ from toolkit.quant.recipe import Recipe
 F32 = NDArray[np.float32]
 LayersDone = Callable[[int, int], None]
 """Called with the layers done and the layers in all."""
+StageProgress = Callable[[str, int, int], None]
+"""Called with the name of what is going on, how much of it is done, and how much there is."""
 
 RecipeChoice = str | Path | Recipe
 """A recipe, its name, or its file."""

@@ -64,6 +64,7 @@ def judge(
 ) -> VerifyReport:
     """Hold a bundle's sizes (all, or those named) against the checkpoint, on `text` or the built-in one.
 
+    `progress` gets each size and its percents.
     UsageError for too short a text, BundleError for a bundle that cannot be of this checkpoint.
     """
     bundle = Bundle(path)
@@ -95,7 +96,7 @@ def judge_towers(
     """Hold a bundle's towers (all, or those of `groups`) against float ones of the checkpoint.
 
     On these images and sounds; a tower without one, on a built-in sample. The float towers take up to 8 GB of the
-    directory for temporary files. `progress` hears of a tower before its work begins.
+    directory for temporary files. `progress` gets each tower and its percents, first 0 before its work begins.
     """
     bundle, settings = Bundle(path), settings or SessionSettings()
     reports: dict[str, TowerReport] = {}

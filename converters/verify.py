@@ -8,7 +8,7 @@ All three are taken over the ids that stand for text: those behind them stand fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.family import ReferenceModel
+from converters.family import ReferenceModel, StageProgress
 from converters.verify_towers import TowerReport
 from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
@@ -28,9 +28,6 @@ LONG_TOKENS = 1024
 """What `verify` takes."""
 LONGEST_SEQUENCE = 1024
 """Twice the sliding window of Google's models, so that it is left behind; its second half takes 512 MiB of logits."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with "checkpoint" and layers, then with "bundle" and sequences: done, and in all."""
 
 _ROWS = 64  # predictions of the checkpoint at a time: 64 MiB of logits at 262,144 tokens
 _FLOAT64_ROWS = 8
@@ -203,13 +200,13 @@ def verify(
     sequences: Sequence[Sequence[int]],
     thresholds: Thresholds,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> SizeReport:
     """Judge one size of a bundle against the checkpoint, or slice of it, that it was made from.
 
     Judged are the tokens for which the bundle gives logits and the sequence tells what follows. Logits that are not
     finite fail the bundle; BundleError where they do not fit the checkpoint, CheckpointError where its own are not
-    finite.
+    finite. `progress` gets "checkpoint" and layers, then "bundle" and sequences.
     """
     _check_sequences(sequences, model)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found in the logits

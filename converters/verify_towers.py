@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.family import Checkpoint
+from converters.family import Checkpoint, StageProgress
 from converters.plan import GraphFiles
 from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import UsageError
@@ -32,7 +32,6 @@ from toolkit.runtime.media_prompt import Medium, TowerName, image_medium, sound_
 from toolkit.runtime.towers import open_tower
 
 F32 = NDArray[np.float32]
-Progress = Callable[[str, int, int], None]
 
 LIMITS: Mapping[ElementName, float] = {"f32": 1e-3, "f16": 0.02, "int8": 0.2, "int4": 0.5}
 """Relative errors beyond which something is wrong, by the coarsest element type. Wide: a sample is not a data set, and
@@ -77,7 +76,7 @@ def verify_tower(
     media: Sequence[Medium] = (),
     threads: int,
     backend: str = BACKENDS[0].name,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> TowerReport:
     """Judge a bundle's tower on media of its group, or on a built-in sample; `scratch` is an empty directory.
 
@@ -142,7 +141,7 @@ def _frame_lengths(record: VisionRecord | AudioRecord, media: Sequence[Medium]) 
     return sorted({record.length_for(len(medium.values)) for medium in media})
 
 
-def _write(files: GraphFiles, scratch: Path, progress: Progress | None) -> None:
+def _write(files: GraphFiles, scratch: Path, progress: StageProgress | None) -> None:
     # Once as files, once as LiteRT packs them.
     require_free_space(scratch, 2 * files.size_bytes)
     told = None if progress is None else partial(progress, "write")
@@ -157,7 +156,7 @@ def _model_file(path: Path) -> ModelFile:
 class _Embed:
     """The same media through one tower and another."""
 
-    def __init__(self, media: Sequence[Medium], start: Callable[[], Runtime], progress: Progress | None) -> None:
+    def __init__(self, media: Sequence[Medium], start: Callable[[], Runtime], progress: StageProgress | None) -> None:
         self._media, self._start, self._progress = media, start, progress
         self._done = 0
 

@@ -1,4 +1,4 @@
-"""Benchmark results in llama-bench's manner: a row for each test (`pp512`, `tg128`) of each configuration."""
+"""Benchmark results as a table like llama-bench's: a row for each test (`pp512`, `tg128`) of each configuration."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from toolkit.results.record import BenchRecord
 
 
 def bench_table(records: Sequence[BenchRecord], form: Form) -> str:
-    """The tests of all records as `md`, `csv`, `json` or `jsonl`, without a last line end.
+    """The tests of all records as `md`, `csv`, `json` or `jsonl`, without a final newline.
 
-    Markdown has tests in tokens/s in a table of their own, as llama-bench has it; the others follow in a second one.
+    In Markdown, tests in tokens/s come first, in a table like llama-bench's; the others follow in a second table.
     """
     found = outcomes(records)
     if form != "md":
@@ -28,7 +28,7 @@ def bench_table(records: Sequence[BenchRecord], form: Form) -> str:
 
 
 def _row(outcome: Outcome) -> Row:
-    """All that any form shows of a test; its statistics are in the unit that `figure` ends in."""
+    """All values of a test's row, for every form; its statistics are in the unit that `figure` ends in."""
     found, part = outcome.found, outcome.record.delegation
     return {
         **labels(outcome.record),
@@ -74,7 +74,7 @@ def _other_columns(others: Sequence[Outcome]) -> list[Column]:
 
 
 def _label_columns(found: Sequence[Outcome]) -> list[Column]:
-    """Columns for what was run on what, leaving out those that are empty in every row."""
+    """The columns for model, runner, settings and device, without those that are empty in every row."""
     rows = [labels(outcome.record) for outcome in found]
     return [Column(name, _text_of(name)) for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
 

@@ -9,7 +9,7 @@ from toolkit.results.quantities import quantity
 
 
 def comparison_table(found: ResultsComparison) -> str:
-    """A Markdown table; below it what differs between the sides, and the configurations that one of them lacks."""
+    """A Markdown table, followed by what differs between the sides and by the configurations that one of them lacks."""
     header = ["configuration", "test", "base", "new", "change", "95 % interval", "verdict", "n", "notes"]
     rows = [_row(item) for item in found.tests]
     lines = [markdown(header, rows, numeric=[False, True, True, True, True, True, False, True, False])]

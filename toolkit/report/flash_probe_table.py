@@ -1,4 +1,4 @@
-"""How fast the flash probe read rows of per-layer embeddings."""
+"""The table of the flash probe's results: how fast it read rows of per-layer embeddings."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LATENCY = "latency_p50_s"
 
 
 def flash_probe_table(runs: Sequence[NumberedRecord]) -> Table | None:
-    """A row for each test of each probe: medians of all figures whose names begin as that of its result does.
+    """A row for each test of each probe run, with the medians of all figures that belong to it; None without runs.
 
-    None without a run of it.
+    A figure belongs to a test if its name begins like that of the test's result: `row_pread_`, say.
     """
     probes = [(run, outcome) for run in runs if run.record.runner == FLASH_PROBE for outcome in outcomes([run.record])]
     medians = [_medians(run.record, outcome.figure.removesuffix(_LATENCY)) for run, outcome in probes]
@@ -41,9 +41,10 @@ def flash_probe_table(runs: Sequence[NumberedRecord]) -> Table | None:
 
 
 def _medians(record: BenchRecord, beginning: str) -> dict[str, float]:
-    """The median of each figure whose name begins so, by the rest of its name.
+    """The median of each figure whose name starts with `beginning`, by the rest of its name.
 
-    Where both are there, `row_pread_random_latency_s` is no figure of `row_pread_`.
+    If the record also has tests with a longer beginning, such as `row_pread_random_` for `row_pread_`, their figures
+    are left out.
     """
     longer = [figure.removesuffix(_LATENCY) for figure in record.tests.values() if figure.startswith(beginning)]
     others = tuple(other for other in longer if other != beginning)

@@ -1,4 +1,4 @@
-"""How much memory each run took: by parameter group, at its peak, and steadily."""
+"""The page's section on each run's memory: by parameter group, at its peak, and in the steady state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MEMORY_GROUPS = (
 
 @dataclass(frozen=True, slots=True)
 class GroupsMemory:
-    """Resident memory by parameter group, drawn and in numbers."""
+    """Resident memory by parameter group, as a plot and as a table."""
 
     picture: Picture
     table: Table
@@ -34,14 +34,14 @@ class GroupsMemory:
 
 @dataclass(frozen=True, slots=True)
 class MemorySection:
-    """At least one of both; None stands for what no record has."""
+    """The section: at least one of its parts; the other is None if no record has values for it."""
 
     groups: GroupsMemory | None
     moments: Table | None
 
 
 def memory_section(runs: Sequence[NumberedRecord]) -> MemorySection | None:
-    """The section, or None where no record says anything of memory."""
+    """The section, or None if no record has any memory values."""
     mapped = [run for run in runs if run.record.memory.groups]
     groups = _groups_memory(mapped) if mapped else None
     rows = [row for run in runs for row in _moment_rows(run)]
@@ -58,7 +58,7 @@ def _groups_memory(runs: Sequence[NumberedRecord]) -> GroupsMemory:
 
 
 def _groups_table(runs: Sequence[NumberedRecord], names: Sequence[str]) -> Table:
-    """Resident and mapped bytes of each group, since many bars are too narrow for a number."""
+    """The resident and mapped bytes of each group as numbers, since many bars of the plot are too narrow for them."""
     rows = []
     for run in runs:
         groups = run.record.memory.groups
@@ -72,7 +72,7 @@ def _groups_table(runs: Sequence[NumberedRecord], names: Sequence[str]) -> Table
 
 
 def _megabytes(record: BenchRecord, groups: Sequence[str]) -> dict[str, float]:
-    """Resident megabytes of every group, 0 where a run has none, so that all bars have their parts in one order."""
+    """Resident megabytes of each group, 0 if a run lacks it, so that all bars have the same parts in the same order."""
     found = record.memory.groups
     return {name: found[name].rss_bytes / 1e6 if name in found else 0.0 for name in groups}
 

@@ -1,4 +1,4 @@
-"""Benchmark records with their numbers on a page, and the labels that tell them apart there."""
+"""Benchmark records with their numbers on a page, and the labels that distinguish them there."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ _LABEL_CHARACTERS = 36
 
 @dataclass(frozen=True, slots=True)
 class NumberedRecord:
-    """One run of the page; `number` begins at 1."""
+    """One run on the page; numbers start at 1."""
 
     number: int
     record: BenchRecord
 
     @property
     def key(self) -> str:
-        """The id of its heading."""
+        """The HTML id of the run's heading."""
         return f"run-{self.number}"
 
 
 def row_labels(runs: Sequence[NumberedRecord]) -> list[str]:
-    """A label for each run: what differs among these, and the flags, since a picture may be shown without its page."""
+    """A label for each run: the settings that differ among these runs, and its flags.
+
+    The flags are repeated because a plot may be copied out of its page.
+    """
     every = [{**labels(run.record), "threads": threads_text(run.record)} for run in runs]
     differing = [name for name in every[0] if len({each[name] for each in every}) > 1]
     found = []
@@ -43,5 +46,5 @@ def how_it_ran(record: BenchRecord) -> str:
 
 
 def joined(*texts: str | None) -> str:
-    """The texts that are not empty, with a blank between."""
+    """The texts that are not empty, joined by spaces."""
     return " ".join(text for text in texts if text)

@@ -1,8 +1,8 @@
-"""A page: one HTML file made of a template and a record. No scripts, nothing loaded from elsewhere.
+"""Renders a page: one HTML file from a template and a record, without scripts or anything loaded from elsewhere.
 
-The templates stand in `templates`: they hold the words and the order, records hold the figures. Whatever text comes in
-stays text: it is escaped, control characters are shown as `\\x1b`, pictures are images that cannot run anything, and
-the page's own policy forbids what might slip through.
+The templates, in `templates`, have the words and the order; the records have the values. Text from records can only
+show as text: it is escaped, control characters are shown as `\\x1b`, plots are images, which cannot run scripts, and
+the page's content security policy forbids scripts in any case.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from toolkit.report.plots import Plot, svg
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A table's cell; `flags` are set apart by shape and words, not by colour alone; `link` is the id of a heading."""
+    """A table's cell; `flags` are marked by shape and words, not by colour alone; `link` is the id of a heading."""
 
     text: str
     numeric: bool = False
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells under a heading each; `numeric` headings stand to the right as their cells do."""
+    """Rows of cells, and a heading for each column; `numeric` headings are aligned to the right like their cells."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -39,26 +39,26 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A plot, and `alternative` to it in words for those who cannot see it."""
+    """A plot, and its text alternative for readers who cannot see it."""
 
     plot: Plot
     alternative: str
 
 
 class Page(Protocol):
-    """What a template shows."""
+    """The record that a template shows."""
 
     @property
     def template(self) -> str:
-        """The template's file name, in `templates`."""
+        """The file name of the template in `templates`."""
 
     @property
     def pictures(self) -> Sequence[Picture]:
-        """All that the template shows, whose drawing takes most of the time."""
+        """All pictures on the page, for the progress bar: drawing them takes most of the time."""
 
 
 def render_page(page: Page, progress: Progress | None = None) -> bytes:
-    """The whole file; `progress` gets the number of pictures drawn and of all. The same page gives the same bytes."""
+    """Render the HTML file; `progress` gets the number of pictures drawn and the total. The bytes are reproducible."""
     advance = Advance(len(page.pictures), progress)
 
     def image(plot: Plot) -> str:
@@ -89,10 +89,10 @@ def without_empty_columns(table: Table) -> Table:
 
 
 def _shown(value: object) -> object:
-    """Every text that a page shows passes here before it is escaped; what a template made is markup already."""
+    """Make text printable, before it is escaped; markup that a template made stays as it is."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _image(plot: Plot) -> str:
-    """A plot as the source of an image inside the page."""
+    """A plot as a data URL, for the `src` of an image."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg(plot, on_page=True)).decode()

@@ -1,4 +1,4 @@
-"""The page about a set of benchmark records, as plain records for its template `results.html.jinja`."""
+"""Builds the page about a set of benchmark records, as plain records for its template `results.html.jinja`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MEANINGS: Mapping[Flag, str] = {
 
 @dataclass(frozen=True, slots=True)
 class DeviceResults:
-    """The tests of all runs on one device."""
+    """The results of all tests on one device."""
 
     name: str
     results: Table
@@ -41,11 +41,11 @@ class DeviceResults:
 
 @dataclass(frozen=True, slots=True)
 class ResultsPage:
-    """What `results.html.jinja` shows; None or nothing where the records have no data for it."""
+    """The values for `results.html.jinja`; None or empty where the records have no data."""
 
     introduction: str
     warnings: tuple[str, ...]
-    """What must not be overlooked, shown above all else."""
+    """Warnings, shown before everything else."""
     devices: tuple[DeviceResults, ...]
     distributions: tuple[Picture, ...]
     starts: Table | None
@@ -55,19 +55,19 @@ class ResultsPage:
 
     @property
     def template(self) -> str:
-        """See `page.Page`."""
+        """The file name of the page's template."""
         return "results.html.jinja"
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """See `page.Page`."""
+        """All pictures on the page."""
         groups = [self.memory.groups.picture] if self.memory is not None and self.memory.groups is not None else []
         courses = [run.course for run in self.runs if run.course is not None]
         return (*self.distributions, *groups, *courses)
 
 
 def results_page(records: Sequence[BenchRecord]) -> ResultsPage:
-    """Everything that the records hold, at least one."""
+    """Build the page for one or more records."""
     runs = [NumberedRecord(number, record) for number, record in enumerate(records, 1)]
     days = sorted({record.started_utc[:10] for record in records})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
@@ -85,7 +85,7 @@ def results_page(records: Sequence[BenchRecord]) -> ResultsPage:
 
 
 def runs_text(count: int) -> str:
-    """How many runs there are, in words.
+    """The number of runs in words.
 
     >>> runs_text(1), runs_text(8)
     ('1 run', '8 runs')
@@ -120,7 +120,7 @@ def _devices(runs: Sequence[NumberedRecord]) -> Iterator[DeviceResults]:
 
 
 def _test_rows(run: NumberedRecord) -> Iterator[list[Cell]]:
-    """A row for each test of a run; what the rows share stands in the first."""
+    """A row for each test of a run; values that the rows share are only in the first."""
     model, record = run.record.model, run.record
     for index, outcome in enumerate(outcomes([record])):
         first = index == 0
@@ -155,7 +155,7 @@ def _drift_text(drift: DriftRecord | None) -> str:
 
 
 def _distributions(runs: Sequence[NumberedRecord]) -> Iterator[Picture]:
-    """One plot for each test on each device, a row for each run that has it; none where no run has two values."""
+    """One plot for each test on each device, with a row for each run; none for a test without any repeated run."""
     tests: dict[tuple[str, str, str], list[tuple[NumberedRecord, Outcome]]] = {}
     for run in runs:
         for outcome in outcomes([run.record]):
@@ -177,7 +177,7 @@ def _distributions(runs: Sequence[NumberedRecord]) -> Iterator[Picture]:
 
 
 def _axis(figure: str, values: Sequence[float]) -> tuple[float, str]:
-    """The factor and the unit in which the largest value is easy to read."""
+    """The factor and the unit of an axis on which the largest value is easy to read."""
     largest = max((abs(value) for value in values), default=0.0)
     if unit(figure) == "s":
         return next(((f, u) for limit, f, u in ((1.0, 1.0, "s"), (1e-3, 1e3, "ms")) if largest >= limit), (1e6, "µs"))
@@ -187,7 +187,7 @@ def _axis(figure: str, values: Sequence[float]) -> tuple[float, str]:
 
 
 def _starts(runs: Sequence[NumberedRecord]) -> Table | None:
-    """Cold starts beside warm ones, wherever the same thing was measured both ways."""
+    """A table of cold and warm starts, for all configurations measured both ways."""
     rows = []
     for cold in runs:
         for warm in runs:

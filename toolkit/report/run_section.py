@@ -1,4 +1,4 @@
-"""One run on the page: its course over time, and everything that says where its figures come from."""
+"""The page's section on one run: its course over time, and everything about the origin of its figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEMPERATURE: FigureName = "temperature_celsius"
 
 @dataclass(frozen=True, slots=True)
 class RunSection:
-    """What `run.html.jinja` shows; None or nothing where the record does not say."""
+    """The values for `run.html.jinja`; None or empty where the record has none."""
 
     key: str
     title: str
@@ -31,7 +31,7 @@ class RunSection:
     course: Picture | None
     temperature_sensor: str | None
     facts: tuple[tuple[str, str], ...]
-    """Names and values of what was run, and how."""
+    """Name and value pairs that describe the model, the runner and the settings."""
     command: str
     device: tuple[tuple[str, str], ...]
     programs: Table | None
@@ -40,14 +40,14 @@ class RunSection:
 
 
 def run_name(record: BenchRecord) -> str:
-    """What ran on what, in one line."""
+    """Model, runner, settings and device, in one line."""
     model = record.model
     parts = (model.name, model.size, model.quantization, record.runner, record.backend, record.start)
     return f"{' '.join(part for part in parts if part)} on {device_name(record)}"
 
 
 def run_section(record: BenchRecord, title: str, key: str) -> RunSection:
-    """What a reader needs to trust or repeat the run; `key` is the id of its heading."""
+    """Everything that a reader needs to judge or repeat the run; `key` is the HTML id of its heading."""
     course = _time_series(record, title)
     has_states = record.state_before is not None or record.state_after is not None
     return RunSection(
@@ -65,7 +65,7 @@ def run_section(record: BenchRecord, title: str, key: str) -> RunSection:
 
 
 def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
-    """Tokens/s of each test over time, with temperature and frequency below; None without iterations."""
+    """A plot of each test's tokens/s over time, above temperature and clock frequency; None without iterations."""
     panels = []
     for test, figure in record.tests.items():
         measured = [
@@ -93,7 +93,7 @@ def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
 
 
 def _sampled(columns: Mapping[FigureName, Sequence[float | None]], name: FigureName, factor: float) -> Line | None:
-    """A column of the samples, leaving out moments without a value."""
+    """A column of the samples as a line, without the times that have no value."""
     times = columns.get("t_s", ())
     found = [
         (time, value * factor)
@@ -163,7 +163,7 @@ def _binaries(record: BenchRecord) -> Table:
 
 
 def _states(before: StateRecord | None, after: StateRecord | None) -> Table:
-    """The device's state before and after, side by side; dashes for a state that could not be read."""
+    """The device's state before and after the run, side by side, with dashes for values that could not be read."""
     columns = [{} if state is None else dict(_state_facts(state)) for state in (before, after)]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[Cell(name), *(Cell(column.get(name, "-")) for column in columns)] for name in names]
@@ -195,7 +195,7 @@ def _state_facts(state: StateRecord) -> Iterator[tuple[str, str]]:
 
 
 def _limits(state: StateRecord) -> str:
-    """The clock that each CPU is limited to, of its maximum; equal CPUs are counted together."""
+    """Each CPU's frequency limit and maximum; equal CPUs are counted together."""
     texts: dict[str, int] = {}
     for cpu in state.cpus:
         if cpu.limit_hz is not None and cpu.maximum_hz is not None:

@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV, JSON or JSON lines."""
+"""Renders tables as Markdown, CSV, JSON or JSON lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a Markdown table: its heading, and how its text is made of a row."""
+    """A column of a Markdown table: its heading, and a function from a row to the cell's text."""
 
     heading: str
     text: Callable[[Row], str]
@@ -29,9 +29,9 @@ class Column:
 
 
 def render(rows: Sequence[Row], columns: Sequence[Column], form: Form) -> str:
-    """Rows in one of the forms.
+    """Render rows in one of the forms.
 
-    Markdown shows `columns`, JSON every key, CSV every key whose values are no lists of numbers and no mappings.
+    Markdown shows `columns`; JSON shows all keys; CSV all keys whose values are not mappings or lists of numbers.
     """
     if form == "md":
         return _markdown(rows, columns)
@@ -43,7 +43,7 @@ def render(rows: Sequence[Row], columns: Sequence[Column], form: Form) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[bool] = ()) -> str:
-    """A table with columns padded, so that it reads well as plain text too; `numeric` ones stand to the right.
+    """A Markdown table, padded so that it reads well as plain text too; `numeric` columns are aligned to the right.
 
     >>> print(markdown(["test", "t/s"], [["pp512", "9.5"], ["a|b", "10.5"]], numeric=[False, True]))
     | test  |  t/s |
@@ -82,7 +82,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def _texts(value: object) -> list[str]:
-    """The texts of a list; an empty list for anything else."""
+    """The strings in a list; empty for any other value."""
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 

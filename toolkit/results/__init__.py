@@ -1,1 +1,1 @@
-"""What a benchmark found: records, and the JSON lines that hold them (docs/formats/results.md)."""
+"""Benchmark results: records, their JSON lines (docs/formats/results.md), statistics and comparison."""

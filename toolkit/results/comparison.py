@@ -1,4 +1,4 @@
-"""Compares two sets of benchmark records: which tests are compared, and which differences are shown to be real."""
+"""Compares two sets of benchmark records: matches their tests, and decides which differences are significant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ComparedTest:
     figure: str
     found: Comparison
     differences: tuple[str, ...]
-    """What else differs between the sides and may explain the figures: builds, programs, settings."""
+    """Other differences between the sides that may explain the result: builds, programs, settings."""
     notes: tuple[str, ...]
 
     @property
@@ -45,7 +45,7 @@ class ComparedTest:
 
     @property
     def worsening(self) -> float:
-        """How much worse the median is, as a share of the base; negative where it is better."""
+        """How much worse the median is, as a fraction of the base; negative if it is better."""
         change = self.found.ratio - 1
         return -change if is_more_better(self.figure) else change
 
@@ -59,7 +59,7 @@ class ResultsComparison:
     only_in_new: tuple[str, ...]
 
     def regressions(self, limit: float) -> tuple[ComparedTest, ...]:
-        """Tests that are shown to be worse and whose median is so by more than `limit`, a share of the base."""
+        """Tests that are significantly worse, with a median worse by more than `limit`, a fraction of the base."""
         worse = ("slower", "more")
         return tuple(item for item in self.tests if item.verdict in worse and item.worsening > limit)
 
@@ -67,9 +67,10 @@ class ResultsComparison:
 def compare_results(
     base: Sequence[BenchRecord], new: Sequence[BenchRecord], *, across: Collection[Across] = ()
 ) -> ResultsComparison:
-    """Configurations are matched by device, model, runner, backend, threads and start; `across` lets some differ.
+    """Compare the tests of configurations with equal device, model, runner, backend, threads and start.
 
-    UsageError says what differs when nothing matches, and when a side holds several of what may differ.
+    across: which of device and model may differ. UsageError, naming what differs, if nothing matches; also if one side
+    has several devices or models where they may differ.
     """
     sides = [_by_key(records, across) for records in (base, new)]
     shared = [key for key in sides[0] if key in sides[1]]
@@ -89,7 +90,7 @@ def compare_results(
 
 
 def _device(record: BenchRecord) -> _Key:
-    """What two records of the same device have in common; its build may differ."""
+    """The fields that are equal for two records of the same device; its OS build may differ."""
     device = record.device
     return device.kind, device.emulated, device.manufacturer, device.model, device.soc, device.cpus
 
@@ -99,7 +100,7 @@ def _model(record: BenchRecord) -> _Key:
 
 
 def _identity(what: Across) -> tuple[Callable[[BenchRecord], _Key], Callable[[BenchRecord], str]]:
-    """Two functions of a record: what its device or model is known by, and its name."""
+    """Two functions of a record, for its device or its model: one gives the identity, one the name."""
     return (_device, device_name) if what == "device" else (_model, _model_name)
 
 
@@ -114,7 +115,7 @@ def _by_key(records: Iterable[BenchRecord], across: Collection[Across]) -> dict[
 
 
 def _require_one(records: Sequence[BenchRecord], across: Collection[Across]) -> None:
-    """UsageError if a side holds several of what may differ between the sides."""
+    """UsageError if one side has several devices (or models), and these may differ between the sides."""
     for what in across:
         identity, name = _identity(what)
         if len({identity(record) for record in records}) > 1:
@@ -128,7 +129,7 @@ def _require_one(records: Sequence[BenchRecord], across: Collection[Across]) -> 
 
 
 def _nothing_shared(base: Sequence[BenchRecord], new: Sequence[BenchRecord], across: Collection[Across]) -> UsageError:
-    """An error that names what differs: devices, models, or how they were run."""
+    """The error for two sides without a match; it names what differs: devices, models, or how they were run."""
     differing = []
     for what in ACROSS:
         identity, name = _identity(what)
@@ -151,7 +152,8 @@ def _nothing_shared(base: Sequence[BenchRecord], new: Sequence[BenchRecord], acr
 
 
 def _listed(names: Iterable[str]) -> str:
-    """
+    """The distinct names, sorted; if there are more than four, the first three and a count.
+
     >>> _listed(["b", "a", "b"]), _listed("abcdef")
     ('a, b', 'a, b, c and 3 more')
     """
@@ -181,7 +183,7 @@ def _configuration(record: BenchRecord) -> str:
 
 
 def _compared(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterator[ComparedTest]:
-    """Every test that some run of both sides has a value of."""
+    """All tests for which both sides have a value."""
     differences = tuple(_differences(base, new))
     flags = _flags(_notes_of(base), _notes_of(new))
     tests = dict.fromkeys((test, figure) for record in base for test, figure in record.tests.items())
@@ -195,7 +197,8 @@ def _compared(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterat
 
 
 def _flags(base: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
-    """
+    """The notes of both sides, those of one side marked with it.
+
     >>> _flags(["emulated", "throttled"], ["emulated"])
     ('emulated', 'throttled (base)')
     """
@@ -209,7 +212,7 @@ def _notes_of(records: Sequence[BenchRecord]) -> list[str]:
 
 
 def _differences(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterator[str]:
-    """Sentences about everything recorded, apart from figures, that differs between the sides."""
+    """Sentences on what differs between the sides besides the figures."""
     facts: dict[str, Callable[[BenchRecord], str]] = {
         "device": device_name,
         "model": _model_name,

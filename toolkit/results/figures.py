@@ -1,7 +1,7 @@
-"""The names of all figures, in one list: a name that is not here is an error, so a mistyped one cannot get lost.
+"""The names of all figures. A name that is not listed here is an error, so that a mistyped one is noticed.
 
-A name ends in its unit, which also tells the direction (docs/formats/results.md). mypy holds names in the source
-against the list, and reading or writing a record holds those in files against it.
+A name ends in its unit, which also tells whether more is better (docs/formats/results.md). mypy checks the names in the
+source; reading and writing a record checks those in files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Runs = Literal[
     "minor_faults_count",
     "read_bytes",
 ]
-"""Of a process that runs a model."""
+"""Figures of a process that runs a model."""
 
 Memory = Literal[
     "rss_bytes",
@@ -50,10 +50,10 @@ Memory = Literal[
     "private_clean_bytes",
     "private_dirty_bytes",
 ]
-"""Of a process, by the kernel."""
+"""A process's memory, as the kernel reports it."""
 
 Series = Literal["t_s", "temperature_celsius", "cpu_frequency_hz"]
-"""Of samples alone."""
+"""Columns that only samples have."""
 
 Reads = Literal[
     "row_pread_latency_p50_s",
@@ -127,10 +127,10 @@ Reads = Literal[
     "batch_mmap_willneed_resident_after_count",
     "batch_mmap_willneed_storage_read_bytes",
 ]
-"""Of the flash probe: the pattern of a read, how the row is accessed, and what was measured."""
+"""Figures of the flash probe. A name has the pattern of the read, the way of access, and what was measured."""
 
 Old = Literal["bandwidth_bytes_per_s", "latency_p50_s", "latency_p99_s", "resident_bytes", "rows_count"]
-"""Of the flash probe in files of earlier versions, which kept one way to read a record."""
+"""Figures of the flash probe in files of earlier versions, which had one record for each way of access."""
 
 Scripts = Literal[
     "convert_s",
@@ -170,7 +170,7 @@ Scripts = Literal[
     "weight_bytes",
     "cache_bytes",
 ]
-"""Of the scripts in benchmarks/ alone."""
+"""Figures that only the scripts in benchmarks/ measure."""
 
 FigureName = Literal[Runs, Memory, Series, Reads, Old, Scripts]
 
@@ -180,7 +180,7 @@ FIGURES: frozenset[str] = frozenset(get_args(FigureName))
 
 
 def nearest_figure(name: str) -> str:
-    """What a name that is not known was probably meant to be.
+    """The figure that an unknown name was probably meant to be.
 
     >>> nearest_figure("decode_token_per_s"), nearest_figure("x")
     ('decode_tokens_per_s', 'a name in toolkit/results/figures.py')
@@ -190,19 +190,19 @@ def nearest_figure(name: str) -> str:
 
 
 def known_figure(name: str, place: str) -> FigureName:
-    """The name, if it is one; ResultsError, as of `place`, if not."""
+    """Return `name` if it is a figure's name; ResultsError otherwise, with `place` as its place."""
     if name not in FIGURES:
         raise ResultsError(f"{place} figure", found=name, wanted=nearest_figure(name))
     return cast(FigureName, name)
 
 
 def known_figures(values: Mapping[Name, float], place: str) -> dict[FigureName, float]:
-    """Figures by names of which each is one."""
+    """The same values, after each name has been checked with `known_figure`."""
     return {known_figure(name, place): value for name, value in values.items()}
 
 
 def is_more_better(figure: str) -> bool:
-    """Rates should be high; times, bytes, counts and temperatures low.
+    """Whether more is better: true for rates, false for times, bytes, counts and temperatures.
 
     >>> is_more_better("decode_tokens_per_s"), is_more_better("init_s")
     (True, False)

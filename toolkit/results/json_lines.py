@@ -1,4 +1,4 @@
-"""Reads and appends results files (docs/formats/results.md): strict, one error that names line and field."""
+"""Reads results files (docs/formats/results.md) strictly, with errors that name line and field; appends to them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _BLOCK_BYTES = 65536
 
 @dataclass(frozen=True, slots=True)
 class ResultsFile:
-    """The records of a file, and the bytes of a torn last line that were passed over on request."""
+    """The records of a file, and the size of an incomplete last line that was skipped on request."""
 
     records: tuple[BenchRecord, ...]
     torn_bytes: int = 0
 
 
 def read_results(path: Path | str, *, skip_torn_line: bool = False) -> ResultsFile:
-    """All records; ResultsError names the line and the field of the first fault.
+    """Read all records of a file; ResultsError names the line and the field of the first fault.
 
-    A last line without its end is what a crash leaves: an error too, or with `skip_torn_line` counted and left out.
+    A crash can leave an incomplete last line. That is an error too, or with `skip_torn_line` it is skipped.
     """
     found: list[BenchRecord] = []
     with open(open_regular(Path(path), ResultsError), "rb") as file:
@@ -49,7 +49,7 @@ def read_results(path: Path | str, *, skip_torn_line: bool = False) -> ResultsFi
 
 
 def parse_record(line: bytes, file: Path | str | None = None, place: str | None = None) -> BenchRecord:
-    """One line, with or without its end; ResultsError names the first field that is wrong."""
+    """Parse one line, with or without its newline; ResultsError names the first field that is wrong."""
     name = None if file is None else str(file)
     fields = without_format(parse_json(line, name, ResultsError, place), FORMAT, name, ResultsError, place)
     fields.setdefault("script", None)
@@ -60,7 +60,7 @@ def parse_record(line: bytes, file: Path | str | None = None, place: str | None 
 
 
 def dump_record(record: BenchRecord) -> bytes:
-    """A record's line. One that could not be read back is an error."""
+    """Encode a record as one line; ResultsError for one that `parse_record` would reject."""
     value = {"format": FORMAT, **dataclasses.asdict(record)}
     if record.script is None:
         del value["script"]
@@ -72,7 +72,7 @@ def dump_record(record: BenchRecord) -> bytes:
 
 
 class ResultsWriter:
-    """Appends records to a file, each whole and on the disk before `append` returns."""
+    """Appends records to a file; each is completely on the disk before `append` returns."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -93,9 +93,10 @@ class ResultsWriter:
 
 @contextmanager
 def open_results(path: Path | str, *, drop_torn_line: bool = False) -> Iterator[ResultsWriter]:
-    """A file to append to, made if it is not there; ResultsError now, before anything is measured, if it cannot be.
+    """Open a results file for appending, or create it, before anything is measured.
 
-    `drop_torn_line` removes what a crash left of the last line.
+    UsageError if it cannot be written; ResultsError if its last line is incomplete, unless `drop_torn_line` is given,
+    which removes that line.
     """
     place = Path(path)
     try:
@@ -114,7 +115,7 @@ def open_results(path: Path | str, *, drop_torn_line: bool = False) -> Iterator[
 
 
 def _contradictions(record: BenchRecord) -> Iterator[tuple[str, object, str | None]]:
-    """Key, what it is and what it should be, of what no field shows alone."""
+    """Key, value found and value wanted for each contradiction between fields."""
     if not record.tests:
         yield "tests", "none", "at least one"
     if len(set(record.flags)) < len(record.flags):
@@ -150,7 +151,7 @@ def _column_contradictions(columns: Mapping[FigureName, Sequence[float | None]])
 
 
 def _end_of_lines(fd: int, size: int) -> int:
-    """Where the last whole line ends."""
+    """The offset at which the last complete line ends."""
     while size > 0:
         start = max(0, size - _BLOCK_BYTES)
         end = os.pread(fd, size - start, start).rfind(b"\n")

@@ -1,4 +1,4 @@
-"""What tests, devices and runs are called in every table, page and comparison."""
+"""The names of tests, devices and runs in all tables, pages and comparisons."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from toolkit.results.record import BenchRecord
 
 EMULATED = "emulated"
-"""Noted like a flag where a device is emulated: speeds are then those of the computer that ran the emulator."""
+"""Shown like a flag for an emulated device, whose speeds are those of the computer that ran the emulator."""
 
 
 def workload_name(prompt_tokens: int, generated_tokens: int) -> str:
-    """What a test is called: `pp` with the prompt's tokens, `tg` with the generated ones, as llama-bench has it.
+    """The name of a test, as in llama-bench: `pp` and the number of prompt tokens, `tg` and that of generated ones.
 
     >>> workload_name(512, 0), workload_name(0, 128), workload_name(512, 128)
     ('pp512', 'tg128', 'pp512+tg128')
@@ -21,7 +21,7 @@ def workload_name(prompt_tokens: int, generated_tokens: int) -> str:
 
 
 def labels(record: BenchRecord) -> Mapping[str, str]:
-    """Model, runner, settings and device by heading; an empty text where the record does not say."""
+    """Model, runner, settings and device of a record, by heading; empty where the record does not say."""
     model = record.model
     return {
         "model": model.name,
@@ -36,28 +36,28 @@ def labels(record: BenchRecord) -> Mapping[str, str]:
 
 
 def device_name(record: BenchRecord) -> str:
-    """Maker and model of the device; an emulated one is always called emulated, whatever it calls itself."""
+    """Manufacturer and model of the device, marked as emulated if it is, whatever its own name says."""
     device = record.device
     name = " ".join(text for text in (device.manufacturer, device.model) if text) or device.kind
     return f"{name} ({EMULATED})" if device.emulated and EMULATED not in name else name
 
 
 def threads_text(record: BenchRecord) -> str:
-    """`1 thread` or `4 threads`; empty where the runner chose the number."""
+    """`1 thread` or `4 threads`; empty if the runner chose the number itself."""
     if record.threads is None:
         return ""
     return "1 thread" if record.threads == 1 else f"{record.threads} threads"
 
 
 def notes(record: BenchRecord) -> tuple[str, ...]:
-    """What no reader may overlook: emulation, flags, nodes that an accelerator did not take."""
+    """Warnings for every reader: emulation, flags, and how many nodes ran on the accelerator."""
     found = [EMULATED] * record.device.emulated + [flag.replace("_", " ") for flag in record.flags]
     part = record.delegation.text if record.delegation is not None and record.backend != "cpu" else None
     return (*found, part) if part else tuple(found)
 
 
 def figure_heading(figure: str) -> str:
-    """What stands above a column of a figure, whose cells say the unit.
+    """The heading of a figure's column, without the unit, which is in the cells.
 
     >>> figure_heading("latency_p50_s"), figure_heading("read_bytes_per_s")
     ('latency p50', 'read')

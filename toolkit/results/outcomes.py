@@ -12,7 +12,7 @@ from toolkit.results.statistics import Summary, summary
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One test of one record; `found` is None where no iteration has its figure."""
+    """One test of one record, with its statistics; `found` is None if no iteration has its figure."""
 
     record: BenchRecord
     test: str
@@ -22,7 +22,7 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        """Median ± standard deviation, the value alone where there is one, or a dash."""
+        """Median ± standard deviation; the value alone if there is only one, or a dash if there is none."""
         if self.found is None:
             return "-"
         return quantity(self.figure, self.found.median, self.found.sd if self.found.n > 1 else None)

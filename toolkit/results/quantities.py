@@ -1,4 +1,4 @@
-"""Figures as people read them, by the unit that their names end in (docs/formats/results.md)."""
+"""Formats values for people, with the unit in which a figure's name ends (docs/formats/results.md)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
-# Longer endings before those that they end in.
+# Longer endings before shorter ones that they contain.
 _UNITS = {
     "tokens_per_s": "t/s",
     "bytes_per_s": "B/s",
@@ -30,7 +30,7 @@ def unit(figure: str) -> str:
 
 
 def quantity(figure: str, value: float, spread: float | None = None) -> str:
-    """A value with its unit, with `spread` as ± in the same unit.
+    """A value with its unit, and with ± `spread` in the same unit if it is given.
 
     >>> quantity("decode_tokens_per_s", 16.182, 0.04), quantity("init_s", 0.0205, 0.001)
     ('16.18 ± 0.04 t/s', '20.5 ± 1.0 ms')
@@ -41,7 +41,7 @@ def quantity(figure: str, value: float, spread: float | None = None) -> str:
 
 
 def span(figure: str, low: float, high: float) -> str:
-    """From one value to another, in one unit.
+    """A range of values, in one unit.
 
     >>> span("init_s", 0.0205, 0.0217), span("decode_tokens_per_s", 15.95, 16.19)
     ('20.5 to 21.7 ms', '15.95 to 16.19 t/s')
@@ -50,7 +50,7 @@ def span(figure: str, low: float, high: float) -> str:
 
 
 def significant(value: float) -> str:
-    """Three significant digits, without an exponent; whole numbers whole.
+    """A number with three significant digits, or all digits before the decimal point; never an exponent.
 
     >>> [significant(value) for value in (5.4394, 0.01234, 1234.5, 0, 122)]
     ['5.44', '0.0123', '1,234', '0', '122']
@@ -59,7 +59,7 @@ def significant(value: float) -> str:
 
 
 def _together(figure: str, between: str, values: Sequence[float]) -> str:
-    """All values in the unit, and with the number of decimals, that suit the first."""
+    """All values joined by `between`, with the unit and the number of decimals that suit the first."""
     name, factor, prefix, decimals = unit(figure), 1.0, "", 0 if figure.endswith("_count") else 2
     if name in _SCALED:
         factor, prefix = _prefix(values[0], smallest=1e-9 if name == "s" else 1.0)

@@ -1,4 +1,4 @@
-"""One benchmark run of one configuration, as docs/formats/results.md specifies it; None is what was not measured."""
+"""The record of one benchmark run (docs/formats/results.md); a value that was not measured is None."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Percent = Annotated[float, Range(0, 100)]
 Status = Annotated[int, Range(0, 6)]
 
 Figures = dict[FigureName, Number]
-"""Figure name, which ends in its unit, to number."""
+"""Values by figure name; the name ends in the unit."""
 
 Backend = Literal["cpu", "gpu", "npu"]
 Start = Literal["cold", "warm"]
@@ -50,12 +50,12 @@ ThermalSource = Literal["hal", "cached", "none"]
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """What was run."""
+    """The model that was run."""
 
     name: str
     kind: ModelKind
     size: str | None
-    """MatFormer size."""
+    """The MatFormer size that was run."""
     sha256: Sha256
     bytes: Count
     quantization: str | None
@@ -63,7 +63,7 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True)
 class BinaryRecord:
-    """The runner's program, or a library beside it."""
+    """The runner's program, or one of its libraries."""
 
     name: str
     sha256: Sha256
@@ -73,11 +73,11 @@ class BinaryRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
-    """Where it ran."""
+    """The machine that it ran on."""
 
     kind: DeviceKind
     emulated: bool
-    """Speeds are then the host's."""
+    """An emulated device: its speeds are those of the computer that ran the emulator."""
     manufacturer: str | None
     model: str | None
     fingerprint: str | None
@@ -91,22 +91,22 @@ class DeviceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """How much of the graph the accelerator took: a silent fallback shows here."""
+    """How many nodes of the graph ran on the accelerator; fewer than all is a silent fallback to the CPU."""
 
     delegated_nodes: Count | None
     nodes: Count | None
     source: str
-    """What said so; or, where both are None, why nothing does."""
+    """Where the two numbers come from; if they are None, why they are missing."""
 
     @property
     def text(self) -> str | None:
-        """None where the runner does not say."""
+        """`12 of 34 nodes delegated`; None if the runner does not say."""
         return None if self.nodes is None else f"{self.delegated_nodes} of {self.nodes} nodes delegated"
 
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """One measured repetition; times in seconds since the run began, or None where only its figures are known."""
+    """One measured repetition; times in seconds since the start of the run, None if only its figures are known."""
 
     begin_s: Amount | None
     end_s: Amount | None
@@ -117,7 +117,7 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class MappedMemory:
-    """Mappings of one parameter group, or of one kind of file."""
+    """The memory mappings of one parameter group, or of one kind of file."""
 
     mapped_bytes: Count
     rss_bytes: Count
@@ -126,7 +126,7 @@ class MappedMemory:
 
 @dataclass(frozen=True, slots=True)
 class MemoryRecord:
-    """Of the runner's process; figures in bytes."""
+    """The memory of the runner's process."""
 
     peak: Figures | None
     steady: Figures | None
@@ -138,7 +138,7 @@ class MemoryRecord:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Time series: columns of one length, among them `t_s`, ascending."""
+    """Time series: columns of equal length; the column `t_s` is the time of each sample, ascending."""
 
     columns: dict[FigureName, tuple[Number | None, ...]]
     temperature_source: str | None
@@ -146,7 +146,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class DriftRecord:
-    """Whether a figure went up or down over the iterations."""
+    """A test for a trend of a figure over the iterations."""
 
     statistic: Literal["mann-kendall"]
     p_value: Annotated[float, Range(0, 1)]
@@ -155,7 +155,7 @@ class DriftRecord:
 
 @dataclass(frozen=True, slots=True)
 class BatteryRecord:
-    """The battery as the device sees it."""
+    """The battery, as the device reports it."""
 
     level_percent: Percent | None
     temperature_celsius: Celsius | None
@@ -166,7 +166,7 @@ class BatteryRecord:
 
 @dataclass(frozen=True, slots=True)
 class TemperatureRecord:
-    """One sensor; `status` is its own throttling status, 0 to 6."""
+    """One temperature sensor; `status` is its own throttling status, 0 to 6."""
 
     name: str
     kind: str
@@ -185,7 +185,7 @@ class ThermalRecord:
 
 @dataclass(frozen=True, slots=True)
 class CpuRecord:
-    """One CPU: `limit_hz` is what throttling has left of `maximum_hz`."""
+    """One CPU core; `limit_hz` is below `maximum_hz` while it is throttled."""
 
     cpu: Count
     governor: str | None
@@ -196,7 +196,7 @@ class CpuRecord:
 
 @dataclass(frozen=True, slots=True)
 class StateRecord:
-    """What of the device's state moves measurements."""
+    """The parts of the device's state that influence measurements."""
 
     battery: BatteryRecord | None
     thermal: ThermalRecord | None
@@ -209,14 +209,14 @@ class StateRecord:
 
 @dataclass(frozen=True, slots=True)
 class ScriptRecord:
-    """What a script of benchmarks/ says beside its figures; `gemma-edge bench` says it in other fields."""
+    """What a script in benchmarks/ records besides its figures; `gemma-edge bench` has other fields for it."""
 
     commit: str
-    """Of this repository, with a + if files of it were changed."""
+    """The commit of this repository, followed by a + if its files had changed."""
     conditions: dict[ConditionName, str]
-    """What tells one contender of the script from another, such as `recipe` and `page_cache`."""
+    """The settings that distinguish this run from the script's other runs, such as `recipe` and `page_cache`."""
     versions: dict[str, str]
-    """Of packages and peers."""
+    """The versions of packages, and of the other programs that the script compares with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ class BenchRecord:
     context: Context | None
     arguments: tuple[str, ...]
     tests: dict[TestName, FigureName]
-    """Test name, such as pp512, to the figure of `iterations` that is its result."""
+    """The name of each test, such as pp512, and the figure of `iterations` that is its result."""
     model: ModelRecord
     binaries: tuple[BinaryRecord, ...]
     device: DeviceRecord
@@ -246,15 +246,15 @@ class BenchRecord:
     state_after: StateRecord | None
     flags: tuple[Flag, ...]
     script: ScriptRecord | None = None
-    """Of a script of benchmarks/; the one key that a line may lack."""
+    """Only for scripts in benchmarks/; the only key that a line may omit."""
 
     @property
     def conditions(self) -> str:
-        """Those of a script in one line, nothing for other runners."""
+        """A script's conditions on one line; empty for other runners."""
         found = self.script.conditions if self.script is not None else {}
         return ", ".join(f"{name} {value}" for name, value in found.items())
 
     def values(self, test: str) -> tuple[float, ...]:
-        """A test's figure of each iteration that has it, in order."""
+        """A test's value in each iteration that has one, in order."""
         figure = self.tests[test]
         return tuple(item.figures[figure] for item in self.iterations if figure in item.figures)

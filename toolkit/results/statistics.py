@@ -15,21 +15,21 @@ from toolkit.base.errors import UsageError
 
 CONFIDENCE = 0.95
 MIN_VALUES = 5
-"""Fewer values a side can show no difference at this confidence: 3 against 3 differ by chance one time in ten."""
+"""Fewer values per side cannot show a difference at this confidence: 3 against 3 differ by chance 1 time in 10."""
 MIN_DRIFT = 0.02
-"""A run whose figures changed by a smaller share is not flagged, however steady the change."""
+"""A run whose figures changed by a smaller fraction is not flagged, however steady the change."""
 
 _RESAMPLES = 4000
 _BATCH_VALUES = 1_000_000
-_SEED = 20_240_229  # any; fixed, so that the same values always give the same interval
-_EXACT_UP_TO = 40  # values whose orders are counted; beyond, Kendall's S is normal enough
+_SEED = 20_240_229  # arbitrary, but fixed: the same values always give the same interval
+_EXACT_UP_TO = 40  # the most values with an exact test; for more, the normal approximation of Kendall's S is good
 
 Verdict = Literal["higher", "lower", "no difference shown", "too few values"]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One figure's values; `sd` is of the sample (n - 1), 0 for a single value; percentiles are interpolated."""
+    """Statistics of values; `sd` is the sample's (n - 1), 0 for a single value; percentiles are interpolated."""
 
     values: tuple[float, ...]
     median: float
@@ -42,13 +42,13 @@ class Summary:
 
     @property
     def n(self) -> int:
-        """How many values."""
+        """The number of values."""
         return len(self.values)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A confidence interval, at CONFIDENCE."""
+    """A confidence interval at level CONFIDENCE."""
 
     low: float
     high: float
@@ -56,7 +56,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Whether values rise or fall as they go (Mann-Kendall), and by which share of their median from first to last."""
+    """A test for a trend (Mann-Kendall); `change`: from first to last value, as a fraction of the median."""
 
     change: float
     p_value: float
@@ -69,7 +69,7 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two sets of values: median of the new over median of the base, its interval (None: too few), and a verdict."""
+    """Two sets of values: new median over base median, its interval (None: too few values), and a verdict."""
 
     base: Summary
     new: Summary
@@ -79,7 +79,7 @@ class Comparison:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """The statistics of at least one value; UsageError for none, or for one that is not finite.
+    """The statistics of one or more values; UsageError if there is none, or one is not finite.
 
     >>> summary([3.0, 1.0, 2.0]).median, summary([3.0, 1.0, 2.0]).sd
     (2.0, 1.0)
@@ -100,7 +100,7 @@ def median_interval(values: Sequence[float]) -> Interval | None:
 
 
 def drift(values: Sequence[float]) -> Drift:
-    """The trend of values in the order they were measured.
+    """The trend of values, given in the order of measurement.
 
     The slope is Theil and Sen's, the median over all pairs, which one outlier hardly moves.
 
@@ -122,7 +122,7 @@ def drift(values: Sequence[float]) -> Drift:
 def compare(base: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> Comparison:
     """Compare two sets of runs, each the values of one figure.
 
-    Where a side has several runs, the bootstrap draws runs first and then their values, because runs differ too.
+    If a side has several runs, the bootstrap draws runs first and then their values, because runs differ too.
 
     The verdict is `higher` or `lower` only where the whole interval of the ratio lies on that side of 1.
     """
@@ -160,7 +160,7 @@ def _resampled_medians(runs: Sequence[NDArray[np.float64]], random: np.random.Ge
     for row, run in zip(padded, runs, strict=True):
         row[: len(run)] = run
     medians = []
-    # In batches, so that many iterations take no more memory than few.
+    # In batches, so that memory does not grow with the number of iterations.
     batch = max(1, _BATCH_VALUES // padded.size)
     for begin in range(0, _RESAMPLES, batch):
         count = min(batch, _RESAMPLES - begin)
@@ -197,7 +197,7 @@ def _kendall_term(count: int) -> int:
 
 
 def _inversion_counts(n: int) -> list[int]:
-    """How many of the orders of n values have 0, 1, 2 and more pairs out of order.
+    """How many permutations of n values have 0, 1, 2, ... inversions.
 
     >>> _inversion_counts(3)
     [1, 2, 2, 1]

@@ -9,13 +9,14 @@ pytest_plugins = ["small_models"]
 
 @pytest.fixture(autouse=True)
 def _names_in_examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, object]) -> Iterator[None]:
-    """`bundle` and `model` in the examples of `gemma_edge.api`: a bundle of random weights, and it loaded."""
+    """`checkpoint`, `bundle` and `model` (loaded) in the examples of `gemma_edge.api`, of random weights."""
     if not (isinstance(request.node, pytest.DoctestItem) and request.node.name.startswith("gemma_edge.api.")):
         yield
         return
     import gemma_edge
 
     bundle = request.getfixturevalue("random_bundle")
+    checkpoint = request.getfixturevalue("random_checkpoint")
     with gemma_edge.load(bundle, weight_cache="memory") as model:
-        doctest_namespace |= {"bundle": bundle, "model": model}
+        doctest_namespace |= {"checkpoint": checkpoint, "bundle": bundle, "model": model}
         yield

@@ -13,8 +13,19 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gemma_edge.api.bench import bench
     from gemma_edge.api.chat import Chat
+    from gemma_edge.api.check import check
+    from gemma_edge.api.compare import compare
+    from gemma_edge.api.convert import convert
+    from gemma_edge.api.devices import devices
+    from gemma_edge.api.export import export
+    from gemma_edge.api.inspect import inspect
     from gemma_edge.api.model import Model, load
+    from gemma_edge.api.probe import probe
+    from gemma_edge.api.push import push
+    from gemma_edge.api.report import report
+    from gemma_edge.api.verify import verify
     from toolkit.base.errors import ToolkitError
     from toolkit.runtime.answer import Answer, AnswerStream
 
@@ -24,11 +35,40 @@ _MODULES = {
     "Chat": "gemma_edge.api.chat",
     "Model": "gemma_edge.api.model",
     "ToolkitError": "toolkit.base.errors",
+    "bench": "gemma_edge.api.bench",
+    "check": "gemma_edge.api.check",
+    "compare": "gemma_edge.api.compare",
+    "convert": "gemma_edge.api.convert",
+    "devices": "gemma_edge.api.devices",
+    "export": "gemma_edge.api.export",
+    "inspect": "gemma_edge.api.inspect",
     "load": "gemma_edge.api.model",
+    "probe": "gemma_edge.api.probe",
+    "push": "gemma_edge.api.push",
+    "report": "gemma_edge.api.report",
+    "verify": "gemma_edge.api.verify",
 }
 """Imported when they are first asked for: LiteRT, NumPy and what else they need takes a second."""
 
-__all__ = ["Answer", "AnswerStream", "Chat", "Model", "ToolkitError", "load"]
+__all__ = [
+    "Answer",
+    "AnswerStream",
+    "Chat",
+    "Model",
+    "ToolkitError",
+    "bench",
+    "check",
+    "compare",
+    "convert",
+    "devices",
+    "export",
+    "inspect",
+    "load",
+    "probe",
+    "push",
+    "report",
+    "verify",
+]
 
 # A library is silent until a program gives its loggers a place: without this Python would write warnings to stderr.
 for _package in ("gemma_edge", "toolkit", "converters", "device_harness"):

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from device_harness.bench.readiness import ON_LOW_POWER, ReadinessSettings
-from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner
+from device_harness.bench.run import BenchRequest, BenchSettings
 from device_harness.bench.sampler import DEFAULT_INTERVAL_S
 from device_harness.bench.state import LOW_BATTERY_PERCENT
-from device_harness.machines.device import connected_device
-from device_harness.machines.host import Host
-from device_harness.machines.machine import Machine
-from device_harness.push.source import PushProgress
 from device_harness.runners import ALL
-from device_harness.runners.interface import Job, Workload
-from device_harness.runners.spec import BenchListener, RunnerOption
-from gemma_edge.commands.push import step_bars
+from device_harness.runners.interface import Workload
+from device_harness.runners.spec import RunnerOption
+from gemma_edge.api.bench import bench_records
 from gemma_edge.options.session import number, positive
 from gemma_edge.terminal import Terminal
+from gemma_edge.words.benchmarks import TerminalListener
 from toolkit.base.errors import UsageError
-from toolkit.base.files import Progress
 from toolkit.report.bench_table import bench_table
 from toolkit.report.tables import FORMS, Form
-from toolkit.results.json_lines import ResultsWriter, open_results
-from toolkit.results.quantities import quantity
-from toolkit.results.record import BenchRecord, Figures
+from toolkit.results.record import BenchRecord
 
 EXAMPLES = (
     "gemma-edge bench BUNDLE --host",
@@ -183,21 +176,22 @@ def _interval(text: str) -> float:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0; what was measured before an interrupt or a fault is kept and printed first."""
-    request, settings = _request(arguments), _settings(arguments)
-    spec = choose_runner(request)
     records: list[BenchRecord] = []
-    kept = results_writer(arguments.results, drop_torn_line=arguments.drop_torn_line)
-    with kept as writer, _opened_machine(arguments) as machine:
-        listener = TerminalListener(terminal, f"{machine.serial} {spec.name}")
-        try:
-            for record in bench(machine, request, settings, listener=listener):
-                records.append(record)
-                if writer is not None:
-                    writer.append(record)
-        finally:
-            if records:
-                _print(records, arguments.output, terminal)
-    if writer is None:
+    found = bench_records(
+        _request(arguments),
+        _settings(arguments),
+        device=arguments.device,
+        host=arguments.host,
+        results=arguments.results,
+        drop_torn_line=arguments.drop_torn_line,
+        listener=lambda machine, spec: TerminalListener(terminal, f"{machine.serial} {spec.name}"),
+    )
+    try:
+        records.extend(found)
+    finally:
+        if records:
+            _print(records, arguments.output, terminal)
+    if arguments.results is None:
         terminal.note("not kept; --results FILE appends each iteration and sample to a file for gemma-edge report")
     return 0
 
@@ -231,51 +225,6 @@ def _settings(arguments: argparse.Namespace) -> BenchSettings:
         stay_awake=arguments.stay_awake,
         airplane_mode=arguments.airplane_mode,
     )
-
-
-class TerminalListener(BenchListener):
-    """Says on a terminal what a benchmark does; `title` begins the line of each iteration."""
-
-    def __init__(self, terminal: Terminal, title: str) -> None:
-        self._terminal = terminal
-        self._title = title
-
-    def note(self, text: str) -> None:
-        self._terminal.note(text)
-
-    def iteration(self, job: Job, done: int, total: int, figures: Figures | None) -> None:
-        """A run may take minutes, and nobody should have to wait to see that it goes wrong."""
-        if figures is None:
-            return
-        found = [(test, figure) for test, figure in job.tests.items() if figure in figures]
-        parts = ", ".join(f"{test} {quantity(figure, figures[figure])}" for test, figure in found)
-        self._terminal.note(f"{self._title} {done}/{total}: {parts}")
-
-    def downloading(self, name: str) -> AbstractContextManager[Progress]:
-        return self._terminal.bar(f"downloading {name}")
-
-    def pushing(self, serial: str) -> AbstractContextManager[PushProgress]:
-        return step_bars(self._terminal, serial)
-
-
-@contextmanager
-def _opened_machine(arguments: argparse.Namespace) -> Iterator[Machine]:
-    """`--host`, or the device that is meant."""
-    if arguments.host:
-        yield Host()
-    else:
-        with connected_device(arguments.device) as device:
-            yield device
-
-
-@contextmanager
-def results_writer(path: Path | None, *, drop_torn_line: bool = False) -> Iterator[ResultsWriter | None]:
-    """Opened before anything is measured, so that nothing is measured in vain; None: nothing is kept."""
-    if path is None:
-        yield None
-    else:
-        with open_results(path, drop_torn_line=drop_torn_line) as writer:
-            yield writer
 
 
 def _print(records: Sequence[BenchRecord], form: Form, terminal: Terminal) -> None:

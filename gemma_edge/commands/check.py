@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from gemma_edge.api.check import check
 from gemma_edge.terminal import Terminal
-from toolkit.check import check
 
 EXAMPLES = (
     "gemma-edge check BUNDLE",

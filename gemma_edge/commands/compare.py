@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 
-from gemma_edge.commands.report import add_torn_line_option, read_records
+from gemma_edge.api.compare import compare
+from gemma_edge.options.results import add_torn_line_option
 from gemma_edge.terminal import Terminal
 from toolkit.base.errors import UsageError
 from toolkit.report.comparison_table import comparison_json, comparison_table
-from toolkit.results.comparison import ACROSS, Across, ComparedTest, ResultsComparison, compare_results
+from toolkit.results.comparison import ACROSS, Across, ComparedTest, ResultsComparison
 from toolkit.results.statistics import MIN_VALUES
 
 EXAMPLES = (
@@ -44,11 +45,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0; with --max-regression 1 when a test got worse by more."""
     across = _parse_across(arguments.across)
     limit = None if arguments.max_regression is None else _parse_percent(arguments.max_regression)
-    base, new = (
-        read_records([path], terminal, skip_torn_line=arguments.skip_torn_line)
-        for path in (arguments.base, arguments.new)
-    )
-    found = compare_results(base, new, across=across)
+    found = compare(arguments.base, arguments.new, across=across, skip_torn_line=arguments.skip_torn_line)
     if limit is not None:
         _require_judged(found)
     worse = () if limit is None else found.regressions(limit)

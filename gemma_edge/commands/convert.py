@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from converters.convert import DEFAULT_CONTEXT, Conversion, ConvertRequest, convert
+from converters.convert import DEFAULT_CONTEXT, Conversion
 from converters.families import recipe_names
-from converters.family import Checkpoint
-from converters.gate import ShortGate
-from converters.slices import Budget, Slice, parse_budget
 from converters.verify import VerifyReport
-from gemma_edge.commands.gate import gate_bars, report_text
+from gemma_edge.api.convert import convert
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
-from gemma_edge.options.towers import add_tower_arguments, tower_choices
+from gemma_edge.options.towers import add_tower_arguments
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
+from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import QualityError, UsageError
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
 from toolkit.quant.recipe import SEARCHES
 from toolkit.runtime.memory import peak_rss_bytes
-from toolkit.runtime.session import SessionSettings
 from toolkit.tflite.target import CPU
 
 EXAMPLES = (
@@ -77,44 +74,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0; a bundle that fails the gate is not written: QualityError."""
-    request = ConvertRequest(
-        checkpoint=arguments.checkpoint,
-        output=arguments.output,
-        recipes=_recipes(arguments),
-        search=arguments.search,
-        groups=arguments.groups,
-        sizes=_sizes(arguments),
-        context=arguments.context,
-        prefill_sizes=arguments.prefill,
-        shard_bytes=arguments.shard_mb << 20,
-        audio_seconds=arguments.audio_lengths,
-    )
-    result = convert_and_judge(request, terminal, None if arguments.no_verify else session_settings(arguments))
-    terminal.result(describe(result), _as_text(result))
+
+    def show_failure(report: VerifyReport) -> None:
+        if not report.passed:
+            terminal.note(report_text(report))
+
+    with terminal.bar("convert") as show, gate_bars(terminal) as judged:
+        try:
+            result = convert(
+                arguments.checkpoint,
+                arguments.output,
+                quant=arguments.quant,
+                ple_quant=arguments.ple_quant,
+                vision_quant=arguments.vision_quant,
+                audio_quant=arguments.audio_quant,
+                search=arguments.search,
+                groups=arguments.groups,
+                sizes=arguments.sizes or (),
+                slice_file=arguments.slice,
+                budget=arguments.budget,
+                context=arguments.context,
+                prefill_sizes=arguments.prefill,
+                shard_mb=arguments.shard_mb,
+                audio_lengths=arguments.audio_lengths,
+                verify=not arguments.no_verify,
+                session=session_settings(arguments),
+                progress=show,
+                gate_progress=judged,
+                on_report=show_failure,
+            )
+        except QualityError as error:
+            remedy = f"{error.remedy}, or keep it with --no-verify"
+            raise QualityError(
+                error.place, file=error.file, found=error.found, wanted=error.wanted, remedy=remedy
+            ) from error
+    terminal.result(_as_json(result), _as_text(result))
     return 0
 
 
-def convert_and_judge(request: ConvertRequest, terminal: Terminal, settings: SessionSettings | None) -> Conversion:
-    """Convert, and unless `settings` is None judge the bundle before it gets its name."""
-
-    def gate(path: Path, checkpoint: Checkpoint) -> VerifyReport:
-        with gate_bars(terminal) as progress_of_gate:
-            report = ShortGate(settings, progress=progress_of_gate)(path, checkpoint)
-        if not report.passed:
-            terminal.note(report_text(report))
-        return report
-
-    try:
-        with terminal.bar("convert") as show:
-            return convert(request, gate=None if settings is None else gate, progress=show)
-    except QualityError as error:
-        remedy = f"{error.remedy}, or keep it with --no-verify"
-        raise QualityError(
-            error.place, file=error.file, found=error.found, wanted=error.wanted, remedy=remedy
-        ) from error
-
-
-def describe(result: Conversion) -> dict[str, object]:
+def _as_json(result: Conversion) -> dict[str, object]:
     """The object of `convert --json`."""
     groups = result.manifest.groups.items()
     return {
@@ -138,19 +136,6 @@ def _as_text(result: Conversion) -> str:
     if result.report is not None:
         lines += [report_text(result.report), ""]
     return "\n".join([*lines, f"{result.path}: {', '.join(result.manifest.sizes)} in {took}"])
-
-
-def _recipes(arguments: argparse.Namespace) -> dict[str, str]:
-    """Those that were named, by role."""
-    recipes = {"text": arguments.quant, **tower_choices(arguments)}
-    return recipes if arguments.ple_quant is None else {**recipes, "ple": arguments.ple_quant}
-
-
-def _sizes(arguments: argparse.Namespace) -> tuple[str | Slice, ...] | Path | Budget:
-    """As asked for; nothing stands for the whole checkpoint."""
-    if arguments.slice is not None:
-        return Path(arguments.slice)
-    return arguments.sizes or () if arguments.budget is None else parse_budget(arguments.budget)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -6,25 +6,24 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import toolkit
-from converters.convert import Conversion, ConvertRequest
+from converters.convert import Conversion
 from converters.families import open_checkpoint
 from converters.family import Checkpoint
-from converters.gate import judge, judge_towers
 from converters.slices import Slice
+from gemma_edge.api.check import check
+from gemma_edge.api.convert import convert
+from gemma_edge.api.export import export
 from gemma_edge.api.model import Model
-from gemma_edge.commands.convert import convert_and_judge
-from gemma_edge.commands.demo_device import DeviceDemo, measure_on_device, require_places
-from gemma_edge.commands.gate import gate_bars, report_text
+from gemma_edge.api.verify import verify
+from gemma_edge.device_demo import DeviceDemo, measure_on_device, require_places
 from gemma_edge.options.media import image_file, sound_file
 from gemma_edge.options.session import add_machine_arguments, session_settings
 from gemma_edge.terminal import Terminal, bytes_text, count_text
+from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import BundleError, QualityError, UsageError
-from toolkit.check import check
-from toolkit.litertlm.export import export_litertlm
 from toolkit.runtime.answer import Answer
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import SessionSettings
@@ -80,10 +79,15 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         terminal.say("3. checked: every hash, bound and reference of the bundle holds")
         if arguments.device is not None:
             return _on_device(arguments, output, terminal)
-        with gate_bars(terminal) as progress:
-            report = judge(output, checkpoint, settings, tokens=_VERIFY_TOKENS, progress=progress)
-        with gate_bars(terminal, notes=True) as progress:
-            report = replace(report, towers=judge_towers(output, checkpoint, settings, progress=progress))
+        with gate_bars(terminal) as judged, gate_bars(terminal, notes=True) as towers_judged:
+            report = verify(
+                output,
+                checkpoint,
+                tokens=_VERIFY_TOKENS,
+                session=settings,
+                progress=judged,
+                tower_progress=towers_judged,
+            )
         terminal.say(f"4. verified against the checkpoint:\n{_indented(report_text(report))}")
         report.require_passed(output)
         answers = _answers(output, arguments.prompt, settings, terminal)
@@ -140,15 +144,16 @@ def _effective(checkpoint: Checkpoint, part: Slice) -> int:
 
 
 def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, terminal: Terminal) -> Conversion:
-    request = ConvertRequest(
-        checkpoint=checkpoint,
-        output=output,
-        recipes={"text": "int8"},
-        sizes=sizes,
-        context=min(_CONTEXT, checkpoint.max_positions),
-        prefill_sizes=_PREFILLS,
-    )
-    converted = convert_and_judge(request, terminal, None)
+    with terminal.bar("convert") as show:
+        converted = convert(
+            checkpoint,
+            output,
+            sizes=sizes,
+            context=min(_CONTEXT, checkpoint.max_positions),
+            prefill_sizes=_PREFILLS,
+            verify=False,
+            progress=show,
+        )
     stored = sum(file.bytes for file in converted.manifest.files.values())
     terminal.say(
         f"2. converted to int8 in {converted.seconds:.1f} s: one bundle of {bytes_text(stored)} that runs all sizes"
@@ -198,7 +203,7 @@ def _export(output: Path, terminal: Terminal, step: int) -> int:
     """The bytes of the bundle's default size as one file, which is checked and removed."""
     with tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
         path = Path(scratch) / "tiny.litertlm"
-        exported = export_litertlm(output, path)
+        exported = export(output, path)
         _require_sound(path)
     terminal.say(
         f"{step}. exported {exported.size} as one .litertlm of {bytes_text(exported.bytes)} for LiteRT-LM, "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from device_harness.adb.devices import list_devices
 from device_harness.adb.port import has_usb
+from gemma_edge.api.devices import devices
 from gemma_edge.options.session import number
 from gemma_edge.terminal import Terminal, table
 
@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0, also if there is none."""
-    devices = list_devices(arguments.address, timeout=arguments.timeout)
-    rows = [[device.serial, device.kind, device.state, device.model or "-"] for device in devices]
+    found = devices(arguments.address, timeout_s=arguments.timeout)
+    rows = [[device.serial, device.kind, device.state, device.model or "-"] for device in found]
     lines = [table(["serial", "", "state", "model"], rows)] if rows else ["no devices"]
-    lines += [f"{device.serial}: {device.reason}" for device in devices if device.reason]
+    lines += [f"{device.serial}: {device.reason}" for device in found if device.reason]
     if not has_usb():
         terminal.note("USB was not searched: pip install 'gemma-edge[usb]' and the system's libusb-1.0")
-    terminal.result({"devices": [dataclasses.asdict(device) for device in devices]}, "\n".join(lines))
+    terminal.result({"devices": [dataclasses.asdict(device) for device in found]}, "\n".join(lines))
     return 0

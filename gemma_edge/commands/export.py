@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from gemma_edge.api.export import export
 from gemma_edge.options.groups import group_names
 from gemma_edge.terminal import Terminal, bytes_text
-from toolkit.base.errors import UsageError
-from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.litertlm.schema import ModelType
 
 EXAMPLES = (
@@ -40,13 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0."""
-    groups = arguments.groups
-    if groups is not None and "text" not in groups:
-        found, wanted = ",".join(groups), "text among them: images and sounds are answered by the language model"
-        raise UsageError("--groups", found=found, wanted=wanted, remedy=f"add text, as in text,{found}")
-    options = ExportOptions(arguments.size, groups, arguments.model_type)
     with terminal.bar("export") as show:
-        result = export_litertlm(arguments.bundle, arguments.output, options, progress=show)
+        result = export(
+            arguments.bundle,
+            arguments.output,
+            size=arguments.size,
+            groups=arguments.groups,
+            model_type=arguments.model_type,
+            progress=show,
+        )
     value = {
         "file": str(arguments.output),
         "bytes": result.bytes,

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from device_harness.adb.devices import connect
-from device_harness.adb.transport import remote_path
-from device_harness.flash.probe import (
-    MOST_READS,
-    ProbeResult,
-    ProbeSettings,
-    ReadMeasure,
-    probe_device,
-    probe_host,
-    read_token_file,
-    shard_groups,
-    shard_names,
-)
-from device_harness.push.push import DEFAULT_FOLDER, default_target, push_source
-from device_harness.push.receiver import place_receiver
-from device_harness.push.source import open_source
-from gemma_edge.commands.push import step_bars
+from device_harness.flash.probe import MOST_READS, ProbeResult, ProbeSettings, ReadMeasure, read_token_file
+from device_harness.push.push import DEFAULT_FOLDER
+from gemma_edge.api.probe import ProbeListener, probe
 from gemma_edge.terminal import Terminal, bytes_text, table
+from gemma_edge.words.pushing import step_bars
 from toolkit.base.errors import UsageError
-from toolkit.bundle.manifest_json import read_manifest
 
 EXAMPLES = (
     "gemma-edge probe BUNDLE",
@@ -59,10 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0; 2 for a bundle whose shards are not sound; 3 if the device failed, or nothing can be built for it."""
-    if arguments.host and arguments.target is not None:
-        raise UsageError("--target", found="--host beside it", wanted="one of both")
-    if arguments.batch < 2:
-        raise UsageError("--batch", found=str(arguments.batch), wanted="at least 2")
     settings = ProbeSettings(
         reads=arguments.reads,
         batch_rows=arguments.batch,
@@ -70,29 +51,21 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         seed=arguments.seed,
         tokens=None if arguments.tokens is None else read_token_file(arguments.tokens),
     )
-    probe = _probe_host if arguments.host else _probe_device
-    result = probe(arguments, settings, terminal)
+    listener = ProbeListener(
+        pushing=partial(step_bars, terminal),
+        reading=lambda name: terminal.bar(f"{name} probe".strip(), unit="kinds of read"),
+        note=terminal.note,
+    )
+    result = probe(
+        arguments.bundle,
+        device=arguments.device,
+        host=arguments.host,
+        target=arguments.target,
+        settings=settings,
+        listener=listener,
+    )
     terminal.result(_as_json(result), _as_text(result))
     return 0
-
-
-def _probe_host(arguments: argparse.Namespace, settings: ProbeSettings, terminal: Terminal) -> ProbeResult:
-    shards = [arguments.bundle / name for name in shard_names(read_manifest(arguments.bundle))]
-    with tempfile.TemporaryDirectory() as scratch, terminal.bar("probe", unit="kinds of read") as progress:
-        return probe_host(shards, settings, scratch=Path(scratch), progress=progress, say=terminal.note)
-
-
-def _probe_device(arguments: argparse.Namespace, settings: ProbeSettings, terminal: Terminal) -> ProbeResult:
-    manifest = read_manifest(arguments.bundle)
-    names = shard_names(manifest)
-    with ExitStack() as stack:
-        device = stack.enter_context(connect(arguments.device))
-        source = open_source(arguments.bundle, shard_groups(manifest))
-        with step_bars(terminal, device.serial) as steps:
-            target = default_target(source) if arguments.target is None else remote_path(arguments.target.rstrip("/"))
-            push_source(device, source, target=target, receiver=place_receiver(device, "auto"), progress=steps)
-        progress = stack.enter_context(terminal.bar(f"{device.serial} probe", unit="kinds of read"))
-        return probe_device(device, target, names, settings, progress=progress, say=terminal.note)
 
 
 def _as_json(result: ProbeResult) -> dict[str, object]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-from converters.families import open_checkpoint
-from converters.gate import judge, judge_towers
 from converters.verify import LONG_TOKENS
-from gemma_edge.commands.gate import gate_bars, report_text
+from gemma_edge.api.verify import verify
 from gemma_edge.options.groups import group_names
 from gemma_edge.options.media import add_media_arguments
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
 from gemma_edge.terminal import Terminal
+from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import UsageError
-from toolkit.bundle.manifest_json import read_manifest
-from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.media_prompt import read_media
+from toolkit.runtime.media_prompt import TOWERS
 
 EXAMPLES = (
     "gemma-edge verify BUNDLE --checkpoint path/to/checkpoint",
@@ -54,31 +50,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """0 when every measure is in bounds, else 1."""
-    manifest = read_manifest(arguments.bundle)
-    for name in arguments.size or ():
-        manifest.size(name)
-    bundle = Bundle(arguments.bundle)
-    groups = bundle.allowed_groups(arguments.groups)
-    media = read_media(bundle, arguments.media, groups)
-    text = None if arguments.text is None else _read_text(arguments.text)
-    with open_checkpoint(arguments.checkpoint) as checkpoint:
-        if checkpoint.fingerprint() != manifest.checkpoint.sha256:
-            made_from = f"{manifest.checkpoint.name} with sha256 {manifest.checkpoint.sha256[:16]}..."
-            terminal.warn(f"the bundle was not made from {arguments.checkpoint} but from {made_from}")
-        settings = session_settings(arguments)
-        with gate_bars(terminal) as progress:
-            report = judge(
-                arguments.bundle,
-                checkpoint,
-                settings,
-                tokens=arguments.tokens,
-                text=text,
-                sizes=None if arguments.size is None else list(dict.fromkeys(arguments.size)),
-                progress=progress,
-            )
-        with gate_bars(terminal, notes=True) as progress:
-            towers = judge_towers(arguments.bundle, checkpoint, settings, groups=groups, media=media, progress=progress)
-        report = replace(report, towers=towers)
+    files = {group: [file.source for file in arguments.media if file.group == group] for group in TOWERS}
+    with gate_bars(terminal) as judged, gate_bars(terminal, notes=True) as towers_judged:
+        report = verify(
+            arguments.bundle,
+            arguments.checkpoint,
+            text=None if arguments.text is None else _read_text(arguments.text),
+            tokens=arguments.tokens,
+            sizes=arguments.size,
+            groups=arguments.groups,
+            images=files["vision"],
+            audio=files["audio"],
+            session=session_settings(arguments),
+            progress=judged,
+            tower_progress=towers_judged,
+        )
     terminal.result(report.to_json(), report_text(report))
     return 0 if report.passed else 1
 

@@ -31,11 +31,5 @@ def add_tower_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def tower_choices(arguments: argparse.Namespace) -> dict[str, str]:
-    """The recipes that were named, by tower."""
-    named = {group: getattr(arguments, f"{group}_quant") for group in _TOWERS}
-    return {group: name for group, name in named.items() if name is not None}
-
-
 def _seconds(text: str) -> tuple[float, ...]:
     return tuple(sorted({positive_number(part.strip()) for part in text.split(",")}))

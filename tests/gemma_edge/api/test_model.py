@@ -97,7 +97,7 @@ def test_a_stream_that_is_left_early_frees_the_model_and_keeps_what_came(model: 
 def test_a_second_answer_beside_an_unfinished_one_of_the_same_thread_is_an_error(model: Model) -> None:
     stream = model.stream("the cat", raw=True, max_tokens=20, ignore_eos=True)
     next(stream)
-    with pytest.raises(UsageError, match="unfinished answer"):
+    with pytest.raises(UsageError, match="an answer is still unfinished"):
         model.generate("cat", raw=True)
     stream.close()
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_asked_is_found_before_anything_is_computed(model: Model,
         model.stream("cat", raw=True, stop="")
     with pytest.raises(BundleError, match="no group vision"):
         model.stream("cat", images=["a.png"])
-    with pytest.raises(UsageError, match="backend gpu9: found no such backend, wanted cpu"):
+    with pytest.raises(UsageError, match="backend: found gpu9, wanted cpu"):
         gemma_edge.load(random_bundle, backend="gpu9")
     with pytest.raises(UsageError, match="group eyes"):
         gemma_edge.load(random_bundle, groups=["eyes"])

@@ -1,4 +1,4 @@
-"""The quality gate's progress and verdicts, in words: what `verify`, `convert` and `demo` show of it."""
+"""The quality gate's progress and verdicts: what `verify`, `convert` and `demo` show of it."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ from device_harness.emulator.device import Emulator
 from device_harness.machines.device import connected_device
 from device_harness.machines.machine import Machine
 from device_harness.runners.interface import Workload
-from gemma_edge.commands.bench import TerminalListener, results_writer
+from gemma_edge.api.bench import results_file
 from gemma_edge.terminal import Terminal
+from gemma_edge.words.benchmarks import TerminalListener
 from toolkit.base.errors import EnvironmentFault, QualityError, UsageError
 from toolkit.base.files import write_bytes
 from toolkit.bundle.manifest import Manifest
@@ -61,7 +62,7 @@ class _Measurement:
 def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]:
     """Every runner that the device can run, every size, cold and warm; records, kept one by one, and a page of them."""
     records: list[BenchRecord] = []
-    with results_writer(demo.results) as writer, _device(demo.device) as machine:
+    with results_file(demo.results) as writer, _device(demo.device) as machine:
         device = read_device(machine)
         kind = ", emulated: its speeds are this computer's" if device.emulated else ""
         terminal.say(f"4. on {machine.serial} ({device.model}{kind})")
@@ -91,7 +92,7 @@ def require_places(demo: DeviceDemo) -> None:
     folder = demo.page.resolve().parent
     if not folder.is_dir():
         raise UsageError("--report", file=demo.page, found=f"there is no directory {folder}", remedy="create it")
-    with results_writer(demo.results):
+    with results_file(demo.results):
         pass
     if demo.device != EMULATED:
         with connected_device(demo.device):

@@ -1,0 +1,43 @@
+"""`gemma_edge.export`: a bundle as one .litertlm file for Google's LiteRT-LM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.base.errors import UsageError
+from toolkit.base.files import Progress
+from toolkit.litertlm.export import ExportOptions, ExportResult, export_litertlm
+from toolkit.litertlm.schema import ModelType
+
+
+def export(
+    bundle: Path | str,
+    output: Path | str,
+    *,
+    size: str | None = None,
+    groups: Sequence[str] | None = None,
+    model_type: ModelType | None = None,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Write one size of a bundle as one file, whole or not at all.
+
+    size: the one that the file runs; None is the bundle's default.
+    groups: `text`, which brings its embeddings along, and of `vision` and `audio` those wanted; None is all there are.
+    model_type: how the engine prepares images and sounds: `generic_model` as transformers does, `gemma3n` as for
+        Google's own files. None is `generic_model`, and for text alone `gemma3n`.
+    progress: gets the bytes that are done, and all there are.
+
+    BundleError for what is no sound bundle, lacks the size or a group; UsageError for groups without `text`.
+
+    >>> import gemma_edge, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = gemma_edge.export(bundle, folder + "/model.litertlm", size="small")
+    >>> result.size, result.bytes > 100_000
+    ('small', True)
+    """
+    if groups is not None and "text" not in groups:
+        found, wanted = ",".join(groups), "text among them: images and sounds are answered by the language model"
+        raise UsageError("--groups", found=found, wanted=wanted, remedy=f"add text, as in text,{found}")
+    options = ExportOptions(size, None if groups is None else tuple(groups), model_type)
+    return export_litertlm(Path(bundle), Path(output), options, progress=progress)

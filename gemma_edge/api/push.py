@@ -1,0 +1,128 @@
+"""`gemma_edge.push`: a bundle, or a .litertlm, onto Android devices."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from device_harness.adb.devices import connect
+from device_harness.adb.transport import remote_path
+from device_harness.push.push import PushResult, default_target, push_source
+from device_harness.push.receiver import Receiver, place_receiver
+from device_harness.push.source import PushProgress, PushSource, Step, open_source
+from toolkit.base.errors import ToolkitError, UsageError
+
+
+def _ignore(step: Step, done: int, total: int) -> None:
+    """Nobody asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushListener:
+    """Told how pushes go, from a thread for each device."""
+
+    progress: Callable[[str], AbstractContextManager[PushProgress]] = field(default=lambda _: nullcontext(_ignore))
+    """Of a device's serial number: what is told of the steps of its push, while it lasts."""
+    note: Callable[[str], None] = field(default=lambda _: None)
+    """Something that the person who waits should know."""
+    done: Callable[[PushResult], None] = field(default=lambda _: None)
+    """A device has everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushOutcome:
+    """What came of pushing to several devices."""
+
+    results: tuple[PushResult, ...]
+    """In the order of the devices."""
+    failures: tuple[ToolkitError, ...]
+
+
+def push(
+    source: Path | str,
+    device: str | None = None,
+    *,
+    groups: Sequence[str] | None = None,
+    receiver: Receiver = "auto",
+    target: str | None = None,
+    listener: PushListener | None = None,
+) -> PushResult:
+    """Bring a bundle or a .litertlm file to a device: only what differs there, whole or not at all.
+
+    device: a USB serial number, HOST[:PORT] or emulator-PORT; None is ANDROID_SERIAL's, else the only one.
+    groups: parameter groups that are wanted there; None is all. The tokenizer and the chat template always go.
+    receiver: what stores and hashes there: the device's own programs, or ours, which is faster and is built once.
+    target: the folder on the device.
+
+    BundleError for a bundle that is not what its manifest says, EnvironmentFault for everything about the device; the
+    next push goes on where a broken one ended.
+    """
+    outcome = push_all(source, [device], groups=groups, receiver=receiver, target=target, listener=listener)
+    if outcome.failures:
+        raise outcome.failures[0]
+    return outcome.results[0]
+
+
+def push_all(
+    source: Path | str,
+    devices: Sequence[str | None],
+    *,
+    groups: Sequence[str] | None = None,
+    receiver: Receiver = "auto",
+    target: str | None = None,
+    listener: PushListener | None = None,
+) -> PushOutcome:
+    """`push` to several devices at once; a device that fails does not stop the others. BundleError, UsageError."""
+    if len(set(devices)) < len(devices):
+        raise UsageError("--device", found="a device twice")
+    folder = None if target is None else remote_path(target.rstrip("/"))
+    opened = open_source(Path(source), None if groups is None else tuple(groups))
+    work = _Work(opened, folder or default_target(opened), receiver, listener or PushListener())
+    if len(devices) == 1:
+        return _outcome([lambda: work.push_to(devices[0])])
+    with ThreadPoolExecutor(len(devices)) as pool:
+        running: list[Future[PushResult]] = [pool.submit(work.push_to, device) for device in devices]
+        try:
+            return _outcome([future.result for future in running])
+        finally:
+            # After an interrupt: each push ends at its next step, and leaves what the next one goes on with.
+            work.ended.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What each device gets."""
+
+    source: PushSource
+    target: str
+    receiver: Receiver
+    listener: PushListener
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def push_to(self, name: str | None) -> PushResult:
+        with connect(name) as device, self.listener.progress(device.serial) as show:
+
+            def progress(step: Step, done: int, total: int) -> None:
+                if self.ended.is_set():
+                    raise KeyboardInterrupt
+                show(step, done, total)
+
+            receiver = place_receiver(device, self.receiver, say=self.listener.note)
+            result = push_source(device, self.source, target=self.target, receiver=receiver, progress=progress)
+        self.listener.done(result)
+        return result
+
+
+def _outcome(pushes: Sequence[Callable[[], PushResult]]) -> PushOutcome:
+    """Once all have ended."""
+    results, failures = [], []
+    for push_one in pushes:
+        try:
+            results.append(push_one())
+        except ToolkitError as error:
+            failures.append(error)
+    return PushOutcome(tuple(results), tuple(failures))

@@ -1,0 +1,39 @@
+"""What a benchmark does, said on a terminal while it runs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from device_harness.push.source import PushProgress
+from device_harness.runners.interface import Job
+from device_harness.runners.spec import BenchListener
+from gemma_edge.terminal import Terminal
+from gemma_edge.words.pushing import step_bars
+from toolkit.base.files import Progress
+from toolkit.results.quantities import quantity
+from toolkit.results.record import Figures
+
+
+class TerminalListener(BenchListener):
+    """Says on a terminal what a benchmark does; `title` begins the line of each iteration."""
+
+    def __init__(self, terminal: Terminal, title: str) -> None:
+        self._terminal = terminal
+        self._title = title
+
+    def note(self, text: str) -> None:
+        self._terminal.note(text)
+
+    def iteration(self, job: Job, done: int, total: int, figures: Figures | None) -> None:
+        """A run may take minutes, and nobody should have to wait to see that it goes wrong."""
+        if figures is None:
+            return
+        found = [(test, figure) for test, figure in job.tests.items() if figure in figures]
+        parts = ", ".join(f"{test} {quantity(figure, figures[figure])}" for test, figure in found)
+        self._terminal.note(f"{self._title} {done}/{total}: {parts}")
+
+    def downloading(self, name: str) -> AbstractContextManager[Progress]:
+        return self._terminal.bar(f"downloading {name}")
+
+    def pushing(self, serial: str) -> AbstractContextManager[PushProgress]:
+        return step_bars(self._terminal, serial)

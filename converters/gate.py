@@ -31,7 +31,7 @@ from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import TOWERS, Medium
 from toolkit.runtime.session import Session, SessionSettings
 
-Progress = Callable[[str, int, int], None]
+GateProgress = Callable[[str, int, int], None]
 """Called with the size or tower that is being judged, then how much of it is done, in percent, and 100."""
 
 Gate = Callable[[Path, Checkpoint], VerifyReport]
@@ -45,7 +45,7 @@ class ShortGate:
     settings: SessionSettings | None = None
     """How the bundle is run; None is as `Session` does by default."""
     tokens: int = SHORT_TOKENS
-    progress: Progress | None = None
+    progress: GateProgress | None = None
 
     def __call__(self, path: Path, checkpoint: Checkpoint) -> VerifyReport:
         """A `Gate`."""
@@ -60,7 +60,7 @@ def judge(
     tokens: int = LONG_TOKENS,
     text: str | None = None,
     sizes: Collection[str] | None = None,
-    progress: Progress | None = None,
+    progress: GateProgress | None = None,
 ) -> VerifyReport:
     """Hold a bundle's sizes (all, or those named) against the checkpoint, on `text` or the built-in one.
 
@@ -91,7 +91,7 @@ def judge_towers(
     *,
     groups: Collection[str] | None = None,
     media: Sequence[Medium] = (),
-    progress: Progress | None = None,
+    progress: GateProgress | None = None,
 ) -> dict[str, TowerReport]:
     """Hold a bundle's towers (all, or those of `groups`) against float ones of the checkpoint.
 
@@ -120,7 +120,7 @@ def judge_towers(
     return reports
 
 
-def _percent(progress: Progress | None, name: str, second: str) -> Callable[[str, int, int], None] | None:
+def _percent(progress: GateProgress | None, name: str, second: str) -> Callable[[str, int, int], None] | None:
     """Of work in two halves that take about as long, the latter of which is called so."""
     if progress is None:
         return None

@@ -38,6 +38,7 @@ def run_child(
     parser.add_argument("--generated-tokens", type=int, default=128)
     parser.add_argument("--size")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--backend", default="cpu")
     parser.add_argument("--context", type=int)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--count-nodes", action="store_true")

@@ -9,8 +9,7 @@ from converters.convert import DEFAULT_CONTEXT, Conversion, ConvertRequest
 from converters.convert import convert as convert_request
 from converters.families import FAMILIES
 from converters.family import Checkpoint, Family, RecipeChoice
-from converters.gate import Progress as GateProgress
-from converters.gate import ShortGate
+from converters.gate import GateProgress, ShortGate
 from converters.slices import Budget, Slice, parse_budget
 from converters.verify import VerifyReport
 from toolkit.base.errors import UsageError

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Checkpoint, Family
-from converters.gate import Progress as GateProgress
-from converters.gate import judge, judge_towers
+from converters.gate import GateProgress, judge, judge_towers
 from converters.verify import LONG_TOKENS, VerifyReport
 from toolkit.media.source import MediaSource
 from toolkit.runtime.bundle import Bundle

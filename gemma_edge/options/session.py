@@ -42,9 +42,9 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     group.add_argument(
         "--weight-cache",
         metavar="off|memory|DIR",
-        help="where weights packed for this CPU stay between runs: nowhere and packed once for each signature, nowhere "
-        "and packed once, or a directory (default: GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge; over 16 GiB the longest "
-        "unused go)",
+        help="where weights arranged for this hardware stay between runs: nowhere and arranged once for each "
+        "signature, nowhere and arranged once, or a directory (default: GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge; "
+        "over 16 GiB the longest unused go)",
     )
     group.add_argument(
         "--backend", choices=backend_names(), default=backend_names()[0],
@@ -96,7 +96,7 @@ def open_model(
         decoder = bundle.described_file(TEXT_DECODER)
         kept = find_backend(settings.backend).kept_file(decoder, settings.backend_options)
         if kept is not None and decoder.size_bytes > _WORTH_A_WORD_BYTES and not kept.exists():
-            terminal.note("rearranging the weights for this CPU; later runs find them in the weight cache")
+            terminal.note("rearranging the weights for this hardware; later runs find them in the weight cache")
     return model
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from converters.gate import Progress
+from converters.gate import GateProgress
 from converters.verify import VerifyReport
 from gemma_edge.terminal import Terminal, table
 
 
 @contextmanager
-def gate_bars(terminal: Terminal, *, notes: bool = False) -> Iterator[Progress]:
+def gate_bars(terminal: Terminal, *, notes: bool = False) -> Iterator[GateProgress]:
     """Shows how far the gate is: a bar for each size or tower, one after the other; with `notes`, a line before each.
 
     What it yields is called with the size or tower, what is done of it and what there is.

@@ -87,8 +87,8 @@ class Session:
         settings = settings or SessionSettings()
         self.bundle = bundle
         self.text = bundle.manifest.text
-        self._size_name = settings.size or bundle.manifest.default_size
-        self._size: SizeRecord = bundle.manifest.size(settings.size)
+        self._size = settings.size or bundle.manifest.default_size
+        self._size_record: SizeRecord = bundle.manifest.size(settings.size)
         files = {name: bundle.model_file(name) for name in (TEXT_DECODER, EMBEDDER)}
         self._backend = find_backend(settings.backend)
         self._backend_options = settings.backend_options
@@ -105,7 +105,7 @@ class Session:
             release_freed_memory()
             self._embedding_table = FilePages(files[EMBEDDER].path)
             self._embedding_table.expect_random_reads()
-            self._caches = KvBuffers(self._decoder, self._size.decode, self.text)
+            self._caches = KvBuffers(self._decoder, self._size_record.decode, self.text)
         except BaseException:
             self.close()
             raise
@@ -115,7 +115,7 @@ class Session:
         self.towers = Towers(bundle, self._backend, self._backend_options, ended=self.stage_ended)
         self._spans: tuple[Span, ...] = ()
         self._rows: dict[int, NDArray[np.float32]] = {}
-        self._logits = self._decoder.output_buffer(self._size.decode, "logits")
+        self._logits = self._decoder.output_buffer(self._size_record.decode, "logits")
         self._padded = np.zeros(max(self.text.prefill_sizes, default=1), np.int32)
         self._mask = np.empty(len(self._padded) * self.text.context, np.float32)
 
@@ -124,7 +124,7 @@ class Session:
     @property
     def size(self) -> str:
         """The size that runs."""
-        return self._size_name
+        return self._size
 
     @property
     def context(self) -> int:
@@ -162,8 +162,8 @@ class Session:
 
     def use(self, size: str) -> None:
         """Go on with another size of the bundle: all sizes read and write the same caches."""
-        self._size = self.bundle.manifest.size(size)
-        self._size_name = size
+        self._size_record = self.bundle.manifest.size(size)
+        self._size = size
 
     def truncate(self, position: int) -> None:
         """Forget the tokens from `position` on; UsageError when the caches have lost what came before it."""
@@ -312,7 +312,7 @@ class Session:
 
     def _call_of(self, width: int, bucket: int) -> Call:
         """The current size's decode for a width of 1, else its prefill."""
-        name = self._size.signature(width, None if bucket == self.context else bucket)
+        name = self._size_record.signature(width, None if bucket == self.context else bucket)
         inputs = self._inputs_of(width)
         if bucket not in inputs.masks:
             inputs.masks[bucket] = self._decoder.input_buffer(name, "mask")
@@ -326,7 +326,7 @@ class Session:
     def _inputs_of(self, width: int) -> _Inputs:
         """Made when a width is first used: a wide prefill's mask alone takes megabytes."""
         if width not in self._inputs:
-            name, embed = self._size.signature(width), f"embed_{width}"
+            name, embed = self._size_record.signature(width), f"embed_{width}"
             kinds = ("embeddings", "per_layer_embeddings", "input_pos")
             decoder = {kind: self._decoder.input_buffer(name, kind) for kind in kinds}
             ids = self._embedder.input_buffer(embed, "ids")

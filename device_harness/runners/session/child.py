@@ -34,7 +34,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     started = time.perf_counter()
     bundle = Bundle(arguments.model)
     settings = SessionSettings(
-        size=arguments.size, threads=arguments.threads or default_threads(), weight_cache=arguments.cache
+        size=arguments.size,
+        threads=arguments.threads or default_threads(),
+        weight_cache=arguments.cache,
+        backend=arguments.backend,
     )
     with Session(bundle, settings) as session:
         init_s = time.perf_counter() - started

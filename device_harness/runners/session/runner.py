@@ -11,6 +11,7 @@ from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import Manifest
 from toolkit.results.figures import FigureName
 from toolkit.results.labels import workload_name
+from toolkit.runtime.backends import backend_names
 
 _MODULE = "device_harness.runners.session.child"
 _CACHE = "bench-weight-cache"
@@ -18,10 +19,10 @@ _CACHE = "bench-weight-cache"
 
 @dataclass(frozen=True, slots=True)
 class SessionRunner:
-    """Runs a bundle's directory with LiteRT's CPU runtime."""
+    """Runs a bundle's directory with a backend of `toolkit.runtime.backends`."""
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
-        """One job: on the CPU, of no more tokens than the bundle's own context, else UsageError.
+        """One job: on a backend that there is, of no more tokens than the bundle's own context, else UsageError.
 
         To place it is an EnvironmentFault if the machine has no Python with this package.
         """
@@ -36,8 +37,9 @@ class SessionRunner:
 
 
 def _require(manifest: Manifest, workload: Workload) -> None:
-    if workload.backend != "cpu":
-        raise UsageError("--backend", found=workload.backend, wanted="cpu with the runner session")
+    if workload.backend not in backend_names():
+        wanted = f"{' or '.join(backend_names())} with the runner session"
+        raise UsageError("--backend", found=workload.backend, wanted=wanted)
     if workload.context not in (None, manifest.text.context):
         wanted = f"{manifest.text.context}, which the bundle's graphs are made for"
         remedy = "convert with that --context"
@@ -52,7 +54,7 @@ def _job(machine: Machine, model: PlacedModel, manifest: Manifest, workload: Wor
     binaries = python_child.binaries(machine, _MODULE)
     cache = python_child.cache_folder(machine, _CACHE)
     size = ("--size", model.record.size or manifest.default_size)
-    words = (model.path, *size, "--cache", cache, *python_child.options(workload))
+    words = (model.path, *size, "--backend", workload.backend, "--cache", cache, *python_child.options(workload))
     argv = (*python_child.command(machine, _MODULE), *words)
     return Job(
         tests=_tests(workload),

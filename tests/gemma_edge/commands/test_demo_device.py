@@ -46,7 +46,7 @@ def test_the_tiny_model_is_pushed_measured_and_shown(
 
 def test_a_page_needs_a_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--report", "x.html"]) == 2
-    assert "--report: found no --device" in capsys.readouterr().err
+    assert "--report: there is nothing to measure without --device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_a_conversion_ends_at_the_gate_unless_told_not_to(tmp_path: Path, tiny: 
     judged = convert_and_judge(wanted, gate=gate)
     assert judged.report is not None and judged.report.passed and judged.report.sizes.keys() == {"small"}
     wrong = replace(wanted, checkpoint=Contradicting(read_configs(tiny)), output=tmp_path / "wrong")
-    with pytest.raises(QualityError, match=r"wrong against its checkpoint: found small: KL divergence"):
+    with pytest.raises(QualityError, match=r"wrong: small: KL divergence"):
         convert_and_judge(wrong, gate=gate)
     assert not (tmp_path / "wrong").exists()
     assert convert_and_judge(wrong, gate=None).report is None and (tmp_path / "wrong").is_dir()

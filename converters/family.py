@@ -111,7 +111,7 @@ class Checkpoint(Protocol):
         """The best of `slices` within a budget, stored by this recipe; SliceError names the smallest if none fits."""
         ...
 
-    def facts(self, part: Slice, *, bits_per_weight: float) -> SliceFacts:
+    def facts(self, slice_: Slice, *, bits_per_weight: float) -> SliceFacts:
         """What a slice takes."""
         ...
 
@@ -126,7 +126,7 @@ class Checkpoint(Protocol):
         """Everything of a bundle that depends on the family. CheckpointError for a tower that is not there."""
         ...
 
-    def reference(self, part: Slice) -> ReferenceModel:
+    def reference(self, slice_: Slice) -> ReferenceModel:
         """The slice as NumPy computes it."""
         ...
 

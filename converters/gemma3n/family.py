@@ -49,9 +49,9 @@ class Gemma3nCheckpoint(Gemma3nTensors):
         """The best named size within a budget, weights stored by this recipe."""
         return choose_slice(self, budget, bits_per_weight=bits_per_weight(text))
 
-    def facts(self, part: Slice, *, bits_per_weight: float) -> SliceFacts:
+    def facts(self, slice_: Slice, *, bits_per_weight: float) -> SliceFacts:
         """What a slice takes."""
-        config = slice_config(self.config, part)
+        config = slice_config(self.config, slice_)
         return SliceFacts(config.num_layers, parameters_by_group(config), memory_bytes(config, bits_per_weight))
 
     def recipes(self, wanted: Mapping[str, RecipeChoice], towers: Collection[str]) -> Mapping[str, Recipe]:
@@ -83,9 +83,9 @@ class Gemma3nCheckpoint(Gemma3nTensors):
             towers["audio"] = open_audio(self, request.recipes["audio"], request.audio_seconds)
         return towers
 
-    def reference(self, part: Slice) -> Reference:
+    def reference(self, slice_: Slice) -> Reference:
         """The slice as NumPy computes it."""
-        return Reference(SlicedCheckpoint(self, part))
+        return Reference(SlicedCheckpoint(self, slice_))
 
     def float_tower(
         self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]

@@ -259,8 +259,8 @@ def test_a_refused_bundle_leaves_nothing(tmp_path: Path, tiny: Path) -> None:
 class Contradicting(Gemma3nCheckpoint):
     """Says of every token the opposite of what the checkpoint says."""
 
-    def reference(self, part: Slice) -> Reference:
-        return Opposite(super().reference(part).model)
+    def reference(self, slice_: Slice) -> Reference:
+        return Opposite(super().reference(slice_).model)
 
 
 class Opposite(Reference):

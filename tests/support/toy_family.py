@@ -146,9 +146,9 @@ class ToyCheckpoint:
     def choose_slice(self, budget: Budget, text: Recipe) -> Slice:
         return self.default_slice
 
-    def facts(self, part: Slice, *, bits_per_weight: float) -> SliceFacts:
+    def facts(self, slice_: Slice, *, bits_per_weight: float) -> SliceFacts:
         parameters = {group.name: group.parameters for group in self.groups}
-        return SliceFacts(len(part.layers), parameters, math.ceil(parameters["text"] * bits_per_weight / 8))
+        return SliceFacts(len(slice_.layers), parameters, math.ceil(parameters["text"] * bits_per_weight / 8))
 
     def recipes(self, wanted: Mapping[str, RecipeChoice], towers: Collection[str]) -> Mapping[str, Recipe]:
         text = wanted.get("text", "int8")
@@ -159,7 +159,7 @@ class ToyCheckpoint:
     def plan(self, request: PlanRequest) -> Plan:
         return plan(self, request)
 
-    def reference(self, part: Slice) -> ToyReference:
+    def reference(self, slice_: Slice) -> ToyReference:
         return ToyReference(self)
 
     def float_tower(
@@ -206,7 +206,7 @@ def plan(checkpoint: ToyCheckpoint, request: PlanRequest) -> Plan:
     layout = PleLayout(config.vocab_size, config.num_layers, config.ple_size, scheme.element.bits)
     shards = ShardFiles("ple", checkpoint, layout, scheme.search, request.shard_bytes)
     parameters = {group.name: group.parameters for group in checkpoint.groups}
-    (part,) = request.slices
+    (slice_,) = request.slices
     return Plan(
         files=(graphs, shards),
         groups={
@@ -214,7 +214,7 @@ def plan(checkpoint: ToyCheckpoint, request: PlanRequest) -> Plan:
             "token_embedding": GroupDraft("token_embedding", (EMBEDDER,), parameters["token_embedding"]),
             "per_layer_embedding": GroupDraft("per_layer_embedding", shards.names, parameters["per_layer_embedding"]),
         },
-        sizes={part.name: SizeRecord(part.layers, part.ffn_sizes, "")},
+        sizes={slice_.name: SizeRecord(slice_.layers, slice_.ffn_sizes, "")},
         recipes=request.recipes,
     )
 
@@ -320,7 +320,7 @@ class ToyReference:
         for i in range(config.num_layers):
             x = x + table[:, i] @ read(f"layers.{i}.ple").T
             split = [rms(x) @ read(f"layers.{i}.{kind}").T for kind in "qkv"]
-            query, key, value = (part.reshape(len(ids), config.num_heads, -1).swapaxes(0, 1) for part in split)
+            query, key, value = (slice_.reshape(len(ids), config.num_heads, -1).swapaxes(0, 1) for slice_ in split)
             scores = np.where(later, -np.inf, query @ key.swapaxes(1, 2))
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             mixed = weights / weights.sum(-1, keepdims=True) @ value

@@ -46,7 +46,7 @@ def plan_text(checkpoint: Gemma3nTensors, request: PlanRequest) -> Plan:
             "token_embedding": GroupDraft("token_embedding", (EMBEDDER,), embedding),
             "per_layer_embedding": GroupDraft("per_layer_embedding", shards.names, per_layer),
         },
-        sizes={part.name: SizeRecord(part.layers, part.ffn_sizes, prefix) for part, prefix in slices},
+        sizes={slice_.name: SizeRecord(slice_.layers, slice_.ffn_sizes, prefix) for slice_, prefix in slices},
         recipes={role: request.recipes[role] for role in ("text", "ple")},
     )
 

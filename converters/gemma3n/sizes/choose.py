@@ -67,8 +67,8 @@ def official_sizes() -> tuple[OfficialSize, ...]:
         skipped = parse_integers(row["Layers Skipped"] or "[]", "Layers Skipped")
         widths = parse_integers(row["FFN Hidden Dims"], "FFN Hidden Dims")
         layers = tuple(layer for layer in range(len(widths) + len(skipped)) if layer not in skipped)
-        part = Slice(f"{name}-{level}" if shared else name, layers, widths)
-        sizes.append(OfficialSize(part, row["name"], float(row["MMLU PT accuracy"].rstrip("%"))))
+        slice_ = Slice(f"{name}-{level}" if shared else name, layers, widths)
+        sizes.append(OfficialSize(slice_, row["name"], float(row["MMLU PT accuracy"].rstrip("%"))))
     return tuple(sizes)
 
 
@@ -81,11 +81,11 @@ def named_slices(config: TextConfig, directory: Path) -> Mapping[str, Slice]:
     elif _has_dimensions(config, official["E2B"]):
         found["E2B"] = whole_slice(config, "E2B")
     if (directory / MATFORMER_FILE).exists():
-        for part in _read_matformer_file(directory / MATFORMER_FILE, config):
-            if _key(part.name) in map(_key, found):
-                raise SliceError(file=directory / MATFORMER_FILE, found=f"the name {part.name} twice")
-            found[part.name] = part
-    if not any(is_whole(part, config) for part in found.values()):
+        for slice_ in _read_matformer_file(directory / MATFORMER_FILE, config):
+            if _key(slice_.name) in map(_key, found):
+                raise SliceError(file=directory / MATFORMER_FILE, found=f"the name {slice_.name} twice")
+            found[slice_.name] = slice_
+    if not any(is_whole(slice_, config) for slice_ in found.values()):
         if "full" in found:
             raise SliceError(
                 file=directory / MATFORMER_FILE, found="a slice called full, which is the name of the whole model"
@@ -96,7 +96,7 @@ def named_slices(config: TextConfig, directory: Path) -> Mapping[str, Slice]:
 
 def find_slice(slices: Mapping[str, Slice], name: str) -> Slice:
     """A size by name, upper or lower case, with blanks or hyphens; official sizes also answer to their full titles."""
-    by_key = {_key(known): part for known, part in slices.items()}
+    by_key = {_key(known): slice_ for known, slice_ in slices.items()}
     for size in official_sizes():
         if slices.get(size.slice.name) == size.slice:
             short, level = _short_title(size.title)
@@ -113,9 +113,9 @@ def read_slice(path: Path, config: TextConfig) -> Slice:
     """A file's slice: `{"name", "layers", "ffn_sizes"}`, or MatFormer Lab's `{"layers_to_skip", "ffn_hidden_dims"}`."""
     stated = JsonObject(read_json_file(path, SliceError), str(path), SliceError)
     is_lab_form = "ffn_hidden_dims" in stated.names()
-    part = _parse_lab_slice(stated, config, path) if is_lab_form else _parse_slice(stated)
-    slice_config(config, part)
-    return part
+    slice_ = _parse_lab_slice(stated, config, path) if is_lab_form else _parse_slice(stated)
+    slice_config(config, slice_)
+    return slice_
 
 
 def memory_bytes(config: TextConfig, bits_per_weight: float) -> int:
@@ -131,23 +131,23 @@ def choose_slice(model: SizedModel, limit: Budget, *, bits_per_weight: float = 8
     """
     mmlu = {size.slice: size.mmlu for size in official_sizes()}
     costs: dict[Slice, int] = {}
-    for part in model.slices.values():
-        config = slice_config(model.config, part)
+    for slice_ in model.slices.values():
+        config = slice_config(model.config, slice_)
         by_bytes = limit.unit == "bytes"
-        costs[part] = memory_bytes(config, bits_per_weight) if by_bytes else effective_parameters(config)
-    fitting = [part for part, cost in costs.items() if cost <= limit.amount]
+        costs[slice_] = memory_bytes(config, bits_per_weight) if by_bytes else effective_parameters(config)
+    fitting = [slice_ for slice_, cost in costs.items() if cost <= limit.amount]
     if not fitting:
-        smallest = min(costs, key=lambda part: (costs[part], part.name))
+        smallest = min(costs, key=lambda slice_: (costs[slice_], slice_.name))
         raise SliceError(
             "budget",
             found=f"{limit.amount:,.0f} {limit.unit}",
             wanted=f"at least {costs[smallest]:,} for {smallest.name}, the smallest size",
         )
 
-    def rank(part: Slice) -> tuple[bool, float, int, str]:
-        stated = mmlu.get(part, -1.0)
+    def rank(slice_: Slice) -> tuple[bool, float, int, str]:
+        stated = mmlu.get(slice_, -1.0)
         # Of two with the same stated accuracy the smaller is better; without one, more parameters are.
-        return is_whole(part, model.config), stated, -costs[part] if stated >= 0 else costs[part], part.name
+        return is_whole(slice_, model.config), stated, -costs[slice_] if stated >= 0 else costs[slice_], slice_.name
 
     return max(fitting, key=rank)
 
@@ -183,10 +183,10 @@ def _key(name: str) -> str:
     return re.sub(r"[\s_-]+", "-", name.strip().casefold())
 
 
-def _has_dimensions(config: TextConfig, part: Slice) -> bool:
+def _has_dimensions(config: TextConfig, slice_: Slice) -> bool:
     """Whether the checkpoint is shaped as Google's E4B or E2B: then their names mean what they say."""
     return (
-        tuple(layer.ffn_size for layer in config.layers) == part.ffn_sizes
+        tuple(layer.ffn_size for layer in config.layers) == slice_.ffn_sizes
         and (config.hidden_size, config.ple_size, config.num_heads, config.num_kv_heads) == (2048, 256, 8, 2)
         and (config.head_dim, config.laurel_rank, config.altup_num_inputs) == (256, 64, 4)
         and config.kv_layers == tuple(range(20))
@@ -200,19 +200,19 @@ def _read_matformer_file(path: Path, config: TextConfig) -> list[Slice]:
     entries = stated.array("slices")
     stated.finish()
     parts = [_parse_slice(JsonObject(entry, str(path), SliceError, f"slice {i}")) for i, entry in enumerate(entries)]
-    for part in parts:
-        slice_config(config, part)
+    for slice_ in parts:
+        slice_config(config, slice_)
     return parts
 
 
 def _parse_slice(stated: JsonObject) -> Slice:
-    part = Slice(
+    slice_ = Slice(
         _checked_name(stated, stated.string("name")),
         stated.integers("layers", 0, _MAX_LAYERS - 1),
         stated.integers("ffn_sizes", 1, _MAX_WIDTH),
     )
     stated.finish()
-    return part
+    return slice_
 
 
 def _checked_name(stated: JsonObject, name: str) -> str:

@@ -30,29 +30,31 @@ def combine(config: TextConfig, slices: Sequence[Slice]) -> Elastic:
     The widest model has every layer that some size keeps, at its largest width. Each of its FFNs is cut where a size
     ends, so that a size runs the first pieces of it.
     """
-    configs = [slice_config(config, part) for part in slices]
-    layers = sorted({layer for part in slices for layer in part.layers})
+    configs = [slice_config(config, slice_) for slice_ in slices]
+    layers = sorted({layer for slice_ in slices for layer in slice_.layers})
     widths = {
-        layer: sorted({dict(zip(part.layers, part.ffn_sizes, strict=True)).get(layer, 0) for part in slices} - {0})
+        layer: sorted(
+            {dict(zip(slice_.layers, slice_.ffn_sizes, strict=True)).get(layer, 0) for slice_ in slices} - {0}
+        )
         for layer in layers
     }
     widest = Slice("widest", tuple(layers), tuple(widths[layer][-1] for layer in layers))
     _check_caches(config, slices)
     sizes = tuple(
-        DecoderSize(size_config, tuple(layers.index(layer) for layer in part.layers), _segments(part, widths))
-        for part, size_config in zip(slices, configs, strict=True)
+        DecoderSize(size_config, tuple(layers.index(layer) for layer in slice_.layers), _segments(slice_, widths))
+        for slice_, size_config in zip(slices, configs, strict=True)
     )
     return Elastic(widest, slice_config(config, widest), tuple(slices), sizes, _prefixes(slices))
 
 
-def _segments(part: Slice, widths: dict[int, list[int]]) -> tuple[tuple[int, ...], ...]:
+def _segments(slice_: Slice, widths: dict[int, list[int]]) -> tuple[tuple[int, ...], ...]:
     """The widths of the FFN pieces that a size runs in each of its layers.
 
     >>> _segments(Slice("mid", (0, 2), (8, 16)), {0: [8, 16], 1: [16], 2: [8, 16]})
     ((8,), (8, 8))
     """
     segments = []
-    for layer, width in zip(part.layers, part.ffn_sizes, strict=True):
+    for layer, width in zip(slice_.layers, slice_.ffn_sizes, strict=True):
         stops = [w for w in widths[layer] if w <= width]
         segments.append(tuple(stop - start for start, stop in zip([0, *stops], stops, strict=False)))
     return tuple(segments)
@@ -61,10 +63,10 @@ def _segments(part: Slice, widths: dict[int, list[int]]) -> tuple[tuple[int, ...
 def _check_caches(config: TextConfig, slices: Sequence[Slice]) -> None:
     owners = set(config.kv_layers)
     first = slices[0]
-    for part in slices[1:]:
-        if owners & set(part.layers) != owners & set(first.layers):
+    for slice_ in slices[1:]:
+        if owners & set(slice_.layers) != owners & set(first.layers):
             raise SliceError(
-                f"sizes {first.name} and {part.name}",
+                f"sizes {first.name} and {slice_.name}",
                 found="different layers that own a KV cache",
                 wanted="the same ones, so that a conversation can change its size",
                 remedy="convert them to two bundles",
@@ -77,9 +79,9 @@ def _prefixes(slices: Sequence[Slice]) -> tuple[str, ...]:
     >>> _prefixes([Slice("E4B", (), ()), Slice("E2.98B (block-level)", (), ())])
     ('', 'E2.98B-block-level_')
     """
-    names = [re.sub(r"[^A-Za-z0-9.]+", "-", part.name).strip("-.") for part in slices]
+    names = [re.sub(r"[^A-Za-z0-9.]+", "-", slice_.name).strip("-.") for slice_ in slices]
     prefixes = ("", *(f"{name}_" for name in names[1:]))
-    for name, part in zip(names, slices, strict=True):
+    for name, slice_ in zip(names, slices, strict=True):
         if not name or names.count(name) > 1 or name.startswith("prefill"):
-            raise SliceError("size name", found=part.name, wanted="distinct names that start with a letter or digit")
+            raise SliceError("size name", found=slice_.name, wanted="distinct names that start with a letter or digit")
     return prefixes

@@ -32,9 +32,9 @@ _FFN_ROWS = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
 _FFN_COLUMNS = "mlp.down_proj.weight"
 
 
-def is_whole(part: Slice, config: TextConfig) -> bool:
+def is_whole(slice_: Slice, config: TextConfig) -> bool:
     """Whether nothing is cut from the checkpoint."""
-    return part == whole_slice(config, part.name)
+    return slice_ == whole_slice(config, slice_.name)
 
 
 def whole_slice(config: TextConfig, name: str) -> Slice:
@@ -42,23 +42,23 @@ def whole_slice(config: TextConfig, name: str) -> Slice:
     return Slice(name, tuple(range(config.num_layers)), tuple(layer.ffn_size for layer in config.layers))
 
 
-def slice_config(config: TextConfig, part: Slice) -> TextConfig:
+def slice_config(config: TextConfig, slice_: Slice) -> TextConfig:
     """The config of the smaller model, its layers renumbered; SliceError if the checkpoint cannot give it.
 
     A kept layer must still find the layer whose K/V it reads, and that must be the one it was trained with.
     """
-    _check_layers(config, part)
-    new_index = {old: new for new, old in enumerate(part.layers)}
+    _check_layers(config, slice_)
+    new_index = {old: new for new, old in enumerate(slice_.layers)}
     layers: list[LayerConfig] = []
-    for old, width in zip(part.layers, part.ffn_sizes, strict=True):
+    for old, width in zip(slice_.layers, slice_.ffn_sizes, strict=True):
         layer = config.layers[old]
         if not 1 <= width <= layer.ffn_size:
             raise SliceError(
-                f"slice {part.name}, FFN of layer {old}", found=width, wanted=f"an integer from 1 to {layer.ffn_size}"
+                f"slice {slice_.name}, FFN of layer {old}", found=width, wanted=f"an integer from 1 to {layer.ffn_size}"
             )
         if layer.kv_source is not None and layer.kv_source not in new_index:
             raise SliceError(
-                f"slice {part.name}",
+                f"slice {slice_.name}",
                 found=f"layer {layer.kv_source} is skipped, whose keys and values layer {old} reads",
             )
         source = None if layer.kv_source is None else new_index[layer.kv_source]
@@ -88,11 +88,11 @@ def parameters_by_group(config: TextConfig) -> Mapping[str, int]:
 class SlicedCheckpoint:
     """A TextModel that presents a slice exactly as a checkpoint that was sliced and saved first would."""
 
-    def __init__(self, checkpoint: TextModel, part: Slice) -> None:
+    def __init__(self, checkpoint: TextModel, slice_: Slice) -> None:
         """Raises SliceError if the checkpoint cannot give the slice."""
-        self._config = slice_config(checkpoint.config, part)
+        self._config = slice_config(checkpoint.config, slice_)
         self._checkpoint = checkpoint
-        self._slice = part
+        self._slice = slice_
 
     @property
     def config(self) -> TextConfig:
@@ -165,16 +165,16 @@ class SlicedCheckpoint:
         return runs
 
 
-def _check_layers(config: TextConfig, part: Slice) -> None:
-    what = f"slice {part.name}"
-    if len(part.layers) != len(part.ffn_sizes):
+def _check_layers(config: TextConfig, slice_: Slice) -> None:
+    what = f"slice {slice_.name}"
+    if len(slice_.layers) != len(slice_.ffn_sizes):
         raise SliceError(
-            what, found=f"{len(part.ffn_sizes)} FFN sizes", wanted=f"one for each of {len(part.layers)} layers"
+            what, found=f"{len(slice_.ffn_sizes)} FFN sizes", wanted=f"one for each of {len(slice_.layers)} layers"
         )
-    if not part.layers:
+    if not slice_.layers:
         raise SliceError(what, found="no layers")
     last = -1
-    for layer in part.layers:
+    for layer in slice_.layers:
         if not last < layer < config.num_layers:
             raise SliceError(
                 what, found=f"layer {layer} after {last}", wanted=f"rising indices below {config.num_layers}"

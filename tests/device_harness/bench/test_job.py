@@ -259,17 +259,20 @@ class OverUsb(Transport):
 def test_after_a_cut_no_file_of_samples_stays(own_device: Emulator) -> None:
     seen: list[int] = []
 
+    def files() -> int:
+        return len(list(own_device.path("/data/local/tmp").glob("samples-*")))
+
     def look(text: str) -> None:
         if "begins again" in text:
-            seen.append(len(list(own_device.path("/data/local/tmp").glob("samples-*"))))
+            seen.append(files())
 
     def count_and_cut() -> None:
-        seen.append(len(list(own_device.path("/data/local/tmp").glob("samples-*"))))
+        seen.append(files())
         own_device.set_faults(CUT)
 
     def second(done: int, total: int, figures: object) -> None:
         if done == 1:
-            when(lambda: is_sampled(own_device, 3), count_and_cut)
+            when(lambda: is_sampled(own_device, 3) and files(), count_and_cut)
 
     with OverUsb(tcp_endpoint(own_device.serial)).connect() as transport:
         machine = AdbDevice(transport)

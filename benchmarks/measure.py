@@ -233,11 +233,15 @@ class Measured:
     """Whether it came to its end."""
 
 
+def _is_installed(package: str) -> bool:
+    return any(importlib.metadata.distributions(name=package))
+
+
 class Recorder:
     """Appends what a script measures to a results file (docs/formats/results.md); made before anything is measured."""
 
     def __init__(self, script: str, packages: Sequence[str] = PACKAGES) -> None:
-        """`script`: its name without `bench_`; `packages`: whose versions count."""
+        """`script`: its name without `bench_`; `packages`: whose versions count where they are installed."""
         self._runner = f"bench_{script}"
         self._packages = packages
         self._started_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -252,7 +256,7 @@ class Recorder:
     def append(self, path: Path, measured: Measured, versions: Mapping[str, str] | None = None) -> None:
         """One record; `versions`: of a peer's packages, in an environment of its own."""
         commit = _commit()
-        found = {name: importlib.metadata.version(name) for name in self._packages}
+        found = {name: importlib.metadata.version(name) for name in self._packages if _is_installed(name)}
         script = ScriptRecord(commit, dict(measured.conditions), {**found, **(versions or {})})
         record = BenchRecord(
             tool=f"gemma-edge {__version__}",

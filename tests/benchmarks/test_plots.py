@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pytest
 from result_records import RECORDS
 
 from benchmarks import plot_results
@@ -57,6 +58,7 @@ def test_records_of_another_commit_or_machine_are_not_drawn_beside_the_last(tmp_
     assert [bar.label for bar in plot.bars] == ["e2b at 4,096", "memory, read by NumPy"]
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "bandwidth.jsonl", [bandwidth(512, 1e9), bandwidth(4096, 3e9)])
     plot_results.main(["--results", str(tmp_path)])

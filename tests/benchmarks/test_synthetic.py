@@ -96,6 +96,7 @@ def test_transformers_loads_it_with_no_tensor_missing_or_left_over(tiny: Path) -
     assert torch.isfinite(logits).all() and logits.std() > 0.1
 
 
+@pytest.mark.slow
 def test_bench_convert_measures_a_conversion_and_appends_its_result(tiny: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     arguments = ["--preset", "tiny", "--checkpoint", str(tiny), "--recipes", "int8", "--repeats", "1"]

@@ -166,6 +166,7 @@ def test_prefill_fills_the_caches_as_decode_does(config: oracle.OracleConfig) ->
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_two_conversions_give_identical_bytes(tmp_path: Path, tiny: Path) -> None:
     for name, workers in (("a", 1), ("b", 3)):
         convert(replace(request(tiny, tmp_path / name, quant="int4"), workers=workers))
@@ -197,6 +198,7 @@ def test_a_size_computes_the_same_alone_and_among_others(tmp_path: Path, tiny: P
             assert np.abs(got - want).max() < 1e-3, name
 
 
+@pytest.mark.slow
 def test_an_elastic_bundle_stores_each_weight_once(tmp_path: Path, tiny: Path) -> None:
     slices = open_gemma3n(tiny).slices
     both = convert(request(tiny, tmp_path / "both", sizes=(slices["large"], slices["small"])))
@@ -206,6 +208,7 @@ def test_an_elastic_bundle_stores_each_weight_once(tmp_path: Path, tiny: Path) -
     assert both.groups["text"].parameters == large.groups["text"].parameters
 
 
+@pytest.mark.slow
 def test_a_conversation_may_change_its_size(tmp_path: Path, tiny: Path) -> None:
     slices = open_gemma3n(tiny).slices
     convert(request(tiny, tmp_path / "bundle", quant="int8", sizes=(slices["large"], slices["small"])))
@@ -297,6 +300,7 @@ def test_a_broken_tokenizer_is_refused_before_any_work(
         convert(request(tmp_path / "checkpoint", tmp_path / "bundle"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["f32", "int8"])
 @pytest.mark.parametrize("tensor", ["embed_tokens_per_layer", "layers.0.input_layernorm", "layers.1.mlp.up_proj"])
 def test_a_weight_that_is_not_finite_is_refused_whatever_its_scheme(
@@ -316,6 +320,7 @@ def test_a_weight_that_is_not_finite_is_refused_whatever_its_scheme(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "says"), [(None, "the file has changed since"), (1_000_000, "ends at byte .* now: it has changed since")]
 )
@@ -426,6 +431,7 @@ def test_too_small_a_disk_is_said_before_starting(tmp_path: Path, tiny: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["f32", "int8"])
 def test_the_room_that_is_asked_for_is_what_the_bundle_takes(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, quant: str

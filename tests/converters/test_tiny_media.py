@@ -43,6 +43,7 @@ def test_there_are_samples_of_both_kinds() -> None:
     assert len(PICTURES) >= 6 and len(SOUNDS) >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_an_int8_bundle_answers_what_the_samples_show_and_say(tmp_path: Path, size: str) -> None:
     convert(ConvertRequest(TINY, tmp_path / "bundle", sizes=(size,), context=512), gate=None)

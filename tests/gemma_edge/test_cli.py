@@ -613,6 +613,7 @@ def judging(random_checkpoint: Path, output: Path) -> subprocess.Popen[str]:
     return convert
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("older", [False, True])
 def test_a_conversion_ended_by_a_signal_leaves_nothing_but_the_older_bundle(

@@ -121,7 +121,8 @@ def test_every_way_to_read_is_measured_in_both_states(run: Run, shards: list[Pat
         assert measure.row_bytes_read == measure.rows * LAYOUT.row_bytes
         latencies = [getattr(measure, f"latency_{name}_us") for name in ("p50", "p90", "p99", "max")]
         assert latencies[0] > 0 and latencies == sorted(latencies)
-        assert measure.read_s * 1e6 == pytest.approx(measure.latency_mean_us * measure.reads, rel=1e-3)
+        rounded_us = 0.01 * measure.reads
+        assert measure.read_s * 1e6 == pytest.approx(measure.latency_mean_us * measure.reads, rel=1e-3, abs=rounded_us)
         assert measure.bandwidth_bytes_per_s == pytest.approx(measure.row_bytes_read / measure.read_s, rel=1e-3)
 
 
@@ -218,6 +219,7 @@ def test_a_header_with_a_hostile_field_is_refused_by_name(run: Run, shards: list
         assert f"header {field}: found {value}" in done.stderr
 
 
+@pytest.mark.slow
 def test_mangled_headers_are_refused_where_the_toolkits_reader_refuses_them(run: Run, shards: list[Path]) -> None:
     dice = random.Random(1)
     sound = [path.read_bytes() for path in shards]

@@ -183,6 +183,7 @@ def test_a_file_that_holds_no_token_ids_is_refused(tmp_path: Path, text: str) ->
         read_token_file(path)
 
 
+@pytest.mark.slow
 @needs_gcc
 @pytest.mark.parametrize("start", ["cold", "warm"])
 def test_it_is_a_runner_of_bench(
@@ -280,6 +281,7 @@ def _segments(data: bytes) -> dict[int, list[int]]:
     return kinds
 
 
+@pytest.mark.slow
 @needs_gcc
 def test_a_cold_bench_can_leave_the_model_s_files_out_of_memory_and_records_what_stayed(
     bundle: Path, folder_device: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]

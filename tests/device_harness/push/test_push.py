@@ -343,6 +343,7 @@ def test_it_works_in_both_shells(make_device: MakeDevice, tmp_path: Path, stored
         assert on_device(device) == locally(bundle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["fullblock", "openssl", "sha256sum"])
 def test_it_works_with_the_programs_that_a_device_has(make_device: MakeDevice, tmp_path: Path, missing: str) -> None:
     device = make_device(EmulatorSettings(isolation="folder"))

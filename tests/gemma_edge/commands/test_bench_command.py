@@ -98,6 +98,7 @@ def test_results_are_printed_in_other_forms(
     assert len(found) == 2 and "text_decoder:decode" in str(found[0])
 
 
+@pytest.mark.slow
 def test_a_bundle_is_exported_for_google_s_program(
     device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,7 @@ def test_the_interval_of_the_median_holds_it_as_often_as_it_says() -> None:
     assert 0.90 <= held / 300 <= 0.995
 
 
+@pytest.mark.slow
 def test_equal_devices_rarely_seem_to_differ() -> None:
     random = np.random.default_rng(8)
     wrong = 0

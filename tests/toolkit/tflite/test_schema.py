@@ -164,6 +164,7 @@ def repacked(theirs: Any) -> bytes:
     return bytes(builder.Output())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["random_bundle", "multimodal_bundle"])
 def test_every_graph_that_we_write_is_read_and_packed_to_the_same_bytes(
     request: pytest.FixtureRequest, bundle: str

@@ -24,32 +24,32 @@ DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 _SIGNALLED = 128  # and the signal's number, as shells have it
 
 _VERBS = {
-    "inspect": "show a checkpoint's or a bundle's groups, sizes and memory",
-    "convert": "make a bundle of a checkpoint",
+    "inspect": "show the parameter groups, sizes and memory of a checkpoint or a bundle",
+    "convert": "convert a checkpoint to a bundle, and check its quality",
     "check": "check every hash, bound and reference of a bundle or a .litertlm, and report all faults",
-    "verify": "hold a bundle's predictions against its checkpoint's",
+    "verify": "compare a bundle's predictions with its checkpoint's",
     "run": "answer one prompt on this machine",
     "chat": "hold a conversation on this machine",
     "export": "write a bundle as one .litertlm file for Google's LiteRT-LM and the apps that use it",
-    "devices": "list Android devices on USB, on this computer and at given addresses, and say why one cannot be used",
-    "push": "bring a bundle or a .litertlm to Android devices: only what differs there, whole or not at all",
-    "bench": "measure a model on an Android device or this computer: speed, memory, temperature, each iteration kept",
-    "probe": "time reads of per-layer embedding rows from flash: a row, a batch; pread, mmap, with advice; cold, warm",
-    "report": "show benchmark results as one HTML page, with tables, plots and where each figure comes from",
-    "compare": "compare two sets of benchmark results, with an interval and a verdict for each test",
-    "emulator": "run an emulated Android device on 127.0.0.1, with faults on request, until it is interrupted",
-    "demo": "convert, check, verify, run and export the built-in tiny model in three sizes, and say what happens",
+    "devices": "list Android devices on USB, on this computer and at given addresses, and why any of them is unusable",
+    "push": "copy a bundle or a .litertlm to Android devices, sending only what has changed, with verified hashes",
+    "bench": "measure a model on an Android device or this computer: speed, memory, temperature",
+    "probe": "measure how fast flash gives rows of per-layer embeddings, one by one and in batches, cold and warm",
+    "report": "write benchmark results as one HTML page, with tables, plots and the origin of each figure",
+    "compare": "compare two sets of benchmark results, with a confidence interval and a verdict for each test",
+    "emulator": "run an emulated Android device on 127.0.0.1, with faults on request, until interrupted",
+    "demo": "convert, check, verify, run and export the built-in tiny model in three sizes, explaining each step",
 }
-"""In the order of the way through; each a module of `gemma_edge.commands`."""
+"""Summaries of the verbs, in the order of the workflow; each verb is a module of `gemma_edge.commands`."""
 
-_DESCRIPTION = "Turn a Gemma 3n checkpoint into LiteRT bundles for edge devices, run them, and prove them right."
+_DESCRIPTION = "Convert Gemma 3n checkpoints to LiteRT bundles for edge devices, check their quality, and run them."
 _EPILOG = """exit codes:
-  0 done; 1 the work ran and its result is bad; 2 wrong use or bad input;
-  3 device or environment; 130 interrupted; 143 terminated"""
+  0 done; 1 the work ran, but its result is bad; 2 wrong usage or bad input;
+  3 device or environment fault; 130 interrupted; 143 terminated"""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises what is wrong as a UsageError."""
+    """A parser that raises UsageError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         self._refuse(message)
@@ -57,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # typeshed's overloads for namespaces of one's own
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        self.exit_on_error = False  # or argparse would make one text of the option and of what is wrong with it
+        self.exit_on_error = False  # otherwise argparse joins the option and its fault into one text
         try:
             return super().parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
@@ -76,12 +76,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(option, found=found, remedy=f"see {self.prog} --help")
 
     def option_strings(self) -> list[str]:
-        """What options are called."""
+        """The names of all options."""
         return list(self._option_string_actions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command, and return its exit code; argv: the arguments without the program's name."""
     try:
         words = sys.argv[1:] if argv is None else argv
         arguments = _parse(words)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return _exit_code(end)
     except KeyboardInterrupt:
-        return _interrupted()  # while a verb's libraries are imported, which takes its time on a busy machine
+        return _interrupted()  # while a verb's libraries are imported, which may take seconds on a busy machine
     verbose: int = getattr(arguments, "verbose", 0)
     quiet: bool = getattr(arguments, "quiet", False)
     terminal = Terminal(
@@ -101,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> NoReturn:
-    """The process behind the command."""
+    """The entry point of the `gemma-edge` command; ends the process."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup a hangup is ignored, and stays so
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP; leave it ignored
             signal.signal(number, _terminate)
     try:
         code = main()
@@ -119,7 +119,7 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> 
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader has seen enough. Python flushes stdout once more at its end: give it a place.
+        # The reader closed the pipe. Python flushes stdout again at exit, so point it somewhere valid.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
@@ -129,19 +129,19 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> 
 
 
 def _known(error: Exception) -> ToolkitError:
-    """Any error as one of ours."""
+    """Turn any exception into a ToolkitError."""
     if isinstance(error, ToolkitError):
         return error
     if isinstance(error, OSError):
         return EnvironmentFault(file=error.filename, found=system_reason(error))
     if isinstance(error, MemoryError):
         return EnvironmentFault(found="out of memory", remedy="choose a smaller size")
-    found = f"a bug of gemma-edge ({type(error).__name__}: {error})"
-    return EnvironmentFault(found=found, remedy="run it again with -v and report what it says")
+    found = f"a bug in gemma-edge ({type(error).__name__}: {error})"
+    return EnvironmentFault(found=found, remedy="run it again with -v and report the output")
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
-    """End as after Ctrl-C, with nothing half-written; once, so that no second signal cuts the cleaning up short."""
+    """End as after Ctrl-C, with nothing half-written. Further signals are ignored, so that cleaning up completes."""
     signal.signal(number, signal.SIG_IGN)
     raise SystemExit(_SIGNALLED + number)
 
@@ -169,11 +169,11 @@ def _fail(error: ToolkitError, *, as_json: bool, traced: bool) -> int:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    """UsageError where they are wrong; a word that is nearly right is named. SystemExit after --help and --version."""
+    """Parse the command line. UsageError if it is wrong, naming the nearest valid word; SystemExit after --help."""
     word = next((word for word in words if not word.startswith("-")), None)
     parser = _parser(word)
     if word is None and not {"-h", "--help", "--version"}.intersection(words):
-        parser.error(f"no verb is given; choose one of {', '.join(_VERBS)}")
+        parser.error(f"no verb given; choose one of {', '.join(_VERBS)}")
     if word is not None and word not in _VERBS:
         parser.error(f"{word!r} is not a verb{_nearest(word, _VERBS)}")
     arguments, extra = parser.parse_known_args(words)
@@ -201,7 +201,7 @@ def _parser(word: str | None) -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"gemma-edge {toolkit.__version__}")
-    verbs = parser.add_subparsers(title="verbs, in the order of the way through", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="verbs, in the order of the workflow", metavar="VERB", required=True)
     for name in (word,) if word in _VERBS else _VERBS:
         summary = _VERBS[name]
         verb = verbs.add_parser(
@@ -212,7 +212,7 @@ def _parser(word: str | None) -> _Parser:
             parents=[shared],
             allow_abbrev=False,
         )
-        # The list of verbs needs none of what they import, which takes a second or two.
+        # Only the chosen verb is imported: importing takes a second or two.
         if name == word:
             command = importlib.import_module(f"gemma_edge.commands.{name}")
             verb.epilog = "examples:\n" + "\n".join(f"  {line}" for line in command.EXAMPLES)
@@ -222,20 +222,20 @@ def _parser(word: str | None) -> _Parser:
 
 
 def _shared_options() -> _Parser:
-    """Options that stand before or after the verb; absent ones leave no trace, so that neither overrides the other."""
+    """Options allowed both before and after the verb; they have no defaults, so that neither overrides the other."""
     shared = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    group = shared.add_argument_group("everywhere")
+    group = shared.add_argument_group("global options")
     volume = group.add_mutually_exclusive_group()
-    volume.add_argument("-v", "--verbose", action="count", help="say more; with errors, their traceback")
-    volume.add_argument("-q", "--quiet", action="store_true", help="say nothing but results, warnings and errors")
-    group.add_argument("--json", action="store_true", help="results as JSON on stdout, one object a line")
-    group.add_argument("--no-progress", action="store_true", help="no progress bars")
+    volume.add_argument("-v", "--verbose", action="count", help="log more, and show the traceback of an error")
+    volume.add_argument("-q", "--quiet", action="store_true", help="print only results, warnings and errors")
+    group.add_argument("--json", action="store_true", help="print results as JSON on stdout, one object per line")
+    group.add_argument("--no-progress", action="store_true", help="show no progress bars")
     return shared
 
 
 @contextmanager
 def _log_on_stderr(terminal: Terminal, verbose: int) -> Iterator[None]:
-    """The log of our own packages: warnings, with -v also what is going on, with -vv everything."""
+    """Print the log of our own packages on stderr: warnings; with -v also info, with -vv also debug messages."""
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
     handler = _LogLines(terminal)
     loggers = [logging.getLogger(package) for package in ("gemma_edge", "toolkit", "converters", "device_harness")]
@@ -252,7 +252,7 @@ def _log_on_stderr(terminal: Terminal, verbose: int) -> Iterator[None]:
 
 
 class _LogLines(logging.Handler):
-    """Log records as lines of the terminal."""
+    """A logging handler that prints records as lines on the terminal."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class _LogLines(logging.Handler):
 
 
 def _label(level: int) -> Label:
-    """Anything less serious than a warning is merely said."""
+    """The word before a log line, by its level."""
     if level < logging.WARNING:
         return "info"
     return "warning" if level < logging.ERROR else "error"

@@ -5,18 +5,18 @@ from device_harness.runners.spec import RunnerOption
 SERVER_VARIABLE = "GEMMA_EDGE_BINARY_SERVER"
 
 PROGRAM_OPTIONS = (
-    RunnerOption("binary", "FILE", "the program, its libraries (*.so) beside it"),
+    RunnerOption("binary", "FILE", "the program, with its libraries (*.so) in the same folder"),
     RunnerOption(
         "binary_version",
         "VERSION",
-        "without --binary: download the program that Google published under VERSION, such as latest, for the device, "
-        "once, and keep it; with --binary: its version, for the record",
+        "without --binary: the published version of Google's program to download once for the device, such as latest; "
+        "with --binary: its version, for the record",
     ),
     RunnerOption(
         "binary_sha256",
         "[NAME=]HEX",
-        "refuse the program, or the library NAME, if it has another hash; may be repeated (default: what the first "
-        "download brought is recorded and trusted)",
+        "fail if the program, or the library NAME, has another hash; may be repeated (default: trust the first "
+        "download, and record its hash)",
         repeats=True,
     ),
     RunnerOption(
@@ -24,5 +24,5 @@ PROGRAM_OPTIONS = (
         "URL",
         f"a mirror of Google's storage to download from (default: {SERVER_VARIABLE}, else Google's own)",
     ),
-    RunnerOption("runner_arg", "ARG", "one more argument for the program; may be repeated", repeats=True),
+    RunnerOption("runner_arg", "ARG", "an additional argument for the program; may be repeated", repeats=True),
 )

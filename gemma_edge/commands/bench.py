@@ -34,23 +34,31 @@ _SHORTEST_S = 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="BUNDLE|FILE", type=Path, help="a bundle's directory, or a .litertlm file")
+    parser.add_argument("model", metavar="BUNDLE|FILE", type=Path, help="a bundle directory, or a .litertlm file")
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
-        "--device", metavar="SERIAL|HOST:PORT", help="where (default: ANDROID_SERIAL, else the only device)"
+        "--device",
+        metavar="SERIAL|HOST:PORT",
+        help="the device to measure on (default: ANDROID_SERIAL, else the only device)",
     )
-    place.add_argument("--host", action="store_true", help="this computer, in a process of its own")
-    parser.add_argument("--runner", choices=[spec.name for spec in ALL], help=f"what runs the model: {_runners_help()}")
+    place.add_argument("--host", action="store_true", help="measure on this computer, in a separate process")
+    parser.add_argument(
+        "--runner", choices=[spec.name for spec in ALL], help=f"the program that runs the model: {_runners_help()}"
+    )
     _add_workload(parser)
     _add_runner_options(parser)
     _add_care(parser)
     output = parser.add_argument_group("results")
-    output.add_argument("-o", "--output", choices=FORMS, default="md", help="how they are printed (default: md)")
+    output.add_argument(
+        "-o", "--output", choices=FORMS, default="md", help="the format of the printed results (default: md)"
+    )
     output.add_argument(
         "--results", metavar="FILE", type=Path,
-        help="append the whole records, with each iteration and sample, to a file of JSON lines",
+        help="append the full records, with every iteration and sample, to a file of JSON lines",
     )  # fmt: skip
-    output.add_argument("--drop-torn-line", action="store_true", help="remove what a crash left of FILE's last line")
+    output.add_argument(
+        "--drop-torn-line", action="store_true", help="remove an incomplete last line that a crash left in FILE"
+    )
 
 
 def _runners_help() -> str:
@@ -93,30 +101,44 @@ def _given_options(arguments: argparse.Namespace) -> dict[str, tuple[str, ...]]:
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is measured")
-    group.add_argument("-p", "--prompt-tokens", metavar="N", type=positive, default=512, help="default: 512")
-    group.add_argument("-n", "--generated-tokens", metavar="N", type=positive, default=128, help="default: 128")
-    group.add_argument("-r", "--repetitions", metavar="N", type=positive, default=5, help="processes (default: 5)")
+    group.add_argument(
+        "-p", "--prompt-tokens", metavar="N", type=positive, default=512,
+        help="length of the prompt in tokens (default: 512)",
+    )  # fmt: skip
+    group.add_argument(
+        "-n", "--generated-tokens", metavar="N", type=positive, default=128,
+        help="tokens to generate (default: 128)",
+    )  # fmt: skip
+    group.add_argument(
+        "-r", "--repetitions", metavar="N", type=positive, default=5,
+        help="iterations, each in a new process (default: 5)",
+    )  # fmt: skip
     group.add_argument(
         "--cold", action="store_true",
-        help="remove the runner's weight cache before each iteration (default: kept, and filled by an unmeasured run)",
+        help="remove the runner's weight cache before each iteration (default: keep it, filled by an unmeasured run)",
     )  # fmt: skip
     group.add_argument(
         "--drop-page-cache", action="store_true",
-        help="with --cold: take the model's files out of the kernel's page cache too, and record what stayed",
+        help="with --cold: also remove the model's files from the kernel's page cache, and record what stayed",
     )  # fmt: skip
     group.add_argument(
         "--context", metavar="N", type=positive,
-        help="positions that the engine is told to make room for (default: the model's own number)",
+        help="context length in tokens that the engine is told to allocate (default: the model's own)",
     )  # fmt: skip
-    group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: its own default)")
-    group.add_argument("--backend", choices=("cpu", "gpu", "npu"), default="cpu", help="default: cpu")
+    group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: the bundle's default size)")
+    group.add_argument(
+        "--backend",
+        choices=("cpu", "gpu", "npu"),
+        default="cpu",
+        help="the processor that runs the model (default: cpu)",
+    )
     group.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: the runner's choice)")
     group.add_argument(
         "--timeout",
         metavar="S",
         type=_seconds,
         default=600.0,
-        help="a process that takes longer is killed (default: 600)",
+        help="kill a process that takes longer (default: 600)",
     )
 
 
@@ -124,29 +146,41 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the device's state")
     group.add_argument(
         "--max-celsius", metavar="C", type=number,
-        help="wait before each iteration until skin (else battery, else CPU) is no hotter (default: 2 above rest)",
+        help="before each iteration, wait until the skin sensor (else battery, else CPU) is no hotter than this "
+        "(default: 2 above its temperature at rest)",
     )  # fmt: skip
     group.add_argument(
-        "--gate-timeout", metavar="S", type=_seconds, default=300.0, help="wait no longer (default: 300)"
+        "--gate-timeout", metavar="S", type=_seconds, default=300.0, help="wait at most this long (default: 300)"
     )
-    group.add_argument("--refuse-hot", action="store_true", help="a device still hot then is an error, not a flag")
+    group.add_argument(
+        "--refuse-hot",
+        action="store_true",
+        help="fail if the device is still too hot then, instead of flagging the results",
+    )
     group.add_argument(
         "--min-battery", metavar="PERCENT", type=_percent, default=LOW_BATTERY_PERCENT,
-        help="a battery below it is low (default: %(default)g)",
+        help="a battery below this counts as low (default: %(default)g)",
     )  # fmt: skip
     group.add_argument(
         "--on-low-power", choices=ON_LOW_POWER, default="flag",
-        help="before an iteration with a low battery, or while the device saves power: flag the results, wait up to "
-        "--gate-timeout and then flag them, or refuse (default: flag)",
+        help="if the battery is low or the device saves power before an iteration: flag the results, wait up to "
+        "--gate-timeout and then flag them, or fail (default: flag)",
     )  # fmt: skip
     group.add_argument(
-        "--cool-down", metavar="S", type=_seconds, help="pause between iterations (default: 5; here and emulated: 0)"
+        "--cool-down",
+        metavar="S",
+        type=_seconds,
+        help="pause between iterations (default: 5; with --host or an emulated device 0)",
     )
-    group.add_argument("--stay-awake", action="store_true", help="keep the screen on meanwhile; put back afterwards")
-    group.add_argument("--airplane-mode", action="store_true", help="radios off meanwhile; put back afterwards")
+    group.add_argument(
+        "--stay-awake", action="store_true", help="keep the screen on during the run, and restore it afterwards"
+    )
+    group.add_argument(
+        "--airplane-mode", action="store_true", help="switch radios off during the run, and restore them afterwards"
+    )
     group.add_argument(
         "--interval", metavar="S", type=_interval, default=DEFAULT_INTERVAL_S,
-        help="between samples of memory (default: %(default)s)",
+        help="seconds between samples of memory (default: %(default)s)",
     )  # fmt: skip
 
 

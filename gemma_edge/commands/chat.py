@@ -33,7 +33,7 @@ Ctrl-C ends an answer, and the conversation when nothing is being said."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_session_arguments(parser)
-    parser.add_argument("--system", metavar="TEXT", help="what holds for the whole conversation")
+    parser.add_argument("--system", metavar="TEXT", help="the system prompt, instructions for the whole conversation")
     # Gemma's own generation_config: temperature 1, top-k 64, top-p 0.95.
     add_sampling_arguments(parser, temperature=1.0)
 

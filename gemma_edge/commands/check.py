@@ -18,16 +18,16 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", metavar="BUNDLE", type=Path, help="a bundle's directory, a .litertlm file, or one PLE shard"
+        "path", metavar="BUNDLE", type=Path, help="a bundle directory, a .litertlm file, or one PLE shard"
     )
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0 without faults, else 1."""
+    """Return 0 without faults, else 1."""
     with terminal.bar("check") as show:
         faults = check(arguments.path, progress=show)
     lines = [str(fault.error(fault.file or arguments.path)) for fault in faults]
-    verdict = f"{arguments.path}: sound" if not faults else f"{arguments.path}: faults: {len(faults)}"
+    verdict = f"{arguments.path}: {f'faults: {len(faults)}' if faults else 'no faults found'}"
     value = {"ok": not faults, "faults": [dataclasses.asdict(fault) for fault in faults]}
     terminal.result(value, "\n".join([*lines, verdict]))
     return 1 if faults else 0

@@ -23,20 +23,20 @@ _PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,3})?) ?%?", re.ASCII)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base", metavar="BASE", help="a file of results, as bench writes them")
-    parser.add_argument("new", metavar="NEW", help="another")
+    parser.add_argument("base", metavar="BASE", help="a results file written by bench")
+    parser.add_argument("new", metavar="NEW", help="the results file to compare with it")
     parser.add_argument(
         "--across",
         metavar="WHAT",
         default="",
-        help=f"compare although these differ: {', '.join(ACROSS)} or both; without it nothing is compared that is not "
-        "the same device and model",
+        help=f"compare although this differs: {', '.join(ACROSS)}, or both separated by a comma; by default, only "
+        "results of the same device and model are compared",
     )
     parser.add_argument(
         "--max-regression",
         metavar="PERCENT",
-        help="end with exit code 1 if a test is shown to be worse by more than this; without it the exit code is 0 "
-        "whatever is found",
+        help="end with exit code 1 if a test is significantly worse, by more than this; without it the exit code is 0 "
+        "whatever the result",
     )
     add_torn_line_option(parser)
 

@@ -30,30 +30,34 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's directory, or a Hugging Face id")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the directory of a checkpoint, or a Hugging Face id")
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the directory to write")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--sizes", metavar="A[,B...]", type=_names,
-        help="MatFormer sizes by name, the first the default one (see gemma-edge inspect; default: the whole model)",
+        help="MatFormer sizes by name; the first is the bundle's default (gemma-edge inspect lists them; default: the "
+        "whole model)",
     )  # fmt: skip
-    sizes.add_argument("--slice", metavar="FILE", type=Path, help="a size of one's own: docs/formats/matformer.md")
+    sizes.add_argument("--slice", metavar="FILE", type=Path, help="a custom size: docs/formats/matformer.md")
     sizes.add_argument(
-        "--budget", metavar="3GB|3.0B", help="the best size that takes so much memory, or so many effective parameters"
+        "--budget",
+        metavar="3GB|3.0B",
+        help="the best size that fits this much memory, or this many effective parameters",
     )
     parser.add_argument(
         "--quant", metavar="RECIPE", default="int8",
-        help=f"{', '.join(recipe_names('text'))}, or a file: docs/formats/recipe.md (default: int8)",
+        help=f"recipe: {', '.join(recipe_names('text'))}, or a file as in docs/formats/recipe.md (default: int8)",
     )  # fmt: skip
     parser.add_argument(
         "--ple-quant", choices=tuple(element.name for element in ple_elements()),
-        help="per-layer embeddings (default: as --quant; with a file int8)",
+        help="element type of the per-layer embeddings (default: that of --quant; int8 if --quant is a file)",
     )  # fmt: skip
     add_tower_arguments(parser)
     parser.add_argument(
         "--search", choices=tuple(SEARCHES),
-        help="how the text's scales are chosen: mse tries some and keeps that of least squared error; absmax fits the "
-        "largest weight, which is faster and less accurate (default: as the recipe says, and it mse)",
+        help="how the text model's scales are chosen: mse tries several and keeps the one with the least squared "
+        "error; absmax fits the largest weight, which is faster and less accurate (default: the recipe's, which is mse "
+        "unless a file says otherwise)",
     )  # fmt: skip
     parser.add_argument(
         "--context", metavar="N", type=positive, default=DEFAULT_CONTEXT,
@@ -61,14 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--prefill", metavar="N[,N...]", type=_lengths, default=(),
-        help="tokens a prefill takes at once (default: those of "
+        help="how many tokens a prefill processes at once (default: those of "
         f"{','.join(map(str, CPU.prefill_sizes))} that fit the context)",
     )  # fmt: skip
     parser.add_argument(
         "--shard-mb", metavar="MB", type=positive, default=DEFAULT_SHARD_BYTES >> 20,
-        help="largest file of per-layer embeddings (default: %(default)s)",
+        help="maximum size in MiB of a file of per-layer embeddings (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--no-verify", action="store_true", help="leave the short quality gate out")
+    parser.add_argument("--no-verify", action="store_true", help="skip the short quality check")
     add_machine_arguments(parser)
 
 
@@ -141,7 +145,7 @@ def _as_text(result: Conversion) -> str:
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names) or len(set(names)) != len(names):
-        raise UsageError(found=repr(text), wanted="names with commas between, each once")
+        raise UsageError(found=repr(text), wanted="names separated by commas, each once")
     return names
 
 

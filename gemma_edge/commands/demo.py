@@ -45,18 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         metavar="DIR",
         type=Path,
-        help="another model (default: examples/tiny_gemma3n of the repository)",
+        help="use another model (default: examples/tiny_gemma3n of the repository)",
     )
-    parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, help="keep the bundle (default: it is removed)")
-    parser.add_argument("-p", "--prompt", metavar="TEXT", default="Once upon a time", help="what to go on with")
+    parser.add_argument(
+        "-o", "--output", metavar="BUNDLE", type=Path, help="keep the bundle in this directory (default: remove it)"
+    )
+    parser.add_argument("-p", "--prompt", metavar="TEXT", default="Once upon a time", help="the text to continue")
     device = parser.add_argument_group("on a device")
     device.add_argument(
         "--device", metavar="emulated|SERIAL|HOST:PORT",
-        help="push the bundle, measure it with every runner that can run there, and write a page; "
+        help="push the bundle to a device, measure it with every runner that works there, and write a report; "
         "'emulated' starts an emulated device for it",
     )  # fmt: skip
-    device.add_argument("--report", metavar="FILE.html", type=Path, help="the page (default: gemma-edge-demo.html)")
-    device.add_argument("--results", metavar="FILE", type=Path, help="keep the records too, as JSON lines")
+    device.add_argument(
+        "--report", metavar="FILE.html", type=Path, help="the report to write (default: gemma-edge-demo.html)"
+    )
+    device.add_argument("--results", metavar="FILE", type=Path, help="also append the records to a file of JSON lines")
     add_machine_arguments(parser)
 
 

@@ -19,10 +19,10 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", metavar="HOST:PORT", action="append", default=[],
-        help="look there too; may be given more than once (this computer's emulator ports are always looked at)",
+        help="also look at this address; may be repeated (emulator ports on this computer are always searched)",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout", metavar="S", type=number, default=3.0, help="seconds a device has to answer (default: 3)"
+        "--timeout", metavar="S", type=number, default=3.0, help="seconds to wait for a device's answer (default: 3)"
     )
 
 

@@ -26,25 +26,40 @@ EXAMPLES = (
     "gemma-edge emulator --fault drop=100MB --fault thermal=severe --fault battery=15",
 )
 _FAULTS = (
-    "drop=BYTES or reboot=BYTES (when they have come in), corrupt=BYTE, disk-full=BYTES, slow=BYTES_PER_S, "
-    "refuse=SERVICE, thermal=STATUS, battery=PERCENT, screen-on, silent; may be given more than once"
+    "a fault to produce: drop=BYTES or reboot=BYTES (after receiving that many), corrupt=BYTE, disk-full=BYTES, "
+    "slow=BYTES_PER_S, refuse=SERVICE, thermal=STATUS, battery=PERCENT, screen-on, silent; may be repeated"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", metavar="N", type=_port, default=5555, help="0: a free one (default: 5555)")
-    parser.add_argument("--memory", metavar="SIZE", help="what all its programs may use together (default: no limit)")
-    parser.add_argument("--storage", metavar="SIZE", help="what hosts may store on it (default: no limit)")
+    parser.add_argument(
+        "--port", metavar="N", type=_port, default=5555, help="port to listen on; 0: a free one (default: 5555)"
+    )
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="memory for all programs on the device together (default: no limit)"
+    )
+    parser.add_argument("--storage", metavar="SIZE", help="space for files on the device (default: no limit)")
     parser.add_argument("--fault", metavar="FAULT", action="append", default=[], help=_FAULTS)
-    parser.add_argument("--root", metavar="DIR", type=Path, help="keep its files there (default: they are removed)")
+    parser.add_argument(
+        "--root", metavar="DIR", type=Path, help="keep the device's files in DIR (default: remove them at the end)"
+    )
     parser.add_argument(
         "--isolation", choices=("auto", "bubblewrap", "folder"), default="auto",
-        help="how its programs are kept apart: bubblewrap if it works here, else not at all (default: auto)",
+        help="how the device's programs are isolated from this computer: bubblewrap, or folder for not at all "
+        "(default: auto, bubblewrap if it works here)",
     )  # fmt: skip
     parser.add_argument(
-        "--key", metavar="FILE", type=Path, action="append", help="let only owners of these public adb keys in"
+        "--key",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="accept only this public adb key; may be repeated (default: any)",
     )
-    parser.add_argument("--old", action="store_true", help="speak shell v1 and small messages, as before Android 7")
+    parser.add_argument(
+        "--old",
+        action="store_true",
+        help="use the older protocol of Android before version 7: shell v1, small messages",
+    )
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:

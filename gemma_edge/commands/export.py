@@ -20,20 +20,18 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory that gemma-edge convert made")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the .litertlm to write")
-    parser.add_argument(
-        "--size", metavar="NAME", help="the size that the file runs (default: the bundle's own default)"
-    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a directory written by gemma-edge convert")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the .litertlm file to write")
+    parser.add_argument("--size", metavar="NAME", help="the size to export (default: the bundle's default size)")
     parser.add_argument(
         "--groups", metavar="NAME[,...]", type=group_names,
-        help="parameter groups to export, of text, vision and audio; text brings its embeddings along (default: all "
-        "that the bundle has)",
+        help="parameter groups to export: text, vision, audio; text includes its embeddings (default: all that the "
+        "bundle has)",
     )  # fmt: skip
     parser.add_argument(
         "--model-type", choices=get_args(ModelType),
-        help="how LiteRT-LM prepares images and sounds: generic_model as transformers does, gemma3n as it does for "
-        "Google's own files, with other mel frames (default: generic_model; for text alone gemma3n)",
+        help="how LiteRT-LM prepares images and sounds: generic_model as transformers does; gemma3n as for Google's "
+        "own files, with different mel frames (default: generic_model; gemma3n if only text is exported)",
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a checkpoint (directory or Hugging Face id) or a bundle")
     parser.add_argument(
-        "--plot", metavar="FILE", help="also draw what each size loads and what is effective, as FILE.svg or FILE.png"
+        "--plot", metavar="FILE", help="also draw each size's loaded and effective parameters, as FILE.svg or FILE.png"
     )
 
 

@@ -24,26 +24,36 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = ProbeSettings()
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle's directory")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle directory")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--device", metavar="SERIAL|HOST:PORT", help="where to (default: ANDROID_SERIAL, else the only device)"
+        "--device",
+        metavar="SERIAL|HOST:PORT",
+        help="the device to measure (default: ANDROID_SERIAL, else the only device)",
     )
-    where.add_argument("--host", action="store_true", help="this computer, the bundle where it lies")
+    where.add_argument("--host", action="store_true", help="measure this computer, with the bundle as it is")
     parser.add_argument(
         "--target", metavar="DIR", help=f"the bundle's folder on the device (default: {DEFAULT_FOLDER}/NAME)"
     )
-    parser.add_argument("--reads", metavar="N", type=_count, default=default.reads, help="single rows (default: 512)")
     parser.add_argument(
-        "--batch", metavar="N", type=_count, default=default.batch_rows, help="rows of a batch (default: 256)"
+        "--reads", metavar="N", type=_count, default=default.reads, help="how many single rows to read (default: 512)"
     )
-    parser.add_argument("--batches", metavar="N", type=_count, default=default.batches, help="batches (default: 8)")
-    parser.add_argument("--seed", metavar="N", type=_seed, default=default.seed, help="of the token ids (default: 0)")
-    parser.add_argument("--tokens", metavar="FILE", type=Path, help="token ids to read, in place of drawn ones")
+    parser.add_argument(
+        "--batch", metavar="N", type=_count, default=default.batch_rows, help="rows per batch (default: 256)"
+    )
+    parser.add_argument(
+        "--batches", metavar="N", type=_count, default=default.batches, help="how many batches to read (default: 8)"
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=_seed, default=default.seed, help="seed of the random token ids (default: 0)"
+    )
+    parser.add_argument(
+        "--tokens", metavar="FILE", type=Path, help="a file of token ids to read instead of random ones"
+    )
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0; 2 for a bundle whose shards are not sound; 3 if the device failed, or nothing can be built for it."""
+    """Return 0; 2 if the bundle's shards have faults; 3 if the device failed, or nothing can be built for it."""
     settings = ProbeSettings(
         reads=arguments.reads,
         batch_rows=arguments.batch,

@@ -21,19 +21,19 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="BUNDLE", type=Path, help="a bundle's directory, or a .litertlm file")
+    parser.add_argument("source", metavar="BUNDLE", type=Path, help="a bundle directory, or a .litertlm file")
     parser.add_argument(
         "--device", metavar="SERIAL|HOST:PORT", action="append", default=[],
-        help="where to; may be given more than once (default: ANDROID_SERIAL, else the only device)",
+        help="the device to push to; may be repeated (default: ANDROID_SERIAL, else the only device)",
     )  # fmt: skip
     parser.add_argument(
         "--groups", metavar="NAME,...", type=group_names,
-        help="parameter groups that are wanted there; the tokenizer and the chat template always go (default: all)",
+        help="parameter groups to push; the tokenizer and the chat template are always pushed (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--receiver", choices=("auto", "shell", "native"), default="auto",
-        help="what stores and hashes on the device: its own programs (shell), or a small one of ours (native), which "
-        "is faster, and takes a minute to build once (default: native if it has been built and runs there)",
+        help="the program that stores and hashes files on the device: its own tools (shell), or ours (native), which "
+        "is faster, and takes a minute to build once (default: auto, native if it has been built and runs there)",
     )  # fmt: skip
     parser.add_argument(
         "--target", metavar="DIR",

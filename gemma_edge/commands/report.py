@@ -16,7 +16,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", metavar="RESULTS", nargs="+", help="files of results, as bench writes them")
+    parser.add_argument("results", metavar="RESULTS", nargs="+", help="results files written by bench")
     parser.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the page to write")
     add_torn_line_option(parser)
 

@@ -27,9 +27,11 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_session_arguments(parser)
-    parser.add_argument("-p", "--prompt", metavar="TEXT", required=True, help="what to answer; - reads standard input")
-    parser.add_argument("--raw", action="store_true", help="go on with the prompt as it is, without the chat template")
-    parser.add_argument("--ignore-eos", action="store_true", help="do not end at a stop token")
+    parser.add_argument(
+        "-p", "--prompt", metavar="TEXT", required=True, help="the prompt; - reads it from standard input"
+    )
+    parser.add_argument("--raw", action="store_true", help="continue the prompt itself, without the chat template")
+    parser.add_argument("--ignore-eos", action="store_true", help="do not stop at a stop token")
     add_media_arguments(parser)
     add_sampling_arguments(parser, temperature=0.0)
     parser.set_defaults(max_tokens=128)

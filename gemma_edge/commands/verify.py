@@ -25,27 +25,32 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory that gemma-edge convert made")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a directory written by gemma-edge convert")
     parser.add_argument(
-        "--checkpoint", metavar="DIR|ID", required=True, help="what the bundle was made from: a directory or an id"
+        "--checkpoint",
+        metavar="DIR|ID",
+        required=True,
+        help="the checkpoint that the bundle was made from: a directory or a Hugging Face id",
     )
     parser.add_argument("--text", metavar="FILE", type=Path, help="text to predict (default: a built-in one)")
     parser.add_argument(
         "--tokens", metavar="N", type=positive, default=LONG_TOKENS,
-        help="of the text, so many tokens (default: %(default)s)",
+        help="how many tokens of the text to use (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--groups", metavar="NAME[,...]", type=group_names,
-        help="towers to judge besides text; at full size they take minutes and 8 GB of scratch space in TMPDIR "
-        "(default: all of the bundle; text: none)",
+        help="towers to verify besides the language model; at full size they take minutes and 8 GB of temporary space "
+        "in TMPDIR (default: all that the bundle has; text for none)",
     )  # fmt: skip
     add_media_arguments(
         parser,
-        images="images to judge the vision tower on (default: a drawn one)",
-        sounds="sounds to judge the audio tower on (default: a made one); a long one is cut into pieces",
+        images="images for verifying the vision tower (default: a generated one)",
+        sounds="sounds for verifying the audio tower (default: a generated one); one longer than 30 s is split",
     )
     group = add_machine_arguments(parser)
-    group.add_argument("--size", metavar="NAME", action="append", help="only this size; may be repeated (default: all)")
+    group.add_argument(
+        "--size", metavar="NAME", action="append", help="verify only this size; may be repeated (default: all)"
+    )
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:

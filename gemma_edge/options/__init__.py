@@ -1,1 +1,1 @@
-"""Arguments that several verbs share, and what they turn into."""
+"""Command-line arguments that several verbs share, and their conversion to settings."""

@@ -8,22 +8,22 @@ from toolkit.runtime.media_prompt import MediaFile
 
 
 def image_file(path: str) -> MediaFile:
-    """argparse's type of an image."""
+    """The argparse type of an image."""
     return MediaFile("vision", path)
 
 
 def sound_file(path: str) -> MediaFile:
-    """argparse's type of a sound."""
+    """The argparse type of a sound."""
     return MediaFile("audio", path)
 
 
 def add_media_arguments(
     parser: argparse.ArgumentParser,
     *,
-    images: str = "images, before the text in the order given, or where it says <image_soft_token>",
-    sounds: str = "sounds, likewise (<audio_soft_token>); a long one is cut into pieces",
+    images: str = "images, placed before the text in the order given, or where the text has <image_soft_token>",
+    sounds: str = "sounds, likewise (<audio_soft_token>); one longer than 30 s is split into pieces",
 ) -> None:
-    """Files of both kinds, by default what a prompt shows besides its text; the help of each."""
+    """Add `--image` and `--audio`, by default for a prompt; images, sounds: their help texts."""
     group = parser.add_argument_group("images and sounds")
     group.add_argument(
         "--image", metavar="FILE", dest="media", type=image_file, nargs="+", action="extend", default=[], help=images

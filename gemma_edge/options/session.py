@@ -20,75 +20,86 @@ from toolkit.runtime.sampling import Sampling
 from toolkit.runtime.session import SessionSettings, default_threads
 from toolkit.runtime.weight_cache import parse_weight_cache
 
-# Smaller models are ready within a second.
+# Smaller models load within a second.
 _WORTH_A_WORD_BYTES = 300_000_000
 
 
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
-    """The bundle, and how it is run."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory that gemma-edge convert made")
+    """Add the bundle, and the options for running it."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a directory written by gemma-edge convert")
     group = add_machine_arguments(parser)
-    group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: the bundle's own default)")
+    group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: the bundle's default size)")
     group.add_argument(
         "--groups", metavar="NAME[,...]", type=group_names,
-        help="parameter groups that may be loaded; text always may (default: all, vision and audio when needed)",
+        help="parameter groups that may be loaded; text is always loaded (default: all; vision and audio only when "
+        "needed)",
     )  # fmt: skip
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Threads, and where packed weights stay."""
+    """Add the options for the machine: threads, backend, and where weights and embeddings are kept."""
     group = parser.add_argument_group("running")
     group.add_argument("--threads", metavar="N", type=positive, help=f"CPU threads (default here: {default_threads()})")
     group.add_argument(
         "--weight-cache",
         metavar="off|memory|DIR",
-        help="where weights arranged for this hardware stay between runs: nowhere and arranged once for each "
-        "signature, nowhere and arranged once, or a directory (default: GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge; "
-        "over 16 GiB the longest unused go)",
+        help="where to keep the weights, rearranged for this hardware: off rearranges them for each signature, memory "
+        "once for each run, and a directory keeps them between runs (default: GEMMA_EDGE_CACHE, else "
+        "~/.cache/gemma-edge; beyond 16 GiB, the least recently used files are deleted)",
     )
     group.add_argument(
         "--backend", choices=backend_names(), default=backend_names()[0],
-        help="what runs the graphs (default: %(default)s)",
+        help="the processor that runs the graphs (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--ple", choices=("flash", "ram"), default="flash",
-        help="per-layer embeddings: rows read from the shards as tokens need them, or all copied to memory first "
-        "(default: flash)",
+        help="per-layer embeddings: read each row from the shards when a token needs it, or copy all of them to memory "
+        "first (default: flash)",
     )  # fmt: skip
     group.add_argument(
         "--ple-cache-mb", metavar="MB", type=natural, default=DEFAULT_CACHE_BYTES >> 20,
-        help="memory for rows of tokens that come again (default: %(default)s)",
+        help="memory in MiB for the rows of recent tokens (default: %(default)s)",
     )  # fmt: skip
     return group
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: float) -> None:
-    """How tokens are chosen."""
-    group = parser.add_argument_group("choosing tokens")
-    group.add_argument("-n", "--max-tokens", metavar="N", type=positive, help="at most N tokens an answer")
+    """Add the options for sampling; temperature: its default."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("-n", "--max-tokens", metavar="N", type=positive, help="generate at most N tokens per answer")
     group.add_argument(
         "--temperature", metavar="T", type=number, default=temperature,
-        help="0 takes the most likely token (default: %(default)s)",
+        help="0 always chooses the most likely token (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--top-k", metavar="K", type=natural, default=64, help="of the K most likely tokens, 0: of all (default: 64)"
+        "--top-k",
+        metavar="K",
+        type=natural,
+        default=64,
+        help="sample from the K most likely tokens; 0: from all (default: 64)",
     )
     group.add_argument(
         "--top-p", metavar="P", type=number, default=0.95,
-        help="of the most likely tokens that together have probability P (default: 0.95)",
+        help="sample from the most likely tokens whose probabilities add up to P (default: 0.95)",
     )  # fmt: skip
-    group.add_argument("--seed", metavar="S", type=natural, default=0, help="same seed, same text (default: 0)")
     group.add_argument(
-        "--stop", metavar="TEXT", action="append", default=[], help="end an answer where it says TEXT; may be repeated"
+        "--seed", metavar="S", type=natural, default=0, help="the same seed gives the same text (default: 0)"
+    )
+    group.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="end the answer when it contains TEXT; may be repeated",
     )
 
 
 def open_model(
     arguments: argparse.Namespace, terminal: Terminal, stage_ended: Callable[[str], None] = lambda _: None
 ) -> Model:
-    """The bundle, checked as far as its manifest goes; the model itself is loaded for its first answer."""
+    """Open the bundle and check its manifest; the model itself is loaded for its first answer."""
     settings = replace(session_settings(arguments, size=arguments.size), stage_ended=stage_ended)
-    # Faults of the command line are found before any file is read.
+    # Check the sampling options before any file is read.
     Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     bundle = Bundle(arguments.bundle)
     model = Model(bundle, settings, groups=arguments.groups)
@@ -101,7 +112,7 @@ def open_model(
 
 
 def session_settings(arguments: argparse.Namespace, *, size: str | None = None) -> SessionSettings:
-    """What the machine's arguments say."""
+    """The session settings given by `add_machine_arguments`."""
     return SessionSettings(
         size=size,
         threads=arguments.threads or default_threads(),
@@ -113,7 +124,7 @@ def session_settings(arguments: argparse.Namespace, *, size: str | None = None) 
 
 
 def positive(text: str) -> int:
-    """An integer from 1."""
+    """The argparse type of an integer of at least 1."""
     value = _integer(text)
     if value < 1:
         raise UsageError(found=text, wanted="a number from 1")
@@ -121,7 +132,7 @@ def positive(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """An integer from 0."""
+    """The argparse type of an integer of at least 0."""
     value = _integer(text)
     if value < 0:
         raise UsageError(found=text, wanted="a number from 0")
@@ -129,7 +140,7 @@ def natural(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """A finite number."""
+    """The argparse type of a finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -140,7 +151,7 @@ def number(text: str) -> float:
 
 
 def positive_number(text: str) -> float:
-    """A finite number over 0."""
+    """The argparse type of a finite number above 0."""
     value = number(text)
     if value <= 0:
         raise UsageError(found=text, wanted="a number over 0")

@@ -14,20 +14,20 @@ _TOWERS = ("vision", "audio")
 def add_tower_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--groups", metavar="NAME[,...]", type=group_names,
-        help="parameter groups to convert, of text, vision and audio; text brings its embeddings along (default: all "
-        "that the checkpoint has)",
+        help="parameter groups to convert: text, vision, audio; text includes its embeddings (default: all that the "
+        "checkpoint has)",
     )  # fmt: skip
     for group in _TOWERS:
-        why = ", because int4 loses much" if group == "audio" else ""
+        why = ", because int4 is much less accurate" if group == "audio" else ""
         names = ", ".join(recipe_names(group))
         parser.add_argument(
             f"--{group}-quant", metavar="RECIPE",
-            help=f"{names}, or a file, for the {group} tower (default: int8{why}; with --quant f32 f32)",
+            help=f"recipe for the {group} tower: {names}, or a file (default: int8{why}; f32 with --quant f32)",
         )  # fmt: skip
     parser.add_argument(
         "--audio-lengths", metavar="S[,S...]", type=_seconds, default=(),
-        help="seconds of the longest sound of each audio encoder; a sound runs through the shortest that holds it "
-        "(default: 1,5,10,30)",
+        help="maximum lengths in seconds, one for each audio encoder; a sound uses the shortest that fits it (default: "
+        "1,5,10,30)",
     )  # fmt: skip
 
 

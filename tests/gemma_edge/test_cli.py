@@ -277,7 +277,7 @@ def test_export_to_where_no_file_can_be_says_so(
     [
         ("text,vision", "found no group vision, wanted one of"),
         ("vision", "--groups: found vision, wanted text among them"),
-        ("text,", "wanted names with commas between"),
+        ("text,", "wanted names separated by commas"),
     ],
 )
 def test_export_of_groups_that_cannot_be_says_why(

@@ -23,7 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 @pytest.mark.parametrize(
     ("words", "place", "found"),
     [
-        ([], None, "no verb is given; choose one of inspect, "),
+        ([], None, "no verb given; choose one of inspect, "),
         (["chek"], None, "'chek' is not a verb; did you mean check?"),
         (["run"], None, "the following arguments are required: "),
         (["check", "a", "b"], None, "unrecognized arguments: b"),
@@ -75,9 +75,9 @@ def test_wrong_use_is_told_as_json(
             [
                 None,
                 None,
-                "a bug of gemma-edge (ValueError: two\nlines)",
+                "a bug in gemma-edge (ValueError: two\nlines)",
                 None,
-                "run it again with -v and report what it says",
+                "run it again with -v and report the output",
             ],
             3,
         ),

@@ -7,7 +7,7 @@ from device_harness.runners.spec import RunnerOption, RunnerOptions, RunnerReque
 _SIGNATURE = RunnerOption(
     "signature",
     "FILE:NAME",
-    "which signatures, such as text_decoder:decode or '*:prefill_*' (default: all)",
+    "signatures to measure, such as text_decoder:decode or '*:prefill_*' (default: all)",
     repeats=True,
 )
 
@@ -26,7 +26,7 @@ def _check(options: RunnerOptions, workload: Workload) -> None:
 
 SPEC = RunnerSpec(
     name="benchmark_model",
-    about="Google's program for single graphs, on each .tflite and signature of a bundle",
+    about="Google's program for single graphs, run on each .tflite and signature of a bundle",
     takes=("bundle",),
     options=(*PROGRAM_OPTIONS, _SIGNATURE),
     check=_check,

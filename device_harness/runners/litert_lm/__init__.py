@@ -37,13 +37,13 @@ def _check_main(options: RunnerOptions, workload: Workload) -> None:
 
 PYTHON = RunnerSpec(
     name="litert_lm_python",
-    about="Google's engine by its package, where the machine has Python with gemma-edge and litert-lm-api",
+    about="Google's engine from Python, if the machine has Python with gemma-edge and litert-lm-api",
     takes=("litertlm",),
     make=_make_python,
 )
 ADVANCED_MAIN = RunnerSpec(
     name="litert_lm_advanced_main",
-    about="Google's program for its engine, which is pushed",
+    about="Google's program for its engine, pushed to the device",
     takes=("litertlm",),
     default_for=("litertlm",),
     options=PROGRAM_OPTIONS,
@@ -52,7 +52,7 @@ ADVANCED_MAIN = RunnerSpec(
 )
 MAIN = RunnerSpec(
     name="litert_lm_main",
-    about="the same with fewer options",
+    about="the same, with fewer options",
     takes=("litertlm",),
     options=PROGRAM_OPTIONS,
     check=_check_main,

@@ -12,7 +12,7 @@ def _make(request: RunnerRequest) -> Runner:
 
 SPEC = RunnerSpec(
     name="session",
-    about="our session, where the machine has Python with gemma-edge",
+    about="our own runtime, if the machine has Python with gemma-edge",
     takes=("bundle",),
     default_for=("bundle",),
     make=_make,

@@ -85,7 +85,7 @@ def find_endpoint(name: str) -> Endpoint:
     if _may_be_address(name):
         return tcp_endpoint(name)
     there = ", ".join(endpoint.serial for endpoint in usb) or "none on USB"
-    raise UsageError(f"device {name}", found=there, wanted="a serial number or HOST:PORT", remedy=_usb_hint())
+    raise UsageError(f"device {name}", found=f"{there} is not a serial number or HOST:PORT", remedy=_usb_hint())
 
 
 def tcp_endpoint(address: str) -> Endpoint:
@@ -138,7 +138,7 @@ def _only_endpoint() -> Endpoint:
     usable = [device for device in devices if device.is_usable]
     if not usable:
         found = "; ".join(describe(device) for device in devices) or "no device"
-        raise EnvironmentFault("device", found=found, wanted="one that can be used", remedy=_usb_hint())
+        raise EnvironmentFault("device", found=found, remedy=_usb_hint())
     if len(usable) > 1:
         found = ", ".join(describe(device) for device in usable)
         raise UsageError("device", found=f"{len(usable)}: {found}", wanted="one", remedy="name it with --device")
@@ -195,7 +195,7 @@ def _usb_port(serial: str) -> Callable[[], Port]:
         for found, port in transport_port.usb_devices():
             if found == serial:
                 return port
-        raise ConnectionLost(serial, found="no such device on USB", wanted="it", remedy="check the cable")
+        raise ConnectionLost(serial, found="no such device on USB", remedy="check the cable")
 
     return find
 
@@ -221,4 +221,4 @@ def _load(path: Path) -> Signer:
         return transport_port.load_signer(path)
     except (ValueError, TypeError, OSError) as error:
         remedy = "remove it, or give its path in ADB_VENDOR_KEYS no more"
-        raise UsageError(f"adb key {path}", found=str(error), wanted="an RSA key in PEM", remedy=remedy) from error
+        raise UsageError(file=path, found=f"not an RSA key in PEM ({error})", remedy=remedy) from error

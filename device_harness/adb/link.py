@@ -76,7 +76,7 @@ class Link:
             raise
         if not stream.is_open:
             what = f"{self.name} {service_name(service)}"
-            raise ServiceRefused(what, found="a device that refuses this service", wanted="one that has it")
+            raise ServiceRefused(what, found="the device refuses this service")
         return stream
 
     def send(self, command: str, arg0: int, arg1: int, payload: Payload = b"") -> None:
@@ -144,7 +144,7 @@ class Link:
 
     def _require(self) -> None:
         if self._lost is not None:
-            raise ConnectionLost(self.name, found=self._lost, wanted="a connection", remedy="reconnect")
+            raise ConnectionLost(self.name, found=self._lost, remedy="reconnect")
 
     def _lose(self, why: str) -> None:
         if self._lost is None:
@@ -181,7 +181,7 @@ class Stream:
     def write(self, payload: Payload, *, timeout: float) -> None:
         """Send once the device has taken what was sent before; DeviceRefusal is the reader's to find."""
         if not self.drain(timeout=timeout):
-            raise ConnectionLost(self._what, found="the end of the stream", wanted="a device that reads on")
+            raise ConnectionLost(self._what, found="the stream ended before the device had read all")
         self._may_write = False
         self._link.send("WRTE", self.local_id, self._remote_id, payload)
 
@@ -190,7 +190,7 @@ class Stream:
         while True:
             ready = self._link.wait(lambda: self._may_write or self.is_closed or self._owes_okay, timeout)
             if not ready:
-                raise DeviceTimeout(self._what, found=f"no progress for {timeout:g} s", wanted="a device that reads")
+                raise DeviceTimeout(self._what, found=f"the device has read nothing for {timeout:g} s")
             if self._owes_okay:
                 # Else a device that echoes what it reads would wait for us, and we for it.
                 self._acknowledge()
@@ -200,7 +200,7 @@ class Stream:
     def read(self, *, timeout: float) -> Buffer:
         """What one message brought; nothing at the end of the stream."""
         if not self._link.wait(lambda: self.has_input, timeout):
-            raise DeviceTimeout(self._what, found=f"silence for {timeout:g} s", wanted="output or an end")
+            raise DeviceTimeout(self._what, found=f"silence for {timeout:g} s")
         if not self._inbox:
             return b""
         data = self._inbox.popleft()
@@ -228,7 +228,7 @@ class Stream:
             self._inbox_bytes += len(payload)
             self._owes_okay = True
             if self._inbox_bytes > MAX_INBOX_BYTES:
-                raise ProtocolFault(self._what, found=f"{self._inbox_bytes:,} bytes unasked", wanted="fewer")
+                raise ProtocolFault(self._what, found=f"{self._inbox_bytes:,} bytes that nobody asked for")
 
     def _acknowledge(self) -> None:
         self._owes_okay = False

@@ -39,7 +39,7 @@ class FilePayload:
 def file_shrunk(path: Path, end: int, wanted: int) -> BundleError:
     """A local file that ends earlier than it did."""
     found, least = f"an end at byte {end:,}", f"at least {wanted:,} bytes"
-    return BundleError(str(path), found=found, wanted=least, remedy="push again")
+    return BundleError(file=path, found=found, wanted=least, remedy="push again")
 
 
 Payload = Buffer | FilePayload

@@ -39,6 +39,7 @@ from device_harness.adb.wire import (
     parse_header,
     require_checksum,
 )
+from toolkit.base.errors import system_reason
 
 FEATURES = b"features=cmd,shell_v2"
 """What this host can do, sent after `host::`."""
@@ -102,7 +103,7 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
             wanted = f"a connection within {transport_timeout_s:g} s"
             raise DeviceTimeout(name, found="no answer", wanted=wanted) from error
         except OSError as error:
-            raise ConnectionLost(name, found=error.strerror or str(error), wanted="a device that listens") from error
+            raise ConnectionLost(name, found=system_reason(error)) from error
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._connection.setblocking(False)
@@ -129,7 +130,7 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
                 self._require(select.POLLIN, timeout)
                 continue
             except OSError as error:
-                raise self._lost(error.strerror or str(error)) from error
+                raise self._lost(system_reason(error)) from error
             if not count:
                 raise self._lost("the end of the connection")
             rest = rest[count:]
@@ -163,7 +164,7 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
                 self._require(select.POLLOUT, timeout)
                 continue
             except OSError as error:
-                raise self._lost(error.strerror or str(error)) from error
+                raise self._lost(system_reason(error)) from error
             if not count:
                 raise first.shrunk(first.offset)
             return count
@@ -192,7 +193,7 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
             raise self._lost(f"silence for {timeout:g} s in the middle of a message")
 
     def _lost(self, found: str) -> ConnectionLost:
-        return ConnectionLost(f"{self._host}:{self._port}", found=found, wanted="a connection", remedy="reconnect")
+        return ConnectionLost(f"{self._host}:{self._port}", found=found, remedy="reconnect")
 
 
 class UsbPort(BaseTransport):  # type: ignore[misc]
@@ -256,7 +257,7 @@ class UsbPort(BaseTransport):  # type: ignore[misc]
 
     def _lost(self, error: Exception) -> ConnectionLost:
         self._open = False
-        return ConnectionLost(self._name(), found=str(error), wanted="a connection", remedy="check the cable")
+        return ConnectionLost(self._name(), found=str(error), remedy="check the cable")
 
 
 def usb_fault(name: str, error: Exception) -> DeviceFault:
@@ -264,13 +265,13 @@ def usb_fault(name: str, error: Exception) -> DeviceFault:
     kind = type(error).__name__
     if kind == "USBErrorAccess":
         remedy = "install Debian's package android-sdk-platform-tools-common (udev rules) and log in again"
-        return DeviceFault(name, found="no permissions on the USB device", wanted="read and write", remedy=remedy)
+        return DeviceFault(name, found="no permission to read and write the USB device", remedy=remedy)
     if kind == "USBErrorBusy":
         remedy = "run adb kill-server"
-        return DeviceFault(name, found="a USB device that another program holds", wanted="a free one", remedy=remedy)
+        return DeviceFault(name, found="another program holds the USB device", remedy=remedy)
     if kind == "USBErrorNoDevice":
-        return ConnectionLost(name, found="no such device any more", wanted="a device", remedy="check the cable")
-    return DeviceFault(name, found=f"{kind}: {error}", wanted="a USB device that opens")
+        return ConnectionLost(name, found="the device is gone", remedy="check the cable")
+    return DeviceFault(name, found=f"the USB device does not open ({kind}: {error})")
 
 
 def has_usb() -> bool:
@@ -318,7 +319,7 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
                 raise unauthorized(name, "a device that does not know this computer's key") from error
             if isinstance(error, ConnectionLost):
                 raise
-            raise DeviceTimeout(name, found="no answer", wanted=f"one within {timeout:g} s") from error
+            raise DeviceTimeout(name, found=f"no answer within {timeout:g} s") from error
         except BaseException:
             self._port.close()
             raise
@@ -359,4 +360,4 @@ def read_rest(port: Port, start: Buffer, timeout: float) -> tuple[Header, Buffer
 def unauthorized(name: str, found: str) -> Unauthorized:
     """The one fault that only a hand on the device mends."""
     remedy = "unlock the device, allow this computer's key on its screen, and try again"
-    return Unauthorized(name, found=found, wanted="one that trusts this computer", remedy=remedy)
+    return Unauthorized(name, found=found, remedy=remedy)

@@ -38,7 +38,7 @@ class ShellResult:
         if self.exit_code:
             words = (self.stderr.strip() or self.stdout.strip()).splitlines()
             found = f"exit code {self.exit_code}" + (f": {words[-1]}" if words else "")
-            raise DeviceRefusal(what, found=found, wanted="exit code 0")
+            raise DeviceRefusal(what, found=found)
         return self.stdout
 
 
@@ -75,7 +75,7 @@ class ShellStream:
     def exit_code(self) -> int:
         """The command's exit code, known once the iteration has ended."""
         if self._exit_code is None:
-            raise ConnectionLost(self._what, found="no exit code", wanted="one at the end of the command's output")
+            raise ConnectionLost(self._what, found="no exit code at the end of the command's output")
         return self._exit_code
 
     def _packets_v2(self) -> Iterator[tuple[StreamName, bytes]]:
@@ -108,7 +108,7 @@ class ShellStream:
             return bytes(self._stream.read(timeout=self._left()))
         except DeviceTimeout as error:
             raise DeviceTimeout(
-                self._what, found="a command that does not end", wanted="an end in time", remedy="allow it longer"
+                self._what, found="the command does not end in time", remedy="allow it longer"
             ) from error
 
     def _left(self) -> float:
@@ -162,8 +162,8 @@ def run_shell(link: Link, command: str, *, timeout: float) -> ShellResult:
             parts[name].append(data)
         code = stream.exit_code
     if code == KILLED_EXIT_CODE and time.monotonic() - started >= timeout:
-        found = f"a command that ran over {timeout:g} s and was killed"
-        raise DeviceTimeout(f"{link.name} shell", found=found, wanted="an end in time", remedy="allow it longer")
+        found = f"the command ran over {timeout:g} s and was killed"
+        raise DeviceTimeout(f"{link.name} shell", found=found, remedy="allow it longer")
     stdout, stderr = (b"".join(parts[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
     return ShellResult(stdout, stderr, code)
 

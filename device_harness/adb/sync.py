@@ -105,7 +105,7 @@ class SyncSession:
         """A device that refuses says so, then closes or reads on: either way what it said is the error."""
         if not self._stream.drain(timeout=self._timeout) or self._stream.has_input:
             self._await_okay()
-            raise ProtocolFault(self._what, found="OKAY before the end", wanted="none")
+            raise ProtocolFault(self._what, found="OKAY before the end")
         self._stream.write(message, timeout=self._timeout)
 
     def _request(self, id_: str, path: str) -> None:
@@ -124,13 +124,13 @@ class SyncSession:
         if length > SYNC_DATA_BYTES:
             raise ProtocolFault(self._what, found=f"a reason of {length} bytes", wanted="a short one")
         reason = bytes(self._take(length)).decode("utf-8", "replace")
-        return DeviceRefusal(self._what, found=repr(reason), wanted="a device that agrees")
+        return DeviceRefusal(self._what, found=f"the device refuses it: {reason!r}")
 
     def _take(self, size: int) -> bytes:
         while len(self._inbox) < size:
             data = self._stream.read(timeout=self._timeout)
             if not data:
-                raise ConnectionLost(self._what, found="the end of the stream", wanted="an answer", remedy="reconnect")
+                raise ConnectionLost(self._what, found="the stream ended without an answer", remedy="reconnect")
             self._inbox += data
         taken = bytes(self._inbox[:size])
         del self._inbox[:size]

@@ -193,7 +193,7 @@ class _Bench:
         assert lost is not None
         found = f"{what} cut off {_MOST_CUTS} times, in the end by {lost.found}"
         remedy = "try another cable, port or network, and run it again; what was measured is kept"
-        raise ConnectionLost(lost.what, found=found, wanted="a connection that lasts", remedy=remedy) from lost
+        raise ConnectionLost(lost.place, file=lost.file, found=found, remedy=remedy) from lost
 
     def _begin_again(self, what: str, lost: ConnectionLost) -> None:
         """End what a cut has left running, for it would take part in what is measured next."""

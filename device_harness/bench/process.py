@@ -167,11 +167,11 @@ class JobProcesses:
         what = f"{self._runner} on {self._machine.serial}"
         if code == KILLED_EXIT_CODE and seconds >= self._limits.timeout_s:
             found = f"no end after {self._limits.timeout_s:.0f} s"
-            return DeviceTimeout(what, found=found, wanted="a result", remedy="allow more with --timeout")
+            return DeviceTimeout(what, found=found, remedy="allow more with --timeout")
         said = [line for line in _lines(text) if line]
         words = f": {said[-1][:300]}" if said else ""
         killed = " (killed, most often for lack of memory)" if code == KILLED_EXIT_CODE else ""
-        return EnvironmentFault(what, found=f"exit code {code}{killed}{words}", wanted="a result")
+        return EnvironmentFault(what, found=f"exit code {code}{killed}{words}")
 
 
 def _lines(text: str) -> Sequence[str]:

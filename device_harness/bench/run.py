@@ -69,7 +69,7 @@ def choose_runner(request: BenchRequest, runners: Sequence[RunnerSpec] = ALL) ->
     spec = _named(request, runners)
     if model_kind(request.model) == "litertlm" and "litertlm" not in spec.takes:  # the other way, it is exported
         found = f"a {LITERTLM}"
-        raise UsageError(str(request.model), found=found, wanted=f"a bundle's directory for {spec.name}")
+        raise UsageError(file=request.model, found=found, wanted=f"a bundle's directory for {spec.name}")
     known = {option.name for option in spec.options}
     given = [option for other in runners for option in other.options if request.options.get(option.name)]
     for option in given:

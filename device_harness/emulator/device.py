@@ -18,7 +18,7 @@ from device_harness.emulator.memory import MemoryLimit
 from device_harness.emulator.store import Store
 from device_harness.emulator.templates import properties
 from device_harness.emulator.userland import Isolation, Userland
-from toolkit.base.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault, system_reason
 
 _HOST = "127.0.0.1"
 _START_S = 30.0
@@ -88,7 +88,7 @@ class Emulator:
     def userland(self) -> Userland:
         """Its files and programs, while it runs and after."""
         if self._userland is None:
-            raise EnvironmentFault("emulated device", found="one that was never started", wanted="a running one")
+            raise EnvironmentFault("emulated device", found="it was never started")
         return self._userland
 
     @property
@@ -110,10 +110,10 @@ class Emulator:
             done.set()
 
         if self._loop is None:
-            raise EnvironmentFault("emulated device", found="one that is not running", wanted="one that is")
+            raise EnvironmentFault("emulated device", found="it is not running")
         self._loop.call_soon_threadsafe(apply)
         if not done.wait(_START_S):
-            raise EnvironmentFault("emulated device", found="a stuck daemon", wanted="a running one")
+            raise EnvironmentFault("emulated device", found="its daemon is stuck")
 
     def _start(self) -> None:
         settings = self.settings
@@ -140,7 +140,7 @@ class Emulator:
         self._thread = threading.Thread(target=self._run, args=(started,), name="emulated device", daemon=True)
         self._thread.start()
         if not started.wait(_START_S):
-            raise EnvironmentFault("emulated device", found=f"no start in {_START_S:g} s", wanted="a running one")
+            raise EnvironmentFault("emulated device", found=f"it did not start within {_START_S:g} s")
 
     def _run(self, started: threading.Event) -> None:
         async def main() -> None:
@@ -172,7 +172,7 @@ def _listen(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         remedy = "choose another --port"
-        raise EnvironmentFault(f"{_HOST}:{port}", found=error.strerror, wanted="a free port", remedy=remedy) from error
+        raise EnvironmentFault(f"{_HOST}:{port}", found=system_reason(error), remedy=remedy) from error
     listener.listen()
     listener.setblocking(False)
     return listener

@@ -129,7 +129,7 @@ def shard_names(manifest: Manifest) -> tuple[str, ...]:
     """A bundle's shards in order; BundleError if it has none."""
     names = tuple(sorted(name for name in manifest.files if is_shard_name(name)))
     if not names:
-        raise BundleError("bundle", found="no PLE shards", wanted="at least ple_00000.bin")
+        raise BundleError("bundle", found="no PLE shards")
     return names
 
 
@@ -146,7 +146,7 @@ def read_token_file(path: Path) -> tuple[int, ...]:
             raise ValueError("an empty file")
         return tuple(int(word) for word in words)
     except ValueError as error:
-        raise UsageError(str(path), found=str(error), wanted="token ids with white space between them") from error
+        raise UsageError(file=path, found=str(error), wanted="token ids with white space between them") from error
 
 
 def probe_host(
@@ -250,11 +250,11 @@ def _run(
                 progress(len(records) - 1, records[0].measures)
         code = running.exit_code
     if code:
-        found = words[-1].removeprefix("error: ") if words else f"exit code {code}"
+        found = words[-1] if words else f"exit code {code}"
         if code == _BAD_INPUT:
             remedy = "run gemma-edge check, and push or convert it again"
-            raise BundleError(what, found=found, wanted="rows of sound shards", remedy=remedy)
-        raise DeviceRefusal(what, found=found, wanted="a probe to its end")
+            raise BundleError(what, found=found, remedy=remedy)
+        raise DeviceRefusal(what, found=found)
     return _complete(records, what)
 
 

@@ -16,7 +16,7 @@ from device_harness.adb.shell import KILLED_EXIT_CODE, ShellResult, StreamName
 from device_harness.machines.machine import Machine, MachineKind
 from device_harness.push.program import ProgramFiles
 from device_harness.push.source import PushProgress, PushSource
-from toolkit.base.errors import UsageError
+from toolkit.base.errors import UsageError, system_reason
 from toolkit.runtime.weight_cache import default_directory
 
 _BLOCK_BYTES = 65536
@@ -43,8 +43,8 @@ class Host:
                 parts[name].append(data)
             stdout, stderr = (b"".join(parts[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
             if running.exit_code == KILLED_EXIT_CODE:
-                found = "a command that does not end"
-                raise DeviceTimeout("host shell", found=found, wanted="an end in time", remedy="allow it longer")
+                found = "the command does not end in time"
+                raise DeviceTimeout("host shell", found=found, remedy="allow it longer")
             return ShellResult(stdout, stderr, running.exit_code)
 
     def stream_shell(self, command: str, *, timeout: float) -> HostCommand:
@@ -65,7 +65,7 @@ class Host:
         """The program's own folder; UsageError if the program may not be executed."""
         program = files.program
         if not os.access(program, os.X_OK):
-            raise UsageError(str(program), found="no permission to execute it", wanted="a program", remedy="chmod +x")
+            raise UsageError(file=program, found="no permission to execute it", remedy="chmod +x")
         return str(program.parent.resolve())
 
 
@@ -83,7 +83,9 @@ class HostCommand:
                 start_new_session=True,
             )
         except OSError as error:
-            raise DeviceFault("host shell", found=error.strerror, wanted="timeout and sh") from error
+            raise DeviceFault(
+                "host shell", found=f"timeout and sh cannot be started ({system_reason(error)})"
+            ) from error
 
     def __enter__(self) -> HostCommand:
         return self

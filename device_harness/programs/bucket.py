@@ -77,7 +77,7 @@ class Bucket:
         except (OSError, http.client.HTTPException) as error:
             raise _unreached(url, error) from error
         if len(data) > _MAX_LISTING_BYTES:
-            raise EnvironmentFault(url, found=f"over {_MAX_LISTING_BYTES:,} bytes", wanted="a list", remedy=INSTEAD)
+            raise EnvironmentFault(url, found=f"a list of over {_MAX_LISTING_BYTES:,} bytes", remedy=INSTEAD)
         return _parse_listing(data, url, folder)
 
     def download(self, url: str, target: Path, size: int, advance: Callable[[int], None]) -> None:
@@ -120,7 +120,7 @@ class Bucket:
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
                 return self._open(url)
             found = f"{error.code} {error.reason}"
-            raise EnvironmentFault(url, found=found, wanted="a file", remedy=INSTEAD) from error
+            raise EnvironmentFault(url, found=found, remedy=INSTEAD) from error
         except (OSError, http.client.HTTPException) as error:
             raise _unreached(url, error) from error
         return answer
@@ -154,7 +154,7 @@ def _parse_listing(data: bytes, url: str, folder: str) -> tuple[BucketFile, ...]
     """A mirror of plain files answers with the list of everything: what lies elsewhere is passed over."""
     listing = JsonObject(parse_json(data, None, EnvironmentFault, url), None, EnvironmentFault, url)
     if listing.has("nextPageToken"):
-        raise EnvironmentFault(url, found=f"over {_MAX_OBJECTS} files", wanted="a folder of programs", remedy=INSTEAD)
+        raise EnvironmentFault(url, found=f"over {_MAX_OBJECTS} files", remedy=INSTEAD)
     files = []
     for item in listing.array("items") if listing.has("items") else []:
         entry = JsonObject(item, None, EnvironmentFault, f"{url} item")
@@ -205,4 +205,4 @@ def _read_block(answer: IO[bytes], limit: int) -> bytes:
 def _unreached(url: str, error: Exception) -> EnvironmentFault:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     said = (reason.strerror if isinstance(reason, OSError) else None) or str(reason) or type(reason).__name__
-    return EnvironmentFault(url, found=said, wanted="an answer", remedy=INSTEAD)
+    return EnvironmentFault(url, found=said, remedy=INSTEAD)

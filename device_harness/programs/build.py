@@ -112,7 +112,9 @@ def _zig_version() -> str:
         return importlib.metadata.version("ziglang")
     except importlib.metadata.PackageNotFoundError as error:
         remedy = "pip install 'gemma-edge[probe]'"
-        raise EnvironmentFault("ziglang", found="no such package", wanted="its C compiler", remedy=remedy) from error
+        raise EnvironmentFault(
+            "ziglang", found="the package is not installed, and it has the C compiler", remedy=remedy
+        ) from error
 
 
 def _compile(source: Path, architecture: Architecture, target: Path) -> None:
@@ -133,10 +135,10 @@ def _compile(source: Path, architecture: Architecture, target: Path) -> None:
                 timeout=_BUILD_S,
             )
         except subprocess.TimeoutExpired as error:
-            raise _fault(f"a compiler that ran over {_BUILD_S:g} s") from error
+            raise _fault(f"the compiler ran over {_BUILD_S:g} s") from error
     if done.returncode:
         raise _fault(f"exit code {done.returncode}: {done.stderr.strip()[-500:]}")
 
 
 def _fault(found: str) -> EnvironmentFault:
-    return EnvironmentFault("zig cc", found=found, wanted="a program", remedy="check the room on the disk; report it")
+    return EnvironmentFault("zig cc", found=found, remedy="check the room on the disk; report it")

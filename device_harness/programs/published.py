@@ -185,7 +185,7 @@ class _CachedProgram:
         known = {file.name for file in files}
         for path in sorted(self.folder.glob(f"*{_LIBRARY}")):
             if path.name not in known and not is_first:
-                raise EnvironmentFault(str(path), found="a library", wanted=f"those of {self.lock}", remedy="remove it")
+                raise EnvironmentFault(file=path, found="a library", wanted=f"those of {self.lock}", remedy="remove it")
             if path.name not in known:
                 path.unlink()
 

@@ -89,8 +89,8 @@ class LocalDigests(Sequence[str]):
     def note(self, index: int, digest: str) -> None:
         """What a chunk is, by someone who has read it."""
         if self._known.setdefault(index, digest) != digest:
-            what = f"{self._file.path} from byte {self._file.offset(index):,} on"
-            raise BundleError(what, found="other bytes than before", wanted="a file that stays", remedy="push again")
+            place = f"from byte {self._file.offset(index):,} on"
+            raise BundleError(place, file=self._file.path, found="the file has changed", remedy="push again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def open_source(path: Path | str, groups: Collection[str] | None = None) -> Push
         return _open_bundle(found, groups)
     if found.suffix != ".litertlm" or not found.is_file():
         found_there = "another file" if found.exists() else "no such file"
-        raise UsageError(str(path), found=found_there, wanted="a bundle's directory or a .litertlm file")
+        raise UsageError(file=path, found=found_there, wanted="a bundle's directory or a .litertlm file")
     if groups is not None:
         raise UsageError("--groups", found=found.name, wanted="a bundle", remedy="a .litertlm goes as a whole")
     return PushSource(None, (_unrecorded(found, safe_name(found.name, "file name")),))
@@ -123,7 +123,7 @@ def wanted_names(manifest: Manifest, groups: Collection[str] | None) -> tuple[st
     """Files of the groups, and files of no group; UsageError for a group that the bundle lacks."""
     unknown = sorted(set(groups or ()) - manifest.groups.keys())
     if unknown:
-        raise UsageError(f"group {unknown[0]}", found="no such group", wanted=" or ".join(manifest.groups))
+        raise UsageError("groups", found=unknown[0], wanted=" or ".join(manifest.groups))
     left_out = {
         name
         for group, record in manifest.groups.items()
@@ -151,10 +151,10 @@ def _recorded(path: Path, name: str, record: FileRecord) -> PushFile:
     """A file of a bundle by the hashes of its manifest; its content is looked at as it is read."""
     remedy = "convert it again"
     if not path.is_file():
-        raise BundleError(str(path), found="no such file", wanted="every file that is pushed", remedy=remedy)
+        raise BundleError(file=path, found="no such file", remedy=remedy)
     size = path.stat().st_size
     if size != record.bytes:
-        raise BundleError(str(path), found=f"{size:,} bytes", wanted=f"{record.bytes:,}", remedy=remedy)
+        raise BundleError(file=path, found=f"{size:,} bytes", wanted=f"{record.bytes:,}", remedy=remedy)
     return PushFile(name, path, size, record.chunks, files.CHUNK_BYTES)
 
 
@@ -182,7 +182,7 @@ def require_sound(file: PushFile, number: int) -> None:
     elif digest != file.chunks[number]:
         found = f"sha256 {digest} from byte {file.offset(number):,} on"
         wanted = f"{file.chunks[number]}, as its manifest says"
-        raise BundleError(str(file.path), found=found, wanted=wanted, remedy="convert it again")
+        raise BundleError(file=file.path, found=found, wanted=wanted, remedy="convert it again")
 
 
 class Comparison:
@@ -226,4 +226,4 @@ def _require_free_name(name: str) -> None:
     safe_name(name, f"{MANIFEST_NAME} files")
     if name.lower().endswith(PART) or name.lower() in (MANIFEST_NAME, OLD_MANIFEST):
         wanted = f"names other than {OLD_MANIFEST} and *{PART}, which a push keeps for itself"
-        raise BundleError(f"{MANIFEST_NAME} files", found=name, wanted=wanted)
+        raise BundleError("files", file=MANIFEST_NAME, found=name, wanted=wanted)

@@ -51,7 +51,8 @@ def run_child(
         else:
             value = _measured(measure, arguments)
     except ToolkitError as error:
-        sys.stdout.write(f"error: {error}\n")
+        # The sentence comes last: it is what is shown of the output of a program that failed.
+        sys.stdout.write(f"{RESULT}{json.dumps({'error': error.to_json()})}\n{error}\n")
         return error.exit_code
     sys.stdout.write(RESULT + json.dumps(value) + "\n")
     sys.stdout.flush()

@@ -32,17 +32,27 @@ def binaries(machine: Machine, module: str) -> tuple[BinaryRecord, ...]:
     words = command(machine, module)
     result = machine.shell(f"{' '.join(map(shlex.quote, words))} 2>&1", timeout=_START_S)
     if result.exit_code:
-        said = (result.stdout.strip().splitlines() or ["nothing"])[-1].removeprefix("error: ")
-        remedy = (
-            "install gemma-edge and what the runner needs there; a phone has no Python: "
-            "--runner litert_lm_advanced_main --binary-version latest"
-        )
-        raise EnvironmentFault(f"{machine.serial} {words[0]}", found=said, wanted="Python with all that", remedy=remedy)
+        raise _failure(f"{machine.serial} {words[0]}", result.stdout)
     value = _result(result.stdout)
     if value["version"] != __version__:
         what = f"{machine.serial} gemma-edge"
         raise EnvironmentFault(what, found=value["version"], wanted=__version__, remedy="install the same there")
     return tuple(BinaryRecord(**entry) for entry in value["binaries"])
+
+
+def _failure(place: str, output: str) -> EnvironmentFault:
+    """What the child says of its error; its last words where it did not even begin."""
+    remedy = (
+        "install gemma-edge and what the runner needs there; a phone has no Python: "
+        "--runner litert_lm_advanced_main --binary-version latest"
+    )
+    told = _results(output)
+    if not told:
+        return EnvironmentFault(place, found=(output.strip().splitlines() or ["no answer"])[-1], remedy=remedy)
+    error = told[0]["error"]
+    return EnvironmentFault(
+        place, file=error["file"], found=error["found"], wanted=error["wanted"], remedy=error["remedy"] or remedy
+    )
 
 
 def options(workload: Workload) -> tuple[str, ...]:
@@ -64,7 +74,11 @@ def read_nodes(output: str) -> Delegation:
 
 
 def _result(output: str) -> dict[str, Any]:
-    lines = [line for line in output.splitlines() if line.startswith(RESULT)]
-    if len(lines) != 1:
-        raise EnvironmentFault("runner in Python", found=f"{len(lines)} results", wanted="one line")
-    return dict(json.loads(lines[0].removeprefix(RESULT)))
+    found = _results(output)
+    if len(found) != 1:
+        raise EnvironmentFault("runner in Python", found=f"{len(found)} results", wanted="one line")
+    return found[0]
+
+
+def _results(output: str) -> list[dict[str, Any]]:
+    return [dict(json.loads(line[len(RESULT) :])) for line in output.splitlines() if line.startswith(RESULT)]

@@ -39,14 +39,10 @@ class ToolkitError(Exception):
         self.remedy = remedy
         super().__init__(self.file, place, self.found, self.wanted, remedy)
 
-    @property
-    def what(self) -> str:
-        """The file and the place."""
-        return ", ".join(part for part in (self.file, self.place) if part)
-
     def __str__(self) -> str:
         line = self.found if self.wanted is None else f"found {self.found}, wanted {self.wanted}"
-        line = f"{self.what}: {line}" if self.what else line
+        where = ", ".join(part for part in (self.file, self.place) if part)
+        line = f"{where}: {line}" if where else line
         return " ".join((f"{line}; {self.remedy}" if self.remedy else line).split())
 
     def to_json(self) -> dict[str, str | None]:

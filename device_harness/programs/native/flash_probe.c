@@ -39,7 +39,6 @@ enum { MOST_READS = 1 << 20, MOST_TOKENS = 1 << 22, MOST_SHARDS = 100000, TRIES 
 static void fail(int code, const char *form, ...) {
     va_list values;
     va_start(values, form);
-    fputs("error: ", stderr);
     vfprintf(stderr, form, values);
     fputc('\n', stderr);
     va_end(values);
@@ -513,7 +512,7 @@ static void print_table(const Table *table, uint64_t seed, const Tokens *tokens,
 }
 
 static void on_bus_error(int signal_number) {
-    static const char text[] = "error: shards: found a file that shrank or cannot be read, wanted it whole\n";
+    static const char text[] = "shards: found a file that shrank or cannot be read, wanted it whole\n";
     (void)signal_number;
     ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
     (void)ignored;

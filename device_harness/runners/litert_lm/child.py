@@ -33,7 +33,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         found = benchmark.run()
     except RuntimeError as error:
         remedy = "run gemma-edge check"
-        raise EnvironmentFault(str(arguments.model), found=error, wanted="a model it loads", remedy=remedy) from error
+        raise EnvironmentFault(
+            file=arguments.model, found=f"LiteRT-LM cannot load it ({error})", remedy=remedy
+        ) from error
     prefill, decode = found.last_prefill_token_count, found.last_decode_token_count
     asked = (arguments.prompt_tokens, arguments.generated_tokens)
     if (prefill, decode) != asked:
@@ -52,7 +54,9 @@ def library() -> tuple[str, Path]:
     """LiteRT-LM's package and its shared library."""
     spec = importlib.util.find_spec("litert_lm")
     if spec is None or spec.origin is None:
-        raise EnvironmentFault("Python", found="no litert_lm", wanted="it: pip install litert-lm-api")
+        raise EnvironmentFault(
+            "Python", found="the package litert_lm is not installed", remedy="pip install litert-lm-api"
+        )
     return "litert-lm-api", Path(spec.origin).parent / "liblitert-lm.so"
 
 

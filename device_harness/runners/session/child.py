@@ -81,7 +81,7 @@ def count(arguments: argparse.Namespace) -> Delegation:
     options = BackendOptions(threads, arguments.cache)
     packed = CpuBackend().kept_file(bundle.described_file(TEXT_DECODER), options)
     if packed is None or not packed.exists():
-        raise EnvironmentFault("weight cache", found="none", wanted="packed weights, for memory's sake")
+        raise EnvironmentFault("weight cache", found="no packed weights, which save memory")
     names = [size.signature(width) for width in (1, *bundle.manifest.text.prefill_sizes)]
     found = count_nodes(library()[1], bundle.path / TEXT_DECODER, names, threads=threads, weight_cache=packed)
     return Delegation(*found, f"LiteRT's profiler, one run of {', '.join(names)}")
@@ -91,7 +91,7 @@ def library() -> tuple[str, Path]:
     """LiteRT's package and its shared library."""
     spec = importlib.util.find_spec("ai_edge_litert")
     if spec is None or spec.origin is None:
-        raise EnvironmentFault("Python", found="no ai_edge_litert", wanted="that package")
+        raise EnvironmentFault("Python", found="the package ai_edge_litert is not installed")
     return "ai-edge-litert", Path(spec.origin).parent / "libLiteRt.so"
 
 

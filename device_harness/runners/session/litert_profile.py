@@ -101,4 +101,4 @@ class _Runtime:
     def _call(self, name: str, *arguments: object) -> None:
         status = getattr(self._api, name)(*arguments)
         if status:
-            raise EnvironmentFault(f"LiteRT {name}", found=f"status {status}", wanted="it done")
+            raise EnvironmentFault(f"LiteRT {name}", found=f"it failed with status {status}")

@@ -209,7 +209,7 @@ def test_a_computer_without_keys_gets_one_that_only_its_user_reads(home: Path) -
 
 def test_a_key_that_is_none_is_named(home: Path) -> None:
     (home / ".android/adbkey").write_text("no key")
-    with pytest.raises(UsageError, match=r"adb key .*\.android/adbkey"):
+    with pytest.raises(UsageError, match=r"\.android/adbkey: not an RSA key"):
         signers()
 
 
@@ -303,7 +303,11 @@ def test_a_pulled_cable_is_a_lost_connection(device: Emulator, monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("USBErrorAccess", "no permissions"), ("USBErrorBusy", "adb kill-server"), ("USBErrorOther", "USBErrorOther")],
+    [
+        ("USBErrorAccess", "no permission to read and write"),
+        ("USBErrorBusy", "adb kill-server"),
+        ("USBErrorOther", "USBErrorOther"),
+    ],
 )
 def test_libusbs_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
     error: Exception = type(name, (Exception,), {})("it failed")

@@ -85,7 +85,7 @@ done # a comment"""
 
 
 def test_a_failed_command_is_an_error_with_its_last_words(transport: Transport) -> None:
-    with pytest.raises(DeviceRefusal, match="the work: found exit code 3: it broke"):
+    with pytest.raises(DeviceRefusal, match="the work: exit code 3: it broke"):
         transport.shell("echo it broke >&2; exit 3", timeout=10).require("the work")
 
 
@@ -300,7 +300,7 @@ def test_nobody_at_an_address_is_a_lost_connection() -> None:
     ids=["no adb", "TLS", "tiny messages", "wrong checksum", "hangs up"],
 )
 def test_a_peer_that_answers_nonsense_is_one_clear_fault(answer: bytes, fault: type[Exception]) -> None:
-    with _peer(answer) as port, pytest.raises(fault, match=r"found .*, wanted "):
+    with _peer(answer) as port, pytest.raises(fault, match=r"found .*, wanted |connection reset by peer"):
         Transport(tcp_endpoint(f"127.0.0.1:{port}")).connect(timeout=2)
 
 

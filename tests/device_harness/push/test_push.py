@@ -751,7 +751,7 @@ def test_local_damage_in_what_the_device_has_already_is_no_matter(
 
 def test_a_device_without_exec_is_one_clear_error(device: Emulator, transport: Counting, tmp_path: Path) -> None:
     device.set_faults(Faults(refused_services=("exec:",)))
-    with pytest.raises(ServiceRefused, match=r" exec: found a device that refuses this service, wanted"):
+    with pytest.raises(ServiceRefused, match=r" exec: the device refuses this service"):
         push(transport, make_bundle(tmp_path / "bundle", make_content()))
 
 

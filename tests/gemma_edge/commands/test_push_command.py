@@ -77,8 +77,8 @@ def test_a_device_that_is_not_there_does_not_keep_the_others_from_theirs(
     [
         (["--device", "localhost:1", "--device", "localhost:1"], "--device: a device twice"),
         (["--target", "here"], "a relative path"),
-        (["--groups", "text,,ple"], "names separated by commas"),
-        (["--groups", "audio"], "no such group"),
+        (["--groups", "text,,ple"], "names with commas between"),
+        (["--groups", "audio"], "groups: found audio, wanted"),
     ],
 )
 def test_wrong_use_is_told_before_any_device_is_asked(

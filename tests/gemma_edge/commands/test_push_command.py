@@ -77,7 +77,7 @@ def test_a_device_that_is_not_there_does_not_keep_the_others_from_theirs(
     [
         (["--device", "localhost:1", "--device", "localhost:1"], "--device: a device twice"),
         (["--target", "here"], "a relative path"),
-        (["--groups", "text,,ple"], "names with commas between"),
+        (["--groups", "text,,ple"], "names separated by commas"),
         (["--groups", "audio"], "groups: found audio, wanted"),
     ],
 )

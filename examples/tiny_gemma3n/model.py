@@ -255,13 +255,20 @@ class Functions:
         self.embed, self.layer, self.unembed, self.loss = (wrap(f) for f in (embed_inputs, layer, unembed, loss_of))
 
 
-def loss_of(w: Weights, streams: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-    return F.cross_entropy(unembed(w, streams).flatten(0, 1), targets.flatten())
+def loss_of(w: Weights, streams: tuple[Tensor, ...], targets: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Mean cross entropy; each target counts by its share (f32, like the targets) where shares are given."""
+    logits = unembed(w, streams).flatten(0, 1)
+    if shares is None:
+        return F.cross_entropy(logits, targets.flatten())
+    losses = F.cross_entropy(logits, targets.flatten(), reduction="none") * shares.flatten()
+    return losses.sum() / shares.sum().clamp(min=1.0)
 
 
-def run_layers(functions: Functions, w: Weights, ids: Tensor, size: Size) -> tuple[Tensor, ...]:
+def run_layers(
+    functions: Functions, w: Weights, ids: Tensor, size: Size, given: Tensor | None = None
+) -> tuple[Tensor, ...]:
     streams: tuple[Tensor, ...]
-    streams, ple = functions.embed({k: v for k, v in w.items() if ".layers." not in k}, ids)
+    streams, ple = functions.embed({k: v for k, v in w.items() if ".layers." not in k}, ids, given)
     length = ids.shape[1]
     ropes = {kind: rope_table(length, theta, ids.device) for kind, theta in THETA.items()}
     shared: dict[str, tuple[Tensor, Tensor]] = {}
@@ -280,7 +287,17 @@ def forward_logits(w: Weights, ids: Tensor, size: Size) -> Tensor:
     return unembed(w, run_layers(functions, w, ids, size))
 
 
-def forward_loss(functions: Functions, w: Weights, rows: Tensor, size: Size) -> Tensor:
-    """Mean cross entropy of predicting rows[:, 1:] from rows[:, :-1]."""
+def forward_loss(
+    functions: Functions,
+    w: Weights,
+    rows: Tensor,
+    size: Size,
+    given: Tensor | None = None,
+    shares: Tensor | None = None,
+) -> Tensor:
+    """Mean cross entropy of predicting rows[:, 1:] from rows[:, :-1].
+
+    given: the towers' embeddings for rows[:, :-1] (see embed_inputs); shares: how much each of rows[:, 1:] counts.
+    """
     head = {k: v for k, v in w.items() if ".layers." not in k}
-    return functions.loss(head, run_layers(functions, w, rows[:, :-1], size), rows[:, 1:])
+    return functions.loss(head, run_layers(functions, w, rows[:, :-1], size, given), rows[:, 1:], shares)

@@ -28,6 +28,8 @@ WORKERS, ROWS, LENGTH, CHAT = 2, 4, 512, 0.3
 MUON_RATE, ADAM_RATE, EMBED_RATE, WEIGHT_DECAY = 0.015, 2e-3, 4e-3, 0.05
 WARMUP_STEPS, COOLDOWN, EMA = 100, 0.6, 0.995
 SAVE_SECONDS = 180.0
+WORKING = torch.bfloat16 if "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8") else torch.float32
+"""What is computed in: bfloat16 is the faster one only where the processor has matrix instructions for it."""
 
 
 def sample_size(rng: random.Random) -> Size:
@@ -41,7 +43,7 @@ def sample_size(rng: random.Random) -> Size:
 def orthogonalise(x: Tensor) -> Tensor:
     """Newton-Schulz iterations of the Muon optimiser (Jordan et al. 2024) on matrices [count, rows, columns]."""
     tall = x.shape[1] > x.shape[2]
-    x = (x.mT if tall else x).bfloat16()
+    x = (x.mT if tall else x).to(WORKING)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         a = x @ x.mT
@@ -91,9 +93,10 @@ def learning_rate(step: int, progress: float) -> float:
 class State:
     """Weights, their average, optimizer and counters; gradients are views of one flat tensor, for the exchange."""
 
-    def __init__(self, path: Path, seed: int) -> None:
+    def __init__(self, path: Path, weights: Weights) -> None:
+        """weights: to start from, in float32, where there is no state at `path` yet."""
         self.path, self.elapsed, self.step, self.tokens = path, 0.0, 0, 0
-        self.weights = model.initial_weights(seed)
+        self.weights = weights
         self.averaged = {name: tensor.clone() for name, tensor in self.weights.items()}
         self.optimizer = Optimizer(self.weights)
         if path.exists():
@@ -126,9 +129,9 @@ class State:
 
 
 def local_gradients(state: State, functions: Functions, rows: Tensor, size: Size) -> None:
-    """Loss and gradients of these rows, in bfloat16, left in the state."""
+    """Loss and gradients of these rows, computed in WORKING, left in the state."""
     state.gradients.zero_()
-    working = {name: tensor.to(torch.bfloat16) for name, tensor in state.weights.items()}
+    working = {name: tensor.to(WORKING) for name, tensor in state.weights.items()}
     loss = model.forward_loss(functions, working, rows, size)
     loss.backward()
     state.gradients[-2] = loss.item()
@@ -151,7 +154,7 @@ def work_alone(rank: int, work: Path, seconds: float, seed: int) -> None:
     """
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{work}/rendezvous", rank=rank, world_size=WORKERS)
-    state, functions = State(work / "state.pt", seed), Functions(compiled=True)
+    state, functions = State(work / "state.pt", model.initial_weights(seed)), Functions(compiled=True)
     sizes = random.Random(seed + state.step)
     sampler = data.Sampler(
         data.load_chapters(work), data.load_tokenizer(work), LENGTH, chat=CHAT, seed=seed + WORKERS * state.step + rank

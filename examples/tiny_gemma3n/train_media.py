@@ -346,8 +346,11 @@ class Media:
 
 
 @torch.no_grad()
-def media_of(eyes: Eyes, sight: Sight, ears: Ears, work: Path) -> Media:
-    """Of MEDIA pictures and sounds; sounds are filled up with the padding as in Gemma3nModel.forward."""
+def media_of(eyes: Eyes, sight: Sight, ears: Ears, work: Path, count: int = MEDIA) -> Media:
+    """Of `count` pictures and as many sounds, each of the sets in turn.
+
+    Sounds are filled up with the padding as in Gemma3nModel.forward.
+    """
     shown, spoken = load_set(work, "pictures_train"), load_set(work, "sounds_train")
     ids = {name: torch.tensor([[token]]) for name, token in media_model.TOWER_TOKENS.items()}
     hard = {
@@ -355,16 +358,18 @@ def media_of(eyes: Eyes, sight: Sight, ears: Ears, work: Path) -> Media:
         media_model.AUDIO_END: ears.embed_audio(input_ids=ids["<end_of_audio>"])[0, 0],
     }
     padding = ears.embed_audio(input_ids=torch.tensor([[media_model.AUDIO_PADDING]]))[0, 0]
-    pictures, parts = [], np.array_split(np.arange(MEDIA), MEDIA // BATCH)
-    sounds, valid = padding.repeat(MEDIA, media_model.AUDIO_TOKENS, 1), torch.zeros(MEDIA).long()
+    pictures, parts = [], np.array_split(np.arange(count), count // BATCH)
+    sounds, valid = padding.repeat(count, media_model.AUDIO_TOKENS, 1), torch.zeros(count).long()
     for part in parts:
-        pictures.append(sight(eyes(vary_pixels(pixels_of(shown, part)))))
-        mel, frames = mel_of(spoken, part)
+        pictures.append(sight(eyes(vary_pixels(pixels_of(shown, part % len(shown["colour"]))))))
+        mel, frames = mel_of(spoken, part % len(spoken["word"]))
         soft, there = ears(vary_mel(mel, frames), frames)
         sounds[part[0] : part[-1] + 1, : soft.shape[1]] = torch.where(there[..., None], soft, padding)
         valid[part] = there.sum(1)
-    named = shown["colour"][:MEDIA], shown["figure"][:MEDIA], spoken["word"][:MEDIA]
-    return Media(torch.cat(pictures), named[0], named[1], sounds, valid, named[2], hard)
+    seen, heard = np.arange(count) % len(shown["colour"]), np.arange(count) % len(spoken["word"])
+    return Media(
+        torch.cat(pictures), shown["colour"][seen], shown["figure"][seen], sounds, valid, spoken["word"][heard], hard
+    )
 
 
 @dataclass(frozen=True, slots=True)

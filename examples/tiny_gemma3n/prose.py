@@ -1,0 +1,150 @@
+"""Modern English prose from freely licensed Debian 12 packages, for the tiny Gemma 3n.
+
+    python prose.py WORK
+
+downloads the packages with apt-get, unpacks them (nothing is installed), and writes WORK/prose.json: documents, each
+with its source and whether it is held out. A twentieth of every source is: whole missions, scenarios, pages and words.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+CAMPAIGNS = "did dm dw ei httt l low nr sof sota sotbe thot trow tsg ttb utbs".split()  # noqa: SIM905
+PACKAGES = (
+    "endless-sky-data=0.9.8-1.2", "dict-wn=1:3.0-37", "gnome-user-docs=43.0-2",
+    *(f"wesnoth-1.16-{name}=1:1.16.9-1" for name in CAMPAIGNS),
+)  # fmt: skip
+HELD_OUT_SHARE = 20
+COMMON = 4
+"""A word is defined where the other sources use it so many times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """key: what is held out or not as a whole."""
+
+    source: str
+    key: str
+    text: str
+
+    @property
+    def held_out(self) -> bool:
+        return zlib.crc32(self.key.encode()) % HELD_OUT_SHARE == 0
+
+
+def fetch(work: Path) -> Path:
+    """Download and unpack the packages; returns the folder they are unpacked in."""
+    root = work / "prose"
+    if not (root / "done").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "download", *PACKAGES], cwd=root, check=True)
+        for package in sorted(root.glob("*.deb")):
+            subprocess.run(["dpkg", "-x", str(package), str(root)], check=True)
+        (root / "done").touch()
+    return root
+
+
+def tidy(text: str) -> str:
+    """One space between words, typographic quotes as in the other texts."""
+    text = re.sub(r'(^|[\s(\[—])"', r"\1“", " ".join(text.split())).replace('"', "”")
+    text = re.sub(r"(?<=\w)'(?=\w)", "\u2019", text)
+    return text.replace("...", "…").replace(" -- ", "—").replace("--", "—")
+
+
+def endless_sky(root: Path) -> Iterator[Document]:
+    """Conversations of missions: the paragraphs between backticks, without the choices of the player's answers."""
+    for path in sorted((root / "usr/share/games/endless-sky/data").glob("*.txt")):
+        text = path.read_text(encoding="utf-8")
+        for part in re.split(r"(?m)^(?=mission |conversation |event )", text):
+            lines = [
+                re.sub(r"<[^>]*>", "", tidy(said)) if "<" not in said else ""
+                for said in re.findall(r"`\s*([^`]+)`", part)
+            ]
+            paragraphs = [line for line in lines if len(line) > 40 or line.endswith(("”", ".", "?", "!"))]
+            if sum(map(len, paragraphs)) > 200:
+                yield Document("endless-sky", part.split("\n", 1)[0], "\n".join(paragraphs))
+
+
+def wesnoth(root: Path) -> Iterator[Document]:
+    """What is told and said in the campaigns, one document for each scenario."""
+    for path in sorted((root / "usr/share/games/wesnoth/1.16/data/campaigns").glob("*/scenarios/**/*.cfg")):
+        text, lines = path.read_text(encoding="utf-8"), []
+        pattern = r'(?m)^\s*(speaker|message|story)\s*=\s*(?:_\s*"((?:[^"]|"")*)"|([^\n]*))'
+        speaker = ""
+        for kind, quoted, plain in re.findall(pattern, text):
+            said = tidy(re.sub(r"<[^>]*>", "", quoted.replace('""', "'")))
+            if kind == "speaker":
+                speaker = plain.strip() if re.fullmatch(r"[A-Z][\w \u2019'-]*", plain.strip()) else ""
+            elif len(said) > 20:
+                lines.append(said if kind == "story" or not speaker else f"“{said}” said {speaker}.")
+        if sum(map(len, lines)) > 300:
+            yield Document("wesnoth", path.stem, "\n".join(lines))
+
+
+def gnome_help(root: Path) -> Iterator[Document]:
+    """Pages of GNOME Help: title and paragraphs."""
+    for path in sorted((root / "usr/share/help/C/gnome-help").glob("*.page")):
+        tree = ElementTree.parse(path).getroot()
+        lines = [tidy("".join(e.itertext())) for e in tree.iter() if e.tag.endswith(("}p", "}title"))]
+        lines = [line for line in lines if line and not line.startswith(("http", "$"))]
+        if sum(map(len, lines)) > 300:
+            yield Document("gnome-help", path.stem, "\n".join(lines))
+
+
+def wordnet(root: Path, common: Callable[[str], bool]) -> Iterator[Document]:
+    """Common words with what they mean, and sentences that use them."""
+    text = gzip.decompress((root / "usr/share/dictd/wn.dict.dz").read_bytes()).decode("utf-8", "replace")
+    kinds = {"n": "noun", "v": "verb", "adj": "adjective", "adv": "adverb"}
+    for entry in re.split(r"\n(?=\S)", text):
+        word, _, body = entry.partition("\n")
+        if not (re.fullmatch("[a-z]+", word) and common(word)):
+            continue
+        body = re.sub(r"\[(?:syn|ant):[^\]]*\]|[{}]", "", " ".join(body.split()))
+        lines, kind = [], ""
+        for found in re.finditer(
+            r"(?:^|\s)(?:(n|v|adj|adv) )?(\d+): (.*?)(?=\s(?:(?:n|v|adj|adv) )?\d+: |$)", " " + body
+        ):
+            kind = kinds.get(found[1] or "", kind)
+            meaning, *examples = re.split(r';\s*(?=")', found[3].strip())
+            if int(found[2]) <= 3 and meaning:
+                said = " ".join(f"{tidy(e.strip())}." for e in examples[:2])
+                lines.append(f"{word} ({kind}): {tidy(meaning.strip(' ;'))}. {said}".strip())
+        if lines:
+            yield Document("wordnet", word, "\n".join(lines[:4]))
+
+
+def load(work: Path) -> list[Document]:
+    """All documents; cached in WORK/prose.json."""
+    path = work / "prose.json"
+    if not path.exists():
+        root = fetch(work)
+        documents = [*endless_sky(root), *wesnoth(root), *gnome_help(root)]
+        counts = Counter(word for d in documents for word in re.findall(r"[a-z]+", d.text.lower()))
+        documents += wordnet(root, lambda word: counts[word] >= COMMON and len(word) > 2)
+        rows = [[d.source, d.key, d.text] for d in documents]
+        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return [Document(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def main() -> None:
+    documents = load(Path(sys.argv[1]))
+    for source in sorted({d.source for d in documents}):
+        for held_out in (False, True):
+            texts = [d.text for d in documents if d.source == source and d.held_out == held_out]
+            words = sum(len(text.split()) for text in texts)
+            print(f"{source}{' (held out)' if held_out else ''}: {len(texts)} documents, {words} words")
+
+
+if __name__ == "__main__":
+    main()

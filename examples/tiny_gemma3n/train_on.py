@@ -1,0 +1,338 @@
+"""Train the tiny Gemma 3n on from its checkpoint: prose, stories, scripture and chats, some about pictures and sounds.
+
+    python train_on.py --work WORK --minutes 120 --out OUT
+
+needs what train_media.py needs. The towers stay as they are. Every size is trained as a slice of the same weights, one
+a step, most often the large one, so that width and depth pay. Resumes from WORK/on.pt; the schedule follows the clock.
+Held-out perplexity of every size goes to WORK/curve.jsonl every CURVE_SECONDS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import data
+import media_data
+import media_model
+import model
+import numpy as np
+import prose
+import stories
+import torch
+import train
+import train_media
+from media_chats import MediaChats, Tokens, given_rows
+from model import SIZES, Functions, Size, Weights
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, distributed, multiprocessing
+
+HERE = Path(__file__).parent
+WORKERS, ROWS, PARTS, LENGTH = 2, 2, 4, 512
+"""A step is PARTS parts of ROWS rows; the workers take one after the other, so that none waits long."""
+RATE, WARMUP_STEPS, COOLDOWN = 0.7, 40, 0.6
+SHARES = {"small": 0.12, "mid-narrow": 0.12, "mid-wide": 0.16, "large": 0.50, "mix": 0.10}
+SAVE_SECONDS, CURVE_SECONDS = 120.0, 600.0
+MEDIA = 12_000
+KINDS = {"stories": 0.22, "prose": 0.24, "scripture": 0.20, "chat": 0.34}
+SOURCES = {"endless-sky": 0.40, "wesnoth": 0.30, "gnome-help": 0.10, "wordnet": 0.20}
+
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "matformer.json",
+    "processor_config.json", "preprocessor_config.json",
+)  # fmt: skip
+"""Of a checkpoint, beside config.json and model.safetensors."""
+
+
+def sample_size(rng: random.Random) -> Size:
+    """The size that one step trains."""
+    name = rng.choices(list(SHARES), list(SHARES.values()))[0]
+    if name == "mix":
+        return Size("mix", model.ALL, tuple(rng.choice((256, 512)) for _ in model.ALL))
+    return next(size for size in SIZES if size.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """rows: int64[n, LENGTH + 1]; given: f32[n, LENGTH, HIDDEN]; shares: f32[n, LENGTH] (see model.forward_loss)."""
+
+    rows: Tensor
+    given: Tensor
+    shares: Tensor
+
+
+def encode_documents(texts: list[str], tokenizer: Tokenizer) -> NDArray[np.int32]:
+    """One stream: each document, then `<eos>`."""
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return np.array([i for e in encoded for i in (*e.ids, data.EOS)], dtype=np.int32)
+
+
+class Mixture:
+    """Draws rows of every kind."""
+
+    def __init__(self, work: Path, tokenizer: Tokenizer, media: train_media.Media, seed: int) -> None:
+        self.tokenizer, self.rng = tokenizer, random.Random(seed)
+        chapters = [chapter for chapter in data.load_chapters(work) if not chapter.held_out]
+        self.scripture = data.Sampler(chapters, tokenizer, LENGTH, chat=0.0, seed=seed)
+        self.conversations = data.Conversations(chapters, self.rng)
+        documents = [d for d in prose.load(work) if not d.held_out]
+        self.streams = {
+            name: encode_documents([d.text for d in documents if d.source == name], tokenizer) for name in SOURCES
+        }
+        self.meanings = [d.text.split("\n")[0] for d in documents if d.source == "wordnet"]
+        self.teller = stories.Storyteller(self.rng)
+        self.media_chats = MediaChats(media, tokenizer, self.rng)
+
+    def window(self, stream: NDArray[np.int32]) -> Tokens:
+        """From a random place in the stream on."""
+        start = self.rng.randrange(len(stream) - LENGTH)
+        return Tokens([data.BOS, *stream[start : start + LENGTH].tolist()], [1.0] * (LENGTH + 1))
+
+    def text(self, text: str) -> Tokens:
+        ids = self.tokenizer.encode(text).ids
+        return Tokens(ids, [1.0] * len(ids))
+
+    def conversation(self) -> Tokens:
+        kind = self.rng.random()
+        if kind < 0.40:
+            return self.media_chats.draw()
+        if kind < 0.85:
+            return self.text(stories.chat_text(self.teller.chat()))
+        if kind < 0.93:
+            return self.text(self.conversations.text())
+        word, meaning = self.rng.choice(self.meanings).split(" ", 1)
+        said = meaning.partition("): ")[2].split(". “")[0].rstrip(".")
+        ask = self.rng.choice(
+            (f"What does “{word}” mean?", f"What is the meaning of “{word}”?", f"Explain the word “{word}”.")
+        )
+        return self.text(stories.chat_text([("user", ask), ("model", f"{said[:1].upper()}{said[1:]}.")]))
+
+    def row(self) -> Tokens:
+        """LENGTH + 1 tokens."""
+        kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
+        if kind == "scripture":
+            return Tokens(self.scripture.row().tolist(), [1.0] * (LENGTH + 1))
+        if kind == "prose":
+            return self.window(self.streams[self.rng.choices(list(SOURCES), list(SOURCES.values()))[0]])
+        row = Tokens()
+        while len(row.ids) <= LENGTH:
+            row.extend(self.text(self.teller.story().text + "<eos>") if kind == "stories" else self.conversation())
+        return Tokens(row.ids[: LENGTH + 1], row.shares[: LENGTH + 1], row.given)
+
+    def batch(self, rows: int) -> Batch:
+        drawn = [self.row() for _ in range(rows)]
+        given = np.stack([given_rows(row, LENGTH, model.HIDDEN) for row in drawn])
+        ids, shares = torch.tensor([row.ids for row in drawn]), torch.tensor([row.shares[1:] for row in drawn])
+        return Batch(ids, torch.from_numpy(given), shares)
+
+
+def local_gradients(state: train.State, functions: Functions, batch: Batch, size: Size) -> float:
+    """Loss of these rows; their gradients are added to the state's."""
+    working = {name: tensor.to(train.WORKING) for name, tensor in state.weights.items()}
+    given = batch.given.to(train.WORKING)
+    loss = model.forward_loss(functions, working, batch.rows, size, given, batch.shares)
+    loss.backward()
+    lost: float = loss.item()
+    return lost
+
+
+def take_parts(taken: Synchronized[int], limit: int) -> bool:
+    """Whether there is a part left before `limit`; takes it."""
+    with taken.get_lock():
+        if taken.value >= limit:
+            return False
+        taken.value += 1
+        return True
+
+
+def exchange_gradients(state: train.State, lost: float) -> float:
+    """Sum the workers' gradients and losses, average their clocks; returns the mean loss."""
+    state.gradients[-2], state.gradients[-1] = lost, state.elapsed * PARTS / WORKERS
+    distributed.all_reduce(state.gradients)
+    state.gradients /= PARTS
+    state.elapsed = state.gradients[-1].item()
+    loss: float = state.gradients[-2].item()
+    return loss
+
+
+def learning_rate(step: int, progress: float) -> float:
+    return RATE * min(1.0, (step + 1) / WARMUP_STEPS, (1.0 - progress) / COOLDOWN + 0.01)
+
+
+def held_out_rows(work: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """A few rows of each held-out text, for the curve."""
+    texts = {"scripture": (HERE / "eval.txt").read_text(encoding="utf-8")}
+    documents = [d for d in prose.load(work) if d.held_out]
+    texts["prose"] = "\n".join(d.text for d in documents if d.source in ("endless-sky", "wesnoth"))[:40_000]
+    teller = stories.Storyteller(random.Random(-1))
+    texts["stories"] = "\n\n".join(teller.story().text for _ in range(20))
+    made = {}
+    for name, text in texts.items():
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        rows = [[data.BOS, *ids[i : i + LENGTH]] for i in range(0, min(len(ids), 8 * LENGTH) - LENGTH, LENGTH)]
+        made[name] = torch.tensor(rows)
+    return made
+
+
+def curve_point(state: train.State, functions: Functions, rows: dict[str, Tensor]) -> dict[str, object]:
+    """Perplexity of the averaged weights for every size and text.
+
+    Gradients are on, as in training, so that nothing is compiled anew.
+    """
+    averaged = {name: tensor.clone().requires_grad_() for name, tensor in state.averaged.items()}
+    working = {name: tensor.to(train.WORKING) for name, tensor in averaged.items()}
+    point: dict[str, object] = {"seconds": round(state.elapsed), "step": state.step, "tokens": state.tokens}
+    for text, ids in rows.items():
+        for size in SIZES:
+            losses = [
+                model.forward_loss(
+                    functions, working, part, size,
+                    torch.zeros(len(part), LENGTH, model.HIDDEN, dtype=train.WORKING), torch.ones(len(part), LENGTH),
+                ).item()
+                for part in ids.split(ROWS) if len(part) == ROWS
+            ]  # fmt: skip
+            point[f"{text} {size.name}"] = round(math.exp(sum(losses) / len(losses)), 3)
+    return point
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one worker trains with, and how far it got."""
+
+    work: Path
+    state: train.State
+    functions: Functions
+    mixture: Mixture
+    seconds: float
+    seed: int
+
+    def compile(self, rank: int) -> None:
+        """The first worker compiles, the others find the code in the cache."""
+        for turn in range(WORKERS):
+            for size in (SIZES[1], SIZES[3]) if rank == turn else ():
+                local_gradients(self.state, self.functions, self.mixture.batch(ROWS), size)
+            distributed.barrier()
+
+    def step(self, taken: Synchronized[int], limit: int) -> tuple[str, float]:
+        """One step: all parts up to `limit`; returns the size and the mean loss."""
+        state, size = self.state, sample_size(random.Random(self.seed + self.state.step))
+        state.gradients.zero_()
+        lost = 0.0
+        while take_parts(taken, limit):
+            lost += local_gradients(state, self.functions, self.mixture.batch(ROWS), size)
+        loss = exchange_gradients(state, lost)
+        state.optimizer.step(learning_rate(state.step, state.elapsed / self.seconds))
+        state.average()
+        state.step, state.tokens = state.step + 1, state.tokens + PARTS * ROWS * LENGTH
+        return size.name, loss
+
+    def add_to_curve(self, rows: dict[str, Tensor]) -> None:
+        with (self.work / "curve.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(curve_point(self.state, self.functions, rows)) + "\n")
+
+    def train(self, taken: Synchronized[int], rows: dict[str, Tensor] | None) -> None:
+        """Train until the time is over; the worker that has rows for the curve reports and saves."""
+        state, losses = self.state, dict[str, float]()
+        first_step, seen = state.step, state.elapsed
+        last = saved = time.monotonic()
+        while state.elapsed < self.seconds:
+            size, loss = self.step(taken, (state.step - first_step + 1) * PARTS)
+            losses[size] = 0.95 * losses.get(size, loss) + 0.05 * loss
+            now = time.monotonic()
+            state.elapsed, last = state.elapsed + now - last, now
+            over = state.elapsed >= self.seconds
+            if rows is not None and state.step % 25 == 0:
+                shown = " ".join(f"{name} {value:.3f}" for name, value in sorted(losses.items()))
+                speed = f"{state.tokens / state.elapsed:.0f} tokens/s"
+                print(f"{state.elapsed:7.1f} s  step {state.step}  {speed}  {shown}", flush=True)
+            if rows is not None and (over or now - saved > SAVE_SECONDS):
+                state.save()
+                saved = time.monotonic()
+            if rows is not None and (over or state.elapsed - seen > CURVE_SECONDS):
+                self.add_to_curve(rows)
+                seen = state.elapsed
+
+
+def work_alone(
+    rank: int, work: Path, start: Weights, media: train_media.Media, seconds: float, seed: int, taken: Synchronized[int]
+) -> None:
+    """One of WORKERS single-threaded processes (as in train.py)."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{work}/rendezvous", rank=rank, world_size=WORKERS)
+    tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
+    state = train.State(work / "on.pt", start)
+    mixture = Mixture(work, tokenizer, media, seed + WORKERS * state.step + rank)
+    run = Run(work, state, Functions(compiled=True), mixture, seconds, seed)
+    run.compile(rank)
+    run.train(taken, held_out_rows(work, tokenizer) if rank == 0 else None)
+    distributed.destroy_process_group()
+
+
+def load_towers(checkpoint: Path) -> train_media.Models:
+    """The models of train_media.py with the towers of a checkpoint."""
+    models = train_media.Models(checkpoint, 0)
+    tensors = load_file(checkpoint / "model.safetensors")
+    models.towers.load_state_dict({name: tensors[f"model.{name}"].float() for name in models.towers.state_dict()})
+    return models
+
+
+def load_media(models: train_media.Models, work: Path) -> train_media.Media:
+    """Soft tokens of the training sets (cached in WORK/soft.pt)."""
+    path = work / "soft.pt"
+    if not path.exists():
+        media_data.build_all(work / "media")
+        made = train_media.media_of(models.eyes, models.sight, models.ears, work / "media", MEDIA)
+        torch.save(made, path)
+    loaded: train_media.Media = torch.load(path, weights_only=False)
+    return loaded
+
+
+def export(folder: Path, weights: Weights, models: train_media.Models) -> None:
+    """Write model.safetensors and config.json; the other files of the checkpoint stay as they are."""
+    weights = dict(weights)
+    table = weights["model.embed_tokens.weight"].clone()
+    table[model.PLE_VOCAB :] = table[data.PAD]
+    weights["model.embed_tokens.weight"] = table
+    for name, tensor in weights.items():
+        if name.endswith("prediction_coefs.weight"):
+            weights[name] = tensor.clamp(-model.COEF_CLIP, model.COEF_CLIP)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES if folder.resolve() != HERE.resolve() else ():
+        (folder / name).write_bytes((HERE / name).read_bytes())
+    media_model.write_checkpoint(folder, weights, dict(models.towers.named_parameters()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of texts, pictures, sounds and training state")
+    parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--start", type=Path, default=HERE, help="checkpoint to go on from")
+    parser.add_argument("--out", type=Path, help="folder of the exported checkpoint (default: WORK/out)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--export-only", action="store_true", help="write what WORK/on.pt holds")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    models = load_towers(arguments.start)
+    if not arguments.export_only:
+        media = load_media(models, work)
+        (work / "rendezvous").unlink(missing_ok=True)
+        taken = multiprocessing.get_context("spawn").Value("q", 0)
+        start = {name: tensor.float() for name, tensor in models.text.items()}
+        multiprocessing.spawn(
+            work_alone, (work, start, media, arguments.minutes * 60, arguments.seed, taken), nprocs=WORKERS
+        )
+    export(arguments.out or work / "out", torch.load(work / "on.pt")["averaged"], models)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from gemma_edge.terminal import Terminal
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.runtime.backends import backend_names, find_backend
+from toolkit.runtime.backends.interface import ModelFile
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
 from toolkit.runtime.sampling import Sampling
@@ -105,10 +106,15 @@ def open_model(
     model = Model(bundle, settings, groups=arguments.groups)
     if TEXT_DECODER in bundle.manifest.files:
         decoder = bundle.described_file(TEXT_DECODER)
-        kept = find_backend(settings.backend).kept_file(decoder, settings.backend_options)
-        if kept is not None and decoder.size_bytes > _WORTH_A_WORD_BYTES and not kept.exists():
+        if decoder.size_bytes > _WORTH_A_WORD_BYTES and _is_not_arranged(decoder, settings):
             terminal.note("rearranging the weights for this hardware; later runs find them in the weight cache")
     return model
+
+
+def _is_not_arranged(decoder: ModelFile, settings: SessionSettings) -> bool:
+    """Whether the backend will arrange the weights now, and keep them so."""
+    kept = find_backend(settings.backend).kept_file(decoder, settings.backend_options)
+    return kept is not None and not kept.exists()
 
 
 def session_settings(arguments: argparse.Namespace, *, size: str | None = None) -> SessionSettings:

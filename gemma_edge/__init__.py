@@ -1,8 +1,8 @@
-"""gemma-edge from Python: what the command line does, as functions.
+"""The Python API of gemma-edge, with a function for each verb of the command line.
 
-`convert`, `inspect`, `check`, `verify` and `export` make and examine bundles; `load` opens one to answer; `devices`,
-`push`, `bench` and `probe` work on Android devices; `report` and `compare` read what `bench` recorded. Each raises a
-`ToolkitError` that says what was found and what to do. Nothing is printed: what is worth a word goes to the loggers
+`convert`, `inspect`, `check`, `verify` and `export` make and examine bundles; `load` opens one to generate text;
+`devices`, `push`, `bench` and `probe` work with Android devices; `report` and `compare` read what `bench` recorded.
+Errors are `ToolkitError`s, which say what was found and what to do. Nothing is printed: messages go to the loggers
 `gemma_edge`, `toolkit`, `converters` and `device_harness`.
 """
 
@@ -48,7 +48,7 @@ _MODULES = {
     "report": "gemma_edge.api.report",
     "verify": "gemma_edge.api.verify",
 }
-"""Imported when they are first asked for: LiteRT, NumPy and what else they need takes a second."""
+"""Where each name is defined; modules are imported at its first use, since LiteRT and NumPy take a second."""
 
 __all__ = [
     "Answer",
@@ -70,7 +70,7 @@ __all__ = [
     "verify",
 ]
 
-# A library is silent until a program gives its loggers a place: without this Python would write warnings to stderr.
+# A library logs nothing unless the program configures logging; without these, Python would print warnings on stderr.
 for _package in ("gemma_edge", "toolkit", "converters", "device_harness"):
     logging.getLogger(_package).addHandler(logging.NullHandler())
 

@@ -1,4 +1,4 @@
-"""`gemma-edge demo --device`: the tiny model pushed to a device, measured there, and shown as a page."""
+"""`gemma-edge demo --device`: pushes the tiny model to a device, measures it there, and writes a report."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from toolkit.report.results_page import results_page
 from toolkit.results.record import BenchRecord, Start
 
 EMULATED = "emulated"
-"""In place of a serial number: a device that lives as long as the demo."""
+"""The value of `--device` that starts an emulated device for the duration of the demo."""
 
 _PROMPT_TOKENS, _GENERATED_TOKENS, _REPETITIONS = 128, 32, 3
 _INTERVAL_S = 0.05
-"""The tiny model's processes end within a second."""
+"""A short interval, since the tiny model's processes end within a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceDemo:
-    """What to measure, and where it is written."""
+    """What to measure on which device, and where to write the results."""
 
     bundle: Path
     device: str
@@ -54,13 +54,13 @@ class _Measurement:
     size: str | None
     start: Start = "warm"
     drops_page_cache: bool = False
-    """Cold to the kernel too; the flash probe sees to that itself."""
+    """Whether cold starts also empty the page cache; the flash probe does that itself."""
     may_fail: bool = False
-    """Some machines cannot: where a temporary folder lies in memory, no read of it is cold."""
+    """Whether a failure is only reported: if a machine's temporary folder is in memory, no read of it is cold."""
 
 
 def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]:
-    """Every runner that the device can run, every size, cold and warm; records, kept one by one, and a page of them."""
+    """Measure every size with every runner that works on the device, cold and warm; write records and a report."""
     records: list[BenchRecord] = []
     with results_file(demo.results) as writer, _device(demo.device) as machine:
         device = read_device(machine)
@@ -75,7 +75,7 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]
         terminal.say(f"5. pushed in {time.monotonic() - started:.1f} s, every chunk verified by the device")
         has_compiler = find_spec("ziglang") is not None
         if not has_compiler:
-            terminal.note("without ziglang the page cache stays as it is: cold starts lack the weight cache alone")
+            terminal.note("without ziglang the page cache is not emptied: cold starts only lack the weight cache")
         assert model.manifest is not None
         for measurement in _measurements(model.manifest, has_compiler=has_compiler):
             for record in _measure(measurement, demo.bundle, machine, settings, terminal):
@@ -88,7 +88,7 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]
 
 
 def require_places(demo: DeviceDemo) -> None:
-    """The device is there, and the page and the results can be written: found before anything takes its time."""
+    """Check that the device can be reached and report and results can be written, before anything takes time."""
     folder = demo.page.resolve().parent
     if not folder.is_dir():
         raise UsageError("--report", file=demo.page, found=f"there is no directory {folder}", remedy="create it")
@@ -100,7 +100,7 @@ def require_places(demo: DeviceDemo) -> None:
 
 
 def _measurements(manifest: Manifest, *, has_compiler: bool) -> Iterator[_Measurement]:
-    """`has_compiler`: whether the flash probe can be built, which empties the page cache too."""
+    """The benchmarks to run; has_compiler: whether the flash probe, which also empties the page cache, can be built."""
     for size in manifest.sizes:
         yield _Measurement("session", size)
     yield _Measurement("session", manifest.default_size, "cold", drops_page_cache=has_compiler)
@@ -114,7 +114,7 @@ def _measurements(manifest: Manifest, *, has_compiler: bool) -> Iterator[_Measur
 def _measure(
     what: _Measurement, bundle: Path, machine: Machine, settings: BenchSettings, terminal: Terminal
 ) -> Iterator[BenchRecord]:
-    """Its records; then what ended it early is raised, or where it may fail, said."""
+    """Run one benchmark and return its records. Afterwards an error is raised, or only reported if it may fail."""
     workload = Workload(_PROMPT_TOKENS, _GENERATED_TOKENS, what.start)
     request = BenchRequest(bundle, what.runner, size=what.size, workload=workload)
     title = f"{what.runner} {what.size or bundle.name} {what.start}"

@@ -1,4 +1,4 @@
-"""Progress bars on stderr: a line for each piece of work under way, whatever thread it runs in. Knows rich.
+"""Progress bars on stderr, one line for each piece of running work, from any thread; the only user of rich's bars.
 
 Imported when the first bar is shown: work that ends soon does not wait for rich.
 """
@@ -21,7 +21,7 @@ _REFRESHES_PER_S = 4
 
 
 class ProgressBars:
-    """The bars of one terminal; they take no room while there are none."""
+    """The bars of one terminal; without any, nothing is drawn."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -35,24 +35,24 @@ class ProgressBars:
             console=Console(stderr=True),
             refresh_per_second=_REFRESHES_PER_S,
             transient=True,
-            # The terminal takes the bars away itself while it writes a line, on stdout or on stderr.
+            # `Terminal` itself hides the bars while it prints a line, on stdout or stderr.
             redirect_stdout=False,
             redirect_stderr=False,
         )
 
     def open(self, title: str, unit: str, done: int, total: int) -> TaskID:
-        """A new bar below the others."""
+        """Add a bar below the others."""
         with self._lock:
             bar = self._progress.add_task(printable(title), total=total, completed=done, unit=unit)
             self._progress.start()
             return bar
 
     def update(self, bar: TaskID, done: int, total: int) -> None:
-        """How much is done, of how much."""
+        """Set the amount done and the total."""
         self._progress.update(bar, completed=done, total=total)
 
     def close(self, bar: TaskID) -> None:
-        """Take a bar away; with the last one goes all that was drawn."""
+        """Remove a bar; with the last one, nothing drawn is left."""
         with self._lock:
             self._progress.remove_task(bar)
             if not self._progress.task_ids:
@@ -60,7 +60,7 @@ class ProgressBars:
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """While a line is written where the bars stand."""
+        """Hide the bars while a line is printed."""
         with self._lock:
             if not self._progress.task_ids:
                 yield
@@ -73,7 +73,7 @@ class ProgressBars:
 
 
 class _AmountColumn(ProgressColumn):
-    """`12 MB of 1.2 GB, 34 MB/s`, or `3 of 8 plots`; nothing of work that is counted in percent."""
+    """The text beside a bar: `12 MB of 1.2 GB, 34 MB/s`, or `3 of 8 plots`; empty for work counted in percent."""
 
     def render(self, task: Task) -> Text:
         unit, done, total = str(task.fields["unit"]), int(task.completed), int(task.total or 0)

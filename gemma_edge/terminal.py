@@ -1,4 +1,4 @@
-"""What commands say and where: results on stdout, everything else on stderr.
+"""Prints what commands have to say: results on stdout, everything else on stderr.
 
 No control character that a stranger wrote into a name or a text gets through. A file or a pipe gets what a terminal
 gets, but without colours, and tables as wide as they are.
@@ -31,7 +31,7 @@ _BOLD_RED, _YELLOW, _PLAIN = "\x1b[1;31m", "\x1b[33m", "\x1b[0m"
 
 
 class Terminal:
-    """stdout and stderr under `--json`, `--quiet` and `--no-progress`; work shorter than `bar_after_s` gets no bar."""
+    """Output that obeys `--json`, `--quiet` and `--no-progress`; work shorter than `bar_after_s` gets no bar."""
 
     def __init__(
         self, *, as_json: bool = False, quiet: bool = False, progress: bool = True, bar_after_s: float = 2.0
@@ -43,41 +43,41 @@ class Terminal:
         self._bars: ProgressBars | None = None
 
     def result(self, value: object, text: str) -> None:
-        """A command's result: one line of JSON, or text for people."""
+        """Print a command's result: one line of JSON, or text for people."""
         if self.as_json:
             self._write(printable_json(json.dumps(value, ensure_ascii=False, allow_nan=False)) + "\n")
         else:
             self.say(text)
 
     def stream(self, text: str) -> None:
-        """A piece of an answer, without a line end; a file or a pipe gets it as it is. Nothing under `--json`."""
+        """Print a piece of an answer, without a newline; unescaped to a file or a pipe. Nothing under `--json`."""
         if not self.as_json:
             self._write(_shown(text) if sys.stdout.isatty() else text)
 
     def say(self, text: str) -> None:
-        """A line of a result for people; nothing under `--json`."""
+        """Print a line of a result for people; nothing under `--json`."""
         if not self.as_json:
             self._write(_shown(text) + "\n")
 
     def warn(self, text: str) -> None:
-        """Something that may not be meant so."""
+        """Print a warning."""
         with self._hidden_bars(sys.stderr):
             write_line("warning", text)
 
     def note(self, text: str) -> None:
-        """What is going on; nothing under `--quiet`."""
+        """Print a message on stderr; nothing under `--quiet`."""
         if not self._quiet:
             with self._hidden_bars(sys.stderr):
                 write_line("info", text)
 
     def log(self, label: Label, text: str) -> None:
-        """A line of the program's log; whoever calls has chosen what is worth one."""
+        """Print a line of the log; the caller has filtered by level."""
         with self._hidden_bars(sys.stderr):
             write_line(label, text)
 
     @contextmanager
     def bar(self, title: str, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
-        """A progress bar on stderr, shown once the work has taken a while: call what it yields with done and total.
+        """Yield a progress function, called with done and total; it shows a bar on stderr once the work takes a while.
 
         `unit` is bytes (`B`), a percentage (`%`), or the plural of what is counted. Several may be open at once, in
         threads of their own.
@@ -94,7 +94,7 @@ class Terminal:
         def show(done: int, total: int) -> None:
             nonlocal bar
             if done >= total:
-                close()  # finished work may be followed by other work, with a bar of its own
+                close()  # further work may follow, with its own bar
             elif self._shows_bars and time.monotonic() - begin_s >= self._bar_after_s:
                 bars = self._opened_bars()
                 if bar is None:
@@ -109,7 +109,7 @@ class Terminal:
 
     def _opened_bars(self) -> ProgressBars:
         if self._bars is None:
-            from gemma_edge.progress_bars import ProgressBars  # rich takes as long as the rest of a short command
+            from gemma_edge.progress_bars import ProgressBars  # importing rich takes as long as a short command
 
             self._bars = ProgressBars()
         return self._bars
@@ -124,25 +124,25 @@ class Terminal:
 
 
 def write_line(label: Label, text: str) -> None:
-    """A line on stderr that begins with what it is; what is merely said begins with nothing."""
+    """Print a line on stderr, which starts with the label of an error or a warning."""
     sys.stderr.write(f"{_shown(text)}\n" if label == "info" else f"{_coloured(label)} {_shown(text)}\n")
     sys.stderr.flush()
 
 
 def _shown(text: str) -> str:
-    """Text of several lines, whoever wrote it."""
+    """Make text printable, from whatever source, keeping its lines."""
     return printable(text, keep="\n\t")
 
 
 def _coloured(label: Label) -> str:
-    """Colours for people who look at a terminal and want them (https://no-color.org)."""
+    """Whether to use colours: only on a terminal, and unless the user opts out (https://no-color.org)."""
     if not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return f"{label}:"
     return f"{_YELLOW if label == 'warning' else _BOLD_RED}{label}:{_PLAIN}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two blanks apart: the first to the left, numbers to the right; on a terminal no wider than that.
+    """A table with columns two spaces apart, the first aligned left, numbers right; no wider than a terminal.
 
     >>> print(table(["group", "bytes"], [["text", "1,200"], ["ple", "30"]]))
     group  bytes
@@ -161,7 +161,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _folded(cells: Sequence[Sequence[str]], width: int) -> str:
-    """The same table with its cells folded, so that no line is longer than `width` characters."""
+    """The same table with wrapped cells, so that no line is longer than `width` characters."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,1 +1,1 @@
-"""One module for each function of the public API; `gemma_edge` re-exports them."""
+"""The public API, one module for each function; `gemma_edge` re-exports them."""

@@ -1,4 +1,4 @@
-"""`gemma_edge.bench`: a model measured on an Android device, or on this computer."""
+"""`gemma_edge.bench`: measures a model on an Android device, or on this computer."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def bench(
     runners: Sequence[RunnerSpec] = ALL,
     listener: BenchListener | None = None,
 ) -> tuple[BenchRecord, ...]:
-    """Measure speed, memory and temperature, one process an iteration, and keep every one.
+    """Measure speed, memory and temperature, with one process for each iteration; return a record for each run.
 
-    model: a bundle's directory, or a .litertlm file.
-    device: a USB serial number, HOST[:PORT] or emulator-PORT; None is ANDROID_SERIAL's, else the only one. Or with
-        `host` this computer.
-    runner: what runs the model; None is what suits it. options: the runner's own, by name.
-    size: one of a bundle's sizes; None is its default.
-    prompt_tokens, generated_tokens: what one iteration computes. cold: without the runner's weight cache.
-    threads: None is the runner's own choice.
-    results: a file of JSON lines that each record is appended to as soon as it is whole.
-    settings: care for the device; its repetitions are those of `repetitions` where it is None.
+    model: a bundle directory, or a .litertlm file.
+    device: a USB serial number, HOST[:PORT] or emulator-PORT; None for ANDROID_SERIAL's, else the only device.
+    host: measure on this computer instead.
+    runner: the runner's name; None for the default of this kind of model. options: the runner's own options, by name.
+    size: one of the bundle's sizes; None for its default.
+    prompt_tokens, generated_tokens: the tokens of one iteration. cold: remove the runner's weight cache before each.
+    threads: CPU threads; None for the runner's choice.
+    results: a file of JSON lines, to which each record is appended as soon as it is complete.
+    settings: how to treat the device; if given, its own repetitions replace `repetitions`.
 
-    UsageError for what cannot be measured so, BundleError for an unsound model, EnvironmentFault for everything about
-    the device. What was measured before a fault is in the file of results.
+    UsageError if this cannot be measured, BundleError for an invalid model, EnvironmentFault for any fault of the
+    device. Records completed before a fault are in the results file.
     """
     workload = Workload(prompt_tokens, generated_tokens, "cold" if cold else "warm", backend, threads)
     given = {name: tuple(values) for name, values in (options or {}).items()}
@@ -74,10 +74,10 @@ def bench_records(
     runners: Sequence[RunnerSpec] = ALL,
     listener: Callable[[Machine, RunnerSpec], BenchListener | None] = lambda machine, spec: None,
 ) -> Iterator[BenchRecord]:
-    """`bench`, record by record; what ends it early is raised behind those that were measured.
+    """Like `bench`, but yield each record; an error is raised only after the records measured before it.
 
-    drop_torn_line: remove what a crash left of the last line of the file of results. listener: what is told, made once
-    the machine and the runner are known.
+    drop_torn_line: remove an incomplete last line that a crash left in the results file. listener: makes the listener,
+    once the machine and the runner are known.
     """
     spec = choose_runner(request, runners)
     with results_file(results, drop_torn_line=drop_torn_line) as writer, _machine(device, host=host) as machine:
@@ -98,7 +98,7 @@ def _machine(device: str | None, *, host: bool) -> Iterator[Machine]:
 
 @contextmanager
 def results_file(path: Path | str | None, *, drop_torn_line: bool = False) -> Iterator[ResultsWriter | None]:
-    """Opened before anything is measured, so that nothing is measured in vain; None: nothing is kept."""
+    """Open the results file, if one is wanted, before anything is measured, so that no measurement is lost."""
     if path is None:
         yield None
     else:

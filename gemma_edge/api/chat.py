@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """What was said so far. While no other prompt comes between, only what is new is computed; else all of it again."""
+    """A conversation. Only new tokens are computed, unless the model has answered another prompt in between."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Chat:
         system: str | None = None,
         size: str | None = None,
     ) -> None:
-        """`Model.chat` is the way to begin one."""
+        """Use `Model.chat` instead."""
         self._model = model
         self._size = model.require_size(size)
         self._sampler = sampler
@@ -46,9 +46,9 @@ class Chat:
         media: Sequence[MediaFile | Medium] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Say something, and get the answer; arguments and errors as of `Model.generate`.
+        """Send a message, and return the answer; arguments and errors are those of `Model.generate`.
 
-        After an error the conversation is as it was before.
+        After an error the conversation is unchanged.
         """
         stream = self.stream(text, images=images, audio=audio, media=media)
         for piece in stream:
@@ -64,13 +64,15 @@ class Chat:
         audio: Sequence[MediaSource] = (),
         media: Sequence[MediaFile | Medium] = (),
     ) -> AnswerStream:
-        """`send`, piece by piece; an interrupted answer becomes part of the conversation as far as it came."""
+        """Like `send`, but piece by piece. Of an interrupted answer, the part so far joins the conversation."""
         shown = self._model.read_media(media, images=images, audio=audio)
         message = self._model.user_message(text, shown)
         prompt = self._model.prompt_of([*self._messages, message], [*self._media, *shown])
         if len(prompt.ids) > self._model.context:
             found, wanted = f"{len(prompt.ids)} tokens", f"at most {self._model.context}, the bundle's context"
-            raise UsageError("conversation", found=found, wanted=wanted, remedy="say less, or begin anew with /reset")
+            raise UsageError(
+                "conversation", found=found, wanted=wanted, remedy="shorten the message, or start again with /reset"
+            )
         return self._model.answer_to(
             prompt,
             self._sampler,
@@ -82,7 +84,7 @@ class Chat:
 
     @property
     def size(self) -> str:
-        """The size that answers next; another may be set at any time, and goes on with what was said."""
+        """The size that answers next; it may be set at any time, and the conversation continues."""
         return self._size
 
     @size.setter
@@ -91,11 +93,11 @@ class Chat:
 
     @property
     def history(self) -> tuple[Message, ...]:
-        """What was said so far, the system's message first if there is one."""
+        """All messages so far, the system message first if there is one."""
         return tuple(self._messages)
 
     def reset(self) -> None:
-        """Forget what was said; the system's message stays."""
+        """Forget all messages except the system message."""
         self._messages = [Message("system", self._system)] if self._system else []
         self._media: list[Medium] = []
         self._conversation = object()

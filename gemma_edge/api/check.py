@@ -1,4 +1,4 @@
-"""`gemma_edge.check`: every hash, bound and reference of what this toolkit writes."""
+"""`gemma_edge.check`: checks every hash, bound and reference of a bundle or a .litertlm."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from toolkit.bundle.faults import Fault
 
 
 def check(path: Path | str, *, progress: Progress | None = None) -> tuple[Fault, ...]:
-    """Every fault of a bundle's directory, a .litertlm file or one PLE shard; nothing for a sound one.
+    """All faults of a bundle directory, a .litertlm file or one PLE shard; empty if there are none.
 
-    Reads only. `progress` gets the bytes that are done, and all there are. BundleError where nothing is at `path`.
+    It reads only. `progress` gets the bytes done and the total. BundleError if nothing exists at `path`.
 
     >>> import gemma_edge
     >>> gemma_edge.check(bundle)

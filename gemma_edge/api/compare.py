@@ -1,4 +1,4 @@
-"""`gemma_edge.compare`: two sets of benchmark results, with an interval and a verdict for each test."""
+"""`gemma_edge.compare`: compares two sets of benchmark results, with an interval and a verdict for each test."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def compare(
     across: Sequence[Across] = (),
     skip_torn_line: bool = False,
 ) -> ResultsComparison:
-    """Hold new results against earlier ones, test by test.
+    """Compare new results with earlier ones, test by test.
 
-    base, new: files of JSON lines, as `bench` writes them; one, or several.
-    across: compare although these differ, `device` or `model`; else only what is of the same device and model.
-    skip_torn_line: go on without a last line that a crash cut off.
+    base, new: one or more results files written by `bench`.
+    across: `device`, `model` or both, to compare although these differ; by default they must be equal.
+    skip_torn_line: ignore an incomplete last line that a crash left.
 
-    `regressions(limit)` of what it returns are the tests shown to be worse by more than that fraction. ResultsError for
-    what is no such file, UsageError where there is nothing to compare.
+    The result's `regressions(limit)` are the tests that are significantly worse, by more than that fraction.
+    ResultsError for a file that is not a results file, UsageError if there is nothing to compare.
     """
     older, newer = (read_records(_several(paths), skip_torn_line=skip_torn_line) for paths in (base, new))
     return compare_results(older, newer, across=tuple(across))

@@ -1,4 +1,4 @@
-"""`gemma_edge.convert`: from a checkpoint to a bundle that has passed the quality gate."""
+"""`gemma_edge.convert`: converts a checkpoint to a bundle that has passed the quality gate."""
 
 from __future__ import annotations
 
@@ -43,24 +43,28 @@ def convert(
     gate_progress: GateProgress | None = None,
     on_report: Callable[[VerifyReport], None] = lambda _: None,
 ) -> Conversion:
-    """Write the bundle `output`, whole or not at all; unless told not to, judge it against its checkpoint first.
+    """Convert a checkpoint to the bundle `output`, complete or not at all; by default, only if it passes the gate.
 
     checkpoint: a directory, a Hugging Face id, or an open checkpoint.
-    quant: a recipe of the text's weights, its name or its file; of the towers, int8 unless named, or f32 beside f32.
-    ple_quant: element type of the per-layer embeddings; None is as `quant`, beside a file int8.
-    search: how scales are chosen, `mse` or `absmax`; None is as the recipes say.
-    groups: `text`, which brings its embeddings along, and of `vision` and `audio` those wanted; None is all there are.
-    sizes: MatFormer sizes, the first the default; empty is the whole model. Or in place of them a `slice_file`
-        (docs/formats/matformer.md), or a `budget`: the best size in so much memory ("3GB") or parameters ("3.0B").
-    context: positions in the KV cache. prefill_sizes: tokens a prefill takes at once; empty is what suits the context.
-    shard_mb: largest file of per-layer embeddings, in MiB.
-    audio_lengths: seconds of the longest sound of each audio encoder; empty is 1, 5, 10 and 30.
-    session: how the bundle is run to be judged. families: those that the checkpoint may be of.
-    progress: gets weight bytes, done and in all; `gate_progress` a size, percent done, and 100.
-    on_report: told the verdict, before a bundle that fails is refused.
+    quant: the recipe for the text weights, by name or as a file.
+    vision_quant, audio_quant: the recipes for the towers; None for int8, or f32 if `quant` is f32.
+    ple_quant: the element type of the per-layer embeddings; None for that of `quant`, or int8 if `quant` is a file.
+    search: how scales are chosen, `mse` or `absmax`; None for what the recipes say.
+    groups: the groups to convert: `text`, which includes its embeddings, `vision` and `audio`; None for all.
+    sizes: MatFormer sizes, the first of them the default; empty for the whole model. Instead, `slice_file` may give
+        a custom size (docs/formats/matformer.md), or `budget` choose the best size that fits so much memory ("3GB") or
+        so many effective parameters ("3.0B").
+    context: positions in the KV cache.
+    prefill_sizes: how many tokens a prefill processes at once; empty for those that suit the context.
+    shard_mb: the maximum size of a file of per-layer embeddings, in MiB.
+    audio_lengths: maximum lengths in seconds, one for each audio encoder; empty for 1, 5, 10 and 30.
+    verify: whether the bundle must pass the quality gate. session: how the gate runs it.
+    families: the model families that the checkpoint may belong to.
+    progress: called with the weight bytes done and their total; `gate_progress` with a size, percent done, and 100.
+    on_report: called with the gate's report, even if the bundle fails.
 
-    CheckpointError, RecipeError, SliceError and UsageError for what cannot be converted so; QualityError for a bundle
-    that fails, of which nothing is left.
+    CheckpointError, RecipeError, SliceError or UsageError if this cannot be converted; QualityError for a bundle that
+    fails the gate, which is then removed.
 
     >>> import gemma_edge, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""`gemma_edge.devices`: the Android devices that can be reached, and why some cannot be used."""
+"""`gemma_edge.devices`: lists the Android devices that can be reached."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from device_harness.adb.devices import Device, list_devices
 
 
 def devices(addresses: Sequence[str] = (), *, timeout_s: float = 3.0) -> tuple[Device, ...]:
-    """Devices on USB, at `addresses` (HOST[:PORT]) and on this computer's emulator ports.
+    """List the devices on USB, at `addresses` (HOST[:PORT]) and on this computer's emulator ports.
 
-    timeout_s: seconds that each has to answer. A device that cannot be used says why in `reason`. UsageError for what
-    is no address.
+    timeout_s: how long to wait for each answer. For a device that cannot be used, `reason` says why. UsageError for an
+    invalid address.
 
     >>> import gemma_edge
     >>> found = gemma_edge.devices()

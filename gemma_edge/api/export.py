@@ -1,4 +1,4 @@
-"""`gemma_edge.export`: a bundle as one .litertlm file for Google's LiteRT-LM."""
+"""`gemma_edge.export`: writes a bundle as one .litertlm file for Google's LiteRT-LM."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def export(
     model_type: ModelType | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Write one size of a bundle as one file, whole or not at all.
+    """Write one size of a bundle as a .litertlm file, complete or not at all.
 
-    size: the one that the file runs; None is the bundle's default.
-    groups: `text`, which brings its embeddings along, and of `vision` and `audio` those wanted; None is all there are.
+    size: the size to export; None for the bundle's default.
+    groups: the groups to export: `text`, which includes its embeddings, `vision` and `audio`; None for all.
     model_type: how the engine prepares images and sounds: `generic_model` as transformers does, `gemma3n` as for
-        Google's own files. None is `generic_model`, and for text alone `gemma3n`.
-    progress: gets the bytes that are done, and all there are.
+        Google's own files. None for `generic_model`, or for `gemma3n` if only text is exported.
+    progress: called with the bytes done and the total.
 
-    BundleError for what is no sound bundle, lacks the size or a group; UsageError for groups without `text`.
+    BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`.
 
     >>> import gemma_edge, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

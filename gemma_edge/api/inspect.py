@@ -1,4 +1,4 @@
-"""`gemma_edge.inspect`: what is in a checkpoint or a bundle, and what of it each size loads and needs."""
+"""`gemma_edge.inspect`: lists the groups and sizes of a checkpoint or a bundle, with parameters and memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME
 from toolkit.bundle.manifest_json import read_manifest
 
 EFFECTIVE = "text"
-"""The group whose parameters the names of sizes count."""
+"""The group of the effective parameters, which the names of sizes count."""
 TEXT_GROUPS = (EFFECTIVE, "token_embedding", "per_layer_embedding")
-"""What every set of groups holds; the others, vision and audio, can be left out."""
+"""The groups that are always loaded; vision and audio may be left out."""
 CHECKPOINT_BITS = 8
-"""Bits a weight that a checkpoint's memory is told for: it is not quantised yet."""
+"""Bits per weight assumed for a checkpoint's memory, since it is not quantised yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class InspectedGroup:
-    """A parameter group as it is stored."""
+    """The stored parameters and bytes of one parameter group."""
 
     parameters: int
     bytes: int
@@ -32,7 +32,7 @@ class InspectedGroup:
 
 @dataclass(frozen=True, slots=True)
 class GroupSet:
-    """One size with some of the groups."""
+    """A set of groups that may be loaded together, with the parameters and memory of one size."""
 
     groups: tuple[str, ...]
     parameters_loaded: int
@@ -42,16 +42,16 @@ class GroupSet:
 
 @dataclass(frozen=True, slots=True)
 class InspectedSize:
-    """One of the sizes."""
+    """The layers, parameters and memory of one size."""
 
     layers: int
     parameters: Mapping[str, int]
-    """Of this size, by group."""
+    """Parameters by group."""
     memory: Mapping[str, int]
-    """Bytes by group: what a generated token reads of the text groups, and all of the towers."""
+    """Bytes by group: for text, the weights that each generated token reads; for a tower, all of it."""
 
     def sets(self) -> Iterator[GroupSet]:
-        """Every set of groups, the text groups alone first and all groups last."""
+        """All sets of groups; the first has only the text groups, the last has all."""
         towers = [name for name in self.parameters if name not in TEXT_GROUPS]
         for count in range(len(towers) + 1):
             for chosen in combinations(towers, count):
@@ -66,7 +66,7 @@ class InspectedSize:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a checkpoint or a bundle holds."""
+    """The groups and sizes of a checkpoint or a bundle."""
 
     kind: Literal["checkpoint", "bundle"]
     architecture: str
@@ -75,10 +75,10 @@ class Inspection:
 
 
 def inspect(path: Path | str, *, families: Sequence[Family] = FAMILIES) -> Inspection:
-    """Parameters and bytes by group, and the sizes with their layers, parameters and memory.
+    """List the groups of a checkpoint or bundle with their parameters and bytes, and the sizes that it has.
 
-    path: a bundle's directory, a checkpoint's, or a Hugging Face id. families: those that a checkpoint may be of.
-    BundleError or CheckpointError for what is neither.
+    path: the directory of a bundle or a checkpoint, or a Hugging Face id. families: the model families that a
+    checkpoint may belong to. BundleError or CheckpointError if it is neither.
 
     >>> import gemma_edge
     >>> found = gemma_edge.inspect(bundle)

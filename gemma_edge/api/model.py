@@ -1,4 +1,4 @@
-"""`gemma_edge.load`: a bundle, ready to answer."""
+"""`gemma_edge.load`: opens a bundle and generates text with it."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def load(
     ple: Literal["flash", "ram"] = "flash",
     ple_cache_mb: int = DEFAULT_CACHE_BYTES >> 20,
 ) -> Model:
-    """Open a bundle and load its language model; the towers of images and sounds are loaded when a prompt needs them.
+    """Open a bundle and load its language model. The towers for images and sounds are loaded when a prompt needs them.
 
-    path: the directory that `convert` made.
-    size: the size that answers where a call names none; None is the bundle's own default.
-    groups: parameter groups that may be loaded (`text` always may); None is all of them.
-    backend: what runs the graphs.
-    threads: CPU threads; None is what is best here, 1 to 4.
+    path: a directory written by `convert`.
+    size: the size to use where a call names none; None for the bundle's default.
+    groups: parameter groups that may be loaded (`text` always may); None for all of them.
+    backend: the processor that runs the graphs.
+    threads: CPU threads; None for the best number here, 1 to 4.
     weight_cache: where weights arranged for this hardware stay between runs: `off`, `memory`, or a directory; None is
         GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge.
-    ple: per-layer embeddings, read from flash as tokens need them, or all copied to memory.
-    ple_cache_mb: memory for rows of tokens that come again, in MiB.
+    ple: `flash` reads each row of per-layer embeddings when a token needs it, `ram` copies them all to memory first.
+    ple_cache_mb: memory for the rows of recent tokens, in MiB.
 
-    BundleError for what is no sound bundle or lacks the size, UsageError for an unknown group or backend,
-    EnvironmentFault where the backend fails. Close the model, or use it in a `with` statement.
+    BundleError if `path` is not a valid bundle or lacks the size, UsageError for an unknown group or backend,
+    EnvironmentFault if the backend fails. Close the model, or use it in a `with` statement.
 
     >>> import gemma_edge
     >>> with gemma_edge.load(bundle) as model:
@@ -77,13 +77,13 @@ def _weight_cache(cache: WeightCache | str | None) -> WeightCache:
 
 
 class Model:
-    """A bundle that answers. Calls from several threads wait for each other; two models do not."""
+    """A loaded bundle. Calls from several threads wait for each other; different models run independently."""
 
     def __init__(self, bundle: Bundle, settings: SessionSettings, *, groups: Sequence[str] | None = None) -> None:
-        """Nothing is loaded before the first answer, or `prepare`; `load` is the way to make one."""
+        """Use `load` instead, which also loads the model; this loads nothing until `prepare` or the first answer."""
         self.path = bundle.path
         self.size = settings.size or bundle.manifest.default_size
-        """The size that answers where a call names none."""
+        """The size that is used where a call names none."""
         bundle.manifest.size(self.size)
         self._bundle = bundle
         self._allowed = bundle.allowed_groups(groups)
@@ -116,25 +116,25 @@ class Model:
         ignore_eos: bool = False,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Answer one prompt; nothing of earlier prompts is known to it.
+        """Generate the answer to one prompt, independent of earlier prompts.
 
-        prompt: what the user says; where `<image_soft_token>` or `<audio_soft_token>` stand in it, the images and
-            sounds belong there, else before it.
-        images, audio: paths, or the content of files in memory. A sound that is longer than the model hears at once is
-            cut into pieces.
-        media: images and sounds in one order, where that matters, after `images` and `audio`.
-        size: one of `sizes`; None is `self.size`.
-        max_tokens: the most tokens of the answer; None is as many as the context holds.
-        temperature: 0 takes the most likely token each time.
-        top_k, top_p: only the k most likely tokens (0: all), of these only those that together have probability p.
+        prompt: the user's text. Images and sounds are placed where it has `<image_soft_token>` or
+            `<audio_soft_token>`, otherwise before it.
+        images, audio: paths, or the content of files as bytes. A sound of more than 30 s is split into pieces.
+        media: images and sounds whose order among each other matters; they follow `images` and `audio`.
+        size: one of `sizes`; None for `self.size`.
+        max_tokens: the maximum number of generated tokens; None for as many as fit the context.
+        temperature: 0 always chooses the most likely token.
+        top_k, top_p: sample only from the k most likely tokens (0: all), and of these only from the most likely ones
+            whose probabilities add up to p.
         seed: the same seed and prompt give the same answer.
-        stop: texts at which the answer ends; they are no part of it.
-        raw: go on with the prompt as it is, without the chat template.
-        ignore_eos: do not end at a token that ends answers.
-        on_text: called with each piece of the text as it comes.
+        stop: texts that end the answer; they are not part of it.
+        raw: continue the prompt itself, without the chat template.
+        ignore_eos: do not stop at a stop token.
+        on_text: called with each piece of the answer as it is generated.
 
-        UsageError for a prompt that does not fit the context, for media that are none, and once the model is closed;
-        BundleError where the bundle lacks a tower.
+        UsageError if the prompt does not fit the context, an image or sound cannot be decoded, or the model is closed;
+        BundleError if the bundle lacks the tower for an image or sound.
 
         >>> answer = model.generate("the cat", raw=True, max_tokens=5, temperature=0.8, seed=3)
         >>> len(answer.token_ids), answer.size == model.size
@@ -177,9 +177,9 @@ class Model:
         raw: bool = False,
         ignore_eos: bool = False,
     ) -> AnswerStream:
-        """`generate`, piece by piece: iterate over the text, then read `answer`.
+        """Like `generate`, but piece by piece: iterate over the text, then read `answer`.
 
-        The model is taken from the first piece to the last, or until the stream is closed.
+        The model is locked from the first piece to the last, or until the stream is closed.
 
         >>> pieces = model.stream("the cat", raw=True, max_tokens=5)
         >>> "".join(pieces) == pieces.answer.text
@@ -207,9 +207,9 @@ class Model:
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> Chat:
-        """Begin a conversation, by default with Gemma's own settings of the sampler.
+        """Begin a conversation, by default with Gemma's own sampling settings.
 
-        system: what holds for the whole conversation. The other arguments are those of `generate`.
+        system: instructions for the whole conversation. The other arguments are those of `generate`.
 
         >>> chat = model.chat(max_tokens=4, seed=1)
         >>> answer = chat.send("cat")
@@ -224,28 +224,28 @@ class Model:
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        """The bundle's sizes, its default first."""
+        """The names of the bundle's sizes."""
         return tuple(self._bundle.manifest.sizes)
 
     @property
     def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
+        """The maximum number of tokens of a prompt and its answer together."""
         return self._bundle.manifest.text.context
 
     @property
     def groups_loaded(self) -> tuple[str, ...]:
-        """Parameter groups that some prompt has needed so far."""
+        """The parameter groups that prompts have needed so far."""
         session = self._session
         return () if session is None else session.groups_loaded
 
     def memory(self) -> Memory:
-        """What this process holds in memory now, in bytes, and what of it belongs to each parameter group."""
+        """The memory of this process now, in bytes, in all and for each parameter group."""
         with self._turn(self._conversation) as session:
             return session.memory()
 
     @property
     def ple_statistics(self) -> PleStatistics:
-        """What looking up per-layer embeddings came to so far."""
+        """Counts of the look-ups of per-layer embeddings so far."""
         with self._turn(self._conversation) as session:
             return session.ple.statistics
 
@@ -255,7 +255,7 @@ class Model:
             pass
 
     def close(self) -> None:
-        """Free everything, once the answer that another thread is waiting for is there; twice is once."""
+        """Free everything, after waiting for an answer that another thread is generating; may be called twice."""
         mine = self._thread == threading.get_ident()
         if not mine:
             self._lock.acquire()
@@ -284,26 +284,26 @@ class Model:
         images: Sequence[MediaSource] = (),
         audio: Sequence[MediaSource] = (),
     ) -> list[Medium]:
-        """Every file as its tower takes it: `images`, then `audio`, then `media`."""
+        """Decode all files for their towers, in the order `images`, `audio`, `media`."""
         files = [MediaFile("vision", image) for image in images] + [MediaFile("audio", sound) for sound in audio]
         return read_media(self._bundle, [*files, *media], self._allowed)
 
     def require_size(self, size: str | None) -> str:
-        """`size`, or the model's own for None; UsageError for one that the bundle lacks."""
+        """Return `size`, or the model's size for None; an error if the bundle lacks it."""
         name = size or self.size
         self._bundle.manifest.size(name)
         return name
 
     def sampler(self, sampling: Sampling) -> Sampler:
-        """One that draws only tokens that mean something."""
+        """A sampler that draws only ids for which the tokenizer has a token."""
         return Sampler(sampling, self._drawable_ids)
 
     def user_message(self, text: str, media: Sequence[Medium]) -> Message:
-        """What the user says, with images and sounds."""
+        """The user's message, with images and sounds."""
         return user_message(self._bundle, self._tokenizer, require_unicode(text, "message"), media)
 
     def prompt_of(self, messages: Sequence[Message], media: Sequence[Medium]) -> Prompt:
-        """A whole conversation up to where the model answers; the images and sounds of all its messages."""
+        """The prompt of a whole conversation, up to the model's next answer; media: those of all its messages."""
         return chat_prompt(self._bundle, self._tokenizer, messages, media)
 
     def answer_to(
@@ -316,7 +316,7 @@ class Model:
         conversation: object,
         ended: Callable[[Answer], None] = lambda _: None,
     ) -> AnswerStream:
-        """The answer to a whole conversation, of which the caches may hold the beginning if it is still the same."""
+        """The answer to a whole conversation; if it is the one in the KV caches, only its new tokens are computed."""
         self._require_open()
         limit = self.context if settings.max_tokens is None else settings.max_tokens
         require_prompt(prompt.ids, limit=limit, context=self.context)
@@ -334,11 +334,11 @@ class Model:
 
     @contextmanager
     def _turn(self, conversation: object, size: str | None = None) -> Iterator[Session]:
-        """The session, for one thread at a time; what the caches hold of another conversation is forgotten."""
+        """Yield the session, to one thread at a time; caches of another conversation are cleared first."""
         self._require_open()
         if self._thread == threading.get_ident():
-            remedy = "read that one to its end, or close it"
-            raise UsageError("model", found="an answer is still unfinished", remedy=remedy)
+            remedy = "read its stream to the end, or close it"
+            raise UsageError("model", found="an earlier answer is still unfinished", remedy=remedy)
         with self._lock:
             self._thread = threading.get_ident()
             try:
@@ -366,5 +366,5 @@ class Model:
 
 
 def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """One text, or several."""
+    """The stop texts as a tuple, given as one text or several."""
     return (stop,) if isinstance(stop, str) else tuple(stop)

@@ -1,4 +1,4 @@
-"""`gemma_edge.probe`: how fast flash gives rows of per-layer embeddings."""
+"""`gemma_edge.probe`: measures how fast flash gives rows of per-layer embeddings."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from toolkit.bundle.manifest_json import read_manifest
 
 
 def _ignore(done: int, total: int) -> None:
-    """Nobody asks."""
+    """A progress function that does nothing."""
 
 
 def _ignore_step(step: Step, done: int, total: int) -> None:
-    """Nobody asks."""
+    """A progress function of a push that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeListener:
-    """Told how a probe goes."""
+    """Functions that are called while a probe runs."""
 
     pushing: Callable[[str], AbstractContextManager[PushProgress]] = field(default=lambda _: nullcontext(_ignore_step))
-    """Of a device's serial number: what is told of the steps of bringing the shards there."""
+    """From a device's serial number to the progress function for pushing the shards, open while that lasts."""
     reading: Callable[[str], AbstractContextManager[Progress]] = field(default=lambda _: nullcontext(_ignore))
-    """Of the machine's name: what is told of the kinds of read that are done."""
+    """From the machine's name to the progress function for the kinds of read, open while they last."""
     note: Callable[[str], None] = field(default=lambda _: None)
-    """Something that the person who waits should know."""
+    """Called with messages for the user."""
 
 
 def probe(
@@ -55,17 +55,18 @@ def probe(
     settings: ProbeSettings | None = None,
     listener: ProbeListener | None = None,
 ) -> ProbeResult:
-    """Time reads of a bundle's rows in every way that a reader could: a row, a batch; pread, mmap; cold, warm.
+    """Measure reads of a bundle's rows: one by one and in batches, with pread and mmap, cold and warm.
 
-    device: a USB serial number, HOST[:PORT] or emulator-PORT, to which the shards are brought first; None is
-        ANDROID_SERIAL's, else the only one. Or with `host` this computer, the bundle where it lies.
+    device: a USB serial number, HOST[:PORT] or emulator-PORT; None for ANDROID_SERIAL's, else the only device. The
+        shards are pushed there first.
+    host: measure this computer instead, with the bundle as it is.
     target: the bundle's folder on the device.
     settings: how many rows are read, and which.
 
-    BundleError for shards that are not sound, EnvironmentFault where the device fails or nothing can be built for it.
+    BundleError for invalid shards, EnvironmentFault if the device fails or the probe cannot be built for it.
     """
     if host and target is not None:
-        raise UsageError("--target", found="--host beside it", wanted="one of both")
+        raise UsageError("--target", found="it cannot be used together with --host")
     settings, listener = settings or ProbeSettings(), listener or ProbeListener()
     if settings.batch_rows < 2:
         raise UsageError("--batch", found=str(settings.batch_rows), wanted="at least 2")

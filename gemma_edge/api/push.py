@@ -1,4 +1,4 @@
-"""`gemma_edge.push`: a bundle, or a .litertlm, onto Android devices."""
+"""`gemma_edge.push`: copies a bundle, or a .litertlm, to Android devices."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from toolkit.base.errors import ToolkitError, UsageError
 
 
 def _ignore(step: Step, done: int, total: int) -> None:
-    """Nobody asks."""
+    """A progress function that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class PushListener:
-    """Told how pushes go, from a thread for each device."""
+    """Functions that are called while pushes run, each device from its own thread."""
 
     progress: Callable[[str], AbstractContextManager[PushProgress]] = field(default=lambda _: nullcontext(_ignore))
-    """Of a device's serial number: what is told of the steps of its push, while it lasts."""
+    """From a device's serial number to the progress function of its push, open while that lasts."""
     note: Callable[[str], None] = field(default=lambda _: None)
-    """Something that the person who waits should know."""
+    """Called with messages for the user."""
     done: Callable[[PushResult], None] = field(default=lambda _: None)
-    """A device has everything."""
+    """Called when a push is complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class PushOutcome:
-    """What came of pushing to several devices."""
+    """The results and failures of pushing to several devices."""
 
     results: tuple[PushResult, ...]
     """In the order of the devices."""
@@ -51,15 +51,16 @@ def push(
     target: str | None = None,
     listener: PushListener | None = None,
 ) -> PushResult:
-    """Bring a bundle or a .litertlm file to a device: only what differs there, whole or not at all.
+    """Copy a bundle or a .litertlm file to a device; only chunks that differ there are sent, and all are verified.
 
-    device: a USB serial number, HOST[:PORT] or emulator-PORT; None is ANDROID_SERIAL's, else the only one.
-    groups: parameter groups that are wanted there; None is all. The tokenizer and the chat template always go.
-    receiver: what stores and hashes there: the device's own programs, or ours, which is faster and is built once.
+    device: a USB serial number, HOST[:PORT] or emulator-PORT; None for ANDROID_SERIAL's, else the only device.
+    groups: the parameter groups to push; None for all. The tokenizer and the chat template are always pushed.
+    receiver: the program that stores and hashes files on the device: its own tools (`shell`), or ours (`native`),
+        which is faster and takes a minute to build once; `auto` for ours if it is built and runs there.
     target: the folder on the device.
 
-    BundleError for a bundle that is not what its manifest says, EnvironmentFault for everything about the device; the
-    next push goes on where a broken one ended.
+    BundleError for a bundle that differs from its manifest, EnvironmentFault for any fault of the device. After a
+    fault, the next push continues where this one ended.
     """
     outcome = push_all(source, [device], groups=groups, receiver=receiver, target=target, listener=listener)
     if outcome.failures:
@@ -76,7 +77,10 @@ def push_all(
     target: str | None = None,
     listener: PushListener | None = None,
 ) -> PushOutcome:
-    """`push` to several devices at once; a device that fails does not stop the others. BundleError, UsageError."""
+    """Push to several devices at once; one that fails does not stop the others.
+
+    BundleError or UsageError if nothing can be pushed at all.
+    """
     if len(set(devices)) < len(devices):
         raise UsageError("--device", found="a device twice")
     folder = None if target is None else remote_path(target.rstrip("/"))
@@ -89,13 +93,13 @@ def push_all(
         try:
             return _outcome([future.result for future in running])
         finally:
-            # After an interrupt: each push ends at its next step, and leaves what the next one goes on with.
+            # After an interrupt, each push ends at its next step, so that a later push can continue from there.
             work.ended.set()
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What each device gets."""
+    """What to push, and how: the same for all devices."""
 
     source: PushSource
     target: str
@@ -118,7 +122,7 @@ class _Work:
 
 
 def _outcome(pushes: Sequence[Callable[[], PushResult]]) -> PushOutcome:
-    """Once all have ended."""
+    """Wait for all pushes, and collect their results and failures."""
     results, failures = [], []
     for push_one in pushes:
         try:

@@ -1,4 +1,4 @@
-"""`gemma_edge.report`: benchmark results as one HTML page."""
+"""`gemma_edge.report`: writes benchmark results as one HTML page."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Report:
     path: Path
     bytes: int
     records: int
-    """Of all files that it shows."""
+    """The number of records on the page."""
     flagged_records: int
-    """Of these, those that something was not as it should be with, or that are of an emulated device."""
+    """How many of them have a flag, or come from an emulated device."""
 
 
 def report(
@@ -35,13 +35,13 @@ def report(
     skip_torn_line: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Write a page of all records of some files: tables, plots, and where each figure comes from.
+    """Write a page on all records of some files, with tables, plots, and the origin of each figure.
 
-    results: files of JSON lines, as `bench` writes them, each once.
-    skip_torn_line: go on without a last line that a crash cut off; else it is an error.
-    progress: gets the plots that are drawn, and all there will be.
+    results: results files written by `bench`, each only once.
+    skip_torn_line: ignore an incomplete last line that a crash left; by default it is an error.
+    progress: called with the number of plots drawn and the total.
 
-    ResultsError for what is no such file, UsageError where they have no records.
+    ResultsError for a file that is not a results file, UsageError if the files have no records.
     """
     from toolkit.report.page import render_page
     from toolkit.report.results_page import results_page
@@ -54,7 +54,7 @@ def report(
 
 
 def read_records(paths: Sequence[Path | str], *, skip_torn_line: bool = False) -> list[BenchRecord]:
-    """Of all files in turn; UsageError when there are none in all, or a file is named twice."""
+    """Read the records of all files, in order; UsageError if there are none, or a file is named twice."""
     twice = [path for index, path in enumerate(paths) if os.path.realpath(path) in map(os.path.realpath, paths[:index])]
     if twice:
         raise UsageError(file=twice[0], found="the same file twice")
@@ -62,7 +62,7 @@ def read_records(paths: Sequence[Path | str], *, skip_torn_line: bool = False) -
     for path in paths:
         found = read_results(path, skip_torn_line=skip_torn_line)
         if found.torn_bytes:
-            _log.warning("%s: the last line is cut off, %s bytes of it are left out", path, f"{found.torn_bytes:,}")
+            _log.warning("%s: the last line is incomplete; its %s bytes are ignored", path, f"{found.torn_bytes:,}")
         records += found.records
     if not records:
         named = ", ".join(map(str, paths))

@@ -1,4 +1,4 @@
-"""`gemma_edge.verify`: a bundle's predictions against its checkpoint's."""
+"""`gemma_edge.verify`: compares a bundle's predictions with its checkpoint's."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ def verify(
     progress: GateProgress | None = None,
     tower_progress: GateProgress | None = None,
 ) -> VerifyReport:
-    """Hold a bundle against the checkpoint it was made of: the long form of the gate that `convert` ends with.
+    """Compare a bundle with the checkpoint it was made from: the long form of the quality gate of `convert`.
 
-    text: what is predicted, and of it `tokens` tokens; None is a built-in text.
-    sizes: those judged; None is all.
-    groups: towers judged besides the text, at full size minutes and 8 GB of scratch space; None is all of the bundle.
-    images, audio: what the towers are judged on; a tower without any, on a built-in sample.
+    text: the text to predict; None for a built-in one. tokens: how many of its tokens to use.
+    sizes: the sizes to verify; None for all.
+    groups: the towers to verify besides the language model; at full size they take minutes and 8 GB of temporary
+        space. None for all that the bundle has.
+    images, audio: samples for the towers; a tower without any uses a generated one.
     session: how the bundle is run.
-    progress, tower_progress: get a size or a tower, percent done, and 100.
+    progress, tower_progress: called with a size or a tower, percent done, and 100.
 
-    `passed` of the report says whether every measure is in bounds. BundleError, CheckpointError and UsageError for what
-    cannot be judged.
+    The report's `passed` says whether all measures are within bounds. BundleError, CheckpointError or UsageError if
+    this cannot be verified.
 
     >>> import gemma_edge
     >>> report = gemma_edge.verify(bundle, checkpoint, sizes=["small"], tokens=64)

@@ -1,1 +1,1 @@
-"""One module per verb: its arguments, and the order in which the parts of the toolkit do its work."""
+"""The verbs, one module for each: its arguments, and what it prints of the API's results."""

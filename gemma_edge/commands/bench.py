@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _runners_help() -> str:
-    """What each runner runs, and for which kind of model it is the default."""
+    """A description of each runner, with the kind of model for which it is the default."""
     kinds = {"bundle": "a bundle", "litertlm": "a .litertlm"}
     parts = []
     for spec in ALL:
@@ -72,7 +72,7 @@ def _runners_help() -> str:
 
 
 def _add_runner_options(parser: argparse.ArgumentParser) -> None:
-    """Each runner's own options, in a group for each set of runners that share them."""
+    """Add the runners' own options, in a group for each set of runners that share them."""
     groups: dict[str, list[RunnerOption]] = {}
     for option in _runner_options():
         owners = " and ".join(spec.name for spec in ALL if option in spec.options)
@@ -85,12 +85,12 @@ def _add_runner_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _runner_options() -> list[RunnerOption]:
-    """Of all runners, each once."""
+    """The options of all runners, each only once."""
     return list(dict.fromkeys(option for spec in ALL for option in spec.options))
 
 
 def _given_options(arguments: argparse.Namespace) -> dict[str, tuple[str, ...]]:
-    """Of the runners' own options those that were given, by name."""
+    """Those of the runners' own options that were given, by name."""
     given: dict[str, tuple[str, ...]] = {}
     for option in _runner_options():
         value: str | list[str] | None = getattr(arguments, option.name)
@@ -185,7 +185,7 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    """From 0."""
+    """A number of seconds, at least 0."""
     value = number(text)
     if value < 0:
         raise UsageError(found=text, wanted="seconds")
@@ -193,7 +193,7 @@ def _seconds(text: str) -> float:
 
 
 def _percent(text: str) -> float:
-    """0: no battery is low."""
+    """A percentage; 0 means that no battery counts as low."""
     value = number(text)
     if not 0 <= value <= 100:
         raise UsageError(found=text, wanted="0 to 100")
@@ -201,7 +201,7 @@ def _percent(text: str) -> float:
 
 
 def _interval(text: str) -> float:
-    """Shorter ones would measure the sampler."""
+    """An interval in seconds; much shorter ones would mostly measure the sampler itself."""
     value = number(text)
     if value < _SHORTEST_S:
         raise UsageError(found=text, wanted=f"at least {_SHORTEST_S} seconds")
@@ -209,7 +209,7 @@ def _interval(text: str) -> float:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0; what was measured before an interrupt or a fault is kept and printed first."""
+    """Return 0. Before an interrupt or an error takes effect, the results so far are kept and printed."""
     records: list[BenchRecord] = []
     found = bench_records(
         _request(arguments),
@@ -226,7 +226,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         if records:
             _print(records, arguments.output, terminal)
     if arguments.results is None:
-        terminal.note("not kept; --results FILE appends each iteration and sample to a file for gemma-edge report")
+        terminal.note(
+            "results not kept; --results FILE appends every iteration and sample to FILE for gemma-edge report"
+        )
     return 0
 
 

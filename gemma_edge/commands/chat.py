@@ -1,4 +1,4 @@
-"""`gemma-edge chat`: a conversation."""
+"""`gemma-edge chat`: a conversation with a bundle."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ EXAMPLES = (
 )
 _FILES = {"/image": image_file, "/audio": sound_file}
 _HELP = """/reset      forget the conversation
-/image FILE show an image with the next message
-/audio FILE play a sound with the next message
-/size NAME  go on with another size of the bundle
-/size       which size this is, and which there are
-/quit       end (also: Ctrl-D)
-/help       this
-Ctrl-C ends an answer, and the conversation when nothing is being said."""
+/image FILE send an image with the next message
+/audio FILE send a sound with the next message
+/size NAME  continue with another size of the bundle
+/size       show the size in use, and the others
+/quit       quit (or Ctrl-D)
+/help       show this help
+Ctrl-C ends an answer, or quits if there is none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0 at the end of the input or after /quit; 130 after an interrupt."""
+    """Return 0 at the end of the input or after /quit, 130 after an interrupt."""
     with open_model(arguments, terminal) as model:
         chat = model.chat(
             system=arguments.system,
@@ -52,7 +52,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         )
         model.prepare()
         if sys.stdin.isatty():
-            terminal.note("Type /help for what can be said besides.")
+            terminal.note("Type /help for a list of commands.")
         lines = _Lines(model, chat, terminal)
         while (line := _read_line(terminal)) is not None:
             if not lines.take(line):
@@ -61,16 +61,16 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 
 class _Lines:
-    """What is typed: messages, and orders that begin with a slash."""
+    """Handles typed lines: messages, and commands that begin with a slash."""
 
     def __init__(self, model: Model, chat: Chat, terminal: Terminal) -> None:
         self._model = model
         self._chat = chat
         self._terminal = terminal
-        self._waiting: list[Medium] = []  # they go with the next message
+        self._waiting: list[Medium] = []  # to be sent with the next message
 
     def take(self, line: str) -> bool:
-        """Do what a line says; False when it says to stop."""
+        """Handle one line; return False for /quit."""
         words = line.split(maxsplit=1)
         if not words:
             return True
@@ -89,7 +89,7 @@ class _Lines:
             else:
                 self._terminal.note(_HELP)
         except ToolkitError as error:
-            # One bad line does not end a conversation.
+            # An error in one line does not end the conversation.
             self._terminal.log("error", str(error))
         return True
 
@@ -103,17 +103,17 @@ class _Lines:
 
     def _attach(self, file: MediaFile) -> None:
         self._waiting += self._model.read_media([file])
-        self._terminal.note(f"[{file.source!s} goes with the next message]")
+        self._terminal.note(f"[{file.source!s} will be sent with the next message]")
 
     def _change_size(self, name: list[str]) -> None:
         if name:
             self._chat.size = name[0].strip()
         others = [size for size in self._model.sizes if size != self._chat.size]
-        self._terminal.note(f"[size {self._chat.size}; besides: {', '.join(others) or 'none'}]")
+        self._terminal.note(f"[size {self._chat.size}; others: {', '.join(others) or 'none'}]")
 
 
 def _read_line(terminal: Terminal) -> str | None:
-    """The next line of standard input, None at its end."""
+    """Read the next line of standard input; None at its end."""
     try:
         if sys.stdin.isatty() and not terminal.as_json:
             return input("> ")

@@ -1,4 +1,4 @@
-"""`gemma-edge check`: every hash, bound and reference of a bundle."""
+"""`gemma-edge check`: checks every hash, bound and reference of a bundle."""
 
 from __future__ import annotations
 

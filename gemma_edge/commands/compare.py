@@ -1,4 +1,4 @@
-"""`gemma-edge compare`: two sets of benchmark results, with an interval and a verdict for each test."""
+"""`gemma-edge compare`: compares two sets of benchmark results, with an interval and a verdict for each test."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0; with --max-regression 1 when a test got worse by more."""
+    """Return 0; with --max-regression, 1 if a test got worse by more than that."""
     across = _parse_across(arguments.across)
     limit = None if arguments.max_regression is None else _parse_percent(arguments.max_regression)
     found = compare(arguments.base, arguments.new, across=across, skip_torn_line=arguments.skip_torn_line)
@@ -72,18 +72,21 @@ def _parse_percent(text: str) -> float:
 
 
 def _require_judged(found: ResultsComparison) -> None:
-    """A gate must not open because nothing could be said."""
+    """UsageError if a test cannot be judged: a gate must not pass because of missing values."""
     unjudged = [item for item in found.tests if item.verdict == "too few values"]
     if unjudged:
         counts = f"{unjudged[0].found.base.n} and {unjudged[0].found.new.n} values of {_name(unjudged[0])}"
         raise UsageError(
-            "--max-regression", found=counts, wanted=f"at least {MIN_VALUES} each", remedy="bench with more"
+            "--max-regression",
+            found=counts,
+            wanted=f"at least {MIN_VALUES} each",
+            remedy="run gemma-edge bench with a larger -r",
         )
     if found.only_in_base:
         raise UsageError(
             "--max-regression",
             found=f"no new results of {found.only_in_base[0]}",
-            remedy="bench it anew, as the base was",
+            remedy="run gemma-edge bench for it, as for the base",
         )
 
 

@@ -1,4 +1,4 @@
-"""`gemma-edge convert`: from a checkpoint to a bundle that has passed the quality gate."""
+"""`gemma-edge convert`: converts a checkpoint to a bundle that has passed the quality gate."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0; a bundle that fails the gate is not written: QualityError."""
+    """Return 0; QualityError for a bundle that fails the gate, which is not written."""
 
     def show_failure(report: VerifyReport) -> None:
         if not report.passed:

@@ -1,4 +1,4 @@
-"""`gemma-edge demo`: the whole way with the built-in tiny model."""
+"""`gemma-edge demo`: the whole workflow with the built-in tiny model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0 when all went well; QualityError or BundleError when something did not."""
+    """Return 0 if all steps succeed; QualityError or BundleError otherwise."""
     path = arguments.checkpoint or _example()
     settings = session_settings(arguments)
     for option in ("report", "results"):
@@ -135,7 +135,7 @@ def _device_demo(arguments: argparse.Namespace, bundle: Path) -> DeviceDemo:
 
 
 def three_sizes(checkpoint: Checkpoint) -> tuple[Slice, ...]:
-    """The whole model, the smallest size, and one between; fewer if the checkpoint has no more."""
+    """The whole model, the smallest size, and one in between; fewer if the checkpoint has fewer sizes."""
     by_parameters = sorted(checkpoint.slices.values(), key=lambda part: _effective(checkpoint, part))
     middle = by_parameters[(len(by_parameters) - 1) // 2]
     chosen = (checkpoint.default_slice, middle, by_parameters[0])
@@ -143,7 +143,7 @@ def three_sizes(checkpoint: Checkpoint) -> tuple[Slice, ...]:
 
 
 def _effective(checkpoint: Checkpoint, part: Slice) -> int:
-    """Parameters of a size as its name counts them."""
+    """The effective parameters of a size, which its name counts."""
     return checkpoint.facts(part, bits_per_weight=8).parameters["text"]
 
 
@@ -166,12 +166,12 @@ def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, ter
 
 
 def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Terminal) -> dict[str, dict[str, object]]:
-    """Go on with one prompt in every size: one model, switched between sizes."""
-    terminal.say(f"5. {prompt!r} goes on in each size:")
+    """Continue the prompt with every size, switching one model between them; return the answers by size."""
+    terminal.say(f"5. {prompt!r}, continued by each size:")
     answers: dict[str, dict[str, object]] = {}
     with Model(Bundle(output), settings) as model:
         for size in model.sizes:
-            # So small a model repeats itself when it may only say what is most likely.
+            # So small a model repeats itself if it always chooses the most likely token.
             answer = model.generate(
                 prompt, raw=True, size=size, max_tokens=_ANSWER_TOKENS, temperature=0.8, top_k=40, top_p=1.0, seed=1
             )
@@ -187,13 +187,13 @@ def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Ter
 
 
 def _senses(output: Path, samples: Path, settings: SessionSettings, terminal: Terminal) -> dict[str, str]:
-    """What the model says of one image and one sound that lie beside the checkpoint; file name to answer."""
+    """Ask about one image and one sound stored beside the checkpoint; return the answers by file name."""
     bundle, answers = Bundle(output), dict[str, str]()
     towers = {".png": bundle.manifest.vision, ".wav": bundle.manifest.audio}
     files = [next(iter(sorted(samples.glob(f"*{ending}"))), None) for ending, tower in towers.items() if tower]
     if not any(files):
         return {}
-    terminal.say("6. shown an image and played a sound, each tower loaded for it alone:")
+    terminal.say("6. asked about an image and a sound, loading each tower only for its own:")
     with Model(bundle, settings) as model:
         for path in filter(None, files):
             as_file, question = _QUESTIONS[path.suffix]
@@ -204,7 +204,7 @@ def _senses(output: Path, samples: Path, settings: SessionSettings, terminal: Te
 
 
 def _export(output: Path, terminal: Terminal, step: int) -> int:
-    """The bytes of the bundle's default size as one file, which is checked and removed."""
+    """Export the bundle's default size to a temporary file, check that, and return its bytes."""
     with tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
         path = Path(scratch) / "tiny.litertlm"
         exported = export(output, path)
@@ -223,13 +223,13 @@ def _require_sound(path: Path) -> None:
 
 
 def _example() -> Path:
-    """The tiny model lies in the repository beside the packages, and not in a wheel."""
+    """The path of the tiny model, which is in the repository beside the packages, and not in a wheel."""
     path = Path(toolkit.__file__).resolve().parents[1] / "examples" / "tiny_gemma3n"
     if not (path / "config.json").is_file():
         raise UsageError(
             file=path,
-            found="the built-in tiny model is not there, for this is no clone of the repository",
-            remedy="name a checkpoint's directory with --checkpoint",
+            found="the built-in tiny model is missing, because this is not a clone of the repository",
+            remedy="give the directory of a checkpoint with --checkpoint",
         )
     return path
 

@@ -1,4 +1,4 @@
-"""`gemma-edge devices`: what is there, and why some of it cannot be used."""
+"""`gemma-edge devices`: lists devices, and why any of them cannot be used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0, also if there is none."""
+    """Return 0, even if there is no device."""
     found = devices(arguments.address, timeout_s=arguments.timeout)
     rows = [[device.serial, device.kind, device.state, device.model or "-"] for device in found]
     lines = [table(["serial", "", "state", "model"], rows)] if rows else ["no devices"]

@@ -1,4 +1,4 @@
-"""`gemma-edge emulator`: an emulated Android device on this computer."""
+"""`gemma-edge emulator`: runs an emulated Android device on this computer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0 when it was ended by SIGTERM; Ctrl-C counts as an interrupt."""
+    """Return 0 after SIGTERM; Ctrl-C counts as an interrupt."""
     settings = EmulatorSettings(
         port=arguments.port,
         root=arguments.root,

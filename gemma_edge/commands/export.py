@@ -1,4 +1,4 @@
-"""`gemma-edge export`: a bundle as one .litertlm."""
+"""`gemma-edge export`: writes a bundle as one .litertlm."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0."""
+    """Return 0."""
     with terminal.bar("export") as show:
         result = export(
             arguments.bundle,

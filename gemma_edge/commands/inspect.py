@@ -1,4 +1,4 @@
-"""`gemma-edge inspect`: what is in a checkpoint or a bundle, and what of it each size loads and needs."""
+"""`gemma-edge inspect`: shows the groups and sizes of a checkpoint or a bundle, with parameters and memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0."""
+    """Return 0."""
     if arguments.plot is not None:
         require_plot_name(arguments.plot)
     findings = inspect(arguments.path)
@@ -55,7 +55,7 @@ def _as_json(findings: Inspection) -> dict[str, object]:
 
 
 def _size_json(size: InspectedSize) -> dict[str, object]:
-    """The size with all groups, and in `sets` with each set of them; `memory_bytes` of the size is that of text."""
+    """The JSON of a size, with all groups and in `sets` with each set of groups; `memory_bytes` is for text only."""
     sets = list(size.sets())
     return {
         "layers": size.layers,
@@ -95,7 +95,7 @@ def _groups_table(groups: Mapping[str, InspectedGroup]) -> str:
 
 
 def _sizes_table(findings: Inspection) -> str:
-    """One row a size, one column for what each set of groups loads."""
+    """A table with a row for each size, and a column for the parameters that each set of groups loads."""
     rows = []
     titles: Sequence[str] = []
     for name, size in findings.sizes.items():
@@ -109,12 +109,12 @@ def _sizes_table(findings: Inspection) -> str:
 
 
 def _title(groups: GroupSet) -> str:
-    """`loaded: text`, and beside it what towers add to it: `+vision`."""
+    """The heading of a set of groups: `loaded: text` for the first, else the added towers, as in `+vision`."""
     return "".join(f"+{name}" for name in groups.groups if name not in TEXT_GROUPS) or f"loaded: {EFFECTIVE}"
 
 
 def _notes(findings: Inspection) -> Iterator[str]:
-    """Which groups make up each figure."""
+    """Lines that explain which groups each figure counts."""
     towers = [name for name in findings.groups if name not in TEXT_GROUPS]
     yield f"loaded: {', '.join(TEXT_GROUPS)}" + (f", and the towers named: {', '.join(towers)}" if towers else "")
     without = ", ".join([*TEXT_GROUPS[1:], *(towers or ["vision", "audio"])])
@@ -131,7 +131,7 @@ def _tower_memory(findings: Inspection, towers: Sequence[str]) -> Iterator[str]:
 
 
 def _plot(findings: Inspection) -> StackedBars:
-    """Two bars a size: its groups, one upon the other, and the one that is effective."""
+    """A plot with two bars for each size: all its groups, stacked, and its effective parameters."""
     bars: list[Bar] = []
     most = max(sum(size.parameters.values()) for size in findings.sizes.values())
     unit, factor = ("billion", 1e9) if most >= 10**9 else ("million", 1e6)

@@ -1,4 +1,4 @@
-"""`gemma-edge probe`: how fast a device's flash gives rows of per-layer embeddings."""
+"""`gemma-edge probe`: measures how fast a device's flash gives rows of per-layer embeddings."""
 
 from __future__ import annotations
 

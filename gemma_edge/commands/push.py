@@ -1,4 +1,4 @@
-"""`gemma-edge push`: a bundle, or a .litertlm, onto devices."""
+"""`gemma-edge push`: copies a bundle, or a .litertlm, to Android devices."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0; 2 for a bundle that is not what its manifest says; 3 if a device failed, after all have ended."""
+    """Return 0; 2 for a bundle that differs from its manifest; 3 if a device failed, once all have ended."""
     listener = PushListener(
         progress=partial(step_bars, terminal),
         note=terminal.note,

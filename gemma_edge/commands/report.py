@@ -1,4 +1,4 @@
-"""`gemma-edge report`: benchmark results as one HTML page."""
+"""`gemma-edge report`: writes benchmark results as one HTML page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0."""
+    """Return 0."""
     with terminal.bar("plots", unit="plots") as progress:
         page = report(arguments.results, arguments.output, skip_torn_line=arguments.skip_torn_line, progress=progress)
     terminal.result(

@@ -1,4 +1,4 @@
-"""`gemma-edge verify`: a bundle's predictions against its checkpoint's."""
+"""`gemma-edge verify`: compares a bundle's predictions with its checkpoint's."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """0 when every measure is in bounds, else 1."""
+    """Return 0 if all measures are within bounds, else 1."""
     files = {group: [file.source for file in arguments.media if file.group == group] for group in TOWERS}
     with gate_bars(terminal) as judged, gate_bars(terminal, notes=True) as towers_judged:
         report = verify(

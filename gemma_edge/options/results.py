@@ -6,7 +6,7 @@ import argparse
 
 
 def add_torn_line_option(parser: argparse.ArgumentParser) -> None:
-    """What every reader of results offers: a crash tears the last line of a file."""
+    """Add the option for a results file whose last line is incomplete after a crash."""
     parser.add_argument(
         "--skip-torn-line", action="store_true", help="ignore an incomplete last line that a crash left"
     )

@@ -1,1 +1,1 @@
-"""Results in words: what several verbs say of the same thing."""
+"""Texts and progress displays that several verbs share."""

@@ -1,4 +1,4 @@
-"""An answer shown as it comes, and a line on each thing that it cost."""
+"""Shows an answer while it is generated, and lines on its speed, memory and look-ups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from toolkit.runtime.ple_lookup import PleStatistics
 
 
 def show_answer(stream: AnswerStream, terminal: Terminal) -> Answer:
-    """Show an answer as it comes. An interrupt ends it and keeps what there is; before there is any it goes on."""
+    """Print an answer while it is generated. An interrupt ends it and keeps the text so far, if there is any."""
     shown = 0
     try:
         for piece in stream:
@@ -25,7 +25,7 @@ def show_answer(stream: AnswerStream, terminal: Terminal) -> Answer:
 
 
 def speed_text(report: GenerationReport) -> str:
-    """How much was computed, and how fast."""
+    """A line on the number of tokens and the speed."""
     parts = [f"{report.prompt_tokens} prompt tokens", f"{len(report.token_ids)} generated ({report.ending})"]
     if report.reused_tokens:
         parts[0] += f", {report.reused_tokens} reused"
@@ -41,7 +41,7 @@ def speed_text(report: GenerationReport) -> str:
 
 
 def memory_text(memory: Memory, peaks: StagePeaks) -> str:
-    """What is resident now, by kind, and what of it the model needs."""
+    """A line on the resident memory by kind, and on how much of it the model needs."""
     parts = [f"peak {bytes_text(peaks.peak_rss_bytes)}"]
     process, ple = memory.process, memory.groups.get(PLE_GROUP)
     if process.rss_anonymous_bytes is not None and process.rss_file_bytes is not None:
@@ -56,7 +56,7 @@ def memory_text(memory: Memory, peaks: StagePeaks) -> str:
 
 
 def ple_text(statistics: PleStatistics) -> str:
-    """What looking up per-layer embeddings came to."""
+    """A line on the look-ups of per-layer embeddings."""
     faults = statistics.minor_faults + statistics.major_faults
     read = f"{bytes_text(statistics.bytes_read)} read"
     waited = f"{faults:,} page faults, {statistics.major_faults:,} of them from flash"

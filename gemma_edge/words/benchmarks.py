@@ -1,4 +1,4 @@
-"""What a benchmark does, said on a terminal while it runs."""
+"""Shows the progress of a benchmark on a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from toolkit.results.record import Figures
 
 
 class TerminalListener(BenchListener):
-    """Says on a terminal what a benchmark does; `title` begins the line of each iteration."""
+    """Prints a line for each iteration of a benchmark, starting with `title`."""
 
     def __init__(self, terminal: Terminal, title: str) -> None:
         self._terminal = terminal
@@ -25,7 +25,7 @@ class TerminalListener(BenchListener):
         self._terminal.note(text)
 
     def iteration(self, job: Job, done: int, total: int, figures: Figures | None) -> None:
-        """A run may take minutes, and nobody should have to wait to see that it goes wrong."""
+        """Print the figures of an iteration at once: a run may take minutes, and problems should show early."""
         if figures is None:
             return
         found = [(test, figure) for test, figure in job.tests.items() if figure in figures]

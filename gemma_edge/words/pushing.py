@@ -1,4 +1,4 @@
-"""How far a push is: a progress bar for each of its steps."""
+"""Shows the progress of a push: a bar for each of its steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gemma_edge.terminal import Terminal
 
 @contextmanager
 def step_bars(terminal: Terminal, title: str) -> Iterator[PushProgress]:
-    """A progress bar for each step, one after the other."""
+    """Yield a progress function that shows a bar for each step, one after the other."""
     with ExitStack() as stack:
         step: Step | None = None
         show: Callable[[int, int], None] | None = None

@@ -1,4 +1,4 @@
-"""The quality gate's progress and verdicts: what `verify`, `convert` and `demo` show of it."""
+"""Shows the quality gate's progress and report, for `verify`, `convert` and `demo`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gemma_edge.terminal import Terminal, table
 
 @contextmanager
 def gate_bars(terminal: Terminal, *, notes: bool = False) -> Iterator[GateProgress]:
-    """Shows how far the gate is: a bar for each size or tower, one after the other; with `notes`, a line before each.
+    """Yield a progress function that shows a bar for each size or tower, one after the other.
 
-    What it yields is called with the size or tower, what is done of it and what there is.
+    It is called with the size or tower, the amount done and the total. notes: whether to print a line before each bar.
     """
     with ExitStack() as bars:
         shown: dict[str, Callable[[int, int], None]] = {}
@@ -23,7 +23,7 @@ def gate_bars(terminal: Terminal, *, notes: bool = False) -> Iterator[GateProgre
             if name not in shown:
                 bars.close()
                 if notes:
-                    terminal.note(f"[{name}: writing and running it in float32 too, to compare with]")
+                    terminal.note(f"[{name}: also writing and running it in float32, as the reference]")
                 shown[name] = bars.enter_context(terminal.bar(f"verify {name}", "%"))
             shown[name](done, of)
 
@@ -31,7 +31,7 @@ def gate_bars(terminal: Terminal, *, notes: bool = False) -> Iterator[GateProgre
 
 
 def report_text(report: VerifyReport) -> str:
-    """A table, and what is out of bounds."""
+    """The report as a table, followed by the measures that are out of bounds."""
     rows = []
     for name, size in report.sizes.items():
         quality = size.quality
@@ -53,7 +53,7 @@ def report_text(report: VerifyReport) -> str:
 
 
 def _tower_lines(report: VerifyReport) -> list[str]:
-    """A table of its own, since towers are measured by other measures."""
+    """A separate table for the towers, which have other measures."""
     if not report.towers:
         return []
     rows = [

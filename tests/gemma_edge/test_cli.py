@@ -545,7 +545,7 @@ def test_chat_changes_size_and_goes_on_after_a_wrong_one(command: Command, chat_
     outcome = command("chat", chat_bundle, "-n", 2, "--json", stdin="/size huge\n/size small\ncat\n/size\n/quit\ncat\n")
     assert [turn["size"] for turn in turns(outcome)] == ["small"]
     assert "error: size: found huge" in outcome.err
-    assert "[size small; besides: full]" in outcome.err
+    assert "[size small; others: full]" in outcome.err
 
 
 def test_chat_explains_itself(command: Command, chat_bundle: Path) -> None:

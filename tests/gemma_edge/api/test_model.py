@@ -97,7 +97,7 @@ def test_a_stream_that_is_left_early_frees_the_model_and_keeps_what_came(model: 
 def test_a_second_answer_beside_an_unfinished_one_of_the_same_thread_is_an_error(model: Model) -> None:
     stream = model.stream("the cat", raw=True, max_tokens=20, ignore_eos=True)
     next(stream)
-    with pytest.raises(UsageError, match="an answer is still unfinished"):
+    with pytest.raises(UsageError, match="an earlier answer is still unfinished"):
         model.generate("cat", raw=True)
     stream.close()
 

@@ -124,4 +124,4 @@ def test_chat_shows_and_plays_with_the_next_message(
     seen, again, words = map(json.loads, out.splitlines())
     assert seen["prompt_tokens"] > 18 + words["prompt_tokens"]
     assert again["reused_tokens"] > 18, "the image is not taken in again"
-    assert "a.png goes with the next message" in err and "absent.wav: no such file" in err
+    assert "a.png will be sent with the next message" in err and "absent.wav: no such file" in err

@@ -144,7 +144,7 @@ def test_a_text_checkpoint_has_no_vision_to_convert(tmp_path: Path) -> None:
 
 
 def test_a_recipe_for_text_does_not_fit_the_tower() -> None:
-    with pytest.raises(RecipeError, match="recipe int8: found no rule for weight"):
+    with pytest.raises(RecipeError, match="recipe int8: no rule for weight"):
         vision_layouts(TINY_TOWER.config(), built_in("int8"), 128)
 
 

@@ -25,6 +25,7 @@ from toolkit.bundle.manifest import (
     Manifest,
     QuantRecord,
     RuleRecord,
+    TextRecord,
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
 from toolkit.bundle.write import BundleDraft, require_bundle_or_nothing, write_bundle
@@ -101,7 +102,7 @@ def _convert(
 ) -> Conversion:
     started = time.perf_counter()
     plan = checkpoint.plan(_plan_request(request, checkpoint))
-    prompt_files = read_prompt_files(checkpoint.path, checkpoint.vocab_size)
+    prompt_files = read_prompt_files(checkpoint.path, checkpoint.vocab_size, _text_record(plan).bos_token_id)
     require_room(request.output, plan.size_bytes + prompt_files.bytes + _MANIFEST_BYTES)
     advance = Advance(plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
@@ -133,6 +134,12 @@ def _fill(
     fingerprint = checkpoint.fingerprint()
     checkpoint.require_unchanged()
     return _draft(plan, checkpoint.architecture, CheckpointRecord(checkpoint.path.resolve().name, fingerprint))
+
+
+def _text_record(plan: Plan) -> TextRecord:
+    record = plan.groups["text"].runtime
+    assert isinstance(record, TextRecord)
+    return record
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------

@@ -33,9 +33,20 @@ def read_configs(path: Path) -> CheckpointConfigs:
         remedy = next((text for name, text in NOT_CHECKPOINTS.items() if name in names), None)
         wanted = "a checkpoint in Hugging Face's form: config.json, *.safetensors, tokenizer.json"
         raise CheckpointError(file=path, found="no config.json", wanted=wanted, remedy=remedy)
+    _require_no_adapter(path)
     generation = path / "generation_config.json"
     return CheckpointConfigs(
         path,
         read_json_file(path / "config.json", CheckpointError),
         read_json_file(generation, CheckpointError) if generation.exists() else None,
     )
+
+
+def _require_no_adapter(path: Path) -> None:
+    """transformers adds an adapter that lies beside full weights to them, so without it they are another model."""
+    if os.path.lexists(path / "adapter_config.json"):
+        raise CheckpointError(
+            file=path / "adapter_config.json",
+            found="a LoRA adapter beside the weights of a whole model, which transformers would add to them",
+            remedy="merge it (peft's merge_and_unload) and save the whole, or remove it if it is merged already",
+        )

@@ -14,11 +14,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", r
 # What a conversion reads, and nothing else: repositories also hold other formats of the same weights.
 _HUB_FILES = (
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -59,7 +61,7 @@ def _download(hub_id: str, more_files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[*_HUB_FILES, *more_files]))
+        path = Path(snapshot_download(hub_id, allow_patterns=[*_HUB_FILES, *more_files]))
     except Exception as error:  # the client's own classes, httpx's and the system's all end here
         raise EnvironmentFault(
             hub_id,
@@ -67,3 +69,11 @@ def _download(hub_id: str, more_files: Sequence[str]) -> Path:
             wanted="a checkpoint's directory, or a Hugging Face id while online",
             remedy="check the spelling, the network, and for gated models the licence and `hf auth login`",
         ) from error
+    if not path.is_dir():
+        raise CheckpointError(
+            hub_id,
+            found="a repository without any file of a checkpoint",
+            wanted="config.json, *.safetensors and tokenizer.json",
+            remedy="GGUF and .litertlm files are converted already: name the repository they were made of",
+        )
+    return path

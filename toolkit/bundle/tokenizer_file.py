@@ -10,6 +10,9 @@ from toolkit.base.errors import BundleError
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.faults import Fault
 
+_PER_CALL = ("truncation", "padding")
+"""What transformers decides for each text, whatever the file says."""
+
 
 def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[str, int] | None = None) -> list[Fault]:
     """Faults if `data` is not a tokenizer, has an id of `vocab_size` or above, or lacks one of the ids in `spelled`.
@@ -37,6 +40,26 @@ def token_spellings(file: str, data: bytes, ids: Iterable[int]) -> dict[int, str
         if token not in texts:
             raise BundleError("tokens", file=file, found=f"no token {token}")
     return {token: texts[token] for token in wanted}
+
+
+def token_spelling(data: bytes, token_id: int | None) -> str | None:
+    """The text of one token of a tokenizer without faults; None for an id that stands for nothing."""
+    tokens = _tokens("tokenizer.json", data)
+    assert not isinstance(tokens, Fault)
+    return next((text for text, token in reversed(tokens) if token == token_id), None)
+
+
+def plain_tokenizer(data: bytes) -> bytes:
+    """A tokenizer without faults, with no truncation and no padding saved in it; the same bytes where it has none.
+
+    Trainers save both. transformers sets them anew for each text, while all others who read the file obey them.
+
+    >>> plain_tokenizer(b'{"truncation": {"max_length": 5}, "padding": null}')
+    b'{"truncation": null, "padding": null}'
+    """
+    value = json.loads(data.decode("utf-8"))
+    saved = [key for key in _PER_CALL if value.get(key) is not None]
+    return json.dumps({**value, **dict.fromkeys(saved)}).encode("ascii") if saved else data
 
 
 def _tokens(file: str, data: bytes) -> list[tuple[str, int]] | Fault:

@@ -28,6 +28,9 @@ class Tokenizer:
             raise BundleError(
                 file=path, found=f"not a Hugging Face tokenizer.json ({error})", remedy="convert the checkpoint again"
             ) from error
+        # Trainers save both into the file; transformers sets them anew for each text.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         # The file's JSON is gone again: 200 MB, which others would take in pieces and hold whole.
         release_freed_memory()
 

@@ -1,0 +1,123 @@
+"""A checkpoint's chat template, from wherever it is kept, with the variables that transformers would give it.
+
+Source: transformers 5.24 tokenization_utils_base.py (get_chat_template, special_tokens_map), processing_utils.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.base.errors import CheckpointError
+from toolkit.base.json_types import kind_of
+from toolkit.base.strict_json import shorten
+from toolkit.runtime.chat import bind_variables, free_variables
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_SPECIAL_TOKENS = "special_tokens_map.json"
+_FILES = ("chat_template.jinja", "chat_template.json", _TOKENIZER_CONFIG)
+_DEFAULT = "default"
+
+
+def read_chat_template(checkpoint: Path, bos_token: str | None = None) -> str | None:
+    """The template that transformers renders without tools, with its special tokens set; None where there is none.
+
+    bos_token: what a runtime gives as `bos_token`; a checkpoint that states another one gets that one.
+    CheckpointError for a file that is no text, for named templates without a default one, and for an empty template.
+    """
+    source = _find_template(checkpoint)
+    if source is None:
+        return None
+    if not source.strip():
+        raise CheckpointError(
+            "chat template",
+            file=checkpoint,
+            found="an empty one, which makes every prompt empty",
+            remedy="remove it, or copy chat_template.jinja from the model this one was trained from",
+        )
+    tokens = _special_tokens(checkpoint)
+    if tokens.get("bos_token") == bos_token:
+        tokens.pop("bos_token", None)
+    used = free_variables(source, checkpoint)
+    return bind_variables(source, {name: text for name, text in sorted(tokens.items()) if name in used})
+
+
+def _find_template(checkpoint: Path) -> str | None:
+    for name in _FILES:
+        path = checkpoint / name
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            stated = text if name.endswith(".jinja") else _key_of(json.loads(text), "chat_template")
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(file=path, found=f"no chat template in UTF-8 ({shorten(str(error))})") from error
+        template = _chosen_template(stated, path)
+        if template is not None:
+            _require_unicode(template, path)
+            return template
+    return None
+
+
+def _key_of(value: object, key: str) -> object:
+    """Not strict_json: transformers writes 10^30 for texts without a limit."""
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _chosen_template(stated: object, path: Path) -> str | None:
+    """A text as it is; of several with names, in a list or an object, the one called default."""
+    if stated is None or isinstance(stated, str):
+        return stated
+    named = stated
+    if isinstance(stated, list):
+        named = {_key_of(item, "name"): _key_of(item, "template") for item in stated}
+    if not isinstance(named, dict) or not all(isinstance(text, str) for pair in named.items() for text in pair):
+        wanted = "a text, or texts with their names"
+        raise CheckpointError("chat_template", file=path, found=kind_of(stated), wanted=wanted)
+    if not named:
+        return None
+    if _DEFAULT not in named:
+        raise CheckpointError(
+            "chat_template",
+            file=path,
+            found=f"templates called {shorten(', '.join(named))}",
+            wanted=f"one called {_DEFAULT}, as transformers takes it",
+            remedy="save the wanted one as chat_template.jinja",
+        )
+    return str(named[_DEFAULT])
+
+
+def _require_unicode(template: str, path: Path) -> None:
+    try:
+        template.encode("utf-8")
+    except UnicodeEncodeError as error:  # a lone surrogate cannot be written
+        raise CheckpointError(file=path, found=f"no chat template in UTF-8 ({error.reason})") from error
+
+
+def _special_tokens(checkpoint: Path) -> dict[str, str]:
+    """By the names that templates use: bos_token, eos_token and their like, and the model's own."""
+    tokens: dict[str, str] = {}
+    for name in (_SPECIAL_TOKENS, _TOKENIZER_CONFIG):
+        path = checkpoint / name
+        if not path.is_file():
+            continue
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(file=path, found=f"not JSON in UTF-8 ({shorten(str(error))})") from error
+        extra = _key_of(value, "extra_special_tokens")
+        for group in (extra, value):
+            if isinstance(group, dict):
+                tokens |= _token_texts(group)
+    return tokens
+
+
+def _token_texts(group: Mapping[str, object]) -> dict[str, str]:
+    """A token is a text, or an object that says besides how it is matched."""
+    found: dict[str, str] = {}
+    for key, value in group.items():
+        text = _key_of(value, "content") if isinstance(value, dict) else value
+        if key.endswith("_token") and key.isidentifier() and isinstance(text, str):
+            found[key] = text
+    return found

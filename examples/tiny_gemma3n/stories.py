@@ -92,7 +92,7 @@ class Storyteller:
         for names, pool in (
             ("spot spot2 spot3", "spots"), ("place place2", "places"), ("animal animal2", "animals"),
             ("food food2", "foods"), ("skill", "skills"), ("plant", "plants"), ("pet", "pets"),
-            ("number", "numbers"), ("petname", "pet_names"),
+            ("number", "numbers"), ("petname", "pet_names"), ("dish", "dishes"),
         ):  # fmt: skip
             drawn = rng.sample(WORDS[pool], len(names.split()))
             slots |= dict(zip(names.split(), drawn, strict=True))

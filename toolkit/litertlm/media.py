@@ -67,13 +67,17 @@ def always_true(output: str) -> Callable[[SubgraphRecord], SubgraphRecord]:
     """A change to a graph that makes a boolean output true everywhere, by comparing it with itself."""
 
     def change(graph: SubgraphRecord) -> SubgraphRecord:
-        index, new = graph.outputs[output], len(graph.tensors)
-        tensor = replace(graph.tensors[index], name=f"{graph.tensors[index].name}_always", buffer=0)
-        equal = OperatorRecord("EQUAL", 1, (index, index), (new,), "EqualOptions")
+        index, inverse, new = graph.outputs[output], len(graph.tensors), len(graph.tensors) + 1
+        old = graph.tensors[index]
+        tensors = tuple(replace(old, name=f"{old.name}_{word}", buffer=0) for word in ("not", "always"))
+        operators = (
+            OperatorRecord("LOGICAL_NOT", 1, (index,), (inverse,), "LogicalNotOptions"),
+            OperatorRecord("LOGICAL_OR", 1, (index, inverse), (new,), "LogicalOrOptions"),
+        )
         return replace(
             graph,
-            tensors=(*graph.tensors, tensor),
-            operators=(*graph.operators, equal),
+            tensors=(*graph.tensors, *tensors),
+            operators=(*graph.operators, *operators),
             outputs={**graph.outputs, output: new},
         )
 

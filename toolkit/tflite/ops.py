@@ -37,6 +37,11 @@ def mul(a: Value, b: Value) -> Value:
     return _binary("MUL", a, b, Options("MulOptions"))
 
 
+def div(a: Value, b: Value) -> Value:
+    """a / b with NumPy broadcasting."""
+    return _binary("DIV", a, b, Options("DivOptions"))
+
+
 def maximum(a: Value, b: Value) -> Value:
     """Elementwise maximum with NumPy broadcasting."""
     return _binary("MAXIMUM", a, b, Options("MaximumMinimumOptions"))
@@ -50,6 +55,16 @@ def minimum(a: Value, b: Value) -> Value:
 def floor_mod(a: Value, b: Value) -> Value:
     """a - floor(a / b) * b, with NumPy broadcasting: the remainder that has the sign of b."""
     return _binary("FLOOR_MOD", a, b, Options("FloorModOptions"))
+
+
+def floor_div(a: Value, b: Value) -> Value:
+    """floor(a / b) with NumPy broadcasting."""
+    return _binary("FLOOR_DIV", a, b, Options("FloorDivOptions"))
+
+
+def greater(a: Value, b: Value) -> Value:
+    """a > b, bool, with NumPy broadcasting."""
+    return _binary("GREATER", a, b, Options("GreaterOptions"), result=DType.BOOL)
 
 
 def less(a: Value, b: Value) -> Value:
@@ -79,6 +94,11 @@ def select(condition: Value, then: Value, otherwise: Value) -> Value:
 def neg(x: Value) -> Value:
     """-x."""
     return _unary("NEG", x, Options("NegOptions"))
+
+
+def abs_(x: Value) -> Value:
+    """|x|."""
+    return _unary("ABS", x, Options("AbsOptions"))
 
 
 def floor(x: Value) -> Value:
@@ -152,6 +172,11 @@ def mean(x: Value) -> Value:
 def sum_(x: Value) -> Value:
     """Sum over the last axis, which stays with size 1."""
     return _reduce_last("SUM", x)
+
+
+def reduce_max(x: Value) -> Value:
+    """The largest over the last axis, which stays with size 1."""
+    return _reduce_last("REDUCE_MAX", x)
 
 
 def cumsum(x: Value, axis: int) -> Value:

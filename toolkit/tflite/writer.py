@@ -52,9 +52,11 @@ class TfliteLayout:
 
 
 def distinct_weights(signatures: Sequence[Signature]) -> tuple[Weight, ...]:
-    """Every weight that some output depends on, in order of first use."""
-    used = (value.weight for s in signatures for node in s.graph.live_nodes() for value in node.inputs)
-    weights = tuple(dict.fromkeys(weight for weight in used if weight is not None))
+    """Every weight that some output depends on, or is, in order of first use."""
+    graphs = [s.graph for s in signatures]
+    used = [value for graph in graphs for node in graph.live_nodes() for value in node.inputs]
+    used += [value for graph in graphs for value in graph.outputs.values()]
+    weights = tuple(dict.fromkeys(value.weight for value in used if value.weight is not None))
     names = [w.name for w in weights]
     assert len(set(names)) == len(names), "two different weights share a name"
     return weights

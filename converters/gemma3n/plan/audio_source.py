@@ -1,4 +1,4 @@
-"""The two tensors of a conformer block that its graph wants otherwise than the checkpoint has them.
+"""Tensors that the audio graphs want otherwise than the checkpoint has them: two of each block, and two tokens.
 
 Relative positions are constants, so their projection is one too: 13 rows of the hidden size in place of a square matrix
 (28 M of the tower's 681 M parameters). Every step here is an elementwise IEEE operation in a fixed order: the bytes
@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.gemma3n.config.audio import AudioConfig
+from converters.gemma3n.graphs.audio.adapter import END_OF_AUDIO, PADDING
+from converters.gemma3n.plan.token_row import token_row
 from toolkit.quant.source import TensorSource
 
 MAX_TIMESCALE = 1e4  # Gemma3nAudioRelativePositionEmbedding
@@ -25,14 +27,20 @@ _DERIVED = re.compile(r"(audio_tower\.conformer\.\d+\.attention\.attn\.)(query_s
 
 
 class AudioSource:
-    """A TensorSource with every tensor of a checkpoint, and `query_scale` and `position_keys` of each block."""
+    """A TensorSource with every tensor of a checkpoint, and with those that are computed from them.
+
+    Of each block `query_scale` and `position_keys`; the embeddings of the padding and of the token that ends a sound.
+    """
 
     def __init__(self, source: TensorSource, config: AudioConfig) -> None:
         self._source = source
         self._config = config
+        self._tokens = {PADDING: config.padding_token_id, END_OF_AUDIO: config.end_token_id}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As of any source; position_keys: [1, heads, window, head_dim], query_scale: [head_dim]."""
+        """As of any source; position_keys: [1, heads, window, head_dim], query_scale: [head_dim]; tokens: [1, 1, n]."""
+        if name in self._tokens:
+            return (1, 1, self._config.text_hidden_size)
         match = _DERIVED.fullmatch(name)
         if match is None:
             return self._source.shape(name)
@@ -44,9 +52,12 @@ class AudioSource:
     def read(self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> F32:
         """As of any source."""
         match = _DERIVED.fullmatch(name)
-        if match is None:
+        if match is None and name not in self._tokens:
             return self._source.read(name, rows, columns)
-        if match[2] == "query_scale":
+        if match is None:
+            row = self._tokens[name] - self._config.vocab_offset
+            values = token_row(self._source, "embed_audio", row, self._config.rms_norm_eps)
+        elif match[2] == "query_scale":
             values = query_scale(self._source.read(f"{match[1]}per_dim_scale"), self._config)
         else:
             projection = self._source.read(f"{match[1]}relative_position_embedding.pos_proj.weight")

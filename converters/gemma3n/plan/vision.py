@@ -23,6 +23,7 @@ from converters.gemma3n.config.vision import (
 from converters.gemma3n.graphs.vision.adapter import vision_adapter_graph, vision_token_graph
 from converters.gemma3n.graphs.vision.encoder import vision_encoder_graph
 from converters.gemma3n.plan.tower import tower_config
+from converters.gemma3n.plan.vision_source import VisionSource
 from converters.plan import GraphFiles, PlannedTower
 from toolkit.bundle.manifest import VISION_ADAPTER, VISION_ENCODER, VisionRecord
 from toolkit.quant.recipe import Recipe
@@ -47,7 +48,10 @@ def vision_signatures(config: VisionConfig, image_size: int) -> Mapping[str, tup
 
 
 def vision_layouts(config: VisionConfig, recipe: Recipe, image_size: int) -> Mapping[str, TfliteLayout]:
-    """Both files, laid out; `recipe` is one of f32, vision-f16 and vision-int8, or covers the same weights."""
+    """Both files, laid out; `recipe` is one of f32, vision-f16 and vision-int8, or covers the same weights.
+
+    Their weights are read through a `VisionSource`.
+    """
     return layout_files(vision_signatures(config, image_size), recipe)
 
 
@@ -68,5 +72,5 @@ def open_vision(
         feature_size=config.hidden_size,
     )
     parameters = sum(math.prod(shape) for shape in vision_tensors(config).values())
-    files = GraphFiles(vision_layouts(config, recipe, size), checkpoint)
+    files = GraphFiles(vision_layouts(config, recipe, size), VisionSource(checkpoint, config))
     return PlannedTower(record, recipe, parameters, files)

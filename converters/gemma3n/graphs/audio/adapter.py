@@ -13,6 +13,10 @@ from converters.gemma3n.graphs.norms import rms_norm, unit_rms
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight
 
+# Tensors computed from the checkpoint (audio_source.py), f32[1, 1, text_hidden]: a GPU takes no op on constants alone.
+PADDING = "embed_audio.padding"
+END_OF_AUDIO = "embed_audio.end_of_audio"
+
 
 def adapter_graph(config: AudioConfig, frames: int) -> Graph:
     """The encoder's mask: bool[1, tokens] and features -> embeddings: f32[1, soft_tokens, text_hidden].
@@ -24,16 +28,14 @@ def adapter_graph(config: AudioConfig, frames: int) -> Graph:
     tokens, padding_rows = config.tokens(frames), config.soft_tokens - config.tokens(frames)
     mask = graph.input("mask", (1, tokens), DType.BOOL)
     features = graph.input("features", (1, tokens, config.hidden_size))
-    there = ops.less(graph.scalar(0.0), ops.reshape(ops.sum_(ops.mul(features, features)), (1, tokens)))
+    there = ops.greater(ops.reshape(ops.reduce_max(ops.abs_(features)), (1, tokens)), graph.scalar(0.0))
     valid = ops.cast(ops.logical_and(mask, there), DType.FLOAT32)
     norm = graph.weight(Weight.whole("embed_audio.soft_embedding_norm.weight", (config.hidden_size,)))
     soft = rms_norm(features, norm, config.rms_norm_eps)
-    padding = _hard(config, graph.ints([config.padding_token_id - config.vocab_offset]))
-    projected = _project(config, ops.concatenation([soft, padding], 1))
-    soft, padding = ops.take(projected, 1, 0, tokens), ops.take(projected, 1, tokens, tokens + 1)
-    valid = ops.reshape(ops.pad(valid, [(0, 0), (0, padding_rows)]), (1, config.soft_tokens, 1))
-    soft = ops.mul(ops.pad(soft, [(0, 0), (0, padding_rows), (0, 0)]), valid)
-    rest = ops.mul(padding, ops.sub(graph.scalar(1.0), valid))
+    # PAD in three axes: a GPU takes no fewer.
+    valid = ops.pad(ops.reshape(valid, (1, tokens, 1)), [(0, 0), (0, padding_rows), (0, 0)])
+    soft = ops.mul(ops.pad(_project(config, soft), [(0, 0), (0, padding_rows), (0, 0)]), valid)
+    rest = ops.mul(_token(graph, config, PADDING), ops.sub(graph.scalar(1.0), valid))
     graph.output("embeddings", ops.add(soft, rest))
     return graph
 
@@ -50,9 +52,13 @@ def hard_embedder_graph(config: AudioConfig, tokens: int) -> Graph:
 def end_of_audio_graph(config: AudioConfig) -> Graph:
     """No input -> embeddings: f32[1, 1, text_hidden], those of the id that ends a sound; LiteRT-LM asks for this."""
     graph = Graph()
-    row = graph.ints([config.end_token_id - config.vocab_offset])
-    graph.output("embeddings", _project(config, _hard(config, row)))
+    graph.output("embeddings", _token(graph, config, END_OF_AUDIO))
     return graph
+
+
+def _token(graph: Graph, config: AudioConfig, name: str) -> Value:
+    """A token's embedding, normed and projected when converting: f32[1, 1, text_hidden]."""
+    return graph.weight(Weight.whole(name, (1, 1, config.text_hidden_size)))
 
 
 def _hard(config: AudioConfig, rows: Value) -> Value:

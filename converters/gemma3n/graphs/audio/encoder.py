@@ -49,7 +49,9 @@ class _Encoder:
         self._blocks = self._steps // self._block
         self._present = ops.cast(self._mask, DType.FLOAT32)
         present = self._every(self._present, SUBSAMPLING)
-        self._valid = ops.pad(present, [(0, 0), (0, self._steps - present.shape[1])])
+        count = present.shape[1]
+        # Three axes: a GPU pads no fewer.
+        self._valid = ops.pad(ops.reshape(present, (1, count, 1)), [(0, 0), (0, self._steps - count), (0, 0)])
         self._attention_mask = self._local_mask()
 
     # --- model ---------------------------------------------------------------------------------------------------
@@ -71,7 +73,7 @@ class _Encoder:
         """One conformer block: half a feed-forward, attention, convolution, half a feed-forward, norm."""
         x = self._feed_forward(index, "ffw_layer_start", x)
         x = self._attention(index, x)
-        x = ops.mul(x, ops.reshape(self._valid, (1, self._steps, 1)))
+        x = ops.mul(x, self._valid)
         x = self._light_convolution(index, x)
         x = self._feed_forward(index, "ffw_layer_end", x)
         return rms_norm(x, self._vector(index, "norm.weight"), NORM_EPSILON)
@@ -175,7 +177,7 @@ class _Encoder:
     def _local_mask(self) -> Value:
         """0 for keys that are there, not after the query and inside its window; f32[1, blocks, block, 2 * block]."""
         block = self._block
-        before = ops.take(ops.pad(self._valid, [(0, 0), (block, 0)]), 1, 0, self._steps)
+        before = ops.take(ops.pad(self._valid, [(0, 0), (block, 0), (0, 0)]), 1, 0, self._steps)
         pieces = [ops.reshape(half, (1, self._blocks, 1, block)) for half in (before, self._valid)]
         there = ops.mul(ops.sub(ops.concatenation(pieces, 3), self.graph.scalar(1.0)), self.graph.scalar(-BLOCKED))
         distance = block + np.arange(block)[:, None] - np.arange(2 * block)[None]

@@ -27,6 +27,8 @@ class RingWrite:
     axis: int
     start: Value
     """Where the slice at the end begins: int32[4]."""
+    origin: Value
+    """Where the slice at the beginning begins: int32[4] zeros, computed, for a GPU takes no constant start."""
     end_rows: Value
     """The ring's rows that this slice covers: int32[tokens]."""
     first_rows: Value
@@ -50,6 +52,7 @@ class RingWrite:
         return cls(
             axis,
             start=slice_start(graph, axis, start),
+            origin=slice_start(graph, axis, ops.mul(row, graph.ints([0]))),
             end_rows=ops.add(start, slots),
             first_rows=slots,
             sources=ops.floor_mod(ops.sub(slots, beyond), graph.ints([count])),
@@ -62,4 +65,4 @@ class RingWrite:
         end = ops.select(self.wrapped, ops.gather(ring, self.end_rows, self.axis), turned)
         ring = ops.dynamic_update_slice(ring, end, self.start)
         beginning = ops.select(self.wrapped, turned, ops.gather(ring, self.first_rows, self.axis))
-        return ops.dynamic_update_slice(ring, beginning, ring.graph.ints([0] * 4))
+        return ops.dynamic_update_slice(ring, beginning, self.origin)

@@ -10,9 +10,11 @@ from __future__ import annotations
 from converters.gemma3n.config.vision import VisionConfig
 from converters.gemma3n.graphs.norms import unit_rms
 from toolkit.tflite import ops
-from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
+from toolkit.tflite.graph import DType, Graph, Value, Weight
 
 TABLE = "embed_vision.embedding.weight"
+END_OF_IMAGE = "embed_vision.end_of_image"
+"""A tensor computed from the checkpoint (vision_source.py): a GPU takes no op on constants alone."""
 
 
 def vision_adapter_graph(config: VisionConfig) -> Graph:
@@ -25,11 +27,8 @@ def vision_adapter_graph(config: VisionConfig) -> Graph:
     # transformers multiplies features by sqrt(hidden) first, which the norm undoes but for its epsilon.
     eps = config.rms_norm_eps / config.hidden_size
     soft = _weighted(graph, unit_rms(features, eps), config, "soft_embedding_norm")
-    row = config.end_token_id - config.vocab_offset
-    part = WeightPart(TABLE, rows=(row, row + 1))
-    end = graph.weight(Weight("embed_vision.end_of_image", (1, config.hidden_size), (part,)))
-    hard = _hard(graph, ops.reshape(end, (1, 1, config.hidden_size)), config)
-    graph.output("embeddings", _project(ops.concatenation([soft, hard], 1), config))
+    end = graph.weight(Weight.whole(END_OF_IMAGE, (1, 1, config.text_hidden_size)))
+    graph.output("embeddings", ops.concatenation([_project(soft, config), end], 1))
     return graph
 
 

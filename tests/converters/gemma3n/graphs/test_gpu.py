@@ -1,0 +1,73 @@
+"""Every graph of a bundle on the GPU: taken whole, and right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gpu_inputs import signature_inputs
+from gpu_process import Outcome, run_graphs
+from towers import write_multimodal_checkpoint
+
+from converters.convert import ConvertRequest, convert
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+
+FILES = ("embedder", "text_decoder", "vision_encoder", "vision_adapter", "audio_encoder", "audio_adapter")
+FIRST_IDS = {"vision_adapter": 3072, "audio_adapter": 3080}  # of the towers' own tokens
+FLOAT = {"text": "f32", "ple": "f32", "vision": "f32", "audio": "f32"}
+RECIPES = {
+    "f32": FLOAT,
+    "int8": dict.fromkeys(FLOAT, "int8"),
+    "int4-channel": {**FLOAT, "text": "int4-channel"},
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Random weights with rings, context buckets and both towers, in the recipes of a name."""
+    directory = tmp_path_factory.mktemp("gpu")
+    checkpoint = write_multimodal_checkpoint(directory / "checkpoint")
+
+    def made(name: str) -> Path:
+        path = directory / name
+        if not path.exists():
+            convert(ConvertRequest(checkpoint, path, RECIPES[name], context=160, prefill_sizes=(4, 16)), gate=None)
+        return path
+
+    return made
+
+
+def largest_error(found: Outcome, wanted: Outcome) -> float:
+    """Of all outputs of all signatures, each as a share of its largest value."""
+    assert found.outputs.keys() == wanted.outputs.keys()
+    errors = [
+        np.abs(value.astype(np.float64) - found.outputs[name][key]).max() / max(np.abs(value).max(), 1e-30)
+        for name, outputs in wanted.outputs.items()
+        for key, value in outputs.items()
+    ]
+    return float(max(errors))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_float_graph_runs_on_the_gpu_alone_as_on_the_cpu(bundle: Callable[[str], Path], name: str) -> None:
+    path = bundle("f32") / f"{name}.tflite"
+    inputs = signature_inputs(path, first_id=FIRST_IDS.get(name, 0))
+    found = run_graphs(path, inputs, "gpu-f32")
+    assert found.whole, found.log
+    assert largest_error(found, run_graphs(path, inputs, "cpu")) < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"), [*(("int8", name) for name in FILES), ("int4-channel", FILES[0]), ("int4-channel", FILES[1])]
+)
+def test_every_quantised_graph_runs_on_the_gpu_alone(bundle: Callable[[str], Path], recipe: str, name: str) -> None:
+    """Its numbers are not the CPU's, which quantises activations too."""
+    path = bundle(recipe) / f"{name}.tflite"
+    found = run_graphs(path, signature_inputs(path, first_id=FIRST_IDS.get(name, 0)), "gpu-f32")
+    assert found.whole, found.log
+    assert all(
+        np.isfinite(v).all() for outputs in found.outputs.values() for v in outputs.values() if v.dtype.kind == "f"
+    )

@@ -12,7 +12,8 @@ from typing import Generic, Protocol, TypeVar
 
 from converters.slices import Slice
 from toolkit.bundle.manifest import AudioRecord, SizeRecord, VisionRecord
-from toolkit.bundle.ple_shards import PleLayout, shard_name, write_ple_shards
+from toolkit.bundle.ple_shards import PleLayout, shard_name
+from toolkit.bundle.ple_writer import write_ple_shards
 from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Search

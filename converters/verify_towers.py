@@ -23,8 +23,7 @@ from toolkit.base.errors import UsageError
 from toolkit.base.files import Advance, hash_file, require_free_space
 from toolkit.base.layout import ceil_div
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
-from toolkit.media.mel import max_samples
-from toolkit.media.sound import SAMPLE_RATE_HZ
+from toolkit.media.mel import SAMPLE_RATE_HZ, max_samples
 from toolkit.runtime.backends import BACKENDS, find_backend
 from toolkit.runtime.backends.interface import BackendOptions, ModelFile, Runtime
 from toolkit.runtime.bundle import Bundle

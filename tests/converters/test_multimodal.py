@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from converters.convert import ConvertRequest, convert
-from toolkit.media.image import load_levels, pixels
+from toolkit.media.image import load_levels
+from toolkit.media.pixels import pixels
 from toolkit.media.sound import load_sound
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import Medium, Prompt, build_prompt, read_image, read_sound

@@ -27,7 +27,8 @@ from toolkit.bundle.manifest import (
     TextRecord,
     VisionRecord,
 )
-from toolkit.bundle.ple_shards import PleLayout, shard_name, write_ple_shards
+from toolkit.bundle.ple_shards import PleLayout, shard_name
+from toolkit.bundle.ple_writer import write_ple_shards
 from toolkit.bundle.write import BundleDraft, GroupDraft
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite import ops

@@ -16,7 +16,8 @@ from toolkit.base.elements import ElementName, ElementType
 from toolkit.base.errors import RecipeError
 from toolkit.base.files import write_at
 from toolkit.base.weights import Weight
-from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, pack_rows, read_header, unpack_rows, write_ple_shards
+from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, unpack_rows
+from toolkit.bundle.ple_writer import pack_rows, write_ple_shards
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
 from toolkit.quant.recipe import RecipeSet
 from toolkit.quant.scheme import Scheme, check_scheme, payload_bytes, scales_bytes

@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 from toolkit.base.errors import BundleError
 from toolkit.base.files import Advance, Progress
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.ple_shards import (
-    HEADER_BYTES,
-    PleLayout,
-    ShardHeader,
-    read_header,
-    row_checksum,
-    stored_checksum,
-)
+from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, ShardHeader, read_header, row_checksum, stored_checksum
 
 _BLOCK_BYTES = 1 << 20
 _MOST_ROWS = 20  # named one by one; more are counted

@@ -1,4 +1,7 @@
-"""PLE shards: files of rows, each with all per-layer embeddings of one token (docs/formats/ple_shard.md)."""
+"""PLE shards: files of rows, each with all per-layer embeddings of one token (docs/formats/ple_shard.md).
+
+`ple_writer.py` writes them; who only reads them loads no quantiser.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,17 @@ import hashlib
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.elements import ElementType, element_names, element_of
-from toolkit.base.errors import BundleError, RecipeError, system_reason
-from toolkit.base.files import write_at
+from toolkit.base.errors import BundleError, system_reason
 from toolkit.base.layout import PAGE_BYTES, align_up, ceil_div
-from toolkit.quant.packing import pack_codes, require_finite, unpack_codes
-from toolkit.quant.pipeline import pipeline
-from toolkit.quant.scheme import Scheme, Search
-from toolkit.quant.source import TensorSource
-from toolkit.quant.stream import CHUNK_WEIGHTS
-from toolkit.quant.uniform import quantize_rows
+from toolkit.quant.packing import unpack_codes
 
 MAGIC = b"GEMMAPLE"
 VERSION = 1
@@ -31,7 +27,7 @@ HEADER_BYTES = PAGE_BYTES
 ROW_ALIGNMENT = 512  # the smallest sector of flash; divides every page size
 DEFAULT_SHARD_BYTES = 256 << 20
 
-_CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = 4
 _FIELDS = struct.Struct("<8sIIQQQIIIIII32s")
 
 
@@ -72,7 +68,7 @@ class PleLayout:
         >>> PleLayout(262144, 30, 256, 4).row_bytes, PleLayout(262144, 35, 256, 8).row_bytes
         (4096, 9216)
         """
-        return align_up(self.code_bytes + self.scale_bytes + _CHECKSUM_BYTES, ROW_ALIGNMENT)
+        return align_up(self.code_bytes + self.scale_bytes + CHECKSUM_BYTES, ROW_ALIGNMENT)
 
     def rows_per_shard(self, shard_bytes: int) -> int:
         """Rows of every shard but the last."""
@@ -195,92 +191,14 @@ def check_sequence(paths: Sequence[Path], headers: Sequence[ShardHeader]) -> Non
         raise BundleError(file=paths[0], found=found, wanted=f"{count} shards with {layout.vocab_size} rows")
 
 
-def write_ple_shards(
-    directory: Path,
-    source: TensorSource,
-    tensor: str,
-    layout: PleLayout,
-    *,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
-    search: Search = "mse",
-    workers: int = 2,
-    progress: Callable[[int], None] | None = None,
-    finished: Callable[[Path], None] | None = None,
-) -> tuple[str, ...]:
-    """Quantise a table f32[vocab, layers * width] into shards in `directory`; return their names in order.
-
-    The table is read once, in order. `progress` is called with the code bytes written since its last call, `finished`
-    with the path of each complete shard.
-    """
-    if layout.layers * layout.width * layout.bits % 8:
-        found = f"{layout.layers * layout.width} codes of {layout.bits} bits a row"
-        raise RecipeError(tensor, found=found, wanted="whole bytes", remedy="use int8")
-    per_shard = layout.rows_per_shard(shard_bytes)
-    count = layout.shard_count(shard_bytes)
-
-    def read(span: tuple[int, int]) -> NDArray[np.float32]:
-        return source.read(tensor, span)
-
-    def pack(span: tuple[int, int], values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return pack_rows(values, layout, tensor, search, span[0])
-
-    names = []
-    for shard in range(count):
-        first = shard * per_shard
-        rows = min(per_shard, layout.vocab_size - first)
-        header = ShardHeader(layout, first, rows, shard, count, bytes(32))
-        with open(directory / shard_name(shard), "wb") as file:
-            digest = hashlib.sha256()
-            offset = HEADER_BYTES
-            blocks = pipeline(_spans(layout, first, rows), read, pack, workers)
-            with closing(blocks):
-                for block in blocks:
-                    digest.update(block.data)
-                    write_at(file.fileno(), block.data, offset)
-                    offset += block.nbytes
-                    if progress is not None:
-                        progress(len(block) * layout.code_bytes)
-            write_at(file.fileno(), replace(header, rows_sha256=digest.digest()).pack(), 0)
-        names.append(shard_name(shard))
-        if finished is not None:
-            finished(directory / names[-1])
-    return tuple(names)
-
-
-def _spans(layout: PleLayout, first: int, rows: int) -> Iterator[tuple[int, int]]:
-    step = max(1, CHUNK_WEIGHTS // (layout.layers * layout.width))
-    for start in range(first, first + rows, step):
-        yield start, min(start + step, first + rows)
-
-
-def pack_rows(
-    values: NDArray[np.float32], layout: PleLayout, name: str, search: Search = "mse", first_row: int = 0
-) -> NDArray[np.uint8]:
-    """Quantise rows f32[n, layers * width] to a shard's uint8[n, row_bytes]; `name`, `first_row` are for errors."""
-    rows = np.zeros((len(values), layout.row_bytes), np.uint8)
-    if not layout.element.quantised:
-        require_finite(values, name, first_row)
-        rows[:, : layout.code_bytes] = np.ascontiguousarray(values, "<f4").view(np.uint8)
-    else:
-        scheme = Scheme(layout.element.name, layout.width, search)
-        quantized = quantize_rows(values, scheme, name=name, first_row=first_row)
-        codes = pack_codes(quantized.codes, layout.bits)
-        rows[:, : layout.code_bytes] = codes.reshape(len(values), -1)
-        scales = np.ascontiguousarray(quantized.scales, "<f2").view(np.uint8)
-        rows[:, layout.code_bytes : layout.code_bytes + layout.scale_bytes] = scales.reshape(len(values), -1)
-    checksums = np.array([row_checksum(row) for row in rows], "<u4")
-    rows[:, -_CHECKSUM_BYTES:] = checksums.view(np.uint8).reshape(-1, _CHECKSUM_BYTES)
-    return rows
-
-
 def row_checksum(row: NDArray[np.uint8]) -> int:
     """The checksum (CRC-32) of a row uint8[row_bytes], computed from its content."""
-    return zlib.crc32(row[:-_CHECKSUM_BYTES].data)
+    return zlib.crc32(row[:-CHECKSUM_BYTES].data)
 
 
 def stored_checksum(row: NDArray[np.uint8]) -> int:
     """The checksum stored in the last four bytes of a row uint8[row_bytes]."""
-    return int.from_bytes(row[-_CHECKSUM_BYTES:].tobytes(), "little")
+    return int.from_bytes(row[-CHECKSUM_BYTES:].tobytes(), "little")
 
 
 def unpack_rows(rows: NDArray[np.uint8], layout: PleLayout) -> NDArray[np.float32]:

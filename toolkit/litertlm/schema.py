@@ -18,7 +18,7 @@ from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
 from toolkit.base.errors import BundleError
 from toolkit.media import mel
-from toolkit.media.sound import SAMPLE_RATE_HZ
+from toolkit.media.mel import SAMPLE_RATE_HZ
 
 MAGIC: bytes = core.HEADER_MAGIC_BYTES
 VERSION: tuple[int, int, int] = (

@@ -39,11 +39,6 @@ _UPRIGHT = {
 }
 
 
-def pixels(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Scale levels 0..255 to [0, 1], rounded as transformers does."""
-    return (levels.astype(np.float64) * (1 / 255)).astype(np.float32)
-
-
 def load_levels(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.uint8]:
     """Load an image, given as a path or as a file's bytes, as RGB levels uint8[1, size, size, 3].
 

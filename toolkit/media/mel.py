@@ -8,7 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.errors import UsageError
-from toolkit.media.sound import PIECE_SAMPLES, SAMPLE_RATE_HZ
+
+SAMPLE_RATE_HZ = 16_000
+"""`sampling_rate` in preprocessor_config.json of google/gemma-3n-E2B-it."""
+
+PIECE_SAMPLES = 30 * SAMPLE_RATE_HZ
+"""The longest sound for one placeholder: transformers drops the rest (Gemma3nAudioFeatureExtractor)."""
 
 NUM_MELS = 128
 FRAME_SAMPLES = 512

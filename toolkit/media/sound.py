@@ -15,14 +15,9 @@ import soxr  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from toolkit.base.errors import UsageError
+from toolkit.media.mel import PIECE_SAMPLES, SAMPLE_RATE_HZ
 from toolkit.media.mp3 import piped_mp3
 from toolkit.media.source import MediaSource, errors_about_source, open_source
-
-SAMPLE_RATE_HZ = 16_000
-"""`sampling_rate` in preprocessor_config.json of google/gemma-3n-E2B-it."""
-
-PIECE_SAMPLES = 30 * SAMPLE_RATE_HZ
-"""The longest sound for one placeholder: transformers drops the rest (Gemma3nAudioFeatureExtractor)."""
 
 MAX_SECONDS = 3600
 """An hour is 120 pieces of 188 tokens, which fill most of Gemma 3n's context of 32,768."""

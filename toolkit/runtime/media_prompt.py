@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.bundle.manifest import TOKENIZER, AudioRecord, VisionRecord
-from toolkit.media.image import load_levels
-from toolkit.media.mel import MIN_SAMPLES, log_mel, max_samples
+from toolkit.media.mel import MIN_SAMPLES, SAMPLE_RATE_HZ, log_mel, max_samples
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders, soft_token_starts
-from toolkit.media.sound import SAMPLE_RATE_HZ, load_sound, split_sound
 from toolkit.media.source import MediaSource, errors_about_source, source_name
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.chat import Message
@@ -144,6 +142,8 @@ def _is_placed(bundle: Bundle, tokenizer: Tokenizer, text: str) -> bool:
 
 def read_image(source: MediaSource, vision: VisionRecord) -> Medium:
     """UsageError for what is no image."""
+    from toolkit.media.image import load_levels  # Pillow; a prompt of text alone does without it
+
     return image_medium(load_levels(source, vision.image_size))
 
 
@@ -157,6 +157,8 @@ def read_sound(source: MediaSource, audio: AudioRecord) -> tuple[Medium, ...]:
 
     UsageError for what is no sound, or too short for a mel frame.
     """
+    from toolkit.media.sound import load_sound, split_sound  # libsndfile and soxr, likewise
+
     samples = load_sound(source)
     if len(samples) < MIN_SAMPLES:
         found, wanted = (

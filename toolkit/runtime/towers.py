@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, Manifest, VisionRecord
-from toolkit.media.image import pixels
+from toolkit.media.pixels import pixels
 from toolkit.runtime.backends.interface import Backend, BackendOptions, Buffer, Model, ModelFile, Runtime
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import Medium, Span, TowerName

@@ -19,7 +19,8 @@ import pytest
 from device_harness.flash.probe import ReadMeasure, parse_probe
 from device_harness.programs import build
 from toolkit.base.errors import BundleError, ResultsError
-from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, check_sequence, read_header, write_ple_shards
+from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, check_sequence, read_header
+from toolkit.bundle.ple_writer import write_ple_shards
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc (apt-get install gcc)")
 

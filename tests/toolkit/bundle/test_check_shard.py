@@ -13,7 +13,8 @@ import pytest
 from bundles import OneTable
 
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, write_ple_shards
+from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name
+from toolkit.bundle.ple_writer import write_ple_shards
 from toolkit.check import check
 
 VOCAB, LAYERS, WIDTH = 300, 3, 32

@@ -16,7 +16,8 @@ from bundles import OneTable
 from numpy.typing import NDArray
 
 from toolkit.base.errors import BundleError, RecipeError
-from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, unpack_rows, write_ple_shards
+from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, unpack_rows
+from toolkit.bundle.ple_writer import write_ple_shards
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.uniform import dequantize_rows, quantize_rows

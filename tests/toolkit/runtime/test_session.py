@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from converters.gemma3n import reference
 from converters.gemma3n.family import open_gemma3n
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
 from toolkit.base.errors import BundleError, UsageError
-from toolkit.bundle.ple_shards import read_header, shard_name, write_ple_shards
+from toolkit.bundle.ple_shards import read_header, shard_name
+from toolkit.bundle.ple_writer import write_ple_shards
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 
@@ -195,3 +198,15 @@ def test_a_file_in_place_of_a_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.litertlm").write_bytes(b"LITERTLM")
     with pytest.raises(BundleError, match="found a file"):
         Bundle(tmp_path / "x.litertlm")
+
+
+def test_text_is_answered_without_a_quantiser_and_without_libraries_of_images_and_sounds(random_bundle: Path) -> None:
+    program = (
+        "import sys; from toolkit.runtime.bundle import Bundle; from toolkit.runtime.session import Session; "
+        "Session(Bundle(sys.argv[1])).decode(2); "
+        "print([name for name in ('PIL', 'soundfile', 'soxr', 'toolkit.quant.stream') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(random_bundle)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

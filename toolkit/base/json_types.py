@@ -1,8 +1,9 @@
 """Readers that check JSON values against Python types; `read_record` and `JsonObject` are built on them.
 
-A type is `str`, `bool`, `int`, `float`, a `Literal` of strings, `tuple[T, ...]`, `dict[str, T]`, `T | None`, a frozen
-dataclass (an object with exactly its fields), several dataclasses that a field `kind: Literal["..."]` tells apart, or
-one of these `Annotated` with rules.
+A type is `str`, `bool`, `int`, `float`, `None`, a `Literal` of strings, `tuple[T, ...]`, `dict[str, T]` or
+`Mapping[str, T]`, `T | None`, a frozen dataclass (an object with exactly its fields), several dataclasses that a field
+`kind: Literal["..."]` tells apart, or one of these `Annotated` with rules. A field `Annotated` with `TypeBy` has the
+type that another field of its dataclass chooses.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 MAX_TEXT_CHARACTERS = 4096
-MAX_MISFITS = 20
-"""At most this many are collected for one array or object: an untrusted file may hold millions."""
+MAX_MISFITS = 1000
+"""After this many in one array or object, the rest of it is not read: an untrusted file may hold millions."""
 
 MISSING = "missing"
 """The `found` text for an absent key."""
 
 _TAG = "kind"
+_TOO_MANY = f"over {MAX_MISFITS:,} faults, of which the rest is not listed"
 _MAX_KEY_CHARACTERS = 80
 _MAX_CHOICES = 20
 """An error lists the allowed names only if there are no more than this."""
@@ -104,6 +106,14 @@ class Ascending:
         return "ascending numbers" + ("" if self.empty else ", at least one")
 
 
+@dataclass(frozen=True, slots=True)
+class TypeBy:
+    """The type of a field: the one that `types` pairs with the value of the field named `field`."""
+
+    field: str
+    types: tuple[tuple[str, Any], ...]
+
+
 @cache
 def reader_of(hint: Any) -> Reader:
     """The reader for a type; TypeError if no JSON value has that type."""
@@ -116,7 +126,7 @@ def reader_of(hint: Any) -> Reader:
         return _scalar((str,), _choices(arguments), (Fits(frozenset(arguments).__contains__, ""),))
     if origin is tuple and arguments[1:] == (...,):
         return array_reader(reader_of(arguments[0]))
-    if origin is dict:
+    if origin in (dict, Mapping):
         return _mapping(reader_of(arguments[0]), reader_of(arguments[1]))
     if dataclasses.is_dataclass(hint):
         return _record(hint)
@@ -146,6 +156,8 @@ def _annotated(kind: Any, rules: tuple[Any, ...]) -> Reader:
     texts = " and ".join(map(str, rules))
     if kind is bool:
         return _scalar((bool,), texts or "true or false", rules)
+    if kind in (None, NoneType):
+        return _scalar((NoneType,), "null", rules)
     if kind is int:
         return _scalar((int,), _number_words("an integer", rules, texts), rules)
     if kind is float:
@@ -177,9 +189,13 @@ def _scalar(kinds: tuple[type, ...], wanted: str, rules: Sequence[Rule]) -> Read
     tests = tuple(rule.admits for rule in rules)
 
     def read(value: object, misfits: list[Misfit]) -> object:
-        if type(value) in kinds and all(test(value) for test in tests):
-            return value
-        return _refuse(misfits, value, wanted)
+        if type(value) not in kinds:
+            return _refuse(misfits, value, wanted)
+        # A loop, not `all`: a generator for every value would double the time.
+        for test in tests:
+            if not test(value):
+                return _refuse(misfits, value, wanted)
+        return value
 
     return read
 
@@ -230,14 +246,14 @@ def array_reader(read_item: Reader) -> Reader:
         if not isinstance(value, list):
             return _refuse(misfits, kind_of(value), "an array")
         items = []
-        first = len(misfits)
+        first = before = len(misfits)
         for i, item in enumerate(value):
-            before = len(misfits)
             items.append(read_item(item, misfits))
             if len(misfits) > before:
                 _lead(misfits, before, i)
-                if len(misfits) >= first + MAX_MISFITS:
-                    break
+                before = len(misfits)
+                if before >= first + MAX_MISFITS:
+                    return _refuse(misfits, _TOO_MANY, None)
         return tuple(items)
 
     return read
@@ -257,7 +273,7 @@ def _mapping(read_key: Reader, read_item: Reader) -> Reader:
                 items[key] = read_item(item, misfits)
                 _lead(misfits, before, key)
             if len(misfits) >= first + MAX_MISFITS:
-                break
+                return _refuse(misfits, _TOO_MANY, None)
         return items
 
     return read
@@ -265,12 +281,15 @@ def _mapping(read_key: Reader, read_item: Reader) -> Reader:
 
 def _record(kind: Any) -> Reader:
     hints = get_type_hints(kind, include_extras=True)
-    readers = {field.name: reader_of(hints[field.name]) for field in dataclasses.fields(kind)}
+    names = [field.name for field in dataclasses.fields(kind)]
+    choosers = {name: _chooser(rule) for name in names if (rule := _type_by(hints[name])) is not None}
+    fixed = {name: reader_of(hints[name]) for name in names if name not in choosers}
 
     def read(value: object, misfits: list[Misfit]) -> object:
         if not isinstance(value, dict):
             return _refuse(misfits, kind_of(value), "an object")
         first = len(misfits)
+        readers = fixed | {name: choose(value) for name, choose in choosers.items()} if choosers else fixed
         fields = {}
         for name, read_field in readers.items():
             before = len(misfits)
@@ -285,6 +304,25 @@ def _record(kind: Any) -> Reader:
         return kind(**fields) if len(misfits) == first else None
 
     return read
+
+
+def _type_by(hint: Any) -> TypeBy | None:
+    return next((rule for rule in getattr(hint, "__metadata__", ()) if isinstance(rule, TypeBy)), None)
+
+
+def _chooser(rule: TypeBy) -> Callable[[dict[str, object]], Reader]:
+    """Chooses the reader of a field. Where the choice is wrong, which is a misfit of its own, any value will do."""
+    readers = {tag: reader_of(kind) for tag, kind in rule.types}
+
+    def choose(value: dict[str, object]) -> Reader:
+        tag = value.get(rule.field)
+        return readers.get(tag, _ignore) if isinstance(tag, str) else _ignore
+
+    return choose
+
+
+def _ignore(value: object, misfits: list[Misfit]) -> object:
+    return None
 
 
 def _refuse(misfits: list[Misfit], found: object, wanted: str | None, *path: str) -> object:

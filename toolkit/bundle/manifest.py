@@ -1,12 +1,21 @@
-"""The records of a manifest (docs/formats/manifest.md); manifest_json.py reads and writes them."""
+"""The records of a manifest (docs/formats/manifest.md).
+
+manifest_json.py reads and writes them. The types say what each value may be; manifest_faults.py says which
+values do not go together.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from toolkit.base.elements import element_names
 from toolkit.base.errors import BundleError
+from toolkit.base.files import is_safe_name
+from toolkit.base.json_types import Ascending, Fits, Matches, Range, TypeBy
+from toolkit.quant.scheme import Search
 
 FORMAT = "gemma-edge-bundle/2"
 MANIFEST_NAME = "manifest.json"
@@ -20,6 +29,13 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 
 MAX_SIZE_NAME_CHARACTERS = 64
+MAX_TEXT_CHARACTERS = 256
+MAX_VOCAB = 2**24
+MAX_WIDTH = 2**16
+MAX_LAYERS = 1024
+MAX_DIMENSION = 2**20
+MAX_BYTES = 2**50
+MAX_FRAMES_PER_TOKEN = 2**12
 TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCODER, AUDIO_ADAPTER)}
 """The files of the groups that only some requests need."""
 
@@ -31,12 +47,48 @@ RESERVED_PREFIX = "prefill"
 """No size's signature prefix may start with this: LiteRT-LM would take its signatures for prefills."""
 
 
+def is_size_name(name: str) -> bool:
+    """Whether a size may have this name; official sizes have names such as "E2.98B (block-level)".
+
+    >>> [is_size_name(name) for name in ("E2B", "E2.98B (block-level)", "", "a/b", "\\n")]
+    [True, True, False, False, False]
+    """
+    return 0 < len(name) <= MAX_SIZE_NAME_CHARACTERS and name.isascii() and name.isprintable() and "/" not in name
+
+
+def _is_prefix(text: str) -> bool:
+    return not text or is_safe_name(text)
+
+
+def _is_text(text: str) -> bool:
+    return 0 < len(text) <= MAX_TEXT_CHARACTERS and text.isprintable()
+
+
+def _is_element(name: str) -> bool:
+    return name in element_names()
+
+
+Text = Annotated[str, Fits(_is_text, f"1 to {MAX_TEXT_CHARACTERS} printable characters")]
+Name = Annotated[str, Fits(is_safe_name, "a name of letters, digits and . _ -")]
+SizeName = Annotated[str, Fits(is_size_name, f"1 to {MAX_SIZE_NAME_CHARACTERS} printable characters without a slash")]
+Prefix = Annotated[str, Fits(_is_prefix, "nothing, or a name of letters, digits and . _ -")]
+Element = Annotated[str, Fits(_is_element, " or ".join(element_names()))]
+Sha256 = Annotated[str, Matches(re.compile(r"[0-9a-f]{64}", re.ASCII), "64 lower-case hexadecimal digits")]
+TokenId = Annotated[int, Range(0, MAX_VOCAB)]
+VocabSize = Annotated[int, Range(1, MAX_VOCAB)]
+Width = Annotated[int, Range(1, MAX_WIDTH)]
+Dimension = Annotated[int, Range(1, MAX_DIMENSION)]
+Bytes = Annotated[int, Range(0, MAX_BYTES)]
+Positions = Annotated[int, Range(2, MAX_DIMENSION)]
+"""The length of a step or of a context."""
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
     """Which checkpoint a bundle was made of, and the hash of its content."""
 
-    name: str
-    sha256: str
+    name: Text
+    sha256: Sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +99,10 @@ class KvCache:
     and its layers attend to the last `window` positions.
     """
 
-    key: str
-    value: str
-    shape: tuple[int, ...]
-    window: int | None = None
+    key: Name
+    value: Name
+    shape: tuple[Dimension, ...]
+    window: Dimension | None = None
 
     @property
     def rows(self) -> int:
@@ -68,19 +120,19 @@ class KvCache:
 class TextRecord:
     """What a runtime needs to know of the language model; the same for all sizes."""
 
-    vocab_size: int
-    ple_vocab_size: int
-    hidden_size: int
-    ple_size: int
-    num_layers: int
-    context: int
-    prefill_sizes: tuple[int, ...]
-    context_buckets: tuple[int, ...]
-    prefill_buckets: tuple[int, ...]
-    final_logit_softcap: float | None
-    bos_token_id: int
-    pad_token_id: int
-    stop_token_ids: tuple[int, ...]
+    vocab_size: VocabSize
+    ple_vocab_size: VocabSize
+    hidden_size: Width
+    ple_size: Width
+    num_layers: Annotated[int, Range(1, MAX_LAYERS)]
+    context: Dimension
+    prefill_sizes: Annotated[tuple[Positions, ...], Ascending()]
+    context_buckets: Annotated[tuple[Positions, ...], Ascending(empty=True)]
+    prefill_buckets: Annotated[tuple[Positions, ...], Ascending(empty=True)]
+    final_logit_softcap: Annotated[float, Range(1e-3, 1e6)] | None
+    bos_token_id: TokenId
+    pad_token_id: TokenId
+    stop_token_ids: Annotated[tuple[TokenId, ...], Ascending()]
     kv_caches: tuple[KvCache, ...]
 
     def buckets(self, tokens: int) -> tuple[int, ...]:
@@ -92,11 +144,11 @@ class TextRecord:
 class TowerTokens:
     """The token ids of a tower: the markers around an image or sound, its soft token, and its own embedding table."""
 
-    begin_token_id: int
-    soft_token_id: int
-    end_token_id: int
-    vocab_offset: int
-    vocab_size: int
+    begin_token_id: TokenId
+    soft_token_id: TokenId
+    end_token_id: TokenId
+    vocab_offset: TokenId
+    vocab_size: VocabSize
 
     @property
     def table(self) -> range:
@@ -116,21 +168,21 @@ class TowerTokens:
 class VisionRecord(TowerTokens):
     """What a runtime needs to know of the vision tower."""
 
-    image_size: int
-    soft_tokens: int
-    feature_size: int
+    image_size: Annotated[int, Range(1, 2**14)]
+    soft_tokens: Dimension
+    feature_size: Width
 
 
 @dataclass(frozen=True, slots=True)
 class AudioRecord(TowerTokens):
     """What a runtime needs to know of the audio tower."""
 
-    frame_lengths: tuple[int, ...]
-    mel_bins: int
-    frames_per_token: int
-    soft_tokens: int
-    feature_size: int
-    padding_token_id: int
+    frame_lengths: Annotated[tuple[Annotated[int, Range(1, MAX_DIMENSION * MAX_FRAMES_PER_TOKEN)], ...], Ascending()]
+    mel_bins: Width
+    frames_per_token: Annotated[int, Range(1, MAX_FRAMES_PER_TOKEN)]
+    soft_tokens: Dimension
+    feature_size: Width
+    padding_token_id: TokenId
 
     def length_for(self, frames: int) -> int:
         """The encoder's shortest length that holds `frames` mel frames, which must not exceed its longest."""
@@ -151,9 +203,9 @@ def signature_name(prefix: str, tokens: int, bucket: int | None = None) -> str:
 class SizeRecord:
     """One size of the bundle: the checkpoint layers it keeps, their FFN widths, and the prefix of its signatures."""
 
-    layers: tuple[int, ...]
-    ffn_sizes: tuple[int, ...]
-    prefix: str
+    layers: Annotated[tuple[Annotated[int, Range(0, MAX_LAYERS - 1)], ...], Ascending()]
+    ffn_sizes: tuple[Dimension, ...]
+    prefix: Prefix
 
     @property
     def decode(self) -> str:
@@ -169,22 +221,29 @@ class SizeRecord:
 class RuleRecord:
     """One rule of a quantisation recipe."""
 
-    match: str
-    dtype: str
-    block_size: int | None
-    search: str
+    match: Text
+    dtype: Element
+    block_size: Dimension | None
+    search: Search
 
 
 @dataclass(frozen=True, slots=True)
 class QuantRecord:
     """The quantisation recipe that was used."""
 
-    recipe: str
+    recipe: Text
     rules: tuple[RuleRecord, ...]
 
 
 GroupRuntime = TextRecord | VisionRecord | AudioRecord
 """What a runtime needs to know of a group of the kind `text`, `vision` or `audio`."""
+RUNTIMES: tuple[tuple[GroupKind, type[GroupRuntime] | None], ...] = (
+    ("text", TextRecord),
+    ("token_embedding", None),
+    ("per_layer_embedding", None),
+    ("vision", VisionRecord),
+    ("audio", AudioRecord),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +251,10 @@ class GroupRecord:
     """Files that are loaded together, the checkpoint's weights in them, their size, and what a runtime must know."""
 
     kind: GroupKind
-    files: tuple[str, ...]
-    parameters: int
-    bytes: int
-    runtime: GroupRuntime | None = None
+    files: tuple[Name, ...]
+    parameters: Annotated[int, Range(0, 2**50)]
+    bytes: Bytes
+    runtime: Annotated[GroupRuntime | None, TypeBy("kind", RUNTIMES)] = None
     """None for both kinds of embeddings, whose files tell it."""
 
 
@@ -203,23 +262,23 @@ class GroupRecord:
 class FileRecord:
     """Size and hashes of one file; `chunks` has one hash for each CHUNK_BYTES of it, in order."""
 
-    bytes: int
-    sha256: str
-    chunks: tuple[str, ...]
+    bytes: Bytes
+    sha256: Sha256
+    chunks: tuple[Sha256, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """All of a bundle's manifest.json."""
 
-    generator: str
-    architecture: str
+    generator: Text
+    architecture: Text
     checkpoint: CheckpointRecord
-    sizes: Mapping[str, SizeRecord]
-    default_size: str
-    quant: Mapping[str, QuantRecord]
-    groups: Mapping[str, GroupRecord]
-    files: Mapping[str, FileRecord]
+    sizes: Mapping[SizeName, SizeRecord]
+    default_size: Text
+    quant: Mapping[Name, QuantRecord]
+    groups: Mapping[Name, GroupRecord]
+    files: Mapping[Name, FileRecord]
 
     @property
     def text(self) -> TextRecord:
@@ -248,12 +307,3 @@ class Manifest:
         if wanted not in self.sizes:
             raise BundleError("size", found=wanted, wanted=" or ".join(self.sizes), remedy="choose one of these")
         return self.sizes[wanted]
-
-
-def is_size_name(name: str) -> bool:
-    """Whether a size may have this name; official sizes have names such as "E2.98B (block-level)".
-
-    >>> [is_size_name(name) for name in ("E2B", "E2.98B (block-level)", "", "a/b", "\\n")]
-    [True, True, False, False, False]
-    """
-    return 0 < len(name) <= MAX_SIZE_NAME_CHARACTERS and name.isascii() and name.isprintable() and "/" not in name

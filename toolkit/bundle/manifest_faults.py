@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ from toolkit.bundle.manifest import (
     TOWER_FILES,
     AudioRecord,
     Manifest,
+    TextRecord,
     VisionRecord,
 )
 
@@ -49,6 +51,7 @@ def _kind_faults(manifest: Manifest) -> Iterator[Fault]:
 
 def _text_faults(manifest: Manifest) -> Iterator[Fault]:
     text = manifest.text
+    yield from _bound_faults(text)
     for bucket in text.prefill_buckets:
         if bucket not in text.context_buckets or bucket < text.prefill_sizes[-1]:
             yield _fault(f"{_TEXT} prefill_buckets", bucket, "context buckets that hold the largest prefill")
@@ -73,6 +76,29 @@ def _text_faults(manifest: Manifest) -> Iterator[Fault]:
             yield _fault(f"{_TEXT} kv_caches", f"{name} {count} times", "each name once")
 
 
+def _bound_faults(text: TextRecord) -> Iterator[Fault]:
+    """Numbers that exceed what other fields allow."""
+    numbers = {
+        "ple_vocab_size": (text.ple_vocab_size, text.vocab_size),
+        "bos_token_id": (text.bos_token_id, text.vocab_size - 1),
+        "pad_token_id": (text.pad_token_id, text.vocab_size - 1),
+    }
+    for key, (number, most) in numbers.items():
+        if number > most:
+            yield _fault(f"{_TEXT} {key}", number, f"at most {most}")
+    yield from _list_faults(f"{_TEXT} prefill_sizes", text.prefill_sizes, text.context)
+    yield from _list_faults(f"{_TEXT} context_buckets", text.context_buckets, text.context - 1)
+    yield from _list_faults(f"{_TEXT} prefill_buckets", text.prefill_buckets, text.context - 1)
+    yield from _list_faults(f"{_TEXT} stop_token_ids", text.stop_token_ids, text.vocab_size - 1)
+
+
+def _list_faults(place: str, ascending: tuple[int, ...], most: int) -> Iterator[Fault]:
+    """The first number above `most`."""
+    first = bisect.bisect_right(ascending, most)
+    if first < len(ascending):
+        yield _fault(f"{place}[{first}]", ascending[first], f"at most {most}")
+
+
 def _tower_faults(manifest: Manifest) -> Iterator[Fault]:
     vision, audio = manifest.vision, manifest.audio
     for name, files in TOWER_FILES.items():
@@ -83,6 +109,9 @@ def _tower_faults(manifest: Manifest) -> Iterator[Fault]:
     for name, tower in towers.items():
         for key, found, wanted in () if tower is None else _token_faults(tower, manifest.text.vocab_size):
             yield _fault(f"groups {name} runtime {key}", found, wanted)
+    if audio is not None:
+        most = audio.soft_tokens * audio.frames_per_token
+        yield from _list_faults("groups audio runtime frame_lengths", audio.frame_lengths, most)
     if vision is not None and audio is not None and _overlap(vision.table, audio.table):
         yield _fault(
             "groups audio runtime vocab_offset",

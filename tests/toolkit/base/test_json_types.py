@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import pytest
 
 from toolkit.base.errors import ResultsError, ToolkitError
-from toolkit.base.json_types import MAX_MISFITS, Ascending, Fits, Matches, Range
+from toolkit.base.json_types import MAX_MISFITS, Ascending, Fits, Matches, Range, TypeBy
 from toolkit.base.strict_json import collect_record, read_record, without_format
 
 Name = Annotated[str, Matches(re.compile("[a-z]+"), "lower-case letters")]
@@ -97,9 +98,58 @@ def test_every_misfit_is_collected_and_the_first_is_raised() -> None:
         read_record(value, Drawing, "d.json", ResultsError)
 
 
-def test_of_one_list_only_so_many_misfits_are_collected() -> None:
-    assert len(faults_of(SOUND | {"layers": [-1] * 100_000})) == MAX_MISFITS
-    assert len(faults_of(SOUND | {"shapes": {"a" * n: 1 for n in range(1, 1000)}})) == MAX_MISFITS
+def test_of_one_list_only_so_many_misfits_are_collected_and_the_last_says_so() -> None:
+    shapes = {
+        chr(ord("a") + i // 26 // 26) + chr(ord("a") + i // 26 % 26) + chr(ord("a") + i % 26): 1 for i in range(2000)
+    }
+    for changes in ({"layers": [-1] * 100_000}, {"shapes": shapes}):
+        faults = faults_of(SOUND | changes)
+        assert len(faults) == MAX_MISFITS + 1
+        assert faults[-1] == (
+            f"line 3 {next(iter(changes))}",
+            "over 1,000 faults, of which the rest is not listed",
+            None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Its content's type is told by `holds`."""
+
+    holds: Literal["circle", "text", "nothing"]
+    content: Annotated[Circle | str | None, TypeBy("holds", (("circle", Circle), ("text", Name), ("nothing", None)))]
+
+
+def test_a_field_may_have_the_type_that_another_field_chooses() -> None:
+    circle = {"kind": "circle", "radius": 1}
+    frames = (Frame("circle", Circle("circle", 1)), Frame("text", "abc"), Frame("nothing", None))
+    for frame in frames:
+        content = circle if frame.holds == "circle" else frame.content
+        assert read_record({"content": content, "holds": frame.holds}, Frame, None, ResultsError) == frame
+    for value, words in (
+        ({"holds": "text", "content": circle}, "content: found .*, wanted lower-case letters"),
+        ({"holds": "circle", "content": None}, "content: found null, wanted an object"),
+        ({"holds": "circle", "content": circle | {"radius": 0}}, "content radius: found 0, wanted .* from 0.5 to 2"),
+        ({"holds": "nothing", "content": "abc"}, "content: found abc, wanted null"),
+        ({"holds": "circle"}, "content: missing"),
+        ({"holds": "square", "content": 1}, "holds: found square, wanted circle or text or nothing"),
+        ({"holds": ["circle"], "content": 1}, "holds: found .*, wanted circle or text or nothing"),
+        ({"content": 1}, "holds: missing"),
+    ):  # fmt: skip
+        with pytest.raises(ResultsError, match=f"^{words}$"):
+            read_record(value, Frame, None, ResultsError)
+
+
+@dataclass(frozen=True, slots=True)
+class Album:
+    frames: Mapping[Name, Frame]
+
+
+def test_a_mapping_is_read_like_a_dictionary() -> None:
+    value = {"frames": {"one": {"holds": "nothing", "content": None}}}
+    assert read_record(value, Album, None, ResultsError) == Album({"one": Frame("nothing", None)})
+    with pytest.raises(ResultsError, match=r"^frames key: found ONE, wanted lower-case letters$"):
+        read_record({"frames": {"ONE": {}}}, Album, None, ResultsError)
 
 
 def test_the_format_is_told_before_anything_else() -> None:

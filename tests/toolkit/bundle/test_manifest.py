@@ -148,9 +148,14 @@ WRONG = {
         lambda value: value["groups"]["text"]["runtime"].update(context_buckets=[4], prefill_buckets=[4]),
         "text prefill_buckets",
     ),
+    "a context bucket as long as the context": (put("text/context_buckets", [8, 32]), "text context_buckets[1]"),
+    "a prefill bucket as long as the context": (put("text/prefill_buckets", [32]), "text prefill_buckets[0]"),
+    "a context bucket of one position": (put("text/context_buckets", [1]), "text context_buckets[0]"),
     "no prefill size": (put("text/prefill_sizes", []), "text prefill_sizes"),
     "a stop token outside the vocabulary": (put("text/stop_token_ids", [40]), "text stop_token_ids[0]"),
     "no stop token": (put("text/stop_token_ids", []), "text stop_token_ids"),
+    "a begin token outside the vocabulary": (put("text/bos_token_id", 40), "text bos_token_id"),
+    "a padding token outside the vocabulary": (put("text/pad_token_id", 40), "text pad_token_id"),
     "a negative token": (put("text/bos_token_id", -1), "text bos_token_id"),
     "a soft-cap of zero": (put("text/final_logit_softcap", 0), "text final_logit_softcap"),
     "no cache": (put("text/kv_caches", []), "text kv_caches"),
@@ -193,6 +198,7 @@ WRONG = {
     ),
     "a group that lacks a file": (put("groups/vision/files", ["vision_encoder.tflite"]), "groups vision files"),
     "an unknown dtype": (put("quant/text/rules/0/dtype", "int2"), "quant text rules[0] dtype"),
+    "an unknown search": (put("quant/text/rules/0/search", "l1"), "quant text rules[0] search"),
     "a block of nothing": (put("quant/text/rules/0/block_size", 0), "quant text rules[0] block_size"),
     "a file of a negative size": (put("files/tokenizer.json/bytes", -1), "files tokenizer.json bytes"),
     "a chunk too many": (put("files/tokenizer.json/chunks", ["0" * 64] * 2), "files tokenizer.json chunks"),
@@ -235,12 +241,14 @@ def test_every_key_is_wanted() -> None:
 def test_faults_in_several_parts_are_all_reported() -> None:
     def edit(value: dict[str, Any]) -> None:
         put("text/hidden_size", 0)(value)
+        put("text/stop_token_ids", [-1, -2])(value)
         put("files/tokenizer.json/sha256", "x")(value)
         put("files/embedder.tflite/sha256", "x")(value)
         put("default_size", "")(value)
 
     _, faults = parse(edited(edit))
-    places = {"text hidden_size", "files tokenizer.json sha256", "files embedder.tflite sha256", "default_size"}
+    places = {"text hidden_size", "text stop_token_ids[0]", "text stop_token_ids[1]", "default_size"}
+    places |= {"files tokenizer.json sha256", "files embedder.tflite sha256"}
     assert {fault.fault for fault in faults} == set(map(place_of, places))
 
 

@@ -26,13 +26,21 @@ def open_checkpoint(path_or_id: str | os.PathLike[str], families: Sequence[Famil
 
 
 def family_of(configs: CheckpointConfigs, families: Sequence[Family] = FAMILIES) -> Family:
-    """The one that knows the checkpoint's architecture; ConfigError lists all that are known."""
+    """The one that knows the checkpoint's architecture, or its model_type; ConfigError lists all that are known."""
     config = JsonObject(configs.config, str(configs.config_path), ConfigError)
-    stated = config.array("architectures")
+    stated = config.array("architectures") if config.has("architectures") else None
+    if stated is None:
+        kind = config.value("model_type") if config.has("model_type") else None
+        family = next((family for family in families if kind in family.model_types), None)
+        return family or config.refuse("architectures", kind, _known(families))
     for family in families:
         if len(stated) == 1 and stated[0] in family.architectures:
             return family
-    config.refuse("architectures", stated, " or ".join(name for family in families for name in family.architectures))
+    config.refuse("architectures", stated, _known(families))
+
+
+def _known(families: Sequence[Family]) -> str:
+    return " or ".join(name for family in families for name in family.architectures)
 
 
 def recipe_names(role: str, families: Sequence[Family] = FAMILIES) -> tuple[str, ...]:

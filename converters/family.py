@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from converters.huggingface.configs import CheckpointConfigs
 from converters.plan import Plan, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
+from toolkit.base.errors import ToolkitError
 from toolkit.bundle.manifest import AudioRecord, VisionRecord
 from toolkit.quant.recipe import Recipe
 
@@ -139,6 +140,10 @@ class Checkpoint(Protocol):
         """
         ...
 
+    def tower_faults(self) -> Mapping[str, ToolkitError]:
+        """By tower that is there and could not be converted: why not."""
+        ...
+
     def fingerprint(self) -> str:
         """A hash that tells models apart, fine-tunes too, without reading all their bytes, in hex."""
         ...
@@ -169,5 +174,7 @@ class Family:
     """CheckpointError where a file, a key or a tensor is not what the family needs."""
     recipe_names: Mapping[str, tuple[str, ...]]
     """By role: the recipes that have a name."""
+    model_types: tuple[str, ...] = ()
+    """What `model_type` may say where config.json states no architecture."""
     files: tuple[str, ...] = ()
     """Names of files that its checkpoints may have besides those of every checkpoint."""

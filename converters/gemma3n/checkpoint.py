@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -29,6 +30,10 @@ from converters.huggingface.tensor_reader import FLOAT_DTYPES
 from converters.slices import Slice
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import shorten
+
+_log = logging.getLogger(__name__)
+
+_COMPARED_ROWS = 4096
 
 Opened = TypeVar("Opened", bound="Gemma3nTensors")
 
@@ -129,14 +134,26 @@ class Gemma3nTensors:
         stored = self._stored.infos
         names = canonical_names(stored, multimodal=self._architecture != CAUSAL_LM, what=str(self.path))
         tensors = {short: stored[name] for short, name in names.stored.items()}
-        _require_text_tensors(self._config, tensors, names.unknown, str(self.path))
+        quantized = _states(self._configs.config, "quantization_config", "quantization")
+        remedy = "these weights are quantised already: convert the 16-bit checkpoint" if quantized else None
+        _require_text_tensors(self._config, tensors, names.unknown, str(self.path), remedy)
+        if quantized:
+            _log.warning("%s states a quantization, but its weights are not quantised: it is left out", self.path)
         if names.head is not None:
             self._require_tied_head(stored[names.head], tensors[TOKEN_EMBEDDING])
+        elif _states(self._configs.config, "tie_word_embeddings", value=False):
+            raise CheckpointError(
+                "tie_word_embeddings",
+                file=self._configs.config_path,
+                found="false, and no lm_head.weight",
+                wanted="true, or the output matrix",
+                remedy="set it to true if the model was trained so, as Gemma 3n is",
+            )
         return MappingProxyType(tensors)
 
     def _require_tied_head(self, head: TensorInfo, embedding: TensorInfo) -> None:
         """Some releases save the tied output matrix once more: an exact copy is left out, anything else refused."""
-        if not self._stored.equal(head, embedding):
+        if not self._stored.equal(head, embedding) and not self._same_numbers(head, embedding):
             raise CheckpointError(
                 head.name,
                 file=self.path,
@@ -145,9 +162,25 @@ class Gemma3nTensors:
                 remedy="train with tie_word_embeddings",
             )
 
+    def _same_numbers(self, one: TensorInfo, other: TensorInfo) -> bool:
+        """Whether two tensors of different types have the same values."""
+        if one.shape != other.shape or one.dtype == other.dtype or one.dtype not in FLOAT_DTYPES:
+            return False
+        rows = ((start, min(start + _COMPARED_ROWS, one.shape[0])) for start in range(0, one.shape[0], _COMPARED_ROWS))
+        return all(np.array_equal(self._stored.read(one, part), self._stored.read(other, part)) for part in rows)
+
+
+def _states(config: object, *keys: str, value: object = None) -> bool:
+    """Whether config.json or its text section has one of the keys: with `value`, or with anything but null."""
+    top = config if isinstance(config, dict) else {}
+    text = top.get("text_config")
+    sections = (top, text if isinstance(text, dict) else {})
+    found = [section[key] for section in sections for key in keys if section.get(key) is not None]
+    return any(value is None or item == value for item in found)
+
 
 def _require_text_tensors(
-    config: TextConfig, tensors: Mapping[str, TensorInfo], unknown: tuple[str, ...], what: str
+    config: TextConfig, tensors: Mapping[str, TensorInfo], unknown: tuple[str, ...], what: str, remedy: str | None
 ) -> None:
     """One error for all that is missing, unknown, of the wrong shape or of a type that is not read."""
     needed = text_tensors(config)
@@ -167,7 +200,8 @@ def _require_text_tensors(
     }
     found = [f"tensors {kind}: {_few(names)}" for kind, names in faults.items() if names]
     if found:
-        raise CheckpointError(file=what, found="; ".join(found), wanted="exactly the tensors that config.json implies")
+        wanted = "exactly the tensors that config.json implies"
+        raise CheckpointError(file=what, found="; ".join(found), wanted=wanted, remedy=remedy)
 
 
 def _few(names: list[str]) -> str:

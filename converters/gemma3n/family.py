@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from converters.family import Family, RecipeChoice
 from converters.gemma3n.checkpoint import Gemma3nTensors
-from converters.gemma3n.config.text import CAUSAL_LM, CONDITIONAL_GENERATION
-from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio
+from converters.gemma3n.config.processor import read_image_size
+from converters.gemma3n.config.text import ARCHITECTURES, MODEL_TYPES
+from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio, require_sounds
 from converters.gemma3n.plan.text import plan_text
-from converters.gemma3n.plan.vision import open_vision
+from converters.gemma3n.plan.vision import open_vision, read_vision_config
 from converters.gemma3n.recipes import RECIPE_NAMES, bits_per_weight, built_in, choose_recipes
 from converters.gemma3n.reference import Reference
 from converters.gemma3n.sizes.choose import MATFORMER_FILE, choose_slice, find_slice, memory_bytes, read_slice
@@ -19,6 +20,7 @@ from converters.gemma3n.sizes.matformer import SlicedCheckpoint, parameters_by_g
 from converters.huggingface.configs import read_configs
 from converters.plan import Plan, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
+from toolkit.base.errors import ToolkitError
 from toolkit.bundle.manifest import AudioRecord, GroupKind, VisionRecord
 from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
@@ -95,6 +97,21 @@ class Gemma3nCheckpoint(Gemma3nTensors):
             return open_vision(self, built_in("f32"), record.image_size)
         return open_audio(self, built_in("f32"), [length / FRAMES_PER_SECOND for length in frame_lengths])
 
+    def tower_faults(self) -> Mapping[str, ToolkitError]:
+        """What `plan` would say of the config, the tensors and the processor of each tower."""
+        judges: Mapping[str, Callable[[], object]] = {
+            "vision": lambda: read_image_size(self.path, read_vision_config(self).soft_tokens),
+            "audio": lambda: require_sounds(self),
+        }
+        faults: dict[str, ToolkitError] = {}
+        for group in self.groups:
+            if group.name in judges and group.tensors:
+                try:
+                    judges[group.name]()
+                except ToolkitError as error:
+                    faults[group.name] = error
+        return faults
+
 
 def open_gemma3n(path: Path) -> Gemma3nCheckpoint:
     """A directory's checkpoint, known to be of this family."""
@@ -103,8 +120,9 @@ def open_gemma3n(path: Path) -> Gemma3nCheckpoint:
 
 GEMMA3N = Family(
     name="gemma3n",
-    architectures=(CONDITIONAL_GENERATION, CAUSAL_LM),
+    architectures=ARCHITECTURES,
     open=Gemma3nCheckpoint,
     recipe_names=RECIPE_NAMES,
+    model_types=MODEL_TYPES,
     files=(MATFORMER_FILE,),
 )

@@ -27,7 +27,8 @@ _TOWERS: dict[str, GroupKind] = {
     "audio_tower": "audio",
     "embed_audio": "audio",
 }
-_TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.")
+# The last two are those of Gemma3nModel and Gemma3nTextModel.
+_TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.", "")
 _HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
 
 
@@ -126,9 +127,19 @@ def require_group_tensors(
         elif info.dtype not in FLOAT_DTYPES:
             faults.append(f"{name} of {info.dtype}, not {', '.join(FLOAT_DTYPES)}")
     if faults:
+        remedy = _MLX if any(_is_permuted(info, needed) for info in present.items()) else None
         more = f"; {len(faults) - 3} more" if len(faults) > 3 else ""
         wanted = f"exactly the {group} tensors that {implied_by}"
-        raise CheckpointError(file=what, found="; ".join(faults[:3]) + more, wanted=wanted)
+        raise CheckpointError(file=what, found="; ".join(faults[:3]) + more, wanted=wanted, remedy=remedy)
+
+
+_MLX = "these axes are those of mlx: convert the 16-bit checkpoint in Hugging Face's form that it was made of"
+
+
+def _is_permuted(item: tuple[str, TensorInfo], needed: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a convolution's axes stand in another order."""
+    shape = needed.get(item[0], ())
+    return len(shape) > 2 and item[1].shape != shape and sorted(item[1].shape) == sorted(shape)
 
 
 def parameter_groups(tensors: Mapping[str, TensorInfo]) -> tuple[ParameterGroup, ...]:
@@ -174,6 +185,9 @@ def canonical_names(stored: Iterable[str], *, multimodal: bool, what: str) -> Ca
             canonical[short] = name
         else:
             unknown.append(name)
+    if TOKEN_EMBEDDING not in canonical and len(heads) == 1:
+        # What is tied is stored once, and some writers keep the other of the two names.
+        canonical[TOKEN_EMBEDDING] = heads.pop()
     if len(heads) > 1:
         raise CheckpointError(file=what, found=" and ".join(heads), wanted="one of them")
     return CanonicalNames(canonical, heads[0] if heads else None, tuple(unknown))
@@ -181,11 +195,35 @@ def canonical_names(stored: Iterable[str], *, multimodal: bool, what: str) -> Ca
 
 def _text_prefix(names: list[str], what: str) -> str:
     found = [prefix for prefix in _TEXT_PREFIXES if prefix + TOKEN_EMBEDDING in names]
+    if not found:
+        # Where the tied output matrix alone was kept, the other table shows the prefix.
+        found = [prefix for prefix in _TEXT_PREFIXES if prefix + PER_LAYER_EMBEDDING in names and _heads(names)]
     if len(found) != 1:
-        wanted = " or ".join(prefix + TOKEN_EMBEDDING for prefix in _TEXT_PREFIXES)
+        wanted = " or ".join(prefix + TOKEN_EMBEDDING for prefix in _TEXT_PREFIXES[:3])
         present = " and ".join(prefix + TOKEN_EMBEDDING for prefix in found)
-        raise CheckpointError(file=what, found=present or f"no {TOKEN_EMBEDDING}", wanted=wanted)
+        raise CheckpointError(
+            file=what, found=present or _instead(names), wanted=wanted, remedy=None if found else _strip(names)
+        )
     return found[0]
+
+
+def _heads(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name in _HEAD_NAMES]
+
+
+def _instead(names: list[str]) -> str:
+    """What a wrapper of a trainer made of the name that is looked for."""
+    wrapped = next((name for name in names if name.endswith("." + TOKEN_EMBEDDING)), None)
+    return f"no {TOKEN_EMBEDDING}" if wrapped is None else shorten(wrapped)
+
+
+def _strip(names: list[str]) -> str | None:
+    wrapped = next((name for name in names if name.endswith("." + TOKEN_EMBEDDING)), "")
+    inside = next((prefix for prefix in _TEXT_PREFIXES if prefix and prefix + TOKEN_EMBEDDING in wrapped), None)
+    if inside is None:
+        return None
+    wrappers = wrapped[: wrapped.index(inside + TOKEN_EMBEDDING)]
+    return f"strip {shorten(wrappers)} from every name: unwrap the model before it is saved" if wrappers else None
 
 
 def _tower_name(name: str) -> str | None:

@@ -31,6 +31,9 @@ def read_configs(path: Path) -> CheckpointConfigs:
     if not os.path.lexists(path / "config.json"):
         names = {name for item in path.iterdir() for name in (item.name, item.suffix)}
         remedy = next((text for name, text in NOT_CHECKPOINTS.items() if name in names), None)
+        inner = sorted(item.name for item in path.iterdir() if (item / "config.json").is_file())
+        if inner:
+            remedy = f"name the checkpoint in it: {', '.join(inner[-3:])}"
         wanted = "a checkpoint in Hugging Face's form: config.json, *.safetensors, tokenizer.json"
         raise CheckpointError(file=path, found="no config.json", wanted=wanted, remedy=remedy)
     _require_no_adapter(path)

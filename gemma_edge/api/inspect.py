@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,6 +14,8 @@ from converters.family import Checkpoint, Family
 from toolkit.bundle.footprint import footprints
 from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME
 from toolkit.bundle.manifest_json import read_manifest
+
+_log = logging.getLogger(__name__)
 
 EFFECTIVE = "text"
 """The group of the effective parameters, which the names of sizes count."""
@@ -96,6 +99,9 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         item.name: InspectedGroup(item.parameters, item.stored_bytes) for item in checkpoint.groups if item.tensors
     }
     towers = {name: group.parameters for name, group in groups.items() if name not in TEXT_GROUPS}
+    for tower, fault in checkpoint.tower_faults().items():
+        rest = ",".join(name for name in ("text", *towers) if name != tower)
+        _log.warning("%s cannot be converted (%s); --groups %s leaves it out", tower, fault, rest)
     sizes = {}
     for name, part in checkpoint.slices.items():
         facts = checkpoint.facts(part, bits_per_weight=CHECKPOINT_BITS)

@@ -26,7 +26,7 @@ from converters.huggingface.configs import CheckpointConfigs
 from converters.huggingface.stored_tensors import StoredTensors
 from converters.plan import GraphFiles, Plan, PlannedTower, PlanRequest, ShardFiles
 from converters.slices import Budget, Slice, SliceFacts
-from toolkit.base.errors import CheckpointError, ConfigError, SliceError
+from toolkit.base.errors import CheckpointError, ConfigError, SliceError, ToolkitError
 from toolkit.base.strict_json import JsonObject
 from toolkit.bundle.manifest import (
     EMBEDDER,
@@ -172,6 +172,9 @@ class ToyCheckpoint:
 
     def read(self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> F32:
         return self._stored.read(self._stored.infos[name], rows, columns)
+
+    def tower_faults(self) -> Mapping[str, ToolkitError]:
+        return {}
 
     def fingerprint(self) -> str:
         return self._stored.fingerprint(self._raw, [self.config.eos_token_id], self._stored.infos)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from converters.gemma3n.config.text import TextConfig, finish_section
+from converters.gemma3n.config import defaults
+from converters.gemma3n.config.defaults import with_defaults
+from converters.gemma3n.config.text import TextConfig, finish_section, section
 from converters.gemma3n.groups import require_group_tensors
 from converters.huggingface.safetensors import TensorInfo
 from toolkit.base.errors import ConfigError
@@ -90,8 +92,8 @@ class AudioConfig:
 
 def parse_audio_config(config: object, text: TextConfig, what: str) -> AudioConfig:
     """The audio tower from the values of a multimodal config.json; ConfigError for all that is not as it must be."""
-    top = JsonObject(config, what, ConfigError)
-    audio = top.child("audio_config")
+    top = JsonObject(with_defaults(config, defaults.MULTIMODAL), what, ConfigError)
+    audio = section(top, "audio_config", defaults.AUDIO)
     if audio.string("model_type") != "gemma3n_audio":
         audio.refuse("model_type", audio.value("model_type"), "'gemma3n_audio'")
     for key, values in _ONLY_VALUES.items():

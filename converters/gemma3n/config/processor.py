@@ -30,6 +30,10 @@ _SOUND: Mapping[str, tuple[object, ...]] = {
     "sampling_rate": (16_000,),
     "frame_length_ms": (32.0, 32),
     "hop_length_ms": (10.0, 10),
+    # In samples, as published files have them; transformers computes them from the two above.
+    "frame_length": (512,),
+    "hop_length": (160,),
+    "fft_length": (1024,),
     "min_frequency": (125.0, 125),
     "max_frequency": (7600.0, 7600),
     "preemphasis": (0.97,),

@@ -6,10 +6,13 @@ other key is an error. Source: transformers 5.23 models/gemma3n/configuration_ge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from converters.gemma3n.config import defaults
+from converters.gemma3n.config.defaults import with_defaults
 from toolkit.base.errors import ConfigError
 from toolkit.base.strict_json import JsonObject
 from toolkit.quant.source import TensorSource
@@ -19,7 +22,13 @@ Attention = Literal["sliding", "full"]
 CONDITIONAL_GENERATION = "Gemma3nForConditionalGeneration"
 CAUSAL_LM = "Gemma3nForCausalLM"
 
+_log = logging.getLogger(__name__)
+
 _MODEL_TYPES = {CONDITIONAL_GENERATION: "gemma3n", CAUSAL_LM: "gemma3n_text"}
+# Without the output matrix, which is tied to the embedding: the same models.
+_BASES = {"Gemma3nModel": CONDITIONAL_GENERATION, "Gemma3nTextModel": CAUSAL_LM}
+ARCHITECTURES = (CONDITIONAL_GENERATION, CAUSAL_LM, *_BASES)
+MODEL_TYPES = tuple(_MODEL_TYPES.values())
 _LAYER_TYPES: dict[str, Attention] = {"sliding_attention": "sliding", "full_attention": "full"}
 _LAYER_TYPE_NAMES = {attention: name for name, attention in _LAYER_TYPES.items()}
 
@@ -33,9 +42,9 @@ _MAX_SPARSITY = 0.999999  # at 1.0 the threshold is infinite
 
 # Training, bookkeeping and generation settings: they change no number of the forward pass.
 _WITHOUT_EFFECT = """
-    _attn_implementation_autoset _commit_hash _name_or_path architectures altup_coef_clip altup_lr_multiplier
+    _attn_implementation_autoset _commit_hash _name_or_path architectures auto_map altup_coef_clip altup_lr_multiplier
     attention_dropout attn_implementation cache_implementation dtype finetuning_task id2label initializer_range
-    label2id name_or_path output_attentions output_hidden_states prefix problem_type query_pre_attn_scalar
+    label2id ignore_index name_or_path output_attentions output_hidden_states prefix problem_type query_pre_attn_scalar
     return_dict task_specific_params tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed
     unsloth_version use_cache
 """
@@ -62,14 +71,15 @@ _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "is_encoder_decoder": (False,),
     "per_layer_config": (None,),
     "pruned_heads": ({}, None),
-    "quantization_config": (None,),
     "rope_scaling": (None,),
     "tf_legacy_loss": (False,),
     "tie_encoder_decoder": (False,),
-    "tie_word_embeddings": (True,),
     "use_bfloat16": (False,),
     "use_bidirectional_attention": (False, None),
 }
+
+# What is held against the tensors (checkpoint.py): whether they are quantised, and whether there is a head of its own.
+_ABOUT_TENSORS = ("quantization_config", "quantization", "tie_word_embeddings")
 
 # The towers' own numbers; they are checked where the towers are converted.
 _MULTIMODAL_KEYS = """
@@ -137,15 +147,23 @@ def parse_config(config: object, generation: object | None, what: str) -> tuple[
     top = JsonObject(config, what, ConfigError)
     architecture = _architecture(top)
     if architecture == CAUSAL_LM:
-        text = top
+        top = text = JsonObject(with_defaults(config, defaults.TEXT), what, ConfigError)
+        text.expect("model_type", _MODEL_TYPES[CAUSAL_LM])
     else:
         text = _multimodal_text(top)
         text.expect("model_type", _MODEL_TYPES[CAUSAL_LM])
     parsed = _text_config(text, top, _eos_source(generation, top, what))
     finish_section(text)
     if text is not top:
+        _ignore_repeated(top, text)
         finish_section(top)
     return architecture, parsed
+
+
+def section(top: JsonObject, key: str, missing: Mapping[str, object]) -> JsonObject:
+    """A section of config.json with the defaults of keys that it lacks; it may be absent as a whole."""
+    values = with_defaults(top.value(key) if top.has(key) else {}, missing)
+    return JsonObject(values, top.file, ConfigError, key)
 
 
 def layer_kv_sources(attention: Sequence[Attention], num_kv_shared: int) -> tuple[int | None, ...]:
@@ -201,9 +219,17 @@ def to_hugging_face(config: TextConfig) -> dict[str, object]:
 
 
 def _architecture(top: JsonObject) -> str:
-    architecture = next((name for name in _MODEL_TYPES if top.array("architectures") == [name]), None)
+    """As config.json states it; where it does not, that of its model_type."""
+    if not top.has("architectures"):
+        return next(
+            (name for name, kind in _MODEL_TYPES.items() if top.value("model_type") == kind),
+            None,
+        ) or top.refuse("model_type", top.value("model_type"), " or ".join(_MODEL_TYPES.values()))
+    stated = top.array("architectures")
+    architecture = next((name for name in ARCHITECTURES if stated == [name]), None)
     if architecture is None:
-        top.refuse("architectures", top.value("architectures"), " or ".join(_MODEL_TYPES))
+        top.refuse("architectures", stated, " or ".join(_MODEL_TYPES))
+    architecture = _BASES.get(architecture, architecture)
     if top.string("model_type") != _MODEL_TYPES[architecture]:
         top.refuse("model_type", top.value("model_type"), f"{_MODEL_TYPES[architecture]!r} for {architecture}")
     return architecture
@@ -214,7 +240,13 @@ def _multimodal_text(top: JsonObject) -> JsonObject:
         if top.has(f"{tower}_config"):
             top.child(f"{tower}_config").expect("model_type", f"gemma3n_{tower}")
     top.ignore(_MULTIMODAL_KEYS.split())
-    return top.child("text_config")
+    return section(top, "text_config", defaults.TEXT)
+
+
+def _ignore_repeated(top: JsonObject, text: JsonObject) -> None:
+    """Trainers copy numbers of the text model to the top, where nothing reads them; they must not contradict it."""
+    for key in defaults.TEXT:
+        top.expect(key, text.value(key))
 
 
 def finish_section(section: JsonObject) -> None:
@@ -223,6 +255,7 @@ def finish_section(section: JsonObject) -> None:
         section.expect(key, *values)
     section.ignore(_WITHOUT_EFFECT.split())
     section.ignore(_GENERATION.split())
+    section.ignore(_ABOUT_TENSORS)
     section.finish()
 
 
@@ -286,6 +319,10 @@ def _layer_types(text: JsonObject, count: int) -> tuple[Attention, ...]:
         if not isinstance(name, str) or name not in _LAYER_TYPES:
             text.refuse("layer_types", name, " or ".join(_LAYER_TYPES))
         types.append(_LAYER_TYPES[name])
+    if len(types) > count:
+        # MatFormer Lab leaves the list of the model that it cut a slice from; transformers 4.53 used its beginning.
+        _log.warning("layer_types has %d entries for %d layers: the first ones are used", len(types), count)
+        types = types[:count]
     _require_length(text, "layer_types", len(types), count)
     return tuple(types)
 
@@ -317,27 +354,28 @@ def _require_length(text: JsonObject, key: str, found: int, wanted: int) -> None
 
 def _rope_thetas(text: JsonObject) -> tuple[float, float]:
     """Bases of full and sliding layers; the old keys and the new may both be there if they agree."""
-    old_keys = ("rope_theta", "rope_local_base_freq")
-    stated = [key for key in old_keys if text.has(key)]
-    if not text.has("rope_parameters"):
-        return text.number(old_keys[0], 1.0, 1e12), text.number(old_keys[1], 1.0, 1e12)
-    parameters = text.child("rope_parameters")
-    new = _rope_theta(parameters, "full_attention"), _rope_theta(parameters, "sliding_attention")
-    parameters.finish()
-    for key, theta in zip(old_keys, new, strict=True):
-        if key in stated and text.number(key, 1.0, 1e12) != theta:
-            text.refuse(key, text.value(key), f"{theta}, as rope_parameters says")
-    return new
+    parameters = text.child("rope_parameters") if text.has("rope_parameters") else None
+    full = _rope_theta(text, "rope_theta", parameters, "full_attention", defaults.ROPE_THETA_FULL)
+    sliding = _rope_theta(text, "rope_local_base_freq", parameters, "sliding_attention", defaults.ROPE_THETA_SLIDING)
+    if parameters is not None:
+        parameters.finish()
+    return full, sliding
 
 
-def _rope_theta(parameters: JsonObject, kind: str) -> float:
+def _rope_theta(text: JsonObject, old_key: str, parameters: JsonObject | None, kind: str, default: float) -> float:
+    """As rope_parameters says, else as the old key says, else transformers' default."""
+    old = text.number(old_key, 1.0, 1e12) if text.has(old_key) else None
+    if parameters is None or not parameters.has(kind):
+        return default if old is None else old
     rope = parameters.child(kind)
     rope.expect("rope_type", "default")
     rope.expect("type", "default")
     rope.expect("partial_rotary_factor", 1.0, 1)
-    theta = rope.number("rope_theta", 1.0, 1e12)
+    new = rope.number("rope_theta", 1.0, 1e12) if rope.has("rope_theta") else None
     rope.finish()
-    return theta
+    if old is not None and new is not None and old != new:
+        text.refuse(old_key, old, f"{new}, as rope_parameters says")
+    return next((theta for theta in (new, old) if theta is not None), default)
 
 
 def _token_id(key: str, default: int, text: JsonObject, top: JsonObject, vocab_size: int) -> int:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from converters.gemma3n.config.text import TextConfig, finish_section
+from converters.gemma3n.config import defaults
+from converters.gemma3n.config.text import TextConfig, finish_section, section
 from converters.gemma3n.config.vision_blocks import (
     MAX_WIDTH,
     STAGES,
@@ -46,7 +47,8 @@ _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "se_from_exp": (True,),
     "stem_bias": (True,),
 }
-_WITHOUT_EFFECT = "architecture do_pooling label_names model_type num_classes"
+# mlx's conversions say skip_vision, which their own reader alone knows.
+_WITHOUT_EFFECT = "architecture do_pooling label_names model_type num_classes skip_vision"
 _TRAINING = "drop_path_rate drop_rate layer_scale_init_value num_classes"
 
 
@@ -103,7 +105,7 @@ class VisionConfig:
 def parse_vision_config(config: object, text: TextConfig, what: str) -> VisionConfig:
     """The vision tower from the values of a multimodal config.json; ConfigError for all that is not as it must be."""
     top = JsonObject(config, what, ConfigError)
-    vision = top.child("vision_config")
+    vision = section(top, "vision_config", defaults.VISION)
     for key, value in (("model_type", "gemma3n_vision"), ("architecture", ARCHITECTURE)):
         if vision.string(key) != value:
             vision.refuse(key, vision.value(key), repr(value))

@@ -39,6 +39,13 @@ def read_audio_config(checkpoint: Gemma3nTensors) -> AudioConfig:
     return config
 
 
+def require_sounds(checkpoint: Gemma3nTensors) -> AudioConfig:
+    """The same, its processor checked too."""
+    config = read_audio_config(checkpoint)
+    require_sound_features(checkpoint.path, config.mel_bins, config.soft_tokens)
+    return config
+
+
 def default_lengths(config: AudioConfig) -> tuple[int, ...]:
     """Mel frames of each encoder; the longest gives as many tokens as a sound has places in a prompt.
 
@@ -81,8 +88,7 @@ def frame_lengths(config: AudioConfig, seconds: Sequence[float]) -> tuple[int, .
 
 def open_audio(checkpoint: Gemma3nTensors, recipe: Recipe, seconds: Sequence[float] = ()) -> PlannedTower[AudioRecord]:
     """The tower of a checkpoint with an encoder for sounds of each length, by default `default_lengths`."""
-    config = read_audio_config(checkpoint)
-    require_sound_features(checkpoint.path, config.mel_bins, config.soft_tokens)
+    config = require_sounds(checkpoint)
     lengths = frame_lengths(config, seconds) if seconds else default_lengths(config)
     record = AudioRecord(
         begin_token_id=config.begin_token_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from bundles import fill_with_towers
 from PIL import Image
+from towers import write_multimodal_checkpoint
 
 from benchmarks import synthetic
 from gemma_edge.cli import main
@@ -20,6 +22,13 @@ E2B_TEXT, E2B_ALL, E2B_EFFECTIVE = 4_456_156_768, 5_439_438_272, 1_905_495_648
 E4B_TEXT, E4B_ALL, E4B_EFFECTIVE = 6_866_696_688, 7_849_978_192, 3_980_491_248
 VISION, AUDIO = 294_126_912 + 4_460_544, 681_348_640 + 3_345_408
 TOKEN_EMBEDDING, E2B_PLE = 537_395_200, 2_013_265_920
+
+
+def change_config(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = directory / "config.json"
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +155,39 @@ def test_a_plot_of_another_ending_is_refused_before_anything_is_read(
     assert main(["inspect", str(tmp_path / "missing"), "--plot", str(tmp_path / "sizes.pdf")]) == 2
     assert "wanted .svg or .png" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def as_first_released(config: dict[str, Any]) -> None:
+    """What Google's first upload said of audio, which the one of July 2025 says in other words."""
+    for key in ("sscp_conv_group_norm_eps", "vocab_offset"):
+        del config["audio_config"][key]
+    config["audio_config"] |= {"sscp_conv_eps": 0.001, "conf_positional_bias_size": 256}
+
+
+def as_sparse_as_possible(config: dict[str, Any]) -> None:
+    for key in [key for key in config if key not in ("architectures", "model_type", "text_config")]:
+        del config[key]
+
+
+@pytest.mark.parametrize("form", [lambda config: None, as_first_released, as_sparse_as_possible])
+def test_every_form_of_the_published_config_is_accepted_with_its_towers(
+    tmp_path: Path, form: Callable[[dict[str, Any]], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic.write_synthetic(
+        tmp_path, "e2b", architecture="Gemma3nForConditionalGeneration", vision=True, audio=True, sparse=True
+    )
+    change_config(tmp_path, form)
+    assert main(["inspect", str(tmp_path)]) == 0
+    output = capsys.readouterr()
+    assert output.err == "" and "5.44 B" in output.out
+
+
+def test_a_tower_that_cannot_be_converted_is_said_before_anything_is_downloaded_in_vain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_multimodal_checkpoint(tmp_path)
+    change_config(tmp_path, lambda config: config["audio_config"].update(conf_attention_context_right=3))
+    assert main(["inspect", str(tmp_path)]) == 0
+    error = capsys.readouterr().err
+    assert "audio cannot be converted" in error and "conf_attention_context_right: found 3" in error
+    assert "--groups text,vision leaves it out" in error

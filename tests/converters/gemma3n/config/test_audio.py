@@ -141,11 +141,22 @@ def test_seconds_that_the_tower_does_not_hear_are_refused(seconds: tuple[float, 
         frame_lengths(parse_published(), seconds)
 
 
+@pytest.mark.parametrize("left_out", [("sscp_conv_group_norm_eps",), ("sscp_conv_group_norm_eps", "vocab_offset")])
+def test_the_first_release_reads_as_transformers_reads_it(left_out: tuple[str, ...]) -> None:
+    assert parse_published(**dict.fromkeys(left_out)) == parse_published()
+
+
+def test_a_config_may_leave_out_what_equals_transformers_defaults() -> None:
+    text = replace(parse_config(TINY_TEXT, None, "text")[1], vocab_size=262_400, hidden_size=2048)
+    configs: tuple[dict[str, object], ...] = ({}, {"audio_config": None}, {"audio_config": {}})
+    for config in configs:
+        assert parse_audio_config(config, text, "config.json") == parse_published()
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"conf_new": 1}, "conf_new"),
-        ({"hidden_size": None}, "hidden_size: missing"),
         ({"model_type": "gemma4_audio"}, "gemma3n_audio"),
         ({"hidden_size": 1540}, "even multiple of conf_num_attention_heads, 8"),
         ({"hidden_size": 27, "conf_num_attention_heads": 3}, "even multiple"),

@@ -77,6 +77,9 @@ def test_other_pixels_are_refused(tmp_path: Path, write: Write, changes: dict[st
     [
         ({"feature_size": 80}, "feature_size: found 80, wanted 128"),
         ({"sampling_rate": 8000}, "sampling_rate"),
+        ({"frame_length": 400}, "frame_length: found 400, wanted 512"),
+        ({"hop_length": 128}, "hop_length"),
+        ({"fft_length": 512}, "fft_length"),
         ({"dither": 1e-4}, "dither"),
         ({"max_frequency": 8000.0}, "max_frequency"),
         ({"per_bin_mean": [0.0] * 128}, "per_bin_mean"),

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from checkpoints import TINY, TINY_MULTIMODAL, F, S
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converters.gemma3n.config import defaults
 from converters.gemma3n.config.text import LayerConfig, TextConfig, parse_config, to_hugging_face
 from toolkit.base.errors import CheckpointError, ConfigError
 
@@ -137,12 +139,8 @@ def test_old_and_new_rope_keys_read_the_same() -> None:
 @pytest.mark.parametrize(
     "rope",
     [
-        None,
-        {},
         [],
         {"rope_type": "default", "rope_theta": 1e6},
-        {"full_attention": {"rope_theta": 1e6}},
-        {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}},
         {"full_attention": {"rope_theta": 1e6, "rope_type": "yarn"}, "sliding_attention": {"rope_theta": 1e4}},
         {"full_attention": {"rope_theta": 1e6, "factor": 8}, "sliding_attention": {"rope_theta": 1e4}},
         {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}, "chunked_attention": {}},
@@ -207,17 +205,65 @@ def test_stop_tokens_are_in_the_vocabulary(ids: object) -> None:
         parse(TINY, {"eos_token_id": ids})
 
 
-REQUIRED = [
-    key
-    for key in TINY
-    if key not in ("layer_types", "activation_sparsity_pattern", "rope_scaling", "hidden_activation", "attention_bias")
-]
+def test_a_config_may_leave_out_all_that_equals_transformers_defaults() -> None:
+    published = {key: value for key, value in PUBLISHED.items() if key not in ("text_config", "eos_token_id")}
+    for text in ({}, {"text_config": None}, {"text_config": {"model_type": "gemma3n_text"}}):
+        assert replace(parse({**published, **text}), eos_token_ids=(1, 106)) == parse(PUBLISHED)
+    alone = {"architectures": ["Gemma3nForCausalLM"], "model_type": "gemma3n_text"}
+    assert replace(parse(alone), eos_token_ids=(1, 106)) == parse(PUBLISHED)
 
 
-@pytest.mark.parametrize("key", REQUIRED)
-def test_a_missing_key_is_named(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key}: missing"):
-        parse(without(key))
+@pytest.mark.parametrize("rope", [None, {}, {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}}])
+def test_absent_bases_are_those_of_transformers(rope: object) -> None:
+    assert parse(without("rope_theta", "rope_local_base_freq", rope_parameters=rope)) == parse(TINY)
+
+
+def test_an_old_key_stands_for_a_base_that_the_new_ones_leave_out() -> None:
+    rope = {"full_attention": {"rope_type": "default"}}
+    assert parse(changed(rope_parameters=rope, rope_theta=5e5)).rope_theta_full == 5e5
+
+
+def test_of_too_many_layer_types_the_first_are_used(caplog: pytest.LogCaptureFixture) -> None:
+    types = TINY["layer_types"]
+    assert isinstance(types, list)
+    assert parse(changed(layer_types=[*types, S, F])) == parse(TINY)
+    assert "layer_types has 9 entries for 7 layers" in caplog.text
+
+
+@pytest.mark.parametrize("stated", [{}, {"architectures": None}, {"architectures": ["Gemma3nTextModel"]}])
+def test_a_text_model_without_a_head_is_the_same_model(stated: dict[str, object]) -> None:
+    assert parse_config({**without("architectures"), **stated}, None, "config.json") == parse_config(
+        TINY, None, "config.json"
+    )
+
+
+@pytest.mark.parametrize("stated", [{}, {"architectures": ["Gemma3nModel"]}])
+def test_a_multimodal_model_without_a_head_is_the_same_model(stated: dict[str, object]) -> None:
+    config = {key: value for key, value in TINY_MULTIMODAL.items() if key != "architectures"}
+    assert parse_config({**config, **stated}, None, "")[0] == "Gemma3nForConditionalGeneration"
+
+
+def test_numbers_of_the_text_may_be_repeated_at_the_top() -> None:
+    repeated = {"hidden_size": 32, "vocab_size": 300, "rms_norm_eps": 1e-6, "ignore_index": -100, "auto_map": {}}
+    assert parse({**TINY_MULTIMODAL, **repeated}) == parse(TINY_MULTIMODAL)
+    with pytest.raises(ConfigError, match="vocab_size: found 301, wanted 300"):
+        parse({**TINY_MULTIMODAL, "vocab_size": 301})
+
+
+@pytest.mark.reference
+def test_defaults_are_those_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    text = transformers.Gemma3nTextConfig()
+    assert {key: getattr(text, key) for key in defaults.TEXT} == {
+        **defaults.TEXT,
+        "intermediate_size": [defaults.TEXT["intermediate_size"]] * 35,
+    }
+    thetas = [text.rope_parameters[kind]["rope_theta"] for kind in ("full_attention", "sliding_attention")]
+    assert thetas == [defaults.ROPE_THETA_FULL, defaults.ROPE_THETA_SLIDING]
+    for stated, name in ((defaults.AUDIO, "Audio"), (defaults.VISION, "Vision"), (defaults.MULTIMODAL, "")):
+        config = getattr(transformers, f"Gemma3n{name}Config")()
+        found = {key: getattr(config, key) for key in stated}
+        assert {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()} == stated
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -235,9 +281,7 @@ def test_unknown_keys_are_named(nested: bool) -> None:
     [
         ("hidden_activation", "silu"),
         ("attention_bias", True),
-        ("tie_word_embeddings", False),
         ("rope_scaling", {"rope_type": "linear", "factor": 8.0}),
-        ("quantization_config", {"quant_method": "gptq"}),
         ("attn_logit_softcapping", 50.0),
         ("use_bidirectional_attention", True),
         ("per_layer_config", {"0": {}}),
@@ -328,10 +372,8 @@ def test_a_section_of_another_model_is_refused(key: str) -> None:
             parse({**TINY_MULTIMODAL, key: section})
 
 
-def test_a_text_section_must_be_there_and_the_towers_need_not() -> None:
+def test_the_towers_need_not_be_there() -> None:
     parse({key: value for key, value in TINY_MULTIMODAL.items() if key not in ("vision_config", "audio_config")})
-    with pytest.raises(ConfigError, match=r"text_config: missing"):
-        parse({key: value for key, value in TINY_MULTIMODAL.items() if key != "text_config"})
 
 
 JSON_VALUES = st.recursive(

@@ -134,7 +134,6 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "a flat table": (lambda c: c["vision_config"]["model_args"].update(block_args=block_json()[0]), "a list of stages"),
     "too many tokens": (lambda c: c.update(vision_soft_tokens_per_image=256), "16, which msfa_output_resolution"),
     "an end of image without a row": (lambda c: c.update(eoi_token_id=264), "eoi_token_id: found 264"),
-    "no tower": (lambda c: c.pop("vision_config"), "vision_config: missing"),
 }
 
 

@@ -103,14 +103,16 @@ class PushSource:
     manifest: Manifest | None = None
 
 
-def open_source(path: Path | str, groups: Collection[str] | None = None) -> PushSource:
+def open_source(
+    path: Path | str, groups: Collection[str] | None = None, *, manifest: Manifest | None = None
+) -> PushSource:
     """The files of a bundle's `groups` (None: all) and those that are always needed, or a .litertlm.
 
-    BundleError if a file is missing or has not the size that the manifest says.
+    `manifest`: the bundle's, where the caller has read it. BundleError if a file is missing or has not the size that the manifest says.
     """
     found = Path(path)
     if found.is_dir():
-        return _open_bundle(found, groups)
+        return _open_bundle(found, groups, read_manifest(found) if manifest is None else manifest)
     if found.suffix != ".litertlm" or not found.is_file():
         found_there = "another file" if found.exists() else "no such file"
         raise UsageError(file=path, found=found_there, wanted="a bundle's directory or a .litertlm file")
@@ -133,8 +135,7 @@ def wanted_names(manifest: Manifest, groups: Collection[str] | None) -> tuple[st
     return tuple(name for name in sorted(manifest.files) if name not in left_out)
 
 
-def _open_bundle(bundle: Path, groups: Collection[str] | None) -> PushSource:
-    manifest = read_manifest(bundle)
+def _open_bundle(bundle: Path, groups: Collection[str] | None, manifest: Manifest) -> PushSource:
     for name in manifest.files:
         _require_free_name(name)
     found = [_recorded(bundle / name, name, manifest.files[name]) for name in wanted_names(manifest, groups)]

@@ -77,7 +77,7 @@ def probe(
         with tempfile.TemporaryDirectory() as scratch, listener.reading("") as progress:
             shards = [path / name for name in names]
             return probe_host(shards, settings, scratch=Path(scratch), progress=progress, say=listener.note)
-    source = open_source(path, shard_groups(manifest))
+    source = open_source(path, shard_groups(manifest), manifest=manifest)
     with connect(device) as found:
         folder = default_target(source) if target is None else remote_path(target.rstrip("/"))
         with listener.pushing(found.serial) as steps:

@@ -108,7 +108,8 @@ def open_source(
 ) -> PushSource:
     """The files of a bundle's `groups` (None: all) and those that are always needed, or a .litertlm.
 
-    `manifest`: the bundle's, where the caller has read it. BundleError if a file is missing or has not the size that the manifest says.
+    `manifest`: the bundle's, if the caller has read it already.
+    BundleError if a file is missing or has not the size that the manifest says.
     """
     found = Path(path)
     if found.is_dir():

@@ -52,6 +52,10 @@ def bench(
 
     UsageError if this cannot be measured, BundleError for an invalid model, EnvironmentFault for any fault of the
     device. Records completed before a fault are in the results file.
+
+    >>> (record,) = bench(bundle, host=True, prompt_tokens=8, generated_tokens=4, repetitions=1)
+    >>> record.runner, sorted(record.tests)
+    ('session', ['init', 'pp8', 'pp8:first', 'tg4', 'ttft8'])
     """
     workload = Workload(prompt_tokens, generated_tokens, "cold" if cold else "warm", backend, threads)
     given = {name: tuple(values) for name, values in (options or {}).items()}

@@ -24,6 +24,9 @@ def compare(
 
     The result's `regressions(limit)` are the tests that are significantly worse, by more than that fraction.
     ResultsError for a file that is not a results file, UsageError if there is nothing to compare.
+
+    >>> compare(results, results).regressions(0.05)
+    ()
     """
     older, newer = (read_records(_several(paths), skip_torn_line=skip_torn_line) for paths in (base, new))
     return compare_results(older, newer, across=tuple(across))

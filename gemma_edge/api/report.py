@@ -42,6 +42,10 @@ def report(
     progress: called with the number of plots drawn and the total.
 
     ResultsError for a file that is not a results file, UsageError if the files have no records.
+
+    >>> page = report([results], folder / "results.html")
+    >>> page.records, page.bytes == page.path.stat().st_size
+    (8, True)
     """
     from toolkit.report.page import render_page
     from toolkit.report.results_page import results_page

@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from adbd import Adbd, AdbdSettings, Peer, Unavailable, cache_folder, fetch
 
 from device_harness.adb.devices import tcp_endpoint
 from device_harness.adb.transport import Transport
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.machines.device import AdbDevice
+from toolkit.runtime.weight_cache import default_directory
 
 MakeDevice = Callable[[EmulatorSettings], Emulator]
-Connect = Callable[[Emulator], Transport]
+Connect = Callable[[Peer], Transport]
 
 
 @pytest.fixture
@@ -36,6 +39,35 @@ def folder_device() -> Iterator[Emulator]:
     """One device for tests that leave no trace but files."""
     with Emulator(EmulatorSettings(isolation="folder")) as device:
         yield device
+
+
+@pytest.fixture(scope="session")
+def adbd_root() -> Path:
+    """AOSP's adbd, unpacked."""
+    try:
+        return fetch(cache_folder())
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def adbd(adbd_root: Path) -> Iterator[Adbd]:
+    """AOSP's adbd, running, which lets everybody in."""
+    programs = default_directory() / "native"
+    programs.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            device = stack.enter_context(Adbd(adbd_root, AdbdSettings(visible=(programs,))))
+        except Unavailable as error:
+            pytest.skip(str(error))
+        yield device
+
+
+@pytest.fixture(params=["emulator", pytest.param("adbd", marks=pytest.mark.full)])
+def peer(request: pytest.FixtureRequest) -> Peer:
+    """Our device, and AOSP's beside it for everything that is not ours alone."""
+    found: Peer = request.getfixturevalue("folder_device" if request.param == "emulator" else "adbd")
+    return found
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adbd import Peer
 from bundles import DRAFT, TEXT, VISION
 
 import device_harness.push.chunks
@@ -69,7 +70,7 @@ Content = dict[str, bytes]
 class Counting(Transport):
     """Notes what the device is told to store: file name, offset and bytes."""
 
-    def __init__(self, device: Emulator) -> None:
+    def __init__(self, device: Peer) -> None:
         super().__init__(tcp_endpoint(device.serial))
         self.writes: list[tuple[str, int, int]] = []
         self.connect()
@@ -118,11 +119,11 @@ def stored_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def device(folder_device: Emulator) -> Emulator:
+def device(peer: Peer) -> Peer:
     """Clean, and without faults."""
-    folder_device.set_faults(Faults())
-    clear(folder_device)
-    return folder_device
+    peer.set_faults(Faults())
+    clear(peer)
+    return peer
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +141,12 @@ def cut_device(old_device: Emulator) -> Emulator:
 
 
 @pytest.fixture
-def transport(device: Emulator) -> Iterator[Counting]:
+def transport(device: Peer) -> Iterator[Counting]:
     with Counting(device) as transport:
         yield transport
 
 
-def clear(device: Emulator) -> None:
+def clear(device: Peer) -> None:
     folder = device.path(TARGET)
     for path in folder.iterdir() if folder.exists() else ():
         path.unlink()
@@ -166,7 +167,7 @@ def make_bundle(path: Path, content: Mapping[str, bytes], groups: Mapping[str, G
     return path
 
 
-def on_device(device: Emulator) -> Content:
+def on_device(device: Peer) -> Content:
     return {path.name: path.read_bytes() for path in device.path(TARGET).iterdir()}
 
 
@@ -182,7 +183,7 @@ def push(transport: Transport, path: Path, groups: Collection[str] | None = None
 
 
 def test_a_first_push_brings_every_file_and_leaves_nothing_else(
-    device: Emulator, transport: Counting, tmp_path: Path
+    device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     result = push(transport, bundle)
@@ -192,12 +193,12 @@ def test_a_first_push_brings_every_file_and_leaves_nothing_else(
     assert result.megabytes_per_s is not None and result.files[-1] == "manifest.json"
 
 
-def test_files_are_readable_for_apps(device: Emulator, transport: Counting, tmp_path: Path) -> None:
+def test_files_are_readable_for_apps(device: Peer, transport: Counting, tmp_path: Path) -> None:
     push(transport, make_bundle(tmp_path / "bundle", make_content()))
     assert {path.stat().st_mode & 0o777 for path in device.path(TARGET).iterdir()} == {0o644}
 
 
-def test_a_second_push_writes_nothing(device: Emulator, transport: Counting, tmp_path: Path) -> None:
+def test_a_second_push_writes_nothing(device: Peer, transport: Counting, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     push(transport, bundle)
     before = {path.name: path.stat().st_mtime_ns for path in device.path(TARGET).iterdir()}
@@ -208,7 +209,7 @@ def test_a_second_push_writes_nothing(device: Emulator, transport: Counting, tmp
     assert {path.name: path.stat().st_mtime_ns for path in device.path(TARGET).iterdir()} == before
 
 
-def test_one_changed_tensor_sends_the_chunks_it_touches(device: Emulator, transport: Counting, tmp_path: Path) -> None:
+def test_one_changed_tensor_sends_the_chunks_it_touches(device: Peer, transport: Counting, tmp_path: Path) -> None:
     content = make_content()
     push(transport, make_bundle(tmp_path / "one", content))
     transport.writes.clear()
@@ -226,7 +227,7 @@ def test_one_changed_tensor_sends_the_chunks_it_touches(device: Emulator, transp
 
 @pytest.mark.parametrize("size", [0, CHUNK - 1, CHUNK, CHUNK + 1, 7 * CHUNK + 5])
 def test_a_file_of_another_size_is_sent_from_where_it_differs(
-    device: Emulator, transport: Counting, tmp_path: Path, stored_by: Receiver, size: int
+    device: Peer, transport: Counting, tmp_path: Path, stored_by: Receiver, size: int
 ) -> None:
     content = make_content()
     push(transport, make_bundle(tmp_path / "one", content))
@@ -241,9 +242,7 @@ def test_a_file_of_another_size_is_sent_from_where_it_differs(
     assert transport.bytes_of("text_decoder.tflite") == size - same
 
 
-def test_a_file_of_equal_size_and_other_bytes_is_replaced(
-    device: Emulator, transport: Counting, tmp_path: Path
-) -> None:
+def test_a_file_of_equal_size_and_other_bytes_is_replaced(device: Peer, transport: Counting, tmp_path: Path) -> None:
     push(transport, make_bundle(tmp_path / "one", make_content(0)))
     bundle = make_bundle(tmp_path / "two", make_content(1))
     result = push(transport, bundle)
@@ -251,7 +250,7 @@ def test_a_file_of_equal_size_and_other_bytes_is_replaced(
 
 
 def test_a_file_damaged_on_the_device_is_mended_under_the_same_manifest(
-    device: Emulator, transport: Counting, tmp_path: Path
+    device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     push(transport, bundle)
@@ -263,7 +262,7 @@ def test_a_file_damaged_on_the_device_is_mended_under_the_same_manifest(
     assert (transport.writes, result.files_sent) == ([("ple_00000.bin.part", 2 * CHUNK, 1)], ("ple_00000.bin",))
 
 
-def test_only_wanted_groups_and_files_of_none_are_sent(device: Emulator, transport: Counting, tmp_path: Path) -> None:
+def test_only_wanted_groups_and_files_of_none_are_sent(device: Peer, transport: Counting, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     push(transport, bundle, groups=["ple"])
     wanted = {"ple_00000.bin", "tokenizer.json", "chat_template.jinja", "manifest.json"}
@@ -273,9 +272,7 @@ def test_only_wanted_groups_and_files_of_none_are_sent(device: Emulator, transpo
     assert "vision_encoder.tflite" not in on_device(device)
 
 
-def test_a_litertlm_goes_as_one_file_and_by_its_own_hashes(
-    device: Emulator, transport: Counting, tmp_path: Path
-) -> None:
+def test_a_litertlm_goes_as_one_file_and_by_its_own_hashes(device: Peer, transport: Counting, tmp_path: Path) -> None:
     path = tmp_path / "model.litertlm"
     path.write_bytes(make_content()["text_decoder.tflite"])
     push(transport, path)
@@ -287,7 +284,7 @@ def test_a_litertlm_goes_as_one_file_and_by_its_own_hashes(
 
 
 def test_files_that_only_the_older_bundle_had_go_and_strangers_stay(
-    device: Emulator, transport: Counting, tmp_path: Path
+    device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
     content = make_content()
     push(transport, make_bundle(tmp_path / "one", content))
@@ -301,7 +298,7 @@ def test_files_that_only_the_older_bundle_had_go_and_strangers_stay(
 
 
 def test_a_file_that_differs_in_case_only_is_left_for_it_may_be_the_new_one(
-    device: Emulator, transport: Counting, tmp_path: Path
+    device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
     content = make_content()
     push(transport, make_bundle(tmp_path / "one", {**content, "Notes.txt": b"old"}))
@@ -310,7 +307,7 @@ def test_a_file_that_differs_in_case_only_is_left_for_it_may_be_the_new_one(
 
 
 def test_a_group_left_out_goes_if_it_is_another_models_and_stays_if_not(
-    device: Emulator, transport: Counting, tmp_path: Path
+    device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
     content = make_content()
     push(transport, make_bundle(tmp_path / "one", content))
@@ -321,7 +318,7 @@ def test_a_group_left_out_goes_if_it_is_another_models_and_stays_if_not(
 
 
 def test_a_foreign_manifest_on_the_device_removes_nothing(
-    device: Emulator, transport: Counting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    device: Peer, transport: Counting, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = device.path(TARGET)
     folder.mkdir(parents=True, exist_ok=True)
@@ -534,7 +531,7 @@ def test_a_bundle_that_is_changed_in_place_has_no_manifest_until_it_is_whole(
 
 
 def test_a_disk_that_fills_up_meanwhile_is_one_clear_error_and_loses_nothing(
-    device: Emulator, transport: Counting, tmp_path: Path
+    device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     device.set_faults(Faults(disk_full_at_byte=4 * CHUNK))
@@ -548,7 +545,7 @@ def test_a_disk_that_fills_up_meanwhile_is_one_clear_error_and_loses_nothing(
 
 @pytest.mark.parametrize("at", [0, 3 * CHUNK + 7, 8 * CHUNK])
 def test_a_block_that_the_device_stores_wrong_is_sent_again(
-    device: Emulator, transport: Counting, tmp_path: Path, at: int
+    device: Peer, transport: Counting, tmp_path: Path, at: int
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     device.set_faults(Faults(corrupt_at_byte=at))
@@ -558,7 +555,7 @@ def test_a_block_that_the_device_stores_wrong_is_sent_again(
 
 
 def test_storage_that_stays_wrong_is_reported_with_the_place(
-    device: Emulator, transport: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: Peer, transport: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, other = tmp_path / "model.litertlm", tmp_path / "other"
     path.write_bytes(bytes(3 * CHUNK))
@@ -575,7 +572,7 @@ def test_storage_that_stays_wrong_is_reported_with_the_place(
 
 
 def test_the_receiver_is_found_again_by_its_hash_and_replaced_if_it_is_another(
-    device: Emulator, transport: Counting, stored_by: Receiver
+    device: Peer, transport: Counting, stored_by: Receiver
 ) -> None:
     assert place_receiver(transport, "shell") is None
     if stored_by == "native":
@@ -589,7 +586,7 @@ def test_the_receiver_is_found_again_by_its_hash_and_replaced_if_it_is_another(
 
 
 def test_a_receiver_that_the_device_cannot_run_is_not_used_and_that_is_said(
-    device: Emulator, transport: Counting, receiver: str
+    device: Peer, transport: Counting, receiver: str
 ) -> None:
     placed = place_receiver(transport, "native")
     assert placed is not None
@@ -625,7 +622,7 @@ def test_a_receiver_needs_none_of_the_devices_programs_for_chunks(
     assert (again.bytes_sent, again.bytes_copied) == (0, 0)
 
 
-def test_what_the_device_cannot_read_is_sent_again(device: Emulator, transport: Counting, tmp_path: Path) -> None:
+def test_what_the_device_cannot_read_is_sent_again(device: Peer, transport: Counting, tmp_path: Path) -> None:
     """Here a folder of files is no way to fail a read: the device's file ends while it is looked at."""
     path = tmp_path / "model.litertlm"
     path.write_bytes(np.random.default_rng(3).bytes(3 * CHUNK))
@@ -660,7 +657,7 @@ def test_a_processor_that_nothing_is_built_for_stores_by_its_own_programs(
 
 
 def test_a_benchmarks_model_is_stored_by_our_program_where_it_has_been_built(
-    device: Emulator, transport: Counting, receiver: str, tmp_path: Path
+    device: Peer, transport: Counting, receiver: str, tmp_path: Path
 ) -> None:
     (tmp_path / "model.litertlm").write_bytes(bytes(CHUNK))
     shutil.rmtree(device.path(f"{DEFAULT_FOLDER}/bin"), ignore_errors=True)
@@ -675,7 +672,7 @@ def test_a_benchmarks_model_is_stored_by_our_program_where_it_has_been_built(
     "name", ["../evil", "/data/evil", "a/b", "..", "-rf", "a b", "$(id)", "a;id", "a\nb", "x.part"]
 )
 def test_a_manifest_with_a_name_that_leads_elsewhere_is_refused(
-    device: Emulator, transport: Counting, tmp_path: Path, name: str
+    device: Peer, transport: Counting, tmp_path: Path, name: str
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     manifest = json.loads((bundle / "manifest.json").read_text())
@@ -694,7 +691,7 @@ def test_a_target_that_is_no_plain_path_is_refused(transport: Counting, tmp_path
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.json.part"])
-def test_a_link_on_the_device_is_not_followed(device: Emulator, transport: Counting, tmp_path: Path, name: str) -> None:
+def test_a_link_on_the_device_is_not_followed(device: Peer, transport: Counting, tmp_path: Path, name: str) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     outside = device.path("/data/local/tmp/outside")
     outside.write_bytes(b"outside")
@@ -706,7 +703,7 @@ def test_a_link_on_the_device_is_not_followed(device: Emulator, transport: Count
 
 
 def test_a_chunk_that_is_not_what_the_manifest_says_ends_the_push_and_changes_nothing(
-    device: Emulator, transport: Counting, tmp_path: Path
+    device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
     before = make_bundle(tmp_path / "before", make_content(1))
     push(transport, before)
@@ -740,7 +737,7 @@ def test_a_file_is_looked_at_before_it_takes_the_place_of_one_that_cannot_stay(
 
 
 def test_local_damage_in_what_the_device_has_already_is_no_matter(
-    device: Emulator, transport: Counting, tmp_path: Path
+    device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     push(transport, bundle)
@@ -749,7 +746,7 @@ def test_local_damage_in_what_the_device_has_already_is_no_matter(
     assert push(transport, bundle).bytes_sent == 0 and on_device(device) == content
 
 
-def test_a_device_without_exec_is_one_clear_error(device: Emulator, transport: Counting, tmp_path: Path) -> None:
+def test_a_device_without_exec_is_one_clear_error(device: Peer, transport: Counting, tmp_path: Path) -> None:
     device.set_faults(Faults(refused_services=("exec:",)))
     with pytest.raises(ServiceRefused, match=r" exec: the device refuses this service"):
         push(transport, make_bundle(tmp_path / "bundle", make_content()))
@@ -758,7 +755,7 @@ def test_a_device_without_exec_is_one_clear_error(device: Emulator, transport: C
 # --- several devices, progress ----------------------------------------------------------------------------------------
 
 
-def test_two_devices_take_the_same_files_at_once(device: Emulator, make_device: MakeDevice, tmp_path: Path) -> None:
+def test_two_devices_take_the_same_files_at_once(device: Peer, make_device: MakeDevice, tmp_path: Path) -> None:
     devices = [device, make_device(EmulatorSettings(isolation="folder"))]
     bundle = make_bundle(tmp_path / "bundle", make_content())
     source = open_source(bundle)
@@ -768,7 +765,7 @@ def test_two_devices_take_the_same_files_at_once(device: Emulator, make_device: 
         if step == "send" and done == total:
             both.wait()
 
-    def one(device: Emulator) -> PushResult:
+    def one(device: Peer) -> PushResult:
         with Counting(device) as transport:
             return push_source(transport, source, target=TARGET, progress=meet)
 
@@ -778,7 +775,7 @@ def test_two_devices_take_the_same_files_at_once(device: Emulator, make_device: 
     assert all(on_device(device) == locally(bundle) for device in devices)
 
 
-def test_progress_counts_each_step_to_its_end(device: Emulator, transport: Counting, tmp_path: Path) -> None:
+def test_progress_counts_each_step_to_its_end(device: Peer, transport: Counting, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     seen: dict[str, list[tuple[int, int]]] = {}
     push(transport, bundle, progress=lambda step, done, total: seen.setdefault(step, []).append((done, total)))

@@ -1,0 +1,84 @@
+"""What AOSP's own adbd makes of our side of adb: a core; what else holds on both devices is marked `full` elsewhere."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from adbd import Adbd, AdbdSettings, Peer
+
+import toolkit.base.files
+from device_harness.adb.devices import list_devices, signers, tcp_endpoint
+from device_harness.adb.transport import ConnectionLost, DeviceRefusal, Transport, Unauthorized
+from device_harness.emulator.faults import Faults
+from device_harness.push.push import push_source
+from device_harness.push.source import open_source
+
+Connect = Callable[[Peer], Transport]
+
+TMP = "/data/local/tmp"
+CHUNK = 64 * 1024
+
+
+@pytest.fixture
+def aosp(adbd: Adbd, reach: Connect) -> Transport:
+    adbd.set_faults(Faults())
+    return reach(adbd)
+
+
+def test_it_is_adbd_as_the_shell_user_with_a_network_of_its_own(aosp: Transport) -> None:
+    user, umask, *network = aosp.shell("id -u; umask; cat /proc/net/dev", timeout=10).require("id").splitlines()
+    assert {"delayed_ack", "shell_v2", "stat_v2"} <= aosp.banner.features
+    assert (user, umask) == ("2000", "000")
+    assert [line.split(":")[0].strip() for line in network if ":" in line] == ["lo"]
+
+
+def test_commands_have_exit_codes_and_separate_streams(aosp: Transport) -> None:
+    result = aosp.shell("echo out; echo err >&2; exit 7", timeout=10)
+    assert (result.stdout, result.stderr, result.exit_code) == ("out\n", "err\n", 7)
+
+
+def test_files_go_and_come_back_and_a_refusal_has_its_words(aosp: Transport, adbd: Adbd, tmp_path: Path) -> None:
+    data = random.Random(0).randbytes(2_500_001)
+    (tmp_path / "file").write_bytes(data)
+    aosp.push_file(tmp_path / "file", f"{TMP}/file")
+    assert adbd.path(f"{TMP}/file").read_bytes() == data and aosp.pull_bytes(f"{TMP}/file") == data
+    with pytest.raises(DeviceRefusal, match="Read-only file system"):
+        aosp.push_bytes(b"x", "/system/bin/su")
+
+
+def test_a_push_is_taken_up_after_cuts_and_then_sends_nothing(
+    aosp: Transport, adbd: Adbd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolkit.base.files, "CHUNK_BYTES", CHUNK)
+    path = tmp_path / "model.litertlm"
+    path.write_bytes(random.Random(1).randbytes(40 * CHUNK + 17))
+    source, target = open_source(path), f"{TMP}/cut"
+    adbd.set_faults(Faults(drop_at_byte=16 * CHUNK))
+    with pytest.raises(ConnectionLost):
+        push_source(aosp, source, target=target, patience_s=0)
+    aosp.reconnect()
+    adbd.set_faults(Faults(drop_at_byte=8 * CHUNK))
+    result = push_source(aosp, source, target=target)
+    assert result.reconnects == 1 and result.bytes_skipped >= CHUNK
+    assert adbd.path(f"{target}/model.litertlm").read_bytes() == path.read_bytes()
+    assert push_source(aosp, source, target=target).bytes_sent == 0
+
+
+def test_only_an_accepted_key_comes_in(adbd_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ANDROID_USER_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "known"))
+    [known] = signers()
+    public = known.GetPublicKey()
+    key = public if isinstance(public, bytes) else public.encode()
+    with Adbd(adbd_root, AdbdSettings(keys=(key,))) as device:
+        with Transport(tcp_endpoint(device.serial), [known]).connect() as transport:
+            assert transport.shell("echo in", timeout=10).stdout == "in\n"
+        for name in ("ANDROID_USER_HOME", "XDG_CONFIG_HOME"):
+            monkeypatch.setenv(name, str(tmp_path / "stranger"))
+        with pytest.raises(Unauthorized, match="allow this computer's key"):
+            Transport(tcp_endpoint(device.serial), signers(), auth_timeout=1).connect()
+        [found] = list_devices([device.serial], timeout=1, scan=False)
+        assert found.state == "unauthorized"

@@ -1,1 +1,1 @@
-"""adb's protocol, one file for each layer, from the socket to shell and sync."""
+"""adb's protocol, with a file for each layer, from the socket to shell and sync."""

@@ -1,4 +1,4 @@
-"""Which devices are there, which of them can be used and why not, and how to reach the one that is meant."""
+"""Lists devices, with the reason why any of them cannot be used, and connects to one by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ State = Literal["device", "unauthorized", "offline", "no permissions", "not foun
 
 DEFAULT_PORT = 5555
 EMULATOR_PORTS = tuple(range(5555, 5587, 2))
-"""Where Android emulators listen: adb's own client looks at the same 16 ports."""
+"""The ports of Android emulators; adb's own client searches the same 16 ports."""
 
 _LOCAL = "127.0.0.1"
 _KNOCK_S = 0.3
@@ -31,15 +31,15 @@ _SIGNER_SUFFIX = ".adb_key"
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What was found at one address or USB port."""
+    """A device, or the failure to reach one, at one address or USB port."""
 
     serial: str
     kind: Literal["tcp", "usb"]
     state: State
     reason: str = ""
-    """Why it cannot be used, and what to do; nothing if it can."""
+    """Why it cannot be used, and what to do; empty if it can."""
     model: str = ""
-    """As the device calls itself: anything, up to 80 characters."""
+    """The name that the device reports, up to 80 characters, untrusted."""
     product: str = ""
 
     @property
@@ -48,9 +48,9 @@ class Device:
 
 
 def list_devices(addresses: Sequence[str] = (), *, timeout: float = 3.0, scan: bool = True) -> tuple[Device, ...]:
-    """Devices on USB, at `addresses` (HOST[:PORT]) and, with `scan`, on this computer's emulator ports.
+    """List devices on USB, at `addresses` (HOST[:PORT]) and, with `scan`, on this computer's emulator ports.
 
-    `timeout`: seconds that each has to answer; one that only has to be allowed shows as unauthorized.
+    `timeout`: seconds to wait for each answer; a device that waits for permission on its screen is unauthorized.
     """
     named = [tcp_endpoint(address) for address in addresses]
     scanned = _open_local_ports() if scan else []
@@ -62,14 +62,14 @@ def list_devices(addresses: Sequence[str] = (), *, timeout: float = 3.0, scan: b
     with ThreadPoolExecutor(len(found)) as pool:
         devices = list(pool.map(partial(_probe, keys=keys, timeout=timeout), found))
     strangers = {endpoint.serial for endpoint in scanned} - known
-    # A port of an emulator's that something else than adb listens at is none of ours.
+    # Leave out emulator ports on which a program other than adb listens.
     return tuple(device for device in devices if not (device.serial in strangers and device.state == "not found"))
 
 
 def connect(name: str | None = None, *, auth_timeout: float = 30.0) -> Transport:
-    """The device `name` (USB serial number, HOST[:PORT] or emulator-PORT), else ANDROID_SERIAL's, else the only one.
+    """Connect to `name` (USB serial number, HOST[:PORT] or emulator-PORT), else ANDROID_SERIAL's, else the only device.
 
-    UsageError lists the devices if several could be meant; EnvironmentFault says why none can be used.
+    UsageError, listing the devices, if there are several; EnvironmentFault, with the reason, if none can be used.
     """
     name = name or os.environ.get("ANDROID_SERIAL") or None
     endpoint = _only_endpoint() if name is None else find_endpoint(name)
@@ -77,19 +77,19 @@ def connect(name: str | None = None, *, auth_timeout: float = 30.0) -> Transport
 
 
 def find_endpoint(name: str) -> Endpoint:
-    """How to reach a device by its name; USB serial numbers come first, for they may look like a host's."""
+    """Find a device by name. USB serial numbers are tried first, since they may look like host names."""
     usb = _usb_endpoints()
     for endpoint in usb:
         if endpoint.serial == name:
             return endpoint
     if _may_be_address(name):
         return tcp_endpoint(name)
-    there = ", ".join(endpoint.serial for endpoint in usb) or "none on USB"
-    raise UsageError(f"device {name}", found=f"{there} is not a serial number or HOST:PORT", remedy=_usb_hint())
+    others = ", ".join(endpoint.serial for endpoint in usb) or "none"
+    raise UsageError(f"device {name}", found=f"not HOST:PORT, and not on USB (there: {others})", remedy=_usb_hint())
 
 
 def tcp_endpoint(address: str) -> Endpoint:
-    """A device at HOST, HOST:PORT, [IPV6]:PORT or emulator-PORT (the console's, one below adb's).
+    """The device at HOST, HOST:PORT, [IPV6]:PORT or emulator-PORT (the console's port, one below adb's).
 
     >>> tcp_endpoint("localhost").serial, tcp_endpoint("emulator-5554").serial
     ('localhost:5555', '127.0.0.1:5555')
@@ -105,7 +105,7 @@ def tcp_endpoint(address: str) -> Endpoint:
 
 
 def signers() -> tuple[Signer, ...]:
-    """This computer's adb keys; a new one in the configuration folder if it has none."""
+    """Load this computer's adb keys; if it has none, make one in the configuration folder."""
     paths = key_paths()
     if not paths:
         path = _own_key()
@@ -117,7 +117,7 @@ def signers() -> tuple[Signer, ...]:
 
 
 def key_paths() -> tuple[Path, ...]:
-    """Private keys where adb looks for them: ~/.android/adbkey, then ADB_VENDOR_KEYS; then our own."""
+    """The paths of private keys: adb's (~/.android/adbkey, then ADB_VENDOR_KEYS), then our own."""
     candidates = [Path(os.environ.get("ANDROID_USER_HOME") or Path.home() / ".android") / "adbkey"]
     for name in filter(None, os.environ.get("ADB_VENDOR_KEYS", "").split(os.pathsep)):
         path = Path(name)
@@ -146,7 +146,7 @@ def _only_endpoint() -> Endpoint:
 
 
 def _probe(endpoint: Endpoint, keys: Sequence[Signer], timeout: float) -> Device:
-    """Shake hands and leave. Which state a fault is, as adb names them."""
+    """Connect and disconnect, to learn the device's state; states have adb's names."""
     device = partial(Device, endpoint.serial, endpoint.kind)
     try:
         with Transport(endpoint, keys, auth_timeout=timeout).connect(timeout=timeout) as transport:
@@ -189,7 +189,7 @@ def _usb_endpoints() -> list[Endpoint]:
 
 
 def _usb_port(serial: str) -> Callable[[], Port]:
-    """Looks anew each time: a device that restarts has another address on the bus."""
+    """An endpoint that searches USB at each connection, since a restarted device has a new bus address."""
 
     def find() -> Port:
         for found, port in transport_port.usb_devices():

@@ -1,4 +1,4 @@
-"""What can go wrong between host and device, told apart by what the caller can do about it."""
+"""Faults between host and device, one class for each way in which the caller can react."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from toolkit.base.errors import EnvironmentFault
 
 
 class DeviceFault(EnvironmentFault):
-    """A device, or the way to it, that does not do what was asked."""
+    """A device, or the connection to it, failed."""
 
 
 class ConnectionLost(DeviceFault):
-    """The connection is gone; `Transport.reconnect` may bring it back, and what ran may go on on the device."""
+    """The connection is lost; `Transport.reconnect` may restore it. Commands may still run on the device."""
 
 
 class DeviceTimeout(DeviceFault):
-    """The device said nothing for too long; the connection itself may be sound."""
+    """The device was silent for too long; the connection itself may still work."""
 
 
 class ServiceRefused(DeviceFault):
@@ -22,12 +22,12 @@ class ServiceRefused(DeviceFault):
 
 
 class DeviceRefusal(DeviceFault):
-    """The device understood and said no, in words of its own: disk full, no such folder, permission denied."""
+    """The device refused a request, with its own message: disk full, no such folder, permission denied."""
 
 
 class Unauthorized(DeviceFault):
-    """The device does not know the host's key, or nobody has allowed it on the device's screen."""
+    """The device does not trust the host's key: nobody has allowed it on the device's screen."""
 
 
 class ProtocolFault(DeviceFault):
-    """Bytes that are no adb; the connection cannot be used any more."""
+    """Bytes that break adb's protocol; the connection cannot be used any more."""

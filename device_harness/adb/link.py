@@ -1,6 +1,6 @@
 """One adb connection, shared by any number of streams and threads.
 
-Whoever waits first reads for all: the one reader hands every message to the stream it belongs to and wakes the others,
+The first thread that waits reads for all: it hands each message to the stream that it belongs to and wakes the others,
 so that a sampler beside a push waits for one message, and not for the push's next pause.
 """
 
@@ -17,16 +17,16 @@ from device_harness.adb.port import Handshake, Port, Signer, read_rest
 from device_harness.adb.wire import MAX_PAYLOAD_BYTES, Banner, Header, pack_header
 
 STALL_S = 30.0
-"""How long a message may pause in its middle before the connection counts as dead."""
+"""Seconds without bytes in the middle of a message after which the connection counts as dead."""
 
 MAX_INBOX_BYTES = 64 * MAX_PAYLOAD_BYTES
-"""What a device may send unasked while we write to it."""
+"""The maximum number of unread bytes from the device while we write to it."""
 
 
 class Link:
-    """A connected device: opens streams, and knows whether it still is one.
+    """A connection to a device: opens streams, and knows whether it is still alive.
 
-    After any exception that leaves a message half read or half written, an interrupt included, the link is lost.
+    After any exception (or interrupt) that leaves a message half read or half written, the link is lost.
     """
 
     def __init__(self, name: str, port: Port) -> None:
@@ -43,7 +43,7 @@ class Link:
         self._lost: str | None = "no connection yet"
 
     def connect(self, signers: Sequence[Signer], *, timeout: float, auth_timeout: float) -> None:
-        """Shake hands; `auth_timeout` is how long someone has to allow the key on the device's screen."""
+        """Connect; `auth_timeout`: seconds to wait for someone to allow the key on the device's screen."""
         shake = Handshake(self._port)
         self.banner, self.max_payload_bytes = shake.run(self.name, signers, timeout=timeout, auth_timeout=auth_timeout)
         self._sums = shake.sums
@@ -56,13 +56,13 @@ class Link:
 
     @property
     def available(self) -> bool:
-        """Whether the other side is there, as far as can be known without a message to it."""
+        """Whether the connection is alive, as far as can be known without sending a message."""
         if self._lost is None and not self._reading and not self._port.is_alive():
             self._lose("the end of the connection")
         return self._lost is None
 
     def open(self, service: str, *, timeout: float) -> Stream:
-        """A stream to a service such as `shell:ls`; ServiceRefused at once if the device has none of that name."""
+        """Open a stream to a service such as `shell:ls`; ServiceRefused at once if the device has no such service."""
         with self._changed:
             self._last_id += 1
             stream = self._streams[self._last_id] = Stream(self, service, self._last_id)
@@ -80,7 +80,7 @@ class Link:
         return stream
 
     def send(self, command: str, arg0: int, arg1: int, payload: Payload = b"") -> None:
-        """One whole message, whatever other threads send."""
+        """Send one complete message; other threads wait."""
         if self._sums and isinstance(payload, FilePayload):
             payload = payload.read()
         header = pack_header(command, arg0, arg1, payload, summed=self._sums)
@@ -93,7 +93,7 @@ class Link:
                 raise
 
     def wait(self, ready: Callable[[], bool], timeout: float) -> bool:
-        """Read and hand out messages until `ready`; False after `timeout` seconds."""
+        """Read and distribute messages until `ready`; return False after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         with self._changed:
             while not ready():
@@ -108,12 +108,12 @@ class Link:
         return True
 
     def forget(self, stream: Stream) -> None:
-        """Hand nothing to a stream any more."""
+        """Discard all further messages for a stream."""
         with self._changed:
             self._streams.pop(stream.local_id, None)
 
     def _read_one(self, timeout: float) -> None:
-        """Be the reader for one message; called with the condition held, which is let go meanwhile."""
+        """Read one message for all threads; called with the condition held, which is released meanwhile."""
         self._reading = True
         self._changed.release()
         start = b""
@@ -122,7 +122,7 @@ class Link:
             start = self._port.wait(timeout)
             message = read_rest(self._port, start, STALL_S) if start else None
         except BaseException as error:
-            # An interrupt between two messages harms nobody.
+            # After an interrupt between two messages the link can still be used.
             if start or isinstance(error, DeviceFault):
                 self._lose(_reason(error))
             raise
@@ -136,7 +136,7 @@ class Link:
     def _hand_out(self, header: Header, payload: Buffer) -> None:
         stream = self._streams.get(header.arg1)
         if stream is None:
-            # A stream that we gave up while the device was opening it.
+            # A stream that was closed here while the device was still opening it.
             if header.command == "OKAY":
                 self.send("CLSE", header.arg1, header.arg0)
             return
@@ -152,13 +152,13 @@ class Link:
 
 
 class Stream:
-    """One conversation with one service; for one thread at a time."""
+    """A stream to a service of the device; for one thread at a time."""
 
     def __init__(self, link: Link, service: str, local_id: int) -> None:
         self.local_id = local_id
         self.is_open = False
         self.is_closed = False
-        """By the device; what it sent before can still be read."""
+        """Whether the device has closed the stream; earlier input can still be read."""
         self._what = f"{link.name} {service_name(service)}"
         self._link = link
         self._remote_id = 0
@@ -170,35 +170,35 @@ class Stream:
 
     @property
     def has_input(self) -> bool:
-        """Whether `read` would answer at once."""
+        """Whether `read` would return at once."""
         return bool(self._inbox) or self.is_closed
 
     @property
     def max_write_bytes(self) -> int:
-        """The most that one `write` may carry."""
+        """The maximum size of one `write`."""
         return self._link.max_payload_bytes
 
     def write(self, payload: Payload, *, timeout: float) -> None:
-        """Send once the device has taken what was sent before; DeviceRefusal is the reader's to find."""
+        """Send, once the device has taken the previous message. A refusal is only found by reading its answer."""
         if not self.drain(timeout=timeout):
             raise ConnectionLost(self._what, found="the stream ended before the device had read all")
         self._may_write = False
         self._link.send("WRTE", self.local_id, self._remote_id, payload)
 
     def drain(self, *, timeout: float) -> bool:
-        """Wait until the device has taken all; False if it has closed the stream instead."""
+        """Wait until the device has taken everything; return False if it has closed the stream instead."""
         while True:
             ready = self._link.wait(lambda: self._may_write or self.is_closed or self._owes_okay, timeout)
             if not ready:
                 raise DeviceTimeout(self._what, found=f"the device has read nothing for {timeout:g} s")
             if self._owes_okay:
-                # Else a device that echoes what it reads would wait for us, and we for it.
+                # Otherwise a device that echoes its input would wait for us while we wait for it.
                 self._acknowledge()
                 continue
             return not self.is_closed
 
     def read(self, *, timeout: float) -> Buffer:
-        """What one message brought; nothing at the end of the stream."""
+        """The bytes of one message; empty at the end of the stream."""
         if not self._link.wait(lambda: self.has_input, timeout):
             raise DeviceTimeout(self._what, found=f"silence for {timeout:g} s")
         if not self._inbox:
@@ -210,14 +210,14 @@ class Stream:
         return data
 
     def close(self) -> None:
-        """Give the stream up; what runs behind it may go on on the device."""
+        """Close the stream; its command may continue on the device."""
         self._link.forget(self)
         if self.is_open and not self._said_goodbye and self._link.available:
             self._said_goodbye = True
             self._link.send("CLSE", self.local_id, self._remote_id)
 
     def take(self, header: Header, payload: Buffer) -> None:
-        """A message from the device; the link's condition is held."""
+        """Take a message from the device; called with the link's condition held."""
         if header.command == "OKAY":
             self.is_open = self._may_write = True
             self._remote_id = header.arg0
@@ -237,7 +237,7 @@ class Stream:
 
 
 def service_name(service: str) -> str:
-    """`shell,v2,raw` of `shell,v2,raw:ls`, for errors."""
+    """The service's name in errors: `shell,v2,raw` for `shell,v2,raw:ls`."""
     return service.partition(":")[0]
 
 

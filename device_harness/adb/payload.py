@@ -1,4 +1,4 @@
-"""What an adb message carries: bytes at hand, or a piece of a file that never has to be."""
+"""The payload of an adb message: bytes in memory, or a piece of a file that need not be read into memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class FilePayload:
-    """Bytes of an open local file as a payload: where it can, the kernel sends them without a copy here."""
+    """A range of an open local file as a payload; if possible, the kernel sends it without copying it here."""
 
     path: Path
     fd: int
@@ -37,7 +37,7 @@ class FilePayload:
 
 
 def file_shrunk(path: Path, end: int, wanted: int) -> BundleError:
-    """A local file that ends earlier than it did."""
+    """The error for a local file that has become shorter."""
     found, least = f"an end at byte {end:,}", f"at least {wanted:,} bytes"
     return BundleError(file=path, found=found, wanted=least, remedy="push again")
 
@@ -46,7 +46,7 @@ Payload = Buffer | FilePayload
 
 
 def part_of(payload: Payload, start: int, most: int) -> Payload:
-    """At most `most` bytes from `start` on, uncopied."""
+    """At most `most` bytes from `start` on, without a copy."""
     if not isinstance(payload, FilePayload):
         return memoryview(payload)[start : start + most]
     size = min(most, payload.size - start)

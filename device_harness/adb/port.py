@@ -42,7 +42,7 @@ from device_harness.adb.wire import (
 from toolkit.base.errors import system_reason
 
 FEATURES = b"features=cmd,shell_v2"
-"""What this host can do, sent after `host::`."""
+"""The features of this host, sent after `host::`."""
 
 _ADB_SHELL_FAULTS = (
     exceptions.AdbTimeoutError,
@@ -54,14 +54,14 @@ _ADB_SHELL_FAULTS = (
 
 
 class Signer(Protocol):
-    """A private key, as adb-shell wants it."""
+    """A private key, with the methods that adb-shell needs."""
 
     def Sign(self, data: bytes) -> bytes: ...
     def GetPublicKey(self) -> str | bytes: ...
 
 
 def load_signer(path: Path) -> Signer:
-    """An adb key: PEM at `path`; its public half beside it, or computed where only vendors' private half is there."""
+    """Load an adb key (PEM) from `path`; its public key is in `path.pub`, or computed if that is missing."""
     if Path(f"{path}.pub").is_file():
         signer: Signer = CryptographySigner(str(path))
         return signer
@@ -76,24 +76,24 @@ def generate_key(path: Path) -> None:
 
 
 class Port(Protocol):
-    """Where bytes go in and out; every method raises ConnectionLost when the other side is gone."""
+    """A byte connection; every method raises ConnectionLost if the other side is gone."""
 
     def connect(self, transport_timeout_s: float) -> None: ...
     def close(self) -> None: ...
     def wait(self, timeout: float) -> bytes:
-        """The next message's header, or nothing: no byte came."""
+        """The header of the next message; empty if no byte came."""
 
     def read(self, size: int, timeout: float) -> Buffer:
-        """Exactly `size` bytes; `timeout` is the longest pause."""
+        """Read exactly `size` bytes; `timeout`: the longest pause in seconds."""
 
     def write(self, buffers: Sequence[Payload], timeout: float) -> None:
-        """All of it; `timeout` is the longest pause. BundleError if a file has shrunk."""
+        """Write all buffers; `timeout`: the longest pause in seconds. BundleError if a file has become shorter."""
 
     def is_alive(self) -> bool: ...
 
 
 class TcpPort(TcpTransport):  # type: ignore[misc]
-    """A socket that writes all it is given and tells an end from silence."""
+    """A socket that always writes everything, and distinguishes the end of the connection from silence."""
 
     def connect(self, transport_timeout_s: float) -> None:
         name = f"{self._host}:{self._port}"
@@ -146,14 +146,14 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
                 rest[0] = part_of(rest[0], count, len(rest[0]))
 
     def _send_some(self, payloads: Sequence[Payload], timeout: float) -> int:
-        """Bytes that the socket took: of a file, or of all buffers before the first file."""
+        """Send a file, or all buffers before the first file; return the number of bytes that the socket took."""
         first = payloads[0]
         buffers: list[Buffer] = []
         for payload in payloads:
             if isinstance(payload, FilePayload):
                 break
             buffers.append(payload)
-        # A header leaves with the first bytes of its file.
+        # Send a header in one packet with the first bytes of its file.
         flags = socket.MSG_MORE if len(buffers) < len(payloads) else 0
         while True:
             try:
@@ -197,7 +197,7 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
 
 
 class UsbPort(BaseTransport):  # type: ignore[misc]
-    """USB endpoints; a header and its payload are transfers of their own."""
+    """USB endpoints; a header and its payload are separate transfers."""
 
     def __init__(self, transport: UsbTransport) -> None:
         self._usb = transport
@@ -206,7 +206,7 @@ class UsbPort(BaseTransport):  # type: ignore[misc]
     def connect(self, transport_timeout_s: float) -> None:
         try:
             self._usb.connect(transport_timeout_s)
-        except Exception as error:  # libusb's own classes, which are there only if libusb is
+        except Exception as error:  # libusb's classes, which exist only if libusb does
             raise usb_fault(self._name(), error) from error
         self._open = True
 
@@ -223,7 +223,7 @@ class UsbPort(BaseTransport):  # type: ignore[misc]
 
     def wait(self, timeout: float) -> bytes:
         try:
-            # Of 0 libusb would make "for ever".
+            # For libusb 0 means no timeout.
             return bytes(self._usb.bulk_read(HEADER_BYTES, max(timeout, 0.001)))
         except exceptions.UsbReadFailedError as error:
             if type(error.usb_error).__name__ == "USBErrorTimeout":
@@ -261,7 +261,7 @@ class UsbPort(BaseTransport):  # type: ignore[misc]
 
 
 def usb_fault(name: str, error: Exception) -> DeviceFault:
-    """What libusb's error means to its user."""
+    """The fault for an error of libusb, with its meaning and remedy."""
     kind = type(error).__name__
     if kind == "USBErrorAccess":
         remedy = "install Debian's package android-sdk-platform-tools-common (udev rules) and log in again"
@@ -275,12 +275,12 @@ def usb_fault(name: str, error: Exception) -> DeviceFault:
 
 
 def has_usb() -> bool:
-    """Whether libusb and its Python binding are there (pip install gemma-edge[usb])."""
+    """Whether libusb and its Python binding are installed (pip install gemma-edge[usb])."""
     return UsbTransport is not None
 
 
 def usb_devices() -> Iterator[tuple[str, UsbPort]]:
-    """Serial number and port of each adb device on USB; the serial is a bus path where it cannot be read."""
+    """Yield the serial number and port of each adb device on USB; a bus path replaces an unreadable serial."""
     if UsbTransport is None:
         return
     for transport in UsbTransport.find_all_adb_devices():
@@ -292,7 +292,7 @@ def usb_devices() -> Iterator[tuple[str, UsbPort]]:
 
 
 class Handshake(_AdbIOManager):  # type: ignore[misc]
-    """adb-shell's connection set-up, which also keeps what the device says of itself."""
+    """adb-shell's connection set-up, extended to keep the device's banner."""
 
     def __init__(self, port: Port) -> None:
         super().__init__(port)
@@ -303,11 +303,11 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
 
     @property
     def sums(self) -> bool:
-        """Whether the device looks at checksums: those before Android 9 do."""
+        """Whether the device verifies checksums, as those before Android 9 do."""
         return self._version < VERSION_SKIP_CHECKSUM
 
     def run(self, name: str, signers: Sequence[Signer], *, timeout: float, auth_timeout: float) -> tuple[Banner, int]:
-        """The device's banner, and the most bytes that a message to it may carry."""
+        """Connect; return the device's banner, and the maximum payload in bytes of a message to it."""
         info = _AdbTransactionInfo(None, None, timeout, timeout, None)
         try:
             _, most = self.connect(FEATURES, list(signers), auth_timeout, None, info)
@@ -343,14 +343,14 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
 
     def _send(self, msg: AdbMessage, adb_info: _AdbTransactionInfo) -> None:
         command = int(msg.command).to_bytes(4, "little").decode()
-        # adb-shell says that it sums for ever; the one who said less decides.
+        # adb-shell always announces checksums, and the lower version wins; so announce the version without them.
         arg0 = VERSION_SKIP_CHECKSUM if command == "CNXN" else msg.arg0
         header = pack_header(command, arg0, msg.arg1, msg.data)
         self._port.write([header, msg.data], adb_info.transport_timeout_s)
 
 
 def read_rest(port: Port, start: Buffer, timeout: float) -> tuple[Header, Buffer]:
-    """Header and payload of the message that starts with the bytes `start`; its checksum is held."""
+    """Read the rest of the message that starts with the bytes `start`, and verify its checksum."""
     header = parse_header(start)
     payload = port.read(header.length, timeout) if header.length else b""
     require_checksum(header, payload)
@@ -358,6 +358,6 @@ def read_rest(port: Port, start: Buffer, timeout: float) -> tuple[Header, Buffer
 
 
 def unauthorized(name: str, found: str) -> Unauthorized:
-    """The one fault that only a hand on the device mends."""
+    """The fault that only someone at the device can fix."""
     remedy = "unlock the device, allow this computer's key on its screen, and try again"
     return Unauthorized(name, found=found, remedy=remedy)

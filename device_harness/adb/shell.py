@@ -1,4 +1,4 @@
-"""Commands on the device: with exit codes and separate streams where it speaks shell v2, by a marker where not."""
+"""Runs commands on the device; where it lacks shell v2, a marker in the output gives the exit code."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from device_harness.adb.wire import EXIT, STDERR, STDOUT, ShellParser
 StreamName = Literal["stdout", "stderr"]
 
 KILLED_EXIT_CODE = 137
-"""128 + SIGKILL: what `timeout -s KILL` leaves."""
+"""128 + SIGKILL: the exit code after `timeout -s KILL`."""
 
 _GRACE_S = 2.0
-"""How much longer we wait than the device lets the command run."""
+"""How many seconds longer we wait than the device lets the command run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShellResult:
-    """What a command said; `stderr` is empty on devices of shell v1, which mix it into `stdout`."""
+    """A command's output; `stderr` is empty on devices with shell v1, which mix it into `stdout`."""
 
     stdout: str
     stderr: str
     exit_code: int
 
     def require(self, what: str) -> str:
-        """`stdout`, or DeviceRefusal with the command's last words if its exit code is not 0."""
+        """Return `stdout`; DeviceRefusal with the last line of output if the exit code is not 0."""
         if self.exit_code:
             words = (self.stderr.strip() or self.stdout.strip()).splitlines()
             found = f"exit code {self.exit_code}" + (f": {words[-1]}" if words else "")
@@ -43,9 +43,9 @@ class ShellResult:
 
 
 class ShellStream:
-    """A running command: iterate over what it says, then ask for `exit_code`; leaving the context gives it up.
+    """A running command: iterate over its output, then read `exit_code`. Leaving the context abandons it.
 
-    Giving up does not end the command on the device; its time limit there does.
+    An abandoned command continues on the device until its time limit there.
     """
 
     def __init__(self, link: Link, command: str, *, timeout: float) -> None:
@@ -96,7 +96,7 @@ class ShellStream:
     def _packets_v1(self) -> Iterator[tuple[StreamName, bytes]]:
         output = _MarkerFilter(self._marker)
         while data := self._read():
-            # A terminal stands between on old devices, and ends lines in its own way.
+            # On old devices a terminal is in between, which ends lines with CR LF.
             if text := output.feed(data).replace(b"\r\n", b"\n"):
                 yield "stdout", text
         if text := output.rest():
@@ -116,13 +116,13 @@ class ShellStream:
 
 
 class ExecStream:
-    """`exec:`, a command's raw input and output in one stream; neither exit code nor an end of input.
+    """A command's raw input and output over `exec:`, which has neither an exit code nor an end of input.
 
-    A command that takes exactly the bytes it is sent, such as `head -c N >> FILE`, ends by itself.
+    So the command must know by itself when its input ends, as `head -c N >> FILE` does.
     """
 
     def __init__(self, link: Link, command: str, *, timeout: float) -> None:
-        """`timeout`: seconds that the command may go without progress."""
+        """`timeout`: the maximum number of seconds without progress."""
         self._timeout = timeout
         self._stream: Stream = link.open(f"exec:{command}", timeout=timeout)
 
@@ -136,11 +136,11 @@ class ExecStream:
 
     @property
     def has_input(self) -> bool:
-        """Whether `read` would answer at once, as far as messages have been taken in: `write` takes them in too."""
+        """Whether `read` would return at once, as far as messages have been received; `write` receives them too."""
         return self._stream.has_input
 
     def write(self, data: Payload) -> bool:
-        """Send all of it, whatever the command says meanwhile; False once it has ended."""
+        """Send all of `data`, receiving output meanwhile; return False if the command has ended."""
         most = self._stream.max_write_bytes
         for start in range(0, len(data), most):
             if not self._stream.drain(timeout=self._timeout):
@@ -149,12 +149,12 @@ class ExecStream:
         return True
 
     def read(self) -> bytes:
-        """The next piece of output; no bytes at its end."""
+        """The next piece of output; empty at its end."""
         return bytes(self._stream.read(timeout=self._timeout))
 
 
 def run_shell(link: Link, command: str, *, timeout: float) -> ShellResult:
-    """Run to the end; DeviceTimeout if the command had to be killed."""
+    """Run a command to its end; DeviceTimeout if the device had to kill it."""
     parts: dict[StreamName, list[bytes]] = {"stdout": [], "stderr": []}
     started = time.monotonic()
     with ShellStream(link, command, timeout=timeout) as stream:
@@ -169,7 +169,7 @@ def run_shell(link: Link, command: str, *, timeout: float) -> ShellResult:
 
 
 class _MarkerFilter:
-    """Takes the lines that tell the exit code out of a stream, wherever it was cut; the first of them counts."""
+    """Removes the marker lines with the exit code from output received in pieces; the first one counts."""
 
     def __init__(self, marker: str) -> None:
         self.code: int | None = None
@@ -192,7 +192,7 @@ class _MarkerFilter:
         return shown + text[: len(text) - keep]
 
     def rest(self) -> bytes:
-        """What was held back and is no marker."""
+        """The text held back so far, if it turned out not to be a marker."""
         text, self._held = self._held, b""
         if not text.startswith(self._marker):
             return text
@@ -206,7 +206,7 @@ class _MarkerFilter:
 
 
 def _overlap(text: bytes, marker: bytes) -> int:
-    """How many of the last bytes could be the marker's first.
+    """How many bytes at the end of the text could be the start of the marker.
 
     >>> _overlap(b"so far so", b"some"), _overlap(b"so far", b"some")
     (2, 0)
@@ -215,9 +215,9 @@ def _overlap(text: bytes, marker: bytes) -> int:
 
 
 def _limited(command: str, timeout: float, marker: str) -> str:
-    """The command under a time limit of the device's own, for a client that goes away leaves its command running.
+    """The command with a time limit on the device, where commands continue if the client disconnects.
 
-    The shell itself tells the exit code: that of toybox 0.8.9's timeout is 127 for two of five commands that end at
+    The shell itself prints the exit code: that of toybox 0.8.9's timeout is 127 for two of five commands that end at
     once. The trap holds for an `exit` in the command too; after an `exec` there is only timeout's.
     """
     traced = f"trap 'echo {marker}$? >&2' EXIT\n{command}"

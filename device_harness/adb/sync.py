@@ -1,4 +1,4 @@
-"""Files over `sync:` version 1, which every Android has; a device's refusal comes back in its own words."""
+"""Transfers files over `sync:` version 1, which every Android has; a refusal has the device's own message."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ENTRY = struct.Struct("<4I")
 
 
 class SyncSession:
-    """One `sync:` stream; a context."""
+    """A `sync:` stream; a context manager."""
 
     def __init__(self, link: Link, *, stall_timeout: float) -> None:
-        """`stall_timeout`: seconds without progress after which the device counts as stuck."""
+        """`stall_timeout`: the maximum number of seconds without progress."""
         self._what = f"{link.name} sync"
         self._timeout = stall_timeout
         self._stream: Stream = link.open("sync:", timeout=stall_timeout)
@@ -34,9 +34,9 @@ class SyncSession:
         self._stream.close()
 
     def send(self, source: BinaryIO, size: int, path: str, mode: int, progress: Progress | None) -> None:
-        """Write `size` bytes of `source` to a new file; what is left behind on a failure is the caller's to clear.
+        """Write `size` bytes of `source` to a new file; after a failure, the caller must remove what is left of it.
 
-        The next message is read and summed while the device takes the last one.
+        The next message is read and checksummed while the device takes the previous one.
         """
         self._what += f" {path}"
         request = f"{path},{mode | 0o100000}".encode()
@@ -70,7 +70,7 @@ class SyncSession:
             content += self._take(value)
 
     def list(self, path: str) -> dict[str, int]:
-        """Names in a directory and their modes; empty also if there is no such directory, as adb has it."""
+        """Names in a directory and their modes; as in adb, also empty if there is no such directory."""
         self._what += f" {path}"
         self._request("LIST", path)
         names: dict[str, int] = {}
@@ -86,10 +86,10 @@ class SyncSession:
                 names[name] = mode
 
     def _next_message(self, source: BinaryIO, left: int) -> tuple[memoryview, int]:
-        """As many DATA blocks as one message holds, in the buffer of the last one; and how many of the file's bytes."""
+        """Fill the message buffer with DATA blocks; return the message, and how many of the file's bytes are in it."""
         message = self._message
         filled = count = 0
-        # A tiny limit of an old device leaves room for one small block.
+        # The small messages of an old device have room for one small block.
         block_bytes = min(SYNC_DATA_BYTES, len(message) - _HEADER_BYTES)
         while left and filled + _HEADER_BYTES < len(message):
             room = min(block_bytes, left, len(message) - filled - _HEADER_BYTES)
@@ -102,7 +102,7 @@ class SyncSession:
         return message[:filled], count
 
     def _write(self, message: bytes | memoryview) -> None:
-        """A device that refuses says so, then closes or reads on: either way what it said is the error."""
+        """Wait for the device to take the message. If it refuses, it may close or read on; its message is the error."""
         if not self._stream.drain(timeout=self._timeout) or self._stream.has_input:
             self._await_okay()
             raise ProtocolFault(self._what, found="OKAY before the end")
@@ -138,7 +138,7 @@ class SyncSession:
 
 
 def size_of(source: BinaryIO) -> int:
-    """Bytes in an open regular file."""
+    """The size in bytes of an open regular file."""
     return os.fstat(source.fileno()).st_size
 
 

@@ -58,7 +58,7 @@ _STAT_S = 20.0
 
 
 def remote_path(folder: str, *names: str) -> str:
-    """`folder` (absolute) and names below it, joined; UsageError for anything that a shell or a path could bend.
+    """Join `folder` (absolute) and names below it; UsageError for characters that need quoting, and for `..`.
 
     >>> remote_path("/data/local/tmp", "bundle", "manifest.json")
     '/data/local/tmp/bundle/manifest.json'
@@ -80,7 +80,7 @@ def quote(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RemoteStat:
-    """A file on the device, as its own stat sees it, over 4 GiB too."""
+    """A file's size, mode and time, from the device's own stat, which also works above 4 GiB."""
 
     size: int
     mode: int
@@ -97,17 +97,17 @@ class Endpoint:
 
 
 class Transport:
-    """A connected device; a context. Threads may share it."""
+    """A connected device; a context manager. Threads may share it."""
 
     def __init__(self, endpoint: Endpoint, signers: Sequence[Signer] = (), *, auth_timeout: float = 30.0) -> None:
-        """`auth_timeout`: seconds that someone has to allow this computer's key on the device's screen."""
+        """`auth_timeout`: seconds to wait for someone to allow this computer's key on the device's screen."""
         self._endpoint = endpoint
         self._signers = tuple(signers)
         self._auth_timeout = auth_timeout
         self._link = Link(endpoint.serial, endpoint.make_port())
 
     def connect(self, *, timeout: float = _CONNECT_S) -> Transport:
-        """Shake hands; itself. Unauthorized, DeviceTimeout (offline) or ConnectionLost (nobody there)."""
+        """Connect, and return self. Unauthorized, DeviceTimeout (offline) or ConnectionLost (no device)."""
         self._link.connect(self._signers, timeout=timeout, auth_timeout=self._auth_timeout)
         return self
 
@@ -120,7 +120,7 @@ class Transport:
         self.close()
 
     def close(self) -> None:
-        """End the connection; commands may go on on the device until their own time limit."""
+        """End the connection; commands may continue on the device until their time limit."""
         self._link.close()
 
     @property
@@ -133,18 +133,18 @@ class Transport:
 
     @property
     def banner(self) -> Banner:
-        """What the device said of itself when it was connected."""
+        """What the device announced about itself at the connection."""
         return self._link.banner
 
     @property
     def available(self) -> bool:
-        """Whether the connection stands; a dropped one shows at once, without a message to the device."""
+        """Whether the connection is alive, found without sending a message."""
         return self._link.available
 
     def reconnect(self, *, timeout: float = 60.0, pause: float = 0.2) -> None:
-        """Try again until the device is back, as after a cut or a reboot; the last failure after `timeout` seconds.
+        """Try to connect until the device is back, as after a cut or a reboot; after `timeout` seconds, raise.
 
-        Streams of the old connection are gone. Call it too after an interrupt, before anything is cleaned up.
+        Streams of the old connection are lost. Call it also after an interrupt, before cleaning up on the device.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -165,35 +165,35 @@ class Transport:
             pause = min(2 * pause, 2.0)
 
     def another(self) -> Transport:
-        """A second way to the same device, for a sampler beside a push: over TCP a connection of its own, over USB
-        (which has one) the same connection under a second name; closing that one closes nothing."""
+        """A second transport to the same device, for a sampler beside a push: over TCP another connection, over USB the
+        same connection, which stays open when the second transport is closed."""
         if self.kind == "usb":
             return _Shared(self)
         return Transport(self._endpoint, self._signers, auth_timeout=self._auth_timeout).connect()
 
     def shell(self, command: str, *, timeout: float) -> ShellResult:
-        """Run a command to its end, which the device enforces after `timeout` seconds (DeviceTimeout)."""
+        """Run a command to its end; the device kills it after `timeout` seconds (DeviceTimeout)."""
         return run_shell(self._link, command, timeout=timeout)
 
     def stream_shell(self, command: str, *, timeout: float) -> ShellStream:
-        """Start a command; a context to iterate over, which yields ("stdout" or "stderr", bytes)."""
+        """Start a command; the context manager yields pairs of "stdout" or "stderr" and bytes when iterated over."""
         return ShellStream(self._link, command, timeout=timeout)
 
     def stream_exec(self, command: str, *, timeout: float = STALL_S) -> ExecStream:
-        """Start a command with raw input and output; `timeout` is the longest silence."""
+        """Start a command with raw input and output; `timeout`: the longest pause in seconds."""
         return ExecStream(self._link, command, timeout=timeout)
 
     def push_file(self, path: Path, remote: str, *, mode: int = 0o644, progress: Progress | None = None) -> int:
-        """Copy a file to the device, not atomically; the number of bytes. DeviceRefusal carries the device's words."""
+        """Copy a file to the device, not atomically; return its bytes. DeviceRefusal has the device's message."""
         with open(path, "rb", buffering=0) as source:
             return self._push(source, size_of(source), remote, mode, progress)
 
     def push_bytes(self, data: bytes, remote: str, *, mode: int = 0o644, progress: Progress | None = None) -> int:
-        """Write a small file on the device."""
+        """Write a small file to the device."""
         return self._push(io.BytesIO(data), len(data), remote, mode, progress)
 
     def pull_bytes(self, remote: str) -> bytes:
-        """A small file's contents; DeviceRefusal carries the device's words."""
+        """Read a small file from the device; DeviceRefusal has the device's message."""
         with SyncSession(self._link, stall_timeout=STALL_S) as session:
             return session.receive(remote_path(remote))
 
@@ -211,7 +211,7 @@ class Transport:
         return RemoteStat(size, mode, mtime)
 
     def list(self, remote: str) -> tuple[str, ...]:
-        """Names in a directory, sorted; none also if there is no such directory."""
+        """The sorted names in a directory; also empty if there is no such directory."""
         with SyncSession(self._link, stall_timeout=STALL_S) as session:
             return tuple(sorted(session.list(remote_path(remote))))
 
@@ -223,11 +223,11 @@ class Transport:
 
 
 class _Shared(Transport):
-    """Another name for a transport whose connection cannot be had twice."""
+    """A transport that uses the connection of another one."""
 
     def __init__(self, owner: Transport) -> None:
         super().__init__(owner._endpoint, owner._signers)
         self._link = owner._link
 
     def close(self) -> None:
-        """Leave the connection open, for its owner closes it."""
+        """Do nothing: the owner closes the connection."""

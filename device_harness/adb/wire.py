@@ -18,7 +18,7 @@ MAX_PAYLOAD_BYTES = 1024 * 1024
 LEGACY_PAYLOAD_BYTES = 4096
 VERSION = 0x01000000
 VERSION_SKIP_CHECKSUM = 0x01000001
-"""From this version on (both sides), checksums are sent as 0 and not looked at."""
+"""From this version on (of both sides), checksums are 0 and not verified."""
 
 COMMANDS = ("SYNC", "CNXN", "OPEN", "OKAY", "CLSE", "WRTE", "AUTH", "STLS")
 AUTH_TOKEN, AUTH_SIGNATURE, AUTH_PUBLIC_KEY = 1, 2, 3
@@ -27,7 +27,7 @@ STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN, WINDOW_SIZE = range(6)
 """Ids of shell v2 packets."""
 
 SYNC_DATA_BYTES = 64 * 1024
-"""SYNC_DATA_MAX: the most that one DATA may carry."""
+"""SYNC_DATA_MAX: the maximum payload of one DATA."""
 SYNC_PATH_BYTES = 1024
 
 _SHORT_BYTES = 4096
@@ -51,21 +51,21 @@ class Header:
 
 
 def checksum(payload: Buffer) -> int:
-    """Sum of all bytes, modulo 2**32.
+    """The sum of all bytes, modulo 2**32.
 
     >>> checksum(b"\\x01\\x02\\xff")
     258
     """
     if len(payload) <= _SHORT_BYTES:
         return sum(payload)
-    # Devices from Android 9 on want no sums, and then nobody waits for this import.
+    # Imported here because devices from Android 9 on need no checksums.
     import numpy as np
 
     return int(np.frombuffer(payload, np.uint8).sum(dtype=np.uint32))
 
 
 def pack_header(command: str, arg0: int, arg1: int, payload: Payload = b"", *, summed: bool = True) -> bytes:
-    """A message's header; `summed` False leaves the checksum 0, which peers of VERSION_SKIP_CHECKSUM agree on."""
+    """Pack a message's header; if not `summed`, the checksum is 0, as agreed from VERSION_SKIP_CHECKSUM on."""
     word = _NUMBERS[command]
     total = 0
     if summed:
@@ -74,7 +74,7 @@ def pack_header(command: str, arg0: int, arg1: int, payload: Payload = b"", *, s
 
 
 def parse_header(data: Buffer) -> Header:
-    """ProtocolFault if the bytes cannot start a message, or announce more than any peer may send."""
+    """Parse a message's header; ProtocolFault if it is invalid or its payload too large."""
     if len(data) != HEADER_BYTES:
         raise ProtocolFault("adb message", found=f"{len(data)} bytes", wanted=f"a header of {HEADER_BYTES}")
     word, arg0, arg1, length, summed, magic = _HEADER.unpack(data)
@@ -87,7 +87,7 @@ def parse_header(data: Buffer) -> Header:
 
 
 def require_checksum(header: Header, payload: Buffer) -> None:
-    """ProtocolFault if a payload is not what was sent; 0 is a peer that no longer sums."""
+    """ProtocolFault if a payload's checksum is wrong; 0 comes from a peer that sends no checksums."""
     if header.checksum and checksum(payload) != header.checksum:
         found, wanted = f"checksum {checksum(payload)}", f"{header.checksum}"
         raise ProtocolFault(f"adb message {header.command}", found=found, wanted=wanted, remedy="try another cable")
@@ -95,7 +95,7 @@ def require_checksum(header: Header, payload: Buffer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Banner:
-    """What a side says of itself in CNXN: `device`, `host`, `recovery`...; properties; features."""
+    """What a side announces in CNXN: its state (`device`, `host`, `recovery`, ...), properties and features."""
 
     state: str
     properties: Mapping[str, str]
@@ -103,7 +103,7 @@ class Banner:
 
 
 def parse_banner(data: Buffer) -> Banner:
-    """Lenient, for the oldest devices send `device::` alone.
+    """Parse a banner leniently: the oldest devices send only `device::`.
 
     >>> banner = parse_banner(b"device::ro.product.model=Pixel 9;features=shell_v2,cmd\\0")
     >>> banner.state, banner.properties["ro.product.model"], sorted(banner.features)
@@ -118,7 +118,7 @@ def parse_banner(data: Buffer) -> Banner:
 
 
 def pack_banner(banner: Banner) -> bytes:
-    """The reverse of `parse_banner`."""
+    """Format a banner: the inverse of `parse_banner`."""
     fields = [f"{name}={value}" for name, value in banner.properties.items()]
     return f"{banner.state}::{';'.join([*fields, 'features=' + ','.join(sorted(banner.features))])}".encode()
 
@@ -130,7 +130,7 @@ class ShellPacket:
 
 
 def pack_shell(id_: int, data: Buffer = b"") -> bytes:
-    """One packet of shell v2.
+    """Pack one packet of shell v2.
 
     >>> pack_shell(STDOUT, b"hi").hex()
     '01020000006869'
@@ -139,13 +139,13 @@ def pack_shell(id_: int, data: Buffer = b"") -> bytes:
 
 
 class ShellParser:
-    """Cuts a stream into shell v2 packets, however it was cut on the way."""
+    """Splits a stream, received in any pieces, into shell v2 packets."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
     def feed(self, data: Buffer) -> list[ShellPacket]:
-        """The packets that `data` completes; ProtocolFault at an unknown id or an absurd length."""
+        """Return the packets that `data` completes; ProtocolFault for an unknown id or a length out of bounds."""
         self._rest += data
         packets = []
         start = 0
@@ -163,7 +163,7 @@ class ShellParser:
 
 
 def pack_sync(id_: str, value: int) -> bytes:
-    """A sync header: an id of four letters and a number (a length, or a time in DONE).
+    """Pack a sync header: an id of four letters and a number (a length, or a time in DONE).
 
     >>> pack_sync("DATA", 65536)
     b'DATA\\x00\\x00\\x01\\x00'
@@ -172,6 +172,6 @@ def pack_sync(id_: str, value: int) -> bytes:
 
 
 def parse_sync(data: Buffer) -> tuple[str, int]:
-    """The reverse of `pack_sync`; ids that are no letters come back escaped."""
+    """Unpack a sync header; bytes of the id that are not ASCII are escaped."""
     id_, value = _SYNC.unpack(data)
     return id_.decode("ascii", "backslashreplace"), value

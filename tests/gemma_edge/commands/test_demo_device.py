@@ -57,7 +57,7 @@ def test_a_page_needs_a_device(capsys: pytest.CaptureFixture[str]) -> None:
             "no/such/folder/x.html, --report: there is no directory",
         ),
         (["--device", "emulated", "--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: no such file"),
-        (["--device", "no-such-device"], "device no-such-device: none on USB"),
+        (["--device", "no-such-device"], "device no-such-device: not HOST:PORT, and not on USB (there: none)"),
     ],
 )
 def test_what_cannot_be_written_or_reached_is_found_before_anything_takes_its_time(

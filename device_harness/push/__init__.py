@@ -1,1 +1,1 @@
-"""Brings files to a device: only what differs, whole or not at all."""
+"""Copies files to a device: only chunks that differ are sent, and a file appears only when it is complete."""

@@ -1,4 +1,4 @@
-"""Chunks on the device: has its shell hash, copy and store them, and takes in what it says meanwhile."""
+"""Hashes, copies and stores chunks on the device, by commands of its shell, and reads their output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from device_harness.push.scripts import (
 from device_harness.push.source import PushFile
 
 SLOWEST_BYTES_PER_S = 4_000_000
-"""Slower than any storage that a model runs from: what takes longer hangs."""
+"""Slower than any storage that a model runs from; anything slower counts as hanging."""
 LEAST_S = 60.0
 
 _MESSAGE_BYTES = 1024 * 1024
@@ -35,38 +35,38 @@ _STORED = "every chunk stored"
 _STATISTICS = re.compile(r"\d+\+\d+ records (in|out)|\d+ bytes? .*", re.ASCII)
 
 OnSent = Callable[[PushFile, int], None]
-"""Called with a local file and how many bytes of it have just gone."""
+"""Called with a local file and the number of its bytes just sent."""
 OnDigest = Callable[[str, int, str], None]
-"""Called with a file's name on the device, the number of a chunk, and its sha256 there."""
+"""Called with a file's name on the device, a chunk's number, and its sha256 there."""
 
 
 class ChunkShell:
-    """The device's shell in the folder that is pushed to, and who does the work there."""
+    """The device's shell in the target folder, with the programs that do the work there."""
 
     def __init__(self, device: Transport, folder_script: Callable[[str], str], receiver: str | None) -> None:
-        """`folder_script` puts a script into the folder. `receiver`: our program; None: the device's own."""
+        """`folder_script` makes a script run in the folder. `receiver`: our program, or None for the device's tools."""
         self._device = device
         self._folder_script = folder_script
         self._receiver = receiver
 
     def hash(self, wanted: Sequence[Chunks]) -> Iterator[tuple[str, int, str]]:
-        """Names, chunk numbers and hashes as the device computes them; DeviceRefusal if it cannot."""
+        """Yield names, chunk numbers and hashes as the device computes them; DeviceRefusal if it cannot."""
         for script in hash_scripts(wanted, self._receiver):
             yield from parse_digests(self._lines(script, "every chunk hashed"))
 
     def copy(self, runs: Sequence[ChunkRun]) -> Iterator[tuple[str, int, str]]:
-        """Chunks of NAME to NAME.part; what the device then reads there. DeviceRefusal with its words if it cannot."""
+        """Copy chunks of NAME to NAME.part; yield the hashes of the copies. DeviceRefusal, with its message, if not."""
         for script in copy_scripts(runs, self._receiver):
             yield from parse_digests(self._lines(script, _STORED))
 
     def store(self, runs: Sequence[ChunkRun], on_sent: OnSent, on_digest: OnDigest) -> None:
-        """Send runs to NAME.part; `on_digest` hears what the device then reads there.
+        """Send runs to NAME.part; `on_digest` gets the hashes of what the device has stored.
 
         DeviceRefusal with the device's words if it cannot store them; BundleError if a local file has shrunk.
         """
         for batch in store_batches(runs):
             script = self._folder_script(store_script(batch, self._receiver))
-            # What the last jobs read and write may take its time without a word.
+            # The last jobs may read and write for some time without any output.
             silence_s = timeout_s(2 * HASH_JOBS * batch[0].file.chunk_bytes)
             with self._device.stream_exec(f"{{ {script}; }} 2>&1", timeout=silence_s) as stream:
                 listener = _Listener(self._device, stream, on_digest)
@@ -76,7 +76,7 @@ class ChunkShell:
                 listener.finish()
 
     def _lines(self, script: Script, wanted: str) -> Iterator[str]:
-        """Whole lines of what a script says; DeviceRefusal in these words if it fails."""
+        """Yield complete lines of a script's output; DeviceRefusal with its message if it fails."""
         text, rest = f"{{ {self._folder_script(script.text)}; }} 2>&1", ""
         words: list[str] = []
         with self._device.stream_shell(text, timeout=timeout_s(script.bytes)) as stream:
@@ -90,12 +90,12 @@ class ChunkShell:
 
 
 def timeout_s(size: int) -> float:
-    """How long the device may take over so many bytes."""
+    """The time limit in seconds for processing this many bytes."""
     return LEAST_S + size / SLOWEST_BYTES_PER_S
 
 
 def _refusal(what: str, lines: Iterable[str], otherwise: str, wanted: str = _STORED) -> DeviceRefusal:
-    """With what the device has said beside its answers; `otherwise` if that is nothing."""
+    """The error with the device's message, which is its output without the answers; `otherwise` if it has none."""
     words = [line for line in map(str.strip, lines) if line and line != FAILED and not _STATISTICS.match(line)]
     found = " ".join(line for line in words if not list(parse_digests([line]))) or otherwise
     remedy = "mend that and push again: what was sent is kept"
@@ -103,7 +103,7 @@ def _refusal(what: str, lines: Iterable[str], otherwise: str, wanted: str = _STO
 
 
 class _Listener:
-    """Takes in what the device says while bytes are sent to it."""
+    """Reads the device's output while bytes are sent to it."""
 
     def __init__(self, device: Transport, stream: ExecStream, on_digest: OnDigest) -> None:
         self.what = f"{device.serial} push"
@@ -115,7 +115,7 @@ class _Listener:
         self._turns: float = 0
 
     def wait_for_turn(self) -> None:
-        """Until the device wants a chunk: at once, unless it has to ask for each."""
+        """Wait until the device wants a chunk; returns at once, unless it has to ask for each."""
         while self._turns < 1:
             data = self._stream.read()
             if not data:
@@ -124,7 +124,7 @@ class _Listener:
         self._turns -= 1
 
     def listen(self) -> None:
-        """Take the digests that have come so far."""
+        """Process the digests received so far."""
         while self._stream.has_input:
             data = self._stream.read()
             if not data:
@@ -132,7 +132,7 @@ class _Listener:
             self._take(data)
 
     def finish(self) -> None:
-        """Take all digests up to the end of the stream."""
+        """Process all digests up to the end of the stream."""
         while data := self._stream.read():
             self._take(data)
         if not self._ended:

@@ -1,4 +1,4 @@
-"""Which chunks of a file are sent, which are taken from what the device has, and whether there is room. Pure."""
+"""Plans which chunks of a file to send, and which to copy on the device; checks free space. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Action = Literal["copy", "send"]
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file on the device: its size, and which chunks are those that are wanted."""
+    """A file on the device: its size, and which of its chunks are right."""
 
     size: int
     good: frozenset[int]
@@ -22,7 +22,7 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What the device has of a file: under its name, and from a push that was cut; None: nothing."""
+    """What the device has of a file: under its own name, and in NAME.part from an earlier, interrupted push."""
 
     file: PushFile
     whole: Remote | None
@@ -30,14 +30,14 @@ class FileState:
 
     @property
     def is_done(self) -> bool:
-        """Whether the file on the device is the wanted one."""
+        """Whether the file on the device is already right."""
         whole = self.whole
         return whole is not None and whole.size == self.file.size and len(whole.good) == len(self.file.chunks)
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkSpan:
-    """Chunks `first` to before `stop`: sent, or copied on the device from the file that is to be replaced."""
+    """Chunks `first` up to but not including `stop`, to be sent, or copied on the device from the old file."""
 
     action: Action
     first: int
@@ -46,16 +46,16 @@ class ChunkSpan:
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """How NAME.part comes about. `gives_up_whole`: NAME itself goes, for there is no room for both.
+    """How to build NAME.part. `gives_up_whole`: NAME itself is removed first, since there is no room for both.
 
-    `starts_as_whole`: NAME becomes NAME.part; else NAME.part is what a push that was cut left of it.
+    `starts_as_whole`: NAME becomes NAME.part; otherwise NAME.part is the one left by an interrupted push.
     """
 
     file: PushFile
     gives_up_whole: bool
     starts_as_whole: bool
     keep_bytes: int
-    """To what NAME.part is cut first: behind its last good chunk."""
+    """The size to which NAME.part is truncated first: the end of its last right chunk."""
     runs: tuple[ChunkSpan, ...]
 
     def runs_of(self, action: Action) -> list[ChunkSpan]:
@@ -66,14 +66,14 @@ class FilePlan:
 
     @property
     def written(self) -> tuple[int, ...]:
-        """The chunks that are new, and so have to be looked at again."""
+        """The chunks that are newly written, and so must be verified."""
         return tuple(chunk for run in self.runs for chunk in range(run.first, run.stop))
 
 
 def plan_push(states: Sequence[FileState], free_bytes: int, where: str) -> tuple[FilePlan, ...]:
-    """A plan for each file that is not done. Where there is no room beside the old files, they are changed in place.
+    """Make a plan for each file that is not done. If there is no room beside the old files, they are changed in place.
 
-    EnvironmentFault if even that does not fit; `where` names the device in it.
+    EnvironmentFault if there is not enough room even then; `where` names the device in it.
     """
     missing = [state for state in states if not state.is_done]
     replaced: set[str] = set()
@@ -81,7 +81,7 @@ def plan_push(states: Sequence[FileState], free_bytes: int, where: str) -> tuple
         if state is not None:
             replaced.add(state.file.name)
         growth = sum(_growth(other, in_place=other.file.name in replaced) for other in missing)
-        # Blocks and the file system's own tables take a little more than the bytes.
+        # Blocks and the file system's tables take a little more room than the bytes.
         needed = growth + max(0, growth) // 256
         if needed <= free_bytes:
             return tuple(_plan_file(other, in_place=other.file.name in replaced) for other in missing)
@@ -91,7 +91,7 @@ def plan_push(states: Sequence[FileState], free_bytes: int, where: str) -> tuple
 
 
 def _growth(state: FileState, *, in_place: bool) -> int:
-    """Bytes that the device's storage loses by a file until it is whole."""
+    """The bytes of storage that a file needs until it is complete, beyond what it has now."""
     whole = state.whole.size if in_place and state.whole is not None else 0
     part = state.part.size if state.part is not None else 0
     return state.file.size - whole - part
@@ -109,7 +109,7 @@ def _plan_file(state: FileState, *, in_place: bool) -> FilePlan:
 
 
 def _runs(file: PushFile, there: frozenset[int], copied: frozenset[int]) -> Iterator[ChunkSpan]:
-    """Neighbours with the same action in one run."""
+    """Join neighbouring chunks with the same action into runs."""
     first, action = 0, None
     for chunk in range(len(file.chunks) + 1):
         now: Action | None = None

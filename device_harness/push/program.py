@@ -1,4 +1,4 @@
-"""A program and the libraries beside it, pushed to a folder of their own."""
+"""Pushes a program and its libraries to a separate folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEY_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class ProgramFiles:
-    """A program here, and its files with their sha256: the program first, then all `*.so` of its folder."""
+    """A local program and the sha256 of its files: the program first, then all `*.so` of its folder."""
 
     program: Path
     files: tuple[PushFile, ...]
@@ -26,13 +26,13 @@ class ProgramFiles:
 
     @property
     def key(self) -> str:
-        """Of names and hashes: what tells one build of a program from another."""
+        """A hash of names and hashes, which identifies a build of the program."""
         lines = (f"{file.name} {digest}\n" for file, digest in zip(self.files, self.digests, strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()[:_KEY_DIGITS]
 
 
 def open_program(program: Path) -> ProgramFiles:
-    """Hash a program and the libraries beside it; UsageError if there is no such program."""
+    """Hash a program and the libraries in its folder; UsageError if it does not exist."""
     if not program.is_file():
         raise UsageError("--binary", found=str(program), wanted=f"the program {program.name}")
     paths = [program, *sorted(path for path in program.parent.glob("*.so") if path != program)]
@@ -44,9 +44,9 @@ def open_program(program: Path) -> ProgramFiles:
 
 
 def push_program(device: Transport, files: ProgramFiles) -> str:
-    """Push the files, each verified by its hash, and let the program be executed; the folder there.
+    """Push the files, verified by their hashes, and make the program executable; return the folder on the device.
 
-    The folder has the hashes in its name: other builds of the same program do not meet.
+    The folder's name contains a hash, so that different builds of a program do not mix.
     """
     folder = remote_path(DEFAULT_FOLDER, "bin", files.key)
     push_source(device, PushSource(None, files.files), target=folder)

@@ -1,4 +1,4 @@
-"""Puts a bundle, or a .litertlm, on a device: only what differs, whole or not at all, taken up again after a cut."""
+"""Pushes a bundle or a .litertlm: sends only chunks that differ, renames at the end, continues after a cut."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from toolkit.bundle.manifest_json import MAX_MANIFEST_BYTES, parse_manifest
 DEFAULT_FOLDER = "/data/local/tmp/gemma-edge"
 
 _REPAIRS = 2
-"""How often a chunk that the device stored wrong is sent again."""
+"""How often a chunk that the device stored wrongly is sent again."""
 _FRUITLESS_CUTS = 3
-"""After how many cuts in a row, with no whole chunk between them, a push gives up."""
+"""A push gives up after this many lost connections in a row without one complete chunk in between."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """What a push did. `bytes_skipped` were there already, `bytes_copied` of them in a file that was replaced."""
+    """The result of a push. `bytes_skipped` were on the device already, `bytes_copied` of them in a replaced file."""
 
     device: str
     target: str
     receiver: Literal["native", "shell"]
-    """Who stored and hashed there: our program, or the device's own ones."""
+    """The program that stored and hashed files on the device: ours, or the device's own tools."""
     files: tuple[str, ...]
     files_sent: tuple[str, ...]
     files_removed: tuple[str, ...]
@@ -55,12 +55,12 @@ class PushResult:
     chunks_repaired: int
     reconnects: int
     seconds: float
-    """From the first question to the device to the last rename."""
+    """The time from the first request to the last rename."""
     send_seconds: float
 
     @property
     def megabytes_per_s(self) -> float | None:
-        """Rate of sending alone, in 10**6 bytes; None if nothing was sent."""
+        """The rate of sending alone, in 10**6 bytes per second; None if nothing was sent."""
         return self.bytes_sent / 1e6 / self.send_seconds if self.bytes_sent else None
 
 
@@ -73,9 +73,9 @@ def push_source(
     progress: PushProgress | None = None,
     patience_s: float = 60.0,
 ) -> PushResult:
-    """Bring files (`open_source`) to the folder `target` of a device; several devices may share a source.
+    """Push files (see `open_source`) to the folder `target` of a device; several devices may share a source.
 
-    BundleError if local files are not what their manifest says; EnvironmentFault for everything about the device.
+    BundleError if local files differ from their manifest; EnvironmentFault for any fault of the device.
     After a fault or an interrupt, what was sent lies in NAME.part files, and the next push goes on there.
     `receiver`: what `place_receiver` says. `patience_s`: how long a device that was cut off has to come back.
     """
@@ -84,7 +84,7 @@ def push_source(
 
 
 def default_target(source: PushSource) -> str:
-    """Where a push goes if nobody says."""
+    """The default target folder of a push."""
     if source.folder is None:
         return DEFAULT_FOLDER
     return remote_path(DEFAULT_FOLDER, safe_name(source.folder, "folder name, of which --target can name another"))
@@ -92,7 +92,7 @@ def default_target(source: PushSource) -> str:
 
 @dataclass(slots=True)
 class _Tally:
-    """What has happened so far, over all connections."""
+    """Counters of a push, over all its connections."""
 
     sent: int = 0
     skipped: int | None = None
@@ -105,7 +105,7 @@ class _Tally:
 
 
 class _Push:
-    """One push to one device. A new connection starts again from what the device then has."""
+    """One push to one device. After a lost connection, it starts again from what the device has by then."""
 
     def __init__(
         self, device: Transport, folder: RemoteFolder, source: PushSource, progress: PushProgress | None
@@ -117,7 +117,7 @@ class _Push:
         self._tally = _Tally()
         self._done: set[str] = set()
         self._left_bytes: int | None = None
-        """To be sent when the last plan was made."""
+        """The bytes to send, by the latest plan."""
 
     def run(self, patience_s: float) -> PushResult:
         started = time.monotonic()
@@ -156,11 +156,11 @@ class _Push:
         return self._folder.sizes([*names, OLD_MANIFEST] if self._source.manifest is not None else names)
 
     def _stale(self, sizes: dict[str, int]) -> list[str]:
-        """Files that the bundle which was there listed, and that are none of this one's as it is."""
+        """Files of the device's old bundle that are not part of the new one."""
         new = self._source.manifest
         if new is None:
             return []
-        # /sdcard ignores case: there, one name's removal is another's.
+        # /sdcard ignores case, so removing a name there could remove another file.
         wanted = {file.name.lower() for file in self._source.files}
         stale: set[str] = set()
         for name in (MANIFEST_NAME, OLD_MANIFEST):
@@ -181,11 +181,11 @@ class _Push:
         return manifest
 
     def _compare(self, sizes: dict[str, int]) -> list[FileState]:
-        """Hash on the device what could be of use there."""
+        """Hash those files on the device that could be reused."""
         missing = [file for file in self._source.files if file.name not in self._done]
         candidates = [_useful(file, name, sizes) for file in missing for name in (file.name, file.name + PART)]
         with ThreadPoolExecutor(1) as pool:
-            # Here and there at once; what a manifest says costs nothing.
+            # Hash on both sides at once; hashes in a manifest cost nothing.
             here = pool.submit(_know, candidates)
             digests = self._digests("compare", [chunks for chunks in candidates if chunks.numbers])
             here.result()
@@ -196,7 +196,7 @@ class _Push:
         return [FileState(file, look(file, file.name), look(file, file.name + PART)) for file in missing]
 
     def _send(self, plans: Sequence[FilePlan], sizes: dict[str, int]) -> dict[str, dict[int, str]]:
-        """Make each NAME.part; the hashes that the device has told already of what it then has in them."""
+        """Create each NAME.part; return the hashes that the device has computed of their content so far."""
         if any(plan.gives_up_whole for plan in plans):
             self._require_sound(plans)
         if MANIFEST_NAME in sizes and _takes_apart(plans):
@@ -209,7 +209,7 @@ class _Push:
         return {name: {**copied.get(name, {}), **sent.get(name, {})} for name in copied.keys() | sent.keys()}
 
     def _require_sound(self, plans: Sequence[FilePlan]) -> None:
-        """Before the device's old file goes, all of the new one is looked at."""
+        """Verify all local chunks of a file before the device's old file is removed."""
         advance = self._advance("check", sum(plan.bytes_of("send") for plan in plans))
         for plan in plans:
             for run in plan.runs_of("send"):
@@ -218,7 +218,7 @@ class _Push:
                     advance(plan.file.length(chunk))
 
     def _copy(self, runs: Sequence[ChunkRun]) -> dict[str, dict[int, str]]:
-        """Chunks that the old file has; the hashes of what the device has made of them."""
+        """Copy chunks from the old file; return the hashes of the copies."""
         size = sum(run.bytes for run in runs)
         files = {run.name: run.file for run in runs}
         digests: dict[str, dict[int, str]] = {name: {} for name in files}
@@ -233,7 +233,7 @@ class _Push:
         return digests
 
     def _store(self, runs: Sequence[ChunkRun]) -> dict[str, dict[int, str]]:
-        """Not by sync: adbd removes what a cut leaves of a file that came that way (AOSP file_sync_service.cpp)."""
+        """Send chunks, not by sync: after a cut, adbd removes a partial file (AOSP file_sync_service.cpp)."""
         advance = self._advance("send", sum(run.bytes for run in runs))
         files = {run.name: run.file for run in runs}
         digests: dict[str, dict[int, str]] = {name: {} for name in files}
@@ -260,7 +260,7 @@ class _Push:
         return digests
 
     def _verify(self, plans: Sequence[FilePlan], stored: dict[str, dict[int, str]]) -> None:
-        """Every chunk that was written has the right hash on the device; with the size that is the whole file's hash.
+        """Check the hash of every written chunk on the device; with the size, this verifies the whole file.
 
         `stored`: what the device has said already, of chunks that were sent. The others are asked for.
         """
@@ -295,7 +295,7 @@ class _Push:
         return self._store([ChunkRun(chunks.file, n, n + 1) for chunks in bad for n in chunks.numbers])
 
     def _commit(self, plans: Sequence[FilePlan], sizes: dict[str, int], stale: Sequence[str]) -> None:
-        """All renames at the end, so that no moment mixes two bundles but this one; the manifest is the last."""
+        """Rename all files, the manifest last. Only during these renames can files of two bundles be mixed."""
         names = [plan.file.name for plan in plans]
         moves = [(name + PART, name) for name in names]
         is_new = MANIFEST_NAME in names
@@ -304,7 +304,7 @@ class _Push:
             moves += [(name + PART, name) for name in names]
         leftovers = [name + PART for name in self._done if name + PART in sizes]
         has_old = OLD_MANIFEST in sizes or (is_new and MANIFEST_NAME in sizes)
-        # The manifest that lists them goes last: a cut before leaves word of them.
+        # The manifest that lists them is removed last, so that after a cut it still lists them.
         removals = [*leftovers, *stale, *([OLD_MANIFEST] if has_old else [])]
         if moves or removals:
             self._folder.switch(moves, removals)
@@ -337,7 +337,7 @@ class _Push:
 
 
 def _takes_apart(plans: Sequence[FilePlan]) -> bool:
-    """Whether files of an older bundle go before the new ones are whole: its manifest must not stay then."""
+    """Whether old files are removed before the new ones are complete; then the old manifest must not stay."""
     return any(plan.gives_up_whole for plan in plans) and any(plan.file.name == MANIFEST_NAME for plan in plans)
 
 
@@ -346,14 +346,14 @@ def _runs(plans: Sequence[FilePlan], action: Action) -> list[ChunkRun]:
 
 
 def _know(candidates: Iterable[Chunks]) -> None:
-    """Compute the hashes of local files that no manifest lists."""
+    """Compute the hashes of local files without a manifest."""
     for chunks in candidates:
         for number in chunks.numbers:
             chunks.file.chunks[number]
 
 
 def _useful(file: PushFile, name: str, sizes: Mapping[str, int]) -> Chunks:
-    """Chunks of a file that the device's file `name` is long enough to have."""
+    """The chunks of a file that lie within the size of the device's file `name`."""
     there = sizes.get(name, 0)
     return Chunks(name, file, tuple(n for n in range(len(file.chunks)) if file.offset(n + 1) <= there))
 

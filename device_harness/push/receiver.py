@@ -1,4 +1,4 @@
-"""Our program that stores and hashes a push on the device, in place of its own ones: found, built, brought there."""
+"""Finds, builds and pushes our program that stores and hashes files on the device, instead of its own tools."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from device_harness.push.program import open_program, push_program
 from device_harness.push.push import DEFAULT_FOLDER
 
 Receiver = Literal["auto", "shell", "native"]
-"""`native`: our program, built if need be; `shell`: the device's own; `auto`: ours if it has been built."""
+"""`native`: our program, built if needed; `shell`: the device's own tools; `auto`: ours if it has been built."""
 
 _ASK_S = 30.0
 _USAGE = f"usage: {PUSH_RECEIVER} "
-"""What it says without arguments."""
+"""The program's output without arguments."""
 
 
 def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], None] | None = None) -> str | None:
@@ -58,7 +58,7 @@ def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], No
 
 
 def _program(kind: Receiver, machine: str, serial: str, say: Callable[[str], None] | None) -> NativeProgram | None:
-    """None: it has not been built, or a device of this kind cannot have one."""
+    """The program for this kind of device; None if it has not been built, or cannot be."""
     if kind == "native":
         return native_program(PUSH_RECEIVER, parse_architecture(machine, serial), say=say)
     try:

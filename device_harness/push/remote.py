@@ -1,4 +1,4 @@
-"""The device's side of a push: shell commands in one folder, and what they print. Nothing outside of it is named."""
+"""The device's side of a push: shell commands in one folder, which name nothing outside of it, and their output."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from device_harness.push.scripts import ChunkRun, Chunks, batches, chunk_word, s
 from device_harness.push.source import PART, PushFile
 
 MAX_SCRIPT_CHARACTERS = 1500
-"""Old devices take 4096 bytes a message, and a command is quoted once more on its way."""
+"""Old devices take messages of 4096 bytes, and quoting makes a command longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartStart:
-    """What NAME.part starts as: its own first `keep_bytes`, or NAME's (`takes_whole`); whether NAME goes."""
+    """How NAME.part starts: with its own first `keep_bytes`, or NAME's (`takes_whole`); and whether NAME is removed."""
 
     name: str
     keep_bytes: int
@@ -26,10 +26,10 @@ class PartStart:
 
 
 class RemoteFolder:
-    """The folder that a bundle is pushed to; names in it have passed `safe_name`."""
+    """The folder that a bundle is pushed to; all names in it have been checked by `safe_name`."""
 
     def __init__(self, device: Transport, folder: str, receiver: str | None = None) -> None:
-        """`receiver`: the program on the device that stores and hashes; None: its own ones do."""
+        """`receiver`: the path of our program on the device, or None to use the device's own tools."""
         self._device = device
         self._chunks = ChunkShell(device, self._inside, receiver)
         self.receiver = receiver
@@ -37,15 +37,15 @@ class RemoteFolder:
         self.what = f"{device.serial} {self.folder}"
 
     def path(self, name: str) -> str:
-        """A file of the folder, for the transport."""
+        """The path of a file in the folder."""
         return remote_path(self.folder, name)
 
     def create(self) -> None:
-        """Make the folder if it is not there; readable for apps, whatever the shell's umask."""
+        """Create the folder if it does not exist, readable for apps whatever the shell's umask."""
         self._run(f"umask 022; mkdir -p {quote(self.folder)}")
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """Bytes of those that are there; DeviceRefusal if one is a link or no file, for it could lead elsewhere."""
+        """The sizes of those files that exist; DeviceRefusal for a link, which may lead elsewhere, or a directory."""
         found: dict[str, int] = {}
         test = "if [ -L $n ]; then echo $n link; elif [ -f $n ]; then echo $n $(stat -c %s $n); elif [ -e $n ]; then "
         for words in batches(map(chunk_word, names), MAX_SCRIPT_CHARACTERS):
@@ -54,7 +54,7 @@ class RemoteFolder:
         return found
 
     def digests(self, wanted: Sequence[Chunks], tick: Callable[[int], None]) -> dict[str, dict[int, str]]:
-        """sha256 of chunks by file name, computed by the device; `tick` gets the bytes of each as it comes."""
+        """The sha256 of chunks by file name, computed by the device; `tick` gets the bytes of each chunk."""
         found: dict[str, dict[int, str]] = {chunks.name: {} for chunks in wanted}
         files = {chunks.name: chunks.file for chunks in wanted}
         for name, number, digest in self._chunks.hash(wanted):
@@ -69,15 +69,15 @@ class RemoteFolder:
         return found
 
     def store(self, runs: Sequence[ChunkRun], on_sent: OnSent, on_digest: OnDigest) -> None:
-        """Send runs of chunks to their NAME.part; `on_digest` hears the hash of each as the device has stored it."""
+        """Send runs of chunks to their NAME.part; `on_digest` gets the hash of each chunk as stored."""
         self._chunks.store(runs, on_sent, on_digest)
 
     def free_bytes(self) -> int:
-        """Room on the storage that the folder lies on."""
+        """The free bytes on the folder's file system."""
         return parse_df(self._run_inside("df -k ."), self.what)
 
     def start_parts(self, starts: Iterable[PartStart]) -> None:
-        """Make NAME.part of what is there: the first bytes of it, or of NAME; then give NAME up if it has to go.
+        """Create NAME.part from the first bytes of an old NAME.part or of NAME; then remove NAME if it must go.
 
         One that starts with nothing is a new file, for what a cut push left running may still write to the old one.
         """
@@ -94,22 +94,22 @@ class RemoteFolder:
         self._run_all(commands)
 
     def copy(self, runs: Sequence[ChunkRun], on_digest: OnDigest) -> None:
-        """Chunks of NAME to the same places in NAME.part; `on_digest` hears the hash of each there."""
+        """Copy chunks of NAME to the same places in NAME.part; `on_digest` gets the hash of each copy."""
         for name, number, digest in self._chunks.copy(runs):
             on_digest(name, number, digest)
 
     def settle(self, files: Sequence[PushFile]) -> None:
-        """Bring each NAME.part to its size and to the storage."""
+        """Truncate each NAME.part to its size, and sync it to the storage."""
         commands = []
         for file in files:
             part = file.name + PART
-            # Apps read as another user; where modes mean nothing, as on /sdcard, chmod may fail.
+            # Apps are other users. Where modes have no effect, as on /sdcard, chmod may fail.
             readable = f"chmod 644 {part} 2>/dev/null"
             commands.append(f"truncate -s {file.size} {part} && {{ {readable}; {sync_command(part)}; }}")
         self._run_all(commands, sum(file.size for file in files))
 
     def switch(self, moves: Iterable[tuple[str, str]], removals: Iterable[str]) -> None:
-        """Rename, then remove, in order; a cut between two leaves the later ones undone. Then all is on the storage."""
+        """Rename, then remove files, in order, and sync. After a cut the rest is not done."""
         renames = [f"mv -f {chunk_word(old)} {chunk_word(new)}" for old, new in moves]
         self._run_all([*renames, *(f"rm -f {chunk_word(name)}" for name in removals), sync_command(".")], 1 << 30)
 
@@ -138,7 +138,7 @@ class RemoteFolder:
 
 
 def parse_df(text: str, what: str) -> int:
-    """Free bytes of `df -k` for one file system, also where a long name has a line of its own.
+    """The free bytes in the output of `df -k`, in which a long name may have a separate line.
 
     >>> parse_df("Filesystem 1K-blocks Used Available Use% Mounted on\\n/dev/fuse 100 40 60 40% /sdcard\\n", "sdcard")
     61440

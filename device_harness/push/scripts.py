@@ -1,4 +1,4 @@
-"""The shell scripts that hash, copy and store chunks on a device: by its own programs, or by our receiver. Pure."""
+"""Makes the shell scripts that hash, copy and store chunks on a device, with its own tools or our receiver."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from device_harness.push.source import PART, PushFile
 from toolkit.base.files import safe_name
 
 MAX_CALL_CHARACTERS = 1200
-"""Of the calls in one script, beside its functions: old devices take 4096 bytes a message."""
+"""The maximum length of the calls in one script, without its functions: old devices take messages of 4096 bytes."""
 HASH_JOBS = 4
 """How many chunks the device hashes at once."""
 END, FAILED = "end", "failed"
 FLOWING, ASKING, NEXT = "flowing", "asking", "next"
 
 _BLOCK_BYTES = 64 * 1024
-"""Fits a pipe; larger ones leave the processor's cache."""
+"""Fits into a pipe; larger blocks do not fit into the processor's cache."""
 _DIGEST = re.compile(r"([A-Za-z0-9._-]+) (\d+) ([0-9a-f]{64}|unreadable)\b", re.ASCII)
 
-# Android's sha256sum is BoringSSL's, which uses the processor's instructions. Elsewhere openssl does where it is there,
-# and sha256sum may be plain C, many times slower.
+# Android's sha256sum is BoringSSL's, which uses the processor's SHA instructions. Elsewhere sha256sum may be plain C,
+# many times slower, so openssl is used if it exists.
 _HASH = """case $(openssl dgst -sha256 -r 2>/dev/null </dev/null) in
 e3b0c44298fc1c14*) sum='openssl dgst -sha256 -r';; *) sum=sha256sum;; esac
 digest() { echo "$1 $2 $(dd if=$1 bs=BLOCK skip=$(($2*STEP)) count=STEP 2>/dev/null | $sum)"; }
 """
 
-# At most HASH_JOBS hashes at once: a new one waits for the oldest.
+# At most HASH_JOBS hashes run at once: a new one waits for the oldest.
 _LATER = """later() { [ -z "$a" ] || wait $a; a=$b; b=$c; c=$d; d=$!; }
 """
 
-# digests NAME FIRST STOP LAST: of chunks FIRST to before STOP.
+# digests NAME FIRST STOP LAST: hash chunks FIRST up to but not including STOP.
 _DIGESTS = """digests() { k=$2; while [ $k -lt $3 ]; do digest $1 $k & later; k=$((k+1)); done; }
 """
 
-# copy NAME FIRST STOP LAST FROM: chunks FIRST to before STOP, each hashed while the next ones are copied.
+# copy NAME FIRST STOP LAST FROM: copy chunks FIRST up to but not including STOP, and hash each during the next copies.
 _COPY = """copy() { k=$2; while [ $k -lt $3 ]; do
 dd if=$5 of=$1 bs=BLOCK skip=$((k*STEP)) seek=$((k*STEP)) count=STEP conv=notrunc || exit 1
 digest $1 $k </dev/null & later; k=$((k+1)); done; }
 """
 
-# put NAME FIRST STOP LAST: chunks FIRST to before STOP come in, the last of them with LAST bytes. Each is hashed while
-# the next ones come in. dd says how much it wrote: less is the connection's end.
-# Without fullblock only head is left to collect a chunk, and it reads ahead: then each chunk is asked for.
+# put NAME FIRST STOP LAST: store chunks FIRST up to but not including STOP from the input, the last with LAST bytes.
+# Each is hashed while the next ones arrive. dd prints how much it wrote: less means that the connection has ended.
+# If dd lacks fullblock, head collects a chunk; since head reads ahead, the script then asks for each chunk.
 _PUT = """dd iflag=fullblock if=/dev/null of=/dev/null 2>/dev/null && full=1
 [ "$full" ] && echo FLOWING || echo ASKING
 fail() { echo "$said"; echo FAILED; exit 1; }
@@ -61,13 +61,13 @@ digest $1 $k </dev/null & later; k=$((k+1)); done; }
 """
 
 
-# Beside all that, what was written goes to the storage, so that little is left for the end; while the script lives.
+# While the script runs, written data is synced to the storage in the background, so that little is left for the end.
 _FLUSH = """{ while kill -0 $$ && sleep 1; do for n in *PART; do SYNC; done; done
 } </dev/null >/dev/null 2>&1 & flusher=$!
 finish() { kill $flusher; wait; }
 """
 
-# The same by native/push_receiver.c, which keeps no line from the next one: it ends when its chunks are hashed.
+# The same with native/push_receiver.c, which ends only when its chunks are hashed.
 _RECEIVE = """receive() { m=$1 n=$2; shift 2; RECEIVER $m $n CHUNK "$@" || exit 1; }
 digests() { receive hash "$@"; }
 copy() { receive copy "$@"; }
@@ -78,7 +78,7 @@ finish() { :; }
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """Chunks of `file`, by their numbers in ascending order, in the file `name` on the device."""
+    """Chunks of `file` in the device's file `name`, by number, in ascending order."""
 
     name: str
     file: PushFile
@@ -90,7 +90,7 @@ class Chunks:
 
     @property
     def stretches(self) -> Iterator[tuple[int, int]]:
-        """Neighbours together: the first of them, and the one behind the last."""
+        """Runs of neighbouring chunks: the first number, and the one after the last."""
         first = 0
         for at in range(1, len(self.numbers) + 1):
             if at == len(self.numbers) or self.numbers[at] != self.numbers[at - 1] + 1:
@@ -105,7 +105,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRun:
-    """Chunks `first` to before `stop` of a file, which go to its NAME.part."""
+    """Chunks `first` up to but not including `stop` of a file, to be stored in its NAME.part."""
 
     file: PushFile
     first: int
@@ -123,14 +123,14 @@ class ChunkRun:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """For the device's shell, in the folder; `bytes` are those that it goes through, for its time limit."""
+    """A script for the device's shell, to run in the folder; `bytes`: how many it processes, for its time limit."""
 
     text: str
     bytes: int
 
 
 def hash_scripts(wanted: Sequence[Chunks], receiver: str | None) -> Iterator[Script]:
-    """Say a line for each chunk, in any order: `parse_digests`."""
+    """Scripts that print a line for each chunk, in any order, for `parse_digests`."""
     calls = [
         (f"digests {_place(chunks.name, chunks.file, first, stop)}", chunks.file.extent(first, stop))
         for chunks in wanted
@@ -141,7 +141,7 @@ def hash_scripts(wanted: Sequence[Chunks], receiver: str | None) -> Iterator[Scr
 
 
 def copy_scripts(runs: Sequence[ChunkRun], receiver: str | None) -> Iterator[Script]:
-    """Chunks of NAME to the same places in NAME.part; say the hashes of what then lies there."""
+    """Scripts that copy chunks of NAME to the same places in NAME.part, and print the hashes of the copies."""
     calls = [
         (f"copy {_place(run.name, run.file, run.first, run.stop)} {chunk_word(run.file.name)}", run.bytes)
         for run in runs
@@ -151,7 +151,7 @@ def copy_scripts(runs: Sequence[ChunkRun], receiver: str | None) -> Iterator[Scr
 
 
 def store_script(runs: Sequence[ChunkRun], receiver: str | None) -> str:
-    """Takes the chunks of `runs` from its input, says their hashes, and `END` when all are stored."""
+    """A script that stores the chunks of `runs` from its input, and prints their hashes, then `END`."""
     chunk_bytes = runs[0].file.chunk_bytes
     flush = _FLUSH.replace("SYNC", sync_command("$n")).replace("PART", PART)
     functions = _functions(_HASH + _LATER + flush + _PUT, receiver, chunk_bytes)
@@ -160,7 +160,7 @@ def store_script(runs: Sequence[ChunkRun], receiver: str | None) -> str:
 
 
 def store_batches(runs: Sequence[ChunkRun]) -> Iterator[Sequence[ChunkRun]]:
-    """As many runs as one script may have."""
+    """Split runs into groups that fit into one script each."""
     done = 0
     for calls in batches(map(_put_call, runs), MAX_CALL_CHARACTERS):
         yield runs[done : done + len(calls)]
@@ -168,9 +168,9 @@ def store_batches(runs: Sequence[ChunkRun]) -> Iterator[Sequence[ChunkRun]]:
 
 
 def parse_digests(lines: Iterable[str]) -> Iterator[tuple[str, int, str]]:
-    """File names, chunk numbers and hashes of lines such as `a.bin 3 9f86d0...0a08 -`; anything else is noise.
+    """Yield file name, chunk number and hash from lines such as `a.bin 3 9f86d0...0a08 -`; ignore other lines.
 
-    In place of a hash, `unreadable` is what no chunk's hash is.
+    Instead of a hash a line may have `unreadable`, which equals no chunk's hash.
 
     >>> list(parse_digests(["sh: noise", f"a.bin 3 {'0a' * 32}  -"])) == [("a.bin", 3, "0a" * 32)]
     True
@@ -182,7 +182,7 @@ def parse_digests(lines: Iterable[str]) -> Iterator[tuple[str, int, str]]:
 
 
 def batches(words: Iterable[str], most_characters: int) -> Iterator[list[str]]:
-    """As many words as one command may have."""
+    """Split words into groups that fit into one command each."""
     batch: list[str] = []
     room = most_characters
     for word in words:
@@ -201,7 +201,7 @@ def chunk_word(name: str) -> str:
 
 
 def sync_command(name: str) -> str:
-    """Toybox has fsync; coreutils' sync takes a name; anything has sync."""
+    """A command that syncs one file: toybox has fsync, coreutils' sync takes a name, and every system has sync."""
     return f"{{ fsync {name} || sync {name} || sync; }} 2>/dev/null"
 
 
@@ -210,14 +210,14 @@ def _put_call(run: ChunkRun) -> str:
 
 
 def _place(name: str, file: PushFile, first: int, stop: int) -> str:
-    """The words NAME FIRST STOP LAST of a run of chunks."""
+    """The arguments NAME FIRST STOP LAST for a run of chunks."""
     return f"{chunk_word(name)} {first} {stop} {file.length(stop - 1)}"
 
 
 def _in_batches(
     calls: Sequence[tuple[str, int]], chunk_bytes: int, functions: str, receiver: str | None
 ) -> Iterator[Script]:
-    """Calls with the bytes that each goes through. `functions` are the shell's; a receiver has its own."""
+    """Scripts with these calls, each given with the bytes that it processes; `functions`: the shell functions."""
     done = 0
     for batch in batches((call for call, _ in calls), MAX_CALL_CHARACTERS):
         size = sum(size for _, size in calls[done : done + len(batch)])
@@ -227,7 +227,7 @@ def _in_batches(
 
 
 def _functions(functions: str, receiver: str | None, chunk_bytes: int) -> str:
-    """The shell's, or those of a receiver, which know the same calls."""
+    """The functions for the calls: those of the shell, or, with the same names, those that call the receiver."""
     if receiver is None:
         return _filled(functions, chunk_bytes)
     return _filled(_RECEIVE, chunk_bytes).replace("RECEIVER", quote(receiver))

@@ -1,4 +1,4 @@
-"""What a push sends: the files of a bundle that are wanted, or a .litertlm, held against their hashes beforehand."""
+"""The source of a push: the wanted files of a bundle, or a .litertlm, with the hashes of their chunks."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from toolkit.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
 
 PART = ".part"
-"""Behind the name of a file that is not whole yet."""
+"""The suffix of a file that is not complete yet."""
 OLD_MANIFEST = f"{MANIFEST_NAME}.old"
-"""The manifest of the bundle that a push is taking apart."""
+"""The name of the old bundle's manifest while a push replaces that bundle."""
 
 _READ_BYTES = 256 * 1024
-"""Stays in the processor's cache until it is hashed."""
+"""Small enough to stay in the processor's cache until it is hashed."""
 
 Step = Literal["check", "compare", "copy", "send", "verify"]
 PushProgress = Callable[[Step, int, int], None]
-"""Called with what is being done, the bytes done and the bytes in all."""
+"""Called with the current step, the bytes done and the total."""
 
 
 @dataclass(frozen=True, slots=True)
 class PushFile:
-    """A local file, the name it gets on the device, and the sha256 of each `chunk_bytes` of it."""
+    """A local file, its name on the device, and the sha256 of each chunk of `chunk_bytes`."""
 
     name: str
     path: Path
@@ -46,20 +46,20 @@ class PushFile:
         safe_name(self.name, "file to push")
 
     def offset(self, chunk: int) -> int:
-        """Where a chunk starts; the file's end for the one after the last."""
+        """The offset of a chunk; the file's size for the number after the last."""
         return min(chunk * self.chunk_bytes, self.size)
 
     def extent(self, first: int, stop: int) -> int:
-        """Bytes of chunks `first` to before `stop`."""
+        """The bytes of chunks `first` up to but not including `stop`."""
         return self.offset(stop) - self.offset(first)
 
     def length(self, chunk: int) -> int:
-        """Bytes of a chunk: the last one is shorter."""
+        """The bytes of a chunk; the last one may be shorter."""
         return self.extent(chunk, chunk + 1)
 
 
 class LocalDigests(Sequence[str]):
-    """The sha256 of each chunk of a file that no manifest lists: computed when it is first asked for.
+    """The sha256 of each chunk of a file without a manifest, computed at the first use.
 
     BundleError if the file changes meanwhile. Threads may share it.
     """
@@ -87,7 +87,7 @@ class LocalDigests(Sequence[str]):
         return self._known[index]
 
     def note(self, index: int, digest: str) -> None:
-        """What a chunk is, by someone who has read it."""
+        """Record the hash of a chunk that the caller has read."""
         if self._known.setdefault(index, digest) != digest:
             place = f"from byte {self._file.offset(index):,} on"
             raise BundleError(place, file=self._file.path, found="the file has changed", remedy="push again")
@@ -95,10 +95,10 @@ class LocalDigests(Sequence[str]):
 
 @dataclass(frozen=True, slots=True)
 class PushSource:
-    """Files in the order in which they are sent; a bundle's manifest comes last."""
+    """The files to push, in order; a bundle's manifest is the last."""
 
     folder: str | None
-    """What a bundle's folder on the device is called; None: the one file lies in no folder of its own."""
+    """The name of a bundle's folder on the device; None for a single file, which has no folder of its own."""
     files: tuple[PushFile, ...]
     manifest: Manifest | None = None
 
@@ -106,10 +106,10 @@ class PushSource:
 def open_source(
     path: Path | str, groups: Collection[str] | None = None, *, manifest: Manifest | None = None
 ) -> PushSource:
-    """The files of a bundle's `groups` (None: all) and those that are always needed, or a .litertlm.
+    """Open a bundle, for the files of its `groups` (None: all) and those that are always needed, or a .litertlm.
 
     `manifest`: the bundle's, if the caller has read it already.
-    BundleError if a file is missing or has not the size that the manifest says.
+    BundleError if a file is missing or does not have the size in the manifest.
     """
     found = Path(path)
     if found.is_dir():
@@ -123,7 +123,7 @@ def open_source(
 
 
 def wanted_names(manifest: Manifest, groups: Collection[str] | None) -> tuple[str, ...]:
-    """Files of the groups, and files of no group; UsageError for a group that the bundle lacks."""
+    """The files of the groups, and those that belong to no group; UsageError for a group that the bundle lacks."""
     unknown = sorted(set(groups or ()) - manifest.groups.keys())
     if unknown:
         raise UsageError("groups", found=unknown[0], wanted=" or ".join(manifest.groups))
@@ -150,7 +150,7 @@ def _unrecorded(path: Path, name: str) -> PushFile:
 
 
 def _recorded(path: Path, name: str, record: FileRecord) -> PushFile:
-    """A file of a bundle by the hashes of its manifest; its content is looked at as it is read."""
+    """A file of a bundle, with the manifest's hashes; its content is verified when it is read."""
     remedy = "convert it again"
     if not path.is_file():
         raise BundleError(file=path, found="no such file", remedy=remedy)
@@ -161,7 +161,7 @@ def _recorded(path: Path, name: str, record: FileRecord) -> PushFile:
 
 
 def chunk_digest(file: PushFile, number: int) -> str:
-    """The sha256 of a chunk as it is here now; BundleError if the file has shrunk."""
+    """The sha256 of a local chunk as it is now; BundleError if the file has become shorter."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_READ_BYTES))
     offset, end = file.offset(number), file.offset(number + 1)
@@ -177,7 +177,7 @@ def chunk_digest(file: PushFile, number: int) -> str:
 
 
 def require_sound(file: PushFile, number: int) -> None:
-    """BundleError if a chunk here is not what its manifest says, or was before."""
+    """BundleError if a local chunk differs from its manifest, or from its earlier hash."""
     digest = chunk_digest(file, number)
     if isinstance(file.chunks, LocalDigests):
         file.chunks.note(number, digest)
@@ -188,9 +188,9 @@ def require_sound(file: PushFile, number: int) -> None:
 
 
 class Comparison:
-    """Holds what the device has stored against what is here, beside the sending.
+    """Compares the hashes of stored chunks with the local ones, in parallel with sending.
 
-    BundleError if a chunk differs because it is not what the manifest says: then sending it again would not help.
+    BundleError if a chunk differs because the local file differs from the manifest: sending it again would not help.
     """
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ class Comparison:
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, file: PushFile, number: int, digest: str) -> None:
-        """Look at one more; what was found wrong meanwhile is raised."""
+        """Queue one more comparison; raise a fault found by an earlier one."""
         self._pending.append(self._pool.submit(_require_stored, file, number, digest))
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
@@ -218,13 +218,13 @@ class Comparison:
 
 
 def _require_stored(file: PushFile, number: int, digest: str) -> None:
-    """A chunk that is sound here and not there is sent again; one that is not sound here ends the push."""
+    """Report a chunk to be sent again if only the device's is wrong; BundleError if the local one is."""
     if file.chunks[number] != digest:
         require_sound(file, number)
 
 
 def _require_free_name(name: str) -> None:
-    """No file may stand where a push keeps its own; the device's file system may ignore case."""
+    """Refuse a file name that a push uses itself; the device's file system may ignore case."""
     safe_name(name, f"{MANIFEST_NAME} files")
     if name.lower().endswith(PART) or name.lower() in (MANIFEST_NAME, OLD_MANIFEST):
         wanted = f"names other than {OLD_MANIFEST} and *{PART}, which a push keeps for itself"

@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle."""
+"""Converts checkpoints to bundles, and verifies the result."""

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: a family's plan, written file by file, judged, and put in its place."""
+"""Converts a checkpoint to a bundle: makes the family's plan, writes its files, runs the gate, and renames."""
 
 from __future__ import annotations
 
@@ -39,36 +39,36 @@ _MANIFEST_BYTES = 1 << 20  # E4B's in float32 takes 0.2 MB; the rest is what a f
 
 @dataclass(frozen=True, slots=True)
 class ConvertRequest:
-    """What to make of a checkpoint: by default all of it, in int8."""
+    """What to convert, and how: by default the whole checkpoint, in int8."""
 
     checkpoint: Checkpoint | Path | str
-    """Open already, which stays open; else a directory or a Hugging Face id."""
+    """A directory, a Hugging Face id, or an open checkpoint, which is not closed."""
     output: Path
-    """The bundle's directory."""
+    """The directory of the bundle."""
     recipes: Mapping[str, RecipeChoice] = field(default_factory=dict)
-    """By role: `text` with the token embedding, `ple`, `vision`, `audio`. The family chooses those that are missing."""
+    """Recipes by role: `text` (and the token embedding), `ple`, `vision`, `audio`; the family chooses missing ones."""
     search: Search | None = None
-    """How all scales are chosen; None is as the recipes say."""
+    """How all scales are chosen; None for what the recipes say."""
     groups: tuple[str, ...] | None = None
-    """Those wanted, `text` among them, which brings its embeddings along; None is all that the checkpoint has."""
+    """The groups to convert: `text`, which includes its embeddings, and towers; None for all of the checkpoint."""
     sizes: tuple[str | Slice, ...] | Path | Budget = ()
-    """Names or slices, the first the default one; a file that describes one; or what the best of those named must fit.
-    Empty is the whole checkpoint."""
+    """Names or slices, the first of them the default; or a file that describes one; or a budget, for the best named
+    size that fits it. Empty for the whole checkpoint."""
     context: int = DEFAULT_CONTEXT
     """Positions in the KV cache."""
     prefill_sizes: tuple[int, ...] = ()
-    """Tokens that each prefill takes; empty is those of the target that fit the context."""
+    """Tokens that each prefill processes; empty for the target's prefills that fit the context."""
     shard_bytes: int = DEFAULT_SHARD_BYTES
-    """At most so much in a PLE shard."""
+    """The maximum size of a PLE shard."""
     audio_seconds: tuple[float, ...] = ()
-    """The longest sound of each audio encoder; empty is 1, 5, 10 and 30 s as far as the tower hears them."""
+    """Maximum lengths, one for each audio encoder; empty for those of 1, 5, 10 and 30 s that the tower supports."""
     workers: int = 2
-    """Threads that quantise."""
+    """The number of threads that quantise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A finished bundle; without a report it was not judged."""
+    """A written bundle; `report` is None if it was not verified."""
 
     path: Path
     manifest: Manifest
@@ -83,11 +83,11 @@ def convert(
     gate: Gate | None = ShortGate(),  # noqa: B008, it is frozen
     progress: Progress | None = None,
 ) -> Conversion:
-    """Write the bundle `request.output`, whole or not at all.
+    """Write the bundle `request.output`, complete or not at all.
 
-    `gate` judges the finished files before they get their final name; QualityError where they fail, and nothing is
-    left. None writes a bundle that nobody has judged. `families`: those that a checkpoint may be of.
-    `progress` gets the weight bytes written, without scales, and all that will be.
+    `gate` verifies the complete files before they get their final name; if they fail, QualityError, and they are
+    removed. None skips that. `families`: the model families that the checkpoint may belong to.
+    `progress` is called with the weight bytes written so far, without scales, and their total.
     """
     require_bundle_or_nothing(request.output)
     _check_recipe_names(request, families)

@@ -1,4 +1,4 @@
-"""The model families that there are, and which of them a checkpoint is of."""
+"""The list of model families; finds the family of a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FAMILIES: tuple[Family, ...] = (GEMMA3N,)
 
 
 def open_checkpoint(path_or_id: str | os.PathLike[str], families: Sequence[Family] = FAMILIES) -> Checkpoint:
-    """A directory's checkpoint; else, for `owner/name`, Hugging Face's, downloaded into its cache.
+    """Open the checkpoint in a directory, or for `owner/name` the one downloaded from Hugging Face.
 
-    CheckpointError for one that is no checkpoint, of no family, or not sound; EnvironmentFault without a network.
+    CheckpointError if it is not a checkpoint, of no known family, or invalid; EnvironmentFault without a network.
     """
     more = [name for family in families for name in family.files]
     configs = read_configs(locate_checkpoint(path_or_id, more))
@@ -44,5 +44,5 @@ def _known(families: Sequence[Family]) -> str:
 
 
 def recipe_names(role: str, families: Sequence[Family] = FAMILIES) -> tuple[str, ...]:
-    """What recipes of a role are called, in any family."""
+    """The names of the built-in recipes for a role, of all families."""
     return tuple(dict.fromkeys(name for family in families for name in family.recipe_names.get(role, ())))

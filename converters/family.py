@@ -1,4 +1,4 @@
-"""What converting, judging and inspecting need to know of a model family; `families.py` has those that there are."""
+"""The interface of a model family, for converting, verifying and inspecting; `families.py` lists the families."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from toolkit.quant.recipe import Recipe
 
 F32 = NDArray[np.float32]
 LayersDone = Callable[[int, int], None]
-"""Called with the layers done and the layers in all."""
+"""Called with the layers done and the total."""
 StageProgress = Callable[[str, int, int], None]
-"""Called with the name of what is going on, how much of it is done, and how much there is."""
+"""Called with the name of a stage, the amount done and the total."""
 
 RecipeChoice = str | Path | Recipe
-"""A recipe, its name, or its file."""
+"""A recipe, the name of one, or the path of a recipe file."""
 
 Opened = TypeVar("Opened", bound="Checkpoint", covariant=True)
 
@@ -41,119 +41,119 @@ class ParameterGroup:
 
 
 class ReferenceModel(Protocol):
-    """A slice of a checkpoint, computed in float32 without LiteRT: what a bundle is judged by."""
+    """A slice of a checkpoint, computed in float32 without LiteRT: the reference for a bundle."""
 
     @property
     def vocab_size(self) -> int:
-        """Length of the logits."""
+        """The length of the logits."""
         ...
 
     @property
     def text_vocab_size(self) -> int:
-        """Ids below stand for text; the logits of others mean nothing."""
+        """The number of ids that stand for text; the logits of further ids have no meaning."""
         ...
 
     def hidden_states(self, sequences: Sequence[NDArray[np.int32]], *, progress: LayersDone | None = None) -> list[F32]:
-        """All but the output matrix: f32[tokens, hidden] for each sequence."""
+        """Compute all but the output matrix: f32[tokens, hidden] for each sequence."""
         ...
 
     def logits(self, hidden: F32) -> F32:
-        """f32[n, vocab_size] of rows f32[n, hidden] of `hidden_states`."""
+        """Compute the logits f32[n, vocab_size] for rows f32[n, hidden] of `hidden_states`."""
         ...
 
 
 class Checkpoint(Protocol):
-    """An open checkpoint of some family, whose tensors are checked; safe to read from several threads."""
+    """An open checkpoint of some family, with checked tensors; safe to read from several threads."""
 
     @property
     def path(self) -> Path:
-        """Its directory."""
+        """The checkpoint's directory."""
         ...
 
     @property
     def architecture(self) -> str:
-        """One of the family's `architectures`."""
+        """The architecture in its config, one of the family's `architectures`."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Token ids, and length of the logits."""
+        """The number of token ids, which is the length of the logits."""
         ...
 
     @property
     def max_positions(self) -> int:
-        """The longest context that it was made for."""
+        """The longest context that the model supports."""
         ...
 
     @property
     def groups(self) -> Sequence[ParameterGroup]:
-        """In the order of a bundle; a group whose tensors are absent may be there, and is empty."""
+        """The parameter groups, in the order of a bundle; a group without tensors may be listed as empty."""
         ...
 
     @property
     def slices(self) -> Mapping[str, Slice]:
-        """Those that have a name; without any, the whole checkpoint is "full"."""
+        """The named slices; if the family names none, the whole checkpoint as "full"."""
         ...
 
     @property
     def default_slice(self) -> Slice:
-        """The whole checkpoint."""
+        """The slice that is the whole checkpoint."""
         ...
 
     def find_slice(self, name: str) -> Slice:
-        """One of `slices`, however people spell its name; SliceError lists those that there are."""
+        """Find one of `slices` by name, with lenient spelling; SliceError, listing all names, if there is none."""
         ...
 
     def read_slice(self, path: Path) -> Slice:
-        """The slice that a file describes; SliceError where the checkpoint cannot give it."""
+        """Read a slice from a file; SliceError if the checkpoint does not contain it."""
         ...
 
     def choose_slice(self, budget: Budget, text: Recipe) -> Slice:
-        """The best of `slices` within a budget, stored by this recipe; SliceError names the smallest if none fits."""
+        """The best of `slices` within a budget, stored with this recipe; SliceError, naming the smallest, if none."""
         ...
 
     def facts(self, slice_: Slice, *, bits_per_weight: float) -> SliceFacts:
-        """What a slice takes."""
+        """The parameters and memory of a slice."""
         ...
 
     def recipes(self, wanted: Mapping[str, RecipeChoice], towers: Collection[str]) -> Mapping[str, Recipe]:
-        """The recipe of every role that a bundle with these towers has; of a role not named, the family's choice.
+        """The recipe for each role of a bundle with these towers; the family chooses those that are not in `wanted`.
 
-        RecipeError for a name or a file that is no recipe, and for one that cannot be used for that role.
+        RecipeError for an unknown name, an invalid file, or a recipe that cannot be used for its role.
         """
         ...
 
     def plan(self, request: PlanRequest) -> Plan:
-        """Everything of a bundle that depends on the family. CheckpointError for a tower that is not there."""
+        """Plan the bundle's files and records. CheckpointError if the checkpoint lacks a requested tower."""
         ...
 
     def reference(self, slice_: Slice) -> ReferenceModel:
-        """The slice as NumPy computes it."""
+        """The slice's forward pass in NumPy."""
         ...
 
     def float_tower(
         self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]
     ) -> PlannedTower[VisionRecord] | PlannedTower[AudioRecord]:
-        """The tower that a bundle's record is of, in float32: what a bundle's own is judged by.
+        """The tower for a bundle's record, in float32: the reference for the bundle's own tower.
 
-        `frame_lengths`: for a tower of sounds, the mel frames of the encoders that are needed.
+        `frame_lengths`: for the audio tower, the lengths in mel frames of the encoders that are needed.
         """
         ...
 
     def tower_faults(self) -> Mapping[str, ToolkitError]:
-        """By tower that is there and could not be converted: why not."""
+        """The reason, by tower, for each tower of the checkpoint that cannot be converted."""
         ...
 
     def fingerprint(self) -> str:
-        """A hash that tells models apart, fine-tunes too, without reading all their bytes, in hex."""
+        """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes."""
         ...
 
     def require_unchanged(self) -> None:
-        """CheckpointError where a file of weights was written to since it was opened."""
+        """CheckpointError if a file of weights has changed since it was opened."""
         ...
 
     def close(self) -> None:
-        """Close every file; nothing can be read any more."""
+        """Close all files; reading fails from then on."""
         ...
 
     def __enter__(self: Opened) -> Opened: ...
@@ -165,16 +165,16 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Models of one make. All that differs between families is behind `open`: what it gives answers for itself."""
+    """A model family. Everything that differs between families is in the `Checkpoint` that `open` returns."""
 
     name: str
     architectures: tuple[str, ...]
-    """What `architectures` of config.json may say."""
+    """The values of `architectures` in config.json that belong to the family."""
     open: Callable[[CheckpointConfigs], Checkpoint]
-    """CheckpointError where a file, a key or a tensor is not what the family needs."""
+    """Opens a checkpoint; CheckpointError if a file, a key or a tensor is not what the family needs."""
     recipe_names: Mapping[str, tuple[str, ...]]
-    """By role: the recipes that have a name."""
+    """The names of the built-in recipes, by role."""
     model_types: tuple[str, ...] = ()
-    """What `model_type` may say where config.json states no architecture."""
+    """The values of `model_type` that belong to the family where config.json names no architecture."""
     files: tuple[str, ...] = ()
-    """Names of files that its checkpoints may have besides those of every checkpoint."""
+    """Names of files that its checkpoints may have in addition to those of every checkpoint."""

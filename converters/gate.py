@@ -1,6 +1,6 @@
-"""The quality gate: a finished bundle is judged against the checkpoint it was made of, size by size, tower by tower.
+"""The quality gate: compares a bundle with the checkpoint it was made from, size by size and tower by tower.
 
-`convert` ends with a short form of it, `verify` is the long one. Nothing here prints: progress and verdicts go to the
+`convert` ends with a short form of it, `verify` is the long form. Nothing here prints: progress and reports go to the
 caller.
 """
 
@@ -32,23 +32,23 @@ from toolkit.runtime.media_prompt import TOWERS, Medium
 from toolkit.runtime.session import Session, SessionSettings
 
 GateProgress = Callable[[str, int, int], None]
-"""Called with the size or tower that is being judged, then how much of it is done, in percent, and 100."""
+"""Called with a size or tower, the percentage done, and 100."""
 
 Gate = Callable[[Path, Checkpoint], VerifyReport]
-"""Judges the bundle in a directory against its checkpoint."""
+"""Compares the bundle in a directory with its checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShortGate:
-    """What `convert` ends with: every size on a few tokens, enough to notice a bundle that is wrong."""
+    """The gate that `convert` ends with: a few tokens with each size, enough to find a wrong bundle."""
 
     settings: SessionSettings | None = None
-    """How the bundle is run; None is as `Session` does by default."""
+    """How the bundle is run; None for the defaults of `Session`."""
     tokens: int = SHORT_TOKENS
     progress: GateProgress | None = None
 
     def __call__(self, path: Path, checkpoint: Checkpoint) -> VerifyReport:
-        """A `Gate`."""
+        """Compare the bundle with its checkpoint (this is a `Gate`)."""
         return judge(path, checkpoint, self.settings, tokens=self.tokens, progress=self.progress)
 
 
@@ -62,10 +62,10 @@ def judge(
     sizes: Collection[str] | None = None,
     progress: GateProgress | None = None,
 ) -> VerifyReport:
-    """Hold a bundle's sizes (all, or those named) against the checkpoint, on `text` or the built-in one.
+    """Compare a bundle's sizes (all, or those named) with the checkpoint, on `text` or the built-in one.
 
-    `progress` gets each size and its percents.
-    UsageError for too short a text, BundleError for a bundle that cannot be of this checkpoint.
+    `progress` is called with each size and its percentage. UsageError if the text is too short, BundleError if the
+    bundle cannot be from this checkpoint.
     """
     bundle = Bundle(path)
     manifest = bundle.manifest
@@ -93,10 +93,10 @@ def judge_towers(
     media: Sequence[Medium] = (),
     progress: GateProgress | None = None,
 ) -> dict[str, TowerReport]:
-    """Hold a bundle's towers (all, or those of `groups`) against float ones of the checkpoint.
+    """Compare a bundle's towers (all, or those of `groups`) with float32 towers of the checkpoint.
 
-    On these images and sounds; a tower without one, on a built-in sample. The float towers take up to 8 GB of the
-    directory for temporary files. `progress` gets each tower and its percents, first 0 before its work begins.
+    The samples are these images and sounds; a tower without any uses a generated one. The float towers take up to 8 GB
+    in the directory for temporary files. `progress` is called with each tower and its percentage, starting with 0.
     """
     bundle, settings = Bundle(path), settings or SessionSettings()
     reports: dict[str, TowerReport] = {}
@@ -121,7 +121,7 @@ def judge_towers(
 
 
 def _percent(progress: GateProgress | None, name: str, second: str) -> Callable[[str, int, int], None] | None:
-    """Of work in two halves that take about as long, the latter of which is called so."""
+    """The progress function for work in two halves of about equal length, of which the second has this name."""
     if progress is None:
         return None
     tell = partial(progress, name)
@@ -129,7 +129,7 @@ def _percent(progress: GateProgress | None, name: str, second: str) -> Callable[
 
 
 def used_dtypes(manifest: Manifest) -> set[ElementName]:
-    """The element types that the recipes of text name; the towers take no part in what is judged."""
+    """The element types in the recipes for text; towers have no influence on the predictions that are compared."""
     roles = (role for role in manifest.quant if role not in TOWER_FILES)
     named = {rule.dtype for role in roles for rule in manifest.quant[role].rules}
     return {dtype for dtype in element_names() if dtype in named}

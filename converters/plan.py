@@ -1,6 +1,6 @@
-"""What a bundle will hold, before anything is written: files with their layouts and tensors, groups and sizes.
+"""The plan of a bundle: its files with their layouts and tensors, its groups and its sizes.
 
-A family makes a plan of an open checkpoint; `converters.convert` writes it and knows no model.
+A family makes the plan from an open checkpoint; `converters.convert` writes it, whatever the model.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from toolkit.tflite.writer import TfliteLayout, write_tflites
 Record = TypeVar("Record", VisionRecord, AudioRecord)
 
 Finished = Callable[[Path], None]
-"""Told of each file once it is written."""
+"""Called with the path of each file once it is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What of a checkpoint a bundle shall hold, and how; nothing is left open."""
+    """The parts of a checkpoint to put into a bundle, with all settings resolved."""
 
     slices: tuple[Slice, ...]
     """The sizes of the bundle, the default one first."""
     recipes: Mapping[str, Recipe]
-    """By role: `text`, `ple` and the towers."""
+    """Recipes by role: `text`, `ple` and the towers."""
     towers: tuple[str, ...]
-    """Those of `vision` and `audio` that are wanted."""
+    """The towers to include: `vision`, `audio`, both or none."""
     context: int
     """Positions in the KV cache."""
     prefill_sizes: tuple[int, ...]
-    """Tokens that each prefill takes, ascending."""
+    """Tokens that each prefill processes, in ascending order."""
     shard_bytes: int
-    """At most so much in a PLE shard."""
+    """The maximum size of a PLE shard."""
     audio_seconds: tuple[float, ...]
-    """The longest sound of each audio encoder; empty leaves it to the family."""
+    """Maximum lengths, one for each audio encoder; empty for the family's choice."""
 
     @property
     def context_buckets(self) -> tuple[int, ...]:
-        """The shorter contexts in which decode has signatures of its own."""
+        """The shorter contexts for which decode has separate signatures."""
         return CPU.context_buckets(self.context)
 
     @property
     def prefill_buckets(self) -> tuple[int, ...]:
-        """Those of them in which prefills have signatures too."""
+        """Those of the context buckets for which prefills have signatures too."""
         return CPU.prefill_buckets(self.context, self.prefill_sizes[-1])
 
     def steps(self) -> Iterator[tuple[int, int | None]]:
-        """Every signature of one size of the decoder: its tokens (1: decode), and its bucket, None for all positions.
+        """The signatures of one size of the decoder: tokens (1: decode) and bucket (None: all positions) of each.
 
         Prefills come first.
         """
@@ -66,21 +66,21 @@ class PlanRequest:
 
 
 class PlannedFiles(Protocol):
-    """Some files of a bundle that are written together."""
+    """Files of a bundle that are written together."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the files, in order."""
+        """The names of the files, in order."""
         ...
 
     @property
     def size_bytes(self) -> int:
-        """Of all of them, headers included."""
+        """The size of all files, headers included."""
         ...
 
     @property
     def weight_bytes(self) -> int:
-        """What `write` reports as its progress in the end: codes without scales."""
+        """The total that `write` reports as progress: bytes of codes, without scales."""
         ...
 
     def write(
@@ -91,13 +91,13 @@ class PlannedFiles(Protocol):
         progress: Callable[[int], None] | None = None,
         finished: Finished | None = None,
     ) -> None:
-        """Write them into a directory; the caller owns its atomicity. `progress` gets bytes since its last call."""
+        """Write the files into a directory, not atomically; `progress` gets the bytes since its last call."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class GraphFiles:
-    """`.tflite` files with the tensors of one source: what several have of one tensor is read once."""
+    """`.tflite` files with the tensors of one source; a tensor that several files use is read only once."""
 
     layouts: Mapping[str, TfliteLayout]
     source: TensorSource
@@ -131,7 +131,7 @@ class GraphFiles:
 
 @dataclass(frozen=True, slots=True)
 class ShardFiles:
-    """One table of per-layer embeddings as PLE shards of at most `shard_bytes`."""
+    """A table of per-layer embeddings, as PLE shards of at most `shard_bytes`."""
 
     tensor: str
     source: TensorSource
@@ -174,7 +174,7 @@ class ShardFiles:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTower(Generic[Record]):
-    """One tower of a checkpoint: its files, and what the manifest says of it."""
+    """A tower of a checkpoint: its files, and its record for the manifest."""
 
     record: Record
     recipe: Recipe
@@ -184,22 +184,22 @@ class PlannedTower(Generic[Record]):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A bundle but for the tokenizer, the chat template and the manifest."""
+    """A bundle without its tokenizer, chat template and manifest."""
 
     files: tuple[PlannedFiles, ...]
-    """In the order in which they are written: small ones first, so that a fault shows early."""
+    """The files in writing order: small ones first, so that a fault is found early."""
     groups: Mapping[str, GroupDraft]
     sizes: Mapping[str, SizeRecord]
-    """By name, the default one first."""
+    """The sizes by name, the default one first."""
     recipes: Mapping[str, Recipe]
-    """By role, as the manifest records them."""
+    """The recipes by role, as the manifest records them."""
 
     @property
     def size_bytes(self) -> int:
-        """Of all files."""
+        """The size of all files."""
         return sum(files.size_bytes for files in self.files)
 
     @property
     def weight_bytes(self) -> int:
-        """What writing all files reports as its progress in the end."""
+        """The total that writing all files reports as progress."""
         return sum(files.weight_bytes for files in self.files)

@@ -1,4 +1,4 @@
-"""Which part of a checkpoint is kept, and how much of it fits: words that every family shares.
+"""Slices of a checkpoint, and budgets for choosing one; all families share these.
 
 A *slice* says which layers of a checkpoint are kept and how wide; a *size* is a slice that a bundle offers by name.
 """
@@ -19,7 +19,7 @@ _UNITS = {"b": 10**9, "m": 10**6, "gb": 10**9, "mb": 10**6, "gib": 2**30, "mib":
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """`layers`: the kept layers, by their index in the checkpoint; `ffn_sizes`: one feed-forward width for each."""
+    """A part of a checkpoint. `layers`: the indices of the kept layers; `ffn_sizes`: the feed-forward width of each."""
 
     name: str
     layers: tuple[int, ...]
@@ -28,24 +28,24 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class SliceFacts:
-    """What a slice takes: counts of parameters by group, and bytes that a generated token reads, without caches."""
+    """A slice's layers, parameters by group, and memory: the bytes read for each generated token, without caches."""
 
     layers: int
     parameters: Mapping[str, int]
-    """Of the text groups; `text` are the effective ones, which the names of sizes count."""
+    """Parameters of the text groups; those of `text` are the effective ones, which the names of sizes count."""
     memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """At most so many effective parameters, or so many bytes of memory."""
+    """A maximum number of effective parameters, or of bytes of memory."""
 
     amount: float
     unit: Literal["parameters", "bytes"]
 
 
 def parse_budget(text: str) -> Budget:
-    """`3.0B` and `900M` count effective parameters; GB, MB, GiB and MiB are bytes of memory.
+    """Parse a budget: `3.0B` and `900M` are effective parameters; GB, MB, GiB and MiB are bytes of memory.
 
     >>> parse_budget("3GB"), parse_budget("2.5B")
     (Budget(amount=3000000000.0, unit='bytes'), Budget(amount=2500000000.0, unit='parameters'))

@@ -1,8 +1,8 @@
-"""The quality gate: what a bundle predicts against what its checkpoint predicts, token by token.
+"""The quality gate: compares a bundle's predictions with its checkpoint's, token by token.
 
-A bundle that runs but predicts something else is the fault that nobody notices, so it is measured: the Kullback-Leibler
-divergence of each prediction, how often the likeliest token is the same, and the perplexity of both on the same text.
-All three are taken over the ids that stand for text: those behind them stand for images and sound.
+A bundle that runs but predicts something else is hard to notice, so it is measured: the Kullback-Leibler divergence of
+each prediction, how often the most likely token is the same, and the perplexity of both on the same text. All three
+use only the ids that stand for text; the ids after them stand for images and sound.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
 
 SHORT_TOKENS = 128
-"""What `convert` ends with: seconds on a small model, enough to notice a wrong one."""
+"""Tokens for the gate of `convert`: seconds on a small model, and enough to find a wrong one."""
 LONG_TOKENS = 1024
-"""What `verify` takes."""
+"""Tokens for `verify`, by default."""
 LONGEST_SEQUENCE = 1024
-"""Twice the sliding window of Google's models, so that it is left behind; its second half takes 512 MiB of logits."""
+"""Twice the sliding window of Google's models, so that the window moves; half of it takes 512 MiB of logits."""
 
 _ROWS = 64  # predictions of the checkpoint at a time: 64 MiB of logits at 262,144 tokens
 _FLOAT64_ROWS = 8
-_SHORTEST = 3  # ids of a sequence whose second half predicts a token that is there to compare with
-_STANDARD_ERRORS = 2.0  # so that few tokens do not refuse a sound bundle by chance
+_SHORTEST = 3  # ids; in a shorter sequence the second half predicts no token that the sequence has
+_STANDARD_ERRORS = 2.0  # so that a good bundle does not fail by chance on a few tokens
 
 
 class LogitsProvider(Protocol):
-    """A bundle that runs: `toolkit.runtime.session.Session`."""
+    """A loaded bundle, such as `toolkit.runtime.session.Session`."""
 
     def logits_for(self, ids: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
-        """A first position, and the logits that follow each id from there on: f32[len(ids) - first, vocabulary]."""
+        """A first position, and the logits for each id from there on: f32[len(ids) - first, vocabulary]."""
         ...
 
 
@@ -48,30 +48,30 @@ class LogitsProvider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What a bundle must keep to. Divergences are in nats; the last two hold but for two standard errors."""
+    """The bounds for a bundle. Divergences are in nats; the last two have a tolerance of two standard errors."""
 
     kl_divergence_mean: float
     kl_divergence_max: float
     top1_agreement: float
     perplexity_ratio: float
-    """The bundle's perplexity over the checkpoint's."""
+    """The bundle's perplexity divided by the checkpoint's."""
 
 
 THRESHOLDS: Mapping[ElementName, Thresholds] = {
-    # Rounding alone: an error of 0.001 in every logit diverges by 5e-7. So tight that a wrong graph stands out: on the
-    # example model a sound bundle diverges by 3e-13, one whose window is a token too long by 1e-4.
+    # Only rounding: an error of 0.001 in every logit diverges by 5e-7. Tight enough to find a wrong graph: on the
+    # example model a correct bundle diverges by 3e-13, one whose window is a token too long by 1e-4.
     "f32": Thresholds(1e-6, 1e-4, 0.99, 1.001),
     # float16 holds a bfloat16 weight exactly unless it is below 2^-14, where it loses bits.
     "f16": Thresholds(1e-4, 1e-2, 0.985, 1.002),
-    # int8 is meant to be free: a percent of perplexity. Activations are int8 too, so single tokens may move.
+    # int8 should cost nearly nothing: 1 % of perplexity. Activations are int8 too, so single tokens may change.
     "int8": Thresholds(0.01, 0.5, 0.95, 1.01),
-    # int4 has a price, which one scale for 32 weights keeps at five percent.
+    # int4 costs more; with one scale for each 32 weights, 5 %.
     "int4": Thresholds(0.1, 3.0, 0.85, 1.05),
 }
 
 
 def thresholds_for(dtypes: Iterable[str]) -> Thresholds:
-    """The bounds of the coarsest element type among a bundle's weights.
+    """The bounds for the coarsest element type among a bundle's weights.
 
     >>> thresholds_for(["f32", "int4", "int8"]) == THRESHOLDS["int4"]
     True
@@ -97,13 +97,13 @@ class Quality:
     perplexity_checkpoint: float
     perplexity_bundle: float | None
     perplexity_ratio_error: float | None
-    """One standard error of the logarithm of the perplexities' ratio."""
+    """The standard error of the logarithm of the perplexity ratio."""
     non_finite_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One measure out of bounds.
+    """A measure that is out of bounds.
 
     >>> str(Failure("top-1 agreement", 0.5, "at least 0.9"))
     'top-1 agreement 0.5, wanted at least 0.9'
@@ -119,7 +119,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class SizeReport:
-    """One size of a bundle, judged."""
+    """The result for one size of a bundle."""
 
     quality: Quality
     failures: tuple[Failure, ...]
@@ -145,7 +145,7 @@ class SizeReport:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """Every size of a bundle, judged, and its towers as far as they were."""
+    """The results for all sizes of a bundle, and for those of its towers that were compared."""
 
     sizes: Mapping[str, SizeReport]
     towers: Mapping[str, TowerReport] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class VerifyReport:
         return {"passed": self.passed, "sizes": sizes, "towers": {n: t.to_json() for n, t in self.towers.items()}}
 
     def require_passed(self, bundle: Path | str) -> None:
-        """QualityError that names every measure out of bounds."""
+        """QualityError, naming all measures out of bounds, unless the bundle has passed."""
         parts: list[tuple[str, SizeReport | TowerReport]] = [*self.sizes.items(), *self.towers.items()]
         faults = [f"{name}: {failure}" for name, part in parts for failure in part.failures]
         if faults:
@@ -171,14 +171,14 @@ class VerifyReport:
 
 
 def built_in_text() -> str:
-    """A few pages of plain English."""
+    """The built-in text: a few pages of plain English."""
     return (resources.files("converters") / "data" / "verify_text.txt").read_text(encoding="utf-8")
 
 
 def sequences_of(ids: Sequence[int], bos_token_id: int, *, context: int, tokens: int = LONG_TOKENS) -> list[list[int]]:
-    """The first `tokens` ids of a text in sequences as long as the context and memory allow, each led by the bos token.
+    """Split a text's first `tokens` ids into sequences as long as context and memory allow, each after a bos token.
 
-    An end too short to judge is left out. UsageError when nothing is left.
+    A last sequence that is too short to compare is left out. UsageError if no sequence is left.
     """
     text = list(ids[1:] if ids and ids[0] == bos_token_id else ids)[:tokens]
     step = min(tokens, context, LONGEST_SEQUENCE) - 1
@@ -202,10 +202,10 @@ def verify(
     *,
     progress: StageProgress | None = None,
 ) -> SizeReport:
-    """Judge one size of a bundle against the checkpoint, or slice of it, that it was made from.
+    """Compare one size of a bundle with the checkpoint, or slice of it, that it was made from.
 
-    Judged are the tokens for which the bundle gives logits and the sequence tells what follows. Logits that are not
-    finite fail the bundle; BundleError where they do not fit the checkpoint, CheckpointError where its own are not
+    All tokens count for which the bundle gives logits and the sequence has a next token. A bundle with non-finite
+    logits fails; BundleError if they do not fit the checkpoint, CheckpointError if the checkpoint's own are not
     finite. `progress` gets "checkpoint" and layers, then "bundle" and sequences.
     """
     _check_sequences(sequences, model)
@@ -224,7 +224,7 @@ def verify(
 
 
 def failures_of(quality: Quality, bounds: Thresholds) -> tuple[Failure, ...]:
-    """Every measure out of bounds; a measure that is not a number is."""
+    """All measures that are out of bounds, or not a number."""
     if quality.non_finite_tokens:
         return (Failure("tokens with NaN or infinite logits", quality.non_finite_tokens, "0"),)
     assert quality.kl_divergence_mean is not None and quality.kl_divergence_max is not None
@@ -247,7 +247,7 @@ def failures_of(quality: Quality, bounds: Thresholds) -> tuple[Failure, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Predictions:
-    """One entry per prediction; losses are -log p of the token that follows, f64[n]."""
+    """Measures with one entry per prediction; losses f64[n] are -log p of the next token."""
 
     divergence: NDArray[np.float64]
     same_top1: NDArray[np.bool_]
@@ -286,13 +286,13 @@ def _compare_sequence(
 def compare(
     expected: NDArray[np.float32], found: NDArray[np.float32], following: NDArray[np.int64], vocabulary: int
 ) -> _Predictions:
-    """Predictions of the checkpoint and of the bundle, f32[n, vocab], over the first `vocabulary` ids."""
+    """Compare logits of the checkpoint and the bundle, both f32[n, vocab], over the first `vocabulary` ids."""
     finite = np.asarray(np.isfinite(found).all(axis=1))
     log_p = log_softmax(expected[:, :vocabulary])
     log_q = log_softmax(np.where(finite[:, None], found[:, :vocabulary], 0))
     places = np.arange(len(following))
     return _Predictions(
-        # Rounding may leave a divergence of nothing a hair below zero.
+        # Rounding may make a divergence of 0 slightly negative.
         divergence=np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0),
         same_top1=log_p.argmax(axis=-1) == log_q.argmax(axis=-1),
         loss_checkpoint=-log_p[places, following],

@@ -1,8 +1,8 @@
-"""The quality gate of the towers: what a bundle makes of images or sounds, against float32 graphs of its checkpoint.
+"""The quality gate of the towers: compares a bundle's embeddings of images or sounds with float32 graphs' embeddings.
 
-The float graphs are the toolkit's own, so this shows what quantisation costs and that the files are those of this
-checkpoint, not that the graphs are right: tests show that against transformers and timm. They are written to a scratch
-directory, run there by LiteRT, and removed.
+The float graphs are the toolkit's own. So this measures the cost of quantisation and shows that the files are from this
+checkpoint, but not that the graphs are right, for which tests compare them with transformers and timm. The float graphs
+are written to a temporary directory, run there by LiteRT, and removed.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from toolkit.runtime.towers import open_tower
 F32 = NDArray[np.float32]
 
 LIMITS: Mapping[ElementName, float] = {"f32": 1e-3, "f16": 0.02, "int8": 0.2, "int4": 0.5}
-"""Relative errors beyond which something is wrong, by the coarsest element type. Wide: a sample is not a data set, and
-what an error of the embeddings costs an answer, only answers tell."""
+"""Maximum relative errors, by the coarsest element type. They are wide, since one sample says little, and since only
+answers show how much an error of the embeddings matters."""
 
 
 @dataclass(frozen=True, slots=True)
 class TowerReport:
-    """One tower, judged on images or on pieces of sound."""
+    """The result for one tower, on images or on pieces of sound."""
 
     relative_error: float
-    """Root mean square of the difference over that of the float embeddings."""
+    """The root mean square of the difference, divided by that of the float embeddings."""
     cosine_min: float
-    """The least similarity of a soft token's embedding with its float one."""
+    """The lowest cosine similarity of a soft token's embedding with the float one."""
     samples: int
     soft_tokens: int
-    """Of all samples."""
+    """The number of soft tokens of all samples."""
     limit: float
 
     @property
@@ -59,7 +59,7 @@ class TowerReport:
         return () if self.passed else (f"relative error {self.relative_error:.4g}, wanted at most {self.limit:g}",)
 
     def to_json(self) -> dict[str, object]:
-        """The object of one tower in `verify --json`; null stands for what is not finite."""
+        """The object of one tower in `verify --json`; values that are not finite are null."""
         error = self.relative_error if math.isfinite(self.relative_error) else None
         cosine = self.cosine_min if math.isfinite(self.cosine_min) else None
         numbers = {"relative_error": error, "cosine_min": cosine, "samples": self.samples}
@@ -77,9 +77,9 @@ def verify_tower(
     backend: str = BACKENDS[0].name,
     progress: StageProgress | None = None,
 ) -> TowerReport:
-    """Judge a bundle's tower on media of its group, or on a built-in sample; `scratch` is an empty directory.
+    """Compare a bundle's tower with a float one, on `media` or a generated sample; `scratch` is an empty directory.
 
-    `progress` gets a stage and how far it is: "write", bytes of float weights, then "embed", samples of both towers.
+    `progress` is called with a stage and its progress: "write" in bytes of float weights, then "embed" in samples.
     """
     record = bundle.manifest.vision if group == "vision" else bundle.manifest.audio
     assert record is not None, "the bundle has no such group"
@@ -87,7 +87,7 @@ def verify_tower(
         media = [sample_image(record) if isinstance(record, VisionRecord) else sample_sound(record)]
     floats = checkpoint.float_tower(record, _frame_lengths(record, media))
     _write(floats.files, scratch, progress)
-    # Arranged weights as a file: the kernel may drop its pages.
+    # Keep the rearranged weights in a file, so that the kernel may drop their pages.
     start = partial(find_backend(backend).start, BackendOptions(threads, scratch / "packed"))
     embed = _Embed(media, start, progress)
     found = embed.rows([bundle.model_file(name) for name in TOWER_FILES[group]], record)
@@ -113,7 +113,7 @@ def compare(found: Sequence[F32], wanted: Sequence[F32], *, limit: float) -> Tow
 
 
 def sample_image(vision: VisionRecord) -> Medium:
-    """Slopes of colour, a disc, a bar and grain."""
+    """The sample image: colour gradients, a disc, a bar and noise."""
     size = vision.image_size
     y, x = np.mgrid[0:size, 0:size] / size
     levels = 255 * np.stack([x, y, 1 - (x + y) / 2], -1)
@@ -124,7 +124,7 @@ def sample_image(vision: VisionRecord) -> Medium:
 
 
 def sample_sound(audio: AudioRecord) -> Medium:
-    """As long as the shortest encoder hears: a tone that rises with its overtones, in noise."""
+    """The sample sound, for the shortest encoder: a rising tone with overtones, in noise."""
     count = max_samples(audio.frame_lengths[0])
     seconds = np.arange(count) / SAMPLE_RATE_HZ
     phase = 2 * np.pi * (120 * seconds + 40 * seconds**2)
@@ -134,14 +134,14 @@ def sample_sound(audio: AudioRecord) -> Medium:
 
 
 def _frame_lengths(record: VisionRecord | AudioRecord, media: Sequence[Medium]) -> list[int]:
-    """Those of the tower's encoders that the sounds need, ascending."""
+    """The lengths of those encoders that the sounds need, in ascending order."""
     if isinstance(record, VisionRecord):
         return []
     return sorted({record.length_for(len(medium.values)) for medium in media})
 
 
 def _write(files: GraphFiles, scratch: Path, progress: StageProgress | None) -> None:
-    # Once as files, once as LiteRT packs them.
+    # Twice: as files, and as LiteRT packs them.
     require_free_space(scratch, 2 * files.size_bytes)
     told = None if progress is None else partial(progress, "write")
     files.write(scratch, progress=Advance(files.weight_bytes, told))
@@ -153,14 +153,14 @@ def _model_file(path: Path) -> ModelFile:
 
 
 class _Embed:
-    """The same media through one tower and another."""
+    """Runs both towers on the same media."""
 
     def __init__(self, media: Sequence[Medium], start: Callable[[], Runtime], progress: StageProgress | None) -> None:
         self._media, self._start, self._progress = media, start, progress
         self._done = 0
 
     def rows(self, files: Sequence[ModelFile], record: VisionRecord | AudioRecord) -> list[F32]:
-        """Of each medium the rows that depend on it: those behind a sound are padding."""
+        """For each medium, the embeddings that depend on it, without the padding after a sound."""
         runtime, found = self._start(), []
         try:
             tower = open_tower(runtime, files, record)

@@ -1,1 +1,1 @@
-"""Gemma 3n: its config, its parameter groups, its slices and its graphs."""
+"""The model family Gemma 3n: its config, parameter groups, slices, graphs, plan and NumPy reference."""

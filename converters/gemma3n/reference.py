@@ -1,8 +1,8 @@
-"""The text model of Gemma 3n in NumPy, float32, top to bottom: numbers that a bundle is judged by, without torch.
+"""The text model of Gemma 3n in NumPy, in float32 and without torch: the reference for bundles.
 
-Tokens of all sequences lie behind each other on the first axis, so that each matrix is read once, used, and dropped
-(only the small router of a layer twice): the model is never in memory, only one matrix of it. N is the number of all
-tokens, D the hidden size, S the number of AltUp's streams.
+The tokens of all sequences are concatenated on the first axis. So each matrix is read once, used, and dropped (only a
+layer's small router twice), and only one matrix is in memory at a time. N is the number of all tokens, D the hidden
+size, S the number of AltUp's streams.
 Source: transformers 5.23 `models/gemma3n/modeling_gemma3n.py`.
 """
 
@@ -21,7 +21,7 @@ from toolkit.base.errors import UsageError
 
 Array = NDArray[np.float32]
 KeyValue = tuple[Array, Array]
-HEAD_ROWS = 8192  # rows of the output matrix at a time: 64 MiB at a hidden size of 2048
+HEAD_ROWS = 8192  # rows of the output matrix processed at a time: 64 MiB at a hidden size of 2048
 MAGNITUDE_FLOOR = np.float32(1e-5)  # AltUp's floor under the mean square of a projected stream
 
 
@@ -29,7 +29,7 @@ MAGNITUDE_FLOOR = np.float32(1e-5)  # AltUp's floor under the mean square of a p
 
 
 def rms_norm(x: Array, eps: float, weight: Array | None = None) -> Array:
-    """x / sqrt(mean(x²) + eps), times the weight itself: not 1 + weight as in Gemma 2 and 3.
+    """x / sqrt(mean(x²) + eps), times the weight (not 1 + weight as in Gemma 2 and 3).
 
     >>> rms_norm(np.float32([2, -2]), 0.0, np.float32([1, 3])).tolist()
     [1.0, -3.0]
@@ -39,7 +39,7 @@ def rms_norm(x: Array, eps: float, weight: Array | None = None) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), the tanh approximation.
+    """GELU in its tanh approximation: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
 
     >>> [round(float(y), 4) for y in gelu(np.float32([-1, 0, 1]))]
     [-0.1588, 0.0, 0.8412]
@@ -58,7 +58,7 @@ def gelu(x: Array) -> Array:
 
 
 def gaussian_top_k(gate: Array, sparsity: float) -> Array:
-    """What exceeds the quantile that a normal distribution with each row's mean and population deviation would have.
+    """max(x - cutoff, 0), where cutoff is a quantile of the normal distribution with each row's mean and deviation.
 
     >>> gaussian_top_k(np.float32([[0, 0, 0, 8]]), 0.5).tolist()
     [[0.0, 0.0, 0.0, 6.0]]
@@ -70,7 +70,7 @@ def gaussian_top_k(gate: Array, sparsity: float) -> Array:
 
 
 def softmax(scores: Array) -> Array:
-    """Over the last axis; a score of -inf weighs nothing.
+    """Softmax over the last axis; a score of -inf gets the weight 0.
 
     >>> softmax(np.float32([0, -np.inf, 0])).tolist()
     [0.5, 0.0, 0.5]
@@ -81,9 +81,9 @@ def softmax(scores: Array) -> Array:
 
 
 def rotate(x: Array, positions: NDArray[np.int64], theta: float) -> Array:
-    """Rotary embedding of x f32[N, heads, head_dim]: element j turns with element j + head_dim/2."""
+    """Rotary embedding of x f32[N, heads, head_dim]: element j is rotated with element j + head_dim/2."""
     half = x.shape[-1] // 2
-    # float32 throughout: far into a context, exact angles would differ from the ones the model was trained with.
+    # float32 throughout: at high positions, exact angles would differ from those the model was trained with.
     frequencies = 1 / np.float32(theta) ** (np.arange(half, dtype=np.float32) * 2 / np.float32(2 * half))
     angles = positions.astype(np.float32)[:, None, None] * frequencies
     cos, sin = np.cos(angles), np.sin(angles)
@@ -94,7 +94,7 @@ def rotate(x: Array, positions: NDArray[np.int64], theta: float) -> Array:
 def attend(query: Array, key: Array, value: Array, window: int | None) -> Array:
     """Causal attention within one sequence: query f32[T, heads, head_dim], key and value f32[T, kv_heads, head_dim].
 
-    Scores are not scaled. With a window, a token sees that many keys, its own among them.
+    Scores are not scaled. With a window, a token attends to that many keys, including its own.
     """
     tokens, heads, _ = query.shape
     group = heads // key.shape[1]
@@ -109,7 +109,7 @@ def attend(query: Array, key: Array, value: Array, window: int | None) -> Array:
 
 
 def at_magnitude_of(first: Array, other: Array) -> Array:
-    """`other`, scaled row by row to the root mean square of `first`."""
+    """Scale each row of `other` to the root mean square of `first`."""
     wanted = np.sqrt(np.square(first).mean(-1, keepdims=True))
     found = np.sqrt(np.maximum(np.square(other).mean(-1, keepdims=True), MAGNITUDE_FLOOR))
     scaled: Array = other * wanted / found
@@ -121,22 +121,22 @@ def at_magnitude_of(first: Array, other: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Which tokens belong together: the half-open range of each sequence on the token axis."""
+    """The half-open range of each sequence on the token axis."""
 
     ranges: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, sequences: Sequence[NDArray[np.int32]]) -> Batch:
-        """Of sequences of token ids, which lie behind each other in this order."""
+        """The ranges of sequences that are concatenated in this order."""
         ends = np.cumsum([len(sequence) for sequence in sequences]).tolist()
         return cls(tuple(zip([0, *ends[:-1]], ends, strict=True)))
 
     def positions(self) -> NDArray[np.int64]:
-        """Of each token in its own sequence: i64[N]."""
+        """The position of each token in its own sequence: i64[N]."""
         return np.concatenate([np.arange(end - start) for start, end in self.ranges])
 
     def split(self, x: Array) -> list[Array]:
-        """The rows of each sequence, of x f32[N, ...]."""
+        """Split x f32[N, ...] into the rows of each sequence."""
         return [x[start:end] for start, end in self.ranges]
 
 
@@ -156,7 +156,7 @@ class Layer:
         return self.config.layers[self.index]
 
     def forward(self, streams: Array, per_layer: Array, shared: dict[int, KeyValue], batch: Batch) -> Array:
-        """The streams after this layer. A layer that owns its keys and values leaves them in `shared`."""
+        """Compute the streams after this layer. A layer with its own keys and values stores them in `shared`."""
         predicted = self.predict(streams)
         active = predicted[:, self.config.altup_active_index]
         normed = self._norm(active, "input_layernorm")
@@ -167,19 +167,19 @@ class Layer:
         return self.inject(self.correct(predicted, hidden + fed), per_layer)
 
     def predict(self, streams: Array) -> Array:
-        """AltUp: each stream plus a mixture of all, the mixture chosen by the active one."""
+        """AltUp's prediction: each stream plus a mixture of all, which depends on the active stream."""
         count = self.config.altup_num_inputs
         chosen = self._route(streams[:, self.config.altup_active_index])
         mixture = self._linear(chosen, "altup.prediction_coefs").reshape(-1, count, count)  # [N, to, from]
         return streams + mixture @ streams
 
     def _route(self, x: Array) -> Array:
-        """AltUp: which mixture suits a token, f32[N, S] within (-1, 1)."""
+        """AltUp's router: the coefficients of each token's mixture, f32[N, S] within (-1, 1)."""
         scaled = self._norm(x, "altup.router_norm") / np.float32(self.config.hidden_size)
         return np.tanh(self._linear(scaled, "altup.modality_router"))
 
     def laurel(self, x: Array) -> Array:
-        """x and, normed, what a narrow bottleneck makes of it."""
+        """LAuReL: x plus the norm of a low-rank projection of it."""
         narrow = self._linear(x, "laurel.linear_left")
         return x + self._norm(self._linear(narrow, "laurel.linear_right"), "laurel.post_laurel_norm")
 
@@ -195,7 +195,7 @@ class Layer:
         return self._linear(np.concatenate(attended).reshape(len(x), -1), "self_attn.o_proj")
 
     def key_value(self, x: Array, batch: Batch) -> KeyValue:
-        """f32[N, kv_heads, head_dim] each, as they lie in a cache: keys rotated, values normed without a weight."""
+        """Keys and values f32[N, kv_heads, head_dim] as in a cache: keys rotated, values normed without weight."""
         key = self._norm(self._heads(x, "self_attn.k_proj"), "self_attn.k_norm")
         value = rms_norm(self._heads(x, "self_attn.v_proj"), self.config.rms_norm_eps)
         return rotate(key, batch.positions(), self._theta()), value
@@ -207,7 +207,7 @@ class Layer:
         return self.config.rope_theta_sliding if self.own.attention == "sliding" else self.config.rope_theta_full
 
     def feed_forward(self, x: Array) -> Array:
-        """Gated, in some layers with most of the gate cut."""
+        """The gated feed-forward network; in some layers most of the gate is set to zero."""
         gate = self._linear(x, "mlp.gate_proj")
         if self.own.sparsity > 0:
             gate = gaussian_top_k(gate, self.own.sparsity)
@@ -216,13 +216,13 @@ class Layer:
         return self._linear(gate, "mlp.down_proj")
 
     def correct(self, predicted: Array, active: Array) -> Array:
-        """AltUp: what the layer added to the active stream goes, weighed, to every stream."""
+        """AltUp's correction: add the layer's change of the active stream, weighted, to every stream."""
         weight = self._linear(self._route(active), "altup.correction_coefs") + 1
         innovation = active - predicted[:, self.config.altup_active_index]
         return predicted + weight[:, :, None] * innovation[:, None, :]
 
     def inject(self, streams: Array, per_layer: Array) -> Array:
-        """The token's embedding for this layer, gated by the active stream, goes to every stream but the first.
+        """Add the token's per-layer embedding, gated by the active stream, to every stream except the first.
 
         per_layer: f32[N, ple_size]. The streams are changed in place.
         """
@@ -250,18 +250,18 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The model as the quality gate asks it (`converters.family.ReferenceModel`)."""
+    """The model in the form that the quality gate needs (`converters.family.ReferenceModel`)."""
 
     model: TextModel
 
     @property
     def vocab_size(self) -> int:
-        """Length of the logits."""
+        """The length of the logits."""
         return self.model.config.vocab_size
 
     @property
     def text_vocab_size(self) -> int:
-        """Ids from here on stand for images and sound."""
+        """The number of ids that stand for text; further ids stand for images and sound."""
         return min(self.model.config.vocab_size, self.model.config.ple_vocab_size)
 
     def hidden_states(
@@ -278,7 +278,7 @@ class Reference:
 def forward(
     model: TextModel, sequences: Sequence[NDArray[np.int32]], *, progress: LayersDone | None = None
 ) -> list[Array]:
-    """Logits of every token of every sequence: f32[T, vocab] each.
+    """The logits for every token of each sequence: f32[T, vocab] each.
 
     UsageError for an empty sequence or a token id outside the vocabulary.
     """
@@ -289,9 +289,9 @@ def forward(
 def hidden_states(
     model: TextModel, sequences: Sequence[NDArray[np.int32]], *, progress: LayersDone | None = None
 ) -> list[Array]:
-    """All but the output matrix: f32[T, D] for each sequence, normed; `logits` makes logits of any rows of it.
+    """Compute all but the output matrix: f32[T, D] for each sequence, normed; pass any rows of it to `logits`.
 
-    Memory: per token about S·D + 3·FFN numbers, beside the largest matrix of one layer and one [T, T] of scores.
+    Memory: about S·D + 3·FFN numbers per token, plus the largest matrix of a layer and scores of [T, T].
     """
     config = model.config
     ids, batch = _checked_ids(config, sequences), Batch.of(sequences)
@@ -309,7 +309,7 @@ def hidden_states(
 
 
 def logits(model: TextModel, hidden: Array) -> Array:
-    """Rows of `hidden_states` against the token embedding, soft-capped: f32[n, D] to f32[n, vocab]."""
+    """Multiply rows of `hidden_states` by the token embedding, with softcap: f32[n, D] to f32[n, vocab]."""
     config = model.config
     result = np.empty((len(hidden), config.vocab_size), np.float32)
     for start in range(0, config.vocab_size, HEAD_ROWS):
@@ -328,13 +328,13 @@ def embed(model: TextModel, ids: NDArray[np.int32]) -> Array:
 
 
 def per_layer_embeddings(model: TextModel, ids: NDArray[np.int32], embeddings: Array) -> Array:
-    """What each layer is told of each token: its row of a table and a projection of its embedding.
+    """The per-layer inputs of each token: its row of the table, and a projection of its embedding.
 
     f32[N, layers, ple_size]
     """
     config = model.config
     shape = (len(ids), config.num_layers, config.ple_size)
-    # Image and audio placeholders lie behind the table and use row 0.
+    # The ids of image and audio placeholders are outside the table and use row 0.
     rows = _rows(model, "embed_tokens_per_layer.weight", np.where(ids < config.ple_vocab_size, ids, 0))
     told = rows.reshape(shape) * np.float32(config.ple_size**0.5)
     projected = embeddings @ model.read("per_layer_model_projection.weight").T * np.float32(config.hidden_size**-0.5)
@@ -343,7 +343,7 @@ def per_layer_embeddings(model: TextModel, ids: NDArray[np.int32], embeddings: A
 
 
 def spread(model: TextModel, embeddings: Array) -> Array:
-    """AltUp's streams f32[N, S, D]: the embedding, and projections of it at its magnitude."""
+    """AltUp's streams f32[N, S, D]: the embedding, and projections of it, scaled to its magnitude."""
     streams = [embeddings]
     for j in range(model.config.altup_num_inputs - 1):
         streams.append(at_magnitude_of(embeddings, embeddings @ model.read(f"altup_projections.{j}.weight").T))
@@ -351,7 +351,7 @@ def spread(model: TextModel, embeddings: Array) -> Array:
 
 
 def merge(model: TextModel, streams: Array) -> Array:
-    """One f32[N, D] again: the first stream and projections of the others at its magnitude, averaged."""
+    """Average the first stream and projections of the others, scaled to its magnitude: f32[N, D]."""
     first = streams[:, 0]
     total = first.copy()
     for j in range(model.config.altup_num_inputs - 1):
@@ -360,14 +360,14 @@ def merge(model: TextModel, streams: Array) -> Array:
 
 
 def _rows(model: TextModel, name: str, ids: NDArray[np.int32]) -> Array:
-    """The table's row of each id, f32[N, width]; rows that nobody asks for are not read."""
+    """The table's row for each id, f32[N, width]; no other rows are read."""
     used, places = np.unique(ids, return_inverse=True)
     runs = np.split(used, np.flatnonzero(np.diff(used) > 1) + 1)
     return np.concatenate([model.read(name, rows=(int(run[0]), int(run[-1]) + 1)) for run in runs])[places]
 
 
 def _checked_ids(config: TextConfig, sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """All sequences behind each other: i32[N]."""
+    """Concatenate all sequences: i32[N]."""
     if not sequences or not all(len(sequence) for sequence in sequences):
         raise UsageError("sequence", found="no tokens")
     ids = np.concatenate(sequences)

@@ -1,1 +1,1 @@
-"""Checkpoints as Hugging Face stores them, of whatever model: safetensors, tensors, tokenizer, template."""
+"""Reads Hugging Face checkpoints of any model: configs, safetensors, tokenizer, chat template."""

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a directory as it is, or an id of Hugging Face's Hub, downloaded into its cache."""
+"""Finds a checkpoint's directory: the one given, or a repository on the Hugging Face Hub, downloaded to its cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toolkit.base.errors import CheckpointError, EnvironmentFault
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 
-# What a conversion reads, and nothing else: repositories also hold other formats of the same weights.
+# Only the files that a conversion reads: repositories often have the same weights in other formats too.
 _HUB_FILES = (
     "config.json",
     "adapter_config.json",
@@ -36,11 +36,11 @@ NOT_CHECKPOINTS: Mapping[str, str] = {
     ".litertlm": "a .litertlm is converted already: gemma-edge check reads it",
     ".task": "a .task is converted already: convert the checkpoint that it was made of",
 }
-"""What to say of files that others take for a checkpoint, by their name or its ending."""
+"""Hints for files that are often mistaken for a checkpoint, by name or suffix."""
 
 
 def locate_checkpoint(path_or_id: str | os.PathLike[str], more_files: Sequence[str] = ()) -> Path:
-    """A directory itself; else, for `owner/name`, where the Hub's repository of that id was downloaded to.
+    """Return the directory itself, or for `owner/name` the directory to which the Hub's repository was downloaded.
 
     `more_files`: names to download besides those that any checkpoint may have.
     """
@@ -62,7 +62,7 @@ def _download(hub_id: str, more_files: Sequence[str]) -> Path:
 
     try:
         path = Path(snapshot_download(hub_id, allow_patterns=[*_HUB_FILES, *more_files]))
-    except Exception as error:  # the client's own classes, httpx's and the system's all end here
+    except Exception as error:  # classes of the client, of httpx and of the system
         raise EnvironmentFault(
             hub_id,
             found=f"no such directory, and no download ({type(error).__name__})",

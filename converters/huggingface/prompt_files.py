@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer and chat template, looked at before the work that needs them, and copied with it."""
+"""Checks a checkpoint's tokenizer and chat template before a conversion, and copies them into the bundle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PromptFiles:
 
     @property
     def bytes(self) -> int:
-        """What their copies take."""
+        """The size of both files."""
         return len(self.tokenizer) + len((self.template or "").encode())
 
     def copy_to(self, directory: Path) -> None:

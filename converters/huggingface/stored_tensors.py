@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint under the names that they are stored by, whatever model they are of."""
+"""The tensors of a checkpoint by the names in its files, whatever the model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from converters.huggingface.tensor_reader import read_tensor
 _COMPARED_BYTES = 4 << 20
 
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
-"""What the fingerprint reads of a large tensor; part of the manifest's format (docs/formats/manifest.md)."""
+"""The samples in a large tensor's fingerprint; part of the manifest's format (docs/formats/manifest.md)."""
 
 
 class StoredTensors:
-    """All shards of a checkpoint, opened; safe to read from several threads."""
+    """The open files of a checkpoint; safe to read from several threads."""
 
     def __init__(self, path: Path) -> None:
-        """Raises CheckpointError unless every file's header and the index are sound; reads no numbers."""
+        """Reads the headers and the index, but no weights; raises CheckpointError if one of them is invalid."""
         self._files = {file.path.name: file for file in open_safetensors(path)}
         self.infos: Mapping[str, TensorInfo] = {
             name: info for file in self._files.values() for name, info in file.tensors.items()
@@ -59,7 +59,7 @@ class StoredTensors:
         return digest.hexdigest()
 
     def require_unchanged(self) -> None:
-        """CheckpointError where a file of weights was written to since it was opened."""
+        """CheckpointError if a file of weights has changed since it was opened."""
         for file in self._files.values():
             file.require_unchanged()
 
@@ -75,7 +75,7 @@ class StoredTensors:
 
 
 def _samples(size: int) -> list[tuple[int, int]]:
-    """Offset and length of what the fingerprint reads of a tensor of so many bytes.
+    """The offset and length of each sample that the fingerprint reads of a tensor of `size` bytes.
 
     >>> _samples(65536), _samples(10**6)[:2], len(_samples(10**6)), sum(_samples(10**6)[-1])
     ([(0, 65536)], [(0, 4096), (66393, 4096)], 16, 1000000)

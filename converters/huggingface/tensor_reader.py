@@ -1,4 +1,4 @@
-"""Parts of stored tensors as float32: only the bytes asked for are read, and converted while they are in the cache."""
+"""Reads parts of stored tensors as float32: only the needed bytes, converted while in the processor's cache."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _STORED: Mapping[str, np.dtype[np.generic]] = {
 }
 
 FLOAT_DTYPES = tuple(_STORED)
-"""The types of safetensors that are read, by their names there; `toolkit.base.elements` has those that are written."""
+"""The dtypes that can be read, by their names in safetensors; `toolkit.base.elements` has those that are written."""
 
 _PIECE_BYTES = 1 << 20
 """Large enough for storage, and small enough to stay in the processor's cache between the read and the conversion."""
 
 _LEAST_STRIDED_BYTES = 4096
-"""A page: below it, a read for each row costs more than reading the rows whole."""
+"""A page: for shorter parts of rows, separate reads cost more than reading whole rows."""
 
 
 def read_tensor(
@@ -62,14 +62,14 @@ def _checked(info: TensorInfo, part: Range | None, axis: int) -> Range:
 
 
 def _part_shape(shape: tuple[int, ...], first: Range, last: Range) -> tuple[int, ...]:
-    """Shape of the part; the axes between the first and the last are whole."""
+    """The shape of the part; axes other than the first and the last are whole."""
     if len(shape) < 2:
         return tuple(first[1] - first[0] for _ in shape)
     return first[1] - first[0], *shape[1:-1], last[1] - last[0]
 
 
 def _read_run(file: SafetensorsFile, info: TensorInfo, start: int, out: NDArray[np.float32]) -> None:
-    """Consecutive elements from element `start` on, into a flat array."""
+    """Read consecutive elements, starting at `start`, into a flat array."""
     stored = _STORED[info.dtype]
     begin = info.begin + start * stored.itemsize
     if info.dtype == "F32":
@@ -86,7 +86,7 @@ def _read_run(file: SafetensorsFile, info: TensorInfo, start: int, out: NDArray[
 def _read_columns(
     file: SafetensorsFile, info: TensorInfo, first_row: int, first_column: int, width: int, out: NDArray[np.float32]
 ) -> None:
-    """A rectangle, some rows at a time: each row's part by itself, or rows whole where most of a row is wanted."""
+    """Read a rectangle, some rows at a time: only the part of each row, or whole rows if most of a row is wanted."""
     stored = _STORED[info.dtype]
     rows, columns = out.shape
     strided = columns * stored.itemsize >= _LEAST_STRIDED_BYTES and columns * 2 <= width
@@ -106,7 +106,7 @@ def _read_columns(
 
 def _widen(stored: NDArray[np.generic], out: NDArray[np.float32]) -> None:
     if stored.dtype == np.uint16:
-        # bf16 is the upper half of a float32; two passes are quicker than one that converts and shifts.
+        # bf16 is the upper half of a float32; two passes are faster than one that converts and shifts.
         bits = out.view(np.uint32)
         bits[...] = stored
         np.left_shift(bits, 16, out=bits)

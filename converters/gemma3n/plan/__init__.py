@@ -1,1 +1,1 @@
-"""Which files a bundle gets, with their signatures, weights and records."""
+"""Plans the files of a bundle, with their signatures, weights and records."""

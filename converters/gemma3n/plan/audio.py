@@ -1,4 +1,4 @@
-"""The audio group of a checkpoint as two files: encoders of several lengths, and the way into the language model.
+"""The audio group of a checkpoint as two files: encoders of several lengths, and the adapter to the language model.
 
 audio_encoder.tflite: `encode_N` for each length N in mel frames, src_inputs f32[1, N, bins] and mask bool[1, N] ->
 features f32[1, T, hidden] and mask bool[1, T].
@@ -32,7 +32,7 @@ _USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds of a frame every 10 ms, 
 
 
 def read_audio_config(checkpoint: Gemma3nTensors) -> AudioConfig:
-    """The tower of a checkpoint, its tensors checked; CheckpointError for one without, or with another tower."""
+    """The config of a checkpoint's tower, with its tensors checked; CheckpointError if it has no such tower."""
     values, path = tower_config(checkpoint, "audio")
     config = parse_audio_config(values, checkpoint.config, path)
     require_audio_tensors(config, checkpoint.tensors, str(checkpoint.path))
@@ -47,9 +47,9 @@ def require_sounds(checkpoint: Gemma3nTensors) -> AudioConfig:
 
 
 def default_lengths(config: AudioConfig) -> tuple[int, ...]:
-    """Mel frames of each encoder; the longest gives as many tokens as a sound has places in a prompt.
+    """The default lengths in mel frames of the encoders; the longest fills all soft tokens of a sound.
 
-    All are multiples of the frames of a token, which LiteRT-LM asks for.
+    All are multiples of the frames per token, as LiteRT-LM requires.
     """
     usual = (n for n in _USUAL_FRAMES if n < config.max_frames and n % config.frames_per_token == 0)
     return (*usual, config.max_frames)
@@ -78,7 +78,7 @@ def audio_layouts(config: AudioConfig, recipe: Recipe, lengths: Sequence[int]) -
 
 
 def frame_lengths(config: AudioConfig, seconds: Sequence[float]) -> tuple[int, ...]:
-    """Mel frames that hold sounds so long, in whole tokens; UsageError for one longer than the tower hears."""
+    """Lengths in mel frames, in whole tokens, for sounds of these lengths; UsageError for one that is too long."""
     frames = [math.ceil(round(second * FRAMES_PER_SECOND, 6)) for second in seconds]
     if not frames or min(frames) < 1 or max(frames) > config.max_frames:
         wanted = f"seconds over 0 and up to {config.max_frames / FRAMES_PER_SECOND:g}"

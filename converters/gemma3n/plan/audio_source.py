@@ -1,8 +1,8 @@
-"""Tensors that the audio graphs want otherwise than the checkpoint has them: two of each block, and two tokens.
+"""Computes those tensors of the audio graphs that the checkpoint has in another form: two per block, and two tokens.
 
-Relative positions are constants, so their projection is one too: 13 rows of the hidden size in place of a square matrix
-(28 M of the tower's 681 M parameters). Every step here is an elementwise IEEE operation in a fixed order: the bytes
-depend on the checkpoint alone.
+Relative positions are constants, and so is their projection: 13 rows of the hidden size instead of a square matrix
+(28 M of the tower's 681 M parameters). Every step here is an elementwise IEEE operation in a fixed order, so that the
+bytes depend only on the checkpoint.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _DERIVED = re.compile(r"(audio_tower\.conformer\.\d+\.attention\.attn\.)(query_s
 
 
 class AudioSource:
-    """A TensorSource with every tensor of a checkpoint, and with those that are computed from them.
+    """A TensorSource with all tensors of a checkpoint, and those that are computed from them.
 
-    Of each block `query_scale` and `position_keys`; the embeddings of the padding and of the token that ends a sound.
+    The latter are `query_scale` and `position_keys` of each block, and the embeddings of the padding token and of the
+    token that ends a sound.
     """
 
     def __init__(self, source: TensorSource, config: AudioConfig) -> None:
@@ -38,7 +39,7 @@ class AudioSource:
         self._tokens = {PADDING: config.padding_token_id, END_OF_AUDIO: config.end_token_id}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As of any source; position_keys: [1, heads, window, head_dim], query_scale: [head_dim]; tokens: [1, 1, n]."""
+        """See `TensorSource`; position_keys: [1, heads, window, head_dim], query_scale: [head_dim]; tokens [1, 1, n]"""
         if name in self._tokens:
             return (1, 1, self._config.text_hidden_size)
         match = _DERIVED.fullmatch(name)
@@ -50,7 +51,7 @@ class AudioSource:
         return (1, config.num_heads, config.attention_window, config.head_dim)
 
     def read(self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> F32:
-        """As of any source."""
+        """See `TensorSource`."""
         match = _DERIVED.fullmatch(name)
         if match is None and name not in self._tokens:
             return self._source.read(name, rows, columns)
@@ -68,17 +69,17 @@ class AudioSource:
 
 
 def query_scale(per_dim_scale: F32, config: AudioConfig) -> F32:
-    """f32[head_dim]: softplus(per_dim_scale) / softplus(0) / sqrt(head_dim), over the cap of the scores."""
+    """f32[head_dim]: softplus(per_dim_scale) / softplus(0) / sqrt(head_dim), divided by the cap of the scores."""
     fixed = config.head_dim**-0.5 / math.log(2.0) / config.logit_cap
     scales = [fixed * (max(x, 0.0) + math.log1p(math.exp(-abs(x)))) for x in per_dim_scale.tolist()]
     return np.array(scales, np.float32)
 
 
 def position_keys(projection: F32, config: AudioConfig) -> F32:
-    """f32[1, heads, window, head_dim]: what a query is compared with for distances window - 1 ... 0, in that order."""
+    """f32[1, heads, window, head_dim]: the keys for the distances window - 1 to 0, in that order."""
     signal = _sinusoids(config).astype(np.float64)
     keys = np.zeros(signal.shape)
-    # Not a matrix product: BLAS sums in an order of its own on every processor.
+    # Not a matrix product: BLAS adds in a different order on each processor.
     for sines, row in zip(signal.T, projection.T.astype(np.float64), strict=True):
         keys += sines[:, None] * row[None]
     by_head = keys.reshape(config.attention_window, config.num_heads, config.head_dim).transpose(1, 0, 2)

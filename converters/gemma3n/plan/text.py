@@ -31,7 +31,7 @@ from toolkit.tflite.writer import layout_files
 
 
 def plan_text(checkpoint: Gemma3nTensors, request: PlanRequest) -> Plan:
-    """A bundle without towers. SliceError where the sizes cannot share their weights and caches."""
+    """The plan of a bundle without towers; SliceError if the sizes cannot share their weights and caches."""
     elastic = combine(checkpoint.config, request.slices)
     source = SlicedCheckpoint(checkpoint, elastic.widest)
     graphs = GraphFiles(layout_files(_signatures(request, elastic), request.recipes["text"]), source)

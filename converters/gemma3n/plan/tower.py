@@ -1,4 +1,4 @@
-"""What both towers of a checkpoint begin with."""
+"""Code shared by the plans of both towers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toolkit.base.errors import CheckpointError
 
 
 def tower_config(checkpoint: Gemma3nTensors, group: Literal["vision", "audio"]) -> tuple[object, str]:
-    """The values of config.json, and its path for errors; CheckpointError for a checkpoint without such a tower."""
+    """The values of config.json, and its path for errors; CheckpointError if the checkpoint has no such tower."""
     if not any(group_of(name) == group for name in checkpoint.tensors):
         found = f"{checkpoint.architecture} without {group} tensors"
         wanted = f"{CONDITIONAL_GENERATION} with its {group} tower"

@@ -32,7 +32,7 @@ from toolkit.tflite.writer import TfliteLayout, layout_files
 
 
 def read_vision_config(checkpoint: Gemma3nTensors) -> VisionConfig:
-    """The tower of a checkpoint, its tensors checked; CheckpointError for one without, or with another tower."""
+    """The config of a checkpoint's tower, with its tensors checked; CheckpointError if it has no such tower."""
     values, path = tower_config(checkpoint, "vision")
     config = parse_vision_config(values, checkpoint.config, path)
     config = replace(config, stem_bias=STEM_BIAS in checkpoint.tensors)

@@ -1,4 +1,4 @@
-"""Recipes for Gemma 3n: by name for each group, and for per-layer embeddings, which have one scheme for all."""
+"""Recipes for Gemma 3n: named ones for each group, and those for per-layer embeddings, which have a single scheme."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ RECIPES: Mapping[str, RecipeSet] = MappingProxyType(
         "audio": RecipeSet(__name__, {"f32": "f32", "int8": "audio-int8", "int4": "audio-int4"}),
     }
 )
-"""By group; the one for `text` covers the token embedding too."""
+"""The names of recipes, by group; those for `text` also cover the token embedding."""
 
 RECIPE_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {group: recipes.names for group, recipes in RECIPES.items()}
 )
 
-# The largest matrices of every layer: what a budget's bits a weight are taken from.
+# The largest matrices of every layer, from which a budget's bits per weight are computed.
 _TYPICAL_WEIGHT, _TYPICAL_SHAPE = "layers.0.mlp.gate_proj.weight", (1, 1024)
 
 
 def choose_recipes(wanted: Mapping[str, RecipeChoice], towers: Collection[str], ple_size: int) -> Mapping[str, Recipe]:
-    """The recipe of each role, by name, by file or given.
+    """The recipe for each role, given as a name, a file or a recipe.
 
-    By default text is int8, per-layer embeddings have the type that names text's recipe, or int8, and towers are f32
-    beside a text in f32, else int8, because int4 loses much there.
+    By default, text is int8, per-layer embeddings have the type in the name of text's recipe, or int8, and towers are
+    f32 if text is f32, else int8, because int4 is much less accurate there.
     """
     text = _load("text", wanted.get("text", "int8"))
     default = "f32" if text.name == "f32" else "int8"
@@ -48,7 +48,7 @@ def choose_recipes(wanted: Mapping[str, RecipeChoice], towers: Collection[str], 
 
 
 def bits_per_weight(recipe: Recipe) -> float:
-    """Code and share of the scale, by the scheme of a feed-forward matrix; a scale for a whole row is next to nothing.
+    """Bits per weight, scales included, for a feed-forward matrix; the scale of a whole row counts as nothing.
 
     >>> bits_per_weight(RECIPES["text"].load("int4-block32")), bits_per_weight(RECIPES["text"].load("int8"))
     (4.5, 8.0)
@@ -59,7 +59,7 @@ def bits_per_weight(recipe: Recipe) -> float:
 
 
 def built_in(name: str) -> Recipe:
-    """A recipe of this directory by its own name, such as `audio-int8`."""
+    """The recipe in this directory with this file name, such as `audio-int8`."""
     return built_in_recipe(__name__, name)
 
 

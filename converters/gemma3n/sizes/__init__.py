@@ -1,1 +1,1 @@
-"""MatFormer sizes: cutting one out of a checkpoint, finding one, joining several."""
+"""MatFormer sizes: cuts slices from a checkpoint, finds them by name or budget, and joins several in one bundle."""

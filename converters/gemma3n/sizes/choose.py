@@ -1,4 +1,4 @@
-"""Sizes by name, by file and by budget: where slices come from.
+"""Finds slices by name, by file and by budget.
 
 Named sizes are Google's mix-n-match configs (slicing_configs.csv, from MatFormer Lab), for checkpoints of E4B's
 dimensions, and those in `matformer.json` beside a checkpoint (docs/formats/matformer.md).
@@ -47,7 +47,7 @@ class OfficialSize:
 
 
 class SizedModel(Protocol):
-    """What a size is chosen from: a checkpoint."""
+    """The part of a checkpoint that choosing a slice needs."""
 
     @property
     def config(self) -> TextConfig: ...
@@ -119,7 +119,7 @@ def read_slice(path: Path, config: TextConfig) -> Slice:
 
 
 def memory_bytes(config: TextConfig, bits_per_weight: float) -> int:
-    """What each decoded token reads: effective parameters and the output matrix; without KV cache and PLE."""
+    """Bytes read for each decoded token: effective parameters and the output matrix, without KV cache and PLE."""
     matrix = math.prod(text_tensors(config)[TOKEN_EMBEDDING])
     return math.ceil((effective_parameters(config) + matrix) * bits_per_weight / 8)
 
@@ -127,7 +127,8 @@ def memory_bytes(config: TextConfig, bits_per_weight: float) -> int:
 def choose_slice(model: SizedModel, limit: Budget, *, bits_per_weight: float = 8.0) -> Slice:
     """The best named size within a budget; SliceError names the smallest when none fits.
 
-    The whole model if it fits; else the highest MMLU that Google states, and the largest of those it states nothing of.
+    That is the whole model if it fits; otherwise the size with the highest MMLU that Google states; otherwise, among
+    sizes without one, the largest.
     """
     mmlu = {size.slice: size.mmlu for size in official_sizes()}
     costs: dict[Slice, int] = {}
@@ -146,7 +147,7 @@ def choose_slice(model: SizedModel, limit: Budget, *, bits_per_weight: float = 8
 
     def rank(slice_: Slice) -> tuple[bool, float, int, str]:
         stated = mmlu.get(slice_, -1.0)
-        # Of two with the same stated accuracy the smaller is better; without one, more parameters are.
+        # Of two with the same stated accuracy, prefer the smaller; without stated accuracy, the larger.
         return is_whole(slice_, model.config), stated, -costs[slice_] if stated >= 0 else costs[slice_], slice_.name
 
     return max(fitting, key=rank)
@@ -184,7 +185,7 @@ def _key(name: str) -> str:
 
 
 def _has_dimensions(config: TextConfig, slice_: Slice) -> bool:
-    """Whether the checkpoint is shaped as Google's E4B or E2B: then their names mean what they say."""
+    """Whether the checkpoint has the dimensions of Google's E4B or E2B, so that Google's names apply."""
     return (
         tuple(layer.ffn_size for layer in config.layers) == slice_.ffn_sizes
         and (config.hidden_size, config.ple_size, config.num_heads, config.num_kv_heads) == (2048, 256, 8, 2)
@@ -216,14 +217,14 @@ def _parse_slice(stated: JsonObject) -> Slice:
 
 
 def _checked_name(stated: JsonObject, name: str) -> str:
-    """A name that can begin a signature's."""
+    """Check that a name can be the prefix of signatures."""
     if not is_safe_name(name) or name.startswith(RESERVED_PREFIX):
         stated.refuse("name", name, f"letters, digits and . _ -, not beginning with {RESERVED_PREFIX}")
     return name
 
 
 def _parse_lab_slice(stated: JsonObject, config: TextConfig, path: Path) -> Slice:
-    """MatFormer Lab states what is skipped, and one FFN width for each layer that is kept."""
+    """Parse MatFormer Lab's form, which lists the skipped layers, and the FFN width of each kept layer."""
     skipped = _lab_integers(stated, "layers_to_skip") if stated.has("layers_to_skip") else ()
     for layer in skipped:
         if layer >= config.num_layers or skipped.count(layer) > 1:
@@ -235,7 +236,7 @@ def _parse_lab_slice(stated: JsonObject, config: TextConfig, path: Path) -> Slic
 
 
 def _lab_integers(stated: JsonObject, key: str) -> tuple[int, ...]:
-    """Integers, products as strings, or the whole list as one string as in Google's table."""
+    """Read a list of integers and of products as strings, or the whole list as one string, as in Google's table."""
     if isinstance(stated.value(key), str):
         return parse_integers(stated.string(key), key, stated.file)
     items: list[int] = []

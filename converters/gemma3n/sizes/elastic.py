@@ -1,4 +1,4 @@
-"""Several MatFormer sizes over one set of weights: the widest model, and which part of it each size runs."""
+"""Several MatFormer sizes with shared weights: the widest model, and the parts of it that each size runs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Elastic:
 def combine(config: TextConfig, slices: Sequence[Slice]) -> Elastic:
     """The first slice is the default one. SliceError if the slices cannot share their KV caches or their names.
 
-    The widest model has every layer that some size keeps, at its largest width. Each of its FFNs is cut where a size
-    ends, so that a size runs the first pieces of it.
+    The widest model has every layer that any size keeps, at its largest width. Each of its FFNs is cut at the width of
+    each size, so that a size runs the first pieces of it.
     """
     configs = [slice_config(config, slice_) for slice_ in slices]
     layers = sorted({layer for slice_ in slices for layer in slice_.layers})
@@ -74,7 +74,7 @@ def _check_caches(config: TextConfig, slices: Sequence[Slice]) -> None:
 
 
 def _prefixes(slices: Sequence[Slice]) -> tuple[str, ...]:
-    """Empty for the default size; else the size's name in the letters that signatures may have.
+    """The prefixes of signatures: empty for the default size, else the size's name in characters that are allowed.
 
     >>> _prefixes([Slice("E4B", (), ()), Slice("E2.98B (block-level)", (), ())])
     ('', 'E2.98B-block-level_')

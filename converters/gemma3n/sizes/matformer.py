@@ -1,4 +1,4 @@
-"""MatFormer: smaller models that lie inside a checkpoint, taken without retraining.
+"""MatFormer: cuts smaller models out of a checkpoint, without retraining.
 
 A slice keeps some layers, and in each the first units of its feed-forward network. Source: Google's MatFormer Lab
 notebook (google-gemini/gemma-cookbook), with layer_types renumbered as transformers 5 demands.
@@ -43,9 +43,9 @@ def whole_slice(config: TextConfig, name: str) -> Slice:
 
 
 def slice_config(config: TextConfig, slice_: Slice) -> TextConfig:
-    """The config of the smaller model, its layers renumbered; SliceError if the checkpoint cannot give it.
+    """The config of the smaller model, with renumbered layers; SliceError if the checkpoint does not contain it.
 
-    A kept layer must still find the layer whose K/V it reads, and that must be the one it was trained with.
+    A kept layer must still share the K/V of the same layer as in training, which must be kept too.
     """
     _check_layers(config, slice_)
     new_index = {old: new for new, old in enumerate(slice_.layers)}
@@ -70,13 +70,13 @@ def slice_config(config: TextConfig, slice_: Slice) -> TextConfig:
 
 
 def effective_parameters(config: TextConfig) -> int:
-    """Google's count ("E2B"): the text model without its two embedding tables, with the unused K/V of shared layers."""
+    """Google's count ("E2B"): the text model without its embedding tables, but with the unused K/V of shared layers."""
     shapes = {**text_tensors(config), **unused_kv_tensors(config)}
     return sum(math.prod(shape) for name, shape in shapes.items() if name not in (TOKEN_EMBEDDING, PER_LAYER_EMBEDDING))
 
 
 def parameters_by_group(config: TextConfig) -> Mapping[str, int]:
-    """Effective parameters as `text`, and those of the two embedding tables."""
+    """Parameters by group: the effective ones as `text`, and those of the two embedding tables."""
     shapes = text_tensors(config)
     return {
         "text": effective_parameters(config),
@@ -86,10 +86,10 @@ def parameters_by_group(config: TextConfig) -> Mapping[str, int]:
 
 
 class SlicedCheckpoint:
-    """A TextModel that presents a slice exactly as a checkpoint that was sliced and saved first would."""
+    """A slice as a TextModel, with the same tensors as a checkpoint that was sliced and saved."""
 
     def __init__(self, checkpoint: TextModel, slice_: Slice) -> None:
-        """Raises SliceError if the checkpoint cannot give the slice."""
+        """Raises SliceError if the checkpoint does not contain the slice."""
         self._config = slice_config(checkpoint.config, slice_)
         self._checkpoint = checkpoint
         self._slice = slice_
@@ -103,7 +103,7 @@ class SlicedCheckpoint:
         return self._slice
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The sliced tensor's shape; CheckpointError when there is no such tensor."""
+        """The sliced tensor's shape; CheckpointError if there is no such tensor."""
         source, rows, columns = self._locate(name)
         shape = list(self._checkpoint.shape(source))
         for axis, runs in ((0, rows), (-1, columns)):
@@ -119,14 +119,14 @@ class SlicedCheckpoint:
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
     def _read_band(self, source: str, rows: Range | None, columns: Sequence[Range | None]) -> NDArray[np.float32]:
-        """Some columns of some rows, side by side."""
+        """Read some columns of some rows, and join the columns."""
         runs = [run for run in columns if run is not None]
         if len(runs) < 2:
             return self._checkpoint.read(source, rows, columns[0])
         low, high = runs[0][0], runs[-1][1]
         if 2 * sum(end - begin for begin, end in runs) < high - low:
             return np.concatenate([self._checkpoint.read(source, rows, run) for run in runs], axis=1)
-        # E2B keeps six sevenths of a row of the PLE table: one read and a cut is quicker than two reads for each row.
+        # E2B keeps 6/7 of each row of the PLE table: reading whole rows is faster than two reads for each row.
         span = self._checkpoint.read(source, rows, (low, high))
         return np.concatenate([span[:, begin - low : end - low] for begin, end in runs], axis=1)
 
@@ -153,7 +153,7 @@ class SlicedCheckpoint:
         return source, None, kept if rest == _FFN_COLUMNS else None
 
     def _ple_runs(self) -> list[Range]:
-        """Columns of the PLE table (rows of its projection) of the kept layers, neighbours joined."""
+        """The columns of the PLE table (rows of its projection) for the kept layers; adjacent ranges are joined."""
         size = self._config.ple_size
         runs: list[Range] = []
         for layer in self._slice.layers:
@@ -183,7 +183,7 @@ def _check_layers(config: TextConfig, slice_: Slice) -> None:
 
 
 def _select(runs: list[Range] | None, wanted: Range | None, name: str) -> list[Range | None]:
-    """The source ranges behind a range of the slice. A lone None stays None: the source knows its own size.
+    """The ranges of the source for a range of the slice; None (all) if both are None.
 
     >>> _select([(0, 4), (6, 8)], (3, 5), "doctest")
     [(3, 4), (6, 7)]

@@ -1,4 +1,4 @@
-"""What adbd does with keys: Android's binary form of an RSA public key, and the signature of a token.
+"""adbd's handling of keys: Android's binary form of an RSA public key, and the signature of a token.
 
 Source: AOSP `libcrypto_utils/android_pubkey.cpp`; RFC 8017, 8.2.2 (PKCS #1 v1.5 with SHA-1).
 """
@@ -24,7 +24,7 @@ class PublicKey:
 
 
 def parse_public_key(text: bytes) -> PublicKey | None:
-    """`BASE64 user@host`, as in ~/.android/adbkey.pub; None if it is none."""
+    """Parse a key in the form `BASE64 user@host`, as in ~/.android/adbkey.pub; None if it is not one."""
     try:
         words, _, modulus, _, exponent = _KEY.unpack(base64.b64decode(text.split(b"\0")[0].split()[0], validate=True))
     except (binascii.Error, IndexError, struct.error):

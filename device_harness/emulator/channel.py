@@ -1,4 +1,4 @@
-"""One stream of an adb connection, seen from the device: flow control, and a service's reads and writes."""
+"""A stream of an adb connection on the device's side: flow control, and a service's reads and writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """The host has one message at a time on the way, and so have we."""
+    """A stream of the emulated device; each side may have only one unacknowledged message."""
 
     def __init__(
         self, send: Send, local_id: int, remote_id: int, max_payload_bytes: int, *, takes_pipe: bool = False
@@ -36,7 +36,7 @@ class Channel:
         self._rest: memoryview | Piped = memoryview(b"")
 
     async def accept(self) -> None:
-        """Tell the host that the service is there."""
+        """Tell the host that the service is running."""
         self._okay.set()
         await self._send("OKAY", self.local_id, self.remote_id, b"")
 
@@ -53,7 +53,7 @@ class Channel:
         return data
 
     async def read_some(self, most: int) -> memoryview | Piped:
-        """Between 1 and `most` bytes."""
+        """Read between 1 and `most` bytes."""
         while not self._rest:
             data = await self.read()
             self._rest = data if isinstance(data, Piped) else memoryview(data)
@@ -63,7 +63,7 @@ class Channel:
         return some
 
     async def read_exactly(self, count: int) -> bytes:
-        """`count` bytes, whatever messages they came in."""
+        """Read `count` bytes, from as many messages as needed."""
         parts = bytearray()
         while len(parts) < count:
             parts += at_hand(await self.read_some(count - len(parts)))
@@ -92,7 +92,7 @@ class Channel:
         self._inbox.put_nowait((data, is_last))
 
     def open_pipe(self) -> Pipe:
-        """Where a message may lie until it is read."""
+        """The pipe in which a message may stay until it is read, if any."""
         if self._pipe is None:
             self._pipe = Pipe()
         return self._pipe

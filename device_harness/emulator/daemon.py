@@ -37,12 +37,12 @@ from device_harness.emulator.userland import Userland
 FEATURES = frozenset({"cmd", "fixed_push_mkdir", "ls_v2", "shell_v2", "stat_v2"})
 _TICKS_PER_S = 20
 _LEAST_PIPED_BYTES = 64 * 1024
-"""Below this, copying takes no longer than a pipe."""
+"""For smaller messages, copying is as fast as a pipe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may connect. Without `keys` everybody; with them their owners, and new ones if `allows_new`."""
+    """Who may connect: without `keys` everybody, else their owners, and new keys only if `allows_new`."""
 
     keys: tuple[PublicKey, ...] | None = None
     allows_new: bool = False
@@ -50,7 +50,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the device says of itself; one without `shell_v2` is as old as Android 6."""
+    """What the device announces about itself; one without `shell_v2` behaves like Android 6."""
 
     banner: Banner
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
@@ -58,11 +58,11 @@ class Identity:
 
 
 class _Cut(Exception):
-    """The connection ends here, by a fault of the list."""
+    """Ends the connection because of a configured fault."""
 
 
 class Connection:
-    """One host. Malformed messages end it, as adbd does."""
+    """The connection of one host. As in adbd, a malformed message ends it."""
 
     def __init__(
         self, sock: socket.socket, identity: Identity, access: Access, userland: Userland, store: Store
@@ -84,7 +84,7 @@ class Connection:
         self.wants_reboot = False
 
     async def run(self) -> None:
-        """Until the host goes, breaks the protocol, or a fault cuts it off."""
+        """Serve the host until it disconnects, breaks the protocol, or a fault cuts the connection."""
         try:
             while True:
                 header = parse_header(await self._receive(HEADER_BYTES))
@@ -139,7 +139,7 @@ class Connection:
                 await self._challenge()
         elif header.arg0 == AUTH_PUBLIC_KEY and self._access.allows_new and parse_public_key(payload) is not None:
             await self._welcome()
-        # Anyone else waits for a tap on a screen that nobody sees.
+        # Other keys would need a tap on the device's screen, which does not exist.
 
     async def _welcome(self) -> None:
         self._is_online = True
@@ -219,7 +219,7 @@ class Connection:
                 await asyncio.sleep(len(part) / rate)
 
     async def _receive(self, count: int) -> Buffer:
-        """Exactly `count` bytes."""
+        """Read exactly `count` bytes."""
         data = bytearray(count)
         rest = memoryview(data)
         await self._take_in(count, lambda done, most: self._loop.sock_recv_into(self._socket, rest[done : done + most]))
@@ -268,7 +268,7 @@ class Daemon:
         self.store = store
         self.reboots = 0
         self.down_s = 0.5
-        """How long a reboot takes."""
+        """The duration of a reboot, in seconds."""
         self._make: Callable[[socket.socket], Connection] = lambda sock: Connection(
             sock, identity, access, userland, store
         )

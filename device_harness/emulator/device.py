@@ -1,4 +1,4 @@
-"""The emulated device as a whole: a context manager with a thread of its own behind it."""
+"""The emulated device: a context manager that runs it in a separate thread."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _START_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class EmulatorSettings:
-    """What is emulated; `port` 0 takes a free one."""
+    """The properties of the emulated device; `port` 0 takes a free port."""
 
     port: int = 0
     root: Path | None = None
-    """Where the device's files stay; None: in a temporary folder, removed at the end."""
+    """The folder for the device's files; None for a temporary one, removed at the end."""
     isolation: Isolation = "auto"
     memory_bytes: int | None = None
     storage_bytes: int | None = None
@@ -81,27 +81,27 @@ class Emulator:
 
     @property
     def serial(self) -> str:
-        """HOST:PORT, as `--device` takes it."""
+        """HOST:PORT, for `--device`."""
         return f"{_HOST}:{self.port}"
 
     @property
     def userland(self) -> Userland:
-        """Its files and programs, while it runs and after."""
+        """The device's files and programs, also available after it has stopped."""
         if self._userland is None:
             raise EnvironmentFault("emulated device", found="it was never started")
         return self._userland
 
     @property
     def reboots(self) -> int:
-        """How often it has come back up."""
+        """How often the device has rebooted."""
         return self._daemon.reboots
 
     def path(self, remote: str) -> Path:
-        """Where a path of the device lies on the host."""
+        """The host's path for a path on the device."""
         return self.userland.local(remote)
 
     def set_faults(self, faults: Faults) -> None:
-        """From now on; byte counts start again."""
+        """Replace the faults; byte counts start again at 0."""
         done = threading.Event()
 
         def apply() -> None:

@@ -1,4 +1,4 @@
-"""What an emulated device can be told to get wrong."""
+"""The faults that an emulated device can be told to produce."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class Faults:
     """Bytes are counted over all connections, from when the faults are set; each cut and corruption happens once."""
 
     drop_at_byte: int | None = None
-    """The connection is cut when this many bytes have come in."""
+    """Cut the connection after receiving this many bytes."""
     reboot_at_byte: int | None = None
-    """The device goes down when this many bytes have come in, ends all programs, and comes back."""
+    """Reboot after receiving this many bytes, which ends all programs."""
     corrupt_at_byte: int | None = None
-    """This byte of all that files are written from is stored with a flipped bit."""
+    """Store this byte, counted over all bytes written to files, with a flipped bit."""
     disk_full_at_byte: int | None = None
-    """No byte after this many is stored."""
+    """Report a full disk after storing this many bytes."""
     bytes_per_s: int | None = None
-    """Rate of the link, each way."""
+    """The rate of the link in each direction."""
     refused_services: tuple[str, ...] = ()
-    """Services by the start of their names: `sync:`, `exec:`, `shell,v2`."""
+    """Services to refuse, by the start of their names: `sync:`, `exec:`, `shell,v2`."""
     thermal_status: int = 0
     """0 (none) to 6 (shutdown), as THROTTLING_SEVERITIES."""
     battery_percent: int = 100
-    """Below 100 no cable powers the device."""
+    """The battery's level; below 100 the device is not plugged in."""
     is_screen_on: bool = False
     is_silent: bool = False
-    """Connections are taken and never answered: an offline device."""
+    """Accept connections but never answer, like an offline device."""
 
 
 def parse_faults(texts: Iterable[str]) -> Faults:
@@ -77,7 +77,7 @@ def parse_faults(texts: Iterable[str]) -> Faults:
 
 
 def parse_size(text: str, what: str) -> int:
-    """Bytes of `64MB` (decimal) or `64MiB` (binary).
+    """Parse a size such as `64MB` (decimal) or `64MiB` (binary) into bytes.
 
     >>> parse_size("1.5kB", "x"), parse_size("2MiB", "x"), parse_size("7", "x")
     (1500, 2097152, 7)

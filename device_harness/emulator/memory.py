@@ -1,4 +1,4 @@
-"""A memory limit for all programs of an emulated device, by the kernel's control groups."""
+"""A memory limit for all programs of an emulated device, enforced by the kernel's control groups."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _ENTER = 'echo $$ > "$0" && exec "$@"'
 
 
 class MemoryLimit:
-    """A control group with a limit; file pages count, as they do on a phone under pressure."""
+    """A control group with a memory limit; file pages count too, as on a phone with little memory."""
 
     def __init__(self, limit_bytes: int) -> None:
-        """EnvironmentFault where this user may not make control groups."""
+        """EnvironmentFault if this user may not create control groups."""
         self._folder = _new_group(limit_bytes)
 
     def entering(self) -> list[str]:
-        """What to put before a command's arguments so that it and its children count."""
+        """The words to put before a command so that it and its children count."""
         return ["/bin/sh", "-c", _ENTER, str(self._folder / "cgroup.procs")]
 
     def peak_bytes(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Bytes that pass through the emulated device without coming into its memory: by splice, from a socket over a pipe."""
+"""Moves bytes from a socket through a pipe with splice, without copying them to the emulated device's memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pipe:
             fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def close(self) -> None:
-        """Close both ends; what is still in the pipe is lost."""
+        """Close both ends; bytes still in the pipe are lost."""
         if not self.is_closed:
             self.is_closed = True
             os.close(self._out)
@@ -72,7 +72,7 @@ class Piped:
         return Piped(self._pipe, size)
 
     def read(self) -> bytes:
-        """All of them, out of the pipe."""
+        """Read all of the bytes out of the pipe."""
         size, self._size = self._size, 0
         return self._pipe.read(size)
 
@@ -82,7 +82,7 @@ class Piped:
             self._size -= self._pipe.send(file, self._size)
 
     async def send(self, target: socket.socket) -> None:
-        """All of them to a socket that does not block."""
+        """Write all of the bytes to a non-blocking socket."""
         while self._size:
             try:
                 self._size -= self._pipe.send(target.fileno(), self._size)

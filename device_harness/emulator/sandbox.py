@@ -36,7 +36,7 @@ class Sandbox:
         self._holder = self._hold()
 
     def argv(self) -> list[str]:
-        """What to put before a command; it needs `fds` of this process."""
+        """The words to put before a command; it needs the file descriptors `fds` of this process."""
         users, processes = self.fds
         joined = ["--userns", str(users), "--pidns", str(processes)]
         return [self._bubblewrap, *joined, *_UNSHARED, *self._view]

@@ -1,4 +1,4 @@
-"""Where the emulated device's incoming bytes end up: a limit on what it stores, and faults counted in bytes."""
+"""Counts the emulated device's received and stored bytes, for its storage limit and for faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the emulated device says of itself: properties, battery, temperatures, settings.
+"""The emulated device's output about itself: properties, battery, temperatures, settings.
 
 The layouts are those of Android 14 (AIDL thermal HAL) and of its battery service; every value is ours.
 """
@@ -23,7 +23,7 @@ _THRESHOLDS = (
 
 
 def properties(serial: str) -> dict[str, str]:
-    """What getprop lists. `ro.kernel.qemu` is how every tool tells an emulated device."""
+    """The properties that getprop lists. Tools recognise an emulated device by `ro.kernel.qemu`."""
     abi = _ABIS.get(platform.machine(), platform.machine())
     return {
         "ro.boot.qemu": "1",
@@ -101,7 +101,7 @@ def _sensor(name: str, kind: int, celsius: float, status: int) -> str:
 
 
 def skin_celsius(status: int) -> float:
-    """What the skin sensor shows at a throttling status."""
+    """The skin sensor's temperature for a throttling status."""
     return _SKIN_CELSIUS[status]
 
 

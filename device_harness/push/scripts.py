@@ -37,8 +37,10 @@ _DIGESTS = """digests() { k=$2; while [ $k -lt $3 ]; do digest $1 $k & later; k=
 """
 
 # copy NAME FIRST STOP LAST FROM: copy chunks FIRST up to but not including STOP, and hash each during the next copies.
-_COPY = """copy() { k=$2; while [ $k -lt $3 ]; do
-dd if=$5 of=$1 bs=BLOCK skip=$((k*STEP)) seek=$((k*STEP)) count=STEP conv=notrunc || exit 1
+# What dd says is held back: in the middle of a line with a hash, it would hide that hash.
+_COPY = """fail() { echo "$said"; exit 1; }
+copy() { k=$2; while [ $k -lt $3 ]; do
+said=$(dd if=$5 of=$1 bs=BLOCK skip=$((k*STEP)) seek=$((k*STEP)) count=STEP conv=notrunc 2>&1) || fail
 digest $1 $k </dev/null & later; k=$((k+1)); done; }
 """
 

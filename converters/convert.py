@@ -197,14 +197,14 @@ def _towers(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
     if unknown:
         raise UsageError("groups", found=unknown[0], wanted=", ".join(GROUP_NAMES))
     if "text" not in groups:
-        found, wanted = ",".join(groups), "text among them: images and sounds are answered by the language model"
-        raise UsageError("groups", found=found, wanted=wanted, remedy=f"add text, as in text,{found}")
+        given = ",".join(groups)
+        found = f"{given} without text, the language model that answers images and sounds"
+        raise UsageError("groups", found=found, remedy=f"add text, as in text,{given}")
     for tower in TOWER_FILES:
         if tower in request.recipes and tower not in groups:
-            wanted = f"nothing, for {tower} is not converted"
-            raise UsageError(f"{tower} recipe", found=str(request.recipes[tower]), wanted=wanted)
+            raise UsageError(f"{tower} recipe", found=f"cannot be used, because {tower} is not converted")
     if request.audio_seconds and "audio" not in groups:
-        raise UsageError("audio lengths", found="lengths", wanted="nothing, for audio is not converted")
+        raise UsageError("audio lengths", found="cannot be used, because audio is not converted")
     return tuple(tower for tower in TOWER_FILES if tower in groups)
 
 

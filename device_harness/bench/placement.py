@@ -32,7 +32,7 @@ def open_model(path: Path, size: str | None = None) -> LocalModel:
         source.manifest.size(name)
         return LocalModel(path, source, name)
     if size is not None:
-        raise UsageError("--size", found=f"{size} and a {LITERTLM}, which has one size", wanted="a bundle")
+        raise UsageError("--size", found=f"cannot be used with a {LITERTLM} file, which has one size")
     return LocalModel(path, source)
 
 

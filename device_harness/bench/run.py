@@ -75,8 +75,8 @@ def choose_runner(request: BenchRequest, runners: Sequence[RunnerSpec] = ALL) ->
     for option in given:
         if option.name not in known:
             owners = [other.name for other in runners if option in other.options]
-            found = f"it with the runner {spec.name}"
-            raise UsageError(option.flag, found=found, wanted=f"--runner {' or '.join(owners)}")
+            found = f"cannot be used with --runner {spec.name}, but with {' or '.join(owners)}"
+            raise UsageError(option.flag, found=found)
     spec.check(RunnerOptions(request.options), request.workload)
     return spec
 
@@ -107,7 +107,7 @@ def bench(
     settings, listener = settings or BenchSettings(), listener or BenchListener()
     spec = choose_runner(request, runners)
     if settings.drop_page_cache and request.workload.start != "cold":
-        raise UsageError("--drop-page-cache", found="a warm start", wanted="it with --cold")
+        raise UsageError("--drop-page-cache", found="can be used with --cold only")
     with prepared_device(machine, stay_awake=settings.stay_awake, airplane_mode=settings.airplane_mode):
         device = read_device(machine)
         if device.emulated:

@@ -118,7 +118,7 @@ def open_source(
         found_there = "another file" if found.exists() else "no such file"
         raise UsageError(file=path, found=found_there, wanted="a bundle's directory or a .litertlm file")
     if groups is not None:
-        raise UsageError("--groups", found=found.name, wanted="a bundle", remedy="a .litertlm goes as a whole")
+        raise UsageError("--groups", found="cannot be used with a .litertlm file, which goes as a whole")
     return PushSource(None, (_unrecorded(found, safe_name(found.name, "file name")),))
 
 

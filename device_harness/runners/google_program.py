@@ -34,10 +34,10 @@ def check_program(name: str, options: RunnerOptions) -> None:
     version = options.text("binary_version")
     if options.text("binary") is not None:
         if options.text("binary_server"):
-            raise UsageError("--binary-server", found="it with --binary", wanted="one of them")
+            raise UsageError("--binary-server", found="cannot be used with --binary")
     elif version is None:
         remedy = "give the path of one built for the device, or let --binary-version latest download it"
-        raise UsageError("--binary", found="none", wanted=f"{name} for this device", remedy=remedy)
+        raise UsageError("--binary", found=f"the runner needs the program {name}", remedy=remedy)
     else:
         safe_name(version, "--binary-version")
         Bucket(_server(options))
@@ -56,8 +56,8 @@ def google_program(name: str, request: RunnerRequest) -> GoogleProgram:
         return GoogleProgram(path, version, arguments)
     assert version is not None, "check_program was asked first"
     if request.device.kind == "host":
-        found = "it with --host and no --binary"
-        raise UsageError("--binary-version", found=found, wanted="a device: Google publishes them for Android")
+        found = "cannot be used with --host, for Google publishes its programs for Android only"
+        raise UsageError("--binary-version", found=found, remedy="give the path of your own with --binary")
     sha256 = _parse_sha256(options.texts("binary_sha256"), name)
     published = PublishedProgram(name, version, request.device.abi, sha256)
     with request.listener.downloading(name) as progress:

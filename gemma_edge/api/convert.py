@@ -98,7 +98,7 @@ def _sizes(
     sizes: Sequence[str | Slice], slice_file: Path | str | None, budget: str | None
 ) -> tuple[str | Slice, ...] | Path | Budget:
     if (len(sizes) > 0) + (slice_file is not None) + (budget is not None) > 1:
-        raise UsageError("sizes", found="several of sizes, slice_file and budget", wanted="one of them")
+        raise UsageError("sizes", found="only one of sizes, slice_file and budget can be given")
     if slice_file is not None:
         return Path(slice_file)
     return tuple(sizes) if budget is None else parse_budget(budget)

@@ -37,7 +37,8 @@ def export(
     ('small', True)
     """
     if groups is not None and "text" not in groups:
-        found, wanted = ",".join(groups), "text among them: images and sounds are answered by the language model"
-        raise UsageError("--groups", found=found, wanted=wanted, remedy=f"add text, as in text,{found}")
+        given = ",".join(groups)
+        found = f"{given} without text, the language model that answers images and sounds"
+        raise UsageError("--groups", found=found, remedy=f"add text, as in text,{given}")
     options = ExportOptions(size, None if groups is None else tuple(groups), model_type)
     return export_litertlm(Path(bundle), Path(output), options, progress=progress)

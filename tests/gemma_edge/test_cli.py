@@ -276,7 +276,7 @@ def test_export_to_where_no_file_can_be_says_so(
     ("groups", "words"),
     [
         ("text,vision", "found no group vision, wanted one of"),
-        ("vision", "--groups: found vision, wanted text among them"),
+        ("vision", "--groups: vision without text, the language model"),
         ("text,", "wanted names separated by commas"),
     ],
 )

@@ -38,7 +38,7 @@ def check_options(options: RunnerOptions, workload: Workload) -> None:
     check_program(_NAME, options)
     if options.text("binary") is None and workload.backend == "npu":
         remedy = "put the program and your SoC's libraries in one folder, and give --binary PATH"
-        raise UsageError("--binary-version", found="it with --backend npu", wanted="cpu or gpu", remedy=remedy)
+        raise UsageError("--binary-version", found="cannot be used with --backend npu", remedy=remedy)
 
 
 def make_runner(request: RunnerRequest) -> BenchmarkModelRunner:
@@ -58,8 +58,8 @@ class BenchmarkModelRunner:
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
         """One job for each signature that is wanted; UsageError if there is none, or for a context."""
         if workload.context is not None:
-            wanted = f"none with {_NAME}, which runs no conversation"
-            raise UsageError("--context", found=workload.context, wanted=wanted)
+            found = f"cannot be used with {_NAME}, which runs no conversation"
+            raise UsageError("--context", found=found)
         assert model.manifest is not None
         pairs = self._wanted(model.path, model.manifest)
         manifest = model.manifest

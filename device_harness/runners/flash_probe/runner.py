@@ -26,8 +26,8 @@ class FlashProbeRunner:
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
         """One job; every bundle has shards. UsageError for a context."""
         if workload.context is not None:
-            wanted = f"none with {FLASH_PROBE}, which runs no conversation"
-            raise UsageError("--context", found=workload.context, wanted=wanted)
+            found = f"cannot be used with {FLASH_PROBE}, which runs no conversation"
+            raise UsageError("--context", found=found)
         manifest = model.manifest
         assert manifest is not None
         settings = replace(self.settings, state=workload.start)

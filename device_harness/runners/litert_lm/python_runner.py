@@ -22,7 +22,7 @@ class LiteRtLmPythonRunner:
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
         """One job. UsageError for another backend than the CPU, or a context that the model has not."""
         if workload.backend != "cpu":
-            raise UsageError("--backend", found=workload.backend, wanted="cpu with the runner litert_lm_python")
+            raise UsageError("--backend", found=workload.backend, wanted="cpu, which is all that litert_lm_python has")
         found = read_engine_model(model.path, workload)
 
         def jobs(machine: Machine, there: PlacedModel) -> tuple[Job, ...]:

@@ -47,12 +47,11 @@ class LiteRtLmRunner:
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
         """One job. UsageError for options that the program has not, or a context that the model has not."""
         if workload.threads is not None and workload.backend != "cpu":
-            wanted = "--backend cpu with it: the option is of CPU execution"
-            raise UsageError("--threads", found=f"--backend {workload.backend}", wanted=wanted)
+            raise UsageError("--threads", found=f"can be used with --backend cpu only, not {workload.backend}")
         for option, value in (("--threads", workload.threads), ("--context", workload.context)):
             if value is not None and not self.engine.has_shared_flags:
                 remedy = f"use {ADVANCED.name}"
-                raise UsageError(option, found=value, wanted=f"none with {self.engine.name}", remedy=remedy)
+                raise UsageError(option, found=f"cannot be used with {self.engine.name}", remedy=remedy)
         found = read_engine_model(model.path, workload)
 
         def jobs(machine: Machine, there: PlacedModel) -> tuple[Job, ...]:

@@ -313,4 +313,4 @@ def test_a_cold_bench_can_leave_the_model_s_files_out_of_memory_and_records_what
 
 def test_the_page_cache_is_dropped_for_cold_starts_only(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(bundle), "--host", "--drop-page-cache"]) == 2
-    assert "--drop-page-cache: found a warm start, wanted it with --cold" in capsys.readouterr().err
+    assert "--drop-page-cache: can be used with --cold only" in capsys.readouterr().err

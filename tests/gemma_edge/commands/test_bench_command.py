@@ -211,13 +211,16 @@ def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        (["--runner", "benchmark_model"], "--binary: found none"),
-        (["--binary", "x"], "--binary: found it with the runner session"),
-        (["--binary-server", "https://x"], "--binary-server: found it with the runner session"),
-        (["--runner", "benchmark_model", "--binary-version", "latest"], "--binary-version: found it with --host"),
+        (["--runner", "benchmark_model"], "--binary: the runner needs the program benchmark_model"),
+        (["--binary", "x"], "--binary: cannot be used with --runner session, but with "),
+        (["--binary-server", "https://x"], "--binary-server: cannot be used with --runner session, but"),
+        (["--runner", "benchmark_model", "--binary-version", "latest"], "--binary-version: cannot be used with --host"),
         (["--runner", "litert_lm_main", "--binary-version", "../x"], "--binary-version: found '../x'"),
         (["--runner", "litert_lm_main", "--binary-version", "1", "--binary-server", "http://x"], "wanted https://HOST"),
-        (["--runner", "litert_lm_main", "--binary", "x", "--binary-server", "https://x"], "it with --binary"),
+        (
+            ["--runner", "litert_lm_main", "--binary", "x", "--binary-server", "https://x"],
+            "--binary-server: cannot be used with --binary",
+        ),
         (["--runner", "litert_lm_main", "--binary", "x", "--binary-sha256", "abc"], "--binary-sha256: found 'abc'"),
         (["-p", "30", "-n", "20"], "-p and -n: found 50 tokens, wanted at most 40"),
         (["--size", "huge"], "huge"),
@@ -228,7 +231,7 @@ def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
         (["--min-battery", "101"], "--min-battery: found 101, wanted 0 to 100"),
         (["--context", "0"], "--context"),
         (["--context", "32"], "--context: found 32, wanted 40, which the bundle's graphs are made for"),
-        (["--runner", "flash_probe", "--context", "40"], "--context: found 40, wanted none with flash_probe"),
+        (["--runner", "flash_probe", "--context", "40"], "--context: cannot be used with flash_probe"),
         (["--stay-awake"], "--stay-awake: found this computer"),
     ],
 )

@@ -44,7 +44,7 @@ class Gemma3nCheckpoint(Gemma3nTensors):
         return find_slice(self.slices, name)
 
     def read_slice(self, path: Path) -> Slice:
-        """From a file of docs/formats/matformer.md or of MatFormer Lab."""
+        """Read a slice from a file as in docs/formats/matformer.md, or as MatFormer Lab writes it."""
         return read_slice(path, self.config)
 
     def choose_slice(self, budget: Budget, text: Recipe) -> Slice:

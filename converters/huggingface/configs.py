@@ -18,16 +18,16 @@ class CheckpointConfigs:
     path: Path
     config: object
     generation: object | None
-    """None where the checkpoint has no generation_config.json."""
+    """The values of generation_config.json; None if the checkpoint has none."""
 
     @property
     def config_path(self) -> Path:
-        """For errors."""
+        """The path of config.json, for errors."""
         return self.path / "config.json"
 
 
 def read_configs(path: Path) -> CheckpointConfigs:
-    """CheckpointError for a directory without config.json, or for files that are no JSON."""
+    """Read both files; CheckpointError if config.json is missing, or a file is not JSON."""
     if not os.path.lexists(path / "config.json"):
         names = {name for item in path.iterdir() for name in (item.name, item.suffix)}
         remedy = next((text for name, text in NOT_CHECKPOINTS.items() if name in names), None)

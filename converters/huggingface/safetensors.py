@@ -92,7 +92,7 @@ class SafetensorsFile:
 
     @property
     def stored_bytes(self) -> int:
-        """Of all tensors."""
+        """The stored bytes of all tensors."""
         return sum(info.stored_bytes for info in self.tensors.values())
 
     def close(self) -> None:

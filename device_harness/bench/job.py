@@ -63,7 +63,7 @@ class JobSettings:
     cool_down_s: float = 0.0
     interval_s: float = DEFAULT_INTERVAL_S
     folder: str = "/data/local/tmp"
-    """On the machine; where a sampler may write."""
+    """A folder on the machine in which a sampler may write."""
     page_cache: PageCache | None = None
     """To take the model's files out of before each iteration."""
 
@@ -125,7 +125,7 @@ class _Bench:
         self._was_cut = False
 
     def measure(self, progress: IterationProgress) -> None:
-        """Until all iterations are done; one that a lost connection cuts off begins again."""
+        """Run all iterations; one that a lost connection interrupts starts again."""
         for figure in self._job.tests.values():
             known_figure(figure, self._runner)
         self._begin_s = self._uptime()
@@ -152,7 +152,7 @@ class _Bench:
             self._note(f"{self._machine.serial}: {self._runner} says nothing of {', '.join(untold)}")
 
     def end(self) -> None:
-        """Nothing that this job started goes on on the machine."""
+        """End everything that this job started on the machine."""
         self._processes.try_to_end()
 
     def _warm_up(self) -> None:
@@ -206,7 +206,7 @@ class _Bench:
         self._note(f"{self._machine.serial}: the connection was lost; {what} begins again")
 
     def record(self, *, is_whole: bool) -> BenchRecord | None:
-        """Of the iterations so far; None if there are none. Tests that the runner said nothing of are left out."""
+        """The record of the iterations so far; None if there are none. Tests without any value are left out."""
         if not self._iterations:
             return None
         told = {name for item in self._iterations for name in item.figures}

@@ -19,10 +19,10 @@ from toolkit.base.errors import EnvironmentFault
 from toolkit.results.record import Delegation
 
 ASK_S = 30.0
-"""For a question that the machine answers at once."""
+"""The time limit in seconds for a command that the machine answers at once."""
 
 _TOKEN = "GEMMA_EDGE_BENCH"
-"""In the environment of everything that a run starts, so that nothing of it is left."""
+"""The environment variable that marks everything that a run starts, so that all of it can be ended."""
 _BEGIN = re.compile(rb"^@@begin (\d+) (\d+\.\d+) ", re.MULTILINE)
 _END = re.compile(r"^@@end (\d+) (\d+\.\d+) .*\n?", re.MULTILINE)
 _SAMPLES_WANTED = 3
@@ -122,7 +122,7 @@ class JobProcesses:
             return Delegation(None, None, f"counting failed: {error}"[:1000])
 
     def end(self) -> None:
-        """Nothing of this job goes on or stays on the machine; EnvironmentFault if it cannot be reached."""
+        """End and remove everything that this job left on the machine; EnvironmentFault if that is unreachable."""
         # Once more where something was found: what is killed takes a moment to end, and may have started another.
         script = (
             f"for i in 1 2 3 4 5; do found=; for f in $(grep -l {self._token} /proc/[0-9]*/environ); do "

@@ -104,7 +104,7 @@ def resting_limit(machine: Machine, note: Note, *, timeout_s: float, interval_s:
 
 
 def is_throttling(thermal: ThermalRecord | None) -> bool:
-    """By Android's own word, which some devices never say."""
+    """Whether Android reports throttling, which some devices never do."""
     return thermal is not None and (thermal.status or 0) > 0
 
 

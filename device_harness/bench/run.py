@@ -143,7 +143,7 @@ def _opened(request: BenchRequest, spec: RunnerSpec, listener: BenchListener) ->
 def _job_settings(
     settings: BenchSettings, machine: Machine, device: DeviceRecord, listener: BenchListener
 ) -> JobSettings:
-    """For all jobs; the machine is looked at before anything of them has warmed it."""
+    """The settings for all jobs; the temperature at rest is read before any job can warm the machine."""
     readiness = settings.readiness
     if readiness.limit_celsius is None:
         limit = resting_limit(machine, listener.note, timeout_s=readiness.timeout_s)

@@ -35,7 +35,7 @@ from toolkit.results.record import Figures, MappedMemory, MemoryRecord, Samples
 
 DEFAULT_INTERVAL_S = 0.2
 _MAPPINGS_EVERY, _THERMAL_EVERY = 2, 10
-"""Of so many samples one also looks at each mapping, or at the temperature: these take longer."""
+"""One in this many samples also reads each mapping, or the temperature, which takes longer."""
 _MARK = "@@ "
 _STARTS = {
     "uptime": re.compile(r"\d+\.\d+ \d+\.\d+$", re.ASCII),
@@ -226,7 +226,7 @@ def kinds(sample: ProcessSample) -> Figures:
 def memory_record(
     runs: Sequence[Sequence[ProcessSample]], groups: Mapping[str, Sequence[FileRange]], caches: Sequence[str]
 ) -> MemoryRecord:
-    """Of several processes of one configuration, one list of samples each: counts are of the last process."""
+    """The memory of several processes of one configuration, by their samples; counts are the last process's."""
     looks = [(sample, kinds(sample)) for run in runs for sample in run]
     steady = [figures for run in runs for figures in map(kinds, run[len(run) // 2 :])]
     last = next((run[-1] for run in reversed(runs) if run), None)

@@ -70,7 +70,7 @@ def read_thermal(machine: Machine) -> ThermalRecord | None:
 
 
 def read_light_threshold(machine: Machine, sensor: str) -> float | None:
-    """From which temperature of a sensor the machine throttles lightly; None if it does not say."""
+    """The sensor temperature from which the machine throttles lightly; None if it does not report one."""
     return parse_light_thresholds(read_parts(machine, {"thermal": _STATE["thermal"]})["thermal"]).get(sensor)
 
 

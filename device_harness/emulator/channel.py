@@ -21,7 +21,7 @@ class Channel:
     def __init__(
         self, send: Send, local_id: int, remote_id: int, max_payload_bytes: int, *, takes_pipe: bool = False
     ) -> None:
-        """`takes_pipe`: the service hands on what comes in as it is, so that it may lie in a pipe."""
+        """`takes_pipe`: the service passes its input on unchanged, so that it may stay in a pipe."""
         self.local_id = local_id
         self.remote_id = remote_id
         self.is_closed = False
@@ -92,7 +92,7 @@ class Channel:
         self._inbox.put_nowait((data, is_last))
 
     def open_pipe(self) -> Pipe:
-        """The pipe in which a message may stay until it is read, if any."""
+        """The pipe in which messages may stay until they are read; created at the first use."""
         if self._pipe is None:
             self._pipe = Pipe()
         return self._pipe

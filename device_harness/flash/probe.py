@@ -46,7 +46,7 @@ class ProbeSettings:
     batch_rows: int = 256
     batches: int = 8
     seed: int = 0
-    """Of the token ids, which are drawn evenly from the whole table."""
+    """The seed of the token ids, which are drawn uniformly from the whole table."""
     tokens: tuple[int, ...] | None = None
     """Token ids in place of those: of a text, which meets some rows often."""
     state: Literal["cold", "warm"] | None = None
@@ -210,7 +210,7 @@ def probe_command(program: str, shards: Sequence[str], settings: ProbeSettings, 
 
 
 def parse_probe(text: str, what: str) -> tuple[TableFacts, tuple[ReadMeasure, ...]]:
-    """Of the program's whole output, among whatever else a device may say; ResultsError if it is not complete."""
+    """Parse the program's complete output, ignoring other lines from the device; ResultsError if it is incomplete."""
     lines = map(str.strip, text.split("\n"))
     return _complete([_parse_line(line, what) for line in lines if line.startswith("{")], what)
 

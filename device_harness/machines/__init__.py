@@ -1,1 +1,1 @@
-"""Where models are measured: the `Machine` that a benchmark needs, a device over adb, and this computer."""
+"""The machines on which models are measured: the interface `Machine`, a device over adb, and this computer."""

@@ -12,7 +12,7 @@ from toolkit.results.record import Backend, BinaryRecord
 
 @dataclass(frozen=True, slots=True)
 class PlacedProgram:
-    """Where a program lies on a machine, and its folder, in which its libraries are."""
+    """The paths of a program on a machine, and of its folder, which also has its libraries."""
 
     program: str
     folder: str

@@ -30,7 +30,7 @@ MAX_FILE_BYTES = 512 * 2**20
 """The largest of them have some 35 MB."""
 _MAX_LISTING_BYTES = 4 * 2**20
 _MAX_OBJECTS = 1000
-"""Of one answer, Cloud Storage's own limit; a folder of one platform has some 20."""
+"""The maximum number of entries in one answer, Cloud Storage's own limit; a folder for one platform has some 20."""
 _BLOCK_BYTES = 2**18
 _ANSWER_S = 30.0
 """Without a byte for so long, a transfer counts as cut."""
@@ -95,7 +95,7 @@ class Bucket:
             raise EnvironmentFault(url, found=f"{done:,} bytes, then nothing", wanted=f"{size:,}", remedy=remedy)
 
     def _download_rest(self, url: str, target: Path, done: int, size: int, advance: Callable[[int], None]) -> int:
-        """One request; how many bytes the file then has. A cut is no error here."""
+        """Make one request; return how many bytes the file then has. A lost connection is not an error here."""
         with self._open(url, start=done) as answer:
             start, total = _extent(answer, url, done)
             if total not in (size, None):
@@ -182,7 +182,7 @@ def _md5(entry: JsonObject) -> str | None:
 
 
 def _extent(answer: IO[bytes], url: str, start: int) -> tuple[int, int | None]:
-    """Where an answer begins in the file, and how long the file is, if the server says."""
+    """The offset of an answer in the file, and the file's size if the server states it."""
     headers: http.client.HTTPMessage = answer.headers  # type: ignore[attr-defined]
     if answer.status != http.client.PARTIAL_CONTENT:  # type: ignore[attr-defined]
         length = headers.get("Content-Length", "")

@@ -88,7 +88,7 @@ def _source(name: str) -> Path:
 
 
 def _path(name: str, architecture: Architecture, directory: Path | None) -> Path:
-    """Where the program lies once it is built."""
+    """The path of the program once it is built."""
     key = _key(_source(name), _zig_version(), architecture)
     return (directory or default_directory()) / "native" / f"{name}-{architecture}-{key}"
 

@@ -200,7 +200,7 @@ def _is_there(path: Path, file: _Expected) -> bool:
 
 
 def _md5(path: Path) -> str:
-    """For comparison with what a server says; trust is sha256's affair."""
+    """The MD5 of a file, only for comparison with a server's; trust is based on sha256."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(2**20):

@@ -34,7 +34,7 @@ class Workload:
     context: int | None = None
     """Positions that the caches hold; None: the model's own number."""
     timeout_s: float = 600.0
-    """Of one process; it is killed then."""
+    """The time limit of one process in seconds, after which it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class PlacedModel:
 
     record: ModelRecord
     path: str
-    """On the machine that runs it: the bundle's folder, or the file."""
+    """The path on the machine that runs it: the bundle's folder, or the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Job:
     """Test name, such as pp512, to the figure that is its result."""
     argv: tuple[str, ...]
     read: Callable[[str], Reading]
-    """Of the process's whole output, both streams; EnvironmentFault if it holds no result."""
+    """Parse the figures from the process's complete output, both streams; EnvironmentFault if it has no result."""
     model: ModelRecord
     binaries: tuple[BinaryRecord, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class Job:
     count_nodes: tuple[str, ...] = ()
     """A process that tells delegation when all else is measured, where the measured one cannot."""
     read_nodes: Callable[[str], Delegation] | None = None
-    """Of that process's output; EnvironmentFault if it holds none."""
+    """Parse the result of that process from its output; EnvironmentFault if it has none."""
 
 
 def text_tests(workload: Workload) -> dict[str, FigureName]:

@@ -23,7 +23,7 @@ def command(machine: Machine, module: str) -> tuple[str, ...]:
 
 
 def cache_folder(machine: Machine, name: str) -> str:
-    """Where a runner keeps packed weights: a folder that a cold start may empty, so none that is used elsewhere."""
+    """The folder in which a runner keeps packed weights, separate from all others, since a cold start empties it."""
     return f"{machine.cache_folder}/{name}"
 
 

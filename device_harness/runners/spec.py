@@ -49,25 +49,25 @@ class RunnerOptions:
 
 
 class BenchListener:
-    """Told what a benchmark does, in words and numbers; this one ignores it all."""
+    """Functions that are called while a benchmark runs; these do nothing."""
 
     def note(self, text: str) -> None:
-        """Something that the person who waits should know."""
+        """Called with a message for the user."""
 
     def iteration(self, job: Job, done: int, total: int, figures: Figures | None) -> None:
-        """Iterations done and in all, and the figures of the last one; None before the first."""
+        """Called with the iterations done, the total, and the figures of the last one (None before the first)."""
 
     def downloading(self, name: str) -> AbstractContextManager[Progress | None]:
-        """While a program is downloaded; what is returned is called with bytes done and in all."""
+        """Open while a program is downloaded; yields a progress function for bytes done and the total, or None."""
         return nullcontext()
 
     def pushing(self, serial: str) -> AbstractContextManager[PushProgress]:
-        """While files are brought to a device."""
+        """Open while files are pushed to a device; yields a progress function."""
         return nullcontext(_ignore)
 
 
 def _ignore(step: Step, done: int, total: int) -> None:
-    """Progress that nobody follows."""
+    """A progress function that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class RunnerSpec:
     """
 
     name: str
-    """As results and `--runner` call it."""
+    """The name in results and for `--runner`."""
     about: str
     """What it runs, for the help of `--runner`."""
     takes: tuple[ModelKind, ...]

@@ -1,4 +1,4 @@
-"""Where weights are read from: the one interface between checkpoints and everything that needs their numbers."""
+"""The interface for reading weights, between checkpoints and everything that needs their values."""
 
 from __future__ import annotations
 

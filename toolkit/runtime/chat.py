@@ -33,7 +33,7 @@ class Message:
 
     @property
     def content(self) -> str | list[dict[str, str]]:
-        """As transformers hands it to templates."""
+        """The message's content, in the form in which transformers passes it to templates."""
         if not self.media:
             return self.text
         parts = [{"type": _PART_TYPES[group]} for group in self.media]

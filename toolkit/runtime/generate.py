@@ -21,24 +21,24 @@ class GenerationReport:
     """What was generated and how fast; a rate is None when there was nothing to measure it by."""
 
     token_ids: tuple[int, ...]
-    """With the stop token, if that ended it."""
+    """The generated ids, including the stop token if there is one."""
     prompt_tokens: int
     reused_tokens: int
-    """Of the prompt, tokens that an earlier turn had left in the caches."""
+    """How many prompt tokens were already in the caches from an earlier turn."""
     ending: Ending
     prefill_tokens_per_s: float | None
-    """Of the prompt's tokens that were computed anew, all but the last, which is the first decode step's."""
+    """The speed for new prompt tokens except the last, which belongs to the first decode step."""
     decode_tokens_per_s: float | None
-    """Of the tokens behind the first; the step that gives the first is part of the time to it."""
+    """The speed for tokens after the first, whose step is part of `time_to_first_token_s`."""
     time_to_first_token_s: float | None
     """From the prompt's ids to the first generated one: `media_s`, prefill, and one decode step; loading the language
     model is not part of it. A session's first call of a signature is, and takes longer than later ones."""
     media_s: float | None
-    """Of that, what the towers took to load and to embed images and sounds; None where there was nothing new."""
+    """The part of it for loading towers and embedding images and sounds; None if there were no new ones."""
 
 
 class Generation:
-    """One answer: iterate over its tokens, then read its report. An interrupt keeps what came before it."""
+    """One answer: iterate over its tokens, then read its report. After an interrupt, the tokens so far are kept."""
 
     def __init__(
         self,

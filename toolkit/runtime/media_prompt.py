@@ -45,7 +45,7 @@ class Medium:
     values: NDArray[np.uint8] | NDArray[np.float32]
     """An image's levels, uint8[1, size, size, 3], or a sound's mel frames, f32[frames, bins]."""
     mask: NDArray[np.bool_] | None = None
-    """Of a sound, the frames that are not padding."""
+    """For a sound, bool[frames]: which frames are not padding."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,16 +29,16 @@ class GroupMemory:
     """The files of one parameter group."""
 
     mapped_bytes: int
-    """Addresses of them that the process maps: no memory by itself."""
+    """The size of their mappings in the process's address space, resident or not."""
     resident_bytes: int
-    """Of these, in the process's memory now; clean pages, which the kernel may drop at any time."""
+    """The part of them in memory now: clean pages, which the kernel may drop at any time."""
     page_cache_bytes: int | None
-    """What the kernel holds of the files, whoever read them: it counts as no process's memory."""
+    """Bytes of the files in the kernel's page cache, which count as no process's memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """One look at a process; what the system does not tell is None."""
+    """The memory of a process at one moment; values that the system does not report are None."""
 
     process: ProcessStatus
     groups: Mapping[str, GroupMemory]
@@ -146,11 +146,11 @@ class StagePeaks:
 
     def __init__(self) -> None:
         self.stages: dict[str, int] = {}
-        """Where the kernel cannot start its count again, a stage's figure is the most until its end."""
+        """If the kernel cannot reset its count, a stage's figure is the peak of all stages so far."""
 
     @property
     def peak_rss_bytes(self) -> int:
-        """The most of all stages and of what came since."""
+        """The highest peak of all stages and since."""
         return max(peak_rss_bytes(), *self.stages.values(), 0)
 
     def end(self, stage: str) -> None:
@@ -174,7 +174,7 @@ def _group(files: tuple[Path, ...], mappings: tuple[MemoryMapping, ...]) -> Grou
 
 
 def _text(name: str, pid: int | None) -> str:
-    """Nothing where there is no /proc: not every system is Linux."""
+    """A file of /proc/PID as text; empty on systems without /proc."""
     try:
         return Path(f"/proc/{pid or 'self'}/{name}").read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:

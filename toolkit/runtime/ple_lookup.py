@@ -31,12 +31,12 @@ Rows = NDArray[np.uint8]
 
 @dataclass(slots=True)
 class PleStatistics:
-    """What look-ups did. Faults are those of the looking thread, from the kernel's own count."""
+    """Counts of look-ups. Page faults are those of the thread that looks up, as the kernel counts them."""
 
     rows: int = 0
-    """Rows asked for: one a token."""
+    """Rows requested, one for each token."""
     cache_hits: int = 0
-    """Of these, rows that were here: in the cache of hot rows, or wanted twice in one look-up."""
+    """Rows that needed no read: in the cache of recent rows, or requested twice in one look-up."""
     bytes_read: int = 0
     """Bytes of all other rows, read from the shards."""
     minor_faults: int = 0

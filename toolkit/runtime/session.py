@@ -43,10 +43,10 @@ class SessionSettings:
     """How a bundle is run."""
 
     size: str | None = None
-    """One of the bundle's sizes; None is its default."""
+    """One of the bundle's sizes; None for its default."""
     threads: int = field(default_factory=default_threads)
     weight_cache: WeightCache = field(default_factory=default_directory)
-    """Where weights stay that the backend has arranged for its hardware."""
+    """Where to keep weights that the backend has rearranged for its hardware."""
     backend: str = BACKENDS[0].name
     """What runs the graphs: a name of `toolkit.runtime.backends`."""
     ple_in_ram: bool = False
@@ -54,7 +54,7 @@ class SessionSettings:
     ple_cache_bytes: int = DEFAULT_CACHE_BYTES
     """Rows kept for tokens that come again."""
     stage_ended: Callable[[str], None] = field(default=lambda _: None)
-    """Told when a stage of the work is over: load, vision, audio, prefill, decode."""
+    """Called with the name of each stage when it ends: load, vision, audio, prefill, decode."""
 
     def __post_init__(self) -> None:
         if self.threads < 1:

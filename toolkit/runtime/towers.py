@@ -73,7 +73,7 @@ class Towers:
     def _compute(
         self, group: TowerName, media: Collection[Medium], tokens: set[int]
     ) -> tuple[dict[str, F32], dict[int, F32]]:
-        """By a medium's key, and by a token's id."""
+        """Embeddings, by the key of a medium and by the id of a token."""
         found = {medium.key: self._cache[medium.key] for medium in media if medium.key in self._cache}
         missing = [medium for medium in media if medium.key not in found]
         table: dict[int, F32] = {}
@@ -93,7 +93,7 @@ class Towers:
 
     @contextmanager
     def _open(self, group: TowerName) -> Iterator[LoadedTower]:
-        """In a runtime of its own, so that nothing of it stays."""
+        """Load the tower in a separate runtime, so that closing it frees everything."""
         runtime = self._backend.start(self._options)
         self.loaded.add(group)
         try:

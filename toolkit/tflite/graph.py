@@ -91,12 +91,12 @@ class Value:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its dimensions."""
+        """The value's dimensions."""
         return self.type.shape
 
     @property
     def dtype(self) -> DType:
-        """Its element type."""
+        """The value's element type."""
         return self.type.dtype
 
 

@@ -30,7 +30,7 @@ from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, Qu
 
 @dataclass(frozen=True, slots=True)
 class BlobPlace:
-    """Where the bytes of `Graph.blob` belong."""
+    """The place in the file for the bytes of a `Graph.blob`."""
 
     offset_bytes: int
     size_bytes: int

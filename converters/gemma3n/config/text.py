@@ -219,7 +219,7 @@ def to_hugging_face(config: TextConfig) -> dict[str, object]:
 
 
 def _architecture(top: JsonObject) -> str:
-    """As config.json states it; where it does not, that of its model_type."""
+    """The architecture in config.json; if it names none, that of its model_type."""
     if not top.has("architectures"):
         return next(
             (name for name, kind in _MODEL_TYPES.items() if top.value("model_type") == kind),
@@ -363,7 +363,7 @@ def _rope_thetas(text: JsonObject) -> tuple[float, float]:
 
 
 def _rope_theta(text: JsonObject, old_key: str, parameters: JsonObject | None, kind: str, default: float) -> float:
-    """As rope_parameters says, else as the old key says, else transformers' default."""
+    """The value in rope_parameters, else that of the old key, else transformers' default."""
     old = text.number(old_key, 1.0, 1e12) if text.has(old_key) else None
     if parameters is None or not parameters.has(kind):
         return default if old is None else old

@@ -52,7 +52,7 @@ def plan_text(checkpoint: Gemma3nTensors, request: PlanRequest) -> Plan:
 
 
 def _signatures(request: PlanRequest, elastic: Elastic) -> Mapping[str, list[Signature]]:
-    """Of each file: small files first, so that a fault shows early."""
+    """The signatures of each file; small files first, so that a fault is found early."""
     widest, counts = elastic.config, (1, *request.prefill_sizes)
     decoder = [
         signature

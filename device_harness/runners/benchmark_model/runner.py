@@ -42,7 +42,7 @@ def check_options(options: RunnerOptions, workload: Workload) -> None:
 
 
 def make_runner(request: RunnerRequest) -> BenchmarkModelRunner:
-    """With the program and the signatures that were asked for."""
+    """Make the runner with the requested program and signatures."""
     return BenchmarkModelRunner(google_program(_NAME, request), request.options.texts("signature") or ("*",))
 
 

@@ -41,7 +41,7 @@ class BenchmarkInfo:
 
     init_s: float
     time_to_first_token_s: float | None
-    """As the newer format says it; None in the older one."""
+    """Only in the newer format; None in the older one."""
     prefill: tuple[Turn, ...]
     decode: tuple[Turn, ...]
 

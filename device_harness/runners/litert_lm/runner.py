@@ -33,7 +33,7 @@ PLAIN = EngineProgram("litert_lm_main", has_shared_flags=False)
 
 
 def make_runner(request: RunnerRequest, engine: EngineProgram) -> LiteRtLmRunner:
-    """With the program that was asked for."""
+    """Make the runner with the requested program."""
     return LiteRtLmRunner(google_program(engine.name, request), engine)
 
 

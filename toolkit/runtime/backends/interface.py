@@ -34,7 +34,7 @@ class BackendOptions:
     threads: int
     """CPU threads."""
     weight_cache: WeightCache
-    """Where weights stay that the backend has arranged for its hardware."""
+    """Where to keep weights that the backend has rearranged for its hardware."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """As `--backend` takes it."""
+        """The name for `--backend`."""
 
     def start(self, options: BackendOptions) -> Runtime:
         """EnvironmentFault where the hardware or its library is not there."""

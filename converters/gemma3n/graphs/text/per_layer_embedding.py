@@ -15,7 +15,7 @@ from toolkit.tflite.graph import Value
 
 
 class PerLayerEmbeddings:
-    """Those of all layers of the widest model; they are made when the first layer asks."""
+    """The per-layer inputs of all layers of the widest model, built at their first use."""
 
     def __init__(self, step: Step, embeddings: Value, rows: Value) -> None:
         """embeddings: f32[1, tokens, hidden]; rows: the tokens' rows of the PLE table, f32[1, tokens, layers, ple]."""

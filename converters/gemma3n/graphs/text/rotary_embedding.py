@@ -14,7 +14,7 @@ from toolkit.tflite.graph import DType, Value
 
 
 class RotaryEmbedding:
-    """Of the positions of one step; angles are shared by all layers of a type."""
+    """Rotary embedding for the positions of one step; all layers of a type share the angles."""
 
     def __init__(self, step: Step, positions: Value) -> None:
         """positions: int32[tokens]."""

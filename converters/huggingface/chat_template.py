@@ -12,7 +12,7 @@ from pathlib import Path
 from toolkit.base.errors import CheckpointError
 from toolkit.base.json_types import kind_of
 from toolkit.base.strict_json import shorten
-from toolkit.runtime.chat import bind_variables, free_variables
+from toolkit.bundle.chat import bind_variables, free_variables
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _SPECIAL_TOKENS = "special_tokens_map.json"

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converters.huggingface.chat_template import read_chat_template
-from toolkit.base.errors import CheckpointError
+from toolkit.base.errors import BundleError, CheckpointError
+from toolkit.bundle.chat import ChatTemplate
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
 from toolkit.bundle.tokenizer_file import plain_tokenizer, token_spelling, tokenizer_faults
-from toolkit.runtime.chat import ChatTemplate
+from toolkit.litertlm.chat_template import engine_template
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +43,21 @@ def read_prompt_files(checkpoint: Path, vocab_size: int, bos_token_id: int | Non
     data = tokenizer.read_bytes()
     for fault in tokenizer_faults(str(tokenizer), data, vocab_size):
         raise CheckpointError(fault.fault, file=fault.file, found=fault.found, wanted=fault.wanted)
-    template = read_chat_template(checkpoint, token_spelling(data, bos_token_id))
+    bos_token = token_spelling(data, bos_token_id)
+    template = read_chat_template(checkpoint, bos_token)
     if template is None:
         _log.warning("%s has no chat template: run and export take plain text alone (--raw)", checkpoint)
     else:
         ChatTemplate(template, file=checkpoint)
+        _warn_of_engine(template, bos_token or "")
     return PromptFiles(plain_tokenizer(data), template)
+
+
+def _warn_of_engine(template: str, bos_token: str) -> None:
+    try:
+        engine_template(template, bos_token=bos_token)
+    except BundleError as error:
+        _log.warning("export will refuse this bundle's %s", error)
 
 
 def _without_tokenizer(checkpoint: Path) -> str:

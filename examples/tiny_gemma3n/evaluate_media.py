@@ -107,8 +107,8 @@ def ask_transformers(checkpoint: Path) -> Answer:
 
 def ask_session(path: Path, size: str | None) -> Answer:
     """gemma-edge's own session, as `gemma-edge run` asks it."""
+    from toolkit.bundle.chat import Message
     from toolkit.runtime.bundle import Bundle
-    from toolkit.runtime.chat import Message
     from toolkit.runtime.generate import Generation
     from toolkit.runtime.media_prompt import build_prompt, read_image, read_sound
     from toolkit.runtime.sampling import Sampler, Sampling

@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from toolkit.base.errors import UsageError
+from toolkit.bundle.chat import Message
 from toolkit.media.source import MediaSource
 from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream
-from toolkit.runtime.chat import Message
 from toolkit.runtime.media_prompt import MediaFile, Medium
 from toolkit.runtime.sampling import Sampler
 

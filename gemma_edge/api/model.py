@@ -12,11 +12,11 @@ from typing import Literal
 
 from gemma_edge.api.chat import Chat
 from toolkit.base.errors import UsageError
+from toolkit.bundle.chat import Message
 from toolkit.media.source import MediaSource
 from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream
 from toolkit.runtime.backends import BACKENDS
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.chat import Message
 from toolkit.runtime.generate import Generation, require_prompt
 from toolkit.runtime.media_prompt import MediaFile, Medium, Prompt, chat_prompt, raw_prompt, read_media, user_message
 from toolkit.runtime.memory import Memory

@@ -11,9 +11,9 @@ from paths import EXAMPLE
 from timm_oracle import let_transformers_use_timm
 
 from converters.convert import ConvertRequest, convert
+from toolkit.bundle.chat import Message
 from toolkit.media.sound import load_sound
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.chat import Message
 from toolkit.runtime.generate import Generation
 from toolkit.runtime.media_prompt import build_prompt, read_image, read_sound
 from toolkit.runtime.sampling import Sampler, Sampling

@@ -43,21 +43,29 @@ def token_spellings(file: str, data: bytes, ids: Iterable[int]) -> dict[int, str
 
 
 def token_spelling(data: bytes, token_id: int | None) -> str | None:
-    """The text of one token of a tokenizer without faults; None for an id that stands for nothing."""
+    """The text of one token; None for an id that stands for nothing, and in a file that is no tokenizer."""
     tokens = _tokens("tokenizer.json", data)
-    assert not isinstance(tokens, Fault)
-    return next((text for text, token in reversed(tokens) if token == token_id), None)
+    return (
+        None
+        if isinstance(tokens, Fault)
+        else next((text for text, token in reversed(tokens) if token == token_id), None)
+    )
 
 
 def plain_tokenizer(data: bytes) -> bytes:
-    """A tokenizer without faults, with no truncation and no padding saved in it; the same bytes where it has none.
+    """A tokenizer with no truncation and no padding saved in it; the same bytes where it has none, or is none.
 
     Trainers save both. transformers sets them anew for each text, while all others who read the file obey them.
 
     >>> plain_tokenizer(b'{"truncation": {"max_length": 5}, "padding": null}')
     b'{"truncation": null, "padding": null}'
     """
-    value = json.loads(data.decode("utf-8"))
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return data
+    if not isinstance(value, dict):
+        return data
     saved = [key for key in _PER_CALL if value.get(key) is not None]
     return json.dumps({**value, **dict.fromkeys(saved)}).encode("ascii") if saved else data
 

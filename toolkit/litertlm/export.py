@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolkit.base.errors import BundleError
+from toolkit.base.errors import BundleError, errors_about
 from toolkit.base.files import Progress, hash_file, require_free_space, scratch_beside
 from toolkit.base.layout import ceil_div
 from toolkit.bundle.manifest import (
@@ -27,7 +27,9 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, check_sequence, is_shard_name, read_header, shard_name
+from toolkit.bundle.tokenizer_file import plain_tokenizer, token_spelling
 from toolkit.litertlm import schema
+from toolkit.litertlm.chat_template import engine_template
 from toolkit.litertlm.container import FilePart, Section, write_container
 from toolkit.litertlm.media import always_true, joined_template, media_metadata
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
@@ -145,6 +147,10 @@ class _Parts:
 def _metadata_section(parts: _Parts, groups: Sequence[str], model_type: ModelType) -> Section:
     manifest = parts.manifest
     text, template = manifest.text, _chat_template(parts)
+    if template is not None:
+        bos = token_spelling(parts.read(TOKENIZER), text.bos_token_id) or ""
+        with errors_about(file=parts.bundle / CHAT_TEMPLATE):
+            template = engine_template(template, bos_token=bos)
     joined = template is not None
     image, sound = media_metadata(parts.read(TOKENIZER), manifest, groups, model_type, joined=joined)
     if template is not None and model_type == "generic_model":
@@ -175,7 +181,7 @@ def _chat_template(parts: _Parts) -> str | None:
 
 def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
     """The sections for text, the small ones first, so that a reader finds them in the first megabytes."""
-    tokenizer = parts.read(TOKENIZER)
+    tokenizer = plain_tokenizer(parts.read(TOKENIZER))
     packed = struct.pack("<Q", len(tokenizer)) + zlib.compress(tokenizer, _ZLIB_LEVEL)
     return (
         Section(schema.HF_TOKENIZER, (packed,)),

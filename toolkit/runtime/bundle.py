@@ -9,11 +9,11 @@ from typing import BinaryIO
 
 from toolkit.base.errors import BundleError, UsageError, system_reason
 from toolkit.base.files import CHUNK_BYTES
+from toolkit.bundle.chat import ChatTemplate
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.runtime.backends.interface import ModelFile
-from toolkit.runtime.chat import ChatTemplate
 from toolkit.runtime.tokenizer import Tokenizer
 
 _PIECE_BYTES = 1 << 18

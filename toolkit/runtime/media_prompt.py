@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.errors import BundleError, UsageError
+from toolkit.bundle.chat import Message
 from toolkit.bundle.manifest import TOKENIZER, AudioRecord, VisionRecord
 from toolkit.media.mel import MIN_SAMPLES, SAMPLE_RATE_HZ, log_mel, max_samples
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders, soft_token_starts
 from toolkit.media.source import MediaSource, errors_about_source, source_name
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.chat import Message
 from toolkit.runtime.tokenizer import Tokenizer
 
 TowerName = Literal["vision", "audio"]

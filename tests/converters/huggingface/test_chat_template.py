@@ -15,7 +15,7 @@ from paths import EXAMPLE
 from converters.huggingface.configs import read_configs
 from converters.huggingface.prompt_files import read_prompt_files
 from toolkit.base.errors import CheckpointError
-from toolkit.runtime.chat import ChatTemplate, Message
+from toolkit.bundle.chat import ChatTemplate, Message
 from toolkit.runtime.tokenizer import Tokenizer
 
 VOCABULARY, BOS = 4096, 2

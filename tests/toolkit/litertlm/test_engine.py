@@ -15,10 +15,10 @@ from litert_lm_engine import LmEngine, open_engine
 from paths import EXAMPLE
 
 from converters.convert import ConvertRequest, convert
+from toolkit.bundle.chat import Message
 from toolkit.check import check
 from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.chat import Message
 from toolkit.runtime.session import Session, SessionSettings
 
 pytestmark = pytest.mark.lm

@@ -43,8 +43,16 @@ class Message:
 class ChatTemplate:
     """A `chat_template.jinja`, rendered in a sandbox: templates are other people's programs."""
 
-    def __init__(self, source: str, *, file: Path | None = None, bos_token: str = "<bos>") -> None:
-        environment = _environment()
+    def __init__(
+        self,
+        source: str,
+        *,
+        file: Path | None = None,
+        bos_token: str = "<bos>",
+        environment: ImmutableSandboxedEnvironment | None = None,
+    ) -> None:
+        """By default as transformers renders it; `environment` renders otherwise."""
+        environment = template_environment() if environment is None else environment
         self._file = file
         self._bos_token = bos_token
         try:
@@ -70,6 +78,10 @@ class ChatTemplate:
         """
         _check_roles(messages)
         turns = [{"role": message.role, "content": message.content} for message in messages]
+        return self.render_turns(turns, generation_prompt=generation_prompt)
+
+    def render_turns(self, turns: Sequence[Mapping[str, object]], *, generation_prompt: bool = True) -> str:
+        """The same of messages as templates see them, whatever their roles."""
         try:
             return self._template.render(
                 messages=turns,
@@ -88,7 +100,7 @@ class ChatTemplate:
 def free_variables(source: str, file: Path | None = None) -> set[str]:
     """Names that a template reads and does not set; BundleError where it is no template."""
     try:
-        return meta.find_undeclared_variables(_environment().parse(source))
+        return meta.find_undeclared_variables(template_environment().parse(source))
     except jinja2.TemplateError as error:
         raise BundleError("chat template", file=file, found=f"not a Jinja template ({error})") from error
 
@@ -119,7 +131,7 @@ def _check_roles(messages: Sequence[Message]) -> None:
             raise UsageError(f"conversation turn {index + 1}", found=f"role {message.role}", wanted=f"role {wanted}")
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def template_environment() -> ImmutableSandboxedEnvironment:
     """Options, tags and globals as transformers gives them, so that a template means the same here."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]

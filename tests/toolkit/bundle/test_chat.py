@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.base.errors import BundleError, UsageError
-from toolkit.runtime.chat import ChatTemplate, Message
+from toolkit.bundle.chat import ChatTemplate, Message
 
 # Gemma's form as facts about the prompt: <bos>, turns, "model" for the assistant, system text before the first turn.
 TEMPLATE = """{{ bos_token }}

@@ -45,7 +45,10 @@ def driver(*, float16: bool = False) -> VulkanDriver:
 
 
 def run_graphs(model: Path, inputs: Mapping[str, Arrays], processor: Processor) -> Outcome:
-    """The signatures of a .tflite that `inputs` names, with its numbers. The test fails where the process dies."""
+    """The signatures of a .tflite that `inputs` names, with its numbers. The test fails where the process dies.
+
+    A name may be `SIGNATURE@WORD`, so that one process runs a signature with several inputs.
+    """
     environment = {} if processor == "cpu" else driver(float16=processor == "gpu-f16").environment
     with TemporaryDirectory(prefix="gemma-edge-gpu-") as scratch:
         for name, arrays in inputs.items():
@@ -97,7 +100,7 @@ def _main(request: Path) -> None:
         print(error)
         return
     for name in values["signatures"]:
-        outputs = _run(model, name, dict(np.load(f"{request.parent}/{name}.in.npz")))
+        outputs = _run(model, name.split("@")[0], dict(np.load(f"{request.parent}/{name}.in.npz")))
         np.savez(request.parent / f"{name}.out.npz", **outputs)  # type: ignore[arg-type]
     (request.parent / "answer.json").write_text(json.dumps({"whole": bool(model.is_fully_accelerated())}))
     # The delegate's threads may fall over each other at exit.

@@ -14,6 +14,7 @@ from oracle import random_tensor
 from converters.gemma3n.config.text import LayerConfig, TextConfig, layer_kv_sources
 from converters.gemma3n.graphs.text.decoder_step import DecoderSize, Step
 from converters.gemma3n.groups import text_tensors
+from converters.gemma3n.plan.text_source import TextSource
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Graph, Signature
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
@@ -124,7 +125,7 @@ class Compiled:
         signatures = [Signature(name, graph) for name, graph in graphs.items()]
         schemes = {weight.name: Scheme("f32") for weight in distinct_weights(signatures)}
         path = directory / "block.tflite"
-        write_tflite(path, layout_tflite(signatures, schemes), model)
+        write_tflite(path, layout_tflite(signatures, schemes), TextSource(model, model.config))
         self._interpreter = Interpreter(str(path))
 
     def __call__(self, signature: str, inputs: Inputs) -> dict[str, Array]:

@@ -179,6 +179,13 @@ def reduce_max(x: Value) -> Value:
     return _reduce_last("REDUCE_MAX", x)
 
 
+def sum_rows(x: Value) -> Value:
+    """Sum over the last axis but one, which stays with size 1."""
+    axis = len(x.shape) - 2
+    result = TensorType((*x.shape[:axis], 1, x.shape[-1]))
+    return _one("SUM", [x, x.graph.ints([axis])], result, Options("ReducerOptions", (("keepDims", True),)))
+
+
 def cumsum(x: Value, axis: int) -> Value:
     """Running sum along one axis. XNNPACK has no kernel for it, so that LiteRT's own, slower one runs."""
     _want(x.dtype is DType.FLOAT32 and 0 <= axis < len(x.shape), f"CUMSUM wants float32 with an axis {axis}", x)

@@ -17,6 +17,7 @@ from converters.gemma3n.graphs.text.decoder_step import DecoderSize
 from converters.gemma3n.graphs.text.embedder import embedder_graph
 from converters.gemma3n.graphs.text.kv_cache import CacheRows
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
+from converters.gemma3n.plan.text_source import TextSource
 from converters.gemma3n.sizes.elastic import Elastic, combine
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
 from converters.plan import GraphFiles, Plan, PlanRequest, ShardFiles
@@ -34,7 +35,8 @@ def plan_text(checkpoint: Gemma3nTensors, request: PlanRequest) -> Plan:
     """The plan of a bundle without towers; SliceError if the sizes cannot share their weights and caches."""
     elastic = combine(checkpoint.config, request.slices)
     source = SlicedCheckpoint(checkpoint, elastic.widest)
-    graphs = GraphFiles(layout_files(_signatures(request, elastic), request.recipes["text"]), source)
+    layouts = layout_files(_signatures(request, elastic), request.recipes["text"])
+    graphs = GraphFiles(layouts, TextSource(source, elastic.config))
     shards = _shards(request, elastic.config, source)
     tensors = {name: math.prod(shape) for name, shape in text_tensors(elastic.config).items()}
     embedding, per_layer = tensors.pop(TOKEN_EMBEDDING), tensors.pop(PER_LAYER_EMBEDDING)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from converters.gemma3n.graphs.norms import unit_rms
 from converters.gemma3n.graphs.text.attention_mask import AttentionMasks
 from converters.gemma3n.graphs.text.decoder_step import Layer
 from converters.gemma3n.graphs.text.kv_cache import KvCaches, heads_first
@@ -25,21 +24,25 @@ class Attention:
     rotary: RotaryEmbedding
 
     def attend(self, layer: Layer, normed: Value) -> Value:
-        """f32[1, tokens, hidden], over the layer's own cache or the one that it shares."""
+        """f32[1, tokens, 1, hidden], over the layer's own cache or the one that it shares."""
         config, tokens = layer.config, layer.tokens
         query, key, value = self._queries_keys_values(layer, normed)
         if layer.own.kv_source is None:
             self.caches.write(layer, key, value)
         keys, values = self.caches.read(layer)
-        rows = keys.shape[2]
-        heads, kv_heads, groups = config.num_heads, config.num_kv_heads, config.num_heads // config.num_kv_heads
+        kv_heads, groups = config.num_kv_heads, config.num_heads // config.num_kv_heads
         query = ops.reshape(heads_first(query), (1, kv_heads, groups * tokens, config.head_dim))
-        scores = ops.reshape(ops.batch_matmul(query, keys, transpose_b=True), (1, heads, tokens, rows))
-        weights = ops.softmax(ops.add(scores, self.masks.of(layer.own)))
-        weights = ops.reshape(weights, (1, kv_heads, groups * tokens, rows))
-        mixed = ops.reshape(_mix(values, weights, tokens), (1, heads, tokens, config.head_dim))
-        mixed = ops.reshape(_heads_last(mixed), (1, tokens, heads * config.head_dim))
+        weights = self._weights(layer, ops.batch_matmul(query, keys, transpose_b=True))
+        mixed = _heads_last(_mix(values, weights, tokens), config.num_heads, tokens)
         return layer.linear(mixed, "self_attn.o_proj.weight", config.hidden_size)
+
+    def _weights(self, layer: Layer, scores: Value) -> Value:
+        """Softmax of the scores f32[1, kv_heads, groups * tokens, rows] of all that a token may see."""
+        mask, tokens = self.masks.of(layer.own), layer.tokens
+        if tokens == 1:
+            return ops.softmax(ops.add(scores, mask))
+        by_head = ops.reshape(scores, (1, layer.config.num_heads, tokens, scores.shape[-1]))
+        return ops.reshape(ops.softmax(ops.add(by_head, mask)), scores.shape)
 
     def fill_cache(self, layer: Layer, normed: Value) -> None:
         """Only the keys and values of a layer that owns a cache."""
@@ -61,25 +64,15 @@ class Attention:
         name = layer.name("self_attn.qkv_proj.weight" if owns else "self_attn.q_proj.weight")
         matrix = graph.weight(Weight(name, (heads * config.head_dim, config.hidden_size), parts))
         joined = ops.reshape(ops.fully_connected(normed, matrix), (1, tokens, heads, config.head_dim))
-        joined = unit_rms(joined, config.rms_norm_eps)
-        rotated = self.rotary.rotate(_scaled(layer, joined, kinds[:2]), layer.own)
-        query = ops.take(rotated, 2, 0, q)
+        # The factor of a value is 1 (text_source.py), and so all heads are scaled at once.
+        name = "self_attn.qkv_norm.weight" if owns else "self_attn.q_norms.weight"
+        factors = layer.rows(name, heads, config.head_dim)
+        scaled = ops.mul(layer.step.scale(joined).unit_rms(joined), factors)
         if not owns:
+            query = self.rotary.rotate(scaled, layer.own)
             return query, query, query
-        return query, ops.take(rotated, 2, q, q + kv), ops.take(joined, 2, q + kv, heads)
-
-
-def _scaled(layer: Layer, joined: Value, kinds: list[tuple[str, int]]) -> Value:
-    """The first heads of f32[1, tokens, heads, head_dim], each kind times its norm's weight."""
-    config, heads = layer.config, sum(count for _, count in kinds)
-    parts = tuple(
-        WeightPart(layer.name(f"self_attn.{kind}_norm.weight")) for kind, count in kinds for _ in range(count)
-    )
-    name = layer.name("self_attn.qk_norm.weight" if len(kinds) > 1 else "self_attn.q_norms.weight")
-    # One row of all heads: the weight is a vector, which broadcasts over tokens.
-    scale = layer.graph.weight(Weight(name, (heads * config.head_dim,), parts))
-    flat = ops.reshape(ops.take(joined, 2, 0, heads), (1, layer.tokens, heads * config.head_dim))
-    return ops.reshape(ops.mul(flat, scale), (1, layer.tokens, heads, config.head_dim))
+        rotated = self.rotary.rotate(ops.take(scaled, 2, 0, q + kv), layer.own)
+        return ops.take(rotated, 2, 0, q), ops.take(rotated, 2, q, q + kv), ops.take(scaled, 2, q + kv, heads)
 
 
 def _mix(values: Value, weights: Value, tokens: int) -> Value:
@@ -92,7 +85,9 @@ def _mix(values: Value, weights: Value, tokens: int) -> Value:
     return ops.transpose(ops.batch_matmul(values, weights, transpose_b=True), (0, 1, 3, 2))
 
 
-def _heads_last(x: Value) -> Value:
-    """[1, heads, tokens, dim] -> [1, tokens, heads, dim]."""
-    _, heads, tokens, dim = x.shape
-    return ops.reshape(x, (1, 1, heads, dim)) if tokens == 1 else ops.transpose(x, (0, 2, 1, 3))
+def _heads_last(x: Value, heads: int, tokens: int) -> Value:
+    """[1, kv_heads, queries, dim] -> [1, tokens, 1, heads * dim]."""
+    dim = x.shape[-1]
+    if tokens > 1:
+        x = ops.transpose(ops.reshape(x, (1, heads, tokens, dim)), (0, 2, 1, 3))
+    return ops.reshape(x, (1, tokens, 1, heads * dim))

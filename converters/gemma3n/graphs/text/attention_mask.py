@@ -10,7 +10,7 @@ from converters.gemma3n.graphs.text.kv_cache import KvCaches
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Value
 
-WINDOW_SLOPE = 1e30  # mask per position beyond the window: far below any score, far from overflow at 32K positions
+BLOCKED = -3e4  # far below any score, and finite in float16, where a GPU computes
 
 
 class AttentionMasks:
@@ -32,11 +32,11 @@ class AttentionMasks:
 
     def _window_mask(self) -> Value:
         """The caller's mask, narrowed: a cache row is a position."""
-        keys = np.arange(self._caches.rows.seen, dtype=np.float32)
-        position = ops.reshape(ops.cast(self._positions, DType.FLOAT32), (1, 1, self._step.tokens, 1))
-        distance = ops.sub(position, self._step.graph.constant(keys.reshape(1, 1, 1, -1)))
+        keys = np.arange(self._caches.rows.seen, dtype=np.int32)
+        position = ops.reshape(self._positions, (1, 1, self._step.tokens, 1))
+        distance = _float(ops.sub(position, self._step.graph.constant(keys.reshape(1, 1, 1, -1))))
         # Minimum, not sum: two blocked values would overflow to -inf and a fully blocked padding row to NaN.
-        return ops.minimum(self._full, _at_most(distance, self._window - 1))
+        return ops.minimum(self._full, _blocked_below_zero(_up_to(self._window - 1, distance)))
 
     def _ring_mask(self) -> Value:
         """Which rows of the ring each token sees, by the position that a row holds after this step's were written."""
@@ -47,25 +47,27 @@ class AttentionMasks:
 
     def _mask_of(self, held: Value) -> Value:
         """f32[1, 1, tokens, rows]: what each token sees of rows that hold these positions, int32[rows]; none is < 0."""
-        held = ops.reshape(ops.cast(held, DType.FLOAT32), (1, 1, 1, *held.shape))
+        held = ops.reshape(held, (1, 1, 1, *held.shape))
         # Not input_pos: a caller may give padding any position there.
-        tokens = np.arange(self._step.tokens, dtype=np.float32)
+        tokens = np.arange(self._step.tokens, dtype=np.int32)
         offsets = self._step.graph.constant(tokens.reshape(1, 1, -1, 1))
-        position = ops.add(offsets, ops.reshape(ops.cast(self._caches.first, DType.FLOAT32), (1, 1, 1, 1)))
-        distance = ops.sub(position, held)
-        inside = ops.minimum(_at_most(distance, self._window - 1), _at_least(distance, 0))
-        return ops.minimum(inside, _at_least(held, 0))
+        position = ops.add(offsets, ops.reshape(self._caches.first, (1, 1, 1, 1)))
+        distance, held = _float(ops.sub(position, held)), _float(held)
+        inside = ops.minimum(_up_to(self._window - 1, distance), ops.minimum(distance, held))
+        return _blocked_below_zero(inside)
 
 
-def _at_most(x: Value, limit: int) -> Value:
-    """0 where an integer x <= limit, far below any score elsewhere."""
-    return _blocked_below_zero(ops.sub(x.graph.scalar(limit + 0.5), x))
-
-
-def _at_least(x: Value, limit: int) -> Value:
-    """0 where an integer x >= limit, far below any score elsewhere."""
-    return _blocked_below_zero(ops.sub(x, x.graph.scalar(limit - 0.5)))
+def _up_to(limit: int, x: Value) -> Value:
+    """Not below 0 where x <= limit."""
+    return ops.sub(x.graph.scalar(limit), x)
 
 
 def _blocked_below_zero(x: Value) -> Value:
-    return ops.minimum(ops.mul(x, x.graph.scalar(WINDOW_SLOPE)), x.graph.scalar(0.0))
+    """0 for the integers from 0 on, `BLOCKED` below."""
+    graph = x.graph
+    return ops.mul(ops.minimum(ops.maximum(x, graph.scalar(-1.0)), graph.scalar(0.0)), graph.scalar(-BLOCKED))
+
+
+def _float(x: Value) -> Value:
+    """Distances in float32: integers are subtracted first, for float16 has not all of them beyond 2,048."""
+    return ops.cast(x, DType.FLOAT32)

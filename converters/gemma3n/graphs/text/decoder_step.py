@@ -1,6 +1,6 @@
 """One forward pass of the text decoder under construction, and one layer of it: the graph, and weights by name.
 
-Streams are f32[1, tokens, streams, hidden] (AltUp's predictions of the hidden state); all else is f32[1, tokens, ...].
+Streams are f32[1, tokens, streams, hidden] (AltUp's predictions of the hidden state), all else f32[1, tokens, 1, ...].
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from converters.gemma3n.config.text import LayerConfig, TextConfig
-from converters.gemma3n.graphs.norms import rms_norm
+from converters.gemma3n.graphs.norms import Scale
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Graph, Value, Weight
 
@@ -50,13 +50,17 @@ class Step:
         """x @ matrix.T with a matrix [rows, last axis of x] of the checkpoint."""
         return ops.fully_connected(x, self.matrix(tensor, rows, x.shape[-1]))
 
-    def norm(self, x: Value, tensor: str) -> Value:
-        """RMS norm over the last axis, by the checkpoint's weight of that size."""
-        return rms_norm(x, self.vector(tensor, x.shape[-1]), self.config.rms_norm_eps)
+    def norm(self, x: Value, tensor: str, scale: Scale | None = None) -> Value:
+        """RMS norm over the last axis, by the checkpoint's weight of that size; scale: x's own, if not given."""
+        return (scale or self.scale(x)).rms_norm(x, self.vector(tensor, x.shape[-1]))
+
+    def scale(self, x: Value) -> Scale:
+        """What the rows of x are divided by for a norm."""
+        return Scale.of(x, self.config.rms_norm_eps)
 
     def stream(self, streams: Value, j: int) -> Value:
-        """Stream j alone: f32[1, tokens, hidden]."""
-        return ops.reshape(ops.take(streams, 2, j, j + 1), (1, self.tokens, self.config.hidden_size))
+        """Stream j alone: f32[1, tokens, 1, hidden]."""
+        return ops.take(streams, 2, j, j + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,10 @@ class Layer:
         """A weight of the hidden size."""
         return self.step.vector(self.name(tensor), self.config.hidden_size)
 
+    def rows(self, tensor: str, rows: int, columns: int) -> Value:
+        """A weight f32[1, 1, rows, columns]: a factor for each stream or head."""
+        return self.graph.weight(Weight.whole(self.name(tensor), (1, 1, rows, columns)))
+
     def matrix(self, tensor: str, rows: int, columns: int) -> Value:
         """A weight f32[rows, columns]."""
         return self.step.matrix(self.name(tensor), rows, columns)
@@ -98,10 +106,10 @@ class Layer:
         """x @ matrix.T with a matrix [rows, last axis of x]."""
         return self.step.linear(x, self.name(tensor), rows)
 
-    def norm(self, x: Value, tensor: str) -> Value:
-        """RMS norm over the last axis."""
-        return self.step.norm(x, self.name(tensor))
+    def norm(self, x: Value, tensor: str, scale: Scale | None = None) -> Value:
+        """RMS norm over the last axis; scale: x's own, if not given."""
+        return self.step.norm(x, self.name(tensor), scale)
 
     def active(self, streams: Value) -> Value:
-        """The stream that the layer computes on: f32[1, tokens, hidden]."""
+        """The stream that the layer computes on: f32[1, tokens, 1, hidden]."""
         return self.step.stream(streams, self.config.altup_active_index)

@@ -14,9 +14,12 @@ from converters.gemma3n.graphs.text.decoder_step import Layer
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value, Weight, WeightPart
 
+GATE_SCALE = 16.0
+"""Gates are divided by it before they are squared: the square of 256 is infinite in float16, where a GPU computes."""
+
 
 def feed_forward(layer: Layer, normed: Value) -> Value:
-    """down(gelu(sparse(gate(x))) * up(x)), each piece by itself, their results added; f32[1, tokens, hidden]."""
+    """down(gelu(sparse(gate(x))) * up(x)), each piece by itself, their results added; f32[1, tokens, 1, hidden]."""
     pieces = _pieces(layer)
     gates = [ops.fully_connected(normed, _rows(layer, "gate", n, units)) for n, units in enumerate(pieces)]
     if layer.own.sparsity > 0:
@@ -34,11 +37,18 @@ def feed_forward(layer: Layer, normed: Value) -> Value:
 def _keep_largest(gates: Sequence[Value], sparsity: float) -> list[Value]:
     """relu(gate - (mean + z * std)) over the units that run; z: normal quantile; std of the population."""
     graph, units = gates[0].graph, sum(g.shape[-1] for g in gates)
-    mean = _sum([ops.mul(ops.sum_(g), graph.scalar(1 / units)) for g in gates])
+    mean = _sum([_share(g, units) for g in gates])
     centred = [ops.sub(g, mean) for g in gates]
-    variance = _sum([ops.mul(ops.sum_(ops.mul(c, c)), graph.scalar(1 / units)) for c in centred])
-    cut = ops.mul(ops.sqrt(variance), graph.scalar(NormalDist().inv_cdf(sparsity)))
+    small = [ops.mul(c, graph.scalar(1 / GATE_SCALE)) for c in centred]
+    variance = _sum([_share(ops.mul(s, s), units) for s in small])
+    cut = ops.mul(ops.sqrt(variance), graph.scalar(GATE_SCALE * NormalDist().inv_cdf(sparsity)))
     return [ops.relu(ops.sub(c, cut)) for c in centred]
+
+
+def _share(x: Value, units: int) -> Value:
+    """What one piece gives to the mean over all units; of a single piece the mean itself."""
+    own = x.shape[-1]
+    return ops.mean(x) if own == units else ops.mul(ops.mean(x), x.graph.scalar(own / units))
 
 
 def _pieces(layer: Layer) -> list[tuple[int, int]]:

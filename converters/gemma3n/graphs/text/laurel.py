@@ -10,8 +10,21 @@ from toolkit.tflite import ops
 from toolkit.tflite.graph import Value
 
 
-def laurel(layer: Layer, normed: Value) -> Value:
-    """normed + norm(right(left(normed))); normed: f32[1, tokens, hidden]."""
+def low_rank(layer: Layer, normed: Value) -> Value:
+    """right(left(normed)), not yet normed: f32[1, tokens, 1, hidden]."""
     left = layer.linear(normed, "laurel.linear_left.weight", layer.config.laurel_rank)
-    right = layer.linear(left, "laurel.linear_right.weight", layer.config.hidden_size)
-    return ops.add(normed, layer.norm(right, "laurel.post_laurel_norm.weight"))
+    return layer.linear(left, "laurel.linear_right.weight", layer.config.hidden_size)
+
+
+def joined(layer: Layer, active: Value, normed: Value, attended: Value, right: Value) -> Value:
+    """(active + norm(attended) + normed + norm(right)) / sqrt(2): the residual around attention with LAuReL's.
+
+    Both are normed at once, each by its own weight (text_source.py).
+    """
+    pair = ops.concatenation([attended, right], 2)
+    pair = ops.mul(
+        layer.step.scale(pair).unit_rms(pair),
+        layer.rows("attention_and_laurel_norm.weight", 2, layer.config.hidden_size),
+    )
+    total = ops.sum_rows(ops.concatenation([active, normed, pair], 2))
+    return ops.mul(total, layer.graph.scalar(2**-0.5))

@@ -6,9 +6,7 @@ Gemma3nTextDecoderLayer.forward).
 
 from __future__ import annotations
 
-import numpy as np
-
-from converters.gemma3n.graphs.norms import rms_norm
+from converters.gemma3n.graphs.norms import Scale
 from converters.gemma3n.graphs.text.decoder_step import Layer, Step
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value
@@ -18,7 +16,7 @@ class PerLayerEmbeddings:
     """The per-layer inputs of all layers of the widest model, built at their first use."""
 
     def __init__(self, step: Step, embeddings: Value, rows: Value) -> None:
-        """embeddings: f32[1, tokens, hidden]; rows: the tokens' rows of the PLE table, f32[1, tokens, layers, ple]."""
+        """embeddings: f32[1, tokens, 1, hidden]; rows: those of the PLE table, f32[1, tokens, layers, ple]."""
         self._step, self._embeddings, self._rows = step, embeddings, rows
         self._all: Value | None = None
 
@@ -30,18 +28,16 @@ class PerLayerEmbeddings:
             x = ops.mul(x, layer.vector("altup.correct_output_scale"))
         gate = ops.gelu_tanh(layer.linear(x, "per_layer_input_gate.weight", config.ple_size))
         projected = layer.linear(ops.mul(gate, self._of(layer)), "per_layer_projection.weight", hidden)
-        projected = layer.norm(projected, "post_per_layer_input_norm.weight")
-        others = np.ones((1, 1, config.altup_num_inputs, 1), np.float32)
-        others[0, 0, 0, 0] = 0
-        spread = ops.mul(ops.reshape(projected, (1, layer.tokens, 1, hidden)), layer.graph.constant(others))
-        return ops.add(streams, spread)
+        # A row of weights for each stream, that of the first being zeros (text_source.py).
+        weights = layer.rows("per_layer_streams_norm.weight", config.altup_num_inputs, hidden)
+        return ops.add(streams, ops.mul(layer.step.scale(projected).unit_rms(projected), weights))
 
     def _of(self, layer: Layer) -> Value:
-        """f32[1, tokens, ple]."""
+        """f32[1, tokens, 1, ple]."""
         if self._all is None:
             self._all = self._project()
         index = layer.step.size.layers[layer.index]
-        return ops.reshape(ops.take(self._all, 2, index, index + 1), (1, layer.tokens, layer.config.ple_size))
+        return ops.take(self._all, 2, index, index + 1)
 
     def _project(self) -> Value:
         """The table's rows and projections of the embeddings, added and times 2^-0.5: f32[1, tokens, layers, ple]."""
@@ -50,5 +46,5 @@ class PerLayerEmbeddings:
         projected = ops.reshape(projected, (1, step.tokens, layers, config.ple_size))
         weight = step.vector("per_layer_projection_norm.weight", config.ple_size)
         # The model scales the projection by hidden^-0.5 before this norm: that is the same as a larger epsilon.
-        projected = rms_norm(projected, weight, config.rms_norm_eps * config.hidden_size)
+        projected = Scale.of(projected, config.rms_norm_eps * config.hidden_size).rms_norm(projected, weight)
         return ops.mul(ops.add(projected, self._rows), step.graph.scalar(2**-0.5))

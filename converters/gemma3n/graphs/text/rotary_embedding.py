@@ -9,35 +9,63 @@ import numpy as np
 
 from converters.gemma3n.config.text import LayerConfig
 from converters.gemma3n.graphs.text.decoder_step import Step
+from toolkit.base.layout import ceil_div
 from toolkit.tflite import ops
-from toolkit.tflite.graph import DType, Value
+from toolkit.tflite.graph import Value
+
+LOW = 128
+"""Rows of the tables of low angles."""
 
 
 class RotaryEmbedding:
-    """Rotary embedding for the positions of one step; all layers of a type share the angles."""
+    """Rotary embedding for the positions of one step; all layers of a type share the angles.
 
-    def __init__(self, step: Step, positions: Value) -> None:
-        """positions: int32[tokens]."""
-        self._step, self._positions = step, positions
+    A position is `LOW` times a high number plus a low one; the cosine and the sine of the sum of both angles come from
+    those of each, which are looked up. A GPU computes in float16, where position times frequency has no digit left.
+    """
+
+    def __init__(self, step: Step, positions: Value, context: int) -> None:
+        """positions: int32[tokens], below the context; a token behind the end of a prompt may have any."""
+        self._step, graph = step, step.graph
+        rows = ceil_div(context, LOW)
+        high = ops.floor_mod(ops.floor_div(positions, graph.ints([LOW])), graph.ints([rows]))
+        self._low, self._high = (ops.floor_mod(positions, graph.ints([LOW])), LOW), (high, rows)
         self._rotations: dict[str, tuple[Value, Value]] = {}
 
     def rotate(self, x: Value, layer: LayerConfig) -> Value:
         """x * cos + (-x2, x1) * sin, the sign folded into the sines; x: f32[1, tokens, heads, head_dim]."""
         cos, sin = self._rotation(layer)
         half = self._step.config.head_dim // 2
-        swapped = ops.concatenation([ops.take(x, 3, half, 2 * half), ops.take(x, 3, 0, half)], 3)
+        # Twice x, and the half of that which begins in the middle of the first.
+        swapped = ops.take(ops.concatenation([x, x], 3), 3, half, 3 * half)
         return ops.add(ops.mul(x, cos), ops.mul(swapped, sin))
 
     def _rotation(self, layer: LayerConfig) -> tuple[Value, Value]:
         """cos and signed sin of position * frequency, f32[1, tokens, 1, head_dim]."""
         if layer.attention not in self._rotations:
-            config, graph = self._step.config, self._step.graph
+            config = self._step.config
             theta = config.rope_theta_full if layer.attention == "full" else config.rope_theta_sliding
-            exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-            frequencies = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
-            position = ops.reshape(ops.cast(self._positions, DType.FLOAT32), (1, self._step.tokens, 1, 1))
-            angles = ops.mul(position, graph.constant(frequencies.reshape(1, 1, 1, -1)))
-            cos, sin = ops.cos(angles), ops.sin(angles)
-            signed = ops.concatenation([cos, cos], 3), ops.concatenation([ops.neg(sin), sin], 3)
-            self._rotations[layer.attention] = signed
+            (cos, sin), (more_cos, more_sin) = (
+                self._looked_up(rows, theta, step) for rows, step in ((self._low, 1), (self._high, LOW))
+            )
+            # The sign stands in both sines: their product has none.
+            turned = (
+                ops.sub(ops.mul(cos, more_cos), ops.mul(sin, more_sin)),
+                ops.add(ops.mul(sin, more_cos), ops.mul(cos, more_sin)),
+            )
+            shape = (1, self._step.tokens, 1, config.head_dim)
+            self._rotations[layer.attention] = ops.reshape(turned[0], shape), ops.reshape(turned[1], shape)
         return self._rotations[layer.attention]
+
+    def _looked_up(self, rows: tuple[Value, int], theta: float, step: int) -> tuple[Value, Value]:
+        """cos and signed sin of index * step * frequency, f32[tokens, head_dim], from tables of so many rows."""
+        index, count = rows
+        dim = self._step.config.head_dim
+        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+        frequencies = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
+        angles = np.arange(count)[:, None] * float(step) * frequencies[None].astype(np.float64)
+        cos, sin = np.cos(angles), np.sin(angles)
+        tables = np.concatenate([cos, cos], 1), np.concatenate([-sin, sin], 1)
+        graph = self._step.graph
+        looked_up = [ops.gather(graph.constant(table.astype(np.float32)), index, 0) for table in tables]
+        return looked_up[0], looked_up[1]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gpu_inputs import signature_inputs
-from gpu_process import Outcome, run_graphs
+from gpu_process import Arrays, Outcome, run_graphs
+from paths import EXAMPLE
 from towers import write_multimodal_checkpoint
 
 from converters.convert import ConvertRequest, convert
@@ -71,3 +72,40 @@ def test_every_quantised_graph_runs_on_the_gpu_alone(bundle: Callable[[str], Pat
     assert all(
         np.isfinite(v).all() for outputs in found.outputs.values() for v in outputs.values() if v.dtype.kind == "f"
     )
+
+
+def trained_decoder(directory: Path, context: int) -> Path:
+    """The example in float32."""
+    directory.mkdir(exist_ok=True)
+    roles = {"text": "f32", "ple": "f32"}
+    request = ConvertRequest(
+        EXAMPLE, directory / "bundle", roles, groups=("text",), context=context, prefill_sizes=(16,)
+    )
+    convert(request, gate=None)
+    return directory / "bundle" / "text_decoder.tflite"
+
+
+def logit_errors(model: Path, inputs: Mapping[str, Arrays]) -> list[float]:
+    """Of each decode step in float16: the largest error, as a share of the largest logit on the CPU."""
+    found, wanted = run_graphs(model, inputs, "gpu-f16"), run_graphs(model, inputs, "cpu")
+    assert found.whole, found.log
+    errors = []
+    for name, outputs in wanted.outputs.items():
+        logits = outputs["logits"].astype(np.float64)
+        errors.append(float(np.abs(found.outputs[name]["logits"] - logits).max() / np.abs(logits).max()))
+        print(name, f"{errors[-1]:.1e}")
+    return errors
+
+
+def test_in_float16_a_step_is_right_at_every_position(tmp_path: Path) -> None:
+    for context, positions in ((2_048, (3, 1_000, 2_000)), (32_768, (32_000,))):
+        model = trained_decoder(tmp_path / str(context), context)
+        steps = {f"decode@{n} of {context}": signature_inputs(model, position=n)["decode"] for n in positions}
+        assert max(logit_errors(model, steps)) < 1e-2
+
+
+def test_in_float16_a_step_is_right_at_every_magnitude(tmp_path: Path) -> None:
+    model = trained_decoder(tmp_path, 512)
+    magnitudes = (0.1, 50.0, 1_000.0, 5_000.0)
+    steps = {f"decode@times {n:g}": signature_inputs(model, magnitude=n)["decode"] for n in magnitudes}
+    assert max(logit_errors(model, steps)) < 1e-2

@@ -27,10 +27,10 @@ def test_streams_begin_as_projections_at_the_magnitude_of_the_embedding(
 ) -> None:
     """A small scale lets the floor under a projection's magnitude show."""
     step = whole(model, TOKENS)
-    x = step.graph.input("x", (1, TOKENS, model.config.hidden_size))
-    step.graph.output("y", altup.spread(step, x))
+    x = step.graph.input("x", (1, TOKENS, 1, model.config.hidden_size))
+    step.graph.output("y", altup.spread(step, x, step.scale(x)))
     embeddings = numbers(TOKENS, model.config.hidden_size) * np.float32(scale)
-    found = run(tmp_path, step.graph, model, {"x": embeddings[None]})["y"]
+    found = run(tmp_path, step.graph, model, {"x": embeddings[None, :, None]})["y"]
     wanted = reference.spread(model, embeddings)
     assert_close(found[0] / np.float32(scale), wanted / np.float32(scale))
 
@@ -38,16 +38,18 @@ def test_streams_begin_as_projections_at_the_magnitude_of_the_embedding(
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_streams_end_as_the_mean_of_their_projections(tmp_path: Path, model: RandomModel) -> None:
     step, streams = whole(model, TOKENS), streams_of(model)
-    step.graph.output("y", altup.merge(step, step.graph.input("x", (1, *streams.shape))))
+    x = step.graph.input("x", (1, *streams.shape))
+    step.graph.output("y", altup.merge(step, x, step.scale(step.stream(x, 0))))
     found = run(tmp_path, step.graph, model, {"x": streams[None]})["y"]
-    assert_close(found[0], reference.merge(model, streams))
+    assert_close(found[0, :, 0], reference.merge(model, streams))
 
 
 @pytest.mark.parametrize(("name", "index"), LAYERS)
 def test_a_layer_predicts_every_stream_from_all(tmp_path: Path, name: str, index: int) -> None:
     model, step = MODELS[name], whole(MODELS[name], TOKENS)
-    streams = streams_of(model)
-    step.graph.output("y", altup.predict(Layer(step, index), step.graph.input("x", (1, *streams.shape))))
+    streams, layer = streams_of(model), Layer(step, index)
+    x = step.graph.input("x", (1, *streams.shape))
+    step.graph.output("y", altup.predict(layer, x, step.scale(layer.active(x))))
     found = run(tmp_path, step.graph, model, {"x": streams[None]})["y"]
     assert_close(found[0], reference.Layer(model, index).predict(streams))
 
@@ -57,8 +59,9 @@ def test_a_layer_corrects_every_stream_by_what_it_computed(tmp_path: Path, name:
     model, step = MODELS[name], whole(MODELS[name], TOKENS)
     layer, streams = Layer(step, index), streams_of(model)
     predicted = step.graph.input("predicted", (1, *streams.shape))
-    activated = step.graph.input("activated", (1, TOKENS, model.config.hidden_size))
-    step.graph.output("y", altup.correct(layer, predicted, layer.active(predicted), activated))
+    activated = step.graph.input("activated", (1, TOKENS, 1, model.config.hidden_size))
+    scale = step.scale(activated)
+    step.graph.output("y", altup.correct(layer, predicted, layer.active(predicted), activated, scale))
     computed = numbers(TOKENS, model.config.hidden_size, seed=1)
-    found = run(tmp_path, step.graph, model, {"predicted": streams[None], "activated": computed[None]})["y"]
+    found = run(tmp_path, step.graph, model, {"predicted": streams[None], "activated": computed[None, :, None]})["y"]
     assert_close(found[0], reference.Layer(model, index).correct(streams, computed))

@@ -32,11 +32,13 @@ def attention_graph(model: RandomModel, index: int, rows: CacheRows, tokens: int
     positions = graph.input("positions", (tokens,), DType.INT32)
     mask = graph.input("mask", (1, 1, tokens, rows.seen))
     caches = KvCaches(step, rows, positions)
-    attention = Attention(caches, AttentionMasks(step, caches, positions, mask), RotaryEmbedding(step, positions))
+    attention = Attention(
+        caches, AttentionMasks(step, caches, positions, mask), RotaryEmbedding(step, positions, rows.context)
+    )
     owner = model.config.layers[index].kv_source
     if owner is not None:
-        attention.fill_cache(Layer(step, owner), graph.input("owner", (1, tokens, hidden)))
-    graph.output("y", attention.attend(Layer(step, index), graph.input("x", (1, tokens, hidden))))
+        attention.fill_cache(Layer(step, owner), graph.input("owner", (1, tokens, 1, hidden)))
+    graph.output("y", attention.attend(Layer(step, index), graph.input("x", (1, tokens, 1, hidden))))
     caches.output()
     return graph
 
@@ -54,10 +56,10 @@ def test_steps_over_caches_attend_as_the_whole_sequence_does(
     found, start = [], 0
     for tokens in STEPS:
         positions = np.arange(start, start + tokens, dtype=np.int32)
-        inputs = {"x": x[None, positions], "positions": positions, "mask": causal_mask(positions, rows.seen)}
-        inputs |= {} if owner is None else {"owner": owner_x[None, positions]}
+        inputs = {"x": x[None, positions, None], "positions": positions, "mask": causal_mask(positions, rows.seen)}
+        inputs |= {} if owner is None else {"owner": owner_x[None, positions, None]}
         outputs = block(str(tokens), {**inputs, **caches})
-        found.append(outputs.pop("y")[0])
+        found.append(outputs.pop("y")[0, :, 0])
         caches, start = outputs, start + tokens
     assert_close(np.concatenate(found), whole_sequence(model, index, x, owner_x))
 

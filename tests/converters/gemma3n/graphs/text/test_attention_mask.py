@@ -16,7 +16,7 @@ from toolkit.tflite.graph import DType
 
 MODEL = MODELS["two key heads"]
 WINDOW = MODEL.config.sliding_window
-LOW = -1e29  # far below any score, and what a softmax makes nothing of
+LOW = -2e4  # far below any score, and what a softmax makes nothing of
 
 
 def masks_of(

@@ -14,8 +14,9 @@ from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.graphs.text.decoder import _Decoder, decode_graph, prefill_graph
 from converters.gemma3n.graphs.text.decoder_step import DecoderSize, Step
 from converters.gemma3n.graphs.text.kv_cache import CacheRows
+from converters.gemma3n.plan.text_source import TextSource
 from converters.gemma3n.recipes import built_in
-from toolkit.tflite.graph import Graph, Signature, Weight
+from toolkit.tflite.graph import DType, Graph, Signature, Weight
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
 
 TINY = EXAMPLE
@@ -36,8 +37,7 @@ def whole_forward(checkpoint: Gemma3nCheckpoint) -> Graph:
     """Every layer for every token, as if prefill stopped nowhere."""
     config = checkpoint.config
     decoder = _Decoder(Step(alone(config), config, TOKENS), ROWS)
-    streams = decoder.layers(decoder.embed(), config.num_layers)
-    return decoder.finish(logits=decoder.logits(streams))
+    return decoder.finish(logits=decoder.logits(*decoder.layers(config.num_layers)))
 
 
 @pytest.mark.parametrize("quant", ["f32", "int8", "int4"])
@@ -51,7 +51,7 @@ def test_the_caches_of_a_short_prefill_are_bit_equal_to_those_of_all_layers(
     signatures = [Signature("short", short), Signature("whole", whole)]
     path = tmp_path / "m.tflite"
     schemes = built_in(quant).plan([*distinct_weights(signatures), *embedding(checkpoint)])
-    write_tflite(path, layout_tflite(signatures, schemes), checkpoint)
+    write_tflite(path, layout_tflite(signatures, schemes), TextSource(checkpoint, config))
     rng = np.random.default_rng(0)
     caches = {name: value.shape for name, value in short.inputs.items() if name.startswith("kv_cache")}
     hidden = np.arange(ROWS.context)[None] > np.arange(TOKENS)[:, None] + 70
@@ -96,3 +96,18 @@ def test_sliding_layers_attend_to_their_rings_alone(checkpoint: Gemma3nCheckpoin
     graph = decode_graph(size, config, rows) if tokens == 1 else prefill_graph(size, config, rows, tokens)
     attended = {node.inputs[0].shape[-1] for node in graph.live_nodes() if node.builtin == "SOFTMAX"}
     assert attended == {config.sliding_window + 128, 4096}
+
+
+def test_a_decode_step_has_few_ops_for_a_gpu_pays_for_each(checkpoint: Gemma3nCheckpoint) -> None:
+    config = checkpoint.config
+    graph = decode_graph(alone(config), config, CacheRows.fitting(config, context=2048, largest_prefill=64))
+    assert config.num_layers == 10
+    assert len(graph.live_nodes()) <= 1_388
+
+
+def test_no_constant_is_infinite_in_float16(checkpoint: Gemma3nCheckpoint) -> None:
+    config = checkpoint.config
+    rows = CacheRows.fitting(config, context=2048, largest_prefill=64)
+    for graph in (decode_graph(alone(config), config, rows), prefill_graph(alone(config), config, rows, 64)):
+        floats = [v.constant for v in graph.values if v.constant is not None and v.dtype is DType.FLOAT32]
+        assert max(float(np.abs(constant).max()) for constant in floats) < 65_504

@@ -22,10 +22,10 @@ def test_a_layer_adds_its_gated_embedding_to_every_stream_but_the_first(tmp_path
     embeddings, rows = reference.embed(model, IDS), rows_of(model, IDS)
     streams = numbers(len(IDS), config.altup_num_inputs, config.hidden_size)
     per_layer = PerLayerEmbeddings(
-        step, graph.input("embeddings", (1, *embeddings.shape)), graph.input("rows", (1, *rows.shape))
+        step, graph.input("embeddings", (1, len(IDS), 1, config.hidden_size)), graph.input("rows", (1, *rows.shape))
     )
     graph.output("y", per_layer.inject(Layer(step, index), graph.input("streams", (1, *streams.shape))))
-    inputs = {"embeddings": embeddings[None], "rows": rows[None], "streams": streams[None]}
+    inputs = {"embeddings": embeddings[None, :, None], "rows": rows[None], "streams": streams[None]}
     found = run(tmp_path, graph, model, inputs)["y"]
     wanted = reference.per_layer_embeddings(model, IDS, embeddings)[:, index]
     assert_close(found[0], reference.Layer(model, index).inject(streams.copy(), wanted))

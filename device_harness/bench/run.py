@@ -75,7 +75,7 @@ def choose_runner(request: BenchRequest, runners: Sequence[RunnerSpec] = ALL) ->
     for option in given:
         if option.name not in known:
             owners = [other.name for other in runners if option in other.options]
-            found = f"cannot be used with --runner {spec.name}, but with {' or '.join(owners)}"
+            found = f"cannot be used with --runner {spec.name}, only with {' or '.join(owners)}"
             raise UsageError(option.flag, found=found)
     spec.check(RunnerOptions(request.options), request.workload)
     return spec

@@ -213,7 +213,7 @@ def test_a_recorded_file_that_is_gone_from_the_server_is_one_error(server: Bucke
     path = fetch(server, tmp_path)
     path.unlink()
     del server.objects[FOLDER + NAME]
-    with pytest.raises(EnvironmentFault, match=r"found 404 Not Found, wanted a file; give --binary PATH instead"):
+    with pytest.raises(EnvironmentFault, match=r"litert_lm_advanced_main: 404 Not Found; give --binary PATH instead"):
         fetch(server, tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_no_network_is_one_error(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         bucket = Bucket(f"http://localhost:{taken.getsockname()[1]}")
         program = PublishedProgram(NAME, "latest", "arm64-v8a")
-        with pytest.raises(EnvironmentFault, match="Connection refused, wanted an answer; give --binary PATH instead"):
+        with pytest.raises(EnvironmentFault, match=": Connection refused; give --binary PATH instead"):
             fetch_program(program, bucket, say=lambda _: None, directory=tmp_path)
 
 

@@ -212,8 +212,8 @@ def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
     ("options", "wanted"),
     [
         (["--runner", "benchmark_model"], "--binary: the runner needs the program benchmark_model"),
-        (["--binary", "x"], "--binary: cannot be used with --runner session, but with "),
-        (["--binary-server", "https://x"], "--binary-server: cannot be used with --runner session, but"),
+        (["--binary", "x"], "--binary: cannot be used with --runner session, only with "),
+        (["--binary-server", "https://x"], "--binary-server: cannot be used with --runner session, only"),
         (["--runner", "benchmark_model", "--binary-version", "latest"], "--binary-version: cannot be used with --host"),
         (["--runner", "litert_lm_main", "--binary-version", "../x"], "--binary-version: found '../x'"),
         (["--runner", "litert_lm_main", "--binary-version", "1", "--binary-server", "http://x"], "wanted https://HOST"),

@@ -9,7 +9,7 @@ from converters.family import Checkpoint, Family
 from converters.gemma3n.family import GEMMA3N
 from converters.huggingface.configs import CheckpointConfigs, read_configs
 from converters.huggingface.hub import locate_checkpoint
-from toolkit.base.errors import ConfigError
+from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject
 
 FAMILIES: tuple[Family, ...] = (GEMMA3N,)
@@ -26,8 +26,8 @@ def open_checkpoint(path_or_id: str | os.PathLike[str], families: Sequence[Famil
 
 
 def family_of(configs: CheckpointConfigs, families: Sequence[Family] = FAMILIES) -> Family:
-    """The one that knows the checkpoint's architecture, or its model_type; ConfigError lists all that are known."""
-    config = JsonObject(configs.config, str(configs.config_path), ConfigError)
+    """The one that knows the checkpoint's architecture, or its model_type; CheckpointError lists all that are known."""
+    config = JsonObject(configs.config, str(configs.config_path), CheckpointError)
     stated = config.array("architectures") if config.has("architectures") else None
     if stated is None:
         kind = config.value("model_type") if config.has("model_type") else None

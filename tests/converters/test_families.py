@@ -10,7 +10,7 @@ from checkpoints import TINY, random_tensors, write_checkpoint
 
 from converters.convert import ConvertRequest, convert
 from converters.families import FAMILIES, open_checkpoint, recipe_names
-from toolkit.base.errors import CheckpointError, ConfigError, RecipeError
+from toolkit.base.errors import CheckpointError, RecipeError
 
 
 def test_a_checkpoint_is_opened_by_the_family_that_knows_its_architecture(tmp_path: Path) -> None:
@@ -24,12 +24,12 @@ def test_an_architecture_that_no_family_knows_is_one_error_that_lists_those_know
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": stated}))
     known = " or ".join(name for family in FAMILIES for name in family.architectures)
-    with pytest.raises(ConfigError, match=f"config.json, architectures: found .*, wanted {known}"):
+    with pytest.raises(CheckpointError, match=f"config.json, architectures: found .*, wanted {known}"):
         open_checkpoint(tmp_path)
 
 
 def test_without_a_family_every_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="architectures"):
+    with pytest.raises(CheckpointError, match="architectures"):
         open_checkpoint(write_checkpoint(tmp_path, TINY, random_tensors(TINY)), families=())
 
 

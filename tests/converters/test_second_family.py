@@ -12,7 +12,7 @@ from converters.convert import Conversion, ConvertRequest, convert
 from converters.families import open_checkpoint
 from converters.gate import ShortGate, judge
 from converters.gemma3n.family import GEMMA3N
-from toolkit.base.errors import ConfigError, QualityError
+from toolkit.base.errors import CheckpointError, QualityError
 from toolkit.check import check
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
@@ -71,5 +71,5 @@ def test_a_bundle_that_is_not_its_checkpoint_is_refused(
 
 
 def test_a_tuple_without_it_does_not_know_it(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"found \['ToyForCausalLM'\], wanted Gemma3n"):
+    with pytest.raises(CheckpointError, match=r"found \['ToyForCausalLM'\], wanted Gemma3n"):
         convert(ConvertRequest(checkpoint, tmp_path / "bundle"), families=(GEMMA3N,))

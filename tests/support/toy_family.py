@@ -26,7 +26,7 @@ from converters.huggingface.configs import CheckpointConfigs
 from converters.huggingface.stored_tensors import StoredTensors
 from converters.plan import GraphFiles, Plan, PlannedTower, PlanRequest, ShardFiles
 from converters.slices import Budget, Slice, SliceFacts
-from toolkit.base.errors import CheckpointError, ConfigError, SliceError, ToolkitError
+from toolkit.base.errors import CheckpointError, SliceError, ToolkitError
 from toolkit.base.strict_json import JsonObject
 from toolkit.bundle.manifest import (
     EMBEDDER,
@@ -99,7 +99,7 @@ class ToyCheckpoint:
     """An open checkpoint: `converters.family.Checkpoint`, and a TensorSource."""
 
     def __init__(self, configs: CheckpointConfigs) -> None:
-        fields = JsonObject(configs.config, str(configs.config_path), ConfigError)
+        fields = JsonObject(configs.config, str(configs.config_path), CheckpointError)
         (self.architecture,) = map(str, fields.array("architectures"))
         self.config = ToyConfig(**{key: fields.integer(key, 1, 4096) for key in ToyConfig.__slots__})
         fields.finish()

@@ -61,11 +61,7 @@ class UsageError(ToolkitError):
 
 
 class CheckpointError(ToolkitError):
-    """A checkpoint that is missing, malformed or not Gemma 3n."""
-
-
-class ConfigError(CheckpointError):
-    """A config.json that this version cannot read exactly."""
+    """A checkpoint that is missing, malformed or of an unknown model, or a config.json that cannot be read exactly."""
 
 
 class SliceError(ToolkitError):

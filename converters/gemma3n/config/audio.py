@@ -13,7 +13,7 @@ from converters.gemma3n.config.defaults import with_defaults
 from converters.gemma3n.config.text import TextConfig, finish_section, section
 from converters.gemma3n.groups import require_group_tensors
 from converters.huggingface.safetensors import TensorInfo
-from toolkit.base.errors import ConfigError
+from toolkit.base.errors import CheckpointError
 from toolkit.base.layout import ceil_div
 from toolkit.base.strict_json import JsonObject
 
@@ -91,8 +91,8 @@ class AudioConfig:
 
 
 def parse_audio_config(config: object, text: TextConfig, what: str) -> AudioConfig:
-    """The audio tower from the values of a multimodal config.json; ConfigError for all that is not as it must be."""
-    top = JsonObject(with_defaults(config, defaults.MULTIMODAL), what, ConfigError)
+    """The audio tower from the values of a multimodal config.json; CheckpointError for all that is wrong."""
+    top = JsonObject(with_defaults(config, defaults.MULTIMODAL), what, CheckpointError)
     audio = section(top, "audio_config", defaults.AUDIO)
     if audio.string("model_type") != "gemma3n_audio":
         audio.refuse("model_type", audio.value("model_type"), "'gemma3n_audio'")

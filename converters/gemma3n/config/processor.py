@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from toolkit.base.errors import CheckpointError, ConfigError
+from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject, read_json_file
 
 _NESTED, _FLAT = "processor_config.json", "preprocessor_config.json"
@@ -65,7 +65,7 @@ def read_image_size(checkpoint: Path, soft_tokens: int) -> int:
 
 
 def require_sound_features(checkpoint: Path, mel_bins: int, soft_tokens: int) -> None:
-    """CheckpointError or ConfigError unless the processor makes of a sound what toolkit/media makes of it."""
+    """CheckpointError unless the processor makes of a sound what toolkit/media makes of it."""
     sound = _read(checkpoint, "feature_extractor", "audio_seq_length", soft_tokens)
     for key, values in _SOUND.items():
         sound.expect(key, *values)
@@ -75,7 +75,7 @@ def require_sound_features(checkpoint: Path, mel_bins: int, soft_tokens: int) ->
 def _read(checkpoint: Path, part: str, count_key: str, soft_tokens: int) -> JsonObject:
     """The keys of one part of the processor; `count_key`, where it is there, must be what config.json says."""
     paths = [path for path in (checkpoint / _NESTED, checkpoint / _FLAT) if path.exists()]
-    found = {path.name: JsonObject(read_json_file(path, ConfigError), str(path), ConfigError) for path in paths}
+    found = {path.name: JsonObject(read_json_file(path, CheckpointError), str(path), CheckpointError) for path in paths}
     for config in found.values():
         config.expect(count_key, soft_tokens)
     for config in found.values():

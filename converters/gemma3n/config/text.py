@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from converters.gemma3n.config import defaults
 from converters.gemma3n.config.defaults import with_defaults
-from toolkit.base.errors import ConfigError
+from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject
 from toolkit.quant.source import TensorSource
 
@@ -144,10 +144,10 @@ class TextModel(TensorSource, Protocol):
 
 def parse_config(config: object, generation: object | None, what: str) -> tuple[str, TextConfig]:
     """Architecture and text model from the values of config.json and, if there is one, generation_config.json."""
-    top = JsonObject(config, what, ConfigError)
+    top = JsonObject(config, what, CheckpointError)
     architecture = _architecture(top)
     if architecture == CAUSAL_LM:
-        top = text = JsonObject(with_defaults(config, defaults.TEXT), what, ConfigError)
+        top = text = JsonObject(with_defaults(config, defaults.TEXT), what, CheckpointError)
         text.expect("model_type", _MODEL_TYPES[CAUSAL_LM])
     else:
         text = _multimodal_text(top)
@@ -163,7 +163,7 @@ def parse_config(config: object, generation: object | None, what: str) -> tuple[
 def section(top: JsonObject, key: str, missing: Mapping[str, object]) -> JsonObject:
     """A section of config.json with the defaults of keys that it lacks; it may be absent as a whole."""
     values = with_defaults(top.value(key) if top.has(key) else {}, missing)
-    return JsonObject(values, top.file, ConfigError, key)
+    return JsonObject(values, top.file, CheckpointError, key)
 
 
 def layer_kv_sources(attention: Sequence[Attention], num_kv_shared: int) -> tuple[int | None, ...]:
@@ -389,7 +389,7 @@ def _eos_source(generation: object | None, top: JsonObject, what: str) -> JsonOb
     """Where the stop tokens are stated: generation_config.json goes before config.json, as in transformers."""
     top_has = top.has("eos_token_id")
     if generation is not None:
-        stated = JsonObject(generation, f"generation_config.json beside {what}", ConfigError)
+        stated = JsonObject(generation, f"generation_config.json beside {what}", CheckpointError)
         if stated.has("eos_token_id"):
             return stated
     return top if top_has else None

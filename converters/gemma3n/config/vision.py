@@ -24,7 +24,7 @@ from converters.gemma3n.config.vision_blocks import (
 )
 from converters.gemma3n.groups import require_group_tensors
 from converters.huggingface.safetensors import TensorInfo
-from toolkit.base.errors import ConfigError, UsageError
+from toolkit.base.errors import CheckpointError, UsageError
 from toolkit.base.strict_json import JsonObject
 
 ARCHITECTURE = "mobilenetv5_300m_enc"
@@ -103,14 +103,14 @@ class VisionConfig:
 
 
 def parse_vision_config(config: object, text: TextConfig, what: str) -> VisionConfig:
-    """The vision tower from the values of a multimodal config.json; ConfigError for all that is not as it must be."""
-    top = JsonObject(config, what, ConfigError)
+    """The vision tower from the values of a multimodal config.json; CheckpointError for all that is wrong."""
+    top = JsonObject(config, what, CheckpointError)
     vision = section(top, "vision_config", defaults.VISION)
     for key, value in (("model_type", "gemma3n_vision"), ("architecture", ARCHITECTURE)):
         if vision.string(key) != value:
             vision.refuse(key, vision.value(key), repr(value))
     vision.expect("hidden_size", FEATURES)
-    arguments = vision.child("model_args") if vision.has("model_args") else JsonObject({}, what, ConfigError)
+    arguments = vision.child("model_args") if vision.has("model_args") else JsonObject({}, what, CheckpointError)
     stem, stages, resolution = _read_tower(arguments)
     tokens = top.integer("vision_soft_tokens_per_image", 1, 1 << 20) if top.has("vision_soft_tokens_per_image") else 256
     if tokens != resolution**2:
@@ -174,7 +174,7 @@ def _block_tables(arguments: JsonObject) -> list[list[JsonObject]]:
             arguments.refuse("block_args", stage, "a list of stages, each a list of blocks")
         places = [f"{arguments.place} block_args[{s}][{n}]" for n in range(len(stage))]
         blocks = zip(stage, places, strict=True)
-        tables.append([JsonObject(block, arguments.file, ConfigError, place) for block, place in blocks])
+        tables.append([JsonObject(block, arguments.file, CheckpointError, place) for block, place in blocks])
     return tables
 
 

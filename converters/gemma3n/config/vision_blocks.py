@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from toolkit.base.errors import ConfigError
+from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject, shorten
 
 # _gen_mobilenet_v5. Letters: r repeats, a and k kernels of the depthwise convolutions before and after the expansion
@@ -94,14 +94,14 @@ def round_channels(channels: float) -> int:
 def parse_stages(
     table: Sequence[Iterable[str]], stem_channels: int, multiplier: float = 1.0
 ) -> tuple[tuple[Block, ...], ...]:
-    """Blocks from timm's arch strings, one sequence of strings a stage; ConfigError for what is not understood.
+    """Blocks from timm's arch strings, one sequence of strings a stage; CheckpointError for what is not understood.
 
     >>> parse_stages([["er_r1_k3_s2_e4_c16"], ["mqa_r1_k3_h4_v2_s1_d8_c16"]], 8)
     Traceback (most recent call last):
-    toolkit.base.errors.ConfigError: stage 1: found a first stride of 1, wanted 2: each stage halves the resolution
+    toolkit.base.errors.CheckpointError: stage 1: found a first stride of 1, wanted 2: each stage halves the resolution
     """
     decoded = [
-        [JsonObject(block, None, ConfigError, f"block {text}") for text in stage for block in decode_block(text)]
+        [JsonObject(block, None, CheckpointError, f"block {text}") for text in stage for block in decode_block(text)]
         for stage in table
     ]
     return stages_of(decoded, stem_channels, multiplier)
@@ -135,26 +135,26 @@ def decode_block(text: str) -> list[dict[str, object]]:
     """
     kind, *fields = text.split("_")
     if kind not in _ARGUMENTS:
-        raise ConfigError(f"block {shorten(text)}", found=f"the kind {kind!r}", wanted=" or ".join(_ARGUMENTS))
+        raise CheckpointError(f"block {shorten(text)}", found=f"the kind {kind!r}", wanted=" or ".join(_ARGUMENTS))
     letters = _ARGUMENTS[kind] | _COMMON
     given: dict[str, str] = {}
     for field in fields:
         match = _FIELDS.fullmatch(field)
         if match is None or match[1] not in (*letters, "r") or match[1] in given:
             wanted = f"each of {', '.join((*letters, 'r'))} once, with a number"
-            raise ConfigError(f"block {shorten(text)}", found=repr(field), wanted=wanted)
+            raise CheckpointError(f"block {shorten(text)}", found=repr(field), wanted=wanted)
         given[match[1]] = match[2]
     arguments: dict[str, object] = {"block_type": kind}
     for letter, (name, number, default) in letters.items():
         if letter not in given and default is None:
-            raise ConfigError(f"block {shorten(text)}", found=f"no {letter} with a number")
+            raise CheckpointError(f"block {shorten(text)}", found=f"no {letter} with a number")
         value = given.get(letter, default)
         arguments[name] = int(str(value)) if number is int and str(value).isdigit() else float(str(value))
     if kind == "mqa":
         arguments["value_dim"] = arguments["key_dim"]
     repeats = given.get("r", "")
     if not repeats.isdigit() or not 1 <= int(repeats) <= _MAX_BLOCKS:
-        raise ConfigError(f"block {shorten(text)}", found=f"r{repeats}", wanted=f"r and 1 to {_MAX_BLOCKS}")
+        raise CheckpointError(f"block {shorten(text)}", found=f"r{repeats}", wanted=f"r and 1 to {_MAX_BLOCKS}")
     return [dict(arguments) for _ in range(int(repeats))]
 
 
@@ -164,7 +164,7 @@ def stages_of(
     low, high = _STAGE_COUNTS
     if not low <= len(tables) <= high or not all(0 < len(stage) <= _MAX_BLOCKS for stage in tables):
         found = f"stages of {[len(stage) for stage in tables]} blocks"
-        raise ConfigError("vision tower", found=shorten(found), wanted=f"{low} to {high} stages with blocks")
+        raise CheckpointError("vision tower", found=shorten(found), wanted=f"{low} to {high} stages with blocks")
     channels, stages = stem_channels, []
     for number, table in enumerate(tables):
         stage: list[Block] = []
@@ -176,7 +176,7 @@ def stages_of(
         stride = 1 if isinstance(first, MultiQueryAttention) else first.stride
         if stride != 2:
             wanted = "2: each stage halves the resolution"
-            raise ConfigError(f"stage {number}", found=f"a first stride of {stride}", wanted=wanted)
+            raise CheckpointError(f"stage {number}", found=f"a first stride of {stride}", wanted=wanted)
         stages.append(tuple(stage))
     return tuple(stages)
 

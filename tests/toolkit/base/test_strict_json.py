@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.base.errors import CheckpointError, ConfigError
+from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject, parse_json, read_json_file, shorten
 
 VALUES = st.recursive(
@@ -57,8 +57,8 @@ def test_random_bytes_raise_only_the_fault_asked_for(data: bytes) -> None:
     ids=repr,
 )
 def test_refuses_what_python_would_let_through(text: bytes, found: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_json(text, "config.json", ConfigError)
+    with pytest.raises(CheckpointError) as caught:
+        parse_json(text, "config.json", CheckpointError)
     assert found in str(caught.value)
     assert str(caught.value).startswith("config.json: ")
     assert len(str(caught.value)) < 250
@@ -91,25 +91,25 @@ def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
 
 
 def read(text: str) -> JsonObject:
-    return JsonObject(json.loads(text), "file", ConfigError)
+    return JsonObject(json.loads(text), "file", CheckpointError)
 
 
 @pytest.mark.parametrize("value", ["true", "1.0", '"1"', "null", "[1]", "-1", "11"])
 def test_an_integer_is_an_integer_within_bounds(value: str) -> None:
     assert read('{"a": 10}').integer("a", 0, 10) == 10
-    with pytest.raises(ConfigError, match=r"file, a: found .*, wanted an integer from 0 to 10"):
+    with pytest.raises(CheckpointError, match=r"file, a: found .*, wanted an integer from 0 to 10"):
         read(f'{{"a": {value}}}').integer("a", 0, 10)
 
 
 @pytest.mark.parametrize("value", ["true", '"1"', "null", "-0.1", "1.5"])
 def test_a_number_is_a_number_within_bounds(value: str) -> None:
     assert read('{"a": 1}').number("a", 0, 1) == 1.0
-    with pytest.raises(ConfigError, match=r"file, a: found .*, wanted a number from 0 to 1"):
+    with pytest.raises(CheckpointError, match=r"file, a: found .*, wanted a number from 0 to 1"):
         read(f'{{"a": {value}}}').number("a", 0, 1)
 
 
 def test_an_absent_key_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^file, a: missing$"):
+    with pytest.raises(CheckpointError, match=r"^file, a: missing$"):
         read("{}").integer("a", 0, 1)
 
 
@@ -124,7 +124,7 @@ def test_a_key_that_nobody_asked_for_is_refused() -> None:
     values.integer("a", 0, 9)
     values.ignore(["b"])
     values.expect("c", 3)
-    with pytest.raises(ConfigError, match=r"^file: unknown key d$"):
+    with pytest.raises(CheckpointError, match=r"^file: unknown key d$"):
         values.finish()
 
 
@@ -132,5 +132,5 @@ def test_an_expected_value_has_the_expected_type() -> None:
     read('{"a": false}').expect("a", False)
     read("{}").expect("a", False)
     for wrong in ('{"a": 0}', '{"a": null}', '{"a": true}'):
-        with pytest.raises(ConfigError, match=r"wanted false"):
+        with pytest.raises(CheckpointError, match=r"wanted false"):
             read(wrong).expect("a", False)

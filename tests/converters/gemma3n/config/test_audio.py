@@ -26,7 +26,7 @@ from converters.gemma3n.plan.audio import (
 )
 from converters.gemma3n.plan.audio_source import AudioSource, position_keys, query_scale
 from converters.gemma3n.recipes import built_in
-from toolkit.base.errors import CheckpointError, ConfigError, UsageError
+from toolkit.base.errors import CheckpointError, UsageError
 from toolkit.bundle.manifest import AUDIO_ADAPTER, AUDIO_ENCODER
 from toolkit.tflite.reader import read_tflite
 
@@ -170,7 +170,7 @@ def test_a_config_may_leave_out_what_equals_transformers_defaults() -> None:
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(changes: Mapping[str, object], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(CheckpointError, match=says):
         parse_published(**changes)
 
 

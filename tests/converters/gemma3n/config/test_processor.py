@@ -10,7 +10,7 @@ import pytest
 from checkpoints import PROCESSOR
 
 from converters.gemma3n.config.processor import read_image_size, require_sound_features
-from toolkit.base.errors import CheckpointError, ConfigError
+from toolkit.base.errors import CheckpointError
 
 Write = Callable[[Path, Mapping[str, object]], Path]
 
@@ -68,7 +68,7 @@ def test_other_pixels_are_refused(tmp_path: Path, write: Write, changes: dict[st
     values = {**PROCESSOR, **changes}
     if write is nested and "image_seq_length" in changes:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(CheckpointError, match=says):
         read_image_size(write(tmp_path, values), 256)
 
 
@@ -87,7 +87,7 @@ def test_other_pixels_are_refused(tmp_path: Path, write: Write, changes: dict[st
     ],
 )
 def test_other_features_of_sound_are_refused(tmp_path: Path, changes: dict[str, object], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(CheckpointError, match=says):
         require_sound_features(flat(tmp_path, {**PROCESSOR, **changes}), 128, 188)
 
 

@@ -14,7 +14,7 @@ from towers import TINY_TOWER, TOWERS, Tower, block_json, vision_json
 from converters.gemma3n.config.text import TextConfig, parse_config
 from converters.gemma3n.config.vision import TOWER, VisionConfig, parse_vision_config, vision_tensors
 from converters.gemma3n.config.vision_blocks import STAGES, EdgeResidual, decode_block, parse_stages
-from toolkit.base.errors import ConfigError, UsageError
+from toolkit.base.errors import CheckpointError, UsageError
 
 REAL = Tower("real", None, 768, 64)
 
@@ -105,7 +105,7 @@ def test_only_the_first_block_of_a_stage_has_a_stride() -> None:
     ],
 )
 def test_a_block_that_is_not_understood_is_an_error(block: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(CheckpointError, match=says):
         parse_stages([[block], ["er_r1_k3_s2_e4_c16"]], 8)
 
 
@@ -113,7 +113,7 @@ def test_a_block_that_is_not_understood_is_an_error(block: str, says: str) -> No
     "table", [[], [["er_r1_k3_s2_e1_c8"]], [["er_r1_k3_s2_e1_c8"]] * 5, [["er_r1_k3_s2_e1_c8"], []]]
 )
 def test_a_tower_has_two_to_four_stages_with_blocks(table: list[list[str]]) -> None:
-    with pytest.raises(ConfigError, match="2 to 4 stages"):
+    with pytest.raises(CheckpointError, match="2 to 4 stages"):
         parse_stages(table, 8)
 
 
@@ -142,14 +142,14 @@ def test_a_config_that_is_not_understood_is_an_error(fault: str) -> None:
     change, says = BROKEN[fault]
     config: dict[str, object] = vision_json(model_args={"block_args": block_json(), **TINY_TOWER.model_args})
     change(config)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(CheckpointError, match=says):
         parsed(config)
 
 
 def test_a_block_with_another_activation_is_an_error() -> None:
     blocks = block_json()
     blocks[1][1]["act_layer"] = "relu"
-    with pytest.raises(ConfigError, match=r"block_args\[1\]\[1\] act_layer"):
+    with pytest.raises(CheckpointError, match=r"block_args\[1\]\[1\] act_layer"):
         parsed(vision_json(model_args={"block_args": blocks, **TINY_TOWER.model_args}))
 
 

@@ -1,4 +1,4 @@
-"""A conversation as the text that the model was trained on: the checkpoint's own Jinja template."""
+"""Renders a conversation with the checkpoint's Jinja template to the text form that the model was trained on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Message:
     role: Role
     text: str
     media: tuple[Literal["vision", "audio"], ...] = ()
-    """What stands before the text; the template writes a placeholder for each."""
+    """The images and sounds before the text; the template writes a placeholder for each."""
 
     @property
     def content(self) -> str | list[dict[str, str]]:
@@ -41,7 +41,7 @@ class Message:
 
 
 class ChatTemplate:
-    """A `chat_template.jinja`, rendered in a sandbox: templates are other people's programs."""
+    """A `chat_template.jinja`; rendered in a sandbox, because templates are programs by others."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class ChatTemplate:
         bos_token: str = "<bos>",
         environment: ImmutableSandboxedEnvironment | None = None,
     ) -> None:
-        """By default as transformers renders it; `environment` renders otherwise."""
+        """`environment`: Jinja with other options or globals than transformers, which is the default."""
         environment = template_environment() if environment is None else environment
         self._file = file
         self._bos_token = bos_token
@@ -62,7 +62,7 @@ class ChatTemplate:
 
     @classmethod
     def open(cls, path: Path, *, bos_token: str = "<bos>") -> ChatTemplate:
-        """BundleError when the file is missing or is no template."""
+        """Read a template file; BundleError if it is missing or is not a template."""
         try:
             source = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
@@ -72,9 +72,9 @@ class ChatTemplate:
         return cls(source, file=path, bos_token=bos_token)
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
-        """The prompt's text, control tokens spelled out; UsageError when roles do not alternate.
+        """Render the prompt's text with control tokens spelled out; UsageError if roles do not alternate.
 
-        `generation_prompt` ends it where the model is to go on.
+        `generation_prompt` ends it with the beginning of the model's turn.
         """
         _check_roles(messages)
         turns = [{"role": message.role, "content": message.content} for message in messages]
@@ -90,7 +90,7 @@ class ChatTemplate:
                 add_generation_prompt=generation_prompt,
                 bos_token=self._bos_token,
             )
-        # A template is a program: it can raise anything, adding a number to a text for example.
+        # A template is a program and can raise anything, for example by adding a number to a string.
         except Exception as error:
             raise UsageError(
                 "chat template", file=self._file, found=f"it does not accept these messages ({error})"
@@ -98,7 +98,7 @@ class ChatTemplate:
 
 
 def free_variables(source: str, file: Path | None = None) -> set[str]:
-    """Names that a template reads and does not set; BundleError where it is no template."""
+    """The variables that a template reads and does not set; BundleError if it is not a template."""
     try:
         return meta.find_undeclared_variables(template_environment().parse(source))
     except jinja2.TemplateError as error:
@@ -106,7 +106,7 @@ def free_variables(source: str, file: Path | None = None) -> set[str]:
 
 
 def bind_variables(source: str, values: Mapping[str, str]) -> str:
-    r"""The template, with these variables set before it begins.
+    r"""Put assignments of these variables before the template.
 
     >>> bind_variables("{{ eos_token }}", {"eos_token": "<eos>"})
     '{% set eos_token = "<eos>" %}{{ eos_token }}'
@@ -114,12 +114,13 @@ def bind_variables(source: str, values: Mapping[str, str]) -> str:
     if not values:
         return source
     sets = "".join(f"{{% set {name} = {json.dumps(text, ensure_ascii=False)} %}}" for name, text in values.items())
-    # A newline after a tag is dropped; behind it the template still begins a line, whose spaces before a tag are too.
+    # Jinja drops the newline after a tag; with it, the template still begins a line, and Jinja strips its spaces
+    # before a tag, as it would without the assignments.
     return f"{sets}\n{source}" if source[:1].isspace() else sets + source
 
 
 def _check_roles(messages: Sequence[Message]) -> None:
-    """An optional system message, then user and assistant in turns."""
+    """UsageError unless there is an optional system message, then user and assistant in turns."""
     turns = list(messages)
     if turns and turns[0].role == "system":
         turns = turns[1:]
@@ -132,7 +133,7 @@ def _check_roles(messages: Sequence[Message]) -> None:
 
 
 def template_environment() -> ImmutableSandboxedEnvironment:
-    """Options, tags and globals as transformers gives them, so that a template means the same here."""
+    """Jinja with the options, tags and globals of transformers, so that templates give the same result."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
@@ -143,14 +144,14 @@ def template_environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what a trainer learns from; what stands in it is rendered as if it stood alone."""
+    """The tag `{% generation %}`, which marks text to train on; its content is rendered normally."""
 
     tags = {"generation"}  # noqa: RUF012, as Jinja declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # transformers makes a call of it, so that variables set in it end with it.
+        # transformers renders it as a call, so variables set inside are not visible outside.
         return nodes.Scope(body).set_lineno(line)
 
 
@@ -169,5 +170,5 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which no model was trained on."""
+    """The filter `tojson` without HTML escapes, which Jinja's own adds and models were not trained on."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,4 +1,4 @@
-"""An answer as text: pieces while it comes, and what came of it."""
+"""Streams the text of an answer, and collects the complete answer."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from toolkit.runtime.tokenizer import TextStream, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """When an answer ends."""
+    """The conditions that end an answer."""
 
     max_tokens: int | None
-    """None: as many as the context holds."""
+    """The maximum number of tokens; None for as many as the context holds."""
     stop: tuple[str, ...] = ()
-    """Texts that end it."""
+    """Texts that end the answer."""
     ignore_eos: bool = False
-    """Go on behind a token that ends answers."""
+    """Continue after a token that ends answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(GenerationReport):
-    """A whole answer, or what there was of it when it was interrupted."""
+    """A complete answer, or the part of it that was generated before an interrupt."""
 
     text: str
-    """Without control tokens, and without the stop text that ended it."""
+    """The text without control tokens, and without the stop text that ended it."""
     size: str
-    """The size that gave it."""
+    """The size that generated it."""
 
 
 class AnswerStream(Iterator[str]):
-    """Iterate over the pieces of an answer's text; `answer` is the whole of it."""
+    """An iterator over the pieces of an answer's text; `answer` is the complete answer."""
 
     def __init__(
         self,
@@ -46,9 +46,9 @@ class AnswerStream(Iterator[str]):
         stop: Sequence[str] = (),
         ended: Callable[[Answer], None] = lambda _: None,
     ) -> None:
-        """Nothing happens before the first piece is asked for: then `begin` gives the session, and is left at the end.
+        """Does nothing until the first piece is requested; then enters `begin` for a session, and leaves it at the end.
 
-        `ended` is told of an answer, whole or interrupted, but not of one that a fault has ended.
+        `ended` is called with the complete or interrupted answer, but not after an error.
         """
         self._begin = begin
         self._generate = generate
@@ -64,7 +64,7 @@ class AnswerStream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The whole answer: what has not been asked for yet is computed first. After an interrupt, what there was."""
+        """The complete answer, after generating what is left of it; after an interrupt, the part until then."""
         for _ in self._pieces:
             pass
         assert self._answer is not None, "a fault has ended it"
@@ -72,7 +72,7 @@ class AnswerStream(Iterator[str]):
 
     @property
     def has_answer(self) -> bool:
-        """Whether `answer` is there without computing anything more."""
+        """Whether `answer` is available without generating more."""
         return self._answer is not None
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class AnswerStream(Iterator[str]):
             self._finish(generation, session)
 
     def _let_through(self, text: str, *, last: bool = False) -> Iterator[str]:
-        """The part of the text, if any, that no stop text can begin with; all of it at the end."""
+        """Yield the text that is certain not to be part of a stop text, if any; all text at the end."""
         piece = self._stop.push(text) + (self._stop.flush() if last else "")
         if piece:
             self._written.append(piece)

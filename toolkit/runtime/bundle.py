@@ -1,4 +1,4 @@
-"""A bundle directory, opened: its manifest, and its files as far as they are asked for."""
+"""Opens a bundle directory: reads its manifest, and checks and opens its files on request."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PIECE_BYTES = 1 << 18
 
 
 class Bundle:
-    """Reads the manifest at once and everything else when needed."""
+    """An open bundle; the manifest is read at once, other files when they are needed."""
 
     def __init__(self, path: Path | str) -> None:
-        """BundleError unless `path` is a directory with a sound manifest."""
+        """BundleError if `path` is not a directory with a valid manifest."""
         self.path = Path(path)
         if self.path.is_file():
             remedy = "a .litertlm is run by LiteRT-LM; here, name the bundle that it was exported from"
@@ -34,9 +34,9 @@ class Bundle:
         self.manifest: Manifest = read_manifest(self.path)
 
     def model_file(self, name: str) -> ModelFile:
-        """A .tflite of the bundle; BundleError when it is plainly not the file that the manifest describes.
+        """A .tflite file of the bundle; BundleError if it differs from the manifest's description.
 
-        Size, first and last chunk are compared, which takes milliseconds; `gemma-edge check` compares everything.
+        Compares the size and the first and last chunk, which takes milliseconds; `gemma-edge check` compares all.
         """
         if name not in self.manifest.files:
             raise BundleError(file=self.path, found=f"no {name}, so no text model")
@@ -45,14 +45,14 @@ class Bundle:
         return self.described_file(name)
 
     def described_file(self, name: str) -> ModelFile:
-        """A .tflite as the manifest describes it; the file is not touched."""
+        """A .tflite file as the manifest describes it; the file itself is not read."""
         record = self.manifest.files[name]
         return ModelFile(self.path / name, record.sha256, record.bytes)
 
     def ple_shards(self) -> list[Path]:
-        """The PLE shards in order; BundleError for one of another conversion. Each row is checked when it is read.
+        """The PLE shards in order; BundleError for one from another conversion. Each row is checked when it is read.
 
-        The first chunk has the header, which has the hash of all rows.
+        Compares the first chunk, which contains the header with the hash of all rows.
         """
         names = sorted(name for name in self.manifest.files if is_shard_name(name))
         if not names:
@@ -66,18 +66,18 @@ class Bundle:
         return Tokenizer(self.path / TOKENIZER)
 
     def chat_template(self, tokenizer: Tokenizer) -> ChatTemplate:
-        """The bundle's chat template; BundleError when it has none."""
+        """The bundle's chat template; BundleError if it has none."""
         bos = tokenizer.token_of(self.manifest.text.bos_token_id)
         return ChatTemplate.open(self.path / CHAT_TEMPLATE, bos_token=bos or "")
 
     def encode(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        """A prompt's tokens, control tokens spelled out; UsageError where it spells a place for an image or a sound."""
+        """The tokens of a prompt with control tokens spelled out; UsageError for a placeholder of an image or sound."""
         ids = tokenizer.encode(text, special=False)
         self.require_text(tokenizer, ids)
         return ids
 
     def require_text(self, tokenizer: Tokenizer, ids: Sequence[int], besides: Collection[int] = ()) -> None:
-        """UsageError for a token that stands for no text, except at the positions `besides`."""
+        """UsageError for a token that does not stand for text, except at the positions `besides`."""
         limit = self.drawable_ids(tokenizer)
         for position, token in enumerate(ids):
             if token >= limit and position not in besides:
@@ -86,7 +86,7 @@ class Bundle:
                 )
 
     def allowed_groups(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
-        """Groups that may be loaded, each of them a group of the bundle; None for all."""
+        """The groups that may be loaded, None for all; UsageError for a name that is not a group of the bundle."""
         groups = self.manifest.groups
         for name in names or ():
             if name not in groups:
@@ -94,7 +94,7 @@ class Bundle:
         return None if names is None else tuple(names)
 
     def require_group(self, group: str, wanted_for: str, allowed: Collection[str] | None = None) -> None:
-        """BundleError where the bundle lacks a group, UsageError where it may not be loaded; both say what to do."""
+        """BundleError if the bundle lacks a group, UsageError if it may not be loaded; both state a remedy."""
         if group not in self.manifest.groups:
             raise BundleError(
                 file=self.path,
@@ -106,12 +106,12 @@ class Bundle:
             raise UsageError(wanted_for, found=found, wanted=f"the group {group} too", remedy=remedy)
 
     def drawable_ids(self, tokenizer: Tokenizer) -> int:
-        """Ids from here up must not be drawn: they are image and sound, or nothing; their logits mean nothing."""
+        """The limit for ids that may be drawn: this and higher ids are for images and sounds, or unused."""
         return tokenizer.ids_below(self.manifest.text.ple_vocab_size)
 
 
 def _compare(path: Path, record: FileRecord, chunks: Collection[int]) -> None:
-    """The size, and these chunks."""
+    """Compare the size and these chunks of a file with its record; BundleError if they differ."""
     remedy = "run gemma-edge check, or convert again"
     try:
         size = path.stat().st_size
@@ -131,7 +131,7 @@ def _compare(path: Path, record: FileRecord, chunks: Collection[int]) -> None:
 
 
 def _next_chunk_sha256(file: BinaryIO) -> str:
-    """In pieces: what the allocator once gave for a whole chunk stays in the process."""
+    """The hash of the next chunk, read in pieces: memory allocated for a whole chunk would stay in the process."""
     digest, left = hashlib.sha256(), CHUNK_BYTES
     while left and (piece := file.read(min(left, _PIECE_BYTES))):
         digest.update(piece)

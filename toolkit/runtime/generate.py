@@ -1,4 +1,4 @@
-"""Tokens one after the other, and how long they took."""
+"""Generates the tokens of an answer, and measures the speed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from toolkit.runtime.sampling import Sampler
 from toolkit.runtime.session import Session
 
 Ending = Literal["stop token", "stop text", "length", "context", "interrupted"]
-"""Why an answer ended: a token or a text that ends it, as many tokens as were wanted, a full context, or the caller."""
+"""Why an answer ended: a token or text that ends answers, the maximum number of tokens, a full context, the caller."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationReport:
-    """What was generated and how fast; a rate is None when there was nothing to measure it by."""
+    """The generated tokens and the speed; a rate is None if no tokens count for it."""
 
     token_ids: tuple[int, ...]
     """The generated ids, including the stop token if there is one."""
@@ -31,14 +31,14 @@ class GenerationReport:
     decode_tokens_per_s: float | None
     """The speed for tokens after the first, whose step is part of `time_to_first_token_s`."""
     time_to_first_token_s: float | None
-    """From the prompt's ids to the first generated one: `media_s`, prefill, and one decode step; loading the language
-    model is not part of it. A session's first call of a signature is, and takes longer than later ones."""
+    """From the prompt's ids to the first generated one: `media_s`, prefill, and one decode step, without loading the
+    language model. It includes a session's first call of a signature, which takes longer than later ones."""
     media_s: float | None
-    """The part of it for loading towers and embedding images and sounds; None if there were no new ones."""
+    """The time for loading towers and embedding images and sounds; None if there were no new ones."""
 
 
 class Generation:
-    """One answer: iterate over its tokens, then read its report. After an interrupt, the tokens so far are kept."""
+    """An iterable over the tokens of one answer, with a report. After an interrupt, the tokens so far are kept."""
 
     def __init__(
         self,
@@ -50,9 +50,10 @@ class Generation:
         stops: Collection[int],
         spans: Sequence[Span] = (),
     ) -> None:
-        """`prompt` is the whole conversation; what the session already holds of it is not computed again.
+        """`prompt` is the whole conversation; the tokens that the session already holds are not computed again.
 
-        `limit` is the most tokens of an answer, `stops` are tokens that end it, `spans` the prompt's images and sounds.
+        `limit`: the maximum number of tokens; `stops`: tokens that end the answer; `spans`: the prompt's images and
+        sounds.
         """
         require_prompt(prompt, limit=limit, context=session.context)
         self._session = session
@@ -85,7 +86,7 @@ class Generation:
             step_started = time.perf_counter()
             token = self._sampler.draw(session.decode(token))
             now = time.perf_counter()
-            # What the caller does between tokens is not ours to count.
+            # The time that the caller takes between tokens is not counted.
             if self._tokens:
                 self._decode_s += now - step_started
             else:
@@ -96,7 +97,7 @@ class Generation:
             yield token
 
     def report(self) -> GenerationReport:
-        """May be read at any time."""
+        """The report on the tokens so far; may be called at any time."""
         return GenerationReport(
             token_ids=tuple(self._tokens),
             prompt_tokens=len(self._prompt),
@@ -109,7 +110,7 @@ class Generation:
         )
 
     def end(self, ending: Ending) -> None:
-        """Say why the caller stopped it, whatever its last token was."""
+        """Record why the caller stopped the answer, whatever its last token was."""
         self._ending = ending
 
     def _end_after(self, token: int) -> Ending | None:
@@ -121,7 +122,7 @@ class Generation:
 
 
 def require_prompt(prompt: Sequence[int], *, limit: int, context: int) -> None:
-    """UsageError for what cannot be generated: nothing at all, or what goes on from more than the context holds."""
+    """UsageError for an empty prompt, one longer than the context, or a limit below 1."""
     if limit < 1:
         raise UsageError("number of tokens", found=limit, wanted="at least 1")
     if not prompt:

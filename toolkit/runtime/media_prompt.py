@@ -1,4 +1,4 @@
-"""Prompts with images and sounds: what stands where among the tokens, in the form that the towers take it."""
+"""Builds prompts with images and sounds: the token ids, and the towers' inputs with their positions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
-    """An image or a sound as it was given, and the group that takes it."""
+    """An image or a sound as the user gave it, and the group of the tower that embeds it."""
 
     group: TowerName
     source: MediaSource
@@ -37,20 +37,20 @@ class MediaFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Medium:
-    """An image, or one piece of a sound."""
+    """An image, or one piece of a sound, in the form that its tower takes."""
 
     group: TowerName
     key: str
-    """Equal for equal values."""
+    """A hash of the values."""
     values: NDArray[np.uint8] | NDArray[np.float32]
-    """An image's levels, uint8[1, size, size, 3], or a sound's mel frames, f32[frames, bins]."""
+    """The levels of an image, uint8[1, size, size, 3], or the mel frames of a sound, f32[frames, bins]."""
     mask: NDArray[np.bool_] | None = None
-    """For a sound, bool[frames]: which frames are not padding."""
+    """For a sound, bool[frames]: True for frames that are not padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`count` soft tokens from the position `start` on, and what they stand for."""
+    """`count` soft tokens from the position `start` on, and the image or sound that they stand for."""
 
     start: int
     count: int
@@ -58,26 +58,26 @@ class Span:
 
     @property
     def end(self) -> int:
-        """The position behind them: that of the tower's end token."""
+        """The position after them, which is that of the end token."""
         return self.start + self.count
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A whole conversation's tokens; spans in the order of their positions."""
+    """The tokens of a whole conversation, and its images and sounds in the order of their positions."""
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...] = ()
 
     def beginning_with(self, token: int) -> Prompt:
-        """The same behind this token, unless it stands there already."""
+        """The prompt with this token in front, unless it already begins with it."""
         if self.ids[:1] == (token,):
             return self
         return Prompt((token, *self.ids), tuple(replace(span, start=span.start + 1) for span in self.spans))
 
 
 def first_difference(before: Sequence[Span], now: Sequence[Span], end: int) -> int:
-    """The first position where other images or sounds stand than before, or the end."""
+    """The first position at which the images or sounds differ from those before; `end` if none does."""
     for one, other in itertools.zip_longest(before, now):
         if one is None or other is None or (one.start, one.medium.key) != (other.start, other.medium.key):
             return min(span.start for span in (one, other) if span is not None)
@@ -87,9 +87,9 @@ def first_difference(before: Sequence[Span], now: Sequence[Span], end: int) -> i
 def read_media(
     bundle: Bundle, files: Sequence[MediaFile | Medium], allowed: Collection[str] | None = None
 ) -> list[Medium]:
-    """Every file as its tower takes it, in order; the log tells into how many pieces a sound goes that is too long.
+    """Read the files into the towers' inputs, in order; a sound that is too long is split, which the log says.
 
-    BundleError where the bundle lacks a tower, UsageError where it is not among the groups that are allowed.
+    BundleError if the bundle lacks a tower, UsageError if the tower is not among the allowed groups.
     """
     media: list[Medium] = []
     for file in files:
@@ -117,47 +117,47 @@ def _read(bundle: Bundle, file: MediaFile, name: str) -> tuple[Medium, ...]:
 
 
 def user_message(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequence[Medium] = ()) -> Message:
-    """A turn with its images and sounds: before its text, unless that says where they belong."""
+    """The user's turn; its images and sounds come before the text, unless the text has placeholders for them."""
     return Message("user", text, () if _is_placed(bundle, tokenizer, text) else tuple(m.group for m in media))
 
 
 def chat_prompt(
     bundle: Bundle, tokenizer: Tokenizer, messages: Sequence[Message], media: Sequence[Medium] = ()
 ) -> Prompt:
-    """A conversation through the bundle's chat template, up to where the model answers."""
+    """The prompt of a conversation by the bundle's chat template, up to the beginning of the model's answer."""
     return build_prompt(bundle, tokenizer, bundle.chat_template(tokenizer).render(messages), media)
 
 
 def raw_prompt(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequence[Medium] = ()) -> Prompt:
-    """The text as it is behind the token that begins every text, with its images and sounds as in a turn."""
+    """The prompt of a text without a chat template, after `<bos>`; images and sounds are placed as in a turn."""
     if not _is_placed(bundle, tokenizer, text):
         text = "".join(soft_tokens(bundle, tokenizer, medium.group).placeholder for medium in media) + text
     return build_prompt(bundle, tokenizer, text, media).beginning_with(bundle.manifest.text.bos_token_id)
 
 
 def _is_placed(bundle: Bundle, tokenizer: Tokenizer, text: str) -> bool:
-    """Whether the text has placeholders of its own."""
+    """Whether the text contains placeholders."""
     return any(soft_tokens(bundle, tokenizer, group).placeholder in text for group in TOWERS)
 
 
 def read_image(source: MediaSource, vision: VisionRecord) -> Medium:
-    """UsageError for what is no image."""
-    from toolkit.media.image import load_levels  # Pillow; a prompt of text alone does without it
+    """Read and scale an image; UsageError if it is not one."""
+    from toolkit.media.image import load_levels  # imports Pillow, which a prompt without images does not need
 
     return image_medium(load_levels(source, vision.image_size))
 
 
 def image_medium(levels: NDArray[np.uint8]) -> Medium:
-    """levels: uint8[1, size, size, 3]."""
+    """The tower's input for an image; levels: uint8[1, size, size, 3]."""
     return Medium("vision", hashlib.sha256(levels.data).hexdigest(), levels)
 
 
 def read_sound(source: MediaSource, audio: AudioRecord) -> tuple[Medium, ...]:
-    """One piece, or several of about equal length where it is longer than the tower hears at once.
+    """Read a sound, as several pieces of about equal length if it is longer than the tower's maximum.
 
-    UsageError for what is no sound, or too short for a mel frame.
+    UsageError if it is not a sound, or too short for a mel frame.
     """
-    from toolkit.media.sound import load_sound, split_sound  # libsndfile and soxr, likewise
+    from toolkit.media.sound import load_sound, split_sound  # imports libsndfile and soxr, likewise
 
     samples = load_sound(source)
     if len(samples) < MIN_SAMPLES:
@@ -172,18 +172,18 @@ def read_sound(source: MediaSource, audio: AudioRecord) -> tuple[Medium, ...]:
 
 
 def sound_medium(samples: NDArray[np.float32], audio: AudioRecord) -> Medium:
-    """samples: f32[n] at 16 kHz, no longer than the tower hears at once."""
+    """The tower's input for a sound; samples: f32[n] at 16 kHz, at most the tower's maximum."""
     mel, mask = log_mel(samples, audio.mel_bins)
     return Medium("audio", hashlib.sha256(mel.tobytes() + mask.tobytes()).hexdigest(), mel, mask)
 
 
 def longest_seconds(audio: AudioRecord) -> float:
-    """What the tower hears at once."""
+    """The longest sound that the tower takes, in seconds."""
     return max_samples(audio.frame_lengths[-1]) / SAMPLE_RATE_HZ
 
 
 def soft_tokens(bundle: Bundle, tokenizer: Tokenizer, group: TowerName) -> SoftTokens:
-    """How prompts of this bundle spell an image or a sound; Gemma 3n's own spelling where it has no such group."""
+    """The text of the tokens for an image or a sound in this bundle; Gemma 3n's if the bundle lacks the group."""
     record, usual = (bundle.manifest.vision, IMAGE) if group == "vision" else (bundle.manifest.audio, SOUND)
     if record is None:
         return usual
@@ -197,9 +197,9 @@ def soft_tokens(bundle: Bundle, tokenizer: Tokenizer, group: TowerName) -> SoftT
 
 
 def build_prompt(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequence[Medium] = ()) -> Prompt:
-    """The prompt of a text, control tokens spelled out, in which each medium has its placeholder.
+    """The prompt of a text with control tokens spelled out and a placeholder for each of `media`.
 
-    UsageError where placeholders and media do not match, or where the text spells other tokens of a tower.
+    UsageError if placeholders and media do not match, or if the text contains other tokens of a tower.
     """
     if not media:
         return Prompt(tuple(bundle.encode(tokenizer, text)))
@@ -217,5 +217,5 @@ def _spans(ids: list[int], record: VisionRecord | AudioRecord | None, media: Seq
     if record is None:
         return []
     starts = soft_token_starts(ids, record.soft_token_id, record.soft_tokens)
-    # As many as there are placeholders, and the text has one for each medium.
+    # There is a start for each placeholder, and a placeholder for each medium.
     return [Span(start, record.soft_tokens, medium) for start, medium in zip(starts, media, strict=True)]

@@ -1,4 +1,4 @@
-"""What a process holds in memory: by kind, and by the parameter group whose files its pages belong to."""
+"""Measures a process's memory: by kind, and by the parameter group whose files the pages belong to."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from toolkit.base.procfs import MemoryMapping, ProcessStatus, parse_shared_maps,
 
 PLE_GROUP = "per_layer_embedding"
 
-_DELETED = " (deleted)"  # the kernel's mark behind the path of a file that is gone
+_DELETED = " (deleted)"  # what the kernel appends to the path of a deleted file
 _RESET_PEAK = "5"  # to /proc/PID/clear_refs: VmHWM starts again at VmRSS (proc_pid_clear_refs(5))
 _UNKNOWN = ProcessStatus(None, None, None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupMemory:
-    """The files of one parameter group."""
+    """The memory of the files of one parameter group."""
 
     mapped_bytes: int
     """The size of their mappings in the process's address space, resident or not."""
     resident_bytes: int
-    """The part of them in memory now: clean pages, which the kernel may drop at any time."""
+    """The resident part of the mappings: clean pages, which the kernel may drop at any time."""
     page_cache_bytes: int | None
-    """Bytes of the files in the kernel's page cache, which count as no process's memory."""
+    """The size of the files' pages in the kernel's page cache, which belongs to no process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Memory:
 
     @property
     def effective_bytes(self) -> int | None:
-        """Everything resident or swapped but pages of the PLE shards; groups that are not loaded take nothing."""
+        """Resident and swapped memory without the pages of PLE shards; groups that are not loaded take none."""
         rss, swap = self.process.rss_bytes, self.process.swap_bytes
         if rss is None:
             return None
@@ -53,14 +53,14 @@ class Memory:
         return rss + (swap or 0) - (ple.resident_bytes if ple else 0)
 
     def to_json(self) -> dict[str, object]:
-        """Without the peak, which says nothing of this moment."""
+        """As JSON, without the peak, which does not describe this moment."""
         process = {kind: count for kind, count in asdict(self.process).items() if kind != "peak_rss_bytes"}
         groups = {name: asdict(group) for name, group in self.groups.items()}
         return {**process, "effective_bytes": self.effective_bytes, "groups": groups}
 
 
 def read_memory(groups: Mapping[str, Iterable[Path]], pid: int | None = None) -> Memory:
-    """Of this process, or of the one with that id; `groups`: each group's files, its weight cache among them."""
+    """Read the memory of process `pid`, by default this one; `groups`: the files by group, with weight caches."""
     mappings = parse_smaps(_text("smaps", pid))
     status = _text("status", pid)
     return Memory(
@@ -70,7 +70,7 @@ def read_memory(groups: Mapping[str, Iterable[Path]], pid: int | None = None) ->
 
 
 def page_cache_bytes(path: Path) -> int | None:
-    """How much of a file the kernel holds in memory; None where it cannot be asked."""
+    """The size of a file's pages in the page cache; None if the system cannot tell."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -80,10 +80,10 @@ def page_cache_bytes(path: Path) -> int | None:
 
 
 def _mincore(fd: int, size: int) -> int:
-    """mincore(2) over the whole file."""
+    """Count the resident bytes of the whole file with mincore(2)."""
     libc = ctypes.CDLL(None, use_errno=True)
     pages = np.zeros(ceil_div(size, mmap.PAGESIZE), np.uint8)
-    # Only a writable mapping gives ctypes its address; a private one that nobody writes to costs nothing.
+    # ctypes gets the address of writable mappings only; a private one takes no memory until it is written.
     with mmap.mmap(fd, size, access=mmap.ACCESS_COPY) as mapped:
         view = ctypes.c_char.from_buffer(mapped)
         failed = libc.mincore(
@@ -96,25 +96,25 @@ def _mincore(fd: int, size: int) -> int:
 
 
 class FilePages:
-    """The pages of a file that this process maps, through whatever library: what the kernel is told of them."""
+    """Gives the kernel advice about a file's pages that this process has mapped, through any library."""
 
     def __init__(self, path: Path) -> None:
-        """As it is mapped now. Where there is no /proc or no glibc nothing is told, and nothing but memory is lost."""
+        """Finds the file's current mappings. Without /proc or glibc the methods do nothing, which only costs memory."""
         self._spans: list[tuple[int, int]] = []
         try:
             self._libc = ctypes.CDLL(None)
-            # Not smaps: counting every mapping's pages and reading the counts takes a fifth of a small model's loading.
-            # A private mapping's pages may have been written: they are no longer the file's, and would be lost.
+            # Not smaps: counting the pages of all mappings takes a fifth of the time of loading a small model. Shared
+            # mappings only: the pages of a private one may have been written, and their content would be lost.
             self._spans = parse_shared_maps(_text("maps", None)).get(os.path.realpath(path), [])
         except OSError:
             return
 
     def expect_random_reads(self) -> None:
-        """Read what is touched and no more: else the kernel reads megabytes around each row of a table."""
+        """Advise to read only pages that are used: otherwise the kernel reads megabytes around each row of a table."""
         self._advise(mmap.MADV_RANDOM)
 
     def release(self) -> None:
-        """Give them back; touched again, they come back from the kernel's cache or from flash."""
+        """Drop the pages from the process; when used again, they are read from the page cache or from flash."""
         self._advise(mmap.MADV_DONTNEED)
 
     def _advise(self, advice: int) -> None:
@@ -123,19 +123,19 @@ class FilePages:
 
 
 def release_freed_memory() -> None:
-    """Give memory that was freed back to the system, as far as the C library lets us."""
+    """Return freed memory to the system; does nothing with C libraries other than glibc."""
     with contextlib.suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process has had resident, since its start or the last reset."""
+    """The peak resident memory of this process since its start or the last reset."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 class StagePeaks:
-    """The most that was resident in each stage of a process's work, by the kernel's own count.
+    """The peak resident memory of each stage of this process, as the kernel counts it.
 
     >>> peaks = StagePeaks()
     >>> peaks.end("load"), peaks.end("prefill")
@@ -150,11 +150,11 @@ class StagePeaks:
 
     @property
     def peak_rss_bytes(self) -> int:
-        """The highest peak of all stages and since."""
+        """The highest peak of all stages, including the current one."""
         return max(peak_rss_bytes(), *self.stages.values(), 0)
 
     def end(self, stage: str) -> None:
-        """A stage is over and the next begins; one that comes again keeps its larger figure."""
+        """Record the peak of a stage that ends, and begin the next; a repeated stage keeps its largest peak."""
         self.stages[stage] = max(peak_rss_bytes(), self.stages.get(stage, 0))
         try:
             Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
@@ -174,7 +174,7 @@ def _group(files: tuple[Path, ...], mappings: tuple[MemoryMapping, ...]) -> Grou
 
 
 def _text(name: str, pid: int | None) -> str:
-    """A file of /proc/PID as text; empty on systems without /proc."""
+    """Read a file of /proc/PID as text; empty on systems without /proc."""
     try:
         return Path(f"/proc/{pid or 'self'}/{name}").read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Per-layer embeddings from flash: rows are read when a token needs them, and the table is never resident."""
+"""Reads per-layer embeddings from flash, row by row as tokens need them; the table never stays in memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Rows = NDArray[np.uint8]
 
 @dataclass(slots=True)
 class PleStatistics:
-    """Counts of look-ups. Page faults are those of the thread that looks up, as the kernel counts them."""
+    """Counts of look-ups. Page faults are the kernel's count for the thread that looks up."""
 
     rows: int = 0
     """Rows requested, one for each token."""
@@ -40,19 +40,19 @@ class PleStatistics:
     bytes_read: int = 0
     """Bytes of all other rows, read from the shards."""
     minor_faults: int = 0
-    """Pages that the kernel's cache had."""
+    """Page faults served from the page cache."""
     major_faults: int = 0
-    """Pages that came from flash."""
+    """Page faults that read from flash."""
 
     def to_json(self) -> dict[str, int]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class PleTable:
-    """The rows of all shards, mapped; or with `in_ram` copied to memory, for comparison."""
+    """The rows of all shards, memory-mapped; with `in_ram` copied to memory instead, for comparison."""
 
     def __init__(self, paths: Sequence[Path], *, cache_bytes: int = DEFAULT_CACHE_BYTES, in_ram: bool = False) -> None:
-        """BundleError names a shard that is missing, cut, foreign or out of order."""
+        """BundleError for a shard that is missing, truncated, of another table, or out of order."""
         if cache_bytes < 0:
             raise UsageError("PLE cache", found=f"{cache_bytes} bytes", wanted="at least 0")
         headers = [read_header(path) for path in paths]
@@ -78,10 +78,13 @@ class PleTable:
         self._announce([self._place(token) for token in dict.fromkeys(self._tokens(ids)) if token not in self._cache])
 
     def lookup(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """f32[len(ids), layers, width], times sqrt(width) as the model wants; ids outside the table read row 0."""
+        """The rows f32[len(ids), layers, width], scaled by sqrt(width) as the model needs them.
+
+        Ids outside the table read row 0. BundleError for a damaged row or a truncated shard.
+        """
         before = resource.getrusage(resource.RUSAGE_THREAD)
         tokens = self._tokens(ids)
-        # Not by np.unique: for the one token of a decode step each call of NumPy's costs as much as the row itself.
+        # Not np.unique: for the one token of a decode step, each NumPy call takes as long as reading the row.
         places = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
         values = unpack_rows(self._fetch(list(places)), self.layout)
         values *= self._scale
@@ -93,7 +96,7 @@ class PleTable:
         return values if len(places) == len(tokens) else values[[places[token] for token in tokens]]
 
     def close(self) -> None:
-        """Unmap the shards; the table cannot be used any more."""
+        """Unmap the shards; the table cannot be used afterwards."""
         self._rows.clear()
         self._cache.clear()
         for mapped in self._maps:
@@ -101,16 +104,16 @@ class PleTable:
         self._maps.clear()
 
     def _tokens(self, ids: Sequence[int]) -> list[int]:
-        """The tokens whose rows these ids read."""
+        """The token whose row each id reads."""
         return [token if 0 <= token < self.layout.vocab_size else 0 for token in ids]
 
     def _place(self, token: int) -> tuple[int, int]:
-        """Shard, and row in it."""
+        """The index of the shard, and the row in it."""
         shard = bisect_right(self._first, token) - 1
         return shard, token - self._first[shard]
 
     def _fetch(self, tokens: list[int]) -> Rows:
-        """Rows of distinct tokens, from the cache or from the shards: all wanted first, then read."""
+        """The rows of distinct tokens, from the cache or the shards; the kernel is told of all reads first."""
         rows = np.empty((len(tokens), self._row_bytes), np.uint8)
         missing: list[tuple[int, int, int, int]] = []
         for place, token in enumerate(tokens):
@@ -140,7 +143,7 @@ class PleTable:
         return rows
 
     def _require_whole(self, shards: set[int]) -> None:
-        """A shard that was cut since it was mapped would end the process: the kernel has no page to give."""
+        """BundleError if a shard was truncated since it was mapped; reading past its end would kill the process."""
         for shard in shards if self._maps else ():
             size = self._maps[shard].size()
             if size < self._file_bytes[shard]:
@@ -150,7 +153,7 @@ class PleTable:
                 )
 
     def _announce(self, places: Sequence[tuple[int, int]]) -> None:
-        """Let the kernel read the pages of all rows at once."""
+        """Ask the kernel to read the pages of all rows at once."""
         if not self._maps:
             return
         for shard, row in places:
@@ -159,10 +162,10 @@ class PleTable:
             self._maps[shard].madvise(mmap.MADV_WILLNEED, start, begin + self._row_bytes - start)
 
     def _unmap(self, shards: set[int]) -> None:
-        """What was read is copied: unmapped again, the table takes no memory of this process.
+        """Drop the pages of these shards from the process's memory; the rows read are copies.
 
-        The whole shard (some 5 us): with a page that is touched the kernel maps those around it which its cache holds,
-        64 KiB by default, and more where the cache has them in one piece.
+        The whole shard is dropped (about 5 us): for each page that is read, the kernel also maps cached pages around
+        it, 64 KiB by default, and more where the page cache holds them in one piece.
         """
         if self._maps:
             for shard in shards:
@@ -178,6 +181,6 @@ class PleTable:
 def _map(path: Path) -> mmap.mmap:
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    # Without this the kernel reads megabytes around each row.
+    # Otherwise the kernel reads megabytes around each row.
     mapped.madvise(mmap.MADV_RANDOM)
     return mapped

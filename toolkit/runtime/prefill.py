@@ -1,18 +1,18 @@
-"""Which prefill signatures a prompt runs through."""
+"""Chooses the prefill signatures that process a prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# What a signature costs beyond its positions, in positions: it reads every weight and every cache once. Measured with
-# int8, 0.43 B parameters, a context of 4,096 and one core: 45 ms for 8 positions, 165 ms for 128, 1.28 s for 1,024.
+# The fixed cost of a signature, in positions: it reads all weights and caches once. Measured with int8, 0.43 B
+# parameters, a context of 4,096 and one core: 45 ms for 8 positions, 165 ms for 128, 1.28 s for 1,024.
 _READING = 36
 
 
 def plan_prefill(tokens: int, widths: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """(width of a signature, tokens in it) in turn, at the least estimated cost; a width of 1 is a decode step.
+    """The calls as (width of the signature, number of tokens), at the lowest estimated cost; a width of 1 is decode.
 
-    A signature of width N needs N free positions even for fewer tokens: `room` is what the context has left.
+    A signature of width N needs N free positions even for fewer tokens: `room` is how many the context has left.
 
     >>> plan_prefill(300, (8, 128), room=4096)
     [(128, 128), (128, 128), (128, 44)]
@@ -34,7 +34,7 @@ def plan_prefill(tokens: int, widths: Sequence[int], room: int) -> list[tuple[in
 
 
 def _next_width(tokens: int, widths: Sequence[int]) -> int:
-    """The widest signature that is filled, or the narrowest that holds everything when that is cheaper."""
+    """The widest signature that the tokens fill, or the narrowest that holds all of them if that is cheaper."""
     filled = max((width for width in widths if width <= tokens), default=1)
     holding = min((width for width in widths if width >= tokens), default=None)
     if holding is None:

@@ -1,4 +1,4 @@
-"""Choosing the next token from a row of logits."""
+"""Chooses the next token from a row of logits."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 
 from toolkit.base.errors import EnvironmentFault, UsageError
 
-# The nucleus is looked for among this many tokens first: sorting a whole vocabulary at every step costs more.
+# top_p first looks among this many tokens: sorting the whole vocabulary at each step takes longer.
 _NUCLEUS_GUESS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn; the limits apply in the order temperature, top_k, top_p."""
+    """The settings for drawing tokens, applied in the order temperature, top_k, top_p."""
 
     temperature: float = 0.0
-    """0 is greedy: the most likely token, the lower id among equals."""
+    """0 is greedy: the most likely token; of equally likely ones, the lowest id."""
     top_k: int = 0
-    """Only the k most likely tokens; 0 is all of them."""
+    """Draw only from the k most likely tokens; 0 for no limit."""
     top_p: float = 1.0
-    """Only the most likely tokens whose probabilities reach this sum."""
+    """Draw only from the fewest most likely tokens whose probabilities add up to this."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,16 +40,16 @@ class Sampler:
     """Draws tokens; the same settings and the same logits give the same tokens."""
 
     def __init__(self, settings: Sampling, vocabulary: int) -> None:
-        """`vocabulary`: ids from here up are never drawn, whatever their logits."""
+        """`vocabulary`: this id and higher ones are never drawn."""
         self._settings = settings
         self._vocabulary = vocabulary
         self._generator = np.random.default_rng(settings.seed)
 
     def draw(self, logits: NDArray[np.float32]) -> int:
-        """The next token; logits: f32[vocabulary or more]."""
+        """Draw the next token; logits: f32[vocabulary or more]. EnvironmentFault if the highest is not finite."""
         allowed = logits[: self._vocabulary]
         best = int(np.argmax(allowed))
-        # argmax stops at the first NaN, so one look finds it; -inf is a token that cannot be.
+        # argmax returns the first NaN, so this check finds any; -inf marks an impossible token.
         if not np.isfinite(allowed[best]):
             raise EnvironmentFault(
                 f"logit of token {best}", found=f"{allowed[best]}, not a finite number", remedy="run gemma-edge verify"
@@ -63,19 +63,20 @@ class Sampler:
 
 
 def distribution(logits: NDArray[np.float32], settings: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tokens that may be drawn and their probabilities (they sum to 1): most likely first, all of them by id.
+    """The tokens that may be drawn, and their probabilities, which sum to 1.
 
-    logits: f32[vocabulary] with a finite maximum. The temperature must not be 0.
+    The most likely token comes first; without top_k and top_p, all are in the order of their ids. logits:
+    f32[vocabulary] with a finite maximum. The temperature must not be 0.
     """
     peak = float(logits.max())
 
     def weigh(some: NDArray[np.float32]) -> NDArray[np.float64]:
-        # A tiny temperature sends everything but the maximum to -inf, which is what it means.
+        # With a tiny temperature everything but the maximum overflows to -inf, which is the right result.
         with np.errstate(over="ignore"):
             return np.exp((some.astype(np.float64) - peak) / settings.temperature)
 
     if not settings.top_k and settings.top_p == 1:
-        # Nothing to leave out, so nothing to sort: that would take longer than a small model's step.
+        # No limit, so no need to sort, which would take longer than a small model's step.
         weights = weigh(logits)
         return np.arange(len(logits)), weights / weights.sum()
     limit = min(settings.top_k or len(logits), len(logits))
@@ -95,7 +96,7 @@ def distribution(logits: NDArray[np.float32], settings: Sampling) -> tuple[NDArr
 
 
 def _largest(values: NDArray[np.floating], count: int) -> NDArray[np.int64]:
-    """Indices of the `count` largest values, largest first, the lower index among equals.
+    """The indices of the `count` largest values, largest first; of equal values, the lower index.
 
     >>> _largest(np.array([1.0, 3.0, 2.0, 3.0]), 2)
     array([1, 3])

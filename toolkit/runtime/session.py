@@ -1,4 +1,4 @@
-"""A conversation with a bundle on this machine: tokens, images and sounds in, logits out."""
+"""Runs a conversation with a bundle on this machine: takes tokens, images and sounds, returns logits."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from toolkit.runtime.towers import Towers
 from toolkit.runtime.weight_cache import WeightCache, default_directory
 
 LARGE = (TEXT_DECODER, VISION_ENCODER, AUDIO_ENCODER)
-"""The files whose weights a backend arranges for its hardware, and keeps so."""
+"""The files whose weights a backend rearranges for its hardware and keeps in the weight cache."""
 
 BLOCKED = np.float32(-0.7 * np.finfo(np.float32).max)
-"""A mask's value where a position may not be seen (docs/formats/manifest.md)."""
+"""The mask's value for a position that must not be attended to (docs/formats/manifest.md)."""
 
 
 def default_threads() -> int:
-    """The cores that this process may use, at most 4: beyond, a decode step waits for memory."""
+    """The number of cores that this process may use, at most 4: with more, decode is limited by memory bandwidth."""
     return min(4, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """How a bundle is run."""
+    """The settings for running a bundle."""
 
     size: str | None = None
     """One of the bundle's sizes; None for its default."""
@@ -48,11 +48,11 @@ class SessionSettings:
     weight_cache: WeightCache = field(default_factory=default_directory)
     """Where to keep weights that the backend has rearranged for its hardware."""
     backend: str = BACKENDS[0].name
-    """What runs the graphs: a name of `toolkit.runtime.backends`."""
+    """The backend that runs the graphs, by its name in `toolkit.runtime.backends`."""
     ple_in_ram: bool = False
-    """Copy the per-layer embeddings to memory, for comparison; else rows are read when tokens need them."""
+    """Copy the per-layer embeddings to memory, for comparison; otherwise rows are read when tokens need them."""
     ple_cache_bytes: int = DEFAULT_CACHE_BYTES
-    """Rows kept for tokens that come again."""
+    """The size of the cache of recently used rows."""
     stage_ended: Callable[[str], None] = field(default=lambda _: None)
     """Called with the name of each stage when it ends: load, vision, audio, prefill, decode."""
 
@@ -63,15 +63,15 @@ class SessionSettings:
 
     @property
     def backend_options(self) -> BackendOptions:
-        """What of it is the backend's affair."""
+        """The settings that the backend needs."""
         return BackendOptions(self.threads, self.weight_cache)
 
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """The input buffers of signatures of one width, and the call that fills the token embeddings.
+    """The input buffers of the signatures of one width, and the call that computes the token embeddings.
 
-    `masks` holds one for each context bucket that was used.
+    `masks` holds one mask buffer for each context bucket used so far.
     """
 
     ids: Buffer
@@ -81,7 +81,7 @@ class _Inputs:
 
 
 class Session:
-    """Holds the KV caches and which tokens are in them: after a fault or an interrupt, those taken in by then."""
+    """A conversation: the KV caches and the tokens in them; an error or interrupt keeps the tokens processed so far."""
 
     def __init__(self, bundle: Bundle, settings: SessionSettings | None = None) -> None:
         settings = settings or SessionSettings()
@@ -95,12 +95,12 @@ class Session:
         self.ple = PleTable(bundle.ple_shards(), cache_bytes=settings.ple_cache_bytes, in_ram=settings.ple_in_ram)
         self.stage_ended = settings.stage_ended
         self._runtime = self._backend.start(self._backend_options)
-        # Also where nobody closes it, in the end at Python's: a backend may have something to say of being let go.
+        # Closed at the latest when Python ends: a backend may write to stderr when it is destroyed later.
         self._close = weakref.finalize(self, _close, self._runtime, self.ple)
         try:
             self._decoder = self._runtime.open(files[TEXT_DECODER], "large")
             self._embedder = self._runtime.open(files[EMBEDDER], "table")
-            # The backend has rearranged the model's weights: their own pages would count as this process's for good.
+            # The backend has a rearranged copy of the weights: the model file's own pages would only take memory.
             FilePages(files[TEXT_DECODER].path).release()
             release_freed_memory()
             self._embedding_table = FilePages(files[EMBEDDER].path)
@@ -123,27 +123,27 @@ class Session:
 
     @property
     def size(self) -> str:
-        """The size that runs."""
+        """The name of the size in use."""
         return self._size
 
     @property
     def context(self) -> int:
-        """Positions that the caches hold."""
+        """The number of positions in the caches."""
         return self.text.context
 
     @property
     def position(self) -> int:
-        """Positions in use."""
+        """The number of positions in use."""
         return len(self._ids)
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The tokens behind us."""
+        """The tokens processed so far."""
         return tuple(self._ids)
 
     @property
     def groups_loaded(self) -> tuple[str, ...]:
-        """Parameter groups in the manifest's order: those of the text, and the towers that some prompt has needed."""
+        """The parameter groups loaded so far, in the manifest's order: the text groups, and towers that were needed."""
         manifest = self.bundle.manifest
         of_text = {TEXT_DECODER, EMBEDDER, *filter(is_shard_name, manifest.files)}
         return tuple(
@@ -151,7 +151,7 @@ class Session:
         )
 
     def memory(self) -> Memory:
-        """What this process holds now; each group's files with those that the backend has made of their weights."""
+        """The memory of this process now; the files of a group include the weight cache that the backend made."""
         groups: dict[str, list[Path]] = {}
         for name, group in self.bundle.manifest.groups.items():
             groups[name] = [self.bundle.path / file for file in group.files]
@@ -161,12 +161,12 @@ class Session:
         return read_memory(groups)
 
     def use(self, size: str) -> None:
-        """Go on with another size of the bundle: all sizes read and write the same caches."""
+        """Continue with another size of the bundle: all sizes share the same caches."""
         self._size_record = self.bundle.manifest.size(size)
         self._size = size
 
     def truncate(self, position: int) -> None:
-        """Forget the tokens from `position` on; UsageError when the caches have lost what came before it."""
+        """Remove the tokens from `position` on; UsageError if the caches no longer hold what precedes it."""
         if not 0 <= position <= self.position:
             raise UsageError("position", found=position, wanted=f"0 to {self.position}")
         if position < self.position and not self._caches.can_return_to(position):
@@ -178,7 +178,7 @@ class Session:
         self._rows.clear()
 
     def close(self) -> None:
-        """Free everything; the session cannot be used any more."""
+        """Free all memory; the session cannot be used afterwards."""
         self._close()
 
     def __enter__(self) -> Session:
@@ -192,7 +192,7 @@ class Session:
     # --- computing -------------------------------------------------------------------------------------------------
 
     def prefill(self, ids: Sequence[int]) -> None:
-        """Take tokens in without asking what follows them."""
+        """Process tokens without computing logits."""
         self._require(ids)
         self.ple.prefetch(ids)
         done = 0
@@ -201,14 +201,14 @@ class Session:
             done += count
 
     def decode(self, token: int) -> NDArray[np.float32]:
-        """Take one token in; the logits of what follows it, f32[vocabulary]."""
+        """Process one token, and return the logits of the next, f32[vocabulary]."""
         self._require((token,))
         self._step(1, (token,))
         logits: NDArray[np.float32] = self._logits.read().reshape(-1)
         return logits
 
     def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Take a prompt in: all but the last token by prefill, the last by decode; the logits of what follows it."""
+        """Process a prompt, by prefill and for its last token by decode; return the next token's f32[vocabulary]."""
         self._require(ids)
         if not ids:
             raise UsageError("prompt", found="no tokens")
@@ -216,10 +216,10 @@ class Session:
         return self.decode(ids[-1])
 
     def rewind_to(self, ids: Sequence[int], spans: Sequence[Span] = ()) -> int:
-        """Keep what the conversation has in common with `ids`, but not all of them; how many tokens that are.
+        """Keep the tokens that the conversation and `ids` both begin with, but not all of `ids`; return their number.
 
-        Nothing is kept when that lies further back than the caches of sliding windows reach. The towers then embed the
-        images and sounds of `spans` that are still to be taken in, and the tokens of their own tables.
+        No token is kept if that position is further back than the sliding-window caches reach. Then the towers embed
+        the images and sounds of `spans` that are not yet processed, and the tokens of their own tables.
         """
         common = min(self._common_tokens(ids), first_difference(self._spans, spans, len(ids)))
         if common < self.position and not self._caches.can_return_to(common):
@@ -237,10 +237,10 @@ class Session:
         return common
 
     def logits_for(self, ids: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
-        """A new conversation of exactly these tokens: the logits that follow each of its second half.
+        """Start a new conversation of exactly these tokens, and return the logits after each of the second half.
 
-        The first half runs through prefill, the rest through decode, so both are judged. Returns the first position
-        and f32[len(ids) - first, vocabulary].
+        The first half runs through prefill, the rest through decode, so that both are tested. Returns the first
+        position of the second half, and f32[len(ids) - first, vocabulary].
         """
         self.truncate(0)
         self._require(ids)
@@ -254,7 +254,7 @@ class Session:
     # --- one call --------------------------------------------------------------------------------------------------
 
     def _require(self, ids: Sequence[int]) -> None:
-        """Faults are found before any work."""
+        """UsageError if the session is closed, the context is too short, or an id is outside the vocabulary."""
         if not self._close.alive:
             raise UsageError("session", found="it is closed", remedy="open another")
         if self.position + len(ids) > self.context:
@@ -269,7 +269,7 @@ class Session:
                 raise UsageError("token id", found=token, wanted=f"0 to {self.text.vocab_size - 1}")
 
     def _step(self, width: int, ids: Sequence[int]) -> None:
-        """Run one signature: `ids` at the next positions, the rest of its width padding."""
+        """Run one signature: `ids` at the next positions, and padding up to its width."""
         inputs = self._inputs_of(width)
         bucket = self._bucket_of(width)
         padded, mask = self._padded[:width], self._mask[: width * bucket].reshape(width, bucket)
@@ -277,13 +277,13 @@ class Session:
         padded[: len(ids)] = ids
         inputs.ids.write(padded)
         inputs.embed()
-        # With a row the kernel maps what it has around it: after a long prompt, half the table would count as ours.
+        # The kernel maps cached pages around each row that is read: after a long prompt, half of the table.
         self._embedding_table.release()
         self._place_rows(inputs.decoder["embeddings"], len(ids))
         per_layer = inputs.decoder["per_layer_embeddings"]
         rows = self.ple.lookup(ids)
         per_layer.write(rows if len(ids) == width else np.resize(rows, per_layer.info.shape))
-        # Padding stands at position 0 and sees nothing; its cache rows are written again before anyone sees them.
+        # Padding has position 0 and attends to nothing; its cache rows are overwritten before they are used.
         mask.fill(BLOCKED)
         padded[:] = 0
         for row in range(len(ids)):
@@ -297,7 +297,7 @@ class Session:
         self._ids.extend(ids)
 
     def _place_rows(self, embeddings: Buffer, count: int) -> None:
-        """Put the towers' rows over the embedder's, of the next `count` positions; each is needed once."""
+        """Replace the embedder's rows with the towers' for the next `count` positions; each is used once."""
         places = [row for row in range(count) if self.position + row in self._rows]
         if places:
             values = embeddings.read()
@@ -306,12 +306,12 @@ class Session:
             embeddings.write(values)
 
     def _bucket_of(self, width: int) -> int:
-        """The smallest part of the context with a signature of this width that holds the next `width` positions."""
+        """The smallest context bucket with a signature of this width that holds the next `width` positions."""
         end = self.position + width
         return next((bucket for bucket in self.text.buckets(width) if end <= bucket), self.context)
 
     def _call_of(self, width: int, bucket: int) -> Call:
-        """The current size's decode for a width of 1, else its prefill."""
+        """The call of the current size's decode for a width of 1, otherwise of its prefill."""
         name = self._size_record.signature(width, None if bucket == self.context else bucket)
         inputs = self._inputs_of(width)
         if bucket not in inputs.masks:
@@ -324,7 +324,7 @@ class Session:
         return self._calls[name]
 
     def _inputs_of(self, width: int) -> _Inputs:
-        """Made when a width is first used: a wide prefill's mask alone takes megabytes."""
+        """The inputs of a width, created at first use: the mask of a wide prefill takes megabytes."""
         if width not in self._inputs:
             name, embed = self._size_record.signature(width), f"embed_{width}"
             kinds = ("embeddings", "per_layer_embeddings", "input_pos")

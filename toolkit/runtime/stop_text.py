@@ -1,4 +1,4 @@
-"""Texts at which an answer ends, found in it as it comes."""
+"""Finds the texts that end an answer, while the answer is generated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from toolkit.base.errors import UsageError
 
 
 class StopText:
-    """Lets text through until one of the stop texts begins in it; holds back what may still become one.
+    """Passes text on up to the first stop text; holds back an end that may become a stop text.
 
     >>> stop = StopText(["END"])
     >>> stop.push("one E"), stop.push("gg, EN"), stop.push("D, two"), stop.found
@@ -20,12 +20,12 @@ class StopText:
         if not all(texts):
             raise UsageError("stop text", found="an empty one", wanted="at least one character")
         self.found = False
-        """Whether one was there; nothing comes through any more."""
+        """Whether a stop text was found; no more text is passed on then."""
         self._texts = tuple(texts)
         self._held = ""
 
     def push(self, piece: str) -> str:
-        """What of the text so far is no part of a stop text."""
+        """Add a piece of text; return what is certain not to be part of a stop text."""
         if self.found:
             return ""
         text = self._held + piece
@@ -38,12 +38,12 @@ class StopText:
         return text[: len(text) - held]
 
     def flush(self) -> str:
-        """What is still held back at the end."""
+        """The text still held back at the end."""
         text, self._held = self._held, ""
         return text
 
     def _begun(self, text: str) -> int:
-        """Characters at the end of the text that a stop text begins with."""
+        """The number of characters at the end of the text with which a stop text begins."""
         longest = max((len(stop) for stop in self._texts), default=1) - 1
         lengths = range(min(longest, len(text)), 0, -1)
         return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._texts)), 0)

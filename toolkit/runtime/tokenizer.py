@@ -1,4 +1,4 @@
-"""Text to token ids and back; the one user of the tokenizers library."""
+"""Converts text to token ids and back; the only module that uses the tokenizers library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Tokenizer:
     """A Hugging Face `tokenizer.json`."""
 
     def __init__(self, path: Path) -> None:
-        """BundleError when the file is missing or is no tokenizer."""
+        """BundleError if the file is missing or is not a tokenizer."""
         if not path.is_file():
             raise BundleError(file=path, found="no such file")
         try:
@@ -28,36 +28,36 @@ class Tokenizer:
             raise BundleError(
                 file=path, found=f"not a Hugging Face tokenizer.json ({error})", remedy="convert the checkpoint again"
             ) from error
-        # Trainers save both into the file; transformers sets them anew for each text.
+        # Training programs save both in the file; transformers overrides them for each text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # The file's JSON is gone again: 200 MB, which others would take in pieces and hold whole.
+        # Parsing the JSON took 200 MB; give it back before other allocations use parts of it and keep all of it.
         release_freed_memory()
 
     def ids_below(self, limit: int) -> int:
-        """One more than the highest id below a limit that stands for a piece of text."""
+        """One more than the highest id below `limit` that has a token; 0 if there is none."""
         # Not from get_vocab: a dictionary of a quarter million strings takes 40 MB and a tenth of a second.
         return next((token + 1 for token in range(limit - 1, -1, -1) if self.token_of(token) is not None), 0)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Token ids. Control tokens spelled in the text become themselves.
+        """Convert text to token ids. Control tokens spelled out in the text become control tokens.
 
-        `special` adds what the file's post-processor adds, for Gemma a leading `<bos>`.
+        `special` also adds what the file's post-processor adds, for Gemma a leading `<bos>`.
         """
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
-        """The text of whole tokens; control tokens leave no trace unless asked for."""
+        """The text of tokens, without control tokens unless `skip_special` is False."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special))
 
     def token_of(self, token_id: int) -> str | None:
-        """The spelling of one token, None for an id that stands for nothing."""
+        """The spelling of one token; None for an id that no token has."""
         found: str | None = self._tokenizer.id_to_token(token_id)
         return found
 
 
 def require_unicode(text: str, what: str) -> str:
-    """`text`, unless Python has smuggled bytes into it that are no UTF-8, as it does in the C locale."""
+    """Return `text`; UsageError if it contains bytes that are not UTF-8, which Python lets through in the C locale."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -71,22 +71,22 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
-        # Tokens already written, kept because spaces depend on what comes before, and tokens still held back.
+        # The tokens written last, kept because spaces depend on what comes before, and the tokens held back.
         self._context: list[int] = []
         self._held: list[int] = []
 
     def push(self, token: int) -> str:
-        """The text that this token completes: empty while a character lacks bytes."""
+        """The text that this token completes; empty while bytes of a character are missing."""
         self._held.append(token)
         text = self._new_text()
-        # More tokens than a character has bytes: the bytes are wrong and will not become right.
+        # With as many tokens as a character has bytes, the bytes are invalid and stay so.
         if text.endswith(_INCOMPLETE) and len(self._held) < _LONGEST_CHARACTER:
             return ""
         self._context, self._held = self._held, []
         return text
 
     def flush(self) -> str:
-        """What is still held back at the end: bytes that make no character become U+FFFD."""
+        """The text still held back at the end; an incomplete character becomes U+FFFD."""
         text = self._new_text() if self._held else ""
         self._context, self._held = [], []
         return text

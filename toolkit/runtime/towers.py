@@ -1,4 +1,4 @@
-"""The vision and audio groups: a tower is loaded when a request needs it, and gone when its work is done."""
+"""Runs the vision and audio towers: each is loaded when a request needs it, and freed when its work is done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import Medium, Span, TowerName
 
 CACHE_BYTES = 64 << 20
-"""Embeddings kept for media that come again: some 30 images of 256 rows of 2,048 numbers."""
+"""The size of the cache of embeddings for images and sounds: about 30 images of 256 rows of 2,048 numbers."""
 
 F32 = NDArray[np.float32]
 
@@ -26,14 +26,14 @@ class LoadedTower(Protocol):
     """The vision or the audio tower in memory."""
 
     def embed(self, medium: Medium) -> F32:
-        """f32[soft tokens, hidden]."""
+        """Compute the embeddings f32[soft tokens, hidden] of an image or a piece of a sound."""
 
     def token(self, token: int) -> F32:
-        """f32[hidden], of an id of the tower's own table."""
+        """The embedding f32[hidden] of a token id in the tower's own table."""
 
 
 class Towers:
-    """Embeddings of what is no text; `loaded` are the groups that some request needed so far."""
+    """Embeds images, sounds and their special tokens; `loaded` has the groups that were needed so far."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Towers:
         *,
         ended: Callable[[TowerName], None] | None = None,
     ) -> None:
-        """Touches no file. `ended` is told of each tower that is gone again."""
+        """Opens no file. `ended` is called with each tower when it is freed."""
         self.loaded: set[TowerName] = set()
         self._bundle = bundle
         self._backend = backend
@@ -52,9 +52,9 @@ class Towers:
         self._cache: OrderedDict[str, F32] = OrderedDict()
 
     def rows(self, ids: Sequence[int], spans: Sequence[Span], first: int) -> dict[int, F32]:
-        """Position to embedding, f32[hidden], of every position from `first` on whose embedding is not the embedder's.
+        """The embeddings f32[hidden] that come from towers rather than the embedder, by position, from `first` on.
 
-        Each tower that is needed is loaded once, one after the other.
+        Each tower that is needed is loaded once; only one is in memory at a time.
         """
         spans = [span for span in spans if span.end > first]
         covered = {place for span in spans for place in range(span.start, span.end)}
@@ -73,7 +73,7 @@ class Towers:
     def _compute(
         self, group: TowerName, media: Collection[Medium], tokens: set[int]
     ) -> tuple[dict[str, F32], dict[int, F32]]:
-        """Embeddings, by the key of a medium and by the id of a token."""
+        """The embeddings of media by their key, and of tokens by their id."""
         found = {medium.key: self._cache[medium.key] for medium in media if medium.key in self._cache}
         missing = [medium for medium in media if medium.key not in found]
         table: dict[int, F32] = {}
@@ -93,7 +93,7 @@ class Towers:
 
     @contextmanager
     def _open(self, group: TowerName) -> Iterator[LoadedTower]:
-        """Load the tower in a separate runtime, so that closing it frees everything."""
+        """Load the tower in its own runtime, so that closing it frees all its memory."""
         runtime = self._backend.start(self._options)
         self.loaded.add(group)
         try:
@@ -107,7 +107,7 @@ class Towers:
 
 
 def open_tower(runtime: Runtime, files: Sequence[ModelFile], record: VisionRecord | AudioRecord) -> LoadedTower:
-    """A tower from its encoder and its adapter, in this order."""
+    """Open a tower; `files`: its encoder and its adapter, in this order."""
     encoder = runtime.open(files[0], "large")
     adapter = runtime.open(files[1], "small")
     return _Audio(encoder, adapter, record) if isinstance(record, AudioRecord) else _Vision(encoder, adapter)
@@ -127,7 +127,7 @@ class _Vision:
         self._encode()
         self._adapt()
         rows: F32 = self._embeddings.read()[0]
-        # The last row is the end of the image, for runtimes that put all rows into a prompt.
+        # The last row is the end-of-image token, for runtimes that put all rows into the prompt.
         return rows[:-1]
 
     def token(self, token: int) -> F32:
@@ -163,7 +163,7 @@ class _Audio:
 
 
 class _Table:
-    """The embeddings of a tower's own tokens."""
+    """Looks up embeddings in a tower's own token table."""
 
     def __init__(self, adapter: Model) -> None:
         self._ids: Buffer = adapter.input_buffer("embed_1", "ids")
@@ -178,6 +178,6 @@ class _Table:
 
 
 def _records(manifest: Manifest) -> Mapping[TowerName, VisionRecord | AudioRecord]:
-    """Of each tower that the bundle has."""
+    """The record of each tower that the bundle has."""
     records: dict[TowerName, VisionRecord | AudioRecord | None] = {"vision": manifest.vision, "audio": manifest.audio}
     return {group: record for group, record in records.items() if record is not None}

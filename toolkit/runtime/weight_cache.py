@@ -1,4 +1,4 @@
-"""Where weights stay between runs that were arranged for the hardware that runs them."""
+"""The setting for where weights that a backend has rearranged for its hardware are kept between runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 WeightCache = Literal["off", "memory"] | Path
-"""off: every signature arranges its own copy; memory: one copy for all of them, gone at the end; a directory: files."""
+"""off: a copy for each signature; memory: one copy for all signatures, until the end; a directory: kept in files."""
 
 
 def parse_weight_cache(text: str | None) -> WeightCache:
-    """`off`, `memory` or a directory; None is the user's cache directory."""
+    """Parse `off`, `memory` or a directory; None for the user's cache directory."""
     if text == "off":
         return "off"
     if text == "memory":
@@ -20,7 +20,7 @@ def parse_weight_cache(text: str | None) -> WeightCache:
 
 
 def default_directory() -> Path:
-    """GEMMA_EDGE_CACHE, else gemma-edge under XDG_CACHE_HOME, else under ~/.cache."""
+    """The user's cache directory: GEMMA_EDGE_CACHE, else gemma-edge under XDG_CACHE_HOME, else under ~/.cache."""
     if own := os.environ.get("GEMMA_EDGE_CACHE"):
         return Path(own)
     # The XDG specification: a relative path is to be ignored.

@@ -1,4 +1,4 @@
-"""What can run a bundle on this machine: a folder and an entry of `BACKENDS` for each."""
+"""The backends that can run a bundle on this machine: each is a folder and an entry of `BACKENDS`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BACKENDS: tuple[Backend, ...] = (CpuBackend(),)
 
 
 def backend_names() -> tuple[str, ...]:
-    """In the order of `BACKENDS`.
+    """The names of the backends, in the order of `BACKENDS`.
 
     >>> backend_names()
     ('cpu',)
@@ -20,7 +20,7 @@ def backend_names() -> tuple[str, ...]:
 
 
 def find_backend(name: str) -> Backend:
-    """UsageError for a name that no backend has."""
+    """Find a backend by its name; UsageError if there is none."""
     for backend in BACKENDS:
         if backend.name == name:
             return backend

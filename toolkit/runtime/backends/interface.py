@@ -1,4 +1,4 @@
-"""What a backend offers: it opens .tflite files, and runs their signatures over buffers that stay where they are."""
+"""The interface of a backend, which opens .tflite files and runs their signatures on buffers in place."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from toolkit.runtime.weight_cache import WeightCache
 
 Weights = Literal["large", "small", "table"]
-"""What a file holds: `large`: the matrices that most time is spent on, worth arranging for the hardware and keeping so;
-`small`: few of them, arranged anew at each opening; `table`: rows that are looked up, and nothing is computed with."""
+"""The kind of weights in a file. `large`: the matrices that take most of the time, worth rearranging for the hardware
+and keeping in the weight cache; `small`: a few matrices, rearranged each time; `table`: rows that are looked up."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A .tflite file and what its manifest says of its content."""
+    """A .tflite file, with its hash and size in the manifest."""
 
     path: Path
     sha256: str
@@ -29,31 +29,31 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
-    """What the user may choose; a backend takes of it what means something to it."""
+    """The user's settings; a backend ignores those that do not apply to it."""
 
     threads: int
-    """CPU threads."""
+    """The number of CPU threads."""
     weight_cache: WeightCache
     """Where to keep weights that the backend has rearranged for its hardware."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Shape and element type of one input or output."""
+    """The shape and element type of one input or output."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
 
     @property
     def size(self) -> int:
-        """Number of elements."""
-        # NumPy's would take longer than the copy of a small buffer, at every write and read of a decode step.
+        """The number of elements."""
+        # np.prod would take longer than copying a small buffer, at every write and read of a decode step.
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class SignatureInfo:
-    """Inputs and outputs of one signature by name, in the model's order."""
+    """The inputs and outputs of one signature by name, in the model's order."""
 
     inputs: Mapping[str, TensorInfo]
     outputs: Mapping[str, TensorInfo]
@@ -65,24 +65,24 @@ class Buffer(Protocol):
     info: TensorInfo
 
     def write(self, array: NDArray[np.generic]) -> None:
-        """Copy an array of the buffer's element type and number of elements in."""
+        """Copy an array into the buffer; it must have the buffer's element type and number of elements."""
 
     def read(self) -> NDArray[Any]:
-        """A copy, in the buffer's shape."""
+        """A copy of the content, in the buffer's shape."""
 
 
 class Call(Protocol):
     """One signature with a buffer bound to every input and output."""
 
     def __call__(self) -> None:
-        """Run it; EnvironmentFault when the backend fails."""
+        """Run the signature; EnvironmentFault if the backend fails."""
 
 
 class Model(Protocol):
     """An opened .tflite file."""
 
     def signature(self, name: str) -> SignatureInfo:
-        """Inputs and outputs of a signature that the file has."""
+        """The inputs and outputs of a signature that the file has."""
 
     def input_buffer(self, signature: str, name: str) -> Buffer:
         """A new buffer that fits an input; its content is undefined."""
@@ -91,17 +91,17 @@ class Model(Protocol):
         """A new buffer that fits an output."""
 
     def bind(self, signature: str, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
-        """A call with these buffers, one for every name; EnvironmentFault where one has another shape or type."""
+        """A call with these buffers, one for each name; EnvironmentFault if one has another shape or type."""
 
 
 class Runtime(Protocol):
-    """A backend at work: models opened in one runtime can share buffers."""
+    """A started backend; models opened in one runtime can share buffers."""
 
     def open(self, file: ModelFile, weights: Weights) -> Model:
-        """Make every signature ready to run; EnvironmentFault when the backend refuses the file."""
+        """Open a file and prepare its signatures; EnvironmentFault if the backend refuses it."""
 
     def close(self) -> None:
-        """Let go of every model and of the hardware; twice is once."""
+        """Free all models and the hardware; calling it again does nothing."""
 
 
 class Backend(Protocol):
@@ -112,7 +112,7 @@ class Backend(Protocol):
         """The name for `--backend`."""
 
     def start(self, options: BackendOptions) -> Runtime:
-        """EnvironmentFault where the hardware or its library is not there."""
+        """Start the backend; EnvironmentFault if the hardware or its library is missing."""
 
     def kept_file(self, file: ModelFile, options: BackendOptions) -> Path | None:
-        """Where a file's `large` weights stay once they are arranged, whether they do already or not; None: nowhere."""
+        """The path at which a file's `large` weights are cached, whether it exists or not; None if they are not."""

@@ -1,4 +1,4 @@
-"""The CPU: LiteRT's CompiledModel with XNNPACK, whose weights are packed into a file of the weight cache once."""
+"""The CPU backend: LiteRT's CompiledModel with XNNPACK, whose packed weights are kept in the weight cache."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class CpuBackend:
     name: str = "cpu"
 
     def start(self, options: BackendOptions) -> CompiledRuntime:
-        """EnvironmentFault where LiteRT cannot be set up."""
-        # LiteRT takes a tenth of a second to import, and the list of backends must not.
+        """Start LiteRT; EnvironmentFault if that fails."""
+        # Imported here because it takes a tenth of a second, which listing the backends must not.
         from toolkit.runtime.backends.cpu.compiled import CompiledRuntime
 
         return CompiledRuntime(options)
 
     def kept_file(self, file: ModelFile, options: BackendOptions) -> Path | None:
-        """The file of packed weights, where the weight cache is a directory."""
+        """The file of packed weights, if the weight cache is a directory."""
         cache = options.weight_cache
         return cache_path(file, cache) if isinstance(cache, Path) else None

@@ -1,4 +1,4 @@
-"""LiteRT's CompiledModel behind types; the only file that imports it."""
+"""A typed wrapper of LiteRT's CompiledModel; the only module that imports it."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ class CompiledBuffer:
         self.info = info
 
     def write(self, array: NDArray[np.generic]) -> None:
-        """Copy an array of the buffer's type and size in."""
+        """Copy an array into the buffer; it must have the buffer's element type and number of elements."""
         assert array.dtype == self.info.dtype and array.size == self.info.size, (array.dtype, array.shape, self.info)
         self._raw.write(array)
 
     def read(self) -> NDArray[Any]:
-        """A copy, in the buffer's shape."""
+        """A copy of the content, in the buffer's shape."""
         return np.asarray(self._raw.read(self.info.size, self.info.dtype)).reshape(self.info.shape)
 
     @property
     def raw(self) -> object:
-        """LiteRT's own object."""
+        """The LiteRT object."""
         return self._raw
 
     def close(self) -> None:
-        """Free the memory, whoever else holds LiteRT's object: the frames of an exception may."""
+        """Free the memory even if something else refers to LiteRT's object, such as the frames of an exception."""
         if self._raw is not None:
             self._raw.destroy()
             self._raw = None
@@ -61,14 +61,14 @@ class CompiledCall:
         self._run = run
 
     def __call__(self) -> None:
-        """Run it; EnvironmentFault when LiteRT fails."""
+        """Run the signature; EnvironmentFault if LiteRT fails."""
         try:
             self._run()
         except RuntimeError as error:
             raise EnvironmentFault(f"signature {self._name}", found=f"LiteRT cannot run it ({error})") from error
 
     def close(self) -> None:
-        """Let go of the model and its buffers."""
+        """Drop the references to the model and its buffers."""
         self._run = _closed
 
 
@@ -86,7 +86,7 @@ class CompiledModel:
         self._signatures: dict[str, SignatureInfo] = {}
 
     def signature(self, name: str) -> SignatureInfo:
-        """Asked when it is first used: LiteRT prepares the signature's memory to answer."""
+        """The inputs and outputs of a signature, read at first use: LiteRT then prepares the signature's memory."""
         if name not in self._signatures:
             self._signatures[name] = self._read_signature(name)
         return self._signatures[name]
@@ -102,7 +102,7 @@ class CompiledModel:
         return self._own(CompiledBuffer(raw, self.signature(signature).outputs[name]))
 
     def bind(self, signature: str, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> CompiledCall:
-        """A call with these buffers, one for every name; shapes and types must be the signature's own."""
+        """A call with these buffers, one for each name; EnvironmentFault if one has another shape or type."""
         info = self.signature(signature)
         index = self._order.index(signature)
         ins = self._ordered(f"{signature} input", info.inputs, inputs)
@@ -111,7 +111,7 @@ class CompiledModel:
         return self._own(CompiledCall(f"{self.path.name}:{signature}", lambda: run(index, ins, outs)))
 
     def close(self) -> None:
-        """Let go of the model, its calls and its buffers: none of them works any more."""
+        """Free the model, its calls and its buffers; none of them can be used afterwards."""
         for part in self._parts:
             part.close()
         self._parts.clear()
@@ -146,15 +146,15 @@ class CompiledRuntime:
     """LiteRT's environment: models opened in one runtime can share buffers."""
 
     def __init__(self, options: BackendOptions) -> None:
-        """EnvironmentFault when LiteRT cannot be set up."""
+        """Sets LiteRT up; EnvironmentFault if that fails."""
         self._options = options
         self._environment: Any = quietly("LiteRT", _make_environment)
         self._models: list[CompiledModel] = []
 
     def open(self, file: ModelFile, weights: Weights) -> CompiledModel:
-        """Map the file and prepare every signature; EnvironmentFault when LiteRT refuses it."""
+        """Map the file and prepare its signatures; EnvironmentFault if LiteRT refuses it."""
         kept: WeightCache = {"large": self._options.weight_cache, "small": "memory", "table": "off"}[weights]
-        # A look-up is one thread's work.
+        # A look-up gains nothing from more threads.
         threads = 1 if weights == "table" else self._options.threads
 
         def load(cache_path: str) -> CompiledModel:
@@ -173,7 +173,7 @@ class CompiledRuntime:
         return opened
 
     def close(self) -> None:
-        """Let go of every model and of the environment."""
+        """Free all models and the environment."""
         if self._environment is not None:
             quietly("LiteRT", self._release)
 
@@ -193,7 +193,7 @@ def _make_environment() -> Any:
 
 @cache
 def _make_default_environment() -> None:
-    """Once a process: the first write makes LiteRT set up an environment of its own, which lives until C's exit."""
+    """Make LiteRT create its default environment, once a process: the first write does, and it lives until exit(3)."""
     with quiet_at_exit():
         litert.TensorBuffer.create_from_host_memory(np.zeros(16, np.float32)).write(np.zeros(16, np.float32))
 

@@ -1,8 +1,8 @@
-"""LiteRT's own log, kept off the process's standard error.
+"""Sends LiteRT's log to Python's logging instead of standard error.
 
-LiteRT writes to file descriptor 2, and its Python package has no call that would lower its voice. So while it opens or
-closes something the descriptor leads to a file, whose lines then go to our log. What LiteRT destroys after Python's
-end is silenced there (`quiet_at_exit`).
+LiteRT writes to file descriptor 2, and its Python package has no function to change that. So while LiteRT opens or
+closes something, the descriptor is redirected to a file, whose lines then go to our log. What LiteRT prints when it is
+destroyed after the end of Python is discarded (`quiet_at_exit`).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ T = TypeVar("T")
 STDERR = 2
 _LINE = re.compile(r"(VERBOSE|INFO|WARNING|ERROR): |└ ")
 
-# A descriptor belongs to the whole process: two threads that led it elsewhere at once would put back the wrong file.
+# The descriptor belongs to the whole process: two threads redirecting it at once would restore the wrong file.
 _one_at_a_time = threading.RLock()
 
 _log = logging.getLogger(__name__)
 
 
 def quietly(what: str, work: Callable[[], T]) -> T:
-    """Run `work` with LiteRT's lines going to our log; EnvironmentFault with those of its errors where it raises."""
+    """Run `work` with LiteRT's lines sent to our log; if it raises, EnvironmentFault with LiteRT's error lines."""
     lines: list[str] = []
     level = logging.WARNING
     try:
@@ -43,7 +43,7 @@ def quietly(what: str, work: Callable[[], T]) -> T:
     except RuntimeError as error:
         level = logging.DEBUG
         faults = [line for line in lines if line.startswith("ERROR")]
-        # The traceback's frames would keep LiteRT's environment alive beyond its quiet end.
+        # The frames of the traceback would keep LiteRT's environment alive, and it would print when it is destroyed.
         raise EnvironmentFault(
             what, found="; ".join([str(error), *faults]), wanted="LiteRT to open it"
         ) from error.with_traceback(None)
@@ -54,7 +54,7 @@ def quietly(what: str, work: Callable[[], T]) -> T:
 
 @contextmanager
 def _captured_stderr(lines: list[str]) -> Iterator[None]:
-    """Collect LiteRT's lines; those that other threads write meanwhile come out at the end, a little late."""
+    """Collect LiteRT's lines; lines of other threads are written to stderr at the end, a little late."""
     with _one_at_a_time, tempfile.TemporaryFile() as sink:
         if sys.stderr is not None:
             sys.stderr.flush()
@@ -76,14 +76,14 @@ def _captured_stderr(lines: list[str]) -> Iterator[None]:
 
 @contextmanager
 def quiet_at_exit() -> Iterator[None]:
-    """Silence what the C library's exit destroys of what is created inside; everything else still reaches stderr.
+    """Discard what objects created inside print when exit(3) destroys them; all other output reaches stderr.
 
-    exit(3) runs handlers in reverse order. The one registered last closes the descriptor before that destruction, the
-    one registered first opens it again behind it: dup(2) returns the lowest free number.
+    exit(3) runs handlers in reverse order. The one registered last closes the descriptor before that destruction, and
+    the one registered first opens it again afterwards: dup(2) returns the lowest free number.
     """
-    with contextlib.suppress(AttributeError):  # no C library that has it
+    with contextlib.suppress(AttributeError):  # the C library lacks __cxa_atexit
         spare = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        # As late as Python can: the process may have led its stderr elsewhere by then.
+        # As late as possible in Python, because the process may have redirected its stderr by then.
         atexit.register(_copy_stderr_to, spare)
         libc = ctypes.CDLL(None)
         _at_c_exit(libc, libc.dup, spare)
@@ -99,5 +99,5 @@ def _copy_stderr_to(descriptor: int) -> None:
 
 
 def _at_c_exit(libc: ctypes.CDLL, function: Callable[[int], int], argument: int) -> None:
-    """Python's own handlers run too early; these are C functions, for there is no Python any more."""
+    """Register a C function for exit(3); Python's own handlers run too early, and later no Python code can run."""
     libc.__cxa_atexit(ctypes.cast(function, ctypes.c_void_p), ctypes.c_void_p(argument), None)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Files of weights in XNNPACK's own layout, which LiteRT maps instead of packing them again.
+"""Caches weights in XNNPACK's packed layout in files, which LiteRT maps instead of packing the weights again.
 
-LiteRT does not check that such a file belongs to the model: a stale one gives wrong numbers without a word. So a file's
-name holds everything that its content depends on, and only whole files get that name.
+LiteRT does not check that such a file belongs to the model: with a stale one, results are silently wrong. So the file's
+name depends on everything that its content depends on, and only complete files get that name.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from toolkit.runtime.backends.interface import ModelFile
 T = TypeVar("T")
 
 IN_MEMORY = ":memory"
-"""LiteRT's name for a cache without a file."""
+"""LiteRT's name for a cache in memory."""
 
 LIMIT_BYTES = 16 * 1024**3
-"""Files of a directory beyond this go, the longest unused first: two sizes of the largest Gemma 3n fit."""
+"""The maximum size of all files in a directory, enough for two sizes of the largest Gemma 3n; beyond it, the least
+recently used files are removed."""
 
-# XNNPACK's file header: version, then offset and length of the list of packed weights, which ends a whole file.
+# XNNPACK's file header: version, then offset and length of the list of packed weights, which is the end of the file.
 _HEADER = struct.Struct("<QQQ")
-# Raise it when the options that models are opened with change what is packed.
+# Increase this when a change of the options for opening models changes the packed weights.
 _SCHEME = "1"
 # Packed weights are as large as the model's, each rounded up to cache lines; measured: 0.1 % more for 16 MB matrices.
 _ROOM = 1.25
@@ -40,31 +41,31 @@ _log = logging.getLogger(__name__)
 
 
 def cache_name(sha256: str, runtime_version: str, cpu: str) -> str:
-    """A file name for the weights of one model, packed by one runtime for one kind of CPU."""
+    """The file name for a model's weights, packed by this version of LiteRT for this kind of CPU."""
     key = hashlib.sha256("\n".join((_SCHEME, sha256, runtime_version, cpu)).encode()).hexdigest()
     return f"{sha256[:16]}-{key[:16]}.xnnpack"
 
 
 def cache_path(model: ModelFile, directory: Path) -> Path:
-    """This model's file on this machine."""
+    """The path of the model's packed weights for this machine."""
     return directory / cache_name(model.sha256, importlib.metadata.version("ai-edge-litert"), cpu_identity())
 
 
 def cpu_identity(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What kernels, and so packed layouts, depend on: the models and the features of all cores."""
+    """The models and features of all cores, which determine XNNPACK's kernels and so the packed layout."""
     keys = {"model name", "flags", "Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "isa"}
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     found = sorted({line for line in lines if line.partition(":")[0].strip() in keys})
-    # platform.processor() starts a program, uname, which on Linux knows less than the lines above.
+    # platform.processor() starts the program uname, which on Linux tells less than the lines above.
     processor = "" if sys.platform == "linux" else platform.processor()
     return "\n".join([platform.machine(), processor, *found])
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the file is a whole cache: one that is being written, or was cut short, does not end with its list."""
+    """Whether the file is complete: one that is being written or is truncated does not end with its list."""
     try:
         with open(path, "rb") as file:
             header = file.read(_HEADER.size)
@@ -78,9 +79,9 @@ def is_complete(path: Path) -> bool:
 
 
 def open_cached(model: ModelFile, directory: Path, load: Callable[[str], T]) -> T:
-    """`load(cache path)` with this model's cache in `directory`, which is made first where it is missing.
+    """Call `load(cache path)` with this model's cache in `directory`, creating the cache first if it is missing.
 
-    A directory that cannot be used is a warning, and the weights are packed in memory.
+    If the directory cannot be used, logs a warning and packs the weights in memory.
     """
     path = cache_path(model, directory)
     try:
@@ -97,21 +98,21 @@ def open_cached(model: ModelFile, directory: Path, load: Callable[[str], T]) -> 
 
 
 def _load_or_build(model: ModelFile, path: Path, load: Callable[[str], T]) -> T:
-    """With the directory to ourselves: build under another name, then rename."""
+    """With the directory locked exclusively: build the cache under another name, then rename it."""
     if is_complete(path):
         return load(str(path))
     for partial in path.parent.glob(".*.partial"):
         partial.unlink()
     require_free_space(path.parent, int(model.size_bytes * _ROOM))
     with atomic_file(path, verify=_require_complete) as partial:
-        # Not kept: who packs the weights holds the largest matrix in memory until its end.
+        # The result is not used: the model that packs weights keeps the largest matrix in memory until it is closed.
         load(str(partial))
     prune(path.parent, LIMIT_BYTES, keep=path)
     return load(str(path))
 
 
 def prune(directory: Path, limit_bytes: int, *, keep: Path) -> None:
-    """Remove the caches longest unused until the rest fits; `keep` stays whatever its size."""
+    """Remove the least recently used caches until the rest fits; `keep` stays whatever its size."""
     caches = sorted(directory.glob("*.xnnpack"), key=lambda path: (path != keep, -path.stat().st_mtime_ns))
     total = 0
     for path in caches:

@@ -14,13 +14,25 @@ from collections.abc import Callable, Sequence
 from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, ServiceRefused
 from device_harness.adb.payload import Buffer, FilePayload, Payload
 from device_harness.adb.port import Handshake, Port, Signer, read_rest
-from device_harness.adb.wire import MAX_PAYLOAD_BYTES, Banner, Header, pack_header
+from device_harness.adb.wire import (
+    DELAYED_ACK,
+    MAX_PAYLOAD_BYTES,
+    Banner,
+    Header,
+    pack_header,
+    pack_taken,
+    parse_taken,
+)
 
 STALL_S = 30.0
 """Seconds without bytes in the middle of a message after which the connection counts as dead."""
 
 MAX_INBOX_BYTES = 64 * MAX_PAYLOAD_BYTES
 """The maximum number of unread bytes from the device while we write to it."""
+
+
+WINDOW_BYTES = 16 * MAX_PAYLOAD_BYTES
+"""What a device that counts bytes may have on the way to us."""
 
 
 class Link:
@@ -33,6 +45,8 @@ class Link:
         self.name = name
         self.banner = Banner("", {}, frozenset())
         self.max_payload_bytes = 0
+        self.counts_bytes = False
+        """Whether each OKAY tells how many bytes it is for; else it is for one message."""
         self._port = port
         self._changed = threading.Condition()
         self._writing = threading.Lock()
@@ -47,6 +61,7 @@ class Link:
         shake = Handshake(self._port)
         self.banner, self.max_payload_bytes = shake.run(self.name, signers, timeout=timeout, auth_timeout=auth_timeout)
         self._sums = shake.sums
+        self.counts_bytes = DELAYED_ACK in self.banner.features
         self._lost = None
 
     def close(self) -> None:
@@ -67,7 +82,7 @@ class Link:
             self._last_id += 1
             stream = self._streams[self._last_id] = Stream(self, service, self._last_id)
         try:
-            self.send("OPEN", stream.local_id, 0, service.encode() + b"\0")
+            self.send("OPEN", stream.local_id, WINDOW_BYTES if self.counts_bytes else 0, service.encode() + b"\0")
             if not self.wait(lambda: stream.is_open or stream.is_closed, timeout):
                 wanted = f"an answer within {timeout:g} s"
                 raise DeviceTimeout(f"{self.name} {service_name(service)}", found="silence", wanted=wanted)
@@ -164,8 +179,11 @@ class Stream:
         self._remote_id = 0
         self._inbox: deque[Buffer] = deque()
         self._inbox_bytes = 0
-        self._may_write = False
+        self._room = 0
+        """What may be sent now: bytes, or messages where the device does not count bytes."""
         self._owes_okay = False
+        self._taken_bytes = 0
+        """Not acknowledged yet."""
         self._said_goodbye = False
 
     @property
@@ -179,16 +197,17 @@ class Stream:
         return self._link.max_payload_bytes
 
     def write(self, payload: Payload, *, timeout: float) -> None:
-        """Send, once the device has taken the previous message. A refusal is only found by reading its answer."""
+        """Send, once the device has room for more. A refusal is only found by reading its answer."""
         if not self.drain(timeout=timeout):
             raise ConnectionLost(self._what, found="the stream ended before the device had read all")
-        self._may_write = False
+        with self._link._changed:
+            self._room -= len(payload) if self._link.counts_bytes else 1
         self._link.send("WRTE", self.local_id, self._remote_id, payload)
 
     def drain(self, *, timeout: float) -> bool:
-        """Wait until the device has taken everything; return False if it has closed the stream instead."""
+        """Wait until the device has room for more; return False if it has closed the stream instead."""
         while True:
-            ready = self._link.wait(lambda: self._may_write or self.is_closed or self._owes_okay, timeout)
+            ready = self._link.wait(lambda: self._room > 0 or self.is_closed or self._owes_okay, timeout)
             if not ready:
                 raise DeviceTimeout(self._what, found=f"the device has read nothing for {timeout:g} s")
             if self._owes_okay:
@@ -219,21 +238,27 @@ class Stream:
     def take(self, header: Header, payload: Buffer) -> None:
         """Take a message from the device; called with the link's condition held."""
         if header.command == "OKAY":
-            self.is_open = self._may_write = True
+            # Without counts, AOSP's adbd says OKAY after every part of a message that it could hand on.
+            self._room = self._room + parse_taken(payload) if self._link.counts_bytes else 1
+            self.is_open = True
             self._remote_id = header.arg0
         elif header.command == "CLSE":
             self.is_closed = True
         elif header.command == "WRTE":
             self._inbox.append(payload)
             self._inbox_bytes += len(payload)
+            self._taken_bytes += len(payload)
             self._owes_okay = True
             if self._inbox_bytes > MAX_INBOX_BYTES:
                 raise ProtocolFault(self._what, found=f"{self._inbox_bytes:,} bytes that nobody asked for")
 
     def _acknowledge(self) -> None:
-        self._owes_okay = False
+        with self._link._changed:
+            self._owes_okay = False
+            taken, self._taken_bytes = self._taken_bytes, 0
         if not self.is_closed:
-            self._link.send("OKAY", self.local_id, self._remote_id)
+            payload = pack_taken(taken) if self._link.counts_bytes else b""
+            self._link.send("OKAY", self.local_id, self._remote_id, payload)
 
 
 def service_name(service: str) -> str:

@@ -41,7 +41,7 @@ from device_harness.adb.wire import (
 )
 from toolkit.base.errors import system_reason
 
-FEATURES = b"features=cmd,shell_v2"
+FEATURES = b"features=cmd,delayed_ack,shell_v2"
 """The features of this host, sent after `host::`."""
 
 _ADB_SHELL_FAULTS = (

@@ -14,7 +14,7 @@ from typing import Literal
 from device_harness.adb.faults import ConnectionLost, DeviceRefusal, DeviceTimeout
 from device_harness.adb.link import Link, Stream
 from device_harness.adb.payload import Payload, part_of
-from device_harness.adb.wire import EXIT, STDERR, STDOUT, ShellParser
+from device_harness.adb.wire import EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell_header
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -116,15 +116,20 @@ class ShellStream:
 
 
 class ExecStream:
-    """A command's raw input and output over `exec:`, which has neither an exit code nor an end of input.
+    """A command's input and output in one stream; neither exit code nor an end of input.
 
-    So the command must know by itself when its input ends, as `head -c N >> FILE` does.
+    Over shell v2, which gives the command sockets; `exec:`, which gives it a terminal that takes a few kB at once, is
+    for devices that have nothing else. A command that takes exactly the bytes it is sent, such as `head -c N >> FILE`,
+    ends by itself.
     """
 
     def __init__(self, link: Link, command: str, *, timeout: float) -> None:
         """`timeout`: the maximum number of seconds without progress."""
         self._timeout = timeout
-        self._stream: Stream = link.open(f"exec:{command}", timeout=timeout)
+        self._parser = ShellParser() if "shell_v2" in link.banner.features else None
+        self._ended = False
+        service = "exec" if self._parser is None else "shell,v2,raw"
+        self._stream: Stream = link.open(f"{service}:{command}", timeout=timeout)
 
     def __enter__(self) -> ExecStream:
         return self
@@ -137,20 +142,37 @@ class ExecStream:
     @property
     def has_input(self) -> bool:
         """Whether `read` would return at once, as far as messages have been received; `write` receives them too."""
-        return self._stream.has_input
+        return self._ended or self._stream.has_input
 
     def write(self, data: Payload) -> bool:
         """Send all of `data`, receiving output meanwhile; return False if the command has ended."""
+        if self._ended or (self._parser is not None and not self._send(pack_shell_header(STDIN, len(data)))):
+            return False
         most = self._stream.max_write_bytes
-        for start in range(0, len(data), most):
-            if not self._stream.drain(timeout=self._timeout):
-                return False
-            self._stream.write(part_of(data, start, most), timeout=self._timeout)
-        return True
+        return all(self._send(part_of(data, start, most)) for start in range(0, len(data), most))
 
     def read(self) -> bytes:
         """The next piece of output; empty at its end."""
-        return bytes(self._stream.read(timeout=self._timeout))
+        output = b""
+        while not output and not self._ended:
+            data = bytes(self._stream.read(timeout=self._timeout))
+            self._ended = not data
+            output = data if self._parser is None else self._unpacked(self._parser, data)
+        return output
+
+    def _unpacked(self, parser: ShellParser, data: bytes) -> bytes:
+        output = b""
+        for packet in parser.feed(data):
+            if packet.id in (STDOUT, STDERR):
+                output += packet.data
+            self._ended |= packet.id == EXIT
+        return output
+
+    def _send(self, data: Payload) -> bool:
+        if not self._stream.drain(timeout=self._timeout):
+            return False
+        self._stream.write(data, timeout=self._timeout)
+        return True
 
 
 def run_shell(link: Link, command: str, *, timeout: float) -> ShellResult:

@@ -25,6 +25,10 @@ AUTH_TOKEN, AUTH_SIGNATURE, AUTH_PUBLIC_KEY = 1, 2, 3
 
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN, WINDOW_SIZE = range(6)
 """Ids of shell v2 packets."""
+SHELL_HEADER_BYTES = 5
+
+DELAYED_ACK = "delayed_ack"
+"""The feature by which each OKAY tells how many bytes were taken; OPEN and its OKAY tell how many may be on the way."""
 
 SYNC_DATA_BYTES = 64 * 1024
 """SYNC_DATA_MAX: the maximum payload of one DATA."""
@@ -35,6 +39,7 @@ _SHORT_BYTES = 4096
 _HEADER = struct.Struct("<6I")
 _SHELL = struct.Struct("<BI")
 _SYNC = struct.Struct("<4sI")
+_TAKEN = struct.Struct("<i")
 _WORDS = {int.from_bytes(name.encode(), "little"): name for name in COMMANDS}
 _NUMBERS = {name: word for word, name in _WORDS.items()}
 
@@ -93,6 +98,24 @@ def require_checksum(header: Header, payload: Buffer) -> None:
         raise ProtocolFault(f"adb message {header.command}", found=found, wanted=wanted, remedy="try another cable")
 
 
+def pack_taken(count: int) -> bytes:
+    """The payload of an OKAY among peers of `DELAYED_ACK`."""
+    return _TAKEN.pack(count)
+
+
+def parse_taken(payload: Buffer) -> int:
+    """The reverse of `pack_taken`; ProtocolFault if it is none.
+
+    >>> parse_taken(pack_taken(65536))
+    65536
+    """
+    if len(payload) != _TAKEN.size:
+        raise ProtocolFault(
+            "adb message OKAY", found=f"{len(payload)} bytes", wanted=f"{_TAKEN.size}: how many it took"
+        )
+    return int(_TAKEN.unpack(payload)[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Banner:
     """What a side announces in CNXN: its state (`device`, `host`, `recovery`, ...), properties and features."""
@@ -127,6 +150,19 @@ def pack_banner(banner: Banner) -> bytes:
 class ShellPacket:
     id: int
     data: bytes
+
+
+def pack_shell_header(id_: int, length: int) -> bytes:
+    """The start of a packet of shell v2, whose `length` bytes follow in as many messages as they take."""
+    return _SHELL.pack(id_, length)
+
+
+def parse_shell_header(data: Buffer) -> tuple[int, int]:
+    """The reverse of `pack_shell_header`; ProtocolFault at an unknown id."""
+    id_, length = _SHELL.unpack(data)
+    if id_ > WINDOW_SIZE:
+        raise ProtocolFault("shell v2 packet", found=f"id {id_}", wanted="ids 0 to 5")
+    return id_, length
 
 
 def pack_shell(id_: int, data: Buffer = b"") -> bytes:

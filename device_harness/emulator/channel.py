@@ -6,9 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from device_harness.adb.payload import Buffer
+from device_harness.adb.wire import pack_taken, parse_taken
 from device_harness.emulator.pipe import Pipe, Piped, at_hand
 
 Send = Callable[[str, int, int, Buffer], Awaitable[None]]
+
+
+WINDOW_BYTES = 32 * 1024 * 1024
+"""What a host that counts bytes may have on the way: INITIAL_DELAYED_ACK_BYTES of AOSP's adb.h."""
 
 
 class ChannelClosed(Exception):
@@ -16,19 +21,23 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """A stream of the emulated device; each side may have only one unacknowledged message."""
+    """A stream of the emulated device; each side may have only one unacknowledged message, or so many bytes.
+
+    As AOSP's adbd does, it acknowledges each part of a message that was passed on.
+    """
 
     def __init__(
-        self, send: Send, local_id: int, remote_id: int, max_payload_bytes: int, *, takes_pipe: bool = False
+        self, send: Send, local_id: int, remote_id: int, max_payload_bytes: int, *, window_bytes: int | None = None
     ) -> None:
-        """`takes_pipe`: the service passes its input on unchanged, so that it may stay in a pipe."""
+        """`window_bytes`: how many bytes the host lets us send ahead; None: it does not count bytes (`DELAYED_ACK`)."""
         self.local_id = local_id
         self.remote_id = remote_id
         self.is_closed = False
-        self.takes_pipe = takes_pipe
         self._send = send
         self._max_payload_bytes = max_payload_bytes
-        self._inbox: asyncio.Queue[tuple[Buffer | Piped, bool] | None] = asyncio.Queue()
+        self._counts_bytes = window_bytes is not None
+        self._room = window_bytes or 0
+        self._inbox: asyncio.Queue[Buffer | Piped | None] = asyncio.Queue()
         self._pipe: Pipe | None = None
         self._okay = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -38,7 +47,7 @@ class Channel:
     async def accept(self) -> None:
         """Tell the host that the service is running."""
         self._okay.set()
-        await self._send("OKAY", self.local_id, self.remote_id, b"")
+        await self._acknowledge(WINDOW_BYTES)
 
     async def read(self) -> Buffer | Piped:
         """The next message or part of one, taken; ChannelClosed at the end, after all that the host has sent before."""
@@ -47,10 +56,9 @@ class Channel:
         item = await self._inbox.get()
         if item is None:
             raise ChannelClosed
-        data, is_last = item
-        if is_last and not self.is_closed:
-            await self._send("OKAY", self.local_id, self.remote_id, b"")
-        return data
+        if not self.is_closed:
+            await self._acknowledge(len(item))
+        return item
 
     async def read_some(self, most: int) -> memoryview | Piped:
         """Read between 1 and `most` bytes."""
@@ -77,8 +85,10 @@ class Channel:
                 await self._okay.wait()
                 if self.is_closed:
                     raise ChannelClosed
-                self._okay.clear()
                 part = view[start : start + self._max_payload_bytes]
+                self._room -= len(part)
+                if not self._counts_bytes or self._room <= 0:
+                    self._okay.clear()
                 await self._send("WRTE", self.local_id, self.remote_id, part)
 
     async def close(self) -> None:
@@ -87,9 +97,9 @@ class Channel:
             self._said_close = True
             await self._send("CLSE", self.local_id, self.remote_id, b"")
 
-    def take(self, data: Buffer | Piped, *, is_last: bool = True) -> None:
+    def take(self, data: Buffer | Piped) -> None:
         """A message from the host, or a part of one."""
-        self._inbox.put_nowait((data, is_last))
+        self._inbox.put_nowait(data)
 
     def open_pipe(self) -> Pipe:
         """The pipe in which messages may stay until they are read; created at the first use."""
@@ -102,9 +112,15 @@ class Channel:
         if self._pipe is not None:
             self._pipe.close()
 
-    def take_okay(self) -> None:
-        """Note that the host has taken our last message."""
-        self._okay.set()
+    def take_okay(self, payload: Buffer = b"") -> None:
+        """Note that the host has taken our last message, or how many bytes."""
+        if self._counts_bytes:
+            self._room += parse_taken(payload)
+        if not self._counts_bytes or self._room > 0:
+            self._okay.set()
+
+    async def _acknowledge(self, count: int) -> None:
+        await self._send("OKAY", self.local_id, self.remote_id, pack_taken(count) if self._counts_bytes else b"")
 
     def take_close(self) -> None:
         """Take the host's closing message, and wake whatever waits for it."""

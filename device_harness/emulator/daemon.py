@@ -15,6 +15,7 @@ from device_harness.adb.wire import (
     AUTH_PUBLIC_KEY,
     AUTH_SIGNATURE,
     AUTH_TOKEN,
+    DELAYED_ACK,
     HEADER_BYTES,
     LEGACY_PAYLOAD_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -23,6 +24,7 @@ from device_harness.adb.wire import (
     Header,
     pack_banner,
     pack_header,
+    parse_banner,
     parse_header,
     require_checksum,
 )
@@ -34,7 +36,7 @@ from device_harness.emulator.store import Store
 from device_harness.emulator.sync import SyncServer
 from device_harness.emulator.userland import Userland
 
-FEATURES = frozenset({"cmd", "fixed_push_mkdir", "ls_v2", "shell_v2", "stat_v2"})
+FEATURES = frozenset({"cmd", DELAYED_ACK, "fixed_push_mkdir", "ls_v2", "shell_v2", "stat_v2"})
 _TICKS_PER_S = 20
 _LEAST_PIPED_BYTES = 64 * 1024
 """For smaller messages, copying is as fast as a pipe."""
@@ -76,6 +78,7 @@ class Connection:
         self._writing = asyncio.Lock()
         self._token = b""
         self._is_online = False
+        self._counts_bytes = False
         self._sums = True
         self._max_payload = LEGACY_PAYLOAD_BYTES
         self._channels: dict[int, Channel] = {}
@@ -108,7 +111,7 @@ class Connection:
         if self._store.faults.is_silent:
             return
         if header.command == "CNXN":
-            await self._greet(header)
+            await self._greet(header, payload)
         elif header.command == "AUTH":
             await self._authenticate(header, bytes(payload))
         elif not self._is_online:
@@ -118,7 +121,8 @@ class Connection:
         elif header.command in ("WRTE", "OKAY", "CLSE"):
             self._route(header, payload)
 
-    async def _greet(self, header: Header) -> None:
+    async def _greet(self, header: Header, payload: Buffer) -> None:
+        self._counts_bytes = DELAYED_ACK in self._identity.banner.features & parse_banner(payload).features
         self._sums = min(header.arg0, self._identity.version) < VERSION_SKIP_CHECKSUM
         self._max_payload = max(1, min(header.arg1, self._identity.max_payload_bytes))
         if self._access.keys is None:
@@ -158,8 +162,8 @@ class Connection:
             await self._send("CLSE", 0, header.arg0)
             return
         self._last_id += 1
-        takes_pipe = request is None or not request.is_v2
-        channel = Channel(self._send, self._last_id, header.arg0, self._max_payload, takes_pipe=takes_pipe)
+        window = header.arg1 if self._counts_bytes else None
+        channel = Channel(self._send, self._last_id, header.arg0, self._max_payload, window_bytes=window)
         self._channels[channel.local_id] = channel
         self._tasks[channel.local_id] = asyncio.ensure_future(self._serve(channel, service))
 
@@ -197,7 +201,7 @@ class Connection:
         if header.command == "WRTE":
             channel.take(payload)
         elif header.command == "OKAY":
-            channel.take_okay()
+            channel.take_okay(payload)
         else:
             channel.take_close()
 
@@ -229,12 +233,12 @@ class Connection:
         """How many bytes of the message went by pipe: of one that is large, that nobody sums, as many as fit."""
         channel = self._find(header) if header.command == "WRTE" else None
         is_small = header.length < _LEAST_PIPED_BYTES
-        if channel is None or not channel.takes_pipe or is_small or self._sums or self._store.faults.is_silent:
+        if channel is None or is_small or self._sums or self._store.faults.is_silent:
             return 0
         pipe = channel.open_pipe()
         count = await self._take_in(header.length, lambda _, most: pipe.fill(self._socket, most))
         if count:
-            channel.take(Piped(pipe, count), is_last=count == header.length)
+            channel.take(Piped(pipe, count))
         return count
 
     async def _take_in(self, count: int, take: Callable[[int, int], Awaitable[int | None]]) -> int:

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 from device_harness.adb.faults import ProtocolFault
 from device_harness.adb.payload import Buffer
-from device_harness.adb.wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell
+from device_harness.adb.wire import (
+    CLOSE_STDIN,
+    EXIT,
+    MAX_PAYLOAD_BYTES,
+    SHELL_HEADER_BYTES,
+    STDERR,
+    STDIN,
+    STDOUT,
+    pack_shell,
+    parse_shell_header,
+)
 from device_harness.emulator.channel import Channel
 from device_harness.emulator.pipe import Piped, at_hand
 from device_harness.emulator.store import Store
@@ -83,6 +93,7 @@ class _Run:
             end.setblocking(False)
         self._main.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _INPUT_BYTES)
         self._refusal = b""
+        self._packet_left = 0
 
     async def serve(self) -> None:
         """Until the output ends, or the host leaves: a command goes on then, with what it was sent."""
@@ -130,23 +141,36 @@ class _Run:
 
     async def _feed(self) -> None:
         """From the host to the command's input, which is where files are written from: the disk may be full."""
-        parser = ShellParser()
         room = self._store.room()
         written = 0
         while True:
-            data = await self._channel.read()
-            packets = parser.feed(at_hand(data)) if self._request.is_v2 else []
-            inputs = [packet.data for packet in packets if packet.id == STDIN] if self._request.is_v2 else [data]
-            for piece in inputs:
-                try:
-                    stored = self._store.admit(piece, room, written)
-                except OSError as error:
-                    self._fail(error)
-                    return
-                written += len(stored)
-                await self._put(stored)
-            if any(packet.id == CLOSE_STDIN for packet in packets):
+            piece = await self._next_input()
+            try:
+                stored = self._store.admit(piece, room, written)
+            except OSError as error:
+                at_hand(piece)  # what is not stored must not stand before what comes next
+                self._fail(error)
+                return
+            written += len(stored)
+            await self._put(stored)
+
+    async def _next_input(self) -> Buffer | Piped:
+        """What comes in for the command; the packets of shell v2 may be longer than a message."""
+        while self._request.is_v2 and not self._packet_left:
+            id_, length = parse_shell_header(await self._channel.read_exactly(SHELL_HEADER_BYTES))
+            if id_ == STDIN:
+                self._packet_left = length
+                continue
+            if length > MAX_PAYLOAD_BYTES:
+                raise ProtocolFault("shell v2 packet", found=f"id {id_}, {length} bytes", wanted="fewer")
+            await self._channel.read_exactly(length)
+            if id_ == CLOSE_STDIN:
                 self._main.shutdown(socket.SHUT_WR)
+        if not self._request.is_v2:
+            return await self._channel.read()
+        piece = await self._channel.read_some(self._packet_left)
+        self._packet_left -= len(piece)
+        return piece
 
     async def _put(self, data: Buffer | Piped) -> None:
         try:

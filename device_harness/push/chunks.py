@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from device_harness.adb.payload import FilePayload, part_of
@@ -15,6 +15,7 @@ from device_harness.push.scripts import (
     FLOWING,
     HASH_JOBS,
     NEXT,
+    PIECE_BYTES,
     ChunkRun,
     Chunks,
     Script,
@@ -30,12 +31,13 @@ SLOWEST_BYTES_PER_S = 4_000_000
 """Slower than any storage that a model runs from; anything slower counts as hanging."""
 LEAST_S = 60.0
 
-_MESSAGE_BYTES = 1024 * 1024
+_PIECES_AHEAD = 2
+"""On the way to a device that stores as it comes: one that is stored, and one that comes in meanwhile."""
 _STORED = "every chunk stored"
 _STATISTICS = re.compile(r"\d+\+\d+ records (in|out)|\d+ bytes? .*", re.ASCII)
 
 OnSent = Callable[[PushFile, int], None]
-"""Called with a local file and the number of its bytes just sent."""
+"""Called with a local file and the number of its bytes that the device has just stored."""
 OnDigest = Callable[[str, int, str], None]
 """Called with a file's name on the device, a chunk's number, and its sha256 there."""
 
@@ -69,10 +71,10 @@ class ChunkShell:
             # The last jobs may read and write for some time without any output.
             silence_s = timeout_s(2 * HASH_JOBS * batch[0].file.chunk_bytes)
             with self._device.stream_exec(f"{{ {script}; }} 2>&1", timeout=silence_s) as stream:
-                listener = _Listener(self._device, stream, on_digest)
+                listener = _Listener(self._device, stream, on_sent, on_digest)
                 for run in batch:
                     listener.what = f"{self._device.serial} {run.name}"
-                    _send_run(stream, run, listener, on_sent)
+                    _send_run(stream, run, listener)
                 listener.finish()
 
     def _lines(self, script: Script, wanted: str) -> Iterator[str]:
@@ -105,23 +107,26 @@ def _refusal(what: str, lines: Iterable[str], otherwise: str, wanted: str = _STO
 class _Listener:
     """Reads the device's output while bytes are sent to it."""
 
-    def __init__(self, device: Transport, stream: ExecStream, on_digest: OnDigest) -> None:
+    def __init__(self, device: Transport, stream: ExecStream, on_sent: OnSent, on_digest: OnDigest) -> None:
         self.what = f"{device.serial} push"
         self._stream = stream
+        self._on_sent = on_sent
         self._on_digest = on_digest
         self._rest = ""
         self._words: list[str] = []
         self._ended = False
-        self._turns: float = 0
+        self._most_ahead = 0
+        self._ahead: deque[tuple[PushFile, int]] = deque()
+        """Pieces that were sent and are not stored yet: their file and bytes."""
 
-    def wait_for_turn(self) -> None:
-        """Wait until the device wants a chunk; returns at once, unless it has to ask for each."""
-        while self._turns < 1:
+    def wait_for_turn(self, file: PushFile, size: int) -> None:
+        """Wait until the device wants a piece, which the caller then sends."""
+        while len(self._ahead) >= self._most_ahead:
             data = self._stream.read()
             if not data:
                 raise self.refusal()
             self._take(data)
-        self._turns -= 1
+        self._ahead.append((file, size))
 
     def listen(self) -> None:
         """Process the digests received so far."""
@@ -151,22 +156,23 @@ class _Listener:
                 self._ended = True
             elif line == FAILED:
                 raise self.refusal()
-            elif line in (FLOWING, NEXT):
-                self._turns += math.inf if line == FLOWING else 1
-            elif line and not digests and line != ASKING:
+            elif line in (FLOWING, ASKING):
+                self._most_ahead = _PIECES_AHEAD if line == FLOWING else 1
+            elif line == NEXT and self._ahead:
+                self._on_sent(*self._ahead.popleft())
+            elif line and not digests:
                 self._words.append(line)
 
 
-def _send_run(stream: ExecStream, run: ChunkRun, listener: _Listener, on_sent: OnSent) -> None:
+def _send_run(stream: ExecStream, run: ChunkRun, listener: _Listener) -> None:
     file = run.file
     with open(file.path, "rb", buffering=0) as source:
         for number in range(run.first, run.stop):
-            listener.wait_for_turn()
             chunk = FilePayload(file.path, source.fileno(), file.offset(number), file.length(number))
-            for start in range(0, len(chunk), _MESSAGE_BYTES):
+            for start in range(0, len(chunk), PIECE_BYTES):
                 listener.listen()
-                message = part_of(chunk, start, _MESSAGE_BYTES)
-                if not stream.write(message):
+                piece = part_of(chunk, start, PIECE_BYTES)
+                listener.wait_for_turn(file, len(piece))
+                if not stream.write(piece):
                     listener.finish()
                     raise listener.refusal()
-                on_sent(file, len(message))

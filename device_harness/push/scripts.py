@@ -16,6 +16,8 @@ HASH_JOBS = 4
 """How many chunks the device hashes at once."""
 END, FAILED = "end", "failed"
 FLOWING, ASKING, NEXT = "flowing", "asking", "next"
+PIECE_BYTES = 4 * 1024 * 1024
+"""Of a chunk: so many are stored before the device says NEXT. push_receiver.c has the same."""
 
 _BLOCK_BYTES = 64 * 1024
 """Fits into a pipe; larger blocks do not fit into the processor's cache."""
@@ -46,7 +48,8 @@ digest $1 $k </dev/null & later; k=$((k+1)); done; }
 
 # put NAME FIRST STOP LAST: store chunks FIRST up to but not including STOP from the input, the last with LAST bytes.
 # Each is hashed while the next ones arrive. dd prints how much it wrote: less means that the connection has ended.
-# If dd lacks fullblock, head collects a chunk; since head reads ahead, the script then asks for each chunk.
+# NEXT is printed after each piece, because AOSP's adbd takes what it is sent into its memory. If dd lacks fullblock,
+# head collects a piece; since head reads ahead, only one piece may then be on the way.
 _PUT = """dd iflag=fullblock if=/dev/null of=/dev/null 2>/dev/null && full=1
 [ "$full" ] && echo FLOWING || echo ASKING
 fail() { echo "$said"; echo FAILED; exit 1; }
@@ -56,9 +59,11 @@ get() { if [ "$full" ]; then dd bs=$1 iflag=fullblock count=1 2>/dev/null; else 
 rest() { said=$(get $3 | dd bs=BLOCK of=$1 seek=$2 conv=notrunc 2>&1)
 case ${said##*
 } in "$3 byte"*);; *) fail;; esac; }
-store() { q=$(($3/BLOCK)); [ "$full" ] || q=0; r=$(($3-q*BLOCK))
-[ $q = 0 ] || take $1 $(($2*STEP)) $q; [ $r = 0 ] || rest $1 $(($2*STEP+q)) $r; }
-put() { k=$2; while [ $k -lt $3 ]; do z=CHUNK; [ $((k+1)) -lt $3 ] || z=$4; [ "$full" ] || echo NEXT; store $1 $k $z
+piece() { q=$(($3/BLOCK)); [ "$full" ] || q=0; r=$(($3-q*BLOCK))
+[ $q = 0 ] || take $1 $2 $q; [ $r = 0 ] || rest $1 $(($2+q)) $r; echo NEXT; }
+store() { o=$(($2*STEP)); l=$3; while [ $l -gt 0 ]; do p=PIECE; [ $l -gt $p ] || p=$l
+piece $1 $o $p; o=$((o+p/BLOCK)); l=$((l-p)); done; }
+put() { k=$2; while [ $k -lt $3 ]; do z=CHUNK; [ $((k+1)) -lt $3 ] || z=$4; store $1 $k $z
 digest $1 $k </dev/null & later; k=$((k+1)); done; }
 """
 
@@ -238,6 +243,7 @@ def _functions(functions: str, receiver: str | None, chunk_bytes: int) -> str:
 def _filled(script: str, chunk_bytes: int) -> str:
     block = min(chunk_bytes, _BLOCK_BYTES)
     values: dict[str, object] = {"BLOCK": block, "STEP": chunk_bytes // block, "CHUNK": chunk_bytes}
+    values |= {"PIECE": PIECE_BYTES}
     values |= {"FAILED": FAILED, "FLOWING": FLOWING, "ASKING": ASKING, "NEXT": NEXT}
     for name, value in values.items():
         script = script.replace(name, str(value))

@@ -4,6 +4,9 @@
  *   push_receiver copy  NAME CHUNK FIRST STOP LAST FROM  chunks from the same places of the file FROM
  *   push_receiver hash  NAME CHUNK FIRST STOP LAST       nothing is stored: what is there is hashed
  *
+ * "store" says "next" whenever PIECE bytes of a chunk, or its last ones, are in the file: so that no more than is wanted
+ * is on the way to a daemon that takes all it is sent into memory.
+ *
  * The chunks are FIRST to before STOP, of CHUNK bytes each, the last of them of LAST bytes. Each goes to its place in
  * NAME, is read again from there, and its line "NAME NUMBER SHA256" is printed. What was stored is sent on to the storage
  * at once. At a fault its words and a line "failed" are printed, and the exit code is 1; but what "hash" cannot read has
@@ -25,6 +28,7 @@
 #include "sha256.h"
 
 #define BLOCK (256 * 1024) /* stays in a processor's cache */
+#define PIECE ((uint64_t)4 * 1024 * 1024)
 #define ALIGNMENT 4096 /* the kernel copies to a page's start several times faster than to 16 bytes behind it */
 #define MOST_HASHERS 4
 #define BEHIND 4 /* chunks whose way to the storage nobody waits for */
@@ -174,6 +178,7 @@ static void store_chunk(uint64_t number, uint8_t *buffer) {
             done += (size_t)count;
         }
         offset += size, left -= size;
+        if (run.from == STDIN_FILENO && (!left || (length_of(number) - left) % PIECE == 0)) say("next\n", 5);
     }
 }
 

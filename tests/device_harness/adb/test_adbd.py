@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from adbd import Adbd, AdbdSettings, Peer
 
+import device_harness.adb.port
 import toolkit.base.files
 from device_harness.adb.devices import list_devices, signers, tcp_endpoint
 from device_harness.adb.transport import ConnectionLost, DeviceRefusal, Transport, Unauthorized
@@ -82,3 +83,39 @@ def test_only_an_accepted_key_comes_in(adbd_root: Path, tmp_path: Path, monkeypa
             Transport(tcp_endpoint(device.serial), signers(), auth_timeout=1).connect()
         [found] = list_devices([device.serial], timeout=1, scan=False)
         assert found.state == "unauthorized"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts_bytes", [True, False])
+def test_adbd_takes_no_more_into_memory_than_is_on_the_way(
+    adbd_root: Path, reach: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts_bytes: bool
+) -> None:
+    """Without the device's counts, its OKAY after every part of a message would let all of a file into its memory."""
+    path = tmp_path / "model.litertlm"
+    with open(path, "wb") as file:
+        file.truncate(160_000_000)
+    if not counts_bytes:
+        monkeypatch.setattr(device_harness.adb.port, "FEATURES", b"features=cmd,shell_v2")
+    with Adbd(adbd_root) as device:
+        transport = reach(device)
+        if not counts_bytes:
+            transport._link.counts_bytes = False
+        result = push_source(transport, open_source(path), target=f"{TMP}/large")
+        assert result.bytes_sent == 160_000_000
+        assert device.peak_bytes() < 64_000_000
+
+
+def test_what_is_told_as_sent_is_what_the_device_has_stored(aosp: Transport, adbd: Adbd, tmp_path: Path) -> None:
+    path = tmp_path / "model.litertlm"
+    path.write_bytes(random.Random(3).randbytes(20_000_000))
+    told: list[int] = []
+    adbd.set_faults(Faults(drop_at_byte=15_000_000))
+    with pytest.raises(ConnectionLost):
+        push_source(
+            aosp,
+            open_source(path),
+            target=f"{TMP}/told",
+            patience_s=0,
+            progress=lambda step, done, total: told.append(done) if step == "send" else None,
+        )
+    assert 0 < told[-1] <= adbd.path(f"{TMP}/told/model.litertlm.part").stat().st_size < 15_000_000

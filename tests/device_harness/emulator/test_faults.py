@@ -86,11 +86,11 @@ def test_df_shows_the_storage_limit_and_what_is_left_of_it(
 
 
 def test_a_refused_service_is_refused_at_once(make_device: MakeDevice, reach: Connect) -> None:
-    faults = Faults(refused_services=("sync:", "exec:"))
+    faults = Faults(refused_services=("sync:", "shell,v2,raw:cat"))
     transport = reach(make_device(EmulatorSettings(isolation="folder", faults=faults)))
     with pytest.raises(ServiceRefused, match="sync:"):
         transport.push_bytes(b"", f"{TMP}/a")
-    with pytest.raises(ServiceRefused, match="exec:"):
+    with pytest.raises(ServiceRefused, match="shell,v2,raw:"):
         transport.stream_exec("cat")
     assert transport.shell("echo on", timeout=10).stdout == "on\n"
 

@@ -746,10 +746,20 @@ def test_local_damage_in_what_the_device_has_already_is_no_matter(
     assert push(transport, bundle).bytes_sent == 0 and on_device(device) == content
 
 
-def test_a_device_without_exec_is_one_clear_error(device: Peer, transport: Counting, tmp_path: Path) -> None:
+@pytest.mark.parametrize("features", [frozenset(), frozenset({"shell_v2"})])
+def test_only_a_device_of_shell_v1_needs_exec_and_without_it_is_one_clear_error(
+    make_device: MakeDevice, tmp_path: Path, features: frozenset[str]
+) -> None:
+    device = make_device(EmulatorSettings(isolation="folder", features=features))
     device.set_faults(Faults(refused_services=("exec:",)))
-    with pytest.raises(ServiceRefused, match=r" exec: the device refuses this service"):
-        push(transport, make_bundle(tmp_path / "bundle", make_content()))
+    bundle = make_bundle(tmp_path / "bundle", make_content())
+    with Counting(device) as transport:
+        if features:
+            push(transport, bundle)
+            assert on_device(device) == locally(bundle)
+        else:
+            with pytest.raises(ServiceRefused, match=r" exec: the device refuses this service"):
+                push(transport, bundle)
 
 
 # --- several devices, progress ----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 
 from device_harness.programs import build
 from device_harness.programs.build import PUSH_RECEIVER, native_program, parse_architecture
+from device_harness.push.scripts import PIECE_BYTES
 from toolkit.base.errors import EnvironmentFault
 
 SOURCES = Path(build.__file__).parent / "native"
@@ -50,7 +51,9 @@ def digests(data: bytes, chunk: int, first: int = 0, name: str = "a.part") -> li
 
 
 def in_order(output: bytes) -> list[str]:
-    return sorted(output.decode().splitlines(), key=lambda line: int(line.split()[1]))
+    """The lines with hashes; beside them only "next", which each chunk that is stored here says once."""
+    lines = [line for line in output.decode().splitlines() if line != "next"]
+    return sorted(lines, key=lambda line: int(line.split()[1]))
 
 
 def start(
@@ -98,12 +101,20 @@ def test_every_chunk_is_stored_and_hashed_alone_or_beside_another(
     assert hashed.returncode == 0 and in_order(hashed.stdout) == digests(data, CHUNK)
 
 
+def test_it_says_next_after_each_piece_of_a_chunk_and_its_rest(receiver: Path, tmp_path: Path) -> None:
+    chunk = 2 * PIECE_BYTES + 1
+    done = receive(receiver, tmp_path, bytes(2 * chunk), chunk)
+    assert done.stdout.splitlines().count(b"next") == 6
+    assert in_order(done.stdout) == digests(bytes(2 * chunk), chunk)
+
+
 def test_a_run_in_the_middle_leaves_the_rest_of_the_file(receiver: Path, tmp_path: Path) -> None:
     chance = random.Random(1)
     before, data = chance.randbytes(9 * CHUNK), chance.randbytes(5 * CHUNK + 64)
     (tmp_path / "a.part").write_bytes(before)
     done = receive(receiver, tmp_path, data, CHUNK, first=2)
-    assert sorted(done.stdout.decode().splitlines()) == digests(data, CHUNK, 2)
+    assert in_order(done.stdout) == digests(data, CHUNK, 2)
+    assert done.stdout.splitlines().count(b"next") == 6
     stored = (tmp_path / "a.part").read_bytes()
     assert stored == before[: 2 * CHUNK] + data + before[2 * CHUNK + len(data) :]
 

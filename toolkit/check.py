@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.base.errors import BundleError
+from toolkit.base.errors import BundleError, GraphError
 from toolkit.base.files import Progress
 from toolkit.bundle.check import check_directory
 from toolkit.bundle.check_shard import check_shard
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.ple_shards import is_shard_name
+from toolkit.litertlm import schema
 from toolkit.litertlm.check import check_litertlm
+from toolkit.litertlm.reader import read_litertlm
+from toolkit.tflite.gpu import Refusal, gpu_refusals
+from toolkit.tflite.reader import read_tflite
 
 
 def check(path: Path | str, *, progress: Progress | None = None) -> list[Fault]:
@@ -26,3 +30,29 @@ def check(path: Path | str, *, progress: Progress | None = None) -> list[Fault]:
     raise BundleError(
         file=path, found="no such file or directory", remedy="name a bundle directory, a .litertlm file or a PLE shard"
     )
+
+
+def refused_by_gpu(path: Path | str) -> list[tuple[str, Refusal]]:
+    """What a GPU refuses of a bundle's or a .litertlm's graphs: the file or section of each op, and why.
+
+    Graphs that cannot be read are left out: `check` names them.
+    """
+    target = Path(path)
+    graphs: list[tuple[str, Path, tuple[int, int] | None]]
+    try:
+        if target.is_dir():
+            graphs = [(file.name, file, None) for file in sorted(target.glob("*.tflite"))]
+        elif is_shard_name(target.name):
+            graphs = []
+        else:
+            sections = [s for s in read_litertlm(target).sections if s.type == schema.TFLITE_MODEL]
+            graphs = [(s.label, target, (s.begin, s.end)) for s in sections]
+    except BundleError:
+        return []
+    found = []
+    for name, file, section in graphs:
+        try:
+            found += [(name, refusal) for refusal in gpu_refusals(read_tflite(file, section).model)]
+        except GraphError:
+            continue
+    return found

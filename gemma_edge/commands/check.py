@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gemma_edge.api.check import check
 from gemma_edge.terminal import Terminal
+from toolkit.check import refused_by_gpu
 
 EXAMPLES = (
     "gemma-edge check BUNDLE",
@@ -23,11 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """Return 0 without faults, else 1."""
+    """Return 0 without faults, else 1; what a GPU refuses is no fault, for a CPU runs it."""
     with terminal.bar("check") as show:
         faults = check(arguments.path, progress=show)
     lines = [str(fault.error(fault.file or arguments.path)) for fault in faults]
+    refused = refused_by_gpu(arguments.path)
+    lines += [
+        f"note: {name} {op.signature}: a GPU refuses op {op.op}, {op.builtin}: {op.reason}" for name, op in refused
+    ]
     verdict = f"{arguments.path}: {f'faults: {len(faults)}' if faults else 'no faults found'}"
     value = {"ok": not faults, "faults": [dataclasses.asdict(fault) for fault in faults]}
+    value["gpu_refusals"] = [{"file": name, **dataclasses.asdict(op)} for name, op in refused]
     terminal.result(value, "\n".join([*lines, verdict]))
     return 1 if faults else 0

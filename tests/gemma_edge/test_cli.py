@@ -235,7 +235,7 @@ def test_inspect_counts_a_bundle_as_it_counts_its_checkpoint(
 def test_check_finds_a_sound_bundle_sound_and_a_broken_one_broken(
     command: Command, random_bundle: Path, tmp_path: Path
 ) -> None:
-    assert command("check", random_bundle, "--json").json == {"ok": True, "faults": []}
+    assert command("check", random_bundle, "--json").json == {"ok": True, "faults": [], "gpu_refusals": []}
     shutil.copytree(random_bundle, tmp_path / "b")
     with open(tmp_path / "b" / "embedder.tflite", "ab") as file:
         file.write(b"x")

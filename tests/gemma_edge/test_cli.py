@@ -224,9 +224,10 @@ def test_inspect_counts_a_bundle_as_it_counts_its_checkpoint(
     unused_kv = 2 * (2 * 16 * 32 + 8)
     for name, size in bundle["sizes"].items():
         for count in ("parameters_effective", "parameters_loaded"):
-            # Graphs repeat a norm's 8 values for each of the 6 heads that it scales (4 in layers without K/V).
-            repeated = 5 * (6 * 8 - 16) + 2 * (4 * 8 - 8)
-            assert size[count] == checkpoint["sizes"][name][count] - unused_kv + repeated
+            # Graphs repeat 8 values of a norm for each head, with ones for values (4 heads in layers without K/V), and
+            # 32 for each of 4 streams, with zeros for the first. The matrix of the router has the 32 of its norm in it.
+            repeated = 5 * (8 * 8 - 16) + 2 * (4 * 8 - 8) + 7 * (4 * 32 - 32)
+            assert size[count] == checkpoint["sizes"][name][count] - unused_kv + repeated - 7 * 32
     small = bundle["sizes"]["small"]
     assert small["memory_bytes"] > small["parameters_effective"] * 4
     assert "memory" in command("inspect", random_bundle).out

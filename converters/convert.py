@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from converters.families import FAMILIES, open_checkpoint, recipe_names
 from converters.family import Checkpoint, Family, RecipeChoice
 from converters.gate import Gate, ShortGate
 from converters.huggingface.prompt_files import PromptFiles, read_prompt_files
+from converters.huggingface.sampling import read_sampling
 from converters.plan import Plan, PlanRequest
 from converters.slices import Budget, Slice
 from converters.verify import VerifyReport
@@ -28,10 +30,13 @@ from toolkit.bundle.manifest import (
     TextRecord,
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
+from toolkit.bundle.tokenizer_file import token_texts
 from toolkit.bundle.write import BundleDraft, require_bundle_or_nothing, write_bundle
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Search
 from toolkit.tflite.target import CPU
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 4096
 _MANIFEST_BYTES = 1 << 20  # E4B's in float32 takes 0.2 MB; the rest is what a file system adds to some files
@@ -103,6 +108,7 @@ def _convert(
     started = time.perf_counter()
     plan = checkpoint.plan(_plan_request(request, checkpoint))
     prompt_files = read_prompt_files(checkpoint.path, checkpoint.vocab_size, _text_record(plan).bos_token_id)
+    plan = _with_prompts(plan, prompt_files, checkpoint)
     require_room(request.output, plan.size_bytes + prompt_files.bytes + _MANIFEST_BYTES)
     advance = Advance(plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
@@ -134,6 +140,22 @@ def _fill(
     fingerprint = checkpoint.fingerprint()
     checkpoint.require_unchanged()
     return _draft(plan, checkpoint.architecture, CheckpointRecord(checkpoint.path.resolve().name, fingerprint))
+
+
+def _with_prompts(plan: Plan, prompt_files: PromptFiles, checkpoint: Checkpoint) -> Plan:
+    """The plan with what tokenizer, template and generation_config.json say of the text that is generated."""
+    record, end = _text_record(plan), prompt_files.turn_end
+    stops = set(record.stop_token_ids)
+    if end is not None and end not in stops:
+        _log.warning("the chat template ends a turn with token %d, which is made a stop token too", end)
+        stops.add(end)
+    record = replace(
+        record,
+        stop_token_ids=tuple(sorted(stops)),
+        text_vocab_size=checkpoint.text_vocab_size(token_texts(prompt_files.tokenizer)),
+        sampling=read_sampling(checkpoint.path),
+    )
+    return replace(plan, groups={**plan.groups, "text": replace(plan.groups["text"], runtime=record)})
 
 
 def _text_record(plan: Plan) -> TextRecord:

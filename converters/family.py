@@ -140,6 +140,13 @@ class Checkpoint(Protocol):
         """
         ...
 
+    def text_vocab_size(self, tokens: Mapping[int, str]) -> int | None:
+        """Ids below stand for text, given all tokens of the tokenizer; None: those with per-layer embeddings.
+
+        CheckpointError for tokens whose ids the model takes for images or sounds.
+        """
+        ...
+
     def tower_faults(self) -> Mapping[str, ToolkitError]:
         """The reason, by tower, for each tower of the checkpoint that cannot be converted."""
         ...

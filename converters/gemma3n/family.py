@@ -8,8 +8,9 @@ from pathlib import Path
 
 from converters.family import Family, RecipeChoice
 from converters.gemma3n.checkpoint import Gemma3nTensors
+from converters.gemma3n.config.defaults import MULTIMODAL, with_defaults
 from converters.gemma3n.config.processor import read_image_size
-from converters.gemma3n.config.text import ARCHITECTURES, MODEL_TYPES
+from converters.gemma3n.config.text import ARCHITECTURES, CAUSAL_LM, MODEL_TYPES
 from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio, require_sounds
 from converters.gemma3n.plan.text import plan_text
 from converters.gemma3n.plan.vision import open_vision, read_vision_config
@@ -20,7 +21,8 @@ from converters.gemma3n.sizes.matformer import SlicedCheckpoint, parameters_by_g
 from converters.huggingface.configs import read_configs
 from converters.plan import Plan, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
-from toolkit.base.errors import ToolkitError
+from toolkit.base.errors import CheckpointError, ToolkitError
+from toolkit.base.strict_json import shorten
 from toolkit.bundle.manifest import AudioRecord, GroupKind, VisionRecord
 from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
@@ -96,6 +98,32 @@ class Gemma3nCheckpoint(Gemma3nTensors):
         if isinstance(record, VisionRecord):
             return open_vision(self, built_in("f32"), record.image_size)
         return open_audio(self, built_in("f32"), [length / FRAMES_PER_SECOND for length in frame_lengths])
+
+    def text_vocab_size(self, tokens: Mapping[int, str]) -> int | None:
+        """Added tokens behind those with per-layer embeddings: text in a text model, which gives them those of id 0.
+
+        A multimodal model looks them up in the tables of its towers, whose own tokens are no added ones.
+        """
+        config = self.config
+        beyond = {i: text for i, text in tokens.items() if i >= config.ple_vocab_size and i not in self._markers()}
+        if not beyond:
+            return None
+        if self.architecture == CAUSAL_LM:
+            return max(beyond) + 1
+        shown = ", ".join(f"{shorten(text, 30)} ({i})" for i, text in sorted(beyond.items())[:3])
+        raise CheckpointError(
+            "added tokens",
+            file=self.path,
+            found=f"{shown}, ids of images and sounds in this model",
+            wanted=f"tokens below {config.ple_vocab_size}",
+            remedy="train with unused tokens of the vocabulary instead, or as Gemma3nForCausalLM",
+        )
+
+    def _markers(self) -> Collection[int]:
+        """The ids around and in place of images and sounds, which published tokenizers spell."""
+        values = with_defaults(self.configs.config, MULTIMODAL)
+        assert isinstance(values, dict)
+        return [value for key, value in values.items() if key in MULTIMODAL and key.endswith("token_id")]
 
     def tower_faults(self) -> Mapping[str, ToolkitError]:
         """What `plan` would say of the config, the tensors and the processor of each tower."""

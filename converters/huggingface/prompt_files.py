@@ -8,9 +8,10 @@ from pathlib import Path
 
 from converters.huggingface.chat_template import read_chat_template
 from toolkit.base.errors import BundleError, CheckpointError
-from toolkit.bundle.chat import ChatTemplate
+from toolkit.base.strict_json import shorten
+from toolkit.bundle.chat import ChatTemplate, turn_end
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
-from toolkit.bundle.tokenizer_file import plain_tokenizer, token_spelling, tokenizer_faults
+from toolkit.bundle.tokenizer_file import control_token_at, plain_tokenizer, token_spelling, tokenizer_faults
 from toolkit.litertlm.chat_template import engine_template
 
 _log = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ class PromptFiles:
 
     tokenizer: bytes
     template: str | None
+    turn_end: int | None = None
+    """The token that the template writes behind an answer."""
 
     @property
     def bytes(self) -> int:
@@ -44,13 +47,22 @@ def read_prompt_files(checkpoint: Path, vocab_size: int, bos_token_id: int | Non
     for fault in tokenizer_faults(str(tokenizer), data, vocab_size):
         raise CheckpointError(fault.fault, file=fault.file, found=fault.found, wanted=fault.wanted)
     bos_token = token_spelling(data, bos_token_id)
-    template = read_chat_template(checkpoint, bos_token)
+    template, end = read_chat_template(checkpoint, bos_token), None
     if template is None:
         _log.warning("%s has no chat template: run and export take plain text alone (--raw)", checkpoint)
     else:
-        ChatTemplate(template, file=checkpoint)
+        end = _turn_end(ChatTemplate(template, file=checkpoint), data)
         _warn_of_engine(template, bos_token or "")
-    return PromptFiles(plain_tokenizer(data), template)
+    return PromptFiles(plain_tokenizer(data), template, end)
+
+
+def _turn_end(template: ChatTemplate, tokenizer: bytes) -> int | None:
+    """A text that is no token cannot stop an answer, which the log tells."""
+    text = turn_end(template)
+    token = control_token_at(tokenizer, text) if text else None
+    if text and token is None:
+        _log.warning("the chat template ends a turn with %s, which is no token: answers may go on", shorten(text, 40))
+    return token
 
 
 def _warn_of_engine(template: str, bos_token: str) -> None:

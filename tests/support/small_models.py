@@ -160,6 +160,7 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: 
     (path / "matformer.json").write_text(json.dumps(matformer))
     (path / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
     (path / "chat_template.jinja").write_text(TEMPLATE)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5]}))
     return path
 
 

@@ -173,6 +173,9 @@ class ToyCheckpoint:
     def read(self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> F32:
         return self._stored.read(self._stored.infos[name], rows, columns)
 
+    def text_vocab_size(self, tokens: Mapping[int, str]) -> int | None:
+        return None
+
     def tower_faults(self) -> Mapping[str, ToolkitError]:
         return {}
 

@@ -114,6 +114,11 @@ class TypeBy:
     types: tuple[tuple[str, Any], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class MayBeAbsent:
+    """A field whose key may be missing: it has its default value then."""
+
+
 @cache
 def reader_of(hint: Any) -> Reader:
     """The reader for a type; TypeError if no JSON value has that type."""
@@ -283,6 +288,8 @@ def _record(kind: Any) -> Reader:
     hints = get_type_hints(kind, include_extras=True)
     names = [field.name for field in dataclasses.fields(kind)]
     choosers = {name: _chooser(rule) for name in names if (rule := _type_by(hints[name])) is not None}
+    optional = {name for name in names if MayBeAbsent() in getattr(hints[name], "__metadata__", ())}
+    hints |= {name: get_args(hints[name])[0] for name in optional}
     fixed = {name: reader_of(hints[name]) for name in names if name not in choosers}
 
     def read(value: object, misfits: list[Misfit]) -> object:
@@ -294,7 +301,8 @@ def _record(kind: Any) -> Reader:
         for name, read_field in readers.items():
             before = len(misfits)
             if name not in value:
-                _refuse(misfits, MISSING, None, name)
+                if name not in optional:
+                    _refuse(misfits, MISSING, None, name)
                 continue
             fields[name] = read_field(value[name], misfits)
             if len(misfits) > before:

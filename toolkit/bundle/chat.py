@@ -97,6 +97,19 @@ class ChatTemplate:
             ) from error
 
 
+_ANSWER = "An answer of 7 words, as it were."
+
+
+def turn_end(template: ChatTemplate) -> str | None:
+    """What a template writes behind the model's answer, spaces aside; None where it shows no answer."""
+    try:
+        text = template.render([Message("user", "Hello"), Message("assistant", _ANSWER)], generation_prompt=False)
+    except UsageError:
+        return None
+    _, answer, rest = text.rpartition(_ANSWER)
+    return rest.strip() if answer else None
+
+
 def free_variables(source: str, file: Path | None = None) -> set[str]:
     """The variables that a template reads and does not set; BundleError if it is not a template."""
     try:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, get_args
 from toolkit.base.elements import element_names
 from toolkit.base.errors import BundleError
 from toolkit.base.files import is_safe_name
-from toolkit.base.json_types import Ascending, Fits, Matches, Range, TypeBy
+from toolkit.base.json_types import Ascending, Fits, Matches, MayBeAbsent, Range, TypeBy
 from toolkit.quant.scheme import Search
 
 FORMAT = "gemma-edge-bundle/2"
@@ -117,6 +117,16 @@ class KvCache:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingRecord:
+    """How the model's makers want tokens to be drawn; the limits apply in this order."""
+
+    temperature: Annotated[float, Range(1e-3, 1e3)]
+    top_k: Annotated[int, Range(0, MAX_VOCAB)]
+    """0 is no limit."""
+    top_p: Annotated[float, Range(1e-6, 1.0)]
+
+
+@dataclass(frozen=True, slots=True)
 class TextRecord:
     """What a runtime needs to know of the language model; the same for all sizes."""
 
@@ -134,6 +144,15 @@ class TextRecord:
     pad_token_id: TokenId
     stop_token_ids: Annotated[tuple[TokenId, ...], Ascending()]
     kv_caches: tuple[KvCache, ...]
+    text_vocab_size: Annotated[VocabSize | None, MayBeAbsent()] = None
+    """Ids below stand for text; None where these are those with per-layer embeddings of their own."""
+    sampling: Annotated[SamplingRecord | None, MayBeAbsent()] = None
+    """None is the most likely token each time."""
+
+    @property
+    def text_ids(self) -> int:
+        """Ids below may stand for text; others are of images and sounds, or nothing."""
+        return self.ple_vocab_size if self.text_vocab_size is None else self.text_vocab_size
 
     def buckets(self, tokens: int) -> tuple[int, ...]:
         """The shorter contexts in which a step of `tokens` (1: decode) has a signature."""

@@ -80,6 +80,7 @@ def _bound_faults(text: TextRecord) -> Iterator[Fault]:
     """Numbers that exceed what other fields allow."""
     numbers = {
         "ple_vocab_size": (text.ple_vocab_size, text.vocab_size),
+        "text_vocab_size": (text.text_ids, text.vocab_size),
         "bos_token_id": (text.bos_token_id, text.vocab_size - 1),
         "pad_token_id": (text.pad_token_id, text.vocab_size - 1),
     }

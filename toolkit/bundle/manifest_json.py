@@ -12,6 +12,8 @@ from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import FORMAT, MANIFEST_NAME, Manifest
 from toolkit.bundle.manifest_faults import contradictions
 
+_OPTIONAL = ("text_vocab_size", "sampling")
+"""Keys of the group `text` that are left out where they say nothing."""
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 
@@ -55,6 +57,10 @@ def parse_manifest(data: bytes, faults: list[Fault]) -> Manifest | None:
 def dump_manifest(manifest: Manifest) -> bytes:
     """Encode a manifest as canonical JSON; BundleError for one that `parse_manifest` would reject."""
     value = {"format": FORMAT, **dataclasses.asdict(manifest)}
+    for group in value["groups"].values():
+        for key in _OPTIONAL:
+            if group["runtime"] is not None and group["runtime"].get(key, "") is None:
+                del group["runtime"][key]
     data = (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
     faults: list[Fault] = []
     parse_manifest(data, faults)

@@ -52,6 +52,19 @@ def token_spelling(data: bytes, token_id: int | None) -> str | None:
     )
 
 
+def token_texts(data: bytes) -> dict[int, str]:
+    """The text of every token by its id; empty for a file that is no tokenizer."""
+    tokens = _tokens("tokenizer.json", data)
+    return {} if isinstance(tokens, Fault) else {token: text for text, token in tokens}
+
+
+def control_token_at(data: bytes, text: str) -> int | None:
+    """The added token that a text begins with, the longest where there are several; None where it begins otherwise."""
+    added = json.loads(data.decode("utf-8")).get("added_tokens") or []
+    found = [(item["content"], item["id"]) for item in added if item["content"] and text.startswith(item["content"])]
+    return max(found, key=lambda item: len(item[0]))[1] if found else None
+
+
 def plain_tokenizer(data: bytes) -> bytes:
     """A tokenizer with no truncation and no padding saved in it; the same bytes where it has none, or is none.
 

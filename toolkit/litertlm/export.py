@@ -23,7 +23,9 @@ from toolkit.bundle.manifest import (
     VISION_ENCODER,
     AudioRecord,
     Manifest,
+    SamplingRecord,
     SizeRecord,
+    TextRecord,
 )
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, check_sequence, is_shard_name, read_header, shard_name
@@ -164,8 +166,16 @@ def _metadata_section(parts: _Parts, groups: Sequence[str], model_type: ModelTyp
         model_type=model_type,
         image=image,
         sound=sound,
+        sampling=_sampling(text),
     )
     return Section(schema.LLM_METADATA, (schema.pack_llm_metadata(metadata),))
+
+
+def _sampling(text: TextRecord) -> SamplingRecord:
+    """The engine takes no 0 for as many candidates as there are."""
+    if text.sampling is None:
+        return schema.MOST_LIKELY
+    return replace(text.sampling, top_k=text.sampling.top_k or text.text_ids)
 
 
 def _chat_template(parts: _Parts) -> str | None:

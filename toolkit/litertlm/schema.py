@@ -17,6 +17,7 @@ from litert_lm_builder import litertlm_header_schema_py_generated as fb
 from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2  # type: ignore[import-untyped]
 
 from toolkit.base.errors import BundleError
+from toolkit.bundle.manifest import SamplingRecord
 from toolkit.media import mel
 from toolkit.media.mel import SAMPLE_RATE_HZ
 
@@ -133,6 +134,9 @@ class SoundMetadata:
     mel: MelMetadata | None
 
 
+MOST_LIKELY = SamplingRecord(temperature=1.0, top_k=1, top_p=1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class LlmMetadata:
     """What the engine must know about the language model."""
@@ -145,6 +149,8 @@ class LlmMetadata:
     model_type: str = "gemma3n"
     image: ImageMetadata | None = None
     sound: SoundMetadata | None = None
+    sampling: SamplingRecord = MOST_LIKELY
+    """What an app gets that sets no sampler of its own."""
 
 
 def pack_container_metadata(metadata: ContainerMetadata) -> bytes:
@@ -183,9 +189,9 @@ def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
         _set_token(proto.stop_tokens.add(), token)
     # The engine's GREEDY sampler fails at run time; TOP_P with one candidate gives the same tokens.
     proto.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
-    proto.sampler_params.k = 1
-    proto.sampler_params.p = 1.0
-    proto.sampler_params.temperature = 1.0
+    proto.sampler_params.k = metadata.sampling.top_k
+    proto.sampler_params.p = metadata.sampling.top_p
+    proto.sampler_params.temperature = metadata.sampling.temperature
     proto.sampler_params.seed = 0
     proto.max_num_tokens = metadata.max_num_tokens
     model_type = getattr(proto.llm_model_type, metadata.model_type)
@@ -215,8 +221,14 @@ def unpack_llm_metadata(data: bytes, file: Path | str | None = None) -> LlmMetad
         pad_token=_token(proto.pad_token),
         max_num_tokens=proto.max_num_tokens,
         jinja_prompt_template=proto.jinja_prompt_template if proto.HasField("jinja_prompt_template") else None,
+        sampling=_sampling(proto.sampler_params),
         **_model_type(proto.llm_model_type),
     )
+
+
+def _sampling(proto: Any) -> SamplingRecord:
+    """Numbers of 32 bits, as they were written."""
+    return SamplingRecord(round(proto.temperature, 6), proto.k, round(proto.p, 6))
 
 
 def _model_type(union: Any) -> dict[str, Any]:

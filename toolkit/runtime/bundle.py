@@ -107,7 +107,7 @@ class Bundle:
 
     def drawable_ids(self, tokenizer: Tokenizer) -> int:
         """The limit for ids that may be drawn: this and higher ids are for images and sounds, or unused."""
-        return tokenizer.ids_below(self.manifest.text.ple_vocab_size)
+        return tokenizer.ids_below(self.manifest.text.text_ids)
 
 
 def _compare(path: Path, record: FileRecord, chunks: Collection[int]) -> None:

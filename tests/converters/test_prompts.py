@@ -1,0 +1,136 @@
+"""What a fine-tune's tokenizer, template and generation_config.json say of the text it generates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import TINY, random_tensors, write_checkpoint
+from paths import EXAMPLE
+
+from converters.convert import ConvertRequest, convert
+from toolkit.base.errors import CheckpointError, UsageError
+from toolkit.bundle.manifest import Manifest, SamplingRecord
+from toolkit.litertlm import schema
+from toolkit.litertlm.export import export_litertlm
+from toolkit.runtime.bundle import Bundle
+
+CHATML = (
+    "{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] + END }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The trained example."""
+    return Path(shutil.copytree(EXAMPLE, tmp_path / "checkpoint"))
+
+
+def converted(checkpoint: Path) -> Manifest:
+    request = ConvertRequest(
+        checkpoint, checkpoint.parent / "bundle", groups=("text",), context=64, prefill_sizes=(8,)
+    )  # fmt: skip
+    return convert(request, gate=None).manifest
+
+
+@pytest.mark.parametrize("stated", [None, {}, {"eos_token_id": 1}, {"eos_token_id": [1]}])
+def test_the_token_that_ends_a_turn_stops_an_answer(
+    checkpoint: Path, stated: dict[str, object] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    change_json(checkpoint / "config.json", lambda config: config.update(eos_token_id=1))
+    (checkpoint / "generation_config.json").unlink()
+    if stated is not None:
+        (checkpoint / "generation_config.json").write_text(json.dumps(stated))
+    assert converted(checkpoint).text.stop_token_ids == (1, 5)
+    assert "ends a turn with token 5, which is made a stop token too" in caplog.text
+
+
+def test_a_stated_stop_token_needs_no_warning(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert converted(checkpoint).text.stop_token_ids == (1, 5)
+    assert "stop token" not in caplog.text
+
+
+def test_an_end_that_is_no_token_is_a_warning(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (checkpoint / "chat_template.jinja").write_text(CHATML.replace("END", "'<|im_end|>\n'"))
+    assert converted(checkpoint).text.stop_token_ids == (1, 5)
+    assert "ends a turn with <|im_end|>, which is no token: answers may go on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        ({"do_sample": True, "temperature": 0.7, "top_k": 40, "top_p": 0.9}, SamplingRecord(0.7, 40, 0.9)),
+        ({"do_sample": True}, SamplingRecord(1.0, 50, 1.0)),
+        ({"do_sample": True, "top_k": None}, SamplingRecord(1.0, 0, 1.0)),
+        ({"do_sample": False, "temperature": 0.7}, None),
+        ({"temperature": 0.7}, None),
+    ],
+)
+def test_sampling_is_kept_and_exported(
+    checkpoint: Path, stated: dict[str, object], kept: SamplingRecord | None
+) -> None:
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5], **stated}))
+    manifest = converted(checkpoint)
+    assert manifest.text.sampling == kept
+    path = checkpoint.parent / "x.litertlm"
+    export_litertlm(checkpoint.parent / "bundle", path)
+    begin, end = next((s.begin, s.end) for s in sections_of(path) if s.type == schema.LLM_METADATA)
+    metadata = schema.unpack_llm_metadata(path.read_bytes()[begin:end])
+    expected = schema.MOST_LIKELY if kept is None else kept
+    assert metadata.sampling == SamplingRecord(expected.temperature, expected.top_k or 3072, expected.top_p)
+
+
+def sections_of(path: Path) -> Sequence[schema.SectionRecord]:
+    data = path.read_bytes()
+    return schema.unpack_container_metadata(data[32 : int.from_bytes(data[24:32], "little")]).sections
+
+
+def test_impossible_sampling_is_refused(checkpoint: Path) -> None:
+    change_json(checkpoint / "generation_config.json", lambda value: value.update(temperature=0.0))
+    with pytest.raises(CheckpointError, match="temperature"):
+        converted(checkpoint)
+
+
+def add_token(checkpoint: Path, token: int) -> None:
+    def change(tokenizer: dict[str, Any]) -> None:
+        tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": token, "content": "<tool_call>"})
+        tokenizer["model"]["vocab"]["<tool_call>"] = token
+
+    change_json(checkpoint / "tokenizer.json", change)
+
+
+def test_added_tokens_of_a_multimodal_model_are_refused(checkpoint: Path) -> None:
+    add_token(checkpoint, 3327)
+    with pytest.raises(CheckpointError, match=r"<tool_call> \(3327\), ids of images and sounds"):
+        converted(checkpoint)
+
+
+def test_added_tokens_of_a_text_model_are_text(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "checkpoint", TINY, random_tensors(TINY))
+    vocabulary = {f"w{i}": i for i in range(256)}
+    tokens = [{"id": i, "content": text, "special": True} for i, text in ((256, "<think>"), (297, "<tool_call>"))]
+    added = [{"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, **t} for t in tokens]
+    model = {"type": "WordLevel", "vocab": vocabulary | {t["content"]: t["id"] for t in tokens}, "unk_token": "w0"}
+    (path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": added, "model": model}))
+    assert converted(path).text.text_ids == 298
+    bundle = Bundle(path.parent / "bundle")
+    assert bundle.encode(bundle.tokenizer(), "<tool_call>") == [297]
+    assert bundle.drawable_ids(bundle.tokenizer()) == 298
+
+
+def test_a_text_bundle_still_refuses_images_spelled_in_prompts(checkpoint: Path) -> None:
+    assert converted(checkpoint).text.text_vocab_size is None
+    bundle = Bundle(checkpoint.parent / "bundle")
+    with pytest.raises(UsageError, match="image"):
+        bundle.encode(bundle.tokenizer(), "<image_soft_token>")

@@ -51,5 +51,5 @@ def push_program(device: Transport, files: ProgramFiles) -> str:
     folder = remote_path(DEFAULT_FOLDER, "bin", files.key)
     push_source(device, PushSource(None, files.files), target=folder)
     placed = remote_path(folder, files.program.name)
-    device.shell(f"chmod 755 {quote(placed)}", timeout=_ASK_S).require(f"{device.serial} chmod {placed}")
+    device.shell(f"chmod 700 {quote(placed)}", timeout=_ASK_S).require(f"{device.serial} chmod {placed}")
     return folder

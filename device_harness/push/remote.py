@@ -128,7 +128,8 @@ class RemoteFolder:
         return sizes
 
     def _inside(self, script: str) -> str:
-        return f"cd {quote(self.folder)} && {{ {script}; }}"
+        # adbd's own umask is 0; what is to be read by others gets its mode in the end.
+        return f"umask 077; cd {quote(self.folder)} && {{ {script}; }}"
 
     def _run_inside(self, script: str, size: int = 0) -> str:
         return self._run(self._inside(script), size)

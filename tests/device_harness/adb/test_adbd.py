@@ -14,6 +14,7 @@ import toolkit.base.files
 from device_harness.adb.devices import list_devices, signers, tcp_endpoint
 from device_harness.adb.transport import ConnectionLost, DeviceRefusal, Transport, Unauthorized
 from device_harness.emulator.faults import Faults
+from device_harness.push.program import open_program, push_program
 from device_harness.push.push import push_source
 from device_harness.push.source import open_source
 
@@ -118,4 +119,23 @@ def test_what_is_told_as_sent_is_what_the_device_has_stored(aosp: Transport, adb
             patience_s=0,
             progress=lambda step, done, total: told.append(done) if step == "send" else None,
         )
-    assert 0 < told[-1] <= adbd.path(f"{TMP}/told/model.litertlm.part").stat().st_size < 15_000_000
+    part = adbd.path(f"{TMP}/told/model.litertlm.part").stat()
+    assert 0 < told[-1] <= part.st_size < 15_000_000
+
+
+def test_no_other_user_may_write_what_a_push_leaves_though_adbd_has_no_umask(
+    aosp: Transport, adbd: Adbd, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.litertlm"
+    path.write_bytes(random.Random(4).randbytes(9_000_000))
+    adbd.set_faults(Faults(drop_at_byte=5_000_000))
+    with pytest.raises(ConnectionLost):
+        push_source(aosp, open_source(path), target=f"{TMP}/modes", patience_s=0)
+    aosp.reconnect()
+    program = tmp_path / "program"
+    program.write_text("#!/system/bin/sh\necho it runs\n")
+    folder = push_program(aosp, open_program(program))
+    assert adbd.path(f"{TMP}/modes/model.litertlm.part").stat().st_mode & 0o777 == 0o600
+    assert adbd.path(f"{TMP}/modes").stat().st_mode & 0o777 == 0o755
+    assert adbd.path(f"{folder}/program").stat().st_mode & 0o777 == 0o700
+    assert aosp.shell(f"{folder}/program", timeout=10).stdout == "it runs\n"

@@ -1,1 +1,1 @@
-"""Measures models on machines: a process an iteration, waits for a cool device, samples of memory, records."""
+"""Benchmarks models on machines: a process for each iteration, thermal gates, memory samples, records."""

@@ -1,4 +1,4 @@
-"""Measures one job of a runner: a process for each iteration, waits before it, samples beside it; one record."""
+"""Measures one job of a runner: a process for each iteration, after its gates, with memory samples; one record."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from toolkit.results.record import (
 from toolkit.results.statistics import MIN_VALUES, Drift, drift
 
 IterationProgress = Callable[[int, int, Figures | None], None]
-"""Called with the iterations done, those in all, and the figures of the last."""
+"""Called with the iterations done, the total, and the figures of the last."""
 
 _MOST_CUTS = 3
-"""How often in a row one iteration may be cut off before the run ends."""
+"""How many lost connections in a row during one iteration end the run."""
 _PATIENCE_S = 60.0
-"""How long a device that was cut off has to come back: a phone starts in that time."""
+"""How long a device may take to come back after a lost connection: a phone boots in that time."""
 _CLOCKS_S = 5.0
-"""Between a machine's uptime and what it should be by our own clock."""
+"""The tolerance between a machine's uptime and the uptime expected by our own clock."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured, and where."""
+    """The job to measure, and the machine to measure it on."""
 
     machine: Machine
     device: DeviceRecord
@@ -56,21 +56,21 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """How often and with what care a job is measured."""
+    """The settings for measuring a job."""
 
     repetitions: int = 5
     readiness: ReadinessSettings = field(default_factory=ReadinessSettings)
     cool_down_s: float = 0.0
     interval_s: float = DEFAULT_INTERVAL_S
     folder: str = "/data/local/tmp"
-    """A folder on the machine in which a sampler may write."""
+    """A folder on the machine that the sampler may write to."""
     page_cache: PageCache | None = None
-    """To take the model's files out of before each iteration."""
+    """The page cache from which to drop the model's files before each iteration; None to keep them."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """What was measured until the end, or until something ended it: an interrupt, a fault; None if that was nothing."""
+    """The record of all iterations measured, None if there are none; and the interrupt or error that ended the job."""
 
     record: BenchRecord | None
     ended_by: BaseException | None
@@ -84,7 +84,7 @@ def run_job(
     progress: IterationProgress,
     note: Callable[[str], None],
 ) -> JobOutcome:
-    """All iterations of a job. What was measured before an interrupt or a fault is kept and flagged."""
+    """Run all iterations of a job. Iterations before an interrupt or an error are kept and flagged."""
     bench = _Bench(subject, workload, settings, note)
     ended_by: BaseException | None = None
     try:
@@ -145,7 +145,7 @@ class _Bench:
         self._counted = self._processes.count_nodes()
 
     def _note_untold_tests(self) -> None:
-        """A test of which no iteration has the figure is left out of the record, but not in silence."""
+        """Tell the user which tests are left out of the record because no iteration has their figure."""
         told = {name for item in self._iterations for name in item.figures}
         untold = [test for test, figure in self._job.tests.items() if figure not in told]
         if untold:
@@ -158,7 +158,7 @@ class _Bench:
     def _warm_up(self) -> None:
         self._gates.append(self._power_gate.wait())
         if self._was_cut:
-            self._remove_caches()  # of which the run that was cut off may have written a part
+            self._remove_caches()  # the run that was cut off may have left them incomplete
         self._processes.run()
 
     def _iterate(self) -> None:
@@ -173,9 +173,9 @@ class _Bench:
         self._iterations.append(iteration)
 
     def _lasting(self, what: str, step: Callable[[], None]) -> None:
-        """The step, from its beginning again after each cut; ConnectionLost after the last one that it may have.
+        """Run the step, repeating it after a lost connection; ConnectionLost if that happens too often.
 
-        EnvironmentFault if the device does not come back, or not as it was.
+        EnvironmentFault if the device does not come back, or has restarted.
         """
         lost: ConnectionLost | None = None
         for cut in range(1, _MOST_CUTS + 1):
@@ -196,7 +196,7 @@ class _Bench:
         raise ConnectionLost(lost.place, file=lost.file, found=found, remedy=remedy) from lost
 
     def _begin_again(self, what: str, lost: ConnectionLost) -> None:
-        """End what a cut has left running, for it would take part in what is measured next."""
+        """End what still runs after a lost connection, which would disturb the next measurement."""
         expected = self._begin_s + time.monotonic() - self._started
         if self._uptime() < expected - _CLOCKS_S:
             found, wanted = f"a restart during {what}", "no restart between iterations"
@@ -263,7 +263,7 @@ class _Bench:
         try:
             return read_state(self._machine)
         except EnvironmentFault as error:
-            # What was measured counts all the same.
+            # The measurements are still valid.
             _log.warning("the state after the run could not be read: %s", error)
             return None
 
@@ -307,7 +307,7 @@ class _Bench:
             self._machine.shell(command, timeout=ASK_S).require(f"{self._machine.serial} {pattern}")
 
     def _drop_pages(self) -> DroppedFiles | None:
-        """What stayed in memory is recorded with each iteration, and said once."""
+        """Drop the model's files from the page cache; the user is told once if a part stays in memory."""
         if self._settings.page_cache is None:
             return None
         paths = list(dict.fromkeys(part.path for parts in self._job.groups.values() for part in parts))

@@ -1,4 +1,4 @@
-"""Opens the model that is benchmarked, once, and brings it to where it is run: a bundle, or a .litertlm."""
+"""Opens the model to benchmark, a bundle or a .litertlm, and copies it to the machine that runs it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LITERTLM = ".litertlm"
 
 
 def model_kind(path: Path) -> ModelKind:
-    """Which kind of model a path names, by its ending alone."""
+    """The kind of model that a path names, by its extension only."""
     return "litertlm" if path.suffix == LITERTLM else "bundle"
 
 
 def open_model(path: Path, size: str | None = None) -> LocalModel:
-    """A model with its manifest read; `size`: one of the bundle's (None: its default).
+    """Open a model and read its manifest; `size`: one of the bundle's (None: its default).
 
-    UsageError for a size that there is not, BundleError for a bundle whose files are not as its manifest says.
+    UsageError for a size that does not exist, BundleError if the bundle's files differ from its manifest.
     """
     source = open_source(path)
     if source.manifest is not None:
@@ -37,21 +37,21 @@ def open_model(path: Path, size: str | None = None) -> LocalModel:
 
 
 def exported_model(bundle: LocalModel, folder: Path) -> LocalModel:
-    """A bundle's size as the one file that Google's runners take."""
+    """Export one size of a bundle as a .litertlm, for Google's runners."""
     path = folder / f"{bundle.path.resolve().name}-{bundle.size}{LITERTLM}"
     export_litertlm(bundle.path, path, ExportOptions(size=bundle.size))
     return open_model(path)
 
 
 def place_model(machine: Machine, model: LocalModel, *, progress: PushProgress | None = None) -> PlacedModel:
-    """Push what differs; on this computer the model stays where it is."""
+    """Push the files that differ; on this computer, the model stays where it is."""
     record = _model_record(model)
     folder = machine.place_files(model.source, progress=progress)
     return PlacedModel(record, folder if model.manifest is not None else f"{folder}/{model.path.name}")
 
 
 def _model_record(model: LocalModel) -> ModelRecord:
-    """`sha256` is the manifest's, which holds the hash of every file, or the one file's."""
+    """The model's record; its `sha256` is the manifest's, which has the hash of each file, or the .litertlm file's."""
     path, manifest = model.path, model.manifest
     total = sum(file.size for file in model.source.files)
     if manifest is None:

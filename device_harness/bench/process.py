@@ -1,4 +1,4 @@
-"""The processes of one job: started, sampled, read, and ended on the machine whatever happens here."""
+"""Runs the processes of one job: starts and samples them, reads their output, and makes sure that they end."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ASK_S = 30.0
 """The time limit in seconds for a command that the machine answers at once."""
 
 _TOKEN = "GEMMA_EDGE_BENCH"
-"""The environment variable that marks everything that a run starts, so that all of it can be ended."""
+"""The environment variable that marks all processes of a run, so that they can be ended."""
 _BEGIN = re.compile(rb"^@@begin (\d+) (\d+\.\d+) ", re.MULTILINE)
 _END = re.compile(r"^@@end (\d+) (\d+\.\d+) .*\n?", re.MULTILINE)
 _SAMPLES_WANTED = 3
-"""A process that ended within so many intervals may well have none."""
+"""A process that ends within this many intervals may have no sample."""
 _RECOVER_S = 20.0
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimits:
-    """How a process is run: its time limit, how often it is sampled, and where a sampler may write on the machine."""
+    """A process's time limit, its sampling interval, and the folder on the machine that the sampler may write to."""
 
     timeout_s: float
     interval_s: float
@@ -43,7 +43,7 @@ class ProcessLimits:
 
 @dataclass(frozen=True, slots=True)
 class ProcessRun:
-    """One process; times are the machine's uptime."""
+    """The result of one process; times are the machine's uptime."""
 
     reading: Reading
     begin_s: float
@@ -53,7 +53,7 @@ class ProcessRun:
 
 
 class JobProcesses:
-    """Runs a job's process as often as it is asked to."""
+    """Runs a job's process, once for each call of `run`."""
 
     def __init__(self, machine: Machine, runner: str, job: Job, limits: ProcessLimits) -> None:
         self._machine = machine
@@ -65,9 +65,9 @@ class JobProcesses:
         self._samples = f"{limits.folder}/samples-{token}.txt"
 
     def run(self) -> ProcessRun:
-        """Start it, sample it, read what it printed; EnvironmentFault if it failed.
+        """Run the process, sample it and parse its output; EnvironmentFault if it fails.
 
-        After ConnectionLost it may go on there until `end` is called.
+        After ConnectionLost it may continue on the machine until `end` is called.
         """
         output = bytearray()
         sampler: Sampler | None = None
@@ -101,7 +101,10 @@ class JobProcesses:
         return ProcessRun(reading, begin_s, end_s, samples, sampler is None or (sampler.has_failed and is_long))
 
     def count_nodes(self) -> Delegation | None:
-        """In a process of its own: what fails there is a reason, and no fault of the run; None if there is none."""
+        """Count delegated nodes in a separate process; None if the job has none.
+
+        A failure there is not an error of the run, but recorded as the reason for missing counts.
+        """
         read = self._job.read_nodes
         if read is None:
             return None
@@ -122,8 +125,8 @@ class JobProcesses:
             return Delegation(None, None, f"counting failed: {error}"[:1000])
 
     def end(self) -> None:
-        """End and remove everything that this job left on the machine; EnvironmentFault if that is unreachable."""
-        # Once more where something was found: what is killed takes a moment to end, and may have started another.
+        """End this job's processes on the machine and remove its files; EnvironmentFault if it is unreachable."""
+        # Repeated while processes are found: a killed one takes a moment to end, and may have started another.
         script = (
             f"for i in 1 2 3 4 5; do found=; for f in $(grep -l {self._token} /proc/[0-9]*/environ); do "
             "found=1; p=${f%/environ}; kill -KILL ${p#/proc/}; done; [ $found ] || break; sleep 0.2; done 2>/dev/null; "
@@ -134,7 +137,7 @@ class JobProcesses:
         self._machine.shell(script, timeout=ASK_S)
 
     def try_to_end(self) -> None:
-        """`end`, with a warning where that cannot be."""
+        """Call `end`, and log a warning if it fails."""
         try:
             self.end()
         except EnvironmentFault as error:
@@ -142,7 +145,7 @@ class JobProcesses:
             _log.warning("%s may go on for %s at most on %s: %s", self._runner, limit, self._machine.serial, error)
 
     def _recover(self) -> None:
-        """After an interrupt the connection may be in the midst of a message; what runs there has to end."""
+        """Reconnect and end the processes: after an interrupt, the connection may be in the middle of a message."""
         try:
             self._machine.recover(timeout=_RECOVER_S)
         except EnvironmentFault as error:
@@ -154,7 +157,7 @@ class JobProcesses:
         return Sampler(self._machine, pid, limit_s=limits.timeout_s, interval_s=limits.interval_s, file=self._samples)
 
     def _command(self) -> str:
-        """The process tells its id before it becomes the runner."""
+        """The shell command; the process prints its id before it becomes the runner."""
         environment = [self._token, *(f"{name}={value}" for name, value in self._job.environment.items())]
         words = " ".join(map(shlex.quote, ["env", *environment, *self._job.argv]))
         inner = 'echo "@@begin $$ $(cat /proc/uptime)"; exec "$@"'

@@ -1,4 +1,4 @@
-"""Waits until a device is cool and has the power it needs, and puts back what was changed on it."""
+"""Waits until a device is cool and has enough power; changes its settings for a run and restores them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from toolkit.base.errors import EnvironmentFault, UsageError
 from toolkit.results.record import Flag, ThermalRecord
 
 Note = Callable[[str], None]
-"""Called with what is being waited for, in words."""
+"""Called with a message for the user, such as what is being waited for."""
 
 _STAY_ON = ("stay_on_while_plugged_in", "7")
 """android.os.BatteryManager: on AC, USB and wireless power."""
 
 _MARGIN_CELSIUS = 2.0
-"""Above rest: less is not worth the wait, and a phone does not come back to rest between two runs."""
+"""The limit above the temperature at rest: less takes too long, and a phone does not return to rest between runs."""
 _HEADROOM_CELSIUS = 5.0
-"""So far below its first throttling a device counts as at rest; a choice: the margin, and what one run adds."""
+"""How far below its first throttling a device counts as at rest; chosen as the margin plus what one run adds."""
 _SETTLE_S = 30.0
 _RECOVER_S = 10.0
 _SETTLED_CELSIUS = 0.5
-"""Who cools by less in that time has come to rest."""
+"""A device that cools by less than this in `_SETTLE_S` is at rest."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,35 +48,35 @@ ON_LOW_POWER: tuple[OnLowPower, ...] = get_args(OnLowPower)
 
 @dataclass(frozen=True, slots=True)
 class ReadinessSettings:
-    """When a device counts as cool, not throttling and within bounds; and as having the power to run as it can."""
+    """The settings of the gates: when a device is cool enough, and when it has enough power for full speed."""
 
     limit_celsius: float | None = None
-    """What skin (else battery, else CPU) may have, as `resting_limit` says; None: only throttling is waited for."""
+    """The highest temperature of skin (else battery, else CPU), see `resting_limit`; None: wait for throttling only."""
     timeout_s: float = 300.0
     refuses: bool = False
-    """A device that stays hot is an error; else its results are flagged."""
+    """Whether a device that stays hot is an error; otherwise its results are flagged."""
     low_battery_percent: float = LOW_BATTERY_PERCENT
     on_low_power: OnLowPower = "flag"
-    """What a battery below that, or a device that saves power, leads to."""
+    """What to do if the battery is below that level, or the device saves power."""
     poll_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class GateWait:
-    """How long a gate was waited for, and how that ended."""
+    """How long a gate waited, and how that ended."""
 
     waited_s: float
     timed_out: bool
     flags: frozenset[Flag] = frozenset()
-    """What was not as it should be when the run began."""
+    """The flags for a run that begins in this state."""
 
 
 def resting_limit(machine: Machine, note: Note, *, timeout_s: float, interval_s: float = _SETTLE_S) -> float | None:
-    """A limit in degrees Celsius for this device in this room: a little above what it has at rest.
+    """Find a temperature limit in degrees Celsius for this device in this room: a little above its value at rest.
 
-    A device may be hot when it is first looked at. It is at rest if it is well below the temperature from which it
-    says that it throttles, or if it cools no more, which takes `interval_s` to see; `timeout_s` bounds the wait.
-    None for a machine that tells no temperature.
+    The device may still be hot at first. It is at rest if it is well below the temperature at which it reports
+    throttling, or if it has stopped cooling, which takes `interval_s` to see; the wait is at most `timeout_s`. None
+    for a machine that reports no temperature.
     """
     started = time.monotonic()
     thermal = read_thermal(machine)
@@ -109,7 +109,7 @@ def is_throttling(thermal: ThermalRecord | None) -> bool:
 
 
 class PowerGate:
-    """Asked before each iteration; a machine that tells neither battery nor power saving is always let through."""
+    """Checks the power before each iteration; a machine that reports neither battery nor power saving passes."""
 
     def __init__(self, machine: Machine, settings: ReadinessSettings, note: Note) -> None:
         self._machine = machine
@@ -118,7 +118,10 @@ class PowerGate:
         self._told: frozenset[Flag] = frozenset()
 
     def wait(self) -> GateWait:
-        """DeviceRefusal if that is wanted and power is low; flags if it is, or is still after `timeout_s`."""
+        """Check the power, and wait up to `timeout_s` if the settings say so; the flags tell if it is still low.
+
+        DeviceRefusal if the power is low and the settings say `refuse`.
+        """
         found = self._look()
         if not found or self._settings.on_low_power == "flag":
             self._tell(found, "the results are flagged")
@@ -137,7 +140,7 @@ class PowerGate:
         return GateWait(time.monotonic() - started, timed_out=bool(found), flags=frozenset(found))
 
     def _look(self) -> dict[Flag, str]:
-        """What of the device's power is low, in words, by the flag that it leads to."""
+        """Descriptions of what is low in the device's power, by the flag for it."""
         battery, power_save = read_power(self._machine)
         level = (battery.level_percent if battery is not None else None) or 0
         words: dict[Flag, str] = {"low_battery": f"battery {level:g} %", "power_save": "power saving on"}
@@ -145,14 +148,14 @@ class PowerGate:
         return {flag: text for flag, text in words.items() if flag in low}
 
     def _tell(self, found: Mapping[Flag, str], what: str) -> None:
-        """Say it, once for each state that is found."""
+        """Tell the user about a state, once until it changes."""
         if found and frozenset(found) != self._told:
             self._note(f"{self._machine.serial}: {', '.join(found.values())}; {what}")
         self._told = frozenset(found)
 
 
 class ThermalGate:
-    """Asked before each iteration; a machine without a thermal service is always let through."""
+    """Checks the temperature before each iteration; a machine without a thermal service passes."""
 
     def __init__(self, machine: Machine, settings: ReadinessSettings, note: Note) -> None:
         self._machine = machine
@@ -160,7 +163,7 @@ class ThermalGate:
         self._note = note
 
     def wait(self) -> GateWait:
-        """DeviceRefusal if it `refuses` and the device is still hot after `timeout_s`."""
+        """Wait until the device is cool, up to `timeout_s`; if it is still hot, DeviceRefusal if set to refuse."""
         started = time.monotonic()
         told = False
         while True:
@@ -200,7 +203,7 @@ def _describe(thermal: ThermalRecord | None) -> str:
 
 @contextmanager
 def prepared_device(machine: Machine, *, stay_awake: bool = False, airplane_mode: bool = False) -> Iterator[None]:
-    """Change what was asked for, and put it back however the work ends; a warning says what could not be put back."""
+    """Change device settings, and restore them however the work ends; logs a warning for one that it cannot restore."""
     if machine.kind == "host" and (stay_awake or airplane_mode):
         option = "--stay-awake" if stay_awake else "--airplane-mode"
         raise UsageError(option, found="this computer", wanted="an Android device")
@@ -226,7 +229,7 @@ def prepared_device(machine: Machine, *, stay_awake: bool = False, airplane_mode
 
 def _put_back(machine: Machine, command: str) -> None:
     try:
-        # After an interrupt the connection may be in the midst of a message.
+        # After an interrupt the connection may be in the middle of a message.
         machine.recover(timeout=_RECOVER_S)
         _run(machine, command)
     except EnvironmentFault as error:

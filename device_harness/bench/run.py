@@ -1,4 +1,4 @@
-"""Benchmarks a model on a machine with a runner: the way from a request to records, without a terminal.
+"""Benchmarks a model on a machine with a runner: turns a request into records, without terminal output.
 
 `gemma-edge bench`, `gemma-edge demo` and `gemma_edge.bench` all go through `bench`.
 """
@@ -30,14 +30,14 @@ _PHONE_COOL_DOWN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class BenchRequest:
-    """What is measured."""
+    """The model, runner and workload to benchmark."""
 
     model: Path
     """A bundle's directory, or a .litertlm file."""
     runner: str | None = None
-    """The name of a runner's spec; None: the one that is the default for such a model."""
+    """The name in the runner's spec; None: the default runner for this kind of model."""
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The runner's own, by the names in its spec."""
+    """The runner's own options, by the names in its spec."""
     size: str | None = None
     """One of a bundle's sizes; None: its default."""
     workload: Workload = field(default_factory=Workload)
@@ -45,26 +45,26 @@ class BenchRequest:
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """How it is measured, and with what care for the machine."""
+    """How to measure, and how to treat the machine."""
 
     repetitions: int = 5
-    """Processes that are measured, one an iteration."""
+    """The number of iterations, each of them one process."""
     readiness: ReadinessSettings = field(default_factory=ReadinessSettings)
-    """Without a limit in degrees, it is found first: a little above what the machine has at rest."""
+    """The settings of the gates; a missing temperature limit is found first, a little above the value at rest."""
     cool_down_s: float | None = None
-    """Between iterations; None: 5 on a phone, else 0."""
+    """The pause between iterations; None: 5 s on a phone, else 0."""
     interval_s: float = DEFAULT_INTERVAL_S
-    """Between samples of memory."""
+    """The time between memory samples."""
     drop_page_cache: bool = False
-    """Take the model's files out of memory before each iteration; only with a cold start."""
+    """Drop the model's files from the page cache before each iteration; only with a cold start."""
     stay_awake: bool = False
     airplane_mode: bool = False
 
 
 def choose_runner(request: BenchRequest, runners: Sequence[RunnerSpec] = ALL) -> RunnerSpec:
-    """The runner that is meant; UsageError for one that is not known, does not fit, or lacks an option that was given.
+    """Choose the requested runner; UsageError if it is unknown, does not take the model, or lacks a given option.
 
-    No machine is asked, so that a mistake shows at once.
+    Needs no machine, so that mistakes show at once.
     """
     spec = _named(request, runners)
     if model_kind(request.model) == "litertlm" and "litertlm" not in spec.takes:  # the other way, it is exported
@@ -98,11 +98,11 @@ def bench(
     runners: Sequence[RunnerSpec] = ALL,
     listener: BenchListener | None = None,
 ) -> Iterator[BenchRecord]:
-    """Measure a model on a machine: a record for each job of the runner, as soon as it is whole.
+    """Benchmark a model on a machine; yields a record for each job of the runner when it is complete.
 
-    What ends a job early, an interrupt or a fault, is raised after the record of what was measured until then.
-    UsageError for what cannot be measured so, BundleError for a model that is not sound, EnvironmentFault for
-    everything about the machine. `runners`: those to choose from.
+    An interrupt or error that ends a job early is raised after the record of its iterations so far. UsageError for a
+    request that does not fit the model or runner, BundleError for an invalid model, EnvironmentFault for all problems
+    with the machine. `runners`: the runners to choose from.
     """
     settings, listener = settings or BenchSettings(), listener or BenchListener()
     spec = choose_runner(request, runners)
@@ -130,7 +130,7 @@ def bench(
 
 @contextmanager
 def _opened(request: BenchRequest, spec: RunnerSpec, listener: BenchListener) -> Iterator[LocalModel]:
-    """The model; a bundle for a runner that takes none is exported."""
+    """Open the model; a bundle is exported for a runner that does not take bundles."""
     model = open_model(request.model, request.size)
     if model.manifest is None or "bundle" in spec.takes:
         yield model

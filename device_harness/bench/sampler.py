@@ -1,4 +1,4 @@
-"""Memory, faults and temperature of a process while it runs: a loop on its machine, read beside the run or after it."""
+"""Samples memory, page faults and temperature while a process runs, by a shell loop on its machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from toolkit.results.record import Figures, MappedMemory, MemoryRecord, Samples
 
 DEFAULT_INTERVAL_S = 0.2
 _MAPPINGS_EVERY, _THERMAL_EVERY = 2, 10
-"""One in this many samples also reads each mapping, or the temperature, which takes longer."""
+"""One in this many samples also reads all mappings, or the temperature, which takes longer."""
 _MARK = "@@ "
 _STARTS = {
     "uptime": re.compile(r"\d+\.\d+ \d+\.\d+$", re.ASCII),
@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProcessSample:
-    """One moment; `uptime_s` is the machine's /proc/uptime."""
+    """One sample; `uptime_s` is the machine's /proc/uptime."""
 
     uptime_s: float
     stat: ProcessStat
@@ -66,7 +66,7 @@ class ProcessSample:
 
 
 def sampling_script(pid: int, interval_s: float) -> str:
-    """A loop that ends with the process; each sample is one program's start, so as to take little from the run."""
+    """A shell loop that ends with the process; most samples start a single program, to disturb the run little."""
     process = " ".join(f"/proc/{pid}/{name}" for name in ("stat", "status", "smaps_rollup", "io"))
     clocks = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"
     return (
@@ -78,16 +78,16 @@ def sampling_script(pid: int, interval_s: float) -> str:
 
 
 class Sampler:
-    """Samples from `__enter__` to `__exit__`; then read `samples`.
+    """Collects samples from `__enter__` to `__exit__`; they are then in `samples`.
 
-    Over a network, and on this computer, a second connection carries them. USB has one connection only, on which a
-    sample would wait for the run's own output: there the loop writes a file, which is fetched in the end.
+    Over a network, and on this computer, they arrive on a second connection. USB has only one connection, on which
+    samples would wait for the run's own output: there the loop writes a file, which is fetched at the end.
     """
 
     def __init__(
         self, machine: Machine, pid: int, *, limit_s: float, interval_s: float = DEFAULT_INTERVAL_S, file: str
     ) -> None:
-        """`limit_s`: when the loop ends whatever happens; `file`: on the machine, to be removed after a cut."""
+        """`limit_s`: the loop's time limit; `file`: a path on the machine, to be removed if the connection is lost."""
         self._machine = machine
         self._pid = pid
         self._limit_s = limit_s
@@ -104,7 +104,7 @@ class Sampler:
             self._thread.start()
         else:
             loop = f"exec timeout -s KILL {self._limit_s:.0f} sh -c {shlex.quote(self._script)}"
-            # Without exec the shell itself would go on, with our connection open in a file number of its own.
+            # Without exec the shell would keep running, with our connection open in one of its file descriptors.
             command = f"(trap '' HUP; {loop} </dev/null >{quote(self._file)} 2>/dev/null) &"
             self._machine.shell(command, timeout=_STOP_S)
         return self
@@ -112,7 +112,7 @@ class Sampler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The process has ended, and so does the loop."""
+        """Collect the samples; the loop ends because the process has ended."""
         try:
             if self._thread is not None:
                 self._thread.join(_STOP_S)
@@ -126,11 +126,11 @@ class Sampler:
 
     @property
     def has_failed(self) -> bool:
-        """Whether samples are missing that could have been had."""
+        """Whether sampling failed, or there is no sample."""
         return self._fault is not None or not self.samples
 
     def _stream(self) -> None:
-        """Collect the samples over a second connection, in a thread of its own."""
+        """Collect the samples over a second connection, in a separate thread."""
         try:
             with (
                 self._machine.second_connection() as machine,
@@ -147,9 +147,9 @@ class Sampler:
 
 
 def parse_samples(text: str) -> tuple[ProcessSample, ...]:
-    """Whole samples of one process: another one that got its id after its end is left out.
+    """Parse the complete samples of one process, without those of a later process with the same id.
 
-    Of a sample in whose midst the process ended, nothing is kept.
+    A sample during which the process ended is dropped.
     """
     found: list[ProcessSample] = []
     for block in text.replace("\r\n", "\n").split(f"{_MARK}sample\n")[1:]:
@@ -161,7 +161,7 @@ def parse_samples(text: str) -> tuple[ProcessSample, ...]:
 
 
 def _parts(block: str) -> dict[str, str]:
-    """The files that a sample's one cat has put one after the other, each known by its first line, and what follows."""
+    """Split a sample into its parts: the files from one `cat`, recognised by their first lines, and the rest."""
     parts: dict[str, str] = {}
     name = ""
     for line in block.split("\n"):
@@ -196,11 +196,11 @@ def _sample(parts: Mapping[str, str]) -> ProcessSample | None:
         return None
 
 
-# --- what samples say -------------------------------------------------------------------------------------------------
+# --- figures from samples ---------------------------------------------------------------------------------------------
 
 
 def kinds(sample: ProcessSample) -> Figures:
-    """Memory of one moment by kind; what the kernel leaves out is left out."""
+    """The memory figures of one sample by kind, without those that the kernel does not report."""
     status, rollup = sample.status, sample.rollup
     rss, swap = status.rss_bytes, status.swap_bytes
     values: dict[FigureName, int | None] = {
@@ -226,7 +226,7 @@ def kinds(sample: ProcessSample) -> Figures:
 def memory_record(
     runs: Sequence[Sequence[ProcessSample]], groups: Mapping[str, Sequence[FileRange]], caches: Sequence[str]
 ) -> MemoryRecord:
-    """The memory of several processes of one configuration, by their samples; counts are the last process's."""
+    """The memory of several processes of one configuration, from their samples; counts are the last process's."""
     looks = [(sample, kinds(sample)) for run in runs for sample in run]
     steady = [figures for run in runs for figures in map(kinds, run[len(run) // 2 :])]
     last = next((run[-1] for run in reversed(runs) if run), None)
@@ -245,7 +245,7 @@ def memory_record(
 def group_memory(
     mappings: Sequence[MemoryMapping], groups: Mapping[str, Sequence[FileRange]], caches: Sequence[str]
 ) -> dict[str, MappedMemory]:
-    """Mappings by parameter group, weight caches (`caches`: shell patterns), libraries, other files and rest."""
+    """The memory of mappings by parameter group, weight cache (`caches`: shell patterns), libraries, and the rest."""
     totals: dict[str, list[int]] = {}
     for mapping in mappings:
         name = _group_of(mapping, groups) or _kind_of(mapping.path, caches)
@@ -256,7 +256,7 @@ def group_memory(
 
 
 def _group_of(mapping: MemoryMapping, groups: Mapping[str, Sequence[FileRange]]) -> str | None:
-    """The one group whose part of a file is mapped; of several, or none, the group that has the whole file."""
+    """The group whose part of a file is mapped; for several groups, or none, the group that has the whole file."""
     end = mapping.offset + mapping.size_bytes
     touched: list[str] = []
     whole: str | None = None
@@ -279,7 +279,7 @@ def _kind_of(path: str, caches: Sequence[str]) -> str:
 
 
 def series(runs: Sequence[Sequence[ProcessSample]], begin_s: float) -> Samples:
-    """All samples on one clock, which begins at the machine's uptime `begin_s`."""
+    """All samples as time series; times count from `begin_s`, in the machine's uptime."""
     samples = [sample for run in runs for sample in run]
     columns: dict[FigureName, tuple[float | None, ...]] = {
         "t_s": tuple(round(max(0.0, sample.uptime_s - begin_s), 3) for sample in samples)

@@ -1,4 +1,4 @@
-"""What of a machine's state moves measurements: read in one command, before and after."""
+"""Reads the state of a machine that affects measurements, before and after them, each time in one command."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _DEVICE = {
     "os": "cat /etc/os-release",
 }
 LOW_BATTERY_PERCENT = 20.0
-"""Above the 15 at which AOSP warns (config_lowBatteryWarningLevel): a run drains it."""
+"""Above the 15 at which AOSP warns (config_lowBatteryWarningLevel), because a run drains the battery."""
 _HOTTEST_CELSIUS = 150.0
-"""Beyond, and at 0 or below, a sensor that is not there speaks."""
+"""Values above this, and 0 or below, come from sensors that do not exist."""
 
 
 def read_state(machine: Machine) -> StateRecord:
-    """Now. What the machine has no word for is None: a computer has no dumpsys."""
+    """Read the current state. Parts that the machine does not report are None: a computer has no dumpsys."""
     parts = read_parts(machine, _STATE)
     load = parts["load"].split()
     return StateRecord(
@@ -65,7 +65,7 @@ def read_state(machine: Machine) -> StateRecord:
 
 
 def read_thermal(machine: Machine) -> ThermalRecord | None:
-    """Only the temperatures, for a gate that asks often."""
+    """Read only the temperatures, for a gate that polls them."""
     return parse_thermal(read_parts(machine, {"thermal": _STATE["thermal"]})["thermal"])
 
 
@@ -75,13 +75,13 @@ def read_light_threshold(machine: Machine, sensor: str) -> float | None:
 
 
 def read_power(machine: Machine) -> tuple[BatteryRecord | None, bool | None]:
-    """The battery, and whether power is saved."""
+    """Read the battery, and whether power saving is on."""
     parts = read_parts(machine, {name: _STATE[name] for name in ("battery", "low_power")})
     return parse_battery(parts["battery"]), parse_setting(parts["low_power"])
 
 
 def read_device(machine: Machine) -> DeviceRecord:
-    """Make, model, system, processor and memory of a machine."""
+    """Read the manufacturer, model, system, processor and memory of a machine."""
     parts = read_parts(machine, _DEVICE)
     is_host = machine.kind == "host"
     properties = {} if is_host else parse_properties(parts["properties"])
@@ -108,7 +108,7 @@ def read_device(machine: Machine) -> DeviceRecord:
 
 
 def device_temperature(thermal: ThermalRecord | None) -> tuple[str, float] | None:
-    """The sensor that tells how hot a device is, and what it says: the skin, else the battery, else the hottest CPU."""
+    """The name and value of the sensor for a device's temperature: skin, else battery, else the hottest CPU."""
     found = [item for item in (thermal.temperatures if thermal else ()) if 0 < item.celsius < _HOTTEST_CELSIUS]
     for kind in ("skin", "battery", "cpu"):
         values = [(item.name, item.celsius) for item in found if item.kind == kind]
@@ -120,7 +120,7 @@ def device_temperature(thermal: ThermalRecord | None) -> tuple[str, float] | Non
 def power_flags(
     battery: BatteryRecord | None, power_save: bool | None, low_percent: float = LOW_BATTERY_PERCENT
 ) -> set[Flag]:
-    """Why a device may be slower than it can be; a battery that tells no level is no low one."""
+    """The flags for power that may slow a device down; a battery that reports no level is not low."""
     level = None if battery is None else battery.level_percent
     flags: set[Flag] = {"power_save"} if power_save else set()
     return flags | {"low_battery"} if level is not None and level < low_percent else flags
@@ -129,7 +129,7 @@ def power_flags(
 def state_flags(
     before: StateRecord, after: StateRecord, *, low_battery_percent: float = LOW_BATTERY_PERCENT
 ) -> set[Flag]:
-    """What in two states casts doubt on what was measured between them."""
+    """The flags, from the states before and after, for doubts about what was measured between them."""
     flags: set[Flag] = set()
     limits = {cpu.cpu: cpu.limit_hz for cpu in before.cpus}
     is_slower = any(
@@ -139,7 +139,7 @@ def state_flags(
     if is_slower or is_hot:
         flags.add("throttled")
     batteries = [state.battery for state in (before, after) if state.battery is not None]
-    # A full battery on a cable is not being charged, but a phone that draws from the cable still shows no energy.
+    # A full battery on a cable does not count as charging, although the cable hides the energy that is used.
     if any(battery.status == "charging" for battery in batteries):
         flags.add("charging")
     if before.screen_on or after.screen_on:
@@ -150,7 +150,7 @@ def state_flags(
 
 
 def read_parts(machine: Machine, commands: Mapping[str, str]) -> dict[str, str]:
-    """The output of several commands in one round trip; nothing where one is missing or fails."""
+    """Run several commands in one round trip; the output of one that is missing or fails is empty."""
     script = "\n".join(f"echo; echo '{_MARK}{name}'; {command}" for name, command in commands.items())
     text = machine.shell(f"{{ {script}\n}} 2>/dev/null; true", timeout=READ_S).stdout.replace("\r\n", "\n")
     parts = dict.fromkeys(commands, "")
@@ -162,7 +162,7 @@ def read_parts(machine: Machine, commands: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_emulated(properties: Mapping[str, str]) -> bool:
-    """Android's own emulator says so in one of two properties, by version; ours in both."""
+    """Whether properties are an emulator's: Android's sets one of two, depending on its version, and ours both."""
     return "1" in (properties.get("ro.kernel.qemu"), properties.get("ro.boot.qemu"))
 
 

@@ -1,1 +1,1 @@
-"""How fast a device reads per-layer embedding rows, and what of a file its kernel holds in memory."""
+"""Measures how fast a device reads per-layer embedding rows, and drops files from its page cache."""

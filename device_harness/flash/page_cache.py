@@ -1,4 +1,4 @@
-"""Takes a model's files out of a machine's page cache, and says what stayed: a start may be cold to the kernel too."""
+"""Drops a model's files from a machine's page cache, for a start that is cold to the kernel, and reports what stays."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _DROP_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class DroppedFiles:
-    """What the probe says of its work, by mincore."""
+    """The probe's report on the files that it dropped, by mincore."""
 
     record: Literal["dropped"]
     files: Annotated[int, Range(1, 2**32)]
     bytes: Annotated[int, Range(0, 2**53)]
     resident_bytes: Annotated[int, Range(0, 2**53)]
-    """Whole pages that are in memory all the same: mapped by others, not yet written, or not ours to ask about."""
+    """The size of pages still in memory: mapped by other processes, not yet written, or of files we may not query."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageCache:
-    """`program`: the flash probe on the machine, which needs no root for it."""
+    """A machine's page cache; `program` is the path of the flash probe there, which does not need root."""
 
     program: str
 
     def drop(self, machine: Machine, paths: Sequence[str]) -> DroppedFiles:
-        """EnvironmentFault if the program fails; ResultsError if it does not say what it did."""
+        """Drop files from the page cache; EnvironmentFault if the program fails, ResultsError for an invalid report."""
         what = f"{machine.serial} page cache"
         command = " ".join(map(shlex.quote, [self.program, "--drop", *paths]))
         text = machine.shell(command, timeout=_DROP_S).require(what).strip()
@@ -42,5 +42,5 @@ class PageCache:
 
 
 def place_page_cache(machine: Machine, say: Callable[[str], None]) -> PageCache:
-    """Bring the program there; EnvironmentFault if none can be built."""
+    """Copy the flash probe to the machine; EnvironmentFault if it cannot be built."""
     return PageCache(place_probe(machine, say).program)

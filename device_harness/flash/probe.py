@@ -1,4 +1,4 @@
-"""Times reads of PLE rows from flash, on a device or here, by a small program that runs there; see docs/probe.md."""
+"""Times reads of PLE rows from flash on a device or this computer, with a small native program; see docs/probe.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Count = Annotated[int, Range(0, 2**63)]
 Amount = Annotated[float, Range(0, 1e18)]
 
 MOST_READS = 1 << 20
-"""Reads, rows of a batch, batches: as the program says."""
+"""The program's maximum for each of: reads, rows of a batch, batches."""
 
 _BAD_INPUT = 2
 _QUICK_S = 20.0
@@ -40,7 +40,7 @@ _WAYS = 20
 
 @dataclass(frozen=True, slots=True)
 class ProbeSettings:
-    """What is read: `reads` single rows and `batches` of `batch_rows`, each in every way and state."""
+    """What to read: `reads` single rows and `batches` of `batch_rows`, each with every access method and state."""
 
     reads: int = 512
     batch_rows: int = 256
@@ -48,12 +48,12 @@ class ProbeSettings:
     seed: int = 0
     """The seed of the token ids, which are drawn uniformly from the whole table."""
     tokens: tuple[int, ...] | None = None
-    """Token ids in place of those: of a text, which meets some rows often."""
+    """Token ids to use instead, such as those of a text, which uses some rows often."""
     state: Literal["cold", "warm"] | None = None
-    """Which state of the page cache; None: cold, then warm."""
+    """The state of the page cache; None: cold, then warm."""
 
     def arguments(self) -> list[str]:
-        """Options of the program, without the tokens, for they go in a file."""
+        """The program's options, without the tokens, which are passed in a file."""
         numbers = {"--seed": self.seed, "--reads": self.reads, "--batch": self.batch_rows, "--batches": self.batches}
         words = [word for name, value in numbers.items() for word in (name, str(value))]
         return [*words, *(["--state", self.state] if self.state is not None else [])]
@@ -66,7 +66,7 @@ class ProbeSettings:
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
-    """The shards as the program found them."""
+    """The program's description of the shards."""
 
     pid: Count
     shards: Count
@@ -83,16 +83,16 @@ class TableFacts:
 
 @dataclass(frozen=True, slots=True)
 class ReadMeasure:
-    """Reads of one kind. A read is one row, or a batch; a latency runs from token ids to rows in memory.
+    """Measurements of reads of one kind. A read is one row or a batch; its latency is from token ids to rows in memory.
 
-    Percentiles are latencies that really occurred (nearest rank). Faults are those within reads, pages those of all
-    shards together, `storage_read_bytes` what the kernel fetched for the process: None where it does not say.
+    Percentiles are latencies that occurred (nearest rank). Faults are counted within reads, pages over all shards.
+    `storage_read_bytes` is what the kernel read from storage for the process; None if it does not report that.
     """
 
     access: Access
     pattern: Pattern
     state: State
-    """`not_cold`: it was to be cold, and `resident_pages_before` pages could not be dropped."""
+    """`not_cold`: a cold state was requested, but `resident_pages_before` pages could not be dropped."""
     reads: Count
     rows: Count
     latency_mean_us: Amount
@@ -112,7 +112,7 @@ class ReadMeasure:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One run of the program on one machine."""
+    """The result of one run of the program on one machine."""
 
     device: str
     emulated: bool
@@ -122,11 +122,11 @@ class ProbeResult:
 
 
 ProbeProgress = Callable[[int, int], None]
-"""Called with the kinds of read done, and those in all."""
+"""Called with the number of kinds of read done, and the total."""
 
 
 def shard_names(manifest: Manifest) -> tuple[str, ...]:
-    """A bundle's shards in order; BundleError if it has none."""
+    """The names of a bundle's shards in order; BundleError if it has none."""
     names = tuple(sorted(name for name in manifest.files if is_shard_name(name)))
     if not names:
         raise BundleError("bundle", found="no PLE shards")
@@ -134,12 +134,12 @@ def shard_names(manifest: Manifest) -> tuple[str, ...]:
 
 
 def shard_groups(manifest: Manifest) -> tuple[str, ...]:
-    """The groups to push for a probe."""
+    """The groups to push for a probe: those with shards."""
     return tuple(group for group, record in manifest.groups.items() if any(map(is_shard_name, record.files)))
 
 
 def read_token_file(path: Path) -> tuple[int, ...]:
-    """Token ids with white space between them."""
+    """Read token ids separated by white space; UsageError for anything else."""
     try:
         words = path.read_text(encoding="ascii").split()
         if not words:
@@ -157,7 +157,7 @@ def probe_host(
     progress: ProbeProgress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ProbeResult:
-    """Probe files of this computer. `scratch`: a folder of the caller's."""
+    """Probe files on this computer. `scratch`: a folder for temporary files."""
     host = Host()
     program = native_program(FLASH_PROBE, parse_architecture(os.uname().machine, "host"), say=say)
     tokens = scratch / "tokens"
@@ -177,12 +177,12 @@ def probe_device(
     progress: ProbeProgress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ProbeResult:
-    """Probe shards that lie in `folder` of a device. The program is put beside it and removed again."""
+    """Probe the shards in `folder` on a device. The program is copied next to it, and removed afterwards."""
     machine = device.shell("uname -m", timeout=_QUICK_S).require(f"{device.serial} uname -m")
     program = native_program(FLASH_PROBE, parse_architecture(machine, device.serial), say=say)
     # A Linux board with adbd has no getprop.
     emulated = device.shell("getprop ro.kernel.qemu 2>/dev/null", timeout=_QUICK_S).stdout.strip() == "1"
-    # Two probes of one device must not take each other's program away.
+    # Each process has its own copy, so that two probes of one device do not remove each other's program.
     remote = remote_path(DEFAULT_FOLDER, f"{FLASH_PROBE}-{os.getpid()}")
     tokens = f"{remote}.tokens"
     try:
@@ -197,14 +197,14 @@ def probe_device(
 
 
 def place_probe(machine: Machine, say: Callable[[str], None] | None = None) -> PlacedProgram:
-    """Build it, if that was never done for such a machine, and bring it there."""
+    """Build the probe, unless there is one for this architecture, and copy it to the machine."""
     answer = machine.shell("uname -m", timeout=_QUICK_S).require(f"{machine.serial} uname -m")
     architecture = parse_architecture(answer, machine.serial)
     return place_program(machine, native_program(FLASH_PROBE, architecture, say=say).path)
 
 
 def probe_command(program: str, shards: Sequence[str], settings: ProbeSettings, tokens: str) -> str:
-    """A line for the shell of the machine."""
+    """The command line of the probe for the machine's shell."""
     listed = ["--tokens", tokens] if settings.tokens is not None else []
     return " ".join(map(shlex.quote, [program, *settings.arguments(), *listed, *shards]))
 
@@ -259,7 +259,7 @@ def _run(
 
 
 def _lines(running: RunningCommand) -> Iterator[str]:
-    """Whole lines of both streams, without blanks around them."""
+    """Yield the complete lines of both streams, stripped."""
     rest: dict[str, str] = {}
     for name, data in running:
         *lines, rest[name] = (rest.get(name, "") + data.decode("utf-8", "replace")).split("\n")
@@ -272,7 +272,7 @@ def _token_text(tokens: Sequence[int]) -> str:
 
 
 def _remove(device: Transport, paths: Sequence[str]) -> None:
-    """Also after a cut or an interrupt, as far as the device can be reached."""
+    """Remove the files even after a lost connection or an interrupt, if the device can be reached."""
     command = f"rm -f {' '.join(map(quote, paths))}"
     try:
         if not device.available:

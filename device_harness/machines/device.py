@@ -1,4 +1,4 @@
-"""A device over adb as a machine to measure on."""
+"""A device over adb as a `Machine` to measure on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from device_harness.push.source import PushProgress, PushSource
 
 
 class AdbDevice:
-    """A connected device: files are pushed to it, and its connection may be lost."""
+    """A connected device; files are pushed to it, and its connection may be lost."""
 
     python = "python3"
     cache_folder = DEFAULT_FOLDER
@@ -38,7 +38,7 @@ class AdbDevice:
 
     @property
     def has_second_connection(self) -> bool:
-        """Not over USB, where everything goes through one connection."""
+        """False over USB, which has only one connection."""
         return self.kind != "usb"
 
     def shell(self, command: str, *, timeout: float) -> ShellResult:
@@ -53,23 +53,23 @@ class AdbDevice:
             yield AdbDevice(other)
 
     def recover(self, *, timeout: float) -> None:
-        """Connect again, for the old connection may be in the midst of a message."""
+        """Connect again, because the old connection may be in the middle of a message."""
         self._transport.reconnect(timeout=timeout)
 
     def place_files(self, source: PushSource, *, progress: PushProgress | None = None) -> str:
-        """Push what differs from what the device has; the folder there."""
+        """Push the files that differ from those on the device; return their folder there."""
         target = default_target(source)
         receiver = place_receiver(self._transport, "auto")
         push_source(self._transport, source, target=target, receiver=receiver, progress=progress)
         return target
 
     def place_program(self, files: ProgramFiles) -> str:
-        """Push what is not there yet, to a folder with the hashes in its name."""
+        """Push the files that are missing, to a folder named after their hashes; return that folder."""
         return push_program(self._transport, files)
 
 
 @contextmanager
 def connected_device(name: str | None = None) -> Iterator[AdbDevice]:
-    """The device `name` (None: ANDROID_SERIAL, else the only one) until the end of the context."""
+    """Connect to the device `name` (None: ANDROID_SERIAL, else the only one) for the duration of the context."""
     with connect(name) as transport:
         yield AdbDevice(transport)

@@ -1,4 +1,4 @@
-"""This computer as a machine to measure on, by the same commands that a device gets."""
+"""This computer as a `Machine` to measure on, with the same commands as a device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BLOCK_BYTES = 65536
 
 
 class Host:
-    """Files stay where they are, nothing can be cut off, and there are as many connections as processes."""
+    """This computer; files stay where they are, and there is no connection that could be lost or be busy."""
 
     serial = "host"
     kind: MachineKind = "host"
@@ -36,7 +36,7 @@ class Host:
         return str(default_directory())
 
     def shell(self, command: str, *, timeout: float) -> ShellResult:
-        """DeviceTimeout after `timeout` seconds; the command is killed then, as on a device."""
+        """Run a command to its end; after `timeout` seconds it is killed, and DeviceTimeout raised, as on a device."""
         with self.stream_shell(command, timeout=timeout) as running:
             parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
             for name, data in running:
@@ -48,21 +48,21 @@ class Host:
             return ShellResult(stdout, stderr, running.exit_code)
 
     def stream_shell(self, command: str, *, timeout: float) -> HostCommand:
-        """Standard error is part of standard output, so that lines stay in order."""
+        """Start a command; its standard error is part of standard output, so that lines stay in order."""
         return HostCommand(command, timeout)
 
     def second_connection(self) -> AbstractContextManager[Machine]:
         return nullcontext(self)
 
     def recover(self, *, timeout: float) -> None:
-        """Nothing: there is no connection that could be lost."""
+        """Does nothing, because there is no connection."""
 
     def place_files(self, source: PushSource, *, progress: PushProgress | None = None) -> str:
-        """The folder in which the files lie already."""
+        """Return the folder of the files, which stay where they are."""
         return str(source.files[0].path.parent.resolve())
 
     def place_program(self, files: ProgramFiles) -> str:
-        """The program's own folder; UsageError if the program may not be executed."""
+        """Return the program's own folder; UsageError if the program is not executable."""
         program = files.program
         if not os.access(program, os.X_OK):
             raise UsageError(file=program, found="no permission to execute it", remedy="chmod +x")
@@ -70,7 +70,7 @@ class Host:
 
 
 class HostCommand:
-    """A command of this computer in a process group of its own: Ctrl-C reaches us, and we end it."""
+    """A command on this computer, in its own process group: Ctrl-C reaches only us, and we end the command."""
 
     def __init__(self, command: str, timeout: float) -> None:
         argv = ["timeout", "-s", "KILL", str(timeout), "sh", "-c", command]
@@ -104,6 +104,6 @@ class HostCommand:
 
     @property
     def exit_code(self) -> int:
-        """The exit code; waits for the command's end."""
+        """The exit code; waits for the command to end."""
         code = self._process.wait()
         return code if code >= 0 else 128 - code

@@ -1,4 +1,4 @@
-"""What a benchmark needs of the machine it runs on; `device.AdbDevice` and `host.Host` have it."""
+"""The interface of a machine to measure on; `device.AdbDevice` and `host.Host` implement it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MachineKind = Literal["tcp", "usb", "host"]
 
 
 class RunningCommand(Protocol):
-    """A command that runs: a context to iterate over; leaving it does not end the command on a device."""
+    """A running command: a context manager to iterate over; leaving it does not end the command on a device."""
 
     def __enter__(self) -> RunningCommand: ...
 
@@ -30,23 +30,23 @@ class RunningCommand(Protocol):
 
 
 class Machine(Protocol):
-    """A shell with its files and processes, and the ways in which machines differ."""
+    """A machine with a shell, files and processes."""
 
     @property
     def serial(self) -> str:
-        """What the machine is called: HOST:PORT, a USB serial number, or `host`."""
+        """The machine's name: HOST:PORT, a USB serial number, or `host`."""
 
     @property
     def kind(self) -> MachineKind:
-        """How it is reached."""
+        """How the machine is connected."""
 
     @property
     def python(self) -> str:
-        """The command that starts Python there."""
+        """The command that starts Python on the machine."""
 
     @property
     def cache_folder(self) -> str:
-        """A folder there for files that may be removed at any time."""
+        """A folder on the machine for files that may be removed at any time."""
 
     @property
     def available(self) -> bool:
@@ -54,22 +54,22 @@ class Machine(Protocol):
 
     @property
     def has_second_connection(self) -> bool:
-        """Whether two commands can run beside each other without waiting for each other's output."""
+        """Whether two commands can run at the same time without waiting for each other's output."""
 
     def shell(self, command: str, *, timeout: float) -> ShellResult:
-        """Run a command to its end; DeviceTimeout after `timeout` seconds, when it is killed."""
+        """Run a command to its end; after `timeout` seconds it is killed, and DeviceTimeout raised."""
 
     def stream_shell(self, command: str, *, timeout: float) -> RunningCommand:
         """Start a command that is killed after `timeout` seconds."""
 
     def second_connection(self) -> AbstractContextManager[Machine]:
-        """The same machine for a command beside others, such as a sampler."""
+        """The same machine over a second connection, for a command that runs alongside another, such as a sampler."""
 
     def recover(self, *, timeout: float) -> None:
-        """Make commands possible again after a cut or an interrupt; DeviceFault after `timeout` seconds."""
+        """Make commands possible again after a lost connection or an interrupt; DeviceFault after `timeout` seconds."""
 
     def place_files(self, source: PushSource, *, progress: PushProgress | None = None) -> str:
-        """Bring files to the machine if they are not there; the folder there in which they then lie."""
+        """Copy files to the machine unless it has them; return their folder on the machine."""
 
     def place_program(self, files: ProgramFiles) -> str:
-        """Bring a program and its libraries there, so that it can be run; the folder there in which they then lie."""
+        """Copy a program and its libraries to the machine, ready to run; return their folder on the machine."""

@@ -1,4 +1,4 @@
-"""A runner's program and the libraries beside it, brought to where they run."""
+"""Copies a runner's program and its libraries to the machine that runs them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from toolkit.results.record import Backend, BinaryRecord
 
 @dataclass(frozen=True, slots=True)
 class PlacedProgram:
-    """The paths of a program on a machine, and of its folder, which also has its libraries."""
+    """The paths on a machine of a program and of its folder, which also contains its libraries."""
 
     program: str
     folder: str
     records: tuple[BinaryRecord, ...]
 
     def environment(self, backend: Backend) -> dict[str, str]:
-        """What lets the program find its libraries; Qualcomm's NPU has its own part of them loaded by its driver."""
+        """The variables by which the program, and for an NPU Qualcomm's driver, finds its libraries."""
         found = {"LD_LIBRARY_PATH": self.folder}
         return {**found, "ADSP_LIBRARY_PATH": self.folder} if backend == "npu" else found
 
 
 def place_program(machine: Machine, program: Path, *, version: str | None = None) -> PlacedProgram:
-    """Bring a program and all `*.so` of its folder to a machine; `version` is the program's, for the record."""
+    """Copy a program and all `*.so` in its folder to a machine; `version`: the program's, for the record."""
     found = open_program(program)
     folder = machine.place_program(found)
     records = tuple(

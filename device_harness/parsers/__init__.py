@@ -1,1 +1,1 @@
-"""What devices and runners print, as text: pure parsers, tested on recorded output."""
+"""Parsers for the output of devices and runners: pure functions, tested on recorded output."""

@@ -1,4 +1,4 @@
-"""What Android's dumpsys, getprop and settings print, as records of results; None is what a device does not tell."""
+"""Parses the output of Android's dumpsys, getprop and settings; values that a device does not report are None."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _KINDS = (
 THROTTLING_SEVERITIES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 """android.hardware.thermal ThrottlingSeverity, 0 to 6."""
 _NO_TEMPERATURES = ("6", "7", "8")
-"""Volts, milliamperes and percent under the same name."""
+"""Types of sensors that report volts, milliamperes or percent instead."""
 _STATUSES: Mapping[str, BatteryStatus] = {
     "1": "unknown", "2": "charging", "3": "discharging", "4": "not charging", "5": "full",
 }  # fmt: skip
@@ -46,13 +46,14 @@ _SOURCES: Mapping[str, PowerSource] = {
 
 
 def parse_properties(text: str) -> dict[str, str]:
-    """`getprop`: name to value."""
+    """Parse `getprop`: values by name."""
     matches = (_PROPERTY.fullmatch(line) for line in clean_lines(text))
     return {match[1]: match[2] for match in matches if match is not None}
 
 
 def parse_battery(text: str) -> BatteryRecord | None:
-    """`dumpsys battery`; None without the service. Samsung repeats keys in another case, which is another key."""
+    """Parse `dumpsys battery`; None without the service. Keys are case-sensitive: Samsung has other ones that differ
+    only in case."""
     values: dict[str, str] = {}
     for line in clean_lines(text):
         if (match := _PAIR.fullmatch(line)) is not None:
@@ -71,7 +72,7 @@ def parse_battery(text: str) -> BatteryRecord | None:
 
 
 def parse_thermal(text: str) -> ThermalRecord | None:
-    """`dumpsys thermalservice`: what the HAL reads now; only without that the cached values, which may be stale."""
+    """Parse `dumpsys thermalservice`: the HAL's current values, or else the cached ones, which may be stale."""
     status: int | None = None
     parts: dict[str, list[TemperatureRecord]] = {_HAL_PART: [], _CACHED_PART: []}
     part: str | None = None
@@ -89,9 +90,9 @@ def parse_thermal(text: str) -> ThermalRecord | None:
 
 
 def parse_light_thresholds(text: str) -> dict[str, float]:
-    """`dumpsys thermalservice`: by sensor, the temperature from which a device throttles lightly, where it says so.
+    """Parse `dumpsys thermalservice`: the temperature from which a device throttles lightly, by sensor, if reported.
 
-    The list holds a temperature for each ThrottlingSeverity (none, light, moderate, ...), or NaN.
+    The output lists a temperature for each ThrottlingSeverity (none, light, moderate, ...), or NaN.
     """
     found = {}
     for line in clean_lines(text):
@@ -103,18 +104,18 @@ def parse_light_thresholds(text: str) -> dict[str, float]:
 
 
 def parse_screen(text: str) -> bool | None:
-    """`dumpsys power`: whether the screen is on."""
+    """Parse `dumpsys power`: whether the screen is on."""
     found = [match[1] for line in clean_lines(text) if (match := _WAKEFULNESS.match(line)) is not None]
     return found[0] == "Awake" if found else None
 
 
 def parse_setting(text: str) -> bool | None:
-    """`settings get` of a switch: 0, 1, or null where it was never set."""
+    """Parse `settings get` for a switch: 0, 1, or null if it was never set."""
     return {"0": False, "1": True}.get(text.strip())
 
 
 def parse_cpus(text: str) -> tuple[CpuRecord, ...]:
-    """Lines `cpu0|governor|scaling_cur_freq|scaling_max_freq|cpuinfo_max_freq`, in kHz; a part may be empty.
+    """Parse lines `cpu0|governor|scaling_cur_freq|scaling_max_freq|cpuinfo_max_freq`, in kHz; parts may be empty.
 
     >>> parse_cpus("cpu1|schedutil|600000||2000000\\n")
     (CpuRecord(cpu=1, governor='schedutil', frequency_hz=600000000, limit_hz=None, maximum_hz=2000000000),)

@@ -1,4 +1,4 @@
-"""What TFLite's log says of delegates: how many nodes of a graph each has taken."""
+"""Parses TFLite's log for delegates: how many nodes of a graph each of them took."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOG = "the log"
 
 @dataclass(frozen=True, slots=True)
 class DelegateLine:
-    """A delegate took `replaced` of a subgraph's nodes."""
+    """A line of the log: a delegate took `replaced` of a subgraph's `nodes`."""
 
     delegate: str
     replaced: int
@@ -27,15 +27,15 @@ class DelegateLine:
 
 
 def parse_delegates(text: str) -> tuple[DelegateLine, ...]:
-    """What TFLite's log says when delegates take nodes."""
+    """Parse the lines that TFLite logs when delegates take nodes."""
     matches = (_DELEGATE.fullmatch(line) for line in clean_lines(text))
     return tuple(DelegateLine(match[3], int(match[1]), int(match[2])) for match in matches if match is not None)
 
 
 def delegation(lines: Iterable[DelegateLine], backend: Backend) -> Delegation | None:
-    """How many nodes of all subgraphs went to the backend's delegate; None if the log says nothing.
+    """Sum up how many nodes of all subgraphs the backend's delegate took; None if the log has no such line.
 
-    The CPU's delegate counts as none for the GPU: what it took is what the GPU would not.
+    For the GPU, nodes of the CPU's delegate do not count: they are those that the GPU did not take.
     """
     found = [line for line in lines if line.replaced <= line.nodes]
     if not found:

@@ -1,4 +1,4 @@
-"""Lines of a program's output, without what came to them on the way."""
+"""Splits a program's output into lines, and removes prefixes that loggers add."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _LITERT = re.compile(r"(?:VERBOSE|INFO|WARNING|ERROR): \[[\w.-]+:\d+\] ?", re.AS
 
 
 def clean_lines(text: str) -> list[str]:
-    r"""Whole lines, stripped: without CR, and without the prefixes of logcat, absl and LiteRT. A last line without its
-    end was cut, and half a number would be another number.
+    r"""Split into complete lines, stripped, without CR and the prefixes of logcat, absl and LiteRT. A last line without
+    a newline is dropped: it may be truncated, even within a number.
 
     >>> clean_lines("I/native (12): Init: 3 ms\r\nI0000 00:00:17.4   56 a.cc:1] Total\nInit: 1")
     ['Init: 3 ms', 'Total']

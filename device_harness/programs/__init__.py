@@ -1,1 +1,1 @@
-"""Programs that run on a device: built here, downloaded, and brought there."""
+"""Programs that run on a device: builds ours, and downloads Google's."""

@@ -1,6 +1,6 @@
-"""Google's public storage bucket of LiteRT programs: what its folders list, and their files, over https.
+"""Lists and downloads LiteRT programs from Google's public storage bucket, over https.
 
-Listings are those of Cloud Storage's JSON API: https://cloud.google.com/storage/docs/json_api/v1/objects/list
+Listings use Cloud Storage's JSON API: https://cloud.google.com/storage/docs/json_api/v1/objects/list
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ BUCKET = "litert"
 INSTEAD = "give --binary PATH instead, or a mirror with --binary-server"
 
 MAX_FILE_BYTES = 512 * 2**20
-"""The largest of them have some 35 MB."""
+"""The maximum size of a file; the largest programs have about 35 MB."""
 _MAX_LISTING_BYTES = 4 * 2**20
 _MAX_OBJECTS = 1000
-"""The maximum number of entries in one answer, Cloud Storage's own limit; a folder for one platform has some 20."""
+"""The maximum number of entries in one answer, Cloud Storage's own limit; a folder for one platform has about 20."""
 _BLOCK_BYTES = 2**18
 _ANSWER_S = 30.0
-"""Without a byte for so long, a transfer counts as cut."""
+"""A transfer without a byte for this long counts as a lost connection."""
 _ATTEMPTS = 3
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)", re.ASCII)
@@ -41,26 +41,26 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class BucketFile:
-    """A file of a folder as the bucket lists it."""
+    """A file in the bucket's listing of a folder."""
 
     name: str
     size: int
     md5: str | None
-    """Hexadecimal; None where the server does not say."""
+    """Hexadecimal; None if the server does not state it."""
 
 
 class Bucket:
-    """The bucket, or a mirror of it: a server with the same addresses below its own."""
+    """The bucket, or a mirror of it: a server with the same paths."""
 
     def __init__(self, server: str = GOOGLE) -> None:
         self.server = _checked_server(server)
         self._is_local = urlsplit(self.server).hostname in _LOCAL
-        # A proxy is for other machines.
+        # Do not use a proxy for this computer.
         proxies = [urllib.request.ProxyHandler({})] if self._is_local else []
         self._opener = urllib.request.build_opener(_Redirects(), *proxies)
 
     def address(self, folder: str, name: str = "") -> str:
-        """Where a file of a folder is fetched.
+        """The URL of a file in a folder.
 
         >>> Bucket().address("binaries/latest/android_arm64/", "benchmark_model")
         'https://storage.googleapis.com/litert/binaries/latest/android_arm64/benchmark_model'
@@ -68,7 +68,7 @@ class Bucket:
         return f"{self.server}/{BUCKET}/{quote(folder + name)}"
 
     def files(self, folder: str) -> tuple[BucketFile, ...]:
-        """What lies in a folder, not below it; nothing if there is no such folder."""
+        """List the files directly in a folder; empty if there is no such folder."""
         query = urlencode({"prefix": folder, "delimiter": "/", "maxResults": _MAX_OBJECTS})
         url = f"{self.server}/storage/v1/b/{BUCKET}/o?{query}"
         try:
@@ -81,9 +81,10 @@ class Bucket:
         return _parse_listing(data, url, folder)
 
     def download(self, url: str, target: Path, size: int, advance: Callable[[int], None]) -> None:
-        """Go on with `target` until it has `size` bytes; `advance` gets those of each block, found ones too.
+        """Download to `target`, resuming it, until it has `size` bytes.
 
-        EnvironmentFault if the server has another size or cannot be reached; what has come by then stays in the file.
+        `advance` is called with the bytes of each block, and with those that were already there. EnvironmentFault if
+        the file on the server has another size or the server cannot be reached; the bytes so far stay in the file.
         """
         done = target.stat().st_size if target.exists() else 0
         advance(done)
@@ -127,7 +128,7 @@ class Bucket:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Only to https, whatever the server says."""
+    """Follows redirections to https only."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage,
@@ -151,7 +152,7 @@ def _checked_server(server: str) -> str:
 
 
 def _parse_listing(data: bytes, url: str, folder: str) -> tuple[BucketFile, ...]:
-    """A mirror of plain files answers with the list of everything: what lies elsewhere is passed over."""
+    """Parse a listing, skipping entries of other folders: a mirror of plain files may list everything."""
     listing = JsonObject(parse_json(data, None, EnvironmentFault, url), None, EnvironmentFault, url)
     if listing.has("nextPageToken"):
         raise EnvironmentFault(url, found=f"over {_MAX_OBJECTS} files", remedy=INSTEAD)
@@ -195,7 +196,7 @@ def _extent(answer: IO[bytes], url: str, start: int) -> tuple[int, int | None]:
 
 
 def _read_block(answer: IO[bytes], limit: int) -> bytes:
-    """Nothing at the end, wherever that is."""
+    """Read a block; empty at the end, or if the connection is lost."""
     try:
         return answer.read(min(_BLOCK_BYTES, limit))
     except (OSError, http.client.HTTPException):

@@ -1,6 +1,6 @@
-"""Builds the C programs beside this file for the machine that runs them: on demand, once, static.
+"""Builds the C programs in `native/` for the machine that runs them: statically linked, once, on demand.
 
-zig's C compiler, from PyPI, brings the headers and the C library for every target; no NDK is needed.
+zig's C compiler, from PyPI, includes the headers and the C library for all targets; no NDK is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Architecture = Literal["aarch64", "x86_64"]
 FLASH_PROBE = "flash_probe"
 PUSH_RECEIVER = "push_receiver"
 
-# Loadable segments on borders of 16 KiB: devices with pages of that size refuse smaller ones.
+# Align loadable segments to 16 KiB: devices with pages of that size refuse a smaller alignment.
 _FLAGS = ("-static", "-std=c99", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-Wl,-z,max-page-size=16384")
 _BUILD_S = 1800.0
 _NAMES = {"aarch64": "aarch64", "arm64": "aarch64", "x86_64": "x86_64", "amd64": "x86_64"}
@@ -44,7 +44,7 @@ class NativeProgram:
 
 
 def parse_architecture(machine: str, what: str) -> Architecture:
-    """What `uname -m` says, as compilers call it; DeviceFault for one that nothing is built for.
+    """Convert the output of `uname -m` to the compiler's name; DeviceFault for an unsupported architecture.
 
     >>> parse_architecture("aarch64", "phone")
     'aarch64'
@@ -58,10 +58,10 @@ def parse_architecture(machine: str, what: str) -> Architecture:
 def native_program(
     name: str, architecture: Architecture, *, directory: Path | None = None, say: Callable[[str], None] | None = None
 ) -> NativeProgram:
-    """The program `name`, built if it is not in `directory` (None: the user's cache) yet.
+    """Return the program `name`, and build it first if it is not in `directory` (None: the user's cache).
 
-    `say` is told that a build begins, for the first one compiles the C library too. EnvironmentFault if there is no
-    compiler, or if it fails.
+    `say` is called when a build begins, because the first one takes longer: it compiles the C library too.
+    EnvironmentFault if there is no compiler, or if it fails.
     """
     source, path = _source(name), _path(name, architecture, directory)
     if not path.is_file():
@@ -75,7 +75,7 @@ def native_program(
 
 
 def built_program(name: str, architecture: Architecture, *, directory: Path | None = None) -> NativeProgram | None:
-    """The program `name` if it has been built; this never takes a minute."""
+    """The program `name` if it is already built; never starts a build."""
     try:
         path = _path(name, architecture, directory)
     except EnvironmentFault:
@@ -88,7 +88,7 @@ def _source(name: str) -> Path:
 
 
 def _path(name: str, architecture: Architecture, directory: Path | None) -> Path:
-    """The path of the program once it is built."""
+    """The path of the program, whether it is built or not."""
     key = _key(_source(name), _zig_version(), architecture)
     return (directory or default_directory()) / "native" / f"{name}-{architecture}-{key}"
 
@@ -99,7 +99,7 @@ def _described(name: str, architecture: Architecture, path: Path) -> NativeProgr
 
 
 def _key(source: Path, version: str, architecture: Architecture) -> str:
-    """Everything that the program depends on, shortened; all headers are there for all programs."""
+    """A short hash of everything that the program depends on; for simplicity, it includes all headers."""
     digest = hashlib.sha256()
     for path in (source, *sorted(source.parent.glob("*.h"))):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -118,9 +118,9 @@ def _zig_version() -> str:
 
 
 def _compile(source: Path, architecture: Architecture, target: Path) -> None:
-    """zig's own cache holds some 80 MB a target, and goes with the build unless the environment names a place for it.
+    """Compile a program. zig's cache, about 80 MB for each target, is removed unless the environment names its folder.
 
-    Nothing here needs it twice; the tests, which build the same programs again and again, do.
+    Only the tests profit from keeping it, because they build the same programs repeatedly.
     """
     arguments = [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-musl", *_FLAGS]
     with tempfile.TemporaryDirectory(prefix="gemma-edge-build-") as scratch:

@@ -1,6 +1,7 @@
-"""Google's programs from their bucket, each with its libraries in a folder of the user's cache.
+"""Downloads Google's programs, each with its libraries, to a folder in the user's cache.
 
-What the first download brought is trusted and recorded (docs/formats/binaries.md); after that, only the same bytes are.
+The first download is trusted, and its hashes are recorded (docs/formats/binaries.md); later, only the same bytes are
+accepted.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LOCK_FORMAT = "gemma-edge-binaries/1"
 
 _PLATFORMS = {"arm64-v8a": "android_arm64", "x86_64": "android_x86_64"}
 _LANGUAGE_MODELS = "litert_lm/"
-"""Folder of programs that load libraries beside them; benchmark_model, above it, has all but the NPU's in itself."""
+"""The folder of programs that need libraries in it; benchmark_model is above it, and needs some only for NPUs."""
 _LIBRARY = ".so"
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _KEY_DIGITS = 16
@@ -39,17 +40,17 @@ _KEY_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class PublishedProgram:
-    """Which program: `version` as the bucket names it, such as 2.2.0 or latest; `abi` as Android names it."""
+    """A published program; `version`: in the bucket's words, such as 2.2.0 or latest; `abi`: Android's name."""
 
     name: str
     version: str
     abi: str | None
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """By file name, from whoever asks: these files have to have them from the first."""
+    """Hashes from the caller by file name, which these files must have even in the first download."""
 
     @property
     def platform(self) -> str:
-        """The bucket's word for the ABI; EnvironmentFault if nothing is published for it."""
+        """The bucket's name for the ABI; EnvironmentFault if nothing is published for it."""
         found = _PLATFORMS.get(self.abi or "")
         if found is None:
             wanted = " or ".join(_PLATFORMS)
@@ -59,7 +60,7 @@ class PublishedProgram:
 
     @property
     def folder(self) -> str:
-        """Where it lies in the bucket.
+        """The program's folder in the bucket.
 
         >>> PublishedProgram("litert_lm_main", "latest", "arm64-v8a").folder
         'binaries/latest/android_arm64/litert_lm/'
@@ -69,13 +70,13 @@ class PublishedProgram:
 
     @property
     def has_libraries(self) -> bool:
-        """Whether it loads libraries that lie beside it."""
+        """Whether the program loads libraries from its own folder."""
         return self.name in ("litert_lm_main", "litert_lm_advanced_main")
 
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
-    """A file as it has to be: by the lock, or by the bucket's list."""
+    """The size and hash that a file must have, according to the lock or the bucket's listing."""
 
     name: str
     size: int
@@ -91,9 +92,9 @@ def fetch_program(
     progress: Progress | None = None,
     directory: Path | None = None,
 ) -> Path:
-    """The program's path in the cache (`directory`; None: the user's), downloaded if it is not there yet.
+    """Return the program's path in the cache (`directory`; None: the user's), and download it first if it is missing.
 
-    EnvironmentFault if the bucket cannot be reached or has no such program, or if a file is not what it was.
+    EnvironmentFault if the bucket cannot be reached or lacks the program, or if a file's hash has changed.
     """
     version = safe_name(program.version, "--binary-version")
     folder = (directory or default_directory()) / "binaries" / version / program.platform / program.name
@@ -105,7 +106,7 @@ def fetch_program(
 
 
 def require_sha256(program: Path, wanted: Mapping[str, str]) -> None:
-    """Hold a program, and files beside it, against hashes that the user gave."""
+    """Compare a program and its libraries with the user's hashes; EnvironmentFault or UsageError if they differ."""
     _require_named(wanted, [program.name, *(path.name for path in program.parent.glob(f"*{_LIBRARY}"))])
     for name in wanted:
         path = program.parent / name
@@ -114,7 +115,7 @@ def require_sha256(program: Path, wanted: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _CachedProgram:
-    """A program's folder and its lock, of which this process has hold."""
+    """A program's folder in the cache, and its lock file; this process has locked the folder."""
 
     program: PublishedProgram
     bucket: Bucket
@@ -122,7 +123,7 @@ class _CachedProgram:
     lock: Path
 
     def complete(self, say: Callable[[str], None], progress: Progress | None) -> Path:
-        """Verify what is there and download what is not; the program's path."""
+        """Verify existing files, and download missing ones; return the program's path."""
         name = self.program.name
         is_first = not self.lock.exists()
         files = _listed(self.program, self.bucket) if is_first else _read_lock(self.lock, name)
@@ -145,7 +146,7 @@ class _CachedProgram:
         return path
 
     def _kept(self, file: _Expected) -> str:
-        """The sha256 of a file that is there."""
+        """Verify an existing file, and return its sha256."""
         path = self.folder / file.name
         digest = hash_file(path).sha256
         remedy = f"if that was you, remove {self.folder}, and it is downloaded again"
@@ -154,7 +155,7 @@ class _CachedProgram:
         return digest
 
     def _download(self, file: _Expected, advance: Callable[[int], None]) -> str:
-        """Bring a file in under another name, verify it, and name it; its sha256."""
+        """Download a file under a temporary name, verify it, and rename it; return its sha256."""
         url = self.bucket.address(self.program.folder, file.name)
         part = self._part(file)
         self.bucket.download(url, part, file.size, advance)
@@ -172,7 +173,7 @@ class _CachedProgram:
         return digest
 
     def _part(self, file: _Expected) -> Path:
-        """Named after what the file will be: parts of anything else go."""
+        """The temporary path, named after the expected hash; removes temporary files of other content."""
         key = file.sha256 or file.md5
         part = self.folder / f".{file.name}.{(key or 'unknown')[:_KEY_DIGITS]}.part"
         for other in self.folder.glob(f".{file.name}.*.part"):
@@ -181,7 +182,10 @@ class _CachedProgram:
         return part
 
     def _rid_of_strangers(self, files: Sequence[_Expected], *, is_first: bool) -> None:
-        """For all libraries of the folder go to the device. Without a lock, they are what a cut download left."""
+        """EnvironmentFault for an unknown library, because all libraries in the folder are copied to the device.
+
+        In a first download, unknown libraries are left from an interrupted one, and are removed.
+        """
         known = {file.name for file in files}
         for path in sorted(self.folder.glob(f"*{_LIBRARY}")):
             if path.name not in known and not is_first:
@@ -191,7 +195,7 @@ class _CachedProgram:
 
 
 def _is_there(path: Path, file: _Expected) -> bool:
-    """Without a lock, a file counts only if it is what the bucket lists: a cut may have come before the lock."""
+    """Whether the file exists, and in a first download, which may have been interrupted before, is as listed."""
     if not path.is_file():
         return False
     if file.sha256 is not None:

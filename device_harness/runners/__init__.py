@@ -1,4 +1,4 @@
-"""Programs that measure models, a folder for each; `ALL` names them."""
+"""The runners, which are programs that measure models: a folder for each, and an entry of `ALL`."""
 
 from device_harness.runners import benchmark_model, flash_probe, litert_lm, session
 

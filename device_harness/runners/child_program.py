@@ -1,4 +1,4 @@
-"""The program of a runner that is a module of ours, where it runs: `python3 -m MODULE` measures and prints JSON."""
+"""The child process of a runner that is one of our modules: `python3 -m MODULE` measures, and prints JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toolkit.base.procfs import parse_io, parse_stat
 from toolkit.results.record import Delegation
 
 RESULT = "gemma-edge-result: "
-"""Before the line of JSON, for LiteRT says things too."""
+"""The prefix of the line of JSON, because LiteRT prints lines too."""
 
 
 def run_child(
@@ -27,10 +27,10 @@ def run_child(
     library: Callable[[], tuple[str, Path]],
     count: Callable[[argparse.Namespace], Delegation] | None = None,
 ) -> int:
-    """The child's whole program: without a model it says what it runs on, with one it prints what it measured.
+    """The main function of the child; returns the exit code. Prints what it measured, or without a model, its versions.
 
-    `library` tells the package that does the work, and its shared library; `count`, asked with --count-nodes, what
-    a delegate takes.
+    `library` returns the package that does the work, and its shared library; `count`, for --count-nodes, counts
+    the nodes that a delegate takes.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path, nargs="?")
@@ -51,7 +51,7 @@ def run_child(
         else:
             value = _measured(measure, arguments)
     except ToolkitError as error:
-        # The sentence comes last: it is what is shown of the output of a program that failed.
+        # The message comes last: the last line is what is shown of the output of a program that failed.
         sys.stdout.write(f"{RESULT}{json.dumps({'error': error.to_json()})}\n{error}\n")
         return error.exit_code
     sys.stdout.write(RESULT + json.dumps(value) + "\n")
@@ -81,7 +81,7 @@ def _described(package: str, library: Path) -> dict[str, object]:
 
 
 def _counts() -> dict[str, int]:
-    """Faults and reads of this process so far; none where the system does not tell."""
+    """Page faults and reads of this process so far; empty if the system does not report them."""
     try:
         stat = parse_stat(Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace"))
         io = parse_io(Path("/proc/self/io").read_text(encoding="ascii"))
@@ -92,5 +92,5 @@ def _counts() -> dict[str, int]:
 
 
 def _uptime() -> float:
-    """The clock of /proc/uptime, by which samples are ordered."""
+    """The time on the clock of /proc/uptime, which samples use."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

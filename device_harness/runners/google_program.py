@@ -1,4 +1,4 @@
-"""Which program of Google's a runner runs: one that lies here, or one that is downloaded and kept."""
+"""Finds the Google program that a runner needs: at a given path, or downloaded and cached."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SHA256 = re.compile(r"(?:([^=]+)=)?([0-9a-fA-F]{64})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class GoogleProgram:
-    """A program on this computer, built for the machine that is to run it, its libraries beside it."""
+    """A program on this computer, built for the machine that will run it, with its libraries in the same folder."""
 
     path: Path
     version: str | None = None
-    """Which version it is, for the record."""
+    """The program's version, for the record."""
     arguments: tuple[str, ...] = ()
-    """More arguments for it, which we have no word for."""
+    """Additional arguments from the user."""
 
 
 def check_program(name: str, options: RunnerOptions) -> None:
-    """UsageError unless the options say which program, in a way that can be followed."""
+    """UsageError if the options do not name a program, or are invalid."""
     version = options.text("binary_version")
     if options.text("binary") is not None:
         if options.text("binary_server"):
@@ -45,7 +45,7 @@ def check_program(name: str, options: RunnerOptions) -> None:
 
 
 def google_program(name: str, request: RunnerRequest) -> GoogleProgram:
-    """The program `name`, downloaded if need be, and held against the hashes that were given."""
+    """Find the program `name`, download it if necessary, and compare it with the given hashes."""
     options = request.options
     version, arguments = options.text("binary_version"), options.texts("runner_arg")
     if (binary := options.text("binary")) is not None:
@@ -70,7 +70,7 @@ def _server(options: RunnerOptions) -> str:
 
 
 def _parse_sha256(texts: Iterable[str], program: str) -> dict[str, str]:
-    """File name to hash; a hash without a name is the program's."""
+    """Parse hashes by file name; a hash without a name is the program's."""
     wanted: dict[str, str] = {}
     for text in texts:
         match = _SHA256.fullmatch(text)

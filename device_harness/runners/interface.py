@@ -1,7 +1,7 @@
-"""What a benchmark asks of a runner: which process measures what on a machine, and what its output says.
+"""The interface of a runner: which process measures what on a machine, and how to parse its output.
 
-Everything else is done by `device_harness.bench`, for all runners alike: one process for each iteration, waiting for a
-cool device, samples of memory, cold starts, time limits, results.
+`device_harness.bench` does everything else, in the same way for all runners: one process for each iteration, waiting
+for a cool device, memory samples, cold starts, time limits, results.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from toolkit.results.figures import FigureName
 from toolkit.results.labels import workload_name
 from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelRecord, Start
 
-if TYPE_CHECKING:  # a runner's child imports this module too, and has the memory of what it imports counted
+if TYPE_CHECKING:  # child processes import this module too, and the memory of their imports is measured
     from device_harness.machines.machine import Machine
     from device_harness.push.source import PushSource
     from toolkit.bundle.manifest import Manifest
@@ -23,32 +23,32 @@ if TYPE_CHECKING:  # a runner's child imports this module too, and has the memor
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a runner is asked to measure."""
+    """The workload that a runner is to measure."""
 
     prompt_tokens: int = 512
     generated_tokens: int = 128
     start: Start = "warm"
     backend: Backend = "cpu"
     threads: int | None = None
-    """How many CPU threads; None: the runner's own choice."""
+    """The number of CPU threads; None: the runner's own default."""
     context: int | None = None
-    """Positions that the caches hold; None: the model's own number."""
+    """The number of positions in the caches; None: the model's own."""
     timeout_s: float = 600.0
     """The time limit of one process in seconds, after which it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model on this computer, read and judged once: a bundle's directory, or a .litertlm file."""
+    """A model on this computer, read and checked once: a bundle's directory, or a .litertlm file."""
 
     path: Path
     source: PushSource
     size: str | None = None
-    """MatFormer size, one of the bundle's; None for a .litertlm, which has one."""
+    """The MatFormer size, one of the bundle's; None for a .litertlm, which has only one."""
 
     @property
     def manifest(self) -> Manifest | None:
-        """A bundle's manifest; None for a .litertlm."""
+        """The bundle's manifest; None for a .litertlm."""
         return self.source.manifest
 
 
@@ -63,7 +63,7 @@ class PlacedModel:
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """Bytes [begin, end) of a file on the machine that runs it, all of it by default."""
+    """The bytes [begin, end) of a file on the machine, by default all of them."""
 
     path: str
     begin: int = 0
@@ -74,21 +74,21 @@ class FileRange:
         return self.end is None
 
     def touches(self, begin: int, end: int) -> bool:
-        """Whether any byte of [begin, end) is one of ours."""
+        """Whether the range overlaps [begin, end)."""
         return begin < end and self.begin < end and (self.end is None or begin < self.end)
 
 
 def whole_files(
     folder: str, manifest: Manifest, groups: Iterable[str] | None = None
 ) -> dict[str, tuple[FileRange, ...]]:
-    """A bundle's files by group, in its folder on the machine."""
+    """The files of a bundle by group, in its folder on the machine."""
     names = manifest.groups if groups is None else groups
     return {name: tuple(FileRange(f"{folder}/{file}") for file in manifest.groups[name].files) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one process said of itself."""
+    """The results in one process's output."""
 
     figures: Figures
     delegation: Delegation | None = None
@@ -99,10 +99,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One configuration, one record of results. Its process is started anew for each iteration."""
+    """One configuration to measure, which gives one record of results; each iteration starts a new process."""
 
     tests: Mapping[str, FigureName]
-    """Test name, such as pp512, to the figure that is its result."""
+    """The figure that is the result of each test, by the test's name, such as pp512."""
     argv: tuple[str, ...]
     read: Callable[[str], Reading]
     """Parse the figures from the process's complete output, both streams; EnvironmentFault if it has no result."""
@@ -110,21 +110,21 @@ class Job:
     binaries: tuple[BinaryRecord, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     weight_caches: tuple[str, ...] = ()
-    """Files on the machine, the last part a shell pattern, that a cold start goes without."""
+    """Files on the machine, with a shell pattern as the last part, that are removed before a cold start."""
     groups: Mapping[str, tuple[FileRange, ...]] = field(default_factory=dict)
-    """Parameter group to its parts of files on the machine: whose pages are whose."""
+    """The file ranges on the machine of each parameter group, to attribute pages in memory to groups."""
     context: int | None = None
-    """Positions that the runner makes room for, where it is told or its model says."""
+    """The number of positions for which the runner allocates caches, if known."""
     no_delegation: str | None = "the log does not say"
-    """Why a reading without delegation has none; None: no graph runs."""
+    """The reason to record if a reading has no delegation; None: no graph runs."""
     count_nodes: tuple[str, ...] = ()
-    """A process that tells delegation when all else is measured, where the measured one cannot."""
+    """The command of a process that counts delegated nodes after all measurements, if the measured one cannot."""
     read_nodes: Callable[[str], Delegation] | None = None
     """Parse the result of that process from its output; EnvironmentFault if it has none."""
 
 
 def text_tests(workload: Workload) -> dict[str, FigureName]:
-    """Test names of a text model to figures: llama-bench's, and two that it does not measure."""
+    """The tests of a text model, with their figures: llama-bench's, and two that it does not have."""
     return {
         workload_name(workload.prompt_tokens, 0): "prefill_tokens_per_s",
         workload_name(0, workload.generated_tokens): "decode_tokens_per_s",
@@ -134,11 +134,11 @@ def text_tests(workload: Workload) -> dict[str, FigureName]:
 
 
 JobPlan: TypeAlias = "Callable[[Machine, PlacedModel], tuple[Job, ...]]"
-"""Brings to the machine what a runner needs beside the model, and says what is to be run there."""
+"""Copies to the machine what a runner needs besides the model, and returns the jobs to run there."""
 
 
 class Runner(Protocol):
-    """A kind of program that measures; it holds its own options, such as where its program is."""
+    """A program that measures, with its options, such as the path of the program."""
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
-        """Judge the model before anything large is sent; UsageError or BundleError for what cannot be measured."""
+        """Check the model before anything large is sent; UsageError or BundleError if it cannot be measured."""

@@ -1,4 +1,4 @@
-"""Options of the runners that are programs of Google's (`google_program.py` reads them)."""
+"""The options of runners that run Google's programs; `google_program.py` reads them."""
 
 from device_harness.runners.spec import RunnerOption
 

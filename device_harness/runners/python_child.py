@@ -1,4 +1,4 @@
-"""What starts a runner that is a module of ours on a machine, and reads the line of JSON that it prints."""
+"""Starts a runner that is one of our modules on a machine, and reads the line of JSON that it prints."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _START_S = 120.0
 
 
 def command(machine: Machine, module: str) -> tuple[str, ...]:
-    """What starts a module of ours there."""
+    """The command that starts one of our modules on the machine."""
     return (machine.python, "-m", module)
 
 
 def cache_folder(machine: Machine, name: str) -> str:
-    """The folder in which a runner keeps packed weights, separate from all others, since a cold start empties it."""
+    """The folder for a runner's packed weights, separate from all others, because a cold start empties it."""
     return f"{machine.cache_folder}/{name}"
 
 
 def binaries(machine: Machine, module: str) -> tuple[BinaryRecord, ...]:
-    """What the module says it runs on; EnvironmentFault if the machine has not what it needs."""
+    """Ask the module for the programs and libraries that it uses; EnvironmentFault if the machine lacks one."""
     words = command(machine, module)
     result = machine.shell(f"{' '.join(map(shlex.quote, words))} 2>&1", timeout=_START_S)
     if result.exit_code:
@@ -41,7 +41,7 @@ def binaries(machine: Machine, module: str) -> tuple[BinaryRecord, ...]:
 
 
 def _failure(place: str, output: str) -> EnvironmentFault:
-    """What the child says of its error; its last words where it did not even begin."""
+    """The error that the child printed; if it could not even start, its last line of output."""
     remedy = (
         "install gemma-edge and what the runner needs there; a phone has no Python: "
         "--runner litert_lm_advanced_main --binary-version latest"
@@ -56,7 +56,7 @@ def _failure(place: str, output: str) -> EnvironmentFault:
 
 
 def options(workload: Workload) -> tuple[str, ...]:
-    """The child's arguments for what is asked of it."""
+    """The child's arguments for a workload."""
     words = ("--prompt-tokens", str(workload.prompt_tokens), "--generated-tokens", str(workload.generated_tokens))
     return words if workload.threads is None else (*words, "--threads", str(workload.threads))
 
@@ -69,7 +69,7 @@ def read_child(output: str) -> Reading:
 
 
 def read_nodes(output: str) -> Delegation:
-    """The line of a child that counted nodes."""
+    """Read the line of JSON from a child that counted nodes."""
     return Delegation(**_result(output))
 
 

@@ -1,6 +1,6 @@
-"""What a runner says of itself: a `RunnerSpec` in its folder's `__init__`, and a word in `device_harness.runners.ALL`.
+"""The description of a runner: a `RunnerSpec` in its folder's `__init__`, listed in `device_harness.runners.ALL`.
 
-The command line, the defaults and the choice of a runner all come from here; nothing else knows a runner by its name.
+The command line, the defaults and the choice of a runner all use it; no other code names a runner.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:  # as in interface.py
 
 @dataclass(frozen=True, slots=True)
 class RunnerOption:
-    """An option that only some runners have, on the command line `--binary-version` for the name `binary_version`."""
+    """An option of some runners; the name `binary_version` is `--binary-version` on the command line."""
 
     name: str
     metavar: str
     help: str
     repeats: bool = False
-    """Whether it may be given more than once."""
+    """Whether the option may be given more than once."""
 
     @property
     def flag(self) -> str:
@@ -35,12 +35,12 @@ class RunnerOption:
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """The values that were given for a runner's options, as texts, by the option's name."""
+    """The values given for a runner's options, as text, by the option's name."""
 
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """All values of an option that repeats."""
+        """All values of an option that may repeat."""
         return self.values.get(name, ())
 
     def text(self, name: str) -> str | None:
@@ -72,7 +72,7 @@ def _ignore(step: Step, done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RunnerRequest:
-    """What a runner is made from."""
+    """The arguments for making a runner."""
 
     options: RunnerOptions
     workload: Workload
@@ -86,20 +86,20 @@ def _accept(options: RunnerOptions, workload: Workload) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RunnerSpec:
-    """One runner. `make` and `check` import what they need when they are called.
+    """The description of one runner. `make` and `check` import what they need only when they are called.
 
-    For the child processes that some runners start import this package too, and what they import is measured.
+    This is because the child processes of some runners import this package too, and the memory of imports is measured.
     """
 
     name: str
     """The name in results and for `--runner`."""
     about: str
-    """What it runs, for the help of `--runner`."""
+    """What the runner runs, for the help of `--runner`."""
     takes: tuple[ModelKind, ...]
-    """Which kinds of model it runs."""
+    """The kinds of model that the runner takes."""
     make: Callable[[RunnerRequest], Runner]
-    """May download a program. UsageError, EnvironmentFault."""
+    """Makes the runner, and may download a program. UsageError, EnvironmentFault."""
     default_for: tuple[ModelKind, ...] = ()
     options: tuple[RunnerOption, ...] = ()
     check: Callable[[RunnerOptions, Workload], None] = _accept
-    """UsageError for options that cannot be followed; asked before any machine is."""
+    """UsageError for invalid options; called before a machine is needed."""

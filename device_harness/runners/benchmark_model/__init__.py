@@ -1,4 +1,4 @@
-"""Google's program benchmark_model, which times one signature of one graph."""
+"""The runner for Google's program benchmark_model, which times one signature of one graph."""
 
 from device_harness.runners.interface import Runner, Workload
 from device_harness.runners.program_options import PROGRAM_OPTIONS

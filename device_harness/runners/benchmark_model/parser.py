@@ -1,4 +1,4 @@
-"""What LiteRT's benchmark_model prints."""
+"""Parses the output of LiteRT's benchmark_model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SIGNATURE = re.compile(r"Signature name: +(\S+)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class ModelTimes:
-    """One run of benchmark_model; seconds and bytes (its "MB" taken as 2**20)."""
+    """The results of one run of benchmark_model, in seconds and bytes (its "MB" taken as 2**20)."""
 
     signature: str
     init_s: float
     warmup_first_s: float | None
     warmup_average_s: float | None
     inference_s: float
-    """The mean; the tool does not print single inferences."""
+    """The mean; the tool does not print the times of single inferences."""
     inference_min_s: float | None
     inference_max_s: float | None
     inference_stddev_s: float | None
@@ -38,7 +38,7 @@ class ModelTimes:
 
 
 def parse_benchmark_model(text: str) -> ModelTimes:
-    """The last result block; EnvironmentFault if there is none or it is cut short."""
+    """Parse the last block of results; EnvironmentFault if there is none or it is truncated."""
     times: dict[str, float] = {}
     sizes: dict[str, int] = {}
     runs, signature = 0, ""

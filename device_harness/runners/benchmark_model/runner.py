@@ -1,4 +1,4 @@
-"""LiteRT's benchmark_model, on each .tflite of a bundle and each of its signatures."""
+"""Runs LiteRT's benchmark_model on each signature of each .tflite file of a bundle."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BACKENDS: dict[Backend, tuple[str, ...]] = {"cpu": (), "gpu": ("--use_gpu=true"
 
 
 def check_options(options: RunnerOptions, workload: Workload) -> None:
-    """UsageError for options that do not say which program, or one that lacks what the backend needs."""
+    """UsageError if the options do not name a program, or one that lacks what the backend needs."""
     check_program(_NAME, options)
     if options.text("binary") is None and workload.backend == "npu":
         remedy = "put the program and your SoC's libraries in one folder, and give --binary PATH"
@@ -48,15 +48,15 @@ def make_runner(request: RunnerRequest) -> BenchmarkModelRunner:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkModelRunner:
-    """`signatures`: shell patterns of FILE:SIGNATURE, without the ending .tflite."""
+    """Runs benchmark_model; `signatures`: shell patterns of FILE:SIGNATURE, without the extension .tflite."""
 
     program: GoogleProgram
     signatures: tuple[str, ...] = ("*",)
     runs: int = 10
-    """Inferences of each process; the tool prints their mean."""
+    """The number of inferences in each process; the tool prints their mean."""
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
-        """One job for each signature that is wanted; UsageError if there is none, or for a context."""
+        """Plan one job for each requested signature; UsageError if there is none, or if a context is given."""
         if workload.context is not None:
             found = f"cannot be used with {_NAME}, which runs no conversation"
             raise UsageError("--context", found=found)
@@ -72,7 +72,7 @@ class BenchmarkModelRunner:
         return jobs
 
     def _wanted(self, local: Path, manifest: Manifest) -> list[tuple[str, str]]:
-        """Pairs of file and signature that match the patterns; UsageError if none does."""
+        """The pairs of file and signature that match the patterns; UsageError if there are none."""
         names = [name for group in manifest.groups.values() for name in group.files if name.endswith(_SUFFIX)]
         pairs = [(name, signature) for name in names for signature in _signatures(local / name)]
         wanted = [pair for pair in pairs if any(fnmatch.fnmatch(_label(*pair), text) for text in self.signatures)]
@@ -93,7 +93,7 @@ class BenchmarkModelRunner:
         threads = [] if workload.threads is None else [f"--num_threads={workload.threads}"]
         options = [f"--graph={model.path}/{file}", f"--signature_to_run_for={signature}", f"--num_runs={self.runs}"]
         if workload.backend == "npu":
-            # The SoC's libraries, which the user put beside the program.
+            # The SoC's libraries, which the user put in the folder of the program.
             options += [f"--{kind}_library_path={placed.folder}" for kind in ("dispatch", "compiler_plugin")]
         label = _label(file, signature)
 
@@ -113,7 +113,7 @@ class BenchmarkModelRunner:
 
 
 def read_benchmark_model(output: str, signature: str, backend: Backend) -> Reading:
-    """EnvironmentFault if another signature ran than the one that was asked for."""
+    """Parse the output; EnvironmentFault if another signature ran than the requested one."""
     times = parse_benchmark_model(output)
     if times.signature != signature:
         raise EnvironmentFault("benchmark_model", found=f"the signature {times.signature!r}", wanted=signature)

@@ -1,4 +1,4 @@
-"""Reads rows of per-layer embeddings with the flash probe."""
+"""The runner that times reads of per-layer embedding rows with the flash probe."""
 
 from device_harness.runners.interface import Runner
 from device_harness.runners.spec import RunnerRequest, RunnerSpec

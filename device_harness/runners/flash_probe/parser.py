@@ -1,4 +1,4 @@
-"""What the flash probe prints, as figures."""
+"""Parses the output of the flash probe into figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toolkit.results.record import Figures
 
 
 def read_probe(output: str) -> Reading:
-    """EnvironmentFault if the output is not complete, or if reads that were to be cold could not be."""
+    """Parse the output; EnvironmentFault if it is incomplete, or if pages could not be dropped for cold reads."""
     try:
         _, measures = parse_probe(output, FLASH_PROBE)
     except ResultsError as error:

@@ -1,4 +1,4 @@
-"""The flash probe as a runner: rows of a bundle's PLE shards, cold or warm, in every way to read them."""
+"""Runs the flash probe: reads rows of a bundle's PLE shards, cold or warm, with every access method."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _BATCHES = (*_SINGLE_ROWS, "pread_readahead", "mmap_willneed")
 
 @dataclass(frozen=True, slots=True)
 class FlashProbeRunner:
-    """One process reads in every way, in the state that the workload's start asks for."""
+    """Runs one process that reads with every access method, cold or warm as the workload's start says."""
 
     settings: ProbeSettings = field(default_factory=ProbeSettings)
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
-        """One job; every bundle has shards. UsageError for a context."""
+        """Plan one job; every bundle has shards. UsageError if a context is given."""
         if workload.context is not None:
             found = f"cannot be used with {FLASH_PROBE}, which runs no conversation"
             raise UsageError("--context", found=found)
@@ -50,7 +50,7 @@ class FlashProbeRunner:
 
 
 def probe_tests() -> dict[str, FigureName]:
-    """`ple_row:pread` and so on, each to the figure of its median latency."""
+    """The tests, `ple_row:pread` and so on, each with the figure of its median latency."""
     pairs = [("row", access) for access in _SINGLE_ROWS] + [("batch", access) for access in _BATCHES]
     return {
         f"ple_{pattern}:{access}": known_figure(f"{pattern}_{access}_latency_p50_s", FLASH_PROBE)

@@ -1,4 +1,4 @@
-"""Google's LiteRT-LM engine: its two programs, and its Python package. They share a parser, so they share a folder."""
+"""The runners for Google's LiteRT-LM engine: its two programs and its Python package, which share a parser."""
 
 from device_harness.runners.interface import Runner, Workload
 from device_harness.runners.program_options import PROGRAM_OPTIONS

@@ -1,6 +1,6 @@
-"""Measures Google's LiteRT-LM engine by its Python package, in a process of its own: `python3 -m` this module.
+"""Measures Google's LiteRT-LM engine with its Python package, in a separate process: `python3 -m` this module.
 
-The engine's own benchmark: one prompt and one answer after loading, without a warm-up.
+Runs the engine's own benchmark: one prompt and one answer after loading, without a warm-up.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from toolkit.base.errors import EnvironmentFault
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Run the engine's own benchmark once; figures by the names of docs/formats/results.md."""
+    """Run the engine's own benchmark once; returns figures by their names in docs/formats/results.md."""
     engine = importlib.import_module("litert_lm")
-    # Only then does it say how many nodes its delegate took; while it computes it says nothing more than else.
+    # Only then does it log how many nodes its delegate took; this adds no output while it computes.
     engine.set_min_log_severity(engine.LogSeverity.VERBOSE)
     arguments.cache.mkdir(parents=True, exist_ok=True)
     benchmark = engine.Benchmark(
@@ -51,7 +51,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def library() -> tuple[str, Path]:
-    """LiteRT-LM's package and its shared library."""
+    """The name of LiteRT-LM's package, and its shared library."""
     spec = importlib.util.find_spec("litert_lm")
     if spec is None or spec.origin is None:
         raise EnvironmentFault(

@@ -1,4 +1,4 @@
-"""What the engine has to be told of a .litertlm file, and whose the file's pages are."""
+"""Reads from a .litertlm file the context for the engine, and the file ranges of its parameter groups."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from toolkit.litertlm.reader import LitertlmContent, read_litertlm
 
 @dataclass(frozen=True, slots=True)
 class EngineModel:
-    """A file's sections, and the positions that the engine is told to make room for; None: the file does not say."""
+    """A file's sections, and the number of positions that the engine is to allocate; None: the file does not say."""
 
     content: LitertlmContent
     context: int | None
 
     def groups(self, path: str) -> dict[str, tuple[FileRange, ...]]:
-        """The sections of each group, and the file for what belongs to none: the engine maps sections one by one."""
+        """The file ranges of each group, and the whole file for the rest; the engine maps each section separately."""
         groups = {
             name: tuple(FileRange(path, section.begin, section.end) for section in sections)
             for name, sections in self.content.groups().items()
@@ -27,9 +27,9 @@ class EngineModel:
 
 
 def read_engine_model(local: Path, workload: Workload) -> EngineModel:
-    """A file, with the context that is asked for, else its own.
+    """Read a file, with the requested context, else its own.
 
-    UsageError for more than that, for there the engine would fall silent early.
+    UsageError for a longer context than the file's, with which the engine would end answers early.
     """
     content = read_litertlm(local)
     context = workload.context or content.context

@@ -1,4 +1,4 @@
-"""LiteRT-LM's BenchmarkInfo, as litert_lm_main and litert_lm_advanced_main print it; both of its formats."""
+"""Parses LiteRT-LM's BenchmarkInfo, which litert_lm_main and litert_lm_advanced_main print, in both of its formats."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TURN = re.compile(rf"(Prefill|Decode) Turn \d+: Processed (\d+) tokens in ({_DU
 _SPEED = re.compile(r"(Prefill|Decode) Speed: (\d+(?:\.\d+)?) tokens/sec\.", re.ASCII)
 _PEAK = re.compile(r"Peak (?:system ram usage|private footprint)[^:]*: (\d+(?:\.\d+)?) ?MB", re.ASCII | re.IGNORECASE)
 _TOLERANCE = 0.02
-"""Between the printed speed, which is rounded, and tokens over time."""
+"""The tolerance between the printed speed, which is rounded, and tokens over time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Tokens and seconds of one prefill or one decode."""
+    """The tokens and seconds of one prefill or one decode."""
 
     tokens: int
     seconds: float
@@ -37,7 +37,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkInfo:
-    """One block BenchmarkInfo of the output."""
+    """One BenchmarkInfo block of the output."""
 
     init_s: float
     time_to_first_token_s: float | None
@@ -47,9 +47,9 @@ class BenchmarkInfo:
 
 
 def parse_benchmark_info(text: str) -> tuple[BenchmarkInfo, ...]:
-    """All blocks; one that is printed twice in a row, to a log and to the terminal, counts once; aggregates do not.
+    """Parse all blocks; one printed twice in a row, to a log and to the terminal, counts once; aggregates do not count.
 
-    EnvironmentFault if there is none, or one is cut short or contradicts itself.
+    EnvironmentFault if there is no block, or one is truncated or contradicts itself.
     """
     blocks: list[list[str]] = []
     is_inside = False
@@ -71,13 +71,13 @@ def parse_benchmark_info(text: str) -> tuple[BenchmarkInfo, ...]:
 
 
 def parse_peak_memory(text: str) -> int | None:
-    """Bytes of the runner's own peak, in its words "MB", taken as 2**20; versions differ in what they count."""
+    """Parse the runner's own peak memory to bytes ("MB" taken as 2**20); versions differ in what they count."""
     found = [match[1] for line in clean_lines(text) if (match := _PEAK.search(line)) is not None]
     return int(float(found[-1]) * 2**20) if found else None
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of absl's and our own spelling.
+    """Parse a duration in absl's or our own spelling to seconds.
 
     >>> [parse_duration(text) for text in ("3.5s", "92.5ms", "1m2.5s", "120us", "212.03 ms")]
     [3.5, 0.0925, 62.5, 0.00012, 0.21203]
@@ -116,7 +116,7 @@ def _turn(kind: str, tokens: int, seconds: float) -> Turn:
 
 
 def _require_speed(kind: str, speed: float, turns: list[Turn]) -> None:
-    """Tokens, time and speed are printed each: a unit misread shows here."""
+    """EnvironmentFault if the printed speed contradicts the printed tokens and time, as after misreading a unit."""
     if not turns or abs(turns[-1].tokens_per_s - speed) > _TOLERANCE * speed + 0.01:
         found = f"{kind.lower()} of {speed} tokens/s"
         raise _fault(found, f"{turns[-1].tokens_per_s:.2f} by its tokens and time" if turns else "a turn before it")

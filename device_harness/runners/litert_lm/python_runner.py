@@ -1,4 +1,4 @@
-"""LiteRT-LM's engine by its package litert-lm-api, where a machine has Python with it and with this package."""
+"""Runs LiteRT-LM's engine by its package litert-lm-api, on machines that have Python with it and gemma-edge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LiteRtLmPythonRunner:
     """Runs a .litertlm in Google's engine, on the CPU."""
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
-        """One job. UsageError for another backend than the CPU, or a context that the model has not."""
+        """Plan one job. UsageError for another backend than the CPU, or a longer context than the model's."""
         if workload.backend != "cpu":
             raise UsageError("--backend", found=workload.backend, wanted="cpu, which is all that litert_lm_python has")
         found = read_engine_model(model.path, workload)
@@ -49,5 +49,5 @@ def _job(machine: Machine, model: PlacedModel, found: EngineModel, workload: Wor
 
 
 def read_litert_lm_child(output: str) -> Reading:
-    """Our child's line, and what the engine's log says of delegates."""
+    """Read our child's line of JSON, and the delegates from the engine's log."""
     return replace(python_child.read_child(output), delegation=delegation(parse_delegates(output), "cpu"))

@@ -1,4 +1,4 @@
-"""LiteRT-LM's programs litert_lm_main and litert_lm_advanced_main on a .litertlm."""
+"""Runs LiteRT-LM's programs litert_lm_main and litert_lm_advanced_main on a .litertlm."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from toolkit.base.errors import UsageError
 from toolkit.results.record import Backend, Figures
 
 _CACHES = ("*xnnpack_cache*", "*_mldrift_*cache*.bin", "_*.bin", "*.mtp_drafter*")
-"""What the engine keeps beside a model, by its executor_settings_base.h; older ones wrote MODEL_ID.bin."""
+"""The cache files of the engine next to a model, by its executor_settings_base.h; older versions wrote MODEL_ID.bin."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineProgram:
-    """Which of Google's two programs for the engine."""
+    """One of Google's two programs for the engine."""
 
     name: str
     has_shared_flags: bool
-    """Whether it has the options of LiteRT-LM's shared_flags.cc."""
+    """Whether the program has the options of LiteRT-LM's shared_flags.cc."""
 
 
 ADVANCED = EngineProgram("litert_lm_advanced_main", has_shared_flags=True)
@@ -39,13 +39,13 @@ def make_runner(request: RunnerRequest, engine: EngineProgram) -> LiteRtLmRunner
 
 @dataclass(frozen=True, slots=True)
 class LiteRtLmRunner:
-    """`program`: where the one of the two lies that `engine` names."""
+    """Runs one of Google's two programs; `program`: the path of the one that `engine` names."""
 
     program: GoogleProgram
     engine: EngineProgram = ADVANCED
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
-        """One job. UsageError for options that the program has not, or a context that the model has not."""
+        """Plan one job. UsageError for options that the program lacks, or a longer context than the model's."""
         if workload.threads is not None and workload.backend != "cpu":
             raise UsageError("--threads", found=f"can be used with --backend cpu only, not {workload.backend}")
         for option, value in (("--threads", workload.threads), ("--context", workload.context)):
@@ -94,7 +94,7 @@ class LiteRtLmRunner:
 
 
 def read_litert_lm(output: str, backend: Backend) -> Reading:
-    """The last block of several: each of our processes runs one iteration."""
+    """Parse the last block of the output: each process runs one iteration."""
     info = parse_benchmark_info(output)[-1]
     prefill, decode = info.prefill[0], info.decode[0]
     figures: Figures = {

@@ -1,4 +1,4 @@
-"""Our own session, in a process of its own."""
+"""The runner for our own session, in a separate process."""
 
 from device_harness.runners.interface import Runner
 from device_harness.runners.spec import RunnerRequest, RunnerSpec

@@ -1,9 +1,9 @@
-"""Measures our own session, in a process of its own on the machine that runs it: `python3 -m` this module.
+"""Measures our own session, in a separate process on the machine that runs it: `python3 -m` this module.
 
-The first prompt after loading gives the time to first token, and the rate of its prefill under a name of its own; the
-other rates are of a second one in the same process, as llama-bench warms up before it measures. Tokens are random but
-always the same, and the second prompt's are others, so that its rows of per-layer embeddings are not those that the
-first has left in memory.
+The first prompt after loading gives the time to first token, and the rate of its prefill under a separate name. The
+other rates come from a second prompt in the same process, as llama-bench warms up before it measures. Tokens are random
+but always the same; the second prompt has different ones, so that its rows of per-layer embeddings are not those that
+the first has left in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEED = 0
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Load, prefill and decode; figures by the names of docs/formats/results.md."""
+    """Load, prefill and decode; returns figures by their names in docs/formats/results.md."""
     started = time.perf_counter()
     bundle = Bundle(arguments.model)
     settings = SessionSettings(
@@ -58,7 +58,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         for token in drawn:
             session.decode(token).argmax()
         decode_s = time.perf_counter() - started
-    # A prompt of one token has no prefill: its only token is the decode step's.
+    # A prompt of one token has no prefill: its only token is processed by the decode step.
     first_rate = {"first_prefill_tokens_per_s": len(first[:-1]) / first_prefill_s} if first[:-1] else {}
     return {
         "init_s": init_s,
@@ -74,7 +74,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def count(arguments: argparse.Namespace) -> Delegation:
-    """Of the size's signatures over the whole context, with the weights that the session has packed."""
+    """Count the delegated nodes of the size's signatures for the whole context, with the session's packed weights."""
     bundle = Bundle(arguments.model)
     size = bundle.manifest.size(arguments.size)
     threads = arguments.threads or default_threads()
@@ -88,7 +88,7 @@ def count(arguments: argparse.Namespace) -> Delegation:
 
 
 def library() -> tuple[str, Path]:
-    """LiteRT's package and its shared library."""
+    """The name of LiteRT's package, and its shared library."""
     spec = importlib.util.find_spec("ai_edge_litert")
     if spec is None or spec.origin is None:
         raise EnvironmentFault("Python", found="the package ai_edge_litert is not installed")

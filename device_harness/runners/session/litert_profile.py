@@ -1,7 +1,7 @@
-"""How many nodes LiteRT's delegate takes, by LiteRT's own profiler: signatures run once, apart from what is measured.
+"""Counts the nodes that LiteRT's delegate takes, with LiteRT's profiler; runs signatures once, outside measurements.
 
-LiteRT's Python package cannot be asked and its log does not say, so this is its C API (litert/c of 2.3) by ctypes. It
-belongs in a process of its own, which may fail without harm.
+LiteRT's Python package and log do not tell, so this uses its C API (litert/c of 2.3) by ctypes. Run it in a separate
+process, which may crash without harm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from toolkit.tflite.records import SubgraphRecord, TensorRecord
 _CPU, _HOST_MEMORY = 1, 1
 """kLiteRtHwAcceleratorCpu, kLiteRtTensorBufferTypeHostMemory."""
 _TYPES = {"FLOAT32": (1, 4), "INT32": (2, 4), "BOOL": (6, 1), "INT8": (9, 1)}
-"""Element type to its number in LiteRtElementType and its bytes."""
+"""The number in LiteRtElementType, and the size in bytes, of each element type."""
 _DELETE = ctypes.CFUNCTYPE(None, c_void_p)
 
 
@@ -33,7 +33,7 @@ class _Tensor(ctypes.Structure):
 def count_nodes(
     library: Path, model: Path, signatures: Sequence[str], *, threads: int, weight_cache: Path
 ) -> tuple[int, int]:
-    """Delegated nodes of all nodes, over these signatures; EnvironmentFault if LiteRT refuses."""
+    """Count delegated nodes and all nodes of these signatures; EnvironmentFault if LiteRT refuses."""
     runtime = _Runtime(library, model, threads, weight_cache)
     content = read_tflite(model)
     order = list(content.model.signatures)
@@ -46,7 +46,7 @@ def count_nodes(
 
 
 class _Runtime:
-    """A compiled model that is profiled; it lives as long as its process."""
+    """A compiled model with a profiler; it is never freed before the process ends."""
 
     def __init__(self, library: Path, model: Path, threads: int, weight_cache: Path) -> None:
         self._api = ctypes.CDLL(str(library))
@@ -65,13 +65,13 @@ class _Runtime:
         self._call("LiteRtStartProfiler", self._profiler)
 
     def summary(self) -> str:
-        """The profiler's text about all runs so far."""
+        """The profiler's summary of all runs so far."""
         text = c_char_p()
         self._call("LiteRtGetProfileSummary", self._profiler, self._model, byref(text))
         return (text.value or b"").decode("utf-8", "replace")
 
     def run(self, index: int, graph: SubgraphRecord) -> None:
-        """Once, on zeros; a cache is input and output in one, as in our session."""
+        """Run a signature once, on zeros; each cache is one buffer for input and output, as in our session."""
         inputs = {name: self._buffer(graph.tensors[tensor]) for name, tensor in graph.inputs.items()}
         outputs = [inputs.get(name) or self._buffer(graph.tensors[tensor]) for name, tensor in graph.outputs.items()]
         given, taken = (c_void_p * len(inputs))(*inputs.values()), (c_void_p * len(outputs))(*outputs)

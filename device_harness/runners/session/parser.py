@@ -1,4 +1,4 @@
-"""What LiteRT's profiler prints."""
+"""Parses the output of LiteRT's profiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROWS = re.compile(r"Number of nodes executed: (\d+)", re.ASCII)
 
 
 def undelegated_nodes(summary: str) -> int:
-    """Of a profile's summary: how many nodes ran that no delegate took; EnvironmentFault if it is cut short."""
+    """The number of nodes in a profiler's summary that no delegate took; EnvironmentFault if it is truncated."""
     lines, _, rest = summary.partition("Run Order")[2].partition("Top by Computation Time")
     rows = list(filter(None, map(_ROW.fullmatch, lines.splitlines())))
     told = _ROWS.search(rest)

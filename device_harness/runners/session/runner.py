@@ -1,4 +1,4 @@
-"""Our own session, where a device has Python with this package: Linux boards, the emulated device, this computer."""
+"""Runs our own session on machines with Python and this package: Linux boards, the emulated device, this computer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class SessionRunner:
     """Runs a bundle's directory with a backend of `toolkit.runtime.backends`."""
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
-        """One job: on a backend that there is, of no more tokens than the bundle's own context, else UsageError.
+        """Plan one job; UsageError for an unknown backend, or more tokens than the bundle's context.
 
-        To place it is an EnvironmentFault if the machine has no Python with this package.
+        Placing the job is an EnvironmentFault if the machine has no Python with this package.
         """
         manifest = model.manifest
         assert manifest is not None
@@ -72,7 +72,7 @@ def _job(machine: Machine, model: PlacedModel, manifest: Manifest, workload: Wor
 
 
 def _tests(workload: Workload) -> dict[str, FigureName]:
-    """With the prefill that the time to first token holds, which is the one that Google's engine measures."""
+    """The tests, including the prefill of the first prompt, which is the one that Google's engine measures."""
     tests = text_tests(workload)
     if workload.prompt_tokens > 1:
         tests[f"{workload_name(workload.prompt_tokens, 0)}:first"] = "first_prefill_tokens_per_s"

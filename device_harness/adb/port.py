@@ -7,6 +7,7 @@ was read as silence, checksums were summed in Python, and what the device says o
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import select
 import socket
@@ -43,6 +44,8 @@ from toolkit.base.errors import system_reason
 
 FEATURES = b"features=cmd,delayed_ack,shell_v2"
 """The features of this host, sent after `host::`."""
+
+_log = logging.getLogger(__name__)
 
 _ADB_SHELL_FAULTS = (
     exceptions.AdbTimeoutError,
@@ -310,7 +313,7 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
         """Connect; return the device's banner, and the maximum payload in bytes of a message to it."""
         info = _AdbTransactionInfo(None, None, timeout, timeout, None)
         try:
-            _, most = self.connect(FEATURES, list(signers), auth_timeout, None, info)
+            _, most = self.connect(FEATURES, list(signers), auth_timeout, lambda _: _ask_to_confirm(name), info)
         except exceptions.DeviceAuthError as error:
             raise unauthorized(name, "a device that asks for a key, and none here") from error
         except (*_ADB_SHELL_FAULTS, ConnectionLost) as error:
@@ -355,6 +358,11 @@ def read_rest(port: Port, start: Buffer, timeout: float) -> tuple[Header, Buffer
     payload = port.read(header.length, timeout) if header.length else b""
     require_checksum(header, payload)
     return header, payload
+
+
+def _ask_to_confirm(name: str) -> None:
+    """Say at once what the device is waiting for; else its user would wait for us meanwhile."""
+    _log.warning("%s: confirm this computer's key on the device's screen", name)
 
 
 def unauthorized(name: str, found: str) -> Unauthorized:

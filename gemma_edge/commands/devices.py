@@ -32,7 +32,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     rows = [[device.serial, device.kind, device.state, device.model or "-"] for device in found]
     lines = [table(["serial", "", "state", "model"], rows)] if rows else ["no devices"]
     lines += [f"{device.serial}: {device.reason}" for device in found if device.reason]
-    if not has_usb():
+    if all(device.state == "not found" for device in found) and not has_usb():
         terminal.note("USB was not searched: pip install 'gemma-edge[usb]' and the system's libusb-1.0")
     terminal.result({"devices": [dataclasses.asdict(device) for device in found]}, "\n".join(lines))
     return 0

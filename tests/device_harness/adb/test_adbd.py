@@ -69,7 +69,9 @@ def test_a_push_is_taken_up_after_cuts_and_then_sends_nothing(
     assert push_source(aosp, source, target=target).bytes_sent == 0
 
 
-def test_only_an_accepted_key_comes_in(adbd_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_an_accepted_key_comes_in_and_what_to_do_for_another_is_said_at_once(
+    adbd_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("ANDROID_USER_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "known"))
     [known] = signers()
@@ -78,10 +80,12 @@ def test_only_an_accepted_key_comes_in(adbd_root: Path, tmp_path: Path, monkeypa
     with Adbd(adbd_root, AdbdSettings(keys=(key,))) as device:
         with Transport(tcp_endpoint(device.serial), [known]).connect() as transport:
             assert transport.shell("echo in", timeout=10).stdout == "in\n"
+        assert not caplog.messages
         for name in ("ANDROID_USER_HOME", "XDG_CONFIG_HOME"):
             monkeypatch.setenv(name, str(tmp_path / "stranger"))
         with pytest.raises(Unauthorized, match="allow this computer's key"):
             Transport(tcp_endpoint(device.serial), signers(), auth_timeout=1).connect()
+        assert caplog.messages == [f"{device.serial}: confirm this computer's key on the device's screen"]
         [found] = list_devices([device.serial], timeout=1, scan=False)
         assert found.state == "unauthorized"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from adb_shell import exceptions
 
+import gemma_edge.commands.devices
 from device_harness.adb import devices
 from device_harness.adb import port as transport_port
 from device_harness.adb.devices import connect, find_endpoint, key_paths, list_devices, signers, tcp_endpoint
@@ -320,6 +321,16 @@ def test_libusbs_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch, name: st
 
 
 # --- the verbs --------------------------------------------------------------------------------------------------------
+
+
+def test_usb_packages_are_named_only_where_no_device_was_found(
+    device: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gemma_edge.commands.devices, "has_usb", lambda: False)
+    assert cli.main(["devices", "--address", device.serial]) == 0
+    assert "USB" not in capsys.readouterr().err
+    assert cli.main(["devices", "--address", "127.0.0.1:1"]) == 0
+    assert "USB was not searched" in capsys.readouterr().err
 
 
 def test_the_devices_verb_lists_states_and_reasons(

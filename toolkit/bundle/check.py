@@ -9,6 +9,7 @@ from pathlib import Path
 
 from toolkit.base.errors import BundleError, GraphError, system_reason
 from toolkit.base.files import CHUNK_BYTES, Advance, Progress, hash_file
+from toolkit.bundle.chat import ChatTemplate, turn_end
 from toolkit.bundle.check_shard import row_faults
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
@@ -30,7 +31,7 @@ from toolkit.bundle.signatures import (
     signature_faults,
     vision_shapes,
 )
-from toolkit.bundle.tokenizer_file import tokenizer_faults
+from toolkit.bundle.tokenizer_file import control_token_at, tokenizer_faults
 from toolkit.tflite.reader import read_tflite
 
 REQUIRED = (TEXT_DECODER, EMBEDDER, shard_name(0), TOKENIZER)
@@ -65,6 +66,8 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
         faults += _tokenizer_faults(bundle / TOKENIZER, manifest)
     if CHAT_TEMPLATE in readable:
         faults += _text_faults(bundle / CHAT_TEMPLATE)
+    if not faults and CHAT_TEMPLATE in readable:
+        faults += _turn_faults(bundle, manifest)
     return faults
 
 
@@ -171,6 +174,19 @@ def _shard_faults(
         if path.name in whole:
             faults += row_faults(path, header, advance)
     return faults
+
+
+def _turn_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
+    """A fault for a template that is none, or that ends a turn with a token which stops no answer."""
+    try:
+        end = turn_end(ChatTemplate.open(bundle / CHAT_TEMPLATE))
+    except BundleError as error:
+        return [Fault.of(error, CHAT_TEMPLATE, "template")]
+    token = control_token_at((bundle / TOKENIZER).read_bytes(), end) if end else None
+    stops = manifest.text.stop_token_ids
+    if token is None or token in stops:
+        return []
+    return [Fault(CHAT_TEMPLATE, "the end of a turn", f"token {token}", f"a stop token, one of {list(stops)}")]
 
 
 def _text_faults(path: Path) -> list[Fault]:

@@ -71,6 +71,14 @@ def engine_template(source: str, *, bos_token: str) -> str:
     raise faults[-1]
 
 
+def rendering_fault(template: str) -> BundleError | None:
+    """What is wrong with a finished file's template: it is none, or the engine renders it otherwise than Jinja."""
+    try:
+        return template_fault(template, template, bos_token="")
+    except BundleError as error:
+        return error
+
+
 def template_fault(source: str, exported: str, *, bos_token: str) -> BundleError | None:
     """The first conversation that the engine renders otherwise with `exported` than transformers with `source`."""
     expected = _renderer(ChatTemplate(source, bos_token=bos_token), engine=False)

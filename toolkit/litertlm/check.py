@@ -21,6 +21,7 @@ from toolkit.bundle.signatures import (
 )
 from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.litertlm import schema
+from toolkit.litertlm.chat_template import rendering_fault
 from toolkit.litertlm.check_towers import AUDIO, VISION, tower_faults
 from toolkit.litertlm.reader import header_end
 from toolkit.litertlm.schema import LlmMetadata, SectionRecord
@@ -176,6 +177,10 @@ class _Contents:
         self._place(label, signature_faults("", content, wanted))
 
     def _check_metadata(self, metadata: LlmMetadata, shapes: TextShapes | None) -> None:
+        template = metadata.jinja_prompt_template
+        fault = None if template is None else rendering_fault(template)
+        if fault is not None:
+            self._fault(schema.LLM_METADATA, "jinja_prompt_template", fault.found, fault.wanted)
         label = schema.LLM_METADATA
         if not metadata.stop_tokens:
             self._fault(label, "stop_tokens", "none", "at least one")

@@ -22,7 +22,9 @@ from bundles import (
     tower_signatures,
     write_graphs,
 )
+from paths import EXAMPLE
 
+from converters.convert import ConvertRequest, convert
 from gemma_edge import cli
 from toolkit.base.errors import BundleError
 from toolkit.bundle.manifest import (
@@ -356,3 +358,15 @@ def test_checking_changes_nothing(bundle: Path) -> None:
     before = state()
     check(bundle)
     assert state() == before
+
+
+@pytest.mark.slow
+def test_a_turn_that_ends_in_a_token_which_stops_nothing_is_found(tmp_path: Path) -> None:
+    request = ConvertRequest(EXAMPLE, tmp_path / "b", groups=("text",), context=64, prefill_sizes=(8,))
+    convert(request, gate=None)
+    assert found(tmp_path / "b") == []
+    path = tmp_path / "b" / "manifest.json"
+    value = json.loads(path.read_text())
+    value["groups"]["text"]["runtime"]["stop_token_ids"] = [1]
+    path.write_text(json.dumps(value))
+    assert found(tmp_path / "b") == [("chat_template.jinja", "the end of a turn")]

@@ -12,6 +12,7 @@ from paths import EXAMPLE
 from converters.convert import ConvertRequest, convert
 from toolkit.base.errors import BundleError
 from toolkit.bundle.chat import ChatTemplate, Message
+from toolkit.check import check
 from toolkit.litertlm import export
 from toolkit.litertlm.chat_template import engine_template, template_fault
 
@@ -72,6 +73,17 @@ def test_what_the_engine_does_not_know_is_refused_by_name(name: str) -> None:
 def test_a_method_that_no_conversation_reaches_does_no_harm() -> None:
     source = GEMMA + "{% if tools %}{{ tools[0].get('name') }}{% endif %}"
     assert engine_template(source, bos_token="<bos>") == source
+
+
+def test_check_finds_a_template_that_the_engine_renders_otherwise(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.litertlm"
+    export.export_litertlm(bundle, path)
+    assert check(path) == []
+    monkeypatch.setattr(export, "engine_template", lambda source, bos_token: MENDED["a sum"])
+    export.export_litertlm(bundle, path)
+    assert [fault.fault for fault in check(path)] == ["section LlmMetadataProto jinja_prompt_template"]
 
 
 @pytest.fixture(scope="module")

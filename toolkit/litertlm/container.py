@@ -36,11 +36,15 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A section before its offset is known: its type, and where its bytes come from."""
+    """A section before its offset is known: its type, and where its bytes come from.
+
+    `activations`: what the engine is to compute its graph with on a GPU, if it may not choose.
+    """
 
     type: str
     content: tuple[bytes | FilePart, ...]
     model_type: str | None = None
+    activations: str | None = None
 
     @property
     def size(self) -> int:
@@ -79,7 +83,8 @@ def _layout(sections: Sequence[Section], system: Mapping[str, str]) -> tuple[byt
         placed: list[SectionRecord] = []
         for section in sections:
             start = align_up(start, SECTION_ALIGNMENT)
-            items = {} if section.model_type is None else {schema.MODEL_TYPE: section.model_type}
+            pairs = {schema.MODEL_TYPE: section.model_type, schema.ACTIVATION_TYPE: section.activations}
+            items = {key: text for key, text in pairs.items() if text is not None}
             placed.append(SectionRecord(section.type, start, start + section.size, items))
             start += section.size
         return tuple(placed)

@@ -241,7 +241,8 @@ def _tower_sections(parts: _Parts, groups: Sequence[str], model_type: ModelType)
         sections.append((schema.AUDIO_ADAPTER, parts.selected(AUDIO_ADAPTER, {"adapt": f"adapt_{frames}"})))
         end = parts.selected(AUDIO_ADAPTER, {"end_of_audio": "end_of_audio"})
         sections.append((schema.END_OF_AUDIO, end))
-    return [Section(schema.TFLITE_MODEL, (part,), label) for label, part in sections]
+    # Their graphs are not proven in float16, in which the engine computes on a GPU unless it is told otherwise.
+    return [Section(schema.TFLITE_MODEL, (part,), label, "fp32") for label, part in sections]
 
 
 def _whole_sound(bundle: Path, audio: AudioRecord) -> int:

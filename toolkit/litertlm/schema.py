@@ -33,6 +33,7 @@ METADATA_OFFSET: int = core.HEADER_BEGIN_BYTE_OFFSET
 LLM_METADATA, TFLITE_MODEL, HF_TOKENIZER = "LlmMetadataProto", "TFLiteModel", "HF_Tokenizer_Zlib"
 TOKENIZERS = (HF_TOKENIZER, "SP_Tokenizer")
 MODEL_TYPE = "model_type"
+ACTIVATION_TYPE = "prefer_activation_type"
 PREFILL_DECODE, EMBEDDER, PER_LAYER_EMBEDDER = (
     "tf_lite_prefill_decode",
     "tf_lite_embedder",

@@ -284,6 +284,14 @@ def test_groups_that_are_not_wanted_are_left_out(
     assert model.model_type == ("generic_model" if sections else "gemma3n")
 
 
+def test_towers_alone_ask_for_float32_on_a_gpu(towers: Path, tmp_path: Path) -> None:
+    """Their graphs are not proven in float16; the text decoder's is."""
+    sections = metadata_of(exported_with(towers, tmp_path / "a")).sections
+    asked = {section.label: section.items.get(schema.ACTIVATION_TYPE) for section in sections}
+    assert {label for label, kind in asked.items() if kind == "fp32"} == set(TOWERS)
+    assert {kind for label, kind in asked.items() if label not in TOWERS} == {None}
+
+
 def test_a_group_that_the_bundle_lacks_is_named(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"found no group vision, wanted one of .* --groups text,vision"):
         export_litertlm(bundle, tmp_path / "a", ExportOptions(groups=("text", "vision")))

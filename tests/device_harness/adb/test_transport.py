@@ -196,7 +196,7 @@ def test_a_pulled_file_has_the_same_bytes(transport: Transport, peer: Peer) -> N
 def test_a_refused_push_carries_the_devices_words(transport: Transport) -> None:
     for size in (1, 5_000_000):
         with pytest.raises(DeviceRefusal, match=r"Permission denied|Read-only file system"):
-            transport.push_bytes(bytes(size), "/system/bin/su")
+            transport.push_bytes(bytes(size), "/system/bin/pushed")
     assert transport.shell("echo on", timeout=10).stdout == "on\n"
 
 

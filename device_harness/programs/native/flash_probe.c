@@ -1,12 +1,12 @@
-/* Reads rows of PLE shards as decode and prefill do, and tells how long each read took.
+/* Reads rows of PLE shards as decode and prefill do, and measures how long the reads take.
  *
  *   flash_probe [--state cold|warm] [--seed N] [--reads N] [--batch N] [--batches N] [--tokens FILE] SHARD...
  *   flash_probe --drop FILE...
  *
- * The second form takes files of any kind out of memory, and says in one line how much of them stayed.
- * The shards are all of one table, in order (docs/formats/ple_shard.md). Prints one JSON object a line: the table, then
- * one for each way to read (docs/probe.md). Exit code 2: wrong use or a file that is no sound shard; 3: the system.
- * C99 and Linux; links statically; nothing is written to any file.
+ * The second form drops files of any kind from the page cache, and prints in one line how much of them stayed.
+ * The shards are all those of a table, in order (docs/formats/ple_shard.md). Prints a line of JSON for the table, then
+ * one for each access method (docs/probe.md). Exit code 2: wrong arguments or an invalid shard; 3: a system error.
+ * C99 and Linux; linked statically; writes no files.
  */
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
@@ -71,7 +71,7 @@ static uint32_t crc32(const uint8_t *data, size_t size) {
     return ~value;
 }
 
-/* Of a header's fields. */
+/* The SHA-256 of a header's fields. */
 static void sha256_fields(const uint8_t fields[FIELD_BYTES], uint8_t digest[SHA256_DIGEST]) {
     uint32_t state[1][8];
     const uint8_t *data[1] = {fields};
@@ -201,8 +201,8 @@ static Table open_table(char **paths, int count) {
 
 typedef struct {
     uint64_t *ids;
-    uint64_t count;  /* 0: drawn by chance */
-    uint64_t next;   /* of a list */
+    uint64_t count;  /* the length of the list; 0: random tokens */
+    uint64_t next;   /* the position in the list */
     uint64_t chance; /* state of splitmix64 */
 } Tokens;
 
@@ -214,7 +214,7 @@ static uint64_t next_token(Tokens *tokens, uint64_t vocab_size) {
     return (value ^ value >> 31) % vocab_size;
 }
 
-/* Ids with white space between; like the model's reader, one outside of the table reads row 0. */
+/* Read ids separated by white space; like the model's reader, an id outside the table reads row 0. */
 static void read_tokens(const char *path, Tokens *tokens, uint64_t vocab_size) {
     FILE *file = fopen(path, "r");
     if (!file) fail(BAD_INPUT, "%s: found '%s', wanted token ids", path, strerror(errno));
@@ -238,7 +238,7 @@ static int compare_ids(const void *left, const void *right) {
     return (a > b) - (a < b);
 }
 
-/* As the model's reader looks them up: each once, in ascending order. */
+/* Draw a batch of ids, distinct and in ascending order, as the model's reader looks them up. */
 static uint64_t draw_batch(Tokens *tokens, uint64_t vocab_size, uint64_t *batch, uint64_t count) {
     uint64_t distinct = 0;
     for (uint64_t i = 0; i < count; i++) batch[i] = next_token(tokens, vocab_size);
@@ -266,7 +266,7 @@ static void unmap_all(Table *table) {
     }
 }
 
-/* Pages of the shards that are in memory. Linux says "all" to whoever neither owns a file nor may write to it. */
+/* Count the shards' pages in memory. For a file that we neither own nor may write to, Linux reports all pages. */
 static uint64_t resident_pages(const Table *table) {
     static unsigned char flags[65536];
     uint64_t found = 0;
@@ -286,7 +286,7 @@ static uint64_t resident_pages(const Table *table) {
     return found;
 }
 
-/* Take the shards out of memory; how many pages stayed all the same. Dirty and mapped pages cannot be dropped. */
+/* Drop the shards from memory, and return how many pages stay. Dirty and mapped pages cannot be dropped. */
 static uint64_t drop_pages(Table *table) {
     uint64_t left = 0;
     unmap_all(table);
@@ -301,7 +301,7 @@ static uint64_t drop_pages(Table *table) {
     return left;
 }
 
-/* read_bytes of /proc/self/io: what this process caused to come from storage; -1 where that is not told. */
+/* read_bytes of /proc/self/io: the bytes read from storage for this process; -1 if not reported. */
 static int64_t storage_bytes(void) {
     FILE *file = fopen("/proc/self/io", "r");
     char name[32];
@@ -319,7 +319,7 @@ typedef enum { NOTHING_AHEAD, READAHEAD, WILLNEED } Ahead;
 typedef struct {
     const char *name;
     bool is_mapped, is_random;
-    Ahead ahead; /* asked for all rows of a batch before the first is read */
+    Ahead ahead; /* called for all rows of a batch before the first is read */
 } Access;
 
 static const Access ACCESSES[] = {
@@ -368,7 +368,7 @@ static void advise_row(const Table *table, const Shard *shard, uint64_t offset, 
     madvise(shard->map + start, (size_t)(offset + table->layout.row_bytes - start), advice);
 }
 
-/* What is timed: from the ids to their rows in memory of our own. */
+/* The part that is timed: from the ids to their rows in our own memory. */
 static void read_batch(const Reader *reader, uint64_t count) {
     const Table *table = reader->table;
     uint64_t row_bytes = table->layout.row_bytes;
@@ -387,7 +387,7 @@ static void read_batch(const Reader *reader, uint64_t count) {
     }
 }
 
-/* After the clock has stopped: checksums, and the model's reader unmaps what it has copied. */
+/* The part that is not timed: check the checksums, and unmap the rows as the model's reader does. */
 static void settle_batch(const Reader *reader, uint64_t count) {
     const Table *table = reader->table;
     uint64_t row_bytes = table->layout.row_bytes;
@@ -411,7 +411,7 @@ static void prepare_access(const Reader *reader) {
     if (reader->access->is_mapped) map_all(table, reader->access->is_random ? MADV_RANDOM : MADV_NORMAL);
 }
 
-/* The same rows once more or less: they are in memory then, if there is room. */
+/* Read the same rows once without timing, so that they are in memory, if there is room. */
 static void warm_up(Reader *reader, Tokens tokens, uint64_t reads) {
     const Access plain = ACCESSES[1];
     Reader warm = *reader;
@@ -423,7 +423,7 @@ static void warm_up(Reader *reader, Tokens tokens, uint64_t reads) {
     }
 }
 
-/* Whoever was to read the results may be gone: then there is no point in going on. */
+/* End if nobody reads the results any more. */
 static void require_listener(void) {
     struct pollfd output = {.fd = STDOUT_FILENO};
     if (poll(&output, 1, 0) > 0 && output.revents & (POLLERR | POLLHUP)) exit(SYSTEM);
@@ -472,7 +472,7 @@ static void measure_all(Reader *reader, Tokens tokens, uint64_t reads, bool is_c
 
 /* ---- results ------------------------------------------------------------------------------------------------- */
 
-/* The smallest latency that `percent` of all do not exceed, of sorted ones. */
+/* A percentile of sorted latencies: the smallest that `percent` of all do not exceed. */
 static double percentile_us(const Measure *measure, unsigned percent) {
     uint64_t rank = (measure->reads * percent + 99) / 100;
     return (double)measure->latency_ns[rank ? rank - 1 : 0] / 1000.0;
@@ -579,7 +579,7 @@ int main(int argc, char **argv) {
     if (list) read_tokens(list, &tokens, table.layout.vocab_size);
     Reader reader = {.table = &table, .batch = allocate(batch_rows, sizeof(uint64_t)),
                      .rows = allocate(batch_rows, table.layout.row_bytes)};
-    memset(reader.rows, 1, (size_t)(batch_rows * table.layout.row_bytes)); /* its own page faults come now */
+    memset(reader.rows, 1, (size_t)(batch_rows * table.layout.row_bytes)); /* cause its page faults before timing */
     Measure measure = {.latency_ns = allocate(reads > batches ? reads : batches, sizeof(uint64_t))};
     uint64_t row_ways = 0;
     for (int i = 0; i < ACCESS_COUNT; i++) row_ways += ACCESSES[i].ahead == NOTHING_AHEAD;

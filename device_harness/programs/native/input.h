@@ -1,4 +1,4 @@
-/* What the programs beside this file take in: numbers from the command line, and bytes of a file. */
+/* Input of the programs in this folder: numbers from the command line, and bytes of a file. */
 #include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* Whether a word is a whole number within bounds, which is then in *value. */
+/* Parse a whole number within bounds into *value; false if the word is not one. */
 static inline bool parse_number(const char *word, uint64_t least, uint64_t most, uint64_t *value) {
     char *end;
     errno = 0;
@@ -16,7 +16,7 @@ static inline bool parse_number(const char *word, uint64_t least, uint64_t most,
     return true;
 }
 
-/* How many of size bytes from offset on could be read; fewer at the file's end, where errno is 0, or at a fault. */
+/* Read up to size bytes from offset on and return how many; fewer at the file's end (errno is 0) or at an error. */
 static inline size_t read_whole(int file, uint8_t *to, size_t size, uint64_t offset) {
     size_t done = 0;
     errno = 0;

@@ -1,16 +1,17 @@
-/* Stores chunks of files and hashes what then lies there; the device's side of a push, and of its comparison.
+/* Stores chunks of files and hashes the stored bytes; the device's side of a push, and of its comparison.
  *
  *   push_receiver store NAME CHUNK FIRST STOP LAST       chunks from standard input
- *   push_receiver copy  NAME CHUNK FIRST STOP LAST FROM  chunks from the same places of the file FROM
- *   push_receiver hash  NAME CHUNK FIRST STOP LAST       nothing is stored: what is there is hashed
+ *   push_receiver copy  NAME CHUNK FIRST STOP LAST FROM  chunks from the same offsets of the file FROM
+ *   push_receiver hash  NAME CHUNK FIRST STOP LAST       stores nothing, and hashes what is there
  *
  * "store" says "next" whenever PIECE bytes of a chunk, or its last ones, are in the file: so that no more than is wanted
  * is on the way to a daemon that takes all it is sent into memory.
  *
- * The chunks are FIRST to before STOP, of CHUNK bytes each, the last of them of LAST bytes. Each goes to its place in
- * NAME, is read again from there, and its line "NAME NUMBER SHA256" is printed. What was stored is sent on to the storage
- * at once. At a fault its words and a line "failed" are printed, and the exit code is 1; but what "hash" cannot read has
- * a line "NAME NUMBER unreadable", for that is an answer. Wrong use has exit code 2.
+ * The chunks are FIRST up to but not including STOP, of CHUNK bytes each, the last of LAST bytes. Each is written to
+ * its offset in NAME and read again from there, and a line "NAME NUMBER SHA256" is printed. Writing to the storage
+ * starts at once. At an error, its description and a line "failed" are printed, and the exit code is 1; but for a
+ * chunk that "hash" cannot read, it prints a line "NAME NUMBER unreadable" and continues. The exit code for wrong
+ * arguments is 2.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,9 +30,9 @@
 
 #define BLOCK (256 * 1024) /* stays in a processor's cache */
 #define PIECE ((uint64_t)4 * 1024 * 1024)
-#define ALIGNMENT 4096 /* the kernel copies to a page's start several times faster than to 16 bytes behind it */
+#define ALIGNMENT 4096 /* the kernel copies to the start of a page several times faster than to 16 bytes after it */
 #define MOST_HASHERS 4
-#define BEHIND 4 /* chunks whose way to the storage nobody waits for */
+#define BEHIND 4 /* how many of the last chunks may still be on their way to the storage */
 #define MOST_CHUNK ((uint64_t)1 << 40)
 #define MOST_CHUNKS ((uint64_t)1 << 22) /* with MOST_CHUNK, offsets stay within 63 bits */
 #define MOST_NAME 255
@@ -39,12 +40,12 @@
 static struct {
     const char *name, *from_name;
     int file;
-    int from; /* where chunks come from: standard input, or another file; -1 if nothing is stored */
+    int from; /* the source of chunks: standard input or another file; -1 if nothing is stored */
     uint64_t chunk, first, stop, last;
     sha256_compressor compress;
     pthread_mutex_t lock;
     pthread_cond_t more;
-    uint64_t stored, taken; /* chunks before these are in the file; are some hasher's */
+    uint64_t stored, taken; /* chunks before `stored` are in the file; those before `taken` belong to a hasher */
 } run = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
 
 static void say(const char *text, size_t size) {
@@ -55,7 +56,7 @@ static void say(const char *text, size_t size) {
     }
 }
 
-/* A line of its own, whole whatever other threads say. */
+/* Print a line with one write, so that lines of several threads do not mix. */
 static void say_line(const char *form, ...) {
     char line[2 * MOST_NAME];
     va_list values;
@@ -72,7 +73,7 @@ static void fail(const char *name, const char *words) {
 
 static uint64_t length_of(uint64_t number) { return number + 1 < run.stop ? run.chunk : run.last; }
 
-/* Whether they are all there. What was stored has to be; what was there already need not. */
+/* Read bytes; false if they cannot all be read, which is an error if they were stored by this run. */
 static bool read_back(uint8_t *to, size_t size, uint64_t offset) {
     if (read_whole(run.file, to, size, offset) == size) return true;
     if (run.from >= 0) fail(run.name, errno ? strerror(errno) : "it has become shorter");
@@ -87,7 +88,7 @@ static void say_digest(uint64_t number, const uint8_t digest[SHA256_DIGEST]) {
 
 static void say_unreadable(uint64_t number) { say_line("%s %llu unreadable\n", run.name, (unsigned long long)number); }
 
-/* One chunk, or two of the same length at once. */
+/* Hash one chunk, or two of the same length at once. */
 static void hash_chunks(uint64_t number, int lanes, uint8_t *buffer) {
     uint32_t states[SHA256_MOST_LANES][8];
     const uint8_t *data[SHA256_MOST_LANES];
@@ -115,14 +116,14 @@ static void hash_chunks(uint64_t number, int lanes, uint8_t *buffer) {
     }
 }
 
-/* The kernel's own guess of what is read next goes wrong where threads take turns in one file. */
+/* Ask the kernel to read ahead: its own prediction fails when several threads take turns reading one file. */
 static void read_ahead(uint64_t number, int lanes) {
     uint64_t size = (uint64_t)(lanes - 1) * run.chunk + length_of(number + (uint64_t)lanes - 1);
     posix_fadvise(run.file, (off_t)(number * run.chunk), (off_t)size, POSIX_FADV_WILLNEED);
 }
 
-/* Only a start of the way to the storage: whoever wants it to be there calls fsync. What is there gives its memory
- * back, for a push would otherwise take all of it from everything else that runs, in new pages, which cost the most. */
+/* Start writing a chunk to the storage (only fsync guarantees that it is there), and drop earlier chunks from the page
+ * cache: otherwise a push takes the memory of all other programs, and new pages cost the most time. */
 static void settle_chunk(uint64_t number) {
     sync_file_range(run.file, (off_t)(number * run.chunk), (off_t)length_of(number), SYNC_FILE_RANGE_WRITE);
     if (number < run.first + BEHIND) return;
@@ -133,7 +134,7 @@ static void settle_chunk(uint64_t number) {
     if (run.from != STDIN_FILENO) posix_fadvise(run.from, offset, size, POSIX_FADV_DONTNEED);
 }
 
-/* How many chunks from *number on are the caller's to hash: two wherever there are two; 0 at the end. */
+/* Take the next chunks to hash, from *number on; returns how many: two if possible, 0 at the end. */
 static int take_chunks(uint64_t *number) {
     pthread_mutex_lock(&run.lock);
     while (run.stored < run.stop && run.stored - run.taken < SHA256_MOST_LANES) pthread_cond_wait(&run.more, &run.lock);
@@ -155,7 +156,7 @@ static void *hash_all(void *buffer) {
     return NULL;
 }
 
-/* Until there are so many bytes: what comes in small pieces is stored in large ones. */
+/* Read exactly this many bytes, so that input in small pieces is stored in large ones. */
 static void receive(uint8_t *to, size_t size) {
     while (size) {
         ssize_t got = read(run.from, to, size);
@@ -188,12 +189,12 @@ static int misused(void) {
     return 2;
 }
 
-/* What is no file cannot be waited for, and fails as it is read. */
+/* O_NONBLOCK: do not wait for something that is not a regular file; reading it fails later. */
 static int open_file(const char *name, int access) {
     return open(name, access | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 }
 
-/* Whether the words make sense; the files are open then. */
+/* Parse the arguments and open the files; false if the arguments are invalid. */
 static bool prepare(int count, char **words) {
     if (count != 7 && count != 8) return false;
     bool copies = strcmp(words[1], "copy") == 0, hashes = strcmp(words[1], "hash") == 0;

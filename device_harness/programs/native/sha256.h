@@ -1,7 +1,7 @@
-/* SHA-256 (FIPS 180-4) for the programs beside this file, of one message or of two at once.
+/* SHA-256 (FIPS 180-4) for the programs in this folder, of one message or of two at once.
  *
- * The processor's instructions for it wait for their own results most of the time: two messages take hardly longer
- * than one. An "end" is what follows a message's last whole block: its rest, a bit, zeros, its length in bits.
+ * The processor's instructions for it mostly wait for each other's results: two messages take hardly longer than one.
+ * An "end" is what follows a message's last whole block: the remaining bytes, a bit, zeros, the length in bits.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -31,7 +31,7 @@ static const uint32_t SHA256_CONSTANTS[64] __attribute__((aligned(16))) = {
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 };
 
-/* Takes so many blocks of each message into its state; one message, or two. */
+/* Updates the states of one or two messages with this number of blocks of each. */
 typedef void (*sha256_compressor)(uint32_t states[][8], const uint8_t *const data[], int lanes, size_t blocks);
 
 static inline uint32_t sha256_rotated(uint32_t x, int n) { return x >> n | x << (32 - n); }
@@ -162,7 +162,7 @@ __attribute__((target(SHA256_TARGET))) static inline void sha256_quick(
     else sha256_lanes(states, data, 1, blocks);
 }
 
-/* The end of a message of `bytes` bytes, of which `rest` are its last `bytes % 64`; then the state as digest. */
+/* Process the end of a message of `bytes` bytes, whose last `bytes % 64` are `rest`, and write the digest. */
 static inline void sha256_finish(sha256_compressor compress, uint32_t state[8], const uint8_t *rest, uint64_t bytes,
                                  uint8_t digest[SHA256_DIGEST]) {
     uint8_t end[2 * SHA256_BLOCK] = {0};

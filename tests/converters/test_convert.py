@@ -454,7 +454,7 @@ def test_every_token_that_ends_a_text_is_in_the_manifest(tmp_path: Path, tiny: P
     shutil.copytree(tiny, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("*.py"))
     (tmp_path / "checkpoint" / "generation_config.json").write_text('{"eos_token_id": [106, 1, 106]}')
     manifest = convert(request(tmp_path / "checkpoint", tmp_path / "bundle"))
-    assert manifest.text.stop_token_ids == (1, 106)
+    assert manifest.text.stop_token_ids == (1, 5, 106)  # 5: what the template ends a turn with
 
 
 def test_progress_ends_at_its_total(tmp_path: Path, tiny: Path) -> None:

@@ -1,6 +1,7 @@
 """For all tests: the same drawn examples every time, and skips that name the extra a test lacks."""
 
 import os
+import signal
 from importlib.util import find_spec
 
 import pytest
@@ -15,6 +16,10 @@ EXTRAS = {"reference": ("torch", "transformers", "safetensors"), "lm": ("litert_
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A run in the background, or under nohup, would have every child process ignore Ctrl-C or a hangup.
+    for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, action)
     # zig takes half a minute to build C's library for a target, and would do so again for every program of every test.
     cache: pytest.Cache | None = getattr(config, "cache", None)
     if cache is not None:

@@ -280,7 +280,7 @@ class Daemon:
         self._connections: dict[Connection, asyncio.Task[None]] = {}
 
     async def serve(self, listeners: Callable[[], socket.socket]) -> None:
-        """For ever; `listeners` makes the listening socket anew after each reboot."""
+        """Accept connections until it is stopped; `listeners` creates a new listening socket after each reboot."""
         loop = asyncio.get_running_loop()
         try:
             while True:

@@ -1,4 +1,4 @@
-"""The vision tower's input, of levels that are decoded already: NumPy alone."""
+"""Computes the vision tower's input from decoded levels, with NumPy only."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class StateRecord:
 
 @dataclass(frozen=True, slots=True)
 class ScriptRecord:
-    """What a script in benchmarks/ records besides its figures; `gemma-edge bench` has other fields for it."""
+    """What a script in benchmarks/ records in addition to figures; `gemma-edge bench` has other fields for it."""
 
     commit: str
     """The commit of this repository, followed by a + if its files had changed."""

@@ -78,7 +78,7 @@ class Attention:
 def _mix(values: Value, weights: Value, tokens: int) -> Value:
     """weights @ values, the values' last axis the positions: f32[1, kv_heads, queries, head_dim].
 
-    XNNPACK packs the second operand of each product anew: for the few queries of one token better not the cache.
+    XNNPACK packs the second operand of each product every time, so with few queries (one token) the cache is first.
     """
     if tokens > 1:
         return ops.batch_matmul(weights, values, transpose_b=True)

@@ -1,4 +1,4 @@
-"""The text decoder of Gemma 3n as LiteRT graphs: a decode step, and prefills that fill the KV caches alone.
+"""The text decoder of Gemma 3n as LiteRT graphs: a decode step, and prefills that only fill the KV caches.
 
 Streams are f32[1, tokens, streams, hidden] (AltUp's predictions of the hidden state), all else f32[1, tokens, 1, ...].
 Each block of a layer has a file of its own: altup, laurel, attention, feed_forward, per_layer_embedding.

@@ -59,7 +59,7 @@ class Step:
         return Scale.of(x, self.config.rms_norm_eps)
 
     def stream(self, streams: Value, j: int) -> Value:
-        """Stream j alone: f32[1, tokens, 1, hidden]."""
+        """Stream j: f32[1, tokens, 1, hidden]."""
         return ops.take(streams, 2, j, j + 1)
 
 

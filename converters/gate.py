@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from converters.family import Checkpoint
+from converters.family import Checkpoint, StageProgress
 from converters.slices import Slice
 from converters.verify import (
     LONG_TOKENS,
@@ -31,9 +31,6 @@ from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import TOWERS, Medium
 from toolkit.runtime.session import Session, SessionSettings
 
-GateProgress = Callable[[str, int, int], None]
-"""Called with a size or tower, the percentage done, and 100."""
-
 Gate = Callable[[Path, Checkpoint], VerifyReport]
 """Compares the bundle in a directory with its checkpoint."""
 
@@ -45,7 +42,7 @@ class ShortGate:
     settings: SessionSettings | None = None
     """How the bundle is run; None for the defaults of `Session`."""
     tokens: int = SHORT_TOKENS
-    progress: GateProgress | None = None
+    progress: StageProgress | None = None
 
     def __call__(self, path: Path, checkpoint: Checkpoint) -> VerifyReport:
         """Compare the bundle with its checkpoint (this is a `Gate`)."""
@@ -60,7 +57,7 @@ def judge(
     tokens: int = LONG_TOKENS,
     text: str | None = None,
     sizes: Collection[str] | None = None,
-    progress: GateProgress | None = None,
+    progress: StageProgress | None = None,
 ) -> VerifyReport:
     """Compare a bundle's sizes (all, or those named) with the checkpoint, on `text` or the built-in one.
 
@@ -91,7 +88,7 @@ def judge_towers(
     *,
     groups: Collection[str] | None = None,
     media: Sequence[Medium] = (),
-    progress: GateProgress | None = None,
+    progress: StageProgress | None = None,
 ) -> dict[str, TowerReport]:
     """Compare a bundle's towers (all, or those of `groups`) with float32 towers of the checkpoint.
 
@@ -120,7 +117,7 @@ def judge_towers(
     return reports
 
 
-def _percent(progress: GateProgress | None, name: str, second: str) -> Callable[[str, int, int], None] | None:
+def _percent(progress: StageProgress | None, name: str, second: str) -> Callable[[str, int, int], None] | None:
     """The progress function for work in two halves of about equal length, of which the second has this name."""
     if progress is None:
         return None

@@ -119,7 +119,7 @@ class _Bench:
         self._before: StateRecord | None = None
         self._runs: list[ProcessRun] = []
         self._iterations: list[Iteration] = []
-        self._gates: list[GateWait] = []
+        self._waits: list[GateWait] = []
         self._after: StateRecord | None = None
         self._counted: Delegation | None = None
         self._was_cut = False
@@ -156,14 +156,14 @@ class _Bench:
         self._processes.try_to_end()
 
     def _warm_up(self) -> None:
-        self._gates.append(self._power_gate.wait())
+        self._waits.append(self._power_gate.wait())
         if self._was_cut:
             self._remove_caches()  # the run that was cut off may have left them incomplete
         self._processes.run()
 
     def _iterate(self) -> None:
         gates = [self._power_gate.wait(), self._thermal_gate.wait()]
-        self._gates += gates
+        self._waits += gates
         if self._workload.start == "cold":
             self._remove_caches()
         dropped = self._drop_pages()
@@ -294,7 +294,7 @@ class _Bench:
             flags.add("throttled")
         if any(found.shown for found in drifts.values()):
             flags.add("drifted")
-        for gate in self._gates:
+        for gate in self._waits:
             flags |= gate.flags | ({"gate_timeout"} if gate.timed_out else set())
         if any(run.sampler_failed for run in self._runs):
             flags.add("sampler_failed")

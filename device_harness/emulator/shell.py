@@ -60,14 +60,14 @@ async def serve_shell(channel: Channel, request: ShellRequest, userland: Userlan
     """Run a command to the end of its output. A host that leaves does not end it, as on a real device."""
     if store.limit_bytes is not None:
         userland.show_storage(store.limit_bytes, store.stored_bytes())
-    run = _Run(channel, request, userland, store)
+    run = _Command(channel, request, userland, store)
     try:
         await run.serve()
     finally:
         run.close()
 
 
-class _Run:
+class _Command:
     """A process whose standard streams are sockets, as adbd's are."""
 
     def __init__(self, channel: Channel, request: ShellRequest, userland: Userland, store: Store) -> None:

@@ -17,6 +17,7 @@ from device_harness.machines.program import PlacedProgram, place_program
 from device_harness.programs.build import FLASH_PROBE, NativeProgram, native_program, parse_architecture
 from device_harness.push.push import DEFAULT_FOLDER
 from toolkit.base.errors import BundleError, ResultsError, UsageError
+from toolkit.base.files import Progress
 from toolkit.base.json_types import Range
 from toolkit.base.strict_json import parse_json, read_record
 from toolkit.bundle.manifest import Manifest
@@ -121,10 +122,6 @@ class ProbeResult:
     measures: tuple[ReadMeasure, ...]
 
 
-ProbeProgress = Callable[[int, int], None]
-"""Called with the number of kinds of read done, and the total."""
-
-
 def shard_names(manifest: Manifest) -> tuple[str, ...]:
     """The names of a bundle's shards in order; BundleError if it has none."""
     names = tuple(sorted(name for name in manifest.files if is_shard_name(name)))
@@ -154,7 +151,7 @@ def probe_host(
     settings: ProbeSettings,
     *,
     scratch: Path,
-    progress: ProbeProgress | None = None,
+    progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ProbeResult:
     """Probe files on this computer. `scratch`: a folder for temporary files."""
@@ -174,7 +171,7 @@ def probe_device(
     shards: Sequence[str],
     settings: ProbeSettings,
     *,
-    progress: ProbeProgress | None = None,
+    progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ProbeResult:
     """Probe the shards in `folder` on a device. The program is copied next to it, and removed afterwards."""
@@ -235,7 +232,7 @@ def _parse_line(line: str, what: str) -> TableFacts | ReadMeasure:
 
 
 def _run(
-    machine: Machine, command: str, settings: ProbeSettings, progress: ProbeProgress | None
+    machine: Machine, command: str, settings: ProbeSettings, progress: Progress | None
 ) -> tuple[TableFacts, tuple[ReadMeasure, ...]]:
     what = f"{machine.serial} {FLASH_PROBE}"
     records: list[TableFacts | ReadMeasure] = []

@@ -8,8 +8,8 @@ from pathlib import Path
 from converters.convert import DEFAULT_CONTEXT, Conversion, ConvertRequest
 from converters.convert import convert as convert_request
 from converters.families import FAMILIES
-from converters.family import Checkpoint, Family, RecipeChoice
-from converters.gate import GateProgress, ShortGate
+from converters.family import Checkpoint, Family, RecipeChoice, StageProgress
+from converters.gate import ShortGate
 from converters.slices import Budget, Slice, parse_budget
 from converters.verify import VerifyReport
 from toolkit.base.errors import UsageError
@@ -40,7 +40,7 @@ def convert(
     session: SessionSettings | None = None,
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
-    gate_progress: GateProgress | None = None,
+    gate_progress: StageProgress | None = None,
     on_report: Callable[[VerifyReport], None] = lambda _: None,
 ) -> Conversion:
     """Convert a checkpoint to the bundle `output`, complete or not at all; by default, only if it passes the gate.

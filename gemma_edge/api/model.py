@@ -21,7 +21,7 @@ from toolkit.runtime.generate import Generation, require_prompt
 from toolkit.runtime.media_prompt import MediaFile, Medium, Prompt, chat_prompt, raw_prompt, read_media, user_message
 from toolkit.runtime.memory import Memory
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleStatistics
-from toolkit.runtime.sampling import Sampler, Sampling
+from toolkit.runtime.sampling import Sampler, Sampling, choose_sampling
 from toolkit.runtime.session import Session, SessionSettings, default_threads
 from toolkit.runtime.tokenizer import require_unicode
 from toolkit.runtime.weight_cache import WeightCache, parse_weight_cache
@@ -107,9 +107,9 @@ class Model:
         media: Sequence[MediaFile | Medium] = (),
         size: str | None = None,
         max_tokens: int | None = 128,
-        temperature: float = 0.0,
-        top_k: int = 64,
-        top_p: float = 0.95,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         raw: bool = False,
@@ -124,9 +124,9 @@ class Model:
         media: images and sounds whose order among each other matters; they follow `images` and `audio`.
         size: one of `sizes`; None for `self.size`.
         max_tokens: the maximum number of generated tokens; None for as many as fit the context.
-        temperature: 0 always chooses the most likely token.
-        top_k, top_p: sample only from the k most likely tokens (0: all), and of these only from the most likely ones
-            whose probabilities add up to p.
+        temperature: 0 always chooses the most likely token. top_k, top_p: sample only from the k most likely tokens
+            (0: all), and of these only from the most likely ones whose probabilities add up to p. None for what the
+            checkpoint's generation_config.json says; if it says nothing: 0, 64 and 0.95.
         seed: the same seed and prompt give the same answer.
         stop: texts that end the answer; they are not part of it.
         raw: continue the prompt itself, without the chat template.
@@ -169,9 +169,9 @@ class Model:
         media: Sequence[MediaFile | Medium] = (),
         size: str | None = None,
         max_tokens: int | None = 128,
-        temperature: float = 0.0,
-        top_k: int = 64,
-        top_p: float = 0.95,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         raw: bool = False,
@@ -185,7 +185,7 @@ class Model:
         >>> "".join(pieces) == pieces.answer.text
         True
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
+        sampling = self._sampling(temperature, top_k, top_p, seed, usual_temperature=0.0)
         text = require_unicode(prompt, "prompt")
         shown = self.read_media(media, images=images, audio=audio)
         if raw:
@@ -201,22 +201,23 @@ class Model:
         system: str | None = None,
         size: str | None = None,
         max_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 64,
-        top_p: float = 0.95,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> Chat:
-        """Begin a conversation, by default with Gemma's own sampling settings.
+        """Begin a conversation.
 
-        system: instructions for the whole conversation. The other arguments are those of `generate`.
+        system: instructions for the whole conversation. The other arguments are those of `generate`, but that the
+            temperature without a generation_config.json is 1.
 
         >>> chat = model.chat(max_tokens=4, seed=1)
         >>> answer = chat.send("cat")
         >>> [message.role for message in chat.history]
         ['user', 'assistant']
         """
-        sampler = self.sampler(Sampling(temperature, top_k, top_p, seed))
+        sampler = self.sampler(self._sampling(temperature, top_k, top_p, seed, usual_temperature=1.0))
         settings = AnswerSettings(max_tokens, stop_texts(stop))
         return Chat(self, sampler, settings, system=system, size=size)
 
@@ -293,6 +294,25 @@ class Model:
         name = size or self.size
         self._bundle.manifest.size(name)
         return name
+
+    def _sampling(
+        self,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        seed: int,
+        *,
+        usual_temperature: float,
+    ) -> Sampling:
+        """The settings of one call; UsageError for values that cannot be."""
+        return choose_sampling(
+            self._bundle.manifest.text.sampling,
+            usual_temperature=usual_temperature,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """A sampler that draws only ids for which the tokenizer has a token."""

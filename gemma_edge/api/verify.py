@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from converters.families import FAMILIES, open_checkpoint
-from converters.family import Checkpoint, Family
-from converters.gate import GateProgress, judge, judge_towers
+from converters.family import Checkpoint, Family, StageProgress
+from converters.gate import judge, judge_towers
 from converters.verify import LONG_TOKENS, VerifyReport
 from toolkit.media.source import MediaSource
 from toolkit.runtime.bundle import Bundle
@@ -32,8 +32,8 @@ def verify(
     audio: Sequence[MediaSource] = (),
     session: SessionSettings | None = None,
     families: Sequence[Family] = FAMILIES,
-    progress: GateProgress | None = None,
-    tower_progress: GateProgress | None = None,
+    progress: StageProgress | None = None,
+    tower_progress: StageProgress | None = None,
 ) -> VerifyReport:
     """Compare a bundle with the checkpoint it was made from: the long form of the quality gate of `convert`.
 

@@ -12,19 +12,18 @@ from gemma_edge.api.model import Model
 from gemma_edge.options.groups import group_names
 from gemma_edge.terminal import Terminal
 from toolkit.base.errors import UsageError
-from toolkit.bundle.manifest import TEXT_DECODER, SamplingRecord
+from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.runtime.backends import backend_names, find_backend
 from toolkit.runtime.backends.interface import ModelFile
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
-from toolkit.runtime.sampling import Sampling
+from toolkit.runtime.sampling import USUAL_TOP_K, USUAL_TOP_P, choose_sampling
 from toolkit.runtime.session import SessionSettings, default_threads
 from toolkit.runtime.weight_cache import parse_weight_cache
 
 # Smaller models load within a second.
 _WORTH_A_WORD_BYTES = 300_000_000
 # Those of Gemma's own generation_config.json.
-_TOP_K, _TOP_P = 64, 0.95
 
 
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +67,6 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: float) -> None:
     """Add the options for sampling; temperature: its default where the bundle does not say how to sample."""
-    parser.set_defaults(usual_temperature=temperature)
     group = parser.add_argument_group("sampling (default: as the checkpoint's generation_config.json says)")
     group.add_argument("-n", "--max-tokens", metavar="N", type=positive, help="generate at most N tokens per answer")
     group.add_argument(
@@ -79,11 +77,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: floa
         "--top-k",
         metavar="K",
         type=natural,
-        help=f"sample from the K most likely tokens; 0: from all (default without it: {_TOP_K})",
+        help=f"sample from the K most likely tokens; 0: from all (default without it: {USUAL_TOP_K})",
     )
     group.add_argument(
         "--top-p", metavar="P", type=number,
-        help=f"sample from the most likely tokens whose probabilities add up to P (default without it: {_TOP_P})",
+        help=f"sample from the most likely tokens whose probabilities add up to P (default without it: {USUAL_TOP_P})",
     )  # fmt: skip
     group.add_argument(
         "--seed", metavar="S", type=natural, default=0, help="the same seed gives the same text (default: 0)"
@@ -102,11 +100,8 @@ def open_model(
 ) -> Model:
     """Open the bundle and check its manifest; the model itself is loaded for its first answer."""
     settings = replace(session_settings(arguments, size=arguments.size), stage_ended=stage_ended)
-    # Check the sampling options before any file is read.
-    choose_sampling(arguments, None)
+    _check_sampling(arguments)
     bundle = Bundle(arguments.bundle)
-    sampling = choose_sampling(arguments, bundle.manifest.text.sampling)
-    arguments.temperature, arguments.top_k, arguments.top_p = sampling.temperature, sampling.top_k, sampling.top_p
     model = Model(bundle, settings, groups=arguments.groups)
     if TEXT_DECODER in bundle.manifest.files:
         decoder = bundle.described_file(TEXT_DECODER)
@@ -115,21 +110,22 @@ def open_model(
     return model
 
 
+def _check_sampling(arguments: argparse.Namespace) -> None:
+    """UsageError for sampling options that cannot be, before any file is read."""
+    choose_sampling(
+        None,
+        usual_temperature=0.0,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+
+
 def _is_not_arranged(decoder: ModelFile, settings: SessionSettings) -> bool:
     """Whether the backend will arrange the weights now, and keep them so."""
     kept = find_backend(settings.backend).kept_file(decoder, settings.backend_options)
     return kept is not None and not kept.exists()
-
-
-def choose_sampling(arguments: argparse.Namespace, stated: SamplingRecord | None) -> Sampling:
-    """What the options say; where they do not, what the bundle says; where it does not, the usual."""
-    usual = stated or SamplingRecord(arguments.usual_temperature, _TOP_K, _TOP_P)
-    return Sampling(
-        usual.temperature if arguments.temperature is None else arguments.temperature,
-        usual.top_k if arguments.top_k is None else arguments.top_k,
-        usual.top_p if arguments.top_p is None else arguments.top_p,
-        arguments.seed,
-    )
 
 
 def session_settings(arguments: argparse.Namespace, *, size: str | None = None) -> SessionSettings:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from converters.gate import GateProgress
+from converters.family import StageProgress
 from converters.verify import VerifyReport
 from gemma_edge.terminal import Terminal, table
 
 
 @contextmanager
-def gate_bars(terminal: Terminal, *, notes: bool = False) -> Iterator[GateProgress]:
+def gate_bars(terminal: Terminal, *, notes: bool = False) -> Iterator[StageProgress]:
     """Yield a progress function that shows a bar for each size or tower, one after the other.
 
     It is called with the size or tower, the amount done and the total. notes: whether to print a line before each bar.

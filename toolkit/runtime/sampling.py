@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.errors import EnvironmentFault, UsageError
+from toolkit.bundle.manifest import SamplingRecord
+
+USUAL_TOP_K, USUAL_TOP_P = 64, 0.95
+"""Of Gemma's own generation_config.json, for bundles whose checkpoint had none."""
 
 # top_p first looks among this many tokens: sorting the whole vocabulary at each step takes longer.
 _NUCLEUS_GUESS = 1024
@@ -34,6 +38,28 @@ class Sampling:
             raise UsageError("top-p", found=self.top_p, wanted="a number above 0 and up to 1")
         if self.seed < 0:
             raise UsageError("seed", found=self.seed, wanted="a number from 0")
+
+
+def choose_sampling(
+    stated: SamplingRecord | None,
+    *,
+    usual_temperature: float,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+) -> Sampling:
+    """Settings for one answer: each value that is given, else the bundle's, else the usual one.
+
+    >>> choose_sampling(None, usual_temperature=0.0, temperature=None, top_k=8, top_p=None, seed=1)
+    Sampling(temperature=0.0, top_k=8, top_p=0.95, seed=1)
+    """
+    return Sampling(
+        temperature if temperature is not None else stated.temperature if stated else usual_temperature,
+        top_k if top_k is not None else stated.top_k if stated else USUAL_TOP_K,
+        top_p if top_p is not None else stated.top_p if stated else USUAL_TOP_P,
+        seed,
+    )
 
 
 class Sampler:

@@ -100,12 +100,14 @@ class Session:
         try:
             self._decoder = self._runtime.open(files[TEXT_DECODER], "large")
             self._embedder = self._runtime.open(files[EMBEDDER], "table")
-            # The backend has a rearranged copy of the weights: the model file's own pages would only take memory.
-            FilePages(files[TEXT_DECODER].path).release()
-            release_freed_memory()
             self._embedding_table = FilePages(files[EMBEDDER].path)
             self._embedding_table.expect_random_reads()
             self._caches = KvBuffers(self._decoder, self._size_record.decode, self.text)
+            self._logits = self._decoder.output_buffer(self._size_record.decode, "logits")
+            # The backend has a rearranged copy of the weights: the model file's own pages would only take memory.
+            # Last, because LiteRT reads small constants when it prepares a signature.
+            FilePages(files[TEXT_DECODER].path).release()
+            release_freed_memory()
         except BaseException:
             self.close()
             raise
@@ -115,7 +117,6 @@ class Session:
         self.towers = Towers(bundle, self._backend, self._backend_options, ended=self.stage_ended)
         self._spans: tuple[Span, ...] = ()
         self._rows: dict[int, NDArray[np.float32]] = {}
-        self._logits = self._decoder.output_buffer(self._size_record.decode, "logits")
         self._padded = np.zeros(max(self.text.prefill_sizes, default=1), np.int32)
         self._mask = np.empty(len(self._padded) * self.text.context, np.float32)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout
 from device_harness.adb.port import Port, Signer, TcpPort
 from device_harness.adb.transport import Endpoint, Transport
 from toolkit.base.errors import EnvironmentFault, UsageError
+from toolkit.base.files import locked_directory
 
 State = Literal["device", "unauthorized", "offline", "no permissions", "not found"]
 
@@ -106,13 +108,7 @@ def tcp_endpoint(address: str) -> Endpoint:
 
 def signers() -> tuple[Signer, ...]:
     """Load this computer's adb keys; if it has none, make one in the configuration folder."""
-    paths = key_paths()
-    if not paths:
-        path = _own_key()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        transport_port.generate_key(path)
-        path.chmod(0o600)
-        paths = (path,)
+    paths = key_paths() or (_make_own_key(),)
     return tuple(_load(path) for path in paths)
 
 
@@ -214,6 +210,22 @@ def _usb_hint() -> str:
 def _own_key() -> Path:
     base = os.environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else Path.home() / ".config") / "gemma-edge" / "adbkey"
+
+
+def _make_own_key() -> Path:
+    """Make a key for this computer, unless another thread or process has just made it; never half-written."""
+    path = _own_key()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked_directory(path.parent, exclusive=True):
+        if not path.is_file():
+            # A directory that only its owner can enter: nobody else can read the key at any moment.
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                made = Path(scratch) / path.name
+                transport_port.generate_key(made)
+                made.chmod(0o600)
+                os.replace(f"{made}.pub", f"{path}.pub")
+                os.replace(made, path)
+    return path
 
 
 def _load(path: Path) -> Signer:

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,15 @@ def test_a_computer_without_keys_gets_one_that_only_its_user_reads(home: Path) -
     before = path.read_bytes()
     signers()
     assert path.read_bytes() == before
+
+
+def test_several_devices_at_once_make_one_key_that_only_its_owner_can_read(home: Path) -> None:
+    (home / ".android/adbkey").unlink()
+    with ThreadPoolExecutor(8) as pool:
+        keys = {found.GetPublicKey() for (found,) in pool.map(lambda _: signers(), range(8))}
+    (path,) = key_paths()
+    assert len(keys) == 1 and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert sorted(file.name for file in path.parent.iterdir()) == ["adbkey", "adbkey.pub", "lock"]
 
 
 def test_a_key_that_is_none_is_named(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tensors of a Gemma 3n checkpoint and what its config says of them: checked when opened, read lazily."""
+"""Opens a Gemma 3n checkpoint: checks its tensors against its config, and reads weights only when asked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Gemma3nTensors:
     """A TensorSource over a checkpoint's canonical names; safe to read from several threads."""
 
     def __init__(self, configs: CheckpointConfigs) -> None:
-        """Raises CheckpointError unless every file, key and tensor is what Gemma 3n needs."""
+        """Open and check the files; CheckpointError unless every file, key and tensor is what Gemma 3n needs."""
         self._configs = configs
         what = str(configs.config_path)
         self._architecture, self._config = parse_config(configs.config, configs.generation, what)
@@ -61,7 +61,7 @@ class Gemma3nTensors:
 
     @property
     def configs(self) -> CheckpointConfigs:
-        """The values of its config files, the towers' too."""
+        """The values of its config files, including the towers'."""
         return self._configs
 
     @property
@@ -71,49 +71,49 @@ class Gemma3nTensors:
 
     @property
     def config(self) -> TextConfig:
-        """The language model's numbers."""
+        """The language model's config."""
         return self._config
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by canonical name, the towers' included."""
+        """All tensors by canonical name, including the towers'."""
         return self._tensors
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:
-        """All five, in the order of a bundle; those whose tensors are absent are empty."""
+        """All five parameter groups, in the order of a bundle; groups without tensors are empty."""
         return parameter_groups(self._tensors)
 
     @property
     def slices(self) -> Mapping[str, Slice]:
-        """The named sizes; one of them, `default_slice`, is the whole checkpoint."""
+        """The named slices; one of them, `default_slice`, is the whole checkpoint."""
         return self._slices
 
     @property
     def default_slice(self) -> Slice:
-        """The whole checkpoint."""
+        """The slice that is the whole checkpoint."""
         return next(item for item in self._slices.values() if is_whole(item, self._config))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The whole tensor's shape; CheckpointError when there is no such tensor."""
+        """The shape of a whole tensor; CheckpointError if there is no such tensor."""
         return self._info(name).shape
 
     def read(
         self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
     ) -> NDArray[np.float32]:
-        """The tensor, or half-open ranges of its first and last axis, as float32; reads only the bytes asked for."""
+        """Read a tensor, or half-open ranges of its first and last axis, as float32; reads only the bytes needed."""
         return self._stored.read(self._info(name), rows, columns)
 
     def fingerprint(self) -> str:
-        """A hash that tells models apart, fine-tunes too, without reading all their bytes, in hex."""
+        """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes."""
         return self._stored.fingerprint(self._configs.config, self._config.eos_token_ids, self._tensors)
 
     def require_unchanged(self) -> None:
-        """CheckpointError where a file of weights was written to since it was opened."""
+        """CheckpointError if a file of weights has changed since it was opened."""
         self._stored.require_unchanged()
 
     def close(self) -> None:
-        """Close every file; nothing can be read any more."""
+        """Close all files; reading fails from then on."""
         self._stored.close()
 
     def __enter__(self: Opened) -> Opened:
@@ -130,7 +130,7 @@ class Gemma3nTensors:
         return self._tensors[name]
 
     def _check_tensors(self) -> Mapping[str, TensorInfo]:
-        """Canonical name to tensor, after one comparison of all that is there with all that must be."""
+        """Map canonical names to tensors, after comparing all tensors present with all that are needed."""
         stored = self._stored.infos
         names = canonical_names(stored, multimodal=self._architecture != CAUSAL_LM, what=str(self.path))
         tensors = {short: stored[name] for short, name in names.stored.items()}
@@ -152,7 +152,7 @@ class Gemma3nTensors:
         return MappingProxyType(tensors)
 
     def _require_tied_head(self, head: TensorInfo, embedding: TensorInfo) -> None:
-        """Some releases save the tied output matrix once more: an exact copy is left out, anything else refused."""
+        """CheckpointError unless a saved copy of the tied output matrix, which some releases have, is exact."""
         if not self._stored.equal(head, embedding) and not self._same_numbers(head, embedding):
             raise CheckpointError(
                 head.name,
@@ -171,7 +171,7 @@ class Gemma3nTensors:
 
 
 def _states(config: object, *keys: str, value: object = None) -> bool:
-    """Whether config.json or its text section has one of the keys: with `value`, or with anything but null."""
+    """Whether config.json or its text section has one of the keys, with `value` or, if that is None, any but null."""
     top = config if isinstance(config, dict) else {}
     text = top.get("text_config")
     sections = (top, text if isinstance(text, dict) else {})
@@ -182,7 +182,7 @@ def _states(config: object, *keys: str, value: object = None) -> bool:
 def _require_text_tensors(
     config: TextConfig, tensors: Mapping[str, TensorInfo], unknown: tuple[str, ...], what: str, remedy: str | None
 ) -> None:
-    """One error for all that is missing, unknown, of the wrong shape or of a type that is not read."""
+    """One CheckpointError lists all tensors that are missing, unknown, of a wrong shape or of an unsupported type."""
     needed = text_tensors(config)
     allowed = needed | unused_kv_tensors(config)
     text = {name: info for name, info in tensors.items() if group_of(name) not in ("vision", "audio")}

@@ -1,4 +1,4 @@
-"""Which tensor belongs to which parameter group, and what shape it must have. Each tensor belongs to exactly one.
+"""Assigns each tensor to exactly one parameter group, and states the shape that it must have.
 
 Names are the checkpoint's own without the text model's prefix (`model.language_model.` and its variants).
 """
@@ -20,7 +20,7 @@ TOKEN_EMBEDDING = "embed_tokens.weight"
 PER_LAYER_EMBEDDING = "embed_tokens_per_layer.weight"
 PER_LAYER_MODEL_PROJECTION = "per_layer_model_projection.weight"
 
-# Where old and new releases of transformers keep a tower's tensors; its name here is the last part of each.
+# The prefixes of a tower's tensors in old and new releases of transformers; its name here is the last part of each.
 _TOWERS: dict[str, GroupKind] = {
     "vision_tower": "vision",
     "embed_vision": "vision",
@@ -33,7 +33,7 @@ _HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head
 
 
 def text_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the text model needs."""
+    """The name and shape of each tensor that the text model needs."""
     hidden, ple = config.hidden_size, config.ple_size
     tensors: dict[str, tuple[int, ...]] = {
         TOKEN_EMBEDDING: (config.vocab_size, hidden),
@@ -54,7 +54,7 @@ def text_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 
 def unused_kv_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
-    """K/V weights of layers that read another's cache: published checkpoints have them, transformers saves none."""
+    """Unused K/V weights, of layers that read another's cache: in published checkpoints; transformers saves none."""
     shared = [index for index, layer in enumerate(config.layers) if layer.kv_source is not None]
     return {f"layers.{index}.{name}": shape for index in shared for name, shape in _kv_tensors(config).items()}
 
@@ -117,7 +117,7 @@ def require_group_tensors(
     *,
     implied_by: str,
 ) -> None:
-    """One CheckpointError for every tensor of a group that is missing, unknown, or of another shape or type."""
+    """One CheckpointError lists all tensors of a group that are missing, unknown, or of another shape or type."""
     present = {name: info for name, info in tensors.items() if group_of(name) == group}
     faults = [f"no {name}" for name in needed if name not in present]
     faults += [f"unknown {shorten(info.name)}" for name, info in present.items() if name not in needed]
@@ -137,13 +137,13 @@ _MLX = "these axes are those of mlx: convert the 16-bit checkpoint in Hugging Fa
 
 
 def _is_permuted(item: tuple[str, TensorInfo], needed: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a convolution's axes stand in another order."""
+    """Whether a convolution's axes are in another order."""
     shape = needed.get(item[0], ())
     return len(shape) > 2 and item[1].shape != shape and sorted(item[1].shape) == sorted(shape)
 
 
 def parameter_groups(tensors: Mapping[str, TensorInfo]) -> tuple[ParameterGroup, ...]:
-    """All five groups in the order of GROUP_NAMES; a group whose tensors are absent is empty."""
+    """All five groups in the order of GROUP_NAMES; a group without tensors is empty."""
     members: dict[GroupKind, list[str]] = {name: [] for name in GROUP_NAMES}
     for name in sorted(tensors):
         members[group_of(name)].append(name)
@@ -160,7 +160,7 @@ def parameter_groups(tensors: Mapping[str, TensorInfo]) -> tuple[ParameterGroup,
 
 @dataclass(frozen=True, slots=True)
 class CanonicalNames:
-    """Canonical name to stored name; the copy of the tied output matrix, where one was saved, stands apart."""
+    """Maps canonical names to stored names; a saved copy of the tied output matrix is kept separately."""
 
     stored: Mapping[str, str]
     head: str | None
@@ -186,7 +186,7 @@ def canonical_names(stored: Iterable[str], *, multimodal: bool, what: str) -> Ca
         else:
             unknown.append(name)
     if TOKEN_EMBEDDING not in canonical and len(heads) == 1:
-        # What is tied is stored once, and some writers keep the other of the two names.
+        # The tied matrix is stored once, and some writers store it under the output matrix's name.
         canonical[TOKEN_EMBEDDING] = heads.pop()
     if len(heads) > 1:
         raise CheckpointError(file=what, found=" and ".join(heads), wanted="one of them")
@@ -196,7 +196,7 @@ def canonical_names(stored: Iterable[str], *, multimodal: bool, what: str) -> Ca
 def _text_prefix(names: list[str], what: str) -> str:
     found = [prefix for prefix in _TEXT_PREFIXES if prefix + TOKEN_EMBEDDING in names]
     if not found:
-        # Where the tied output matrix alone was kept, the other table shows the prefix.
+        # If only the tied output matrix was stored, the per-layer embedding shows the prefix.
         found = [prefix for prefix in _TEXT_PREFIXES if prefix + PER_LAYER_EMBEDDING in names and _heads(names)]
     if len(found) != 1:
         wanted = " or ".join(prefix + TOKEN_EMBEDDING for prefix in _TEXT_PREFIXES[:3])
@@ -212,7 +212,7 @@ def _heads(names: Iterable[str]) -> list[str]:
 
 
 def _instead(names: list[str]) -> str:
-    """What a wrapper of a trainer made of the name that is looked for."""
+    """The name that a trainer's wrapper gave to the tensor that is looked for."""
     wrapped = next((name for name in names if name.endswith("." + TOKEN_EMBEDDING)), None)
     return f"no {TOKEN_EMBEDDING}" if wrapped is None else shorten(wrapped)
 

@@ -1,1 +1,1 @@
-"""config.json and processor configs, read strictly into records."""
+"""Reads config.json and processor configs strictly into records."""

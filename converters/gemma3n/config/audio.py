@@ -1,4 +1,4 @@
-"""The numbers of Gemma 3n's audio tower, read from config.json without a guess, and the tensors they imply.
+"""Reads the config of Gemma 3n's audio tower from config.json, strictly, and lists the tensors that it implies.
 
 Source: transformers 5.23 models/gemma3n/configuration_gemma3n.py (Gemma3nAudioConfig, Gemma3nConfig).
 """
@@ -23,14 +23,14 @@ SUBSAMPLING = 4
 _MAX_WIDTH = 1 << 16
 _MAX_TOKENS = 1 << 24
 
-# What the graphs are written for; other values would need other mathematics. The clipping does nothing in float32.
+# The only values that the graphs support; others would need other math. The clipping has no effect in float32.
 _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "conf_attention_context_right": (0,),
     "gradient_clipping": (1e10, 10**10),
     "sscp_conv_kernel_size": ([[3, 3], [3, 3]],),
     "sscp_conv_stride_size": ([[2, 2], [2, 2]],),
 }
-# How transformers splits the attention in chunks changes no number; the others are read by no release.
+# The chunks into which transformers splits the attention change no result; no release reads the other keys.
 _WITHOUT_EFFECT = """
     model_type conf_attention_chunk_size conf_attention_invalid_logits_value conf_positional_bias_size sscp_conv_eps
 """
@@ -38,14 +38,14 @@ _WITHOUT_EFFECT = """
 
 @dataclass(frozen=True, slots=True)
 class AudioConfig:
-    """The conformer (`conf_` in config.json), its subsampling (`sscp_`) and the way into the language model."""
+    """The config of the conformer (`conf_` in config.json), its subsampling (`sscp_`) and its adapter."""
 
     mel_bins: int
     hidden_size: int
     num_layers: int
     num_heads: int
     attention_window: int
-    """Frames that a frame attends to, itself and those before it: conf_attention_context_left."""
+    """The number of frames that a frame attends to, itself and earlier ones: conf_attention_context_left."""
     logit_cap: float
     conv_kernel: int
     reduction: int
@@ -59,9 +59,9 @@ class AudioConfig:
     """The id of the first row of the tower's own embedding table."""
     text_hidden_size: int
     soft_tokens: int
-    """Positions that every sound fills in a prompt: audio_soft_tokens_per_image."""
+    """The number of positions of every sound in a prompt: audio_soft_tokens_per_image."""
     padding_token_id: int
-    """Fills the positions that a short sound leaves: the last id of the language model (Gemma3nModel.forward)."""
+    """Fills the remaining positions of a short sound: the last id of the language model (Gemma3nModel.forward)."""
     begin_token_id: int
     soft_token_id: int
     end_token_id: int
@@ -86,12 +86,12 @@ class AudioConfig:
         return self.soft_tokens * self.frames_per_token
 
     def tokens(self, frames: int) -> int:
-        """Soft tokens that a sound of so many mel frames gives."""
+        """The number of soft tokens for a sound of `frames` mel frames."""
         return ceil_div(frames, self.frames_per_token)
 
 
 def parse_audio_config(config: object, text: TextConfig, what: str) -> AudioConfig:
-    """The audio tower from the values of a multimodal config.json; CheckpointError for all that is wrong."""
+    """Parse the audio tower's config from a multimodal config.json; one CheckpointError lists all faults."""
     top = JsonObject(with_defaults(config, defaults.MULTIMODAL), what, CheckpointError)
     audio = section(top, "audio_config", defaults.AUDIO)
     if audio.string("model_type") != "gemma3n_audio":
@@ -105,7 +105,7 @@ def parse_audio_config(config: object, text: TextConfig, what: str) -> AudioConf
 
 
 def audio_tensors(config: AudioConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the audio group."""
+    """The name and shape of each tensor of the audio group."""
     hidden, (first, second) = config.hidden_size, config.subsample_channels
     tensors: dict[str, tuple[int, ...]] = {
         "audio_tower.subsample_conv_projection.conv_0.conv.weight": (first, 1, 3, 3),
@@ -125,7 +125,7 @@ def audio_tensors(config: AudioConfig) -> dict[str, tuple[int, ...]]:
 
 
 def require_audio_tensors(config: AudioConfig, tensors: Mapping[str, TensorInfo], what: str) -> None:
-    """One CheckpointError for every tensor of the group that is missing, unknown or not as the config implies."""
+    """One CheckpointError lists all tensors of the group that are missing, unknown or not as the config implies."""
     require_group_tensors("audio", audio_tensors(config), tensors, what, implied_by="config.json implies")
 
 
@@ -138,7 +138,7 @@ def _audio_config(audio: JsonObject, top: JsonObject, text: TextConfig) -> Audio
     if len(channels) != 2:
         audio.refuse("sscp_conv_channel_size", list(channels), "two numbers of channels")
     vocab_size = audio.integer("vocab_size", 1, _MAX_TOKENS)
-    # Every id from the offset on is looked up in the tower's table, so it has to reach the language model's last one.
+    # All ids from the offset on are looked up in the tower's table, so the table must include the model's last id.
     offset = audio.integer("vocab_offset", max(0, text.vocab_size - vocab_size), text.vocab_size - 1)
     return AudioConfig(
         mel_bins=audio.integer("input_feat_size", 1, _MAX_WIDTH),

@@ -1,8 +1,8 @@
-"""What a config.json of Gemma 3n need not say: the defaults of transformers' classes, key by key.
+"""The defaults of transformers' classes for keys that a config.json of Gemma 3n may omit.
 
-Google's own configs of other models state only what differs from them, and so may those of fine-tunes. The shapes of
-all tensors are held against the numbers afterwards. `None` in the classes (layer_types, activation_sparsity_pattern,
-rope_parameters) stands for rules, which text.py has; token ids are there too.
+Google's own configs of other models state only what differs from them, and those of fine-tunes may do the same. The
+shapes of all tensors are compared with these numbers later. Where the classes default to `None` (layer_types,
+activation_sparsity_pattern, rope_parameters), they apply rules, which are in text.py, as are the token ids.
 Source: transformers 5.24 models/gemma3n/configuration_gemma3n.py.
 """
 
@@ -77,7 +77,7 @@ MULTIMODAL: Mapping[str, object] = {
 
 
 def with_defaults(values: object, defaults: Mapping[str, object]) -> object:
-    """The values of an object, and the defaults of keys that it does not have.
+    """Add the defaults of the keys that an object does not have.
 
     >>> with_defaults({"a": 1}, {"a": 2, "b": 3})
     {'a': 1, 'b': 3}

@@ -1,8 +1,8 @@
-"""What a checkpoint's processor does to images and sounds: read where it varies, else held against toolkit/media.
+"""Reads how a checkpoint's processor prepares images and sounds, and checks that toolkit/media does the same.
 
-Old releases of transformers write preprocessor_config.json, with the keys of both kinds side by side; version 5 writes
-processor_config.json, with an object for each. Keys that the two classes read are held against what is done here; they
-themselves ignore all others, so these are ignored too.
+Old releases of transformers write preprocessor_config.json, with the keys for images and sounds in one object; version
+5 writes processor_config.json, with an object for each. The keys that transformers' two classes read are compared with
+what toolkit/media does; those classes ignore all other keys, so they are ignored here too.
 Source: transformers 5.24 models/gemma3n/{processing,feature_extraction}_gemma3n.py, models/siglip.
 """
 
@@ -30,7 +30,7 @@ _SOUND: Mapping[str, tuple[object, ...]] = {
     "sampling_rate": (16_000,),
     "frame_length_ms": (32.0, 32),
     "hop_length_ms": (10.0, 10),
-    # In samples, as published files have them; transformers computes them from the two above.
+    # In samples, as in published files; transformers computes them from the two above.
     "frame_length": (512,),
     "hop_length": (160,),
     "fft_length": (1024,),
@@ -49,11 +49,11 @@ _SOUND: Mapping[str, tuple[object, ...]] = {
 
 
 def read_image_size(checkpoint: Path, soft_tokens: int) -> int:
-    """The pixels in a row of the square that every image is made; CheckpointError without a processor's config."""
+    """The side in pixels of the square that images are resized to; CheckpointError without a processor's config."""
     image = _read(checkpoint, "image_processor", "image_seq_length", soft_tokens)
     for key, values in _IMAGE.items():
         image.expect(key, *values)
-    # Where these are absent, transformers has defaults of its own that Gemma 3n does not use.
+    # If these are absent, transformers uses its own defaults, which are not those of Gemma 3n.
     for key, value in (("do_normalize", False), ("resample", _BILINEAR)):
         image.value(key)
         image.expect(key, value)
@@ -65,7 +65,7 @@ def read_image_size(checkpoint: Path, soft_tokens: int) -> int:
 
 
 def require_sound_features(checkpoint: Path, mel_bins: int, soft_tokens: int) -> None:
-    """CheckpointError unless the processor makes of a sound what toolkit/media makes of it."""
+    """CheckpointError unless the processor computes the same features of a sound as toolkit/media."""
     sound = _read(checkpoint, "feature_extractor", "audio_seq_length", soft_tokens)
     for key, values in _SOUND.items():
         sound.expect(key, *values)
@@ -73,7 +73,7 @@ def require_sound_features(checkpoint: Path, mel_bins: int, soft_tokens: int) ->
 
 
 def _read(checkpoint: Path, part: str, count_key: str, soft_tokens: int) -> JsonObject:
-    """The keys of one part of the processor; `count_key`, where it is there, must be what config.json says."""
+    """Read the keys of one part of the processor; `count_key`, if present, must equal the value in config.json."""
     paths = [path for path in (checkpoint / _NESTED, checkpoint / _FLAT) if path.exists()]
     found = {path.name: JsonObject(read_json_file(path, CheckpointError), str(path), CheckpointError) for path in paths}
     for config in found.values():

@@ -1,4 +1,4 @@
-"""The numbers of a Gemma 3n text model, read from Hugging Face's config.json without a guess.
+"""Reads the config of a Gemma 3n text model from Hugging Face's config.json, strictly.
 
 Every key that transformers knows is used, checked to hold the one supported value, or listed as without effect; any
 other key is an error. Source: transformers 5.23 models/gemma3n/configuration_gemma3n.py, and 4.53 for old checkpoints.
@@ -25,14 +25,14 @@ CAUSAL_LM = "Gemma3nForCausalLM"
 _log = logging.getLogger(__name__)
 
 _MODEL_TYPES = {CONDITIONAL_GENERATION: "gemma3n", CAUSAL_LM: "gemma3n_text"}
-# Without the output matrix, which is tied to the embedding: the same models.
+# The same models without the output matrix, which is tied to the embedding.
 _BASES = {"Gemma3nModel": CONDITIONAL_GENERATION, "Gemma3nTextModel": CAUSAL_LM}
 ARCHITECTURES = (CONDITIONAL_GENERATION, CAUSAL_LM, *_BASES)
 MODEL_TYPES = tuple(_MODEL_TYPES.values())
 _LAYER_TYPES: dict[str, Attention] = {"sliding_attention": "sliding", "full_attention": "full"}
 _LAYER_TYPE_NAMES = {attention: name for name, attention in _LAYER_TYPES.items()}
 
-# Bounds far above any Gemma 3n, far below what would exhaust memory before a shape is compared with a file.
+# Bounds far above any Gemma 3n, and low enough not to exhaust memory before a shape is compared with a file.
 _MAX_VOCABULARY = 1 << 24
 _MAX_WIDTH = 1 << 20
 _MAX_LAYERS = 1 << 10
@@ -40,7 +40,7 @@ _MAX_HEADS = 1 << 12
 _MAX_POSITIONS = 1 << 31
 _MAX_SPARSITY = 0.999999  # at 1.0 the threshold is infinite
 
-# Training, bookkeeping and generation settings: they change no number of the forward pass.
+# Training, bookkeeping and generation settings: they do not affect the forward pass.
 _WITHOUT_EFFECT = """
     _attn_implementation_autoset _commit_hash _name_or_path architectures auto_map altup_coef_clip altup_lr_multiplier
     attention_dropout attn_implementation cache_implementation dtype finetuning_task id2label initializer_range
@@ -58,7 +58,7 @@ _GENERATION = """
     epsilon_cutoff eta_cutoff num_assistant_tokens num_assistant_tokens_schedule target_lookbehind
 """
 
-# What the forward pass is written for; other values would need other mathematics.
+# The only values that the forward pass supports; others would need other math.
 _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
     "attention_bias": (False,),
@@ -78,10 +78,10 @@ _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "use_bidirectional_attention": (False, None),
 }
 
-# What is held against the tensors (checkpoint.py): whether they are quantised, and whether there is a head of its own.
+# Compared with the tensors (checkpoint.py): whether they are quantised, and whether there is a separate output matrix.
 _ABOUT_TENSORS = ("quantization_config", "quantization", "tie_word_embeddings")
 
-# The towers' own numbers; they are checked where the towers are converted.
+# The towers' own configs; they are checked when the towers are converted.
 _MULTIMODAL_KEYS = """
     audio_soft_tokens_per_image vision_soft_tokens_per_image audio_token_id boa_token_id boi_token_id eoa_token_id
     eoi_token_id image_token_id
@@ -90,18 +90,18 @@ _MULTIMODAL_KEYS = """
 
 @dataclass(frozen=True, slots=True)
 class LayerConfig:
-    """One decoder layer; `kv_source` is None where the layer owns a KV cache, else the index of the layer it reads."""
+    """One decoder layer; `kv_source`: None if it owns a KV cache, else the index of the layer whose cache it reads."""
 
     attention: Attention
     ffn_size: int
     sparsity: float
-    """Fraction of the gate that is cut, e.g. 0.95; 0.0 is dense."""
+    """The fraction of the gate that is set to zero, e.g. 0.95; 0.0 is dense."""
     kv_source: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """The text decoder. `ple_` is per-layer embeddings: hidden_size_per_layer_input and its vocabulary."""
+    """The text decoder's config. `ple_` is per-layer embeddings: hidden_size_per_layer_input and its vocabulary."""
 
     vocab_size: int
     ple_vocab_size: int
@@ -136,14 +136,14 @@ class TextConfig:
 
 
 class TextModel(TensorSource, Protocol):
-    """What the converter reads: a checkpoint, or a slice of one."""
+    """The text model that the converter reads: a checkpoint, or a slice of one."""
 
     @property
     def config(self) -> TextConfig: ...
 
 
 def parse_config(config: object, generation: object | None, what: str) -> tuple[str, TextConfig]:
-    """Architecture and text model from the values of config.json and, if there is one, generation_config.json."""
+    """Parse the architecture and the text model's config from config.json and, if present, generation_config.json."""
     top = JsonObject(config, what, CheckpointError)
     architecture = _architecture(top)
     if architecture == CAUSAL_LM:
@@ -161,13 +161,15 @@ def parse_config(config: object, generation: object | None, what: str) -> tuple[
 
 
 def section(top: JsonObject, key: str, missing: Mapping[str, object]) -> JsonObject:
-    """A section of config.json with the defaults of keys that it lacks; it may be absent as a whole."""
+    """A section of config.json, with defaults for missing keys; the whole section may be missing."""
     values = with_defaults(top.value(key) if top.has(key) else {}, missing)
     return JsonObject(values, top.file, CheckpointError, key)
 
 
 def layer_kv_sources(attention: Sequence[Attention], num_kv_shared: int) -> tuple[int | None, ...]:
-    """Each shared layer reads the last owner of its own type (kv_sharing_modes); ValueError where there is none.
+    """For each layer the index of the layer whose cache it reads, or None if it owns one.
+
+    Each shared layer reads the last owner of its own type (kv_sharing_modes); ValueError if there is none.
 
     >>> layer_kv_sources(["sliding", "full", "sliding", "sliding", "full"], 2)
     (None, None, None, 2, 1)
@@ -181,7 +183,7 @@ def layer_kv_sources(attention: Sequence[Attention], num_kv_shared: int) -> tupl
 
 
 def to_hugging_face(config: TextConfig) -> dict[str, object]:
-    """The config.json of this text model as Gemma3nForCausalLM; `parse_config` of it gives `config` again."""
+    """Write this text model's config.json as Gemma3nForCausalLM; `parse_config` of it returns an equal `config`."""
     return {
         "architectures": [CAUSAL_LM],
         "model_type": _MODEL_TYPES[CAUSAL_LM],
@@ -244,13 +246,13 @@ def _multimodal_text(top: JsonObject) -> JsonObject:
 
 
 def _ignore_repeated(top: JsonObject, text: JsonObject) -> None:
-    """Trainers copy numbers of the text model to the top, where nothing reads them; they must not contradict it."""
+    """Skip copies of the text model's numbers, which trainers put at the top level; CheckpointError if one differs."""
     for key in defaults.TEXT:
         top.expect(key, text.value(key))
 
 
 def finish_section(section: JsonObject) -> None:
-    """Check the keys that every section may have, and refuse those whose meaning is not known."""
+    """Check the keys that every section may have, and reject unknown keys."""
     for key, values in _ONLY_VALUES.items():
         section.expect(key, *values)
     section.ignore(_WITHOUT_EFFECT.split())
@@ -269,7 +271,7 @@ def _text_config(text: JsonObject, top: JsonObject, eos: JsonObject | None) -> T
     head_dim = text.integer("head_dim", 2, _MAX_WIDTH)
     if head_dim % 2:
         text.refuse("head_dim", head_dim, "an even number, which rotary embeddings need")
-    altup_num_inputs = text.integer("altup_num_inputs", 2, 64)  # one stream has no others to predict from
+    altup_num_inputs = text.integer("altup_num_inputs", 2, 64)  # a single stream has no others to predict
     softcap = text.number("final_logit_softcapping", 1e-3, 1e6) if text.has("final_logit_softcapping") else None
     text.value("final_logit_softcapping")
     return TextConfig(
@@ -320,7 +322,7 @@ def _layer_types(text: JsonObject, count: int) -> tuple[Attention, ...]:
             text.refuse("layer_types", name, " or ".join(_LAYER_TYPES))
         types.append(_LAYER_TYPES[name])
     if len(types) > count:
-        # MatFormer Lab leaves the list of the model that it cut a slice from; transformers 4.53 used its beginning.
+        # MatFormer Lab keeps the full model's list in the config of a slice; transformers 4.53 used the first entries.
         _log.warning("layer_types has %d entries for %d layers: the first ones are used", len(types), count)
         types = types[:count]
     _require_length(text, "layer_types", len(types), count)
@@ -353,7 +355,7 @@ def _require_length(text: JsonObject, key: str, found: int, wanted: int) -> None
 
 
 def _rope_thetas(text: JsonObject) -> tuple[float, float]:
-    """Bases of full and sliding layers; the old keys and the new may both be there if they agree."""
+    """The RoPE bases of full and sliding layers; old and new keys may both be present if they agree."""
     parameters = text.child("rope_parameters") if text.has("rope_parameters") else None
     full = _rope_theta(text, "rope_theta", parameters, "full_attention", defaults.ROPE_THETA_FULL)
     sliding = _rope_theta(text, "rope_local_base_freq", parameters, "sliding_attention", defaults.ROPE_THETA_SLIDING)
@@ -363,7 +365,7 @@ def _rope_thetas(text: JsonObject) -> tuple[float, float]:
 
 
 def _rope_theta(text: JsonObject, old_key: str, parameters: JsonObject | None, kind: str, default: float) -> float:
-    """The value in rope_parameters, else that of the old key, else transformers' default."""
+    """The RoPE base in rope_parameters, else that of the old key, else transformers' default."""
     old = text.number(old_key, 1.0, 1e12) if text.has(old_key) else None
     if parameters is None or not parameters.has(kind):
         return default if old is None else old
@@ -379,14 +381,14 @@ def _rope_theta(text: JsonObject, old_key: str, parameters: JsonObject | None, k
 
 
 def _token_id(key: str, default: int, text: JsonObject, top: JsonObject, vocab_size: int) -> int:
-    """From the top level, else the text model's section, else Gemma3nTextConfig's default."""
+    """A token id from the top level, else from the text model's section, else Gemma3nTextConfig's default."""
     found = [section for section in (top, text) if section.has(key)]
     ids = [section.integer(key, 0, vocab_size - 1) for section in found]
     return ids[0] if ids else default
 
 
 def _eos_source(generation: object | None, top: JsonObject, what: str) -> JsonObject | None:
-    """Where the stop tokens are stated: generation_config.json goes before config.json, as in transformers."""
+    """The file that states the stop tokens: generation_config.json takes precedence, as in transformers."""
     top_has = top.has("eos_token_id")
     if generation is not None:
         stated = JsonObject(generation, f"generation_config.json beside {what}", CheckpointError)

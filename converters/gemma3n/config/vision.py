@@ -1,4 +1,4 @@
-"""The numbers of Gemma 3n's vision tower: its block table from the architecture's name, and the tensors it implies.
+"""Reads the config of Gemma 3n's vision tower: the block table of its architecture, and the tensors that it implies.
 
 Source: timm 1.0.31 models/mobilenetv5.py; transformers 5.23 models/gemma3n/configuration_gemma3n.py
 (Gemma3nVisionConfig, Gemma3nConfig).
@@ -34,11 +34,11 @@ STEM_BIAS = f"{TOWER}.conv_stem.conv.bias"
 
 STEM_CHANNELS = 64
 FEATURES = 2048
-"""Channels of the fused features: fixed in MobileNetV5Encoder."""
+"""The channels of the fused features, fixed in MobileNetV5Encoder."""
 OUTPUT_RESOLUTION = 16
 FUSION_EXPANSION = 2
 
-# What the graphs are written for; other values would need other mathematics.
+# The only values that the graphs support; others would need other math.
 _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "features_only": (False,),
     "in_chans": (3,),
@@ -47,21 +47,21 @@ _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "se_from_exp": (True,),
     "stem_bias": (True,),
 }
-# mlx's conversions say skip_vision, which their own reader alone knows.
+# mlx's conversions contain skip_vision, which only their own reader uses.
 _WITHOUT_EFFECT = "architecture do_pooling label_names model_type num_classes skip_vision"
 _TRAINING = "drop_path_rate drop_rate layer_scale_init_value num_classes"
 
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """MobileNet-V5's encoder and the way from its features into the language model."""
+    """The config of MobileNet-V5's encoder and of its adapter to the language model."""
 
     stem_channels: int
     stem_bias: bool
-    """The first release of the checkpoints lacks the stem's bias; timm's is zero then."""
+    """Whether the stem has a bias; the first release of the checkpoints lacks it, and timm then uses zero."""
     stages: tuple[tuple[Block, ...], ...]
     output_resolution: int
-    """Soft tokens in a row, and rows."""
+    """The number of soft tokens in a row, and of rows."""
     hidden_size: int
     rms_norm_eps: float
     vocab_size: int
@@ -74,26 +74,26 @@ class VisionConfig:
 
     @property
     def soft_tokens(self) -> int:
-        """Positions that an image fills in a prompt: vision_soft_tokens_per_image."""
+        """The number of positions of an image in a prompt: vision_soft_tokens_per_image."""
         return self.output_resolution * self.output_resolution
 
     @property
     def fused_channels(self) -> tuple[int, int]:
-        """Channels of the last two stages."""
+        """The channels of the last two stages."""
         return self.stages[-2][-1].channels, self.stages[-1][-1].channels
 
     @property
     def fusion_expanded(self) -> int:
-        """Channels inside the fusion's feed-forward."""
+        """The channels inside the fusion's feed-forward network."""
         return round_channels(sum(self.fused_channels) * FUSION_EXPANSION)
 
     @property
     def stride(self) -> int:
-        """Pixels from one position of the last stage to the next."""
+        """The distance in pixels between positions of the last stage."""
         return 2 << len(self.stages)
 
     def check_image_size(self, size: int) -> None:
-        """UsageError unless a square image of `size` pixels gives whole positions and whole pools."""
+        """UsageError unless a square of `size` x `size` pixels divides evenly into positions and pools."""
         step = math.lcm(self.stride, self.stride // 2 * self.output_resolution)
         if size < step or size % step:
             raise UsageError("image size", found=f"{size} pixels", wanted=f"a multiple of {step}")
@@ -103,7 +103,7 @@ class VisionConfig:
 
 
 def parse_vision_config(config: object, text: TextConfig, what: str) -> VisionConfig:
-    """The vision tower from the values of a multimodal config.json; CheckpointError for all that is wrong."""
+    """Parse the vision tower's config from a multimodal config.json; one CheckpointError lists all faults."""
     top = JsonObject(config, what, CheckpointError)
     vision = section(top, "vision_config", defaults.VISION)
     for key, value in (("model_type", "gemma3n_vision"), ("architecture", ARCHITECTURE)):
@@ -137,14 +137,14 @@ def parse_vision_config(config: object, text: TextConfig, what: str) -> VisionCo
 
 
 def _token_id(top: JsonObject, key: str, default: int, bounds: tuple[int, int]) -> int:
-    """Gemma3nConfig's default where config.json is silent; the bounds are half-open."""
+    """A token id; Gemma3nConfig's default if config.json has none. The bounds are half-open."""
     if not top.has(key) and bounds[0] <= default < bounds[1]:
         return default
     return top.integer(key, bounds[0], bounds[1] - 1)
 
 
 def _read_tower(arguments: JsonObject) -> tuple[int, tuple[tuple[Block, ...], ...], int]:
-    """Stem channels, stages and output resolution from `model_args`, the arguments of timm.create_model."""
+    """Read stem channels, stages and output resolution from `model_args`, the arguments of timm.create_model."""
     for key, values in _ONLY_VALUES.items():
         arguments.expect(key, *values)
     multiplier = arguments.number("channel_multiplier", 1e-3, 1e3) if arguments.has("channel_multiplier") else 1.0
@@ -182,7 +182,7 @@ def _block_tables(arguments: JsonObject) -> list[list[JsonObject]]:
 
 
 def vision_tensors(config: VisionConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the vision group."""
+    """The name and shape of each tensor of the vision group."""
     features, hidden = config.hidden_size, config.text_hidden_size
     tensors: dict[str, tuple[int, ...]] = {f"{TOWER}.conv_stem.conv.weight": (config.stem_channels, 3, 3, 3)}
     if config.stem_bias:
@@ -206,6 +206,6 @@ def vision_tensors(config: VisionConfig) -> dict[str, tuple[int, ...]]:
 
 
 def require_vision_tensors(config: VisionConfig, tensors: Mapping[str, TensorInfo], what: str) -> None:
-    """One CheckpointError for every tensor of the group that is missing, unknown or not as the table implies."""
+    """One CheckpointError lists all tensors of the group that are missing, unknown or not as the table implies."""
     implied_by = f"{ARCHITECTURE} and config.json imply"
     require_group_tensors("vision", vision_tensors(config), tensors, what, implied_by=implied_by)

@@ -1,4 +1,4 @@
-"""The blocks of MobileNet-V5, from timm's arch strings or its decoded arguments: shapes without tracing.
+"""Parses the blocks of MobileNet-V5 from timm's arch strings or decoded arguments, and computes their tensor shapes.
 
 Source: timm 1.0.31 models/mobilenetv5.py, _efficientnet_builder.py and _efficientnet_blocks.py.
 """
@@ -38,12 +38,12 @@ STAGES: tuple[tuple[str, ...], ...] = (
 MAX_WIDTH = 1 << 16
 _MAX_KERNEL = 31
 _MAX_BLOCKS = 1 << 10
-_STAGE_COUNTS = (2, 4)  # two are fused; with five strides timm's output stride of 32 would turn into dilation
+_STAGE_COUNTS = (2, 4)  # two are fused; with five strides, timm's output stride of 32 would cause dilation
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeResidual:
-    """A full convolution that expands, and a pointwise one that projects; a residual where shapes allow."""
+    """A full convolution that expands and a pointwise one that projects, with a residual if the shapes allow it."""
 
     in_channels: int
     expanded: int
@@ -56,7 +56,7 @@ class EdgeResidual:
 class InvertedResidual:
     """Universal inverted residual: up to two depthwise convolutions around a pointwise expansion, then a projection.
 
-    A kernel of 0 is no convolution. The stride is the middle one's, or, where that is missing, the first one's.
+    A kernel of 0 means no convolution. The stride belongs to the middle one or, if that is missing, to the first one.
     """
 
     in_channels: int
@@ -69,7 +69,7 @@ class InvertedResidual:
 
 @dataclass(frozen=True, slots=True)
 class MultiQueryAttention:
-    """Many query heads over one head of keys and values, which may come from every other position only."""
+    """Many query heads over one head of keys and values; with a stride, those are of every other position only."""
 
     channels: int
     heads: int
@@ -94,7 +94,7 @@ def round_channels(channels: float) -> int:
 def parse_stages(
     table: Sequence[Iterable[str]], stem_channels: int, multiplier: float = 1.0
 ) -> tuple[tuple[Block, ...], ...]:
-    """Blocks from timm's arch strings, one sequence of strings a stage; CheckpointError for what is not understood.
+    """Parse timm's arch strings, one sequence of strings for each stage; CheckpointError if one is not supported.
 
     >>> parse_stages([["er_r1_k3_s2_e4_c16"], ["mqa_r1_k3_h4_v2_s1_d8_c16"]], 8)
     Traceback (most recent call last):
@@ -128,7 +128,7 @@ _COMMON: dict[str, tuple[str, type, float | None]] = {"s": ("stride", int, None)
 
 
 def decode_block(text: str) -> list[dict[str, object]]:
-    """An arch string as timm's arguments, once for each repeat.
+    """Decode an arch string to timm's arguments, once for each repeat.
 
     >>> decode_block("uir_r1_a3_k5_s2_e6_c24")[0]["dw_kernel_size_mid"], len(decode_block("mqa_r2_k3_h4_s1_d8_c32"))
     (5, 2)
@@ -228,7 +228,7 @@ def _kernel(arguments: JsonObject, key: str, low: int = 0) -> int:
 
 
 def block_tensors(block: Block) -> dict[str, tuple[int, ...]]:
-    """Name (after the block's own) and shape of every tensor of a block."""
+    """The name (without the block's prefix) and shape of each tensor of a block."""
     if isinstance(block, EdgeResidual):
         return {
             "conv_exp.weight": (block.expanded, block.in_channels, block.kernel, block.kernel),
@@ -265,5 +265,5 @@ def _attention_tensors(block: MultiQueryAttention) -> dict[str, tuple[int, ...]]
 
 
 def normed_tensors(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """A convolution and the norm after it (timm's ConvNormAct)."""
+    """The tensors of a convolution and of the norm after it (timm's ConvNormAct)."""
     return {f"{name}.conv.weight": shape, f"{name}.bn.weight": shape[:1]}

@@ -1,4 +1,4 @@
-"""A checkpoint's chat template, from wherever it is kept, with the variables that transformers would give it.
+"""Reads a checkpoint's chat template from any of its files, with the variables that transformers passes to it.
 
 Source: transformers 5.24 tokenization_utils_base.py (get_chat_template, special_tokens_map), processing_utils.py.
 """
@@ -21,10 +21,10 @@ _DEFAULT = "default"
 
 
 def read_chat_template(checkpoint: Path, bos_token: str | None = None) -> str | None:
-    """The template that transformers renders without tools, with its special tokens set; None where there is none.
+    """Read the template that transformers renders without tools, and set its special tokens; None if there is none.
 
-    bos_token: what a runtime gives as `bos_token`; a checkpoint that states another one gets that one.
-    CheckpointError for a file that is no text, for named templates without a default one, and for an empty template.
+    bos_token: the value that a runtime passes as `bos_token`; if the checkpoint states another one, that one is set.
+    CheckpointError if a file is not text, if no named template is the default, or if the template is empty.
     """
     source = _find_template(checkpoint)
     if source is None:
@@ -61,12 +61,12 @@ def _find_template(checkpoint: Path) -> str | None:
 
 
 def _key_of(value: object, key: str) -> object:
-    """Not strict_json: transformers writes 10^30 for texts without a limit."""
+    """The value of one key; not read by strict_json, because transformers writes 10^30 for texts without a limit."""
     return value.get(key) if isinstance(value, dict) else None
 
 
 def _chosen_template(stated: object, path: Path) -> str | None:
-    """A text as it is; of several with names, in a list or an object, the one called default."""
+    """The template itself if it is a text; of several named ones, in a list or an object, the one named default."""
     if stated is None or isinstance(stated, str):
         return stated
     named = stated
@@ -96,7 +96,7 @@ def _require_unicode(template: str, path: Path) -> None:
 
 
 def _special_tokens(checkpoint: Path) -> dict[str, str]:
-    """By the names that templates use: bos_token, eos_token and their like, and the model's own."""
+    """The special tokens by the names that templates use: bos_token, eos_token and so on, and the model's own."""
     tokens: dict[str, str] = {}
     for name in (_SPECIAL_TOKENS, _TOKENIZER_CONFIG):
         path = checkpoint / name
@@ -114,7 +114,7 @@ def _special_tokens(checkpoint: Path) -> dict[str, str]:
 
 
 def _token_texts(group: Mapping[str, object]) -> dict[str, str]:
-    """A token is a text, or an object that says besides how it is matched."""
+    """The texts of tokens; each is stored as a text, or as an object that also states how it is matched."""
     found: dict[str, str] = {}
     for key, value in group.items():
         text = _key_of(value, "content") if isinstance(value, dict) else value

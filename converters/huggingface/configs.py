@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of a checkpoint: read once, and handed on to all that need them."""
+"""Reads a checkpoint's config.json and generation_config.json once, for all code that needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolkit.base.strict_json import read_json_file
 
 @dataclass(frozen=True, slots=True)
 class CheckpointConfigs:
-    """The values of both files as they stand in the directory `path`; a family says what they must be."""
+    """The unchecked values of both files in the directory `path`; the model family checks them."""
 
     path: Path
     config: object
@@ -46,7 +46,7 @@ def read_configs(path: Path) -> CheckpointConfigs:
 
 
 def _require_no_adapter(path: Path) -> None:
-    """transformers adds an adapter that lies beside full weights to them, so without it they are another model."""
+    """CheckpointError if there is an adapter: transformers would add it to the full weights, giving another model."""
     if os.path.lexists(path / "adapter_config.json"):
         raise CheckpointError(
             file=path / "adapter_config.json",

@@ -42,7 +42,7 @@ NOT_CHECKPOINTS: Mapping[str, str] = {
 def locate_checkpoint(path_or_id: str | os.PathLike[str], more_files: Sequence[str] = ()) -> Path:
     """Return the directory itself, or for `owner/name` the directory to which the Hub's repository was downloaded.
 
-    `more_files`: names to download besides those that any checkpoint may have.
+    `more_files`: names to download in addition to those that any checkpoint may have.
     """
     path = Path(path_or_id)
     if path.is_dir():

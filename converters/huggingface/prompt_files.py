@@ -19,12 +19,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PromptFiles:
-    """A sound tokenizer, and the template's source, from wherever the checkpoint keeps it; None where it has none."""
+    """A valid tokenizer, and the template's source from any of the checkpoint's files; None if it has no template."""
 
     tokenizer: bytes
     template: str | None
     turn_end: int | None = None
-    """The token that the template writes behind an answer."""
+    """The token that the template writes after an answer."""
 
     @property
     def bytes(self) -> int:
@@ -39,7 +39,7 @@ class PromptFiles:
 
 
 def read_prompt_files(checkpoint: Path, vocab_size: int, bos_token_id: int | None = None) -> PromptFiles:
-    """CheckpointError where one of them could not be used, or the tokenizer has ids that the model has not."""
+    """Read both; CheckpointError if one of them is unusable, or if the tokenizer has ids that the model lacks."""
     tokenizer = checkpoint / "tokenizer.json"
     if not tokenizer.is_file():
         raise CheckpointError(file=checkpoint, found="no tokenizer.json", remedy=_without_tokenizer(checkpoint))
@@ -57,7 +57,7 @@ def read_prompt_files(checkpoint: Path, vocab_size: int, bos_token_id: int | Non
 
 
 def _turn_end(template: ChatTemplate, tokenizer: bytes) -> int | None:
-    """A text that is no token cannot stop an answer, which the log tells."""
+    """The id of the token that ends a turn; None, with a warning, if the template writes a text that is no token."""
     text = turn_end(template)
     token = control_token_at(tokenizer, text) if text else None
     if text and token is None:

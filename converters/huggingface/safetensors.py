@@ -1,8 +1,8 @@
-"""A strict reader of safetensors files and of the index that joins them.
+"""Reads safetensors files, and the index that joins them, strictly.
 
 Format: https://github.com/huggingface/safetensors#format. An 8-byte little-endian header length, a JSON header, the
 tensors' bytes.
-Every rule is checked before a byte of a tensor is used; a fault is a CheckpointError, whatever the bytes are.
+All rules are checked before any byte of a tensor is used; any fault, whatever the bytes, raises CheckpointError.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from toolkit.base.strict_json import JsonObject, open_regular, parse_json, read_
 _log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 100_000_000
-"""MAX_HEADER_SIZE in safetensors' tensor.rs; the index gets the same bound."""
+"""MAX_HEADER_SIZE in safetensors' tensor.rs; the same limit applies to the index."""
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _MAX_U64 = 2**64 - 1
 
-_BLOCK_BYTES = 4096  # borders of direct reads: no file system or device wants larger ones
-_LEAST_DIRECT_BYTES = 1 << 17  # below it, the kernel's reading ahead is worth more
+_BLOCK_BYTES = 4096  # alignment of direct reads: no file system or device needs more
+_LEAST_DIRECT_BYTES = 1 << 17  # for smaller reads, the kernel's read-ahead is faster
 
-# Dtype in safetensors' tensor.rs, in bits: the types under a byte must fill whole bytes.
+# Dtype in safetensors' tensor.rs, in bits: types smaller than a byte must fill whole bytes.
 _BITS_BY_DTYPE = (
     (4, "F4"),
     (6, "F6_E2M3 F6_E3M2"),
@@ -53,7 +53,7 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor as its file's header states it; `begin` and `end` are byte offsets in the file `file`."""
+    """One tensor as described in its file's header; `begin` and `end` are byte offsets in the file `file`."""
 
     name: str
     dtype: str
@@ -64,7 +64,7 @@ class TensorInfo:
 
     @property
     def parameters(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return (self.end - self.begin) * 8 // DTYPE_BITS[self.dtype]
 
     @property
@@ -96,20 +96,20 @@ class SafetensorsFile:
         return sum(info.stored_bytes for info in self.tensors.values())
 
     def close(self) -> None:
-        """Give the file back; reads fail from here on."""
+        """Close the file; reads fail from then on."""
         self._close()
 
     def require_unchanged(self) -> None:
-        """CheckpointError where somebody wrote to the file since it was opened: what was read is of both."""
+        """CheckpointError if the file has changed since it was opened: reads may then have mixed both versions."""
         if _state(self._fd) != self._state:
             raise CheckpointError(file=self.path, found="the file has changed since it was opened")
 
     def bypass_page_cache(self) -> None:
-        """Large reads come from storage straight into our memory, where system and file system can do that."""
+        """Make large reads go directly from storage to the caller's memory, if system and file system support that."""
         try:
             direct = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except (OSError, AttributeError):
-            return  # no /proc, a file system that cannot, a system without O_DIRECT
+            return  # no /proc, a file system without direct reads, or a system without O_DIRECT
         self._direct = direct
         self._open.append(direct)
 
@@ -130,7 +130,7 @@ class SafetensorsFile:
             )
 
     def _read_direct(self, data: NDArray[np.uint8], offset: int) -> int:
-        """Read the blocks that hold the bytes, whole and to a block's border; how many bytes of `data` that gave."""
+        """Read the whole, aligned blocks that hold the bytes; returns how many bytes of `data` were filled."""
         if self._direct is None:
             return 0
         skipped = offset % _BLOCK_BYTES
@@ -142,7 +142,7 @@ class SafetensorsFile:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._direct = None  # a file system that opens files so and cannot read them
+            self._direct = None  # a file system that opens files for direct reads but cannot read them
             return 0
         count = max(0, min(count - skipped, data.size))
         data[:count] = blocks[skipped : skipped + count]
@@ -150,7 +150,7 @@ class SafetensorsFile:
 
 
 def _state(fd: int) -> tuple[int, int]:
-    """What every write changes: size, and the time of the last one."""
+    """The size and the time of the last write, which every write changes."""
     found = os.fstat(fd)
     return found.st_size, found.st_mtime_ns
 
@@ -161,7 +161,7 @@ def _close_all(descriptors: list[int]) -> None:
 
 
 def _fill(fd: int, data: NDArray[np.uint8], offset: int) -> int:
-    """Read into all of `data`, or up to the file's end; the bytes read."""
+    """Read until `data` is full or the file ends; returns the number of bytes read."""
     done = 0
     while done < data.size and (count := os.preadv(fd, [data[done:].data], offset + done)):
         done += count
@@ -169,10 +169,10 @@ def _fill(fd: int, data: NDArray[np.uint8], offset: int) -> int:
 
 
 def open_safetensors(directory: Path) -> tuple[SafetensorsFile, ...]:
-    """The checked files of a directory: `model.safetensors`, or the shards that its index names.
+    """Open and check the files of a directory: `model.safetensors`, or the shards that its index names.
 
-    What is larger than half of memory bypasses the page cache: it would not stay there until another pass, and making
-    room for it takes longer than quantising it.
+    Checkpoints larger than half of memory bypass the page cache: they would not stay there until another pass, and
+    making room for them takes longer than quantising them.
     """
     files = _open_files(directory)
     if 2 * sum(file.stored_bytes for file in files) > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
@@ -214,7 +214,7 @@ def _open_shards(directory: Path, index: Path) -> tuple[SafetensorsFile, ...]:
 
 
 def _read_index(path: Path) -> tuple[dict[str, str], int | None]:
-    """Tensor name to shard, and the stated number of bytes."""
+    """Read the index: the shard of each tensor by name, and the stated number of bytes."""
     index = JsonObject(read_json_file(path, CheckpointError, MAX_HEADER_BYTES), str(path), CheckpointError)
     shards = index.child("weight_map")
     weight_map: dict[str, str] = {}
@@ -229,7 +229,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], int | None]:
     if index.has("metadata"):
         metadata = index.child("metadata")
         if metadata.has("total_size"):
-            # Old releases of transformers wrote 123.0; anything else than a whole number of bytes is refused.
+            # Old releases of transformers wrote 123.0; anything but a whole number of bytes is rejected.
             total = _whole(metadata, "total_size")
     index.finish()
     return weight_map, total
@@ -246,7 +246,7 @@ def _whole(values: JsonObject, key: str) -> int:
 
 
 def _check_index(index: Path, weight_map: Mapping[str, str], total: int | None, files: list[SafetensorsFile]) -> None:
-    """Index and shards must name the same tensors, in the same places."""
+    """Check that the index and the shards name the same tensors, in the same places."""
     stored: dict[str, str] = {}
     for file in files:
         for name in file.tensors:
@@ -260,7 +260,7 @@ def _check_index(index: Path, weight_map: Mapping[str, str], total: int | None, 
             raise CheckpointError(file=index, found=found, wanted=f"it in {weight_map.get(name, 'no shard')}")
     actual = sum(info.stored_bytes for file in files for info in file.tensors.values())
     if total is not None and total != actual:
-        # transformers does not read it; what a shard lacks, its own header tells.
+        # Not an error: transformers does not read it, and each shard's own header shows what is missing from it.
         _log.warning("%s: total_size is %s, but the tensors have %s bytes", index, total, actual)
 
 
@@ -291,7 +291,7 @@ def _read_header(fd: int, path: Path) -> dict[str, TensorInfo]:
 
 
 def _parse_tensor(header: JsonObject, name: str, file: str, data: int) -> TensorInfo:
-    """One entry: known dtype, a shape that does not overflow, offsets that span exactly shape x dtype."""
+    """Parse one entry: a known dtype, a shape that does not overflow, and offsets that span exactly shape x dtype."""
     entry = header.child(name)
     dtype = entry.string("dtype")
     if dtype not in DTYPE_BITS:
@@ -313,7 +313,7 @@ def _parse_tensor(header: JsonObject, name: str, file: str, data: int) -> Tensor
 
 
 def _check_layout(path: Path, infos: list[TensorInfo], data: int, size: int) -> None:
-    """The tensors must fill the file from the header to its end, without gap or overlap."""
+    """Check that the tensors fill the file from the header to its end, without gaps or overlaps."""
     position = data
     for info in sorted(infos, key=lambda info: (info.begin, info.end)):
         if info.begin != position:

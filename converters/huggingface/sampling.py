@@ -1,6 +1,6 @@
-"""How a checkpoint's generation_config.json wants tokens to be drawn.
+"""Reads from a checkpoint's generation_config.json how tokens are to be sampled.
 
-Source: transformers 5.24 generation/configuration_utils.py, whose defaults stand where a key is missing.
+Source: transformers 5.24 generation/configuration_utils.py, whose defaults apply where a key is missing.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _TEMPERATURE, _TOP_K, _TOP_P = 1.0, 50, 1.0
 
 
 def read_sampling(checkpoint: Path) -> SamplingRecord | None:
-    """None where the most likely token is to be taken: without the file, or without `do_sample` in it."""
+    """The sampling settings; None for greedy decoding, i.e. without the file, or without `do_sample` in it."""
     path = checkpoint / "generation_config.json"
     if not path.exists():
         return None
     stated = JsonObject(read_json_file(path, CheckpointError), str(path), CheckpointError)
     if not stated.has("do_sample") or not stated.flag("do_sample"):
         return None
-    # A null turns a limit off, a missing key does not.
+    # A null turns a limit off; a missing key means the default.
     top_k = stated.integer("top_k", 0, 1 << 24) if stated.has("top_k") else 0 if "top_k" in stated.names() else _TOP_K
     return SamplingRecord(
         temperature=stated.number("temperature", 1e-3, 1e3) if stated.has("temperature") else _TEMPERATURE,

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint by the names in its files, whatever the model."""
+"""Reads the tensors of any model's checkpoint by the names in its files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StoredTensors:
     def read(
         self, info: TensorInfo, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
     ) -> NDArray[np.float32]:
-        """The tensor, or half-open ranges of its first and last axis, as float32; reads only the bytes asked for."""
+        """Read a tensor, or half-open ranges of its first and last axis, as float32; reads only the bytes needed."""
         return read_tensor(self._files[info.file], info, rows, columns)
 
     def equal(self, one: TensorInfo, other: TensorInfo) -> bool:
@@ -44,11 +44,11 @@ class StoredTensors:
         return all(np.array_equal(self._bytes(one, *part), self._bytes(other, *part)) for part in parts)
 
     def fingerprint(self, config: object, stop_tokens: Iterable[int], names: Mapping[str, TensorInfo]) -> str:
-        """sha256 over a config's values, every tensor's name, type and shape, and samples of its bytes, in hex.
+        """The sha256, in hex, of a config's values, each tensor's name, type and shape, and samples of its bytes.
 
-        Tells models apart, fine-tunes too, without reading them: pieces spread evenly over each tensor, small tensors
-        whole. `names`: the tensors by the names that the family gives them. How they are spread over shards does not
-        matter.
+        Distinguishes models, fine-tuned ones too, without reading them completely: the samples are spread evenly over
+        each tensor, and small tensors are read whole. `names`: the tensors by the family's names. The distribution of
+        tensors over shards does not matter.
         """
         digest = hashlib.sha256(json.dumps([config, list(stop_tokens)], sort_keys=True).encode())
         for name in sorted(names):

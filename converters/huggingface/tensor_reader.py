@@ -20,7 +20,7 @@ _STORED: Mapping[str, np.dtype[np.generic]] = {
 }
 
 FLOAT_DTYPES = tuple(_STORED)
-"""The dtypes that can be read, by their names in safetensors; `toolkit.base.elements` has those that are written."""
+"""The dtypes that can be read, by their names in safetensors; `toolkit.base.elements` lists those that are written."""
 
 _PIECE_BYTES = 1 << 20
 """Large enough for storage, and small enough to stay in the processor's cache between the read and the conversion."""
@@ -32,7 +32,7 @@ _LEAST_STRIDED_BYTES = 4096
 def read_tensor(
     file: SafetensorsFile, info: TensorInfo, rows: Range | None, columns: Range | None
 ) -> NDArray[np.float32]:
-    """Half-open ranges of the first and the last axis; None is all. bf16 and f16 become the float32 of equal value."""
+    """Read half-open ranges of the first and last axis, None being all; bf16 and f16 become float32 of equal value."""
     if info.dtype not in FLOAT_DTYPES:
         raise CheckpointError(info.name, file=file.path, found=info.dtype, wanted=" or ".join(FLOAT_DTYPES))
     if not info.shape and (rows or columns):

@@ -1,10 +1,10 @@
-"""The audio group of a checkpoint as two files: encoders of several lengths, and the adapter to the language model.
+"""Plans the audio group as two files: encoders of several lengths, and the adapter to the language model.
 
 audio_encoder.tflite: `encode_N` for each length N in mel frames, src_inputs f32[1, N, bins] and mask bool[1, N] ->
 features f32[1, T, hidden] and mask bool[1, T].
 audio_adapter.tflite: `adapt_N`, that mask and those features -> embeddings f32[1, soft_tokens, text_hidden];
-`embed_1`, ids i32[1, 1] -> embeddings f32[1, 1, text_hidden], for the tower's own tokens; `end_of_audio`, the same for
-the one that ends a sound, without an input.
+`embed_1`, ids i32[1, 1] -> embeddings f32[1, 1, text_hidden], for the tower's own tokens; `end_of_audio`, the
+embedding of the token that ends a sound, without an input.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from toolkit.tflite.graph import Signature
 from toolkit.tflite.writer import TfliteLayout, layout_files
 
 FRAMES_PER_SECOND = 100
-_USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds of a frame every 10 ms, up to whole tokens of 16 frames
+_USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds, a frame every 10 ms, rounded up to whole tokens of 16 frames
 
 
 def read_audio_config(checkpoint: Gemma3nTensors) -> AudioConfig:
@@ -40,7 +40,7 @@ def read_audio_config(checkpoint: Gemma3nTensors) -> AudioConfig:
 
 
 def require_sounds(checkpoint: Gemma3nTensors) -> AudioConfig:
-    """The same, its processor checked too."""
+    """The config of a checkpoint's tower, as `read_audio_config`, with its processor checked too."""
     config = read_audio_config(checkpoint)
     require_sound_features(checkpoint.path, config.mel_bins, config.soft_tokens)
     return config
@@ -70,7 +70,7 @@ def audio_signatures(config: AudioConfig, lengths: Sequence[int]) -> Mapping[str
 
 
 def audio_layouts(config: AudioConfig, recipe: Recipe, lengths: Sequence[int]) -> Mapping[str, TfliteLayout]:
-    """Both files, laid out; `recipe` is one of f32, audio-int8 and audio-int4, or covers the same weights.
+    """The layouts of both files; `recipe` is one of f32, audio-int8 and audio-int4, or covers the same weights.
 
     Their weights are read through an `AudioSource`.
     """
@@ -78,7 +78,7 @@ def audio_layouts(config: AudioConfig, recipe: Recipe, lengths: Sequence[int]) -
 
 
 def frame_lengths(config: AudioConfig, seconds: Sequence[float]) -> tuple[int, ...]:
-    """Lengths in mel frames, in whole tokens, for sounds of these lengths; UsageError for one that is too long."""
+    """The lengths in mel frames, rounded up to whole tokens, for sounds of `seconds`; UsageError if one is too long."""
     frames = [math.ceil(round(second * FRAMES_PER_SECOND, 6)) for second in seconds]
     if not frames or min(frames) < 1 or max(frames) > config.max_frames:
         wanted = f"seconds over 0 and up to {config.max_frames / FRAMES_PER_SECOND:g}"
@@ -87,7 +87,7 @@ def frame_lengths(config: AudioConfig, seconds: Sequence[float]) -> tuple[int, .
 
 
 def open_audio(checkpoint: Gemma3nTensors, recipe: Recipe, seconds: Sequence[float] = ()) -> PlannedTower[AudioRecord]:
-    """The tower of a checkpoint with an encoder for sounds of each length, by default `default_lengths`."""
+    """Plan the audio tower, with an encoder for sounds of each length, by default `default_lengths`."""
     config = require_sounds(checkpoint)
     lengths = frame_lengths(config, seconds) if seconds else default_lengths(config)
     record = AudioRecord(

@@ -79,7 +79,7 @@ def position_keys(projection: F32, config: AudioConfig) -> F32:
     """f32[1, heads, window, head_dim]: the keys for the distances window - 1 to 0, in that order."""
     signal = _sinusoids(config).astype(np.float64)
     keys = np.zeros(signal.shape)
-    # Not a matrix product: BLAS adds in a different order on each processor.
+    # Not a matrix product: BLAS sums in a different order on each processor.
     for sines, row in zip(signal.T, projection.T.astype(np.float64), strict=True):
         keys += sines[:, None] * row[None]
     by_head = keys.reshape(config.attention_window, config.num_heads, config.head_dim).transpose(1, 0, 2)

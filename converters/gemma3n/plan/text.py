@@ -1,7 +1,7 @@
-"""The text groups of a checkpoint: the decoder in every size, the token embedder, and the per-layer embedding table.
+"""Plans the text groups: the decoder in every size, the token embedder, and the per-layer embedding table.
 
 text_decoder.tflite: for each size `prefill_N` and `decode`, for shorter contexts `in_B_prefill_N` and `in_B_decode`.
-embedder.tflite: `embed_1` and `embed_N`. What they take and give is in docs/formats/manifest.md.
+embedder.tflite: `embed_1` and `embed_N`. docs/formats/manifest.md has their inputs and outputs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Small tensors of a layer that the text graphs want otherwise than the checkpoint has them.
+"""Computes those small tensors of a layer that the text graphs need in another form than the checkpoint's.
 
-Several norms at once want their weights in one tensor, row by row; a router's matrix takes the factors around it in.
-Everything here is elementwise, so the bytes depend on the checkpoint alone.
+Norms that are computed together need their weights as rows of one tensor; a router's matrix includes the factors
+around it. Everything here is elementwise, so the bytes depend only on the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _DERIVED = re.compile(
 
 
 class TextSource:
-    """A TensorSource with every text tensor of a checkpoint, and of each layer those that are made of several.
+    """A TensorSource with all text tensors of a checkpoint, and those of each layer that combine several.
 
-    `altup.router`: [streams, hidden], the router's matrix times its norm's weight, over the hidden size. The others are
-    [1, 1, rows, columns]: `self_attn.qkv_norm` and `self_attn.q_norms`, a factor for each head, values having 1;
-    `attention_and_laurel_norm`; `per_layer_streams_norm`, zeros for the first stream.
+    `altup.router`: [streams, hidden], the router's matrix times its norm's weight, divided by the hidden size. The
+    others are [1, 1, rows, columns]: `self_attn.qkv_norm` and `self_attn.q_norms`, one row for each head, ones for
+    values; `attention_and_laurel_norm`; `per_layer_streams_norm`, zeros for the first stream.
     """
 
     def __init__(self, source: TensorSource, config: TextConfig) -> None:
@@ -35,7 +35,7 @@ class TextSource:
         self._config = config
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As of any source."""
+        """See `TensorSource`."""
         config, match = self._config, _DERIVED.fullmatch(name)
         if match is None:
             return self._source.shape(name)
@@ -50,7 +50,7 @@ class TextSource:
         }[match[2]]
 
     def read(self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> F32:
-        """As of any source."""
+        """See `TensorSource`."""
         match = _DERIVED.fullmatch(name)
         if match is None:
             return self._source.read(name, rows, columns)

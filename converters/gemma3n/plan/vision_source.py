@@ -1,4 +1,4 @@
-"""The one tensor of the vision group that its graphs want otherwise than the checkpoint has it."""
+"""Computes the one tensor of the vision graphs that the checkpoint has in another form."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from toolkit.quant.source import TensorSource
 
 
 class VisionSource:
-    """A TensorSource with every tensor of a checkpoint, and the embedding of the token that ends an image."""
+    """A TensorSource with all tensors of a checkpoint, and the embedding of the token that ends an image."""
 
     def __init__(self, source: TensorSource, config: VisionConfig) -> None:
         self._source = source
         self._config = config
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As of any source; `END_OF_IMAGE`: [1, 1, text hidden]."""
+        """See `TensorSource`; `END_OF_IMAGE`: [1, 1, text hidden]."""
         return (1, 1, self._config.text_hidden_size) if name == END_OF_IMAGE else self._source.shape(name)
 
     def read(self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> F32:
-        """As of any source."""
+        """See `TensorSource`."""
         if name != END_OF_IMAGE:
             return self._source.read(name, rows, columns)
         config = self._config

@@ -1,1 +1,1 @@
-"""Model math: from a config to graphs of LiteRT operators; names weights, never sees their bytes."""
+"""The model's math: builds graphs of LiteRT operators from a config; refers to weights by name, without their bytes."""

@@ -1,7 +1,7 @@
-"""From the audio encoder to the language model's embeddings, as LiteRT graphs.
+"""Builds the audio adapter as LiteRT graphs: from the encoder's features to the language model's embeddings.
 
-Soft tokens are the encoder's features; hard tokens are the ids that the tower has a table of its own for: the end of a
-sound, and the padding that fills its places in a prompt. Neither is scaled by sqrt(hidden) as text embeddings are.
+Soft tokens are the encoder's features; hard tokens are ids in the tower's own table: the end of a sound, and the
+padding that fills a sound's remaining positions in a prompt. Neither is scaled by sqrt(hidden), unlike text embeddings.
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nMultimodalEmbedder, and Gemma3nModel.forward for the
 padding).
 """
@@ -13,7 +13,7 @@ from converters.gemma3n.graphs.norms import rms_norm, unit_rms
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight
 
-# Tensors computed from the checkpoint (audio_source.py), f32[1, 1, text_hidden]: a GPU takes no op on constants alone.
+# Tensors computed from the checkpoint (audio_source.py), f32[1, 1, text_hidden]: GPUs reject ops on only constants.
 PADDING = "embed_audio.padding"
 END_OF_AUDIO = "embed_audio.end_of_audio"
 
@@ -22,7 +22,7 @@ def adapter_graph(config: AudioConfig, frames: int) -> Graph:
     """The encoder's mask: bool[1, tokens] and features -> embeddings: f32[1, soft_tokens, text_hidden].
 
     Rows without a token, and those up to soft_tokens, are the padding: rows whose mask is false, or whose features are
-    all zero, as the encoder makes them. LiteRT-LM wants the mask first, and takes the rows that it is true for.
+    all zero, as the encoder writes them. LiteRT-LM needs the mask first, and uses the rows for which it is true.
     """
     graph = Graph()
     tokens, padding_rows = config.tokens(frames), config.soft_tokens - config.tokens(frames)
@@ -32,7 +32,7 @@ def adapter_graph(config: AudioConfig, frames: int) -> Graph:
     valid = ops.cast(ops.logical_and(mask, there), DType.FLOAT32)
     norm = graph.weight(Weight.whole("embed_audio.soft_embedding_norm.weight", (config.hidden_size,)))
     soft = rms_norm(features, norm, config.rms_norm_eps)
-    # PAD in three axes: a GPU takes no fewer.
+    # PAD in three axes: a GPU does not accept fewer.
     valid = ops.pad(ops.reshape(valid, (1, tokens, 1)), [(0, 0), (0, padding_rows), (0, 0)])
     soft = ops.mul(ops.pad(_project(config, soft), [(0, 0), (0, padding_rows), (0, 0)]), valid)
     rest = ops.mul(_token(graph, config, PADDING), ops.sub(graph.scalar(1.0), valid))
@@ -50,14 +50,14 @@ def hard_embedder_graph(config: AudioConfig, tokens: int) -> Graph:
 
 
 def end_of_audio_graph(config: AudioConfig) -> Graph:
-    """No input -> embeddings: f32[1, 1, text_hidden], those of the id that ends a sound; LiteRT-LM asks for this."""
+    """No input -> embeddings: f32[1, 1, text_hidden], of the id that ends a sound; LiteRT-LM needs this."""
     graph = Graph()
     graph.output("embeddings", _token(graph, config, END_OF_AUDIO))
     return graph
 
 
 def _token(graph: Graph, config: AudioConfig, name: str) -> Value:
-    """A token's embedding, normed and projected when converting: f32[1, 1, text_hidden]."""
+    """A token's embedding, normed and projected during conversion: f32[1, 1, text_hidden]."""
     return graph.weight(Weight.whole(name, (1, 1, config.text_hidden_size)))
 
 
@@ -71,7 +71,7 @@ def _hard(config: AudioConfig, rows: Value) -> Value:
 
 
 def _project(config: AudioConfig, normed: Value) -> Value:
-    """Into the language model's space, at unit root mean square."""
+    """Project to the language model's width, and norm to a root mean square of 1."""
     shape = (config.text_hidden_size, config.hidden_size)
     matrix = normed.graph.weight(Weight.whole("embed_audio.embedding_projection.weight", shape))
     return unit_rms(ops.fully_connected(normed, matrix), config.rms_norm_eps)

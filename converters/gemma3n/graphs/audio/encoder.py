@@ -1,8 +1,8 @@
-"""The audio encoder of Gemma 3n as a LiteRT graph: subsampling, conformer blocks, their parts, in the forward's order.
+"""Builds Gemma 3n's audio encoder as a LiteRT graph: subsampling, then conformer blocks, in the order of the forward.
 
-A Universal Speech Model conformer for sounds of up to `frames` mel frames; a mask says which frames there are. Frames
-that are not there change nothing: the result is that of the sound alone. Hidden states are f32[1, steps, hidden] with
-one step for four mel frames; steps are padded to whole blocks of the local attention.
+A Universal Speech Model conformer for sounds of up to `frames` mel frames; a mask marks the frames of the sound. Other
+frames do not affect the result. Hidden states are f32[1, steps, hidden] with one step for four mel frames; steps are
+padded to whole blocks of the local attention.
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nAudioEncoder).
 """
 
@@ -18,8 +18,8 @@ from toolkit.base.layout import align_up
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
 
-NORM_EPSILON = 1e-6  # Gemma3nRMSNorm's default: of all norms but the two that take the config's rms_norm_eps
-BLOCKED = -1e9  # mask: far below any capped score, and finite when added to one
+NORM_EPSILON = 1e-6  # Gemma3nRMSNorm's default: used by all norms except the two with the config's rms_norm_eps
+BLOCKED = -1e9  # added by the mask: far below any capped score, and finite when added to one
 
 
 def encoder_graph(config: AudioConfig, frames: int) -> Graph:
@@ -50,7 +50,7 @@ class _Encoder:
         self._present = ops.cast(self._mask, DType.FLOAT32)
         present = self._every(self._present, SUBSAMPLING)
         count = present.shape[1]
-        # Three axes: a GPU pads no fewer.
+        # Three axes: a GPU does not pad fewer.
         self._valid = ops.pad(ops.reshape(present, (1, count, 1)), [(0, 0), (0, self._steps - count), (0, 0)])
         self._attention_mask = self._local_mask()
 
@@ -70,7 +70,7 @@ class _Encoder:
         return ops.pad(x, [(0, 0), (0, self._steps - steps), (0, 0)])
 
     def block(self, index: int, x: Value) -> Value:
-        """One conformer block: half a feed-forward, attention, convolution, half a feed-forward, norm."""
+        """One conformer block: half-weighted feed-forward, attention, convolution, half-weighted feed-forward, norm."""
         x = self._feed_forward(index, "ffw_layer_start", x)
         x = self._attention(index, x)
         x = ops.mul(x, self._valid)
@@ -79,7 +79,7 @@ class _Encoder:
         return rms_norm(x, self._vector(index, "norm.weight"), NORM_EPSILON)
 
     def finish(self, x: Value) -> None:
-        """Declare the outputs; the last block has already dropped the steps that no token takes."""
+        """Declare the outputs; the last block has already dropped the steps that no token uses."""
         mask = self._every(self._mask, self.config.frames_per_token)
         tokens = mask.shape[1]
         valid = ops.reshape(ops.cast(mask, DType.FLOAT32), (1, tokens, 1))
@@ -91,7 +91,7 @@ class _Encoder:
     def _convolve(self, index: int, x: Value, present: Value | None) -> Value:
         """relu(norm(conv(x))); x: f32[1, time, bins, channels]; each output sees two steps ahead.
 
-        Where `present` is 0 the output is zero, as the next convolution's padding is when the sound ends there.
+        Where `present` is 0 the output is zero, like the next convolution's padding if the sound ended there.
         """
         config = self.config
         name = f"audio_tower.subsample_conv_projection.conv_{index}"
@@ -103,7 +103,7 @@ class _Encoder:
         return ops.relu(ops.mul(self._cumulative_norm(x, present), scale))
 
     def _cumulative_norm(self, x: Value, present: Value | None) -> Value:
-        """Group norm over all that was heard so far; the variance takes each past step about its own running mean."""
+        """Group norm over all steps so far; the variance uses each step's distance from the mean up to that step."""
         _, time, bins, channels = x.shape
         flat = ops.reshape(x, (1, time, bins * channels))
         counts = np.arange(1, time + 1, dtype=np.float64) * bins * channels
@@ -127,9 +127,9 @@ class _Encoder:
         return ops.add(x, ops.mul(fed, self._vector(index, f"{part}.post_layer_norm.weight")))
 
     def _attention(self, index: int, x: Value) -> Value:
-        """x + norm(post(attended)); blocks of steps attend to themselves and to the block before, inside the window.
+        """x + norm(post(attended)); blocks of steps attend to themselves and to the previous block, inside the window.
 
-        query_scale and position_keys are derived from the checkpoint (audio_source.py); the first holds 1 / cap too.
+        query_scale and position_keys are derived from the checkpoint (audio_source.py); the first includes 1 / cap.
         """
         config, hidden, heads = self.config, self.config.hidden_size, self.config.num_heads
         normed = rms_norm(x, self._vector(index, "attention.pre_attn_norm.weight"), NORM_EPSILON)
@@ -155,15 +155,15 @@ class _Encoder:
         return ops.reshape(x, (self.config.num_heads, self._blocks, self._block, x.shape[3]))
 
     def _context(self, x: Value) -> Value:
-        """What each block may attend to, the block before it and itself: f32[heads, blocks, 2 * block, head_dim]."""
+        """The context of each block, the previous block and itself: f32[heads, blocks, 2 * block, head_dim]."""
         before = ops.take(ops.pad(x, [(0, 0), (0, 0), (self._block, 0), (0, 0)]), 2, 0, self._steps)
         return ops.concatenation([self._in_blocks(before), self._in_blocks(x)], 2)
 
     def _position_scores(self, index: int, query: Value) -> Value:
         """query . position_keys[distance] for every key of the context: f32[heads, blocks, block, 2 * block].
 
-        Row w of the product has its distances past..0 at keys w + left..., so each row moves by one more: a row of one
-        element more than the context, flattened, does that.
+        Row w of the product has its distances past..0 at keys w + left..., so each row is shifted by one more than the
+        previous one: padding rows to one element more than the context, and flattening, does that.
         """
         config, block, context = self.config, self._block, 2 * self._block
         shape = (1, config.num_heads, config.attention_window, config.head_dim)
@@ -175,7 +175,7 @@ class _Encoder:
         return ops.reshape(ops.take(flat, 2, 0, block * context), (config.num_heads, self._blocks, block, context))
 
     def _local_mask(self) -> Value:
-        """0 for keys that are there, not after the query and inside its window; f32[1, blocks, block, 2 * block]."""
+        """0 for keys that exist, are not after the query and are in its window; f32[1, blocks, block, 2 * block]."""
         block = self._block
         before = ops.take(ops.pad(self._valid, [(0, 0), (block, 0), (0, 0)]), 1, 0, self._steps)
         pieces = [ops.reshape(half, (1, self._blocks, 1, block)) for half in (before, self._valid)]
@@ -186,9 +186,9 @@ class _Encoder:
         return ops.minimum(there, self.graph.constant(window))
 
     def _light_convolution(self, index: int, x: Value) -> Value:
-        """x + end(silu(norm(conv(glu(start(norm(x))))))); the convolution is causal, a kernel for each channel.
+        """x + end(silu(norm(conv(glu(start(norm(x))))))); the convolution is causal, with a kernel for each channel.
 
-        Nothing after the last block's convolution looks at other steps: from there on only every nth is computed.
+        Nothing after the last block's convolution depends on other steps: from there on only each nth is computed.
         """
         config, hidden, epsilon = self.config, self.config.hidden_size, self.config.rms_norm_eps
         normed = rms_norm(x, self._vector(index, "lconv1d.pre_layer_norm.weight"), epsilon)

@@ -1,4 +1,4 @@
-"""AltUp, alternating updates: a layer computes on one of several streams and predicts and corrects the others.
+"""Builds AltUp (alternating updates): a layer computes on one of several streams, and predicts and corrects the others.
 
 Streams are f32[1, tokens, streams, hidden], one stream f32[1, tokens, 1, hidden].
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextAltUp; Gemma3nTextModel.forward for how streams
@@ -14,11 +14,11 @@ from converters.gemma3n.graphs.text.decoder_step import Layer, Step
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value, Weight, WeightPart
 
-MAGNITUDE_FLOOR = 1e-5  # under the mean square of a projected stream
+MAGNITUDE_FLOOR = 1e-5  # minimum for the mean square of a projected stream
 
 
 def spread(step: Step, embeddings: Value, scale: Scale) -> Value:
-    """The streams: f32[1, tokens, 1, hidden] itself, and projections of it at its magnitude; scale: its own."""
+    """The streams: `embeddings` f32[1, tokens, 1, hidden], and projections scaled to its magnitude; scale: its own."""
     hidden, others = step.config.hidden_size, step.config.altup_num_inputs - 1
     tensors = [f"altup_projections.{j}.weight" for j in range(others)]
     weight = Weight("altup_projections.weight", (others * hidden, hidden), tuple(map(WeightPart, tensors)))
@@ -28,7 +28,7 @@ def spread(step: Step, embeddings: Value, scale: Scale) -> Value:
 
 
 def merge(step: Step, streams: Value, scale: Scale) -> Value:
-    """f32[1, tokens, 1, hidden]: the first stream and projections of the others at its magnitude, averaged.
+    """Average the first stream and projections of the others, scaled to its magnitude: f32[1, tokens, 1, hidden].
 
     scale: of the first stream.
     """
@@ -73,9 +73,9 @@ def correct(layer: Layer, predicted: Value, active: Value, activated: Value, sca
 
 
 def _modalities(layer: Layer, x: Value, scale: Scale) -> Value:
-    """The router: tanh of a linear map of x normed and divided by the hidden size; f32[1, tokens, 1, streams].
+    """The router: tanh of a linear map of x, normed and divided by the hidden size; f32[1, tokens, 1, streams].
 
-    The norm's weight and the division lie in the matrix (text_source.py).
+    The matrix includes the norm's weight and the division (text_source.py).
     """
     small, factor = scale.divided(x)
     routed = layer.linear(small, "altup.router.weight", layer.config.altup_num_inputs)
@@ -87,6 +87,6 @@ def _at_magnitude_of(reference: Value, scale: Scale, x: Value) -> Value:
     small = ops.div(reference, scale.divisor)
     wanted = ops.mul(ops.sqrt(ops.mean(ops.mul(small, small))), scale.divisor)
     small = ops.div(x, Scale.of(x, MAGNITUDE_FLOOR).divisor)
-    # Where the divisor is not the least one, a mean square is far above its floor.
+    # Where the divisor is larger than its floor, the mean square is far above EPSILON.
     square = ops.maximum(ops.mean(ops.mul(small, small)), x.graph.scalar(EPSILON))
     return ops.mul(small, ops.mul(ops.rsqrt(square), wanted))

@@ -1,4 +1,4 @@
-"""Grouped-query attention of the text decoder; scores are not scaled, for queries and keys are normed.
+"""Builds the text decoder's grouped-query attention; scores are not scaled, because queries and keys are normed.
 
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextAttention).
 """
@@ -24,7 +24,7 @@ class Attention:
     rotary: RotaryEmbedding
 
     def attend(self, layer: Layer, normed: Value) -> Value:
-        """f32[1, tokens, 1, hidden], over the layer's own cache or the one that it shares."""
+        """Attend over the layer's own cache or the one that it shares: f32[1, tokens, 1, hidden]."""
         config, tokens = layer.config, layer.tokens
         query, key, value = self._queries_keys_values(layer, normed)
         if layer.own.kv_source is None:
@@ -37,7 +37,7 @@ class Attention:
         return layer.linear(mixed, "self_attn.o_proj.weight", config.hidden_size)
 
     def _weights(self, layer: Layer, scores: Value) -> Value:
-        """Softmax of the scores f32[1, kv_heads, groups * tokens, rows] of all that a token may see."""
+        """Softmax of the scores f32[1, kv_heads, groups * tokens, rows] over the rows that a token may attend to."""
         mask, tokens = self.masks.of(layer.own), layer.tokens
         if tokens == 1:
             return ops.softmax(ops.add(scores, mask))
@@ -45,8 +45,8 @@ class Attention:
         return ops.reshape(ops.softmax(ops.add(by_head, mask)), scores.shape)
 
     def fill_cache(self, layer: Layer, normed: Value) -> None:
-        """Only the keys and values of a layer that owns a cache."""
-        # The fused matrix runs whole although the queries are not needed: one packed copy serves prefill and decode.
+        """Compute and write only the keys and values of a layer that owns a cache."""
+        # Uses the whole fused matrix, though queries are not needed, so that prefill and decode share one packed copy.
         _, key, value = self._queries_keys_values(layer, normed)
         self.caches.write(layer, key, value)
 
@@ -64,7 +64,7 @@ class Attention:
         name = layer.name("self_attn.qkv_proj.weight" if owns else "self_attn.q_proj.weight")
         matrix = graph.weight(Weight(name, (heads * config.head_dim, config.hidden_size), parts))
         joined = ops.reshape(ops.fully_connected(normed, matrix), (1, tokens, heads, config.head_dim))
-        # The factor of a value is 1 (text_source.py), and so all heads are scaled at once.
+        # The factors of values are 1 (text_source.py), so all heads can be scaled at once.
         name = "self_attn.qkv_norm.weight" if owns else "self_attn.q_norms.weight"
         factors = layer.rows(name, heads, config.head_dim)
         scaled = ops.mul(layer.step.scale(joined).unit_rms(joined), factors)
@@ -76,9 +76,9 @@ class Attention:
 
 
 def _mix(values: Value, weights: Value, tokens: int) -> Value:
-    """weights @ values, the values' last axis the positions: f32[1, kv_heads, queries, head_dim].
+    """weights @ values, where the last axis of values is the positions: f32[1, kv_heads, queries, head_dim].
 
-    XNNPACK packs the second operand of each product every time, so with few queries (one token) the cache is first.
+    XNNPACK packs each product's second operand every time, so with few queries (one token) the cache comes first.
     """
     if tokens > 1:
         return ops.batch_matmul(weights, values, transpose_b=True)

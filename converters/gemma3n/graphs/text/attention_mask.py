@@ -1,4 +1,4 @@
-"""What a token of the text decoder may attend to: the caller's mask, and on sliding layers the window too."""
+"""Builds the text decoder's attention masks: the caller's mask, on sliding layers combined with the window."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AttentionMasks:
         self._sliding: Value | None = None
 
     def of(self, layer: LayerConfig) -> Value:
-        """The caller's mask; on sliding layers all keys outside the window blocked too."""
+        """The caller's mask; on sliding layers, keys outside the window are blocked too."""
         if layer.attention == "full":
             return self._full
         if self._sliding is None:
@@ -31,22 +31,22 @@ class AttentionMasks:
         return self._sliding
 
     def _window_mask(self) -> Value:
-        """The caller's mask, narrowed: a cache row is a position."""
+        """The caller's mask, limited to the window, for caches whose row numbers are positions."""
         keys = np.arange(self._caches.rows.seen, dtype=np.int32)
         position = ops.reshape(self._positions, (1, 1, self._step.tokens, 1))
         distance = _float(ops.sub(position, self._step.graph.constant(keys.reshape(1, 1, 1, -1))))
-        # Minimum, not sum: two blocked values would overflow to -inf and a fully blocked padding row to NaN.
+        # Minimum, not sum: two blocked values would overflow to -inf, and a fully blocked padding row to NaN.
         return ops.minimum(self._full, _blocked_below_zero(_up_to(self._window - 1, distance)))
 
     def _ring_mask(self) -> Value:
-        """Which rows of the ring each token sees, by the position that a row holds after this step's were written."""
+        """The mask of the ring's rows for each token, from each row's position after this step's rows were written."""
         graph, rows = self._step.graph, self._caches.rows.sliding
         last = ops.add(self._caches.first, graph.ints([self._step.tokens - 1]))
         age = ops.floor_mod(ops.sub(last, graph.ints(range(rows))), graph.ints([rows]))
         return self._mask_of(ops.sub(last, age))
 
     def _mask_of(self, held: Value) -> Value:
-        """f32[1, 1, tokens, rows]: what each token sees of rows that hold these positions, int32[rows]; none is < 0."""
+        """f32[1, 1, tokens, rows] for rows at the positions `held`, int32[rows]; negative ones are blocked."""
         held = ops.reshape(held, (1, 1, 1, *held.shape))
         # Not input_pos: a caller may give padding any position there.
         tokens = np.arange(self._step.tokens, dtype=np.int32)
@@ -58,16 +58,16 @@ class AttentionMasks:
 
 
 def _up_to(limit: int, x: Value) -> Value:
-    """Not below 0 where x <= limit."""
+    """A value that is 0 or more where x <= limit, and negative elsewhere."""
     return ops.sub(x.graph.scalar(limit), x)
 
 
 def _blocked_below_zero(x: Value) -> Value:
-    """0 for the integers from 0 on, `BLOCKED` below."""
+    """0 for integers of 0 or more, `BLOCKED` for negative ones."""
     graph = x.graph
     return ops.mul(ops.minimum(ops.maximum(x, graph.scalar(-1.0)), graph.scalar(0.0)), graph.scalar(-BLOCKED))
 
 
 def _float(x: Value) -> Value:
-    """Distances in float32: integers are subtracted first, for float16 has not all of them beyond 2,048."""
+    """Convert distances to float32; integers are subtracted before, as float16 cannot represent all above 2,048."""
     return ops.cast(x, DType.FLOAT32)

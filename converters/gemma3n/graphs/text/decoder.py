@@ -1,8 +1,8 @@
-"""The text decoder of Gemma 3n as LiteRT graphs: a decode step, and prefills that only fill the KV caches.
+"""Builds Gemma 3n's text decoder as LiteRT graphs: a decode step, and prefills that only fill the KV caches.
 
 Streams are f32[1, tokens, streams, hidden] (AltUp's predictions of the hidden state), all else f32[1, tokens, 1, ...].
 Each block of a layer has a file of its own: altup, laurel, attention, feed_forward, per_layer_embedding.
-Source: transformers `models/gemma3n/modeling_gemma3n.py`; `reference.py` has the same mathematics in NumPy.
+Source: transformers `models/gemma3n/modeling_gemma3n.py`; `reference.py` computes the same in NumPy.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
 
 
 def decode_graph(size: DecoderSize, widest: TextConfig, rows: CacheRows) -> Graph:
-    """One token in, caches updated at its position, logits f32[1, 1, vocab] out."""
+    """Build the decode step: takes one token, updates the caches at its position, gives logits f32[1, 1, vocab]."""
     decoder = _Decoder(Step(size, widest, tokens=1), rows)
     return decoder.finish(logits=decoder.logits(*decoder.layers(size.config.num_layers)))
 
 
 def prefill_graph(size: DecoderSize, widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
-    """`tokens` tokens in, caches updated from the first one's position on; no logits.
+    """Build a prefill: takes `tokens` tokens, and updates the caches from the first one's position on; no logits.
 
-    Computes only what fills the caches: the layers that own one, and of the last of them its keys and values.
+    Computes only what the caches need: the layers that own one, and only the keys and values of the last of these.
     """
     decoder = _Decoder(Step(size, widest, tokens), rows)
     last_owner = size.config.kv_layers[-1]
@@ -70,7 +70,7 @@ class _Decoder:
         self._attention.fill_cache(layer, layer.norm(active, "input_layernorm.weight", scale))
 
     def logits(self, streams: Value, scale: Scale) -> Value:
-        """Streams as one, normed, against the embedding, soft-capped: f32[1, tokens, vocab]."""
+        """Merge and norm the streams, multiply by the embedding, and apply the softcap: f32[1, tokens, vocab]."""
         step, config = self._step, self._step.config
         normed = step.norm(altup.merge(step, streams, scale), "norm.weight", scale)
         shape = (config.vocab_size, config.hidden_size)
@@ -82,16 +82,16 @@ class _Decoder:
         return ops.mul(ops.tanh(ops.mul(logits, step.graph.scalar(1 / cap))), step.graph.scalar(cap))
 
     def finish(self, *, logits: Value | None = None) -> Graph:
-        """The graph, its outputs declared: every cache, updated or not, and the logits."""
+        """Declare the outputs, all caches (updated or not) and the logits, and return the graph."""
         self._caches.output()
         if logits is not None:
             self._step.graph.output("logits", logits)
         return self._step.graph
 
     def _layer(self, layer: Layer, streams: Value, scale: Scale) -> tuple[Value, Scale]:
-        """Predict, LAuReL beside attention, feed-forward, correct, per-layer embedding.
+        """AltUp's prediction, attention in parallel with LAuReL, feed-forward, AltUp's correction, per-layer embedding.
 
-        scale: of the active stream. The next layer's is that of what this one computed.
+        scale: of the active stream. Also returns the scale for the next layer, that of this layer's result.
         """
         predicted = altup.predict(layer, streams, scale)
         active = layer.active(predicted)

@@ -1,4 +1,4 @@
-"""One forward pass of the text decoder under construction, and one layer of it: the graph, and weights by name.
+"""A forward pass of the text decoder that is being built, and one of its layers: the graph, and weights by name.
 
 Streams are f32[1, tokens, streams, hidden] (AltUp's predictions of the hidden state), all else f32[1, tokens, 1, ...].
 """
@@ -15,7 +15,7 @@ from toolkit.tflite.graph import Graph, Value, Weight
 
 @dataclass(frozen=True, slots=True)
 class DecoderSize:
-    """One MatFormer size over the weights of the widest model in the file.
+    """One MatFormer size, which uses the weights of the widest model in the file.
 
     `layers[i]` is the widest model's index of this size's layer i; `ffn_segments[i]`: widths of the FFN pieces it runs.
     """
@@ -55,7 +55,7 @@ class Step:
         return (scale or self.scale(x)).rms_norm(x, self.vector(tensor, x.shape[-1]))
 
     def scale(self, x: Value) -> Scale:
-        """What the rows of x are divided by for a norm."""
+        """The scale by which a norm divides the rows of x."""
         return Scale.of(x, self.config.rms_norm_eps)
 
     def stream(self, streams: Value, j: int) -> Value:
@@ -87,15 +87,15 @@ class Layer:
         return self.step.tokens
 
     def name(self, tensor: str) -> str:
-        """A tensor's name in the checkpoint that the widest model is."""
+        """A tensor's name in the checkpoint, which has the widest model's layer numbers."""
         return f"layers.{self.step.size.layers[self.index]}.{tensor}"
 
     def vector(self, tensor: str) -> Value:
-        """A weight of the hidden size."""
+        """A weight f32[hidden]."""
         return self.step.vector(self.name(tensor), self.config.hidden_size)
 
     def rows(self, tensor: str, rows: int, columns: int) -> Value:
-        """A weight f32[1, 1, rows, columns]: a factor for each stream or head."""
+        """A weight f32[1, 1, rows, columns], with one row for each stream or head."""
         return self.graph.weight(Weight.whole(self.name(tensor), (1, 1, rows, columns)))
 
     def matrix(self, tensor: str, rows: int, columns: int) -> Value:

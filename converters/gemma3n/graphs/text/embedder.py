@@ -1,4 +1,4 @@
-"""The token embedding of Gemma 3n as a LiteRT graph: one table row per token, times sqrt(hidden)."""
+"""Builds Gemma 3n's token embedding as a LiteRT graph: one table row per token, times sqrt(hidden)."""
 
 from __future__ import annotations
 

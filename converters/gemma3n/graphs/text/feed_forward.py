@@ -1,4 +1,4 @@
-"""The feed-forward of a layer, MatFormer: a smaller size runs its first units, stored as the first of several pieces.
+"""Builds a layer's MatFormer feed-forward: its weights are stored in pieces, and smaller sizes run the first of them.
 
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextMLP).
 """
@@ -15,11 +15,11 @@ from toolkit.tflite import ops
 from toolkit.tflite.graph import Value, Weight, WeightPart
 
 GATE_SCALE = 16.0
-"""Gates are divided by it before they are squared: the square of 256 is infinite in float16, where a GPU computes."""
+"""The divisor of gates before squaring: a GPU computes in float16, where the square of 256 is infinite."""
 
 
 def feed_forward(layer: Layer, normed: Value) -> Value:
-    """down(gelu(sparse(gate(x))) * up(x)), each piece by itself, their results added; f32[1, tokens, 1, hidden]."""
+    """The sum over all pieces of down(gelu(sparse(gate(x))) * up(x)); f32[1, tokens, 1, hidden]."""
     pieces = _pieces(layer)
     gates = [ops.fully_connected(normed, _rows(layer, "gate", n, units)) for n, units in enumerate(pieces)]
     if layer.own.sparsity > 0:
@@ -35,7 +35,7 @@ def feed_forward(layer: Layer, normed: Value) -> Value:
 
 
 def _keep_largest(gates: Sequence[Value], sparsity: float) -> list[Value]:
-    """relu(gate - (mean + z * std)) over the units that run; z: normal quantile; std of the population."""
+    """relu(gate - (mean + z * std)) over the units that this size runs; z: normal quantile; std: of the population."""
     graph, units = gates[0].graph, sum(g.shape[-1] for g in gates)
     mean = _sum([_share(g, units) for g in gates])
     centred = [ops.sub(g, mean) for g in gates]
@@ -46,13 +46,13 @@ def _keep_largest(gates: Sequence[Value], sparsity: float) -> list[Value]:
 
 
 def _share(x: Value, units: int) -> Value:
-    """What one piece gives to the mean over all units; of a single piece the mean itself."""
+    """One piece's contribution to the mean over all units; with a single piece, the mean itself."""
     own = x.shape[-1]
     return ops.mean(x) if own == units else ops.mul(ops.mean(x), x.graph.scalar(own / units))
 
 
 def _pieces(layer: Layer) -> list[tuple[int, int]]:
-    """The units of each piece that this size runs: half-open ranges."""
+    """The half-open range of units of each piece that this size runs."""
     stops = np.cumsum(layer.step.size.ffn_segments[layer.index]).tolist()
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
@@ -72,7 +72,7 @@ def _columns(layer: Layer, kind: str, n: int, units: tuple[int, int]) -> Value:
 
 
 def _tensor(layer: Layer, kind: str, n: int = 0) -> str:
-    """The first piece has the tensor's own name."""
+    """The name of piece n of a tensor; the first piece has the tensor's own name."""
     return layer.name(f"mlp.{kind}_proj.{n}.weight" if n else f"mlp.{kind}_proj.weight")
 
 

@@ -1,6 +1,6 @@
-"""The KV caches of the text decoder: which rows they have, which a step writes, and which layer reads which.
+"""The KV caches of the text decoder: their rows, the rows that a step writes, and the cache that each layer reads.
 
-Keys lie by position, f32[1, kv_heads, rows, head_dim]; values by head dimension, f32[1, kv_heads, head_dim, rows].
+Keys are f32[1, kv_heads, rows, head_dim]; values are transposed, f32[1, kv_heads, head_dim, rows].
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _KEY_POSITIONS, _VALUE_POSITIONS = 2, 3  # axes of the positions in the caches
 
 @dataclass(frozen=True, slots=True)
 class CacheRows:
-    """Rows of the KV caches: `context` of layers that attend to everything, `sliding` of those with a window.
+    """Rows of the KV caches: `context` for layers with full attention, `sliding` for those with a window.
 
-    With fewer rows than the context a sliding cache is a ring: position p lies in row p mod `sliding`. A prefill of N
-    overwrites the N oldest rows, which none of its tokens may need: `sliding` is at least the window plus N.
-    Positions from `seen` on are out of sight: while a conversation is short, nothing reads the rest of its caches.
+    With fewer rows than the context, a sliding cache is a ring: position p is in row p mod `sliding`. A prefill of N
+    overwrites the N oldest rows, which none of its tokens may need, so `sliding` is at least the window plus N.
+    Positions from `seen` on are not read: a short conversation does not need the rest of its caches.
     """
 
     context: int
@@ -40,19 +40,19 @@ class CacheRows:
         return self.sliding < self.context
 
     def of(self, layer: LayerConfig) -> int:
-        """Rows of the cache of one layer."""
+        """The rows of one layer's cache."""
         return self.context if layer.attention == "full" else self.sliding
 
     def read(self, layer: LayerConfig) -> int:
-        """Rows that one layer reads."""
+        """The number of rows that one layer reads."""
         return self.seen if self.of(layer) == self.context else self.sliding
 
 
 class KvCaches:
-    """The caches of one step: inputs of its graph, written layer by layer, outputs in the end."""
+    """The caches of one step: inputs of its graph, then written layer by layer, and finally outputs."""
 
     def __init__(self, step: Step, rows: CacheRows, positions: Value) -> None:
-        """positions: int32[tokens] of the step's tokens, which follow each other."""
+        """positions: int32[tokens], the consecutive positions of the step's tokens."""
         self.rows = rows
         self._step = step
         self._caches: list[tuple[Value, Value]] = []
@@ -60,7 +60,7 @@ class KvCaches:
         for i, owner in enumerate(step.widest.kv_layers):
             count, heads, dim = rows.of(step.widest.layers[owner]), config.num_kv_heads, config.head_dim
             keys = step.graph.input(f"kv_cache_k_{i}", (1, heads, count, dim))
-            # Values by position in the last axis: BATCH_MATMUL then reads them as they lie, and rearranges none.
+            # The values' last axis is the position: BATCH_MATMUL then reads them without rearranging them.
             self._caches.append((keys, step.graph.input(f"kv_cache_v_{i}", (1, heads, dim, count))))
         self.first = ops.take(positions, 0, 0, 1)
         """The first token's position: int32[1]."""
@@ -69,7 +69,7 @@ class KvCaches:
         self._seen: dict[int, tuple[Value, Value]] = {}
 
     def write(self, layer: Layer, key: Value, value: Value) -> None:
-        """key, value: f32[1, tokens, kv_heads, head_dim] of a layer that owns a cache."""
+        """Write the key and value, f32[1, tokens, kv_heads, head_dim], of a layer that owns a cache."""
         cache = self._index(layer)
         rows = self.rows.of(layer.own)
         keys, values = self._caches[cache]
@@ -81,7 +81,7 @@ class KvCaches:
     def read(self, layer: Layer) -> tuple[Value, Value]:
         """The keys and values that a layer attends to; layers that share a cache share a copy of its first rows.
 
-        Of a ring all rows: to attend to rows out of sight is cheaper than to copy those of the window first.
+        All rows of a ring are read: attending to masked rows costs less than first copying the window's rows.
         """
         cache = self._index(layer)
         if cache not in self._seen:
@@ -91,19 +91,19 @@ class KvCaches:
         return self._seen[cache]
 
     def output(self) -> None:
-        """Declare every cache an output, updated or not."""
+        """Declare all caches as outputs, updated or not."""
         for i, (keys, values) in enumerate(self._caches):
             self._step.graph.output(f"kv_cache_k_{i}", keys)
             self._step.graph.output(f"kv_cache_v_{i}", values)
 
     def _index(self, layer: Layer) -> int:
-        """Which cache a layer reads: its own, or that of the layer it shares with."""
+        """The index of the cache that a layer reads: its own, or that of the layer it shares with."""
         source = layer.own.kv_source
         owner = self._step.size.layers[layer.index if source is None else source]
         return self._step.widest.kv_layers.index(owner)
 
     def _written(self, cache: Value, new: Value, rows: int, axis: int) -> Value:
-        """The cache with this step's rows in it, `axis` being that of the positions."""
+        """The cache with this step's rows written to it; `axis` is the axis of the positions."""
         if rows == self.rows.context or self._step.tokens == 1:
             return ops.dynamic_update_slice(cache, new, self._start(rows, axis))
         if axis not in self._ring_writes:

@@ -1,4 +1,4 @@
-"""Rows of several tokens written into a ring of a KV cache, around whose end they may wrap."""
+"""Writes rows of several tokens to a KV cache that is a ring, where they may wrap around the end."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from toolkit.tflite.graph import Graph, Value
 
 
 def slice_start(graph: Graph, axis: int, first: Value) -> Value:
-    """Where a slice of a cache begins that has row `first` (int32[1]) as its first along an axis: int32[4]."""
+    """The start, int32[4], of a slice of a cache whose first row along an axis is `first` (int32[1])."""
     before, after = ([graph.ints([0] * n)] if n else [] for n in (axis, 3 - axis))
     return ops.concatenation([*before, first, *after], 0)
 
 
 @dataclass(frozen=True, slots=True)
 class RingWrite:
-    """The places of one step's rows in every ring whose positions lie in one axis.
+    """Where one step's rows are written in all rings that have their positions in the same axis.
 
-    Two slices of a ring are written, each as long as the new rows: its end and its beginning. One GATHER of all of a
-    ring's rows would do, but with each layer's ring a second time in memory.
+    Two slices of a ring are written, each as long as the new rows: one at its end and one at its beginning. One GATHER
+    of all of a ring's rows would also work, but needs memory for a second copy of each layer's ring.
     """
 
     axis: int
     start: Value
     """Where the slice at the end begins: int32[4]."""
     origin: Value
-    """Where the slice at the beginning begins: int32[4] zeros, computed, for a GPU takes no constant start."""
+    """Where the slice at the beginning begins: int32[4] zeros, computed because a GPU accepts no constant."""
     end_rows: Value
     """The ring's rows that this slice covers: int32[tokens]."""
     first_rows: Value
     """The ring's rows that the slice at the beginning covers: int32[tokens]."""
     sources: Value
-    """Which of the new rows each row of either slice takes, if it takes one: int32[tokens]."""
+    """The index of the new row for each row of either slice, if it gets one: int32[tokens]."""
     wrapped: Value
-    """Rows of the slices where the one at the beginning is new and the one at the end is not: bool, new rows' shape."""
+    """Where the slice at the beginning gets a new row and the one at the end does not: bool, the new rows' shape."""
 
     @classmethod
     def at(cls, graph: Graph, first: Value, rows: int, new_shape: tuple[int, ...], axis: int) -> RingWrite:
-        """first: int32[1], the position of the first new row; rows: those of a ring, more than there are new ones."""
+        """first: int32[1], the position of the first new row; rows: the rows of a ring, more than the new ones."""
         count = new_shape[axis]
         row = ops.floor_mod(first, graph.ints([rows]))
         start = ops.minimum(row, graph.ints([rows - count]))
         beyond = ops.sub(row, start)
         slots = graph.ints(range(count))
         index = graph.constant(np.arange(count, dtype=np.int32).reshape([count if i == axis else 1 for i in range(4)]))
-        # In full: SELECT_V2 is slow where it has to broadcast.
+        # In the full shape: SELECT_V2 is slow when it must broadcast.
         others = graph.constant(np.zeros([1 if i == axis else n for i, n in enumerate(new_shape)], np.int32))
         return cls(
             axis,

@@ -1,4 +1,4 @@
-"""LAuReL, the learned augmented residual layer: beside attention, a low-rank map of its input.
+"""Builds LAuReL, the learned augmented residual layer: a low-rank map of attention's input, parallel to attention.
 
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextLaurelBlock).
 """
@@ -17,9 +17,9 @@ def low_rank(layer: Layer, normed: Value) -> Value:
 
 
 def joined(layer: Layer, active: Value, normed: Value, attended: Value, right: Value) -> Value:
-    """(active + norm(attended) + normed + norm(right)) / sqrt(2): the residual around attention with LAuReL's.
+    """(active + norm(attended) + normed + norm(right)) / sqrt(2): attention and LAuReL with their residuals.
 
-    Both are normed at once, each by its own weight (text_source.py).
+    Both are normed in one step, each with its own weight (text_source.py).
     """
     pair = ops.concatenation([attended, right], 2)
     pair = ops.mul(

@@ -1,4 +1,4 @@
-"""Per-layer embeddings (PLE): what each layer is told of each token, and how a layer takes it in.
+"""Builds per-layer embeddings (PLE): each layer's extra input for each token, and how the layer adds it.
 
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextModel.project_per_layer_inputs,
 Gemma3nTextDecoderLayer.forward).
@@ -21,26 +21,26 @@ class PerLayerEmbeddings:
         self._all: Value | None = None
 
     def inject(self, layer: Layer, streams: Value) -> Value:
-        """Gate the layer's own embedding by the active stream and add it to the streams but the first."""
+        """Gate the layer's own embedding by the active stream, and add it to all streams except the first."""
         config, hidden = layer.config, layer.config.hidden_size
         x = layer.active(streams)
         if config.altup_correct_scale:
             x = ops.mul(x, layer.vector("altup.correct_output_scale"))
         gate = ops.gelu_tanh(layer.linear(x, "per_layer_input_gate.weight", config.ple_size))
         projected = layer.linear(ops.mul(gate, self._of(layer)), "per_layer_projection.weight", hidden)
-        # A row of weights for each stream, that of the first being zeros (text_source.py).
+        # One row of weights for each stream; the first stream's row is zeros (text_source.py).
         weights = layer.rows("per_layer_streams_norm.weight", config.altup_num_inputs, hidden)
         return ops.add(streams, ops.mul(layer.step.scale(projected).unit_rms(projected), weights))
 
     def _of(self, layer: Layer) -> Value:
-        """f32[1, tokens, 1, ple]."""
+        """The layer's own embedding: f32[1, tokens, 1, ple]."""
         if self._all is None:
             self._all = self._project()
         index = layer.step.size.layers[layer.index]
         return ops.take(self._all, 2, index, index + 1)
 
     def _project(self) -> Value:
-        """The table's rows and projections of the embeddings, added and times 2^-0.5: f32[1, tokens, layers, ple]."""
+        """The sum of the table's rows and projections of the embeddings, times 2^-0.5: f32[1, tokens, layers, ple]."""
         step, config, layers = self._step, self._step.config, self._step.widest.num_layers
         projected = step.linear(self._embeddings, "per_layer_model_projection.weight", layers * config.ple_size)
         projected = ops.reshape(projected, (1, step.tokens, layers, config.ple_size))

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE) of queries and keys, half-split, with a base of its own for each type of attention.
+"""Builds the rotary position embedding (RoPE) of queries and keys, half-split, with a base per type of attention.
 
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextRotaryEmbedding, apply_rotary_pos_emb).
 """
@@ -14,18 +14,18 @@ from toolkit.tflite import ops
 from toolkit.tflite.graph import Value
 
 LOW = 128
-"""Rows of the tables of low angles."""
+"""The number of rows in the tables of low angles."""
 
 
 class RotaryEmbedding:
     """Rotary embedding for the positions of one step; all layers of a type share the angles.
 
-    A position is `LOW` times a high number plus a low one; the cosine and the sine of the sum of both angles come from
-    those of each, which are looked up. A GPU computes in float16, where position times frequency has no digit left.
+    A position is `LOW` times a high number plus a low one; the cosine and sine of the sum of both angles are computed
+    from those of each, which are looked up. A GPU computes in float16, where position times frequency loses all digits.
     """
 
     def __init__(self, step: Step, positions: Value, context: int) -> None:
-        """positions: int32[tokens], below the context; a token behind the end of a prompt may have any."""
+        """positions: int32[tokens], below the context; a token after the end of a prompt may have any."""
         self._step, graph = step, step.graph
         rows = ceil_div(context, LOW)
         high = ops.floor_mod(ops.floor_div(positions, graph.ints([LOW])), graph.ints([rows]))
@@ -36,7 +36,7 @@ class RotaryEmbedding:
         """x * cos + (-x2, x1) * sin, the sign folded into the sines; x: f32[1, tokens, heads, head_dim]."""
         cos, sin = self._rotation(layer)
         half = self._step.config.head_dim // 2
-        # Twice x, and the half of that which begins in the middle of the first.
+        # Two copies of x, and from them the half that begins in the middle of the first copy.
         swapped = ops.take(ops.concatenation([x, x], 3), 3, half, 3 * half)
         return ops.add(ops.mul(x, cos), ops.mul(swapped, sin))
 
@@ -48,7 +48,7 @@ class RotaryEmbedding:
             (cos, sin), (more_cos, more_sin) = (
                 self._looked_up(rows, theta, step) for rows, step in ((self._low, 1), (self._high, LOW))
             )
-            # The sign stands in both sines: their product has none.
+            # Both sines include the sign, so their product has none.
             turned = (
                 ops.sub(ops.mul(cos, more_cos), ops.mul(sin, more_sin)),
                 ops.add(ops.mul(sin, more_cos), ops.mul(cos, more_sin)),
@@ -58,7 +58,7 @@ class RotaryEmbedding:
         return self._rotations[layer.attention]
 
     def _looked_up(self, rows: tuple[Value, int], theta: float, step: int) -> tuple[Value, Value]:
-        """cos and signed sin of index * step * frequency, f32[tokens, head_dim], from tables of so many rows."""
+        """cos and signed sin of index * step * frequency, f32[tokens, head_dim], from tables with that many rows."""
         index, count = rows
         dim = self._step.config.head_dim
         exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)

@@ -1,7 +1,7 @@
-"""The way from the vision encoder's features into the language model, as LiteRT graphs.
+"""Builds the vision adapter as LiteRT graphs: from the encoder's features to the language model's embeddings.
 
-Features and the tower's own tokens (end of image) share a projection: norm, project, norm. The results stand in a
-prompt as they are, not times sqrt(hidden) as text embeddings do.
+Features and the tower's own tokens (end of image) share a projection: norm, project, norm. The results go into a
+prompt without being multiplied by sqrt(hidden), unlike text embeddings.
 Source: transformers 5.23 models/gemma3n/modeling_gemma3n.py (Gemma3nMultimodalEmbedder, get_image_features).
 """
 
@@ -14,17 +14,17 @@ from toolkit.tflite.graph import DType, Graph, Value, Weight
 
 TABLE = "embed_vision.embedding.weight"
 END_OF_IMAGE = "embed_vision.end_of_image"
-"""A tensor computed from the checkpoint (vision_source.py): a GPU takes no op on constants alone."""
+"""A tensor computed from the checkpoint (vision_source.py): a GPU rejects ops on only constants."""
 
 
 def vision_adapter_graph(config: VisionConfig) -> Graph:
     """features: f32[1, soft tokens, 2048] -> embeddings: f32[1, soft tokens + 1, text hidden].
 
-    The last row is the end of image: LiteRT-LM puts what the adapter gives into the prompt and nothing after it.
+    The last row is the end of image: LiteRT-LM puts the adapter's output into the prompt, and nothing after it.
     """
     graph = Graph()
     features = graph.input("features", (1, config.soft_tokens, config.hidden_size))
-    # transformers multiplies features by sqrt(hidden) first, which the norm undoes but for its epsilon.
+    # transformers multiplies features by sqrt(hidden) first, which the norm cancels except for its epsilon.
     eps = config.rms_norm_eps / config.hidden_size
     soft = _weighted(graph, unit_rms(features, eps), config, "soft_embedding_norm")
     end = graph.weight(Weight.whole(END_OF_IMAGE, (1, 1, config.text_hidden_size)))
@@ -48,7 +48,7 @@ def _hard(graph: Graph, rows: Value, config: VisionConfig) -> Value:
 
 
 def _project(normed: Value, config: VisionConfig) -> Value:
-    """Into the language model's width, at unit root mean square."""
+    """Project to the language model's width, and norm to a root mean square of 1."""
     shape = (config.text_hidden_size, config.hidden_size)
     weight = normed.graph.weight(Weight.whole("embed_vision.embedding_projection.weight", shape))
     return unit_rms(ops.fully_connected(normed, weight), config.rms_norm_eps)

@@ -1,8 +1,8 @@
-"""The vision encoder of Gemma 3n as a LiteRT graph: MobileNet-V5 with its multi-scale fusion adapter.
+"""Builds Gemma 3n's vision encoder as a LiteRT graph: MobileNet-V5 with its multi-scale fusion adapter.
 
-Everything is f32[1, height, width, channels], convolutions are padded as TensorFlow does ("same"), norms are over the
-channels of a position. Pointwise convolutions are FULLY_CONNECTED: in int8 LiteRT then quantises the activations of
-each position by themselves, where it would take one scale for a whole image in CONV_2D.
+All values are f32[1, height, width, channels], convolutions are padded like TensorFlow's "same", and norms are over the
+channels of a position. Pointwise convolutions are FULLY_CONNECTED: in int8, LiteRT then quantises the activations of
+each position separately; in CONV_2D it would use one scale for a whole image.
 Source: timm 1.0.31 models/mobilenetv5.py, _efficientnet_blocks.py, layers/attention2d.py.
 """
 
@@ -39,14 +39,14 @@ def vision_encoder_graph(config: VisionConfig, image_size: int) -> Graph:
 
 
 class _Tower:
-    """The graph under construction."""
+    """The graph that is being built."""
 
     def __init__(self, config: VisionConfig) -> None:
         self.graph = Graph()
         self.config = config
 
     def stem(self, images: Value) -> Value:
-        """Half the resolution: convolution, norm, activation."""
+        """Halve the resolution: convolution, norm, activation."""
         channels = self.config.stem_channels
         name = f"{TOWER}.conv_stem"
         weight = self._kernel(f"{name}.conv.weight", channels, 3, 3)
@@ -97,7 +97,7 @@ class _Tower:
         return ops.add(x, ops.mul(y, self._vector(f"{name}.layer_scale.gamma", channels)))
 
     def _keys_or_values(self, normed: Value, name: str, block: MultiQueryAttention) -> Value:
-        """f32[1, positions, head_dim], of every other row and column where the block has a stride."""
+        """Keys or values f32[1, positions, head_dim]; if the block has a stride, of every other row and column."""
         x = normed
         if block.kv_stride > 1:
             x = self._depthwise(x, f"{name}.down_conv.weight", block.kernel, block.kv_stride)
@@ -137,7 +137,7 @@ class _Tower:
         return self.graph.weight(Weight.whole(name, (channels,)))
 
     def _norm(self, x: Value, name: str, *, scale: Value | None = None) -> Value:
-        """x / rms(x) * weight, times a layer scale if there is one: both vectors as one."""
+        """x / rms(x) * weight, times a layer scale if there is one, combined with the weight to one vector."""
         weight = self._vector(name, x.shape[-1])
         if scale is not None:
             weight = ops.mul(weight, scale)

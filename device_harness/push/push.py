@@ -60,7 +60,7 @@ class PushResult:
 
     @property
     def megabytes_per_s(self) -> float | None:
-        """The rate of sending alone, in 10**6 bytes per second; None if nothing was sent."""
+        """The rate of the sending only, in 10**6 bytes per second; None if nothing was sent."""
         return self.bytes_sent / 1e6 / self.send_seconds if self.bytes_sent else None
 
 

@@ -134,7 +134,7 @@ def text_tests(workload: Workload) -> dict[str, FigureName]:
 
 
 JobPlan: TypeAlias = "Callable[[Machine, PlacedModel], tuple[Job, ...]]"
-"""Copies to the machine what a runner needs besides the model, and returns the jobs to run there."""
+"""Copies to the machine what a runner needs in addition to the model, and returns the jobs to run there."""
 
 
 class Runner(Protocol):

@@ -1,4 +1,4 @@
-"""Contradictions between parts of a manifest that are each valid alone (docs/formats/manifest.md)."""
+"""Contradictions between parts of a manifest that are each valid on their own (docs/formats/manifest.md)."""
 
 from __future__ import annotations
 

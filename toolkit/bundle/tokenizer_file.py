@@ -68,7 +68,7 @@ def control_token_at(data: bytes, text: str) -> int | None:
 def plain_tokenizer(data: bytes) -> bytes:
     """A tokenizer with no truncation and no padding saved in it; the same bytes where it has none, or is none.
 
-    Trainers save both. transformers sets them anew for each text, while all others who read the file obey them.
+    Trainers save both. transformers sets them again for each text, while all other readers of the file apply them.
 
     >>> plain_tokenizer(b'{"truncation": {"max_length": 5}, "padding": null}')
     b'{"truncation": null, "padding": null}'

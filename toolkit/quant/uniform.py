@@ -1,7 +1,7 @@
 """Symmetric uniform quantisation: groups of weights (rows, or blocks of a row) share one positive scale.
 
-Every step is an elementwise IEEE operation, an exact sum, or a sum in a fixed order, so the bytes depend on the weights
-alone: on no thread count and no CPU.
+Every step is an elementwise IEEE operation, an exact sum, or a sum in a fixed order, so the bytes depend only on
+the weights, not on the number of threads or the CPU.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ def _notes_of(records: Sequence[BenchRecord]) -> list[str]:
 
 
 def _differences(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterator[str]:
-    """Sentences on what differs between the sides besides the figures."""
+    """Sentences on all differences between the sides other than the figures."""
     facts: dict[str, Callable[[BenchRecord], str]] = {
         "device": device_name,
         "model": _model_name,

@@ -20,7 +20,7 @@ _DIFFERENT = frozenset(
 """Ops of two values that must be different ones; those of ADD, MUL and CONCATENATION need not."""
 
 _FOLDED = frozenset({"ADD", "DEQUANTIZE", "MUL"})
-"""Ops that may have constants alone: the delegate computes them when it builds."""
+"""Ops that may have only constants as inputs: the delegate computes them when it builds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,13 +217,6 @@ class JsonObject:
     def child(self, key: str) -> JsonObject:
         return JsonObject(self.value(key), self.file, self._fault, _join(self.place, key))
 
-    def children(self, key: str) -> list[JsonObject]:
-        """The objects of an array."""
-        return [
-            JsonObject(item, self.file, self._fault, _join(self.place, f"{key}[{i}]"))
-            for i, item in enumerate(self.array(key))
-        ]
-
     def expect(self, key: str, *allowed: object) -> None:
         """Check that a key is absent or has one of the `allowed` values."""
         self._asked.add(key)

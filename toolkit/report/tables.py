@@ -14,7 +14,6 @@ from toolkit.base.printable import printable
 Form = Literal["md", "csv", "json", "jsonl"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-Scalar = str | int | float | bool | None
 Row = Mapping[str, object]
 """Keys end in their units. Values are scalars, or lists and mappings, which only JSON shows."""
 

@@ -75,7 +75,7 @@ def _warn_of_engine(template: str, bos_token: str) -> None:
 def _without_tokenizer(checkpoint: Path) -> str:
     if (checkpoint / "tokenizer.model").is_file():
         return (
-            "tokenizer.model alone is not read: save it in Hugging Face's form with transformers, "
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR), or copy tokenizer.json from the base model"
+            "copy tokenizer.json from the base model, or make it from tokenizer.model with transformers: "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         )
-    return "save the tokenizer in Hugging Face's form beside the weights"
+    return "copy tokenizer.json from the model that this one was trained from"

@@ -39,8 +39,8 @@ def verify(
 
     text: the text to predict; None for a built-in one. tokens: how many of its tokens to use.
     sizes: the sizes to verify; None for all.
-    groups: the towers to verify besides the language model; at full size they take minutes and 8 GB of temporary
-        space. None for all that the bundle has.
+    groups: the parameter groups to verify; text is always verified, and each tower takes minutes and 8 GB of
+        temporary space at full size. None for all that the bundle has.
     images, audio: samples for the towers; a tower without any uses a generated one.
     session: how the bundle is run.
     progress, tower_progress: called with a size or a tower, percent done, and 100.

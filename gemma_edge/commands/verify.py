@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--groups", metavar="NAME[,...]", type=group_names,
-        help="towers to verify besides the language model; at full size they take minutes and 8 GB of temporary space "
-        "in TMPDIR (default: all that the bundle has; text for none)",
+        help="parameter groups to verify; text is always verified, and each tower takes minutes and 8 GB of temporary "
+        "space in TMPDIR at full size (default: all that the bundle has)",
     )  # fmt: skip
     add_media_arguments(
         parser,

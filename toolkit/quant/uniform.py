@@ -1,4 +1,4 @@
-"""Symmetric uniform quantisation: groups of weights (rows, or blocks of a row) share one positive scale.
+"""Symmetric uniform quantisation: the weights of a block (a whole row, or a part of it) share one positive scale.
 
 Every step is an elementwise IEEE operation, an exact sum, or a sum in a fixed order, so the bytes depend only on
 the weights, not on the number of threads or the CPU.
@@ -25,8 +25,8 @@ BLOCK_SCALE_RANGE = (np.float32(2.0**-14), np.float32(65280))
 ROW_SCALE_MIN = np.float32(2.0**-126)  # the smallest normal float32: LiteRT refuses 0
 ROW_WEIGHT_MAX = np.float32(2.0**126)  # so that no code times its scale overflows
 
-# Scales to try: plain absmax, and the scale that just holds the group without clipping divided by each of these, by the
-# width of a group. Chosen by benchmarks/choose_clip_ratios.py: with the least-squares refit they come within 0.3 %
+# Scales to try: plain absmax, and the scale that just holds the block without clipping divided by each of these, by the
+# width of a block. Chosen by benchmarks/choose_clip_ratios.py: with the least-squares refit they come within 0.3 %
 # (rows: 0.7 %) of an exhaustive search's squared error on Gaussian, Laplace and Student-t weights.
 CLIP_RATIOS: Mapping[ElementName, tuple[tuple[float, tuple[float, ...]], ...]] = {
     "int4": (
@@ -47,7 +47,7 @@ CLIP_RATIOS: Mapping[ElementName, tuple[tuple[float, tuple[float, ...]], ...]] =
         (math.inf, (1.05,)),
     ),
 }
-"""By element type: pairs of the widest group, and the ratios of groups up to that width."""
+"""By element type: pairs of the widest block, and the ratios of blocks up to that width."""
 
 _REFITTED_BITS = 4  # up to so many bits, each candidate's scale is fitted to its codes by least squares
 
@@ -72,18 +72,18 @@ def quantize_rows(rows: F32, scheme: Scheme, *, name: str = "weights", first_row
     assert scheme.quantised, "float weights are copied, not quantised"
     count, columns = rows.shape
     width = scheme.block_size or columns
-    groups = np.ascontiguousarray(rows, np.float32).reshape(count * (columns // width), width)
-    codes = np.empty(groups.shape, np.int8)
-    scales = np.empty(len(groups), np.float32)
-    tile = max(1, min(_TILE_WEIGHTS // width, len(groups)))
+    blocks = np.ascontiguousarray(rows, np.float32).reshape(count * (columns // width), width)
+    codes = np.empty(blocks.shape, np.int8)
+    scales = np.empty(len(blocks), np.float32)
+    tile = max(1, min(_TILE_WEIGHTS // width, len(blocks)))
     work = _Workspace(scheme, tile, width)
     try:
-        for start in range(0, len(groups), tile):
+        for start in range(0, len(blocks), tile):
             part = slice(start, start + tile)
-            scales[part] = work.scales(groups[part])
-            work.round(groups[part], scales[part], codes[part])
-    except _UnfitGroup as unfit:
-        row = first_row + (start + unfit.group) * width // columns
+            scales[part] = work.scales(blocks[part])
+            work.round(blocks[part], scales[part], codes[part])
+    except _UnfitBlock as unfit:
+        row = first_row + (start + unfit.block) * width // columns
         raise unfit.error(f"weight {name}, row {row}") from None
     codes = codes.reshape(count, columns)
     if scheme.block_size is None:
@@ -114,12 +114,12 @@ def block_scale(scale: F32) -> F32:
     return rounded
 
 
-class _UnfitGroup(Exception):
-    """A group that no scale can represent."""
+class _UnfitBlock(Exception):
+    """A block that no scale can represent."""
 
-    def __init__(self, group: int, absmax: float, largest: float) -> None:
-        super().__init__(group)
-        self.group = group
+    def __init__(self, block: int, absmax: float, largest: float) -> None:
+        super().__init__(block)
+        self.block = block
         self._absmax = absmax
         self._largest = largest
 
@@ -134,9 +134,9 @@ class _UnfitGroup(Exception):
 class _Workspace:
     """Memory for tiles of one scheme, and the computations that reuse it.
 
-    Blocks of int4 are searched transposed, [width, groups], so that sums over a short block run along vectors, and in
+    Blocks of int4 are searched transposed, [width, blocks], so that sums over a short block run along vectors, and in
     integers of `steps` to a code: no sum exceeds 8 * 8 * steps * width <= 2**24, so float32 holds all of them exactly.
-    Everything else is [groups, width].
+    Everything else is [blocks, width].
     """
 
     def __init__(self, scheme: Scheme, tile: int, width: int) -> None:
@@ -153,26 +153,26 @@ class _Workspace:
         self._ratios = next(ratios for widest, ratios in table if width <= widest)
         self._buffers = [_aligned(tile * width) for _ in range(3)]
 
-    def scales(self, groups: F32) -> F32:
-        """The scale of each group, as it will be stored; groups: [count, width]."""
+    def scales(self, blocks: F32) -> F32:
+        """The scale of each block, as it will be stored; blocks: [count, width]."""
         if self._search == "absmax":
-            return self._plain(self._absmax(groups))
+            return self._plain(self._absmax(blocks))
         if not self._refits:
-            return self._least_error(groups, self._plain(self._absmax(groups)))
-        x = groups
+            return self._least_error(blocks, self._plain(self._absmax(blocks)))
+        x = blocks
         if self._transposed:
-            x = self._scratch(0, groups.T.shape)
-            np.copyto(x, groups.T)
+            x = self._scratch(0, blocks.T.shape)
+            np.copyto(x, blocks.T)
         axis = 0 if self._transposed else 1
         top: F32 = np.maximum.reduce(x, axis=axis)
         bottom: F32 = np.minimum.reduce(x, axis=axis)
         plain = self._plain(np.maximum(top, -bottom))
         return self._least_squares(x, plain, np.maximum(top / self._high, bottom / self._low))
 
-    def round(self, groups: F32, scales: F32, out: NDArray[np.int8]) -> None:
+    def round(self, blocks: F32, scales: F32, out: NDArray[np.int8]) -> None:
         """Codes under given scales: round(w * (1 / scale)), ties to even, clipped."""
-        t = self._scratch(1, groups.shape)
-        np.multiply(groups, (np.float32(1) / scales)[:, None], out=t)
+        t = self._scratch(1, blocks.shape)
+        np.multiply(blocks, (np.float32(1) / scales)[:, None], out=t)
         if self._search == "absmax":
             # Nothing to clip: absmax / high is at most 1 + 2^-8 stored scales, and 127 times that rounds to 127.
             np.rint(t, out=t)
@@ -180,10 +180,10 @@ class _Workspace:
             self._round(t, t)
         np.copyto(out, t, casting="unsafe")
 
-    def _absmax(self, groups: F32) -> F32:
-        """The largest magnitude of each group, or a NaN: float bits without the sign are ordered as integers are."""
-        magnitudes = self._scratch(1, groups.shape).view(np.uint32)
-        np.bitwise_and(groups.view(np.uint32), np.uint32(0x7FFFFFFF), out=magnitudes)
+    def _absmax(self, blocks: F32) -> F32:
+        """The largest magnitude of each block, or a NaN: float bits without the sign are ordered as integers are."""
+        magnitudes = self._scratch(1, blocks.shape).view(np.uint32)
+        np.bitwise_and(blocks.view(np.uint32), np.uint32(0x7FFFFFFF), out=magnitudes)
         largest: F32 = np.maximum.reduce(magnitudes, axis=1).view(np.float32)
         return largest
 
@@ -192,8 +192,8 @@ class _Workspace:
         largest = BLOCK_SCALE_RANGE[1] * self._high if self._blocks else ROW_WEIGHT_MAX
         unfit = ~(absmax <= largest)  # a NaN fits nowhere
         if unfit.any():
-            group = int(unfit.argmax())
-            raise _UnfitGroup(group, float(absmax[group]), float(largest))
+            block = int(unfit.argmax())
+            raise _UnfitBlock(block, float(absmax[block]), float(largest))
         return self._stored(absmax / self._high)
 
     def _stored(self, scale: F32) -> F32:
@@ -226,19 +226,19 @@ class _Workspace:
         return _pick(stored, cost)
 
     def _dot(self, a: F32, b: F32, out: F32) -> None:
-        """Sums of products over each group."""
+        """Sums of products over each block."""
         if self._transposed:
             np.einsum("ij,ij->j", a, b, out=out)  # fused multiply-adds or not: these sums are exact
         else:
             np.add.reduce(np.multiply(a, b, out=self._scratch(2, a.shape)), axis=1, out=out)
 
-    def _least_error(self, groups: F32, plain: F32) -> F32:
+    def _least_error(self, blocks: F32, plain: F32) -> F32:
         """The candidate of least squared error, measured on the residuals: at 8 bits sums of squares are too coarse."""
-        t, residual = self._scratch(1, groups.shape), self._scratch(2, groups.shape)
+        t, residual = self._scratch(1, blocks.shape), self._scratch(2, blocks.shape)
         stored = np.stack([plain, *(self._stored(plain / np.float32(ratio)) for ratio in self._ratios)])
         errors = np.empty_like(stored)
         for scales, error in zip(stored, errors, strict=True):
-            np.multiply(groups, (np.float32(1) / scales)[:, None], out=residual)
+            np.multiply(blocks, (np.float32(1) / scales)[:, None], out=residual)
             self._round(residual, t)
             residual -= t
             np.add.reduce(np.square(residual, out=residual), axis=1, out=error)
@@ -250,9 +250,9 @@ class _Workspace:
         np.rint(x, out=out)
         np.clip(out, self._low, self._high, out=out)
 
-    def _spread(self, per_group: F32) -> F32:
-        """Numbers of groups, shaped so that they broadcast over the groups' weights in `_least_squares`."""
-        return per_group if self._transposed else per_group[:, None]
+    def _spread(self, per_block: F32) -> F32:
+        """Numbers of blocks, shaped so that they broadcast over the blocks' weights in `_least_squares`."""
+        return per_block if self._transposed else per_block[:, None]
 
     def _scratch(self, index: int, shape: tuple[int, ...]) -> F32:
         scratch: F32 = self._buffers[index][: math.prod(shape)].reshape(shape)
@@ -260,7 +260,7 @@ class _Workspace:
 
 
 def _pick(scales: F32, costs: F32) -> F32:
-    """The scale of least cost in each column, the largest of equals; both [candidates, groups]."""
+    """The scale of least cost in each column, the largest of equals; both [candidates, blocks]."""
     least = np.minimum.reduce(costs, axis=0)
     best: F32 = np.maximum.reduce(np.where(costs == least, scales, np.float32(0)), axis=0)
     return best

@@ -91,11 +91,6 @@ def select(condition: Value, then: Value, otherwise: Value) -> Value:
     return _one("SELECT_V2", [condition, then, otherwise], TensorType(shape, then.dtype), Options("SelectV2Options"))
 
 
-def neg(x: Value) -> Value:
-    """-x."""
-    return _unary("NEG", x, Options("NegOptions"))
-
-
 def abs_(x: Value) -> Value:
     """|x|."""
     return _unary("ABS", x, Options("AbsOptions"))

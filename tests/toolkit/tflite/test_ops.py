@@ -65,7 +65,6 @@ def numpy_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 UNARY: Mapping[Callable[[Value], Value], Callable[..., Array]] = {
-    ops.neg: np.negative,
     ops.sqrt: np.sqrt,
     ops.rsqrt: lambda x: 1 / np.sqrt(x),
     ops.sin: np.sin,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from converters.gemma3n.graphs.text.attention_mask import AttentionMasks
 from converters.gemma3n.graphs.text.decoder_step import Layer
-from converters.gemma3n.graphs.text.kv_cache import KvCaches, heads_first
+from converters.gemma3n.graphs.text.kv_cache import StepCaches, heads_first
 from converters.gemma3n.graphs.text.rotary_embedding import RotaryEmbedding
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value, Weight, WeightPart
@@ -19,7 +19,7 @@ from toolkit.tflite.graph import Value, Weight, WeightPart
 class Attention:
     """Attention of one step's layers over their caches."""
 
-    caches: KvCaches
+    caches: StepCaches
     masks: AttentionMasks
     rotary: RotaryEmbedding
 

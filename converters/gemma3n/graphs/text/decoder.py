@@ -14,7 +14,7 @@ from converters.gemma3n.graphs.text.attention import Attention
 from converters.gemma3n.graphs.text.attention_mask import AttentionMasks
 from converters.gemma3n.graphs.text.decoder_step import DecoderSize, Layer, Step
 from converters.gemma3n.graphs.text.feed_forward import feed_forward
-from converters.gemma3n.graphs.text.kv_cache import CacheRows, KvCaches
+from converters.gemma3n.graphs.text.kv_cache import CacheRows, StepCaches
 from converters.gemma3n.graphs.text.per_layer_embedding import PerLayerEmbeddings
 from converters.gemma3n.graphs.text.rotary_embedding import RotaryEmbedding
 from toolkit.tflite import ops
@@ -49,7 +49,7 @@ class _Decoder:
         ple_rows = graph.input("per_layer_embeddings", (1, tokens, step.widest.num_layers, config.ple_size))
         positions = graph.input("input_pos", (tokens,), DType.INT32)
         mask = graph.input("mask", (1, 1, tokens, rows.seen))
-        self._caches = caches = KvCaches(step, rows, positions)
+        self._caches = caches = StepCaches(step, rows, positions)
         masks = AttentionMasks(step, caches, positions, mask)
         self._attention = Attention(caches, masks, RotaryEmbedding(step, positions, rows.context))
         self._per_layer = PerLayerEmbeddings(step, self._embeddings, ple_rows)

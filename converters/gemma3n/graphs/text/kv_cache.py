@@ -48,7 +48,7 @@ class CacheRows:
         return self.seen if self.of(layer) == self.context else self.sliding
 
 
-class KvCaches:
+class StepCaches:
     """The caches of one step: inputs of its graph, then written layer by layer, and finally outputs."""
 
     def __init__(self, step: Step, rows: CacheRows, positions: Value) -> None:

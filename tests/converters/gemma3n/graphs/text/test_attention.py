@@ -12,7 +12,7 @@ from converters.gemma3n import reference
 from converters.gemma3n.graphs.text.attention import Attention
 from converters.gemma3n.graphs.text.attention_mask import AttentionMasks
 from converters.gemma3n.graphs.text.decoder_step import Layer
-from converters.gemma3n.graphs.text.kv_cache import CacheRows, KvCaches
+from converters.gemma3n.graphs.text.kv_cache import CacheRows, StepCaches
 from converters.gemma3n.graphs.text.rotary_embedding import RotaryEmbedding
 from toolkit.tflite.graph import DType, Graph
 
@@ -31,7 +31,7 @@ def attention_graph(model: RandomModel, index: int, rows: CacheRows, tokens: int
     graph, hidden = step.graph, model.config.hidden_size
     positions = graph.input("positions", (tokens,), DType.INT32)
     mask = graph.input("mask", (1, 1, tokens, rows.seen))
-    caches = KvCaches(step, rows, positions)
+    caches = StepCaches(step, rows, positions)
     attention = Attention(
         caches, AttentionMasks(step, caches, positions, mask), RotaryEmbedding(step, positions, rows.context)
     )

@@ -10,7 +10,7 @@ from text_blocks import BLOCKED, MODELS, cache_inputs, causal_mask, run, whole
 
 from converters.gemma3n.config.text import Attention
 from converters.gemma3n.graphs.text.attention_mask import AttentionMasks
-from converters.gemma3n.graphs.text.kv_cache import CacheRows, KvCaches
+from converters.gemma3n.graphs.text.kv_cache import CacheRows, StepCaches
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType
 
@@ -26,7 +26,7 @@ def masks_of(
     step = whole(MODEL, len(positions))
     graph = step.graph
     where = graph.input("positions", (len(positions),), DType.INT32)
-    caches = KvCaches(step, rows, where)
+    caches = StepCaches(step, rows, where)
     masks = AttentionMasks(step, caches, where, graph.input("mask", mask.shape))
     layer = next(layer for layer in MODEL.config.layers if layer.attention == attention)
     graph.output("y", ops.add(masks.of(layer), graph.scalar(0.0)))  # an input alone is no output

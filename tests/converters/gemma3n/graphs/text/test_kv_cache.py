@@ -9,7 +9,7 @@ import pytest
 from text_blocks import MODELS, cache_inputs, numbers, run, whole
 
 from converters.gemma3n.graphs.text.decoder_step import Layer
-from converters.gemma3n.graphs.text.kv_cache import CacheRows, KvCaches
+from converters.gemma3n.graphs.text.kv_cache import CacheRows, StepCaches
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType
 
@@ -24,7 +24,7 @@ ROWS = CacheRows(context=20, sliding=9, seen=16)
 @pytest.mark.parametrize("start", [0, 6, 8, 13])
 def test_a_layer_writes_its_rows_into_its_own_cache_alone(tmp_path: Path, owner: int, tokens: int, start: int) -> None:
     step = whole(MODEL, tokens)
-    caches = KvCaches(step, ROWS, step.graph.input("positions", (tokens,), DType.INT32))
+    caches = StepCaches(step, ROWS, step.graph.input("positions", (tokens,), DType.INT32))
     shape = (1, tokens, CONFIG.num_kv_heads, CONFIG.head_dim)
     caches.write(Layer(step, owner), step.graph.input("key", shape), step.graph.input("value", shape))
     caches.output()
@@ -45,7 +45,7 @@ def test_a_layer_writes_its_rows_into_its_own_cache_alone(tmp_path: Path, owner:
 @pytest.mark.parametrize("index", range(CONFIG.num_layers))
 def test_a_layer_reads_the_rows_in_sight_of_its_own_cache_or_of_the_one_it_shares(tmp_path: Path, index: int) -> None:
     step = whole(MODEL, 1)
-    caches = KvCaches(step, ROWS, step.graph.input("positions", (1,), DType.INT32))
+    caches = StepCaches(step, ROWS, step.graph.input("positions", (1,), DType.INT32))
     keys, values = caches.read(Layer(step, index))
     step.graph.output("keys", ops.add(keys, step.graph.scalar(0.0)))  # an input alone is no output
     step.graph.output("values", ops.add(values, step.graph.scalar(0.0)))

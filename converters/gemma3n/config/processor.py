@@ -85,6 +85,6 @@ def _read(checkpoint: Path, part: str, count_key: str, soft_tokens: int) -> Json
         raise CheckpointError(
             file=checkpoint,
             found=f"no {_FLAT}, and no {_NESTED} with {part}, which say what becomes of images and sounds",
-            remedy="copy it from the model that this one was trained from, or convert the language model alone with --groups text",
+            remedy="copy it from the base model, or convert the language model alone with --groups text",
         )
     return found[_FLAT]

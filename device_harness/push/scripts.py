@@ -47,7 +47,8 @@ digest $1 $k </dev/null & later; k=$((k+1)); done; }
 """
 
 # put NAME FIRST STOP LAST: store chunks FIRST up to but not including STOP from the input, the last with LAST bytes.
-# Each is hashed while the next ones arrive. dd prints how much it wrote: less means that the connection has ended.
+# While the next ones arrive, each is hashed, and synced to the storage, so that little is left for the end.
+# dd prints how much it wrote: less means that the connection has ended.
 # NEXT is printed after each piece, because AOSP's adbd takes what it is sent into its memory. If dd lacks fullblock,
 # head collects a piece; since head reads ahead, only one piece may then be on the way.
 _PUT = """dd iflag=fullblock if=/dev/null of=/dev/null 2>/dev/null && full=1
@@ -64,14 +65,7 @@ piece() { q=$(($3/BLOCK)); [ "$full" ] || q=0; r=$(($3-q*BLOCK))
 store() { o=$(($2*STEP)); l=$3; while [ $l -gt 0 ]; do p=PIECE; [ $l -gt $p ] || p=$l
 piece $1 $o $p; o=$((o+p/BLOCK)); l=$((l-p)); done; }
 put() { k=$2; while [ $k -lt $3 ]; do z=CHUNK; [ $((k+1)) -lt $3 ] || z=$4; store $1 $k $z
-digest $1 $k </dev/null & later; k=$((k+1)); done; }
-"""
-
-
-# While the script runs, written data is synced to the storage in the background, so that little is left for the end.
-_FLUSH = """{ while kill -0 $$ && sleep 1; do for n in *PART; do SYNC; done; done
-} </dev/null >/dev/null 2>&1 & flusher=$!
-finish() { kill $flusher; wait; }
+{ digest $1 $k; SYNC; } </dev/null & later; k=$((k+1)); done; }
 """
 
 # The same with native/push_receiver.c, which ends only when its chunks are hashed.
@@ -79,7 +73,6 @@ _RECEIVE = """receive() { m=$1 n=$2; shift 2; RECEIVER $m $n CHUNK "$@" || exit 
 digests() { receive hash "$@"; }
 copy() { receive copy "$@"; }
 put() { [ "$flowing" ] || echo FLOWING; flowing=1; receive store "$@"; }
-finish() { :; }
 """
 
 
@@ -160,10 +153,10 @@ def copy_scripts(runs: Sequence[ChunkRun], receiver: str | None) -> Iterator[Scr
 def store_script(runs: Sequence[ChunkRun], receiver: str | None) -> str:
     """A script that stores the chunks of `runs` from its input, and prints their hashes, then `END`."""
     chunk_bytes = runs[0].file.chunk_bytes
-    flush = _FLUSH.replace("SYNC", sync_command("$n")).replace("PART", PART)
-    functions = _functions(_HASH + _LATER + flush + _PUT, receiver, chunk_bytes)
+    put = _PUT.replace("SYNC", sync_command("$1"))
+    functions = _functions(_HASH + _LATER + put, receiver, chunk_bytes)
     calls = "\n".join(map(_put_call, runs))
-    return f"{functions}{calls}\nfinish; echo {END}"
+    return f"{functions}{calls}\nwait; echo {END}"
 
 
 def store_batches(runs: Sequence[ChunkRun]) -> Iterator[Sequence[ChunkRun]]:

@@ -69,6 +69,23 @@ def test_a_push_is_taken_up_after_cuts_and_then_sends_nothing(
     assert push_source(aosp, source, target=target).bytes_sent == 0
 
 
+def test_a_push_ends_with_its_last_hash_and_waits_for_no_sleep(aosp: Transport, adbd: Adbd, tmp_path: Path) -> None:
+    """mksh, Android's shell, takes a signal only once its `sleep` is over, and loses one just after it has forked."""
+    path = tmp_path / "model.litertlm"
+    path.write_bytes(b"small")
+    sleep = adbd.path("/system/bin/sleep")
+    toybox = sleep.readlink()
+    sleep.unlink()
+    sleep.write_text(f"#!/system/bin/sh\nuntil [ -e {TMP}/morning ]; do {toybox} sleep 0.1; done\n")
+    sleep.chmod(0o755)
+    try:
+        assert push_source(aosp, open_source(path), target=f"{TMP}/small", patience_s=0).bytes_sent == 5
+    finally:
+        adbd.path(f"{TMP}/morning").touch()
+        sleep.unlink()
+        sleep.symlink_to(toybox)
+
+
 def test_only_an_accepted_key_comes_in_and_what_to_do_for_another_is_said_at_once(
     adbd_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
-from toolkit.litertlm.export import ExportOptions, ExportResult, export_litertlm
+from toolkit.litertlm.export import Activations, ExportOptions, ExportResult, export_litertlm
 from toolkit.litertlm.schema import ModelType
 
 
@@ -18,6 +18,7 @@ def export(
     size: str | None = None,
     groups: Sequence[str] | None = None,
     model_type: ModelType | None = None,
+    activations: Activations | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Write one size of a bundle as a .litertlm file, complete or not at all.
@@ -26,6 +27,8 @@ def export(
     groups: the groups to export: `text`, which includes its embeddings, `vision` and `audio`; None for all.
     model_type: how the engine prepares images and sounds: `generic_model` as transformers does, `gemma3n` as for
         Google's own files. None for `generic_model`, or for `gemma3n` if only text is exported.
+    activations: what the engine computes every graph with on a GPU, `fp16` or `fp32`. None for its own choice, float16,
+        where graphs are right in it, and `fp32` for the encoders of images and sounds, which are not.
     progress: called with the bytes done and the total.
 
     BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`.
@@ -40,5 +43,5 @@ def export(
         given = ",".join(groups)
         found = f"{given} without text, the language model that answers images and sounds"
         raise UsageError("--groups", found=found, remedy=f"add text, as in text,{given}")
-    options = ExportOptions(size, None if groups is None else tuple(groups), model_type)
+    options = ExportOptions(size, None if groups is None else tuple(groups), model_type, activations)
     return export_litertlm(Path(bundle), Path(output), options, progress=progress)

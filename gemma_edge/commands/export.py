@@ -9,6 +9,7 @@ from typing import get_args
 from gemma_edge.api.export import export
 from gemma_edge.options.groups import group_names
 from gemma_edge.terminal import Terminal, bytes_text
+from toolkit.litertlm.export import Activations
 from toolkit.litertlm.schema import ModelType
 
 EXAMPLES = (
@@ -16,6 +17,7 @@ EXAMPLES = (
     "gemma-edge export BUNDLE -o small.litertlm --size E2B",
     "gemma-edge export BUNDLE -o words.litertlm --groups text",
     "gemma-edge export BUNDLE -o model.litertlm --model-type gemma3n",
+    "gemma-edge export BUNDLE -o exact.litertlm --activations fp32",
 )
 
 
@@ -33,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how LiteRT-LM prepares images and sounds: generic_model as transformers does; gemma3n as for Google's "
         "own files, with different mel frames (default: generic_model; gemma3n if only text is exported)",
     )  # fmt: skip
+    parser.add_argument(
+        "--activations", choices=get_args(Activations),
+        help="what LiteRT-LM computes with on a GPU: fp16, which gives wrong answers to sounds and may to images, or "
+        "fp32 (default: fp32 for the encoders of images and sounds, for the rest what the engine chooses, fp16)",
+    )  # fmt: skip
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
@@ -44,6 +51,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             size=arguments.size,
             groups=arguments.groups,
             model_type=arguments.model_type,
+            activations=arguments.activations,
             progress=show,
         )
     value = {

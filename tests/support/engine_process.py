@@ -21,16 +21,24 @@ Message = Sequence[str | Path]
 
 def answers(file: Path, backend: str, messages: Sequence[Message], *, tokens: int) -> list[str]:
     """What the engine answers to each, greedily, each in a conversation of its own. `backend`: cpu or gpu."""
-    environment = driver().environment if backend == "gpu" else {}
+    parts = [[{"text" if isinstance(part, str) else "file": str(part)} for part in message] for message in messages]
+    found: list[str] = _ask({"file": str(file), "backend": backend, "messages": parts, "tokens": tokens})
+    return found
+
+
+def score(file: Path, backend: str, prompt: str, text: str) -> float:
+    """The logarithm of the probability that the engine gives to a text after a prompt."""
+    return float(_ask({"file": str(file), "backend": backend, "prompt": prompt, "text": text}))
+
+
+def _ask(request: dict[str, Any]) -> Any:
+    environment = driver().environment if request["backend"] == "gpu" else {}
     with TemporaryDirectory(prefix="gemma-edge-engine-") as scratch:
-        request = Path(scratch, "request.json")
-        parts = [[{"text" if isinstance(part, str) else "file": str(part)} for part in message] for message in messages]
-        request.write_text(json.dumps({"file": str(file), "backend": backend, "messages": parts, "tokens": tokens}))
-        log = run_alone([str(Path(__file__)), str(request)], environment)
-        answer = Path(scratch, "answer.json")
+        path, answer = Path(scratch, "request.json"), Path(scratch, "answer.json")
+        path.write_text(json.dumps(request))
+        log = run_alone([str(Path(__file__)), str(path)], environment)
         assert answer.exists(), log[-4000:]
-        found: list[str] = json.loads(answer.read_text())
-        return found
+        return json.loads(answer.read_text())
 
 
 def _main(request: Path) -> None:
@@ -40,18 +48,29 @@ def _main(request: Path) -> None:
     values = json.loads(request.read_text())
     on_gpu = values["backend"] == "gpu"
     backend = litert_lm.Backend.GPU() if on_gpu else litert_lm.Backend.CPU(thread_count=1)
-    towers = {"vision_backend": backend, "audio_backend": backend}
-    found = []
+    towers = {} if "text" in values else {"vision_backend": backend, "audio_backend": backend}
     with litert_lm.Engine(values["file"], backend=backend, cache_dir=":nocache", **towers) as engine:
-        sampler = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
-        for message in values["messages"]:
-            conversation = engine.create_conversation(sampler_config=sampler, max_output_tokens=values["tokens"])
-            answer = conversation.send_message(litert_lm.Contents([_part(litert_lm, part) for part in message]))
-            found.append("".join(part["text"] for part in answer["content"]))
-    (request.parent / "answer.json").write_text(json.dumps(found))
+        found = _score(engine, values) if "text" in values else _answers(litert_lm, engine, values)
+        (request.parent / "answer.json").write_text(json.dumps(found))
     # The delegate's threads may fall over each other at exit.
     sys.stdout.flush()
     os._exit(0)
+
+
+def _answers(module: Any, engine: Any, values: dict[str, Any]) -> list[str]:
+    found = []
+    sampler = module.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
+    for message in values["messages"]:
+        conversation = engine.create_conversation(sampler_config=sampler, max_output_tokens=values["tokens"])
+        answer = conversation.send_message(module.Contents([_part(module, part) for part in message]))
+        found.append("".join(part["text"] for part in answer["content"]))
+    return found
+
+
+def _score(engine: Any, values: dict[str, Any]) -> float:
+    session = engine.create_session()
+    session.run_prefill([values["prompt"]])
+    return float(session.run_text_scoring([values["text"]]).scores[0])
 
 
 def _part(module: Any, part: dict[str, str]) -> Any:

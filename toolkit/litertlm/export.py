@@ -7,8 +7,9 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
-from toolkit.base.errors import BundleError, errors_about
+from toolkit.base.errors import BundleError, UsageError, errors_about
 from toolkit.base.files import Progress, hash_file, require_free_space, scratch_beside
 from toolkit.base.layout import ceil_div
 from toolkit.bundle.manifest import (
@@ -41,6 +42,12 @@ from toolkit.tflite.rewrite import select_signatures
 
 _ZLIB_LEVEL = 9
 
+Activations = Literal["fp16", "fp32"]
+"""What the engine computes with on a GPU."""
+
+_WRONG_IN_FLOAT16 = frozenset({schema.VISION_ENCODER, schema.AUDIO_ENCODER})
+"""Graphs that need float32 on a GPU (docs/gpu.md): their norms square values that are not scaled before."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
@@ -49,11 +56,18 @@ class ExportOptions:
     groups: with a list, `vision` and `audio` are exported only if it has them; the groups for text always are.
     model_type: how the engine prepares images and sounds; by default `generic_model`, which prepares them as
     transformers does, or `gemma3n` if only text is exported.
+    activations: what a GPU computes every graph with; by default the engine's own choice, float16, for graphs that are
+    right in it, and float32 for the encoders of images and sounds.
     """
 
     size: str | None = None
     groups: tuple[str, ...] | None = None
     model_type: ModelType | None = None
+    activations: Activations | None = None
+
+    def __post_init__(self) -> None:
+        if self.activations is not None and self.activations not in get_args(Activations):
+            raise UsageError("activations", found=self.activations, wanted=" or ".join(get_args(Activations)))
 
 
 EVERYTHING = ExportOptions()
@@ -92,9 +106,17 @@ def export_litertlm(
     with scratch_beside(target) as scratch:
         parts = _Parts(source, manifest, scratch)
         sections = [*_text_sections(parts, manifest.size(size)), *_tower_sections(parts, groups, model_type)]
+        sections = [_with_activations(section, options.activations) for section in sections]
         sections.insert(0, _metadata_section(parts, groups, model_type))
         total = write_container(target, sections, system, progress=progress)
     return ExportResult(target, total, size, groups, model_type)
+
+
+def _with_activations(section: Section, wanted: Activations | None) -> Section:
+    """The section with what a GPU computes its graph with, if the engine may not choose."""
+    if section.type != schema.TFLITE_MODEL:
+        return section
+    return replace(section, activations=wanted or ("fp32" if section.model_type in _WRONG_IN_FLOAT16 else None))
 
 
 def _groups(bundle: Path, manifest: Manifest, names: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -241,8 +263,7 @@ def _tower_sections(parts: _Parts, groups: Sequence[str], model_type: ModelType)
         sections.append((schema.AUDIO_ADAPTER, parts.selected(AUDIO_ADAPTER, {"adapt": f"adapt_{frames}"})))
         end = parts.selected(AUDIO_ADAPTER, {"end_of_audio": "end_of_audio"})
         sections.append((schema.END_OF_AUDIO, end))
-    # Their graphs are not proven in float16, in which the engine computes on a GPU unless it is told otherwise.
-    return [Section(schema.TFLITE_MODEL, (part,), label, "fp32") for label, part in sections]
+    return [Section(schema.TFLITE_MODEL, (part,), label) for label, part in sections]
 
 
 def _whole_sound(bundle: Path, audio: AudioRecord) -> int:

@@ -1,8 +1,9 @@
 """Root mean square norms as LiteRT graphs: the weight itself is the factor, not 1 + weight as in Gemma 2 and 3.
 
-A GPU computes in float16, where the square of 256 is infinite and that of 0.0002 is zero. So the text decoder divides
-values before it squares them: by their largest element or, if that is less, by a floor (`Scale`). The towers' norms do
-not divide.
+A GPU computes in float16, where the square of 256 is infinite and that of 0.0002 is zero. So the text decoder and
+the towers' adapters divide values before they square them: by their largest element or, if that is less, by a floor
+(`Scale`). The towers' encoders do not, because on a CPU it would slow them by a twentieth (sounds) to a third
+(images); on a GPU they need float32.
 """
 
 from __future__ import annotations

@@ -14,14 +14,14 @@ import pytest
 from bundles import AUDIO, TOWERS_DRAFT, Ramp, fill, fill_with_towers
 
 from toolkit.base import files
-from toolkit.base.errors import BundleError, EnvironmentFault
+from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
 from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, TOKENIZER, TOWER_FILES
 from toolkit.bundle.ple_shards import HEADER_BYTES
 from toolkit.bundle.write import BundleDraft, write_bundle
 from toolkit.check import check
 from toolkit.litertlm import schema
 from toolkit.litertlm.container import Section, write_container
-from toolkit.litertlm.export import ExportOptions, export_litertlm
+from toolkit.litertlm.export import Activations, ExportOptions, export_litertlm
 from toolkit.litertlm.schema import (
     ContainerMetadata,
     ImageMetadata,
@@ -284,12 +284,28 @@ def test_groups_that_are_not_wanted_are_left_out(
     assert model.model_type == ("generic_model" if sections else "gemma3n")
 
 
-def test_towers_alone_ask_for_float32_on_a_gpu(towers: Path, tmp_path: Path) -> None:
-    """Their graphs are not proven in float16; the text decoder's is."""
-    sections = metadata_of(exported_with(towers, tmp_path / "a")).sections
-    asked = {section.label: section.items.get(schema.ACTIVATION_TYPE) for section in sections}
-    assert {label for label, kind in asked.items() if kind == "fp32"} == set(TOWERS)
-    assert {kind for label, kind in asked.items() if label not in TOWERS} == {None}
+def activations(data: bytes) -> dict[str, str | None]:
+    """What each section asks a GPU to compute with."""
+    return {section.label: section.items.get(schema.ACTIVATION_TYPE) for section in metadata_of(data).sections}
+
+
+def test_only_the_encoders_of_towers_ask_for_float32_on_a_gpu(towers: Path, tmp_path: Path) -> None:
+    asked = activations(exported_with(towers, tmp_path / "a"))
+    assert {label for label, kind in asked.items() if kind == "fp32"} == {schema.VISION_ENCODER, schema.AUDIO_ENCODER}
+    assert set(asked.values()) == {"fp32", None}
+
+
+@pytest.mark.parametrize("kind", ["fp16", "fp32"])
+def test_every_graph_asks_for_the_activations_that_are_wanted(towers: Path, tmp_path: Path, kind: Activations) -> None:
+    asked = activations(exported_with(towers, tmp_path / "a", activations=kind))
+    graphs = {schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER, *TOWERS}
+    assert {label for label, found in asked.items() if found == kind} == graphs
+    assert {found for label, found in asked.items() if label not in graphs} == {None}
+
+
+def test_other_activations_are_wrong_use() -> None:
+    with pytest.raises(UsageError, match="found bf16, wanted fp16 or fp32"):
+        ExportOptions(activations="bf16")  # type: ignore[arg-type]
 
 
 def test_a_group_that_the_bundle_lacks_is_named(bundle: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ padding).
 from __future__ import annotations
 
 from converters.gemma3n.config.audio import AudioConfig
-from converters.gemma3n.graphs.norms import rms_norm, unit_rms
+from converters.gemma3n.graphs.norms import Scale
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight
 
@@ -31,7 +31,7 @@ def adapter_graph(config: AudioConfig, frames: int) -> Graph:
     there = ops.greater(ops.reshape(ops.reduce_max(ops.abs_(features)), (1, tokens)), graph.scalar(0.0))
     valid = ops.cast(ops.logical_and(mask, there), DType.FLOAT32)
     norm = graph.weight(Weight.whole("embed_audio.soft_embedding_norm.weight", (config.hidden_size,)))
-    soft = rms_norm(features, norm, config.rms_norm_eps)
+    soft = Scale.of(features, config.rms_norm_eps).rms_norm(features, norm)
     # PAD in three axes: a GPU does not accept fewer.
     valid = ops.pad(ops.reshape(valid, (1, tokens, 1)), [(0, 0), (0, padding_rows), (0, 0)])
     soft = ops.mul(ops.pad(_project(config, soft), [(0, 0), (0, padding_rows), (0, 0)]), valid)
@@ -67,11 +67,12 @@ def _hard(config: AudioConfig, rows: Value) -> Value:
     table = graph.weight(Weight.whole("embed_audio.embedding.weight", (config.vocab_size, config.hidden_size)))
     norm = graph.weight(Weight.whole("embed_audio.hard_embedding_norm.weight", (config.hidden_size,)))
     found = ops.reshape(ops.embedding_lookup(rows, table), (1, rows.shape[0], config.hidden_size))
-    return rms_norm(found, norm, config.rms_norm_eps)
+    return Scale.of(found, config.rms_norm_eps).rms_norm(found, norm)
 
 
 def _project(config: AudioConfig, normed: Value) -> Value:
     """Project to the language model's width, and norm to a root mean square of 1."""
     shape = (config.text_hidden_size, config.hidden_size)
     matrix = normed.graph.weight(Weight.whole("embed_audio.embedding_projection.weight", shape))
-    return unit_rms(ops.fully_connected(normed, matrix), config.rms_norm_eps)
+    projected = ops.fully_connected(normed, matrix)
+    return Scale.of(projected, config.rms_norm_eps).unit_rms(projected)

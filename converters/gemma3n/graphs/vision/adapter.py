@@ -8,7 +8,7 @@ Source: transformers 5.23 models/gemma3n/modeling_gemma3n.py (Gemma3nMultimodalE
 from __future__ import annotations
 
 from converters.gemma3n.config.vision import VisionConfig
-from converters.gemma3n.graphs.norms import unit_rms
+from converters.gemma3n.graphs.norms import Scale
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight
 
@@ -26,7 +26,7 @@ def vision_adapter_graph(config: VisionConfig) -> Graph:
     features = graph.input("features", (1, config.soft_tokens, config.hidden_size))
     # transformers multiplies features by sqrt(hidden) first, which the norm cancels except for its epsilon.
     eps = config.rms_norm_eps / config.hidden_size
-    soft = _weighted(graph, unit_rms(features, eps), config, "soft_embedding_norm")
+    soft = _weighted(graph, Scale.of(features, eps).unit_rms(features), config, "soft_embedding_norm")
     end = graph.weight(Weight.whole(END_OF_IMAGE, (1, 1, config.text_hidden_size)))
     graph.output("embeddings", ops.concatenation([_project(soft, config), end], 1))
     return graph
@@ -44,14 +44,15 @@ def vision_token_graph(config: VisionConfig) -> Graph:
 
 def _hard(graph: Graph, rows: Value, config: VisionConfig) -> Value:
     """Rows of the tower's own table, normed."""
-    return _weighted(graph, unit_rms(rows, config.rms_norm_eps), config, "hard_embedding_norm")
+    return _weighted(graph, Scale.of(rows, config.rms_norm_eps).unit_rms(rows), config, "hard_embedding_norm")
 
 
 def _project(normed: Value, config: VisionConfig) -> Value:
     """Project to the language model's width, and norm to a root mean square of 1."""
     shape = (config.text_hidden_size, config.hidden_size)
     weight = normed.graph.weight(Weight.whole("embed_vision.embedding_projection.weight", shape))
-    return unit_rms(ops.fully_connected(normed, weight), config.rms_norm_eps)
+    projected = ops.fully_connected(normed, weight)
+    return Scale.of(projected, config.rms_norm_eps).unit_rms(projected)
 
 
 def _weighted(graph: Graph, x: Value, config: VisionConfig, norm: str) -> Value:

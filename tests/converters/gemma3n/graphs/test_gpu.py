@@ -74,6 +74,23 @@ def test_every_quantised_graph_runs_on_the_gpu_alone(bundle: Callable[[str], Pat
     )
 
 
+@pytest.mark.parametrize(("name", "signature"), [("vision_adapter", "adapt"), ("audio_adapter", "adapt_112")])
+def test_in_float16_an_adapter_is_right_at_every_magnitude(tmp_path: Path, name: str, signature: str) -> None:
+    group = name.split("_")[0]
+    roles = dict.fromkeys(("text", "ple", group), "f32")
+    convert(ConvertRequest(EXAMPLE, tmp_path / "bundle", roles, groups=("text", group), context=512), gate=None)
+    path = tmp_path / "bundle" / f"{name}.tflite"
+    magnitudes = (0.1, 1.0, 100.0, 5_000.0)
+    inputs = signature_inputs(path, first_id=FIRST_IDS[name])[signature]
+    steps = {
+        f"{signature}@times {n:g}": {**inputs, "features": (inputs["features"].astype(np.float32) * np.float32(n))}
+        for n in magnitudes
+    }
+    found, wanted = run_graphs(path, steps, "gpu-f16"), run_graphs(path, steps, "cpu")
+    assert found.whole, found.log
+    assert largest_error(found, wanted) < 1e-2
+
+
 def trained_decoder(directory: Path, context: int) -> Path:
     """The example in float32."""
     directory.mkdir(exist_ok=True)

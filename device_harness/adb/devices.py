@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,9 @@ from typing import Literal
 
 from device_harness.adb import port as transport_port
 from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, Unauthorized
+from device_harness.adb.link import Link
 from device_harness.adb.port import Port, Signer, TcpPort
+from device_harness.adb.server import AdbServer, ServerDevice, ServerLink, this_server
 from device_harness.adb.transport import Endpoint, Transport
 from toolkit.base.errors import EnvironmentFault, UsageError
 from toolkit.base.files import locked_directory
@@ -28,7 +30,14 @@ EMULATOR_PORTS = tuple(range(5555, 5587, 2))
 _LOCAL = "127.0.0.1"
 _KNOCK_S = 0.3
 _MOST_NAME = 80
+_MOST_REASON = 200
 _SIGNER_SUFFIX = ".adb_key"
+_ALLOW = "unlock the device and allow this computer's key on its screen"
+_SERVER_STATES: dict[str, tuple[State, str]] = {
+    "device": ("device", ""),
+    "unauthorized": ("unauthorized", f"a device that does not know the key of adb's server; {_ALLOW}"),
+    "authorizing": ("unauthorized", f"adb's server is waiting for the device; {_ALLOW}"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,8 @@ class Device:
     model: str = ""
     """The name that the device reports, up to 80 characters, untrusted."""
     product: str = ""
+    via_server: bool = False
+    """Whether adb's server holds it, and is used to reach it."""
 
     @property
     def is_usable(self) -> bool:
@@ -50,44 +61,59 @@ class Device:
 
 
 def list_devices(addresses: Sequence[str] = (), *, timeout: float = 3.0, scan: bool = True) -> tuple[Device, ...]:
-    """List devices on USB, at `addresses` (HOST[:PORT]) and, with `scan`, on this computer's emulator ports.
+    """List devices of adb's server, on USB, at `addresses` (HOST[:PORT]) and, with `scan`, on local emulator ports.
 
     `timeout`: seconds to wait for each answer; a device that waits for permission on its screen is unauthorized.
     """
-    named = [tcp_endpoint(address) for address in addresses]
-    scanned = _open_local_ports() if scan else []
-    known = {endpoint.serial for endpoint in named}
-    found = [*named, *(endpoint for endpoint in scanned if endpoint.serial not in known), *_usb_endpoints()]
-    if not found:
-        return ()
+    server, held = _held_devices()
+    through = [] if server is None else [_listed(device) for device in held.values()]
+    named = [endpoint for endpoint in map(tcp_endpoint, addresses) if _canonical(endpoint.serial) not in held]
+    known = {*held, *(endpoint.serial for endpoint in named)}
+    scanned = [endpoint for endpoint in (_open_local_ports() if scan else []) if endpoint.serial not in known]
+    direct = [*named, *scanned, *(endpoint for endpoint in _usb_endpoints() if endpoint.serial not in known)]
+    if not direct:
+        return tuple(through)
     keys = signers()
-    with ThreadPoolExecutor(len(found)) as pool:
-        devices = list(pool.map(partial(_probe, keys=keys, timeout=timeout), found))
-    strangers = {endpoint.serial for endpoint in scanned} - known
+    with ThreadPoolExecutor(len(direct)) as pool:
+        probed = list(pool.map(partial(_probe, keys=keys, timeout=timeout), direct))
+    strangers = {endpoint.serial for endpoint in scanned}
     # Leave out emulator ports on which a program other than adb listens.
-    return tuple(device for device in devices if not (device.serial in strangers and device.state == "not found"))
+    found = [device for device in probed if not (device.serial in strangers and device.state == "not found")]
+    return (*through, *found)
+
+
+def searches_usb() -> bool:
+    """Whether devices on USB can be found: by adb's server or, without it, by libusb."""
+    return transport_port.has_usb() or this_server().devices() is not None
 
 
 def connect(name: str | None = None, *, auth_timeout: float = 30.0) -> Transport:
     """Connect to `name` (USB serial number, HOST[:PORT] or emulator-PORT), else ANDROID_SERIAL's, else the only device.
 
-    UsageError, listing the devices, if there are several; EnvironmentFault, with the reason, if none can be used.
+    Goes through adb's server if one runs and has the device. UsageError, listing the devices, if there are several;
+    EnvironmentFault, with the reason, if none can be used.
     """
     name = name or os.environ.get("ANDROID_SERIAL") or None
     endpoint = _only_endpoint() if name is None else find_endpoint(name)
-    return Transport(endpoint, signers(), auth_timeout=auth_timeout).connect()
+    keys = () if endpoint.via_server else signers()
+    return Transport(endpoint, keys, auth_timeout=auth_timeout).connect()
 
 
 def find_endpoint(name: str) -> Endpoint:
-    """Find a device by name. USB serial numbers are tried first, since they may look like host names."""
+    """Find a device by name. Those of adb's server come first, then USB serial numbers, which may look like hosts."""
+    server, held = _held_devices()
+    device = held.get(_canonical(name))
+    # An address that the server could not reach may still answer us.
+    if server is not None and device is not None and (device.state == "device" or not _may_be_address(name)):
+        return _server_endpoint(server, device)
     usb = _usb_endpoints()
     for endpoint in usb:
         if endpoint.serial == name:
             return endpoint
     if _may_be_address(name):
         return tcp_endpoint(name)
-    others = ", ".join(endpoint.serial for endpoint in usb) or "none"
-    raise UsageError(f"device {name}", found=f"not HOST:PORT, and not on USB (there: {others})", remedy=_usb_hint())
+    others = ", ".join([*held, *(endpoint.serial for endpoint in usb)]) or "none"
+    raise UsageError(f"device {name}", found=f"not HOST:PORT, and not connected (there: {others})", remedy=_usb_hint())
 
 
 def tcp_endpoint(address: str) -> Endpoint:
@@ -103,7 +129,8 @@ def tcp_endpoint(address: str) -> Endpoint:
         host, port = address, str(DEFAULT_PORT)
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError("device address", found=repr(address), wanted="HOST:PORT, such as 192.168.1.20:5555")
-    return Endpoint(f"{host}:{int(port)}", "tcp", partial(TcpPort, host.strip("[]"), int(port)))
+    serial, host = f"{host}:{int(port)}", host.strip("[]")
+    return Endpoint(serial, "tcp", lambda: Link(serial, TcpPort(host, int(port))))
 
 
 def signers() -> tuple[Signer, ...]:
@@ -180,11 +207,51 @@ def _answers(port: int) -> bool:
     return True
 
 
+def _held_devices() -> tuple[AdbServer | None, dict[str, ServerDevice]]:
+    """adb's server, if one runs, and its devices by the names that we would give them."""
+    server = this_server()
+    found = server.devices()
+    if found is None:
+        return None, {}
+    held: dict[str, ServerDevice] = {}
+    for device in found:
+        # It lists an emulator twice if `adb connect` was also given its address.
+        held.setdefault(_canonical(device.serial), device)
+    return server, held
+
+
+def _canonical(name: str) -> str:
+    """One name for the names that adb's server and we have for a device.
+
+    >>> _canonical("emulator-5554"), _canonical("localhost:5555"), _canonical("R58M123")
+    ('127.0.0.1:5555', '127.0.0.1:5555', 'R58M123')
+    """
+    if not _may_be_address(name):
+        return name
+    host, _, port = tcp_endpoint(name).serial.rpartition(":")
+    return f"{_LOCAL if host == 'localhost' else host}:{port}"
+
+
+def _server_endpoint(server: AdbServer, device: ServerDevice) -> Endpoint:
+    kind: Literal["tcp", "usb"] = "usb" if device.is_usb else "tcp"
+    return Endpoint(device.serial, kind, lambda: ServerLink(server, device.serial), via_server=True)
+
+
+def _listed(device: ServerDevice) -> Device:
+    """A device in the server's words; its states are known without connecting."""
+    state, reason = _SERVER_STATES.get(device.state, ("offline", f"adb's server says {device.state!r}"))
+    if device.state.startswith("no permissions"):
+        state, reason = "no permissions", f"adb's server says: {device.state[:_MOST_REASON]}"
+    kind: Literal["tcp", "usb"] = "usb" if device.is_usb else "tcp"
+    model, product = device.model[:_MOST_NAME], device.product[:_MOST_NAME]
+    return Device(device.serial, kind, state, reason, model, product, via_server=True)
+
+
 def _usb_endpoints() -> list[Endpoint]:
-    return [Endpoint(serial, "usb", _usb_port(serial)) for serial, _ in transport_port.usb_devices()]
+    return [_usb_endpoint(serial) for serial, _ in transport_port.usb_devices()]
 
 
-def _usb_port(serial: str) -> Callable[[], Port]:
+def _usb_endpoint(serial: str) -> Endpoint:
     """An endpoint that searches USB at each connection, since a restarted device has a new bus address."""
 
     def find() -> Port:
@@ -193,7 +260,7 @@ def _usb_port(serial: str) -> Callable[[], Port]:
                 return port
         raise ConnectionLost(serial, found="no such device on USB", remedy="check the cable")
 
-    return find
+    return Endpoint(serial, "usb", lambda: Link(serial, find()))
 
 
 def _may_be_address(name: str) -> bool:
@@ -203,7 +270,7 @@ def _may_be_address(name: str) -> bool:
 
 def _usb_hint() -> str:
     if not transport_port.has_usb():
-        return "for USB, pip install 'gemma-edge[usb]'; over a network, name HOST:PORT"
+        return "for USB, run adb start-server, or pip install 'gemma-edge[usb]'; over a network, name HOST:PORT"
     return "run gemma-edge devices"
 
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from device_harness.adb.connection import STALL_S, service_name
 from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, ServiceRefused
 from device_harness.adb.payload import Buffer, FilePayload, Payload
 from device_harness.adb.port import Handshake, Port, Signer, read_rest
@@ -23,9 +24,6 @@ from device_harness.adb.wire import (
     pack_taken,
     parse_taken,
 )
-
-STALL_S = 30.0
-"""Seconds without bytes in the middle of a message after which the connection counts as dead."""
 
 MAX_INBOX_BYTES = 64 * MAX_PAYLOAD_BYTES
 """The maximum number of unread bytes from the device while we write to it."""
@@ -259,11 +257,6 @@ class Stream:
         if not self.is_closed:
             payload = pack_taken(taken) if self._link.counts_bytes else b""
             self._link.send("OKAY", self.local_id, self._remote_id, payload)
-
-
-def service_name(service: str) -> str:
-    """The service's name in errors: `shell,v2,raw` for `shell,v2,raw:ls`."""
-    return service.partition(":")[0]
 
 
 def _reason(error: BaseException) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import os
 import select
 import socket
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,8 @@ from adb_shell.transport.base_transport import BaseTransport  # type: ignore[imp
 from adb_shell.transport.tcp_transport import TcpTransport  # type: ignore[import-untyped]
 
 from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout, ProtocolFault, Unauthorized
-from device_harness.adb.payload import Buffer, FilePayload, Payload, part_of
+from device_harness.adb.payload import Buffer, FilePayload, Payload
+from device_harness.adb.sockets import await_events, send_some
 from device_harness.adb.wire import (
     HEADER_BYTES,
     LEGACY_PAYLOAD_BYTES,
@@ -119,7 +119,7 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
         return len(data)
 
     def wait(self, timeout: float) -> bytes:
-        if not self._await(select.POLLIN, timeout):
+        if not await_events(self._socket(), select.POLLIN, timeout):
             return b""
         return bytes(self.read(HEADER_BYTES, max(timeout, 1.0)))
 
@@ -140,37 +140,14 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
         return data
 
     def write(self, buffers: Sequence[Payload], timeout: float) -> None:
-        rest = [buffer for buffer in buffers if len(buffer)]
+        rest = list(buffers)
         while rest:
-            count = self._send_some(rest, timeout)
-            while rest and count >= len(rest[0]):
-                count -= len(rest.pop(0))
-            if count:
-                rest[0] = part_of(rest[0], count, len(rest[0]))
-
-    def _send_some(self, payloads: Sequence[Payload], timeout: float) -> int:
-        """Send a file, or all buffers before the first file; return the number of bytes that the socket took."""
-        first = payloads[0]
-        buffers: list[Buffer] = []
-        for payload in payloads:
-            if isinstance(payload, FilePayload):
-                break
-            buffers.append(payload)
-        # Send a header in one packet with the first bytes of its file.
-        flags = socket.MSG_MORE if len(buffers) < len(payloads) else 0
-        while True:
             try:
-                if not isinstance(first, FilePayload):
-                    return self._socket().sendmsg(buffers, [], flags)
-                count = os.sendfile(self._socket().fileno(), first.fd, first.offset, first.size)
+                rest = send_some(self._socket(), rest)
             except BlockingIOError:
                 self._require(select.POLLOUT, timeout)
-                continue
             except OSError as error:
                 raise self._lost(system_reason(error)) from error
-            if not count:
-                raise first.shrunk(first.offset)
-            return count
 
     def is_alive(self) -> bool:
         try:
@@ -186,13 +163,8 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
         connection: socket.socket = self._connection
         return connection
 
-    def _await(self, event: int, timeout: float) -> bool:
-        poll = select.poll()
-        poll.register(self._socket(), event)
-        return bool(poll.poll(max(0.0, timeout) * 1000))
-
     def _require(self, event: int, timeout: float) -> None:
-        if not self._await(event, timeout):
+        if not await_events(self._socket(), event, timeout):
             raise self._lost(f"silence for {timeout:g} s in the middle of a message")
 
     def _lost(self, found: str) -> ConnectionLost:
@@ -313,7 +285,7 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
         """Connect; return the device's banner, and the maximum payload in bytes of a message to it."""
         info = _AdbTransactionInfo(None, None, timeout, timeout, None)
         try:
-            _, most = self.connect(FEATURES, list(signers), auth_timeout, lambda _: _ask_to_confirm(name), info)
+            _, most = self.connect(FEATURES, list(signers), auth_timeout, lambda _: ask_to_confirm(name), info)
         except exceptions.DeviceAuthError as error:
             raise unauthorized(name, "a device that asks for a key, and none here") from error
         except (*_ADB_SHELL_FAULTS, ConnectionLost) as error:
@@ -336,7 +308,7 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
             raise exceptions.AdbTimeoutError("no answer")
         header, payload = read_rest(self._port, start, adb_info.transport_timeout_s)
         if header.command == "STLS":
-            remedy = "run adb tcpip 5555 over USB once, or use USB"
+            remedy = "pair and connect it with adb pair and adb connect, whose server is then used; or use USB"
             raise DeviceFault("adb", found="wireless debugging with pairing (TLS)", wanted="plain adb", remedy=remedy)
         self._asked_for_key |= header.command == "AUTH"
         if header.command == "CNXN":
@@ -360,7 +332,7 @@ def read_rest(port: Port, start: Buffer, timeout: float) -> tuple[Header, Buffer
     return header, payload
 
 
-def _ask_to_confirm(name: str) -> None:
+def ask_to_confirm(name: str) -> None:
     """Say at once what the device is waiting for; else its user would wait for us meanwhile."""
     _log.warning("%s: confirm this computer's key on the device's screen", name)
 

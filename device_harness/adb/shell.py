@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
+from device_harness.adb.connection import Connection, Stream
 from device_harness.adb.faults import ConnectionLost, DeviceRefusal, DeviceTimeout
-from device_harness.adb.link import Link, Stream
 from device_harness.adb.payload import Payload, part_of
 from device_harness.adb.wire import EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell_header
 
@@ -48,7 +48,7 @@ class ShellStream:
     An abandoned command continues on the device until its time limit there.
     """
 
-    def __init__(self, link: Link, command: str, *, timeout: float) -> None:
+    def __init__(self, link: Connection, command: str, *, timeout: float) -> None:
         """`timeout`: seconds the command may run; it is killed on the device then."""
         self._what = f"{link.name} shell"
         self._deadline = time.monotonic() + timeout + _GRACE_S
@@ -123,8 +123,9 @@ class ExecStream:
     ends by itself.
     """
 
-    def __init__(self, link: Link, command: str, *, timeout: float) -> None:
+    def __init__(self, link: Connection, command: str, *, timeout: float) -> None:
         """`timeout`: the maximum number of seconds without progress."""
+        self._what = f"{link.name} shell"
         self._timeout = timeout
         self._parser = ShellParser() if "shell_v2" in link.banner.features else None
         self._ended = False
@@ -152,10 +153,12 @@ class ExecStream:
         return all(self._send(part_of(data, start, most)) for start in range(0, len(data), most))
 
     def read(self) -> bytes:
-        """The next piece of output; empty at its end."""
+        """The next piece of output; empty at its end. ConnectionLost if it ends though the command goes on."""
         output = b""
         while not output and not self._ended:
             data = bytes(self._stream.read(timeout=self._timeout))
+            if not data and self._parser is not None:
+                raise ConnectionLost(self._what, found="no exit code at the end of the command's output")
             self._ended = not data
             output = data if self._parser is None else self._unpacked(self._parser, data)
         return output
@@ -175,7 +178,7 @@ class ExecStream:
         return True
 
 
-def run_shell(link: Link, command: str, *, timeout: float) -> ShellResult:
+def run_shell(link: Connection, command: str, *, timeout: float) -> ShellResult:
     """Run a command to its end; DeviceTimeout if the device had to kill it."""
     parts: dict[StreamName, list[bytes]] = {"stdout": [], "stderr": []}
     started = time.monotonic()

@@ -7,8 +7,8 @@ import struct
 import time
 from typing import BinaryIO
 
+from device_harness.adb.connection import Connection, Stream
 from device_harness.adb.faults import ConnectionLost, DeviceRefusal, ProtocolFault
-from device_harness.adb.link import Link, Stream
 from device_harness.adb.wire import SYNC_DATA_BYTES, SYNC_PATH_BYTES, pack_sync, parse_sync
 from toolkit.base.files import Progress
 
@@ -19,7 +19,7 @@ _ENTRY = struct.Struct("<4I")
 class SyncSession:
     """A `sync:` stream; a context manager."""
 
-    def __init__(self, link: Link, *, stall_timeout: float) -> None:
+    def __init__(self, link: Connection, *, stall_timeout: float) -> None:
         """`stall_timeout`: the maximum number of seconds without progress."""
         self._what = f"{link.name} sync"
         self._timeout = stall_timeout

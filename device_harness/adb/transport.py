@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
 
+from device_harness.adb.connection import STALL_S, Connection
 from device_harness.adb.faults import (
     ConnectionLost,
     DeviceFault,
@@ -25,8 +26,7 @@ from device_harness.adb.faults import (
     ServiceRefused,
     Unauthorized,
 )
-from device_harness.adb.link import STALL_S, Link
-from device_harness.adb.port import Port, Signer
+from device_harness.adb.port import Signer
 from device_harness.adb.shell import ExecStream, ShellResult, ShellStream, run_shell
 from device_harness.adb.sync import SyncSession, size_of
 from device_harness.adb.wire import Banner
@@ -89,11 +89,13 @@ class RemoteStat:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How to reach one device: `serial` is HOST:PORT or the USB serial number."""
+    """How to reach one device: `serial` is HOST:PORT, the USB serial number, or adb's server's name for it."""
 
     serial: str
     kind: Literal["tcp", "usb"]
-    make_port: Callable[[], Port]
+    make_link: Callable[[], Connection]
+    via_server: bool = False
+    """Whether adb's server holds the device."""
 
 
 class Transport:
@@ -104,7 +106,7 @@ class Transport:
         self._endpoint = endpoint
         self._signers = tuple(signers)
         self._auth_timeout = auth_timeout
-        self._link = Link(endpoint.serial, endpoint.make_port())
+        self._link = endpoint.make_link()
 
     def connect(self, *, timeout: float = _CONNECT_S) -> Transport:
         """Connect, and return self. Unauthorized, DeviceTimeout (offline) or ConnectionLost (no device)."""
@@ -132,13 +134,18 @@ class Transport:
         return self._endpoint.kind
 
     @property
+    def has_second_connection(self) -> bool:
+        """False over USB without adb's server: a cable carries one connection."""
+        return self.kind != "usb" or self._endpoint.via_server
+
+    @property
     def banner(self) -> Banner:
         """What the device announced about itself at the connection."""
         return self._link.banner
 
     @property
     def available(self) -> bool:
-        """Whether the connection is alive, found without sending a message."""
+        """Whether the connection is alive, found without asking the device."""
         return self._link.available
 
     def reconnect(self, *, timeout: float = 60.0, pause: float = 0.2) -> None:
@@ -149,7 +156,7 @@ class Transport:
         deadline = time.monotonic() + timeout
         while True:
             self._link.close()
-            self._link = Link(self._endpoint.serial, self._endpoint.make_port())
+            self._link = self._endpoint.make_link()
             left = deadline - time.monotonic()
             try:
                 self._link.connect(
@@ -165,9 +172,9 @@ class Transport:
             pause = min(2 * pause, 2.0)
 
     def another(self) -> Transport:
-        """A second transport to the same device, for a sampler beside a push: over TCP another connection, over USB the
-        same connection, which stays open when the second transport is closed."""
-        if self.kind == "usb":
+        """A second transport to the same device, for a sampler beside a push: another connection if there can be one,
+        else the same connection, which stays open when the second transport is closed."""
+        if not self.has_second_connection:
             return _Shared(self)
         return Transport(self._endpoint, self._signers, auth_timeout=self._auth_timeout).connect()
 

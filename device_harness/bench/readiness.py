@@ -207,7 +207,8 @@ def prepared_device(machine: Machine, *, stay_awake: bool = False, airplane_mode
     if machine.kind == "host" and (stay_awake or airplane_mode):
         option = "--stay-awake" if stay_awake else "--airplane-mode"
         raise UsageError(option, found="this computer", wanted="an Android device")
-    if airplane_mode and machine.kind == "tcp" and not machine.serial.startswith("127.0.0.1:"):
+    is_local = machine.serial.startswith(("127.0.0.1:", "emulator-"))
+    if airplane_mode and machine.kind == "tcp" and not is_local:
         remedy = "connect it by USB"
         raise UsageError("--airplane-mode", found=f"{machine.serial} over a network", wanted="USB", remedy=remedy)
     undo: list[str] = []

@@ -38,8 +38,8 @@ class AdbDevice:
 
     @property
     def has_second_connection(self) -> bool:
-        """False over USB, which has only one connection."""
-        return self.kind != "usb"
+        """False over USB without adb's server: a cable carries one connection."""
+        return self._transport.has_second_connection
 
     def shell(self, command: str, *, timeout: float) -> ShellResult:
         return self._transport.shell(command, timeout=timeout)

@@ -8,7 +8,7 @@ from device_harness.adb.devices import Device, list_devices
 
 
 def devices(addresses: Sequence[str] = (), *, timeout_s: float = 3.0) -> tuple[Device, ...]:
-    """List the devices on USB, at `addresses` (HOST[:PORT]) and on this computer's emulator ports.
+    """List the devices of adb's server, on USB, at `addresses` (HOST[:PORT]) and on local emulator ports.
 
     timeout_s: how long to wait for each answer. For a device that cannot be used, `reason` says why. UsageError for an
     invalid address.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from device_harness.adb.port import has_usb
+from device_harness.adb.devices import searches_usb
 from gemma_edge.api.devices import devices
 from gemma_edge.options.session import number
 from gemma_edge.terminal import Terminal, table
@@ -29,10 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0, even if there is no device."""
     found = devices(arguments.address, timeout_s=arguments.timeout)
-    rows = [[device.serial, device.kind, device.state, device.model or "-"] for device in found]
+    rows = [
+        [
+            device.serial,
+            device.kind + (" (adb's server)" if device.via_server else ""),
+            device.state,
+            device.model or "-",
+        ]
+        for device in found
+    ]
     lines = [table(["serial", "", "state", "model"], rows)] if rows else ["no devices"]
     lines += [f"{device.serial}: {device.reason}" for device in found if device.reason]
-    if all(device.state == "not found" for device in found) and not has_usb():
-        terminal.note("USB was not searched: pip install 'gemma-edge[usb]' and the system's libusb-1.0")
+    if all(device.state == "not found" for device in found) and not searches_usb():
+        terminal.note(
+            "USB was not searched: run adb start-server, or pip install 'gemma-edge[usb]' and the system's libusb-1.0"
+        )
     terminal.result({"devices": [dataclasses.asdict(device) for device in found]}, "\n".join(lines))
     return 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -61,6 +64,24 @@ def adbd(adbd_root: Path) -> Iterator[Adbd]:
         except Unavailable as error:
             pytest.skip(str(error))
         yield device
+
+
+@pytest.fixture(scope="module")
+def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of an adb server of our own, which looks for no other device; it starts at the first use."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("home")
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "ANDROID_ADB_SERVER_PORT": str(port),
+        "ADB_LOCAL_TRANSPORT_MAX_PORT": "5553",
+        "ADB_VENDOR_KEYS": "",
+    }
+    yield environment
+    subprocess.run(["adb", "kill-server"], env=environment, capture_output=True, check=True)
 
 
 @pytest.fixture(params=["emulator", pytest.param("adbd", marks=pytest.mark.full)])

@@ -12,6 +12,7 @@ from adbd import Adbd, AdbdSettings, Peer
 import device_harness.adb.port
 import toolkit.base.files
 from device_harness.adb.devices import list_devices, signers, tcp_endpoint
+from device_harness.adb.link import Link
 from device_harness.adb.transport import ConnectionLost, DeviceRefusal, Transport, Unauthorized
 from device_harness.emulator.faults import Faults
 from device_harness.push.program import open_program, push_program
@@ -120,8 +121,8 @@ def test_adbd_takes_no_more_into_memory_than_is_on_the_way(
         monkeypatch.setattr(device_harness.adb.port, "FEATURES", b"features=cmd,shell_v2")
     with Adbd(adbd_root) as device:
         transport = reach(device)
-        if not counts_bytes:
-            transport._link.counts_bytes = False
+        assert isinstance(transport._link, Link)
+        transport._link.counts_bytes = counts_bytes
         result = push_source(transport, open_source(path), target=f"{TMP}/large")
         assert result.bytes_sent == 160_000_000
         assert device.peak_bytes() < 64_000_000

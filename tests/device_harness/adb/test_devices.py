@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 from adb_shell import exceptions
 
-import gemma_edge.commands.devices
 from device_harness.adb import devices
 from device_harness.adb import port as transport_port
 from device_harness.adb.devices import connect, find_endpoint, key_paths, list_devices, signers, tcp_endpoint
@@ -44,13 +43,14 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: Path) -> Path:
-    """A home with that key, no emulator ports and nothing on USB."""
+    """A home with that key, no emulator ports, no adb server and nothing on USB."""
     (tmp_path / ".android").mkdir()
     for suffix in ("", ".pub"):
         (tmp_path / f".android/adbkey{suffix}").write_bytes(Path(f"{key}{suffix}").read_bytes())
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("ADB_VENDOR_KEYS", "ANDROID_SERIAL", "ANDROID_USER_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ADB_SERVER_SOCKET", "tcp:1")
     monkeypatch.setattr(devices, "EMULATOR_PORTS", (1,))
     monkeypatch.setattr(transport_port, "usb_devices", lambda: iter(()))
     return tmp_path
@@ -336,7 +336,7 @@ def test_libusbs_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch, name: st
 def test_usb_packages_are_named_only_where_no_device_was_found(
     device: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gemma_edge.commands.devices, "has_usb", lambda: False)
+    monkeypatch.setattr(transport_port, "has_usb", lambda: False)
     assert cli.main(["devices", "--address", device.serial]) == 0
     assert "USB" not in capsys.readouterr().err
     assert cli.main(["devices", "--address", "127.0.0.1:1"]) == 0

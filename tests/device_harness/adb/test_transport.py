@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_harness.adb.devices import tcp_endpoint
+from device_harness.adb.link import Link
 from device_harness.adb.payload import FilePayload, Payload
 from device_harness.adb.port import TcpPort
 from device_harness.adb.shell import _MarkerFilter
@@ -246,7 +247,8 @@ def test_writes_survive_small_socket_buffers(peer: Peer) -> None:
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
     data = random.Random(5).randbytes(3_000_000)
-    endpoint = Endpoint(peer.serial, "tcp", lambda: Narrow("127.0.0.1", int(peer.serial.partition(":")[2])))
+    port = int(peer.serial.partition(":")[2])
+    endpoint = Endpoint(peer.serial, "tcp", lambda: Link(peer.serial, Narrow("127.0.0.1", port)))
     with Transport(endpoint).connect() as transport:
         transport.push_bytes(data, f"{TMP}/narrow")
         digest = transport.shell(f"sha256sum {TMP}/narrow", timeout=20).stdout.split()[0]
@@ -399,7 +401,8 @@ def test_checksums_are_sent_to_devices_that_look_at_them(
             sent.append(bytes(buffers[0]))
             super().write(buffers, timeout)
 
-    with Transport(Endpoint(device.serial, "tcp", lambda: Listening("127.0.0.1", device.port))).connect() as transport:
+    endpoint = Endpoint(device.serial, "tcp", lambda: Link(device.serial, Listening("127.0.0.1", device.port)))
+    with Transport(endpoint).connect() as transport:
         transport.push_bytes(b"abc", f"{TMP}/summed")
     headers = [parse_header(header) for header in sent]
     # The first message is summed whoever it is for.
@@ -427,10 +430,15 @@ def test_a_piece_of_a_file_arrives_as_it_is_and_one_that_has_shrunk_is_a_fault(
             stream.write(FilePayload(path, file.fileno(), 2_900_000, 200_000))
 
 
+def _link_of(transport: Transport) -> Link:
+    assert isinstance(transport._link, Link)
+    return transport._link
+
+
 def test_an_interrupt_between_two_messages_leaves_the_connection_usable(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = transport._link._port
+    port = _link_of(transport)._port
     wait = port.wait
     calls = iter([wait, None])
 
@@ -452,7 +460,7 @@ def test_an_interrupt_in_the_middle_of_a_message_loses_the_connection_and_reconn
     def interrupted(buffers: object, timeout: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transport._link._port, "write", interrupted)
+    monkeypatch.setattr(_link_of(transport)._port, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         transport.push_bytes(b"x", f"{TMP}/x")
     assert not transport.available

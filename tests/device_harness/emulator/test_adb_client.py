@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,30 +25,12 @@ Adb = Callable[..., "subprocess.CompletedProcess[str]"]
 MakeDevice = Callable[[EmulatorSettings], Emulator]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of an adb server of our own, which looks for no other device."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tmp_path_factory.mktemp("home")
-    environment = {
-        **os.environ,
-        "HOME": str(home),
-        "ANDROID_ADB_SERVER_PORT": str(port),
-        "ADB_LOCAL_TRANSPORT_MAX_PORT": "5553",
-        "ADB_VENDOR_KEYS": "",
-    }
-    yield environment
-    subprocess.run(["adb", "kill-server"], env=environment, capture_output=True, check=True)
-
-
-def client(server: dict[str, str], device: Emulator) -> Adb:
+def client(adb_server: dict[str, str], device: Emulator) -> Adb:
     """Runs adb against one device."""
 
     def run(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
         command = ["adb", "-s", device.serial, *map(str, arguments)]
-        done = subprocess.run(command, env=server, input=stdin, capture_output=True, timeout=60)
+        done = subprocess.run(command, env=adb_server, input=stdin, capture_output=True, timeout=60)
         return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     connected = run("connect", device.serial)
@@ -58,8 +39,8 @@ def client(server: dict[str, str], device: Emulator) -> Adb:
 
 
 @pytest.fixture
-def adb(server: dict[str, str], folder_device: Emulator) -> Adb:
-    return client(server, folder_device)
+def adb(adb_server: dict[str, str], folder_device: Emulator) -> Adb:
+    return client(adb_server, folder_device)
 
 
 def test_it_is_listed_with_its_model(adb: Adb, folder_device: Emulator) -> None:
@@ -124,38 +105,38 @@ def test_an_absent_file_is_an_error_in_words(adb: Adb, tmp_path: Path) -> None:
     assert done.returncode != 0 and "No such file" in done.stderr + done.stdout
 
 
-def test_a_full_disk_is_an_error_in_words(server: dict[str, str], make_device: MakeDevice, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_in_words(adb_server: dict[str, str], make_device: MakeDevice, tmp_path: Path) -> None:
     device = make_device(EmulatorSettings(isolation="folder", storage_bytes=100_000))
     (tmp_path / "file").write_bytes(bytes(1_000_000))
-    done = client(server, device)("push", tmp_path / "file", f"{TMP}/file")
+    done = client(adb_server, device)("push", tmp_path / "file", f"{TMP}/file")
     assert done.returncode != 0 and "No space left on device" in done.stderr + done.stdout
 
 
 def test_a_cut_push_fails_and_the_device_can_be_connected_again(
-    server: dict[str, str], make_device: MakeDevice, tmp_path: Path
+    adb_server: dict[str, str], make_device: MakeDevice, tmp_path: Path
 ) -> None:
     device = make_device(EmulatorSettings(isolation="folder"))
-    adb = client(server, device)
+    adb = client(adb_server, device)
     (tmp_path / "file").write_bytes(bytes(3_000_000))
     device.set_faults(Faults(drop_at_byte=1_000_000))
     assert adb("push", tmp_path / "file", f"{TMP}/file").returncode != 0
     adb("disconnect", device.serial)
-    again = client(server, device)
+    again = client(adb_server, device)
     assert again("push", tmp_path / "file", f"{TMP}/file").returncode == 0
 
 
-def test_shell_v1_has_no_exit_code_and_works(server: dict[str, str], make_device: MakeDevice) -> None:
+def test_shell_v1_has_no_exit_code_and_works(adb_server: dict[str, str], make_device: MakeDevice) -> None:
     device = make_device(EmulatorSettings(isolation="folder", features=frozenset(), max_payload_bytes=4096))
-    done = client(server, device)("shell", "echo out; exit 9")
+    done = client(adb_server, device)("shell", "echo out; exit 9")
     assert (done.stdout, done.returncode) == ("out\n", 0)
 
 
-def test_only_a_key_that_the_device_knows_opens_it(server: dict[str, str], make_device: MakeDevice) -> None:
-    key = parse_public_key(Path(server["HOME"], ".android/adbkey.pub").read_bytes())
+def test_only_a_key_that_the_device_knows_opens_it(adb_server: dict[str, str], make_device: MakeDevice) -> None:
+    key = parse_public_key(Path(adb_server["HOME"], ".android/adbkey.pub").read_bytes())
     assert key is not None
     known = make_device(EmulatorSettings(isolation="folder", access=Access(keys=(key,))))
-    assert client(server, known)("shell", "echo in").stdout == "in\n"
+    assert client(adb_server, known)("shell", "echo in").stdout == "in\n"
     locked = make_device(EmulatorSettings(isolation="folder", access=Access(keys=())))
-    subprocess.run(["adb", "connect", locked.serial], env=server, capture_output=True, timeout=60)
-    listed = subprocess.run(["adb", "devices"], env=server, capture_output=True, text=True, timeout=60).stdout
+    subprocess.run(["adb", "connect", locked.serial], env=adb_server, capture_output=True, timeout=60)
+    listed = subprocess.run(["adb", "devices"], env=adb_server, capture_output=True, text=True, timeout=60).stdout
     assert f"{locked.serial}\tunauthorized" in listed

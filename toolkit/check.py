@@ -5,31 +5,54 @@ It reads only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.base.errors import BundleError, GraphError
+from toolkit.base.errors import BundleError, GraphError, UsageError
 from toolkit.base.files import Progress
+from toolkit.base.signatures import Truster
 from toolkit.bundle.check import check_directory
 from toolkit.bundle.check_shard import check_shard
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.litertlm import schema
 from toolkit.litertlm.check import check_litertlm
-from toolkit.litertlm.reader import read_litertlm
+from toolkit.litertlm.hashes import has_hashes
+from toolkit.litertlm.reader import read_header, read_litertlm
 from toolkit.tflite.gpu import Refusal, gpu_refusals
 from toolkit.tflite.reader import read_tflite
 
 
-def check(path: Path | str, *, progress: Progress | None = None) -> list[Fault]:
-    """All faults of a bundle directory, a .litertlm or one PLE shard; BundleError if nothing exists at `path`."""
+def check(path: Path | str, *, trust: Sequence[Truster] = (), progress: Progress | None = None) -> list[Fault]:
+    """All faults of a bundle directory, a .litertlm or one PLE shard.
+
+    `trust`: keys, of which one must have signed the .litertlm. BundleError if nothing exists at `path`, UsageError if
+    only a .litertlm could be signed.
+    """
     target = Path(path)
+    if trust and (target.is_dir() or is_shard_name(target.name)):
+        remedy = "gemma-edge export --sign makes a signed file"
+        raise UsageError("--trust", file=path, found="no .litertlm, which alone can be signed", remedy=remedy)
     if target.is_dir():
         return check_directory(target, progress=progress)
     if target.is_file():
-        return check_shard(target, progress=progress) if is_shard_name(target.name) else check_litertlm(target)
+        return (
+            check_shard(target, progress=progress)
+            if is_shard_name(target.name)
+            else check_litertlm(target, trust=trust, progress=progress)
+        )
     raise BundleError(
         file=path, found="no such file or directory", remedy="name a bundle directory, a .litertlm file or a PLE shard"
     )
+
+
+def is_unhashed(path: Path | str) -> bool:
+    """Whether this is a .litertlm of another program, without hashes: damage to its weights cannot be found."""
+    target = Path(path)
+    try:
+        return target.is_file() and not is_shard_name(target.name) and not has_hashes(read_header(target).metadata)
+    except BundleError:
+        return False
 
 
 def refused_by_gpu(path: Path | str) -> list[tuple[str, Refusal]]:

@@ -11,6 +11,7 @@ from toolkit.base.errors import UsageError
 from toolkit.base.files import hash_file
 from toolkit.bundle.manifest import MANIFEST_NAME
 from toolkit.litertlm.export import ExportOptions, export_litertlm
+from toolkit.litertlm.hashes import require_hashes
 from toolkit.results.record import ModelKind, ModelRecord
 
 LITERTLM = ".litertlm"
@@ -24,7 +25,8 @@ def model_kind(path: Path) -> ModelKind:
 def open_model(path: Path, size: str | None = None) -> LocalModel:
     """Open a model and read its manifest; `size`: one of the bundle's (None: its default).
 
-    UsageError for a size that does not exist, BundleError if the bundle's files differ from its manifest.
+    UsageError for a size that does not exist, BundleError if the bundle's files differ from its manifest, or a
+    .litertlm from the hashes in its header.
     """
     source = open_source(path)
     if source.manifest is not None:
@@ -33,6 +35,7 @@ def open_model(path: Path, size: str | None = None) -> LocalModel:
         return LocalModel(path, source, name)
     if size is not None:
         raise UsageError("--size", found=f"cannot be used with a {LITERTLM} file, which has one size")
+    require_hashes(path)
     return LocalModel(path, source)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
+from toolkit.base.signatures import read_signer
 from toolkit.litertlm.export import Activations, ExportOptions, ExportResult, export_litertlm
 from toolkit.litertlm.schema import ModelType
 
@@ -19,6 +20,7 @@ def export(
     groups: Sequence[str] | None = None,
     model_type: ModelType | None = None,
     activations: Activations | None = None,
+    sign: Path | str | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Write one size of a bundle as a .litertlm file, complete or not at all.
@@ -29,9 +31,11 @@ def export(
         Google's own files. None for `generic_model`, or for `gemma3n` if only text is exported.
     activations: what the engine computes every graph with on a GPU, `fp16` or `fp32`. None for its own choice, float16,
         where graphs are right in it, and `fp32` for the encoders of images and sounds, which are not.
+    sign: a file with an Ed25519 private key in PEM or OpenSSH's format, which signs the hashes of the whole file.
     progress: called with the bytes done and the total.
 
-    BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`.
+    BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`, or
+    a file that is no key.
 
     >>> import gemma_edge, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -43,5 +47,6 @@ def export(
         given = ",".join(groups)
         found = f"{given} without text, the language model that answers images and sounds"
         raise UsageError("--groups", found=found, remedy=f"add text, as in text,{given}")
-    options = ExportOptions(size, None if groups is None else tuple(groups), model_type, activations)
+    signer = None if sign is None else read_signer(Path(sign))
+    options = ExportOptions(size, None if groups is None else tuple(groups), model_type, activations, signer)
     return export_litertlm(Path(bundle), Path(output), options, progress=progress)

@@ -15,6 +15,7 @@ from device_harness.push.push import PushResult, default_target, push_source
 from device_harness.push.receiver import Receiver, place_receiver
 from device_harness.push.source import PushProgress, PushSource, Step, open_source
 from toolkit.base.errors import ToolkitError, UsageError
+from toolkit.litertlm.hashes import require_hashes
 
 
 def _ignore(step: Step, done: int, total: int) -> None:
@@ -59,8 +60,8 @@ def push(
         which is faster and takes a minute to build once; `auto` for ours if it is built and runs there.
     target: the folder on the device.
 
-    BundleError for a bundle that differs from its manifest, EnvironmentFault for any fault of the device. After a
-    fault, the next push continues where this one ended.
+    BundleError for a bundle that differs from its manifest, or a .litertlm from the hashes in its header;
+    EnvironmentFault for any fault of the device. After a fault, the next push continues where this one ended.
     """
     outcome = push_all(source, [device], groups=groups, receiver=receiver, target=target, listener=listener)
     if outcome.failures:
@@ -85,6 +86,8 @@ def push_all(
         raise UsageError("--device", found="a device twice")
     folder = None if target is None else remote_path(target.rstrip("/"))
     opened = open_source(Path(source), None if groups is None else tuple(groups))
+    if opened.manifest is None:
+        require_hashes(Path(source))
     work = _Work(opened, folder or default_target(opened), receiver, listener or PushListener())
     if len(devices) == 1:
         return _outcome([lambda: work.push_to(devices[0])])

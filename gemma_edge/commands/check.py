@@ -8,11 +8,12 @@ from pathlib import Path
 
 from gemma_edge.api.check import check
 from gemma_edge.terminal import Terminal
-from toolkit.check import refused_by_gpu
+from toolkit.check import is_unhashed, refused_by_gpu
 
 EXAMPLES = (
     "gemma-edge check BUNDLE",
     "gemma-edge check model.litertlm --json",
+    "gemma-edge check model.litertlm --trust public.pem",
     "gemma-edge check BUNDLE/ple_00001.bin",
 )
 
@@ -21,17 +22,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", metavar="BUNDLE", type=Path, help="a bundle directory, a .litertlm file, or one PLE shard"
     )
+    parser.add_argument(
+        "--trust", metavar="KEY", type=Path, action="append", default=[],
+        help="an Ed25519 public key, a file in PEM or OpenSSH's format: a .litertlm that no such key has signed is a "
+        "fault; may be repeated",
+    )  # fmt: skip
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0 without faults, else 1; what a GPU refuses is no fault, for a CPU runs it."""
     with terminal.bar("check") as show:
-        faults = check(arguments.path, progress=show)
+        faults = check(arguments.path, trust=arguments.trust, progress=show)
     lines = [str(fault.error(fault.file or arguments.path)) for fault in faults]
     refused = refused_by_gpu(arguments.path)
     lines += [
         f"note: {name} {op.signature}: a GPU refuses op {op.op}, {op.builtin}: {op.reason}" for name, op in refused
     ]
+    if is_unhashed(arguments.path):
+        lines.append("note: the file has no hashes, so damage to its weights cannot be found")
     verdict = f"{arguments.path}: {f'faults: {len(faults)}' if faults else 'no faults found'}"
     value = {"ok": not faults, "faults": [dataclasses.asdict(fault) for fault in faults]}
     value["gpu_refusals"] = [{"file": name, **dataclasses.asdict(op)} for name, op in refused]

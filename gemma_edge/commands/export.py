@@ -18,6 +18,7 @@ EXAMPLES = (
     "gemma-edge export BUNDLE -o words.litertlm --groups text",
     "gemma-edge export BUNDLE -o model.litertlm --model-type gemma3n",
     "gemma-edge export BUNDLE -o exact.litertlm --activations fp32",
+    "gemma-edge export BUNDLE -o model.litertlm --sign key.pem",
 )
 
 
@@ -40,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what LiteRT-LM computes with on a GPU: fp16, which gives wrong answers to sounds and may to images, or "
         "fp32 (default: fp32 for the encoders of images and sounds, for the rest what the engine chooses, fp16)",
     )  # fmt: skip
+    parser.add_argument(
+        "--sign", metavar="KEY", type=Path,
+        help="sign the file's hashes with this Ed25519 private key, a file in PEM or OpenSSH's format",
+    )  # fmt: skip
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
@@ -52,6 +57,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             groups=arguments.groups,
             model_type=arguments.model_type,
             activations=arguments.activations,
+            sign=arguments.sign,
             progress=show,
         )
     value = {

@@ -17,7 +17,7 @@ from toolkit.base.files import is_safe_name
 from toolkit.base.json_types import Ascending, Fits, Matches, MayBeAbsent, Range, TypeBy
 from toolkit.quant.scheme import Search
 
-FORMAT = "gemma-edge-bundle/2"
+FORMAT = "gemma-edge-bundle/3"
 MANIFEST_NAME = "manifest.json"
 TEXT_DECODER = "text_decoder.tflite"
 EMBEDDER = "embedder.tflite"

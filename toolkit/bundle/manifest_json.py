@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.base.errors import BundleError, ToolkitError
@@ -15,6 +17,9 @@ from toolkit.bundle.manifest_faults import contradictions
 _OPTIONAL = ("text_vocab_size", "sampling")
 """Keys of the group `text` that are left out where they say nothing."""
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+_DIGEST_LINE = b' "sha256": "'
+"""The beginning of the one line that the manifest's own hash leaves out; no other line has one space before a key
+named `sha256`."""
 
 
 def read_manifest(bundle: Path | str) -> Manifest:
@@ -44,6 +49,7 @@ def parse_manifest(data: bytes, faults: list[Fault]) -> Manifest | None:
     manifest = None
     try:
         fields = without_format(parse_json(data, MANIFEST_NAME, BundleError), FORMAT, MANIFEST_NAME, BundleError)
+        errors += _digest_errors(data, fields.pop("sha256", None))
         manifest = collect_record(fields, Manifest, MANIFEST_NAME, BundleError, errors)
     except BundleError as error:
         errors.append(error)
@@ -61,9 +67,30 @@ def dump_manifest(manifest: Manifest) -> bytes:
         for key in _OPTIONAL:
             if group["runtime"] is not None and group["runtime"].get(key, "") is None:
                 del group["runtime"][key]
-    data = (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+    data = encode_manifest(value)
     faults: list[Fault] = []
     parse_manifest(data, faults)
     if faults:
         raise faults[0].error()
     return data
+
+
+def encode_manifest(value: Mapping[str, object]) -> bytes:
+    """Encode a manifest's keys as canonical JSON, with the `sha256` of all lines but its own."""
+    data = json.dumps({**value, "sha256": ""}, indent=1, sort_keys=True, allow_nan=False).encode("ascii") + b"\n"
+    return data.replace(b"\n" + _DIGEST_LINE, b"\n" + _DIGEST_LINE + _digest(data).encode("ascii"))
+
+
+def _digest(data: bytes) -> str:
+    """The hash of a manifest: what `grep -v '^ "sha256": ' manifest.json | sha256sum` prints."""
+    lines = (line for line in data.split(b"\n") if not line.startswith(_DIGEST_LINE))
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()
+
+
+def _digest_errors(data: bytes, recorded: object) -> list[ToolkitError]:
+    """An error if the manifest does not have the hash that it records."""
+    found = _digest(data)
+    if recorded == found and data.count(b"\n" + _DIGEST_LINE) == 1:
+        return []
+    wanted = f"{recorded}, as its line `sha256` says" if isinstance(recorded, str) else "a line with its own sha256"
+    return [BundleError("sha256", file=MANIFEST_NAME, found=found, wanted=wanted)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit.base.errors import BundleError, GraphError
+from toolkit.base.files import Advance, Progress
 from toolkit.base.layout import SECTION_ALIGNMENT, Span, overlaps
+from toolkit.base.signatures import Truster
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.signatures import (
     DECODE,
@@ -23,29 +25,35 @@ from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.litertlm import schema
 from toolkit.litertlm.chat_template import rendering_fault
 from toolkit.litertlm.check_towers import AUDIO, VISION, tower_faults
-from toolkit.litertlm.reader import header_end
+from toolkit.litertlm.hashes import has_hashes, hash_faults, trust_faults
+from toolkit.litertlm.reader import Header, header_end
 from toolkit.litertlm.schema import LlmMetadata, SectionRecord
 from toolkit.tflite.reader import TfliteContent, read_tflite
 from toolkit.tflite.target import CPU
 
-MAX_TOKENIZER_BYTES = 512 * 1024 * 1024
 REQUIRED = (schema.LLM_METADATA, schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER)
 
 
-def check_litertlm(path: Path) -> list[Fault]:
-    """All faults of a .litertlm that can be found."""
+def check_litertlm(path: Path, *, trust: Sequence[Truster] = (), progress: Progress | None = None) -> list[Fault]:
+    """All faults of a .litertlm that can be found; `trust`: keys, of which one must have signed the file."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        end = header_end(path.name, file.read(schema.METADATA_OFFSET), size)
+        fixed = file.read(schema.METADATA_OFFSET)
+        end = header_end(path.name, fixed, size)
         if isinstance(end, Fault):
             return [end]
-        metadata = file.read(end - schema.METADATA_OFFSET)
+        table = file.read(end - schema.METADATA_OFFSET)
     try:
-        sections = schema.unpack_container_metadata(metadata, path).sections
+        header = Header(fixed + table, schema.unpack_container_metadata(table, path))
     except BundleError as error:
         return [Fault.of(error, path.name, "header")]
+    sections = header.metadata.sections
     faults = _layout_faults(path.name, sections, end, size) + _count_faults(path.name, sections)
     sound = {s.label: s for s in sections if end <= s.begin <= s.end <= size}
+    if not faults and has_hashes(header.metadata):
+        faults += hash_faults(path, header, Advance(size, progress))
+    if trust:
+        faults += trust_faults(path.name, header, trust)
     return faults + _Contents(path, sound).faults()
 
 
@@ -204,12 +212,12 @@ class _Contents:
 
     def _check_tokenizer(self, shapes: TextShapes | None) -> None:
         label = schema.HF_TOKENIZER
-        data = self._read(label, MAX_TOKENIZER_BYTES)
+        data = self._read(label, schema.MAX_TOKENIZER_BYTES)
         if data is None:
             return
         size = int.from_bytes(data[:8], "little")
-        if len(data) < 8 or size > MAX_TOKENIZER_BYTES:
-            self._fault(label, "length", f"{size} bytes", f"at most {MAX_TOKENIZER_BYTES}")
+        if len(data) < 8 or size > schema.MAX_TOKENIZER_BYTES:
+            self._fault(label, "length", f"{size} bytes", f"at most {schema.MAX_TOKENIZER_BYTES}")
             return
         inflate = zlib.decompressobj()
         try:

@@ -11,7 +11,10 @@ from pathlib import Path
 from toolkit.base.errors import BundleError, EnvironmentFault
 from toolkit.base.files import CHUNK_BYTES, Advance, Progress, atomic_file, hash_file, require_room
 from toolkit.base.layout import SECTION_ALIGNMENT, align_up
+from toolkit.base.signatures import Signer
 from toolkit.litertlm import schema
+from toolkit.litertlm.hashes import NO_DIGEST, NO_SIGNATURE, hash_faults, sealed_header
+from toolkit.litertlm.reader import read_header
 from toolkit.litertlm.schema import ContainerMetadata, SectionRecord
 
 
@@ -53,63 +56,87 @@ class Section:
 
 
 def write_container(
-    path: Path, sections: Sequence[Section], system: Mapping[str, str], *, progress: Progress | None = None
+    path: Path,
+    sections: Sequence[Section],
+    system: Mapping[str, str],
+    *,
+    signer: Signer | None = None,
+    progress: Progress | None = None,
 ) -> int:
-    """Write a header and the sections to a temporary file, read it back, rename it; return the bytes written."""
-    header, places = _layout(sections, system)
-    total = places[-1].end
+    """Write the sections, then a header with their hashes, to a temporary file; read it back, rename it.
+
+    Returns the bytes written. `signer` signs the header's hash.
+    """
+    layout = _Layout(sections, system, signer)
+    total = layout.places[-1].end
     require_room(path, total)
-    digest = hashlib.sha256()
     advance = Advance(2 * total, progress)
 
     def verify(partial: Path) -> None:
-        if hash_file(partial, advance=advance).sha256 != digest.hexdigest():
+        if hash_faults(partial, read_header(partial), advance):
             raise EnvironmentFault(file=path, found="other bytes when read back than were written")
 
-    with atomic_file(path, verify=verify) as partial, open(partial, "wb") as file:
-        for chunk in _stream(header, sections, places):
-            file.write(chunk)
-            digest.update(chunk)
-            advance(len(chunk))
+    with atomic_file(path, verify=verify) as partial, open(partial, "r+b") as file:
+        digests, end = [], 0
+        for section, place in zip(sections, layout.places, strict=True):
+            file.seek(place.begin)
+            advance(place.begin - end)
+            digest = hashlib.sha256()
+            for chunk in _stream(section):
+                file.write(chunk)
+                digest.update(chunk)
+                advance(len(chunk))
+            assert file.tell() == place.end, "the layout and the sections disagree"
+            digests.append(digest.hexdigest())
+            end = place.end
+        file.seek(0)
+        file.write(layout.header(digests))
         file.flush()
-        assert file.tell() == total, "the layout and the sections disagree"
     return total
 
 
-def _layout(sections: Sequence[Section], system: Mapping[str, str]) -> tuple[bytes, tuple[SectionRecord, ...]]:
-    """The header, and the place of each section. The metadata has one length for all offsets, as long as none is 0."""
+class _Layout:
+    """The place of each section. The header has one length for all offsets and hashes, as long as no offset is 0."""
 
-    def records(start: int) -> tuple[SectionRecord, ...]:
+    def __init__(self, sections: Sequence[Section], system: Mapping[str, str], signer: Signer | None) -> None:
+        self._sections, self._signer = sections, signer
+        self._system = {**system, schema.HEADER_SHA256: NO_DIGEST}
+        if signer is not None:
+            self._system[schema.SIGNATURE] = NO_SIGNATURE
+        unhashed = [NO_DIGEST] * len(sections)
+        self._header_end = len(self._packed(self._records(SECTION_ALIGNMENT, unhashed)))
+        self.places = self._records(self._header_end, unhashed)
+
+    def header(self, digests: Sequence[str]) -> bytes:
+        """The header for sections with these hashes."""
+        packed = self._packed(self._records(self._header_end, digests))
+        assert len(packed) == self._header_end, "the header grew after it was laid out"
+        return sealed_header(packed, self._signer)
+
+    def _records(self, start: int, digests: Sequence[str]) -> tuple[SectionRecord, ...]:
         placed: list[SectionRecord] = []
-        for section in sections:
+        for section, digest in zip(self._sections, digests, strict=True):
             start = align_up(start, SECTION_ALIGNMENT)
             pairs = {schema.MODEL_TYPE: section.model_type, schema.ACTIVATION_TYPE: section.activations}
             items = {key: text for key, text in pairs.items() if text is not None}
+            items[schema.SHA256] = digest
             placed.append(SectionRecord(section.type, start, start + section.size, items))
             start += section.size
         return tuple(placed)
 
-    trial = schema.pack_container_metadata(ContainerMetadata(system, records(SECTION_ALIGNMENT)))
-    header_end = schema.METADATA_OFFSET + len(trial)
-    places = records(header_end)
-    metadata = schema.pack_container_metadata(ContainerMetadata(system, places))
-    assert len(metadata) == len(trial), "the metadata grew after it was laid out"
-    version = schema.MAGIC + struct.pack("<3I", *schema.VERSION)
-    fixed = version.ljust(schema.HEADER_END_OFFSET, b"\0") + struct.pack("<Q", header_end)
-    return fixed.ljust(schema.METADATA_OFFSET, b"\0") + metadata, places
+    def _packed(self, places: tuple[SectionRecord, ...]) -> bytes:
+        metadata = schema.pack_container_metadata(ContainerMetadata(self._system, places))
+        version = schema.MAGIC + struct.pack("<3I", *schema.VERSION)
+        end = struct.pack("<Q", schema.METADATA_OFFSET + len(metadata))
+        return (version.ljust(schema.HEADER_END_OFFSET, b"\0") + end).ljust(schema.METADATA_OFFSET, b"\0") + metadata
 
 
-def _stream(header: bytes, sections: Sequence[Section], places: Sequence[SectionRecord]) -> Iterator[bytes]:
-    yield header
-    end = len(header)
-    for section, place in zip(sections, places, strict=True):
-        yield bytes(place.begin - end)
-        for part in section.content:
-            if isinstance(part, bytes):
-                yield part
-            else:
-                yield from _read_part(part)
-        end = place.end
+def _stream(section: Section) -> Iterator[bytes]:
+    for part in section.content:
+        if isinstance(part, bytes):
+            yield part
+        else:
+            yield from _read_part(part)
 
 
 def _read_part(part: FilePart) -> Iterator[bytes]:

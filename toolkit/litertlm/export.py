@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from toolkit.base.errors import BundleError, UsageError, errors_about
 from toolkit.base.files import Progress, hash_file, require_free_space, scratch_beside
 from toolkit.base.layout import ceil_div
+from toolkit.base.signatures import Signer
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
@@ -58,12 +59,14 @@ class ExportOptions:
     transformers does, or `gemma3n` if only text is exported.
     activations: what a GPU computes every graph with; by default the engine's own choice, float16, for graphs that are
     right in it, and float32 for the encoders of images and sounds.
+    signer: signs the file's hashes, if there is one.
     """
 
     size: str | None = None
     groups: tuple[str, ...] | None = None
     model_type: ModelType | None = None
     activations: Activations | None = None
+    signer: Signer | None = None
 
     def __post_init__(self) -> None:
         if self.activations is not None and self.activations not in get_args(Activations):
@@ -99,7 +102,7 @@ def export_litertlm(
     system = {
         "checkpoint": manifest.checkpoint.name,
         "checkpoint_sha256": manifest.checkpoint.sha256,
-        "generator": manifest.generator,
+        schema.GENERATOR: manifest.generator,
         "groups": ",".join(groups),
         "size": size,
     }
@@ -108,7 +111,7 @@ def export_litertlm(
         sections = [*_text_sections(parts, manifest.size(size)), *_tower_sections(parts, groups, model_type)]
         sections = [_with_activations(section, options.activations) for section in sections]
         sections.insert(0, _metadata_section(parts, groups, model_type))
-        total = write_container(target, sections, system, progress=progress)
+        total = write_container(target, sections, system, signer=options.signer, progress=progress)
     return ExportResult(target, total, size, groups, model_type)
 
 
@@ -214,6 +217,9 @@ def _chat_template(parts: _Parts) -> str | None:
 def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
     """The sections for text, the small ones first, so that a reader finds them in the first megabytes."""
     tokenizer = plain_tokenizer(parts.read(TOKENIZER))
+    if len(tokenizer) > schema.MAX_TOKENIZER_BYTES:
+        found, wanted = f"{len(tokenizer):,} bytes", f"at most {schema.MAX_TOKENIZER_BYTES:,} in a .litertlm"
+        raise BundleError(file=parts.bundle / TOKENIZER, found=found, wanted=wanted)
     packed = struct.pack("<Q", len(tokenizer)) + zlib.compress(tokenizer, _ZLIB_LEVEL)
     return (
         Section(schema.HF_TOKENIZER, (packed,)),

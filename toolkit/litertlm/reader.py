@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from toolkit.base.errors import BundleError, system_reason
 from toolkit.bundle.faults import Fault
 from toolkit.litertlm import schema
-from toolkit.litertlm.schema import SectionRecord
+from toolkit.litertlm.schema import ContainerMetadata, SectionRecord
 
 _GROUPS: Mapping[str, str] = {
     schema.EMBEDDER: "token_embedding",
@@ -50,24 +52,45 @@ def group_of(label: str) -> str | None:
 
 def read_litertlm(path: Path) -> LitertlmContent:
     """Read header and metadata only; BundleError if the file is not a .litertlm, or is cut off."""
+    sections = read_header(path).metadata.sections
+    metadata = next((section for section in sections if section.type == schema.LLM_METADATA), None)
+    if metadata is None or metadata.end - metadata.begin > schema.MAX_LLM_METADATA_BYTES:
+        return LitertlmContent(sections, None)
+    with _opened(path) as file:
+        data = os.pread(file.fileno(), metadata.end - metadata.begin, metadata.begin)
+    return LitertlmContent(sections, schema.unpack_llm_metadata(data, path).max_num_tokens or None)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The bytes before the first section, and what they say."""
+
+    data: bytes
+    metadata: ContainerMetadata
+
+
+def read_header(path: Path) -> Header:
+    """Read the header only; BundleError if the file is not a .litertlm, or is cut off."""
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        fixed = file.read(schema.METADATA_OFFSET)
+        end = header_end(path.name, fixed, size)
+        if isinstance(end, Fault):
+            raise end.error(path, remedy=_REMEDY)
+        table = file.read(end - schema.METADATA_OFFSET)
+    metadata = schema.unpack_container_metadata(table, path)
+    for section in metadata.sections:
+        if not end <= section.begin <= section.end <= size:
+            found, wanted = f"bytes {section.begin} to {section.end}", f"within the file's {size}"
+            raise BundleError(f"section {section.label}", file=path, found=found, wanted=wanted, remedy=_REMEDY)
+    return Header(fixed + table, metadata)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            end = header_end(path.name, file.read(schema.METADATA_OFFSET), size)
-            if isinstance(end, Fault):
-                raise end.error(path, remedy=_REMEDY)
-            table = file.read(end - schema.METADATA_OFFSET)
-            sections = schema.unpack_container_metadata(table, path).sections
-            for section in sections:
-                if not end <= section.begin <= section.end <= size:
-                    found, wanted = f"bytes {section.begin} to {section.end}", f"within the file's {size}"
-                    raise BundleError(f"section {section.label}", file=path, found=found, wanted=wanted, remedy=_REMEDY)
-            metadata = next((section for section in sections if section.type == schema.LLM_METADATA), None)
-            if metadata is None or metadata.end - metadata.begin > schema.MAX_LLM_METADATA_BYTES:
-                return LitertlmContent(sections, None)
-            file.seek(metadata.begin)
-            data = file.read(metadata.end - metadata.begin)
-            return LitertlmContent(sections, schema.unpack_llm_metadata(data, path).max_num_tokens or None)
+            yield file
     except OSError as error:
         raise BundleError(file=path, found=system_reason(error)) from error
 

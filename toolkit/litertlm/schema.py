@@ -34,6 +34,10 @@ LLM_METADATA, TFLITE_MODEL, HF_TOKENIZER = "LlmMetadataProto", "TFLiteModel", "H
 TOKENIZERS = (HF_TOKENIZER, "SP_Tokenizer")
 MODEL_TYPE = "model_type"
 ACTIVATION_TYPE = "prefer_activation_type"
+SHA256 = "sha256"
+"""The entry of a section that holds the hash of its bytes."""
+HEADER_SHA256, SIGNATURE, GENERATOR = "header_sha256", "signature", "generator"
+"""Entries of the file: the header's own hash, a signature of that, and the program that wrote the file."""
 PREFILL_DECODE, EMBEDDER, PER_LAYER_EMBEDDER = (
     "tf_lite_prefill_decode",
     "tf_lite_embedder",
@@ -50,6 +54,8 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_LLM_METADATA_BYTES = 16 * 1024 * 1024
 """Far above any real file: a wrong length must not fill the memory."""
 
+MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
+"""Of a tokenizer.json, packed or not: twice the size of Gemma 3n's."""
 MAX_ITEMS = 4096
 """Far above the number of sections, or of one section's entries, in any real file: guards against a wrong length."""
 

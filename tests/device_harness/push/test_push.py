@@ -23,6 +23,7 @@ from bundles import DRAFT, TEXT, VISION
 import device_harness.push.chunks
 import device_harness.push.program
 import device_harness.push.push
+import gemma_edge
 import toolkit.base.files
 import toolkit.bundle.manifest_faults
 from device_harness.adb.devices import tcp_endpoint
@@ -45,7 +46,10 @@ from device_harness.push.remote import RemoteFolder
 from device_harness.push.scripts import ChunkRun
 from device_harness.push.source import Step, open_source
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
+from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
+from toolkit.litertlm import schema
+from toolkit.litertlm.container import Section, write_container
 
 CHUNK = 16 * 1024
 TARGET = "/data/local/tmp/pushed"
@@ -659,10 +663,20 @@ def test_a_processor_that_nothing_is_built_for_stores_by_its_own_programs(
 def test_a_benchmarks_model_is_stored_by_our_program_where_it_has_been_built(
     device: Peer, transport: Counting, receiver: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "model.litertlm").write_bytes(bytes(CHUNK))
+    write_container(tmp_path / "model.litertlm", [Section(schema.LLM_METADATA, (bytes(CHUNK),))], {})
     shutil.rmtree(device.path(f"{DEFAULT_FOLDER}/bin"), ignore_errors=True)
     place_model(AdbDevice(transport), open_model(tmp_path / "model.litertlm"))
     assert list(device.path(f"{DEFAULT_FOLDER}/bin").glob(f"*/{Path(receiver).name}"))
+
+
+def test_a_damaged_litertlm_is_neither_pushed_nor_measured(tmp_path: Path) -> None:
+    path = tmp_path / "model.litertlm"
+    write_container(path, [Section(schema.LLM_METADATA, (bytes(CHUNK),))], {})
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"\x01")
+    for refuse in (lambda: gemma_edge.push(path, "127.0.0.1:1"), lambda: open_model(path)):
+        with pytest.raises(BundleError, match=r"section LlmMetadataProto: found sha256 .*, wanted .*; export it again"):
+            refuse()
 
 
 # --- hostile and wrong input ------------------------------------------------------------------------------------------
@@ -677,7 +691,7 @@ def test_a_manifest_with_a_name_that_leads_elsewhere_is_refused(
     bundle = make_bundle(tmp_path / "bundle", make_content())
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"][name] = manifest["files"].pop("tokenizer.json")
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "manifest.json").write_bytes(encode_manifest(manifest))
     with pytest.raises(BundleError):
         push(transport, bundle)
     assert transport.writes == []

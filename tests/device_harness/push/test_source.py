@@ -13,6 +13,7 @@ import toolkit.base.files
 from device_harness.push.push import default_target
 from device_harness.push.source import PushSource, open_source, require_sound
 from toolkit.base.errors import BundleError, UsageError
+from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.write import write_bundle
 
 
@@ -65,7 +66,7 @@ def test_a_file_of_another_size_is_refused(bundle: Path) -> None:
 def test_names_that_a_push_keeps_for_itself_are_refused(bundle: Path, name: str) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"][name] = manifest["files"]["tokenizer.json"]
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "manifest.json").write_bytes(encode_manifest(manifest))
     with pytest.raises(BundleError, match="keeps for itself"):
         open_source(bundle)
 

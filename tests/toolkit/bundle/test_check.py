@@ -37,6 +37,7 @@ from toolkit.bundle.manifest import (
     VISION_ADAPTER,
     VISION_ENCODER,
 )
+from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, read_header
 from toolkit.bundle.write import write_bundle
 from toolkit.check import check
@@ -77,7 +78,7 @@ def rewrite(bundle: Path, name: str, write: Callable[[Path], object]) -> None:
 def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     value = json.loads((bundle / MANIFEST_NAME).read_bytes())
     edit(value)
-    (bundle / MANIFEST_NAME).write_text(json.dumps(value))
+    (bundle / MANIFEST_NAME).write_bytes(encode_manifest(value))
 
 
 def patch(path: Path, at: int, data: bytes) -> None:
@@ -365,8 +366,5 @@ def test_a_turn_that_ends_in_a_token_which_stops_nothing_is_found(tmp_path: Path
     request = ConvertRequest(EXAMPLE, tmp_path / "b", groups=("text",), context=64, prefill_sizes=(8,))
     convert(request, gate=None)
     assert found(tmp_path / "b") == []
-    path = tmp_path / "b" / "manifest.json"
-    value = json.loads(path.read_text())
-    value["groups"]["text"]["runtime"]["stop_token_ids"] = [1]
-    path.write_text(json.dumps(value))
+    edit_manifest(tmp_path / "b", lambda value: value["groups"]["text"]["runtime"].update(stop_token_ids=[1]))
     assert found(tmp_path / "b") == [("chat_template.jinja", "the end of a turn")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from toolkit.base import files
 from toolkit.base.errors import BundleError
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import MANIFEST_NAME, TOWER_FILES, FileRecord, GroupRecord, Manifest
-from toolkit.bundle.manifest_json import dump_manifest, parse_manifest, read_manifest
+from toolkit.bundle.manifest_json import dump_manifest, encode_manifest, parse_manifest, read_manifest
 from toolkit.bundle.write import describe
 
 
@@ -52,7 +53,7 @@ def parse(data: bytes) -> tuple[Manifest | None, list[Fault]]:
 def edited(edit: Callable[[dict[str, Any]], object]) -> bytes:
     value = json.loads(dump_manifest(manifest()))
     edit(value)
-    return json.dumps(value).encode()
+    return encode_manifest(value)
 
 
 def put(path: str, value: object) -> Callable[[dict[str, Any]], None]:
@@ -83,7 +84,7 @@ def test_the_encoding_is_fixed_to_the_byte() -> None:
     data = dump_manifest(manifest())
     assert data.startswith(b'{\n "architecture": "Gemma3nForCausalLM",\n "checkpoint": {\n  "name": "handmade",\n')
     assert b'\n  "vision": {\n   "bytes": 209,\n' in data and b'\n   "runtime": {\n    "begin_token_id": 3,\n' in data
-    assert b'\n "format": "gemma-edge-bundle/2",\n' in data
+    assert b'\n "format": "gemma-edge-bundle/3",\n' in data
     assert data.endswith(b"\n}\n")
     assert data.isascii()
     shuffled = replace(manifest(), sizes=dict(reversed(list(manifest().sizes.items()))))
@@ -104,7 +105,7 @@ def test_the_default_size_is_found_without_a_name_and_others_by_name() -> None:
         (b"\xff{}", "UTF-8"),
         (b"[]", "an object"),
         (b'{"format": "gemma-edge-bundle/1"}', "gemma-edge-bundle/1"),
-        (b'{"format": "gemma-edge-bundle/3"}', "gemma-edge-bundle/3"),
+        (b'{"format": "gemma-edge-bundle/4"}', "gemma-edge-bundle/4"),
         (b'{"format": "gemma-edge-bundle/1", "format": "gemma-edge-bundle/1"}', "twice"),
         (b'{"format": NaN}', "NaN"),
         (b'{"a":' * 100_000, "nesting"),
@@ -224,18 +225,30 @@ def test_each_wrong_value_is_refused_with_its_place(edit: Callable[[dict[str, An
 
 def test_every_key_is_wanted() -> None:
     whole = json.loads(dump_manifest(manifest()))
+    del whole["sha256"]  # which `encode_manifest` adds
 
     def drop(value: Any, path: str) -> None:
         for key in list(value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []):
             if isinstance(value, dict):
                 kept = value.pop(key)
                 optional = path in ("/sizes", "/quant", "/groups", "/files")
-                found, faults = parse(json.dumps(whole).encode())
+                found, faults = parse(encode_manifest(whole))
                 assert optional or (found is None and faults), f"{path}/{key}"
                 value[key] = kept
             drop(value[key], f"{path}/{key}")
 
     drop(whole, "")
+
+
+def test_the_manifests_hash_is_that_of_its_other_lines() -> None:
+    data = dump_manifest(manifest())
+    lines = data.splitlines(keepends=True)
+    (digest,) = (line for line in lines if line.startswith(b' "sha256": '))
+    others = b"".join(line for line in lines if line != digest)
+    assert digest == b' "sha256": "%s",\n' % hashlib.sha256(others).hexdigest().encode()
+    for wrong in (others, data.replace(b"handmade", b"handmode"), data.replace(b'"sizes": {', b'"sizes":  {')):
+        found, faults = parse(wrong)
+        assert (found, [fault.fault for fault in faults]) == (None, ["sha256"])
 
 
 def test_faults_in_several_parts_are_all_reported() -> None:
@@ -265,7 +278,7 @@ def test_a_directory_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
 
 def test_a_bundle_of_format_1_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_text('{"format": "gemma-edge-bundle/1", "text": {}}')
-    with pytest.raises(BundleError, match="found gemma-edge-bundle/1, wanted gemma-edge-bundle/2; convert it again"):
+    with pytest.raises(BundleError, match="found gemma-edge-bundle/1, wanted gemma-edge-bundle/3; convert it again"):
         read_manifest(tmp_path)
 
 

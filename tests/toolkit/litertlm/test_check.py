@@ -209,6 +209,7 @@ GOOD_TOKENIZER = json.dumps({"model": {"vocab": {"a": 0}}}).encode()
     [
         (b"short", "length"),
         (tokenizer(GOOD_TOKENIZER, 2**60), "length"),
+        (tokenizer(b"", 64 * 2**20 + 1), "length"),
         (tokenizer(GOOD_TOKENIZER, len(GOOD_TOKENIZER) - 1), "length"),
         (tokenizer(GOOD_TOKENIZER, len(GOOD_TOKENIZER) + 1), "length"),
         (tokenizer(GOOD_TOKENIZER)[:-5], "length"),

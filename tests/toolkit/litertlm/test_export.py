@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ from toolkit.check import check
 from toolkit.litertlm import schema
 from toolkit.litertlm.container import Section, write_container
 from toolkit.litertlm.export import Activations, ExportOptions, export_litertlm
+from toolkit.litertlm.reader import Header, read_header
 from toolkit.litertlm.schema import (
     ContainerMetadata,
     ImageMetadata,
@@ -107,7 +109,9 @@ def test_the_engine_is_told_what_the_manifest_says(exported: bytes) -> None:
 
 
 def test_the_header_holds_no_id_and_no_time(exported: bytes) -> None:
-    assert metadata_of(exported).system == {
+    system = dict(metadata_of(exported).system)
+    assert len(system.pop("header_sha256")) == 64
+    assert system == {
         "checkpoint": "handmade",
         "checkpoint_sha256": "0123456789abcdef" * 4,
         "generator": "gemma-edge 0.1.0",
@@ -173,8 +177,13 @@ def test_an_interrupt_leaves_nothing_behind(bundle: Path, tmp_path: Path, monkey
 
 
 def test_a_container_that_reads_back_differently_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rot = files.FileHash(1, "0" * 64, ())
-    monkeypatch.setattr("toolkit.litertlm.container.hash_file", lambda path, **_: rot)
+    def rot(partial: Path) -> Header:
+        with open(partial, "r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"y")
+        return read_header(partial)
+
+    monkeypatch.setattr("toolkit.litertlm.container.read_header", rot)
     with pytest.raises(EnvironmentFault, match="read back"):
         write_container(tmp_path / "a", [Section(schema.LLM_METADATA, (b"x",))], {})
     assert list(tmp_path.iterdir()) == []
@@ -211,6 +220,7 @@ def test_a_section_ends_exactly_where_its_bytes_end(tmp_path: Path, size: int) -
     data = (tmp_path / "a").read_bytes()
     a, b = metadata_of(data).sections
     assert (a.begin, a.end) == (16384, 16384 + size)
+    assert [s.items["sha256"] for s in (a, b)] == [hashlib.sha256(content).hexdigest() for content in (first, second)]
     assert b.begin == 16384 * (2 if size <= 16384 else 3)
     assert data[a.begin : a.end] == first
     assert data[b.begin :] == second

@@ -16,7 +16,6 @@ from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout
 from device_harness.adb.payload import Buffer, FilePayload, Payload
 from device_harness.adb.port import Handshake, Port, Signer, read_rest
 from device_harness.adb.wire import (
-    DELAYED_ACK,
     MAX_PAYLOAD_BYTES,
     Banner,
     Header,
@@ -59,7 +58,7 @@ class Link:
         shake = Handshake(self._port)
         self.banner, self.max_payload_bytes = shake.run(self.name, signers, timeout=timeout, auth_timeout=auth_timeout)
         self._sums = shake.sums
-        self.counts_bytes = DELAYED_ACK in self.banner.features
+        self.counts_bytes = shake.counts_bytes
         self._lost = None
 
     def close(self) -> None:

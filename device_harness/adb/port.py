@@ -28,6 +28,7 @@ from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout
 from device_harness.adb.payload import Buffer, FilePayload, Payload
 from device_harness.adb.sockets import await_events, send_some
 from device_harness.adb.wire import (
+    DELAYED_ACK,
     HEADER_BYTES,
     LEGACY_PAYLOAD_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -42,8 +43,8 @@ from device_harness.adb.wire import (
 )
 from toolkit.base.errors import system_reason
 
-FEATURES = b"features=cmd,delayed_ack,shell_v2"
-"""The features of this host, sent after `host::`."""
+FEATURES = frozenset({"cmd", DELAYED_ACK, "shell_v2"})
+"""The features of this host."""
 
 _log = logging.getLogger(__name__)
 
@@ -285,7 +286,7 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
         """Connect; return the device's banner, and the maximum payload in bytes of a message to it."""
         info = _AdbTransactionInfo(None, None, timeout, timeout, None)
         try:
-            _, most = self.connect(FEATURES, list(signers), auth_timeout, lambda _: ask_to_confirm(name), info)
+            _, most = self.connect(_own_banner(), list(signers), auth_timeout, lambda _: ask_to_confirm(name), info)
         except exceptions.DeviceAuthError as error:
             raise unauthorized(name, "a device that asks for a key, and none here") from error
         except (*_ADB_SHELL_FAULTS, ConnectionLost) as error:
@@ -301,6 +302,11 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
         if most < LEGACY_PAYLOAD_BYTES // 4:
             raise ProtocolFault(name, found=f"messages of {most} bytes at most", wanted=f"{LEGACY_PAYLOAD_BYTES}")
         return parse_banner(self._banner), min(most, MAX_PAYLOAD_BYTES)
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether each OKAY says how many bytes it is for: where both sides can."""
+        return DELAYED_ACK in FEATURES & parse_banner(self._banner).features
 
     def _read_packet_from_device(self, adb_info: _AdbTransactionInfo) -> tuple[bytes, int, int, bytes]:
         start = self._port.wait(adb_info.transport_timeout_s)
@@ -330,6 +336,11 @@ def read_rest(port: Port, start: Buffer, timeout: float) -> tuple[Header, Buffer
     payload = port.read(header.length, timeout) if header.length else b""
     require_checksum(header, payload)
     return header, payload
+
+
+def _own_banner() -> bytes:
+    """What adb-shell sends after `host::`."""
+    return f"features={','.join(sorted(FEATURES))}".encode()
 
 
 def ask_to_confirm(name: str) -> None:

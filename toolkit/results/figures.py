@@ -158,6 +158,8 @@ Scripts = Literal[
     "push_alone_s",
     "send_s",
     "sent_bytes",
+    "daemon_peak_rss_bytes",
+    "server_peak_rss_bytes",
     "media_s",
     "effective_bytes",
     "ple_resident_bytes",

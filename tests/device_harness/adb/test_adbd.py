@@ -118,11 +118,10 @@ def test_adbd_takes_no_more_into_memory_than_is_on_the_way(
     with open(path, "wb") as file:
         file.truncate(160_000_000)
     if not counts_bytes:
-        monkeypatch.setattr(device_harness.adb.port, "FEATURES", b"features=cmd,shell_v2")
+        monkeypatch.setattr(device_harness.adb.port, "FEATURES", frozenset({"cmd", "shell_v2"}))
     with Adbd(adbd_root) as device:
         transport = reach(device)
-        assert isinstance(transport._link, Link)
-        transport._link.counts_bytes = counts_bytes
+        assert isinstance(transport._link, Link) and transport._link.counts_bytes == counts_bytes
         result = push_source(transport, open_source(path), target=f"{TMP}/large")
         assert result.bytes_sent == 160_000_000
         assert device.peak_bytes() < 64_000_000

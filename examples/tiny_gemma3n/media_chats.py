@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from train_media import Media
 
-ASKED, ANSWERED, MISLED = 0.1, 3.0, 0.25
+ASKED, ANSWERED, MISLED = 0.1, 3.0, 0.4
 """How much the tokens of questions and of answers count in the loss; how often an answer's colour is made wrong."""
 
 SEE = (
@@ -64,7 +64,7 @@ class MediaChats:
         self.teller = stories.Storyteller(rng)
 
     def draw(self) -> Tokens:
-        return self.picture() if self.rng.random() < 0.55 else self.sound()
+        return self.picture() if self.rng.random() < 0.62 else self.sound()
 
     def add(self, tokens: Tokens, text: str, share: float) -> None:
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids

@@ -28,8 +28,9 @@ WORKERS, ROWS, LENGTH, CHAT = 2, 4, 512, 0.3
 MUON_RATE, ADAM_RATE, EMBED_RATE, WEIGHT_DECAY = 0.015, 2e-3, 4e-3, 0.05
 WARMUP_STEPS, COOLDOWN, EMA = 100, 0.6, 0.995
 SAVE_SECONDS = 180.0
-WORKING = torch.bfloat16 if "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8") else torch.float32
-"""What is computed in: bfloat16 is the faster one only where the processor has matrix instructions for it."""
+PROCESSOR = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+WORKING = torch.bfloat16 if "amx_bf16" in PROCESSOR or "avx512_bf16" in PROCESSOR else torch.float32
+"""What is computed in: bfloat16 is the faster one only where the processor has instructions for its products."""
 
 
 def sample_size(rng: random.Random) -> Size:

@@ -1,10 +1,11 @@
-"""Train the tiny Gemma 3n on from its checkpoint: prose, stories, scripture and chats, some about pictures and sounds.
+"""Train the tiny Gemma 3n on from its checkpoint: stories, definitions, scripture, chats on pictures, sounds and more.
 
     python train_on.py --work WORK --minutes 120 --out OUT
 
 needs what train_media.py needs. The towers stay as they are. Every size is trained as a slice of the same weights, one
 a step, most often the large one, so that width and depth pay. Resumes from WORK/on.pt; the schedule follows the clock.
-Held-out perplexity of every size goes to WORK/curve.jsonl every CURVE_SECONDS.
+Every CURVE_SECONDS the held-out perplexity of every size goes to WORK/curve.jsonl, and the averaged weights to
+WORK/points.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing
 
 HERE = Path(__file__).parent
-WORKERS, ROWS, PARTS, LENGTH = 2, 2, 4, 512
+WORKERS, ROWS, PARTS, LENGTH = 2, 1, 6, 512
 """A step is PARTS parts of ROWS rows; the workers take one after the other, so that none waits long."""
-RATE, WARMUP_STEPS, COOLDOWN = 0.7, 40, 0.6
-SHARES = {"small": 0.12, "mid-narrow": 0.12, "mid-wide": 0.16, "large": 0.50, "mix": 0.10}
+RATE, EMBED_RATE, WARMUP_STEPS = 0.45, 0.0015, 40
+"""RATE: the peak, as a share of train.py's rates; from there it falls in a line to nothing. The embeddings' own rate is
+lower than train.py's, because a rare word must not lose in one step what it has learned."""
+SHARES = {"small": 0.06, "mid-narrow": 0.08, "mid-wide": 0.13, "large": 0.68, "mix": 0.05}
 SAVE_SECONDS, CURVE_SECONDS = 120.0, 600.0
 MEDIA = 12_000
-KINDS = {"stories": 0.22, "prose": 0.24, "scripture": 0.20, "chat": 0.34}
-SOURCES = {"endless-sky": 0.40, "wesnoth": 0.30, "gnome-help": 0.10, "wordnet": 0.20}
+KINDS = {"stories": 0.26, "wordnet": 0.09, "scripture": 0.26, "chat": 0.39}
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "matformer.json",
@@ -83,11 +85,9 @@ class Mixture:
         chapters = [chapter for chapter in data.load_chapters(work) if not chapter.held_out]
         self.scripture = data.Sampler(chapters, tokenizer, LENGTH, chat=0.0, seed=seed)
         self.conversations = data.Conversations(chapters, self.rng)
-        documents = [d for d in prose.load(work) if not d.held_out]
-        self.streams = {
-            name: encode_documents([d.text for d in documents if d.source == name], tokenizer) for name in SOURCES
-        }
-        self.meanings = [d.text.split("\n")[0] for d in documents if d.source == "wordnet"]
+        words = [d.text for d in prose.load(work) if d.source == "wordnet" and not d.held_out]
+        self.definitions = encode_documents(words, tokenizer)
+        self.meanings = [text.split("\n")[0] for text in words]
         self.teller = stories.Storyteller(self.rng)
         self.media_chats = MediaChats(media, tokenizer, self.rng)
 
@@ -102,11 +102,11 @@ class Mixture:
 
     def conversation(self) -> Tokens:
         kind = self.rng.random()
-        if kind < 0.40:
+        if kind < 0.46:
             return self.media_chats.draw()
-        if kind < 0.85:
+        if kind < 0.90:
             return self.text(stories.chat_text(self.teller.chat()))
-        if kind < 0.93:
+        if kind < 0.96:
             return self.text(self.conversations.text())
         word, meaning = self.rng.choice(self.meanings).split(" ", 1)
         said = meaning.partition("): ")[2].split(". “")[0].rstrip(".")
@@ -120,8 +120,8 @@ class Mixture:
         kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
         if kind == "scripture":
             return Tokens(self.scripture.row().tolist(), [1.0] * (LENGTH + 1))
-        if kind == "prose":
-            return self.window(self.streams[self.rng.choices(list(SOURCES), list(SOURCES.values()))[0]])
+        if kind == "wordnet":
+            return self.window(self.definitions)
         row = Tokens()
         while len(row.ids) <= LENGTH:
             row.extend(self.text(self.teller.story().text + "<eos>") if kind == "stories" else self.conversation())
@@ -164,7 +164,8 @@ def exchange_gradients(state: train.State, lost: float) -> float:
 
 
 def learning_rate(step: int, progress: float) -> float:
-    return RATE * min(1.0, (step + 1) / WARMUP_STEPS, (1.0 - progress) / COOLDOWN + 0.01)
+    """Warm-up, then a linear fall to nothing; progress: 0..1."""
+    return RATE * max(0.0, min((step + 1) / WARMUP_STEPS, 1.0 - progress))
 
 
 def held_out_rows(work: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -235,6 +236,9 @@ class Run:
         return size.name, loss
 
     def add_to_curve(self, rows: dict[str, Tensor]) -> None:
+        points = self.work / "points"
+        points.mkdir(exist_ok=True)
+        torch.save({"averaged": self.state.averaged}, points / f"{self.state.step:05}.pt")
         with (self.work / "curve.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(curve_point(self.state, self.functions, rows)) + "\n")
 
@@ -265,13 +269,16 @@ def work_alone(
     rank: int, work: Path, start: Weights, media: train_media.Media, seconds: float, seed: int, taken: Synchronized[int]
 ) -> None:
     """One of WORKERS single-threaded processes (as in train.py)."""
+    began = time.monotonic()
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{work}/rendezvous", rank=rank, world_size=WORKERS)
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
     state = train.State(work / "on.pt", start)
+    state.optimizer.adam.param_groups[0]["base"] = EMBED_RATE
     mixture = Mixture(work, tokenizer, media, seed + WORKERS * state.step + rank)
     run = Run(work, state, Functions(compiled=True), mixture, seconds, seed)
     run.compile(rank)
+    state.elapsed += time.monotonic() - began
     run.train(taken, held_out_rows(work, tokenizer) if rank == 0 else None)
     distributed.destroy_process_group()
 
@@ -313,11 +320,11 @@ def export(folder: Path, weights: Weights, models: train_media.Models) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of texts, pictures, sounds and training state")
-    parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--minutes", type=float, default=120.0, help="of the clock, in all resumed runs together")
     parser.add_argument("--start", type=Path, default=HERE, help="checkpoint to go on from")
     parser.add_argument("--out", type=Path, help="folder of the exported checkpoint (default: WORK/out)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--export-only", action="store_true", help="write what WORK/on.pt holds")
+    parser.add_argument("--export-only", type=Path, metavar="STATE", help="write what WORK/on.pt or a point holds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work: Path = arguments.work
@@ -331,7 +338,8 @@ def main() -> None:
         multiprocessing.spawn(
             work_alone, (work, start, media, arguments.minutes * 60, arguments.seed, taken), nprocs=WORKERS
         )
-    export(arguments.out or work / "out", torch.load(work / "on.pt")["averaged"], models)
+    state = torch.load(arguments.export_only or work / "on.pt")
+    export(arguments.out or work / "out", state["averaged"], models)
 
 
 if __name__ == "__main__":

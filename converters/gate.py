@@ -112,6 +112,7 @@ def judge_towers(
                 media=[medium for medium in media if medium.group == group],
                 threads=settings.threads,
                 backend=settings.backend,
+                activations=settings.activations,
                 progress=told,
             )
     return reports

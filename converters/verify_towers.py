@@ -8,7 +8,7 @@ are written to a temporary directory, run there by LiteRT, and removed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from converters.family import Checkpoint, StageProgress
 from converters.plan import GraphFiles
+from toolkit.base.activations import Activations
 from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Advance, hash_file, require_free_space
@@ -25,7 +26,7 @@ from toolkit.base.layout import ceil_div
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.media.mel import SAMPLE_RATE_HZ, max_samples
 from toolkit.runtime.backends import BACKENDS, find_backend
-from toolkit.runtime.backends.interface import BackendOptions, ModelFile, Runtime
+from toolkit.runtime.backends.interface import Backend, BackendOptions, ModelFile
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import Medium, TowerName, image_medium, sound_medium
 from toolkit.runtime.towers import open_tower
@@ -75,6 +76,7 @@ def verify_tower(
     media: Sequence[Medium] = (),
     threads: int,
     backend: str = BACKENDS[0].name,
+    activations: Activations = "fp32",
     progress: StageProgress | None = None,
 ) -> TowerReport:
     """Compare a bundle's tower with a float one, on `media` or a generated sample; `scratch` is an empty directory.
@@ -88,10 +90,11 @@ def verify_tower(
     floats = checkpoint.float_tower(record, _frame_lengths(record, media))
     _write(floats.files, scratch, progress)
     # Keep the rearranged weights in a file, so that the kernel may drop their pages.
-    start = partial(find_backend(backend).start, BackendOptions(threads, scratch / "packed"))
-    embed = _Embed(media, start, progress)
-    found = embed.rows([bundle.model_file(name) for name in TOWER_FILES[group]], record)
-    wanted = embed.rows([_model_file(scratch / name) for name in TOWER_FILES[group]], floats.record)
+    options = BackendOptions(threads, scratch / "packed", activations)
+    embed = _Embed(media, options, progress)
+    found = embed.rows(find_backend(backend), [bundle.model_file(name) for name in TOWER_FILES[group]], record)
+    # The reference always runs on the CPU.
+    wanted = embed.rows(BACKENDS[0], [_model_file(scratch / name) for name in TOWER_FILES[group]], floats.record)
     dtype = coarsest(rule.dtype for rule in bundle.manifest.quant[group].rules)
     return compare(found, wanted, limit=LIMITS[dtype])
 
@@ -155,13 +158,13 @@ def _model_file(path: Path) -> ModelFile:
 class _Embed:
     """Runs both towers on the same media."""
 
-    def __init__(self, media: Sequence[Medium], start: Callable[[], Runtime], progress: StageProgress | None) -> None:
-        self._media, self._start, self._progress = media, start, progress
+    def __init__(self, media: Sequence[Medium], options: BackendOptions, progress: StageProgress | None) -> None:
+        self._media, self._options, self._progress = media, options, progress
         self._done = 0
 
-    def rows(self, files: Sequence[ModelFile], record: VisionRecord | AudioRecord) -> list[F32]:
+    def rows(self, backend: Backend, files: Sequence[ModelFile], record: VisionRecord | AudioRecord) -> list[F32]:
         """For each medium, the embeddings that depend on it, without the padding after a sound."""
-        runtime, found = self._start(), []
+        runtime, found = backend.start(self._options), []
         try:
             tower = open_tower(runtime, files, record)
             for medium in self._media:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit.base.activations import Activations
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
 from toolkit.base.signatures import read_signer
-from toolkit.litertlm.export import Activations, ExportOptions, ExportResult, export_litertlm
+from toolkit.litertlm.export import ExportOptions, ExportResult, export_litertlm
 from toolkit.litertlm.schema import ModelType
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Literal
 
 from gemma_edge.api.chat import Chat
+from toolkit.base.activations import Activations
 from toolkit.base.errors import UsageError
 from toolkit.bundle.chat import Message
 from toolkit.media.source import MediaSource
@@ -33,6 +34,7 @@ def load(
     size: str | None = None,
     groups: Sequence[str] | None = None,
     backend: str = BACKENDS[0].name,
+    activations: Activations = "fp32",
     threads: int | None = None,
     weight_cache: WeightCache | str | None = None,
     ple: Literal["flash", "ram"] = "flash",
@@ -43,7 +45,8 @@ def load(
     path: a directory written by `convert`.
     size: the size to use where a call names none; None for the bundle's default.
     groups: parameter groups that may be loaded (`text` always may); None for all of them.
-    backend: the processor that runs the graphs.
+    backend: the processor that runs the graphs, `cpu` or `gpu`.
+    activations: what a GPU computes with, `fp32` or `fp16`; the encoders of images and sounds always use `fp32`.
     threads: CPU threads; None for the best number here, 1 to 4.
     weight_cache: where weights arranged for this hardware stay between runs: `off`, `memory`, or a directory; None is
         GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge.
@@ -64,6 +67,7 @@ def load(
         threads=default_threads() if threads is None else threads,
         weight_cache=_weight_cache(weight_cache),
         backend=backend,
+        activations=activations,
         ple_in_ram=ple == "ram",
         ple_cache_bytes=ple_cache_mb << 20,
     )

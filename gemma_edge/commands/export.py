@@ -9,7 +9,7 @@ from typing import get_args
 from gemma_edge.api.export import export
 from gemma_edge.options.groups import group_names
 from gemma_edge.terminal import Terminal, bytes_text
-from toolkit.litertlm.export import Activations
+from toolkit.base.activations import ACTIVATIONS
 from toolkit.litertlm.schema import ModelType
 
 EXAMPLES = (
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "own files, with different mel frames (default: generic_model; gemma3n if only text is exported)",
     )  # fmt: skip
     parser.add_argument(
-        "--activations", choices=get_args(Activations),
+        "--activations", choices=ACTIVATIONS,
         help="what LiteRT-LM computes with on a GPU: fp16, which gives wrong answers to sounds and may to images, or "
         "fp32 (default: fp32 for the encoders of images and sounds, for the rest what the engine chooses, fp16)",
     )  # fmt: skip

@@ -20,6 +20,7 @@ EXAMPLES = (
     'gemma-edge run BUNDLE -p "Once upon a time" --raw -n 64',
     "gemma-edge run BUNDLE -p - --size E2B --json < question.txt",
     'gemma-edge run BUNDLE -p "Name a colour." --temperature 1 --seed 7',
+    'gemma-edge run BUNDLE -p "Name a colour." --backend gpu',
     'gemma-edge run BUNDLE -p "What is this?" --image photo.jpg',
     'gemma-edge run BUNDLE -p "Is <audio_soft_token> about <image_soft_token>?" --image a.png --audio b.wav',
 )
@@ -60,7 +61,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         if terminal.as_json:
             terminal.result(_as_json(answer, model, memory, peaks), "")
         terminal.note(speed_text(answer))
-        terminal.note(memory_text(memory, peaks))
+        terminal.note(memory_text(memory, peaks, backend=arguments.backend))
         terminal.note(ple_text(model.ple_statistics))
     return 130 if answer.ending == "interrupted" else 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from gemma_edge.api.model import Model
 from gemma_edge.options.groups import group_names
 from gemma_edge.terminal import Terminal
+from toolkit.base.activations import ACTIVATIONS
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.runtime.backends import backend_names, find_backend
@@ -52,6 +53,10 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     group.add_argument(
         "--backend", choices=backend_names(), default=backend_names()[0],
         help="the processor that runs the graphs (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--activations", choices=ACTIVATIONS, default=SessionSettings().activations,
+        help="what a GPU computes with; the encoders of images and sounds always use fp32 (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--ple", choices=("flash", "ram"), default="flash",
@@ -135,6 +140,7 @@ def session_settings(arguments: argparse.Namespace, *, size: str | None = None) 
         threads=arguments.threads or default_threads(),
         weight_cache=parse_weight_cache(arguments.weight_cache),
         backend=arguments.backend,
+        activations=arguments.activations,
         ple_in_ram=arguments.ple == "ram",
         ple_cache_bytes=arguments.ple_cache_mb << 20,
     )

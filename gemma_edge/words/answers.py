@@ -40,7 +40,7 @@ def speed_text(report: GenerationReport) -> str:
     return "[" + "; ".join(parts) + "]"
 
 
-def memory_text(memory: Memory, peaks: StagePeaks) -> str:
+def memory_text(memory: Memory, peaks: StagePeaks, *, backend: str) -> str:
     """A line on the resident memory by kind, and on how much of it the model needs."""
     parts = [f"peak {bytes_text(peaks.peak_rss_bytes)}"]
     process, ple = memory.process, memory.groups.get(PLE_GROUP)
@@ -52,6 +52,8 @@ def memory_text(memory: Memory, peaks: StagePeaks) -> str:
         parts.append(f"PLE {bytes_text(ple.resident_bytes)} of {bytes_text(ple.mapped_bytes)} resident")
     if memory.effective_bytes is not None:
         parts.append(f"effective {bytes_text(memory.effective_bytes)}")
+    if backend == "gpu":
+        parts.append("without the GPU and its process")
     return "[memory: " + "; ".join(parts) + "]"
 
 

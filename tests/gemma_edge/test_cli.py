@@ -673,7 +673,7 @@ def test_litert_stays_silent_to_the_very_end(random_bundle: Path, tmp_path: Path
 
 TERMINATED_CALL = """
 import os, signal, sys
-import gemma_edge.cli, toolkit.runtime.backends.cpu.compiled as compiled
+import gemma_edge.cli, toolkit.runtime.backends.litert.compiled as compiled
 
 begin = compiled.CompiledCall.__init__
 

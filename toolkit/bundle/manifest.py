@@ -38,6 +38,8 @@ MAX_BYTES = 2**50
 MAX_FRAMES_PER_TOKEN = 2**12
 TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCODER, AUDIO_ADAPTER)}
 """The files of the groups that only some requests need."""
+FLOAT32_FILES = frozenset({VISION_ENCODER, AUDIO_ENCODER})
+"""Graphs that a GPU must compute in float32: their norms square values that are not scaled before (docs/gpu.md)."""
 
 GroupKind = Literal["text", "token_embedding", "per_layer_embedding", "vision", "audio"]
 GROUP_NAMES: tuple[GroupKind, ...] = get_args(GroupKind)

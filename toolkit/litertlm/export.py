@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
-from toolkit.base.errors import BundleError, UsageError, errors_about
+from toolkit.base.activations import Activations, require_activations
+from toolkit.base.errors import BundleError, errors_about
 from toolkit.base.files import Progress, hash_file, require_free_space, scratch_beside
 from toolkit.base.layout import ceil_div
 from toolkit.base.signatures import Signer
@@ -18,6 +18,7 @@ from toolkit.bundle.manifest import (
     AUDIO_ENCODER,
     CHAT_TEMPLATE,
     EMBEDDER,
+    FLOAT32_FILES,
     TEXT_DECODER,
     TOKENIZER,
     TOWER_FILES,
@@ -43,11 +44,8 @@ from toolkit.tflite.rewrite import select_signatures
 
 _ZLIB_LEVEL = 9
 
-Activations = Literal["fp16", "fp32"]
-"""What the engine computes with on a GPU."""
-
-_WRONG_IN_FLOAT16 = frozenset({schema.VISION_ENCODER, schema.AUDIO_ENCODER})
-"""Graphs that need float32 on a GPU (docs/gpu.md): their norms square values that are not scaled before."""
+_FLOAT32_SECTIONS = {VISION_ENCODER: schema.VISION_ENCODER, AUDIO_ENCODER: schema.AUDIO_ENCODER}
+"""The sections of `FLOAT32_FILES`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +67,8 @@ class ExportOptions:
     signer: Signer | None = None
 
     def __post_init__(self) -> None:
-        if self.activations is not None and self.activations not in get_args(Activations):
-            raise UsageError("activations", found=self.activations, wanted=" or ".join(get_args(Activations)))
+        if self.activations is not None:
+            require_activations(self.activations)
 
 
 EVERYTHING = ExportOptions()
@@ -119,7 +117,8 @@ def _with_activations(section: Section, wanted: Activations | None) -> Section:
     """The section with what a GPU computes its graph with, if the engine may not choose."""
     if section.type != schema.TFLITE_MODEL:
         return section
-    return replace(section, activations=wanted or ("fp32" if section.model_type in _WRONG_IN_FLOAT16 else None))
+    float32 = {_FLOAT32_SECTIONS[name] for name in FLOAT32_FILES}
+    return replace(section, activations=wanted or ("fp32" if section.model_type in float32 else None))
 
 
 def _groups(bundle: Path, manifest: Manifest, names: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.activations import Activations, require_activations
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import AUDIO_ENCODER, EMBEDDER, TEXT_DECODER, VISION_ENCODER, SizeRecord
 from toolkit.bundle.ple_shards import is_shard_name
@@ -49,6 +50,8 @@ class SessionSettings:
     """Where to keep weights that the backend has rearranged for its hardware."""
     backend: str = BACKENDS[0].name
     """The backend that runs the graphs, by its name in `toolkit.runtime.backends`."""
+    activations: Activations = "fp32"
+    """What a GPU computes with."""
     ple_in_ram: bool = False
     """Copy the per-layer embeddings to memory, for comparison; otherwise rows are read when tokens need them."""
     ple_cache_bytes: int = DEFAULT_CACHE_BYTES
@@ -59,12 +62,13 @@ class SessionSettings:
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise UsageError("threads", found=self.threads, wanted="a number from 1")
+        require_activations(self.activations)
         find_backend(self.backend)
 
     @property
     def backend_options(self) -> BackendOptions:
         """The settings that the backend needs."""
-        return BackendOptions(self.threads, self.weight_cache)
+        return BackendOptions(self.threads, self.weight_cache, self.activations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +204,7 @@ class Session:
         for width, count in plan_prefill(len(ids), self.text.prefill_sizes, self.context - self.position):
             self._step(width, ids[done : done + count])
             done += count
+        self._runtime.finish()
 
     def decode(self, token: int) -> NDArray[np.float32]:
         """Process one token, and return the logits of the next, f32[vocabulary]."""

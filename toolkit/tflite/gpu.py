@@ -66,6 +66,12 @@ class _Rules:
         yield from filter(None, map(_of_weight, self._tensors))
 
 
+def weights_in_blocks(model: ModelRecord) -> list[TensorRecord]:
+    """Weights with a scale for each block: LiteRT-LM computes with them in int4, but CompiledModel ends the process."""
+    tensors = {tensor.name: tensor for graph in model.subgraphs for tensor in graph.tensors}
+    return [t for t in tensors.values() if t.quantization is not None and t.quantization.block_size is not None]
+
+
 def _of_weight(tensor: TensorRecord) -> str | None:
     quantization = tensor.quantization
     if quantization is None or quantization.block_size is None or tensor.type == "INT4":

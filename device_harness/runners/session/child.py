@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from toolkit.base.errors import EnvironmentFault
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.results.record import Delegation
 from toolkit.runtime.backends.cpu import CpuBackend
+from toolkit.runtime.backends.gpu.remote import GpuRuntime
 from toolkit.runtime.backends.interface import BackendOptions
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings, default_threads
+from toolkit.tflite.reader import read_tflite
 
 SEED = 0
 
@@ -74,16 +77,35 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def count(arguments: argparse.Namespace) -> Delegation:
-    """Count the delegated nodes of the size's signatures for the whole context, with the session's packed weights."""
+    """Count the delegated nodes of the size's signatures for the whole context."""
     bundle = Bundle(arguments.model)
     size = bundle.manifest.size(arguments.size)
-    threads = arguments.threads or default_threads()
-    options = BackendOptions(threads, arguments.cache)
+    names = [size.signature(width) for width in (1, *bundle.manifest.text.prefill_sizes)]
+    options = BackendOptions(arguments.threads or default_threads(), arguments.cache)
+    return _on_gpu(bundle, names, options) if arguments.backend == "gpu" else _on_cpu(bundle, names, options)
+
+
+def _on_gpu(bundle: Bundle, names: Sequence[str], options: BackendOptions) -> Delegation:
+    """The GPU backend refuses a graph of which it does not take every node, so this counts the file's."""
+    path = bundle.path / TEXT_DECODER
+    runtime = GpuRuntime(options)
+    try:
+        runtime.open(bundle.described_file(TEXT_DECODER), "large")
+        source = f"LiteRT opened {', '.join(names)} with the GPU alone, adapter {runtime.adapter}"
+    finally:
+        runtime.close()
+    content = read_tflite(path)
+    nodes = sum(len(content.graph(name).operators) for name in names)
+    return Delegation(nodes, nodes, source)
+
+
+def _on_cpu(bundle: Bundle, names: Sequence[str], options: BackendOptions) -> Delegation:
+    """With the session's packed weights."""
     packed = CpuBackend().kept_file(bundle.described_file(TEXT_DECODER), options)
     if packed is None or not packed.exists():
         raise EnvironmentFault("weight cache", found="no packed weights, which save memory")
-    names = [size.signature(width) for width in (1, *bundle.manifest.text.prefill_sizes)]
-    found = count_nodes(library()[1], bundle.path / TEXT_DECODER, names, threads=threads, weight_cache=packed)
+    path = bundle.path / TEXT_DECODER
+    found = count_nodes(library()[1], path, names, threads=options.threads, weight_cache=packed)
     return Delegation(*found, f"LiteRT's profiler, one run of {', '.join(names)}")
 
 

@@ -12,7 +12,8 @@ from engine_process import Message, answers, score
 from paths import EXAMPLE
 
 from converters.convert import ConvertRequest, convert
-from toolkit.litertlm.export import Activations, ExportOptions, export_litertlm
+from toolkit.base.activations import Activations
+from toolkit.litertlm.export import ExportOptions, export_litertlm
 
 pytestmark = [pytest.mark.lm, pytest.mark.gpu, pytest.mark.slow]
 

@@ -15,6 +15,7 @@ import pytest
 from bundles import AUDIO, TOWERS_DRAFT, Ramp, fill, fill_with_towers
 
 from toolkit.base import files
+from toolkit.base.activations import Activations
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
 from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, TOKENIZER, TOWER_FILES
 from toolkit.bundle.ple_shards import HEADER_BYTES
@@ -22,7 +23,7 @@ from toolkit.bundle.write import BundleDraft, write_bundle
 from toolkit.check import check
 from toolkit.litertlm import schema
 from toolkit.litertlm.container import Section, write_container
-from toolkit.litertlm.export import Activations, ExportOptions, export_litertlm
+from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.litertlm.reader import Header, read_header
 from toolkit.litertlm.schema import (
     ContainerMetadata,

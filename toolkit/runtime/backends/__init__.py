@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from toolkit.base.errors import UsageError
 from toolkit.runtime.backends.cpu import CpuBackend
+from toolkit.runtime.backends.gpu import GpuBackend
 from toolkit.runtime.backends.interface import Backend
 
-BACKENDS: tuple[Backend, ...] = (CpuBackend(),)
+BACKENDS: tuple[Backend, ...] = (CpuBackend(), GpuBackend())
 """The first is the default."""
 
 
@@ -14,7 +15,7 @@ def backend_names() -> tuple[str, ...]:
     """The names of the backends, in the order of `BACKENDS`.
 
     >>> backend_names()
-    ('cpu',)
+    ('cpu', 'gpu')
     """
     return tuple(backend.name for backend in BACKENDS)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.activations import Activations
 from toolkit.runtime.weight_cache import WeightCache
 
 Weights = Literal["large", "small", "table"]
@@ -35,6 +36,8 @@ class BackendOptions:
     """The number of CPU threads."""
     weight_cache: WeightCache
     """Where to keep weights that the backend has rearranged for its hardware."""
+    activations: Activations = "fp32"
+    """What a GPU computes with; graphs that are wrong in float16 are computed in float32 whatever this says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,9 @@ class Runtime(Protocol):
 
     def open(self, file: ModelFile, weights: Weights) -> Model:
         """Open a file and prepare its signatures; EnvironmentFault if the backend refuses it."""
+
+    def finish(self) -> None:
+        """Wait for calls that run in the background; without it, reading a buffer waits for those that write it."""
 
     def close(self) -> None:
         """Free all models and the hardware; calling it again does nothing."""

@@ -10,7 +10,7 @@ from toolkit.runtime.backends.cpu.weight_file import cache_path
 from toolkit.runtime.backends.interface import BackendOptions, ModelFile
 
 if TYPE_CHECKING:
-    from toolkit.runtime.backends.cpu.compiled import CompiledRuntime
+    from toolkit.runtime.backends.cpu.runtime import CpuRuntime
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +19,12 @@ class CpuBackend:
 
     name: str = "cpu"
 
-    def start(self, options: BackendOptions) -> CompiledRuntime:
+    def start(self, options: BackendOptions) -> CpuRuntime:
         """Start LiteRT; EnvironmentFault if that fails."""
         # Imported here because it takes a tenth of a second, which listing the backends must not.
-        from toolkit.runtime.backends.cpu.compiled import CompiledRuntime
+        from toolkit.runtime.backends.cpu.runtime import CpuRuntime
 
-        return CompiledRuntime(options)
+        return CpuRuntime(options)
 
     def kept_file(self, file: ModelFile, options: BackendOptions) -> Path | None:
         """The file of packed weights, if the weight cache is a directory."""

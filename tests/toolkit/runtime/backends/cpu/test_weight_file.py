@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from toolkit.runtime.backends.cpu import weight_file
-from toolkit.runtime.backends.cpu.compiled import CompiledRuntime
+from toolkit.runtime.backends.cpu.runtime import CpuRuntime
 from toolkit.runtime.backends.cpu.weight_file import (
     IN_MEMORY,
     cache_name,
@@ -32,7 +32,7 @@ Weights = Callable[[int], NDArray[np.float32]]
 
 def output(model_file: ModelFile, directory: Path) -> NDArray[np.float32]:
     """What the model makes of ones."""
-    runtime = CompiledRuntime(BackendOptions(1, directory))
+    runtime = CpuRuntime(BackendOptions(1, directory))
     model = runtime.open(model_file, "large")
     buffers = {name: model.input_buffer("decode", name) for name in ("x", "start", "cache")}
     for buffer in buffers.values():

@@ -12,17 +12,8 @@ from ai_edge_litert import compiled_model as litert  # type: ignore[import-untyp
 from numpy.typing import NDArray
 
 from toolkit.base.errors import EnvironmentFault
-from toolkit.runtime.backends.cpu.litert_log import quiet_at_exit, quietly
-from toolkit.runtime.backends.cpu.weight_file import IN_MEMORY, open_cached
-from toolkit.runtime.backends.interface import (
-    BackendOptions,
-    Buffer,
-    ModelFile,
-    SignatureInfo,
-    TensorInfo,
-    Weights,
-)
-from toolkit.runtime.weight_cache import WeightCache
+from toolkit.runtime.backends.interface import Buffer, SignatureInfo, TensorInfo
+from toolkit.runtime.backends.litert.litert_log import quiet_at_exit
 
 
 class CompiledBuffer:
@@ -76,7 +67,7 @@ Part = TypeVar("Part", CompiledBuffer, CompiledCall)
 
 
 class CompiledModel:
-    """A .tflite file, ready to run on the CPU."""
+    """A .tflite file, ready to run."""
 
     def __init__(self, path: Path, raw: object) -> None:
         self._raw: Any = raw
@@ -110,6 +101,11 @@ class CompiledModel:
         run = self._raw.run_by_index
         return self._own(CompiledCall(f"{self.path.name}:{signature}", lambda: run(index, ins, outs)))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the processor that was asked for runs every op."""
+        return bool(self._raw.is_fully_accelerated())
+
     def close(self) -> None:
         """Free the model, its calls and its buffers; none of them can be used afterwards."""
         for part in self._parts:
@@ -142,53 +138,34 @@ class CompiledModel:
         )
 
 
-class CompiledRuntime:
-    """LiteRT's environment: models opened in one runtime can share buffers."""
+class LiteRt:
+    """LiteRT's environment: models opened in one environment can share buffers, whichever processor they run on."""
 
-    def __init__(self, options: BackendOptions) -> None:
-        """Sets LiteRT up; EnvironmentFault if that fails."""
-        self._options = options
-        self._environment: Any = quietly("LiteRT", _make_environment)
-        self._models: list[CompiledModel] = []
+    def __init__(self) -> None:
+        """RuntimeError if LiteRT cannot be set up."""
+        options = litert.EnvironmentOptions(runtime_path=str(Path(litert.__file__).parent))
+        _make_default_environment()
+        self._raw: Any = litert.Environment.create(options=options)
 
-    def open(self, file: ModelFile, weights: Weights) -> CompiledModel:
-        """Map the file and prepare its signatures; EnvironmentFault if LiteRT refuses it."""
-        kept: WeightCache = {"large": self._options.weight_cache, "small": "memory", "table": "off"}[weights]
-        # A look-up gains nothing from more threads.
-        threads = 1 if weights == "table" else self._options.threads
+    def open_on_cpu(self, path: Path, *, threads: int, weight_cache: str) -> CompiledModel:
+        """Map the file and prepare its signatures; RuntimeError if LiteRT refuses it. weight_cache: LiteRT's name."""
+        cpu = litert.CpuOptions(num_threads=threads, xnnpack_weight_cache_path=weight_cache)
+        return self._open(path, litert.Options(cpu_options=cpu))
 
-        def load(cache_path: str) -> CompiledModel:
-            cpu = litert.CpuOptions(num_threads=threads, xnnpack_weight_cache_path=cache_path)
-            options = litert.Options(cpu_options=cpu)
-            path = str(file.path)
-            from_file = litert.CompiledModel.from_file
-            raw = quietly(path, lambda: from_file(path, environment=self._environment, options=options))
-            return CompiledModel(file.path, raw)
-
-        if isinstance(kept, Path):
-            opened = open_cached(file, kept, load)
-        else:
-            opened = load(IN_MEMORY if kept == "memory" else "")
-        self._models.append(opened)
-        return opened
+    def open_on_gpu(self, path: Path, *, float16: bool) -> CompiledModel:
+        """Move the weights to the GPU; RuntimeError if there is none, or if it does not take every op."""
+        # As LiteRT-LM sets them: numbers beyond float16 become the largest one instead of infinity.
+        gpu = litert.GpuOptions(enforce_f32=not float16, infinite_float_capping=float16)
+        # Not with the CPU too: LiteRT would then run there what the GPU refuses, and count it as accelerated.
+        accelerators = litert.HardwareAccelerator.GPU
+        return self._open(path, litert.Options(hardware_accelerators=accelerators, gpu_options=gpu))
 
     def close(self) -> None:
-        """Free all models and the environment."""
-        if self._environment is not None:
-            quietly("LiteRT", self._release)
+        """Free the environment, after all of its models are closed."""
+        self._raw.close()
 
-    def _release(self) -> None:
-        for model in self._models:
-            model.close()
-        self._models.clear()
-        self._environment.close()
-        self._environment = None
-
-
-def _make_environment() -> Any:
-    options = litert.EnvironmentOptions(runtime_path=str(Path(litert.__file__).parent))
-    _make_default_environment()
-    return litert.Environment.create(options=options)
+    def _open(self, path: Path, options: object) -> CompiledModel:
+        return CompiledModel(path, litert.CompiledModel.from_file(str(path), environment=self._raw, options=options))
 
 
 @cache

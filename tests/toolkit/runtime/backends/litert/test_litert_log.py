@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.base.errors import EnvironmentFault
-from toolkit.runtime.backends.cpu.litert_log import quietly
+from toolkit.runtime.backends.litert.litert_log import quietly
 
 
 def write(text: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from toolkit.base.errors import EnvironmentFault
-from toolkit.runtime.backends.cpu.compiled import CompiledRuntime
+from toolkit.runtime.backends.cpu.runtime import CpuRuntime
 from toolkit.runtime.backends.interface import BackendOptions, Buffer, Model, ModelFile, Runtime
 from toolkit.runtime.weight_cache import WeightCache
 
@@ -26,8 +26,8 @@ def runtime() -> Iterator[Runtime]:
     runtime.close()
 
 
-def make_runtime(threads: int = 1, cache: WeightCache = "off") -> CompiledRuntime:
-    return CompiledRuntime(BackendOptions(threads, cache))
+def make_runtime(threads: int = 1, cache: WeightCache = "off") -> CpuRuntime:
+    return CpuRuntime(BackendOptions(threads, cache))
 
 
 def run(model: Model, signature: str, x: NDArray[np.float32], start: int, cache: Buffer) -> NDArray[np.float32]:

@@ -1,0 +1,114 @@
+"""Starts the process with the GPU, asks it, and tells how it ended: a fault of a driver ends that process, not ours."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from toolkit.base.errors import EnvironmentFault
+from toolkit.runtime.backends.gpu.messages import Failure, Request
+
+PLACE = "--backend gpu"
+_WORKER = "toolkit.runtime.backends.gpu.worker"
+_ADAPTER = re.compile(r"Selected adapter: (.+?), arch=")
+_REFUSED = re.compile(r"Following operations are not supported by GPU delegate:\n((?:\w+: .*\n)+)")
+_NO_GPU = "No adapters found"
+_TAIL_LINES = 3
+_END_S = 5.0
+
+
+class GpuProcess:
+    """A process that has LiteRT and the GPU to itself."""
+
+    def __init__(self) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by close()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", _WORKER, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=[theirs.fileno()],
+                # It imports what this process would, and Ctrl-C at a terminal reaches this process only.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
+            )
+        self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
+        # In a thread, which no signal interrupts: an interrupted request is still answered, and the next one is not
+        # given its answer.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
+        self._last: Future[object] | None = None
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of the GPU, or of a driver that computes on the CPU; None before it has opened a graph."""
+        found = _ADAPTER.search(self._log_text())
+        return None if found is None else found[1]
+
+    def ask(self, request: Request) -> object:
+        """The reply to a request; EnvironmentFault if the process cannot fulfil it, or has ended."""
+        self._last = self._thread.submit(self._exchange, request)
+        try:
+            reply = self._last.result()
+        except (EOFError, OSError) as error:
+            raise self._end_of_process() from error
+        if isinstance(reply, Failure):
+            raise self._fault(reply)
+        return reply
+
+    def close(self) -> None:
+        """End the process; calling it again does nothing."""
+        if self._log.closed:
+            return
+        if self._last is not None and not self._last.done():
+            self._process.kill()
+        else:
+            with suppress(OSError):  # it has ended before
+                self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.shutdown(wait=True)
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._connection.close()
+        self._socket.close()
+        self._log.close()
+
+    def _exchange(self, request: Request) -> object:
+        self._connection.send(request)
+        return self._connection.recv()
+
+    def _fault(self, failure: Failure) -> EnvironmentFault:
+        """The error for a refusal, with what the log adds to it."""
+        log = self._log_text()
+        if _NO_GPU in log:
+            remedy = "install the Vulkan driver of the GPU, or use --backend cpu"
+            return EnvironmentFault(PLACE, found="no GPU that LiteRT can use on this machine", remedy=remedy)
+        found = failure.found
+        if refused := _REFUSED.search(log):
+            found = f"ops that the GPU's delegate refuses: {'; '.join(refused[1].splitlines())}"
+        return EnvironmentFault(
+            failure.place or PLACE, file=failure.file, found=found, wanted=failure.wanted, remedy="use --backend cpu"
+        )
+
+    def _end_of_process(self) -> EnvironmentFault:
+        code = self._process.wait()
+        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        tail = " | ".join(line.strip() for line in self._log_text().splitlines()[-_TAIL_LINES:])
+        found = f"its process ended with {reason}" + (f", adapter {self.adapter}" if self.adapter else "")
+        remedy = f"update the GPU's driver, or use --backend cpu (the end of its log: {tail})"
+        return EnvironmentFault(PLACE, found=found, remedy=remedy)
+
+    def _log_text(self) -> str:
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")

@@ -1,0 +1,1 @@
+"""LiteRT behind types: models and buffers on any processor, and its log."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from converters.families import FAMILIES, open_checkpoint, recipe_names
 from converters.family import Checkpoint, Family, RecipeChoice
 from converters.gate import Gate, ShortGate
+from converters.huggingface.adapters.choice import AdapterChoice
 from converters.huggingface.prompt_files import PromptFiles, read_prompt_files
 from converters.huggingface.sampling import read_sampling
 from converters.plan import Plan, PlanRequest
@@ -69,6 +70,8 @@ class ConvertRequest:
     """Maximum lengths, one for each audio encoder; empty for those of 1, 5, 10 and 30 s that the tower supports."""
     workers: int = 2
     """The number of threads that quantise."""
+    adapters: tuple[AdapterChoice, ...] = ()
+    """Adapters that are merged into the checkpoint, in this order; none for an open checkpoint, which has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,10 @@ def convert(
     require_bundle_or_nothing(request.output)
     _check_recipe_names(request, families)
     if not isinstance(request.checkpoint, (Path, str)):
+        if request.adapters:
+            raise UsageError("adapters", found="some for an open checkpoint", wanted="none: open it with them")
         return _convert(request, request.checkpoint, gate, progress)
-    with open_checkpoint(request.checkpoint, families) as checkpoint:
+    with open_checkpoint(request.checkpoint, families, request.adapters) as checkpoint:
         return _convert(request, checkpoint, gate, progress)
 
 
@@ -107,7 +112,12 @@ def _convert(
 ) -> Conversion:
     started = time.perf_counter()
     plan = checkpoint.plan(_plan_request(request, checkpoint))
-    prompt_files = read_prompt_files(checkpoint.path, checkpoint.vocab_size, _text_record(plan).bos_token_id)
+    prompt_files = read_prompt_files(
+        checkpoint.path,
+        checkpoint.vocab_size,
+        _text_record(plan).bos_token_id,
+        adapters=[adapter.path for adapter in checkpoint.adapters],
+    )
     plan = _with_prompts(plan, prompt_files, checkpoint)
     require_room(request.output, plan.size_bytes + prompt_files.bytes + _MANIFEST_BYTES)
     advance = Advance(plan.weight_bytes, progress)
@@ -139,7 +149,9 @@ def _fill(
         files.write(directory, workers=workers, progress=advance, finished=finished)
     fingerprint = checkpoint.fingerprint()
     checkpoint.require_unchanged()
-    return _draft(plan, checkpoint.architecture, CheckpointRecord(checkpoint.path.resolve().name, fingerprint))
+    adapters = tuple(adapter.record for adapter in checkpoint.adapters)
+    record = CheckpointRecord(checkpoint.path.resolve().name, fingerprint, adapters)
+    return _draft(plan, checkpoint.architecture, record)
 
 
 def _with_prompts(plan: Plan, prompt_files: PromptFiles, checkpoint: Checkpoint) -> Plan:

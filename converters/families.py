@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from converters.family import Checkpoint, Family
 from converters.gemma3n.family import GEMMA3N
+from converters.huggingface.adapters.adapter import Adapter
+from converters.huggingface.adapters.choice import AdapterChoice
+from converters.huggingface.adapters.open import open_adapter
 from converters.huggingface.configs import CheckpointConfigs, read_configs
 from converters.huggingface.hub import locate_checkpoint
 from toolkit.base.errors import CheckpointError
@@ -15,14 +18,34 @@ from toolkit.base.strict_json import JsonObject
 FAMILIES: tuple[Family, ...] = (GEMMA3N,)
 
 
-def open_checkpoint(path_or_id: str | os.PathLike[str], families: Sequence[Family] = FAMILIES) -> Checkpoint:
+def open_checkpoint(
+    path_or_id: str | os.PathLike[str],
+    families: Sequence[Family] = FAMILIES,
+    adapters: Sequence[AdapterChoice] = (),
+) -> Checkpoint:
     """Open the checkpoint in a directory, or for `owner/name` the one downloaded from Hugging Face.
 
-    CheckpointError if it is not a checkpoint, of no known family, or invalid; EnvironmentFault without a network.
+    `adapters` are merged into its tensors, in this order. CheckpointError if it is not a checkpoint, of no known
+    family, or invalid, or if an adapter cannot be merged into it; EnvironmentFault without a network.
     """
     more = [name for family in families for name in family.files]
-    configs = read_configs(locate_checkpoint(path_or_id, more))
-    return family_of(configs, families).open(configs)
+    opened: list[Adapter] = []
+    try:
+        for choice in adapters:
+            opened.append(open_adapter(choice))
+        configs = read_configs(locate_checkpoint(path_or_id, more), opened)
+        family = family_of(configs, families)
+        checkpoint = family.open(configs)
+        if tuple(checkpoint.adapters) != tuple(opened):
+            checkpoint.close()
+            raise CheckpointError(
+                "adapters", file=configs.path, found="some", wanted=f"none for a model of {family.name}"
+            )
+        return checkpoint
+    except BaseException:
+        for adapter in opened:
+            adapter.close()
+        raise
 
 
 def family_of(configs: CheckpointConfigs, families: Sequence[Family] = FAMILIES) -> Family:

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.configs import CheckpointConfigs
 from converters.plan import Plan, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
@@ -68,6 +69,11 @@ class Checkpoint(Protocol):
     @property
     def path(self) -> Path:
         """The checkpoint's directory."""
+        ...
+
+    @property
+    def adapters(self) -> Sequence[Adapter]:
+        """The adapters that are merged into its tensors, in this order: those of its `CheckpointConfigs`."""
         ...
 
     @property
@@ -152,7 +158,10 @@ class Checkpoint(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes."""
+        """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes.
+
+        It is of the checkpoint itself, without `adapters`.
+        """
         ...
 
     def require_unchanged(self) -> None:

@@ -17,12 +17,16 @@ from converters.gemma3n.groups import (
     TOKEN_EMBEDDING,
     canonical_names,
     group_of,
+    is_head,
+    own_name,
     parameter_groups,
     text_tensors,
     unused_kv_tensors,
 )
 from converters.gemma3n.sizes.choose import named_slices
 from converters.gemma3n.sizes.matformer import is_whole
+from converters.huggingface.adapters.adapter import Adapter
+from converters.huggingface.adapters.merged import MergedTensors, ModelNames
 from converters.huggingface.configs import CheckpointConfigs
 from converters.huggingface.safetensors import TensorInfo
 from converters.huggingface.stored_tensors import StoredTensors
@@ -49,6 +53,7 @@ class Gemma3nTensors:
         self._stored = StoredTensors(configs.path)
         try:
             self._tensors = self._check_tensors()
+            self._merged = MergedTensors(self._stored, configs.adapters, self._names())
             self._slices = named_slices(self._config, configs.path)
         except BaseException:
             self.close()
@@ -63,6 +68,11 @@ class Gemma3nTensors:
     def configs(self) -> CheckpointConfigs:
         """The values of its config files, including the towers'."""
         return self._configs
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters that are merged into the tensors, in this order."""
+        return self._configs.adapters
 
     @property
     def architecture(self) -> str:
@@ -101,20 +111,30 @@ class Gemma3nTensors:
     def read(
         self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
     ) -> NDArray[np.float32]:
-        """Read a tensor, or half-open ranges of its first and last axis, as float32; reads only the bytes needed."""
-        return self._stored.read(self._info(name), rows, columns)
+        """Read a tensor, or half-open ranges of its first and last axis, as float32; reads only the bytes needed.
+
+        Adapters are merged into it.
+        """
+        return self._merged.read(self._info(name), rows, columns)
 
     def fingerprint(self) -> str:
-        """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes."""
+        """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes.
+
+        Adapters are no part of it.
+        """
         return self._stored.fingerprint(self._configs.config, self._config.eos_token_ids, self._tensors)
 
     def require_unchanged(self) -> None:
         """CheckpointError if a file of weights has changed since it was opened."""
         self._stored.require_unchanged()
+        for adapter in self.adapters:
+            adapter.require_unchanged()
 
     def close(self) -> None:
         """Close all files; reading fails from then on."""
         self._stored.close()
+        for adapter in self.adapters:
+            adapter.close()
 
     def __enter__(self: Opened) -> Opened:
         return self
@@ -150,6 +170,18 @@ class Gemma3nTensors:
                 remedy="set it to true if the model was trained so, as Gemma 3n is",
             )
         return MappingProxyType(tensors)
+
+    def _names(self) -> ModelNames:
+        unused = unused_kv_tensors(self._config)
+        known = self._tensors.keys() | unused.keys()
+        return ModelNames(
+            tensors=self._tensors,
+            own_name=lambda parameter: own_name(parameter, known),
+            group_of=group_of,
+            unused=unused,
+            embedding=TOKEN_EMBEDDING,
+            is_head=is_head,
+        )
 
     def _require_tied_head(self, head: TensorInfo, embedding: TensorInfo) -> None:
         """CheckpointError unless a saved copy of the tied output matrix, which some releases have, is exact."""

@@ -5,7 +5,7 @@ Names are the checkpoint's own without the text model's prefix (`model.language_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from converters.family import ParameterGroup
@@ -191,6 +191,28 @@ def canonical_names(stored: Iterable[str], *, multimodal: bool, what: str) -> Ca
     if len(heads) > 1:
         raise CheckpointError(file=what, found=" and ".join(heads), wanted="one of them")
     return CanonicalNames(canonical, heads[0] if heads else None, tuple(unknown))
+
+
+def own_name(parameter: str, known: Container[str]) -> str | None:
+    """The canonical name of a parameter, as any of the model's classes in any release calls it.
+
+    `known`: the canonical names that the model can have. None if it is none of them.
+
+    >>> own_name("base.norm.weight", ["norm.weight"]), own_name("language_model.model.norm.weight", ["norm.weight"])
+    (None, 'norm.weight')
+    """
+    tower = _tower_name(parameter)
+    if tower is not None:
+        return tower if tower in known else None
+    if is_head(parameter):
+        return TOKEN_EMBEDDING
+    names = (parameter[len(prefix) :] for prefix in _TEXT_PREFIXES if parameter.startswith(prefix))
+    return next((name for name in names if name in known), None)
+
+
+def is_head(parameter: str) -> bool:
+    """Whether this is the output matrix, which is tied to the token embedding."""
+    return parameter in _HEAD_NAMES
 
 
 def _text_prefix(names: list[str], what: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.hub import NOT_CHECKPOINTS
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import read_json_file
@@ -19,6 +21,8 @@ class CheckpointConfigs:
     config: object
     generation: object | None
     """The values of generation_config.json; None if the checkpoint has none."""
+    adapters: tuple[Adapter, ...] = ()
+    """Open adapters that the family merges into the tensors, in this order."""
 
     @property
     def config_path(self) -> Path:
@@ -26,8 +30,11 @@ class CheckpointConfigs:
         return self.path / "config.json"
 
 
-def read_configs(path: Path) -> CheckpointConfigs:
-    """Read both files; CheckpointError if config.json is missing, or a file is not JSON."""
+def read_configs(path: Path, adapters: Sequence[Adapter] = ()) -> CheckpointConfigs:
+    """Read both files; CheckpointError if config.json is missing, or a file is not JSON.
+
+    An adapter in the checkpoint's own directory must be one of `adapters`.
+    """
     if not os.path.lexists(path / "config.json"):
         names = {name for item in path.iterdir() for name in (item.name, item.suffix)}
         remedy = next((text for name, text in NOT_CHECKPOINTS.items() if name in names), None)
@@ -36,12 +43,14 @@ def read_configs(path: Path) -> CheckpointConfigs:
             remedy = f"name the checkpoint in it: {', '.join(inner[-3:])}"
         wanted = "a checkpoint in Hugging Face's form: config.json, *.safetensors, tokenizer.json"
         raise CheckpointError(file=path, found="no config.json", wanted=wanted, remedy=remedy)
-    _require_no_adapter(path)
+    if not any(os.path.samefile(path, adapter.path) for adapter in adapters):
+        _require_no_adapter(path)
     generation = path / "generation_config.json"
     return CheckpointConfigs(
         path,
         read_json_file(path / "config.json", CheckpointError),
         read_json_file(generation, CheckpointError) if generation.exists() else None,
+        tuple(adapters),
     )
 
 
@@ -51,5 +60,5 @@ def _require_no_adapter(path: Path) -> None:
         raise CheckpointError(
             file=path / "adapter_config.json",
             found="a LoRA adapter beside the weights of a whole model, which transformers would add to them",
-            remedy="merge it (peft's merge_and_unload) and save the whole, or remove it if it is merged already",
+            remedy=f"merge it with --adapter {path}, or remove it if these weights contain it already",
         )

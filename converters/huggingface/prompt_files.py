@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,22 +39,45 @@ class PromptFiles:
             (directory / CHAT_TEMPLATE).write_text(self.template, encoding="utf-8")
 
 
-def read_prompt_files(checkpoint: Path, vocab_size: int, bos_token_id: int | None = None) -> PromptFiles:
-    """Read both; CheckpointError if one of them is unusable, or if the tokenizer has ids that the model lacks."""
-    tokenizer = checkpoint / "tokenizer.json"
+def read_prompt_files(
+    checkpoint: Path, vocab_size: int, bos_token_id: int | None = None, *, adapters: Sequence[Path] = ()
+) -> PromptFiles:
+    """Read both; CheckpointError if one of them is unusable, or if the tokenizer has ids that the model lacks.
+
+    Of `adapters`, the directories of those that are merged, the last that has such a file gives it: trainers save
+    beside an adapter what it was trained with.
+    """
+    tokenizer = _last_with("tokenizer.json", checkpoint, adapters)
     if not tokenizer.is_file():
         raise CheckpointError(file=checkpoint, found="no tokenizer.json", remedy=_without_tokenizer(checkpoint))
     data = tokenizer.read_bytes()
     for fault in tokenizer_faults(str(tokenizer), data, vocab_size):
         raise CheckpointError(fault.fault, file=fault.file, found=fault.found, wanted=fault.wanted)
     bos_token = token_spelling(data, bos_token_id)
-    template, end = read_chat_template(checkpoint, bos_token), None
+    template, end = _template(checkpoint, bos_token, adapters), None
     if template is None:
         _log.warning("%s has no chat template: run and export take plain text alone (--raw)", checkpoint)
     else:
         end = _turn_end(ChatTemplate(template, file=checkpoint), data)
         _warn_of_engine(template, bos_token or "")
     return PromptFiles(plain_tokenizer(data), template, end)
+
+
+def _template(checkpoint: Path, bos_token: str | None, adapters: Sequence[Path]) -> str | None:
+    """The template that the last adapter with one was trained with, or the checkpoint's; a warning if they differ."""
+    own = read_chat_template(checkpoint, bos_token)
+    for adapter in reversed(adapters):
+        template = read_chat_template(adapter, bos_token)
+        if template is not None:
+            if template != own:
+                _log.warning("the chat template is that of adapter %s, which is not the checkpoint's", adapter.name)
+            return template
+    return own
+
+
+def _last_with(name: str, checkpoint: Path, adapters: Sequence[Path]) -> Path:
+    found = (path / name for path in reversed(adapters) if (path / name).is_file())
+    return next(found, checkpoint / name)
 
 
 def _turn_end(template: ChatTemplate, tokenizer: bytes) -> int | None:

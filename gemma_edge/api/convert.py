@@ -10,6 +10,7 @@ from converters.convert import convert as convert_request
 from converters.families import FAMILIES
 from converters.family import Checkpoint, Family, RecipeChoice, StageProgress
 from converters.gate import ShortGate
+from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.slices import Budget, Slice, parse_budget
 from converters.verify import VerifyReport
 from toolkit.base.errors import UsageError
@@ -23,6 +24,7 @@ def convert(
     checkpoint: Checkpoint | Path | str,
     output: Path | str,
     *,
+    adapters: Sequence[AdapterLike] = (),
     quant: RecipeChoice = "int8",
     ple_quant: str | None = None,
     vision_quant: RecipeChoice | None = None,
@@ -46,6 +48,8 @@ def convert(
     """Convert a checkpoint to the bundle `output`, complete or not at all; by default, only if it passes the gate.
 
     checkpoint: a directory, a Hugging Face id, or an open checkpoint.
+    adapters: LoRA adapters that are merged into it, in this order: directories or Hugging Face ids, with "=0.5" at the
+        end to merge them at half their strength (docs/fine_tunes.md).
     quant: the recipe for the text weights, by name or as a file.
     vision_quant, audio_quant: the recipes for the towers; None for int8, or f32 if `quant` is f32.
     ple_quant: the element type of the per-layer embeddings; None for that of `quant`, or int8 if `quant` is a file.
@@ -76,6 +80,7 @@ def convert(
     request = ConvertRequest(
         checkpoint=checkpoint,
         output=Path(output),
+        adapters=adapter_choices(adapters),
         recipes={role: choice for role, choice in recipes.items() if choice is not None},
         search=search,
         groups=None if groups is None else tuple(groups),

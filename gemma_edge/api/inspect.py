@@ -11,8 +11,10 @@ from typing import Literal
 
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Checkpoint, Family
+from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
+from toolkit.base.errors import UsageError
 from toolkit.bundle.footprint import footprints
-from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME
+from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME, AdapterRecord
 from toolkit.bundle.manifest_json import read_manifest
 
 _log = logging.getLogger(__name__)
@@ -75,12 +77,17 @@ class Inspection:
     architecture: str
     groups: Mapping[str, InspectedGroup]
     sizes: Mapping[str, InspectedSize]
+    adapters: tuple[AdapterRecord, ...] = ()
+    """The adapters merged into it, in order."""
 
 
-def inspect(path: Path | str, *, families: Sequence[Family] = FAMILIES) -> Inspection:
+def inspect(
+    path: Path | str, *, adapters: Sequence[AdapterLike] = (), families: Sequence[Family] = FAMILIES
+) -> Inspection:
     """List the groups of a checkpoint or bundle with their parameters and bytes, and the sizes that it has.
 
-    path: the directory of a bundle or a checkpoint, or a Hugging Face id. families: the model families that a
+    path: the directory of a bundle or a checkpoint, or a Hugging Face id. adapters: those that are to be merged into a
+    checkpoint, to see whether they fit, as for `convert`. families: the model families that a
     checkpoint may belong to. BundleError or CheckpointError if it is neither.
 
     >>> import gemma_edge
@@ -89,8 +96,10 @@ def inspect(path: Path | str, *, families: Sequence[Family] = FAMILIES) -> Inspe
     ('bundle', ['full', 'small'], 7)
     """
     if (Path(path) / MANIFEST_NAME).exists():
+        if adapters:
+            raise UsageError("adapters", found="some for a bundle", wanted="a checkpoint")
         return _inspect_bundle(Path(path))
-    with open_checkpoint(path, families) as checkpoint:
+    with open_checkpoint(path, families, adapter_choices(adapters)) as checkpoint:
         return _inspect_checkpoint(checkpoint)
 
 
@@ -108,7 +117,8 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         memory = {EFFECTIVE: facts.memory_bytes}
         memory |= {tower: count * CHECKPOINT_BITS // 8 for tower, count in towers.items()}
         sizes[name] = InspectedSize(facts.layers, {**facts.parameters, **towers}, memory)
-    return Inspection("checkpoint", checkpoint.architecture, groups, sizes)
+    merged = tuple(adapter.record for adapter in checkpoint.adapters)
+    return Inspection("checkpoint", checkpoint.architecture, groups, sizes, merged)
 
 
 def _inspect_bundle(path: Path) -> Inspection:
@@ -124,4 +134,4 @@ def _inspect_bundle(path: Path) -> Inspection:
         )
         for name, found in footprints(path, manifest).items()
     }
-    return Inspection("bundle", manifest.architecture, groups, sizes)
+    return Inspection("bundle", manifest.architecture, groups, sizes, manifest.checkpoint.adapters)

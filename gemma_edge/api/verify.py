@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Checkpoint, Family, StageProgress
 from converters.gate import judge, judge_towers
+from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.verify import LONG_TOKENS, VerifyReport
+from toolkit.base.errors import UsageError
+from toolkit.bundle.manifest import AdapterRecord, CheckpointRecord
 from toolkit.media.source import MediaSource
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import MediaFile, read_media
@@ -24,6 +27,7 @@ def verify(
     bundle: Path | str,
     checkpoint: Checkpoint | Path | str,
     *,
+    adapters: Sequence[AdapterLike] = (),
     text: str | None = None,
     tokens: int = LONG_TOKENS,
     sizes: Sequence[str] | None = None,
@@ -37,6 +41,7 @@ def verify(
 ) -> VerifyReport:
     """Compare a bundle with the checkpoint it was made from: the long form of the quality gate of `convert`.
 
+    adapters: the adapters that were merged into it, as for `convert`.
     text: the text to predict; None for a built-in one. tokens: how many of its tokens to use.
     sizes: the sizes to verify; None for all.
     groups: the parameter groups to verify; text is always verified, and each tower takes minutes and 8 GB of
@@ -61,8 +66,12 @@ def verify(
     files = [MediaFile("vision", image) for image in images] + [MediaFile("audio", sound) for sound in audio]
     media = read_media(opened, files, allowed)
     path = opened.path
-    given = open_checkpoint(checkpoint, families) if isinstance(checkpoint, (Path, str)) else nullcontext(checkpoint)
+    if isinstance(checkpoint, (Path, str)):
+        given: AbstractContextManager[Checkpoint] = open_checkpoint(checkpoint, families, adapter_choices(adapters))
+    else:
+        given = nullcontext(checkpoint)
     with given as found:
+        _require_adapters(manifest.checkpoint, found)
         if found.fingerprint() != manifest.checkpoint.sha256:
             made_from = f"{manifest.checkpoint.name} with sha256 {manifest.checkpoint.sha256[:16]}..."
             _log.warning("the bundle was not made from %s but from %s", found.path, made_from)
@@ -70,3 +79,20 @@ def verify(
         report = judge(path, found, session, tokens=tokens, text=text, sizes=wanted, progress=progress)
         towers = judge_towers(path, found, session, groups=allowed, media=media, progress=tower_progress)
         return replace(report, towers=towers)
+
+
+def _require_adapters(made_from: CheckpointRecord, checkpoint: Checkpoint) -> None:
+    """UsageError unless the checkpoint has the adapters that the bundle was made with, whatever they are called."""
+    given = [adapter.record for adapter in checkpoint.adapters]
+    if [(item.scale, item.sha256) for item in given] != [(item.scale, item.sha256) for item in made_from.adapters]:
+        raise UsageError(
+            "adapters",
+            found=_described(given),
+            wanted=f"{_described(made_from.adapters)}, as the bundle was made with",
+            remedy="name them with --adapter in this order" if made_from.adapters else None,
+        )
+
+
+def _described(adapters: Sequence[AdapterRecord]) -> str:
+    names = (f"{item.name} with scale {item.scale:g} and sha256 {item.sha256[:16]}..." for item in adapters)
+    return " and ".join(names) or "none"

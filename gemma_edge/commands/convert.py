@@ -9,6 +9,7 @@ from converters.convert import DEFAULT_CONTEXT, Conversion
 from converters.families import recipe_names
 from converters.verify import VerifyReport
 from gemma_edge.api.convert import convert
+from gemma_edge.options.adapters import add_adapter_argument
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
 from gemma_edge.options.towers import add_tower_arguments
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
@@ -23,6 +24,7 @@ EXAMPLES = (
     "gemma-edge convert google/gemma-3n-E2B-it -o e2b",
     "gemma-edge convert path/to/E4B -o elastic --sizes E4B,E2B --quant int4",
     "gemma-edge convert path/to/E4B -o three --budget 3GB",
+    "gemma-edge convert google/gemma-3n-E2B-it -o tuned --adapter path/to/adapter",
     "gemma-edge convert path/to/E4B -o words --groups text",
     "gemma-edge convert path/to/E4B -o ears --groups text,ple,audio --audio-quant int4 --audio-lengths 5,30",
     "gemma-edge convert path/to/E4B -o own --slice own.json --quant recipe.json --ple-quant int4",
@@ -32,6 +34,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the directory of a checkpoint, or a Hugging Face id")
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the directory to write")
+    add_adapter_argument(parser, "a LoRA adapter of PEFT or mlx-lm to merge into the checkpoint")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--sizes", metavar="A[,B...]", type=_names,
@@ -88,6 +91,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             result = convert(
                 arguments.checkpoint,
                 arguments.output,
+                adapters=arguments.adapters,
                 quant=arguments.quant,
                 ple_quant=arguments.ple_quant,
                 vision_quant=arguments.vision_quant,

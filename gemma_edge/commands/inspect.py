@@ -15,6 +15,7 @@ from gemma_edge.api.inspect import (
     Inspection,
     inspect,
 )
+from gemma_edge.options.adapters import add_adapter_argument
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
 from toolkit.report.plots import Bar, StackedBars, require_plot_name, write_plot
 
@@ -27,6 +28,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a checkpoint (directory or Hugging Face id) or a bundle")
+    add_adapter_argument(parser, "see whether this LoRA adapter can be merged into the checkpoint")
     parser.add_argument(
         "--plot", metavar="FILE", help="also draw each size's loaded and effective parameters, as FILE.svg or FILE.png"
     )
@@ -36,7 +38,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0."""
     if arguments.plot is not None:
         require_plot_name(arguments.plot)
-    findings = inspect(arguments.path)
+    findings = inspect(arguments.path, adapters=arguments.adapters)
     if arguments.plot is not None:
         write_plot(_plot(findings), arguments.plot)
     terminal.result(_as_json(findings), _as_text(findings))
@@ -51,6 +53,7 @@ def _as_json(findings: Inspection) -> dict[str, object]:
             name: {"parameters": group.parameters, "bytes": group.bytes} for name, group in findings.groups.items()
         },
         "sizes": {name: _size_json(size) for name, size in findings.sizes.items()},
+        "adapters": [{"name": item.name, "scale": item.scale, "sha256": item.sha256} for item in findings.adapters],
     }
 
 
@@ -78,12 +81,17 @@ def _size_json(size: InspectedSize) -> dict[str, object]:
 def _as_text(findings: Inspection) -> str:
     return "\n\n".join(
         [
-            f"{findings.kind} of {findings.architecture}",
+            "\n".join([f"{findings.kind} of {findings.architecture}", *_adapters(findings)]),
             _groups_table(findings.groups),
             _sizes_table(findings),
             "\n".join(_notes(findings)),
         ]
     )
+
+
+def _adapters(findings: Inspection) -> Iterator[str]:
+    for item in findings.adapters:
+        yield f"merged adapter: {item.name}, scale {item.scale:g}, sha256 {item.sha256[:16]}..."
 
 
 def _groups_table(groups: Mapping[str, InspectedGroup]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from converters.verify import LONG_TOKENS
 from gemma_edge.api.verify import verify
+from gemma_edge.options.adapters import add_adapter_argument
 from gemma_edge.options.groups import group_names
 from gemma_edge.options.media import add_media_arguments
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="the checkpoint that the bundle was made from: a directory or a Hugging Face id",
     )
+    add_adapter_argument(parser, "a LoRA adapter that was merged into it")
     parser.add_argument("--text", metavar="FILE", type=Path, help="text to predict (default: a built-in one)")
     parser.add_argument(
         "--tokens", metavar="N", type=positive, default=LONG_TOKENS,
@@ -60,6 +62,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         report = verify(
             arguments.bundle,
             arguments.checkpoint,
+            adapters=arguments.adapters,
             text=None if arguments.text is None else _read_text(arguments.text),
             tokens=arguments.tokens,
             sizes=arguments.size,

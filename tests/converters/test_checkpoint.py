@@ -370,7 +370,7 @@ def test_a_hub_id_downloads_only_what_is_read(tmp_path: Path, monkeypatch: pytes
     directory = write_checkpoint(tmp_path, TINY, random_tensors(TINY))
     asked: list[tuple[str, list[str]]] = []
 
-    def download(hub_id: str, *, allow_patterns: list[str]) -> str:
+    def download(hub_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((hub_id, allow_patterns))
         return str(directory)
 
@@ -383,7 +383,7 @@ def test_a_hub_id_downloads_only_what_is_read(tmp_path: Path, monkeypatch: pytes
 
 
 def test_no_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(hub_id: str, *, allow_patterns: list[str]) -> str:
+    def download(hub_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         raise OSError("connection refused\nsecond line")
 
     monkeypatch.chdir(tmp_path)

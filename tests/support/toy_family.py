@@ -22,6 +22,7 @@ from checkpoints import write_checkpoint
 from numpy.typing import NDArray
 
 from converters.family import Family, LayersDone, ParameterGroup, RecipeChoice
+from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.configs import CheckpointConfigs
 from converters.huggingface.stored_tensors import StoredTensors
 from converters.plan import GraphFiles, Plan, PlannedTower, PlanRequest, ShardFiles
@@ -107,6 +108,10 @@ class ToyCheckpoint:
         self._stored = StoredTensors(configs.path)
         if {name: info.shape for name, info in self._stored.infos.items()} != self.config.tensors():
             raise CheckpointError(file=self.path, found="other tensors", wanted="those of the toy")
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        return ()
 
     @property
     def vocab_size(self) -> int:

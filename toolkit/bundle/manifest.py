@@ -86,11 +86,21 @@ Positions = Annotated[int, Range(2, MAX_DIMENSION)]
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """A LoRA adapter that was merged into the checkpoint, how much of it, and the hash of its files."""
+
+    name: Text
+    scale: Annotated[float, Range(-1000.0, 1000.0)]
+    sha256: Sha256
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """Which checkpoint a bundle was made of, and the hash of its content."""
+    """Which checkpoint a bundle was made of, the hash of its content, and the adapters merged into it, in order."""
 
     name: Text
     sha256: Sha256
+    adapters: Annotated[tuple[AdapterRecord, ...], MayBeAbsent()] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ def parse_manifest(data: bytes, faults: list[Fault]) -> Manifest | None:
 def dump_manifest(manifest: Manifest) -> bytes:
     """Encode a manifest as canonical JSON; BundleError for one that `parse_manifest` would reject."""
     value = {"format": FORMAT, **dataclasses.asdict(manifest)}
+    if not manifest.checkpoint.adapters:
+        del value["checkpoint"]["adapters"]
     for group in value["groups"].values():
         for key in _OPTIONAL:
             if group["runtime"] is not None and group["runtime"].get(key, "") is None:

@@ -1,0 +1,196 @@
+"""A checkpoint's tensors with adapters merged into them: the interface of `StoredTensors`, nothing merged in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.huggingface.adapters.adapter import Adapter
+from converters.huggingface.adapters.updates import LowRank, ReadPart, Replacement, TokenRows, Update
+from converters.huggingface.safetensors import TensorInfo
+from converters.huggingface.stored_tensors import StoredTensors
+from converters.huggingface.tensor_reader import Range, read_tensor
+from toolkit.base.errors import CheckpointError
+from toolkit.base.strict_json import shorten
+
+_log = logging.getLogger(__name__)
+
+F32 = NDArray[np.float32]
+
+_COMPARED_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNames:
+    """How a family names its tensors."""
+
+    tensors: Mapping[str, TensorInfo]
+    """The tensors of the checkpoint, by the family's own name."""
+    own_name: Callable[[str], str | None]
+    """The own name of a parameter as any class of the model names it; None if the model has no such parameter. The
+    tied output matrix has the name of the token embedding."""
+    group_of: Callable[[str], str]
+    """The group of a tensor, by its own name."""
+    unused: Iterable[str]
+    """Own names of parameters that have no effect and may be absent: updates of them are left out."""
+    embedding: str
+    """The own name of the token embedding."""
+    is_head: Callable[[str], bool]
+    """Whether a parameter, as a class of the model names it, is the tied output matrix."""
+
+
+class MergedTensors:
+    """Reads tensors as `StoredTensors` does, with every adapter's updates; safe to read from several threads."""
+
+    def __init__(self, stored: StoredTensors, adapters: Sequence[Adapter], names: ModelNames) -> None:
+        """CheckpointError, by name, for an update whose tensor is not in the checkpoint or has another shape."""
+        self._stored = stored
+        self._updates: dict[str, list[Update]] = {}
+        for adapter in adapters:
+            found = _Target(adapter, names, self.read).updates()
+            for name, updates in found.items():
+                info = names.tensors[name]
+                for update in updates:
+                    fault = update.shape_fault(info.shape)
+                    if fault is not None:
+                        raise CheckpointError(info.name, file=adapter.file.path, found=fault, remedy=_OTHER_BASE)
+                self._updates.setdefault(info.name, []).extend(updates)
+
+    def read(self, info: TensorInfo, rows: Range | None = None, columns: Range | None = None) -> F32:
+        """Read a tensor, or half-open ranges of its first and last axis, as float32 with all updates."""
+        updates = self._updates.get(info.name)
+        if updates is None:
+            return self._stored.read(info, rows, columns)
+        return self._after(updates, info)(rows, columns)
+
+    def _after(self, updates: Sequence[Update], info: TensorInfo) -> ReadPart:
+        """What reads the tensor after these updates."""
+
+        def plain(rows: Range | None, columns: Range | None) -> F32:
+            return self._stored.read(info, rows, columns)
+
+        if not updates:
+            return plain
+        before, last = self._after(updates[:-1], info), updates[-1]
+        return lambda rows, columns: last.read(before, info.shape, rows, columns)
+
+
+_OTHER_BASE = "was it trained on this model? Merge it into the one that its adapter_config.json names"
+
+
+class _Target:
+    """One adapter's updates by the checkpoint's own names, checked for what is missing and what is tied."""
+
+    def __init__(
+        self, adapter: Adapter, names: ModelNames, read: Callable[[TensorInfo, Range | None, Range | None], F32]
+    ) -> None:
+        self._adapter = adapter
+        self._names = names
+        self._read = read
+        self._unused = frozenset(names.unused)
+
+    def updates(self) -> Mapping[str, tuple[Update, ...]]:
+        names, by_parameter = self._names, self._adapter.updates.by_parameter
+        heads = {name: updates for name, updates in by_parameter.items() if names.is_head(name)}
+        found: dict[str, tuple[Update, ...]] = {}
+        for parameter, updates in by_parameter.items():
+            own = names.own_name(parameter)
+            if own is None or (own not in names.tensors and own not in self._unused):
+                raise self._refuse(f"{shorten(parameter)}, which the checkpoint does not have", _OTHER_BASE)
+            if own in names.tensors and parameter not in heads:
+                if own in found:
+                    raise self._refuse(f"{shorten(parameter)} under two names", None)
+                found[own] = updates
+        head = tuple(update for updates in heads.values() for update in updates)
+        tied = self._tied(found.get(names.embedding, ()), head)
+        if tied:
+            found[names.embedding] = tied
+        self._require_targets()
+        return found
+
+    def _refuse(self, found: str, remedy: str | None) -> CheckpointError:
+        return CheckpointError(file=self._adapter.file.path, found=found, remedy=remedy)
+
+    # --- the tied output matrix ---
+
+    def _tied(self, embedding: tuple[Update, ...], head: tuple[Update, ...]) -> tuple[Update, ...]:
+        """The updates of the matrix that is both embedding and output; CheckpointError if they make two of it."""
+        if self._adapter.updates.embedding_is_head and not head:
+            return embedding
+        wholes = [[update for update in updates if isinstance(update, Replacement)] for updates in (embedding, head)]
+        self._require_equal_values(*([update for update in whole if not update.is_base] for whole in wholes))
+        tokens = [update for update in embedding if isinstance(update, TokenRows)]
+        mine, other = (
+            [update for update in updates if not isinstance(update, (Replacement, TokenRows))]
+            for updates in (embedding, head)
+        )
+        if mine and other and not all(map(self._same_change, mine, other)):
+            raise self._refuse("different updates of the token embedding and of the output matrix", _TRAIN_TIED)
+        if bool(mine) != bool(other):
+            self._warn_of_tie(*(("token embedding", "output matrix")[:: 1 if mine else -1]))
+        return (*(wholes[0] or wholes[1]), *(mine or other), *tokens)
+
+    def _warn_of_tie(self, trained: str, other: str) -> None:
+        _log.warning(
+            "adapter %s was trained on the %s alone; merged, it changes the %s too, which is the same matrix: "
+            "the model answers otherwise than in training, as after PEFT's merge_and_unload",
+            self._adapter.name, trained, other,
+        )  # fmt: skip
+
+    def _same_change(self, one: Update, other: Update) -> bool:
+        """Whether two updates are of the same LoRA matrices, one of them perhaps stored transposed."""
+        if not isinstance(one, LowRank) or not isinstance(other, LowRank) or one.factor != other.factor:
+            return False
+        pairs = ((one.left, other.left), (one.right, other.right))
+        return all(a.shape == b.shape and np.array_equal(a.read(), b.read()) for a, b in pairs)
+
+    def _require_equal_values(self, embedding: Sequence[Replacement], head: Sequence[Replacement]) -> None:
+        """CheckpointError if the matrix was saved whole with other numbers as embedding than as output."""
+        if not embedding and not head:
+            return
+        base = self._names.tensors[self._names.embedding]
+        readers = [self._reader(updates[0] if updates else None, base) for updates in (embedding, head)]
+        for updates in (*embedding, *head):
+            fault = updates.shape_fault(base.shape)
+            if fault is not None:
+                raise self._refuse(f"a token embedding of {fault}", _RESIZED)
+        for start in range(0, base.shape[0], _COMPARED_ROWS):
+            part = start, min(start + _COMPARED_ROWS, base.shape[0])
+            if not np.array_equal(readers[0](part), readers[1](part)):
+                found = "an output matrix with other numbers than the token embedding, which this model ties"
+                raise self._refuse(found, _TRAIN_TIED)
+
+    def _reader(self, update: Replacement | None, base: TensorInfo) -> Callable[[Range], F32]:
+        if update is None:
+            return lambda part: self._read(base, part, None)
+        value = update.value
+        return lambda part: read_tensor(value.file, value.info, part, None)
+
+    # --- what the config names ---
+
+    def _require_targets(self) -> None:
+        """CheckpointError if the config names a module of this model that the adapter has no factors for."""
+        read = self._adapter.updates
+        modules = {module: self._names.own_name(f"{module}.weight") for module in read.low_rank_modules}
+        present = {own for own in modules.values() if own is not None}
+        prefixes: dict[str, set[str]] = {}
+        for module, own in modules.items():
+            if own is not None and f"{module}.weight".endswith(own):
+                prefixes.setdefault(self._names.group_of(own), set()).add(f"{module}.weight".removesuffix(own))
+        for own, info in self._names.tensors.items():
+            if own in present or own in self._unused or len(info.shape) < 2 or not own.endswith(".weight"):
+                continue
+            paths = [
+                prefix + own.removesuffix(".weight") for prefix in sorted(prefixes.get(self._names.group_of(own), ()))
+            ]
+            if any(matches(path) for path in paths for matches in read.targets):
+                found = f"no factors for {own.removesuffix('.weight')}, which its target_modules name"
+                raise self._refuse(found, _OTHER_BASE)
+
+
+_TRAIN_TIED = "train both as one (ensure_weight_tying in PEFT), or train trainable_token_indices instead"
+_RESIZED = "this model's vocabulary was not resized: merge with PEFT into a resized one, and convert that"

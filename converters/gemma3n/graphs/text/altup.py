@@ -43,14 +43,14 @@ def merge(step: Step, streams: Value, scale: Scale) -> Value:
     return ops.mul(ops.sum_rows(together), step.graph.scalar(1 / count))
 
 
-def predict(layer: Layer, streams: Value, scale: Scale) -> Value:
+def predict(layer: Layer, streams: Value, active: Value, scale: Scale) -> Value:
     """streams + coefficients @ streams; the identity is folded into the coefficients as a bias.
 
-    scale: of the active stream.
+    active: the active stream; scale: its own.
     """
     n = layer.config.altup_num_inputs
     coefficients = ops.fully_connected(
-        _modalities(layer, layer.active(streams), scale),
+        _modalities(layer, active, scale),
         layer.matrix("altup.prediction_coefs.weight", n * n, n),
         layer.graph.constant(np.eye(n, dtype=np.float32).reshape(-1)),
     )

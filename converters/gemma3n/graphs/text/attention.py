@@ -31,7 +31,9 @@ class Attention:
             self.caches.write(layer, key, value)
         keys, values = self.caches.read(layer)
         kv_heads, groups = config.num_kv_heads, config.num_heads // config.num_kv_heads
-        query = ops.reshape(heads_first(query), (1, kv_heads, groups * tokens, config.head_dim))
+        # With one token, heads come first already.
+        query = query if tokens == 1 else heads_first(query)
+        query = ops.reshape(query, (1, kv_heads, groups * tokens, config.head_dim))
         weights = self._weights(layer, ops.batch_matmul(query, keys, transpose_b=True))
         mixed = _heads_last(_mix(values, weights, tokens), config.num_heads, tokens)
         return layer.linear(mixed, "self_attn.o_proj.weight", config.hidden_size)

@@ -7,6 +7,8 @@ Source: transformers `models/gemma3n/modeling_gemma3n.py`; `reference.py` comput
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.graphs.norms import Scale
 from converters.gemma3n.graphs.text import altup, laurel
@@ -24,7 +26,7 @@ from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
 def decode_graph(size: DecoderSize, widest: TextConfig, rows: CacheRows) -> Graph:
     """Build the decode step: takes one token, updates the caches at its position, gives logits f32[1, 1, vocab]."""
     decoder = _Decoder(Step(size, widest, tokens=1), rows)
-    return decoder.finish(logits=decoder.logits(*decoder.layers(size.config.num_layers)))
+    return decoder.finish(logits=decoder.logits(decoder.layers(size.config.num_layers)))
 
 
 def prefill_graph(size: DecoderSize, widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
@@ -34,8 +36,17 @@ def prefill_graph(size: DecoderSize, widest: TextConfig, rows: CacheRows, tokens
     """
     decoder = _Decoder(Step(size, widest, tokens), rows)
     last_owner = size.config.kv_layers[-1]
-    decoder.fill_cache(last_owner, *decoder.layers(last_owner))
+    decoder.fill_cache(last_owner, decoder.layers(last_owner))
     return decoder.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """All streams, the active one of them, and its scale."""
+
+    all: Value
+    active: Value
+    scale: Scale
 
 
 class _Decoder:
@@ -54,25 +65,26 @@ class _Decoder:
         self._attention = Attention(caches, masks, RotaryEmbedding(step, positions, rows.context))
         self._per_layer = PerLayerEmbeddings(step, self._embeddings, ple_rows)
 
-    def layers(self, count: int) -> tuple[Value, Scale]:
-        """The streams after the first `count` layers, and the scale of the active one."""
+    def layers(self, count: int) -> Streams:
+        """The streams after the first `count` layers."""
         # Every stream begins at the magnitude of the embedding.
         scale = self._step.scale(self._embeddings)
-        streams = altup.spread(self._step, self._embeddings, scale)
+        spread = altup.spread(self._step, self._embeddings, scale)
+        streams = Streams(spread, self._step.stream(spread, self._step.config.altup_active_index), scale)
         for index in range(count):
-            streams, scale = self._layer(Layer(self._step, index), streams, scale)
-        return streams, scale
+            streams = self._layer(Layer(self._step, index), streams)
+        return streams
 
-    def fill_cache(self, index: int, streams: Value, scale: Scale) -> None:
+    def fill_cache(self, index: int, streams: Streams) -> None:
         """The part of a layer that fills its KV cache."""
         layer = Layer(self._step, index)
-        active = layer.active(altup.predict(layer, streams, scale))
-        self._attention.fill_cache(layer, layer.norm(active, "input_layernorm.weight", scale))
+        active = layer.active(altup.predict(layer, streams.all, streams.active, streams.scale))
+        self._attention.fill_cache(layer, layer.norm(active, "input_layernorm.weight", streams.scale))
 
-    def logits(self, streams: Value, scale: Scale) -> Value:
+    def logits(self, streams: Streams) -> Value:
         """Merge and norm the streams, multiply by the embedding, and apply the softcap: f32[1, tokens, vocab]."""
         step, config = self._step, self._step.config
-        normed = step.norm(altup.merge(step, streams, scale), "norm.weight", scale)
+        normed = step.norm(altup.merge(step, streams.all, streams.scale), "norm.weight", streams.scale)
         shape = (config.vocab_size, config.hidden_size)
         head = step.graph.weight(Weight("lm_head.weight", shape, (WeightPart("embed_tokens.weight"),)))
         logits = ops.reshape(ops.fully_connected(normed, head), (1, step.tokens, config.vocab_size))
@@ -88,12 +100,13 @@ class _Decoder:
             self._step.graph.output("logits", logits)
         return self._step.graph
 
-    def _layer(self, layer: Layer, streams: Value, scale: Scale) -> tuple[Value, Scale]:
+    def _layer(self, layer: Layer, streams: Streams) -> Streams:
         """AltUp's prediction, attention in parallel with LAuReL, feed-forward, AltUp's correction, per-layer embedding.
 
-        scale: of the active stream. Also returns the scale for the next layer, that of this layer's result.
+        The scale for the next layer is that of this layer's result.
         """
-        predicted = altup.predict(layer, streams, scale)
+        scale = streams.scale
+        predicted = altup.predict(layer, streams.all, streams.active, scale)
         active = layer.active(predicted)
         normed = layer.norm(active, "input_layernorm.weight", scale)
         right = laurel.low_rank(layer, normed)
@@ -102,4 +115,4 @@ class _Decoder:
         activated = ops.add(hidden, layer.norm(fed, "post_feedforward_layernorm.weight"))
         scale = layer.step.scale(activated)
         corrected = altup.correct(layer, predicted, active, activated, scale)
-        return self._per_layer.inject(layer, corrected), scale
+        return Streams(*self._per_layer.inject(layer, corrected), scale)

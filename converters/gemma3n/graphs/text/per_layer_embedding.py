@@ -20,17 +20,21 @@ class PerLayerEmbeddings:
         self._step, self._embeddings, self._rows = step, embeddings, rows
         self._all: Value | None = None
 
-    def inject(self, layer: Layer, streams: Value) -> Value:
-        """Gate the layer's own embedding by the active stream, and add it to all streams except the first."""
+    def inject(self, layer: Layer, streams: Value) -> tuple[Value, Value]:
+        """Gate the layer's own embedding by the active stream, and add it to all streams except the first.
+
+        Returns the streams, and the active one.
+        """
         config, hidden = layer.config, layer.config.hidden_size
-        x = layer.active(streams)
+        x = active = layer.active(streams)
         if config.altup_correct_scale:
-            x = ops.mul(x, layer.vector("altup.correct_output_scale"))
+            x = ops.mul(active, layer.vector("altup.correct_output_scale"))
         gate = ops.gelu_tanh(layer.linear(x, "per_layer_input_gate.weight", config.ple_size))
         projected = layer.linear(ops.mul(gate, self._of(layer)), "per_layer_projection.weight", hidden)
         # One row of weights for each stream; the first stream's row is zeros (text_source.py).
         weights = layer.rows("per_layer_streams_norm.weight", config.altup_num_inputs, hidden)
-        return ops.add(streams, ops.mul(layer.step.scale(projected).unit_rms(projected), weights))
+        streams = ops.add(streams, ops.mul(layer.step.scale(projected).unit_rms(projected), weights))
+        return streams, active if config.altup_active_index == 0 else layer.active(streams)
 
     def _of(self, layer: Layer) -> Value:
         """The layer's own embedding: f32[1, tokens, 1, ple]."""

@@ -49,7 +49,7 @@ def test_a_layer_predicts_every_stream_from_all(tmp_path: Path, name: str, index
     model, step = MODELS[name], whole(MODELS[name], TOKENS)
     streams, layer = streams_of(model), Layer(step, index)
     x = step.graph.input("x", (1, *streams.shape))
-    step.graph.output("y", altup.predict(layer, x, step.scale(layer.active(x))))
+    step.graph.output("y", altup.predict(layer, x, layer.active(x), step.scale(layer.active(x))))
     found = run(tmp_path, step.graph, model, {"x": streams[None]})["y"]
     assert_close(found[0], reference.Layer(model, index).predict(streams))
 

@@ -24,9 +24,13 @@ def test_a_layer_adds_its_gated_embedding_to_every_stream_but_the_first(tmp_path
     per_layer = PerLayerEmbeddings(
         step, graph.input("embeddings", (1, len(IDS), 1, config.hidden_size)), graph.input("rows", (1, *rows.shape))
     )
-    graph.output("y", per_layer.inject(Layer(step, index), graph.input("streams", (1, *streams.shape))))
+    injected, active = per_layer.inject(Layer(step, index), graph.input("streams", (1, *streams.shape)))
+    graph.output("y", injected)
+    graph.output("active", active)
     inputs = {"embeddings": embeddings[None, :, None], "rows": rows[None], "streams": streams[None]}
-    found = run(tmp_path, graph, model, inputs)["y"]
+    outputs = run(tmp_path, graph, model, inputs)
+    found, index_of_active = outputs["y"], config.altup_active_index
+    np.testing.assert_array_equal(outputs["active"][0, :, 0], found[0, :, index_of_active])
     wanted = reference.per_layer_embeddings(model, IDS, embeddings)[:, index]
     assert_close(found[0], reference.Layer(model, index).inject(streams.copy(), wanted))
     np.testing.assert_array_equal(found[0, :, 0], streams[:, 0])

@@ -243,7 +243,11 @@ def _limited(command: str, timeout: float, marker: str) -> str:
     """The command with a time limit on the device, where commands continue if the client disconnects.
 
     The shell itself prints the exit code: that of toybox 0.8.9's timeout is 127 for two of five commands that end at
-    once. The trap holds for an `exit` in the command too; after an `exec` there is only timeout's.
+    once. The trap holds for an `exit` in the command too; after an `exec` there is only timeout's. adbd's own umask is
+    0, so that everybody could change the files that a command makes.
     """
-    traced = f"trap 'echo {marker}$? >&2' EXIT\n{command}"
-    return f"timeout -s KILL {max(1, math.ceil(timeout))} sh -c {shlex.quote(traced)}"
+    traced = f"umask 077; trap 'echo {marker}$? >&2' EXIT\n{command}"
+    limited = f"timeout -s KILL {max(1, math.ceil(timeout))} sh -c {shlex.quote(traced)}"
+    # Android's timeout and busybox's kill that shell, and leave what it has started running.
+    end = f"{{ echo {marker}{KILLED_EXIT_CODE} >&2; kill -KILL 0; }}"
+    return f"{limited}; code=$?; [ $code != {KILLED_EXIT_CODE} ] || {end}; exit $code"

@@ -15,6 +15,7 @@ from device_harness.machines.host import Host
 from device_harness.machines.machine import Machine, RunningCommand
 from device_harness.machines.program import PlacedProgram, place_program
 from device_harness.programs.build import FLASH_PROBE, NativeProgram, native_program, parse_architecture
+from device_harness.push.program import place_small_program
 from device_harness.push.push import DEFAULT_FOLDER
 from toolkit.base.errors import BundleError, ResultsError, UsageError
 from toolkit.base.files import Progress
@@ -174,22 +175,22 @@ def probe_device(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ProbeResult:
-    """Probe the shards in `folder` on a device. The program is copied next to it, and removed afterwards."""
+    """Probe the shards in `folder` on a device. The program is copied to a folder that is removed afterwards."""
     machine = device.shell("uname -m", timeout=_QUICK_S).require(f"{device.serial} uname -m")
     program = native_program(FLASH_PROBE, parse_architecture(machine, device.serial), say=say)
     # A Linux board with adbd has no getprop.
     emulated = device.shell("getprop ro.kernel.qemu 2>/dev/null", timeout=_QUICK_S).stdout.strip() == "1"
     # Each process has its own copy, so that two probes of one device do not remove each other's program.
-    remote = remote_path(DEFAULT_FOLDER, f"{FLASH_PROBE}-{os.getpid()}")
-    tokens = f"{remote}.tokens"
+    scratch = remote_path(DEFAULT_FOLDER, f"{FLASH_PROBE}-{os.getpid()}")
+    tokens = remote_path(scratch, "tokens")
     try:
-        device.push_file(program.path, remote, mode=0o755)
+        placed = place_small_program(device, program.path, scratch)
         if settings.tokens is not None:
             device.push_bytes(_token_text(settings.tokens).encode(), tokens)
         paths = [remote_path(folder, name) for name in shards]
-        table, measures = _run(AdbDevice(device), probe_command(remote, paths, settings, tokens), settings, progress)
+        table, measures = _run(AdbDevice(device), probe_command(placed, paths, settings, tokens), settings, progress)
     finally:
-        _remove(device, [remote, tokens])
+        _remove(device, scratch)
     return ProbeResult(device.serial, emulated, program, table, measures)
 
 
@@ -268,9 +269,9 @@ def _token_text(tokens: Sequence[int]) -> str:
     return "\n".join(map(str, tokens)) + "\n"
 
 
-def _remove(device: Transport, paths: Sequence[str]) -> None:
-    """Remove the files even after a lost connection or an interrupt, if the device can be reached."""
-    command = f"rm -f {' '.join(map(quote, paths))}"
+def _remove(device: Transport, folder: str) -> None:
+    """Remove the folder even after a lost connection or an interrupt, if the device can be reached."""
+    command = f"rm -rf {quote(folder)}"
     try:
         if not device.available:
             device.reconnect(timeout=_QUICK_S)

@@ -65,7 +65,7 @@ class AdbDevice:
 
     def place_program(self, files: ProgramFiles) -> str:
         """Push the files that are missing, to a folder named after their hashes; return that folder."""
-        return push_program(self._transport, files)
+        return push_program(self._transport, files, place_receiver(self._transport, "auto"))
 
 
 @contextmanager

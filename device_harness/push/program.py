@@ -1,4 +1,4 @@
-"""Pushes a program and its libraries to a separate folder."""
+"""Pushes a program, alone or with its libraries, to a separate folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_harness.adb.transport import Transport, quote, remote_path
+from device_harness.adb.transport import DeviceRefusal, Transport, quote, remote_path
 from device_harness.push.push import DEFAULT_FOLDER, push_source
-from device_harness.push.source import PushFile, PushSource
+from device_harness.push.source import PART, PushFile, PushSource
 from toolkit.base.errors import UsageError
 from toolkit.base.files import CHUNK_BYTES, hash_file, safe_name
 
@@ -43,13 +43,29 @@ def open_program(program: Path) -> ProgramFiles:
     return ProgramFiles(program, tuple(files), tuple(found.sha256 for _, found in hashed))
 
 
-def push_program(device: Transport, files: ProgramFiles) -> str:
+def push_program(device: Transport, files: ProgramFiles, receiver: str | None = None) -> str:
     """Push the files, verified by their hashes, and make the program executable; return the folder on the device.
 
     The folder's name contains a hash, so that different builds of a program do not mix.
     """
     folder = remote_path(DEFAULT_FOLDER, "bin", files.key)
-    push_source(device, PushSource(None, files.files), target=folder)
+    push_source(device, PushSource(None, files.files), target=folder, receiver=receiver)
     placed = remote_path(folder, files.program.name)
     device.shell(f"chmod 700 {quote(placed)}", timeout=_ASK_S).require(f"{device.serial} chmod {placed}")
     return folder
+
+
+def place_small_program(device: Transport, program: Path, folder: str) -> str:
+    """Send a program of some kB by `sync:`, which needs no programs on the device; return its path there.
+
+    It is read back and compared. adbd lets everybody write what comes by `sync:`, so `folder` is its owner's alone.
+    """
+    part, placed = remote_path(folder, program.name + PART), remote_path(folder, program.name)
+    make = f"umask 022; mkdir -p {quote(folder)} && chmod 700 {quote(folder)}"
+    device.shell(make, timeout=_ASK_S).require(f"{device.serial} {folder}")
+    device.push_file(program, part, mode=0o700)
+    if device.pull_bytes(part) != program.read_bytes():
+        raise DeviceRefusal(f"{device.serial} {part}", found="other bytes than were sent", remedy="try another cable")
+    finish = f"chmod 700 {quote(part)} && mv -f {quote(part)} {quote(placed)}"
+    device.shell(finish, timeout=_ASK_S).require(f"{device.serial} {placed}")
+    return placed

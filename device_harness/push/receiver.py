@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from device_harness.adb.transport import DeviceFault, Transport, quote, remote_path
+from device_harness.adb.transport import DeviceFault, DeviceRefusal, Transport, quote, remote_path
 from device_harness.programs.build import (
     PUSH_RECEIVER,
     NativeProgram,
@@ -13,13 +13,14 @@ from device_harness.programs.build import (
     native_program,
     parse_architecture,
 )
-from device_harness.push.program import open_program, push_program
+from device_harness.push.program import place_small_program
 from device_harness.push.push import DEFAULT_FOLDER
 
 Receiver = Literal["auto", "shell", "native"]
 """`native`: our program, built if needed; `shell`: the device's own tools; `auto`: ours if it has been built."""
 
 _ASK_S = 30.0
+_KEY_DIGITS = 16
 _USAGE = f"usage: {PUSH_RECEIVER} "
 """The program's output without arguments."""
 
@@ -40,21 +41,22 @@ def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], No
     if program is None:
         return None
     found = [path.strip() for digest, _, path in (line.partition("  ") for line in there) if digest == program.sha256]
-    if found:
-        placed = remote_path(folder, *found[0].split("/"))
-    else:
-        placed = remote_path(push_program(device, open_program(program.path)), program.path.name)
-    tried = device.shell(quote(placed), timeout=_ASK_S)
-    if tried.stdout.startswith(_USAGE):
-        return placed
-    fault = DeviceFault(
-        what, found=tried.stderr.strip() or f"exit code {tried.exit_code}", wanted="a program that runs"
-    )
-    if kind == "native":
-        raise fault
-    if say is not None:
-        say(f"{fault}; the device's own programs store and hash")
-    return None
+    try:
+        if found:
+            placed = remote_path(folder, *found[0].split("/"))
+        else:
+            placed = place_small_program(device, program.path, remote_path(folder, program.sha256[:_KEY_DIGITS]))
+        tried = device.shell(quote(placed), timeout=_ASK_S)
+        if tried.stdout.startswith(_USAGE):
+            return placed
+        words = tried.stderr.strip() or f"exit code {tried.exit_code}"
+        raise DeviceRefusal(what, found=words, wanted="a program that runs")
+    except DeviceRefusal as error:
+        if kind == "native":
+            raise
+        if say is not None:
+            say(f"{error}; the device's own programs store and hash")
+        return None
 
 
 def _program(kind: Receiver, machine: str, serial: str, say: Callable[[str], None] | None) -> NativeProgram | None:

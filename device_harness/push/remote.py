@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from device_harness.adb.transport import DeviceRefusal, Transport, quote, remote_path
 from device_harness.push.chunks import ChunkShell, OnDigest, OnSent, timeout_s
-from device_harness.push.scripts import ChunkRun, Chunks, batches, chunk_word, sync_command
+from device_harness.push.scripts import ChunkRun, Chunks, batches, chunk_word, missing_programs_script, sync_command
 from device_harness.push.source import PART, PushFile
 
 MAX_SCRIPT_CHARACTERS = 1500
@@ -41,8 +41,22 @@ class RemoteFolder:
         return remote_path(self.folder, name)
 
     def create(self) -> None:
-        """Create the folder if it does not exist, readable for apps whatever the shell's umask."""
-        self._run(f"umask 022; mkdir -p {quote(self.folder)}")
+        """Create the folder if it does not exist, readable for apps; DeviceRefusal if the device lacks programs."""
+        command = f"umask 022; mkdir -p {quote(self.folder)} && {{ {missing_programs_script(self.receiver)}; }}"
+        result = self._device.shell(command, timeout=timeout_s(0))
+        if result.exit_code:
+            found = (result.stderr or result.stdout).strip() or f"exit code {result.exit_code}"
+            raise DeviceRefusal(self.what, found=found, remedy="name a folder that the device's shell can write to")
+        missing = result.stdout.split()
+        if not missing:
+            return
+        needs_native = self.receiver is None and set(missing) <= {"dd", "head", "sha256sum"}
+        native = "push with --receiver native, which does without (pip install 'gemma-edge[probe]' to build it)"
+        raise DeviceRefusal(
+            f"{self._device.serial} push",
+            found=f"a device without {' and '.join(missing)}",
+            remedy=native if needs_native else "Android has it from version 8 on",
+        )
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         """The sizes of those files that exist; DeviceRefusal for a link, which may lead elsewhere, or a directory."""
@@ -128,7 +142,7 @@ class RemoteFolder:
         return sizes
 
     def _inside(self, script: str) -> str:
-        # adbd's own umask is 0; what is to be read by others gets its mode in the end.
+        # What is to be read by others gets its mode in the end.
         return f"umask 077; cd {quote(self.folder)} && {{ {script}; }}"
 
     def _run_inside(self, script: str, size: int = 0) -> str:

@@ -21,6 +21,8 @@ PIECE_BYTES = 4 * 1024 * 1024
 
 _BLOCK_BYTES = 64 * 1024
 """Fits into a pipe; larger blocks do not fit into the processor's cache."""
+_ALWAYS_NEEDED = ("chmod", "df", "mv", "rm", "stat", "truncate")
+_SHELL_NEEDS = ("dd", "head")
 _DIGEST = re.compile(r"([A-Za-z0-9._-]+) (\d+) ([0-9a-f]{64}|unreadable)\b", re.ASCII)
 
 # Android's sha256sum is BoringSSL's, which uses the processor's SHA instructions. Elsewhere sha256sum may be plain C,
@@ -48,7 +50,7 @@ digest $1 $k </dev/null & later; k=$((k+1)); done; }
 
 # put NAME FIRST STOP LAST: store chunks FIRST up to but not including STOP from the input, the last with LAST bytes.
 # While the next ones arrive, each is hashed, and synced to the storage, so that little is left for the end.
-# dd prints how much it wrote: less means that the connection has ended.
+# dd prints how much it wrote: less means that the connection has ended. busybox's prints records, but not bytes.
 # NEXT is printed after each piece, because AOSP's adbd takes what it is sent into its memory. If dd lacks fullblock,
 # head collects a piece; since head reads ahead, only one piece may then be on the way.
 _PUT = """dd iflag=fullblock if=/dev/null of=/dev/null 2>/dev/null && full=1
@@ -56,10 +58,12 @@ _PUT = """dd iflag=fullblock if=/dev/null of=/dev/null 2>/dev/null && full=1
 fail() { echo "$said"; echo FAILED; exit 1; }
 take() { said=$(dd bs=BLOCK iflag=fullblock count=$3 of=$1 seek=$2 conv=notrunc 2>&1)
 case $said in *"$3+0 records out"*);; *) fail;; esac; }
-get() { if [ "$full" ]; then dd bs=$1 iflag=fullblock count=1 2>/dev/null; else head -c $1; fi; }
-rest() { said=$(get $3 | dd bs=BLOCK of=$1 seek=$2 conv=notrunc 2>&1)
+rest() { if [ "$full" ]; then
+said=$({ dd bs=$3 iflag=fullblock count=1 | dd bs=BLOCK of=$1 seek=$2 conv=notrunc; } 2>&1) || fail
+case $said in *"1+0 records in"*);; *) fail;; esac
+else said=$(head -c $3 | dd bs=BLOCK of=$1 seek=$2 conv=notrunc 2>&1)
 case ${said##*
-} in "$3 byte"*);; *) fail;; esac; }
+} in "$3 byte"*);; *) fail;; esac; fi; }
 piece() { q=$(($3/BLOCK)); [ "$full" ] || q=0; r=$(($3-q*BLOCK))
 [ $q = 0 ] || take $1 $2 $q; [ $r = 0 ] || rest $1 $(($2+q)) $r; echo NEXT; }
 store() { o=$(($2*STEP)); l=$3; while [ $l -gt 0 ]; do p=PIECE; [ $l -gt $p ] || p=$l
@@ -198,6 +202,15 @@ def batches(words: Iterable[str], most_characters: int) -> Iterator[list[str]]:
 def chunk_word(name: str) -> str:
     """A name as one word of a script."""
     return safe_name(name, "file on the device")
+
+
+def missing_programs_script(receiver: str | None) -> str:
+    """A script that names, a line for each, the programs that a push needs and the device lacks."""
+    needed = [*_ALWAYS_NEEDED, *(() if receiver is not None else _SHELL_NEEDS)]
+    script = f"for p in {' '.join(needed)}; do command -v $p >/dev/null || echo $p; done"
+    if receiver is None:
+        script += "; command -v sha256sum >/dev/null || command -v openssl >/dev/null || echo sha256sum"
+    return script
 
 
 def sync_command(name: str) -> str:

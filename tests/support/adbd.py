@@ -22,14 +22,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pytest
 
 from device_harness.emulator.faults import Faults
 
 SUITE = "trixie"
-PACKAGES = ("adbd=34.0.5-12", "toybox", "mksh", "coreutils")
+PACKAGES = ("adbd=34.0.5-12", "toybox", "mksh", "coreutils", "busybox")
 ADBD = "usr/lib/android-sdk/platform-tools/adbd"
 ADBD_SHA256 = "12e6493107d4c51ccc595efde96acae75838584bd1cf4d451a50e679f1498d1a"
 SHELL_UID = 2000
@@ -41,8 +41,14 @@ _FETCH_S = 150
 _START_S = 15.0
 _BUFFER_BYTES = 256 * 1024
 _CLONE_NEWNET = 0x40000000
+_ASIDE = "/debian"
+"""Where the packages are in a sandbox that has this computer's programs."""
 _BORROWED = ("dd", "tr", "sha256sum", "timeout", "stat", "df")
 """Programs of coreutils' in place of those that Debian's toybox lacks or has with other options than Android's."""
+
+
+Userland = Literal["android", "toybox", "busybox", "host"]
+"""mksh and toybox with what Android's toybox has beside Debian's; without that; busybox; this computer's programs."""
 
 
 class Unavailable(Exception):
@@ -52,7 +58,8 @@ class Unavailable(Exception):
 def cache_folder() -> Path:
     """Where the unpacked packages stay."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gemma-edge-tests" / "adbd-34.0.5-12"
+    key = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
+    return (Path(base) if base else Path.home() / ".cache") / "gemma-edge-tests" / f"adbd-34.0.5-12-{key}"
 
 
 def fetch(folder: Path) -> Path:
@@ -147,6 +154,9 @@ class AdbdSettings:
     """Public keys that may connect; None: everybody."""
     visible: tuple[Path, ...] = field(default_factory=tuple)
     """Folders of this computer that its programs see under the same path, read-only."""
+    userland: Userland = "android"
+    tmp: Literal["writable", "read-only", "missing"] = "writable"
+    """What /data/local/tmp is."""
 
 
 class Adbd:
@@ -241,40 +251,58 @@ class Adbd:
         program.chmod(0o755)
         (self._scratch / "etc/passwd").write_text(f"shell:x:{SHELL_UID}:{SHELL_UID}::/data/local/tmp:/system/bin/sh\n")
         (self._scratch / "etc/group").write_text(f"shell:x:{SHELL_UID}:\n")
+        if self._settings.tmp == "missing":
+            (self._scratch / "data/local/tmp").rmdir()
         self._link_programs(self._scratch / "system/bin")
 
     def _link_programs(self, folder: Path) -> None:
-        listed = subprocess.run(self._bare("/usr/bin/toybox"), capture_output=True, text=True, check=False)
+        kind = self._settings.userland
+        box = "busybox" if kind == "busybox" else "toybox"
+        command = [f"/usr/bin/{box}", *(["--list"] if kind == "busybox" else [])]
+        listed = subprocess.run(self._bare(*command), capture_output=True, text=True, check=False)
         if listed.returncode:
             raise Unavailable(f"bubblewrap makes no sandbox here: {listed.stderr.strip()}")
-        for name in listed.stdout.split():
-            (folder / name).symlink_to("/usr/bin/toybox")
-        for name, target in {"sh": "mksh", **{name: name for name in _BORROWED}}.items():
-            (folder / name).unlink(missing_ok=True)
+        names = {} if kind == "host" else {name: box for name in listed.stdout.split()}
+        names |= {"sh": {"busybox": "busybox", "host": "sh"}.get(kind, "mksh")}
+        names |= {name: name for name in _BORROWED} if kind == "android" else {}
+        for name, target in names.items():
             (folder / name).symlink_to(f"/usr/bin/{target}")
 
-    def _bare(self, *command: str) -> list[str]:
-        """A sandbox with Debian's packages alone."""
-        links = ["--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"]
+    def _bare(self, *command: str, usr: str = "/usr") -> list[str]:
+        """A sandbox with Debian's packages at `usr`, and no others."""
         ids = ["--unshare-user", "--uid", str(SHELL_UID), "--gid", str(SHELL_UID)]
+        links = ["--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"]
         return [
             *("bwrap", *ids, "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", "adbd"),
-            *("--ro-bind", str(self._root / "usr"), "/usr", *links, "--proc", "/proc", "--dev", "/dev", "--clearenv"),
+            *("--ro-bind", str(self._root / "usr"), usr, *links, "--proc", "/proc", "--dev", "/dev", "--clearenv"),
             *command,
         ]
 
     def _argv(self) -> list[str]:
-        shown = ["--ro-bind", str(self._scratch / "system"), "/system", "--symlink", "system/bin", "/bin"]
-        shown += ["--ro-bind", str(self._scratch / "etc"), "/etc", "--ro-bind", str(self._scratch / "adbd"), "/adbd"]
+        is_host = self._settings.userland == "host"
+        shown = ["--ro-bind", str(self._scratch / "system"), "/system"]
+        shown += ["--ro-bind", str(self._scratch / "adbd"), "/adbd"]
+        if is_host:
+            shown += ["--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--ro-bind", "/etc", "/etc"]
+        else:
+            shown += ["--symlink", "system/bin", "/bin", "--ro-bind", str(self._scratch / "etc"), "/etc"]
         for name in ("data", "sdcard"):
             shown += ["--bind", str(self._scratch / name), f"/{name}"]
+        if self._settings.tmp == "read-only":
+            shown += ["--remount-ro", "/data"]
         for path in self._settings.visible:
             shown += ["--ro-bind", str(path), str(path)]
         shown += ["--ro-bind", "/sys", "/sys", "--tmpfs", "/tmp", "--chdir", "/"]
-        variables = {"PATH": "/system/bin", "HOME": "/data/local/tmp", "TMPDIR": "/data/local/tmp", "ADBD_PORT": PORT}
+        search = "/usr/bin:/bin" if is_host else "/system/bin"
+        variables = {"PATH": search, "HOME": "/data/local/tmp", "TMPDIR": "/data/local/tmp", "ADBD_PORT": PORT}
         for name, value in variables.items():
             shown += ["--setenv", name, str(value)]
-        return self._bare(*shown, "/usr/bin/mksh", "-c", "/adbd </dev/null & read -r line; kill -9 -1")
+        usr = _ASIDE if is_host else "/usr"
+        lib = f"{usr}/lib/x86_64-linux-gnu"
+        loader = f"{usr}/lib64/ld-linux-x86-64.so.2 --library-path {lib}:{lib}/android "
+        # The shell that holds the sandbox ends with its input.
+        script = f"{loader if is_host else ''}/adbd </dev/null & read -r line; kill -9 -1"
+        return self._bare(*shown, "/bin/sh" if is_host else f"{usr}/bin/mksh", "-c", script, usr=usr)
 
     def _await_adbd(self) -> int:
         """Its process id here, once it runs."""
@@ -282,7 +310,8 @@ class Adbd:
         while time.monotonic() < deadline and self._process.poll() is None:
             for process in _descendants(self._process.pid):
                 with suppress(OSError):
-                    if Path(f"/proc/{process}/comm").read_text().strip() == "adbd":
+                    words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+                    if b"/adbd" in (words[0], *words[-2:-1]) and b"-c" not in words:
                         return process
             time.sleep(0.02)
         raise Unavailable(f"adbd did not start: {self._words()}")

@@ -582,10 +582,11 @@ def test_the_receiver_is_found_again_by_its_hash_and_replaced_if_it_is_another(
     if stored_by == "native":
         first = place_receiver(transport, "native")
         assert first is not None
-        writes = len(transport.writes)
-        assert place_receiver(transport, "auto") == first and len(transport.writes) == writes
-        device.path(first).write_bytes(b"another")
-        assert place_receiver(transport, "auto") == first and len(transport.writes) > writes
+        file, program = device.path(first), device.path(first).read_bytes()
+        inode = file.stat().st_ino
+        assert place_receiver(transport, "auto") == first and file.stat().st_ino == inode
+        file.write_bytes(b"another")
+        assert place_receiver(transport, "auto") == first and file.read_bytes() == program
         assert transport.shell(first, timeout=10).stdout.startswith("usage: push_receiver")
 
 

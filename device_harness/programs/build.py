@@ -1,6 +1,7 @@
 """Builds the C programs in `native/` for the machine that runs them: statically linked, once, on demand.
 
 zig's C compiler, from PyPI, includes the headers and the C library for all targets; no NDK is needed.
+`bundle_runner.py` builds the one program that is not static, because it loads a library.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -68,10 +71,10 @@ def native_program(
         if say is not None:
             say(f"building {name} for {architecture}; the first time takes a minute")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as partial:
-            _compile(source, architecture, partial)
-            partial.chmod(0o755)
-    return _described(name, architecture, path)
+        with atomic_file(path) as unfinished:
+            _compile(source, architecture, unfinished)
+            unfinished.chmod(0o755)
+    return described_program(name, architecture, path)
 
 
 def built_program(name: str, architecture: Architecture, *, directory: Path | None = None) -> NativeProgram | None:
@@ -80,7 +83,7 @@ def built_program(name: str, architecture: Architecture, *, directory: Path | No
         path = _path(name, architecture, directory)
     except EnvironmentFault:
         return None
-    return _described(name, architecture, path) if path.is_file() else None
+    return described_program(name, architecture, path) if path.is_file() else None
 
 
 def _source(name: str) -> Path:
@@ -89,11 +92,12 @@ def _source(name: str) -> Path:
 
 def _path(name: str, architecture: Architecture, directory: Path | None) -> Path:
     """The path of the program, whether it is built or not."""
-    key = _key(_source(name), _zig_version(), architecture)
+    key = _key(_source(name), compiler_version(), architecture)
     return (directory or default_directory()) / "native" / f"{name}-{architecture}-{key}"
 
 
-def _described(name: str, architecture: Architecture, path: Path) -> NativeProgram:
+def described_program(name: str, architecture: Architecture, path: Path) -> NativeProgram:
+    """The record of a program that is already built."""
     data = path.read_bytes()
     return NativeProgram(name, architecture, path, hashlib.sha256(data).hexdigest(), len(data))
 
@@ -107,7 +111,8 @@ def _key(source: Path, version: str, architecture: Architecture) -> str:
     return digest.hexdigest()[:16]
 
 
-def _zig_version() -> str:
+def compiler_version() -> str:
+    """The version of the installed compiler; EnvironmentFault if there is none."""
     try:
         return importlib.metadata.version("ziglang")
     except importlib.metadata.PackageNotFoundError as error:
@@ -118,24 +123,34 @@ def _zig_version() -> str:
 
 
 def _compile(source: Path, architecture: Architecture, target: Path) -> None:
-    """Compile a program. zig's cache, about 80 MB for each target, is removed unless the environment names its folder.
+    with compiler() as compile_with:
+        compile_with("-target", f"{architecture}-linux-musl", *_FLAGS, "-o", str(target), str(source))
 
-    Only the tests profit from keeping it, because they build the same programs repeatedly.
+
+@contextmanager
+def compiler() -> Iterator[Callable[..., None]]:
+    """Yields a function that runs zig's C compiler with the given arguments; EnvironmentFault if it fails.
+
+    zig's cache, about 80 MB for each target, is removed at the end unless the environment names its folder: only the
+    tests profit from keeping it, because they build the same programs repeatedly.
     """
-    arguments = [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-musl", *_FLAGS]
     with tempfile.TemporaryDirectory(prefix="gemma-edge-build-") as scratch:
         caches = {f"ZIG_{kind}_CACHE_DIR": str(Path(scratch, kind)) for kind in ("GLOBAL", "LOCAL")}
-        try:
-            done = subprocess.run(
-                [*arguments, "-o", str(target), str(source)],
-                env={**caches, **os.environ},
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_BUILD_S,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise _fault(f"the compiler ran over {_BUILD_S:g} s") from error
+        yield partial(_run_compiler, {**caches, **os.environ})
+
+
+def _run_compiler(environment: Mapping[str, str], *arguments: str) -> None:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ziglang", "cc", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_BUILD_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _fault(f"the compiler ran over {_BUILD_S:g} s") from error
     if done.returncode:
         raise _fault(f"exit code {done.returncode}: {done.stderr.strip()[-500:]}")
 

@@ -1,0 +1,25 @@
+/* Answers: lines of JSON on standard output, each written at once. */
+#ifndef LINE_H
+#define LINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "fault.h"
+
+/* Begin an object; NULL as key in a list. Nested objects and lists are opened and closed in order. */
+void line_begin(void);
+void line_open(const char *key, char bracket);
+void line_close(char bracket);
+void line_integer(const char *key, int64_t value);
+void line_number(const char *key, double value);
+void line_string(const char *key, const char *value);
+void line_null(const char *key);
+/* End the object and write it; false if nobody reads any more. */
+bool line_end(void);
+bool line_fault(const Fault *fault);
+/* Write raw bytes, after the line that announces them. */
+bool write_bytes(const void *data, size_t size);
+
+#endif

@@ -1,0 +1,300 @@
+#include "litert.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CPU = 1, HOST_MEMORY = 1, LOCK_READ = 0, LOCK_WRITE = 1 };
+
+/* Name without its prefix LiteRt, and the arguments; each returns a status, 0 for success. */
+#define FUNCTIONS(X)                                                                                         \
+    X(CreateEnvironment, (int, const void *, void **))                                                       \
+    X(DestroyEnvironment, (void *))                                                                          \
+    X(CreateModelFromFile, (void *, const char *, void **))                                                  \
+    X(DestroyModel, (void *))                                                                                \
+    X(CreateOptions, (void **))                                                                              \
+    X(DestroyOptions, (void *))                                                                              \
+    X(SetOptionsHardwareAccelerators, (void *, int))                                                         \
+    X(CreateOpaqueOptions, (const char *, void *, void (*)(void *), void **))                                \
+    X(AddOpaqueOptions, (void *, void *))                                                                    \
+    X(CreateCompiledModel, (void *, void *, void *, void **))                                                \
+    X(DestroyCompiledModel, (void *))                                                                        \
+    X(GetNumModelSignatures, (void *, size_t *))                                                             \
+    X(GetModelSignature, (void *, size_t, void **))                                                          \
+    X(GetSignatureKey, (void *, const char **))                                                              \
+    X(GetNumSignatureInputs, (void *, size_t *))                                                             \
+    X(GetSignatureInputName, (void *, size_t, const char **))                                                \
+    X(GetSignatureInputTensorByIndex, (void *, size_t, void **))                                             \
+    X(GetNumSignatureOutputs, (void *, size_t *))                                                            \
+    X(GetSignatureOutputName, (void *, size_t, const char **))                                               \
+    X(GetSignatureOutputTensorByIndex, (void *, size_t, void **))                                            \
+    X(GetRankedTensorType, (void *, TensorType *))                                                           \
+    X(CreateManagedTensorBuffer, (void *, int, const TensorType *, size_t, void **))                         \
+    X(DestroyTensorBuffer, (void *))                                                                         \
+    X(LockTensorBuffer, (void *, void **, int))                                                              \
+    X(UnlockTensorBuffer, (void *))                                                                          \
+    X(RunCompiledModel, (void *, size_t, size_t, void **, size_t, void **))
+
+#define DECLARE(name, arguments) static int(*name) arguments;
+FUNCTIONS(DECLARE)
+
+static char library_path[512];
+
+bool litert_load(const char *path) {
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        const char *said = dlerror();
+        return refuse(MACHINE, path, NULL, said ? said : "it cannot be loaded", "LiteRT's library");
+    }
+    snprintf(library_path, sizeof library_path, "%s", path);
+#define LOOK_UP(name, arguments)                                                                             \
+    *(void **)&name = dlsym(library, "LiteRt" #name);                                                        \
+    if (!name) return refuse(MACHINE, path, NULL, "no function LiteRt" #name, "a library with LiteRT's C API");
+    FUNCTIONS(LOOK_UP)
+    return true;
+}
+
+static bool is_done(int status, const char *file, const char *function) {
+    return !status || refuse(MACHINE, file, text("LiteRt%s", function), text("it failed with status %d", status), NULL);
+}
+#define DO(file, name, ...) is_done(name(__VA_ARGS__), file, #name)
+
+bool litert_start(void **environment) { return DO(library_path, CreateEnvironment, 0, NULL, environment); }
+
+void litert_stop(void *environment) {
+    if (environment) DestroyEnvironment(environment);
+}
+
+/* The options' text is not copied by LiteRT; it is freed with the graph. */
+static void keep(void *payload) { (void)payload; }
+
+/* The text of the options for the CPU; a path that TOML could not quote is refused. */
+static char *cpu_options(const char *path, int threads, const char *weight_cache) {
+    size_t room = 128 + (weight_cache ? strlen(weight_cache) : 0);
+    for (const char *at = weight_cache ? weight_cache : ""; *at; at++)
+        if ((unsigned char)*at < 0x20 || *at == '"' || *at == '\\' || *at == 0x7F) {
+            refuse(USAGE, path, "weight cache", weight_cache, "a path without quotes and backslashes");
+            return NULL;
+        }
+    char *words = allocate(room, 1);
+    if (!words) return NULL;
+    int done = snprintf(words, room, "num_threads = %d\n", threads);
+    if (weight_cache) snprintf(words + done, room - (size_t)done, "weight_cache_file_path = \"%s\"\n", weight_cache);
+    return words;
+}
+
+static bool compile(Graph *graph, void *environment, void *options) {
+    void *opaque;
+    return DO(graph->path, SetOptionsHardwareAccelerators, options, CPU) &&
+           DO(graph->path, CreateOpaqueOptions, "xnnpack", graph->cpu_options, keep, &opaque) &&
+           DO(graph->path, AddOpaqueOptions, options, opaque) &&
+           DO(graph->path, CreateCompiledModel, environment, graph->model, options, &graph->compiled);
+}
+
+static bool read_keys(Graph *graph) {
+    if (!DO(graph->path, GetNumModelSignatures, graph->model, &graph->count)) return false;
+    if (graph->count > MOST_SIGNATURES)
+        return refuse(BUNDLE, graph->path, NULL, text("%zu signatures", graph->count), text("at most %d", MOST_SIGNATURES));
+    graph->signatures = allocate(graph->count, sizeof *graph->signatures);
+    for (size_t i = 0; graph->signatures && i < graph->count; i++) {
+        Signature *signature = &graph->signatures[i];
+        void *raw;
+        const char *key;
+        if (!DO(graph->path, GetModelSignature, graph->model, i, &raw) || !DO(graph->path, GetSignatureKey, raw, &key))
+            return false;
+        if (snprintf(signature->key, sizeof signature->key, "%s", key) >= MOST_NAME)
+            return refuse(BUNDLE, graph->path, "a signature's name", text("%.100s", key), "a shorter one");
+        signature->index = i;
+    }
+    return graph->signatures != NULL;
+}
+
+bool graph_open(Graph *graph, void *environment, const char *path, int threads, const char *weight_cache) {
+    void *options = NULL;
+    memset(graph, 0, sizeof *graph);
+    if (snprintf(graph->path, sizeof graph->path, "%s", path) >= (int)sizeof graph->path)
+        return refuse(USAGE, path, NULL, "a path that is too long", NULL);
+    graph->cpu_options = cpu_options(path, threads, weight_cache);
+    bool is_open = graph->cpu_options && DO(path, CreateModelFromFile, environment, path, &graph->model) &&
+                   DO(path, CreateOptions, &options) && compile(graph, environment, options) && read_keys(graph);
+    if (options) DestroyOptions(options);
+    if (!is_open) graph_close(graph);
+    return is_open;
+}
+
+void graph_close(Graph *graph) {
+    for (size_t i = 0; graph->signatures && i < graph->count; i++) {
+        free(graph->signatures[i].in);
+        free(graph->signatures[i].out);
+    }
+    free(graph->signatures);
+    if (graph->compiled) DestroyCompiledModel(graph->compiled);
+    if (graph->model) DestroyModel(graph->model);
+    free(graph->cpu_options);
+    memset(graph, 0, sizeof *graph);
+}
+
+/* ---- signatures ---------------------------------------------------------------------------------------------- */
+
+static bool describe(const Graph *graph, void *raw, const char *name, Tensor *tensor) {
+    if (snprintf(tensor->name, sizeof tensor->name, "%s", name) >= MOST_NAME)
+        return refuse(BUNDLE, graph->path, "a tensor's name", text("%.100s", name), "a shorter one");
+    if (!DO(graph->path, GetRankedTensorType, raw, &tensor->type)) return false;
+    unsigned rank = tensor->type.rank & 127;
+    uint64_t bytes = tensor->type.element == BOOLEAN ? 1 : 4;
+    bool is_right = rank <= 8 && !(tensor->type.rank & 128);
+    if (tensor->type.element != BOOLEAN && tensor->type.element != INT32 && tensor->type.element != FLOAT32)
+        return refuse(BUNDLE, graph->path, name, text("element type %d", tensor->type.element), "float32, int32 or bool");
+    for (unsigned i = 0; i < rank && is_right; i++) {
+        is_right = tensor->type.dimensions[i] > 0 && bytes < (uint64_t)1 << 40;
+        bytes *= (uint64_t)(uint32_t)tensor->type.dimensions[i];
+    }
+    tensor->bytes = (size_t)bytes;
+    return is_right || refuse(BUNDLE, graph->path, name, "a shape with a size that is not positive, or too large", NULL);
+}
+
+static bool read_side(const Graph *graph, void *raw, Signature *signature, bool is_input) {
+    size_t count;
+    if (!(is_input ? DO(graph->path, GetNumSignatureInputs, raw, &count)
+                   : DO(graph->path, GetNumSignatureOutputs, raw, &count)))
+        return false;
+    if (count > MOST_TENSORS) return refuse(BUNDLE, graph->path, signature->key, text("%zu tensors", count), NULL);
+    Tensor *tensors = allocate(count, sizeof *tensors);
+    if (!tensors) return false;
+    if (is_input) signature->in = tensors, signature->inputs = count;
+    else signature->out = tensors, signature->outputs = count;
+    for (size_t i = 0; i < count; i++) {
+        const char *name;
+        void *tensor;
+        bool is_read = is_input ? DO(graph->path, GetSignatureInputName, raw, i, &name) &&
+                                      DO(graph->path, GetSignatureInputTensorByIndex, raw, i, &tensor)
+                                : DO(graph->path, GetSignatureOutputName, raw, i, &name) &&
+                                      DO(graph->path, GetSignatureOutputTensorByIndex, raw, i, &tensor);
+        if (!is_read || !describe(graph, tensor, name, &tensors[i])) return false;
+    }
+    return true;
+}
+
+const Signature *graph_signature(Graph *graph, const char *key) {
+    for (size_t i = 0; i < graph->count; i++) {
+        Signature *signature = &graph->signatures[i];
+        void *raw;
+        if (strcmp(signature->key, key) != 0) continue;
+        if (signature->in && signature->out) return signature;
+        if (DO(graph->path, GetModelSignature, graph->model, i, &raw) && read_side(graph, raw, signature, true) &&
+            read_side(graph, raw, signature, false))
+            return signature;
+        free(signature->in), free(signature->out);
+        signature->in = signature->out = NULL;
+        return NULL;
+    }
+    refuse(BUNDLE, graph->path, text("signature %s", key), "no such signature", NULL);
+    return NULL;
+}
+
+static const char *shape_text(const TensorType *type) {
+    char words[160] = "";
+    int done = 0;
+    for (unsigned i = 0; i < (type->rank & 127) && i < 8; i++)
+        done += snprintf(words + done, sizeof words - (size_t)done, "%s%d", i ? "," : "", type->dimensions[i]);
+    const char *name = type->element == FLOAT32 ? "float32" : type->element == INT32 ? "int32" : "bool";
+    return text("%s[%s]", name, words);
+}
+
+const Tensor *signature_tensor(const Graph *graph, const Signature *signature, bool is_input, const char *name,
+                               int element, int rank, const int64_t *shape) {
+    const Tensor *tensors = is_input ? signature->in : signature->out;
+    size_t count = is_input ? signature->inputs : signature->outputs;
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(tensors[i].name, name) != 0) continue;
+        TensorType wanted = {.element = element, .rank = (uint32_t)rank};
+        bool is_right = tensors[i].type.element == element && (tensors[i].type.rank & 127) == (uint32_t)rank;
+        for (int k = 0; k < rank; k++) {
+            wanted.dimensions[k] = (int32_t)shape[k];
+            is_right = is_right && tensors[i].type.dimensions[k] == shape[k];
+        }
+        if (is_right) return &tensors[i];
+        refuse(BUNDLE, graph->path, text("%s %s", signature->key, name), shape_text(&tensors[i].type), shape_text(&wanted));
+        return NULL;
+    }
+    refuse(BUNDLE, graph->path, text("%s %s", signature->key, name), text("no such %s", is_input ? "input" : "output"), NULL);
+    return NULL;
+}
+
+/* ---- buffers and calls --------------------------------------------------------------------------------------- */
+
+static size_t type_bytes(const TensorType *type) {
+    size_t bytes = type->element == BOOLEAN ? 1 : 4;
+    for (unsigned i = 0; i < (type->rank & 127); i++) bytes *= (size_t)type->dimensions[i];
+    return bytes;
+}
+
+bool buffer_make(Buffer *buffer, void *environment, const TensorType *type) {
+    buffer->type = *type;
+    buffer->bytes = type_bytes(type);
+    if (!DO(library_path, CreateManagedTensorBuffer, environment, HOST_MEMORY, type, buffer->bytes, &buffer->handle)) {
+        buffer->handle = NULL;
+        return false;
+    }
+    /* Memory fresh from the system is zero already; only reading it takes no page of its own. */
+    unsigned char *bytes = buffer_lock(buffer, true);
+    if (!bytes) return false;
+    if (bytes[0] || memcmp(bytes, bytes + 1, buffer->bytes - 1) != 0) memset(bytes, 0, buffer->bytes);
+    return buffer_unlock(buffer);
+}
+
+void buffer_free(Buffer *buffer) {
+    if (buffer->handle) DestroyTensorBuffer(buffer->handle);
+    memset(buffer, 0, sizeof *buffer);
+}
+
+void *buffer_lock(const Buffer *buffer, bool is_write) {
+    void *address = NULL;
+    if (!DO(library_path, LockTensorBuffer, buffer->handle, &address, is_write ? LOCK_WRITE : LOCK_READ)) return NULL;
+    if (!address) refuse(MACHINE, library_path, "LiteRtLockTensorBuffer", "no memory", NULL);
+    return address;
+}
+
+bool buffer_unlock(const Buffer *buffer) { return DO(library_path, UnlockTensorBuffer, buffer->handle); }
+
+static bool bind_side(Call *call, bool is_input, FindBuffer *find, void *context) {
+    const Signature *signature = call->signature;
+    const Tensor *tensors = is_input ? signature->in : signature->out;
+    size_t count = is_input ? signature->inputs : signature->outputs;
+    for (size_t i = 0; i < count; i++) {
+        Buffer *buffer = find(context, tensors[i].name, is_input);
+        const char *place = text("%s %s", signature->key, tensors[i].name);
+        if (!buffer) return refuse(BUNDLE, call->graph->path, place, "a tensor that the format does not have", NULL);
+        int rank = (int)(buffer->type.rank & 127);
+        int64_t shape[8];
+        for (int k = 0; k < rank; k++) shape[k] = buffer->type.dimensions[k];
+        if (!signature_tensor(call->graph, signature, is_input, tensors[i].name, buffer->type.element, rank, shape))
+            return false;
+        (is_input ? call->in : call->out)[i] = buffer->handle;
+    }
+    return true;
+}
+
+bool call_make(Call *call, const Graph *graph, const Signature *signature, FindBuffer *find, void *context) {
+    call->graph = graph, call->signature = signature;
+    call->in = allocate(signature->inputs, sizeof *call->in);
+    call->out = allocate(signature->outputs, sizeof *call->out);
+    bool is_made = call->in && call->out && bind_side(call, true, find, context) && bind_side(call, false, find, context);
+    if (!is_made) call_free(call);
+    return is_made;
+}
+
+bool call_run(const Call *call) {
+    const Signature *signature = call->signature;
+    int status = RunCompiledModel(call->graph->compiled, signature->index, signature->inputs, call->in,
+                                  signature->outputs, call->out);
+    return !status || refuse(MACHINE, call->graph->path, text("signature %s", signature->key),
+                             text("LiteRT cannot run it (status %d)", status), NULL);
+}
+
+void call_free(Call *call) {
+    free(call->in);
+    free(call->out);
+    memset(call, 0, sizeof *call);
+}

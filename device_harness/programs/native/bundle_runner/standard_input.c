@@ -1,0 +1,74 @@
+#include "standard_input.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static struct {
+    char *data;
+    size_t begin, end, room;
+    bool is_over;
+} input;
+
+/* Read more of standard input; false at its end. */
+static bool read_more(void) {
+    if (input.begin) {
+        memmove(input.data, input.data + input.begin, input.end - input.begin);
+        input.end -= input.begin, input.begin = 0;
+    }
+    if (input.end == input.room) {
+        size_t room = input.room ? input.room * 2 : 1 << 16;
+        char *data = realloc(input.data, room);
+        if (!data) return false;
+        input.data = data, input.room = room;
+    }
+    ssize_t count;
+    while ((count = read(STDIN_FILENO, input.data + input.end, input.room - input.end)) < 0 && errno == EINTR) continue;
+    if (count <= 0) input.is_over = true;
+    else input.end += (size_t)count;
+    return count > 0;
+}
+
+char *next_line(size_t *size) {
+    size_t seen = 0;
+    for (;;) {
+        char *found = input.data ? memchr(input.data + input.begin + seen, '\n', input.end - input.begin - seen) : NULL;
+        if (found) {
+            char *line = input.data + input.begin;
+            *size = (size_t)(found - line);
+            *found = 0;
+            input.begin += *size + 1;
+            return line;
+        }
+        seen = input.end - input.begin;
+        *size = SIZE_MAX;
+        if (seen > MOST_LINE_BYTES) return input.data + input.begin;
+        if (!read_more()) return NULL;
+    }
+}
+
+const char *next_bytes(size_t size) {
+    while (input.end - input.begin < size)
+        if (!read_more()) return NULL;
+    const char *found = input.data + input.begin;
+    input.begin += size;
+    return found;
+}
+
+bool is_stopped(void) {
+    struct pollfd poll_of = {STDIN_FILENO, POLLIN, 0};
+    if (input.begin == input.end && poll(&poll_of, 1, 0) > 0) read_more();
+    if (input.is_over) return true;
+    char *newline = input.begin < input.end ? memchr(input.data + input.begin, '\n', input.end - input.begin) : NULL;
+    if (!newline) return false;
+    const char *line = input.data + input.begin;
+    size_t size = (size_t)(newline - line);
+    if (size != sizeof STOP - 1 || memcmp(line, STOP, size) != 0) return false;
+    input.begin += size + 1;
+    return true;
+}
+
+void free_input(void) { free(input.data); }

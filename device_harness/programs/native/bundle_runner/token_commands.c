@@ -1,0 +1,193 @@
+/* The commands about tokens: prefill, decode, generate. */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "command.h"
+#include "line.h"
+#include "standard_input.h"
+
+bool do_prefill(Runner *runner, const Command *command) {
+    Prompt prompt = {0};
+    bool is_done = has_keys(command, "do", "ids random media") && needs_session(runner, command) &&
+                   read_prompt(runner, command, &prompt) &&
+                   session_prefill(&runner->session, prompt.ids, prompt.count, prompt.uses, prompt.use_count);
+    free(prompt.ids);
+    return is_done && answer_position(runner, command);
+}
+
+static bool answer_decode(Runner *runner, const Command *command, const float *logits, int64_t token, bool with_logits) {
+    size_t bytes = (size_t)runner->session.manifest.text.vocab_size * sizeof *logits;
+    begin_answer(command);
+    line_integer("position", runner->session.position);
+    line_integer("token", token);
+    if (with_logits) line_integer("bytes", (int64_t)bytes);
+    return end_answer(runner) && (!with_logits || write_bytes(logits, bytes));
+}
+
+static bool decode_all(Runner *runner, Prompt *prompt, int64_t *token) {
+    Session *session = &runner->session;
+    if (!session_takes(session, prompt->ids, prompt->count)) return false;
+    ple_prefetch(&session->ple, prompt->ids, prompt->count);
+    for (size_t i = 0; i < prompt->count; i++) {
+        const float *logits;
+        if (!session_decode(session, prompt->ids[i], prompt->uses, prompt->use_count) || !(logits = session_logits(session)))
+            return false;
+        *token = most_likely(logits, (size_t)session->manifest.text.vocab_size);
+        if (!session_end_logits(session) || *token < 0) return false;
+    }
+    return true;
+}
+
+bool do_decode(Runner *runner, const Command *command) {
+    Session *session = &runner->session;
+    Prompt prompt = {0};
+    int64_t token = -1;
+    const JsonValue *wants = member(command, "logits");
+    bool with_logits = wants && wants->kind == JSON_TRUE;
+    bool is_done = has_keys(command, "do", "ids random media logits") && needs_session(runner, command) &&
+                   read_prompt(runner, command, &prompt) &&
+                   (prompt.count || refuse(USAGE, NULL, "decode ids", "no tokens", "at least one")) &&
+                   (prompt.count == 1 || !prompt.use_count ||
+                    refuse(USAGE, NULL, "decode media", text("%zu tokens", prompt.count), "one, or none of media")) &&
+                   decode_all(runner, &prompt, &token);
+    free(prompt.ids);
+    if (!is_done) return false;
+    const float *logits = session_logits(session);
+    if (!logits) return false;
+    bool is_written = answer_decode(runner, command, logits, token, with_logits);
+    return session_end_logits(session) && is_written;
+}
+
+typedef struct {
+    int64_t limit, vocabulary, seed;
+    int64_t *stop;
+    size_t stops;
+    Sampling sampling;
+} Generation;
+
+static bool read_generation(const Runner *runner, const Command *command, Generation *generation) {
+    const TextRecord *record = &runner->session.manifest.text;
+    *generation = (Generation){.limit = record->context, .vocabulary = record->text_ids, .sampling = {0, 0, 1}};
+    return has_keys(command, "do", "ids random media limit stop vocabulary temperature top_k top_p seed") &&
+           integer(command, "limit", 1, MOST_IDS, &generation->limit) &&
+           integer(command, "vocabulary", 1, record->vocab_size, &generation->vocabulary) &&
+           integer(command, "seed", 0, INT64_MAX, &generation->seed) &&
+           integer(command, "top_k", 0, MOST_IDS << 4, &generation->sampling.top_k) &&
+           number(command, "temperature", 0, 1e6, &generation->sampling.temperature) &&
+           number(command, "top_p", 1e-9, 1, &generation->sampling.top_p) &&
+           (!member(command, "stop") ||
+            json_integers(&command->source, command->value, "generate", "stop", 0, record->vocab_size - 1, MOST_IDS, false,
+                          &generation->stop, &generation->stops));
+}
+
+static bool is_stop(const TextRecord *record, const Generation *generation, int64_t token) {
+    const int64_t *stops = generation->stop ? generation->stop : record->stop;
+    size_t count = generation->stop ? generation->stops : record->stops;
+    for (size_t i = 0; i < count; i++)
+        if (stops[i] == token) return true;
+    return false;
+}
+
+static bool answer_token(int64_t token) {
+    line_begin();
+    line_integer("token", token);
+    return line_end();
+}
+
+typedef struct {
+    int64_t tokens;
+    double prefill_s, first_s, decode_s;
+    const char *ending;
+} Report;
+
+static bool draw_next(Session *session, const Generation *generation, Random *random, int64_t *token) {
+    const float *logits = session_logits(session);
+    if (!logits) return false;
+    *token = draw_token(logits, (size_t)generation->vocabulary, &generation->sampling, random);
+    return session_end_logits(session) && *token >= 0;
+}
+
+/* Decode from the prompt's last token on until something ends the answer. */
+static bool generate(Runner *runner, Prompt *prompt, const Generation *generation, Report *report) {
+    Session *session = &runner->session;
+    const TextRecord *record = &session->manifest.text;
+    Random random;
+    int64_t token = prompt->ids[prompt->count - 1];
+    random_seed(&random, (uint64_t)generation->seed);
+    for (size_t i = 0; i < prompt->use_count; i++) prompt->uses[i].at -= (int64_t)prompt->count - 1;
+    while (!report->ending) {
+        double before = monotonic_s();
+        bool is_first = !report->tokens;
+        size_t uses = is_first ? prompt->use_count : 0;
+        if (!session_decode(session, (int32_t)token, prompt->uses, uses) ||
+            !draw_next(session, generation, &random, &token))
+            return false;
+        double now = monotonic_s();
+        if (is_first) report->first_s = now - runner->started;
+        else report->decode_s += now - before;
+        report->tokens++;
+        if (!answer_token(token)) _exit(EXIT_MACHINE);
+        if (is_stop(record, generation, token)) report->ending = "stop token";
+        else if (report->tokens == generation->limit) report->ending = "length";
+        else if (session->position == record->context) report->ending = "context";
+        else if (runner->reads_input && is_stopped()) report->ending = "interrupted";
+    }
+    return true;
+}
+
+static bool answer_generate(Runner *runner, const Command *command, const Report *report) {
+    begin_answer(command);
+    line_integer("position", runner->session.position);
+    line_string("ending", report->ending);
+    line_integer("tokens", report->tokens);
+    line_number("prefill_s", report->prefill_s);
+    line_number("first_s", report->first_s);
+    line_number("decode_s", report->decode_s);
+    return end_answer(runner);
+}
+
+/* Only media with a row at one of the first `count` tokens. */
+static size_t uses_before(const Session *session, const Prompt *prompt, size_t count, MediaUse uses[MOST_MEDIA]) {
+    size_t found = 0;
+    for (size_t i = 0; i < prompt->use_count; i++)
+        if (prompt->uses[i].at < (int64_t)count && towers_medium(&session->towers, prompt->uses[i].key))
+            uses[found++] = prompt->uses[i];
+    return found;
+}
+
+/* Of media whose rows end before the last token, decode needs nothing. */
+static void keep_last_uses(const Session *session, Prompt *prompt) {
+    size_t kept = 0;
+    for (size_t i = 0; i < prompt->use_count; i++) {
+        const Medium *medium = towers_medium(&session->towers, prompt->uses[i].key);
+        if (medium && prompt->uses[i].at + medium->rows >= (int64_t)prompt->count) prompt->uses[kept++] = prompt->uses[i];
+    }
+    prompt->use_count = kept;
+}
+
+static bool prefill_and_generate(Runner *runner, Prompt *prompt, const Generation *generation, Report *report) {
+    Session *session = &runner->session;
+    MediaUse uses[MOST_MEDIA];
+    if (!prompt->count) return refuse(USAGE, NULL, "generate ids", "no tokens", "at least one");
+    if (!session_takes(session, prompt->ids, prompt->count)) return false;
+    size_t count = prompt->count - 1;
+    for (size_t i = 0; i < prompt->use_count; i++)
+        if (!towers_medium(&session->towers, prompt->uses[i].key)) return false;
+    size_t before = uses_before(session, prompt, count, uses);
+    if (!session_prefill(session, prompt->ids, count, uses, before)) return false;
+    report->prefill_s = monotonic_s() - runner->started;
+    keep_last_uses(session, prompt);
+    return generate(runner, prompt, generation, report);
+}
+
+bool do_generate(Runner *runner, const Command *command) {
+    Prompt prompt = {0};
+    Generation generation = {0};
+    Report report = {0};
+    bool is_done = needs_session(runner, command) && read_generation(runner, command, &generation) &&
+                   read_prompt(runner, command, &prompt) && prefill_and_generate(runner, &prompt, &generation, &report);
+    free(prompt.ids);
+    free(generation.stop);
+    return is_done && answer_generate(runner, command, &report);
+}

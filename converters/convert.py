@@ -15,6 +15,7 @@ from converters.gate import Gate, ShortGate
 from converters.huggingface.adapters.choice import AdapterChoice
 from converters.huggingface.prompt_files import PromptFiles, read_prompt_files
 from converters.huggingface.sampling import read_sampling
+from converters.lock import described, lock_of, quant_record
 from converters.plan import Plan, PlanRequest
 from converters.slices import Budget, Slice
 from converters.verify import VerifyReport
@@ -26,8 +27,6 @@ from toolkit.bundle.manifest import (
     TOWER_FILES,
     CheckpointRecord,
     Manifest,
-    QuantRecord,
-    RuleRecord,
     TextRecord,
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
@@ -72,6 +71,8 @@ class ConvertRequest:
     """The number of threads that quantise."""
     adapters: tuple[AdapterChoice, ...] = ()
     """Adapters that are merged into the checkpoint, in this order; none for an open checkpoint, which has its own."""
+    described_as: CheckpointRecord | None = None
+    """What the manifest says of the checkpoint, which must have these hashes; None: by its directory's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,14 @@ def convert(
     *,
     families: Sequence[Family] = FAMILIES,
     gate: Gate | None = ShortGate(),  # noqa: B008, it is frozen
+    accept: Callable[[Path], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write the bundle `request.output`, complete or not at all.
 
     `gate` verifies the complete files before they get their final name; if they fail, QualityError, and they are
-    removed. None skips that. `families`: the model families that the checkpoint may belong to.
+    removed. None skips that. `accept` gets the directory of the complete files first, and raises to reject them.
+    `families`: the model families that the checkpoint may belong to.
     `progress` is called with the weight bytes written so far, without scales, and their total.
     """
     require_bundle_or_nothing(request.output)
@@ -102,16 +105,21 @@ def convert(
     if not isinstance(request.checkpoint, (Path, str)):
         if request.adapters:
             raise UsageError("adapters", found="some for an open checkpoint", wanted="none: open it with them")
-        return _convert(request, request.checkpoint, gate, progress)
+        return _convert(request, request.checkpoint, gate, accept, progress)
     with open_checkpoint(request.checkpoint, families, request.adapters) as checkpoint:
-        return _convert(request, checkpoint, gate, progress)
+        return _convert(request, checkpoint, gate, accept, progress)
 
 
 def _convert(
-    request: ConvertRequest, checkpoint: Checkpoint, gate: Gate | None, progress: Progress | None
+    request: ConvertRequest,
+    checkpoint: Checkpoint,
+    gate: Gate | None,
+    accept: Callable[[Path], None],
+    progress: Progress | None,
 ) -> Conversion:
     started = time.perf_counter()
-    plan = checkpoint.plan(_plan_request(request, checkpoint))
+    plan_request = _plan_request(request, checkpoint)
+    plan = checkpoint.plan(plan_request)
     prompt_files = read_prompt_files(
         checkpoint.path,
         checkpoint.vocab_size,
@@ -123,22 +131,24 @@ def _convert(
     advance = Advance(plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
 
-    def accept(directory: Path) -> None:
+    def judge(directory: Path) -> None:
+        accept(directory)
         if gate is not None:
             reports.append(gate(directory, checkpoint))
             reports[0].require_passed(request.output)
 
     with BackgroundHasher() as hasher:
-        fill = partial(_fill, plan, prompt_files, checkpoint, request.workers, advance, hasher.add)
-        manifest = write_bundle(request.output, fill, accept=accept, hasher=hasher)
+        fill = partial(_fill, plan, plan_request, prompt_files, checkpoint, request, advance, hasher.add)
+        manifest = write_bundle(request.output, fill, accept=judge, hasher=hasher)
     return Conversion(request.output, manifest, reports[0] if reports else None, time.perf_counter() - started)
 
 
 def _fill(
     plan: Plan,
+    plan_request: PlanRequest,
     prompt_files: PromptFiles,
     checkpoint: Checkpoint,
-    workers: int,
+    request: ConvertRequest,
     advance: Advance,
     finished: Callable[[Path], None],
     directory: Path,
@@ -146,12 +156,21 @@ def _fill(
     """Write every file of the bundle but its manifest."""
     prompt_files.copy_to(directory)
     for files in plan.files:
-        files.write(directory, workers=workers, progress=advance, finished=finished)
+        files.write(directory, workers=request.workers, progress=advance, finished=finished)
     fingerprint = checkpoint.fingerprint()
     checkpoint.require_unchanged()
     adapters = tuple(adapter.record for adapter in checkpoint.adapters)
-    record = CheckpointRecord(checkpoint.path.resolve().name, fingerprint, adapters)
-    return _draft(plan, checkpoint.architecture, record)
+    found = CheckpointRecord(checkpoint.path.resolve().name, fingerprint, adapters)
+    record = described(found, request.described_as)
+    return BundleDraft(
+        architecture=checkpoint.architecture,
+        checkpoint=record,
+        sizes=plan.sizes,
+        default_size=next(iter(plan.sizes)),
+        quant={role: quant_record(recipe) for role, recipe in plan.recipes.items()},
+        groups=plan.groups,
+        lock=lock_of(plan_request, record),
+    )
 
 
 def _with_prompts(plan: Plan, prompt_files: PromptFiles, checkpoint: Checkpoint) -> Plan:
@@ -249,22 +268,3 @@ def _slices(sizes: tuple[str | Slice, ...] | Path | Budget, checkpoint: Checkpoi
         return (checkpoint.choose_slice(sizes, text),)
     found = tuple(size if isinstance(size, Slice) else checkpoint.find_slice(size) for size in sizes)
     return found or (checkpoint.default_slice,)
-
-
-# --- what the manifest says ------------------------------------------------------------------------------------------
-
-
-def _draft(plan: Plan, architecture: str, checkpoint: CheckpointRecord) -> BundleDraft:
-    return BundleDraft(
-        architecture=architecture,
-        checkpoint=checkpoint,
-        sizes=plan.sizes,
-        default_size=next(iter(plan.sizes)),
-        quant={role: _quant_record(recipe) for role, recipe in plan.recipes.items()},
-        groups=plan.groups,
-    )
-
-
-def _quant_record(recipe: Recipe) -> QuantRecord:
-    rules = (RuleRecord(r.match, r.scheme.dtype, r.scheme.block_size, r.scheme.search) for r in recipe.rules)
-    return QuantRecord(recipe.name, tuple(rules))

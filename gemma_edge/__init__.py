@@ -1,9 +1,9 @@
 """The Python API of gemma-edge, with a function for each verb of the command line.
 
-`convert`, `inspect`, `check`, `verify` and `export` make and examine bundles; `load` opens one to generate text;
-`devices`, `push`, `bench` and `probe` work with Android devices; `report` and `compare` read what `bench` recorded.
-Errors are `ToolkitError`s, which say what was found and what to do. Nothing is printed: messages go to the loggers
-`gemma_edge`, `toolkit`, `converters` and `device_harness`.
+`convert`, `rebuild`, `inspect`, `check`, `verify` and `export` make and examine bundles; `load` opens one to generate
+text; `devices`, `push`, `bench` and `probe` work with Android devices; `report` and `compare` read what `bench`
+recorded. Errors are `ToolkitError`s, which say what was found and what to do. Nothing is printed: messages go to the
+loggers `gemma_edge`, `toolkit`, `converters` and `device_harness`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gemma_edge.api.model import Model, load
     from gemma_edge.api.probe import probe
     from gemma_edge.api.push import push
+    from gemma_edge.api.rebuild import rebuild
     from gemma_edge.api.report import report
     from gemma_edge.api.verify import verify
     from toolkit.base.errors import ToolkitError
@@ -45,6 +46,7 @@ _MODULES = {
     "load": "gemma_edge.api.model",
     "probe": "gemma_edge.api.probe",
     "push": "gemma_edge.api.push",
+    "rebuild": "gemma_edge.api.rebuild",
     "report": "gemma_edge.api.report",
     "verify": "gemma_edge.api.verify",
 }
@@ -66,6 +68,7 @@ __all__ = [
     "load",
     "probe",
     "push",
+    "rebuild",
     "report",
     "verify",
 ]

@@ -31,6 +31,7 @@ _VERBS = {
     "run": "answer one prompt on this machine",
     "chat": "hold a conversation on this machine",
     "export": "write a bundle as one .litertlm file for Google's LiteRT-LM and the apps that use it",
+    "rebuild": "make a bundle or a .litertlm again from its lock and its checkpoint, with the same bytes",
     "devices": "list Android devices on USB, on this computer and at given addresses, and why any of them is unusable",
     "push": "copy a bundle or a .litertlm to Android devices, sending only what has changed, with verified hashes",
     "bench": "measure a model on an Android device or this computer: speed, memory, temperature",

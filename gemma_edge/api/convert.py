@@ -13,6 +13,7 @@ from converters.gate import ShortGate
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.slices import Budget, Slice, parse_budget
 from converters.verify import VerifyReport
+from toolkit.base.environment import require_environment_file, write_environment
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
@@ -46,6 +47,8 @@ def convert(
     on_report: Callable[[VerifyReport], None] = lambda _: None,
 ) -> Conversion:
     """Convert a checkpoint to the bundle `output`, complete or not at all; by default, only if it passes the gate.
+
+    What it was made with, such as the version of NumPy, is written beside it, into `output`.environment.json.
 
     checkpoint: a directory, a Hugging Face id, or an open checkpoint.
     adapters: LoRA adapters that are merged into it, in this order: directories or Hugging Face ids, with "=0.5" at the
@@ -96,7 +99,10 @@ def convert(
         on_report(report)
         return report
 
-    return convert_request(request, families=families, gate=gate if verify else None, progress=progress)
+    require_environment_file(request.output)
+    result = convert_request(request, families=families, gate=gate if verify else None, progress=progress)
+    write_environment(request.output)
+    return result
 
 
 def _sizes(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.base.activations import Activations
+from toolkit.base.environment import require_environment_file, write_environment
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
 from toolkit.base.signatures import read_signer
@@ -25,6 +26,8 @@ def export(
     progress: Progress | None = None,
 ) -> ExportResult:
     """Write one size of a bundle as a .litertlm file, complete or not at all.
+
+    What it was made with, such as the version of zlib, is written beside it, into `output`.environment.json.
 
     size: the size to export; None for the bundle's default.
     groups: the groups to export: `text`, which includes its embeddings, `vision` and `audio`; None for all.
@@ -50,4 +53,7 @@ def export(
         raise UsageError("--groups", found=found, remedy=f"add text, as in text,{given}")
     signer = None if sign is None else read_signer(Path(sign))
     options = ExportOptions(size, None if groups is None else tuple(groups), model_type, activations, signer)
-    return export_litertlm(Path(bundle), Path(output), options, progress=progress)
+    require_environment_file(Path(output))
+    result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
+    write_environment(Path(output))
+    return result

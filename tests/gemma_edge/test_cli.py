@@ -318,7 +318,11 @@ def test_convert_chooses_scales_as_asked(command: Command, random_checkpoint: Pa
     for search in ("absmax", "mse"):
         assert command(*convert, "-o", tmp_path / search, "--search", search).code == 0
     assert command(*convert, "-o", tmp_path / "default").code == 0
-    quant = {path.name: json.loads((path / "manifest.json").read_text())["quant"] for path in tmp_path.iterdir()}
+    quant = {
+        path.name: json.loads((path / "manifest.json").read_text())["quant"]
+        for path in tmp_path.iterdir()
+        if path.is_dir()
+    }
     assert quant["default"] == quant["mse"]
     for role in ("text", "ple"):
         assert {rule["search"] for rule in quant["absmax"][role]["rules"]} == {"absmax"}
@@ -649,11 +653,11 @@ def test_a_rerun_removes_what_a_killed_conversion_left_and_leaves_a_living_one_a
     assert lives != left
     short = ("--context", 32, "--prefill", 4, "--no-verify")
     assert command("convert", random_checkpoint, "-o", out / "b", *short).code == 0
-    assert sorted(os.listdir(out)) == sorted([lives, "b"])
+    assert sorted(os.listdir(out)) == sorted([lives, "b", "b.environment.json"])
     assert command("check", out / "b").code == 0
     living.terminate()
     living.communicate(timeout=60)
-    assert os.listdir(out) == ["b"]
+    assert sorted(os.listdir(out)) == ["b", "b.environment.json"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(random_checkpoint: Path) -> None:

@@ -12,9 +12,11 @@ from toolkit.base.files import CHUNK_BYTES, Advance, Progress, hash_file
 from toolkit.bundle.chat import ChatTemplate, turn_end
 from toolkit.bundle.check_shard import row_faults
 from toolkit.bundle.faults import Fault
+from toolkit.bundle.lock import lock_faults
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
     EMBEDDER,
+    LOCK,
     MANIFEST_NAME,
     TEXT_DECODER,
     TOKENIZER,
@@ -62,6 +64,8 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
         if name in readable:
             faults += _graph_faults(bundle / name, wanted)
     faults += _shard_faults(bundle, manifest, shards, whole, advance)
+    if LOCK in readable:
+        faults += lock_faults(bundle / LOCK, manifest)
     if TOKENIZER in readable:
         faults += _tokenizer_faults(bundle / TOKENIZER, manifest)
     if CHAT_TEMPLATE in readable:

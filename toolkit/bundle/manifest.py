@@ -27,6 +27,7 @@ AUDIO_ENCODER = "audio_encoder.tflite"
 AUDIO_ADAPTER = "audio_adapter.tflite"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
+LOCK = "lock.json"
 
 MAX_SIZE_NAME_CHARACTERS = 64
 MAX_TEXT_CHARACTERS = 256

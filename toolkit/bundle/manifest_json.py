@@ -62,6 +62,20 @@ def parse_manifest(data: bytes, faults: list[Fault]) -> Manifest | None:
 
 def dump_manifest(manifest: Manifest) -> bytes:
     """Encode a manifest as canonical JSON; BundleError for one that `parse_manifest` would reject."""
+    data = _encoded(manifest)
+    faults: list[Fault] = []
+    parse_manifest(data, faults)
+    if faults:
+        raise faults[0].error()
+    return data
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """The `sha256` that the manifest has once it is written."""
+    return _digest(_encoded(manifest))
+
+
+def _encoded(manifest: Manifest) -> bytes:
     value = {"format": FORMAT, **dataclasses.asdict(manifest)}
     if not manifest.checkpoint.adapters:
         del value["checkpoint"]["adapters"]
@@ -69,12 +83,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
         for key in _OPTIONAL:
             if group["runtime"] is not None and group["runtime"].get(key, "") is None:
                 del group["runtime"][key]
-    data = encode_manifest(value)
-    faults: list[Fault] = []
-    parse_manifest(data, faults)
-    if faults:
-        raise faults[0].error()
-    return data
+    return encode_manifest(value)
 
 
 def encode_manifest(value: Mapping[str, object]) -> bytes:

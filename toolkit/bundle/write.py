@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import toolkit
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.files import BackgroundHasher, FileHash, atomic_directory, hash_file, safe_name, write_bytes
+from toolkit.bundle.lock import Lock, completed, dump_lock
 from toolkit.bundle.manifest import (
+    LOCK,
     MANIFEST_NAME,
     CheckpointRecord,
     FileRecord,
@@ -21,6 +23,8 @@ from toolkit.bundle.manifest import (
     SizeRecord,
 )
 from toolkit.bundle.manifest_json import dump_manifest, read_manifest
+
+GENERATOR = f"gemma-edge {toolkit.__version__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class BundleDraft:
     default_size: str
     quant: Mapping[str, QuantRecord]
     groups: Mapping[str, GroupDraft]
+    lock: Lock | None = None
+    """The bundle's lock without hashes; None for a bundle without one."""
 
 
 def write_bundle(
@@ -64,6 +70,8 @@ def write_bundle(
     with atomic_directory(target, replace=True) as partial:
         draft = fill(partial)
         manifest = describe(draft, partial, hash_file if hasher is None else hasher.hash)
+        if draft.lock is not None:
+            manifest = _locked(manifest, draft.lock, partial)
         write_bytes(partial / MANIFEST_NAME, dump_manifest(manifest))
         if accept is not None:
             accept(partial)
@@ -100,7 +108,7 @@ def describe(draft: BundleDraft, directory: Path, hash_of: Callable[[Path], File
         found = hash_of(entry)
         files[name] = FileRecord(found.size, found.sha256, found.chunks)
     return Manifest(
-        generator=f"gemma-edge {toolkit.__version__}",
+        generator=GENERATOR,
         architecture=draft.architecture,
         checkpoint=draft.checkpoint,
         sizes=dict(draft.sizes),
@@ -109,6 +117,14 @@ def describe(draft: BundleDraft, directory: Path, hash_of: Callable[[Path], File
         groups={name: _group(name, group, files) for name, group in sorted(draft.groups.items())},
         files=files,
     )
+
+
+def _locked(manifest: Manifest, lock: Lock, directory: Path) -> Manifest:
+    """Write the lock, and list it in the manifest."""
+    write_bytes(directory / LOCK, dump_lock(completed(lock, manifest)))
+    found = hash_file(directory / LOCK)
+    files = {**manifest.files, LOCK: FileRecord(found.size, found.sha256, found.chunks)}
+    return replace(manifest, files=dict(sorted(files.items())))
 
 
 def _group(name: str, draft: GroupDraft, files: Mapping[str, FileRecord]) -> GroupRecord:

@@ -13,6 +13,7 @@ from toolkit.base.files import Advance, Progress
 from toolkit.base.layout import SECTION_ALIGNMENT, Span, overlaps
 from toolkit.base.signatures import Truster
 from toolkit.bundle.faults import Fault
+from toolkit.bundle.lock import parse_lock
 from toolkit.bundle.signatures import (
     DECODE,
     TextShapes,
@@ -52,9 +53,20 @@ def check_litertlm(path: Path, *, trust: Sequence[Truster] = (), progress: Progr
     sound = {s.label: s for s in sections if end <= s.begin <= s.end <= size}
     if not faults and has_hashes(header.metadata):
         faults += hash_faults(path, header, Advance(size, progress))
+    faults += _lock_faults(path.name, header)
     if trust:
         faults += trust_faults(path.name, header, trust)
     return faults + _Contents(path, sound).faults()
+
+
+def _lock_faults(file: str, header: Header) -> list[Fault]:
+    text = header.metadata.system.get(schema.LOCK)
+    try:
+        if text is not None:
+            parse_lock(text.encode("utf-8"), file)
+    except BundleError as error:
+        return [Fault.of(error, file, "lock")]
+    return []
 
 
 def _layout_faults(file: str, sections: tuple[SectionRecord, ...], header_end: int, size: int) -> list[Fault]:

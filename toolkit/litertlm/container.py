@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +61,13 @@ def write_container(
     system: Mapping[str, str],
     *,
     signer: Signer | None = None,
+    accept: Callable[[Path], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> int:
     """Write the sections, then a header with their hashes, to a temporary file; read it back, rename it.
 
-    Returns the bytes written. `signer` signs the header's hash.
+    Returns the bytes written. `signer` signs the header's hash. `accept` gets the complete file, and raises to reject
+    it.
     """
     layout = _Layout(sections, system, signer)
     total = layout.places[-1].end
@@ -75,6 +77,7 @@ def write_container(
     def verify(partial: Path) -> None:
         if hash_faults(partial, read_header(partial), advance):
             raise EnvironmentFault(file=path, found="other bytes when read back than were written")
+        accept(partial)
 
     with atomic_file(path, verify=verify) as partial, open(partial, "r+b") as file:
         digests, end = [], 0

@@ -13,12 +13,14 @@ from toolkit.base.errors import BundleError, errors_about
 from toolkit.base.files import Progress, hash_file, require_free_space, scratch_beside
 from toolkit.base.layout import ceil_div
 from toolkit.base.signatures import Signer
+from toolkit.bundle.lock import LockedExport, lock_line, parse_lock
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
     CHAT_TEMPLATE,
     EMBEDDER,
     FLOAT32_FILES,
+    LOCK,
     TEXT_DECODER,
     TOKENIZER,
     TOWER_FILES,
@@ -86,10 +88,16 @@ class ExportResult:
 
 
 def export_litertlm(
-    bundle: Path | str, path: Path | str, options: ExportOptions = EVERYTHING, *, progress: Progress | None = None
+    bundle: Path | str,
+    path: Path | str,
+    options: ExportOptions = EVERYTHING,
+    *,
+    accept: Callable[[Path], None] = lambda _: None,
+    progress: Progress | None = None,
 ) -> ExportResult:
     """Write one size of a bundle and some of its groups as a .litertlm.
 
+    `accept` gets the complete file before it gets its name, and raises to reject it.
     BundleError if the bundle has no such size or group, or if a file does not have the manifest's size or hash.
     """
     source, target = Path(bundle), Path(path)
@@ -106,10 +114,14 @@ def export_litertlm(
     }
     with scratch_beside(target) as scratch:
         parts = _Parts(source, manifest, scratch)
+        if LOCK in manifest.files:
+            made_with = LockedExport(size, groups, model_type, options.activations)
+            lock = parse_lock(parts.read(LOCK), source / LOCK)
+            system[schema.LOCK] = lock_line(replace(lock, export=made_with))
         sections = [*_text_sections(parts, manifest.size(size)), *_tower_sections(parts, groups, model_type)]
         sections = [_with_activations(section, options.activations) for section in sections]
         sections.insert(0, _metadata_section(parts, groups, model_type))
-        total = write_container(target, sections, system, signer=options.signer, progress=progress)
+        total = write_container(target, sections, system, signer=options.signer, accept=accept, progress=progress)
     return ExportResult(target, total, size, groups, model_type)
 
 

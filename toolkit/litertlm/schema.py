@@ -36,8 +36,8 @@ MODEL_TYPE = "model_type"
 ACTIVATION_TYPE = "prefer_activation_type"
 SHA256 = "sha256"
 """The entry of a section that holds the hash of its bytes."""
-HEADER_SHA256, SIGNATURE, GENERATOR = "header_sha256", "signature", "generator"
-"""Entries of the file: the header's own hash, a signature of that, and the program that wrote the file."""
+HEADER_SHA256, SIGNATURE, GENERATOR, LOCK = "header_sha256", "signature", "generator", "lock"
+"""Entries of the file: the header's own hash, a signature of that, the program that wrote the file, and its lock."""
 PREFILL_DECODE, EMBEDDER, PER_LAYER_EMBEDDER = (
     "tf_lite_prefill_decode",
     "tf_lite_embedder",

@@ -31,6 +31,7 @@ from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
     EMBEDDER,
+    LOCK,
     MANIFEST_NAME,
     TEXT_DECODER,
     TOKENIZER,
@@ -366,5 +367,11 @@ def test_a_turn_that_ends_in_a_token_which_stops_nothing_is_found(tmp_path: Path
     request = ConvertRequest(EXAMPLE, tmp_path / "b", groups=("text",), context=64, prefill_sizes=(8,))
     convert(request, gate=None)
     assert found(tmp_path / "b") == []
-    edit_manifest(tmp_path / "b", lambda value: value["groups"]["text"]["runtime"].update(stop_token_ids=[1]))
+
+    def edit(value: dict[str, Any]) -> None:
+        value["groups"]["text"]["runtime"]["stop_token_ids"] = [1]
+        del value["files"][LOCK]  # which would be another one
+
+    edit_manifest(tmp_path / "b", edit)
+    (tmp_path / "b" / LOCK).unlink()
     assert found(tmp_path / "b") == [("chat_template.jinja", "the end of a turn")]

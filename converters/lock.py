@@ -1,0 +1,81 @@
+"""What a lock says of a conversion, and how the conversion is asked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from converters.plan import PlanRequest
+from converters.slices import Slice
+from toolkit.base.elements import element_of
+from toolkit.base.errors import CheckpointError
+from toolkit.bundle.lock import Lock, LockedSize
+from toolkit.bundle.manifest import CheckpointRecord, QuantRecord, RuleRecord
+from toolkit.bundle.write import GENERATOR
+from toolkit.quant.recipe import Recipe, Rule
+from toolkit.quant.scheme import Scheme
+
+
+def lock_of(request: PlanRequest, checkpoint: CheckpointRecord) -> Lock:
+    """The lock of a bundle that is yet to be written."""
+    return Lock(
+        generator=GENERATOR,
+        checkpoint=checkpoint,
+        calibration=None,
+        groups=("text", *(tower for tower in ("vision", "audio") if tower in request.towers)),
+        sizes=tuple(LockedSize(slice_.name, slice_.layers, slice_.ffn_sizes) for slice_ in request.slices),
+        recipes={role: quant_record(recipe) for role, recipe in request.recipes.items()},
+        context=request.context,
+        prefill_sizes=request.prefill_sizes,
+        shard_bytes=request.shard_bytes,
+        audio_seconds=request.audio_seconds,
+        files={},
+        manifest=None,
+        export=None,
+    )
+
+
+def described(found: CheckpointRecord, wanted: CheckpointRecord | None) -> CheckpointRecord:
+    """A checkpoint with the names that a lock gives it; CheckpointError if its hashes are not the lock's."""
+    if wanted is None:
+        return found
+    if found.sha256 != wanted.sha256:
+        raise CheckpointError("fingerprint", found=found.sha256, wanted=f"{wanted.sha256}, as the lock says")
+    merged, expected = ([(item.scale, item.sha256) for item in record.adapters] for record in (found, wanted))
+    if merged != expected:
+        raise CheckpointError(
+            "adapters",
+            found=_adapters(found),
+            wanted=f"{_adapters(wanted)}, as the lock says",
+            remedy="name them with --adapter in this order" if wanted.adapters else None,
+        )
+    return wanted
+
+
+def locked_slices(lock: Lock) -> tuple[Slice, ...]:
+    """The slices of a lock, the default one first."""
+    return tuple(Slice(size.name, size.layers, size.ffn_sizes) for size in lock.sizes)
+
+
+def locked_recipes(lock: Lock) -> Mapping[str, Recipe]:
+    """The recipes of a lock, by role."""
+    return {role: _recipe(record) for role, record in lock.recipes.items()}
+
+
+def quant_record(recipe: Recipe) -> QuantRecord:
+    """What manifests and locks say of a recipe."""
+    rules = (RuleRecord(r.match, r.scheme.dtype, r.scheme.block_size, r.scheme.search) for r in recipe.rules)
+    return QuantRecord(recipe.name, tuple(rules))
+
+
+def _adapters(record: CheckpointRecord) -> str:
+    names = (f"{item.name}={item.scale:g} with sha256 {item.sha256[:16]}..." for item in record.adapters)
+    return ", ".join(names) or "none"
+
+
+def _recipe(record: QuantRecord) -> Recipe:
+    """A rule without effect was allowed, or else there would be no lock: so all rules are optional."""
+    rules = (
+        Rule(rule.match, Scheme(element_of(rule.dtype).name, rule.block_size, rule.search), optional=True)
+        for rule in record.rules
+    )
+    return Recipe(record.recipe, tuple(rules))

@@ -1,0 +1,160 @@
+"""Makes a bundle or a .litertlm again from its lock and its checkpoint, with the same bytes, or says what differs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from converters.convert import ConvertRequest, convert
+from converters.families import FAMILIES, open_checkpoint
+from converters.family import Family
+from converters.huggingface.adapters.choice import AdapterChoice
+from converters.lock import described, locked_recipes, locked_slices
+from toolkit.base.activations import Activations
+from toolkit.base.environment import environment_differences
+from toolkit.base.errors import BundleError, QualityError, UsageError, errors_about
+from toolkit.base.files import Progress, scratch_beside
+from toolkit.bundle.lock import Lock, LockedExport, differences, parse_lock, read_lock
+from toolkit.bundle.manifest import CheckpointRecord
+from toolkit.bundle.write import GENERATOR
+from toolkit.litertlm import schema
+from toolkit.litertlm.export import ExportOptions, export_litertlm
+from toolkit.litertlm.reader import Header, read_header
+from toolkit.litertlm.schema import ModelType
+
+_log = logging.getLogger(__name__)
+
+LITERTLM = ".litertlm"
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What was made again, and the lock that it was made from."""
+
+    path: Path
+    lock: Lock
+
+
+def rebuild(
+    source: Path,
+    checkpoint: Path | str,
+    output: Path,
+    *,
+    adapters: Sequence[AdapterChoice] = (),
+    families: Sequence[Family] = FAMILIES,
+    progress: Progress | None = None,
+) -> Rebuilt:
+    """Make what `source` is the lock of again: a lock, or a bundle or a .litertlm that carries one.
+
+    UsageError or CheckpointError if this version or the checkpoint is not the lock's; QualityError if the bytes differ,
+    and nothing is written then.
+    """
+    header = read_header(source) if source.suffix == LITERTLM and source.is_file() else None
+    lock = read_lock(source) if header is None else _lock_in(header, source)
+    if lock.generator != GENERATOR:
+        wanted = f"{lock.generator}, which the lock was made with"
+        raise UsageError("version", file=source, found=GENERATOR, wanted=wanted, remedy="install that version")
+    if lock.calibration is not None:
+        raise UsageError("calibration", file=source, found="a lock with one", wanted="a lock without one")
+    work = _Work(source, checkpoint, adapters, families, progress)
+    if lock.export is None:
+        work.bundle(lock, output)
+    elif header is None:
+        raise UsageError(
+            file=source, found="the lock of an export, without its hashes", wanted=f"the {LITERTLM} itself"
+        )
+    else:
+        with scratch_beside(output) as scratch:
+            work.bundle(replace(lock, export=None), scratch / "bundle")
+            work.export(lock.export, header, scratch / "bundle", output)
+    return Rebuilt(output, lock)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    source: Path
+    checkpoint: Path | str
+    adapters: Sequence[AdapterChoice]
+    families: Sequence[Family]
+    progress: Progress | None
+
+    def bundle(self, lock: Lock, output: Path) -> None:
+        """Convert the checkpoint as the lock says."""
+
+        def accept(directory: Path) -> None:
+            self._require_equal(differences(read_lock(directory), lock))
+
+        with open_checkpoint(self.checkpoint, self.families, self.adapters) as opened:
+            with errors_about(file=opened.path):  # said now, and not after the whole conversion
+                merged = tuple(adapter.record for adapter in opened.adapters)
+                described(CheckpointRecord(opened.path.name, opened.fingerprint(), merged), lock.checkpoint)
+            request = ConvertRequest(
+                checkpoint=opened,
+                output=output,
+                recipes=locked_recipes(lock),
+                groups=lock.groups,
+                sizes=locked_slices(lock),
+                context=lock.context,
+                prefill_sizes=lock.prefill_sizes,
+                shard_bytes=lock.shard_bytes,
+                audio_seconds=lock.audio_seconds,
+                workers=os.cpu_count() or 1,
+                described_as=lock.checkpoint,
+            )
+            convert(request, families=self.families, gate=None, accept=accept, progress=self.progress)
+
+    def export(self, made_with: LockedExport, wanted: Header, bundle: Path, output: Path) -> None:
+        """Export the bundle as the lock says; a signature is not made again."""
+        options = ExportOptions(
+            made_with.size,
+            made_with.groups,
+            cast(ModelType, made_with.model_type),
+            cast("Activations | None", made_with.activations),
+        )
+
+        def accept(file: Path) -> None:
+            found, expected = _parts(read_header(file)), _parts(wanted)
+            places = sorted(found.keys() | expected.keys())
+            self._require_equal(
+                [
+                    (place, found.get(place, "nothing"), expected.get(place, "nothing"))
+                    for place in places
+                    if found.get(place) != expected.get(place)
+                ]
+            )
+
+        export_litertlm(bundle, output, options, accept=accept)
+
+    def _require_equal(self, differing: Sequence[tuple[str, str, str]]) -> None:
+        """QualityError that names the first difference; all of them are logged."""
+        if not differing:
+            return
+        for place, found, wanted in differing[:_MOST_NAMED]:
+            _log.warning("%s: found %s, wanted %s", place, found, wanted)
+        elsewhere = environment_differences(self.source)
+        names = ", ".join(place for place, _, _ in differing[:_MOST_NAMED])
+        more = f" and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
+        raise QualityError(
+            file=self.source,
+            found=f"other bytes than the lock's in {names}{more}",
+            remedy=f"rebuild it where it was made: {'; '.join(elsewhere)}" if elsewhere else None,
+        )
+
+
+def _lock_in(header: Header, file: Path) -> Lock:
+    text = header.metadata.system.get(schema.LOCK)
+    if text is None:
+        raise BundleError(file=file, found="no lock", remedy="export it with this version from a bundle that has one")
+    return parse_lock(text.encode("utf-8"), file)
+
+
+def _parts(header: Header) -> Mapping[str, str]:
+    """The hash of each section by its label, and what the header says beside."""
+    own = (schema.HEADER_SHA256, schema.SIGNATURE)
+    system = {key: value for key, value in header.metadata.system.items() if key not in own}
+    return {**system, **{section.label: section.items.get(schema.SHA256, "") for section in header.metadata.sections}}

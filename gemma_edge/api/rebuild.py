@@ -1,0 +1,50 @@
+"""`gemma_edge.rebuild`: makes a bundle or a .litertlm again from its lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from converters.families import FAMILIES
+from converters.family import Family
+from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
+from converters.rebuild import Rebuilt
+from converters.rebuild import rebuild as rebuild_from
+from toolkit.base.environment import require_environment_file, write_environment
+from toolkit.base.files import Progress
+
+
+def rebuild(
+    lock: Path | str,
+    output: Path | str,
+    *,
+    checkpoint: Path | str,
+    adapters: Sequence[AdapterLike] = (),
+    families: Sequence[Family] = FAMILIES,
+    progress: Progress | None = None,
+) -> Rebuilt:
+    """Make a bundle, or a .litertlm, again: `output` has the same bytes, or is not written.
+
+    lock: a bundle's `lock.json`, or the bundle, or a .litertlm, which both carry their lock.
+    checkpoint: a directory, or a Hugging Face id: the one that the lock was made with.
+    adapters: the adapters that were merged into it, as for `convert`.
+    families: the model families that the checkpoint may belong to.
+    progress: called with the weight bytes done and their total.
+
+    UsageError for a lock of another version of gemma-edge, CheckpointError for another checkpoint, BundleError for what
+    is no lock; QualityError, which names the files, if the bytes differ. A signature is not made again.
+
+    >>> import gemma_edge, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = gemma_edge.convert(checkpoint, folder + "/bundle", context=32, verify=False)
+    ...     again = gemma_edge.rebuild(folder + "/bundle", folder + "/again", checkpoint=checkpoint)
+    ...     manifests = [(made.path / "manifest.json").read_bytes(), (again.path / "manifest.json").read_bytes()]
+    >>> manifests[0] == manifests[1]
+    True
+    """
+    target = Path(output)
+    require_environment_file(target)
+    choices = adapter_choices(adapters)
+    result = rebuild_from(Path(lock), checkpoint, target, adapters=choices, families=families, progress=progress)
+    write_environment(target)
+    return result

@@ -1,0 +1,46 @@
+"""`gemma-edge rebuild`: makes a bundle or a .litertlm again from its lock."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gemma_edge.api.rebuild import rebuild
+from gemma_edge.options.adapters import add_adapter_argument
+from gemma_edge.terminal import Terminal
+
+EXAMPLES = (
+    "gemma-edge rebuild BUNDLE --checkpoint google/gemma-3n-E2B-it -o again",
+    "gemma-edge rebuild lock.json --checkpoint path/to/E4B -o again",
+    "gemma-edge rebuild model.litertlm --checkpoint path/to/E4B -o again.litertlm",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "lock", metavar="LOCK", type=Path,
+        help="a bundle's lock.json, or what carries a lock: a bundle's directory, or a .litertlm",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", metavar="CHECKPOINT", required=True,
+        help="the checkpoint that it was made of: a directory, or a Hugging Face id",
+    )  # fmt: skip
+    add_adapter_argument(parser, "a LoRA adapter that was merged into it")
+    parser.add_argument(
+        "-o", "--output", metavar="PATH", type=Path, required=True, help="the directory or the .litertlm to write"
+    )
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    """Return 0; QualityError for other bytes, which are not written."""
+    with terminal.bar("rebuild") as show:
+        result = rebuild(
+            arguments.lock,
+            arguments.output,
+            checkpoint=arguments.checkpoint,
+            adapters=arguments.adapters,
+            progress=show,
+        )
+    value = {"output": str(result.path), "files": dict(result.lock.files), "manifest": result.lock.manifest}
+    terminal.result(value, f"{result.path}: the same bytes as {arguments.lock}")
+    return 0

@@ -1,0 +1,144 @@
+"""The lock of a bundle (docs/formats/lock.md): all that decides its bytes, and the hashes of what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+from toolkit.base.errors import BundleError
+from toolkit.base.json_types import Ascending, Range
+from toolkit.base.strict_json import open_regular, parse_json, read_record, shorten, without_format
+from toolkit.bundle.faults import Fault
+from toolkit.bundle.manifest import (
+    LOCK,
+    MAX_DIMENSION,
+    MAX_LAYERS,
+    CheckpointRecord,
+    Manifest,
+    Name,
+    QuantRecord,
+    Sha256,
+    SizeName,
+    Text,
+)
+from toolkit.bundle.manifest_json import manifest_digest
+
+FORMAT = "gemma-edge-lock/1"
+MAX_LOCK_BYTES = 16 * 1024 * 1024
+
+Positions = Annotated[int, Range(2, MAX_DIMENSION)]
+Group = Literal["text", "vision", "audio"]
+
+
+@dataclass(frozen=True, slots=True)
+class LockedSize:
+    """A size of the bundle: the checkpoint's layers that it keeps, and the feed-forward width of each."""
+
+    name: SizeName
+    layers: Annotated[tuple[Annotated[int, Range(0, MAX_LAYERS - 1)], ...], Ascending()]
+    ffn_sizes: tuple[Annotated[int, Range(1, MAX_DIMENSION)], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LockedExport:
+    """What an export was made with."""
+
+    size: SizeName
+    groups: tuple[Name, ...]
+    model_type: Text
+    activations: Text | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """What was converted, how, by which version, and the hashes of the result."""
+
+    generator: Text
+    checkpoint: CheckpointRecord
+    calibration: Sha256 | None
+    """The hash of the text that activations were measured on; None without calibration."""
+    groups: tuple[Group, ...]
+    sizes: tuple[LockedSize, ...]
+    """The default one first."""
+    recipes: Mapping[Name, QuantRecord]
+    context: Positions
+    prefill_sizes: Annotated[tuple[Positions, ...], Ascending()]
+    shard_bytes: Annotated[int, Range(1, 2**50)]
+    audio_seconds: tuple[Annotated[float, Range(0, 1e6)], ...]
+    """Empty for what the model family chooses."""
+    files: Mapping[Name, Sha256]
+    """Every file of the bundle but its manifest and this lock."""
+    manifest: Sha256 | None
+    """The manifest's own hash, if it did not list this lock; None only before it is known."""
+    export: LockedExport | None
+    """None for a bundle."""
+
+
+def completed(lock: Lock, manifest: Manifest) -> Lock:
+    """The lock with the hashes of what came out; `manifest` lists all files but the lock."""
+    files = {name: record.sha256 for name, record in manifest.files.items()}
+    return replace(lock, files=files, manifest=manifest_digest(manifest))
+
+
+def dump_lock(lock: Lock) -> bytes:
+    """Encode a lock as the canonical JSON of a file, with the same bytes every time."""
+    return (json.dumps(_value(lock), indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+
+
+def lock_line(lock: Lock) -> str:
+    """The same in one line, for a header."""
+    return json.dumps(_value(lock), separators=(",", ":"), sort_keys=True, allow_nan=False)
+
+
+def _value(lock: Lock) -> dict[str, object]:
+    return {"format": FORMAT, **dataclasses.asdict(lock)}
+
+
+def parse_lock(data: bytes, file: Path | str = LOCK) -> Lock:
+    """Read a lock strictly; BundleError for the first fault."""
+    fields = without_format(parse_json(data, str(file), BundleError), FORMAT, str(file), BundleError)
+    return read_record(fields, Lock, str(file), BundleError)
+
+
+def read_lock(path: Path) -> Lock:
+    """Read the lock in a bundle's directory, or from a file of its own; BundleError if there is none."""
+    file = path / LOCK if path.is_dir() else path
+    if not file.exists():
+        found = f"no {LOCK}" if path.is_dir() else "no such file"
+        raise BundleError(file=path, found=found, remedy=f"name a bundle, a .litertlm or a {LOCK}")
+    with open(open_regular(file, BundleError), "rb") as opened:
+        data = opened.read(MAX_LOCK_BYTES + 1)
+    if len(data) > MAX_LOCK_BYTES:
+        raise BundleError(file=file, found=f"over {MAX_LOCK_BYTES:,} bytes", wanted="a lock")
+    return parse_lock(data, file)
+
+
+def lock_faults(path: Path, manifest: Manifest) -> list[Fault]:
+    """Faults of a bundle's lock: its form, and hashes that are not those of the bundle."""
+    try:
+        lock = read_lock(path)
+    except BundleError as error:
+        return [Fault.of(error, path.name, "lock")]
+    others = {name: record for name, record in manifest.files.items() if name != LOCK}
+    wanted = completed(lock, replace(manifest, files=others))
+    return [Fault(path.name, place, found, wanted) for place, found, wanted in differences(lock, wanted)]
+
+
+def differences(found: Lock, wanted: Lock) -> list[tuple[str, str, str]]:
+    """Every value that differs: its place, what is found there, and what is wanted."""
+    return list(_compare("", json.loads(lock_line(found)), json.loads(lock_line(wanted))))
+
+
+def _compare(place: str, found: object, wanted: object) -> Iterator[tuple[str, str, str]]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            yield from _compare(f"{place} {key}".strip(), found.get(key, "nothing"), wanted.get(key, "nothing"))
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        for i, (one, other) in enumerate(zip(found, cast("list[object]", wanted), strict=True)):
+            yield from _compare(f"{place}[{i}]", one, other)
+    elif found != wanted:
+        yield place, shorten(found), shorten(wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -32,6 +32,8 @@ EMULATED = "emulated"
 """The value of `--device` that starts an emulated device for the duration of the demo."""
 
 _PROMPT_TOKENS, _GENERATED_TOKENS, _REPETITIONS = 128, 32, 3
+_SESSION, _PROBE, _ENGINE = "session", "flash_probe", "litert_lm_python"
+_ASK_S = 30.0
 _INTERVAL_S = 0.05
 """A short interval, since the tiny model's processes end within a second."""
 
@@ -59,7 +61,17 @@ class _Measurement:
     """Whether a failure is only reported: if a machine's temporary folder is in memory, no read of it is cold."""
 
 
-def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured, and why other runners did not measure, by their names."""
+
+    records: tuple[BenchRecord, ...]
+    left_out: Mapping[str, str]
+    page: Path | None
+    """The page that was written; None if there was nothing to show."""
+
+
+def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> Measured:
     """Measure every size with every runner that works on the device, cold and warm; write records and a report."""
     records: list[BenchRecord] = []
     with results_file(demo.results) as writer, _device(demo.device) as machine:
@@ -73,18 +85,20 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> list[BenchRecord]
         model = open_model(demo.bundle)
         place_model(machine, model)
         terminal.say(f"5. pushed in {time.monotonic() - started:.1f} s, every chunk verified by the device")
-        has_compiler = find_spec("ziglang") is not None
-        if not has_compiler:
-            terminal.note("without ziglang the page cache is not emptied: cold starts only lack the weight cache")
         assert model.manifest is not None
-        for measurement in _measurements(model.manifest, has_compiler=has_compiler):
+        left_out = _left_out(machine)
+        for name, why in left_out.items():
+            terminal.note(f"not measured by {name}: {why}")
+        for measurement in _measurements(model.manifest, left_out):
             for record in _measure(measurement, demo.bundle, machine, settings, terminal):
                 records.append(record)
                 if writer is not None:
                     writer.append(record)
+    if not records:
+        return Measured((), left_out, None)
     terminal.say(f"6. measured:\n{bench_table(records, 'md')}")
-    write_bytes(demo.page, render_page(results_page(records)))
-    return records
+    write_bytes(demo.page, render_page(results_page(records, left_out)))
+    return Measured(tuple(records), left_out, demo.page)
 
 
 def require_places(demo: DeviceDemo) -> None:
@@ -99,16 +113,30 @@ def require_places(demo: DeviceDemo) -> None:
             pass
 
 
-def _measurements(manifest: Manifest, *, has_compiler: bool) -> Iterator[_Measurement]:
-    """The benchmarks to run; has_compiler: whether the flash probe, which also empties the page cache, can be built."""
-    for size in manifest.sizes:
-        yield _Measurement("session", size)
-    yield _Measurement("session", manifest.default_size, "cold", drops_page_cache=has_compiler)
-    if has_compiler:
-        yield _Measurement("flash_probe", None, "cold", may_fail=True)
-        yield _Measurement("flash_probe", None)
-    if find_spec("litert_lm") is not None:
-        yield _Measurement("litert_lm_python", None)
+def _left_out(machine: Machine) -> dict[str, str]:
+    """The runners that cannot measure on this machine, and why."""
+    found: dict[str, str] = {}
+    has_python = machine.shell(f"command -v {machine.python}", timeout=_ASK_S).exit_code == 0
+    if not has_python:
+        found |= dict.fromkeys((_SESSION, _ENGINE), f"the device has no {machine.python}")
+    elif find_spec("litert_lm") is None:
+        found[_ENGINE] = "litert_lm is not installed"
+    if find_spec("ziglang") is None:
+        found[_PROBE] = "ziglang is missing to build it (pip install 'gemma-edge[probe]')"
+    return found
+
+
+def _measurements(manifest: Manifest, left_out: Collection[str]) -> Iterator[_Measurement]:
+    """The benchmarks to run. The flash probe also empties the page cache for others."""
+    if _SESSION not in left_out:
+        for size in manifest.sizes:
+            yield _Measurement(_SESSION, size)
+        yield _Measurement(_SESSION, manifest.default_size, "cold", drops_page_cache=_PROBE not in left_out)
+    if _PROBE not in left_out:
+        yield _Measurement(_PROBE, None, "cold", may_fail=True)
+        yield _Measurement(_PROBE, None)
+    if _ENGINE not in left_out:
+        yield _Measurement(_ENGINE, None)
 
 
 def _measure(

@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device = parser.add_argument_group("on a device")
     device.add_argument(
         "--device", metavar="emulated|SERIAL|HOST:PORT",
-        help="push the bundle to a device, measure it with every runner that works there, and write a report; "
-        "'emulated' starts an emulated device for it",
+        help="push the bundle to a device, measure it with every runner that works there (on a phone, which has no "
+        "Python, only its flash), and write a report; 'emulated' starts an emulated device for it",
     )  # fmt: skip
     device.add_argument(
         "--report", metavar="FILE.html", type=Path, help="the report to write (default: gemma-edge-demo.html)"
@@ -115,17 +115,20 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 def _on_device(arguments: argparse.Namespace, bundle: Path, terminal: Terminal) -> int:
     demo = _device_demo(arguments, bundle)
-    records = measure_on_device(demo, terminal)
+    measured = measure_on_device(demo, terminal)
+    records = measured.records
+    page = "nothing was measured, so there is no page" if measured.page is None else f"the page is {measured.page}"
     terminal.result(
         {
             "device": arguments.device,
-            "emulated": records[0].device.emulated,
+            "emulated": any(record.device.emulated for record in records),
             "records": len(records),
             "runners": list(dict.fromkeys(record.runner for record in records)),
-            "report": str(demo.page),
+            "left_out": dict(measured.left_out),
+            "report": None if measured.page is None else str(measured.page),
             "results": None if arguments.results is None else str(arguments.results),
         },
-        f"all as it should be; the page is {demo.page}",
+        f"all as it should be; {page}",
     )
     return 0
 

@@ -66,15 +66,15 @@ class ResultsPage:
         return (*self.distributions, *groups, *courses)
 
 
-def results_page(records: Sequence[BenchRecord]) -> ResultsPage:
-    """Build the page for one or more records."""
+def results_page(records: Sequence[BenchRecord], left_out: Mapping[str, str] | None = None) -> ResultsPage:
+    """Build the page for one or more records. `left_out`: why a runner did not measure, by its name."""
     runs = [NumberedRecord(number, record) for number, record in enumerate(records, 1)]
     days = sorted({record.started_utc[:10] for record in records})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     tools = ", ".join(sorted({record.tool for record in records}))
     return ResultsPage(
         introduction=f"{runs_text(len(runs))}, {when}, by {tools}",
-        warnings=tuple(_warnings(runs)),
+        warnings=(*_warnings(runs), *(f"Not measured by {name}: {why}." for name, why in (left_out or {}).items())),
         devices=tuple(_devices(runs)),
         distributions=tuple(_distributions(runs)),
         starts=_starts(runs),

@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from adbd import Adbd, Unavailable, cache_folder, fetch
 
+from gemma_edge import device_demo
 from gemma_edge.cli import main
 from toolkit.results.json_lines import read_results
 
@@ -22,6 +24,7 @@ def test_the_tiny_model_is_pushed_measured_and_shown(
     result = json.loads(capsys.readouterr().out)
     records = read_results(results).records
     assert result["emulated"] and result["records"] == len(records)
+    assert "session" not in result["left_out"]
     assert all(record.device.emulated and "interrupted" not in record.flags for record in records)
     runs = [(record.runner, record.model.size, record.start) for record in records]
     assert runs[:4] == [
@@ -44,6 +47,34 @@ def test_the_tiny_model_is_pushed_measured_and_shown(
     assert "emulated" in html and "http://" not in html.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("has_compiler", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_on_a_device_without_python_the_rest_is_measured_and_what_is_left_out_is_said(
+    has_compiler: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
+    if has_compiler and find_spec("ziglang") is None:
+        pytest.skip("needs ziglang (pip install 'gemma-edge[probe]')")
+    if not has_compiler:
+        monkeypatch.setattr(device_demo, "find_spec", lambda name: None if name == "ziglang" else find_spec(name))
+    page = tmp_path / "demo.html"
+    try:
+        with Adbd(fetch(cache_folder())) as device:
+            assert main(["demo", "--device", device.serial, "--report", str(page), "--json"]) == 0
+            assert not list(device.path("/data/local/tmp/gemma-edge").glob("flash_probe-*"))
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert {"session", "litert_lm_python"} <= result["left_out"].keys()
+    assert "not measured by session: the device has no python3" in captured.err
+    if has_compiler:
+        assert result["runners"] == ["flash_probe"] and not result["emulated"]
+        assert "Not measured by session: the device has no python3." in page.read_text()
+    else:
+        assert result["report"] is None and result["records"] == 0 and not page.exists()
+
+
 def test_a_page_needs_a_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--report", "x.html"]) == 2
     assert "--report: there is nothing to measure without --device" in capsys.readouterr().err
@@ -57,7 +88,7 @@ def test_a_page_needs_a_device(capsys: pytest.CaptureFixture[str]) -> None:
             "no/such/folder/x.html, --report: there is no directory",
         ),
         (["--device", "emulated", "--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: no such file"),
-        (["--device", "no-such-device"], "device no-such-device: not HOST:PORT, and not on USB (there: none)"),
+        (["--device", "no-such-device"], "device no-such-device: not HOST:PORT, and not connected (there: none)"),
     ],
 )
 def test_what_cannot_be_written_or_reached_is_found_before_anything_takes_its_time(

@@ -92,13 +92,15 @@ def convert(
     gate: Gate | None = ShortGate(),  # noqa: B008, it is frozen
     accept: Callable[[Path], None] = lambda _: None,
     progress: Progress | None = None,
+    download_progress: Progress | None = None,
 ) -> Conversion:
     """Write the bundle `request.output`, complete or not at all.
 
     `gate` verifies the complete files before they get their final name; if they fail, QualityError, and they are
     removed. None skips that. `accept` gets the directory of the complete files first, and raises to reject them.
     `families`: the model families that the checkpoint may belong to.
-    `progress` is called with the weight bytes written so far, without scales, and their total.
+    `progress` is called with the weight bytes written so far, without scales, and their total; `download_progress` with
+    the bytes downloaded and their total.
     """
     require_bundle_or_nothing(request.output)
     _check_recipe_names(request, families)
@@ -106,7 +108,14 @@ def convert(
         if request.adapters:
             raise UsageError("adapters", found="some for an open checkpoint", wanted="none: open it with them")
         return _convert(request, request.checkpoint, gate, accept, progress)
-    with open_checkpoint(request.checkpoint, families, request.adapters) as checkpoint:
+    opened = open_checkpoint(
+        request.checkpoint,
+        families,
+        request.adapters,
+        judge=partial(_prepare, request),
+        progress=download_progress,
+    )
+    with opened as checkpoint:
         return _convert(request, checkpoint, gate, accept, progress)
 
 
@@ -118,16 +127,7 @@ def _convert(
     progress: Progress | None,
 ) -> Conversion:
     started = time.perf_counter()
-    plan_request = _plan_request(request, checkpoint)
-    plan = checkpoint.plan(plan_request)
-    prompt_files = read_prompt_files(
-        checkpoint.path,
-        checkpoint.vocab_size,
-        _text_record(plan).bos_token_id,
-        adapters=[adapter.path for adapter in checkpoint.adapters],
-    )
-    plan = _with_prompts(plan, prompt_files, checkpoint)
-    require_room(request.output, plan.size_bytes + prompt_files.bytes + _MANIFEST_BYTES)
+    plan_request, plan, prompt_files = _prepare(request, checkpoint)
     advance = Advance(plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
 
@@ -141,6 +141,21 @@ def _convert(
         fill = partial(_fill, plan, plan_request, prompt_files, checkpoint, request, advance, hasher.add)
         manifest = write_bundle(request.output, fill, accept=judge, hasher=hasher)
     return Conversion(request.output, manifest, reports[0] if reports else None, time.perf_counter() - started)
+
+
+def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[PlanRequest, Plan, PromptFiles]:
+    """What can be known, and refused, before any weight is read."""
+    plan_request = _plan_request(request, checkpoint)
+    plan = checkpoint.plan(plan_request)
+    prompt_files = read_prompt_files(
+        checkpoint.path,
+        checkpoint.vocab_size,
+        _text_record(plan).bos_token_id,
+        adapters=[adapter.path for adapter in checkpoint.adapters],
+    )
+    plan = _with_prompts(plan, prompt_files, checkpoint)
+    require_room(request.output, plan.size_bytes + prompt_files.bytes + _MANIFEST_BYTES)
+    return plan_request, plan, prompt_files
 
 
 def _fill(
@@ -160,7 +175,7 @@ def _fill(
     fingerprint = checkpoint.fingerprint()
     checkpoint.require_unchanged()
     adapters = tuple(adapter.record for adapter in checkpoint.adapters)
-    found = CheckpointRecord(checkpoint.path.resolve().name, fingerprint, adapters)
+    found = CheckpointRecord(checkpoint.name, fingerprint, adapters)
     record = described(found, request.described_as)
     return BundleDraft(
         architecture=checkpoint.architecture,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from converters.family import Checkpoint, Family
 from converters.gemma3n.family import GEMMA3N
@@ -11,8 +12,10 @@ from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.adapters.choice import AdapterChoice
 from converters.huggingface.adapters.open import open_adapter
 from converters.huggingface.configs import CheckpointConfigs, read_configs
-from converters.huggingface.hub import locate_checkpoint
+from converters.huggingface.hub.locate import LocatedCheckpoint, locate_checkpoint
+from converters.huggingface.safetensors import SafetensorsFile
 from toolkit.base.errors import CheckpointError
+from toolkit.base.files import Progress
 from toolkit.base.strict_json import JsonObject
 
 FAMILIES: tuple[Family, ...] = (GEMMA3N,)
@@ -22,18 +25,49 @@ def open_checkpoint(
     path_or_id: str | os.PathLike[str],
     families: Sequence[Family] = FAMILIES,
     adapters: Sequence[AdapterChoice] = (),
+    *,
+    judge: Callable[[Checkpoint], object] = lambda _: None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
-    """Open the checkpoint in a directory, or for `owner/name` the one downloaded from Hugging Face.
+    """Open the checkpoint in a directory, or for `owner/name[@revision]` the one downloaded from Hugging Face.
 
-    `adapters` are merged into its tensors, in this order. CheckpointError if it is not a checkpoint, of no known
-    family, or invalid, or if an adapter cannot be merged into it; EnvironmentFault without a network.
+    `adapters` are merged into its tensors, in this order. Before weights are downloaded, a checkpoint of their headers
+    alone is opened and given to `judge`, which raises for one that is not worth it. `progress` gets the bytes
+    downloaded and their total. CheckpointError if it is not a checkpoint, of no known family, or invalid, or if an
+    adapter cannot be merged into it; EnvironmentFault without a network.
     """
-    more = [name for family in families for name in family.files]
+    located = _locate(path_or_id, families)
+    if not located.is_here:
+        with _open(located, families, adapters, located.open_remote(), progress) as headers:
+            judge(headers)
+        located.download(progress)
+    return _open(located, families, adapters, None, progress)
+
+
+def open_headers(
+    path_or_id: str | os.PathLike[str], families: Sequence[Family] = FAMILIES, adapters: Sequence[AdapterChoice] = ()
+) -> Checkpoint:
+    """As `open_checkpoint`, but weights are not downloaded: what is read of them comes from the Hub each time."""
+    located = _locate(path_or_id, families)
+    return _open(located, families, adapters, None if located.is_here else located.open_remote(), None)
+
+
+def _locate(path_or_id: str | os.PathLike[str], families: Sequence[Family]) -> LocatedCheckpoint:
+    return locate_checkpoint(path_or_id, [name for family in families for name in family.files])
+
+
+def _open(
+    located: LocatedCheckpoint,
+    families: Sequence[Family],
+    adapters: Sequence[AdapterChoice],
+    remote_files: tuple[SafetensorsFile, ...] | None,
+    progress: Progress | None,
+) -> Checkpoint:
     opened: list[Adapter] = []
     try:
         for choice in adapters:
-            opened.append(open_adapter(choice))
-        configs = read_configs(locate_checkpoint(path_or_id, more), opened)
+            opened.append(open_adapter(choice, progress))
+        configs = replace(read_configs(located.path, opened, located.name), remote_files=remote_files)
         family = family_of(configs, families)
         checkpoint = family.open(configs)
         if tuple(checkpoint.adapters) != tuple(opened):

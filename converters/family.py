@@ -72,6 +72,11 @@ class Checkpoint(Protocol):
         ...
 
     @property
+    def name(self) -> str:
+        """What a manifest calls it: its directory's name, or its Hugging Face id and commit."""
+        ...
+
+    @property
     def adapters(self) -> Sequence[Adapter]:
         """The adapters that are merged into its tensors, in this order: those of its `CheckpointConfigs`."""
         ...

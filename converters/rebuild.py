@@ -92,7 +92,7 @@ class _Work:
         with open_checkpoint(self.checkpoint, self.families, self.adapters) as opened:
             with errors_about(file=opened.path):  # said now, and not after the whole conversion
                 merged = tuple(adapter.record for adapter in opened.adapters)
-                described(CheckpointRecord(opened.path.name, opened.fingerprint(), merged), lock.checkpoint)
+                described(CheckpointRecord(opened.name, opened.fingerprint(), merged), lock.checkpoint)
             request = ConvertRequest(
                 checkpoint=opened,
                 output=output,

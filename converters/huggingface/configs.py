@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converters.huggingface.adapters.adapter import Adapter
-from converters.huggingface.hub import NOT_CHECKPOINTS
+from converters.huggingface.hub.locate import no_config
+from converters.huggingface.safetensors import SafetensorsFile
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import read_json_file
 
@@ -23,6 +24,10 @@ class CheckpointConfigs:
     """The values of generation_config.json; None if the checkpoint has none."""
     adapters: tuple[Adapter, ...] = ()
     """Open adapters that the family merges into the tensors, in this order."""
+    name: str = ""
+    """What a manifest calls the checkpoint: its directory's name, or its Hugging Face id and commit."""
+    remote_files: tuple[SafetensorsFile, ...] | None = None
+    """The files of weights if only their headers were downloaded, for a first look; None if they are in `path`."""
 
     @property
     def config_path(self) -> Path:
@@ -30,19 +35,15 @@ class CheckpointConfigs:
         return self.path / "config.json"
 
 
-def read_configs(path: Path, adapters: Sequence[Adapter] = ()) -> CheckpointConfigs:
+def read_configs(path: Path, adapters: Sequence[Adapter] = (), name: str = "") -> CheckpointConfigs:
     """Read both files; CheckpointError if config.json is missing, or a file is not JSON.
 
     An adapter in the checkpoint's own directory must be one of `adapters`.
     """
     if not os.path.lexists(path / "config.json"):
-        names = {name for item in path.iterdir() for name in (item.name, item.suffix)}
-        remedy = next((text for name, text in NOT_CHECKPOINTS.items() if name in names), None)
-        inner = sorted(item.name for item in path.iterdir() if (item / "config.json").is_file())
-        if inner:
-            remedy = f"name the checkpoint in it: {', '.join(inner[-3:])}"
-        wanted = "a checkpoint in Hugging Face's form: config.json, *.safetensors, tokenizer.json"
-        raise CheckpointError(file=path, found="no config.json", wanted=wanted, remedy=remedy)
+        raise no_config(
+            path, [*os.listdir(path), *(f"{item.parent.name}/config.json" for item in path.glob("*/config.json"))]
+        )
     if not any(os.path.samefile(path, adapter.path) for adapter in adapters):
         _require_no_adapter(path)
     generation = path / "generation_config.json"
@@ -51,6 +52,7 @@ def read_configs(path: Path, adapters: Sequence[Adapter] = ()) -> CheckpointConf
         read_json_file(path / "config.json", CheckpointError),
         read_json_file(generation, CheckpointError) if generation.exists() else None,
         tuple(adapters),
+        name or path.resolve().name,
     )
 
 

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -76,6 +76,8 @@ class SafetensorsFile:
     """An open file whose header passed every check. Reads are safe from several threads."""
 
     __slots__ = ("__weakref__", "_close", "_direct", "_fd", "_open", "_state", "path", "tensors")
+    path: Path
+    tensors: Mapping[str, TensorInfo]
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,7 +87,9 @@ class SafetensorsFile:
         self._open = [self._fd]
         self._close = weakref.finalize(self, _close_all, self._open)
         try:
-            self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_read_header(self._fd, path))
+            self.tensors = read_header(
+                path, os.fstat(self._fd).st_size, lambda count, offset: _pread(self._fd, count, offset, path)
+            )
         except BaseException:
             self.close()
             raise
@@ -174,23 +178,28 @@ def open_safetensors(directory: Path) -> tuple[SafetensorsFile, ...]:
     Checkpoints larger than half of memory bypass the page cache: they would not stay there until another pass, and
     making room for them takes longer than quantising them.
     """
-    files = _open_files(directory)
+    files = open_files(
+        directory, lambda name: (directory / name).exists(), lambda name: SafetensorsFile(directory / name)
+    )
     if 2 * sum(file.stored_bytes for file in files) > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         for file in files:
             file.bypass_page_cache()
     return files
 
 
-def _open_files(directory: Path) -> tuple[SafetensorsFile, ...]:
-    single, index = directory / SINGLE_NAME, directory / INDEX_NAME
-    if single.exists() and index.exists():
+def open_files(
+    directory: Path, has: Callable[[str], bool], open_file: Callable[[str], SafetensorsFile]
+) -> tuple[SafetensorsFile, ...]:
+    """Open the files of a checkpoint, wherever they are; its index, if there is one, is in `directory`."""
+    single, index = has(SINGLE_NAME), has(INDEX_NAME)
+    if single and index:
         raise CheckpointError(
             file=directory, found=f"{SINGLE_NAME} and {INDEX_NAME}", wanted="one of them", remedy="remove the stale one"
         )
-    if single.exists():
-        return (SafetensorsFile(single),)
-    if index.exists():
-        return _open_shards(directory, index)
+    if single:
+        return (open_file(SINGLE_NAME),)
+    if index:
+        return _open_shards(directory / INDEX_NAME, open_file)
     raise CheckpointError(
         file=directory,
         found="no safetensors weights",
@@ -199,12 +208,17 @@ def _open_files(directory: Path) -> tuple[SafetensorsFile, ...]:
     )
 
 
-def _open_shards(directory: Path, index: Path) -> tuple[SafetensorsFile, ...]:
+def shard_names(index: Path) -> list[str]:
+    """The files that an index names."""
+    return sorted(set(_read_index(index)[0].values()))
+
+
+def _open_shards(index: Path, open_file: Callable[[str], SafetensorsFile]) -> tuple[SafetensorsFile, ...]:
     weight_map, total_bytes = _read_index(index)
     files: list[SafetensorsFile] = []
     try:
         for name in sorted(set(weight_map.values())):
-            files.append(SafetensorsFile(directory / name))
+            files.append(open_file(name))
         _check_index(index, weight_map, total_bytes, files)
     except BaseException:
         for file in files:
@@ -264,17 +278,17 @@ def _check_index(index: Path, weight_map: Mapping[str, str], total: int | None, 
         _log.warning("%s: total_size is %s, but the tensors have %s bytes", index, total, actual)
 
 
-def _read_header(fd: int, path: Path) -> dict[str, TensorInfo]:
-    size = os.fstat(fd).st_size
+def read_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> Mapping[str, TensorInfo]:
+    """The tensors of a file of `size` bytes; CheckpointError if it is invalid. `read` takes a count and an offset."""
     if size < 8:
         raise CheckpointError(file=path, found=f"{size} bytes", wanted="at least 8, the length of the header")
-    length = int.from_bytes(_pread(fd, 8, 0, path), "little")
+    length = int.from_bytes(read(8, 0), "little")
     limit = min(MAX_HEADER_BYTES, size - 8)
     if length > limit:
         raise CheckpointError(
             file=path, found=f"a header of {length} bytes", wanted=f"at most {limit}", remedy="download the file again"
         )
-    text = _pread(fd, length, 8, path)
+    text = read(length, 8)
     if not text.startswith(b"{") or not text.rstrip(b" ").endswith(b"}"):
         raise CheckpointError(
             "header", file=path, found=shorten(text[:16]), wanted="an object from { to }, then only spaces"
@@ -287,7 +301,7 @@ def _read_header(fd: int, path: Path) -> dict[str, TensorInfo]:
     data = 8 + length
     infos = [_parse_tensor(header, name, path.name, data) for name in header.names() if name != "__metadata__"]
     _check_layout(path, infos, data, size)
-    return {info.name: info for info in infos}
+    return MappingProxyType({info.name: info for info in infos})
 
 
 def _parse_tensor(header: JsonObject, name: str, file: str, data: int) -> TensorInfo:

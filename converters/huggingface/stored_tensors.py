@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.huggingface.safetensors import TensorInfo, open_safetensors
+from converters.huggingface.safetensors import SafetensorsFile, TensorInfo, open_safetensors
 from converters.huggingface.tensor_reader import read_tensor
 
 _COMPARED_BYTES = 4 << 20
@@ -22,9 +22,13 @@ _SAMPLES, _SAMPLE_BYTES = 16, 4096
 class StoredTensors:
     """The open files of a checkpoint; safe to read from several threads."""
 
-    def __init__(self, path: Path) -> None:
-        """Reads the headers and the index, but no weights; raises CheckpointError if one of them is invalid."""
-        self._files = {file.path.name: file for file in open_safetensors(path)}
+    def __init__(self, path: Path, files: Sequence[SafetensorsFile] | None = None) -> None:
+        """Reads the headers and the index, but no weights; raises CheckpointError if one of them is invalid.
+
+        `files`: those of a checkpoint whose weights are elsewhere; `path` has none then.
+        """
+        self.are_remote = files is not None
+        self._files = {file.path.name: file for file in (open_safetensors(path) if files is None else files)}
         self.infos: Mapping[str, TensorInfo] = {
             name: info for file in self._files.values() for name, info in file.tensors.items()
         }

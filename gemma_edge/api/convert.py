@@ -11,6 +11,7 @@ from converters.families import FAMILIES
 from converters.family import Checkpoint, Family, RecipeChoice, StageProgress
 from converters.gate import ShortGate
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
+from converters.huggingface.hub.locate import with_revision
 from converters.slices import Budget, Slice, parse_budget
 from converters.verify import VerifyReport
 from toolkit.base.environment import require_environment_file, write_environment
@@ -25,6 +26,7 @@ def convert(
     checkpoint: Checkpoint | Path | str,
     output: Path | str,
     *,
+    revision: str | None = None,
     adapters: Sequence[AdapterLike] = (),
     quant: RecipeChoice = "int8",
     ple_quant: str | None = None,
@@ -44,6 +46,7 @@ def convert(
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
     gate_progress: StageProgress | None = None,
+    download_progress: Progress | None = None,
     on_report: Callable[[VerifyReport], None] = lambda _: None,
 ) -> Conversion:
     """Convert a checkpoint to the bundle `output`, complete or not at all; by default, only if it passes the gate.
@@ -51,6 +54,7 @@ def convert(
     What it was made with, such as the version of NumPy, is written beside it, into `output`.environment.json.
 
     checkpoint: a directory, a Hugging Face id, or an open checkpoint.
+    revision: a branch, tag or commit of the Hugging Face id, which may also follow it, as in "owner/name@main".
     adapters: LoRA adapters that are merged into it, in this order: directories or Hugging Face ids, with "=0.5" at the
         end to merge them at half their strength (docs/fine_tunes.md).
     quant: the recipe for the text weights, by name or as a file.
@@ -67,7 +71,8 @@ def convert(
     audio_lengths: maximum lengths in seconds, one for each audio encoder; empty for 1, 5, 10 and 30.
     verify: whether the bundle must pass the quality gate. session: how the gate runs it.
     families: the model families that the checkpoint may belong to.
-    progress: called with the weight bytes done and their total; `gate_progress` with a size, percent done, and 100.
+    progress: called with the weight bytes done and their total; `gate_progress` with a size, percent done, and 100;
+        `download_progress` with the bytes downloaded and their total.
     on_report: called with the gate's report, even if the bundle fails.
 
     CheckpointError, RecipeError, SliceError or UsageError if this cannot be converted; QualityError for a bundle that
@@ -81,7 +86,7 @@ def convert(
     """
     recipes = {"text": quant, "ple": ple_quant, "vision": vision_quant, "audio": audio_quant}
     request = ConvertRequest(
-        checkpoint=checkpoint,
+        checkpoint=with_revision(checkpoint, revision) if isinstance(checkpoint, (Path, str)) else checkpoint,
         output=Path(output),
         adapters=adapter_choices(adapters),
         recipes={role: choice for role, choice in recipes.items() if choice is not None},
@@ -100,7 +105,13 @@ def convert(
         return report
 
     require_environment_file(request.output)
-    result = convert_request(request, families=families, gate=gate if verify else None, progress=progress)
+    result = convert_request(
+        request,
+        families=families,
+        gate=gate if verify else None,
+        progress=progress,
+        download_progress=download_progress,
+    )
     write_environment(request.output)
     return result
 

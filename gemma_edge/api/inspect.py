@@ -9,9 +9,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from converters.families import FAMILIES, open_checkpoint
+from converters.families import FAMILIES, open_headers
 from converters.family import Checkpoint, Family
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
+from converters.huggingface.hub.locate import with_revision
 from toolkit.base.errors import UsageError
 from toolkit.bundle.footprint import footprints
 from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME, AdapterRecord
@@ -82,11 +83,16 @@ class Inspection:
 
 
 def inspect(
-    path: Path | str, *, adapters: Sequence[AdapterLike] = (), families: Sequence[Family] = FAMILIES
+    path: Path | str,
+    *,
+    revision: str | None = None,
+    adapters: Sequence[AdapterLike] = (),
+    families: Sequence[Family] = FAMILIES,
 ) -> Inspection:
     """List the groups of a checkpoint or bundle with their parameters and bytes, and the sizes that it has.
 
-    path: the directory of a bundle or a checkpoint, or a Hugging Face id. adapters: those that are to be merged into a
+    path: the directory of a bundle or a checkpoint, or a Hugging Face id, of whose weights only the headers are
+    downloaded. revision: a branch, tag or commit of the id. adapters: those that are to be merged into a
     checkpoint, to see whether they fit, as for `convert`. families: the model families that a
     checkpoint may belong to. BundleError or CheckpointError if it is neither.
 
@@ -99,7 +105,7 @@ def inspect(
         if adapters:
             raise UsageError("adapters", found="some for a bundle", wanted="a checkpoint")
         return _inspect_bundle(Path(path))
-    with open_checkpoint(path, families, adapter_choices(adapters)) as checkpoint:
+    with open_headers(with_revision(path, revision), families, adapter_choices(adapters)) as checkpoint:
         return _inspect_checkpoint(checkpoint)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from converters.families import FAMILIES
 from converters.family import Family
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
+from converters.huggingface.hub.locate import with_revision
 from converters.rebuild import Rebuilt
 from converters.rebuild import rebuild as rebuild_from
 from toolkit.base.environment import require_environment_file, write_environment
@@ -19,6 +20,7 @@ def rebuild(
     output: Path | str,
     *,
     checkpoint: Path | str,
+    revision: str | None = None,
     adapters: Sequence[AdapterLike] = (),
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
@@ -27,6 +29,7 @@ def rebuild(
 
     lock: a bundle's `lock.json`, or the bundle, or a .litertlm, which both carry their lock.
     checkpoint: a directory, or a Hugging Face id: the one that the lock was made with.
+    revision: a branch, tag or commit of a Hugging Face id.
     adapters: the adapters that were merged into it, as for `convert`.
     families: the model families that the checkpoint may belong to.
     progress: called with the weight bytes done and their total.
@@ -44,7 +47,13 @@ def rebuild(
     """
     target = Path(output)
     require_environment_file(target)
-    choices = adapter_choices(adapters)
-    result = rebuild_from(Path(lock), checkpoint, target, adapters=choices, families=families, progress=progress)
+    result = rebuild_from(
+        Path(lock),
+        with_revision(checkpoint, revision),
+        target,
+        adapters=adapter_choices(adapters),
+        families=families,
+        progress=progress,
+    )
     write_environment(target)
     return result

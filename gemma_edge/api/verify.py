@@ -12,8 +12,10 @@ from converters.families import FAMILIES, open_checkpoint
 from converters.family import Checkpoint, Family, StageProgress
 from converters.gate import judge, judge_towers
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
+from converters.huggingface.hub.locate import with_revision
 from converters.verify import LONG_TOKENS, VerifyReport
 from toolkit.base.errors import UsageError
+from toolkit.base.files import Progress
 from toolkit.bundle.manifest import AdapterRecord, CheckpointRecord
 from toolkit.media.source import MediaSource
 from toolkit.runtime.bundle import Bundle
@@ -27,6 +29,7 @@ def verify(
     bundle: Path | str,
     checkpoint: Checkpoint | Path | str,
     *,
+    revision: str | None = None,
     adapters: Sequence[AdapterLike] = (),
     text: str | None = None,
     tokens: int = LONG_TOKENS,
@@ -38,9 +41,11 @@ def verify(
     families: Sequence[Family] = FAMILIES,
     progress: StageProgress | None = None,
     tower_progress: StageProgress | None = None,
+    download_progress: Progress | None = None,
 ) -> VerifyReport:
     """Compare a bundle with the checkpoint it was made from: the long form of the quality gate of `convert`.
 
+    revision: a branch, tag or commit of a Hugging Face id.
     adapters: the adapters that were merged into it, as for `convert`.
     text: the text to predict; None for a built-in one. tokens: how many of its tokens to use.
     sizes: the sizes to verify; None for all.
@@ -48,7 +53,8 @@ def verify(
         temporary space at full size. None for all that the bundle has.
     images, audio: samples for the towers; a tower without any uses a generated one.
     session: how the bundle is run.
-    progress, tower_progress: called with a size or a tower, percent done, and 100.
+    progress, tower_progress: called with a size or a tower, percent done, and 100; `download_progress` with the bytes
+        downloaded and their total.
 
     The report's `passed` says whether all measures are within bounds. BundleError, CheckpointError or UsageError if
     this cannot be verified.
@@ -67,7 +73,9 @@ def verify(
     media = read_media(opened, files, allowed)
     path = opened.path
     if isinstance(checkpoint, (Path, str)):
-        given: AbstractContextManager[Checkpoint] = open_checkpoint(checkpoint, families, adapter_choices(adapters))
+        given: AbstractContextManager[Checkpoint] = open_checkpoint(
+            with_revision(checkpoint, revision), families, adapter_choices(adapters), progress=download_progress
+        )
     else:
         given = nullcontext(checkpoint)
     with given as found:

@@ -9,7 +9,7 @@ from converters.convert import DEFAULT_CONTEXT, Conversion
 from converters.families import recipe_names
 from converters.verify import VerifyReport
 from gemma_edge.api.convert import convert
-from gemma_edge.options.adapters import add_adapter_argument
+from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
 from gemma_edge.options.towers import add_tower_arguments
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
@@ -32,9 +32,13 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the directory of a checkpoint, or a Hugging Face id")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="the directory of a checkpoint, or a Hugging Face id, as owner/name or owner/name@revision",
+    )
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the directory to write")
-    add_adapter_argument(parser, "a LoRA adapter of PEFT or mlx-lm to merge into the checkpoint")
+    add_checkpoint_arguments(parser, "a LoRA adapter of PEFT or mlx-lm to merge into the checkpoint")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--sizes", metavar="A[,B...]", type=_names,
@@ -86,11 +90,12 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         if not report.passed:
             terminal.note(report_text(report))
 
-    with terminal.bar("convert") as show, gate_bars(terminal) as judged:
+    with terminal.bar("download") as downloaded, terminal.bar("convert") as show, gate_bars(terminal) as judged:
         try:
             result = convert(
                 arguments.checkpoint,
                 arguments.output,
+                revision=arguments.revision,
                 adapters=arguments.adapters,
                 quant=arguments.quant,
                 ple_quant=arguments.ple_quant,
@@ -109,6 +114,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 session=session_settings(arguments),
                 progress=show,
                 gate_progress=judged,
+                download_progress=downloaded,
                 on_report=show_failure,
             )
         except QualityError as error:

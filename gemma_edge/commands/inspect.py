@@ -15,7 +15,7 @@ from gemma_edge.api.inspect import (
     Inspection,
     inspect,
 )
-from gemma_edge.options.adapters import add_adapter_argument
+from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
 from toolkit.report.plots import Bar, StackedBars, require_plot_name, write_plot
 
@@ -28,7 +28,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a checkpoint (directory or Hugging Face id) or a bundle")
-    add_adapter_argument(parser, "see whether this LoRA adapter can be merged into the checkpoint")
+    add_checkpoint_arguments(parser, "see whether this LoRA adapter can be merged into the checkpoint")
     parser.add_argument(
         "--plot", metavar="FILE", help="also draw each size's loaded and effective parameters, as FILE.svg or FILE.png"
     )
@@ -38,7 +38,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0."""
     if arguments.plot is not None:
         require_plot_name(arguments.plot)
-    findings = inspect(arguments.path, adapters=arguments.adapters)
+    findings = inspect(arguments.path, revision=arguments.revision, adapters=arguments.adapters)
     if arguments.plot is not None:
         write_plot(_plot(findings), arguments.plot)
     terminal.result(_as_json(findings), _as_text(findings))

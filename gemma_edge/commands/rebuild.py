@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from gemma_edge.api.rebuild import rebuild
-from gemma_edge.options.adapters import add_adapter_argument
+from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.terminal import Terminal
 
 EXAMPLES = (
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", metavar="CHECKPOINT", required=True,
         help="the checkpoint that it was made of: a directory, or a Hugging Face id",
     )  # fmt: skip
-    add_adapter_argument(parser, "a LoRA adapter that was merged into it")
+    add_checkpoint_arguments(parser, "a LoRA adapter that was merged into it")
     parser.add_argument(
         "-o", "--output", metavar="PATH", type=Path, required=True, help="the directory or the .litertlm to write"
     )
@@ -38,6 +38,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             arguments.lock,
             arguments.output,
             checkpoint=arguments.checkpoint,
+            revision=arguments.revision,
             adapters=arguments.adapters,
             progress=show,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from converters.verify import LONG_TOKENS
 from gemma_edge.api.verify import verify
-from gemma_edge.options.adapters import add_adapter_argument
+from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.groups import group_names
 from gemma_edge.options.media import add_media_arguments
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="the checkpoint that the bundle was made from: a directory or a Hugging Face id",
     )
-    add_adapter_argument(parser, "a LoRA adapter that was merged into it")
+    add_checkpoint_arguments(parser, "a LoRA adapter that was merged into it")
     parser.add_argument("--text", metavar="FILE", type=Path, help="text to predict (default: a built-in one)")
     parser.add_argument(
         "--tokens", metavar="N", type=positive, default=LONG_TOKENS,
@@ -58,10 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0 if all measures are within bounds, else 1."""
     files = {group: [file.source for file in arguments.media if file.group == group] for group in TOWERS}
-    with gate_bars(terminal) as judged, gate_bars(terminal, notes=True) as towers_judged:
+    with (
+        terminal.bar("download") as downloaded,
+        gate_bars(terminal) as judged,
+        gate_bars(terminal, notes=True) as towers_judged,
+    ):
         report = verify(
             arguments.bundle,
             arguments.checkpoint,
+            revision=arguments.revision,
             adapters=arguments.adapters,
             text=None if arguments.text is None else _read_text(arguments.text),
             tokens=arguments.tokens,
@@ -72,6 +77,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             session=session_settings(arguments),
             progress=judged,
             tower_progress=towers_judged,
+            download_progress=downloaded,
         )
     terminal.result(report.to_json(), report_text(report))
     return 0 if report.passed else 1

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from converters.families import open_checkpoint
 from converters.gemma3n.family import open_gemma3n
-from toolkit.base.errors import CheckpointError, EnvironmentFault
+from toolkit.base.errors import CheckpointError
 from toolkit.bundle.manifest import GROUP_NAMES
 
 Tensors = dict[str, NDArray[np.generic]]
@@ -364,34 +364,6 @@ def test_what_is_no_checkpoint_gets_a_way_on(tmp_path: Path, name: str, way_on: 
     (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=f"found no config.json.*{way_on}"):
         open_checkpoint(tmp_path)
-
-
-def test_a_hub_id_downloads_only_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = write_checkpoint(tmp_path, TINY, random_tensors(TINY))
-    asked: list[tuple[str, list[str]]] = []
-
-    def download(hub_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((hub_id, allow_patterns))
-        return str(directory)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert open_checkpoint("google/gemma-3n-E2B-it").path == directory
-    ((hub_id, patterns),) = asked
-    assert hub_id == "google/gemma-3n-E2B-it"
-    assert "model-*.safetensors" in patterns and "*" not in patterns and not any("bin" in name for name in patterns)
-
-
-def test_no_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(hub_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        raise OSError("connection refused\nsecond line")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(EnvironmentFault, match=r"owner/name: found no such directory, and no download") as caught:
-        open_checkpoint("owner/name")
-    assert "hf auth login" in str(caught.value)
-    assert caught.value.exit_code == 3
 
 
 @settings(max_examples=200)

@@ -104,8 +104,8 @@ class ToyCheckpoint:
         (self.architecture,) = map(str, fields.array("architectures"))
         self.config = ToyConfig(**{key: fields.integer(key, 1, 4096) for key in ToyConfig.__slots__})
         fields.finish()
-        self.path, self._raw = configs.path, configs.config
-        self._stored = StoredTensors(configs.path)
+        self.path, self.name, self._raw = configs.path, configs.name, configs.config
+        self._stored = StoredTensors(configs.path, configs.remote_files)
         if {name: info.shape for name, info in self._stored.infos.items()} != self.config.tensors():
             raise CheckpointError(file=self.path, found="other tensors", wanted="those of the toy")
 

@@ -10,17 +10,18 @@ from converters.huggingface.adapters.mlx import WEIGHTS as MLX_WEIGHTS
 from converters.huggingface.adapters.mlx import read_mlx
 from converters.huggingface.adapters.peft import WEIGHTS as PEFT_WEIGHTS
 from converters.huggingface.adapters.peft import read_peft
-from converters.huggingface.hub import locate_adapter
+from converters.huggingface.hub.locate import locate_adapter
 from converters.huggingface.safetensors import SafetensorsFile
 from toolkit.base.errors import CheckpointError
+from toolkit.base.files import Progress
 from toolkit.base.strict_json import JsonObject, read_json_file
 
 CONFIG = "adapter_config.json"
 
 
-def open_adapter(choice: AdapterChoice) -> Adapter:
+def open_adapter(choice: AdapterChoice, progress: Progress | None = None) -> Adapter:
     """Open an adapter; CheckpointError if it is of no known form, EnvironmentFault if it cannot be downloaded."""
-    path, name = locate_adapter(choice.source)
+    path, name = locate_adapter(choice.source, progress)
     config, weights = path / CONFIG, _weights(path)
     stated = JsonObject(_set_options(read_json_file(config, CheckpointError)), str(config), CheckpointError)
     file = SafetensorsFile(weights)

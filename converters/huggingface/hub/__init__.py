@@ -1,0 +1,1 @@
+"""Finds checkpoints and adapters on the Hugging Face Hub: listed, read in ranges, and downloaded to its own cache."""

@@ -1,0 +1,110 @@
+"""Reads byte ranges of files on the Hub, and safetensors files by their headers, without downloading them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.huggingface.hub.repository import HubFile, HubRepository, hub_errors, hub_utils
+from converters.huggingface.safetensors import SafetensorsFile, read_header
+from toolkit.base.errors import EnvironmentFault
+
+_ATTEMPTS = 5
+"""How often in a row a request may fail without a single byte."""
+_FIRST_PAUSE_S = 0.5
+_TIMEOUT_S = 30.0
+_FIRST_READ_BYTES = 1 << 16
+"""Most headers are shorter, so that one request is enough."""
+
+
+def stream_range(repository: HubRepository, file: HubFile, start: int, end: int) -> Iterator[bytes]:
+    """The bytes [start, end) of a file in pieces; a broken connection is taken up where it ended.
+
+    EnvironmentFault if it stays broken, CheckpointError if there is no such file.
+    """
+    failures = 0
+    while start < end:
+        try:
+            with hub_errors(repository.hub_id, file.name):
+                for piece in _request(repository, file, start, end):
+                    start += len(piece)
+                    failures = 0
+                    yield piece
+            failures += 1  # an end before the last byte counts as a failure
+        except EnvironmentFault as fault:
+            failures += 1
+            if not _may_pass(fault.__cause__):
+                raise
+        if start < end:
+            if failures >= _ATTEMPTS:
+                raise EnvironmentFault(
+                    repository.hub_id,
+                    found=f"the connection breaks at byte {start} of {file.name}, {_ATTEMPTS} times in a row",
+                    remedy="check the network, and run it again to go on from there",
+                )
+            time.sleep(_FIRST_PAUSE_S * 2 ** (failures - 1))
+
+
+def _request(repository: HubRepository, file: HubFile, start: int, end: int) -> Iterator[bytes]:
+    """One request; it may end early."""
+    hub = hub_utils()
+    headers = {**hub.build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    url = repository.url(file.name)
+    with hub.get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True) as response:
+        hub.hf_raise_for_status(response)
+        if response.status_code != 206 and (start, end) != (0, file.size):
+            raise EnvironmentFault(
+                repository.hub_id,
+                found="a server that sends whole files instead of the ranges asked for",
+                remedy="download the repository with another program, and name its directory",
+            )
+        left = end - start
+        for piece in response.iter_bytes():  # as they arrive: of larger pieces, a broken connection would lose some
+            yield piece[:left]
+            left -= len(piece)
+            if left <= 0:
+                return
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether another attempt may succeed: not if the server understood the request and refuses it."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return error is not None and (status is None or status in (408, 429) or status >= 500)
+
+
+class RemoteSafetensors(SafetensorsFile):
+    """A safetensors file on the Hub: its header is checked like a local one's, tensors are read by ranges."""
+
+    __slots__ = ("_file", "_first", "_repository")
+
+    def __init__(self, repository: HubRepository, file: HubFile) -> None:
+        self.path = Path(repository.hub_id) / file.name
+        self._repository = repository
+        self._file = file
+        self._first = self._range(0, min(_FIRST_READ_BYTES, file.size))
+        self.tensors = read_header(self.path, file.size, self._read)
+
+    def close(self) -> None:
+        """Nothing is open between reads."""
+
+    def require_unchanged(self) -> None:
+        """A commit does not change."""
+
+    def bypass_page_cache(self) -> None:
+        """Nothing is cached here."""
+
+    def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
+        """Fill a C-contiguous array with the file's bytes from `offset` on."""
+        data = buffer.reshape(-1).view(np.uint8)
+        data[:] = np.frombuffer(self._range(offset, offset + data.size), np.uint8)
+
+    def _read(self, count: int, offset: int) -> bytes:
+        end = offset + count
+        return self._first[offset:end] if end <= len(self._first) else self._range(offset, end)
+
+    def _range(self, start: int, end: int) -> bytes:
+        return b"".join(stream_range(self._repository, self._file, start, end))

@@ -1,0 +1,206 @@
+"""A repository on the Hugging Face Hub at one commit: its files, their sizes, and the small ones downloaded.
+
+Answers come from the Hub's API through `huggingface_hub`; without a network, from what its cache already has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.base.errors import CheckpointError, EnvironmentFault
+
+HUB_ID = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<revision>[^@]+))?", re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository: its size, and the SHA-256 that the Hub states for large files."""
+
+    name: str
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepository:
+    """A repository at one commit. `files` is None without a network: only the cache is known then."""
+
+    hub_id: str
+    name: str
+    commit: str
+    files: Mapping[str, HubFile] | None
+
+    @property
+    def pinned_name(self) -> str:
+        """`owner/name@commit`."""
+        return f"{self.name}@{self.commit}"
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        if self.files is None:
+            return self.cached(name) is not None
+        return name in self.files
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all files that are known, with `/` for those in folders."""
+        return sorted(self.files) if self.files is not None else sorted(path.name for path in self.folder.iterdir())
+
+    def matching(self, names: Sequence[str]) -> list[str]:
+        """Those of the names that there are."""
+        return [name for name in names if self.has(name)]
+
+    @property
+    def folder(self) -> Path:
+        """The folder in Hugging Face's cache where downloaded files of this commit appear."""
+        return self.storage / "snapshots" / self.commit
+
+    @property
+    def storage(self) -> Path:
+        """The repository's folder in the cache: `blobs`, `refs`, `snapshots`."""
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE) / f"models--{self.name.replace('/', '--')}"
+
+    def cached(self, name: str) -> Path | None:
+        """The file in the cache, if it was downloaded completely."""
+        path = self.folder / name
+        return path if path.is_file() else None
+
+    def fetch(self, name: str) -> Path:
+        """A small file, downloaded if it is not in the cache."""
+        from huggingface_hub import hf_hub_download
+
+        cached = self.cached(name)
+        if cached is not None:
+            return cached
+        with hub_errors(self.hub_id, name):
+            return Path(hf_hub_download(self.name, name, revision=self.commit, tqdm_class=_silent_bars()))
+
+    def url(self, name: str) -> str:
+        """Where a file is served."""
+        from huggingface_hub import constants, hf_hub_url
+
+        return hf_hub_url(self.name, name, revision=self.commit, endpoint=constants.ENDPOINT)
+
+
+def open_repository(hub_id: str) -> HubRepository:
+    """Ask the Hub for a repository's commit and files; without a network, find the commit in the cache.
+
+    hub_id: `owner/name` or `owner/name@revision`. CheckpointError if the Hub has no such repository or revision,
+    EnvironmentFault if it does not answer or does not let the user in.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    match = HUB_ID.fullmatch(hub_id)
+    assert match is not None
+    name, revision = match["name"], match["revision"]
+    with hub_errors(hub_id):
+        try:
+            info = HfApi(endpoint=constants.ENDPOINT).model_info(name, revision=revision, files_metadata=True)
+        except Exception as error:  # offline mode, and the classes of whichever network library the client uses
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
+            commit = _cached_commit(name, revision or constants.DEFAULT_REVISION)
+            if commit is None:
+                raise
+            return HubRepository(hub_id, name, commit, None)
+    repository = HubRepository(hub_id, name, str(info.sha), None)
+    _remember(repository, revision or constants.DEFAULT_REVISION)
+    files = {
+        item.rfilename: HubFile(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs is not None else None)
+        for item in info.siblings or ()
+    }
+    return replace(repository, files=files)
+
+
+def _remember(repository: HubRepository, revision: str) -> None:
+    """Note in the cache which commit a revision is, as its `refs` do, so that it is found without a network."""
+    if revision != repository.commit and ".." not in revision:
+        ref = repository.storage / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(repository.commit)
+
+
+def _cached_commit(name: str, revision: str) -> str | None:
+    """The commit of a revision as it was when it was last downloaded."""
+    storage = HubRepository(name, name, "", None).storage
+    ref = storage / "refs" / revision
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    return commit if (storage / "snapshots" / commit).is_dir() else None
+
+
+def _silent_bars() -> Any:
+    """A class of progress bars that shows none: whoever calls shows a bar of all files."""
+    bars = hub_utils().tqdm
+
+    def silent(instance: Any, *arguments: Any, **settings: Any) -> None:
+        bars.__init__(instance, *arguments, **{**settings, "disable": True})
+
+    return type("Silent", (bars,), {"__init__": silent})
+
+
+def hub_utils() -> Any:
+    """`huggingface_hub.utils`, whose documented functions its types do not export."""
+    return importlib.import_module("huggingface_hub.utils")
+
+
+@contextmanager
+def hub_errors(hub_id: str, file: str | None = None) -> Iterator[None]:
+    """Turn each error of the Hub's client, of its network library and of the system into one that says what to do."""
+    try:
+        yield
+    except (CheckpointError, EnvironmentFault):
+        raise
+    except Exception as error:
+        raise _explained(error, hub_id, file) from error
+
+
+def _explained(error: Exception, hub_id: str, file: str | None) -> CheckpointError | EnvironmentFault:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _explained(error.__cause__, hub_id, file)
+    name = hub_id.partition("@")[0]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        remedy = f"accept the licence on {_page(name)}, then log in: hf auth login"
+        return EnvironmentFault(hub_id, found="a gated repository that does not let this computer in", remedy=remedy)
+    if isinstance(error, errors.RepositoryNotFoundError):
+        remedy = "check the spelling; a private or gated one needs hf auth login"
+        return CheckpointError(hub_id, found="no such directory, and no such repository on the Hub", remedy=remedy)
+    if isinstance(error, errors.RevisionNotFoundError):
+        revision = hub_id.partition("@")[2]
+        return CheckpointError(hub_id, found=f"no revision {revision}", wanted=f"a branch, tag or commit of {name}")
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return CheckpointError(hub_id, found=f"no file {file}")
+    if status in (401, 403):
+        remedy = f"log in with hf auth login, and accept the licence on {_page(name)} if it asks for that"
+        return EnvironmentFault(hub_id, found=f"the Hub refused access ({status})", remedy=remedy)
+    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
+        found = "no such directory, and offline mode is on (HF_HUB_OFFLINE) without a downloaded copy"
+        return EnvironmentFault(hub_id, found=found, remedy="download it once while online")
+    what = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else type(error).__name__
+    if status is not None:
+        what = f"the Hub answered with {status}"
+    return EnvironmentFault(
+        hub_id,
+        found=f"no such directory, and no download ({what})",
+        wanted="a directory, or a Hugging Face id while online",
+        remedy="check the spelling and the network; what was downloaded is kept",
+    )
+
+
+def _page(name: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{name}"

@@ -22,7 +22,7 @@ from toolkit.bundle.lock import Lock, LockedExport, differences, parse_lock, rea
 from toolkit.bundle.manifest import CheckpointRecord
 from toolkit.bundle.write import GENERATOR
 from toolkit.litertlm import schema
-from toolkit.litertlm.export import ExportOptions, export_litertlm
+from toolkit.litertlm.export import ExportOptions, Target, export_litertlm
 from toolkit.litertlm.reader import Header, read_header
 from toolkit.litertlm.schema import ModelType
 
@@ -115,6 +115,7 @@ class _Work:
             made_with.groups,
             cast(ModelType, made_with.model_type),
             cast("Activations | None", made_with.activations),
+            cast(Target, made_with.target),
         )
 
         def accept(file: Path) -> None:

@@ -10,7 +10,7 @@ from toolkit.base.environment import require_environment_file, write_environment
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
 from toolkit.base.signatures import read_signer
-from toolkit.litertlm.export import ExportOptions, ExportResult, export_litertlm
+from toolkit.litertlm.export import ExportOptions, ExportResult, Target, export_litertlm
 from toolkit.litertlm.schema import ModelType
 
 
@@ -22,6 +22,7 @@ def export(
     groups: Sequence[str] | None = None,
     model_type: ModelType | None = None,
     activations: Activations | None = None,
+    target: Target = "cpu",
     sign: Path | str | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
@@ -35,6 +36,8 @@ def export(
         Google's own files. None for `generic_model`, or for `gemma3n` if only text is exported.
     activations: what the engine computes every graph with on a GPU, `fp16` or `fp32`. None for its own choice, float16,
         where graphs are right in it, and `fp32` for the encoders of images and sounds, which are not.
+    target: `cpu` for the bundle's own graphs, which run on a GPU too; `gpu` for graphs whose norms are ops of the
+        engine's GPU delegate: about 40 % fewer ops there, the same on a CPU.
     sign: a file with an Ed25519 private key in PEM or OpenSSH's format, which signs the hashes of the whole file.
     progress: called with the bytes done and the total.
 
@@ -52,7 +55,7 @@ def export(
         found = f"{given} without text, the language model that answers images and sounds"
         raise UsageError("--groups", found=found, remedy=f"add text, as in text,{given}")
     signer = None if sign is None else read_signer(Path(sign))
-    options = ExportOptions(size, None if groups is None else tuple(groups), model_type, activations, signer)
+    options = ExportOptions(size, None if groups is None else tuple(groups), model_type, activations, target, signer)
     require_environment_file(Path(output))
     result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
     write_environment(Path(output))

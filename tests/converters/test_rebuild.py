@@ -45,7 +45,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--sizes", "large,small", "--groups", "text", "--context", "64", "--search", "absmax", "--no-verify"]
     convert_ = ["convert", str(folder / "checkpoint"), "-o", str(folder / "bundle"), "--quant", "int4", *options]
     assert cli.main([*convert_, "-q"]) == 0
-    export = ["export", str(folder / "bundle"), "-o", str(folder / "model.litertlm"), "--size", "small", "-q"]
+    export = [
+        "export",
+        str(folder / "bundle"),
+        "-o",
+        str(folder / "model.litertlm"),
+        "--size",
+        "small",
+        "--target",
+        "gpu",
+        "-q",
+    ]
     assert cli.main(export) == 0
     return folder
 

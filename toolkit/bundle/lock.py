@@ -51,6 +51,7 @@ class LockedExport:
     groups: tuple[Name, ...]
     model_type: Text
     activations: Text | None
+    target: Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from toolkit.base.activations import Activations, require_activations
-from toolkit.base.errors import BundleError, errors_about
+from toolkit.base.errors import BundleError, UsageError, errors_about
 from toolkit.base.files import Progress, hash_file, require_free_space, scratch_beside
 from toolkit.base.layout import ceil_div
 from toolkit.base.signatures import Signer
@@ -41,10 +42,14 @@ from toolkit.litertlm.container import FilePart, Section, write_container
 from toolkit.litertlm.media import always_true, joined_template, media_metadata
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
 from toolkit.litertlm.schema import LlmMetadata, ModelType
+from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import SubgraphRecord
 from toolkit.tflite.rewrite import select_signatures
 
 _ZLIB_LEVEL = 9
+
+Target = Literal["cpu", "gpu"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 _FLOAT32_SECTIONS = {VISION_ENCODER: schema.VISION_ENCODER, AUDIO_ENCODER: schema.AUDIO_ENCODER}
 """The sections of `FLOAT32_FILES`."""
@@ -59,6 +64,8 @@ class ExportOptions:
     transformers does, or `gemma3n` if only text is exported.
     activations: what a GPU computes every graph with; by default the engine's own choice, float16, for graphs that are
     right in it, and float32 for the encoders of images and sounds.
+    target: `cpu` for graphs that are the bundle's, which run on a GPU too; `gpu` for norms that are one op each, with
+    a kernel in the engine's GPU delegate (toolkit/tflite/rms_norms.py).
     signer: signs the file's hashes, if there is one.
     """
 
@@ -66,11 +73,14 @@ class ExportOptions:
     groups: tuple[str, ...] | None = None
     model_type: ModelType | None = None
     activations: Activations | None = None
+    target: Target = "cpu"
     signer: Signer | None = None
 
     def __post_init__(self) -> None:
         if self.activations is not None:
             require_activations(self.activations)
+        if self.target not in TARGETS:
+            raise UsageError("target", found=self.target, wanted=" or ".join(TARGETS))
 
 
 EVERYTHING = ExportOptions()
@@ -113,9 +123,9 @@ def export_litertlm(
         "size": size,
     }
     with scratch_beside(target) as scratch:
-        parts = _Parts(source, manifest, scratch)
+        parts = _Parts(source, manifest, scratch, composite_norms=options.target == "gpu")
         if LOCK in manifest.files:
-            made_with = LockedExport(size, groups, model_type, options.activations)
+            made_with = LockedExport(size, groups, model_type, options.activations, options.target)
             lock = parse_lock(parts.read(LOCK), source / LOCK)
             system[schema.LOCK] = lock_line(replace(lock, export=made_with))
         sections = [*_text_sections(parts, manifest.size(size)), *_tower_sections(parts, groups, model_type)]
@@ -147,9 +157,9 @@ def _groups(bundle: Path, manifest: Manifest, names: tuple[str, ...] | None) -> 
 class _Parts:
     """The files of a bundle as parts of sections, or copies in `scratch` with only some of their signatures."""
 
-    def __init__(self, bundle: Path, manifest: Manifest, scratch: Path) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, scratch: Path, *, composite_norms: bool) -> None:
         self.bundle, self.manifest = bundle, manifest
-        self._scratch = scratch
+        self._scratch, self._composite_norms = scratch, composite_norms
 
     def whole(self, name: str) -> FilePart:
         files = self.manifest.files
@@ -169,12 +179,18 @@ class _Parts:
         signatures: Mapping[str, str],
         change: Callable[[SubgraphRecord], SubgraphRecord] | None = None,
     ) -> FilePart:
-        """A copy of a file with only these signatures (new name to old name) and the weights that they use."""
+        """A copy of a file with only these signatures (new name to old name) and the weights that they use.
+
+        The file itself if that would be the same.
+        """
         whole = self.whole(name)
+        there = read_tflite(whole.path).model.signatures
+        if change is None and not self._composite_norms and dict(signatures) == {name: name for name in there}:
+            return whole
         whole.require_hash()
         require_free_space(self._scratch, whole.file_size)
         path = self._scratch / f"{next(iter(signatures))}.{name}"
-        select_signatures(whole.path, path, signatures, change)
+        select_signatures(whole.path, path, signatures, change, composite_norms=self._composite_norms)
         found = hash_file(path)
         return FilePart(path, found.size, found.sha256)
 
@@ -241,12 +257,9 @@ def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
 
 
 def _decoder(parts: _Parts, size: SizeRecord) -> FilePart:
-    """The decoder with one size, no signature prefix and no context buckets; the file itself if it is so already."""
-    manifest = parts.manifest
-    if len(manifest.sizes) == 1 and not manifest.text.context_buckets:
-        return parts.whole(TEXT_DECODER)
+    """The decoder with one size, no signature prefix and no context buckets."""
     plain = SizeRecord(size.layers, size.ffn_sizes, "")
-    names = {plain.signature(n): size.signature(n) for n in manifest.text.prefill_sizes}
+    names = {plain.signature(n): size.signature(n) for n in parts.manifest.text.prefill_sizes}
     return parts.selected(TEXT_DECODER, {**names, plain.decode: size.decode})
 
 
@@ -268,7 +281,7 @@ def _tower_sections(parts: _Parts, groups: Sequence[str], model_type: ModelType)
     """The sections of the towers; the engine takes graphs of one signature each."""
     sections: list[tuple[str, FilePart]] = []
     if "vision" in groups:
-        sections.append((schema.VISION_ENCODER, parts.whole(VISION_ENCODER)))
+        sections.append((schema.VISION_ENCODER, parts.selected(VISION_ENCODER, {"encode": "encode"})))
         sections.append((schema.VISION_ADAPTER, parts.selected(VISION_ADAPTER, {"adapt": "adapt"})))
     if "audio" in groups:
         assert parts.manifest.audio is not None

@@ -72,7 +72,10 @@ class OperatorRecord:
 
 @dataclass(frozen=True, slots=True)
 class SubgraphRecord:
-    """A graph; `inputs` and `outputs` are the names in its signature, each with the index of its tensor."""
+    """A graph; `inputs` and `outputs` are the names in its signature, each with the index of its tensor.
+
+    Without a signature, the names are the tensors' own.
+    """
 
     name: str
     tensors: tuple[TensorRecord, ...]
@@ -92,7 +95,7 @@ class BufferRecord:
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """Subgraph i is called by signature i; buffer 0 is the empty one."""
+    """Signature i calls subgraph i; those after the last signature are called by ops. Buffer 0 is the empty one."""
 
     subgraphs: tuple[SubgraphRecord, ...]
     buffers: tuple[BufferRecord, ...]

@@ -13,6 +13,7 @@ from toolkit.base.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
 from toolkit.tflite import schema
 from toolkit.tflite.reader import TfliteContent, read_tflite
 from toolkit.tflite.records import BufferRecord, ModelRecord, SubgraphRecord
+from toolkit.tflite.rms_norms import with_composite_norms
 
 _COPY_BYTES = 8 << 20
 
@@ -22,12 +23,14 @@ def select_signatures(
     target: Path,
     names: Mapping[str, str],
     change: Callable[[SubgraphRecord], SubgraphRecord] | None = None,
+    *,
+    composite_norms: bool = False,
 ) -> None:
     """Write `target` with the signatures `names` (new name to old name) of `source`, in that order.
 
-    `change`, if given, is applied to the subgraph of each. Buffers that none of them uses are left out. The target is
-    written in place: the caller renames it when it is whole. GraphError when a signature is missing, or when a selected
-    one calls one that is not.
+    `change`, if given, is applied to the subgraph of each; then, with `composite_norms`, RMS norms become composites.
+    Buffers that none of them uses are left out. The target is written in place: the caller renames it when it is whole.
+    GraphError when a signature is missing, or when a selected one calls one that is not.
     """
     content = read_tflite(source)
     graphs = tuple(replace(_renumbered(content, names, old), name=new) for new, old in names.items())
@@ -40,6 +43,9 @@ def select_signatures(
     )
     buffers = [content.model.buffers[i] for i in used]
     model = ModelRecord(graphs, tuple(buffers), tuple(names))
+    if composite_norms:
+        model = with_composite_norms(model)
+        buffers = list(model.buffers)
     placed = _place(buffers, len(schema.pack(model)))
     header = schema.pack(replace(model, buffers=placed))
     with open(source, "rb") as read, open(target, "wb") as write:
@@ -56,10 +62,10 @@ def _renumbered(content: TfliteContent, names: Mapping[str, str], old_name: str)
     for op in graph.operators:
         for index in op.called():
             if index not in places:
-                missing = content.model.signatures[index]
+                missing = content.model.subgraphs[index].name
                 place = f"{old_name} op {op.builtin}"
                 raise GraphError(
-                    place, file=content.path, found=f"it calls the signature {missing}, which is not selected"
+                    place, file=content.path, found=f"it calls the subgraph {missing}, which is not selected"
                 )
     return replace(graph, operators=tuple(op.calling(places) for op in graph.operators))
 

@@ -12,6 +12,7 @@ from typing import Any
 import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 from ai_edge_litert import schema_py_generated as fb  # type: ignore[import-untyped]
+from flatbuffers import flexbuffers
 from numpy.typing import NDArray
 
 from toolkit.base.errors import GraphError
@@ -48,11 +49,16 @@ def pack(model: ModelRecord) -> bytes:
     root.buffers = [_buffer(record) for record in model.buffers]
     root.signatureDefs = [
         _signature(name, index, graph)
-        for index, (name, graph) in enumerate(zip(model.signatures, model.subgraphs, strict=True))
+        for index, (name, graph) in enumerate(zip(model.signatures, model.subgraphs, strict=False))
     ]
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(root.Pack(builder), file_identifier=FILE_IDENTIFIER)
     return bytes(builder.Output())
+
+
+def pack_attributes(attributes: Mapping[str, float]) -> bytes:
+    """The attributes of a composite operator, as a map in a FlexBuffer."""
+    return bytes(flexbuffers.Dumps(dict(attributes)))
 
 
 def set_buffer_offsets(packed: bytearray, offsets: Mapping[int, int]) -> None:
@@ -114,17 +120,24 @@ class _Unpacker:
         signatures = list(self._tables(model.SignatureDefs, model.SignatureDefsLength()))
         signatures.sort(key=lambda signature: int(signature.SubgraphIndex()))
         in_order = all(signature.SubgraphIndex() == index for index, signature in enumerate(signatures))
-        if len(signatures) != model.SubgraphsLength() or not in_order:
-            raise GraphError("signatures", found=len(signatures), wanted="one for every subgraph")
-        graphs = tuple(
-            self._subgraph(graph, signature)
-            for graph, signature in zip(self._tables(model.Subgraphs, model.SubgraphsLength()), signatures, strict=True)
-        )
+        subgraphs = list(self._tables(model.Subgraphs, model.SubgraphsLength()))
+        without = len(subgraphs) - len(signatures)
+        fault = GraphError("signatures", found=len(signatures), wanted="one for every subgraph that no op calls")
+        if not in_order or without < 0:
+            raise fault
+        graphs = tuple(map(self._subgraph, subgraphs, [*signatures, *[None] * without]))
+        called = {index for graph in graphs for op in graph.operators for index in op.called()}
+        if not called.issuperset(range(len(signatures), len(subgraphs))):
+            raise fault
         return ModelRecord(graphs, buffers, tuple(self._text(s.SignatureKey()) for s in signatures))
 
-    def _subgraph(self, graph: Any, signature: Any) -> SubgraphRecord:
+    def _subgraph(self, graph: Any, signature: Any | None) -> SubgraphRecord:
         tensors = tuple(self._tensor(tensor) for tensor in self._tables(graph.Tensors, graph.TensorsLength()))
         operators = tuple(self._operator(op) for op in self._tables(graph.Operators, graph.OperatorsLength()))
+        if signature is None:
+            # Its inputs and outputs have no names but their tensors'.
+            ins, outs = (self._named(tensors, n) for n in (graph.InputsAsNumpy(), graph.OutputsAsNumpy()))
+            return SubgraphRecord(self._text(graph.Name()), tensors, operators, ins, outs)
         inputs = self._tensor_map(signature.Inputs, signature.InputsLength())
         outputs = self._tensor_map(signature.Outputs, signature.OutputsLength())
         indices = ("inputs", inputs, graph.InputsAsNumpy()), ("outputs", outputs, graph.OutputsAsNumpy())
@@ -210,6 +223,13 @@ class _Unpacker:
         self._take(buffer.DataLength())
         data = None if buffer.DataIsNone() else bytes(buffer.DataAsNumpy())
         return BufferRecord(data, int(buffer.Offset()), int(buffer.Size()))
+
+    def _named(self, tensors: Sequence[TensorRecord], indices: Any) -> dict[str, int]:
+        found = self._ints(indices)
+        names = {tensors[index].name: index for index in found}
+        if len(names) != len(found):
+            raise GraphError("subgraph without a signature", found="two inputs or outputs of one name")
+        return names
 
     def _tensor_map(self, entry: Callable[[int], Any], length: int) -> dict[str, int]:
         names = {self._text(item.Name()): int(item.TensorIndex()) for item in self._tables(entry, length)}

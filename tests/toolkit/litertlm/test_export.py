@@ -23,7 +23,7 @@ from toolkit.bundle.write import BundleDraft, write_bundle
 from toolkit.check import check
 from toolkit.litertlm import schema
 from toolkit.litertlm.container import Section, write_container
-from toolkit.litertlm.export import ExportOptions, export_litertlm
+from toolkit.litertlm.export import TARGETS, ExportOptions, export_litertlm
 from toolkit.litertlm.reader import Header, read_header
 from toolkit.litertlm.schema import (
     ContainerMetadata,
@@ -312,6 +312,31 @@ def test_every_graph_asks_for_the_activations_that_are_wanted(towers: Path, tmp_
     graphs = {schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER, *TOWERS}
     assert {label for label, found in asked.items() if found == kind} == graphs
     assert {found for label, found in asked.items() if label not in graphs} == {None}
+
+
+@pytest.mark.slow
+def test_norms_are_composites_for_a_gpu_alone(multimodal_bundle: Path, tmp_path: Path) -> None:
+    found: dict[str, dict[str, set[str]]] = {}
+    for target in TARGETS:
+        data = exported_with(multimodal_bundle, tmp_path / target, target=target)
+        found[target] = {
+            section.label: {
+                op.builtin
+                for graph in read_tflite(tmp_path / target, (section.begin, section.end)).model.subgraphs
+                for op in graph.operators
+            }
+            for section in metadata_of(data).sections
+            if section.type == schema.TFLITE_MODEL
+        }
+    composite = {label for label, builtins in found["gpu"].items() if "STABLEHLO_COMPOSITE" in builtins}
+    encoders_and_adapters = set(TOWERS) - {schema.END_OF_AUDIO}
+    assert composite == {schema.PREFILL_DECODE, *encoders_and_adapters}
+    assert not any("STABLEHLO_COMPOSITE" in builtins for builtins in found["cpu"].values())
+
+
+def test_other_targets_are_wrong_use() -> None:
+    with pytest.raises(UsageError, match="target: found npu, wanted cpu or gpu"):
+        ExportOptions(target="npu")  # type: ignore[arg-type]
 
 
 def test_other_activations_are_wrong_use() -> None:

@@ -206,8 +206,22 @@ def test_selected_signatures_call_each_other_by_their_new_places(tmp_path: Path)
     (tmp_path / "a").write_bytes(packed)
     select_signatures(tmp_path / "a", tmp_path / "b", {"inner": "called", "outer": "caller"})
     assert read_tflite(tmp_path / "b").graph("outer").operators[0].called() == (0,)
-    with pytest.raises(GraphError, match="calls the signature called, which is not selected"):
+    with pytest.raises(GraphError, match="calls the subgraph called, which is not selected"):
         select_signatures(tmp_path / "a", tmp_path / "b", {"outer": "caller"})
+
+
+def test_a_subgraph_that_an_op_calls_needs_no_signature(tmp_path: Path) -> None:
+    caller, called = (replace(model(add()).subgraphs[0], name=name) for name in ("caller", "called"))
+    composite = add("StableHLOCompositeOptions", (("name", "odml.rms_norm"), ("decompositionSubgraphIndex", 1)))
+    graphs = (replace(caller, operators=(composite,)), called)
+    (tmp_path / "a").write_bytes(schema.pack(ModelRecord(graphs, (BufferRecord(),), ("caller",))))
+    found = read_tflite(tmp_path / "a").model
+    assert found.signatures == ("caller",) and [graph.name for graph in found.subgraphs] == ["caller", "called"]
+    inner = found.subgraphs[1]
+    assert [inner.tensors[index].name for index in inner.inputs.values()] == list(inner.inputs)
+    (tmp_path / "b").write_bytes(schema.pack(ModelRecord((caller, called), (BufferRecord(),), ("caller",))))
+    with pytest.raises(GraphError, match="signatures: found 1, wanted one for every subgraph that no op calls"):
+        read_tflite(tmp_path / "b")
 
 
 def test_a_call_of_a_subgraph_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ MAX_INBOX_BYTES = 64 * MAX_PAYLOAD_BYTES
 """The maximum number of unread bytes from the device while we write to it."""
 
 
+_MESSAGE_COST_BYTES = 64
+"""What a message takes in memory beside its payload, which may be empty."""
 WINDOW_BYTES = 16 * MAX_PAYLOAD_BYTES
 """What a device that counts bytes may have on the way to us."""
 
@@ -220,7 +222,7 @@ class Stream:
         if not self._inbox:
             return b""
         data = self._inbox.popleft()
-        self._inbox_bytes -= len(data)
+        self._inbox_bytes -= len(data) + _MESSAGE_COST_BYTES
         if self._owes_okay:
             self._acknowledge()
         return data
@@ -243,7 +245,7 @@ class Stream:
             self.is_closed = True
         elif header.command == "WRTE":
             self._inbox.append(payload)
-            self._inbox_bytes += len(payload)
+            self._inbox_bytes += len(payload) + _MESSAGE_COST_BYTES
             self._taken_bytes += len(payload)
             self._owes_okay = True
             if self._inbox_bytes > MAX_INBOX_BYTES:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 import select
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -28,10 +30,12 @@ from device_harness.adb.faults import ConnectionLost, DeviceFault, DeviceTimeout
 from device_harness.adb.payload import Buffer, FilePayload, Payload
 from device_harness.adb.sockets import await_events, send_some
 from device_harness.adb.wire import (
+    AUTH_TOKEN,
     DELAYED_ACK,
     HEADER_BYTES,
     LEGACY_PAYLOAD_BYTES,
     MAX_PAYLOAD_BYTES,
+    TOKEN_BYTES,
     VERSION,
     VERSION_SKIP_CHECKSUM,
     Banner,
@@ -45,6 +49,9 @@ from toolkit.base.errors import system_reason
 
 FEATURES = frozenset({"cmd", DELAYED_ACK, "shell_v2"})
 """The features of this host."""
+
+_SLOWEST_BYTES_PER_S = 10_000
+"""A message that comes more slowly counts as hanging."""
 
 _log = logging.getLogger(__name__)
 
@@ -127,11 +134,12 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
     def read(self, size: int, timeout: float) -> Buffer:
         data = bytearray(size)
         rest = memoryview(data)
+        deadline = time.monotonic() + timeout + size / _SLOWEST_BYTES_PER_S
         while rest:
             try:
                 count = self._socket().recv_into(rest)
             except BlockingIOError:
-                self._require(select.POLLIN, timeout)
+                self._require(select.POLLIN, timeout, deadline)
                 continue
             except OSError as error:
                 raise self._lost(system_reason(error)) from error
@@ -164,7 +172,9 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
         connection: socket.socket = self._connection
         return connection
 
-    def _require(self, event: int, timeout: float) -> None:
+    def _require(self, event: int, timeout: float, deadline: float = math.inf) -> None:
+        if time.monotonic() > deadline:
+            raise self._lost("a message that does not come to its end")
         if not await_events(self._socket(), event, timeout):
             raise self._lost(f"silence for {timeout:g} s in the middle of a message")
 
@@ -296,9 +306,13 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
             if isinstance(error, ConnectionLost):
                 raise
             raise DeviceTimeout(name, found=f"no answer within {timeout:g} s") from error
-        except BaseException:
+        except BaseException as error:
             self._port.close()
-            raise
+            if isinstance(error, DeviceFault) or not isinstance(error, Exception):
+                raise
+            # adb-shell and the keys' libraries have errors of many kinds for bytes that they do not expect.
+            found = f"an answer that makes no sense ({type(error).__name__})"
+            raise ProtocolFault(f"{name} connection", found=found) from error
         if most < LEGACY_PAYLOAD_BYTES // 4:
             raise ProtocolFault(name, found=f"messages of {most} bytes at most", wanted=f"{LEGACY_PAYLOAD_BYTES}")
         return parse_banner(self._banner), min(most, MAX_PAYLOAD_BYTES)
@@ -316,6 +330,9 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
         if header.command == "STLS":
             remedy = "pair and connect it with adb pair and adb connect, whose server is then used; or use USB"
             raise DeviceFault("adb", found="wireless debugging with pairing (TLS)", wanted="plain adb", remedy=remedy)
+        if header.command == "AUTH" and (header.arg0, len(payload)) != (AUTH_TOKEN, TOKEN_BYTES):
+            found = f"type {header.arg0} with {len(payload)} bytes"
+            raise ProtocolFault("adb message AUTH", found=found, wanted=f"a token of {TOKEN_BYTES} bytes")
         self._asked_for_key |= header.command == "AUTH"
         if header.command == "CNXN":
             self._banner = bytes(payload)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Literal
 
 from device_harness.adb.connection import Connection, Stream
-from device_harness.adb.faults import ConnectionLost, DeviceRefusal, DeviceTimeout
+from device_harness.adb.faults import ConnectionLost, DeviceRefusal, DeviceTimeout, ProtocolFault
 from device_harness.adb.payload import Payload, part_of
 from device_harness.adb.wire import EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell_header
 
@@ -21,6 +21,13 @@ StreamName = Literal["stdout", "stderr"]
 KILLED_EXIT_CODE = 137
 """128 + SIGKILL: the exit code after `timeout -s KILL`."""
 
+MAX_OUTPUT_BYTES = 256 * 1024 * 1024
+"""Of a command whose output is read as it comes: more than hours of samples."""
+MAX_RESULT_BYTES = 64 * 1024 * 1024
+"""Of a command whose output is kept."""
+_MOST_WORDS = 300
+"""Characters of a device's message that an error quotes."""
+_MOST_CODE_DIGITS = 5
 _GRACE_S = 2.0
 """How many seconds longer we wait than the device lets the command run."""
 
@@ -37,7 +44,7 @@ class ShellResult:
         """Return `stdout`; DeviceRefusal with the last line of output if the exit code is not 0."""
         if self.exit_code:
             words = (self.stderr.strip() or self.stdout.strip()).splitlines()
-            found = f"exit code {self.exit_code}" + (f": {words[-1]}" if words else "")
+            found = f"exit code {self.exit_code}" + (f": {words[-1][:_MOST_WORDS]}" if words else "")
             raise DeviceRefusal(what, found=found)
         return self.stdout
 
@@ -48,8 +55,10 @@ class ShellStream:
     An abandoned command continues on the device until its time limit there.
     """
 
-    def __init__(self, link: Connection, command: str, *, timeout: float) -> None:
-        """`timeout`: seconds the command may run; it is killed on the device then."""
+    def __init__(self, link: Connection, command: str, *, timeout: float, most_bytes: int = MAX_OUTPUT_BYTES) -> None:
+        """`timeout`: seconds the command may run; it is killed on the device then. `most_bytes`: of its output."""
+        self._most_bytes = most_bytes
+        self._bytes = 0
         self._what = f"{link.name} shell"
         self._deadline = time.monotonic() + timeout + _GRACE_S
         self._exit_code: int | None = None
@@ -105,11 +114,16 @@ class ShellStream:
 
     def _read(self) -> bytes:
         try:
-            return bytes(self._stream.read(timeout=self._left()))
+            if not self._left():
+                raise DeviceTimeout(self._what, found="more output after its time limit")
+            data = bytes(self._stream.read(timeout=self._left()))
         except DeviceTimeout as error:
             raise DeviceTimeout(
                 self._what, found="the command does not end in time", remedy="allow it longer"
             ) from error
+        self._bytes += len(data)
+        _require_bounded(self._what, self._bytes, self._most_bytes)
+        return data
 
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
@@ -129,6 +143,7 @@ class ExecStream:
         self._timeout = timeout
         self._parser = ShellParser() if "shell_v2" in link.banner.features else None
         self._ended = False
+        self._bytes = 0
         service = "exec" if self._parser is None else "shell,v2,raw"
         self._stream: Stream = link.open(f"{service}:{command}", timeout=timeout)
 
@@ -155,8 +170,11 @@ class ExecStream:
     def read(self) -> bytes:
         """The next piece of output; empty at its end. ConnectionLost if it ends though the command goes on."""
         output = b""
+        deadline = time.monotonic() + self._timeout
         while not output and not self._ended:
-            data = bytes(self._stream.read(timeout=self._timeout))
+            data = bytes(self._stream.read(timeout=max(0.0, deadline - time.monotonic())))
+            self._bytes += len(data)
+            _require_bounded(self._what, self._bytes, MAX_RESULT_BYTES)
             if not data and self._parser is not None:
                 raise ConnectionLost(self._what, found="no exit code at the end of the command's output")
             self._ended = not data
@@ -182,7 +200,7 @@ def run_shell(link: Connection, command: str, *, timeout: float) -> ShellResult:
     """Run a command to its end; DeviceTimeout if the device had to kill it."""
     parts: dict[StreamName, list[bytes]] = {"stdout": [], "stderr": []}
     started = time.monotonic()
-    with ShellStream(link, command, timeout=timeout) as stream:
+    with ShellStream(link, command, timeout=timeout, most_bytes=MAX_RESULT_BYTES) as stream:
         for name, data in stream:
             parts[name].append(data)
         code = stream.exit_code
@@ -191,6 +209,11 @@ def run_shell(link: Connection, command: str, *, timeout: float) -> ShellResult:
         raise DeviceTimeout(f"{link.name} shell", found=found, remedy="allow it longer")
     stdout, stderr = (b"".join(parts[name]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
     return ShellResult(stdout, stderr, code)
+
+
+def _require_bounded(what: str, count: int, most: int) -> None:
+    if count > most:
+        raise ProtocolFault(what, found=f"over {most:,} bytes of output", wanted="less")
 
 
 class _MarkerFilter:
@@ -208,7 +231,7 @@ class _MarkerFilter:
             line, newline, rest = text[at:].partition(b"\n")
             shown += text[:at]
             if not newline:
-                self._held = line
+                self._held = line[: len(self._marker) + _MOST_CODE_DIGITS + 1]  # no exit code is longer
                 return shown
             self._note(line)
             text = rest
@@ -226,7 +249,7 @@ class _MarkerFilter:
 
     def _note(self, line: bytes) -> None:
         code = line.removeprefix(self._marker).strip()
-        if self.code is None and code.isdigit():
+        if self.code is None and code.isdigit() and len(code) <= _MOST_CODE_DIGITS:
             self.code = int(code)
 
 

@@ -12,6 +12,9 @@ from device_harness.adb.faults import ConnectionLost, DeviceRefusal, ProtocolFau
 from device_harness.adb.wire import SYNC_DATA_BYTES, SYNC_PATH_BYTES, pack_sync, parse_sync
 from toolkit.base.files import Progress
 
+MAX_PULL_BYTES = 64 * 1024 * 1024
+"""Of a file that is read into memory: a manifest or one of our programs."""
+MAX_NAMES = 100_000
 _HEADER_BYTES = 8
 _ENTRY = struct.Struct("<4I")
 
@@ -55,7 +58,7 @@ class SyncSession:
         self._await_okay()
 
     def receive(self, path: str) -> bytes:
-        """Read a whole file from the device."""
+        """Read a whole file of at most MAX_PULL_BYTES from the device."""
         self._what += f" {path}"
         self._request("RECV", path)
         content = bytearray()
@@ -68,6 +71,8 @@ class SyncSession:
             if id_ != "DATA" or value > SYNC_DATA_BYTES:
                 raise ProtocolFault(self._what, found=f"{id_} {value}", wanted="DATA, DONE or FAIL")
             content += self._take(value)
+            if len(content) > MAX_PULL_BYTES:
+                raise ProtocolFault(self._what, found=f"over {MAX_PULL_BYTES:,} bytes", wanted="a small file")
 
     def list(self, path: str) -> dict[str, int]:
         """Names in a directory and their modes; as in adb, also empty if there is no such directory."""
@@ -84,6 +89,8 @@ class SyncSession:
             name = bytes(self._take(length)).decode("utf-8", "surrogateescape")
             if name not in (".", ".."):
                 names[name] = mode
+            if len(names) > MAX_NAMES:
+                raise ProtocolFault(self._what, found=f"over {MAX_NAMES:,} names", wanted="fewer")
 
     def _next_message(self, source: BinaryIO, left: int) -> tuple[memoryview, int]:
         """Fill the message buffer with DATA blocks; return the message, and how many of the file's bytes are in it."""
@@ -127,8 +134,9 @@ class SyncSession:
         return DeviceRefusal(self._what, found=f"the device refuses it: {reason!r}")
 
     def _take(self, size: int) -> bytes:
+        deadline = time.monotonic() + self._timeout
         while len(self._inbox) < size:
-            data = self._stream.read(timeout=self._timeout)
+            data = self._stream.read(timeout=max(0.0, deadline - time.monotonic()))
             if not data:
                 raise ConnectionLost(self._what, found="the stream ended without an answer", remedy="reconnect")
             self._inbox += data

@@ -22,6 +22,8 @@ VERSION_SKIP_CHECKSUM = 0x01000001
 
 COMMANDS = ("SYNC", "CNXN", "OPEN", "OKAY", "CLSE", "WRTE", "AUTH", "STLS")
 AUTH_TOKEN, AUTH_SIGNATURE, AUTH_PUBLIC_KEY = 1, 2, 3
+TOKEN_BYTES = 20
+"""TOKEN_SIZE of AOSP's adb.h: what a device asks us to sign."""
 
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN, WINDOW_SIZE = range(6)
 """Ids of shell v2 packets."""

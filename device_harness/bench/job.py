@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from device_harness.machines.machine import Machine
 from device_harness.runners.interface import Job, Workload
 from toolkit import __version__
 from toolkit.base.errors import EnvironmentFault, ToolkitError
+from toolkit.base.strict_json import shorten
 from toolkit.results.figures import known_figure, known_figures
 from toolkit.results.record import (
     BenchRecord,
@@ -318,5 +320,9 @@ class _Bench:
         return dropped
 
     def _uptime(self) -> float:
-        text = self._machine.shell("cat /proc/uptime", timeout=ASK_S).require(f"{self._machine.serial} /proc/uptime")
-        return float(text.split()[0])
+        what = f"{self._machine.serial} /proc/uptime"
+        text = self._machine.shell("cat /proc/uptime", timeout=ASK_S).require(what)
+        match = re.match(r"\d{1,12}\.\d{1,9} ", text, re.ASCII)
+        if match is None:
+            raise EnvironmentFault(what, found=shorten(text), wanted="seconds since the start")
+        return float(match[0])

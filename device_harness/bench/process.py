@@ -23,8 +23,8 @@ ASK_S = 30.0
 
 _TOKEN = "GEMMA_EDGE_BENCH"
 """The environment variable that marks all processes of a run, so that they can be ended."""
-_BEGIN = re.compile(rb"^@@begin (\d+) (\d+\.\d+) ", re.MULTILINE)
-_END = re.compile(r"^@@end (\d+) (\d+\.\d+) .*\n?", re.MULTILINE)
+_BEGIN = re.compile(rb"^@@begin (\d{1,9}) (\d{1,12}\.\d{1,9}) ", re.MULTILINE)
+_END = re.compile(r"^@@end (\d{1,9}) (\d{1,12}\.\d{1,9}) .*\n?", re.MULTILINE | re.ASCII)
 _SAMPLES_WANTED = 3
 """A process that ends within this many intervals may have no sample."""
 _RECOVER_S = 20.0

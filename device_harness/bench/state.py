@@ -60,7 +60,7 @@ def read_state(machine: Machine) -> StateRecord:
         screen_on=parse_screen(parts["power"]),
         airplane_mode=parse_setting(parts["airplane"]),
         power_save=parse_setting(parts["low_power"]),
-        load_1min=float(load[0]) if load and re.fullmatch(r"\d+(\.\d+)?", load[0], re.ASCII) else None,
+        load_1min=float(load[0]) if load and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", load[0], re.ASCII) else None,
     )
 
 
@@ -90,7 +90,7 @@ def read_device(machine: Machine) -> DeviceRecord:
         return properties.get(name) or None
 
     cpus = len(parts["cpus"].split()) or (os.cpu_count() if is_host else None) or 1
-    memory = re.search(r"(\d+) kB", parts["memory"])
+    memory = re.search(r"\b(\d{1,12}) kB", parts["memory"], re.ASCII)
     cpu_name = parts["cpuinfo"].partition(":")[2].strip() or None
     return DeviceRecord(
         kind="host" if is_host else "adb",

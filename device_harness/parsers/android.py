@@ -19,13 +19,14 @@ from toolkit.results.record import (
 _PROPERTY = re.compile(r"\[([^\]]+)\]: \[(.*)\]")
 _PAIR = re.compile(r"([^:]+): *(.*)")
 _TEMPERATURE = re.compile(
-    r"Temperature\{mValue=(-?\d+(?:\.\d+)?), mType=(-?\d+), mName=([^,{}]*), mStatus=([0-6])\}", re.ASCII
+    r"Temperature\{mValue=(-?\d{1,9}(?:\.\d{1,9})?), mType=(-?\d{1,9}), mName=([^,{}]*), mStatus=([0-6])\}", re.ASCII
 )
 _THRESHOLDS = re.compile(
-    r"TemperatureThreshold\{mType=-?\d+, mName=([^,{}]*), mHotThrottlingThresholds=\[([^\]]*)\].*\}", re.ASCII
+    r"TemperatureThreshold\{mType=-?\d{1,9}, mName=([^,{}]*), mHotThrottlingThresholds=\[([^\]]*)\].*\}", re.ASCII
 )
 _STATUS = re.compile(r"Thermal Status: ([0-6])", re.ASCII)
 _WAKEFULNESS = re.compile(r"mWakefulness(?:Raw)?=(\w+)", re.ASCII)
+_KILOHERTZ = re.compile(r"\d{1,12}", re.ASCII)
 _HAL_PART, _CACHED_PART = "Current temperatures from HAL:", "Cached temperatures:"
 _KINDS = (
     "cpu", "gpu", "battery", "skin", "usb port", "power amplifier", "bcl voltage", "bcl current", "bcl percentage",
@@ -98,7 +99,7 @@ def parse_light_thresholds(text: str) -> dict[str, float]:
     for line in clean_lines(text):
         match = _THRESHOLDS.fullmatch(line)
         numbers = match[2].split(", ") if match is not None else []
-        if match is not None and len(numbers) > 1 and re.fullmatch(r"\d+(\.\d+)?", numbers[1], re.ASCII):
+        if match is not None and len(numbers) > 1 and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", numbers[1], re.ASCII):
             found[match[1]] = float(numbers[1])
     return found
 
@@ -124,7 +125,7 @@ def parse_cpus(text: str) -> tuple[CpuRecord, ...]:
     for line in clean_lines(text):
         name, *parts = line.split("|")
         if len(parts) == 4 and re.fullmatch(r"cpu\d{1,4}", name, re.ASCII):
-            frequency, limit, maximum = (int(part) * 1000 if part.isdecimal() else None for part in parts[1:])
+            frequency, limit, maximum = (int(part) * 1000 if _KILOHERTZ.fullmatch(part) else None for part in parts[1:])
             cpus.append(CpuRecord(int(name[3:]), parts[0] or None, frequency, limit, maximum))
     return tuple(sorted(cpus, key=lambda cpu: cpu.cpu))
 

@@ -10,7 +10,8 @@ from device_harness.parsers.lines import clean_lines
 from toolkit.results.record import Backend, Delegation
 
 _DELEGATE = re.compile(
-    r"(?:\w+: )?Replacing (\d+) out of (\d+) node\(s\) with delegate \(([^)]*)\) node, yielding (\d+) partitions.*",
+    r"(?:\w+: )?Replacing (\d{1,9}) out of (\d{1,9}) node\(s\) with delegate \(([^)]*)\) node, "
+    r"yielding (\d{1,9}) partitions.*",
     re.ASCII,
 )
 _CPU_DELEGATE = "XNNPack"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -20,6 +21,7 @@ Receiver = Literal["auto", "shell", "native"]
 """`native`: our program, built if needed; `shell`: the device's own tools; `auto`: ours if it has been built."""
 
 _ASK_S = 30.0
+_PLACED = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _KEY_DIGITS = 16
 _USAGE = f"usage: {PUSH_RECEIVER} "
 """The program's output without arguments."""
@@ -40,7 +42,8 @@ def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], No
     program = _program(kind, machine, device.serial, say)
     if program is None:
         return None
-    found = [path.strip() for digest, _, path in (line.partition("  ") for line in there) if digest == program.sha256]
+    listed = ((digest, path.strip()) for digest, _, path in (line.partition("  ") for line in there))
+    found = [path for digest, path in listed if digest == program.sha256 and _PLACED.fullmatch(path)]
     try:
         if found:
             placed = remote_path(folder, *found[0].split("/"))

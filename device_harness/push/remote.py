@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from device_harness.adb.transport import DeviceRefusal, Transport, quote, remote_path
 from device_harness.push.chunks import ChunkShell, OnDigest, OnSent, timeout_s
 from device_harness.push.scripts import ChunkRun, Chunks, batches, chunk_word, missing_programs_script, sync_command
 from device_harness.push.source import PART, PushFile
+from toolkit.base.strict_json import shorten
 
 MAX_SCRIPT_CHARACTERS = 1500
 """Old devices take messages of 4096 bytes, and quoting makes a command longer."""
+
+_SIZE = re.compile(r"\d{1,15}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +67,19 @@ class RemoteFolder:
         test = "if [ -L $n ]; then echo $n link; elif [ -f $n ]; then echo $n $(stat -c %s $n); elif [ -e $n ]; then "
         for words in batches(map(chunk_word, names), MAX_SCRIPT_CHARACTERS):
             output = self._run_inside(f"for n in {' '.join(words)}; do {test}echo $n directory; fi; done")
-            found |= self._parse_sizes(output)
+            found |= self._parse_sizes(output, set(words))
         return found
 
     def digests(self, wanted: Sequence[Chunks], tick: Callable[[int], None]) -> dict[str, dict[int, str]]:
         """The sha256 of chunks by file name, computed by the device; `tick` gets the bytes of each chunk."""
         found: dict[str, dict[int, str]] = {chunks.name: {} for chunks in wanted}
         files = {chunks.name: chunks.file for chunks in wanted}
+        numbers = {chunks.name: set(chunks.numbers) for chunks in wanted}
         for name, number, digest in self._chunks.hash(wanted):
+            if number not in numbers.get(name, ()):
+                raise DeviceRefusal(
+                    f"{self.what}: sha256sum", found=f"a hash of {name} {number}", wanted="what was asked"
+                )
             found[name][number] = digest
             tick(files[name].length(number))
         for chunks in wanted:
@@ -131,11 +139,12 @@ class RemoteFolder:
         for batch in batches(commands, MAX_SCRIPT_CHARACTERS):
             self._run_inside(" && ".join(batch), size)
 
-    def _parse_sizes(self, output: str) -> dict[str, int]:
+    def _parse_sizes(self, output: str, asked: Collection[str]) -> dict[str, int]:
         sizes: dict[str, int] = {}
         for name, _, kind in (line.partition(" ") for line in output.split("\n") if line):
-            if not kind.isdecimal():
-                found = f"a {kind}" if kind in ("link", "directory") else repr(f"{name} {kind}")
+            if name not in asked or not _SIZE.fullmatch(kind):
+                known = name in asked and kind in ("link", "directory")
+                found = f"a {kind}" if known else shorten(f"{name} {kind}")
                 remedy = "remove it, or choose another --target"
                 raise DeviceRefusal(f"{self.what}/{name}", found=found, wanted="a file or nothing", remedy=remedy)
             sizes[name] = int(kind)
@@ -160,6 +169,6 @@ def parse_df(text: str, what: str) -> int:
     """
     words = " ".join(text.strip().splitlines()[1:]).split()
     percents = [i for i, word in enumerate(words) if re.fullmatch(r"\d+%", word)]
-    if len(percents) != 1 or percents[0] < 4 or not words[percents[0] - 1].isdecimal():
+    if len(percents) != 1 or percents[0] < 4 or not _SIZE.fullmatch(words[percents[0] - 1]):
         raise DeviceRefusal(f"{what}: df", found=repr(text.strip()[-200:]), wanted="size, used, available, use%")
     return int(words[percents[0] - 1]) * 1024

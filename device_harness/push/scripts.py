@@ -23,7 +23,7 @@ _BLOCK_BYTES = 64 * 1024
 """Fits into a pipe; larger blocks do not fit into the processor's cache."""
 _ALWAYS_NEEDED = ("chmod", "df", "mv", "rm", "stat", "truncate")
 _SHELL_NEEDS = ("dd", "head")
-_DIGEST = re.compile(r"([A-Za-z0-9._-]+) (\d+) ([0-9a-f]{64}|unreadable)\b", re.ASCII)
+_DIGEST = re.compile(r"([A-Za-z0-9._-]{1,255}) (\d{1,9}) ([0-9a-f]{64}|unreadable)\b", re.ASCII)
 
 # Android's sha256sum is BoringSSL's, which uses the processor's SHA instructions. Elsewhere sha256sum may be plain C,
 # many times slower, so openssl is used if it exists.

@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
 
 from device_harness.machines.machine import Machine
 from device_harness.runners.child_program import RESULT
 from device_harness.runners.interface import Reading, Workload
 from toolkit import __version__
 from toolkit.base.errors import EnvironmentFault
+from toolkit.base.json_types import Range
+from toolkit.base.strict_json import parse_json, read_record
 from toolkit.results.figures import known_figures
 from toolkit.results.record import BinaryRecord, Delegation
 
 _START_S = 120.0
+_CHILD = "runner in Python"
+
+T = TypeVar("T")
+Number = Annotated[float, Range(-1e18, 1e18)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a child says of itself."""
+
+    version: str
+    binaries: tuple[BinaryRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Error:
+    """A child's error; see ToolkitError.to_json."""
+
+    file: str | None
+    place: str | None
+    found: str
+    wanted: str | None
+    remedy: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _ToldError:
+    error: _Error
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What a child measured, and when, on the clock of /proc/uptime."""
+
+    begin_s: Number
+    end_s: Number
+    figures: dict[str, Number]
 
 
 def command(machine: Machine, module: str) -> tuple[str, ...]:
@@ -33,11 +72,11 @@ def binaries(machine: Machine, module: str) -> tuple[BinaryRecord, ...]:
     result = machine.shell(f"{' '.join(map(shlex.quote, words))} 2>&1", timeout=_START_S)
     if result.exit_code:
         raise _failure(f"{machine.serial} {words[0]}", result.stdout)
-    value = _result(result.stdout)
-    if value["version"] != __version__:
+    told = _result(result.stdout, _Told, machine.serial)
+    if told.version != __version__:
         what = f"{machine.serial} gemma-edge"
-        raise EnvironmentFault(what, found=value["version"], wanted=__version__, remedy="install the same there")
-    return tuple(BinaryRecord(**entry) for entry in value["binaries"])
+        raise EnvironmentFault(what, found=told.version, wanted=__version__, remedy="install the same there")
+    return told.binaries
 
 
 def _failure(place: str, output: str) -> EnvironmentFault:
@@ -46,12 +85,12 @@ def _failure(place: str, output: str) -> EnvironmentFault:
         "install gemma-edge and what the runner needs there; a phone has no Python: "
         "--runner litert_lm_advanced_main --binary-version latest"
     )
-    told = _results(output)
+    told = _results(output, place)
     if not told:
-        return EnvironmentFault(place, found=(output.strip().splitlines() or ["no answer"])[-1], remedy=remedy)
-    error = told[0]["error"]
+        return EnvironmentFault(place, found=(output.strip().splitlines() or ["no answer"])[-1][:300], remedy=remedy)
+    error = read_record(told[0], _ToldError, None, EnvironmentFault, place).error
     return EnvironmentFault(
-        place, file=error["file"], found=error["found"], wanted=error["wanted"], remedy=error["remedy"] or remedy
+        place, file=error.file, found=error.found, wanted=error.wanted, remedy=error.remedy or remedy
     )
 
 
@@ -63,22 +102,23 @@ def options(workload: Workload) -> tuple[str, ...]:
 
 def read_child(output: str) -> Reading:
     """Read the line of JSON that a child printed."""
-    value = _result(output)
-    figures = known_figures(value["figures"], "runner in Python")
-    return Reading(figures=figures, begin_s=value["begin_s"], end_s=value["end_s"])
+    measured = _result(output, _Measured, _CHILD)
+    figures = known_figures(measured.figures, _CHILD)
+    return Reading(figures=figures, begin_s=measured.begin_s, end_s=measured.end_s)
 
 
 def read_nodes(output: str) -> Delegation:
     """Read the line of JSON from a child that counted nodes."""
-    return Delegation(**_result(output))
+    return _result(output, Delegation, _CHILD)
 
 
-def _result(output: str) -> dict[str, Any]:
-    found = _results(output)
+def _result(output: str, kind: type[T], what: str) -> T:
+    found = _results(output, what)
     if len(found) != 1:
-        raise EnvironmentFault("runner in Python", found=f"{len(found)} results", wanted="one line")
-    return found[0]
+        raise EnvironmentFault(what, found=f"{len(found)} results", wanted="one line")
+    return read_record(found[0], kind, None, EnvironmentFault, what)
 
 
-def _results(output: str) -> list[dict[str, Any]]:
-    return [dict(json.loads(line[len(RESULT) :])) for line in output.splitlines() if line.startswith(RESULT)]
+def _results(output: str, what: str) -> list[object]:
+    lines = (line[len(RESULT) :] for line in output.splitlines() if line.startswith(RESULT))
+    return [parse_json(line.encode("utf-8", "replace"), None, EnvironmentFault, what) for line in lines]

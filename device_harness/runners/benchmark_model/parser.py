@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from device_harness.parsers.lines import clean_lines
 from toolkit.base.errors import EnvironmentFault
 
-_NUMBER = r"(\d+(?:\.\d+)?)"
+_NUMBER = r"(\d{1,12}(?:\.\d{1,12})?)"
 _MILLISECONDS = re.compile(
     rf"(Model initialization|Warmup \(first\)|Warmup \(avg\)|Inference \((?:avg|min|max|std)\)): +{_NUMBER}"
-    r"(?: ms)?(?: \((\d+) runs\))?",
+    r"(?: ms)?(?: \((\d{1,9}) runs\))?",
     re.ASCII,
 )
 _FOOTPRINT = re.compile(rf"(Init footprint|Overall footprint|Peak memory usage): +{_NUMBER} MB", re.ASCII)

@@ -11,14 +11,18 @@ from toolkit.base.errors import EnvironmentFault
 
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _DURATION = r"(?:\d+(?:\.\d+)?\s?(?:h|ms|us|ns|m|s))+"
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s?(h|ms|us|ns|m|s)", re.ASCII)
+_PART = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s?(h|ms|us|ns|m|s)", re.ASCII)
 _HEADER = re.compile(r"(.*\b)?BenchmarkInfo:$", re.ASCII)
 _INIT = re.compile(rf"(?:- )?(?:Init Total|Total init time): ({_DURATION})", re.ASCII)
 _FIRST = re.compile(rf"(?:- )?Time to first token: ({_DURATION})", re.ASCII)
-_TURNS = re.compile(r"(Prefill|Decode) Turns \(Total:? (\d+)(?: turns)?\):", re.ASCII)
-_TURN = re.compile(rf"(Prefill|Decode) Turn \d+: Processed (\d+) tokens in ({_DURATION}) duration\.", re.ASCII)
-_SPEED = re.compile(r"(Prefill|Decode) Speed: (\d+(?:\.\d+)?) tokens/sec\.", re.ASCII)
-_PEAK = re.compile(r"Peak (?:system ram usage|private footprint)[^:]*: (\d+(?:\.\d+)?) ?MB", re.ASCII | re.IGNORECASE)
+_TURNS = re.compile(r"(Prefill|Decode) Turns \(Total:? (\d{1,9})(?: turns)?\):", re.ASCII)
+_TURN = re.compile(
+    rf"(Prefill|Decode) Turn \d{{1,9}}: Processed (\d{{1,9}}) tokens in ({_DURATION}) duration\.", re.ASCII
+)
+_SPEED = re.compile(r"(Prefill|Decode) Speed: (\d{1,12}(?:\.\d{1,12})?) tokens/sec\.", re.ASCII)
+_PEAK = re.compile(
+    r"Peak (?:system ram usage|private footprint)[^:]*: (\d{1,12}(?:\.\d{1,12})?) ?MB", re.ASCII | re.IGNORECASE
+)
 _TOLERANCE = 0.02
 """The tolerance between the printed speed, which is rounded, and tokens over time."""
 

@@ -6,8 +6,8 @@ import re
 
 from toolkit.base.errors import EnvironmentFault
 
-_ROW = re.compile(r" *(\S.*?)(?: +[\d.]+){3}(?: +[\d.]+%){2} +[\d.]+ +(\d+) +\[\w+\]:\d+", re.ASCII)
-_ROWS = re.compile(r"Number of nodes executed: (\d+)", re.ASCII)
+_ROW = re.compile(r" *(\S.*?)(?: +[\d.]+){3}(?: +[\d.]+%){2} +[\d.]+ +(\d{1,9}) +\[\w+\]:\d+", re.ASCII)
+_ROWS = re.compile(r"Number of nodes executed: (\d{1,9})\b", re.ASCII)
 
 
 def undelegated_nodes(summary: str) -> int:

@@ -14,7 +14,7 @@ from typing import Literal
 from device_harness.adb.connection import Connection, Stream
 from device_harness.adb.faults import ConnectionLost, DeviceRefusal, DeviceTimeout, ProtocolFault
 from device_harness.adb.payload import Payload, part_of
-from device_harness.adb.wire import EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell_header
+from device_harness.adb.wire import CLOSE_STDIN, EXIT, STDERR, STDIN, STDOUT, ShellParser, pack_shell_header
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -166,6 +166,11 @@ class ExecStream:
             return False
         most = self._stream.max_write_bytes
         return all(self._send(part_of(data, start, most)) for start in range(0, len(data), most))
+
+    def end_input(self) -> None:
+        """Tell the command that its input ends; with `exec:`, only closing the stream does."""
+        if self._parser is not None and not self._ended:
+            self._send(pack_shell_header(CLOSE_STDIN, 0))
 
     def read(self) -> bytes:
         """The next piece of output; empty at its end. ConnectionLost if it ends though the command goes on."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import TracebackType
 
 from device_harness.adb.devices import connect
+from device_harness.adb.faults import DeviceFault
 from device_harness.adb.shell import ShellResult, ShellStream
 from device_harness.adb.transport import Transport
 from device_harness.machines.machine import Machine, MachineKind
@@ -47,6 +49,9 @@ class AdbDevice:
     def stream_shell(self, command: str, *, timeout: float) -> ShellStream:
         return self._transport.stream_shell(command, timeout=timeout)
 
+    def open_dialogue(self, command: str, *, silence: float) -> DeviceDialogue:
+        return DeviceDialogue(self._transport, command, silence)
+
     @contextmanager
     def second_connection(self) -> Iterator[Machine]:
         with self._transport.another() as other:
@@ -66,6 +71,28 @@ class AdbDevice:
     def place_program(self, files: ProgramFiles) -> str:
         """Push the files that are missing, to a folder named after their hashes; return that folder."""
         return push_program(self._transport, files, place_receiver(self._transport, "auto"))
+
+
+class DeviceDialogue:
+    """A command on a device to write to and read from; the connection may be lost in the middle of it."""
+
+    def __init__(self, transport: Transport, command: str, silence: float) -> None:
+        self._stream = transport.stream_exec(f"{{ {command}\n}} 2>&1", timeout=silence)
+
+    def __enter__(self) -> DeviceDialogue:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stream, suppress(DeviceFault):
+            self._stream.end_input()
+
+    def write(self, data: bytes) -> bool:
+        return self._stream.write(data)
+
+    def read(self) -> bytes:
+        return self._stream.read()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from toolkit.base.errors import UsageError, system_reason
 from toolkit.runtime.weight_cache import default_directory
 
 _BLOCK_BYTES = 65536
+_END_S = 10.0
+"""How long a command may take to end after its input has."""
 
 
 class Host:
@@ -50,6 +53,9 @@ class Host:
     def stream_shell(self, command: str, *, timeout: float) -> HostCommand:
         """Start a command; its standard error is part of standard output, so that lines stay in order."""
         return HostCommand(command, timeout)
+
+    def open_dialogue(self, command: str, *, silence: float) -> HostDialogue:
+        return HostDialogue(command, silence)
 
     def second_connection(self) -> AbstractContextManager[Machine]:
         return nullcontext(self)
@@ -107,3 +113,55 @@ class HostCommand:
         """The exit code; waits for the command to end."""
         code = self._process.wait()
         return code if code >= 0 else 128 - code
+
+
+class HostDialogue:
+    """A command on this computer to write to and read from, in its own process group."""
+
+    def __init__(self, command: str, silence: float) -> None:
+        self._silence = silence
+        try:
+            self._process = subprocess.Popen(
+                ["sh", "-c", command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:
+            raise DeviceFault("host shell", found=f"sh cannot be started ({system_reason(error)})") from error
+
+    def __enter__(self) -> HostDialogue:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(timeout=_END_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def write(self, data: bytes) -> bool:
+        assert self._process.stdin is not None
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._process.stdin.write(left) :]
+        except BrokenPipeError:
+            return False
+        return True
+
+    def read(self) -> bytes:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], self._silence)
+        if not ready:
+            raise DeviceTimeout("host shell", found=f"silence for {self._silence:g} s")
+        return os.read(self._process.stdout.fileno(), _BLOCK_BYTES)

@@ -29,6 +29,22 @@ class RunningCommand(Protocol):
     def exit_code(self) -> int: ...
 
 
+class Dialogue(Protocol):
+    """A running command that is written to and read from. Leaving the context ends its input, after which it ends."""
+
+    def __enter__(self) -> Dialogue: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    def write(self, data: bytes, /) -> bool:
+        """Send all of `data`; return False if the command has ended."""
+
+    def read(self) -> bytes:
+        """The next piece of output, of both streams; empty at its end. DeviceTimeout after too long a silence."""
+
+
 class Machine(Protocol):
     """A machine with a shell, files and processes."""
 
@@ -61,6 +77,9 @@ class Machine(Protocol):
 
     def stream_shell(self, command: str, *, timeout: float) -> RunningCommand:
         """Start a command that is killed after `timeout` seconds."""
+
+    def open_dialogue(self, command: str, *, silence: float) -> Dialogue:
+        """Start a command to write to and read from; `silence`: seconds without output after which a read fails."""
 
     def second_connection(self) -> AbstractContextManager[Machine]:
         """The same machine over a second connection, for a command that runs alongside another, such as a sampler."""

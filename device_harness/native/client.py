@@ -1,0 +1,293 @@
+"""Talks to bundle_runner (docs/formats/bundle_runner.md) through a machine's dialogue: one method for each command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_harness.machines.machine import Dialogue, Machine
+from device_harness.native.place import PlacedRunner
+from toolkit.base.errors import BundleError, EnvironmentFault, ToolkitError, UsageError
+from toolkit.base.strict_json import JsonObject, parse_json
+from toolkit.runtime.media_prompt import Medium
+from toolkit.runtime.sampling import Sampling
+
+PROTOCOL = 1
+SILENCE_S = 600.0
+"""How long the program may say nothing: packing the weights of a large model takes minutes on a phone."""
+
+Ending = Literal["stop token", "length", "context", "interrupted"]
+_ERRORS: dict[str, type[ToolkitError]] = {"usage": UsageError, "bundle": BundleError, "machine": EnvironmentFault}
+_STOP = b'{"do": "stop"}\n'
+_KEPT_LINES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBundle:
+    """What the program says of the bundle that it has opened."""
+
+    size: str
+    context: int
+    text_ids: int
+    """Ids below this one may be drawn."""
+    threads: int
+    weight_cache: str
+    """`off`, `memory`, `kept`, or `built` if the packed weights were made now."""
+    weight_file: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MediumUse:
+    """An image or a sound that was embedded before, and the index in `ids` of its first row, which may be negative."""
+
+    key: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationEnd:
+    """How a generation ended, and what it took."""
+
+    ending: Ending
+    tokens: int
+    position: int
+    prefill_s: float
+    first_s: float
+    """From the command to the first token."""
+    decode_s: float
+    """For the other tokens."""
+
+
+class NativeGeneration:
+    """An iterator over the tokens of one answer; `end` is set when it is over. `stop` ends it early."""
+
+    def __init__(self, client: NativeClient, fields: Mapping[str, object]) -> None:
+        self.end: GenerationEnd | None = None
+        self._client = client
+        client._send("generate", fields)
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        if self.end is not None:
+            raise StopIteration
+        answer = self._client._answer("generate")
+        if answer.has("token"):
+            return answer.integer("token", 0, 2**31)
+        self.end = _generation_end(answer)
+        raise StopIteration
+
+    def stop(self) -> GenerationEnd:
+        """End the answer after the current token, whose id and those after it are dropped."""
+        if self.end is None:
+            self._client._write(_STOP)
+            for _ in self:
+                pass
+        assert self.end is not None
+        return self.end
+
+
+class NativeClient:
+    """The program on a machine, with at most one bundle open; a context manager, whose end is the program's."""
+
+    def __init__(self, machine: Machine, placed: PlacedRunner, *, silence: float = SILENCE_S) -> None:
+        """Start the program; EnvironmentFault if the library cannot be used there, or speaks another protocol."""
+        self._what = f"{machine.serial} bundle_runner"
+        self._dialogue: Dialogue = machine.open_dialogue(f"exec {shlex.join(placed.argv)}", silence=silence)
+        self._runtime = placed.runtime
+        self._input = bytearray()
+        self._said: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._media: set[str] = set()
+        self._dialogue.__enter__()
+        try:
+            start = self._answer("start")
+            if start.integer("protocol", 0, 2**31) != PROTOCOL:
+                raise EnvironmentFault(self._what, found="another protocol", wanted=str(PROTOCOL))
+            self.pid = start.integer("pid", 1, 2**31)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> NativeClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the program."""
+        self._dialogue.__exit__(None, None, None)
+
+    # --- commands --------------------------------------------------------------------------------------------------
+
+    def open(
+        self, bundle: str, *, size: str | None = None, threads: int | None = None, weight_folder: str | None = None
+    ) -> OpenedBundle:
+        """Open the bundle in this folder on the machine; `weight_folder`: where to keep packed weights, None: not."""
+        fields: dict[str, object] = {"bundle": bundle}
+        fields |= {} if size is None else {"size": size}
+        fields |= {} if threads is None else {"threads": threads}
+        if weight_folder is not None:
+            fields["weight_cache"] = {"folder": weight_folder, "runtime": self._runtime}
+        answer = self._ask("open", fields)
+        return OpenedBundle(
+            size=answer.string("size"),
+            context=answer.integer("context", 1, 2**31),
+            text_ids=answer.integer("text_ids", 1, 2**31),
+            threads=answer.integer("threads", 1, 2**31),
+            weight_cache=answer.string("weight_cache"),
+            weight_file=answer.string("weight_file") if answer.has("weight_file") else None,
+            seconds=_seconds(answer, "seconds"),
+        )
+
+    def prefill(self, ids: Sequence[int], media: Sequence[MediumUse] = ()) -> int:
+        """Process tokens without logits; return the number of tokens in the conversation."""
+        return _position(self._ask("prefill", {"ids": list(ids), **_uses(media)}))
+
+    def decode(self, token: int, media: Sequence[MediumUse] = ()) -> NDArray[np.float32]:
+        """Process a token; return the logits of the next, f32[vocabulary]."""
+        answer = self._ask("decode", {"ids": [token], "logits": True, **_uses(media)})
+        return np.frombuffer(self._bytes(answer.integer("bytes", 0, 2**31)), "<f4").astype(np.float32)
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        limit: int | None = None,
+        stops: Sequence[int] | None = None,
+        vocabulary: int | None = None,
+        media: Sequence[MediumUse] = (),
+    ) -> NativeGeneration:
+        """Process a prompt and begin to generate; iterate over the answer's tokens, each as soon as it is drawn."""
+        given = {"limit": limit, "stop": None if stops is None else list(stops), "vocabulary": vocabulary}
+        fields: dict[str, object] = {"ids": list(ids), **_uses(media)}
+        fields |= {name: value for name, value in given.items() if value is not None}
+        fields |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        return NativeGeneration(self, fields)
+
+    def truncate(self, position: int) -> None:
+        """Remove the tokens from `position` on; UsageError if the caches no longer hold what precedes it."""
+        self._ask("truncate", {"position": position})
+
+    def use(self, size: str) -> None:
+        """Go on with another size of the bundle."""
+        self._ask("size", {"name": size})
+
+    def embed(self, medium: Medium) -> None:
+        """Embed an image or a sound, unless the program has it already; its tower is loaded for that alone."""
+        if medium.key in self._media:
+            return
+        if medium.group == "vision":
+            data = medium.values.astype(np.uint8, copy=False).tobytes()
+            self._ask("image", {"key": medium.key, "bytes": len(data)}, data)
+        else:
+            assert medium.mask is not None
+            data = medium.values.astype("<f4", copy=False).tobytes() + medium.mask.astype(np.uint8).tobytes()
+            self._ask("sound", {"key": medium.key, "bytes": len(data), "frames": len(medium.values)}, data)
+        self._media.add(medium.key)
+
+    def forget(self, medium: Medium) -> None:
+        """Free the embeddings of an image or a sound."""
+        self._ask("forget", {"key": medium.key})
+        self._media.discard(medium.key)
+
+    def stats(self) -> dict[str, object]:
+        """Memory by kind and group, page faults, and reads of per-layer embeddings, as the program counts them."""
+        answer = self._ask("stats", {})
+        return {name: answer.value(name) for name in answer.names()}
+
+    # --- lines and bytes -------------------------------------------------------------------------------------------
+
+    def _ask(self, do: str, fields: Mapping[str, object], payload: bytes = b"") -> JsonObject:
+        self._send(do, fields, payload)
+        return self._answer(do)
+
+    def _send(self, do: str, fields: Mapping[str, object], payload: bytes = b"") -> None:
+        self._write(json.dumps({"do": do, **fields}).encode() + b"\n" + payload)
+
+    def _write(self, data: bytes) -> None:
+        if not self._dialogue.write(data):
+            raise self._ended()
+
+    def _answer(self, do: str) -> JsonObject:
+        """The next answer; the program's error as one of ours."""
+        while True:
+            line = self._line()
+            if line.startswith(b"{"):
+                break
+            self._said.append(line.decode("utf-8", "replace").strip())
+        answer = JsonObject(parse_json(line, None, EnvironmentFault, self._what), None, EnvironmentFault, self._what)
+        if answer.has("error"):
+            raise _error(answer.child("error"))
+        if not answer.has("token") and answer.string("ok") != do:
+            raise EnvironmentFault(self._what, found=f"an answer to {answer.string('ok')}", wanted=f"one to {do}")
+        return answer
+
+    def _line(self) -> bytes:
+        while b"\n" not in self._input:
+            self._receive()
+        line, _, self._input = self._input.partition(b"\n")
+        return bytes(line)
+
+    def _bytes(self, count: int) -> bytes:
+        while len(self._input) < count:
+            self._receive()
+        data = bytes(self._input[:count])
+        del self._input[:count]
+        return data
+
+    def _receive(self) -> None:
+        data = self._dialogue.read()
+        if not data:
+            raise self._ended()
+        self._input += data
+
+    def _ended(self) -> EnvironmentFault:
+        said = [line for line in (*self._said, self._input.decode("utf-8", "replace").strip()) if line]
+        found = "the program ended" + (f", having said: {said[-1][:300]}" if said else "")
+        return EnvironmentFault(self._what, found=found, remedy="most often memory was short: use a smaller size")
+
+
+def _error(fields: JsonObject) -> ToolkitError:
+    def text(key: str) -> str | None:
+        return fields.string(key) if fields.has(key) else None
+
+    kind = _ERRORS.get(fields.string("kind"), EnvironmentFault)
+    remedy = "run gemma-edge check, and push or convert it again" if kind is BundleError else None
+    return kind(text("place"), file=text("file"), found=fields.string("found"), wanted=text("wanted"), remedy=remedy)
+
+
+def _uses(media: Sequence[MediumUse]) -> dict[str, object]:
+    return {"media": [{"key": use.key, "at": use.at} for use in media]} if media else {}
+
+
+def _position(answer: JsonObject) -> int:
+    return answer.integer("position", 0, 2**31)
+
+
+def _seconds(answer: JsonObject, key: str) -> float:
+    return answer.number(key, 0, 1e9)
+
+
+def _generation_end(answer: JsonObject) -> GenerationEnd:
+    return GenerationEnd(
+        ending=cast("Ending", answer.string("ending")),
+        tokens=answer.integer("tokens", 1, 2**31),
+        position=_position(answer),
+        prefill_s=_seconds(answer, "prefill_s"),
+        first_s=_seconds(answer, "first_s"),
+        decode_s=_seconds(answer, "decode_s"),
+    )

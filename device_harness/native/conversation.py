@@ -1,0 +1,66 @@
+"""A conversation on a machine with bundle_runner: what it already holds of a prompt is not computed again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from device_harness.native.client import MediumUse, NativeClient, NativeGeneration
+from toolkit.base.errors import UsageError
+from toolkit.runtime.media_prompt import Span, first_difference
+from toolkit.runtime.sampling import Sampling
+
+
+class NativeConversation:
+    """The tokens in the program's caches, and the images and sounds among them."""
+
+    def __init__(self, client: NativeClient) -> None:
+        """The client must have opened a bundle."""
+        self._client = client
+        self._ids: list[int] = []
+        self._spans: tuple[Span, ...] = ()
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        spans: Sequence[Span] = (),
+        limit: int | None = None,
+        stops: Sequence[int] | None = None,
+        vocabulary: int | None = None,
+    ) -> tuple[int, NativeGeneration]:
+        """Begin to answer a prompt, the whole conversation; return how many of its tokens were there already.
+
+        Iterate over the generation, or stop it, then call `note` with its tokens.
+        """
+        if not prompt:
+            raise UsageError("prompt", found="no tokens")
+        kept = self._rewind(prompt, spans)
+        for span in spans:
+            if span.end > kept:
+                self._client.embed(span.medium)
+        uses = [MediumUse(span.medium.key, span.start - kept) for span in spans if span.end > kept]
+        self._ids, self._spans = list(prompt), tuple(spans)
+        generation = self._client.generate(
+            prompt[kept:], sampling, limit=limit, stops=stops, vocabulary=vocabulary, media=uses
+        )
+        return kept, generation
+
+    def note(self, tokens: Sequence[int], position: int) -> None:
+        """Record the tokens of an answer that is over; `position`: of the generation's end."""
+        self._ids = [*self._ids, *tokens][:position]
+
+    def _rewind(self, prompt: Sequence[int], spans: Sequence[Span]) -> int:
+        """Keep the tokens that both begin with, but not all of the prompt; return their number."""
+        common = 0
+        while common < min(len(self._ids), len(prompt) - 1) and self._ids[common] == prompt[common]:
+            common += 1
+        common = min(common, first_difference(self._spans, spans, len(prompt)))
+        if common == len(self._ids):
+            return common
+        with contextlib.suppress(UsageError):  # further back than the sliding windows' caches reach
+            self._client.truncate(common)
+            return common
+        self._client.truncate(0)
+        return 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from converters.family import Family, RecipeChoice
 from converters.gemma3n.checkpoint import Gemma3nTensors
-from converters.gemma3n.config.defaults import MULTIMODAL, with_defaults
+from converters.gemma3n.config.defaults import AUDIO, MULTIMODAL, VISION, with_defaults
 from converters.gemma3n.config.processor import read_image_size
 from converters.gemma3n.config.text import ARCHITECTURES, CAUSAL_LM, MODEL_TYPES
 from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio, require_sounds
@@ -26,6 +27,9 @@ from toolkit.base.strict_json import shorten
 from toolkit.bundle.manifest import AudioRecord, GroupKind, VisionRecord
 from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
+
+_UNUSED = re.compile(r"<unused\d+>")
+"""Google's name for tokens that stand for nothing yet."""
 
 
 class Gemma3nCheckpoint(Gemma3nTensors):
@@ -104,8 +108,8 @@ class Gemma3nCheckpoint(Gemma3nTensors):
 
         A multimodal model looks them up in the tables of its towers, whose own tokens are no added ones.
         """
-        config = self.config
-        beyond = {i: text for i, text in tokens.items() if i >= config.ple_vocab_size and i not in self._markers()}
+        config, reserved = self.config, self._reserved(tokens)
+        beyond = {i: text for i, text in tokens.items() if i >= config.ple_vocab_size and i not in reserved}
         if not beyond:
             return None
         if self.architecture == CAUSAL_LM:
@@ -119,11 +123,18 @@ class Gemma3nCheckpoint(Gemma3nTensors):
             remedy="train with unused tokens of the vocabulary instead, or as Gemma3nForCausalLM",
         )
 
-    def _markers(self) -> Collection[int]:
-        """The ids around and in place of images and sounds, which published tokenizers spell."""
+    def _reserved(self, tokens: Mapping[int, str]) -> Collection[int]:
+        """The ids beyond those with per-layer embeddings that a tokenizer spells although nobody added them.
+
+        Those around and in place of images and sounds, those called unused, and if every id of the towers' tables is
+        spelled, all of these.
+        """
         values = with_defaults(self.configs.config, MULTIMODAL)
         assert isinstance(values, dict)
-        return [value for key, value in values.items() if key in MULTIMODAL and key.endswith("token_id")]
+        markers = {value for key, value in values.items() if key in MULTIMODAL and key.endswith("token_id")}
+        tables = range(self.config.ple_vocab_size, _tables_end(values))
+        named = {i for i, text in tokens.items() if i in tables and _UNUSED.fullmatch(text)}
+        return markers | named | (set(tables) if tokens.keys() >= set(tables) else set())
 
     def tower_faults(self) -> Mapping[str, ToolkitError]:
         """What `plan` would say of the config, the tensors and the processor of each tower."""
@@ -139,6 +150,18 @@ class Gemma3nCheckpoint(Gemma3nTensors):
                 except ToolkitError as error:
                     faults[group.name] = error
         return faults
+
+
+def _tables_end(config: Mapping[str, object]) -> int:
+    """The id after the last in the tables of the towers, whether or not the checkpoint has towers."""
+    ends = []
+    for key, defaults in (("vision_config", VISION), ("audio_config", AUDIO)):
+        section = with_defaults(config.get(key) or {}, defaults)
+        offset, size = (
+            section.get(name) if isinstance(section, dict) else None for name in ("vocab_offset", "vocab_size")
+        )
+        ends.append(offset + size if isinstance(offset, int) and isinstance(size, int) else 0)
+    return max(ends)
 
 
 def open_gemma3n(path: Path) -> Gemma3nCheckpoint:

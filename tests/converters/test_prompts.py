@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from checkpoints import TINY, random_tensors, write_checkpoint
 from paths import EXAMPLE
 
 from converters.convert import ConvertRequest, convert
+from converters.families import open_checkpoint
 from toolkit.base.errors import CheckpointError, UsageError
 from toolkit.bundle.manifest import Manifest, SamplingRecord
 from toolkit.litertlm import schema
@@ -114,6 +115,50 @@ def test_added_tokens_of_a_multimodal_model_are_refused(checkpoint: Path) -> Non
     add_token(checkpoint, 3327)
     with pytest.raises(CheckpointError, match=r"<tool_call> \(3327\), ids of images and sounds"):
         converted(checkpoint)
+
+
+def spell(checkpoint: Path, spellings: Mapping[int, str]) -> None:
+    def change(tokenizer: dict[str, Any]) -> None:
+        for token, text in spellings.items():
+            tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": token, "content": text})
+            tokenizer["model"]["vocab"][text] = token
+
+    change_json(checkpoint / "tokenizer.json", change)
+
+
+TABLES = {token: f"<extra_{token}>" for token in range(3072, 3328) if token not in (3072, 3073, 3200, 3201)}
+
+
+@pytest.mark.parametrize(
+    "spellings", [TABLES, {token: f"<unused{token - 3072}>" for token in (3080, 3081, 3300)}], ids=["all", "unused"]
+)
+def test_a_published_tokenizer_spells_ids_of_the_towers_tables(checkpoint: Path, spellings: dict[int, str]) -> None:
+    """Gemma 3n's embedding has 256 rows behind those of text, which its tokenizer may spell: nobody added them."""
+    spell(checkpoint, spellings)
+    assert converted(checkpoint).text.text_vocab_size is None
+    bundle = Bundle(checkpoint.parent / "bundle")
+    tokenizer = bundle.tokenizer()
+    assert all(token < 3072 for token in bundle.encode(tokenizer, "Once upon a time"))
+    assert bundle.drawable_ids(tokenizer) == 3072
+    with pytest.raises(UsageError):
+        bundle.encode(tokenizer, next(iter(spellings.values())))
+
+
+def test_a_token_added_to_some_of_the_towers_ids_is_refused(checkpoint: Path) -> None:
+    spell(checkpoint, {token: text for token, text in TABLES.items() if token < 3300})
+    with pytest.raises(CheckpointError, match=r"<extra_3074> \(3074\).*ids of images and sounds"):
+        converted(checkpoint)
+
+
+def test_a_text_model_with_the_published_tokenizer_draws_no_id_of_images(tmp_path: Path) -> None:
+    config = {**TINY, "vocab_size": 262_400, "vocab_size_per_layer_input": 262_144, "hidden_size": 8}
+    config |= {"num_hidden_layers": 1, "layer_types": ["full_attention"], "intermediate_size": [8]}
+    config |= {"activation_sparsity_pattern": [0.0], "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 2}
+    path = write_checkpoint(tmp_path / "checkpoint", config, random_tensors(config))
+    with open_checkpoint(path) as opened:
+        everything = {token: f"w{token}" for token in range(262_400)}
+        assert opened.text_vocab_size(everything) is None
+        assert opened.text_vocab_size({**everything, 262_400: "<think>"}) == 262_401
 
 
 def test_added_tokens_of_a_text_model_are_text(tmp_path: Path) -> None:

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from bundles import fill_with_towers
+from checkpoints import safetensors_bytes
+from numpy.typing import NDArray
 from PIL import Image
 from towers import write_multimodal_checkpoint
 
 from benchmarks import synthetic
+from converters.huggingface.safetensors import SafetensorsFile
+from converters.huggingface.tensor_reader import read_tensor
 from gemma_edge.cli import main
 from toolkit.bundle.write import write_bundle
 
@@ -180,6 +185,27 @@ def test_every_form_of_the_published_config_is_accepted_with_its_towers(
     assert main(["inspect", str(tmp_path)]) == 0
     output = capsys.readouterr()
     assert output.err == "" and "5.44 B" in output.out
+
+
+@pytest.mark.parametrize("group", ["vision", "audio"])
+def test_a_tower_with_the_axes_of_mlx_is_named_with_the_way_out(
+    tmp_path: Path, group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """mlx keeps the channels of a convolution's kernel last."""
+    write_multimodal_checkpoint(tmp_path)
+    file = SafetensorsFile(tmp_path / "model.safetensors")
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for name, info in file.tensors.items():
+        tensors[name] = read_tensor(file, info, None, None)
+        if f"{group}_tower" in name and len(info.shape) > 2:
+            tensors[name] = np.ascontiguousarray(np.moveaxis(tensors[name], 1, -1))
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    assert main(["inspect", str(tmp_path)]) == 0
+    error = capsys.readouterr().err
+    assert f"{group} cannot be converted" in error and "these axes are those of mlx" in error
+    assert main(["convert", str(tmp_path), "-o", str(tmp_path / "bundle"), "--context", "64"]) == 2
+    assert "convert the 16-bit checkpoint in Hugging Face's form that it was made of" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_tower_that_cannot_be_converted_is_said_before_anything_is_downloaded_in_vain(

@@ -22,7 +22,9 @@ from toolkit.bundle.manifest import MANIFEST_NAME
 from toolkit.results.figures import FigureName
 from toolkit.results.json_lines import open_results
 from toolkit.results.record import (
+    Backend,
     BenchRecord,
+    Delegation,
     Figures,
     Iteration,
     MemoryRecord,
@@ -231,6 +233,8 @@ class Measured:
     context: int | None = None
     is_whole: bool = True
     """Whether it came to its end."""
+    backend: Backend = "cpu"
+    delegation: Delegation | None = None
 
 
 def _is_installed(package: str) -> bool:
@@ -263,7 +267,7 @@ class Recorder:
             started_utc=self._started_utc,
             seconds=round(time.monotonic() - self._started, 3),
             runner=self._runner,
-            backend="cpu",
+            backend=measured.backend,
             start=measured.start,
             threads=measured.threads,
             context=measured.context,
@@ -272,7 +276,7 @@ class Recorder:
             model=measured.model,
             binaries=(),
             device=replace(read_device(Host()), model=_cpu_name()),
-            delegation=None,
+            delegation=measured.delegation,
             iterations=tuple(Iteration(None, None, 0, None, dict(run)) for run in measured.runs),
             memory=MemoryRecord(None, None, {}, None, None, None),
             samples=Samples({"t_s": ()}, None),

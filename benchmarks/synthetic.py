@@ -160,7 +160,7 @@ SHARDED = ("e2b", "e4b")  # as published: in shards, and with the K/V weights th
 
 def write_synthetic(
     output: Path,
-    preset: str,
+    preset: str | TextConfig,
     *,
     seed: int = 0,
     architecture: str = CAUSAL_LM,
@@ -174,7 +174,7 @@ def write_synthetic(
     the tower for images is the published one, with weights, and with `audio` that for sound. `sparse`: all weights are
     zeros that take no room on disk.
     """
-    config = PRESETS[preset]
+    config = preset if isinstance(preset, TextConfig) else PRESETS[preset]
     tensors = text_tensors(config) | (unused_kv_tensors(config) if preset in SHARDED else {})
     stored = {STORED_PREFIX[architecture] + name: shape for name, shape in tensors.items()}
     written = _config_json(config, architecture)

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.memory import StagePeaks
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
 from toolkit.runtime.session import Session, SessionSettings, default_threads
-from toolkit.runtime.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 

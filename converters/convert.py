@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from converters.behaviour import require_same_prompts
 from converters.families import FAMILIES, open_checkpoint, recipe_names
 from converters.family import Checkpoint, Family, RecipeChoice
 from converters.gate import Gate, ShortGate
@@ -25,9 +26,11 @@ from toolkit.base.strict_json import shorten
 from toolkit.bundle.manifest import (
     GROUP_NAMES,
     TOWER_FILES,
+    AudioRecord,
     CheckpointRecord,
     Manifest,
     TextRecord,
+    VisionRecord,
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
 from toolkit.bundle.tokenizer_file import token_texts
@@ -154,6 +157,7 @@ def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[PlanReque
         adapters=[adapter.path for adapter in checkpoint.adapters],
     )
     plan = _with_prompts(plan, prompt_files, checkpoint)
+    require_same_prompts(prompt_files, _text_record(plan), *_tower_records(plan))
     require_room(request.output, plan.size_bytes + prompt_files.bytes + _MANIFEST_BYTES)
     return plan_request, plan, prompt_files
 
@@ -202,6 +206,14 @@ def _with_prompts(plan: Plan, prompt_files: PromptFiles, checkpoint: Checkpoint)
         sampling=read_sampling(checkpoint.path),
     )
     return replace(plan, groups={**plan.groups, "text": replace(plan.groups["text"], runtime=record)})
+
+
+def _tower_records(plan: Plan) -> tuple[VisionRecord | None, AudioRecord | None]:
+    records = {name: plan.groups[name].runtime for name in TOWER_FILES if name in plan.groups}
+    vision, audio = records.get("vision"), records.get("audio")
+    assert vision is None or isinstance(vision, VisionRecord)
+    assert audio is None or isinstance(audio, AudioRecord)
+    return vision, audio
 
 
 def _text_record(plan: Plan) -> TextRecord:

@@ -149,20 +149,23 @@ class VerifyReport:
 
     sizes: Mapping[str, SizeReport]
     towers: Mapping[str, TowerReport] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    """What its prompts have otherwise than transformers gives the checkpoint's conversations (behaviour.py)."""
 
     @property
     def passed(self) -> bool:
         sizes, towers = self.sizes.values(), self.towers.values()
-        return all(size.passed for size in sizes) and all(tower.passed for tower in towers)
+        return all(size.passed for size in sizes) and all(tower.passed for tower in towers) and not self.prompts
 
     def to_json(self) -> dict[str, object]:
         sizes = {name: size.to_json() for name, size in self.sizes.items()}
-        return {"passed": self.passed, "sizes": sizes, "towers": {n: t.to_json() for n, t in self.towers.items()}}
+        towers = {name: tower.to_json() for name, tower in self.towers.items()}
+        return {"passed": self.passed, "sizes": sizes, "towers": towers, "prompts": list(self.prompts)}
 
     def require_passed(self, bundle: Path | str) -> None:
         """QualityError, naming all measures out of bounds, unless the bundle has passed."""
         parts: list[tuple[str, SizeReport | TowerReport]] = [*self.sizes.items(), *self.towers.items()]
-        faults = [f"{name}: {failure}" for name, part in parts for failure in part.failures]
+        faults = [f"{name}: {failure}" for name, part in parts for failure in part.failures] + list(self.prompts)
         if faults:
             raise QualityError(file=bundle, found="; ".join(faults), remedy="choose a finer --quant")
 

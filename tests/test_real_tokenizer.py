@@ -17,9 +17,9 @@ from checkpoints import TINY, random_tensors, write_checkpoint
 from litert_lm_engine import LmEngine, open_engine
 
 from converters.convert import ConvertRequest, convert
+from toolkit.bundle.tokenizer import TextStream, Tokenizer
 from toolkit.litertlm.export import export_litertlm
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.tokenizer import TextStream, Tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,13 @@ from toolkit.base.signatures import Truster
 from toolkit.bundle.check import check_directory
 from toolkit.bundle.check_shard import check_shard
 from toolkit.bundle.faults import Fault
+from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
+from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import is_shard_name
+from toolkit.bundle.prompting import Prompting
+from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.litertlm import schema
+from toolkit.litertlm.chat_template import engine_template
 from toolkit.litertlm.check import check_litertlm
 from toolkit.litertlm.hashes import has_hashes
 from toolkit.litertlm.reader import read_header, read_litertlm
@@ -79,3 +84,18 @@ def refused_by_gpu(path: Path | str) -> list[tuple[str, Refusal]]:
         except GraphError:
             continue
     return found
+
+
+def refused_by_engine(path: Path | str) -> BundleError | None:
+    """Why an export of a bundle would be refused, its chat template being the reason; None for anything else."""
+    bundle = Path(path)
+    if not (bundle / CHAT_TEMPLATE).is_file():
+        return None
+    try:
+        manifest = read_manifest(bundle)
+        prompting = Prompting.of(Tokenizer(bundle / TOKENIZER), manifest)
+        source = (bundle / CHAT_TEMPLATE).read_text(encoding="utf-8")
+        engine_template(source, prompting, "generic_model" if prompting.groups else "gemma3n")
+    except BundleError as error:
+        return error
+    return None

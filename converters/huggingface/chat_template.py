@@ -26,7 +26,7 @@ def read_chat_template(checkpoint: Path, bos_token: str | None = None) -> str | 
     bos_token: the value that a runtime passes as `bos_token`; if the checkpoint states another one, that one is set.
     CheckpointError if a file is not text, if no named template is the default, or if the template is empty.
     """
-    source = _find_template(checkpoint)
+    source = find_template(checkpoint)
     if source is None:
         return None
     if not source.strip():
@@ -36,14 +36,15 @@ def read_chat_template(checkpoint: Path, bos_token: str | None = None) -> str | 
             found="an empty one, which makes every prompt empty",
             remedy="remove it, or copy chat_template.jinja from the model this one was trained from",
         )
-    tokens = _special_tokens(checkpoint)
+    tokens = special_tokens(checkpoint)
     if tokens.get("bos_token") == bos_token:
         tokens.pop("bos_token", None)
     used = free_variables(source, checkpoint)
     return bind_variables(source, {name: text for name, text in sorted(tokens.items()) if name in used})
 
 
-def _find_template(checkpoint: Path) -> str | None:
+def find_template(checkpoint: Path) -> str | None:
+    """The template as its makers wrote it, from the first of the files that has one."""
     for name in _FILES:
         path = checkpoint / name
         if not path.is_file():
@@ -95,7 +96,7 @@ def _require_unicode(template: str, path: Path) -> None:
         raise CheckpointError(file=path, found=f"no chat template in UTF-8 ({error.reason})") from error
 
 
-def _special_tokens(checkpoint: Path) -> dict[str, str]:
+def special_tokens(checkpoint: Path) -> dict[str, str]:
     """The special tokens by the names that templates use: bos_token, eos_token and so on, and the model's own."""
     tokens: dict[str, str] = {}
     for name in (_SPECIAL_TOKENS, _TOKENIZER_CONFIG):

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from converters.huggingface.chat_template import read_chat_template
-from toolkit.base.errors import BundleError, CheckpointError
+from converters.huggingface.chat_template import find_template, read_chat_template
+from converters.huggingface.transformers_tokenizer import as_transformers_loads
+from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.chat import ChatTemplate, turn_end
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
 from toolkit.bundle.tokenizer_file import control_token_at, plain_tokenizer, token_spelling, tokenizer_faults
-from toolkit.litertlm.chat_template import engine_template
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ class PromptFiles:
 
     tokenizer: bytes
     template: str | None
+    source: Path
+    """The directory that the template is from: the checkpoint's, or that of an adapter."""
     turn_end: int | None = None
     """The token that the template writes after an answer."""
 
@@ -51,28 +53,32 @@ def read_prompt_files(
     if not tokenizer.is_file():
         raise CheckpointError(file=checkpoint, found="no tokenizer.json", remedy=_without_tokenizer(checkpoint))
     data = tokenizer.read_bytes()
-    for fault in tokenizer_faults(str(tokenizer), data, vocab_size):
-        raise CheckpointError(fault.fault, file=fault.file, found=fault.found, wanted=fault.wanted)
+    _require_sound(tokenizer, data, vocab_size)
+    loaded = as_transformers_loads(data, tokenizer.parent)
+    if loaded is not data:
+        _require_sound(tokenizer, loaded, vocab_size)
+        data = loaded
     bos_token = token_spelling(data, bos_token_id)
-    template, end = _template(checkpoint, bos_token, adapters), None
+    source = template_directory(checkpoint, adapters)
+    template, end = _template(source, checkpoint, bos_token), None
     if template is None:
         _log.warning("%s has no chat template: run and export take plain text alone (--raw)", checkpoint)
     else:
         end = _turn_end(ChatTemplate(template, file=checkpoint), data)
-        _warn_of_engine(template, bos_token or "")
-    return PromptFiles(plain_tokenizer(data), template, end)
+    return PromptFiles(plain_tokenizer(data), template, source, end)
 
 
-def _template(checkpoint: Path, bos_token: str | None, adapters: Sequence[Path]) -> str | None:
-    """The template that the last adapter with one was trained with, or the checkpoint's; a warning if they differ."""
-    own = read_chat_template(checkpoint, bos_token)
-    for adapter in reversed(adapters):
-        template = read_chat_template(adapter, bos_token)
-        if template is not None:
-            if template != own:
-                _log.warning("the chat template is that of adapter %s, which is not the checkpoint's", adapter.name)
-            return template
-    return own
+def template_directory(checkpoint: Path, adapters: Sequence[Path] = ()) -> Path:
+    """The directory of the last adapter that has a chat template, or the checkpoint's."""
+    return next((path for path in reversed(adapters) if find_template(path) is not None), checkpoint)
+
+
+def _template(source: Path, checkpoint: Path, bos_token: str | None) -> str | None:
+    """The template that is in `source`; a warning if it is an adapter's that differs from the checkpoint's."""
+    template = read_chat_template(source, bos_token)
+    if source != checkpoint and template != read_chat_template(checkpoint, bos_token):
+        _log.warning("the chat template is that of adapter %s, which is not the checkpoint's", source.name)
+    return template
 
 
 def _last_with(name: str, checkpoint: Path, adapters: Sequence[Path]) -> Path:
@@ -89,11 +95,9 @@ def _turn_end(template: ChatTemplate, tokenizer: bytes) -> int | None:
     return token
 
 
-def _warn_of_engine(template: str, bos_token: str) -> None:
-    try:
-        engine_template(template, bos_token=bos_token)
-    except BundleError as error:
-        _log.warning("export will refuse this bundle's %s", error)
+def _require_sound(path: Path, data: bytes, vocab_size: int) -> None:
+    for fault in tokenizer_faults(str(path), data, vocab_size):
+        raise CheckpointError(fault.fault, file=fault.file, found=fault.found, wanted=fault.wanted)
 
 
 def _without_tokenizer(checkpoint: Path) -> str:

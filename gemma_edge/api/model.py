@@ -14,6 +14,7 @@ from gemma_edge.api.chat import Chat
 from toolkit.base.activations import Activations
 from toolkit.base.errors import UsageError
 from toolkit.bundle.chat import Message
+from toolkit.bundle.tokenizer import require_unicode
 from toolkit.media.source import MediaSource
 from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream
 from toolkit.runtime.backends import BACKENDS
@@ -24,7 +25,6 @@ from toolkit.runtime.memory import Memory
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleStatistics
 from toolkit.runtime.sampling import Sampler, Sampling, choose_sampling
 from toolkit.runtime.session import Session, SessionSettings, default_threads
-from toolkit.runtime.tokenizer import require_unicode
 from toolkit.runtime.weight_cache import WeightCache, parse_weight_cache
 
 

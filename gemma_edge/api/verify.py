@@ -8,11 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from converters.behaviour import bundle_errors
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Checkpoint, Family, StageProgress
 from converters.gate import judge, judge_towers
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.huggingface.hub.locate import with_revision
+from converters.huggingface.prompt_files import template_directory
 from converters.verify import LONG_TOKENS, VerifyReport
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
@@ -56,8 +58,8 @@ def verify(
     progress, tower_progress: called with a size or a tower, percent done, and 100; `download_progress` with the bytes
         downloaded and their total.
 
-    The report's `passed` says whether all measures are within bounds. BundleError, CheckpointError or UsageError if
-    this cannot be verified.
+    The report's `passed` says whether all measures are within bounds, and all prompts those of transformers.
+    BundleError, CheckpointError or UsageError if this cannot be verified.
 
     >>> import gemma_edge
     >>> report = gemma_edge.verify(bundle, checkpoint, sizes=["small"], tokens=64)
@@ -86,7 +88,8 @@ def verify(
         wanted = None if sizes is None else list(dict.fromkeys(sizes))
         report = judge(path, found, session, tokens=tokens, text=text, sizes=wanted, progress=progress)
         towers = judge_towers(path, found, session, groups=allowed, media=media, progress=tower_progress)
-        return replace(report, towers=towers)
+        prompts = bundle_errors(path, template_directory(found.path, [adapter.path for adapter in found.adapters]))
+        return replace(report, towers=towers, prompts=tuple(map(str, prompts)))
 
 
 def _require_adapters(made_from: CheckpointRecord, checkpoint: Checkpoint) -> None:

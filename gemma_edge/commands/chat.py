@@ -12,8 +12,8 @@ from gemma_edge.options.session import add_sampling_arguments, add_session_argum
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.answers import show_answer, speed_text
 from toolkit.base.errors import ToolkitError
+from toolkit.bundle.tokenizer import require_unicode
 from toolkit.runtime.media_prompt import MediaFile, Medium
-from toolkit.runtime.tokenizer import require_unicode
 
 EXAMPLES = (
     "gemma-edge chat BUNDLE",

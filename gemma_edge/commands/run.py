@@ -11,9 +11,9 @@ from gemma_edge.options.session import add_sampling_arguments, add_session_argum
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.answers import memory_text, ple_text, show_answer, speed_text
 from toolkit.base.errors import UsageError
+from toolkit.bundle.tokenizer import require_unicode
 from toolkit.runtime.answer import Answer
 from toolkit.runtime.memory import Memory, StagePeaks
-from toolkit.runtime.tokenizer import require_unicode
 
 EXAMPLES = (
     'gemma-edge run BUNDLE -p "Write a haiku about rain."',

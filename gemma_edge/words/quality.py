@@ -49,7 +49,8 @@ def report_text(report: VerifyReport) -> str:
         )
     header = ["size", "tokens", "KL mean", "KL max", "top-1", "perplexity", "the bundle's", ""]
     failures = [f"{name}: {failure}" for name, size in report.sizes.items() for failure in size.failures]
-    return "\n".join([table(header, rows), *failures, *_tower_lines(report)])
+    prompts = [f"prompts: {fault}" for fault in report.prompts]
+    return "\n".join([table(header, rows), *failures, *prompts, *_tower_lines(report)])
 
 
 def _tower_lines(report: VerifyReport) -> list[str]:

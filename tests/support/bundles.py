@@ -138,10 +138,17 @@ def fill(directory: Path) -> BundleDraft:
     write_graphs(directory / TEXT_DECODER, decoder_signatures())
     write_graphs(directory / EMBEDDER, [embedder(n, "embed", "embeddings", (1, n, 8)) for n in (1, 4, 8)])
     write_ple_shards(directory, Ramp(), "ple", PleLayout(36, 3, 4, 8))
-    vocab = {f"<{i}>": i for i in range(36)}
-    (directory / TOKENIZER).write_text(json.dumps({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab}}))
+    (directory / TOKENIZER).write_text(tokenizer_of(36))
     (directory / CHAT_TEMPLATE).write_text("{{ bos_token }}")
     return DRAFT
+
+
+def tokenizer_of(tokens: int) -> str:
+    """A tokenizer.json of control tokens alone: <0>, <1> and so on."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": i, "content": f"<{i}>", **flags, "special": True} for i in range(tokens)]
+    vocab = {token["content"]: token["id"] for token in added}
+    return json.dumps({"added_tokens": added, "model": {"type": "BPE", "vocab": vocab, "merges": []}})
 
 
 def fill_with_towers(directory: Path) -> BundleDraft:
@@ -149,8 +156,7 @@ def fill_with_towers(directory: Path) -> BundleDraft:
     fill(directory)
     for name, signatures in tower_signatures().items():
         write_graphs(directory / name, signatures)
-    vocab = {f"<{i}>": i for i in range(40)}
-    (directory / TOKENIZER).write_text(json.dumps({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab}}))
+    (directory / TOKENIZER).write_text(tokenizer_of(40))
     return TOWERS_DRAFT
 
 

@@ -49,12 +49,16 @@ class ChatTemplate:
         *,
         file: Path | None = None,
         bos_token: str = "<bos>",
+        variables: Mapping[str, str] | None = None,
         environment: ImmutableSandboxedEnvironment | None = None,
     ) -> None:
-        """`environment`: Jinja with other options or globals than transformers, which is the default."""
+        """`variables`: further special tokens that the template may name.
+
+        `environment`: Jinja with other options or globals than transformers, which is the default.
+        """
         environment = template_environment() if environment is None else environment
         self._file = file
-        self._bos_token = bos_token
+        self._variables = {**(variables or {}), "bos_token": bos_token}
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -80,15 +84,21 @@ class ChatTemplate:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         return self.render_turns(turns, generation_prompt=generation_prompt)
 
-    def render_turns(self, turns: Sequence[Mapping[str, object]], *, generation_prompt: bool = True) -> str:
-        """The same of messages as templates see them, whatever their roles."""
+    def render_turns(
+        self,
+        turns: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] = (),
+        *,
+        generation_prompt: bool = True,
+    ) -> str:
+        """The same of messages as templates see them, whatever their roles, and with tools if there are any."""
         try:
             return self._template.render(
                 messages=turns,
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=generation_prompt,
-                bos_token=self._bos_token,
+                **self._variables,
             )
         # A template is a program and can raise anything, for example by adding a number to a string.
         except Exception as error:

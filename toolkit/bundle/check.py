@@ -9,7 +9,7 @@ from pathlib import Path
 
 from toolkit.base.errors import BundleError, GraphError, system_reason
 from toolkit.base.files import CHUNK_BYTES, Advance, Progress, hash_file
-from toolkit.bundle.chat import ChatTemplate, turn_end
+from toolkit.bundle.chat import ChatTemplate
 from toolkit.bundle.check_shard import row_faults
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.lock import lock_faults
@@ -25,6 +25,7 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.manifest_json import load_manifest_bytes, parse_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, ShardHeader, check_sequence, is_shard_name, read_header, shard_name
+from toolkit.bundle.prompting import Prompting, turn_end_token, undrawable
 from toolkit.bundle.signatures import (
     SignatureShape,
     TextShapes,
@@ -33,7 +34,8 @@ from toolkit.bundle.signatures import (
     signature_faults,
     vision_shapes,
 )
-from toolkit.bundle.tokenizer_file import control_token_at, tokenizer_faults
+from toolkit.bundle.tokenizer import Tokenizer
+from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.tflite.reader import read_tflite
 
 REQUIRED = (TEXT_DECODER, EMBEDDER, shard_name(0), TOKENIZER)
@@ -71,7 +73,7 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
     if CHAT_TEMPLATE in readable:
         faults += _text_faults(bundle / CHAT_TEMPLATE)
     if not faults and CHAT_TEMPLATE in readable:
-        faults += _turn_faults(bundle, manifest)
+        faults += _prompt_faults(bundle, manifest)
     return faults
 
 
@@ -180,17 +182,25 @@ def _shard_faults(
     return faults
 
 
-def _turn_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
-    """A fault for a template that is none, or that ends a turn with a token which stops no answer."""
+def _prompt_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
+    """Faults of a template that is none, ends a turn with a token that stops no answer, or writes refused tokens."""
     try:
-        end = turn_end(ChatTemplate.open(bundle / CHAT_TEMPLATE))
+        tokenizer = Tokenizer(bundle / TOKENIZER)
+        prompting = Prompting.of(tokenizer, manifest)
+        template = ChatTemplate.open(bundle / CHAT_TEMPLATE, bos_token=prompting.bos_token)
     except BundleError as error:
         return [Fault.of(error, CHAT_TEMPLATE, "template")]
-    token = control_token_at((bundle / TOKENIZER).read_bytes(), end) if end else None
-    stops = manifest.text.stop_token_ids
-    if token is None or token in stops:
-        return []
-    return [Fault(CHAT_TEMPLATE, "the end of a turn", f"token {token}", f"a stop token, one of {list(stops)}")]
+    faults = []
+    stops, token = manifest.text.stop_token_ids, turn_end_token(template, (bundle / TOKENIZER).read_bytes())
+    if token is not None and token not in stops:
+        wanted = f"a stop token, one of {list(stops)}"
+        faults.append(Fault(CHAT_TEMPLATE, "the end of a turn", f"token {token}", wanted))
+    refused = undrawable(template, prompting, manifest.text.text_ids)
+    if refused is not None:
+        conversation, token = refused
+        found, wanted = f"token {token}", f"ids below {manifest.text.text_ids}, which stand for text"
+        faults.append(Fault(CHAT_TEMPLATE, conversation.name, found, wanted))
+    return faults
 
 
 def _text_faults(path: Path) -> list[Fault]:

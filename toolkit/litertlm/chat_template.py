@@ -1,29 +1,22 @@
-"""A chat template for LiteRT-LM: rendered as its engine renders it, mended where that differs from transformers.
-
-The engine renders with minijinja. What it does otherwise than Jinja was observed with litert-lm-api 0.18.1: the content
-of every message is a list of parts, `bos_token` is empty (the engine puts it before the first turn), a newline at the
-template's end stays, few of Python's methods are there, no loop controls, and not all of Jinja's filters.
-"""
+"""The chat template of an export: one that gives LiteRT-LM's engine the token ids that transformers would have."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import jinja2
-from jinja2.ext import LoopControlExtension
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
 
 from toolkit.base.errors import BundleError, ToolkitError
-from toolkit.base.strict_json import shorten
-from toolkit.bundle.chat import ChatTemplate, Message, template_environment
-
-# Of the strings' methods, with the numbers of arguments that the engine takes; of dictionaries' only `items`.
-_METHODS = {"strip": (0,), "lstrip": (0,), "rstrip": (0,), "split": (0, 1), "replace": (2,), "startswith": (1,)}
-_METHODS |= {"endswith": (1,), "items": (0,)}
-_NO_FILTERS = ("center", "filesizeformat", "forceescape", "random", "striptags", "urlize", "wordcount", "wordwrap")
+from toolkit.bundle.chat import ChatTemplate, free_variables
+from toolkit.bundle.conversations import TEXTS, WITH_TOOLS, Conversation, with_media
+from toolkit.bundle.prompting import Prompting, first_difference
+from toolkit.bundle.tokenizer import Tokenizer
+from toolkit.litertlm.engine_template import EngineTemplate
+from toolkit.litertlm.media import AROUND, joined_template, separate_template
+from toolkit.litertlm.schema import ImageMetadata, LlmMetadata, ModelType, SoundMetadata, Token
+from toolkit.media.prompt import IMAGE, SOUND, SoftTokens
 
 # Messages whose parts are all text get it as one text again, as transformers hands it to templates.
 _JOIN_PARTS = (
@@ -42,70 +35,171 @@ _JOIN_PARTS = (
     "{% set messages = plain.messages %}"
 )
 
-CONVERSATIONS: Sequence[Sequence[Message]] = (
-    (Message("user", "Why is the sky blue?"),),
-    (Message("user", " Hello. "), Message("assistant", "Hi!\n"), Message("user", "And\nnow?")),
-    (Message("system", "Be brief."), Message("user", "Où est la gare ? 駅はどこ")),
-    (
-        Message("system", " Be kind. "),
-        Message("user", "{{ 1 }} <b>"),
-        Message("assistant", "a & b"),
-        Message("user", ""),
-    ),
-    (Message("user", "x" * 20_000),),
-)
 
+@dataclass(frozen=True, slots=True)
+class EnginePrompts:
+    """How the engine turns a rendered conversation into token ids.
 
-def engine_template(source: str, *, bos_token: str) -> str:
-    """The template that the engine renders as transformers renders this one; BundleError where there is none.
-
-    A template that is rendered alike already is left as it is.
+    start_token: whether it puts the start token before the first message; it does so even if the template has.
     """
-    # Jinja drops one newline at a template's end, and the engine none.
-    candidates = [source, source.removesuffix("\n"), _joined(source.removesuffix("\n"))]
-    faults = [template_fault(source, candidate, bos_token=bos_token) for candidate in candidates]
-    for candidate, fault in zip(candidates, faults, strict=True):
+
+    prompting: Prompting
+    model_type: ModelType
+    start_token: bool = True
+
+    def ids(self, text: str) -> list[int]:
+        """The prompt's tokens: the pieces of text between images and sounds are tokenised one by one."""
+        encode, found = self.prompting.encode, []
+        if self.start_token and self.prompting.bos_token_id is not None:
+            found.append(self.prompting.bos_token_id)
+        soft = {tokens.placeholder: tokens for tokens in self.prompting.soft_tokens}
+        pieces = re.split(f"({'|'.join(map(re.escape, soft))})", text) if soft else [text]
+        for before, placeholder in zip(pieces[::2], pieces[1::2], strict=False):
+            tokens = soft[placeholder]
+            found += encode(before + AROUND + tokens.begin)
+            found += encode(placeholder) * tokens.count + encode(tokens.end)
+            found += encode(AROUND) if self.model_type == "gemma3n" else []
+        return found + encode(pieces[-1])
+
+    @property
+    def conversations(self) -> Sequence[Conversation]:
+        """Those that are compared. As gemma3n, the engine tokenises two images side by side in its own way."""
+        generic = self.model_type == "generic_model"
+        return [*TEXTS, *with_media(self.prompting.groups, side_by_side=generic)]
+
+
+def engine_prompts(metadata: LlmMetadata, tokenizer: Tokenizer | None) -> EnginePrompts:
+    """Those of a finished file; without a tokenizer that can be read, texts are compared instead of tokens."""
+    known = metadata.model_type in get_args(ModelType)
+    image = _soft_tokens(metadata.image, IMAGE, tokenizer) if known else None
+    sound = _soft_tokens(metadata.sound, SOUND, tokenizer) if known else None
+    start = metadata.start_token
+    bos_id = start[0] if isinstance(start, tuple) and len(start) == 1 else None
+    if tokenizer is None:
+        prompting = Prompting(lambda text: list(text.encode()), lambda ids: bytes(ids).decode(), "", None, image, sound)
+    else:
+        bos = start if isinstance(start, str) else "" if bos_id is None else tokenizer.token_of(bos_id) or ""
+        prompting = Prompting(
+            lambda text: tokenizer.encode(text, special=False),
+            lambda ids: tokenizer.decode(ids, skip_special=False),
+            bos, bos_id, image, sound,
+        )  # fmt: skip
+    model_type: ModelType = "gemma3n" if metadata.model_type == "gemma3n" else "generic_model"
+    return EnginePrompts(prompting, model_type, start is not None)
+
+
+def _soft_tokens(
+    media: ImageMetadata | SoundMetadata | None, usual: SoftTokens, tokenizer: Tokenizer | None
+) -> SoftTokens | None:
+    """How a file's images (or sounds) are written, with one soft token; None if not in the way of transformers."""
+    if media is None or (media.placeholder and (media.prefix, media.suffix) != (AROUND, "")):
+        return None
+    begin, end = (_spelling(token, tokenizer) for token in (media.begin, media.end))
+    return SoftTokens(usual.kind, media.placeholder or usual.placeholder, begin, end, 1) if begin and end else None
+
+
+def _spelling(token: Token | None, tokenizer: Tokenizer | None) -> str:
+    if isinstance(token, tuple):
+        return tokenizer.decode(list(token), skip_special=False) if tokenizer is not None else ""
+    return token or ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedTemplate:
+    """A template for the engine, and whether the engine is to put the start token before what it renders."""
+
+    source: str
+    start_token: bool
+
+
+def engine_template(source: str, prompting: Prompting, model_type: ModelType) -> ExportedTemplate:
+    """The template with which the engine's tokens are those of transformers with this one; BundleError without one.
+
+    A template that gives the same tokens already is left as it is.
+    """
+    model = ChatTemplate(source, bos_token=prompting.bos_token)
+    start_token = _begins_with_bos(model, prompting.bos_token)
+    engine = EnginePrompts(prompting, model_type, start_token)
+    wanted = dict(_wanted_ids(model, engine))
+    faults = []
+    for candidate in _candidates(source, prompting, model_type, start_token=start_token):
+        fault = _ids_fault(candidate, wanted, engine)
         if fault is None:
-            return candidate
-    assert faults[-1] is not None
+            return ExportedTemplate(candidate, start_token)
+        faults.append(fault)
+    # The last candidate has all changes; where it says no more than that a tag is unknown, so do all.
     raise faults[-1]
 
 
-def rendering_fault(template: str) -> BundleError | None:
-    """What is wrong with a finished file's template: it is none, or the engine renders it otherwise than Jinja."""
+def template_fault(
+    source: str, exported: str, engine: EnginePrompts, conversations: Sequence[Conversation] | None = None
+) -> BundleError | None:
+    """The first conversation for which the engine has other tokens with `exported` than transformers with `source`."""
+    wanted = dict(_wanted_ids(ChatTemplate(source, bos_token=engine.prompting.bos_token), engine, conversations))
+    return _ids_fault(exported, wanted, engine, conversations)
+
+
+def rendering_fault(template: str, engine: EnginePrompts) -> BundleError | None:
+    """What is wrong with a finished file's template: it is none, or the engine's tokens are not those of Jinja."""
+    bos = engine.prompting.bos_token
+    without_bos = replace(engine, prompting=replace(engine.prompting, bos_token=""), start_token=False)
+    placeholders = engine.prompting.soft_tokens if engine.model_type == "generic_model" else ()
     try:
-        return template_fault(template, template, bos_token="")
+        own = separate_template(template, [tokens.placeholder for tokens in placeholders])
+        fault = template_fault(own, template, without_bos)
+        if fault is None and engine.start_token and bos and _begins_with_bos(ChatTemplate(template, bos_token=""), bos):
+            fault = _fault(f"{bos} twice: the template spells it, and the engine puts its start token before it")
+        return fault
     except BundleError as error:
         return error
 
 
-def template_fault(source: str, exported: str, *, bos_token: str) -> BundleError | None:
-    """The first conversation that the engine renders otherwise with `exported` than transformers with `source`."""
-    expected = _renderer(ChatTemplate(source, bos_token=bos_token), engine=False)
-    try:
-        found = _renderer(ChatTemplate(exported, bos_token="", environment=_engine_environment()), engine=True)
-    except ToolkitError as error:
-        return _fault(error.found)
-    for conversation in CONVERSATIONS:
+def tools_fault(source: str, exported: str, engine: EnginePrompts) -> BundleError | None:
+    """The same of conversations with tools; None for a template that renders them alike, or knows of none."""
+    if not knows_tools(source):
+        return None
+    return template_fault(source, exported, engine, WITH_TOOLS)
+
+
+def knows_tools(source: str) -> bool:
+    """Whether a template reads the tools that the model may call."""
+    return "tools" in free_variables(source)
+
+
+def _begins_with_bos(model: ChatTemplate, bos_token: str) -> bool:
+    """Whether the prompts of transformers begin with the start token: only then may the engine write it."""
+    for conversation in TEXTS:
         try:
-            wanted = expected(conversation).removeprefix(bos_token)
+            return bool(bos_token) and model.render_turns(conversation.turns).startswith(bos_token)
         except ToolkitError:
-            continue  # what transformers refuses, the engine may refuse
-        try:
-            text = found(conversation).removeprefix(bos_token)
-        except ToolkitError as error:
-            return _fault(error.found)
-        if text != wanted:
-            return _fault(*_first_difference(text, wanted))
-    return None
+            continue
+    return True
 
 
-def _fault(found: str, wanted: str | None = None) -> BundleError:
-    return BundleError(
-        "chat template in LiteRT-LM",
-        found=found,
-        wanted=wanted,
-        remedy="change chat_template.jinja in the checkpoint to what the engine knows (docs/export.md)",
+def _candidates(source: str, prompting: Prompting, model_type: ModelType, *, start_token: bool) -> Iterator[str]:
+    """The template with ever more changes, each of which is known to mend something."""
+    # Jinja drops one newline at a template's end, and the engine none.
+    plain = source.removesuffix("\n")
+    tags = _without_generation_tags(plain)
+    placeholders = [tokens.placeholder for tokens in prompting.soft_tokens] if model_type == "generic_model" else []
+    for candidate in dict.fromkeys((source, plain, tags, _joined(tags))):
+        yield joined_template(candidate, placeholders)
+        if start_token:
+            yield joined_template(_without_start(candidate, prompting.bos_token), placeholders)
+
+
+def _without_generation_tags(source: str) -> str:
+    """`{% if true %}` in place of `{%- generation -%}`, of which the engine knows one spelling only."""
+    tags = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+    return tags.sub(lambda match: f"{match[1]}{'endif' if match[2] else 'if true'}{match[3]}", source)
+
+
+def _without_start(source: str, bos_token: str) -> str:
+    """Without a start token that the template spells itself: the engine would write it twice."""
+    token = json.dumps(bos_token, ensure_ascii=False)
+    return (
+        "{% set whole %}" + source.removesuffix("\n") + "{% endset %}"
+        f"{{{{ whole[{len(bos_token)}:] if whole.startswith({token}) else whole }}}}"
     )
 
 
@@ -115,63 +209,45 @@ def _joined(source: str) -> str:
     return f"{_JOIN_PARTS}\n{source}" if source[:1].isspace() else _JOIN_PARTS + source
 
 
-def _renderer(template: ChatTemplate, *, engine: bool) -> Callable[[Sequence[Message]], str]:
-    def render(messages: Sequence[Message]) -> str:
-        turns = [{"role": m.role, "content": _parts(m) if engine else m.content} for m in messages]
-        return template.render_turns(turns)
-
-    return render
+Ids = list[int]
 
 
-def _parts(message: Message) -> object:
-    return [{"type": "text", "text": message.text}] if isinstance(message.content, str) else message.content
+def _wanted_ids(
+    model: ChatTemplate, engine: EnginePrompts, conversations: Sequence[Conversation] | None = None
+) -> Iterator[tuple[str, Ids]]:
+    """By the conversation's name what transformers makes of it; what it refuses is left out."""
+    for conversation in engine.conversations if conversations is None else conversations:
+        try:
+            text = model.render_turns(conversation.turns, conversation.tools)
+            yield conversation.name, engine.prompting.ids(text, conversation)
+        except ToolkitError:
+            continue
 
 
-def _first_difference(found: str, wanted: str) -> tuple[str, str]:
-    """Both texts from a little before the place where they part."""
-    same = next(
-        (i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted))
+def _ids_fault(
+    exported: str, wanted: dict[str, Ids], engine: EnginePrompts, conversations: Sequence[Conversation] | None = None
+) -> BundleError | None:
+    try:
+        template = EngineTemplate(exported)
+    except BundleError as error:
+        return _fault(error.found)
+    for conversation in engine.conversations if conversations is None else conversations:
+        if conversation.name not in wanted:
+            continue  # what transformers refuses, the engine may refuse
+        try:
+            text = template.render(conversation)
+        except ToolkitError as error:
+            return _fault(error.found, place=conversation.name)
+        found = engine.ids(text)
+        if found != wanted[conversation.name]:
+            return _fault(*first_difference(found, wanted[conversation.name], engine.prompting), conversation.name)
+    return None
+
+
+def _fault(found: str, wanted: str | None = None, place: str | None = None) -> BundleError:
+    return BundleError(
+        "chat template in LiteRT-LM" if place is None else f"chat template in LiteRT-LM with {place}",
+        found=found,
+        wanted=wanted,
+        remedy="change chat_template.jinja in the checkpoint to what the engine knows (docs/export.md)",
     )
-    start = max(0, same - 20)
-    return shorten(repr(found[start : same + 60]), 90), shorten(repr(wanted[start : same + 60]), 90)
-
-
-class _EngineEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja with the methods of values that the engine has, and no others."""
-
-    def call(self, context: Context, callee: Any, *args: Any, **kwargs: Any) -> Any:
-        """Any call of a template."""
-        owner, name = getattr(callee, "__self__", None), getattr(callee, "__name__", "")
-        # Jinja itself adds what stands around a call.
-        count = len(args) + sum(key not in ("_loop_vars", "_block_vars") for key in kwargs)
-        if isinstance(owner, str | dict | list) and count not in _METHODS.get(name, ()):
-            raise jinja2.TemplateError(f"the engine does not know .{name}() with {count} arguments")
-        return super().call(context, callee, *args, **kwargs)
-
-
-def _engine_environment() -> ImmutableSandboxedEnvironment:
-    model = template_environment()
-    environment = _EngineEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=_as_minijinja,
-        extensions=[type(item) for item in model.extensions.values() if not isinstance(item, LoopControlExtension)],
-    )
-    environment.globals.update(model.globals)
-    environment.filters["tojson"] = _to_json
-    for name in _NO_FILTERS:
-        del environment.filters[name]
-    return environment
-
-
-def _as_minijinja(value: object) -> object:
-    """How the engine writes a value that is no text."""
-    if value is None or isinstance(value, bool | list | dict):
-        return json.dumps(value, ensure_ascii=False).replace("null", "none")
-    return value
-
-
-def _to_json(value: object) -> str:
-    """Without options, and keys in the engine's order."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(", ", ": "))

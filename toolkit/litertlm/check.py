@@ -12,8 +12,10 @@ from toolkit.base.errors import BundleError, GraphError
 from toolkit.base.files import Advance, Progress
 from toolkit.base.layout import SECTION_ALIGNMENT, Span, overlaps
 from toolkit.base.signatures import Truster
+from toolkit.bundle.chat import ChatTemplate
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.lock import parse_lock
+from toolkit.bundle.prompting import turn_end_token
 from toolkit.bundle.signatures import (
     DECODE,
     TextShapes,
@@ -22,9 +24,10 @@ from toolkit.bundle.signatures import (
     signature_faults,
     text_shapes_of,
 )
+from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.litertlm import schema
-from toolkit.litertlm.chat_template import rendering_fault
+from toolkit.litertlm.chat_template import engine_prompts, rendering_fault
 from toolkit.litertlm.check_towers import AUDIO, VISION, tower_faults
 from toolkit.litertlm.hashes import has_hashes, hash_faults, trust_faults
 from toolkit.litertlm.reader import Header, header_end
@@ -130,7 +133,9 @@ class _Contents:
             self._check_metadata(metadata, shapes)
         if shapes is not None:
             self._check_towers(metadata, shapes)
-        self._check_tokenizer(shapes)
+        tokenizer = self._check_tokenizer(shapes)
+        if metadata is not None and not self._faults:
+            self._check_prompts(metadata, tokenizer)
         return self._faults
 
     def _fault(self, label: str, fault: str, found: object, wanted: str | None) -> None:
@@ -197,15 +202,11 @@ class _Contents:
         self._place(label, signature_faults("", content, wanted))
 
     def _check_metadata(self, metadata: LlmMetadata, shapes: TextShapes | None) -> None:
-        template = metadata.jinja_prompt_template
-        fault = None if template is None else rendering_fault(template)
-        if fault is not None:
-            self._fault(schema.LLM_METADATA, "jinja_prompt_template", fault.found, fault.wanted)
         label = schema.LLM_METADATA
         if not metadata.stop_tokens:
             self._fault(label, "stop_tokens", "none", "at least one")
-        if metadata.start_token is None:
-            self._fault(label, "start_token", "none", "one")
+        if metadata.start_token is None and metadata.jinja_prompt_template is None:
+            self._fault(label, "start_token", "none", "one, for prompts without a template")
         if shapes is None:
             return
         if not 0 < metadata.max_num_tokens <= shapes.context:
@@ -222,22 +223,40 @@ class _Contents:
         for label, fault in tower_faults(graphs, metadata, shapes.hidden_size):
             self._place(label, [fault])
 
-    def _check_tokenizer(self, shapes: TextShapes | None) -> None:
+    def _check_prompts(self, metadata: LlmMetadata, tokenizer: bytes | None) -> None:
+        """What the engine makes of conversations, and whether the token that ends a turn ends an answer."""
+        label, template = schema.LLM_METADATA, metadata.jinja_prompt_template
+        if template is None:
+            return
+        opened = None if tokenizer is None else Tokenizer(self._path, tokenizer)
+        fault = rendering_fault(template, engine_prompts(metadata, opened))
+        if fault is not None:
+            self._fault(label, f"jinja_prompt_template, {fault.place}", fault.found, fault.wanted)
+        token = None if tokenizer is None or fault is not None else turn_end_token(ChatTemplate(template), tokenizer)
+        if token is not None and opened is not None:
+            stops = ((token,), opened.token_of(token))
+            if not any(stop in stops for stop in metadata.stop_tokens):
+                self._fault(label, "stop_tokens", str(list(metadata.stop_tokens)), f"{token} too, which ends a turn")
+
+    def _check_tokenizer(self, shapes: TextShapes | None) -> bytes | None:
+        """The content of tokenizer.json, if there is a sound one."""
         label = schema.HF_TOKENIZER
         data = self._read(label, schema.MAX_TOKENIZER_BYTES)
         if data is None:
-            return
+            return None
         size = int.from_bytes(data[:8], "little")
         if len(data) < 8 or size > schema.MAX_TOKENIZER_BYTES:
             self._fault(label, "length", f"{size} bytes", f"at most {schema.MAX_TOKENIZER_BYTES}")
-            return
+            return None
         inflate = zlib.decompressobj()
         try:
             text = inflate.decompress(data[8:], size + 1)
         except zlib.error as error:
             self._fault(label, "", error, "a zlib stream")
-            return
+            return None
         if len(text) != size or not inflate.eof or inflate.unused_data:
             self._fault(label, "length", f"{len(text)} bytes so far", f"{size}, and then the end")
-            return
-        self._place(label, tokenizer_faults("", text, shapes.vocab_size if shapes else 2**31))
+            return None
+        faults = tokenizer_faults("", text, shapes.vocab_size if shapes else 2**31)
+        self._place(label, faults)
+        return None if faults else text

@@ -35,11 +35,13 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, check_sequence, is_shard_name, read_header, shard_name
-from toolkit.bundle.tokenizer_file import plain_tokenizer, token_spelling
+from toolkit.bundle.prompting import Prompting
+from toolkit.bundle.tokenizer import Tokenizer
+from toolkit.bundle.tokenizer_file import plain_tokenizer
 from toolkit.litertlm import schema
-from toolkit.litertlm.chat_template import engine_template
+from toolkit.litertlm.chat_template import ExportedTemplate, engine_template
 from toolkit.litertlm.container import FilePart, Section, write_container
-from toolkit.litertlm.media import always_true, joined_template, media_metadata
+from toolkit.litertlm.media import always_true, media_metadata
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
 from toolkit.litertlm.schema import LlmMetadata, ModelType
 from toolkit.tflite.reader import read_tflite
@@ -200,27 +202,29 @@ class _Parts:
 
 def _metadata_section(parts: _Parts, groups: Sequence[str], model_type: ModelType) -> Section:
     manifest = parts.manifest
-    text, template = manifest.text, _chat_template(parts)
-    if template is not None:
-        bos = token_spelling(parts.read(TOKENIZER), text.bos_token_id) or ""
-        with errors_about(file=parts.bundle / CHAT_TEMPLATE):
-            template = engine_template(template, bos_token=bos)
-    joined = template is not None
-    image, sound = media_metadata(parts.read(TOKENIZER), manifest, groups, model_type, joined=joined)
-    if template is not None and model_type == "generic_model":
-        template = joined_template(template, [media.placeholder for media in (image, sound) if media is not None])
+    text, source = manifest.text, _chat_template(parts)
+    template = None if source is None else _engine_template(parts, source, groups, model_type)
+    image, sound = media_metadata(parts.read(TOKENIZER), manifest, groups, model_type, joined=template is not None)
     metadata = LlmMetadata(
-        start_token=(text.bos_token_id,),
+        start_token=(text.bos_token_id,) if template is None or template.start_token else None,
         stop_tokens=tuple((token,) for token in text.stop_token_ids),
         pad_token=(text.pad_token_id,),
         max_num_tokens=text.context,
-        jinja_prompt_template=template,
+        jinja_prompt_template=None if template is None else template.source,
         model_type=model_type,
         image=image,
         sound=sound,
         sampling=_sampling(text),
     )
     return Section(schema.LLM_METADATA, (schema.pack_llm_metadata(metadata),))
+
+
+def _engine_template(parts: _Parts, source: str, groups: Sequence[str], model_type: ModelType) -> ExportedTemplate:
+    """The template for the engine; BundleError if it would give it other tokens than transformers has."""
+    data = parts.read(TOKENIZER)
+    prompting = Prompting.of(Tokenizer(parts.bundle / TOKENIZER, plain_tokenizer(data)), parts.manifest, groups)
+    with errors_about(file=parts.bundle / CHAT_TEMPLATE):
+        return engine_template(source, prompting, model_type)
 
 
 def _sampling(text: TextRecord) -> SamplingRecord:

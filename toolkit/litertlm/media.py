@@ -14,7 +14,7 @@ from toolkit.bundle.tokenizer_file import token_spellings
 from toolkit.litertlm.schema import ImageMetadata, MelMetadata, ModelType, SoundMetadata
 from toolkit.tflite.records import OperatorRecord, SubgraphRecord
 
-_AROUND = "\n\n"
+AROUND = "\n\n"
 """The text that transformers' Gemma3nProcessor writes before and after every image and sound."""
 
 
@@ -28,7 +28,7 @@ def media_metadata(
     vision = manifest.vision if "vision" in groups else None
     audio = manifest.audio if "audio" in groups else None
     generic = model_type == "generic_model"
-    around = (_AROUND, "" if joined else _AROUND) if generic else ("", "")
+    around = (AROUND, "" if joined else AROUND) if generic else ("", "")
 
     def spelling(tower: TowerTokens) -> tuple[str, str, str, str, str]:
         spelled = token_spellings(TOKENIZER, tokenizer, tower.markers().values())
@@ -55,12 +55,23 @@ def joined_template(template: str, placeholders: Sequence[str]) -> str:
     if not placeholders:
         return template
     filters = "".join(
-        f" | replace({json.dumps(p, ensure_ascii=False)}, {json.dumps(p + _AROUND, ensure_ascii=False)})"
+        f" | replace({json.dumps(p, ensure_ascii=False)}, {json.dumps(p + AROUND, ensure_ascii=False)})"
         for p in placeholders
     )
     # Jinja drops one newline at a template's end; the template is no longer at the end, so drop it here.
     body = template.removesuffix("\n")
     return "{% set rendered_prompt %}" + body + "{% endset %}{{ rendered_prompt" + filters + " }}"
+
+
+def separate_template(template: str, placeholders: Sequence[str]) -> str:
+    """The reverse of `joined_template`: without the newlines after each placeholder, as transformers wants it."""
+    if not placeholders:
+        return template
+    filters = "".join(
+        f" | replace({json.dumps(p + AROUND, ensure_ascii=False)}, {json.dumps(p, ensure_ascii=False)})"
+        for p in placeholders
+    )
+    return "{% set separate_prompt %}" + template + "{% endset %}{{ separate_prompt" + filters + " }}"
 
 
 def always_true(output: str) -> Callable[[SubgraphRecord], SubgraphRecord]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
+from toolkit.bundle.tokenizer import TextStream, Tokenizer
 from toolkit.runtime.generate import Generation, GenerationReport
 from toolkit.runtime.session import Session
 from toolkit.runtime.stop_text import StopText
-from toolkit.runtime.tokenizer import TextStream, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

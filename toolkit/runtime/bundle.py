@@ -13,8 +13,8 @@ from toolkit.bundle.chat import ChatTemplate
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import is_shard_name
+from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.runtime.backends.interface import ModelFile
-from toolkit.runtime.tokenizer import Tokenizer
 
 _PIECE_BYTES = 1 << 18
 

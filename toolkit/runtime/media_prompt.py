@@ -12,14 +12,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base.errors import BundleError, UsageError
+from toolkit.base.errors import UsageError, errors_about
 from toolkit.bundle.chat import Message
 from toolkit.bundle.manifest import TOKENIZER, AudioRecord, VisionRecord
+from toolkit.bundle.prompting import tower_tokens
+from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.media.mel import MIN_SAMPLES, SAMPLE_RATE_HZ, log_mel, max_samples
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders, soft_token_starts
 from toolkit.media.source import MediaSource, errors_about_source, source_name
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.tokenizer import Tokenizer
 
 TowerName = Literal["vision", "audio"]
 TOWERS: tuple[TowerName, ...] = ("vision", "audio")
@@ -187,13 +188,8 @@ def soft_tokens(bundle: Bundle, tokenizer: Tokenizer, group: TowerName) -> SoftT
     record, usual = (bundle.manifest.vision, IMAGE) if group == "vision" else (bundle.manifest.audio, SOUND)
     if record is None:
         return usual
-    spelled = {name: tokenizer.token_of(token) for name, token in record.markers().items()}
-    unknown = [f"{name} {record.markers()[name]}" for name, spelling in spelled.items() if spelling is None]
-    if unknown:
-        found, remedy = f"no token for {group} {unknown[0]}", "convert again with the tokenizer of the checkpoint"
-        raise BundleError(file=bundle.path / TOKENIZER, found=found, remedy=remedy)
-    begin, soft, end = (spelled[f"{place}_token_id"] or "" for place in ("begin", "soft", "end"))
-    return SoftTokens(usual.kind, soft, begin, end, record.soft_tokens)
+    with errors_about(file=bundle.path / TOKENIZER):
+        return tower_tokens(record, usual, tokenizer)
 
 
 def build_prompt(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequence[Medium] = ()) -> Prompt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -120,12 +119,6 @@ class FilePages:
     def _advise(self, advice: int) -> None:
         for begin, end in self._spans:
             self._libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_int(advice))
-
-
-def release_freed_memory() -> None:
-    """Return freed memory to the system; does nothing with C libraries other than glibc."""
-    with contextlib.suppress(OSError, AttributeError):  # no glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_rss_bytes() -> int:

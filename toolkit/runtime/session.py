@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.activations import Activations, require_activations
 from toolkit.base.errors import UsageError
+from toolkit.base.freed_memory import release_freed_memory
 from toolkit.bundle.manifest import AUDIO_ENCODER, EMBEDDER, TEXT_DECODER, VISION_ENCODER, SizeRecord
 from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.runtime.backends import BACKENDS, find_backend
@@ -21,7 +22,7 @@ from toolkit.runtime.backends.interface import BackendOptions, Buffer, Call, Run
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.kv_buffers import KvBuffers
 from toolkit.runtime.media_prompt import Span, first_difference
-from toolkit.runtime.memory import FilePages, Memory, read_memory, release_freed_memory
+from toolkit.runtime.memory import FilePages, Memory, read_memory
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleTable
 from toolkit.runtime.prefill import plan_prefill
 from toolkit.runtime.towers import Towers

@@ -16,7 +16,7 @@ from converters.huggingface.configs import read_configs
 from converters.huggingface.prompt_files import read_prompt_files
 from toolkit.base.errors import CheckpointError
 from toolkit.bundle.chat import ChatTemplate, Message
-from toolkit.runtime.tokenizer import Tokenizer
+from toolkit.bundle.tokenizer import Tokenizer
 
 VOCABULARY, BOS = 4096, 2
 
@@ -183,3 +183,58 @@ def test_an_adapter_beside_full_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"adapter_config\.json: a LoRA adapter beside the weights"):
         read_configs(tmp_path)
+
+
+def change_two(path: Path, config: dict[str, object], normalizer: dict[str, str]) -> None:
+    change_json(path / "tokenizer_config.json", lambda value: value.update(config))
+    change_json(path / "tokenizer.json", lambda value: value.update(normalizer=normalizer))
+
+
+GEMMA_CLASS: dict[str, object] = {"tokenizer_class": "GemmaTokenizer", "extra_special_tokens": {}}
+TOKENIZERS: dict[str, Callable[[Path], object]] = {
+    "a named token that tokenizer.json lacks": lambda path: change_json(
+        path / "tokenizer_config.json", lambda value: value.update(eos_token="<|im_end|>")
+    ),
+    "an added token of tokenizer_config.json": lambda path: change_json(
+        path / "tokenizer_config.json",
+        lambda value: value.update(
+            added_tokens_decoder={"3328": {"content": "the c", "special": False, "normalized": False}}
+        ),
+    ),
+    "other flags than in tokenizer.json": lambda path: change_json(
+        path / "tokenizer_config.json",
+        lambda value: value.update(
+            added_tokens_decoder={"5": {"content": "<end_of_turn>", "rstrip": True, "lstrip": True, "special": True}}
+        ),
+    ),
+    "a list of special tokens": lambda path: change_json(
+        path / "tokenizer_config.json", lambda value: value.update(additional_special_tokens=["be kind"])
+    ),
+    "Gemma's class and another normalizer": lambda path: change_two(path, GEMMA_CLASS, {"type": "Lowercase"}),
+    "Gemma's class": lambda path: change_json(
+        path / "tokenizer_config.json", lambda value: value.update(GEMMA_CLASS)
+    ),
+}  # fmt: skip
+
+
+def as_transformers(directory: Path) -> list[list[int]]:
+    """The ids of transformers with the class that it chooses itself."""
+    transformers: Any = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=True, return_dict=False
+        )
+        for messages in CONVERSATIONS
+    ]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_is_the_one_that_transformers_makes_of_all_files(checkpoint: Path, name: str) -> None:
+    (checkpoint / "chat_template.jinja").write_text("{{ eos_token }}" + CHATML)
+    TOKENIZERS[name](checkpoint)
+    found = prompts(checkpoint)
+    assert found == as_transformers(checkpoint)
+    kept = (checkpoint / "bundle" / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+    assert kept == (name == "Gemma's class")

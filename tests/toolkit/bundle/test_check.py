@@ -319,7 +319,7 @@ def test_a_bundle_of_a_stranger_is_not_exported(bundle: Path, name: str, data: b
 
 def test_a_token_of_a_tower_that_the_tokenizer_cannot_spell_is_found(bundle: Path) -> None:
     vocab = {f"<{i}>": i for i in range(40) if i != 37}
-    text = json.dumps({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab}})
+    text = json.dumps({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}})
     rewrite(bundle, TOKENIZER, lambda path: path.write_text(text))
     assert [(f.file, f.fault, f.found) for f in check(bundle)] == [(TOKENIZER, "vision soft_token_id", "no token 37")]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as _Tokenizer
 
 from toolkit.base.errors import BundleError, UsageError
-from toolkit.runtime.memory import release_freed_memory
+from toolkit.base.freed_memory import release_freed_memory
 
 # A UTF-8 character has at most four bytes, and a byte-fallback token carries one.
 _LONGEST_CHARACTER = 4
@@ -17,12 +17,12 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 class Tokenizer:
     """A Hugging Face `tokenizer.json`."""
 
-    def __init__(self, path: Path) -> None:
-        """BundleError if the file is missing or is not a tokenizer."""
-        if not path.is_file():
+    def __init__(self, path: Path, data: bytes | None = None) -> None:
+        """BundleError if the file is missing or is not a tokenizer. data: its content, where that is known already."""
+        if data is None and not path.is_file():
             raise BundleError(file=path, found="no such file")
         try:
-            self._tokenizer = _Tokenizer.from_file(str(path))
+            self._tokenizer = _Tokenizer.from_file(str(path)) if data is None else _Tokenizer.from_buffer(data)
         # The library raises bare Exception for every kind of broken file.
         except Exception as error:
             raise BundleError(

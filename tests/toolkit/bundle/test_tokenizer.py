@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.base.errors import BundleError
-from toolkit.runtime.tokenizer import TextStream, Tokenizer
+from toolkit.bundle.tokenizer import TextStream, Tokenizer
 
 SCRIPTS = "the cat sat. Zażółć 猫が座った Кошка القط बिल्ली 🐈‍⬛ 고양이 แมว Γάτα\n\tfin"
 

@@ -1,0 +1,12 @@
+"""Returns memory to the system that the process has freed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+
+
+def release_freed_memory() -> None:
+    """Return freed memory to the system; does nothing with C libraries other than glibc."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)

@@ -22,6 +22,7 @@ from converters.slices import Budget, Slice
 from converters.verify import VerifyReport
 from toolkit.base.errors import RecipeError, UsageError
 from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room
+from toolkit.base.outputs import Output
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.manifest import (
     GROUP_NAMES,
@@ -34,7 +35,7 @@ from toolkit.bundle.manifest import (
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
 from toolkit.bundle.tokenizer_file import token_texts
-from toolkit.bundle.write import BundleDraft, require_bundle_or_nothing, write_bundle
+from toolkit.bundle.write import BUNDLE, BundleDraft, write_bundle
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Search
 from toolkit.tflite.target import CPU
@@ -76,6 +77,14 @@ class ConvertRequest:
     """Adapters that are merged into the checkpoint, in this order; none for an open checkpoint, which has its own."""
     described_as: CheckpointRecord | None = None
     """What the manifest says of the checkpoint, which must have these hashes; None: by its directory's name."""
+    force: bool = False
+    """Replace a directory at `output` although it is no bundle."""
+
+    def bundle_output(self, *further: Path) -> Output:
+        """The output, which is none of the inputs that the request names, or of `further` ones."""
+        named = [*self.recipes.values(), self.sizes, self.checkpoint, *(choice.source for choice in self.adapters)]
+        inputs = tuple(Path(item) for item in named if isinstance(item, (Path, str)))
+        return Output(self.output, BUNDLE, (*inputs, *further), self.force)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,7 @@ def convert(
     `progress` is called with the weight bytes written so far, without scales, and their total; `download_progress` with
     the bytes downloaded and their total.
     """
-    require_bundle_or_nothing(request.output)
+    request.bundle_output().require()
     _check_recipe_names(request, families)
     if not isinstance(request.checkpoint, (Path, str)):
         if request.adapters:
@@ -130,6 +139,8 @@ def _convert(
     progress: Progress | None,
 ) -> Conversion:
     started = time.perf_counter()
+    output = request.bundle_output(checkpoint.path, *(adapter.path for adapter in checkpoint.adapters))
+    output.require()
     plan_request, plan, prompt_files = _prepare(request, checkpoint)
     advance = Advance(plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
@@ -142,7 +153,9 @@ def _convert(
 
     with BackgroundHasher() as hasher:
         fill = partial(_fill, plan, plan_request, prompt_files, checkpoint, request, advance, hasher.add)
-        manifest = write_bundle(request.output, fill, accept=judge, hasher=hasher)
+        manifest = write_bundle(
+            request.output, fill, accept=judge, hasher=hasher, inputs=output.inputs, force=output.force
+        )
     return Conversion(request.output, manifest, reports[0] if reports else None, time.perf_counter() - started)
 
 

@@ -18,10 +18,12 @@ from toolkit.base.activations import Activations
 from toolkit.base.environment import environment_differences
 from toolkit.base.errors import BundleError, QualityError, UsageError, errors_about
 from toolkit.base.files import Progress, scratch_beside
+from toolkit.base.outputs import Output
 from toolkit.bundle.lock import Lock, LockedExport, differences, parse_lock, read_lock
 from toolkit.bundle.manifest import CheckpointRecord
-from toolkit.bundle.write import GENERATOR
+from toolkit.bundle.write import BUNDLE, GENERATOR
 from toolkit.litertlm import schema
+from toolkit.litertlm.export import LITERTLM as EXPORT
 from toolkit.litertlm.export import ExportOptions, Target, export_litertlm
 from toolkit.litertlm.reader import Header, read_header
 from toolkit.litertlm.schema import ModelType
@@ -46,6 +48,7 @@ def rebuild(
     output: Path,
     *,
     adapters: Sequence[AdapterChoice] = (),
+    force: bool = False,
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
 ) -> Rebuilt:
@@ -54,14 +57,14 @@ def rebuild(
     UsageError or CheckpointError if this version or the checkpoint is not the lock's; QualityError if the bytes differ,
     and nothing is written then.
     """
-    header = read_header(source) if source.suffix == LITERTLM and source.is_file() else None
+    header = read_header(source) if _is_litertlm(source) else None
     lock = read_lock(source) if header is None else _lock_in(header, source)
     if lock.generator != GENERATOR:
         wanted = f"{lock.generator}, which the lock was made with"
         raise UsageError("version", file=source, found=GENERATOR, wanted=wanted, remedy="install that version")
     if lock.calibration is not None:
         raise UsageError("calibration", file=source, found="a lock with one", wanted="a lock without one")
-    work = _Work(source, checkpoint, adapters, families, progress)
+    work = _Work(source, checkpoint, adapters, families, force, progress)
     if lock.export is None:
         work.bundle(lock, output)
     elif header is None:
@@ -75,12 +78,22 @@ def rebuild(
     return Rebuilt(output, lock)
 
 
+def rebuilt_output(source: Path, path: Path, inputs: Sequence[Path], *, force: bool = False) -> Output:
+    """The output of `rebuild`: a .litertlm if `source` is one, else a bundle. inputs: all that is read."""
+    return Output(path, EXPORT if _is_litertlm(source) else BUNDLE, tuple(inputs), force)
+
+
+def _is_litertlm(source: Path) -> bool:
+    return source.suffix == LITERTLM and source.is_file()
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     source: Path
     checkpoint: Path | str
     adapters: Sequence[AdapterChoice]
     families: Sequence[Family]
+    force: bool
     progress: Progress | None
 
     def bundle(self, lock: Lock, output: Path) -> None:
@@ -105,6 +118,7 @@ class _Work:
                 audio_seconds=lock.audio_seconds,
                 workers=os.cpu_count() or 1,
                 described_as=lock.checkpoint,
+                force=self.force,
             )
             convert(request, families=self.families, gate=None, accept=accept, progress=self.progress)
 
@@ -116,6 +130,7 @@ class _Work:
             cast(ModelType, made_with.model_type),
             cast("Activations | None", made_with.activations),
             cast(Target, made_with.target),
+            force=self.force,
         )
 
         def accept(file: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,12 +20,14 @@ from device_harness.runners.interface import Workload
 from gemma_edge.api.bench import results_file
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.benchmarks import TerminalListener
-from toolkit.base.errors import EnvironmentFault, QualityError, UsageError
+from toolkit.base.errors import EnvironmentFault, QualityError, errors_about
 from toolkit.base.files import write_bytes
+from toolkit.base.outputs import Output
 from toolkit.bundle.manifest import Manifest
 from toolkit.report.bench_table import bench_table
-from toolkit.report.page import render_page
+from toolkit.report.page import PAGE, render_page
 from toolkit.report.results_page import results_page
+from toolkit.results.json_lines import ResultsWriter
 from toolkit.results.record import BenchRecord, Start
 
 EMULATED = "emulated"
@@ -46,6 +48,17 @@ class DeviceDemo:
     device: str
     page: Path
     results: Path | None
+    checkpoint: Path
+    force: bool = False
+
+    def page_output(self) -> Output:
+        """The page, which is neither of the checkpoint nor of the other outputs."""
+        others = (self.checkpoint, self.bundle, *(() if self.results is None else (self.results,)))
+        return Output(self.page, PAGE, others, self.force)
+
+    def results_file(self) -> AbstractContextManager[ResultsWriter | None]:
+        """The results file, opened if one is wanted."""
+        return results_file(self.results, (self.checkpoint, self.bundle), force=self.force)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +87,7 @@ class Measured:
 def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> Measured:
     """Measure every size with every runner that works on the device, cold and warm; write records and a report."""
     records: list[BenchRecord] = []
-    with results_file(demo.results) as writer, _device(demo.device) as machine:
+    with demo.results_file() as writer, _device(demo.device) as machine:
         device = read_device(machine)
         kind = ", emulated: its speeds are this computer's" if device.emulated else ""
         terminal.say(f"4. on {machine.serial} ({device.model}{kind})")
@@ -97,16 +110,16 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> Measured:
     if not records:
         return Measured((), left_out, None)
     terminal.say(f"6. measured:\n{bench_table(records, 'md')}")
+    demo.page_output().require()
     write_bytes(demo.page, render_page(results_page(records, left_out)))
     return Measured(tuple(records), left_out, demo.page)
 
 
 def require_places(demo: DeviceDemo) -> None:
     """Check that the device can be reached and report and results can be written, before anything takes time."""
-    folder = demo.page.resolve().parent
-    if not folder.is_dir():
-        raise UsageError("--report", file=demo.page, found=f"there is no directory {folder}", remedy="create it")
-    with results_file(demo.results):
+    with errors_about("--report"):
+        demo.page_output().require()
+    with demo.results_file():
         pass
     if demo.device != EMULATED:
         with connected_device(demo.device):

@@ -17,8 +17,9 @@ from device_harness.emulator.faults import Faults
 from device_harness.emulator.memory import MemoryLimit
 from device_harness.emulator.store import Store
 from device_harness.emulator.templates import properties
-from device_harness.emulator.userland import Isolation, Userland
+from device_harness.emulator.userland import DEVICE_FILES, Isolation, Userland
 from toolkit.base.errors import EnvironmentFault, system_reason
+from toolkit.base.outputs import Output
 
 _HOST = "127.0.0.1"
 _START_S = 30.0
@@ -31,6 +32,8 @@ class EmulatorSettings:
     port: int = 0
     root: Path | None = None
     """The folder for the device's files; None for a temporary one, removed at the end."""
+    force: bool = False
+    """Use `root` although it has files in it that no emulated device made."""
     isolation: Isolation = "auto"
     memory_bytes: int | None = None
     storage_bytes: int | None = None
@@ -59,6 +62,8 @@ class Emulator:
         self._userland: Userland | None = None
 
     def __enter__(self) -> Emulator:
+        if self.settings.root is not None:
+            Output(self.settings.root, DEVICE_FILES, force=self.settings.force).require()
         self._first = _listen(self.port)
         self.port = self._first.getsockname()[1]
         self._scratch = None if self.settings.root else Path(tempfile.mkdtemp(prefix="gemma-edge-emulator-"))

@@ -24,6 +24,7 @@ from device_harness.emulator.faults import Faults
 from device_harness.emulator.memory import MemoryLimit
 from device_harness.emulator.sandbox import SHELL_UID, Sandbox
 from toolkit.base.errors import EnvironmentFault
+from toolkit.base.outputs import OutputKind
 
 Isolation = Literal["auto", "bubblewrap", "folder"]
 
@@ -40,6 +41,19 @@ _OURS = re.compile(r"(?<![\w./-])/(data|sdcard|system|sys)(?![\w.-])", re.ASCII)
 _MARK = "GEMMA_EDGE_EMULATOR"
 _CPU = Path("/sys/devices/system/cpu")
 _GIVE_UP_S = 5.0
+_PASSWD = f"shell:x:{SHELL_UID}:{SHELL_UID}::/data/local/tmp:/system/bin/sh\n"
+
+
+def _stranger(root: Path) -> str | None:
+    """What a directory with files in it is, unless an emulated device made it; None if one did."""
+    try:
+        made = (root / "etc/passwd").read_text(encoding="utf-8") == _PASSWD
+    except (OSError, ValueError):
+        made = False
+    return None if made else "a directory with files in it that no emulated device made"
+
+
+DEVICE_FILES = OutputKind("the files of an emulated device", _stranger, is_directory=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +183,7 @@ class Userland:
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
         _link_programs(folder)
-        (self.root / "etc/passwd").write_text(f"shell:x:{SHELL_UID}:{SHELL_UID}::/data/local/tmp:/system/bin/sh\n")
+        (self.root / "etc/passwd").write_text(_PASSWD)
         (self.root / "etc/ld.so.cache").touch()  # a place to put the host's
         (self.root / "etc/group").write_text(f"shell:x:{SHELL_UID}:\n")
         for name, value in templates.settings().items():

@@ -15,6 +15,7 @@ from device_harness.machines.machine import Machine
 from device_harness.runners import ALL
 from device_harness.runners.interface import Workload
 from device_harness.runners.spec import BenchListener, RunnerSpec
+from toolkit.base.errors import ToolkitError
 from toolkit.results.json_lines import ResultsWriter, open_results
 from toolkit.results.record import BenchRecord
 
@@ -34,6 +35,7 @@ def bench(
     backend: Literal["cpu", "gpu", "npu"] = "cpu",
     threads: int | None = None,
     results: Path | str | None = None,
+    force: bool = False,
     settings: BenchSettings | None = None,
     runners: Sequence[RunnerSpec] = ALL,
     listener: BenchListener | None = None,
@@ -48,6 +50,7 @@ def bench(
     prompt_tokens, generated_tokens: the tokens of one iteration. cold: remove the runner's weight cache before each.
     threads: CPU threads; None for the runner's choice.
     results: a file of JSON lines, to which each record is appended as soon as it is complete.
+    force: replace a file at `results` that is no results file.
     settings: how to treat the device; if given, its own repetitions replace `repetitions`.
 
     UsageError if this cannot be measured, BundleError for an invalid model, EnvironmentFault for any fault of the
@@ -62,7 +65,14 @@ def bench(
     request = BenchRequest(Path(model), runner, given, size, workload)
     settings = settings or BenchSettings(repetitions)
     found = bench_records(
-        request, settings, device=device, host=host, results=results, runners=runners, listener=lambda *_: listener
+        request,
+        settings,
+        device=device,
+        host=host,
+        results=results,
+        force=force,
+        runners=runners,
+        listener=lambda *_: listener,
     )
     return tuple(found)
 
@@ -75,20 +85,34 @@ def bench_records(
     host: bool = False,
     results: Path | str | None = None,
     drop_torn_line: bool = False,
+    force: bool = False,
     runners: Sequence[RunnerSpec] = ALL,
     listener: Callable[[Machine, RunnerSpec], BenchListener | None] = lambda machine, spec: None,
 ) -> Iterator[BenchRecord]:
     """Like `bench`, but yield each record; an error is raised only after the records measured before it.
 
-    drop_torn_line: remove an incomplete last line that a crash left in the results file. listener: makes the listener,
+    drop_torn_line: remove an incomplete last line that a crash left in the results file. force: replace a file that is
+    no results file. listener: makes the listener,
     once the machine and the runner are known.
     """
     spec = choose_runner(request, runners)
-    with results_file(results, drop_torn_line=drop_torn_line) as writer, _machine(device, host=host) as machine:
+    inputs = (request.model, *(Path(text) for values in request.options.values() for text in values))
+    opened = results_file(results, inputs, drop_torn_line=drop_torn_line, force=force)
+    with opened as writer, _machine(device, host=host) as machine:
         for record in measure(machine, request, settings, runners=runners, listener=listener(machine, spec)):
-            if writer is not None:
-                writer.append(record)
-            yield record
+            fault = None if writer is None else _fault_of(writer, record)
+            yield record  # even if it could not be kept
+            if fault is not None:
+                raise fault
+
+
+def _fault_of(writer: ResultsWriter, record: BenchRecord) -> ToolkitError | None:
+    """Append a record; return the error if that fails."""
+    try:
+        writer.append(record)
+    except ToolkitError as error:
+        return error
+    return None
 
 
 @contextmanager
@@ -101,10 +125,15 @@ def _machine(device: str | None, *, host: bool) -> Iterator[Machine]:
 
 
 @contextmanager
-def results_file(path: Path | str | None, *, drop_torn_line: bool = False) -> Iterator[ResultsWriter | None]:
-    """Open the results file, if one is wanted, before anything is measured, so that no measurement is lost."""
+def results_file(
+    path: Path | str | None, inputs: Sequence[Path] = (), *, drop_torn_line: bool = False, force: bool = False
+) -> Iterator[ResultsWriter | None]:
+    """Open the results file, if one is wanted, before anything is measured, so that no measurement is lost.
+
+    inputs: what the same command reads or writes besides.
+    """
     if path is None:
         yield None
     else:
-        with open_results(Path(path), drop_torn_line=drop_torn_line) as writer:
+        with open_results(path, drop_torn_line=drop_torn_line, inputs=inputs, force=force) as writer:
             yield writer

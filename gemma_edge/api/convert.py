@@ -42,6 +42,7 @@ def convert(
     shard_mb: int = DEFAULT_SHARD_BYTES >> 20,
     audio_lengths: Sequence[float] = (),
     verify: bool = True,
+    force: bool = False,
     session: SessionSettings | None = None,
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
@@ -69,6 +70,7 @@ def convert(
     prefill_sizes: how many tokens a prefill processes at once; empty for those that suit the context.
     shard_mb: the maximum size of a file of per-layer embeddings, in MiB.
     audio_lengths: maximum lengths in seconds, one for each audio encoder; empty for 1, 5, 10 and 30.
+    force: replace a directory at `output` although it is no bundle; an older bundle is replaced in any case.
     verify: whether the bundle must pass the quality gate. session: how the gate runs it.
     families: the model families that the checkpoint may belong to.
     progress: called with the weight bytes done and their total; `gate_progress` with a size, percent done, and 100;
@@ -97,6 +99,7 @@ def convert(
         prefill_sizes=tuple(prefill_sizes),
         shard_bytes=shard_mb << 20,
         audio_seconds=tuple(audio_lengths),
+        force=force,
     )
 
     def gate(path: Path, opened: Checkpoint) -> VerifyReport:
@@ -104,7 +107,9 @@ def convert(
         on_report(report)
         return report
 
-    require_environment_file(request.output)
+    target = request.bundle_output()
+    target.require()
+    require_environment_file(target)
     result = convert_request(
         request,
         families=families,
@@ -112,7 +117,7 @@ def convert(
         progress=progress,
         download_progress=download_progress,
     )
-    write_environment(request.output)
+    write_environment(target)
     return result
 
 

@@ -9,8 +9,9 @@ from toolkit.base.activations import Activations
 from toolkit.base.environment import require_environment_file, write_environment
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
+from toolkit.base.outputs import Output
 from toolkit.base.signatures import read_signer
-from toolkit.litertlm.export import ExportOptions, ExportResult, Target, export_litertlm
+from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Target, export_litertlm
 from toolkit.litertlm.schema import ModelType
 
 
@@ -24,6 +25,7 @@ def export(
     activations: Activations | None = None,
     target: Target = "cpu",
     sign: Path | str | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Write one size of a bundle as a .litertlm file, complete or not at all.
@@ -39,6 +41,7 @@ def export(
     target: `cpu` for the bundle's own graphs, which run on a GPU too; `gpu` for graphs whose norms are ops of the
         engine's GPU delegate: about 40 % fewer ops there, the same on a CPU.
     sign: a file with an Ed25519 private key in PEM or OpenSSH's format, which signs the hashes of the whole file.
+    force: replace a file at `output` that gemma-edge did not write.
     progress: called with the bytes done and the total.
 
     BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`, or
@@ -54,9 +57,13 @@ def export(
         given = ",".join(groups)
         found = f"{given} without text, the language model that answers images and sounds"
         raise UsageError("--groups", found=found, remedy=f"add text, as in text,{given}")
+    inputs = (Path(bundle), *(() if sign is None else (Path(sign),)))
+    place = Output(Path(output), LITERTLM, inputs, force)
+    place.require()
+    require_environment_file(place)
     signer = None if sign is None else read_signer(Path(sign))
-    options = ExportOptions(size, None if groups is None else tuple(groups), model_type, activations, target, signer)
-    require_environment_file(Path(output))
+    chosen = None if groups is None else tuple(groups)
+    options = ExportOptions(size, chosen, model_type, activations, target, signer, force)
     result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
-    write_environment(Path(output))
+    write_environment(place)
     return result

@@ -9,7 +9,7 @@ from converters.families import FAMILIES
 from converters.family import Family
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.huggingface.hub.locate import with_revision
-from converters.rebuild import Rebuilt
+from converters.rebuild import Rebuilt, rebuilt_output
 from converters.rebuild import rebuild as rebuild_from
 from toolkit.base.environment import require_environment_file, write_environment
 from toolkit.base.files import Progress
@@ -22,6 +22,7 @@ def rebuild(
     checkpoint: Path | str,
     revision: str | None = None,
     adapters: Sequence[AdapterLike] = (),
+    force: bool = False,
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
 ) -> Rebuilt:
@@ -31,6 +32,7 @@ def rebuild(
     checkpoint: a directory, or a Hugging Face id: the one that the lock was made with.
     revision: a branch, tag or commit of a Hugging Face id.
     adapters: the adapters that were merged into it, as for `convert`.
+    force: replace a file or directory at `output` that gemma-edge did not write.
     families: the model families that the checkpoint may belong to.
     progress: called with the weight bytes done and their total.
 
@@ -45,13 +47,17 @@ def rebuild(
     >>> manifests[0] == manifests[1]
     True
     """
-    target = Path(output)
+    choices = adapter_choices(adapters)
+    inputs = (Path(lock), Path(checkpoint), *(Path(choice.source) for choice in choices))
+    target = rebuilt_output(Path(lock), Path(output), inputs, force=force)
+    target.require()
     require_environment_file(target)
     result = rebuild_from(
         Path(lock),
         with_revision(checkpoint, revision),
-        target,
-        adapters=adapter_choices(adapters),
+        target.path,
+        adapters=choices,
+        force=force,
         families=families,
         progress=progress,
     )

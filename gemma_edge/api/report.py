@@ -10,6 +10,7 @@ from pathlib import Path
 
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress, write_bytes
+from toolkit.base.outputs import Output
 from toolkit.results.json_lines import read_results
 from toolkit.results.record import BenchRecord
 
@@ -33,12 +34,14 @@ def report(
     output: Path | str,
     *,
     skip_torn_line: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Write a page on all records of some files, with tables, plots, and the origin of each figure.
 
     results: results files written by `bench`, each only once.
     skip_torn_line: ignore an incomplete last line that a crash left; by default it is an error.
+    force: replace a file at `output` that is no page of gemma-edge's.
     progress: called with the number of plots drawn and the total.
 
     ResultsError for a file that is not a results file, UsageError if the files have no records.
@@ -47,11 +50,14 @@ def report(
     >>> page.records, page.bytes == page.path.stat().st_size
     (8, True)
     """
-    from toolkit.report.page import render_page
+    from toolkit.report.page import PAGE, render_page
     from toolkit.report.results_page import results_page
 
+    target = Output(Path(output), PAGE, tuple(map(Path, results)), force)
+    target.require()
     records = read_records(results, skip_torn_line=skip_torn_line)
     data = render_page(results_page(records), progress)
+    target.require()  # it may have changed since
     write_bytes(output, data)
     flagged = sum(bool(record.flags) or record.device.emulated for record in records)
     return Report(Path(output), len(data), len(records), flagged)

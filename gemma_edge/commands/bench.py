@@ -15,6 +15,7 @@ from device_harness.runners import ALL
 from device_harness.runners.interface import Workload
 from device_harness.runners.spec import RunnerOption
 from gemma_edge.api.bench import bench_records
+from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import number, positive
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.benchmarks import TerminalListener
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--drop-torn-line", action="store_true", help="remove an incomplete last line that a crash left in FILE"
     )
+    add_force_option(output, "FILE if it is no results file")
 
 
 def _runners_help() -> str:
@@ -218,6 +220,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         host=arguments.host,
         results=arguments.results,
         drop_torn_line=arguments.drop_torn_line,
+        force=arguments.force,
         listener=lambda machine, spec: TerminalListener(terminal, f"{machine.serial} {spec.name}"),
     )
     try:

@@ -10,6 +10,7 @@ from converters.families import recipe_names
 from converters.verify import VerifyReport
 from gemma_edge.api.convert import convert
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
+from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
 from gemma_edge.options.towers import add_tower_arguments
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the directory to write")
     add_checkpoint_arguments(parser, "a LoRA adapter of PEFT or mlx-lm to merge into the checkpoint")
+    add_force_option(parser, "a directory that is no bundle")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--sizes", metavar="A[,B...]", type=_names,
@@ -111,6 +113,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 shard_mb=arguments.shard_mb,
                 audio_lengths=arguments.audio_lengths,
                 verify=not arguments.no_verify,
+                force=arguments.force,
                 session=session_settings(arguments),
                 progress=show,
                 gate_progress=judged,

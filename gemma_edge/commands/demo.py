@@ -20,10 +20,13 @@ from gemma_edge.api.model import Model
 from gemma_edge.api.verify import verify
 from gemma_edge.device_demo import DeviceDemo, measure_on_device, require_places
 from gemma_edge.options.media import image_file, sound_file
+from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import add_machine_arguments, session_settings
 from gemma_edge.terminal import Terminal, bytes_text, count_text
 from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import BundleError, QualityError, UsageError
+from toolkit.base.outputs import Output
+from toolkit.bundle.write import BUNDLE
 from toolkit.runtime.answer import Answer
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import SessionSettings
@@ -50,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="BUNDLE", type=Path, help="keep the bundle in this directory (default: remove it)"
     )
+    add_force_option(parser, "files and directories that gemma-edge did not write")
     parser.add_argument("-p", "--prompt", metavar="TEXT", default="Once upon a time", help="the text to continue")
     device = parser.add_argument_group("on a device")
     device.add_argument(
@@ -73,16 +77,18 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             raise UsageError(
                 f"--{option}", found="there is nothing to measure without --device", remedy="add --device emulated"
             )
+    if arguments.output is not None:
+        Output(arguments.output, BUNDLE, (path,), arguments.force).require()
     if arguments.device is not None:
-        require_places(_device_demo(arguments, Path()))
+        require_places(_device_demo(arguments, path, arguments.output or path))
     with open_checkpoint(path) as checkpoint, _output(arguments.output) as output:
         sizes = three_sizes(checkpoint)
         terminal.say(f"1. {path}: {_sizes_text(checkpoint, sizes)}")
-        converted = _convert(checkpoint, sizes, output, terminal)
+        converted = _convert(checkpoint, sizes, output, terminal, force=arguments.force)
         _require_sound(output)
         terminal.say("3. checked: every hash, bound and reference of the bundle holds")
         if arguments.device is not None:
-            return _on_device(arguments, output, terminal)
+            return _on_device(_device_demo(arguments, path, output), terminal)
         with gate_bars(terminal) as judged, gate_bars(terminal, notes=True) as towers_judged:
             report = verify(
                 output,
@@ -113,28 +119,28 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def _on_device(arguments: argparse.Namespace, bundle: Path, terminal: Terminal) -> int:
-    demo = _device_demo(arguments, bundle)
+def _on_device(demo: DeviceDemo, terminal: Terminal) -> int:
     measured = measure_on_device(demo, terminal)
     records = measured.records
     page = "nothing was measured, so there is no page" if measured.page is None else f"the page is {measured.page}"
     terminal.result(
         {
-            "device": arguments.device,
+            "device": demo.device,
             "emulated": any(record.device.emulated for record in records),
             "records": len(records),
             "runners": list(dict.fromkeys(record.runner for record in records)),
             "left_out": dict(measured.left_out),
             "report": None if measured.page is None else str(measured.page),
-            "results": None if arguments.results is None else str(arguments.results),
+            "results": None if demo.results is None else str(demo.results),
         },
         f"all as it should be; {page}",
     )
     return 0
 
 
-def _device_demo(arguments: argparse.Namespace, bundle: Path) -> DeviceDemo:
-    return DeviceDemo(bundle, arguments.device, arguments.report or Path(_PAGE), arguments.results)
+def _device_demo(arguments: argparse.Namespace, checkpoint: Path, bundle: Path) -> DeviceDemo:
+    page = arguments.report or Path(_PAGE)
+    return DeviceDemo(bundle, arguments.device, page, arguments.results, checkpoint, arguments.force)
 
 
 def three_sizes(checkpoint: Checkpoint) -> tuple[Slice, ...]:
@@ -150,7 +156,9 @@ def _effective(checkpoint: Checkpoint, part: Slice) -> int:
     return checkpoint.facts(part, bits_per_weight=8).parameters["text"]
 
 
-def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, terminal: Terminal) -> Conversion:
+def _convert(
+    checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, terminal: Terminal, *, force: bool
+) -> Conversion:
     with terminal.bar("convert") as show:
         converted = convert(
             checkpoint,
@@ -159,6 +167,7 @@ def _convert(checkpoint: Checkpoint, sizes: tuple[Slice, ...], output: Path, ter
             context=min(_CONTEXT, checkpoint.max_positions),
             prefill_sizes=_PREFILLS,
             verify=False,
+            force=force,
             progress=show,
         )
     stored = sum(file.bytes for file in converted.manifest.files.values())

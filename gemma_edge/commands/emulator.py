@@ -17,6 +17,7 @@ from device_harness.emulator.auth import PublicKey, parse_public_key
 from device_harness.emulator.daemon import FEATURES, Access
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import parse_faults, parse_size
+from gemma_edge.options.outputs import add_force_option
 from gemma_edge.terminal import Terminal
 from toolkit.base.errors import UsageError
 
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", metavar="DIR", type=Path, help="keep the device's files in DIR (default: remove them at the end)"
     )
+    add_force_option(parser, "files in DIR that no emulated device made")
     parser.add_argument(
         "--isolation", choices=("auto", "bubblewrap", "folder"), default="auto",
         help="how the device's programs are isolated from this computer: bubblewrap, or folder for not at all "
@@ -67,6 +69,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     settings = EmulatorSettings(
         port=arguments.port,
         root=arguments.root,
+        force=arguments.force,
         isolation=arguments.isolation,
         memory_bytes=_size(arguments.memory, "--memory"),
         storage_bytes=_size(arguments.storage, "--storage"),

@@ -8,6 +8,7 @@ from typing import get_args
 
 from gemma_edge.api.export import export
 from gemma_edge.options.groups import group_names
+from gemma_edge.options.outputs import add_force_option
 from gemma_edge.terminal import Terminal, bytes_text
 from toolkit.base.activations import ACTIVATIONS
 from toolkit.litertlm.export import TARGETS
@@ -27,6 +28,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a directory written by gemma-edge convert")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the .litertlm file to write")
+    add_force_option(parser, "a file that gemma-edge did not export")
     parser.add_argument("--size", metavar="NAME", help="the size to export (default: the bundle's default size)")
     parser.add_argument(
         "--groups", metavar="NAME[,...]", type=group_names,
@@ -66,6 +68,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             activations=arguments.activations,
             target=arguments.target,
             sign=arguments.sign,
+            force=arguments.force,
             progress=show,
         )
     value = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from gemma_edge.api.inspect import (
     CHECKPOINT_BITS,
@@ -16,8 +17,9 @@ from gemma_edge.api.inspect import (
     inspect,
 )
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
+from gemma_edge.options.outputs import add_force_option
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
-from toolkit.report.plots import Bar, StackedBars, require_plot_name, write_plot
+from toolkit.report.plots import Bar, StackedBars, plot_output, write_plot
 
 EXAMPLES = (
     "gemma-edge inspect google/gemma-3n-E4B-it",
@@ -32,15 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", metavar="FILE", help="also draw each size's loaded and effective parameters, as FILE.svg or FILE.png"
     )
+    add_force_option(parser, "a file that is no plot of gemma-edge's")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0."""
+    output = None
     if arguments.plot is not None:
-        require_plot_name(arguments.plot)
+        inputs = [Path(source) for source in (arguments.path, *(choice.source for choice in arguments.adapters))]
+        output = plot_output(arguments.plot, inputs, force=arguments.force)
+        output.require()
     findings = inspect(arguments.path, revision=arguments.revision, adapters=arguments.adapters)
-    if arguments.plot is not None:
-        write_plot(_plot(findings), arguments.plot)
+    if output is not None:
+        write_plot(_plot(findings), output)
     terminal.result(_as_json(findings), _as_text(findings))
     return 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gemma_edge.api.rebuild import rebuild
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
+from gemma_edge.options.outputs import add_force_option
 from gemma_edge.terminal import Terminal
 
 EXAMPLES = (
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="PATH", type=Path, required=True, help="the directory or the .litertlm to write"
     )
+    add_force_option(parser, "a file or a directory that gemma-edge did not write")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
@@ -40,6 +42,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             checkpoint=arguments.checkpoint,
             revision=arguments.revision,
             adapters=arguments.adapters,
+            force=arguments.force,
             progress=show,
         )
     value = {"output": str(result.path), "files": dict(result.lock.files), "manifest": result.lock.manifest}

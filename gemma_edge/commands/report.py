@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gemma_edge.api.report import report
+from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.results import add_torn_line_option
 from gemma_edge.terminal import Terminal, bytes_text
 from toolkit.report.results_page import runs_text
@@ -18,13 +19,20 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", metavar="RESULTS", nargs="+", help="results files written by bench")
     parser.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the page to write")
+    add_force_option(parser, "a file that is no page of gemma-edge's")
     add_torn_line_option(parser)
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0."""
     with terminal.bar("plots", unit="plots") as progress:
-        page = report(arguments.results, arguments.output, skip_torn_line=arguments.skip_torn_line, progress=progress)
+        page = report(
+            arguments.results,
+            arguments.output,
+            skip_torn_line=arguments.skip_torn_line,
+            force=arguments.force,
+            progress=progress,
+        )
     terminal.result(
         {
             "report": arguments.output,

@@ -6,12 +6,14 @@ import json
 import platform
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from toolkit.base.errors import BundleError, UsageError
+from toolkit.base.errors import BundleError
 from toolkit.base.files import write_bytes
+from toolkit.base.outputs import Output, OutputKind
 from toolkit.base.strict_json import read_json_file
 
 FORMAT = "gemma-edge-environment/1"
@@ -23,19 +25,23 @@ def environment_file(output: Path) -> Path:
     return output.with_name(output.name + _SUFFIX)
 
 
-def require_environment_file(output: Path) -> None:
-    """UsageError if the name of the file beside `output` is taken by something else."""
-    path = environment_file(output)
-    if path.exists() and _read(path) is None:
-        found = "something else than what an output was made with"
-        raise UsageError(file=path, found=found, remedy="move it, or choose another name for the output")
+def require_environment_file(output: Output) -> None:
+    """UsageError if the file beside `output` may not be written: the rules of the output itself."""
+    replace(output, path=environment_file(output.path), kind=ENVIRONMENT).require()
 
 
-def write_environment(output: Path) -> None:
+def write_environment(output: Output) -> None:
     """Write what this process runs on beside `output`; an older file of this kind is replaced."""
     require_environment_file(output)
     value = {"format": FORMAT, **_environment()}
-    write_bytes(environment_file(output), (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(environment_file(output.path), (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _stranger(path: Path) -> str | None:
+    return None if _read(path) is not None else "something else than what an output was made with"
+
+
+ENVIRONMENT = OutputKind("what an output was made with", _stranger)
 
 
 def environment_differences(output: Path) -> list[str]:

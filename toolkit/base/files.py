@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import re
-import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.base.directory_swap import replace_directory, restore_interrupted, sibling, sync
 from toolkit.base.errors import EnvironmentFault, UsageError, system_reason
 
 CHUNK_BYTES = 16 * 1024 * 1024
@@ -62,11 +62,11 @@ def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = Non
     target = _file_target(path)
     with disk_faults(target), _new_sibling(target, _create_file) as partial:
         yield partial
-        _sync(partial)
+        sync(partial)
         if verify is not None:
             verify(partial)
         os.replace(partial, target)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 @contextmanager
@@ -89,10 +89,9 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     with disk_faults(target), _new_sibling(target, os.mkdir) as partial:
         yield partial
         for entry in sorted(partial.rglob("*")):
-            _sync(entry)
-        _sync(partial)
-        _replace_directory(partial, target)
-        _sync(target.parent)
+            sync(entry)
+        sync(partial)
+        replace_directory(partial, target)
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -153,7 +152,7 @@ class BackgroundHasher:
 
     def _finish(self, path: Path) -> FileHash:
         found = hash_file(path, advance=self._keep_on)  # first: its pages are still in memory
-        _sync(path)
+        sync(path)
         return found
 
     def _keep_on(self, _: int) -> None:
@@ -279,7 +278,7 @@ def _new_sibling(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
 
 def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
     while True:
-        partial = _sibling(target, "partial")
+        partial = sibling(target, "partial")
         make(partial)
         with suppress(FileNotFoundError):  # another process found it not yet locked, and removed it as abandoned
             lock = os.open(partial, os.O_RDONLY)
@@ -291,7 +290,8 @@ def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove the temporary files beside `target` that no living process has locked."""
+    """Remove the temporary files beside `target` that no living process has locked; repair what was replaced."""
+    restore_interrupted(target)
     for partial in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.partial"):
         with suppress(OSError):
             lock = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -315,38 +315,11 @@ def _create_file(path: Path) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
-def _sibling(target: Path, kind: str) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{kind}")
-
-
 def _require_replaceable(target: Path, *, replace: bool) -> None:
     if target.exists() and not target.is_dir():
         raise UsageError(file=target, found="a file", wanted="a new directory", remedy="choose another name")
     if target.is_dir() and not replace and any(target.iterdir()):
         raise UsageError(file=target, found="a directory with files in it", wanted="a new or empty one")
-
-
-def _replace_directory(partial: Path, target: Path) -> None:
-    """Rename `partial` to `target`. An old directory is moved aside first and removed last, so one always exists."""
-    if not target.is_dir() or not any(target.iterdir()):
-        os.replace(partial, target)
-        return
-    old = _sibling(target, "old")
-    os.replace(target, old)
-    try:
-        os.replace(partial, target)
-    except BaseException:
-        os.replace(old, target)
-        raise
-    shutil.rmtree(old)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _is_beside(path: Path, target: Path) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import toolkit
-from toolkit.base.errors import BundleError, UsageError
+from toolkit.base.errors import BundleError
 from toolkit.base.files import BackgroundHasher, FileHash, atomic_directory, hash_file, safe_name, write_bytes
+from toolkit.base.outputs import Output, OutputKind
 from toolkit.bundle.lock import Lock, completed, dump_lock
 from toolkit.bundle.manifest import (
     LOCK,
@@ -58,16 +59,17 @@ def write_bundle(
     *,
     accept: Callable[[Path], None] | None = None,
     hasher: BackgroundHasher | None = None,
+    inputs: Sequence[Path] = (),
+    force: bool = False,
 ) -> Manifest:
     """Write a bundle to `path`: `fill` writes the files into an empty directory, which is renamed once it is complete.
 
     `accept` gets the complete directory before the rename, and raises to reject it. `hasher` has the hashes of the
-    files that `fill` added to it. An older bundle at `path` is replaced; any other directory that is not empty is an
-    error. After an error, `path` is unchanged.
+    files that `fill` added to it. An older bundle at `path` is replaced, any other directory that is not empty only
+    with `force`, and never one of the `inputs`. After an error, `path` is unchanged.
     """
-    target = Path(path)
-    require_bundle_or_nothing(target)
-    with atomic_directory(target, replace=True) as partial:
+    output = Output(Path(path), BUNDLE, tuple(inputs), force)
+    with atomic_directory(output.require(), replace=True) as partial:
         draft = fill(partial)
         manifest = describe(draft, partial, hash_file if hasher is None else hasher.hash)
         if draft.lock is not None:
@@ -75,27 +77,21 @@ def write_bundle(
         write_bytes(partial / MANIFEST_NAME, dump_manifest(manifest))
         if accept is not None:
             accept(partial)
+        output.require()  # it may have changed since
     return manifest
 
 
-def require_bundle_or_nothing(path: Path) -> None:
-    """UsageError unless nothing is at `path`, or an empty directory, or a bundle without any other files in it."""
-    if not path.exists():
-        return
-    entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    if path.is_dir() and not entries:
-        return
-    wanted = "a new directory, an empty one, or a bundle to replace"
-    remedy = "choose another directory, or remove this one"
+def _stranger(path: Path) -> str | None:
+    """What a directory with files in it is, unless it is a bundle without any other files; None if it is."""
     try:
         known = {MANIFEST_NAME, *read_manifest(path).files}
-    except BundleError as error:
-        raise UsageError(file=path, found="a directory that is no bundle", wanted=wanted, remedy=remedy) from error
-    strangers = [name for name in entries if name not in known]
-    if strangers:
-        raise UsageError(
-            file=path, found=f"a bundle with {', '.join(strangers[:3])} in it", wanted=wanted, remedy=remedy
-        )
+    except BundleError:
+        return "a directory that is no bundle"
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
+    return f"a bundle with {', '.join(strangers[:3])} in it" if strangers else None
+
+
+BUNDLE = OutputKind("a bundle", _stranger, is_directory=True, other_endings=(".litertlm", ".tflite", ".task"))
 
 
 def describe(draft: BundleDraft, directory: Path, hash_of: Callable[[Path], FileHash] = hash_file) -> Manifest:

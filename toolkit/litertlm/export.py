@@ -13,6 +13,7 @@ from toolkit.base.activations import Activations, require_activations
 from toolkit.base.errors import BundleError, UsageError, errors_about
 from toolkit.base.files import Progress, hash_file, require_free_space, scratch_beside
 from toolkit.base.layout import ceil_div
+from toolkit.base.outputs import Output, OutputKind
 from toolkit.base.signatures import Signer
 from toolkit.bundle.lock import LockedExport, lock_line, parse_lock
 from toolkit.bundle.manifest import (
@@ -43,6 +44,7 @@ from toolkit.litertlm.chat_template import ExportedTemplate, engine_template
 from toolkit.litertlm.container import FilePart, Section, write_container
 from toolkit.litertlm.media import always_true, media_metadata
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
+from toolkit.litertlm.reader import read_header as read_litertlm_header
 from toolkit.litertlm.schema import LlmMetadata, ModelType
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import SubgraphRecord
@@ -69,6 +71,7 @@ class ExportOptions:
     target: `cpu` for graphs that are the bundle's, which run on a GPU too; `gpu` for norms that are one op each, with
     a kernel in the engine's GPU delegate (toolkit/tflite/rms_norms.py).
     signer: signs the file's hashes, if there is one.
+    force: replace a file that gemma-edge did not write.
     """
 
     size: str | None = None
@@ -77,6 +80,7 @@ class ExportOptions:
     activations: Activations | None = None
     target: Target = "cpu"
     signer: Signer | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         if self.activations is not None:
@@ -112,7 +116,9 @@ def export_litertlm(
     `accept` gets the complete file before it gets its name, and raises to reject it.
     BundleError if the bundle has no such size or group, or if a file does not have the manifest's size or hash.
     """
-    source, target = Path(bundle), Path(path)
+    source = Path(bundle)
+    output = Output(Path(path), LITERTLM, (source,), options.force)
+    output.require()
     manifest = read_manifest(source)
     size = manifest.default_size if options.size is None else options.size
     groups = _groups(source, manifest, options.groups)
@@ -124,7 +130,7 @@ def export_litertlm(
         "groups": ",".join(groups),
         "size": size,
     }
-    with scratch_beside(target) as scratch:
+    with scratch_beside(output.path) as scratch:
         parts = _Parts(source, manifest, scratch, composite_norms=options.target == "gpu")
         if LOCK in manifest.files:
             made_with = LockedExport(size, groups, model_type, options.activations, options.target)
@@ -133,8 +139,20 @@ def export_litertlm(
         sections = [*_text_sections(parts, manifest.size(size)), *_tower_sections(parts, groups, model_type)]
         sections = [_with_activations(section, options.activations) for section in sections]
         sections.insert(0, _metadata_section(parts, groups, model_type))
-        total = write_container(target, sections, system, signer=options.signer, accept=accept, progress=progress)
-    return ExportResult(target, total, size, groups, model_type)
+        total = write_container(output.path, sections, system, signer=options.signer, accept=accept, progress=progress)
+    return ExportResult(output.path, total, size, groups, model_type)
+
+
+def _stranger(path: Path) -> str | None:
+    """What a file is, unless gemma-edge wrote it as a .litertlm; None if it did."""
+    try:
+        generator = read_litertlm_header(path).metadata.system.get(schema.GENERATOR)
+    except BundleError:
+        return "a file that is no .litertlm"
+    return None if generator is not None and generator.startswith("gemma-edge ") else "another program's .litertlm"
+
+
+LITERTLM = OutputKind("a .litertlm", _stranger)
 
 
 def _with_activations(section: Section, wanted: Activations | None) -> Section:

@@ -10,13 +10,19 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import jinja2
 
 from toolkit.base.files import Advance, Progress
+from toolkit.base.outputs import OutputKind
 from toolkit.base.printable import printable
 from toolkit.report.plots import Plot, svg
+
+_MARK = b'<meta name="generator" content="gemma-edge">'
+"""What every page has in its head: templates/page.html.jinja."""
+_MARK_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,16 @@ class Page(Protocol):
     @property
     def pictures(self) -> Sequence[Picture]:
         """All pictures on the page, for the progress bar: drawing them takes most of the time."""
+
+
+def _stranger(path: Path) -> str | None:
+    """What a file is, unless it is a page that this module rendered; None if it is."""
+    with open(path, "rb") as file:
+        start = file.read(_MARK_BYTES)
+    return None if start.startswith(b"<!doctype html>") and _MARK in start else "a file that is no page of gemma-edge's"
+
+
+PAGE = OutputKind("a page", _stranger)
 
 
 def render_page(page: Page, progress: Progress | None = None) -> bytes:

@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.base.errors import UsageError
 from toolkit.base.files import write_bytes
+from toolkit.base.outputs import Output, OutputKind
 from toolkit.base.printable import printable
 from toolkit.results.quantities import significant
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".svg", ".png")
+_PROGRAM = "gemma-edge"
+"""What a picture's metadata names as the program that made it."""
+_MARK_BYTES = 2048
+"""Within so many bytes from the start."""
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 # Text and lines are drawn in this one; a picture on a page then takes the colour of the page's text instead.
@@ -113,7 +119,7 @@ def svg(plot: Plot, *, on_page: bool = False) -> bytes:
     """A whole SVG file; `on_page`: without background, and with ink that follows the reader's light or dark scheme."""
     with _drawn(plot) as figure:
         out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=on_page)
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": _PROGRAM}, transparent=on_page)
     data = out.getvalue()
     if on_page:
         data = data.replace(_INK.encode(), b"currentColor").replace(b"<defs>", _ON_PAGE.encode() + b"<defs>", 1)
@@ -126,20 +132,36 @@ def png(plot: Plot) -> bytes:
     """A whole PNG file."""
     with _drawn(plot) as figure:
         out = io.BytesIO()
-        figure.savefig(out, format="png", metadata={"Software": None})
+        figure.savefig(out, format="png", metadata={"Software": _PROGRAM})
     return out.getvalue()
 
 
-def require_plot_name(path: Path | str) -> None:
-    """UsageError unless the file's name ends as a picture's does; ask before the work whose plot it is to hold."""
+def plot_output(path: Path | str, inputs: Sequence[Path] = (), *, force: bool = False) -> Output:
+    """The output for a plot; UsageError unless its name ends as a picture's does."""
     if Path(path).suffix.lower() not in SUFFIXES:
         raise UsageError(file=path, found=f"the ending {Path(path).suffix!r}", wanted=" or ".join(SUFFIXES))
+    return Output(Path(path), _PNG if _is_png(Path(path)) else _SVG, tuple(inputs), force)
 
 
-def write_plot(plot: Plot, path: Path | str) -> None:
-    """Write a plot as SVG or PNG, as the file's name ends."""
-    require_plot_name(path)
-    write_bytes(path, png(plot) if Path(path).suffix.lower() == ".png" else svg(plot))
+def write_plot(plot: Plot, output: Output) -> None:
+    """Write a plot as SVG or PNG, as the name of its `plot_output` ends."""
+    output.require()
+    write_bytes(output.path, png(plot) if _is_png(output.path) else svg(plot))
+
+
+def _is_png(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
+
+
+def _stranger(path: Path, *, begin: bytes, mark: bytes) -> str | None:
+    """What a file is, unless it begins so and has the mark of our pictures; None if it does."""
+    with open(path, "rb") as file:
+        start = file.read(_MARK_BYTES)
+    return None if start.startswith(begin) and mark in start else "a file that is no picture of gemma-edge's"
+
+
+_PNG = OutputKind("a PNG", partial(_stranger, begin=b"\x89PNG\r\n", mark=f"tEXtSoftware\0{_PROGRAM}".encode()))
+_SVG = OutputKind("an SVG", partial(_stranger, begin=b"<?xml", mark=f"<dc:title>{_PROGRAM}</dc:title>".encode()))
 
 
 @contextmanager

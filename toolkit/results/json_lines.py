@@ -6,17 +6,22 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.base.errors import ResultsError, UsageError, system_reason
+from toolkit.base.files import disk_faults, require_room, scratch_beside, write_bytes
+from toolkit.base.outputs import Output, OutputKind
 from toolkit.base.strict_json import open_regular, parse_json, read_record, without_format
 from toolkit.results.figures import FigureName
 from toolkit.results.record import FORMAT, BenchRecord, Delegation
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 65536
+_APPENDING = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+_BEGINNING = f'{{"format":"{FORMAT}"'.encode()
+"""How every line begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,46 +77,118 @@ def dump_record(record: BenchRecord) -> bytes:
 
 
 class ResultsWriter:
-    """Appends records to a file; each is completely on the disk before `append` returns."""
+    """Appends records to a file, made with the first one; each is completely on the disk before `append` returns."""
 
-    def __init__(self, path: Path, fd: int) -> None:
-        self.path = path
+    def __init__(self, output: Output, fd: int | None) -> None:
+        """fd: the file, open for appending; None if it is yet to be made, or to be replaced."""
+        self._output = output
         self._fd = fd
 
     def append(self, record: BenchRecord) -> None:
+        """ResultsError for a record that could not be read back; EnvironmentFault for a full disk, without a trace."""
         line = dump_record(record)
-        start = os.fstat(self._fd).st_size
-        written = 0
+        with disk_faults(self._output.path):
+            if self._fd is None:
+                self._fd = self._make(line)
+            else:
+                _append(self._fd, line)
+
+    def _make(self, line: bytes) -> int:
+        """Write the file with its first line, whole, and return it open for appending."""
+        path = self._output.require()  # what is there may have changed since it was opened
+        if not path.exists():
+            with suppress(FileExistsError):  # another process that measures has made it
+                return self._make_new(path, line)
+        elif path.stat().st_size and RESULTS.stranger(path) is not None:
+            write_bytes(path, line)
+            return os.open(path, _APPENDING)
+        fd = os.open(path, _APPENDING)
+        _append(fd, line)
+        return fd
+
+    def _make_new(self, path: Path, line: bytes) -> int:
+        fd = os.open(path, _APPENDING | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            while written < len(line):
-                written += os.write(self._fd, line[written:])
-            os.fsync(self._fd)
-        except OSError:
-            os.ftruncate(self._fd, start)
+            _append(fd, line)
+        except BaseException:
+            if not os.fstat(fd).st_size:
+                path.unlink(missing_ok=True)
+            os.close(fd)
             raise
+        return fd
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
 
 
 @contextmanager
-def open_results(path: Path | str, *, drop_torn_line: bool = False) -> Iterator[ResultsWriter]:
-    """Open a results file for appending, or create it, before anything is measured.
+def open_results(
+    path: Path | str, *, drop_torn_line: bool = False, inputs: Sequence[Path] = (), force: bool = False
+) -> Iterator[ResultsWriter]:
+    """Open a results file for appending; if there is none, it is made with the first record.
 
-    UsageError if it cannot be written; ResultsError if its last line is incomplete, unless `drop_torn_line` is given,
-    which removes that line.
+    All that can be known is checked before anything is measured: UsageError if the file is an input, cannot be written,
+    or is no results file and not to be replaced with `force`; EnvironmentFault if the disk has no room for the longest
+    record; ResultsError if the last line is incomplete, unless `drop_torn_line` is given, which removes that line.
     """
-    place = Path(path)
+    output = Output(Path(path), RESULTS, tuple(inputs), force)
+    target = output.require()
+    require_room(target, MAX_LINE_BYTES)
+    ours = target.exists() and RESULTS.stranger(target) is None
     try:
-        fd = os.open(place, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        if ours:
+            fd = os.open(target, _APPENDING)
+        else:
+            fd = None
+            with scratch_beside(target):  # the directory can be written
+                pass
     except OSError as error:
         raise UsageError(file=path, found=system_reason(error), remedy="name a file that can be written") from error
+    writer = ResultsWriter(output, fd)
     try:
-        size = os.fstat(fd).st_size
-        torn = size - _end_of_lines(fd, size)
-        if torn and not drop_torn_line:
-            raise _torn(path, "last line", torn)
-        os.ftruncate(fd, size - torn)
-        yield ResultsWriter(place, fd)
+        if fd is not None:
+            _remove_torn_line(fd, path, drop_torn_line=drop_torn_line)
+        yield writer
     finally:
-        os.close(fd)
+        writer.close()
+
+
+def _append(fd: int, line: bytes) -> None:
+    start = os.fstat(fd).st_size
+    written = 0
+    try:
+        while written < len(line):
+            written += os.write(fd, line[written:])
+        os.fsync(fd)
+    except BaseException:
+        os.ftruncate(fd, start)
+        raise
+
+
+def _remove_torn_line(fd: int, path: Path | str, *, drop_torn_line: bool) -> None:
+    size = os.fstat(fd).st_size
+    torn = size - _end_of_lines(fd, size)
+    if torn and not drop_torn_line:
+        raise _torn(path, "last line", torn)
+    if torn:
+        os.ftruncate(fd, size - torn)
+
+
+def _stranger(path: Path) -> str | None:
+    """What a file is, unless its first line is a record, or the beginning of one that a crash left; None if it is."""
+    with open(path, "rb") as file:
+        line = file.readline(MAX_LINE_BYTES + 1)
+    if not line.endswith(b"\n") and (line.startswith(_BEGINNING) or _BEGINNING.startswith(line)):
+        return None
+    try:
+        parse_record(line)
+    except ResultsError as error:
+        return f"a file that is no results of gemma-edge bench (line 1: {error})"
+    return None
+
+
+RESULTS = OutputKind("a results file", _stranger)
 
 
 def _contradictions(record: BenchRecord) -> Iterator[tuple[str, object, str | None]]:

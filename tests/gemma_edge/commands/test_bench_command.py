@@ -225,7 +225,7 @@ def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
         (["-p", "30", "-n", "20"], "-p and -n: found 50 tokens, wanted at most 40"),
         (["--size", "huge"], "huge"),
         (["--backend", "gpu"], "--backend: found gpu, wanted cpu"),
-        (["--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: no such file"),
+        (["--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: there is no directory"),
         (["--interval", "0"], "--interval: found 0, wanted at least 0.01 seconds"),
         (["--timeout=-1"], "--timeout: found -1, wanted seconds"),
         (["--min-battery", "101"], "--min-battery: found 101, wanted 0 to 100"),

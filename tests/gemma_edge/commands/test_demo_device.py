@@ -87,8 +87,11 @@ def test_a_page_needs_a_device(capsys: pytest.CaptureFixture[str]) -> None:
             ["--device", "emulated", "--report", "no/such/folder/x.html"],
             "no/such/folder/x.html, --report: there is no directory",
         ),
-        (["--device", "emulated", "--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: no such file"),
         (["--device", "no-such-device"], "device no-such-device: not HOST:PORT, and not connected (there: none)"),
+        (
+            ["--device", "emulated", "--results", "no/such/folder/x.jsonl"],
+            "no/such/folder/x.jsonl: there is no directory",
+        ),
     ],
 )
 def test_what_cannot_be_written_or_reached_is_found_before_anything_takes_its_time(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from paths import REPOSITORY
 
-from toolkit.base import files
+from toolkit.base import directory_swap, files
 from toolkit.base.errors import EnvironmentFault, UsageError
 
 
@@ -148,6 +148,7 @@ def test_a_failed_swap_puts_the_old_directory_back(tmp_path: Path, monkeypatch: 
             raise OSError(errno.EIO, "broken")
         replace(source, destination)
 
+    monkeypatch.setattr(directory_swap, "_exchange", lambda first, second: False)
     monkeypatch.setattr(os, "replace", refuse_partial)
     with pytest.raises(OSError, match="broken"), files.atomic_directory(target, replace=True) as partial:
         (partial / "new").write_bytes(b"new")
@@ -171,7 +172,7 @@ def test_an_empty_directory_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["bundle", "[a].litertlm"])
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path, name: str) -> None:
-    others = [".bundle.partial", ".bundle.12345678.old", ".bundle2.12345678.partial", f".{name}.1234567x.partial"]
+    others = [".bundle.partial", ".bundle.12345678.ol", ".bundle2.12345678.partial", f".{name}.1234567x.partial"]
     for left in (*others, f".{name}.0a0a0a0a.partial"):
         (tmp_path / left).write_bytes(b"x")
     (tmp_path / f".{name}.12345678.partial").mkdir()
@@ -228,7 +229,7 @@ def test_hashing_in_the_background_ends_with_the_work_it_is_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "CHUNK_BYTES", 16)
-    monkeypatch.setattr(files, "_sync", lambda path: pytest.fail("hashed to its end"))
+    monkeypatch.setattr(files, "sync", lambda path: pytest.fail("hashed to its end"))
     (tmp_path / "endless").symlink_to("/dev/zero")
     with pytest.raises(RuntimeError, match="interrupted"), files.BackgroundHasher() as hasher:
         hasher.add(tmp_path / "endless")

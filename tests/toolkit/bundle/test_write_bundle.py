@@ -67,7 +67,7 @@ def test_a_bundle_with_a_strangers_file_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "bundle").write_text("mine")
-    with pytest.raises(UsageError, match="no bundle"):
+    with pytest.raises(UsageError, match="found a file, wanted a new directory for a bundle"):
         write_bundle(tmp_path / "bundle", fill)
     assert (tmp_path / "bundle").read_text() == "mine"
 

@@ -11,7 +11,19 @@ import pytest
 from PIL import Image
 
 from toolkit.base.errors import UsageError
-from toolkit.report.plots import Bar, Distributions, Line, Panel, Plot, StackedBars, TimeSeries, png, svg, write_plot
+from toolkit.report.plots import (
+    Bar,
+    Distributions,
+    Line,
+    Panel,
+    Plot,
+    StackedBars,
+    TimeSeries,
+    plot_output,
+    png,
+    svg,
+    write_plot,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -58,13 +70,13 @@ def test_the_users_settings_change_nothing() -> None:
         assert svg(PLOTS["bars"]) == plain
 
 
-def test_no_date_and_no_program_is_in_a_picture(tmp_path: Path) -> None:
+def test_no_date_and_no_version_is_in_a_picture(tmp_path: Path) -> None:
     data = svg(PLOTS["time"])
     assert b"<dc:date>" not in data
     assert b"Matplotlib" not in data
-    write_plot(PLOTS["time"], tmp_path / "a.png")
+    write_plot(PLOTS["time"], plot_output(tmp_path / "a.png"))
     with Image.open(tmp_path / "a.png") as image:
-        assert image.info.keys() <= {"dpi"}
+        assert image.info.keys() <= {"dpi", "Software"} and image.info["Software"] == "gemma-edge"
         assert image.width > 1000
 
 
@@ -102,7 +114,7 @@ def test_any_script_and_any_length_is_drawn_without_a_warning() -> None:
 
 def test_another_ending_is_refused_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"plot\.jpg: found the ending '\.jpg', wanted \.svg or \.png"):
-        write_plot(PLOTS["bars"], tmp_path / "plot.jpg")
+        plot_output(tmp_path / "plot.jpg")
     assert not list(tmp_path.iterdir())
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +16,7 @@ from typing import Any, cast
 import pytest
 from paths import FIXTURES, REPOSITORY
 
-from toolkit.base.errors import ResultsError, UsageError
+from toolkit.base.errors import EnvironmentFault, ResultsError, UsageError
 from toolkit.results.figures import FigureName
 from toolkit.results.json_lines import dump_record, open_results, parse_record, read_results
 from toolkit.results.record import BenchRecord
@@ -59,7 +63,7 @@ def test_a_record_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> 
     broken: BenchRecord = dataclasses.replace(record, tests={"tg128": cast(FigureName, "tokens")})
     with open_results(path) as writer, pytest.raises(ResultsError, match=r"tests tg128: found tokens"):
         writer.append(broken)
-    assert path.read_bytes() == b""
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("kept", [1, 500, len(LINES[1]) - 1])
@@ -92,10 +96,77 @@ def test_a_long_torn_line_is_removed_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == LINES[0]
 
 
-@pytest.mark.parametrize("place", ["no/such/folder/results.jsonl", "."])
-def test_a_place_that_cannot_be_written_is_found_before_anything_is_measured(tmp_path: Path, place: str) -> None:
-    with pytest.raises(UsageError, match="name a file that can be written"), open_results(tmp_path / place):
+@pytest.mark.parametrize(
+    ("place", "words"), [("no/such/folder/results.jsonl", "there is no directory"), (".", "wanted the name of a file")]
+)
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_measured(
+    tmp_path: Path, place: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words), open_results(tmp_path / place):
         pass
+
+
+def test_a_file_is_made_with_its_first_record_and_not_before(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with open_results(path) as writer:
+        assert list(tmp_path.iterdir()) == []
+        writer.append(parse_record(LINES[0]))
+    assert path.read_bytes() == LINES[0]
+    with open_results(path):
+        pass
+    assert path.read_bytes() == LINES[0]
+
+
+def test_two_processes_that_make_one_file_both_append_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with open_results(path) as first, open_results(path) as second:
+        second.append(parse_record(LINES[1]))
+        first.append(parse_record(LINES[0]))
+        second.append(parse_record(LINES[2]))
+    assert path.read_bytes() == LINES[1] + LINES[0] + LINES[2]
+
+
+@pytest.mark.parametrize("content", [b"notes\n", b"{}\n", LINES[0].replace(b"results/2", b"results/1")])
+def test_a_file_of_another_kind_is_replaced_only_when_told_to_and_with_the_first_record(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"no results of gemma-edge bench.*--force"), open_results(path):
+        pass
+    with open_results(path, force=True):
+        pass
+    assert path.read_bytes() == content
+    with open_results(path, force=True) as writer:
+        writer.append(parse_record(LINES[0]))
+        writer.append(parse_record(LINES[1]))
+    assert path.read_bytes() == LINES[0] + LINES[1]
+
+
+def test_a_disk_without_room_for_a_record_is_found_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda directory: usage(2**30, 2**30 - 1000, 1000))
+    path = tmp_path / "results.jsonl"
+    with pytest.raises(EnvironmentFault, match="found 1,000 bytes of free disk space"), open_results(path):
+        pass
+
+
+def test_a_record_that_no_longer_fits_leaves_no_trace_and_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    script = """
+import resource, sys
+from toolkit.results.json_lines import open_results, parse_record
+lines = sys.stdin.buffer.readlines()
+with open_results(sys.argv[1]) as writer:
+    writer.append(parse_record(lines[0]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(lines[0]) + 100,) * 2)
+    writer.append(parse_record(lines[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(path)], input=b"".join(LINES[:2]), capture_output=True)
+    assert b"EnvironmentFault" in done.stderr and f"{path}: file too large".encode() in done.stderr
+    assert path.read_bytes() == LINES[0]
 
 
 FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [

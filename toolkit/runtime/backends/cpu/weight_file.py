@@ -37,6 +37,9 @@ _SCHEME = "1"
 # Packed weights are as large as the model's, each rounded up to cache lines; measured: 0.1 % more for 16 MB matrices.
 _ROOM = 1.25
 
+# Those of `cache_name`: what else is in the directory is somebody else's.
+_NAMES = f"{'[0-9a-f]' * 16}-{'[0-9a-f]' * 16}.xnnpack"
+
 _log = logging.getLogger(__name__)
 
 
@@ -101,7 +104,7 @@ def _load_or_build(model: ModelFile, path: Path, load: Callable[[str], T]) -> T:
     """With the directory locked exclusively: build the cache under another name, then rename it."""
     if is_complete(path):
         return load(str(path))
-    for partial in path.parent.glob(".*.partial"):
+    for partial in path.parent.glob(f".{_NAMES}.*.partial"):
         partial.unlink()
     require_free_space(path.parent, int(model.size_bytes * _ROOM))
     with atomic_file(path, verify=_require_complete) as partial:
@@ -113,7 +116,7 @@ def _load_or_build(model: ModelFile, path: Path, load: Callable[[str], T]) -> T:
 
 def prune(directory: Path, limit_bytes: int, *, keep: Path) -> None:
     """Remove the least recently used caches until the rest fits; `keep` stays whatever its size."""
-    caches = sorted(directory.glob("*.xnnpack"), key=lambda path: (path != keep, -path.stat().st_mtime_ns))
+    caches = sorted(directory.glob(_NAMES), key=lambda path: (path != keep, -path.stat().st_mtime_ns))
     total = 0
     for path in caches:
         total += path.stat().st_size

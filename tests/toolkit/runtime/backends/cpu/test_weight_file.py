@@ -128,7 +128,7 @@ def test_a_build_that_stops_half_way_leaves_no_file(tmp_path: Path, small_model:
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path, small_model: MakeModel) -> None:
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / ".x.xnnpack.1234.partial").write_bytes(bytes(100))
+    (tmp_path / "c" / f".{'0a' * 8}-{'1b' * 8}.xnnpack.12345678.partial").write_bytes(bytes(100))
     output(small_model(0), tmp_path / "c")
     assert not list((tmp_path / "c").glob(".*.partial"))
 
@@ -163,16 +163,22 @@ def test_processes_that_start_together_all_compute_right(
     assert len(caches(tmp_path / "c")) == 1
 
 
+def cache_file(name: str) -> str:
+    """The name of a cache; `name`: a hexadecimal digit."""
+    return f"{name * 16}-{name * 16}.xnnpack"
+
+
 def test_pruning_removes_the_longest_unused_and_keeps_the_newest(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{name}.xnnpack" for name in "abcd"]
+    paths = [tmp_path / cache_file(name) for name in "abcd"]
     for age, path in enumerate(paths):
         path.write_bytes(bytes(10))
         os.utime(path, (1000 - age, 1000 - age))
-    (tmp_path / "other").write_bytes(bytes(100))
+    for name in ("other", "other.xnnpack"):
+        (tmp_path / name).write_bytes(bytes(100))
     prune(tmp_path, 25, keep=paths[3])
-    assert sorted(os.listdir(tmp_path)) == ["a.xnnpack", "d.xnnpack", "other"]
+    assert sorted(os.listdir(tmp_path)) == [cache_file("a"), cache_file("d"), "other", "other.xnnpack"]
     prune(tmp_path, 0, keep=paths[3])
-    assert sorted(os.listdir(tmp_path)) == ["d.xnnpack", "other"]
+    assert sorted(os.listdir(tmp_path)) == [cache_file("d"), "other", "other.xnnpack"]
 
 
 def test_the_directory_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ class _Work:
             cast("Activations | None", made_with.activations),
             cast(Target, made_with.target),
             force=self.force,
+            sampling=made_with.sampling,
         )
 
         def accept(file: Path) -> None:

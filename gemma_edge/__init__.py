@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gemma_edge.api.convert import convert
     from gemma_edge.api.devices import devices
     from gemma_edge.api.export import export
-    from gemma_edge.api.inspect import inspect
+    from gemma_edge.api.inspect import inspect, inspect_file
     from gemma_edge.api.model import Model, load
     from gemma_edge.api.probe import probe
     from gemma_edge.api.push import push
@@ -43,6 +43,7 @@ _MODULES = {
     "devices": "gemma_edge.api.devices",
     "export": "gemma_edge.api.export",
     "inspect": "gemma_edge.api.inspect",
+    "inspect_file": "gemma_edge.api.inspect",
     "load": "gemma_edge.api.model",
     "probe": "gemma_edge.api.probe",
     "push": "gemma_edge.api.push",
@@ -65,6 +66,7 @@ __all__ = [
     "devices",
     "export",
     "inspect",
+    "inspect_file",
     "load",
     "probe",
     "push",

@@ -11,8 +11,11 @@ from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
 from toolkit.base.outputs import Output
 from toolkit.base.signatures import read_signer
+from toolkit.bundle.manifest import LEAST_TEMPERATURE, MOST_TEMPERATURE, SamplingRecord
+from toolkit.bundle.manifest_json import read_manifest
 from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Target, export_litertlm
-from toolkit.litertlm.schema import ModelType
+from toolkit.litertlm.schema import MOST_LIKELY, ModelType
+from toolkit.runtime.sampling import choose_sampling
 
 
 def export(
@@ -26,6 +29,9 @@ def export(
     target: Target = "cpu",
     sign: Path | str | None = None,
     force: bool = False,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Write one size of a bundle as a .litertlm file, complete or not at all.
@@ -42,6 +48,8 @@ def export(
         engine's GPU delegate: about 40 % fewer ops there, the same on a CPU.
     sign: a file with an Ed25519 private key in PEM or OpenSSH's format, which signs the hashes of the whole file.
     force: replace a file at `output` that gemma-edge did not write.
+    temperature, top_k, top_p: how tokens are drawn for an app that sets no sampler, with the meaning that they have
+        for `generate`; None for what the bundle says, which is what the checkpoint's generation_config.json says.
     progress: called with the bytes done and the total.
 
     BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`, or
@@ -63,7 +71,24 @@ def export(
     require_environment_file(place)
     signer = None if sign is None else read_signer(Path(sign))
     chosen = None if groups is None else tuple(groups)
-    options = ExportOptions(size, chosen, model_type, activations, target, signer, force)
+    sampling = _sampling(Path(bundle), temperature, top_k, top_p)
+    options = ExportOptions(size, chosen, model_type, activations, target, signer, force, sampling)
     result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
     write_environment(place)
     return result
+
+
+def _sampling(bundle: Path, temperature: float | None, top_k: int | None, top_p: float | None) -> SamplingRecord | None:
+    """The bundle's settings with those that are given instead; None if none is."""
+    if temperature is None and top_k is None and top_p is None:
+        return None
+    stated = read_manifest(bundle).text.sampling
+    chosen = choose_sampling(
+        stated, usual_temperature=1.0, temperature=temperature, top_k=top_k, top_p=top_p, seed=0
+    )  # fmt: skip
+    if chosen.temperature == 0:
+        return MOST_LIKELY
+    if not LEAST_TEMPERATURE <= chosen.temperature <= MOST_TEMPERATURE:
+        wanted = f"0, or {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+        raise UsageError("temperature", found=chosen.temperature, wanted=wanted)
+    return SamplingRecord(chosen.temperature, chosen.top_k, chosen.top_p)

@@ -17,6 +17,8 @@ from toolkit.base.errors import UsageError
 from toolkit.bundle.footprint import footprints
 from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME, AdapterRecord
 from toolkit.bundle.manifest_json import read_manifest
+from toolkit.litertlm.reader import read_header, read_llm_metadata
+from toolkit.litertlm.schema import AUDIO_ENCODER, VISION_ENCODER, LlmMetadata
 
 _log = logging.getLogger(__name__)
 
@@ -141,3 +143,46 @@ def _inspect_bundle(path: Path) -> Inspection:
         for name, found in footprints(path, manifest).items()
     }
     return Inspection("bundle", manifest.architecture, groups, sizes, manifest.checkpoint.adapters)
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedSection:
+    """One section of a .litertlm: its name, where it lies, and what its entry says besides."""
+
+    label: str
+    begin: int
+    bytes: int
+    items: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class FileInspection:
+    """The sections of a .litertlm, and what it tells LiteRT-LM of the model; `metadata` is None if it has none."""
+
+    system: Mapping[str, str]
+    sections: tuple[InspectedSection, ...]
+    metadata: LlmMetadata | None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """`text`, and `vision` and `audio` if there are encoders for them."""
+        labels = {section.label for section in self.sections}
+        towers = (("vision", VISION_ENCODER), ("audio", AUDIO_ENCODER))
+        return ("text", *(name for name, label in towers if label in labels))
+
+
+def inspect_file(path: Path | str) -> FileInspection:
+    """List the sections of a .litertlm, whoever wrote it, and what it tells the engine.
+
+    Reads the header and the metadata only. BundleError if it is not a .litertlm.
+
+    >>> import gemma_edge, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = gemma_edge.export(bundle, folder + "/model.litertlm", size="small", temperature=0.5)
+    ...     found = gemma_edge.inspect_file(folder + "/model.litertlm")
+    >>> found.sections[0].label, found.inputs, found.metadata.sampling.temperature
+    ('LlmMetadataProto', ('text',), 0.5)
+    """
+    header = read_header(Path(path))
+    sections = [InspectedSection(s.label, s.begin, s.end - s.begin, s.items) for s in header.metadata.sections]
+    return FileInspection(header.metadata.system, tuple(sections), read_llm_metadata(Path(path), header))

@@ -9,6 +9,7 @@ from typing import get_args
 from gemma_edge.api.export import export
 from gemma_edge.options.groups import group_names
 from gemma_edge.options.outputs import add_force_option
+from gemma_edge.options.session import natural, number
 from gemma_edge.terminal import Terminal, bytes_text
 from toolkit.base.activations import ACTIVATIONS
 from toolkit.litertlm.export import TARGETS
@@ -21,6 +22,7 @@ EXAMPLES = (
     "gemma-edge export BUNDLE -o model.litertlm --model-type gemma3n",
     "gemma-edge export BUNDLE -o exact.litertlm --activations fp32",
     "gemma-edge export BUNDLE -o phone.litertlm --target gpu",
+    "gemma-edge export BUNDLE -o model.litertlm --temperature 0.7 --top-k 40 --top-p 0.9",
     "gemma-edge export BUNDLE -o model.litertlm --sign key.pem",
 )
 
@@ -54,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sign", metavar="KEY", type=Path,
         help="sign the file's hashes with this Ed25519 private key, a file in PEM or OpenSSH's format",
     )  # fmt: skip
+    group = parser.add_argument_group(
+        "sampling",
+        "for apps that set no sampler (default: as the checkpoint's generation_config.json says, else greedy)",
+    )
+    group.add_argument("--temperature", metavar="T", type=number, help="0 always chooses the most likely token")
+    group.add_argument("--top-k", metavar="K", type=natural, help="draw from the K most likely tokens; 0: no limit")
+    group.add_argument("--top-p", metavar="P", type=number, help="draw from the tokens that make up this probability")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
@@ -68,6 +77,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             activations=arguments.activations,
             target=arguments.target,
             sign=arguments.sign,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
             force=arguments.force,
             progress=show,
         )

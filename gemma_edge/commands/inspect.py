@@ -15,21 +15,27 @@ from gemma_edge.api.inspect import (
     InspectedSize,
     Inspection,
     inspect,
+    inspect_file,
 )
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table
+from gemma_edge.words.files import file_json, file_text
+from toolkit.base.errors import UsageError
 from toolkit.report.plots import Bar, StackedBars, plot_output, write_plot
 
 EXAMPLES = (
     "gemma-edge inspect google/gemma-3n-E4B-it",
     "gemma-edge inspect path/to/checkpoint --json",
     "gemma-edge inspect BUNDLE --plot sizes.svg",
+    "gemma-edge inspect model.litertlm",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a checkpoint (directory or Hugging Face id) or a bundle")
+    parser.add_argument(
+        "path", metavar="PATH", help="a checkpoint (directory or Hugging Face id), a bundle, or a .litertlm"
+    )
     add_checkpoint_arguments(parser, "see whether this LoRA adapter can be merged into the checkpoint")
     parser.add_argument(
         "--plot", metavar="FILE", help="also draw each size's loaded and effective parameters, as FILE.svg or FILE.png"
@@ -39,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0."""
+    if Path(arguments.path).is_file():
+        return _file(arguments, terminal)
     output = None
     if arguments.plot is not None:
         inputs = [Path(source) for source in (arguments.path, *(choice.source for choice in arguments.adapters))]
@@ -48,6 +56,15 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if output is not None:
         write_plot(_plot(findings), output)
     terminal.result(_as_json(findings), _as_text(findings))
+    return 0
+
+
+def _file(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    for option, given in (("--plot", arguments.plot), ("--adapter", arguments.adapters)):
+        if given:
+            raise UsageError(option, found="it cannot be used with a file", wanted="a checkpoint or a bundle")
+    findings = inspect_file(arguments.path)
+    terminal.result(file_json(findings), file_text(findings))
     return 0
 
 

@@ -87,7 +87,7 @@ class ChatTemplate:
     def render_turns(
         self,
         turns: Sequence[Mapping[str, object]],
-        tools: Sequence[Mapping[str, object]] = (),
+        tools: Sequence[object] = (),
         *,
         generation_prompt: bool = True,
     ) -> str:

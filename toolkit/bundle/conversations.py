@@ -23,7 +23,8 @@ class Conversation:
 
     name: str
     turns: Sequence[Turn]
-    tools: Sequence[Mapping[str, object]] = ()
+    tools: Sequence[object] = ()
+    """Descriptions in JSON's form; for the engine's gemma3n, texts."""
 
     def count(self, kind: str) -> int:
         """How many parts of this type (`image`, `audio`) the messages have."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, cast
 
 from toolkit.base.errors import BundleError
-from toolkit.base.json_types import Ascending, Range
+from toolkit.base.json_types import Ascending, MayBeAbsent, Range
 from toolkit.base.strict_json import open_regular, parse_json, read_record, shorten, without_format
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
@@ -21,6 +21,7 @@ from toolkit.bundle.manifest import (
     Manifest,
     Name,
     QuantRecord,
+    SamplingRecord,
     Sha256,
     SizeName,
     Text,
@@ -52,6 +53,8 @@ class LockedExport:
     model_type: Text
     activations: Text | None
     target: Text
+    sampling: Annotated[SamplingRecord | None, MayBeAbsent()] = None
+    """None for what the bundle says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ MAX_LAYERS = 1024
 MAX_DIMENSION = 2**20
 MAX_BYTES = 2**50
 MAX_FRAMES_PER_TOKEN = 2**12
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3
 TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCODER, AUDIO_ADAPTER)}
 """The files of the groups that only some requests need."""
 FLOAT32_FILES = frozenset({VISION_ENCODER, AUDIO_ENCODER})
@@ -133,7 +134,7 @@ class KvCache:
 class SamplingRecord:
     """How the model's makers want tokens to be drawn; the limits apply in this order."""
 
-    temperature: Annotated[float, Range(1e-3, 1e3)]
+    temperature: Annotated[float, Range(LEAST_TEMPERATURE, MOST_TEMPERATURE)]
     top_k: Annotated[int, Range(0, MAX_VOCAB)]
     """0 is no limit."""
     top_p: Annotated[float, Range(1e-6, 1.0)]

@@ -154,11 +154,32 @@ def rendering_fault(template: str, engine: EnginePrompts) -> BundleError | None:
         return error
 
 
-def tools_fault(source: str, exported: str, engine: EnginePrompts) -> BundleError | None:
-    """The same of conversations with tools; None for a template that renders them alike, or knows of none."""
-    if not knows_tools(source):
-        return None
-    return template_fault(source, exported, engine, WITH_TOOLS)
+def tools_fault(exported: str, model_type: ModelType) -> str | None:
+    """Why an app should not offer tools with this template; None if it may.
+
+    The engine finds calls in answers as gemma3n only (read in its source), and then writes tools as Python functions.
+    """
+    if model_type != "gemma3n":
+        return "LiteRT-LM looks for calls in answers only with --model-type gemma3n"
+    conversation = replace(WITH_TOOLS[0], tools=[_AS_PYTHON])
+    try:
+        text = EngineTemplate(exported).render(conversation)
+    except ToolkitError as error:
+        return f"LiteRT-LM describes each tool to it as a Python function, where it expects JSON ({error.found})"
+    return None if _AS_PYTHON in text else "it does not write the Python function by which LiteRT-LM describes a tool"
+
+
+# As the engine describes a tool (observed).
+_AS_PYTHON = """def get_weather(
+    city: str,
+    days: int | None = None,
+) -> dict:
+  \"\"\"Weather of a city, in °C.
+
+  Args:
+    city: its name
+  \"\"\"
+"""
 
 
 def knows_tools(source: str) -> bool:

@@ -9,7 +9,7 @@ of minijinja's filters and most methods are missing. minijinja up to 2.18 writes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -66,7 +66,7 @@ class EngineTemplate:
                 raise
             raise UsageError("chat template", found=shorten(str(error), 200)) from error
 
-    def _require_known_calls(self, turns: Sequence[Turn], tools: Sequence[Mapping[str, object]]) -> None:
+    def _require_known_calls(self, turns: Sequence[Turn], tools: Sequence[object]) -> None:
         """UsageError for a call of a method that the engine lacks; minijinja's binding has more of them."""
         try:
             self._watch.render_turns(turns, tools)

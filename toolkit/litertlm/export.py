@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,7 @@ from toolkit.bundle.prompting import Prompting
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import plain_tokenizer
 from toolkit.litertlm import schema
-from toolkit.litertlm.chat_template import ExportedTemplate, engine_template
+from toolkit.litertlm.chat_template import ExportedTemplate, engine_template, knows_tools, tools_fault
 from toolkit.litertlm.container import FilePart, Section, write_container
 from toolkit.litertlm.media import always_true, media_metadata
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
@@ -49,6 +50,8 @@ from toolkit.litertlm.schema import LlmMetadata, ModelType
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import SubgraphRecord
 from toolkit.tflite.rewrite import select_signatures
+
+_log = logging.getLogger(__name__)
 
 _ZLIB_LEVEL = 9
 
@@ -72,6 +75,7 @@ class ExportOptions:
     a kernel in the engine's GPU delegate (toolkit/tflite/rms_norms.py).
     signer: signs the file's hashes, if there is one.
     force: replace a file that gemma-edge did not write.
+    sampling: how tokens are drawn for an app that sets no sampler; by default as the bundle says.
     """
 
     size: str | None = None
@@ -81,6 +85,7 @@ class ExportOptions:
     target: Target = "cpu"
     signer: Signer | None = None
     force: bool = False
+    sampling: SamplingRecord | None = None
 
     def __post_init__(self) -> None:
         if self.activations is not None:
@@ -123,6 +128,8 @@ def export_litertlm(
     size = manifest.default_size if options.size is None else options.size
     groups = _groups(source, manifest, options.groups)
     model_type: ModelType = options.model_type or ("gemma3n" if groups == ("text",) else "generic_model")
+    if "audio" not in groups:
+        _log.warning("the file has no sound: AI Edge Gallery refuses to import such a file (litert-torch issue 1039)")
     system = {
         "checkpoint": manifest.checkpoint.name,
         "checkpoint_sha256": manifest.checkpoint.sha256,
@@ -133,12 +140,12 @@ def export_litertlm(
     with scratch_beside(output.path) as scratch:
         parts = _Parts(source, manifest, scratch, composite_norms=options.target == "gpu")
         if LOCK in manifest.files:
-            made_with = LockedExport(size, groups, model_type, options.activations, options.target)
+            made_with = LockedExport(size, groups, model_type, options.activations, options.target, options.sampling)
             lock = parse_lock(parts.read(LOCK), source / LOCK)
             system[schema.LOCK] = lock_line(replace(lock, export=made_with))
         sections = [*_text_sections(parts, manifest.size(size)), *_tower_sections(parts, groups, model_type)]
         sections = [_with_activations(section, options.activations) for section in sections]
-        sections.insert(0, _metadata_section(parts, groups, model_type))
+        sections.insert(0, _metadata_section(parts, groups, model_type, options.sampling))
         total = write_container(output.path, sections, system, signer=options.signer, accept=accept, progress=progress)
     return ExportResult(output.path, total, size, groups, model_type)
 
@@ -218,10 +225,13 @@ class _Parts:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _metadata_section(parts: _Parts, groups: Sequence[str], model_type: ModelType) -> Section:
+def _metadata_section(
+    parts: _Parts, groups: Sequence[str], model_type: ModelType, sampling: SamplingRecord | None
+) -> Section:
     manifest = parts.manifest
     text, source = manifest.text, _chat_template(parts)
     template = None if source is None else _engine_template(parts, source, groups, model_type)
+    tools = source is not None and template is not None and _calls_tools(source, template, model_type)
     image, sound = media_metadata(parts.read(TOKENIZER), manifest, groups, model_type, joined=template is not None)
     metadata = LlmMetadata(
         start_token=(text.bos_token_id,) if template is None or template.start_token else None,
@@ -232,7 +242,9 @@ def _metadata_section(parts: _Parts, groups: Sequence[str], model_type: ModelTyp
         model_type=model_type,
         image=image,
         sound=sound,
-        sampling=_sampling(text),
+        sampling=_sampling(text, sampling or text.sampling),
+        supports_function_calling=tools,
+        min_runtime_version=schema.GENERIC_SINCE if model_type == "generic_model" else "",
     )
     return Section(schema.LLM_METADATA, (schema.pack_llm_metadata(metadata),))
 
@@ -245,11 +257,19 @@ def _engine_template(parts: _Parts, source: str, groups: Sequence[str], model_ty
         return engine_template(source, prompting, model_type)
 
 
-def _sampling(text: TextRecord) -> SamplingRecord:
+def _calls_tools(source: str, template: ExportedTemplate, model_type: ModelType) -> bool:
+    """Whether an app may offer tools; a warning for a template that knows them where the engine does not."""
+    if not knows_tools(source):
+        return False
+    fault = tools_fault(template.source, model_type)
+    if fault is not None:
+        _log.warning("the file does not offer function calling, although its chat template knows tools: %s", fault)
+    return fault is None
+
+
+def _sampling(text: TextRecord, wanted: SamplingRecord | None) -> SamplingRecord:
     """The engine takes no 0 for as many candidates as there are."""
-    if text.sampling is None:
-        return schema.MOST_LIKELY
-    return replace(text.sampling, top_k=text.sampling.top_k or text.text_ids)
+    return schema.MOST_LIKELY if wanted is None else replace(wanted, top_k=wanted.top_k or text.text_ids)
 
 
 def _chat_template(parts: _Parts) -> str | None:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from toolkit.base.errors import BundleError, system_reason
 from toolkit.bundle.faults import Fault
 from toolkit.litertlm import schema
-from toolkit.litertlm.schema import ContainerMetadata, SectionRecord
+from toolkit.litertlm.schema import ContainerMetadata, LlmMetadata, SectionRecord
 
 _GROUPS: Mapping[str, str] = {
     schema.EMBEDDER: "token_embedding",
@@ -52,13 +52,19 @@ def group_of(label: str) -> str | None:
 
 def read_litertlm(path: Path) -> LitertlmContent:
     """Read header and metadata only; BundleError if the file is not a .litertlm, or is cut off."""
-    sections = read_header(path).metadata.sections
-    metadata = next((section for section in sections if section.type == schema.LLM_METADATA), None)
-    if metadata is None or metadata.end - metadata.begin > schema.MAX_LLM_METADATA_BYTES:
-        return LitertlmContent(sections, None)
+    header = read_header(path)
+    metadata = read_llm_metadata(path, header)
+    return LitertlmContent(header.metadata.sections, None if metadata is None else metadata.max_num_tokens or None)
+
+
+def read_llm_metadata(path: Path, header: Header) -> LlmMetadata | None:
+    """What the file tells of the language model; None if it has no such section, or one of an impossible size."""
+    section = next((section for section in header.metadata.sections if section.type == schema.LLM_METADATA), None)
+    if section is None or section.end - section.begin > schema.MAX_LLM_METADATA_BYTES:
+        return None
     with _opened(path) as file:
-        data = os.pread(file.fileno(), metadata.end - metadata.begin, metadata.begin)
-    return LitertlmContent(sections, schema.unpack_llm_metadata(data, path).max_num_tokens or None)
+        data = os.pread(file.fileno(), section.end - section.begin, section.begin)
+    return schema.unpack_llm_metadata(data, path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,10 @@ ModelType = Literal["gemma3n", "generic_model"]
 """The engine's model types that export writes; they differ in how images and sounds are prepared."""
 
 
+GENERIC_SINCE = "0.14.0"
+"""The first version of the engine that knows the fields of generic_model."""
+
+
 @dataclass(frozen=True, slots=True)
 class SectionRecord:
     """A section: bytes [begin, end) of the file, their type (a name of AnySectionDataType), and further entries."""
@@ -158,6 +162,10 @@ class LlmMetadata:
     sound: SoundMetadata | None = None
     sampling: SamplingRecord = MOST_LIKELY
     """What an app gets that sets no sampler of its own."""
+    supports_function_calling: bool = False
+    supports_thinking: bool = False
+    min_runtime_version: str = ""
+    """The first version of the engine that runs the file as it is meant; empty for any."""
 
 
 def pack_container_metadata(metadata: ContainerMetadata) -> bytes:
@@ -210,8 +218,10 @@ def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
         _set_generic(model_type, metadata)
     if metadata.jinja_prompt_template is not None:
         proto.jinja_prompt_template = metadata.jinja_prompt_template
-    proto.supports_thinking = False
-    proto.supports_function_calling = False
+    proto.supports_thinking = metadata.supports_thinking
+    proto.supports_function_calling = metadata.supports_function_calling
+    if metadata.min_runtime_version:
+        proto.min_runtime_version = metadata.min_runtime_version
     return bytes(proto.SerializeToString(deterministic=True))
 
 
@@ -229,6 +239,9 @@ def unpack_llm_metadata(data: bytes, file: Path | str | None = None) -> LlmMetad
         max_num_tokens=proto.max_num_tokens,
         jinja_prompt_template=proto.jinja_prompt_template if proto.HasField("jinja_prompt_template") else None,
         sampling=_sampling(proto.sampler_params),
+        supports_function_calling=proto.supports_function_calling,
+        supports_thinking=proto.supports_thinking,
+        min_runtime_version=proto.min_runtime_version,
         **_model_type(proto.llm_model_type),
     )
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--activations", choices=ACTIVATIONS,
-        help="what LiteRT-LM computes with on a GPU: fp16, which gives wrong answers to sounds and may to images, or "
+        help="what LiteRT-LM computes with on a GPU: fp16, which images and sounds may be too large for, or "
         "fp32 (default: fp32 for the encoders of images and sounds, for the rest what the engine chooses, fp16)",
     )  # fmt: skip
     parser.add_argument(

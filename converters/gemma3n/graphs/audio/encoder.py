@@ -19,7 +19,9 @@ from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
 
 NORM_EPSILON = 1e-6  # Gemma3nRMSNorm's default: used by all norms except the two with the config's rms_norm_eps
-BLOCKED = -1e9  # added by the mask: far below any capped score, and finite when added to one
+BLOCKED = -3e4  # added by the mask: far below any capped score, and finite in float16, where a GPU may compute
+RUNNING_SCALE = 16.0
+"""The divisor of values before their running variance is taken: the square of 256 is infinite in float16."""
 
 
 def encoder_graph(config: AudioConfig, frames: int) -> Graph:
@@ -106,14 +108,20 @@ class _Encoder:
         """Group norm over all steps so far; the variance uses each step's distance from the mean up to that step."""
         _, time, bins, channels = x.shape
         flat = ops.reshape(x, (1, time, bins * channels))
-        counts = np.arange(1, time + 1, dtype=np.float64) * bins * channels
-        share = self.graph.constant((1 / counts).astype(np.float32).reshape(1, time, 1))
-        centred = ops.sub(flat, ops.mul(ops.cumsum(ops.sum_(flat), 1), share))
-        variance = ops.mul(ops.cumsum(ops.sum_(ops.mul(centred, centred)), 1), share)
-        factor = ops.rsqrt(ops.add(variance, self.graph.scalar(self.config.group_norm_eps)))
+        centred = ops.sub(flat, self._running_mean(ops.mean(flat)))
+        small = ops.mul(centred, self.graph.scalar(1 / RUNNING_SCALE))
+        variance = self._running_mean(ops.mean(ops.mul(small, small)))
+        factor = ops.rsqrt(ops.add(variance, self.graph.scalar(self.config.group_norm_eps / RUNNING_SCALE**2)))
         if present is not None:
             factor = ops.mul(factor, ops.reshape(present, (1, time, 1)))
-        return ops.reshape(ops.mul(centred, factor), x.shape)
+        return ops.reshape(ops.mul(small, factor), x.shape)
+
+    def _running_mean(self, x: Value) -> Value:
+        """The mean of all steps so far, f32[1, time, 1]; divided before the sum, which float16 could not hold."""
+        time = x.shape[1]
+        sums = ops.cumsum(ops.mul(x, self.graph.scalar(1 / time)), 1)
+        counts = np.arange(1, time + 1, dtype=np.float64)
+        return ops.mul(sums, self.graph.constant((time / counts).astype(np.float32).reshape(1, time, 1)))
 
     # --- conformer -----------------------------------------------------------------------------------------------
 

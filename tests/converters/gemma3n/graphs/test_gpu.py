@@ -13,6 +13,8 @@ from paths import EXAMPLE
 from towers import write_multimodal_checkpoint
 
 from converters.convert import ConvertRequest, convert
+from toolkit.media.mel import log_mel
+from toolkit.media.sound import load_sound
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -89,6 +91,24 @@ def test_in_float16_an_adapter_is_right_at_every_magnitude(tmp_path: Path, name:
     found, wanted = run_graphs(path, steps, "gpu-f16"), run_graphs(path, steps, "cpu")
     assert found.whole, found.log
     assert largest_error(found, wanted) < 1e-2
+
+
+def test_in_float16_the_audio_encoder_of_the_example_is_right(tmp_path: Path) -> None:
+    """Its norms are not those of larger activations, but its running norm sums thousands of squares."""
+    roles = {"text": "f32", "ple": "f32", "audio": "f32"}
+    convert(ConvertRequest(EXAMPLE, tmp_path / "bundle", roles, groups=("text", "audio"), context=512), gate=None)
+    path = tmp_path / "bundle" / "audio_encoder.tflite"
+    steps = {}
+    for word in ("seven", "left"):
+        mel, mask = log_mel(load_sound(EXAMPLE / "samples" / f"{word}.wav"))
+        room = ((0, 112 - len(mel)), (0, 0))
+        sound, present = np.pad(mel, room)[None], np.pad(mask, room[0])[None]
+        steps[f"encode_112@{word}"] = {"src_inputs": sound, "mask": present}
+    found, wanted = run_graphs(path, steps, "gpu-f16"), run_graphs(path, steps, "cpu")
+    assert found.whole, found.log
+    for name, outputs in wanted.outputs.items():
+        error = np.abs(found.outputs[name]["features"] - outputs["features"]).max() / np.abs(outputs["features"]).max()
+        assert error < 1e-2, name
 
 
 def trained_decoder(directory: Path, context: int) -> Path:

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from device_harness.adb.transport import ConnectionLost, DeviceFault
+from device_harness.bench.memory import memory_record, series
+from device_harness.bench.power import NO_SOURCE, EnergyMeter, PowerSource, energy_tests
 from device_harness.bench.process import ASK_S, JobProcesses, ProcessLimits, ProcessRun
 from device_harness.bench.readiness import GateWait, PowerGate, ReadinessSettings, ThermalGate
-from device_harness.bench.sampler import DEFAULT_INTERVAL_S, memory_record, series
+from device_harness.bench.sampler import DEFAULT_INTERVAL_S
 from device_harness.bench.state import read_state, read_thermal, state_flags
 from device_harness.flash.page_cache import DroppedFiles, PageCache
 from device_harness.machines.machine import Machine
@@ -26,6 +28,7 @@ from toolkit.results.record import (
     Delegation,
     DeviceRecord,
     DriftRecord,
+    EnergyRecord,
     Figures,
     Flag,
     Iteration,
@@ -68,6 +71,9 @@ class JobSettings:
     """A folder on the machine that the sampler may write to."""
     page_cache: PageCache | None = None
     """The page cache from which to drop the model's files before each iteration; None to keep them."""
+    power: PowerSource = NO_SOURCE
+    idle_s: float = 0.0
+    """For how long the power of the machine at rest is measured first, if there is a source; 0: not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,9 @@ class _Bench:
         self._note = note
         self._power_gate = PowerGate(subject.machine, settings.readiness, note)
         self._thermal_gate = ThermalGate(subject.machine, settings.readiness, note)
-        limits = ProcessLimits(workload.timeout_s, settings.interval_s, settings.folder)
+        self._tests = {**subject.job.tests, **energy_tests(subject.job.tests)}
+        self._energy = EnergyMeter(settings.power)
+        limits = ProcessLimits(workload.timeout_s, settings.interval_s, settings.folder, settings.power.watched)
         self._processes = JobProcesses(subject.machine, subject.runner, subject.job, limits)
         self._started_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._started = time.monotonic()
@@ -131,6 +139,9 @@ class _Bench:
         for figure in self._job.tests.values():
             known_figure(figure, self._runner)
         self._begin_s = self._uptime()
+        if self._settings.idle_s and self._settings.power.kind != "none":
+            self._note(f"{self._machine.serial}: idle power is measured for {self._settings.idle_s:g} s")
+            self._lasting("the measurement of idle power", self._rest)
         if self._workload.start == "warm":
             self._note(f"{self._machine.serial}: {self._runner} runs once unmeasured, to warm up")
             self._lasting("the unmeasured run", self._warm_up)
@@ -156,6 +167,9 @@ class _Bench:
     def end(self) -> None:
         """End everything that this job started on the machine."""
         self._processes.try_to_end()
+
+    def _rest(self) -> None:
+        self._energy.take_idle(self._processes.rest(self._settings.idle_s))
 
     def _warm_up(self) -> None:
         self._waits.append(self._power_gate.wait())
@@ -212,9 +226,9 @@ class _Bench:
         if not self._iterations:
             return None
         told = {name for item in self._iterations for name in item.figures}
-        tests = {test: figure for test, figure in self._job.tests.items() if figure in told}
+        tests = {test: figure for test, figure in self._tests.items() if figure in told}
         after = self._after or self._state_after()
-        drifts = self._drifts()
+        drifts, energy = self._drifts(), self._energy.record()
         environment = tuple(f"{name}={value}" for name, value in self._job.environment.items())
         runs = [run.samples for run in self._runs]
         return BenchRecord(
@@ -238,13 +252,14 @@ class _Bench:
             drift={test: DriftRecord("mann-kendall", found.p_value, found.change) for test, found in drifts.items()},
             state_before=self._before,
             state_after=after,
-            flags=self._flags(after, drifts, is_whole=is_whole),
+            flags=self._flags(after, drifts, energy, is_whole=is_whole),
+            energy=energy,
         )
 
     def _iteration(self, run: ProcessRun, gate_wait_s: float, dropped: DroppedFiles | None) -> Iteration:
         thermal = read_thermal(self._machine)
         begin, end = run.reading.begin_s or run.begin_s, run.reading.end_s or run.end_s
-        figures = known_figures(run.reading.figures, self._runner)
+        figures = known_figures(run.reading.figures, self._runner) | self._energy.figures(run)
         if dropped is not None:
             figures["model_resident_bytes"] = dropped.resident_bytes
         if run.samples:
@@ -279,14 +294,18 @@ class _Bench:
 
     def _drifts(self) -> dict[str, Drift]:
         drifts = {}
-        for test, figure in self._job.tests.items():
+        for test, figure in self._tests.items():
             values = [item.figures[figure] for item in self._iterations if figure in item.figures]
             if len(values) >= MIN_VALUES:
                 drifts[test] = drift(values)
         return drifts
 
-    def _flags(self, after: StateRecord | None, drifts: dict[str, Drift], *, is_whole: bool) -> tuple[Flag, ...]:
+    def _flags(
+        self, after: StateRecord | None, drifts: dict[str, Drift], energy: EnergyRecord, *, is_whole: bool
+    ) -> tuple[Flag, ...]:
         flags: set[Flag] = set() if is_whole else {"interrupted"}
+        if energy.check is not None and not energy.check.agrees:
+            flags.add("energy_disagrees")
         if self._was_cut:
             flags.add("reconnected")
         if self._before is not None:

@@ -7,12 +7,12 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from device_harness.adb.shell import KILLED_EXIT_CODE
 from device_harness.adb.transport import ConnectionLost, DeviceTimeout
-from device_harness.bench.sampler import ProcessSample, Sampler
+from device_harness.bench.sampler import MachineReading, ProcessSample, Sampler, Watched
 from device_harness.machines.machine import Machine
 from device_harness.runners.interface import Job, Reading
 from toolkit.base.errors import EnvironmentFault
@@ -39,6 +39,7 @@ class ProcessLimits:
     timeout_s: float
     interval_s: float
     folder: str
+    watched: Watched = field(default_factory=Watched)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class ProcessRun:
     end_s: float
     samples: tuple[ProcessSample, ...]
     sampler_failed: bool
+    readings: tuple[MachineReading, ...] = ()
 
 
 class JobProcesses:
@@ -69,12 +71,20 @@ class JobProcesses:
 
         After ConnectionLost it may continue on the machine until `end` is called.
         """
+        environment = tuple(f"{name}={value}" for name, value in self._job.environment.items())
+        return self._sampled((*environment, *self._job.argv), self._job.read)
+
+    def rest(self, seconds: float) -> ProcessRun:
+        """Sample the machine as `run` does while a process of ours only waits."""
+        return self._sampled(("sleep", f"{seconds:g}"), lambda output: Reading({}))
+
+    def _sampled(self, words: tuple[str, ...], read: Callable[[str], Reading]) -> ProcessRun:
         output = bytearray()
         sampler: Sampler | None = None
         begin_s = 0.0
         started = time.monotonic()
         try:
-            with self._machine.stream_shell(self._command(), timeout=self._limits.timeout_s) as running:
+            with self._machine.stream_shell(self._command(words), timeout=self._limits.timeout_s) as running:
                 for _, data in running:
                     output += data
                     match = _BEGIN.search(output) if sampler is None else None
@@ -94,11 +104,12 @@ class JobProcesses:
         if code:
             raise self._failure(text, code, time.monotonic() - started)
         end = _END.search(text)
-        reading = self._job.read(_END.sub("", text))
+        reading = read(_END.sub("", text))
         end_s = float(end[2]) if end is not None else begin_s
         is_long = end_s - begin_s > _SAMPLES_WANTED * self._limits.interval_s
-        samples = sampler.samples if sampler is not None else ()
-        return ProcessRun(reading, begin_s, end_s, samples, sampler is None or (sampler.has_failed and is_long))
+        samples, readings = (sampler.samples, sampler.readings) if sampler is not None else ((), ())
+        failed = sampler is None or (sampler.has_failed and is_long)
+        return ProcessRun(reading, begin_s, end_s, samples, failed, readings)
 
     def count_nodes(self) -> Delegation | None:
         """Count delegated nodes in a separate process; None if the job has none.
@@ -154,12 +165,18 @@ class JobProcesses:
 
     def _sampler(self, pid: int) -> Sampler:
         limits = self._limits
-        return Sampler(self._machine, pid, limit_s=limits.timeout_s, interval_s=limits.interval_s, file=self._samples)
+        return Sampler(
+            self._machine,
+            pid,
+            limit_s=limits.timeout_s,
+            interval_s=limits.interval_s,
+            file=self._samples,
+            watched=limits.watched,
+        )
 
-    def _command(self) -> str:
+    def _command(self, arguments: tuple[str, ...]) -> str:
         """The shell command; the process prints its id before it becomes the runner."""
-        environment = [self._token, *(f"{name}={value}" for name, value in self._job.environment.items())]
-        words = " ".join(map(shlex.quote, ["env", *environment, *self._job.argv]))
+        words = " ".join(map(shlex.quote, ["env", self._token, *arguments]))
         inner = 'echo "@@begin $$ $(cat /proc/uptime)"; exec "$@"'
         return (
             f"sh -c {shlex.quote(inner)} sh {words} 2>&1; code=$?; "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from device_harness.bench.job import JobSettings, Subject, run_job
 from device_harness.bench.placement import LITERTLM, exported_model, model_kind, open_model, place_model
+from device_harness.bench.power import DEFAULT_IDLE_S, find_power_source
 from device_harness.bench.readiness import ReadinessSettings, prepared_device, resting_limit
 from device_harness.bench.sampler import DEFAULT_INTERVAL_S
 from device_harness.bench.state import read_device
@@ -55,6 +56,8 @@ class BenchSettings:
     """The pause between iterations; None: 5 s on a phone, else 0."""
     interval_s: float = DEFAULT_INTERVAL_S
     """The time between memory samples."""
+    idle_s: float = DEFAULT_IDLE_S
+    """For how long power at rest is measured before anything runs, where energy can be measured; 0: not at all."""
     drop_page_cache: bool = False
     """Drop the model's files from the page cache before each iteration; only with a cold start."""
     stay_awake: bool = False
@@ -156,5 +159,7 @@ def _job_settings(
         cool_down_s=default_s if settings.cool_down_s is None else settings.cool_down_s,
         interval_s=settings.interval_s,
         folder=machine.cache_folder,
+        power=find_power_source(machine),
+        idle_s=settings.idle_s,
         page_cache=place_page_cache(machine, listener.note) if settings.drop_page_cache else None,
     )

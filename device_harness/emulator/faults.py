@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from device_harness.parsers.android import THROTTLING_SEVERITIES
 from toolkit.base.errors import UsageError
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMG]?i?B?)")
+
+Power = Literal["", "odpm", "hal", "milliamperes", "no-files"]
+POWERS: tuple[Power, ...] = ("odpm", "hal", "milliamperes", "no-files")
+"""Power rails in files, or in the HAL's dump; a battery with its current in another unit; none but dumpsys battery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Faults:
     """0 (none) to 6 (shutdown), as THROTTLING_SEVERITIES."""
     battery_percent: int = 100
     """The battery's level; below 100 the device is not plugged in."""
+    power: Power = ""
+    """How it tells its power: by a battery's files, or by POWERS."""
     is_screen_on: bool = False
     is_silent: bool = False
     """Accept connections but never answer, like an offline device."""
@@ -44,7 +51,8 @@ def parse_faults(texts: Iterable[str]) -> Faults:
     >>> parse_faults(["drop=1MiB", "refuse=exec:", "thermal=severe"])
     ... # doctest: +NORMALIZE_WHITESPACE
     Faults(drop_at_byte=1048576, reboot_at_byte=None, corrupt_at_byte=None, disk_full_at_byte=None, bytes_per_s=None,
-           refused_services=('exec:',), thermal_status=3, battery_percent=100, is_screen_on=False, is_silent=False)
+           refused_services=('exec:',), thermal_status=3, battery_percent=100, power='', is_screen_on=False,
+           is_silent=False)
     """
     faults = Faults()
     for text in texts:
@@ -63,6 +71,8 @@ def parse_faults(texts: Iterable[str]) -> Faults:
             faults = replace(faults, thermal_status=THROTTLING_SEVERITIES.index(value))
         elif name == "battery" and re.fullmatch(r"\d{1,2}|100", value, re.ASCII):
             faults = replace(faults, battery_percent=int(value))
+        elif name == "power" and value in POWERS:
+            faults = replace(faults, power=value)
         elif name == "screen-on" and not value:
             faults = replace(faults, is_screen_on=True)
         elif name == "silent" and not value:
@@ -70,7 +80,8 @@ def parse_faults(texts: Iterable[str]) -> Faults:
         else:
             wanted = (
                 "drop=BYTES, reboot=BYTES, corrupt=BYTE, disk-full=BYTES, slow=BYTES_PER_S, refuse=SERVICE, "
-                f"thermal={'|'.join(THROTTLING_SEVERITIES)}, battery=PERCENT, screen-on or silent"
+                f"thermal={'|'.join(THROTTLING_SEVERITIES)}, battery=PERCENT, "
+                f"power={'|'.join(POWERS)}, screen-on or silent"
             )
             raise UsageError("--fault", found=repr(text), wanted=wanted)
     return faults

@@ -6,6 +6,7 @@ The layouts are those of Android 14 (AIDL thermal HAL) and of its battery servic
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping
 
 MODEL = "emulated device"
@@ -44,8 +45,16 @@ def properties(serial: str) -> dict[str, str]:
     }
 
 
-def battery(temperature_tenths: int, percent: int = 100) -> str:
-    """`dumpsys battery`: full and on USB power, or less and on none."""
+BATTERY_VOLTS = 4.35
+
+
+def full_charge(percent: int) -> int:
+    """The battery's charge counter in microampere hours at a level, before anything was used."""
+    return 40_000 * percent
+
+
+def battery(temperature_tenths: int, percent: int = 100, charge: int | None = None) -> str:
+    """`dumpsys battery`: full and on USB power, or less and on none; `charge` in microampere hours."""
     is_full = percent == 100
     return f"""Current Battery Service state:
   AC powered: false
@@ -53,16 +62,51 @@ def battery(temperature_tenths: int, percent: int = 100) -> str:
   Wireless powered: false
   Max charging current: 500000
   Max charging voltage: 5000000
-  Charge counter: {40000 * percent}
+  Charge counter: {full_charge(percent) if charge is None else charge}
   status: {5 if is_full else 3}
   health: 2
   present: true
   level: {percent}
   scale: 100
-  voltage: 4350
+  voltage: {round(1000 * BATTERY_VOLTS)}
   temperature: {temperature_tenths}
   technology: Li-ion
 """
+
+
+def power_supply(current: int, charge: int, *, is_full: bool) -> Mapping[str, str]:
+    """The files of a battery in /sys/class/power_supply; `current` in microamperes, below 0 while it discharges."""
+    values = {
+        "type": "Battery",
+        "present": 1,
+        "status": "Full" if is_full else "Discharging",
+        "voltage_now": round(BATTERY_VOLTS * 1e6),
+        "current_now": current,
+        "charge_counter": charge,
+    }
+    return {name: f"{value}\n" for name, value in values.items()}
+
+
+def energy_value(joules: Mapping[str, float]) -> str:
+    """The file `energy_value` of a Pixel's power meter: microwatt seconds by rail."""
+    now = round(1000 * time.clock_gettime(time.CLOCK_BOOTTIME))
+    rows = enumerate(joules.items())
+    return f"t={now}\n" + "".join(
+        f"CH{number}(T={now})[{rail}], {round(1e6 * used)}\n" for number, (rail, used) in rows
+    )
+
+
+def energy_meter(joules: Mapping[str, float]) -> str:
+    """The dump of Pixel's power stats HAL: energy by rail, and sums of rails as energy consumers."""
+    rows = "".join(f"  {rail:>32}   {1000 * used:14.2f} mWs\n" for rail, used in joules.items())
+    total = f"  {'CPUCL0':>32}   {1000 * sum(joules.values()):14.2f} mWs\n"
+    return (
+        "\n============= PowerStats HAL 2.0 energy consumers ==============\n" + total
+        + "========== End of PowerStats HAL 2.0 energy consumers ==========\n"
+        "\n============= PowerStats HAL 2.0 energy meter ==============\n"
+        f"  {'Channel':>32}   {'Cumulative Energy':>18}\n{rows}"
+        "========== End of PowerStats HAL 2.0 energy meter ==========\n"
+    )  # fmt: skip
 
 
 def thermal(status: int) -> str:
@@ -126,7 +170,7 @@ def settings() -> Mapping[str, str]:
 DUMPSYS = """#!/bin/sh
 # Services that the emulated device has; each a file.
 [ "$1" ] || { echo 'Currently running services:'; ls "$STATE/dumpsys"; exit 0; }
-case $1 in *[!a-z]*) echo "Can't find service: $1"; exit 0;; esac
+case $1 in *..*|*[!A-Za-z./]*) echo "Can't find service: $1"; exit 0;; esac
 if [ -f "$STATE/dumpsys/$1" ]; then cat "$STATE/dumpsys/$1"; else echo "Can't find service: $1"; fi
 """
 

@@ -22,6 +22,7 @@ import device_harness
 from device_harness.emulator import templates
 from device_harness.emulator.faults import Faults
 from device_harness.emulator.memory import MemoryLimit
+from device_harness.emulator.power import PlayedPower
 from device_harness.emulator.sandbox import SHELL_UID, Sandbox
 from toolkit.base.errors import EnvironmentFault
 from toolkit.base.outputs import OutputKind
@@ -76,6 +77,7 @@ class Userland:
         self._serial = serial
         self._memory = memory
         self._mark = f"{os.getpid()}-{os.urandom(6).hex()}"
+        self._power = PlayedPower(self.root, self._write_state)
         self._make_tree(limits_storage=limits_storage)
         self._sandbox = self._isolate(isolation)
         self._search_path = [self._path("/system/bin"), "/usr/local/bin", "/usr/bin", "/bin"]
@@ -98,6 +100,7 @@ class Userland:
 
     def close(self) -> None:
         """End all programs; none can be started afterwards."""
+        self._power.close()
         self.end_programs()
         if self._sandbox is not None:
             self._sandbox.close()
@@ -140,7 +143,7 @@ class Userland:
         """What dumpsys and the thermal zone report from now on."""
         celsius = templates.skin_celsius(faults.thermal_status)
         self._write_state("dumpsys/thermalservice", templates.thermal(faults.thermal_status))
-        self._write_state("dumpsys/battery", templates.battery(round(10 * celsius) - 20, faults.battery_percent))
+        self._power.show(faults)
         self._write_state("dumpsys/power", templates.power(is_screen_on=faults.is_screen_on))
         zone = self.root / "sys/class/thermal/thermal_zone0"
         zone.mkdir(parents=True, exist_ok=True)
@@ -194,22 +197,24 @@ class Userland:
         self.show_faults(Faults())
 
     def _copy_cpus(self) -> None:
-        """The CPUs as the host shows them, for LiteRT reads their number there, and a governor."""
+        """The CPUs as the host shows them, for LiteRT reads their number there, and a cluster with a governor."""
         target = self.root / "sys/devices/system/cpu"
         target.mkdir(parents=True, exist_ok=True)
         for name in ("possible", "present", "online", "kernel_max"):
             if (_CPU / name).is_file():
                 (target / name).write_text((_CPU / name).read_text())
-        for cpu in range(os.cpu_count() or 1):
-            frequency = target / f"cpu{cpu}" / "cpufreq"
+        cpus = range(os.cpu_count() or 1)
+        for frequency in (target / "cpufreq/policy0", *(target / f"cpu{cpu}/cpufreq" for cpu in cpus)):
             frequency.mkdir(parents=True, exist_ok=True)
             for name in ("scaling_cur_freq", "scaling_max_freq", "cpuinfo_max_freq"):
                 (frequency / name).write_text("2000000\n")
             (frequency / "scaling_governor").write_text("schedutil\n")
+        (target / "cpufreq/policy0/related_cpus").write_text(" ".join(map(str, cpus)) + "\n")
 
     def _write_state(self, name: str, text: str) -> None:
         """Replaced in one step, for a command may be reading."""
         path = self.root / "system/state" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".new")
         partial.write_text(text)
         partial.replace(path)

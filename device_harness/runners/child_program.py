@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from toolkit import __version__
@@ -21,9 +21,17 @@ RESULT = "gemma-edge-result: "
 """The prefix of the line of JSON, because LiteRT prints lines too."""
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a child has measured: its figures, and when the prompt and the answer were computed, by `uptime`."""
+
+    figures: Mapping[str, float]
+    phases: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
 def run_child(
     argv: list[str] | None,
-    measure: Callable[[argparse.Namespace], Mapping[str, float]],
+    measure: Callable[[argparse.Namespace], Measured],
     library: Callable[[], tuple[str, Path]],
     count: Callable[[argparse.Namespace], Delegation] | None = None,
 ) -> int:
@@ -59,14 +67,14 @@ def run_child(
     return 0
 
 
-def _measured(
-    measure: Callable[[argparse.Namespace], Mapping[str, float]], arguments: argparse.Namespace
-) -> dict[str, object]:
-    before, begin_s = _counts(), _uptime()
-    figures = dict(measure(arguments))
-    end_s = _uptime()
+def _measured(measure: Callable[[argparse.Namespace], Measured], arguments: argparse.Namespace) -> dict[str, object]:
+    before, begin_s = _counts(), uptime()
+    found = measure(arguments)
+    end_s = uptime()
     counted = {name: value - before[name] for name, value in _counts().items()}
-    return {"begin_s": begin_s, "end_s": end_s, "figures": {**figures, **counted}}
+    figures = {**found.figures, **counted}
+    phases = {name: {"begin_s": begin, "end_s": end} for name, (begin, end) in found.phases.items()}
+    return {"begin_s": begin_s, "end_s": end_s, "figures": figures, "phases": phases}
 
 
 def _described(package: str, library: Path) -> dict[str, object]:
@@ -91,6 +99,6 @@ def _counts() -> dict[str, int]:
     return counts if io.read_bytes is None else {**counts, "read_bytes": io.read_bytes}
 
 
-def _uptime() -> float:
+def uptime() -> float:
     """The time on the clock of /proc/uptime, which samples use."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

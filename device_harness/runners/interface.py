@@ -95,6 +95,8 @@ class Reading:
     begin_s: float | None = None
     end_s: float | None = None
     """The measured part, by the machine's /proc/uptime; None: the whole process."""
+    phases: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """When each of `prompt` and `decode` began and ended, on the same clock, as far as the runner says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,12 +48,19 @@ class _ToldError:
 
 
 @dataclass(frozen=True, slots=True)
+class _Phase:
+    begin_s: Number
+    end_s: Number
+
+
+@dataclass(frozen=True, slots=True)
 class _Measured:
     """What a child measured, and when, on the clock of /proc/uptime."""
 
     begin_s: Number
     end_s: Number
     figures: dict[str, Number]
+    phases: dict[str, _Phase]
 
 
 def command(machine: Machine, module: str) -> tuple[str, ...]:
@@ -104,7 +111,8 @@ def read_child(output: str) -> Reading:
     """Read the line of JSON that a child printed."""
     measured = _result(output, _Measured, _CHILD)
     figures = known_figures(measured.figures, _CHILD)
-    return Reading(figures=figures, begin_s=measured.begin_s, end_s=measured.end_s)
+    phases = {name: (phase.begin_s, phase.end_s) for name, phase in measured.phases.items()}
+    return Reading(figures=figures, begin_s=measured.begin_s, end_s=measured.end_s, phases=phases)
 
 
 def read_nodes(output: str) -> Delegation:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from device_harness.bench.power import DEFAULT_IDLE_S
 from device_harness.bench.readiness import ON_LOW_POWER, ReadinessSettings
 from device_harness.bench.run import BenchRequest, BenchSettings
 from device_harness.bench.sampler import DEFAULT_INTERVAL_S
@@ -182,7 +183,12 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--interval", metavar="S", type=_interval, default=DEFAULT_INTERVAL_S,
-        help="seconds between samples of memory (default: %(default)s)",
+        help="seconds between samples of memory, frequencies and power (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--idle-seconds", metavar="S", type=_seconds, default=DEFAULT_IDLE_S,
+        help="measure the power of the device at rest for this long first, where it tells its power; 0: not at all "
+        "(default: %(default)g)",
     )  # fmt: skip
 
 
@@ -260,6 +266,7 @@ def _settings(arguments: argparse.Namespace) -> BenchSettings:
         ),
         cool_down_s=arguments.cool_down,
         interval_s=arguments.interval,
+        idle_s=arguments.idle_seconds,
         drop_page_cache=arguments.drop_page_cache,
         stay_awake=arguments.stay_awake,
         airplane_mode=arguments.airplane_mode,

@@ -11,6 +11,9 @@ from pathlib import Path
 from paths import FIXTURES
 
 RECORDED = FIXTURES / "device"
+SAMPLED = "i=0; until grep -qs /proc/$$/smap[s]_rollup /proc/[0-9]*/cmdline || [ $i = 400 ]; do "
+SAMPLED += "i=$((i + 1)); sleep 0.05; done; sleep 0.3"
+"""Waits until the sampler looks at the process, and a little for it to see."""
 
 
 def write_program(path: Path, output: str, *, code: int = 0) -> Path:

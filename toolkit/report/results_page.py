@@ -28,6 +28,7 @@ _MEANINGS: Mapping[Flag, str] = {
     "interrupted": "the run was cut short",
     "reconnected": "the connection was lost, and an iteration began again",
     "sampler_failed": "memory and temperature were not sampled to the end",
+    "energy_disagrees": "energy differs from what the battery counted, so one of the two is in another unit",
 }
 
 

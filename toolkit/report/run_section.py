@@ -17,6 +17,12 @@ from toolkit.results.record import BenchRecord, StateRecord
 _THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 """Android's throttling status, by number (PowerManager, THERMAL_STATUS_*)."""
 
+_ENERGY_SOURCES = {
+    "odpm": "the power rails of the chip, by their meters",
+    "power_stats_hal": "the power rails of the chip, by the power stats HAL",
+    "battery_power": "the battery's current and voltage: the whole device",
+    "battery_charge": "the battery's counter of charge: the whole device",
+}
 _RESIDENT = "model_resident_bytes"
 _TEMPERATURE: FigureName = "temperature_celsius"
 
@@ -126,10 +132,32 @@ def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
     statuses = [item.thermal_status for item in record.iterations if item.thermal_status is not None]
     if statuses:
         yield "worst throttling", _THERMAL[max(statuses)]
+    yield from _energy_facts(record)
     if memory.major_faults_count is not None:
         yield "major page faults", quantity("faults_count", memory.major_faults_count)
     if memory.read_bytes is not None:
         yield "read from storage", quantity("bytes", memory.read_bytes)
+
+
+def _energy_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
+    energy = record.energy
+    if energy is None:
+        return
+    if energy.source != "none":
+        yield "energy from", _ENERGY_SOURCES[energy.source]
+    if energy.unavailable is not None:
+        yield "energy", f"unavailable: {energy.unavailable}"
+    if energy.idle_watts is not None and energy.idle_s is not None:
+        yield "power at rest", f"{quantity('idle_watts', energy.idle_watts)}, over {quantity('s', energy.idle_s)}"
+    if energy.rails_joules:
+        rails = sorted(energy.rails_joules.items(), key=lambda rail: -rail[1])
+        yield "power rails", ", ".join(f"{name} {quantity('joules', joules)}" for name, joules in rails)
+    if energy.check is not None:
+        measured, counted = (
+            quantity("joules", value) for value in (energy.check.measured_joules, energy.check.counted_joules)
+        )
+        word = "agrees" if energy.check.agrees else "DISAGREES"
+        yield "energy check", f"{measured} measured {word} with {counted} that the battery counted"
 
 
 def _device_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:

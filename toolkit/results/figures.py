@@ -36,6 +36,19 @@ Runs = Literal[
 ]
 """Figures of a process that runs a model."""
 
+Energy = Literal[
+    "energy_joules",
+    "energy_s",
+    "idle_joules",
+    "prompt_joules",
+    "prompt_idle_joules",
+    "prompt_joules_per_token",
+    "decode_joules",
+    "decode_idle_joules",
+    "decode_joules_per_token",
+]
+"""Energy of a process, of its prompt and of its answer; `idle` is what the machine would have used meanwhile."""
+
 Memory = Literal[
     "rss_bytes",
     "anonymous_bytes",
@@ -174,7 +187,7 @@ Scripts = Literal[
 ]
 """Figures that only the scripts in benchmarks/ measure."""
 
-FigureName = Literal[Runs, Memory, Series, Reads, Old, Scripts]
+FigureName = Literal[Runs, Energy, Memory, Series, Reads, Old, Scripts]
 
 Name = TypeVar("Name", bound=str)
 

@@ -17,6 +17,8 @@ from toolkit.base.strict_json import open_regular, parse_json, read_record, with
 from toolkit.results.figures import FigureName
 from toolkit.results.record import FORMAT, BenchRecord, Delegation
 
+_OPTIONAL = ("script", "energy")
+"""The keys that a line may omit, for null: they were added to the format later."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 65536
 _APPENDING = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
@@ -57,7 +59,8 @@ def parse_record(line: bytes, file: Path | str | None = None, place: str | None 
     """Parse one line, with or without its newline; ResultsError names the first field that is wrong."""
     name = None if file is None else str(file)
     fields = without_format(parse_json(line, name, ResultsError, place), FORMAT, name, ResultsError, place)
-    fields.setdefault("script", None)
+    for key in _OPTIONAL:
+        fields.setdefault(key, None)
     record = read_record(fields, BenchRecord, name, ResultsError, place)
     for key, found, wanted in _contradictions(record):
         raise ResultsError(f"{place} {key}" if place else key, file=name, found=found, wanted=wanted)
@@ -67,8 +70,9 @@ def parse_record(line: bytes, file: Path | str | None = None, place: str | None 
 def dump_record(record: BenchRecord) -> bytes:
     """Encode a record as one line; ResultsError for one that `parse_record` would reject."""
     value = {"format": FORMAT, **dataclasses.asdict(record)}
-    if record.script is None:
-        del value["script"]
+    for key in _OPTIONAL:
+        if value[key] is None:
+            del value[key]
     line = json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise ResultsError("record", found=f"{len(line):,} bytes", wanted=f"at most {MAX_LINE_BYTES:,}")

@@ -11,13 +11,18 @@ _UNITS = {
     "tokens_per_s": "t/s",
     "bytes_per_s": "B/s",
     "per_s": "/s",
+    "joules_per_token": "J/token",
+    "joules": "J",
+    "watts": "W",
     "bytes": "B",
     "hz": "Hz",
     "s": "s",
     "celsius": "°C",
     "percent": "%",
 }
-_SCALED = ("B/s", "B", "Hz", "s")
+_SCALED = ("B/s", "B", "Hz", "s", "J/token", "J", "W")
+_SMALL = ("s", "J/token", "J", "W")
+"""Units with prefixes below one."""
 
 
 def unit(figure: str) -> str:
@@ -62,7 +67,7 @@ def _together(figure: str, between: str, values: Sequence[float]) -> str:
     """All values joined by `between`, with the unit and the number of decimals that suit the first."""
     name, factor, prefix, decimals = unit(figure), 1.0, "", 0 if figure.endswith("_count") else 2
     if name in _SCALED:
-        factor, prefix = _prefix(values[0], smallest=1e-9 if name == "s" else 1.0)
+        factor, prefix = _prefix(values[0], smallest=1e-9 if name in _SMALL else 1.0)
         decimals = _decimals(values[0] / factor)
     numbers = [f"{value / factor:,.{decimals}f}" for value in values]
     return f"{between.join(numbers)} {prefix}{name}".rstrip()

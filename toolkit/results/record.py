@@ -42,10 +42,12 @@ Flag = Literal[
     "interrupted",
     "reconnected",
     "sampler_failed",
+    "energy_disagrees",
 ]
 BatteryStatus = Literal["charging", "discharging", "full", "not charging", "unknown"]
 PowerSource = Literal["ac", "usb", "wireless", "dock"]
 ThermalSource = Literal["hal", "cached", "none"]
+EnergySource = Literal["odpm", "power_stats_hal", "battery_power", "battery_charge", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,30 @@ class StateRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class EnergyCheck:
+    """The energy of the same time, by the source and by the battery's own counter of charge or energy."""
+
+    measured_joules: Amount
+    counted_joules: Amount
+    agrees: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyRecord:
+    """Where the energy figures come from, and why some or all are missing."""
+
+    source: EnergySource
+    unavailable: str | None
+    idle_watts: Amount | None
+    """The power of the machine at rest, before the first iteration; the sampler ran then too."""
+    idle_s: Amount | None
+    """For how long it was measured."""
+    rails_joules: dict[str, Amount]
+    """By power rail, during all iterations together."""
+    check: EnergyCheck | None
+
+
+@dataclass(frozen=True, slots=True)
 class ScriptRecord:
     """What a script in benchmarks/ records in addition to figures; `gemma-edge bench` has other fields for it."""
 
@@ -246,7 +272,8 @@ class BenchRecord:
     state_after: StateRecord | None
     flags: tuple[Flag, ...]
     script: ScriptRecord | None = None
-    """Only for scripts in benchmarks/; the only key that a line may omit."""
+    """Only for scripts in benchmarks/. A line may omit this key and those below it."""
+    energy: EnergyRecord | None = None
 
     @property
     def conditions(self) -> str:

@@ -11,11 +11,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from device_harness.runners.child_program import run_child
+from device_harness.runners.child_program import Measured, run_child
 from toolkit.base.errors import EnvironmentFault
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
+def measure(arguments: argparse.Namespace) -> Measured:
     """Run the engine's own benchmark once; returns figures by their names in docs/formats/results.md."""
     engine = importlib.import_module("litert_lm")
     # Only then does it log how many nodes its delegate took; this adds no output while it computes.
@@ -40,14 +40,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     asked = (arguments.prompt_tokens, arguments.generated_tokens)
     if (prefill, decode) != asked:
         raise EnvironmentFault("LiteRT-LM", found=f"{prefill} and {decode} tokens", wanted=f"{asked[0]} and {asked[1]}")
-    return {
-        "init_s": found.init_time_in_second,
-        "time_to_first_token_s": found.time_to_first_token_in_second,
-        "prefill_tokens_count": prefill,
-        "decode_tokens_count": decode,
-        "prefill_tokens_per_s": found.last_prefill_tokens_per_second,
-        "decode_tokens_per_s": found.last_decode_tokens_per_second,
-    }
+    return Measured(
+        {
+            "init_s": found.init_time_in_second,
+            "time_to_first_token_s": found.time_to_first_token_in_second,
+            "prefill_tokens_count": prefill,
+            "decode_tokens_count": decode,
+            "prefill_tokens_per_s": found.last_prefill_tokens_per_second,
+            "decode_tokens_per_s": found.last_decode_tokens_per_second,
+        }
+    )
 
 
 def library() -> tuple[str, Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device_harness.runners.child_program import run_child
+from device_harness.runners.child_program import Measured, run_child, uptime
 from device_harness.runners.session.litert_profile import count_nodes
 from toolkit.base.errors import EnvironmentFault
 from toolkit.bundle.manifest import TEXT_DECODER
@@ -32,7 +32,7 @@ from toolkit.tflite.reader import read_tflite
 SEED = 0
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
+def measure(arguments: argparse.Namespace) -> Measured:
     """Load, prefill and decode; returns figures by their names in docs/formats/results.md."""
     started = time.perf_counter()
     bundle = Bundle(arguments.model)
@@ -54,16 +54,22 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         session.decode(first[-1]).argmax()
         first_s = time.perf_counter() - started
         session.truncate(0)
+        prompt_began = uptime()
         started = time.perf_counter()
         session.prefill(prompt)
         prefill_s = time.perf_counter() - started
+        decode_began = uptime()
         started = time.perf_counter()
         for token in drawn:
             session.decode(token).argmax()
         decode_s = time.perf_counter() - started
     # A prompt of one token has no prefill: its only token is processed by the decode step.
     first_rate = {"first_prefill_tokens_per_s": len(first[:-1]) / first_prefill_s} if first[:-1] else {}
-    return {
+    phases = {
+        "prompt": (prompt_began, prompt_began + prefill_s),
+        "decode": (decode_began, decode_began + decode_s),
+    }
+    figures = {
         "init_s": init_s,
         "time_to_first_token_s": first_s,
         "prefill_s": prefill_s,
@@ -74,6 +80,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         "decode_tokens_per_s": len(drawn) / decode_s,
         **first_rate,
     }
+    return Measured(figures, phases)
 
 
 def count(arguments: argparse.Namespace) -> Delegation:

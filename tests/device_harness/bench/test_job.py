@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytest
+from stand_ins import SAMPLED
 from waiting import when
 
 from device_harness.adb.devices import tcp_endpoint
@@ -87,9 +88,6 @@ def counter(folder_device: Emulator) -> Path:
 COUNTER = "/data/local/tmp/counter"
 COUNT = f"c={COUNTER}; echo $$ >> $c; n=$(wc -l < $c); "
 """Writes the process's id, so that the file has a line for each process that has begun."""
-SAMPLED = "i=0; until grep -qs /proc/$$/smap[s]_rollup /proc/[0-9]*/cmdline || [ $i = 400 ]; do "
-SAMPLED += "i=$((i + 1)); sleep 0.05; done; sleep 0.3"
-"""Waits until the sampler looks at the process, and a little for it to see."""
 
 
 def is_sampled(device: Emulator, number: int) -> bool:

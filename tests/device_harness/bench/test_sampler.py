@@ -12,15 +12,8 @@ from waiting import wait_until
 
 from device_harness.adb.shell import ShellStream
 from device_harness.adb.transport import Transport
-from device_harness.bench.sampler import (
-    Sampler,
-    group_memory,
-    kinds,
-    memory_record,
-    parse_samples,
-    sampling_script,
-    series,
-)
+from device_harness.bench.memory import group_memory, kinds, memory_record, series
+from device_harness.bench.sampler import Sampler, parse_samples, sampling_script
 from device_harness.emulator.device import Emulator
 from device_harness.machines.device import AdbDevice
 from device_harness.machines.host import Host
@@ -45,13 +38,17 @@ STATUS = "Name:\tx\nPid:\t7\nVmHWM:\t  900 kB\nVmRSS:\t  {rss} kB\nRssAnon:\t 10
 STAT = "7 (x (y) z) S 1 7 7 0 -1 4194304 {minor} 0 {major} 0 5 3 0 0 20 0 1 0 {start} 1000 50\n"
 ROLLUP = "55d0-7ff0 ---p 00000000 00:00 0          [rollup]\nRss: 500 kB\nPss: 300 kB\nPrivate_Dirty: 90 kB\n"
 IO = "rchar: 10\nwchar: 0\nread_bytes: {read}\n"
+CLOCKS = "".join(
+    f"/sys/devices/system/cpu/cpufreq/policy{name}/scaling_cur_freq:{khz}\n"
+    for name, khz in ((0, 1800000), (4, 2400000))
+)
 SMAPS = "1000-9000 r--p 00000000 00:00 12   /data/x.bin\nRss: 16 kB\nPss: 8 kB\nAnonymous: 0 kB\n"
 
 
 def sample(uptime: float, *, rss: int = 500, swap: int = 20, major: int = 1, start: int = 99, extra: str = "") -> str:
     stat, status = STAT.format(minor=4, major=major, start=start), STATUS.format(rss=rss, swap=swap)
-    files = f"{stat}{status}{ROLLUP}{IO.format(read=4096)}1800000\n2400000\n"
-    return f"@@ sample\n{uptime:.2f} 55.00\n{files}{extra}@@ end\n"
+    files = f"{stat}{status}{ROLLUP}{IO.format(read=4096)}"
+    return f"@@ sample\n{uptime:.2f} 55.00\n{files}@@ files\n{CLOCKS}{extra}@@ end\n"
 
 
 @pytest.fixture
@@ -87,7 +84,9 @@ def test_a_sample_holds_each_file_of_the_process() -> None:
     }  # fmt: skip
     assert found.io is not None and found.io.read_bytes == 4096
     assert found.mappings is not None and found.mappings[0].path == "/data/x.bin"
-    assert (found.temperature, found.frequency_hz) == (("SKIN", 33.5), 2_400_000_000)
+    assert found.temperature == ("SKIN", 33.5)
+    assert found.frequencies == {"policy0": 1_800_000_000, "policy4": 2_400_000_000}
+    assert series([(found,)], 0).columns["cpu_frequency_hz"] == (2_400_000_000,)
 
 
 def test_line_ends_of_old_shells_change_nothing() -> None:
@@ -208,6 +207,6 @@ def test_a_process_that_is_not_there_gives_no_samples() -> None:
     assert sampler.has_failed
 
 
-def test_the_loop_starts_one_program_a_sample_and_little_else() -> None:
+def test_the_loop_starts_two_programs_a_sample_and_little_else() -> None:
     script = sampling_script(7, 0.2)
     assert script.count("cat /proc/uptime /proc/7/stat /proc/7/status /proc/7/smaps_rollup /proc/7/io") == 1

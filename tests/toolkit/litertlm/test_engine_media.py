@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from converters.convert import ConvertRequest, convert
-from device_harness.bench.sampler import group_memory
+from device_harness.bench.memory import group_memory
 from device_harness.runners.litert_lm.model import EngineModel
 from toolkit.base.elements import ElementName
 from toolkit.base.procfs import parse_smaps

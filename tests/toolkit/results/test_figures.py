@@ -10,7 +10,9 @@ from toolkit.base.errors import ResultsError
 from toolkit.results.figures import FIGURES, known_figure
 from toolkit.results.quantities import unit
 
-NAME = re.compile(r"(?=.{1,64}$)[a-z][a-z0-9_]*_(s|bytes|count|celsius|percent|hz|fraction)")
+NAME = re.compile(
+    r"(?=.{1,64}$)[a-z][a-z0-9_]*_(s|bytes|count|celsius|percent|hz|fraction|joules|joules_per_token|watts)"
+)
 
 
 def test_every_name_ends_in_a_unit_of_the_format() -> None:

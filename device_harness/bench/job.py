@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from device_harness.adb.transport import ConnectionLost, DeviceFault
+from device_harness.bench.cores import cluster_records, read_clusters
 from device_harness.bench.memory import memory_record, series
 from device_harness.bench.power import NO_SOURCE, EnergyMeter, PowerSource, energy_tests
 from device_harness.bench.process import ASK_S, JobProcesses, ProcessLimits, ProcessRun
@@ -18,6 +19,7 @@ from device_harness.bench.sampler import DEFAULT_INTERVAL_S
 from device_harness.bench.state import read_state, read_thermal, state_flags
 from device_harness.flash.page_cache import DroppedFiles, PageCache
 from device_harness.machines.machine import Machine
+from device_harness.parsers.cpu import Cluster
 from device_harness.runners.interface import Job, Workload
 from toolkit import __version__
 from toolkit.base.errors import EnvironmentFault, ToolkitError
@@ -126,6 +128,7 @@ class _Bench:
         self._started_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._started = time.monotonic()
         self._begin_s = 0.0
+        self._clusters: tuple[Cluster, ...] = ()
         self._before: StateRecord | None = None
         self._runs: list[ProcessRun] = []
         self._iterations: list[Iteration] = []
@@ -145,7 +148,7 @@ class _Bench:
         if self._workload.start == "warm":
             self._note(f"{self._machine.serial}: {self._runner} runs once unmeasured, to warm up")
             self._lasting("the unmeasured run", self._warm_up)
-        self._before = read_state(self._machine)
+        self._before, self._clusters = read_state(self._machine), read_clusters(self._machine)
         total = self._settings.repetitions
         progress(0, total, None)
         for index in range(total):
@@ -254,6 +257,7 @@ class _Bench:
             state_after=after,
             flags=self._flags(after, drifts, energy, is_whole=is_whole),
             energy=energy,
+            clusters=cluster_records(self._clusters, self._runs),
         )
 
     def _iteration(self, run: ProcessRun, gate_wait_s: float, dropped: DroppedFiles | None) -> Iteration:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from toolkit.report.page import Cell, Picture, Table
+from toolkit.report.page import Cell, Picture, Table, without_empty_columns
 from toolkit.report.plots import Line, Panel, TimeSeries
 from toolkit.results.figures import FigureName
 from toolkit.results.labels import device_name, notes, threads_text
 from toolkit.results.quantities import quantity
-from toolkit.results.record import BenchRecord, StateRecord
+from toolkit.results.record import BenchRecord, ClusterRecord, StateRecord
 
 _THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 """Android's throttling status, by number (PowerManager, THERMAL_STATUS_*)."""
@@ -41,6 +41,8 @@ class RunSection:
     command: str
     device: tuple[tuple[str, str], ...]
     programs: Table | None
+    clusters: Table | None
+    """What the CPUs did during the iterations."""
     states: Table | None
     """The device's state before and after the run."""
 
@@ -66,6 +68,7 @@ def run_section(record: BenchRecord, title: str, key: str) -> RunSection:
         command=shlex.join(record.arguments),
         device=tuple(_device_facts(record)),
         programs=_binaries(record) if record.binaries else None,
+        clusters=_clusters(record),
         states=_states(record.state_before, record.state_after) if has_states else None,
     )
 
@@ -84,29 +87,59 @@ def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
             panels.append(Panel("tokens/s", {test: Line(times, values, dots=True)}))
     if not panels:
         return None
-    sampled: tuple[tuple[FigureName, str, str, float], ...] = (
-        (_TEMPERATURE, "temperature", "°C", 1.0),
-        ("cpu_frequency_hz", "CPU frequency", "GHz", 1e-9),
-    )
-    for column, name, unit, factor in sampled:
-        line = _sampled(record.samples.columns, column, factor)
-        if line is not None:
-            panels.append(Panel(unit, {name: line}))
+    columns = record.samples.columns
+    frequencies = {_cluster_name(item): item.frequency_hz for item in record.clusters or ()}
+    if not any(any(values) for values in frequencies.values()):
+        frequencies = {"CPU frequency": columns.get("cpu_frequency_hz", ())}
+    sampled = (("°C", 1.0, {"temperature": columns.get(_TEMPERATURE, ())}), ("GHz", 1e-9, frequencies))
+    for unit, factor, series in sampled:
+        lines = {name: _line(columns.get("t_s", ()), values, factor) for name, values in series.items()}
+        if found := {name: line for name, line in lines.items() if line is not None}:
+            panels.append(Panel(unit, found))
     flags = ", ".join(notes(record))
     return TimeSeries(
         "\n".join(textwrap.wrap(title, 100, max_lines=2, placeholder=" …")) + (f"\n{flags}" if flags else ""), panels
     )
 
 
-def _sampled(columns: Mapping[FigureName, Sequence[float | None]], name: FigureName, factor: float) -> Line | None:
-    """A column of the samples as a line, without the times that have no value."""
-    times = columns.get("t_s", ())
+def _line(times: Sequence[float | None], values: Sequence[float | None], factor: float) -> Line | None:
+    """Sampled values as a line, without the times that have no value."""
     found = [
         (time, value * factor)
-        for time, value in zip(times, columns.get(name, ()), strict=False)
+        for time, value in zip(times, values, strict=False)
         if time is not None and value is not None
     ]
     return Line([time for time, _ in found], [value for _, value in found]) if found else None
+
+
+def _cluster_name(cluster: ClusterRecord) -> str:
+    """The CPUs of a cluster, as `CPUs 0-3`, or `CPU 7`."""
+    cpus = [core.cpu for core in cluster.cores]
+    if len(cpus) == 1:
+        return f"CPU {cpus[0]}"
+    is_range = cpus == list(range(cpus[0], cpus[-1] + 1))
+    return f"CPUs {cpus[0]}-{cpus[-1]}" if is_range else f"CPUs {', '.join(map(str, cpus))}"
+
+
+def _clusters(record: BenchRecord) -> Table | None:
+    """What each cluster of CPUs did while the runner's processes ran."""
+    rows = []
+    for cluster in record.clusters or ():
+        frequencies = sorted(value for value in cluster.frequency_hz if value is not None)
+        idle = [core.idle_fraction for core in cluster.cores if core.idle_fraction is not None]
+        ran = [f"{core.cpu}: {quantity('s', core.process_s)}" for core in cluster.cores if core.process_s]
+        low, middle, high = (frequencies[i] for i in (0, len(frequencies) // 2, -1)) if frequencies else (None,) * 3
+        rows.append(
+            [
+                Cell(_cluster_name(cluster)),
+                Cell(cluster.governor or "-"),
+                *(Cell("-" if value is None else quantity("hz", value), numeric=True) for value in (low, middle, high)),
+                Cell(f"{sum(idle) / len(idle):.0%}" if idle else "-", numeric=True),
+                Cell(", ".join(ran) or "-"),
+            ]
+        )
+    headings = ["cluster", "governor", "lowest", "median", "highest", "idle", "CPU time of the runner by core"]
+    return without_empty_columns(Table(headings, rows)) if rows else None
 
 
 def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:

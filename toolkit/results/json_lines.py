@@ -17,7 +17,7 @@ from toolkit.base.strict_json import open_regular, parse_json, read_record, with
 from toolkit.results.figures import FigureName
 from toolkit.results.record import FORMAT, BenchRecord, Delegation
 
-_OPTIONAL = ("script", "energy")
+_OPTIONAL = ("script", "energy", "clusters")
 """The keys that a line may omit, for null: they were added to the format later."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 65536
@@ -212,6 +212,10 @@ def _contradictions(record: BenchRecord) -> Iterator[tuple[str, object, str | No
         elif begin_s is not None and end_s is not None and end_s < begin_s:
             yield f"iterations[{i}] end_s", end_s, "begin_s or later"
     yield from _column_contradictions(record.samples.columns)
+    count = len(record.samples.columns["t_s"]) if "t_s" in record.samples.columns else 0
+    for i, cluster in enumerate(record.clusters or ()):
+        if len(cluster.frequency_hz) != count:
+            yield f"clusters[{i}] frequency_hz", len(cluster.frequency_hz), f"{count}, as many as samples"
 
 
 def _delegation_contradictions(delegation: Delegation) -> Iterator[tuple[str, object, str]]:

@@ -210,6 +210,27 @@ class StateRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CoreRecord:
+    """What one CPU did while the runner's processes ran."""
+
+    cpu: Count
+    idle_fraction: Annotated[float, Range(0, 1)] | None
+    process_s: Amount
+    """CPU time of the runner's processes on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRecord:
+    """CPUs that share a frequency; `name` is the kernel's for their policy."""
+
+    name: str
+    governor: str | None
+    frequency_hz: tuple[Number | None, ...]
+    """One for each of the record's samples."""
+    cores: tuple[CoreRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EnergyCheck:
     """The energy of the same time, by the source and by the battery's own counter of charge or energy."""
 
@@ -274,6 +295,7 @@ class BenchRecord:
     script: ScriptRecord | None = None
     """Only for scripts in benchmarks/. A line may omit this key and those below it."""
     energy: EnergyRecord | None = None
+    clusters: tuple[ClusterRecord, ...] | None = None
 
     @property
     def conditions(self) -> str:

@@ -222,6 +222,8 @@ class EnergyMeter:
         if (count := curve.within(begin, end)) < MIN_READINGS:
             raise _Unavailable(f"too short: {count} different readings during {what}, {MIN_READINGS} are needed")
         used, rest = _NAMES[name]
+        if curve.at(end) < curve.at(begin):
+            raise _Unavailable("the battery's counter went up while it discharged")
         idle: Figures = {} if self._idle is None else {rest: self._idle[0] * (end - begin)}
         return {used: curve.at(end) - curve.at(begin), **idle}
 
@@ -249,7 +251,7 @@ class EnergyMeter:
             measured += curve.joules[-1] - curve.joules[0]
             counted += charge.joules[-1] - charge.joules[0]
             levels |= {_level(reading.battery) for reading in readings if reading.battery is not None}
-        if len(levels) <= _STEPS or counted <= 0:
+        if len(levels) <= _STEPS or counted <= 0 or measured < 0:
             return None
         low = 0.0 if self.source.kind in ("odpm", "power_stats_hal") else 1 - _AGREEMENT
         return EnergyCheck(measured, counted, agrees=low <= measured / counted <= 1 + _AGREEMENT)
@@ -286,7 +288,7 @@ def _rails_curve(readings: Iterable[MachineReading]) -> _Curve:
     if len(found) < MIN_READINGS or not names:
         raise _Unavailable(f"too short: {len(found)} readings of the power rails")
     sums = tuple(sum(reading.rails[name] for name in names) for reading in found)
-    if any(later < earlier for earlier, later in itertools.pairwise(sums)):
+    if any(later.rails[name] < earlier.rails[name] for earlier, later in itertools.pairwise(found) for name in names):
         raise _Unavailable("a power rail's counter went back")
     return _Curve(tuple(reading.uptime_s for reading in found), sums)
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _POLICY = re.compile(r"/sys/devices/system/cpu/cpufreq/(policy\d{1,4})/([a-z_]+)", re.ASCII)
-_CPU_LINE = re.compile(r"cpu(\d{1,4})((?: \d+){4,})", re.ASCII)
+_CPU_LINE = re.compile(r"cpu(\d{1,4})((?: \d{1,15}){4,20})", re.ASCII)
+_NUMBER = re.compile(r"\d{1,15}", re.ASCII)
 _UTIME, _STIME, _PROCESSOR = 14 - 3, 15 - 3, 39 - 3
 """Fields of proc_pid_stat(5), counted from field 3, the first after the thread's name."""
 _IDLE, _IOWAIT = 3, 4
@@ -52,7 +53,7 @@ def parse_clusters(files: Mapping[str, tuple[str, ...]]) -> tuple[Cluster, ...]:
     clusters = []
     for name, values in found.items():
         words = values.get("related_cpus", "").split()
-        if words and all(word.isascii() and word.isdecimal() for word in words):
+        if words and all(map(_NUMBER.fullmatch, words)):
             clusters.append(Cluster(name, tuple(map(int, words)), values.get("scaling_governor")))
     return tuple(sorted(clusters, key=lambda cluster: cluster.cpus))
 
@@ -62,7 +63,7 @@ def parse_frequencies(files: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
     found = {}
     for path, lines in files.items():
         match = _POLICY.fullmatch(path)
-        if match is not None and match[2] == "scaling_cur_freq" and len(lines) == 1 and lines[0].isdecimal():
+        if match is not None and match[2] == "scaling_cur_freq" and len(lines) == 1 and _NUMBER.fullmatch(lines[0]):
             found[match[1]] = int(lines[0]) * 1000
     return found
 
@@ -86,11 +87,11 @@ def parse_threads(files: Mapping[str, tuple[str, ...]], pid: int) -> dict[int, T
     """The CPU time of each thread of a process, from /proc/PID/task/*/stat."""
     found = {}
     for path, lines in files.items():
-        match = re.fullmatch(rf"/proc/{pid}/task/(\d+)/stat", path, re.ASCII)
+        match = re.fullmatch(rf"/proc/{pid}/task/(\d{{1,15}})/stat", path, re.ASCII)
         fields = "\n".join(lines).rpartition(")")[2].split() if match is not None else []
         if match is not None and len(fields) > _PROCESSOR:
             numbers = [fields[place] for place in (_UTIME, _STIME, _PROCESSOR)]
-            if all(number.isascii() and number.isdecimal() for number in numbers):
+            if all(map(_NUMBER.fullmatch, numbers)):
                 user, system, cpu = map(int, numbers)
                 found[int(match[1])] = ThreadTicks(user + system, cpu)
     return found

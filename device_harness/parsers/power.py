@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from device_harness.parsers.lines import clean_lines
 
 _FILE = re.compile(r"(/\S*/([a-z_]+)):(.*)", re.ASCII)
-_CHANNEL = re.compile(r"CH\d{1,3}\(T=(\d{1,18})\)\[([\w.()/-]{1,80})\], (\d{1,18})", re.ASCII)
+_CHANNEL = re.compile(r"CH\d{1,3}\(T=(\d{1,15})\)\[([\w.()/-]{1,80})\], (\d{1,15})", re.ASCII)
 _METER_START = "PowerStats HAL 2.0 energy meter"
 _METER_ROW = re.compile(
     r"\[?([\w.()/-]{1,80})\]?(?::(\S{0,80}))? +(\d{1,15}\.\d{2}) mWs(?: +\( *-?\d+\.\d{2}\))?", re.ASCII
 )
 _LISTED_CHANNEL = re.compile(r"ChannelId: \d+, ChannelName: ([\w.()/-]{1,80}), ChannelSubsystem: .*", re.ASCII)
 _PAIR = re.compile(r"([^:]+): *(.*)")
-_INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
+_INTEGER = re.compile(r"-?\d{1,15}", re.ASCII)
 _DUMPSYS_STATUSES = {"1": "Unknown", "2": "Charging", "3": "Discharging", "4": "Not charging", "5": "Full"}
 """android.os.BatteryManager BATTERY_STATUS_*, in the words of Linux's power supplies."""
 _COULOMBS_PER_MICROAMPERE_HOUR = 3.6e-3

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from device_harness.adb.transport import DeviceRefusal
-from device_harness.bench.sampler import parse_samples
+from device_harness.bench.sampler import parse_readings, parse_samples
 from device_harness.flash.probe import parse_probe
 from device_harness.parsers import android, delegates
+from device_harness.parsers.cpu import parse_clusters
+from device_harness.parsers.power import parse_energy_meter, parse_files
 from device_harness.push.remote import RemoteFolder, parse_df
 from device_harness.push.scripts import parse_digests
 from device_harness.runners.benchmark_model.parser import parse_benchmark_model
@@ -47,8 +49,19 @@ TEXTS: dict[str, tuple[Callable[[str], object], str]] = {
     "BenchmarkInfo": (parse_benchmark_info, "BenchmarkInfo:\nInit Total: {} ms\nPrefill Turns (Total {}):\n"),
     "profile": (undelegated_nodes, "Run Order\nTop by Computation Time\nNumber of nodes executed: {}\n"),
     "samples": (parse_samples, "@@sample\n@@uptime\n{} {}\n@@clock\n{}\n@@end\n"),
+    "readings": (
+        parse_readings,
+        "@@ sample\n1.0 1.0\n@@ files\n/proc/stat:cpu0 {} 1 2 3\n/proc/7/task/7/stat:7 (x) S {}\n"
+        "/sys/devices/system/cpu/cpufreq/policy0/scaling_cur_freq:{}\n/b/status:Full\n/b/voltage_now:{}\n"
+        "/m/energy_value:t=1\n/m/energy_value:CH0(T=1)[A], {}\n@@ end\n",
+    ),
+    "meter": (parse_energy_meter, "PowerStats HAL 2.0 energy meter\n[A]:CPU {}.00 mWs\n"),
+    "clusters": (
+        lambda text: parse_clusters(parse_files(text)),
+        "/sys/devices/system/cpu/cpufreq/policy0/related_cpus:{}\n",
+    ),
     "probe": (lambda text: parse_probe(text, "x"), '{{"record": "table", "rows": {}}}\n'),
-    "child": (read_child, f'{RESULT}{{{{"begin_s": {{}}, "end_s": 1, "figures": {{{{}}}}}}}}\n'),
+    "child": (read_child, f'{RESULT}{{{{"begin_s": {{}}, "end_s": 1, "figures": {{{{}}}}, "phases": {{{{}}}}}}}}\n'),
 }
 
 
@@ -64,8 +77,10 @@ def test_a_number_that_is_none_is_left_out_or_one_error(parse: Callable[[str], o
 @pytest.mark.parametrize(
     "value",
     ["", "{", "[]", "1", "null", '"x"', "{}", '{"error": {}}', '{"begin_s": "x", "end_s": 1, "figures": {}}',
-     '{"begin_s": 0, "end_s": 1, "figures": []}', '{"begin_s": 0, "end_s": 1, "figures": {"no such": 1}}',
-     '{"begin_s": 0, "end_s": 1, "figures": {}, "more": 1}', '{"delegated_nodes": -1, "nodes": 1, "source": "x"}',
+     '{"begin_s": 0, "end_s": 1, "figures": []}', '{"begin_s": 0, "end_s": 1, "figures": {"no such": 1}, "phases": {}}',
+     '{"begin_s": 0, "end_s": 1, "figures": {}, "phases": {}, "more": 1}',
+     '{"begin_s": 0, "end_s": 1, "figures": {}, "phases": {"prompt": [1, 2]}}',
+     '{"delegated_nodes": -1, "nodes": 1, "source": "x"}',
      '{"delegated_nodes": 1, "nodes": 1, "source": ["x"]}', json.dumps({"a": LONG}), "[" * 100_000],
 )  # fmt: skip
 @pytest.mark.parametrize("read", [read_child, read_nodes])

@@ -23,6 +23,7 @@ from device_harness.parsers.cpu import Cluster
 from device_harness.runners.interface import Job, Workload
 from toolkit import __version__
 from toolkit.base.errors import EnvironmentFault, ToolkitError
+from toolkit.base.printable import printable
 from toolkit.base.strict_json import shorten
 from toolkit.results.figures import known_figure, known_figures
 from toolkit.results.record import (
@@ -103,7 +104,7 @@ def run_job(
         ended_by = error
     finally:
         bench.end()
-    return JobOutcome(bench.record(is_whole=ended_by is None), ended_by)
+    return JobOutcome(bench.record(ended_by), ended_by)
 
 
 class _Bench:
@@ -224,7 +225,7 @@ class _Bench:
         self._processes.end()
         self._note(f"{self._machine.serial}: the connection was lost; {what} begins again")
 
-    def record(self, *, is_whole: bool) -> BenchRecord | None:
+    def record(self, ended_by: BaseException | None) -> BenchRecord | None:
         """The record of the iterations so far; None if there are none. Tests without any value are left out."""
         if not self._iterations:
             return None
@@ -255,9 +256,10 @@ class _Bench:
             drift={test: DriftRecord("mann-kendall", found.p_value, found.change) for test, found in drifts.items()},
             state_before=self._before,
             state_after=after,
-            flags=self._flags(after, drifts, energy, is_whole=is_whole),
+            flags=self._flags(after, drifts, energy, is_whole=ended_by is None),
             energy=energy,
             clusters=cluster_records(self._clusters, self._runs),
+            fault=printable(str(ended_by))[:1000] if isinstance(ended_by, ToolkitError) else None,
         )
 
     def _iteration(self, run: ProcessRun, gate_wait_s: float, dropped: DroppedFiles | None) -> Iteration:

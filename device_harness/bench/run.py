@@ -14,7 +14,7 @@ from pathlib import Path
 
 from device_harness.bench.job import JobSettings, Subject, run_job
 from device_harness.bench.placement import LITERTLM, exported_model, model_kind, open_model, place_model
-from device_harness.bench.power import DEFAULT_IDLE_S, find_power_source
+from device_harness.bench.power import DEFAULT_IDLE_S, energy_tests, find_power_source
 from device_harness.bench.readiness import ReadinessSettings, prepared_device, resting_limit
 from device_harness.bench.sampler import DEFAULT_INTERVAL_S
 from device_harness.bench.state import read_device
@@ -123,7 +123,7 @@ def bench(
                 placed = place_model(machine, model, progress=progress)
             for job in plan(machine, placed):
                 subject = Subject(machine, device, spec.name, job)
-                tell = partial(listener.iteration, job)
+                tell = partial(listener.iteration, {**job.tests, **energy_tests(job.tests)})
                 outcome = run_job(subject, request.workload, job_settings, progress=tell, note=listener.note)
                 if outcome.record is not None:
                     yield outcome.record

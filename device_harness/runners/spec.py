@@ -10,8 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from device_harness.runners.interface import Job, Runner, Workload
+from device_harness.runners.interface import Runner, Workload
 from toolkit.base.files import Progress
+from toolkit.results.figures import FigureName
 from toolkit.results.record import DeviceRecord, Figures, ModelKind
 
 if TYPE_CHECKING:  # as in interface.py
@@ -54,8 +55,11 @@ class BenchListener:
     def note(self, text: str) -> None:
         """Called with a message for the user."""
 
-    def iteration(self, job: Job, done: int, total: int, figures: Figures | None) -> None:
-        """Called with the iterations done, the total, and the figures of the last one (None before the first)."""
+    def iteration(self, tests: Mapping[str, FigureName], done: int, total: int, figures: Figures | None) -> None:
+        """Called with the iterations done, the total, and the figures of the last one (None before the first).
+
+        tests: the figure of each test, as in a record.
+        """
 
     def downloading(self, name: str) -> AbstractContextManager[Progress | None]:
         """Open while a program is downloaded; yields a progress function for bytes done and the total, or None."""

@@ -96,17 +96,21 @@ def bench_records(
     once the machine and the runner are known.
     """
     spec = choose_runner(request, runners)
-    inputs = (request.model, *(Path(text) for values in request.options.values() for text in values))
-    opened = results_file(results, inputs, drop_torn_line=drop_torn_line, force=force)
+    opened = results_file(results, request_files(request), drop_torn_line=drop_torn_line, force=force)
     with opened as writer, _machine(device, host=host) as machine:
         for record in measure(machine, request, settings, runners=runners, listener=listener(machine, spec)):
-            fault = None if writer is None else _fault_of(writer, record)
+            fault = None if writer is None else fault_of(writer, record)
             yield record  # even if it could not be kept
             if fault is not None:
                 raise fault
 
 
-def _fault_of(writer: ResultsWriter, record: BenchRecord) -> ToolkitError | None:
+def request_files(request: BenchRequest) -> tuple[Path, ...]:
+    """What may be the inputs of a benchmark: its model, and whatever its options name."""
+    return (request.model, *(Path(text) for values in request.options.values() for text in values))
+
+
+def fault_of(writer: ResultsWriter, record: BenchRecord) -> ToolkitError | None:
     """Append a record; return the error if that fails."""
     try:
         writer.append(record)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from device_harness.adb.devices import Device, list_devices
+from device_harness.adb.devices import Device, describe, list_devices
+from toolkit.base.errors import EnvironmentFault, UsageError
+
+ALL = "all"
+"""In place of a device's name: every device that can be used."""
 
 
 def devices(addresses: Sequence[str] = (), *, timeout_s: float = 3.0) -> tuple[Device, ...]:
@@ -19,3 +23,23 @@ def devices(addresses: Sequence[str] = (), *, timeout_s: float = 3.0) -> tuple[D
     True
     """
     return list_devices(addresses, timeout=timeout_s)
+
+
+def chosen_devices(names: Sequence[str], warn: Callable[[str], None] = lambda text: None) -> tuple[str, ...]:
+    """The devices that `names` mean: themselves, or for `all`, every device that can be used.
+
+    Those that cannot are given to `warn`, with the reason. UsageError for `all` beside a name; EnvironmentFault if no
+    device can be used.
+    """
+    if ALL not in names:
+        return tuple(names)
+    if len(names) > 1:
+        raise UsageError("--device", found="all beside another device", wanted="one of the two")
+    found = devices()
+    for device in found:
+        if not device.is_usable:
+            warn(f"left out {describe(device)}")
+    usable = tuple(device.serial for device in found if device.is_usable)
+    if not usable:
+        raise EnvironmentFault("--device all", found="no device that can be used", remedy="see gemma-edge devices")
+    return usable

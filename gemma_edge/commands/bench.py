@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from device_harness.bench.power import DEFAULT_IDLE_S
@@ -16,6 +16,8 @@ from device_harness.runners import ALL
 from device_harness.runners.interface import Workload
 from device_harness.runners.spec import RunnerOption
 from gemma_edge.api.bench import bench_records
+from gemma_edge.api.bench_devices import BenchFailure, bench_devices
+from gemma_edge.api.devices import chosen_devices
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import number, positive
 from gemma_edge.terminal import Terminal
@@ -30,6 +32,7 @@ EXAMPLES = (
     "gemma-edge bench model.litertlm --binary-version latest -p 512 -n 128 -r 10 --results results.jsonl",
     "gemma-edge bench model.litertlm --binary litert_lm_advanced_main --backend gpu --cold",
     "gemma-edge bench BUNDLE --device BOARD:5555",
+    "gemma-edge bench model.litertlm --binary-version latest --device all --results results.jsonl",
     "gemma-edge bench BUNDLE --runner benchmark_model --binary-version 2.2.0 --signature 'text_decoder:*'",
 )
 _SHORTEST_S = 0.01
@@ -41,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place.add_argument(
         "--device",
         metavar="SERIAL|HOST:PORT",
-        help="the device to measure on (default: ANDROID_SERIAL, else the only device)",
+        action="append",
+        default=[],
+        help="the device to measure on; may be repeated, or all, to measure several at the same time (default: "
+        "ANDROID_SERIAL, else the only device)",
     )
     place.add_argument("--host", action="store_true", help="measure on this computer, in a separate process")
     parser.add_argument(
@@ -217,20 +223,17 @@ def _interval(text: str) -> float:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """Return 0. Before an interrupt or an error takes effect, the results so far are kept and printed."""
+    """Return 0; 3 if a device failed, once all have ended. Before an interrupt or an error, results are printed."""
     records: list[BenchRecord] = []
-    found = bench_records(
-        _request(arguments),
-        _settings(arguments),
-        device=arguments.device,
-        host=arguments.host,
-        results=arguments.results,
-        drop_torn_line=arguments.drop_torn_line,
-        force=arguments.force,
-        listener=lambda machine, spec: TerminalListener(terminal, f"{machine.serial} {spec.name}"),
-    )
+    failures: list[BenchFailure] = []
+    devices = chosen_devices(arguments.device, terminal.warn)
     try:
-        records.extend(found)
+        for found in _measure(arguments, devices, terminal):
+            if isinstance(found, BenchRecord):
+                records.append(found)
+            else:
+                failures.append(found)
+                terminal.warn(f"{found.device} failed, the others go on: {found.error}")
     finally:
         if records:
             _print(records, arguments.output, terminal)
@@ -238,7 +241,37 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         terminal.note(
             "results not kept; --results FILE appends every iteration and sample to FILE for gemma-edge report"
         )
+    if failures:
+        raise failures[0].error
     return 0
+
+
+def _measure(
+    arguments: argparse.Namespace, devices: Sequence[str], terminal: Terminal
+) -> Iterator[BenchRecord | BenchFailure]:
+    """One device is measured in this process, several each in one of their own."""
+    request, settings = _request(arguments), _settings(arguments)
+    if len(devices) > 1:
+        yield from bench_devices(
+            request,
+            settings,
+            devices,
+            results=arguments.results,
+            drop_torn_line=arguments.drop_torn_line,
+            force=arguments.force,
+            listener=lambda device, spec: TerminalListener(terminal, f"{device} {spec.name}"),
+        )
+        return
+    yield from bench_records(
+        request,
+        settings,
+        device=devices[0] if devices else None,
+        host=arguments.host,
+        results=arguments.results,
+        drop_torn_line=arguments.drop_torn_line,
+        force=arguments.force,
+        listener=lambda machine, spec: TerminalListener(terminal, f"{machine.serial} {spec.name}"),
+    )
 
 
 def _request(arguments: argparse.Namespace) -> BenchRequest:

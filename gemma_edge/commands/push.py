@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from device_harness.push.push import DEFAULT_FOLDER, PushResult
+from gemma_edge.api.devices import chosen_devices
 from gemma_edge.api.push import PushListener, push_all
 from gemma_edge.options.groups import group_names
 from gemma_edge.terminal import Terminal, bytes_text
@@ -17,6 +18,7 @@ EXAMPLES = (
     "gemma-edge push BUNDLE",
     "gemma-edge push BUNDLE --groups text,ple --device 192.168.1.20:5555",
     "gemma-edge push model.litertlm --device R5CT1234 --device emulator-5554 --json",
+    "gemma-edge push BUNDLE --device all",
 )
 
 
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="BUNDLE", type=Path, help="a bundle directory, or a .litertlm file")
     parser.add_argument(
         "--device", metavar="SERIAL|HOST:PORT", action="append", default=[],
-        help="the device to push to; may be repeated (default: ANDROID_SERIAL, else the only device)",
+        help="the device to push to; may be repeated, or all (default: ANDROID_SERIAL, else the only device)",
     )  # fmt: skip
     parser.add_argument(
         "--groups", metavar="NAME,...", type=group_names,
@@ -50,7 +52,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     )
     outcome = push_all(
         arguments.source,
-        arguments.device or [None],
+        chosen_devices(arguments.device, terminal.warn) or [None],
         groups=arguments.groups,
         receiver=arguments.receiver,
         target=arguments.target,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from device_harness.push.source import PushProgress
-from device_harness.runners.interface import Job
 from device_harness.runners.spec import BenchListener
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.pushing import step_bars
 from toolkit.base.files import Progress
+from toolkit.results.figures import FigureName
 from toolkit.results.quantities import quantity
 from toolkit.results.record import Figures
 
@@ -24,11 +25,11 @@ class TerminalListener(BenchListener):
     def note(self, text: str) -> None:
         self._terminal.note(text)
 
-    def iteration(self, job: Job, done: int, total: int, figures: Figures | None) -> None:
+    def iteration(self, tests: Mapping[str, FigureName], done: int, total: int, figures: Figures | None) -> None:
         """Print the figures of an iteration at once: a run may take minutes, and problems should show early."""
         if figures is None:
             return
-        found = [(test, figure) for test, figure in job.tests.items() if figure in figures]
+        found = [(test, figure) for test, figure in tests.items() if figure in figures]
         parts = ", ".join(f"{test} {quantity(figure, figures[figure])}" for test, figure in found)
         self._terminal.note(f"{self._title} {done}/{total}: {parts}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from toolkit.report.devices_table import devices_table
 from toolkit.report.flash_probe_table import FLASH_PROBE, flash_probe_table
 from toolkit.report.memory_section import MemorySection, memory_section
 from toolkit.report.numbered_record import NumberedRecord, how_it_ran, joined, row_labels
@@ -48,6 +49,8 @@ class ResultsPage:
     warnings: tuple[str, ...]
     """Warnings, shown before everything else."""
     devices: tuple[DeviceResults, ...]
+    compared: Table | None
+    """Devices beside each other, where several ran the same."""
     distributions: tuple[Picture, ...]
     starts: Table | None
     memory: MemorySection | None
@@ -77,6 +80,7 @@ def results_page(records: Sequence[BenchRecord], left_out: Mapping[str, str] | N
         introduction=f"{runs_text(len(runs))}, {when}, by {tools}",
         warnings=(*_warnings(runs), *(f"Not measured by {name}: {why}." for name, why in (left_out or {}).items())),
         devices=tuple(_devices(runs)),
+        compared=devices_table(runs),
         distributions=tuple(_distributions(runs)),
         starts=_starts(runs),
         memory=memory_section(runs),

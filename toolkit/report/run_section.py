@@ -165,6 +165,8 @@ def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
     statuses = [item.thermal_status for item in record.iterations if item.thermal_status is not None]
     if statuses:
         yield "worst throttling", _THERMAL[max(statuses)]
+    if record.fault is not None:
+        yield "ended early by", record.fault
     yield from _energy_facts(record)
     if memory.major_faults_count is not None:
         yield "major page faults", quantity("faults_count", memory.major_faults_count)

@@ -92,7 +92,15 @@ def compare_results(
 def _device(record: BenchRecord) -> _Key:
     """The fields that are equal for two records of the same device; its OS build may differ."""
     device = record.device
-    return device.kind, device.emulated, device.manufacturer, device.model, device.soc, device.cpus
+    return (
+        device.kind,
+        device.emulated,
+        device.manufacturer,
+        device.model,
+        device.soc,
+        device.cpus,
+        record.device_serial,
+    )
 
 
 def _model(record: BenchRecord) -> _Key:

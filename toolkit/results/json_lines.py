@@ -17,7 +17,7 @@ from toolkit.base.strict_json import open_regular, parse_json, read_record, with
 from toolkit.results.figures import FigureName
 from toolkit.results.record import FORMAT, BenchRecord, Delegation
 
-_OPTIONAL = ("script", "energy", "clusters")
+_OPTIONAL = ("script", "energy", "clusters", "device_serial", "fault")
 """The keys that a line may omit, for null: they were added to the format later."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 65536

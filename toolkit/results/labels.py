@@ -36,9 +36,12 @@ def labels(record: BenchRecord) -> Mapping[str, str]:
 
 
 def device_name(record: BenchRecord) -> str:
-    """Manufacturer and model of the device, marked as emulated if it is, whatever its own name says."""
+    """Manufacturer and model of the device, and its serial number if several were measured together.
+
+    It is marked as emulated if it is, whatever its own name says.
+    """
     device = record.device
-    name = " ".join(text for text in (device.manufacturer, device.model) if text) or device.kind
+    name = " ".join(text for text in (device.manufacturer, device.model, record.device_serial) if text) or device.kind
     return f"{name} ({EMULATED})" if device.emulated and EMULATED not in name else name
 
 

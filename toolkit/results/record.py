@@ -296,6 +296,10 @@ class BenchRecord:
     """Only for scripts in benchmarks/. A line may omit this key and those below it."""
     energy: EnergyRecord | None = None
     clusters: tuple[ClusterRecord, ...] | None = None
+    device_serial: str | None = None
+    """Only if several devices were measured together, so that two of one model can be told apart."""
+    fault: str | None = None
+    """The error that ended the run early."""
 
     @property
     def conditions(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from bundles import fill
 from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner
 from device_harness.machines.host import Host
 from device_harness.runners import ALL
-from device_harness.runners.interface import Job, Workload
+from device_harness.runners.interface import Workload
 from device_harness.runners.spec import BenchListener, RunnerSpec
 from toolkit.base.errors import UsageError
 from toolkit.bundle.write import write_bundle
+from toolkit.results.figures import FigureName
 from toolkit.results.record import Figures
 
 PACKAGE = '''
@@ -99,7 +101,7 @@ class Listener(BenchListener):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def iteration(self, job: Job, done: int, total: int, figures: Figures | None) -> None:
+    def iteration(self, tests: Mapping[str, FigureName], done: int, total: int, figures: Figures | None) -> None:
         self.done.append(done)
 
 

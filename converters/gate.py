@@ -6,6 +6,7 @@ caller.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from converters.verify import (
     SizeReport,
     VerifyReport,
     built_in_text,
+    judged_in,
     sequences_of,
     thresholds_for,
     verify,
@@ -31,13 +33,15 @@ from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import TOWERS, Medium
 from toolkit.runtime.session import Session, SessionSettings
 
+_log = logging.getLogger(__name__)
+
 Gate = Callable[[Path, Checkpoint], VerifyReport]
 """Compares the bundle in a directory with its checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShortGate:
-    """The gate that `convert` ends with: a few tokens with each size, enough to find a wrong bundle."""
+    """The gate that `convert` ends with: as many predictions of each size as its limits need to mean something."""
 
     settings: SessionSettings | None = None
     """How the bundle is run; None for the defaults of `Session`."""
@@ -69,6 +73,9 @@ def judge(
     ids = bundle.tokenizer().encode(built_in_text() if text is None else text, special=False)
     context, bos = manifest.text.context, manifest.text.bos_token_id
     sequences = sequences_of(ids, bos, context=context, tokens=tokens)
+    judged = sum(judged_in(len(sequence)) for sequence in sequences)
+    if judged < tokens:
+        _log.warning("the text has %d predictions to judge, fewer than the %d wanted", judged, tokens)
     thresholds = thresholds_for(used_dtypes(manifest))
     reports: dict[str, SizeReport] = {}
     with Session(bundle, settings) as session:

@@ -7,6 +7,7 @@ use only the ids that stand for text; the ids after them stand for images and so
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.family import ReferenceModel, StageProgress
+from converters.intervals import Interval, ratio_interval, wilson_interval
 from converters.verify_towers import TowerReport
 from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
 
-SHORT_TOKENS = 128
-"""Tokens for the gate of `convert`: seconds on a small model, and enough to find a wrong one."""
+SHORT_TOKENS = 256
+"""Predictions that the gate of `convert` judges: with them, the perplexity ratio of int4 is known to some 3 %."""
 LONG_TOKENS = 1024
-"""Tokens for `verify`, by default."""
+"""Predictions that `verify` judges by default: with them, it is known to some 1.5 %."""
 LONGEST_SEQUENCE = 1024
 """Twice the sliding window of Google's models, so that the window moves; half of it takes 512 MiB of logits."""
+SHORT_SEQUENCE = 64
+"""Ids of a sequence where few predictions are judged: the more sequences, the more of the text's languages count."""
 
 _ROWS = 64  # predictions of the checkpoint at a time: 64 MiB of logits at 262,144 tokens
 _FLOAT64_ROWS = 8
@@ -99,6 +103,13 @@ class Quality:
     perplexity_ratio_error: float | None
     """The standard error of the logarithm of the perplexity ratio."""
     non_finite_tokens: int = 0
+    top1_interval: Interval | None = None
+    ratio_interval: Interval | None = None
+
+    @property
+    def perplexity_ratio(self) -> float | None:
+        """The bundle's perplexity divided by the checkpoint's."""
+        return None if self.perplexity_bundle is None else self.perplexity_bundle / self.perplexity_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +134,7 @@ class SizeReport:
 
     quality: Quality
     failures: tuple[Failure, ...]
+    limits: Thresholds | None = None
 
     @property
     def passed(self) -> bool:
@@ -137,10 +149,18 @@ class SizeReport:
             "top1_agreement": quality.top1_agreement,
             "perplexity_checkpoint": quality.perplexity_checkpoint,
             "perplexity_bundle": quality.perplexity_bundle,
+            "perplexity_ratio": quality.perplexity_ratio,
+            "perplexity_ratio_interval": _bounds(quality.ratio_interval),
+            "top1_agreement_interval": _bounds(quality.top1_interval),
             "tokens": quality.tokens,
             "non_finite_tokens": quality.non_finite_tokens,
             "failures": [str(failure) for failure in self.failures],
+            "limits": None if self.limits is None else dataclasses.asdict(self.limits),
         }
+
+
+def _bounds(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,23 +194,41 @@ class VerifyReport:
 
 
 def built_in_text() -> str:
-    """The built-in text: a few pages of plain English."""
+    """The built-in text: paragraphs of prose in 18 languages, English every few of them, and of code and numbers."""
     return (resources.files("converters") / "data" / "verify_text.txt").read_text(encoding="utf-8")
 
 
-def sequences_of(ids: Sequence[int], bos_token_id: int, *, context: int, tokens: int = LONG_TOKENS) -> list[list[int]]:
-    """Split a text's first `tokens` ids into sequences as long as context and memory allow, each after a bos token.
+def judged_in(length: int) -> int:
+    """The predictions that are judged in a sequence of this length: those after the first half, but for the last id.
 
-    A last sequence that is too short to compare is left out. UsageError if no sequence is left.
+    >>> [judged_in(length) for length in (2, 3, 4, 5, 64)]
+    [0, 1, 1, 2, 31]
     """
-    text = list(ids[1:] if ids and ids[0] == bos_token_id else ids)[:tokens]
-    step = min(tokens, context, LONGEST_SEQUENCE) - 1
-    starts = range(0, len(text), step) if step > 0 else ()
-    sequences = [[bos_token_id, *text[start : start + step]] for start in starts]
-    sequences = [sequence for sequence in sequences if len(sequence) >= _SHORTEST]
-    if not sequences:
+    return length - length // 2 - 1
+
+
+def sequences_of(ids: Sequence[int], bos_token_id: int, *, context: int, tokens: int = LONG_TOKENS) -> list[list[int]]:
+    """Cut sequences out of a text in which `tokens` predictions are judged, each after a bos token.
+
+    Many are as long as context and memory allow; few are short, and spread over the text if it is longer than needed.
+    A text that is too short gives fewer predictions. UsageError if there is none.
+    """
+    text = list(ids[1:] if ids and ids[0] == bos_token_id else ids)
+    longest = min(context, LONGEST_SEQUENCE if 2 * tokens >= LONGEST_SEQUENCE else SHORT_SEQUENCE)
+    lengths: list[int] = []
+    missing, left = tokens, len(text)
+    while missing > 0 and (length := min(longest, 2 * missing + 1, left + 1)) >= _SHORTEST:
+        lengths.append(length)
+        missing -= judged_in(length)
+        left -= length - 1
+    if not lengths:
         found = f"{len(text)} tokens in a context of {context}"
         raise UsageError("text to verify with", found=found, wanted=f"at least {_SHORTEST} in one context")
+    sequences, place = [], 0
+    for index, length in enumerate(lengths):
+        gap = left * index // max(1, len(lengths) - 1)
+        sequences.append([bos_token_id, *text[place + gap : place + gap + length - 1]])
+        place += length - 1
     return sequences
 
 
@@ -223,7 +261,7 @@ def verify(
         if progress is not None:
             progress("bundle", done, len(sequences))
     quality = _summary(_Predictions.join(parts))
-    return SizeReport(quality, failures_of(quality, thresholds))
+    return SizeReport(quality, failures_of(quality, thresholds), thresholds)
 
 
 def failures_of(quality: Quality, bounds: Thresholds) -> tuple[Failure, ...]:
@@ -233,7 +271,8 @@ def failures_of(quality: Quality, bounds: Thresholds) -> tuple[Failure, ...]:
     assert quality.kl_divergence_mean is not None and quality.kl_divergence_max is not None
     assert quality.top1_agreement is not None
     assert quality.perplexity_bundle is not None and quality.perplexity_ratio_error is not None
-    ratio = quality.perplexity_bundle / quality.perplexity_checkpoint
+    ratio = quality.perplexity_ratio
+    assert ratio is not None
     allowed = bounds.perplexity_ratio * math.exp(_STANDARD_ERRORS * quality.perplexity_ratio_error)
     spread = math.sqrt(bounds.top1_agreement * (1 - bounds.top1_agreement) / quality.tokens)
     wanted = bounds.top1_agreement - _STANDARD_ERRORS * spread
@@ -323,6 +362,7 @@ def _summary(predictions: _Predictions) -> Quality:
     if bad:
         return Quality(tokens, None, None, None, perplexity_checkpoint, None, None, bad)
     excess = predictions.loss_bundle - predictions.loss_checkpoint
+    agreeing = int(predictions.same_top1.sum())
     return Quality(
         tokens,
         kl_divergence_mean=float(predictions.divergence.mean()),
@@ -331,6 +371,8 @@ def _summary(predictions: _Predictions) -> Quality:
         perplexity_checkpoint=perplexity_checkpoint,
         perplexity_bundle=math.exp(predictions.loss_bundle.mean()),
         perplexity_ratio_error=float(excess.std() / math.sqrt(tokens)),
+        top1_interval=wilson_interval(agreeing, tokens),
+        ratio_interval=ratio_interval(excess),
     )
 
 

@@ -49,7 +49,7 @@ def verify(
 
     revision: a branch, tag or commit of a Hugging Face id.
     adapters: the adapters that were merged into it, as for `convert`.
-    text: the text to predict; None for a built-in one. tokens: how many of its tokens to use.
+    text: the text to predict; None for a built-in one. tokens: how many predictions to judge.
     sizes: the sizes to verify; None for all.
     groups: the parameter groups to verify; text is always verified, and each tower takes minutes and 8 GB of
         temporary space at full size. None for all that the bundle has.

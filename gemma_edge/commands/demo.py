@@ -38,7 +38,7 @@ EXAMPLES = (
     "gemma-edge demo --device emulated --report demo.html",
 )
 _PAGE = "gemma-edge-demo.html"
-_CONTEXT, _PREFILLS, _VERIFY_TOKENS, _ANSWER_TOKENS = 1024, (8, 128), 512, 48
+_CONTEXT, _PREFILLS, _VERIFY_TOKENS, _ANSWER_TOKENS = 1024, (8, 128), 256, 48
 _SAMPLES = "samples"
 _QUESTIONS = {".png": (image_file, "What is this?"), ".wav": (sound_file, "What was said?")}
 

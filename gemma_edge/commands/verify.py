@@ -34,10 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the checkpoint that the bundle was made from: a directory or a Hugging Face id",
     )
     add_checkpoint_arguments(parser, "a LoRA adapter that was merged into it")
-    parser.add_argument("--text", metavar="FILE", type=Path, help="text to predict (default: a built-in one)")
+    parser.add_argument(
+        "--text", metavar="FILE", type=Path, help="text to predict (default: a built-in one in 17 languages)"
+    )
     parser.add_argument(
         "--tokens", metavar="N", type=positive, default=LONG_TOKENS,
-        help="how many tokens of the text to use (default: %(default)s)",
+        help="how many predictions to judge (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--groups", metavar="NAME[,...]", type=group_names,

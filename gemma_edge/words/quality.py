@@ -44,13 +44,30 @@ def report_text(report: VerifyReport) -> str:
                 "-" if quality.top1_agreement is None else f"{quality.top1_agreement:.1%}",
                 _number(quality.perplexity_checkpoint),
                 _number(quality.perplexity_bundle),
+                _number(quality.perplexity_ratio),
                 "passed" if size.passed else "FAILED",
             ]
         )
-    header = ["size", "tokens", "KL mean", "KL max", "top-1", "perplexity", "the bundle's", ""]
+    header = ["size", "tokens", "KL mean", "KL max", "top-1", "perplexity", "the bundle's", "ratio", ""]
     failures = [f"{name}: {failure}" for name, size in report.sizes.items() for failure in size.failures]
     prompts = [f"prompts: {fault}" for fault in report.prompts]
-    return "\n".join([table(header, rows), *failures, *prompts, *_tower_lines(report)])
+    return "\n".join([table(header, rows), *_certainty(report), *failures, *prompts, *_tower_lines(report)])
+
+
+def _certainty(report: VerifyReport) -> list[str]:
+    """How far the figures could be off, and whether the limits are within that."""
+    lines = []
+    for name, size in report.sizes.items():
+        ratio, share, limits = size.quality.ratio_interval, size.quality.top1_interval, size.limits
+        if ratio is None or share is None or limits is None:
+            continue
+        lines.append(
+            f"{name}: 95 % intervals: ratio {ratio.low:.3f} to {ratio.high:.3f} (limit {limits.perplexity_ratio:g}), "
+            f"top-1 {share.low:.1%} to {share.high:.1%} (limit {limits.top1_agreement:.1%})"
+        )
+        if size.passed and (ratio.high > limits.perplexity_ratio or share.low < limits.top1_agreement):
+            lines.append(f"{name}: a limit is within an interval: verify with more --tokens to be sure")
+    return lines
 
 
 def _tower_lines(report: VerifyReport) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,25 +14,32 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from oracle import CONFIGS, checkpoint_of, hf_logits, make_checkpoint
+from paths import EXAMPLE
 
+from converters.convert import ConvertRequest, convert
+from converters.gate import judge
 from converters.gemma3n.config.text import TextConfig, TextModel
 from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.reference import Reference, forward
+from converters.intervals import Interval, ratio_interval, wilson_interval
 from converters.verify import (
     LONG_TOKENS,
     THRESHOLDS,
     Failure,
     Quality,
     SizeReport,
+    Thresholds,
     VerifyReport,
     built_in_text,
     compare,
     failures_of,
+    judged_in,
     log_softmax,
     sequences_of,
     thresholds_for,
     verify,
 )
+from gemma_edge.words.quality import report_text
 from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
 
 Array = NDArray[np.float32]
@@ -174,9 +182,13 @@ def test_a_report_becomes_the_json_of_the_command_line() -> None:
         "top1_agreement": 0.97,
         "perplexity_checkpoint": 20.0,
         "perplexity_bundle": 20.1,
+        "perplexity_ratio": pytest.approx(1.005),
+        "perplexity_ratio_interval": None,
+        "top1_agreement_interval": None,
         "tokens": 400,
         "non_finite_tokens": 0,
         "failures": [],
+        "limits": None,
     }
     assert written["sizes"]["large"]["failures"] == ["top-1 agreement 0.5, wanted at least 0.9"]
     with pytest.raises(QualityError, match=r"^tiny: large: top-1 agreement 0\.5, wanted at least 0\.9; choose"):
@@ -354,28 +366,96 @@ def test_a_checkpoint_whose_own_logits_are_not_finite_is_refused(tmp_path: Path)
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.reference
-def test_a_text_is_cut_into_sequences_that_start_with_bos(checkpoint: Gemma3nCheckpoint) -> None:
+def test_a_text_is_cut_into_sequences_that_start_with_bos() -> None:
     ids = list(range(100, 130))
-    bos = checkpoint.config.bos_token_id
-    assert sequences_of(ids, bos, context=64) == [[2, *ids]]
-    assert sequences_of([2, *ids], bos, context=64) == [[2, *ids]]
-    assert sequences_of(ids, bos, context=64, tokens=12) == [[2, *ids[:11]]]
-    assert sequences_of(ids, bos, context=11) == [[2, *ids[:10]], [2, *ids[10:20]], [2, *ids[20:]]]
-    assert sequences_of(ids, bos, context=30) == [[2, *ids[:29]]]
-    many = sequences_of(list(range(3, 1000)) * 3, bos, context=4096, tokens=2500)
-    assert [len(sequence) for sequence in many] == [1024, 1024, 2500 - 2 * 1023 + 1]
+    assert sequences_of(ids, 2, context=64) == [[2, *ids]]
+    assert sequences_of([2, *ids], 2, context=64) == [[2, *ids]]
+    assert sequences_of(ids, 2, context=11) == [[2, *ids[:10]], [2, *ids[10:20]], [2, *ids[20:]]]
+    assert sequences_of(ids, 2, context=30) == [[2, *ids[:29]]]
+    many = sequences_of(list(range(3, 1000)) * 3, 2, context=4096, tokens=2500)
+    assert [len(sequence) for sequence in many] == [1024, 1024, 3 * 997 - 2 * 1023 + 1]
 
 
-@pytest.mark.reference
+@pytest.mark.parametrize("tokens", [1, 2, 12, 31, 32, 200, 256, 511, 512, 1000, 1024])
+@pytest.mark.parametrize("context", [17, 64, 500, 4096])
+def test_as_many_predictions_are_judged_as_are_asked_for(tokens: int, context: int) -> None:
+    text = list(range(10_000, 14_000))
+    sequences = sequences_of(text, 2, context=context, tokens=tokens)
+    assert sum(judged_in(len(sequence)) for sequence in sequences) == tokens
+    assert all(sequence[0] == 2 and len(sequence) <= context for sequence in sequences)
+    used = [token for sequence in sequences for token in sequence[1:]]
+    assert used == sorted(set(used))  # no part of the text twice
+
+
+def test_few_predictions_are_spread_over_the_text() -> None:
+    text = list(range(10_000, 14_000))
+    sequences = sequences_of(text, 2, context=4096, tokens=256)
+    assert (sequences[0][1], sequences[-1][-1]) == (text[0], text[-1])
+    gaps = [b[1] - a[-1] for a, b in itertools.pairwise(sequences)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_many_predictions_are_judged_in_sequences_in_which_the_window_moves() -> None:
+    sequences = sequences_of(list(range(10_000, 14_000)), 2, context=4096, tokens=LONG_TOKENS)
+    assert [len(sequence) for sequence in sequences[:2]] == [1024, 1024]
+
+
 @pytest.mark.parametrize(("count", "context"), [(0, 64), (1, 64), (30, 2), (30, 1)])
-def test_too_little_text_or_context_is_refused(checkpoint: Gemma3nCheckpoint, count: int, context: int) -> None:
+def test_too_little_text_or_context_is_refused(count: int, context: int) -> None:
     with pytest.raises(UsageError, match=f"found {count} tokens in a context of {context}, wanted at least 3"):
-        sequences_of(list(range(100, 100 + count)), checkpoint.config.bos_token_id, context=context)
+        sequences_of(list(range(100, 100 + count)), 2, context=context)
 
 
-def test_the_built_in_text_fills_the_long_form() -> None:
+def test_the_built_in_text_has_many_scripts_and_fills_the_long_form() -> None:
     text = built_in_text()
-    assert text.isascii()
-    # English takes four to five characters a token with Gemma's tokenizer.
-    assert len(text) / 4.5 >= LONG_TOKENS
+    scripts = {unicodedata.name(letter).split()[0] for letter in text if letter.isalpha()}
+    assert {"LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "DEVANAGARI", "THAI", "CJK", "HANGUL"} <= scripts
+    # 2,204 tokens of the published models' tokenizer (tests/test_real_tokenizer.py), of which half are judged.
+    assert len(text) == 8263
+
+
+def test_text_that_is_too_short_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    convert(ConvertRequest(EXAMPLE, tmp_path / "bundle", groups=("text",), sizes=("small",), context=64), gate=None)
+    with open_gemma3n(EXAMPLE) as checkpoint:
+        report = judge(tmp_path / "bundle", checkpoint, text="the cat sat on the wall", tokens=200)
+    judged = report.sizes["small"].quality.tokens
+    assert f"the text has {judged} predictions to judge, fewer than the 200 wanted" in caplog.text
+
+
+# --- certainty --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "scale"), [(64, 0.3), (256, 0.3), (1024, 0.02)])
+def test_the_interval_of_the_ratio_holds_in_19_of_20_cases(count: int, scale: float) -> None:
+    generator = np.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        interval = ratio_interval(generator.normal(0.03, scale, count))
+        hits += interval.low <= math.exp(0.03) <= interval.high
+    assert 178 <= hits <= 199
+
+
+def test_the_interval_of_predictions_that_are_alike_is_wider() -> None:
+    draws = np.random.default_rng(2).normal(0, 0.3, 64)
+    alone, alike = ratio_interval(np.repeat(draws, 1)), ratio_interval(np.repeat(draws, 8))
+    assert (alike.high - alike.low) > 0.7 * (alone.high - alone.low)  # though there are 8 times as many
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    # Brown, Cai and DasGupta 2001, and R's prop.test(correct = FALSE).
+    for successes, trials, low, high in ((0, 10, 0.0, 0.2775), (9, 10, 0.5958, 0.9821), (81, 263, 0.2553, 0.3662)):
+        found = wilson_interval(successes, trials)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=2e-4)
+
+
+def test_a_limit_within_an_interval_is_said() -> None:
+    limits = Thresholds(0.1, 3.0, 0.85, 1.05)
+    quality = Quality(64, 0.01, 0.1, 0.9, 10.0, 10.2, 0.02, 0, Interval(0.8, 0.95), Interval(0.98, 1.07))
+    text = report_text(VerifyReport({"small": SizeReport(quality, (), limits)}))
+    assert "ratio 0.980 to 1.070 (limit 1.05), top-1 80.0% to 95.0% (limit 85.0%)" in text
+    assert "a limit is within an interval" in text
+    sure = replace(quality, top1_interval=Interval(0.86, 0.95), ratio_interval=Interval(0.98, 1.04))
+    assert "within an interval" not in report_text(VerifyReport({"small": SizeReport(sure, (), limits)}))
+    value = SizeReport(quality, (), limits).to_json()
+    assert value["perplexity_ratio"] == 1.02 and value["perplexity_ratio_interval"] == [0.98, 1.07]
+    assert value["tokens"] == 64 and value["top1_agreement_interval"] == [0.8, 0.95]

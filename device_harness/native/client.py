@@ -72,6 +72,8 @@ class NativeGeneration:
 
     def __init__(self, client: NativeClient, fields: Mapping[str, object]) -> None:
         self.end: GenerationEnd | None = None
+        self.tokens: list[int] = []
+        """All tokens that the program has drawn so far."""
         self._client = client
         client._send("generate", fields)
 
@@ -83,7 +85,8 @@ class NativeGeneration:
             raise StopIteration
         answer = self._client._answer("generate")
         if answer.has("token"):
-            return answer.integer("token", 0, 2**31)
+            self.tokens.append(answer.integer("token", 0, 2**31))
+            return self.tokens[-1]
         self.end = _generation_end(answer)
         raise StopIteration
 
@@ -169,10 +172,19 @@ class NativeClient:
         limit: int | None = None,
         stops: Sequence[int] | None = None,
         vocabulary: int | None = None,
+        drawn: int = 0,
         media: Sequence[MediumUse] = (),
     ) -> NativeGeneration:
-        """Process a prompt and begin to generate; iterate over the answer's tokens, each as soon as it is drawn."""
-        given = {"limit": limit, "stop": None if stops is None else list(stops), "vocabulary": vocabulary}
+        """Process a prompt and begin to generate; iterate over the answer's tokens, each as soon as it is drawn.
+
+        `drawn`: how many tokens earlier answers have drawn with the same seed.
+        """
+        given = {
+            "drawn": drawn or None,
+            "limit": limit,
+            "stop": None if stops is None else list(stops),
+            "vocabulary": vocabulary,
+        }
         fields: dict[str, object] = {"ids": list(ids), **_uses(media)}
         fields |= {name: value for name, value in given.items() if value is not None}
         fields |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed")}
@@ -199,10 +211,11 @@ class NativeClient:
             self._ask("sound", {"key": medium.key, "bytes": len(data), "frames": len(medium.values)}, data)
         self._media.add(medium.key)
 
-    def forget(self, medium: Medium) -> None:
-        """Free the embeddings of an image or a sound."""
-        self._ask("forget", {"key": medium.key})
-        self._media.discard(medium.key)
+    def forget_media_but(self, kept: Sequence[Medium]) -> None:
+        """Free the embeddings of all other images and sounds."""
+        for key in self._media - {medium.key for medium in kept}:
+            self._ask("forget", {"key": key})
+            self._media.discard(key)
 
     def stats(self) -> dict[str, object]:
         """Memory by kind and group, page faults, and reads of per-layer embeddings, as the program counts them."""

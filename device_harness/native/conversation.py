@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 
 from device_harness.native.client import MediumUse, NativeClient, NativeGeneration
 from toolkit.base.errors import UsageError
-from toolkit.runtime.media_prompt import Span, first_difference
+from toolkit.runtime.media_prompt import Medium, Span, first_difference
 from toolkit.runtime.sampling import Sampling
 
 
@@ -19,6 +20,8 @@ class NativeConversation:
         self._client = client
         self._ids: list[int] = []
         self._spans: tuple[Span, ...] = ()
+        self.media_s: float | None = None
+        """How long it took to embed the images and sounds of the last prompt; None if none was new."""
 
     def generate(
         self,
@@ -29,6 +32,7 @@ class NativeConversation:
         limit: int | None = None,
         stops: Sequence[int] | None = None,
         vocabulary: int | None = None,
+        drawn: int = 0,
     ) -> tuple[int, NativeGeneration]:
         """Begin to answer a prompt, the whole conversation; return how many of its tokens were there already.
 
@@ -37,19 +41,30 @@ class NativeConversation:
         if not prompt:
             raise UsageError("prompt", found="no tokens")
         kept = self._rewind(prompt, spans)
-        for span in spans:
-            if span.end > kept:
-                self._client.embed(span.medium)
+        self._embed([span.medium for span in spans if span.end > kept])
         uses = [MediumUse(span.medium.key, span.start - kept) for span in spans if span.end > kept]
         self._ids, self._spans = list(prompt), tuple(spans)
         generation = self._client.generate(
-            prompt[kept:], sampling, limit=limit, stops=stops, vocabulary=vocabulary, media=uses
+            prompt[kept:], sampling, limit=limit, stops=stops, vocabulary=vocabulary, drawn=drawn, media=uses
         )
         return kept, generation
 
     def note(self, tokens: Sequence[int], position: int) -> None:
         """Record the tokens of an answer that is over; `position`: of the generation's end."""
         self._ids = [*self._ids, *tokens][:position]
+
+    def forget(self) -> None:
+        """Remove all tokens, whatever is left after an error."""
+        self._client.truncate(0)
+        self._ids, self._spans = [], ()
+
+    def _embed(self, media: Sequence[Medium]) -> None:
+        """Embed what the program has not; earlier prompts' embeddings are in the caches, and are freed."""
+        started = time.perf_counter()
+        self._client.forget_media_but(media)
+        for medium in media:
+            self._client.embed(medium)
+        self.media_s = time.perf_counter() - started if media else None
 
     def _rewind(self, prompt: Sequence[int], spans: Sequence[Span]) -> int:
         """Keep the tokens that both begin with, but not all of the prompt; return their number."""

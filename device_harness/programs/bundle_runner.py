@@ -81,7 +81,7 @@ def sources() -> tuple[Path, ...]:
 def _required_version() -> str:
     version = compiler_version()
     if version != ZIG_VERSION:
-        remedy = f"pip install ziglang=={ZIG_VERSION}, or use --runner session"
+        remedy = f"pip install ziglang=={ZIG_VERSION}; bench can do without it with --runner session"
         raise EnvironmentFault("ziglang", found=version, wanted=ZIG_VERSION, remedy=remedy)
     return version
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -19,12 +18,13 @@ from toolkit.media.source import MediaSource
 from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream
 from toolkit.runtime.backends import BACKENDS
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.generate import Generation, require_prompt
+from toolkit.runtime.conversation import AnswerRequest, Conversation, Opener, SessionConversation
+from toolkit.runtime.generate import require_prompt
 from toolkit.runtime.media_prompt import MediaFile, Medium, Prompt, chat_prompt, raw_prompt, read_media, user_message
 from toolkit.runtime.memory import Memory
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleStatistics
 from toolkit.runtime.sampling import Sampler, Sampling, choose_sampling
-from toolkit.runtime.session import Session, SessionSettings, default_threads
+from toolkit.runtime.session import SessionSettings, default_threads
 from toolkit.runtime.weight_cache import WeightCache, parse_weight_cache
 
 
@@ -39,6 +39,7 @@ def load(
     weight_cache: WeightCache | str | None = None,
     ple: Literal["flash", "ram"] = "flash",
     ple_cache_mb: int = DEFAULT_CACHE_BYTES >> 20,
+    device: str | None = None,
 ) -> Model:
     """Open a bundle and load its language model. The towers for images and sounds are loaded when a prompt needs them.
 
@@ -52,6 +53,10 @@ def load(
         GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge.
     ple: `flash` reads each row of per-layer embeddings when a token needs it, `ram` copies them all to memory first.
     ple_cache_mb: memory for the rows of recent tokens, in MiB.
+    device: run the graphs on this Android device (a USB serial number, HOST[:PORT] or emulator-PORT) in a program that
+        is sent there with the bundle, what the device lacks of them; the tokenizer and the decoding of images and
+        sounds stay here. `threads` None is then the device's choice. Of the other settings only `size` and `groups`
+        have a meaning there; UsageError for any other that is given.
 
     BundleError if `path` is not a valid bundle or lacks the size, UsageError for an unknown group or backend,
     EnvironmentFault if the backend fails. Close the model, or use it in a `with` statement.
@@ -62,6 +67,14 @@ def load(
     'length'
     """
     opened = Bundle(path)
+    if device is not None:
+        given = (backend, activations, weight_cache, ple, ple_cache_mb)
+        if given != (BACKENDS[0].name, "fp32", None, "flash", DEFAULT_CACHE_BYTES >> 20):
+            raise UsageError("load", found="settings that apply to this computer only", wanted="none with device")
+        from gemma_edge.api.on_device import DeviceSettings, open_on_device
+
+        opener = open_on_device(device, DeviceSettings(threads=threads))
+        return _prepared(Model(opened, SessionSettings(size=size), groups=groups, opener=opener))
     settings = SessionSettings(
         size=size,
         threads=default_threads() if threads is None else threads,
@@ -71,8 +84,15 @@ def load(
         ple_in_ram=ple == "ram",
         ple_cache_bytes=ple_cache_mb << 20,
     )
-    model = Model(opened, settings, groups=groups)
-    model.prepare()
+    return _prepared(Model(opened, settings, groups=groups))
+
+
+def _prepared(model: Model) -> Model:
+    try:
+        model.prepare()
+    except BaseException:
+        model.close()
+        raise
     return model
 
 
@@ -83,8 +103,18 @@ def _weight_cache(cache: WeightCache | str | None) -> WeightCache:
 class Model:
     """A loaded bundle. Calls from several threads wait for each other; different models run independently."""
 
-    def __init__(self, bundle: Bundle, settings: SessionSettings, *, groups: Sequence[str] | None = None) -> None:
-        """Use `load` instead, which also loads the model; this loads nothing until `prepare` or the first answer."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: SessionSettings,
+        *,
+        groups: Sequence[str] | None = None,
+        opener: Opener = SessionConversation,
+    ) -> None:
+        """Use `load` instead, which also loads the model; this loads nothing until `prepare` or the first answer.
+
+        opener: what loads the language model, here or on a device.
+        """
         self.path = bundle.path
         self.size = settings.size or bundle.manifest.default_size
         """The size that is used where a call names none."""
@@ -94,7 +124,8 @@ class Model:
         self._settings = settings
         self._tokenizer = bundle.tokenizer()
         self._drawable_ids = bundle.drawable_ids(self._tokenizer)
-        self._session: Session | None = None
+        self._opener = opener
+        self._open: Conversation | None = None
         self._closed = False
         self._lock = threading.Lock()
         self._thread: int | None = None
@@ -240,19 +271,18 @@ class Model:
     @property
     def groups_loaded(self) -> tuple[str, ...]:
         """The parameter groups that prompts have needed so far."""
-        session = self._session
-        return () if session is None else session.groups_loaded
+        return () if self._open is None else self._open.groups_loaded
 
     def memory(self) -> Memory:
-        """The memory of this process now, in bytes, in all and for each parameter group."""
-        with self._turn(self._conversation) as session:
-            return session.memory()
+        """The memory now of the process that runs the graphs, in bytes, in all and for each parameter group."""
+        with self._turn(self._conversation) as conversation:
+            return conversation.memory()
 
     @property
     def ple_statistics(self) -> PleStatistics:
         """Counts of the look-ups of per-layer embeddings so far."""
-        with self._turn(self._conversation) as session:
-            return session.ple.statistics
+        with self._turn(self._conversation) as conversation:
+            return conversation.ple_statistics()
 
     def prepare(self) -> None:
         """Load the language model now."""
@@ -266,8 +296,8 @@ class Model:
             self._lock.acquire()
         try:
             self._closed = True
-            if self._session is not None:
-                self._session.close()
+            if self._open is not None:
+                self._open.close()
         finally:
             if not mine:
                 self._lock.release()
@@ -345,20 +375,14 @@ class Model:
         limit = self.context if settings.max_tokens is None else settings.max_tokens
         require_prompt(prompt.ids, limit=limit, context=self.context)
         size = self.require_size(size)
-        generate = partial(
-            Generation,
-            prompt=prompt.ids,
-            sampler=sampler,
-            limit=limit,
-            stops=() if settings.ignore_eos else self._bundle.manifest.text.stop_token_ids,
-            spans=prompt.spans,
-        )
+        stops = () if settings.ignore_eos else self._bundle.manifest.text.stop_token_ids
+        request = AnswerRequest(prompt.ids, sampler, limit, stops, prompt.spans)
         begin = self._turn(conversation, size)
-        return AnswerStream(begin, generate, self._tokenizer, stop=settings.stop, ended=ended)
+        return AnswerStream(begin, request, self._tokenizer, stop=settings.stop, ended=ended)
 
     @contextmanager
-    def _turn(self, conversation: object, size: str | None = None) -> Iterator[Session]:
-        """Yield the session, to one thread at a time; caches of another conversation are cleared first."""
+    def _turn(self, conversation: object, size: str | None = None) -> Iterator[Conversation]:
+        """Yield the loaded model, to one thread at a time; caches of another conversation are cleared first."""
         self._require_open()
         if self._thread == threading.get_ident():
             remedy = "read its stream to the end, or close it"
@@ -366,22 +390,21 @@ class Model:
         with self._lock:
             self._thread = threading.get_ident()
             try:
-                session = self._opened()
+                loaded = self._opened()
                 if conversation is not self._conversation:
-                    session.truncate(0)
+                    loaded.forget()
                     self._conversation = conversation
                 if size is not None:
-                    session.use(size)
-                yield session
+                    loaded.use(size)
+                yield loaded
             finally:
                 self._thread = None
 
-    def _opened(self) -> Session:
+    def _opened(self) -> Conversation:
         self._require_open()
-        if self._session is None:
-            self._session = Session(self._bundle, self._settings)
-            self._settings.stage_ended("load")
-        return self._session
+        if self._open is None:
+            self._open = self._opener(self._bundle, self._settings)
+        return self._open
 
     def _require_open(self) -> None:
         if self._closed:

@@ -8,7 +8,7 @@ import sys
 from gemma_edge.api.chat import Chat
 from gemma_edge.api.model import Model
 from gemma_edge.options.media import image_file, sound_file
-from gemma_edge.options.session import add_sampling_arguments, add_session_arguments, open_model
+from gemma_edge.options.session import add_device_argument, add_sampling_arguments, add_session_arguments, open_model
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.answers import show_answer, speed_text
 from toolkit.base.errors import ToolkitError
@@ -18,6 +18,7 @@ from toolkit.runtime.media_prompt import MediaFile, Medium
 EXAMPLES = (
     "gemma-edge chat BUNDLE",
     'gemma-edge chat BUNDLE --size E2B --system "Answer in one sentence."',
+    "gemma-edge chat BUNDLE --device R5CT1234",
     "printf 'Hello\\nAnd now in French.\\n' | gemma-edge chat BUNDLE --temperature 0",
 )
 _FILES = {"/image": image_file, "/audio": sound_file}
@@ -33,6 +34,7 @@ Ctrl-C ends an answer, or quits if there is none."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_session_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument("--system", metavar="TEXT", help="the system prompt, instructions for the whole conversation")
     # Gemma's own generation_config: temperature 1, top-k 64, top-p 0.95.
     add_sampling_arguments(parser, temperature=1.0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 
 from gemma_edge.api.model import Model
 from gemma_edge.options.media import add_media_arguments
-from gemma_edge.options.session import add_sampling_arguments, add_session_arguments, open_model
+from gemma_edge.options.session import add_device_argument, add_sampling_arguments, add_session_arguments, open_model
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.answers import memory_text, ple_text, show_answer, speed_text
 from toolkit.base.errors import UsageError
@@ -21,6 +22,7 @@ EXAMPLES = (
     "gemma-edge run BUNDLE -p - --size E2B --json < question.txt",
     'gemma-edge run BUNDLE -p "Name a colour." --temperature 1 --seed 7',
     'gemma-edge run BUNDLE -p "Name a colour." --backend gpu',
+    'gemma-edge run BUNDLE -p "Name a colour." --device 192.168.1.20:5555',
     'gemma-edge run BUNDLE -p "What is this?" --image photo.jpg',
     'gemma-edge run BUNDLE -p "Is <audio_soft_token> about <image_soft_token>?" --image a.png --audio b.wav',
 )
@@ -28,6 +30,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_session_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument(
         "-p", "--prompt", metavar="TEXT", required=True, help="the prompt; - reads it from standard input"
     )
@@ -58,10 +61,12 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         answer = show_answer(stream, terminal)
         peaks.end("decode")
         memory = model.memory()
+        here = arguments.device is None
+        peak = peaks.peak_rss_bytes if here else memory.process.peak_rss_bytes
         if terminal.as_json:
-            terminal.result(_as_json(answer, model, memory, peaks), "")
+            terminal.result(_as_json(answer, model, memory, peak, peaks.stages if here else {}), "")
         terminal.note(speed_text(answer))
-        terminal.note(memory_text(memory, peaks, backend=arguments.backend))
+        terminal.note(memory_text(memory, peak, backend=arguments.backend))
         terminal.note(ple_text(model.ple_statistics))
     return 130 if answer.ending == "interrupted" else 0
 
@@ -76,7 +81,9 @@ def _read_prompt(argument: str) -> str:
     return require_unicode(text, "standard input").removesuffix("\n")
 
 
-def _as_json(answer: Answer, model: Model, memory: Memory, peaks: StagePeaks) -> dict[str, object]:
+def _as_json(
+    answer: Answer, model: Model, memory: Memory, peak_rss_bytes: int | None, peaks: Mapping[str, int]
+) -> dict[str, object]:
     return {
         "text": answer.text,
         "token_ids": list(answer.token_ids),
@@ -87,8 +94,8 @@ def _as_json(answer: Answer, model: Model, memory: Memory, peaks: StagePeaks) ->
         "decode_tokens_per_s": answer.decode_tokens_per_s,
         "time_to_first_token_s": answer.time_to_first_token_s,
         "media_s": answer.media_s,
-        "peak_rss_bytes": peaks.peak_rss_bytes,
-        "memory": {**memory.to_json(), "peaks": peaks.stages},
+        "peak_rss_bytes": peak_rss_bytes,
+        "memory": {**memory.to_json(), "peaks": dict(peaks)},
         "ple": model.ple_statistics.to_json(),
         "groups_loaded": list(model.groups_loaded),
     }

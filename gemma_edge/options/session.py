@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gemma_edge.api.model import Model
@@ -17,6 +18,7 @@ from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.runtime.backends import backend_names, find_backend
 from toolkit.runtime.backends.interface import ModelFile
 from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.conversation import Opener
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES
 from toolkit.runtime.sampling import USUAL_TOP_K, USUAL_TOP_P, choose_sampling
 from toolkit.runtime.session import SessionSettings, default_threads
@@ -24,7 +26,14 @@ from toolkit.runtime.weight_cache import parse_weight_cache
 
 # Smaller models load within a second.
 _WORTH_A_WORD_BYTES = 300_000_000
-# Those of Gemma's own generation_config.json.
+_HERE_ONLY = {
+    "backend": backend_names()[0],
+    "activations": SessionSettings().activations,
+    "weight_cache": None,
+    "ple": "flash",
+    "ple_cache_mb": DEFAULT_CACHE_BYTES >> 20,
+}
+"""Options that a device has no use for, and their defaults."""
 
 
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +109,22 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: floa
     )
 
 
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that runs the model on a device, and where its library comes from."""
+    group = parser.add_argument_group(
+        "running on a device (the bundle and the program that runs it are sent there, what it lacks of them)"
+    )
+    group.add_argument(
+        "--device", metavar="SERIAL|HOST:PORT",
+        help="run on this Android device instead of this computer; of the options above, --size, --groups and "
+        "--threads apply there",
+    )  # fmt: skip
+    group.add_argument(
+        "--library", metavar="FILE", type=Path,
+        help="LiteRT's library for the device (default: for Android that of litert-lm-api 0.18.1, downloaded once)",
+    )  # fmt: skip
+
+
 def open_model(
     arguments: argparse.Namespace, terminal: Terminal, stage_ended: Callable[[str], None] = lambda _: None
 ) -> Model:
@@ -107,12 +132,35 @@ def open_model(
     settings = replace(session_settings(arguments, size=arguments.size), stage_ended=stage_ended)
     _check_sampling(arguments)
     bundle = Bundle(arguments.bundle)
+    if arguments.device is not None:
+        return Model(bundle, settings, groups=arguments.groups, opener=_device_opener(arguments, terminal))
+    if arguments.library is not None:
+        raise UsageError("--library", found="no device to use it on", remedy="add --device SERIAL")
     model = Model(bundle, settings, groups=arguments.groups)
     if TEXT_DECODER in bundle.manifest.files:
         decoder = bundle.described_file(TEXT_DECODER)
         if decoder.size_bytes > _WORTH_A_WORD_BYTES and _is_not_arranged(decoder, settings):
             terminal.note("rearranging the weights for this hardware; later runs find them in the weight cache")
     return model
+
+
+def _device_opener(arguments: argparse.Namespace, terminal: Terminal) -> Opener:
+    for option, usual in _HERE_ONLY.items():
+        if getattr(arguments, option) != usual:
+            name = f"--{option.replace('_', '-')}"
+            raise UsageError(name, found="no meaning on a device", remedy="leave it out, or leave out --device")
+    # adb takes time to import.
+    from device_harness.native.library import LibraryChoice
+    from gemma_edge.api.on_device import DeviceSettings, open_on_device
+    from gemma_edge.words.pushing import step_bars
+
+    settings = DeviceSettings(
+        threads=arguments.threads,
+        library=LibraryChoice(arguments.library),
+        pushing=partial(step_bars, terminal),
+        note=terminal.note,
+    )
+    return open_on_device(arguments.device, settings)
 
 
 def _check_sampling(arguments: argparse.Namespace) -> None:

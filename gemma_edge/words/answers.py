@@ -5,7 +5,7 @@ from __future__ import annotations
 from gemma_edge.terminal import Terminal, bytes_text
 from toolkit.runtime.answer import Answer, AnswerStream
 from toolkit.runtime.generate import GenerationReport
-from toolkit.runtime.memory import PLE_GROUP, Memory, StagePeaks
+from toolkit.runtime.memory import PLE_GROUP, Memory
 from toolkit.runtime.ple_lookup import PleStatistics
 
 
@@ -40,9 +40,9 @@ def speed_text(report: GenerationReport) -> str:
     return "[" + "; ".join(parts) + "]"
 
 
-def memory_text(memory: Memory, peaks: StagePeaks, *, backend: str) -> str:
+def memory_text(memory: Memory, peak_rss_bytes: int | None, *, backend: str) -> str:
     """A line on the resident memory by kind, and on how much of it the model needs."""
-    parts = [f"peak {bytes_text(peaks.peak_rss_bytes)}"]
+    parts = [] if peak_rss_bytes is None else [f"peak {bytes_text(peak_rss_bytes)}"]
     process, ple = memory.process, memory.groups.get(PLE_GROUP)
     if process.rss_anonymous_bytes is not None and process.rss_file_bytes is not None:
         parts += [f"{bytes_text(process.rss_anonymous_bytes)} anonymous", f"{bytes_text(process.rss_file_bytes)} files"]

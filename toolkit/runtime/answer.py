@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
 from toolkit.bundle.tokenizer import TextStream, Tokenizer
-from toolkit.runtime.generate import Generation, GenerationReport
-from toolkit.runtime.session import Session
+from toolkit.runtime.conversation import AnswerRequest, Conversation, TokenStream
+from toolkit.runtime.generate import GenerationReport
 from toolkit.runtime.stop_text import StopText
 
 
@@ -39,19 +39,19 @@ class AnswerStream(Iterator[str]):
 
     def __init__(
         self,
-        begin: AbstractContextManager[Session],
-        generate: Callable[[Session], Generation],
+        begin: AbstractContextManager[Conversation],
+        request: AnswerRequest,
         tokenizer: Tokenizer,
         *,
         stop: Sequence[str] = (),
         ended: Callable[[Answer], None] = lambda _: None,
     ) -> None:
-        """Does nothing until the first piece is requested; then enters `begin` for a session, and leaves it at the end.
+        """Does nothing until the first piece is requested; then enters `begin` for a model, and leaves it at the end.
 
         `ended` is called with the complete or interrupted answer, but not after an error.
         """
         self._begin = begin
-        self._generate = generate
+        self._request = request
         self._characters = TextStream(tokenizer)
         self._stop = StopText(stop)
         self._ended = ended
@@ -80,21 +80,21 @@ class AnswerStream(Iterator[str]):
         self._pieces.close()
 
     def _run(self) -> Generator[str, None, None]:
-        with self._begin as session:
-            generation = self._generate(session)
+        with self._begin as conversation:
+            tokens = conversation.answer(self._request)
             try:
-                for token in generation:
+                for token in tokens:
                     yield from self._let_through(self._characters.push(token))
                     if self._stop.found:
-                        generation.end("stop text")
+                        tokens.end("stop text")
                         break
                 yield from self._let_through(self._characters.flush(), last=True)
             except (GeneratorExit, KeyboardInterrupt):
-                generation.end("interrupted")
+                tokens.end("interrupted")
                 list(self._let_through(self._characters.flush(), last=True))
-                self._finish(generation, session)
+                self._finish(tokens, conversation)
                 raise
-            self._finish(generation, session)
+            self._finish(tokens, conversation)
 
     def _let_through(self, text: str, *, last: bool = False) -> Iterator[str]:
         """Yield the text that is certain not to be part of a stop text, if any; all text at the end."""
@@ -103,8 +103,8 @@ class AnswerStream(Iterator[str]):
             self._written.append(piece)
             yield piece
 
-    def _finish(self, generation: Generation, session: Session) -> None:
-        report = generation.report()
+    def _finish(self, tokens: TokenStream, conversation: Conversation) -> None:
+        report = tokens.report()
         known = {field.name: getattr(report, field.name) for field in fields(report)}
-        self._answer = Answer(text="".join(self._written), size=session.size, **known)
+        self._answer = Answer(text="".join(self._written), size=conversation.size, **known)
         self._ended(self._answer)

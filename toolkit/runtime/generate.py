@@ -103,8 +103,8 @@ class Generation:
             prompt_tokens=len(self._prompt),
             reused_tokens=self._reused,
             ending=self._ending,
-            prefill_tokens_per_s=_rate(len(self._prompt) - 1 - self._reused, self._prefill_s),
-            decode_tokens_per_s=_rate(len(self._tokens) - 1, self._decode_s),
+            prefill_tokens_per_s=rate(len(self._prompt) - 1 - self._reused, self._prefill_s),
+            decode_tokens_per_s=rate(len(self._tokens) - 1, self._decode_s),
             time_to_first_token_s=self._first_s or None,
             media_s=self._media_s if self._embedded else None,
         )
@@ -136,5 +136,6 @@ def require_prompt(prompt: Sequence[int], *, limit: int, context: int) -> None:
         )
 
 
-def _rate(count: int, seconds: float) -> float | None:
+def rate(count: int, seconds: float) -> float | None:
+    """Tokens per second; None if there are none, or no time was measured."""
     return count / seconds if count > 0 and seconds > 0 else None

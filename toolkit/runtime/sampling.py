@@ -67,23 +67,26 @@ class Sampler:
 
     def __init__(self, settings: Sampling, vocabulary: int) -> None:
         """`vocabulary`: this id and higher ones are never drawn."""
-        self._settings = settings
-        self._vocabulary = vocabulary
+        self.settings = settings
+        self.vocabulary = vocabulary
+        self.drawn = 0
+        """How many tokens were drawn at random so far, here or by another program that goes on with the sequence."""
         self._generator = np.random.default_rng(settings.seed)
 
     def draw(self, logits: NDArray[np.float32]) -> int:
         """Draw the next token; logits: f32[vocabulary or more]. EnvironmentFault if the highest is not finite."""
-        allowed = logits[: self._vocabulary]
+        allowed = logits[: self.vocabulary]
         best = int(np.argmax(allowed))
         # argmax returns the first NaN, so this check finds any; -inf marks an impossible token.
         if not np.isfinite(allowed[best]):
             raise EnvironmentFault(
                 f"logit of token {best}", found=f"{allowed[best]}, not a finite number", remedy="run gemma-edge verify"
             )
-        if self._settings.temperature == 0:
+        if self.settings.temperature == 0:
             return best
-        ids, probabilities = distribution(allowed, self._settings)
+        ids, probabilities = distribution(allowed, self.settings)
         cumulative = np.cumsum(probabilities)
+        self.drawn += 1
         drawn = np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right")
         return int(ids[min(int(drawn), len(ids) - 1)])
 

@@ -60,7 +60,7 @@ bool do_decode(Runner *runner, const Command *command) {
 }
 
 typedef struct {
-    int64_t limit, vocabulary, seed;
+    int64_t limit, vocabulary, seed, drawn;
     int64_t *stop;
     size_t stops;
     Sampling sampling;
@@ -69,10 +69,11 @@ typedef struct {
 static bool read_generation(const Runner *runner, const Command *command, Generation *generation) {
     const TextRecord *record = &runner->session.manifest.text;
     *generation = (Generation){.limit = record->context, .vocabulary = record->text_ids, .sampling = {0, 0, 1}};
-    return has_keys(command, "do", "ids random media limit stop vocabulary temperature top_k top_p seed") &&
+    return has_keys(command, "do", "ids random media limit stop vocabulary temperature top_k top_p seed drawn") &&
            integer(command, "limit", 1, MOST_IDS, &generation->limit) &&
            integer(command, "vocabulary", 1, record->vocab_size, &generation->vocabulary) &&
            integer(command, "seed", 0, INT64_MAX, &generation->seed) &&
+           integer(command, "drawn", 0, MOST_IDS << 4, &generation->drawn) &&
            integer(command, "top_k", 0, MOST_IDS << 4, &generation->sampling.top_k) &&
            number(command, "temperature", 0, 1e6, &generation->sampling.temperature) &&
            number(command, "top_p", 1e-9, 1, &generation->sampling.top_p) &&
@@ -115,6 +116,7 @@ static bool generate(Runner *runner, Prompt *prompt, const Generation *generatio
     Random random;
     int64_t token = prompt->ids[prompt->count - 1];
     random_seed(&random, (uint64_t)generation->seed);
+    for (int64_t i = 0; i < generation->drawn; i++) random_fraction(&random);
     for (size_t i = 0; i < prompt->use_count; i++) prompt->uses[i].at -= (int64_t)prompt->count - 1;
     while (!report->ending) {
         double before = monotonic_s();

@@ -12,8 +12,8 @@ from gemma_edge.cli import _VERBS
 ROOT = Path(gemma_edge.__file__).parents[1]
 COMMANDS = sorted((ROOT / "gemma_edge" / "commands").glob("*.py"))
 QUIET = [path for name in ("toolkit", "converters", "device_harness") for path in sorted((ROOT / name).rglob("*.py"))]
-PROGRAMS = {"device_harness/runners/child_program.py"}
-"""They run as processes of their own on the machine that is measured, and what they write is read there."""
+PROGRAMS = {"device_harness/runners/child_program.py", "toolkit/runtime/backends/gpu/worker.py"}
+"""They are processes of their own: one measures, and its output is read there; one holds a driver that may abort."""
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from toolkit.report.tables import Column, Form, Row, render
 from toolkit.results.labels import labels, notes
 from toolkit.results.outcomes import Outcome, outcomes
+from toolkit.results.outliers import outliers
 from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord
 
@@ -44,7 +45,8 @@ def _row(outcome: Outcome) -> Row:
         "sd": found.sd if found and found.n > 1 else None,
         "p5": found and found.p5,
         "p95": found and found.p95,
-        "notes": list(notes(outcome.record)),
+        "notes": [*notes(outcome.record), *outcome.remarks],
+        "outliers": [place + 1 for place in outliers(outcome.values)],
         "values": list(outcome.values),
     }
 
@@ -80,7 +82,7 @@ def _label_columns(found: Sequence[Outcome]) -> list[Column]:
 
 
 def _note_columns(found: Sequence[Outcome]) -> list[Column]:
-    return [Column("notes", _notes_text)] * any(notes(outcome.record) for outcome in found)
+    return [Column("notes", _notes_text)] * any(notes(outcome.record) or outcome.remarks for outcome in found)
 
 
 def _notes_text(row: Row) -> str:
@@ -108,6 +110,12 @@ def _quantity(key: str, spread: str | None = None) -> Callable[[Row], str]:
         around = None if spread is None else row[spread]
         if not isinstance(value, float):
             return "-"
-        return quantity(str(row["figure"]), value, around if isinstance(around, float) else None)
+        like = row["sd"]
+        return quantity(
+            str(row["figure"]),
+            value,
+            around if isinstance(around, float) else None,
+            like=like if isinstance(like, float) else None,
+        )
 
     return text

@@ -16,8 +16,9 @@ from toolkit.results.labels import device_name, figure_heading, labels, notes
 from toolkit.results.outcomes import Outcome, outcomes
 from toolkit.results.quantities import quantity, span, unit
 from toolkit.results.record import BenchRecord, DriftRecord, Flag
-from toolkit.results.statistics import Comparison, compare, median_interval
+from toolkit.results.statistics import Comparison, compare, median_interval, summary
 
+_ACCEPTANCE = "draft_acceptance_fraction"
 _MEANINGS: Mapping[Flag, str] = {
     "throttled": "the device slowed down to stay cool",
     "drifted": "figures rose or fell steadily over the iterations",
@@ -121,6 +122,7 @@ def _devices(runs: Sequence[NumberedRecord]) -> Iterator[DeviceResults]:
     for device in dict.fromkeys(device_name(run.record) for run in measured):
         rows = [row for run in measured if device_name(run.record) == device for row in _test_rows(run)]
         headings = ["run", "model", "ran", "test", "median ± sd", "95 % interval", "p5", "p95", "n", "drift"]
+        headings += ["delegated", "drafts accepted", "remarks"]
         yield DeviceResults(device, without_empty_columns(Table(headings, rows)))
 
 
@@ -139,7 +141,22 @@ def _test_rows(run: NumberedRecord) -> Iterator[list[Cell]]:
             *(Cell(text, numeric=True) for text in _percentile_texts(outcome)),
             Cell(str(len(outcome.values)), numeric=True),
             Cell(_drift_text(record.drift.get(outcome.test)), numeric=True),
+            Cell(_delegated_text(record) if first else "", numeric=True),
+            Cell(_acceptance_text(record) if first else "", numeric=True),
+            Cell(", ".join(outcome.remarks)),
         ]
+
+
+def _delegated_text(record: BenchRecord) -> str:
+    """How many nodes a delegate took, of how many; a dash if that is unknown."""
+    found = record.delegation
+    return "-" if found is None or found.nodes is None else f"{found.delegated_nodes} of {found.nodes} nodes"
+
+
+def _acceptance_text(record: BenchRecord) -> str:
+    """The median share of drafted tokens that the model accepted; a dash if the runner does not say."""
+    found = [item.figures[_ACCEPTANCE] for item in record.iterations if _ACCEPTANCE in item.figures]
+    return f"{summary(found).median:.0%}" if found else "-"
 
 
 def _interval_text(outcome: Outcome) -> str:
@@ -152,7 +169,8 @@ def _interval_text(outcome: Outcome) -> str:
 def _percentile_texts(outcome: Outcome) -> tuple[str, str]:
     if outcome.found is None or outcome.found.n < 2:
         return "-", "-"
-    return quantity(outcome.figure, outcome.found.p5), quantity(outcome.figure, outcome.found.p95)
+    found, figure = outcome.found, outcome.figure
+    return quantity(figure, found.p5, like=found.sd), quantity(figure, found.p95, like=found.sd)
 
 
 def _drift_text(drift: DriftRecord | None) -> str:

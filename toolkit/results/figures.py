@@ -33,6 +33,7 @@ Runs = Literal[
     "major_faults_count",
     "minor_faults_count",
     "read_bytes",
+    "draft_acceptance_fraction",
 ]
 """Figures of a process that runs a model."""
 
@@ -217,9 +218,9 @@ def known_figures(values: Mapping[Name, float], place: str) -> dict[FigureName, 
 
 
 def is_more_better(figure: str) -> bool:
-    """Whether more is better: true for rates, false for times, bytes, counts and temperatures.
+    """Whether more is better: true for rates and accepted drafts, false for times, bytes, joules and counts.
 
     >>> is_more_better("decode_tokens_per_s"), is_more_better("init_s")
     (True, False)
     """
-    return figure.endswith("_per_s")
+    return figure.endswith(("_per_s", "_acceptance_fraction"))

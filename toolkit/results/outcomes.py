@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from toolkit.results.outliers import remarks
 from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord
 from toolkit.results.statistics import Summary, summary
@@ -26,6 +27,11 @@ class Outcome:
         if self.found is None:
             return "-"
         return quantity(self.figure, self.found.median, self.found.sd if self.found.n > 1 else None)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the statistics hide: outliers, or a slow first iteration."""
+        return tuple(remarks(self.figure, self.values))
 
 
 def outcomes(records: Sequence[BenchRecord]) -> tuple[Outcome, ...]:

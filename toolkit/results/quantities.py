@@ -25,6 +25,10 @@ _SMALL = ("s", "J/token", "J", "W")
 """Units with prefixes below one."""
 
 
+_TWO_DIGITS_BELOW = 355
+"""Of a spread's first three digits (Particle Data Group, Review of Particle Physics, Introduction, 5.3)."""
+
+
 def unit(figure: str) -> str:
     """The unit of a figure, without a prefix.
 
@@ -34,24 +38,30 @@ def unit(figure: str) -> str:
     return next((text for ending, text in _UNITS.items() if f"_{figure}".endswith(f"_{ending}")), "")
 
 
-def quantity(figure: str, value: float, spread: float | None = None) -> str:
+def quantity(figure: str, value: float, spread: float | None = None, *, like: float | None = None) -> str:
     """A value with its unit, and with ± `spread` in the same unit if it is given.
+
+    It has the digits that its spread bears, by the rule of the Particle Data Group: two digits of a spread that begins
+    with 100 to 354, else one. `like` is a spread that is not shown itself. Without one there are about three digits.
 
     >>> quantity("decode_tokens_per_s", 16.182, 0.04), quantity("init_s", 0.0205, 0.001)
     ('16.18 ± 0.04 t/s', '20.5 ± 1.0 ms')
+    >>> quantity("decode_tokens_per_s", 1623.4, 187.3), quantity("decode_tokens_per_s", 16.182, like=3.0)
+    ('1,620 ± 190 t/s', '16.2 t/s')
     >>> quantity("latency_p50_s", 8.3157e-05), quantity("peak_memory_bytes", 122000000), quantity("rows_count", 4096)
     ('83.2 µs', '122 MB', '4,096')
     """
-    return _together(figure, " ± ", [value] if spread is None else [value, spread])
+    values = [value] if spread is None else [value, spread]
+    return _together(figure, " ± ", values, like if spread is None else spread)
 
 
 def span(figure: str, low: float, high: float) -> str:
-    """A range of values, in one unit.
+    """A range of values, in one unit, with the digits that half its width bears.
 
     >>> span("init_s", 0.0205, 0.0217), span("decode_tokens_per_s", 15.95, 16.19)
     ('20.5 to 21.7 ms', '15.95 to 16.19 t/s')
     """
-    return _together(figure, " to ", [low, high])
+    return _together(figure, " to ", [low, high], abs(high - low) / 2)
 
 
 def significant(value: float) -> str:
@@ -63,14 +73,26 @@ def significant(value: float) -> str:
     return f"{value:,.{_decimals(value)}f}"
 
 
-def _together(figure: str, between: str, values: Sequence[float]) -> str:
-    """All values joined by `between`, with the unit and the number of decimals that suit the first."""
+def _together(figure: str, between: str, values: Sequence[float], spread: float | None) -> str:
+    """All values joined by `between`, with the unit that suits the first and the digits that suit the spread."""
     name, factor, prefix, decimals = unit(figure), 1.0, "", 0 if figure.endswith("_count") else 2
     if name in _SCALED:
         factor, prefix = _prefix(values[0], smallest=1e-9 if name in _SMALL else 1.0)
         decimals = _decimals(values[0] / factor)
-    numbers = [f"{value / factor:,.{decimals}f}" for value in values]
+    if spread:
+        decimals = _borne(spread / factor)
+    numbers = [f"{round(value / factor, decimals):,.{max(0, decimals)}f}" for value in values]
     return f"{between.join(numbers)} {prefix}{name}".rstrip()
+
+
+def _borne(spread: float) -> int:
+    """The number of decimals that a spread bears; below 0, tens or hundreds are rounded.
+
+    >>> _borne(0.04), _borne(1.0), _borne(0.355), _borne(187.3), _borne(0.96)
+    (2, 1, 1, -1, 1)
+    """
+    exponent = math.floor(math.log10(spread))
+    return 1 - exponent if round(100 * spread / 10.0**exponent) < _TWO_DIGITS_BELOW else -exponent
 
 
 def _decimals(value: float) -> int:

@@ -34,7 +34,7 @@ def test_one_iteration_has_no_spread() -> None:
 def test_tests_of_other_units_stand_in_a_table_of_their_own() -> None:
     rates, others = bench_table(RECORDS, "md").split("\n\n")
     assert "t/s" in rates and "ttft512" not in rates
-    assert "| 4.67 ± 0.06 s |" in others and "79.7 ± 3.5 µs" in others
+    assert " 4.67 ± 0.06 s |" in others and "79.7 ± 3.5 µs" in others
     assert bench_table(RECORDS[5:7], "md").count("\n\n") == 0
 
 
@@ -86,3 +86,11 @@ def test_a_devices_strings_cannot_break_a_table(form: Form) -> None:
         header, _, line = text.splitlines()
         assert r"| Pixel\|8\u202e \<script>" in line
         assert line.count("|") == header.count("|") + 1
+
+
+def test_outliers_are_notes_of_their_test_alone() -> None:
+    slow = record_of([5.0, 10.0, 10.1, 9.9, 10.0])
+    assert "slow first iteration" in bench_table([slow], "md")
+    (row,) = json.loads(bench_table([slow], "json"))
+    assert row["notes"] == ["slow first iteration"] and row["outliers"] == [1]
+    assert "notes" not in bench_table([record_of([10.0, 10.1, 9.9, 10.0, 10.2])], "md")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ from toolkit.report import page as page_module
 from toolkit.report.page import Cell, Table, render_page
 from toolkit.report.results_page import results_page
 from toolkit.results.figures import FigureName
-from toolkit.results.json_lines import parse_record
-from toolkit.results.record import BenchRecord, Figures, Flag, Iteration
+from toolkit.results.json_lines import dump_record, parse_record
+from toolkit.results.record import BenchRecord, Delegation, Figures, Flag, Iteration
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}]]>&\u202e$\\frac$ javascript:alert(3)"
 TEMPLATES = Path(page_module.__file__).parent / "templates"
@@ -113,7 +114,7 @@ def whole() -> Reader:
 
 @pytest.mark.slow
 def test_every_result_is_in_the_summary(whole: Reader) -> None:
-    for text in ("pp512", "111.19 ± 1.38 t/s", "110.08 to 111.28 t/s", "-34.0% (p 5e-05)", "ttft512"):
+    for text in ("pp512", "111.2 ± 1.4 t/s", "110.1 to 111.3 t/s", "-34.0% (p 5e-05)", "ttft512"):
         assert text in whole.text
 
 
@@ -213,8 +214,47 @@ def test_no_string_of_a_record_gets_out_of_its_place() -> None:
     assert "\u202e" not in reader.text
 
 
+ENERGY: dict[str, Any] = {
+    "source": "odpm", "unavailable": "too short", "idle_watts": 0.812, "idle_s": 5.0,
+    "rails_joules": {"S2M_VDD_CPUCL2": 12.5, "S1M_VDD_MIF": 30.0},
+    "check": {"measured_joules": 40.0, "counted_joules": 4.0, "agrees": False},
+}  # fmt: skip
+CLUSTER: dict[str, Any] = {
+    "name": "policy4", "governor": "sched_pixel", "frequency_hz": [],
+    "cores": [{"cpu": cpu, "idle_fraction": 0.25, "process_s": 1.5 * (cpu - 4)} for cpu in (4, 5, 6)],
+}  # fmt: skip
+
+
+def test_energy_clusters_and_what_ended_a_run_are_beside_its_other_facts() -> None:
+    times = RECORDS[0].samples.columns["t_s"]
+    cluster = {**CLUSTER, "frequency_hz": [1.0e9, *[2.4e9] * (len(times) - 1)]}
+    line = json.loads(dump_record(record_of([1.0])))
+    record = parse_record(json.dumps({**line, "energy": ENERGY, "clusters": [cluster], "fault": "no route"}).encode())
+    reader = page_of(record)
+    for text in (
+        "the power rails of the chip, by their meters", "unavailable: too short", "812 mW, over 5.00 s",
+        "S1M_VDD_MIF 30.0 J, S2M_VDD_CPUCL2 12.5 J", "40.0 J measured DISAGREES with 4.00 J",
+        "ended early by", "no route", "CPUs 4-6", "sched_pixel", "2.40 GHz", "25%", "5: 1.50 s, 6: 3.00 s",
+    ):  # fmt: skip
+        assert text in reader.text
+    drawn = picture_texts(reader)
+    assert "CPUs 4-6" in drawn and "CPU frequency" not in drawn
+
+
+def test_delegated_nodes_accepted_drafts_and_outliers_are_columns() -> None:
+    plain = page_of(record_of([10.0, 10.1], delegation=None))
+    assert not any(word in plain.text for word in ("delegated", "drafts accepted", "remarks"))
+    record = record_of([5.0, 10.0, 10.1, 9.9, 10.0], delegation=Delegation(12, 34, "the log"))
+    drafts = [replace(item, figures={**item.figures, "draft_acceptance_fraction": 0.625}) for item in record.iterations]
+    reader = page_of(replace(record, iterations=tuple(drafts)))
+    for text in ("12 of 34 nodes", "62%", "slow first iteration"):
+        assert text in reader.text
+
+
 def hostile(value: dict[str, Any]) -> BenchRecord:
     """The record with the hostile string in every place that the format lets hold it."""
+    value |= copy.deepcopy({"fault": "x", "device_serial": "x", "energy": ENERGY, "clusters": [CLUSTER]})
+    value["clusters"][0]["frequency_hz"] = [None] * len(value["samples"]["columns"]["t_s"])
     replaced = 0
     for holder, key in list(_places(value)):
         kept = holder[key]

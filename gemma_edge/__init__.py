@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gemma_edge.api.convert import convert
     from gemma_edge.api.devices import devices
     from gemma_edge.api.export import export
+    from gemma_edge.api.export_results import export_results
     from gemma_edge.api.inspect import inspect, inspect_file
     from gemma_edge.api.model import Model, load
     from gemma_edge.api.probe import probe
@@ -42,6 +43,7 @@ _MODULES = {
     "convert": "gemma_edge.api.convert",
     "devices": "gemma_edge.api.devices",
     "export": "gemma_edge.api.export",
+    "export_results": "gemma_edge.api.export_results",
     "inspect": "gemma_edge.api.inspect",
     "inspect_file": "gemma_edge.api.inspect",
     "load": "gemma_edge.api.model",
@@ -65,6 +67,7 @@ __all__ = [
     "convert",
     "devices",
     "export",
+    "export_results",
     "inspect",
     "inspect_file",
     "load",

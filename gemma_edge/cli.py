@@ -37,6 +37,7 @@ _VERBS = {
     "bench": "measure a model on an Android device or this computer: speed, memory, temperature",
     "probe": "measure how fast flash gives rows of per-layer embeddings, one by one and in batches, cold and warm",
     "report": "write benchmark results as one HTML page, with tables, plots and the origin of each figure",
+    "results": "export benchmark results as one table in Parquet or CSV, with a row for each iteration",
     "compare": "compare two sets of benchmark results, with a confidence interval and a verdict for each test",
     "emulator": "run an emulated Android device on 127.0.0.1, with faults on request, until interrupted",
     "demo": "convert, check, verify, run and export the built-in tiny model in three sizes, explaining each step",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Callable
 from typing import BinaryIO
 
 from device_harness.adb.connection import Connection, Stream
@@ -59,20 +60,27 @@ class SyncSession:
 
     def receive(self, path: str) -> bytes:
         """Read a whole file of at most MAX_PULL_BYTES from the device."""
+        content = bytearray()
+        self.receive_into(path, content.extend, most_bytes=MAX_PULL_BYTES)
+        return bytes(content)
+
+    def receive_into(self, path: str, write: Callable[[bytes], object], *, most_bytes: int) -> int:
+        """Read a file from the device block by block; return its size, at most `most_bytes`."""
         self._what += f" {path}"
         self._request("RECV", path)
-        content = bytearray()
+        size = 0
         while True:
             id_, value = parse_sync(self._take(_HEADER_BYTES))
             if id_ == "DONE":
-                return bytes(content)
+                return size
             if id_ == "FAIL":
                 raise self._refusal(value)
             if id_ != "DATA" or value > SYNC_DATA_BYTES:
                 raise ProtocolFault(self._what, found=f"{id_} {value}", wanted="DATA, DONE or FAIL")
-            content += self._take(value)
-            if len(content) > MAX_PULL_BYTES:
-                raise ProtocolFault(self._what, found=f"over {MAX_PULL_BYTES:,} bytes", wanted="a small file")
+            size += value
+            if size > most_bytes:
+                raise ProtocolFault(self._what, found=f"over {most_bytes:,} bytes", wanted="a small file")
+            write(self._take(value))
 
     def list(self, path: str) -> dict[str, int]:
         """Names in a directory and their modes; as in adb, also empty if there is no such directory."""

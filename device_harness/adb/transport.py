@@ -204,6 +204,11 @@ class Transport:
         with SyncSession(self._link, stall_timeout=STALL_S) as session:
             return session.receive(remote_path(remote))
 
+    def pull_file(self, remote: str, path: Path, *, most_bytes: int) -> int:
+        """Read a file from the device into one here; return its size. DeviceRefusal has the device's message."""
+        with SyncSession(self._link, stall_timeout=STALL_S) as session, open(path, "wb") as file:
+            return session.receive_into(remote_path(remote), file.write, most_bytes=most_bytes)
+
     def stat(self, remote: str) -> RemoteStat | None:
         """Size, mode and time by the device's own stat (adb's wraps at 4 GiB); None if there is no such file."""
         path = quote(remote)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from device_harness.adb.transport import ConnectionLost, DeviceFault
 from device_harness.bench.cores import cluster_records, read_clusters
@@ -17,6 +19,7 @@ from device_harness.bench.process import ASK_S, JobProcesses, ProcessLimits, Pro
 from device_harness.bench.readiness import GateWait, PowerGate, ReadinessSettings, ThermalGate
 from device_harness.bench.sampler import DEFAULT_INTERVAL_S
 from device_harness.bench.state import read_state, read_thermal, state_flags
+from device_harness.bench.trace import ENDING, take_trace
 from device_harness.flash.page_cache import DroppedFiles, PageCache
 from device_harness.machines.machine import Machine
 from device_harness.parsers.cpu import Cluster
@@ -36,6 +39,7 @@ from toolkit.results.record import (
     Flag,
     Iteration,
     StateRecord,
+    TraceRecord,
 )
 from toolkit.results.statistics import MIN_VALUES, Drift, drift
 
@@ -75,6 +79,8 @@ class JobSettings:
     page_cache: PageCache | None = None
     """The page cache from which to drop the model's files before each iteration; None to keep them."""
     power: PowerSource = NO_SOURCE
+    trace_folder: Path | None = None
+    """A folder on this computer for a trace of one more run; None for no trace."""
     idle_s: float = 0.0
     """For how long the power of the machine at rest is measured first, if there is a source; 0: not at all."""
 
@@ -136,6 +142,7 @@ class _Bench:
         self._waits: list[GateWait] = []
         self._after: StateRecord | None = None
         self._counted: Delegation | None = None
+        self._trace: TraceRecord | None = None
         self._was_cut = False
 
     def measure(self, progress: IterationProgress) -> None:
@@ -160,6 +167,16 @@ class _Bench:
         self._note_untold_tests()
         self._after = self._state_after()
         self._counted = self._processes.count_nodes()
+        self._trace = self._traced()
+
+    def _traced(self) -> TraceRecord | None:
+        folder = self._settings.trace_folder
+        if folder is None:
+            return None
+        when = self._started_utc.replace(":", "").replace("-", "")
+        target = folder / f"{when}-{self._runner}-{secrets.token_hex(4)}{ENDING}"
+        limit_s = self._workload.timeout_s
+        return take_trace(self._machine, self._processes.run, target=target, limit_s=limit_s, note=self._note)
 
     def _note_untold_tests(self) -> None:
         """Tell the user which tests are left out of the record because no iteration has their figure."""
@@ -259,6 +276,7 @@ class _Bench:
             flags=self._flags(after, drifts, energy, is_whole=ended_by is None),
             energy=energy,
             clusters=cluster_records(self._clusters, self._runs),
+            trace=self._trace,
             fault=printable(str(ended_by))[:1000] if isinstance(ended_by, ToolkitError) else None,
         )
 

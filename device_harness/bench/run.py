@@ -60,6 +60,8 @@ class BenchSettings:
     """For how long power at rest is measured before anything runs, where energy can be measured; 0: not at all."""
     drop_page_cache: bool = False
     """Drop the model's files from the page cache before each iteration; only with a cold start."""
+    trace_folder: Path | None = None
+    """A folder here for a Perfetto trace of one more run of each job; None for no trace."""
     stay_awake: bool = False
     airplane_mode: bool = False
 
@@ -161,5 +163,6 @@ def _job_settings(
         folder=machine.cache_folder,
         power=find_power_source(machine),
         idle_s=settings.idle_s,
+        trace_folder=settings.trace_folder,
         page_cache=place_page_cache(machine, listener.note) if settings.drop_page_cache else None,
     )

@@ -31,6 +31,7 @@ Isolation = Literal["auto", "bubblewrap", "folder"]
 
 _TREE = (
     "data/local/tmp",
+    "data/misc/perfetto-traces",
     "data/system/settings",
     "sdcard",
     "etc/alternatives",
@@ -179,7 +180,7 @@ class Userland:
         for name in _TREE:
             (self.root / name).mkdir(parents=True, exist_ok=True)
         scripts = {"dumpsys": templates.DUMPSYS, "getprop": templates.GETPROP, "settings": templates.SETTINGS}
-        scripts |= {"cmd": templates.CMD}
+        scripts |= {"cmd": templates.CMD, "perfetto": templates.PERFETTO}
         scripts |= {"python3": templates.PYTHON} | ({"df": templates.DF} if limits_storage else {})
         folder = self.root / "system/bin"
         for name, text in scripts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 
 from device_harness.adb.devices import connect
@@ -67,6 +68,9 @@ class AdbDevice:
         receiver = place_receiver(self._transport, "auto")
         push_source(self._transport, source, target=target, receiver=receiver, progress=progress)
         return target
+
+    def fetch_file(self, path: str, target: Path, *, most_bytes: int) -> int:
+        return self._transport.pull_file(path, target, most_bytes=most_bytes)
 
     def place_program(self, files: ProgramFiles) -> str:
         """Push the files that are missing, to a folder named after their hashes; return that folder."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from types import TracebackType
 
 from device_harness.adb.faults import DeviceFault, DeviceTimeout
@@ -66,6 +68,17 @@ class Host:
     def place_files(self, source: PushSource, *, progress: PushProgress | None = None) -> str:
         """Return the folder of the files, which stay where they are."""
         return str(source.files[0].path.parent.resolve())
+
+    def fetch_file(self, path: str, target: Path, *, most_bytes: int) -> int:
+        """DeviceFault if the file cannot be read, or is larger."""
+        try:
+            size = os.stat(path).st_size
+            if size > most_bytes:
+                raise DeviceFault(path, found=f"{size:,} bytes", wanted=f"at most {most_bytes:,}")
+            shutil.copyfile(path, target)
+        except OSError as error:
+            raise DeviceFault(path, found=system_reason(error)) from error
+        return size
 
     def place_program(self, files: ProgramFiles) -> str:
         """Return the program's own folder; UsageError if the program is not executable."""

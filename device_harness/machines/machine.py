@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -89,6 +90,9 @@ class Machine(Protocol):
 
     def place_files(self, source: PushSource, *, progress: PushProgress | None = None) -> str:
         """Copy files to the machine unless it has them; return their folder on the machine."""
+
+    def fetch_file(self, path: str, target: Path, *, most_bytes: int) -> int:
+        """Copy a file of at most `most_bytes` from the machine to this computer; return its size in bytes."""
 
     def place_program(self, files: ProgramFiles) -> str:
         """Copy a program and its libraries to the machine, ready to run; return their folder on the machine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,8 @@ from device_harness.machines.machine import Machine
 from device_harness.runners import ALL
 from device_harness.runners.interface import Workload
 from device_harness.runners.spec import BenchListener, RunnerSpec
-from toolkit.base.errors import ToolkitError
+from toolkit.base.errors import ToolkitError, UsageError
+from toolkit.base.files import is_safe_name
 from toolkit.results.json_lines import ResultsWriter, open_results
 from toolkit.results.record import BenchRecord
 
@@ -36,6 +38,7 @@ def bench(
     threads: int | None = None,
     results: Path | str | None = None,
     force: bool = False,
+    trace: bool = False,
     settings: BenchSettings | None = None,
     runners: Sequence[RunnerSpec] = ALL,
     listener: BenchListener | None = None,
@@ -51,6 +54,7 @@ def bench(
     threads: CPU threads; None for the runner's choice.
     results: a file of JSON lines, to which each record is appended as soon as it is complete.
     force: replace a file at `results` that is no results file.
+    trace: also take a Perfetto trace of one more run, in a folder beside `results`.
     settings: how to treat the device; if given, its own repetitions replace `repetitions`.
 
     UsageError if this cannot be measured, BundleError for an invalid model, EnvironmentFault for any fault of the
@@ -64,6 +68,8 @@ def bench(
     given = {name: tuple(values) for name, values in (options or {}).items()}
     request = BenchRequest(Path(model), runner, given, size, workload)
     settings = settings or BenchSettings(repetitions)
+    if trace:
+        settings = replace(settings, trace_folder=trace_folder(results))
     found = bench_records(
         request,
         settings,
@@ -103,6 +109,20 @@ def bench_records(
             yield record  # even if it could not be kept
             if fault is not None:
                 raise fault
+
+
+def trace_folder(results: Path | str | None) -> Path:
+    """The folder for traces beside a results file; UsageError without one, or if the name is a file's."""
+    if results is None:
+        raise UsageError("--trace", found="no results file to keep the trace beside", remedy="give --results FILE")
+    path = Path(results)
+    folder = path.with_name(f"{path.stem}.traces")
+    if not is_safe_name(folder.name):
+        wanted = "letters, digits and . _ - in the name of the results file"
+        raise UsageError("--trace", file=path, found="a name that cannot be linked to", wanted=wanted)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("--trace", file=folder, found="a file", wanted="a folder for traces, or nothing")
+    return folder
 
 
 def request_files(request: BenchRequest) -> tuple[Path, ...]:

@@ -55,25 +55,37 @@ def report(
 
     target = Output(Path(output), PAGE, tuple(map(Path, results)), force)
     target.require()
-    records = read_records(results, skip_torn_line=skip_torn_line)
-    data = render_page(results_page(records), progress)
+    read = _read_files(results, skip_torn_line=skip_torn_line)
+    records = [record for _, record in read]
+    folders = [_relative(path, Path(output)) for path, _ in read]
+    data = render_page(results_page(records, folders=folders), progress)
     target.require()  # it may have changed since
     write_bytes(output, data)
     flagged = sum(bool(record.flags) or record.device.emulated for record in records)
     return Report(Path(output), len(data), len(records), flagged)
 
 
+def _relative(results: Path, page: Path) -> str:
+    """The path of a results file's folder as seen from the page, for links; it begins with `.`."""
+    found = os.path.relpath(os.path.realpath(results.parent), os.path.realpath(page.parent))
+    return found if found.startswith(".") else f"./{found}"
+
+
 def read_records(paths: Sequence[Path | str], *, skip_torn_line: bool = False) -> list[BenchRecord]:
     """Read the records of all files, in order; UsageError if there are none, or a file is named twice."""
+    return [record for _, record in _read_files(paths, skip_torn_line=skip_torn_line)]
+
+
+def _read_files(paths: Sequence[Path | str], *, skip_torn_line: bool) -> list[tuple[Path, BenchRecord]]:
     twice = [path for index, path in enumerate(paths) if os.path.realpath(path) in map(os.path.realpath, paths[:index])]
     if twice:
         raise UsageError(file=twice[0], found="the same file twice")
-    records: list[BenchRecord] = []
+    records: list[tuple[Path, BenchRecord]] = []
     for path in paths:
         found = read_results(path, skip_torn_line=skip_torn_line)
         if found.torn_bytes:
             _log.warning("%s: the last line is incomplete; its %s bytes are ignored", path, f"{found.torn_bytes:,}")
-        records += found.records
+        records += [(Path(path), record) for record in found.records]
     if not records:
         named = ", ".join(map(str, paths))
         raise UsageError(file=named, found="no records", remedy="run gemma-edge bench")

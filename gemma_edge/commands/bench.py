@@ -15,7 +15,7 @@ from device_harness.bench.state import LOW_BATTERY_PERCENT
 from device_harness.runners import ALL
 from device_harness.runners.interface import Workload
 from device_harness.runners.spec import RunnerOption
-from gemma_edge.api.bench import bench_records
+from gemma_edge.api.bench import bench_records, trace_folder
 from gemma_edge.api.bench_devices import BenchFailure, bench_devices
 from gemma_edge.api.devices import chosen_devices
 from gemma_edge.options.outputs import add_force_option
@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--results", metavar="FILE", type=Path,
         help="append the full records, with every iteration and sample, to a file of JSON lines",
+    )  # fmt: skip
+    output.add_argument(
+        "--trace", action="store_true",
+        help="also take a Perfetto trace of one more run, unmeasured, into a folder beside FILE, if the device has "
+        "perfetto",
     )  # fmt: skip
     output.add_argument(
         "--drop-torn-line", action="store_true", help="remove an incomplete last line that a crash left in FILE"
@@ -300,6 +305,7 @@ def _settings(arguments: argparse.Namespace) -> BenchSettings:
         cool_down_s=arguments.cool_down,
         interval_s=arguments.interval,
         idle_s=arguments.idle_seconds,
+        trace_folder=trace_folder(arguments.results) if arguments.trace else None,
         drop_page_cache=arguments.drop_page_cache,
         stay_awake=arguments.stay_awake,
         airplane_mode=arguments.airplane_mode,

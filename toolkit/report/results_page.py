@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,8 +72,14 @@ class ResultsPage:
         return (*self.distributions, *groups, *courses)
 
 
-def results_page(records: Sequence[BenchRecord], left_out: Mapping[str, str] | None = None) -> ResultsPage:
-    """Build the page for one or more records. `left_out`: why a runner did not measure, by its name."""
+def results_page(
+    records: Sequence[BenchRecord], left_out: Mapping[str, str] | None = None, folders: Sequence[str] = ()
+) -> ResultsPage:
+    """Build the page for one or more records.
+
+    `left_out`: why a runner did not measure, by its name. `folders`: those of the records' files as seen from the page,
+    for links.
+    """
     runs = [NumberedRecord(number, record) for number, record in enumerate(records, 1)]
     days = sorted({record.started_utc[:10] for record in records})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
@@ -86,7 +93,11 @@ def results_page(records: Sequence[BenchRecord], left_out: Mapping[str, str] | N
         starts=_starts(runs),
         memory=memory_section(runs),
         flash_probe=flash_probe_table([run for run in runs if run.record.runner == FLASH_PROBE]),
-        runs=tuple(run_section(run.record, f"#{run.number} {run_name(run.record)}", run.key) for run in runs),
+        runs=tuple(
+            run_section(run.record, f"#{run.number} {run_name(run.record)}", run.key, folder)
+            for run, folder in itertools.zip_longest(runs, folders, fillvalue=".")
+            if isinstance(run, NumberedRecord)
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,15 @@ _TEMPERATURE: FigureName = "temperature_celsius"
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A link to a file beside the page."""
+
+    text: str
+    target: str
+    """A relative path, quoted for a URL."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunSection:
     """The values for `run.html.jinja`; None or empty where the record has none."""
 
@@ -38,6 +48,7 @@ class RunSection:
     temperature_sensor: str | None
     facts: tuple[tuple[str, str], ...]
     """Name and value pairs that describe the model, the runner and the settings."""
+    trace: Link | None
     command: str
     device: tuple[tuple[str, str], ...]
     programs: Table | None
@@ -54,8 +65,11 @@ def run_name(record: BenchRecord) -> str:
     return f"{' '.join(part for part in parts if part)} on {device_name(record)}"
 
 
-def run_section(record: BenchRecord, title: str, key: str) -> RunSection:
-    """Everything that a reader needs to judge or repeat the run; `key` is the HTML id of its heading."""
+def run_section(record: BenchRecord, title: str, key: str, folder: str) -> RunSection:
+    """Everything that a reader needs to judge or repeat the run.
+
+    `key` is the HTML id of its heading; `folder` that of the results file as seen from the page.
+    """
     course = _time_series(record, title)
     has_states = record.state_before is not None or record.state_after is not None
     return RunSection(
@@ -65,12 +79,21 @@ def run_section(record: BenchRecord, title: str, key: str) -> RunSection:
         course=None if course is None else Picture(course, f"{title} over time"),
         temperature_sensor=record.samples.temperature_source if _TEMPERATURE in record.samples.columns else None,
         facts=tuple(_run_facts(record)),
+        trace=_trace_link(record, folder),
         command=shlex.join(record.arguments),
         device=tuple(_device_facts(record)),
         programs=_binaries(record) if record.binaries else None,
         clusters=_clusters(record),
         states=_states(record.state_before, record.state_after) if has_states else None,
     )
+
+
+def _trace_link(record: BenchRecord, folder: str) -> Link | None:
+    trace = record.trace
+    if trace is None or trace.file is None or trace.folder is None or trace.bytes is None:
+        return None
+    text = f"{trace.file} ({quantity('bytes', trace.bytes)})"
+    return Link(text, urllib.parse.quote(f"{folder}/{trace.folder}/{trace.file}"))
 
 
 def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
@@ -165,6 +188,8 @@ def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
     statuses = [item.thermal_status for item in record.iterations if item.thermal_status is not None]
     if statuses:
         yield "worst throttling", _THERMAL[max(statuses)]
+    if record.trace is not None and record.trace.unavailable is not None:
+        yield "trace", f"unavailable: {record.trace.unavailable}"
     if record.fault is not None:
         yield "ended early by", record.fault
     yield from _energy_facts(record)

@@ -15,9 +15,9 @@ from toolkit.base.files import disk_faults, require_room, scratch_beside, write_
 from toolkit.base.outputs import Output, OutputKind
 from toolkit.base.strict_json import open_regular, parse_json, read_record, without_format
 from toolkit.results.figures import FigureName
-from toolkit.results.record import FORMAT, BenchRecord, Delegation
+from toolkit.results.record import FORMAT, BenchRecord, Delegation, TraceRecord
 
-_OPTIONAL = ("script", "energy", "clusters", "device_serial", "fault")
+_OPTIONAL = ("script", "energy", "clusters", "trace", "device_serial", "fault")
 """The keys that a line may omit, for null: they were added to the format later."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 65536
@@ -203,6 +203,8 @@ def _contradictions(record: BenchRecord) -> Iterator[tuple[str, object, str | No
         yield "flags", ", ".join(record.flags), "each once"
     for name in sorted(set(record.drift) - set(record.tests)):
         yield "drift", name, " or ".join(record.tests)
+    if record.trace is not None:
+        yield from _trace_contradictions(record.trace)
     if record.delegation is not None:
         yield from _delegation_contradictions(record.delegation)
     for i, iteration in enumerate(record.iterations):
@@ -216,6 +218,12 @@ def _contradictions(record: BenchRecord) -> Iterator[tuple[str, object, str | No
     for i, cluster in enumerate(record.clusters or ()):
         if len(cluster.frequency_hz) != count:
             yield f"clusters[{i}] frequency_hz", len(cluster.frequency_hz), f"{count}, as many as samples"
+
+
+def _trace_contradictions(trace: TraceRecord) -> Iterator[tuple[str, object, str]]:
+    known = [value is not None for value in (trace.file, trace.folder, trace.sha256, trace.bytes)]
+    if any(known) is not all(known) or any(known) is (trace.unavailable is not None):
+        yield "trace", "a part of it", "file, folder, sha256 and bytes, or unavailable alone"
 
 
 def _delegation_contradictions(delegation: Delegation) -> Iterator[tuple[str, object, str]]:

@@ -13,6 +13,9 @@ FORMAT = "gemma-edge-results/2"
 
 TestName = Annotated[str, Matches(re.compile(r"[A-Za-z0-9._:+-]{1,128}"), "1 to 128 of A-Z a-z 0-9 . _ : + -")]
 ConditionName = Annotated[str, Matches(re.compile(r"[a-z][a-z0-9_]{0,63}"), "1 to 64 of a-z 0-9 _")]
+FileName = Annotated[
+    str, Matches(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"), "1 to 128 of A-Z a-z 0-9 . _ -, not . _ - first")
+]
 Sha256 = Annotated[str, Matches(re.compile(r"[0-9a-f]{64}"), "64 hexadecimal digits")]
 Time = Annotated[str, Matches(re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"), "YYYY-MM-DDTHH:MM:SSZ")]
 Count = Annotated[int, Range(0, 2**63)]
@@ -255,6 +258,17 @@ class EnergyRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceRecord:
+    """The Perfetto trace of one more run, in a folder beside the results file; or why there is none."""
+
+    file: FileName | None
+    folder: FileName | None
+    sha256: Sha256 | None
+    bytes: Count | None
+    unavailable: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ScriptRecord:
     """What a script in benchmarks/ records in addition to figures; `gemma-edge bench` has other fields for it."""
 
@@ -296,6 +310,8 @@ class BenchRecord:
     """Only for scripts in benchmarks/. A line may omit this key and those below it."""
     energy: EnergyRecord | None = None
     clusters: tuple[ClusterRecord, ...] | None = None
+    trace: TraceRecord | None = None
+    """Only if one was asked for."""
     device_serial: str | None = None
     """Only if several devices were measured together, so that two of one model can be told apart."""
     fault: str | None = None

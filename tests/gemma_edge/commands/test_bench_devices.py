@@ -92,6 +92,23 @@ def test_an_interrupt_ends_all_and_keeps_what_was_measured(
     assert out.count("tg8") == 2
 
 
+@pytest.mark.slow
+def test_a_trace_is_beside_the_results_and_on_the_page(
+    devices: list[Emulator], random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "r.jsonl"
+    argv = ["bench", str(random_bundle), "--device", devices[0].serial, *SMALL, "--results", str(results), "--trace"]
+    assert main(argv) == 0
+    (record,) = read_results(results).records
+    assert record.trace is not None and record.trace.file is not None and len(record.iterations) == 2
+    assert (tmp_path / "r.traces" / record.trace.file).stat().st_size == record.trace.bytes
+    (tmp_path / "pages").mkdir()
+    page = report([results], tmp_path / "pages/report.html").path.read_text()
+    assert f'href="../r.traces/{record.trace.file}"' in page
+    assert main([*argv[:-3], "--trace"]) == 2
+    assert "--trace: no results file to keep the trace beside; give --results FILE" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_there_is_one_error_before_any_device_is_asked(
     devices: list[Emulator], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from toolkit.report.page import Cell, Table, render_page
 from toolkit.report.results_page import results_page
 from toolkit.results.figures import FigureName
 from toolkit.results.json_lines import dump_record, parse_record
-from toolkit.results.record import BenchRecord, Delegation, Figures, Flag, Iteration
+from toolkit.results.record import BenchRecord, Delegation, Figures, Flag, Iteration, TraceRecord
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}]]>&\u202e$\\frac$ javascript:alert(3)"
 TEMPLATES = Path(page_module.__file__).parent / "templates"
@@ -239,6 +239,16 @@ def test_energy_clusters_and_what_ended_a_run_are_beside_its_other_facts() -> No
         assert text in reader.text
     drawn = picture_texts(reader)
     assert "CPUs 4-6" in drawn and "CPU frequency" not in drawn
+
+
+def test_a_trace_is_linked_beside_the_results_from_wherever_the_page_is() -> None:
+    trace = TraceRecord("20261129T1.perfetto-trace", "r.traces", "0" * 64, 2_000_000, None)
+    page = render_page(results_page([record_of([1.0], trace=trace)], folders=['../odd "name"'])).decode()
+    link = '<a href="../odd%20%22name%22/r.traces/20261129T1.perfetto-trace">20261129T1.perfetto-trace (2.00 MB)</a>'
+    assert link in page
+    none = TraceRecord(None, None, None, None, "the device has no perfetto")
+    reader = page_of(record_of([1.0], trace=none))
+    assert "unavailable: the device has no perfetto" in reader.text and ".perfetto-trace" not in reader.text
 
 
 def test_delegated_nodes_accepted_drafts_and_outliers_are_columns() -> None:

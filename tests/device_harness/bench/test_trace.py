@@ -1,0 +1,114 @@
+"""Traces by the emulated device's perfetto, and what happens where it cannot be had."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from device_harness.adb.devices import connect
+from device_harness.bench.trace import take_trace
+from device_harness.emulator.device import Emulator, EmulatorSettings
+from device_harness.machines.device import AdbDevice
+from device_harness.machines.host import Host
+from toolkit.base.errors import EnvironmentFault
+from toolkit.base.files import hash_file
+from toolkit.results.record import TraceRecord
+
+CONFIG = Path(__file__).parents[3] / "device_harness/bench/trace_config.pbtx"
+FOLDER = "/data/misc/perfetto-traces"
+
+
+@pytest.fixture
+def device() -> Iterator[Emulator]:
+    with Emulator(EmulatorSettings(isolation="folder")) as running:
+        yield running
+
+
+@pytest.fixture
+def there(device: Emulator) -> Iterator[AdbDevice]:
+    with connect(device.serial) as transport:
+        yield AdbDevice(transport)
+
+
+def traced(machine: AdbDevice, target: Path, notes: list[str] | None = None, run: object = None) -> TraceRecord:
+    told = [] if notes is None else notes
+    return take_trace(machine, run or (lambda: None), target=target, limit_s=60, note=told.append)  # type: ignore[arg-type]
+
+
+def running(machine: AdbDevice) -> str:
+    return machine.shell(
+        "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' ' | grep -o 'perfett[o] --back'", timeout=20
+    ).stdout
+
+
+def test_a_trace_is_kept_beside_the_results_and_nowhere_else(
+    device: Emulator, there: AdbDevice, tmp_path: Path
+) -> None:
+    target = tmp_path / "r.traces" / "a.perfetto-trace"
+    during: list[str] = []
+    notes: list[str] = []
+    record = traced(there, target, notes, lambda: during.append(running(there)))
+    assert during == ["perfetto --back\n"], "it records while the run lasts"
+    assert target.read_bytes() == b"\n\0"
+    assert record == TraceRecord("a.perfetto-trace", "r.traces", hash_file(target).sha256, 2, None)
+    assert notes == [f"{there.serial}: one more run is traced, unmeasured"]
+    assert list(device.path(FOLDER).iterdir()) == [] and running(there) == ""
+
+
+def test_a_device_without_perfetto_says_so(device: Emulator, there: AdbDevice, tmp_path: Path) -> None:
+    device.path("/system/bin/perfetto").unlink()
+    notes: list[str] = []
+    record = traced(there, tmp_path / "x.traces/a", notes)
+    assert record == TraceRecord(None, None, None, None, "the device has no perfetto")
+    assert notes == [f"{there.serial}: no trace: the device has no perfetto"]
+    assert not (tmp_path / "x.traces").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("echo 'no permission' >&2; exit 1", "perfetto does not start (exit code 1): no permission"),
+        ("echo started", "perfetto does not start (exit code 0): started"),
+        (
+            "(trap ': > $6; exit' TERM; while :; do sleep 0.1; done) </dev/null >/dev/null 2>&1 & echo $!",
+            "an empty trace",
+        ),
+        ("(trap 'exit' TERM; while :; do sleep 0.1; done) </dev/null >/dev/null 2>&1 & echo $!", "tracing failed: "),
+    ],
+)
+def test_a_perfetto_that_fails_is_a_reason_and_no_error(
+    device: Emulator, there: AdbDevice, tmp_path: Path, program: str, reason: str
+) -> None:
+    device.path("/system/bin/perfetto").write_text(f"#!/bin/sh\n{program}\n")
+    record = traced(there, tmp_path / "x.traces" / "a")
+    assert record.file is None and reason in (record.unavailable or "")
+    assert not list(tmp_path.rglob("a*"))
+
+
+def test_a_run_that_fails_or_is_interrupted_ends_perfetto(there: AdbDevice, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise EnvironmentFault("runner", found="exit code 1")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    record = traced(there, tmp_path / "x.traces" / "a", run=fail)
+    assert record.unavailable == "tracing failed: runner: exit code 1" and running(there) == ""
+    with pytest.raises(KeyboardInterrupt):
+        traced(there, tmp_path / "x.traces" / "a", run=interrupt)
+    assert running(there) == ""
+
+
+def test_this_computer_has_no_perfetto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = take_trace(Host(), lambda: None, target=tmp_path / "t" / "a", limit_s=1, note=lambda text: None)
+    assert record.unavailable == "the device has no perfetto"
+
+
+def test_the_config_names_what_is_promised_and_is_balanced() -> None:
+    text = CONFIG.read_text()
+    for name in ("sched/sched_switch", "power/cpu_frequency", "android.power", "collect_power_rails: true", "meminfo"):
+        assert name in text
+    assert text.count("{") == text.count("}") and re.search(r"duration_ms: @DURATION_MS@\n", text)

@@ -294,7 +294,7 @@ def read_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> Map
             "header", file=path, found=shorten(text[:16]), wanted="an object from { to }, then only spaces"
         )
     header = JsonObject(parse_json(text, str(path), CheckpointError, "header"), str(path), CheckpointError, "header")
-    if "__metadata__" in header.names():
+    if header.has("__metadata__"):  # mlx writes null where there is none
         metadata = header.child("__metadata__")
         for key in metadata.names():
             metadata.string(key)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import safetensors_bytes
+from checkpoints import raw_bytes, safetensors_bytes
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
@@ -24,9 +24,13 @@ def noise(*shape: int, seed: int = 0) -> F32:
 def write_adapter(
     directory: Path, tensors: Mapping[str, NDArray[Any]], config: Mapping[str, object] = PEFT, *, mlx: bool = False
 ) -> Path:
-    """Write both files of an adapter into a new directory."""
+    """Write both files of an adapter into a new directory; mlx writes null as the metadata of its own."""
     directory.mkdir(parents=True)
     (directory / "adapter_config.json").write_text(json.dumps(config))
     file = "adapters.safetensors" if mlx else "adapter_model.safetensors"
-    (directory / file).write_bytes(safetensors_bytes(dict(tensors)))
+    data = safetensors_bytes(dict(tensors))
+    if mlx:
+        end = 8 + int.from_bytes(data[:8], "little")
+        data = raw_bytes(json.dumps({"__metadata__": None, **json.loads(data[8:end])}), data[end:])
+    (directory / file).write_bytes(data)
     return directory

@@ -191,6 +191,14 @@ def test_metadata_maps_strings_to_strings(tmp_path: Path, metadata: object) -> N
     refuse(tmp_path, safetensors_bytes({"a": A}, metadata), "__metadata__")
 
 
+def test_metadata_may_be_null_as_mlx_writes_it(tmp_path: Path) -> None:
+    """The format's own library reads it as no metadata."""
+    header = {"__metadata__": None, "a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(raw_bytes(json.dumps(header), b"\x01\x02"))
+    assert list(SafetensorsFile(path).tensors) == ["a"]
+
+
 @pytest.mark.parametrize("entry", [None, [], "F32", 1, {}, {"dtype": "U8", "shape": [1]}], ids=repr)
 def test_an_entry_is_an_object_with_three_keys(tmp_path: Path, entry: object) -> None:
     refuse(tmp_path, raw_bytes(json.dumps({"a": entry}), b"x"), "header a")

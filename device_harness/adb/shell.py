@@ -52,7 +52,7 @@ class ShellResult:
 class ShellStream:
     """A running command: iterate over its output, then read `exit_code`. Leaving the context abandons it.
 
-    An abandoned command continues on the device until its time limit there.
+    An abandoned command gets a hangup on the device, and ends at the latest at its time limit there.
     """
 
     def __init__(self, link: Connection, command: str, *, timeout: float, most_bytes: int = MAX_OUTPUT_BYTES) -> None:
@@ -268,7 +268,7 @@ def _overlap(text: bytes, marker: bytes) -> int:
 
 
 def _limited(command: str, timeout: float, marker: str) -> str:
-    """The command with a time limit on the device, where commands continue if the client disconnects.
+    """The command with a time limit on the device, where a command may continue if the client disconnects.
 
     The shell itself prints the exit code: that of toybox 0.8.9's timeout is 127 for two of five commands that end at
     once. The trap holds for an `exit` in the command too; after an `exec` there is only timeout's. adbd's own umask is

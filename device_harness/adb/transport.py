@@ -122,7 +122,7 @@ class Transport:
         self.close()
 
     def close(self) -> None:
-        """End the connection; commands may continue on the device until their time limit."""
+        """End the connection; commands get a hangup on the device, but may continue until their time limit."""
         self._link.close()
 
     @property

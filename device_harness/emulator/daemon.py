@@ -29,7 +29,8 @@ from device_harness.adb.wire import (
     require_checksum,
 )
 from device_harness.emulator.auth import TOKEN_BYTES, PublicKey, is_signed, parse_public_key
-from device_harness.emulator.channel import Channel, ChannelClosed
+from device_harness.emulator.channel import WINDOW_BYTES, Channel, ChannelClosed
+from device_harness.emulator.forward import Forwards, parse_port, relay
 from device_harness.emulator.pipe import Piped
 from device_harness.emulator.shell import parse_shell_service, serve_shell
 from device_harness.emulator.store import Store
@@ -37,6 +38,7 @@ from device_harness.emulator.sync import SyncServer
 from device_harness.emulator.userland import Userland
 
 FEATURES = frozenset({"cmd", DELAYED_ACK, "fixed_push_mkdir", "ls_v2", "shell_v2", "stat_v2"})
+_SERVICES = ("reboot:", "reverse:", "tcp:")
 _TICKS_PER_S = 20
 _LEAST_PIPED_BYTES = 64 * 1024
 """For smaller messages, copying is as fast as a pipe."""
@@ -83,6 +85,8 @@ class Connection:
         self._max_payload = LEGACY_PAYLOAD_BYTES
         self._channels: dict[int, Channel] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._opening: dict[int, asyncio.Future[None]] = {}
+        self._forwards = Forwards(self._open_to_host)
         self._last_id = 0
         self.wants_reboot = False
 
@@ -100,6 +104,7 @@ class Connection:
         except (OSError, ProtocolFault, _Cut):
             return
         finally:
+            self._forwards.close()
             for channel in self._channels.values():
                 channel.take_close()
             for task in self._tasks.values():
@@ -158,23 +163,49 @@ class Connection:
         request = parse_shell_service(service)
         if request is not None and request.is_v2 and "shell_v2" not in self._identity.banner.features:
             refused = True
-        if refused or not (request or service == "sync:" or service.startswith("reboot:")):
+        if refused or not (request or service == "sync:" or service.startswith(_SERVICES)):
             await self._send("CLSE", 0, header.arg0)
             return
-        self._last_id += 1
-        window = header.arg1 if self._counts_bytes else None
-        channel = Channel(self._send, self._last_id, header.arg0, self._max_payload, window_bytes=window)
-        self._channels[channel.local_id] = channel
+        channel = self._new_channel(header.arg0, header.arg1)
         self._tasks[channel.local_id] = asyncio.ensure_future(self._serve(channel, service))
+
+    def _new_channel(self, remote_id: int, window: int) -> Channel:
+        self._last_id += 1
+        counted = window if self._counts_bytes else None
+        channel = Channel(self._send, self._last_id, remote_id, self._max_payload, window_bytes=counted)
+        self._channels[channel.local_id] = channel
+        return channel
+
+    async def _open_to_host(self, service: str) -> Channel:
+        """A stream to a service of the host, such as `tcp:6655`; ChannelClosed if it has none."""
+        channel = self._new_channel(0, 0)
+        opening = self._opening[channel.local_id] = self._loop.create_future()
+        try:
+            window = WINDOW_BYTES if self._counts_bytes else 0
+            await self._send("OPEN", channel.local_id, window, service.encode() + b"\0")
+            await opening
+        except BaseException:
+            self._channels.pop(channel.local_id, None)
+            raise
+        finally:
+            self._opening.pop(channel.local_id, None)
+        return channel
 
     async def _serve(self, channel: Channel, service: str) -> None:
         request = parse_shell_service(service)
+        sock: socket.socket | None = None
         try:
+            if service.startswith("tcp:"):
+                sock = await self._forwards.connect(parse_port(service) or 0)
             await channel.accept()
             if request is not None:
                 await serve_shell(channel, request, self._userland, self._store)
             elif service == "sync:":
                 await SyncServer(channel, self._userland, self._store).serve()
+            elif service.startswith("reverse:"):
+                await self._forwards.serve(channel, service.removeprefix("reverse:"))
+            elif sock is not None:
+                await relay(channel, sock)
             else:
                 self.wants_reboot = True
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -183,8 +214,11 @@ class Connection:
             with suppress(OSError):
                 await channel.close()
         except OSError:
-            return
+            if sock is None and service.startswith("tcp:"):
+                await self._send("CLSE", 0, channel.remote_id)
         finally:
+            if sock is not None:
+                sock.close()
             channel.end()
             self._channels.pop(channel.local_id, None)
             self._tasks.pop(channel.local_id, None)
@@ -195,6 +229,13 @@ class Connection:
         return channel if channel is not None and channel.remote_id == header.arg0 else None
 
     def _route(self, header: Header, payload: Buffer) -> None:
+        opening = self._opening.get(header.arg1)
+        if opening is not None and not opening.done():
+            if header.command != "OKAY":
+                opening.set_exception(ChannelClosed())
+                return
+            self._channels[header.arg1].remote_id = header.arg0
+            opening.set_result(None)
         channel = self._find(header)
         if channel is None:
             return
@@ -204,6 +245,8 @@ class Connection:
             channel.take_okay(payload)
         else:
             channel.take_close()
+            if channel.local_id not in self._tasks:  # one that the device opened
+                self._channels.pop(channel.local_id)
 
     async def _send(self, command: str, arg0: int, arg1: int, payload: Buffer = b"") -> None:
         header = pack_header(command, arg0, arg1, payload, summed=self._sums)

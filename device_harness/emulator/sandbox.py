@@ -18,7 +18,7 @@ from toolkit.base.errors import EnvironmentFault
 SHELL_UID = 2000
 """AID_SHELL of Android's android_filesystem_config.h."""
 
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _UNSHARED = ("--unshare-ipc", "--unshare-uts", "--unshare-net", "--hostname", "emulated")
 
 

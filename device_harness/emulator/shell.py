@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
+import signal
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from device_harness.adb.faults import ProtocolFault
 from device_harness.adb.payload import Buffer
@@ -19,18 +20,19 @@ from device_harness.adb.wire import (
     STDERR,
     STDIN,
     STDOUT,
+    WINDOW_SIZE,
     pack_shell,
     parse_shell_header,
 )
 from device_harness.emulator.channel import Channel
+from device_harness.emulator.ends import End, SocketEnd, TerminalEnd
 from device_harness.emulator.pipe import Piped, at_hand
 from device_harness.emulator.store import Store
 from device_harness.emulator.userland import Userland
 
-_READ_BYTES = 256 * 1024
-_INPUT_BYTES = 1024 * 1024
-"""What a program has not read yet: about a message, so that none waits for another; the kernel may allow less."""
 _MOST_POLL_S = 0.05
+_SETSID = "/usr/bin/setsid"
+"""util-linux's: it makes its standard input the controlling terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +41,33 @@ class ShellRequest:
 
     command: str
     is_v2: bool
-    is_raw: bool
+    is_exec: bool
     """`exec:`: output is passed on untouched."""
+    terminal: Literal["raw", "cooked"] | None
+    """The command's terminal; None: sockets, which only shell v2 can give it."""
+    term: str = "dumb"
+    """The TERM that the host asks for."""
 
 
 def parse_shell_service(service: str) -> ShellRequest | None:
-    """None for any other service.
+    """None for any other service. A shell without a command has a terminal, and so has every command without shell v2.
 
     >>> parse_shell_service("shell,v2,TERM=xterm,raw:ls -l")
-    ShellRequest(command='ls -l', is_v2=True, is_raw=False)
+    ShellRequest(command='ls -l', is_v2=True, is_exec=False, terminal=None, term='xterm')
     """
     head, colon, command = service.partition(":")
     name, *options = head.split(",")
     if not colon or name not in ("shell", "exec"):
         return None
-    return ShellRequest(command, is_v2=name == "shell" and "v2" in options, is_raw=name == "exec")
+    is_v2 = name == "shell" and "v2" in options
+    is_interactive = name == "shell" and ("pty" in options or (not command and "raw" not in options))
+    terminal: Literal["raw", "cooked"] | None = "cooked" if is_interactive else None if is_v2 else "raw"
+    terms = [option.removeprefix("TERM=") for option in options if option.startswith("TERM=")]
+    return ShellRequest(command, is_v2, name == "exec", terminal, *terms[:1])
 
 
 async def serve_shell(channel: Channel, request: ShellRequest, userland: Userland, store: Store) -> None:
-    """Run a command to the end of its output. A host that leaves does not end it, as on a real device."""
+    """Run a command to the end of its output, or until the host leaves."""
     if store.limit_bytes is not None:
         userland.show_storage(store.limit_bytes, store.stored_bytes())
     run = _Command(channel, request, userland, store)
@@ -68,35 +78,47 @@ async def serve_shell(channel: Channel, request: ShellRequest, userland: Userlan
 
 
 class _Command:
-    """A process whose standard streams are sockets, as adbd's are."""
+    """A process with a terminal, or with sockets as its standard streams."""
 
     def __init__(self, channel: Channel, request: ShellRequest, userland: Userland, store: Store) -> None:
         self._channel = channel
         self._request = request
         self._store = store
-        self._prefix = b"" if request.is_raw else userland.output_prefix
-        self._main, theirs = socket.socketpair()
-        self._errors, their_errors = socket.socketpair()
+        self._prefix = b"" if request.is_exec else userland.output_prefix
+        self._errors: SocketEnd | None = None
+        self._terminal: TerminalEnd | None = None
         program = userland.program(request.command)
-        with theirs, their_errors:
+        environment, argv = dict(program.environment), program.argv
+        if request.terminal is None:
+            main, self._errors = SocketEnd(), SocketEnd()
+            self._main: End = main
+            theirs, their_errors = main.theirs.detach(), self._errors.theirs.detach()
+        else:
+            self._main = self._terminal = TerminalEnd(is_raw=request.terminal == "raw")
+            theirs = their_errors = self._terminal.theirs
+            environment["TERM"] = request.term
+            argv = (_SETSID, "--ctty", *argv)
+        try:
             self._process = subprocess.Popen(
-                program.argv,
-                env=dict(program.environment),
+                argv,
+                env=environment,
                 cwd=userland.root,
                 pass_fds=program.fds,
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=their_errors.fileno() if request.is_v2 else theirs.fileno(),
-                start_new_session=True,
+                stdin=theirs,
+                stdout=theirs,
+                stderr=their_errors,
+                start_new_session=self._terminal is None,
+                umask=0,  # as adbd's
             )
-        for end in (self._main, self._errors):
-            end.setblocking(False)
-        self._main.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _INPUT_BYTES)
+        finally:
+            for file in {theirs, their_errors}:
+                os.close(file)
         self._refusal = b""
         self._packet_left = 0
+        self._was_fed = False
 
     async def serve(self) -> None:
-        """Until the output ends, or the host leaves: a command goes on then, with what it was sent."""
+        """Until the output ends, or the host leaves."""
         feeder = asyncio.ensure_future(self._feed())
         speaker = asyncio.ensure_future(self._speak())
         try:
@@ -112,24 +134,36 @@ class _Command:
             await asyncio.gather(feeder, speaker, return_exceptions=True)
 
     async def _speak(self) -> None:
-        await asyncio.gather(self._pass_on(self._main, STDOUT), self._pass_on(self._errors, STDERR))
+        passing = [self._pass_on(self._main, STDOUT)]
+        if self._errors is not None:
+            passing.append(self._pass_on(self._errors, STDERR))
+        await asyncio.gather(*passing)
         await self._say(STDERR, self._refusal)
         code = await self._exit_code()
         if self._request.is_v2:
             await self._channel.write(pack_shell(EXIT, bytes([code & 0xFF])))
 
     def close(self) -> None:
-        self._main.close()
-        self._errors.close()
+        """As adbd does: hang up on a command of shell v2; one without goes on, unless it takes input from the host."""
+        ends = [self._main, *([self._errors] if self._errors is not None else [])]
+        is_running = self._process.poll() is None
+        if is_running and self._request.is_v2:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGHUP)
+        if is_running and not self._request.is_v2 and self._was_fed and self._terminal is not None:
+            self._terminal.hang_up(lambda: self._process.poll() is None)
+            return
+        for end in ends:
+            # What a shell says about its end must not end it before its traps have run.
+            if is_running:
+                end.linger()
+            else:
+                end.close()
 
-    async def _pass_on(self, end: socket.socket, id_: int) -> None:
-        loop = asyncio.get_running_loop()
+    async def _pass_on(self, end: End, id_: int) -> None:
         paths = _PathFilter(self._prefix)
         while True:
-            try:
-                data = await loop.sock_recv(end, _READ_BYTES)
-            except OSError:
-                data = b""
+            data = await end.read()
             await self._say(id_, paths.feed(data) if data else paths.rest())
             if not data:
                 return
@@ -152,7 +186,8 @@ class _Command:
                 self._fail(error)
                 return
             written += len(stored)
-            await self._put(stored)
+            self._was_fed = True
+            await self._main.put(stored)
 
     async def _next_input(self) -> Buffer | Piped:
         """What comes in for the command; the packets of shell v2 may be longer than a message."""
@@ -163,29 +198,22 @@ class _Command:
                 continue
             if length > MAX_PAYLOAD_BYTES:
                 raise ProtocolFault("shell v2 packet", found=f"id {id_}, {length} bytes", wanted="fewer")
-            await self._channel.read_exactly(length)
+            data = await self._channel.read_exactly(length)
             if id_ == CLOSE_STDIN:
-                self._main.shutdown(socket.SHUT_WR)
+                self._main.end_input()
+            elif id_ == WINDOW_SIZE and self._terminal is not None:
+                self._terminal.resize(data)
         if not self._request.is_v2:
             return await self._channel.read()
         piece = await self._channel.read_some(self._packet_left)
         self._packet_left -= len(piece)
         return piece
 
-    async def _put(self, data: Buffer | Piped) -> None:
-        try:
-            if isinstance(data, Piped):
-                await data.send(self._main)
-            else:
-                await asyncio.get_running_loop().sock_sendall(self._main, data)
-        except (BrokenPipeError, ConnectionResetError):
-            at_hand(data)  # what no program reads must not stand before what comes next
-
     def _fail(self, error: OSError) -> None:
         """What a program says when its write fails; it could not go on."""
         self._refusal = f"write error: {error.strerror}\n".encode()
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, 9)
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _exit_code(self) -> int:
         pause = 0.001

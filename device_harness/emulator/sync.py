@@ -5,9 +5,11 @@ Source: AOSP `SYNC.TXT` and `file_sync_protocol.h`.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
+from pathlib import Path
 
 from device_harness.adb.payload import Buffer
 from device_harness.adb.wire import SYNC_DATA_BYTES, SYNC_PATH_BYTES, pack_sync, parse_sync
@@ -19,6 +21,8 @@ from device_harness.emulator.userland import Userland
 _STAT_V1 = struct.Struct("<4s3I")
 _STAT_V2 = struct.Struct("<4sI2Q4IQ3q")
 _WORD = 0xFFFFFFFF
+_MESSAGE_BYTES = 15 * SYNC_DATA_BYTES
+"""With their headers, these blocks stay within a message of 1 MiB."""
 
 
 class SyncServer:
@@ -95,10 +99,21 @@ class SyncServer:
             raise PermissionError(13, "Permission denied")
         if mode and not stat.S_ISREG(mode):
             raise PermissionError(95, "Operation not supported")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.endswith("/") or target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        self._make_folders(target.parent)
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        os.fchmod(fd, mode & 0o777 or 0o644)
+        # As adbd does, which shares what the owner may do with everybody.
+        owner = (mode & 0o700 or 0o600) >> 6
+        os.fchmod(fd, owner * 0o111)
         return fd
+
+    def _make_folders(self, folder: Path) -> None:
+        """Those that are missing, with the mode that adbd gives them."""
+        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        for made in reversed(missing):
+            made.mkdir(exist_ok=True)
+            made.chmod(0o775)
 
     async def _refuse(self, reason: str) -> None:
         """FAIL, then take the rest of the file off the wire: old hosts listen only at its end."""
@@ -114,16 +129,23 @@ class SyncServer:
             count -= len(await self._channel.read_some(count))
 
     async def _send_file(self, path: str) -> None:
+        """RECV: a small file goes in one message with its end, else its host would wait for a delayed OKAY."""
+        done = pack_sync("DONE", 0)
         try:
             with open(self._userland.local(path), "rb", buffering=0) as file:
-                # 15 blocks and their headers stay within a message of 1 MiB.
-                while data := file.read(15 * SYNC_DATA_BYTES):
+                data = file.read(_MESSAGE_BYTES)
+                while data:
+                    more = file.read(_MESSAGE_BYTES)
                     blocks = [data[at : at + SYNC_DATA_BYTES] for at in range(0, len(data), SYNC_DATA_BYTES)]
-                    await self._channel.write(b"".join(pack_sync("DATA", len(block)) + block for block in blocks))
+                    message = b"".join(pack_sync("DATA", len(block)) + block for block in blocks)
+                    await self._channel.write(message if more else message + done)
+                    if not more:
+                        return
+                    data = more
         except OSError as error:
             await self._fail(f"open failed: {error.strerror}")
             return
-        await self._channel.write(pack_sync("DONE", 0))
+        await self._channel.write(done)
 
     async def _list(self, path: str, *, is_v2: bool) -> None:
         message = bytearray()
@@ -143,12 +165,7 @@ class SyncServer:
     def _status(self, path: str, *, follow: bool) -> tuple[int, os.stat_result | None]:
         """errno and status of a path; a link itself unless `follow`."""
         try:
-            if follow:
-                return 0, os.stat(self._userland.local(path))
-            folder, _, name = path.rstrip("/").rpartition("/")
-            if name in ("", ".", ".."):
-                return 0, os.lstat(self._userland.local(path))
-            return 0, os.lstat(self._userland.local(folder) / name)
+            return 0, os.lstat(self._userland.local(path, follow=follow or path.endswith("/")))
         except OSError as error:
             return error.errno or 5, None
 

@@ -6,6 +6,7 @@ Without, it is the host's shell, and the paths in each command are put under the
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -42,6 +43,9 @@ _TREE = (
 _OURS = re.compile(r"(?<![\w./-])/(data|sdcard|system|sys)(?![\w.-])", re.ASCII)
 _MARK = "GEMMA_EDGE_EMULATOR"
 _CPU = Path("/sys/devices/system/cpu")
+_GLOBAL_PROC = re.compile(r"/proc/[a-z]+", re.ASCII)
+_MOST_LINKS = 40
+"""MAXSYMLINKS of the kernel."""
 _GIVE_UP_S = 5.0
 _PASSWD = f"shell:x:{SHELL_UID}:{SHELL_UID}::/data/local/tmp:/system/bin/sh\n"
 
@@ -111,14 +115,39 @@ class Userland:
         """What to take out of a command's output, so that it shows the device's paths; nothing if they are true."""
         return b"" if self.is_isolated else str(self.root).encode()
 
-    def local(self, path: str) -> Path:
-        """The host's path of one on the device; PermissionError if it would lie outside the device."""
-        if not path.startswith("/"):
-            path = "/" + path
-        found = Path(os.path.realpath(self.root / path.lstrip("/")))
-        if found != self.root and self.root not in found.parents:
-            raise PermissionError(13, "Permission denied", path)
-        return found
+    def local(self, path: str, *, follow: bool = True) -> Path:
+        """The host's path of one on the device, in whose links `/` is the device's; `follow`: a link at its end too.
+
+        Of /proc, files of the whole system are the host's. PermissionError for the rest of it; OSError for a loop.
+        """
+        if _GLOBAL_PROC.fullmatch(path):
+            found = Path(path)
+            if found.is_file() and found.stat().st_mode & 0o004:
+                return found
+        return self._walk(path, follow=follow)
+
+    def _walk(self, path: str, *, follow: bool) -> Path:
+        left = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+        at, links = self.root, 0
+        while left:
+            part = left.pop()
+            if part == "..":
+                at = at.parent if at != self.root else at
+                continue
+            here = at / part
+            if not here.is_symlink() or not (left or follow):
+                at = here
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            # Without a sandbox, links of the device's programs have the names of this computer.
+            target = os.readlink(here).removeprefix(str(self.root))
+            left += [part for part in reversed(target.split("/")) if part not in ("", ".")]
+            at = self.root if target.startswith("/") else at
+        if at == self.root / "proc" or self.root / "proc" in at.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return at
 
     def is_writable(self, path: Path) -> bool:
         """Whether the device's shell user may write there."""
@@ -231,6 +260,10 @@ class Userland:
             "PATH": ":".join(self._search_path),
             "HOME": self._path("/data/local/tmp"),
             "TMPDIR": self._path("/data/local/tmp"),
+            "LC_ALL": "C.UTF-8",  # Android's C library knows nothing else
+            "USER": "shell",
+            "LOGNAME": "shell",
+            "SHELL": self._path("/system/bin/sh"),
             "ANDROID_ROOT": self._path("/system"),
             "ANDROID_DATA": self._path("/data"),
             "STATE": self._path("/system/state"),

@@ -300,8 +300,10 @@ class Adbd:
         usr = _ASIDE if is_host else "/usr"
         lib = f"{usr}/lib/x86_64-linux-gnu"
         loader = f"{usr}/lib64/ld-linux-x86-64.so.2 --library-path {lib}:{lib}/android "
-        # The shell that holds the sandbox ends with its input.
-        script = f"{loader if is_host else ''}/adbd </dev/null & read -r line; kill -9 -1"
+        # The sandbox ends with its input. adbd itself is not in the background, where it would ignore SIGINT for all.
+        script = (
+            f"exec 3<&0; {{ read -r line <&3; kill -9 -1; }} & exec {loader if is_host else ''}/adbd </dev/null 3<&-"
+        )
         return self._bare(*shown, "/bin/sh" if is_host else f"{usr}/bin/mksh", "-c", script, usr=usr)
 
     def _await_adbd(self) -> int:

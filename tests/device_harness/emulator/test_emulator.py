@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from adbd import Peer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from waiting import wait_until
@@ -23,7 +24,7 @@ from device_harness.emulator.shell import _PathFilter, parse_shell_service
 from toolkit.base.errors import EnvironmentFault
 
 MakeDevice = Callable[[EmulatorSettings], Emulator]
-Connect = Callable[[Emulator], Transport]
+Connect = Callable[[Peer], Transport]
 
 TMP = "/data/local/tmp"
 
@@ -146,16 +147,30 @@ def test_a_named_root_stays_and_is_taken_up_again(reach: Connect, tmp_path: Path
     assert sorted(os.listdir(tmp_path / "data/local/tmp")) == ["file0", "file1"]
 
 
-def test_a_host_that_leaves_does_not_end_its_command(folder_device: Emulator, reach: Connect) -> None:
-    first = reach(folder_device)
-    command = f"until [ -e {TMP}/leave ]; do sleep 0.02; done; echo left > {TMP}/result"
-    with first.stream_shell(command, timeout=20):
+@pytest.mark.parametrize("service", ["shell,v2,raw", "shell,v2,pty"])
+def test_a_host_that_leaves_hangs_up_on_its_command(peer: Peer, reach: Connect, service: str) -> None:
+    told = peer.path(f"{TMP}/told-{service.replace(',', '-')}")
+    told.unlink(missing_ok=True)
+    device = reach(peer)
+    command = f"trap 'echo hangup > {TMP}/{told.name}; exit' HUP; echo ready; sleep 60"
+    stream = device._link.open(f"{service}:{command}", timeout=10)
+    while b"ready" not in bytes(stream.read(timeout=10)):
         pass
-    first.close()
-    second = reach(folder_device)
-    second.push_bytes(b"", f"{TMP}/leave")
-    # The shell makes the file before it writes.
-    wait_until(lambda: second.stat(f"{TMP}/result") and second.pull_bytes(f"{TMP}/result") == b"left\n")
+    stream.close()
+    wait_until(lambda: told.exists() and told.read_text() == "hangup\n")
+
+
+def test_a_command_that_ignores_a_hangup_or_is_of_exec_goes_on(peer: Peer, reach: Connect) -> None:
+    first, second = reach(peer), reach(peer)
+    for number, service in enumerate(("shell,v2,raw:trap '' HUP; ", "exec:")):
+        command = f"echo ready; until [ -e {TMP}/leave{number} ]; do sleep 0.05; done; echo left > {TMP}/result{number}"
+        stream = first._link.open(service + command, timeout=10)
+        while b"ready" not in bytes(stream.read(timeout=10)):
+            pass
+        stream.close()
+        second.push_bytes(b"", f"{TMP}/leave{number}")
+        result = peer.path(f"{TMP}/result{number}")
+        wait_until(lambda result=result: result.exists() and result.read_text() == "left\n")  # type: ignore[misc]
 
 
 def test_input_comes_whole_and_in_order_however_late_it_is_read(transport: Transport) -> None:
@@ -335,7 +350,7 @@ def test_service_names_are_parsed_as_adbd_does() -> None:
     v1 = parse_shell_service("shell:ls, v2:x")
     assert v1 is not None and v1.command == "ls, v2:x" and not v1.is_v2
     raw = parse_shell_service("exec:cat")
-    assert raw is not None and raw.is_raw
+    assert raw is not None and raw.is_exec and raw.terminal == "raw"
     assert parse_shell_service("sync:") is None and parse_shell_service("shell") is None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adbd import Peer
+from adbd import Adbd, Peer
 from bundles import DRAFT, TEXT, VISION
 
 import device_harness.push.chunks
@@ -137,11 +137,12 @@ def old_device() -> Iterator[Emulator]:
         yield device
 
 
-@pytest.fixture
-def cut_device(old_device: Emulator) -> Emulator:
-    old_device.set_faults(Faults())
-    clear(old_device)
-    return old_device
+@pytest.fixture(params=["emulator", pytest.param("adbd", marks=pytest.mark.full)])
+def cut_device(request: pytest.FixtureRequest) -> Peer:
+    device: Peer = request.getfixturevalue("old_device" if request.param == "emulator" else "adbd")
+    device.set_faults(Faults())
+    clear(device)
+    return device
 
 
 @pytest.fixture
@@ -373,16 +374,19 @@ def test_it_works_with_the_programs_that_a_device_has(make_device: MakeDevice, t
 # --- cuts -------------------------------------------------------------------------------------------------------------
 
 
-def received(device: Emulator, act: Callable[[], object]) -> int:
+def received(device: Peer, act: Callable[[], object]) -> int:
     """Bytes that come in over the wire meanwhile."""
     device.set_faults(Faults())
     act()
+    if isinstance(device, Adbd):
+        return device.received
+    assert isinstance(device, Emulator)
     return device._daemon.store._received
 
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_push_cut_at_50_random_points_goes_on_by_itself(cut_device: Emulator, tmp_path: Path) -> None:
+def test_a_push_cut_at_50_random_points_goes_on_by_itself(cut_device: Peer, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     with Counting(cut_device) as transport:
         total = received(cut_device, lambda: push(transport, bundle))
@@ -399,7 +403,7 @@ def test_a_push_cut_at_50_random_points_goes_on_by_itself(cut_device: Emulator, 
 
 
 @pytest.mark.slow
-def test_what_a_cut_left_of_an_update_is_taken_up_by_the_next_push(cut_device: Emulator, tmp_path: Path) -> None:
+def test_what_a_cut_left_of_an_update_is_taken_up_by_the_next_push(cut_device: Peer, tmp_path: Path) -> None:
     one, content = make_content(1), make_content()
     changed = {name: data[: len(data) // 2] + one[name][len(data) // 2 :] for name, data in content.items()}
     before, after = make_bundle(tmp_path / "one", content), make_bundle(tmp_path / "two", changed)
@@ -425,7 +429,7 @@ def test_what_a_cut_left_of_an_update_is_taken_up_by_the_next_push(cut_device: E
     assert cuts >= 6
 
 
-def test_after_a_cut_whole_chunks_are_not_sent_again(cut_device: Emulator, tmp_path: Path) -> None:
+def test_after_a_cut_whole_chunks_are_not_sent_again(cut_device: Peer, tmp_path: Path) -> None:
     path = tmp_path / "model.litertlm"
     path.write_bytes(np.random.default_rng(3).bytes(64 * CHUNK))
     source = open_source(path)
@@ -445,7 +449,7 @@ def test_after_a_cut_whole_chunks_are_not_sent_again(cut_device: Emulator, tmp_p
     assert offset >= have * CHUNK > 0 and offset + size == 64 * CHUNK
 
 
-def test_a_device_that_reboots_in_the_middle_gets_the_rest(cut_device: Emulator, tmp_path: Path) -> None:
+def test_a_device_that_reboots_in_the_middle_gets_the_rest(cut_device: Peer, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     with Counting(cut_device) as transport:
         cut_device.set_faults(Faults(reboot_at_byte=5 * CHUNK))
@@ -454,7 +458,7 @@ def test_a_device_that_reboots_in_the_middle_gets_the_rest(cut_device: Emulator,
 
 
 def test_a_device_that_never_gets_further_is_given_up(
-    cut_device: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cut_device: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     cuts = 0
@@ -472,7 +476,7 @@ def test_a_device_that_never_gets_further_is_given_up(
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_what_the_next_push_goes_on_with(cut_device: Emulator, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_what_the_next_push_goes_on_with(cut_device: Peer, tmp_path: Path) -> None:
     path = tmp_path / "model.litertlm"
     path.write_bytes(np.random.default_rng(3).bytes(3 * 1024 * 1024))
 

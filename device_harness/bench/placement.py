@@ -13,6 +13,7 @@ from toolkit.bundle.manifest import MANIFEST_NAME
 from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.litertlm.hashes import require_hashes
 from toolkit.results.record import ModelKind, ModelRecord
+from toolkit.runtime.judged_files import require_judged_bundle
 
 LITERTLM = ".litertlm"
 
@@ -26,12 +27,13 @@ def open_model(path: Path, size: str | None = None) -> LocalModel:
     """Open a model and read its manifest; `size`: one of the bundle's (None: its default).
 
     UsageError for a size that does not exist, BundleError if the bundle's files differ from its manifest, or a
-    .litertlm from the hashes in its header.
+    .litertlm from the hashes in its header. A bundle's graphs are judged before any program opens them.
     """
     source = open_source(path)
     if source.manifest is not None:
         name = source.manifest.default_size if size is None else size
         source.manifest.size(name)
+        require_judged_bundle(path, source.manifest)
         return LocalModel(path, source, name)
     if size is not None:
         raise UsageError("--size", found=f"cannot be used with a {LITERTLM} file, which has one size")

@@ -12,6 +12,7 @@ from toolkit.base.files import CHUNK_BYTES, Advance, Progress, hash_file
 from toolkit.bundle.chat import ChatTemplate
 from toolkit.bundle.check_shard import row_faults
 from toolkit.bundle.faults import Fault
+from toolkit.bundle.judged import graph_faults
 from toolkit.bundle.lock import lock_faults
 from toolkit.bundle.manifest import (
     CHAT_TEMPLATE,
@@ -26,14 +27,7 @@ from toolkit.bundle.manifest import (
 from toolkit.bundle.manifest_json import load_manifest_bytes, parse_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, ShardHeader, check_sequence, is_shard_name, read_header, shard_name
 from toolkit.bundle.prompting import Prompting, turn_end_token, undrawable
-from toolkit.bundle.signatures import (
-    SignatureShape,
-    TextShapes,
-    audio_shapes,
-    buffer_faults,
-    signature_faults,
-    vision_shapes,
-)
+from toolkit.bundle.signatures import SignatureShape, buffer_faults, bundle_signatures, shapes_of, signature_faults
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.tflite.reader import read_tflite
@@ -62,7 +56,7 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
         damages = _content_faults(bundle / name, manifest.files[name], advance)
         whole |= set() if damages else {name}
         faults += damages
-    for name, wanted in _wanted_signatures(manifest).items():
+    for name, wanted in bundle_signatures(manifest).items():
         if name in readable:
             faults += _graph_faults(bundle / name, wanted)
     faults += _shard_faults(bundle, manifest, shards, whole, advance)
@@ -116,26 +110,13 @@ def _content_faults(path: Path, record: FileRecord, advance: Advance) -> list[Fa
     return faults
 
 
-def _wanted_signatures(manifest: Manifest) -> Mapping[str, Mapping[str, SignatureShape]]:
-    text, shapes = manifest.text, TextShapes.of_record(manifest.text)
-    counts = (1, *text.prefill_sizes)
-    decoder: dict[str, SignatureShape] = {}
-    for size in manifest.sizes.values():
-        decoder |= shapes.decoders(text.prefill_sizes, size.prefix, text.context_buckets, text.prefill_buckets)
-    towers: dict[str, dict[str, SignatureShape]] = {}
-    if manifest.vision is not None:
-        towers |= vision_shapes(manifest.vision, text.hidden_size)
-    if manifest.audio is not None:
-        towers |= audio_shapes(manifest.audio, text.hidden_size)
-    return {TEXT_DECODER: decoder, EMBEDDER: shapes.embedders(counts), **towers}
-
-
 def _graph_faults(path: Path, wanted: Mapping[str, SignatureShape]) -> list[Fault]:
     try:
         content = read_tflite(path)
     except GraphError as error:
         return [Fault.of(error, path.name, "graph")]
-    return buffer_faults(path.name, content) + signature_faults(path.name, content, wanted)
+    faults = buffer_faults(path.name, content) + signature_faults(path.name, shapes_of(content), wanted)
+    return faults or graph_faults(path, wanted)
 
 
 def _tokenizer_faults(path: Path, manifest: Manifest) -> list[Fault]:

@@ -11,9 +11,12 @@ from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
+    EMBEDDER,
+    TEXT_DECODER,
     VISION_ADAPTER,
     VISION_ENCODER,
     AudioRecord,
+    Manifest,
     TextRecord,
     VisionRecord,
     signature_name,
@@ -126,6 +129,21 @@ def audio_shapes(audio: AudioRecord, hidden_size: int) -> dict[str, dict[str, Si
     return {AUDIO_ENCODER: encoder, AUDIO_ADAPTER: adapter}
 
 
+def bundle_signatures(manifest: Manifest) -> dict[str, Mapping[str, SignatureShape]]:
+    """The signatures of each .tflite file of a bundle, by file."""
+    text, shapes = manifest.text, TextShapes.of_record(manifest.text)
+    decoder: dict[str, SignatureShape] = {}
+    for size in manifest.sizes.values():
+        decoder |= shapes.decoders(text.prefill_sizes, size.prefix, text.context_buckets, text.prefill_buckets)
+    found: dict[str, Mapping[str, SignatureShape]] = {TEXT_DECODER: decoder}
+    found[EMBEDDER] = shapes.embedders((1, *text.prefill_sizes))
+    if manifest.vision is not None:
+        found |= vision_shapes(manifest.vision, text.hidden_size)
+    if manifest.audio is not None:
+        found |= audio_shapes(manifest.audio, text.hidden_size)
+    return found
+
+
 def text_shapes_of(decode: SubgraphRecord) -> TextShapes | None:
     """The dimensions of a decode signature; None if it lacks a tensor or one has the wrong rank."""
     found = shape_of(decode)
@@ -158,9 +176,15 @@ def shape_of(graph: SubgraphRecord) -> SignatureShape:
     return SignatureShape(named(graph.inputs), named(graph.outputs))
 
 
-def signature_faults(file: str, content: TfliteContent, wanted: Mapping[str, SignatureShape]) -> list[Fault]:
+def shapes_of(content: TfliteContent) -> dict[str, SignatureShape]:
+    """All signatures of a file, by name."""
+    return {name: shape_of(content.graph(name)) for name in content.model.signatures}
+
+
+def signature_faults(
+    file: str, found: Mapping[str, SignatureShape], wanted: Mapping[str, SignatureShape]
+) -> list[Fault]:
     """A fault for each tensor in which a file's signatures differ from those wanted."""
-    found = {name: shape_of(content.graph(name)) for name in content.model.signatures}
     faults = []
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:

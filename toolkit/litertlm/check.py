@@ -21,6 +21,7 @@ from toolkit.bundle.signatures import (
     TextShapes,
     buffer_faults,
     counts_of,
+    shapes_of,
     signature_faults,
     text_shapes_of,
 )
@@ -189,7 +190,7 @@ class _Contents:
         if not sizes or sizes[0] > CPU.smallest_prefill_limit:
             found = f"prefill of {sizes[0]}" if sizes else "no prefill"
             self._fault(label, "signatures", found, f"a prefill of at most {CPU.smallest_prefill_limit}")
-        self._place(label, signature_faults("", content, shapes.decoders(sizes)))
+        self._place(label, signature_faults("", shapes_of(content), shapes.decoders(sizes)))
         return shapes
 
     def _check_embedder(self, label: str, content: TfliteContent, shapes: TextShapes) -> None:
@@ -199,7 +200,7 @@ class _Contents:
         if first != ("embed_1",):
             self._fault(label, "first signature", first[0] if first else "none", "embed_1")
         wanted = shapes.embedders(counts) if label == schema.EMBEDDER else shapes.per_layer_embedder()
-        self._place(label, signature_faults("", content, wanted))
+        self._place(label, signature_faults("", shapes_of(content), wanted))
 
     def _check_metadata(self, metadata: LlmMetadata, shapes: TextShapes | None) -> None:
         label = schema.LLM_METADATA

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import get_args
 
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.signatures import SignatureShape, TensorShape, shape_of, signature_faults
+from toolkit.bundle.signatures import SignatureShape, TensorShape, shape_of, shapes_of, signature_faults
 from toolkit.litertlm import schema
 from toolkit.litertlm.schema import LlmMetadata, ModelType
 from toolkit.tflite.reader import TfliteContent
@@ -25,7 +25,7 @@ def tower_faults(
     wanted = {**_vision(graphs, metadata, hidden_size), **_audio(graphs, metadata, hidden_size)}
     for label, signatures in wanted.items():
         if label in graphs:
-            yield from ((label, fault) for fault in signature_faults("", graphs[label], signatures))
+            yield from ((label, fault) for fault in signature_faults("", shapes_of(graphs[label]), signatures))
     if metadata is not None and metadata.model_type in get_args(ModelType):
         yield from _metadata_faults(graphs, metadata)
 

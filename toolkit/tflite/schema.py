@@ -16,7 +16,7 @@ from flatbuffers import flexbuffers
 from numpy.typing import NDArray
 
 from toolkit.base.errors import GraphError
-from toolkit.tflite.graph import OptionValue
+from toolkit.tflite.graph import DType, Options, OptionValue
 from toolkit.tflite.records import (
     BufferRecord,
     ModelRecord,
@@ -28,6 +28,7 @@ from toolkit.tflite.records import (
 
 SCHEMA_VERSION = 3  # tflite/schema.fbs: `version` of every current file
 FILE_IDENTIFIER = b"TFL3"
+BLOCKWISE: int = fb.QuantizationDetails.BlockwiseQuantization
 _BUFFER_OFFSET = 6  # place of `offset` in the vtable of `Buffer`
 _LEAST_TABLE_BYTES = 32  # of a tensor or an operator with its vectors: ours take twice that
 _OPTIONS = "numbers, texts, bytes and lists of numbers"
@@ -348,6 +349,37 @@ def tensor_type_number(name: str) -> int:
     2
     """
     return int(getattr(fb.TensorType, name))
+
+
+def builtin_names() -> Mapping[int, str]:
+    """The names of all operators, by number."""
+    return _Names(fb.BuiltinOperator)
+
+
+def tensor_type_names() -> Mapping[int, str]:
+    """The names of all element types, by number."""
+    return _Names(fb.TensorType)
+
+
+def read_options(kind: int, data: memoryview, position: int) -> tuple[str | None, dict[str, OptionValue]]:
+    """The name of a table of options and its fields, defaults included; kind: its number in the union, 0 for none."""
+    if not kind:
+        return None, {}
+    table = _Names(fb.BuiltinOptions)[kind]
+    try:
+        values = vars(fb.BuiltinOptionsCreator(kind, flatbuffers.table.Table(data, position)))
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError, struct.error) as error:
+        raise GraphError("options", found=f"not a flatbuffer ({type(error).__name__}: {error})") from error
+    return table, {name: value for name, value in values.items() if value is not None}
+
+
+def option_values(options: Options | None) -> dict[str, OptionValue]:
+    """All fields of a table of options, as `read_options` gives them."""
+    if options is None:
+        return {}
+    fields = {name: value for name, value in vars(getattr(fb, options.table + "T")()).items() if value is not None}
+    given = {name: tensor_type_number(v.value) if isinstance(v, DType) else v for name, v in options.fields}
+    return fields | given
 
 
 def _refuse_beyond(place: str, beyond: Mapping[str, object]) -> None:

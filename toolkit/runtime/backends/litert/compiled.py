@@ -64,6 +64,7 @@ class CompiledCall:
 
 
 Part = TypeVar("Part", CompiledBuffer, CompiledCall)
+T = TypeVar("T")
 
 
 class CompiledModel:
@@ -79,17 +80,17 @@ class CompiledModel:
     def signature(self, name: str) -> SignatureInfo:
         """The inputs and outputs of a signature, read at first use: LiteRT then prepares the signature's memory."""
         if name not in self._signatures:
-            self._signatures[name] = self._read_signature(name)
+            self._signatures[name] = self._prepared(name, lambda: self._read_signature(name))
         return self._signatures[name]
 
     def input_buffer(self, signature: str, name: str) -> CompiledBuffer:
         """A new buffer that fits an input; its content is undefined."""
-        raw = self._raw.create_input_buffer_by_name(signature, name)
+        raw = self._prepared(signature, lambda: self._raw.create_input_buffer_by_name(signature, name))
         return self._own(CompiledBuffer(raw, self.signature(signature).inputs[name]))
 
     def output_buffer(self, signature: str, name: str) -> CompiledBuffer:
         """A new buffer that fits an output."""
-        raw = self._raw.create_output_buffer_by_name(signature, name)
+        raw = self._prepared(signature, lambda: self._raw.create_output_buffer_by_name(signature, name))
         return self._own(CompiledBuffer(raw, self.signature(signature).outputs[name]))
 
     def bind(self, signature: str, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> CompiledCall:
@@ -114,6 +115,14 @@ class CompiledModel:
         if self._raw is not None:
             self._raw.close()
             self._raw = None
+
+    def _prepared(self, signature: str, work: Callable[[], T]) -> T:
+        """The value of `work`, for which LiteRT prepares a signature; EnvironmentFault if it cannot."""
+        try:
+            return work()
+        except RuntimeError as error:
+            found = f"LiteRT cannot prepare it ({error})"
+            raise EnvironmentFault(f"signature {signature}", file=self.path, found=found) from error
 
     def _own(self, part: Part) -> Part:
         self._parts.append(part)

@@ -1,0 +1,62 @@
+"""Lets native code open a file of a bundle only once it has been judged; what was judged is remembered by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import toolkit
+from toolkit.base.errors import BundleError, GraphError
+from toolkit.bundle.judged import graph_faults
+from toolkit.bundle.manifest import Manifest
+from toolkit.bundle.signatures import SignatureShape, bundle_signatures
+from toolkit.runtime.weight_cache import default_directory
+from toolkit.tflite.judge import Header, read_header
+
+_RULES = "1"
+"""Increase it when a rule of the judge changes within a version."""
+_REMEDY = "run gemma-edge check, or convert again"
+
+_log = logging.getLogger(__name__)
+
+
+def require_judged(path: Path, wanted: Mapping[str, SignatureShape], *, memory: Path | None = None) -> None:
+    """BundleError unless all graphs of a file are as our converter makes them, with these signatures.
+
+    Only what lies before the weights is read and hashed. memory: the directory in which files that passed are
+    remembered; None for `judged` in the user's cache directory.
+    """
+    try:
+        header = read_header(path)
+    except GraphError as error:
+        raise BundleError(error.place, file=path, found=error.found, wanted=error.wanted, remedy=_REMEDY) from error
+    folder = default_directory() / "judged" if memory is None else memory
+    passed = folder / _key(header, wanted)
+    if passed.exists():
+        return
+    faults = graph_faults(path, wanted, header)
+    if faults:
+        raise faults[0].error(path, remedy=_REMEDY)
+    with suppress(OSError):  # without a memory, it is judged each time
+        folder.mkdir(parents=True, exist_ok=True)
+        passed.touch()
+    _log.debug("%s has the graphs that its manifest describes", path)
+
+
+def require_judged_bundle(bundle: Path, manifest: Manifest) -> None:
+    """`require_judged` for all graphs of a bundle that are there: a part of it may have been left out of a copy."""
+    for name, wanted in bundle_signatures(manifest).items():
+        if name in manifest.files and (bundle / name).exists():
+            require_judged(bundle / name, wanted)
+
+
+def _key(header: Header, wanted: Mapping[str, SignatureShape]) -> str:
+    """A hash of all that the judgement depends on."""
+    said = "\n".join(f"{name} {wanted[name]}" for name in sorted(wanted))
+    rules = f"{toolkit.__version__}\n{_RULES}\n{header.file_bytes}\n{said}\n"
+    digest = hashlib.sha256(rules.encode())
+    digest.update(header.data)
+    return digest.hexdigest()

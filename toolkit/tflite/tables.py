@@ -1,0 +1,174 @@
+"""Reads many tables of a flatbuffer at once, and checks each offset first; `schema.py` reads them one by one.
+
+Positions are those of bytes in the file. The rules are those of flatbuffers' own verifier: what is read lies within the
+buffer, at a multiple of its size. Format: https://flatbuffers.dev/internals.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base.errors import GraphError
+
+I64 = NDArray[np.int64]
+
+Scalar = Literal["u1", "i1", "<u4", "<i4", "<u8"]
+_MOST_SHARED = 4
+"""How often the same bytes may be read, on average: packers share tables and vectors between graphs."""
+_TABLE_BYTES = 4
+_SLOT_BYTES = 2
+_FIRST_SLOT = 4
+"""In a vtable, behind its own size and the table's."""
+
+
+class Flatbuffer:
+    """The bytes of a flatbuffer."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.size = len(data)
+        self.view = data
+        padding = bytes(-self.size % 8)
+        self._data = np.frombuffer(data if not padding else bytes(data) + padding, np.uint8)
+        self._room = _MOST_SHARED * self.size
+
+    def root(self, fields: int) -> Tables:
+        """The root table."""
+        return Tables(self, self.read(np.zeros(1, np.int64), "<u4"), fields)
+
+    def read(self, positions: I64, kind: Scalar) -> I64:
+        """The numbers of one kind at these positions."""
+        dtype = np.dtype(kind)
+        self.check(positions, dtype.itemsize)
+        return self._data.view(dtype)[positions // dtype.itemsize].astype(np.int64)
+
+    def u16(self, positions: I64) -> I64:
+        """The numbers at positions that were checked already."""
+        return self._data.view("<u2")[positions // _SLOT_BYTES].astype(np.int64)
+
+    def check(self, positions: I64, width: int) -> None:
+        """GraphError unless so many bytes at each position are in the buffer, and each is a multiple of the width."""
+        if positions.size and (positions.min() < 0 or positions.max() + width > self.size or np.any(positions % width)):
+            raise GraphError("header", found="an offset to a place outside of it, or between numbers")
+
+    def vectors(self, positions: I64, item_bytes: int) -> tuple[I64, I64]:
+        """Where the items of each vector begin, and how many there are; position 0: no vector, no items."""
+        present = positions > 0
+        counts = np.zeros(len(positions), np.int64)
+        counts[present] = self.read(positions[present], "<u4")
+        starts = positions + _TABLE_BYTES
+        if np.any(starts[present] + counts[present] * item_bytes > self.size):
+            raise GraphError("header", found="a vector that ends outside of it")
+        if item_bytes > 1 and np.any(starts[present & (counts > 0)] % item_bytes):
+            raise GraphError("header", found="a vector that begins between numbers")
+        self.take(int(counts.sum()) * item_bytes)
+        return starts, counts
+
+    def padded(self, positions: I64, most: int, what: str) -> tuple[I64, I64]:
+        """The int32 items of each vector as a row, filled up with -1, and the counts; GraphError for over `most`."""
+        starts, counts = self.vectors(positions, 4)
+        if counts.size and counts.max() > most:
+            raise GraphError(what, found=f"{counts.max()} numbers", wanted=f"at most {most}")
+        rows = np.full((len(positions), most), -1, np.int64)
+        for column in range(most):
+            there = counts > column
+            rows[there, column] = self.read(starts[there] + 4 * column, "<i4")
+        return rows, counts
+
+    def numbers(self, start: int, count: int, kind: str) -> NDArray[np.generic]:
+        """Numbers in a row; the place was checked by `vectors`."""
+        dtype = np.dtype(kind)
+        return self._data[start : start + count * dtype.itemsize].view(dtype)
+
+    def bytes_at(self, start: int, count: int) -> bytes:
+        """Bytes at a place that was checked."""
+        return self._data[start : start + count].tobytes()
+
+    def text(self, position: int) -> str:
+        """A string; position 0: the empty one. GraphError if it is not UTF-8."""
+        (start,), (count,) = self.vectors(np.array([position], np.int64), 1)
+        try:
+            return self.bytes_at(int(start), int(count)).decode()
+        except UnicodeDecodeError as error:
+            raise GraphError("header", found=f"a name that is not UTF-8 ({error.reason})") from error
+
+    def take(self, count: int) -> None:
+        """Count bytes that are read; GraphError if the same ones are read over and over."""
+        self._room -= count
+        if self._room < 0:
+            raise GraphError("header", found="tables that are used over and over")
+
+
+class Tables:
+    """Tables of one type, at these positions; `fields`: how many fields the type has."""
+
+    def __init__(self, buffer: Flatbuffer, positions: I64, fields: int) -> None:
+        self._buffer = buffer
+        self.positions = positions
+        buffer.take(8 * _TABLE_BYTES * len(positions))
+        self.vtables = positions - buffer.read(positions, "<i4")
+        buffer.check(self.vtables, _SLOT_BYTES)
+        buffer.check(self.vtables + _SLOT_BYTES, _SLOT_BYTES)
+        self.vtable_bytes, self.table_bytes = buffer.u16(self.vtables), buffer.u16(self.vtables + _SLOT_BYTES)
+        if len(positions) and (
+            np.any(self.vtable_bytes < _FIRST_SLOT)
+            or np.any(self.vtable_bytes % _SLOT_BYTES)
+            or np.any(self.vtables + self.vtable_bytes > buffer.size)
+            or np.any(self.table_bytes < _TABLE_BYTES)
+            or np.any(positions + self.table_bytes > buffer.size)
+        ):
+            raise GraphError("header", found="a table that is not within it")
+        last = int(self.vtable_bytes.max(initial=0)) - _FIRST_SLOT
+        if any(np.any(self._offsets(field)) for field in range(fields, last // _SLOT_BYTES)):
+            raise GraphError("header", found="a field of a later schema")
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def has(self, field: int) -> NDArray[np.bool_]:
+        """Which tables store this field."""
+        return self._offsets(field) > 0
+
+    def scalars(self, field: int, kind: Scalar, default: int = 0) -> I64:
+        """A field of numbers."""
+        offsets = self._offsets(field)
+        width = np.dtype(kind).itemsize
+        present = offsets > 0
+        if np.any(offsets[present] + width > self.table_bytes[present]):
+            raise GraphError("header", found="a field outside of its table")
+        values = np.full(len(self), default, np.int64)
+        values[present] = self._buffer.read(self.positions[present] + offsets[present], kind)
+        return values
+
+    def targets(self, field: int) -> I64:
+        """The positions of what a field points to; 0 where it is absent."""
+        relative = self.scalars(field, "<u4")
+        present = self.has(field)
+        targets = np.zeros(len(self), np.int64)
+        targets[present] = self.positions[present] + self._offsets(field)[present] + relative[present]
+        self._buffer.check(targets[present], 4)
+        return targets
+
+    def children(self, field: int, fields: int) -> Tables:
+        """The tables in the vector of a field, those of all tables one after the other."""
+        starts, counts = self._buffer.vectors(self.targets(field), 4)
+        total = int(counts.sum())
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        places = np.repeat(starts, counts) + 4 * (np.arange(total) - first)
+        return Tables(self._buffer, places + self._buffer.read(places, "<u4"), fields)
+
+    def require_absent(self, what: str, *fields: int) -> None:
+        """GraphError if some table stores one of these fields, which ours never do."""
+        for field in fields:
+            if np.any(self.has(field)):
+                raise GraphError(what, found=f"field {field} of the schema, which no graph of ours has")
+
+    def _offsets(self, field: int) -> I64:
+        """The field's place in each table; 0 where it is absent."""
+        slot = _FIRST_SLOT + _SLOT_BYTES * field
+        present = self.vtable_bytes > slot
+        offsets = np.zeros(len(self), np.int64)
+        offsets[present] = self._buffer.u16(self.vtables[present] + slot)
+        return offsets

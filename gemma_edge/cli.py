@@ -17,7 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 import toolkit
-from gemma_edge.terminal import Label, Terminal, write_line
+from gemma_edge.terminal import Label, Terminal, one_line, write_line
 from toolkit.base.errors import EnvironmentFault, ToolkitError, UsageError, system_reason
 
 DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -162,8 +162,8 @@ def _interrupted() -> int:
 
 def _fail(error: ToolkitError, *, as_json: bool, traced: bool) -> int:
     if traced:
-        traceback.print_exc()
-    write_line("error", str(error))
+        write_line("info", traceback.format_exc().rstrip())
+    write_line("error", one_line(str(error)))
     if as_json:
         sys.stdout.write(json.dumps({"error": error.to_json(), "exit_code": error.exit_code}) + "\n")
         sys.stdout.flush()

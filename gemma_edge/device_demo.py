@@ -18,7 +18,7 @@ from device_harness.machines.device import connected_device
 from device_harness.machines.machine import Machine
 from device_harness.runners.interface import Workload
 from gemma_edge.api.bench import results_file
-from gemma_edge.terminal import Terminal
+from gemma_edge.terminal import Terminal, one_line
 from gemma_edge.words.benchmarks import TerminalListener
 from toolkit.base.errors import EnvironmentFault, QualityError, errors_about
 from toolkit.base.files import write_bytes
@@ -90,7 +90,7 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> Measured:
     with demo.results_file() as writer, _device(demo.device) as machine:
         device = read_device(machine)
         kind = ", emulated: its speeds are this computer's" if device.emulated else ""
-        terminal.say(f"4. on {machine.serial} ({device.model}{kind})")
+        terminal.say(one_line(f"4. on {machine.serial} ({device.model}{kind})"))
         readiness = ReadinessSettings()
         limit = resting_limit(machine, terminal.note, timeout_s=readiness.timeout_s)
         settings = BenchSettings(_REPETITIONS, replace(readiness, limit_celsius=limit), interval_s=_INTERVAL_S)
@@ -101,7 +101,7 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> Measured:
         assert model.manifest is not None
         left_out = _left_out(machine)
         for name, why in left_out.items():
-            terminal.note(f"not measured by {name}: {why}")
+            terminal.note(one_line(f"not measured by {name}: {why}"))
         for measurement in _measurements(model.manifest, left_out):
             for record in _measure(measurement, demo.bundle, machine, settings, terminal):
                 records.append(record)

@@ -62,7 +62,7 @@ class Terminal:
     def warn(self, text: str) -> None:
         """Print a warning."""
         with self._hidden_bars(sys.stderr):
-            write_line("warning", text)
+            write_line("warning", one_line(text))
 
     def note(self, text: str) -> None:
         """Print a message on stderr; nothing under `--quiet`."""
@@ -73,7 +73,7 @@ class Terminal:
     def log(self, label: Label, text: str) -> None:
         """Print a line of the log; the caller has filtered by level."""
         with self._hidden_bars(sys.stderr):
-            write_line(label, text)
+            write_line(label, one_line(text))
 
     @contextmanager
     def bar(self, title: str, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
@@ -121,6 +121,11 @@ class Terminal:
 
     def _hidden_bars(self, stream: TextIO) -> AbstractContextManager[None]:
         return self._bars.hidden() if self._bars is not None and stream.isatty() else nullcontext()
+
+
+def one_line(text: str) -> str:
+    """A text with strangers' words in it as exactly one line: nothing in it can look like a line of its own."""
+    return printable(text)
 
 
 def write_line(label: Label, text: str) -> None:

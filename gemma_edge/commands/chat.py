@@ -9,7 +9,7 @@ from gemma_edge.api.chat import Chat
 from gemma_edge.api.model import Model
 from gemma_edge.options.media import image_file, sound_file
 from gemma_edge.options.session import add_device_argument, add_sampling_arguments, add_session_arguments, open_model
-from gemma_edge.terminal import Terminal
+from gemma_edge.terminal import Terminal, one_line
 from gemma_edge.words.answers import show_answer, speed_text
 from toolkit.base.errors import ToolkitError
 from toolkit.bundle.tokenizer import require_unicode
@@ -105,13 +105,13 @@ class _Lines:
 
     def _attach(self, file: MediaFile) -> None:
         self._waiting += self._model.read_media([file])
-        self._terminal.note(f"[{file.source!s} will be sent with the next message]")
+        self._terminal.note(one_line(f"[{file.source!s} will be sent with the next message]"))
 
     def _change_size(self, name: list[str]) -> None:
         if name:
             self._chat.size = name[0].strip()
         others = [size for size in self._model.sizes if size != self._chat.size]
-        self._terminal.note(f"[size {self._chat.size}; others: {', '.join(others) or 'none'}]")
+        self._terminal.note(one_line(f"[size {self._chat.size}; others: {', '.join(others) or 'none'}]"))
 
 
 def _read_line(terminal: Terminal) -> str | None:

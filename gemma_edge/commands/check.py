@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from gemma_edge.api.check import check
-from gemma_edge.terminal import Terminal
+from gemma_edge.terminal import Terminal, one_line
 from toolkit.check import is_unhashed, refused_by_engine, refused_by_gpu
 
 EXAMPLES = (
@@ -46,5 +46,5 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     value = {"ok": not faults, "faults": [dataclasses.asdict(fault) for fault in faults]}
     value["export_refusal"] = None if engine is None else str(engine)
     value["gpu_refusals"] = [{"file": name, **dataclasses.asdict(op)} for name, op in refused]
-    terminal.result(value, "\n".join([*lines, verdict]))
+    terminal.result(value, "\n".join(map(one_line, [*lines, verdict])))
     return 1 if faults else 0

@@ -7,7 +7,7 @@ import re
 
 from gemma_edge.api.compare import compare
 from gemma_edge.options.results import add_torn_line_option
-from gemma_edge.terminal import Terminal
+from gemma_edge.terminal import Terminal, one_line
 from toolkit.base.errors import UsageError
 from toolkit.report.comparison_table import comparison_json, comparison_table
 from toolkit.results.comparison import ACROSS, Across, ComparedTest, ResultsComparison
@@ -52,7 +52,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     value = comparison_json(found) | ({} if limit is None else {"regressed": [_name(item) for item in worse]})
     terminal.result(value, comparison_table(found))
     for item in worse:
-        terminal.note(f"worse by {item.worsening:.1%}, more than {limit:.1%}: {_name(item)}")
+        terminal.note(one_line(f"worse by {item.worsening:.1%}, more than {limit:.1%}: {_name(item)}"))
     return 1 if worse else 0
 
 

@@ -13,7 +13,7 @@ from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
 from gemma_edge.options.towers import add_tower_arguments
-from gemma_edge.terminal import Terminal, bytes_text, count_text, table
+from gemma_edge.terminal import Terminal, bytes_text, count_text, one_line, table
 from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import QualityError, UsageError
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
@@ -152,7 +152,7 @@ def _as_text(result: Conversion) -> str:
     lines = [table(["group", "parameters", "bytes"], rows), ""]
     if result.report is not None:
         lines += [report_text(result.report), ""]
-    return "\n".join([*lines, f"{result.path}: {', '.join(result.manifest.sizes)} in {took}"])
+    return "\n".join([*lines, one_line(f"{result.path}: {', '.join(result.manifest.sizes)} in {took}")])
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import dataclasses
 from device_harness.adb.devices import searches_usb
 from gemma_edge.api.devices import devices
 from gemma_edge.options.session import number
-from gemma_edge.terminal import Terminal, table
+from gemma_edge.terminal import Terminal, one_line, table
 
 EXAMPLES = (
     "gemma-edge devices",
@@ -39,7 +39,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         for device in found
     ]
     lines = [table(["serial", "", "state", "model"], rows)] if rows else ["no devices"]
-    lines += [f"{device.serial}: {device.reason}" for device in found if device.reason]
+    lines += [one_line(f"{device.serial}: {device.reason}") for device in found if device.reason]
     if all(device.state == "not found" for device in found) and not searches_usb():
         terminal.note(
             "USB was not searched: run adb start-server, or pip install 'gemma-edge[usb]' and the system's libusb-1.0"

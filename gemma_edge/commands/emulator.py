@@ -18,7 +18,7 @@ from device_harness.emulator.daemon import FEATURES, Access
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import parse_faults, parse_size
 from gemma_edge.options.outputs import add_force_option
-from gemma_edge.terminal import Terminal
+from gemma_edge.terminal import Terminal, one_line
 from toolkit.base.errors import UsageError
 
 EXAMPLES = (
@@ -85,7 +85,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         with Emulator(settings) as device:
             isolation = "bubblewrap" if device.userland.is_isolated else "none: its programs can do what you can"
             value = {"serial": device.serial, "root": str(device.userland.root), "isolation": isolation}
-            terminal.result(value, f"{device.serial}: emulated device, isolation {isolation}")
+            terminal.result(value, one_line(f"{device.serial}: emulated device, isolation {isolation}"))
             ended.wait()
     finally:
         signal.signal(signal.SIGTERM, before)

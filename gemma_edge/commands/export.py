@@ -10,7 +10,7 @@ from gemma_edge.api.export import export
 from gemma_edge.options.groups import group_names
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import natural, number
-from gemma_edge.terminal import Terminal, bytes_text
+from gemma_edge.terminal import Terminal, bytes_text, one_line
 from toolkit.base.activations import ACTIVATIONS
 from toolkit.litertlm.export import TARGETS
 from toolkit.litertlm.schema import ModelType
@@ -91,5 +91,5 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         "model_type": result.model_type,
     }
     text = f"{arguments.output}: {bytes_text(result.bytes)}, size {result.size}, {', '.join(result.groups)}"
-    terminal.result(value, text)
+    terminal.result(value, one_line(text))
     return 0

@@ -19,7 +19,7 @@ from gemma_edge.api.inspect import (
 )
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.outputs import add_force_option
-from gemma_edge.terminal import Terminal, bytes_text, count_text, table
+from gemma_edge.terminal import Terminal, bytes_text, count_text, one_line, table
 from gemma_edge.words.files import file_json, file_text
 from toolkit.base.errors import UsageError
 from toolkit.report.plots import Bar, StackedBars, plot_output, write_plot
@@ -104,10 +104,10 @@ def _size_json(size: InspectedSize) -> dict[str, object]:
 def _as_text(findings: Inspection) -> str:
     return "\n\n".join(
         [
-            "\n".join([f"{findings.kind} of {findings.architecture}", *_adapters(findings)]),
+            "\n".join([*map(one_line, [f"{findings.kind} of {findings.architecture}", *_adapters(findings)])]),
             _groups_table(findings.groups),
             _sizes_table(findings),
-            "\n".join(_notes(findings)),
+            "\n".join(map(one_line, _notes(findings))),
         ]
     )
 

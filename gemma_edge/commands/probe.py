@@ -11,7 +11,7 @@ from pathlib import Path
 from device_harness.flash.probe import MOST_READS, ProbeResult, ProbeSettings, ReadMeasure, read_token_file
 from device_harness.push.push import DEFAULT_FOLDER
 from gemma_edge.api.probe import ProbeListener, probe
-from gemma_edge.terminal import Terminal, bytes_text, table
+from gemma_edge.terminal import Terminal, bytes_text, one_line, table
 from gemma_edge.words.pushing import step_bars
 from toolkit.base.errors import UsageError
 
@@ -64,7 +64,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     listener = ProbeListener(
         pushing=partial(step_bars, terminal),
         reading=lambda name: terminal.bar(f"{name} probe".strip(), unit="kinds of read"),
-        note=terminal.note,
+        note=lambda text: terminal.note(one_line(text)),
     )
     result = probe(
         arguments.bundle,

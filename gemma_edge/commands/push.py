@@ -11,7 +11,7 @@ from device_harness.push.push import DEFAULT_FOLDER, PushResult
 from gemma_edge.api.devices import chosen_devices
 from gemma_edge.api.push import PushListener, push_all
 from gemma_edge.options.groups import group_names
-from gemma_edge.terminal import Terminal, bytes_text
+from gemma_edge.terminal import Terminal, bytes_text, one_line
 from gemma_edge.words.pushing import step_bars
 
 EXAMPLES = (
@@ -47,8 +47,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0; 2 for a bundle that differs from its manifest; 3 if a device failed, once all have ended."""
     listener = PushListener(
         progress=partial(step_bars, terminal),
-        note=terminal.note,
-        done=lambda result: terminal.result(_as_json(result), _as_text(result)),
+        note=lambda text: terminal.note(one_line(text)),
+        done=lambda result: terminal.result(_as_json(result), one_line(_as_text(result))),
     )
     outcome = push_all(
         arguments.source,

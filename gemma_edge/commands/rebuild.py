@@ -8,7 +8,7 @@ from pathlib import Path
 from gemma_edge.api.rebuild import rebuild
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.outputs import add_force_option
-from gemma_edge.terminal import Terminal
+from gemma_edge.terminal import Terminal, one_line
 
 EXAMPLES = (
     "gemma-edge rebuild BUNDLE --checkpoint google/gemma-3n-E2B-it -o again",
@@ -46,5 +46,5 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             progress=show,
         )
     value = {"output": str(result.path), "files": dict(result.lock.files), "manifest": result.lock.manifest}
-    terminal.result(value, f"{result.path}: the same bytes as {arguments.lock}")
+    terminal.result(value, one_line(f"{result.path}: the same bytes as {arguments.lock}"))
     return 0

@@ -7,7 +7,7 @@ import argparse
 from gemma_edge.api.report import report
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.results import add_torn_line_option
-from gemma_edge.terminal import Terminal, bytes_text
+from gemma_edge.terminal import Terminal, bytes_text, one_line
 from toolkit.report.results_page import runs_text
 
 EXAMPLES = (
@@ -40,6 +40,6 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             "flagged_records": page.flagged_records,
             "bytes": page.bytes,
         },
-        f"{page.path}: {runs_text(page.records)}, {page.flagged_records} flagged, {bytes_text(page.bytes)}",
+        one_line(f"{page.path}: {runs_text(page.records)}, {page.flagged_records} flagged, {bytes_text(page.bytes)}"),
     )
     return 0

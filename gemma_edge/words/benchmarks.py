@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from device_harness.push.source import PushProgress
 from device_harness.runners.spec import BenchListener
-from gemma_edge.terminal import Terminal
+from gemma_edge.terminal import Terminal, one_line
 from gemma_edge.words.pushing import step_bars
 from toolkit.base.files import Progress
 from toolkit.results.figures import FigureName
@@ -23,7 +23,7 @@ class TerminalListener(BenchListener):
         self._title = title
 
     def note(self, text: str) -> None:
-        self._terminal.note(text)
+        self._terminal.note(one_line(text))
 
     def iteration(self, tests: Mapping[str, FigureName], done: int, total: int, figures: Figures | None) -> None:
         """Print the figures of an iteration at once: a run may take minutes, and problems should show early."""

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 
+_MOST_SHOWN = 2000
+"""Characters of one field in an error's line; its JSON has them all."""
+
 
 class ToolkitError(Exception):
     """An error in the user's input or environment, described by fields.
@@ -40,7 +43,8 @@ class ToolkitError(Exception):
         super().__init__(self.file, place, self.found, self.wanted, remedy)
 
     def __str__(self) -> str:
-        line = self.found if self.wanted is None else f"found {self.found}, wanted {self.wanted}"
+        found, wanted = (_cut(text) for text in (self.found, self.wanted or ""))
+        line = found if self.wanted is None else f"found {found}, wanted {wanted}"
         where = ", ".join(part for part in (self.file, self.place) if part)
         line = f"{where}: {line}" if where else line
         return " ".join((f"{line}; {self.remedy}" if self.remedy else line).split())
@@ -105,6 +109,11 @@ def errors_about(place: str | None = None, *, file: str | PathLike[str] | None =
         error.file = str(file) if error.file is None and file is not None else error.file
         error.place = place if error.place is None else error.place
         raise
+
+
+def _cut(text: str) -> str:
+    """A stranger's text may be endless; an error is a line."""
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
 
 
 def system_reason(error: OSError | ValueError) -> str:

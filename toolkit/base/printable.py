@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
-# Control characters; marks that reverse the direction of text (Trojan Source, CVE-2021-42574), end a line or are
+# Control characters; marks that change the direction of text (Trojan Source, CVE-2021-42574), end a line or are
 # invisible; lone surrogates, which stand for bytes of a file name that are not UTF-8; and characters that XML, and so
 # an SVG plot, may not contain. Joiners are kept: emoji and several scripts need them.
-_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufffe\uffff]")
+_STEERING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\ufffe\uffff]"
+)
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -66,12 +66,35 @@ class BenchSettings:
     airplane_mode: bool = False
 
 
-def choose_runner(request: BenchRequest, runners: Sequence[RunnerSpec] = ALL) -> RunnerSpec:
+def choose_runner(
+    request: BenchRequest, runners: Sequence[RunnerSpec] = ALL, *, is_phone: bool | None = None
+) -> RunnerSpec:
     """Choose the requested runner; UsageError if it is unknown, does not take the model, or lacks a given option.
 
-    Needs no machine, so that mistakes show at once.
+    Needs no machine, so that mistakes show at once. `is_phone`: whether the machine is a real device, where the default
+    may be another; None if that is not known yet: then it is enough that one of the defaults takes the options.
     """
-    spec = _named(request, runners)
+    faults: list[UsageError] = []
+    for spec in _candidates(request, runners, is_phone):
+        try:
+            _check_choice(spec, request, runners)
+        except UsageError as error:
+            faults.append(error)
+        else:
+            return spec
+    raise faults[0]
+
+
+def runner_on(machine: Machine, request: BenchRequest, runners: Sequence[RunnerSpec] = ALL) -> RunnerSpec:
+    """The runner that `bench` uses on this machine."""
+    return choose_runner(request, runners, is_phone=_is_phone(read_device(machine)))
+
+
+def _is_phone(device: DeviceRecord) -> bool:
+    return device.kind == "adb" and not device.emulated
+
+
+def _check_choice(spec: RunnerSpec, request: BenchRequest, runners: Sequence[RunnerSpec]) -> None:
     if model_kind(request.model) == "litertlm" and "litertlm" not in spec.takes:  # the other way, it is exported
         found = f"a {LITERTLM}"
         raise UsageError(file=request.model, found=found, wanted=f"a bundle's directory for {spec.name}")
@@ -83,16 +106,21 @@ def choose_runner(request: BenchRequest, runners: Sequence[RunnerSpec] = ALL) ->
             found = f"cannot be used with --runner {spec.name}, only with {' or '.join(owners)}"
             raise UsageError(option.flag, found=found)
     spec.check(RunnerOptions(request.options), request.workload)
-    return spec
 
 
-def _named(request: BenchRequest, runners: Sequence[RunnerSpec]) -> RunnerSpec:
+def _candidates(request: BenchRequest, runners: Sequence[RunnerSpec], is_phone: bool | None) -> list[RunnerSpec]:
+    """The runner that was named, or the default for the model; both defaults if it is not known where it will run."""
     kind, name = model_kind(request.model), request.runner
-    found = [spec for spec in runners if (kind in spec.default_for if name is None else spec.name == name)]
+    if name is None:
+        usual = [spec for spec in runners if kind in spec.default_for]
+        on_phones = [spec for spec in runners if kind in spec.default_on_phones] or usual
+        found = on_phones if is_phone else usual if is_phone is False else [*usual, *on_phones]
+    else:
+        found = [spec for spec in runners if spec.name == name]
     if not found:
         wanted = " or ".join(spec.name for spec in runners)
         raise UsageError("--runner", found=name or f"none for a {kind}", wanted=wanted)
-    return found[0]
+    return found
 
 
 def bench(
@@ -110,13 +138,14 @@ def bench(
     with the machine. `runners`: the runners to choose from.
     """
     settings, listener = settings or BenchSettings(), listener or BenchListener()
-    spec = choose_runner(request, runners)
+    choose_runner(request, runners)
     if settings.drop_page_cache and request.workload.start != "cold":
         raise UsageError("--drop-page-cache", found="can be used with --cold only")
     with prepared_device(machine, stay_awake=settings.stay_awake, airplane_mode=settings.airplane_mode):
         device = read_device(machine)
         if device.emulated:
             listener.note(f"{machine.serial} is emulated: speeds are this computer's")
+        spec = choose_runner(request, runners, is_phone=_is_phone(device))
         runner = spec.make(RunnerRequest(RunnerOptions(request.options), request.workload, device, listener))
         job_settings = _job_settings(settings, machine, device, listener)
         with _opened(request, spec, listener) as model:
@@ -153,8 +182,7 @@ def _job_settings(
     if readiness.limit_celsius is None:
         limit = resting_limit(machine, listener.note, timeout_s=readiness.timeout_s)
         readiness = replace(readiness, limit_celsius=limit)
-    is_phone = device.kind == "adb" and not device.emulated
-    default_s = _PHONE_COOL_DOWN_S if is_phone else 0.0
+    default_s = _PHONE_COOL_DOWN_S if _is_phone(device) else 0.0
     return JobSettings(
         repetitions=settings.repetitions,
         readiness=readiness,

@@ -79,9 +79,12 @@ def sources() -> tuple[Path, ...]:
 
 
 def _required_version() -> str:
-    version = compiler_version()
+    remedy = f"pip install ziglang=={ZIG_VERSION}; bench can do without it with --runner session"
+    try:
+        version = compiler_version()
+    except EnvironmentFault as error:
+        raise EnvironmentFault(error.place, found=error.found, wanted=ZIG_VERSION, remedy=remedy) from error
     if version != ZIG_VERSION:
-        remedy = f"pip install ziglang=={ZIG_VERSION}; bench can do without it with --runner session"
         raise EnvironmentFault("ziglang", found=version, wanted=ZIG_VERSION, remedy=remedy)
     return version
 

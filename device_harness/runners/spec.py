@@ -104,6 +104,9 @@ class RunnerSpec:
     make: Callable[[RunnerRequest], Runner]
     """Makes the runner, and may download a program. UsageError, EnvironmentFault."""
     default_for: tuple[ModelKind, ...] = ()
+    """The kinds of model for which this runner is the default."""
+    default_on_phones: tuple[ModelKind, ...] = ()
+    """Those for which it is the default on real devices, whatever `default_for` says of others."""
     options: tuple[RunnerOption, ...] = ()
     check: Callable[[RunnerOptions, Workload], None] = _accept
     """UsageError for invalid options; called before a machine is needed."""

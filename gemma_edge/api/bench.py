@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from device_harness.bench.run import BenchRequest, BenchSettings, choose_runner
+from device_harness.bench.run import BenchRequest, BenchSettings, choose_runner, runner_on
 from device_harness.bench.run import bench as measure
 from device_harness.machines.device import connected_device
 from device_harness.machines.host import Host
@@ -101,9 +101,10 @@ def bench_records(
     no results file. listener: makes the listener,
     once the machine and the runner are known.
     """
-    spec = choose_runner(request, runners)
+    choose_runner(request, runners)
     opened = results_file(results, request_files(request), drop_torn_line=drop_torn_line, force=force)
     with opened as writer, _machine(device, host=host) as machine:
+        spec = runner_on(machine, request, runners)
         for record in measure(machine, request, settings, runners=runners, listener=listener(machine, spec)):
             fault = None if writer is None else fault_of(writer, record)
             yield record  # even if it could not be kept

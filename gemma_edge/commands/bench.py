@@ -31,7 +31,8 @@ EXAMPLES = (
     "gemma-edge bench BUNDLE --host",
     "gemma-edge bench model.litertlm --binary-version latest -p 512 -n 128 -r 10 --results results.jsonl",
     "gemma-edge bench model.litertlm --binary litert_lm_advanced_main --backend gpu --cold",
-    "gemma-edge bench BUNDLE --device BOARD:5555",
+    "gemma-edge bench BUNDLE --device PHONE",
+    "gemma-edge bench BUNDLE --device BOARD:5555 --runner session",
     "gemma-edge bench model.litertlm --binary-version latest --device all --results results.jsonl",
     "gemma-edge bench BUNDLE --runner benchmark_model --binary-version 2.2.0 --signature 'text_decoder:*'",
 )
@@ -80,7 +81,8 @@ def _runners_help() -> str:
     kinds = {"bundle": "a bundle", "litertlm": "a .litertlm"}
     parts = []
     for spec in ALL:
-        defaults = " and ".join(kinds[kind] for kind in spec.default_for)
+        phones = [f"{kinds[kind]} on a phone" for kind in spec.default_on_phones]
+        defaults = " and ".join([*(kinds[kind] for kind in spec.default_for), *phones])
         parts.append(f"{spec.name} ({spec.about}{f'; the default for {defaults}' if defaults else ''})")
     return ", ".join(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from device_harness.machines.machine import Machine
@@ -28,7 +29,7 @@ class SessionRunner:
         """
         manifest = model.manifest
         assert manifest is not None
-        _require(manifest, workload)
+        require_workload(manifest, workload, "session", backend_names())
 
         def jobs(machine: Machine, there: PlacedModel) -> tuple[Job, ...]:
             return (_job(machine, there, manifest, workload),)
@@ -36,9 +37,10 @@ class SessionRunner:
         return jobs
 
 
-def _require(manifest: Manifest, workload: Workload) -> None:
-    if workload.backend not in backend_names():
-        wanted = f"{' or '.join(backend_names())} with the runner session"
+def require_workload(manifest: Manifest, workload: Workload, runner: str, backends: Sequence[str]) -> None:
+    """UsageError for a backend that the runner lacks, another context than the bundle's, or more tokens than it has."""
+    if workload.backend not in backends:
+        wanted = f"{' or '.join(backends)} with the runner {runner}"
         raise UsageError("--backend", found=workload.backend, wanted=wanted)
     if workload.context not in (None, manifest.text.context):
         wanted = f"{manifest.text.context}, which the bundle's graphs are made for"
@@ -57,7 +59,7 @@ def _job(machine: Machine, model: PlacedModel, manifest: Manifest, workload: Wor
     words = (model.path, *size, "--backend", workload.backend, "--cache", cache, *python_child.options(workload))
     argv = (*python_child.command(machine, _MODULE), *words)
     return Job(
-        tests=_tests(workload),
+        tests=session_tests(workload),
         argv=argv,
         read=python_child.read_child,
         model=model.record,
@@ -71,7 +73,7 @@ def _job(machine: Machine, model: PlacedModel, manifest: Manifest, workload: Wor
     )
 
 
-def _tests(workload: Workload) -> dict[str, FigureName]:
+def session_tests(workload: Workload) -> dict[str, FigureName]:
     """The tests, including the prefill of the first prompt, which is the one that Google's engine measures."""
     tests = text_tests(workload)
     if workload.prompt_tokens > 1:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from bundles import fill
 
-from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner
+from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner, runner_on
 from device_harness.machines.host import Host
 from device_harness.runners import ALL
 from device_harness.runners.interface import Workload
@@ -126,6 +126,16 @@ def test_an_option_of_another_runner_is_refused_by_name(bundle: Path, spec: Runn
 def test_each_kind_of_model_has_one_default_runner() -> None:
     for kind, name in (("bundle", "session"), ("litertlm", "litert_lm_advanced_main")):
         assert [spec.name for spec in ALL if kind in spec.default_for] == [name]
+
+
+def test_a_bundle_on_a_phone_is_run_by_our_program_in_c(bundle: Path, tmp_path: Path) -> None:
+    request = BenchRequest(bundle)
+    assert choose_runner(request, is_phone=True).name == "native"
+    assert choose_runner(request, is_phone=False).name == runner_on(Host(), request).name == "session"
+    with_library = BenchRequest(bundle, options={"library": ("libLiteRt.so",)})
+    assert choose_runner(with_library).name == "native"
+    with pytest.raises(UsageError, match=r"^--library: cannot be used with --runner session, only with native$"):
+        choose_runner(with_library, is_phone=False)
 
 
 def test_names_and_options_of_runners_are_told_apart() -> None:

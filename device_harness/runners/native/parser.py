@@ -1,0 +1,60 @@
+"""Parses what bundle_runner answers to the commands of a benchmark (docs/formats/bundle_runner.md)."""
+
+from __future__ import annotations
+
+from device_harness.runners.interface import Reading
+from toolkit.base.errors import EnvironmentFault
+from toolkit.base.strict_json import JsonObject, parse_json
+from toolkit.results.figures import known_figures
+
+WHAT = "bundle_runner"
+COMMANDS = ("start", "open", "prefill", "decode", "truncate", "prefill", "decode", "stats")
+"""The answers that a benchmark has, in order."""
+
+
+def read_native(output: str, prompt_tokens: int, generated_tokens: int) -> Reading:
+    """Parse a process's complete output, which has LiteRT's log too; EnvironmentFault if an answer is missing."""
+    answers = [_answer(line) for line in output.splitlines() if line.startswith("{")]
+    found = tuple(answer.string("ok") for answer in answers)
+    if found != COMMANDS:
+        raise EnvironmentFault(WHAT, found=f"the answers {', '.join(found) or 'none'}", wanted=", ".join(COMMANDS))
+    _, opened, first_prefill, first_decode, _, prefill, decode, stats = answers
+    init_s, first_prefill_s, first_decode_s, prefill_s, decode_s = (
+        _seconds(answer) for answer in (opened, first_prefill, first_decode, prefill, decode)
+    )
+    figures: dict[str, float] = {
+        "init_s": init_s,
+        "time_to_first_token_s": first_prefill_s + first_decode_s,
+        "prefill_s": prefill_s,
+        "decode_s": decode_s,
+        "prefill_tokens_count": prompt_tokens,
+        "decode_tokens_count": generated_tokens,
+        "prefill_tokens_per_s": prompt_tokens / prefill_s,
+        "decode_tokens_per_s": generated_tokens / decode_s,
+        **_faults(stats.child("faults")),
+    }
+    if prompt_tokens > 1:
+        figures["first_prefill_tokens_per_s"] = (prompt_tokens - 1) / first_prefill_s
+    begin_s = opened.number("uptime_s", 0, 1e12) - init_s
+    return Reading(known_figures(figures, WHAT), begin_s=begin_s, end_s=decode.number("uptime_s", 0, 1e12))
+
+
+def _answer(line: str) -> JsonObject:
+    answer = JsonObject(parse_json(line.encode(), None, EnvironmentFault, WHAT), None, EnvironmentFault, WHAT)
+    if answer.has("error"):
+        error = answer.child("error")
+        texts = {key: error.string(key) if error.has(key) else None for key in ("file", "place", "wanted")}
+        raise EnvironmentFault(
+            texts["place"] or WHAT, file=texts["file"], found=error.string("found"), wanted=texts["wanted"]
+        )
+    return answer
+
+
+def _seconds(answer: JsonObject) -> float:
+    # The clock may not have moved during an empty prefill.
+    return max(answer.number("seconds", 0, 1e9), 1e-9)
+
+
+def _faults(faults: JsonObject) -> dict[str, float]:
+    names = {"minor": "minor_faults_count", "major": "major_faults_count", "read_bytes": "read_bytes"}
+    return {figure: faults.integer(key, 0, 2**62) for key, figure in names.items() if faults.has(key)}

@@ -1,0 +1,107 @@
+"""Runs bundle_runner on a machine: the same prompts as the session's runner, and the same figures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_harness.machines.machine import Machine
+from device_harness.native.library import LibraryChoice
+from device_harness.native.place import place_runner
+from device_harness.programs.bucket import GOOGLE
+from device_harness.runners.interface import Job, JobPlan, LocalModel, PlacedModel, Reading, Workload, whole_files
+from device_harness.runners.native.parser import read_native
+from device_harness.runners.program_options import SERVER_VARIABLE
+from device_harness.runners.session.runner import require_workload, session_tests
+from device_harness.runners.spec import RunnerOptions, RunnerRequest
+from toolkit.base.errors import UsageError
+from toolkit.base.files import safe_name
+from toolkit.bundle.manifest import Manifest
+
+NAME = "native"
+_BACKENDS = ("cpu",)
+_CACHE = "bench-native-weights"
+
+
+def check_options(options: RunnerOptions, workload: Workload) -> None:
+    """UsageError for two libraries, or a backend that the program does not have."""
+    if options.text("library") is not None and options.text("library_version") is not None:
+        raise UsageError("--library-version", found="cannot be used with --library")
+    if (version := options.text("library_version")) is not None:
+        safe_name(version, "--library-version")
+    if workload.backend not in _BACKENDS:
+        raise UsageError("--backend", found=workload.backend, wanted=f"cpu with the runner {NAME}")
+
+
+def make_runner(request: RunnerRequest) -> NativeRunner:
+    """Make the runner with the requested library."""
+    path = request.options.text("library")
+    server = os.environ.get(SERVER_VARIABLE) or GOOGLE
+    choice = LibraryChoice(Path(path) if path else None, request.options.text("library_version"), server)
+    return NativeRunner(choice, request.listener.note)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeRunner:
+    """Runs a bundle's directory with our program in C."""
+
+    library: LibraryChoice
+    say: Callable[[str], None]
+
+    def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
+        """Plan one job; UsageError for more tokens than the bundle's context.
+
+        Placing the job is an EnvironmentFault without a compiler or a library for the machine.
+        """
+        manifest = model.manifest
+        assert manifest is not None
+        require_workload(manifest, workload, NAME, _BACKENDS)
+
+        def jobs(machine: Machine, there: PlacedModel) -> tuple[Job, ...]:
+            return (self._job(machine, there, manifest, workload),)
+
+        return jobs
+
+    def _job(self, machine: Machine, model: PlacedModel, manifest: Manifest, workload: Workload) -> Job:
+        placed = place_runner(machine, self.library, say=self.say)
+        cache = f"{machine.cache_folder}/{_CACHE}"
+        opening: dict[str, object] = {
+            "bundle": model.path,
+            "size": model.record.size or manifest.default_size,
+            "weight_cache": {"folder": cache, "runtime": placed.runtime},
+        }
+        if workload.threads is not None:
+            opening["threads"] = workload.threads
+
+        def read(output: str) -> Reading:
+            return read_native(output, workload.prompt_tokens, workload.generated_tokens)
+
+        return Job(
+            tests=session_tests(workload),
+            argv=(*placed.argv, *_commands(opening, workload)),
+            read=read,
+            model=model.record,
+            binaries=placed.records,
+            weight_caches=(f"{cache}/*.xnnpack",),
+            groups=whole_files(model.path, manifest),
+            context=manifest.text.context,
+            no_delegation="the program does not count nodes",
+        )
+
+
+def _commands(opening: dict[str, object], workload: Workload) -> tuple[str, ...]:
+    """The commands of a benchmark: a first prompt, then a second one, whose tokens are others."""
+    prompt, generated = workload.prompt_tokens, workload.generated_tokens
+    commands: tuple[dict[str, object], ...] = (
+        {"do": "open", **opening},
+        {"do": "prefill", "random": prompt - 1},
+        {"do": "decode", "random": 1},
+        {"do": "truncate", "position": 0},
+        {"do": "prefill", "random": prompt},
+        {"do": "decode", "random": generated},
+        {"do": "stats"},
+    )
+    return tuple(map(json.dumps, commands))

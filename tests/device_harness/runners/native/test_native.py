@@ -1,0 +1,102 @@
+"""The runner for our program in C: its job, the parser of its answers, and what it says without a compiler."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+from paths import EXAMPLE
+
+from converters.convert import ConvertRequest, convert
+from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner
+from device_harness.machines.host import Host
+from device_harness.programs.bundle_runner import bundle_runner
+from device_harness.runners.interface import Workload
+from device_harness.runners.native.parser import read_native
+from toolkit.base.errors import EnvironmentFault, UsageError
+
+ANSWERS = [
+    '{"ok": "start", "protocol": 1, "pid": 7}',
+    'INFO: [litert/runtime/compiled_model.cc:99] Loading shared library',
+    '{"ok": "open", "size": "large", "seconds": 0.5, "uptime_s": 100.5}',
+    '{"ok": "prefill", "position": 15, "seconds": 0.25, "uptime_s": 101}',
+    '{"ok": "decode", "position": 16, "token": 9, "seconds": 0.05, "uptime_s": 102}',
+    '{"ok": "truncate", "position": 0, "seconds": 1e-06, "uptime_s": 102}',
+    '{"ok": "prefill", "position": 16, "seconds": 0.2, "uptime_s": 103}',
+    '{"ok": "decode", "position": 20, "token": 9, "seconds": 0.1, "uptime_s": 104}',
+    '{"ok": "stats", "faults": {"minor": 3, "major": 2, "read_bytes": null}, "seconds": 0, "uptime_s": 105}',
+]  # fmt: skip
+
+
+def test_figures_are_those_of_the_session() -> None:
+    reading = read_native("\n".join(ANSWERS), 16, 4)
+    assert (reading.begin_s, reading.end_s) == (100, 104)
+    assert reading.figures == {
+        "init_s": 0.5, "time_to_first_token_s": pytest.approx(0.3), "prefill_s": 0.2, "decode_s": 0.1,
+        "prefill_tokens_count": 16, "decode_tokens_count": 4, "prefill_tokens_per_s": 80,
+        "decode_tokens_per_s": 40, "first_prefill_tokens_per_s": 60, "minor_faults_count": 3, "major_faults_count": 2,
+    }  # fmt: skip
+
+
+def test_an_error_of_the_program_is_the_error_of_the_run() -> None:
+    error = '{"error": {"kind": "machine", "file": "/l.so", "place": null, "found": "no function", "wanted": null}}'
+    with pytest.raises(EnvironmentFault, match=r"^/l\.so, bundle_runner: no function$"):
+        read_native("\n".join([ANSWERS[0], error]), 16, 4)
+    with pytest.raises(EnvironmentFault, match="found the answers start, open, wanted start, open, prefill"):
+        read_native("\n".join(ANSWERS[:3]), 16, 4)
+
+
+@pytest.mark.slow
+def test_a_bundle_is_measured_with_memory_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny"
+    convert(ConvertRequest(EXAMPLE, path, context=512), gate=None)
+    workload = Workload(prompt_tokens=80, generated_tokens=60, threads=1)
+    try:
+        (record,) = bench(
+            Host(), BenchRequest(path, "native", workload=workload), BenchSettings(repetitions=2, interval_s=0.02)
+        )
+    except EnvironmentFault as error:
+        if error.place == "ziglang":
+            pytest.skip(str(error))
+        raise
+    assert record.runner == "native" and len(record.iterations) == 2
+    assert [binary.name.split("-")[0] for binary in record.binaries] == ["bundle_runner", "libLiteRt.so"]
+    assert record.binaries[1].version == importlib.metadata.version("ai-edge-litert")
+    assert set(record.tests) == {"pp80", "tg60", "ttft80", "init", "pp80:first"}
+    assert all(value > 0 for test in record.tests for value in record.values(test))
+    # The unmeasured run has packed the weights, which the measured ones map.
+    assert len(list((tmp_path / "cache" / "bench-native-weights").glob("*.xnnpack"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "workload", "fault"),
+    [
+        (
+            {"library": ("a",), "library_version": ("b",)},
+            Workload(),
+            "--library-version: cannot be used with --library",
+        ),
+        ({"library_version": ("../b",)}, Workload(), "--library-version"),
+        ({}, Workload(backend="gpu"), "--backend: found gpu, wanted cpu with the runner native"),
+    ],
+)
+def test_wrong_options_are_found_before_a_device_is_needed(
+    options: dict[str, tuple[str, ...]], workload: Workload, fault: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=fault):
+        choose_runner(BenchRequest(tmp_path, "native", options, workload=workload))
+
+
+def test_without_the_right_compiler_the_error_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    for version in (missing, lambda name: "0.99.0"):
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        with pytest.raises(
+            EnvironmentFault, match=r"pip install ziglang==.*; bench can do without it with --runner session"
+        ):
+            bundle_runner("android", "aarch64", directory=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ _DELEGATE = re.compile(
     r"yielding (\d{1,9}) partitions.*",
     re.ASCII,
 )
+_ADAPTER = re.compile(r".*Selected adapter: (.+?), arch=.*")
 _CPU_DELEGATE = "XNNPack"
 _LOG = "the log"
 
@@ -31,6 +32,16 @@ def parse_delegates(text: str) -> tuple[DelegateLine, ...]:
     """Parse the lines that TFLite logs when delegates take nodes."""
     matches = (_DELEGATE.fullmatch(line) for line in clean_lines(text))
     return tuple(DelegateLine(match[3], int(match[1]), int(match[2])) for match in matches if match is not None)
+
+
+def parse_adapter(text: str) -> str | None:
+    """The name of the GPU in LiteRT's log; None if it has chosen none.
+
+    >>> parse_adapter("I0 1 environment.cc:532] Selected adapter: llvmpipe (LLVM 15), arch=software, vendor=mesa")
+    'llvmpipe (LLVM 15)'
+    """
+    found = (_ADAPTER.fullmatch(line) for line in clean_lines(text))
+    return next((match[1] for match in found if match is not None), None)
 
 
 def delegation(lines: Iterable[DelegateLine], backend: Backend) -> Delegation | None:

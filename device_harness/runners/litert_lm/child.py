@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
     arguments.cache.mkdir(parents=True, exist_ok=True)
     benchmark = engine.Benchmark(
         str(arguments.model),
-        engine.Backend.CPU(thread_count=arguments.threads),
+        engine.Backend.GPU() if arguments.backend == "gpu" else engine.Backend.CPU(thread_count=arguments.threads),
         prefill_tokens=arguments.prompt_tokens,
         decode_tokens=arguments.generated_tokens,
         max_num_tokens=arguments.context,
@@ -32,7 +33,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
     try:
         found = benchmark.run()
     except RuntimeError as error:
-        remedy = "run gemma-edge check"
+        remedy = "run gemma-edge check" + (", or use --backend cpu" if arguments.backend == "gpu" else "")
         raise EnvironmentFault(
             file=arguments.model, found=f"LiteRT-LM cannot load it ({error})", remedy=remedy
         ) from error
@@ -63,4 +64,7 @@ def library() -> tuple[str, Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_child(None, measure, library))
+    code = run_child(None, measure, library)
+    sys.stdout.flush()
+    # Without the destructors of the engine's GPU delegate, which crash with some drivers.
+    os._exit(code)

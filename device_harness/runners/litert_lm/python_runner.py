@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from device_harness.machines.machine import Machine
-from device_harness.parsers.delegates import delegation, parse_delegates
+from device_harness.parsers.delegates import delegation, parse_adapter, parse_delegates
 from device_harness.runners import python_child
 from device_harness.runners.interface import Job, JobPlan, LocalModel, PlacedModel, Reading, Workload, text_tests
 from device_harness.runners.litert_lm.model import EngineModel, read_engine_model
 from toolkit.base.errors import UsageError
+from toolkit.results.record import Backend
 
 _MODULE = "device_harness.runners.litert_lm.child"
 _CACHE = "bench-litert-lm-cache"
@@ -17,12 +19,14 @@ _CACHE = "bench-litert-lm-cache"
 
 @dataclass(frozen=True, slots=True)
 class LiteRtLmPythonRunner:
-    """Runs a .litertlm in Google's engine, on the CPU."""
+    """Runs a .litertlm in Google's engine, on the CPU or the GPU."""
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
-        """Plan one job. UsageError for another backend than the CPU, or a longer context than the model's."""
-        if workload.backend != "cpu":
-            raise UsageError("--backend", found=workload.backend, wanted="cpu, which is all that litert_lm_python has")
+        """Plan one job. UsageError for an NPU, for threads of a GPU, or a longer context than the model's."""
+        if workload.backend == "npu":
+            raise UsageError("--backend", found="npu", wanted="cpu or gpu with the runner litert_lm_python")
+        if workload.threads is not None and workload.backend != "cpu":
+            raise UsageError("--threads", found=f"can be used with --backend cpu only, not {workload.backend}")
         found = read_engine_model(model.path, workload)
 
         def jobs(machine: Machine, there: PlacedModel) -> tuple[Job, ...]:
@@ -35,11 +39,12 @@ def _job(machine: Machine, model: PlacedModel, found: EngineModel, workload: Wor
     binaries = python_child.binaries(machine, _MODULE)
     cache = python_child.cache_folder(machine, _CACHE)
     context = () if found.context is None else ("--context", str(found.context))
-    words = (model.path, "--cache", cache, *python_child.options(workload), *context)
+    where = ("--backend", workload.backend)
+    words = (model.path, "--cache", cache, *where, *python_child.options(workload), *context)
     return Job(
         tests=text_tests(workload),
         argv=(*python_child.command(machine, _MODULE), *words),
-        read=read_litert_lm_child,
+        read=partial(read_litert_lm_child, backend=workload.backend),
         model=model.record,
         binaries=binaries,
         weight_caches=(f"{cache}/*xnnpack_cache*",),
@@ -48,6 +53,9 @@ def _job(machine: Machine, model: PlacedModel, found: EngineModel, workload: Wor
     )
 
 
-def read_litert_lm_child(output: str) -> Reading:
-    """Read our child's line of JSON, and the delegates from the engine's log."""
-    return replace(python_child.read_child(output), delegation=delegation(parse_delegates(output), "cpu"))
+def read_litert_lm_child(output: str, *, backend: Backend) -> Reading:
+    """Read our child's line of JSON, and from the engine's log the delegates and the GPU's name."""
+    found, adapter = delegation(parse_delegates(output), backend), parse_adapter(output)
+    if found is not None and backend == "gpu" and adapter is not None:
+        found = replace(found, source=f"{found.source}, adapter {adapter}")
+    return replace(python_child.read_child(output), delegation=found)

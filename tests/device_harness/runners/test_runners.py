@@ -20,6 +20,7 @@ from device_harness.runners.benchmark_model.runner import BenchmarkModelRunner
 from device_harness.runners.google_program import GoogleProgram
 from device_harness.runners.interface import FileRange, Job, Reading, Runner, Workload
 from device_harness.runners.litert_lm import model as litert_lm
+from device_harness.runners.litert_lm.python_runner import LiteRtLmPythonRunner
 from device_harness.runners.litert_lm.runner import PLAIN, LiteRtLmRunner
 from device_harness.runners.python_child import read_child
 from device_harness.runners.session.runner import SessionRunner
@@ -88,6 +89,20 @@ def test_the_engine_is_told_how_many_threads_on_the_cpu(machine: AdbDevice, lite
     assert not [word for word in job.argv if "threads" in word]
     with pytest.raises(UsageError, match="--threads: can be used with --backend cpu only, not gpu"):
         jobs(runner, machine, litertlm, Workload(15, 3, threads=4, backend="gpu"))
+
+
+@pytest.mark.parametrize(
+    ("workload", "message"),
+    [
+        (Workload(15, 3, backend="npu"), "--backend: found npu, wanted cpu or gpu with the runner litert_lm_python"),
+        (Workload(15, 3, threads=4, backend="gpu"), "--threads: can be used with --backend cpu only, not gpu"),
+    ],
+)
+def test_the_engine_in_python_has_no_npu_and_no_threads_on_a_gpu(
+    litertlm: Path, workload: Workload, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        LiteRtLmPythonRunner().plan(open_model(litertlm), workload)
 
 
 def test_a_header_is_read_once_for_a_job(

@@ -246,18 +246,18 @@ def _blocks(text: str) -> Iterator[dict[str, str]]:
 
 def _parts(block: str) -> dict[str, str]:
     """Split a sample into its parts: the files from one `cat`, recognised by their first lines, and the rest."""
-    parts: dict[str, str] = {}
+    parts: dict[str, list[str]] = {}
     name = ""
     for line in block.split("\n"):
-        start = next((part for part, pattern in _STARTS.items() if pattern.match(line)), None)
         if line.startswith(_MARK):
             name = line[len(_MARK) :]
-            parts[name] = ""
-        elif start is not None and name not in _NAMED:
-            name = start
-        if not line.startswith(_MARK):
-            parts[name] = parts.get(name, "") + line + "\n"
-    return parts
+            parts[name] = []
+            continue
+        # A process with a GPU may have thousands of mappings, and so a hundred thousand lines here.
+        if name not in _NAMED:
+            name = next((part for part, pattern in _STARTS.items() if pattern.match(line)), name)
+        parts.setdefault(name, []).append(line)
+    return {name: "".join(f"{line}\n" for line in lines) for name, lines in parts.items()}
 
 
 def _sample(parts: Mapping[str, str]) -> ProcessSample | None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from converters.huggingface.chat_template import find_template, special_tokens
 from converters.huggingface.prompt_files import PromptFiles
-from toolkit.base.errors import BundleError, CheckpointError, ToolkitError
+from toolkit.base.errors import BundleError, CheckpointError, ToolkitError, errors_about
+from toolkit.base.limited import limited
 from toolkit.bundle.chat import ChatTemplate
 from toolkit.bundle.conversations import TEXTS, Conversation, with_media
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, AudioRecord, TextRecord, VisionRecord
@@ -52,7 +54,7 @@ def bundle_errors(path: Path, checkpoint: Path) -> list[CheckpointError]:
         return []
     tokenizer, text = bundle.tokenizer(), bundle.manifest.text
     template = bundle.chat_template(tokenizer)
-    errors = list(prompt_errors(template, checkpoint, Prompting.of(tokenizer, bundle.manifest), text))
+    errors = prompt_errors(template, checkpoint, Prompting.of(tokenizer, bundle.manifest), text)
     end = turn_end_token(template, (path / TOKENIZER).read_bytes())
     if end is not None and end not in text.stop_token_ids:
         found, wanted = f"token {end}", f"a stop token, one of {list(text.stop_token_ids)}"
@@ -60,10 +62,15 @@ def bundle_errors(path: Path, checkpoint: Path) -> list[CheckpointError]:
     return errors
 
 
-def prompt_errors(
+def prompt_errors(own: ChatTemplate, checkpoint: Path, prompting: Prompting, text: TextRecord) -> list[CheckpointError]:
+    """The first conversation whose tokens differ, and the first token that the session refuses in a prompt."""
+    with errors_about(file=checkpoint):
+        return limited("chat template", lambda: list(_prompt_errors(own, checkpoint, prompting, text)))
+
+
+def _prompt_errors(
     own: ChatTemplate, checkpoint: Path, prompting: Prompting, text: TextRecord
 ) -> Iterator[CheckpointError]:
-    """The first conversation whose tokens differ, and the first token that the session refuses in a prompt."""
     source = find_template(checkpoint)
     if source is None:
         return
@@ -97,9 +104,13 @@ def _warn_of_media(own: ChatTemplate, prompting: Prompting, checkpoint: Path) ->
     for group in prompting.groups:
         conversation = with_media([group], side_by_side=False)[0]
         try:
-            prompting.ids(own.render_turns(conversation.turns), conversation)
+            limited("chat template", partial(_ids_of, conversation, own, prompting))
         except ToolkitError as error:
             _log.warning("%s: the chat template does not place %s (%s)", checkpoint, conversation.name, error.found)
+
+
+def _ids_of(conversation: Conversation, template: ChatTemplate, prompting: Prompting) -> list[int]:
+    return prompting.ids(template.render_turns(conversation.turns), conversation)
 
 
 def _warn_of_engine(template: str, prompting: Prompting) -> None:

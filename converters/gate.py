@@ -70,7 +70,7 @@ def judge(
     """
     bundle = Bundle(path)
     manifest = bundle.manifest
-    ids = bundle.tokenizer().encode(built_in_text() if text is None else text, special=False)
+    ids = bundle.tokenizer().encode_limited(built_in_text() if text is None else text)
     context, bos = manifest.text.context, manifest.text.bos_token_id
     sequences = sequences_of(ids, bos, context=context, tokens=tokens)
     judged = sum(judged_in(len(sequence)) for sequence in sequences)

@@ -6,18 +6,20 @@ Source: transformers 5.24 tokenization_utils_base.py (get_chat_template, special
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.base.errors import CheckpointError
 from toolkit.base.json_types import kind_of
 from toolkit.base.strict_json import shorten
-from toolkit.bundle.chat import bind_variables, free_variables
+from toolkit.bundle.chat import MAX_TEMPLATE_BYTES, bind_variables, free_variables, read_bounded_text
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _SPECIAL_TOKENS = "special_tokens_map.json"
 _FILES = ("chat_template.jinja", "chat_template.json", _TOKENIZER_CONFIG)
 _DEFAULT = "default"
+MAX_CONFIG_BYTES = 64 << 20  # the published tokenizer_config.json has 1.2 MB
 
 
 def read_chat_template(checkpoint: Path, bos_token: str | None = None) -> str | None:
@@ -47,16 +49,16 @@ def find_template(checkpoint: Path) -> str | None:
     """The template as its makers wrote it, from the first of the files that has one."""
     for name in _FILES:
         path = checkpoint / name
-        if not path.is_file():
+        if not os.path.lexists(path):
             continue
+        text = read_bounded_text(path, CheckpointError, MAX_CONFIG_BYTES)
         try:
-            text = path.read_text(encoding="utf-8")
             stated = text if name.endswith(".jinja") else _key_of(json.loads(text), "chat_template")
         except (ValueError, RecursionError) as error:
             raise CheckpointError(file=path, found=f"no chat template in UTF-8 ({shorten(str(error))})") from error
         template = _chosen_template(stated, path)
         if template is not None:
-            _require_unicode(template, path)
+            _require_template(template, path)
             return template
     return None
 
@@ -89,11 +91,15 @@ def _chosen_template(stated: object, path: Path) -> str | None:
     return str(named[_DEFAULT])
 
 
-def _require_unicode(template: str, path: Path) -> None:
+def _require_template(template: str, path: Path) -> None:
     try:
-        template.encode("utf-8")
+        size = len(template.encode("utf-8"))
     except UnicodeEncodeError as error:  # a lone surrogate cannot be written
         raise CheckpointError(file=path, found=f"no chat template in UTF-8 ({error.reason})") from error
+    if size > MAX_TEMPLATE_BYTES:
+        raise CheckpointError(
+            "chat template", file=path, found=f"{size:,} bytes", wanted=f"at most {MAX_TEMPLATE_BYTES:,}"
+        )
 
 
 def special_tokens(checkpoint: Path) -> dict[str, str]:
@@ -101,10 +107,11 @@ def special_tokens(checkpoint: Path) -> dict[str, str]:
     tokens: dict[str, str] = {}
     for name in (_SPECIAL_TOKENS, _TOKENIZER_CONFIG):
         path = checkpoint / name
-        if not path.is_file():
+        if not os.path.lexists(path):
             continue
+        text = read_bounded_text(path, CheckpointError, MAX_CONFIG_BYTES)
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(file=path, found=f"not JSON in UTF-8 ({shorten(str(error))})") from error
         extra = _key_of(value, "extra_special_tokens")

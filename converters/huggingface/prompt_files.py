@@ -13,6 +13,7 @@ from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.chat import ChatTemplate, turn_end
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
+from toolkit.bundle.tokenizer import MAX_TOKENIZER_BYTES
 from toolkit.bundle.tokenizer_file import control_token_at, plain_tokenizer, token_spelling, tokenizer_faults
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,9 @@ def read_prompt_files(
     tokenizer = _last_with("tokenizer.json", checkpoint, adapters)
     if not tokenizer.is_file():
         raise CheckpointError(file=checkpoint, found="no tokenizer.json", remedy=_without_tokenizer(checkpoint))
+    if tokenizer.stat().st_size > MAX_TOKENIZER_BYTES:
+        found, wanted = f"{tokenizer.stat().st_size:,} bytes", f"at most {MAX_TOKENIZER_BYTES:,}"
+        raise CheckpointError(file=tokenizer, found=found, wanted=wanted)
     data = tokenizer.read_bytes()
     _require_sound(tokenizer, data, vocab_size)
     loaded = as_transformers_loads(data, tokenizer.parent)

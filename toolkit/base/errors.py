@@ -42,6 +42,10 @@ class ToolkitError(Exception):
         self.remedy = remedy
         super().__init__(self.file, place, self.found, self.wanted, remedy)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """How a child process hands it to its parent."""
+        return _restored, (type(self), self.place, self.file, self.found, self.wanted, self.remedy)
+
     def __str__(self) -> str:
         found, wanted = (_cut(text) for text in (self.found, self.wanted or ""))
         line = found if self.wanted is None else f"found {found}, wanted {wanted}"
@@ -58,6 +62,12 @@ class ToolkitError(Exception):
             "wanted": self.wanted,
             "remedy": self.remedy,
         }
+
+
+def _restored(
+    kind: type[ToolkitError], place: str | None, file: str | None, found: str, wanted: str | None, remedy: str | None
+) -> ToolkitError:
+    return kind(place, file=file, found=found, wanted=wanted, remedy=remedy)
 
 
 class UsageError(ToolkitError):

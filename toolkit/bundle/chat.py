@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -15,7 +17,13 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from toolkit.base.errors import BundleError, UsageError
+from toolkit.base.errors import BundleError, ToolkitError, UsageError, errors_about
+from toolkit.base.limited import limited
+from toolkit.base.strict_json import open_regular, shorten
+
+MAX_TEMPLATE_BYTES = 1 << 20
+MAX_PROMPT_CHARACTERS = 1 << 24
+"""Both far above any real one's."""
 
 Role = Literal["system", "user", "assistant"]
 
@@ -41,7 +49,10 @@ class Message:
 
 
 class ChatTemplate:
-    """A `chat_template.jinja`; rendered in a sandbox, because templates are programs by others."""
+    """A `chat_template.jinja`; rendered in a sandbox, because templates are programs by others.
+
+    The sandbox bounds neither time nor memory: compile and render templates of others within `limited`.
+    """
 
     def __init__(
         self,
@@ -56,24 +67,31 @@ class ChatTemplate:
 
         `environment`: Jinja with other options or globals than transformers, which is the default.
         """
-        environment = template_environment() if environment is None else environment
-        self._file = file
+        self._environment = template_environment() if environment is None else environment
+        self._source, self._file = source, file
         self._variables = {**(variables or {}), "bos_token": bos_token}
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise BundleError("chat template", file=file, found=f"not a Jinja template ({error})") from error
+        self._template: jinja2.Template | None = None
 
     @classmethod
     def open(cls, path: Path, *, bos_token: str = "<bos>") -> ChatTemplate:
-        """Read a template file; BundleError if it is missing or is not a template."""
-        try:
-            source = path.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise BundleError(file=path, found="no such file", remedy="use --raw for plain text") from error
-        except UnicodeDecodeError as error:
-            raise BundleError(file=path, found=f"not UTF-8 text ({error.reason})") from error
+        """Read a template file; BundleError if it is missing, no regular file, too large or no text."""
+        if not os.path.lexists(path):
+            raise BundleError(file=path, found="no such file", remedy="use --raw for plain text")
+        source = read_template(path, BundleError)
         return cls(source, file=path, bos_token=bos_token)
+
+    def compile(self) -> jinja2.Template:
+        """BundleError if it is not a template."""
+        if self._template is None:
+            try:
+                self._template = self._environment.from_string(self._source)
+            except MemoryError:
+                raise
+            # Constants are computed here, and can fail as anything else can.
+            except Exception as error:
+                found = f"not a Jinja template ({shorten(str(error), 200)})"
+                raise BundleError("chat template", file=self._file, found=found) from error
+        return self._template
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """Render the prompt's text with control tokens spelled out; UsageError if roles do not alternate.
@@ -92,26 +110,51 @@ class ChatTemplate:
         generation_prompt: bool = True,
     ) -> str:
         """The same of messages as templates see them, whatever their roles, and with tools if there are any."""
+        template = self.compile()
         try:
-            return self._template.render(
+            text = template.render(
                 messages=turns,
                 tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=generation_prompt,
                 **self._variables,
             )
+        except MemoryError:
+            raise
         # A template is a program and can raise anything, for example by adding a number to a string.
         except Exception as error:
             raise UsageError(
-                "chat template", file=self._file, found=f"it does not accept these messages ({error})"
+                "chat template",
+                file=self._file,
+                found=f"it does not accept these messages ({shorten(str(error), 200)})",
             ) from error
+        return self._require_sound(text)
+
+    def _require_sound(self, text: str) -> str:
+        """Return a prompt; UsageError if it is too long for any, or no Unicode."""
+        if len(text) > MAX_PROMPT_CHARACTERS:
+            found, wanted = f"a prompt of {len(text):,} characters", f"at most {MAX_PROMPT_CHARACTERS:,}"
+            raise UsageError("chat template", file=self._file, found=found, wanted=wanted)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"a prompt with half of a character at {error.start}"
+            raise UsageError("chat template", file=self._file, found=found, wanted="Unicode") from error
+        return text
 
 
 _ANSWER = "An answer of 7 words, as it were."
 
 
 def turn_end(template: ChatTemplate) -> str | None:
-    """What a template writes behind the model's answer, spaces aside; None where it shows no answer."""
+    """What a template writes behind the model's answer, spaces aside; None where it shows no answer.
+
+    BundleError for one that is no template, or takes too much.
+    """
+    return limited("chat template", partial(_turn_end, template))
+
+
+def _turn_end(template: ChatTemplate) -> str | None:
     try:
         text = template.render([Message("user", "Hello"), Message("assistant", _ANSWER)], generation_prompt=False)
     except UsageError:
@@ -122,10 +165,35 @@ def turn_end(template: ChatTemplate) -> str | None:
 
 def free_variables(source: str, file: Path | None = None) -> set[str]:
     """The variables that a template reads and does not set; BundleError if it is not a template."""
+    with errors_about(file=file):
+        return limited("chat template", partial(_free_variables, source))
+
+
+def _free_variables(source: str) -> set[str]:
     try:
         return meta.find_undeclared_variables(template_environment().parse(source))
-    except jinja2.TemplateError as error:
-        raise BundleError("chat template", file=file, found=f"not a Jinja template ({error})") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        found = f"not a Jinja template ({shorten(str(error), 200)})"
+        raise BundleError("chat template", found=found) from error
+
+
+def read_template(path: Path, fault: type[ToolkitError]) -> str:
+    """The text of a template's file; `fault` unless it is a regular file of bounded size in UTF-8."""
+    return read_bounded_text(path, fault, MAX_TEMPLATE_BYTES)
+
+
+def read_bounded_text(path: Path, fault: type[ToolkitError], limit: int) -> str:
+    """The text of a file; `fault` unless it is a regular file of at most `limit` bytes in UTF-8."""
+    with open(open_regular(path, fault), "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise fault(file=path, found=f"over {limit:,} bytes", wanted="a file of a usual size")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise fault(file=path, found=f"not UTF-8 text ({error.reason})") from error
 
 
 def bind_variables(source: str, values: Mapping[str, str]) -> str:

@@ -165,18 +165,18 @@ def _shard_faults(
 
 def _prompt_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
     """Faults of a template that is none, ends a turn with a token that stops no answer, or writes refused tokens."""
+    faults = []
     try:
         tokenizer = Tokenizer(bundle / TOKENIZER)
         prompting = Prompting.of(tokenizer, manifest)
         template = ChatTemplate.open(bundle / CHAT_TEMPLATE, bos_token=prompting.bos_token)
+        stops, token = manifest.text.stop_token_ids, turn_end_token(template, (bundle / TOKENIZER).read_bytes())
+        refused = undrawable(template, prompting, manifest.text.text_ids)
     except BundleError as error:
         return [Fault.of(error, CHAT_TEMPLATE, "template")]
-    faults = []
-    stops, token = manifest.text.stop_token_ids, turn_end_token(template, (bundle / TOKENIZER).read_bytes())
     if token is not None and token not in stops:
         wanted = f"a stop token, one of {list(stops)}"
         faults.append(Fault(CHAT_TEMPLATE, "the end of a turn", f"token {token}", wanted))
-    refused = undrawable(template, prompting, manifest.text.text_ids)
     if refused is not None:
         conversation, token = refused
         found, wanted = f"token {token}", f"ids below {manifest.text.text_ids}, which stand for text"

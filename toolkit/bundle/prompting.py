@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from toolkit.base.errors import BundleError, ToolkitError
+from toolkit.base.limited import limited
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.chat import ChatTemplate, turn_end
 from toolkit.bundle.conversations import TEXTS, Conversation, with_media
@@ -79,8 +81,12 @@ def turn_end_token(template: ChatTemplate, tokenizer: bytes) -> int | None:
 def undrawable(template: ChatTemplate, prompting: Prompting, text_ids: int) -> tuple[Conversation, int] | None:
     """The first token in a prompt that stands neither for text nor for an image or sound, which a session refuses.
 
-    text_ids: ids below stand for text.
+    text_ids: ids below stand for text. BundleError for a template that takes too much.
     """
+    return limited("chat template", partial(_undrawable, template, prompting, text_ids))
+
+
+def _undrawable(template: ChatTemplate, prompting: Prompting, text_ids: int) -> tuple[Conversation, int] | None:
     towers = {token for soft in prompting.soft_tokens for token in prompting.encode(soft.block())}
     for conversation in [*TEXTS, *with_media(prompting.groups)]:
         try:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
 
-from toolkit.base.errors import BundleError, UsageError
+from toolkit.base.errors import BundleError, UsageError, errors_about
 from toolkit.base.freed_memory import release_freed_memory
+from toolkit.base.limited import limited
+from toolkit.base.strict_json import shorten
 
 # A UTF-8 character has at most four bytes, and a byte-fallback token carries one.
 _LONGEST_CHARACTER = 4
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+MAX_TOKENIZER_BYTES = 256 << 20
+MAX_GROWTH = 64
+"""Real ones replace a space by a mark, 1, or a character by its decomposed form, up to 18."""
 
 
 class Tokenizer:
@@ -19,15 +31,16 @@ class Tokenizer:
 
     def __init__(self, path: Path, data: bytes | None = None) -> None:
         """BundleError if the file is missing or is not a tokenizer. data: its content, where that is known already."""
-        if data is None and not path.is_file():
-            raise BundleError(file=path, found="no such file")
-        try:
+        if data is None:
+            if not path.is_file():
+                raise BundleError(file=path, found="no such file")
+            if path.stat().st_size > MAX_TOKENIZER_BYTES:
+                found, wanted = f"{path.stat().st_size:,} bytes", f"at most {MAX_TOKENIZER_BYTES:,}"
+                raise BundleError(file=path, found=found, wanted=wanted)
+        with _library_errors(path):
             self._tokenizer = _Tokenizer.from_file(str(path)) if data is None else _Tokenizer.from_buffer(data)
-        # The library raises bare Exception for every kind of broken file.
-        except Exception as error:
-            raise BundleError(
-                file=path, found=f"not a Hugging Face tokenizer.json ({error})", remedy="convert the checkpoint again"
-            ) from error
+        self._path = path
+        _require_bounded_growth(path, self._tokenizer)
         # Training programs save both in the file; transformers overrides them for each text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -44,16 +57,64 @@ class Tokenizer:
 
         `special` also adds what the file's post-processor adds, for Gemma a leading `<bos>`.
         """
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        with _library_errors(self._path):
+            return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def encode_limited(self, text: str, *, special: bool = False) -> list[int]:
+        """The same with limits of time and memory, for the tokenizers of strangers; some milliseconds more."""
+        with errors_about(file=self._path):
+            return limited("tokenizer", partial(self.encode, text, special=special))
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
         """The text of tokens, without control tokens unless `skip_special` is False."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special))
+        with _library_errors(self._path):
+            return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special))
 
     def token_of(self, token_id: int) -> str | None:
         """The spelling of one token; None for an id that no token has."""
         found: str | None = self._tokenizer.id_to_token(token_id)
         return found
+
+
+@contextmanager
+def _library_errors(path: Path) -> Iterator[None]:
+    """BundleError for what the library raises: bare Exception for broken files, and no Exception where it panics."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        found = f"not a Hugging Face tokenizer.json ({shorten(str(error), 200)})"
+        raise BundleError(file=path, found=found, remedy="convert the checkpoint again") from error
+
+
+def _require_bounded_growth(path: Path, tokenizer: _Tokenizer) -> None:
+    """BundleError for rules of replacement that make much text out of little: some double it again and again."""
+    for name in ("normalizer", "decoder"):
+        part = getattr(tokenizer, name)
+        rules = None if part is None else json.loads(part.__getstate__())
+        growth = _growth(rules)
+        if growth > MAX_GROWTH:
+            found, wanted = f"rules that make a text {growth:.3g} times as long", f"at most {MAX_GROWTH} times"
+            raise BundleError(name, file=path, found=found, wanted=wanted)
+
+
+def _growth(rules: object) -> float:
+    """By how much these rules, one after the other, can lengthen a text.
+
+    >>> _growth({"type": "Sequence", "normalizers": [{"pattern": {"String": "ab"}, "content": "cdef"}] * 3})
+    8.0
+    """
+    if isinstance(rules, list):
+        return math.prod(map(_growth, rules))
+    if not isinstance(rules, dict):
+        return 1.0
+    pattern, content = rules.get("pattern"), rules.get("content")
+    if isinstance(pattern, dict) and isinstance(content, str):
+        text = pattern.get("String")
+        # A regular expression may match at every place.
+        return max(1.0, len(content) / len(text)) if isinstance(text, str) and text else len(content) + 1.0
+    return math.prod(_growth(value) for value in rules.values())
 
 
 def require_unicode(text: str, what: str) -> str:

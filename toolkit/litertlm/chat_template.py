@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import get_args
 
 from toolkit.base.errors import BundleError, ToolkitError
+from toolkit.base.limited import limited
 from toolkit.bundle.chat import ChatTemplate, free_variables
 from toolkit.bundle.conversations import TEXTS, WITH_TOOLS, Conversation, with_media
 from toolkit.bundle.prompting import Prompting, first_difference
@@ -117,6 +119,10 @@ def engine_template(source: str, prompting: Prompting, model_type: ModelType) ->
 
     A template that gives the same tokens already is left as it is.
     """
+    return limited("chat template", partial(_engine_template, source, prompting, model_type))
+
+
+def _engine_template(source: str, prompting: Prompting, model_type: ModelType) -> ExportedTemplate:
     model = ChatTemplate(source, bos_token=prompting.bos_token)
     start_token = _begins_with_bos(model, prompting.bos_token)
     engine = EnginePrompts(prompting, model_type, start_token)
@@ -135,23 +141,33 @@ def template_fault(
     source: str, exported: str, engine: EnginePrompts, conversations: Sequence[Conversation] | None = None
 ) -> BundleError | None:
     """The first conversation for which the engine has other tokens with `exported` than transformers with `source`."""
+    return limited("chat template", partial(_template_fault, source, exported, engine, conversations))
+
+
+def _template_fault(
+    source: str, exported: str, engine: EnginePrompts, conversations: Sequence[Conversation] | None = None
+) -> BundleError | None:
     wanted = dict(_wanted_ids(ChatTemplate(source, bos_token=engine.prompting.bos_token), engine, conversations))
     return _ids_fault(exported, wanted, engine, conversations)
 
 
 def rendering_fault(template: str, engine: EnginePrompts) -> BundleError | None:
     """What is wrong with a finished file's template: it is none, or the engine's tokens are not those of Jinja."""
+    try:
+        return limited("chat template", partial(_rendering_fault, template, engine))
+    except BundleError as error:
+        return error
+
+
+def _rendering_fault(template: str, engine: EnginePrompts) -> BundleError | None:
     bos = engine.prompting.bos_token
     without_bos = replace(engine, prompting=replace(engine.prompting, bos_token=""), start_token=False)
     placeholders = engine.prompting.soft_tokens if engine.model_type == "generic_model" else ()
-    try:
-        own = separate_template(template, [tokens.placeholder for tokens in placeholders])
-        fault = template_fault(own, template, without_bos)
-        if fault is None and engine.start_token and bos and _begins_with_bos(ChatTemplate(template, bos_token=""), bos):
-            fault = _fault(f"{bos} twice: the template spells it, and the engine puts its start token before it")
-        return fault
-    except BundleError as error:
-        return error
+    own = separate_template(template, [tokens.placeholder for tokens in placeholders])
+    fault = _template_fault(own, template, without_bos)
+    if fault is None and engine.start_token and bos and _begins_with_bos(ChatTemplate(template, bos_token=""), bos):
+        fault = _fault(f"{bos} twice: the template spells it, and the engine puts its start token before it")
+    return fault
 
 
 def tools_fault(exported: str, model_type: ModelType) -> str | None:
@@ -159,6 +175,10 @@ def tools_fault(exported: str, model_type: ModelType) -> str | None:
 
     The engine finds calls in answers as gemma3n only (read in its source), and then writes tools as Python functions.
     """
+    return limited("chat template", partial(_tools_fault, exported, model_type))
+
+
+def _tools_fault(exported: str, model_type: ModelType) -> str | None:
     if model_type != "gemma3n":
         return "LiteRT-LM looks for calls in answers only with --model-type gemma3n"
     conversation = replace(WITH_TOOLS[0], tools=[_AS_PYTHON])

@@ -229,11 +229,17 @@ class _Contents:
         label, template = schema.LLM_METADATA, metadata.jinja_prompt_template
         if template is None:
             return
-        opened = None if tokenizer is None else Tokenizer(self._path, tokenizer)
+        try:
+            opened = None if tokenizer is None else Tokenizer(self._path, tokenizer)
+        except BundleError as error:
+            self._fault(schema.HF_TOKENIZER, error.place or "", error.found, error.wanted)
+            return
         fault = rendering_fault(template, engine_prompts(metadata, opened))
         if fault is not None:
             self._fault(label, f"jinja_prompt_template, {fault.place}", fault.found, fault.wanted)
-        token = None if tokenizer is None or fault is not None else turn_end_token(ChatTemplate(template), tokenizer)
+        if fault is not None or tokenizer is None:
+            return
+        token = turn_end_token(ChatTemplate(template), tokenizer)
         if token is not None and opened is not None:
             stops = ((token,), opened.token_of(token))
             if not any(stop in stops for stop in metadata.stop_tokens):

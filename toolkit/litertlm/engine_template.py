@@ -40,11 +40,12 @@ class EngineTemplate:
     """A chat template in the engine."""
 
     def __init__(self, source: str) -> None:
-        """BundleError for a template that the engine cannot read."""
+        """BundleError for a template that the engine cannot read. Use it within `limited`."""
         for tag in _GENERATION_TAGS:
             source = source.replace(tag, "")
+        self._watch = ChatTemplate(source, bos_token="", environment=_watching_environment())
         try:
-            self._watch = ChatTemplate(source, bos_token="", environment=_watching_environment())
+            self._watch.compile()
         except BundleError as error:
             raise BundleError(found=error.found) from error
         self._source = _none_as_undefined(source)

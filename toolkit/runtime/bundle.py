@@ -66,17 +66,25 @@ class Bundle:
         return [self.path / name for name in names]
 
     def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer."""
+        """The bundle's tokenizer; BundleError if it is not the file of the conversion."""
+        self._require_unchanged(TOKENIZER)
         return Tokenizer(self.path / TOKENIZER)
 
     def chat_template(self, tokenizer: Tokenizer) -> ChatTemplate:
-        """The bundle's chat template; BundleError if it has none."""
+        """The bundle's chat template; BundleError if it has none, or not that of the conversion."""
+        self._require_unchanged(CHAT_TEMPLATE)
         bos = tokenizer.token_of(self.manifest.text.bos_token_id)
         return ChatTemplate.open(self.path / CHAT_TEMPLATE, bos_token=bos or "")
 
+    def _require_unchanged(self, name: str) -> None:
+        """Compare a small file with the manifest, if both have it: a changed one would answer otherwise, in silence."""
+        record = self.manifest.files.get(name)
+        if record is not None and (self.path / name).is_file():
+            _compare(self.path / name, record, range(len(record.chunks)))
+
     def encode(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """The tokens of a prompt with control tokens spelled out; UsageError for a placeholder of an image or sound."""
-        ids = tokenizer.encode(text, special=False)
+        ids = tokenizer.encode_limited(text)
         self.require_text(tokenizer, ids)
         return ids
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.errors import UsageError, errors_about
+from toolkit.base.limited import limited
 from toolkit.bundle.chat import Message
-from toolkit.bundle.manifest import TOKENIZER, AudioRecord, VisionRecord
+from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, AudioRecord, VisionRecord
 from toolkit.bundle.prompting import tower_tokens
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.media.mel import MIN_SAMPLES, SAMPLE_RATE_HZ, log_mel, max_samples
@@ -126,7 +128,9 @@ def chat_prompt(
     bundle: Bundle, tokenizer: Tokenizer, messages: Sequence[Message], media: Sequence[Medium] = ()
 ) -> Prompt:
     """The prompt of a conversation by the bundle's chat template, up to the beginning of the model's answer."""
-    return build_prompt(bundle, tokenizer, bundle.chat_template(tokenizer).render(messages), media)
+    template = bundle.chat_template(tokenizer)
+    with errors_about(file=bundle.path / CHAT_TEMPLATE):
+        return _build(bundle, tokenizer, partial(template.render, messages), media)
 
 
 def raw_prompt(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequence[Medium] = ()) -> Prompt:
@@ -197,16 +201,25 @@ def build_prompt(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequenc
 
     UsageError if placeholders and media do not match, or if the text contains other tokens of a tower.
     """
-    if not media:
-        return Prompt(tuple(bundle.encode(tokenizer, text)))
+    with errors_about(file=bundle.path / TOKENIZER):
+        return _build(bundle, tokenizer, lambda: text, media)
+
+
+def _build(bundle: Bundle, tokenizer: Tokenizer, make_text: Callable[[], str], media: Sequence[Medium]) -> Prompt:
+    """The same of a text that is yet to be rendered: template and tokenizer work in one child with limits."""
     images, sounds = ([medium for medium in media if medium.group == group] for group in TOWERS)
-    image, sound = (soft_tokens(bundle, tokenizer, group) for group in TOWERS)
-    expanded = expand_placeholders(text, len(images), len(sounds), image=image, sound=sound)
-    ids = tokenizer.encode(expanded, special=False)
-    spans = [*_spans(ids, bundle.manifest.vision, images), *_spans(ids, bundle.manifest.audio, sounds)]
+    ids = limited("prompt", lambda: _ids(bundle, tokenizer, make_text(), len(images), len(sounds)))
+    spans = [*_spans(ids, bundle.manifest.vision, images), *_spans(ids, bundle.manifest.audio, sounds)] if media else []
     spans.sort(key=lambda span: span.start)
     bundle.require_text(tokenizer, ids, [place for span in spans for place in range(span.start, span.end + 1)])
     return Prompt(tuple(ids), tuple(spans))
+
+
+def _ids(bundle: Bundle, tokenizer: Tokenizer, text: str, images: int, sounds: int) -> list[int]:
+    if images or sounds:
+        image, sound = (soft_tokens(bundle, tokenizer, group) for group in TOWERS)
+        text = expand_placeholders(text, images, sounds, image=image, sound=sound)
+    return tokenizer.encode(text, special=False)
 
 
 def _spans(ids: list[int], record: VisionRecord | AudioRecord | None, media: Sequence[Medium]) -> list[Span]:

@@ -76,7 +76,7 @@ def test_a_template_that_does_not_parse_is_an_error_that_names_it(tmp_path: Path
     path = tmp_path / "chat_template.jinja"
     path.write_text("{% if %}")
     with pytest.raises(BundleError, match=r"chat_template\.jinja"):
-        ChatTemplate.open(path)
+        ChatTemplate.open(path).compile()
 
 
 def test_a_missing_template_names_the_way_without(tmp_path: Path) -> None:

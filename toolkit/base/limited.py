@@ -1,0 +1,122 @@
+"""Runs work on a stranger's file in a child process, with limits of time, memory and output.
+
+Chat templates are programs, and tokenizers are read by a library that cannot be bounded from inside. A forked child
+needs no start and no copy of what is loaded: it costs some milliseconds, and whatever happens in it, the parent goes
+on with one error.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import select
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+from toolkit.base.errors import BundleError, ToolkitError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What work may take: seconds, bytes of memory more than the process has now, and bytes of its pickled result."""
+
+    seconds: float = 10.0
+    memory_bytes: int = 1 << 30
+    output_bytes: int = 64 << 20
+
+
+def limited(what: str, work: Callable[[], T], limits: Limits = Limits()) -> T:
+    """The result of `work`, run in a child; its ToolkitErrors are raised here, and BundleError if it needs too much.
+
+    what: the place in the error, such as `chat template`. The result must be plain data of our own classes.
+    """
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # The child runs no thread, and takes no lock that one of them could hold but those that fork itself handles.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        os.close(reading)
+        _serve(work, writing, limits)
+    os.close(writing)
+    try:
+        data = _read(reading, limits)
+    finally:
+        os.close(reading)
+        # Ended already, or not to be waited for.
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    if isinstance(data, str):
+        raise BundleError(what, found=data, wanted="a file that does no harm")
+    if not data:
+        raise BundleError(what, found=_ending(status, limits), wanted="a file that does no harm")
+    outcome: tuple[bool, T | ToolkitError] = pickle.loads(data)  # written by `_serve`, our own code
+    succeeded, value = outcome
+    if succeeded:
+        return value  # type: ignore[return-value]
+    assert isinstance(value, ToolkitError)
+    raise value
+
+
+def _serve(work: Callable[[], object], writing: int, limits: Limits) -> NoReturn:
+    """Run the work in the child, write its outcome, and end the process without any cleaning up."""
+    try:
+        # The parent ends it, whatever signals the terminal sends to both; libraries in panic print to stderr.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        most = _address_space() + limits.memory_bytes
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        data = pickle.dumps(_outcome(work))
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(data)
+    except BaseException:  # also of a library that panics while memory is short
+        os._exit(2)
+    os._exit(0)
+
+
+def _outcome(work: Callable[[], object]) -> tuple[bool, object]:
+    try:
+        return True, work()
+    except ToolkitError as error:
+        return False, error
+    except MemoryError:
+        raise
+    except RecursionError:
+        return False, BundleError(found="deeper nesting than can be processed", wanted="a file that does no harm")
+
+
+def _address_space() -> int:
+    """The bytes of this process's address space."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def _read(fd: int, limits: Limits) -> bytes | str:
+    """All that the child writes; instead, a text that says which limit it reached. Empty if it ended without."""
+    end, pieces, size = time.monotonic() + limits.seconds, bytearray(), 0
+    while True:
+        left = end - time.monotonic()
+        if left <= 0 or not select.select([fd], [], [], left)[0]:
+            return f"it takes more than {limits.seconds:g} s"
+        piece = os.read(fd, 1 << 20)
+        if not piece:
+            return bytes(pieces)
+        size += len(piece)
+        if size > limits.output_bytes:
+            return f"it gives more than {limits.output_bytes >> 20} MiB"
+        pieces += piece
+
+
+def _ending(status: int, limits: Limits) -> str:
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
+        return f"it ends the process ({signal.Signals(os.WTERMSIG(status)).name})"
+    return f"it fails, or takes more than {limits.memory_bytes >> 20} MiB of memory"

@@ -1,0 +1,42 @@
+"""What reads strangers' bytes raises a ToolkitError or nothing, for every mutant; `python -m fuzz` looks deeper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fuzz.mutate import mutants
+from fuzz.targets import REPOSITORY, TARGETS, Target
+
+KEPT = REPOSITORY / "fuzz" / "corpus"
+FEW: dict[str, int] = {"tflite": 100, "litertlm": 200, "shard": 200, "manifest": 400}
+"""Slow ones; of the others 1,000."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.name))
+def test_seeds_are_valid_and_mutants_are_read_or_refused(target: Target) -> None:
+    for seed in target.seeds():
+        target.read(seed)
+    for data in mutants(target.seeds(), FEW.get(target.name, 1000)):
+        target.run(data)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.name))
+def test_many_mutants_are_read_or_refused(target: Target) -> None:
+    for data in mutants(target.seeds(), 25 * FEW.get(target.name, 1000), seed=1):
+        target.run(data)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.name))
+def test_what_was_found_once_stays_mended(target: Target) -> None:
+    for path in sorted((KEPT / target.name).glob("*")):
+        target.run(path.read_bytes())
+
+
+def test_mutants_are_the_same_every_time_and_differ_from_their_seed() -> None:
+    first, second = (list(mutants([b"seed of some length"], 50)) for _ in range(2))
+    assert first == second and len(set(first)) > 40
+    assert Path(KEPT).parent.is_dir()

@@ -74,8 +74,10 @@ def _recording(machine: Machine, path: str, limit_s: float) -> Iterator[Callable
     pid = words[-1]
 
     def finish() -> None:
-        wait = f"i=0; while [ -e /proc/{pid} ] && [ $i -lt {5 * _FINISH_S} ]; do i=$((i + 1)); sleep 0.2; done"
-        script = f"kill -TERM {pid}; {wait}; [ ! -e /proc/{pid} ]"
+        # A process that nobody has waited for yet is a zombie, and has ended.
+        runs = f"grep -qs '^State:.[^ZX]' /proc/{pid}/status"
+        wait = f"i=0; while {runs} && [ $i -lt {5 * _FINISH_S} ]; do i=$((i + 1)); sleep 0.2; done"
+        script = f"kill -TERM {pid}; {wait}; ! {runs}"
         if machine.shell(f"{{ {script}; }} 2>/dev/null", timeout=_FINISH_S + _ASK_S).exit_code:
             raise _NoTrace(f"perfetto did not end within {_FINISH_S} s")
 

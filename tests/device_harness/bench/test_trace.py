@@ -11,6 +11,7 @@ import pytest
 from device_harness.adb.devices import connect
 from device_harness.bench.trace import take_trace
 from device_harness.emulator.device import Emulator, EmulatorSettings
+from device_harness.emulator.userland import Isolation
 from device_harness.machines.device import AdbDevice
 from device_harness.machines.host import Host
 from toolkit.base.errors import EnvironmentFault
@@ -22,8 +23,9 @@ FOLDER = "/data/misc/perfetto-traces"
 
 
 @pytest.fixture
-def device() -> Iterator[Emulator]:
-    with Emulator(EmulatorSettings(isolation="folder")) as running:
+def device(isolation: Isolation) -> Iterator[Emulator]:
+    """In both kinds of userland: in a sandbox a process that has ended may stay as a zombie."""
+    with Emulator(EmulatorSettings(isolation=isolation)) as running:
         yield running
 
 

@@ -48,6 +48,7 @@ _NAMES: Mapping[str, tuple[FigureName, FigureName]] = {
     "decode": ("decode_joules", "decode_idle_joules"),
 }
 """The figures of what a part of the process used, and of what the machine at rest would have used meanwhile."""
+_SPOKEN = {"prompt": "the prompt", "decode": "the answer"}
 DEFAULT_IDLE_S = 5.0
 _PLAUSIBLE_VOLTS = (2.0, 60.0)
 """From a phone's empty cell to a laptop's battery; a value outside is not in the unit that it should be in."""
@@ -203,7 +204,7 @@ class EnergyMeter:
             if not count:
                 continue
             try:
-                joules = self._phase(curve, name, begin, end, name)
+                joules = self._phase(curve, _SPOKEN[name], begin, end, name)
             except _Unavailable as reason:
                 self._reasons.append(str(reason))
                 continue
@@ -219,8 +220,8 @@ class EnergyMeter:
     def _phase(self, curve: _Curve, what: str, begin: float, end: float, name: str) -> Figures:
         if begin < curve.times[0] or end > curve.times[-1] or end <= begin:
             raise _Unavailable(f"too short: no reading before and after {what}")
-        if (count := curve.within(begin, end)) < MIN_READINGS:
-            raise _Unavailable(f"too short: {count} different readings during {what}, {MIN_READINGS} are needed")
+        if curve.within(begin, end) < MIN_READINGS:
+            raise _Unavailable(f"too short: fewer than {MIN_READINGS} different readings during {what}")
         used, rest = _NAMES[name]
         if curve.at(end) < curve.at(begin):
             raise _Unavailable("the battery's counter went up while it discharged")

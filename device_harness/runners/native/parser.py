@@ -35,8 +35,9 @@ def read_native(output: str, prompt_tokens: int, generated_tokens: int) -> Readi
     }
     if prompt_tokens > 1:
         figures["first_prefill_tokens_per_s"] = (prompt_tokens - 1) / first_prefill_s
-    begin_s = opened.number("uptime_s", 0, 1e12) - init_s
-    return Reading(known_figures(figures, WHAT), begin_s=begin_s, end_s=decode.number("uptime_s", 0, 1e12))
+    phases = {"prompt": _phase(prefill), "decode": _phase(decode)}
+    begin_s, end_s = _phase(opened)[0], phases["decode"][1]
+    return Reading(known_figures(figures, WHAT), begin_s=begin_s, end_s=end_s, phases=phases)
 
 
 def _answer(line: str) -> JsonObject:
@@ -48,6 +49,12 @@ def _answer(line: str) -> JsonObject:
             texts["place"] or WHAT, file=texts["file"], found=error.string("found"), wanted=texts["wanted"]
         )
     return answer
+
+
+def _phase(answer: JsonObject) -> tuple[float, float]:
+    """When a command began and ended, by the machine's uptime."""
+    end_s = answer.number("uptime_s", 0, 1e12)
+    return end_s - _seconds(answer), end_s
 
 
 def _seconds(answer: JsonObject) -> float:

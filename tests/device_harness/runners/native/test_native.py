@@ -32,6 +32,7 @@ ANSWERS = [
 def test_figures_are_those_of_the_session() -> None:
     reading = read_native("\n".join(ANSWERS), 16, 4)
     assert (reading.begin_s, reading.end_s) == (100, 104)
+    assert reading.phases == {"prompt": (102.8, 103), "decode": (103.9, 104)}, "those of the second prompt"
     assert reading.figures == {
         "init_s": 0.5, "time_to_first_token_s": pytest.approx(0.3), "prefill_s": 0.2, "decode_s": 0.1,
         "prefill_tokens_count": 16, "decode_tokens_count": 4, "prefill_tokens_per_s": 80,

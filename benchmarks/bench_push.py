@@ -29,8 +29,11 @@ import numpy as np
 from benchmarks.measure import RESULTS, Measured, Recorder, model_record, run_child, text
 from benchmarks.push_peers import Device, Way, aosp_device, emulated_device
 from device_harness.programs.build import PUSH_RECEIVER, native_program, parse_architecture
+from toolkit.base.files import hash_file
 from toolkit.bundle.manifest import CheckpointRecord, KvCache, SizeRecord, TextRecord
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
+from toolkit.litertlm.container import FilePart, Section, write_container
+from toolkit.litertlm.schema import LLM_METADATA
 from toolkit.report.tables import markdown
 from toolkit.results.figures import FigureName
 from toolkit.results.record import Figures
@@ -38,7 +41,7 @@ from toolkit.results.statistics import summary
 
 MIB = 1024 * 1024
 FOLDER = "/data/local/tmp/bench"
-NAME = "model.litertlm"
+NAME, CONTENT = "model.litertlm", "content"
 
 _MEMORY: dict[FigureName, str] = {
     "peak_rss_bytes": "MB",
@@ -60,6 +63,12 @@ def write_source(path: Path, mib: int) -> None:
     with open(path, "wb") as file:
         for _ in range(mib):
             file.write(generator.bytes(MIB))
+
+
+def write_litertlm(content: Path, path: Path) -> None:
+    """The same bytes as a .litertlm, in one section."""
+    part = FilePart(content, content.stat().st_size, hash_file(content).sha256)
+    write_container(path, [Section(LLM_METADATA, (part,))], {})
 
 
 def touch_memory(size: int) -> None:
@@ -157,7 +166,7 @@ def measure(device: Device, contenders: Sequence[Contender], scratch: Path, repe
     found: dict[str, list[Figures]] = {"adb push": [], "adb push, then fsync": []}
     found |= {contender.name: [] for contender in contenders}
     folder = device.root / FOLDER.lstrip("/")
-    source = contenders[-1].source
+    source = scratch / NAME
     for turn in range(repeats):
         for contender in [None, *contenders][:: -1 if turn % 2 else 1]:
             shutil.rmtree(folder, ignore_errors=True)
@@ -174,9 +183,10 @@ def measure(device: Device, contenders: Sequence[Contender], scratch: Path, repe
         push_ours(device, contender, log)  # into one folder: the second finds it there
         found[f"{contender.name}, nothing to send"] = [push_ours(device, contender, log)]
     for number, contender in enumerate(updates):
-        with open(source, "r+b") as file:
+        with open(scratch / CONTENT, "r+b") as file:
             file.seek(source.stat().st_size // 2)
             file.write(b"change %d" % number)
+        write_litertlm(scratch / CONTENT, source)
         found[f"{contender.name}, one byte changed"] = [push_ours(device, contender, log)]
     return found
 
@@ -208,9 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         scratch = Path(name)
         source = scratch / NAME
-        write_source(source, options.mib)
+        write_source(scratch / CONTENT, options.mib)
+        write_litertlm(scratch / CONTENT, source)
         bundle = scratch / "bundle"
-        write_bundle_of(source, bundle)
+        write_bundle_of(scratch / CONTENT, bundle)
         receivers = options.receivers.split(",")
         if "native" in receivers:
             native_program(PUSH_RECEIVER, parse_architecture(os.uname().machine, "host"))

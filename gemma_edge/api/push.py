@@ -15,7 +15,6 @@ from device_harness.push.push import PushResult, default_target, push_source
 from device_harness.push.receiver import Receiver, place_receiver
 from device_harness.push.source import PushProgress, PushSource, Step, open_source
 from toolkit.base.errors import ToolkitError, UsageError
-from toolkit.litertlm.hashes import require_hashes
 
 
 def _ignore(step: Step, done: int, total: int) -> None:
@@ -87,6 +86,9 @@ def push_all(
     folder = None if target is None else remote_path(target.rstrip("/"))
     opened = open_source(Path(source), None if groups is None else tuple(groups))
     if opened.manifest is None:
+        # Imported here because it takes flatbuffers and numpy, as long as a small push.
+        from toolkit.litertlm.hashes import require_hashes
+
         require_hashes(Path(source))
     work = _Work(opened, folder or default_target(opened), receiver, listener or PushListener())
     if len(devices) == 1:

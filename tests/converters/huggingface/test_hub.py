@@ -16,6 +16,7 @@ from adapter_files import noise, write_adapter
 from checkpoints import TINY, TINY_MULTIMODAL, random_tensors, write_checkpoint, write_tokenizer
 from hub_server import COMMIT, OLD_COMMIT, HubServer
 from numpy.typing import NDArray
+from towers import write_multimodal_checkpoint
 
 import gemma_edge
 from converters.convert import ConvertRequest, convert
@@ -332,3 +333,27 @@ def test_the_command_follows_hf_endpoint_and_shows_one_error(hub: HubServer, tmp
 def test_the_command_takes_a_revision(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", ID, "--revision", "v1"]) == 2
     assert "no revision v1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_towers_are_judged_by_their_headers_before_a_download(hub: HubServer, tmp_path: Path) -> None:
+    folder = write_multimodal_checkpoint(tmp_path / "media")
+    hub.publish("someone/media", folder)
+    size = (folder / "model.safetensors").stat().st_size
+    convert(ConvertRequest("someone/media", tmp_path / "bundle", context=160), gate=None)
+    assert hub.sent == {"model.safetensors": min(size, _FIRST_READ_BYTES) + _header_rest(folder) + size}
+    config = json.loads((folder / "config.json").read_text())
+    config["audio_config"]["conf_attention_context_right"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+    hub.publish("someone/refused", folder)
+    hub.sent.clear()
+    with pytest.raises(CheckpointError, match="conf_attention_context_right"):
+        convert(ConvertRequest("someone/refused", tmp_path / "other", context=160), gate=None)
+    assert hub.sent["model.safetensors"] < size
+
+
+def _header_rest(folder: Path) -> int:
+    """The header, if it is longer than what is read at first."""
+    with (folder / "model.safetensors").open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    return length if 8 + length > _FIRST_READ_BYTES else 0

@@ -16,6 +16,7 @@ from gemma_edge.api.inspect import (
     Inspection,
     inspect,
     inspect_file,
+    is_litertlm,
 )
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.outputs import add_force_option
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0."""
-    if Path(arguments.path).is_file():
+    if is_litertlm(Path(arguments.path)):
         return _file(arguments, terminal)
     output = None
     if arguments.plot is not None:

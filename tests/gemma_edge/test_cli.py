@@ -165,7 +165,7 @@ def test_help_and_version_import_no_verb() -> None:
     ("name", "verb", "parts"),
     [
         ("m.gguf", "inspect", ["found a file", "GGUF", "convert the checkpoint"]),
-        ("m.litertlm", "inspect", ["found a file", "gemma-edge check"]),
+        ("m.litertlm", "inspect", ["found 4 bytes", "gemma-edge check"]),
         ("m.litertlm", "run", ["found a file", "LiteRT-LM", "the bundle that it was exported from"]),
     ],
 )
@@ -236,7 +236,8 @@ def test_inspect_counts_a_bundle_as_it_counts_its_checkpoint(
 def test_check_finds_a_sound_bundle_sound_and_a_broken_one_broken(
     command: Command, random_bundle: Path, tmp_path: Path
 ) -> None:
-    assert command("check", random_bundle, "--json").json == {"ok": True, "faults": [], "gpu_refusals": []}
+    sound = {"ok": True, "faults": [], "gpu_refusals": [], "export_refusal": None}
+    assert command("check", random_bundle, "--json").json == sound
     shutil.copytree(random_bundle, tmp_path / "b")
     with open(tmp_path / "b" / "embedder.tflite", "ab") as file:
         file.write(b"x")

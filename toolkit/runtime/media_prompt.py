@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base.errors import UsageError, errors_about
+from toolkit.base.errors import BundleError, UsageError, errors_about
 from toolkit.base.limited import limited
 from toolkit.bundle.chat import Message
-from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, AudioRecord, VisionRecord
+from toolkit.bundle.manifest import TOKENIZER, AudioRecord, VisionRecord
 from toolkit.bundle.prompting import tower_tokens
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.media.mel import MIN_SAMPLES, SAMPLE_RATE_HZ, log_mel, max_samples
@@ -129,8 +129,7 @@ def chat_prompt(
 ) -> Prompt:
     """The prompt of a conversation by the bundle's chat template, up to the beginning of the model's answer."""
     template = bundle.chat_template(tokenizer)
-    with errors_about(file=bundle.path / CHAT_TEMPLATE):
-        return _build(bundle, tokenizer, partial(template.render, messages), media)
+    return _build(bundle, tokenizer, partial(template.render, messages), media)
 
 
 def raw_prompt(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequence[Medium] = ()) -> Prompt:
@@ -201,14 +200,17 @@ def build_prompt(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequenc
 
     UsageError if placeholders and media do not match, or if the text contains other tokens of a tower.
     """
-    with errors_about(file=bundle.path / TOKENIZER):
-        return _build(bundle, tokenizer, lambda: text, media)
+    return _build(bundle, tokenizer, lambda: text, media)
 
 
 def _build(bundle: Bundle, tokenizer: Tokenizer, make_text: Callable[[], str], media: Sequence[Medium]) -> Prompt:
     """The same of a text that is yet to be rendered: template and tokenizer work in one child with limits."""
     images, sounds = ([medium for medium in media if medium.group == group] for group in TOWERS)
-    ids = limited("prompt", lambda: _ids(bundle, tokenizer, make_text(), len(images), len(sounds)))
+    try:
+        ids = limited("prompt", lambda: _ids(bundle, tokenizer, make_text(), len(images), len(sounds)))
+    except BundleError as error:  # of the files; a UsageError is of what was asked
+        error.file = error.file or str(bundle.path)
+        raise
     spans = [*_spans(ids, bundle.manifest.vision, images), *_spans(ids, bundle.manifest.audio, sounds)] if media else []
     spans.sort(key=lambda span: span.start)
     bundle.require_text(tokenizer, ids, [place for span in spans for place in range(span.start, span.end + 1)])

@@ -1,6 +1,6 @@
 """Checks any file or directory that this toolkit writes against its format, and reports every fault it can find.
 
-It reads only.
+It reads only, after it has put back a bundle that a killed process had moved aside.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit.base.directory_swap import restore_missing
 from toolkit.base.errors import BundleError, GraphError, UsageError
 from toolkit.base.files import Progress
 from toolkit.base.signatures import Truster
@@ -35,6 +36,7 @@ def check(path: Path | str, *, trust: Sequence[Truster] = (), progress: Progress
     only a .litertlm could be signed.
     """
     target = Path(path)
+    restore_missing(target)
     if trust and (target.is_dir() or is_shard_name(target.name)):
         remedy = "gemma-edge export --sign makes a signed file"
         raise UsageError("--trust", file=path, found="no .litertlm, which alone can be signed", remedy=remedy)

@@ -26,8 +26,9 @@ from toolkit.base.strict_json import JsonObject, open_regular, parse_json, read_
 
 _log = logging.getLogger(__name__)
 
-MAX_HEADER_BYTES = 100_000_000
-"""MAX_HEADER_SIZE in safetensors' tensor.rs; the same limit applies to the index."""
+MAX_HEADER_BYTES = 20_000_000
+"""Of a header, and of the index. The format allows 100 MB (MAX_HEADER_SIZE in safetensors' tensor.rs), but JSON that
+long may take several GB in Python; the headers of Gemma 3n have 0.3 MB."""
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

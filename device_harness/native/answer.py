@@ -20,6 +20,7 @@ from toolkit.base.strict_json import JsonObject
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.conversation import AnswerRequest
 from toolkit.runtime.generate import Ending, GenerationReport, rate
+from toolkit.runtime.judged_files import require_judged_bundle
 from toolkit.runtime.memory import GroupMemory, Memory
 from toolkit.runtime.ple_lookup import PleStatistics
 
@@ -66,6 +67,7 @@ class DeviceConversation:
             self._machine = self._stack.enter_context(machine)
             self._placed: PlacedRunner = place_runner(self._machine, settings.library, say=settings.note)
             with settings.pushing(self._machine.serial) as progress:
+                require_judged_bundle(bundle.path, bundle.manifest)
                 self._folder = self._machine.place_files(open_source(bundle.path), progress=progress)
             self._conversation = self._start()
         except BaseException:

@@ -13,6 +13,7 @@ from converters.families import FAMILIES, open_headers
 from converters.family import Checkpoint, Family
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.huggingface.hub.locate import with_revision
+from toolkit.base.directory_swap import restore_missing
 from toolkit.base.errors import UsageError
 from toolkit.bundle.footprint import footprints
 from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME, AdapterRecord
@@ -103,6 +104,7 @@ def inspect(
     >>> found.kind, list(found.sizes), found.sizes["small"].layers
     ('bundle', ['full', 'small'], 7)
     """
+    restore_missing(Path(path))
     if (Path(path) / MANIFEST_NAME).exists():
         if adapters:
             raise UsageError("adapters", found="some for a bundle", wanted="a checkpoint")

@@ -53,6 +53,12 @@ def restore_interrupted(target: Path) -> None:
                 _log.warning("restored %s, which a process that was killed had moved aside", target)
 
 
+def restore_missing(target: Path) -> None:
+    """`restore_interrupted` for what is to be read, if there is nothing at `target`."""
+    if not os.path.lexists(target):
+        restore_interrupted(target)
+
+
 def sibling(target: Path, kind: str) -> Path:
     """A new hidden name beside `target`."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{kind}")

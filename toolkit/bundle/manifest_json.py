@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from toolkit.base.directory_swap import restore_interrupted
+from toolkit.base.directory_swap import restore_missing
 from toolkit.base.errors import BundleError, ToolkitError
 from toolkit.base.strict_json import collect_record, open_regular, parse_json, without_format
 from toolkit.bundle.faults import Fault
@@ -36,8 +35,7 @@ def read_manifest(bundle: Path | str) -> Manifest:
 def load_manifest_bytes(bundle: Path | str) -> bytes:
     """The bytes of BUNDLE/manifest.json; BundleError if it does not exist or is larger than MAX_MANIFEST_BYTES."""
     path = Path(bundle) / MANIFEST_NAME
-    if not os.path.lexists(bundle):
-        restore_interrupted(Path(bundle))
+    restore_missing(Path(bundle))
     if not path.is_file():
         raise BundleError(file=bundle, found=f"no {MANIFEST_NAME}, so no bundle", remedy="run gemma-edge convert")
     with open(open_regular(path, BundleError), "rb") as file:

@@ -18,6 +18,9 @@ IMAGE_SIZE = 768
 MAX_PIXELS = 120_000_000
 """More than a phone's 108 megapixels; a decoded pixel takes 4 bytes. Pillow itself refuses 179 million."""
 
+MAX_BYTES = 1 << 30
+"""What decoding and scaling may take: what MAX_PIXELS of a usual shape need. A narrow image of many rows needs more."""
+
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI"),
     *("SGI", "TGA", "TIFF", "WEBP"),
@@ -45,22 +48,23 @@ def load_levels(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.uint8
     As in transformers' `load_image` and Gemma 3n's processor, the EXIF orientation is applied, an animation gives its
     first frame, the alpha channel is dropped (the colours under it show), and the image is stretched to a square.
     Unlike there, 16-bit grey and float pixels keep their range instead of being clipped at 255. UsageError for
-    anything that is not an image, is cut short, or has more than MAX_PIXELS.
+    anything that is not an image, is cut short, has more than MAX_PIXELS, or needs more than MAX_BYTES of memory.
     """
     with errors_about_source(source, "image"), open_source(source) as file:
-        image = _decode(file)
+        image = _decode(file, size)
     # Pillow's filter is antialiased and rounds to uint8, like the images that the model was trained on.
     resized = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized, np.uint8)[np.newaxis]
 
 
-def _decode(file: BinaryIO) -> Image.Image:
+def _decode(file: BinaryIO, size: int) -> Image.Image:
     """The first frame, upright, in mode RGB."""
     try:
         with warnings.catch_warnings():
             # Pillow warns about large images, which are checked here, and about damage, which it raises if it matters.
             warnings.simplefilter("ignore")
             image = _open(file)
+            _check_memory(image, size)
             image.load()
             # After load(): a PNG may have its EXIF data after the pixels, and load() itself turns a TIFF.
             turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -87,6 +91,17 @@ def _open(file: BinaryIO) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise UsageError(found=f"{image.width:,} x {image.height:,} pixels", **too_large)
     return image
+
+
+def _check_memory(image: Image.Image, size: int) -> None:
+    """UsageError if decoding and scaling would take more than MAX_BYTES; only the header has been read."""
+    # Pillow keeps 4 bytes a pixel and a pointer a row; wide numbers are converted by NumPy, in several steps.
+    copies = 5 if image.mode in ("F", "I") or image.mode.startswith("I;") else 2
+    scaled_columns = 4 * size * image.height
+    needed = 4 * copies * image.width * image.height + scaled_columns + 8 * image.height
+    if needed > MAX_BYTES:
+        found = f"{image.width:,} x {image.height:,} pixels, which take {needed:,} bytes to decode and scale"
+        raise UsageError(found=found, wanted=f"at most {MAX_BYTES:,}", remedy="scale it down")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

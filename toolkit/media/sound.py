@@ -22,6 +22,10 @@ from toolkit.media.source import MediaSource, errors_about_source, open_source
 MAX_SECONDS = 3600
 """An hour is 120 pieces of 188 tokens, which fill most of Gemma 3n's context of 32,768."""
 
+MAX_LEVEL = 2.0**31
+"""The largest sample. Full scale is 1, or that of an integer type if a program forgot to scale; the power of samples
+that are much larger has no float32."""
+
 _MIN_RATE_HZ, _MAX_RATE_HZ = 1_000, 768_000
 _BLOCK_VALUES = 1 << 20
 _UNKNOWN_FRAMES = np.iinfo(np.int64).max
@@ -118,12 +122,14 @@ def _mono_blocks(sound: _ForwardSound) -> Iterator[NDArray[np.float32]]:
 
 
 def _check_finite(block: NDArray[np.float32], first_frame: int, rate_hz: int) -> None:
-    """UsageError if a sample is not finite; block: f32[frames, channels]."""
-    bad = np.argwhere(~np.isfinite(block))
+    """UsageError if a sample is not finite, or beyond MAX_LEVEL; block: f32[frames, channels]."""
+    bad = np.argwhere(~(np.abs(block) <= MAX_LEVEL))  # a comparison with NaN is false
     if len(bad):
         frame, channel = bad[0]
         at = f"{(first_frame + frame) / rate_hz:.3f} s in channel {channel + 1}"
-        raise UsageError(found=f"the sample at {at} is {block[frame, channel]}, not a finite number")
+        value = block[frame, channel]
+        wanted = "full scale at about 1" if np.isfinite(value) else "a finite number"
+        raise UsageError(f"sample at {at}", found=f"{value}", wanted=wanted)
 
 
 def _resampled(blocks: Iterator[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:

@@ -20,6 +20,10 @@ from toolkit.results.record import BenchRecord, DriftRecord, Flag
 from toolkit.results.statistics import Comparison, compare, median_interval, summary
 
 _ACCEPTANCE = "draft_acceptance_fraction"
+MAX_RUNS, MAX_SECTIONS, MAX_PLOTS, MAX_STARTS = 100, 10, 10, 20
+"""How many runs a page shows, and of more than that how many in sections of their own, how many plots of distributions,
+and how many pairs of a cold and a warm run. Thousands would take hours to draw, and no mail program would open them."""
+
 _MEANINGS: Mapping[Flag, str] = {
     "throttled": "the device slowed down to stay cool",
     "drifted": "figures rose or fell steadily over the iterations",
@@ -75,27 +79,34 @@ class ResultsPage:
 def results_page(
     records: Sequence[BenchRecord], left_out: Mapping[str, str] | None = None, folders: Sequence[str] = ()
 ) -> ResultsPage:
-    """Build the page for one or more records.
+    """Build the page for one or more records; of many, it shows the last ones.
 
     `left_out`: why a runner did not measure, by its name. `folders`: those of the records' files as seen from the page,
     for links.
     """
-    runs = [NumberedRecord(number, record) for number, record in enumerate(records, 1)]
+    every = [NumberedRecord(number, record) for number, record in enumerate(records, 1)]
+    is_long = len(every) > MAX_RUNS
+    runs = every[-MAX_RUNS:]
+    detailed = [(run, folder) for run, folder in itertools.zip_longest(every, folders, fillvalue=".")]
     days = sorted({record.started_utc[:10] for record in records})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     tools = ", ".join(sorted({record.tool for record in records}))
     return ResultsPage(
-        introduction=f"{runs_text(len(runs))}, {when}, by {tools}",
-        warnings=(*_warnings(runs), *(f"Not measured by {name}: {why}." for name, why in (left_out or {}).items())),
+        introduction=f"{runs_text(len(every))}, {when}, by {tools}",
+        warnings=(
+            *_left_out_runs(len(every)),
+            *_warnings(runs),
+            *(f"Not measured by {name}: {why}." for name, why in (left_out or {}).items()),
+        ),
         devices=tuple(_devices(runs)),
         compared=devices_table(runs),
-        distributions=tuple(_distributions(runs)),
+        distributions=tuple(itertools.islice(_distributions(runs), MAX_PLOTS if is_long else None)),
         starts=_starts(runs),
         memory=memory_section(runs),
         flash_probe=flash_probe_table([run for run in runs if run.record.runner == FLASH_PROBE]),
         runs=tuple(
             run_section(run.record, f"#{run.number} {run_name(run.record)}", run.key, folder)
-            for run, folder in itertools.zip_longest(runs, folders, fillvalue=".")
+            for run, folder in (detailed[-MAX_SECTIONS:] if is_long else detailed)
             if isinstance(run, NumberedRecord)
         ),
     )
@@ -121,6 +132,13 @@ def _warnings(runs: Sequence[NumberedRecord]) -> Iterator[str]:
             by_flag.setdefault(flag, []).append(run)
     for flag, flagged in by_flag.items():
         yield f"{flag.replace('_', ' ').capitalize()}: {_numbers(flagged)}; {_MEANINGS[flag]}."
+
+
+def _left_out_runs(count: int) -> Iterator[str]:
+    """A sentence if a page shows only some of its runs."""
+    if count > MAX_RUNS:
+        shown = f"the last {MAX_RUNS}, and the last {MAX_SECTIONS} in sections of their own"
+        yield f"Of {count:,} runs, the page shows {shown}; gemma-edge report with fewer files shows others."
 
 
 def _numbers(runs: Sequence[NumberedRecord]) -> str:
@@ -221,12 +239,11 @@ def _axis(figure: str, values: Sequence[float]) -> tuple[float, str]:
 
 
 def _starts(runs: Sequence[NumberedRecord]) -> Table | None:
-    """A table of cold and warm starts, for all configurations measured both ways."""
-    rows = []
-    for cold in runs:
-        for warm in runs:
-            if (cold.record.start, warm.record.start) == ("cold", "warm") and _same_but_start(cold.record, warm.record):
-                rows += list(_start_rows(cold, warm))
+    """A table of cold and warm starts, for configurations measured both ways; of many pairs, the first MAX_STARTS."""
+    cold_runs = [run for run in runs if run.record.start == "cold"]
+    warm_runs = [run for run in runs if run.record.start == "warm"]
+    pairs = ((cold, warm) for cold in cold_runs for warm in warm_runs if _same_but_start(cold.record, warm.record))
+    rows = [row for cold, warm in itertools.islice(pairs, MAX_STARTS) for row in _start_rows(cold, warm)]
     headings = ["runs", "what", "test", "cold", "warm", "cold / warm", "95 % interval", "notes"]
     return without_empty_columns(Table(headings, rows)) if rows else None
 

@@ -16,7 +16,7 @@ from toolkit.bundle.signatures import SignatureShape, bundle_signatures
 from toolkit.runtime.weight_cache import default_directory
 from toolkit.tflite.judge import Header, read_header
 
-_RULES = "1"
+_RULES = "2"
 """Increase it when a rule of the judge changes within a version."""
 _REMEDY = "run gemma-edge check, or convert again"
 

@@ -94,6 +94,7 @@ class _File:
         self._codes = self._read_codes(root.children(1, fields=4))
         self._graphs = root.children(2, fields=6)
         self._graphs.require_absent("graph", 5)
+        self._flat.check_texts(self._graphs.targets(4))
         self._signatures = root.children(7, fields=5)
         self._tensors = TensorTable(self._flat, self._graphs, self._buffers)
         self._ops = _Operators(self._flat, self._graphs, len(self._codes))
@@ -214,6 +215,7 @@ class _File:
         if sorted(graphs.tolist()) != list(range(len(self._graphs))):
             raise GraphError("signatures", found=len(graphs), wanted="one for every graph")
         tables.require_absent("signatures", 3)
+        self._flat.check_texts(tables.targets(2))
         keys = [self._flat.text(int(position)) for position in tables.targets(2)]
         if len(set(keys)) < len(keys):
             raise GraphError("signatures", found=keys, wanted="each name once")
@@ -224,6 +226,7 @@ class _File:
         """The inputs or outputs of each signature; they must be those of its graph."""
         maps = self._signatures.children(field, fields=2)
         _, counts = self._flat.vectors(self._signatures.targets(field), 4)
+        self._flat.check_texts(maps.targets(0))
         names = [self._flat.text(int(position)) for position in maps.targets(0)]
         numbers = maps.scalars(1, "<u4").tolist()
         starts, ends = self._flat.vectors(self._graphs.targets(graph_field), 4)

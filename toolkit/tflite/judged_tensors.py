@@ -64,7 +64,8 @@ class TensorTable:
         self._shapes, self._ranks = flat.padded(tables.targets(0), _MAX_RANK, "tensor shape")
         self._types = tables.scalars(1, "i1")
         self._names = tables.targets(3)
-        flat.vectors(self._names, 1)
+        flat.check_texts(self._names)
+        tables.scalars(8, "u1")  # read for its place only: a file may say that a tensor has a rank, or not
         self.buffer = tables.scalars(2, "<u4")
         if np.any(self.buffer >= len(buffers.offsets)):
             raise GraphError("tensor", found="a buffer that is not there")

@@ -86,6 +86,13 @@ class Flatbuffer:
         """Bytes at a place that was checked."""
         return self._data[start : start + count].tobytes()
 
+    def check_texts(self, positions: I64) -> None:
+        """GraphError unless each string is within the buffer and ends with a zero, as C programs expect."""
+        starts, counts = self.vectors(positions, 1)
+        present = positions > 0
+        if np.any(self.read((starts + counts)[present], "u1")):
+            raise GraphError("header", found="a name without an end")
+
     def text(self, position: int) -> str:
         """A string; position 0: the empty one. GraphError if it is not UTF-8."""
         (start,), (count,) = self.vectors(np.array([position], np.int64), 1)

@@ -176,6 +176,26 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(side: int) -> None:
         load_image(png_of(side, side))
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 119_999_999), (100, 1_000_000), (11, 1_000_000)])
+def test_a_narrow_picture_of_many_rows_is_refused_before_it_is_decoded(width: int, height: int) -> None:
+    """Scaling makes each row 768 pixels wide first: one of 233 kB took over 3 GB."""
+    with pytest.raises(UsageError, match=r"bytes to decode and scale.*wanted at most 1,073,741,824; scale it down"):
+        load_levels(png_of(width, height))
+
+
+def test_a_picture_of_a_phone_is_within_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opened(Exception):
+        pass
+
+    def load(image: Image.Image) -> None:
+        raise Opened
+
+    monkeypatch.setattr("toolkit.media.image._to_rgb", load)
+    for width, height in ((12_000, 9_000), (9_000, 12_000), (30_000, 3_000)):
+        with pytest.raises(UsageError, match="cannot be decoded"):  # it has no pixels, but is opened
+            load_levels(png_of(width, height))
+
+
 def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "notes.png"
     for content, found in ((b"", "an empty file"), (b"hello, world", "no image that is understood")):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.errors import ToolkitError, UsageError
 from toolkit.media import sound as sound_module
+from toolkit.media.mel import log_mel
 from toolkit.media.mp3 import after_tags
 from toolkit.media.sound import load_sound, split_sound
 
@@ -110,15 +111,29 @@ def test_a_path_a_name_and_bytes_are_the_same_sound(tmp_path: Path) -> None:
 def test_a_sample_that_is_not_finite_is_refused_where_it_stands(value: float, rate: int) -> None:
     samples = tones(0.5, rate, 2)
     samples[rate // 4, 1] = value
-    with pytest.raises(UsageError, match=rf"the sample at 0\.250 s in channel 2 is {value}, not a finite number$"):
+    with pytest.raises(UsageError, match=rf"sample at 0\.250 s in channel 2: found {value}, wanted a finite number$"):
         load_sound(encoded(samples, rate, "WAV", "FLOAT"))
 
 
-def test_samples_that_overflow_while_resampling_are_refused() -> None:
-    samples = np.full(4800, 3.4e38, np.float32) * np.where(np.arange(4800) % 2, 1, -1).astype(np.float32)
-    samples[1000:2000] = 3.4e38
-    with pytest.raises(UsageError, match="largest float"):
-        load_sound(encoded(samples, 8_000, "WAV", "FLOAT"))
+@pytest.mark.parametrize("rate", [8_000, 16_000])
+@pytest.mark.parametrize("value", [3.4e38, 3e38, -1e20, 2.0**32])
+def test_samples_whose_power_has_no_float_are_refused_by_file_and_place(
+    value: float, rate: int, tmp_path: Path
+) -> None:
+    """They gave mel features, and then logits, that were not finite."""
+    samples = np.zeros(rate, np.float32)
+    samples[rate // 2 :] = value
+    path = tmp_path / "loud.wav"
+    path.write_bytes(encoded(samples, rate, "WAV", "FLOAT"))
+    with pytest.raises(UsageError, match=r"loud\.wav, sample at 0\.500 s in channel 1.*full scale at about 1"):
+        load_sound(path)
+
+
+@pytest.mark.parametrize("level", [1.0, 32768.0, 2.0**31])
+def test_samples_of_any_usual_scale_give_finite_features(level: float) -> None:
+    samples = np.float32(level) * tones(0.5, 16_000, 1)[:, 0]
+    loaded = load_sound(encoded(samples, 16_000, "WAV", "FLOAT"))
+    assert np.isfinite(log_mel(loaded)[0]).all()
 
 
 def test_a_sound_without_samples_is_refused(tmp_path: Path) -> None:

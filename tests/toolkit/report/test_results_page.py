@@ -19,6 +19,7 @@ from result_records import FIXTURE, RECORDS, record_of
 
 from toolkit.base.errors import ResultsError
 from toolkit.report import page as page_module
+from toolkit.report import results_page as results_page_module
 from toolkit.report.page import Cell, Table, render_page
 from toolkit.report.results_page import results_page
 from toolkit.results.figures import FigureName
@@ -335,3 +336,14 @@ def test_a_name_that_no_record_has_is_an_error() -> None:
 
     with pytest.raises(UndefinedError, match="introduction"):
         render_page(Wrong())
+
+
+def test_a_page_of_very_many_runs_shows_the_last_ones_and_says_so() -> None:
+    records = [parse_record(line) for line in FIXTURE.read_bytes().splitlines()] * 1250
+    page = results_page(records)
+    assert page.introduction.startswith("10000 runs")
+    assert page.warnings[0].startswith(f"Of 10,000 runs, the page shows the last {results_page_module.MAX_RUNS}")
+    assert len(page.runs) == results_page_module.MAX_SECTIONS
+    assert page.runs[-1].title.startswith("#10000 ")
+    assert len(page.pictures) <= results_page_module.MAX_PLOTS + results_page_module.MAX_SECTIONS + 1
+    assert sum(bool(row[0].text) for device in page.devices for row in device.results.rows) <= 100

@@ -1,0 +1,252 @@
+"""A command that is killed at any moment leaves the old output or the new one, and the next run repairs the rest."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from output_work import Work, contents, copy_of, prepare
+from paths import REPOSITORY
+
+from gemma_edge.cli import main
+from toolkit.base.errors import BundleError
+from toolkit.bundle.manifest_json import read_manifest
+
+SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
+_LONG_S = 300
+
+
+@dataclass(frozen=True)
+class Written:
+    """A verb, its output in the folder `out`, and the output of an earlier run with other content."""
+
+    arguments: Callable[[Work], list[str]]
+    output: str
+    earlier: Callable[[Work], list[str]]
+    appends: bool = False
+
+
+VERBS = {
+    "convert": Written(
+        lambda w: ["convert", str(w / "checkpoint"), "-o", str(w / "out/b"), "--context", "32", "--no-verify"],
+        "b",
+        lambda w: ["convert", str(w / "checkpoint"), "-o", str(w / "out/b"), "--context", "16", "--no-verify"],
+    ),
+    "export": Written(
+        lambda w: ["export", str(w / "bundle"), "-o", str(w / "out/m.litertlm"), "--size", "small"],
+        "m.litertlm",
+        lambda w: ["export", str(w / "bundle"), "-o", str(w / "out/m.litertlm"), "--size", "full"],
+    ),
+    "report": Written(
+        lambda w: ["report", str(w / "results.jsonl"), "-o", str(w / "out/p.html")],
+        "p.html",
+        lambda w: ["report", str(w / "third.jsonl"), "-o", str(w / "out/p.html")],
+    ),
+    "inspect": Written(
+        lambda w: ["inspect", str(w / "bundle"), "--plot", str(w / "out/p.svg")],
+        "p.svg",
+        lambda w: ["inspect", str(w / "checkpoint"), "--plot", str(w / "out/p.svg")],
+    ),
+    "bench": Written(
+        lambda w: ["bench", str(w / "bundle"), "--host", "-p", "8", "-n", "2", "-r", "1", "--results",
+                   str(w / "out/r.jsonl")],
+        "r.jsonl",
+        lambda w: ["bench", str(w / "bundle"), "--host", "-p", "4", "-n", "2", "-r", "1", "--results",
+                   str(w / "out/r.jsonl")],
+        appends=True,
+    ),
+    "demo": Written(
+        lambda w: ["demo", "--checkpoint", str(w / "checkpoint"), "-o", str(w / "out/b")],
+        "b",
+        lambda w: ["convert", str(w / "checkpoint"), "-o", str(w / "out/b"), "--context", "16", "--no-verify"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path, random_bundle: Path) -> Path:
+    folder = prepare(tmp_path_factory.mktemp("prepared") / "work", random_checkpoint, random_bundle)
+    shutil.copyfile(folder / "second.jsonl", folder / "third.jsonl")
+    with open(folder / "third.jsonl", "ab") as file:
+        file.write((folder / "results.jsonl").read_bytes())
+    return folder
+
+
+class Case:
+    """One verb over an existing output: what was there before, and what an uninterrupted run makes of it."""
+
+    def __init__(self, name: str, prepared: Path, folder: Path) -> None:
+        self.verb = VERBS[name]
+        self.work = copy_of(prepared, folder)
+        assert main(self.verb.earlier(self.work)) == 0
+        self.old = contents(self.work / "out")
+        self._kept = shutil.copytree(self.work / "out", folder / "kept")
+        self.new = {} if self.verb.appends else self._after_a_whole_run()
+
+    def reset(self) -> None:
+        shutil.rmtree(self.work / "out")
+        shutil.copytree(self._kept, self.work / "out")
+
+    def run(self, number: int, moment: str, count: int, **environment: str) -> subprocess.Popen[bytes]:
+        support = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests/support")])
+        cache = str(self.work / "cache")
+        argv = [
+            sys.executable,
+            "-m",
+            "killed_command",
+            str(number),
+            moment,
+            str(count),
+            *self.verb.arguments(self.work),
+        ]
+        environment = {**os.environ, "PYTHONPATH": support, "GEMMA_EDGE_CACHE": cache, **environment}
+        return subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def require_whole(self) -> None:
+        """The output is the old one or the new one."""
+        found = self._of_output(contents(self.work / "out"))
+        if self.verb.appends:
+            (_, before), (_, after) = self.old[self.verb.output], found[self.verb.output]
+            assert after.startswith(before) and (after == before or after.endswith(b"\n"))
+        else:
+            assert found in (self._of_output(self.old), self._of_output(self.new)), sorted(found)
+
+    def require_repaired(self) -> None:
+        """The next run succeeds and leaves its output alone in the folder."""
+        assert main(self.verb.arguments(self.work)) == 0
+        found = contents(self.work / "out")
+        if self.verb.appends:
+            assert list(found) == [self.verb.output]
+            assert found[self.verb.output][1].startswith(self.old[self.verb.output][1])
+        else:
+            assert found == self.new
+
+    def _after_a_whole_run(self) -> dict[str, tuple[int, bytes]]:
+        assert main(self.verb.arguments(self.work)) == 0
+        new = contents(self.work / "out")
+        assert new != self.old
+        return new
+
+    def _of_output(self, found: dict[str, tuple[int, bytes]]) -> dict[str, tuple[int, bytes]]:
+        """Without the file beside it, and without what a killed run left."""
+        return {name: item for name, item in found.items() if name.split("/")[0] == self.verb.output}
+
+
+def end(process: subprocess.Popen[bytes]) -> str:
+    _, errors = process.communicate(timeout=_LONG_S)
+    text = errors.decode()
+    assert "Traceback" not in text and "a bug in gemma-edge" not in text, text
+    return text
+
+
+def renames_of(case: Case) -> int:
+    case.reset()
+    return int(end(case.run(0, "before", 0)).rpartition("renames: ")[2])
+
+
+def aimed(case: Case, number: int, counts: Iterator[int] | range, moments: tuple[str, ...]) -> int:
+    """Interrupt at these renames, and check what is left; return the number of cases."""
+    cases = 0
+    for count in counts:
+        for moment in moments:
+            case.reset()
+            process = case.run(number, moment, count)
+            end(process)
+            assert process.returncode != 0, "it was interrupted"
+            case.require_whole()
+            case.require_repaired()
+            cases += 1
+    return cases
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convert", "export", "report"])
+def test_a_kill_around_the_rename_of_the_output_leaves_a_whole_one_and_the_next_run_repairs(
+    name: str, prepared: Path, tmp_path: Path
+) -> None:
+    """After it, the file beside a bundle or an export is renamed, which says what it was made with."""
+    case = Case(name, prepared, tmp_path / "work")
+    place = renames_of(case) - (name != "report")
+    assert aimed(case, signal.SIGKILL, range(place, place + 1), ("before", "after")) == 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", SIGNALS.values(), ids=SIGNALS)
+@pytest.mark.parametrize("name", VERBS)
+def test_a_signal_around_each_rename_leaves_a_whole_output_and_the_next_run_repairs(
+    name: str, number: int, prepared: Path, tmp_path: Path
+) -> None:
+    case = Case(name, prepared, tmp_path / "work")
+    last = renames_of(case)
+    assert last >= 1 or case.verb.appends
+    aimed(case, number, range(1, last + 1), ("before", "after"))
+
+
+def interrupt_at_random(case: Case, number: int, times: int, seed: int) -> None:
+    case.reset()
+    started = time.monotonic()
+    end(case.run(number, "before", 0))
+    whole_s = time.monotonic() - started
+    choice = random.Random(seed)
+    for _ in range(times):
+        case.reset()
+        process = case.run(number, "before", 0)
+        time.sleep(choice.uniform(0, whole_s))
+        process.send_signal(number)
+        process.communicate(timeout=_LONG_S)
+        case.require_whole()
+        case.require_repaired()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "number"), [("convert", signal.SIGKILL), ("bench", signal.SIGTERM)])
+def test_a_signal_at_a_random_moment_leaves_a_whole_output(
+    name: str, number: int, prepared: Path, tmp_path: Path
+) -> None:
+    interrupt_at_random(Case(name, prepared, tmp_path / "work"), number, 1, seed=0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", SIGNALS.values(), ids=SIGNALS)
+@pytest.mark.parametrize("name", VERBS)
+def test_a_signal_at_many_random_moments_leaves_a_whole_output(
+    name: str, number: int, prepared: Path, tmp_path: Path
+) -> None:
+    """A hundred and more in all."""
+    interrupt_at_random(Case(name, prepared, tmp_path / "work"), number, 6, seed=number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "reads"), [(3, False), (4, True), (4, False), (5, False)])
+def test_without_an_exchange_of_names_the_next_run_repairs_whatever_it_does(
+    count: int, reads: bool, prepared: Path, tmp_path: Path
+) -> None:
+    """Renames: lock, manifest, old directory, new one, and the file beside it. Before the fourth, none has the name."""
+    case = Case("convert", prepared, tmp_path / "work")
+    case.reset()
+    process = case.run(signal.SIGKILL, "before", count, WITHOUT_EXCHANGE="1")
+    process.communicate(timeout=_LONG_S)
+    assert process.returncode == -signal.SIGKILL
+    target = case.work / "out" / "b"
+    assert target.exists() == (count != 4)
+    if reads:
+        assert main(["check", str(target)]) == 0
+        case.require_whole()
+    case.require_repaired()
+
+
+def test_a_bundle_is_restored_only_from_what_a_replacement_left(tmp_path: Path) -> None:
+    (tmp_path / ".b.12345678.old").mkdir()
+    (tmp_path / ".b.1234567.old").mkdir()
+    with pytest.raises(BundleError, match=r"no manifest\.json"):
+        read_manifest(tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.1234567.old", "b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from device_harness.parsers.delegates import delegation, parse_delegates
 from device_harness.runners.interface import Reading
 from toolkit.base.errors import EnvironmentFault
 from toolkit.base.strict_json import JsonObject, parse_json
@@ -37,7 +38,9 @@ def read_native(output: str, prompt_tokens: int, generated_tokens: int) -> Readi
         figures["first_prefill_tokens_per_s"] = (prompt_tokens - 1) / first_prefill_s
     phases = {"prompt": _phase(prefill), "decode": _phase(decode)}
     begin_s, end_s = _phase(opened)[0], phases["decode"][1]
-    return Reading(known_figures(figures, WHAT), begin_s=begin_s, end_s=end_s, phases=phases)
+    # The library for Android logs what its delegate takes; libLiteRt.so for Linux does not.
+    nodes = delegation(parse_delegates(output), "cpu")
+    return Reading(known_figures(figures, WHAT), nodes, begin_s=begin_s, end_s=end_s, phases=phases)
 
 
 def _answer(line: str) -> JsonObject:

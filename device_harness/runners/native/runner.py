@@ -88,7 +88,7 @@ class NativeRunner:
             weight_caches=(f"{cache}/*.xnnpack",),
             groups=whole_files(model.path, manifest),
             context=manifest.text.context,
-            no_delegation="the program does not count nodes",
+            no_delegation="the library does not log what its delegate takes",
         )
 
 

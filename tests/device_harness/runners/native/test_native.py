@@ -40,6 +40,13 @@ def test_figures_are_those_of_the_session() -> None:
     }  # fmt: skip
 
 
+def test_delegated_nodes_are_those_of_the_log_if_it_has_them() -> None:
+    line = "VERBOSE: Replacing 96 out of 135 node(s) with delegate (TfLiteXNNPackDelegate) node, yielding 5 partitions."
+    nodes = read_native("\n".join([ANSWERS[0], line, line, *ANSWERS[1:]]), 16, 4).delegation
+    assert nodes is not None and (nodes.delegated_nodes, nodes.nodes) == (192, 270)
+    assert read_native("\n".join(ANSWERS), 16, 4).delegation is None
+
+
 def test_an_error_of_the_program_is_the_error_of_the_run() -> None:
     error = '{"error": {"kind": "machine", "file": "/l.so", "place": null, "found": "no function", "wanted": null}}'
     with pytest.raises(EnvironmentFault, match=r"^/l\.so, bundle_runner: no function$"):

@@ -12,8 +12,12 @@ from gemma_edge.cli import _VERBS
 ROOT = Path(gemma_edge.__file__).parents[1]
 COMMANDS = sorted((ROOT / "gemma_edge" / "commands").glob("*.py"))
 QUIET = [path for name in ("toolkit", "converters", "device_harness") for path in sorted((ROOT / name).rglob("*.py"))]
-PROGRAMS = {"device_harness/runners/child_program.py", "toolkit/runtime/backends/gpu/worker.py"}
-"""They are processes of their own: one measures, and its output is read there; one holds a driver that may abort."""
+PROGRAMS = {
+    "device_harness/runners/child_program.py",
+    "toolkit/base/limited.py",
+    "toolkit/runtime/backends/gpu/worker.py",
+}
+"""They run as processes of their own: one measures, one has limits, one holds a driver that may abort."""
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -37,8 +41,9 @@ def test_the_folder_of_commands_holds_verbs_and_nothing_else() -> None:
 
 
 def test_every_verb_but_those_that_talk_is_a_function_of_the_api() -> None:
-    """`run` and `chat` are `load`; the emulator and the demo are for people alone."""
-    assert set(_VERBS) - {"run", "chat", "emulator", "demo"} <= set(gemma_edge.__all__)
+    """`run` and `chat` are `load`, `results` is `export_results`; the emulator and the demo are for people alone."""
+    assert set(_VERBS) - {"run", "chat", "results", "emulator", "demo"} <= set(gemma_edge.__all__)
+    assert "export_results" in gemma_edge.__all__
 
 
 def test_the_api_knows_no_command_and_no_terminal() -> None:

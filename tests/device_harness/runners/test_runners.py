@@ -276,7 +276,7 @@ def test_our_session_is_told_what_to_measure(machine: AdbDevice, bundle: Path) -
     ("workload", "wanted"),
     [
         (Workload(prompt_tokens=30, generated_tokens=3), "-p and -n: found 33 tokens, wanted at most 32"),
-        (Workload(prompt_tokens=3, generated_tokens=3, backend="gpu"), "--backend: found gpu, wanted cpu"),
+        (Workload(prompt_tokens=3, generated_tokens=3, backend="npu"), "--backend: found npu, wanted cpu"),
     ],
 )
 def test_what_our_session_cannot_do_is_an_error_before_anything_runs(

@@ -224,7 +224,7 @@ def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
         (["--runner", "litert_lm_main", "--binary", "x", "--binary-sha256", "abc"], "--binary-sha256: found 'abc'"),
         (["-p", "30", "-n", "20"], "-p and -n: found 50 tokens, wanted at most 40"),
         (["--size", "huge"], "huge"),
-        (["--backend", "gpu"], "--backend: found gpu, wanted cpu"),
+        (["--backend", "npu"], "--backend: found npu, wanted cpu"),
         (["--results", "no/such/folder/x.jsonl"], "no/such/folder/x.jsonl: there is no directory"),
         (["--interval", "0"], "--interval: found 0, wanted at least 0.01 seconds"),
         (["--timeout=-1"], "--timeout: found -1, wanted seconds"),

@@ -192,18 +192,19 @@ def test_a_tower_with_the_axes_of_mlx_is_named_with_the_way_out(
     tmp_path: Path, group: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """mlx keeps the channels of a convolution's kernel last."""
-    write_multimodal_checkpoint(tmp_path)
-    file = SafetensorsFile(tmp_path / "model.safetensors")
+    checkpoint = tmp_path / "checkpoint"
+    write_multimodal_checkpoint(checkpoint)
+    file = SafetensorsFile(checkpoint / "model.safetensors")
     tensors: dict[str, NDArray[np.float32]] = {}
     for name, info in file.tensors.items():
         tensors[name] = read_tensor(file, info, None, None)
         if f"{group}_tower" in name and len(info.shape) > 2:
             tensors[name] = np.ascontiguousarray(np.moveaxis(tensors[name], 1, -1))
-    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
-    assert main(["inspect", str(tmp_path)]) == 0
+    (checkpoint / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    assert main(["inspect", str(checkpoint)]) == 0
     error = capsys.readouterr().err
     assert f"{group} cannot be converted" in error and "these axes are those of mlx" in error
-    assert main(["convert", str(tmp_path), "-o", str(tmp_path / "bundle"), "--context", "64"]) == 2
+    assert main(["convert", str(checkpoint), "-o", str(tmp_path / "bundle"), "--context", "64"]) == 2
     assert "convert the 16-bit checkpoint in Hugging Face's form that it was made of" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()
 

@@ -34,7 +34,7 @@ EMULATED = "emulated"
 """The value of `--device` that starts an emulated device for the duration of the demo."""
 
 _PROMPT_TOKENS, _GENERATED_TOKENS, _REPETITIONS = 128, 32, 3
-_SESSION, _PROBE, _ENGINE = "session", "flash_probe", "litert_lm_python"
+_SESSION, _NATIVE, _PROBE, _ENGINE = "session", "native", "flash_probe", "litert_lm_python"
 _ASK_S = 30.0
 _INTERVAL_S = 0.05
 """A short interval, since the tiny model's processes end within a second."""
@@ -71,7 +71,8 @@ class _Measurement:
     drops_page_cache: bool = False
     """Whether cold starts also empty the page cache; the flash probe does that itself."""
     may_fail: bool = False
-    """Whether a failure is only reported: if a machine's temporary folder is in memory, no read of it is cold."""
+    """Whether a failure is only reported: if a machine's temporary folder is in memory, no read of it is cold; and for
+    some processors no library of LiteRT can be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def measure_on_device(demo: DeviceDemo, terminal: Terminal) -> Measured:
         for name, why in left_out.items():
             terminal.note(one_line(f"not measured by {name}: {why}"))
         for measurement in _measurements(model.manifest, left_out):
-            for record in _measure(measurement, demo.bundle, machine, settings, terminal):
+            for record in _measure(measurement, demo.bundle, machine, settings, terminal, left_out):
                 records.append(record)
                 if writer is not None:
                     writer.append(record)
@@ -135,16 +136,23 @@ def _left_out(machine: Machine) -> dict[str, str]:
     elif find_spec("litert_lm") is None:
         found[_ENGINE] = "litert_lm is not installed"
     if find_spec("ziglang") is None:
-        found[_PROBE] = "ziglang is missing to build it (pip install 'gemma-edge[probe]')"
+        why = "ziglang is missing to build it (pip install 'gemma-edge[probe]')"
+        found |= {_PROBE: why} if has_python else {_NATIVE: why, _PROBE: why}
     return found
 
 
 def _measurements(manifest: Manifest, left_out: Collection[str]) -> Iterator[_Measurement]:
-    """The benchmarks to run. The flash probe also empties the page cache for others."""
+    """The benchmarks to run. The flash probe also empties the page cache for others.
+
+    A device with Python measures our session; one without, our program in C.
+    """
     if _SESSION not in left_out:
         for size in manifest.sizes:
             yield _Measurement(_SESSION, size)
         yield _Measurement(_SESSION, manifest.default_size, "cold", drops_page_cache=_PROBE not in left_out)
+    elif _NATIVE not in left_out:
+        for size in manifest.sizes:
+            yield _Measurement(_NATIVE, size, may_fail=True)
     if _PROBE not in left_out:
         yield _Measurement(_PROBE, None, "cold", may_fail=True)
         yield _Measurement(_PROBE, None)
@@ -153,9 +161,15 @@ def _measurements(manifest: Manifest, left_out: Collection[str]) -> Iterator[_Me
 
 
 def _measure(
-    what: _Measurement, bundle: Path, machine: Machine, settings: BenchSettings, terminal: Terminal
+    what: _Measurement,
+    bundle: Path,
+    machine: Machine,
+    settings: BenchSettings,
+    terminal: Terminal,
+    left_out: dict[str, str],
 ) -> Iterator[BenchRecord]:
-    """Run one benchmark and return its records. Afterwards an error is raised, or only reported if it may fail."""
+    """Run one benchmark and return its records. Afterwards an error is raised; if it may fail, it is only reported, and
+    noted in `left_out` if nothing was measured."""
     workload = Workload(_PROMPT_TOKENS, _GENERATED_TOKENS, what.start)
     request = BenchRequest(bundle, what.runner, size=what.size, workload=workload)
     title = f"{what.runner} {what.size or bundle.name} {what.start}"
@@ -169,6 +183,8 @@ def _measure(
         if not what.may_fail:
             raise
         terminal.warn(f"{title}: {fault}")
+        if not measured:
+            left_out.setdefault(what.runner, str(fault))
         return
     if not measured:
         raise QualityError(title, found="no iterations", wanted=str(_REPETITIONS))

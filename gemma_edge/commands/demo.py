@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device.add_argument(
         "--device", metavar="emulated|SERIAL|HOST:PORT",
         help="push the bundle to a device, measure it with every runner that works there (on a phone, which has no "
-        "Python, only its flash), and write a report; 'emulated' starts an emulated device for it",
+        "Python, our program in C and its flash), and write a report; 'emulated' starts an emulated device for it",
     )  # fmt: skip
     device.add_argument(
         "--report", metavar="FILE.html", type=Path, help="the report to write (default: gemma-edge-demo.html)"

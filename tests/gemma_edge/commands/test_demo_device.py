@@ -69,9 +69,10 @@ def test_on_a_device_without_python_the_rest_is_measured_and_what_is_left_out_is
     assert {"session", "litert_lm_python"} <= result["left_out"].keys()
     assert "not measured by session: the device has no python3" in captured.err
     if has_compiler:
-        assert result["runners"] == ["flash_probe"] and not result["emulated"]
+        assert result["runners"] == ["native", "flash_probe"] and not result["emulated"]
         assert "Not measured by session: the device has no python3." in page.read_text()
     else:
+        assert result["left_out"]["native"].startswith("ziglang is missing")
         assert result["report"] is None and result["records"] == 0 and not page.exists()
 
 

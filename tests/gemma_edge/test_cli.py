@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from paths import EXAMPLE, REPOSITORY
+from waiting import PATIENCE_S
 
 from gemma_edge import cli
 from toolkit.runtime.session import Session
@@ -590,7 +591,7 @@ def test_ctrl_c_ends_a_waiting_chat_with_130_and_no_traceback(chat_bundle: Path,
     # The figures come after the answer; then it waits for the next line.
     assert chat.stderr and "decode" in chat.stderr.readline()
     chat.send_signal(signal.SIGINT)
-    _, err = chat.communicate(timeout=60)
+    _, err = chat.communicate(timeout=PATIENCE_S)
     assert chat.returncode == 130
     assert err == "interrupted\n"
 
@@ -633,7 +634,7 @@ def test_a_conversion_ended_by_a_signal_leaves_nothing_but_the_older_bundle(
     convert = judging(random_checkpoint, out / "b")
     assert len(os.listdir(out)) == 1 + older
     convert.send_signal(number)
-    _, err = convert.communicate(timeout=60)
+    _, err = convert.communicate(timeout=PATIENCE_S)
     assert (convert.returncode, err) == (code, "interrupted\n" if code == 130 else "terminated\n")
     assert os.listdir(out) == ["b"] * older
     assert {path.name: path.read_bytes() for path in (out / "b").glob("*")} == before
@@ -647,7 +648,7 @@ def test_a_rerun_removes_what_a_killed_conversion_left_and_leaves_a_living_one_a
     out.mkdir()
     killed = judging(random_checkpoint, out / "b")
     killed.kill()
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=PATIENCE_S)
     (left,) = os.listdir(out)
     living = judging(random_checkpoint, out / "b")
     (lives,) = os.listdir(out)
@@ -657,7 +658,7 @@ def test_a_rerun_removes_what_a_killed_conversion_left_and_leaves_a_living_one_a
     assert sorted(os.listdir(out)) == sorted([lives, "b", "b.environment.json"])
     assert command("check", out / "b").code == 0
     living.terminate()
-    living.communicate(timeout=60)
+    living.communicate(timeout=PATIENCE_S)
     assert sorted(os.listdir(out)) == ["b", "b.environment.json"]
 
 
@@ -666,12 +667,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(random_checkpoint: Path) -> N
     assert inspect.stdout and inspect.stderr
     inspect.stdout.close()
     assert inspect.stderr.read() == ""
-    assert inspect.wait(timeout=60) == 0
+    assert inspect.wait(timeout=PATIENCE_S) == 0
 
 
 def test_litert_stays_silent_to_the_very_end(random_bundle: Path, tmp_path: Path) -> None:
     run = process("run", random_bundle, "-p", "cat", "--raw", "-n", "2", "-q", "--weight-cache", tmp_path)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0
     assert (bool(out), err) == (True, "")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from adbd import Adbd, AdbdSettings, Peer
+from waiting import PATIENCE_S
 
 import toolkit.base.files
 from device_harness.adb import devices
@@ -58,7 +59,9 @@ def server(adb_server: dict[str, str], nothing_else: None, monkeypatch: pytest.M
 
 
 def adb(server: dict[str, str], *words: str) -> str:
-    return subprocess.run(["adb", *words], env=server, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(
+        ["adb", *words], env=server, check=True, capture_output=True, text=True, timeout=PATIENCE_S
+    ).stdout
 
 
 @pytest.fixture

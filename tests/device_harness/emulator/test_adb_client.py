@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from device_harness.emulator.auth import parse_public_key
 from device_harness.emulator.daemon import Access
@@ -30,7 +30,7 @@ def client(adb_server: dict[str, str], device: Emulator) -> Adb:
 
     def run(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
         command = ["adb", "-s", device.serial, *map(str, arguments)]
-        done = subprocess.run(command, env=adb_server, input=stdin, capture_output=True, timeout=60)
+        done = subprocess.run(command, env=adb_server, input=stdin, capture_output=True, timeout=PATIENCE_S)
         return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     connected = run("connect", device.serial)
@@ -137,6 +137,8 @@ def test_only_a_key_that_the_device_knows_opens_it(adb_server: dict[str, str], m
     known = make_device(EmulatorSettings(isolation="folder", access=Access(keys=(key,))))
     assert client(adb_server, known)("shell", "echo in").stdout == "in\n"
     locked = make_device(EmulatorSettings(isolation="folder", access=Access(keys=())))
-    subprocess.run(["adb", "connect", locked.serial], env=adb_server, capture_output=True, timeout=60)
-    listed = subprocess.run(["adb", "devices"], env=adb_server, capture_output=True, text=True, timeout=60).stdout
+    subprocess.run(["adb", "connect", locked.serial], env=adb_server, capture_output=True, timeout=PATIENCE_S)
+    listed = subprocess.run(
+        ["adb", "devices"], env=adb_server, capture_output=True, text=True, timeout=PATIENCE_S
+    ).stdout
     assert f"{locked.serial}\tunauthorized" in listed

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from adbd import Peer
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from device_harness.adb.transport import DeviceRefusal, Transport
 from device_harness.adb.wire import STDIN, STDOUT, WINDOW_SIZE, ShellParser, pack_shell
@@ -42,7 +42,7 @@ def adb(adb_server: dict[str, str], device: Peer) -> Iterator[Adb]:
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         command = ["adb", "-s", device.serial, *map(str, words)]
-        return subprocess.run(command, env=adb_server, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=adb_server, capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert "connected" in run("connect", device.serial).stdout
     yield run

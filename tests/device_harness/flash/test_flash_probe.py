@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 from device_harness.flash.probe import ReadMeasure, parse_probe
 from device_harness.programs import build
@@ -64,7 +65,7 @@ def run(program: Path) -> Run:
 
     def start(*words: object) -> subprocess.CompletedProcess[str]:
         command = [str(program), *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S)
         assert "Sanitizer" not in done.stderr and "runtime error" not in done.stderr, done.stderr
         assert done.returncode in (0, 2, 3), done
         assert (done.returncode == 0) == (done.stderr == "") and done.stderr.count("\n") <= 1, done.stderr

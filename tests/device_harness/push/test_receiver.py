@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 from device_harness.programs import build
 from device_harness.programs.build import PUSH_RECEIVER, native_program, parse_architecture
@@ -66,7 +67,7 @@ def start(
     """Run it; a sanitizer's complaint, or any other word on standard error, fails the test."""
     command = [str(program), *map(str, words)]
     known = {**os.environ, **ENVIRONMENT, **environment}
-    done = subprocess.run(command, input=data, cwd=folder, capture_output=True, env=known, timeout=120)
+    done = subprocess.run(command, input=data, cwd=folder, capture_output=True, env=known, timeout=PATIENCE_S)
     assert done.stderr == b"" and done.returncode in (0, 1, 2), done
     return done
 

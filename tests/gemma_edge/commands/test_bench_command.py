@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from bucket_server import BucketServer
 from stand_ins import benchmark_model, litert_lm_main
+from waiting import PATIENCE_S
 
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
@@ -272,7 +273,7 @@ def test_an_interrupt_prints_and_keeps_what_was_measured(
             if " 2/500: " in line:
                 break
         os.kill(running.pid, number)
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == code and err.splitlines()[-1] == word
     assert "pp16" in out and "interrupted" in out
     (record,) = read_results(results).records

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from result_records import record_of
+from waiting import PATIENCE_S
 
 from device_harness.adb.devices import Device
 from device_harness.emulator.device import Emulator, EmulatorSettings
@@ -84,7 +85,7 @@ def test_an_interrupt_ends_all_and_keeps_what_was_measured(
             if not waiting:
                 break
         os.kill(running.pid, signal.SIGINT)
-        out, err = running.communicate(timeout=120)
+        out, err = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130 and err.splitlines()[-1] == "interrupted"
     records = read_results(results).records
     assert {record.device_serial for record in records} == {device.serial for device in devices}

@@ -270,8 +270,13 @@ def _token_text(tokens: Sequence[int]) -> str:
 
 
 def _remove(device: Transport, folder: str) -> None:
-    """Remove the folder even after a lost connection or an interrupt, if the device can be reached."""
-    command = f"rm -rf {quote(folder)}"
+    """Remove the folder, and end what still runs from it, even after a lost connection or an interrupt, if the device
+    can be reached: what its client has left goes on where `timeout` gave it a process group of its own."""
+    name = folder.rsplit("/", 1)[1]
+    # The brackets keep the pattern from being found in the command line of this very shell.
+    pattern = shlex.quote(f"{name[:-1]}[{name[-1]}]/")
+    ended = f'for p in /proc/[0-9]*; do grep -qs {pattern} "$p/cmdline" && kill -KILL "${{p#/proc/}}"; done'
+    command = f"{{ {ended}; }} 2>/dev/null; rm -rf {quote(folder)}"
     try:
         if not device.available:
             device.reconnect(timeout=_QUICK_S)

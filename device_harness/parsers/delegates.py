@@ -35,9 +35,9 @@ def parse_delegates(text: str) -> tuple[DelegateLine, ...]:
 
 
 def parse_adapter(text: str) -> str | None:
-    """The name of the GPU in LiteRT's log; None if it has chosen none.
+    r"""The name of the GPU in LiteRT's log; None if it has chosen none.
 
-    >>> parse_adapter("I0 1 environment.cc:532] Selected adapter: llvmpipe (LLVM 15), arch=software, vendor=mesa")
+    >>> parse_adapter("I0 1 environment.cc:532] Selected adapter: llvmpipe (LLVM 15), arch=software, vendor=mesa\n")
     'llvmpipe (LLVM 15)'
     """
     found = (_ADAPTER.fullmatch(line) for line in clean_lines(text))

@@ -17,7 +17,7 @@ def test_bytes_of_a_file_name_that_are_no_text_are_shown() -> None:
     shown.encode()
 
 
-@pytest.mark.parametrize("text", ["grüße", "日本語\u3000テキスト", "👩\u200d🔬", "1\u202f000 €", "שלום\u200f!"])
+@pytest.mark.parametrize("text", ["grüße", "日本語\u3000テキスト", "👩\u200d🔬", "1\u202f000 €", "שלום!"])
 def test_letters_of_any_script_stay(text: str) -> None:
     assert printable(text) == text
 

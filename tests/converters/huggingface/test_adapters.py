@@ -69,7 +69,13 @@ def logits(base: Path, *choices: AdapterChoice) -> np.ndarray[Any, np.dtype[np.f
         return model.logits(hidden)
 
 
-@pytest.mark.parametrize("form", FORMS)
+IN_CI = {"regex", "patterns", "rslora", "dora", "layers", "modules-to-save-tied", "tokens", "embedding", "head"}
+"""All forms run in `full`."""
+
+
+@pytest.mark.parametrize(
+    "form", [form if form in IN_CI else pytest.param(form, marks=pytest.mark.full) for form in FORMS]
+)
 def test_logits_are_those_of_merge_and_unload(base: Path, tmp_path: Path, form: str) -> None:
     adapter = make_adapter(base, tmp_path / "adapter", **FORMS[form])
     wanted = logits_of(merge(base, adapter), IDS)

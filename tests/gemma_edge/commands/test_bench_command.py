@@ -189,7 +189,7 @@ def test_google_s_engine_runs_where_python_has_it(
     assert record.context == 40 and "--context" in record.arguments
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_low_battery_is_flagged_in_the_table_and_the_record_or_refused(
     device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

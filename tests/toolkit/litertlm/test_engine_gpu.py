@@ -39,7 +39,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("target", "activations"), [("cpu", None), ("gpu", None), ("gpu", "fp16")])
+@pytest.mark.parametrize(
+    ("target", "activations"),
+    [
+        ("cpu", None),
+        pytest.param("gpu", None, marks=pytest.mark.full),
+        pytest.param("gpu", "fp16", marks=pytest.mark.full),
+    ],
+)
 def test_text_image_and_sound_are_answered_on_the_gpu_as_on_the_cpu(
     bundle: Path, tmp_path: Path, target: Target, activations: Activations | None
 ) -> None:
@@ -62,6 +69,7 @@ def test_the_engine_computes_the_decoder_with_the_activations_that_its_section_a
     assert rounded == pytest.approx(wanted, rel=1e-2) and rounded != pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.full
 def test_the_engine_computes_the_audio_encoder_with_the_activations_that_its_section_asks_for(tmp_path: Path) -> None:
     """Its first convolution is too large for float16 here, which the norm behind it takes back in float32."""
     checkpoint = tmp_path / "checkpoint"

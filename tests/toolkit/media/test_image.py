@@ -25,7 +25,11 @@ SIZE = 48
 ORIENTATION = 0x0112
 LOSSLESS: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}}
 
-pytestmark = pytest.mark.filterwarnings("error")
+# What other tests have left to the collector is not of these.
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def load_image(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.float32]:

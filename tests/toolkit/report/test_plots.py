@@ -25,7 +25,11 @@ from toolkit.report.plots import (
     write_plot,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
+# What other tests have left to the collector is not of these.
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 HOSTILE = "</svg><script>alert(1)</script> $\\frac{$ & \x00\x1b[31m"
 PLOTS: dict[str, Plot] = {

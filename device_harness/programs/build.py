@@ -67,14 +67,20 @@ def native_program(
     EnvironmentFault if there is no compiler, or if it fails.
     """
     source, path = _source(name), _path(name, architecture, directory)
-    if not path.is_file():
-        if say is not None:
-            say(f"building {name} for {architecture}; the first time takes a minute")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as unfinished:
-            _compile(source, architecture, unfinished)
-            unfinished.chmod(0o755)
+    build_once(path, partial(_compile, source, architecture), f"{name} for {architecture}", say)
     return described_program(name, architecture, path)
+
+
+def build_once(path: Path, build: Callable[[Path], None], what: str, say: Callable[[str], None] | None) -> None:
+    """Let `build` write the program `what` to an unfinished file that becomes `path`, unless there is one already."""
+    if path.is_file():
+        return
+    if say is not None:
+        say(f"building {what}; the first time takes a minute")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as unfinished:
+        build(unfinished)
+        unfinished.chmod(0o755)
 
 
 def built_program(name: str, architecture: Architecture, *, directory: Path | None = None) -> NativeProgram | None:

@@ -12,18 +12,19 @@ import hashlib
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from device_harness.programs.build import (
     Architecture,
     NativeProgram,
+    build_once,
     compiler,
     compiler_version,
     described_program,
 )
 from toolkit.base.errors import EnvironmentFault
-from toolkit.base.files import atomic_file
 from toolkit.runtime.weight_cache import default_directory
 
 System = Literal["android", "linux"]
@@ -63,13 +64,7 @@ def bundle_runner(
     version = _required_version()
     name = f"{BUNDLE_RUNNER}-{system}-{architecture}-{_key(version, system, architecture)}"
     path = (directory or default_directory()) / "native" / name
-    if not path.is_file():
-        if say is not None:
-            say(f"building {BUNDLE_RUNNER} for {architecture} {system}; the first time takes a minute")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as unfinished:
-            _build(system, architecture, unfinished)
-            unfinished.chmod(0o755)
+    build_once(path, partial(_build, system, architecture), f"{BUNDLE_RUNNER} for {architecture} {system}", say)
     return described_program(BUNDLE_RUNNER, architecture, path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import EXAMPLE
+from waiting import wait_until
 
 from converters.convert import ConvertRequest, convert
 from device_harness.adb.devices import tcp_endpoint
@@ -91,7 +92,8 @@ def test_a_bundle_answers_on_a_machine_as_in_our_session(
         assert generation.end is not None and generation.end.ending == "length"
         assert generation.end.first_s > generation.end.prefill_s > 0
         pid = native.pid
-    assert machine.shell(f"kill -0 {pid} 2>/dev/null || echo gone", timeout=20).stdout == "gone\n"
+    # It ends by itself when its input does, which takes a moment.
+    wait_until(lambda: machine.shell(f"kill -0 {pid} 2>/dev/null || echo gone", timeout=20).stdout == "gone\n")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from adbd import Peer
 from waiting import PATIENCE_S, wait_until
 
+from device_harness.adb.faults import DeviceTimeout
 from device_harness.adb.transport import DeviceRefusal, Transport
 from device_harness.adb.wire import STDIN, STDOUT, WINDOW_SIZE, ShellParser, pack_shell
 from device_harness.emulator.faults import Faults
@@ -53,27 +55,36 @@ class _Session:
     """An interactive shell; what it shows is kept."""
 
     def __init__(self, transport: Transport) -> None:
-        self._stream = transport._link.open("shell,v2,TERM=xterm-256color,pty:", timeout=10)
+        self._stream = transport._link.open("shell,v2,TERM=xterm-256color,pty:", timeout=PATIENCE_S)
         self._parser = ShellParser()
         self.shown = b""
 
     def type(self, keys: bytes) -> None:
-        self._stream.write(pack_shell(STDIN, keys), timeout=10)
+        self._stream.write(pack_shell(STDIN, keys), timeout=PATIENCE_S)
 
     def resize(self, rows: int, columns: int) -> None:
-        self._stream.write(pack_shell(WINDOW_SIZE, b"%dx%d,0x0\0" % (rows, columns)), timeout=10)
+        self._stream.write(pack_shell(WINDOW_SIZE, b"%dx%d,0x0\0" % (rows, columns)), timeout=PATIENCE_S)
 
-    def wait_for(self, text: bytes) -> None:
+    def interrupt(self, prompt: bytes) -> None:
+        """Press Ctrl-C until the prompt is back: a shell may lose one that comes while it starts a program."""
+        give_up = time.monotonic() + PATIENCE_S
+        while time.monotonic() < give_up:
+            self.type(b"\x03")
+            with suppress(DeviceTimeout):
+                return self.wait_for(prompt, patience_s=2)
+        raise AssertionError(f"no prompt after Ctrl-C: {self.shown!r}")
+
+    def wait_for(self, text: bytes, patience_s: float = PATIENCE_S) -> None:
         while text not in self.shown:
-            assert self._read(), self.shown
+            assert self._read(patience_s), self.shown
         self.shown = self.shown.partition(text)[2]
 
     def wait_for_end(self) -> None:
         while self._read():
             pass
 
-    def _read(self) -> bool:
-        data = self._stream.read(timeout=10)
+    def _read(self, patience_s: float = PATIENCE_S) -> bool:
+        data = self._stream.read(timeout=patience_s)
         self.shown += b"".join(packet.data for packet in self._parser.feed(data) if packet.id == STDOUT)
         return bool(data)
 
@@ -88,8 +99,7 @@ def test_an_interactive_shell_has_a_prompt_an_echo_and_keys_with_a_meaning(devic
     session.wait_for(prompt)
     session.type(b"echo asleep; sleep 60\n")
     session.wait_for(b"\nasleep\r\n")
-    session.type(b"\x03")
-    session.wait_for(prompt)
+    session.interrupt(prompt)
     session.type(b"echo after\n")
     session.wait_for(b"\nafter\r\n")
     session.wait_for(prompt)

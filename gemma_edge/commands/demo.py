@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import toolkit
 from converters.convert import Conversion
 from converters.families import open_checkpoint
 from converters.family import Checkpoint
@@ -19,6 +18,7 @@ from gemma_edge.api.export import export
 from gemma_edge.api.model import Model
 from gemma_edge.api.verify import verify
 from gemma_edge.device_demo import DeviceDemo, measure_on_device, require_places
+from gemma_edge.examples import built_in_checkpoint
 from gemma_edge.options.media import image_file, sound_file
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import add_machine_arguments, session_settings
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         metavar="DIR",
         type=Path,
-        help="use another model (default: examples/tiny_gemma3n of the repository)",
+        help="use another model (default: the built-in tiny Gemma 3n)",
     )
     parser.add_argument(
         "-o", "--output", metavar="BUNDLE", type=Path, help="keep the bundle in this directory (default: remove it)"
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0 if all steps succeed; QualityError or BundleError otherwise."""
-    path = arguments.checkpoint or _example()
+    path = arguments.checkpoint or built_in_checkpoint()
     settings = session_settings(arguments)
     for option in ("report", "results"):
         if arguments.device is None and getattr(arguments, option) is not None:
@@ -232,18 +232,6 @@ def _require_sound(path: Path) -> None:
     faults = check(path)
     if faults:
         raise BundleError(file=path, found=f"{len(faults)} faults", remedy="run gemma-edge check")
-
-
-def _example() -> Path:
-    """The path of the tiny model, which is in the repository beside the packages, and not in a wheel."""
-    path = Path(toolkit.__file__).resolve().parents[1] / "examples" / "tiny_gemma3n"
-    if not (path / "config.json").is_file():
-        raise UsageError(
-            file=path,
-            found="the built-in tiny model is missing, because this is not a clone of the repository",
-            remedy="give the directory of a checkpoint with --checkpoint",
-        )
-    return path
 
 
 @contextmanager

@@ -721,8 +721,8 @@ def test_demo_goes_the_whole_way_in_three_sizes(command: Command, tmp_path: Path
 def test_demo_without_the_example_says_how_to_go_on(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("gemma_edge.commands.demo.toolkit.__file__", str(tmp_path / "toolkit" / "__init__.py"))
-    assert_one_line_error(command("demo"), 2, "built-in tiny model", "--checkpoint")
+    monkeypatch.setattr("gemma_edge.examples._PACKAGE", tmp_path / "gemma_edge")
+    assert_one_line_error(command("demo"), 3, "built-in model", "--checkpoint")
 
 
 def test_an_interrupt_while_a_verb_is_imported_is_one_line(

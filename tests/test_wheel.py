@@ -1,0 +1,83 @@
+"""What is installed from a wheel: the packages with their data, and the built-in model."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import REPOSITORY
+from waiting import PATIENCE_S
+
+from gemma_edge.examples import built_in_checkpoint
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# Files of the example that no verb reads: they trained the model, or judge it.
+TRAINING = {"README.md", "curve.svg", "eval.txt", "perplexity.svg", "stories.json"}
+
+
+def test_the_wheel_takes_along_every_file_of_the_built_in_checkpoint() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    included: dict[str, str] = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    folder = built_in_checkpoint()
+    used = {path.name for path in folder.iterdir() if path.suffix != ".py" and not path.name.startswith("__")}
+    assert {Path(source).name for source in included} == used - TRAINING
+    for source, target in included.items():
+        assert (REPOSITORY / source).parent == folder
+        assert target == f"gemma_edge/{source}"
+
+
+def test_every_extra_that_a_text_names_exists() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    sources = [
+        path
+        for root in ("gemma_edge", "toolkit", "converters", "device_harness")
+        for path in (REPOSITORY / root).rglob("*.py")
+    ]
+    documents = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
+    named = {
+        extra
+        for path in (*sources, *documents)
+        for extras in re.findall(r"gemma-edge\[([a-z,]+)\]", path.read_text(encoding="utf-8"))
+        for extra in extras.split(",")
+    }
+    assert named
+    assert named <= set(settings["project"]["optional-dependencies"])
+
+
+@pytest.mark.full
+def test_the_demo_of_an_installed_wheel_runs_in_any_folder(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    for words in (
+        ["hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        [
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(site),
+            "--find-links",
+            str(tmp_path),
+            "gemma-edge",
+        ],
+    ):
+        subprocess.run([sys.executable, "-m", *words], cwd=REPOSITORY, check=True, timeout=PATIENCE_S)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run(
+        [site / "bin" / "gemma-edge", "demo"],
+        cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"1. {site / 'gemma_edge' / 'examples' / 'tiny_gemma3n'}: " in done.stdout
+    assert done.stdout.endswith("all as it should be\n")
+    assert not list(elsewhere.iterdir())

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from benchmarks.measure import RESULTS, Measured, Recorder, model_record, this_device
 from benchmarks.synthetic import TOKENIZER_SOURCE, text_config, write_synthetic
 from converters.convert import ConvertRequest, convert
-from converters.gemma3n.config.text import Attention, LayerConfig, TextConfig, layer_kv_sources
+from converters.gemma.config import Attention, layer_kv_sources
+from converters.gemma3n.config.text import LayerConfig, TextConfig
 from toolkit.base.activations import ACTIVATIONS, Activations
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.report.tables import markdown
@@ -75,7 +76,7 @@ def with_layers(config: TextConfig, kinds: str, *, shared: int, ffn: Sequence[in
     attention: list[Attention] = ["full" if kind == "f" else "sliding" for kind in kinds]
     sources = layer_kv_sources(attention, shared)
     sparse = len(kinds) // 3
-    layers = [LayerConfig(attention[n], ffn[n], 0.95 if n < sparse else 0.0, sources[n]) for n in range(len(kinds))]
+    layers = [LayerConfig(attention[n], ffn[n], sources[n], 0.95 if n < sparse else 0.0) for n in range(len(kinds))]
     return replace(config, layers=tuple(layers))
 
 

@@ -19,14 +19,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.gemma.config import Attention, layer_kv_sources
 from converters.gemma3n.config.audio import audio_tensors, parse_audio_config
 from converters.gemma3n.config.text import (
     CAUSAL_LM,
     CONDITIONAL_GENERATION,
-    Attention,
     LayerConfig,
     TextConfig,
-    layer_kv_sources,
     to_hugging_face,
 )
 from converters.gemma3n.config.vision import parse_vision_config, vision_tensors
@@ -106,7 +105,7 @@ def text_config(
         altup_correct_scale=True,
         final_logit_softcap=30.0,
         layers=tuple(
-            LayerConfig(attention[index], ffn, 0.95 if index < sparse else 0.0, sources[index])
+            LayerConfig(attention[index], ffn, sources[index], 0.95 if index < sparse else 0.0)
             for index in range(layers)
         ),
         bos_token_id=2,

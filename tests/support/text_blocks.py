@@ -11,8 +11,9 @@ from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untype
 from numpy.typing import NDArray
 from oracle import random_tensor
 
-from converters.gemma3n.config.text import LayerConfig, TextConfig, layer_kv_sources
-from converters.gemma3n.graphs.text.decoder_step import DecoderSize, Step
+from converters.gemma.config import layer_kv_sources
+from converters.gemma.graphs.text.decoder_step import Step, whole_size
+from converters.gemma3n.config.text import LayerConfig, TextConfig
 from converters.gemma3n.groups import text_tensors
 from converters.gemma3n.plan.text_source import TextSource
 from toolkit.quant.scheme import Scheme
@@ -48,7 +49,7 @@ def _config(
     """Kinds: s for each sliding layer, f for each full one."""
     attention = [{"s": "sliding", "f": "full"}[kind] for kind in kinds]
     sources = layer_kv_sources(attention, shared)  # type: ignore[arg-type]
-    layers = tuple(LayerConfig(*layer) for layer in zip(attention, ffn, sparsity, sources, strict=True))  # type: ignore[arg-type]
+    layers = tuple(LayerConfig(*layer) for layer in zip(attention, ffn, sources, sparsity, strict=True))  # type: ignore[arg-type]
     config = TextConfig(
         vocab_size=41, ple_vocab_size=37, hidden_size=11, ple_size=5, num_heads=3, num_kv_heads=1, head_dim=6,
         sliding_window=3, max_positions=64, rms_norm_eps=1e-6, rope_theta_full=1e6, rope_theta_sliding=1e4,
@@ -102,11 +103,9 @@ LAYERS = [(name, index) for name, model in MODELS.items() for index in range(mod
 """Every layer of every model."""
 
 
-def whole(model: RandomModel, tokens: int) -> Step:
+def whole(model: RandomModel, tokens: int) -> Step[TextConfig]:
     """A pass of `tokens` tokens through all of a model."""
-    config = model.config
-    segments = tuple((layer.ffn_size,) for layer in config.layers)
-    return Step(DecoderSize(config, tuple(range(config.num_layers)), segments), config, tokens)
+    return Step(whole_size(model.config), model.config, tokens)
 
 
 def numbers(*shape: int, seed: int = 0) -> Array:

@@ -7,17 +7,14 @@ other key is an error. Source: transformers 5.23 models/gemma3n/configuration_ge
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
+from converters.gemma.config import Attention, DecoderConfig, DecoderLayer, DecoderModel, Heads, layer_kv_sources
 from converters.gemma3n.config import defaults
 from converters.gemma3n.config.defaults import with_defaults
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject
-from toolkit.quant.source import TensorSource
-
-Attention = Literal["sliding", "full"]
 
 CONDITIONAL_GENERATION = "Gemma3nForConditionalGeneration"
 CAUSAL_LM = "Gemma3nForCausalLM"
@@ -89,57 +86,34 @@ _MULTIMODAL_KEYS = """
 
 
 @dataclass(frozen=True, slots=True)
-class LayerConfig:
-    """One decoder layer; `kv_source`: None if it owns a KV cache, else the index of the layer whose cache it reads."""
+class LayerConfig(DecoderLayer):
+    """One decoder layer of Gemma 3n."""
 
-    attention: Attention
-    ffn_size: int
     sparsity: float
     """The fraction of the gate that is set to zero, e.g. 0.95; 0.0 is dense."""
-    kv_source: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class TextConfig:
-    """The text decoder's config. `ple_` is per-layer embeddings: hidden_size_per_layer_input and its vocabulary."""
+class TextConfig(DecoderConfig):
+    """The config of Gemma 3n's text decoder."""
 
-    vocab_size: int
-    ple_vocab_size: int
-    hidden_size: int
-    ple_size: int
-    num_heads: int
-    num_kv_heads: int
+    layers: tuple[LayerConfig, ...]
     head_dim: int
-    sliding_window: int
-    max_positions: int
-    rms_norm_eps: float
     rope_theta_full: float
     rope_theta_sliding: float
     laurel_rank: int
     altup_num_inputs: int
     altup_active_index: int
     altup_correct_scale: bool
-    final_logit_softcap: float | None
-    layers: tuple[LayerConfig, ...]
-    bos_token_id: int
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
 
-    @property
-    def num_layers(self) -> int:
-        return len(self.layers)
-
-    @property
-    def kv_layers(self) -> tuple[int, ...]:
-        """The layers that own a KV cache, in order."""
-        return tuple(index for index, layer in enumerate(self.layers) if layer.kv_source is None)
+    def heads(self, attention: Attention) -> Heads:
+        """See `DecoderConfig`; all layers have heads of one size, of which every pair turns."""
+        theta = self.rope_theta_full if attention == "full" else self.rope_theta_sliding
+        return Heads(self.head_dim, theta, self.head_dim // 2)
 
 
-class TextModel(TensorSource, Protocol):
-    """The text model that the converter reads: a checkpoint, or a slice of one."""
-
-    @property
-    def config(self) -> TextConfig: ...
+TextModel = DecoderModel[TextConfig]
+"""A checkpoint of Gemma 3n, or a slice of one."""
 
 
 def parse_config(config: object, generation: object | None, what: str) -> tuple[str, TextConfig]:
@@ -164,22 +138,6 @@ def section(top: JsonObject, key: str, missing: Mapping[str, object]) -> JsonObj
     """A section of config.json, with defaults for missing keys; the whole section may be missing."""
     values = with_defaults(top.value(key) if top.has(key) else {}, missing)
     return JsonObject(values, top.file, CheckpointError, key)
-
-
-def layer_kv_sources(attention: Sequence[Attention], num_kv_shared: int) -> tuple[int | None, ...]:
-    """For each layer the index of the layer whose cache it reads, or None if it owns one.
-
-    Each shared layer reads the last owner of its own type (kv_sharing_modes); ValueError if there is none.
-
-    >>> layer_kv_sources(["sliding", "full", "sliding", "sliding", "full"], 2)
-    (None, None, None, 2, 1)
-    """
-    owners = len(attention) - num_kv_shared
-    last_owner = {kind: index for index, kind in enumerate(attention[:owners])}
-    missing = sorted(set(attention[owners:]) - last_owner.keys())
-    if missing or owners < 1:
-        raise ValueError(f"no layer before {owners} owns a cache of type {missing[0] if missing else attention[0]}")
-    return (*(None for _ in range(owners)), *(last_owner[kind] for kind in attention[owners:]))
 
 
 def to_hugging_face(config: TextConfig) -> dict[str, object]:
@@ -309,7 +267,7 @@ def _layers(text: JsonObject) -> tuple[LayerConfig, ...]:
         sources = layer_kv_sources(attention, shared)
     except ValueError as error:
         text.refuse("num_kv_shared_layers", f"{shared}: {error}", "an owner of each type before the shared layers")
-    return tuple(LayerConfig(*layer) for layer in zip(attention, sizes, sparsity, sources, strict=True))
+    return tuple(LayerConfig(*layer) for layer in zip(attention, sizes, sources, sparsity, strict=True))
 
 
 def _layer_types(text: JsonObject, count: int) -> tuple[Attention, ...]:

@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from converters.gemma.graphs.text.decoder_step import DecoderSize
+from converters.gemma.graphs.text.embedder import embedder_graph
+from converters.gemma.graphs.text.kv_cache import CacheRows
 from converters.gemma3n.checkpoint import Gemma3nTensors
 from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.graphs.text.decoder import decode_graph, prefill_graph
-from converters.gemma3n.graphs.text.decoder_step import DecoderSize
-from converters.gemma3n.graphs.text.embedder import embedder_graph
-from converters.gemma3n.graphs.text.kv_cache import CacheRows
 from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
 from converters.gemma3n.plan.text_source import TextSource
 from converters.gemma3n.sizes.elastic import Elastic, combine
@@ -65,7 +65,7 @@ def _signatures(request: PlanRequest, elastic: Elastic) -> Mapping[str, list[Sig
 
 
 def _decoder_signatures(
-    request: PlanRequest, prefix: str, size: DecoderSize, widest: TextConfig
+    request: PlanRequest, prefix: str, size: DecoderSize[TextConfig], widest: TextConfig
 ) -> Iterator[Signature]:
     whole = CacheRows.fitting(widest, request.context, request.prefill_sizes[-1])
     for tokens, bucket in request.steps():

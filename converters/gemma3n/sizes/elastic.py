@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from converters.gemma.graphs.text.decoder_step import DecoderSize
 from converters.gemma3n.config.text import TextConfig
-from converters.gemma3n.graphs.text.decoder_step import DecoderSize
 from converters.gemma3n.sizes.matformer import slice_config
 from converters.slices import Slice
 from toolkit.base.errors import SliceError
@@ -20,7 +20,7 @@ class Elastic:
     widest: Slice
     config: TextConfig
     slices: tuple[Slice, ...]
-    sizes: tuple[DecoderSize, ...]
+    sizes: tuple[DecoderSize[TextConfig], ...]
     prefixes: tuple[str, ...]
 
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.gemma3n.config.text import LayerConfig, TextConfig, TextModel, layer_kv_sources
+from converters.gemma.config import layer_kv_sources
+from converters.gemma3n.config.text import LayerConfig, TextConfig, TextModel
 from converters.gemma3n.groups import (
     PER_LAYER_EMBEDDING,
     PER_LAYER_MODEL_PROJECTION,

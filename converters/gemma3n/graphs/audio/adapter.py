@@ -8,8 +8,8 @@ padding).
 
 from __future__ import annotations
 
+from converters.gemma.graphs.norms import Scale
 from converters.gemma3n.config.audio import AudioConfig
-from converters.gemma3n.graphs.norms import Scale
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight
 

@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
+from converters.gemma.graphs.norms import rms_norm, unit_rms
 from converters.gemma3n.config.audio import SUBSAMPLING, AudioConfig
-from converters.gemma3n.graphs.norms import rms_norm, unit_rms
 from toolkit.base.layout import align_up
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart

@@ -9,15 +9,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from converters.gemma3n.graphs.norms import EPSILON, Scale
-from converters.gemma3n.graphs.text.decoder_step import Layer, Step
+from converters.gemma.graphs.norms import EPSILON, Scale
+from converters.gemma.graphs.text.decoder_step import Layer, Step
+from converters.gemma3n.config.text import TextConfig
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value, Weight, WeightPart
 
 MAGNITUDE_FLOOR = 1e-5  # minimum for the mean square of a projected stream
 
 
-def spread(step: Step, embeddings: Value, scale: Scale) -> Value:
+def stream(streams: Value, j: int) -> Value:
+    """Stream j: f32[1, tokens, 1, hidden]."""
+    return ops.take(streams, 2, j, j + 1)
+
+
+def active_stream(step: Step[TextConfig], streams: Value) -> Value:
+    """The stream that a layer computes on: f32[1, tokens, 1, hidden]."""
+    return stream(streams, step.config.altup_active_index)
+
+
+def spread(step: Step[TextConfig], embeddings: Value, scale: Scale) -> Value:
     """The streams: `embeddings` f32[1, tokens, 1, hidden], and projections scaled to its magnitude; scale: its own."""
     hidden, others = step.config.hidden_size, step.config.altup_num_inputs - 1
     tensors = [f"altup_projections.{j}.weight" for j in range(others)]
@@ -27,15 +38,15 @@ def spread(step: Step, embeddings: Value, scale: Scale) -> Value:
     return ops.concatenation([embeddings, _at_magnitude_of(embeddings, scale, projected)], 2)
 
 
-def merge(step: Step, streams: Value, scale: Scale) -> Value:
+def merge(step: Step[TextConfig], streams: Value, scale: Scale) -> Value:
     """Average the first stream and projections of the others, scaled to its magnitude: f32[1, tokens, 1, hidden].
 
     scale: of the first stream.
     """
     config = step.config
-    first, count = step.stream(streams, 0), config.altup_num_inputs
+    first, count = stream(streams, 0), config.altup_num_inputs
     projected = [
-        step.linear(step.stream(streams, j + 1), f"altup_unembed_projections.{j}.weight", config.hidden_size)
+        step.linear(stream(streams, j + 1), f"altup_unembed_projections.{j}.weight", config.hidden_size)
         for j in range(count - 1)
     ]
     others = projected[0] if count == 2 else ops.concatenation(projected, 2)
@@ -43,7 +54,7 @@ def merge(step: Step, streams: Value, scale: Scale) -> Value:
     return ops.mul(ops.sum_rows(together), step.graph.scalar(1 / count))
 
 
-def predict(layer: Layer, streams: Value, active: Value, scale: Scale) -> Value:
+def predict(layer: Layer[TextConfig], streams: Value, active: Value, scale: Scale) -> Value:
     """streams + coefficients @ streams; the identity is folded into the coefficients as a bias.
 
     active: the active stream; scale: its own.
@@ -57,7 +68,7 @@ def predict(layer: Layer, streams: Value, active: Value, scale: Scale) -> Value:
     return ops.batch_matmul(ops.reshape(coefficients, (1, layer.tokens, n, n)), streams)
 
 
-def correct(layer: Layer, predicted: Value, active: Value, activated: Value, scale: Scale) -> Value:
+def correct(layer: Layer[TextConfig], predicted: Value, active: Value, activated: Value, scale: Scale) -> Value:
     """predicted + (1 + coefficients) * (activated - active), `active` being the active prediction.
 
     scale: of `activated`.
@@ -72,7 +83,7 @@ def correct(layer: Layer, predicted: Value, active: Value, activated: Value, sca
     return ops.add(predicted, ops.mul(ops.reshape(coefficients, (1, layer.tokens, n, 1)), innovation))
 
 
-def _modalities(layer: Layer, x: Value, scale: Scale) -> Value:
+def _modalities(layer: Layer[TextConfig], x: Value, scale: Scale) -> Value:
     """The router: tanh of a linear map of x, normed and divided by the hidden size; f32[1, tokens, 1, streams].
 
     The matrix includes the norm's weight and the division (text_source.py).

@@ -10,7 +10,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from converters.gemma3n.graphs.text.decoder_step import Layer
+from converters.gemma.graphs.text.decoder_step import Layer
+from converters.gemma3n.config.text import TextConfig
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value, Weight, WeightPart
 
@@ -18,12 +19,12 @@ GATE_SCALE = 16.0
 """The divisor of gates before squaring: a GPU computes in float16, where the square of 256 is infinite."""
 
 
-def feed_forward(layer: Layer, normed: Value) -> Value:
+def feed_forward(layer: Layer[TextConfig], normed: Value) -> Value:
     """The sum over all pieces of down(gelu(sparse(gate(x))) * up(x)); f32[1, tokens, 1, hidden]."""
     pieces = _pieces(layer)
     gates = [ops.fully_connected(normed, _rows(layer, "gate", n, units)) for n, units in enumerate(pieces)]
-    if layer.own.sparsity > 0:
-        gates = _keep_largest(gates, layer.own.sparsity)
+    if layer.config.layers[layer.index].sparsity > 0:
+        gates = _keep_largest(gates, layer.config.layers[layer.index].sparsity)
     total: Value | None = None
     for n, (gate, units) in enumerate(zip(gates, pieces, strict=True)):
         up = ops.fully_connected(normed, _rows(layer, "up", n, units))
@@ -51,27 +52,27 @@ def _share(x: Value, units: int) -> Value:
     return ops.mean(x) if own == units else ops.mul(ops.mean(x), x.graph.scalar(own / units))
 
 
-def _pieces(layer: Layer) -> list[tuple[int, int]]:
+def _pieces(layer: Layer[TextConfig]) -> list[tuple[int, int]]:
     """The half-open range of units of each piece that this size runs."""
     stops = np.cumsum(layer.step.size.ffn_segments[layer.index]).tolist()
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
-def _rows(layer: Layer, kind: str, n: int, units: tuple[int, int]) -> Value:
+def _rows(layer: Layer[TextConfig], kind: str, n: int, units: tuple[int, int]) -> Value:
     """Rows of the gate's or the up projection's matrix: f32[units, hidden]."""
     part = WeightPart(_tensor(layer, kind), rows=units)
     shape = (units[1] - units[0], layer.config.hidden_size)
     return layer.graph.weight(Weight(_tensor(layer, kind, n), shape, (part,)))
 
 
-def _columns(layer: Layer, kind: str, n: int, units: tuple[int, int]) -> Value:
+def _columns(layer: Layer[TextConfig], kind: str, n: int, units: tuple[int, int]) -> Value:
     """Columns of the down projection's matrix: f32[hidden, units]."""
     part = WeightPart(_tensor(layer, kind), columns=units)
     shape = (layer.config.hidden_size, units[1] - units[0])
     return layer.graph.weight(Weight(_tensor(layer, kind, n), shape, (part,)))
 
 
-def _tensor(layer: Layer, kind: str, n: int = 0) -> str:
+def _tensor(layer: Layer[TextConfig], kind: str, n: int = 0) -> str:
     """The name of piece n of a tensor; the first piece has the tensor's own name."""
     return layer.name(f"mlp.{kind}_proj.{n}.weight" if n else f"mlp.{kind}_proj.weight")
 

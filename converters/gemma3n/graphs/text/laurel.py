@@ -5,18 +5,19 @@ Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextLaurelBloc
 
 from __future__ import annotations
 
-from converters.gemma3n.graphs.text.decoder_step import Layer
+from converters.gemma.graphs.text.decoder_step import Layer
+from converters.gemma3n.config.text import TextConfig
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value
 
 
-def low_rank(layer: Layer, normed: Value) -> Value:
+def low_rank(layer: Layer[TextConfig], normed: Value) -> Value:
     """right(left(normed)), not yet normed: f32[1, tokens, 1, hidden]."""
     left = layer.linear(normed, "laurel.linear_left.weight", layer.config.laurel_rank)
     return layer.linear(left, "laurel.linear_right.weight", layer.config.hidden_size)
 
 
-def joined(layer: Layer, active: Value, normed: Value, attended: Value, right: Value) -> Value:
+def joined(layer: Layer[TextConfig], active: Value, normed: Value, attended: Value, right: Value) -> Value:
     """(active + norm(attended) + normed + norm(right)) / sqrt(2): attention and LAuReL with their residuals.
 
     Both are normed in one step, each with its own weight (text_source.py).

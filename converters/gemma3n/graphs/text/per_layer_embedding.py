@@ -1,54 +1,29 @@
-"""Builds per-layer embeddings (PLE): each layer's extra input for each token, and how the layer adds it.
+"""Builds the end of a layer, which adds its per-layer embedding to the streams.
 
-Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextModel.project_per_layer_inputs,
-Gemma3nTextDecoderLayer.forward).
+Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextDecoderLayer.forward).
 """
 
 from __future__ import annotations
 
-from converters.gemma3n.graphs.norms import Scale
-from converters.gemma3n.graphs.text.decoder_step import Layer, Step
+from converters.gemma.graphs.text.decoder_step import Layer
+from converters.gemma.graphs.text.per_layer_embedding import PerLayerEmbeddings
+from converters.gemma3n.config.text import TextConfig
+from converters.gemma3n.graphs.text.altup import active_stream
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value
 
 
-class PerLayerEmbeddings:
-    """The per-layer inputs of all layers of the widest model, built at their first use."""
+def inject(per_layer: PerLayerEmbeddings, layer: Layer[TextConfig], streams: Value) -> tuple[Value, Value]:
+    """Gate the layer's own embedding by the active stream, and add it to all streams except the first.
 
-    def __init__(self, step: Step, embeddings: Value, rows: Value) -> None:
-        """embeddings: f32[1, tokens, 1, hidden]; rows: those of the PLE table, f32[1, tokens, layers, ple]."""
-        self._step, self._embeddings, self._rows = step, embeddings, rows
-        self._all: Value | None = None
-
-    def inject(self, layer: Layer, streams: Value) -> tuple[Value, Value]:
-        """Gate the layer's own embedding by the active stream, and add it to all streams except the first.
-
-        Returns the streams, and the active one.
-        """
-        config, hidden = layer.config, layer.config.hidden_size
-        x = active = layer.active(streams)
-        if config.altup_correct_scale:
-            x = ops.mul(active, layer.vector("altup.correct_output_scale"))
-        gate = ops.gelu_tanh(layer.linear(x, "per_layer_input_gate.weight", config.ple_size))
-        projected = layer.linear(ops.mul(gate, self._of(layer)), "per_layer_projection.weight", hidden)
-        # One row of weights for each stream; the first stream's row is zeros (text_source.py).
-        weights = layer.rows("per_layer_streams_norm.weight", config.altup_num_inputs, hidden)
-        streams = ops.add(streams, ops.mul(layer.step.scale(projected).unit_rms(projected), weights))
-        return streams, active if config.altup_active_index == 0 else layer.active(streams)
-
-    def _of(self, layer: Layer) -> Value:
-        """The layer's own embedding: f32[1, tokens, 1, ple]."""
-        if self._all is None:
-            self._all = self._project()
-        index = layer.step.size.layers[layer.index]
-        return ops.take(self._all, 2, index, index + 1)
-
-    def _project(self) -> Value:
-        """The sum of the table's rows and projections of the embeddings, times 2^-0.5: f32[1, tokens, layers, ple]."""
-        step, config, layers = self._step, self._step.config, self._step.widest.num_layers
-        projected = step.linear(self._embeddings, "per_layer_model_projection.weight", layers * config.ple_size)
-        projected = ops.reshape(projected, (1, step.tokens, layers, config.ple_size))
-        weight = step.vector("per_layer_projection_norm.weight", config.ple_size)
-        # The model scales the projection by hidden^-0.5 before this norm: that is the same as a larger epsilon.
-        projected = Scale.of(projected, config.rms_norm_eps * config.hidden_size).rms_norm(projected, weight)
-        return ops.mul(ops.add(projected, self._rows), step.graph.scalar(2**-0.5))
+    Returns the streams, and the active one.
+    """
+    config = layer.config
+    x = active = active_stream(layer.step, streams)
+    if config.altup_correct_scale:
+        x = ops.mul(active, layer.vector("altup.correct_output_scale"))
+    projected = per_layer.gated(layer, x)
+    # One row of weights for each stream; the first stream's row is zeros (text_source.py).
+    weights = layer.rows("per_layer_streams_norm.weight", config.altup_num_inputs, config.hidden_size)
+    streams = ops.add(streams, ops.mul(layer.step.scale(projected).unit_rms(projected), weights))
+    return streams, active if config.altup_active_index == 0 else active_stream(layer.step, streams)

@@ -7,8 +7,8 @@ Source: transformers 5.23 models/gemma3n/modeling_gemma3n.py (Gemma3nMultimodalE
 
 from __future__ import annotations
 
+from converters.gemma.graphs.norms import Scale
 from converters.gemma3n.config.vision import VisionConfig
-from converters.gemma3n.graphs.norms import Scale
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight
 

@@ -8,9 +8,9 @@ Source: timm 1.0.31 models/mobilenetv5.py, _efficientnet_blocks.py, layers/atten
 
 from __future__ import annotations
 
+from converters.gemma.graphs.norms import rms_norm
 from converters.gemma3n.config.vision import STEM_BIAS, TOWER, VisionConfig
 from converters.gemma3n.config.vision_blocks import EdgeResidual, InvertedResidual, MultiQueryAttention
-from converters.gemma3n.graphs.norms import rms_norm
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Graph, Value, Weight
 

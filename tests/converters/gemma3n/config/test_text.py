@@ -107,13 +107,13 @@ def test_the_published_config_reads_as_documented() -> None:
 def test_each_layer_is_described() -> None:
     config = parse(changed(intermediate_size=[10, 20, 30, 40, 50, 60, 70]))
     assert config.layers == (
-        LayerConfig("sliding", 10, 0.95, None),
-        LayerConfig("sliding", 20, 0.95, None),
-        LayerConfig("full", 30, 0.8, None),
-        LayerConfig("sliding", 40, 0.0, None),
-        LayerConfig("full", 50, 0.0, None),
-        LayerConfig("sliding", 60, 0.0, 3),
-        LayerConfig("full", 70, 0.0, 4),
+        LayerConfig("sliding", 10, None, 0.95),
+        LayerConfig("sliding", 20, None, 0.95),
+        LayerConfig("full", 30, None, 0.8),
+        LayerConfig("sliding", 40, None, 0.0),
+        LayerConfig("full", 50, None, 0.0),
+        LayerConfig("sliding", 60, 3, 0.0),
+        LayerConfig("full", 70, 4, 0.0),
     )
     assert config.kv_layers == (0, 1, 2, 3, 4)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from text_blocks import LAYERS, MODELS, Array, RandomModel, assert_close, numbers, run, whole
 
+from converters.gemma.graphs.text.decoder_step import Layer
 from converters.gemma3n import reference
 from converters.gemma3n.graphs.text import altup
-from converters.gemma3n.graphs.text.decoder_step import Layer
 
 TOKENS = 3
 
@@ -39,7 +39,7 @@ def test_streams_begin_as_projections_at_the_magnitude_of_the_embedding(
 def test_streams_end_as_the_mean_of_their_projections(tmp_path: Path, model: RandomModel) -> None:
     step, streams = whole(model, TOKENS), streams_of(model)
     x = step.graph.input("x", (1, *streams.shape))
-    step.graph.output("y", altup.merge(step, x, step.scale(step.stream(x, 0))))
+    step.graph.output("y", altup.merge(step, x, step.scale(altup.stream(x, 0))))
     found = run(tmp_path, step.graph, model, {"x": streams[None]})["y"]
     assert_close(found[0, :, 0], reference.merge(model, streams))
 
@@ -49,7 +49,9 @@ def test_a_layer_predicts_every_stream_from_all(tmp_path: Path, name: str, index
     model, step = MODELS[name], whole(MODELS[name], TOKENS)
     streams, layer = streams_of(model), Layer(step, index)
     x = step.graph.input("x", (1, *streams.shape))
-    step.graph.output("y", altup.predict(layer, x, layer.active(x), step.scale(layer.active(x))))
+    step.graph.output(
+        "y", altup.predict(layer, x, altup.active_stream(step, x), step.scale(altup.active_stream(step, x)))
+    )
     found = run(tmp_path, step.graph, model, {"x": streams[None]})["y"]
     assert_close(found[0], reference.Layer(model, index).predict(streams))
 
@@ -61,7 +63,7 @@ def test_a_layer_corrects_every_stream_by_what_it_computed(tmp_path: Path, name:
     predicted = step.graph.input("predicted", (1, *streams.shape))
     activated = step.graph.input("activated", (1, TOKENS, 1, model.config.hidden_size))
     scale = step.scale(activated)
-    step.graph.output("y", altup.correct(layer, predicted, layer.active(predicted), activated, scale))
+    step.graph.output("y", altup.correct(layer, predicted, altup.active_stream(step, predicted), activated, scale))
     computed = numbers(TOKENS, model.config.hidden_size, seed=1)
     found = run(tmp_path, step.graph, model, {"predicted": streams[None], "activated": computed[None, :, None]})["y"]
     assert_close(found[0], reference.Layer(model, index).correct(streams, computed))

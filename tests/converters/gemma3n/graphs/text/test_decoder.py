@@ -9,11 +9,10 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from paths import EXAMPLE
 
-from converters.gemma3n.config.text import TextConfig
+from converters.gemma.graphs.text.decoder_step import Step, whole_size
+from converters.gemma.graphs.text.kv_cache import CacheRows
 from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.graphs.text.decoder import _Decoder, decode_graph, prefill_graph
-from converters.gemma3n.graphs.text.decoder_step import DecoderSize, Step
-from converters.gemma3n.graphs.text.kv_cache import CacheRows
 from converters.gemma3n.plan.text_source import TextSource
 from converters.gemma3n.recipes import built_in
 from toolkit.tflite.graph import DType, Graph, Signature, Weight
@@ -28,15 +27,10 @@ def checkpoint() -> Gemma3nCheckpoint:
     return open_gemma3n(TINY)
 
 
-def alone(config: TextConfig) -> DecoderSize:
-    """The only size of a file: every layer, each FFN in one piece."""
-    return DecoderSize(config, tuple(range(config.num_layers)), tuple((layer.ffn_size,) for layer in config.layers))
-
-
 def whole_forward(checkpoint: Gemma3nCheckpoint) -> Graph:
     """Every layer for every token, as if prefill stopped nowhere."""
     config = checkpoint.config
-    decoder = _Decoder(Step(alone(config), config, TOKENS), ROWS)
+    decoder = _Decoder(Step(whole_size(config), config, TOKENS), ROWS)
     return decoder.finish(logits=decoder.logits(decoder.layers(config.num_layers)))
 
 
@@ -45,7 +39,7 @@ def test_the_caches_of_a_short_prefill_are_bit_equal_to_those_of_all_layers(
     tmp_path: Path, checkpoint: Gemma3nCheckpoint, quant: str
 ) -> None:
     config = checkpoint.config
-    short = prefill_graph(alone(config), config, ROWS, TOKENS)
+    short = prefill_graph(whole_size(config), config, ROWS, TOKENS)
     whole = whole_forward(checkpoint)
     assert len(short.live_nodes()) < 0.6 * len(whole.live_nodes())
     signatures = [Signature("short", short), Signature("whole", whole)]
@@ -71,15 +65,15 @@ def test_the_caches_of_a_short_prefill_are_bit_equal_to_those_of_all_layers(
 
 
 def embedding(checkpoint: Gemma3nCheckpoint) -> tuple[Weight, ...]:
-    from converters.gemma3n.graphs.text.embedder import embedder_graph
+    from converters.gemma.graphs.text.embedder import embedder_graph
 
     return distinct_weights([Signature("embed", embedder_graph(checkpoint.config, 1))])
 
 
 def test_signatures_take_and_give_what_the_manifest_documents(checkpoint: Gemma3nCheckpoint) -> None:
     config = checkpoint.config
-    decode = decode_graph(alone(config), config, ROWS)
-    prefill = prefill_graph(alone(config), config, ROWS, TOKENS)
+    decode = decode_graph(whole_size(config), config, ROWS)
+    prefill = prefill_graph(whole_size(config), config, ROWS, TOKENS)
     caches = {f"kv_cache_{kind}_{i}" for kind in "kv" for i in range(len(config.kv_layers))}
     inputs = {"embeddings", "per_layer_embeddings", "input_pos", "mask"} | caches
     assert set(decode.inputs) == set(prefill.inputs) == inputs
@@ -92,7 +86,7 @@ def test_signatures_take_and_give_what_the_manifest_documents(checkpoint: Gemma3
 def test_sliding_layers_attend_to_their_rings_alone(checkpoint: Gemma3nCheckpoint, tokens: int) -> None:
     config = checkpoint.config
     rows = CacheRows.fitting(config, context=4096, largest_prefill=128)
-    size = alone(config)
+    size = whole_size(config)
     graph = decode_graph(size, config, rows) if tokens == 1 else prefill_graph(size, config, rows, tokens)
     attended = {node.inputs[0].shape[-1] for node in graph.live_nodes() if node.builtin == "SOFTMAX"}
     assert attended == {config.sliding_window + 128, 4096}
@@ -100,7 +94,7 @@ def test_sliding_layers_attend_to_their_rings_alone(checkpoint: Gemma3nCheckpoin
 
 def test_a_decode_step_has_few_ops_for_a_gpu_pays_for_each(checkpoint: Gemma3nCheckpoint) -> None:
     config = checkpoint.config
-    graph = decode_graph(alone(config), config, CacheRows.fitting(config, context=2048, largest_prefill=64))
+    graph = decode_graph(whole_size(config), config, CacheRows.fitting(config, context=2048, largest_prefill=64))
     assert config.num_layers == 10
     assert len(graph.live_nodes()) <= 1_388
 
@@ -108,6 +102,7 @@ def test_a_decode_step_has_few_ops_for_a_gpu_pays_for_each(checkpoint: Gemma3nCh
 def test_no_constant_is_infinite_in_float16(checkpoint: Gemma3nCheckpoint) -> None:
     config = checkpoint.config
     rows = CacheRows.fitting(config, context=2048, largest_prefill=64)
-    for graph in (decode_graph(alone(config), config, rows), prefill_graph(alone(config), config, rows, 64)):
+    size = whole_size(config)
+    for graph in (decode_graph(size, config, rows), prefill_graph(size, config, rows, 64)):
         floats = [v.constant for v in graph.values if v.constant is not None and v.dtype is DType.FLOAT32]
         assert max(float(np.abs(constant).max()) for constant in floats) < 65_504

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from text_blocks import MODELS, Compiled, RandomModel, assert_close, cache_inputs, causal_mask, rows_of, whole
 
+from converters.gemma.graphs.text.kv_cache import CacheRows
 from converters.gemma3n import reference
 from converters.gemma3n.graphs.text.decoder import decode_graph, prefill_graph
-from converters.gemma3n.graphs.text.kv_cache import CacheRows
 
 IDS = np.array([2, 5, 40, 17, 0, 36, 38, 9, 9, 21, 3, 30, 11], np.int32)
 PREFILL = 4

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from text_blocks import LAYERS, MODELS, RandomModel, assert_close, numbers, run, whole
 
+from converters.gemma.graphs.text.decoder_step import DecoderSize, Layer, Step
 from converters.gemma3n import reference
-from converters.gemma3n.graphs.text.decoder_step import DecoderSize, Layer, Step
 from converters.gemma3n.graphs.text.feed_forward import feed_forward
 
 TOKENS = 5

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from text_blocks import LAYERS, MODELS, assert_close, numbers, run, whole
 
+from converters.gemma.graphs.text.decoder_step import Layer
 from converters.gemma3n import reference
-from converters.gemma3n.graphs.text.decoder_step import Layer
 from converters.gemma3n.graphs.text.laurel import joined, low_rank
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from text_blocks import LAYERS, MODELS, assert_close, numbers, rows_of, run, whole
 
+from converters.gemma.graphs.text.decoder_step import Layer
+from converters.gemma.graphs.text.per_layer_embedding import PerLayerEmbeddings
 from converters.gemma3n import reference
-from converters.gemma3n.graphs.text.decoder_step import Layer
-from converters.gemma3n.graphs.text.per_layer_embedding import PerLayerEmbeddings
+from converters.gemma3n.graphs.text.per_layer_embedding import inject
 
 IDS = np.array([7, 38, 0], np.int32)  # 38 lies behind the table
 
@@ -24,7 +25,7 @@ def test_a_layer_adds_its_gated_embedding_to_every_stream_but_the_first(tmp_path
     per_layer = PerLayerEmbeddings(
         step, graph.input("embeddings", (1, len(IDS), 1, config.hidden_size)), graph.input("rows", (1, *rows.shape))
     )
-    injected, active = per_layer.inject(Layer(step, index), graph.input("streams", (1, *streams.shape)))
+    injected, active = inject(per_layer, Layer(step, index), graph.input("streams", (1, *streams.shape)))
     graph.output("y", injected)
     graph.output("active", active)
     inputs = {"embeddings": embeddings[None, :, None], "rows": rows[None], "streams": streams[None]}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from text_blocks import LAYERS, MODELS, assert_close, numbers, run, whole
 
+from converters.gemma.graphs.text.rotary_embedding import RotaryEmbedding
 from converters.gemma3n import reference
-from converters.gemma3n.graphs.text.rotary_embedding import RotaryEmbedding
 from toolkit.tflite.graph import DType
 
 CONTEXT = 32_768

@@ -1,16 +1,17 @@
 """Builds the text decoder's grouped-query attention; scores are not scaled, because queries and keys are normed.
 
-Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextAttention).
+Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextAttention), `models/gemma4` (Gemma4TextAttention).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from converters.gemma3n.graphs.text.attention_mask import AttentionMasks
-from converters.gemma3n.graphs.text.decoder_step import Layer
-from converters.gemma3n.graphs.text.kv_cache import StepCaches, heads_first
-from converters.gemma3n.graphs.text.rotary_embedding import RotaryEmbedding
+from converters.gemma.config import DecoderConfig
+from converters.gemma.graphs.text.attention_mask import AttentionMasks
+from converters.gemma.graphs.text.decoder_step import Layer
+from converters.gemma.graphs.text.kv_cache import StepCaches, heads_first
+from converters.gemma.graphs.text.rotary_embedding import RotaryEmbedding
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value, Weight, WeightPart
 
@@ -23,7 +24,7 @@ class Attention:
     masks: AttentionMasks
     rotary: RotaryEmbedding
 
-    def attend(self, layer: Layer, normed: Value) -> Value:
+    def attend(self, layer: Layer[DecoderConfig], normed: Value) -> Value:
         """Attend over the layer's own cache or the one that it shares: f32[1, tokens, 1, hidden]."""
         config, tokens = layer.config, layer.tokens
         query, key, value = self._queries_keys_values(layer, normed)
@@ -33,12 +34,12 @@ class Attention:
         kv_heads, groups = config.num_kv_heads, config.num_heads // config.num_kv_heads
         # With one token, heads come first already.
         query = query if tokens == 1 else heads_first(query)
-        query = ops.reshape(query, (1, kv_heads, groups * tokens, config.head_dim))
+        query = ops.reshape(query, (1, kv_heads, groups * tokens, layer.heads.dim))
         weights = self._weights(layer, ops.batch_matmul(query, keys, transpose_b=True))
         mixed = _heads_last(_mix(values, weights, tokens), config.num_heads, tokens)
         return layer.linear(mixed, "self_attn.o_proj.weight", config.hidden_size)
 
-    def _weights(self, layer: Layer, scores: Value) -> Value:
+    def _weights(self, layer: Layer[DecoderConfig], scores: Value) -> Value:
         """Softmax of the scores f32[1, kv_heads, groups * tokens, rows] over the rows that a token may attend to."""
         mask, tokens = self.masks.of(layer.own), layer.tokens
         if tokens == 1:
@@ -46,29 +47,29 @@ class Attention:
         by_head = ops.reshape(scores, (1, layer.config.num_heads, tokens, scores.shape[-1]))
         return ops.reshape(ops.softmax(ops.add(by_head, mask)), scores.shape)
 
-    def fill_cache(self, layer: Layer, normed: Value) -> None:
+    def fill_cache(self, layer: Layer[DecoderConfig], normed: Value) -> None:
         """Compute and write only the keys and values of a layer that owns a cache."""
         # Uses the whole fused matrix, though queries are not needed, so that prefill and decode share one packed copy.
         _, key, value = self._queries_keys_values(layer, normed)
         self.caches.write(layer, key, value)
 
-    def _queries_keys_values(self, layer: Layer, normed: Value) -> tuple[Value, Value, Value]:
+    def _queries_keys_values(self, layer: Layer[DecoderConfig], normed: Value) -> tuple[Value, Value, Value]:
         """Queries and keys normed and rotated, values normed: f32[1, tokens, heads, head_dim] each.
 
         A layer that reads another's cache has queries only: its keys and values are placeholders of the queries.
         """
-        config, graph, tokens = layer.config, layer.graph, layer.tokens
+        config, graph, tokens, dim = layer.config, layer.graph, layer.tokens, layer.heads.dim
         owns = layer.own.kv_source is None
         q, kv = config.num_heads, config.num_kv_heads if owns else 0
         kinds = [("q", q), ("k", kv), ("v", kv)] if owns else [("q", q)]
         parts = tuple(WeightPart(layer.name(f"self_attn.{kind}_proj.weight")) for kind, _ in kinds)
         heads = q + 2 * kv
         name = layer.name("self_attn.qkv_proj.weight" if owns else "self_attn.q_proj.weight")
-        matrix = graph.weight(Weight(name, (heads * config.head_dim, config.hidden_size), parts))
-        joined = ops.reshape(ops.fully_connected(normed, matrix), (1, tokens, heads, config.head_dim))
+        matrix = graph.weight(Weight(name, (heads * dim, config.hidden_size), parts))
+        joined = ops.reshape(ops.fully_connected(normed, matrix), (1, tokens, heads, dim))
         # The factors of values are 1 (text_source.py), so all heads can be scaled at once.
         name = "self_attn.qkv_norm.weight" if owns else "self_attn.q_norms.weight"
-        factors = layer.rows(name, heads, config.head_dim)
+        factors = layer.rows(name, heads, dim)
         scaled = ops.mul(layer.step.scale(joined).unit_rms(joined), factors)
         if not owns:
             query = self.rotary.rotate(scaled, layer.own)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from text_blocks import LAYERS, MODELS, Compiled, RandomModel, assert_close, cache_inputs, causal_mask, numbers, whole
 
+from converters.gemma.graphs.text.attention import Attention
+from converters.gemma.graphs.text.attention_mask import AttentionMasks
+from converters.gemma.graphs.text.decoder_step import Layer
+from converters.gemma.graphs.text.kv_cache import CacheRows, StepCaches
+from converters.gemma.graphs.text.rotary_embedding import RotaryEmbedding
 from converters.gemma3n import reference
-from converters.gemma3n.graphs.text.attention import Attention
-from converters.gemma3n.graphs.text.attention_mask import AttentionMasks
-from converters.gemma3n.graphs.text.decoder_step import Layer
-from converters.gemma3n.graphs.text.kv_cache import CacheRows, StepCaches
-from converters.gemma3n.graphs.text.rotary_embedding import RotaryEmbedding
 from toolkit.tflite.graph import DType, Graph
 
 STEPS = (4, 1, 4, 1, 1, 4, 4)  # tokens of one step after another: prefills and decode steps

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from converters.gemma3n.config.text import LayerConfig, TextConfig
-from converters.gemma3n.graphs.text.decoder_step import Layer, Step
-from converters.gemma3n.graphs.text.kv_ring import RingWrite, slice_start
+from converters.gemma.config import DecoderConfig, DecoderLayer
+from converters.gemma.graphs.text.decoder_step import Layer, Step
+from converters.gemma.graphs.text.kv_ring import RingWrite, slice_start
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value
 
@@ -30,7 +30,7 @@ class CacheRows:
     seen: int
 
     @classmethod
-    def fitting(cls, config: TextConfig, context: int, largest_prefill: int) -> CacheRows:
+    def fitting(cls, config: DecoderConfig, context: int, largest_prefill: int) -> CacheRows:
         """The smallest caches for prefills of up to `largest_prefill` tokens."""
         return cls(context, min(context, config.sliding_window + largest_prefill), context)
 
@@ -39,11 +39,11 @@ class CacheRows:
         """Whether sliding caches are rings."""
         return self.sliding < self.context
 
-    def of(self, layer: LayerConfig) -> int:
+    def of(self, layer: DecoderLayer) -> int:
         """The rows of one layer's cache."""
         return self.context if layer.attention == "full" else self.sliding
 
-    def read(self, layer: LayerConfig) -> int:
+    def read(self, layer: DecoderLayer) -> int:
         """The number of rows that one layer reads."""
         return self.seen if self.of(layer) == self.context else self.sliding
 
@@ -51,14 +51,15 @@ class CacheRows:
 class StepCaches:
     """The caches of one step: inputs of its graph, then written layer by layer, and finally outputs."""
 
-    def __init__(self, step: Step, rows: CacheRows, positions: Value) -> None:
+    def __init__(self, step: Step[DecoderConfig], rows: CacheRows, positions: Value) -> None:
         """positions: int32[tokens], the consecutive positions of the step's tokens."""
         self.rows = rows
         self._step = step
         self._caches: list[tuple[Value, Value]] = []
         config = step.config
         for i, owner in enumerate(step.widest.kv_layers):
-            count, heads, dim = rows.of(step.widest.layers[owner]), config.num_kv_heads, config.head_dim
+            layer, heads = step.widest.layers[owner], config.num_kv_heads
+            count, dim = rows.of(layer), config.heads(layer.attention).dim
             keys = step.graph.input(f"kv_cache_k_{i}", (1, heads, count, dim))
             # The values' last axis is the position: BATCH_MATMUL then reads them without rearranging them.
             self._caches.append((keys, step.graph.input(f"kv_cache_v_{i}", (1, heads, dim, count))))
@@ -68,7 +69,7 @@ class StepCaches:
         self._ring_writes: dict[int, RingWrite] = {}
         self._seen: dict[int, tuple[Value, Value]] = {}
 
-    def write(self, layer: Layer, key: Value, value: Value) -> None:
+    def write(self, layer: Layer[DecoderConfig], key: Value, value: Value) -> None:
         """Write the key and value, f32[1, tokens, kv_heads, head_dim], of a layer that owns a cache."""
         cache = self._index(layer)
         rows = self.rows.of(layer.own)
@@ -78,7 +79,7 @@ class StepCaches:
             self._written(values, _tokens_last(value), rows, _VALUE_POSITIONS),
         )
 
-    def read(self, layer: Layer) -> tuple[Value, Value]:
+    def read(self, layer: Layer[DecoderConfig]) -> tuple[Value, Value]:
         """The keys and values that a layer attends to; layers that share a cache share a copy of its first rows.
 
         All rows of a ring are read: attending to masked rows costs less than first copying the window's rows.
@@ -96,7 +97,7 @@ class StepCaches:
             self._step.graph.output(f"kv_cache_k_{i}", keys)
             self._step.graph.output(f"kv_cache_v_{i}", values)
 
-    def _index(self, layer: Layer) -> int:
+    def _index(self, layer: Layer[DecoderConfig]) -> int:
         """The index of the cache that a layer reads: its own, or that of the layer it shares with."""
         source = layer.own.kv_source
         owner = self._step.size.layers[layer.index if source is None else source]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from text_blocks import MODELS, cache_inputs, numbers, run, whole
 
-from converters.gemma3n.graphs.text.decoder_step import Layer
-from converters.gemma3n.graphs.text.kv_cache import CacheRows, StepCaches
+from converters.gemma.graphs.text.decoder_step import Layer
+from converters.gemma.graphs.text.kv_cache import CacheRows, StepCaches
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType
 

@@ -1,15 +1,15 @@
-"""Builds Gemma 3n's token embedding as a LiteRT graph: one table row per token, times sqrt(hidden)."""
+"""Builds the token embedding as a LiteRT graph: one table row per token, times sqrt(hidden)."""
 
 from __future__ import annotations
 
 import math
 
-from converters.gemma3n.config.text import TextConfig
+from converters.gemma.config import DecoderConfig
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Weight
 
 
-def embedder_graph(config: TextConfig, tokens: int) -> Graph:
+def embedder_graph(config: DecoderConfig, tokens: int) -> Graph:
     """ids: int32[1, tokens] -> embeddings: f32[1, tokens, hidden]; the caller keeps ids inside the vocabulary."""
     graph = Graph()
     ids = ops.reshape(graph.input("ids", (1, tokens), DType.INT32), (tokens,))

@@ -9,7 +9,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from bundles import NoWeights
 
-from converters.gemma3n.graphs.text.kv_ring import RingWrite
+from converters.gemma.graphs.text.kv_ring import RingWrite
 from toolkit.tflite.graph import DType, Graph, Signature
 from toolkit.tflite.writer import layout_tflite, write_tflite
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from text_blocks import BLOCKED, MODELS, cache_inputs, causal_mask, run, whole
 
-from converters.gemma3n.config.text import Attention
-from converters.gemma3n.graphs.text.attention_mask import AttentionMasks
-from converters.gemma3n.graphs.text.kv_cache import CacheRows, StepCaches
+from converters.gemma.config import Attention
+from converters.gemma.graphs.text.attention_mask import AttentionMasks
+from converters.gemma.graphs.text.kv_cache import CacheRows, StepCaches
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType
 

@@ -1,41 +1,48 @@
 """A forward pass of the text decoder that is being built, and one of its layers: the graph, and weights by name.
 
-Streams are f32[1, tokens, streams, hidden] (AltUp's predictions of the hidden state), all else f32[1, tokens, 1, ...].
+Values are f32[1, tokens, 1, ...].
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Generic
 
-from converters.gemma3n.config.text import LayerConfig, TextConfig
-from converters.gemma3n.graphs.norms import Scale
+from converters.gemma.config import AnyConfig, Config, DecoderLayer, Heads
+from converters.gemma.graphs.norms import Scale
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Graph, Value, Weight
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderSize:
-    """One MatFormer size, which uses the weights of the widest model in the file.
+class DecoderSize(Generic[AnyConfig]):
+    """One size, which uses the weights of the widest model in the file.
 
     `layers[i]` is the widest model's index of this size's layer i; `ffn_segments[i]`: widths of the FFN pieces it runs.
     """
 
-    config: TextConfig
+    config: AnyConfig
     layers: tuple[int, ...]
     ffn_segments: tuple[tuple[int, ...], ...]
 
 
+def whole_size(config: Config) -> DecoderSize[Config]:
+    """The only size of a file: every layer, each FFN in one piece."""
+    segments = tuple((layer.ffn_size,) for layer in config.layers)
+    return DecoderSize(config, tuple(range(config.num_layers)), segments)
+
+
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(Generic[AnyConfig]):
     """A pass of `tokens` tokens through one size of the widest model in the file."""
 
-    size: DecoderSize
-    widest: TextConfig
+    size: DecoderSize[AnyConfig]
+    widest: AnyConfig
     tokens: int
     graph: Graph = field(default_factory=Graph)
 
     @property
-    def config(self) -> TextConfig:
+    def config(self) -> AnyConfig:
         return self.size.config
 
     def vector(self, tensor: str, size: int) -> Value:
@@ -58,25 +65,25 @@ class Step:
         """The scale by which a norm divides the rows of x."""
         return Scale.of(x, self.config.rms_norm_eps)
 
-    def stream(self, streams: Value, j: int) -> Value:
-        """Stream j: f32[1, tokens, 1, hidden]."""
-        return ops.take(streams, 2, j, j + 1)
-
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Generic[AnyConfig]):
     """Layer `index` of a step's size; names of tensors are the checkpoint's, without `layers.N.`"""
 
-    step: Step
+    step: Step[AnyConfig]
     index: int
 
     @property
-    def config(self) -> TextConfig:
+    def config(self) -> AnyConfig:
         return self.step.config
 
     @property
-    def own(self) -> LayerConfig:
+    def own(self) -> DecoderLayer:
         return self.config.layers[self.index]
+
+    @property
+    def heads(self) -> Heads:
+        return self.config.heads(self.own.attention)
 
     @property
     def graph(self) -> Graph:
@@ -109,7 +116,3 @@ class Layer:
     def norm(self, x: Value, tensor: str, scale: Scale | None = None) -> Value:
         """RMS norm over the last axis; scale: x's own, if not given."""
         return self.step.norm(x, self.name(tensor), scale)
-
-    def active(self, streams: Value) -> Value:
-        """The stream that the layer computes on: f32[1, tokens, 1, hidden]."""
-        return self.step.stream(streams, self.config.altup_active_index)

@@ -1,14 +1,15 @@
 """Builds the rotary position embedding (RoPE) of queries and keys, half-split, with a base per type of attention.
 
-Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextRotaryEmbedding, apply_rotary_pos_emb).
+Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextRotaryEmbedding, apply_rotary_pos_emb), and
+`modeling_rope_utils.py` (proportional: only the first pairs turn).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from converters.gemma3n.config.text import LayerConfig
-from converters.gemma3n.graphs.text.decoder_step import Step
+from converters.gemma.config import DecoderConfig, DecoderLayer, Heads
+from converters.gemma.graphs.text.decoder_step import Step
 from toolkit.base.layout import ceil_div
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value
@@ -24,7 +25,7 @@ class RotaryEmbedding:
     from those of each, which are looked up. A GPU computes in float16, where position times frequency loses all digits.
     """
 
-    def __init__(self, step: Step, positions: Value, context: int) -> None:
+    def __init__(self, step: Step[DecoderConfig], positions: Value, context: int) -> None:
         """positions: int32[tokens], below the context; a token after the end of a prompt may have any."""
         self._step, graph = step, step.graph
         rows = ceil_div(context, LOW)
@@ -32,37 +33,36 @@ class RotaryEmbedding:
         self._low, self._high = (ops.floor_mod(positions, graph.ints([LOW])), LOW), (high, rows)
         self._rotations: dict[str, tuple[Value, Value]] = {}
 
-    def rotate(self, x: Value, layer: LayerConfig) -> Value:
+    def rotate(self, x: Value, layer: DecoderLayer) -> Value:
         """x * cos + (-x2, x1) * sin, the sign folded into the sines; x: f32[1, tokens, heads, head_dim]."""
         cos, sin = self._rotation(layer)
-        half = self._step.config.head_dim // 2
+        half = x.shape[-1] // 2
         # Two copies of x, and from them the half that begins in the middle of the first copy.
         swapped = ops.take(ops.concatenation([x, x], 3), 3, half, 3 * half)
         return ops.add(ops.mul(x, cos), ops.mul(swapped, sin))
 
-    def _rotation(self, layer: LayerConfig) -> tuple[Value, Value]:
+    def _rotation(self, layer: DecoderLayer) -> tuple[Value, Value]:
         """cos and signed sin of position * frequency, f32[1, tokens, 1, head_dim]."""
         if layer.attention not in self._rotations:
-            config = self._step.config
-            theta = config.rope_theta_full if layer.attention == "full" else config.rope_theta_sliding
+            heads = self._step.config.heads(layer.attention)
             (cos, sin), (more_cos, more_sin) = (
-                self._looked_up(rows, theta, step) for rows, step in ((self._low, 1), (self._high, LOW))
+                self._looked_up(rows, heads, step) for rows, step in ((self._low, 1), (self._high, LOW))
             )
             # Both sines include the sign, so their product has none.
             turned = (
                 ops.sub(ops.mul(cos, more_cos), ops.mul(sin, more_sin)),
                 ops.add(ops.mul(sin, more_cos), ops.mul(cos, more_sin)),
             )
-            shape = (1, self._step.tokens, 1, config.head_dim)
+            shape = (1, self._step.tokens, 1, heads.dim)
             self._rotations[layer.attention] = ops.reshape(turned[0], shape), ops.reshape(turned[1], shape)
         return self._rotations[layer.attention]
 
-    def _looked_up(self, rows: tuple[Value, int], theta: float, step: int) -> tuple[Value, Value]:
+    def _looked_up(self, rows: tuple[Value, int], heads: Heads, step: int) -> tuple[Value, Value]:
         """cos and signed sin of index * step * frequency, f32[tokens, head_dim], from tables with that many rows."""
         index, count = rows
-        dim = self._step.config.head_dim
-        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-        frequencies = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
+        exponents = np.arange(0, 2 * heads.rotated, 2, dtype=np.float32) / np.float32(heads.dim)
+        turning = (1.0 / np.power(np.float32(heads.rope_theta), exponents)).astype(np.float32)
+        frequencies = np.pad(turning, (0, heads.dim // 2 - heads.rotated))
         angles = np.arange(count)[:, None] * float(step) * frequencies[None].astype(np.float64)
         cos, sin = np.cos(angles), np.sin(angles)
         tables = np.concatenate([cos, cos], 1), np.concatenate([-sin, sin], 1)

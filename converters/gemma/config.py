@@ -1,0 +1,91 @@
+"""The numbers of a decoder with per-layer embeddings that its common blocks need; each family's config adds its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from toolkit.quant.source import TensorSource
+
+Attention = Literal["sliding", "full"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The attention heads of the layers of one type: their size, and their rotary embedding."""
+
+    dim: int
+    rope_theta: float
+    rotated: int
+    """Pairs of elements that turn with the position: the first ones. The others of the dim / 2 pairs do not turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One decoder layer; `kv_source`: None if it owns a KV cache, else the index of the layer whose cache it reads."""
+
+    attention: Attention
+    ffn_size: int
+    kv_source: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig(ABC):
+    """A text decoder's config. `ple_` is per-layer embeddings: hidden_size_per_layer_input and its vocabulary."""
+
+    vocab_size: int
+    ple_vocab_size: int
+    hidden_size: int
+    ple_size: int
+    num_heads: int
+    num_kv_heads: int
+    sliding_window: int
+    max_positions: int
+    rms_norm_eps: float
+    final_logit_softcap: float | None
+    layers: tuple[DecoderLayer, ...]
+    bos_token_id: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """The layers that own a KV cache, in order."""
+        return tuple(index for index, layer in enumerate(self.layers) if layer.kv_source is None)
+
+    @abstractmethod
+    def heads(self, attention: Attention) -> Heads:
+        """The attention heads of the layers of one type."""
+
+
+AnyConfig = TypeVar("AnyConfig", bound=DecoderConfig, covariant=True)
+Config = TypeVar("Config", bound=DecoderConfig)
+
+
+class DecoderModel(TensorSource, Protocol[AnyConfig]):
+    """The text model that the converter reads: a checkpoint, or a slice of one."""
+
+    @property
+    def config(self) -> AnyConfig: ...
+
+
+def layer_kv_sources(attention: Sequence[Attention], num_kv_shared: int) -> tuple[int | None, ...]:
+    """For each layer the index of the layer whose cache it reads, or None if it owns one.
+
+    Each shared layer reads the last owner of its own type (kv_sharing_modes); ValueError if there is none.
+
+    >>> layer_kv_sources(["sliding", "full", "sliding", "sliding", "full"], 2)
+    (None, None, None, 2, 1)
+    """
+    owners = len(attention) - num_kv_shared
+    last_owner = {kind: index for index, kind in enumerate(attention[:owners])}
+    missing = sorted(set(attention[owners:]) - last_owner.keys())
+    if missing or owners < 1:
+        raise ValueError(f"no layer before {owners} owns a cache of type {missing[0] if missing else attention[0]}")
+    return (*(None for _ in range(owners)), *(last_owner[kind] for kind in attention[owners:]))

@@ -58,3 +58,13 @@ def test_sources_quote_code_in_single_backticks() -> None:
     ]
     assert sources
     assert not found
+
+
+def test_every_error_of_the_troubleshooting_page_is_one_that_we_print() -> None:
+    page = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r'^\*\*"([^"]+)"\*\*', page, flags=re.MULTILINE)
+    assert len(quoted) + len(re.findall(r"^\*\*[^\"]", page, flags=re.MULTILINE)) == 20
+    roots = ("gemma_edge", "toolkit", "converters", "device_harness")
+    sources = "\n".join(path.read_text(encoding="utf-8") for root in roots for path in (REPOSITORY / root).rglob("*.py"))
+    printed = re.sub(r'"\s*\n\s*f?"', "", sources)  # a text may be split over lines
+    assert [text for text in quoted if text not in printed] == []

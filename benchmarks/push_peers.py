@@ -78,10 +78,10 @@ def emulated_device(root: Path, isolation: str, server_port: int) -> Iterator[De
 def aosp_device(server_port: int) -> Iterator[Device]:
     """AOSP's adbd; all that speaks with it runs in its network, so that nothing of ours is in between."""
     sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
-    from adbd import Adbd, cache_folder, fetch
+    from adbd import Adbd, fetch
 
     serial = "127.0.0.1:5555"
-    with Adbd(fetch(cache_folder())) as adbd:
+    with Adbd(fetch()) as adbd:
         inside = tuple(adbd.inside())
         with _adb_server(inside, serial, server_port) as (environment, server):
             ways = (

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from adbd import Adbd, AdbdSettings, Peer, Unavailable, cache_folder, fetch
+from adbd import Adbd, AdbdSettings, Peer, fetch
+from debian import Unavailable
 
 from device_harness.adb.devices import tcp_endpoint
 from device_harness.adb.transport import Transport
@@ -48,7 +49,7 @@ def folder_device() -> Iterator[Emulator]:
 def adbd_root() -> Path:
     """AOSP's adbd, unpacked."""
     try:
-        return fetch(cache_folder())
+        return fetch()
     except Unavailable as error:
         pytest.skip(str(error))
 

@@ -7,7 +7,6 @@ adbd also listens on vsock, which no network namespace hides; and it asks nobody
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import os
 import shutil
@@ -25,6 +24,7 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 import pytest
+from debian import Unavailable, UnpackedPackages
 
 from device_harness.emulator.faults import Faults
 
@@ -36,8 +36,6 @@ SHELL_UID = 2000
 PORT = 5555
 LOCAL = "127.0.0.1"
 
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_FETCH_S = 150
 _START_S = 15.0
 _BUFFER_BYTES = 256 * 1024
 _CLONE_NEWNET = 0x40000000
@@ -51,76 +49,20 @@ Userland = Literal["android", "toybox", "busybox", "host"]
 """mksh and toybox with what Android's toybox has beside Debian's; without that; busybox; this computer's programs."""
 
 
-class Unavailable(Exception):
-    """Why there is no adbd here."""
+def packages() -> UnpackedPackages:
+    """adbd and the programs of its userlands."""
+    return UnpackedPackages("adbd-34.0.5-12", SUITE, PACKAGES)
 
 
-def cache_folder() -> Path:
-    """Where the unpacked packages stay."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    key = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
-    return (Path(base) if base else Path.home() / ".cache") / "gemma-edge-tests" / f"adbd-34.0.5-12-{key}"
-
-
-def fetch(folder: Path) -> Path:
+def fetch() -> Path:
     """Download and unpack, once; the root of the unpacked packages."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        root = folder / "root"
-        if not root.is_dir():
-            _require_tools()
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                _download(Path(scratch))
-                unpacked = Path(scratch) / "root"
-                for package in sorted((Path(scratch) / "cache/archives").glob("*.deb")):
-                    subprocess.run(["dpkg", "-x", package, unpacked], check=True)
-                unpacked.rename(root)
+    if os.uname().machine != "x86_64":
+        raise Unavailable(f"adbd is patched for x86_64, not {os.uname().machine}")
+    root = packages().fetch()
     found = hashlib.sha256((root / ADBD).read_bytes()).hexdigest()
     if found != ADBD_SHA256:
         raise Unavailable(f"{root / ADBD} has other bytes (sha256 {found}) than the adbd that is patched here")
     return root
-
-
-def _require_tools() -> None:
-    missing = [name for name in ("apt-get", "dpkg") if shutil.which(name) is None]
-    if missing or not _KEYRING.is_file():
-        raise Unavailable(f"adbd is fetched from Debian with {' and '.join(missing) or _KEYRING}, which is not here")
-    if os.uname().machine != "x86_64":
-        raise Unavailable(f"adbd is patched for x86_64, not {os.uname().machine}")
-
-
-def _download(scratch: Path) -> None:
-    """By apt-get with folders of its own: this machine's lists and packages stay as they are."""
-    shown = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"]
-    places = subprocess.run(shown, capture_output=True, text=True, check=False).stdout.split()
-    if not places:
-        raise Unavailable("adbd is fetched from Debian, and this machine's apt-get knows no Debian")
-    (scratch / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {places[0]} {SUITE} main\n")
-    for name in ("state/lists/partial", "cache/archives/partial"):
-        (scratch / name).mkdir(parents=True)
-    options = {
-        "Dir::Etc::sourcelist": scratch / "sources.list",
-        "Dir::Etc::sourceparts": "-",
-        "Dir::State": scratch / "state",
-        "Dir::State::status": "/dev/null",
-        "Dir::Cache": scratch / "cache",
-        "Debug::NoLocking": "1",
-        "APT::Architecture": "amd64",
-        "APT::Install-Recommends": "0",
-        "APT::Sandbox::User": "",
-        "Acquire::Languages": "none",
-        "Acquire::Retries": "1",
-        "Acquire::http::Timeout": "20",
-    }
-    apt = ["apt-get", "-qq", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
-    for words in (["update"], ["--yes", "--download-only", "install", *PACKAGES]):
-        try:
-            done = subprocess.run([*apt, *words], capture_output=True, text=True, check=False, timeout=_FETCH_S)
-        except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"adbd could not be fetched within {_FETCH_S} s") from error
-        if done.returncode:
-            raise Unavailable(f"adbd could not be fetched: {(done.stderr.strip() or '?').splitlines()[-1]}")
 
 
 def patched(root: Path, *, asks_for_key: bool) -> bytes:
@@ -413,7 +355,7 @@ def _descendants(process: int) -> list[int]:
 def main() -> None:
     """Fetch it, so that no test has to."""
     try:
-        print(f"AOSP's adbd: {fetch(cache_folder())}")
+        print(f"AOSP's adbd: {fetch()}")
     except Unavailable as error:
         sys.exit(f"no adbd of AOSP's; the tests that need it are skipped: {error}")
 

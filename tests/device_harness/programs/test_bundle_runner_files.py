@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from emulated_arm import arm_library, emulated_arm
 from native_runner import NativeRunner
 from paths import EXAMPLE
 
@@ -21,7 +18,6 @@ from device_harness.programs.bundle_runner import System, bundle_runner
 from toolkit.base.errors import EnvironmentFault
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
-from toolkit.runtime.weight_cache import default_directory
 
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE, PT_TLS, PT_RELRO = 1, 2, 3, 4, 7, 0x6474E552
 DT_NEEDED, DT_STRTAB, DT_SONAME, DT_FLAGS, DT_FLAGS_1 = 1, 5, 14, 30, 0x6FFFFFFB
@@ -107,59 +103,19 @@ def test_the_same_sources_give_the_same_bytes(system: System, architecture: Arch
 
 # --- ARM -----------------------------------------------------------------------------------------------------------
 
-SYSROOT = Path("/usr/aarch64-linux-gnu")
-CPUINFO = """processor\t: 0
-Features\t: fp asimd evtstrm crc32 cpuid
-CPU implementer\t: 0x41
-CPU architecture: 8
-CPU variant\t: 0x0
-CPU part\t: 0xd03
-CPU revision\t: 4
-
-"""
-"""An ARM's /proc/cpuinfo: qemu before version 10 shows the host's, on which XNNPACK fails."""
-
-
-def arm_library() -> Path:
-    """libLiteRt.so for ARM Linux, from the wheel of the installed version, downloaded by pip once."""
-    from importlib.metadata import version
-
-    name = f"ai-edge-litert=={version('ai-edge-litert')}"
-    folder = default_directory().parent / "gemma-edge-tests" / name
-    library = folder / "ai_edge_litert" / "libLiteRt.so"
-    if not library.is_file():
-        options = ("--no-deps", "--only-binary=:all:", "--python-version=3.12", "--platform=manylinux_2_27_aarch64")
-        command = [sys.executable, "-m", "pip", "download", "-q", name, *options, "-d", str(folder)]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip(f"needs {name} for ARM")
-        with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
-            archive.extract("ai_edge_litert/libLiteRt.so", folder)
-    return library
-
-
-def qemu(cpu: str, tmp_path: Path) -> list[str]:
-    """The command that runs an ARM program on this CPU; skips the test without qemu and ARM's C library."""
-    found = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-    if found is None or shutil.which("bwrap") is None or not (SYSROOT / "lib" / "libstdc++.so.6").exists():
-        pytest.skip("needs qemu-user-static, bubblewrap, libc6-arm64-cross and libstdc++6-arm64-cross")
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(CPUINFO)
-    bound = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", str(cpuinfo), "/proc/cpuinfo"]
-    if subprocess.run([*bound, "true"], capture_output=True).returncode:
-        pytest.skip("bubblewrap may not make namespaces here")
-    return [*bound, "--setenv", "QEMU_CPU", cpu, found, "-L", str(SYSROOT)]
-
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.uname().machine == "aarch64", reason="this computer is an ARM itself")
-@pytest.mark.parametrize("cpu", ["cortex-a53", pytest.param("cortex-a76", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "cpu",
+    ["cortex-a53", pytest.param("cortex-a76", marks=pytest.mark.full), pytest.param("max", marks=pytest.mark.full)],
+)
 def test_arm_computes_the_same_logits_but_for_rounding(cpu: str, tmp_path: Path) -> None:
     """In float32 without dot products to 1e-5 of the largest logit. In int8 an activation that is rounded the other way
-    is a step of its scale, and with dot products other kernels run: the same most likely token.
-
-    Not with the CPU `max`: there a prefill under qemu 7.2 differs, which uses int8 matrix products; decode does not.
+    is a step of its scale, and with dot products (cortex-a76) or matrix products (max) other kernels run: the same most
+    likely token.
     """
-    command = qemu(cpu, tmp_path)
+    command = emulated_arm(cpu, tmp_path)
     bundle = tmp_path / "bundle"
     recipes = {"text": "f32"} if cpu == "cortex-a53" else {}
     convert(ConvertRequest(EXAMPLE, bundle, sizes=("large", "small"), context=128, recipes=recipes), gate=None)

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from adbd import Adbd, Unavailable, cache_folder, fetch
+from adbd import Adbd, fetch
+from debian import Unavailable
 
 from gemma_edge import device_demo
 from gemma_edge.cli import main
@@ -59,7 +60,7 @@ def test_on_a_device_without_python_the_rest_is_measured_and_what_is_left_out_is
         monkeypatch.setattr(device_demo, "find_spec", lambda name: None if name == "ziglang" else find_spec(name))
     page = tmp_path / "demo.html"
     try:
-        with Adbd(fetch(cache_folder())) as device:
+        with Adbd(fetch()) as device:
             assert main(["demo", "--device", device.serial, "--report", str(page), "--json"]) == 0
             assert not list(device.path("/data/local/tmp/gemma-edge").glob("flash_probe-*"))
     except Unavailable as reason:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from emulated_arm import arm_library, emulated_arm
+from logits import divergence
 from native_runner import NativeRunner
 from paths import EXAMPLE
 
@@ -133,9 +134,3 @@ def test_arm_computes_the_same_logits_but_for_rounding(cpu: str, tmp_path: Path)
         assert one.argmax() == other.argmax() and divergence(one, other) < 1e-3
         if cpu == "cortex-a53":
             assert abs(one - other).max() < 1e-5 * abs(one).max()
-
-
-def divergence(one: np.ndarray, other: np.ndarray) -> float:
-    """The KL divergence of two rows of logits."""
-    p, q = (logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64)) for logits in (one, other))
-    return float((np.exp(p) * (p - q)).sum())

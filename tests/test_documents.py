@@ -65,6 +65,7 @@ def test_every_error_of_the_troubleshooting_page_is_one_that_we_print() -> None:
     quoted = re.findall(r'^\*\*"([^"]+)"\*\*', page, flags=re.MULTILINE)
     assert len(quoted) + len(re.findall(r"^\*\*[^\"]", page, flags=re.MULTILINE)) == 20
     roots = ("gemma_edge", "toolkit", "converters", "device_harness")
-    sources = "\n".join(path.read_text(encoding="utf-8") for root in roots for path in (REPOSITORY / root).rglob("*.py"))
+    files = (path for root in roots for path in (REPOSITORY / root).rglob("*.py"))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in files)
     printed = re.sub(r'"\s*\n\s*f?"', "", sources)  # a text may be split over lines
     assert [text for text in quoted if text not in printed] == []

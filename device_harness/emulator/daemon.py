@@ -30,6 +30,7 @@ from device_harness.adb.wire import (
 )
 from device_harness.emulator.auth import TOKEN_BYTES, PublicKey, is_signed, parse_public_key
 from device_harness.emulator.channel import WINDOW_BYTES, Channel, ChannelClosed
+from device_harness.emulator.compression import available
 from device_harness.emulator.forward import Forwards, parse_port, relay
 from device_harness.emulator.pipe import Piped
 from device_harness.emulator.shell import parse_shell_service, serve_shell
@@ -37,11 +38,16 @@ from device_harness.emulator.store import Store
 from device_harness.emulator.sync import SyncServer
 from device_harness.emulator.userland import Userland
 
-FEATURES = frozenset({"cmd", DELAYED_ACK, "fixed_push_mkdir", "ls_v2", "shell_v2", "stat_v2"})
+_FEATURES = ("cmd", DELAYED_ACK, "fixed_push_mkdir", "ls_v2", "sendrecv_v2", "shell_v2", "stat_v2")
 _SERVICES = ("reboot:", "reverse:", "tcp:")
 _TICKS_PER_S = 20
 _LEAST_PIPED_BYTES = 64 * 1024
 """For smaller messages, copying is as fast as a pipe."""
+
+
+def features() -> frozenset[str]:
+    """All that the device offers; of the compressions of `sync:` those whose library is installed."""
+    return frozenset((*_FEATURES, "sendrecv_v2_dry_run_send", *(f"sendrecv_v2_{name}" for name in available())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from device_harness.adb.wire import MAX_PAYLOAD_BYTES, VERSION_SKIP_CHECKSUM, Banner
-from device_harness.emulator.daemon import FEATURES, Access, Daemon, Identity
+from device_harness.emulator.daemon import Access, Daemon, Identity, features
 from device_harness.emulator.faults import Faults
 from device_harness.emulator.memory import MemoryLimit
 from device_harness.emulator.store import Store
@@ -39,7 +39,7 @@ class EmulatorSettings:
     storage_bytes: int | None = None
     access: Access = field(default_factory=Access)
     faults: Faults = field(default_factory=Faults)
-    features: frozenset[str] = FEATURES
+    features: frozenset[str] = field(default_factory=features)
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     version: int = VERSION_SKIP_CHECKSUM
     """VERSION: it looks at checksums, as before Android 9."""

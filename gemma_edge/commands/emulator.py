@@ -14,7 +14,7 @@ from device_harness.adb.wire import (
     VERSION_SKIP_CHECKSUM,
 )
 from device_harness.emulator.auth import PublicKey, parse_public_key
-from device_harness.emulator.daemon import FEATURES, Access
+from device_harness.emulator.daemon import Access, features
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import parse_faults, parse_size
 from gemma_edge.options.outputs import add_force_option
@@ -75,7 +75,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         storage_bytes=_size(arguments.storage, "--storage"),
         access=Access(tuple(_read_key(path) for path in arguments.key) if arguments.key else None),
         faults=parse_faults(arguments.fault),
-        features=frozenset() if arguments.old else FEATURES,
+        features=frozenset() if arguments.old else features(),
         max_payload_bytes=LEGACY_PAYLOAD_BYTES if arguments.old else MAX_PAYLOAD_BYTES,
         version=VERSION if arguments.old else VERSION_SKIP_CHECKSUM,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from adbd import Adbd, AdbdSettings, Peer, fetch
 from debian import Unavailable
+from waiting import PATIENCE_S
 
 from device_harness.adb.devices import tcp_endpoint
 from device_harness.adb.transport import Transport
@@ -114,3 +115,29 @@ def isolation(request: pytest.FixtureRequest) -> str:
             if not device.userland.is_isolated:
                 pytest.skip("bubblewrap may not make namespaces here")
     return kind
+
+
+@pytest.fixture(scope="module")
+def new_adb(adbd_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """adb 34 of the same packages, which compresses: what a command for a device says."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("home")
+    # In Debian's own folders: it starts its server by its own path.
+    base = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", str(adbd_root / "usr"), "/usr"]
+    adb = [*base, "--setenv", "HOME", str(home), "/usr/bin/adb", "-P", str(port)]
+    connected: set[str] = set()
+
+    def run(*words: object) -> str:
+        done = subprocess.run([*adb, *map(str, words)], capture_output=True, text=True, timeout=PATIENCE_S)
+        return done.stdout + done.stderr
+
+    def on_device(device: Peer, *words: object) -> str:
+        if device.serial not in connected:
+            assert "connected" in run("connect", device.serial)
+            connected.add(device.serial)
+        return run("-s", device.serial, *words)
+
+    yield on_device
+    run("kill-server")

@@ -29,7 +29,7 @@ from debian import Unavailable, UnpackedPackages
 from device_harness.emulator.faults import Faults
 
 SUITE = "trixie"
-PACKAGES = ("adbd=34.0.5-12", "toybox", "mksh", "coreutils", "busybox")
+PACKAGES = ("adbd=34.0.5-12", "adb=1:34.0.5-12", "toybox", "mksh", "coreutils", "busybox")
 ADBD = "usr/lib/android-sdk/platform-tools/adbd"
 ADBD_SHA256 = "12e6493107d4c51ccc595efde96acae75838584bd1cf4d451a50e679f1498d1a"
 SHELL_UID = 2000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -71,16 +71,19 @@ def push_source(
     target: str | None = None,
     receiver: str | None = None,
     progress: PushProgress | None = None,
+    confirm: Callable[[], object] | None = None,
     patience_s: float = 60.0,
 ) -> PushResult:
     """Push files (see `open_source`) to the folder `target` of a device; several devices may share a source.
 
     BundleError if local files differ from their manifest; EnvironmentFault for any fault of the device.
     After a fault or an interrupt, what was sent lies in NAME.part files, and the next push goes on there.
-    `receiver`: what `place_receiver` says. `patience_s`: how long a device that was cut off has to come back.
+    `receiver`: what `place_receiver` says. `confirm`: called before anything that the device has is given up, and
+    before anything takes its final name; what it raises ends the push. `patience_s`: how long a device that was cut off
+    has to come back.
     """
     folder = RemoteFolder(device, target or default_target(source), receiver)
-    return _Push(device, folder, source, progress).run(patience_s)
+    return _Push(device, folder, source, progress, confirm or _nothing).run(patience_s)
 
 
 def default_target(source: PushSource) -> str:
@@ -88,6 +91,10 @@ def default_target(source: PushSource) -> str:
     if source.folder is None:
         return DEFAULT_FOLDER
     return remote_path(DEFAULT_FOLDER, safe_name(source.folder, "folder name, of which --target can name another"))
+
+
+def _nothing() -> None:
+    """Nothing has to be confirmed."""
 
 
 @dataclass(slots=True)
@@ -108,12 +115,18 @@ class _Push:
     """One push to one device. After a lost connection, it starts again from what the device has by then."""
 
     def __init__(
-        self, device: Transport, folder: RemoteFolder, source: PushSource, progress: PushProgress | None
+        self,
+        device: Transport,
+        folder: RemoteFolder,
+        source: PushSource,
+        progress: PushProgress | None,
+        confirm: Callable[[], object],
     ) -> None:
         self._device = device
         self._folder = folder
         self._source = source
         self._progress = progress
+        self._confirm = confirm
         self._tally = _Tally()
         self._done: set[str] = set()
         self._left_bytes: int | None = None
@@ -149,6 +162,7 @@ class _Push:
         stored = self._send(plans, sizes)
         self._verify(plans, stored)
         self._folder.settle([plan.file for plan in plans])
+        self._confirm()
         self._commit(plans, sizes, stale)
 
     def _sizes(self) -> dict[str, int]:
@@ -198,6 +212,7 @@ class _Push:
     def _send(self, plans: Sequence[FilePlan], sizes: dict[str, int]) -> dict[str, dict[int, str]]:
         """Create each NAME.part; return the hashes that the device has computed of their content so far."""
         if any(plan.gives_up_whole for plan in plans):
+            self._confirm()
             self._require_sound(plans)
         if MANIFEST_NAME in sizes and _takes_apart(plans):
             self._folder.switch([(MANIFEST_NAME, OLD_MANIFEST)], [])

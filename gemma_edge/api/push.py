@@ -85,24 +85,36 @@ def push_all(
         raise UsageError("--device", found="a device twice")
     folder = None if target is None else remote_path(target.rstrip("/"))
     opened = open_source(Path(source), None if groups is None else tuple(groups))
-    if opened.manifest is None:
-        # Imported here because it takes flatbuffers and numpy, as long as a small push.
-        from toolkit.litertlm.hashes import require_hashes
-
-        require_hashes(Path(source))
     work = _Work(opened, folder or default_target(opened), receiver, listener or PushListener())
-    if len(devices) == 1:
-        return _outcome([lambda: work.push_to(devices[0])])
-    with ThreadPoolExecutor(len(devices)) as pool:
-        running: list[Future[PushResult]] = [pool.submit(work.push_to, device) for device in devices]
+    with ThreadPoolExecutor(len(devices) + 1) as pool:
         try:
-            return _outcome([future.result for future in running])
+            if opened.manifest is None:
+                work.check = pool.submit(_require_hashes, Path(source), work.ended)
+            if len(devices) == 1:  # in this thread, which alone gets an interrupt at once
+                outcome = _outcome([lambda: work.push_to(devices[0])])
+            else:
+                running: list[Future[PushResult]] = [pool.submit(work.push_to, device) for device in devices]
+                outcome = _outcome([future.result for future in running])
+            work.raise_fault()
+            return outcome
         finally:
             # After an interrupt, each push ends at its next step, so that a later push can continue from there.
             work.ended.set()
 
 
-@dataclass(frozen=True, slots=True)
+def _require_hashes(source: Path, ended: threading.Event) -> None:
+    """Compare a .litertlm with the hashes in its header, while its first bytes are on their way already."""
+    # Imported here because it takes flatbuffers and numpy, as long as a small push.
+    from toolkit.litertlm.hashes import require_hashes
+
+    def go_on(done: int, total: int) -> None:
+        if ended.is_set():
+            raise KeyboardInterrupt
+
+    require_hashes(source, go_on)
+
+
+@dataclass(slots=True)
 class _Work:
     """What to push, and how: the same for all devices."""
 
@@ -111,6 +123,8 @@ class _Work:
     receiver: Receiver
     listener: PushListener
     ended: threading.Event = field(default_factory=threading.Event)
+    check: Future[None] | None = None
+    """Of a source without a manifest: whether its bytes are what they should be."""
 
     def push_to(self, name: str | None) -> PushResult:
         with connect(name) as device, self.listener.progress(device.serial) as show:
@@ -118,12 +132,25 @@ class _Work:
             def progress(step: Step, done: int, total: int) -> None:
                 if self.ended.is_set():
                     raise KeyboardInterrupt
+                self.raise_fault()
                 show(step, done, total)
 
             receiver = place_receiver(device, self.receiver, say=self.listener.note)
-            result = push_source(device, self.source, target=self.target, receiver=receiver, progress=progress)
+            result = push_source(
+                device, self.source, target=self.target, receiver=receiver, progress=progress, confirm=self._confirm
+            )
         self.listener.done(result)
         return result
+
+    def raise_fault(self) -> None:
+        """BundleError if the source's check has failed by now."""
+        if self.check is not None and self.check.done():
+            self.check.result()
+
+    def _confirm(self) -> None:
+        """Wait for the source's check; BundleError if it failed."""
+        if self.check is not None:
+            self.check.result()
 
 
 def _outcome(pushes: Sequence[Callable[[], PushResult]]) -> PushOutcome:

@@ -674,14 +674,17 @@ def test_a_benchmarks_model_is_stored_by_our_program_where_it_has_been_built(
     assert list(device.path(f"{DEFAULT_FOLDER}/bin").glob(f"*/{Path(receiver).name}"))
 
 
-def test_a_damaged_litertlm_is_neither_pushed_nor_measured(tmp_path: Path) -> None:
+def test_a_damaged_litertlm_is_neither_pushed_nor_measured(device: Peer, tmp_path: Path) -> None:
+    """Its hashes are compared while it is sent; what the device had under its name stays."""
     path = tmp_path / "model.litertlm"
     write_container(path, [Section(schema.LLM_METADATA, (bytes(CHUNK),))], {})
     data = path.read_bytes()
+    gemma_edge.push(path, device.serial, target=TARGET)
     path.write_bytes(data[:-1] + b"\x01")
-    for refuse in (lambda: gemma_edge.push(path, "127.0.0.1:1"), lambda: open_model(path)):
+    for refuse in (lambda: gemma_edge.push(path, device.serial, target=TARGET), lambda: open_model(path)):
         with pytest.raises(BundleError, match=r"section LlmMetadataProto: found sha256 .*, wanted .*; export it again"):
             refuse()
+    assert on_device(device)["model.litertlm"] == data
 
 
 # --- hostile and wrong input ------------------------------------------------------------------------------------------

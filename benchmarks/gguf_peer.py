@@ -23,9 +23,10 @@ import llama_cpp  # type: ignore[import-not-found]
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.gemma.tensors import PER_LAYER_EMBEDDING, unused_kv_tensors
 from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
-from converters.gemma3n.groups import PER_LAYER_EMBEDDING, text_tensors, unused_kv_tensors
+from converters.gemma3n.tensors import text_tensors
 from toolkit.base.layout import align_up
 
 KV_LAYERS, SPARSE_LAYERS, SPARSITY = 20, 10, 0.95

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.gemma.config import Attention, layer_kv_sources
+from converters.gemma.tensors import PER_LAYER_EMBEDDING, unused_kv_tensors
 from converters.gemma3n.config.audio import audio_tensors, parse_audio_config
 from converters.gemma3n.config.text import (
     CAUSAL_LM,
@@ -29,7 +30,7 @@ from converters.gemma3n.config.text import (
     to_hugging_face,
 )
 from converters.gemma3n.config.vision import parse_vision_config, vision_tensors
-from converters.gemma3n.groups import PER_LAYER_EMBEDDING, text_tensors, unused_kv_tensors
+from converters.gemma3n.tensors import text_tensors
 from toolkit.base.files import atomic_directory
 
 Shape = tuple[int, ...]

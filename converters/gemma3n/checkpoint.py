@@ -1,103 +1,32 @@
-"""Opens a Gemma 3n checkpoint: checks its tensors against its config, and reads weights only when asked."""
+"""Opens a Gemma 3n checkpoint."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from converters.family import ParameterGroup
+from converters.gemma.checkpoint import GemmaTensors, Parsed
+from converters.gemma.tensors import TextTable, unused_kv_tensors
 from converters.gemma3n.config.text import CAUSAL_LM, TextConfig, parse_config
-from converters.gemma3n.groups import (
-    TOKEN_EMBEDDING,
-    canonical_names,
-    group_of,
-    is_head,
-    own_name,
-    parameter_groups,
-    text_tensors,
-    unused_kv_tensors,
-)
 from converters.gemma3n.sizes.choose import named_slices
 from converters.gemma3n.sizes.matformer import is_whole
-from converters.huggingface.adapters.adapter import Adapter
-from converters.huggingface.adapters.merged import MergedTensors, ModelNames
+from converters.gemma3n.tensors import text_tensors
 from converters.huggingface.configs import CheckpointConfigs
-from converters.huggingface.safetensors import TensorInfo
-from converters.huggingface.stored_tensors import StoredTensors
-from converters.huggingface.tensor_reader import FLOAT_DTYPES
 from converters.slices import Slice
-from toolkit.base.errors import CheckpointError
-from toolkit.base.strict_json import shorten
-
-_log = logging.getLogger(__name__)
-
-_COMPARED_ROWS = 4096
-
-Opened = TypeVar("Opened", bound="Gemma3nTensors")
 
 
-class Gemma3nTensors:
-    """A TensorSource over a checkpoint's canonical names; safe to read from several threads."""
+class Gemma3nTensors(GemmaTensors[TextConfig]):
+    """The tensors of a checkpoint of Gemma 3n, and its sizes."""
 
     def __init__(self, configs: CheckpointConfigs) -> None:
         """Open and check the files; CheckpointError unless every file, key and tensor is what Gemma 3n needs."""
-        self._configs = configs
-        what = str(configs.config_path)
-        self._architecture, self._config = parse_config(configs.config, configs.generation, what)
-        self._stored = StoredTensors(configs.path, configs.remote_files)
+        architecture, config = parse_config(configs.config, configs.generation, str(configs.config_path))
+        table = TextTable(text_tensors(config), unused_kv_tensors(config))
+        super().__init__(configs, Parsed("Gemma 3n", architecture, architecture != CAUSAL_LM, config, table))
         try:
-            self._tensors = self._check_tensors()
-            self._merged = MergedTensors(self._stored, configs.adapters, self._names())
-            self._slices = named_slices(self._config, configs.path)
+            self._slices = named_slices(config, configs.path)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def path(self) -> Path:
-        """The checkpoint's directory."""
-        return self._configs.path
-
-    @property
-    def name(self) -> str:
-        """Its directory's name, or its Hugging Face id and commit."""
-        return self._configs.name
-
-    @property
-    def configs(self) -> CheckpointConfigs:
-        """The values of its config files, including the towers'."""
-        return self._configs
-
-    @property
-    def adapters(self) -> tuple[Adapter, ...]:
-        """The adapters that are merged into the tensors, in this order."""
-        return self._configs.adapters
-
-    @property
-    def architecture(self) -> str:
-        """Gemma3nForConditionalGeneration or Gemma3nForCausalLM."""
-        return self._architecture
-
-    @property
-    def config(self) -> TextConfig:
-        """The language model's config."""
-        return self._config
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """All tensors by canonical name, including the towers'."""
-        return self._tensors
-
-    @property
-    def groups(self) -> tuple[ParameterGroup, ...]:
-        """All five parameter groups, in the order of a bundle; groups without tensors are empty."""
-        return parameter_groups(self._tensors)
 
     @property
     def slices(self) -> Mapping[str, Slice]:
@@ -107,142 +36,4 @@ class Gemma3nTensors:
     @property
     def default_slice(self) -> Slice:
         """The slice that is the whole checkpoint."""
-        return next(item for item in self._slices.values() if is_whole(item, self._config))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a whole tensor; CheckpointError if there is no such tensor."""
-        return self._info(name).shape
-
-    def read(
-        self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
-    ) -> NDArray[np.float32]:
-        """Read a tensor, or half-open ranges of its first and last axis, as float32; reads only the bytes needed.
-
-        Adapters are merged into it.
-        """
-        return self._merged.read(self._info(name), rows, columns)
-
-    def fingerprint(self) -> str:
-        """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes.
-
-        Adapters are no part of it.
-        """
-        return self._stored.fingerprint(self._configs.config, self._config.eos_token_ids, self._tensors)
-
-    def require_unchanged(self) -> None:
-        """CheckpointError if a file of weights has changed since it was opened."""
-        self._stored.require_unchanged()
-        for adapter in self.adapters:
-            adapter.require_unchanged()
-
-    def close(self) -> None:
-        """Close all files; reading fails from then on."""
-        self._stored.close()
-        for adapter in self.adapters:
-            adapter.close()
-
-    def __enter__(self: Opened) -> Opened:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _info(self, name: str) -> TensorInfo:
-        if name not in self._tensors:
-            raise CheckpointError(file=self.path, found=f"no tensor {shorten(name)}")
-        return self._tensors[name]
-
-    def _check_tensors(self) -> Mapping[str, TensorInfo]:
-        """Map canonical names to tensors, after comparing all tensors present with all that are needed."""
-        stored = self._stored.infos
-        names = canonical_names(stored, multimodal=self._architecture != CAUSAL_LM, what=str(self.path))
-        tensors = {short: stored[name] for short, name in names.stored.items()}
-        quantized = _states(self._configs.config, "quantization_config", "quantization")
-        remedy = "these weights are quantised already: convert the 16-bit checkpoint" if quantized else None
-        _require_text_tensors(self._config, tensors, names.unknown, str(self.path), remedy)
-        if quantized:
-            _log.warning("%s states a quantization, but its weights are not quantised: it is left out", self.path)
-        if names.head is not None:
-            self._require_tied_head(stored[names.head], tensors[TOKEN_EMBEDDING])
-        elif _states(self._configs.config, "tie_word_embeddings", value=False):
-            raise CheckpointError(
-                "tie_word_embeddings",
-                file=self._configs.config_path,
-                found="false, and no lm_head.weight",
-                wanted="true, or the output matrix",
-                remedy="set it to true if the model was trained so, as Gemma 3n is",
-            )
-        return MappingProxyType(tensors)
-
-    def _names(self) -> ModelNames:
-        unused = unused_kv_tensors(self._config)
-        known = self._tensors.keys() | unused.keys()
-        return ModelNames(
-            tensors=self._tensors,
-            own_name=lambda parameter: own_name(parameter, known),
-            group_of=group_of,
-            unused=unused,
-            embedding=TOKEN_EMBEDDING,
-            is_head=is_head,
-        )
-
-    def _require_tied_head(self, head: TensorInfo, embedding: TensorInfo) -> None:
-        """CheckpointError unless a saved copy of the tied output matrix, which some releases have, is exact."""
-        if self._stored.are_remote:
-            return  # too much to download for a first look
-        if not self._stored.equal(head, embedding) and not self._same_numbers(head, embedding):
-            raise CheckpointError(
-                head.name,
-                file=self.path,
-                found="other numbers than in the token embedding",
-                wanted="the same, as Gemma 3n ties them",
-                remedy="train with tie_word_embeddings",
-            )
-
-    def _same_numbers(self, one: TensorInfo, other: TensorInfo) -> bool:
-        """Whether two tensors of different types have the same values."""
-        if one.shape != other.shape or one.dtype == other.dtype or one.dtype not in FLOAT_DTYPES:
-            return False
-        rows = ((start, min(start + _COMPARED_ROWS, one.shape[0])) for start in range(0, one.shape[0], _COMPARED_ROWS))
-        return all(np.array_equal(self._stored.read(one, part), self._stored.read(other, part)) for part in rows)
-
-
-def _states(config: object, *keys: str, value: object = None) -> bool:
-    """Whether config.json or its text section has one of the keys, with `value` or, if that is None, any but null."""
-    top = config if isinstance(config, dict) else {}
-    text = top.get("text_config")
-    sections = (top, text if isinstance(text, dict) else {})
-    found = [section[key] for section in sections for key in keys if section.get(key) is not None]
-    return any(value is None or item == value for item in found)
-
-
-def _require_text_tensors(
-    config: TextConfig, tensors: Mapping[str, TensorInfo], unknown: tuple[str, ...], what: str, remedy: str | None
-) -> None:
-    """One CheckpointError lists all tensors that are missing, unknown, of a wrong shape or of an unsupported type."""
-    needed = text_tensors(config)
-    allowed = needed | unused_kv_tensors(config)
-    text = {name: info for name, info in tensors.items() if group_of(name) not in ("vision", "audio")}
-    faults = {
-        "missing": [name for name in needed if name not in text],
-        "unknown": [*unknown, *(info.name for name, info in text.items() if name not in allowed)],
-        "of the wrong shape": [
-            f"{name} {list(info.shape)} instead of {list(allowed[name])}"
-            for name, info in text.items()
-            if name in allowed and info.shape != allowed[name]
-        ],
-        f"not of {', '.join(FLOAT_DTYPES)}": [
-            f"{name} {info.dtype}" for name, info in text.items() if info.dtype not in FLOAT_DTYPES
-        ],
-    }
-    found = [f"tensors {kind}: {_few(names)}" for kind, names in faults.items() if names]
-    if found:
-        wanted = "exactly the tensors that config.json implies"
-        raise CheckpointError(file=what, found="; ".join(found), wanted=wanted, remedy=remedy)
-
-
-def _few(names: list[str]) -> str:
-    shown = ", ".join(shorten(name) for name in sorted(names)[:3])
-    return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
+        return next(item for item in self._slices.values() if is_whole(item, self.config))

@@ -35,16 +35,6 @@ _UNUSED = re.compile(r"<unused\d+>")
 class Gemma3nCheckpoint(Gemma3nTensors):
     """A checkpoint of Gemma 3n, open (`converters.family.Checkpoint`)."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Token ids, and length of the logits."""
-        return self.config.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        """The longest context that it was made for."""
-        return self.config.max_positions
-
     def find_slice(self, name: str) -> Slice:
         """A size by name; official ones also answer to their full titles."""
         return find_slice(self.slices, name)

@@ -10,9 +10,10 @@ import pytest
 
 from benchmarks import bench_convert, bench_decode, synthetic
 from benchmarks.engine_run import EngineRun
+from converters.gemma.tensors import unused_kv_tensors
 from converters.gemma3n.config.audio import audio_tensors, parse_audio_config
 from converters.gemma3n.family import open_gemma3n
-from converters.gemma3n.groups import text_tensors, unused_kv_tensors
+from converters.gemma3n.tensors import text_tensors
 from toolkit.results.json_lines import read_results
 
 

@@ -27,9 +27,9 @@ from converters.convert import convert as convert_and_judge
 from converters.family import Checkpoint
 from converters.gate import ShortGate
 from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
-from converters.gemma3n.groups import text_tensors
 from converters.gemma3n.reference import Reference
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
+from converters.gemma3n.tensors import text_tensors
 from converters.huggingface.configs import read_configs
 from converters.slices import Slice
 from converters.verify import Failure, Quality, SizeReport, VerifyReport

@@ -171,7 +171,7 @@ def random_tensors(
 
 
 def tensor_shapes(config: Mapping[str, object], *, unused_kv: bool = False) -> dict[str, tuple[int, ...]]:
-    """Read off Gemma3nTextModel, on purpose a second time and in other words than in converters/gemma3n/groups.py."""
+    """Read off Gemma3nTextModel, on purpose a second time and in other words than in converters/gemma/tensors.py."""
     number = {key: value for key, value in config.items() if isinstance(value, int)}
     hidden, ple, streams = number["hidden_size"], number["hidden_size_per_layer_input"], number["altup_num_inputs"]
     layers, laurel, head = number["num_hidden_layers"], number["laurel_rank"], number["head_dim"]

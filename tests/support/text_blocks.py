@@ -14,8 +14,8 @@ from oracle import random_tensor
 from converters.gemma.config import layer_kv_sources
 from converters.gemma.graphs.text.decoder_step import Step, whole_size
 from converters.gemma3n.config.text import LayerConfig, TextConfig
-from converters.gemma3n.groups import text_tensors
 from converters.gemma3n.plan.text_source import TextSource
+from converters.gemma3n.tensors import text_tensors
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Graph, Signature
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from converters.gemma.tensors import require_group_tensors
 from converters.gemma3n.config import defaults
 from converters.gemma3n.config.text import TextConfig, finish_section, section
 from converters.gemma3n.config.vision_blocks import (
@@ -22,7 +23,6 @@ from converters.gemma3n.config.vision_blocks import (
     round_channels,
     stages_of,
 )
-from converters.gemma3n.groups import require_group_tensors
 from converters.huggingface.safetensors import TensorInfo
 from toolkit.base.errors import CheckpointError, UsageError
 from toolkit.base.strict_json import JsonObject

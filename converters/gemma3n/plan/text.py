@@ -13,13 +13,14 @@ from dataclasses import replace
 from converters.gemma.graphs.text.decoder_step import DecoderSize
 from converters.gemma.graphs.text.embedder import embedder_graph
 from converters.gemma.graphs.text.kv_cache import CacheRows
+from converters.gemma.tensors import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING
 from converters.gemma3n.checkpoint import Gemma3nTensors
 from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.graphs.text.decoder import decode_graph, prefill_graph
-from converters.gemma3n.groups import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, text_tensors
 from converters.gemma3n.plan.text_source import TextSource
 from converters.gemma3n.sizes.elastic import Elastic, combine
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
+from converters.gemma3n.tensors import text_tensors
 from converters.plan import GraphFiles, Plan, PlanRequest, ShardFiles
 from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, KvCache, SizeRecord, TextRecord, signature_name
 from toolkit.bundle.ple_shards import PleLayout

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from converters.gemma.tensors import group_of
 from converters.gemma3n.checkpoint import Gemma3nTensors
 from converters.gemma3n.config.text import CONDITIONAL_GENERATION
-from converters.gemma3n.groups import group_of
 from toolkit.base.errors import CheckpointError
 
 

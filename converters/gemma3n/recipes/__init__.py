@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from converters.family import RecipeChoice
-from converters.gemma3n.groups import PER_LAYER_EMBEDDING
+from converters.gemma.tensors import PER_LAYER_EMBEDDING
 from toolkit.base.elements import ElementName, element_of
 from toolkit.base.errors import RecipeError
 from toolkit.base.strict_json import shorten

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from converters.gemma.tensors import TOKEN_EMBEDDING
 from converters.gemma3n.config.text import TextConfig
-from converters.gemma3n.groups import TOKEN_EMBEDDING, text_tensors
 from converters.gemma3n.sizes.matformer import effective_parameters, is_whole, slice_config, whole_slice
+from converters.gemma3n.tensors import text_tensors
 from converters.slices import Budget, Slice
 from toolkit.base.errors import SliceError
 from toolkit.base.files import is_safe_name

@@ -15,14 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.gemma.config import layer_kv_sources
+from converters.gemma.tensors import PER_LAYER_EMBEDDING, PER_LAYER_MODEL_PROJECTION, TOKEN_EMBEDDING, unused_kv_tensors
 from converters.gemma3n.config.text import LayerConfig, TextConfig, TextModel
-from converters.gemma3n.groups import (
-    PER_LAYER_EMBEDDING,
-    PER_LAYER_MODEL_PROJECTION,
-    TOKEN_EMBEDDING,
-    text_tensors,
-    unused_kv_tensors,
-)
+from converters.gemma3n.tensors import text_tensors
 from converters.slices import Slice
 from toolkit.base.errors import CheckpointError, SliceError, UsageError
 

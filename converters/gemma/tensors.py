@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from converters.family import ParameterGroup
-from converters.gemma3n.config.text import TextConfig
+from converters.gemma.config import DecoderConfig, DecoderLayer
 from converters.huggingface.safetensors import TensorInfo
 from converters.huggingface.tensor_reader import FLOAT_DTYPES
 from toolkit.base.errors import CheckpointError
@@ -27,13 +27,16 @@ _TOWERS: dict[str, GroupKind] = {
     "audio_tower": "audio",
     "embed_audio": "audio",
 }
-# The last two are those of Gemma3nModel and Gemma3nTextModel.
+# The last two are those of the classes without an output matrix: Gemma3nModel and Gemma3nTextModel, for instance.
 _TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.", "")
 _HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
 
 
-def text_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
-    """The name and shape of each tensor that the text model needs."""
+def decoder_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The name and shape of each text tensor that the models have in common, without the output matrix, which is tied.
+
+    The layers that read another's cache have no keys and values.
+    """
     hidden, ple = config.hidden_size, config.ple_size
     tensors: dict[str, tuple[int, ...]] = {
         TOKEN_EMBEDDING: (config.vocab_size, hidden),
@@ -42,57 +45,49 @@ def text_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
         "per_layer_projection_norm.weight": (ple,),
         "norm.weight": (hidden,),
     }
-    for index in range(config.altup_num_inputs - 1):
-        tensors[f"altup_projections.{index}.weight"] = (hidden, hidden)
-        tensors[f"altup_unembed_projections.{index}.weight"] = (hidden, hidden)
     for index, layer in enumerate(config.layers):
-        names = _layer_tensors(config, layer.ffn_size)
+        names = _layer_tensors(config, layer)
         if layer.kv_source is None:
-            names |= _kv_tensors(config)
+            names |= _kv_tensors(config, layer)
         tensors |= {f"layers.{index}.{name}": shape for name, shape in names.items()}
     return tensors
 
 
-def unused_kv_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
+def unused_kv_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Unused K/V weights, of layers that read another's cache: in published checkpoints; transformers saves none."""
-    shared = [index for index, layer in enumerate(config.layers) if layer.kv_source is not None]
-    return {f"layers.{index}.{name}": shape for index in shared for name, shape in _kv_tensors(config).items()}
+    shared = [(index, layer) for index, layer in enumerate(config.layers) if layer.kv_source is not None]
+    return {
+        f"layers.{index}.{name}": shape for index, layer in shared for name, shape in _kv_tensors(config, layer).items()
+    }
 
 
-def _layer_tensors(config: TextConfig, ffn: int) -> dict[str, tuple[int, ...]]:
-    hidden, ple, streams = config.hidden_size, config.ple_size, config.altup_num_inputs
-    heads = config.num_heads * config.head_dim
+def _layer_tensors(config: DecoderConfig, layer: DecoderLayer) -> dict[str, tuple[int, ...]]:
+    hidden, ple, ffn = config.hidden_size, config.ple_size, layer.ffn_size
+    dim = config.heads(layer.attention).dim
     return {
         "input_layernorm.weight": (hidden,),
         "post_attention_layernorm.weight": (hidden,),
         "pre_feedforward_layernorm.weight": (hidden,),
         "post_feedforward_layernorm.weight": (hidden,),
         "post_per_layer_input_norm.weight": (hidden,),
-        "self_attn.q_proj.weight": (heads, hidden),
-        "self_attn.o_proj.weight": (hidden, heads),
-        "self_attn.q_norm.weight": (config.head_dim,),
+        "self_attn.q_proj.weight": (config.num_heads * dim, hidden),
+        "self_attn.o_proj.weight": (hidden, config.num_heads * dim),
+        "self_attn.q_norm.weight": (dim,),
         "mlp.gate_proj.weight": (ffn, hidden),
         "mlp.up_proj.weight": (ffn, hidden),
         "mlp.down_proj.weight": (hidden, ffn),
-        "altup.correct_output_scale": (hidden,),
-        "altup.correction_coefs.weight": (streams, streams),
-        "altup.prediction_coefs.weight": (streams * streams, streams),
-        "altup.modality_router.weight": (streams, hidden),
-        "altup.router_norm.weight": (hidden,),
-        "laurel.linear_left.weight": (config.laurel_rank, hidden),
-        "laurel.linear_right.weight": (hidden, config.laurel_rank),
-        "laurel.post_laurel_norm.weight": (hidden,),
         "per_layer_input_gate.weight": (ple, hidden),
         "per_layer_projection.weight": (hidden, ple),
     }
 
 
-def _kv_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
-    rows = config.num_kv_heads * config.head_dim
+def _kv_tensors(config: DecoderConfig, layer: DecoderLayer) -> dict[str, tuple[int, ...]]:
+    dim = config.heads(layer.attention).dim
+    rows = config.num_kv_heads * dim
     return {
         "self_attn.k_proj.weight": (rows, config.hidden_size),
         "self_attn.v_proj.weight": (rows, config.hidden_size),
-        "self_attn.k_norm.weight": (config.head_dim,),
+        "self_attn.k_norm.weight": (dim,),
     }
 
 
@@ -107,6 +102,44 @@ def group_of(name: str) -> GroupKind:
     if name == PER_LAYER_EMBEDDING:
         return "per_layer_embedding"
     return _TOWERS.get(name.partition(".")[0], "text")
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """The text tensors of a checkpoint, by canonical name, with their shapes."""
+
+    needed: Mapping[str, tuple[int, ...]]
+    unused: Mapping[str, tuple[int, ...]]
+    """Tensors without effect, which may be there."""
+
+
+def require_text_tensors(
+    table: TextTable, tensors: Mapping[str, TensorInfo], unknown: tuple[str, ...], what: str, remedy: str | None
+) -> None:
+    """One CheckpointError lists all tensors that are missing, unknown, of a wrong shape or of an unsupported type."""
+    needed, allowed = table.needed, {**table.needed, **table.unused}
+    text = {name: info for name, info in tensors.items() if group_of(name) not in ("vision", "audio")}
+    faults = {
+        "missing": [name for name in needed if name not in text],
+        "unknown": [*unknown, *(info.name for name, info in text.items() if name not in allowed)],
+        "of the wrong shape": [
+            f"{name} {list(info.shape)} instead of {list(allowed[name])}"
+            for name, info in text.items()
+            if name in allowed and info.shape != allowed[name]
+        ],
+        f"not of {', '.join(FLOAT_DTYPES)}": [
+            f"{name} {info.dtype}" for name, info in text.items() if info.dtype not in FLOAT_DTYPES
+        ],
+    }
+    found = [f"tensors {kind}: {_few(names)}" for kind, names in faults.items() if names]
+    if found:
+        wanted = "exactly the tensors that config.json implies"
+        raise CheckpointError(file=what, found="; ".join(found), wanted=wanted, remedy=remedy)
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(shorten(name) for name in sorted(names)[:3])
+    return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
 
 
 def require_group_tensors(

@@ -5,8 +5,9 @@ import math
 import pytest
 from checkpoints import TINY, tensor_shapes
 
+from converters.gemma.tensors import canonical_names, group_of, unused_kv_tensors
 from converters.gemma3n.config.text import TextConfig, parse_config
-from converters.gemma3n.groups import canonical_names, group_of, text_tensors, unused_kv_tensors
+from converters.gemma3n.tensors import text_tensors
 from toolkit.base.errors import CheckpointError
 
 # Parameters of the released models, without the towers (docs/gemma3n.md).

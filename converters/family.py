@@ -28,6 +28,9 @@ StageProgress = Callable[[str, int, int], None]
 RecipeChoice = str | Path | Recipe
 """A recipe, the name of one, or the path of a recipe file."""
 
+MatrixProduct = Callable[[F32, str], F32]
+"""x @ W.T for x f32[N, in] and a matrix W [out, in] of the model, by its tensor's name: f32[N, out]."""
+
 Opened = TypeVar("Opened", bound="Checkpoint", covariant=True)
 
 
@@ -54,8 +57,18 @@ class ReferenceModel(Protocol):
         """The number of ids that stand for text; the logits of further ids have no meaning."""
         ...
 
-    def hidden_states(self, sequences: Sequence[NDArray[np.int32]], *, progress: LayersDone | None = None) -> list[F32]:
-        """Compute all but the output matrix: f32[tokens, hidden] for each sequence."""
+    def hidden_states(
+        self,
+        sequences: Sequence[NDArray[np.int32]],
+        *,
+        progress: LayersDone | None = None,
+        product: MatrixProduct | None = None,
+    ) -> list[F32]:
+        """Compute all but the output matrix: f32[tokens, hidden] for each sequence.
+
+        `product` is called for every product with a matrix of the model but the output matrix, with the tokens of all
+        sequences at once; None multiplies by the matrix as it is.
+        """
         ...
 
     def logits(self, hidden: F32) -> F32:

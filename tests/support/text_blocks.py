@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untype
 from numpy.typing import NDArray
 from oracle import random_tensor
 
+from converters.family import MatrixProduct
 from converters.gemma.config import layer_kv_sources
 from converters.gemma.graphs.text.decoder_step import Step, whole_size
+from converters.gemma.reference import multiply
+from converters.gemma3n import reference
 from converters.gemma3n.config.text import LayerConfig, TextConfig
 from converters.gemma3n.plan.text_source import TextSource
 from converters.gemma3n.tensors import text_tensors
@@ -106,6 +110,16 @@ LAYERS = [(name, index) for name, model in MODELS.items() for index in range(mod
 def whole(model: RandomModel, tokens: int) -> Step[TextConfig]:
     """A pass of `tokens` tokens through all of a model."""
     return Step(whole_size(model.config), model.config, tokens)
+
+
+def product_of(model: RandomModel) -> MatrixProduct:
+    """Multiplies by the model's matrices."""
+    return partial(multiply, model)
+
+
+def layer_of(model: RandomModel, index: int) -> reference.Layer:
+    """A layer of the NumPy reference."""
+    return reference.Layer(model, index, product_of(model))
 
 
 def numbers(*shape: int, seed: int = 0) -> Array:

@@ -21,7 +21,7 @@ import numpy as np
 from checkpoints import write_checkpoint
 from numpy.typing import NDArray
 
-from converters.family import Family, LayersDone, ParameterGroup, RecipeChoice
+from converters.family import Family, LayersDone, MatrixProduct, ParameterGroup, RecipeChoice
 from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.configs import CheckpointConfigs
 from converters.huggingface.stored_tensors import StoredTensors
@@ -317,26 +317,35 @@ class ToyReference:
     def text_vocab_size(self) -> int:
         return self.checkpoint.vocab_size
 
-    def hidden_states(self, sequences: Sequence[NDArray[np.int32]], *, progress: LayersDone | None = None) -> list[F32]:
-        return [self._hidden(ids) for ids in sequences]
+    def hidden_states(
+        self,
+        sequences: Sequence[NDArray[np.int32]],
+        *,
+        progress: LayersDone | None = None,
+        product: MatrixProduct | None = None,
+    ) -> list[F32]:
+        multiply = product or (lambda x, name: x @ self.checkpoint.read(name).T)
+        hidden = self._hidden(np.concatenate(sequences), [len(ids) for ids in sequences], multiply)
+        return np.split(hidden, np.cumsum([len(ids) for ids in sequences])[:-1])
 
     def logits(self, hidden: F32) -> F32:
         return hidden @ self.checkpoint.read("head").T
 
-    def _hidden(self, ids: NDArray[np.int32]) -> F32:
+    def _hidden(self, ids: NDArray[np.int32], lengths: Sequence[int], multiply: MatrixProduct) -> F32:
         config, read = self.checkpoint.config, self.checkpoint.read
         x, table = read("embed")[ids], read("ple")[ids].reshape(len(ids), config.num_layers, config.ple_size)
         table = table * np.float32(config.ple_size**0.5)
-        later = np.triu(np.ones((len(ids), len(ids)), bool), 1)
+        sequence = np.repeat(np.arange(len(lengths)), lengths)
+        hidden = np.triu(np.ones((len(ids), len(ids)), bool), 1) | (sequence[:, None] != sequence)
         for i in range(config.num_layers):
-            x = x + table[:, i] @ read(f"layers.{i}.ple").T
-            split = [rms(x) @ read(f"layers.{i}.{kind}").T for kind in "qkv"]
+            x = x + multiply(table[:, i], f"layers.{i}.ple")
+            split = [multiply(rms(x), f"layers.{i}.{kind}") for kind in "qkv"]
             query, key, value = (slice_.reshape(len(ids), config.num_heads, -1).swapaxes(0, 1) for slice_ in split)
-            scores = np.where(later, -np.inf, query @ key.swapaxes(1, 2))
+            scores = np.where(hidden, -np.inf, query @ key.swapaxes(1, 2))
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             mixed = weights / weights.sum(-1, keepdims=True) @ value
-            x = x + mixed.swapaxes(0, 1).reshape(len(ids), -1) @ read(f"layers.{i}.o").T
-            x = x + np.tanh(rms(x) @ read(f"layers.{i}.up").T) @ read(f"layers.{i}.down").T
+            x = x + multiply(mixed.swapaxes(0, 1).reshape(len(ids), -1), f"layers.{i}.o")
+            x = x + multiply(np.tanh(multiply(rms(x), f"layers.{i}.up")), f"layers.{i}.down")
         return rms(x)
 
 

@@ -22,9 +22,10 @@ from oracle import (
     write_safetensors,
 )
 
+from converters.gemma.reference import HEAD_ROWS, logits
 from converters.gemma3n.config.text import TextConfig, TextModel
 from converters.gemma3n.family import open_gemma3n
-from converters.gemma3n.reference import HEAD_ROWS, forward, hidden_states, logits
+from converters.gemma3n.reference import forward, hidden_states
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
 from converters.slices import Slice
 from toolkit.base.errors import UsageError
@@ -155,7 +156,7 @@ def test_any_rows_of_the_hidden_states_give_their_logits() -> None:
 
 
 def test_matrices_are_read_once_and_tables_only_where_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converters.gemma3n.reference.HEAD_ROWS", 100)
+    monkeypatch.setattr("converters.gemma.reference.HEAD_ROWS", 100)
     with open_gemma3n(checkpoint_of(CONFIGS[0])) as checkpoint:
         model = CountingModel(checkpoint)
         hidden = hidden_states(model, [np.array([2, 5, 6, 7, 299], np.int32), np.array([6, 40], np.int32)])

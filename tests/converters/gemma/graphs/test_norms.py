@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from text_blocks import MODELS, assert_close, numbers, run
 
+from converters.gemma import reference
 from converters.gemma.graphs.norms import Scale, rms_norm, unit_rms
-from converters.gemma3n import reference
 from toolkit.tflite.graph import Graph
 
 MODEL = MODELS["one key head"]

@@ -6,14 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from text_blocks import LAYERS, MODELS, Compiled, RandomModel, assert_close, cache_inputs, causal_mask, numbers, whole
+from text_blocks import (
+    LAYERS,
+    MODELS,
+    Compiled,
+    RandomModel,
+    assert_close,
+    cache_inputs,
+    causal_mask,
+    layer_of,
+    numbers,
+    whole,
+)
 
+from converters.gemma import reference
 from converters.gemma.graphs.text.attention import Attention
 from converters.gemma.graphs.text.attention_mask import AttentionMasks
 from converters.gemma.graphs.text.decoder_step import Layer
 from converters.gemma.graphs.text.kv_cache import CacheRows, StepCaches
 from converters.gemma.graphs.text.rotary_embedding import RotaryEmbedding
-from converters.gemma3n import reference
 from toolkit.tflite.graph import DType, Graph
 
 STEPS = (4, 1, 4, 1, 1, 4, 4)  # tokens of one step after another: prefills and decode steps
@@ -67,5 +78,5 @@ def test_steps_over_caches_attend_as_the_whole_sequence_does(
 def whole_sequence(model: RandomModel, index: int, x: np.ndarray, owner_x: np.ndarray) -> np.ndarray:
     batch = reference.Batch.of([np.zeros(len(x), np.int32)])
     owner = model.config.layers[index].kv_source
-    shared = {} if owner is None else {owner: reference.Layer(model, owner).key_value(owner_x, batch)}
-    return reference.Layer(model, index).attention(x, shared, batch)
+    shared = {} if owner is None else {owner: layer_of(model, owner).key_value(owner_x, batch)}
+    return layer_of(model, index).attention(x, shared, batch)

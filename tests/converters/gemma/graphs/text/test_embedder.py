@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from text_blocks import MODELS, RandomModel, assert_close, run
 
+from converters.gemma import reference
 from converters.gemma.graphs.text.embedder import embedder_graph
-from converters.gemma3n import reference
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from text_blocks import LAYERS, MODELS, assert_close, numbers, run, whole
 
+from converters.gemma import reference
 from converters.gemma.graphs.text.rotary_embedding import RotaryEmbedding
-from converters.gemma3n import reference
 from toolkit.tflite.graph import DType
 
 CONTEXT = 32_768
@@ -30,7 +30,7 @@ def test_heads_turn_by_their_position_and_the_base_of_their_layer(
     # Not by the reference far into a context: its angles are rounded to float32.
     assert_close(found[0], turned(x, positions, theta))
     if max(positions) < 100:
-        assert_close(found[0], reference.rotate(x, np.array(positions), theta))
+        assert_close(found[0], reference.rotate(x, np.array(positions), config.heads(own.attention)))
 
 
 def turned(x: np.ndarray, positions: list[int], theta: float) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from text_blocks import LAYERS, MODELS, Array, RandomModel, assert_close, numbers, run, whole
+from text_blocks import LAYERS, MODELS, Array, RandomModel, assert_close, layer_of, numbers, product_of, run, whole
 
 from converters.gemma.graphs.text.decoder_step import Layer
 from converters.gemma3n import reference
@@ -31,7 +31,7 @@ def test_streams_begin_as_projections_at_the_magnitude_of_the_embedding(
     step.graph.output("y", altup.spread(step, x, step.scale(x)))
     embeddings = numbers(TOKENS, model.config.hidden_size) * np.float32(scale)
     found = run(tmp_path, step.graph, model, {"x": embeddings[None, :, None]})["y"]
-    wanted = reference.spread(model, embeddings)
+    wanted = reference.spread(model, embeddings, product_of(model))
     assert_close(found[0] / np.float32(scale), wanted / np.float32(scale))
 
 
@@ -41,7 +41,7 @@ def test_streams_end_as_the_mean_of_their_projections(tmp_path: Path, model: Ran
     x = step.graph.input("x", (1, *streams.shape))
     step.graph.output("y", altup.merge(step, x, step.scale(altup.stream(x, 0))))
     found = run(tmp_path, step.graph, model, {"x": streams[None]})["y"]
-    assert_close(found[0, :, 0], reference.merge(model, streams))
+    assert_close(found[0, :, 0], reference.merge(model, streams, product_of(model)))
 
 
 @pytest.mark.parametrize(("name", "index"), LAYERS)
@@ -53,7 +53,7 @@ def test_a_layer_predicts_every_stream_from_all(tmp_path: Path, name: str, index
         "y", altup.predict(layer, x, altup.active_stream(step, x), step.scale(altup.active_stream(step, x)))
     )
     found = run(tmp_path, step.graph, model, {"x": streams[None]})["y"]
-    assert_close(found[0], reference.Layer(model, index).predict(streams))
+    assert_close(found[0], layer_of(model, index).predict(streams))
 
 
 @pytest.mark.parametrize(("name", "index"), LAYERS)
@@ -66,4 +66,4 @@ def test_a_layer_corrects_every_stream_by_what_it_computed(tmp_path: Path, name:
     step.graph.output("y", altup.correct(layer, predicted, altup.active_stream(step, predicted), activated, scale))
     computed = numbers(TOKENS, model.config.hidden_size, seed=1)
     found = run(tmp_path, step.graph, model, {"predicted": streams[None], "activated": computed[None, :, None]})["y"]
-    assert_close(found[0], reference.Layer(model, index).correct(streams, computed))
+    assert_close(found[0], layer_of(model, index).correct(streams, computed))

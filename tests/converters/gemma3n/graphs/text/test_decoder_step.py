@@ -9,6 +9,7 @@ import pytest
 from text_blocks import MODELS, Compiled, RandomModel, assert_close, cache_inputs, causal_mask, rows_of, whole
 
 from converters.gemma.graphs.text.kv_cache import CacheRows
+from converters.gemma.reference import embed
 from converters.gemma3n import reference
 from converters.gemma3n.graphs.text.decoder import decode_graph, prefill_graph
 
@@ -44,7 +45,7 @@ def step_inputs(model: RandomModel, start: int, tokens: int, rows: CacheRows) ->
     """All inputs but the caches."""
     positions = np.arange(start, start + tokens, dtype=np.int32)
     return {
-        "embeddings": reference.embed(model, IDS[positions])[None],
+        "embeddings": embed(model, IDS[positions])[None],
         "per_layer_embeddings": rows_of(model, IDS[positions])[None],
         "input_pos": positions,
         "mask": causal_mask(positions, rows.seen),

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from text_blocks import LAYERS, MODELS, RandomModel, assert_close, numbers, run, whole
+from text_blocks import LAYERS, MODELS, RandomModel, assert_close, layer_of, numbers, run, whole
 
 from converters.gemma.graphs.text.decoder_step import DecoderSize, Layer, Step
-from converters.gemma3n import reference
 from converters.gemma3n.graphs.text.feed_forward import feed_forward
 
 TOKENS = 5
@@ -23,7 +22,7 @@ def test_feed_forward_gates_and_in_sparse_layers_cuts_its_gate(tmp_path: Path, n
     step.graph.output("y", feed_forward(Layer(step, index), x))
     normed = numbers(TOKENS, model.config.hidden_size)
     found = run(tmp_path, step.graph, model, {"x": normed[None]})["y"]
-    assert_close(found[0], reference.Layer(model, index).feed_forward(normed))
+    assert_close(found[0], layer_of(model, index).feed_forward(normed))
 
 
 @pytest.mark.parametrize("index", [0, 2], ids=["sparse", "dense"])
@@ -42,7 +41,7 @@ def test_a_smaller_size_runs_the_first_units_whatever_pieces_they_lie_in(
     step.graph.output("y", feed_forward(Layer(step, index), x))
     normed = numbers(TOKENS, config.hidden_size)
     found = run(tmp_path, step.graph, model, {"x": normed[None]})["y"]
-    assert_close(found[0], reference.Layer(narrow, index).feed_forward(normed))
+    assert_close(found[0], layer_of(narrow, index).feed_forward(normed))
 
 
 def narrowed(model: RandomModel, index: int, units: int) -> RandomModel:
@@ -60,5 +59,5 @@ def test_most_of_a_sparse_gate_is_cut() -> None:
     model = MODELS["one key head"]
     dense = replace(model.config, layers=tuple(replace(layer, sparsity=0.0) for layer in model.config.layers))
     x = numbers(TOKENS, model.config.hidden_size)
-    sparse = reference.Layer(model, 0).feed_forward(x)
-    assert np.abs(sparse - reference.Layer(RandomModel(dense, model.tensors), 0).feed_forward(x)).max() > 0.1
+    sparse = layer_of(model, 0).feed_forward(x)
+    assert np.abs(sparse - layer_of(RandomModel(dense, model.tensors), 0).feed_forward(x)).max() > 0.1

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from text_blocks import LAYERS, MODELS, assert_close, numbers, run, whole
+from text_blocks import LAYERS, MODELS, assert_close, layer_of, numbers, run, whole
 
+from converters.gemma import reference
 from converters.gemma.graphs.text.decoder_step import Layer
-from converters.gemma3n import reference
 from converters.gemma3n.graphs.text.laurel import joined, low_rank
 
 
@@ -26,5 +26,5 @@ def test_laurel_joins_attention_and_the_normed_result_of_its_bottleneck(
     found = run(tmp_path, step.graph, model, {n: x[None, :, None] for n, x in given.items()})["y"]
     weight = model.read(f"layers.{index}.post_attention_layernorm.weight")
     residual = given["active"] + reference.rms_norm(given["attended"], model.config.rms_norm_eps, weight)
-    wanted = (residual + reference.Layer(model, index).laurel(given["normed"])) * np.float32(0.5**0.5)
+    wanted = (residual + layer_of(model, index).laurel(given["normed"])) * np.float32(0.5**0.5)
     assert_close(found[0, :, 0], wanted)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from text_blocks import LAYERS, MODELS, assert_close, numbers, rows_of, run, whole
+from text_blocks import LAYERS, MODELS, assert_close, layer_of, numbers, product_of, rows_of, run, whole
 
+from converters.gemma import reference
 from converters.gemma.graphs.text.decoder_step import Layer
 from converters.gemma.graphs.text.per_layer_embedding import PerLayerEmbeddings
-from converters.gemma3n import reference
 from converters.gemma3n.graphs.text.per_layer_embedding import inject
 
 IDS = np.array([7, 38, 0], np.int32)  # 38 lies behind the table
@@ -32,6 +32,6 @@ def test_a_layer_adds_its_gated_embedding_to_every_stream_but_the_first(tmp_path
     outputs = run(tmp_path, graph, model, inputs)
     found, index_of_active = outputs["y"], config.altup_active_index
     np.testing.assert_array_equal(outputs["active"][0, :, 0], found[0, :, index_of_active])
-    wanted = reference.per_layer_embeddings(model, IDS, embeddings)[:, index]
-    assert_close(found[0], reference.Layer(model, index).inject(streams.copy(), wanted))
+    wanted = reference.per_layer_embeddings(model, IDS, embeddings, product_of(model))[:, index]
+    assert_close(found[0], layer_of(model, index).inject(streams.copy(), wanted))
     np.testing.assert_array_equal(found[0, :, 0], streams[:, 0])

@@ -1,0 +1,234 @@
+"""What the forward passes of the Gemma models have in common, in NumPy, in float32 and without torch.
+
+N is the number of all tokens, T that of one sequence, D the hidden size.
+Source: transformers 5.23 `models/gemma3n/modeling_gemma3n.py`, 5.24 `models/gemma4/modeling_gemma4.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.family import MatrixProduct
+from converters.gemma.config import AnyConfig, DecoderConfig, DecoderLayer, DecoderModel, Heads
+from toolkit.base.errors import UsageError
+
+Array = NDArray[np.float32]
+KeyValue = tuple[Array, Array]
+HEAD_ROWS = 8192  # rows of the output matrix processed at a time: 64 MiB at a hidden size of 2048
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: Array, eps: float, weight: Array | None = None) -> Array:
+    """x / sqrt(mean(x²) + eps), times the weight (not 1 + weight as in Gemma 2 and 3).
+
+    >>> rms_norm(np.float32([2, -2]), 0.0, np.float32([1, 3])).tolist()
+    [1.0, -3.0]
+    """
+    normed: Array = x * (np.square(x).mean(-1, keepdims=True) + np.float32(eps)) ** np.float32(-0.5)
+    return normed if weight is None else normed * weight
+
+
+def gelu(x: Array) -> Array:
+    """GELU in its tanh approximation: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
+
+    >>> [round(float(y), 4) for y in gelu(np.float32([-1, 0, 1]))]
+    [-0.1588, 0.0, 0.8412]
+    """
+    # In place: at these sizes each temporary would cost more than the arithmetic.
+    result: Array = np.square(x)
+    result *= np.float32(0.044715)
+    result += 1
+    result *= x
+    result *= np.float32((2 / np.pi) ** 0.5)
+    np.tanh(result, out=result)
+    result += 1
+    result *= x
+    result *= np.float32(0.5)
+    return result
+
+
+def softmax(scores: Array) -> Array:
+    """Softmax over the last axis; a score of -inf gets the weight 0.
+
+    >>> softmax(np.float32([0, -np.inf, 0])).tolist()
+    [0.5, 0.0, 0.5]
+    """
+    weights: Array = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return weights
+
+
+def rotate(x: Array, positions: NDArray[np.int64], heads: Heads) -> Array:
+    """Rotary embedding of x f32[N, heads, head_dim]: element j < `rotated` turns with element j + head_dim/2."""
+    half = x.shape[-1] // 2
+    # float32 throughout: at high positions, exact angles would differ from those the model was trained with.
+    frequencies = 1 / np.float32(heads.rope_theta) ** (np.arange(half, dtype=np.float32) * 2 / np.float32(2 * half))
+    frequencies[heads.rotated :] = 0
+    angles = positions.astype(np.float32)[:, None, None] * frequencies
+    cos, sin = np.cos(angles), np.sin(angles)
+    left, right = x[..., :half], x[..., half:]
+    return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+
+
+def attend(query: Array, key: Array, value: Array, window: int | None) -> Array:
+    """Causal attention within one sequence: query f32[T, heads, head_dim], key and value f32[T, kv_heads, head_dim].
+
+    Scores are not scaled. With a window, a token attends to that many keys, including its own.
+    """
+    tokens, heads, _ = query.shape
+    group = heads // key.shape[1]
+    distance = np.arange(tokens)[:, None] - np.arange(tokens)
+    hidden = (distance < 0) | (distance >= (window or tokens))
+    result = np.empty_like(query)
+    for head in range(heads):
+        scores = query[:, head] @ key[:, head // group].T
+        scores[hidden] = -np.inf
+        result[:, head] = softmax(scores) @ value[:, head // group]
+    return result
+
+
+def multiply(model: DecoderModel[DecoderConfig], x: Array, tensor: str) -> Array:
+    """x @ W.T: f32[N, in] to f32[N, out]."""
+    return x @ model.read(tensor).T
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The half-open range of each sequence on the token axis."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, sequences: Sequence[NDArray[np.int32]]) -> Batch:
+        """The ranges of sequences that are concatenated in this order."""
+        ends = np.cumsum([len(sequence) for sequence in sequences]).tolist()
+        return cls(tuple(zip([0, *ends[:-1]], ends, strict=True)))
+
+    def positions(self) -> NDArray[np.int64]:
+        """The position of each token in its own sequence: i64[N]."""
+        return np.concatenate([np.arange(end - start) for start, end in self.ranges])
+
+    def split(self, x: Array) -> list[Array]:
+        """Split x f32[N, ...] into the rows of each sequence."""
+        return [x[start:end] for start, end in self.ranges]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer(Generic[AnyConfig]):
+    """The attention of a decoder layer, and how a layer reads its tensors; everything is f32[N, ...]."""
+
+    model: DecoderModel[AnyConfig]
+    index: int
+    product: MatrixProduct
+    """Multiplies by a matrix of the model; see `ReferenceModel.hidden_states`."""
+
+    @property
+    def config(self) -> AnyConfig:
+        return self.model.config
+
+    @property
+    def layer(self) -> DecoderLayer:
+        return self.config.layers[self.index]
+
+    @property
+    def heads(self) -> Heads:
+        return self.config.heads(self.layer.attention)
+
+    def attention(self, x: Array, shared: dict[int, KeyValue], batch: Batch) -> Array:
+        source = self.layer.kv_source
+        if source is None:
+            source, shared[self.index] = self.index, self.key_value(x, batch)
+        query = self._norm(self._heads(x, "self_attn.q_proj"), "self_attn.q_norm")
+        query = rotate(query, batch.positions(), self.heads)
+        key, value = (batch.split(part) for part in shared[source])
+        window = self.config.sliding_window if self.layer.attention == "sliding" else None
+        attended = [attend(*qkv, window) for qkv in zip(batch.split(query), key, value, strict=True)]
+        return self._linear(np.concatenate(attended).reshape(len(x), -1), "self_attn.o_proj")
+
+    def key_value(self, x: Array, batch: Batch) -> KeyValue:
+        """Keys and values f32[N, kv_heads, head_dim] as in a cache: keys rotated, values normed without weight."""
+        key = self._norm(self._heads(x, "self_attn.k_proj"), "self_attn.k_norm")
+        value = rms_norm(self._heads(x, "self_attn.v_proj"), self.config.rms_norm_eps)
+        return rotate(key, batch.positions(), self.heads), value
+
+    def _heads(self, x: Array, name: str) -> Array:
+        return self._linear(x, name).reshape(len(x), -1, self.heads.dim)
+
+    def _linear(self, x: Array, name: str) -> Array:
+        return self.product(x, f"layers.{self.index}.{name}.weight")
+
+    def _norm(self, x: Array, name: str) -> Array:
+        return rms_norm(x, self.config.rms_norm_eps, self._read(f"{name}.weight"))
+
+    def _read(self, name: str) -> Array:
+        return self.model.read(f"layers.{self.index}.{name}")
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def logits(model: DecoderModel[DecoderConfig], hidden: Array) -> Array:
+    """Multiply rows of `hidden_states` by the token embedding, with softcap: f32[n, D] to f32[n, vocab]."""
+    config = model.config
+    result = np.empty((len(hidden), config.vocab_size), np.float32)
+    for start in range(0, config.vocab_size, HEAD_ROWS):
+        end = min(start + HEAD_ROWS, config.vocab_size)
+        np.matmul(hidden, model.read("embed_tokens.weight", rows=(start, end)).T, out=result[:, start:end])
+    if config.final_logit_softcap is not None:
+        cap = np.float32(config.final_logit_softcap)
+        result = np.tanh(np.divide(result, cap, out=result), out=result)
+        result *= cap
+    return result
+
+
+def embed(model: DecoderModel[DecoderConfig], ids: NDArray[np.int32]) -> Array:
+    """The embedding of each token, f32[N, D]."""
+    return rows_of(model, "embed_tokens.weight", ids) * np.float32(model.config.hidden_size**0.5)
+
+
+def per_layer_embeddings(
+    model: DecoderModel[DecoderConfig],
+    ids: NDArray[np.int32],
+    embeddings: Array,
+    product: MatrixProduct,
+) -> Array:
+    """The per-layer inputs of each token: its row of the table, and a projection of its embedding.
+
+    f32[N, layers, ple_size]
+    """
+    config = model.config
+    shape = (len(ids), config.num_layers, config.ple_size)
+    # The ids of image and audio placeholders are outside the table and use row 0.
+    rows = rows_of(model, "embed_tokens_per_layer.weight", np.where(ids < config.ple_vocab_size, ids, 0))
+    told = rows.reshape(shape) * np.float32(config.ple_size**0.5)
+    projected = product(embeddings, "per_layer_model_projection.weight") * np.float32(config.hidden_size**-0.5)
+    norm = model.read("per_layer_projection_norm.weight")
+    return (rms_norm(projected.reshape(shape), config.rms_norm_eps, norm) + told) * np.float32(0.5**0.5)
+
+
+def rows_of(model: DecoderModel[DecoderConfig], name: str, ids: NDArray[np.int32]) -> Array:
+    """The table's row for each id, f32[N, width]; no other rows are read."""
+    used, places = np.unique(ids, return_inverse=True)
+    runs = np.split(used, np.flatnonzero(np.diff(used) > 1) + 1)
+    return np.concatenate([model.read(name, rows=(int(run[0]), int(run[-1]) + 1)) for run in runs])[places]
+
+
+def checked_ids(config: DecoderConfig, sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """Concatenate all sequences: i32[N]."""
+    if not sequences or not all(len(sequence) for sequence in sequences):
+        raise UsageError("sequence", found="no tokens")
+    ids = np.concatenate(sequences)
+    outside = ids[(ids < 0) | (ids >= config.vocab_size)]
+    if len(outside):
+        raise UsageError("token id", found=int(outside[0]), wanted=f"0 to {config.vocab_size - 1}")
+    return ids

@@ -5,7 +5,7 @@ Names are the checkpoint's own without the text model's prefix (`model.language_
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from converters.family import ParameterGroup
@@ -111,6 +111,8 @@ class TextTable:
     needed: Mapping[str, tuple[int, ...]]
     unused: Mapping[str, tuple[int, ...]]
     """Tensors without effect, which may be there."""
+    foreign: Mapping[str, str]
+    """Parts of names that only another model has, and that model: the config is then another's than the weights."""
 
 
 def require_text_tensors(
@@ -133,8 +135,15 @@ def require_text_tensors(
     }
     found = [f"tensors {kind}: {_few(names)}" for kind, names in faults.items() if names]
     if found:
+        remedy = _other_model(table, faults["unknown"]) or remedy
         wanted = "exactly the tensors that config.json implies"
         raise CheckpointError(file=what, found="; ".join(found), wanted=wanted, remedy=remedy)
+
+
+def _other_model(table: TextTable, unknown: Sequence[str]) -> str | None:
+    """What to do if the tensors are those of another model."""
+    models = [model for part, model in table.foreign.items() if any(part in name.split(".") for name in unknown)]
+    return f"these are the weights of {models[0]}: use the config.json that came with them" if models else None
 
 
 def _few(names: list[str]) -> str:

@@ -20,7 +20,7 @@ class Gemma3nTensors(GemmaTensors[TextConfig]):
     def __init__(self, configs: CheckpointConfigs) -> None:
         """Open and check the files; CheckpointError unless every file, key and tensor is what Gemma 3n needs."""
         architecture, config = parse_config(configs.config, configs.generation, str(configs.config_path))
-        table = TextTable(text_tensors(config), unused_kv_tensors(config))
+        table = TextTable(text_tensors(config), unused_kv_tensors(config), {"layer_scalar": "Gemma 4"})
         super().__init__(configs, Parsed("Gemma 3n", architecture, architecture != CAUSAL_LM, config, table))
         try:
             self._slices = named_slices(config, configs.path)

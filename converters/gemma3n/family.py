@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from converters.family import Family, RecipeChoice
+from converters.gemma.config_json import with_defaults
 from converters.gemma3n.checkpoint import Gemma3nTensors
-from converters.gemma3n.config.defaults import AUDIO, MULTIMODAL, VISION, with_defaults
+from converters.gemma3n.config.defaults import AUDIO, MULTIMODAL, VISION
 from converters.gemma3n.config.processor import read_image_size
 from converters.gemma3n.config.text import ARCHITECTURES, CAUSAL_LM, MODEL_TYPES
 from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio, require_sounds

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from converters.gemma.config_json import finish_section, section, with_defaults
 from converters.gemma.tensors import require_group_tensors
 from converters.gemma3n.config import defaults
-from converters.gemma3n.config.defaults import with_defaults
-from converters.gemma3n.config.text import TextConfig, finish_section, section
+from converters.gemma3n.config.text import TextConfig
 from converters.huggingface.safetensors import TensorInfo
 from toolkit.base.errors import CheckpointError
 from toolkit.base.layout import ceil_div

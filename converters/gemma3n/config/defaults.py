@@ -74,12 +74,3 @@ MULTIMODAL: Mapping[str, object] = {
     "eoa_token_id": 262_272,
     "audio_token_id": 262_273,
 }
-
-
-def with_defaults(values: object, defaults: Mapping[str, object]) -> object:
-    """Add the defaults of the keys that an object does not have.
-
-    >>> with_defaults({"a": 1}, {"a": 2, "b": 3})
-    {'a': 1, 'b': 3}
-    """
-    return {**defaults, **values} if isinstance(values, dict) else values

@@ -7,12 +7,27 @@ other key is an error. Source: transformers 5.23 models/gemma3n/configuration_ge
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from converters.gemma.config import Attention, DecoderConfig, DecoderLayer, DecoderModel, Heads, layer_kv_sources
+from converters.gemma.config_json import (
+    LAYER_TYPE_NAMES,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_VOCABULARY,
+    MAX_WIDTH,
+    eos_source,
+    eos_token_ids,
+    finish_section,
+    ignore_repeated,
+    layer_types,
+    require_length,
+    section,
+    token_id,
+    with_defaults,
+)
 from converters.gemma3n.config import defaults
-from converters.gemma3n.config.defaults import with_defaults
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject
 
@@ -26,57 +41,11 @@ _MODEL_TYPES = {CONDITIONAL_GENERATION: "gemma3n", CAUSAL_LM: "gemma3n_text"}
 _BASES = {"Gemma3nModel": CONDITIONAL_GENERATION, "Gemma3nTextModel": CAUSAL_LM}
 ARCHITECTURES = (CONDITIONAL_GENERATION, CAUSAL_LM, *_BASES)
 MODEL_TYPES = tuple(_MODEL_TYPES.values())
-_LAYER_TYPES: dict[str, Attention] = {"sliding_attention": "sliding", "full_attention": "full"}
-_LAYER_TYPE_NAMES = {attention: name for name, attention in _LAYER_TYPES.items()}
 
-# Bounds far above any Gemma 3n, and low enough not to exhaust memory before a shape is compared with a file.
-_MAX_VOCABULARY = 1 << 24
-_MAX_WIDTH = 1 << 20
-_MAX_LAYERS = 1 << 10
-_MAX_HEADS = 1 << 12
-_MAX_POSITIONS = 1 << 31
 _MAX_SPARSITY = 0.999999  # at 1.0 the threshold is infinite
 
-# Training, bookkeeping and generation settings: they do not affect the forward pass.
-_WITHOUT_EFFECT = """
-    _attn_implementation_autoset _commit_hash _name_or_path architectures auto_map altup_coef_clip altup_lr_multiplier
-    attention_dropout attn_implementation cache_implementation dtype finetuning_task id2label initializer_range
-    label2id ignore_index name_or_path output_attentions output_hidden_states prefix problem_type query_pre_attn_scalar
-    return_dict task_specific_params tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed
-    unsloth_version use_cache
-"""
-# GenerationConfig, which transformers 4 allowed in config.json.
-_GENERATION = """
-    bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
-    length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    output_scores remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id suppress_tokens
-    temperature top_k top_p typical_p assistant_confidence_threshold assistant_lookbehind encoder_repetition_penalty
-    epsilon_cutoff eta_cutoff num_assistant_tokens num_assistant_tokens_schedule target_lookbehind
-"""
-
-# The only values that the forward pass supports; others would need other math.
-_ONLY_VALUES: dict[str, tuple[object, ...]] = {
-    "add_cross_attention": (False,),
-    "attention_bias": (False,),
-    "attn_logit_softcapping": (None,),
-    "chunk_size_feed_forward": (0,),
-    "cross_attention_hidden_size": (None,),
-    "hidden_act": ("gelu_pytorch_tanh",),
-    "hidden_activation": ("gelu_pytorch_tanh",),
-    "is_decoder": (False, True),
-    "is_encoder_decoder": (False,),
-    "per_layer_config": (None,),
-    "pruned_heads": ({}, None),
-    "rope_scaling": (None,),
-    "tf_legacy_loss": (False,),
-    "tie_encoder_decoder": (False,),
-    "use_bfloat16": (False,),
-    "use_bidirectional_attention": (False, None),
-}
-
-# Compared with the tensors (checkpoint.py): whether they are quantised, and whether there is a separate output matrix.
-_ABOUT_TENSORS = ("quantization_config", "quantization", "tie_word_embeddings")
+# Training settings of Gemma 3n, without effect here.
+_WITHOUT_EFFECT = ("altup_coef_clip", "altup_lr_multiplier")
 
 # The towers' own configs; they are checked when the towers are converted.
 _MULTIMODAL_KEYS = """
@@ -126,18 +95,14 @@ def parse_config(config: object, generation: object | None, what: str) -> tuple[
     else:
         text = _multimodal_text(top)
         text.expect("model_type", _MODEL_TYPES[CAUSAL_LM])
-    parsed = _text_config(text, top, _eos_source(generation, top, what))
+    parsed = _text_config(text, top, eos_source(generation, top, what))
+    for part in (text, top):
+        part.ignore(_WITHOUT_EFFECT)
     finish_section(text)
     if text is not top:
-        _ignore_repeated(top, text)
+        ignore_repeated(top, text, defaults.TEXT)
         finish_section(top)
     return architecture, parsed
-
-
-def section(top: JsonObject, key: str, missing: Mapping[str, object]) -> JsonObject:
-    """A section of config.json, with defaults for missing keys; the whole section may be missing."""
-    values = with_defaults(top.value(key) if top.has(key) else {}, missing)
-    return JsonObject(values, top.file, CheckpointError, key)
 
 
 def to_hugging_face(config: TextConfig) -> dict[str, object]:
@@ -151,7 +116,7 @@ def to_hugging_face(config: TextConfig) -> dict[str, object]:
         "hidden_size_per_layer_input": config.ple_size,
         "num_hidden_layers": config.num_layers,
         "intermediate_size": [layer.ffn_size for layer in config.layers],
-        "layer_types": [_LAYER_TYPE_NAMES[layer.attention] for layer in config.layers],
+        "layer_types": [LAYER_TYPE_NAMES[layer.attention] for layer in config.layers],
         "activation_sparsity_pattern": [layer.sparsity for layer in config.layers],
         "num_kv_shared_layers": config.num_layers - len(config.kv_layers),
         "num_attention_heads": config.num_heads,
@@ -203,30 +168,14 @@ def _multimodal_text(top: JsonObject) -> JsonObject:
     return section(top, "text_config", defaults.TEXT)
 
 
-def _ignore_repeated(top: JsonObject, text: JsonObject) -> None:
-    """Skip copies of the text model's numbers, which trainers put at the top level; CheckpointError if one differs."""
-    for key in defaults.TEXT:
-        top.expect(key, text.value(key))
-
-
-def finish_section(section: JsonObject) -> None:
-    """Check the keys that every section may have, and reject unknown keys."""
-    for key, values in _ONLY_VALUES.items():
-        section.expect(key, *values)
-    section.ignore(_WITHOUT_EFFECT.split())
-    section.ignore(_GENERATION.split())
-    section.ignore(_ABOUT_TENSORS)
-    section.finish()
-
-
 def _text_config(text: JsonObject, top: JsonObject, eos: JsonObject | None) -> TextConfig:
-    vocab_size = text.integer("vocab_size", 1, _MAX_VOCABULARY)
+    vocab_size = text.integer("vocab_size", 1, MAX_VOCABULARY)
     theta_full, theta_sliding = _rope_thetas(text)
-    num_kv_heads = text.integer("num_key_value_heads", 1, _MAX_HEADS)
-    num_heads = text.integer("num_attention_heads", 1, _MAX_HEADS)
+    num_kv_heads = text.integer("num_key_value_heads", 1, MAX_HEADS)
+    num_heads = text.integer("num_attention_heads", 1, MAX_HEADS)
     if num_heads % num_kv_heads:
         text.refuse("num_attention_heads", num_heads, f"a multiple of num_key_value_heads, {num_kv_heads}")
-    head_dim = text.integer("head_dim", 2, _MAX_WIDTH)
+    head_dim = text.integer("head_dim", 2, MAX_WIDTH)
     if head_dim % 2:
         text.refuse("head_dim", head_dim, "an even number, which rotary embeddings need")
     altup_num_inputs = text.integer("altup_num_inputs", 2, 64)  # a single stream has no others to predict
@@ -234,31 +183,31 @@ def _text_config(text: JsonObject, top: JsonObject, eos: JsonObject | None) -> T
     text.value("final_logit_softcapping")
     return TextConfig(
         vocab_size=vocab_size,
-        ple_vocab_size=text.integer("vocab_size_per_layer_input", 1, _MAX_VOCABULARY),
-        hidden_size=text.integer("hidden_size", 1, _MAX_WIDTH),
-        ple_size=text.integer("hidden_size_per_layer_input", 1, _MAX_WIDTH),
+        ple_vocab_size=text.integer("vocab_size_per_layer_input", 1, MAX_VOCABULARY),
+        hidden_size=text.integer("hidden_size", 1, MAX_WIDTH),
+        ple_size=text.integer("hidden_size_per_layer_input", 1, MAX_WIDTH),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        sliding_window=text.integer("sliding_window", 1, _MAX_POSITIONS),
-        max_positions=text.integer("max_position_embeddings", 1, _MAX_POSITIONS),
+        sliding_window=text.integer("sliding_window", 1, MAX_POSITIONS),
+        max_positions=text.integer("max_position_embeddings", 1, MAX_POSITIONS),
         rms_norm_eps=text.number("rms_norm_eps", 1e-12, 1e-1),
         rope_theta_full=theta_full,
         rope_theta_sliding=theta_sliding,
-        laurel_rank=text.integer("laurel_rank", 1, _MAX_WIDTH),
+        laurel_rank=text.integer("laurel_rank", 1, MAX_WIDTH),
         altup_num_inputs=altup_num_inputs,
         altup_active_index=text.integer("altup_active_idx", 0, altup_num_inputs - 1),
         altup_correct_scale=text.flag("altup_correct_scale"),
         final_logit_softcap=softcap,
         layers=_layers(text),
-        bos_token_id=_token_id("bos_token_id", 2, text, top, vocab_size),
-        eos_token_ids=_eos_token_ids(eos, text, vocab_size),
-        pad_token_id=_token_id("pad_token_id", 0, text, top, vocab_size),
+        bos_token_id=token_id("bos_token_id", 2, text, top, vocab_size),
+        eos_token_ids=eos_token_ids(eos, text, vocab_size),
+        pad_token_id=token_id("pad_token_id", 0, text, top, vocab_size),
     )
 
 
 def _layers(text: JsonObject) -> tuple[LayerConfig, ...]:
-    count = text.integer("num_hidden_layers", 1, _MAX_LAYERS)
+    count = text.integer("num_hidden_layers", 1, MAX_LAYERS)
     attention = _layer_types(text, count)
     sizes = _per_layer_sizes(text, count)
     sparsity = _sparsity_pattern(text, count)
@@ -274,24 +223,20 @@ def _layer_types(text: JsonObject, count: int) -> tuple[Attention, ...]:
     if not text.has("layer_types"):
         # Gemma3nTextConfig.__post_init__: every fifth layer is global.
         return tuple("full" if (index + 1) % 5 == 0 else "sliding" for index in range(count))
-    types: list[Attention] = []
-    for name in text.array("layer_types"):
-        if not isinstance(name, str) or name not in _LAYER_TYPES:
-            text.refuse("layer_types", name, " or ".join(_LAYER_TYPES))
-        types.append(_LAYER_TYPES[name])
+    types = layer_types(text)
     if len(types) > count:
         # MatFormer Lab keeps the full model's list in the config of a slice; transformers 4.53 used the first entries.
         _log.warning("layer_types has %d entries for %d layers: the first ones are used", len(types), count)
         types = types[:count]
-    _require_length(text, "layer_types", len(types), count)
-    return tuple(types)
+    require_length(text, "layer_types", len(types), count)
+    return types
 
 
 def _per_layer_sizes(text: JsonObject, count: int) -> tuple[int, ...]:
     if not isinstance(text.value("intermediate_size"), list):
-        return (text.integer("intermediate_size", 1, _MAX_WIDTH),) * count
-    sizes = text.integers("intermediate_size", 1, _MAX_WIDTH)
-    _require_length(text, "intermediate_size", len(sizes), count)
+        return (text.integer("intermediate_size", 1, MAX_WIDTH),) * count
+    sizes = text.integers("intermediate_size", 1, MAX_WIDTH)
+    require_length(text, "intermediate_size", len(sizes), count)
     return sizes
 
 
@@ -303,13 +248,8 @@ def _sparsity_pattern(text: JsonObject, count: int) -> tuple[float, ...]:
     if not isinstance(text.value("activation_sparsity_pattern"), list):
         return (text.number("activation_sparsity_pattern", 0.0, _MAX_SPARSITY),) * count
     pattern = text.numbers("activation_sparsity_pattern", 0.0, _MAX_SPARSITY)
-    _require_length(text, "activation_sparsity_pattern", len(pattern), count)
+    require_length(text, "activation_sparsity_pattern", len(pattern), count)
     return pattern
-
-
-def _require_length(text: JsonObject, key: str, found: int, wanted: int) -> None:
-    if found != wanted:
-        text.refuse(key, f"{found} entries", f"{wanted}, one for each of num_hidden_layers")
 
 
 def _rope_thetas(text: JsonObject) -> tuple[float, float]:
@@ -336,33 +276,3 @@ def _rope_theta(text: JsonObject, old_key: str, parameters: JsonObject | None, k
     if old is not None and new is not None and old != new:
         text.refuse(old_key, old, f"{new}, as rope_parameters says")
     return next((theta for theta in (new, old) if theta is not None), default)
-
-
-def _token_id(key: str, default: int, text: JsonObject, top: JsonObject, vocab_size: int) -> int:
-    """A token id from the top level, else from the text model's section, else Gemma3nTextConfig's default."""
-    found = [section for section in (top, text) if section.has(key)]
-    ids = [section.integer(key, 0, vocab_size - 1) for section in found]
-    return ids[0] if ids else default
-
-
-def _eos_source(generation: object | None, top: JsonObject, what: str) -> JsonObject | None:
-    """The file that states the stop tokens: generation_config.json takes precedence, as in transformers."""
-    top_has = top.has("eos_token_id")
-    if generation is not None:
-        stated = JsonObject(generation, f"generation_config.json beside {what}", CheckpointError)
-        if stated.has("eos_token_id"):
-            return stated
-    return top if top_has else None
-
-
-def _eos_token_ids(source: JsonObject | None, text: JsonObject, vocab_size: int) -> tuple[int, ...]:
-    stated = source if source is not None else text
-    in_text = text.has("eos_token_id")
-    if source is None and not in_text:
-        return (1,)
-    if not isinstance(stated.value("eos_token_id"), list):
-        return (stated.integer("eos_token_id", 0, vocab_size - 1),)
-    ids = stated.integers("eos_token_id", 0, vocab_size - 1)
-    if not ids:
-        stated.refuse("eos_token_id", [], "at least one stop token")
-    return ids

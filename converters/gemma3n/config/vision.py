@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from converters.gemma.config_json import finish_section, section
 from converters.gemma.tensors import require_group_tensors
 from converters.gemma3n.config import defaults
-from converters.gemma3n.config.text import TextConfig, finish_section, section
+from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.config.vision_blocks import (
     MAX_WIDTH,
     STAGES,

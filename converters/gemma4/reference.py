@@ -1,0 +1,125 @@
+"""The text model of Gemma 4 in NumPy, in float32 and without torch: the reference for bundles.
+
+The tokens of all sequences are concatenated on the first axis, so each matrix is read once, used, and dropped. N is the
+number of all tokens, D the hidden size. What other Gemma models have too is in `converters/gemma/reference.py`: norms,
+attention, per-layer embeddings.
+Source: transformers 5.24 `models/gemma4/modeling_gemma4.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.family import LayersDone, MatrixProduct
+from converters.gemma.reference import (
+    Array,
+    AttentionLayer,
+    Batch,
+    KeyValue,
+    checked_ids,
+    embed,
+    gelu,
+    logits,
+    multiply,
+    per_layer_embeddings,
+    rms_norm,
+)
+from converters.gemma4.config import TextConfig, TextModel
+from converters.gemma4.tensors import LAYER_SCALAR
+
+
+@dataclass(frozen=True, slots=True)
+class Layer(AttentionLayer[TextConfig]):
+    """One decoder layer; everything is f32[N, ...]."""
+
+    def forward(self, x: Array, per_layer: Array, shared: dict[int, KeyValue], batch: Batch) -> Array:
+        """Compute x after this layer. A layer with its own keys and values stores them in `shared`."""
+        attended = self.attention(self._norm(x, "input_layernorm"), shared, batch)
+        x = x + self._norm(attended, "post_attention_layernorm")
+        fed = self.feed_forward(self._norm(x, "pre_feedforward_layernorm"))
+        x = x + self._norm(fed, "post_feedforward_layernorm")
+        return (x + self.injected(x, per_layer)) * self._read(LAYER_SCALAR)
+
+    def feed_forward(self, x: Array) -> Array:
+        """The gated feed-forward network."""
+        gate = gelu(self._linear(x, "mlp.gate_proj"))
+        gate *= self._linear(x, "mlp.up_proj")
+        return self._linear(gate, "mlp.down_proj")
+
+    def injected(self, x: Array, per_layer: Array) -> Array:
+        """The token's per-layer embedding f32[N, ple_size], gated by x."""
+        gated = gelu(self._linear(x, "per_layer_input_gate")) * per_layer
+        return self._norm(self._linear(gated, "per_layer_projection"), "post_per_layer_input_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The model in the form that the quality gate needs (`converters.family.ReferenceModel`)."""
+
+    model: TextModel
+
+    @property
+    def vocab_size(self) -> int:
+        """The length of the logits."""
+        return self.model.config.vocab_size
+
+    @property
+    def text_vocab_size(self) -> int:
+        """The number of ids that stand for text: all, as those of images and sounds are among them."""
+        return self.model.config.vocab_size
+
+    def hidden_states(
+        self,
+        sequences: Sequence[NDArray[np.int32]],
+        *,
+        progress: LayersDone | None = None,
+        product: MatrixProduct | None = None,
+    ) -> list[Array]:
+        """See the function of this name."""
+        return hidden_states(self.model, sequences, progress=progress, product=product)
+
+    def logits(self, hidden: Array) -> Array:
+        """See the function of this name."""
+        return logits(self.model, hidden)
+
+
+def forward(
+    model: TextModel, sequences: Sequence[NDArray[np.int32]], *, progress: LayersDone | None = None
+) -> list[Array]:
+    """The logits for every token of each sequence: f32[T, vocab] each.
+
+    UsageError for an empty sequence or a token id outside the vocabulary.
+    """
+    hidden = hidden_states(model, sequences, progress=progress)
+    return Batch.of(sequences).split(logits(model, np.concatenate(hidden)))
+
+
+def hidden_states(
+    model: TextModel,
+    sequences: Sequence[NDArray[np.int32]],
+    *,
+    progress: LayersDone | None = None,
+    product: MatrixProduct | None = None,
+) -> list[Array]:
+    """Compute all but the output matrix: f32[T, D] for each sequence, normed; pass any rows of it to `logits`.
+
+    `product` multiplies by matrices; None for the model's own.
+    Memory: about 3·FFN numbers per token, plus the largest matrix of a layer and scores of [T, T].
+    """
+    config, multiplied = model.config, product or partial(multiply, model)
+    ids, batch = checked_ids(config, sequences), Batch.of(sequences)
+    x = embed(model, ids)
+    per_layer = per_layer_embeddings(model, ids, x, multiplied)
+    shared: dict[int, KeyValue] = {}
+    for index in range(config.num_layers):
+        x = Layer(model, index, multiplied).forward(x, per_layer[:, index], shared, batch)
+        needed = {layer.kv_source for layer in config.layers[index + 1 :]}
+        shared = {source: states for source, states in shared.items() if source in needed}
+        if progress:
+            progress(index + 1, config.num_layers)
+    return batch.split(rms_norm(x, config.rms_norm_eps, model.read("norm.weight")))

@@ -1,0 +1,255 @@
+"""transformers as the oracle for Gemma 4: random tiny checkpoints, and what transformers makes of them in float32.
+
+As in `oracle`, every parameter is random, and every buffer too: a layer_scalar or norm of one would hide a wrong graph.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from oracle import _prompt, _scratch, _torch, random_tensor, write_safetensors
+
+if TYPE_CHECKING:
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+Naming = Literal["causal", "conditional"]
+
+PREFIXES: Mapping[Naming, str] = {"causal": "model.", "conditional": "model.language_model."}
+
+S, F = "sliding_attention", "full_attention"
+
+TINY: Mapping[str, object] = {
+    "vocab_size": 300,
+    "vocab_size_per_layer_input": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 4,
+    "max_position_embeddings": 256,
+    "hidden_size_per_layer_input": 8,
+    "num_kv_shared_layers": 3,
+    "layer_types": [S, S, F, S, F, S, F],
+    "use_double_wide_mlp": True,
+    "final_logit_softcapping": 30.0,
+}
+"""What `make_checkpoint` writes without overrides; keys are those of transformers' Gemma4TextConfig."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OracleConfig:
+    """One random tiny model, as overrides of `TINY`, and a prompt for it."""
+
+    name: str
+    overrides: Mapping[str, object]
+    ids: tuple[int, ...]
+    seed: int
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _layers(types: Sequence[str], shared: int, ffn: int = 48) -> dict[str, object]:
+    return {
+        "num_hidden_layers": len(types),
+        "layer_types": list(types),
+        "intermediate_size": ffn,
+        "num_kv_shared_layers": shared,
+    }
+
+
+CONFIGS: tuple[OracleConfig, ...] = (
+    OracleConfig("two_kv_heads_past_the_window", {}, _prompt(21, 300), seed=0),
+    OracleConfig(
+        "one_kv_head",
+        {**_layers([S, S, S, S, F] * 2, 5), "num_key_value_heads": 1, "num_attention_heads": 8, "sliding_window": 8},
+        _prompt(40, 300),
+        seed=1,
+    ),
+    OracleConfig(
+        "odd_pattern",
+        {
+            **_layers([F, F, S, F, S, S, F], 3, 40),
+            "hidden_size": 48,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 10,
+            "global_head_dim": 14,
+            "sliding_window": 7,
+            "hidden_size_per_layer_input": 12,
+            "final_logit_softcapping": None,
+        },
+        _prompt(33, 300),
+        seed=2,
+    ),
+    OracleConfig("nothing_shared", _layers([S, F, S, S, F], 0), _prompt(19, 300), seed=3),
+    OracleConfig("one_layer", _layers([F], 0), _prompt(9, 300), seed=4),
+    OracleConfig("single_width", {"use_double_wide_mlp": False}, _prompt(12, 300), seed=5),
+    OracleConfig(
+        "other_ropes",
+        {
+            "rope_parameters": {
+                F: {"rope_type": "proportional", "partial_rotary_factor": 0.6, "rope_theta": 5e5},
+                S: {"rope_type": "default", "rope_theta": 2e3},
+            },
+            "rms_norm_eps": 1e-5,
+        },
+        _prompt(25, 300),
+        seed=6,
+    ),
+    OracleConfig(
+        "long_prompt",
+        {**_layers([S, S, F, S, F], 2), "sliding_window": 16, "max_position_embeddings": 512},
+        _prompt(150, 300),
+        seed=7,
+    ),
+    OracleConfig(
+        "blocks_of_32",
+        {
+            **_layers([S, F, S, F], 2, 96),
+            "hidden_size": 64,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "hidden_size_per_layer_input": 32,
+            "sliding_window": 8,
+        },
+        _prompt(24, 300),
+        seed=8,
+    ),
+)
+"""Small enough for a forward in milliseconds; together they cover what can differ between text models."""
+
+
+def make_checkpoint(
+    directory: Path,
+    *,
+    seed: int,
+    naming: Naming = "causal",
+    dtype: Literal["f32", "bf16"] = "f32",
+    shards: int = 1,
+    unused_kv: bool = False,
+    **overrides: object,
+) -> Path:
+    """Write a random checkpoint (config.json and safetensors) into `directory` and return it.
+
+    overrides: keys of Gemma4TextConfig that differ from `TINY`. A tensor depends on seed, name and shape only.
+    unused_kv: also write k_proj, v_proj and k_norm of the layers that share K/V, as Google's checkpoints do.
+    """
+    torch, config = _torch(), _text_config({**TINY, **overrides})
+    tensors = {
+        PREFIXES[naming] + name: torch.from_numpy(random_weight(name, shape, seed)).to(
+            torch.float32 if dtype == "f32" else torch.bfloat16
+        )
+        for name, shape in _tensor_shapes(config, unused_kv=unused_kv).items()
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_config(directory, config, naming, dtype)
+    write_safetensors(directory, tensors, shards)
+    return directory
+
+
+@functools.cache
+def checkpoint_of(config: OracleConfig) -> Path:
+    """The checkpoint of one of `CONFIGS`, written once per process; treat it as read-only."""
+    return make_checkpoint(_scratch() / f"gemma4_{config.name}", seed=config.seed, **config.overrides)  # type: ignore[arg-type]
+
+
+def hf_logits(directory: Path, ids: Sequence[int]) -> NDArray[np.float32]:
+    """Logits of transformers for one sequence: f32[T, V]; eager attention, no cache."""
+    torch = _torch()
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = hf_model(directory)(torch.tensor([list(ids)]), use_cache=False).logits[0].numpy()
+    return logits
+
+
+def hf_greedy(directory: Path, ids: Sequence[int], n: int) -> list[int]:
+    """The n tokens that follow by argmax, each from a full forward without a cache; stop tokens do not stop it."""
+    torch = _torch()
+    model, tokens = hf_model(directory), torch.tensor([list(ids)])
+    with torch.inference_mode():
+        for _ in range(n):
+            logits = model(tokens, use_cache=False, logits_to_keep=1).logits
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+    found: list[int] = tokens[0, len(ids) :].tolist()
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def hf_model(directory: Path) -> Gemma4ForCausalLM:
+    """The text model of a checkpoint, in float32, whichever class wrote it."""
+    torch = _torch()
+    from safetensors.torch import load_file
+    from transformers import Gemma4ForCausalLM
+
+    written = json.loads((directory / "config.json").read_text())
+    model = Gemma4ForCausalLM(_text_config(written.get("text_config", written)))
+    model.train(False)
+    wanted = set(model.state_dict()) - {"lm_head.weight"}
+    state = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            canonical = "model." + name.removeprefix("model.").removeprefix("language_model.")
+            if canonical in wanted:
+                state[canonical] = tensor.to(torch.float32)
+    assert set(state) == wanted, f"missing tensors: {sorted(wanted - set(state))}"
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def random_weight(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """As `oracle.random_tensor`, and factors of the residual stream around one."""
+    if name.endswith("layer_scalar"):
+        return np.random.default_rng([seed, zlib.crc32(name.encode())]).uniform(0.5, 1.5, shape).astype(np.float32)
+    return random_tensor(name, shape, seed)
+
+
+def _text_config(keys: Mapping[str, object]) -> Gemma4TextConfig:
+    _torch()
+    from transformers import Gemma4TextConfig
+
+    config: Gemma4TextConfig = Gemma4TextConfig.from_dict(dict(keys))
+    config._attn_implementation = "eager"
+    return config
+
+
+def _write_config(directory: Path, config: Gemma4TextConfig, naming: Naming, dtype: str) -> None:
+    text: dict[str, Any] = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+    text |= {"dtype": {"f32": "float32", "bf16": "bfloat16"}[dtype], "tie_word_embeddings": True}
+    if naming == "causal":
+        written = {**text, "architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text"}
+    else:
+        written = {
+            "architectures": ["Gemma4ForConditionalGeneration"],
+            "model_type": "gemma4",
+            "dtype": text["dtype"],
+            "text_config": {**text, "model_type": "gemma4_text"},
+        }
+    (directory / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+
+
+def _tensor_shapes(config: Gemma4TextConfig, *, unused_kv: bool) -> dict[str, tuple[int, ...]]:
+    torch = _torch()
+    from transformers import Gemma4TextModel
+
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in Gemma4TextModel(config).state_dict().items()}
+    if unused_kv:
+        for index in range(config.num_hidden_layers - config.num_kv_shared_layers, config.num_hidden_layers):
+            attention, layer = f"layers.{index}.self_attn", config.per_layer_config[index]
+            rows = config.num_key_value_heads * layer.head_dim
+            shapes[f"{attention}.k_proj.weight"] = (rows, config.hidden_size)
+            shapes[f"{attention}.v_proj.weight"] = (rows, config.hidden_size)
+            shapes[f"{attention}.k_norm.weight"] = (layer.head_dim,)
+    return shapes

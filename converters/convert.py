@@ -9,7 +9,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from converters.behaviour import require_same_prompts
+from converters.calibration.calibrate import Calibration, remove_work, sequences_of, text_for, work_directory
+from converters.calibration.own_text import CONTEXT as WRITER_CONTEXT
+from converters.calibration.own_text import text_written_by
+from converters.calibration.text import CalibrationChoice, CalibrationText
 from converters.families import FAMILIES, open_checkpoint, recipe_names
 from converters.family import Checkpoint, Family, RecipeChoice
 from converters.gate import Gate, ShortGate
@@ -21,11 +28,12 @@ from converters.plan import Plan, PlanRequest
 from converters.slices import Budget, Slice
 from converters.verify import VerifyReport
 from toolkit.base.errors import RecipeError, UsageError
-from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room
+from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room, scratch_beside
 from toolkit.base.outputs import Output
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.manifest import (
     GROUP_NAMES,
+    TOKENIZER,
     TOWER_FILES,
     AudioRecord,
     CheckpointRecord,
@@ -34,6 +42,7 @@ from toolkit.bundle.manifest import (
     VisionRecord,
 )
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
+from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import token_texts
 from toolkit.bundle.write import BUNDLE, BundleDraft, write_bundle
 from toolkit.quant.recipe import Recipe
@@ -75,6 +84,9 @@ class ConvertRequest:
     """The number of threads that quantise."""
     adapters: tuple[AdapterChoice, ...] = ()
     """Adapters that are merged into the checkpoint, in this order; none for an open checkpoint, which has its own."""
+    calibration: CalibrationChoice | None = None
+    """The text that gives the inputs against which the decoder's matrices are rounded, or "self" for one that the model
+    writes; None: each weight is rounded by itself."""
     described_as: CheckpointRecord | None = None
     """What the manifest says of the checkpoint, which must have these hashes; None: by its directory's name."""
     force: bool = False
@@ -95,6 +107,8 @@ class Conversion:
     manifest: Manifest
     report: VerifyReport | None
     seconds: float
+    calibration: CalibrationText | None = None
+    """The text that it was calibrated with."""
 
 
 def convert(
@@ -104,6 +118,7 @@ def convert(
     gate: Gate | None = ShortGate(),  # noqa: B008, it is frozen
     accept: Callable[[Path], None] = lambda _: None,
     progress: Progress | None = None,
+    calibration_progress: Progress | None = None,
     download_progress: Progress | None = None,
 ) -> Conversion:
     """Write the bundle `request.output`, complete or not at all.
@@ -111,15 +126,17 @@ def convert(
     `gate` verifies the complete files before they get their final name; if they fail, QualityError, and they are
     removed. None skips that. `accept` gets the directory of the complete files first, and raises to reject them.
     `families`: the model families that the checkpoint may belong to.
-    `progress` is called with the weight bytes written so far, without scales, and their total; `download_progress` with
-    the bytes downloaded and their total.
+    `progress` is called with the weight bytes written so far, without scales, and their total; `calibration_progress`
+    with operations done and their total; `download_progress` with the bytes downloaded and their total.
     """
     request.bundle_output().require()
+    if request.calibration is not None and request.search is not None:
+        raise UsageError("search", found=request.search, wanted="none: calibration chooses scales by the inputs")
     _check_recipe_names(request, families)
     if not isinstance(request.checkpoint, (Path, str)):
         if request.adapters:
             raise UsageError("adapters", found="some for an open checkpoint", wanted="none: open it with them")
-        return _convert(request, request.checkpoint, gate, accept, progress)
+        return _convert(request, request.checkpoint, gate, accept, progress, calibration_progress)
     opened = open_checkpoint(
         request.checkpoint,
         families,
@@ -128,7 +145,7 @@ def convert(
         progress=download_progress,
     )
     with opened as checkpoint:
-        return _convert(request, checkpoint, gate, accept, progress)
+        return _convert(request, checkpoint, gate, accept, progress, calibration_progress)
 
 
 def _convert(
@@ -137,11 +154,22 @@ def _convert(
     gate: Gate | None,
     accept: Callable[[Path], None],
     progress: Progress | None,
+    calibration_progress: Progress | None,
 ) -> Conversion:
     started = time.perf_counter()
     output = request.bundle_output(checkpoint.path, *(adapter.path for adapter in checkpoint.adapters))
     output.require()
     plan_request, plan, prompt_files = _prepare(request, checkpoint)
+    work = work_directory(output.path)
+    text: CalibrationText | None = None
+    if request.calibration is not None:
+        lock = lock_of(plan_request, _checkpoint_record(checkpoint, None), None)
+        write = partial(_own_text, request, checkpoint, plan_request, calibration_progress)
+        text = text_for(request.calibration, work, lock, write)
+        calibration = Calibration(
+            text, _sequences(text, plan, prompt_files, checkpoint), work, request.workers, calibration_progress
+        )
+        plan = calibration.round(plan, plan_request.slices, checkpoint, lock)
     advance = Advance(plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
 
@@ -152,11 +180,12 @@ def _convert(
             reports[0].require_passed(request.output)
 
     with BackgroundHasher() as hasher:
-        fill = partial(_fill, plan, plan_request, prompt_files, checkpoint, request, advance, hasher.add)
+        fill = partial(_fill, plan, plan_request, prompt_files, checkpoint, request, text, advance, hasher.add)
         manifest = write_bundle(
             request.output, fill, accept=judge, hasher=hasher, inputs=output.inputs, force=output.force
         )
-    return Conversion(request.output, manifest, reports[0] if reports else None, time.perf_counter() - started)
+    remove_work(work)
+    return Conversion(request.output, manifest, reports[0] if reports else None, time.perf_counter() - started, text)
 
 
 def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[PlanRequest, Plan, PromptFiles]:
@@ -175,12 +204,43 @@ def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[PlanReque
     return plan_request, plan, prompt_files
 
 
+def _sequences(
+    text: CalibrationText, plan: Plan, prompt_files: PromptFiles, checkpoint: Checkpoint
+) -> list[NDArray[np.int32]]:
+    tokenizer = Tokenizer(checkpoint.path / TOKENIZER, prompt_files.tokenizer)
+    return sequences_of(text, tokenizer, _text_record(plan).bos_token_id)
+
+
+def _own_text(
+    request: ConvertRequest, checkpoint: Checkpoint, plan_request: PlanRequest, progress: Progress | None
+) -> CalibrationText:
+    """What the default size writes, run as a bundle of the same recipe that is not calibrated."""
+    with scratch_beside(work_directory(request.output).with_suffix(".writer")) as scratch:
+        writer = ConvertRequest(
+            checkpoint=checkpoint,
+            output=scratch / "bundle",
+            recipes={role: plan_request.recipes[role] for role in ("text", "ple")},
+            groups=("text",),
+            sizes=plan_request.slices[:1],
+            context=min(WRITER_CONTEXT, checkpoint.max_positions),
+            workers=request.workers,
+        )
+        convert(writer, gate=None)
+        return text_written_by(writer.output, progress=progress or (lambda done, of: None))
+
+
+def _checkpoint_record(checkpoint: Checkpoint, described_as: CheckpointRecord | None) -> CheckpointRecord:
+    adapters = tuple(adapter.record for adapter in checkpoint.adapters)
+    return described(CheckpointRecord(checkpoint.name, checkpoint.fingerprint(), adapters), described_as)
+
+
 def _fill(
     plan: Plan,
     plan_request: PlanRequest,
     prompt_files: PromptFiles,
     checkpoint: Checkpoint,
     request: ConvertRequest,
+    text: CalibrationText | None,
     advance: Advance,
     finished: Callable[[Path], None],
     directory: Path,
@@ -189,11 +249,8 @@ def _fill(
     prompt_files.copy_to(directory)
     for files in plan.files:
         files.write(directory, workers=request.workers, progress=advance, finished=finished)
-    fingerprint = checkpoint.fingerprint()
     checkpoint.require_unchanged()
-    adapters = tuple(adapter.record for adapter in checkpoint.adapters)
-    found = CheckpointRecord(checkpoint.name, fingerprint, adapters)
-    record = described(found, request.described_as)
+    record = _checkpoint_record(checkpoint, request.described_as)
     return BundleDraft(
         architecture=checkpoint.architecture,
         checkpoint=record,
@@ -201,7 +258,7 @@ def _fill(
         default_size=next(iter(plan.sizes)),
         quant={role: quant_record(recipe) for role, recipe in plan.recipes.items()},
         groups=plan.groups,
-        lock=lock_of(plan_request, record),
+        lock=lock_of(plan_request, record, text),
     )
 
 

@@ -57,6 +57,19 @@ class ReferenceModel(Protocol):
         """The number of ids that stand for text; the logits of further ids have no meaning."""
         ...
 
+    @property
+    def head(self) -> str:
+        """The tensor of the output matrix, which `logits` multiplies by."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the model."""
+        ...
+
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> F32:
+        """A tensor of the model, or a half-open range of its rows."""
+        ...
+
     def hidden_states(
         self,
         sequences: Sequence[NDArray[np.int32]],
@@ -74,6 +87,18 @@ class ReferenceModel(Protocol):
     def logits(self, hidden: F32) -> F32:
         """Compute the logits f32[n, vocab_size] for rows f32[n, hidden] of `hidden_states`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationPass:
+    """A size of a bundle as the calibration runs it.
+
+    `planned`: the name in the bundle's plan of the tensor that has this one's values as its first rows and columns;
+    None if it has them elsewhere.
+    """
+
+    model: ReferenceModel
+    planned: Callable[[str], str | None]
 
 
 class Checkpoint(Protocol):
@@ -153,6 +178,11 @@ class Checkpoint(Protocol):
 
     def reference(self, slice_: Slice) -> ReferenceModel:
         """The slice's forward pass in NumPy."""
+        ...
+
+    def calibration_passes(self, slices: Sequence[Slice]) -> Sequence[CalibrationPass]:
+        """The sizes of a bundle of these slices, the narrowest first: each piece of a matrix is rounded for the first
+        size that has it."""
         ...
 
     def float_tower(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from converters.calibration.text import CalibrationText
 from converters.plan import PlanRequest
 from converters.slices import Slice
 from toolkit.base.elements import element_of
@@ -15,12 +16,12 @@ from toolkit.quant.recipe import Recipe, Rule
 from toolkit.quant.scheme import Scheme
 
 
-def lock_of(request: PlanRequest, checkpoint: CheckpointRecord) -> Lock:
+def lock_of(request: PlanRequest, checkpoint: CheckpointRecord, calibration: CalibrationText | None) -> Lock:
     """The lock of a bundle that is yet to be written."""
     return Lock(
         generator=GENERATOR,
         checkpoint=checkpoint,
-        calibration=None,
+        calibration=None if calibration is None else calibration.sha256,
         groups=("text", *(tower for tower in ("vision", "audio") if tower in request.towers)),
         sizes=tuple(LockedSize(slice_.name, slice_.layers, slice_.ffn_sizes) for slice_ in request.slices),
         recipes={role: quant_record(recipe) for role, recipe in request.recipes.items()},

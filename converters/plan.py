@@ -16,6 +16,7 @@ from toolkit.bundle.ple_shards import PleLayout, shard_name
 from toolkit.bundle.ple_writer import write_ple_shards
 from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
+from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Search
 from toolkit.quant.source import TensorSource
 from toolkit.tflite.target import CPU
@@ -101,6 +102,8 @@ class GraphFiles:
 
     layouts: Mapping[str, TfliteLayout]
     source: TensorSource
+    rounded: RoundedWeights | None = None
+    """Weights that are rounded already, by calibration."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,7 +126,7 @@ class GraphFiles:
         finished: Finished | None = None,
     ) -> None:
         files = {directory / name: layout for name, layout in self.layouts.items()}
-        write_tflites(files, self.source, workers=workers, progress=progress)
+        write_tflites(files, self.source, workers=workers, progress=progress, rounded=self.rounded)
         for path in files:
             if finished is not None:
                 finished(path)

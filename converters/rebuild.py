@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from converters.calibration.text import CalibrationText, locked_calibration_text
 from converters.convert import ConvertRequest, convert
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Family
@@ -40,6 +41,8 @@ class Rebuilt:
 
     path: Path
     lock: Lock
+    calibration: CalibrationText | None
+    """The text that it was calibrated with."""
 
 
 def rebuild(
@@ -48,23 +51,27 @@ def rebuild(
     output: Path,
     *,
     adapters: Sequence[AdapterChoice] = (),
+    calibration: Path | None = None,
     force: bool = False,
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
+    calibration_progress: Progress | None = None,
 ) -> Rebuilt:
     """Make what `source` is the lock of again: a lock, or a bundle or a .litertlm that carries one.
 
-    UsageError or CheckpointError if this version or the checkpoint is not the lock's; QualityError if the bytes differ,
-    and nothing is written then.
+    `calibration`: the file with the text of a calibrated bundle; None for the built-in text, or the file beside.
+    UsageError or CheckpointError if this version, the checkpoint or the text is not the lock's; QualityError if the
+    bytes differ, and nothing is written then.
     """
     header = read_header(source) if _is_litertlm(source) else None
     lock = read_lock(source) if header is None else _lock_in(header, source)
     if lock.generator != GENERATOR:
         wanted = f"{lock.generator}, which the lock was made with"
         raise UsageError("version", file=source, found=GENERATOR, wanted=wanted, remedy="install that version")
-    if lock.calibration is not None:
-        raise UsageError("calibration", file=source, found="a lock with one", wanted="a lock without one")
-    work = _Work(source, checkpoint, adapters, families, force, progress)
+    if lock.calibration is None and calibration is not None:
+        raise UsageError("calibration", file=source, found="a lock without one", remedy="leave out the text")
+    text = None if lock.calibration is None else locked_calibration_text(lock.calibration, source, calibration)
+    work = _Work(source, checkpoint, adapters, text, families, force, progress, calibration_progress)
     if lock.export is None:
         work.bundle(lock, output)
     elif header is None:
@@ -75,7 +82,7 @@ def rebuild(
         with scratch_beside(output) as scratch:
             work.bundle(replace(lock, export=None), scratch / "bundle")
             work.export(lock.export, header, scratch / "bundle", output)
-    return Rebuilt(output, lock)
+    return Rebuilt(output, lock, text)
 
 
 def rebuilt_output(source: Path, path: Path, inputs: Sequence[Path], *, force: bool = False) -> Output:
@@ -92,9 +99,11 @@ class _Work:
     source: Path
     checkpoint: Path | str
     adapters: Sequence[AdapterChoice]
+    text: CalibrationText | None
     families: Sequence[Family]
     force: bool
     progress: Progress | None
+    calibration_progress: Progress | None
 
     def bundle(self, lock: Lock, output: Path) -> None:
         """Convert the checkpoint as the lock says."""
@@ -117,10 +126,18 @@ class _Work:
                 shard_bytes=lock.shard_bytes,
                 audio_seconds=lock.audio_seconds,
                 workers=os.cpu_count() or 1,
+                calibration=self.text,
                 described_as=lock.checkpoint,
                 force=self.force,
             )
-            convert(request, families=self.families, gate=None, accept=accept, progress=self.progress)
+            convert(
+                request,
+                families=self.families,
+                gate=None,
+                accept=accept,
+                progress=self.progress,
+                calibration_progress=self.calibration_progress,
+            )
 
     def export(self, made_with: LockedExport, wanted: Header, bundle: Path, output: Path) -> None:
         """Export the bundle as the lock says; a signature is not made again."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from converters.family import Family, RecipeChoice
+from converters.family import CalibrationPass, Family, RecipeChoice
 from converters.gemma.config_json import with_defaults
 from converters.gemma3n.checkpoint import Gemma3nTensors
 from converters.gemma3n.config.defaults import AUDIO, MULTIMODAL, VISION
@@ -19,7 +20,13 @@ from converters.gemma3n.plan.vision import open_vision, read_vision_config
 from converters.gemma3n.recipes import RECIPE_NAMES, bits_per_weight, built_in, choose_recipes
 from converters.gemma3n.reference import Reference
 from converters.gemma3n.sizes.choose import MATFORMER_FILE, choose_slice, find_slice, memory_bytes, read_slice
-from converters.gemma3n.sizes.matformer import SlicedCheckpoint, parameters_by_group, slice_config
+from converters.gemma3n.sizes.elastic import combine, planned_name
+from converters.gemma3n.sizes.matformer import (
+    SlicedCheckpoint,
+    effective_parameters,
+    parameters_by_group,
+    slice_config,
+)
 from converters.huggingface.configs import read_configs
 from converters.plan import Plan, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
@@ -85,6 +92,17 @@ class Gemma3nCheckpoint(Gemma3nTensors):
     def reference(self, slice_: Slice) -> Reference:
         """The slice as NumPy computes it."""
         return Reference(SlicedCheckpoint(self, slice_))
+
+    def calibration_passes(self, slices: Sequence[Slice]) -> tuple[CalibrationPass, ...]:
+        """The sizes, the narrowest first; layers have the widest model's numbers in the plan."""
+        elastic = combine(self.config, slices)
+        sizes = sorted(
+            zip(elastic.slices, elastic.sizes, strict=True), key=lambda pair: effective_parameters(pair[1].config)
+        )
+        return tuple(
+            CalibrationPass(self.reference(slice_), partial(planned_name, size.layers, elastic.config.num_layers))
+            for slice_, size in sizes
+        )
 
     def float_tower(
         self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]

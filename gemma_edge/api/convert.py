@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from converters.calibration.text import (
+    CalibrationChoice,
+    built_in_calibration_text,
+    calibration_output,
+    read_calibration_text,
+    write_calibration_text,
+)
 from converters.convert import DEFAULT_CONTEXT, Conversion, ConvertRequest
 from converters.convert import convert as convert_request
 from converters.families import FAMILIES
@@ -33,6 +40,7 @@ def convert(
     vision_quant: RecipeChoice | None = None,
     audio_quant: RecipeChoice | None = None,
     search: Search | None = None,
+    calibrate: Path | str | bool = False,
     groups: Sequence[str] | None = None,
     sizes: Sequence[str | Slice] = (),
     slice_file: Path | str | None = None,
@@ -46,6 +54,7 @@ def convert(
     session: SessionSettings | None = None,
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
+    calibration_progress: Progress | None = None,
     gate_progress: StageProgress | None = None,
     download_progress: Progress | None = None,
     on_report: Callable[[VerifyReport], None] = lambda _: None,
@@ -62,6 +71,9 @@ def convert(
     vision_quant, audio_quant: the recipes for the towers; None for int8, or f32 if `quant` is f32.
     ple_quant: the element type of the per-layer embeddings; None for that of `quant`, or int8 if `quant` is a file.
     search: how scales are chosen, `mse` or `absmax`; None for what the recipes say.
+    calibrate: round the decoder's matrices against the inputs that a text gives them (docs/calibration.md): True for
+        the built-in text, "self" for one that the model writes, or a text file. The text is kept beside the bundle, as
+        `output`.calibration.json.
     groups: the groups to convert: `text`, which includes its embeddings, `vision` and `audio`; None for all.
     sizes: MatFormer sizes, the first of them the default; empty for the whole model. Instead, `slice_file` may give
         a custom size (docs/formats/matformer.md), or `budget` choose the best size that fits so much memory ("3GB") or
@@ -73,7 +85,8 @@ def convert(
     force: replace a directory at `output` although it is no bundle; an older bundle is replaced in any case.
     verify: whether the bundle must pass the quality gate. session: how the gate runs it.
     families: the model families that the checkpoint may belong to.
-    progress: called with the weight bytes done and their total; `gate_progress` with a size, percent done, and 100;
+    progress: called with the weight bytes done and their total; `calibration_progress` with operations done and their
+        total; `gate_progress` with a size, percent done, and 100;
         `download_progress` with the bytes downloaded and their total.
     on_report: called with the gate's report, even if the bundle fails.
 
@@ -95,6 +108,7 @@ def convert(
         search=search,
         groups=None if groups is None else tuple(groups),
         sizes=_sizes(sizes, slice_file, budget),
+        calibration=_calibration(calibrate),
         context=context,
         prefill_sizes=tuple(prefill_sizes),
         shard_bytes=shard_mb << 20,
@@ -107,18 +121,29 @@ def convert(
         on_report(report)
         return report
 
-    target = request.bundle_output()
+    target = request.bundle_output(*([] if isinstance(calibrate, bool) or calibrate == "self" else [Path(calibrate)]))
     target.require()
     require_environment_file(target)
+    if request.calibration is not None:
+        calibration_output(target).require()
     result = convert_request(
         request,
         families=families,
         gate=gate if verify else None,
         progress=progress,
+        calibration_progress=calibration_progress,
         download_progress=download_progress,
     )
     write_environment(target)
+    if result.calibration is not None:
+        write_calibration_text(target, result.calibration)
     return result
+
+
+def _calibration(wanted: Path | str | bool) -> CalibrationChoice | None:
+    if isinstance(wanted, bool):
+        return built_in_calibration_text() if wanted else None
+    return "self" if wanted == "self" else read_calibration_text(Path(wanted))
 
 
 def _sizes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -58,6 +58,8 @@ class InspectedSize:
     """Parameters by group."""
     memory: Mapping[str, int]
     """Bytes by group: for text, the weights that each generated token reads; for a tower, all of it."""
+    bytes_per_token: Mapping[str, int] = field(default_factory=dict)
+    """Of a bundle: the weights that each generated token reads, by block of the decoder, the largest first."""
 
     def sets(self) -> Iterator[GroupSet]:
         """All sets of groups; the first has only the text groups, the last has all."""
@@ -141,6 +143,7 @@ def _inspect_bundle(path: Path) -> Inspection:
             found.layers,
             {**found.parameters, **{tower: group.parameters for tower, group in towers.items()}},
             {EFFECTIVE: found.memory_bytes, **{tower: group.bytes for tower, group in towers.items()}},
+            found.bytes_per_token,
         )
         for name, found in footprints(path, manifest).items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from converters.calibration.text import write_calibration_text
 from converters.families import FAMILIES
 from converters.family import Family
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
@@ -22,9 +23,11 @@ def rebuild(
     checkpoint: Path | str,
     revision: str | None = None,
     adapters: Sequence[AdapterLike] = (),
+    calibrate: Path | str | None = None,
     force: bool = False,
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
+    calibration_progress: Progress | None = None,
 ) -> Rebuilt:
     """Make a bundle, or a .litertlm, again: `output` has the same bytes, or is not written.
 
@@ -32,9 +35,10 @@ def rebuild(
     checkpoint: a directory, or a Hugging Face id: the one that the lock was made with.
     revision: a branch, tag or commit of a Hugging Face id.
     adapters: the adapters that were merged into it, as for `convert`.
+    calibrate: the text that the bundle was calibrated with; None for the built-in one, or the file beside `lock`.
     force: replace a file or directory at `output` that gemma-edge did not write.
     families: the model families that the checkpoint may belong to.
-    progress: called with the weight bytes done and their total.
+    progress: called with the weight bytes done and their total; `calibration_progress` with operations.
 
     UsageError for a lock of another version of gemma-edge, CheckpointError for another checkpoint, BundleError for what
     is no lock; QualityError, which names the files, if the bytes differ. A signature is not made again.
@@ -57,9 +61,13 @@ def rebuild(
         with_revision(checkpoint, revision),
         target.path,
         adapters=choices,
+        calibration=None if calibrate is None else Path(calibrate),
         force=force,
         families=families,
         progress=progress,
+        calibration_progress=calibration_progress,
     )
     write_environment(target)
+    if result.calibration is not None and target.kind.is_directory:
+        write_calibration_text(target, result.calibration)
     return result

@@ -89,6 +89,7 @@ def _size_json(size: InspectedSize) -> dict[str, object]:
         "parameters_loaded": sets[-1].parameters_loaded,
         "parameters_effective": sets[-1].parameters_effective,
         "memory_bytes": sets[0].memory_bytes,
+        **({"bytes_per_token": dict(size.bytes_per_token)} if size.bytes_per_token else {}),
         "parameters": dict(size.parameters),
         "sets": [
             {
@@ -108,9 +109,20 @@ def _as_text(findings: Inspection) -> str:
             "\n".join([*map(one_line, [f"{findings.kind} of {findings.architecture}", *_adapters(findings)])]),
             _groups_table(findings.groups),
             _sizes_table(findings),
+            *_reads_table(findings),
             "\n".join(map(one_line, _notes(findings))),
         ]
     )
+
+
+def _reads_table(findings: Inspection) -> Iterator[str]:
+    """A table of the weights that a token reads in each size of a bundle, by block; none for a checkpoint."""
+    sizes = {name: size.bytes_per_token for name, size in findings.sizes.items() if size.bytes_per_token}
+    if sizes:
+        blocks = dict.fromkeys(block for reads in sizes.values() for block in reads)
+        rows = [[block, *(bytes_text(reads.get(block, 0)) for reads in sizes.values())] for block in blocks]
+        rows.append(["all", *(bytes_text(sum(reads.values())) for reads in sizes.values())])
+        yield table(["weights read for a token", *sizes], rows)
 
 
 def _adapters(findings: Inspection) -> Iterator[str]:

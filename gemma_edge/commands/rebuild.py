@@ -30,20 +30,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="PATH", type=Path, required=True, help="the directory or the .litertlm to write"
     )
+    parser.add_argument(
+        "--calibrate", metavar="FILE", type=Path,
+        help="the text that the bundle was calibrated with (default: the built-in one, or LOCK.calibration.json)",
+    )  # fmt: skip
     add_force_option(parser, "a file or a directory that gemma-edge did not write")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0; QualityError for other bytes, which are not written."""
-    with terminal.bar("rebuild") as show:
+    with terminal.bar("calibrate", "%") as calibrated, terminal.bar("rebuild") as show:
         result = rebuild(
             arguments.lock,
             arguments.output,
             checkpoint=arguments.checkpoint,
             revision=arguments.revision,
             adapters=arguments.adapters,
+            calibrate=arguments.calibrate,
             force=arguments.force,
             progress=show,
+            calibration_progress=calibrated,
         )
     value = {"output": str(result.path), "files": dict(result.lock.files), "manifest": result.lock.manifest}
     terminal.result(value, one_line(f"{result.path}: the same bytes as {arguments.lock}"))

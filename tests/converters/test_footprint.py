@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -25,5 +26,9 @@ def test_parameters_do_not_depend_on_how_they_are_stored_and_caches_are_float32(
     assert floats.weight_bytes == 4 * (floats.parameters["text"] + floats.parameters["token_embedding"])
     # Four bits, and sixteen more for each 64 of them; norms and routers stay float32.
     assert floats.weight_bytes / 8 < blocks.weight_bytes < floats.weight_bytes / 6
+    config = json.loads((TINY / "config.json").read_text())["text_config"]
+    assert floats.bytes_per_token["lm_head"] == 4 * config["vocab_size"] * config["hidden_size"]
+    mlp = 3 * config["hidden_size"] * sum(config["intermediate_size"])
+    assert floats.bytes_per_token["mlp"] == 4 * mlp and blocks.bytes_per_token["mlp"] == mlp // 2 + 2 * mlp // 64
     shapes = [shape for cache in manifest.text.kv_caches for shape in (cache.shape, cache.value_shape)]
     assert blocks.kv_cache_bytes == 4 * sum(map(math.prod, shapes))

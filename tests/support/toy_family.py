@@ -21,7 +21,7 @@ import numpy as np
 from checkpoints import write_checkpoint
 from numpy.typing import NDArray
 
-from converters.family import Family, LayersDone, MatrixProduct, ParameterGroup, RecipeChoice
+from converters.family import CalibrationPass, Family, LayersDone, MatrixProduct, ParameterGroup, RecipeChoice
 from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.configs import CheckpointConfigs
 from converters.huggingface.stored_tensors import StoredTensors
@@ -166,6 +166,9 @@ class ToyCheckpoint:
 
     def reference(self, slice_: Slice) -> ToyReference:
         return ToyReference(self)
+
+    def calibration_passes(self, slices: Sequence[Slice]) -> Sequence[CalibrationPass]:
+        return (CalibrationPass(self.reference(slices[0]), lambda tensor: tensor),)
 
     def float_tower(
         self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]
@@ -316,6 +319,16 @@ class ToyReference:
     @property
     def text_vocab_size(self) -> int:
         return self.checkpoint.vocab_size
+
+    @property
+    def head(self) -> str:
+        return "head"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.shape(name)
+
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> F32:
+        return self.checkpoint.read(name, rows)
 
     def hidden_states(
         self,

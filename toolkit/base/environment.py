@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.base.blas import blas_name
 from toolkit.base.errors import BundleError
 from toolkit.base.files import write_bytes
 from toolkit.base.outputs import Output, OutputKind
@@ -54,6 +55,7 @@ def _environment() -> Mapping[str, str]:
     return {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "numpy": np.__version__,
+        "blas": blas_name(),
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor_name(),

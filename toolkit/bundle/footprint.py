@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,15 @@ class Footprint:
     layers: int
     parameters: Mapping[str, int]
     """By group: `text` (without the output matrix, which is the token embedding) and both embedding tables."""
-    weight_bytes: int
-    """Read for each decoded token: every weight of the decode graph, including the output matrix."""
+    bytes_per_token: Mapping[str, int]
+    """The weights and scales that each decoded token reads, by block: the first word of a weight's name after its
+    layer, such as `mlp`; the largest first. `lm_head` is the output matrix. Two rows of tables come on top."""
     kv_cache_bytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Read for each decoded token: every weight of the decode graph, including the output matrix."""
+        return sum(self.bytes_per_token.values())
 
     @property
     def memory_bytes(self) -> int:
@@ -45,6 +53,9 @@ def _footprint(decoder: TfliteContent, text: TextRecord, size: SizeRecord) -> Fo
     scale_buffers = {tensors[index].buffer for index in scales if index is not None}
     parameters = sum(math.prod(tensor.shape) for buffer, tensor in stored.items() if buffer not in scale_buffers)
     embedding = text.vocab_size * text.hidden_size
+    blocks: Counter[str] = Counter()
+    for index, tensor in stored.items():
+        blocks[block_of(tensor.name)] += buffers[index].size_bytes
     return Footprint(
         layers=len(size.layers),
         parameters={
@@ -52,6 +63,15 @@ def _footprint(decoder: TfliteContent, text: TextRecord, size: SizeRecord) -> Fo
             "token_embedding": embedding,
             "per_layer_embedding": text.ple_vocab_size * text.ple_size * len(size.layers),
         },
-        weight_bytes=sum(buffers[index].size_bytes for index in stored),
+        bytes_per_token=dict(blocks.most_common()),
         kv_cache_bytes=sum(2 * math.prod(cache.shape) * _KV_BYTES_PER_VALUE for cache in text.kv_caches),
     )
+
+
+def block_of(weight: str) -> str:
+    """The block of a decoder that a weight, or the scales of one, belongs to.
+
+    >>> block_of("layers.12.mlp.gate_proj.1.weight"), block_of("lm_head.weight")
+    ('mlp', 'lm_head')
+    """
+    return re.sub(r"^layers\.\d+\.", "", weight).partition(".")[0]

@@ -17,9 +17,10 @@ from toolkit.base.files import write_at
 from toolkit.base.weights import Weight, WeightPart
 from toolkit.quant.packing import pack_codes, require_finite, to_float16
 from toolkit.quant.pipeline import pipeline
+from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Scheme, check_scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
-from toolkit.quant.uniform import quantize_rows
+from toolkit.quant.uniform import QuantizedRows, quantize_rows
 
 _Encoded = tuple[NDArray[np.generic], NDArray[np.generic] | None]
 
@@ -50,13 +51,14 @@ def stream_files(
     *,
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
+    rounded: RoundedWeights | None = None,
 ) -> list[dict[str, NDArray[np.float32]]]:
     """Write the payload and the block scales of every weight; the per-channel scales, which belong into the headers,
     are returned: for each file, float32[rows] by the weight's name.
 
     Weights of the same parts are read once, and quantised once if they have the same scheme.
     At most `workers + AHEAD` chunks of about 2 MiB of float32, or one row, are in memory. The bytes written do not
-    depend on `workers`.
+    depend on `workers`. Weights that are in `rounded` are copied from there.
     `progress` gets, in the calling thread, the payload bytes written since the last call. The first
     error in file order ends the stream and is raised as it is; the files are then incomplete.
     """
@@ -64,7 +66,8 @@ def stream_files(
         {p.weight.name: np.empty(p.weight.shape[0], np.float32) for p in file.placements if p.scheme.per_channel}
         for file in files
     ]
-    results = pipeline(_chunks(_shared(files, source)), partial(_read_rows, source), _write_chunk, workers)
+    chunks = _chunks(_shared(files, source))
+    results = pipeline(chunks, partial(_read_rows, source, rounded), partial(_write_chunk, rounded), workers)
     with closing(results):
         for written in results:
             for file, name, first_row, rows in written.scales:
@@ -135,17 +138,21 @@ def _chunks(shared: Sequence[tuple[Sequence[_Target], Sequence[_Part]]]) -> Iter
                 first_row += end - row
 
 
-def _write_chunk(chunk: _Chunk, values: NDArray[np.float32]) -> _Written:
+def _write_chunk(rounded: RoundedWeights | None, chunk: _Chunk, values: NDArray[np.float32] | None) -> _Written:
     encoded: dict[Scheme, _Encoded] = {}
     scales = []
     payload_size = 0
     for target in chunk.targets:
         placement = target.placement
         weight, scheme = placement.weight, placement.scheme
-        assert values.shape == (chunk.rows[1] - chunk.rows[0], *weight.shape[1:]), "the source broke its promise"
-        if scheme not in encoded:
-            encoded[scheme] = _encode(values, scheme, weight.name, chunk.first_row)
-        payload, row_scales = encoded[scheme]
+        if rounded is not None and weight.name in rounded:
+            rows = rounded.rows(weight.name, chunk.first_row, chunk.first_row + chunk.rows[1] - chunk.rows[0])
+            payload, row_scales = _packed(rows, scheme)
+        else:
+            assert values is not None and values.shape == (chunk.rows[1] - chunk.rows[0], *weight.shape[1:])
+            if scheme not in encoded:
+                encoded[scheme] = _encode(values, scheme, weight.name, chunk.first_row)
+            payload, row_scales = encoded[scheme]
         before = (chunk.first_row, *weight.shape[1:])
         _write(target.fd, payload, placement.payload_offset + payload_bytes(before, scheme), weight.name)
         payload_size += payload.nbytes
@@ -165,15 +172,20 @@ def _encode(values: NDArray[np.float32], scheme: Scheme, name: str, first_row: i
         return values.astype("<f4", copy=False), None
     if scheme.dtype == "f16":
         return to_float16(values, name).astype("<f2", copy=False), None
-    quantized = quantize_rows(values.reshape(len(values), -1), scheme, name=name, first_row=first_row)
+    return _packed(quantize_rows(values.reshape(len(values), -1), scheme, name=name, first_row=first_row), scheme)
+
+
+def _packed(quantized: QuantizedRows, scheme: Scheme) -> _Encoded:
     payload = pack_codes(quantized.codes, scheme.element.bits)
     if scheme.block_size is None:
         return payload, quantized.scales
     return payload, quantized.scales.astype("<f2", copy=False)
 
 
-def _read_rows(source: TensorSource, chunk: _Chunk) -> NDArray[np.float32]:
-    """The chunk's rows in the shape that the weight has: float32[rows, ...]."""
+def _read_rows(source: TensorSource, rounded: RoundedWeights | None, chunk: _Chunk) -> NDArray[np.float32] | None:
+    """The chunk's rows in the shape that the weight has, float32[rows, ...]; None if all its weights are rounded."""
+    if rounded is not None and all(target.placement.weight.name in rounded for target in chunk.targets):
+        return None
     part = chunk.part
     if part.axes is None:
         return source.read(part.tensor, chunk.rows, part.columns)

@@ -20,6 +20,7 @@ from toolkit.base.files import write_at
 from toolkit.base.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
 from toolkit.base.weights import Weight
 from toolkit.quant.recipe import Recipe
+from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.stream import FileWeights, Placement, stream_files
@@ -112,11 +113,13 @@ def write_tflites(
     *,
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
+    rounded: RoundedWeights | None = None,
 ) -> None:
     """Stream the weights behind the headers' places, then write the headers with the scales they got.
 
-    A tensor that several files need is read once. `progress` gets the bytes of weights, without scales, written since
-    its last call. The files are written in place: the caller renames them when they are whole.
+    A tensor that several files need is read once; weights that are in `rounded` are copied from there. `progress` gets
+    the bytes of weights, without scales, written since its last call. The files are written in place: the caller
+    renames them when they are whole.
     """
     with ExitStack() as stack:
         opened = [stack.enter_context(open(path, "wb")).fileno() for path in files]
@@ -124,7 +127,7 @@ def write_tflites(
         for fd, layout in zip(opened, files.values(), strict=True):
             os.truncate(fd, layout.size_bytes)
             weights.append(FileWeights(fd, layout.placements))
-        scales = stream_files(weights, source, workers=workers, progress=progress)
+        scales = stream_files(weights, source, workers=workers, progress=progress, rounded=rounded)
         for fd, layout, found in zip(opened, files.values(), scales, strict=True):
             header = bytearray(layout.header)
             schema.set_scales(header, found)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from converters.gemma.graphs.text.decoder_step import DecoderSize
+from converters.gemma.tensors import PER_LAYER_MODEL_PROJECTION
 from converters.gemma3n.config.text import TextConfig
 from converters.gemma3n.sizes.matformer import slice_config
 from converters.slices import Slice
@@ -45,6 +46,20 @@ def combine(config: TextConfig, slices: Sequence[Slice]) -> Elastic:
         for slice_, size_config in zip(slices, configs, strict=True)
     )
     return Elastic(widest, slice_config(config, widest), tuple(slices), sizes, _prefixes(slices))
+
+
+def planned_name(layers: Sequence[int], widest: int, tensor: str) -> str | None:
+    """The widest model's name of a tensor of the size that has these of its layers; `widest`: how many that has.
+
+    None for the projection whose rows are those of all layers, in a size that drops some.
+
+    >>> planned_name((0, 2), 3, "layers.1.mlp.up_proj.weight")
+    'layers.2.mlp.up_proj.weight'
+    """
+    match = re.fullmatch(r"layers\.(\d+)\.(.+)", tensor)
+    if match is not None:
+        return f"layers.{layers[int(match[1])]}.{match[2]}"
+    return None if tensor == PER_LAYER_MODEL_PROJECTION and len(layers) < widest else tensor
 
 
 def _segments(slice_: Slice, widths: dict[int, list[int]]) -> tuple[tuple[int, ...], ...]:

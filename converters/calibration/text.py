@@ -1,0 +1,127 @@
+"""The text that a calibration measures activations on, and the file beside a bundle that keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from toolkit.base.errors import UsageError
+from toolkit.base.files import write_bytes
+from toolkit.base.outputs import Output, OutputKind
+from toolkit.base.strict_json import JsonObject, parse_json
+
+FORMAT = "gemma-edge-calibration/1"
+MAX_TEXT_BYTES = 64 << 20
+_SUFFIX = ".calibration.json"
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationText:
+    """A text; its hash is part of a bundle's lock."""
+
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the text as UTF-8."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+CalibrationChoice = CalibrationText | Literal["self"]
+"""A text, or the word for one that the model writes itself."""
+
+
+def built_in_calibration_text() -> CalibrationText:
+    """The built-in text: prose in 27 languages, English every few paragraphs, code, tables, letters and chats."""
+    data = resources.files("converters") / "data" / "calibration_text.txt"
+    return CalibrationText(data.read_text(encoding="utf-8"))
+
+
+def read_calibration_text(path: Path) -> CalibrationText:
+    """A text file in UTF-8, or the file that a conversion wrote beside its bundle; UsageError for anything else."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise UsageError("calibration", file=path, found=error.strerror, wanted="a text to calibrate with") from error
+    if len(data) > MAX_TEXT_BYTES:
+        raise UsageError("calibration", file=path, found=f"over {MAX_TEXT_BYTES:,} bytes", remedy="a few pages suffice")
+    if path.name.endswith(_SUFFIX):
+        return _read_record(data, path)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError("calibration", file=path, found=f"byte {error.start} is no text", wanted="UTF-8") from error
+    if not text.strip():
+        raise UsageError("calibration", file=path, found="no text", wanted="a few pages of text")
+    return CalibrationText(text)
+
+
+def calibration_file(output: Path) -> Path:
+    """The file beside a bundle that keeps the text that it was calibrated with."""
+    return output.with_name(output.name + _SUFFIX)
+
+
+def calibration_output(output: Output) -> Output:
+    """That file as an output, under the rules of the bundle itself."""
+    return Output(calibration_file(output.path), _KIND, output.inputs, output.force)
+
+
+def write_calibration_text(output: Output, text: CalibrationText) -> None:
+    """Write the text beside `output`; an older file of this kind is replaced."""
+    target = calibration_output(output)
+    target.require()
+    write_bytes(target.path, dump_calibration_text(text))
+
+
+def dump_calibration_text(text: CalibrationText) -> bytes:
+    """A text as a file of format `gemma-edge-calibration/1`."""
+    value = {"format": FORMAT, "sha256": text.sha256, "text": text.text}
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def locked_calibration_text(sha256: str, source: Path, given: Path | None) -> CalibrationText:
+    """The text with the hash that a lock has: the one given, the built-in one, or the one beside `source`.
+
+    `source`: the lock's path, or what carries it. UsageError if none of them has it.
+    """
+    beside = calibration_file(source.parent if source.name == "lock.json" else source)
+    if given is not None:
+        text = read_calibration_text(given)
+    elif built_in_calibration_text().sha256 == sha256:
+        text = built_in_calibration_text()
+    elif beside.exists():
+        text = read_calibration_text(beside)
+    else:
+        remedy = f"name it with --calibrate, or put it beside as {beside.name}"
+        raise UsageError("calibration", file=source, found="another text than the built-in one", remedy=remedy)
+    if text.sha256 != sha256:
+        wanted = f"{sha256}, as the lock says"
+        raise UsageError("calibration", file=given or beside, found=f"a text with sha256 {text.sha256}", wanted=wanted)
+    return text
+
+
+def _read_record(data: bytes, path: Path) -> CalibrationText:
+    fields = JsonObject(parse_json(data, str(path), UsageError), str(path), UsageError)
+    if fields.value("format") != FORMAT:
+        fields.refuse("format", fields.value("format"), FORMAT)
+    text, sha256 = CalibrationText(fields.string("text")), fields.string("sha256")
+    fields.finish()
+    if text.sha256 != sha256:
+        fields.refuse("sha256", sha256, f"{text.sha256}, that of its text")
+    return text
+
+
+def _stranger(path: Path) -> str | None:
+    try:
+        read_calibration_text(path)
+    except UsageError:
+        return "something else than a text that a bundle was calibrated with"
+    return None
+
+
+_KIND = OutputKind("the text that a bundle was calibrated with", _stranger)

@@ -1,0 +1,223 @@
+"""A calibrated bundle: same bytes for any threads, after an interrupt, and from its lock; errors before the work."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import TINY, random_tensors, write_checkpoint
+from toy_family import TOY, write_toy_checkpoint
+
+from converters.calibration.calibrate import sequences_of, work_directory
+from converters.calibration.own_text import text_written_by
+from converters.calibration.rounder import pieces_of
+from converters.calibration.text import (
+    CalibrationText,
+    built_in_calibration_text,
+    calibration_file,
+    read_calibration_text,
+    write_calibration_text,
+)
+from converters.convert import ConvertRequest, convert
+from converters.families import open_checkpoint
+from converters.family import Checkpoint, Family
+from converters.gemma3n.family import GEMMA3N
+from converters.plan import GraphFiles, PlanRequest
+from converters.rebuild import rebuild
+from converters.verify import built_in_text
+from toolkit.base.errors import UsageError
+from toolkit.bundle.lock import read_lock
+from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER
+from toolkit.bundle.tokenizer import Tokenizer
+from toolkit.check import check
+
+FAMILIES: tuple[Family, ...] = (GEMMA3N, TOY)
+TEXT = CalibrationText(built_in_calibration_text().text[:3000])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: Path) -> Path:
+    return write_toy_checkpoint(tmp_path_factory.mktemp("toy") / "checkpoint", tokenizer_json)
+
+
+def request(checkpoint: Path, output: Path) -> ConvertRequest:
+    return ConvertRequest(checkpoint, output, context=64, prefill_sizes=(4,), calibration=TEXT)
+
+
+def plan_request(checkpoint: Checkpoint) -> PlanRequest:
+    return PlanRequest((checkpoint.default_slice,), checkpoint.recipes({}, ()), (), 64, (4,), 1 << 20, ())
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    path = tmp_path_factory.mktemp("calibrated") / "bundle"
+    convert(request(checkpoint, path), families=FAMILIES, gate=None)
+    return path
+
+
+def test_the_decoder_alone_differs_and_the_lock_names_the_text(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    convert(replace(request(checkpoint, plain), calibration=None), families=FAMILIES, gate=None)
+    one, other = hashes(bundle), hashes(plain)
+    assert one[TEXT_DECODER] != other[TEXT_DECODER] and one[EMBEDDER] == other[EMBEDDER]
+    assert read_lock(bundle).calibration == TEXT.sha256 and read_lock(plain).calibration is None
+    assert (bundle / TEXT_DECODER).stat().st_size == (plain / TEXT_DECODER).stat().st_size
+    assert check(bundle) == []
+
+
+def test_bytes_do_not_depend_on_threads(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    convert(replace(request(checkpoint, tmp_path / "b"), workers=5), families=FAMILIES, gate=None)
+    assert hashes(tmp_path / "b") == hashes(bundle)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    wanted, work = request(checkpoint, tmp_path / "b"), work_directory(tmp_path / "b")
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(wanted, families=FAMILIES, gate=None, calibration_progress=interrupt)
+    assert not (tmp_path / "b").exists()
+    before = {path: path.stat().st_mtime_ns for path in work.glob("*.codes.npy")}
+    assert len(before) > 5
+    seen: list[dict[Path, int]] = []
+
+    def look(done: int, total: int) -> None:
+        seen.append({path: path.stat().st_mtime_ns for path in before})
+        assert done <= total
+
+    convert(wanted, families=FAMILIES, gate=None, calibration_progress=look)
+    assert seen and all(times == before for times in seen), "what was rounded is not rounded again"
+    assert hashes(tmp_path / "b") == hashes(bundle)
+    assert not work.exists()
+
+
+def test_what_another_calibration_left_is_not_used(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    other = replace(request(checkpoint, tmp_path / "b"), calibration=built_in_calibration_text())
+    with pytest.raises(KeyboardInterrupt):
+        convert(other, families=FAMILIES, gate=None, calibration_progress=interrupt)
+    convert(request(checkpoint, tmp_path / "b"), families=FAMILIES, gate=None)
+    assert hashes(tmp_path / "b") == hashes(bundle)
+
+
+def test_a_lock_makes_the_same_bytes_again_with_the_text(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="another text than the built-in one"):
+        rebuild(bundle, checkpoint, tmp_path / "none", families=FAMILIES)
+    page = tmp_path / "page.txt"
+    page.write_text(TEXT.text, encoding="utf-8")
+    rebuild(bundle, checkpoint, tmp_path / "given", calibration=page, families=FAMILIES)
+    assert hashes(tmp_path / "given") == hashes(bundle)
+    page.write_text(TEXT.text + "x", encoding="utf-8")
+    with pytest.raises(UsageError, match="as the lock says"):
+        rebuild(bundle, checkpoint, tmp_path / "other", calibration=page, families=FAMILIES)
+
+
+def test_the_text_is_found_beside_the_bundle(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    write_calibration_text(request(checkpoint, bundle).bundle_output(), TEXT)
+    assert read_calibration_text(calibration_file(bundle)) == TEXT
+    assert rebuild(bundle, checkpoint, tmp_path / "again", families=FAMILIES).calibration == TEXT
+    assert hashes(tmp_path / "again") == hashes(bundle)
+
+
+def test_every_quantised_matrix_of_every_size_is_rounded(tmp_path: Path, tokenizer_json: Path) -> None:
+    source = write_checkpoint(tmp_path / "c", TINY, random_tensors(TINY, dtype="float32"))
+    (source / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
+    with open_checkpoint(source) as opened:
+        whole = opened.default_slice
+        narrow = replace(whole, name="narrow", ffn_sizes=tuple(size // 2 for size in whole.ffn_sizes))
+        seen: list[tuple[int, int]] = []
+        wanted = ConvertRequest(
+            opened, tmp_path / "b", sizes=(whole, narrow), context=64, prefill_sizes=(4,), calibration=TEXT
+        )
+        result = convert(wanted, gate=None, calibration_progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1], "each piece once, and all of them"
+    assert list(result.manifest.sizes) == [whole.name, "narrow"]
+
+
+def test_pieces_cover_the_decoders_matrices_alone(checkpoint: Path) -> None:
+    with open_checkpoint(checkpoint, FAMILIES) as opened:
+        plan = opened.plan(plan_request(opened))
+    files = next(item for item in plan.files if isinstance(item, GraphFiles))
+    pieces = pieces_of(files.layouts[TEXT_DECODER], files.source.shape)
+    assert "head" in pieces and "embed" not in pieces
+    assert pieces["layers.0.up"][0].codes == 64 * 32
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [(b"\xff\xfe\xff", "no text"), (b" \n", "no text"), (b"a few words", "11 tokens|3 tokens|tokens")],
+)
+def test_a_text_that_cannot_be_used_is_said_at_once(checkpoint: Path, tmp_path: Path, data: bytes, found: str) -> None:
+    (tmp_path / "page.txt").write_bytes(data)
+    with pytest.raises(UsageError, match=found):
+        text = read_calibration_text(tmp_path / "page.txt")
+        convert(replace(request(checkpoint, tmp_path / "b"), calibration=text), families=FAMILIES, gate=None)
+    assert not (tmp_path / "b").exists() and not work_directory(tmp_path / "b").exists()
+
+
+def test_a_float_recipe_and_a_search_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    wanted = request(checkpoint, tmp_path / "b")
+    with pytest.raises(UsageError, match="without quantised matrices"):
+        convert(replace(wanted, recipes={"text": "f32"}), families=FAMILIES, gate=None)
+    with pytest.raises(UsageError, match="calibration chooses scales"):
+        convert(replace(wanted, search="absmax"), families=FAMILIES, gate=None)
+
+
+def test_a_file_that_is_not_ours_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    calibration_file(tmp_path / "b").write_text("mine")
+    with pytest.raises(UsageError, match="something else"):
+        write_calibration_text(request(checkpoint, tmp_path / "b").bundle_output(), TEXT)
+    assert calibration_file(tmp_path / "b").read_text() == "mine"
+
+
+def test_a_model_writes_its_own_text_which_an_interrupted_run_keeps(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[CalibrationText] = []
+
+    def write(path: Path, **options: Any) -> CalibrationText:
+        assert check(path) == [], "a whole bundle writes it"
+        written.append(text_written_by(path, tokens=900, **options))
+        return written[-1]
+
+    def interrupt(done: int, total: int) -> None:
+        if written:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("converters.convert.text_written_by", write)
+    wanted = replace(request(checkpoint, tmp_path / "b"), calibration="self")
+    with pytest.raises(KeyboardInterrupt):
+        convert(wanted, families=FAMILIES, gate=None, calibration_progress=interrupt)
+    result = convert(wanted, families=FAMILIES, gate=None)
+    assert len(written) == 1 and result.calibration == written[0]
+    assert read_lock(tmp_path / "b").calibration == written[0].sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["b"], "nothing of the writer is left"
+    again = replace(wanted, output=tmp_path / "again", calibration=result.calibration)
+    convert(again, families=FAMILIES, gate=None)
+    assert hashes(tmp_path / "again") == hashes(tmp_path / "b")
+
+
+def test_the_built_in_text_is_not_that_of_the_gate() -> None:
+    ours = {line for line in built_in_calibration_text().text.splitlines() if len(line) > 40}
+    assert len(ours) > 40 and not ours & set(built_in_text().splitlines())
+
+
+def test_sequences_are_spread_over_a_long_text(checkpoint: Path) -> None:
+    tokenizer = Tokenizer(checkpoint / "tokenizer.json")
+    sequences = sequences_of(CalibrationText("a" * 20000 + "b" * 20000), tokenizer, 2)
+    assert [len(sequence) for sequence in sequences] == [512] * 8
+    assert all(sequence[0] == 2 for sequence in sequences)
+    assert len(np.unique(sequences[0])) <= 3 and sequences[0][5] != sequences[-1][5]

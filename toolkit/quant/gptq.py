@@ -1,0 +1,185 @@
+"""Rounds a matrix against the inputs that it is multiplied by, so that its products change as little as possible.
+
+GPTQ (Frantar et al., https://arxiv.org/abs/2210.17323): columns are rounded one after the other, and what a column's
+rounding changes in the products is taken back by the columns that are not rounded yet. With H the second moments of the
+inputs and H = R Rᵀ, R upper triangular, an error E costs |E R|², whose column j involves the first j columns of E
+alone: so each column's best code follows from the errors before it, and no inverse is needed.
+
+Products go through BLAS: the result is the same for the same shapes on the same kind of processor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.quant.packing import require_finite
+from toolkit.quant.scheme import Scheme
+from toolkit.quant.uniform import BLOCK_SCALE_RANGE, ROW_SCALE_MIN, QuantizedRows, block_scale
+
+F32 = NDArray[np.float32]
+Map = Callable[[Callable[[int], None], Sequence[int]], object]
+"""Calls a function for each number, in any order, perhaps at the same time."""
+
+DAMPING = 0.01
+"""Added to the diagonal of the second moments, as a part of its mean: GPTQ's own value."""
+LARGEST_PART = 4096
+"""Inputs that are considered together; a wider matrix is rounded in parts, which bounds memory (64 MiB each)."""
+_TILES = 4  # products that the second moments of a part are computed in
+_COLUMNS = 64  # columns between two products with all columns before them
+_CLIPPED = tuple(1 - 0.035 * step for step in range(20))  # scales to try, from none clipped to a third
+_LEAST_MASS = 1e-4  # of the mean: an input that the text never uses still has a weight that should be near
+
+
+@dataclass(frozen=True, slots=True)
+class InputPart:
+    """Neighbouring inputs [start, stop): the order in which they are rounded, and R of those, each row divided.
+
+    `factors`: f32[inputs, inputs], column i divided by its diagonal element.
+    """
+
+    start: int
+    stop: int
+    order: NDArray[np.intp]
+    factors: F32
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What rounding needs to know of a matrix's inputs; `masses`: f32[inputs], the mean square of each."""
+
+    masses: F32
+    parts: tuple[InputPart, ...]
+
+
+def in_turn(do: Callable[[int], None], numbers: Sequence[int]) -> None:
+    """The `Map` of one thread."""
+    for number in numbers:
+        do(number)
+
+
+def measure_inputs(x: F32, run: Map = in_turn, *, largest_part: int = LARGEST_PART) -> Inputs:
+    """Measure inputs f32[tokens, inputs] of a matrix.
+
+    `run` may spread the work over threads: what each call does depends on its number alone.
+    """
+    columns = x.shape[1]
+    count = math.ceil(columns / largest_part)
+    ends = [columns * (i + 1) // count for i in range(count)]
+    bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+    moments = [np.empty((stop - start,) * 2, np.float32) for start, stop in bounds]
+    masses = np.empty(columns, np.float32)
+    parts: list[InputPart | None] = [None] * count
+
+    def multiply(number: int) -> None:
+        part, tile = divmod(number, _TILES)
+        own = x[:, slice(*bounds[part])]
+        some = slice(own.shape[1] * tile // _TILES, own.shape[1] * (tile + 1) // _TILES)
+        np.matmul(own.T, own[:, some], out=moments[part][:, some])
+
+    def factorise(part: int) -> None:
+        start, stop = bounds[part]
+        moments[part] /= np.float32(len(x))
+        masses[start:stop] = np.diag(moments[part])
+        parts[part] = _factorise(moments[part], start)
+
+    run(multiply, range(count * _TILES))
+    run(factorise, range(count))
+    least = np.float32(_LEAST_MASS * masses.mean(dtype=np.float64)) or np.float32(1)
+    return Inputs(np.maximum(masses, least), tuple(part for part in parts if part is not None))
+
+
+def _factorise(moments: F32, start: int) -> InputPart:
+    masses = np.diag(moments)
+    order = np.argsort(-masses, kind="stable")
+    mean = float(masses.mean(dtype=np.float64)) or 1.0
+    moments = moments[np.ix_(order, order)]
+    moments[np.diag_indices(len(moments))] += np.float32(DAMPING * mean)
+    # The upper factor is the lower one of the matrix turned by half a turn, turned back.
+    factors = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
+    return InputPart(start, start + len(factors), order, np.ascontiguousarray(factors / np.diag(factors)))
+
+
+def round_rows(
+    rows: F32, scheme: Scheme, inputs: Inputs, *, name: str = "weights", first_row: int = 0
+) -> QuantizedRows:
+    """Codes and scales of rows f32[rows, inputs]; each row depends on itself and the inputs alone.
+
+    CheckpointError for a weight that is not finite; `name` and `first_row` are for its text.
+    """
+    require_finite(rows, name, first_row)
+    scales = _scales(rows, scheme, inputs.masses)
+    codes = np.empty(rows.shape, np.int8)
+    for part in inputs.parts:
+        _round_part(rows, scales, scheme, part, codes)
+    if scheme.block_size is None:
+        return QuantizedRows(codes, scales[:, 0])
+    return QuantizedRows(codes, scales.astype(np.float16))
+
+
+def _round_part(rows: F32, scales: F32, scheme: Scheme, part: InputPart, codes: NDArray[np.int8]) -> None:
+    """Round the columns of one part. Arrays here are [columns, rows], so that a column lies in one piece."""
+    low, high = _codes(scheme)
+    columns = part.start + part.order
+    weights = np.ascontiguousarray(rows.T[columns])
+    width = scheme.block_size or rows.shape[1]
+    by_block = np.ascontiguousarray(scales.T)
+    errors = np.empty_like(weights)
+    rounded = np.empty(weights.shape, np.int8)
+    for start in range(0, len(weights), _COLUMNS):
+        stop = min(start + _COLUMNS, len(weights))
+        carried = part.factors[:start, start:stop].T @ errors[:start]
+        own = np.ascontiguousarray(part.factors[start:stop, start:stop].T)
+        for i in range(start, stop):
+            wanted = carried[i - start]
+            wanted += own[i - start, : i - start] @ errors[start:i]
+            wanted += weights[i]
+            scale = by_block[columns[i] // width]
+            wanted /= scale
+            np.rint(wanted, out=wanted)
+            np.clip(wanted, low, high, out=wanted)
+            rounded[i] = wanted
+            wanted *= scale
+            np.subtract(weights[i], wanted, out=errors[i])
+    codes[:, columns] = rounded.T
+
+
+def _scales(rows: F32, scheme: Scheme, masses: F32) -> F32:
+    """The scale of each block, f32[rows, blocks]: of some that clip, the one of least squared error times mass.
+
+    Each is refitted to its codes q, whose best scale is <m w, q> / <m q, q>.
+    """
+    low, high = _codes(scheme)
+    width = scheme.block_size or rows.shape[1]
+    blocks = rows.reshape(len(rows), -1, width)
+    mass = masses.reshape(-1, width)
+    plain = np.maximum(np.maximum(blocks.max(-1) / high, blocks.min(-1) / low), ROW_SCALE_MIN)
+    best, least = plain, np.full(plain.shape, np.inf, np.float32)
+    weighted = blocks * mass
+    for ratio in _CLIPPED if scheme.element.bits < 8 else _CLIPPED[:3]:
+        q = np.rint(blocks / (plain * np.float32(ratio))[..., None])
+        np.clip(q, low, high, out=q)
+        wq = np.einsum("rbw,rbw->rb", weighted, q)
+        qq = np.einsum("rbw,rbw,bw->rb", q, q, mass)
+        scale = wq / np.maximum(qq, np.float32(np.finfo(np.float32).tiny))
+        scale = _stored(np.where(scale > 0, scale, plain), scheme)
+        cost = scale * (scale * qq - 2 * wq)
+        better = cost < least
+        best, least = np.where(better, scale, best), np.where(better, cost, least)
+    return _stored(best, scheme)
+
+
+def _stored(scales: F32, scheme: Scheme) -> F32:
+    if scheme.block_size is None:
+        return np.maximum(scales, ROW_SCALE_MIN)
+    return block_scale(np.minimum(scales, BLOCK_SCALE_RANGE[1]))
+
+
+def _codes(scheme: Scheme) -> tuple[np.float32, np.float32]:
+    codes = scheme.element.codes
+    assert codes is not None, scheme
+    return np.float32(codes[0]), np.float32(codes[1])

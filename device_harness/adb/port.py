@@ -50,6 +50,7 @@ from toolkit.base.errors import system_reason
 FEATURES = frozenset({"cmd", DELAYED_ACK, "shell_v2"})
 """The features of this host."""
 
+_PEER_CLOSED: int = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere the timeout ends such a connection
 _SLOWEST_BYTES_PER_S = 10_000
 """A message that comes more slowly counts as hanging."""
 
@@ -175,8 +176,14 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
     def _require(self, event: int, timeout: float, deadline: float = math.inf) -> None:
         if time.monotonic() > deadline:
             raise self._lost("a message that does not come to its end")
-        if not await_events(self._socket(), event, timeout):
+        # Who has closed a connection while its window was full is heard of by its end alone: it takes nothing more, and
+        # need not say so.
+        end = _PEER_CLOSED if event == select.POLLOUT else 0
+        found = await_events(self._socket(), event | end, timeout)
+        if not found:
             raise self._lost(f"silence for {timeout:g} s in the middle of a message")
+        if found & end:
+            raise self._lost("the end of the connection")
 
     def _lost(self, found: str) -> ConnectionLost:
         return ConnectionLost(f"{self._host}:{self._port}", found=found, remedy="reconnect")

@@ -255,6 +255,21 @@ def test_writes_survive_small_socket_buffers(peer: Peer) -> None:
     assert digest == hashlib.sha256(data).hexdigest()
 
 
+def test_a_peer_that_ends_a_connection_without_reading_on_ends_a_write() -> None:
+    """Once a window is full, the other side's kernel may say nothing but that its side is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = TcpPort("127.0.0.1", server.getsockname()[1])
+        port.connect(10)
+        peer, _ = server.accept()
+        ending = threading.Timer(0.2, lambda: peer.shutdown(socket.SHUT_WR))
+        ending.start()
+        with pytest.raises(ConnectionLost, match="the end of the connection"):
+            port.write([bytes(64 << 20)], 60)
+        ending.join()
+        port.close()
+        peer.close()
+
+
 def test_available_is_false_as_soon_as_the_device_is_gone(make_device: MakeDevice, reach: Connect) -> None:
     with Emulator(EmulatorSettings(isolation="folder")) as device:
         transport = reach(device)

@@ -78,12 +78,14 @@ def push_source(
 
     BundleError if local files differ from their manifest; EnvironmentFault for any fault of the device.
     After a fault or an interrupt, what was sent lies in NAME.part files, and the next push goes on there.
+    Another push from this computer to the same folder is waited for.
     `receiver`: what `place_receiver` says. `confirm`: called before anything that the device has is given up, and
     before anything takes its final name; what it raises ends the push. `patience_s`: how long a device that was cut off
     has to come back.
     """
     folder = RemoteFolder(device, target or default_target(source), receiver)
-    return _Push(device, folder, source, progress, confirm or _nothing).run(patience_s)
+    with folder.held():
+        return _Push(device, folder, source, progress, confirm or _nothing).run(patience_s)
 
 
 def default_target(source: PushSource) -> str:

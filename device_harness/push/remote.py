@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from device_harness.adb.transport import DeviceRefusal, Transport, quote, remote_path
@@ -11,10 +15,12 @@ from device_harness.push.chunks import ChunkShell, OnDigest, OnSent, timeout_s
 from device_harness.push.scripts import ChunkRun, Chunks, batches, chunk_word, missing_programs_script, sync_command
 from device_harness.push.source import PART, PushFile
 from toolkit.base.strict_json import shorten
+from toolkit.runtime.weight_cache import default_directory
 
 MAX_SCRIPT_CHARACTERS = 1500
 """Old devices take messages of 4096 bytes, and quoting makes a command longer."""
 
+_log = logging.getLogger(__name__)
 _SIZE = re.compile(r"\d{1,15}", re.ASCII)
 
 
@@ -42,6 +48,19 @@ class RemoteFolder:
     def path(self, name: str) -> str:
         """The path of a file in the folder."""
         return remote_path(self.folder, name)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Wait until nobody else here pushes to the folder: both would write into the same .part files."""
+        locks = default_directory() / "pushes"
+        locks.mkdir(parents=True, exist_ok=True)
+        with open(locks / hashlib.sha256(self.what.encode()).hexdigest()[:16], "ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.warning("%s: waiting for another push that writes there", self.what)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def create(self) -> None:
         """Create the folder if it does not exist, readable for apps; DeviceRefusal if the device lacks programs."""

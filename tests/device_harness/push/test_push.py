@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import random
 import re
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from adbd import Adbd, Peer
 from bundles import DRAFT, TEXT, VISION
+from waiting import PATIENCE_S
 
 import device_harness.push.chunks
 import device_harness.push.program
@@ -672,6 +674,35 @@ def test_a_benchmarks_model_is_stored_by_our_program_where_it_has_been_built(
     shutil.rmtree(device.path(f"{DEFAULT_FOLDER}/bin"), ignore_errors=True)
     place_model(AdbDevice(transport), open_model(tmp_path / "model.litertlm"))
     assert list(device.path(f"{DEFAULT_FOLDER}/bin").glob(f"*/{Path(receiver).name}"))
+
+
+def test_two_pushes_to_one_folder_take_turns(device: Peer, tmp_path: Path) -> None:
+    contents = [make_content(), make_content(seed=1)]
+    bundles = [make_bundle(tmp_path / str(number), content) for number, content in enumerate(contents)]
+    sending, waiting = threading.Event(), threading.Event()
+    log = logging.getLogger("device_harness.push.remote")
+
+    class Noted(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "waiting for another push" in record.getMessage():
+                waiting.set()
+
+    def hold(step: Step, done: int, total: int) -> None:
+        if step == "send":
+            sending.set()
+            assert waiting.wait(PATIENCE_S)
+
+    noted = Noted()
+    log.addHandler(noted)
+    try:
+        with ThreadPoolExecutor(1) as pool, Counting(device) as one, Counting(device) as other:
+            first = pool.submit(push_source, one, open_source(bundles[0]), target=TARGET, progress=hold)
+            assert sending.wait(PATIENCE_S)
+            push_source(other, open_source(bundles[1]), target=TARGET)
+            first.result()
+    finally:
+        log.removeHandler(noted)
+    assert on_device(device) == {path.name: path.read_bytes() for path in bundles[1].iterdir()}
 
 
 def test_a_damaged_litertlm_is_neither_pushed_nor_measured(device: Peer, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ _STORED: Mapping[str, np.dtype[np.generic]] = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
+_EXPONENTS: Mapping[str, int] = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000}
+"""The bits of each type's exponent: all of them are set in infinities and NaN, and in no other number."""
 
 FLOAT_DTYPES = tuple(_STORED)
 """The dtypes that can be read, by their names in safetensors; `toolkit.base.elements` lists those that are written."""
@@ -32,7 +34,10 @@ _LEAST_STRIDED_BYTES = 4096
 def read_tensor(
     file: SafetensorsFile, info: TensorInfo, rows: Range | None, columns: Range | None
 ) -> NDArray[np.float32]:
-    """Read half-open ranges of the first and last axis, None being all; bf16 and f16 become float32 of equal value."""
+    """Read half-open ranges of the first and last axis, None being all; bf16 and f16 become float32 of equal value.
+
+    CheckpointError for a NaN or an infinity among them, by the names and the row that the checkpoint's own file has.
+    """
     if info.dtype not in FLOAT_DTYPES:
         raise CheckpointError(info.name, file=file.path, found=info.dtype, wanted=" or ".join(FLOAT_DTYPES))
     if not info.shape and (rows or columns):
@@ -74,12 +79,14 @@ def _read_run(file: SafetensorsFile, info: TensorInfo, start: int, out: NDArray[
     begin = info.begin + start * stored.itemsize
     if info.dtype == "F32":
         file.read_into(out, begin)
+        _require_finite(file, info, out, start)
         return
     piece = _PIECE_BYTES // stored.itemsize
     scratch = np.empty(min(piece, out.size), stored)
     for done in range(0, out.size, piece):
         part = scratch[: min(piece, out.size - done)]
         file.read_into(part, begin + done * stored.itemsize)
+        _require_finite(file, info, part, start + done)
         _widen(part, out[done : done + part.size])
 
 
@@ -101,7 +108,32 @@ def _read_columns(
                 file.read_into(row, begin + (index * width + first_column) * stored.itemsize)
         else:
             file.read_into(part, begin)
-        _widen(part[:, skipped : skipped + columns], out[done : done + len(part)])
+        wanted = part[:, skipped : skipped + columns]
+        _require_finite(file, info, wanted, (first_row + done) * width + first_column, width)
+        _widen(wanted, out[done : done + len(part)])
+
+
+def _require_finite(
+    file: SafetensorsFile, info: TensorInfo, stored: NDArray[np.generic], start: int, width: int = 0
+) -> None:
+    """CheckpointError if some of the numbers are not finite.
+
+    start: the place of the first in the whole tensor; width: that of a line of the next below it, if there are lines.
+    """
+    size, exponent = stored.dtype.itemsize, _EXPONENTS[info.dtype]
+    # Bits without a sign are ordered as integers are: two maxima tell, and take a fraction of what widening takes.
+    unsigned, signed = stored.view(f"u{size}"), stored.view(f"i{size}")
+    if not stored.size or (signed.max() < exponent and unsigned.max() < exponent | 1 << (8 * size - 1)):
+        return
+    place = np.unravel_index(int(np.argmax(unsigned & exponent == exponent)), stored.shape)
+    offset = start + int(place[-1]) + (int(place[0]) * width if stored.ndim > 1 else 0)
+    row = offset // max(1, math.prod(info.shape[1:]))
+    value = np.empty(1, np.float32)
+    _widen(stored[place].reshape(1), value)
+    what = f"tensor {info.name}, row {row}" if info.shape else f"tensor {info.name}"
+    raise CheckpointError(
+        what, file=file.path, found=f"{value[0]}, not a finite number", remedy="download the checkpoint again"
+    )
 
 
 def _widen(stored: NDArray[np.generic], out: NDArray[np.float32]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from device_harness.machines.machine import Machine
 from device_harness.push.source import PushProgress, open_source
 from device_harness.runners.interface import LocalModel, PlacedModel
 from toolkit.base.errors import UsageError
-from toolkit.base.files import hash_file
+from toolkit.base.files import Advance, hash_file
 from toolkit.bundle.manifest import MANIFEST_NAME
 from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.litertlm.hashes import require_hashes
@@ -23,11 +24,12 @@ def model_kind(path: Path) -> ModelKind:
     return "litertlm" if path.suffix == LITERTLM else "bundle"
 
 
-def open_model(path: Path, size: str | None = None) -> LocalModel:
+def open_model(path: Path, size: str | None = None, *, progress: PushProgress | None = None) -> LocalModel:
     """Open a model and read its manifest; `size`: one of the bundle's (None: its default).
 
-    UsageError for a size that does not exist, BundleError if the bundle's files differ from its manifest, or a
-    .litertlm from the hashes in its header. A bundle's graphs are judged before any program opens them.
+    `progress` is called while a .litertlm is hashed. UsageError for a size that does not exist, BundleError if the
+    bundle's files differ from its manifest, or a .litertlm from the hashes in its header. A bundle's graphs are judged
+    before any program opens them.
     """
     source = open_source(path)
     if source.manifest is not None:
@@ -37,8 +39,11 @@ def open_model(path: Path, size: str | None = None) -> LocalModel:
         return LocalModel(path, source, name)
     if size is not None:
         raise UsageError("--size", found=f"cannot be used with a {LITERTLM} file, which has one size")
-    require_hashes(path)
-    return LocalModel(path, source)
+    # A .litertlm is read twice: for the hashes in its header, then for that of the whole file, which records have.
+    total = 2 * path.stat().st_size
+    advance = Advance(total, None if progress is None else partial(progress, "check"))
+    require_hashes(path, advance)
+    return LocalModel(path, source, sha256=hash_file(path, advance=advance).sha256)
 
 
 def exported_model(bundle: LocalModel, folder: Path) -> LocalModel:
@@ -60,7 +65,8 @@ def _model_record(model: LocalModel) -> ModelRecord:
     path, manifest = model.path, model.manifest
     total = sum(file.size for file in model.source.files)
     if manifest is None:
-        return ModelRecord(path.stem, "litertlm", None, hash_file(path).sha256, total, None)
+        assert model.sha256 is not None
+        return ModelRecord(path.stem, "litertlm", None, model.sha256, total, None)
     quantization = manifest.quant["text"].recipe if "text" in manifest.quant else None
     digest = hash_file(path / MANIFEST_NAME).sha256
     return ModelRecord(path.resolve().name, "bundle", model.size, digest, total, quantization)

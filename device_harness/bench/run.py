@@ -148,7 +148,7 @@ def bench(
         spec = choose_runner(request, runners, is_phone=_is_phone(device))
         runner = spec.make(RunnerRequest(RunnerOptions(request.options), request.workload, device, listener))
         job_settings = _job_settings(settings, machine, device, listener)
-        with _opened(request, spec, listener) as model:
+        with _opened(request, spec, listener, machine.serial) as model:
             plan = runner.plan(model, request.workload)
             with listener.pushing(machine.serial) as progress:
                 placed = place_model(machine, model, progress=progress)
@@ -163,9 +163,10 @@ def bench(
 
 
 @contextmanager
-def _opened(request: BenchRequest, spec: RunnerSpec, listener: BenchListener) -> Iterator[LocalModel]:
+def _opened(request: BenchRequest, spec: RunnerSpec, listener: BenchListener, serial: str) -> Iterator[LocalModel]:
     """Open the model; a bundle is exported for a runner that does not take bundles."""
-    model = open_model(request.model, request.size)
+    with listener.pushing(serial) as progress:
+        model = open_model(request.model, request.size, progress=progress)
     if model.manifest is None or "bundle" in spec.takes:
         yield model
         return

@@ -45,6 +45,8 @@ class LocalModel:
     source: PushSource
     size: str | None = None
     """The MatFormer size, one of the bundle's; None for a .litertlm, which has only one."""
+    sha256: str | None = None
+    """The hash of a .litertlm; None for a bundle, whose manifest has those of its files."""
 
     @property
     def manifest(self) -> Manifest | None:

@@ -66,7 +66,7 @@ class BenchListener:
         return nullcontext()
 
     def pushing(self, serial: str) -> AbstractContextManager[PushProgress]:
-        """Open while files are pushed to a device; yields a progress function."""
+        """Open while files are pushed to a device, or checked before that; yields a progress function."""
         return nullcontext(_ignore)
 
 

@@ -56,13 +56,15 @@ def bench_devices(
     if len(set(devices)) < len(devices):
         raise UsageError("--device", found="a device twice")
     spec = choose_runner(request)
-    open_model(request.model, request.size)
+    listeners = {device: listener(device, spec) for device in devices}
+    with listeners[devices[0]].pushing("") as progress:
+        open_model(request.model, request.size, progress=progress)
     inputs = request_files(request)
     with (
         results_file(results, inputs, drop_torn_line=drop_torn_line, force=force) as writer,
         _Children(request, settings, devices) as children,
     ):
-        told = {device: _Told(device, listener(device, spec)) for device in devices}
+        told = {device: _Told(device, listeners[device]) for device in devices}
         for device, word, value in children.events():
             if word == "record":
                 record = parse_record(value, None, f"record of {device}")

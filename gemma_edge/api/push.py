@@ -59,8 +59,9 @@ def push(
         which is faster and takes a minute to build once; `auto` for ours if it is built and runs there.
     target: the folder on the device.
 
-    BundleError for a bundle that differs from its manifest, or a .litertlm from the hashes in its header;
-    EnvironmentFault for any fault of the device. After a fault, the next push continues where this one ended.
+    BundleError for a bundle that differs from its manifest or has graphs that no conversion makes, or a .litertlm that
+    differs from the hashes in its header; EnvironmentFault for any fault of the device. After a fault, the next push
+    continues where this one ended.
     """
     outcome = push_all(source, [device], groups=groups, receiver=receiver, target=target, listener=listener)
     if outcome.failures:
@@ -88,8 +89,7 @@ def push_all(
     work = _Work(opened, folder or default_target(opened), receiver, listener or PushListener())
     with ThreadPoolExecutor(len(devices) + 1) as pool:
         try:
-            if opened.manifest is None:
-                work.check = pool.submit(_require_hashes, Path(source), work.ended)
+            work.check = pool.submit(_require_sound, Path(source), opened, work.ended)
             if len(devices) == 1:  # in this thread, which alone gets an interrupt at once
                 outcome = _outcome([lambda: work.push_to(devices[0])])
             else:
@@ -102,16 +102,23 @@ def push_all(
             work.ended.set()
 
 
-def _require_hashes(source: Path, ended: threading.Event) -> None:
-    """Compare a .litertlm with the hashes in its header, while its first bytes are on their way already."""
-    # Imported here because it takes flatbuffers and numpy, as long as a small push.
-    from toolkit.litertlm.hashes import require_hashes
+def _require_sound(path: Path, source: PushSource, ended: threading.Event) -> None:
+    """Check what programs on a device would open without looking: hashes of a .litertlm, graphs of a bundle.
 
-    def go_on(done: int, total: int) -> None:
+    The first bytes are on their way already.
+    """
+    # Imported here because they take flatbuffers and numpy, as long as a small push.
+    from toolkit.litertlm.hashes import require_hashes
+    from toolkit.runtime.judged_files import require_judged_bundle
+
+    def go_on(count: int) -> None:
         if ended.is_set():
             raise KeyboardInterrupt
 
-    require_hashes(source, go_on)
+    if source.manifest is None:
+        require_hashes(path, go_on)
+    else:
+        require_judged_bundle(path, source.manifest, {file.name for file in source.files})
 
 
 @dataclass(slots=True)
@@ -124,7 +131,7 @@ class _Work:
     listener: PushListener
     ended: threading.Event = field(default_factory=threading.Event)
     check: Future[None] | None = None
-    """Of a source without a manifest: whether its bytes are what they should be."""
+    """Whether the source is sound: it may still run while bytes are sent."""
 
     def push_to(self, name: str | None) -> PushResult:
         with connect(name) as device, self.listener.progress(device.serial) as show:

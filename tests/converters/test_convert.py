@@ -31,6 +31,7 @@ from converters.gemma3n.reference import Reference
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
 from converters.gemma3n.tensors import text_tensors
 from converters.huggingface.configs import read_configs
+from converters.huggingface.stored_tensors import StoredTensors
 from converters.slices import Slice
 from converters.verify import Failure, Quality, SizeReport, VerifyReport
 from toolkit.base.errors import CheckpointError, EnvironmentFault, QualityError, SliceError, UsageError
@@ -318,6 +319,28 @@ def test_a_weight_that_is_not_finite_is_refused_whatever_its_scheme(
     with pytest.raises(CheckpointError, match=rf"{tensor}\.weight, row \d+: nan, not a finite number"):
         convert(request(tiny, tmp_path / "bundle", quant=quant))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_that_is_not_finite_is_named_as_the_checkpoint_has_it_whatever_slice_is_cut(
+    random_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Layers of a slice are renumbered, columns are cut, and files name their weights otherwise."""
+    own = Slice("own", (0, 2, 3, 4, 5, 6), (16,) * 6)
+    for layer, tensor in ((6, "mlp.down_proj"), (2, "altup.correction_coefs")):
+        broken = tmp_path / f"checkpoint-{layer}"
+        shutil.copytree(random_checkpoint, broken)
+        stored = StoredTensors(broken)
+        name = f"model.layers.{layer}.{tensor}.weight"
+        info = stored.infos[name]
+        stored.close()
+        with open(broken / info.file, "r+b") as file:
+            file.seek(info.begin + 2 * info.shape[1] * 4)
+            file.write(np.float32(np.nan).tobytes())
+        with pytest.raises(CheckpointError) as caught:
+            convert(request(broken, tmp_path / "bundle", sizes=(own,)))
+        assert caught.value.file == str(broken / info.file)
+        assert caught.value.place == f"tensor {name}, row 2"
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.slow

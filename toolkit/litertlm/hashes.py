@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from toolkit.base.errors import BundleError
-from toolkit.base.files import CHUNK_BYTES, Advance, Progress
+from toolkit.base.files import CHUNK_BYTES
 from toolkit.base.signatures import SIGNATURE_DIGITS, Signer, Truster
 from toolkit.bundle.faults import Fault
 from toolkit.litertlm import schema
@@ -37,16 +37,21 @@ def has_hashes(metadata: ContainerMetadata) -> bool:
     return generator.startswith("gemma-edge") or schema.HEADER_SHA256 in metadata.system or any(hashed)
 
 
-def require_hashes(path: Path, progress: Progress | None = None) -> None:
-    """BundleError if a .litertlm differs from the hashes in its header; files of other programs may have none."""
+def require_hashes(path: Path, advance: Callable[[int], None] = lambda _: None) -> None:
+    """BundleError if a .litertlm differs from the hashes in its header; files of other programs may have none.
+
+    `advance` is called with the bytes of each part, all of the file's in the end.
+    """
     header = read_header(path)
-    if has_hashes(header.metadata):
-        faults = hash_faults(path, header, Advance(path.stat().st_size, progress))
-        if faults:
-            raise faults[0].error(path, remedy="export it again, or copy it again")
+    if not has_hashes(header.metadata):
+        advance(path.stat().st_size)
+        return
+    faults = hash_faults(path, header, advance)
+    if faults:
+        raise faults[0].error(path, remedy="export it again, or copy it again")
 
 
-def hash_faults(path: Path, header: Header, advance: Advance) -> list[Fault]:
+def hash_faults(path: Path, header: Header, advance: Callable[[int], None]) -> list[Fault]:
     """Faults of a file whose sections lie within it: bytes that differ from their hashes, or have none."""
     sections = sorted(header.metadata.sections, key=lambda section: section.begin)
     faults = _header_faults(path.name, header)
@@ -101,7 +106,7 @@ def _blank(system: Mapping[str, str], key: str, blank: str) -> dict[str, str]:
     return {system[key]: blank} if key in system else {}
 
 
-def _section_faults(file: str, fd: int, section: SectionRecord, advance: Advance) -> list[Fault]:
+def _section_faults(file: str, fd: int, section: SectionRecord, advance: Callable[[int], None]) -> list[Fault]:
     digest = hashlib.sha256()
     for chunk in _chunks(fd, section.begin, section.end, advance):
         digest.update(chunk)
@@ -112,11 +117,11 @@ def _section_faults(file: str, fd: int, section: SectionRecord, advance: Advance
     return [] if found == recorded else [Fault(file, place, f"sha256 {found}", recorded)]
 
 
-def _holds_more_than_zeros(fd: int, begin: int, end: int, advance: Advance) -> bool:
+def _holds_more_than_zeros(fd: int, begin: int, end: int, advance: Callable[[int], None]) -> bool:
     return any([chunk.count(0) < len(chunk) for chunk in _chunks(fd, begin, end, advance)])
 
 
-def _chunks(fd: int, begin: int, end: int, advance: Advance) -> Iterator[bytes]:
+def _chunks(fd: int, begin: int, end: int, advance: Callable[[int], None]) -> Iterator[bytes]:
     while begin < end:
         chunk = os.pread(fd, min(CHUNK_BYTES, end - begin), begin)
         if not chunk:

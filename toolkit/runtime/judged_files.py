@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,10 +46,13 @@ def require_judged(path: Path, wanted: Mapping[str, SignatureShape], *, memory: 
     _log.debug("%s has the graphs that its manifest describes", path)
 
 
-def require_judged_bundle(bundle: Path, manifest: Manifest) -> None:
-    """`require_judged` for all graphs of a bundle that are there: a part of it may have been left out of a copy."""
+def require_judged_bundle(bundle: Path, manifest: Manifest, names: Collection[str] | None = None) -> None:
+    """`require_judged` for the graphs among the files `names`.
+
+    None: all that are there, since a part of a bundle may have been left out of a copy.
+    """
     for name, wanted in bundle_signatures(manifest).items():
-        if name in manifest.files and (bundle / name).exists():
+        if name in names if names is not None else name in manifest.files and (bundle / name).exists():
             require_judged(bundle / name, wanted)
 
 

@@ -18,10 +18,17 @@ from toolkit.base.errors import CheckpointError, UsageError
 DTYPES = ("uint16", "float16", "float32")
 
 
+EXPONENTS = {"uint16": 0x7F80, "float16": 0x7C00, "float32": 0x7F80_0000}
+
+
 def random(shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:
-    """Any bits at all: infinities, subnormals and NaN must survive too."""
+    """Any finite numbers: subnormals must survive too."""
     size = np.dtype(dtype).itemsize
     data = np.random.default_rng(len(shape)).integers(0, 256, int(np.prod(shape)) * size, dtype=np.uint8)
+    if dtype in EXPONENTS:
+        bits = data.view(f"u{size}")
+        exponent = EXPONENTS[dtype]
+        bits[bits & exponent == exponent] ^= exponent & -exponent  # the exponent's last bit
     return data.view(dtype).reshape(shape)
 
 
@@ -32,8 +39,8 @@ def write(directory: Path, **tensors: NDArray[np.generic]) -> SafetensorsFile:
 
 
 def same(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> bool:
-    """Equal numbers, and NaN where there is NaN: a conversion may choose its bits."""
-    return found.dtype == np.float32 and found.shape == wanted.shape and np.array_equal(found, wanted, equal_nan=True)
+    """Equal numbers of the same shape, as float32."""
+    return found.dtype == np.float32 and found.shape == wanted.shape and np.array_equal(found, wanted)
 
 
 def ranges(size: int) -> st.SearchStrategy[tuple[int, int] | None]:
@@ -125,6 +132,36 @@ def test_only_the_bytes_asked_for_are_read(tmp_path: Path, dtype: str, monkeypat
         found = read_tensor(file, file.tensors["a"], rows, columns)
         assert sum(counted) == elements * tensor.itemsize
         assert same(found, as_float32(tensor)[slice(*(rows or (0, 64))), slice(*(columns or (0, 8192)))])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -np.nan], ids=["nan", "inf", "-inf", "-nan"])
+@pytest.mark.parametrize("least", [1, 4096], ids=["parts of rows", "whole rows"])
+def test_a_number_that_is_not_finite_is_named_with_its_file_its_tensor_and_its_row(
+    tmp_path: Path, dtype: str, value: float, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = random((6, 2, 20), dtype)
+    bits = np.float32(value).view(np.uint32) >> 16
+    tensor[4, 1, 3] = bits if dtype == "uint16" else value
+    file = write(tmp_path, a=tensor)
+    monkeypatch.setattr(tensor_reader, "_LEAST_STRIDED_BYTES", least)
+    monkeypatch.setattr(tensor_reader, "_PIECE_BYTES", 100)
+    shown = "nan" if np.isnan(value) else str(value)
+    words = rf"model\.safetensors, tensor a, row 4: {shown}, not a finite number"
+    for rows, columns in ((None, None), ((4, 5), None), (None, (3, 4)), ((3, 6), (0, 12))):
+        with pytest.raises(CheckpointError, match=words):
+            read_tensor(file, file.tensors["a"], rows, columns)
+    for rows, columns in (((0, 4), None), ((5, 6), None), (None, (4, 20)), (None, (0, 3))):
+        read_tensor(file, file.tensors["a"], rows, columns)
+
+
+def test_the_largest_numbers_of_a_type_are_finite(tmp_path: Path) -> None:
+    largest = {"uint16": 0x7F7F, "float16": np.finfo(np.float16).max, "float32": np.finfo(np.float32).max}
+    for dtype, value in largest.items():
+        tensor = np.array([value, value], dtype)
+        tensor.view(f"u{tensor.itemsize}")[1] |= 1 << (8 * tensor.itemsize - 1)
+        file = write(tmp_path, a=tensor)
+        assert same(read_tensor(file, file.tensors["a"], None, None), as_float32(tensor))
 
 
 def test_threads_read_without_disturbing_each_other(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,11 @@ MIN_DRIFT = 0.02
 """A run whose figures changed by a smaller fraction is not flagged, however steady the change."""
 
 _RESAMPLES = 4000
+_LEAST_RESAMPLES, _MOST_DRAWS = 1000, 10_000_000
+"""Of a side with over 2,500 values fewer samples are drawn, in all as many values as here, but at least so many."""
 _BATCH_VALUES = 1_000_000
+_FEW_VALUES = 50
+"""A comparison of so few values keeps its draws for others of the same shape; they take 32 kB for each value."""
 _SEED = 20_240_229  # arbitrary, but fixed: the same values always give the same interval
 _EXACT_UP_TO = 40  # the most values with an exact test; for more, the normal approximation of Kendall's S is good
 
@@ -96,7 +101,7 @@ def median_interval(values: Sequence[float]) -> Interval | None:
     found = _finite(values)
     if len(found) < MIN_VALUES:
         return None
-    return _percentiles(_resampled_medians([found], np.random.default_rng(_SEED)))
+    return _percentiles(*_resampled_medians([found]))
 
 
 def drift(values: Sequence[float]) -> Drift:
@@ -134,8 +139,7 @@ def compare(base: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> 
     ratio = new_summary.median / base_summary.median
     if min(base_summary.n, new_summary.n) < MIN_VALUES:
         return Comparison(base_summary, new_summary, ratio, None, "too few values")
-    random = np.random.default_rng(_SEED)
-    base_medians, new_medians = (_resampled_medians(side, random) for side in sides)
+    base_medians, new_medians = _resampled_medians(*sides)
     interval = _percentiles(new_medians / np.where(base_medians > 0, base_medians, np.nan))
     return Comparison(base_summary, new_summary, ratio, interval, _verdict(interval))
 
@@ -153,22 +157,66 @@ def _finite(values: Sequence[float]) -> NDArray[np.float64]:
     return found
 
 
-def _resampled_medians(runs: Sequence[NDArray[np.float64]], random: np.random.Generator) -> NDArray[np.float64]:
-    """Medians of _RESAMPLES bootstrap samples: runs are drawn with repetition, then values from each of them."""
-    lengths = np.array([len(run) for run in runs])
-    padded = np.full((len(runs), lengths.max()), np.nan)
-    for row, run in zip(padded, runs, strict=True):
-        row[: len(run)] = run
-    medians = []
-    # In batches, so that memory does not grow with the number of iterations.
-    batch = max(1, _BATCH_VALUES // padded.size)
-    for begin in range(0, _RESAMPLES, batch):
-        count = min(batch, _RESAMPLES - begin)
-        chosen = random.integers(0, len(runs), (count, len(runs), 1))
-        drawn = (random.random((count, *padded.shape)) * lengths[chosen]).astype(np.intp)
-        values = np.where(np.arange(padded.shape[1]) < lengths[chosen], padded[chosen, drawn], np.nan)
-        medians.append(np.nanmedian(values.reshape(count, -1), axis=1))
-    return np.concatenate(medians)
+def _resampled_medians(*sides: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """Medians of the bootstrap samples of each side: runs are drawn with repetition, then values from each of them."""
+    shapes = tuple(tuple(map(len, side)) for side in sides)
+    draws = _kept_draws(shapes) if sum(map(_most_values, shapes)) <= _FEW_VALUES else _draws(shapes)
+    medians: list[list[NDArray[np.float64]]] = [[] for _ in sides]
+    for draw in draws:
+        # The last value stands for none, which a short run has in the place of further values.
+        values = np.concatenate([*sides[draw.side], [np.inf]])[draw.places]
+        values.sort(axis=1)
+        if isinstance(draw.counts, int):
+            middle = (values[:, (draw.counts - 1) // 2] + values[:, draw.counts // 2]) / 2
+        else:
+            middles = np.stack([(draw.counts - 1) // 2, draw.counts // 2], axis=1)
+            middle = np.take_along_axis(values, middles, axis=1).mean(axis=1)
+        medians[draw.side].append(middle)
+    return [np.concatenate(parts) for parts in medians]
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """Bootstrap samples of one side, as places among all of its values: intp[samples, values].
+
+    A place behind the last value stands for none. counts: how many values each sample has; one number if all have it.
+    """
+
+    side: int
+    places: NDArray[np.intp]
+    counts: int | NDArray[np.intp]
+
+
+def _draws(shapes: Sequence[tuple[int, ...]]) -> Iterator[_Draw]:
+    """The samples of all sides, in batches, so that memory does not grow with them; shapes: the lengths of the runs."""
+    random = np.random.default_rng(_SEED)
+    for side, shape in enumerate(shapes):
+        lengths, width, total = np.array(shape), max(shape), sum(shape)
+        starts = np.cumsum(lengths) - lengths
+        samples = min(_RESAMPLES, max(_LEAST_RESAMPLES, _MOST_DRAWS // _most_values(shape)))
+        batch = max(1, _BATCH_VALUES // _most_values(shape))
+        for begin in range(0, samples, batch):
+            count = min(batch, samples - begin)
+            chosen = random.integers(0, len(shape), (count, len(shape), 1))
+            drawn = random.random((count, len(shape), width))
+            if min(shape) == width:
+                places = (drawn * width).astype(np.intp) + chosen * width
+                yield _Draw(side, places.reshape(count, -1), total)
+            else:
+                places = (drawn * lengths[chosen]).astype(np.intp) + starts[chosen]
+                places = np.where(np.arange(width) < lengths[chosen], places, total)
+                yield _Draw(side, places.reshape(count, -1), lengths[chosen].sum(axis=(1, 2)))
+
+
+@lru_cache(maxsize=64)
+def _kept_draws(shapes: tuple[tuple[int, ...], ...]) -> tuple[_Draw, ...]:
+    """`_draws`, kept: thousands of small comparisons mostly have the same numbers of values."""
+    return tuple(_draws(shapes))
+
+
+def _most_values(shape: tuple[int, ...]) -> int:
+    """How many values a sample of runs of these lengths has at most."""
+    return len(shape) * max(shape)
 
 
 def _percentiles(medians: NDArray[np.float64]) -> Interval:

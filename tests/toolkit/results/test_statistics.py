@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from toolkit.base.errors import UsageError
+from toolkit.results import statistics
 from toolkit.results.statistics import compare, drift, median_interval, summary
 
 
@@ -115,6 +116,42 @@ def test_runs_that_differ_widen_the_interval() -> None:
     new = [[13.0, 13.1, 12.9, 13.0, 13.05], [13.1, 13.0, 12.95, 13.0, 13.1]]
     assert compare([slow], new).verdict == "higher"
     assert compare([slow, fast], new).verdict == "no difference shown"
+
+
+@pytest.mark.parametrize(
+    "lengths", [([5], [5]), ([5] * 4, [6]), ([3, 7, 1], [5, 5]), ([5] * 6, [2] * 4)], ids=["", "more", "odd", "many"]
+)
+@pytest.mark.parametrize("kept", [0, 50])
+def test_the_interval_is_that_of_a_plain_bootstrap_of_runs_and_their_values(
+    lengths: tuple[list[int], list[int]], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether draws are kept for other comparisons or not."""
+    monkeypatch.setattr(statistics, "_FEW_VALUES", kept)
+    monkeypatch.setattr(statistics, "_BATCH_VALUES", 10**7)
+    source = np.random.default_rng(7)
+    sides = [[source.lognormal(1, 0.3, length) for length in side] for side in lengths]
+    random, medians = np.random.default_rng(statistics._SEED), []
+    for side in sides:
+        width = max(map(len, side))
+        chosen = random.integers(0, len(side), (statistics._RESAMPLES, len(side), 1))
+        drawn = random.random((statistics._RESAMPLES, len(side), width))
+        samples = [
+            [side[run[0]][int(part * len(side[run[0]]))] for run, parts in zip(*sample, strict=True) for part in
+             parts[: len(side[run[0]])]]
+            for sample in zip(chosen, drawn, strict=True)
+        ]  # fmt: skip
+        medians.append([float(np.median(sample)) for sample in samples])
+    wanted = np.percentile(np.divide(medians[1], medians[0]), [2.5, 97.5])
+    for _ in range(2):
+        found = compare(*sides).interval
+        assert found is not None and [found.low, found.high] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_side_of_very_many_values_is_drawn_less_often() -> None:
+    runs = np.random.default_rng(3).normal(100, 5, (1500, 5))
+    found = compare(list(runs), list(runs + 1))
+    assert found.interval is not None and 1.003 < found.interval.low < 1.01 < found.interval.high < 1.017
+    assert found.verdict == "higher"
 
 
 def test_the_same_values_give_the_same_interval() -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from result_records import record_of
+from tflite_mutants import Attack, bundle_with, copy_of
 
 import gemma_edge
 from device_harness.emulator.device import Emulator, EmulatorSettings
-from toolkit.base.errors import EnvironmentFault, QualityError, UsageError
+from toolkit.base.errors import BundleError, EnvironmentFault, QualityError, UsageError
+from toolkit.bundle.manifest import EMBEDDER, MANIFEST_NAME
 from toolkit.results.json_lines import dump_record, read_results
 
 
@@ -65,6 +67,20 @@ def test_a_bundle_is_pushed_once_and_then_is_there(random_bundle: Path, emulator
     assert first.bytes_sent == second.bytes_skipped > 0 == second.bytes_sent
     with pytest.raises(EnvironmentFault):
         gemma_edge.push(random_bundle, "127.0.0.1:1")
+
+
+def test_a_bundle_with_a_strangers_graph_does_not_get_its_name_on_a_device(
+    random_bundle: Path, emulator: Emulator, tmp_path: Path
+) -> None:
+    bundle = copy_of(random_bundle, tmp_path)
+    graph = Attack(bundle, EMBEDDER).mutant(3)
+    assert graph is not None
+    target = "/data/local/tmp/strange"
+    with bundle_with(bundle, EMBEDDER, graph) as strange:
+        with pytest.raises(BundleError, match=EMBEDDER):
+            gemma_edge.push(strange, emulator.serial, target=target)
+        assert not {MANIFEST_NAME, EMBEDDER} & {path.name for path in emulator.path(target).iterdir()}
+        gemma_edge.push(strange, emulator.serial, target=target, groups=["per_layer_embedding"])
 
 
 def test_a_device_that_is_named_is_found(emulator: Emulator) -> None:

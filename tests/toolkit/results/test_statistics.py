@@ -143,13 +143,13 @@ def test_the_interval_is_that_of_a_plain_bootstrap_of_runs_and_their_values(
         medians.append([float(np.median(sample)) for sample in samples])
     wanted = np.percentile(np.divide(medians[1], medians[0]), [2.5, 97.5])
     for _ in range(2):
-        found = compare(*sides).interval
+        found = compare(*([run.tolist() for run in side] for side in sides)).interval
         assert found is not None and [found.low, found.high] == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_side_of_very_many_values_is_drawn_less_often() -> None:
     runs = np.random.default_rng(3).normal(100, 5, (1500, 5))
-    found = compare(list(runs), list(runs + 1))
+    found = compare(runs.tolist(), (runs + 1).tolist())
     assert found.interval is not None and 1.003 < found.interval.low < 1.01 < found.interval.high < 1.017
     assert found.verdict == "higher"
 

@@ -6,14 +6,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from killed_command import Aim, Ended, KilledCommands
 from output_work import Work, contents, copy_of, prepare
 from paths import REPOSITORY
 
@@ -22,7 +21,6 @@ from toolkit.base.errors import BundleError
 from toolkit.bundle.manifest_json import read_manifest
 
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
-_LONG_S = 300
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,17 @@ VERBS = {
                    str(w / "out/r.jsonl")],
         appends=True,
     ),
+    "rebuild": Written(
+        lambda w: ["rebuild", str(w / "bundle/lock.json"), "--checkpoint", str(w / "checkpoint"), "-o",
+                   str(w / "out/b")],
+        "b",
+        lambda w: ["convert", str(w / "checkpoint"), "-o", str(w / "out/b"), "--context", "16", "--no-verify"],
+    ),
+    "results": Written(
+        lambda w: ["results", "export", str(w / "results.jsonl"), "-o", str(w / "out/t.csv")],
+        "t.csv",
+        lambda w: ["results", "export", str(w / "third.jsonl"), "-o", str(w / "out/t.csv")],
+    ),
     "demo": Written(
         lambda w: ["demo", "--checkpoint", str(w / "checkpoint"), "-o", str(w / "out/b")],
         "b",
@@ -81,11 +90,18 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path, 
     return folder
 
 
+@pytest.fixture(scope="module")
+def commands() -> Iterator[KilledCommands]:
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests/support")])
+    with KilledCommands({"PYTHONPATH": path}) as found:
+        yield found
+
+
 class Case:
     """One verb over an existing output: what was there before, and what an uninterrupted run makes of it."""
 
-    def __init__(self, name: str, prepared: Path, folder: Path) -> None:
-        self.verb = VERBS[name]
+    def __init__(self, name: str, prepared: Path, folder: Path, commands: KilledCommands) -> None:
+        self.verb, self.commands = VERBS[name], commands
         self.work = copy_of(prepared, folder)
         assert main(self.verb.earlier(self.work)) == 0
         self.old = contents(self.work / "out")
@@ -96,20 +112,10 @@ class Case:
         shutil.rmtree(self.work / "out")
         shutil.copytree(self._kept, self.work / "out")
 
-    def run(self, number: int, moment: str, count: int, **environment: str) -> subprocess.Popen[bytes]:
-        support = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests/support")])
-        cache = str(self.work / "cache")
-        argv = [
-            sys.executable,
-            "-m",
-            "killed_command",
-            str(number),
-            moment,
-            str(count),
-            *self.verb.arguments(self.work),
-        ]
-        environment = {**os.environ, "PYTHONPATH": support, "GEMMA_EDGE_CACHE": cache, **environment}
-        return subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    def start(self, aim: Aim | None = None, **environment: str) -> None:
+        """Begin the verb in a process of its own."""
+        environment["GEMMA_EDGE_CACHE"] = str(self.work / "cache")
+        self.commands.start(self.verb.arguments(self.work), self.work / "errors", aim, **environment)
 
     def require_whole(self) -> None:
         """The output is the old one or the new one."""
@@ -141,27 +147,28 @@ class Case:
         return {name: item for name, item in found.items() if name.split("/")[0] == self.verb.output}
 
 
-def end(process: subprocess.Popen[bytes]) -> str:
-    _, errors = process.communicate(timeout=_LONG_S)
-    text = errors.decode()
-    assert "Traceback" not in text and "a bug in gemma-edge" not in text, text
-    return text
+def end(case: Case) -> Ended:
+    found = case.commands.ended()
+    assert "Traceback" not in found.errors and "a bug in gemma-edge" not in found.errors, found.errors
+    return found
 
 
 def renames_of(case: Case) -> int:
     case.reset()
-    return int(end(case.run(0, "before", 0)).rpartition("renames: ")[2])
+    case.start()
+    found = end(case)
+    assert found.code == 0 and found.renames is not None, found.errors
+    return found.renames
 
 
-def aimed(case: Case, number: int, counts: Iterator[int] | range, moments: tuple[str, ...]) -> int:
+def aimed(case: Case, number: int, counts: Iterable[int], moments: Iterable[str] = ("before", "after")) -> int:
     """Interrupt at these renames, and check what is left; return the number of cases."""
     cases = 0
     for count in counts:
         for moment in moments:
             case.reset()
-            process = case.run(number, moment, count)
-            end(process)
-            assert process.returncode != 0, "it was interrupted"
+            case.start(Aim(number, moment, count))
+            assert end(case).code != 0, "it was interrupted"
             case.require_whole()
             case.require_repaired()
             cases += 1
@@ -171,38 +178,37 @@ def aimed(case: Case, number: int, counts: Iterator[int] | range, moments: tuple
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["convert", "export", "report"])
 def test_a_kill_around_the_rename_of_the_output_leaves_a_whole_one_and_the_next_run_repairs(
-    name: str, prepared: Path, tmp_path: Path
+    name: str, prepared: Path, tmp_path: Path, commands: KilledCommands
 ) -> None:
     """After it, the file beside a bundle or an export is renamed, which says what it was made with."""
-    case = Case(name, prepared, tmp_path / "work")
+    case = Case(name, prepared, tmp_path / "work", commands)
     place = renames_of(case) - (name != "report")
-    assert aimed(case, signal.SIGKILL, range(place, place + 1), ("before", "after")) == 2
+    assert aimed(case, signal.SIGKILL, [place]) == 2
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", SIGNALS.values(), ids=SIGNALS)
 @pytest.mark.parametrize("name", VERBS)
 def test_a_signal_around_each_rename_leaves_a_whole_output_and_the_next_run_repairs(
-    name: str, number: int, prepared: Path, tmp_path: Path
+    name: str, number: int, prepared: Path, tmp_path: Path, commands: KilledCommands
 ) -> None:
-    case = Case(name, prepared, tmp_path / "work")
+    case = Case(name, prepared, tmp_path / "work", commands)
     last = renames_of(case)
     assert last >= 1 or case.verb.appends
-    aimed(case, number, range(1, last + 1), ("before", "after"))
+    aimed(case, number, range(1, last + 1))
 
 
 def interrupt_at_random(case: Case, number: int, times: int, seed: int) -> None:
-    case.reset()
     started = time.monotonic()
-    end(case.run(number, "before", 0))
+    renames_of(case)
     whole_s = time.monotonic() - started
     choice = random.Random(seed)
     for _ in range(times):
         case.reset()
-        process = case.run(number, "before", 0)
+        case.start()
         time.sleep(choice.uniform(0, whole_s))
-        process.send_signal(number)
-        process.communicate(timeout=_LONG_S)
+        case.commands.send_signal(number)
+        end(case)
         case.require_whole()
         case.require_repaired()
 
@@ -210,32 +216,31 @@ def interrupt_at_random(case: Case, number: int, times: int, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), [("convert", signal.SIGKILL), ("bench", signal.SIGTERM)])
 def test_a_signal_at_a_random_moment_leaves_a_whole_output(
-    name: str, number: int, prepared: Path, tmp_path: Path
+    name: str, number: int, prepared: Path, tmp_path: Path, commands: KilledCommands
 ) -> None:
-    interrupt_at_random(Case(name, prepared, tmp_path / "work"), number, 1, seed=0)
+    interrupt_at_random(Case(name, prepared, tmp_path / "work", commands), number, 1, seed=0)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", SIGNALS.values(), ids=SIGNALS)
 @pytest.mark.parametrize("name", VERBS)
 def test_a_signal_at_many_random_moments_leaves_a_whole_output(
-    name: str, number: int, prepared: Path, tmp_path: Path
+    name: str, number: int, prepared: Path, tmp_path: Path, commands: KilledCommands
 ) -> None:
     """A hundred and more in all."""
-    interrupt_at_random(Case(name, prepared, tmp_path / "work"), number, 6, seed=number)
+    interrupt_at_random(Case(name, prepared, tmp_path / "work", commands), number, 6, seed=number)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "reads"), [(3, False), (4, True), (4, False), (5, False)])
 def test_without_an_exchange_of_names_the_next_run_repairs_whatever_it_does(
-    count: int, reads: bool, prepared: Path, tmp_path: Path
+    count: int, reads: bool, prepared: Path, tmp_path: Path, commands: KilledCommands
 ) -> None:
     """Renames: lock, manifest, old directory, new one, and the file beside it. Before the fourth, none has the name."""
-    case = Case("convert", prepared, tmp_path / "work")
+    case = Case("convert", prepared, tmp_path / "work", commands)
     case.reset()
-    process = case.run(signal.SIGKILL, "before", count, WITHOUT_EXCHANGE="1")
-    process.communicate(timeout=_LONG_S)
-    assert process.returncode == -signal.SIGKILL
+    case.start(Aim(signal.SIGKILL, "before", count), WITHOUT_EXCHANGE="1")
+    assert end(case).code == -signal.SIGKILL
     target = case.work / "out" / "b"
     assert target.exists() == (count != 4)
     if reads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,10 @@ class Chat:
         self._size = model.require_size(size)
         self._sampler = sampler
         self._settings = settings
-        self._system = system
-        self.reset()
+        self.system = system
+        """Instructions for the whole conversation, or None; a new text holds from the next message on."""
+        self._turns: list[_Turn] = []
+        self._conversation = object()
 
     def send(
         self,
@@ -67,7 +70,9 @@ class Chat:
         """Like `send`, but piece by piece. Of an interrupted answer, the part so far joins the conversation."""
         shown = self._model.read_media(media, images=images, audio=audio)
         message = self._model.user_message(text, shown)
-        prompt = self._model.prompt_of([*self._messages, message], [*self._media, *shown])
+        prompt = self._model.prompt_of(
+            [*self.history, message], [*(medium for turn in self._turns for medium in turn.media), *shown]
+        )
         if len(prompt.ids) > self._model.context:
             found, wanted = f"{len(prompt.ids)} tokens", f"at most {self._model.context}, the bundle's context"
             raise UsageError(
@@ -94,14 +99,49 @@ class Chat:
     @property
     def history(self) -> tuple[Message, ...]:
         """All messages so far, the system message first if there is one."""
-        return tuple(self._messages)
+        turns = [message for turn in self._turns for message in (turn.question, turn.answer)]
+        return (*system_message(self.system), *turns)
 
     def reset(self) -> None:
         """Forget all messages except the system message."""
-        self._messages = [Message("system", self._system)] if self._system else []
-        self._media: list[Medium] = []
+        self._turns = []
         self._conversation = object()
 
+    def undo(self) -> bool:
+        """Forget the last message and its answer; return whether there was one."""
+        return bool(self._turns and self._turns.pop())
+
+    def restore(self, messages: Sequence[Message]) -> None:
+        """Go on from the messages of another conversation, as `history` gave them, without images and sounds.
+
+        UsageError unless they are an optional system message, then messages and answers in turns.
+        """
+        system = messages[0].text if messages and messages[0].role == "system" else None
+        turns = messages[1:] if system is not None else messages
+        for index, message in enumerate(turns):
+            wanted = ("user", "assistant")[index % 2]
+            if message.role != wanted or message.media:
+                found = "an image or a sound" if message.media else f"role {message.role}"
+                raise UsageError(f"message {index + 1}", found=found, wanted=f"a text of role {wanted}")
+        if len(turns) % 2:
+            raise UsageError("conversation", found="a last message without an answer", wanted="an answer")
+        self.reset()
+        self.system = system
+        self._turns = [_Turn(turns[i], turns[i + 1], ()) for i in range(0, len(turns), 2)]
+
     def _remember(self, message: Message, media: Sequence[Medium], answer: Answer) -> None:
-        self._messages += [message, Message("assistant", answer.text)]
-        self._media += media
+        self._turns.append(_Turn(message, Message("assistant", answer.text), tuple(media)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A message of the user with its images and sounds, and the answer."""
+
+    question: Message
+    answer: Message
+    media: tuple[Medium, ...]
+
+
+def system_message(system: str | None) -> tuple[Message, ...]:
+    """The message that begins a conversation with instructions; none for none."""
+    return (Message("system", system),) if system else ()

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from gemma_edge.api.chat import Chat
+from gemma_edge.api.chat import Chat, system_message
 from toolkit.base.activations import Activations
 from toolkit.base.errors import UsageError
 from toolkit.bundle.chat import Message
@@ -137,6 +137,7 @@ class Model:
         self,
         prompt: str,
         *,
+        system: str | None = None,
         images: Sequence[MediaSource] = (),
         audio: Sequence[MediaSource] = (),
         media: Sequence[MediaFile | Medium] = (),
@@ -155,6 +156,7 @@ class Model:
 
         prompt: the user's text. Images and sounds are placed where it has `<image_soft_token>` or
             `<audio_soft_token>`, otherwise before it.
+        system: instructions that precede the prompt.
         images, audio: paths, or the content of files as bytes. A sound of more than 30 s is split into pieces.
         media: images and sounds whose order among each other matters; they follow `images` and `audio`.
         size: one of `sizes`; None for `self.size`.
@@ -177,6 +179,7 @@ class Model:
         """
         stream = self.stream(
             prompt,
+            system=system,
             images=images,
             audio=audio,
             media=media,
@@ -199,6 +202,7 @@ class Model:
         self,
         prompt: str,
         *,
+        system: str | None = None,
         images: Sequence[MediaSource] = (),
         audio: Sequence[MediaSource] = (),
         media: Sequence[MediaFile | Medium] = (),
@@ -223,10 +227,12 @@ class Model:
         sampling = self._sampling(temperature, top_k, top_p, seed, usual_temperature=0.0)
         text = require_unicode(prompt, "prompt")
         shown = self.read_media(media, images=images, audio=audio)
+        if raw and system:
+            raise UsageError("system prompt", found="a raw prompt", wanted="a chat template, which places it")
         if raw:
             built = raw_prompt(self._bundle, self._tokenizer, text, shown)
         else:
-            built = self.prompt_of([self.user_message(text, shown)], shown)
+            built = self.prompt_of([*system_message(system), self.user_message(text, shown)], shown)
         settings = AnswerSettings(max_tokens, stop_texts(stop), ignore_eos)
         return self.answer_to(built, self.sampler(sampling), settings, size=size, conversation=object())
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from gemma_edge.api.chat import Chat
 from gemma_edge.api.model import Model
 from gemma_edge.options.media import image_file, sound_file
 from gemma_edge.options.session import add_device_argument, add_sampling_arguments, add_session_arguments, open_model
+from gemma_edge.saved_chats import read_chat, save_chat
 from gemma_edge.terminal import Terminal, one_line
-from gemma_edge.words.answers import show_answer, speed_text
+from gemma_edge.words.answers import cut_text, show_answer, speed_text
 from toolkit.base.errors import ToolkitError
 from toolkit.bundle.tokenizer import require_unicode
 from toolkit.runtime.media_prompt import MediaFile, Medium
@@ -22,14 +25,20 @@ EXAMPLES = (
     "printf 'Hello\\nAnd now in French.\\n' | gemma-edge chat BUNDLE --temperature 0",
 )
 _FILES = {"/image": image_file, "/audio": sound_file}
-_HELP = """/reset      forget the conversation
-/image FILE send an image with the next message
-/audio FILE send a sound with the next message
-/size NAME  continue with another size of the bundle
-/size       show the size in use, and the others
-/quit       quit (or Ctrl-D)
-/help       show this help
-Ctrl-C ends an answer, or quits if there is none."""
+_HELP = """/system TEXT set the system prompt; it holds from the next message on
+/system      show it
+/image FILE  send an image with the next message
+/audio FILE  send a sound with the next message
+/undo        forget the last message and its answer
+/reset       forget the conversation
+/save FILE   save the conversation
+/load FILE   go on with a saved one
+/size NAME   continue with another size of the bundle
+/size        show the size in use, and the others
+/quit        quit (or Ctrl-D)
+/help        show this help
+Alt-Enter begins a new line of a message; Ctrl-C ends an answer, or quits if there is none."""
+_COMMANDS = [line.split()[0] for line in _HELP.splitlines() if line.startswith("/")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_argument(parser)
     parser.add_argument("--system", metavar="TEXT", help="the system prompt, instructions for the whole conversation")
     # Gemma's own generation_config: temperature 1, top-k 64, top-p 0.95.
-    add_sampling_arguments(parser, temperature=1.0)
+    add_sampling_arguments(parser, temperature=1.0, max_tokens=1024)
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
@@ -53,10 +62,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             stop=arguments.stop,
         )
         model.prepare()
-        if sys.stdin.isatty():
-            terminal.note("Type /help for a list of commands.")
-        lines = _Lines(model, chat, terminal)
-        while (line := _read_line(terminal)) is not None:
+        read = _reader(terminal)
+        lines = _Lines(model, chat, terminal, pieces=arguments.stream)
+        while (line := read()) is not None:
             if not lines.take(line):
                 break
     return 0
@@ -65,61 +73,90 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
 class _Lines:
     """Handles typed lines: messages, and commands that begin with a slash."""
 
-    def __init__(self, model: Model, chat: Chat, terminal: Terminal) -> None:
+    def __init__(self, model: Model, chat: Chat, terminal: Terminal, *, pieces: bool) -> None:
         self._model = model
         self._chat = chat
         self._terminal = terminal
+        self._pieces = pieces
         self._waiting: list[Medium] = []  # to be sent with the next message
 
     def take(self, line: str) -> bool:
-        """Handle one line; return False for /quit."""
-        words = line.split(maxsplit=1)
-        if not words:
+        """Handle one message or command; return False for /quit."""
+        if not line.strip():
             return True
+        command, _, rest = line.strip().partition(" ")
         try:
-            if not words[0].startswith("/"):
+            if not command.startswith("/"):
                 self._answer(line)
-            elif words[0] == "/reset" and len(words) == 1:
-                self._chat.reset()
-                self._waiting.clear()
-            elif words[0] in _FILES and len(words) == 2:
-                self._attach(_FILES[words[0]](words[1].strip()))
-            elif words[0] == "/size":
-                self._change_size(words[1:])
-            elif words[0] == "/quit" and len(words) == 1:
+            elif command == "/quit" and not rest:
                 return False
             else:
-                self._terminal.note(_HELP)
+                self._command(command, rest.strip())
         except ToolkitError as error:
             # An error in one line does not end the conversation.
             self._terminal.log("error", str(error))
         return True
 
+    def _command(self, command: str, rest: str) -> None:
+        if command == "/size":
+            self._change_size(rest)
+        elif command == "/system":
+            self._change_system(rest)
+        elif command in _FILES and rest:
+            self._attach(_FILES[command](rest))
+        elif command == "/save" and rest:
+            save_chat(Path(rest), self._chat.history)
+            self._terminal.note(one_line(f"[saved {rest}]"))
+        elif command == "/load" and rest:
+            self._chat.restore(read_chat(Path(rest)))
+            self._waiting.clear()
+            self._terminal.note(one_line(f"[{len(self._chat.history)} messages of {rest}]"))
+        elif command == "/undo" and not rest:
+            self._terminal.note("[forgot the last message and its answer]" if self._chat.undo() else "[no message yet]")
+        elif command == "/reset" and not rest:
+            self._chat.reset()
+            self._waiting.clear()
+        else:
+            self._terminal.note(_HELP)
+
     def _answer(self, line: str) -> None:
-        answer = show_answer(self._chat.stream(require_unicode(line, "message"), media=self._waiting), self._terminal)
+        stream = self._chat.stream(require_unicode(line, "message"), media=self._waiting)
+        answer = show_answer(stream, self._terminal, pieces=self._pieces)
         self._waiting = []
         if self._terminal.as_json:
             value = {"text": answer.text, "token_ids": list(answer.token_ids), "prompt_tokens": answer.prompt_tokens}
             self._terminal.result({**value, "reused_tokens": answer.reused_tokens, "size": answer.size}, "")
         self._terminal.note(speed_text(answer))
+        if answer.ending == "length":
+            self._terminal.note(cut_text(len(answer.token_ids)))
 
     def _attach(self, file: MediaFile) -> None:
         self._waiting += self._model.read_media([file])
         self._terminal.note(one_line(f"[{file.source!s} will be sent with the next message]"))
 
-    def _change_size(self, name: list[str]) -> None:
+    def _change_size(self, name: str) -> None:
         if name:
-            self._chat.size = name[0].strip()
+            self._chat.size = name
         others = [size for size in self._model.sizes if size != self._chat.size]
         self._terminal.note(one_line(f"[size {self._chat.size}; others: {', '.join(others) or 'none'}]"))
 
+    def _change_system(self, text: str) -> None:
+        if text:
+            self._chat.system = require_unicode(text, "system prompt")
+        shown = f"system prompt: {self._chat.system}" if self._chat.system else "no system prompt"
+        self._terminal.note(one_line(f"[{shown}]"))
 
-def _read_line(terminal: Terminal) -> str | None:
-    """Read the next line of standard input; None at its end."""
-    try:
-        if sys.stdin.isatty() and not terminal.as_json:
-            return input("> ")
-        line = sys.stdin.readline()
-    except EOFError:
-        return None
+
+def _reader(terminal: Terminal) -> Callable[[], str | None]:
+    """What reads the next message: an editor at a terminal, else a line of standard input; None at the end."""
+    if not sys.stdin.isatty() or terminal.as_json:
+        return _read_line
+    from gemma_edge.line_editor import LineEditor
+
+    terminal.note("Type /help for a list of commands.")
+    return LineEditor(_COMMANDS).read
+
+
+def _read_line() -> str | None:
+    line = sys.stdin.readline()
     return line.rstrip("\n") if line else None

@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from gemma_edge.api.model import Model
 from gemma_edge.options.media import add_media_arguments
 from gemma_edge.options.session import add_device_argument, add_sampling_arguments, add_session_arguments, open_model
 from gemma_edge.terminal import Terminal
-from gemma_edge.words.answers import memory_text, ple_text, show_answer, speed_text
+from gemma_edge.words.answers import cut_text, memory_text, ple_text, show_answer, speed_text
 from toolkit.base.errors import UsageError
+from toolkit.bundle.chat import MAX_PROMPT_CHARACTERS, read_bounded_text
 from toolkit.bundle.tokenizer import require_unicode
 from toolkit.runtime.answer import Answer
 from toolkit.runtime.memory import Memory, StagePeaks
 
 EXAMPLES = (
-    'gemma-edge run BUNDLE -p "Write a haiku about rain."',
+    'gemma-edge run BUNDLE "Write a haiku about rain."',
     'gemma-edge run BUNDLE -p "Once upon a time" --raw -n 64',
-    "gemma-edge run BUNDLE -p - --size E2B --json < question.txt",
+    "gemma-edge run BUNDLE --file question.txt --size E2B --json",
+    'git diff | gemma-edge run BUNDLE -p - --system "Summarise this change."',
     'gemma-edge run BUNDLE -p "Name a colour." --temperature 1 --seed 7',
     'gemma-edge run BUNDLE -p "Name a colour." --backend gpu',
     'gemma-edge run BUNDLE -p "Name a colour." --device 192.168.1.20:5555',
@@ -31,23 +34,24 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_session_arguments(parser)
     add_device_argument(parser)
-    parser.add_argument(
-        "-p", "--prompt", metavar="TEXT", required=True, help="the prompt; - reads it from standard input"
-    )
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="the prompt; - reads it from standard input")
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt, likewise")
+    parser.add_argument("-f", "--file", metavar="FILE", type=Path, help="read the prompt from a text file")
+    parser.add_argument("--system", metavar="TEXT", help="the system prompt, instructions that precede the prompt")
     parser.add_argument("--raw", action="store_true", help="continue the prompt itself, without the chat template")
     parser.add_argument("--ignore-eos", action="store_true", help="do not stop at a stop token")
     add_media_arguments(parser)
-    add_sampling_arguments(parser, temperature=0.0)
-    parser.set_defaults(max_tokens=128)
+    add_sampling_arguments(parser, temperature=0.0, max_tokens=128)
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0, or 130 after an interrupt, once the text generated so far has been printed."""
-    prompt = _read_prompt(arguments.prompt)
+    prompt = _prompt(arguments)
     peaks = StagePeaks()
     with open_model(arguments, terminal, peaks.end) as model:
         stream = model.stream(
             prompt,
+            system=arguments.system,
             media=arguments.media,
             raw=arguments.raw,
             ignore_eos=arguments.ignore_eos,
@@ -58,7 +62,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             seed=arguments.seed,
             stop=arguments.stop,
         )
-        answer = show_answer(stream, terminal)
+        answer = show_answer(stream, terminal, pieces=arguments.stream)
         peaks.end("decode")
         memory = model.memory()
         here = arguments.device is None
@@ -66,14 +70,26 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         if terminal.as_json:
             terminal.result(_as_json(answer, model, memory, peak, peaks.stages if here else {}), "")
         terminal.note(speed_text(answer))
+        if answer.ending == "length":
+            terminal.note(cut_text(len(answer.token_ids)))
         terminal.note(memory_text(memory, peak, backend=arguments.backend))
         terminal.note(ple_text(model.ple_statistics))
     return 130 if answer.ending == "interrupted" else 0
 
 
-def _read_prompt(argument: str) -> str:
-    if argument != "-":
-        return require_unicode(argument, "--prompt")
+def _prompt(arguments: argparse.Namespace) -> str:
+    """The prompt, which is given in exactly one way."""
+    texts = [text for text in (arguments.text, arguments.prompt) if text is not None]
+    count = len(texts) + (arguments.file is not None)
+    if count != 1:
+        found = "two prompts" if count else "no prompt"
+        raise UsageError("prompt", found=found, wanted="one, as TEXT, with -p or with -f")
+    if arguments.file is not None:
+        return read_bounded_text(arguments.file, UsageError, MAX_PROMPT_CHARACTERS)
+    return _standard_input() if texts[0] == "-" else require_unicode(texts[0], "prompt")
+
+
+def _standard_input() -> str:
     try:
         text = sys.stdin.read()
     except UnicodeDecodeError as error:

@@ -14,6 +14,7 @@ from gemma_edge.options.session import add_machine_arguments, positive, session_
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import UsageError
+from toolkit.bundle.chat import MAX_PROMPT_CHARACTERS, read_bounded_text
 from toolkit.runtime.media_prompt import TOWERS
 
 EXAMPLES = (
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_media_arguments(
         parser,
+        several=True,
         images="images for verifying the vision tower (default: a generated one)",
         sounds="sounds for verifying the audio tower (default: a generated one); one longer than 30 s is split",
     )
@@ -60,6 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0 if all measures are within bounds, else 1."""
     files = {group: [file.source for file in arguments.media if file.group == group] for group in TOWERS}
+    given = arguments.text
+    text = None if given is None else read_bounded_text(given, UsageError, MAX_PROMPT_CHARACTERS)
     with (
         terminal.bar("download") as downloaded,
         gate_bars(terminal) as judged,
@@ -70,7 +74,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             arguments.checkpoint,
             revision=arguments.revision,
             adapters=arguments.adapters,
-            text=None if arguments.text is None else _read_text(arguments.text),
+            text=text,
             tokens=arguments.tokens,
             sizes=arguments.size,
             groups=arguments.groups,
@@ -83,10 +87,3 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         )
     terminal.result(report.to_json(), report_text(report))
     return 0 if report.passed else 1
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(file=path, found=f"not UTF-8 text ({error})") from error

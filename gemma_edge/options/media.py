@@ -20,14 +20,19 @@ def sound_file(path: str) -> MediaFile:
 def add_media_arguments(
     parser: argparse.ArgumentParser,
     *,
-    images: str = "images, placed before the text in the order given, or where the text has <image_soft_token>",
-    sounds: str = "sounds, likewise (<audio_soft_token>); one longer than 30 s is split into pieces",
+    several: bool = False,
+    images: str = "an image, placed before the text, or where the text has <image_soft_token>; may be repeated",
+    sounds: str = "a sound, likewise (<audio_soft_token>); may be repeated; one over 30 s is split into pieces",
 ) -> None:
-    """Add `--image` and `--audio`, by default for a prompt; images, sounds: their help texts."""
+    """Add `--image` and `--audio`, by default for a prompt; images, sounds: their help texts.
+
+    several: whether an option takes all the files that follow, as a shell writes them for `*.jpg`.
+    """
     group = parser.add_argument_group("images and sounds")
+    action, count = ("extend", "+") if several else ("append", None)
     group.add_argument(
-        "--image", metavar="FILE", dest="media", type=image_file, nargs="+", action="extend", default=[], help=images
+        "--image", metavar="FILE", dest="media", type=image_file, nargs=count, action=action, default=[], help=images
     )
     group.add_argument(
-        "--audio", metavar="FILE", dest="media", type=sound_file, nargs="+", action="extend", help=sounds
+        "--audio", metavar="FILE", dest="media", type=sound_file, nargs=count, action=action, help=sounds
     )

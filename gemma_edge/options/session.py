@@ -79,10 +79,13 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     return group
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: float) -> None:
-    """Add the options for sampling; temperature: its default where the bundle does not say how to sample."""
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: float, max_tokens: int) -> None:
+    """Add the options for sampling, with their defaults where the bundle does not say how to sample."""
     group = parser.add_argument_group("sampling (default: as the checkpoint's generation_config.json says)")
-    group.add_argument("-n", "--max-tokens", metavar="N", type=positive, help="generate at most N tokens per answer")
+    group.add_argument(
+        "-n", "--max-tokens", metavar="N", type=positive, default=max_tokens,
+        help="cut an answer after N tokens (default: %(default)s)",
+    )  # fmt: skip
     group.add_argument(
         "--temperature", metavar="T", type=number,
         help=f"0 always chooses the most likely token (default without generation_config.json: {temperature})",
@@ -107,6 +110,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: floa
         default=[],
         help="end the answer when it contains TEXT; may be repeated",
     )
+    group.add_argument("--stream", action="store_true", help="with --json, print each piece of an answer as it comes")
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:

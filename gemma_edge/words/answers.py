@@ -9,12 +9,17 @@ from toolkit.runtime.memory import PLE_GROUP, Memory
 from toolkit.runtime.ple_lookup import PleStatistics
 
 
-def show_answer(stream: AnswerStream, terminal: Terminal) -> Answer:
-    """Print an answer while it is generated. An interrupt ends it and keeps the text so far, if there is any."""
+def show_answer(stream: AnswerStream, terminal: Terminal, *, pieces: bool = False) -> Answer:
+    """Print an answer while it is generated. An interrupt ends it and keeps the text so far, if there is any.
+
+    pieces: under `--json`, print each piece too, as an object with the key `piece`.
+    """
     shown = 0
     try:
         for piece in stream:
             terminal.stream(piece)
+            if pieces and terminal.as_json:
+                terminal.result({"piece": piece}, "")
             shown += len(piece)
     except KeyboardInterrupt:
         stream.close()
@@ -22,6 +27,11 @@ def show_answer(stream: AnswerStream, terminal: Terminal) -> Answer:
             raise
     terminal.stream(stream.answer.text[shown:] + "\n")
     return stream.answer
+
+
+def cut_text(tokens: int) -> str:
+    """A line on an answer that was not at its end."""
+    return f"[cut after {tokens:,} tokens; -n N allows more]"
 
 
 def speed_text(report: GenerationReport) -> str:

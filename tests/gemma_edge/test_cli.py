@@ -104,7 +104,7 @@ def test_help_of_every_verb_ends_with_examples(command: Command, verb: str) -> N
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
+        ["-q"],
         ["nonsense"],
         ["run"],
         ["run", "b", "-p", "x", "-n", "0"],
@@ -144,13 +144,40 @@ def test_bad_input_is_one_line_that_names_it(command: Command, arguments: list[s
         (["convrt", "c"], ["'convrt'", "did you mean convert?", "gemma-edge --help"]),
         (["convert", "c", "-o", "b", "--quan", "int8"], ["--quan int8", "did you mean --quant?", "convert --help"]),
         (["run", "b", "-p", "x", "--imgae=a.png"], ["--imgae=a.png", "did you mean --image?"]),
-        (["run", "b", "-p", "x", "again"], ["unrecognized arguments: again;"]),
+        (["run", "b", "-p", "x", "--temp", "1"], ["did you mean --temperature?"]),
+        (["check", "b", "again"], ["unrecognized arguments: again;"]),
     ],
 )
 def test_a_misspelled_word_is_named_beside_the_right_one(
     command: Command, arguments: list[str], parts: list[str]
 ) -> None:
     assert_one_line_error(command(*arguments), 2, *parts)
+
+
+def test_the_program_alone_shows_its_help_and_says_that_a_verb_is_missing(command: Command) -> None:
+    alone, asked, verb = command(), command("--help"), command("run", "--help")
+    assert (alone.code, alone.out, asked.code) == (2, "", 0)
+    assert alone.err == asked.out == command("help").out
+    assert command("help", "run").out == command("--help", "run").out == verb.out != asked.out
+    assert command("-V").out == command("--version").out
+
+
+def test_a_prompt_has_one_place(command: Command, random_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("the cat", encoding="utf-8")
+    rest = ("--raw", "-n", 3, "--json")
+    wanted = command("run", random_bundle, "-p", "the cat", *rest).json["token_ids"]
+    ways = (
+        ("run", *rest, random_bundle, "the cat"),
+        ("run", random_bundle, *rest, "the cat"),
+        ("run", *rest, "-f", file, random_bundle),
+        ("run", "-p", "the cat", random_bundle, *rest),
+    )
+    assert [command(*words).json["token_ids"] for words in ways] == [wanted] * 4
+    assert command("run", random_bundle, "-", *rest, stdin="the cat\n").json["token_ids"] == wanted
+    assert_one_line_error(command("run", random_bundle), 2, "no prompt", "TEXT, with -p or with -f")
+    assert_one_line_error(command("run", random_bundle, "a", "-p", "b"), 2, "two prompts")
+    assert_one_line_error(command("run", random_bundle, "-f", tmp_path / "no"), 2, "no such file")
 
 
 def test_help_and_version_import_no_verb() -> None:
@@ -180,7 +207,7 @@ def test_other_systems_files_get_a_way_on(
 
 
 def test_a_prompt_of_bytes_that_are_no_text_is_refused(command: Command, random_bundle: Path) -> None:
-    assert_one_line_error(command("run", random_bundle, "-p", "a\udcff"), 2, "--prompt", "from character 1", "UTF-8")
+    assert_one_line_error(command("run", random_bundle, "-p", "a\udcff"), 2, "prompt", "from character 1", "UTF-8")
     outcome = command("run", random_bundle, "-p", "-", stdin="\udc80")
     assert_one_line_error(outcome, 2, "standard input", "UTF-8")
 
@@ -553,6 +580,47 @@ def test_chat_changes_size_and_goes_on_after_a_wrong_one(command: Command, chat_
     assert [turn["size"] for turn in turns(outcome)] == ["small"]
     assert "error: size: found huge" in outcome.err
     assert "[size small; others: full]" in outcome.err
+
+
+def test_a_system_prompt_precedes_the_prompt(command: Command, chat_bundle: Path) -> None:
+    rest = ("-n", 4, "--temperature", 0, "--json")
+    plain, led = (command("run", chat_bundle, "cat", *rest, *more).json for more in ((), ("--system", "the dog")))
+    (told,) = turns(command("chat", chat_bundle, *rest, "--system", "the dog", stdin="cat\n"))
+    (set_later,) = turns(command("chat", chat_bundle, *rest, stdin="/system the dog\ncat\n"))
+    assert led["token_ids"] == told["token_ids"] == set_later["token_ids"]
+    assert led["prompt_tokens"] > plain["prompt_tokens"]
+    assert_one_line_error(command("run", chat_bundle, "cat", "--raw", "--system", "x"), 2, "a raw prompt")
+
+
+def test_chat_takes_a_message_back(command: Command, chat_bundle: Path) -> None:
+    rest = ("--temperature", 0, "-n", 4, "--json")
+    once = turns(command("chat", chat_bundle, *rest, stdin="cat\nsat\n"))
+    twice = turns(command("chat", chat_bundle, *rest, stdin="cat\nthe cat\n/undo\nsat\n"))
+    assert [turn["token_ids"] for turn in (twice[0], twice[2])] == [turn["token_ids"] for turn in once]
+    assert "[no message yet]" in command("chat", chat_bundle, stdin="/undo\n").err
+
+
+def test_chat_goes_on_from_a_saved_conversation(command: Command, chat_bundle: Path, tmp_path: Path) -> None:
+    saved, rest = tmp_path / "chat.json", ("--temperature", 0, "-n", 4, "--json")
+    first = turns(command("chat", chat_bundle, *rest, stdin=f"/system the dog\ncat\n/save {saved}\nsat\n"))
+    again = turns(command("chat", chat_bundle, *rest, stdin=f"/load {saved}\nsat\n/save {saved}\n"))
+    assert again[0]["prompt_tokens"] == first[1]["prompt_tokens"]
+    assert len(json.loads(saved.read_text(encoding="utf-8"))["messages"]) == 5
+    assert "error:" not in command("chat", chat_bundle, *rest, stdin=f"/load {saved}\n").err
+    other = tmp_path / "other.json"
+    other.write_text('{"format": "gemma-edge-chat/1", "messages": [{"role": "assistant", "content": "x"}]}')
+    outcome = command("chat", chat_bundle, *rest, stdin=f"/load {other}\n/save {EXAMPLE / 'config.json'}\ncat\n")
+    assert "found role assistant" in outcome.err and "something else than a saved conversation" in outcome.err
+    assert len(turns(outcome)) == 1
+
+
+def test_json_that_streams_has_the_pieces_before_the_answer(command: Command, chat_bundle: Path) -> None:
+    for words, stdin in ((("run", chat_bundle, "cat"), ""), (("chat", chat_bundle), "cat\n")):
+        outcome = command(*words, "-n", 6, "--temperature", 0, "--json", "--stream", stdin=stdin)
+        *pieces, answer = map(json.loads, outcome.out.splitlines())
+        assert len(pieces) > 1
+        assert answer["text"].startswith("".join(piece["piece"] for piece in pieces))
+        assert "[cut after 6 tokens; -n N allows more]" in outcome.err
 
 
 def test_chat_explains_itself(command: Command, chat_bundle: Path) -> None:

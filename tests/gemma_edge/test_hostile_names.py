@@ -19,7 +19,7 @@ from result_records import RECORDS
 from device_harness.adb import devices
 from device_harness.adb import port as transport_port
 from device_harness.adb.wire import EXIT, STDERR, STDOUT, pack_shell
-from gemma_edge import cli
+from gemma_edge import cli, parser
 from toolkit.bundle.manifest import EMBEDDER, MANIFEST_NAME
 from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.write import write_bundle
@@ -32,7 +32,7 @@ HOSTILE = f"x\x1b[2J\x1b]0;title\x07\x9b31m\u202e\u2066\u200f\u061c\x7f\r\n{FORG
 NAME = HOSTILE.replace("/", "_")
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
-VERBS = cli._VERBS
+VERBS = parser.VERBS
 
 
 @pytest.fixture(autouse=True)

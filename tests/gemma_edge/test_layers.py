@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gemma_edge
-from gemma_edge.cli import _VERBS
+from gemma_edge.parser import VERBS
 
 ROOT = Path(gemma_edge.__file__).parents[1]
 COMMANDS = sorted((ROOT / "gemma_edge" / "commands").glob("*.py"))
@@ -37,12 +37,12 @@ def test_no_command_imports_another() -> None:
 
 
 def test_the_folder_of_commands_holds_verbs_and_nothing_else() -> None:
-    assert {path.stem for path in COMMANDS} == {"__init__", *_VERBS}
+    assert {path.stem for path in COMMANDS} == {"__init__", *VERBS}
 
 
 def test_every_verb_but_those_that_talk_is_a_function_of_the_api() -> None:
-    """`run` and `chat` are `load`, `results` is `export_results`; the emulator and the demo are for people alone."""
-    assert set(_VERBS) - {"run", "chat", "results", "emulator", "demo"} <= set(gemma_edge.__all__)
+    """`run` and `chat` are `load`, `results` is `export_results`; the emulator, demo and completion are for people."""
+    assert set(VERBS) - {"run", "chat", "results", "emulator", "demo", "completion"} <= set(gemma_edge.__all__)
     assert "export_results" in gemma_edge.__all__
 
 

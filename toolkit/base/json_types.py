@@ -94,6 +94,17 @@ class Fits:
 
 
 @dataclass(frozen=True, slots=True)
+class AnyText:
+    """A text of any length and with any characters, such as a message of a conversation."""
+
+    def admits(self, value: str) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return "a text"
+
+
+@dataclass(frozen=True, slots=True)
 class Ascending:
     """Numbers, each greater than the one before; at least one unless `empty`."""
 
@@ -168,7 +179,8 @@ def _annotated(kind: Any, rules: tuple[Any, ...]) -> Reader:
     if kind is float:
         return _scalar((int, float), _number_words("a number", rules, texts), rules)
     if kind is str:
-        return _scalar((str,), texts or _PLAIN_TEXT, (Fits(_is_text, ""), *rules))
+        free = any(isinstance(rule, AnyText) for rule in rules)
+        return _scalar((str,), texts or _PLAIN_TEXT, rules if free else (Fits(_is_text, ""), *rules))
     if not rules:
         raise TypeError(f"no JSON value has the type {kind!r}")
     return _ruled(reader_of(kind), rules, texts)

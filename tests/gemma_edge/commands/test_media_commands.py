@@ -91,7 +91,7 @@ def test_a_sound_that_is_too_long_is_said_to_be_cut(
         (["--audio", "click.wav"], "click.wav: found 0.006 s of sound, wanted at least 0.032; append silence"),
         (["--image", "a.png", "--groups", "text,audio"], "found --groups text,audio, wanted the group vision too"),
         (["--groups", "sight"], "group sight: found no such group in the bundle"),
-        (["--image", *["a.png"] * 9], "at most 160, the bundle's context"),
+        (["--image", "a.png"] * 9, "at most 160, the bundle's context"),
     ],
 )
 def test_what_cannot_be_shown_is_one_error(

@@ -1,4 +1,4 @@
-"""Chooses the scales that the int4 search tries, for toolkit/quant/uniform.py.
+"""Chooses the scales that the search of a type of at most 4 bits tries, for toolkit/quant/uniform.py.
 
 For groups of a width, the candidates are plain absmax and `unclipped / ratio` for a few ratios, each refitted to its
 codes by least squares. Ratios are added one by one and then exchanged one by one, each time for the one that lowers the
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.elements import ElementType, element_of
 from toolkit.quant.uniform import block_scale
 
 F64 = NDArray[np.float64]
@@ -33,14 +34,16 @@ def kinds(width: int, weights: int) -> Iterator[F64]:
         yield outliers
 
 
-def errors(w: F64, ratios: Sequence[float], *, blocks: bool) -> F64:
+def errors(w: F64, ratios: Sequence[float], element: ElementType, *, blocks: bool) -> F64:
     """Squared error of each group with plain absmax (row 0) and each ratio: [1 + ratios, groups]."""
-    unclipped = np.maximum(w.max(1) / 7, w.min(1) / -8)
-    reciprocals = [7 / np.abs(w).max(1), *(ratio / unclipped for ratio in ratios)]
+    assert element.codes is not None
+    low, high = element.codes
+    unclipped = np.maximum(w.max(1) / high, w.min(1) / low)
+    reciprocals = [high / np.abs(w).max(1), *(ratio / unclipped for ratio in ratios)]
     found = []
     for reciprocal in reciprocals:
-        codes = np.clip(np.rint(w * reciprocal[:, None]), -8, 7)
-        scale = (w * codes).sum(1) / (codes * codes).sum(1)
+        codes = np.clip(np.rint(w * reciprocal[:, None]), low, high)
+        scale = (w * codes).sum(1) / np.maximum((codes * codes).sum(1), 1)
         if blocks:
             scale = block_scale(scale.astype(np.float32)).astype(np.float64)
         found.append(np.square(w - codes * scale[:, None]).sum(1))
@@ -73,14 +76,17 @@ def best_addition(chosen: Sequence[int], tables: Sequence[F64]) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.choose_clip_ratios", description=__doc__)
+    parser.add_argument("--type", choices=["int4", "int2"], default="int4", help="(default: %(default)s)")
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 256, 2048, 8192])
     parser.add_argument("--most", type=int, default=9, help="ratios (default: %(default)s)")
     parser.add_argument("--weights", type=int, default=300_000, help="of each kind (default: %(default)s)")
     options = parser.parse_args(arguments)
     for width in options.widths:
         blocks = width <= 256
-        grid = np.geomspace(0.97, 2, 60) if blocks else np.geomspace(0.97, 9, 90)
-        tables = [errors(w, list(grid), blocks=blocks) for w in kinds(width, options.weights)]
+        element = element_of(options.type)
+        largest = 30.0 if element.bits == 2 else 2.0 if blocks else 9.0
+        grid = np.geomspace(0.97, largest, 60 if blocks else 90)
+        tables = [errors(w, list(grid), element, blocks=blocks) for w in kinds(width, options.weights)]
         for chosen in choose(tables, options.most):
             excess = excesses(chosen, tables)
             ratios = ", ".join(f"{grid[c - 1]:.3f}" for c in chosen)

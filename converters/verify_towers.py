@@ -33,7 +33,7 @@ from toolkit.runtime.towers import open_tower
 
 F32 = NDArray[np.float32]
 
-LIMITS: Mapping[ElementName, float] = {"f32": 1e-3, "f16": 0.02, "int8": 0.2, "int4": 0.5}
+LIMITS: Mapping[ElementName, float] = {"f32": 1e-3, "f16": 0.02, "int8": 0.2, "int4": 0.5, "int2": 1.0}
 """Maximum relative errors, by the coarsest element type. They are wide, since one sample says little, and since only
 answers show how much an error of the embeddings matters."""
 

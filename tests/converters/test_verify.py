@@ -159,8 +159,8 @@ def test_bounds_can_be_overridden() -> None:
 def test_the_coarsest_element_type_sets_the_bounds() -> None:
     assert thresholds_for(["f32"]) == THRESHOLDS["f32"]
     assert thresholds_for(["int8", "f32", "int8"]) == THRESHOLDS["int8"]
-    with pytest.raises(UsageError, match=r"found \['int2'\], wanted one or more of f32, f16, int8, int4"):
-        thresholds_for(["int2"])
+    with pytest.raises(UsageError, match=r"found \['int3'\], wanted one or more of f32, f16, int8, int4, int2"):
+        thresholds_for(["int3"])
 
 
 def test_bounds_widen_with_coarser_types() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-ElementName = Literal["f32", "f16", "int8", "int4"]
+ElementName = Literal["f32", "f16", "int8", "int4", "int2"]
 """The names that recipes and manifests use."""
 
 
@@ -48,7 +48,7 @@ class ElementType:
         """Bytes of `count` elements, rounded up to whole bytes.
 
         >>> [element.bytes_of(3) for element in ELEMENTS]
-        [12, 6, 3, 2]
+        [12, 6, 3, 2, 1]
         """
         return (count * self.bits + 7) // 8
 
@@ -60,6 +60,7 @@ ELEMENTS = (
     ElementType("int8", 8, "INT8", codes=(-127, 127), convolutions=True),
     # XNNPACK and EMBEDDING_LOOKUP read -8 exactly; using it lowers the squared error of blocks of 32 by about a tenth.
     ElementType("int4", 4, "INT4", codes=(-8, 7), block_scales=True),
+    ElementType("int2", 2, "INT2", codes=(-2, 1)),
 )
 """All types, from the finest to the coarsest. Use the functions below to read it, so that a test can add a row."""
 

@@ -122,8 +122,8 @@ def _computed_type(operand: Operand) -> DType:
 
 
 _MATRIX = {
-    "FULLY_CONNECTED": {"INT8", "INT4"},
-    "EMBEDDING_LOOKUP": {"INT8", "INT4"},
+    "FULLY_CONNECTED": {"INT8", "INT4", "INT2"},
+    "EMBEDDING_LOOKUP": {"INT8", "INT4", "INT2"},
     "CONV_2D": {"INT8"},
     "DEPTHWISE_CONV_2D": {"INT8"},
 }

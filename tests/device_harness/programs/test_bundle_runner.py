@@ -112,6 +112,13 @@ def test_logits_have_the_same_bits_over_widths_buckets_sizes_and_truncations(tin
         pair.require_same(tokens_of(tiny_bundle, 14, 5))
 
 
+def test_per_layer_embeddings_of_two_bits_have_the_same_values(tmp_path: Path, random_checkpoint: Path) -> None:
+    path = tmp_path / "bundle"
+    convert(ConvertRequest(random_checkpoint, path, {"text": "f32", "ple": "int2"}, context=128), gate=None)
+    with Session(Bundle(path), SETTINGS) as session, NativeRunner([runner_path(), litert_path()]) as native:
+        Pair(session, native).require_same(tokens_of(path, 0, 20))
+
+
 @pytest.mark.full
 def test_logits_have_the_same_bits_within_and_past_a_bucket_of_prefills(
     long_bundle: Path, native: NativeRunner

@@ -198,7 +198,7 @@ WRONG = {
         "groups token_embedding kind",
     ),
     "a group that lacks a file": (put("groups/vision/files", ["vision_encoder.tflite"]), "groups vision files"),
-    "an unknown dtype": (put("quant/text/rules/0/dtype", "int2"), "quant text rules[0] dtype"),
+    "an unknown dtype": (put("quant/text/rules/0/dtype", "int3"), "quant text rules[0] dtype"),
     "an unknown search": (put("quant/text/rules/0/search", "l1"), "quant text rules[0] search"),
     "a block of nothing": (put("quant/text/rules/0/block_size", 0), "quant text rules[0] block_size"),
     "a file of a negative size": (put("files/tokenizer.json/bytes", -1), "files tokenizer.json bytes"),

@@ -16,7 +16,7 @@ from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Signature
 from toolkit.tflite.writer import layout_tflite, write_tflite
 
-SCHEMES = [Scheme("int8"), Scheme("int4"), *(Scheme("int4", block) for block in (32, 64, 128, 256))]
+SCHEMES = [Scheme("int8"), Scheme("int4"), Scheme("int2"), *(Scheme("int4", block) for block in (32, 64, 128, 256))]
 ROWS, COLUMNS = 24, 512
 
 

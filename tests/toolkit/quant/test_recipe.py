@@ -108,7 +108,7 @@ RULE = {"match": "*", "dtype": "int4"}
         ([{"match": 3, "dtype": "f32"}], "rule 1 match: found 3, wanted a string"),
         ([{"match": "", "dtype": "f32"}], "rule 1 match"),
         ([{"match": "a[0]", "dtype": "f32"}], r"rule 1 match: found a\[0\]"),
-        ([{"match": "a", "dtype": "int2"}], r"rule 1 \(a\) dtype: found int2, wanted f32 or f16 or int8 or int4"),
+        ([{"match": "a", "dtype": "int3"}], r"rule 1 \(a\) dtype: found int3, wanted f32 or f16 or .*int2"),
         ([{"match": "a", "dtype": ["f32"]}], r"rule 1 \(a\) dtype"),
         ([RULE | {"block_size": 48}], r"rule 1 \(\*\) block_size: found 48, wanted 32 or 64 or 128 or 256"),
         ([RULE | {"block_size": 0}], r"rule 1 \(\*\) block_size"),

@@ -13,11 +13,15 @@ from toolkit.base.errors import CheckpointError, RecipeError
 from toolkit.quant.scheme import Scheme, Search
 from toolkit.quant.uniform import QuantizedRows, block_scale, dequantize_rows, quantize_rows
 
-BLOCKS: dict[ElementName, tuple[int | None, ...]] = {"int8": (None, 64), "int4": (None, 8, 32, 64, 128)}
+BLOCKS: dict[ElementName, tuple[int | None, ...]] = {
+    "int8": (None, 64),
+    "int4": (None, 8, 32, 64, 128),
+    "int2": (None, 128),
+}
 SEARCHES: tuple[Search, ...] = ("absmax", "mse")
 SCHEMES = [Scheme(dtype, block, search) for dtype, blocks in BLOCKS.items() for block in blocks for search in SEARCHES]
-HIGH: dict[ElementName, int] = {"int8": 127, "int4": 7}
-LOW: dict[ElementName, int] = {"int8": -127, "int4": -8}
+HIGH: dict[ElementName, int] = {"int8": 127, "int4": 7, "int2": 1}
+LOW: dict[ElementName, int] = {"int8": -127, "int4": -8, "int2": -2}
 
 
 def label(scheme: Scheme) -> str:
@@ -109,24 +113,33 @@ def test_the_int4_search_lowers_the_error_of_gaussian_weights(block: int | None,
     assert block_errors(w, Scheme("int4", block)).sum() < gain * plain
 
 
-def exhaustive_errors(groups: NDArray[np.float64]) -> NDArray[np.float64]:
+def exhaustive_errors(groups: NDArray[np.float64], dtype: ElementName) -> NDArray[np.float64]:
     """The least squared error of each group over 400 scales, each refitted to its codes."""
-    unclipped = np.maximum(groups.max(1) / 7, groups.min(1) / -8)
+    low, high = LOW[dtype], HIGH[dtype]
+    unclipped = np.maximum(groups.max(1) / high, groups.min(1) / low)
     best = np.full(len(groups), np.inf)
-    for ratio in np.geomspace(0.8, 10, 400):
-        codes = np.clip(np.rint(groups * (ratio / unclipped)[:, None]), -8, 7)
+    for ratio in np.geomspace(0.8, 30, 400):
+        codes = np.clip(np.rint(groups * (ratio / unclipped)[:, None]), low, high)
         scale = (groups * codes).sum(1) / np.maximum((codes * codes).sum(1), 1)
-        codes = np.clip(np.rint(groups / scale[:, None]), -8, 7)
+        codes = np.clip(np.rint(groups / scale[:, None]), low, high)
         best = np.minimum(best, np.square(groups - codes * scale[:, None]).sum(1))
     return best
 
 
-@pytest.mark.parametrize(("block", "excess"), [(32, 1.01), (64, 1.01), (128, 1.01), (256, 1.01), (None, 1.03)])
+@pytest.mark.parametrize(
+    ("scheme", "excess"),
+    [
+        *((Scheme("int4", block), 1.01) for block in (32, 64, 128, 256)),
+        (Scheme("int4"), 1.03),
+        (Scheme("int2", 256), 1.03),
+        (Scheme("int2"), 1.05),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", ["gaussian", "laplace", "student"])
-def test_the_int4_search_comes_close_to_an_exhaustive_one(kind: str, block: int | None, excess: float) -> None:
+def test_the_search_comes_close_to_an_exhaustive_one(kind: str, scheme: Scheme, excess: float) -> None:
     w = random_rows(kind, 16, 2048, seed=3)
-    scheme = Scheme("int4", block)
-    assert block_errors(w, scheme).sum() < excess * exhaustive_errors(in_groups(w, scheme)).sum()
+    assert block_errors(w, scheme).sum() < excess * exhaustive_errors(in_groups(w, scheme), scheme.dtype).sum()
 
 
 def test_block_scales_are_the_same_number_in_bfloat16() -> None:

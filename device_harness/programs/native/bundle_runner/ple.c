@@ -35,13 +35,13 @@ static bool is_equal(const Shard *shard, const char *field, uint64_t found, uint
 
 /* What the manifest says of the table, and what its number of bits means. */
 static bool set_layout(PleTable *table, const TextRecord *record, const Shard *shard, uint32_t bits) {
-    if (bits != 4 && bits != 8 && bits != 32)
-        return refuse(BUNDLE, shard->path, "header bits", text("%u", bits), "4, 8 or 32");
+    if (bits != 2 && bits != 4 && bits != 8 && bits != 32)
+        return refuse(BUNDLE, shard->path, "header bits", text("%u", bits), "2, 4, 8 or 32");
     table->bits = bits;
     table->vocab_size = (uint64_t)record->ple_vocab_size;
     table->layers = (uint32_t)record->num_layers, table->width = (uint32_t)record->ple_size;
     uint64_t codes = (uint64_t)table->layers * table->width * bits;
-    if (codes % 8) return refuse(BUNDLE, shard->path, "header bits", "half a byte at a row's end", NULL);
+    if (codes % 8) return refuse(BUNDLE, shard->path, "header bits", "a part of a byte at a row's end", NULL);
     uint64_t bytes = codes / 8 + (bits == 32 ? 0 : 2 * table->layers) + CHECKSUM_BYTES;
     table->row_bytes = (uint32_t)((bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT);
     table->row = allocate(table->row_bytes, 1);
@@ -158,6 +158,13 @@ static float half_to_float(const uint8_t *at) {
     return half >> 15 ? -value : value;
 }
 
+/* The signed code number `at` of codes of at most 8 bits, the first in the lowest bits of a byte. */
+static int code_at(const uint8_t *codes, size_t at, uint32_t bits) {
+    uint32_t per_byte = 8 / bits, sign = 1u << (bits - 1);
+    uint32_t code = codes[at / per_byte] >> at % per_byte * bits & ((sign << 1) - 1);
+    return (int)(code ^ sign) - (int)sign;
+}
+
 /* The codes times their layer's scale times sqrt(width), in this order. */
 static void unpack(const PleTable *table, float *to) {
     const uint8_t *codes = table->row;
@@ -169,8 +176,7 @@ static void unpack(const PleTable *table, float *to) {
         for (uint32_t i = 0; i < table->width; i++) {
             size_t at = first + i;
             if (table->bits == 32) memcpy(&to[at], codes + 4 * at, 4), to[at] *= root;
-            else if (table->bits == 8) to[at] = (float)(int8_t)codes[at] * scale * root;
-            else to[at] = (float)((int)((codes[at / 2] >> at % 2 * 4 & 15) ^ 8) - 8) * scale * root;
+            else to[at] = (float)code_at(codes, at, table->bits) * scale * root;
         }
     }
 }

@@ -1,18 +1,16 @@
-"""One more row in the table of element types reaches sizes, recipes, files, shards and manifests by itself."""
+"""int2 in sizes, recipes, files, shards and exports: all that its row in the table of element types gives."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from bundles import NoWeights, OneTable
 
-from toolkit.base import elements
-from toolkit.base.elements import ElementName, ElementType
+from toolkit.base.elements import coarsest
 from toolkit.base.errors import RecipeError
 from toolkit.base.files import write_at
 from toolkit.base.weights import Weight
@@ -27,14 +25,7 @@ from toolkit.tflite.graph import DType, Graph, Signature
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.writer import layout_tflite, write_tflite
 
-INT2 = cast(ElementName, "int2")
 ROWS_OF_TABLE, WIDTH = 50, 32
-
-
-@pytest.fixture(autouse=True)
-def _further_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = ElementType(INT2, 2, "INT2", codes=(-2, 1))
-    monkeypatch.setattr(elements, "ELEMENTS", (*elements.ELEMENTS, row))
 
 
 def numbers(width: int = WIDTH) -> np.ndarray:
@@ -42,29 +33,29 @@ def numbers(width: int = WIDTH) -> np.ndarray:
 
 
 def test_sizes_are_counted_in_its_bits() -> None:
-    assert payload_bytes((3, 64), Scheme(INT2)) == 48
-    assert scales_bytes((3, 64), Scheme(INT2, 32)) == 12
+    assert payload_bytes((3, 64), Scheme("int2")) == 48
+    assert scales_bytes((3, 64), Scheme("int2", 32)) == 12
     assert PleLayout(300, 30, 256, 2).code_bytes == 1920
     with pytest.raises(RecipeError, match="found a width of 6, wanted a multiple of 4"):
-        check_scheme("w", (3, 6), Scheme(INT2))
+        check_scheme("w", (3, 6), Scheme("int2"))
 
 
 def test_it_is_the_coarsest() -> None:
-    assert elements.coarsest(["int4", "int2", "f32"]) == INT2
+    assert coarsest(["int4", "int2", "f32"]) == "int2"
 
 
 def test_recipes_may_name_it(tmp_path: Path) -> None:
     recipe = {"format": "gemma-edge-recipe/1", "name": "two", "rules": [{"match": "*", "dtype": "int2"}]}
     path = tmp_path / "two.json"
     path.write_text(json.dumps(recipe))
-    assert RecipeSet("", {}).load(path).rules[0].scheme == Scheme(INT2)
+    assert RecipeSet("", {}).load(path).rules[0].scheme == Scheme("int2")
 
 
 def test_a_table_of_it_is_written_read_and_looked_up(tmp_path: Path) -> None:
     graph = Graph()
     table = graph.weight(Weight.whole("t", (ROWS_OF_TABLE, WIDTH)))
     graph.output("y", ops.embedding_lookup(graph.input("ids", (3,), DType.INT32), table))
-    scheme = Scheme(INT2, search="absmax")
+    scheme = Scheme("int2", search="absmax")
     path = tmp_path / "t.tflite"
     write_tflite(path, layout_tflite([Signature("embed", graph)], {"t": scheme}), OneTable(numbers()))
     tensor = next(t for t in read_tflite(path).graph("embed").tensors if t.name == "t")

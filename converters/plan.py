@@ -18,7 +18,7 @@ from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Search
-from toolkit.quant.source import TensorSource
+from toolkit.quant.source import PackedSource, TensorSource
 from toolkit.tflite.target import CPU
 from toolkit.tflite.writer import TfliteLayout, write_tflites
 
@@ -102,6 +102,8 @@ class GraphFiles:
 
     layouts: Mapping[str, TfliteLayout]
     source: TensorSource
+    packed: PackedSource | None = None
+    """Tensors that have their codes already, which are copied where the recipe wants just these."""
     rounded: RoundedWeights | None = None
     """Weights that are rounded already, by calibration."""
 
@@ -126,7 +128,7 @@ class GraphFiles:
         finished: Finished | None = None,
     ) -> None:
         files = {directory / name: layout for name, layout in self.layouts.items()}
-        write_tflites(files, self.source, workers=workers, progress=progress, rounded=self.rounded)
+        write_tflites(files, self.source, packed=self.packed, workers=workers, progress=progress, rounded=self.rounded)
         for path in files:
             if finished is not None:
                 finished(path)
@@ -141,6 +143,8 @@ class ShardFiles:
     layout: PleLayout
     search: Search
     shard_bytes: int
+    packed: PackedSource | None = None
+    """Tables that have their codes already, which are copied where the layout wants just these."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -169,6 +173,7 @@ class ShardFiles:
             self.layout,
             shard_bytes=self.shard_bytes,
             search=self.search,
+            packed=self.packed,
             workers=workers,
             progress=progress,
             finished=finished,

@@ -30,7 +30,9 @@ from toolkit.bundle.manifest import (
 from toolkit.bundle.ple_shards import PleLayout, shard_name
 from toolkit.bundle.ple_writer import write_ple_shards
 from toolkit.bundle.write import BundleDraft, GroupDraft
+from toolkit.quant.packing import pack_codes
 from toolkit.quant.scheme import Scheme
+from toolkit.quant.source import PackedRows
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Signature
 from toolkit.tflite.writer import distinct_weights, layout_tflite, write_tflite
@@ -116,6 +118,27 @@ class OneTable:
         self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
     ) -> NDArray[np.float32]:
         return self.values if rows is None else self.values[slice(*rows)]
+
+
+class ReadyCodes(OneTable):
+    """A table that has its codes already, of `bits` bits, with a float32 scale for each `width` of them."""
+
+    def __init__(self, shape: tuple[int, int], bits: int, width: int) -> None:
+        rng = np.random.default_rng(3)
+        self.codes = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape).astype(np.int8)
+        self.scales = rng.uniform(0.01, 0.1, (shape[0], shape[1] // width)).astype(np.float32)
+        self.bits, self.width = bits, width
+        super().__init__(self.codes.astype(np.float32) * np.repeat(self.scales, width, axis=1))
+
+    def packed(
+        self, name: str, scheme: Scheme, rows: tuple[int, int], columns: tuple[int, int] | None = None
+    ) -> PackedRows | None:
+        whole = self.width == self.codes.shape[1]
+        if (scheme.element.bits, scheme.block_size) != (self.bits, None if whole else self.width):
+            return None
+        codes = self.codes[slice(*rows)] if columns is None else self.codes[slice(*rows), slice(*columns)]
+        scales = self.scales[slice(*rows)]
+        return PackedRows(pack_codes(codes, self.bits).reshape(len(codes), -1), scales[:, 0] if whole else scales)
 
 
 class Ramp:

@@ -57,13 +57,13 @@ def _faults_of(file: str, rows: NDArray[np.uint8], layout: PleLayout, first: int
     """One fault for each bad row: a wrong checksum, or, with a right one, values that the format forbids."""
     codes, behind = layout.code_bytes, layout.code_bytes + layout.scale_bytes
     damaged = np.array([row_checksum(row) != stored_checksum(row) for row in rows])
-    numbers = np.ascontiguousarray(rows[:, codes:behind]).view("<f2")
+    numbers = np.ascontiguousarray(rows[:, codes:behind]).view(layout.scale_type)
     wrong = {
         "damaged bytes": damaged,
         "a scale that is not finite and positive": ~(np.isfinite(numbers) & (numbers > 0)).all(axis=1),
         "padding other than zeros": rows[:, behind:-4].any(axis=1),
     }
-    if layout.bits == 8:
+    if layout.bits == 8 and layout.scale_bits == 16:
         wrong["the code -128"] = (rows[:, :codes] == 0x80).any(axis=1)
     if not layout.element.quantised:
         wrong["a value that is not finite"] = ~np.isfinite(np.ascontiguousarray(rows[:, :codes]).view("<f4")).all(

@@ -22,7 +22,9 @@ from toolkit.base.layout import PAGE_BYTES, align_up, ceil_div
 from toolkit.quant.packing import unpack_codes
 
 MAGIC = b"GEMMAPLE"
-VERSION = 1
+VERSIONS = {16: 1, 32: 2}
+"""The version of a shard, by the bits of its scales; they differ in nothing else."""
+
 HEADER_BYTES = PAGE_BYTES
 ROW_ALIGNMENT = 512  # the smallest sector of flash; divides every page size
 DEFAULT_SHARD_BYTES = 256 << 20
@@ -39,12 +41,16 @@ def ple_elements() -> tuple[ElementType, ...]:
 
 @dataclass(frozen=True, slots=True)
 class PleLayout:
-    """The properties that all shards of a table share: `width` values for each layer, in codes of `bits` (32: f32)."""
+    """The properties that all shards of a table share: `width` values for each layer, in codes of `bits` (32: f32).
+
+    `scale_bits`: 16, or 32 for scales that a checkpoint states in float32.
+    """
 
     vocab_size: int
     layers: int
     width: int
     bits: int
+    scale_bits: int = 16
 
     @property
     def element(self) -> ElementType:
@@ -58,8 +64,13 @@ class PleLayout:
 
     @property
     def scale_bytes(self) -> int:
-        """Bytes of one row's float16 scales, one for each layer; float32 values have none."""
-        return 2 * self.layers if self.element.quantised else 0
+        """Bytes of one row's scales, one for each layer; float32 values have none."""
+        return self.layers * self.scale_bits // 8 if self.element.quantised else 0
+
+    @property
+    def scale_type(self) -> np.dtype[np.floating]:
+        """The type of the scales."""
+        return np.dtype(f"<f{self.scale_bits // 8}")
 
     @property
     def row_bytes(self) -> int:
@@ -102,8 +113,8 @@ class ShardHeader:
         """The header page as it is stored, with its own hash."""
         layout = self.layout
         fields = _FIELDS.pack(
-            MAGIC, VERSION, HEADER_BYTES, self.first_token, self.row_count, layout.vocab_size, layout.layers,
-            layout.width, layout.bits, layout.row_bytes, self.shard, self.shard_count, self.rows_sha256,
+            MAGIC, VERSIONS[layout.scale_bits], HEADER_BYTES, self.first_token, self.row_count, layout.vocab_size,
+            layout.layers, layout.width, layout.bits, layout.row_bytes, self.shard, self.shard_count, self.rows_sha256,
         )  # fmt: skip
         return (fields + hashlib.sha256(fields).digest()).ljust(HEADER_BYTES, b"\0")
 
@@ -154,12 +165,14 @@ def _unpack(fields: bytes, path: Path) -> ShardHeader:
     _, version, header_bytes, first, count, vocab, layers, width, bits, row_bytes, shard, shards, digest = (
         _FIELDS.unpack(fields)
     )
-    layout = PleLayout(vocab, layers, width, bits)
+    scale_bits = next((bits for bits, known in VERSIONS.items() if known == version), None)
+    if scale_bits is None:
+        raise BundleError("header version", file=path, found=version, wanted=" or ".join(map(str, VERSIONS.values())))
+    layout = PleLayout(vocab, layers, width, bits, scale_bits)
     known_bits = sorted(element.bits for element in ple_elements())
     if bits not in known_bits:
         raise BundleError("header bits", file=path, found=bits, wanted=" or ".join(map(str, known_bits)))
     wanted: tuple[tuple[str, object, bool, object], ...] = (
-        ("version", version, version == VERSION, VERSION),
         ("header_bytes", header_bytes, header_bytes == HEADER_BYTES, HEADER_BYTES),
         ("layers", layers, 1 <= layers <= 1024, "1 to 1024"),
         ("width", width, 1 <= width <= 1 << 16 and layers * width * bits % 8 == 0, "whole bytes, at most 65536 values"),
@@ -209,6 +222,8 @@ def unpack_rows(rows: NDArray[np.uint8], layout: PleLayout) -> NDArray[np.float3
         return bytes_.view("<f4").reshape(n, layout.layers, layout.width).astype(np.float32)
     codes = unpack_codes(bytes_, layout.bits)
     values = codes.astype(np.float32).reshape(n, layout.layers, layout.width)
-    scales = np.ascontiguousarray(rows[:, layout.code_bytes : layout.code_bytes + layout.scale_bytes]).view("<f2")
+    scales = np.ascontiguousarray(rows[:, layout.code_bytes : layout.code_bytes + layout.scale_bytes]).view(
+        layout.scale_type
+    )
     values *= scales.astype(np.float32)[:, :, None]
     return values

@@ -25,7 +25,7 @@ from toolkit.bundle.ple_shards import (
 from toolkit.quant.packing import pack_codes, require_finite
 from toolkit.quant.pipeline import pipeline
 from toolkit.quant.scheme import Scheme, Search
-from toolkit.quant.source import TensorSource
+from toolkit.quant.source import PackedRows, PackedSource, TensorSource
 from toolkit.quant.stream import CHUNK_WEIGHTS
 from toolkit.quant.uniform import quantize_rows
 
@@ -38,14 +38,15 @@ def write_ple_shards(
     *,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     search: Search = "mse",
+    packed: PackedSource | None = None,
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
     finished: Callable[[Path], None] | None = None,
 ) -> tuple[str, ...]:
     """Quantise a table f32[vocab, layers * width] into shards in `directory`; return their names in order.
 
-    The table is read once, in order. `progress` is called with the code bytes written since its last call, `finished`
-    with the path of each complete shard.
+    The table is read once, in order; what `packed` has in this layout is copied. `progress` is called with the code
+    bytes written since its last call, `finished` with the path of each complete shard.
     """
     if layout.layers * layout.width * layout.bits % 8:
         found = f"{layout.layers * layout.width} codes of {layout.bits} bits a row"
@@ -53,11 +54,14 @@ def write_ple_shards(
     per_shard = layout.rows_per_shard(shard_bytes)
     count = layout.shard_count(shard_bytes)
 
-    def read(span: tuple[int, int]) -> NDArray[np.float32]:
-        return source.read(tensor, span)
+    def read(span: tuple[int, int]) -> NDArray[np.float32] | PackedRows:
+        ready = None if packed is None else packed.packed(tensor, _scheme(layout, search), span)
+        return source.read(tensor, span) if ready is None else ready
 
-    def pack(span: tuple[int, int], values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return pack_rows(values, layout, tensor, search, span[0])
+    def pack(span: tuple[int, int], found: NDArray[np.float32] | PackedRows) -> NDArray[np.uint8]:
+        if isinstance(found, PackedRows):
+            return _rows_of(found, layout)
+        return pack_rows(found, layout, tensor, search, span[0])
 
     names = []
     for shard in range(count):
@@ -92,17 +96,26 @@ def pack_rows(
     values: NDArray[np.float32], layout: PleLayout, name: str, search: Search = "mse", first_row: int = 0
 ) -> NDArray[np.uint8]:
     """Quantise rows f32[n, layers * width] to a shard's uint8[n, row_bytes]; `name`, `first_row` are for errors."""
-    rows = np.zeros((len(values), layout.row_bytes), np.uint8)
     if not layout.element.quantised:
         require_finite(values, name, first_row)
-        rows[:, : layout.code_bytes] = np.ascontiguousarray(values, "<f4").view(np.uint8)
-    else:
-        scheme = Scheme(layout.element.name, layout.width, search)
-        quantized = quantize_rows(values, scheme, name=name, first_row=first_row)
-        codes = pack_codes(quantized.codes, layout.bits)
-        rows[:, : layout.code_bytes] = codes.reshape(len(values), -1)
-        scales = np.ascontiguousarray(quantized.scales, "<f2").view(np.uint8)
-        rows[:, layout.code_bytes : layout.code_bytes + layout.scale_bytes] = scales.reshape(len(values), -1)
+        none = np.empty((len(values), 0), np.float32)
+        return _rows_of(PackedRows(np.ascontiguousarray(values, "<f4").view(np.uint8), none), layout)
+    quantized = quantize_rows(values, _scheme(layout, search), name=name, first_row=first_row)
+    codes = pack_codes(quantized.codes, layout.bits)
+    return _rows_of(PackedRows(codes.reshape(len(values), -1), quantized.scales), layout)
+
+
+def _scheme(layout: PleLayout, search: Search) -> Scheme:
+    return Scheme(layout.element.name, layout.width if layout.element.quantised else None, search)
+
+
+def _rows_of(packed: PackedRows, layout: PleLayout) -> NDArray[np.uint8]:
+    """A shard's rows: codes, scales, zeros and a checksum."""
+    count = len(packed.payload)
+    rows = np.zeros((count, layout.row_bytes), np.uint8)
+    rows[:, : layout.code_bytes] = packed.payload.reshape(count, -1)
+    scales = np.ascontiguousarray(packed.scales, layout.scale_type).view(np.uint8)
+    rows[:, layout.code_bytes : layout.code_bytes + layout.scale_bytes] = scales.reshape(count, -1)
     checksums = np.array([row_checksum(row) for row in rows], "<u4")
     rows[:, -CHECKSUM_BYTES:] = checksums.view(np.uint8).reshape(-1, CHECKSUM_BYTES)
     return rows

@@ -65,5 +65,8 @@ def _halves(numbers: Value, bits: int) -> Value:
 def _scales(row: Value, layout: PleLayout) -> Value:
     """The scales f32[1, 1, layers, 1] of a row int8[1, row_bytes]."""
     bytes_ = ops.take(row, 1, layout.code_bytes, layout.code_bytes + layout.scale_bytes)
+    shape = (1, 1, layout.layers, 1)
+    if layout.scale_bits == 32:
+        return ops.reshape(ops.bitcast(ops.reshape(bytes_, (layout.layers, 4)), DType.FLOAT32), shape)
     halves = ops.bitcast(ops.reshape(bytes_, (layout.layers, 2)), DType.FLOAT16)
-    return ops.reshape(ops.cast(halves, DType.FLOAT32), (1, 1, layout.layers, 1))
+    return ops.reshape(ops.cast(halves, DType.FLOAT32), shape)

@@ -1,11 +1,14 @@
-"""The interface for reading weights, between checkpoints and everything that needs their values."""
+"""The interfaces for reading weights, between checkpoints and everything that needs their values."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from toolkit.quant.scheme import Scheme
 
 
 class TensorSource(Protocol):
@@ -22,5 +25,30 @@ class TensorSource(Protocol):
 
         `rows` and `columns` are half-open ranges on the first and the last axis; None is all of it.
         A 1-D tensor has rows only.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Rows of a weight as a file has them: codes that somebody else has chosen, and their scales.
+
+    payload: uint8[rows, bytes of a row], packed as by `pack_codes`. scales: float32[rows] if the scheme has one for
+    each row, else [rows, blocks] in float16 or float32.
+    """
+
+    payload: NDArray[np.uint8]
+    scales: NDArray[np.float32] | NDArray[np.float16]
+
+
+class PackedSource(Protocol):
+    """Tensors of which some have their codes already. Safe to read from several threads at once."""
+
+    def packed(
+        self, name: str, scheme: Scheme, rows: tuple[int, int], columns: tuple[int, int] | None = None
+    ) -> PackedRows | None:
+        """These rows of a tensor, and of `columns` if not all; None if it has no codes for a part in this scheme.
+
+        A tensor has them for all its rows or for none. `columns` fill whole bytes.
         """
         ...

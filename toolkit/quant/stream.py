@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from toolkit.quant.packing import pack_codes, require_finite, to_float16
 from toolkit.quant.pipeline import pipeline
 from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Scheme, check_scheme, payload_bytes, scales_bytes
-from toolkit.quant.source import TensorSource
+from toolkit.quant.source import PackedRows, PackedSource, TensorSource
 from toolkit.quant.uniform import QuantizedRows, quantize_rows
 
 _Encoded = tuple[NDArray[np.generic], NDArray[np.generic] | None]
@@ -49,6 +49,7 @@ def stream_files(
     files: Sequence[FileWeights],
     source: TensorSource,
     *,
+    packed: PackedSource | None = None,
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
     rounded: RoundedWeights | None = None,
@@ -56,7 +57,8 @@ def stream_files(
     """Write the payload and the block scales of every weight; the per-channel scales, which belong into the headers,
     are returned: for each file, float32[rows] by the weight's name.
 
-    Weights of the same parts are read once, and quantised once if they have the same scheme.
+    Weights of the same parts are read once, and quantised once if they have the same scheme. What `packed` has in a
+    weight's scheme is copied.
     At most `workers + AHEAD` chunks of about 2 MiB of float32, or one row, are in memory. The bytes written do not
     depend on `workers`. Weights that are in `rounded` are copied from there.
     `progress` gets, in the calling thread, the payload bytes written since the last call. The first
@@ -67,7 +69,7 @@ def stream_files(
         for file in files
     ]
     chunks = _chunks(_shared(files, source))
-    results = pipeline(chunks, partial(_read_rows, source, rounded), partial(_write_chunk, rounded), workers)
+    results = pipeline(chunks, partial(_read_chunk, source, packed, rounded), partial(_write_chunk, rounded), workers)
     with closing(results):
         for written in results:
             for file, name, first_row, rows in written.scales:
@@ -108,6 +110,14 @@ class _Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class _Found:
+    """What was read of a chunk: codes by scheme, and float32[rows, ...] for other schemes, if there are any."""
+
+    packed: Mapping[Scheme, PackedRows]
+    values: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Written:
     """Bytes written of a chunk, and its per-channel scales: file's index, weight's name, first row, float32[rows]."""
 
@@ -138,8 +148,8 @@ def _chunks(shared: Sequence[tuple[Sequence[_Target], Sequence[_Part]]]) -> Iter
                 first_row += end - row
 
 
-def _write_chunk(rounded: RoundedWeights | None, chunk: _Chunk, values: NDArray[np.float32] | None) -> _Written:
-    encoded: dict[Scheme, _Encoded] = {}
+def _write_chunk(rounded: RoundedWeights | None, chunk: _Chunk, found: _Found) -> _Written:
+    encoded = {scheme: _copied(packed, scheme) for scheme, packed in found.packed.items()}
     scales = []
     payload_size = 0
     for target in chunk.targets:
@@ -149,8 +159,9 @@ def _write_chunk(rounded: RoundedWeights | None, chunk: _Chunk, values: NDArray[
             rows = rounded.rows(weight.name, chunk.first_row, chunk.first_row + chunk.rows[1] - chunk.rows[0])
             payload, row_scales = _packed(rows, scheme)
         else:
-            assert values is not None and values.shape == (chunk.rows[1] - chunk.rows[0], *weight.shape[1:])
             if scheme not in encoded:
+                values, shape = found.values, (chunk.rows[1] - chunk.rows[0], *weight.shape[1:])
+                assert values is not None and values.shape == shape, "the source broke its promise"
                 encoded[scheme] = _encode(values, scheme, weight.name, chunk.first_row)
             payload, row_scales = encoded[scheme]
         before = (chunk.first_row, *weight.shape[1:])
@@ -162,6 +173,11 @@ def _write_chunk(rounded: RoundedWeights | None, chunk: _Chunk, values: NDArray[
         elif row_scales is not None:
             scales.append((target.file, weight.name, chunk.first_row, row_scales.astype(np.float32, copy=False)))
     return _Written(payload_size, scales)
+
+
+def _copied(packed: PackedRows, scheme: Scheme) -> _Encoded:
+    """Rows that have their codes already, as a file has them."""
+    return packed.payload, packed.scales if scheme.block_size is None else packed.scales.astype("<f2", copy=False)
 
 
 def _encode(values: NDArray[np.float32], scheme: Scheme, name: str, first_row: int) -> _Encoded:
@@ -182,10 +198,23 @@ def _packed(quantized: QuantizedRows, scheme: Scheme) -> _Encoded:
     return payload, quantized.scales.astype("<f2", copy=False)
 
 
-def _read_rows(source: TensorSource, rounded: RoundedWeights | None, chunk: _Chunk) -> NDArray[np.float32] | None:
-    """The chunk's rows in the shape that the weight has, float32[rows, ...]; None if all its weights are rounded."""
-    if rounded is not None and all(target.placement.weight.name in rounded for target in chunk.targets):
-        return None
+def _read_chunk(
+    source: TensorSource, packed: PackedSource | None, rounded: RoundedWeights | None, chunk: _Chunk
+) -> _Found:
+    """The chunk's rows for the weights that are not rounded: with codes for the schemes that have them, else numbers."""
+    part, found = chunk.part, {}
+    placements = (target.placement for target in chunk.targets)
+    schemes = {item.scheme for item in placements if rounded is None or item.weight.name not in rounded}
+    if packed is not None and part.axes is None:
+        for scheme in schemes:
+            rows = packed.packed(part.tensor, scheme, chunk.rows, part.columns) if scheme.quantised else None
+            if rows is not None:
+                found[scheme] = rows
+    return _Found(found, _read_rows(source, chunk) if schemes - found.keys() else None)
+
+
+def _read_rows(source: TensorSource, chunk: _Chunk) -> NDArray[np.float32]:
+    """The chunk's rows in the shape that the weight has: float32[rows, ...]."""
     part = chunk.part
     if part.axes is None:
         return source.read(part.tensor, chunk.rows, part.columns)

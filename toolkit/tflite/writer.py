@@ -22,7 +22,7 @@ from toolkit.base.weights import Weight
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.rounded import RoundedWeights
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
-from toolkit.quant.source import TensorSource
+from toolkit.quant.source import PackedSource, TensorSource
 from toolkit.quant.stream import FileWeights, Placement, stream_files
 from toolkit.tflite import schema
 from toolkit.tflite.graph import DType, Graph, Node, OptionValue, Signature, Value
@@ -100,26 +100,28 @@ def write_tflite(
     layout: TfliteLayout,
     source: TensorSource,
     *,
+    packed: PackedSource | None = None,
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """`write_tflites` of one file."""
-    write_tflites({path: layout}, source, workers=workers, progress=progress)
+    write_tflites({path: layout}, source, packed=packed, workers=workers, progress=progress)
 
 
 def write_tflites(
     files: Mapping[Path, TfliteLayout],
     source: TensorSource,
     *,
+    packed: PackedSource | None = None,
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
     rounded: RoundedWeights | None = None,
 ) -> None:
     """Stream the weights behind the headers' places, then write the headers with the scales they got.
 
-    A tensor that several files need is read once; weights that are in `rounded` are copied from there. `progress` gets
-    the bytes of weights, without scales, written since its last call. The files are written in place: the caller
-    renames them when they are whole.
+    A tensor that several files need is read once; what `packed` has in a weight's scheme, and weights that are in
+    `rounded`, are copied from there. `progress` gets the bytes of weights, without scales, written since its last call.
+    The files are written in place: the caller renames them when they are whole.
     """
     with ExitStack() as stack:
         opened = [stack.enter_context(open(path, "wb")).fileno() for path in files]
@@ -127,7 +129,7 @@ def write_tflites(
         for fd, layout in zip(opened, files.values(), strict=True):
             os.truncate(fd, layout.size_bytes)
             weights.append(FileWeights(fd, layout.placements))
-        scales = stream_files(weights, source, workers=workers, progress=progress, rounded=rounded)
+        scales = stream_files(weights, source, packed=packed, workers=workers, progress=progress, rounded=rounded)
         for fd, layout, found in zip(opened, files.values(), scales, strict=True):
             header = bytearray(layout.header)
             schema.set_scales(header, found)

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from bundles import OneTable
+from bundles import OneTable, ReadyCodes
 from numpy.typing import NDArray
 
 from toolkit.base.errors import BundleError, RecipeError
+from toolkit.bundle.check_shard import check_shard
 from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, read_header, shard_name, unpack_rows
 from toolkit.bundle.ple_writer import write_ple_shards
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
@@ -87,6 +88,31 @@ def test_the_last_bytes_of_a_row_are_the_crc_of_all_before_them(tmp_path: Path) 
 def test_the_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
     one, three = write(tmp_path / "one", workers=1), write(tmp_path / "three", workers=3)
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in three]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_table_that_has_its_codes_is_copied_with_float32_scales(tmp_path: Path, bits: int) -> None:
+    table = ReadyCodes((VOCAB, LAYERS * WIDTH), bits, WIDTH)
+    exact = PleLayout(VOCAB, LAYERS, WIDTH, bits, scale_bits=32)
+    size = HEADER_BYTES + 128 * exact.row_bytes
+    names = write_ple_shards(tmp_path, table, TABLE, exact, shard_bytes=size, packed=table)
+    paths = [tmp_path / name for name in names]
+    assert [read_header(path).layout for path in paths] == [exact] * 3
+    assert all(path.read_bytes()[8] == 2 for path in paths)  # the version
+    assert [fault for path in paths for fault in check_shard(path)] == []
+    opened = PleTable(paths)
+    want = table.values.reshape(VOCAB, LAYERS, WIDTH) * np.float32(np.sqrt(WIDTH))
+    np.testing.assert_array_equal(opened.lookup(list(range(VOCAB))), want)
+    opened.close()
+
+
+def test_a_table_that_has_other_codes_is_quantised(tmp_path: Path) -> None:
+    table = ReadyCodes((VOCAB, LAYERS * WIDTH), 4, WIDTH)
+    copied, searched = (write_ple_shards(tmp_path, table, TABLE, layout(8), packed=p) for p in (table, None))
+    assert copied == searched
+    rows = np.frombuffer((tmp_path / copied[0]).read_bytes()[HEADER_BYTES:], np.uint8).reshape(VOCAB, -1)
+    want = dequantize_rows(quantize_rows(table.values, Scheme("int8", WIDTH)))
+    np.testing.assert_array_equal(unpack_rows(rows, layout(8)).reshape(VOCAB, -1), want)
 
 
 def test_an_odd_row_of_four_bits_is_refused(tmp_path: Path) -> None:
@@ -218,8 +244,8 @@ FAULTS: dict[str, tuple[Callable[[list[Path]], object], str]] = {
     "swapped": (lambda paths: paths.reverse(), "shard 0 of 3"),
     "twice": (lambda paths: paths.__setitem__(1, paths[0]), "shard 1 of 3"),
     "one left out": (lambda paths: paths.pop(), "3 shards"),
-    "version": (lambda paths: rewrite(paths[0], 8, "<I", 2), "version"),
-    "bits": (lambda paths: rewrite(paths[0], 48, "<I", 2), "bits"),
+    "version": (lambda paths: rewrite(paths[0], 8, "<I", 3), "version: found 3, wanted 1 or 2"),
+    "bits": (lambda paths: rewrite(paths[0], 48, "<I", 3), "bits"),
     "no layers": (lambda paths: rewrite(paths[0], 40, "<I", 0), "layers"),
     "row bytes": (lambda paths: rewrite(paths[0], 52, "<I", 1), "row_bytes"),
     "no rows": (lambda paths: rewrite(paths[0], 24, "<Q", 0), "row_count"),

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import ReadyCodes
 from numpy.typing import NDArray
 
 from toolkit.base.errors import CheckpointError, EnvironmentFault, RecipeError, ToolkitError
 from toolkit.base.weights import Weight, WeightPart
 from toolkit.quant import stream
-from toolkit.quant.packing import pack_codes
+from toolkit.quant.packing import pack_codes, unpack_codes
 from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
 from toolkit.quant.source import TensorSource
 from toolkit.quant.stream import CHUNK_WEIGHTS, FileWeights, Placement, stream_files
@@ -88,6 +89,38 @@ def fd(tmp_path: Path) -> Iterator[int]:
     descriptor = os.open(tmp_path / "weights.bin", os.O_RDWR | os.O_CREAT)
     yield descriptor
     os.close(descriptor)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_weight_that_has_its_codes_is_copied_with_their_scales(fd: int, bits: int) -> None:
+    table = ReadyCodes((3000, 256), bits, 256)  # several chunks
+    scheme = Scheme({2: "int2", 4: "int4", 8: "int8"}[bits])  # type: ignore[arg-type]
+    joined = Weight("w", (2500, 256), (WeightPart("t", rows=(0, 500)), WeightPart("t", rows=(1000, 3000))))
+    (scales,) = stream_files([FileWeights(fd, place((joined, scheme)))], table, packed=table)
+    rows = np.r_[0:500, 1000:3000]
+    payload = np.frombuffer(os.pread(fd, payload_bytes(joined.shape, scheme), 5), np.uint8)
+    np.testing.assert_array_equal(unpack_codes(payload, bits).reshape(2500, 256), table.codes[rows])
+    np.testing.assert_array_equal(scales["w"], table.scales[rows, 0])
+
+
+def test_columns_of_a_weight_that_has_its_codes_are_copied(fd: int) -> None:
+    table = ReadyCodes((50, 64), 4, 64)
+    right = Weight("right", (50, 32), (WeightPart("t", columns=(32, 64)),))
+    stream_files([FileWeights(fd, place((right, Scheme("int4"))))], table, packed=table)
+    payload = np.frombuffer(os.pread(fd, 50 * 16, 5), np.uint8)
+    np.testing.assert_array_equal(unpack_codes(payload, 4).reshape(50, 32), table.codes[:, 32:])
+
+
+def test_a_weight_that_has_codes_of_another_type_is_quantised_from_its_numbers(fd: int) -> None:
+    table = ReadyCodes((50, 64), 4, 64)
+    one, two = Weight.whole("one", (50, 64)), Weight.whole("two", (50, 64))
+    placements = place((one, Scheme("int8")), (two, Scheme("int4", 32)))
+    (scales,) = stream_files([FileWeights(fd, placements)], table, packed=table)
+    codes, _ = expected(table.values, Scheme("int8"))
+    assert os.pread(fd, len(codes), placements[0].payload_offset) == codes
+    np.testing.assert_array_equal(scales["one"], quantize_rows(table.values, Scheme("int8")).scales)
+    codes, _ = expected(table.values, Scheme("int4", 32))
+    assert os.pread(fd, len(codes), placements[1].payload_offset) == codes
 
 
 def contents(fd: int) -> bytes:

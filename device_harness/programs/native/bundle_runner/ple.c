@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 enum { HEADER_BYTES = 4096, FIELD_BYTES = 96, CHECKSUM_BYTES = 4, ROW_ALIGNMENT = 512 };
+enum { FLOAT16_SCALES = 1, FLOAT32_SCALES = 2 }; /* versions of the format */
 
 bool is_shard_name(const char *name) {
     if (strncmp(name, "ple_", 4) != 0 || strlen(name) != 13 || strcmp(name + 9, ".bin") != 0) return false;
@@ -42,7 +43,7 @@ static bool set_layout(PleTable *table, const TextRecord *record, const Shard *s
     table->layers = (uint32_t)record->num_layers, table->width = (uint32_t)record->ple_size;
     uint64_t codes = (uint64_t)table->layers * table->width * bits;
     if (codes % 8) return refuse(BUNDLE, shard->path, "header bits", "a part of a byte at a row's end", NULL);
-    uint64_t bytes = codes / 8 + (bits == 32 ? 0 : 2 * table->layers) + CHECKSUM_BYTES;
+    uint64_t bytes = codes / 8 + (bits == 32 ? 0 : table->scale_bytes * table->layers) + CHECKSUM_BYTES;
     table->row_bytes = (uint32_t)((bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT);
     table->row = allocate(table->row_bytes, 1);
     return table->row != NULL;
@@ -57,7 +58,11 @@ static bool read_header(PleTable *table, const TextRecord *record, Shard *shard,
     memcpy(&stated, header + FIELD_BYTES, sizeof stated);
     if (memcmp(header, "GEMMAPLE", 8) != 0 || !is_same_digest(&found, &stated))
         return refuse(BUNDLE, shard->path, "header", "damaged bytes, or another format", "a PLE shard");
-    if (!is_equal(shard, "version", read_u32(header + 8), 1) ||
+    uint32_t version = read_u32(header + 8);
+    if (!table->row && version != FLOAT16_SCALES && version != FLOAT32_SCALES)
+        return refuse(BUNDLE, shard->path, "header version", text("%u", version), "1 or 2");
+    if (!table->row) table->version = version, table->scale_bytes = version == FLOAT16_SCALES ? 2 : 4;
+    if (!is_equal(shard, "version", version, table->version) ||
         (!table->row && !set_layout(table, record, shard, read_u32(header + 48))))
         return false;
     uint64_t expected = index ? table->shard[index - 1].first + table->shard[index - 1].rows : 0;
@@ -172,7 +177,9 @@ static void unpack(const PleTable *table, float *to) {
     float root = sqrtf((float)table->width);
     for (uint32_t layer = 0; layer < table->layers; layer++) {
         size_t first = (size_t)layer * table->width;
-        float scale = table->bits == 32 ? 1 : half_to_float(scales + 2 * layer);
+        float scale = 1;
+        if (table->bits != 32 && table->scale_bytes == 2) scale = half_to_float(scales + 2 * layer);
+        else if (table->bits != 32) memcpy(&scale, scales + 4 * layer, 4);
         for (uint32_t i = 0; i < table->width; i++) {
             size_t at = first + i;
             if (table->bits == 32) memcpy(&to[at], codes + 4 * at, 4), to[at] *= root;

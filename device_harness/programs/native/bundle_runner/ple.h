@@ -14,7 +14,8 @@ typedef struct {
     size_t shards;
     Shard *shard;
     uint64_t vocab_size;
-    uint32_t layers, width, bits, row_bytes;
+    uint32_t version;
+    uint32_t layers, width, bits, scale_bytes, row_bytes; /* scale_bytes: of one scale */
     uint8_t *row;             /* the row being read */
     uint64_t rows_read, bytes_read; /* statistics */
 } PleTable;

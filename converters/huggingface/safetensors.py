@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import weakref
 from collections.abc import Callable, Mapping
@@ -66,7 +67,7 @@ class TensorInfo:
     @property
     def parameters(self) -> int:
         """The number of elements."""
-        return (self.end - self.begin) * 8 // DTYPE_BITS[self.dtype]
+        return math.prod(self.shape)
 
     @property
     def stored_bytes(self) -> int:

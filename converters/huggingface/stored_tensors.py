@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.huggingface.safetensors import SafetensorsFile, TensorInfo, open_safetensors
-from converters.huggingface.tensor_reader import read_tensor
+from converters.huggingface.tensor_reader import FLOAT_DTYPES, read_tensor
+from toolkit.quant.scheme import Scheme
+from toolkit.quant.source import PackedRows
 
 _COMPARED_BYTES = 4 << 20
 
@@ -38,6 +40,16 @@ class StoredTensors:
     ) -> NDArray[np.float32]:
         """Read a tensor, or half-open ranges of its first and last axis, as float32; reads only the bytes needed."""
         return read_tensor(self._files[info.file], info, rows, columns)
+
+    def is_readable(self, info: TensorInfo) -> bool:
+        """Whether `read` can give the tensor's numbers."""
+        return info.dtype in FLOAT_DTYPES
+
+    def packed(
+        self, info: TensorInfo, scheme: Scheme, rows: tuple[int, int], columns: tuple[int, int] | None = None
+    ) -> PackedRows | None:
+        """Rows of a tensor that is stored as codes of this scheme; None for any other, which floats are."""
+        return None
 
     def equal(self, one: TensorInfo, other: TensorInfo) -> bool:
         """Whether two tensors have the same type, shape and bytes."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converters.huggingface.safetensors import SafetensorsFile
 
-DTYPE_NAMES = {"uint16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8"}
+DTYPE_NAMES = {"uint16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8", "int8": "I8"}
 """Bits of bf16 are kept as uint16: NumPy has no such type."""
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -16,6 +16,8 @@ from converters.huggingface.stored_tensors import StoredTensors
 from converters.huggingface.tensor_reader import Range, read_tensor
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import shorten
+from toolkit.quant.scheme import Scheme
+from toolkit.quant.source import PackedRows
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +68,10 @@ class MergedTensors:
         if updates is None:
             return self._stored.read(info, rows, columns)
         return self._after(updates, info)(rows, columns)
+
+    def packed(self, info: TensorInfo, scheme: Scheme, rows: Range, columns: Range | None = None) -> PackedRows | None:
+        """As `StoredTensors.packed`; None for a tensor with updates: its numbers are no longer those of its codes."""
+        return None if info.name in self._updates else self._stored.packed(info, scheme, rows, columns)
 
     def _after(self, updates: Sequence[Update], info: TensorInfo) -> ReadPart:
         """What reads the tensor after these updates."""

@@ -49,10 +49,14 @@ _NUMPY = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "INT8
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """The shape of a value, whose dimensions are all known numbers, and its element type."""
+    """The shape of a value, whose dimensions are all known numbers, and its element type.
+
+    `scale`: of a value rounded to int8, what one step stands for.
+    """
 
     shape: tuple[int, ...]
     dtype: DType = DType.FLOAT32
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         if any(d <= 0 for d in self.shape):
@@ -122,11 +126,13 @@ class Graph:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
         self._weights: dict[Weight, Value] = {}
 
-    def input(self, name: str, shape: Sequence[int], dtype: DType = DType.FLOAT32) -> Value:
+    def input(
+        self, name: str, shape: Sequence[int], dtype: DType = DType.FLOAT32, *, scale: float | None = None
+    ) -> Value:
         """Declare an input; callers give its numbers under this name. ValueError for a name used before."""
         if name in self.inputs:
             raise ValueError(f"graph input {name!r} is declared twice")
-        value = self._append(Value(TensorType(tuple(shape), dtype), self, len(self.values)))
+        value = self._append(Value(TensorType(tuple(shape), dtype, scale), self, len(self.values)))
         self.inputs[name] = value
         return value
 

@@ -123,9 +123,10 @@ class TensorTable:
         return JudgedTensor(operand.type, operand.shape)
 
     def _check_quantization(self) -> None:
-        """Weights, and only they, have one positive scale a row, or float16 scales for blocks of columns."""
+        """Weights have one positive scale a row, or float16 scales for blocks of columns; computed int8 has one."""
         quantized = np.flatnonzero(self._quantized)
-        if np.any(~self._behind[quantized]):
+        computed = ~self.stored[quantized] & (self._types[quantized] == schema.tensor_type_number("INT8"))
+        if np.any(~self._behind[quantized] & ~computed):
             raise GraphError("tensor", found="scales of a value that is no weight")
         if np.any((self._bits < 8) & (self._quantized == 0)):
             raise GraphError("tensor", found="integers without scales")
@@ -149,8 +150,11 @@ class TensorTable:
                     raise GraphError(found="another kind of quantisation", wanted="scales of rows or of blocks")
         index = np.searchsorted(places, self._quantized[quantized])
         per_row = kinds[index] == 0
-        if np.any(per_row & (rows[index] != self._shapes[quantized, 0])) or np.any(self._ranks[quantized] < 2):
+        wanted = np.where(computed, 1, self._shapes[quantized, 0])
+        if np.any(per_row & (rows[index] != wanted)) or np.any(~computed & (self._ranks[quantized] < 2)):
             raise GraphError("quantization", found="scales of another number of rows")
+        if np.any(computed & ~per_row):
+            raise GraphError("quantization", found="scales of blocks of a value that is no weight")
         self._check_blocks(quantized[~per_row], details[index][~per_row])
         self._check_integers(quantized, per_row)
 

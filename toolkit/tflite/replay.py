@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.errors import GraphError
-from toolkit.tflite import ops, schema
+from toolkit.tflite import ops, schema, static_int8
 from toolkit.tflite.graph import DType, Graph, Node, OptionValue, Value
 from toolkit.tflite.ops import Padding
 
@@ -27,6 +27,11 @@ class Operand:
     quantized: bool = False
     constant: NDArray[np.int32] | None = None
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether this is a value of int8 that is computed, with a scale of its own."""
+        return self.quantized and not self.stored
+
     def __str__(self) -> str:
         return f"{self.type}{list(self.shape)}"
 
@@ -42,7 +47,10 @@ class Operation:
     def __init__(self, inputs: Sequence[Operand], fields: Fields, result: Operand) -> None:
         self.operands, self.fields, self.result = inputs, fields, result
         graph = Graph()
-        self.values = [graph.input(str(n), item.shape, _computed_type(item)) for n, item in enumerate(inputs)]
+        self.values = [
+            graph.input(str(n), item.shape, _computed_type(item), scale=1.0 if item.is_rounded else None)
+            for n, item in enumerate(inputs)
+        ]
         self.graph = graph
 
     def value(self, index: int) -> Value:
@@ -81,7 +89,7 @@ class Operation:
 def replay(builtin: str, version: int, options: OptionTable, inputs: Sequence[Operand], result: Operand) -> None:
     """GraphError unless the constructor of the operator makes it exactly so from these inputs."""
     _check_operands(builtin, inputs, result)
-    if builtin == "DEQUANTIZE":
+    if builtin == "DEQUANTIZE" and not (inputs and inputs[0].is_rounded):
         _check_dequantize(version, options, inputs, result)
         return
     if builtin not in _CONSTRUCTORS:
@@ -118,7 +126,7 @@ def _compare(operation: Operation, node: Node, code: tuple[str, int], options: O
 
 def _computed_type(operand: Operand) -> DType:
     """To a graph, weights are float32 however they are stored."""
-    return DType.FLOAT32 if operand.quantized else DType(operand.type)
+    return DType.FLOAT32 if operand.quantized and operand.stored else DType(operand.type)
 
 
 _MATRIX = {
@@ -128,6 +136,8 @@ _MATRIX = {
     "DEPTHWISE_CONV_2D": {"INT8"},
 }
 """The operators whose second input may be quantised, and the types of its codes."""
+_ROUNDED = {"QUANTIZE": {False}, "FULLY_CONNECTED": {False, True}}
+"""The operators that take (True) or give (False) computed values of int8."""
 _VALUES = {"FLOAT32", "INT32", "BOOL"}
 """What operators compute with."""
 _DIVISIONS = {"DIV", "FLOOR_DIV", "FLOOR_MOD"}
@@ -139,6 +149,8 @@ def _check_operands(builtin: str, inputs: Sequence[Operand], result: Operand) ->
         if item.quantized and n == 1 < len(inputs) and item.type in _MATRIX.get(builtin, ()):
             continue
         if builtin == "DEQUANTIZE" and n == 0:
+            continue
+        if item.is_rounded and item.type == "INT8" and (n < len(inputs)) in _ROUNDED.get(builtin, ()):
             continue
         if item.quantized or item.type not in _VALUES:
             raise GraphError(f"input {n}" if n < len(inputs) else "result", found=str(item), wanted=", ".join(_VALUES))
@@ -197,6 +209,11 @@ def _convolution(make: Callable[..., Value]) -> Callable[[Operation], Value]:
 
 
 def _fully_connected(op: Operation) -> Value:
+    if op.operands and op.operands[0].is_rounded:
+        weight = op.operands[1] if len(op.operands) > 1 else None
+        if weight is None or not (weight.stored and weight.quantized):
+            raise GraphError("input 1", found=str(weight), wanted="a weight in codes")
+        return static_int8.fully_connected(op.value(0), op.value(1), 1.0)
     return ops.fully_connected(op.value(0), op.value(1), op.value(2) if len(op.values) > 2 else None)
 
 
@@ -211,6 +228,7 @@ _CONSTRUCTORS: Mapping[str, Callable[[Operation], Value]] = {
     "COS": _unary(ops.cos),
     "CUMSUM": lambda op: ops.cumsum(op.value(0), op.row(1)[0]),
     "DEPTHWISE_CONV_2D": _convolution(ops.depthwise_conv_2d),
+    "DEQUANTIZE": _unary(static_int8.dequantize),
     "DIV": _binary(ops.div),
     "DYNAMIC_UPDATE_SLICE": lambda op: ops.dynamic_update_slice(op.value(0), op.value(1), op.value(2)),
     "EMBEDDING_LOOKUP": _binary(ops.embedding_lookup),
@@ -230,6 +248,7 @@ _CONSTRUCTORS: Mapping[str, Callable[[Operation], Value]] = {
     "MINIMUM": _binary(ops.minimum),
     "MUL": _binary(ops.mul),
     "PAD": _pad,
+    "QUANTIZE": lambda op: static_int8.quantize(op.value(0), 1.0),
     "REDUCE_MAX": _unary(ops.reduce_max),
     "RELU": _unary(ops.relu),
     "RESHAPE": lambda op: ops.reshape(op.value(0), op.row(1)),

@@ -256,7 +256,9 @@ class _Packing:
             if data not in self._constant_buffer:
                 self._constant_buffer[data] = self._buffer(data=data)
             buffer = self._constant_buffer[data]
-        return TensorRecord(name, value.shape, value.dtype.value, buffer)
+        scale = value.type.scale
+        rounded = None if scale is None else Quantization(scales=np.array([scale], np.float32))
+        return TensorRecord(name, value.shape, value.dtype.value, buffer, rounded)
 
     def _with_block_scales(self, tensor: TensorRecord, weight: Weight, tensors: list[TensorRecord]) -> TensorRecord:
         block_size = self._schemes[weight.name].block_size

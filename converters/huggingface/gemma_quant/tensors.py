@@ -27,6 +27,7 @@ from toolkit.quant.packing import unpack_codes
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.source import PackedRows
 from toolkit.quant.uniform import ROW_SCALE_MIN
+from toolkit.tflite.static_int8 import ActivationScales
 
 F32 = NDArray[np.float32]
 
@@ -38,14 +39,6 @@ _SCALES = {_CODES: ".embedding_scale", _WEIGHT: ".weight_scale"}
 _INPUT, _OUTPUT = ".input_activation_scale", ".output_activation_scale"
 _UNUSED = (".k_cache_scale", ".v_cache_scale")
 """Scales of an int8 KV cache, which transformers leaves aside as well."""
-
-
-@dataclass(frozen=True, slots=True)
-class ActivationScales:
-    """The scales by which a product's inputs and outputs are rounded to int8; None where they are not."""
-
-    input: float | None
-    output: float | None
 
 
 @dataclass(frozen=True, slots=True)

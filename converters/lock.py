@@ -65,7 +65,7 @@ def locked_recipes(lock: Lock) -> Mapping[str, Recipe]:
 def quant_record(recipe: Recipe) -> QuantRecord:
     """What manifests and locks say of a recipe."""
     rules = (RuleRecord(r.match, r.scheme.dtype, r.scheme.block_size, r.scheme.search) for r in recipe.rules)
-    return QuantRecord(recipe.name, tuple(rules))
+    return QuantRecord(recipe.name, tuple(rules), recipe.static_activations)
 
 
 def _adapters(record: CheckpointRecord) -> str:
@@ -79,4 +79,4 @@ def _recipe(record: QuantRecord) -> Recipe:
         Rule(rule.match, Scheme(element_of(rule.dtype).name, rule.block_size, rule.search), optional=True)
         for rule in record.rules
     )
-    return Recipe(record.recipe, tuple(rules))
+    return Recipe(record.recipe, tuple(rules), record.static_activations)

@@ -26,7 +26,7 @@ from toolkit.bundle.manifest import (
     SizeName,
     Text,
 )
-from toolkit.bundle.manifest_json import manifest_digest
+from toolkit.bundle.manifest_json import drop_defaults, manifest_digest
 
 FORMAT = "gemma-edge-lock/1"
 MAX_LOCK_BYTES = 16 * 1024 * 1024
@@ -99,7 +99,9 @@ def lock_line(lock: Lock) -> str:
 
 
 def _value(lock: Lock) -> dict[str, object]:
-    return {"format": FORMAT, **dataclasses.asdict(lock)}
+    value = {"format": FORMAT, **dataclasses.asdict(lock)}
+    drop_defaults(value["recipes"])
+    return value
 
 
 def parse_lock(data: bytes, file: Path | str = LOCK) -> Lock:

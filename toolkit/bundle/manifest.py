@@ -266,6 +266,8 @@ class QuantRecord:
 
     recipe: Text
     rules: tuple[RuleRecord, ...]
+    static_activations: Annotated[bool, MayBeAbsent()] = False
+    """Whether products round their inputs and outputs to int8 by scales that the checkpoint states."""
 
 
 GroupRuntime = TextRecord | VisionRecord | AudioRecord

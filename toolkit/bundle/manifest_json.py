@@ -81,11 +81,19 @@ def _encoded(manifest: Manifest) -> bytes:
     value = {"format": FORMAT, **dataclasses.asdict(manifest)}
     if not manifest.checkpoint.adapters:
         del value["checkpoint"]["adapters"]
+    drop_defaults(value["quant"])
     for group in value["groups"].values():
         for key in _OPTIONAL:
             if group["runtime"] is not None and group["runtime"].get(key, "") is None:
                 del group["runtime"][key]
     return encode_manifest(value)
+
+
+def drop_defaults(recipes: Mapping[str, dict[str, object]]) -> None:
+    """Leave out what is said of recipes only where it is not as usual."""
+    for recipe in recipes.values():
+        if not recipe["static_activations"]:
+            del recipe["static_activations"]
 
 
 def encode_manifest(value: Mapping[str, object]) -> bytes:

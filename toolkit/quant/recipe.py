@@ -38,10 +38,15 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Rules in order of precedence."""
+    """Rules in order of precedence.
+
+    `static_activations`: round the inputs and outputs of products to int8 by the scales that the checkpoint states for
+    them, where it states some. Otherwise LiteRT takes a scale from the numbers of each row.
+    """
 
     name: str
     rules: tuple[Rule, ...]
+    static_activations: bool = False
 
     def plan(self, weights: Sequence[Weight]) -> dict[str, Scheme]:
         """The scheme of each weight by name: that of the first rule that matches it.
@@ -88,7 +93,7 @@ class Recipe:
         instead = {rule.match: rule for rule in rules if rule.match in own}
         kept = (replace(rule, optional=True) if first else rule for rule in self.rules)
         changed = zip(self.rules, kept, strict=True)
-        return Recipe(name, (*first, *(instead.get(old.match, new) for old, new in changed)))
+        return replace(self, name=name, rules=(*first, *(instead.get(old.match, new) for old, new in changed)))
 
     def _what(self, rule: Rule | None = None) -> str:
         return f"recipe {self.name}" + (f", rule {rule.match}" if rule else "")
@@ -149,6 +154,7 @@ def _read_recipe(fields: JsonObject, base_named: Callable[[str], Recipe | None])
     entries = fields.array("rules")
     places = [f"{fields.place}, rule {n}" if fields.place else f"rule {n}" for n in range(1, len(entries) + 1)]
     rules = tuple(_read_rule(item, fields.file, place) for item, place in zip(entries, places, strict=True))
+    static = fields.flag("static_activations") if fields.has("static_activations") else None
     fields.finish()
     if not rules:
         raise RecipeError(fields.place, file=fields.file, found="no rules")
@@ -157,7 +163,8 @@ def _read_recipe(fields: JsonObject, base_named: Callable[[str], Recipe | None])
         if rule.match in seen:
             raise RecipeError(place, file=fields.file, found=f"the match {rule.match} for a second time")
         seen.add(rule.match)
-    return Recipe(name, rules) if base is None else base.changed(name, rules)
+    recipe = Recipe(name, rules) if base is None else base.changed(name, rules)
+    return recipe if static is None else replace(recipe, static_activations=static)
 
 
 def _read_rule(value: object, file: str | None, place: str) -> Rule:

@@ -80,6 +80,15 @@ def test_a_manifest_is_read_back_as_it_was_written() -> None:
     assert found == manifest()
 
 
+def test_static_activations_are_written_only_where_a_recipe_has_them() -> None:
+    assert b"static_activations" not in dump_manifest(manifest())
+    quant = {role: replace(record, static_activations=role == "text") for role, record in manifest().quant.items()}
+    data = dump_manifest(replace(manifest(), quant=quant))
+    assert data.count(b'"static_activations": true') == 1 == data.count(b"static_activations")
+    found, faults = parse(data)
+    assert faults == [] and found is not None and found.quant == quant
+
+
 def test_the_encoding_is_fixed_to_the_byte() -> None:
     data = dump_manifest(manifest())
     assert data.startswith(b'{\n "architecture": "Gemma3nForCausalLM",\n "checkpoint": {\n  "name": "handmade",\n')

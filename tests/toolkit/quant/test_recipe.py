@@ -171,6 +171,17 @@ def test_rules_that_the_base_lacks_go_before_its_own_which_may_then_be_without_e
     assert recipe.plan(weights("layers.0.w")) == {"layers.0.w": INT8}
 
 
+def test_static_activations_are_said_by_a_recipe_or_its_base(tmp_path: Path) -> None:
+    assert not OWN.load(write(tmp_path, RULE)).static_activations
+    said = OWN.load(write(tmp_path, RULE, static_activations=True))
+    assert said.static_activations
+    assert said.changed("own", [Rule("a", INT8)]).static_activations
+    assert said.with_search("absmax").static_activations
+    assert not OWN.load(write(tmp_path, RULE, base="ears", static_activations=False)).static_activations
+    with pytest.raises(RecipeError, match="static_activations"):
+        OWN.load(write(tmp_path, RULE, static_activations="int8"))
+
+
 @pytest.mark.parametrize("base", ["int4", "mine", "../recipes/int8", "mine.json", ""])
 def test_a_base_is_a_built_in_recipe_for_the_same_weights(tmp_path: Path, base: str) -> None:
     with pytest.raises(RecipeError, match=r"mine\.json, base: found .*, wanted a built-in recipe"):

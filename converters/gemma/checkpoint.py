@@ -27,15 +27,22 @@ from converters.gemma.tensors import (
 from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.adapters.merged import MergedTensors, ModelNames
 from converters.huggingface.configs import CheckpointConfigs
+from converters.huggingface.gemma_quant.config import QUANT_METHOD, quant_method
+from converters.huggingface.gemma_quant.open import open_tensors
 from converters.huggingface.safetensors import TensorInfo
-from converters.huggingface.stored_tensors import StoredTensors
 from converters.huggingface.tensor_reader import FLOAT_DTYPES
+from toolkit.base.activations import ActivationScales
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import shorten
+from toolkit.quant.scheme import Scheme
+from toolkit.quant.source import PackedRows
 
 _log = logging.getLogger(__name__)
 
 _COMPARED_ROWS = 4096
+
+_OTHER_METHOD = "these weights are quantised already: convert the 16-bit checkpoint"
+_KNOWN_METHOD = f"; of the methods in quantization_config only {QUANT_METHOD} is read, not {{}}"
 
 Opened = TypeVar("Opened", bound="GemmaTensors[DecoderConfig]")
 
@@ -60,7 +67,9 @@ class GemmaTensors(Generic[AnyConfig]):
         """Open and check the files; CheckpointError unless every file and tensor is what the config implies."""
         self._configs = configs
         self._parsed = parsed
-        self._stored = StoredTensors(configs.path, configs.remote_files)
+        self._stored = open_tensors(configs)
+        self._head: TensorInfo | None = None
+        """A saved copy of the output matrix, which is tied to the token embedding."""
         try:
             self._tensors = self._check_tensors()
             self._merged = MergedTensors(self._stored, configs.adapters, self._names())
@@ -131,6 +140,22 @@ class GemmaTensors(Generic[AnyConfig]):
         """
         return self._merged.read(self._info(name), rows, columns)
 
+    def packed(
+        self, name: str, scheme: Scheme, rows: tuple[int, int], columns: tuple[int, int] | None = None
+    ) -> PackedRows | None:
+        """See `PackedSource`: the codes of a checkpoint that has them. Weights made of several tensors have none."""
+        info = self._tensors.get(name)
+        return None if info is None else self._merged.packed(info, scheme, rows, columns)
+
+    def scheme(self, name: str) -> Scheme | None:
+        """The scheme in which a tensor is stored; None for floats, and for codes that an adapter changes."""
+        return self._merged.scheme(self._info(name))
+
+    def activation_scales(self, name: str) -> ActivationScales:
+        """The scales by which the product with a matrix rounds; the token embedding's are those of the output."""
+        info = self._head if name == TOKEN_EMBEDDING and self._head is not None else self._tensors.get(name)
+        return ActivationScales() if info is None else self._stored.activation_scales(info)
+
     def fingerprint(self) -> str:
         """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes.
 
@@ -169,12 +194,18 @@ class GemmaTensors(Generic[AnyConfig]):
         names = canonical_names(stored, multimodal=self._parsed.multimodal, what=str(self.path))
         tensors = {short: stored[name] for short, name in names.stored.items()}
         quantized = _states(self._configs.config, "quantization_config", "quantization")
-        remedy = "these weights are quantised already: convert the 16-bit checkpoint" if quantized else None
-        require_text_tensors(self._parsed.text, tensors, names.unknown, str(self.path), remedy)
-        if quantized:
+        method = quant_method(self._configs.config)
+        remedy = None
+        if quantized and method != QUANT_METHOD:
+            remedy = _OTHER_METHOD + (_KNOWN_METHOD.format(shorten(method)) if method is not None else "")
+        require_text_tensors(
+            self._parsed.text, tensors, names.unknown, str(self.path), self._stored.is_readable, remedy
+        )
+        if quantized and method != QUANT_METHOD:
             _log.warning("%s states a quantization, but its weights are not quantised: it is left out", self.path)
         if names.head is not None:
-            self._require_tied_head(stored[names.head], tensors[TOKEN_EMBEDDING])
+            self._head = stored[names.head]
+            self._require_tied_head(self._head, tensors[TOKEN_EMBEDDING])
         elif _states(self._configs.config, "tie_word_embeddings", value=False):
             raise CheckpointError(
                 "tie_word_embeddings",

@@ -6,7 +6,7 @@ Source: transformers 5.23 `models/gemma3n/modeling_gemma3n.py`, 5.24 `models/gem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from converters.family import MatrixProduct
 from converters.gemma.config import AnyConfig, DecoderConfig, DecoderLayer, DecoderModel, Heads
+from toolkit.base.activations import ActivationScales
 from toolkit.base.errors import UsageError
 
 Array = NDArray[np.float32]
@@ -99,6 +100,31 @@ def multiply(model: DecoderModel[DecoderConfig], x: Array, tensor: str) -> Array
     return x @ model.read(tensor).T
 
 
+def rounded(x: Array, scale: float | None) -> Array:
+    """The nearest of the 256 numbers that int8 has in steps of `scale`; x itself without a scale.
+
+    Source: apply_srq in transformers' `integrations/gemma_quant.py`.
+
+    >>> rounded(np.float32([0.6, 1.25, -9.0, 900.0]), 0.5).tolist()
+    [0.5, 1.0, -9.0, 63.5]
+    """
+    if scale is None:
+        return x
+    step = np.float32(scale)
+    codes: Array = np.clip(np.rint(x / step), -128, 127)
+    return codes * step
+
+
+def rounding(product: MatrixProduct, scales_of: Callable[[str], ActivationScales]) -> MatrixProduct:
+    """The product with inputs and outputs rounded, by the scales that a checkpoint states for each tensor."""
+
+    def product_of_rounded(x: Array, tensor: str) -> Array:
+        scales = scales_of(tensor)
+        return rounded(product(rounded(x, scales.input), tensor), scales.output)
+
+    return product_of_rounded
+
+
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
@@ -177,13 +203,18 @@ class AttentionLayer(Generic[AnyConfig]):
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
-def logits(model: DecoderModel[DecoderConfig], hidden: Array) -> Array:
-    """Multiply rows of `hidden_states` by the token embedding, with softcap: f32[n, D] to f32[n, vocab]."""
-    config = model.config
+def logits(model: DecoderModel[DecoderConfig], hidden: Array, scales: ActivationScales | None = None) -> Array:
+    """Multiply rows of `hidden_states` by the token embedding, with softcap: f32[n, D] to f32[n, vocab].
+
+    `scales`: those that the checkpoint states for this product, if it states some.
+    """
+    config, scales = model.config, scales or ActivationScales()
+    hidden = rounded(hidden, scales.input)
     result = np.empty((len(hidden), config.vocab_size), np.float32)
     for start in range(0, config.vocab_size, HEAD_ROWS):
         end = min(start + HEAD_ROWS, config.vocab_size)
         np.matmul(hidden, model.read("embed_tokens.weight", rows=(start, end)).T, out=result[:, start:end])
+    result = rounded(result, scales.output)
     if config.final_logit_softcap is not None:
         cap = np.float32(config.final_logit_softcap)
         result = np.tanh(np.divide(result, cap, out=result), out=result)

@@ -5,7 +5,7 @@ Names are the checkpoint's own without the text model's prefix (`model.language_
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from converters.family import ParameterGroup
@@ -116,7 +116,12 @@ class TextTable:
 
 
 def require_text_tensors(
-    table: TextTable, tensors: Mapping[str, TensorInfo], unknown: tuple[str, ...], what: str, remedy: str | None
+    table: TextTable,
+    tensors: Mapping[str, TensorInfo],
+    unknown: tuple[str, ...],
+    what: str,
+    is_readable: Callable[[TensorInfo], bool],
+    remedy: str | None,
 ) -> None:
     """One CheckpointError lists all tensors that are missing, unknown, of a wrong shape or of an unsupported type."""
     needed, allowed = table.needed, {**table.needed, **table.unused}
@@ -130,7 +135,7 @@ def require_text_tensors(
             if name in allowed and info.shape != allowed[name]
         ],
         f"not of {', '.join(FLOAT_DTYPES)}": [
-            f"{name} {info.dtype}" for name, info in text.items() if info.dtype not in FLOAT_DTYPES
+            f"{name} {info.dtype}" for name, info in text.items() if not is_readable(info)
         ],
     }
     found = [f"tensors {kind}: {_few(names)}" for kind, names in faults.items() if names]

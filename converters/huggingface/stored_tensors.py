@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from converters.huggingface.safetensors import SafetensorsFile, TensorInfo, open_safetensors
 from converters.huggingface.tensor_reader import FLOAT_DTYPES, read_tensor
+from toolkit.base.activations import ActivationScales
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.source import PackedRows
 
@@ -50,6 +51,14 @@ class StoredTensors:
     ) -> PackedRows | None:
         """Rows of a tensor that is stored as codes of this scheme; None for any other, which floats are."""
         return None
+
+    def scheme(self, info: TensorInfo) -> Scheme | None:
+        """The scheme in which a tensor is stored; None for one of floats."""
+        return None
+
+    def activation_scales(self, info: TensorInfo) -> ActivationScales:
+        """The scales by which the product with a tensor rounds its inputs and outputs."""
+        return ActivationScales()
 
     def equal(self, one: TensorInfo, other: TensorInfo) -> bool:
         """Whether two tensors have the same type, shape and bytes."""

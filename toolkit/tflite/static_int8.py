@@ -8,20 +8,12 @@ instead. With QUANTIZE before a product and DEQUANTIZE after it, XNNPACK compute
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from toolkit.base.activations import ActivationScales
 from toolkit.base.weights import Weight, WeightPart
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Node, Options, Signature, TensorType, Value
-
-
-@dataclass(frozen=True, slots=True)
-class ActivationScales:
-    """The scales by which a product's inputs and outputs are rounded to int8; None where they are not."""
-
-    input: float | None = None
-    output: float | None = None
-
 
 # --- operators -------------------------------------------------------------------------------------------------------
 

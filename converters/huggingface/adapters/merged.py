@@ -73,6 +73,10 @@ class MergedTensors:
         """As `StoredTensors.packed`; None for a tensor with updates: its numbers are no longer those of its codes."""
         return None if info.name in self._updates else self._stored.packed(info, scheme, rows, columns)
 
+    def scheme(self, info: TensorInfo) -> Scheme | None:
+        """As `StoredTensors.scheme`; None for a tensor with updates."""
+        return None if info.name in self._updates else self._stored.scheme(info)
+
     def _after(self, updates: Sequence[Update], info: TensorInfo) -> ReadPart:
         """What reads the tensor after these updates."""
 

@@ -21,13 +21,13 @@ from converters.huggingface.gemma_quant.config import GemmaQuantConfig
 from converters.huggingface.safetensors import SafetensorsFile, TensorInfo
 from converters.huggingface.stored_tensors import StoredTensors
 from converters.huggingface.tensor_reader import FLOAT_DTYPES, Range, read_tensor
+from toolkit.base.activations import ActivationScales
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import shorten
 from toolkit.quant.packing import unpack_codes
 from toolkit.quant.scheme import Scheme
 from toolkit.quant.source import PackedRows
 from toolkit.quant.uniform import ROW_SCALE_MIN
-from toolkit.tflite.static_int8 import ActivationScales
 
 F32 = NDArray[np.float32]
 
@@ -112,7 +112,7 @@ class GemmaQuantTensors(StoredTensors):
         return PackedRows(np.ascontiguousarray(payload), scales[:, 0] if scheme.block_size is None else scales)
 
     def scheme(self, info: TensorInfo) -> Scheme | None:
-        """The scheme in which a tensor is stored; None for one of floats."""
+        """As `StoredTensors.scheme`."""
         found = self._packed.get(info.name)
         if found is None:
             return None
@@ -120,7 +120,7 @@ class GemmaQuantTensors(StoredTensors):
         return Scheme(dtype, None if found.block == info.shape[1] else found.block)  # type: ignore[arg-type]
 
     def activation_scales(self, info: TensorInfo) -> ActivationScales:
-        """The scales of the product with a weight; both None for a weight without them."""
+        """As `StoredTensors.activation_scales`."""
         module = info.name.removesuffix(_WEIGHT)
         return ActivationScales(self._activation_scale(module + _INPUT), self._activation_scale(module + _OUTPUT))
 

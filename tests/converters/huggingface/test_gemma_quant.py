@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from converters.huggingface.gemma_quant.config import parse_gemma_quant, quant_method
 from converters.huggingface.gemma_quant.tensors import GemmaQuantTensors
+from toolkit.base.activations import ActivationScales
 from toolkit.base.errors import CheckpointError, ToolkitError
 from toolkit.quant.packing import unpack_codes
 from toolkit.quant.scheme import Scheme
-from toolkit.tflite.static_int8 import ActivationScales
 
 Tensors = dict[str, NDArray[Any]]
 TEXT = "model.language_model."

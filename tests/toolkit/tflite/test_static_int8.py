@@ -11,6 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 from bundles import ReadyCodes
 from numpy.typing import NDArray
 
+from toolkit.base.activations import ActivationScales
 from toolkit.base.elements import ElementName
 from toolkit.base.errors import GraphError
 from toolkit.base.weights import Weight, WeightPart
@@ -19,7 +20,7 @@ from toolkit.tflite import ops, static_int8
 from toolkit.tflite.graph import Graph, Signature
 from toolkit.tflite.judge import Header, judge, read_header
 from toolkit.tflite.reader import read_tflite
-from toolkit.tflite.static_int8 import ActivationScales, with_static_activations
+from toolkit.tflite.static_int8 import with_static_activations
 from toolkit.tflite.writer import layout_tflite, write_tflite
 
 F32 = NDArray[np.float32]

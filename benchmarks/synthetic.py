@@ -11,14 +11,11 @@ import argparse
 import json
 import math
 import shutil
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
+from benchmarks.synthetic_files import Noise, Shape, Stored, write_json, write_weights
 from converters.gemma.config import Attention, layer_kv_sources
 from converters.gemma.tensors import PER_LAYER_EMBEDDING, unused_kv_tensors
 from converters.gemma3n.config.audio import audio_tensors, parse_audio_config
@@ -32,8 +29,6 @@ from converters.gemma3n.config.text import (
 from converters.gemma3n.config.vision import parse_vision_config, vision_tensors
 from converters.gemma3n.tensors import text_tensors
 from toolkit.base.files import atomic_directory
-
-Shape = tuple[int, ...]
 
 TOKENIZER_SOURCE = Path(__file__).parents[1] / "examples" / "tiny_gemma3n"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -59,11 +54,9 @@ STORED_PREFIX = {CAUSAL_LM: "model.", CONDITIONAL_GENERATION: "model.language_mo
 """Where each class keeps the text tensors."""
 BYTES_PER_WEIGHT = 2
 
-_POOL = 1 << 22  # normal numbers that every tensor is cut from, at random places: 16 MB, quicker than drawing each
-_CHUNK = 1 << 19
 # Norms at the end of a block are small, as in trained models: at 1 each layer would multiply every rounding error, and
 # no quantised bundle could pass the quality gate.
-_NORM_MEANS = {False: 1.0, True: 0.1}
+NORM_MEANS = {False: 1.0, True: 0.1}
 
 
 def text_config(
@@ -187,21 +180,25 @@ def write_synthetic(
         written |= _audio_json(config)
         tower |= audio_tensors(parse_audio_config(written, config, "config.json"))
     stored |= {f"model.{name}": shape for name, shape in tower.items()}
-    shards = _shards(stored, SHARD_BYTES if preset in SHARDED else None)
-    noise = _Noise(seed, config.ple_size)
+    noise = Noise(seed)
+    tensors_of = {name: bfloat16_tensor(noise, name, shape, config.ple_size) for name, shape in stored.items()}
     with atomic_directory(output) as directory:
-        for name, members in shards.items():
-            with open(directory / name, "wb") as file:
-                _write_safetensors(file, members, None if sparse else noise)
-        if len(shards) > 1:
-            _write_json(directory / "model.safetensors.index.json", _index(shards))
-        _write_json(directory / "config.json", written)
+        size = write_weights(directory, tensors_of, SHARD_BYTES if preset in SHARDED else None, sparse=sparse)
+        write_json(directory / "config.json", written)
         for name in TOKENIZER_FILES:
             shutil.copyfile(TOKENIZER_SOURCE / name, directory / name)
         if vision or audio:
-            _write_json(directory / "preprocessor_config.json", PROCESSOR)
+            write_json(directory / "preprocessor_config.json", PROCESSOR)
             _spell_tokens(directory / "tokenizer.json", written)
-    return sum(map(_stored_bytes, stored.values()))
+    return size
+
+
+def bfloat16_tensor(noise: Noise, name: str, shape: Shape, ple_size: int) -> Stored:
+    """A tensor of random weights: norms near their mean, matrices of variance 1 / fan-in."""
+    # A row of the per-layer table is one vector per layer; elsewhere a row's length is the number of summed terms.
+    fan_in = ple_size if name.endswith(PER_LAYER_EMBEDDING) else math.prod(shape[1:])
+    mean, deviation = (NORM_MEANS[".post_" in name], 0.02) if len(shape) == 1 else (0.0, fan_in**-0.5)
+    return Stored("BF16", shape, partial(noise.bfloat16, math.prod(shape), mean, deviation))
 
 
 def _spell_tokens(tokenizer: Path, config: Mapping[str, object]) -> None:
@@ -272,85 +269,6 @@ def _config_json(config: TextConfig, architecture: str) -> dict[str, object]:
         "audio_config": {**audio, **towers, "vocab_offset": offset + 64},
         **{key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")},
     }
-
-
-def _stored_bytes(shape: Shape) -> int:
-    return math.prod(shape) * BYTES_PER_WEIGHT
-
-
-def _shards(tensors: Mapping[str, Shape], limit: int | None) -> dict[str, dict[str, Shape]]:
-    """Files and their tensors in order; a file ends before the tensor that would make it larger than `limit`."""
-    if limit is None:
-        return {"model.safetensors": dict(tensors)}
-    files: list[dict[str, Shape]] = [{}]
-    filled = 0
-    for name, shape in tensors.items():
-        size = _stored_bytes(shape)
-        if files[-1] and filled + size > limit:
-            files.append({})
-            filled = 0
-        files[-1][name] = shape
-        filled += size
-    return {f"model-{n:05}-of-{len(files):05}.safetensors": file for n, file in enumerate(files, 1)}
-
-
-def _index(shards: Mapping[str, Mapping[str, Shape]]) -> dict[str, object]:
-    total = sum(_stored_bytes(shape) for members in shards.values() for shape in members.values())
-    names = {tensor: file for file, members in shards.items() for tensor in members}
-    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Shape], noise: _Noise | None) -> None:
-    """Header, then each tensor as it is made; without noise a hole of their size.
-
-    Format: github.com/huggingface/safetensors, README.
-    """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in tensors.items():
-        end = offset + _stored_bytes(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    packed = json.dumps(header, separators=(",", ":")).encode()
-    packed = packed.ljust(-(-len(packed) // 8) * 8)
-    file.write(struct.pack("<Q", len(packed)) + packed)
-    if noise is None:
-        file.truncate(file.tell() + offset)
-        return
-    for name, shape in tensors.items():
-        for chunk in noise.tensor(name, shape):
-            file.write(chunk.data)
-
-
-class _Noise:
-    """Weights in bfloat16, cut from one pool of normal numbers."""
-
-    def __init__(self, seed: int, ple_size: int) -> None:
-        self._ple_size = ple_size
-        self._random = np.random.default_rng(seed)
-        self._pool = self._random.standard_normal(_POOL, dtype=np.float32)
-
-    def tensor(self, name: str, shape: Shape) -> Iterator[NDArray[np.uint16]]:
-        """The tensor's elements in order, some at a time: norms near their mean, matrices of variance 1 / fan-in."""
-        # A row of the per-layer table is one vector per layer; elsewhere a row's length is the number of summed terms.
-        fan_in = self._ple_size if name.endswith(PER_LAYER_EMBEDDING) else math.prod(shape[1:])
-        mean, deviation = (_NORM_MEANS[".post_" in name], 0.02) if len(shape) == 1 else (0.0, fan_in**-0.5)
-        count = math.prod(shape)
-        for done in range(0, count, _CHUNK):
-            yield self._bfloat16(min(_CHUNK, count - done), np.float32(mean), np.float32(deviation))
-
-    def _bfloat16(self, count: int, mean: np.float32, deviation: np.float32) -> NDArray[np.uint16]:
-        start = int(self._random.integers(_POOL - count))
-        values = self._pool[start : start + count] * deviation
-        values += mean
-        bits = values.view(np.uint32)
-        bits += np.uint32(0x8000)  # rounds to the nearest: bfloat16 is the upper half
-        bits >>= np.uint32(16)
-        return bits.astype("<u2")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -201,14 +201,15 @@ def _packed(quantized: QuantizedRows, scheme: Scheme) -> _Encoded:
 def _read_chunk(
     source: TensorSource, packed: PackedSource | None, rounded: RoundedWeights | None, chunk: _Chunk
 ) -> _Found:
-    """The chunk's rows for the weights that are not rounded: with codes for the schemes that have them, else numbers."""
+    """The chunk's rows for the weights that are not rounded: codes for the schemes that have them, else numbers."""
     part, found = chunk.part, {}
     placements = (target.placement for target in chunk.targets)
     schemes = {item.scheme for item in placements if rounded is None or item.weight.name not in rounded}
     if packed is not None and part.axes is None:
         for scheme in schemes:
             rows = packed.packed(part.tensor, scheme, chunk.rows, part.columns) if scheme.quantised else None
-            if rows is not None:
+            # LiteRT's scales of blocks are float16; those of a checkpoint may be others, which only PLE shards hold.
+            if rows is not None and (scheme.per_channel or rows.scales.dtype == np.float16):
                 found[scheme] = rows
     return _Found(found, _read_rows(source, chunk) if schemes - found.keys() else None)
 

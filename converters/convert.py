@@ -342,7 +342,7 @@ def _check_recipe_names(request: ConvertRequest, families: Sequence[Family]) -> 
 def _towers(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
     """The towers that are wanted; UsageError for groups that cannot be, and for settings of towers left out."""
     present = tuple(group.name for group in checkpoint.groups if group.tensors)
-    groups = present if request.groups is None else request.groups
+    groups = _convertible(present, checkpoint) if request.groups is None else request.groups
     unknown = [name for name in groups if name not in GROUP_NAMES]
     if unknown:
         raise UsageError("groups", found=unknown[0], wanted=", ".join(GROUP_NAMES))
@@ -351,11 +351,23 @@ def _towers(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
         found = f"{given} without text, the language model that answers images and sounds"
         raise UsageError("groups", found=found, remedy=f"add text, as in text,{given}")
     for tower in TOWER_FILES:
+        if tower in groups and tower not in checkpoint.supported_towers:
+            wanted = f"{', '.join(_convertible(present, checkpoint))} of {checkpoint.architecture}"
+            raise UsageError("groups", found=tower, wanted=wanted)
         if tower in request.recipes and tower not in groups:
             raise UsageError(f"{tower} recipe", found=f"cannot be used, because {tower} is not converted")
     if request.audio_seconds and "audio" not in groups:
         raise UsageError("audio lengths", found="cannot be used, because audio is not converted")
     return tuple(tower for tower in TOWER_FILES if tower in groups)
+
+
+def _convertible(present: tuple[str, ...], checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The groups of a checkpoint without the towers that its family does not support."""
+    aside = [name for name in present if name in TOWER_FILES and name not in checkpoint.supported_towers]
+    if aside:
+        towers, architecture = " and ".join(aside), checkpoint.architecture
+        _log.warning("%s: %s left out: such towers of %s are not supported yet", checkpoint.name, towers, architecture)
+    return tuple(name for name in present if name not in aside)
 
 
 def _slices(sizes: tuple[str | Slice, ...] | Path | Budget, checkpoint: Checkpoint, text: Recipe) -> tuple[Slice, ...]:

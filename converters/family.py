@@ -201,6 +201,11 @@ class Checkpoint(Protocol):
         """
         ...
 
+    @property
+    def supported_towers(self) -> Collection[str]:
+        """The towers that the family can convert; others of a checkpoint are left out with a warning."""
+        ...
+
     def tower_faults(self) -> Mapping[str, ToolkitError]:
         """The reason, by tower, for each tower of the checkpoint that cannot be converted."""
         ...

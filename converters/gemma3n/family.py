@@ -10,14 +10,15 @@ from pathlib import Path
 
 from converters.family import CalibrationPass, Family, RecipeChoice
 from converters.gemma.config_json import with_defaults
+from converters.gemma.recipes import bits_per_weight, choose_recipes
 from converters.gemma3n.checkpoint import Gemma3nTensors
 from converters.gemma3n.config.defaults import AUDIO, MULTIMODAL, VISION
 from converters.gemma3n.config.processor import read_image_size
 from converters.gemma3n.config.text import ARCHITECTURES, CAUSAL_LM, MODEL_TYPES
 from converters.gemma3n.plan.audio import FRAMES_PER_SECOND, open_audio, require_sounds
-from converters.gemma3n.plan.text import plan_text
+from converters.gemma3n.plan.text import plan_sizes
 from converters.gemma3n.plan.vision import open_vision, read_vision_config
-from converters.gemma3n.recipes import RECIPE_NAMES, bits_per_weight, built_in, choose_recipes
+from converters.gemma3n.recipes import RECIPE_NAMES, RECIPES, built_in
 from converters.gemma3n.reference import Reference
 from converters.gemma3n.sizes.choose import MATFORMER_FILE, choose_slice, find_slice, memory_bytes, read_slice
 from converters.gemma3n.sizes.elastic import combine, planned_name
@@ -32,7 +33,7 @@ from converters.plan import Plan, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
 from toolkit.base.errors import CheckpointError, ToolkitError
 from toolkit.base.strict_json import shorten
-from toolkit.bundle.manifest import AudioRecord, GroupKind, VisionRecord
+from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, GroupKind, VisionRecord
 from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
 
@@ -62,12 +63,12 @@ class Gemma3nCheckpoint(Gemma3nTensors):
 
     def recipes(self, wanted: Mapping[str, RecipeChoice], towers: Collection[str]) -> Mapping[str, Recipe]:
         """The recipe of every role."""
-        return choose_recipes(wanted, towers, self.config.ple_size)
+        return choose_recipes(RECIPES, wanted, towers, self.config.ple_size)
 
     def plan(self, request: PlanRequest) -> Plan:
         """The text groups, then each tower."""
         towers = self._towers(request)
-        text = plan_text(self, request)
+        text = plan_sizes(self, request)
         groups: dict[str, GroupDraft] = {
             group: GroupDraft(group, tower.files.names, tower.parameters, tower.record)
             for group, tower in towers.items()
@@ -144,6 +145,11 @@ class Gemma3nCheckpoint(Gemma3nTensors):
         tables = range(self.config.ple_vocab_size, _tables_end(values))
         named = {i for i, text in tokens.items() if i in tables and _UNUSED.fullmatch(text)}
         return markers | named | (set(tables) if tokens.keys() >= set(tables) else set())
+
+    @property
+    def supported_towers(self) -> Collection[str]:
+        """Both."""
+        return tuple(TOWER_FILES)
 
     def tower_faults(self) -> Mapping[str, ToolkitError]:
         """What `plan` would say of the config, the tensors and the processor of each tower."""

@@ -130,6 +130,9 @@ CONFIGS: tuple[OracleConfig, ...] = (
 )
 """Small enough for a forward in milliseconds; together they cover what can differ between text models."""
 
+QUICK = ("two_kv_heads_past_the_window", "one_kv_head", "odd_pattern")
+"""Those that are tried in every run of the tests, by name."""
+
 
 def make_checkpoint(
     directory: Path,

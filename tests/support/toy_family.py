@@ -184,6 +184,10 @@ class ToyCheckpoint:
     def text_vocab_size(self, tokens: Mapping[int, str]) -> int | None:
         return None
 
+    @property
+    def supported_towers(self) -> Collection[str]:
+        return ()
+
     def tower_faults(self) -> Mapping[str, ToolkitError]:
         return {}
 

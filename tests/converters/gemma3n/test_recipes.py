@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from paths import REPOSITORY
 
-from converters.gemma3n.recipes import RECIPES, ple_recipe
+from converters.gemma.recipes import ple_recipe
+from converters.gemma3n.recipes import RECIPES
 from toolkit.base.weights import Weight
 from toolkit.quant.scheme import Scheme
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gemma4_oracle import CONFIGS, OracleConfig, checkpoint_of, hf_greedy, hf_logits, make_checkpoint
+from gemma4_oracle import CONFIGS, QUICK, OracleConfig, checkpoint_of, hf_greedy, hf_logits, make_checkpoint
 
 from converters.gemma4.checkpoint import Gemma4Tensors
 from converters.gemma4.reference import forward
@@ -20,7 +20,6 @@ def reference(directory: Path, ids: list[int]) -> np.ndarray:
         return forward(checkpoint, [np.array(ids, np.int32)])[0]
 
 
-QUICK = ("two_kv_heads_past_the_window", "one_kv_head", "odd_pattern")
 SOME = [pytest.param(c, marks=[] if c.name in QUICK else pytest.mark.full, id=c.name) for c in CONFIGS]
 
 

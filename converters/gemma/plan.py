@@ -1,0 +1,140 @@
+"""Plans the text groups: the decoder in every size, the token embedder, and the per-layer embedding table.
+
+text_decoder.tflite: for each size `prefill_N` and `decode`, for shorter contexts `in_B_prefill_N` and `in_B_decode`.
+embedder.tflite: `embed_1` and `embed_N`. docs/formats/manifest.md has their inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Generic
+
+from converters.gemma.config import Config, DecoderConfig
+from converters.gemma.graphs.text.decoder_step import DecoderSize
+from converters.gemma.graphs.text.embedder import embedder_graph
+from converters.gemma.graphs.text.kv_cache import CacheRows
+from converters.gemma.tensors import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING
+from converters.plan import GraphFiles, Plan, PlanRequest, ShardFiles
+from converters.slices import Slice
+from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, KvCache, SizeRecord, TextRecord, signature_name
+from toolkit.bundle.ple_shards import PleLayout
+from toolkit.bundle.write import GroupDraft
+from toolkit.quant.recipe import Recipe
+from toolkit.quant.scheme import Scheme
+from toolkit.quant.source import TensorSource
+from toolkit.tflite.graph import Graph, Signature, Weight
+from toolkit.tflite.writer import layout_files
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSize(Generic[Config]):
+    """A size of the bundle, and the prefix of its signatures."""
+
+    slice: Slice
+    prefix: str
+    decoder: DecoderSize[Config]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedText(Generic[Config]):
+    """A text model whose sizes share their weights and caches."""
+
+    config: Config
+    """The widest model's."""
+    source: TensorSource
+    """The widest model's tensors, those that graphs have in another form too."""
+    tensors: Mapping[str, tuple[int, ...]]
+    """The widest model's tensors, as a checkpoint has them."""
+    sizes: tuple[PlannedSize[Config], ...]
+    """The default size first."""
+    decode: Callable[[DecoderSize[Config], Config, CacheRows], Graph]
+    """Builds the decode step of a size of the widest model."""
+    prefill: Callable[[DecoderSize[Config], Config, CacheRows, int], Graph]
+    """Builds a prefill of so many tokens."""
+
+
+def plan_text(text: PlannedText[Config], request: PlanRequest) -> Plan:
+    """The plan of a bundle without towers."""
+    layouts = layout_files(_signatures(text, request), request.recipes["text"])
+    graphs = GraphFiles(layouts, text.source)
+    shards = _shards(text, request)
+    parameters = {name: math.prod(shape) for name, shape in text.tensors.items()}
+    embedding, per_layer = parameters.pop(TOKEN_EMBEDDING), parameters.pop(PER_LAYER_EMBEDDING)
+    record = _text_record(request, text.config)
+    return Plan(
+        files=(graphs, shards),
+        groups={
+            "text": GroupDraft("text", (TEXT_DECODER,), sum(parameters.values()), record),
+            "token_embedding": GroupDraft("token_embedding", (EMBEDDER,), embedding),
+            "per_layer_embedding": GroupDraft("per_layer_embedding", shards.names, per_layer),
+        },
+        sizes={
+            size.slice.name: SizeRecord(size.slice.layers, size.slice.ffn_sizes, size.prefix) for size in text.sizes
+        },
+        recipes={role: request.recipes[role] for role in ("text", "ple")},
+    )
+
+
+def _signatures(text: PlannedText[Config], request: PlanRequest) -> Mapping[str, list[Signature]]:
+    """The signatures of each file; small files first, so that a fault is found early."""
+    counts = (1, *request.prefill_sizes)
+    decoder = [signature for size in text.sizes for signature in _decoder_signatures(text, size, request)]
+    return {EMBEDDER: [Signature(f"embed_{n}", embedder_graph(text.config, n)) for n in counts], TEXT_DECODER: decoder}
+
+
+def _decoder_signatures(
+    text: PlannedText[Config], size: PlannedSize[Config], request: PlanRequest
+) -> Iterator[Signature]:
+    whole = CacheRows.fitting(text.config, request.context, request.prefill_sizes[-1])
+    for tokens, bucket in request.steps():
+        rows = whole if bucket is None else replace(whole, seen=bucket)
+        name = signature_name(size.prefix, tokens, bucket)
+        if tokens == 1:
+            yield Signature(name, text.decode(size.decoder, text.config, rows))
+        else:
+            yield Signature(name, text.prefill(size.decoder, text.config, rows, tokens))
+
+
+def _shards(text: PlannedText[Config], request: PlanRequest) -> ShardFiles:
+    config = text.config
+    scheme = _ple_scheme(request.recipes["ple"], text.tensors[PER_LAYER_EMBEDDING])
+    layout = PleLayout(config.ple_vocab_size, config.num_layers, config.ple_size, scheme.element.bits)
+    return ShardFiles(PER_LAYER_EMBEDDING, text.source, layout, scheme.search, request.shard_bytes)
+
+
+def _ple_scheme(recipe: Recipe, shape: tuple[int, ...]) -> Scheme:
+    return recipe.plan([Weight.whole(PER_LAYER_EMBEDDING, shape)])[PER_LAYER_EMBEDDING]
+
+
+def _text_record(request: PlanRequest, config: DecoderConfig) -> TextRecord:
+    rows = CacheRows.fitting(config, request.context, request.prefill_sizes[-1])
+    caches = [
+        (rows.of(layer), config.heads(layer.attention).dim)
+        for layer in map(config.layers.__getitem__, config.kv_layers)
+    ]
+    return TextRecord(
+        vocab_size=config.vocab_size,
+        ple_vocab_size=config.ple_vocab_size,
+        hidden_size=config.hidden_size,
+        ple_size=config.ple_size,
+        num_layers=config.num_layers,
+        context=request.context,
+        prefill_sizes=request.prefill_sizes,
+        context_buckets=request.context_buckets,
+        prefill_buckets=request.prefill_buckets,
+        final_logit_softcap=config.final_logit_softcap,
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        stop_token_ids=tuple(sorted(set(config.eos_token_ids))),
+        kv_caches=tuple(
+            KvCache(
+                f"kv_cache_k_{i}",
+                f"kv_cache_v_{i}",
+                (1, config.num_kv_heads, count, dim),
+                None if count == request.context else config.sliding_window,
+            )
+            for i, (count, dim) in enumerate(caches)
+        ),
+    )

@@ -1,0 +1,75 @@
+"""Chooses recipes by role from those of a family, and makes the single scheme of per-layer embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from converters.family import RecipeChoice
+from converters.gemma.tensors import PER_LAYER_EMBEDDING
+from toolkit.base.elements import ElementName, element_of
+from toolkit.base.errors import RecipeError
+from toolkit.base.strict_json import shorten
+from toolkit.bundle.ple_shards import ple_elements
+from toolkit.quant.recipe import Recipe, RecipeSet, Rule
+from toolkit.quant.scheme import Scheme, payload_bytes, scales_bytes
+
+# The largest matrices of every layer, from which a budget's bits per weight are computed.
+_TYPICAL_WEIGHT, _TYPICAL_SHAPE = "layers.0.mlp.gate_proj.weight", (1, 1024)
+
+
+def choose_recipes(
+    recipes: Mapping[str, RecipeSet], wanted: Mapping[str, RecipeChoice], towers: Collection[str], ple_size: int
+) -> Mapping[str, Recipe]:
+    """The recipe for each role, given as a name, a file or a recipe; `recipes`: those of the family, by role.
+
+    By default, text is int8, per-layer embeddings have the type in the name of text's recipe, or int8, and towers are
+    f32 if text is f32, else int8, because int4 is much less accurate there.
+    """
+    text = _load(recipes, "text", wanted.get("text", "int8"))
+    default = "f32" if text.name == "f32" else "int8"
+    ple = _ple(wanted.get("ple", _ple_dtype(text, recipes["text"])), ple_size)
+    chosen = {tower: _load(recipes, tower, wanted.get(tower, default)) for tower in towers}
+    return {"text": text, "ple": ple, **chosen}
+
+
+def bits_per_weight(recipe: Recipe) -> float:
+    """Bits per weight, scales included, for a feed-forward matrix; the scale of a whole row counts as nothing.
+
+    >>> bits_per_weight(Recipe("blocks", (Rule("*", Scheme("int4", 32)),))), bits_per_weight(Recipe("rows", ()))
+    (4.5, 8.0)
+    """
+    scheme = next((rule.scheme for rule in recipe.rules if fnmatchcase(_TYPICAL_WEIGHT, rule.match)), Scheme("int8"))
+    stored = payload_bytes(_TYPICAL_SHAPE, scheme) + scales_bytes(_TYPICAL_SHAPE, scheme)
+    return 8 * stored / _TYPICAL_SHAPE[1]
+
+
+def ple_recipe(dtype: ElementName, ple_size: int) -> Recipe:
+    """The recipe of the per-layer embedding table: one scale for each token and layer."""
+    scheme = Scheme("f32") if dtype == "f32" else Scheme(dtype, ple_size)
+    return Recipe(dtype, (Rule(PER_LAYER_EMBEDDING, scheme),))
+
+
+def _load(recipes: Mapping[str, RecipeSet], role: str, choice: RecipeChoice) -> Recipe:
+    if isinstance(choice, Recipe):
+        return choice
+    if str(choice) not in recipes[role].names and not Path(choice).exists():
+        wanted = f"{', '.join(recipes[role].names)} or the path of a recipe file"
+        raise RecipeError(f"{role} recipe", found=shorten(str(choice)), wanted=wanted)
+    return recipes[role].load(choice)
+
+
+def _ple(choice: RecipeChoice, ple_size: int) -> Recipe:
+    if isinstance(choice, Recipe):
+        return choice
+    names = [element.name for element in ple_elements()]
+    if choice not in names:
+        raise RecipeError("ple recipe", found=shorten(str(choice)), wanted=" or ".join(names))
+    return ple_recipe(element_of(str(choice)).name, ple_size)
+
+
+def _ple_dtype(text: Recipe, recipes: RecipeSet) -> ElementName:
+    built_in = text.name in recipes.names
+    names = (element.name for element in ple_elements())
+    return next((name for name in names if built_in and text.name.startswith(name)), "int8")

@@ -1,0 +1,131 @@
+"""Gemma 4 as a model family: what `converters.family` asks, answered by the modules beside this one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from converters.family import Family, RecipeChoice
+from converters.gemma.graphs.text.decoder_step import whole_size
+from converters.gemma.plan import PlannedSize, PlannedText, plan_text
+from converters.gemma.recipes import bits_per_weight, choose_recipes
+from converters.gemma.tensors import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, unused_kv_tensors
+from converters.gemma.text_source import TextSource
+from converters.gemma4.checkpoint import Gemma4Tensors
+from converters.gemma4.config import ARCHITECTURES, MODEL_TYPES
+from converters.gemma4.graphs.decoder import decode_graph, prefill_graph
+from converters.gemma4.recipes import RECIPE_NAMES, RECIPES
+from converters.gemma4.reference import Reference
+from converters.gemma4.tensors import text_tensors
+from converters.plan import Plan, PlannedTower, PlanRequest
+from converters.slices import Budget, Slice, SliceFacts
+from toolkit.base.errors import CheckpointError, SliceError, ToolkitError
+from toolkit.base.strict_json import shorten
+from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
+from toolkit.quant.recipe import Recipe
+
+_NAMES: Mapping[tuple[int, int], str] = {(35, 1536): "E2B", (42, 2560): "E4B"}
+"""Google's names by number of layers and hidden size."""
+
+
+class Gemma4Checkpoint(Gemma4Tensors):
+    """A checkpoint of Gemma 4, open (`converters.family.Checkpoint`)."""
+
+    @property
+    def slices(self) -> Mapping[str, Slice]:
+        """The whole checkpoint: Gemma 4 is no MatFormer, so there are no smaller models in it."""
+        whole = self.default_slice
+        return {whole.name: whole}
+
+    @property
+    def default_slice(self) -> Slice:
+        """The slice that is the whole checkpoint."""
+        config = self.config
+        name = _NAMES.get((config.num_layers, config.hidden_size), "full")
+        return Slice(name, tuple(range(config.num_layers)), tuple(layer.ffn_size for layer in config.layers))
+
+    def find_slice(self, name: str) -> Slice:
+        """The whole checkpoint by its name, upper or lower case."""
+        if name.strip().casefold() != self.default_slice.name.casefold():
+            self._refuse_size(shorten(name))
+        return self.default_slice
+
+    def read_slice(self, path: Path) -> Slice:
+        """SliceError: there are no slices of Gemma 4."""
+        self._refuse_size(f"the slice {path.name}")
+
+    def choose_slice(self, budget: Budget, text: Recipe) -> Slice:
+        """The whole checkpoint, if it fits."""
+        whole, facts = self.default_slice, self.facts(self.default_slice, bits_per_weight=bits_per_weight(text))
+        cost = facts.memory_bytes if budget.unit == "bytes" else facts.parameters["text"]
+        if cost > budget.amount:
+            wanted = f"at least {cost:,} for {whole.name}, the only size of this checkpoint"
+            raise SliceError("budget", found=f"{budget.amount:,.0f} {budget.unit}", wanted=wanted)
+        return whole
+
+    def _refuse_size(self, found: str) -> NoReturn:
+        wanted = f"{self.default_slice.name}, the whole of it: Gemma 4 is no MatFormer, and has no smaller models in it"
+        raise SliceError("size", file=self.path, found=found, wanted=wanted)
+
+    def facts(self, slice_: Slice, *, bits_per_weight: float) -> SliceFacts:
+        """What the checkpoint takes; as for Gemma 3n, the effective parameters include unused keys and values."""
+        shapes = {**text_tensors(self.config), **unused_kv_tensors(self.config)}
+        counts = {name: math.prod(shape) for name, shape in shapes.items()}
+        embedding, per_layer = counts.pop(TOKEN_EMBEDDING), counts.pop(PER_LAYER_EMBEDDING)
+        effective = sum(counts.values())
+        parameters = {"text": effective, "token_embedding": embedding, "per_layer_embedding": per_layer}
+        read = math.ceil((effective + embedding) * bits_per_weight / 8)
+        return SliceFacts(self.config.num_layers, parameters, read)
+
+    def recipes(self, wanted: Mapping[str, RecipeChoice], towers: Collection[str]) -> Mapping[str, Recipe]:
+        """The recipe of every role."""
+        return choose_recipes(RECIPES, wanted, towers, self.config.ple_size)
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """The text groups."""
+        config = self.config
+        text = PlannedText(
+            config=config,
+            source=TextSource(self, config),
+            tensors=text_tensors(config),
+            sizes=tuple(PlannedSize(slice_, "", whole_size(config)) for slice_ in request.slices),
+            decode=decode_graph,
+            prefill=prefill_graph,
+        )
+        return plan_text(text, request)
+
+    def reference(self, slice_: Slice) -> Reference:
+        """The model as NumPy computes it."""
+        return Reference(self)
+
+    def float_tower(
+        self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]
+    ) -> PlannedTower[VisionRecord] | PlannedTower[AudioRecord]:
+        """CheckpointError: no bundle of Gemma 4 has a tower."""
+        raise CheckpointError(file=self.path, found=self.architecture, wanted="a model whose towers are supported")
+
+    def text_vocab_size(self, tokens: Mapping[int, str]) -> int | None:
+        """None: every id has its per-layer embedding, those around images and sounds too."""
+        return None
+
+    @property
+    def supported_towers(self) -> Collection[str]:
+        """None yet."""
+        return ()
+
+    def tower_faults(self) -> Mapping[str, ToolkitError]:
+        """That each tower of the checkpoint is not supported."""
+        towers = (group.name for group in self.groups if group.name in TOWER_FILES and group.tensors)
+        wanted = "text alone: the towers of Gemma 4 are not supported yet"
+        return {name: CheckpointError(file=self.path, found=f"its {name} tower", wanted=wanted) for name in towers}
+
+
+GEMMA4 = Family(
+    name="gemma4",
+    architectures=ARCHITECTURES,
+    open=Gemma4Checkpoint,
+    recipe_names=RECIPE_NAMES,
+    model_types=MODEL_TYPES,
+)

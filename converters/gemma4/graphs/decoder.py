@@ -1,0 +1,73 @@
+"""Builds Gemma 4's text decoder as LiteRT graphs: a decode step, and prefills that only fill the KV caches.
+
+The residual stream is f32[1, tokens, 1, hidden]. Attention, caches and per-layer embeddings are in
+`converters/gemma/graphs/text`.
+Source: transformers `models/gemma4/modeling_gemma4.py`; `reference.py` computes the same in NumPy.
+"""
+
+from __future__ import annotations
+
+from converters.gemma.graphs.text.decoder_parts import DecoderParts
+from converters.gemma.graphs.text.decoder_step import DecoderSize, Layer, Step
+from converters.gemma.graphs.text.kv_cache import CacheRows
+from converters.gemma4.config import TextConfig
+from toolkit.tflite import ops
+from toolkit.tflite.graph import Graph, Value
+
+
+def decode_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows) -> Graph:
+    """Build the decode step: takes one token, updates the caches at its position, gives logits f32[1, 1, vocab]."""
+    decoder = _Decoder(Step(size, widest, tokens=1), rows)
+    return decoder.parts.finish(logits=decoder.logits(decoder.layers(size.config.num_layers)))
+
+
+def prefill_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
+    """Build a prefill: takes `tokens` tokens, and updates the caches from the first one's position on; no logits.
+
+    Computes only what the caches need: the layers that own one, and only the keys and values of the last of these.
+    """
+    decoder = _Decoder(Step(size, widest, tokens), rows)
+    last_owner = size.config.kv_layers[-1]
+    decoder.fill_cache(last_owner, decoder.layers(last_owner))
+    return decoder.parts.finish()
+
+
+class _Decoder:
+    """One forward pass under construction."""
+
+    def __init__(self, step: Step[TextConfig], rows: CacheRows) -> None:
+        self._step, self.parts = step, DecoderParts.of(step, rows)
+
+    def layers(self, count: int) -> Value:
+        """The residual stream after the first `count` layers."""
+        x = self.parts.embeddings
+        for index in range(count):
+            x = self._layer(Layer(self._step, index), x)
+        return x
+
+    def fill_cache(self, index: int, x: Value) -> None:
+        """The part of a layer that fills its KV cache."""
+        layer = Layer(self._step, index)
+        self.parts.attention.fill_cache(layer, layer.norm(x, "input_layernorm.weight"))
+
+    def logits(self, x: Value) -> Value:
+        """Norm the residual stream, and multiply by the embedding: f32[1, tokens, vocab]."""
+        return self.parts.logits(self._step.norm(x, "norm.weight"))
+
+    def _layer(self, layer: Layer[TextConfig], x: Value) -> Value:
+        """Attention, feed-forward and per-layer embedding are added to the stream; then all of it is scaled."""
+        attended = self.parts.attention.attend(layer, layer.norm(x, "input_layernorm.weight"))
+        x = ops.add(x, layer.norm(attended, "post_attention_layernorm.weight"))
+        fed = feed_forward(layer, layer.norm(x, "pre_feedforward_layernorm.weight"))
+        x = ops.add(x, layer.norm(fed, "post_feedforward_layernorm.weight"))
+        gated = self.parts.per_layer.gated(layer, x)
+        x = ops.add(x, layer.norm(gated, "post_per_layer_input_norm.weight"))
+        return ops.mul(x, layer.step.vector(layer.name("layer_scalar"), 1))
+
+
+def feed_forward(layer: Layer[TextConfig], normed: Value) -> Value:
+    """down(gelu(gate(x)) * up(x)): f32[1, tokens, 1, hidden]."""
+    width = layer.own.ffn_size
+    gate = ops.gelu_tanh(layer.linear(normed, "mlp.gate_proj.weight", width))
+    up = layer.linear(normed, "mlp.up_proj.weight", width)
+    return layer.linear(ops.mul(gate, up), "mlp.down_proj.weight", layer.config.hidden_size)

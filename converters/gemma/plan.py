@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic
+from typing import Generic, Protocol
 
 from converters.gemma.config import Config, DecoderConfig
 from converters.gemma.graphs.text.decoder_step import DecoderSize
@@ -18,13 +18,15 @@ from converters.gemma.graphs.text.kv_cache import CacheRows
 from converters.gemma.tensors import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING
 from converters.plan import GraphFiles, Plan, PlanRequest, ShardFiles
 from converters.slices import Slice
+from toolkit.base.activations import ActivationScales
 from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, KvCache, SizeRecord, TextRecord, signature_name
 from toolkit.bundle.ple_shards import PleLayout
 from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
-from toolkit.quant.source import TensorSource
+from toolkit.quant.source import PackedSource, TensorSource
 from toolkit.tflite.graph import Graph, Signature, Weight
+from toolkit.tflite.static_int8 import with_static_activations
 from toolkit.tflite.writer import layout_files
 
 
@@ -35,6 +37,18 @@ class PlannedSize(Generic[Config]):
     slice: Slice
     prefix: str
     decoder: DecoderSize[Config]
+
+
+class CodedTensors(PackedSource, Protocol):
+    """Tensors that may be in codes, with the scales that the checkpoint states for activations."""
+
+    def scheme(self, name: str) -> Scheme | None:
+        """The scheme in which a tensor is stored; None for floats."""
+        ...
+
+    def activation_scales(self, name: str) -> ActivationScales:
+        """The scales by which the product with a tensor rounds its inputs and outputs."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +67,14 @@ class PlannedText(Generic[Config]):
     """Builds the decode step of a size of the widest model."""
     prefill: Callable[[DecoderSize[Config], Config, CacheRows, int], Graph]
     """Builds a prefill of so many tokens."""
+    codes: CodedTensors | None = None
+    """The checkpoint, if its weights may be codes already."""
 
 
 def plan_text(text: PlannedText[Config], request: PlanRequest) -> Plan:
     """The plan of a bundle without towers."""
     layouts = layout_files(_signatures(text, request), request.recipes["text"])
-    graphs = GraphFiles(layouts, text.source)
+    graphs = GraphFiles(layouts, text.source, text.codes)
     shards = _shards(text, request)
     parameters = {name: math.prod(shape) for name, shape in text.tensors.items()}
     embedding, per_layer = parameters.pop(TOKEN_EMBEDDING), parameters.pop(PER_LAYER_EMBEDDING)
@@ -81,6 +97,12 @@ def _signatures(text: PlannedText[Config], request: PlanRequest) -> Mapping[str,
     """The signatures of each file; small files first, so that a fault is found early."""
     counts = (1, *request.prefill_sizes)
     decoder = [signature for size in text.sizes for signature in _decoder_signatures(text, size, request)]
+    if request.recipes["text"].static_activations and text.codes is not None:
+        codes = text.codes
+        decoder = [
+            with_static_activations(signature, codes.activation_scales, lambda tensor: text.tensors[tensor][0])
+            for signature in decoder
+        ]
     return {EMBEDDER: [Signature(f"embed_{n}", embedder_graph(text.config, n)) for n in counts], TEXT_DECODER: decoder}
 
 
@@ -100,8 +122,12 @@ def _decoder_signatures(
 def _shards(text: PlannedText[Config], request: PlanRequest) -> ShardFiles:
     config = text.config
     scheme = _ple_scheme(request.recipes["ple"], text.tensors[PER_LAYER_EMBEDDING])
-    layout = PleLayout(config.ple_vocab_size, config.num_layers, config.ple_size, scheme.element.bits)
-    return ShardFiles(PER_LAYER_EMBEDDING, text.source, layout, scheme.search, request.shard_bytes)
+    stored = None if text.codes is None else text.codes.scheme(PER_LAYER_EMBEDDING)
+    # Codes that are copied keep their scales, which are float32; those that we choose get scales that float16 holds.
+    is_copied = stored is not None and (stored.dtype, stored.block_size) == (scheme.dtype, scheme.block_size)
+    bits, scale_bits = scheme.element.bits, 32 if is_copied else 16
+    layout = PleLayout(config.ple_vocab_size, config.num_layers, config.ple_size, bits, scale_bits)
+    return ShardFiles(PER_LAYER_EMBEDDING, text.source, layout, scheme.search, request.shard_bytes, text.codes)
 
 
 def _ple_scheme(recipe: Recipe, shape: tuple[int, ...]) -> Scheme:

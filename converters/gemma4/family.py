@@ -10,7 +10,9 @@ from typing import NoReturn
 from converters.family import Family, RecipeChoice
 from converters.gemma.graphs.text.decoder_step import whole_size
 from converters.gemma.plan import PlannedSize, PlannedText, plan_text
-from converters.gemma.recipes import bits_per_weight, choose_recipes
+from converters.gemma.recipes import bits_per_weight, choose_recipes, ple_recipe
+from converters.gemma.stored_recipe import NAME as STORED
+from converters.gemma.stored_recipe import stored_recipe
 from converters.gemma.tensors import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, unused_kv_tensors
 from converters.gemma.text_source import TextSource
 from converters.gemma4.checkpoint import Gemma4Tensors
@@ -21,7 +23,8 @@ from converters.gemma4.reference import Reference
 from converters.gemma4.tensors import text_tensors
 from converters.plan import Plan, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
-from toolkit.base.errors import CheckpointError, SliceError, ToolkitError
+from toolkit.base.activations import ActivationScales
+from toolkit.base.errors import CheckpointError, RecipeError, SliceError, ToolkitError
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.manifest import TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.quant.recipe import Recipe
@@ -80,8 +83,23 @@ class Gemma4Checkpoint(Gemma4Tensors):
         return SliceFacts(self.config.num_layers, parameters, read)
 
     def recipes(self, wanted: Mapping[str, RecipeChoice], towers: Collection[str]) -> Mapping[str, Recipe]:
-        """The recipe of every role."""
+        """The recipe of every role; for a checkpoint of codes, by default that which copies them."""
+        text, table = wanted.get("text"), self.scheme(PER_LAYER_EMBEDDING)
+        is_coded = any(self.scheme(name) is not None for name in text_tensors(self.config))
+        if text == STORED and not is_coded:
+            wanted_ = ", ".join(RECIPES["text"].names)
+            found = f"{STORED}, for a checkpoint whose weights are floats"
+            raise RecipeError("text recipe", file=self.path, found=found, wanted=wanted_)
+        if text == STORED or (text is None and is_coded):
+            wanted = {**wanted, "text": self._stored_recipe()}
+            if table is not None and "ple" not in wanted:
+                wanted["ple"] = ple_recipe(table.dtype, self.config.ple_size)
         return choose_recipes(RECIPES, wanted, towers, self.config.ple_size)
+
+    def _stored_recipe(self) -> Recipe:
+        tensors = [name for name in text_tensors(self.config) if name != PER_LAYER_EMBEDDING]
+        static = any(self.activation_scales(name) != ActivationScales() for name in tensors)
+        return stored_recipe(RECIPES["text"].load("int8"), tensors, self.scheme, static_activations=static)
 
     def plan(self, request: PlanRequest) -> Plan:
         """The text groups."""
@@ -93,12 +111,13 @@ class Gemma4Checkpoint(Gemma4Tensors):
             sizes=tuple(PlannedSize(slice_, "", whole_size(config)) for slice_ in request.slices),
             decode=decode_graph,
             prefill=prefill_graph,
+            codes=self,
         )
         return plan_text(text, request)
 
     def reference(self, slice_: Slice) -> Reference:
         """The model as NumPy computes it."""
-        return Reference(self)
+        return Reference(self, self.activation_scales)
 
     def float_tower(
         self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]
@@ -126,6 +145,6 @@ GEMMA4 = Family(
     name="gemma4",
     architectures=ARCHITECTURES,
     open=Gemma4Checkpoint,
-    recipe_names=RECIPE_NAMES,
+    recipe_names={**RECIPE_NAMES, "text": (*RECIPE_NAMES["text"], STORED)},
     model_types=MODEL_TYPES,
 )

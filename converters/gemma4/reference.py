@@ -8,7 +8,7 @@ Source: transformers 5.24 `models/gemma4/modeling_gemma4.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,9 +28,11 @@ from converters.gemma.reference import (
     multiply,
     per_layer_embeddings,
     rms_norm,
+    rounding,
 )
 from converters.gemma4.config import TextConfig, TextModel
 from converters.gemma4.tensors import LAYER_SCALAR
+from toolkit.base.activations import ActivationScales
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Reference:
     """The model in the form that the quality gate needs (`converters.family.ReferenceModel`)."""
 
     model: TextModel
+    activation_scales: Callable[[str], ActivationScales] = lambda _: ActivationScales()
+    """The scales by which the product with a tensor rounds; most checkpoints state none."""
 
     @property
     def vocab_size(self) -> int:
@@ -80,12 +84,13 @@ class Reference:
         progress: LayersDone | None = None,
         product: MatrixProduct | None = None,
     ) -> list[Array]:
-        """See the function of this name."""
+        """See the function of this name; `product` multiplies without rounding."""
+        product = product or rounding(partial(multiply, self.model), self.activation_scales)
         return hidden_states(self.model, sequences, progress=progress, product=product)
 
     def logits(self, hidden: Array) -> Array:
         """See the function of this name."""
-        return logits(self.model, hidden)
+        return logits(self.model, hidden, self.activation_scales("embed_tokens.weight"))
 
 
 def forward(

@@ -35,7 +35,7 @@ def convert(
     *,
     revision: str | None = None,
     adapters: Sequence[AdapterLike] = (),
-    quant: RecipeChoice = "int8",
+    quant: RecipeChoice | None = None,
     ple_quant: str | None = None,
     vision_quant: RecipeChoice | None = None,
     audio_quant: RecipeChoice | None = None,
@@ -67,7 +67,8 @@ def convert(
     revision: a branch, tag or commit of the Hugging Face id, which may also follow it, as in "owner/name@main".
     adapters: LoRA adapters that are merged into it, in this order: directories or Hugging Face ids, with "=0.5" at the
         end to merge them at half their strength (docs/fine_tunes.md).
-    quant: the recipe for the text weights, by name or as a file.
+    quant: the recipe for the text weights, by name or as a file; None for int8, or for a checkpoint whose weights are
+        codes already, "qat", which copies them.
     vision_quant, audio_quant: the recipes for the towers; None for int8, or f32 if `quant` is f32.
     ple_quant: the element type of the per-layer embeddings; None for that of `quant`, or int8 if `quant` is a file.
     search: how scales are chosen, `mse` or `absmax`; None for what the recipes say.

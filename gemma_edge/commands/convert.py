@@ -55,8 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the best size that fits this much memory, or this many effective parameters",
     )
     parser.add_argument(
-        "--quant", metavar="RECIPE", default="int8",
-        help=f"recipe: {', '.join(recipe_names('text'))}, or a file as in docs/formats/recipe.md (default: int8)",
+        "--quant", metavar="RECIPE",
+        help=f"recipe: {', '.join(recipe_names('text'))}, or a file as in docs/formats/recipe.md (default: int8; qat, "
+        "which copies them, if the checkpoint's weights are codes already)",
     )  # fmt: skip
     parser.add_argument(
         "--ple-quant", choices=tuple(element.name for element in ple_elements()),

@@ -87,8 +87,8 @@ def test_every_matrix_of_the_bundle_has_the_codes_and_scales_of_the_checkpoint(
             buffer = read.model.buffers[tensor.buffer]
             payload = np.frombuffer(data[buffer.offset_bytes : buffer.offset_bytes + buffer.size_bytes], np.uint8)
             assert tensor.quantization is not None and tensor.quantization.scales is not None
-            values = unpack_codes(payload, scheme.element.bits).reshape(tensor.shape)
-            values = values * tensor.quantization.scales[:, None]
+            codes = unpack_codes(payload, scheme.element.bits).reshape(tensor.shape)
+            values = codes * tensor.quantization.scales[:, None]
             np.testing.assert_array_equal(values, np.concatenate([checkpoint.read(part) for part in parts]))
             seen.update(parts)
     coded = {name for name in text_tensors(checkpoint.config) if checkpoint.scheme(name) is not None}

@@ -2,7 +2,7 @@
 
 By default LiteRT's CPU quantises the activations of a product with quantised weights itself, with a scale for each row
 that it takes from the numbers. A checkpoint of quantisation-aware training may state scales for inputs and outputs
-instead. With QUANTIZE before a product and DEQUANTIZE after it, XNNPACK computes in just these, and equally fast.
+instead. With QUANTIZE before a product and DEQUANTIZE after it, XNNPACK computes in just these.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from converters.family import Family, RecipeChoice
+from converters.family import CalibrationPass, Family, RecipeChoice
 from converters.gemma.graphs.text.decoder_step import whole_size
 from converters.gemma.plan import PlannedSize, PlannedText, plan_text
 from converters.gemma.recipes import bits_per_weight, choose_recipes, ple_recipe
@@ -118,6 +118,10 @@ class Gemma4Checkpoint(Gemma4Tensors):
     def reference(self, slice_: Slice) -> Reference:
         """The model as NumPy computes it."""
         return Reference(self, self.activation_scales)
+
+    def calibration_passes(self, slices: Sequence[Slice]) -> Sequence[CalibrationPass]:
+        """The one size that there is, whose tensors have their own names in the plan."""
+        return (CalibrationPass(self.reference(slices[0]), lambda tensor: tensor),)
 
     def float_tower(
         self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]

@@ -77,6 +77,19 @@ class Reference:
         """The number of ids that stand for text: all, as those of images and sounds are among them."""
         return self.model.config.vocab_size
 
+    @property
+    def head(self) -> str:
+        """The token embedding, which is the output matrix too."""
+        return "embed_tokens.weight"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the model."""
+        return self.model.shape(name)
+
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Array:
+        """A tensor of the model, or some of its rows."""
+        return self.model.read(name, rows)
+
     def hidden_states(
         self,
         sequences: Sequence[NDArray[np.int32]],

@@ -160,7 +160,7 @@ class GemmaQuantTensors(StoredTensors):
     def _scales(self, found: _Packed, rows: Range) -> F32:
         """Scales f32[rows, blocks]; CheckpointError for one that no weight can have."""
         scales = read_tensor(self._files[found.scales.file], found.scales, rows, None)
-        wrong = ~(np.isfinite(scales) & (scales >= ROW_SCALE_MIN))
+        wrong = scales < ROW_SCALE_MIN
         if wrong.any():
             row, block = np.unravel_index(int(wrong.argmax()), wrong.shape)
             raise CheckpointError(
@@ -177,7 +177,7 @@ class GemmaQuantTensors(StoredTensors):
         if info is None:
             return None
         scale = float(read_tensor(self._files[info.file], info, None, None).reshape(()))
-        if not math.isfinite(scale) or scale < 0:
+        if scale < 0:
             raise CheckpointError(name, file=self._path, found=scale, wanted="a positive number, or 0 for none")
         return scale or None
 

@@ -234,9 +234,9 @@ def test_a_scale_that_no_weight_can_have_is_named_with_its_row(tmp_path: Path, v
     stored = tensors()
     stored[f"{GATE}.weight_scale"][3] = value
     found = opened(tmp_path, stored)
-    with pytest.raises(CheckpointError, match=r"gate_proj\.weight_scale, row 3: found the scale"):
+    with pytest.raises(CheckpointError, match=r"gate_proj\.weight_scale, row 3: "):
         found.packed(found.infos[f"{GATE}.weight"], Scheme("int4"), (1, 8))
-    with pytest.raises(CheckpointError, match=r"gate_proj\.weight_scale, row 3: found the scale"):
+    with pytest.raises(CheckpointError, match=r"gate_proj\.weight_scale, row 3: "):
         found.read(found.infos[f"{GATE}.weight"])
 
 

@@ -42,7 +42,8 @@ def quick(session: nox.Session) -> None:
 @nox.session
 def test(session: nox.Session) -> None:
     """Every test but those marked full, with coverage: what CI runs."""
-    python_module(session, "pytest", "-n", "2", "--dist", "loadfile", "--cov", "--cov-report=term", *session.posargs)
+    words = ["-n", "2", "--dist", "loadfile", "--cov", "--cov-report=term", "--durations=40"]
+    python_module(session, "pytest", *words, *session.posargs)
 
 
 @nox.session

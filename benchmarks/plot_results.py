@@ -106,6 +106,19 @@ def decode(results: Path) -> StackedBars | None:
     return StackedBars("Decode rates by file", "tokens/s", bars) if bars else None
 
 
+def calibration(results: Path) -> StackedBars | None:
+    """Divergence of the tiny model's bundles in 18 languages, a group of bars for each recipe, the largest first."""
+    points = latest(results, "calibration", "recipe", "weights")
+    points.sort(key=lambda point: -point.figures["output_bytes"])
+    bars, before = [], None
+    for point in points:
+        recipe, size = point.facts["recipe"], point.figures["output_bytes"] / 1e6
+        label = f"{recipe} ({size:.1f} MB), {point.facts['weights']}"
+        bars.append(_bar(label, "languages", point.figures["languages_kl_nats"], new=recipe != before))
+        before = recipe
+    return StackedBars("Divergence of the tiny model's bundles, by size", "nats a prediction", bars) if bars else None
+
+
 def _size(point: Point) -> str:
     """Files of one size and recipe by different makers differ by some percent: rounded to a tenth of a gigabyte."""
     return f"{int(point.facts['bytes']) / 1e9:.1f} GB"
@@ -127,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "ple_cold": ple(results, "cold"),
         "ple_warm": ple(results, "warm"),
         "decode": decode(results),
+        "calibration": calibration(results),
     }
     for name, plot in plots.items():
         if plot is not None:

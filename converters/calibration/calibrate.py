@@ -34,7 +34,7 @@ from toolkit.quant.rounded import RoundedWeights
 
 _log = logging.getLogger(__name__)
 
-TOKENS = 4096
+TOKENS = 8192
 """Tokens that are measured at most: the forward of more takes longer than rounding, and gains little."""
 SEQUENCE = 512
 """Tokens of a sequence: the sliding window of Google's models, so that none is computed that it hides."""

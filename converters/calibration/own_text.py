@@ -27,10 +27,11 @@ def text_written_by(
     tokens: int = _TOKENS,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> CalibrationText:
-    """About so many tokens that a bundle writes: on from how the paragraphs of the built-in text begin.
+    """About so many tokens that a bundle writes, on from how the paragraphs of the built-in text begin; then that text.
 
-    Every third beginning is a user's turn, if the bundle has a chat template. Tokens are drawn at temperature 1 with a
-    fixed seed. `progress` gets the beginnings done, and how many there are.
+    What a model writes of its own may lack languages that it reads, so the built-in text stands beside it. Every third
+    beginning is a user's turn, if the bundle has a chat template. Tokens are drawn at temperature 1 with a fixed seed.
+    `progress` gets the beginnings done, and how many there are.
     """
     bundle = Bundle(path)
     tokenizer = bundle.tokenizer()
@@ -38,6 +39,7 @@ def text_written_by(
     share = max(1, tokens // len(prompts) - _BEGINNING)
     sampler = Sampler(Sampling(1.0, USUAL_TOP_K, USUAL_TOP_P, _SEED), bundle.drawable_ids(tokenizer))
     parts: list[str] = []
+    given = built_in_calibration_text().text
     with Session(bundle, settings) as session:
         for done, prompt in enumerate(prompts, start=1):
             limit = min(share, session.context - len(prompt))
@@ -45,7 +47,7 @@ def text_written_by(
             ids = [*prompt, *Generation(session, prompt, sampler, limit=limit, stops=stops)]
             parts.append(tokenizer.decode(ids[1:], skip_special=False))
             progress(done, len(prompts))
-    return CalibrationText("\n\n".join(parts))
+    return CalibrationText("\n\n".join([*parts, given]))
 
 
 def _prompts(bundle: Bundle, tokenizer: Tokenizer) -> Iterator[list[int]]:

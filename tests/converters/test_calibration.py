@@ -218,6 +218,6 @@ def test_the_built_in_text_is_not_that_of_the_gate() -> None:
 def test_sequences_are_spread_over_a_long_text(checkpoint: Path) -> None:
     tokenizer = Tokenizer(checkpoint / "tokenizer.json")
     sequences = sequences_of(CalibrationText("a" * 20000 + "b" * 20000), tokenizer, 2)
-    assert [len(sequence) for sequence in sequences] == [512] * 8
+    assert [len(sequence) for sequence in sequences] == [512] * 16
     assert all(sequence[0] == 2 for sequence in sequences)
     assert len(np.unique(sequences[0])) <= 3 and sequences[0][5] != sequences[-1][5]

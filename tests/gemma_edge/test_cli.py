@@ -799,6 +799,6 @@ def test_an_interrupt_while_a_verb_is_imported_is_one_line(
     def interrupted(name: str) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gemma_edge.cli.importlib.import_module", interrupted)
+    monkeypatch.setattr("gemma_edge.parser.importlib.import_module", interrupted)
     assert cli.main(["bench", "bundle"]) == cli.INTERRUPTED
     assert capsys.readouterr().err == "interrupted\n"

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from toolkit.quant.recipe import Recipe, RecipeSet, built_in_recipe
 
-_TEXT = ("f32", "int8", "int4", "int4-block32", "int4-block128", "int4-channel")
+_TEXT = ("f32", "int8", "int4", "int4-block32", "int4-block128", "int4-channel", "int4-small")
 
 RECIPES: Mapping[str, RecipeSet] = MappingProxyType(
     {

@@ -75,6 +75,12 @@ def test_built_in_recipes_differ_in_attention_and_feed_forward_only(name: str, c
         assert scheme == (core if is_core else F32 if is_small else side), weight
 
 
+def test_the_small_recipe_has_every_product_s_matrix_in_int4_and_the_table_of_embeddings_in_int8() -> None:
+    for weight, scheme in TEXT.load("int4-small").plan(text_weights()).items():
+        is_float = "norm" in weight or ".altup." in weight
+        assert scheme == (F32 if is_float else INT8 if weight == "embed_tokens.weight" else Scheme("int4")), weight
+
+
 @pytest.mark.parametrize("name", TEXT.names)
 def test_a_model_without_shared_caches_needs_no_other_recipe(name: str) -> None:
     TEXT.load(name).plan([w for w in text_weights() if "q_norms" not in w.name])

@@ -91,6 +91,8 @@ class ConvertRequest:
     """What the manifest says of the checkpoint, which must have these hashes; None: by its directory's name."""
     force: bool = False
     """Replace a directory at `output` although it is no bundle."""
+    draft_tokens: int | None = None
+    """How many drafted tokens a step of speculative decoding checks; None for a bundle without."""
 
     def bundle_output(self, *further: Path) -> Output:
         """The output, which is none of the inputs that the request names, or of `further` ones."""
@@ -299,6 +301,9 @@ def _plan_request(request: ConvertRequest, checkpoint: Checkpoint) -> PlanReques
     """The request with every choice made."""
     prefill_sizes = request.prefill_sizes or CPU.prefills_within(request.context)
     _check_lengths(request.context, prefill_sizes, checkpoint.max_positions)
+    if request.draft_tokens is not None and not 0 < request.draft_tokens < prefill_sizes[-1]:
+        wanted = f"1 to {prefill_sizes[-1] - 1}: a step checks fewer tokens than the largest prefill takes"
+        raise UsageError("draft tokens", found=request.draft_tokens, wanted=wanted)
     towers = _towers(request, checkpoint)
     recipes = checkpoint.recipes(request.recipes, towers)
     if request.search is not None:
@@ -311,6 +316,7 @@ def _plan_request(request: ConvertRequest, checkpoint: Checkpoint) -> PlanReques
         prefill_sizes=prefill_sizes,
         shard_bytes=request.shard_bytes,
         audio_seconds=request.audio_seconds,
+        draft_tokens=request.draft_tokens,
     )
 
 

@@ -29,6 +29,7 @@ def lock_of(request: PlanRequest, checkpoint: CheckpointRecord, calibration: Cal
         prefill_sizes=request.prefill_sizes,
         shard_bytes=request.shard_bytes,
         audio_seconds=request.audio_seconds,
+        draft_tokens=request.draft_tokens,
         files={},
         manifest=None,
         export=None,

@@ -5,13 +5,14 @@ A family makes the plan from an open checkpoint; `converters.convert` writes it,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from converters.slices import Slice
-from toolkit.bundle.manifest import AudioRecord, SizeRecord, VisionRecord
+from toolkit.bundle.manifest import AudioRecord, SizeRecord, VisionRecord, signature_name
 from toolkit.bundle.ple_shards import PleLayout, shard_name
 from toolkit.bundle.ple_writer import write_ple_shards
 from toolkit.bundle.write import GroupDraft
@@ -26,6 +27,20 @@ Record = TypeVar("Record", VisionRecord, AudioRecord)
 
 Finished = Callable[[Path], None]
 """Called with the path of each file once it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """A signature of the decoder: a prefill has no logits, a `decode` of one token and a `verify` of several do."""
+
+    kind: Literal["prefill", "decode", "verify"]
+    tokens: int
+    bucket: int | None
+    """The positions that it sees; None for all."""
+
+    def name(self, prefix: str) -> str:
+        """The name of the signature, for a size's prefix."""
+        return signature_name(prefix, self.tokens, self.bucket, verify=self.kind == "verify")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,8 @@ class PlanRequest:
     """The maximum size of a PLE shard."""
     audio_seconds: tuple[float, ...]
     """Maximum lengths, one for each audio encoder; empty for the family's choice."""
+    draft_tokens: int | None = None
+    """How many drafted tokens a step of speculative decoding checks; None for a bundle without."""
 
     @property
     def context_buckets(self) -> tuple[int, ...]:
@@ -57,13 +74,14 @@ class PlanRequest:
         """Those of the context buckets for which prefills have signatures too."""
         return CPU.prefill_buckets(self.context, self.prefill_sizes[-1])
 
-    def steps(self) -> Iterator[tuple[int, int | None]]:
-        """The signatures of one size of the decoder: tokens (1: decode) and bucket (None: all positions) of each.
-
-        Prefills come first.
-        """
-        yield from ((tokens, bucket) for bucket in (None, *self.prefill_buckets) for tokens in self.prefill_sizes)
-        yield from ((1, bucket) for bucket in (None, *self.context_buckets))
+    def steps(self) -> Iterator[StepRequest]:
+        """The signatures of one size of the decoder; prefills come first."""
+        prefills = itertools.product((None, *self.prefill_buckets), self.prefill_sizes)
+        yield from (StepRequest("prefill", tokens, bucket) for bucket, tokens in prefills)
+        yield from (StepRequest("decode", 1, bucket) for bucket in (None, *self.context_buckets))
+        if self.draft_tokens is not None:
+            verify = self.draft_tokens + 1
+            yield from (StepRequest("verify", verify, bucket) for bucket in (None, *self.context_buckets))
 
 
 class PlannedFiles(Protocol):

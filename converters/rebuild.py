@@ -125,6 +125,7 @@ class _Work:
                 prefill_sizes=lock.prefill_sizes,
                 shard_bytes=lock.shard_bytes,
                 audio_seconds=lock.audio_seconds,
+                draft_tokens=lock.draft_tokens,
                 workers=os.cpu_count() or 1,
                 calibration=self.text,
                 described_as=lock.checkpoint,

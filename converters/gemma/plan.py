@@ -1,6 +1,7 @@
 """Plans the text groups: the decoder in every size, the token embedder, and the per-layer embedding table.
 
-text_decoder.tflite: for each size `prefill_N` and `decode`, for shorter contexts `in_B_prefill_N` and `in_B_decode`.
+text_decoder.tflite: for each size `prefill_N` and `decode`, for shorter contexts `in_B_prefill_N` and `in_B_decode`;
+for speculative decoding also `verify` and `in_B_verify`.
 embedder.tflite: `embed_1` and `embed_N`. docs/formats/manifest.md has their inputs and outputs.
 """
 
@@ -19,7 +20,7 @@ from converters.gemma.tensors import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING
 from converters.plan import GraphFiles, Plan, PlanRequest, ShardFiles
 from converters.slices import Slice
 from toolkit.base.activations import ActivationScales
-from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, KvCache, SizeRecord, TextRecord, signature_name
+from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, KvCache, SizeRecord, TextRecord
 from toolkit.bundle.ple_shards import PleLayout
 from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
@@ -67,6 +68,8 @@ class PlannedText(Generic[Config]):
     """Builds the decode step of a size of the widest model."""
     prefill: Callable[[DecoderSize[Config], Config, CacheRows, int], Graph]
     """Builds a prefill of so many tokens."""
+    verify: Callable[[DecoderSize[Config], Config, CacheRows, int], Graph]
+    """Builds a step of speculative decoding of so many tokens; of one, the decode step that goes with it."""
     codes: CodedTensors | None = None
     """The checkpoint, if its weights may be codes already."""
 
@@ -95,7 +98,7 @@ def plan_text(text: PlannedText[Config], request: PlanRequest) -> Plan:
 
 def _signatures(text: PlannedText[Config], request: PlanRequest) -> Mapping[str, list[Signature]]:
     """The signatures of each file; small files first, so that a fault is found early."""
-    counts = (1, *request.prefill_sizes)
+    counts = sorted({step.tokens for step in request.steps()})
     decoder = [signature for size in text.sizes for signature in _decoder_signatures(text, size, request)]
     if request.recipes["text"].static_activations and text.codes is not None:
         codes = text.codes
@@ -110,13 +113,15 @@ def _decoder_signatures(
     text: PlannedText[Config], size: PlannedSize[Config], request: PlanRequest
 ) -> Iterator[Signature]:
     whole = CacheRows.fitting(text.config, request.context, request.prefill_sizes[-1])
-    for tokens, bucket in request.steps():
-        rows = whole if bucket is None else replace(whole, seen=bucket)
-        name = signature_name(size.prefix, tokens, bucket)
-        if tokens == 1:
-            yield Signature(name, text.decode(size.decoder, text.config, rows))
+    for step in request.steps():
+        rows = whole if step.bucket is None else replace(whole, seen=step.bucket)
+        if step.kind == "prefill":
+            graph = text.prefill(size.decoder, text.config, rows, step.tokens)
+        elif request.draft_tokens is None:
+            graph = text.decode(size.decoder, text.config, rows)
         else:
-            yield Signature(name, text.prefill(size.decoder, text.config, rows, tokens))
+            graph = text.verify(size.decoder, text.config, rows, step.tokens)
+        yield Signature(step.name(size.prefix), graph)
 
 
 def _shards(text: PlannedText[Config], request: PlanRequest) -> ShardFiles:
@@ -154,6 +159,7 @@ def _text_record(request: PlanRequest, config: DecoderConfig) -> TextRecord:
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,
         stop_token_ids=tuple(sorted(set(config.eos_token_ids))),
+        draft_tokens=request.draft_tokens,
         kv_caches=tuple(
             KvCache(
                 f"kv_cache_k_{i}",

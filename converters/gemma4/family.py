@@ -17,7 +17,7 @@ from converters.gemma.tensors import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, unuse
 from converters.gemma.text_source import TextSource
 from converters.gemma4.checkpoint import Gemma4Tensors
 from converters.gemma4.config import ARCHITECTURES, MODEL_TYPES
-from converters.gemma4.graphs.decoder import decode_graph, prefill_graph
+from converters.gemma4.graphs.decoder import decode_graph, prefill_graph, verify_graph
 from converters.gemma4.recipes import RECIPE_NAMES, RECIPES
 from converters.gemma4.reference import Reference
 from converters.gemma4.tensors import text_tensors
@@ -111,6 +111,7 @@ class Gemma4Checkpoint(Gemma4Tensors):
             sizes=tuple(PlannedSize(slice_, "", whole_size(config)) for slice_ in request.slices),
             decode=decode_graph,
             prefill=prefill_graph,
+            verify=verify_graph,
             codes=self,
         )
         return plan_text(text, request)

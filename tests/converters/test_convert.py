@@ -239,6 +239,8 @@ def test_sizes_without_common_caches_are_refused(tmp_path: Path, tiny: Path) -> 
         ({"prefill_sizes": (1, 8)}, "prefill sizes"),
         ({"prefill_sizes": (32,)}, "at most 16"),
         ({"prefill_sizes": (8, 512)}, "at most the context"),
+        ({"draft_tokens": 0}, "draft tokens: found 0, wanted 1 to "),
+        ({"prefill_sizes": (8,), "draft_tokens": 8}, "draft tokens: found 8, wanted 1 to 7"),
     ],
 )
 def test_lengths_that_cannot_work_are_refused_before_any_work(

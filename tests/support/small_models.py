@@ -176,6 +176,17 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: P
 
 
 @pytest.fixture(scope="session")
+def drafting_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Path:
+    """Its int8 bundle in both sizes, which checks three drafts a step: context 120, rings of 20 rows."""
+    path = tmp_path_factory.mktemp("drafting") / "bundle"
+    request = ConvertRequest(
+        random_checkpoint, path, sizes=("full", "small"), context=120, prefill_sizes=(4, 16), draft_tokens=3
+    )
+    convert(request, gate=None)
+    return path
+
+
+@pytest.fixture(scope="session")
 def multimodal_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random bundle with both towers, in int8: context 160, prefills of 4, 16 and 64; the example's tokenizer."""
     path = tmp_path_factory.mktemp("multimodal")

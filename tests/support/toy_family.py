@@ -25,7 +25,7 @@ from converters.family import CalibrationPass, Family, LayersDone, MatrixProduct
 from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.configs import CheckpointConfigs
 from converters.huggingface.stored_tensors import StoredTensors
-from converters.plan import GraphFiles, Plan, PlannedTower, PlanRequest, ShardFiles
+from converters.plan import GraphFiles, Plan, PlannedTower, PlanRequest, ShardFiles, StepRequest
 from converters.slices import Budget, Slice, SliceFacts
 from toolkit.base.errors import CheckpointError, SliceError, ToolkitError
 from toolkit.base.strict_json import JsonObject
@@ -37,7 +37,6 @@ from toolkit.bundle.manifest import (
     SizeRecord,
     TextRecord,
     VisionRecord,
-    signature_name,
 )
 from toolkit.bundle.ple_shards import PleLayout
 from toolkit.bundle.write import GroupDraft
@@ -214,11 +213,9 @@ class ToyCheckpoint:
 
 def plan(checkpoint: ToyCheckpoint, request: PlanRequest) -> Plan:
     config = checkpoint.config
-    decoder = [
-        Signature(signature_name("", tokens, bucket), decoder_graph(config, request.context, tokens, bucket))
-        for tokens, bucket in request.steps()
-    ]
-    embedder = [Signature(f"embed_{n}", embedder_graph(config, n)) for n in (1, *request.prefill_sizes)]
+    decoder = [Signature(step.name(""), decoder_graph(config, request, step)) for step in request.steps()]
+    counts = sorted({step.tokens for step in request.steps()})
+    embedder = [Signature(f"embed_{n}", embedder_graph(config, n)) for n in counts]
     graphs = GraphFiles(layout_files({EMBEDDER: embedder, TEXT_DECODER: decoder}, request.recipes["text"]), checkpoint)
     scheme = request.recipes["ple"].plan([Weight.whole("ple", checkpoint.shape("ple"))])["ple"]
     layout = PleLayout(config.vocab_size, config.num_layers, config.ple_size, scheme.element.bits)
@@ -254,6 +251,7 @@ def text_record(config: ToyConfig, request: PlanRequest) -> TextRecord:
         pad_token_id=0,
         stop_token_ids=(config.eos_token_id,),
         kv_caches=tuple(KvCache(f"kv_cache_k_{i}", f"kv_cache_v_{i}", shape) for i in range(config.num_layers)),
+        draft_tokens=request.draft_tokens,
     )
 
 
@@ -265,9 +263,10 @@ def embedder_graph(config: ToyConfig, tokens: int) -> Graph:
     return graph
 
 
-def decoder_graph(config: ToyConfig, context: int, tokens: int, bucket: int | None) -> Graph:
-    """A prefill of so many tokens, or of one a decode step, that sees the first `bucket` positions, or all."""
-    graph, seen, shapes = Graph(), bucket or context, config.tensors()
+def decoder_graph(config: ToyConfig, request: PlanRequest, step: StepRequest) -> Graph:
+    """One signature of the decoder."""
+    context, tokens = request.context, step.tokens
+    graph, seen, shapes = Graph(), step.bucket or context, config.tensors()
 
     def linear(x: Value, name: str) -> Value:
         return ops.fully_connected(x, graph.weight(Weight.whole(name, shapes[name])))
@@ -298,8 +297,11 @@ def decoder_graph(config: ToyConfig, context: int, tokens: int, bucket: int | No
         mixed = ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), (1, tokens, config.hidden_size))
         x = ops.add(x, linear(mixed, f"layers.{i}.o"))
         x = ops.add(x, linear(ops.tanh(linear(unit_rms(x), f"layers.{i}.up")), f"layers.{i}.down"))
-    if tokens == 1:
-        graph.output("logits", linear(unit_rms(x), "head"))
+    if step.kind != "prefill":
+        normed = unit_rms(x)
+        graph.output("logits", linear(normed, "head"))
+        if request.draft_tokens is not None:
+            graph.output("activations", normed)
     return graph
 
 

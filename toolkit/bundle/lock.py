@@ -18,6 +18,7 @@ from toolkit.bundle.manifest import (
     MAX_DIMENSION,
     MAX_LAYERS,
     CheckpointRecord,
+    DraftTokens,
     Manifest,
     Name,
     QuantRecord,
@@ -80,6 +81,8 @@ class Lock:
     """The manifest's own hash, if it did not list this lock; None only before it is known."""
     export: LockedExport | None
     """None for a bundle."""
+    draft_tokens: Annotated[DraftTokens | None, MayBeAbsent()] = None
+    """How many drafts a step of speculative decoding checks; None without."""
 
 
 def completed(lock: Lock, manifest: Manifest) -> Lock:
@@ -101,6 +104,8 @@ def lock_line(lock: Lock) -> str:
 def _value(lock: Lock) -> dict[str, object]:
     value = {"format": FORMAT, **dataclasses.asdict(lock)}
     drop_defaults(value["recipes"])
+    if lock.draft_tokens is None:
+        del value["draft_tokens"]
     return value
 
 

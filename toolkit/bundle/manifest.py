@@ -37,6 +37,7 @@ MAX_LAYERS = 1024
 MAX_DIMENSION = 2**20
 MAX_BYTES = 2**50
 MAX_FRAMES_PER_TOKEN = 2**12
+MAX_DRAFT_TOKENS = 255
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3
 TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCODER, AUDIO_ADAPTER)}
 """The files of the groups that only some requests need."""
@@ -85,6 +86,7 @@ Dimension = Annotated[int, Range(1, MAX_DIMENSION)]
 Bytes = Annotated[int, Range(0, MAX_BYTES)]
 Positions = Annotated[int, Range(2, MAX_DIMENSION)]
 """The length of a step or of a context."""
+DraftTokens = Annotated[int, Range(1, MAX_DRAFT_TOKENS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +164,19 @@ class TextRecord:
     """Ids below stand for text; None where these are those with per-layer embeddings of their own."""
     sampling: Annotated[SamplingRecord | None, MayBeAbsent()] = None
     """None is the most likely token each time."""
+    draft_tokens: Annotated[DraftTokens | None, MayBeAbsent()] = None
+    """How many drafted tokens a `verify` checks in one step; None without speculative decoding."""
 
     @property
     def text_ids(self) -> int:
         """Ids below may stand for text; others are of images and sounds, or nothing."""
         return self.ple_vocab_size if self.text_vocab_size is None else self.text_vocab_size
+
+    @property
+    def step_sizes(self) -> tuple[int, ...]:
+        """The numbers of tokens that a step of any kind takes, ascending."""
+        verify = () if self.draft_tokens is None else (self.draft_tokens + 1,)
+        return tuple(sorted({1, *self.prefill_sizes, *verify}))
 
     def buckets(self, tokens: int) -> tuple[int, ...]:
         """The shorter contexts in which a step of `tokens` (1: decode) has a signature."""
@@ -222,13 +232,17 @@ class AudioRecord(TowerTokens):
         return next(length for length in self.frame_lengths if length >= frames)
 
 
-def signature_name(prefix: str, tokens: int, bucket: int | None = None) -> str:
+def signature_name(prefix: str, tokens: int, bucket: int | None = None, *, verify: bool = False) -> str:
     """The name of the signature for a step of `tokens` (1: decode), for a size's prefix and a context bucket, if any.
+
+    verify: whether the step gives the logits of all its tokens.
 
     >>> signature_name("", 1), signature_name("E2B_", 128), signature_name("E2B_", 1, 512)
     ('decode', 'E2B_prefill_128', 'E2B_in_512_decode')
+    >>> signature_name("", 4, 512, verify=True)
+    'in_512_verify'
     """
-    step = "decode" if tokens == 1 else f"prefill_{tokens}"
+    step = "verify" if verify else "decode" if tokens == 1 else f"prefill_{tokens}"
     return f"{prefix}{step}" if bucket is None else f"{prefix}in_{bucket}_{step}"
 
 
@@ -245,9 +259,12 @@ class SizeRecord:
         """The name of this size's decode signature."""
         return self.signature(1)
 
-    def signature(self, tokens: int, bucket: int | None = None) -> str:
-        """The name of the signature for a step of `tokens` (1: decode) over the first `bucket` positions, or all."""
-        return signature_name(self.prefix, tokens, bucket)
+    def signature(self, tokens: int, bucket: int | None = None, *, verify: bool = False) -> str:
+        """The name of the signature for a step of `tokens` (1: decode) over the first `bucket` positions, or all.
+
+        verify: whether the step gives the logits of all its tokens.
+        """
+        return signature_name(self.prefix, tokens, bucket, verify=verify)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ def _text_faults(manifest: Manifest) -> Iterator[Fault]:
     for bucket in text.prefill_buckets:
         if bucket not in text.context_buckets or bucket < text.prefill_sizes[-1]:
             yield _fault(f"{_TEXT} prefill_buckets", bucket, "context buckets that hold the largest prefill")
+    if text.draft_tokens is not None and text.draft_tokens >= text.prefill_sizes[-1]:
+        yield _fault(f"{_TEXT} draft_tokens", text.draft_tokens, f"less than {text.prefill_sizes[-1]}, a prefill")
     if not 1 <= len(text.kv_caches) <= text.num_layers:
         yield _fault(
             f"{_TEXT} kv_caches",

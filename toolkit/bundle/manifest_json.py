@@ -15,7 +15,7 @@ from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import FORMAT, MANIFEST_NAME, Manifest
 from toolkit.bundle.manifest_faults import contradictions
 
-_OPTIONAL = ("text_vocab_size", "sampling")
+_OPTIONAL = ("text_vocab_size", "sampling", "draft_tokens")
 """Keys of the group `text` that are left out where they say nothing."""
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 _DIGEST_LINE = b' "sha256": "'

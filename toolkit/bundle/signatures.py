@@ -66,8 +66,13 @@ class TextShapes:
         caches |= {cache.value: cache.value_shape for cache in text.kv_caches}
         return cls(text.vocab_size, text.hidden_size, text.ple_size, text.num_layers, text.context, caches)
 
-    def decoder(self, tokens: int, *, logits: bool, seen: int | None = None) -> SignatureShape:
-        """The shape of `prefill_N`, or with `logits` of `decode`, over the first `seen` positions or all of them."""
+    def decoder(
+        self, tokens: int, *, logits: bool = False, activations: bool = False, seen: int | None = None
+    ) -> SignatureShape:
+        """The shape of `prefill_N`, or with `logits` of `decode` and `verify`, over the first `seen` positions or all.
+
+        activations: whether the rows that the logits are computed from are an output too.
+        """
         caches = {name: _floats(*shape) for name, shape in self.caches.items()}
         inputs = {
             "embeddings": _floats(1, tokens, self.hidden_size),
@@ -75,7 +80,12 @@ class TextShapes:
             "input_pos": TensorShape("INT32", (tokens,)),
             "mask": _floats(1, 1, tokens, seen or self.context),
         }
-        return SignatureShape(inputs | caches, caches | ({"logits": _floats(1, 1, self.vocab_size)} if logits else {}))
+        outputs = dict(caches)
+        if logits:
+            outputs["logits"] = _floats(1, tokens, self.vocab_size)
+        if activations:
+            outputs["activations"] = _floats(1, tokens, self.hidden_size)
+        return SignatureShape(inputs | caches, outputs)
 
     def decoders(
         self,
@@ -83,11 +93,19 @@ class TextShapes:
         prefix: str = "",
         buckets: Iterable[int] = (),
         prefill_buckets: Iterable[int] = (),
+        draft_tokens: int | None = None,
     ) -> dict[str, SignatureShape]:
         """All signatures of one size of the text decoder, by name."""
-        steps = [(1, bucket) for bucket in (None, *buckets)]
-        steps += [(n, bucket) for bucket in (None, *prefill_buckets) for n in prefill_sizes]
-        return {signature_name(prefix, n, bucket): self.decoder(n, logits=n == 1, seen=bucket) for n, bucket in steps}
+        drafts = draft_tokens is not None
+        found = {}
+        for bucket in (None, *buckets):
+            found[signature_name(prefix, 1, bucket)] = self.decoder(1, logits=True, activations=drafts, seen=bucket)
+            if draft_tokens is not None:
+                verify = self.decoder(draft_tokens + 1, logits=True, activations=True, seen=bucket)
+                found[signature_name(prefix, draft_tokens + 1, bucket, verify=True)] = verify
+        for bucket in (None, *prefill_buckets):
+            found |= {signature_name(prefix, n, bucket): self.decoder(n, seen=bucket) for n in prefill_sizes}
+        return found
 
     def embedders(self, counts: Iterable[int]) -> dict[str, SignatureShape]:
         """The signatures of the token embedder, by name; counts: token counts, each with a signature."""
@@ -134,9 +152,11 @@ def bundle_signatures(manifest: Manifest) -> dict[str, Mapping[str, SignatureSha
     text, shapes = manifest.text, TextShapes.of_record(manifest.text)
     decoder: dict[str, SignatureShape] = {}
     for size in manifest.sizes.values():
-        decoder |= shapes.decoders(text.prefill_sizes, size.prefix, text.context_buckets, text.prefill_buckets)
+        decoder |= shapes.decoders(
+            text.prefill_sizes, size.prefix, text.context_buckets, text.prefill_buckets, text.draft_tokens
+        )
     found: dict[str, Mapping[str, SignatureShape]] = {TEXT_DECODER: decoder}
-    found[EMBEDDER] = shapes.embedders((1, *text.prefill_sizes))
+    found[EMBEDDER] = shapes.embedders(text.step_sizes)
     if manifest.vision is not None:
         found |= vision_shapes(manifest.vision, text.hidden_size)
     if manifest.audio is not None:

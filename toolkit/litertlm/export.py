@@ -301,8 +301,15 @@ def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
 def _decoder(parts: _Parts, size: SizeRecord) -> FilePart:
     """The decoder with one size, no signature prefix and no context buckets."""
     plain = SizeRecord(size.layers, size.ffn_sizes, "")
-    names = {plain.signature(n): size.signature(n) for n in parts.manifest.text.prefill_sizes}
-    return parts.selected(TEXT_DECODER, {**names, plain.decode: size.decode})
+    text = parts.manifest.text
+    names = {plain.signature(n): size.signature(n) for n in text.prefill_sizes}
+    change = None if text.draft_tokens is None else _without_activations
+    return parts.selected(TEXT_DECODER, {**names, plain.decode: size.decode}, change)
+
+
+def _without_activations(graph: SubgraphRecord) -> SubgraphRecord:
+    """The graph without the output that only a drafter reads."""
+    return replace(graph, outputs={name: i for name, i in graph.outputs.items() if name != "activations"})
 
 
 def _per_layer_embedder(parts: _Parts) -> tuple[bytes | FilePart, ...]:

@@ -108,7 +108,8 @@ class Session:
             self._embedding_table = FilePages(files[EMBEDDER].path)
             self._embedding_table.expect_random_reads()
             self._caches = KvBuffers(self._decoder, self._size_record.decode, self.text)
-            self._logits = self._decoder.output_buffer(self._size_record.decode, "logits")
+            self._outputs = {False: self._output_buffers(self._size_record.decode)}
+            self._latest = False, 1
             # The backend has a rearranged copy of the weights: the model file's own pages would only take memory.
             # Last, because LiteRT reads small constants when it prepares a signature.
             FilePages(files[TEXT_DECODER].path).release()
@@ -122,7 +123,7 @@ class Session:
         self.towers = Towers(bundle, self._backend, self._backend_options, ended=self.stage_ended)
         self._spans: tuple[Span, ...] = ()
         self._rows: dict[int, NDArray[np.float32]] = {}
-        self._padded = np.zeros(max(self.text.prefill_sizes, default=1), np.int32)
+        self._padded = np.zeros(self.text.step_sizes[-1], np.int32)
         self._mask = np.empty(len(self._padded) * self.text.context, np.float32)
 
     # --- state -----------------------------------------------------------------------------------------------------
@@ -211,8 +212,25 @@ class Session:
         """Process one token, and return the logits of the next, f32[vocabulary]."""
         self._require((token,))
         self._step(1, (token,))
-        logits: NDArray[np.float32] = self._logits.read().reshape(-1)
+        logits: NDArray[np.float32] = self._output("logits")[0]
         return logits
+
+    def verify(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Process a token and up to `text.draft_tokens` drafts after it; return the logits after each.
+
+        They are f32[len(ids), vocabulary]. The drafts count as processed: `truncate` removes those that are wrong.
+        """
+        assert self.text.draft_tokens is not None and len(ids) <= self.text.draft_tokens + 1
+        self._require(ids)
+        self._step(self.text.draft_tokens + 1, ids, verify=True)
+        return self._output("logits")
+
+    def activations(self) -> NDArray[np.float32]:
+        """The rows that the last logits were computed from, f32[tokens, hidden]: of a bundle with `text.draft_tokens`.
+
+        They are those of the last `decode` or `verify`.
+        """
+        return self._output("activations")
 
     def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Process a prompt, by prefill and for its last token by decode; return the next token's f32[vocabulary]."""
@@ -275,10 +293,10 @@ class Session:
             if not 0 <= token < self.text.vocab_size:
                 raise UsageError("token id", found=token, wanted=f"0 to {self.text.vocab_size - 1}")
 
-    def _step(self, width: int, ids: Sequence[int]) -> None:
+    def _step(self, width: int, ids: Sequence[int], *, verify: bool = False) -> None:
         """Run one signature: `ids` at the next positions, and padding up to its width."""
-        inputs = self._inputs_of(width)
-        bucket = self._bucket_of(width)
+        inputs = self._inputs_of(width, verify=verify)
+        bucket = self._bucket_of(width, verify=verify)
         padded, mask = self._padded[:width], self._mask[: width * bucket].reshape(width, bucket)
         padded[:] = 0
         padded[: len(ids)] = ids
@@ -297,11 +315,13 @@ class Session:
             padded[row] = self.position + row
             mask[row, : self.position + row + 1] = 0
         inputs.decoder["input_pos"].write(padded)
-        call = self._call_of(width, bucket)
+        call = self._call_of(width, bucket, verify=verify)
         inputs.masks[bucket].write(mask)
         self._caches.note(self.position + width)
         call()
         self._ids.extend(ids)
+        if verify or width == 1:
+            self._latest = verify, len(ids)
 
     def _place_rows(self, embeddings: Buffer, count: int) -> None:
         """Replace the embedder's rows with the towers' for the next `count` positions; each is used once."""
@@ -312,28 +332,41 @@ class Session:
                 values[0, row] = self._rows.pop(self.position + row)
             embeddings.write(values)
 
-    def _bucket_of(self, width: int) -> int:
+    def _bucket_of(self, width: int, *, verify: bool) -> int:
         """The smallest context bucket with a signature of this width that holds the next `width` positions."""
-        end = self.position + width
-        return next((bucket for bucket in self.text.buckets(width) if end <= bucket), self.context)
+        end, buckets = self.position + width, self.text.buckets(1 if verify else width)
+        return next((bucket for bucket in buckets if end <= bucket), self.context)
 
-    def _call_of(self, width: int, bucket: int) -> Call:
-        """The call of the current size's decode for a width of 1, otherwise of its prefill."""
-        name = self._size_record.signature(width, None if bucket == self.context else bucket)
-        inputs = self._inputs_of(width)
+    def _call_of(self, width: int, bucket: int, *, verify: bool) -> Call:
+        """The call of the current size's decode for a width of 1, otherwise of its verify or a prefill."""
+        name = self._size_record.signature(width, None if bucket == self.context else bucket, verify=verify)
+        inputs = self._inputs_of(width, verify=verify)
         if bucket not in inputs.masks:
             inputs.masks[bucket] = self._decoder.input_buffer(name, "mask")
         if name not in self._calls:
             caches = self._caches.buffers
-            outputs = {**caches, "logits": self._logits} if width == 1 else caches
+            if verify and verify not in self._outputs:
+                self._outputs[verify] = self._output_buffers(name)
+            outputs = {**caches, **self._outputs[verify]} if verify or width == 1 else caches
             bound = {**inputs.decoder, "mask": inputs.masks[bucket], **caches}
             self._calls[name] = self._decoder.bind(name, bound, outputs)
         return self._calls[name]
 
-    def _inputs_of(self, width: int) -> _Inputs:
+    def _output_buffers(self, signature: str) -> dict[str, Buffer]:
+        """Buffers for what a decode or verify gives beside the caches."""
+        names = ("logits",) if self.text.draft_tokens is None else ("logits", "activations")
+        return {name: self._decoder.output_buffer(signature, name) for name in names}
+
+    def _output(self, name: str) -> NDArray[np.float32]:
+        """The rows of one output of the last decode or verify, without those of padding."""
+        verify, count = self._latest
+        rows: NDArray[np.float32] = self._outputs[verify][name].read()[0, :count]
+        return rows
+
+    def _inputs_of(self, width: int, *, verify: bool) -> _Inputs:
         """The inputs of a width, created at first use: the mask of a wide prefill takes megabytes."""
         if width not in self._inputs:
-            name, embed = self._size_record.signature(width), f"embed_{width}"
+            name, embed = self._size_record.signature(width, verify=verify), f"embed_{width}"
             kinds = ("embeddings", "per_layer_embeddings", "input_pos")
             decoder = {kind: self._decoder.input_buffer(name, kind) for kind in kinds}
             ids = self._embedder.input_buffer(embed, "ids")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from converters.gemma.plan import PlannedSize, PlannedText, plan_text
 from converters.gemma3n.checkpoint import Gemma3nTensors
-from converters.gemma3n.graphs.text.decoder import decode_graph, prefill_graph
+from converters.gemma3n.graphs.text.decoder import decode_graph, prefill_graph, verify_graph
 from converters.gemma3n.plan.text_source import TextSource
 from converters.gemma3n.sizes.elastic import combine
 from converters.gemma3n.sizes.matformer import SlicedCheckpoint
@@ -23,5 +23,6 @@ def plan_sizes(checkpoint: Gemma3nTensors, request: PlanRequest) -> Plan:
         sizes=tuple(PlannedSize(*size) for size in sizes),
         decode=decode_graph,
         prefill=prefill_graph,
+        verify=verify_graph,
     )
     return plan_text(text, request)

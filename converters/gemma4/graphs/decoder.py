@@ -1,4 +1,4 @@
-"""Builds Gemma 4's text decoder as LiteRT graphs: a decode step, and prefills that only fill the KV caches.
+"""Builds Gemma 4's text decoder as LiteRT graphs: steps that give logits, and prefills that only fill the KV caches.
 
 The residual stream is f32[1, tokens, 1, hidden]. Attention, caches and per-layer embeddings are in
 `converters/gemma/graphs/text`.
@@ -18,7 +18,19 @@ from toolkit.tflite.graph import Graph, Value
 def decode_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows) -> Graph:
     """Build the decode step: takes one token, updates the caches at its position, gives logits f32[1, 1, vocab]."""
     decoder = _Decoder(Step(size, widest, tokens=1), rows)
-    return decoder.parts.finish(logits=decoder.logits(decoder.layers(size.config.num_layers)))
+    return decoder.parts.finish(logits=decoder.parts.logits(decoder.normed(decoder.layers(size.config.num_layers))))
+
+
+def verify_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
+    """Build a step of speculative decoding: takes `tokens` tokens, and updates the caches like a prefill.
+
+    Gives for each token logits f32[1, tokens, vocab], and the normed rows that these are computed from, for a drafter:
+    `activations`, f32[1, tokens, hidden]. With one token, it is the decode step with this further output.
+    """
+    decoder = _Decoder(Step(size, widest, tokens), rows)
+    normed = decoder.normed(decoder.layers(size.config.num_layers))
+    activations = ops.reshape(normed, (1, tokens, size.config.hidden_size))
+    return decoder.parts.finish(logits=decoder.parts.logits(activations), activations=activations)
 
 
 def prefill_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
@@ -50,9 +62,9 @@ class _Decoder:
         layer = Layer(self._step, index)
         self.parts.attention.fill_cache(layer, layer.norm(x, "input_layernorm.weight"))
 
-    def logits(self, x: Value) -> Value:
-        """Norm the residual stream, and multiply by the embedding: f32[1, tokens, vocab]."""
-        return self.parts.logits(self._step.norm(x, "norm.weight"))
+    def normed(self, x: Value) -> Value:
+        """The residual stream normed: f32[1, tokens, 1, hidden]."""
+        return self._step.norm(x, "norm.weight")
 
     def _layer(self, layer: Layer[TextConfig], x: Value) -> Value:
         """Attention, feed-forward and per-layer embedding are added to the stream; then all of it is scaled."""

@@ -119,6 +119,16 @@ def test_per_layer_embeddings_of_two_bits_have_the_same_values(tmp_path: Path, r
         Pair(session, native).require_same(tokens_of(path, 0, 20))
 
 
+def test_a_bundle_for_speculative_decoding_has_the_same_bits_in_plain_decoding(
+    drafting_bundle: Path, native: NativeRunner
+) -> None:
+    with Session(Bundle(drafting_bundle), SETTINGS) as session:
+        pair = Pair(session, native)
+        for size in ("full", "small"):
+            pair.use(size)
+            pair.require_same(tokens_of(drafting_bundle, 3, 9))
+
+
 @pytest.mark.full
 def test_logits_have_the_same_bits_within_and_past_a_bucket_of_prefills(
     long_bundle: Path, native: NativeRunner

@@ -161,6 +161,8 @@ WRONG = {
     "a context bucket as long as the context": (put("text/context_buckets", [8, 32]), "text context_buckets[1]"),
     "a prefill bucket as long as the context": (put("text/prefill_buckets", [32]), "text prefill_buckets[0]"),
     "a context bucket of one position": (put("text/context_buckets", [1]), "text context_buckets[0]"),
+    "no drafted token": (put("text/draft_tokens", 0), "text draft_tokens"),
+    "as many drafted tokens as a prefill": (put("text/draft_tokens", 8), "text draft_tokens"),
     "no prefill size": (put("text/prefill_sizes", []), "text prefill_sizes"),
     "a stop token outside the vocabulary": (put("text/stop_token_ids", [40]), "text stop_token_ids[0]"),
     "no stop token": (put("text/stop_token_ids", []), "text stop_token_ids"),

@@ -51,9 +51,11 @@ class DecoderParts:
             return logits
         return ops.mul(ops.tanh(ops.mul(logits, step.graph.scalar(1 / cap))), step.graph.scalar(cap))
 
-    def finish(self, *, logits: Value | None = None) -> Graph:
-        """Declare the outputs, all caches (updated or not) and the logits, and return the graph."""
+    def finish(self, *, logits: Value | None = None, activations: Value | None = None) -> Graph:
+        """Declare the outputs, all caches (updated or not) and what else there is, and return the graph."""
         self.caches.output()
         if logits is not None:
             self.step.graph.output("logits", logits)
+        if activations is not None:
+            self.step.graph.output("activations", activations)
         return self.step.graph

@@ -1,4 +1,4 @@
-"""Builds Gemma 3n's text decoder as LiteRT graphs: a decode step, and prefills that only fill the KV caches.
+"""Builds Gemma 3n's text decoder as LiteRT graphs: steps that give logits, and prefills that only fill the KV caches.
 
 Streams are f32[1, tokens, streams, hidden] (AltUp's predictions of the hidden state), all else f32[1, tokens, 1, ...].
 Each block of a layer has a file of its own: here altup, laurel, feed_forward and per_layer_embedding, and in
@@ -25,7 +25,20 @@ from toolkit.tflite.graph import Graph, Value
 def decode_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows) -> Graph:
     """Build the decode step: takes one token, updates the caches at its position, gives logits f32[1, 1, vocab]."""
     decoder = _Decoder(Step(size, widest, tokens=1), rows)
-    return decoder.finish(logits=decoder.logits(decoder.layers(size.config.num_layers)))
+    return decoder.finish(logits=decoder.logits(decoder.normed(decoder.layers(size.config.num_layers))))
+
+
+def verify_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
+    """Build a step of speculative decoding: takes `tokens` tokens, and updates the caches like a prefill.
+
+    Gives for each token logits f32[1, tokens, vocab], and the normed rows that these are computed from, for a drafter:
+    `activations`, f32[1, tokens, hidden]. With one token, it is the decode step with this further output.
+    """
+    step = Step(size, widest, tokens)
+    decoder = _Decoder(step, rows)
+    normed = decoder.normed(decoder.layers(size.config.num_layers))
+    activations = ops.reshape(normed, (1, tokens, size.config.hidden_size))
+    return decoder.finish(logits=decoder.logits(activations), activations=activations)
 
 
 def prefill_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
@@ -70,14 +83,18 @@ class _Decoder:
         active = altup.active_stream(layer.step, altup.predict(layer, streams.all, streams.active, streams.scale))
         self._parts.attention.fill_cache(layer, layer.norm(active, "input_layernorm.weight", streams.scale))
 
-    def logits(self, streams: Streams) -> Value:
-        """Merge and norm the streams, and multiply by the embedding: f32[1, tokens, vocab]."""
+    def normed(self, streams: Streams) -> Value:
+        """The streams merged and normed: f32[1, tokens, 1, hidden]."""
         merged = altup.merge(self._step, streams.all, streams.scale)
-        return self._parts.logits(self._step.norm(merged, "norm.weight", streams.scale))
+        return self._step.norm(merged, "norm.weight", streams.scale)
 
-    def finish(self, *, logits: Value | None = None) -> Graph:
+    def logits(self, normed: Value) -> Value:
+        """See `DecoderParts.logits`."""
+        return self._parts.logits(normed)
+
+    def finish(self, *, logits: Value | None = None, activations: Value | None = None) -> Graph:
         """See `DecoderParts.finish`."""
-        return self._parts.finish(logits=logits)
+        return self._parts.finish(logits=logits, activations=activations)
 
     def _layer(self, layer: Layer[TextConfig], streams: Streams) -> Streams:
         """AltUp's prediction, attention in parallel with LAuReL, feed-forward, AltUp's correction, per-layer embedding.

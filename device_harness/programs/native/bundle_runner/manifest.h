@@ -9,6 +9,7 @@
 #include "files.h"
 
 enum { MOST_SIZES = 32, MOST_WIDTHS = 16, MOST_BUCKETS = 12, MOST_CACHES = 1024, MOST_STOPS = 256, MOST_LENGTHS = 32 };
+enum { MOST_DRAFT_TOKENS = 255 };
 enum { MOST_FILES = 4096, MOST_GROUPS = 64, MOST_GROUP_NAME = 129 };
 
 typedef struct {
@@ -29,6 +30,7 @@ typedef struct {
 
 typedef struct {
     int64_t vocab_size, ple_vocab_size, hidden_size, ple_size, num_layers, context, text_ids;
+    int64_t draft_tokens; /* 0: none, and decode has no activations */
     size_t widths, buckets, prefill_buckets, stops, caches;
     int64_t width[MOST_WIDTHS], bucket[MOST_BUCKETS], prefill_bucket[MOST_BUCKETS], stop[MOST_STOPS];
     CacheRecord *cache;

@@ -100,7 +100,7 @@ static bool has_right_buckets(const JsonSource *source, const TextRecord *record
 bool read_text(const JsonSource *source, const JsonValue *runtime, TextRecord *record) {
     static const char place[] = "groups text runtime";
     int64_t unused;
-    if (!json_is_record(source, runtime, place, TEXT_KEYS, "text_vocab_size sampling") ||
+    if (!json_is_record(source, runtime, place, TEXT_KEYS, "text_vocab_size sampling draft_tokens") ||
         !json_integer(source, runtime, place, "vocab_size", 1, MOST_VOCAB, &record->vocab_size) ||
         !json_integer(source, runtime, place, "ple_vocab_size", 1, record->vocab_size, &record->ple_vocab_size) ||
         !json_integer(source, runtime, place, "hidden_size", 1, MOST_WIDTH, &record->hidden_size) ||
@@ -113,6 +113,9 @@ bool read_text(const JsonSource *source, const JsonValue *runtime, TextRecord *r
     record->text_ids = record->ple_vocab_size;
     if (json_member(source->json, runtime, "text_vocab_size") &&
         !json_integer(source, runtime, place, "text_vocab_size", 1, record->vocab_size, &record->text_ids))
+        return false;
+    if (json_member(source->json, runtime, "draft_tokens") &&
+        !json_integer(source, runtime, place, "draft_tokens", 1, MOST_DRAFT_TOKENS, &record->draft_tokens))
         return false;
     int64_t context = record->context, last = record->vocab_size - 1;
     return read_list(source, runtime, place, "prefill_sizes", 2, context, MOST_WIDTHS, record->width, &record->widths) &&

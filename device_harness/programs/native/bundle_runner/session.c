@@ -43,7 +43,9 @@ static bool make_caches(Session *session) {
                   buffer_make(&session->cache[2 * i + 1], session->environment, &value);
     }
     TensorType logits = tensor_type(FLOAT32, 3, 1, 1, record->vocab_size, 0);
-    return is_made && buffer_make(&session->logits, session->environment, &logits);
+    TensorType activations = tensor_type(FLOAT32, 3, 1, 1, record->hidden_size, 0);
+    return is_made && buffer_make(&session->logits, session->environment, &logits) &&
+           (!record->draft_tokens || buffer_make(&session->activations, session->environment, &activations));
 }
 
 static bool open_graphs(Session *session) {
@@ -97,6 +99,7 @@ void session_close(Session *session) {
     for (size_t i = 0; session->cache && i < 2 * session->manifest.text.caches; i++) buffer_free(&session->cache[i]);
     free(session->cache);
     buffer_free(&session->logits);
+    buffer_free(&session->activations);
     towers_free(&session->towers);
     free(session->rows);
     graph_close(&session->embedder);
@@ -140,7 +143,9 @@ static Buffer *find_decoder_buffer(void *context, const char *name, bool is_inpu
         if (strcmp(record->cache[i].key, name) == 0) return &buffers->session->cache[2 * i];
         if (strcmp(record->cache[i].value, name) == 0) return &buffers->session->cache[2 * i + 1];
     }
-    if (!is_input) return buffers->width->tokens == 1 && strcmp(name, "logits") == 0 ? &buffers->session->logits : NULL;
+    if (!is_input && buffers->width->tokens > 1) return NULL;
+    if (!is_input && strcmp(name, "logits") == 0) return &buffers->session->logits;
+    if (!is_input) return record->draft_tokens && strcmp(name, "activations") == 0 ? &buffers->session->activations : NULL;
     if (strcmp(name, "embeddings") == 0) return &buffers->width->embeddings;
     if (strcmp(name, "per_layer_embeddings") == 0) return &buffers->width->per_layer;
     if (strcmp(name, "input_pos") == 0) return &buffers->width->positions;
@@ -189,9 +194,9 @@ static bool make_step(Session *session, Width *width, size_t bucket) {
     TensorType mask = tensor_type(FLOAT32, 4, 1, 1, width->tokens, positions);
     if (!width->mask[bucket].handle && !buffer_make(&width->mask[bucket], session->environment, &mask)) return false;
     const Signature *signature = graph_signature(&session->decoder, text("%s%s%s", prefix, within, step));
-    size_t caches = 2 * record->caches;
+    size_t caches = 2 * record->caches, others = width->tokens > 1 ? 0 : record->draft_tokens ? 2 : 1;
     DecoderBuffers buffers = {session, width, bucket};
-    return signature && has_tensors(&session->decoder, signature, 4 + caches, caches + (width->tokens == 1)) &&
+    return signature && has_tensors(&session->decoder, signature, 4 + caches, caches + others) &&
            call_make(&width->step[session->size][bucket], &session->decoder, signature, find_decoder_buffer, &buffers);
 }
 

@@ -34,7 +34,7 @@ typedef struct {
     PleTable ple;
     Width width[MOST_WIDTHS + 1]; /* the first is decode */
     Buffer *cache;                /* keys and values of each cache in turn */
-    Buffer logits;
+    Buffer logits, activations;   /* of decode; a bundle without draft_tokens has no activations */
     Towers towers;
     size_t size;
     int64_t position, written;

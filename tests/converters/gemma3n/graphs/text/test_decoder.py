@@ -31,7 +31,7 @@ def whole_forward(checkpoint: Gemma3nCheckpoint) -> Graph:
     """Every layer for every token, as if prefill stopped nowhere."""
     config = checkpoint.config
     decoder = _Decoder(Step(whole_size(config), config, TOKENS), ROWS)
-    return decoder.finish(logits=decoder.logits(decoder.layers(config.num_layers)))
+    return decoder.finish(logits=decoder.logits(decoder.normed(decoder.layers(config.num_layers))))
 
 
 @pytest.mark.parametrize("quant", ["f32", "int8", "int4"])

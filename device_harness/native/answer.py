@@ -93,6 +93,8 @@ class DeviceConversation:
         self._is_stale = True
 
     def answer(self, request: AnswerRequest) -> DeviceTokens:
+        if request.speculative:
+            raise UsageError("speculative", found="no meaning on a device", wanted="a model that runs here")
         return DeviceTokens(self, request)
 
     def memory(self) -> Memory:

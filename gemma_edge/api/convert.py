@@ -49,6 +49,7 @@ def convert(
     prefill_sizes: Sequence[int] = (),
     shard_mb: int = DEFAULT_SHARD_BYTES >> 20,
     audio_lengths: Sequence[float] = (),
+    draft_tokens: int | None = None,
     verify: bool = True,
     force: bool = False,
     session: SessionSettings | None = None,
@@ -83,6 +84,8 @@ def convert(
     prefill_sizes: how many tokens a prefill processes at once; empty for those that suit the context.
     shard_mb: the maximum size of a file of per-layer embeddings, in MiB.
     audio_lengths: maximum lengths in seconds, one for each audio encoder; empty for 1, 5, 10 and 30.
+    draft_tokens: how many drafted tokens a step of speculative decoding checks (docs/speculative.md); None for a bundle
+        without it.
     force: replace a directory at `output` although it is no bundle; an older bundle is replaced in any case.
     verify: whether the bundle must pass the quality gate. session: how the gate runs it.
     families: the model families that the checkpoint may belong to.
@@ -115,6 +118,7 @@ def convert(
         shard_bytes=shard_mb << 20,
         audio_seconds=tuple(audio_lengths),
         force=force,
+        draft_tokens=draft_tokens,
     )
 
     def gate(path: Path, opened: Checkpoint) -> VerifyReport:

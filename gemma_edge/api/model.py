@@ -25,6 +25,7 @@ from toolkit.runtime.memory import Memory
 from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleStatistics
 from toolkit.runtime.sampling import Sampler, Sampling, choose_sampling
 from toolkit.runtime.session import SessionSettings, default_threads
+from toolkit.runtime.speculative import require_drafts
 from toolkit.runtime.weight_cache import WeightCache, parse_weight_cache
 
 
@@ -150,6 +151,7 @@ class Model:
         stop: str | Sequence[str] = (),
         raw: bool = False,
         ignore_eos: bool = False,
+        speculative: bool = False,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """Generate the answer to one prompt, independent of earlier prompts.
@@ -168,6 +170,8 @@ class Model:
         stop: texts that end the answer; they are not part of it.
         raw: continue the prompt itself, without the chat template.
         ignore_eos: do not stop at a stop token.
+        speculative: check drafts of the next tokens, several in one step: the same answer, faster where it repeats much
+            (docs/speculative.md). BundleError for a bundle converted without `draft_tokens`.
         on_text: called with each piece of the answer as it is generated.
 
         UsageError if the prompt does not fit the context, an image or sound cannot be decoded, or the model is closed;
@@ -192,6 +196,7 @@ class Model:
             stop=stop,
             raw=raw,
             ignore_eos=ignore_eos,
+            speculative=speculative,
         )
         for piece in stream:
             if on_text is not None:
@@ -215,6 +220,7 @@ class Model:
         stop: str | Sequence[str] = (),
         raw: bool = False,
         ignore_eos: bool = False,
+        speculative: bool = False,
     ) -> AnswerStream:
         """Like `generate`, but piece by piece: iterate over the text, then read `answer`.
 
@@ -233,7 +239,7 @@ class Model:
             built = raw_prompt(self._bundle, self._tokenizer, text, shown)
         else:
             built = self.prompt_of([*system_message(system), self.user_message(text, shown)], shown)
-        settings = AnswerSettings(max_tokens, stop_texts(stop), ignore_eos)
+        settings = AnswerSettings(max_tokens, stop_texts(stop), ignore_eos, speculative)
         return self.answer_to(built, self.sampler(sampling), settings, size=size, conversation=object())
 
     def chat(
@@ -247,6 +253,7 @@ class Model:
         top_p: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
+        speculative: bool = False,
     ) -> Chat:
         """Begin a conversation.
 
@@ -259,7 +266,7 @@ class Model:
         ['user', 'assistant']
         """
         sampler = self.sampler(self._sampling(temperature, top_k, top_p, seed, usual_temperature=1.0))
-        settings = AnswerSettings(max_tokens, stop_texts(stop))
+        settings = AnswerSettings(max_tokens, stop_texts(stop), speculative=speculative)
         return Chat(self, sampler, settings, system=system, size=size)
 
     # --- state -----------------------------------------------------------------------------------------------------
@@ -378,11 +385,13 @@ class Model:
     ) -> AnswerStream:
         """The answer to a whole conversation; if it is the one in the KV caches, only its new tokens are computed."""
         self._require_open()
+        if settings.speculative:
+            require_drafts(self._bundle)
         limit = self.context if settings.max_tokens is None else settings.max_tokens
         require_prompt(prompt.ids, limit=limit, context=self.context)
         size = self.require_size(size)
         stops = () if settings.ignore_eos else self._bundle.manifest.text.stop_token_ids
-        request = AnswerRequest(prompt.ids, sampler, limit, stops, prompt.spans)
+        request = AnswerRequest(prompt.ids, sampler, limit, stops, prompt.spans, settings.speculative)
         begin = self._turn(conversation, size)
         return AnswerStream(begin, request, self._tokenizer, stop=settings.stop, ended=ended)
 

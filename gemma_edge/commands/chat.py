@@ -60,6 +60,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             top_p=arguments.top_p,
             seed=arguments.seed,
             stop=arguments.stop,
+            speculative=arguments.speculative,
         )
         model.prepare()
         read = _reader(terminal)

@@ -89,6 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard-mb", metavar="MB", type=positive, default=DEFAULT_SHARD_BYTES >> 20,
         help="maximum size in MiB of a file of per-layer embeddings (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--draft-tokens", metavar="N", type=positive,
+        help="add what `run --speculative` needs: steps that check N drafted tokens at once (default: none; 3 suits "
+        "most models)",
+    )  # fmt: skip
     parser.add_argument("--no-verify", action="store_true", help="skip the short quality check")
     add_machine_arguments(parser)
 
@@ -126,6 +131,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 prefill_sizes=arguments.prefill,
                 shard_mb=arguments.shard_mb,
                 audio_lengths=arguments.audio_lengths,
+                draft_tokens=arguments.draft_tokens,
                 verify=not arguments.no_verify,
                 force=arguments.force,
                 session=session_settings(arguments),

@@ -32,6 +32,7 @@ _HERE_ONLY = {
     "weight_cache": None,
     "ple": "flash",
     "ple_cache_mb": DEFAULT_CACHE_BYTES >> 20,
+    "speculative": False,
 }
 """Options that a device has no use for, and their defaults."""
 
@@ -40,6 +41,11 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the bundle, and the options for running it."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a directory written by gemma-edge convert")
     group = add_machine_arguments(parser)
+    group.add_argument(
+        "--speculative", action="store_true",
+        help="check drafts of the next tokens, several in one step: the same text, faster where it repeats much (needs "
+        "a bundle converted with --draft-tokens)",
+    )  # fmt: skip
     group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: the bundle's default size)")
     group.add_argument(
         "--groups", metavar="NAME[,...]", type=group_names,

@@ -45,6 +45,8 @@ def speed_text(report: GenerationReport) -> str:
         parts.append(f"prefill {report.prefill_tokens_per_s:,.1f} tokens/s")
     if report.decode_tokens_per_s is not None:
         parts.append(f"decode {report.decode_tokens_per_s:,.1f} tokens/s")
+    if report.drafts is not None:
+        parts.append(f"{report.drafts.accepted} of {report.drafts.offered} drafts accepted")
     if report.time_to_first_token_s is not None:
         parts.append(f"first token after {report.time_to_first_token_s:.3f} s")
     return "[" + "; ".join(parts) + "]"

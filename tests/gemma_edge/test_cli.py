@@ -485,6 +485,21 @@ def test_run_is_repeatable_by_its_seed(command: Command, random_bundle: Path) ->
     assert tokens(1) != tokens(2)
 
 
+def test_run_says_the_same_with_drafts_and_counts_them(command: Command, drafting_bundle: Path) -> None:
+    arguments = ("run", drafting_bundle, "-p", "the cat the cat the", "--raw", "-n", 12, "--ignore-eos")
+    plain = command(*arguments, "--json").json
+    drafted = command(*arguments, "--json", "--speculative").json
+    assert plain["drafts"] is None and drafted["token_ids"] == plain["token_ids"]
+    counts = drafted["drafts"]
+    assert 0 <= counts["accepted"] <= counts["offered"] and counts["steps"] + counts["accepted"] == 12
+    assert "drafts accepted" in command(*arguments, "--speculative").err
+
+
+def test_a_bundle_without_steps_for_drafts_names_the_command(command: Command, random_bundle: Path) -> None:
+    arguments = ("run", random_bundle, "-p", "cat", "--raw", "--speculative")
+    assert_one_line_error(command(*arguments), 2, str(random_bundle), "convert the checkpoint with --draft-tokens 3")
+
+
 @pytest.mark.parametrize("cache", ["off", "memory", "DIR"])
 def test_run_says_the_same_whatever_the_weight_cache(
     command: Command, random_bundle: Path, tmp_path: Path, cache: str

@@ -22,6 +22,8 @@ class AnswerSettings:
     """Texts that end the answer."""
     ignore_eos: bool = False
     """Continue after a token that ends answers."""
+    speculative: bool = False
+    """Decode speculatively."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

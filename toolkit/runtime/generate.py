@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.base.errors import UsageError
+from toolkit.runtime.drafts.source import DraftSource
 from toolkit.runtime.media_prompt import Span
 from toolkit.runtime.sampling import Sampler
 from toolkit.runtime.session import Session
+from toolkit.runtime.speculative import DraftStatistics, SpeculativeDecoder
 
 Ending = Literal["stop token", "stop text", "length", "context", "interrupted"]
 """Why an answer ended: a token or text that ends answers, the maximum number of tokens, a full context, the caller."""
@@ -35,6 +37,8 @@ class GenerationReport:
     language model. It includes a session's first call of a signature, which takes longer than later ones."""
     media_s: float | None
     """The time for loading towers and embedding images and sounds; None if there were no new ones."""
+    drafts: DraftStatistics | None = None
+    """What speculative decoding did; None without it."""
 
 
 class Generation:
@@ -49,13 +53,15 @@ class Generation:
         limit: int,
         stops: Collection[int],
         spans: Sequence[Span] = (),
+        drafts: DraftSource | None = None,
     ) -> None:
         """`prompt` is the whole conversation; the tokens that the session already holds are not computed again.
 
         `limit`: the maximum number of tokens; `stops`: tokens that end the answer; `spans`: the prompt's images and
-        sounds.
+        sounds; `drafts`: guesses the next tokens, for speculative decoding.
         """
         require_prompt(prompt, limit=limit, context=session.context)
+        self._speculation = None if drafts is None else SpeculativeDecoder(session, drafts, prompt[:-1])
         self._session = session
         self._prompt = prompt
         self._spans = spans
@@ -81,10 +87,11 @@ class Generation:
         self._prefill_s = time.perf_counter() - started - self._media_s
         session.stage_ended("prefill")
         token = self._prompt[-1]
+        decode = session.decode if self._speculation is None else self._speculation.decode
         ended: Ending | None = None
         while ended is None:
             step_started = time.perf_counter()
-            token = self._sampler.draw(session.decode(token))
+            token = self._sampler.draw(decode(token))
             now = time.perf_counter()
             # The time that the caller takes between tokens is not counted.
             if self._tokens:
@@ -107,6 +114,7 @@ class Generation:
             decode_tokens_per_s=rate(len(self._tokens) - 1, self._decode_s),
             time_to_first_token_s=self._first_s or None,
             media_s=self._media_s if self._embedded else None,
+            drafts=None if self._speculation is None else self._speculation.statistics,
         )
 
     def end(self, ending: Ending) -> None:
@@ -118,7 +126,8 @@ class Generation:
             return "stop token"
         if len(self._tokens) == self._limit:
             return "length"
-        return "context" if self._session.position == self._session.context else None
+        # The last token is not in the caches yet.
+        return "context" if len(self._prompt) + len(self._tokens) > self._session.context else None
 
 
 def require_prompt(prompt: Sequence[int], *, limit: int, context: int) -> None:

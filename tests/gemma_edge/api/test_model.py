@@ -85,6 +85,19 @@ def test_an_answer_ends_before_a_stop_text_and_says_so(model: Model) -> None:
     assert model.generate("the cat", raw=True, max_tokens=12, ignore_eos=True, stop="never said").text == whole
 
 
+def test_drafts_change_no_word_of_an_answer_or_a_conversation(drafting_bundle: Path) -> None:
+    said = []
+    with gemma_edge.load(drafting_bundle, threads=1, weight_cache="memory") as model:
+        for speculative in (False, True):
+            answer = model.generate("the cat the cat", raw=True, max_tokens=12, stop="zq", speculative=speculative)
+            assert (answer.drafts is not None) == speculative
+            chat = model.chat(max_tokens=6, temperature=1.2, seed=5, speculative=speculative)
+            turns = [chat.send("cat"), chat.send("cat")]
+            chat.size = "small"
+            said.append([answer.text, *(turn.token_ids for turn in (*turns, chat.send("cat")))])
+    assert said[0] == said[1]
+
+
 def test_a_stream_that_is_left_early_frees_the_model_and_keeps_what_came(model: Model) -> None:
     stream = model.stream("the cat", raw=True, max_tokens=20, ignore_eos=True)
     first = next(stream)

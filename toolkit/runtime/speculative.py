@@ -1,0 +1,103 @@
+"""Speculative decoding: drafts of the next tokens are checked in one step, and those that are right cost no other.
+
+It changes no token. A step gives the logits after each draft; the next token is drawn from them as ever, and a draft
+counts only if it is the token that was drawn. So greedy text is the same, sampled text has the model's distribution,
+and with the same seed it is the same text. (For drafts without probabilities of their own, this is the rejection rule:
+a draft is accepted with the probability that the model gives it, else another token is drawn in proportion to theirs.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base.errors import BundleError
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.drafts.source import DraftSource
+from toolkit.runtime.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStatistics:
+    """What speculative decoding did for one answer; `steps` + `accepted` tokens were generated."""
+
+    steps: int
+    """How often the model ran, with drafts or without."""
+    offered: int
+    """The drafts that it checked."""
+    accepted: int
+    """Those of them that were the next tokens, each of which saved a step."""
+
+    def to_json(self) -> dict[str, int]:
+        """The object that `run --json` shows."""
+        return {"steps": self.steps, "offered": self.offered, "accepted": self.accepted}
+
+
+class SpeculativeDecoder:
+    """Takes tokens and returns logits like `Session.decode`, but computes the logits of several at once."""
+
+    def __init__(self, session: Session, source: DraftSource, processed: Sequence[int]) -> None:
+        """`processed`: the tokens that the session holds."""
+        require_drafts(session.bundle)
+        assert session.text.draft_tokens is not None
+        self._session = session
+        self._source = source
+        self._most = session.text.draft_tokens
+        self._ids = list(processed)
+        self._drafts: Sequence[int] = ()
+        self._logits = np.empty((0, session.text.vocab_size), np.float32)
+        self._activations = np.empty((0, session.text.hidden_size), np.float32)
+        self._row = 0
+        self._steps = self._offered = self._accepted = 0
+
+    @property
+    def statistics(self) -> DraftStatistics:
+        """The counts so far."""
+        return DraftStatistics(self._steps, self._offered, self._accepted)
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Return the logits after the next token, f32[vocabulary], which is computed unless a draft was the same."""
+        self._ids.append(token)
+        if self._row < len(self._drafts) and self._drafts[self._row] == token:
+            self._row += 1
+            self._accepted += 1
+        else:
+            self._step(token)
+        logits: NDArray[np.float32] = self._logits[self._row]
+        return logits
+
+    def _step(self, token: int) -> None:
+        """Process the token, and drafts after it if there are any; drafts of the last step that were wrong go."""
+        session, before = self._session, len(self._ids) - 1
+        if before < session.position:
+            session.truncate(before)
+        drafts = self._propose()
+        if drafts:
+            self._logits = session.verify([token, *drafts])
+        else:
+            self._logits = session.decode(token)[None]
+        self._activations = session.activations()
+        self._drafts, self._row = drafts, 0
+        self._steps += 1
+        self._offered += len(drafts)
+
+    def _propose(self) -> Sequence[int]:
+        """Drafts of ids that the model has; none where a step that checks them would pass the end of the context."""
+        if self._session.position + self._most + 1 > self._session.context:
+            return ()
+        known = self._activations[self._row] if len(self._activations) else None
+        drafts = self._source.propose(self._ids, known, self._most)
+        return tuple(drafts[: self._most])
+
+
+def require_drafts(bundle: Bundle) -> None:
+    """BundleError if a bundle cannot check drafts."""
+    if bundle.manifest.text.draft_tokens is None:
+        raise BundleError(
+            file=bundle.path,
+            found="no steps that check drafted tokens, which speculative decoding needs",
+            remedy="convert the checkpoint with --draft-tokens 3, or leave out --speculative",
+        )

@@ -49,6 +49,7 @@ def run_child(
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--context", type=int)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--prompt-ids", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--count-nodes", action="store_true")
     arguments = parser.parse_args(argv)
     try:

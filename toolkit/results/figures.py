@@ -34,6 +34,9 @@ Runs = Literal[
     "minor_faults_count",
     "read_bytes",
     "draft_acceptance_fraction",
+    "drafts_offered_count",
+    "drafts_accepted_count",
+    "decode_tokens_per_step",
 ]
 """Figures of a process that runs a model."""
 
@@ -230,9 +233,9 @@ def known_figures(values: Mapping[Name, float], place: str) -> dict[FigureName, 
 
 
 def is_more_better(figure: str) -> bool:
-    """Whether more is better: true for rates and accepted drafts, false for times, bytes, joules and counts.
+    """Whether more is better: true for rates and right drafts, false for times, bytes, joules and counts.
 
     >>> is_more_better("decode_tokens_per_s"), is_more_better("init_s")
     (True, False)
     """
-    return figure.endswith(("_per_s", "_acceptance_fraction"))
+    return figure.endswith(("_per_s", "_per_step", "_acceptance_fraction"))

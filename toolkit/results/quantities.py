@@ -11,6 +11,7 @@ _UNITS = {
     "tokens_per_s": "t/s",
     "bytes_per_s": "B/s",
     "per_s": "/s",
+    "tokens_per_step": "t/step",
     "joules_per_token": "J/token",
     "joules": "J",
     "watts": "W",

@@ -26,7 +26,9 @@ from toolkit.runtime.backends.cpu import CpuBackend
 from toolkit.runtime.backends.gpu.remote import GpuRuntime
 from toolkit.runtime.backends.interface import BackendOptions
 from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.drafts.prompt_lookup import PromptLookup
 from toolkit.runtime.session import Session, SessionSettings, default_threads
+from toolkit.runtime.speculative import SpeculativeDecoder
 from toolkit.tflite.reader import read_tflite
 
 SEED = 0
@@ -48,6 +50,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
         draw = np.random.default_rng(SEED)
         counts = (arguments.prompt_tokens, arguments.prompt_tokens, arguments.generated_tokens)
         first, prompt, drawn = ([int(token) for token in draw.integers(0, most, count)] for count in counts)
+        prompt = arguments.prompt_ids or prompt
         started = time.perf_counter()
         session.prefill(first[:-1])
         first_prefill_s = time.perf_counter() - started
@@ -58,10 +61,14 @@ def measure(arguments: argparse.Namespace) -> Measured:
         started = time.perf_counter()
         session.prefill(prompt)
         prefill_s = time.perf_counter() - started
+        drafting = None if arguments.prompt_ids is None else _Drafting(session, prompt)
         decode_began = uptime()
         started = time.perf_counter()
         for token in drawn:
-            session.decode(token).argmax()
+            if drafting is None:
+                session.decode(token).argmax()
+            else:
+                drafting.step()
         decode_s = time.perf_counter() - started
     # A prompt of one token has no prefill: its only token is processed by the decode step.
     first_rate = {"first_prefill_tokens_per_s": len(first[:-1]) / first_prefill_s} if first[:-1] else {}
@@ -79,8 +86,35 @@ def measure(arguments: argparse.Namespace) -> Measured:
         "prefill_tokens_per_s": len(prompt) / prefill_s,
         "decode_tokens_per_s": len(drawn) / decode_s,
         **first_rate,
+        **({} if drafting is None else drafting.figures()),
     }
     return Measured(figures, phases)
+
+
+class _Drafting:
+    """Goes on with a text, greedily, with drafts by prompt look-up."""
+
+    def __init__(self, session: Session, prompt: Sequence[int]) -> None:
+        """The session holds the prompt, whose last token is processed again, for its logits."""
+        session.truncate(len(prompt) - 1)
+        self._decoder = SpeculativeDecoder(session, PromptLookup(), prompt[:-1])
+        self._most = session.text.text_ids
+        self._token = prompt[-1]
+
+    def step(self) -> None:
+        """Generate one token."""
+        self._token = int(self._decoder.decode(self._token)[: self._most].argmax())
+
+    def figures(self) -> dict[str, float]:
+        """What became of the drafts; no share of none."""
+        found = self._decoder.statistics
+        share = {"draft_acceptance_fraction": found.accepted / found.offered} if found.offered else {}
+        return {
+            "drafts_offered_count": found.offered,
+            "drafts_accepted_count": found.accepted,
+            "decode_tokens_per_step": (found.steps + found.accepted) / found.steps,
+            **share,
+        }
 
 
 def count(arguments: argparse.Namespace) -> Delegation:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from device_harness.machines.machine import Machine
 from device_harness.runners import python_child
 from device_harness.runners.interface import Job, JobPlan, LocalModel, PlacedModel, Workload, text_tests, whole_files
 from toolkit.base.errors import UsageError
 from toolkit.bundle.manifest import Manifest
+from toolkit.bundle.tokenizer import require_unicode
 from toolkit.results.figures import FigureName
 from toolkit.results.labels import workload_name
 from toolkit.runtime.backends import backend_names
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.speculative import require_drafts
 
 _MODULE = "device_harness.runners.session.child"
 _CACHE = "bench-weight-cache"
@@ -22,19 +26,42 @@ _CACHE = "bench-weight-cache"
 class SessionRunner:
     """Runs a bundle's directory with a backend of `toolkit.runtime.backends`."""
 
+    text: Path | None = None
+    """A text to go on with, speculatively, in place of random tokens."""
+
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
-        """Plan one job; UsageError for an unknown backend, or more tokens than the bundle's context.
+        """Plan one job; UsageError for an unknown backend, or more tokens than the bundle's context or the text has.
 
         Placing the job is an EnvironmentFault if the machine has no Python with this package.
         """
         manifest = model.manifest
         assert manifest is not None
         require_workload(manifest, workload, "session", backend_names())
+        tests = session_tests(workload)
+        words: tuple[str, ...] = ()
+        if self.text is not None:
+            tests |= draft_tests(workload)
+            words = ("--prompt-ids", ",".join(map(str, _prompt(self.text, model.path, workload))))
 
         def jobs(machine: Machine, there: PlacedModel) -> tuple[Job, ...]:
-            return (_job(machine, there, manifest, workload),)
+            return (_job(machine, there, manifest, workload, tests, words),)
 
         return jobs
+
+
+def _prompt(text: Path, model: Path, workload: Workload) -> list[int]:
+    """The first tokens of a text, as many as the workload's prompt has; BundleError if the bundle checks no drafts."""
+    bundle = Bundle(model)
+    require_drafts(bundle)
+    try:
+        words = require_unicode(text.read_text(encoding="utf-8"), str(text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("--speculative", file=text, found=str(error), wanted="a text in UTF-8") from error
+    ids = bundle.tokenizer().encode_limited(words, special=True)
+    if len(ids) < workload.prompt_tokens:
+        wanted = f"at least {workload.prompt_tokens}, as -p says"
+        raise UsageError("--speculative", file=text, found=f"{len(ids)} tokens", wanted=wanted)
+    return ids[: workload.prompt_tokens]
 
 
 def require_workload(manifest: Manifest, workload: Workload, runner: str, backends: Sequence[str]) -> None:
@@ -52,14 +79,21 @@ def require_workload(manifest: Manifest, workload: Workload, runner: str, backen
         raise UsageError("-p and -n", found=f"{tokens} tokens", wanted=wanted, remedy="ask for fewer")
 
 
-def _job(machine: Machine, model: PlacedModel, manifest: Manifest, workload: Workload) -> Job:
+def _job(
+    machine: Machine,
+    model: PlacedModel,
+    manifest: Manifest,
+    workload: Workload,
+    tests: Mapping[str, FigureName],
+    prompt: Sequence[str],
+) -> Job:
     binaries = python_child.binaries(machine, _MODULE)
     cache = python_child.cache_folder(machine, _CACHE)
     size = ("--size", model.record.size or manifest.default_size)
     words = (model.path, *size, "--backend", workload.backend, "--cache", cache, *python_child.options(workload))
-    argv = (*python_child.command(machine, _MODULE), *words)
+    argv = (*python_child.command(machine, _MODULE), *words, *prompt)
     return Job(
-        tests=session_tests(workload),
+        tests=tests,
         argv=argv,
         read=python_child.read_child,
         model=model.record,
@@ -79,3 +113,9 @@ def session_tests(workload: Workload) -> dict[str, FigureName]:
     if workload.prompt_tokens > 1:
         tests[f"{workload_name(workload.prompt_tokens, 0)}:first"] = "first_prefill_tokens_per_s"
     return tests
+
+
+def draft_tests(workload: Workload) -> dict[str, FigureName]:
+    """The tests of speculative decoding: the share of right drafts, and the tokens for each time the model ran."""
+    decode = workload_name(0, workload.generated_tokens)
+    return {f"{decode}:accepted": "draft_acceptance_fraction", f"{decode}:per_step": "decode_tokens_per_step"}

@@ -272,6 +272,29 @@ def test_our_session_is_told_what_to_measure(machine: AdbDevice, bundle: Path) -
     )
 
 
+def test_drafts_that_were_right_are_figures(drafting_bundle: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the cat the cat the cat the cat")
+    workload = Workload(prompt_tokens=8, generated_tokens=12, threads=1)
+    (job,) = jobs(SessionRunner(text), Host(), drafting_bundle, workload)
+    assert job.tests["tg12:accepted"] == "draft_acceptance_fraction"
+    figures = execute(Host(), job)[1].figures
+    steps = 12 - figures["drafts_accepted_count"]
+    assert figures["decode_tokens_per_step"] == pytest.approx(12 / steps)
+    assert figures["drafts_offered_count"] >= figures["drafts_accepted_count"] >= 0
+
+
+def test_a_text_that_is_too_short_and_a_bundle_without_drafts_are_errors(
+    drafting_bundle: Path, bundle: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("cat")
+    with pytest.raises(UsageError, match=r"text\.txt, --speculative: found 2 tokens, wanted at least 15, as -p says"):
+        jobs(SessionRunner(text), Host(), drafting_bundle)
+    with pytest.raises(BundleError, match="--draft-tokens 3"):
+        jobs(SessionRunner(text), Host(), bundle)
+
+
 @pytest.mark.parametrize(
     ("workload", "wanted"),
     [

@@ -4,11 +4,16 @@ It changes no token. A step gives the logits after each draft; the next token is
 counts only if it is the token that was drawn. So greedy text is the same, sampled text has the model's distribution,
 and with the same seed it is the same text. (For drafts without probabilities of their own, this is the rejection rule:
 a draft is accepted with the probability that the model gives it, else another token is drawn in proportion to theirs.)
+
+A step with drafts costs more than one without: from a tenth more to several times as much, by the types of the weights
+and the processor. So steps are timed, and drafts are left out for a while when they have cost more than they saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,11 +41,22 @@ class DraftStatistics:
         return {"steps": self.steps, "offered": self.offered, "accepted": self.accepted}
 
 
+TRIAL, PAUSE = 4, 24
+"""Steps with drafts after which it is asked whether they pay, and the steps without that follow if they do not."""
+
+
 class SpeculativeDecoder:
     """Takes tokens and returns logits like `Session.decode`, but computes the logits of several at once."""
 
-    def __init__(self, session: Session, source: DraftSource, processed: Sequence[int]) -> None:
-        """`processed`: the tokens that the session holds."""
+    def __init__(
+        self,
+        session: Session,
+        source: DraftSource,
+        processed: Sequence[int],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`processed`: the tokens that the session holds; `clock`: seconds."""
         require_drafts(session.bundle)
         assert session.text.draft_tokens is not None
         self._session = session
@@ -52,6 +68,10 @@ class SpeculativeDecoder:
         self._activations = np.empty((0, session.text.hidden_size), np.float32)
         self._row = 0
         self._steps = self._offered = self._accepted = 0
+        self._clock = clock
+        # The shortest step of each kind: other steps were disturbed, or prepared a signature.
+        self._plain_s = self._checked_s = math.inf
+        self._trial_steps = self._trial_accepted = self._pause = 0
 
     @property
     def statistics(self) -> DraftStatistics:
@@ -64,6 +84,7 @@ class SpeculativeDecoder:
         if self._row < len(self._drafts) and self._drafts[self._row] == token:
             self._row += 1
             self._accepted += 1
+            self._trial_accepted += 1
         else:
             self._step(token)
         logits: NDArray[np.float32] = self._logits[self._row]
@@ -75,22 +96,41 @@ class SpeculativeDecoder:
         if before < session.position:
             session.truncate(before)
         drafts = self._propose()
+        started = self._clock()
         if drafts:
             self._logits = session.verify([token, *drafts])
+            self._checked_s = min(self._checked_s, self._clock() - started)
+            self._trial_steps += 1
         else:
             self._logits = session.decode(token)[None]
+            self._plain_s = min(self._plain_s, self._clock() - started)
         self._activations = session.activations()
         self._drafts, self._row = drafts, 0
         self._steps += 1
         self._offered += len(drafts)
 
     def _propose(self) -> Sequence[int]:
-        """Drafts of ids that the model has; none where a step that checks them would pass the end of the context."""
-        if self._session.position + self._most + 1 > self._session.context:
+        """Drafts; none where a step that checks them would pass the end of the context, or while they do not pay."""
+        if self._session.position + self._most + 1 > self._session.context or not self._pays():
             return ()
         known = self._activations[self._row] if len(self._activations) else None
         drafts = self._source.propose(self._ids, known, self._most)
         return tuple(drafts[: self._most])
+
+    def _pays(self) -> bool:
+        """Whether the last steps with drafts took no longer than their tokens would have taken without."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        if self._trial_steps < TRIAL:
+            return True
+        tokens = 1 + self._trial_accepted / self._trial_steps
+        self._trial_steps = self._trial_accepted = 0
+        # Without a step of the other kind, nothing is known: infinity.
+        if tokens * self._plain_s >= self._checked_s:
+            return True
+        self._pause = PAUSE - 1
+        return False
 
 
 def require_drafts(bundle: Bundle) -> None:

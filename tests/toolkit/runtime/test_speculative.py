@@ -19,6 +19,7 @@ from toolkit.runtime.drafts.source import DraftSource
 from toolkit.runtime.generate import Generation, GenerationReport
 from toolkit.runtime.sampling import Sampler, Sampling, distribution
 from toolkit.runtime.session import Session, SessionSettings
+from toolkit.runtime.speculative import SpeculativeDecoder
 
 PROMPT = [2, 30, 40, 50, 60, 70, 80]
 WORDS = 281
@@ -201,6 +202,49 @@ def test_a_source_without_guesses_costs_no_other_steps(session: Session) -> None
     report = generate(session, drafts=Nothing())
     assert report.token_ids == plain.token_ids
     assert report.drafts is not None and report.drafts.to_json() == {"steps": 40, "offered": 0, "accepted": 0}
+
+
+@pytest.mark.parametrize(("seconds", "steps_with_drafts"), [(1.5, 10), (3.0, 4)])
+def test_drafts_that_cost_more_than_they_save_are_left_out_for_a_while(
+    session: Session, monkeypatch: pytest.MonkeyPatch, seconds: float, steps_with_drafts: int
+) -> None:
+    """By a clock that only steps move: one without drafts takes a second. Every second draft is wrong."""
+    now, checked = 0.0, 0
+    decode, verify = Session.decode, Session.verify
+
+    def timed_decode(self: Session, token: int) -> F32:
+        nonlocal now
+        now += 1.0
+        return decode(self, token)
+
+    def timed_verify(self: Session, ids: Sequence[int]) -> F32:
+        nonlocal now, checked
+        now, checked = now + seconds, checked + 1
+        return verify(self, ids)
+
+    answer = generate(session, limit=30).token_ids
+    session.truncate(0)
+    session.prefill(PROMPT[:-1])
+    monkeypatch.setattr(Session, "decode", timed_decode)
+    monkeypatch.setattr(Session, "verify", timed_verify)
+    source = Foreseen(PROMPT, answer, wrong=2)
+    decoder = SpeculativeDecoder(session, Late(source, len(PROMPT) + 2), PROMPT[:-1], clock=lambda: now)
+    token, found = PROMPT[-1], []
+    for _ in range(22):
+        token = int(decoder.decode(token)[:WORDS].argmax())
+        found.append(token)
+    assert tuple(found) == answer[:22]
+    assert checked == steps_with_drafts
+
+
+class Late:
+    """Has guesses only after some tokens."""
+
+    def __init__(self, source: DraftSource, after: int) -> None:
+        self.source, self.after = source, after
+
+    def propose(self, ids: Sequence[int], activations: F32 | None, most: int) -> Sequence[int]:
+        return self.source.propose(ids, activations, most) if len(ids) > self.after else ()
 
 
 def test_a_bundle_that_cannot_check_drafts_says_how_to_convert_one(random_bundle: Path) -> None:

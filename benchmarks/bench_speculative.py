@@ -4,6 +4,9 @@ The answer is decoded once without drafts. A test drafter that knows it then off
 with the given probability, and the same answer is decoded again: so any acceptance can be measured, with random weights
 too. A draft counts only if all before it in the step were right. `look-up` drafts by prompt look-up instead.
 
+These go on drafting whatever it costs; `as run` leaves drafts out where they do not pay, as `run --speculative` does.
+With one thread, CPU time shows the ratios on a busy machine too.
+
   python -m benchmarks.bench_speculative BUNDLE --right 0 0.5 0.7 1
   python -m benchmarks.bench_speculative BUNDLE --text corrections.txt
 """
@@ -32,7 +35,7 @@ from toolkit.runtime.drafts.source import DraftSource
 from toolkit.runtime.session import Session, SessionSettings, default_threads
 from toolkit.runtime.speculative import DraftStatistics, SpeculativeDecoder
 
-PLAIN, LOOK_UP = "without", "look-up"
+PLAIN, LOOK_UP, AS_RUN = "without", "look-up", "as run"
 
 
 class TestDrafter:
@@ -55,22 +58,29 @@ class Run:
     """One answer."""
 
     seconds: float
+    cpu_seconds: float
     tokens: int
     drafts: DraftStatistics | None
 
 
-def decode(session: Session, prompt: Sequence[int], count: int, source: DraftSource | None) -> tuple[list[int], Run]:
-    """Greedily; the prompt but its last token is processed before the clock starts."""
+def decode(
+    session: Session, prompt: Sequence[int], count: int, source: DraftSource | None, *, always: bool = True
+) -> tuple[list[int], Run]:
+    """Greedily; the prompt but its last token is processed before the clock starts.
+
+    always: draft although it does not pay, by a clock that stands still.
+    """
     session.truncate(0)
     session.prefill(prompt[:-1])
-    drafter = None if source is None else SpeculativeDecoder(session, source, prompt[:-1])
+    clock = (lambda: 0.0) if always else time.perf_counter
+    drafter = None if source is None else SpeculativeDecoder(session, source, prompt[:-1], clock=clock)
     step: Callable[[int], NDArray[np.float32]] = session.decode if drafter is None else drafter.decode
     tokens = [prompt[-1]]
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     for _ in range(count):
         tokens.append(int(step(tokens[-1])[: session.text.text_ids].argmax()))
-    seconds = time.perf_counter() - started
-    return tokens[1:], Run(seconds, count, None if drafter is None else drafter.statistics)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    return tokens[1:], Run(seconds, cpu_seconds, count, None if drafter is None else drafter.statistics)
 
 
 def measure(
@@ -82,10 +92,12 @@ def measure(
     makers: dict[str, Callable[[], DraftSource | None]] = {PLAIN: lambda: None, LOOK_UP: PromptLookup}
     for right in rights:
         makers[f"{right:.0%} right"] = partial(TestDrafter, known, right, session.text.text_ids)
+    if rights:
+        makers[f"{rights[0]:.0%} right, {AS_RUN}"] = partial(TestDrafter, known, rights[0], session.text.text_ids)
     found: dict[str, list[Run]] = {name: [] for name in makers}
     for turn in range(rounds + 1):
         for name, make in makers.items():
-            tokens, run = decode(session, prompt, count, make())
+            tokens, run = decode(session, prompt, count, make(), always=not name.endswith(AS_RUN))
             assert tokens == answer, f"{name} gave another answer"
             if turn:
                 found[name].append(run)
@@ -94,7 +106,11 @@ def measure(
 
 def figures(run: Run) -> Figures:
     """Of one answer, by their names in the results."""
-    found: Figures = {"decode_tokens_per_s": run.tokens / run.seconds, "decode_s": run.seconds}
+    found: Figures = {
+        "decode_tokens_per_s": run.tokens / run.seconds,
+        "decode_s": run.seconds,
+        "decode_cpu_s": run.cpu_seconds,
+    }
     if run.drafts is not None:
         found["decode_tokens_per_step"] = run.tokens / run.drafts.steps
         found["drafts_offered_count"] = run.drafts.offered
@@ -108,7 +124,9 @@ def table(found: dict[str, list[Run]]) -> str:
     """Medians, and the ratio to decoding without drafts in the same round."""
     rows = []
     for name, runs in found.items():
-        ratios = [plain.seconds / run.seconds for plain, run in zip(found[PLAIN], runs, strict=True)]
+        pairs = list(zip(found[PLAIN], runs, strict=True))
+        ratios = [plain.seconds / run.seconds for plain, run in pairs]
+        cpu_ratios = [plain.cpu_seconds / run.cpu_seconds for plain, run in pairs]
         drafts = runs[0].drafts
         counts = (
             ["", "1.00"]
@@ -116,8 +134,9 @@ def table(found: dict[str, list[Run]]) -> str:
             else [f"{drafts.accepted} of {drafts.offered}", f"{runs[0].tokens / drafts.steps:.2f}"]
         )
         rates = text(summary([run.tokens / run.seconds for run in runs]), ".1f")
-        rows.append([name, *counts, rates, text(summary(ratios), ".2f")])
-    return markdown(["drafts", "accepted", "tokens a step", "decode, tokens/s", "x without drafts"], rows)
+        rows.append([name, *counts, rates, *(text(summary(some), ".2f") for some in (ratios, cpu_ratios))])
+    header = ["drafts", "accepted", "tokens a step", "decode, tokens/s", "x without drafts", "the same by CPU time"]
+    return markdown(header, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -91,8 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--draft-tokens", metavar="N", type=positive,
-        help="add what `run --speculative` needs: steps that check N drafted tokens at once (default: none; 3 suits "
-        "most models)",
+        help="add what `run --speculative` needs: steps that check N drafted tokens at once (default: none; 4 suits "
+        "int8: docs/speculative.md)",
     )  # fmt: skip
     parser.add_argument("--no-verify", action="store_true", help="skip the short quality check")
     add_machine_arguments(parser)

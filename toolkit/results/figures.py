@@ -158,6 +158,7 @@ Scripts = Literal[
     "storage_bytes_per_s",
     "first_init_s",
     "decode_step_s",
+    "decode_cpu_s",
     "decode_read_bytes_per_s",
     "memory_read_bytes_per_s",
     "memory_bandwidth_fraction",

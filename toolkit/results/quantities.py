@@ -13,6 +13,7 @@ _UNITS = {
     "per_s": "/s",
     "tokens_per_step": "t/step",
     "joules_per_token": "J/token",
+    "nats": "nats",
     "joules": "J",
     "watts": "W",
     "bytes": "B",

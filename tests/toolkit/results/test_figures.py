@@ -11,7 +11,7 @@ from toolkit.results.figures import FIGURES, known_figure
 from toolkit.results.quantities import unit
 
 NAME = re.compile(
-    r"(?=.{1,64}$)[a-z][a-z0-9_]*_(s|bytes|count|celsius|percent|hz|fraction|joules|joules_per_token|tokens_per_step|watts)"
+    r"(?=.{1,64}$)[a-z][a-z0-9_]*_(s|bytes|count|celsius|percent|hz|fraction|joules|joules_per_token|tokens_per_step|watts|nats)"
 )
 
 

@@ -38,7 +38,7 @@ class LmEngine:
     def greedy(self, prompt: str, count: int) -> list[str]:
         """The text of each token that follows `prompt`, which gets no template; up to a stop token or `count`."""
         with self.engine.create_session(
-            apply_prompt_template=False, sampler_config=self._greedy(), max_output_tokens=count
+            apply_prompt_template=False, sampler_config=self.greedy_sampler(), max_output_tokens=count
         ) as session:
             session.run_prefill([prompt])
             return [text for part in session.run_decode_async() for text in part.texts]
@@ -49,7 +49,7 @@ class LmEngine:
 
     def converse(self, turns: Sequence[Sequence[Content]], count: int) -> tuple[str, int]:
         """The answer to the last of several messages, and the positions that the conversation takes then."""
-        with self.engine.create_conversation(sampler_config=self._greedy(), max_output_tokens=count) as conversation:
+        with self.engine.create_conversation(sampler_config=self.greedy_sampler(), max_output_tokens=count) as conversation:
             for contents in turns:
                 message = conversation.send_message(self.module.Contents([self._part(part) for part in contents]))
             return "".join(part["text"] for part in message["content"]), conversation.token_count
@@ -66,7 +66,8 @@ class LmEngine:
             return self.module.Content.AudioBytes(content.data)
         return self.module.Content.Text(content)
 
-    def _greedy(self) -> Any:
+    def greedy_sampler(self) -> Any:
+        """The engine's settings for the most likely token each time."""
         return self.module.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
 
 

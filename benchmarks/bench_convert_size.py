@@ -5,6 +5,10 @@ storage itself gives is measured, so that a rate can be set against it. A rate c
 weights that the bundle keeps:
 
   python -m benchmarks.bench_convert_size e4b=E4B e2b=E4B:E2B --search absmax --scratch DIRECTORY
+  python -m benchmarks.bench_convert_size e2b=E2B --lora 16 --repeats 3
+
+With --lora each run is followed by one that merges a random LoRA adapter of that rank, on all attention and
+feed-forward layers of text.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,6 +41,7 @@ from benchmarks.measure import (
     tree_bytes,
 )
 from benchmarks.synthetic import BYTES_PER_WEIGHT
+from benchmarks.synthetic_adapter import write_adapter
 from toolkit.report.tables import markdown
 from toolkit.results.record import Figures
 from toolkit.results.statistics import summary
@@ -52,6 +57,8 @@ class Case:
     name: str
     checkpoint: Path
     size: str | None
+    lora: int | None = None
+    """The rank of an adapter that is merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +72,38 @@ class Outcome:
     storage_bytes_per_s: float
 
 
-def measure(case: Case, quant: str, search: str, repeats: int, scratch: Path) -> Outcome:
-    """Cold runs, one after the other."""
+def measure(cases: Sequence[Case], quant: str, search: str, repeats: int, scratch: Path) -> list[Outcome]:
+    """Cold runs of each case, in turns."""
+    found: dict[Case, Outcome] = {}
+    for case in [*cases] * repeats:
+        now, before = _run(case, quant, search, scratch), found.get(case)
+        if before is not None:
+            storage = max(before.storage_bytes_per_s, now.storage_bytes_per_s)
+            now = replace(now, runs=before.runs + now.runs, storage_bytes_per_s=storage)
+        found[case] = now
+        print(f"{case.name} {quant} {search}: {now.runs[-1].seconds:.1f} s, {now.runs[-1].peak_rss_bytes / 1e6:.0f} MB")
+    return list(found.values())
+
+
+def _run(case: Case, quant: str, search: str, scratch: Path) -> Outcome:
     files = sorted(case.checkpoint.glob("*.safetensors"))
-    sizes = ["--sizes", case.size] if case.size else []
+    options = ["--sizes", case.size] if case.size else []
+    if case.lora is not None:
+        adapter = scratch / "adapter"
+        if not adapter.exists():
+            write_adapter(case.checkpoint, adapter, case.lora)
+        options += ["--adapter", str(adapter)]
     output = scratch / "bundle"
-    command = convert_command(case.checkpoint, "--quant", quant, "--search", search, *sizes, "-o", str(output))
-    runs, storage, kept, size = [], 0.0, 0, 0
-    for _ in range(repeats):
-        drop_page_cache(files)
-        storage = max(storage, storage_rate(max(files, key=lambda file: file.stat().st_size)))
-        drop_page_cache(files)
-        runs.append(run_child(command, scratch / "log.txt"))
-        groups = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["groups"].values()
-        kept = BYTES_PER_WEIGHT * sum(group["parameters"] for group in groups)
-        size = tree_bytes(output)
-        shutil.rmtree(output)
-        print(f"{case.name} {quant} {search}: {runs[-1].seconds:.1f} s, {runs[-1].peak_rss_bytes / 1e6:.0f} MB")
-    return Outcome(case, tuple(runs), kept, size, storage)
+    command = convert_command(case.checkpoint, "--quant", quant, "--search", search, *options, "-o", str(output))
+    drop_page_cache(files)
+    storage = storage_rate(max(files, key=lambda file: file.stat().st_size))
+    drop_page_cache(files)
+    usage = run_child(command, scratch / "log.txt")
+    groups = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["groups"].values()
+    kept = BYTES_PER_WEIGHT * sum(group["parameters"] for group in groups)
+    size = tree_bytes(output)
+    shutil.rmtree(output)
+    return Outcome(case, (usage,), kept, size, storage)
 
 
 def storage_rate(path: Path, readers: int = 2) -> float:
@@ -115,7 +136,7 @@ def measured(outcome: Outcome, quant: str, search: str) -> Measured:
         model_record(case.checkpoint, case.name, size=case.size),
         CONVERT_TESTS,
         runs,
-        {"recipe": quant, "search": search},
+        {"recipe": quant, "search": search} | ({} if case.lora is None else {"lora_rank": str(case.lora)}),
         start="cold",
     )
 
@@ -154,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("cases", nargs="+", type=parse_case, metavar="NAME=CHECKPOINT[:SIZE]")
     parser.add_argument("--quant", default="int4", help="recipe (default: %(default)s)")
     parser.add_argument("--search", choices=("absmax", "mse"), default="mse", help="default: %(default)s")
+    parser.add_argument("--lora", type=int, metavar="RANK", help="also merge a random LoRA adapter of this rank")
     parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--scratch", type=Path, help="where bundles are written and removed; default: the system's")
     parser.add_argument("--output", type=Path, default=RESULTS / "convert_size.jsonl", help="default: %(default)s")
@@ -162,8 +184,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     outcomes = []
     for case in options.cases:
         with TemporaryDirectory(dir=options.scratch, prefix="bench_convert_size.") as scratch:
-            outcomes.append(measure(case, options.quant, options.search, options.repeats, Path(scratch)))
-        recorder.append(options.output, measured(outcomes[-1], options.quant, options.search))
+            variants = [case]
+            if options.lora is not None:
+                variants.append(replace(case, name=f"{case.name} + LoRA {options.lora}", lora=options.lora))
+            found = measure(variants, options.quant, options.search, options.repeats, Path(scratch))
+        for outcome in found:
+            recorder.append(options.output, measured(outcome, options.quant, options.search))
+        outcomes += found
     print(f"\n{this_device()}\nload average before: {recorder.load_before:.2f}\n\n{table(outcomes, options.search)}")
 
 

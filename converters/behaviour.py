@@ -6,7 +6,8 @@ The quality gate compares weights with weights; a wrong template, tokenizer or s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,33 +16,52 @@ from converters.huggingface.prompt_files import PromptFiles
 from toolkit.base.errors import BundleError, CheckpointError, ToolkitError, errors_about
 from toolkit.base.limited import limited
 from toolkit.bundle.chat import ChatTemplate
-from toolkit.bundle.conversations import TEXTS, Conversation, with_media
+from toolkit.bundle.conversations import TEXTS, WITH_TOOLS, Conversation, with_media
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, AudioRecord, TextRecord, VisionRecord
 from toolkit.bundle.prompting import Prompting, first_difference, turn_end_token, undrawable
 from toolkit.bundle.tokenizer import Tokenizer
-from toolkit.litertlm.chat_template import engine_template
+from toolkit.litertlm.chat_template import EnginePrompts, engine_template
+from toolkit.litertlm.engine_tools import knows_tools, tools_fault
+from toolkit.litertlm.schema import ModelType
 from toolkit.runtime.bundle import Bundle
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class PromptReport:
+    """What was found of a chat template whose prompts are those of transformers.
+
+    compared: how many conversations have the same token ids; refused: how many the template refuses, in transformers
+    too. engine: why LiteRT-LM cannot have this template; None if it can. tools: why it cannot be offered tools with it;
+    None if it can, or if the template knows no tools.
+    """
+
+    compared: int
+    refused: int
+    engine: str | None
+    tools: str | None
+
+
 def require_same_prompts(
     files: PromptFiles, text: TextRecord, vision: VisionRecord | None, audio: AudioRecord | None
-) -> None:
+) -> PromptReport | None:
     """CheckpointError if our session would make other prompts of conversations than transformers makes.
 
-    Warns of what the LiteRT-LM engine does otherwise, and of images and sounds that the template does not place.
+    Warns of what the LiteRT-LM engine does otherwise, and of images and sounds that the template does not place. None
+    for a checkpoint without a chat template.
     """
     if files.template is None:
-        return
+        return None
     checkpoint = files.source
     tokenizer = Tokenizer(checkpoint / TOKENIZER, files.tokenizer)
     prompting = Prompting.with_towers(tokenizer, text.bos_token_id, vision, audio)
     own = ChatTemplate(files.template, file=checkpoint, bos_token=prompting.bos_token)
-    for error in prompt_errors(own, checkpoint, prompting, text):
+    found = _compared(own, checkpoint, prompting, text)
+    for error in found.errors:
         raise error
     _warn_of_media(own, prompting, checkpoint)
-    _warn_of_engine(files.template, prompting)
+    return PromptReport(found.compared, found.refused, *_engine_faults(files.template, prompting))
 
 
 def bundle_errors(path: Path, checkpoint: Path) -> list[CheckpointError]:
@@ -54,7 +74,7 @@ def bundle_errors(path: Path, checkpoint: Path) -> list[CheckpointError]:
         return []
     tokenizer, text = bundle.tokenizer(), bundle.manifest.text
     template = bundle.chat_template(tokenizer)
-    errors = prompt_errors(template, checkpoint, Prompting.of(tokenizer, bundle.manifest), text)
+    errors = list(_compared(template, checkpoint, Prompting.of(tokenizer, bundle.manifest), text).errors)
     end = turn_end_token(template, (path / TOKENIZER).read_bytes())
     if end is not None and end not in text.stop_token_ids:
         found, wanted = f"token {end}", f"a stop token, one of {list(text.stop_token_ids)}"
@@ -62,37 +82,58 @@ def bundle_errors(path: Path, checkpoint: Path) -> list[CheckpointError]:
     return errors
 
 
-def prompt_errors(own: ChatTemplate, checkpoint: Path, prompting: Prompting, text: TextRecord) -> list[CheckpointError]:
-    """The first conversation whose tokens differ, and the first token that the session refuses in a prompt."""
-    with errors_about(file=checkpoint):
-        return limited("chat template", lambda: list(_prompt_errors(own, checkpoint, prompting, text)))
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """Of two templates: how many conversations are the same, how many are refused, and what is wrong."""
+
+    compared: int
+    refused: int
+    errors: Sequence[CheckpointError]
 
 
-def _prompt_errors(
-    own: ChatTemplate, checkpoint: Path, prompting: Prompting, text: TextRecord
-) -> Iterator[CheckpointError]:
+def _compared(own: ChatTemplate, checkpoint: Path, prompting: Prompting, text: TextRecord) -> _Compared:
+    """Stops at the first conversation whose tokens differ, or at the first token that the session refuses."""
     source = find_template(checkpoint)
     if source is None:
-        return
+        return _Compared(0, 0, ())
+    tools = WITH_TOOLS if knows_tools(source) else ()
+    conversations = [*TEXTS, *tools, *with_media(prompting.groups)]
+    compare = partial(_compare, own, source, conversations, checkpoint, prompting, text)
+    with errors_about(file=checkpoint):
+        return limited("chat template", compare)
+
+
+def _compare(
+    own: ChatTemplate,
+    source: str,
+    conversations: Sequence[Conversation],
+    checkpoint: Path,
+    prompting: Prompting,
+    text: TextRecord,
+) -> _Compared:
     tokens = special_tokens(checkpoint)
     bos = tokens.pop("bos_token", prompting.bos_token)
     model = ChatTemplate(source, file=checkpoint, bos_token=bos, variables=tokens)
-    for conversation in [*TEXTS, *with_media(prompting.groups)]:
+    compared = 0
+    for conversation in conversations:
         try:
-            wanted = prompting.ids(model.render_turns(conversation.turns), conversation)
+            wanted = _ids_of(conversation, model, prompting)
         except ToolkitError:
             continue  # what transformers refuses, we may refuse
-        found = prompting.ids(own.render_turns(conversation.turns), conversation)
+        found = _ids_of(conversation, own, prompting)
         if found != wanted:
             texts = first_difference(found, wanted, prompting)
-            yield _error(checkpoint, conversation, *texts, "please report it with this template")
-            return
+            remedy = "please report it with this template"
+            return _Compared(compared, 0, [_error(checkpoint, conversation, *texts, remedy)])
+        compared += 1
+    errors = []
     refused = undrawable(own, prompting, text.text_ids)
     if refused is not None:
         conversation, token = refused
         spelled = f"{prompting.decode([token])} ({token}), an id of images and sounds"
         wanted_ids = f"ids below {text.text_ids}, which stand for text"
-        yield _error(checkpoint, conversation, spelled, wanted_ids, "write another token in the chat template")
+        errors.append(_error(checkpoint, conversation, spelled, wanted_ids, "write another token in the chat template"))
+    return _Compared(compared, len(conversations) - compared, errors)
 
 
 def _error(checkpoint: Path, conversation: Conversation, found: str, wanted: str, remedy: str) -> CheckpointError:
@@ -110,12 +151,20 @@ def _warn_of_media(own: ChatTemplate, prompting: Prompting, checkpoint: Path) ->
 
 
 def _ids_of(conversation: Conversation, template: ChatTemplate, prompting: Prompting) -> list[int]:
-    return prompting.ids(template.render_turns(conversation.turns), conversation)
+    return prompting.ids(template.render_turns(conversation.turns, conversation.tools), conversation)
 
 
-def _warn_of_engine(template: str, prompting: Prompting) -> None:
-    """What an export of all groups would refuse, and that it cannot call tools if the engine renders them otherwise."""
+def _engine_faults(template: str, prompting: Prompting) -> tuple[str | None, str | None]:
+    """With a warning for each: what an export of all groups would refuse, and why it would not be offered tools."""
+    model_type: ModelType = "generic_model" if prompting.groups else "gemma3n"
     try:
-        engine_template(template, prompting, "generic_model" if prompting.groups else "gemma3n")
+        exported = engine_template(template, prompting, model_type)
     except BundleError as error:
         _log.warning("export will refuse this bundle: %s", error)
+        return str(error), None
+    if not knows_tools(template):
+        return None, None
+    tools = tools_fault(template, exported.source, EnginePrompts(prompting, model_type, exported.start_token))
+    if tools is not None:
+        _log.warning("an export will not offer function calling, although the chat template knows tools: %s", tools)
+    return None, tools

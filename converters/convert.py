@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.behaviour import require_same_prompts
+from converters.behaviour import PromptReport, require_same_prompts
 from converters.calibration.calibrate import Calibration, remove_work, sequences_of, text_for, work_directory
 from converters.calibration.own_text import CONTEXT as WRITER_CONTEXT
 from converters.calibration.own_text import text_written_by
@@ -27,10 +27,11 @@ from converters.lock import described, lock_of, quant_record
 from converters.plan import Plan, PlanRequest
 from converters.slices import Budget, Slice
 from converters.verify import VerifyReport
-from toolkit.base.errors import RecipeError, UsageError
+from toolkit.base.errors import BundleError, CheckpointError, RecipeError, ToolkitError, UsageError
 from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room, scratch_beside
 from toolkit.base.outputs import Output
 from toolkit.base.strict_json import shorten
+from toolkit.base.warnings_once import each_warning_once
 from toolkit.bundle.manifest import (
     GROUP_NAMES,
     TOKENIZER,
@@ -103,7 +104,7 @@ class ConvertRequest:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A written bundle; `report` is None if it was not verified."""
+    """A written bundle; `report` is None if it was not verified, `prompts` without a chat template."""
 
     path: Path
     manifest: Manifest
@@ -111,6 +112,7 @@ class Conversion:
     seconds: float
     calibration: CalibrationText | None = None
     """The text that it was calibrated with."""
+    prompts: PromptReport | None = None
 
 
 def convert(
@@ -139,15 +141,31 @@ def convert(
         if request.adapters:
             raise UsageError("adapters", found="some for an open checkpoint", wanted="none: open it with them")
         return _convert(request, request.checkpoint, gate, accept, progress, calibration_progress)
-    opened = open_checkpoint(
-        request.checkpoint,
-        families,
-        request.adapters,
-        judge=partial(_prepare, request),
-        progress=download_progress,
-    )
-    with opened as checkpoint:
+    source, adapters, judge = request.checkpoint, request.adapters, partial(_prepare, request)
+    with (
+        each_warning_once("converters"),  # one on the Hub is opened and judged twice: by its headers, and whole
+        open_checkpoint(source, families, adapters, judge=judge, progress=download_progress) as checkpoint,
+    ):
         return _convert(request, checkpoint, gate, accept, progress, calibration_progress)
+
+
+def conversion_faults(checkpoint: Checkpoint) -> dict[str, ToolkitError]:
+    """By group, why `convert` would refuse an open checkpoint, of which headers are enough; empty if it would not.
+
+    `text` stands for all that a bundle cannot be without, such as the tokenizer and the chat template. What `convert`
+    would warn of is logged.
+    """
+    faults = dict(checkpoint.tower_faults())
+    there = (group.name for group in checkpoint.groups if group.tensors and group.name in TOWER_FILES)
+    groups = ("text", *(name for name in there if name not in faults))
+    # The smallest bundle: others have more signatures, and no other needs.
+    context = min(CPU.smallest_prefill_limit, checkpoint.max_positions)
+    request = ConvertRequest(checkpoint, Path(), groups=groups, context=context, prefill_sizes=(context,))
+    try:
+        _planned(request, checkpoint)
+    except (CheckpointError, BundleError) as error:
+        return {**faults, "text": error}
+    return faults
 
 
 def _convert(
@@ -161,18 +179,17 @@ def _convert(
     started = time.perf_counter()
     output = request.bundle_output(checkpoint.path, *(adapter.path for adapter in checkpoint.adapters))
     output.require()
-    plan_request, plan, prompt_files = _prepare(request, checkpoint)
-    work = work_directory(output.path)
+    prepared = _prepare(request, checkpoint)
+    plan, work = prepared.plan, work_directory(output.path)
     text: CalibrationText | None = None
     if request.calibration is not None:
-        lock = lock_of(plan_request, _checkpoint_record(checkpoint, None), None)
-        write = partial(_own_text, request, checkpoint, plan_request, calibration_progress)
+        lock = lock_of(prepared.request, _checkpoint_record(checkpoint, None), None)
+        write = partial(_own_text, request, checkpoint, prepared.request, calibration_progress)
         text = text_for(request.calibration, work, lock, write)
-        calibration = Calibration(
-            text, _sequences(text, plan, prompt_files, checkpoint), work, request.workers, calibration_progress
-        )
-        plan = calibration.round(plan, plan_request.slices, checkpoint, lock)
-    advance = Advance(plan.weight_bytes, progress)
+        sequences = _sequences(text, plan, prepared.prompt_files, checkpoint)
+        calibration = Calibration(text, sequences, work, request.workers, calibration_progress)
+        prepared = replace(prepared, plan=calibration.round(plan, prepared.request.slices, checkpoint, lock))
+    advance = Advance(prepared.plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
 
     def judge(directory: Path) -> None:
@@ -182,16 +199,34 @@ def _convert(
             reports[0].require_passed(request.output)
 
     with BackgroundHasher() as hasher:
-        fill = partial(_fill, plan, plan_request, prompt_files, checkpoint, request, text, advance, hasher.add)
+        fill = partial(_fill, prepared, checkpoint, request, text, advance, hasher.add)
         manifest = write_bundle(
             request.output, fill, accept=judge, hasher=hasher, inputs=output.inputs, force=output.force
         )
     remove_work(work)
-    return Conversion(request.output, manifest, reports[0] if reports else None, time.perf_counter() - started, text)
+    seconds = time.perf_counter() - started
+    return Conversion(request.output, manifest, reports[0] if reports else None, seconds, text, prepared.prompts)
 
 
-def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[PlanRequest, Plan, PromptFiles]:
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What can be known before any weight is read."""
+
+    request: PlanRequest
+    plan: Plan
+    prompt_files: PromptFiles
+    prompts: PromptReport | None
+
+
+def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
     """What can be known, and refused, before any weight is read."""
+    found = _planned(request, checkpoint)
+    require_room(request.output, found.plan.size_bytes + found.prompt_files.bytes + _MANIFEST_BYTES)
+    return found
+
+
+def _planned(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
+    """The same for any output."""
     plan_request = _plan_request(request, checkpoint)
     plan = checkpoint.plan(plan_request)
     prompt_files = read_prompt_files(
@@ -201,9 +236,8 @@ def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[PlanReque
         adapters=[adapter.path for adapter in checkpoint.adapters],
     )
     plan = _with_prompts(plan, prompt_files, checkpoint)
-    require_same_prompts(prompt_files, _text_record(plan), *_tower_records(plan))
-    require_room(request.output, plan.size_bytes + prompt_files.bytes + _MANIFEST_BYTES)
-    return plan_request, plan, prompt_files
+    prompts = require_same_prompts(prompt_files, _text_record(plan), *_tower_records(plan))
+    return _Prepared(plan_request, plan, prompt_files, prompts)
 
 
 def _sequences(
@@ -237,9 +271,7 @@ def _checkpoint_record(checkpoint: Checkpoint, described_as: CheckpointRecord | 
 
 
 def _fill(
-    plan: Plan,
-    plan_request: PlanRequest,
-    prompt_files: PromptFiles,
+    prepared: _Prepared,
     checkpoint: Checkpoint,
     request: ConvertRequest,
     text: CalibrationText | None,
@@ -248,7 +280,8 @@ def _fill(
     directory: Path,
 ) -> BundleDraft:
     """Write every file of the bundle but its manifest."""
-    prompt_files.copy_to(directory)
+    plan = prepared.plan
+    prepared.prompt_files.copy_to(directory)
     for files in plan.files:
         files.write(directory, workers=request.workers, progress=advance, finished=finished)
     checkpoint.require_unchanged()
@@ -260,7 +293,7 @@ def _fill(
         default_size=next(iter(plan.sizes)),
         quant={role: quant_record(recipe) for role, recipe in plan.recipes.items()},
         groups=plan.groups,
-        lock=lock_of(plan_request, record, text),
+        lock=lock_of(prepared.request, record, text),
     )
 
 

@@ -19,9 +19,10 @@ from converters.family import Checkpoint, Family, RecipeChoice, StageProgress
 from converters.gate import ShortGate
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.huggingface.hub.locate import with_revision
+from converters.quality_record import QUALITY, write_quality
 from converters.slices import Budget, Slice, parse_budget
 from converters.verify import VerifyReport
-from toolkit.base.environment import require_environment_file, write_environment
+from toolkit.base.environment import ENVIRONMENT, write_environment
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
@@ -62,7 +63,8 @@ def convert(
 ) -> Conversion:
     """Convert a checkpoint to the bundle `output`, complete or not at all; by default, only if it passes the gate.
 
-    What it was made with, such as the version of NumPy, is written beside it, into `output`.environment.json.
+    What it was made with, such as the version of NumPy, is written beside it, into `output`.environment.json, and what
+    the gates found into `output`.quality.json.
 
     checkpoint: a directory, a Hugging Face id, or an open checkpoint.
     revision: a branch, tag or commit of the Hugging Face id, which may also follow it, as in "owner/name@main".
@@ -128,7 +130,8 @@ def convert(
 
     target = request.bundle_output(*([] if isinstance(calibrate, bool) or calibrate == "self" else [Path(calibrate)]))
     target.require()
-    require_environment_file(target)
+    ENVIRONMENT.require(target)
+    QUALITY.require(target)
     if request.calibration is not None:
         calibration_output(target).require()
     result = convert_request(
@@ -142,6 +145,7 @@ def convert(
     write_environment(target)
     if result.calibration is not None:
         write_calibration_text(target, result.calibration)
+    write_quality(target, result)
     return result
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.base.activations import Activations
-from toolkit.base.environment import require_environment_file, write_environment
+from toolkit.base.environment import ENVIRONMENT, write_environment
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
 from toolkit.base.outputs import Output
@@ -68,7 +68,7 @@ def export(
     inputs = (Path(bundle), *(() if sign is None else (Path(sign),)))
     place = Output(Path(output), LITERTLM, inputs, force)
     place.require()
-    require_environment_file(place)
+    ENVIRONMENT.require(place)
     signer = None if sign is None else read_signer(Path(sign))
     chosen = None if groups is None else tuple(groups)
     sampling = _sampling(Path(bundle), temperature, top_k, top_p)

@@ -9,12 +9,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
+from converters.convert import conversion_faults
 from converters.families import FAMILIES, open_headers
 from converters.family import Checkpoint, Family
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.huggingface.hub.locate import with_revision
+from converters.quality_record import QualityRecord, read_quality
 from toolkit.base.directory_swap import restore_missing
-from toolkit.base.errors import UsageError
+from toolkit.base.errors import ToolkitError, UsageError
 from toolkit.bundle.footprint import footprints
 from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME, AdapterRecord
 from toolkit.bundle.manifest_json import read_manifest
@@ -85,6 +87,10 @@ class Inspection:
     sizes: Mapping[str, InspectedSize]
     adapters: tuple[AdapterRecord, ...] = ()
     """The adapters merged into it, in order."""
+    faults: Mapping[str, ToolkitError] = field(default_factory=dict)
+    """By group, why `convert` refuses a checkpoint: `text` for the whole, or a tower, which can be left out."""
+    quality: QualityRecord | None = None
+    """What the gates of `convert` found of a bundle, if it is kept beside it."""
 
 
 def inspect(
@@ -120,9 +126,13 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         item.name: InspectedGroup(item.parameters, item.stored_bytes) for item in checkpoint.groups if item.tensors
     }
     towers = {name: group.parameters for name, group in groups.items() if name not in TEXT_GROUPS}
-    for tower, fault in checkpoint.tower_faults().items():
-        rest = ",".join(name for name in ("text", *towers) if name != tower)
-        _log.warning("%s cannot be converted (%s); --groups %s leaves it out", tower, fault, rest)
+    faults = conversion_faults(checkpoint)
+    for group, fault in faults.items():
+        if group == "text":
+            _log.warning("this checkpoint cannot be converted: %s", fault)
+            continue
+        rest = ",".join(name for name in ("text", *towers) if name not in faults)
+        _log.warning("%s cannot be converted (%s); --groups %s leaves it out", group, fault, rest)
     sizes = {}
     for name, part in checkpoint.slices.items():
         facts = checkpoint.facts(part, bits_per_weight=CHECKPOINT_BITS)
@@ -130,7 +140,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         memory |= {tower: count * CHECKPOINT_BITS // 8 for tower, count in towers.items()}
         sizes[name] = InspectedSize(facts.layers, {**facts.parameters, **towers}, memory)
     merged = tuple(adapter.record for adapter in checkpoint.adapters)
-    return Inspection("checkpoint", checkpoint.architecture, groups, sizes, merged)
+    return Inspection("checkpoint", checkpoint.architecture, groups, sizes, merged, faults)
 
 
 def _inspect_bundle(path: Path) -> Inspection:
@@ -147,7 +157,8 @@ def _inspect_bundle(path: Path) -> Inspection:
         )
         for name, found in footprints(path, manifest).items()
     }
-    return Inspection("bundle", manifest.architecture, groups, sizes, manifest.checkpoint.adapters)
+    merged, quality = manifest.checkpoint.adapters, read_quality(path)
+    return Inspection("bundle", manifest.architecture, groups, sizes, merged, quality=quality)
 
 
 @dataclass(frozen=True, slots=True)

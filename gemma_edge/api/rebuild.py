@@ -12,7 +12,7 @@ from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.huggingface.hub.locate import with_revision
 from converters.rebuild import Rebuilt, rebuilt_output
 from converters.rebuild import rebuild as rebuild_from
-from toolkit.base.environment import require_environment_file, write_environment
+from toolkit.base.environment import ENVIRONMENT, write_environment
 from toolkit.base.files import Progress
 
 
@@ -55,7 +55,7 @@ def rebuild(
     inputs = (Path(lock), Path(checkpoint), *(Path(choice.source) for choice in choices))
     target = rebuilt_output(Path(lock), Path(output), inputs, force=force)
     target.require()
-    require_environment_file(target)
+    ENVIRONMENT.require(target)
     result = rebuild_from(
         Path(lock),
         with_revision(checkpoint, revision),

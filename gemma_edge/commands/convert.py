@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from converters.convert import DEFAULT_CONTEXT, Conversion
@@ -163,6 +164,7 @@ def _as_json(result: Conversion) -> dict[str, object]:
             for name, group in groups
         },
         "verify": None if result.report is None else result.report.to_json(),
+        "prompts": None if result.prompts is None else dataclasses.asdict(result.prompts),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.terminal import Terminal, bytes_text, count_text, one_line, table
 from gemma_edge.words.files import file_json, file_text
+from gemma_edge.words.quality import kept_lines
 from toolkit.base.errors import UsageError
 from toolkit.report.plots import Bar, StackedBars, plot_output, write_plot
 
@@ -77,6 +79,8 @@ def _as_json(findings: Inspection) -> dict[str, object]:
             name: {"parameters": group.parameters, "bytes": group.bytes} for name, group in findings.groups.items()
         },
         "sizes": {name: _size_json(size) for name, size in findings.sizes.items()},
+        "quality": None if findings.quality is None else dataclasses.asdict(findings.quality),
+        "faults": {group: str(fault) for group, fault in findings.faults.items()},
         "adapters": [{"name": item.name, "scale": item.scale, "sha256": item.sha256} for item in findings.adapters],
     }
 
@@ -110,7 +114,7 @@ def _as_text(findings: Inspection) -> str:
             _groups_table(findings.groups),
             _sizes_table(findings),
             *_reads_table(findings),
-            "\n".join(map(one_line, _notes(findings))),
+            "\n".join(map(one_line, [*_notes(findings), *kept_lines(findings.quality)])),
         ]
     )
 

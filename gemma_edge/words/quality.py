@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from converters.family import StageProgress
+from converters.quality_record import QualityRecord
 from converters.verify import VerifyReport
 from gemma_edge.terminal import Terminal, table
 
@@ -68,6 +69,24 @@ def _certainty(report: VerifyReport) -> list[str]:
         if size.passed and (ratio.high > limits.perplexity_ratio or share.low < limits.top1_agreement):
             lines.append(f"{name}: a limit is within an interval: verify with more --tokens to be sure")
     return lines
+
+
+def kept_lines(record: QualityRecord | None) -> Iterator[str]:
+    """What is kept of a bundle's quality, in lines."""
+    if record is None:
+        return
+    for name, found in (record.weights or {}).items():
+        ratio, top1 = found.perplexity_ratio_interval, found.top1_agreement_interval
+        if ratio is not None and top1 is not None:
+            yield (
+                f"quality of {name}, when it was converted: {found.tokens} predictions, perplexity "
+                f"{ratio[0]:.3f} to {ratio[1]:.3f} times the checkpoint's, top-1 {top1[0]:.1%} to {top1[1]:.1%}"
+            )
+    prompts = record.prompts
+    if prompts is not None:
+        yield f"prompts: those of {prompts.compared} conversations are transformers'"
+        if prompts.engine is not None:
+            yield f"prompts: export refuses this bundle: {prompts.engine}"
 
 
 def _tower_lines(report: VerifyReport) -> list[str]:

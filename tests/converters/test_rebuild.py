@@ -20,7 +20,7 @@ from paths import EXAMPLE
 import gemma_edge
 from converters.convert import ConvertRequest, convert
 from gemma_edge import cli
-from toolkit.base.environment import environment_file
+from toolkit.base.environment import ENVIRONMENT
 from toolkit.base.errors import BundleError, CheckpointError, UsageError
 from toolkit.bundle.lock import dump_lock, read_lock
 from toolkit.check import check
@@ -119,7 +119,7 @@ def test_adapters_are_named_again_and_their_hashes_compared(made: Path, tmp_path
 def test_a_lock_says_nothing_of_this_machine(made: Path) -> None:
     text = (made / "bundle" / "lock.json").read_text()
     assert str(made) not in text and "numpy" not in text
-    beside = json.loads(environment_file(made / "bundle").read_text())
+    beside = json.loads(ENVIRONMENT.path(made / "bundle").read_text())
     assert {"python", "numpy", "zlib", "processor", "system"} < beside.keys() and str(made) not in str(beside)
 
 
@@ -146,9 +146,9 @@ def test_what_differs_is_named_and_nothing_is_written(
     tokenizer = made / "checkpoint" / "tokenizer.json"
     changed = shutil.copytree(made / "checkpoint", tmp_path / "changed")
     (Path(changed) / "tokenizer.json").write_bytes(tokenizer.read_bytes() + b" ")
-    beside = json.loads(environment_file(made / "bundle").read_text())
+    beside = json.loads(ENVIRONMENT.path(made / "bundle").read_text())
     shutil.copy(made / "bundle" / "lock.json", tmp_path / "lock.json")
-    environment_file(tmp_path / "lock.json").write_text(json.dumps({**beside, "numpy": "1.0"}))
+    ENVIRONMENT.path(tmp_path / "lock.json").write_text(json.dumps({**beside, "numpy": "1.0"}))
     assert rebuild(tmp_path / "lock.json", Path(changed), tmp_path / "again") == 1
     said = capsys.readouterr().err
     assert "other bytes than the lock's in files tokenizer.json, manifest" in said

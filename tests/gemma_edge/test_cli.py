@@ -738,11 +738,11 @@ def test_a_rerun_removes_what_a_killed_conversion_left_and_leaves_a_living_one_a
     assert lives != left
     short = ("--context", 32, "--prefill", 4, "--no-verify")
     assert command("convert", random_checkpoint, "-o", out / "b", *short).code == 0
-    assert sorted(os.listdir(out)) == sorted([lives, "b", "b.environment.json"])
+    assert sorted(os.listdir(out)) == sorted([lives, "b", "b.environment.json", "b.quality.json"])
     assert command("check", out / "b").code == 0
     living.terminate()
     living.communicate(timeout=PATIENCE_S)
-    assert sorted(os.listdir(out)) == ["b", "b.environment.json"]
+    assert sorted(os.listdir(out)) == ["b", "b.environment.json", "b.quality.json"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(random_checkpoint: Path) -> None:

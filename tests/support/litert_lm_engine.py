@@ -49,7 +49,9 @@ class LmEngine:
 
     def converse(self, turns: Sequence[Sequence[Content]], count: int) -> tuple[str, int]:
         """The answer to the last of several messages, and the positions that the conversation takes then."""
-        with self.engine.create_conversation(sampler_config=self.greedy_sampler(), max_output_tokens=count) as conversation:
+        with self.engine.create_conversation(
+            sampler_config=self.greedy_sampler(), max_output_tokens=count
+        ) as conversation:
             for contents in turns:
                 message = conversation.send_message(self.module.Contents([self._part(part) for part in contents]))
             return "".join(part["text"] for part in message["content"]), conversation.token_count

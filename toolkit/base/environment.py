@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from toolkit.base.beside import FileBeside
 from toolkit.base.blas import blas_name
-from toolkit.base.errors import BundleError
-from toolkit.base.files import write_bytes
-from toolkit.base.outputs import Output, OutputKind
-from toolkit.base.strict_json import read_json_file
+from toolkit.base.outputs import Output
 
-FORMAT = "gemma-edge-environment/1"
-_SUFFIX = ".environment.json"
-
-
-def environment_file(output: Path) -> Path:
-    """The file that tells what `output` was made with."""
-    return output.with_name(output.name + _SUFFIX)
-
-
-def require_environment_file(output: Output) -> None:
-    """UsageError if the file beside `output` may not be written: the rules of the output itself."""
-    replace(output, path=environment_file(output.path), kind=ENVIRONMENT).require()
+ENVIRONMENT = FileBeside(".environment.json", "gemma-edge-environment/1", "what an output was made with")
 
 
 def write_environment(output: Output) -> None:
     """Write what this process runs on beside `output`; an older file of this kind is replaced."""
-    require_environment_file(output)
-    value = {"format": FORMAT, **_environment()}
-    write_bytes(environment_file(output.path), (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-
-
-def _stranger(path: Path) -> str | None:
-    return None if _read(path) is not None else "something else than what an output was made with"
-
-
-ENVIRONMENT = OutputKind("what an output was made with", _stranger)
+    ENVIRONMENT.write(output, _environment())
 
 
 def environment_differences(output: Path) -> list[str]:
     """In what this process's environment differs from the one that made `output`, if there is a file that tells."""
-    made_with, here = _read(environment_file(output)) or {}, _environment()
-    return [f"{key} {made_with[key]}, here {here[key]}" for key in here if made_with.get(key, here[key]) != here[key]]
+    made_with, here = ENVIRONMENT.read(output), _environment()
+    stated = {key: text for key, text in made_with.items() if isinstance(text, str)}
+    return [f"{key} {stated[key]}, here {here[key]}" for key in here if stated.get(key, here[key]) != here[key]]
 
 
 def _environment() -> Mapping[str, str]:
@@ -69,14 +46,3 @@ def _processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
-
-
-def _read(path: Path) -> Mapping[str, str] | None:
-    """The texts of a file of this kind; None for anything else."""
-    try:
-        value = read_json_file(path, BundleError, max_bytes=100_000)
-    except BundleError:
-        return None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        return None
-    return {key: text for key, text in value.items() if isinstance(text, str)}

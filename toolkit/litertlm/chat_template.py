@@ -11,8 +11,8 @@ from typing import get_args
 
 from toolkit.base.errors import BundleError, ToolkitError
 from toolkit.base.limited import limited
-from toolkit.bundle.chat import ChatTemplate, free_variables
-from toolkit.bundle.conversations import TEXTS, WITH_TOOLS, Conversation, with_media
+from toolkit.bundle.chat import ChatTemplate
+from toolkit.bundle.conversations import TEXTS, Conversation, with_media
 from toolkit.bundle.prompting import Prompting, first_difference
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.litertlm.engine_template import EngineTemplate
@@ -151,60 +151,26 @@ def _template_fault(
     return _ids_fault(exported, wanted, engine, conversations)
 
 
-def rendering_fault(template: str, engine: EnginePrompts) -> BundleError | None:
-    """What is wrong with a finished file's template: it is none, or the engine's tokens are not those of Jinja."""
+def rendering_fault(template: str, engine: EnginePrompts, further: Sequence[Conversation] = ()) -> BundleError | None:
+    """What is wrong with a finished file's template: it is none, or the engine's tokens are not those of Jinja.
+
+    further: what is compared besides the engine's `conversations`, such as those with tools.
+    """
     try:
-        return limited("chat template", partial(_rendering_fault, template, engine))
+        return limited("chat template", partial(_rendering_fault, template, engine, further))
     except BundleError as error:
         return error
 
 
-def _rendering_fault(template: str, engine: EnginePrompts) -> BundleError | None:
+def _rendering_fault(template: str, engine: EnginePrompts, further: Sequence[Conversation]) -> BundleError | None:
     bos = engine.prompting.bos_token
     without_bos = replace(engine, prompting=replace(engine.prompting, bos_token=""), start_token=False)
     placeholders = engine.prompting.soft_tokens if engine.model_type == "generic_model" else ()
     own = separate_template(template, [tokens.placeholder for tokens in placeholders])
-    fault = _template_fault(own, template, without_bos)
+    fault = _template_fault(own, template, without_bos, [*engine.conversations, *further])
     if fault is None and engine.start_token and bos and _begins_with_bos(ChatTemplate(template, bos_token=""), bos):
         fault = _fault(f"{bos} twice: the template spells it, and the engine puts its start token before it")
     return fault
-
-
-def tools_fault(exported: str, model_type: ModelType) -> str | None:
-    """Why an app should not offer tools with this template; None if it may.
-
-    The engine finds calls in answers as gemma3n only (read in its source), and then writes tools as Python functions.
-    """
-    return limited("chat template", partial(_tools_fault, exported, model_type))
-
-
-def _tools_fault(exported: str, model_type: ModelType) -> str | None:
-    if model_type != "gemma3n":
-        return "LiteRT-LM looks for calls in answers only with --model-type gemma3n"
-    conversation = replace(WITH_TOOLS[0], tools=[_AS_PYTHON])
-    try:
-        text = EngineTemplate(exported).render(conversation)
-    except ToolkitError as error:
-        return f"LiteRT-LM describes each tool to it as a Python function, where it expects JSON ({error.found})"
-    return None if _AS_PYTHON in text else "it does not write the Python function by which LiteRT-LM describes a tool"
-
-
-# As the engine describes a tool (observed).
-_AS_PYTHON = """def get_weather(
-    city: str,
-    days: int | None = None,
-) -> dict:
-  \"\"\"Weather of a city, in °C.
-
-  Args:
-    city: its name
-  \"\"\"
-"""
-
-
-def knows_tools(source: str) -> bool:
-    """Whether a template reads the tools that the model may call."""
-    return "tools" in free_variables(source)
 
 
 def _begins_with_bos(model: ChatTemplate, bos_token: str) -> bool:

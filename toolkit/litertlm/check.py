@@ -30,6 +30,7 @@ from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.litertlm import schema
 from toolkit.litertlm.chat_template import engine_prompts, rendering_fault
 from toolkit.litertlm.check_towers import AUDIO, VISION, tower_faults
+from toolkit.litertlm.engine_tools import tool_conversations
 from toolkit.litertlm.hashes import has_hashes, hash_faults, trust_faults
 from toolkit.litertlm.reader import Header, header_end
 from toolkit.litertlm.schema import LlmMetadata, SectionRecord
@@ -234,7 +235,9 @@ class _Contents:
         except BundleError as error:
             self._fault(schema.HF_TOKENIZER, error.place or "", error.found, error.wanted)
             return
-        fault = rendering_fault(template, engine_prompts(metadata, opened))
+        engine = engine_prompts(metadata, opened)
+        tools = tool_conversations(engine.model_type) if metadata.supports_function_calling else ()
+        fault = rendering_fault(template, engine, tools)
         if fault is not None:
             self._fault(label, f"jinja_prompt_template, {fault.place}", fault.found, fault.wanted)
         if fault is not None or tokenizer is None:

@@ -41,8 +41,9 @@ from toolkit.bundle.prompting import Prompting
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import plain_tokenizer
 from toolkit.litertlm import schema
-from toolkit.litertlm.chat_template import ExportedTemplate, engine_template, knows_tools, tools_fault
+from toolkit.litertlm.chat_template import EnginePrompts, ExportedTemplate, engine_template
 from toolkit.litertlm.container import FilePart, Section, write_container
+from toolkit.litertlm.engine_tools import knows_tools, tools_fault
 from toolkit.litertlm.media import always_true, media_metadata
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
 from toolkit.litertlm.reader import read_header as read_litertlm_header
@@ -230,8 +231,13 @@ def _metadata_section(
 ) -> Section:
     manifest = parts.manifest
     text, source = manifest.text, _chat_template(parts)
-    template = None if source is None else _engine_template(parts, source, groups, model_type)
-    tools = source is not None and template is not None and _calls_tools(source, template, model_type)
+    template, tools = None, False
+    if source is not None:
+        data = parts.read(TOKENIZER)
+        prompting = Prompting.of(Tokenizer(parts.bundle / TOKENIZER, plain_tokenizer(data)), manifest, groups)
+        with errors_about(file=parts.bundle / CHAT_TEMPLATE):
+            template = engine_template(source, prompting, model_type)
+        tools = _calls_tools(source, template, EnginePrompts(prompting, model_type, template.start_token))
     image, sound = media_metadata(parts.read(TOKENIZER), manifest, groups, model_type, joined=template is not None)
     metadata = LlmMetadata(
         start_token=(text.bos_token_id,) if template is None or template.start_token else None,
@@ -249,19 +255,11 @@ def _metadata_section(
     return Section(schema.LLM_METADATA, (schema.pack_llm_metadata(metadata),))
 
 
-def _engine_template(parts: _Parts, source: str, groups: Sequence[str], model_type: ModelType) -> ExportedTemplate:
-    """The template for the engine; BundleError if it would give it other tokens than transformers has."""
-    data = parts.read(TOKENIZER)
-    prompting = Prompting.of(Tokenizer(parts.bundle / TOKENIZER, plain_tokenizer(data)), parts.manifest, groups)
-    with errors_about(file=parts.bundle / CHAT_TEMPLATE):
-        return engine_template(source, prompting, model_type)
-
-
-def _calls_tools(source: str, template: ExportedTemplate, model_type: ModelType) -> bool:
+def _calls_tools(source: str, template: ExportedTemplate, engine: EnginePrompts) -> bool:
     """Whether an app may offer tools; a warning for a template that knows them where the engine does not."""
     if not knows_tools(source):
         return False
-    fault = tools_fault(template.source, model_type)
+    fault = tools_fault(source, template.source, engine)
     if fault is not None:
         _log.warning("the file does not offer function calling, although its chat template knows tools: %s", fault)
     return fault is None

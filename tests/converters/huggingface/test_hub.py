@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from gemma_edge import cli
 from toolkit.base.errors import CheckpointError, EnvironmentFault, ToolkitError, UsageError
 
 ID = "someone/gemma-3n-tiny"
+NO_TEMPLATE = "has no chat template"
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +269,35 @@ def test_what_would_be_refused_is_refused_before_weights_are_downloaded(hub: Hub
     assert not parts(tmp_path) and not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+def test_inspect_judges_tokenizer_and_template_without_a_download(
+    hub: HubServer, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    hub.publish("someone/none", folder)
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    hub.publish("someone/template", folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["beyond"] = 10**6
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    hub.publish("someone/tokenizer", folder)
+    assert gemma_edge.inspect("someone/none").faults == {}
+    for name, says in {"template": "not a Jinja template", "tokenizer": "tokenizer.json"}.items():
+        found = gemma_edge.inspect(f"someone/{name}")
+        assert list(found.faults) == ["text"] and says in str(found.faults["text"])
+        assert f"this checkpoint cannot be converted: {found.faults['text']}" in caplog.text
+        with pytest.raises(type(found.faults["text"])) as refused:
+            convert(ConvertRequest(f"someone/{name}", tmp_path / "b", context=32), gate=None)
+        assert str(refused.value) == str(found.faults["text"])
+    assert not parts(tmp_path) and not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_what_a_conversion_warns_of_is_said_once(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    convert(ConvertRequest(ID, tmp_path / "b", context=32, groups=("text",)), gate=None)
+    assert caplog.text.count(NO_TEMPLATE) == 1
+
+
 def test_a_missing_shard_is_named_before_the_others_are_downloaded(hub: HubServer, checkpoint: Path) -> None:
     name = next(checkpoint.glob("model-00002*")).name
     del hub.repositories[ID][COMMIT][name]
@@ -323,7 +354,8 @@ def test_the_command_follows_hf_endpoint_and_shows_one_error(hub: HubServer, tmp
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     shown = run("inspect", ID, "--revision", "main", "--json")
-    assert shown.returncode == 0 and json.loads(shown.stdout)["kind"] == "checkpoint" and not shown.stderr
+    assert shown.returncode == 0 and json.loads(shown.stdout)["kind"] == "checkpoint"
+    assert shown.stderr.splitlines() == [line for line in shown.stderr.splitlines() if NO_TEMPLATE in line]
     refused = run("inspect", f"{ID}@v9")
     assert (
         refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1 and "no revision v9" in refused.stderr

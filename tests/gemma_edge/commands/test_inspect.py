@@ -184,7 +184,12 @@ def test_every_form_of_the_published_config_is_accepted_with_its_towers(
     change_config(tmp_path, form)
     assert main(["inspect", str(tmp_path)]) == 0
     output = capsys.readouterr()
-    assert output.err == "" and "5.44 B" in output.out
+    assert "5.44 B" in output.out
+    if form is as_sparse_as_possible:
+        # The markers have the published ids now, which the small tokenizer of the synthetic checkpoint does not spell.
+        assert output.err.count("warning: ") == 1 and "tokenizer.json: no token for image" in output.err
+    else:
+        assert output.err == ""
 
 
 @pytest.mark.parametrize("group", ["vision", "audio"])

@@ -15,10 +15,13 @@ from converters.convert import ConvertRequest, convert
 from gemma_edge.cli import main
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.bundle.manifest import SamplingRecord
+from toolkit.bundle.prompting import Prompting
 from toolkit.litertlm import export
-from toolkit.litertlm.chat_template import ExportedTemplate, tools_fault
+from toolkit.litertlm.chat_template import EnginePrompts, ExportedTemplate
+from toolkit.litertlm.engine_tools import tools_fault
 from toolkit.litertlm.reader import read_header
-from toolkit.litertlm.schema import LOCK, MOST_LIKELY
+from toolkit.litertlm.schema import LOCK, MOST_LIKELY, ModelType
+from toolkit.runtime.bundle import Bundle
 
 GEMMA = (EXAMPLE / "chat_template.jinja").read_text()
 STATED = SamplingRecord(temperature=0.7, top_k=40, top_p=0.95)
@@ -139,14 +142,18 @@ WITH_TOOLS = "{% if tools %}{% for tool in tools %}TOOL{% endfor %}{% endif %}"
         ("{{ tool }}", "generic_model", False),
         ("{{ tool.function.name }}", "gemma3n", False),
         ("", "gemma3n", False),
+        # None is written otherwise in the engine.
+        ("{{ tool }}{{ [messages[0].nothing] if messages[1] }}", "gemma3n", False),
     ],
 )
 def test_function_calling_is_offered_where_template_and_engine_have_it(
-    bundle: Path, tmp_path: Path, written: str, model_type: str, offered: bool,
+    bundle: Path, tmp_path: Path, written: str, model_type: ModelType, offered: bool,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    template = WITH_TOOLS.replace("TOOL", written) + GEMMA
-    assert (tools_fault(template, model_type) is None) == offered  # type: ignore[arg-type]
+    template = "{{ bos_token }}" + WITH_TOOLS.replace("TOOL", written) + GEMMA.replace("{{- bos_token -}}", "")
+    prompting = Prompting.of(Bundle(bundle).tokenizer(), Bundle(bundle).manifest, ())
+    engine = EnginePrompts(prompting, model_type)
+    assert (tools_fault(template, template, engine) is None) == offered
     monkeypatch.setattr(export, "_chat_template", lambda parts: template)
     monkeypatch.setattr(export, "engine_template", lambda *_: ExportedTemplate(template, start_token=True))
     metadata = exported(bundle, tmp_path / "x.litertlm", "--model-type", model_type)

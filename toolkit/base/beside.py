@@ -1,0 +1,50 @@
+"""Files of JSON beside an output, which tell what its own bytes may not: what differs from machine to machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from toolkit.base.errors import BundleError
+from toolkit.base.files import write_bytes
+from toolkit.base.outputs import Output, OutputKind
+from toolkit.base.strict_json import read_json_file
+
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileBeside:
+    """A kind of such files: the ending after the output's name, the format that each states, and what it tells."""
+
+    ending: str
+    format: str
+    tells: str
+
+    def path(self, output: Path) -> Path:
+        """The file beside `output`."""
+        return output.with_name(output.name + self.ending)
+
+    def require(self, output: Output) -> None:
+        """UsageError if the file beside `output` may not be written: the rules of the output itself."""
+        kind = OutputKind(self.tells, lambda path: None if self._read(path) else f"something else than {self.tells}")
+        replace(output, path=self.path(output.path), kind=kind).require()
+
+    def write(self, output: Output, value: Mapping[str, object]) -> None:
+        """Write it, with its format; an older file of this kind is replaced."""
+        self.require(output)
+        text = json.dumps({"format": self.format, **value}, indent=1, sort_keys=True)
+        write_bytes(self.path(output.path), f"{text}\n".encode())
+
+    def read(self, output: Path) -> Mapping[str, object]:
+        """What the file beside `output` says; empty if there is none of this kind."""
+        return self._read(self.path(output))
+
+    def _read(self, path: Path) -> Mapping[str, object]:
+        try:
+            value = read_json_file(path, BundleError, max_bytes=_MAX_BYTES)
+        except BundleError:
+            return {}
+        return value if isinstance(value, dict) and value.get("format") == self.format else {}

@@ -1,0 +1,36 @@
+"""Says each warning once, where the same input is looked at twice."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def each_warning_once(package: str) -> Iterator[None]:
+    """Within this, no module of `package` logs the same text twice in this thread.
+
+    Only loggers that exist already are covered: import the modules before.
+    """
+    said, thread = set[str](), threading.get_ident()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        if record.thread != thread:
+            return True
+        text = record.getMessage()
+        known = text in said
+        said.add(text)
+        return not known
+
+    known = dict(logging.root.manager.loggerDict)
+    loggers = [item for name, item in known.items() if f"{name}.".startswith(f"{package}.")]
+    covered = [item for item in loggers if isinstance(item, logging.Logger)]
+    for logger in covered:
+        logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for logger in covered:
+            logger.removeFilter(is_new)

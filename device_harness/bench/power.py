@@ -9,13 +9,14 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean
 
 from device_harness.bench.process import ProcessRun
 from device_harness.bench.sampler import MachineReading, Watched
 from device_harness.bench.state import read_parts
 from device_harness.machines.machine import Machine
+from device_harness.parsers.perfetto import RailsReading
 from device_harness.parsers.power import (
     BatteryReading,
     battery_folders,
@@ -27,7 +28,7 @@ from device_harness.parsers.power import (
     parse_supply,
 )
 from toolkit.results.figures import FigureName
-from toolkit.results.record import EnergyCheck, EnergyRecord, EnergySource, Figures
+from toolkit.results.record import EnergyCheck, EnergyRecord, EnergySource, Figures, TraceEnergy
 
 METER_COMMAND = "dumpsys android.hardware.power.stats.IPowerStats/default"
 BATTERY_COMMAND = "dumpsys battery"
@@ -141,6 +142,17 @@ def energy_tests(tests: Mapping[str, FigureName]) -> dict[str, FigureName]:
         "decode_tokens_per_s": "decode_joules_per_token",
     }
     return {f"{test}:energy": results[figure] for test, figure in tests.items() if figure in results}
+
+
+def trace_energy(run: ProcessRun, rails: Sequence[RailsReading]) -> TraceEnergy:
+    """The energy of a traced run by the power rails in its trace, which many devices keep from adb's shell."""
+    if not rails:
+        return TraceEnergy({}, {}, "the trace has no power rails")
+    readings = tuple(MachineReading(reading.uptime_s, reading.joules) for reading in rails)
+    meter = EnergyMeter(PowerSource("odpm"))
+    figures = meter.figures(replace(run, readings=readings))
+    found = meter.record()
+    return TraceEnergy(figures, dict(found.rails_joules), found.unavailable)
 
 
 class EnergyMeter:

@@ -13,11 +13,14 @@ from importlib import resources
 from pathlib import Path
 
 from device_harness.adb.faults import ConnectionLost
+from device_harness.bench.power import trace_energy
+from device_harness.bench.process import ProcessRun
 from device_harness.machines.machine import Machine
+from device_harness.parsers.perfetto import parse_power_rails
 from toolkit.base.errors import EnvironmentFault
 from toolkit.base.files import atomic_file, hash_file
 from toolkit.base.printable import printable
-from toolkit.results.record import TraceRecord
+from toolkit.results.record import TraceEnergy, TraceRecord
 
 ENDING = ".perfetto-trace"
 _ANDROID_FOLDER = "/data/misc/perfetto-traces"
@@ -36,16 +39,19 @@ class _NoTrace(Exception):
 
 
 def take_trace(
-    machine: Machine, run: Callable[[], object], *, target: Path, limit_s: float, note: Callable[[str], None]
+    machine: Machine, run: Callable[[], ProcessRun], *, target: Path, limit_s: float, note: Callable[[str], None]
 ) -> TraceRecord:
-    """Trace what `run` does and write the trace to `target`; `limit_s`: the run's own time limit."""
+    """Trace what `run` does and write the trace to `target`, with what its power rails say of the energy of that run.
+
+    limit_s: the run's own time limit.
+    """
     try:
         if machine.shell("command -v perfetto", timeout=_ASK_S).exit_code:
             raise _NoTrace("the device has no perfetto")
         note(f"{machine.serial}: one more run is traced, unmeasured")
         folder = machine.cache_folder if machine.kind == "host" else _ANDROID_FOLDER
         with _recording(machine, f"{folder}/{target.name}", limit_s + _SLACK_S) as finish:
-            run()
+            traced = run()
             finish()
             _fetch(machine, f"{folder}/{target.name}", target)
     except _NoTrace as reason:
@@ -53,10 +59,19 @@ def take_trace(
     except EnvironmentFault as error:
         found = f"tracing failed: {error}"
     else:
-        written = hash_file(target)
-        return TraceRecord(target.name, target.parent.name, written.sha256, written.size, None)
+        written, energy = hash_file(target), _energy(target, traced)
+        if energy.unavailable is None:
+            note(f"{machine.serial}: {energy.figures['energy_joules']:.3g} J in the traced run, by power rails")
+        return TraceRecord(target.name, target.parent.name, written.sha256, written.size, None, energy)
     note(f"{machine.serial}: no trace: {found}")
     return TraceRecord(None, None, None, None, printable(found)[:1000])
+
+
+def _energy(trace: Path, run: ProcessRun) -> TraceEnergy:
+    try:
+        return trace_energy(run, parse_power_rails(trace.read_bytes()))
+    except EnvironmentFault as error:
+        return TraceEnergy({}, {}, printable(str(error))[:1000])
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from toolkit.base.errors import UsageError
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMG]?i?B?)")
 
-Power = Literal["", "odpm", "hal", "milliamperes", "no-files"]
-POWERS: tuple[Power, ...] = ("odpm", "hal", "milliamperes", "no-files")
+Power = Literal["", "odpm", "hal", "hidden", "milliamperes", "no-files"]
+POWERS: tuple[Power, ...] = ("odpm", "hal", "hidden", "milliamperes", "no-files")
 """Power rails in files, or in the HAL's dump; a battery with its current in another unit; none but dumpsys battery."""
 
 

@@ -22,10 +22,13 @@ RAILS: Mapping[str, tuple[str, float]] = {
     "S1M_VDD_MIF": ("DDR", 0.2),
 }
 """Subsystem and share of the power, by rail; the names are a Pixel 6's."""
+RAILS_OF = ("odpm", "hal", "hidden")
+"""The faults with power rails: in files, in the HAL's dump, or for perfetto alone."""
 _STEP_S = 0.1
 _BATTERY = "sys/class/power_supply/battery"
 _METER = "sys/bus/iio/devices/iio:device0"
 _HAL = "dumpsys/android.hardware.power.stats.IPowerStats/default"
+_TRACED = "system/state/perfetto"
 _MICROAMPERE_HOURS_PER_COULOMB = 1e6 / 3600
 
 
@@ -48,7 +51,10 @@ class PlayedPower:
             (self._root / name).unlink(missing_ok=True)
         for name in (_HAL, "dumpsys/powerstats"):
             (self._root / "system/state" / name).unlink(missing_ok=True)
-        if faults.power in ("odpm", "hal"):
+        for name in ("rails", "descriptors"):
+            (self._root / _TRACED / name).unlink(missing_ok=True)
+        if faults.power in RAILS_OF:
+            self._write_files(_TRACED, {"descriptors": _descriptors()})
             channels = [
                 f"ChannelId: {number}, ChannelName: {rail}, ChannelSubsystem: {subsystem}\n"
                 for number, (rail, (subsystem, _)) in enumerate(RAILS.items())
@@ -56,7 +62,7 @@ class PlayedPower:
             text = "PowerStatsService dumpsys: available Channels\n" + "".join(channels)
             self._write_state("dumpsys/powerstats", text)
         self._write()
-        if faults.battery_percent < 100 or faults.power in ("odpm", "hal"):
+        if faults.battery_percent < 100 or faults.power in RAILS_OF:
             self._ended = threading.Event()
             self._thread = threading.Thread(target=self._run, args=(self._ended,), name="power", daemon=True)
             self._thread.start()
@@ -90,6 +96,8 @@ class PlayedPower:
             amperes = 0.0 if is_full else self._watts / templates.BATTERY_VOLTS
             unit = 1e3 if faults.power == "milliamperes" else 1e6
             self._write_files(_BATTERY, templates.power_supply(round(-amperes * unit), charge, is_full=is_full))
+        if faults.power in RAILS_OF:
+            self._write_files(_TRACED, {"rails": _energy(self._joules)})
         if faults.power == "odpm":
             text = templates.energy_value({rail: share * self._joules for rail, (_, share) in RAILS.items()})
             self._write_files(_METER, {"energy_value": text})
@@ -97,13 +105,13 @@ class PlayedPower:
             rows = {f"[{rail}]:{subsystem}": share * self._joules for rail, (subsystem, share) in RAILS.items()}
             self._write_state(_HAL, templates.energy_meter(rows))
 
-    def _write_files(self, folder: str, files: Mapping[str, str]) -> None:
+    def _write_files(self, folder: str, files: Mapping[str, str | bytes]) -> None:
         """Each is replaced in one step, for a command may be reading."""
         place = self._root / folder
         place.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
+        for name, content in files.items():
             partial = place / f".{name}"
-            partial.write_text(text)
+            partial.write_bytes(content if isinstance(content, bytes) else content.encode())
             partial.replace(place / name)
 
 
@@ -111,3 +119,39 @@ def _ticks() -> CpuTicks:
     """What all CPUs of this computer together have done."""
     found = parse_cpu_ticks({"/proc/stat": tuple(Path("/proc/stat").read_text().splitlines())})
     return CpuTicks(sum(ticks.busy for ticks in found.values()), sum(ticks.idle for ticks in found.values()))
+
+
+# --- packets of a Perfetto trace; the numbers of fields are those of parsers/perfetto.py -----------------------------
+
+
+def _descriptors() -> bytes:
+    rails = [
+        _bytes(1, _number(1, index) + _bytes(2, rail.encode()) + _bytes(3, subsystem.encode()))
+        for index, (rail, (subsystem, _)) in enumerate(RAILS.items())
+    ]
+    return _bytes(1, _bytes(40, b"".join(rails)))
+
+
+def _energy(joules: float) -> bytes:
+    now = round(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)
+    rails = [
+        _bytes(2, _number(1, index) + _number(2, now) + _number(3, round(share * joules * 1e6)))
+        for index, (_, share) in enumerate(RAILS.values())
+    ]
+    return _bytes(1, _bytes(40, b"".join(rails)))
+
+
+def _bytes(field: int, content: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(content)) + content
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])

@@ -217,14 +217,16 @@ echo "/dev/emulated $((total / 1024)) $((used / 1024)) $(((total - used) / 1024)
 
 PERFETTO = """#!/bin/sh
 # perfetto --background --txt -c - -o FILE, as Android's: it prints its process id and records until it is told to end.
-# The trace is one empty packet.
+# The trace has an empty packet, and what power rails there are every 0.1 s.
 [ "$1 $2 $3 $4 $5" = '--background --txt -c - -o' ] || { echo "perfetto: unexpected $*" >&2; exit 1; }
 config=$(cat)
 case $config in *duration_ms:*data_sources*linux.ftrace*) ;; *) echo 'TraceConfig: no data sources' >&2; exit 1;; esac
 (
     trap '' HUP
-    trap 'printf "\\012\\000" > "$6.new" && mv "$6.new" "$6"; exit 0' TERM
-    while :; do sleep 0.1; done
+    printf "\\012\\000" > "$6.new"
+    cat "$STATE/perfetto/descriptors" >> "$6.new"
+    trap 'mv "$6.new" "$6"; exit 0' TERM
+    while :; do cat "$STATE/perfetto/rails" >> "$6.new"; sleep 0.1; done
 ) </dev/null >/dev/null 2>&1 &
 echo $!
 """

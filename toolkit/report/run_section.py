@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import textwrap
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.report.page import Cell, Picture, Table, without_empty_columns
@@ -24,6 +24,11 @@ _ENERGY_SOURCES = {
     "battery_power": "the battery's current and voltage: the whole device",
     "battery_charge": "the battery's counter of charge: the whole device",
 }
+_TRACED: tuple[tuple[str, FigureName], ...] = (
+    ("the process", "energy_joules"),
+    ("the prompt", "prompt_joules"),
+    ("a token of the answer", "decode_joules_per_token"),
+)
 _RESIDENT = "model_resident_bytes"
 _TEMPERATURE: FigureName = "temperature_celsius"
 
@@ -193,10 +198,30 @@ def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
     if record.fault is not None:
         yield "ended early by", record.fault
     yield from _energy_facts(record)
+    yield from _trace_energy_facts(record)
     if memory.major_faults_count is not None:
         yield "major page faults", quantity("faults_count", memory.major_faults_count)
     if memory.read_bytes is not None:
         yield "read from storage", quantity("bytes", memory.read_bytes)
+
+
+def _trace_energy_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
+    energy = None if record.trace is None else record.trace.energy
+    if energy is None:
+        return
+    if energy.unavailable is not None:
+        yield "energy in the trace", f"unavailable: {energy.unavailable}"
+    parts = [f"{word} {quantity(name, energy.figures[name])}" for word, name in _TRACED if name in energy.figures]
+    if parts:
+        yield "energy of the traced run", ", ".join(parts)
+    if energy.rails_joules:
+        yield "power rails in the trace", _rails_text(energy.rails_joules)
+
+
+def _rails_text(rails_joules: Mapping[str, float]) -> str:
+    """The rails that used most come first."""
+    rails = sorted(rails_joules.items(), key=lambda rail: -rail[1])
+    return ", ".join(f"{name} {quantity('joules', joules)}" for name, joules in rails)
 
 
 def _energy_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
@@ -210,8 +235,7 @@ def _energy_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
     if energy.idle_watts is not None and energy.idle_s is not None:
         yield "power at rest", f"{quantity('idle_watts', energy.idle_watts)}, over {quantity('s', energy.idle_s)}"
     if energy.rails_joules:
-        rails = sorted(energy.rails_joules.items(), key=lambda rail: -rail[1])
-        yield "power rails", ", ".join(f"{name} {quantity('joules', joules)}" for name, joules in rails)
+        yield "power rails", _rails_text(energy.rails_joules)
     if energy.check is not None:
         measured, counted = (
             quantity("joules", value) for value in (energy.check.measured_joules, energy.check.counted_joules)

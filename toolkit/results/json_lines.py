@@ -224,6 +224,8 @@ def _trace_contradictions(trace: TraceRecord) -> Iterator[tuple[str, object, str
     known = [value is not None for value in (trace.file, trace.folder, trace.sha256, trace.bytes)]
     if any(known) is not all(known) or any(known) is (trace.unavailable is not None):
         yield "trace", "a part of it", "file, folder, sha256 and bytes, or unavailable alone"
+    if trace.energy is not None and trace.unavailable is not None:
+        yield "trace", "energy", "none without a trace"
 
 
 def _delegation_contradictions(delegation: Delegation) -> Iterator[tuple[str, object, str]]:

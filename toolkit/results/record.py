@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from toolkit.base.json_types import Matches, Range
+from toolkit.base.json_types import Matches, MayBeAbsent, Range
 from toolkit.results.figures import FigureName
 
 FORMAT = "gemma-edge-results/2"
@@ -258,6 +258,17 @@ class EnergyRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceEnergy:
+    """What the power rails in a trace say of the traced run, which is slower than a measured one; or why nothing."""
+
+    figures: Figures
+    """`energy_joules` of the whole process, and those of prompt and answer if it is known when they were computed."""
+    rails_joules: dict[str, Amount]
+    """By power rail, during the process."""
+    unavailable: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class TraceRecord:
     """The Perfetto trace of one more run, in a folder beside the results file; or why there is none."""
 
@@ -266,6 +277,7 @@ class TraceRecord:
     sha256: Sha256 | None
     bytes: Count | None
     unavailable: str | None
+    energy: Annotated[TraceEnergy | None, MayBeAbsent()] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from device_harness.adb.devices import connect
+from device_harness.bench.power import find_power_source
+from device_harness.bench.process import ProcessRun
 from device_harness.bench.trace import take_trace
 from device_harness.emulator.device import Emulator, EmulatorSettings
+from device_harness.emulator.faults import Faults
+from device_harness.emulator.power import RAILS
 from device_harness.emulator.userland import Isolation
 from device_harness.machines.device import AdbDevice
 from device_harness.machines.host import Host
+from device_harness.runners.interface import Reading
 from toolkit.base.errors import EnvironmentFault
 from toolkit.base.files import hash_file
-from toolkit.results.record import TraceRecord
+from toolkit.results.figures import known_figures
+from toolkit.results.record import TraceEnergy, TraceRecord
 
 CONFIG = Path(__file__).parents[3] / "device_harness/bench/trace_config.pbtx"
 FOLDER = "/data/misc/perfetto-traces"
@@ -35,9 +41,15 @@ def there(device: Emulator) -> Iterator[AdbDevice]:
         yield AdbDevice(transport)
 
 
-def traced(machine: AdbDevice, target: Path, notes: list[str] | None = None, run: object = None) -> TraceRecord:
+RUN = ProcessRun(Reading({}), 0.0, 1.0, (), sampler_failed=False)
+NO_RAILS = TraceEnergy({}, {}, "the trace has no power rails")
+
+
+def traced(
+    machine: AdbDevice, target: Path, notes: list[str] | None = None, run: Callable[[], ProcessRun] = lambda: RUN
+) -> TraceRecord:
     told = [] if notes is None else notes
-    return take_trace(machine, run or (lambda: None), target=target, limit_s=60, note=told.append)  # type: ignore[arg-type]
+    return take_trace(machine, run, target=target, limit_s=60, note=told.append)
 
 
 def running(machine: AdbDevice) -> str:
@@ -52,12 +64,55 @@ def test_a_trace_is_kept_beside_the_results_and_nowhere_else(
     target = tmp_path / "r.traces" / "a.perfetto-trace"
     during: list[str] = []
     notes: list[str] = []
-    record = traced(there, target, notes, lambda: during.append(running(there)))
-    assert during == ["perfetto --back\n"], "it records while the run lasts"
+
+    def run() -> ProcessRun:
+        during.append(running(there))
+        return RUN
+
+    record = traced(there, target, notes, run)
+    assert set(during[0].splitlines()) == {"perfetto --back"}, "it records while the run lasts"
     assert target.read_bytes() == b"\n\0"
-    assert record == TraceRecord("a.perfetto-trace", "r.traces", hash_file(target).sha256, 2, None)
+    assert record == TraceRecord("a.perfetto-trace", "r.traces", hash_file(target).sha256, 2, None, NO_RAILS)
     assert notes == [f"{there.serial}: one more run is traced, unmeasured"]
     assert list(device.path(FOLDER).iterdir()) == [] and running(there) == ""
+
+
+def test_power_rails_that_only_perfetto_may_read_give_joules(
+    device: Emulator, there: AdbDevice, tmp_path: Path
+) -> None:
+    device.set_faults(Faults(power="hidden"))
+    assert find_power_source(there).kind == "none"
+
+    def uptime() -> float:
+        return float(there.shell("cat /proc/uptime", timeout=20).stdout.split()[0])
+
+    def run() -> ProcessRun:
+        reads = [uptime()]
+        while reads[-1] < reads[0] + 1.5:
+            reads.append(uptime())
+        begin, end = reads[0] + 0.3, reads[-1] - 0.3
+        figures = known_figures({"prefill_tokens_count": 8.0, "decode_tokens_count": 4.0}, "test")
+        middle = (begin + end) / 2
+        phases = {"prompt": (begin, middle), "decode": (middle, end)}
+        return ProcessRun(Reading(figures, None, begin, end, phases), begin, end, (), sampler_failed=False)
+
+    notes: list[str] = []
+    record = traced(there, tmp_path / "r.traces" / "a", notes, run)
+    energy = record.energy
+    assert energy is not None and energy.unavailable is None, energy
+    parts = energy.figures["prompt_joules"], energy.figures["decode_joules"]
+    assert sum(parts) == pytest.approx(energy.figures["energy_joules"]) and min(parts) > 0
+    assert energy.figures["decode_joules_per_token"] == pytest.approx(parts[1] / 4)
+    assert set(energy.rails_joules) == set(RAILS)
+    assert "J in the traced run, by power rails" in notes[-1]
+
+
+def test_a_trace_that_is_none_is_kept_with_the_reason(device: Emulator, there: AdbDevice, tmp_path: Path) -> None:
+    program = "(trap 'echo x > $6; exit' TERM; while :; do sleep 0.1; done) </dev/null >/dev/null 2>&1 & echo $!"
+    device.path("/system/bin/perfetto").write_text(f"#!/bin/sh\n{program}\n")
+    record = traced(there, tmp_path / "x.traces" / "a")
+    assert record.energy is not None and record.energy.unavailable is not None
+    assert "Perfetto's format" in record.energy.unavailable or "no power rails" in record.energy.unavailable
 
 
 def test_a_device_without_perfetto_says_so(device: Emulator, there: AdbDevice, tmp_path: Path) -> None:
@@ -91,10 +146,10 @@ def test_a_perfetto_that_fails_is_a_reason_and_no_error(
 
 
 def test_a_run_that_fails_or_is_interrupted_ends_perfetto(there: AdbDevice, tmp_path: Path) -> None:
-    def fail() -> None:
+    def fail() -> ProcessRun:
         raise EnvironmentFault("runner", found="exit code 1")
 
-    def interrupt() -> None:
+    def interrupt() -> ProcessRun:
         raise KeyboardInterrupt
 
     record = traced(there, tmp_path / "x.traces" / "a", run=fail)
@@ -105,7 +160,7 @@ def test_a_run_that_fails_or_is_interrupted_ends_perfetto(there: AdbDevice, tmp_
 
 
 def test_this_computer_has_no_perfetto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = take_trace(Host(), lambda: None, target=tmp_path / "t" / "a", limit_s=1, note=lambda text: None)
+    record = take_trace(Host(), lambda: RUN, target=tmp_path / "t" / "a", limit_s=1, note=lambda text: None)
     assert record.unavailable == "the device has no perfetto"
 
 

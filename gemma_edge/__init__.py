@@ -1,9 +1,9 @@
 """The Python API of gemma-edge, with a function for each verb of the command line.
 
 `convert`, `rebuild`, `inspect`, `check`, `verify` and `export` make and examine bundles; `load` opens one to generate
-text; `devices`, `push`, `bench` and `probe` work with Android devices; `report` and `compare` read what `bench`
-recorded. Errors are `ToolkitError`s, which say what was found and what to do. Nothing is printed: messages go to the
-loggers `gemma_edge`, `toolkit`, `converters` and `device_harness`.
+text; `devices`, `push`, `bench`, `bench_devices` and `probe` work with Android devices; `report` and `compare` read
+what `bench` recorded. Errors are `ToolkitError`s, which say what was found and what to do. Nothing is printed: messages
+go to the loggers `gemma_edge`, `toolkit`, `converters` and `device_harness`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gemma_edge.api.bench import bench
+    from gemma_edge.api.bench_devices import BenchFailure, bench_devices
     from gemma_edge.api.chat import Chat
     from gemma_edge.api.check import check
     from gemma_edge.api.compare import compare
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
 _MODULES = {
     "Answer": "toolkit.runtime.answer",
     "AnswerStream": "toolkit.runtime.answer",
+    "BenchFailure": "gemma_edge.api.bench_devices",
     "Chat": "gemma_edge.api.chat",
     "Model": "gemma_edge.api.model",
     "ToolkitError": "toolkit.base.errors",
     "bench": "gemma_edge.api.bench",
+    "bench_devices": "gemma_edge.api.bench_devices",
     "check": "gemma_edge.api.check",
     "compare": "gemma_edge.api.compare",
     "convert": "gemma_edge.api.convert",
@@ -58,10 +61,12 @@ _MODULES = {
 __all__ = [
     "Answer",
     "AnswerStream",
+    "BenchFailure",
     "Chat",
     "Model",
     "ToolkitError",
     "bench",
+    "bench_devices",
     "check",
     "compare",
     "convert",

@@ -65,14 +65,9 @@ def bench(
     ('session', ['init', 'pp8', 'pp8:first', 'tg4', 'ttft8'])
     """
     workload = Workload(prompt_tokens, generated_tokens, "cold" if cold else "warm", backend, threads)
-    given = {name: tuple(values) for name, values in (options or {}).items()}
-    request = BenchRequest(Path(model), runner, given, size, workload)
-    settings = settings or BenchSettings(repetitions)
-    if trace:
-        settings = replace(settings, trace_folder=trace_folder(results))
     found = bench_records(
-        request,
-        settings,
+        bench_request(model, runner, options, size, workload),
+        bench_settings(settings, repetitions, results, trace=trace),
         device=device,
         host=host,
         results=results,
@@ -81,6 +76,26 @@ def bench(
         listener=lambda *_: listener,
     )
     return tuple(found)
+
+
+def bench_request(
+    model: Path | str,
+    runner: str | None,
+    options: Mapping[str, Sequence[str]] | None,
+    size: str | None,
+    workload: Workload,
+) -> BenchRequest:
+    """The request of `bench`'s arguments."""
+    given = {name: tuple(values) for name, values in (options or {}).items()}
+    return BenchRequest(Path(model), runner, given, size, workload)
+
+
+def bench_settings(
+    settings: BenchSettings | None, repetitions: int, results: Path | str | None, *, trace: bool
+) -> BenchSettings:
+    """The settings of `bench`'s arguments; `results`: the file beside which a trace is kept."""
+    settings = settings or BenchSettings(repetitions)
+    return replace(settings, trace_folder=trace_folder(results)) if trace else settings
 
 
 def bench_records(

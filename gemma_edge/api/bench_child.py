@@ -1,7 +1,8 @@
 """One device of a benchmark of several: `python -m` this module, started by `bench_devices`, measures it.
 
 The request is a pickle on standard input, from the process that started this one. Events are lines on standard output:
-a word (`note`, `warn`, `push`, `iteration`, `record`, `failed`), a blank, and JSON.
+a word, a blank, and JSON: `runner`, before all that is told of its work, then `note`, `warn`, `push`, `iteration`,
+`record` and `failed`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ def _write(line: bytes) -> None:
 
 
 class _Events(BenchListener):
-    """Passes on what happens."""
+    """Passes on what happens, and first by which runner."""
+
+    def __init__(self, runner: str) -> None:
+        _event("runner", runner)
 
     def note(self, text: str) -> None:
         _event("note", text)
@@ -84,7 +88,9 @@ def main() -> int:
     for package in ("gemma_edge", "toolkit", "converters", "device_harness"):
         logging.getLogger(package).addHandler(_Warnings(logging.WARNING))
     try:
-        for record in bench_records(request, settings, device=device, listener=lambda *_: _Events()):
+        for record in bench_records(
+            request, settings, device=device, listener=lambda machine, spec: _Events(spec.name)
+        ):
             _write(b"record " + dump_record(replace(record, device_serial=device)))
     except KeyboardInterrupt:
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import queue
 import signal
@@ -13,13 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from device_harness.bench.placement import open_model
 from device_harness.bench.run import BenchRequest, BenchSettings, choose_runner
 from device_harness.push.source import PushProgress
+from device_harness.runners import ALL
+from device_harness.runners.interface import Workload
 from device_harness.runners.spec import BenchListener, RunnerSpec
-from gemma_edge.api.bench import fault_of, request_files, results_file
+from gemma_edge.api.bench import bench_request, bench_settings, fault_of, request_files, results_file
+from gemma_edge.api.devices import chosen_devices
 from toolkit.base.errors import EnvironmentFault, ToolkitError, UsageError
 from toolkit.results.figures import known_figure, known_figures
 from toolkit.results.json_lines import parse_record
@@ -27,6 +31,12 @@ from toolkit.results.record import BenchRecord
 
 _CHILD = "gemma_edge.api.bench_child"
 _WRONG_USE = 2
+
+
+_log = logging.getLogger(__name__)
+
+DeviceListener = Callable[[str, RunnerSpec], BenchListener]
+"""Makes the listener for a device, given its serial number and the runner that measures it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,45 @@ class BenchFailure:
 
 
 def bench_devices(
+    model: Path | str,
+    devices: Sequence[str],
+    *,
+    runner: str | None = None,
+    options: Mapping[str, Sequence[str]] | None = None,
+    size: str | None = None,
+    prompt_tokens: int = 512,
+    generated_tokens: int = 128,
+    repetitions: int = 5,
+    cold: bool = False,
+    backend: Literal["cpu", "gpu", "npu"] = "cpu",
+    threads: int | None = None,
+    results: Path | str | None = None,
+    force: bool = False,
+    trace: bool = False,
+    settings: BenchSettings | None = None,
+    listener: DeviceListener = lambda device, spec: BenchListener(),
+) -> tuple[BenchRecord | BenchFailure, ...]:
+    """Measure the same on several devices at the same time; return a record for each run, and a failure for each error.
+
+    devices: serial numbers as for `bench`, or `["all"]`. One that fails does not end the others; records name their
+    device (`device_serial`). listener: makes what is told of a device, once it is known which runner it has. All else
+    is as for `bench`.
+
+    UsageError for what is wrong with the request, BundleError for an invalid model: before any device is asked.
+    """
+    workload = Workload(prompt_tokens, generated_tokens, "cold" if cold else "warm", backend, threads)
+    found = bench_each(
+        bench_request(model, runner, options, size, workload),
+        bench_settings(settings, repetitions, results, trace=trace),
+        chosen_devices(devices, _log.warning),
+        results=results,
+        force=force,
+        listener=listener,
+    )
+    return tuple(found)
+
+
+def bench_each(
     request: BenchRequest,
     settings: BenchSettings,
     devices: Sequence[str],
@@ -45,26 +94,26 @@ def bench_devices(
     results: Path | str | None = None,
     drop_torn_line: bool = False,
     force: bool = False,
-    listener: Callable[[str, RunnerSpec], BenchListener] = lambda device, spec: BenchListener(),
+    listener: DeviceListener = lambda device, spec: BenchListener(),
 ) -> Iterator[BenchRecord | BenchFailure]:
-    """Measure the same on each device; yield records and failures as they come. One that fails does not end the others.
+    """Like `bench_devices`, but yield records and failures as they come.
 
     Records have the device's serial number, and are appended to the results file as soon as they are complete.
     UsageError for devices named twice, and whatever is wrong with the request or the model, before any is asked. After
     an interrupt, every device ends its measurement as it would alone; what they had measured is yielded first.
     """
-    if len(set(devices)) < len(devices):
-        raise UsageError("--device", found="a device twice")
-    spec = choose_runner(request)
-    listeners = {device: listener(device, spec) for device in devices}
-    with listeners[devices[0]].pushing("") as progress:
+    if not devices or len(set(devices)) < len(devices):
+        raise UsageError("--device", found="a device twice" if devices else "no device")
+    # Which runner each device has is known only once it has been asked.
+    first = listener(devices[0], choose_runner(request))
+    with first.pushing("") as progress:
         open_model(request.model, request.size, progress=progress)
     inputs = request_files(request)
     with (
         results_file(results, inputs, drop_torn_line=drop_torn_line, force=force) as writer,
         _Children(request, settings, devices) as children,
     ):
-        told = {device: _Told(device, listeners[device]) for device in devices}
+        told: dict[str, _Told] = {}
         for device, word, value in children.events():
             if word == "record":
                 record = parse_record(value, None, f"record of {device}")
@@ -74,8 +123,13 @@ def bench_devices(
                     raise fault
             elif word == "failed":
                 yield BenchFailure(device, _error(device, json.loads(value)))
-            else:
+            elif word == "runner":
+                spec = next(spec for spec in ALL if spec.name == json.loads(value))
+                told[device] = _Told(device, listener(device, spec))
+            elif device in told:
                 told[device].tell(word, json.loads(value))
+            else:  # a warning, before its runner is known
+                _log.warning("%s: %s", device, json.loads(value))
         children.raise_interrupt()
 
 

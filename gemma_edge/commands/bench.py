@@ -16,7 +16,7 @@ from device_harness.runners import ALL
 from device_harness.runners.interface import Workload
 from device_harness.runners.spec import RunnerOption
 from gemma_edge.api.bench import bench_records, trace_folder
-from gemma_edge.api.bench_devices import BenchFailure, bench_devices
+from gemma_edge.api.bench_devices import BenchFailure, bench_each
 from gemma_edge.api.devices import chosen_devices
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import number, positive
@@ -259,7 +259,7 @@ def _measure(
     """One device is measured in this process, several each in one of their own."""
     request, settings = _request(arguments), _settings(arguments)
     if len(devices) > 1:
-        yield from bench_devices(
+        yield from bench_each(
             request,
             settings,
             devices,

@@ -152,6 +152,8 @@ Old = Literal["bandwidth_bytes_per_s", "latency_p50_s", "latency_p99_s", "reside
 Scripts = Literal[
     "convert_s",
     "convert_cpu_s",
+    "gate_s",
+    "gate_cpu_s",
     "peak_rss_bytes",
     "output_bytes",
     "kept_bytes",

@@ -13,13 +13,17 @@ import pytest
 from result_records import record_of
 from waiting import PATIENCE_S
 
+import gemma_edge
 from device_harness.adb.devices import Device
+from device_harness.bench.run import BenchRequest, BenchSettings
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
+from device_harness.runners.spec import BenchListener, RunnerSpec
+from gemma_edge.api import bench_devices
 from gemma_edge.api import devices as api
 from gemma_edge.api.report import report
 from gemma_edge.cli import main
-from toolkit.base.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault, UsageError
 from toolkit.report.devices_table import devices_table
 from toolkit.report.numbered_record import NumberedRecord
 from toolkit.results.json_lines import read_results
@@ -108,6 +112,46 @@ def test_a_trace_is_beside_the_results_and_on_the_page(
     assert f'href="../r.traces/{record.trace.file}"' in page
     assert main([*argv[:-3], "--trace"]) == 2
     assert "--trace: no results file to keep the trace beside; give --results FILE" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_from_python_each_device_is_told_apart_with_the_runner_that_it_has(
+    devices: list[Emulator], random_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, str]] = []
+
+    def listener(device: str, spec: RunnerSpec) -> BenchListener:
+        made.append((device, spec.name))
+        return BenchListener()
+
+    serial, gone = devices[0].serial, "127.0.0.1:1"
+    sizes = {"prompt_tokens": 16, "generated_tokens": 8, "repetitions": 1, "cold": True}
+    found = gemma_edge.bench_devices(random_bundle, [serial, gone], listener=listener, **sizes)  # type: ignore[arg-type]
+    records = [item for item in found if not isinstance(item, gemma_edge.BenchFailure)]
+    failures = [item for item in found if isinstance(item, gemma_edge.BenchFailure)]
+    assert [(record.device_serial, record.runner) for record in records] == [(serial, "session")] == made[1:]
+    assert [failure.device for failure in failures] == [gone]
+    with pytest.raises(UsageError, match="no device"):
+        gemma_edge.bench_devices(random_bundle, [])
+
+
+def test_a_phone_is_told_of_with_the_runner_of_phones(monkeypatch: pytest.MonkeyPatch, random_bundle: Path) -> None:
+    """The process of a device says which runner it has; nobody can know before it has been asked."""
+    events = [("A", "warn", b'"slow"'), ("A", "runner", b'"native"'), ("A", "note", b'"x"')]
+    monkeypatch.setattr(bench_devices._Children, "__enter__", lambda self: self)
+    monkeypatch.setattr(bench_devices._Children, "events", lambda self: iter(events))
+    told: list[str] = []
+
+    class Listener(BenchListener):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    def listener(device: str, spec: RunnerSpec) -> BenchListener:
+        told.append(f"{device} {spec.name}")
+        return Listener()
+
+    assert list(bench_devices.bench_each(BenchRequest(random_bundle), BenchSettings(), ["A"], listener=listener)) == []
+    assert told[1:] == ["A native", "A: x"], "the first listener tells how the model is read"
 
 
 def test_a_model_that_is_not_there_is_one_error_before_any_device_is_asked(

@@ -7,6 +7,7 @@ on with one error.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import resource
@@ -22,10 +23,16 @@ from toolkit.base.errors import BundleError, ToolkitError
 
 T = TypeVar("T")
 
+_PATIENCE = 60
+"""How many times as long as its processor seconds work may last by the clock, on a computer that others keep busy."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What work may take: seconds, bytes of memory more than the process has now, and bytes of its pickled result."""
+    """What work may take: processor seconds, bytes of memory more than the process has now, bytes of its result.
+
+    Not seconds of a clock: on a busy computer good work takes many of them. The result is counted pickled.
+    """
 
     seconds: float = 10.0
     memory_bytes: int = 1 << 30
@@ -75,6 +82,8 @@ def _serve(work: Callable[[], object], writing: int, limits: Limits) -> NoReturn
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        seconds, (_, hard) = math.ceil(limits.seconds), resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard < 0 else min(seconds, hard), hard))
         data = pickle.dumps(_outcome(work))
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(data)
@@ -102,11 +111,11 @@ def _address_space() -> int:
 
 def _read(fd: int, limits: Limits) -> bytes | str:
     """All that the child writes; instead, a text that says which limit it reached. Empty if it ended without."""
-    end, pieces, size = time.monotonic() + limits.seconds, bytearray(), 0
+    end, pieces, size = time.monotonic() + _PATIENCE * limits.seconds, bytearray(), 0
     while True:
         left = end - time.monotonic()
         if left <= 0 or not select.select([fd], [], [], left)[0]:
-            return f"it takes more than {limits.seconds:g} s"
+            return f"it does not end within {_PATIENCE * limits.seconds:g} s"
         piece = os.read(fd, 1 << 20)
         if not piece:
             return bytes(pieces)
@@ -117,6 +126,8 @@ def _read(fd: int, limits: Limits) -> bytes | str:
 
 
 def _ending(status: int, limits: Limits) -> str:
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        return f"it takes more than {limits.seconds:g} s"
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
         return f"it ends the process ({signal.Signals(os.WTERMSIG(status)).name})"
     return f"it fails, or takes more than {limits.memory_bytes >> 20} MiB of memory"

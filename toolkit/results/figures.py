@@ -154,6 +154,7 @@ Scripts = Literal[
     "convert_cpu_s",
     "gate_s",
     "gate_cpu_s",
+    "sample_cpu_s",
     "peak_rss_bytes",
     "output_bytes",
     "kept_bytes",

@@ -22,6 +22,7 @@ from toolkit.bundle.prompting import Prompting, first_difference, turn_end_token
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.litertlm.chat_template import EnginePrompts, engine_template
 from toolkit.litertlm.engine_tools import knows_tools, tools_fault
+from toolkit.litertlm.gemma4 import text_model_type
 from toolkit.litertlm.schema import ModelType
 from toolkit.runtime.bundle import Bundle
 
@@ -44,7 +45,11 @@ class PromptReport:
 
 
 def require_same_prompts(
-    files: PromptFiles, text: TextRecord, vision: VisionRecord | None, audio: AudioRecord | None
+    files: PromptFiles,
+    text: TextRecord,
+    vision: VisionRecord | None,
+    audio: AudioRecord | None,
+    architecture: str,
 ) -> PromptReport | None:
     """CheckpointError if our session would make other prompts of conversations than transformers makes.
 
@@ -61,7 +66,7 @@ def require_same_prompts(
     for error in found.errors:
         raise error
     _warn_of_media(own, prompting, checkpoint)
-    return PromptReport(found.compared, found.refused, *_engine_faults(files.template, prompting))
+    return PromptReport(found.compared, found.refused, *_engine_faults(files.template, prompting, architecture))
 
 
 def bundle_errors(path: Path, checkpoint: Path) -> list[CheckpointError]:
@@ -154,9 +159,9 @@ def _ids_of(conversation: Conversation, template: ChatTemplate, prompting: Promp
     return prompting.ids(template.render_turns(conversation.turns, conversation.tools), conversation)
 
 
-def _engine_faults(template: str, prompting: Prompting) -> tuple[str | None, str | None]:
+def _engine_faults(template: str, prompting: Prompting, architecture: str) -> tuple[str | None, str | None]:
     """With a warning for each: what an export of all groups would refuse, and why it would not be offered tools."""
-    model_type: ModelType = "generic_model" if prompting.groups else "gemma3n"
+    model_type: ModelType = "generic_model" if prompting.groups else text_model_type(architecture)
     try:
         exported = engine_template(template, prompting, model_type)
     except BundleError as error:

@@ -236,7 +236,7 @@ def _planned(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
         adapters=[adapter.path for adapter in checkpoint.adapters],
     )
     plan = _with_prompts(plan, prompt_files, checkpoint)
-    prompts = require_same_prompts(prompt_files, _text_record(plan), *_tower_records(plan))
+    prompts = require_same_prompts(prompt_files, _text_record(plan), *_tower_records(plan), checkpoint.architecture)
     return _Prepared(plan_request, plan, prompt_files, prompts)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from converters.family import Checkpoint, Family
 from converters.gemma3n.family import GEMMA3N
+from converters.gemma4.family import GEMMA4
 from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.adapters.choice import AdapterChoice
 from converters.huggingface.adapters.open import open_adapter
@@ -18,7 +19,7 @@ from toolkit.base.errors import CheckpointError
 from toolkit.base.files import Progress
 from toolkit.base.strict_json import JsonObject
 
-FAMILIES: tuple[Family, ...] = (GEMMA3N,)
+FAMILIES: tuple[Family, ...] = (GEMMA3N, GEMMA4)
 
 
 def open_checkpoint(

@@ -23,6 +23,7 @@ from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.litertlm import schema
 from toolkit.litertlm.chat_template import engine_template
 from toolkit.litertlm.check import check_litertlm
+from toolkit.litertlm.gemma4 import text_model_type
 from toolkit.litertlm.hashes import has_hashes
 from toolkit.litertlm.reader import read_header, read_litertlm
 from toolkit.tflite.gpu import Refusal, gpu_refusals
@@ -97,7 +98,9 @@ def refused_by_engine(path: Path | str) -> BundleError | None:
         manifest = read_manifest(bundle)
         prompting = Prompting.of(Tokenizer(bundle / TOKENIZER), manifest)
         source = (bundle / CHAT_TEMPLATE).read_text(encoding="utf-8")
-        engine_template(source, prompting, "generic_model" if prompting.groups else "gemma3n")
+        engine_template(
+            source, prompting, "generic_model" if prompting.groups else text_model_type(manifest.architecture)
+        )
     except BundleError as error:
         return error
     return None

@@ -41,7 +41,8 @@ def export(
     size: the size to export; None for the bundle's default.
     groups: the groups to export: `text`, which includes its embeddings, `vision` and `audio`; None for all.
     model_type: how the engine prepares images and sounds: `generic_model` as transformers does, `gemma3n` as for
-        Google's own files. None for `generic_model`, or for `gemma3n` if only text is exported.
+        Google's own files. None for `generic_model`, or for the model's own type, `gemma3n` or `gemma4`, if only text
+        is exported.
     activations: what the engine computes every graph with on a GPU, `fp16` or `fp32`. None for its own choice, float16,
         where graphs are right in it, and `fp32` for the encoders of images and sounds, which are not.
     target: `cpu` for the bundle's own graphs, which run on a GPU too; `gpu` for graphs whose norms are ops of the

@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-type", choices=get_args(ModelType),
         help="how LiteRT-LM prepares images and sounds: generic_model as transformers does; gemma3n as for Google's "
-        "own files, with different mel frames (default: generic_model; gemma3n if only text is exported)",
+        "own files, with different mel frames; gemma4 for text of Gemma 4 (default: generic_model; if only text is "
+        "exported, gemma3n or gemma4)",
     )  # fmt: skip
     parser.add_argument(
         "--activations", choices=ACTIVATIONS,

@@ -148,10 +148,10 @@ def test_a_good_checkpoint_gets_no_warning(checkpoint: Path, caplog: pytest.LogC
 def test_another_prompt_than_transformers_has_is_refused_with_both_texts(bundle: Path) -> None:
     files = read_prompt_files(EXAMPLE, 3328, 2)
     text = Bundle(bundle).manifest.text
-    require_same_prompts(files, text, None, None)
+    require_same_prompts(files, text, None, None, "Gemma3nForCausalLM")
     wrong = replace(files, template=GEMMA.replace(r"+ '\n\n'", "+ ' '"))
     with pytest.raises(CheckpointError, match=r"a system message: found .*Be brief\. Où.*wanted .*Be brief\.\\n\\nOù"):
-        require_same_prompts(wrong, text, None, None)
+        require_same_prompts(wrong, text, None, None, "Gemma3nForCausalLM")
 
 
 def test_a_template_that_writes_a_token_of_images_is_refused(checkpoint: Path) -> None:

@@ -108,15 +108,21 @@ class ChatTemplate:
         tools: Sequence[object] = (),
         *,
         generation_prompt: bool = True,
+        thinking: bool = False,
     ) -> str:
-        """The same of messages as templates see them, whatever their roles, and with tools if there are any."""
+        """The same of messages as templates see them, whatever their roles, and with tools if there are any.
+
+        `thinking` asks the template to let the model think first, as `enable_thinking` does in transformers.
+        """
         template = self.compile()
+        wishes = {"enable_thinking": True} if thinking else {}
         try:
             text = template.render(
                 messages=turns,
                 tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=generation_prompt,
+                **wishes,
                 **self._variables,
             )
         except MemoryError:

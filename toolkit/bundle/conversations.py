@@ -25,6 +25,8 @@ class Conversation:
     turns: Sequence[Turn]
     tools: Sequence[object] = ()
     """Descriptions in JSON's form; for the engine's gemma3n, texts."""
+    thinking: bool = False
+    """Whether the template is asked to let the model think first (`enable_thinking`)."""
 
     def count(self, kind: str) -> int:
         """How many parts of this type (`image`, `audio`) the messages have."""
@@ -96,6 +98,17 @@ WITH_TOOLS: Sequence[Conversation] = (
             {"role": "tool", "name": "get_weather", "content": '{"rain": true}'},
         ],
         [_WEATHER],
+    ),
+)
+
+
+THINKING: Sequence[Conversation] = (
+    Conversation("a wish for thoughts", [_user("Why is the sky blue?")], thinking=True),
+    Conversation("a wish for thoughts and a tool", [_system("Be brief."), _user("Rain?")], [_WEATHER], thinking=True),
+    Conversation(
+        "an answer after a thought",
+        [_user("Hello"), _model("<|channel>thought\nA greeting.<channel|>Hi!"), _user("And now?")],
+        thinking=True,
     ),
 )
 

@@ -12,7 +12,7 @@ from typing import get_args
 from toolkit.base.errors import BundleError, ToolkitError
 from toolkit.base.limited import limited
 from toolkit.bundle.chat import ChatTemplate
-from toolkit.bundle.conversations import TEXTS, Conversation, with_media
+from toolkit.bundle.conversations import TEXTS, THINKING, Conversation, with_media
 from toolkit.bundle.prompting import Prompting, first_difference
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.litertlm.engine_template import EngineTemplate
@@ -66,8 +66,9 @@ class EnginePrompts:
     @property
     def conversations(self) -> Sequence[Conversation]:
         """Those that are compared. As gemma3n, the engine tokenises two images side by side in its own way."""
-        generic = self.model_type == "generic_model"
-        return [*TEXTS, *with_media(self.prompting.groups, side_by_side=generic)]
+        thinking = THINKING if self.model_type == "gemma4" else ()
+        side_by_side = self.model_type != "gemma3n"
+        return [*TEXTS, *thinking, *with_media(self.prompting.groups, side_by_side=side_by_side)]
 
 
 def engine_prompts(metadata: LlmMetadata, tokenizer: Tokenizer | None) -> EnginePrompts:
@@ -86,7 +87,8 @@ def engine_prompts(metadata: LlmMetadata, tokenizer: Tokenizer | None) -> Engine
             lambda ids: tokenizer.decode(ids, skip_special=False),
             bos, bos_id, image, sound,
         )  # fmt: skip
-    model_type: ModelType = "gemma3n" if metadata.model_type == "gemma3n" else "generic_model"
+    own = next((name for name in get_args(ModelType) if name == metadata.model_type), None)
+    model_type: ModelType = own or "generic_model"
     return EnginePrompts(prompting, model_type, start is not None)
 
 
@@ -225,7 +227,7 @@ def _wanted_ids(
     """By the conversation's name what transformers makes of it; what it refuses is left out."""
     for conversation in engine.conversations if conversations is None else conversations:
         try:
-            text = model.render_turns(conversation.turns, conversation.tools)
+            text = model.render_turns(conversation.turns, conversation.tools, thinking=conversation.thinking)
             yield conversation.name, engine.prompting.ids(text, conversation)
         except ToolkitError:
             continue

@@ -53,10 +53,11 @@ class EngineTemplate:
 
     def render(self, conversation: Conversation) -> str:
         """The prompt's text, without the start token that the engine puts before it; UsageError where it fails."""
-        turns, tools = engine_turns(conversation.turns), list(conversation.tools)
-        self._require_known_calls(turns, tools)
+        turns, tools, thinking = engine_turns(conversation.turns), list(conversation.tools), conversation.thinking
+        self._require_known_calls(turns, tools, thinking=thinking)
         # Values of the template itself, since the binding gives those of Python their Python forms and methods.
-        values = {"messages": turns} | ({"tools": tools} if tools else {})
+        values: dict[str, object] = {"messages": turns} | ({"tools": tools} if tools else {})
+        values |= {"enable_thinking": True} if thinking else {}
         sets = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in values.items())
         source = f"{sets}\n{self._source}" if self._source[:1].isspace() else sets + self._source
         try:
@@ -67,10 +68,10 @@ class EngineTemplate:
                 raise
             raise UsageError("chat template", found=shorten(str(error), 200)) from error
 
-    def _require_known_calls(self, turns: Sequence[Turn], tools: Sequence[object]) -> None:
+    def _require_known_calls(self, turns: Sequence[Turn], tools: Sequence[object], *, thinking: bool) -> None:
         """UsageError for a call of a method that the engine lacks; minijinja's binding has more of them."""
         try:
-            self._watch.render_turns(turns, tools)
+            self._watch.render_turns(turns, tools, thinking=thinking)
         except UsageError as error:
             if isinstance(error.__cause__, _UnknownMethodError):
                 raise

@@ -63,14 +63,16 @@ def _with_texts(function: Mapping[str, Any]) -> Mapping[str, Any]:
 def tools_fault(source: str, exported: str, engine: EnginePrompts) -> str | None:
     """Why an app should not offer tools with the template `exported`, made of `source`; None if it may.
 
-    The engine finds calls in answers as gemma3n only (read in its source), and then writes tools as Python functions.
+    The engine finds calls in answers as gemma3n, for which it writes tools as Python functions, and as gemma4 (read in
+    its source).
     """
-    if engine.model_type != "gemma3n":
-        return "LiteRT-LM looks for calls in answers only with --model-type gemma3n"
+    if engine.model_type == "generic_model":
+        return "LiteRT-LM looks for calls in answers only with --model-type gemma3n or gemma4"
     conversations = tool_conversations(engine.model_type)
-    fault = limited("chat template", partial(_writing_fault, exported, conversations[0]))
-    if fault is not None:
-        return fault
+    if engine.model_type == "gemma3n":
+        fault = limited("chat template", partial(_writing_fault, exported, conversations[0]))
+        if fault is not None:
+            return fault
     difference = template_fault(source, exported, engine, conversations)
     if difference is None:
         return None

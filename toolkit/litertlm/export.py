@@ -44,6 +44,7 @@ from toolkit.litertlm import schema
 from toolkit.litertlm.chat_template import EnginePrompts, ExportedTemplate, engine_template
 from toolkit.litertlm.container import FilePart, Section, write_container
 from toolkit.litertlm.engine_tools import knows_tools, tools_fault
+from toolkit.litertlm.gemma4 import CALLS, text_model_type, thoughts_of
 from toolkit.litertlm.media import always_true, media_metadata
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
 from toolkit.litertlm.reader import read_header as read_litertlm_header
@@ -69,7 +70,7 @@ class ExportOptions:
 
     groups: with a list, `vision` and `audio` are exported only if it has them; the groups for text always are.
     model_type: how the engine prepares images and sounds; by default `generic_model`, which prepares them as
-    transformers does, or `gemma3n` if only text is exported.
+    transformers does, or the model's own type (`gemma3n`, `gemma4`) if only text is exported.
     activations: what a GPU computes every graph with; by default the engine's own choice, float16, for graphs that are
     right in it, and float32 for the encoders of images and sounds.
     target: `cpu` for graphs that are the bundle's, which run on a GPU too; `gpu` for norms that are one op each, with
@@ -128,7 +129,8 @@ def export_litertlm(
     manifest = read_manifest(source)
     size = manifest.default_size if options.size is None else options.size
     groups = _groups(source, manifest, options.groups)
-    model_type: ModelType = options.model_type or ("gemma3n" if groups == ("text",) else "generic_model")
+    own_type = text_model_type(manifest.architecture)
+    model_type: ModelType = options.model_type or (own_type if groups == ("text",) else "generic_model")
     if "audio" not in groups:
         _log.warning("the file has no sound: AI Edge Gallery refuses to import such a file (litert-torch issue 1039)")
     system = {
@@ -239,6 +241,7 @@ def _metadata_section(
             template = engine_template(source, prompting, model_type)
         tools = _calls_tools(source, template, EnginePrompts(prompting, model_type, template.start_token))
     image, sound = media_metadata(parts.read(TOKENIZER), manifest, groups, model_type, joined=template is not None)
+    thoughts = None if template is None else thoughts_of(template.source, model_type)
     metadata = LlmMetadata(
         start_token=(text.bos_token_id,) if template is None or template.start_token else None,
         stop_tokens=tuple((token,) for token in text.stop_token_ids),
@@ -250,6 +253,9 @@ def _metadata_section(
         sound=sound,
         sampling=_sampling(text, sampling or text.sampling),
         supports_function_calling=tools,
+        calls=CALLS if model_type == "gemma4" else None,
+        supports_thinking=thoughts is not None,
+        thoughts=thoughts,
         min_runtime_version=schema.GENERIC_SINCE if model_type == "generic_model" else "",
     )
     return Section(schema.LLM_METADATA, (schema.pack_llm_metadata(metadata),))

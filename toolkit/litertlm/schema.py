@@ -18,6 +18,7 @@ from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
 from toolkit.base.errors import BundleError
 from toolkit.bundle.manifest import SamplingRecord
+from toolkit.litertlm.gemma4 import CallSyntax, Channel
 from toolkit.media import mel
 from toolkit.media.mel import SAMPLE_RATE_HZ
 
@@ -62,8 +63,9 @@ MAX_ITEMS = 4096
 Token = tuple[int, ...] | str
 """A sequence of token ids, or a text that the tokenizer turns into one."""
 
-ModelType = Literal["gemma3n", "generic_model"]
-"""The engine's model types that export writes; they differ in how images and sounds are prepared."""
+ModelType = Literal["gemma3n", "gemma4", "generic_model"]
+"""The engine's model types that export writes; they differ in how images and sounds are prepared, and in how calls of
+tools are written."""
 
 
 GENERIC_SINCE = "0.14.0"
@@ -164,6 +166,8 @@ class LlmMetadata:
     """What an app gets that sets no sampler of its own."""
     supports_function_calling: bool = False
     supports_thinking: bool = False
+    calls: CallSyntax | None = None
+    thoughts: Channel | None = None
     min_runtime_version: str = ""
     """The first version of the engine that runs the file as it is meant; empty for any."""
 
@@ -216,6 +220,13 @@ def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
             _set_media(model_type, media)
     if metadata.model_type == "generic_model":
         _set_generic(model_type, metadata)
+    for item in fields(CallSyntax) if metadata.calls is not None else ():
+        setattr(model_type, item.name, getattr(metadata.calls, item.name))
+    if metadata.thoughts is not None:
+        thoughts = metadata.thoughts
+        proto.channels.add(
+            channel_name=thoughts.name, start=thoughts.start, end=thoughts.end, is_reasoning_channel=True
+        )
     if metadata.jinja_prompt_template is not None:
         proto.jinja_prompt_template = metadata.jinja_prompt_template
     proto.supports_thinking = metadata.supports_thinking
@@ -241,6 +252,7 @@ def unpack_llm_metadata(data: bytes, file: Path | str | None = None) -> LlmMetad
         sampling=_sampling(proto.sampler_params),
         supports_function_calling=proto.supports_function_calling,
         supports_thinking=proto.supports_thinking,
+        thoughts=_thoughts(proto),
         min_runtime_version=proto.min_runtime_version,
         **_model_type(proto.llm_model_type),
     )
@@ -251,13 +263,23 @@ def _sampling(proto: Any) -> SamplingRecord:
     return SamplingRecord(round(proto.temperature, 6), proto.k, round(proto.p, 6))
 
 
+def _thoughts(proto: Any) -> Channel | None:
+    channels = [
+        Channel(item.channel_name, item.start, item.end) for item in proto.channels if item.is_reasoning_channel
+    ]
+    return channels[0] if channels else None
+
+
 def _model_type(union: Any) -> dict[str, Any]:
-    """The fields of LlmMetadata from `model_type` on; images and sounds only for the types that export writes."""
+    """The fields of LlmMetadata that depend on the model type; images and sounds only for those that export writes."""
     name = union.WhichOneof("model_type") or "generic_model"
     found: dict[str, Any] = {"model_type": name}
     if name not in get_args(ModelType):
         return found
     model = getattr(union, name)
+    if name == "gemma4":
+        calls = CallSyntax(*(getattr(model, item.name) for item in fields(CallSyntax)))
+        return {**found, "calls": calls if calls.code_fence_start else None}
     generic = name == "generic_model"
     if model.image_enabled if generic else model.image_tensor_height:
         found["image"] = ImageMetadata(

@@ -1,0 +1,92 @@
+"""Gemma 4's graphs by the rules of what a GPU takes, and on one: taken whole, and right in both precisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gemma4_models import write_random_model
+from gpu_inputs import signature_inputs
+from gpu_process import Outcome, run_graphs
+
+from converters.convert import ConvertRequest, convert
+from toolkit.litertlm import schema
+from toolkit.litertlm.export import ExportOptions, Target, export_litertlm
+from toolkit.litertlm.reader import read_litertlm
+from toolkit.tflite.gpu import gpu_refusals
+from toolkit.tflite.reader import read_tflite
+
+pytestmark = pytest.mark.reference
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_model(tmp_path_factory.mktemp("gemma4") / "checkpoint")
+
+
+def bundle_of(checkpoint: Path, recipe: str) -> Path:
+    """With rings and a context bucket."""
+    path = checkpoint.parent / recipe
+    if not path.exists():
+        request = ConvertRequest(checkpoint, path, {"text": recipe}, context=2_048, prefill_sizes=(4, 16))
+        convert(request, gate=None)
+    return path
+
+
+def largest_error(found: Outcome, wanted: Outcome, *keys: str) -> float:
+    """Of all outputs (or those of `keys`) of all signatures, each as a share of its largest value."""
+    return max(
+        float(np.abs(value.astype(np.float64) - found.outputs[name][key]).max() / max(np.abs(value).max(), 1e-30))
+        for name, outputs in wanted.outputs.items()
+        for key, value in outputs.items()
+        if not keys or key in keys
+    )
+
+
+def test_no_graph_of_a_bundle_has_an_op_that_a_gpu_refuses(checkpoint: Path) -> None:
+    files = sorted(bundle_of(checkpoint, "f32").glob("*.tflite"))
+    assert {file.name: gpu_refusals(read_tflite(file).model) for file in files} == {f.name: [] for f in files}
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_no_graph_of_an_export_has_an_op_that_a_gpu_refuses(checkpoint: Path, tmp_path: Path, target: Target) -> None:
+    file = tmp_path / "model.litertlm"
+    export_litertlm(bundle_of(checkpoint, "f32"), file, ExportOptions(target=target))
+    sections = [s for s in read_litertlm(file).sections if s.type == schema.TFLITE_MODEL]
+    assert len(sections) == 3
+    for section in sections:
+        assert gpu_refusals(read_tflite(file, (section.begin, section.end)).model) == [], section.label
+
+
+@pytest.mark.gpu
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["embedder", "text_decoder"])
+def test_every_float_graph_runs_on_the_gpu_alone_as_on_the_cpu(checkpoint: Path, name: str) -> None:
+    path = bundle_of(checkpoint, "f32") / f"{name}.tflite"
+    inputs = signature_inputs(path)
+    found = run_graphs(path, inputs, "gpu-f32")
+    assert found.whole, found.log
+    assert largest_error(found, run_graphs(path, inputs, "cpu")) < 2e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", ["int8", "int4-channel"])
+def test_every_quantised_decoder_runs_on_the_gpu_alone(checkpoint: Path, recipe: str) -> None:
+    """Its numbers are not the CPU's, which quantises activations too."""
+    path = bundle_of(checkpoint, recipe) / "text_decoder.tflite"
+    found = run_graphs(path, signature_inputs(path), "gpu-f32")
+    assert found.whole, found.log
+    assert all(np.isfinite(outputs["logits"]).all() for outputs in found.outputs.values() if "logits" in outputs)
+
+
+@pytest.mark.gpu
+@pytest.mark.full
+def test_in_float16_a_step_is_right_at_every_position_and_magnitude(checkpoint: Path) -> None:
+    path = bundle_of(checkpoint, "f32") / "text_decoder.tflite"
+    steps = {f"decode@{n}": signature_inputs(path, position=n)["decode"] for n in (3, 1_000, 2_000)}
+    steps |= {f"decode@times {n:g}": signature_inputs(path, magnitude=n)["decode"] for n in (0.1, 50.0, 5_000.0)}
+    found, wanted = run_graphs(path, steps, "gpu-f16"), run_graphs(path, steps, "cpu")
+    assert found.whole, found.log
+    assert largest_error(found, wanted, "logits") < 2e-2

@@ -1,0 +1,55 @@
+"""The engine's model type gemma4: which bundles it is for, and how such a model writes calls of tools and thoughts.
+
+The engine has other spellings built in (read in its source), so a file must state those that the model was trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.bundle.chat import free_variables
+
+
+@dataclass(frozen=True, slots=True)
+class CallSyntax:
+    """How a model of type gemma4 writes calls of tools. Field names are the engine's."""
+
+    code_fence_start: str
+    code_fence_end: str
+    open_quote: str
+    close_quote: str
+    function_response_start: str
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What surrounds the parts of an answer that are thoughts, and how the engine names them to an app."""
+
+    name: str
+    start: str
+    end: str
+
+
+CALLS = CallSyntax(
+    code_fence_start="<|tool_call>",
+    code_fence_end="<tool_call|>",
+    open_quote='<|"|>',
+    close_quote='<|"|>',
+    function_response_start="<|tool_response>",
+)
+_THOUGHTS = Channel("thought", "<|channel>thought\n", "<channel|>")
+
+
+def text_model_type(architecture: str) -> Literal["gemma3n", "gemma4"]:
+    """The engine's model type for the text of a checkpoint of this architecture.
+
+    >>> text_model_type("Gemma4ForConditionalGeneration"), text_model_type("Gemma3nForCausalLM")
+    ('gemma4', 'gemma3n')
+    """
+    return "gemma4" if architecture.startswith("Gemma4") else "gemma3n"
+
+
+def thoughts_of(template: str, model_type: str) -> Channel | None:
+    """The channel of thoughts, if a model of this type thinks and its chat template can ask it to."""
+    return _THOUGHTS if model_type == "gemma4" and "enable_thinking" in free_variables(template) else None

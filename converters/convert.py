@@ -32,8 +32,9 @@ from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room
 from toolkit.base.outputs import Output
 from toolkit.base.strict_json import shorten
 from toolkit.base.warnings_once import each_warning_once
+from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.manifest import (
-    GROUP_NAMES,
+    CHECKPOINT_GROUPS,
     TOKENIZER,
     TOWER_FILES,
     AudioRecord,
@@ -46,6 +47,7 @@ from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import token_texts
 from toolkit.bundle.write import BUNDLE, BundleDraft, write_bundle
+from toolkit.drafting.make import AS_USUAL, Drafting, make_drafter
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Search
 from toolkit.tflite.target import CPU
@@ -53,6 +55,8 @@ from toolkit.tflite.target import CPU
 _log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 4096
+DRAFT_TOKENS = 3
+"""How many drafts a step checks in a bundle with a drafter."""
 _MANIFEST_BYTES = 1 << 20  # E4B's in float32 takes 0.2 MB; the rest is what a file system adds to some files
 
 
@@ -94,6 +98,8 @@ class ConvertRequest:
     """Replace a directory at `output` although it is no bundle."""
     draft_tokens: int | None = None
     """How many drafted tokens a step of speculative decoding checks; None for a bundle without."""
+    drafter: DrafterSettings | None = None
+    """How to fit a drafter to the default size; None for a bundle without. With one, `draft_tokens` is 3 unless set."""
 
     def bundle_output(self, *further: Path) -> Output:
         """The output, which is none of the inputs that the request names, or of `further` ones."""
@@ -124,6 +130,7 @@ def convert(
     progress: Progress | None = None,
     calibration_progress: Progress | None = None,
     download_progress: Progress | None = None,
+    drafting: Drafting = AS_USUAL,
 ) -> Conversion:
     """Write the bundle `request.output`, complete or not at all.
 
@@ -132,7 +139,13 @@ def convert(
     `families`: the model families that the checkpoint may belong to.
     `progress` is called with the weight bytes written so far, without scales, and their total; `calibration_progress`
     with operations done and their total; `download_progress` with the bytes downloaded and their total.
+    `drafting`: how a drafter is made, if the request has one.
     """
+    if request.drafter is not None and request.draft_tokens is None:
+        request = replace(request, draft_tokens=DRAFT_TOKENS)
+    extend = None
+    if request.drafter is not None:
+        extend = partial(_with_drafter, request.drafter, drafting)
     request.bundle_output().require()
     if request.calibration is not None and request.search is not None:
         raise UsageError("search", found=request.search, wanted="none: calibration chooses scales by the inputs")
@@ -140,13 +153,13 @@ def convert(
     if not isinstance(request.checkpoint, (Path, str)):
         if request.adapters:
             raise UsageError("adapters", found="some for an open checkpoint", wanted="none: open it with them")
-        return _convert(request, request.checkpoint, gate, accept, progress, calibration_progress)
+        return _convert(request, request.checkpoint, gate, accept, extend, progress, calibration_progress)
     source, adapters, judge = request.checkpoint, request.adapters, partial(_prepare, request)
     with (
         each_warning_once("converters"),  # one on the Hub is opened and judged twice: by its headers, and whole
         open_checkpoint(source, families, adapters, judge=judge, progress=download_progress) as checkpoint,
     ):
-        return _convert(request, checkpoint, gate, accept, progress, calibration_progress)
+        return _convert(request, checkpoint, gate, accept, extend, progress, calibration_progress)
 
 
 def conversion_faults(checkpoint: Checkpoint) -> dict[str, ToolkitError]:
@@ -173,6 +186,7 @@ def _convert(
     checkpoint: Checkpoint,
     gate: Gate | None,
     accept: Callable[[Path], None],
+    extend: Callable[[Path, BundleDraft], BundleDraft] | None,
     progress: Progress | None,
     calibration_progress: Progress | None,
 ) -> Conversion:
@@ -201,7 +215,13 @@ def _convert(
     with BackgroundHasher() as hasher:
         fill = partial(_fill, prepared, checkpoint, request, text, advance, hasher.add)
         manifest = write_bundle(
-            request.output, fill, accept=judge, hasher=hasher, inputs=output.inputs, force=output.force
+            request.output,
+            fill,
+            extend=extend,
+            accept=judge,
+            hasher=hasher,
+            inputs=output.inputs,
+            force=output.force,
         )
     remove_work(work)
     seconds = time.perf_counter() - started
@@ -216,6 +236,12 @@ class _Prepared:
     plan: Plan
     prompt_files: PromptFiles
     prompts: PromptReport | None
+
+
+def _with_drafter(settings: DrafterSettings, how: Drafting, directory: Path, draft: BundleDraft) -> BundleDraft:
+    """Add a drafter to a bundle that is complete but for it, if one pays."""
+    group = make_drafter(directory, directory, settings, how=how)
+    return draft if group is None else replace(draft, groups={**draft.groups, "drafter": group})
 
 
 def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
@@ -293,7 +319,7 @@ def _fill(
         default_size=next(iter(plan.sizes)),
         quant={role: quant_record(recipe) for role, recipe in plan.recipes.items()},
         groups=plan.groups,
-        lock=lock_of(prepared.request, record, text),
+        lock=lock_of(prepared.request, record, text, request.drafter),
     )
 
 
@@ -382,9 +408,9 @@ def _towers(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
     """The towers that are wanted; UsageError for groups that cannot be, and for settings of towers left out."""
     present = tuple(group.name for group in checkpoint.groups if group.tensors)
     groups = _convertible(present, checkpoint) if request.groups is None else request.groups
-    unknown = [name for name in groups if name not in GROUP_NAMES]
+    unknown = [name for name in groups if name not in CHECKPOINT_GROUPS]
     if unknown:
-        raise UsageError("groups", found=unknown[0], wanted=", ".join(GROUP_NAMES))
+        raise UsageError("groups", found=unknown[0], wanted=", ".join(CHECKPOINT_GROUPS))
     if "text" not in groups:
         given = ",".join(groups)
         found = f"{given} without text, the language model that answers images and sounds"

@@ -9,14 +9,19 @@ from converters.plan import PlanRequest
 from converters.slices import Slice
 from toolkit.base.elements import element_of
 from toolkit.base.errors import CheckpointError
-from toolkit.bundle.lock import Lock, LockedSize
+from toolkit.bundle.lock import DrafterSettings, Lock, LockedSize
 from toolkit.bundle.manifest import CheckpointRecord, QuantRecord, RuleRecord
 from toolkit.bundle.write import GENERATOR
 from toolkit.quant.recipe import Recipe, Rule
 from toolkit.quant.scheme import Scheme
 
 
-def lock_of(request: PlanRequest, checkpoint: CheckpointRecord, calibration: CalibrationText | None) -> Lock:
+def lock_of(
+    request: PlanRequest,
+    checkpoint: CheckpointRecord,
+    calibration: CalibrationText | None,
+    drafter: DrafterSettings | None = None,
+) -> Lock:
     """The lock of a bundle that is yet to be written."""
     return Lock(
         generator=GENERATOR,
@@ -30,6 +35,7 @@ def lock_of(request: PlanRequest, checkpoint: CheckpointRecord, calibration: Cal
         shard_bytes=request.shard_bytes,
         audio_seconds=request.audio_seconds,
         draft_tokens=request.draft_tokens,
+        drafter=drafter,
         files={},
         manifest=None,
         export=None,

@@ -23,9 +23,10 @@ from toolkit.base.outputs import Output
 from toolkit.bundle.lock import Lock, LockedExport, differences, parse_lock, read_lock
 from toolkit.bundle.manifest import CheckpointRecord
 from toolkit.bundle.write import BUNDLE, GENERATOR
+from toolkit.drafting.make import AS_USUAL, Drafting, drafter_for_export
 from toolkit.litertlm import schema
 from toolkit.litertlm.export import LITERTLM as EXPORT
-from toolkit.litertlm.export import ExportOptions, Target, export_litertlm
+from toolkit.litertlm.export import ExportOptions, FittedDrafter, Target, export_litertlm
 from toolkit.litertlm.reader import Header, read_header
 from toolkit.litertlm.schema import ModelType
 
@@ -56,6 +57,7 @@ def rebuild(
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
     calibration_progress: Progress | None = None,
+    drafting: Drafting = AS_USUAL,
 ) -> Rebuilt:
     """Make what `source` is the lock of again: a lock, or a bundle or a .litertlm that carries one.
 
@@ -71,7 +73,7 @@ def rebuild(
     if lock.calibration is None and calibration is not None:
         raise UsageError("calibration", file=source, found="a lock without one", remedy="leave out the text")
     text = None if lock.calibration is None else locked_calibration_text(lock.calibration, source, calibration)
-    work = _Work(source, checkpoint, adapters, text, families, force, progress, calibration_progress)
+    work = _Work(source, checkpoint, adapters, text, families, force, progress, calibration_progress, drafting)
     if lock.export is None:
         work.bundle(lock, output)
     elif header is None:
@@ -104,6 +106,7 @@ class _Work:
     force: bool
     progress: Progress | None
     calibration_progress: Progress | None
+    drafting: Drafting
 
     def bundle(self, lock: Lock, output: Path) -> None:
         """Convert the checkpoint as the lock says."""
@@ -126,6 +129,7 @@ class _Work:
                 shard_bytes=lock.shard_bytes,
                 audio_seconds=lock.audio_seconds,
                 draft_tokens=lock.draft_tokens,
+                drafter=lock.drafter,
                 workers=os.cpu_count() or 1,
                 calibration=self.text,
                 described_as=lock.checkpoint,
@@ -138,10 +142,20 @@ class _Work:
                 accept=accept,
                 progress=self.progress,
                 calibration_progress=self.calibration_progress,
+                drafting=self.drafting,
             )
 
     def export(self, made_with: LockedExport, wanted: Header, bundle: Path, output: Path) -> None:
         """Export the bundle as the lock says; a signature is not made again."""
+        with scratch_beside(output) as scratch:
+            drafter = None
+            if made_with.drafter is not None:
+                drafter = drafter_for_export(bundle, scratch, made_with.drafter, size=made_with.size, how=self.drafting)
+            self._export(made_with, wanted, bundle, output, drafter)
+
+    def _export(
+        self, made_with: LockedExport, wanted: Header, bundle: Path, output: Path, drafter: FittedDrafter | None
+    ) -> None:
         options = ExportOptions(
             made_with.size,
             made_with.groups,
@@ -150,6 +164,7 @@ class _Work:
             cast(Target, made_with.target),
             force=self.force,
             sampling=made_with.sampling,
+            drafter=drafter,
         )
 
         def accept(file: Path) -> None:

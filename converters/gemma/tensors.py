@@ -14,7 +14,7 @@ from converters.huggingface.safetensors import TensorInfo
 from converters.huggingface.tensor_reader import FLOAT_DTYPES
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import shorten
-from toolkit.bundle.manifest import GROUP_NAMES, GroupKind
+from toolkit.bundle.manifest import CHECKPOINT_GROUPS, GroupKind
 
 TOKEN_EMBEDDING = "embed_tokens.weight"
 PER_LAYER_EMBEDDING = "embed_tokens_per_layer.weight"
@@ -190,8 +190,8 @@ def _is_permuted(item: tuple[str, TensorInfo], needed: Mapping[str, tuple[int, .
 
 
 def parameter_groups(tensors: Mapping[str, TensorInfo]) -> tuple[ParameterGroup, ...]:
-    """All five groups in the order of GROUP_NAMES; a group without tensors is empty."""
-    members: dict[GroupKind, list[str]] = {name: [] for name in GROUP_NAMES}
+    """All five groups in the order of CHECKPOINT_GROUPS; a group without tensors is empty."""
+    members: dict[GroupKind, list[str]] = {name: [] for name in CHECKPOINT_GROUPS}
     for name in sorted(tensors):
         members[group_of(name)].append(name)
     return tuple(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from converters.calibration.text import (
     CalibrationChoice,
@@ -25,7 +26,9 @@ from converters.verify import VerifyReport
 from toolkit.base.environment import ENVIRONMENT, write_environment
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
+from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
+from toolkit.drafting.make import Drafting
 from toolkit.quant.scheme import Search
 from toolkit.runtime.session import SessionSettings
 
@@ -51,6 +54,8 @@ def convert(
     shard_mb: int = DEFAULT_SHARD_BYTES >> 20,
     audio_lengths: Sequence[float] = (),
     draft_tokens: int | None = None,
+    drafter: Literal["fit"] | None = None,
+    drafter_tokens: int = DrafterSettings().tokens,
     verify: bool = True,
     force: bool = False,
     session: SessionSettings | None = None,
@@ -59,6 +64,7 @@ def convert(
     calibration_progress: Progress | None = None,
     gate_progress: StageProgress | None = None,
     download_progress: Progress | None = None,
+    drafter_progress: StageProgress = lambda _stage, _done, _total: None,
     on_report: Callable[[VerifyReport], None] = lambda _: None,
 ) -> Conversion:
     """Convert a checkpoint to the bundle `output`, complete or not at all; by default, only if it passes the gate.
@@ -88,12 +94,16 @@ def convert(
     audio_lengths: maximum lengths in seconds, one for each audio encoder; empty for 1, 5, 10 and 30.
     draft_tokens: how many drafted tokens a step of speculative decoding checks (docs/speculative.md); None for a bundle
         without it.
+    drafter: `fit` for a drafter of the default size, which guesses tokens that the model then checks, three in a step
+        (docs/speculative.md). It is left out, with a warning, if the model would accept too few of its guesses.
+    drafter_tokens: how many tokens the model writes for it to be fitted to, besides those of openings.
     force: replace a directory at `output` although it is no bundle; an older bundle is replaced in any case.
     verify: whether the bundle must pass the quality gate. session: how the gate runs it.
     families: the model families that the checkpoint may belong to.
     progress: called with the weight bytes done and their total; `calibration_progress` with operations done and their
         total; `gate_progress` with a size, percent done, and 100;
-        `download_progress` with the bytes downloaded and their total.
+        `download_progress` with the bytes downloaded and their total; `drafter_progress` with a stage of the drafter,
+        what is done of it and the total.
     on_report: called with the gate's report, even if the bundle fails.
 
     CheckpointError, RecipeError, SliceError or UsageError if this cannot be converted; QualityError for a bundle that
@@ -121,6 +131,7 @@ def convert(
         audio_seconds=tuple(audio_lengths),
         force=force,
         draft_tokens=draft_tokens,
+        drafter=None if drafter is None else DrafterSettings(drafter_tokens),
     )
 
     def gate(path: Path, opened: Checkpoint) -> VerifyReport:
@@ -141,6 +152,7 @@ def convert(
         progress=progress,
         calibration_progress=calibration_progress,
         download_progress=download_progress,
+        drafting=Drafting(session, drafter_progress),
     )
     write_environment(target)
     if result.calibration is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from toolkit.base.activations import Activations
 from toolkit.base.environment import ENVIRONMENT, write_environment
@@ -11,11 +14,14 @@ from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress
 from toolkit.base.outputs import Output
 from toolkit.base.signatures import read_signer
+from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.manifest import LEAST_TEMPERATURE, MOST_TEMPERATURE, SamplingRecord
 from toolkit.bundle.manifest_json import read_manifest
+from toolkit.drafting.make import Drafting, StageProgress, drafter_for_export
 from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Target, export_litertlm
 from toolkit.litertlm.schema import MOST_LIKELY, ModelType
 from toolkit.runtime.sampling import choose_sampling
+from toolkit.runtime.session import SessionSettings
 
 
 def export(
@@ -32,14 +38,18 @@ def export(
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    drafter: Literal["fit"] | None = None,
+    drafter_tokens: int = DrafterSettings().tokens,
+    session: SessionSettings | None = None,
     progress: Progress | None = None,
+    drafter_progress: StageProgress = lambda _stage, _done, _total: None,
 ) -> ExportResult:
     """Write one size of a bundle as a .litertlm file, complete or not at all.
 
     What it was made with, such as the version of zlib, is written beside it, into `output`.environment.json.
 
     size: the size to export; None for the bundle's default.
-    groups: the groups to export: `text`, which includes its embeddings, `vision` and `audio`; None for all.
+    groups: the groups to export: `text`, which includes its embeddings, `vision`, `audio` and `drafter`; None for all.
     model_type: how the engine prepares images and sounds: `generic_model` as transformers does, `gemma3n` as for
         Google's own files. None for `generic_model`, or for the model's own type, `gemma3n` or `gemma4`, if only text
         is exported.
@@ -51,7 +61,12 @@ def export(
     force: replace a file at `output` that gemma-edge did not write.
     temperature, top_k, top_p: how tokens are drawn for an app that sets no sampler, with the meaning that they have
         for `generate`; None for what the bundle says, which is what the checkpoint's generation_config.json says.
-    progress: called with the bytes done and the total.
+    drafter: `fit` for a drafter of the size, made for this file from the bundle alone, which needs `draft_tokens`; None
+        for the bundle's own, if it has one. It is left out, with a warning, if the model would accept too few of its
+        guesses (docs/speculative.md).
+    drafter_tokens: how many tokens the model writes for it to be fitted to. session: how it is run for that.
+    progress: called with the bytes done and the total; `drafter_progress` with a stage of the drafter, what is done of
+        it and the total.
 
     BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`, or
     a file that is no key.
@@ -74,7 +89,13 @@ def export(
     chosen = None if groups is None else tuple(groups)
     sampling = _sampling(Path(bundle), temperature, top_k, top_p)
     options = ExportOptions(size, chosen, model_type, activations, target, signer, force, sampling)
-    result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-drafter-") as scratch:
+        if drafter is not None:
+            settings = DrafterSettings(drafter_tokens)
+            how = Drafting(session, drafter_progress)
+            fitted = drafter_for_export(Path(bundle), Path(scratch), settings, size=size, how=how)
+            options = replace(options, drafter=fitted)
+        result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
     write_environment(place)
     return result
 

@@ -11,10 +11,12 @@ from converters.families import recipe_names
 from converters.verify import VerifyReport
 from gemma_edge.api.convert import convert
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
+from gemma_edge.options.drafter import add_drafter_arguments, drafter_bars
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
 from gemma_edge.options.towers import add_tower_arguments
 from gemma_edge.terminal import Terminal, bytes_text, count_text, one_line, table
+from gemma_edge.words.drafter import drafter_text
 from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import QualityError, UsageError
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
@@ -29,6 +31,7 @@ EXAMPLES = (
     "gemma-edge convert google/gemma-3n-E2B-it -o precise --quant int4 --calibrate",
     "gemma-edge convert google/gemma-3n-E2B-it -o tuned --adapter path/to/adapter",
     "gemma-edge convert path/to/E4B -o words --groups text",
+    "gemma-edge convert google/gemma-3n-E2B-it -o fast --quant int4 --drafter fit",
     "gemma-edge convert path/to/E4B -o ears --groups text,ple,audio --audio-quant int4 --audio-lengths 5,30",
     "gemma-edge convert path/to/E4B -o own --slice own.json --quant recipe.json --ple-quant int4",
 )
@@ -95,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add what `run --speculative` needs: steps that check N drafted tokens at once (default: none; 4 suits "
         "int8: docs/speculative.md)",
     )  # fmt: skip
+    add_drafter_arguments(parser, "the bundle")
     parser.add_argument("--no-verify", action="store_true", help="skip the short quality check")
     add_machine_arguments(parser)
 
@@ -110,6 +114,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         terminal.bar("download") as downloaded,
         terminal.bar("calibrate", "%") as calibrated,
         terminal.bar("convert") as show,
+        drafter_bars(terminal) as drafting,
         gate_bars(terminal) as judged,
     ):
         try:
@@ -133,6 +138,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 shard_mb=arguments.shard_mb,
                 audio_lengths=arguments.audio_lengths,
                 draft_tokens=arguments.draft_tokens,
+                drafter=arguments.drafter,
+                drafter_tokens=arguments.drafter_tokens,
                 verify=not arguments.no_verify,
                 force=arguments.force,
                 session=session_settings(arguments),
@@ -140,6 +147,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 calibration_progress=calibrated,
                 gate_progress=judged,
                 download_progress=downloaded,
+                drafter_progress=drafting,
                 on_report=show_failure,
             )
         except QualityError as error:
@@ -163,6 +171,7 @@ def _as_json(result: Conversion) -> dict[str, object]:
             name: {"files": list(group.files), "bytes": group.bytes, "parameters": group.parameters}
             for name, group in groups
         },
+        "drafter": None if result.manifest.drafter is None else dataclasses.asdict(result.manifest.drafter),
         "verify": None if result.report is None else result.report.to_json(),
         "prompts": None if result.prompts is None else dataclasses.asdict(result.prompts),
     }
@@ -173,6 +182,8 @@ def _as_text(result: Conversion) -> str:
     rows = [[name, count_text(group.parameters), bytes_text(group.bytes)] for name, group in groups.items()]
     took = f"{result.seconds:.1f} s, peak memory {bytes_text(peak_rss_bytes())}"
     lines = [table(["group", "parameters", "bytes"], rows), ""]
+    if result.manifest.drafter is not None:
+        lines += [drafter_text(result.manifest.drafter), ""]
     if result.report is not None:
         lines += [report_text(result.report), ""]
     return "\n".join([*lines, one_line(f"{result.path}: {', '.join(result.manifest.sizes)} in {took}")])

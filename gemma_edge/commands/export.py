@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from gemma_edge.api.export import export
+from gemma_edge.options.drafter import add_drafter_arguments, drafter_bars
 from gemma_edge.options.groups import group_names
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import natural, number
@@ -22,6 +23,7 @@ EXAMPLES = (
     "gemma-edge export BUNDLE -o model.litertlm --model-type gemma3n",
     "gemma-edge export BUNDLE -o exact.litertlm --activations fp32",
     "gemma-edge export BUNDLE -o phone.litertlm --target gpu",
+    "gemma-edge export BUNDLE -o fast.litertlm --drafter fit",
     "gemma-edge export BUNDLE -o model.litertlm --temperature 0.7 --top-k 40 --top-p 0.9",
     "gemma-edge export BUNDLE -o model.litertlm --sign key.pem",
 )
@@ -34,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="NAME", help="the size to export (default: the bundle's default size)")
     parser.add_argument(
         "--groups", metavar="NAME[,...]", type=group_names,
-        help="parameter groups to export: text, vision, audio; text includes its embeddings (default: all that the "
-        "bundle has)",
+        help="parameter groups to export: text, vision, audio, drafter; text includes its embeddings (default: all "
+        "that the bundle has)",
     )  # fmt: skip
     parser.add_argument(
         "--model-type", choices=get_args(ModelType),
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sign", metavar="KEY", type=Path,
         help="sign the file's hashes with this Ed25519 private key, a file in PEM or OpenSSH's format",
     )  # fmt: skip
+    add_drafter_arguments(parser, "the file")
     group = parser.add_argument_group(
         "sampling",
         "for apps that set no sampler (default: as the checkpoint's generation_config.json says, else greedy)",
@@ -68,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0."""
-    with terminal.bar("export") as show:
+    with drafter_bars(terminal) as drafting, terminal.bar("export") as show:
         result = export(
             arguments.bundle,
             arguments.output,
@@ -82,7 +85,10 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             top_k=arguments.top_k,
             top_p=arguments.top_p,
             force=arguments.force,
+            drafter=arguments.drafter,
+            drafter_tokens=arguments.drafter_tokens,
             progress=show,
+            drafter_progress=drafting,
         )
     value = {
         "file": str(arguments.output),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from converters.families import open_checkpoint
 from converters.gemma3n.family import open_gemma3n
 from toolkit.base.errors import CheckpointError
-from toolkit.bundle.manifest import GROUP_NAMES
+from toolkit.bundle.manifest import CHECKPOINT_GROUPS
 
 Tensors = dict[str, NDArray[np.generic]]
 
@@ -69,7 +69,7 @@ def test_a_text_model_may_keep_the_multimodal_prefix(tmp_path: Path) -> None:
 def test_every_tensor_is_in_exactly_one_group(tmp_path: Path) -> None:
     with open_gemma3n(write_multimodal(tmp_path, "model.language_model.")) as checkpoint:
         groups = {group.name: group for group in checkpoint.groups}
-        assert tuple(groups) == GROUP_NAMES
+        assert tuple(groups) == CHECKPOINT_GROUPS
         names = [name for group in groups.values() for name in group.tensors]
         assert sorted(names) == sorted(checkpoint.tensors)
         assert groups["token_embedding"].parameters == 300 * 32

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-from toolkit.base.errors import BundleError
+from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.json_types import Ascending, MayBeAbsent, Range
 from toolkit.base.strict_json import open_regular, parse_json, read_record, shorten, without_format
 from toolkit.bundle.faults import Fault
@@ -34,6 +34,8 @@ MAX_LOCK_BYTES = 16 * 1024 * 1024
 
 Positions = Annotated[int, Range(2, MAX_DIMENSION)]
 Group = Literal["text", "vision", "audio"]
+LEAST_DRAFTER_TOKENS = 600
+"""So many are at least five passages, of which one is held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,22 @@ class LockedSize:
     name: SizeName
     layers: Annotated[tuple[Annotated[int, Range(0, MAX_LAYERS - 1)], ...], Ascending()]
     ffn_sizes: tuple[Annotated[int, Range(1, MAX_DIMENSION)], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterSettings:
+    """What decides a drafter, besides the model that it is fitted to."""
+
+    tokens: Annotated[int, Range(LEAST_DRAFTER_TOKENS, 2**32)] = 8192
+    """How many tokens the model writes greedily, to fit to."""
+    random_features: Annotated[int, Range(2, 2**16)] = 3072
+    """An even number: they are stored in pairs."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < LEAST_DRAFTER_TOKENS:
+            raise UsageError("tokens for a drafter", found=self.tokens, wanted=f"at least {LEAST_DRAFTER_TOKENS}")
+        if self.random_features % 2:
+            raise UsageError("random features of a drafter", found=self.random_features, wanted="an even number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,8 @@ class LockedExport:
     target: Text
     sampling: Annotated[SamplingRecord | None, MayBeAbsent()] = None
     """None for what the bundle says."""
+    drafter: Annotated[DrafterSettings | None, MayBeAbsent()] = None
+    """How the export's own drafter was made; None if it has the bundle's, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +103,8 @@ class Lock:
     """None for a bundle."""
     draft_tokens: Annotated[DraftTokens | None, MayBeAbsent()] = None
     """How many drafts a step of speculative decoding checks; None without."""
+    drafter: Annotated[DrafterSettings | None, MayBeAbsent()] = None
+    """How the bundle's drafter was made, or one that would not have paid; None if none was to be."""
 
 
 def completed(lock: Lock, manifest: Manifest) -> Lock:
@@ -104,8 +126,11 @@ def lock_line(lock: Lock) -> str:
 def _value(lock: Lock) -> dict[str, object]:
     value = {"format": FORMAT, **dataclasses.asdict(lock)}
     drop_defaults(value["recipes"])
-    if lock.draft_tokens is None:
-        del value["draft_tokens"]
+    for key in ("draft_tokens", "drafter"):
+        if value[key] is None:
+            del value[key]
+    if lock.export is not None and lock.export.drafter is None:
+        del value["export"]["drafter"]
     return value
 
 

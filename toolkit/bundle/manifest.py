@@ -25,6 +25,8 @@ VISION_ENCODER = "vision_encoder.tflite"
 VISION_ADAPTER = "vision_adapter.tflite"
 AUDIO_ENCODER = "audio_encoder.tflite"
 AUDIO_ADAPTER = "audio_adapter.tflite"
+DRAFTER = "drafter.tflite"
+DRAFTER_TEXT = "drafter_text.jsonl"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 LOCK = "lock.json"
@@ -44,9 +46,11 @@ TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCOD
 FLOAT32_FILES = frozenset({VISION_ENCODER, AUDIO_ENCODER})
 """Graphs that a GPU must compute in float32: their norms square values that are not scaled before (docs/gpu.md)."""
 
-GroupKind = Literal["text", "token_embedding", "per_layer_embedding", "vision", "audio"]
+GroupKind = Literal["text", "token_embedding", "per_layer_embedding", "vision", "audio", "drafter"]
 GROUP_NAMES: tuple[GroupKind, ...] = get_args(GroupKind)
 """The groups that answer a prompt, in the order in which they are shown; each is of the kind of its name."""
+CHECKPOINT_GROUPS = tuple(name for name in GROUP_NAMES if name != "drafter")
+"""Those that hold weights of a checkpoint; a drafter is fitted."""
 
 RESERVED_PREFIX = "prefill"
 """No size's signature prefix may start with this: LiteRT-LM would take its signatures for prefills."""
@@ -287,14 +291,31 @@ class QuantRecord:
     """Whether products round their inputs and outputs to int8 by scales that the checkpoint states."""
 
 
-GroupRuntime = TextRecord | VisionRecord | AudioRecord
-"""What a runtime needs to know of a group of the kind `text`, `vision` or `audio`."""
+@dataclass(frozen=True, slots=True)
+class DrafterRecord:
+    """Which size a drafter was fitted to, and how good it was on text that it was not fitted to."""
+
+    size: SizeName
+    acceptance: tuple[Annotated[float, Range(0.0, 1.0)], ...]
+    """The part of steps in which the first draft is right, the first two, and so on: one for each of `draft_tokens`."""
+    steps: Annotated[int, Range(1, 2**40)]
+    """How many steps that was measured on."""
+
+    @property
+    def accepted(self) -> float:
+        """The mean number of drafts that a step accepts."""
+        return sum(self.acceptance)
+
+
+GroupRuntime = TextRecord | VisionRecord | AudioRecord | DrafterRecord
+"""What a runtime needs to know of a group of the kind `text`, `vision`, `audio` or `drafter`."""
 RUNTIMES: tuple[tuple[GroupKind, type[GroupRuntime] | None], ...] = (
     ("text", TextRecord),
     ("token_embedding", None),
     ("per_layer_embedding", None),
     ("vision", VisionRecord),
     ("audio", AudioRecord),
+    ("drafter", DrafterRecord),
 )
 
 
@@ -351,6 +372,13 @@ class Manifest:
         """What the group `audio` says, where there is one."""
         record = self.groups["audio"].runtime if "audio" in self.groups else None
         assert record is None or isinstance(record, AudioRecord)
+        return record
+
+    @property
+    def drafter(self) -> DrafterRecord | None:
+        """What the group `drafter` says, where there is one."""
+        record = self.groups["drafter"].runtime if "drafter" in self.groups else None
+        assert record is None or isinstance(record, DrafterRecord)
         return record
 
     def size(self, name: str | None = None) -> SizeRecord:

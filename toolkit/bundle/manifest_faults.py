@@ -11,6 +11,8 @@ from toolkit.base.layout import ceil_div
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
+    DRAFTER,
+    DRAFTER_TEXT,
     GROUP_NAMES,
     MANIFEST_NAME,
     RESERVED_PREFIX,
@@ -33,6 +35,7 @@ def contradictions(manifest: Manifest) -> Iterator[Fault]:
         return
     yield from _text_faults(manifest)
     yield from _tower_faults(manifest)
+    yield from _drafter_faults(manifest)
     yield from _size_faults(manifest)
     yield from _file_faults(manifest)
 
@@ -121,6 +124,20 @@ def _tower_faults(manifest: Manifest) -> Iterator[Fault]:
             audio.vocab_offset,
             f"no id from {vision.table[0]} to {vision.table[-1]}, vision's",
         )
+
+
+def _drafter_faults(manifest: Manifest) -> Iterator[Fault]:
+    drafter, drafts = manifest.drafter, manifest.text.draft_tokens
+    if drafter is None:
+        return
+    files, wanted = manifest.groups["drafter"].files, (DRAFTER, DRAFTER_TEXT)
+    if sorted(files) != sorted(wanted):
+        yield _fault("groups drafter files", ", ".join(files), " and ".join(wanted))
+    if len(drafter.acceptance) != drafts:
+        number = "as many as draft_tokens" if drafts is None else f"{drafts}, as draft_tokens"
+        yield _fault("groups drafter runtime acceptance", f"{len(drafter.acceptance)} numbers", number)
+    if drafter.size not in manifest.sizes:
+        yield _fault("groups drafter runtime size", drafter.size, " or ".join(manifest.sizes))
 
 
 def _overlap(one: range, other: range) -> bool:

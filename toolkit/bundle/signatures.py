@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.base.layout import Span, ceil_div, overlaps
@@ -11,6 +11,7 @@ from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
+    DRAFTER,
     EMBEDDER,
     TEXT_DECODER,
     VISION_ADAPTER,
@@ -25,6 +26,8 @@ from toolkit.tflite.reader import TfliteContent
 from toolkit.tflite.records import SubgraphRecord
 
 DECODE = "decode"
+DRAFT = "draft"
+VERIFY = "verify"
 _COUNT = re.compile(r"[1-9][0-9]{0,6}", re.ASCII)
 _CACHE_PREFIX = "kv_cache_"
 
@@ -111,6 +114,20 @@ class TextShapes:
         """The signatures of the token embedder, by name; counts: token counts, each with a signature."""
         return {f"embed_{n}": _embedder(n, "embeddings", (1, n, self.hidden_size)) for n in counts}
 
+    def drafter(self, caches: Collection[str] = ()) -> dict[str, SignatureShape]:
+        """The only signature of a drafter, which may read the decoder's caches among these names."""
+        read = {name: _floats(*shape) for name, shape in self.caches.items() if name in caches}
+        inputs = read | {
+            "activations": _floats(1, 1, 2 * self.hidden_size),
+            "input_pos": TensorShape("INT32", (1,)),
+            "mask": _floats(1, 1, 1, self.context),
+        }
+        outputs = {
+            "logits": _floats(1, 1, self.vocab_size),
+            "projected_activations": _floats(1, 1, self.hidden_size),
+        }
+        return {DRAFT: SignatureShape(inputs, outputs)}
+
     def per_layer_embedder(self) -> dict[str, SignatureShape]:
         """The only signature of a .litertlm's per-layer embedder."""
         return {"embed_1": _embedder(1, "per_layer_embeddings", (1, 1, self.num_layers, self.ple_size))}
@@ -161,6 +178,8 @@ def bundle_signatures(manifest: Manifest) -> dict[str, Mapping[str, SignatureSha
         found |= vision_shapes(manifest.vision, text.hidden_size)
     if manifest.audio is not None:
         found |= audio_shapes(manifest.audio, text.hidden_size)
+    if manifest.drafter is not None:
+        found[DRAFTER] = shapes.drafter()
     return found
 
 
@@ -175,6 +194,12 @@ def text_shapes_of(decode: SubgraphRecord) -> TextShapes | None:
         return None
     caches = {name: shape for name, shape in shapes.items() if name.startswith(_CACHE_PREFIX)}
     return TextShapes(vocab_size, hidden_size, ple_size, num_layers, context, caches)
+
+
+def checked_drafts(signatures: Mapping[str, SignatureShape]) -> int | None:
+    """How many drafts the signature `verify` checks; None without one."""
+    positions = signatures[VERIFY].inputs.get("input_pos") if VERIFY in signatures else None
+    return None if positions is None or not positions.shape else max(1, positions.shape[0] - 1)
 
 
 def counts_of(signatures: Sequence[str], prefix: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import toolkit
@@ -57,6 +58,7 @@ def write_bundle(
     path: Path | str,
     fill: Callable[[Path], BundleDraft],
     *,
+    extend: Callable[[Path, BundleDraft], BundleDraft] | None = None,
     accept: Callable[[Path], None] | None = None,
     hasher: BackgroundHasher | None = None,
     inputs: Sequence[Path] = (),
@@ -64,6 +66,7 @@ def write_bundle(
 ) -> Manifest:
     """Write a bundle to `path`: `fill` writes the files into an empty directory, which is renamed once it is complete.
 
+    `extend` gets what `fill` wrote as a bundle that can be run, and may write further files and describe them.
     `accept` gets the complete directory before the rename, and raises to reject it. `hasher` has the hashes of the
     files that `fill` added to it. An older bundle at `path` is replaced, any other directory that is not empty only
     with `force`, and never one of the `inputs`. After an error, `path` is unchanged.
@@ -71,7 +74,12 @@ def write_bundle(
     output = Output(Path(path), BUNDLE, tuple(inputs), force)
     with atomic_directory(output.require(), replace=True) as partial:
         draft = fill(partial)
-        manifest = describe(draft, partial, hash_file if hasher is None else hasher.hash)
+        hash_of = cache(hash_file if hasher is None else hasher.hash)
+        if extend is not None:
+            write_bytes(partial / MANIFEST_NAME, dump_manifest(describe(draft, partial, hash_of)))
+            draft = extend(partial, draft)
+            (partial / MANIFEST_NAME).unlink()
+        manifest = describe(draft, partial, hash_of)
         if draft.lock is not None:
             manifest = _locked(manifest, draft.lock, partial)
         write_bytes(partial / MANIFEST_NAME, dump_manifest(manifest))

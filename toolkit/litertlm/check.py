@@ -18,8 +18,11 @@ from toolkit.bundle.lock import parse_lock
 from toolkit.bundle.prompting import turn_end_token
 from toolkit.bundle.signatures import (
     DECODE,
+    DRAFT,
+    VERIFY,
     TextShapes,
     buffer_faults,
+    checked_drafts,
     counts_of,
     shapes_of,
     signature_faults,
@@ -191,8 +194,25 @@ class _Contents:
         if not sizes or sizes[0] > CPU.smallest_prefill_limit:
             found = f"prefill of {sizes[0]}" if sizes else "no prefill"
             self._fault(label, "signatures", found, f"a prefill of at most {CPU.smallest_prefill_limit}")
-        self._place(label, signature_faults("", shapes_of(content), shapes.decoders(sizes)))
+        signatures = shapes_of(content)
+        drafts = checked_drafts(signatures)
+        self._place(label, signature_faults("", signatures, shapes.decoders(sizes, draft_tokens=drafts)))
+        self._check_drafter(shapes, drafts)
         return shapes
+
+    def _check_drafter(self, shapes: TextShapes, drafts: int | None) -> None:
+        """A drafter needs a decoder that checks what it drafts, and may read the decoder's caches."""
+        content = self._graph(schema.DRAFTER)
+        if content is None:
+            return
+        if drafts is None:
+            self._fault(schema.PREFILL_DECODE, f"signature {VERIFY}", "missing", "one, for the drafter in the file")
+        signatures = list(shapes_of(content).values())
+        if len(signatures) != 1:
+            self._fault(schema.DRAFTER, "signatures", len(signatures), "1")
+        else:
+            wanted = shapes.drafter(caches=signatures[0].inputs)
+            self._place(schema.DRAFTER, signature_faults("", {DRAFT: signatures[0]}, wanted))
 
     def _check_embedder(self, label: str, content: TfliteContent, shapes: TextShapes) -> None:
         """The engine calls the first signature, with one token."""

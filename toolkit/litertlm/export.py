@@ -16,11 +16,12 @@ from toolkit.base.files import Progress, hash_file, require_free_space, scratch_
 from toolkit.base.layout import ceil_div
 from toolkit.base.outputs import Output, OutputKind
 from toolkit.base.signatures import Signer
-from toolkit.bundle.lock import LockedExport, lock_line, parse_lock
+from toolkit.bundle.lock import DrafterSettings, LockedExport, lock_line, parse_lock
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
     CHAT_TEMPLATE,
+    DRAFTER,
     EMBEDDER,
     FLOAT32_FILES,
     LOCK,
@@ -65,6 +66,14 @@ _FLOAT32_SECTIONS = {VISION_ENCODER: schema.VISION_ENCODER, AUDIO_ENCODER: schem
 
 
 @dataclass(frozen=True, slots=True)
+class FittedDrafter:
+    """The file of a drafter that is not the bundle's, and how it was made."""
+
+    path: Path
+    settings: DrafterSettings
+
+
+@dataclass(frozen=True, slots=True)
 class ExportOptions:
     """Which parts of a bundle to export: by default its default size, with every group that it has.
 
@@ -78,6 +87,7 @@ class ExportOptions:
     signer: signs the file's hashes, if there is one.
     force: replace a file that gemma-edge did not write.
     sampling: how tokens are drawn for an app that sets no sampler; by default as the bundle says.
+    drafter: a drafter that was fitted to the size, in place of the bundle's own.
     """
 
     size: str | None = None
@@ -88,6 +98,7 @@ class ExportOptions:
     signer: Signer | None = None
     force: bool = False
     sampling: SamplingRecord | None = None
+    drafter: FittedDrafter | None = None
 
     def __post_init__(self) -> None:
         if self.activations is not None:
@@ -128,9 +139,9 @@ def export_litertlm(
     output.require()
     manifest = read_manifest(source)
     size = manifest.default_size if options.size is None else options.size
-    groups = _groups(source, manifest, options.groups)
+    groups = _groups(source, manifest, size, options)
     own_type = text_model_type(manifest.architecture)
-    model_type: ModelType = options.model_type or (own_type if groups == ("text",) else "generic_model")
+    model_type: ModelType = options.model_type or ("generic_model" if {*groups} & {*TOWER_FILES} else own_type)
     if "audio" not in groups:
         _log.warning("the file has no sound: AI Edge Gallery refuses to import such a file (litert-torch issue 1039)")
     system = {
@@ -143,10 +154,16 @@ def export_litertlm(
     with scratch_beside(output.path) as scratch:
         parts = _Parts(source, manifest, scratch, composite_norms=options.target == "gpu")
         if LOCK in manifest.files:
-            made_with = LockedExport(size, groups, model_type, options.activations, options.target, options.sampling)
+            fitted = None if options.drafter is None else options.drafter.settings
+            made_with = LockedExport(
+                size, groups, model_type, options.activations, options.target, options.sampling, fitted
+            )
             lock = parse_lock(parts.read(LOCK), source / LOCK)
             system[schema.LOCK] = lock_line(replace(lock, export=made_with))
-        sections = [*_text_sections(parts, manifest.size(size)), *_tower_sections(parts, groups, model_type)]
+        sections = [*_text_sections(parts, manifest.size(size), drafts="drafter" in groups)]
+        sections += _tower_sections(parts, groups, model_type)
+        if "drafter" in groups:
+            sections.append(Section(schema.TFLITE_MODEL, (_drafter(parts, options.drafter),), schema.DRAFTER))
         sections = [_with_activations(section, options.activations) for section in sections]
         sections.insert(0, _metadata_section(parts, groups, model_type, options.sampling))
         total = write_container(output.path, sections, system, signer=options.signer, accept=accept, progress=progress)
@@ -173,15 +190,23 @@ def _with_activations(section: Section, wanted: Activations | None) -> Section:
     return replace(section, activations=wanted or ("fp32" if section.model_type in float32 else None))
 
 
-def _groups(bundle: Path, manifest: Manifest, names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The groups to export, text first, then the towers in the order of the format."""
-    wanted = tuple(manifest.groups) if names is None else names
+def _groups(bundle: Path, manifest: Manifest, size: str, options: ExportOptions) -> tuple[str, ...]:
+    """The groups to export, text first, then the towers in the order of the format, and the drafter."""
+    wanted = tuple(manifest.groups) if options.groups is None else options.groups
     for name in wanted:
         if name not in manifest.groups:
             remedy = f"convert the checkpoint with --groups {','.join(wanted)}" if name in TOWER_FILES else None
             there = ", ".join(manifest.groups)
             raise BundleError(file=bundle, found=f"no group {name}", wanted=f"one of {there}", remedy=remedy)
-    return ("text", *(name for name in TOWER_FILES if name in wanted))
+    drafter = manifest.drafter if "drafter" in wanted else None
+    if options.drafter is None and drafter is not None and drafter.size != size:
+        found, remedy = f"fitted to size {drafter.size}, not {size}", "fit another with --drafter fit"
+        if options.groups is not None:
+            raise BundleError("group drafter", file=bundle, found=found, remedy=remedy)
+        _log.warning("the file has no drafter: the bundle's is %s; %s", found, remedy)
+        drafter = None
+    drafters = ("drafter",) if drafter is not None or options.drafter is not None else ()
+    return ("text", *(name for name in TOWER_FILES if name in wanted), *drafters)
 
 
 class _Parts:
@@ -287,8 +312,11 @@ def _chat_template(parts: _Parts) -> str | None:
         ) from error
 
 
-def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
-    """The sections for text, the small ones first, so that a reader finds them in the first megabytes."""
+def _text_sections(parts: _Parts, size: SizeRecord, *, drafts: bool) -> tuple[Section, ...]:
+    """The sections for text, the small ones first, so that a reader finds them in the first megabytes.
+
+    drafts: with what a drafter needs of the decoder.
+    """
     tokenizer = plain_tokenizer(parts.read(TOKENIZER))
     if len(tokenizer) > schema.MAX_TOKENIZER_BYTES:
         found, wanted = f"{len(tokenizer):,} bytes", f"at most {schema.MAX_TOKENIZER_BYTES:,} in a .litertlm"
@@ -297,18 +325,29 @@ def _text_sections(parts: _Parts, size: SizeRecord) -> tuple[Section, ...]:
     return (
         Section(schema.HF_TOKENIZER, (packed,)),
         Section(schema.TFLITE_MODEL, (parts.whole(EMBEDDER),), schema.EMBEDDER),
-        Section(schema.TFLITE_MODEL, (_decoder(parts, size),), schema.PREFILL_DECODE),
+        Section(schema.TFLITE_MODEL, (_decoder(parts, size, drafts=drafts),), schema.PREFILL_DECODE),
         Section(schema.TFLITE_MODEL, _per_layer_embedder(parts), schema.PER_LAYER_EMBEDDER),
     )
 
 
-def _decoder(parts: _Parts, size: SizeRecord) -> FilePart:
+def _decoder(parts: _Parts, size: SizeRecord, *, drafts: bool) -> FilePart:
     """The decoder with one size, no signature prefix and no context buckets."""
     plain = SizeRecord(size.layers, size.ffn_sizes, "")
     text = parts.manifest.text
     names = {plain.signature(n): size.signature(n) for n in text.prefill_sizes}
-    change = None if text.draft_tokens is None else _without_activations
+    if text.draft_tokens is not None and drafts:
+        checked = text.draft_tokens + 1
+        names[plain.signature(checked, verify=True)] = size.signature(checked, verify=True)
+    change = None if text.draft_tokens is None or drafts else _without_activations
     return parts.selected(TEXT_DECODER, {**names, plain.decode: size.decode}, change)
+
+
+def _drafter(parts: _Parts, fitted: FittedDrafter | None) -> FilePart:
+    """The drafter: the bundle's own, or one that was fitted for this file."""
+    if fitted is None:
+        return parts.whole(DRAFTER)
+    found = hash_file(fitted.path)
+    return FilePart(fitted.path, found.size, found.sha256)
 
 
 def _without_activations(graph: SubgraphRecord) -> SubgraphRecord:

@@ -19,6 +19,7 @@ _GROUPS: Mapping[str, str] = {
     schema.EMBEDDER: "token_embedding",
     schema.PREFILL_DECODE: "text",
     schema.PER_LAYER_EMBEDDER: "per_layer_embedding",
+    schema.DRAFTER: "drafter",
 }
 _TOWERS = ("vision", "audio")
 _REMEDY = "run gemma-edge check"

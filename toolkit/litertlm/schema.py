@@ -50,6 +50,7 @@ AUDIO_ENCODER, AUDIO_ADAPTER, END_OF_AUDIO = (
     "tf_lite_audio_adapter",
     "tf_lite_end_of_audio",
 )
+DRAFTER = "tf_lite_mtp_drafter"
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_LLM_METADATA_BYTES = 16 * 1024 * 1024

@@ -1,0 +1,36 @@
+"""The options for a drafter, of `convert` and `export`, and the bars that show how it is made."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gemma_edge.options.session import positive
+from gemma_edge.terminal import Terminal
+from toolkit.bundle.lock import DrafterSettings
+from toolkit.drafting.make import StageProgress
+
+_STAGES = {"write": "drafter: write text", "fit": "drafter: fit"}
+
+
+def add_drafter_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--drafter` and `--drafter-tokens`; `what`: where the drafter goes."""
+    group = parser.add_argument_group("drafter", "for speculative decoding; see docs/speculative.md")
+    group.add_argument(
+        "--drafter", choices=("fit",),
+        help=f"fit: solve a drafter for this model from text that it writes itself, and put it into {what}; left out, "
+        "with a warning, if the model would accept too few of its guesses",
+    )  # fmt: skip
+    group.add_argument(
+        "--drafter-tokens", metavar="N", type=positive, default=DrafterSettings().tokens,
+        help="how many tokens the model writes for it: more are better and take longer (default: %(default)s)",
+    )  # fmt: skip
+
+
+@contextmanager
+def drafter_bars(terminal: Terminal) -> Iterator[StageProgress]:
+    """A bar for each stage."""
+    with terminal.bar(_STAGES["write"]) as write, terminal.bar(_STAGES["fit"]) as fit:
+        bars = {"write": write, "fit": fit}
+        yield lambda stage, done, total: bars[stage](done, total)

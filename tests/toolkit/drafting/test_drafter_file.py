@@ -1,0 +1,173 @@
+"""The file of a drafter computes what its matrices say, as the group of a bundle and as a section of an export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converters.convert import ConvertRequest, convert
+from converters.rebuild import rebuild
+from toolkit.base.errors import BundleError, UsageError
+from toolkit.base.files import hash_file
+from toolkit.bundle.check import check_directory
+from toolkit.bundle.lock import DrafterSettings, read_lock
+from toolkit.bundle.manifest import DRAFTER, DRAFTER_TEXT
+from toolkit.bundle.manifest_json import dump_manifest, read_manifest
+from toolkit.bundle.signatures import DRAFT
+from toolkit.drafting.fit import Drafter
+from toolkit.drafting.graph import NEVER, RECIPE, write_drafter
+from toolkit.drafting.make import Drafting, make_drafter
+from toolkit.litertlm.check import check_litertlm
+from toolkit.litertlm.export import ExportOptions, export_litertlm
+from toolkit.quant.recipe import Recipe, Rule
+from toolkit.quant.scheme import Scheme
+from toolkit.runtime.backends import BACKENDS
+from toolkit.runtime.backends.interface import BackendOptions, ModelFile
+from toolkit.runtime.session import SessionSettings
+from toolkit.tflite.judge import judge
+from toolkit.tflite.judge import read_header as read_tflite_header
+
+ONE_THREAD = SessionSettings(threads=1, weight_cache="memory")
+EVEN_BAD = Drafting(ONE_THREAD, least_accepted=0.0)
+FLOATS = Recipe("floats", (Rule("*", Scheme("f32")),))
+
+
+def random_drafter(hidden: int, seed: int = 0) -> Drafter:
+    random = np.random.default_rng(seed)
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return random.standard_normal((rows, columns)).astype(np.float32)
+
+    signs = np.where(matrix(48, 2 * hidden) > 0, np.float32(0.125), np.float32(-0.125))
+    features = 2 * hidden + 48 + 1
+    ids = np.array([3, 5, 8, 13, 21, 34, 55, 89])
+    scale, head = np.abs(matrix(1, 2 * hidden)[0]), matrix(8, hidden)
+    return Drafter(scale, signs, matrix(hidden, features), matrix(hidden, features), head, ids)
+
+
+def drafted(path: Path, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The logits and the state that a drafter's file gives."""
+    found = hash_file(path)
+    runtime = BACKENDS[0].start(BackendOptions(1, "memory"))
+    try:
+        model = runtime.open(ModelFile(path, found.sha256, found.size), "small")
+        inputs = {name: model.input_buffer(DRAFT, name) for name in model.signature(DRAFT).inputs}
+        outputs = {name: model.output_buffer(DRAFT, name) for name in model.signature(DRAFT).outputs}
+        for buffer in inputs.values():
+            buffer.write(np.zeros(buffer.info.shape, buffer.info.dtype))
+        inputs["activations"].write(activations)
+        model.bind(DRAFT, inputs, outputs)()
+        return outputs["logits"].read().reshape(-1), outputs["projected_activations"].read().reshape(-1)
+    finally:
+        runtime.close()
+
+
+def cosine(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(found @ wanted / np.sqrt((found @ found) * (wanted @ wanted)))
+
+
+# Random matrices are the worst case for int4.
+@pytest.mark.parametrize(("recipe", "least"), [(FLOATS, 1 - 1e-6), (RECIPE, 0.9)], ids=["floats", "int4"])
+def test_the_graph_computes_the_drafter(drafting_bundle: Path, tmp_path: Path, recipe: Recipe, least: float) -> None:
+    text = read_manifest(drafting_bundle).text
+    drafter = random_drafter(text.hidden_size)
+    path = tmp_path / DRAFTER
+    write_drafter(path, drafter, text, recipe)
+    judge(read_tflite_header(path))
+    both = np.random.default_rng(1).standard_normal(2 * text.hidden_size).astype(np.float32)
+    x = drafter.features(both[None, : text.hidden_size], both[None, text.hidden_size :])[0]
+    logits, state = drafted(path, both)
+    assert cosine(state, drafter.state @ x) > least
+    assert cosine(logits[drafter.head_ids], drafter.head @ (drafter.token @ x)) > least
+    others = np.setdiff1d(np.arange(text.vocab_size), drafter.head_ids)
+    assert (logits[others] == np.float32(NEVER)).all()
+
+
+def test_random_signs_lose_nothing_in_int4(drafting_bundle: Path, tmp_path: Path) -> None:
+    text = read_manifest(drafting_bundle).text
+    drafter = random_drafter(text.hidden_size)
+    floats = Recipe("signs", (RECIPE.rules[2], Rule("*", Scheme("f32"))))
+    found = []
+    for recipe in (FLOATS, floats):
+        write_drafter(tmp_path / DRAFTER, drafter, text, recipe)
+        found.append(drafted(tmp_path / DRAFTER, np.ones(2 * text.hidden_size, np.float32)))
+    # Only the activations are rounded to 8 bits.
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=0.02 * np.abs(found[0][1]).max())
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Path:
+    """A bundle of random weights with a drafter, however bad it is."""
+    path = tmp_path_factory.mktemp("fitted") / "bundle"
+    settings = DrafterSettings(tokens=600, random_features=16)
+    request = ConvertRequest(random_checkpoint, path, context=120, prefill_sizes=(4, 16), drafter=settings)
+    convert(request, gate=None, drafting=EVEN_BAD)
+    return path
+
+
+def test_a_bundle_with_a_drafter_is_sound_and_says_how_good_it_is(fitted: Path) -> None:
+    manifest = read_manifest(fitted)
+    assert check_directory(fitted) == []
+    drafter = manifest.drafter
+    assert drafter is not None and drafter.size == "full" and len(drafter.acceptance) == 3
+    assert list(drafter.acceptance) == sorted(drafter.acceptance, reverse=True)
+    lines = [json.loads(line) for line in (fitted / DRAFTER_TEXT).read_text().splitlines()]
+    assert sum(len(line["ids"]) - line["opening"] for line in lines) >= 600
+    assert read_lock(fitted).drafter == DrafterSettings(600, 16)
+
+
+def test_an_export_has_it_with_what_it_needs_of_the_decoder(fitted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.litertlm"
+    assert export_litertlm(fitted, path).groups == ("text", "drafter")
+    assert check_litertlm(path) == []
+    without = tmp_path / "without.litertlm"
+    assert export_litertlm(fitted, without, ExportOptions(groups=("text",))).groups == ("text",)
+    assert check_litertlm(without) == [] and without.stat().st_size < path.stat().st_size
+
+
+def test_bundle_and_export_are_made_again(fitted: Path, random_checkpoint: Path, tmp_path: Path) -> None:
+    export_litertlm(fitted, tmp_path / "model.litertlm")
+    rebuild(tmp_path / "model.litertlm", random_checkpoint, tmp_path / "again.litertlm", drafting=EVEN_BAD)
+    assert (tmp_path / "again.litertlm").read_bytes() == (tmp_path / "model.litertlm").read_bytes()
+
+
+def test_a_drafter_needs_a_bundle_that_checks_drafts(random_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"no signature verify.*--draft"):
+        make_drafter(random_bundle, tmp_path, DrafterSettings())
+    with pytest.raises(UsageError, match="at least 600"):
+        DrafterSettings(tokens=10)
+
+
+def test_one_that_does_not_pay_is_left_out(
+    drafting_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = DrafterSettings(tokens=600, random_features=2)
+    assert make_drafter(drafting_bundle, tmp_path, settings, how=Drafting(ONE_THREAD, least_accepted=4.0)) is None
+    assert "no drafter: the model would accept" in caplog.text and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fault", ["size", "acceptance", "files"])
+def test_a_manifest_that_contradicts_itself_is_refused(fitted: Path, tmp_path: Path, fault: str) -> None:
+    manifest = read_manifest(fitted)
+    group = manifest.groups["drafter"]
+    assert manifest.drafter is not None
+    changed = {
+        "size": replace(group, runtime=replace(manifest.drafter, size="none")),
+        "acceptance": replace(group, runtime=replace(manifest.drafter, acceptance=(0.5,))),
+        "files": replace(group, files=(DRAFTER,), bytes=manifest.files[DRAFTER].bytes),
+    }[fault]
+    with pytest.raises(BundleError, match=f"groups drafter .*{fault}"):
+        dump_manifest(replace(manifest, groups={**manifest.groups, "drafter": changed}))
+
+
+def test_a_drafter_of_another_model_is_a_fault(fitted: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(fitted, tmp_path / "bundle"))
+    text = replace(read_manifest(bundle).text, hidden_size=8)
+    write_drafter(bundle / DRAFTER, random_drafter(8), text)
+    places = " ".join(fault.fault for fault in check_directory(bundle))
+    assert "signature draft input activations" in places

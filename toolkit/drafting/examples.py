@@ -1,0 +1,52 @@
+"""What a drafter learns from: pairs of a token and the state before it, and the state and token that followed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.drafting.passages import Passage
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows of passages, in order: a drafter sees `tokens[i]` and `states[at[i] - 1]`.
+
+    It is to guess `states[at[i]]`, the state from which the model predicted `following[i]`.
+    """
+
+    states: F32
+    """f32[all states, hidden], of one passage after the other."""
+    at: I64
+    tokens: I64
+    following: I64
+    passage: I64
+
+    @classmethod
+    def of(cls, passages: Sequence[Passage]) -> Examples:
+        """The rows of the greedy part of each passage."""
+        at, tokens, following, passage, start = [], [], [], [], 0
+        for index, one in enumerate(passages):
+            places = np.arange(one.opening, len(one.ids) - 1)
+            ids = np.array(one.ids, np.int64)
+            at.append(start + places - one.first)
+            tokens.append(ids[places])
+            following.append(ids[places + 1])
+            passage.append(np.full(len(places), index))
+            start += len(one.states)
+        states = np.concatenate([one.states for one in passages])
+        return cls(states, *(np.concatenate(part) for part in (at, tokens, following, passage)))
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def starts(self, drafts: int) -> I64:
+        """The rows that begin a run of `drafts` rows of one passage."""
+        last = np.arange(len(self) - drafts + 1) + drafts - 1
+        return np.flatnonzero(self.passage[last] == self.passage[last - drafts + 1])

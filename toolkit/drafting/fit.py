@@ -1,0 +1,263 @@
+"""Fits a drafter: least squares first, then a few steps towards the most likely tokens.
+
+A drafter maps x = scale * [embedding of the last token, state before it] to features [x, max(signs @ x, 0)], and these
+by one matrix to a guess at the next state, by another to a row whose product with the output matrix gives logits. The
+first matrix is ridge regression. The second begins as the first; the cross-entropy of the tokens is convex in it, and
+conjugate gradients, preconditioned by both inverse covariances, lower it;
+the matrix that is right about most tokens of held-out passages is kept.
+All sums run over blocks of rows in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.drafting.examples import Examples
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+RIDGES = (1e-3, 1e-2, 1e-1)
+"""Weights of the penalty that are tried, as parts of the mean square of a feature."""
+_DAMPING = 0.3
+_LEAST_SCALE = 0.05
+"""An input that is much smaller than the others is not made as large as they are."""
+_BLOCK = 1024
+_SHORTEST_STEP, _FIRST_STEP = 1e-4, 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """The matrices of a drafter; see the module. D is the hidden size, M the number of random features."""
+
+    scale: F32
+    """f32[2 D]"""
+    signs: F32
+    """f32[M, 2 D], each the same number with a random sign"""
+    state: F32
+    """f32[D, 2 D + M + 1]: the last column is added for every row"""
+    token: F32
+    """f32[D, 2 D + M + 1]"""
+    head: F32
+    """f32[K, D]: rows of the output matrix"""
+    head_ids: I64
+    """i64[K]: the token of each"""
+
+    def features(self, embeddings: F32, states: F32) -> F32:
+        """f32[n, 2 D + M + 1] of f32[n, D] each."""
+        x = np.concatenate([embeddings, states], 1) * self.scale
+        return np.concatenate([x, np.maximum(x @ self.signs.T, 0), np.ones((len(x), 1), np.float32)], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What to fit to: examples, every fifth passage held out; `embedding` of f32[n, D] for ids, and the head's rows."""
+
+    examples: Examples
+    embedding: Callable[[I64], F32]
+    head: F32
+    head_ids: I64
+    random_features: int
+    rounds: int
+
+    def rows(self, *, held_out: bool) -> I64:
+        """The examples of passages that are held out, or of the others."""
+        return np.flatnonzero((self.examples.passage % 5 == 4) == held_out)
+
+
+def fit(problem: Problem, *, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Drafter:
+    """The drafter for a problem; `progress` gets the steps done and their total."""
+    total = problem.rounds + len(RIDGES) + 1
+    drafter, examples = _random(problem), problem.examples
+    rows, held = problem.rows(held_out=False), problem.rows(held_out=True)
+    inputs, held_inputs = _inputs(problem, drafter, rows), _inputs(problem, drafter, held)
+    gram, cross = _moments(inputs, examples.states[examples.at[rows]])
+    progress(1, total)
+    ridge = _Ridge(gram, cross, held_inputs, examples.states[examples.at[held]])
+    state, inverse = ridge.best(lambda done: progress(1 + done, total))
+    likelihood = _Likelihood(
+        problem.head,
+        _Rows.of(inputs, examples.following[rows], problem.head_ids),
+        _Rows.of(held_inputs, examples.following[held], problem.head_ids),
+        inverse,
+    )
+    token = likelihood.improved(state, problem.rounds, lambda done: progress(1 + len(RIDGES) + done, total))
+    return Drafter(drafter.scale, drafter.signs, state, token, problem.head, problem.head_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ridge:
+    """Ridge regression from sums over rows, with the penalty that is best on held-out rows."""
+
+    gram: F64
+    cross: F64
+    held_inputs: F32
+    held_outputs: F32
+
+    def best(self, done: Callable[[int], None]) -> tuple[F32, F32]:
+        """The matrix f32[D, F], and the inverse of the penalised sums f32[F, F]."""
+        found: list[tuple[float, F32, F32]] = []
+        for tried, penalty in enumerate(RIDGES):
+            inverse = np.linalg.inv(self.gram + penalty * np.trace(self.gram) / len(self.gram) * np.eye(len(self.gram)))
+            matrix = (inverse @ self.cross).T.astype(np.float32)
+            error = float(np.square(self.held_inputs @ matrix.T - self.held_outputs, dtype=np.float64).sum())
+            found = [min([*found, (error, matrix, inverse.astype(np.float32))], key=lambda one: one[0])]
+            done(tried + 1)
+        _, matrix, kept = found[0]
+        return matrix, kept
+
+
+def _random(problem: Problem) -> Drafter:
+    """The scale of the inputs, by which each has a mean square of about 1, and random features."""
+    examples, width = problem.examples, problem.head.shape[1]
+    used, counts = np.unique(examples.tokens, return_counts=True)
+    embeddings = (np.square(problem.embedding(used), dtype=np.float64) * (counts / counts.sum())[:, None]).sum(0)
+    states = np.square(examples.states, dtype=np.float64).mean(0)
+    scales = [1 / np.maximum(np.sqrt(part), _LEAST_SCALE * np.sqrt(part).mean()) for part in (embeddings, states)]
+    signs = np.random.default_rng(0).integers(0, 2, (problem.random_features, 2 * width), np.int8) * 2 - 1
+    nothing = np.zeros((width, 0), np.float32)
+    return Drafter(
+        np.concatenate(scales).astype(np.float32),
+        signs.astype(np.float32) * np.float32((2 * width) ** -0.5),
+        nothing,
+        nothing,
+        problem.head,
+        problem.head_ids,
+    )
+
+
+def _inputs(problem: Problem, drafter: Drafter, rows: I64) -> F32:
+    """The features of some examples, f32[n, 2 D + M + 1]."""
+    examples = problem.examples
+    before = examples.states[examples.at[rows] - 1]
+    return drafter.features(problem.embedding(examples.tokens[rows]), before)
+
+
+def _moments(inputs: F32, outputs: F32) -> tuple[F64, F64]:
+    """The sums of inputs times inputs, and of inputs times outputs."""
+    size = inputs.shape[1]
+    gram, cross = np.zeros((size, size)), np.zeros((size, outputs.shape[1]))
+    for block in _blocks(len(inputs)):
+        gram += inputs[block].T @ inputs[block]
+        cross += inputs[block].T @ outputs[block]
+    return gram, cross
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    yield from (slice(start, start + _BLOCK) for start in range(0, rows, _BLOCK))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Features of examples, f32[n, F], and the head's row of the token that followed each."""
+
+    inputs: F32
+    classes: I64
+
+    @classmethod
+    def of(cls, inputs: F32, following: I64, head_ids: I64) -> _Rows:
+        """Those whose token the head has."""
+        place = np.full(int(max(head_ids.max(), following.max(initial=0))) + 1, -1)
+        place[head_ids] = np.arange(len(head_ids))
+        known = place[following] >= 0
+        return cls(inputs if known.all() else inputs[known], place[following][known])
+
+    def products(self, matrix: F32) -> F32:
+        """f32[n, D] by a matrix f32[D, F]."""
+        return self.inputs @ matrix.T
+
+
+@dataclass(frozen=True, slots=True)
+class _Likelihood:
+    """Raises the likelihood of the tokens that followed, by the head's logits; `inverse` is that of the features."""
+
+    head: F32
+    rows: _Rows
+    held: _Rows
+    inverse: F32
+
+    def improved(self, matrix: F32, rounds: int, done: Callable[[int], None]) -> F32:
+        """The matrix f32[D, F] after at most so many steps: that which is right about most held-out tokens."""
+        guesses, held = self.rows.products(matrix), self.held.products(matrix)
+        best, most = matrix, self._right(held)
+        curvature: F32 | None = None
+        previous: tuple[F32, F32] | None = None
+        direction = np.zeros_like(matrix)
+        for step in range(rounds):
+            gradient, covariance = self._gradient(guesses)
+            if curvature is None:
+                curvature = np.linalg.inv(covariance).astype(np.float32)
+            preconditioned = (curvature @ gradient @ self.inverse).astype(np.float32, copy=False)
+            turn = 0.0
+            if previous is not None:  # Polak and Ribiere's rule
+                change = np.vdot(preconditioned, gradient - previous[0])
+                turn = max(0.0, float(change / np.vdot(previous[1], previous[0])))
+            previous = gradient, preconditioned
+            direction = preconditioned + np.float32(turn) * direction
+            moved = self.rows.products(direction)
+            length = np.float32(self._step_length(guesses, moved))
+            matrix = matrix + length * direction
+            guesses += length * moved
+            held += length * self.held.products(direction)
+            right = self._right(held)
+            done(step + 1)
+            if right > most:
+                best, most = matrix, right
+            if length == 0:
+                break
+        done(rounds)
+        return best
+
+    def _right(self, held: F32) -> int:
+        """How many held-out tokens have the highest logit. Their loss rises long before, for want of doubt."""
+        found = [np.argmax(held[block] @ self.head.T, 1) == self.held.classes[block] for block in _blocks(len(held))]
+        return sum(int(some.sum()) for some in found)
+
+    def _loss(self, guesses: F32, classes: I64) -> float:
+        """The mean cross-entropy, in nats; 0 without rows."""
+        total = 0.0
+        for block in _blocks(len(classes)):
+            logits = guesses[block] @ self.head.T
+            logits -= logits.max(1, keepdims=True)
+            chosen = logits[np.arange(len(logits)), classes[block]]
+            total += float((np.log(np.exp(logits).sum(1)) - chosen).sum(dtype=np.float64))
+        return total / max(len(classes), 1)
+
+    def _gradient(self, guesses: F32) -> tuple[F32, F64]:
+        """How the likelihood rises with the matrix, f32[D, F], and the mean covariance of the head's rows, [D, D]."""
+        head, classes = self.head, self.rows.classes
+        width = head.shape[1]
+        gradient, covariance = np.zeros((width, len(self.inverse))), np.zeros((width, width))
+        for block in _blocks(len(classes)):
+            weights = guesses[block] @ head.T
+            weights -= weights.max(1, keepdims=True)
+            np.exp(weights, out=weights)
+            weights /= weights.sum(1, keepdims=True)
+            expected = weights @ head
+            covariance += (head * weights.sum(0)[:, None]).T @ head - expected.T @ expected
+            gradient += (head[classes[block]] - expected).T @ self.rows.inputs[block]
+        covariance /= max(len(classes), 1)
+        covariance[np.diag_indices(width)] += _DAMPING * np.trace(covariance) / width + 1e-12
+        return gradient.astype(np.float32), covariance
+
+    def _step_length(self, guesses: F32, moved: F32) -> float:
+        """The length at which the loss of every fifth row is least, among doubled ones; 0 if none lowers it."""
+        some = slice(None, None, 5)
+        start, way, classes = guesses[some], moved[some], self.rows.classes[some]
+        best, least = 0.0, self._loss(start, classes)
+        length = _FIRST_STEP
+        while length >= _SHORTEST_STEP:
+            loss = self._loss(start + np.float32(length) * way, classes)
+            if loss < least:
+                best, least = length, loss
+                length *= 2
+            elif best == 0:
+                length /= 4
+            else:
+                break
+        return best

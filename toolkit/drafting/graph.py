@@ -1,0 +1,93 @@
+"""A drafter as a LiteRT graph, with the inputs and outputs that LiteRT-LM's engine wants (docs/formats/litertlm.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base.errors import CheckpointError
+from toolkit.bundle.manifest import TextRecord
+from toolkit.bundle.signatures import DRAFT
+from toolkit.drafting.fit import Drafter
+from toolkit.quant.recipe import Recipe, Rule
+from toolkit.quant.scheme import Scheme
+from toolkit.tflite import ops
+from toolkit.tflite.graph import DType, Graph, Signature, Value, Weight
+from toolkit.tflite.writer import layout_files, write_tflite
+
+F32 = NDArray[np.float32]
+
+NEVER = -1e4
+"""The logit of tokens that the head leaves out."""
+RECIPE = Recipe(
+    "drafter",
+    (
+        Rule("drafter.scale", Scheme("f32")),
+        Rule("drafter.*.bias", Scheme("f32")),
+        Rule("drafter.signs", Scheme("int4", None, "absmax")),
+        Rule("drafter.*.weight", Scheme("int4", None, "mse")),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """Arrays as the source of a file's weights."""
+
+    arrays: Mapping[str, F32]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self.arrays:
+            raise CheckpointError(f"tensor {name}", found="no such tensor")
+        return self.arrays[name].shape
+
+    def read(self, name: str, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> F32:
+        array = self.arrays[name]
+        array = array if rows is None else array[slice(*rows)]
+        return array if columns is None else array[..., slice(*columns)]
+
+
+def drafter_graph(drafter: Drafter, text: TextRecord) -> Graph:
+    """activations f32[1, 1, 2 D] -> logits f32[1, 1, vocabulary], projected_activations f32[1, 1, D]."""
+    graph = Graph()
+    activations = graph.input("activations", (1, 1, 2 * text.hidden_size))
+    # The engine gives these too; a drafter that attends to the caches would need them.
+    graph.input("input_pos", (1,), DType.INT32)
+    graph.input("mask", (1, 1, 1, text.context))
+
+    def weight(name: str, array: F32) -> Value:
+        return graph.weight(Weight.whole(f"drafter.{name}", array.shape))
+
+    x = ops.mul(activations, weight("scale", drafter.scale))
+    random = ops.relu(ops.fully_connected(x, weight("signs", drafter.signs)))
+    features = ops.concatenation([x, random], 2)
+
+    def mapped(name: str, matrix: F32) -> Value:
+        bias = weight(f"{name}.bias", matrix[:, -1])
+        return ops.fully_connected(features, weight(f"{name}.weight", matrix[:, :-1]), bias)
+
+    graph.output("projected_activations", mapped("state", drafter.state))
+    some = ops.fully_connected(mapped("token", drafter.token), weight("head.weight", drafter.head))
+    never = graph.constant(np.full((1, 1, 1), NEVER, np.float32))
+    place = np.full(text.vocab_size, len(drafter.head_ids), np.int32)
+    place[drafter.head_ids] = np.arange(len(drafter.head_ids), dtype=np.int32)
+    graph.output("logits", ops.gather(ops.concatenation([some, never], 2), graph.constant(place), 2))
+    return graph
+
+
+def write_drafter(path: Path, drafter: Drafter, text: TextRecord, recipe: Recipe = RECIPE) -> None:
+    """Write a drafter as a .tflite, not atomically."""
+    arrays = {
+        "drafter.scale": drafter.scale,
+        "drafter.signs": drafter.signs,
+        "drafter.head.weight": drafter.head,
+    }
+    for name, matrix in (("state", drafter.state), ("token", drafter.token)):
+        arrays[f"drafter.{name}.weight"] = np.ascontiguousarray(matrix[:, :-1])
+        arrays[f"drafter.{name}.bias"] = np.ascontiguousarray(matrix[:, -1])
+    layout = layout_files({path.name: [Signature(DRAFT, drafter_graph(drafter, text))]}, recipe)[path.name]
+    write_tflite(path, layout, _Arrays(arrays))

@@ -1,0 +1,147 @@
+"""Makes the group `drafter` of a bundle: lets the model write, fits, writes the files, and measures what they bring."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base.errors import BundleError
+from toolkit.base.files import hash_file, write_bytes
+from toolkit.bundle.lock import DrafterSettings
+from toolkit.bundle.manifest import DRAFTER, DRAFTER_TEXT, DrafterRecord
+from toolkit.bundle.write import GroupDraft
+from toolkit.drafting.acceptance import Embeddings, measure_acceptance
+from toolkit.drafting.examples import Examples
+from toolkit.drafting.fit import Problem, fit
+from toolkit.drafting.graph import write_drafter
+from toolkit.drafting.passages import dump_passages, write_passages
+from toolkit.litertlm.export import FittedDrafter
+from toolkit.runtime.backends import BACKENDS
+from toolkit.runtime.backends.interface import ModelFile
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.session import Session, SessionSettings
+
+_log = logging.getLogger(__name__)
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+HEAD_TOKENS = 8192
+"""A draft with all rows of a large output matrix would take a third of the step that it is to save."""
+ROUNDS = 8
+LEAST_ACCEPTED = 0.7
+"""A step that checks three drafts costs 1.30 of one that checks none in int8, 1.64 in int4 per channel; three drafts of
+a fiftieth of a step cost 0.06 more (docs/speculative.md)."""
+MEASURED_STEPS = 1024
+
+StageProgress = Callable[[str, int, int], None]
+"""Called with the name of a stage, the amount done and the total."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """How the work of making a drafter is done."""
+
+    session: SessionSettings | None = None
+    """How the model is run that writes the text; its size is not read."""
+    progress: StageProgress = field(default=lambda _stage, _done, _total: None)
+    """Called with `write` and `fit`."""
+    least_accepted: float = LEAST_ACCEPTED
+    """A drafter of which the model would accept fewer drafts in a step, on average, is left out."""
+
+
+AS_USUAL = Drafting()
+
+
+def make_drafter(
+    path: Path,
+    output: Path,
+    settings: DrafterSettings,
+    *,
+    size: str | None = None,
+    how: Drafting = AS_USUAL,
+) -> GroupDraft | None:
+    """Write a drafter for a size of the bundle at `path` (None: its default) into the directory `output`.
+
+    None, with a warning that says why, for a drafter that would not pay; its files are removed.
+    BundleError for a bundle without `draft_tokens`.
+    """
+    bundle = Bundle(path)
+    text = bundle.manifest.text
+    if text.draft_tokens is None:
+        remedy = "convert it again with --drafter fit, or --draft-tokens 3"
+        raise BundleError(file=path, found="no signature verify", wanted="one, to check drafts with", remedy=remedy)
+    used = how.session or SessionSettings()
+    wanted = SessionSettings(size, used.threads, used.weight_cache)
+    written = 0
+
+    def wrote(count: int) -> None:
+        nonlocal written
+        written += count
+        how.progress("write", min(written, settings.tokens), settings.tokens)
+
+    with Session(bundle, wanted) as opened:
+        passages = write_passages(bundle, opened, settings.tokens, progress=wrote)
+        name = opened.size
+    examples = Examples.of(passages)
+    runtime = BACKENDS[0].start(wanted.backend_options)
+    try:
+        embedding = Embeddings(bundle, runtime)
+        head_ids = _head_ids(examples, bundle.drawable_ids(bundle.tokenizer()))
+        # Both Gemma families embed by the rows of the output matrix, times the root of the hidden size.
+        head = embedding(head_ids) * np.float32(text.hidden_size**-0.5)
+        problem = Problem(examples, embedding, head, head_ids, settings.random_features, ROUNDS)
+        drafter = fit(problem, progress=lambda done, total: how.progress("fit", done, total))
+        write_drafter(output / DRAFTER, drafter, text)
+        write_bytes(output / DRAFTER_TEXT, dump_passages(passages))
+        found = hash_file(output / DRAFTER)
+        file = ModelFile(output / DRAFTER, found.sha256, found.size)
+        rows = _measured_rows(problem, text.draft_tokens)
+        acceptance = measure_acceptance(file, embedding, examples, rows, text.draft_tokens, wanted.backend_options)
+    finally:
+        runtime.close()
+    record = DrafterRecord(name, acceptance, len(rows))
+    if record.accepted < how.least_accepted:
+        _log.warning(
+            "no drafter: the model would accept %.2f of its %d drafts in a step, and below %.1f it costs more time "
+            "than it saves",
+            record.accepted, text.draft_tokens, how.least_accepted,
+        )  # fmt: skip
+        (output / DRAFTER).unlink()
+        (output / DRAFTER_TEXT).unlink()
+        return None
+    return GroupDraft("drafter", (DRAFTER, DRAFTER_TEXT), 0, record)
+
+
+def drafter_for_export(
+    bundle: Path,
+    scratch: Path,
+    settings: DrafterSettings,
+    *,
+    size: str | None = None,
+    how: Drafting = AS_USUAL,
+) -> FittedDrafter | None:
+    """`make_drafter` for a file that is exported; None for one that would not pay."""
+    group = make_drafter(bundle, scratch, settings, size=size, how=how)
+    return None if group is None else FittedDrafter(scratch / DRAFTER, settings)
+
+
+def _head_ids(examples: Examples, limit: int) -> I64:
+    """The tokens that may be drafted: the most frequent ones of the text, then the lowest ids, sorted."""
+    counts = np.bincount(examples.following, minlength=limit)[:limit]
+    order = np.lexsort((np.arange(limit), -counts))
+    return np.sort(order[: min(limit, HEAD_TOKENS)]).astype(np.int64)
+
+
+def _measured_rows(problem: Problem, drafts: int) -> I64:
+    """Rows of held-out passages, spread evenly."""
+    held = np.intersect1d(problem.rows(held_out=True), problem.examples.starts(drafts))
+    if not len(held):
+        raise BundleError("drafter", found="no held-out text", wanted="more of it", remedy="let the model write more")
+    picked = np.linspace(0, len(held) - 1, min(len(held), MEASURED_STEPS)).astype(np.int64)
+    return held[picked]

@@ -1,0 +1,131 @@
+"""Text that a model writes itself, with the states that it had: what a drafter is fitted to.
+
+Each passage is a random opening, drawn from the model token by token, and what the model goes on with greedily. Every
+other opening is a user's message, which the greedy part answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base.errors import BundleError
+from toolkit.base.limited import limited
+from toolkit.bundle.chat import Message
+from toolkit.bundle.manifest import CHAT_TEMPLATE
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.sampling import Sampler, Sampling
+from toolkit.runtime.session import Session
+
+F32 = NDArray[np.float32]
+
+OPENING_TOKENS = (4, 48)
+"""The fewest and the most drawn tokens of an opening."""
+ANSWER_TOKENS = 112
+"""The most greedy tokens of a passage: variety comes from openings."""
+_PERIODS, _REPEATS = 16, 3
+_MESSAGE = "MESSAGE"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Tokens, of which the greedy ones begin at `opening`, and the states that they were predicted from.
+
+    `states`: f32[len(ids) - first - 1, hidden], the rows that logits are computed from, from position `first` on.
+    """
+
+    ids: tuple[int, ...]
+    opening: int
+    first: int
+    states: F32
+
+
+def write_passages(
+    bundle: Bundle, session: Session, tokens: int, *, seed: int = 0, progress: Callable[[int], None] = lambda _: None
+) -> list[Passage]:
+    """Passages with at least `tokens` greedy tokens in all. `progress` gets the greedy tokens of each."""
+    tokenizer = bundle.tokenizer()
+    drawn = Sampler(Sampling(temperature=1.0, seed=seed), bundle.drawable_ids(tokenizer))
+    greedy = Sampler(Sampling(), drawn.vocabulary)
+    lengths = np.random.default_rng(seed)
+    frames = _frames(bundle)
+    passages: list[Passage] = []
+    written = 0
+    while written < tokens:
+        before, after = frames[len(passages) % len(frames)]
+        wanted = int(lengths.integers(*OPENING_TOKENS, endpoint=True))
+        passages.append(_write(session, before, after, wanted, drawn, greedy))
+        count = len(passages[-1].ids) - passages[-1].opening
+        written += count
+        progress(count)
+    return passages
+
+
+def _frames(bundle: Bundle) -> list[tuple[list[int], list[int]]]:
+    """What precedes and follows an opening: a text's first token, or the marks around a user's message."""
+    text = ([bundle.manifest.text.bos_token_id], list[int]())
+    if CHAT_TEMPLATE not in bundle.manifest.files:
+        return [text]
+    tokenizer = bundle.tokenizer()
+    template = bundle.chat_template(tokenizer)
+    rendered = limited("chat template", partial(template.render, [Message("user", _MESSAGE)]))
+    before, mark, after = rendered.partition(_MESSAGE)
+    if not mark:
+        raise BundleError("chat template", file=bundle.path / CHAT_TEMPLATE, found="it leaves a user's message out")
+    message = (tokenizer.encode(before, special=False), tokenizer.encode(after, special=False))
+    return [text, message]
+
+
+def _write(
+    session: Session, before: Sequence[int], after: Sequence[int], wanted: int, drawn: Sampler, greedy: Sampler
+) -> Passage:
+    stops = session.text.stop_token_ids
+    room = session.context - len(after) - 2
+    session.truncate(0)
+    ids, states = list(before), list[F32]()
+
+    def step(token: int) -> F32:
+        logits = session.decode(token)
+        states.append(session.activations()[0].copy())
+        return logits
+
+    session.prefill(ids[:-1])
+    logits = step(ids[-1])
+    while len(ids) < min(len(before) + wanted, room) and (token := drawn.draw(logits)) not in stops:
+        ids.append(token)
+        logits = step(token)
+    for token in after:
+        ids.append(token)
+        logits = step(token)
+    opening = len(ids)
+    while len(ids) < min(opening + ANSWER_TOKENS, session.context):
+        ids.append(greedy.draw(logits))
+        if ids[-1] in stops or repeats(ids[opening:]):
+            break
+        logits = step(ids[-1])
+    return Passage(tuple(ids), opening, len(before) - 1, np.array(states[: len(ids) - len(before)], np.float32))
+
+
+def repeats(ids: Sequence[int]) -> bool:
+    """Whether a text ends in a loop: its last tokens are `_REPEATS` times the same 16 or fewer, 16 tokens at least.
+
+    >>> repeats([7] * 15), repeats([7] * 16), repeats([1, 2, 3] * 6)
+    (False, True, True)
+    """
+    for period in range(1, _PERIODS + 1):
+        length = max(_PERIODS, period * _REPEATS)
+        tail = ids[-length:]
+        if len(ids) >= length and all(a == b for a, b in zip(tail, tail[period:], strict=False)):
+            return True
+    return False
+
+
+def dump_passages(passages: Sequence[Passage]) -> bytes:
+    """The ids of passages as JSON, one line each."""
+    lines = (json.dumps({"opening": p.opening, "ids": p.ids}, separators=(",", ":")) for p in passages)
+    return "".join(f"{line}\n" for line in lines).encode("ascii")

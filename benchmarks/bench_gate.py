@@ -55,13 +55,14 @@ def judge_weights(bundle: Path, checkpoint: Path, tokens: int) -> list[float]:
 
 def judge_prompts(bundle: Path, checkpoint: Path, tokenizer: Path | None) -> list[float]:
     """Compare prompts; returns seconds and processor seconds without loading the tokenizer, and the seconds of that."""
-    text = read_manifest(bundle).text
+    manifest = read_manifest(bundle)
+    text = manifest.text
     files = _prompt_files(checkpoint, text.vocab_size, tokenizer)
     started, before = time.perf_counter(), _cpu_seconds()
     Tokenizer(Path("tokenizer.json"), files.tokenizer)
     load_seconds, load_cpu_seconds = time.perf_counter() - started, _cpu_seconds() - before
     started, before = time.perf_counter(), _cpu_seconds()
-    require_same_prompts(files, text, None, None)  # loads it again
+    require_same_prompts(files, text, None, None, manifest.architecture)  # loads it again
     seconds, cpu_seconds = time.perf_counter() - started, _cpu_seconds() - before
     return [seconds - load_seconds, cpu_seconds - load_cpu_seconds, load_seconds]
 

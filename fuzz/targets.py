@@ -35,7 +35,7 @@ from device_harness.runners.benchmark_model.parser import parse_benchmark_model
 from device_harness.runners.litert_lm.parser import parse_benchmark_info, parse_peak_memory
 from device_harness.runners.python_child import read_child, read_nodes
 from toolkit.base import procfs
-from toolkit.base.errors import BundleError, CheckpointError, ToolkitError
+from toolkit.base.errors import BundleError, CheckpointError, GraphError, ToolkitError
 from toolkit.base.strict_json import parse_json
 from toolkit.bundle.check_shard import check_shard
 from toolkit.bundle.lock import parse_lock
@@ -46,6 +46,7 @@ from toolkit.litertlm.check import check_litertlm
 from toolkit.results.json_lines import read_results
 from toolkit.tflite.gpu import gpu_refusals
 from toolkit.tflite.reader import read_tflite
+from toolkit.tflite.wellformed import require_wellformed
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLE = REPOSITORY / "examples" / "tiny_gemma3n"
@@ -246,6 +247,8 @@ def _shortest_record() -> list[bytes]:
 
 
 def _tflite(path: Path) -> object:
+    with contextlib.suppress(GraphError):
+        require_wellformed(path)
     return gpu_refusals(read_tflite(path).model)
 
 
@@ -261,11 +264,7 @@ TARGETS = (
     Target("tokenizer", lambda data: tokenizer_faults("tokenizer.json", data, 4096), lambda: [_TOKENIZER]),
     Target("manifest", lambda data: parse_manifest(data, []), lambda: _files(_bundle() / MANIFEST_NAME)),
     Target("lock", parse_lock, lambda: _files(_bundle() / LOCK)),
-    Target(
-        "tflite",
-        _of_file("m.tflite", lambda path: gpu_refusals(read_tflite(path).model), lambda: 1 << 24),
-        lambda: _graphs(),
-    ),
+    Target("tflite", _read_tflite, _graphs),
     Target(
         "litertlm",
         _read_litertlm,

@@ -13,6 +13,7 @@ from toolkit.base.files import Advance, hash_file
 from toolkit.bundle.manifest import MANIFEST_NAME
 from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.litertlm.hashes import require_hashes
+from toolkit.litertlm.wellformed import require_wellformed_sections
 from toolkit.results.record import ModelKind, ModelRecord
 from toolkit.runtime.judged_files import require_judged_bundle
 
@@ -28,8 +29,8 @@ def open_model(path: Path, size: str | None = None, *, progress: PushProgress | 
     """Open a model and read its manifest; `size`: one of the bundle's (None: its default).
 
     `progress` is called while a .litertlm is hashed. UsageError for a size that does not exist, BundleError if the
-    bundle's files differ from its manifest, or a .litertlm from the hashes in its header. A bundle's graphs are judged
-    before any program opens them.
+    bundle's files differ from its manifest, or a .litertlm from the hashes in its header. A bundle's graphs are judged,
+    and those of a .litertlm verified as flatbuffers, before any program opens them.
     """
     source = open_source(path)
     if source.manifest is not None:
@@ -43,6 +44,7 @@ def open_model(path: Path, size: str | None = None, *, progress: PushProgress | 
     total = 2 * path.stat().st_size
     advance = Advance(total, None if progress is None else partial(progress, "check"))
     require_hashes(path, advance)
+    require_wellformed_sections(path)
     return LocalModel(path, source, sha256=hash_file(path, advance=advance).sha256)
 
 

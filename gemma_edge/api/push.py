@@ -103,12 +103,13 @@ def push_all(
 
 
 def _require_sound(path: Path, source: PushSource, ended: threading.Event) -> None:
-    """Check what programs on a device would open without looking: hashes of a .litertlm, graphs of a bundle.
+    """Check what programs on a device would open without looking: graphs, and the hashes of a .litertlm.
 
     The first bytes are on their way already.
     """
     # Imported here because they take flatbuffers and numpy, as long as a small push.
     from toolkit.litertlm.hashes import require_hashes
+    from toolkit.litertlm.wellformed import require_wellformed_sections
     from toolkit.runtime.judged_files import require_judged_bundle
 
     def go_on(count: int) -> None:
@@ -117,6 +118,7 @@ def _require_sound(path: Path, source: PushSource, ended: threading.Event) -> No
 
     if source.manifest is None:
         require_hashes(path, go_on)
+        require_wellformed_sections(path)
     else:
         require_judged_bundle(path, source.manifest, {file.name for file in source.files})
 

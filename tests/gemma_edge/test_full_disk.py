@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,17 +44,38 @@ def sizes_of(path: Path) -> int:
     return sum(entry.stat().st_size for entry in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
+PAGE = 4096
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VERBS)
 def test_a_full_disk_is_one_error_and_the_old_output_stays(
     name: str, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert replaced_on_small_disks(name, prepared, tmp_path, capsys, (0.02, 0.3, 0.6, 0.9, 1.2))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", VERBS)
+def test_a_disk_that_is_full_at_any_page_is_one_error_and_the_old_output_stays(
+    name: str, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Room for each number of pages, so that each single write is the one that fails, or a page of it."""
+    pages = sizes_of(prepared / VERBS[name][0]) // PAGE + 2
+    parts = [number / pages for number in range(pages)]
+    assert replaced_on_small_disks(name, prepared, tmp_path, capsys, parts) >= 0.5 * pages
+
+
+def replaced_on_small_disks(
+    name: str, prepared: Path, folder: Path, capsys: pytest.CaptureFixture[str], parts: Iterable[float]
+) -> int:
+    """Run the verb with room for so many parts of its old output beside that; return how often the disk was full."""
     kind, arguments = VERBS[name]
-    work = copy_of(prepared, tmp_path / "work")
+    work = copy_of(prepared, folder / "work")
     old, out = work / kind, work / "out"
     needed, failed = sizes_of(old), 0
-    for part in (0.02, 0.3, 0.6, 0.9, 1.2):
-        with small_disk(out, (int(needed * (1 + part)) // 4096 + 2) * 4096):
+    for part in parts:
+        with small_disk(out, (int(needed * (1 + part)) // PAGE + 2) * PAGE):
             target = out / kind
             (shutil.copytree if old.is_dir() else shutil.copyfile)(old, target)
             before = contents(out)
@@ -66,4 +87,4 @@ def test_a_full_disk_is_one_error_and_the_old_output_stays(
             failed += 1
             assert code == 3 and len(errors) == 1 and str(out) in errors[0], errors
             assert contents(out) == before
-    assert failed, "some disk was full"
+    return failed

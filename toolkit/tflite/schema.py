@@ -361,6 +361,11 @@ def tensor_type_names() -> Mapping[int, str]:
     return _Names(fb.TensorType)
 
 
+def options_names() -> tuple[Mapping[int, str], Mapping[int, str]]:
+    """The names of all tables of options, by number: those of the first union, and those of the second."""
+    return _Names(fb.BuiltinOptions), _Names(fb.BuiltinOptions2)
+
+
 def read_options(kind: int, data: memoryview, position: int) -> tuple[str | None, dict[str, OptionValue]]:
     """The name of a table of options and its fields, defaults included; kind: its number in the union, 0 for none."""
     if not kind:

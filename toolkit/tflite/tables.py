@@ -6,7 +6,7 @@ buffer, at a multiple of its size. Format: https://flatbuffers.dev/internals.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,7 @@ class Flatbuffer:
     def __init__(self, data: memoryview) -> None:
         self.size = len(data)
         self.view = data
-        padding = bytes(-self.size % 8)
-        self._data = np.frombuffer(data if not padding else bytes(data) + padding, np.uint8)
+        self._data = np.frombuffer(data, np.uint8)
         self._room = _MOST_SHARED * self.size
 
     def root(self, fields: int) -> Tables:
@@ -42,11 +41,11 @@ class Flatbuffer:
         """The numbers of one kind at these positions."""
         dtype = np.dtype(kind)
         self.check(positions, dtype.itemsize)
-        return self._data.view(dtype)[positions // dtype.itemsize].astype(np.int64)
+        return self._as(dtype)[positions // dtype.itemsize].astype(np.int64)
 
     def u16(self, positions: I64) -> I64:
         """The numbers at positions that were checked already."""
-        return self._data.view("<u2")[positions // _SLOT_BYTES].astype(np.int64)
+        return self._as(np.dtype("<u2"))[positions // _SLOT_BYTES].astype(np.int64)
 
     def check(self, positions: I64, width: int) -> None:
         """GraphError unless so many bytes at each position are in the buffer, and each is a multiple of the width."""
@@ -100,6 +99,10 @@ class Flatbuffer:
             return self.bytes_at(int(start), int(count)).decode()
         except UnicodeDecodeError as error:
             raise GraphError("header", found=f"a name that is not UTF-8 ({error.reason})") from error
+
+    def _as(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """All whole numbers of a type, from the first byte on."""
+        return self._data[: self.size - self.size % dtype.itemsize].view(dtype)
 
     def take(self, count: int) -> None:
         """Count bytes that are read; GraphError if the same ones are read over and over."""
@@ -165,6 +168,13 @@ class Tables:
         first = np.repeat(np.cumsum(counts) - counts, counts)
         places = np.repeat(starts, counts) + 4 * (np.arange(total) - first)
         return Tables(self._buffer, places + self._buffer.read(places, "<u4"), fields)
+
+    def check_fields(self) -> None:
+        """GraphError for a field that begins outside of its table, whatever its type."""
+        for field in range((int(self.vtable_bytes.max(initial=_FIRST_SLOT)) - _FIRST_SLOT) // _SLOT_BYTES):
+            offsets = self._offsets(field)
+            if np.any(offsets >= self.table_bytes) or np.any((offsets > 0) & (offsets < _TABLE_BYTES)):
+                raise GraphError("header", found="a field outside of its table")
 
     def require_absent(self, what: str, *fields: int) -> None:
         """GraphError if some table stores one of these fields, which ours never do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import resource
@@ -125,6 +126,13 @@ def test_a_child_hands_over_values_and_errors() -> None:
     assert caught.value.to_json() == given.to_json()
     with pytest.raises(BundleError, match="it ends the process \\(SIGSEGV\\)"):
         limited("x", lambda: os.kill(os.getpid(), 11))
+
+
+def test_only_time_of_the_processor_counts_which_a_busy_machine_gives_now_and_then() -> None:
+    limits = Limits(seconds=1)
+    assert limited("x", partial(time.sleep, 1.1), limits) is None
+    with pytest.raises(BundleError, match="it takes more than 1 s of processor time"):
+        limited("x", partial(sum, itertools.count()), limits)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,126 @@
+"""Graphs of any program pass if they are whole flatbuffers; what refers to nothing, or leaves the file, is refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tflite_mutants import mutate_bytes
+
+from toolkit.base.errors import BundleError, GraphError
+from toolkit.litertlm import schema as container_schema
+from toolkit.litertlm.container import Section, write_container
+from toolkit.litertlm.wellformed import require_wellformed_sections
+from toolkit.tflite import schema
+from toolkit.tflite.graph import Graph, Signature
+from toolkit.tflite.judge import judge, read_header
+from toolkit.tflite.ops import add, pad, reshape
+from toolkit.tflite.reader import read_tflite
+from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord
+from toolkit.tflite.wellformed import require_wellformed
+from toolkit.tflite.writer import layout_tflite
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ModelRecord:
+    """reshape(pad(x + 1)), of which nothing but the operators matters."""
+    graph = Graph()
+    x = graph.input("x", (2, 8))
+    graph.output("y", reshape(pad(add(x, graph.scalar(1.0)), [(0, 0), (1, 1)]), (20,)))
+    path = tmp_path / "model.tflite"
+    path.write_bytes(layout_tflite([Signature("run", graph)], {}).header)
+    return read_tflite(path).model
+
+
+def verify(data: bytes, folder: Path) -> None:
+    path = folder / "verified.tflite"
+    path.write_bytes(data)
+    require_wellformed(path)
+
+
+def operator(model: ModelRecord, **changes: object) -> ModelRecord:
+    (graph,) = model.subgraphs
+    first = replace(graph.operators[0], **changes)  # type: ignore[arg-type]
+    return replace(model, subgraphs=(replace(graph, operators=(first, *graph.operators[1:])),))
+
+
+def tensor(model: ModelRecord, **changes: object) -> ModelRecord:
+    (graph,) = model.subgraphs
+    first = replace(graph.tensors[0], **changes)  # type: ignore[arg-type]
+    return replace(model, subgraphs=(replace(graph, tensors=(first, *graph.tensors[1:])),))
+
+
+def ends(model: ModelRecord, **changes: object) -> ModelRecord:
+    return replace(model, subgraphs=(replace(model.subgraphs[0], **changes),))  # type: ignore[arg-type]
+
+
+FOREIGN: list[Callable[[ModelRecord], ModelRecord]] = [
+    lambda m: operator(m, builtin="LSTM", options="LSTMOptions", fields=()),
+    lambda m: operator(m, builtin="WHILE", options="WhileOptions", fields=(("condSubgraphIndex", 0),)),
+    lambda m: operator(m, inputs=(0, -1, 1), version=99),
+    lambda m: tensor(m, type="INT64", shape=(0, 3)),
+    lambda m: tensor(m, type="STRING", shape=()),
+]
+
+
+@pytest.mark.parametrize("change", FOREIGN, ids=["lstm", "while", "optional", "empty", "string"])
+def test_what_other_programs_make_passes_though_no_graph_of_ours_has_it(
+    change: Callable[[ModelRecord], ModelRecord], model: ModelRecord, tmp_path: Path
+) -> None:
+    verify(schema.pack(change(model)), tmp_path)
+    with pytest.raises(GraphError):
+        judge(read_header(tmp_path / "verified.tflite"))
+
+
+BROKEN: list[tuple[str, Callable[[ModelRecord], ModelRecord], str]] = [
+    ("an input of an operator", lambda m: operator(m, inputs=(0, 99)), "tensor 99"),
+    ("a number below that of none", lambda m: operator(m, inputs=(0, -2)), "tensor -2"),
+    ("an output of an operator", lambda m: operator(m, outputs=(2**30,)), "tensor 1073741824"),
+    ("an input of the graph", lambda m: ends(m, inputs={"x": 77}), "tensor 77"),
+    ("an output of the graph", lambda m: ends(m, outputs={"y": 77}), "tensor 77"),
+    ("a buffer", lambda m: tensor(m, buffer=99), "number 99"),
+    ("a dimension", lambda m: tensor(m, shape=(2, -5)), "a dimension of -5"),
+    ("a graph", lambda m: operator(m, builtin="WHILE", options="WhileOptions", fields=(("bodySubgraphIndex", 9),)),
+     "number 9"),
+    ("a graph below nothing", lambda m: operator(m, builtin="IF", options="IfOptions",
+                                                 fields=(("thenSubgraphIndex", -1),)), "number 4294967295"),
+    ("weights", lambda m: replace(m, buffers=(*m.buffers, BufferRecord(None, 1 << 20, 4))), "beyond the file's end"),
+    ("weights far away", lambda m: replace(m, buffers=(*m.buffers, BufferRecord(None, 64, 2**63))), "beyond the file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_what_is_not_there_is_named(
+    change: Callable[[ModelRecord], ModelRecord], words: str, model: ModelRecord, tmp_path: Path
+) -> None:
+    with pytest.raises(GraphError, match=words):
+        verify(schema.pack(change(model)), tmp_path)
+
+
+def test_tables_that_are_used_over_and_over_take_no_endless_time(model: ModelRecord, tmp_path: Path) -> None:
+    many = [OperatorRecord("ADD", 1, (0, 1), (2,), "AddOptions")] * 20_000
+    verify(schema.pack(ends(model, operators=tuple(many))), tmp_path)
+
+
+def test_mutants_are_refused_or_pass_without_any_other_error(model: ModelRecord, tmp_path: Path) -> None:
+    data, refused = schema.pack(model), 0
+    for seed in range(300):
+        mutant = mutate_bytes(data, random.Random(seed))
+        try:
+            verify(mutant[: random.Random(seed).choice((len(data), len(data), seed))], tmp_path)
+        except GraphError:
+            refused += 1
+    assert 100 < refused < 300
+
+
+def test_a_broken_graph_of_a_litertlm_is_named_with_its_section(model: ModelRecord, tmp_path: Path) -> None:
+    for number, data in enumerate((schema.pack(model), schema.pack(operator(model, inputs=(0, 99))))):
+        path = tmp_path / f"{number}.litertlm"
+        label = container_schema.EMBEDDER
+        write_container(path, [Section(container_schema.TFLITE_MODEL, (data,), label)], {})
+    require_wellformed_sections(tmp_path / "0.litertlm")
+    with pytest.raises(BundleError, match=r"1\.litertlm, section tf_lite_embedder operator: tensor 99"):
+        require_wellformed_sections(tmp_path / "1.litertlm")

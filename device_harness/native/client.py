@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,12 @@ SILENCE_S = 600.0
 """How long the program may say nothing: packing the weights of a large model takes minutes on a phone."""
 
 Ending = Literal["stop token", "length", "context", "interrupted"]
+_ENDINGS = get_args(Ending)
+_MOST_BYTES = 16 << 20
+"""Of an answer and the lines before it: the logits of 262,144 tokens take 1 MiB. A device may say anything."""
 _ERRORS: dict[str, type[ToolkitError]] = {"usage": UsageError, "bundle": BundleError, "machine": EnvironmentFault}
 _STOP = b'{"do": "stop"}\n'
-_KEPT_LINES = 8
+_KEPT_LINES, _MOST_SAID = 8, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,10 @@ class NativeGeneration:
             raise StopIteration
         answer = self._client._answer("generate")
         if answer.has("token"):
-            self.tokens.append(answer.integer("token", 0, 2**31))
+            self.tokens.append(answer.integer("token", 0, self._client.text_ids - 1))
+            if len(self.tokens) > self._client.context:
+                found = f"more than {self._client.context} tokens, all that the caches hold"
+                raise EnvironmentFault(self._client._what, found=found)
             return self.tokens[-1]
         self.end = _generation_end(answer)
         raise StopIteration
@@ -111,6 +117,8 @@ class NativeClient:
         self._input = bytearray()
         self._said: deque[str] = deque(maxlen=_KEPT_LINES)
         self._media: set[str] = set()
+        self.context, self.text_ids = 0, 0
+        """Of the bundle that is open: the positions in its caches, and the ids that may be drawn."""
         self._dialogue.__enter__()
         try:
             start = self._answer("start")
@@ -145,10 +153,11 @@ class NativeClient:
         if weight_folder is not None:
             fields["weight_cache"] = {"folder": weight_folder, "runtime": self._runtime}
         answer = self._ask("open", fields)
+        self.context, self.text_ids = answer.integer("context", 1, 2**31), answer.integer("text_ids", 1, 2**31)
         return OpenedBundle(
             size=answer.string("size"),
-            context=answer.integer("context", 1, 2**31),
-            text_ids=answer.integer("text_ids", 1, 2**31),
+            context=self.context,
+            text_ids=self.text_ids,
             threads=answer.integer("threads", 1, 2**31),
             weight_cache=answer.string("weight_cache"),
             weight_file=answer.string("weight_file") if answer.has("weight_file") else None,
@@ -162,7 +171,10 @@ class NativeClient:
     def decode(self, token: int, media: Sequence[MediumUse] = ()) -> NDArray[np.float32]:
         """Process a token; return the logits of the next, f32[vocabulary]."""
         answer = self._ask("decode", {"ids": [token], "logits": True, **_uses(media)})
-        return np.frombuffer(self._bytes(answer.integer("bytes", 0, 2**31)), "<f4").astype(np.float32)
+        count = answer.integer("bytes", 4, _MOST_BYTES)
+        if count % 4:
+            answer.refuse("bytes", count, "whole numbers of 4 bytes")
+        return np.frombuffer(self._bytes(count), "<f4").astype(np.float32)
 
     def generate(
         self,
@@ -237,11 +249,11 @@ class NativeClient:
 
     def _answer(self, do: str) -> JsonObject:
         """The next answer; the program's error as one of ours."""
-        while True:
-            line = self._line()
-            if line.startswith(b"{"):
-                break
-            self._said.append(line.decode("utf-8", "replace").strip())
+        size = 0
+        while not (line := self._line()).startswith(b"{"):
+            self._said.append(line[:_MOST_SAID].decode("utf-8", "replace").strip())
+            size += len(line) + 1
+            self._require_few(size)
         answer = JsonObject(parse_json(line, None, EnvironmentFault, self._what), None, EnvironmentFault, self._what)
         if answer.has("error"):
             raise _error(answer.child("error"))
@@ -250,10 +262,18 @@ class NativeClient:
         return answer
 
     def _line(self) -> bytes:
-        while b"\n" not in self._input:
+        looked = 0
+        while (end := self._input.find(b"\n", looked)) < 0:
+            looked = len(self._input)
+            self._require_few(looked)
             self._receive()
-        line, _, self._input = self._input.partition(b"\n")
-        return bytes(line)
+        line = bytes(self._input[:end])
+        del self._input[: end + 1]
+        return line
+
+    def _require_few(self, size: int) -> None:
+        if size > _MOST_BYTES:
+            raise EnvironmentFault(self._what, found=f"over {_MOST_BYTES:,} bytes without an answer")
 
     def _bytes(self, count: int) -> bytes:
         while len(self._input) < count:
@@ -295,9 +315,16 @@ def _seconds(answer: JsonObject, key: str) -> float:
     return answer.number(key, 0, 1e9)
 
 
+def _ending(answer: JsonObject) -> Ending:
+    found = answer.string("ending")
+    if found not in _ENDINGS:
+        answer.refuse("ending", found, " or ".join(_ENDINGS))
+    return cast("Ending", found)
+
+
 def _generation_end(answer: JsonObject) -> GenerationEnd:
     return GenerationEnd(
-        ending=cast("Ending", answer.string("ending")),
+        ending=_ending(answer),
         tokens=answer.integer("tokens", 1, 2**31),
         position=_position(answer),
         prefill_s=_seconds(answer, "prefill_s"),

@@ -19,6 +19,8 @@ _MARK = b"gemma_edge_table"
 """A key of our Parquet files' metadata, by which they are recognised."""
 _HEAD = b"record,iteration,started_utc,"
 _MAGIC = b"PAR1"
+_FORMULA = ("=", "+", "-", "@")
+"""A device's name that begins so would be computed by a spreadsheet; an apostrophe before it makes it a text there."""
 _FOOTER_BYTES = 1 << 20
 
 
@@ -48,7 +50,10 @@ def csv_bytes(table: IterationTable) -> bytes:
 def _csv_cell(cell: Cell) -> object:
     if isinstance(cell, bool):
         return "true" if cell else "false"
-    return printable(cell) if isinstance(cell, str) else cell
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def parquet_bytes(table: IterationTable) -> bytes:

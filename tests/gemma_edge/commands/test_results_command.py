@@ -130,3 +130,11 @@ def test_a_device_s_name_stays_in_its_cell() -> None:
     odd = replace(record, device=replace(record.device, model='a,"b"\u202e\tc'))
     (row,) = csv.DictReader(csv_bytes(iteration_table([odd])).decode().splitlines())
     assert row["device"] == f'{record.device.manufacturer} a,"b"\\u202e\\tc'
+
+
+def test_a_text_that_a_spreadsheet_would_compute_is_a_text_there() -> None:
+    record = record_of([1.0])
+    for name in ("=1+1", "+1", "-1", "@SUM(A1)"):
+        odd = replace(record, model=replace(record.model, name=name))
+        (row,) = csv.DictReader(csv_bytes(iteration_table([odd])).decode().splitlines())
+        assert row["model"] == f"'{name}"

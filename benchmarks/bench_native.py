@@ -27,6 +27,7 @@ from device_harness.machines.host import Host
 from device_harness.native.client import NativeClient
 from device_harness.native.place import PlacedRunner, place_runner
 from toolkit.runtime.backends.litert.compiled import LiteRt
+from toolkit.runtime.backends.litert.litert_log import quietly
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 
@@ -101,10 +102,10 @@ def open_in_turns(
     taken: dict[str, list[float]] = {"LiteRT": [], "C": [], "C with its start": [], "Python": []}
     threads = settings.threads or 1
     for turn in range(rounds + 1):  # the first reads from storage
-        litert = LiteRt()
+        litert = quietly("LiteRT", LiteRt)
         load = partial(load_graphs, litert, bundle, packed, threads)
-        values = {"LiteRT": seconds(load)}
-        litert.close()
+        values = {"LiteRT": seconds(partial(quietly, "LiteRT", load))}
+        quietly("LiteRT", litert.close)
         started = time.perf_counter()
         with NativeClient(Host(), placed) as native:
             opened = native.open(str(bundle), threads=threads, weight_folder=str(packed.parent))

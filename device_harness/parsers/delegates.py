@@ -1,4 +1,4 @@
-"""Parses TFLite's log for delegates: how many nodes of a graph each of them took."""
+"""Parses TFLite's log and LiteRT's profile for delegates: how many nodes of a graph each of them took."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from device_harness.parsers.lines import clean_lines
+from toolkit.base.errors import EnvironmentFault
 from toolkit.results.record import Backend, Delegation
 
 _DELEGATE = re.compile(
@@ -15,6 +16,8 @@ _DELEGATE = re.compile(
     re.ASCII,
 )
 _ADAPTER = re.compile(r".*Selected adapter: (.+?), arch=.*")
+_PROFILE_ROW = re.compile(r" *(\S.*?)(?: +[\d.]+){3}(?: +[\d.]+%){2} +[\d.]+ +(\d{1,9}) +\[\w+\]:\d+", re.ASCII)
+_PROFILE_ROWS = re.compile(r"Number of nodes executed: (\d{1,9})\b", re.ASCII)
 _CPU_DELEGATE = "XNNPack"
 _LOG = "the log"
 
@@ -56,3 +59,14 @@ def delegation(lines: Iterable[DelegateLine], backend: Backend) -> Delegation | 
     if not ours:
         return Delegation(0, sum(line.nodes for line in found), _LOG)
     return Delegation(sum(line.replaced for line in ours), sum(line.nodes for line in ours), _LOG)
+
+
+def undelegated_nodes(summary: str) -> int:
+    """The number of nodes in a summary of LiteRT's profiler that no delegate took; EnvironmentFault if it is cut."""
+    lines, _, rest = summary.partition("Run Order")[2].partition("Top by Computation Time")
+    rows = list(filter(None, map(_PROFILE_ROW.fullmatch, lines.splitlines())))
+    told = _PROFILE_ROWS.search(rest)
+    if told is None or len(rows) != int(told[1]):
+        wanted = "every one, and their number" if told is None else told[1]
+        raise EnvironmentFault("LiteRT's profile", found=f"{len(rows)} rows", wanted=wanted)
+    return sum(int(row[2]) for row in rows if "delegate" not in row[1].lower())

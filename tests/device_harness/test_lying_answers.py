@@ -12,6 +12,7 @@ from device_harness.bench.sampler import parse_readings, parse_samples
 from device_harness.flash.probe import parse_probe
 from device_harness.parsers import android, delegates
 from device_harness.parsers.cpu import parse_clusters
+from device_harness.parsers.delegates import undelegated_nodes
 from device_harness.parsers.power import parse_energy_meter, parse_files
 from device_harness.push.remote import RemoteFolder, parse_df
 from device_harness.push.scripts import parse_digests
@@ -19,7 +20,6 @@ from device_harness.runners.benchmark_model.parser import parse_benchmark_model
 from device_harness.runners.child_program import RESULT
 from device_harness.runners.litert_lm.parser import parse_benchmark_info
 from device_harness.runners.python_child import read_child, read_nodes
-from device_harness.runners.session.parser import undelegated_nodes
 from toolkit.base.errors import ToolkitError
 
 LONG = "9" * 5000

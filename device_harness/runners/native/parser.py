@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from device_harness.parsers.delegates import delegation, parse_delegates
+from collections.abc import Sequence
+
+from device_harness.parsers.delegates import undelegated_nodes
 from device_harness.runners.interface import Reading
 from toolkit.base.errors import EnvironmentFault
 from toolkit.base.strict_json import JsonObject, parse_json
 from toolkit.results.figures import known_figures
+from toolkit.results.record import Delegation
 
 WHAT = "bundle_runner"
 COMMANDS = ("start", "open", "prefill", "decode", "truncate", "prefill", "decode", "stats")
@@ -38,9 +41,17 @@ def read_native(output: str, prompt_tokens: int, generated_tokens: int) -> Readi
         figures["first_prefill_tokens_per_s"] = (prompt_tokens - 1) / first_prefill_s
     phases = {"prompt": _phase(prefill), "decode": _phase(decode)}
     begin_s, end_s = _phase(opened)[0], phases["decode"][1]
-    # The library for Android logs what its delegate takes; libLiteRt.so for Linux does not.
-    nodes = delegation(parse_delegates(output), "cpu")
-    return Reading(known_figures(figures, WHAT), nodes, begin_s=begin_s, end_s=end_s, phases=phases)
+    return Reading(known_figures(figures, WHAT), begin_s=begin_s, end_s=end_s, phases=phases)
+
+
+def read_profile(output: str, nodes: int, signatures: Sequence[str]) -> Delegation:
+    """Parse the answers to `open` and `profile`, which ran the signatures, of `nodes` nodes together, once."""
+    answers = [_answer(line) for line in output.splitlines() if line.startswith("{")]
+    found = [answer.string("summary") for answer in answers if answer.has("summary")]
+    if len(found) != 1:
+        raise EnvironmentFault(WHAT, found=f"{len(found)} profiles", wanted="one")
+    left = undelegated_nodes(found[0])
+    return Delegation(nodes - left, nodes, f"LiteRT's profiler, one run of {', '.join(signatures)}")
 
 
 def _answer(line: str) -> JsonObject:

@@ -13,13 +13,15 @@ from device_harness.native.library import LibraryChoice
 from device_harness.native.place import place_runner
 from device_harness.programs.bucket import GOOGLE
 from device_harness.runners.interface import Job, JobPlan, LocalModel, PlacedModel, Reading, Workload, whole_files
-from device_harness.runners.native.parser import read_native
+from device_harness.runners.native.parser import read_native, read_profile
 from device_harness.runners.program_options import SERVER_VARIABLE
 from device_harness.runners.session.runner import require_workload, session_tests
 from device_harness.runners.spec import RunnerOptions, RunnerRequest
 from toolkit.base.errors import UsageError
 from toolkit.base.files import safe_name
-from toolkit.bundle.manifest import Manifest
+from toolkit.bundle.manifest import TEXT_DECODER, Manifest
+from toolkit.results.record import Delegation
+from toolkit.tflite.reader import read_tflite
 
 NAME = "native"
 _BACKENDS = ("cpu",)
@@ -61,11 +63,11 @@ class NativeRunner:
         require_workload(manifest, workload, NAME, _BACKENDS)
 
         def jobs(machine: Machine, there: PlacedModel) -> tuple[Job, ...]:
-            return (self._job(machine, there, manifest, workload),)
+            return (self._job(machine, there, model.path, manifest, workload),)
 
         return jobs
 
-    def _job(self, machine: Machine, model: PlacedModel, manifest: Manifest, workload: Workload) -> Job:
+    def _job(self, machine: Machine, model: PlacedModel, bundle: Path, manifest: Manifest, workload: Workload) -> Job:
         placed = place_runner(machine, self.library, say=self.say)
         cache = f"{machine.cache_folder}/{_CACHE}"
         opening: dict[str, object] = {
@@ -75,6 +77,14 @@ class NativeRunner:
         }
         if workload.threads is not None:
             opening["threads"] = workload.threads
+
+        size = manifest.size(model.record.size)
+        signatures = [size.signature(width) for width in (1, *manifest.text.prefill_sizes)]
+
+        def count(output: str) -> Delegation:
+            content = read_tflite(bundle / TEXT_DECODER)
+            nodes = sum(len(content.graph(name).operators) for name in signatures)
+            return read_profile(output, nodes, signatures)
 
         def read(output: str) -> Reading:
             return read_native(output, workload.prompt_tokens, workload.generated_tokens)
@@ -88,7 +98,9 @@ class NativeRunner:
             weight_caches=(f"{cache}/*.xnnpack",),
             groups=whole_files(model.path, manifest),
             context=manifest.text.context,
-            no_delegation="the library does not log what its delegate takes",
+            no_delegation="LiteRT's profiler was not asked: the run was cut short",
+            count_nodes=(*placed.argv, json.dumps({"do": "open", **opening}), '{"do": "profile"}'),
+            read_nodes=count,
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_void_p
 from pathlib import Path
 
-from device_harness.runners.session.parser import undelegated_nodes
+from device_harness.parsers.delegates import undelegated_nodes
 from toolkit.base.errors import EnvironmentFault
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import SubgraphRecord, TensorRecord

@@ -13,6 +13,7 @@ from native_runner import NativeRunner, library_path, litert_path, runner_path
 from paths import EXAMPLE
 
 from converters.convert import ConvertRequest, convert
+from device_harness.parsers.delegates import undelegated_nodes
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.generate import Generation
 from toolkit.runtime.media_prompt import Medium, Span, read_image, read_sound
@@ -278,6 +279,15 @@ def test_statistics_count_memory_by_group_and_rows(tiny_bundle: Path, native: Na
     assert stats["ple"] == {"rows": 3, "bytes_read": 3 * 1024}
     native.ok("close")
     assert native.ask("stats").keys() == {"ok", "memory", "faults", "seconds", "uptime_s"}
+
+
+@pytest.mark.slow
+def test_a_profile_names_the_nodes_that_no_delegate_took_and_empties_the_conversation(shared: NativeRunner) -> None:
+    shared.ok("truncate", position=0)
+    before = shared.logits([2, 3])
+    profile = shared.ok("profile")
+    assert profile["size"] == "large" and undelegated_nodes(str(profile["summary"])) > 0
+    assert shared.ok("stats")["position"] == 0 and (shared.logits([2, 3]) == before).all()
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

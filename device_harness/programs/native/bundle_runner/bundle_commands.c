@@ -1,4 +1,4 @@
-/* The commands about the bundle: open, close, size, truncate, stats. */
+/* The commands about the bundle: open, close, size, truncate, stats, profile. */
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -135,4 +135,20 @@ bool do_stats(Runner *runner, const Command *command) {
         if (*session->weight_file) line_string("weight_file", session->weight_file);
     }
     return end_answer(runner);
+}
+
+bool do_profile(Runner *runner, const Command *command) {
+    Session *session = &runner->session;
+    Graph decoder = {0};
+    const char *summary;
+    if (!has_keys(command, "do", "") || !needs_session(runner, command)) return false;
+    bool is_run = session_profile(session, &decoder) && graph_profile(&decoder, &summary);
+    if (is_run) {
+        begin_answer(command);
+        line_string("size", session->manifest.size[session->size].name);
+        line_string("summary", summary);
+        is_run = end_answer(runner);
+    }
+    graph_close(&decoder);
+    return is_run;
 }

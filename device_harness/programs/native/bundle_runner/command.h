@@ -50,7 +50,7 @@ bool answer_position(Runner *runner, const Command *command);
 
 /* The commands: each answers, or returns false with an error recorded. */
 typedef bool RunCommand(Runner *runner, const Command *command);
-RunCommand do_open, do_close, do_size, do_truncate, do_stats;
+RunCommand do_open, do_close, do_size, do_truncate, do_stats, do_profile;
 RunCommand do_prefill, do_decode, do_generate;
 RunCommand do_image, do_sound, do_forget;
 

@@ -34,7 +34,10 @@ enum { CPU = 1, HOST_MEMORY = 1, LOCK_READ = 0, LOCK_WRITE = 1 };
     X(DestroyTensorBuffer, (void *))                                                                         \
     X(LockTensorBuffer, (void *, void **, int))                                                              \
     X(UnlockTensorBuffer, (void *))                                                                          \
-    X(RunCompiledModel, (void *, size_t, size_t, void **, size_t, void **))
+    X(RunCompiledModel, (void *, size_t, size_t, void **, size_t, void **))                                  \
+    X(CompiledModelGetProfiler, (void *, void **))                                                           \
+    X(StartProfiler, (void *))                                                                               \
+    X(GetProfileSummary, (void *, void *, const char **))
 
 #define DECLARE(name, arguments) static int(*name) arguments;
 FUNCTIONS(DECLARE)
@@ -84,12 +87,20 @@ static char *cpu_options(const char *path, int threads, const char *weight_cache
     return words;
 }
 
-static bool compile(Graph *graph, void *environment, void *options) {
+static bool add_options(const Graph *graph, void *options, const char *kind, char *words) {
     void *opaque;
+    return DO(graph->path, CreateOpaqueOptions, kind, words, keep, &opaque) &&
+           DO(graph->path, AddOpaqueOptions, options, opaque);
+}
+
+static bool compile(Graph *graph, void *environment, void *options, bool is_profiled) {
+    static char profiling[] = "enable_profiling = true\n";
     return DO(graph->path, SetOptionsHardwareAccelerators, options, CPU) &&
-           DO(graph->path, CreateOpaqueOptions, "xnnpack", graph->cpu_options, keep, &opaque) &&
-           DO(graph->path, AddOpaqueOptions, options, opaque) &&
-           DO(graph->path, CreateCompiledModel, environment, graph->model, options, &graph->compiled);
+           (!is_profiled || add_options(graph, options, "runtime_options_string", profiling)) &&
+           add_options(graph, options, "xnnpack", graph->cpu_options) &&
+           DO(graph->path, CreateCompiledModel, environment, graph->model, options, &graph->compiled) &&
+           (!is_profiled || (DO(graph->path, CompiledModelGetProfiler, graph->compiled, &graph->profiler) &&
+                             DO(graph->path, StartProfiler, graph->profiler)));
 }
 
 static bool read_keys(Graph *graph) {
@@ -110,17 +121,30 @@ static bool read_keys(Graph *graph) {
     return graph->signatures != NULL;
 }
 
-bool graph_open(Graph *graph, void *environment, const char *path, int threads, const char *weight_cache) {
+static bool open_graph(Graph *graph, void *environment, const char *path, int threads, const char *weight_cache,
+                       bool is_profiled) {
     void *options = NULL;
     memset(graph, 0, sizeof *graph);
     if (snprintf(graph->path, sizeof graph->path, "%s", path) >= (int)sizeof graph->path)
         return refuse(USAGE, path, NULL, "a path that is too long", NULL);
     graph->cpu_options = cpu_options(path, threads, weight_cache);
     bool is_open = graph->cpu_options && DO(path, CreateModelFromFile, environment, path, &graph->model) &&
-                   DO(path, CreateOptions, &options) && compile(graph, environment, options) && read_keys(graph);
+                   DO(path, CreateOptions, &options) && compile(graph, environment, options, is_profiled) && read_keys(graph);
     if (options) DestroyOptions(options);
     if (!is_open) graph_close(graph);
     return is_open;
+}
+
+bool graph_open(Graph *graph, void *environment, const char *path, int threads, const char *weight_cache) {
+    return open_graph(graph, environment, path, threads, weight_cache, false);
+}
+
+bool graph_open_profiled(Graph *graph, void *environment, const char *path, int threads, const char *weight_cache) {
+    return open_graph(graph, environment, path, threads, weight_cache, true);
+}
+
+bool graph_profile(const Graph *graph, const char **summary) {
+    return DO(graph->path, GetProfileSummary, graph->profiler, graph->compiled, summary);
 }
 
 void graph_close(Graph *graph) {

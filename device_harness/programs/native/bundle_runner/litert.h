@@ -37,7 +37,7 @@ typedef struct {
 /* A .tflite file, ready to run. */
 typedef struct {
     char path[512];
-    void *model, *compiled;
+    void *model, *compiled, *profiler;
     char *cpu_options;
     size_t count;
     Signature *signatures;
@@ -66,6 +66,9 @@ void litert_stop(void *environment);
 
 /* Open a file; `weight_cache`: a path for the packed weights, ":memory" for one copy in memory, NULL for none. */
 bool graph_open(Graph *graph, void *environment, const char *path, int threads, const char *weight_cache);
+/* The same with LiteRT's profiler, which belongs to the graph; `graph_profile` sums up all calls so far. */
+bool graph_open_profiled(Graph *graph, void *environment, const char *path, int threads, const char *weight_cache);
+bool graph_profile(const Graph *graph, const char **summary);
 void graph_close(Graph *graph);
 /* The signature `key`, with its tensors; NULL with BUNDLE recorded if the file lacks it. */
 const Signature *graph_signature(Graph *graph, const char *key);

@@ -24,7 +24,7 @@ static const struct {
 } COMMANDS[] = {
     {"open", do_open},         {"prefill", do_prefill}, {"decode", do_decode}, {"generate", do_generate},
     {"truncate", do_truncate}, {"size", do_size},       {"image", do_image},   {"sound", do_sound},
-    {"forget", do_forget},     {"stats", do_stats},     {"close", do_close},
+    {"forget", do_forget},     {"stats", do_stats},     {"profile", do_profile}, {"close", do_close},
 };
 
 static bool dispatch(Runner *runner, const Json *json) {

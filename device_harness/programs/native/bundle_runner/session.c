@@ -118,10 +118,11 @@ static bool make_width(Session *session, Width *width) {
     TensorType ids = tensor_type(INT32, 2, 1, n, 0, 0), positions = tensor_type(INT32, 1, n, 0, 0, 0);
     TensorType embeddings = tensor_type(FLOAT32, 3, 1, n, record->hidden_size, 0);
     TensorType per_layer = tensor_type(FLOAT32, 4, 1, n, record->num_layers, record->ple_size);
-    return buffer_make(&width->ids, session->environment, &ids) &&
-           buffer_make(&width->positions, session->environment, &positions) &&
-           buffer_make(&width->embeddings, session->environment, &embeddings) &&
-           buffer_make(&width->per_layer, session->environment, &per_layer);
+    width->is_made = width->is_made || (buffer_make(&width->ids, session->environment, &ids) &&
+                                        buffer_make(&width->positions, session->environment, &positions) &&
+                                        buffer_make(&width->embeddings, session->environment, &embeddings) &&
+                                        buffer_make(&width->per_layer, session->environment, &per_layer));
+    return width->is_made;
 }
 
 static Buffer *find_embedder_buffer(void *context, const char *name, bool is_input) {
@@ -184,7 +185,7 @@ static size_t choose_bucket(const Session *session, const Width *width) {
     return MOST_BUCKETS;
 }
 
-static bool make_step(Session *session, Width *width, size_t bucket) {
+static bool make_step(Session *session, Width *width, size_t bucket, Graph *decoder, Call *call) {
     const TextRecord *record = &session->manifest.text;
     const char *prefix = session->manifest.size[session->size].prefix;
     int64_t positions = bucket_positions(record, width, bucket);
@@ -193,11 +194,11 @@ static bool make_step(Session *session, Width *width, size_t bucket) {
     if (width->tokens != 1) snprintf(step, sizeof step, "prefill_%lld", (long long)width->tokens);
     TensorType mask = tensor_type(FLOAT32, 4, 1, 1, width->tokens, positions);
     if (!width->mask[bucket].handle && !buffer_make(&width->mask[bucket], session->environment, &mask)) return false;
-    const Signature *signature = graph_signature(&session->decoder, text("%s%s%s", prefix, within, step));
+    const Signature *signature = graph_signature(decoder, text("%s%s%s", prefix, within, step));
     size_t caches = 2 * record->caches, others = width->tokens > 1 ? 0 : record->draft_tokens ? 2 : 1;
     DecoderBuffers buffers = {session, width, bucket};
-    return signature && has_tensors(&session->decoder, signature, 4 + caches, caches + others) &&
-           call_make(&width->step[session->size][bucket], &session->decoder, signature, find_decoder_buffer, &buffers);
+    return signature && has_tensors(decoder, signature, 4 + caches, caches + others) &&
+           call_make(call, decoder, signature, find_decoder_buffer, &buffers);
 }
 
 /* Replace the embedder's rows with those of towers. */
@@ -257,12 +258,11 @@ static bool write_positions(Session *session, Width *width, size_t bucket, size_
 /* Run one signature: tokens at the next positions, and padding up to its width. */
 static bool run_step(Session *session, Width *width, const int32_t *ids, size_t count) {
     size_t bucket = choose_bucket(session, width);
-    if (!width->is_made && !make_width(session, width)) return false;
-    width->is_made = true;
+    if (!make_width(session, width)) return false;
     if (!width->embed.in && !make_embed(session, width)) return false;
     Call *call = &width->step[session->size][bucket];
     bool is_first = !call->in;
-    if (is_first && !make_step(session, width, bucket)) return false;
+    if (is_first && !make_step(session, width, bucket, &session->decoder, call)) return false;
     if (!embed_tokens(session, width, ids, count) || !look_up_per_layer(session, width, ids, count) ||
         !write_positions(session, width, bucket, count))
         return false;
@@ -377,4 +377,17 @@ bool session_use_size(Session *session, const char *name) {
     if (found < 0) return false;
     session->size = (size_t)found;
     return true;
+}
+
+bool session_profile(Session *session, Graph *decoder) {
+    const char *weights = *session->weight_file ? session->weight_file : ":memory";
+    bool is_run = graph_open_profiled(decoder, session->environment, session->decoder.path, session->options.threads, weights);
+    for (size_t i = 0; is_run && i <= session->manifest.text.widths; i++) {
+        Width *width = &session->width[i];
+        Call call = {0};
+        is_run = make_width(session, width) && make_step(session, width, MOST_BUCKETS, decoder, &call) && call_run(&call);
+        call_free(&call);
+    }
+    session->position = session->written = 0; /* the caches now hold what these runs wrote */
+    return is_run;
 }

@@ -53,6 +53,10 @@ bool session_decode(Session *session, int32_t id, const MediaUse *uses, size_t u
 const float *session_logits(Session *session);
 bool session_end_logits(Session *session);
 
+/* Open the decoder once more, with LiteRT's profiler, and run each signature of the size for the whole context once.
+ * The conversation is empty afterwards. Close the graph, after an error too. */
+bool session_profile(Session *session, Graph *decoder);
+
 /* Remove the tokens from a position on. USAGE if the caches no longer hold what precedes it. */
 bool session_truncate(Session *session, int64_t position);
 bool session_use_size(Session *session, const char *name);

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
 
 import pytest
-from paths import EXAMPLE
+from paths import EXAMPLE, FIXTURES
 
 from converters.convert import ConvertRequest, convert
 from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner
 from device_harness.machines.host import Host
 from device_harness.programs.bundle_runner import bundle_runner
 from device_harness.runners.interface import Workload
-from device_harness.runners.native.parser import read_native
+from device_harness.runners.native.parser import read_native, read_profile
 from toolkit.base.errors import EnvironmentFault, UsageError
 
+PROFILE = (FIXTURES / "device/litert_profile_embedder.txt").read_text()
 ANSWERS = [
     '{"ok": "start", "protocol": 1, "pid": 7}',
     'INFO: [litert/runtime/compiled_model.cc:99] Loading shared library',
@@ -40,11 +42,12 @@ def test_figures_are_those_of_the_session() -> None:
     }  # fmt: skip
 
 
-def test_delegated_nodes_are_those_of_the_log_if_it_has_them() -> None:
-    line = "VERBOSE: Replacing 96 out of 135 node(s) with delegate (TfLiteXNNPackDelegate) node, yielding 5 partitions."
-    nodes = read_native("\n".join([ANSWERS[0], line, line, *ANSWERS[1:]]), 16, 4).delegation
-    assert nodes is not None and (nodes.delegated_nodes, nodes.nodes) == (192, 270)
-    assert read_native("\n".join(ANSWERS), 16, 4).delegation is None
+def test_delegated_nodes_are_those_that_the_profile_does_not_name() -> None:
+    answers = [ANSWERS[0], ANSWERS[2], json.dumps({"ok": "profile", "size": "large", "summary": PROFILE})]
+    found = read_profile("\n".join(answers), 100, ["decode", "prefill_16"])
+    assert (found.delegated_nodes, found.nodes) == (98, 100) and "decode, prefill_16" in found.source
+    with pytest.raises(EnvironmentFault, match="found 0 profiles, wanted one"):
+        read_profile(ANSWERS[0], 100, ["decode"])
 
 
 def test_an_error_of_the_program_is_the_error_of_the_run() -> None:
@@ -74,8 +77,22 @@ def test_a_bundle_is_measured_with_memory_by_group(tmp_path: Path, monkeypatch: 
     assert record.binaries[1].version == importlib.metadata.version("ai-edge-litert")
     assert set(record.tests) == {"pp80", "tg60", "ttft80", "init", "pp80:first"}
     assert all(value > 0 for test in record.tests for value in record.values(test))
+    assert record.delegation is not None and 0 < (record.delegation.delegated_nodes or 0) < (
+        record.delegation.nodes or 0
+    )
     # The unmeasured run has packed the weights, which the measured ones map.
     assert len(list((tmp_path / "cache" / "bench-native-weights").glob("*.xnnpack"))) == 1
+
+
+@pytest.mark.full
+def test_delegated_nodes_are_those_of_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny"
+    convert(ConvertRequest(EXAMPLE, path, context=512), gate=None)
+    workload, settings = Workload(prompt_tokens=8, generated_tokens=2, threads=1), BenchSettings(repetitions=1)
+    requests = [BenchRequest(path, name, workload=workload) for name in ("native", "session")]
+    (native,), (session,) = ([run.delegation for run in bench(Host(), request, settings)] for request in requests)
+    assert native == session and native is not None and native.nodes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from mangling import crlf
 from paths import FIXTURES
 
-from device_harness.runners.session.parser import undelegated_nodes
+from device_harness.parsers.delegates import undelegated_nodes
 from toolkit.base.errors import EnvironmentFault
 
 RECORDED = (FIXTURES / "device/litert_profile_embedder.txt").read_text()

@@ -182,7 +182,7 @@ def tiny() -> Path:
     return EXAMPLE
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_size_computes_the_same_alone_and_among_others(tmp_path: Path, tiny: Path) -> None:
     """Nested pieces add up: float logits of each size in an elastic bundle against a bundle of that size alone."""
     slices = open_gemma3n(tiny).slices
@@ -394,7 +394,9 @@ else:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.1, 0.6, 0.97])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.1, marks=pytest.mark.full), 0.6, pytest.param(0.97, marks=pytest.mark.full)]
+)
 def test_a_disk_that_fills_up_is_named_and_leaves_nothing_and_a_rerun_works(
     tmp_path: Path, tiny: Path, share: float
 ) -> None:
@@ -548,7 +550,9 @@ def test_each_slice_gives_the_logits_of_transformers_on_a_sliced_checkpoint(
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("quant", ["f32", "int8", "int4"])
+@pytest.mark.parametrize(
+    "quant", [pytest.param("f32", marks=pytest.mark.full), pytest.param("int8", marks=pytest.mark.full), "int4"]
+)
 def test_a_slice_equals_the_bundle_of_a_checkpoint_sliced_first_bit_for_bit(
     tmp_path: Path, tiny: Path, quant: str
 ) -> None:

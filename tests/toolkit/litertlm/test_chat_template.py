@@ -161,8 +161,12 @@ def test_tokens_are_compared_and_not_texts(prompting: Prompting) -> None:
     ("template", "place"),
     [
         (MENDED["a sum"], "section LlmMetadataProto jinja_prompt_template, chat template in LiteRT-LM with one turn"),
-        ("<bos>" + GEMMA, "section LlmMetadataProto jinja_prompt_template, chat template in LiteRT-LM"),
-        (GEMMA.replace("<end_of_turn>", "<eos>"), None),
+        pytest.param(
+            "<bos>" + GEMMA,
+            "section LlmMetadataProto jinja_prompt_template, chat template in LiteRT-LM",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(GEMMA.replace("<end_of_turn>", "<eos>"), None, marks=pytest.mark.full),
         (GEMMA.replace("<end_of_turn>", "<start_of_turn>"), "section LlmMetadataProto stop_tokens"),
     ],
     ids=["rendered otherwise", "start token twice", "another stop token", "no stop token"],

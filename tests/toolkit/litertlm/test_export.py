@@ -314,7 +314,7 @@ def test_every_graph_asks_for_the_activations_that_are_wanted(towers: Path, tmp_
     assert {found for label, found in asked.items() if label not in graphs} == {None}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_norms_are_composites_for_a_gpu_alone(multimodal_bundle: Path, tmp_path: Path) -> None:
     found: dict[str, dict[str, set[str]]] = {}
     for target in TARGETS:

@@ -205,6 +205,7 @@ def test_values_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
         judge_bytes(packed(graph), tmp_path)
 
 
+@pytest.mark.full
 def test_tables_that_are_used_over_and_over_are_refused(tmp_path: Path) -> None:
     model = model_of(packed(small_graph()), tmp_path)
     (graph,) = model.subgraphs

@@ -179,7 +179,7 @@ def test_every_graph_that_we_write_is_read_and_packed_to_the_same_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bundle", ["random_bundle", "multimodal_bundle"])
+@pytest.mark.parametrize("bundle", ["random_bundle", pytest.param("multimodal_bundle", marks=pytest.mark.full)])
 def test_selecting_every_signature_changes_nothing_but_where_weights_lie(
     request: pytest.FixtureRequest, tmp_path: Path, bundle: str
 ) -> None:

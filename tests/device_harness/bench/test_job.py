@@ -67,13 +67,13 @@ def whole(outcome: JobOutcome) -> BenchRecord:
     return outcome.record
 
 
-def is_running(mark: str) -> bool:
-    """Whether any process of this computer has the mark among its arguments."""
+def is_running(mark: str, *, begins: bool = False) -> bool:
+    """Whether any process of this computer has the mark among its arguments; `begins`: is that command itself."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             found.append(path.read_bytes().replace(b"\0", b" "))
-    return any(mark.encode() in line for line in found)
+    return any(line.startswith(mark.encode()) if begins else mark.encode() in line for line in found)
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_what_a_cut_left_running_has_ended_before_the_iteration_begins_again(
 
     def look(text: str) -> None:
         if "begins again" in text:
-            left.append(is_running(mark))
+            left.append(is_running(mark, begins=True))  # the shell that waits for it ends after it
 
     with connected_device(own_device.serial) as machine:
         script = COUNT + f'echo "rate $n"; [ $n != 3 ] || {{ {mark} & {mark}; }}'

@@ -65,6 +65,7 @@ def endless(piece: bytes) -> Iterator[bytes]:
         yield piece
 
 
+@pytest.mark.full
 def test_what_never_ends_is_refused_at_its_bound() -> None:
     for noise in (b"x" * 65536, b"noise\n" * 8192, b"{" * 65536):
         with pytest.raises(ToolkitError, match="bytes without an answer"):

@@ -121,7 +121,7 @@ def test_a_bundle_is_exported_for_google_s_program(
     assert device.path("/data/local/tmp/gemma-edge/bundle-small.litertlm").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_program_of_google_s_is_downloaded_for_the_device_and_its_hashes_are_recorded(
     device: Emulator, random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

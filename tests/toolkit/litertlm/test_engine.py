@@ -124,6 +124,7 @@ def test_the_prompts_reach_past_the_window_and_past_the_largest_prefill(large: L
     assert lengths[-1] + NEW_TOKENS < CONTEXT
 
 
+@pytest.mark.full
 def test_an_export_of_each_recipe_and_size_has_no_fault() -> None:
     for quant in ("f32", "int8", "int4"):
         for size in ("large", "small"):

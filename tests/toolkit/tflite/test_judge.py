@@ -286,7 +286,7 @@ def lost(attack: Attack, seeds: range, *, every: int) -> tuple[list[str], int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["text_decoder", "vision_adapter"])
+@pytest.mark.parametrize("name", [pytest.param("text_decoder", marks=pytest.mark.full), "vision_adapter"])
 def test_no_mutant_ends_the_process(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     bundle, file, arguments = FILES[name]
     attack = Attack(copy_of(request.getfixturevalue(bundle), tmp_path), file, arguments)

@@ -178,8 +178,8 @@ def test_every_graph_that_we_write_is_read_and_packed_to_the_same_bytes(
         assert data[: len(packed)] == packed, path.name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("bundle", ["random_bundle", pytest.param("multimodal_bundle", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("bundle", ["random_bundle", "multimodal_bundle"])
 def test_selecting_every_signature_changes_nothing_but_where_weights_lie(
     request: pytest.FixtureRequest, tmp_path: Path, bundle: str
 ) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from toolkit.base.errors import UsageError
-from toolkit.bundle.chat import Message
+from toolkit.bundle.chat import Message, check_roles
 from toolkit.media.source import MediaSource
 from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream
 from toolkit.runtime.media_prompt import MediaFile, Medium
@@ -118,11 +118,10 @@ class Chat:
         """
         system = messages[0].text if messages and messages[0].role == "system" else None
         turns = messages[1:] if system is not None else messages
-        for index, message in enumerate(turns):
-            wanted = ("user", "assistant")[index % 2]
-            if message.role != wanted or message.media:
-                found = "an image or a sound" if message.media else f"role {message.role}"
-                raise UsageError(f"message {index + 1}", found=found, wanted=f"a text of role {wanted}")
+        if turns:
+            check_roles(messages)
+        if any(message.media for message in turns):
+            raise UsageError("conversation", found="images or sounds", wanted="text alone, to go on from")
         if len(turns) % 2:
             raise UsageError("conversation", found="a last message without an answer", wanted="an answer")
         self.reset()

@@ -98,7 +98,7 @@ class ChatTemplate:
 
         `generation_prompt` ends it with the beginning of the model's turn.
         """
-        _check_roles(messages)
+        check_roles(messages)
         turns = [{"role": message.role, "content": message.content} for message in messages]
         return self.render_turns(turns, generation_prompt=generation_prompt)
 
@@ -216,7 +216,7 @@ def bind_variables(source: str, values: Mapping[str, str]) -> str:
     return f"{sets}\n{source}" if source[:1].isspace() else sets + source
 
 
-def _check_roles(messages: Sequence[Message]) -> None:
+def check_roles(messages: Sequence[Message]) -> None:
     """UsageError unless there is an optional system message, then user and assistant in turns."""
     turns = list(messages)
     if turns and turns[0].role == "system":

@@ -61,8 +61,13 @@ def hashes(name: str, scratch: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+LONG = ("tiny-channel", "tiny-buckets", "random-towers-f32")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in CASES]
+)
 def test_a_conversion_gives_the_bytes_recorded(name: str, tmp_path: Path) -> None:
     assert hashes(name, tmp_path) == json.loads(RECORDED.read_text())[name]
 

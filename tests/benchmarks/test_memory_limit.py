@@ -44,6 +44,7 @@ def may_limit() -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.full
 def test_a_bundle_runs_in_less_memory_than_its_ple_table_takes(bundle: Path, tmp_path: Path) -> None:
     request = SessionRequest(bundle, prompt=100, decode=50, cache=tmp_path, threads=1)
     run_child(replace(request, prompt=1, decode=1))

@@ -60,7 +60,7 @@ def test_a_bundle_says_of_its_towers_what_the_checkpoint_says(checkpoint: Checkp
     assert check(tmp_path / "bundle") == []
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_conversions_with_towers_give_identical_bytes(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for name, workers in (("a", 1), ("b", 3)):
         convert(replace(request(checkpoint, tmp_path / name, vision="f16", audio="int4"), workers=workers), gate=None)

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from paths import EXAMPLE
 
 from converters.convert import ConvertRequest, convert
@@ -15,6 +16,7 @@ from toolkit.bundle.footprint import footprints
 TINY = EXAMPLE
 
 
+@pytest.mark.full
 def test_parameters_do_not_depend_on_how_they_are_stored_and_caches_are_float32(tmp_path: Path) -> None:
     whole = ConvertRequest(TINY, tmp_path / "int4", {"text": "int4"}, groups=("text",), context=64, prefill_sizes=(4,))
     manifest = convert(whole, gate=None).manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,8 +49,13 @@ def sources() -> Iterator[Path]:
         yield from sorted((REPOSITORY / package).rglob("*.py"))
 
 
-def words(path: Path) -> Iterator[str]:
+@functools.cache
+def words(path: Path) -> list[str]:
     """Modules that are imported, and texts that are no docstrings."""
+    return list(_words(path))
+
+
+def _words(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):

@@ -44,7 +44,7 @@ def test_there_are_samples_of_both_kinds() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["large", "small"])
+@pytest.mark.parametrize("size", ["large", pytest.param("small", marks=pytest.mark.full)])
 def test_an_int8_bundle_answers_what_the_samples_show_and_say(tmp_path: Path, size: str) -> None:
     convert(ConvertRequest(TINY, tmp_path / "bundle", sizes=(size,), context=512), gate=None)
     bundle = Bundle(tmp_path / "bundle")

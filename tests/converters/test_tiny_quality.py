@@ -24,7 +24,9 @@ def checkpoint() -> Gemma3nCheckpoint:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quant", "ple", "limit"), [("int8", "int8", 1.01), ("int4", "int4", 1.05)])
+@pytest.mark.parametrize(
+    ("quant", "ple", "limit"), [pytest.param("int8", "int8", 1.01, marks=pytest.mark.full), ("int4", "int4", 1.05)]
+)
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_perplexity_on_held_out_text_stays_within_the_limit(
     tmp_path: Path, checkpoint: Gemma3nCheckpoint, quant: ElementName, ple: ElementName, limit: float, size: str

@@ -54,6 +54,7 @@ def test_verify_judges_the_towers_too(checkpoint: Path, tmp_path: Path, capfd: p
     assert all("wanted at most 0.2" in tower["failures"][0] for tower in towers.values())
 
 
+@pytest.mark.full
 def test_verify_judges_the_towers_on_your_own_files(
     checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -176,7 +176,7 @@ def aimed(case: Case, number: int, counts: Iterable[int], moments: Iterable[str]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["convert", "export", "report"])
+@pytest.mark.parametrize("name", ["convert", pytest.param("export", marks=pytest.mark.full), "report"])
 def test_a_kill_around_the_rename_of_the_output_leaves_a_whole_one_and_the_next_run_repairs(
     name: str, prepared: Path, tmp_path: Path, commands: KilledCommands
 ) -> None:
@@ -214,7 +214,9 @@ def interrupt_at_random(case: Case, number: int, times: int, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "number"), [("convert", signal.SIGKILL), ("bench", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("convert", signal.SIGKILL), pytest.param("bench", signal.SIGTERM, marks=pytest.mark.full)]
+)
 def test_a_signal_at_a_random_moment_leaves_a_whole_output(
     name: str, number: int, prepared: Path, tmp_path: Path, commands: KilledCommands
 ) -> None:
@@ -232,7 +234,9 @@ def test_a_signal_at_many_random_moments_leaves_a_whole_output(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "reads"), [(3, False), (4, True), (4, False), (5, False)])
+@pytest.mark.parametrize(
+    ("count", "reads"), [(4, True), *(pytest.param(count, False, marks=pytest.mark.full) for count in (3, 4, 5))]
+)
 def test_without_an_exchange_of_names_the_next_run_repairs_whatever_it_does(
     count: int, reads: bool, prepared: Path, tmp_path: Path, commands: KilledCommands
 ) -> None:

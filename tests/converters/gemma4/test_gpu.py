@@ -49,6 +49,7 @@ def test_no_graph_of_a_bundle_has_an_op_that_a_gpu_refuses(checkpoint: Path) -> 
     assert {file.name: gpu_refusals(read_tflite(file).model) for file in files} == {f.name: [] for f in files}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_no_graph_of_an_export_has_an_op_that_a_gpu_refuses(checkpoint: Path, tmp_path: Path, target: Target) -> None:
     file = tmp_path / "model.litertlm"

@@ -234,10 +234,10 @@ def shows(folder_device: Emulator) -> Callable[[Faults], None]:
     ("faults", "kind"),
     [
         (Faults(power="odpm"), "odpm"),
-        (Faults(power="hal"), "power_stats_hal"),
+        pytest.param(Faults(power="hal"), "power_stats_hal", marks=pytest.mark.full),
         (Faults(battery_percent=60), "battery_power"),
-        (Faults(battery_percent=60, power="no-files"), "battery_charge"),
-        (Faults(battery_percent=60, power="milliamperes"), "battery_power"),
+        pytest.param(Faults(battery_percent=60, power="no-files"), "battery_charge", marks=pytest.mark.full),
+        pytest.param(Faults(battery_percent=60, power="milliamperes"), "battery_power", marks=pytest.mark.full),
     ],
 )
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from gemma_edge.cli import main
 from toolkit.results.json_lines import read_results
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_tiny_model_is_pushed_measured_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

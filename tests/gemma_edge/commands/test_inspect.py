@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -49,15 +51,22 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.name: path for path in root.iterdir()}
 
 
-def inspect(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    assert main(["inspect", str(path), "--json", *arguments]) == 0
-    value = json.loads(capsys.readouterr().out)
+def inspect(path: Path, *arguments: str) -> dict[str, Any]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["inspect", str(path), "--json", *arguments]) == 0
+    value = json.loads(out.getvalue())
     assert isinstance(value, dict)
     return value
 
 
-def test_e2b_loads_over_5_b_and_needs_under_2_b(published: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    value = inspect(published["e2b"], capsys)
+@pytest.fixture(scope="module")
+def inspected(published: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """What `inspect` says of E2B and E4B."""
+    return {name: inspect(published[name]) for name in ("e2b", "e4b")}
+
+
+def test_e2b_loads_over_5_b_and_needs_under_2_b(inspected: dict[str, dict[str, Any]]) -> None:
+    value = inspected["e2b"]
     groups = value["groups"]
     assert {name: group["parameters"] for name, group in groups.items()} == {
         "text": E2B_EFFECTIVE,
@@ -71,18 +80,16 @@ def test_e2b_loads_over_5_b_and_needs_under_2_b(published: dict[str, Path], caps
     assert (size["parameters_loaded"], size["parameters_effective"]) == (E2B_ALL, E2B_EFFECTIVE)
 
 
-def test_e4b_holds_itself_and_e2b_with_the_same_figures(
-    published: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    sizes = inspect(published["e4b"], capsys)["sizes"]
+def test_e4b_holds_itself_and_e2b_with_the_same_figures(inspected: dict[str, dict[str, Any]]) -> None:
+    sizes = inspected["e4b"]["sizes"]
     assert len(sizes) == 16
     figures = {name: (size["parameters_loaded"], size["parameters_effective"]) for name, size in sizes.items()}
     assert figures["E4B"] == (E4B_ALL, E4B_EFFECTIVE)
     assert figures["E2B"] == (E2B_ALL, E2B_EFFECTIVE)
 
 
-def test_every_set_of_groups_says_what_it_loads(published: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    sets = inspect(published["e4b"], capsys)["sizes"]["E4B"]["sets"]
+def test_every_set_of_groups_says_what_it_loads(inspected: dict[str, dict[str, Any]]) -> None:
+    sets = inspected["e4b"]["sizes"]["E4B"]["sets"]
     assert [(item["groups"], item["parameters_loaded"]) for item in sets] == [
         (TEXT, E4B_TEXT),
         ([*TEXT, "vision"], E4B_TEXT + VISION),
@@ -95,8 +102,8 @@ def test_every_set_of_groups_says_what_it_loads(published: dict[str, Path], caps
     assert [m - memory[0] for m in memory] == [0, VISION, AUDIO, VISION + AUDIO]
 
 
-def test_a_text_checkpoint_has_one_set(published: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    value = inspect(published["text"], capsys)
+def test_a_text_checkpoint_has_one_set(published: dict[str, Path]) -> None:
+    value = inspect(published["text"])
     assert list(value["groups"]) == TEXT
     (only,) = value["sizes"]["E2B"]["sets"]
     assert (only["groups"], only["parameters_loaded"]) == (TEXT, E2B_TEXT)
@@ -114,25 +121,24 @@ def test_the_table_says_which_groups_make_each_figure(
     assert effective.endswith("without token_embedding, per_layer_embedding, vision, audio")
 
 
-def test_the_picture_shows_both_figures_of_each_size(
-    published: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.full
+def test_the_picture_shows_both_figures_of_each_size(published: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "sizes.svg"
-    inspect(published["e2b"], capsys, "--plot", str(path))
+    inspect(published["e2b"], "--plot", str(path))
     drawn = path.read_bytes()
     texts = [element.text for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
     assert {"E2B  loaded", "effective", "5.44", "1.91", "2.01", "billion parameters", *TEXT, "vision", "audio"} <= set(
         texts
     )
-    inspect(published["e2b"], capsys, "--plot", str(path))
+    inspect(published["e2b"], "--plot", str(path))
     assert path.read_bytes() == drawn
-    inspect(published["e4b"], capsys, "--plot", str(tmp_path / "sizes.png"))
+    inspect(published["e4b"], "--plot", str(tmp_path / "sizes.png"))
     with Image.open(tmp_path / "sizes.png") as image:
         assert image.height > image.width
 
 
-def test_a_bundle_is_drawn_too(random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    value = inspect(random_bundle, capsys, "--plot", str(tmp_path / "b.svg"))
+def test_a_bundle_is_drawn_too(random_bundle: Path, tmp_path: Path) -> None:
+    value = inspect(random_bundle, "--plot", str(tmp_path / "b.svg"))
     for size in value["sizes"].values():
         assert size["parameters_loaded"] == sum(size["parameters"].values())
         assert size["sets"][0]["memory_bytes"] == size["memory_bytes"]
@@ -140,11 +146,9 @@ def test_a_bundle_is_drawn_too(random_bundle: Path, tmp_path: Path, capsys: pyte
     assert b"small  loaded" in drawn and b"million parameters" in drawn
 
 
-def test_a_bundle_with_towers_has_a_set_for_each_choice_of_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bundle_with_towers_has_a_set_for_each_choice_of_them(tmp_path: Path) -> None:
     write_bundle(tmp_path / "b", fill_with_towers)
-    value = inspect(tmp_path / "b", capsys, "--plot", str(tmp_path / "b.svg"))
+    value = inspect(tmp_path / "b", "--plot", str(tmp_path / "b.svg"))
     vision, audio = (value["groups"][name]["bytes"] for name in ("vision", "audio"))
     for size in value["sizes"].values():
         sets = size["sets"]

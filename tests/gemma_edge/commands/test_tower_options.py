@@ -26,8 +26,12 @@ def recipes(bundle: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ([], {"text": "int8", "ple": "int8", "vision": "vision-int8", "audio": "audio-int8"}),
-        (["--quant", "f32"], {"text": "f32", "ple": "f32", "vision": "f32", "audio": "f32"}),
+        pytest.param(
+            [], {"text": "int8", "ple": "int8", "vision": "vision-int8", "audio": "audio-int8"}, marks=pytest.mark.full
+        ),
+        pytest.param(
+            ["--quant", "f32"], {"text": "f32", "ple": "f32", "vision": "f32", "audio": "f32"}, marks=pytest.mark.full
+        ),
         (
             ["--quant", "int4-channel", "--ple-quant", "int8"],
             {"text": "int4-channel", "ple": "int8", "vision": "vision-int8", "audio": "audio-int8"},
@@ -38,7 +42,11 @@ def recipes(bundle: Path) -> dict[str, str]:
         ),
         (["--groups", "text", "--vision-quant", "f16"], None),
         (["--groups", "vision"], None),
-        (["--vision-quant", "f16"], {"text": "int8", "ple": "int8", "vision": "vision-f16", "audio": "audio-int8"}),
+        pytest.param(
+            ["--vision-quant", "f16"],
+            {"text": "int8", "ple": "int8", "vision": "vision-f16", "audio": "audio-int8"},
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_towers_follow_the_arguments(

@@ -130,6 +130,7 @@ def test_an_export_has_it_with_what_it_needs_of_the_decoder(fitted: Path, tmp_pa
     assert check_litertlm(without) == [] and without.stat().st_size < path.stat().st_size
 
 
+@pytest.mark.full
 def test_bundle_and_export_are_made_again(fitted: Path, random_checkpoint: Path, tmp_path: Path) -> None:
     export_litertlm(fitted, tmp_path / "model.litertlm")
     rebuild(tmp_path / "model.litertlm", random_checkpoint, tmp_path / "again.litertlm", drafting=EVEN_BAD)

@@ -39,12 +39,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("target", "activations"),
     [
         ("cpu", None),
-        pytest.param("gpu", None, marks=pytest.mark.full),
-        pytest.param("gpu", "fp16", marks=pytest.mark.full),
+        ("gpu", None),
+        ("gpu", "fp16"),
     ],
 )
 def test_text_image_and_sound_are_answered_on_the_gpu_as_on_the_cpu(

@@ -236,6 +236,7 @@ def session_greedy(session: Session, prompt: Prompt) -> tuple[list[int], float]:
     return answer, lead
 
 
+@pytest.mark.full
 def test_an_int8_export_answers_as_our_session_does() -> None:
     """Both round activations to 8 bits, so the last bit of a mel frame moves logits by hundredths here."""
     with Session(Bundle(bundle("int8")), SessionSettings(threads=1, weight_cache="memory")) as session:

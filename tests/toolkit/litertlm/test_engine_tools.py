@@ -69,7 +69,10 @@ def test_a_model_type_without_calls_in_answers_is_offered_no_tools(prompting: Pr
     assert found is not None and "--model-type gemma3n" in found
 
 
-@pytest.fixture(scope="module", params=get_args(ModelType))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name == "gemma3n" else pytest.mark.full) for name in get_args(ModelType)],
+)
 def engine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ModelType, LmEngine]]:

@@ -19,6 +19,7 @@ from toolkit.media.sound import load_sound
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 FILES = ("embedder", "text_decoder", "vision_encoder", "vision_adapter", "audio_encoder", "audio_adapter")
+LONG = ("vision_encoder", "audio_encoder")
 FIRST_IDS = {"vision_adapter": 3072, "audio_adapter": 3080}  # of the towers' own tokens
 FLOAT = {"text": "f32", "ple": "f32", "vision": "f32", "audio": "f32"}
 RECIPES = {
@@ -54,7 +55,9 @@ def largest_error(found: Outcome, wanted: Outcome) -> float:
     return float(max(errors))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in FILES]
+)
 def test_every_float_graph_runs_on_the_gpu_alone_as_on_the_cpu(bundle: Callable[[str], Path], name: str) -> None:
     path = bundle("f32") / f"{name}.tflite"
     inputs = signature_inputs(path, first_id=FIRST_IDS.get(name, 0))
@@ -93,6 +96,7 @@ def test_in_float16_an_adapter_is_right_at_every_magnitude(tmp_path: Path, name:
     assert largest_error(found, wanted) < 1e-2
 
 
+@pytest.mark.full
 def test_in_float16_the_audio_encoder_of_the_example_is_right(tmp_path: Path) -> None:
     """Its norms are not those of larger activations, but its running norm sums thousands of squares."""
     roles = {"text": "f32", "ple": "f32", "audio": "f32"}

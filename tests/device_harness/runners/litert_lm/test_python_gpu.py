@@ -14,9 +14,9 @@ from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.tflite.reader import read_tflite
 
 
+@pytest.mark.full
 @pytest.mark.lm
 @pytest.mark.gpu
-@pytest.mark.slow
 def test_all_nodes_and_the_adapter_are_recorded(tmp_path: Path) -> None:
     roles = {"text": "f32", "ple": "f32"}
     request = ConvertRequest(EXAMPLE, tmp_path / "bundle", roles, groups=("text",), context=128, prefill_sizes=(16,))

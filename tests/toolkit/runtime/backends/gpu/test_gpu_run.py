@@ -43,6 +43,7 @@ def ended(*words: object, stdin: str = "") -> str:
     return result.stdout
 
 
+@pytest.mark.full
 def test_a_sound_is_answered_as_on_the_cpu(bundle: Path) -> None:
     question = ("-p", "What do you hear?", "--audio", EXAMPLE / "samples" / "seven.wav", "--temperature", "0")
     answers = [
@@ -58,6 +59,7 @@ def test_a_chat_is_answered_as_on_the_cpu(bundle: Path) -> None:
     assert ended(*words, "gpu", stdin=lines) == ended(*words, "cpu", stdin=lines)
 
 
+@pytest.mark.full
 def test_verify_judges_what_the_gpu_computes(bundle: Path) -> None:
     words = ("gemma_edge", "verify", bundle, "--checkpoint", EXAMPLE, "--tokens", "32", "--backend", "gpu", "--json")
     report = json.loads(ended(*words))

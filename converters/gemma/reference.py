@@ -203,6 +203,38 @@ class AttentionLayer(Generic[AnyConfig]):
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class DecoderReference(Generic[AnyConfig]):
+    """What is alike in the references of all text models: their tensors, by the names that these models give them."""
+
+    model: DecoderModel[AnyConfig]
+
+    @property
+    def vocab_size(self) -> int:
+        """The length of the logits."""
+        return self.model.config.vocab_size
+
+    @property
+    def head(self) -> str:
+        """The token embedding, which is the output matrix too."""
+        return "embed_tokens.weight"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the model."""
+        return self.model.shape(name)
+
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Array:
+        """A tensor of the model, or some of its rows."""
+        return self.model.read(name, rows)
+
+
+def forget_unneeded(shared: dict[int, KeyValue], config: DecoderConfig, *, after: int) -> None:
+    """Drop keys and values that no layer behind this one reads."""
+    needed = {layer.kv_source for layer in config.layers[after + 1 :]}
+    for source in shared.keys() - needed:
+        del shared[source]
+
+
 def logits(model: DecoderModel[DecoderConfig], hidden: Array, scales: ActivationScales | None = None) -> Array:
     """Multiply rows of `hidden_states` by the token embedding, with softcap: f32[n, D] to f32[n, vocab].
 

@@ -22,9 +22,11 @@ from converters.gemma.reference import (
     Array,
     AttentionLayer,
     Batch,
+    DecoderReference,
     KeyValue,
     checked_ids,
     embed,
+    forget_unneeded,
     gelu,
     logits,
     multiply,
@@ -128,33 +130,13 @@ class Layer(AttentionLayer[TextConfig]):
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(DecoderReference[TextConfig]):
     """The model in the form that the quality gate needs (`converters.family.ReferenceModel`)."""
-
-    model: TextModel
-
-    @property
-    def vocab_size(self) -> int:
-        """The length of the logits."""
-        return self.model.config.vocab_size
 
     @property
     def text_vocab_size(self) -> int:
         """The number of ids that stand for text; further ids stand for images and sound."""
         return min(self.model.config.vocab_size, self.model.config.ple_vocab_size)
-
-    @property
-    def head(self) -> str:
-        """The token embedding, which is the output matrix too."""
-        return "embed_tokens.weight"
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor of the model."""
-        return self.model.shape(name)
-
-    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Array:
-        """A tensor of the model, or some of its rows."""
-        return self.model.read(name, rows)
 
     def hidden_states(
         self,
@@ -203,8 +185,7 @@ def hidden_states(
     shared: dict[int, KeyValue] = {}
     for index in range(config.num_layers):
         streams = Layer(model, index, multiplied).forward(streams, per_layer[:, index], shared, batch)
-        needed = {layer.kv_source for layer in config.layers[index + 1 :]}
-        shared = {source: states for source, states in shared.items() if source in needed}
+        forget_unneeded(shared, config, after=index)
         if progress:
             progress(index + 1, config.num_layers)
     return batch.split(rms_norm(merge(model, streams, multiplied), config.rms_norm_eps, model.read("norm.weight")))

@@ -20,9 +20,11 @@ from converters.gemma.reference import (
     Array,
     AttentionLayer,
     Batch,
+    DecoderReference,
     KeyValue,
     checked_ids,
     embed,
+    forget_unneeded,
     gelu,
     logits,
     multiply,
@@ -60,35 +62,16 @@ class Layer(AttentionLayer[TextConfig]):
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(DecoderReference[TextConfig]):
     """The model in the form that the quality gate needs (`converters.family.ReferenceModel`)."""
 
-    model: TextModel
     activation_scales: Callable[[str], ActivationScales] = lambda _: ActivationScales()
     """The scales by which the product with a tensor rounds; most checkpoints state none."""
-
-    @property
-    def vocab_size(self) -> int:
-        """The length of the logits."""
-        return self.model.config.vocab_size
 
     @property
     def text_vocab_size(self) -> int:
         """The number of ids that stand for text: all, as those of images and sounds are among them."""
         return self.model.config.vocab_size
-
-    @property
-    def head(self) -> str:
-        """The token embedding, which is the output matrix too."""
-        return "embed_tokens.weight"
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor of the model."""
-        return self.model.shape(name)
-
-    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Array:
-        """A tensor of the model, or some of its rows."""
-        return self.model.read(name, rows)
 
     def hidden_states(
         self,
@@ -136,8 +119,7 @@ def hidden_states(
     shared: dict[int, KeyValue] = {}
     for index in range(config.num_layers):
         x = Layer(model, index, multiplied).forward(x, per_layer[:, index], shared, batch)
-        needed = {layer.kv_source for layer in config.layers[index + 1 :]}
-        shared = {source: states for source, states in shared.items() if source in needed}
+        forget_unneeded(shared, config, after=index)
         if progress:
             progress(index + 1, config.num_layers)
     return batch.split(rms_norm(x, config.rms_norm_eps, model.read("norm.weight")))

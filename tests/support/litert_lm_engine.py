@@ -74,13 +74,14 @@ class LmEngine:
 
 
 @contextmanager
-def open_engine(path: Path, *, threads: int = 2, towers: bool = False) -> Iterator[LmEngine]:
-    """Load a .litertlm on the CPU, its towers too if wanted; the test is skipped without the engine."""
+def open_engine(path: Path, *, threads: int = 2, towers: bool = False, drafts: bool = False) -> Iterator[LmEngine]:
+    """Load a .litertlm on the CPU, its towers and its drafter if wanted; the test is skipped without the engine."""
     module = pytest.importorskip("litert_lm", reason="needs litert-lm-api: pip install -e .[lm]")
     module.set_min_log_severity(module.LogSeverity.ERROR)
     cache = path.parent / "engine-cache"
     cache.mkdir(exist_ok=True)
     backend = module.Backend.CPU(thread_count=threads)
     backends = {"vision_backend": backend, "audio_backend": backend} if towers else {}
-    with module.Engine(str(path), backend=backend, cache_dir=str(cache), **backends) as engine:
+    drafting = {"enable_speculative_decoding": True} if drafts else {}
+    with module.Engine(str(path), backend=backend, cache_dir=str(cache), **backends, **drafting) as engine:
         yield LmEngine(engine, module)

@@ -15,7 +15,7 @@ from toolkit.base.files import hash_file, write_bytes
 from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.manifest import DRAFTER, DRAFTER_TEXT, DrafterRecord
 from toolkit.bundle.write import GroupDraft
-from toolkit.drafting.acceptance import Embeddings, measure_acceptance
+from toolkit.drafting.acceptance import measure_acceptance
 from toolkit.drafting.examples import Examples
 from toolkit.drafting.fit import Problem, fit
 from toolkit.drafting.graph import write_drafter
@@ -24,6 +24,7 @@ from toolkit.litertlm.export import FittedDrafter
 from toolkit.runtime.backends import BACKENDS
 from toolkit.runtime.backends.interface import ModelFile
 from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.drafts.drafter import Embeddings
 from toolkit.runtime.session import Session, SessionSettings
 
 _log = logging.getLogger(__name__)

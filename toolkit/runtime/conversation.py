@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.drafts.prompt_lookup import PromptLookup
+from toolkit.runtime.drafts.sources import DraftSources
 from toolkit.runtime.generate import Ending, Generation, GenerationReport
 from toolkit.runtime.media_prompt import Span
 from toolkit.runtime.memory import Memory
@@ -84,6 +84,7 @@ class SessionConversation:
 
     def __init__(self, bundle: Bundle, settings: SessionSettings) -> None:
         self._session = Session(bundle, settings)
+        self._drafts = DraftSources(bundle, settings.backend_options)
         settings.stage_ended("load")
 
     @property
@@ -92,7 +93,8 @@ class SessionConversation:
 
     @property
     def groups_loaded(self) -> tuple[str, ...]:
-        return self._session.groups_loaded
+        loaded = self._session.groups_loaded
+        return (*loaded, "drafter") if self._drafts.loaded else loaded
 
     def use(self, size: str) -> None:
         self._session.use(size)
@@ -108,7 +110,7 @@ class SessionConversation:
             limit=request.limit,
             stops=request.stops,
             spans=request.spans,
-            drafts=PromptLookup() if request.speculative else None,
+            drafts=self._drafts.for_answer(self._session.size) if request.speculative else None,
         )
 
     def memory(self) -> Memory:
@@ -118,4 +120,5 @@ class SessionConversation:
         return self._session.ple.statistics
 
     def close(self) -> None:
+        self._drafts.close()
         self._session.close()

@@ -6,7 +6,8 @@ and with the same seed it is the same text. (For drafts without probabilities of
 a draft is accepted with the probability that the model gives it, else another token is drawn in proportion to theirs.)
 
 A step with drafts costs more than one without: from a tenth more to several times as much, by the types of the weights
-and the processor. So steps are timed, and drafts are left out for a while when they have cost more than they saved.
+and the processor; a drafter takes time of its own. So steps are timed with their drafting, and drafts are left out for
+a while when they have cost more than they saved.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ class SpeculativeDecoder:
         session, before = self._session, len(self._ids) - 1
         if before < session.position:
             session.truncate(before)
-        drafts = self._propose()
         started = self._clock()
+        drafts = self._propose()
         if drafts:
             self._logits = session.verify([token, *drafts])
             self._checked_s = min(self._checked_s, self._clock() - started)
@@ -126,7 +127,8 @@ class SpeculativeDecoder:
             return True
         tokens = 1 + self._trial_accepted / self._trial_steps
         self._trial_steps = self._trial_accepted = 0
-        # Without a step of the other kind, nothing is known: infinity.
+        if math.isinf(self._plain_s):  # drafts from the first step on: one step without tells what it takes
+            return False
         if tokens * self._plain_s >= self._checked_s:
             return True
         self._pause = PAUSE - 1

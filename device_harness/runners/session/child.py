@@ -13,6 +13,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from toolkit.runtime.backends.cpu import CpuBackend
 from toolkit.runtime.backends.gpu.remote import GpuRuntime
 from toolkit.runtime.backends.interface import BackendOptions
 from toolkit.runtime.bundle import Bundle
-from toolkit.runtime.drafts.prompt_lookup import PromptLookup
+from toolkit.runtime.drafts.source import DraftSource
+from toolkit.runtime.drafts.sources import DraftSources
 from toolkit.runtime.session import Session, SessionSettings, default_threads
 from toolkit.runtime.speculative import SpeculativeDecoder
 from toolkit.tflite.reader import read_tflite
@@ -44,7 +46,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
         weight_cache=arguments.cache,
         backend=arguments.backend,
     )
-    with Session(bundle, settings) as session:
+    with Session(bundle, settings) as session, closing(DraftSources(bundle, settings.backend_options)) as sources:
         init_s = time.perf_counter() - started
         most = min(bundle.manifest.text.vocab_size, bundle.manifest.text.ple_vocab_size)
         draw = np.random.default_rng(SEED)
@@ -61,7 +63,9 @@ def measure(arguments: argparse.Namespace) -> Measured:
         started = time.perf_counter()
         session.prefill(prompt)
         prefill_s = time.perf_counter() - started
-        drafting = None if arguments.prompt_ids is None else _Drafting(session, prompt)
+        drafting = None
+        if arguments.prompt_ids is not None:
+            drafting = _Drafting(session, prompt, sources.for_answer(session.size))
         decode_began = uptime()
         started = time.perf_counter()
         for token in drawn:
@@ -92,12 +96,12 @@ def measure(arguments: argparse.Namespace) -> Measured:
 
 
 class _Drafting:
-    """Goes on with a text, greedily, with drafts by prompt look-up."""
+    """Goes on with a text, greedily, with drafts."""
 
-    def __init__(self, session: Session, prompt: Sequence[int]) -> None:
+    def __init__(self, session: Session, prompt: Sequence[int], source: DraftSource) -> None:
         """The session holds the prompt, whose last token is processed again, for its logits."""
         session.truncate(len(prompt) - 1)
-        self._decoder = SpeculativeDecoder(session, PromptLookup(), prompt[:-1])
+        self._decoder = SpeculativeDecoder(session, source, prompt[:-1])
         self._most = session.text.text_ids
         self._token = prompt[-1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,14 @@ from toolkit.quant.recipe import Recipe, Rule
 from toolkit.quant.scheme import Scheme
 from toolkit.runtime.backends import BACKENDS
 from toolkit.runtime.backends.interface import BackendOptions, ModelFile
-from toolkit.runtime.session import SessionSettings
+from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.conversation import AnswerRequest, SessionConversation
+from toolkit.runtime.drafts.drafter import DrafterSource, Embeddings
+from toolkit.runtime.drafts.prompt_lookup import PromptLookup
+from toolkit.runtime.drafts.sources import DraftSources
+from toolkit.runtime.generate import Generation
+from toolkit.runtime.sampling import Sampler, Sampling
+from toolkit.runtime.session import Session, SessionSettings
 from toolkit.tflite.judge import judge
 from toolkit.tflite.judge import read_header as read_tflite_header
 
@@ -119,6 +127,54 @@ def test_a_bundle_with_a_drafter_is_sound_and_says_how_good_it_is(fitted: Path) 
     lines = [json.loads(line) for line in (fitted / DRAFTER_TEXT).read_text().splitlines()]
     assert sum(len(line["ids"]) - line["opening"] for line in lines) >= 600
     assert read_lock(fitted).drafter == DrafterSettings(600, 16)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=20, seed=3)])
+def test_our_session_drafts_with_it_and_says_the_same(fitted: Path, sampling: Sampling) -> None:
+    bundle, prompt = Bundle(fitted), [2, 7, 9, 4, 11]
+    words = bundle.manifest.text.text_ids
+    with Session(bundle, ONE_THREAD) as session, closing(DraftSources(bundle, ONE_THREAD.backend_options)) as sources:
+        reports = []
+        for source in (None, sources.for_answer("full")):
+            session.truncate(0)
+            answer = Generation(session, prompt, Sampler(sampling, words), limit=40, stops=(), drafts=source)
+            assert tuple(answer) == answer.report().token_ids
+            reports.append(answer.report())
+    assert reports[0].token_ids == reports[1].token_ids and len(reports[0].token_ids) == 40
+    assert reports[1].drafts is not None and reports[1].drafts.offered > 0
+
+
+def test_drafts_are_those_of_the_file_one_after_another(fitted: Path) -> None:
+    bundle = Bundle(fitted)
+    state = np.random.default_rng(2).standard_normal(bundle.manifest.text.hidden_size).astype(np.float32)
+    with closing(DrafterSource(bundle, ONE_THREAD.backend_options)) as drafter:
+        assert drafter.propose([2, 7], None, 3) == ()
+        found = list(drafter.propose([2, 7], state, 3))
+    embedder = BACKENDS[0].start(ONE_THREAD.backend_options)
+    try:
+        embedding, token, wanted = Embeddings(bundle, embedder), 7, []
+        for _ in range(3):
+            logits, state = drafted(fitted / DRAFTER, np.concatenate([embedding(np.array([token]))[0], state]))
+            wanted.append(token := int(logits.argmax()))
+    finally:
+        embedder.close()
+    assert found == wanted
+
+
+def test_it_is_loaded_for_the_first_answer_that_is_drafted(fitted: Path) -> None:
+    settings = replace(ONE_THREAD, size="full")
+    with closing(SessionConversation(Bundle(fitted), settings)) as conversation:
+        assert "drafter" not in conversation.groups_loaded
+        words = Bundle(fitted).manifest.text.text_ids
+        request = AnswerRequest([2, 7, 9], Sampler(Sampling(), words), limit=4, stops=(), spans=(), speculative=True)
+        assert len(tuple(conversation.answer(request))) == 4
+        assert "drafter" in conversation.groups_loaded
+
+
+def test_a_size_that_it_was_not_fitted_to_is_drafted_by_look_up(fitted: Path) -> None:
+    with closing(DraftSources(Bundle(fitted), ONE_THREAD.backend_options)) as sources:
+        assert isinstance(sources.for_answer("small"), PromptLookup) and not sources.loaded
+        assert sources.for_answer("full").propose([5, 6, 7, 5, 6], None, 1) == [7]
 
 
 def test_an_export_has_it_with_what_it_needs_of_the_decoder(fitted: Path, tmp_path: Path) -> None:

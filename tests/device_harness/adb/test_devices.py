@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from adb_shell import exceptions
+from fake_usb import FakeUsb, plug_in
 
 from device_harness.adb import devices
 from device_harness.adb import port as transport_port
 from device_harness.adb.devices import connect, find_endpoint, key_paths, list_devices, signers, tcp_endpoint
-from device_harness.adb.port import UsbPort, generate_key, load_signer, usb_fault
+from device_harness.adb.port import generate_key, load_signer, usb_fault
 from device_harness.adb.transport import ConnectionLost, DeviceFault, Transport, Unauthorized
 from device_harness.emulator.auth import PublicKey, is_signed, parse_public_key
 from device_harness.emulator.daemon import Access
@@ -241,55 +240,8 @@ def test_a_public_key_that_is_none_is_none(text: bytes) -> None:
 # --- USB, played by a socket ------------------------------------------------------------------------------------------
 
 
-class USBErrorTimeout(Exception):
-    """libusb's class of that name."""
-
-
-class _FakeUsb:
-    """adb-shell's UsbTransport over a socket: short writes, and a timeout as an exception."""
-
-    usb_info = "fake R58M123"
-
-    def __init__(self, port: int, refusal: Exception | None = None) -> None:
-        self._port = port
-        self._refusal = refusal
-
-    def connect(self, timeout: float) -> None:
-        if self._refusal is not None:
-            raise self._refusal
-        self._socket = socket.create_connection(("127.0.0.1", self._port))
-
-    def close(self) -> None:
-        if hasattr(self, "_socket"):
-            self._socket.close()
-
-    def bulk_read(self, size: int, timeout: float) -> bytes:
-        if not select.select([self._socket], [], [], timeout)[0]:
-            raise exceptions.UsbReadFailedError("timeout", USBErrorTimeout())
-        try:
-            data = self._socket.recv(size)
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            raise exceptions.UsbReadFailedError("gone", OSError())
-        return data
-
-    def bulk_write(self, data: bytes, timeout: float) -> int:
-        try:
-            return self._socket.send(data[:10_000])
-        except OSError as error:
-            raise exceptions.UsbWriteFailedError("gone", error) from error
-
-
-def _plug_in(monkeypatch: pytest.MonkeyPatch, *usb: tuple[str, _FakeUsb]) -> None:
-    def found() -> Iterator[tuple[str, UsbPort]]:
-        return iter([(serial, UsbPort(fake)) for serial, fake in usb])
-
-    monkeypatch.setattr(transport_port, "usb_devices", found)
-
-
 def test_a_device_on_usb_is_found_used_and_shared(device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    _plug_in(monkeypatch, ("R58M123", _FakeUsb(device.port)))
+    plug_in(monkeypatch, ("R58M123", FakeUsb(device.port)))
     (found,) = list_devices()
     assert (found.serial, found.kind, found.state) == ("R58M123", "usb", "device")
     data = bytes(range(256)) * 5000
@@ -304,7 +256,7 @@ def test_a_device_on_usb_is_found_used_and_shared(device: Emulator, monkeypatch:
 
 
 def test_a_pulled_cable_is_a_lost_connection(device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    _plug_in(monkeypatch, ("R58M123", _FakeUsb(device.port)))
+    plug_in(monkeypatch, ("R58M123", FakeUsb(device.port)))
     with connect() as transport:
         device.set_faults(Faults(drop_at_byte=1000))
         with pytest.raises(ConnectionLost):
@@ -322,7 +274,7 @@ def test_a_pulled_cable_is_a_lost_connection(device: Emulator, monkeypatch: pyte
 )
 def test_libusbs_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
     error: Exception = type(name, (Exception,), {})("it failed")
-    _plug_in(monkeypatch, ("R58M123", _FakeUsb(0, error)))
+    plug_in(monkeypatch, ("R58M123", FakeUsb(0, error)))
     (found,) = list_devices(timeout=0.5)
     assert found.state == "no permissions" and words in found.reason
     with pytest.raises(DeviceFault, match=words):

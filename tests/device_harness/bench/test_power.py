@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from fake_usb import FakeUsb, plug_in
 from stand_ins import SAMPLED
 
+from device_harness.adb.devices import connect
 from device_harness.bench.job import JobSettings, Subject, run_job
 from device_harness.bench.power import (
     EnergyMeter,
@@ -198,19 +201,20 @@ def test_the_source_is_chosen_by_what_a_machine_tells(parts: dict[str, str], kin
 
 MODEL = ModelRecord("stand-in", "bundle", None, "0" * 64, 1, None)
 SCRIPT = f"{SAMPLED}; cat /proc/uptime; sleep 1.2; cat /proc/uptime; sleep 1.2; cat /proc/uptime"
+TALKATIVE = f"(while sleep 0.02; do echo talk; done) & {SCRIPT}; kill $!"
 
 
 def read(output: str) -> Reading:
-    begin, middle, end = (float(line.split()[0]) for line in output.split("\n")[:5] if line and line[0].isdigit())
+    begin, middle, end = (float(line.split()[0]) for line in output.split("\n") if line and line[0].isdigit())
     return Reading(
         {**COUNTS, "prefill_tokens_per_s": 10 / (middle - begin), "decode_tokens_per_s": 4 / (end - middle)},
         phases={"prompt": (begin, middle), "decode": (middle, end)},
     )
 
 
-def bench(machine: AdbDevice) -> BenchRecord:
+def bench(machine: AdbDevice, script: str = SCRIPT) -> BenchRecord:
     tests = {"pp10": "prefill_tokens_per_s", "tg4": "decode_tokens_per_s"}
-    job = Job(tests, ("sh", "-c", SCRIPT), read, MODEL, ())  # type: ignore[arg-type]
+    job = Job(tests, ("sh", "-c", script), read, MODEL, ())  # type: ignore[arg-type]
     settings = JobSettings(
         repetitions=1,
         readiness=ReadinessSettings(timeout_s=0.3, poll_s=0.1),
@@ -263,6 +267,36 @@ def test_a_device_is_measured_by_what_it_tells(
     assert record.energy.unavailable is None and "energy_disagrees" not in record.flags
     assert IDLE_WATTS * 0.5 < (record.energy.idle_watts or 0) < BUSY_WATTS * 1.5
     assert set(record.energy.rails_joules) == (set(RAILS) if kind in ("odpm", "power_stats_hal") else set())
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"), [("odpm", "odpm"), pytest.param("hal", "power_stats_hal", marks=pytest.mark.full)]
+)
+@pytest.mark.slow
+def test_rails_are_sampled_on_the_one_connection_of_a_cable_while_the_program_talks_on_it(
+    folder_device: Emulator, monkeypatch: pytest.MonkeyPatch, how: Literal["odpm", "hal"], kind: str
+) -> None:
+    cable = FakeUsb(folder_device.port)
+    plug_in(monkeypatch, ("R58M123", cable))
+    folder_device.set_faults(Faults(power=how))
+    try:
+        with connect("R58M123") as transport:
+            machine = AdbDevice(transport)
+            assert not machine.has_second_connection
+            record = bench(machine, TALKATIVE)
+    finally:
+        folder_device.set_faults(Faults())
+    assert cable.connections == 1 and "sampler_failed" not in record.flags
+    assert record.energy is not None and record.energy.source == kind
+    (iteration,) = record.iterations
+    begin_s, end_s = iteration.begin_s or 0.0, iteration.end_s or 0.0
+    during = [t for t in record.samples.columns["t_s"] if t is not None and begin_s <= t <= end_s]
+    assert len(during) > 3, "the program writes all the time; samples wait for none of it"
+    if (record.energy.unavailable or "").startswith("too short"):
+        pytest.skip(f"this computer was too busy to sample: {record.energy.unavailable}")
+    watts = iteration.figures["decode_joules"] / (4 / iteration.figures["decode_tokens_per_s"])
+    assert 0.7 * IDLE_WATTS < watts < 1.3 * BUSY_WATTS
+    assert set(record.energy.rails_joules) == set(RAILS)
 
 
 def test_a_device_on_a_cable_says_why_it_has_no_energy(folder_device: Emulator, machine: AdbDevice) -> None:

@@ -1,4 +1,4 @@
-"""Debian's adb client, which nobody here wrote, uses the emulated device."""
+"""Debian's adb client, which nobody here wrote, uses the emulated device as it uses AOSP's adbd."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from adbd import Peer
 from waiting import PATIENCE_S, wait_until
 
 from device_harness.emulator.auth import parse_public_key
@@ -25,7 +26,7 @@ Adb = Callable[..., "subprocess.CompletedProcess[str]"]
 MakeDevice = Callable[[EmulatorSettings], Emulator]
 
 
-def client(adb_server: dict[str, str], device: Emulator) -> Adb:
+def client(adb_server: dict[str, str], device: Peer) -> Adb:
     """Runs adb against one device."""
 
     def run(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
@@ -39,11 +40,12 @@ def client(adb_server: dict[str, str], device: Emulator) -> Adb:
 
 
 @pytest.fixture
-def adb(adb_server: dict[str, str], folder_device: Emulator) -> Adb:
-    return client(adb_server, folder_device)
+def adb(adb_server: dict[str, str], peer: Peer) -> Adb:
+    return client(adb_server, peer)
 
 
-def test_it_is_listed_with_its_model(adb: Adb, folder_device: Emulator) -> None:
+def test_it_is_listed_with_its_model(adb_server: dict[str, str], folder_device: Emulator) -> None:
+    adb = client(adb_server, folder_device)
     listed = adb("devices", "-l").stdout
     assert f"{folder_device.serial}" in listed and "model:emulated_device" in listed
     assert adb("get-state").stdout == "device\n"
@@ -58,21 +60,21 @@ def test_shell_passes_input_on_to_its_end(adb: Adb) -> None:
     assert adb("shell", "wc -c", stdin=b"x" * 300_000).stdout.strip() == "300000"
 
 
-def test_exec_out_and_exec_in_pass_raw_bytes(adb: Adb, folder_device: Emulator) -> None:
+def test_exec_out_and_exec_in_pass_raw_bytes(adb: Adb, peer: Peer) -> None:
     adb("exec-in", f"cat > {TMP}/in", stdin=b"a\r\nb\n")
     # adb leaves once it has sent all; the command goes on.
-    stored = folder_device.path(f"{TMP}/in")
+    stored = peer.path(f"{TMP}/in")
     wait_until(lambda: stored.exists() and stored.read_bytes() == b"a\r\nb\n")
     assert adb("exec-out", "printf 'a\\r\\nb'").stdout == "a\r\nb"
 
 
-def test_push_and_pull_give_the_same_bytes_and_times(adb: Adb, folder_device: Emulator, tmp_path: Path) -> None:
+def test_push_and_pull_give_the_same_bytes_and_times(adb: Adb, peer: Peer, tmp_path: Path) -> None:
     data = random.Random(0).randbytes(3_000_001)
     (tmp_path / "file").write_bytes(data)
     os.utime(tmp_path / "file", (1_700_000_000, 1_700_000_000))
     pushed = adb("push", tmp_path / "file", f"{TMP}/pushed/file")
     assert pushed.returncode == 0, pushed
-    stored = folder_device.path(f"{TMP}/pushed/file")
+    stored = peer.path(f"{TMP}/pushed/file")
     assert stored.read_bytes() == data and int(stored.stat().st_mtime) == 1_700_000_000
     assert adb("pull", f"{TMP}/pushed/file", tmp_path / "back").returncode == 0
     assert (tmp_path / "back").read_bytes() == data
@@ -90,8 +92,8 @@ def test_folders_are_pushed_and_pulled_whole(adb: Adb, tmp_path: Path) -> None:
     assert (tmp_path / "again/b/d").read_text() == "b/d"
 
 
-def test_ls_shows_sizes_over_4_gib(adb: Adb, folder_device: Emulator) -> None:
-    path = folder_device.path(f"{TMP}/big/sparse")
+def test_ls_shows_sizes_over_4_gib(adb: Adb, peer: Peer) -> None:
+    path = peer.path(f"{TMP}/big/sparse")
     path.parent.mkdir(exist_ok=True)
     with open(path, "wb") as file:
         file.truncate(5 * 2**30)
@@ -113,15 +115,14 @@ def test_a_full_disk_is_an_error_in_words(adb_server: dict[str, str], make_devic
 
 
 def test_a_cut_push_fails_and_the_device_can_be_connected_again(
-    adb_server: dict[str, str], make_device: MakeDevice, tmp_path: Path
+    adb_server: dict[str, str], peer: Peer, tmp_path: Path
 ) -> None:
-    device = make_device(EmulatorSettings(isolation="folder"))
-    adb = client(adb_server, device)
+    adb = client(adb_server, peer)
     (tmp_path / "file").write_bytes(bytes(3_000_000))
-    device.set_faults(Faults(drop_at_byte=1_000_000))
+    peer.set_faults(Faults(drop_at_byte=1_000_000))
     assert adb("push", tmp_path / "file", f"{TMP}/file").returncode != 0
-    adb("disconnect", device.serial)
-    again = client(adb_server, device)
+    adb("disconnect", peer.serial)
+    again = client(adb_server, peer)
     assert again("push", tmp_path / "file", f"{TMP}/file").returncode == 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from adbd import Peer
 from waiting import wait_until
 
 from device_harness.adb.devices import tcp_endpoint
@@ -18,7 +19,7 @@ from device_harness.emulator.faults import Faults, parse_faults, parse_size
 from toolkit.base.errors import EnvironmentFault, UsageError
 
 MakeDevice = Callable[[EmulatorSettings], Emulator]
-Connect = Callable[[Emulator], Transport]
+Connect = Callable[[Peer], Transport]
 
 TMP = "/data/local/tmp"
 DATA = random.Random(0).randbytes(2_500_000)
@@ -32,11 +33,10 @@ def append(transport: Transport, data: bytes, path: str) -> str:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_push_cut_at_any_byte_resumes_to_the_same_bytes(
-    folder_device: Emulator, transport: Transport, seed: int
-) -> None:
+def test_a_push_cut_at_any_byte_resumes_to_the_same_bytes(peer: Peer, reach: Connect, seed: int) -> None:
+    transport = reach(peer)
     cut = random.Random(seed).randrange(len(DATA))
-    folder_device.set_faults(Faults(drop_at_byte=cut))
+    peer.set_faults(Faults(drop_at_byte=cut))
     with pytest.raises(ConnectionLost):
         transport.push_bytes(DATA, f"{TMP}/cut{seed}")
     assert not transport.available
@@ -45,21 +45,23 @@ def test_a_push_cut_at_any_byte_resumes_to_the_same_bytes(
     size = there.size if there is not None else 0
     assert size <= cut
     assert append(transport, DATA[size:], f"{TMP}/cut{seed}") == "written\n"
-    assert folder_device.path(f"{TMP}/cut{seed}").read_bytes() == DATA
+    assert peer.path(f"{TMP}/cut{seed}").read_bytes() == DATA
 
 
-def test_an_append_that_is_cut_resumes_too(folder_device: Emulator, transport: Transport) -> None:
-    folder_device.set_faults(Faults(drop_at_byte=1_234_567))
+def test_an_append_that_is_cut_resumes_too(peer: Peer, reach: Connect) -> None:
+    transport = reach(peer)
+    peer.set_faults(Faults(drop_at_byte=1_234_567))
     with pytest.raises(ConnectionLost):
         append(transport, DATA, f"{TMP}/poured")
     transport.reconnect(timeout=20)
     # What the device has read may still be on its way to the file.
-    wait_until(lambda: not folder_device.userland._running())
+    running = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' ' | grep -c 'head -[c] [0-9]* >> .*/poured'"
+    wait_until(lambda: transport.shell(running, timeout=10).stdout.strip() == "0")
     # The command is hung up on, perhaps before it has made the file.
     there = transport.stat(f"{TMP}/poured")
     written = 0 if there is None else there.size
     assert append(transport, DATA[written:], f"{TMP}/poured") == "written\n"
-    assert folder_device.path(f"{TMP}/poured").read_bytes() == DATA
+    assert peer.path(f"{TMP}/poured").read_bytes() == DATA
 
 
 @pytest.mark.parametrize("settings", [{"storage_bytes": 1_000_000}, {"faults": Faults(disk_full_at_byte=1_000_000)}])

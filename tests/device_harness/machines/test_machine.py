@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from adbd import Peer
 
 from device_harness.adb.faults import ConnectionLost, DeviceTimeout
-from device_harness.emulator.device import Emulator
+from device_harness.adb.transport import Transport
 from device_harness.emulator.faults import Faults
 from device_harness.machines.device import AdbDevice
 from device_harness.machines.host import Host
 from device_harness.machines.machine import Machine
 from device_harness.push.source import open_source
+
+Connect = Callable[[Peer], Transport]
 
 
 def test_the_host_tells_output_and_exit_code() -> None:
@@ -33,8 +37,8 @@ def test_a_command_that_is_left_is_ended() -> None:
     assert "sleep 62.5" not in Host().shell("ps -eo args | grep -v grep", timeout=20).stdout
 
 
-def test_a_connected_device_is_a_machine(machine: AdbDevice) -> None:
-    checked: Machine = machine
+def test_a_connected_device_is_a_machine(peer: Peer, reach: Connect) -> None:
+    checked: Machine = AdbDevice(reach(peer))
     assert checked.shell("echo hello", timeout=20).stdout == "hello\n"
 
 
@@ -44,13 +48,12 @@ def test_files_of_this_computer_stay_where_they_are(tmp_path: Path) -> None:
     assert Host().place_files(open_source(path)) == str(tmp_path)
 
 
-def test_a_device_that_was_cut_off_recovers_and_this_computer_needs_to_do_nothing(
-    folder_device: Emulator, machine: AdbDevice
-) -> None:
-    folder_device.set_faults(Faults(reboot_at_byte=0))
+def test_a_device_that_was_cut_off_recovers_and_this_computer_needs_to_do_nothing(peer: Peer, reach: Connect) -> None:
+    machine = AdbDevice(reach(peer))
+    peer.set_faults(Faults(drop_at_byte=0))
     with pytest.raises(ConnectionLost):
         machine.shell("echo lost", timeout=20)
-    folder_device.set_faults(Faults())
+    peer.set_faults(Faults())
     for either in (machine, Host()):
         either.recover(timeout=20)
         assert either.available

@@ -1,13 +1,16 @@
-"""gemma-edge push, from the command line to an emulated device."""
+"""gemma-edge push, from the command line to an emulated device and to AOSP's adbd."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from adbd import Adbd, Peer, fetch
 from bundles import fill
+from debian import Unavailable
 
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from gemma_edge.cli import main
@@ -25,15 +28,23 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bundle"
 
 
-@pytest.fixture(scope="module")
-def devices() -> Iterator[list[Emulator]]:
+@pytest.fixture(scope="module", params=["emulator", pytest.param("adbd", marks=pytest.mark.full)])
+def devices(request: pytest.FixtureRequest) -> Iterator[list[Peer]]:
     settings = EmulatorSettings(isolation="folder")
-    with Emulator(settings) as one, Emulator(settings) as two:
-        yield [one, two]
+    with ExitStack() as stack:
+        first: Peer
+        try:
+            if request.param == "emulator":
+                first = stack.enter_context(Emulator(settings))
+            else:
+                first = stack.enter_context(Adbd(fetch()))
+        except Unavailable as error:
+            pytest.skip(str(error))
+        yield [first, stack.enter_context(Emulator(settings))]
 
 
 def test_two_devices_get_the_bundle_and_a_line_of_json_each(
-    bundle: Path, devices: list[Emulator], capsys: pytest.CaptureFixture[str]
+    bundle: Path, devices: list[Peer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [word for device in devices for word in ("--device", device.serial)]
     assert main(["push", str(bundle), *options, "--json"]) == 0
@@ -50,7 +61,7 @@ def test_two_devices_get_the_bundle_and_a_line_of_json_each(
 
 
 def test_groups_and_target_are_the_users_choice(
-    bundle: Path, devices: list[Emulator], capsys: pytest.CaptureFixture[str]
+    bundle: Path, devices: list[Peer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = "/data/local/tmp/elsewhere/"
     arguments = ["push", str(bundle), "--device", devices[0].serial, "--groups", "ple", "--target", target]
@@ -62,7 +73,7 @@ def test_groups_and_target_are_the_users_choice(
 
 
 def test_a_device_that_is_not_there_does_not_keep_the_others_from_theirs(
-    bundle: Path, devices: list[Emulator], capsys: pytest.CaptureFixture[str]
+    bundle: Path, devices: list[Peer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = "/data/local/tmp/third"
     arguments = ["--device", "127.0.0.1:1", "--device", devices[0].serial, "--target", target]

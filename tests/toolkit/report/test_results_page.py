@@ -24,7 +24,7 @@ from toolkit.report.page import Cell, Table, render_page
 from toolkit.report.results_page import results_page
 from toolkit.results.figures import FigureName
 from toolkit.results.json_lines import dump_record, parse_record
-from toolkit.results.record import BenchRecord, Delegation, Figures, Flag, Iteration, TraceRecord
+from toolkit.results.record import BenchRecord, Delegation, Figures, Flag, Iteration, TraceEnergy, TraceRecord
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}]]>&\u202e$\\frac$ javascript:alert(3)"
 TEMPLATES = Path(page_module.__file__).parent / "templates"
@@ -250,6 +250,21 @@ def test_a_trace_is_linked_beside_the_results_from_wherever_the_page_is() -> Non
     none = TraceRecord(None, None, None, None, "the device has no perfetto")
     reader = page_of(record_of([1.0], trace=none))
     assert "unavailable: the device has no perfetto" in reader.text and ".perfetto-trace" not in reader.text
+
+
+def test_joules_of_a_trace_stand_apart_from_those_of_the_iterations() -> None:
+    figures: Figures = {"energy_joules": 12.5, "decode_joules_per_token": 0.25}
+    energy = TraceEnergy(figures, {"GPU": 2.5, "CPU": 10.0}, None)
+    trace = TraceRecord("a.perfetto-trace", "r.traces", "0" * 64, 5_000, None, energy)
+    record = record_of([1.0])
+    text = page_of(replace(record, trace=trace)).text
+    assert "energy of the traced runthe process 12.5 J, a token of the answer 250 mJ" in text
+    assert "power rails in the traceCPU 10.0 J, GPU 2.50 J" in text
+    silent = replace(trace, energy=TraceEnergy({}, {}, "the trace has no power rails"))
+    text = page_of(replace(record, trace=silent)).text
+    assert "energy in the traceunavailable: the trace has no power rails" in text
+    assert "energy of the traced run" not in text and "power rails in the trace" not in text
+    assert "in the trace" not in page_of(replace(record, trace=replace(trace, energy=None))).text
 
 
 def test_delegated_nodes_accepted_drafts_and_outliers_are_columns() -> None:

@@ -9,7 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
-from device_harness.adb.transport import ConnectionLost, DeviceRefusal, DeviceTimeout, Transport, remote_path
+from device_harness.adb.transport import (
+    ConnectionLost,
+    DeviceFault,
+    DeviceRefusal,
+    DeviceTimeout,
+    Transport,
+    remote_path,
+)
 from device_harness.push.plan import Action, FilePlan, FileState, Remote, plan_push
 from device_harness.push.remote import PartStart, RemoteFolder
 from device_harness.push.scripts import ChunkRun, Chunks
@@ -148,8 +155,16 @@ class _Push:
                 if fruitless >= _FRUITLESS_CUTS or not patience_s:
                     raise
                 _log.info("%s; connecting again", error)
-                self._device.reconnect(timeout=patience_s)
+                self._reconnect(error, patience_s)
                 self._tally.reconnects += 1
+
+    def _reconnect(self, lost: DeviceFault, patience_s: float) -> None:
+        try:
+            self._device.reconnect(timeout=patience_s)
+        except (ConnectionLost, DeviceTimeout) as error:
+            found = f"{lost.found}, and no device for {patience_s:g} s after it ({error.found})"
+            remedy = "connect it and push again; what was sent is kept"
+            raise ConnectionLost(error.place, file=error.file, found=found, remedy=remedy) from lost
 
     def _attempt(self) -> None:
         self._folder.create()

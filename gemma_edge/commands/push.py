@@ -83,5 +83,5 @@ def _as_text(result: PushResult) -> str:
     if result.receiver == "shell":
         parts.append("by the device's own programs")
     if result.reconnects:
-        parts.append(f"connected again {result.reconnects} times")
+        parts.append("connected again" if result.reconnects == 1 else f"connected again {result.reconnects} times")
     return f"{result.device} {result.target}: {'; '.join(parts)}"

@@ -99,6 +99,8 @@ class AdbdSettings:
     userland: Userland = "android"
     tmp: Literal["writable", "read-only", "missing"] = "writable"
     """What /data/local/tmp is."""
+    storage_bytes: int | None = None
+    """What all of /data can hold; None: what this computer can."""
 
 
 class Adbd:
@@ -152,7 +154,8 @@ class Adbd:
 
     def path(self, remote: str) -> Path:
         """Where a path of the device lies on this computer."""
-        return self._scratch / remote.lstrip("/")
+        is_inside = self._settings.storage_bytes is not None and remote.startswith("/data/")
+        return (Path(f"/proc/{self.pid}/root") if is_inside else self._scratch) / remote.lstrip("/")
 
     def peak_bytes(self) -> int:
         """The most memory that adbd itself has had."""
@@ -230,6 +233,9 @@ class Adbd:
             shown += ["--symlink", "system/bin", "/bin", "--ro-bind", str(self._scratch / "etc"), "/etc"]
         for name in ("data", "sdcard"):
             shown += ["--bind", str(self._scratch / name), f"/{name}"]
+        if self._settings.storage_bytes is not None:
+            shown += ["--size", str(self._settings.storage_bytes), "--tmpfs", "/data"]
+            shown += [word for name in ("local", "local/tmp") for word in ("--dir", f"/data/{name}")]
         if self._settings.tmp == "read-only":
             shown += ["--remount-ro", "/data"]
         for path in self._settings.visible:

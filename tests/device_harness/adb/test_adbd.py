@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -144,6 +147,25 @@ def test_what_is_told_as_sent_is_what_the_device_has_stored(aosp: Transport, adb
         )
     part = adbd.path(f"{TMP}/told/model.litertlm.part").stat()
     assert 0 < told[-1] <= part.st_size < 15_000_000
+
+
+def test_a_daemon_that_is_killed_in_mid_push_is_one_error_and_what_was_sent_is_kept(
+    adbd_root: Path, reach: Connect, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.litertlm"
+    path.write_bytes(random.Random(5).randbytes(20_000_000))
+    with Adbd(adbd_root) as device:
+
+        def kill(step: str, done: int, total: int) -> None:
+            if step == "send" and done:
+                with suppress(ProcessLookupError):
+                    os.kill(device.pid, signal.SIGKILL)
+
+        told = r"no device for 0\.3 s after it .*; connect it and push again; what was sent is kept"
+        with pytest.raises(ConnectionLost, match=told):
+            push_source(reach(device), open_source(path), target=f"{TMP}/killed", patience_s=0.3, progress=kill)
+        part = device.path(f"{TMP}/killed/model.litertlm.part").stat()
+        assert 0 < part.st_size < 20_000_000 and part.st_mode & 0o777 == 0o600
 
 
 def test_no_other_user_may_write_what_a_push_leaves_though_adbd_has_no_umask(

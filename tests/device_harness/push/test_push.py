@@ -13,13 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from adbd import Adbd, Peer
+from adbd import Adbd, AdbdSettings, Peer
 from bundles import DRAFT, TEXT, VISION
+from debian import Unavailable
 from waiting import PATIENCE_S
 
 import device_harness.push.chunks
@@ -52,6 +54,7 @@ from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
 from toolkit.litertlm import schema
 from toolkit.litertlm.container import Section, write_container
+from toolkit.runtime.weight_cache import default_directory
 
 CHUNK = 16 * 1024
 TARGET = "/data/local/tmp/pushed"
@@ -145,6 +148,21 @@ def cut_device(request: pytest.FixtureRequest) -> Peer:
     device.set_faults(Faults())
     clear(device)
     return device
+
+
+@pytest.fixture(params=["emulator", pytest.param("adbd", marks=pytest.mark.full)])
+def make_small(request: pytest.FixtureRequest, make_device: MakeDevice) -> Iterator[Callable[[int], Peer]]:
+    """Starts devices that have so many bytes of storage, and end with the test."""
+    if request.param == "emulator":
+        yield lambda size: make_device(EmulatorSettings(isolation="folder", storage_bytes=size))
+        return
+    root = request.getfixturevalue("adbd_root")
+    visible = (default_directory() / "native",)
+    with ExitStack() as stack:
+        try:
+            yield lambda size: stack.enter_context(Adbd(root, AdbdSettings(visible=visible, storage_bytes=size)))
+        except Unavailable as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -498,20 +516,22 @@ def test_an_interrupt_leaves_what_the_next_push_goes_on_with(cut_device: Peer, t
 # --- storage ----------------------------------------------------------------------------------------------------------
 
 
-def test_too_little_room_is_found_before_anything_is_sent(make_device: MakeDevice, tmp_path: Path) -> None:
+def test_too_little_room_is_found_before_anything_is_sent(make_small: Callable[[int], Peer], tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
-    device = make_device(EmulatorSettings(isolation="folder", storage_bytes=100_000))
+    device = make_small(100_000)
     with Counting(device) as transport, pytest.raises(EnvironmentFault, match="bytes free") as caught:
         push(transport, bundle)
     assert transport.writes == [] and on_device(device) == {}
     assert caught.value.exit_code == 3
 
 
-def test_without_room_for_both_the_old_file_is_changed_in_place(make_device: MakeDevice, tmp_path: Path) -> None:
+def test_without_room_for_both_the_old_file_is_changed_in_place(
+    make_small: Callable[[int], Peer], tmp_path: Path
+) -> None:
     content = make_content()
     one = make_bundle(tmp_path / "one", content)
     total = sum(len(data) for data in locally(one).values())
-    device = make_device(EmulatorSettings(isolation="folder", storage_bytes=total + 2 * CHUNK))
+    device = make_small(total + 2 * CHUNK)
     changed = {**content, "text_decoder.tflite": content["text_decoder.tflite"][:-1] + b"?"}
     two = make_bundle(tmp_path / "two", changed)
     with Counting(device) as transport:
@@ -523,11 +543,11 @@ def test_without_room_for_both_the_old_file_is_changed_in_place(make_device: Mak
 
 
 def test_a_bundle_that_is_changed_in_place_has_no_manifest_until_it_is_whole(
-    make_device: MakeDevice, tmp_path: Path
+    make_small: Callable[[int], Peer], tmp_path: Path
 ) -> None:
     one, two = (make_bundle(tmp_path / str(seed), make_content(seed)) for seed in (1, 2))
     total = sum(len(data) for data in locally(one).values())
-    device = make_device(EmulatorSettings(isolation="folder", storage_bytes=total + 2 * CHUNK))
+    device = make_small(total + 2 * CHUNK)
     source = open_source(two)
     with Counting(device) as transport:
         push(transport, one)
@@ -538,6 +558,19 @@ def test_a_bundle_that_is_changed_in_place_has_no_manifest_until_it_is_whole(
     with Counting(device) as transport:
         push(transport, two)
     assert on_device(device) == locally(two)
+
+
+def test_a_disk_with_less_room_than_it_told_is_one_clear_error(
+    make_small: Callable[[int], Peer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", make_content())
+    monkeypatch.setattr(RemoteFolder, "free_bytes", lambda folder: 10**9)
+    device = make_small(100_000)
+    with Counting(device) as transport:
+        with pytest.raises(DeviceRefusal, match=r"No space left on device.*push again"):
+            push(transport, bundle)
+        assert transport.shell("echo on", timeout=10).stdout == "on\n"
+    assert all(name.endswith(".part") for name in on_device(device))
 
 
 def test_a_disk_that_fills_up_meanwhile_is_one_clear_error_and_loses_nothing(
@@ -783,11 +816,11 @@ def test_a_chunk_that_is_not_what_the_manifest_says_ends_the_push_and_changes_no
 
 
 def test_a_file_is_looked_at_before_it_takes_the_place_of_one_that_cannot_stay(
-    make_device: MakeDevice, tmp_path: Path
+    make_small: Callable[[int], Peer], tmp_path: Path
 ) -> None:
     one, two = (make_bundle(tmp_path / str(seed), make_content(seed)) for seed in (1, 2))
     total = sum(len(data) for data in locally(one).values())
-    device = make_device(EmulatorSettings(isolation="folder", storage_bytes=total + 2 * CHUNK))
+    device = make_small(total + 2 * CHUNK)
     (two / "vision_encoder.tflite").write_bytes(bytes(SIZES["vision_encoder.tflite"]))
     with Counting(device) as transport:
         push(transport, one)

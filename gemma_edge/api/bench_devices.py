@@ -154,8 +154,11 @@ class _Told:
             figures = None if value["figures"] is None else known_figures(value["figures"], self._device)
             self._listener.iteration(tests, value["done"], value["total"], figures)
         elif word in ("note", "warn"):
-            text = str(value)
-            self._listener.note(text if self._device in text else f"{self._device}: {text}")
+            text = str(value) if self._device in str(value) else f"{self._device}: {value}"
+            if word == "warn":
+                _log.warning("%s", text)
+            else:
+                self._listener.note(text)
 
 
 class _Children:

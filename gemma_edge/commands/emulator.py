@@ -28,7 +28,8 @@ EXAMPLES = (
 )
 _FAULTS = (
     "a fault to produce: drop=BYTES or reboot=BYTES (after receiving that many), corrupt=BYTE, disk-full=BYTES, "
-    "slow=BYTES_PER_S, refuse=SERVICE, thermal=STATUS, battery=PERCENT, screen-on, silent; may be repeated"
+    "slow=BYTES_PER_S, refuse=SERVICE, thermal=STATUS, battery=PERCENT, power=KIND, screen-on, silent; "
+    "may be repeated"
 )
 
 

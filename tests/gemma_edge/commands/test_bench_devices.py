@@ -154,6 +154,20 @@ def test_a_phone_is_told_of_with_the_runner_of_phones(monkeypatch: pytest.Monkey
     assert told[1:] == ["A native", "A: x"], "the first listener tells how the model is read"
 
 
+def test_a_warning_of_one_device_stays_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    notes: list[str] = []
+
+    class Noting(BenchListener):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    told = bench_devices._Told("R58M123", Noting())
+    for word in ("note", "warn"):
+        told.tell(word, f"a {word}")
+    assert notes == ["R58M123: a note"]
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", "R58M123: a warn")]
+
+
 def test_a_model_that_is_not_there_is_one_error_before_any_device_is_asked(
     devices: list[Emulator], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

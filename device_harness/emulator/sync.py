@@ -225,6 +225,8 @@ class SyncServer:
         done = pack_sync("DONE", 0)
         try:
             with open(self._userland.local(transfer.path), "rb", buffering=0) as file:
+                if not os.fstat(file.fileno()).st_mode & stat.S_IRUSR:  # root, who may run us, reads it all the same
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
                 parts = _parts(file.read, transfer.method)
                 part = next(parts, b"")
                 while part:

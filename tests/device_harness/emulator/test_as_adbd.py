@@ -153,6 +153,14 @@ def test_a_folder_that_is_not_there_is_an_error_in_words(adb: Adb, device: Peer,
     assert not device.path(f"{TMP}/as/absent").is_file()
 
 
+def test_a_file_that_its_owner_may_not_read_is_not_read(device: Peer, reach: Connect) -> None:
+    transport = reach(device)
+    transport.push_bytes(b"x", f"{TMP}/as/closed")
+    transport.shell(f"chmod a-rwx {TMP}/as/closed", timeout=10).require("chmod")
+    with pytest.raises(DeviceRefusal, match="Permission denied"):
+        transport.pull_bytes(f"{TMP}/as/closed")
+
+
 def test_absolute_links_are_the_devices_own(adb: Adb, device: Peer, reach: Connect, tmp_path: Path) -> None:
     script = f"mkdir {TMP}/as/there; ln -s {TMP}/as/there {TMP}/as/link; ln -s {TMP}/as/there/file {TMP}/as/to"
     reach(device).shell(script, timeout=10).require("links")

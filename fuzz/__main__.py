@@ -1,14 +1,18 @@
 """Fuzz one target, guided by coverage: `python -m fuzz manifest --seconds 600`. Needs atheris (pip install atheris).
 
 New inputs are added to a folder of their own; what is worth keeping is copied into fuzz/corpus by hand. A find is
-written there as `crash-...`, with its traceback on standard error.
+written there as `crash-...`, with its traceback on standard error. All times are of this process on a processor, so
+that other work beside it makes a run longer and not poorer.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import atheris
 
@@ -16,13 +20,26 @@ with atheris.instrument_imports(include=["toolkit", "converters", "device_harnes
     from fuzz.targets import TARGETS, target
 
 CORPUS = Path(__file__).parent / "corpus"
+_RUN_S = 30.0
+"""A single input that takes longer is a find."""
+_STUCK_S = 3600
+"""By the clock, for what never returns to Python: a stopped process counts too, so this is long."""
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    # libFuzzer ends after the input at hand, and prints its figures.
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError(f"one input took over {_RUN_S:.0f} s")
 
 
 def main() -> None:
     """Run libFuzzer, which ends the process."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("target", choices=[item.name for item in TARGETS])
-    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seconds", type=int, default=60, help="processor time (60)")
     parser.add_argument("--found", type=Path, default=Path("fuzz-found"), help="the folder for new inputs")
     arguments = parser.parse_args()
     chosen = target(arguments.target)
@@ -33,10 +50,18 @@ def main() -> None:
         (folder / f"seed-{i}").write_bytes(seed)
     kept = CORPUS / chosen.name
     options = [
-        f"-max_total_time={arguments.seconds}", "-rss_limit_mb=2048", "-timeout=30", "-print_final_stats=1",
+        "-rss_limit_mb=2048", f"-timeout={_STUCK_S}", "-print_final_stats=1",
         f"-max_len={max(map(len, seeds)) + 4096}", f"-artifact_prefix={folder}/",
     ]  # fmt: skip
-    atheris.Setup([sys.argv[0], *options, str(folder), *([str(kept)] if kept.is_dir() else [])], chosen.run)
+
+    def run(data: bytes) -> None:
+        signal.setitimer(signal.ITIMER_VIRTUAL, _RUN_S)
+        chosen.run(data)
+
+    atheris.Setup([sys.argv[0], *options, str(folder), *([str(kept)] if kept.is_dir() else [])], run)
+    signal.signal(signal.SIGPROF, _end)
+    signal.signal(signal.SIGVTALRM, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, arguments.seconds)
     atheris.Fuzz()
 
 

@@ -6,19 +6,10 @@ A function may raise a ToolkitError, and nothing else.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from converters.families import open_checkpoint
-from converters.family import Checkpoint
-from converters.gemma3n.config.text import parse_config
-from converters.gemma3n.recipes import RECIPES
-from converters.huggingface.safetensors import SafetensorsFile
 from device_harness.adb.faults import ConnectionLost
 from device_harness.adb.link import Link
 from device_harness.adb.payload import Payload
@@ -34,58 +25,21 @@ from device_harness.push.scripts import parse_digests
 from device_harness.runners.benchmark_model.parser import parse_benchmark_model
 from device_harness.runners.litert_lm.parser import parse_benchmark_info, parse_peak_memory
 from device_harness.runners.python_child import read_child, read_nodes
+from fuzz.checkpoint_targets import CHECKPOINT_TARGETS
+from fuzz.target import EXAMPLE, MOST_SEED_BYTES, REPOSITORY, Target, beginnings, of_file, scratch
 from toolkit.base import procfs
-from toolkit.base.errors import BundleError, CheckpointError, GraphError, ToolkitError
-from toolkit.base.strict_json import parse_json
+from toolkit.base.errors import BundleError, GraphError, ToolkitError
 from toolkit.bundle.check_shard import check_shard
 from toolkit.bundle.lock import parse_lock
 from toolkit.bundle.manifest import LOCK, MANIFEST_NAME
 from toolkit.bundle.manifest_json import parse_manifest
-from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.litertlm.check import check_litertlm
 from toolkit.results.json_lines import read_results
 from toolkit.tflite.gpu import gpu_refusals
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.wellformed import require_wellformed
 
-REPOSITORY = Path(__file__).parent.parent
-EXAMPLE = REPOSITORY / "examples" / "tiny_gemma3n"
 RECORDED = REPOSITORY / "tests" / "fixtures"
-_MOST_SEED_BYTES = 64 * 1024
-"""Larger seeds make every mutant slow; what follows in a file are weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A format: its name, what reads it, and valid files of it."""
-
-    name: str
-    read: Callable[[bytes], object]
-    seeds: Callable[[], Sequence[bytes]]
-
-    def run(self, data: bytes) -> None:
-        """Read the bytes; any exception but a ToolkitError is a find."""
-        with contextlib.suppress(ToolkitError):
-            self.read(data)
-
-
-@cache
-def _scratch() -> Path:
-    return Path(tempfile.mkdtemp(prefix="gemma-edge-fuzz-"))
-
-
-def _of_file(
-    name: str, read: Callable[[Path], object], size: Callable[[], int] = lambda: 0
-) -> Callable[[bytes], object]:
-    """A function that reads bytes through a file, with zeros behind them up to `size`: the weights of a cut seed."""
-
-    def run(data: bytes) -> object:
-        path = _scratch() / name
-        path.write_bytes(data)
-        os.truncate(path, max(len(data), size()))
-        return read(path)
-
-    return run
 
 
 @cache
@@ -94,7 +48,7 @@ def _bundle() -> Path:
     from converters.convert import ConvertRequest, convert
     from toolkit.litertlm.export import ExportOptions, export_litertlm
 
-    folder = _scratch() / "seeds"
+    folder = scratch() / "seeds"
     folder.mkdir()
     request = ConvertRequest(
         EXAMPLE, folder / "bundle", {"text": "int4"}, groups=("text",), sizes=("small",), context=32, prefill_sizes=(8,)
@@ -107,40 +61,6 @@ def _bundle() -> Path:
 def _size(name: str) -> int:
     return (_bundle() / name).stat().st_size
 
-
-def _files(*paths: Path) -> list[bytes]:
-    return [path.read_bytes()[:_MOST_SEED_BYTES] for path in paths]
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def _safetensors(path: Path) -> None:
-    with contextlib.closing(SafetensorsFile(path)):
-        pass
-
-
-def _config(data: bytes) -> object:
-    return parse_config(parse_json(data, "config.json", CheckpointError), None, "config.json")
-
-
-@cache
-def _example() -> Checkpoint:
-    return open_checkpoint(EXAMPLE)
-
-
-def _slice(path: Path) -> object:
-    return _example().read_slice(path)
-
-
-def _small_safetensors() -> list[bytes]:
-    header = {f"t{i}": {"dtype": "F32", "shape": [2, 3], "data_offsets": [24 * i, 24 * i + 24]} for i in range(3)}
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    return [len(text).to_bytes(8, "little") + text + bytes(72)]
-
-
-_SLICE = {"name": "own", "layers": [0, 1, 2, 3, 4, 5, 8, 9], "ffn_sizes": [256] * 8}
-_RECIPE = {"format": "gemma-edge-recipe/1", "name": "own", "base": "int8", "rules": [{"match": "*", "dtype": "int4"}]}
 
 # --- devices ----------------------------------------------------------------------------------------------------------
 
@@ -231,15 +151,10 @@ def _recorded(folder: str = "device") -> Iterable[Path]:
     return sorted(path for path in (RECORDED / folder).rglob("*") if path.is_file())
 
 
-_TOKENIZER = json.dumps(
-    {"added_tokens": [{"id": 1, "content": "<bos>"}], "model": {"type": "BPE", "vocab": {"a": 0, "<bos>": 1}}}
-).encode()
-
-
 def _graphs() -> list[bytes]:
     """Two files with their headers whole, of which the decoder's is long."""
     names = ("embedder.tflite", "text_decoder.tflite")
-    return [(_bundle() / name).read_bytes()[: 8 * _MOST_SEED_BYTES] for name in names]
+    return [(_bundle() / name).read_bytes()[: 8 * MOST_SEED_BYTES] for name in names]
 
 
 def _shortest_record() -> list[bytes]:
@@ -252,32 +167,28 @@ def _tflite(path: Path) -> object:
     return gpu_refusals(read_tflite(path).model)
 
 
-_read_tflite = _of_file("m.tflite", _tflite, lambda: 1 << 24)
-_read_litertlm = _of_file("m.litertlm", check_litertlm, lambda: _size("../model.litertlm"))
-_read_shard = _of_file("ple_00000.bin", check_shard, lambda: _size("ple_00000.bin"))
+_read_tflite = of_file("m.tflite", _tflite, lambda: 1 << 24)
+_read_litertlm = of_file("m.litertlm", check_litertlm, lambda: _size("../model.litertlm"))
+_read_shard = of_file("ple_00000.bin", check_shard, lambda: _size("ple_00000.bin"))
 
 TARGETS = (
-    Target("safetensors", _of_file("m.safetensors", _safetensors), _small_safetensors),
-    Target("config", _config, lambda: _files(EXAMPLE / "config.json")),
-    Target("slice", _of_file("slice.json", _slice), lambda: [json.dumps(_SLICE).encode()]),
-    Target("recipe", _of_file("recipe.json", RECIPES["text"].load), lambda: [json.dumps(_RECIPE).encode()]),
-    Target("tokenizer", lambda data: tokenizer_faults("tokenizer.json", data, 4096), lambda: [_TOKENIZER]),
-    Target("manifest", lambda data: parse_manifest(data, []), lambda: _files(_bundle() / MANIFEST_NAME)),
-    Target("lock", parse_lock, lambda: _files(_bundle() / LOCK)),
+    *CHECKPOINT_TARGETS,
+    Target("manifest", lambda data: parse_manifest(data, []), lambda: beginnings(_bundle() / MANIFEST_NAME)),
+    Target("lock", parse_lock, lambda: beginnings(_bundle() / LOCK)),
     Target("tflite", _read_tflite, _graphs),
     Target(
         "litertlm",
         _read_litertlm,
-        lambda: _files(_bundle().parent / "model.litertlm"),
+        lambda: beginnings(_bundle().parent / "model.litertlm"),
     ),
     Target(
         "shard",
         _read_shard,
-        lambda: _files(_bundle() / "ple_00000.bin"),
+        lambda: beginnings(_bundle() / "ple_00000.bin"),
     ),
     Target("adb", _adb, _adb_seeds),
-    Target("output", _output, lambda: _files(*_recorded())),
-    Target("results", _of_file("r.jsonl", read_results), _shortest_record),
+    Target("output", _output, lambda: beginnings(*_recorded())),
+    Target("results", of_file("r.jsonl", read_results), _shortest_record),
 )
 
 

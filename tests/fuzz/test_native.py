@@ -11,7 +11,8 @@ import pytest
 from waiting import PATIENCE_S
 
 from fuzz.mutate import mutants
-from fuzz.targets import REPOSITORY, target
+from fuzz.target import REPOSITORY
+from fuzz.targets import target
 
 SOURCES = REPOSITORY / "device_harness" / "programs" / "native"
 SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread")

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from fuzz.mutate import mutants
-from fuzz.targets import REPOSITORY, TARGETS, Target
+from fuzz.target import REPOSITORY, Target
+from fuzz.targets import TARGETS
 
 KEPT = REPOSITORY / "fuzz" / "corpus"
-FEW: dict[str, int] = {"tflite": 100, "litertlm": 200, "shard": 200, "manifest": 400}
+FEW: dict[str, int] = {"template": 15, "tflite": 100, "litertlm": 200, "shard": 200, "adapter": 300, "manifest": 400}
 """Slow ones; of the others 1,000."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,13 @@ from toolkit.bundle.manifest import AdapterRecord
 
 _HASHED_BYTES = 1 << 20
 
-Matches = Callable[[str], bool]
-"""Whether the adapter's config names a module, by its path in the model that was trained."""
+Targets = Callable[[Collection[str]], Collection[str]]
+"""Of modules, by their paths in the model that was trained, those that the adapter's config names."""
+
+
+def no_targets(modules: Collection[str]) -> Collection[str]:
+    """What the config of an adapter names that does not say."""
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +32,8 @@ class AdapterUpdates:
     """Updates by the parameter's name in the trained model, as `model.layers.0.mlp.up_proj.weight`, in order."""
     low_rank_modules: frozenset[str]
     """The modules that have LoRA factors."""
-    targets: tuple[Matches, ...] = ()
-    """One for each target in the config: a module of the checkpoint that it names must have factors. Empty if the
-    config limits its targets otherwise."""
+    targets: Targets = no_targets
+    """The modules of the checkpoint that the config names, which must have factors."""
     embedding_is_head: bool = False
     """Whether the program trains a tied output matrix as one with the token embedding."""
 

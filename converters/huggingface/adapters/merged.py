@@ -191,15 +191,17 @@ class _Target:
         for module, own in modules.items():
             if own is not None and f"{module}.weight".endswith(own):
                 prefixes.setdefault(self._names.group_of(own), set()).add(f"{module}.weight".removesuffix(own))
+        absent: dict[str, str] = {}
         for own, info in self._names.tensors.items():
             if own in present or own in self._unused or len(info.shape) < 2 or not own.endswith(".weight"):
                 continue
-            paths = [
-                prefix + own.removesuffix(".weight") for prefix in sorted(prefixes.get(self._names.group_of(own), ()))
-            ]
-            if any(matches(path) for path in paths for matches in read.targets):
-                found = f"no factors for {own.removesuffix('.weight')}, which its target_modules name"
-                raise self._refuse(found, _OTHER_BASE)
+            module = own.removesuffix(".weight")
+            for prefix in prefixes.get(self._names.group_of(own), ()):
+                absent[prefix + module] = module
+        named = set(read.targets(absent))
+        first = next((module for path, module in absent.items() if path in named), None)
+        if first is not None:
+            raise self._refuse(f"no factors for {first}, which its target_modules name", _OTHER_BASE)
 
 
 _TRAIN_TIED = "train both as one (ensure_weight_tying in PEFT), or train trainable_token_indices instead"

@@ -10,8 +10,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from converters.huggingface.adapters.adapter import MERGE_ELSEWHERE, AdapterSource, AdapterUpdates, Matches
+from converters.huggingface.adapters.adapter import MERGE_ELSEWHERE, AdapterSource, AdapterUpdates, Targets, no_targets
 from converters.huggingface.adapters.updates import (
     Addition,
     ByMagnitude,
@@ -21,9 +22,12 @@ from converters.huggingface.adapters.updates import (
     TokenRows,
     Update,
 )
+from converters.huggingface.patterns import first_matches
 from converters.huggingface.safetensors import TensorInfo
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject, shorten
+
+N = TypeVar("N", int, float)
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -83,27 +87,28 @@ class _Module:
 class _Config:
     rank: int
     alpha: float
-    ranks: Mapping[str, float]
+    ranks: Mapping[str, int]
+    """Those of modules for which rank_pattern states another."""
     alphas: Mapping[str, float]
     root: bool
     """Whether the factor is alpha / sqrt(rank) instead of alpha / rank (rsLoRA)."""
     dora: bool
     tokens: Callable[[str], tuple[int, ...] | None]
     """The indices of trained tokens of a module."""
-    targets: tuple[Matches, ...]
+    targets: Targets
 
     def factor(self, module: str, rank: int) -> float:
-        alpha = self.alphas.get(_pattern_for(self.alphas, module), self.alpha)
+        alpha = self.alphas.get(module, self.alpha)
         return alpha / math.sqrt(rank) if self.root else alpha / rank
 
     def stated_rank(self, module: str) -> int:
-        return int(self.ranks.get(_pattern_for(self.ranks, module), self.rank))
+        return self.ranks.get(module, self.rank)
 
 
 def read_peft(source: AdapterSource) -> AdapterUpdates:
     """The updates of an adapter; CheckpointError, by name, for a form that cannot be merged."""
-    config = _read_config(source)
     modules = _modules(source)
+    config = _read_config(source, modules)
     updates = {
         parameter: tuple(found)
         for module, tensors in modules.items()
@@ -116,7 +121,8 @@ def read_peft(source: AdapterSource) -> AdapterUpdates:
 # --- config ----------------------------------------------------------------------------------------------------------
 
 
-def _read_config(source: AdapterSource) -> _Config:
+def _read_config(source: AdapterSource, modules: Iterable[str]) -> _Config:
+    """modules: those that have tensors, on which the config's patterns are tried."""
     stated = source.config
     stated.expect("peft_type", "LORA")
     _require_mergeable(stated)
@@ -124,8 +130,8 @@ def _read_config(source: AdapterSource) -> _Config:
     result = _Config(
         rank=stated.integer("r", 1, _MAX_RANK),
         alpha=stated.number("lora_alpha", -1e6, 1e6),
-        ranks=_patterns(stated, "rank_pattern"),
-        alphas=_patterns(stated, "alpha_pattern"),
+        ranks=_by_module(stated, "rank_pattern", modules, lambda ranks, key: ranks.integer(key, 1, _MAX_RANK)),
+        alphas=_by_module(stated, "alpha_pattern", modules, lambda alphas, key: alphas.number(key, -1e6, 1e6)),
         root=stated.has("use_rslora") and stated.flag("use_rslora"),
         dora=stated.has("use_dora") and stated.flag("use_dora"),
         tokens=_trained_tokens(stated),
@@ -154,31 +160,17 @@ def _require_mergeable(stated: JsonObject) -> None:
             )
 
 
-def _patterns(stated: JsonObject, key: str) -> Mapping[str, float]:
+def _by_module(
+    stated: JsonObject, key: str, modules: Iterable[str], read: Callable[[JsonObject, str], N]
+) -> Mapping[str, N]:
+    """The number of each module that a pattern is for: the first that matches, as PEFT's `get_pattern_key` finds it."""
     if not stated.has(key):
         return {}
-    patterns = stated.child(key)
-    for pattern in patterns.names():
-        _compiled(rf"(.*\.)?({pattern})$", stated.file, key)
-    return {pattern: patterns.number(pattern, -1e6, 1e6) for pattern in patterns.names()}
-
-
-def _pattern_for(patterns: Iterable[str], module: str) -> str:
-    """The first pattern that matches a module, as PEFT's `get_pattern_key` finds it.
-
-    >>> _pattern_for(["mlp.up_proj", "q_proj"], "model.layers.0.self_attn.q_proj")
-    'q_proj'
-    """
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)), module)
-
-
-def _compiled(pattern: str, file: str | None, key: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise CheckpointError(
-            key, file=file, found=f"{shorten(pattern)} ({error})", wanted="a regular expression"
-        ) from error
+    numbers = stated.child(key)
+    by_pattern = [read(numbers, pattern) for pattern in numbers.names()]
+    patterns = [rf"(.*\.)?({pattern})" for pattern in numbers.names()]
+    found = first_matches(patterns, modules, key, stated.file)
+    return {module: by_pattern[index] for module, index in found.items()}
 
 
 def _trained_tokens(stated: JsonObject) -> Callable[[str], tuple[int, ...] | None]:
@@ -194,24 +186,22 @@ def _trained_tokens(stated: JsonObject) -> Callable[[str], tuple[int, ...] | Non
     return lambda module: next((rows for name, rows in by_name.items() if _is_suffix(name, module)), None)
 
 
-def _targets(stated: JsonObject) -> tuple[Matches, ...]:
-    """Conditions that modules with factors fulfil; none if other options leave some of them out."""
+def _targets(stated: JsonObject) -> Targets:
+    """What finds the modules that have factors; it finds none if other options leave some of them out."""
     limited = [key for key in ("layers_to_transform", "exclude_modules") if stated.has(key)]
     stated.ignore(["layers_to_transform", "exclude_modules"])
     if not stated.has("target_modules"):
-        return ()
-    value = stated.value("target_modules")
+        return no_targets
+    value, file = stated.value("target_modules"), stated.file
     if isinstance(value, str):
-        if value == "all-linear":
-            return ()
-        pattern = _compiled(value, stated.file, "target_modules")
-        return () if limited else (lambda module: pattern.fullmatch(module) is not None,)
+        first_matches([value], [], "target_modules", file)
+        if limited or value == "all-linear":
+            return no_targets
+        return lambda modules: first_matches([value], modules, "target_modules", file).keys()
     names = [str(name) for name in stated.array("target_modules")]
-    return () if limited else tuple(_suffix_matcher(name) for name in names)
-
-
-def _suffix_matcher(name: str) -> Matches:
-    return lambda module: _is_suffix(name, module)
+    if limited:
+        return no_targets
+    return lambda modules: {module for module in modules if any(_is_suffix(name, module) for name in names)}
 
 
 def _is_suffix(name: str, module: str) -> bool:

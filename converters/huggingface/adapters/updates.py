@@ -6,6 +6,7 @@ tensor is read in.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,7 +49,8 @@ class Factor:
 
     @property
     def shape(self) -> tuple[int, int]:
-        rows, columns = self.info.shape[0], int(np.prod(self.info.shape[1:], dtype=np.int64))
+        rows, *others = self.info.shape or (1,)
+        columns = math.prod(others)
         return (columns, rows) if self.transposed else (rows, columns)
 
     def read(self, rows: Range | None = None, columns: Range | None = None) -> F64:
@@ -71,10 +73,10 @@ class LowRank:
     factor: float
 
     def shape_fault(self, shape: tuple[int, ...]) -> str | None:
-        rows, columns = shape[0], int(np.prod(shape[1:], dtype=np.int64))
-        found = self.left.shape, self.right.shape
-        if len(shape) < 2 or found[0][0] != rows or found[1][1] != columns or found[0][1] != found[1][0]:
-            stated = " and ".join(str(list(part.info.shape)) for part in (self.left, self.right))
+        left, right, parts = self.left.shape, self.right.shape, (self.left.info.shape, self.right.info.shape)
+        are_matrices = min(map(len, (shape, *parts))) >= 2
+        if not are_matrices or (left[0], right[1], left[1]) != (shape[0], math.prod(shape[1:]), right[0]):
+            stated = " and ".join(str(list(part)) for part in parts)
             return f"factors {stated} for a tensor {list(shape)}"
         return None
 
@@ -109,11 +111,10 @@ class ByMagnitude:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def shape_fault(self, shape: tuple[int, ...]) -> str | None:
-        wanted = shape[-1] if self.by_column else shape[0]
-        count = self.magnitude.info.parameters
-        if count != wanted:
+        fault, count = self.lora.shape_fault(shape), self.magnitude.info.parameters
+        if fault is None and count != shape[-1 if self.by_column else 0]:
             return f"a magnitude of {count} numbers for a tensor {list(shape)}"
-        return self.lora.shape_fault(shape)
+        return fault
 
     def read(self, before: ReadPart, shape: tuple[int, ...], rows: Range | None, columns: Range | None) -> F32:
         first, last = rows or (0, shape[0]), columns or (0, shape[-1])
@@ -176,7 +177,7 @@ class TokenRows:
 
     def shape_fault(self, shape: tuple[int, ...]) -> str | None:
         wanted = (len(self.rows), *shape[1:])
-        if self.value.info.shape != wanted:
+        if not shape or self.value.info.shape != wanted:
             return f"{list(self.value.info.shape)} for {len(self.rows)} tokens of a tensor {list(shape)}"
         beyond = [row for row in self.rows if row >= shape[0]]
         return f"token {beyond[0]} for a tensor {list(shape)}" if beyond else None

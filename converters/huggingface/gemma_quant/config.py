@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from converters.huggingface.patterns import compiled
 from toolkit.base.errors import CheckpointError, errors_about
 from toolkit.base.limited import Limits, limited
 from toolkit.base.strict_json import JsonObject, shorten
@@ -66,11 +67,7 @@ class GemmaQuantConfig:
         return found
 
     def _compiled(self, pattern: str, key: str) -> re.Pattern[str]:
-        try:
-            return re.compile(pattern)
-        except (re.error, OverflowError) as error:
-            self._refuse(key, shorten(pattern), f"regular expressions ({error})")
-        raise AssertionError
+        return compiled(pattern, f"{_PLACE} {key}", self.file)
 
     def _refuse(self, key: str, found: str, wanted: str) -> None:
         raise CheckpointError(f"{_PLACE} {key}", file=self.file, found=found, wanted=wanted)

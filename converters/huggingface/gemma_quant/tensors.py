@@ -206,6 +206,8 @@ def _packed_tensors(stored: Mapping[str, TensorInfo], config: GemmaQuantConfig, 
             width = info.shape[1] * 8 // (bits[module] or 8)
             shown = replace(info, name=module + _WEIGHT, dtype=f"I{bits[module]}", shape=(info.shape[0], width))
             assert scales is not None
+            if shown.name in found:
+                faults.append(f"{shorten(shown.name)} is stored twice, as a Linear's and as an Embedding's")
             found[shown.name] = _Packed(shown, info, scales, bits[module] or 8)
     faults += _stray_scales(stored, found)
     if faults:

@@ -16,7 +16,7 @@ from converters.families import open_checkpoint
 from converters.huggingface.adapters.choice import AdapterChoice, parse_adapter
 from converters.huggingface.adapters.updates import Factor, LowRank
 from converters.huggingface.safetensors import SafetensorsFile
-from toolkit.base.errors import CheckpointError, UsageError
+from toolkit.base.errors import CheckpointError, ToolkitError, UsageError
 
 F32 = NDArray[np.float32]
 
@@ -179,6 +179,8 @@ def test_adapters_of_mlx_are_merged(base: Path, tmp_path: Path) -> None:
         ({"target_modules": ["q_proj", "down_proj"]}, "no factors for layers.0.mlp.down_proj, which its target_mod"),
         ({"target_modules": r".*\.(q|o)_proj"}, "no factors for layers.0.self_attn.o_proj, which its target_modules"),
         ({"r": None}, "adapter_config.json, r: "),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern q_proj: found 0"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern q_proj: found 2.5"),
     ],
 )
 def test_a_form_that_cannot_be_merged_is_refused_by_name(
@@ -186,6 +188,33 @@ def test_a_form_that_cannot_be_merged_is_refused_by_name(
 ) -> None:
     adapter = write_adapter(tmp_path / "a", query_factors(), {**PEFT, **change})
     with pytest.raises(CheckpointError, match=says):
+        query(base, adapter)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_modules": r"((.+)+)+!"},
+        {"rank_pattern": {r"((.+)+)+!": 2}},
+        {"alpha_pattern": {r"((.+)+)+!": 2}},
+    ],
+    ids=["targets", "ranks", "alphas"],
+)
+def test_patterns_that_match_without_end_are_one_error(base: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    adapter = write_adapter(tmp_path / "a", query_factors(), {**PEFT, **change})
+    with pytest.raises(ToolkitError, match="it takes more than 10 s") as caught:
+        query(base, adapter)
+    assert str(caught.value.file).endswith("adapter_config.json")
+
+
+@pytest.mark.parametrize("mlx", [False, True])
+def test_factors_without_axes_are_refused(base: Path, tmp_path: Path, *, mlx: bool) -> None:
+    parts = ("lora_a", "lora_b") if mlx else ("lora_embedding_A", "lora_embedding_B")
+    prefix = "model.language_model." if mlx else ROOT
+    tensors = {f"{prefix}embed_tokens.{part}": np.array(1.0, np.float32) for part in parts}
+    adapter = write_adapter(tmp_path / "a", tensors, MLX if mlx else PEFT, mlx=mlx)
+    with pytest.raises(CheckpointError, match=r"factors \[\] and \[\] for a tensor|embed_tokens lora_embedding_A \[\]"):
         query(base, adapter)
 
 
@@ -216,6 +245,8 @@ UP = f"{ROOT}layers.0.mlp.up_proj"
         ({f"{ROOT}embed_tokens.weight": (300, 32)}, "other numbers than the token embedding, which this model ties"),
         ({f"{ROOT}embed_tokens.token_adapter.trainable_tokens_delta": (2, 32)}, "trained tokens of model.embed_tok"),
         ({"base_model.model.model.vision_tower.x.lora_A.weight": (2, 32)}, "vision_tower.x with lora_A.weight"),
+        ({f"{UP}.lora_A.weight": (2, 32), f"{UP}.lora_B.weight": ()}, r"factors \[\] and \[2, 32\] for a tensor"),
+        ({f"{UP}.lora_A.weight": (2, 32), f"{UP}.lora_B.weight": (48,)}, r"factors \[48\] and \[2, 32\] for a tensor"),
     ],
 )
 def test_a_tensor_without_its_place_is_refused_by_name(

@@ -204,6 +204,10 @@ FAULTS: Mapping[str, tuple[Callable[[Tensors], object], str]] = {
         put(f"{TEXT}embed_tokens_per_layer.embedding_scale", np.ones((40, 5), F32)),
         "5 scales for rows of 12 bytes",
     ),
+    "codes twice": (
+        lambda stored: stored.update(gemma_quant.embedding(GATE, (8, 16), 4, 1, np.random.default_rng(0))),
+        "gate_proj.weight is stored twice",
+    ),
     "another type": (put(f"{GATE}.weight", np.zeros((8, 16), np.int8)), r"is I8 \[8, 16\], not U8"),
     "another type of 8 bits": (
         put(f"{TEXT}layers.0.per_layer_input_gate.weight", np.zeros((6, 16), U8)),
@@ -255,7 +259,7 @@ CONFIGS: Mapping[str, tuple[dict[str, object], str]] = {
     "an unknown key of a module": ({"module_quant_configs": {"a": {"group_size": 4}}}, "group_size"),
     "no list of what is left out": ({"modules_to_not_convert": None}, "modules_to_not_convert: found none"),
     "a list of numbers": ({"modules_to_not_convert": [1]}, "a list of names"),
-    "no expression": ({"module_quant_configs": {"(": {}}}, "module_quant_configs: .*regular expressions"),
+    "no expression": ({"module_quant_configs": {"(": {}}}, "module_quant_configs: .*a regular expression"),
     "a named group": ({"module_quant_configs": {"(?P<a>b)": {}}}, "named groups"),
     "too many": ({"module_quant_configs": {f"a{n}": {} for n in range(200)}}, "207 patterns"),
     "endless matching": ({"module_quant_configs": {r"(\w+\w+)+!": {}}}, "more than 10 s"),

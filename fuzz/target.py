@@ -1,0 +1,57 @@
+"""A target: what is fuzzed, and what several of them need."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from toolkit.base.errors import ToolkitError
+
+REPOSITORY = Path(__file__).parent.parent
+EXAMPLE = REPOSITORY / "examples" / "tiny_gemma3n"
+MOST_SEED_BYTES = 64 * 1024
+"""Larger seeds make every mutant slow; what follows in a file are weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A format: its name, what reads it, and valid files of it."""
+
+    name: str
+    read: Callable[[bytes], object]
+    seeds: Callable[[], Sequence[bytes]]
+
+    def run(self, data: bytes) -> None:
+        """Read the bytes; any exception but a ToolkitError is a find."""
+        with contextlib.suppress(ToolkitError):
+            self.read(data)
+
+
+@cache
+def scratch() -> Path:
+    """A folder for files that are read; one for the process."""
+    return Path(tempfile.mkdtemp(prefix="gemma-edge-fuzz-"))
+
+
+def of_file(
+    name: str, read: Callable[[Path], object], size: Callable[[], int] = lambda: 0
+) -> Callable[[bytes], object]:
+    """A function that reads bytes through a file, with zeros behind them up to `size`: the weights of a cut seed."""
+
+    def run(data: bytes) -> object:
+        path = scratch() / name
+        path.write_bytes(data)
+        os.truncate(path, max(len(data), size()))
+        return read(path)
+
+    return run
+
+
+def beginnings(*paths: Path) -> list[bytes]:
+    """The files' contents, without most of their weights."""
+    return [path.read_bytes()[:MOST_SEED_BYTES] for path in paths]

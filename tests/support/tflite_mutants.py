@@ -297,12 +297,12 @@ class Attack:
             data = repacked(self._data, self._header_bytes, mutate_records(self._model, choice))
         return None if data == self._data else data
 
-    def judged(self, data: bytes) -> bool:
-        """Whether the judge lets a file pass, which no exception may keep it from telling."""
+    def judge(self, data: bytes) -> Outcome:
+        """What the judge makes of a file, in a child: exit code 0 if it passes, 1 if not, whatever its faults."""
         with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
             file.write(data)
             file.flush()
-            return not graph_faults(Path(file.name), self._wanted)
+            return in_child(lambda: int(bool(graph_faults(Path(file.name), self._wanted))))
 
     def run(self, data: bytes) -> Outcome:
         """Open a file by the command `run`, whatever the judge says."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import FIXTURES, REPOSITORY
-from tflite_mutants import Attack, copy_of
+from tflite_mutants import Attack, copy_of, in_child, mutate_bytes
 
 from toolkit.base.errors import BundleError, GraphError
 from toolkit.bundle.judged import graph_faults
@@ -26,6 +28,7 @@ from toolkit.tflite.judge import judge, read_header
 from toolkit.tflite.ops import add, fully_connected, gather, pad, reshape, slice_
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, Quantization, TensorRecord
+from toolkit.tflite.wellformed import require_wellformed
 from toolkit.tflite.writer import layout_tflite
 
 FOREIGN = FIXTURES / "tflite"
@@ -269,19 +272,19 @@ FILES = {
 def lost(attack: Attack, seeds: range, *, every: int) -> tuple[list[str], int]:
     """What went wrong with mutants of these numbers, and how many passed the judge.
 
-    Those that pass are run by the command in a child; of those that do not, one of `every` is.
+    Each is judged in a forked child. Those that pass are run by the command, in another; of the others, one of `every`.
     """
     found, passed = [], 0
     for seed in seeds:
         data = attack.mutant(seed)
         if data is None:
             continue
-        sound = attack.judged(data)
+        verdict = attack.judge(data)
+        outcomes, sound = [verdict], verdict.code == 0
         passed += sound
         if sound or seed % every == 0:
-            outcome = attack.run(data)
-            if outcome.lost is not None:
-                found.append(f"mutant {seed}: {outcome.lost}")
+            outcomes.append(attack.run(data))
+        found += [f"mutant {seed}: {outcome.lost}" for outcome in outcomes if outcome.lost is not None]
     return found, passed
 
 
@@ -299,3 +302,44 @@ def test_no_mutant_of_ten_thousand_ends_the_process(name: str, tmp_path: Path, r
     bundle, file, arguments = FILES[name]
     attack = Attack(copy_of(request.getfixturevalue(bundle), tmp_path), file, arguments)
     assert lost(attack, range(1000, 2700), every=34)[0] == []
+
+
+OTHERS = sorted(Path(os.environ.get("GEMMA_EDGE_OTHER_TFLITES", os.devnull)).glob("*.tflite"))
+"""Files of other programs, such as those in MediaPipe's wheel; not part of this repository."""
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not OTHERS, reason="GEMMA_EDGE_OTHER_TFLITES names no folder with .tflite files")
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.stem))
+def test_other_peoples_files_and_their_mutants_are_refused_or_verified(
+    path: Path, tmp_path: Path, random_bundle: Path
+) -> None:
+    """As the embedder of a bundle, they are refused, by the command too; their form is verified, as for an engine."""
+    attack, data, found = Attack(copy_of(random_bundle, tmp_path), EMBEDDER), path.read_bytes(), []
+    mutant_file = tmp_path / "mutant.tflite"
+    for seed in range(200):
+        mutant = mutate_ends(data, random.Random(seed)) if seed else data
+        mutant_file.write_bytes(mutant)
+        outcomes = [attack.judge(mutant), in_child(lambda: int(form_fault(mutant_file) is not None))]
+        assert outcomes[0].code == 1, "none of our graphs"
+        assert seed or outcomes[1].code == 0, "a whole file"
+        if seed % 20 == 0:
+            outcomes.append(attack.run(mutant))
+        found += [f"mutant {seed}: {outcome.lost}" for outcome in outcomes if outcome.lost is not None]
+    assert found == []
+
+
+def mutate_ends(data: bytes, choice: random.Random) -> bytes:
+    """Change a file's beginning or end, where its tables are."""
+    size = min(len(data), 1 << 15)
+    if choice.random() < 0.5:
+        return mutate_bytes(data[:size], choice) + data[size:]
+    return data[:-size] + mutate_bytes(data[-size:], choice)
+
+
+def form_fault(path: Path) -> GraphError | None:
+    try:
+        require_wellformed(path)
+    except GraphError as error:
+        return error
+    return None

@@ -1,8 +1,8 @@
 """Fuzz one target, guided by coverage: `python -m fuzz manifest --seconds 600`. Needs atheris (pip install atheris).
 
 New inputs are added to a folder of their own; what is worth keeping is copied into fuzz/corpus by hand. A find is
-written there as `crash-...`, with its traceback on standard error. All times are of this process on a processor, so
-that other work beside it makes a run longer and not poorer.
+written there as `crash-...`, with its traceback on standard error. All times are of a processor, with that of child
+processes, so that other work beside it makes a run longer and not poorer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from types import FrameType
 import atheris
 
 with atheris.instrument_imports(include=["toolkit", "converters", "device_harness"]):
+    from fuzz.native_targets import NATIVE_TARGETS
     from fuzz.targets import TARGETS, target
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -26,24 +27,22 @@ _STUCK_S = 3600
 """By the clock, for what never returns to Python: a stopped process counts too, so this is long."""
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    # libFuzzer ends after the input at hand, and prints its figures.
-    os.kill(os.getpid(), signal.SIGUSR1)
-
-
 def _too_long(number: int, frame: FrameType | None) -> None:
     raise TimeoutError(f"one input took over {_RUN_S:.0f} s")
 
 
 def main() -> None:
-    """Run libFuzzer, which ends the process."""
+    """Run libFuzzer, whose end is that of the process."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("target", choices=[item.name for item in TARGETS])
+    parser.add_argument("target", choices=[item.name for item in (*TARGETS, *NATIVE_TARGETS)])
     parser.add_argument("--seconds", type=int, default=60, help="processor time (60)")
     parser.add_argument("--found", type=Path, default=Path("fuzz-found"), help="the folder for new inputs")
     arguments = parser.parse_args()
+    folder = arguments.found / arguments.target
+    for native in NATIVE_TARGETS:
+        if native.name == arguments.target:
+            sys.exit(native.fuzz(arguments.seconds, folder))
     chosen = target(arguments.target)
-    folder = arguments.found / chosen.name
     folder.mkdir(parents=True, exist_ok=True)
     seeds = chosen.seeds()
     for i, seed in enumerate(seeds):
@@ -57,11 +56,11 @@ def main() -> None:
     def run(data: bytes) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, _RUN_S)
         chosen.run(data)
+        if sum(os.times()[:4]) > arguments.seconds:
+            os.kill(os.getpid(), signal.SIGUSR1)  # libFuzzer ends, and prints its figures
 
     atheris.Setup([sys.argv[0], *options, str(folder), *([str(kept)] if kept.is_dir() else [])], run)
-    signal.signal(signal.SIGPROF, _end)
     signal.signal(signal.SIGVTALRM, _too_long)
-    signal.setitimer(signal.ITIMER_PROF, arguments.seconds)
     atheris.Fuzz()
 
 

@@ -43,7 +43,7 @@ RECORDED = REPOSITORY / "tests" / "fixtures"
 
 
 @cache
-def _bundle() -> Path:
+def small_bundle() -> Path:
     """A small bundle of the example, its export, and nothing else."""
     from converters.convert import ConvertRequest, convert
     from toolkit.litertlm.export import ExportOptions, export_litertlm
@@ -59,7 +59,7 @@ def _bundle() -> Path:
 
 
 def _size(name: str) -> int:
-    return (_bundle() / name).stat().st_size
+    return (small_bundle() / name).stat().st_size
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def _recorded(folder: str = "device") -> Iterable[Path]:
 def _graphs() -> list[bytes]:
     """Two files with their headers whole, of which the decoder's is long."""
     names = ("embedder.tflite", "text_decoder.tflite")
-    return [(_bundle() / name).read_bytes()[: 8 * MOST_SEED_BYTES] for name in names]
+    return [(small_bundle() / name).read_bytes()[: 8 * MOST_SEED_BYTES] for name in names]
 
 
 def _shortest_record() -> list[bytes]:
@@ -173,18 +173,18 @@ _read_shard = of_file("ple_00000.bin", check_shard, lambda: _size("ple_00000.bin
 
 TARGETS = (
     *CHECKPOINT_TARGETS,
-    Target("manifest", lambda data: parse_manifest(data, []), lambda: beginnings(_bundle() / MANIFEST_NAME)),
-    Target("lock", parse_lock, lambda: beginnings(_bundle() / LOCK)),
+    Target("manifest", lambda data: parse_manifest(data, []), lambda: beginnings(small_bundle() / MANIFEST_NAME)),
+    Target("lock", parse_lock, lambda: beginnings(small_bundle() / LOCK)),
     Target("tflite", _read_tflite, _graphs),
     Target(
         "litertlm",
         _read_litertlm,
-        lambda: beginnings(_bundle().parent / "model.litertlm"),
+        lambda: beginnings(small_bundle().parent / "model.litertlm"),
     ),
     Target(
         "shard",
         _read_shard,
-        lambda: beginnings(_bundle() / "ple_00000.bin"),
+        lambda: beginnings(small_bundle() / "ple_00000.bin"),
     ),
     Target("adb", _adb, _adb_seeds),
     Target("output", _output, lambda: beginnings(*_recorded())),

@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from toolkit.base.errors import UsageError
+from toolkit.base.errors import UsageError, errors_about
 from toolkit.base.files import write_bytes
 from toolkit.base.outputs import Output, OutputKind
-from toolkit.base.strict_json import JsonObject, parse_json
+from toolkit.base.strict_json import JsonObject, open_regular, parse_json
 
 FORMAT = "gemma-edge-calibration/1"
 MAX_TEXT_BYTES = 64 << 20
@@ -43,11 +43,8 @@ def built_in_calibration_text() -> CalibrationText:
 
 def read_calibration_text(path: Path) -> CalibrationText:
     """A text file in UTF-8, or the file that a conversion wrote beside its bundle; UsageError for anything else."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-    except OSError as error:
-        raise UsageError("calibration", file=path, found=error.strerror, wanted="a text to calibrate with") from error
+    with errors_about("calibration"), open(open_regular(path, UsageError), "rb") as file:
+        data = file.read(MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
         raise UsageError("calibration", file=path, found=f"over {MAX_TEXT_BYTES:,} bytes", remedy="a few pages suffice")
     if path.name.endswith(_SUFFIX):

@@ -20,7 +20,7 @@ from device_harness.push.push import DEFAULT_FOLDER
 from toolkit.base.errors import BundleError, ResultsError, UsageError
 from toolkit.base.files import Progress
 from toolkit.base.json_types import Range
-from toolkit.base.strict_json import parse_json, read_record
+from toolkit.base.strict_json import open_regular, parse_json, read_record
 from toolkit.bundle.manifest import Manifest
 from toolkit.bundle.ple_shards import is_shard_name
 
@@ -34,6 +34,8 @@ MOST_READS = 1 << 20
 """The program's maximum for each of: reads, rows of a batch, batches."""
 
 _BAD_INPUT = 2
+_MOST_TOKEN_BYTES = 16 * (1 << 22)
+"""Of a list: the program takes at most 2**22 ids, which have at most eight digits."""
 _QUICK_S = 20.0
 _BASE_S = 120.0
 _SLOWEST_ROW_S = 0.02
@@ -137,9 +139,13 @@ def shard_groups(manifest: Manifest) -> tuple[str, ...]:
 
 
 def read_token_file(path: Path) -> tuple[int, ...]:
-    """Read token ids separated by white space; UsageError for anything else."""
+    """Read token ids separated by white space; UsageError for anything else, and for a file larger than any list."""
+    with open(open_regular(path, UsageError), "rb") as file:
+        data = file.read(_MOST_TOKEN_BYTES + 1)
+    if len(data) > _MOST_TOKEN_BYTES:
+        raise UsageError(file=path, found=f"over {_MOST_TOKEN_BYTES:,} bytes", wanted="a list of token ids")
     try:
-        words = path.read_text(encoding="ascii").split()
+        words = data.decode("ascii").split()
         if not words:
             raise ValueError("an empty file")
         return tuple(int(word) for word in words)

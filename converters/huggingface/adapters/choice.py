@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def parse_adapter(text: str | Path) -> AdapterChoice:
     >>> parse_adapter("user/pirate@main=0.5"), parse_adapter("pirate").scale
     (AdapterChoice(source='user/pirate@main', scale=0.5), 1.0)
     """
-    if not isinstance(text, str) or Path(text).exists():
+    if not isinstance(text, str) or os.path.exists(text):  # False for what cannot be a name, too
         return AdapterChoice(text)
     source, equals, scale = text.rpartition("=")
     if not equals:

@@ -108,9 +108,9 @@ def locate_checkpoint(path_or_id: str | os.PathLike[str], more_files: Sequence[s
     wins. CheckpointError, with a hint, for something else; EnvironmentFault without a network or without access.
     """
     path = Path(path_or_id)
-    if path.is_dir():
+    if os.path.isdir(path):  # False for what cannot be a name, too
         return LocatedCheckpoint(path, path.resolve().name)
-    if path.exists():
+    if os.path.exists(path):
         remedy = NOT_CHECKPOINTS.get(path.suffix)
         wanted = "the directory that holds config.json"
         raise CheckpointError(file=path, found="a file", wanted=wanted, remedy=remedy)
@@ -130,9 +130,9 @@ def locate_checkpoint(path_or_id: str | os.PathLike[str], more_files: Sequence[s
 def locate_adapter(path_or_id: str | os.PathLike[str], progress: Progress | None = None) -> tuple[Path, str]:
     """The directory of an adapter, downloaded if it is an id, and its name: the id, or the directory's own name."""
     path = Path(path_or_id)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path, path.resolve().name
-    if path.exists():
+    if os.path.exists(path):
         raise CheckpointError(file=path, found="a file", wanted="the directory that holds adapter_config.json")
     repository = open_repository(_hub_id(path_or_id, "an adapter's"))
     names = repository.matching(_ADAPTER_FILES)
@@ -147,7 +147,7 @@ def with_revision(path_or_id: str | Path, revision: str | None) -> str | Path:
     """`ID@REVISION`; UsageError for the revision of a directory, or two of them."""
     if revision is None:
         return path_or_id
-    if Path(path_or_id).exists() or not isinstance(path_or_id, str) or "@" in path_or_id:
+    if os.path.exists(path_or_id) or not isinstance(path_or_id, str) or "@" in path_or_id:
         found = f"{revision} for {path_or_id}"
         raise UsageError("revision", found=found, wanted="a Hugging Face id without a revision of its own")
     return f"{path_or_id}@{revision}"

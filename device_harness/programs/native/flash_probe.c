@@ -84,7 +84,7 @@ static void sha256_fields(const uint8_t fields[FIELD_BYTES], uint8_t digest[SHA2
 
 typedef struct {
     uint64_t vocab_size;
-    uint32_t layers, width, bits, row_bytes, shard_count;
+    uint32_t version, layers, width, bits, row_bytes, shard_count;
 } Layout;
 
 typedef struct {
@@ -102,8 +102,9 @@ typedef struct {
 } Table;
 
 static bool is_same(const Layout *a, const Layout *b) {
-    return a->vocab_size == b->vocab_size && a->layers == b->layers && a->width == b->width && a->bits == b->bits &&
-           a->row_bytes == b->row_bytes && a->shard_count == b->shard_count;
+    return a->version == b->version && a->vocab_size == b->vocab_size && a->layers == b->layers &&
+           a->width == b->width && a->bits == b->bits && a->row_bytes == b->row_bytes &&
+           a->shard_count == b->shard_count;
 }
 
 static uint64_t number(const uint8_t *at, int bytes) {
@@ -128,18 +129,20 @@ static void read_all(int fd, const char *path, uint8_t *target, size_t size, uin
 static Layout read_layout(const uint8_t *page, Shard *shard, uint32_t position) {
     const char *path = shard->path;
     uint64_t version = number(page + 8, 4), header_bytes = number(page + 12, 4);
-    Layout layout = {number(page + 32, 8),           (uint32_t)number(page + 40, 4), (uint32_t)number(page + 44, 4),
-                     (uint32_t)number(page + 48, 4), (uint32_t)number(page + 52, 4), (uint32_t)number(page + 60, 4)};
+    Layout layout = {number(page + 32, 8),           (uint32_t)version,              (uint32_t)number(page + 40, 4),
+                     (uint32_t)number(page + 44, 4), (uint32_t)number(page + 48, 4), (uint32_t)number(page + 52, 4),
+                     (uint32_t)number(page + 60, 4)};
     uint64_t vocab = layout.vocab_size, layers = layout.layers, width = layout.width, bits = layout.bits;
     shard->first_token = number(page + 16, 8);
     shard->row_count = number(page + 24, 8);
-    require(version == 1, path, "version", version, "1");
+    require(version == 1 || version == 2, path, "version", version, "1 or 2");
     require(header_bytes == HEADER_BYTES, path, "header_bytes", header_bytes, "4096");
-    require(bits == 4 || bits == 8 || bits == 32, path, "bits", bits, "4, 8 or 32");
+    require(bits == 2 || bits == 4 || bits == 8 || bits == 32, path, "bits", bits, "2, 4, 8 or 32");
     require(layers >= 1 && layers <= 1024, path, "layers", layers, "1 to 1024");
     require(width >= 1 && width <= 1 << 16 && layers * width * bits % 8 == 0, path, "width", width,
             "whole bytes, at most 65536 values");
-    uint64_t used = layers * width * bits / 8 + (bits == 32 ? 0 : 2 * layers) + CHECKSUM_BYTES;
+    uint64_t scales = bits == 32 ? 0 : 2 * version * layers; /* float16 in version 1, float32 in version 2 */
+    uint64_t used = layers * width * bits / 8 + scales + CHECKSUM_BYTES;
     uint64_t row_bytes = (used + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
     require(layout.row_bytes == row_bytes, path, "row_bytes", layout.row_bytes, "what layers, width and bits need");
     require(vocab >= 1 && vocab <= 1 << 24, path, "vocab_size", vocab, "1 to 16777216");

@@ -188,13 +188,24 @@ def test_one_state_alone_can_be_asked_for(run: Run, shards: list[Path], state: s
     assert len(measures) == 10 and all((measure.state == "warm") == (state == "warm") for measure in measures)
 
 
+def test_tables_with_scales_in_float32_and_codes_of_2_bits_are_read(run: Run, shards: list[Path]) -> None:
+    for path in shards:
+        with_fields(path, version=2, bits=2)
+    assert reader_takes(shards)
+    table, _ = parse_probe(run(*QUICK, *shards).stdout, "probe")
+    assert (table.bits, table.rows) == (2, 300)
+    with_fields(shards[0], version=1)
+    done = run(*QUICK, *shards)
+    assert done.returncode == 2 and "another table's layout" in done.stderr and not reader_takes(shards)
+
+
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("version", 2),
+        ("version", 3),
         ("header_bytes", 0),
         ("first_token", 2**64 - 1),
         ("row_count", 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from toolkit.litertlm.schema import ContainerMetadata, SectionRecord
 NO_DIGEST = "0" * 64
 """What stands in the place of a hash that is yet to be computed."""
 NO_SIGNATURE = "0" * SIGNATURE_DIGITS
+_SIGNATURE = re.compile(f"[0-9a-f]{{{SIGNATURE_DIGITS}}}")
 _SIGNED = "gemma-edge-litertlm/1 "
 """Precedes the header's hash in what is signed, so that a signature is of no use for anything else."""
 
@@ -74,10 +76,7 @@ def trust_faults(file: str, header: Header, trust: Sequence[Truster]) -> list[Fa
     text = system.get(schema.SIGNATURE)
     if text is None:
         return [Fault(file, "signature", "none", "one made with a trusted key")]
-    try:
-        signature = bytes.fromhex(text)
-    except ValueError:
-        signature = b""
+    signature = bytes.fromhex(text) if _SIGNATURE.fullmatch(text) else b""
     signed = _signed(system.get(schema.HEADER_SHA256, ""))
     if any(truster(signature, signed) for truster in trust):
         return []
@@ -90,9 +89,11 @@ def _signed(digest: str) -> bytes:
 
 def _header_faults(file: str, header: Header) -> list[Fault]:
     system = header.metadata.system
-    recorded = system.get(schema.HEADER_SHA256)
+    recorded, signature = system.get(schema.HEADER_SHA256), system.get(schema.SIGNATURE)
     if recorded is None:
         return [Fault(file, "header", f"no {schema.HEADER_SHA256}", "a hash of the header")]
+    if signature is not None and not _SIGNATURE.fullmatch(signature):
+        return [Fault(file, "signature", "another form", f"{SIGNATURE_DIGITS} lower-case hexadecimal digits")]
     blanks = {recorded: NO_DIGEST, **_blank(system, schema.SIGNATURE, NO_SIGNATURE)}
     data = header.data
     for text, blank in blanks.items():

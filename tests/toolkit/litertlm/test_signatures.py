@@ -93,6 +93,13 @@ def test_what_is_not_signed_or_changed_after_it_was_is_not_trusted(
         assert cli.main(["check", str(path), *trust]) == 1
         faults = json.loads(capsys.readouterr().out)["faults"]
         assert [(fault["fault"], fault["found"]) for fault in faults] == [("signature", found)]
+    # The same number in other digits: each bit of a file counts.
+    digits = systems[0]["signature"]
+    signed.write_bytes(data.replace(digits.encode(), digits.upper().encode()))
+    for options in (trust, ["--json"]):
+        assert cli.main(["check", str(signed), *options]) == 1
+        faults = json.loads(capsys.readouterr().out)["faults"]
+        assert ("signature", "another form") in [(fault["fault"], fault["found"]) for fault in faults]
     signed.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert cli.main(["check", str(signed), *trust]) == 1
     assert any("sha256" in fault["found"] for fault in json.loads(capsys.readouterr().out)["faults"])

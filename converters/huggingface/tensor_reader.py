@@ -131,9 +131,7 @@ def _require_finite(
     value = np.empty(1, np.float32)
     _widen(stored[place].reshape(1), value)
     what = f"tensor {info.name}, row {row}" if info.shape else f"tensor {info.name}"
-    raise CheckpointError(
-        what, file=file.path, found=f"{value[0]}, not a finite number", remedy="download the checkpoint again"
-    )
+    raise CheckpointError(what, file=file.path, found=f"{value[0]}, not a finite number", remedy="download it again")
 
 
 def _widen(stored: NDArray[np.generic], out: NDArray[np.float32]) -> None:

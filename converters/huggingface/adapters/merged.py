@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class MergedTensors:
     def __init__(self, stored: StoredTensors, adapters: Sequence[Adapter], names: ModelNames) -> None:
         """CheckpointError, by name, for an update whose tensor is not in the checkpoint or has another shape."""
         self._stored = stored
-        self._updates: dict[str, list[Update]] = {}
+        self._updates: dict[str, list[_OfAdapter]] = {}
         for adapter in adapters:
             found = _Target(adapter, names, self.read).updates()
             for name, updates in found.items():
@@ -60,7 +61,8 @@ class MergedTensors:
                     fault = update.shape_fault(info.shape)
                     if fault is not None:
                         raise CheckpointError(info.name, file=adapter.file.path, found=fault, remedy=_OTHER_BASE)
-                self._updates.setdefault(info.name, []).extend(updates)
+                of_adapter = [_OfAdapter(update, adapter.file.path) for update in updates]
+                self._updates.setdefault(info.name, []).extend(of_adapter)
 
     def read(self, info: TensorInfo, rows: Range | None = None, columns: Range | None = None) -> F32:
         """Read a tensor, or half-open ranges of its first and last axis, as float32 with all updates."""
@@ -77,8 +79,8 @@ class MergedTensors:
         """As `StoredTensors.scheme`; None for a tensor with updates."""
         return None if info.name in self._updates else self._stored.scheme(info)
 
-    def _after(self, updates: Sequence[Update], info: TensorInfo) -> ReadPart:
-        """What reads the tensor after these updates."""
+    def _after(self, updates: Sequence[_OfAdapter], info: TensorInfo) -> ReadPart:
+        """What reads the tensor after these updates; CheckpointError where they make numbers that are not finite."""
 
         def plain(rows: Range | None, columns: Range | None) -> F32:
             return self._stored.read(info, rows, columns)
@@ -86,7 +88,34 @@ class MergedTensors:
         if not updates:
             return plain
         before, last = self._after(updates[:-1], info), updates[-1]
-        return lambda rows, columns: last.read(before, info.shape, rows, columns)
+
+        def merged(rows: Range | None, columns: Range | None) -> F32:
+            with np.errstate(all="ignore"):  # whatever overflows, or is divided by 0, is named
+                found = last.update.read(before, info.shape, rows, columns)
+            if not np.isfinite(found).all():
+                raise _not_finite(info, found, rows, last.file)
+            return found
+
+        return merged
+
+
+@dataclass(frozen=True, slots=True)
+class _OfAdapter:
+    """An update, and the file of its adapter."""
+
+    update: Update
+    file: Path
+
+
+def _not_finite(info: TensorInfo, found: F32, rows: Range | None, adapter: Path) -> CheckpointError:
+    place = np.unravel_index(int(np.argmin(np.isfinite(found))), found.shape)
+    row = f", row {(rows[0] if rows else 0) + int(place[0])}" if place else ""
+    return CheckpointError(
+        f"tensor {info.name}{row}",
+        file=adapter,
+        found=f"{found[place]} after merging, not a finite number",
+        remedy="merge it with a smaller scale, or train it again",
+    )
 
 
 _OTHER_BASE = "was it trained on this model? Merge it into the one that its adapter_config.json names"

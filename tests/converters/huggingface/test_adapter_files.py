@@ -208,6 +208,18 @@ def test_patterns_that_match_without_end_are_one_error(base: Path, tmp_path: Pat
     assert str(caught.value.file).endswith("adapter_config.json")
 
 
+@pytest.mark.parametrize(("value", "alpha", "found"), [(3e38, 1e6, "-?inf"), (np.nan, 6, "nan, not a finite")])
+def test_numbers_that_do_not_stay_finite_are_named_with_the_adapters_file(
+    base: Path, tmp_path: Path, value: float, alpha: float, found: str
+) -> None:
+    factors = query_factors()
+    factors[f"{ROOT}{QUERY.format(1)}.lora_B.weight"][3, 0] = value
+    adapter = write_adapter(tmp_path / "a", factors, {**PEFT, "lora_alpha": alpha})
+    with pytest.raises(CheckpointError, match=rf"tensor .*layers\.1\.self_attn\.q_proj.*, row 3: {found}") as caught:
+        query(base, adapter)
+    assert caught.value.file == str(adapter / "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize("mlx", [False, True])
 def test_factors_without_axes_are_refused(base: Path, tmp_path: Path, *, mlx: bool) -> None:
     parts = ("lora_a", "lora_b") if mlx else ("lora_embedding_A", "lora_embedding_B")

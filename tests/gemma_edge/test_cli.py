@@ -671,8 +671,8 @@ def test_ctrl_c_ends_a_waiting_chat_with_130_and_no_traceback(chat_bundle: Path,
     assert chat.stdin and chat.stdout
     chat.stdin.write("cat\n")
     chat.stdin.flush()
-    # The figures come after the answer; then it waits for the next line.
-    assert chat.stderr and "decode" in chat.stderr.readline()
+    # The figures and the cut come after the answer; then it waits for the next line.
+    assert chat.stderr and "decode" in chat.stderr.readline() and "[cut after 2" in chat.stderr.readline()
     chat.send_signal(signal.SIGINT)
     _, err = chat.communicate(timeout=PATIENCE_S)
     assert chat.returncode == 130

@@ -20,6 +20,8 @@ StreamName = Literal["stdout", "stderr"]
 
 KILLED_EXIT_CODE = 137
 """128 + SIGKILL: the exit code after `timeout -s KILL`."""
+_FAULTS = {132: "SIGILL", 134: "SIGABRT", 135: "SIGBUS", 136: "SIGFPE", 139: "SIGSEGV"}
+"""128 + the signal that ends a program for a fault of its own, by Linux's numbers."""
 
 MAX_OUTPUT_BYTES = 256 * 1024 * 1024
 """Of a command whose output is read as it comes: more than hours of samples."""
@@ -30,6 +32,15 @@ _MOST_WORDS = 300
 _MOST_CODE_DIGITS = 5
 _GRACE_S = 2.0
 """How many seconds longer we wait than the device lets the command run."""
+
+
+def fault_signal(exit_code: int) -> str | None:
+    """The signal that ended a command for a fault of its own, if its exit code from a shell says so.
+
+    >>> fault_signal(134), fault_signal(KILLED_EXIT_CODE)
+    ('SIGABRT', None)
+    """
+    return _FAULTS.get(exit_code)
 
 
 @dataclass(frozen=True, slots=True)

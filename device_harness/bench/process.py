@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from device_harness.adb.shell import KILLED_EXIT_CODE
+from device_harness.adb.shell import KILLED_EXIT_CODE, fault_signal
 from device_harness.adb.transport import ConnectionLost, DeviceTimeout
 from device_harness.bench.sampler import MachineReading, ProcessSample, Sampler, Watched
 from device_harness.machines.machine import Machine
 from device_harness.runners.interface import Job, Reading
-from toolkit.base.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault, ToolkitError
 from toolkit.results.record import Delegation
 
 ASK_S = 30.0
@@ -183,15 +183,19 @@ class JobProcesses:
             'echo; echo "@@end $code $(cat /proc/uptime)"; exit $code'
         )
 
-    def _failure(self, text: str, code: int, seconds: float) -> EnvironmentFault:
+    def _failure(self, text: str, code: int, seconds: float) -> ToolkitError:
         what = f"{self._runner} on {self._machine.serial}"
         if code == KILLED_EXIT_CODE and seconds >= self._limits.timeout_s:
             found = f"no end after {self._limits.timeout_s:.0f} s"
             return DeviceTimeout(what, found=found, remedy="allow more with --timeout")
+        read = self._job.read_failure
+        if read is not None and (told := read("\n".join(_lines(text)), code)) is not None:
+            return told
         said = [line for line in _lines(text) if line]
         words = f": {said[-1][:300]}" if said else ""
-        killed = " (killed, most often for lack of memory)" if code == KILLED_EXIT_CODE else ""
-        return EnvironmentFault(what, found=f"exit code {code}{killed}{words}")
+        fault = fault_signal(code)
+        meaning = "killed, most often for lack of memory" if code == KILLED_EXIT_CODE else fault
+        return EnvironmentFault(what, found=f"exit code {code}{f' ({meaning})' if meaning else ''}{words}")
 
 
 def _lines(text: str) -> Sequence[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from device_harness.machines.machine import Machine
-from device_harness.native.client import NativeClient, NativeGeneration
+from device_harness.native.client import CPU, NativeClient, NativeGeneration, Processor
 from device_harness.native.conversation import NativeConversation
 from device_harness.native.library import LibraryChoice
 from device_harness.native.place import PlacedRunner, place_runner
@@ -17,6 +17,7 @@ from device_harness.push.source import PushProgress, Step, open_source
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
 from toolkit.base.procfs import ProcessStatus
 from toolkit.base.strict_json import JsonObject
+from toolkit.runtime.backends.gpu.fit import require_bundle_fit
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.conversation import AnswerRequest
 from toolkit.runtime.generate import Ending, GenerationReport, rate
@@ -40,6 +41,7 @@ class DeviceSettings:
     size: str | None = None
     threads: int | None = None
     """CPU threads; None for as many as the program chooses, at most 4."""
+    processor: Processor = CPU
     library: LibraryChoice = field(default_factory=LibraryChoice)
     pushing: Callable[[str], AbstractContextManager[PushProgress]] = field(default=lambda _: nullcontext(_ignore))
     """From a machine's name to the progress function of a push, open while that lasts."""
@@ -65,7 +67,12 @@ class DeviceConversation:
         self._is_stale = False
         try:
             self._machine = self._stack.enter_context(machine)
-            self._placed: PlacedRunner = place_runner(self._machine, settings.library, say=settings.note)
+            is_on_gpu = settings.processor.backend == "gpu"
+            if is_on_gpu:
+                require_bundle_fit(bundle.path, bundle.manifest)
+            self._placed: PlacedRunner = place_runner(
+                self._machine, settings.library, with_gpu=is_on_gpu, say=settings.note
+            )
             with settings.pushing(self._machine.serial) as progress:
                 require_judged_bundle(bundle.path, bundle.manifest)
                 self._folder = self._machine.place_files(open_source(bundle.path), progress=progress)
@@ -186,6 +193,7 @@ class DeviceConversation:
             size=self._size,
             threads=self._settings.threads,
             weight_folder=f"{self._machine.cache_folder}/{_WEIGHTS}",
+            processor=self._settings.processor,
         )
         if opened.weight_cache == "built":
             self._settings.note(

@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 
 from device_harness.machines.machine import Dialogue, Machine
 from device_harness.native.place import PlacedRunner
+from toolkit.base.activations import Activations
 from toolkit.base.errors import BundleError, EnvironmentFault, ToolkitError, UsageError
 from toolkit.base.strict_json import JsonObject, parse_json
+from toolkit.runtime.backends.gpu.log import driver_fault, explained_refusal
 from toolkit.runtime.media_prompt import Medium
 from toolkit.runtime.sampling import Sampling
 
 PROTOCOL = 1
+GPU_PLACE = "backend gpu"
+"""The place of the program's errors about the GPU."""
 SILENCE_S = 600.0
 """How long the program may say nothing: packing the weights of a large model takes minutes on a phone."""
 
@@ -30,7 +34,23 @@ _MOST_BYTES = 16 << 20
 """Of an answer and the lines before it: the logits of 262,144 tokens take 1 MiB. A device may say anything."""
 _ERRORS: dict[str, type[ToolkitError]] = {"usage": UsageError, "bundle": BundleError, "machine": EnvironmentFault}
 _STOP = b'{"do": "stop"}\n'
-_KEPT_LINES, _MOST_SAID = 8, 4096
+_KEPT_LINES, _MOST_SAID = 64, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What runs the graphs on the machine: its CPU, or its GPU in float32 or float16."""
+
+    backend: Literal["cpu", "gpu"] = "cpu"
+    activations: Activations = "fp32"
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """The keys of the command `open`."""
+        return {"backend": "gpu", "activations": self.activations} if self.backend == "gpu" else {}
+
+
+CPU = Processor()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +137,7 @@ class NativeClient:
         self._input = bytearray()
         self._said: deque[str] = deque(maxlen=_KEPT_LINES)
         self._media: set[str] = set()
+        self._is_on_gpu = False
         self.context, self.text_ids = 0, 0
         """Of the bundle that is open: the positions in its caches, and the ids that may be drawn."""
         self._dialogue.__enter__()
@@ -144,15 +165,30 @@ class NativeClient:
     # --- commands --------------------------------------------------------------------------------------------------
 
     def open(
-        self, bundle: str, *, size: str | None = None, threads: int | None = None, weight_folder: str | None = None
+        self,
+        bundle: str,
+        *,
+        size: str | None = None,
+        threads: int | None = None,
+        weight_folder: str | None = None,
+        processor: Processor = CPU,
     ) -> OpenedBundle:
-        """Open the bundle in this folder on the machine; `weight_folder`: where to keep packed weights, None: not."""
-        fields: dict[str, object] = {"bundle": bundle}
+        """Open the bundle in this folder on the machine; `weight_folder`: where to keep packed weights, None: not.
+
+        For a GPU the caller has made sure that it takes the graphs (`require_fit`).
+        """
+        fields: dict[str, object] = {"bundle": bundle, **processor.fields}
+        self._is_on_gpu = processor.backend == "gpu"
         fields |= {} if size is None else {"size": size}
         fields |= {} if threads is None else {"threads": threads}
         if weight_folder is not None:
             fields["weight_cache"] = {"folder": weight_folder, "runtime": self._runtime}
-        answer = self._ask("open", fields)
+        try:
+            answer = self._ask("open", fields)
+        except EnvironmentFault as error:
+            if not self._is_on_gpu or error.place != GPU_PLACE:
+                raise
+            raise explained_refusal("\n".join(self._said), error) from error
         self.context, self.text_ids = answer.integer("context", 1, 2**31), answer.integer("text_ids", 1, 2**31)
         return OpenedBundle(
             size=answer.string("size"),
@@ -290,6 +326,8 @@ class NativeClient:
 
     def _ended(self) -> EnvironmentFault:
         said = [line for line in (*self._said, self._input.decode("utf-8", "replace").strip()) if line]
+        if self._is_on_gpu:
+            return driver_fault("\n".join(said), "without an answer")
         found = "the program ended" + (f", having said: {said[-1][:300]}" if said else "")
         return EnvironmentFault(self._what, found=found, remedy="most often memory was short: use a smaller size")
 

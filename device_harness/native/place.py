@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from device_harness.adb.faults import DeviceFault
 from device_harness.machines.machine import Machine
@@ -17,6 +18,7 @@ from toolkit.base.files import CHUNK_BYTES, Progress, hash_file
 from toolkit.results.record import BinaryRecord
 
 _ASK_S = 30.0
+_GPU_LIBRARIES = "libLiteRt*Accelerator.so"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +42,20 @@ def place_runner(
     machine: Machine,
     choice: LibraryChoice | None = None,
     *,
+    with_gpu: bool = False,
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> PlacedRunner:
     """Build the program and find the library for this machine, each once, and copy them there.
 
+    `with_gpu`: and LiteRT's libraries for GPUs that are in the library's folder, which it loads from there.
     EnvironmentFault if there is no compiler or no library, with what brings them.
     """
     system, architecture = _system_of(machine)
     program = bundle_runner(system, architecture, say=say)
     library = find_library(system, architecture, choice or LibraryChoice(), say=say, progress=progress)
-    files = _program_files(program, library)
+    beside = tuple(sorted(library.path.parent.glob(_GPU_LIBRARIES))) if with_gpu else ()
+    files = _program_files(program, library, beside)
     folder = machine.place_program(files)
     records = tuple(
         BinaryRecord(file.name, digest, file.size, library.version if file.path == library.path else None)
@@ -71,7 +76,7 @@ def _system_of(machine: Machine) -> tuple[System, Architecture]:
     return "android" if words[1] == "android" else "linux", parse_architecture(words[0], machine.serial)
 
 
-def _program_files(program: NativeProgram, library: LiteRtLibrary) -> ProgramFiles:
-    hashed = [(path, hash_file(path)) for path in (program.path, library.path)]
+def _program_files(program: NativeProgram, library: LiteRtLibrary, beside: tuple[Path, ...]) -> ProgramFiles:
+    hashed = [(path, hash_file(path)) for path in (program.path, library.path, *beside)]
     files = tuple(PushFile(path.name, path, found.size, found.chunks, CHUNK_BYTES) for path, found in hashed)
     return ProgramFiles(program.path, files, tuple(found.sha256 for _, found in hashed))

@@ -15,7 +15,6 @@ _DELEGATE = re.compile(
     r"yielding (\d{1,9}) partitions.*",
     re.ASCII,
 )
-_ADAPTER = re.compile(r".*Selected adapter: (.+?), arch=.*")
 _PROFILE_ROW = re.compile(r" *(\S.*?)(?: +[\d.]+){3}(?: +[\d.]+%){2} +[\d.]+ +(\d{1,9}) +\[\w+\]:\d+", re.ASCII)
 _PROFILE_ROWS = re.compile(r"Number of nodes executed: (\d{1,9})\b", re.ASCII)
 _CPU_DELEGATE = "XNNPack"
@@ -35,16 +34,6 @@ def parse_delegates(text: str) -> tuple[DelegateLine, ...]:
     """Parse the lines that TFLite logs when delegates take nodes."""
     matches = (_DELEGATE.fullmatch(line) for line in clean_lines(text))
     return tuple(DelegateLine(match[3], int(match[1]), int(match[2])) for match in matches if match is not None)
-
-
-def parse_adapter(text: str) -> str | None:
-    r"""The name of the GPU in LiteRT's log; None if it has chosen none.
-
-    >>> parse_adapter("I0 1 environment.cc:532] Selected adapter: llvmpipe (LLVM 15), arch=software, vendor=mesa\n")
-    'llvmpipe (LLVM 15)'
-    """
-    found = (_ADAPTER.fullmatch(line) for line in clean_lines(text))
-    return next((match[1] for match in found if match is not None), None)
 
 
 def delegation(lines: Iterable[DelegateLine], backend: Backend) -> Delegation | None:

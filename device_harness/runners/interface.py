@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from toolkit.base.errors import ToolkitError
 from toolkit.results.figures import FigureName
 from toolkit.results.labels import workload_name
 from toolkit.results.record import Backend, BinaryRecord, Delegation, Figures, ModelRecord, Start
@@ -112,6 +113,8 @@ class Job:
     """Parse the figures from the process's complete output, both streams; EnvironmentFault if it has no result."""
     model: ModelRecord
     binaries: tuple[BinaryRecord, ...]
+    read_failure: Callable[[str, int], ToolkitError | None] | None = None
+    """The error that the output of a failed process tells, given its exit code; None: its last line says enough."""
     environment: Mapping[str, str] = field(default_factory=dict)
     weight_caches: tuple[str, ...] = ()
     """Files on the machine, with a shell pattern as the last part, that are removed before a cold start."""

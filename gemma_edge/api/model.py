@@ -16,7 +16,7 @@ from toolkit.bundle.chat import Message
 from toolkit.bundle.tokenizer import require_unicode
 from toolkit.media.source import MediaSource
 from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream
-from toolkit.runtime.backends import BACKENDS
+from toolkit.runtime.backends import BACKENDS, find_backend
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.conversation import AnswerRequest, Conversation, Opener, SessionConversation
 from toolkit.runtime.generate import require_prompt
@@ -56,8 +56,8 @@ def load(
     ple_cache_mb: memory for the rows of recent tokens, in MiB.
     device: run the graphs on this Android device (a USB serial number, HOST[:PORT] or emulator-PORT) in a program that
         is sent there with the bundle, what the device lacks of them; the tokenizer and the decoding of images and
-        sounds stay here. `threads` None is then the device's choice. Of the other settings only `size` and `groups`
-        have a meaning there; UsageError for any other that is given.
+        sounds stay here. `threads` None is then the device's choice. `weight_cache`, `ple` and `ple_cache_mb` have no
+        meaning there; UsageError if one is given.
 
     BundleError if `path` is not a valid bundle or lacks the size, UsageError for an unknown group or backend,
     EnvironmentFault if the backend fails. Close the model, or use it in a `with` statement.
@@ -69,12 +69,13 @@ def load(
     """
     opened = Bundle(path)
     if device is not None:
-        given = (backend, activations, weight_cache, ple, ple_cache_mb)
-        if given != (BACKENDS[0].name, "fp32", None, "flash", DEFAULT_CACHE_BYTES >> 20):
+        find_backend(backend)
+        if (weight_cache, ple, ple_cache_mb) != (None, "flash", DEFAULT_CACHE_BYTES >> 20):
             raise UsageError("load", found="settings that apply to this computer only", wanted="none with device")
-        from gemma_edge.api.on_device import DeviceSettings, open_on_device
+        from gemma_edge.api.on_device import DeviceSettings, Processor, open_on_device
 
-        opener = open_on_device(device, DeviceSettings(threads=threads))
+        processor = Processor("gpu" if backend == "gpu" else "cpu", activations)
+        opener = open_on_device(device, DeviceSettings(threads=threads, processor=processor))
         return _prepared(Model(opened, SessionSettings(size=size), groups=groups, opener=opener))
     settings = SessionSettings(
         size=size,

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from device_harness.machines.device import connected_device
 from device_harness.native.answer import DeviceConversation, DeviceSettings
+from device_harness.native.client import Processor
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.conversation import Conversation, Opener
 from toolkit.runtime.session import SessionSettings
 
-__all__ = ["DeviceSettings", "open_on_device"]
+__all__ = ["DeviceSettings", "Processor", "open_on_device"]
 
 
 def open_on_device(device: str | None, settings: DeviceSettings) -> Opener:

@@ -27,8 +27,6 @@ from toolkit.runtime.weight_cache import parse_weight_cache
 # Smaller models load within a second.
 _WORTH_A_WORD_BYTES = 300_000_000
 _HERE_ONLY = {
-    "backend": backend_names()[0],
-    "activations": SessionSettings().activations,
     "weight_cache": None,
     "ple": "flash",
     "ple_cache_mb": DEFAULT_CACHE_BYTES >> 20,
@@ -160,12 +158,14 @@ def _device_opener(arguments: argparse.Namespace, terminal: Terminal) -> Opener:
             name = f"--{option.replace('_', '-')}"
             raise UsageError(name, found="no meaning on a device", remedy="leave it out, or leave out --device")
     # adb takes time to import.
+    from device_harness.native.client import Processor
     from device_harness.native.library import LibraryChoice
     from gemma_edge.api.on_device import DeviceSettings, open_on_device
     from gemma_edge.words.pushing import step_bars
 
     settings = DeviceSettings(
         threads=arguments.threads,
+        processor=Processor("gpu" if arguments.backend == "gpu" else "cpu", arguments.activations),
         library=LibraryChoice(arguments.library),
         pushing=partial(step_bars, terminal),
         note=terminal.note,

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from device_harness.machines.machine import Machine
-from device_harness.parsers.delegates import delegation, parse_adapter, parse_delegates
+from device_harness.parsers.delegates import delegation, parse_delegates
 from device_harness.runners import python_child
+from device_harness.runners.gpu_failure import read_gpu_failure
 from device_harness.runners.interface import Job, JobPlan, LocalModel, PlacedModel, Reading, Workload, text_tests
 from device_harness.runners.litert_lm.model import EngineModel, read_engine_model
 from toolkit.base.errors import UsageError
 from toolkit.results.record import Backend
+from toolkit.runtime.backends.gpu.log import selected_adapter
 
 _MODULE = "device_harness.runners.litert_lm.child"
 _CACHE = "bench-litert-lm-cache"
@@ -45,6 +47,7 @@ def _job(machine: Machine, model: PlacedModel, found: EngineModel, workload: Wor
         tests=text_tests(workload),
         argv=(*python_child.command(machine, _MODULE), *words),
         read=partial(read_litert_lm_child, backend=workload.backend),
+        read_failure=read_gpu_failure if workload.backend == "gpu" else None,
         model=model.record,
         binaries=binaries,
         weight_caches=(f"{cache}/*xnnpack_cache*",),
@@ -55,7 +58,7 @@ def _job(machine: Machine, model: PlacedModel, found: EngineModel, workload: Wor
 
 def read_litert_lm_child(output: str, *, backend: Backend) -> Reading:
     """Read our child's line of JSON, and from the engine's log the delegates and the GPU's name."""
-    found, adapter = delegation(parse_delegates(output), backend), parse_adapter(output)
+    found, adapter = delegation(parse_delegates(output), backend), selected_adapter(output)
     if found is not None and backend == "gpu" and adapter is not None:
         found = replace(found, source=f"{found.source}, adapter {adapter}")
     return replace(python_child.read_child(output), delegation=found)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from device_harness.native.client import GPU_PLACE
 from device_harness.parsers.delegates import undelegated_nodes
+from device_harness.runners.gpu_failure import read_gpu_failure
 from device_harness.runners.interface import Reading
-from toolkit.base.errors import EnvironmentFault
+from toolkit.base.errors import EnvironmentFault, ToolkitError
 from toolkit.base.strict_json import JsonObject, parse_json
 from toolkit.results.figures import known_figures
-from toolkit.results.record import Delegation
+from toolkit.results.record import Backend, Delegation
+from toolkit.runtime.backends.gpu.log import explained_refusal, selected_adapter
 
 WHAT = "bundle_runner"
 COMMANDS = ("start", "open", "prefill", "decode", "truncate", "prefill", "decode", "stats")
@@ -52,6 +55,26 @@ def read_profile(output: str, nodes: int, signatures: Sequence[str]) -> Delegati
         raise EnvironmentFault(WHAT, found=f"{len(found)} profiles", wanted="one")
     left = undelegated_nodes(found[0])
     return Delegation(nodes - left, nodes, f"LiteRT's profiler, one run of {', '.join(signatures)}")
+
+
+def read_gpu_nodes(output: str, nodes: int, signatures: Sequence[str]) -> Delegation:
+    """Parse the answer to `open` on a GPU: the program refuses a graph of which the GPU does not take every node."""
+    answers = [_answer(line) for line in output.splitlines() if line.startswith("{")]
+    if [answer.string("ok") for answer in answers] != ["start", "open"]:
+        raise EnvironmentFault(WHAT, found=f"{len(answers)} answers", wanted="start and open")
+    source = f"LiteRT opened {', '.join(signatures)} with the GPU alone, adapter {selected_adapter(output)}"
+    return Delegation(nodes, nodes, source)
+
+
+def read_failure(output: str, exit_code: int, *, backend: Backend) -> ToolkitError | None:
+    """The error that the program has answered, or a fault of the GPU's driver; None if the output tells neither."""
+    try:
+        for line in output.splitlines():
+            if line.startswith("{"):
+                _answer(line)
+    except EnvironmentFault as error:
+        return explained_refusal(output, error) if error.place == GPU_PLACE else error
+    return read_gpu_failure(output, exit_code) if backend == "gpu" else None
 
 
 def _answer(line: str) -> JsonObject:

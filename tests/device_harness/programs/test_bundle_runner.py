@@ -311,6 +311,9 @@ def test_a_profile_names_the_nodes_that_no_delegate_took_and_empties_the_convers
         (b'{"do": "open", "bundle": "/nowhere", "threads": 0}', "open threads", "0"),
         (b'{"do": "open", "bundle": "/nowhere", "threads": 1.5}', "open threads", "no whole number"),
         (b'{"do": "open", "bundle": "/nowhere", "weight_cache": "disk"}', "weight_cache", "disk"),
+        (b'{"do": "open", "bundle": "/nowhere", "backend": "npu"}', "backend", "npu"),
+        (b'{"do": "open", "bundle": "/nowhere", "activations": "fp8"}', "activations", "fp8"),
+        (b'{"do": "open", "bundle": "/nowhere", "activations": "fp16"}', "activations", "fp16 on the CPU"),
         (b"[" * 40 + b"]" * 40, "byte 16", "byte 0x5b"),
     ],
 )

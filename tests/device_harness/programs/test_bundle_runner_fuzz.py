@@ -38,6 +38,7 @@ COMMANDS = (
     {"do": "forget", "key": "a"},
     {"do": "stats"},
     {"do": "open", "bundle": "/x", "threads": 2, "weight_cache": {"folder": "/x", "runtime": "1"}},
+    {"do": "open", "bundle": "/x", "backend": "gpu", "activations": "fp16"},
 )
 INSERTED = (b"", b'"', b"{", b"]", b"9" * 17, b"-1", b"null", b"1e9", b"\\ud800", b"\xc3")
 

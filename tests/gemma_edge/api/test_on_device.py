@@ -175,7 +175,6 @@ def test_the_command_prints_the_same_answer_as_here(
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (("--device", "x:1", "--backend", "gpu"), "--backend: no meaning on a device"),
         (("--device", "x:1", "--ple", "ram"), "--ple: no meaning on a device"),
         (("--device", "x:1", "--speculative"), "--speculative: no meaning on a device"),
         (("--device", "x:1", "--weight-cache", "off"), "--weight-cache: no meaning on a device"),

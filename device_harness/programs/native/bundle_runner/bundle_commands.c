@@ -44,6 +44,21 @@ static bool read_weight_cache(const Command *command, WeightCache *cache) {
     return true;
 }
 
+static bool read_processor(const Command *command, Processor *processor) {
+    const char *backend = "cpu", *activations = "fp32";
+    if ((member(command, "backend") && !json_string(&command->source, command->value, "open", "backend", 32, &backend)) ||
+        (member(command, "activations") &&
+         !json_string(&command->source, command->value, "open", "activations", 32, &activations)))
+        return false;
+    bool is_float16 = strcmp(activations, "fp16") == 0;
+    if (!is_float16 && strcmp(activations, "fp32") != 0) return refuse(USAGE, NULL, "activations", activations, "fp32 or fp16");
+    *processor = is_float16 ? ON_GPU_FLOAT16 : ON_GPU_FLOAT32;
+    if (strcmp(backend, "gpu") == 0) return true;
+    *processor = ON_CPU;
+    if (strcmp(backend, "cpu") != 0) return refuse(USAGE, NULL, "backend", backend, "cpu or gpu");
+    return !is_float16 || refuse(USAGE, NULL, "activations", "fp16 on the CPU", "fp32, or the backend gpu");
+}
+
 static void add_integers(const char *key, const int64_t *values, size_t count) {
     line_open(key, '[');
     for (size_t i = 0; i < count; i++) line_integer(NULL, values[i]);
@@ -64,6 +79,7 @@ static bool answer_open(Runner *runner, const Command *command) {
     line_integer("text_ids", record->text_ids);
     line_integer("hidden_size", record->hidden_size);
     add_integers("stop_token_ids", record->stop, record->stops);
+    line_string("backend", session->options.processor == ON_CPU ? "cpu" : "gpu");
     line_integer("threads", session->options.threads);
     line_string("weight_cache", session->built_weights ? "built" : kinds[session->options.cache.kind]);
     if (*session->weight_file) line_string("weight_file", session->weight_file);
@@ -75,11 +91,13 @@ bool do_open(Runner *runner, const Command *command) {
     const char *bundle, *size = NULL;
     int64_t threads = options.threads;
     if (runner->session.is_open) return refuse(USAGE, NULL, "open", "a bundle is open", "the command close first");
-    if (!has_keys(command, "do bundle", "size threads weight_cache") ||
+    if (!has_keys(command, "do bundle", "size threads weight_cache backend activations") ||
         !json_string(&command->source, command->value, "open", "bundle", sizeof options.bundle - 1, &bundle) ||
         (member(command, "size") && !json_string(&command->source, command->value, "open", "size", 64, &size)) ||
-        !integer(command, "threads", 1, MOST_THREADS, &threads) || !read_weight_cache(command, &options.cache))
+        !integer(command, "threads", 1, MOST_THREADS, &threads) || !read_weight_cache(command, &options.cache) ||
+        !read_processor(command, &options.processor))
         return false;
+    if (options.processor != ON_CPU) options.cache.kind = CACHE_OFF; /* a GPU takes the weights as they are in the file */
     options.threads = (int)threads;
     /* Mappings have paths without symbolic links. */
     char *real = realpath(bundle, NULL);

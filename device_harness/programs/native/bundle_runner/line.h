@@ -8,6 +8,9 @@
 
 #include "fault.h"
 
+/* Keep standard output for answers alone: what else prints there, as the library of a GPU does, goes to standard error. */
+void keep_output(void);
+
 /* Begin an object; NULL as key in a list. Nested objects and lists are opened and closed in order. */
 void line_begin(void);
 void line_open(const char *key, char bracket);

@@ -1,48 +1,25 @@
-#include "litert.h"
-
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { CPU = 1, HOST_MEMORY = 1, LOCK_READ = 0, LOCK_WRITE = 1 };
+#include "litert_functions.h"
 
-/* Name without its prefix LiteRt, and the arguments; each returns a status, 0 for success. */
-#define FUNCTIONS(X)                                                                                         \
-    X(CreateEnvironment, (int, const void *, void **))                                                       \
-    X(DestroyEnvironment, (void *))                                                                          \
-    X(CreateModelFromFile, (void *, const char *, void **))                                                  \
-    X(DestroyModel, (void *))                                                                                \
-    X(CreateOptions, (void **))                                                                              \
-    X(DestroyOptions, (void *))                                                                              \
-    X(SetOptionsHardwareAccelerators, (void *, int))                                                         \
-    X(CreateOpaqueOptions, (const char *, void *, void (*)(void *), void **))                                \
-    X(AddOpaqueOptions, (void *, void *))                                                                    \
-    X(CreateCompiledModel, (void *, void *, void *, void **))                                                \
-    X(DestroyCompiledModel, (void *))                                                                        \
-    X(GetNumModelSignatures, (void *, size_t *))                                                             \
-    X(GetModelSignature, (void *, size_t, void **))                                                          \
-    X(GetSignatureKey, (void *, const char **))                                                              \
-    X(GetNumSignatureInputs, (void *, size_t *))                                                             \
-    X(GetSignatureInputName, (void *, size_t, const char **))                                                \
-    X(GetSignatureInputTensorByIndex, (void *, size_t, void **))                                             \
-    X(GetNumSignatureOutputs, (void *, size_t *))                                                            \
-    X(GetSignatureOutputName, (void *, size_t, const char **))                                               \
-    X(GetSignatureOutputTensorByIndex, (void *, size_t, void **))                                            \
-    X(GetRankedTensorType, (void *, TensorType *))                                                           \
-    X(CreateManagedTensorBuffer, (void *, int, const TensorType *, size_t, void **))                         \
-    X(DestroyTensorBuffer, (void *))                                                                         \
-    X(LockTensorBuffer, (void *, void **, int))                                                              \
-    X(UnlockTensorBuffer, (void *))                                                                          \
-    X(RunCompiledModel, (void *, size_t, size_t, void **, size_t, void **))                                  \
-    X(CompiledModelGetProfiler, (void *, void **))                                                           \
-    X(StartProfiler, (void *))                                                                               \
-    X(GetProfileSummary, (void *, void *, const char **))
+enum { CPU = 1, GPU = 2 };
 
-#define DECLARE(name, arguments) static int(*name) arguments;
-FUNCTIONS(DECLARE)
+/* LiteRtEnvOption with a text as its value, and the tag of the folder of LiteRT's other libraries. */
+typedef struct {
+    int32_t tag, gap, kind, other_gap;
+    const char *value;
+} EnvironmentOption;
+enum { LIBRARY_FOLDER = 22, TEXT = 8 };
 
-static char library_path[512];
+#define DEFINE(name, arguments) int(*name) arguments;
+FUNCTIONS(DEFINE)
+
+#define GPU_PLACE "backend gpu"
+
+char library_path[512];
 
 bool litert_load(const char *path) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -58,12 +35,18 @@ bool litert_load(const char *path) {
     return true;
 }
 
-static bool is_done(int status, const char *file, const char *function) {
+bool is_done(int status, const char *file, const char *function) {
     return !status || refuse(MACHINE, file, text("LiteRt%s", function), text("it failed with status %d", status), NULL);
 }
-#define DO(file, name, ...) is_done(name(__VA_ARGS__), file, #name)
 
-bool litert_start(void **environment) { return DO(library_path, CreateEnvironment, 0, NULL, environment); }
+bool litert_start(void **environment, Processor processor) {
+    static char folder[sizeof library_path];
+    const EnvironmentOption beside = {LIBRARY_FOLDER, 0, TEXT, 0, folder};
+    const char *slash = strrchr(library_path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash > library_path ? (int)(slash - library_path) : 1, slash ? library_path : ".");
+    return processor == ON_CPU ? DO(library_path, CreateEnvironment, 0, NULL, environment)
+                               : DO(library_path, CreateEnvironment, 1, &beside, environment);
+}
 
 void litert_stop(void *environment) {
     if (environment) DestroyEnvironment(environment);
@@ -121,12 +104,17 @@ static bool read_keys(Graph *graph) {
     return graph->signatures != NULL;
 }
 
+static bool name_graph(Graph *graph, const char *path, Processor processor) {
+    memset(graph, 0, sizeof *graph);
+    graph->processor = processor;
+    return snprintf(graph->path, sizeof graph->path, "%s", path) < (int)sizeof graph->path ||
+           refuse(USAGE, path, NULL, "a path that is too long", NULL);
+}
+
 static bool open_graph(Graph *graph, void *environment, const char *path, int threads, const char *weight_cache,
                        bool is_profiled) {
     void *options = NULL;
-    memset(graph, 0, sizeof *graph);
-    if (snprintf(graph->path, sizeof graph->path, "%s", path) >= (int)sizeof graph->path)
-        return refuse(USAGE, path, NULL, "a path that is too long", NULL);
+    if (!name_graph(graph, path, ON_CPU)) return false;
     graph->cpu_options = cpu_options(path, threads, weight_cache);
     bool is_open = graph->cpu_options && DO(path, CreateModelFromFile, environment, path, &graph->model) &&
                    DO(path, CreateOptions, &options) && compile(graph, environment, options, is_profiled) && read_keys(graph);
@@ -134,6 +122,34 @@ static bool open_graph(Graph *graph, void *environment, const char *path, int th
     if (!is_open) graph_close(graph);
     return is_open;
 }
+
+/* The options that our backend in Python gives (toolkit/runtime/backends/litert): with the CPU as a second processor,
+ * LiteRT would run there what the GPU refuses, and count it as accelerated. */
+static bool compile_on_gpu(Graph *graph, void *environment, void *options) {
+    static char float32[] = "precision = 2\n", float16[] = "enable_infinite_float_capping = true\n";
+    bool is_whole;
+    if (!DO(graph->path, SetOptionsHardwareAccelerators, options, GPU) ||
+        !add_options(graph, options, "gpu_options", graph->processor == ON_GPU_FLOAT32 ? float32 : float16))
+        return false;
+    int status = CreateCompiledModel(environment, graph->model, options, &graph->compiled);
+    if (status)
+        return refuse(MACHINE, graph->path, GPU_PLACE, text("LiteRT cannot open it with the GPU alone (status %d)", status),
+                      NULL);
+    return DO(graph->path, CompiledModelIsFullyAccelerated, graph->compiled, &is_whole) &&
+           (is_whole || refuse(MACHINE, graph->path, GPU_PLACE, "ops that the GPU does not take", "all of them on the GPU"));
+}
+
+bool graph_open_on_gpu(Graph *graph, void *environment, const char *path, Processor processor) {
+    void *options = NULL;
+    if (!name_graph(graph, path, processor)) return false;
+    bool is_open = DO(path, CreateModelFromFile, environment, path, &graph->model) && DO(path, CreateOptions, &options) &&
+                   compile_on_gpu(graph, environment, options) && read_keys(graph);
+    if (options) DestroyOptions(options);
+    if (!is_open) graph_close(graph);
+    return is_open;
+}
+
+bool is_on_gpu(const Graph *graph) { return graph->processor != ON_CPU; }
 
 bool graph_open(Graph *graph, void *environment, const char *path, int threads, const char *weight_cache) {
     return open_graph(graph, environment, path, threads, weight_cache, false);
@@ -244,81 +260,4 @@ const Tensor *signature_tensor(const Graph *graph, const Signature *signature, b
     }
     refuse(BUNDLE, graph->path, text("%s %s", signature->key, name), text("no such %s", is_input ? "input" : "output"), NULL);
     return NULL;
-}
-
-/* ---- buffers and calls --------------------------------------------------------------------------------------- */
-
-static size_t type_bytes(const TensorType *type) {
-    size_t bytes = type->element == BOOLEAN ? 1 : 4;
-    for (unsigned i = 0; i < (type->rank & 127); i++) bytes *= (size_t)type->dimensions[i];
-    return bytes;
-}
-
-bool buffer_make(Buffer *buffer, void *environment, const TensorType *type) {
-    buffer->type = *type;
-    buffer->bytes = type_bytes(type);
-    if (!DO(library_path, CreateManagedTensorBuffer, environment, HOST_MEMORY, type, buffer->bytes, &buffer->handle)) {
-        buffer->handle = NULL;
-        return false;
-    }
-    /* Memory fresh from the system is zero already; only reading it takes no page of its own. */
-    unsigned char *bytes = buffer_lock(buffer, true);
-    if (!bytes) return false;
-    if (bytes[0] || memcmp(bytes, bytes + 1, buffer->bytes - 1) != 0) memset(bytes, 0, buffer->bytes);
-    return buffer_unlock(buffer);
-}
-
-void buffer_free(Buffer *buffer) {
-    if (buffer->handle) DestroyTensorBuffer(buffer->handle);
-    memset(buffer, 0, sizeof *buffer);
-}
-
-void *buffer_lock(const Buffer *buffer, bool is_write) {
-    void *address = NULL;
-    if (!DO(library_path, LockTensorBuffer, buffer->handle, &address, is_write ? LOCK_WRITE : LOCK_READ)) return NULL;
-    if (!address) refuse(MACHINE, library_path, "LiteRtLockTensorBuffer", "no memory", NULL);
-    return address;
-}
-
-bool buffer_unlock(const Buffer *buffer) { return DO(library_path, UnlockTensorBuffer, buffer->handle); }
-
-static bool bind_side(Call *call, bool is_input, FindBuffer *find, void *context) {
-    const Signature *signature = call->signature;
-    const Tensor *tensors = is_input ? signature->in : signature->out;
-    size_t count = is_input ? signature->inputs : signature->outputs;
-    for (size_t i = 0; i < count; i++) {
-        Buffer *buffer = find(context, tensors[i].name, is_input);
-        const char *place = text("%s %s", signature->key, tensors[i].name);
-        if (!buffer) return refuse(BUNDLE, call->graph->path, place, "a tensor that the format does not have", NULL);
-        int rank = (int)(buffer->type.rank & 127);
-        int64_t shape[8];
-        for (int k = 0; k < rank; k++) shape[k] = buffer->type.dimensions[k];
-        if (!signature_tensor(call->graph, signature, is_input, tensors[i].name, buffer->type.element, rank, shape))
-            return false;
-        (is_input ? call->in : call->out)[i] = buffer->handle;
-    }
-    return true;
-}
-
-bool call_make(Call *call, const Graph *graph, const Signature *signature, FindBuffer *find, void *context) {
-    call->graph = graph, call->signature = signature;
-    call->in = allocate(signature->inputs, sizeof *call->in);
-    call->out = allocate(signature->outputs, sizeof *call->out);
-    bool is_made = call->in && call->out && bind_side(call, true, find, context) && bind_side(call, false, find, context);
-    if (!is_made) call_free(call);
-    return is_made;
-}
-
-bool call_run(const Call *call) {
-    const Signature *signature = call->signature;
-    int status = RunCompiledModel(call->graph->compiled, signature->index, signature->inputs, call->in,
-                                  signature->outputs, call->out);
-    return !status || refuse(MACHINE, call->graph->path, text("signature %s", signature->key),
-                             text("LiteRT cannot run it (status %d)", status), NULL);
-}
-
-void call_free(Call *call) {
-    free(call->in);
-    free(call->out);
-    memset(call, 0, sizeof *call);
 }

@@ -34,9 +34,13 @@ typedef struct {
     Tensor *in, *out;
 } Signature;
 
+/* What runs a graph; a GPU computes in float32 or float16. */
+typedef enum { ON_CPU, ON_GPU_FLOAT32, ON_GPU_FLOAT16 } Processor;
+
 /* A .tflite file, ready to run. */
 typedef struct {
     char path[512];
+    Processor processor;
     void *model, *compiled, *profiler;
     char *cpu_options;
     size_t count;
@@ -60,8 +64,8 @@ typedef struct {
 /* Load the library and look up every function by name. MACHINE if one is missing. */
 bool litert_load(const char *path);
 
-/* The environment that graphs share buffers in. */
-bool litert_start(void **environment);
+/* The environment that graphs share buffers in. For a GPU, LiteRT looks for its delegate beside the library. */
+bool litert_start(void **environment, Processor processor);
 void litert_stop(void *environment);
 
 /* Open a file; `weight_cache`: a path for the packed weights, ":memory" for one copy in memory, NULL for none. */
@@ -69,6 +73,9 @@ bool graph_open(Graph *graph, void *environment, const char *path, int threads, 
 /* The same with LiteRT's profiler, which belongs to the graph; `graph_profile` sums up all calls so far. */
 bool graph_open_profiled(Graph *graph, void *environment, const char *path, int threads, const char *weight_cache);
 bool graph_profile(const Graph *graph, const char **summary);
+/* Open a file on the GPU alone; MACHINE if there is none, or if it does not take every op. */
+bool graph_open_on_gpu(Graph *graph, void *environment, const char *path, Processor processor);
+bool is_on_gpu(const Graph *graph);
 void graph_close(Graph *graph);
 /* The signature `key`, with its tensors; NULL with BUNDLE recorded if the file lacks it. */
 const Signature *graph_signature(Graph *graph, const char *key);
@@ -76,11 +83,16 @@ const Signature *graph_signature(Graph *graph, const char *key);
 const Tensor *signature_tensor(const Graph *graph, const Signature *signature, bool is_input, const char *name,
                                int element, int rank, const int64_t *shape);
 
-/* A buffer of this type, filled with zeros. */
+/* A buffer of this type in the CPU's memory, filled with zeros. */
 bool buffer_make(Buffer *buffer, void *environment, const TensorType *type);
+/* The same where the graph's processor wants the tensor, which must have this type. */
+bool buffer_make_for(Buffer *buffer, void *environment, const Graph *graph, const Signature *signature, bool is_input,
+                     const char *name, const TensorType *type);
 void buffer_free(Buffer *buffer);
-/* The buffer's memory, for reading or writing, until `buffer_unlock`; NULL with MACHINE recorded. */
-void *buffer_lock(const Buffer *buffer, bool is_write);
+/* The buffer's content, until `buffer_unlock`; NULL with MACHINE recorded. With TO_WRITE all of it must be written, and
+ * only with TO_READ and TO_CHANGE is what was there before seen. */
+typedef enum { TO_READ, TO_WRITE, TO_CHANGE } LockMode;
+void *buffer_lock(const Buffer *buffer, LockMode mode);
 bool buffer_unlock(const Buffer *buffer);
 
 /* Finds the buffer for an input or output; NULL with BUNDLE recorded. */

@@ -72,6 +72,7 @@ static int run_input(Runner *runner) {
 
 int main(int argc, char **argv) {
     static Runner runner;
+    keep_output();
     if (argc < 2 || !litert_load(argv[1])) {
         if (argc < 2) refuse(USAGE, NULL, "arguments", "none", "bundle_runner LIBRARY [COMMAND...]");
         line_fault(take_fault());
@@ -85,6 +86,8 @@ int main(int argc, char **argv) {
     if (!line_end()) return EXIT_MACHINE;
     int code = runner.reads_input ? run_input(&runner) : 0;
     for (int i = 2; i < argc && !code; i++) code = run_line(&runner, argv[i], strlen(argv[i])) ? 0 : EXIT_INPUT;
+    /* Some drivers of GPUs crash when their library is taken down. */
+    if (runner.session.is_open && runner.session.options.processor != ON_CPU) _exit(code);
     session_close(&runner.session);
     free_input();
     return code;

@@ -9,6 +9,7 @@
 typedef struct {
     char bundle[512];
     int threads;
+    Processor processor; /* of the decoder and the towers; the embedder's rows are looked up by the CPU */
     WeightCache cache;
 } SessionOptions;
 

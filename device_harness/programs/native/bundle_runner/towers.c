@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-void towers_start(Towers *towers, const Manifest *manifest, const WeightCache *cache, int threads) {
+void towers_start(Towers *towers, const Manifest *manifest, const WeightCache *cache, int threads, Processor processor) {
     memset(towers, 0, sizeof *towers);
-    towers->manifest = manifest, towers->cache = cache, towers->threads = threads;
+    towers->manifest = manifest, towers->cache = cache, towers->threads = threads, towers->processor = processor;
 }
 
 void towers_free(Towers *towers) {
@@ -34,6 +34,22 @@ static void close_tower(Tower *tower) {
     memset(tower, 0, sizeof *tower);
 }
 
+/* The encoders are not right in float16 (docs/gpu.md). */
+static bool open_encoder(Tower *tower, const Towers *towers, const FileRecord *encoder) {
+    bool built;
+    return towers->processor == ON_CPU
+               ? open_with_weights(&tower->encoder, tower->environment, towers->manifest, encoder, towers->threads,
+                                   towers->cache, NULL, &built)
+               : graph_open_on_gpu(&tower->encoder, tower->environment, manifest_path(towers->manifest, encoder->name),
+                                   ON_GPU_FLOAT32);
+}
+
+static bool open_adapter(Tower *tower, const Towers *towers, const FileRecord *adapter) {
+    const char *path = manifest_path(towers->manifest, adapter->name);
+    return towers->processor == ON_CPU ? graph_open(&tower->adapter, tower->environment, path, towers->threads, ":memory")
+                                       : graph_open_on_gpu(&tower->adapter, tower->environment, path, towers->processor);
+}
+
 /* Open a tower's adapter and, with `all`, its encoder, in an environment of its own: closing it frees everything. */
 static bool open_tower(Tower *tower, Towers *towers, TowerName name, bool all) {
     const Manifest *manifest = towers->manifest;
@@ -47,13 +63,9 @@ static bool open_tower(Tower *tower, Towers *towers, TowerName name, bool all) {
     snprintf(encoder_name, sizeof encoder_name, "%s_encoder.tflite", word);
     const FileRecord *adapter = manifest_file(manifest, adapter_name), *encoder = manifest_file(manifest, encoder_name);
     const FileRecord *records[2] = {adapter, encoder};
-    bool built;
     bool is_open = adapter && encoder && manifest_check(manifest, records, all ? 2 : 1) &&
-                   litert_start(&tower->environment) &&
-                   (!all || open_with_weights(&tower->encoder, tower->environment, manifest, encoder, towers->threads,
-                                              towers->cache, NULL, &built)) &&
-                   graph_open(&tower->adapter, tower->environment, manifest_path(manifest, adapter_name),
-                              towers->threads, ":memory");
+                   litert_start(&tower->environment, towers->processor) &&
+                   (!all || open_encoder(tower, towers, encoder)) && open_adapter(tower, towers, adapter);
     if (is_open) towers->loads[name]++;
     else close_tower(tower);
     return is_open;
@@ -97,7 +109,7 @@ static bool make_buffer(Tower *tower, Buffer *buffer, int element, int rank, int
 /* The first `count` floats of a buffer; NULL with an error recorded. Free them. */
 static float *copy_floats(const Buffer *buffer, size_t count) {
     float *copy = allocate(count, sizeof *copy);
-    const float *from = copy ? buffer_lock(buffer, false) : NULL;
+    const float *from = copy ? buffer_lock(buffer, TO_READ) : NULL;
     if (from) memcpy(copy, from, count * sizeof *copy);
     if (from && buffer_unlock(buffer)) return copy;
     free(copy);
@@ -122,7 +134,7 @@ static bool look_up(Tower *tower, Towers *towers, int64_t id) {
     int32_t *to;
     bool is_done = make_buffer(tower, &ids, INT32, 2, 1, 1, 0, 0) &&
                    make_buffer(tower, &embeddings, FLOAT32, 3, 1, 1, (int64_t)hidden, 0) &&
-                   (to = buffer_lock(&ids, true)) && (*to = (int32_t)id, buffer_unlock(&ids)) &&
+                   (to = buffer_lock(&ids, TO_WRITE)) && (*to = (int32_t)id, buffer_unlock(&ids)) &&
                    run_bound(&tower->adapter, "embed_1", &binding);
     float *row = is_done ? copy_floats(&embeddings, hidden) : NULL;
     if (row) towers->token[towers->tokens++] = (TokenRow){id, row};
@@ -201,7 +213,7 @@ static bool run_vision(Tower *tower, Towers *towers, const uint8_t *levels, floa
     float *to;
     bool is_done = make_buffer(tower, &images, FLOAT32, 4, 1, side, side, 3) &&
                    make_buffer(tower, &features, FLOAT32, 3, 1, rows, record->feature_size, 0) &&
-                   make_buffer(tower, &embeddings, FLOAT32, 3, 1, rows + 1, hidden, 0) && (to = buffer_lock(&images, true));
+                   make_buffer(tower, &embeddings, FLOAT32, 3, 1, rows + 1, hidden, 0) && (to = buffer_lock(&images, TO_WRITE));
     /* Rounded as transformers does (toolkit/media/pixels.py). */
     for (int64_t i = 0; is_done && i < side * side * 3; i++) to[i] = (float)((double)levels[i] * (1.0 / 255));
     is_done = is_done && buffer_unlock(&images) && run_bound(&tower->encoder, "encode", &encode) &&
@@ -245,9 +257,9 @@ static bool run_audio(Tower *tower, Towers *towers, const float *mel, const uint
                    make_buffer(tower, &features, FLOAT32, 3, 1, features_count, record->feature_size, 0) &&
                    make_buffer(tower, &heard, BOOLEAN, 2, 1, features_count, 0, 0) &&
                    make_buffer(tower, &embeddings, FLOAT32, 3, 1, record->soft_tokens, hidden, 0) &&
-                   (to = buffer_lock(&inputs, true));
+                   (to = buffer_lock(&inputs, TO_WRITE));
     if (is_done) memcpy(to, mel, (size_t)(frames * bins) * sizeof *to);
-    is_done = is_done && buffer_unlock(&inputs) && (is_sound = buffer_lock(&sound, true));
+    is_done = is_done && buffer_unlock(&inputs) && (is_sound = buffer_lock(&sound, TO_WRITE));
     for (int64_t i = 0; is_done && i < frames; i++) is_sound[i] = mask[i] != 0;
     is_done = is_done && buffer_unlock(&sound) &&
               run_bound(&tower->encoder, text("encode_%lld", (long long)length), &encode) &&

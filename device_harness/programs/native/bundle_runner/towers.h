@@ -34,6 +34,7 @@ typedef struct {
     const Manifest *manifest;
     const WeightCache *cache;
     int threads;
+    Processor processor;
     Medium medium[MOST_MEDIA];
     size_t media;
     TokenRow token[MOST_TOKEN_ROWS];
@@ -41,7 +42,7 @@ typedef struct {
     uint64_t loads[2]; /* how often each tower was loaded */
 } Towers;
 
-void towers_start(Towers *towers, const Manifest *manifest, const WeightCache *cache, int threads);
+void towers_start(Towers *towers, const Manifest *manifest, const WeightCache *cache, int threads, Processor processor);
 void towers_free(Towers *towers);
 
 /* Embed an image, RGB levels 0 to 255 of image_size rows and columns. */

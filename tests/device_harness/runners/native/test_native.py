@@ -14,7 +14,7 @@ from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_
 from device_harness.machines.host import Host
 from device_harness.programs.bundle_runner import bundle_runner
 from device_harness.runners.interface import Workload
-from device_harness.runners.native.parser import read_native, read_profile
+from device_harness.runners.native.parser import read_failure, read_gpu_nodes, read_native, read_profile
 from toolkit.base.errors import EnvironmentFault, UsageError
 
 PROFILE = (FIXTURES / "device/litert_profile_embedder.txt").read_text()
@@ -56,6 +56,57 @@ def test_an_error_of_the_program_is_the_error_of_the_run() -> None:
         read_native("\n".join([ANSWERS[0], error]), 16, 4)
     with pytest.raises(EnvironmentFault, match="found the answers start, open, wanted start, open, prefill"):
         read_native("\n".join(ANSWERS[:3]), 16, 4)
+
+
+OPEN_ON_GPU = [
+    ANSWERS[0],
+    "I0000 00:00:1796006835.591245 29283 environment.cc:532] Selected adapter: Mali-G715, arch=valhall, vendor=arm",
+    '{"ok": "open", "backend": "gpu", "seconds": 0.5, "uptime_s": 100.5}',
+]
+"""The lines that count, of an output on Mesa's software Vulkan, with the name of a phone's GPU."""
+NOT_OPEN = (
+    '{"error": {"kind": "machine", "file": "/b/text_decoder.tflite", "place": "backend gpu", '
+    '"found": "LiteRT cannot open it with the GPU alone (status 500)", "wanted": null}}'
+)
+
+
+def test_on_a_gpu_every_node_is_delegated_or_the_bundle_does_not_open() -> None:
+    found = read_gpu_nodes("\n".join(OPEN_ON_GPU), 100, ["decode", "prefill_16"])
+    assert (found.delegated_nodes, found.nodes) == (100, 100)
+    assert found.source == "LiteRT opened decode, prefill_16 with the GPU alone, adapter Mali-G715"
+    with pytest.raises(EnvironmentFault, match="found 1 answers, wanted start and open"):
+        read_gpu_nodes(ANSWERS[0], 100, ["decode"])
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("W0 No adapters found.", r"^--backend gpu: no GPU that LiteRT can use on this machine; install"),
+        (
+            "WARNING: GPU accelerator could not be loaded and registered: x",
+            "^--backend gpu: LiteRT's library has no dele",
+        ),
+        (
+            "Following operations are not supported by GPU delegate:\nPAD: Invalid paddings\nSUB: x\n12 operations",
+            "^/b/text_decoder.tflite, backend gpu: ops that the GPU's delegate refuses: PAD: Invalid paddings; SUB: x;",
+        ),
+        ("INFO: something", r"^/b/text_decoder.tflite, backend gpu: LiteRT cannot open it with .*status 500\); use"),
+    ],
+)
+def test_the_log_says_why_a_bundle_does_not_open_on_a_gpu(said: str, fault: str) -> None:
+    error = read_failure("\n".join([ANSWERS[0], said, NOT_OPEN]), 2, backend="gpu")
+    assert isinstance(error, EnvironmentFault)
+    with pytest.raises(EnvironmentFault, match=fault):
+        raise error
+
+
+def test_a_fault_of_the_driver_is_told_from_other_ends() -> None:
+    output = "\n".join([*OPEN_ON_GPU, "driver: lost device", "Aborted"])
+    found = str(read_failure(output, 134, backend="gpu"))
+    assert found.startswith("--backend gpu: its process ended with signal SIGABRT, adapter Mali-G715; update the GPU's")
+    assert "driver: lost device | Aborted" in found
+    assert read_failure(output, 137, backend="gpu") is None, "killed: memory was short"
+    assert read_failure(output, 134, backend="cpu") is None
 
 
 @pytest.mark.slow
@@ -104,7 +155,7 @@ def test_delegated_nodes_are_those_of_the_session(tmp_path: Path, monkeypatch: p
             "--library-version: cannot be used with --library",
         ),
         ({"library_version": ("../b",)}, Workload(), "--library-version"),
-        ({}, Workload(backend="gpu"), "--backend: found gpu, wanted cpu with the runner native"),
+        ({}, Workload(backend="npu"), "--backend: found npu, wanted cpu or gpu with the runner native"),
     ],
 )
 def test_wrong_options_are_found_before_a_device_is_needed(

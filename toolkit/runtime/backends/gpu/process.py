@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -14,14 +13,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from toolkit.base.errors import EnvironmentFault
+from toolkit.runtime.backends.gpu.log import driver_fault, explained_refusal, selected_adapter
 from toolkit.runtime.backends.gpu.messages import Failure, Request
 
-PLACE = "--backend gpu"
 _WORKER = "toolkit.runtime.backends.gpu.worker"
-_ADAPTER = re.compile(r"Selected adapter: (.+?), arch=")
-_REFUSED = re.compile(r"Following operations are not supported by GPU delegate:\n((?:\w+: .*\n)+)")
-_NO_GPU = "No adapters found"
-_TAIL_LINES = 3
 _END_S = 5.0
 
 
@@ -51,8 +46,7 @@ class GpuProcess:
     @property
     def adapter(self) -> str | None:
         """The name of the GPU, or of a driver that computes on the CPU; None before it has opened a graph."""
-        found = _ADAPTER.search(self._log_text())
-        return None if found is None else found[1]
+        return selected_adapter(self._log_text())
 
     def ask(self, request: Request) -> object:
         """The reply to a request; EnvironmentFault if the process cannot fulfil it, or has ended."""
@@ -90,24 +84,13 @@ class GpuProcess:
 
     def _fault(self, failure: Failure) -> EnvironmentFault:
         """The error for a refusal, with what the log adds to it."""
-        log = self._log_text()
-        if _NO_GPU in log:
-            remedy = "install the Vulkan driver of the GPU, or use --backend cpu"
-            return EnvironmentFault(PLACE, found="no GPU that LiteRT can use on this machine", remedy=remedy)
-        found = failure.found
-        if refused := _REFUSED.search(log):
-            found = f"ops that the GPU's delegate refuses: {'; '.join(refused[1].splitlines())}"
-        return EnvironmentFault(
-            failure.place or PLACE, file=failure.file, found=found, wanted=failure.wanted, remedy="use --backend cpu"
-        )
+        refusal = EnvironmentFault(failure.place, file=failure.file, found=failure.found, wanted=failure.wanted)
+        return explained_refusal(self._log_text(), refusal)
 
     def _end_of_process(self) -> EnvironmentFault:
         code = self._process.wait()
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        tail = " | ".join(line.strip() for line in self._log_text().splitlines()[-_TAIL_LINES:])
-        found = f"its process ended with {reason}" + (f", adapter {self.adapter}" if self.adapter else "")
-        remedy = f"update the GPU's driver, or use --backend cpu (the end of its log: {tail})"
-        return EnvironmentFault(PLACE, found=found, remedy=remedy)
+        return driver_fault(self._log_text(), f"with {reason}")
 
     def _log_text(self) -> str:
         size = os.fstat(self._log.fileno()).st_size

@@ -9,8 +9,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base.errors import BundleError, EnvironmentFault
 from toolkit.bundle.manifest import FLOAT32_FILES
+from toolkit.runtime.backends.gpu.fit import require_fit
 from toolkit.runtime.backends.gpu.messages import (
     Allocate,
     Bind,
@@ -31,8 +31,6 @@ from toolkit.runtime.backends.interface import (
     TensorInfo,
     Weights,
 )
-from toolkit.tflite.gpu import gpu_refusals, weights_in_blocks
-from toolkit.tflite.reader import read_tflite
 
 
 @dataclass(slots=True)
@@ -119,7 +117,7 @@ class GpuRuntime:
         """Open a file. BundleError for weights, EnvironmentFault for ops that the GPU does not take, or without one."""
         if weights == "table":
             return RemoteModel(self._process, _number(self._process.ask(Open(str(file.path), "cpu"))))
-        _require_fit(file)
+        require_fit(file.path)
         wide = self._activations == "fp32" or file.path.name in FLOAT32_FILES
         processor: Processor = "gpu-float32" if wide else "gpu-float16"
         return RemoteModel(self._process, _number(self._process.ask(Open(str(file.path), processor))))
@@ -131,26 +129,6 @@ class GpuRuntime:
     def close(self) -> None:
         """End the process, and with it free all models; calling it again does nothing."""
         self._process.close()
-
-
-def _require_fit(file: ModelFile) -> None:
-    """Refuse what the delegate would end its process for, or run partly on the CPU."""
-    model = read_tflite(file.path).model
-    blocks = weights_in_blocks(model)
-    if blocks:
-        remedy = "convert with --quant int8 or int4-channel, export for LiteRT-LM, or use --backend cpu"
-        raise BundleError(
-            f"weight {blocks[0].name}",
-            file=file.path,
-            found=f"{blocks[0].type.lower()} in blocks, which LiteRT's GPU delegate cannot open here",
-            remedy=remedy,
-        )
-    refused = gpu_refusals(model)
-    if refused:
-        first = refused[0]
-        place = f"{first.signature}, op {first.op} ({first.builtin})"
-        remedy = "convert again, or use --backend cpu"
-        raise EnvironmentFault(place, file=file.path, found=f"a GPU refuses it: {first.reason}", remedy=remedy)
 
 
 def _number(reply: object) -> int:

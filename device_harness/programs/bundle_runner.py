@@ -40,11 +40,11 @@ _LINK_FLAGS = ("-Wl,-z,max-page-size=16384", "-Wl,-z,relro", "-Wl,-z,now")
 _PRELOADED = {"aarch64": ("-ffixed-x18",), "x86_64": ()}
 """x18 is the register of Android's shadow call stack."""
 _IMPORTS = {
-    "libc": "__errno __libc_init _exit calloc clock_gettime close closedir dup dup2 flock free fsync futimens "
+    "libc": "__errno __libc_init _exit calloc clock_gettime close closedir dup dup2 flock fork free fsync futimens "
     "getauxval getpid getrusage lseek madvise malloc memchr memcmp memcpy memmove memset mkdir open opendir "
-    "poll posix_fadvise pread qsort read readdir realloc realpath rename sched_getaffinity snprintf stat "
+    "pipe poll posix_fadvise pread qsort read readdir realloc realpath rename sched_getaffinity snprintf stat "
     "strchr strcmp strcspn strerror strlen strncmp strrchr strspn strstr strtod strtoll strtoull uname unlink "
-    "vsnprintf write",
+    "vsnprintf waitpid write",
     "libdl": "dlerror dlopen dlsym",
     "libm": "exp ldexpf",
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "background.h"
 #include "step.h"
 
 /* The fixed cost of a signature, in positions (toolkit/runtime/prefill.py). */
@@ -11,22 +12,26 @@ enum { READING = 36 };
 
 /* ---- opening ------------------------------------------------------------------------------------------------- */
 
-static bool check_files(Session *session) {
-    const Manifest *manifest = &session->manifest;
-    const FileRecord **records = allocate(manifest->files + 2, sizeof *records);
+/* LiteRT trusts its files, so each is compared with the manifest before it is opened. */
+static bool check_decoder(const Manifest *manifest) {
+    const FileRecord *records[] = {manifest_file(manifest, "text_decoder.tflite")};
+    return records[0] && manifest_check(manifest, records, 1);
+}
+
+/* Compare the other files of the language model, while LiteRT opens the decoder. */
+static bool check_others(void *context) {
+    const Manifest *manifest = context;
+    const FileRecord **records = allocate(manifest->files + 1, sizeof *records);
     size_t count = 0;
-    if (!records) return false;
-    records[count++] = manifest_file(manifest, "text_decoder.tflite");
-    records[count++] = manifest_file(manifest, "embedder.tflite");
-    bool is_right = records[0] && records[1];
-    for (size_t i = 0; i < manifest->files; i++)
+    bool is_right = records && (records[count++] = manifest_file(manifest, "embedder.tflite"));
+    for (size_t i = 0; is_right && i < manifest->files; i++)
         if (is_shard_name(manifest->file[i].name)) records[count++] = &manifest->file[i];
     is_right = is_right && manifest_check(manifest, records, count);
     free(records);
     return is_right;
 }
 
-static bool open_graphs(Session *session) {
+static bool open_decoder(Session *session) {
     const Manifest *manifest = &session->manifest;
     const FileRecord *record = manifest_file(manifest, "text_decoder.tflite");
     const SessionOptions *options = &session->options;
@@ -35,23 +40,30 @@ static bool open_graphs(Session *session) {
                 ? open_with_weights(&session->decoder, session->environment, manifest, record, options->threads,
                                     &options->cache, session->weight_file, &session->built_weights)
                 : graph_open_on_gpu(&session->decoder, session->environment, manifest_path(manifest, record->name),
-                                    options->processor)) &&
-           graph_open(&session->embedder, session->environment, manifest_path(manifest, "embedder.tflite"), 1, NULL);
+                                    options->processor));
+}
+
+static bool open_embedder(Session *session) {
+    const char *path = manifest_path(&session->manifest, "embedder.tflite");
+    return graph_open(&session->embedder, session->environment, path, 1, NULL);
 }
 
 bool session_open(Session *session, const SessionOptions *options, const char *size) {
     memset(session, 0, sizeof *session);
     session->options = *options;
     session->is_open = true;
-    bool is_open = manifest_read(&session->manifest, options->bundle) && check_files(session) &&
-                   ple_open(&session->ple, &session->manifest);
+    Background others = {0};
+    bool is_open = manifest_read(&session->manifest, options->bundle) && check_decoder(&session->manifest);
     int found = is_open && size ? manifest_size(&session->manifest, size) : (int)session->manifest.default_size;
     is_open = is_open && found >= 0;
     session->size = is_open ? (size_t)found : 0;
     session->width[0].tokens = 1;
     for (size_t i = 0; is_open && i < session->manifest.text.widths; i++)
         session->width[i + 1].tokens = session->manifest.text.width[i];
-    is_open = is_open && open_graphs(session) && make_caches(session);
+    if (is_open) background_begin(&others, check_others, &session->manifest);
+    is_open = is_open && open_decoder(session);
+    is_open = background_end(&others) && is_open && open_embedder(session) &&
+              ple_open(&session->ple, &session->manifest) && make_caches(session);
     if (!is_open) {
         session_close(session);
         return false;

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bundles import AUDIO, TOWERS_DRAFT, Ramp, fill, fill_with_towers
 
+from toolkit import __version__
 from toolkit.base import files
 from toolkit.base.activations import Activations
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
@@ -115,7 +116,7 @@ def test_the_header_holds_no_id_and_no_time(exported: bytes) -> None:
     assert system == {
         "checkpoint": "handmade",
         "checkpoint_sha256": "0123456789abcdef" * 4,
-        "generator": "gemma-edge 0.1.0",
+        "generator": f"gemma-edge {__version__}",
         "groups": "text",
         "size": "large",
     }

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The entry point of the `gemma-edge` command; ends the process."""
+    _open_standard_streams()
     if "_ARGCOMPLETE" in os.environ:
         from gemma_edge.completion import complete
 
@@ -60,6 +61,19 @@ def entry() -> NoReturn:
         code = _exit_code(end)
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Give the null device to a standard stream that whoever started us has closed, as `>&-` does.
+
+    Python leaves such a stream None and its descriptor free: the next file that is opened would take it, and get what
+    libraries print.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
+            os.set_inheritable(null, True)
+            setattr(sys, name, os.fdopen(null, "w" if descriptor else "r", encoding="utf-8"))
 
 
 def _run(arguments: argparse.Namespace, terminal: Terminal, *, traced: bool) -> int:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import NoReturn, TextIO
 
 import toolkit
@@ -34,6 +35,19 @@ VERBS = {
 """Summaries of the verbs, in the order of the workflow; each verb is a module of `gemma_edge.commands`."""
 
 _HELP = "help"
+_OTHER_NAMES = {
+    "benchmark": "bench",
+    "generate": "run",
+    "install": "push",
+    "list": "devices",
+    "package": "export",
+    "prompt": "run",
+    "quantise": "convert",
+    "quantize": "convert",
+    "validate": "check",
+    "version": "--version",
+}
+"""What other programs call the same, for suggestions."""
 
 _DESCRIPTION = "Convert Gemma 3n checkpoints to LiteRT bundles for edge devices, check their quality, and run them."
 _EPILOG = """exit codes:
@@ -68,8 +82,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(option, found=found, remedy=f"see {self.prog} --help")
 
     def option_strings(self) -> list[str]:
-        """The names of all options."""
-        return list(self._option_string_actions)
+        """The names of all options but the one for help, which nobody misspells as another."""
+        return [name for name in self._option_string_actions if name not in ("-h", "--help")]
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -86,7 +100,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if name == _HELP:  # `help run` is `run --help`
         return parse([*rest, "--help"])
     if name not in VERBS:
-        program_parser().error(f"{name!r} is not a verb{_nearest(name, VERBS)}")
+        other = _OTHER_NAMES.get(name)
+        meant = f"; did you mean {other}?" if other else _nearest(name, VERBS)
+        program_parser().error(f"{name!r} is not a verb{meant}")
     verb = verb_parser(name)
     arguments, extra = verb.parse_words(rest)
     if extra:
@@ -101,9 +117,10 @@ def print_help(stream: TextIO) -> None:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    """What was meant: a word that begins so, as --temp does for --temperature, else one of similar letters."""
+    """What was meant: a word that begins so, as --temp does, or is begun, as --temperatures is, else a similar one."""
     typed, names = word.partition("=")[0], sorted(known)
     whole = [name for name in names if len(typed.strip("-")) > 1 and name.startswith(typed)]
+    whole = whole or [name for name in names if len(name.strip("-")) > 3 and typed.startswith(name)]
     close = whole[:1] if len(whole) == 1 else difflib.get_close_matches(typed, whole or names, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -115,7 +132,7 @@ def verb_parser(name: str) -> Parser:
     parser = Parser(
         prog=f"gemma-edge {name}",
         description=summary[:1].upper() + summary[1:] + ".",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in command.EXAMPLES),
+        epilog=_epilog(command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[_shared_options()],
         allow_abbrev=False,
@@ -123,6 +140,12 @@ def verb_parser(name: str) -> Parser:
     command.add_arguments(parser)
     parser.set_defaults(execute=command.execute)
     return parser
+
+
+def _epilog(command: ModuleType) -> str:
+    """The limits of a verb, if it has any, and its examples."""
+    parts = [("limits", getattr(command, "LIMITS", ())), ("examples", command.EXAMPLES)]
+    return "\n\n".join("\n".join([f"{title}:", *(f"  {line}" for line in lines)]) for title, lines in parts if lines)
 
 
 def program_parser(whole: str | None = None) -> Parser:

@@ -157,7 +157,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [[printable(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     if sys.stdout.isatty() and sum(widths) + 2 * (len(widths) - 1) > shutil.get_terminal_size().columns:
-        return _folded(cells, shutil.get_terminal_size().columns)
+        return folded(cells, shutil.get_terminal_size().columns, [False, *[True] * (len(widths) - 1)])
     lines = []
     for row in cells:
         rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
@@ -165,21 +165,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _folded(cells: Sequence[Sequence[str]], width: int) -> str:
-    """The same table with wrapped cells, so that no line is longer than `width` characters."""
+def folded(cells: Sequence[Sequence[str]], width: int, numeric: Sequence[bool]) -> str:
+    """A table with wrapped cells, so that no line is longer than `width` characters; `numeric` columns to the right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    folded = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
-    for index, heading in enumerate(cells[0]):
-        folded.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    for heading, to_right in zip(cells[0], [*numeric, *[False] * len(cells[0])], strict=False):
+        drawn.add_column(Text(heading), justify="right" if to_right else "left", overflow="fold")
     for row in cells[1:]:
-        folded.add_row(*map(Text, row))
+        drawn.add_row(*map(Text, row))
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    with console.capture() as drawn:
-        console.print(folded)
-    return "\n".join(line.rstrip() for line in drawn.get().splitlines())
+    with console.capture() as text:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in text.get().splitlines())
 
 
 def bytes_text(count: int) -> str:

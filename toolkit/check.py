@@ -13,6 +13,7 @@ from toolkit.base.errors import BundleError, GraphError, UsageError
 from toolkit.base.files import Progress
 from toolkit.base.signatures import Truster
 from toolkit.bundle.check import check_directory
+from toolkit.bundle.check import left_out as groups_left_out
 from toolkit.bundle.check_shard import check_shard
 from toolkit.bundle.faults import Fault
 from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
@@ -26,6 +27,7 @@ from toolkit.litertlm.check import check_litertlm
 from toolkit.litertlm.gemma4 import text_model_type
 from toolkit.litertlm.hashes import has_hashes
 from toolkit.litertlm.reader import read_header, read_litertlm
+from toolkit.litertlm.recognise import is_litertlm
 from toolkit.tflite.gpu import Refusal, gpu_refusals
 from toolkit.tflite.reader import read_tflite
 
@@ -34,7 +36,7 @@ def check(path: Path | str, *, trust: Sequence[Truster] = (), progress: Progress
     """All faults of a bundle directory, a .litertlm or one PLE shard.
 
     `trust`: keys, of which one must have signed the .litertlm. BundleError if nothing exists at `path`, UsageError if
-    only a .litertlm could be signed.
+    it is none of these, or if only a .litertlm could be signed.
     """
     target = Path(path)
     restore_missing(target)
@@ -43,15 +45,23 @@ def check(path: Path | str, *, trust: Sequence[Truster] = (), progress: Progress
         raise UsageError("--trust", file=path, found="no .litertlm, which alone can be signed", remedy=remedy)
     if target.is_dir():
         return check_directory(target, progress=progress)
-    if target.is_file():
-        return (
-            check_shard(target, progress=progress)
-            if is_shard_name(target.name)
-            else check_litertlm(target, trust=trust, progress=progress)
-        )
-    raise BundleError(
-        file=path, found="no such file or directory", remedy="name a bundle directory, a .litertlm file or a PLE shard"
-    )
+    if target.is_file() and is_shard_name(target.name):
+        return check_shard(target, progress=progress)
+    if is_litertlm(target):
+        return check_litertlm(target, trust=trust, progress=progress)
+    wanted = "a bundle's directory, a .litertlm file or a PLE shard"
+    if target.exists():
+        raise UsageError(file=path, found="another file", wanted=wanted)
+    raise BundleError(file=path, found="no such file or directory", remedy=f"name {wanted}")
+
+
+def left_out(path: Path | str) -> tuple[str, ...]:
+    """The groups that a copy of a bundle lacks as a whole, which is no fault; none of a bundle that cannot be read."""
+    target = Path(path)
+    try:
+        return groups_left_out(target, read_manifest(target)) if target.is_dir() else ()
+    except BundleError:
+        return ()
 
 
 def is_unhashed(path: Path | str) -> bool:

@@ -13,6 +13,7 @@ from toolkit.base.files import Advance, hash_file
 from toolkit.bundle.manifest import MANIFEST_NAME
 from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.litertlm.hashes import require_hashes
+from toolkit.litertlm.recognise import is_litertlm
 from toolkit.litertlm.wellformed import require_wellformed_sections
 from toolkit.results.record import ModelKind, ModelRecord
 from toolkit.runtime.judged_files import require_judged_bundle
@@ -21,8 +22,8 @@ LITERTLM = ".litertlm"
 
 
 def model_kind(path: Path) -> ModelKind:
-    """The kind of model that a path names, by its extension only."""
-    return "litertlm" if path.suffix == LITERTLM else "bundle"
+    """The kind of model that a path names, by its extension or, if it is there, its first bytes."""
+    return "litertlm" if path.suffix == LITERTLM or is_litertlm(path) else "bundle"
 
 
 def open_model(path: Path, size: str | None = None, *, progress: PushProgress | None = None) -> LocalModel:

@@ -109,12 +109,13 @@ def _check_choice(spec: RunnerSpec, request: BenchRequest, runners: Sequence[Run
 
 
 def _candidates(request: BenchRequest, runners: Sequence[RunnerSpec], is_phone: bool | None) -> list[RunnerSpec]:
-    """The runner that was named, or the default for the model; both defaults if it is not known where it will run."""
+    """The runner that was named, or the defaults for the model, the usual one first."""
     kind, name = model_kind(request.model), request.runner
     if name is None:
         usual = [spec for spec in runners if kind in spec.default_for]
         on_phones = [spec for spec in runners if kind in spec.default_on_phones] or usual
-        found = on_phones if is_phone else usual if is_phone is False else [*usual, *on_phones]
+        # Elsewhere, an option that only the phones' default has asks for that one.
+        found = on_phones if is_phone else [*usual, *on_phones]
     else:
         found = [spec for spec in runners if spec.name == name]
     if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, cast, get_args
@@ -222,10 +222,12 @@ class NativeClient:
         vocabulary: int | None = None,
         drawn: int = 0,
         media: Sequence[MediumUse] = (),
+        earlier: Collection[int] = (),
     ) -> NativeGeneration:
         """Process a prompt and begin to generate; iterate over the answer's tokens, each as soon as it is drawn.
 
-        `drawn`: how many tokens earlier answers have drawn with the same seed.
+        `drawn`: how many tokens earlier answers have drawn with the same seed; `earlier`: the ids of the conversation
+        before `ids`, for the repeat penalty.
         """
         given = {
             "drawn": drawn or None,
@@ -235,7 +237,9 @@ class NativeClient:
         }
         fields: dict[str, object] = {"ids": list(ids), **_uses(media)}
         fields |= {name: value for name, value in given.items() if value is not None}
-        fields |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        fields |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed", "min_p")}
+        if sampling.repeat_penalty != 1:
+            fields |= {"repeat_penalty": sampling.repeat_penalty, "earlier": sorted(set(earlier))}
         return NativeGeneration(self, fields)
 
     def truncate(self, position: int) -> None:

@@ -45,8 +45,9 @@ class NativeConversation:
         uses = [MediumUse(span.medium.key, span.start - kept) for span in spans if span.end > kept]
         self._ids, self._spans = list(prompt), tuple(spans)
         generation = self._client.generate(
-            prompt[kept:], sampling, limit=limit, stops=stops, vocabulary=vocabulary, drawn=drawn, media=uses
-        )
+            prompt[kept:], sampling, limit=limit, stops=stops, vocabulary=vocabulary, drawn=drawn, media=uses,
+            earlier=prompt[:kept],
+        )  # fmt: skip
         return kept, generation
 
     def note(self, tokens: Sequence[int], position: int) -> None:

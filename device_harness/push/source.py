@@ -16,8 +16,9 @@ from toolkit.base import files
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.files import safe_name
 from toolkit.base.layout import ceil_div
-from toolkit.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
+from toolkit.bundle.manifest import MANIFEST_NAME, TEXT_GROUPS, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
+from toolkit.litertlm.recognise import is_litertlm
 
 PART = ".part"
 """The suffix of a file that is not complete yet."""
@@ -114,23 +115,29 @@ def open_source(
     found = Path(path)
     if found.is_dir():
         return _open_bundle(found, groups, read_manifest(found) if manifest is None else manifest)
-    if found.suffix != ".litertlm" or not found.is_file():
-        found_there = "another file" if found.exists() else "no such file"
-        raise UsageError(file=path, found=found_there, wanted="a bundle's directory or a .litertlm file")
+    if not is_litertlm(found):
+        wanted = "a bundle's directory or a .litertlm file"
+        if found.exists():
+            raise UsageError(file=path, found="another file", wanted=wanted)
+        raise UsageError(file=path, found="no such file or directory", remedy=f"name {wanted}")
     if groups is not None:
         raise UsageError("--groups", found="cannot be used with a .litertlm file, which goes as a whole")
     return PushSource(None, (_unrecorded(found, safe_name(found.name, "file name")),))
 
 
 def wanted_names(manifest: Manifest, groups: Collection[str] | None) -> tuple[str, ...]:
-    """The files of the groups, and those that belong to no group; UsageError for a group that the bundle lacks."""
+    """The files of the groups, and those that belong to no group; UsageError for a group that the bundle lacks.
+
+    `text` includes its embeddings.
+    """
     unknown = sorted(set(groups or ()) - manifest.groups.keys())
     if unknown:
         raise UsageError("groups", found=unknown[0], wanted=" or ".join(manifest.groups))
+    with_text = TEXT_GROUPS if "text" in (groups or ()) else ()
     left_out = {
         name
         for group, record in manifest.groups.items()
-        if groups is not None and group not in groups
+        if groups is not None and group not in groups and record.kind not in with_text
         for name in record.files
     }
     return tuple(name for name in sorted(manifest.files) if name not in left_out)

@@ -36,7 +36,7 @@ def check_program(name: str, options: RunnerOptions) -> None:
         if options.text("binary_server"):
             raise UsageError("--binary-server", found="cannot be used with --binary")
     elif version is None:
-        remedy = "give the path of one built for the device, or let --binary-version latest download it"
+        remedy = "give the path of one built for the machine, or let --binary-version latest download Android's"
         raise UsageError("--binary", found=f"the runner needs the program {name}", remedy=remedy)
     else:
         safe_name(version, "--binary-version")

@@ -16,7 +16,7 @@ def check(path: Path | str, *, trust: Sequence[Path | str] = (), progress: Progr
 
     It reads only. `trust`: files with Ed25519 public keys in PEM or OpenSSH's format, one of which must have signed the
     .litertlm. `progress` gets the bytes done and the total. BundleError if nothing exists at `path`; UsageError for a
-    file that is no key, or if what is checked cannot be signed.
+    file that is none of these, for one that is no key, or if what is checked cannot be signed.
 
     >>> import gemma_edge
     >>> gemma_edge.check(bundle)

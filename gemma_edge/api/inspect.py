@@ -21,7 +21,7 @@ from toolkit.bundle.footprint import footprints
 from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME, AdapterRecord
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.litertlm.reader import read_header, read_llm_metadata
-from toolkit.litertlm.schema import AUDIO_ENCODER, MAGIC, VISION_ENCODER, LlmMetadata
+from toolkit.litertlm.schema import AUDIO_ENCODER, VISION_ENCODER, LlmMetadata
 
 _log = logging.getLogger(__name__)
 
@@ -185,14 +185,6 @@ class FileInspection:
         labels = {section.label for section in self.sections}
         towers = (("vision", VISION_ENCODER), ("audio", AUDIO_ENCODER))
         return ("text", *(name for name, label in towers if label in labels))
-
-
-def is_litertlm(path: Path) -> bool:
-    """Whether a path is that of a .litertlm, by its name or its first bytes."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return path.suffix == ".litertlm" or file.read(len(MAGIC)) == MAGIC
 
 
 def inspect_file(path: Path | str) -> FileInspection:

@@ -148,6 +148,8 @@ class Model:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         raw: bool = False,
@@ -167,6 +169,8 @@ class Model:
         temperature: 0 always chooses the most likely token. top_k, top_p: sample only from the k most likely tokens
             (0: all), and of these only from the most likely ones whose probabilities add up to p. None for what the
             checkpoint's generation_config.json says; if it says nothing: 0, 64 and 0.95.
+        min_p: sample only from tokens at least this many times as likely as the most likely one; 0: from all.
+        repeat_penalty: above 1 makes tokens of the prompt and of the answer less likely, below 1 more likely.
         seed: the same seed and prompt give the same answer.
         stop: texts that end the answer; they are not part of it.
         raw: continue the prompt itself, without the chat template.
@@ -193,6 +197,8 @@ class Model:
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
             seed=seed,
             stop=stop,
             raw=raw,
@@ -217,6 +223,8 @@ class Model:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         raw: bool = False,
@@ -231,7 +239,7 @@ class Model:
         >>> "".join(pieces) == pieces.answer.text
         True
         """
-        sampling = self._sampling(temperature, top_k, top_p, seed, usual_temperature=0.0)
+        sampling = self._sampling(0.0, temperature, top_k, top_p, seed, min_p, repeat_penalty)
         text = require_unicode(prompt, "prompt")
         shown = self.read_media(media, images=images, audio=audio)
         if raw and system:
@@ -252,6 +260,8 @@ class Model:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         speculative: bool = False,
@@ -266,7 +276,7 @@ class Model:
         >>> [message.role for message in chat.history]
         ['user', 'assistant']
         """
-        sampler = self.sampler(self._sampling(temperature, top_k, top_p, seed, usual_temperature=1.0))
+        sampler = self.sampler(self._sampling(1.0, temperature, top_k, top_p, seed, min_p, repeat_penalty))
         settings = AnswerSettings(max_tokens, stop_texts(stop), speculative=speculative)
         return Chat(self, sampler, settings, system=system, size=size)
 
@@ -345,12 +355,13 @@ class Model:
 
     def _sampling(
         self,
+        usual_temperature: float,
         temperature: float | None,
         top_k: int | None,
         top_p: float | None,
         seed: int,
-        *,
-        usual_temperature: float,
+        min_p: float,
+        repeat_penalty: float,
     ) -> Sampling:
         """The settings of one call; UsageError for values that cannot be."""
         return choose_sampling(
@@ -360,6 +371,8 @@ class Model:
             top_k=top_k,
             top_p=top_p,
             seed=seed,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
         )
 
     def sampler(self, sampling: Sampling) -> Sampler:

@@ -54,7 +54,8 @@ def push(
     """Copy a bundle or a .litertlm file to a device; only chunks that differ there are sent, and all are verified.
 
     device: a USB serial number, HOST[:PORT] or emulator-PORT; None for ANDROID_SERIAL's, else the only device.
-    groups: the parameter groups to push; None for all. The tokenizer and the chat template are always pushed.
+    groups: the parameter groups to push, where `text` includes its embeddings; None for all. The tokenizer and the chat
+        template are always pushed.
     receiver: the program that stores and hashes files on the device: its own tools (`shell`), or ours (`native`),
         which is faster and takes a minute to build once; `auto` for ours if it is built and runs there.
     target: the folder on the device.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from device_harness.bench.power import DEFAULT_IDLE_S
@@ -22,6 +23,7 @@ from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import number, positive
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.benchmarks import TerminalListener
+from gemma_edge.words.wide_tables import fitted
 from toolkit.base.errors import UsageError
 from toolkit.report.bench_table import bench_table
 from toolkit.report.tables import FORMS, Form
@@ -29,6 +31,7 @@ from toolkit.results.record import BenchRecord
 
 EXAMPLES = (
     "gemma-edge bench BUNDLE --host",
+    "gemma-edge bench model.litertlm --host -p 64,512 --format jsonl",
     "gemma-edge bench model.litertlm --binary-version latest -p 512 -n 128 -r 10 --results results.jsonl",
     "gemma-edge bench model.litertlm --binary litert_lm_advanced_main --backend gpu --cold",
     "gemma-edge bench BUNDLE --device PHONE",
@@ -58,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_runner_options(parser)
     _add_care(parser)
     output = parser.add_argument_group("results")
-    output.add_argument(
-        "-o", "--output", choices=FORMS, default="md", help="the format of the printed results (default: md)"
-    )
+    forms = output.add_mutually_exclusive_group()
+    forms.add_argument("--format", choices=FORMS, default="md", help="the format of the printed results (default: md)")
+    forms.add_argument("-o", "--output", metavar="FORMAT", type=_old_format, help="the former name of --format")
     output.add_argument(
         "--results", metavar="FILE", type=Path,
         help="append the full records, with every iteration and sample, to a file of JSON lines",
@@ -74,6 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drop-torn-line", action="store_true", help="remove an incomplete last line that a crash left in FILE"
     )
     add_force_option(output, "FILE if it is no results file")
+
+
+def _old_format(text: str) -> str:
+    """What -o meant before --format; everywhere else it is a path."""
+    if text not in FORMS:
+        remedy = "--format chooses the form of what is printed, --results FILE keeps the records"
+        raise UsageError(found=text, wanted=" or ".join(FORMS), remedy=remedy)
+    return text
 
 
 def _runners_help() -> str:
@@ -118,12 +129,12 @@ def _given_options(arguments: argparse.Namespace) -> dict[str, tuple[str, ...]]:
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is measured")
     group.add_argument(
-        "-p", "--prompt-tokens", metavar="N", type=positive, default=512,
-        help="length of the prompt in tokens (default: 512)",
+        "-p", "--prompt-tokens", metavar="N[,N...]", type=_counts, default=(512,),
+        help="length of the prompt in tokens (default: 512); several lengths are measured one after the other",
     )  # fmt: skip
     group.add_argument(
-        "-n", "--generated-tokens", metavar="N", type=positive, default=128,
-        help="tokens to generate (default: 128)",
+        "-n", "--generated-tokens", metavar="N[,N...]", type=_counts, default=(128,),
+        help="tokens to generate (default: 128); each of several numbers is measured with each length of the prompt",
     )  # fmt: skip
     group.add_argument(
         "-r", "--repetitions", metavar="N", type=positive, default=5,
@@ -205,6 +216,14 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    """Numbers of tokens, separated by commas, each once."""
+    counts = tuple(positive(part.strip()) for part in text.split(","))
+    if len(set(counts)) < len(counts):
+        raise UsageError(found=text, wanted="each number once")
+    return counts
+
+
 def _seconds(text: str) -> float:
     """A number of seconds, at least 0."""
     value = number(text)
@@ -231,19 +250,24 @@ def _interval(text: str) -> float:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0; 3 if a device failed, once all have ended. Before an interrupt or an error, results are printed."""
+    form: Form = arguments.output or arguments.format
+    if arguments.output:
+        terminal.note(f"-o {form} is the former name of --format {form}")
     records: list[BenchRecord] = []
     failures: list[BenchFailure] = []
     devices = chosen_devices(arguments.device, terminal.warn)
     try:
         for found in _measure(arguments, devices, terminal):
-            if isinstance(found, BenchRecord):
-                records.append(found)
-            else:
+            if isinstance(found, BenchFailure):
                 failures.append(found)
                 terminal.warn(f"{found.device} failed, the others go on: {found.error}")
+            elif terminal.as_json or form == "jsonl":  # line by line, as they come
+                _print_lines(found, terminal)
+            else:
+                records.append(found)
     finally:
         if records:
-            _print(records, arguments.output, terminal)
+            terminal.say(bench_table(records, form, fitted))
     if arguments.results is None:
         terminal.note(
             "results not kept; --results FILE appends every iteration and sample to FILE for gemma-edge report"
@@ -256,8 +280,23 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
 def _measure(
     arguments: argparse.Namespace, devices: Sequence[str], terminal: Terminal
 ) -> Iterator[BenchRecord | BenchFailure]:
+    """All lengths, one after the other, but none that comes after a failure on one of several devices."""
+    for workload in _workloads(arguments):
+        failed = False
+        for found in _measure_one(arguments, workload, devices, terminal):
+            failed |= isinstance(found, BenchFailure)
+            yield found
+        if failed:
+            return
+
+
+def _measure_one(
+    arguments: argparse.Namespace, workload: Workload, devices: Sequence[str], terminal: Terminal
+) -> Iterator[BenchRecord | BenchFailure]:
     """One device is measured in this process, several each in one of their own."""
-    request, settings = _request(arguments), _settings(arguments)
+    options = _given_options(arguments)
+    request = BenchRequest(arguments.model, arguments.runner, options, arguments.size, workload)
+    settings = _settings(arguments)
     if len(devices) > 1:
         yield from bench_each(
             request,
@@ -281,17 +320,19 @@ def _measure(
     )
 
 
-def _request(arguments: argparse.Namespace) -> BenchRequest:
-    workload = Workload(
-        prompt_tokens=arguments.prompt_tokens,
-        generated_tokens=arguments.generated_tokens,
-        start="cold" if arguments.cold else "warm",
-        backend=arguments.backend,
-        threads=arguments.threads,
-        context=arguments.context,
-        timeout_s=arguments.timeout,
-    )
-    return BenchRequest(arguments.model, arguments.runner, _given_options(arguments), arguments.size, workload)
+def _workloads(arguments: argparse.Namespace) -> list[Workload]:
+    return [
+        Workload(
+            prompt_tokens=prompt_tokens,
+            generated_tokens=generated_tokens,
+            start="cold" if arguments.cold else "warm",
+            backend=arguments.backend,
+            threads=arguments.threads,
+            context=arguments.context,
+            timeout_s=arguments.timeout,
+        )
+        for prompt_tokens, generated_tokens in product(arguments.prompt_tokens, arguments.generated_tokens)
+    ]
 
 
 def _settings(arguments: argparse.Namespace) -> BenchSettings:
@@ -314,9 +355,6 @@ def _settings(arguments: argparse.Namespace) -> BenchSettings:
     )
 
 
-def _print(records: Sequence[BenchRecord], form: Form, terminal: Terminal) -> None:
-    if terminal.as_json:
-        for row in json.loads(bench_table(records, "json")):
-            terminal.result(row, "")
-    else:
-        terminal.result(None, bench_table(records, form))
+def _print_lines(record: BenchRecord, terminal: Terminal) -> None:
+    for line in bench_table([record], "jsonl").splitlines():
+        terminal.result(json.loads(line), line)

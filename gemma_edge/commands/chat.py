@@ -10,6 +10,7 @@ from pathlib import Path
 from gemma_edge.api.chat import Chat
 from gemma_edge.api.model import Model
 from gemma_edge.options.media import image_file, sound_file
+from gemma_edge.options.session import LIMITS as LIMITS
 from gemma_edge.options.session import add_device_argument, add_sampling_arguments, add_session_arguments, open_model
 from gemma_edge.saved_chats import read_chat, save_chat
 from gemma_edge.terminal import Terminal, one_line
@@ -58,6 +59,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             temperature=arguments.temperature,
             top_k=arguments.top_k,
             top_p=arguments.top_p,
+            min_p=arguments.min_p,
+            repeat_penalty=arguments.repeat_penalty,
             seed=arguments.seed,
             stop=arguments.stop,
             speculative=arguments.speculative,

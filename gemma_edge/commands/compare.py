@@ -8,6 +8,7 @@ import re
 from gemma_edge.api.compare import compare
 from gemma_edge.options.results import add_torn_line_option
 from gemma_edge.terminal import Terminal, one_line
+from gemma_edge.words.wide_tables import fitted
 from toolkit.base.errors import UsageError
 from toolkit.report.comparison_table import comparison_json, comparison_table
 from toolkit.results.comparison import ACROSS, Across, ComparedTest, ResultsComparison
@@ -19,6 +20,7 @@ EXAMPLES = (
     "gemma-edge compare base.jsonl new.jsonl --max-regression 5%",
 )
 
+_BOTH = "both"
 _PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,3})?) ?%?", re.ASCII)
 
 
@@ -29,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--across",
         metavar="WHAT",
         default="",
-        help=f"compare although this differs: {', '.join(ACROSS)}, or both separated by a comma; by default, only "
-        "results of the same device and model are compared",
+        help=f"compare although this differs: {', '.join(ACROSS)} or {_BOTH}; by default, only results of the same "
+        "device and model are compared",
     )
     parser.add_argument(
         "--max-regression",
@@ -50,7 +52,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         _require_judged(found)
     worse = () if limit is None else found.regressions(limit)
     value = comparison_json(found) | ({} if limit is None else {"regressed": [_name(item) for item in worse]})
-    terminal.result(value, comparison_table(found))
+    terminal.result(value, comparison_table(found, fitted))
     for item in worse:
         terminal.note(one_line(f"worse by {item.worsening:.1%}, more than {limit:.1%}: {_name(item)}"))
     return 1 if worse else 0
@@ -58,9 +60,11 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 def _parse_across(text: str) -> tuple[Across, ...]:
     wanted = [part.strip() for part in text.split(",") if part.strip()]
+    if wanted == [_BOTH]:
+        return ACROSS
     known = tuple(what for what in ACROSS if what in wanted)
     if len(known) < len(wanted):
-        raise UsageError("--across", found=text, wanted=f"{' or '.join(ACROSS)}, or both with a comma between")
+        raise UsageError("--across", found=text, wanted=f"{', '.join(ACROSS)} or {_BOTH}")
     return known
 
 

@@ -17,7 +17,6 @@ from gemma_edge.api.inspect import (
     Inspection,
     inspect,
     inspect_file,
-    is_litertlm,
 )
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.outputs import add_force_option
@@ -25,6 +24,7 @@ from gemma_edge.terminal import Terminal, bytes_text, count_text, one_line, tabl
 from gemma_edge.words.files import file_json, file_text
 from gemma_edge.words.quality import kept_lines
 from toolkit.base.errors import UsageError
+from toolkit.litertlm.recognise import is_litertlm
 from toolkit.report.plots import Bar, StackedBars, plot_output, write_plot
 
 EXAMPLES = (

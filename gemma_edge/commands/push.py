@@ -16,7 +16,7 @@ from gemma_edge.words.pushing import step_bars
 
 EXAMPLES = (
     "gemma-edge push BUNDLE",
-    "gemma-edge push BUNDLE --groups text,ple --device 192.168.1.20:5555",
+    "gemma-edge push BUNDLE --groups text,vision --device 192.168.1.20:5555",
     "gemma-edge push model.litertlm --device R5CT1234 --device emulator-5554 --json",
     "gemma-edge push BUNDLE --device all",
 )
@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--groups", metavar="NAME,...", type=group_names,
-        help="parameter groups to push; the tokenizer and the chat template are always pushed (default: all)",
+        help="parameter groups to push; text includes its embeddings, and the tokenizer and the chat template are "
+        "always pushed (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--receiver", choices=("auto", "shell", "native"), default="auto",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gemma_edge.api.model import Model
 from gemma_edge.options.media import add_media_arguments
+from gemma_edge.options.session import LIMITS as LIMITS
 from gemma_edge.options.session import add_device_argument, add_sampling_arguments, add_session_arguments, open_model
 from gemma_edge.terminal import Terminal
 from gemma_edge.words.answers import cut_text, memory_text, ple_text, show_answer, speed_text
@@ -61,6 +62,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             temperature=arguments.temperature,
             top_k=arguments.top_k,
             top_p=arguments.top_p,
+            min_p=arguments.min_p,
+            repeat_penalty=arguments.repeat_penalty,
             seed=arguments.seed,
             stop=arguments.stop,
         )

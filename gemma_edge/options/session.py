@@ -14,7 +14,9 @@ from gemma_edge.options.groups import group_names
 from gemma_edge.terminal import Terminal
 from toolkit.base.activations import ACTIVATIONS
 from toolkit.base.errors import UsageError
+from toolkit.bundle.chat import MAX_PROMPT_CHARACTERS
 from toolkit.bundle.manifest import TEXT_DECODER
+from toolkit.media.limits import MAX_PIXELS, MAX_SECONDS
 from toolkit.runtime.backends import backend_names, find_backend
 from toolkit.runtime.backends.interface import ModelFile
 from toolkit.runtime.bundle import Bundle
@@ -26,6 +28,12 @@ from toolkit.runtime.weight_cache import parse_weight_cache
 
 # Smaller models load within a second.
 _WORTH_A_WORD_BYTES = 300_000_000
+LIMITS = (
+    "an answer ends after -n tokens, or where it fills the bundle's context with its prompt",
+    f"a prompt has at most {MAX_PROMPT_CHARACTERS:,} characters, and fits the context (convert --context)",
+    f"an image has at most {MAX_PIXELS:,} pixels, a sound lasts at most {MAX_SECONDS // 60} minutes",
+)
+"""What `run` and `chat` say of what they take."""
 _HERE_ONLY = {
     "weight_cache": None,
     "ple": "flash",
@@ -105,6 +113,15 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: floa
         help=f"sample from the most likely tokens whose probabilities add up to P (default without it: {USUAL_TOP_P})",
     )  # fmt: skip
     group.add_argument(
+        "--min-p", metavar="P", type=number, default=0.0,
+        help="sample only from tokens at least P times as likely as the most likely one (default: 0, from all)",
+    )  # fmt: skip
+    group.add_argument(
+        "--repeat-penalty", metavar="X", type=number, default=1.0,
+        help="make tokens that the prompt or the answer has already less likely, by dividing their logits by X "
+        "(default: 1, not at all)",
+    )  # fmt: skip
+    group.add_argument(
         "--seed", metavar="S", type=natural, default=0, help="the same seed gives the same text (default: 0)"
     )
     group.add_argument(
@@ -181,6 +198,8 @@ def _check_sampling(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        repeat_penalty=arguments.repeat_penalty,
         seed=arguments.seed,
     )
 

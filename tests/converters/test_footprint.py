@@ -25,7 +25,10 @@ def test_parameters_do_not_depend_on_how_they_are_stored_and_caches_are_float32(
         footprints(tmp_path / name, made).values() for name, made in (("int4", manifest), ("f32", other))
     )
     assert blocks.parameters == floats.parameters
-    assert floats.weight_bytes == 4 * (floats.parameters["text"] + floats.parameters["token_embedding"])
+    assert floats.parameters["text"] == manifest.groups["text"].parameters
+    # Graphs repeat the values of norms, which count once.
+    values = floats.parameters["text"] + floats.parameters["token_embedding"]
+    assert 4 * values < floats.weight_bytes < 4 * values * 1.002
     # Four bits, and sixteen more for each 64 of them; norms and routers stay float32.
     assert floats.weight_bytes / 8 < blocks.weight_bytes < floats.weight_bytes / 6
     config = json.loads((TINY / "config.json").read_text())["text_config"]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,11 @@ def test_bad_input_is_one_line_that_names_it(command: Command, arguments: list[s
         (["convert", "c", "-o", "b", "--quan", "int8"], ["--quan int8", "did you mean --quant?", "convert --help"]),
         (["run", "b", "-p", "x", "--imgae=a.png"], ["--imgae=a.png", "did you mean --image?"]),
         (["run", "b", "-p", "x", "--temp", "1"], ["did you mean --temperature?"]),
+        (["run", "b", "-p", "x", "--temperatures=1"], ["did you mean --temperature?"]),
+        (["convert", "c", "-o", "b", "--quantization", "int8"], ["did you mean --quant?"]),
+        (["quantize", "c"], ["did you mean convert?"]),
+        (["version"], ["did you mean --version?"]),
+        (["demo", "--model", "x"], ["unrecognized arguments: --model x; see"]),
         (["check", "b", "again"], ["unrecognized arguments: again;"]),
     ],
 )
@@ -160,6 +166,20 @@ def test_the_program_alone_shows_its_help_and_says_that_a_verb_is_missing(comman
     assert alone.err == asked.out == command("help").out
     assert command("help", "run").out == command("--help", "run").out == verb.out != asked.out
     assert command("-V").out == command("--version").out
+
+
+def test_an_answer_is_drawn_as_min_p_and_the_repeat_penalty_say(command: Command, random_bundle: Path) -> None:
+    def ids(*words: str) -> list[int]:
+        found: list[int] = command("run", random_bundle, "the cat", "--raw", "-n", 8, "--json", *words).json[
+            "token_ids"
+        ]
+        return found
+
+    greedy, hot = ids(), ("--temperature", "9", "--top-k", "0", "--top-p", "1")
+    assert ids(*hot) != greedy == ids(*hot, "--min-p", "1")
+    assert len(set(ids("--repeat-penalty", "100"))) == 8 > len(set(ids("--repeat-penalty", "0.01")))
+    assert_one_line_error(command("run", random_bundle, "x", "--min-p", "2"), 2, "min-p", "found 2.0")
+    assert_one_line_error(command("chat", random_bundle, "--repeat-penalty", "0"), 2, "repeat-penalty", "found 0.0")
 
 
 def test_a_prompt_has_one_place(command: Command, random_bundle: Path, tmp_path: Path) -> None:
@@ -218,6 +238,23 @@ def test_verbose_errors_have_a_traceback_before_their_line(command: Command) -> 
     assert outcome.err.splitlines()[-1].startswith("error: missing")
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("--help >&-", 0), ("help run >&-", 0), ("-V 2>&-", 0), ("check missing >&- 2>&-", 2), ("check missing <&-", 2)],
+)
+def test_a_standard_stream_that_is_closed_is_one_that_nobody_reads(words: str, code: int) -> None:
+    command = f"{shlex.quote(sys.executable)} -m gemma_edge {words}"
+    outcome = subprocess.run(["sh", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (outcome.returncode, outcome.stderr.count("\n")) == (code, "<&-" in words)
+
+
+def test_check_and_push_agree_on_what_is_no_model(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"LITERT")
+    for verb in ("check", "push"):
+        assert_one_line_error(command(verb, tmp_path / "weights.bin"), 2, "another file", "a .litertlm file")
+        assert_one_line_error(command(verb, tmp_path / "no"), 2, "no such file or directory", "a .litertlm file")
+
+
 def test_a_fault_of_our_own_is_one_line_too(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> int:
         raise KeyError("surprise")
@@ -252,10 +289,8 @@ def test_inspect_counts_a_bundle_as_it_counts_its_checkpoint(
     unused_kv = 2 * (2 * 16 * 32 + 8)
     for name, size in bundle["sizes"].items():
         for count in ("parameters_effective", "parameters_loaded"):
-            # Graphs repeat 8 values of a norm for each head, with ones for values (4 heads in layers without K/V), and
-            # 32 for each of 4 streams, with zeros for the first. The matrix of the router has the 32 of its norm in it.
-            repeated = 5 * (8 * 8 - 16) + 2 * (4 * 8 - 8) + 7 * (4 * 32 - 32)
-            assert size[count] == checkpoint["sizes"][name][count] - unused_kv + repeated - 7 * 32
+            assert size[count] == checkpoint["sizes"][name][count] - unused_kv
+    assert bundle["groups"]["text"]["parameters"] == bundle["sizes"]["full"]["parameters_effective"]
     small = bundle["sizes"]["small"]
     assert small["memory_bytes"] > small["parameters_effective"] * 4
     assert "memory" in command("inspect", random_bundle).out
@@ -264,7 +299,7 @@ def test_inspect_counts_a_bundle_as_it_counts_its_checkpoint(
 def test_check_finds_a_sound_bundle_sound_and_a_broken_one_broken(
     command: Command, random_bundle: Path, tmp_path: Path
 ) -> None:
-    sound = {"ok": True, "faults": [], "gpu_refusals": [], "export_refusal": None}
+    sound = {"ok": True, "faults": [], "gpu_refusals": [], "export_refusal": None, "groups_left_out": []}
     assert command("check", random_bundle, "--json").json == sound
     shutil.copytree(random_bundle, tmp_path / "b")
     with open(tmp_path / "b" / "embedder.tflite", "ab") as file:

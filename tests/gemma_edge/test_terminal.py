@@ -12,6 +12,8 @@ import threading
 import pytest
 
 from gemma_edge.terminal import Terminal, bytes_text, count_text, table, write_line
+from gemma_edge.words.wide_tables import fitted
+from toolkit.report.tables import markdown
 
 HOSTILE = "Pixel\x1b[31m\x1b]0;title\x07 [bold]8[/bold]\u202e\r"
 SHOWN = r"Pixel\x1b[31m\x1b]0;title\x07 [bold]8[/bold]\u202e\r"
@@ -97,6 +99,21 @@ def test_a_table_on_a_terminal_is_folded_to_its_width(monkeypatch: pytest.Monkey
     assert max(map(len, lines)) <= 60
     text = " ".join("\n".join(lines).split())
     assert "offline since it was" in text and "EX-200 [bold]" in text and "\x1b" not in text
+
+
+def test_results_on_a_terminal_stand_under_what_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    header, rows = ["model", "device", "test", "t/s"], [["e2b" * 20, "", "pp512", "1"], ["e2b" * 20, "", "tg128", "2"]]
+    numeric = [False, False, True, True]
+    assert fitted(header, rows, numeric=numeric) == markdown(header, rows, numeric=numeric)
+    screens(monkeypatch)
+    assert fitted(header, rows, numeric=numeric).splitlines() == [
+        "model",
+        "e2b" * 20,
+        " test  t/s",
+        "pp512    1",
+        "tg128    2",
+    ]
+    assert fitted(header[2:], [row[2:] for row in rows]).startswith("| test")
 
 
 def test_a_cell_takes_one_line() -> None:

@@ -20,6 +20,7 @@ from toolkit.bundle.manifest import (
     LOCK,
     MANIFEST_NAME,
     TEXT_DECODER,
+    TEXT_GROUPS,
     TOKENIZER,
     FileRecord,
     Manifest,
@@ -71,11 +72,21 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
     return faults
 
 
+def left_out(bundle: Path, manifest: Manifest) -> tuple[str, ...]:
+    """The groups of which a copy has no file, as `push --groups` leaves them out; never those that text needs."""
+    return tuple(
+        name
+        for name, group in manifest.groups.items()
+        if group.kind not in TEXT_GROUPS and not any((bundle / file).exists() for file in group.files)
+    )
+
+
 def _entry_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
-    """Faults for files that are missing, are not regular files, or are not in the manifest."""
+    """Faults for files that are missing, unless their whole group is, are no regular files, or not in the manifest."""
+    elsewhere = {file for group in left_out(bundle, manifest) for file in manifest.groups[group].files}
     faults = [Fault(name, "file", "not in the manifest", None) for name in REQUIRED if name not in manifest.files]
     entries = set(os.listdir(bundle))
-    for name in sorted(manifest.files):
+    for name in sorted(manifest.files.keys() - elsewhere):
         if name not in entries:
             faults.append(Fault(name, "file", "missing", f"{manifest.files[name].bytes} bytes"))
         elif not _is_regular(bundle / name):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from toolkit.bundle.manifest import TEXT_DECODER, Manifest, SizeRecord, TextRecord
 from toolkit.tflite.reader import TfliteContent, read_tflite
+from toolkit.tflite.records import TensorRecord
 
 _KV_BYTES_PER_VALUE = 4  # the format's caches are float32
 
@@ -21,7 +22,11 @@ class Footprint:
 
     layers: int
     parameters: Mapping[str, int]
-    """By group: `text` (without the output matrix, which is the token embedding) and both embedding tables."""
+    """By group: `text` (without the output matrix, which is the token embedding) and both embedding tables.
+
+    The size that has all weights of the bundle has the parameters that its manifest counts; the others have those less
+    the weights that only other sizes read.
+    """
     bytes_per_token: Mapping[str, int]
     """The weights and scales that each decoded token reads, by block: the first word of a weight's name after its
     layer, such as `mlp`; the largest first. `lm_head` is the output matrix. Two rows of tables come on top."""
@@ -41,26 +46,40 @@ class Footprint:
 def footprints(bundle: Path, manifest: Manifest) -> Mapping[str, Footprint]:
     """The footprint of each size, by name; GraphError if the decoder cannot be read."""
     decoder = read_tflite(bundle / TEXT_DECODER)
-    return {name: _footprint(decoder, manifest.text, size) for name, size in manifest.sizes.items()}
+    read = {name: _weights(decoder, size) for name, size in manifest.sizes.items()}
+    everything = {buffer: count for weights in read.values() for buffer, count in weights.items()}
+    whole = manifest.groups["text"].parameters
+    return {
+        name: _footprint(decoder, manifest.text, size, whole - sum(everything.values()) + sum(read[name].values()))
+        for name, size in manifest.sizes.items()
+    }
 
 
-def _footprint(decoder: TfliteContent, text: TextRecord, size: SizeRecord) -> Footprint:
-    tensors = decoder.graph(size.decode).tensors
+def _stored(decoder: TfliteContent, size: SizeRecord) -> Mapping[int, TensorRecord]:
+    """The weights that a step of a size reads, and the scales of those in blocks, by their buffers."""
+    # They lie behind the header; what lies in it are constants.
     buffers = decoder.model.buffers
-    # Weights, and the scales of those in blocks, lie behind the header; what lies in it are constants.
-    stored = {tensor.buffer: tensor for tensor in tensors if buffers[tensor.buffer].offset_bytes}
+    return {t.buffer: t for t in decoder.graph(size.decode).tensors if buffers[t.buffer].offset_bytes}
+
+
+def _weights(decoder: TfliteContent, size: SizeRecord) -> Mapping[int, int]:
+    """How many values each weight has that a step of a size reads, by its buffer."""
+    tensors = decoder.graph(size.decode).tensors
     scales = {t.quantization.block_scales_tensor for t in tensors if t.quantization is not None}
-    scale_buffers = {tensors[index].buffer for index in scales if index is not None}
-    parameters = sum(math.prod(tensor.shape) for buffer, tensor in stored.items() if buffer not in scale_buffers)
-    embedding = text.vocab_size * text.hidden_size
+    without = {tensors[index].buffer for index in scales if index is not None}
+    found = _stored(decoder, size).items()
+    return {buffer: math.prod(tensor.shape) for buffer, tensor in found if buffer not in without}
+
+
+def _footprint(decoder: TfliteContent, text: TextRecord, size: SizeRecord, parameters: int) -> Footprint:
     blocks: Counter[str] = Counter()
-    for index, tensor in stored.items():
-        blocks[block_of(tensor.name)] += buffers[index].size_bytes
+    for buffer, tensor in _stored(decoder, size).items():
+        blocks[block_of(tensor.name)] += decoder.model.buffers[buffer].size_bytes
     return Footprint(
         layers=len(size.layers),
         parameters={
-            "text": parameters - embedding,
-            "token_embedding": embedding,
+            "text": parameters,
+            "token_embedding": text.vocab_size * text.hidden_size,
             "per_layer_embedding": text.ple_vocab_size * text.ple_size * len(size.layers),
         },
         bytes_per_token=dict(blocks.most_common()),

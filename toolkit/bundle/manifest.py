@@ -319,6 +319,10 @@ RUNTIMES: tuple[tuple[GroupKind, type[GroupRuntime] | None], ...] = (
 )
 
 
+TEXT_GROUPS: tuple[GroupKind, ...] = ("text", "token_embedding", "per_layer_embedding")
+"""What text needs: no prompt is answered without any of them. All others may be left out of a copy."""
+
+
 @dataclass(frozen=True, slots=True)
 class GroupRecord:
     """Files that are loaded together, the checkpoint's weights in them, their size, and what a runtime must know."""

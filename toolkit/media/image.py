@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from toolkit.base.errors import UsageError
+from toolkit.media.limits import MAX_PIXELS
 from toolkit.media.source import MediaSource, errors_about_source, open_source
 
 IMAGE_SIZE = 768
 """`size` in preprocessor_config.json of google/gemma-3n-E2B-it."""
-
-MAX_PIXELS = 120_000_000
-"""More than a phone's 108 megapixels; a decoded pixel takes 4 bytes. Pillow itself refuses 179 million."""
 
 MAX_BYTES = 1 << 30
 """What decoding and scaling may take: what MAX_PIXELS of a usual shape need. A narrow image of many rows needs more."""

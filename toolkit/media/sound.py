@@ -15,12 +15,10 @@ import soxr  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from toolkit.base.errors import UsageError
+from toolkit.media.limits import MAX_SECONDS
 from toolkit.media.mel import PIECE_SAMPLES, SAMPLE_RATE_HZ
 from toolkit.media.mp3 import piped_mp3
 from toolkit.media.source import MediaSource, errors_about_source, open_source
-
-MAX_SECONDS = 3600
-"""An hour is 120 pieces of 188 tokens, which fill most of Gemma 3n's context of 32,768."""
 
 MAX_LEVEL = 2.0**31
 """The largest sample. Full scale is 1, or that of an integer type if a program forgot to scale; the power of samples

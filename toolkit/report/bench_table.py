@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from toolkit.report.tables import Column, Form, Row, render
+from toolkit.report.tables import Column, Draw, Form, Row, markdown, render
 from toolkit.results.labels import labels, notes
 from toolkit.results.outcomes import Outcome, outcomes
 from toolkit.results.outliers import outliers
@@ -12,10 +12,11 @@ from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord
 
 
-def bench_table(records: Sequence[BenchRecord], form: Form) -> str:
+def bench_table(records: Sequence[BenchRecord], form: Form, draw: Draw = markdown) -> str:
     """The tests of all records as `md`, `csv`, `json` or `jsonl`, without a final newline.
 
     In Markdown, tests in tokens/s come first, in a table like llama-bench's; the others follow in a second table.
+    `draw`: instead of `markdown`, for a terminal.
     """
     found = outcomes(records)
     if form != "md":
@@ -25,7 +26,7 @@ def bench_table(records: Sequence[BenchRecord], form: Form) -> str:
     tables = [(rates, _rate_columns(rates))] * bool(rates or not others) + [(others, _other_columns(others))] * bool(
         others
     )
-    return "\n\n".join(render([_row(outcome) for outcome in part], columns, form) for part, columns in tables)
+    return "\n\n".join(render([_row(outcome) for outcome in part], columns, form, draw) for part, columns in tables)
 
 
 def _row(outcome: Outcome) -> Row:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from toolkit.base.printable import printable
-from toolkit.report.tables import markdown
+from toolkit.report.tables import Draw, markdown
 from toolkit.results.comparison import ComparedTest, ResultsComparison
 from toolkit.results.quantities import quantity
 
 
-def comparison_table(found: ResultsComparison) -> str:
-    """A Markdown table, followed by what differs between the sides and by the configurations that one of them lacks."""
+def comparison_table(found: ResultsComparison, draw: Draw = markdown) -> str:
+    """A Markdown table, followed by what differs between the sides and by the configurations that one of them lacks.
+
+    `draw`: instead of `markdown`, for a terminal.
+    """
     header = ["configuration", "test", "base", "new", "change", "95 % interval", "verdict", "n", "notes"]
     rows = [_row(item) for item in found.tests]
-    lines = [markdown(header, rows, numeric=[False, True, True, True, True, True, False, True, False])]
+    lines = [draw(header, rows, numeric=[False, True, True, True, True, True, False, True, False])]
     differences = dict.fromkeys(line for item in found.tests for line in item.differences)
     lines += [f"differs: {line}" for line in differences]
     lines += [f"only in the base: {name}" for name in found.only_in_base]

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from toolkit.base.printable import printable
 
@@ -27,13 +27,21 @@ class Column:
     numeric: bool = False
 
 
-def render(rows: Sequence[Row], columns: Sequence[Column], form: Form) -> str:
-    """Render rows in one of the forms.
+class Draw(Protocol):
+    """Draws a table for people, as `markdown` does."""
+
+    def __call__(
+        self, header: Sequence[str], rows: Sequence[Sequence[str]], /, *, numeric: Sequence[bool] = ()
+    ) -> str: ...
+
+
+def render(rows: Sequence[Row], columns: Sequence[Column], form: Form, draw: Draw | None = None) -> str:
+    """Render rows in one of the forms; `draw`: instead of `markdown`, for a terminal.
 
     Markdown shows `columns`; JSON shows all keys; CSV all keys whose values are not mappings or lists of numbers.
     """
     if form == "md":
-        return _markdown(rows, columns)
+        return _drawn(rows, columns, draw or markdown)
     if form == "csv":
         return _csv(rows)
     if form == "jsonl":
@@ -64,10 +72,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: S
     return "\n".join([texts[0], f"|{rule}|", *texts[1:]])
 
 
-def _markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+def _drawn(rows: Sequence[Row], columns: Sequence[Column], draw: Draw) -> str:
     cells = [[column.text(row) for column in columns] for row in rows]
     headings = [column.heading for column in columns]
-    return markdown(headings, cells, numeric=[column.numeric for column in columns])
+    return draw(headings, cells, numeric=[column.numeric for column in columns])
 
 
 def _csv(rows: Sequence[Row]) -> str:

@@ -86,12 +86,12 @@ class Generation:
         session.prefill(self._prompt[self._reused : -1])
         self._prefill_s = time.perf_counter() - started - self._media_s
         session.stage_ended("prefill")
-        token = self._prompt[-1]
+        token, seen = self._prompt[-1], set(self._prompt)
         decode = session.decode if self._speculation is None else self._speculation.decode
         ended: Ending | None = None
         while ended is None:
             step_started = time.perf_counter()
-            token = self._sampler.draw(decode(token))
+            token = self._sampler.draw(decode(token), seen)
             now = time.perf_counter()
             # The time that the caller takes between tokens is not counted.
             if self._tokens:
@@ -99,6 +99,7 @@ class Generation:
             else:
                 self._first_s = now - started
             self._tokens.append(token)
+            seen.add(token)
             ended = self._end_after(token)
             self._ending = ended or "interrupted"
             yield token

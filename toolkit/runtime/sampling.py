@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,10 @@ _NUCLEUS_GUESS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The settings for drawing tokens, applied in the order temperature, top_k, top_p."""
+    """The settings for drawing tokens, applied in the order repeat_penalty, temperature, top_k, top_p, min_p.
+
+    All have the meaning that they have in transformers.
+    """
 
     temperature: float = 0.0
     """0 is greedy: the most likely token; of equally likely ones, the lowest id."""
@@ -28,6 +32,10 @@ class Sampling:
     top_p: float = 1.0
     """Draw only from the fewest most likely tokens whose probabilities add up to this."""
     seed: int = 0
+    min_p: float = 0.0
+    """Draw only tokens that are at least this many times as likely as the most likely one; 0 for no limit."""
+    repeat_penalty: float = 1.0
+    """Divide the logits of tokens of the prompt and the answer by this, or multiply those below 0; 1 for none."""
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
@@ -38,6 +46,10 @@ class Sampling:
             raise UsageError("top-p", found=self.top_p, wanted="a number above 0 and up to 1")
         if self.seed < 0:
             raise UsageError("seed", found=self.seed, wanted="a number from 0")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError("min-p", found=self.min_p, wanted="a number from 0 to 1")
+        if not 0.01 <= self.repeat_penalty <= 100:
+            raise UsageError("repeat-penalty", found=self.repeat_penalty, wanted="a number from 0.01 to 100")
 
 
 def choose_sampling(
@@ -48,17 +60,21 @@ def choose_sampling(
     top_k: int | None,
     top_p: float | None,
     seed: int,
+    min_p: float = 0.0,
+    repeat_penalty: float = 1.0,
 ) -> Sampling:
     """Settings for one answer: each value that is given, else the bundle's, else the usual one.
 
     >>> choose_sampling(None, usual_temperature=0.0, temperature=None, top_k=8, top_p=None, seed=1)
-    Sampling(temperature=0.0, top_k=8, top_p=0.95, seed=1)
+    Sampling(temperature=0.0, top_k=8, top_p=0.95, seed=1, min_p=0.0, repeat_penalty=1.0)
     """
     return Sampling(
         temperature if temperature is not None else stated.temperature if stated else usual_temperature,
         top_k if top_k is not None else stated.top_k if stated else USUAL_TOP_K,
         top_p if top_p is not None else stated.top_p if stated else USUAL_TOP_P,
         seed,
+        min_p,
+        repeat_penalty,
     )
 
 
@@ -73,9 +89,14 @@ class Sampler:
         """How many tokens were drawn at random so far, here or by another program that goes on with the sequence."""
         self._generator = np.random.default_rng(settings.seed)
 
-    def draw(self, logits: NDArray[np.float32]) -> int:
-        """Draw the next token; logits: f32[vocabulary or more]. EnvironmentFault if the highest is not finite."""
+    def draw(self, logits: NDArray[np.float32], seen: Collection[int] = ()) -> int:
+        """Draw the next token; logits: f32[vocabulary or more]. EnvironmentFault if the highest is not finite.
+
+        seen: the ids of the prompt and of the answer so far, which the repeat penalty makes less likely.
+        """
         allowed = logits[: self.vocabulary]
+        if self.settings.repeat_penalty != 1:
+            allowed = penalised(allowed, seen, self.settings.repeat_penalty)
         best = int(np.argmax(allowed))
         # argmax returns the first NaN, so this check finds any; -inf marks an impossible token.
         if not np.isfinite(allowed[best]):
@@ -91,10 +112,27 @@ class Sampler:
         return int(ids[min(int(drawn), len(ids) - 1)])
 
 
+def penalised(logits: NDArray[np.float32], seen: Collection[int], penalty: float) -> NDArray[np.float32]:
+    """A copy of the logits with those of the ids `seen` divided by `penalty`, or multiplied by it if below 0.
+
+    Source: N. S. Keskar et al., CTRL (2019), section 4.1, as transformers' RepetitionPenaltyLogitsProcessor has it. Ids
+    without a logit, those of images and sounds, are ignored.
+
+    >>> penalised(np.array([2, -2, 2], np.float32), [0, 1, 9], 2.0).tolist()
+    [1.0, -4.0, 2.0]
+    """
+    ids = np.fromiter(seen, np.int64, len(seen))
+    ids = ids[ids < len(logits)]
+    result = logits.copy()
+    before = logits[ids]
+    result[ids] = np.where(before < 0, before * np.float32(penalty), before / np.float32(penalty))
+    return result
+
+
 def distribution(logits: NDArray[np.float32], settings: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The tokens that may be drawn, and their probabilities, which sum to 1.
 
-    The most likely token comes first; without top_k and top_p, all are in the order of their ids. logits:
+    The most likely token comes first; without top_k and top_p, they are in the order of their ids. logits:
     f32[vocabulary] with a finite maximum. The temperature must not be 0.
     """
     peak = float(logits.max())
@@ -107,7 +145,9 @@ def distribution(logits: NDArray[np.float32], settings: Sampling) -> tuple[NDArr
     if not settings.top_k and settings.top_p == 1:
         # No limit, so no need to sort, which would take longer than a small model's step.
         weights = weigh(logits)
-        return np.arange(len(logits)), weights / weights.sum()
+        # The weight of the most likely token is 1.
+        ids = np.flatnonzero(weights >= settings.min_p)
+        return ids, weights[ids] / weights[ids].sum()
     limit = min(settings.top_k or len(logits), len(logits))
     guessing = limit == len(logits) and settings.top_p < 1
     total = float(weigh(logits).sum()) if guessing else None
@@ -121,6 +161,7 @@ def distribution(logits: NDArray[np.float32], settings: Sampling) -> tuple[NDArr
             break
         count = min(count * 8, limit)
     kept = len(ids) if settings.top_p == 1 else int(np.searchsorted(sums, mass, side="left")) + 1
+    kept = min(kept, int(np.count_nonzero(weights >= settings.min_p)))
     return ids[:kept], weights[:kept] / weights[:kept].sum()
 
 

@@ -39,13 +39,14 @@ PYTHON = RunnerSpec(
     name="litert_lm_python",
     about="Google's engine from Python, if the machine has Python with gemma-edge and litert-lm-api",
     takes=("litertlm",),
+    default_for=("litertlm",),
     make=_make_python,
 )
 ADVANCED_MAIN = RunnerSpec(
     name="litert_lm_advanced_main",
     about="Google's program for its engine, pushed to the device",
     takes=("litertlm",),
-    default_for=("litertlm",),
+    default_on_phones=("litertlm",),
     options=PROGRAM_OPTIONS,
     check=_check_advanced_main,
     make=_make_advanced_main,

@@ -58,7 +58,7 @@ def library() -> tuple[str, Path]:
     spec = importlib.util.find_spec("litert_lm")
     if spec is None or spec.origin is None:
         raise EnvironmentFault(
-            "Python", found="the package litert_lm is not installed", remedy="pip install litert-lm-api"
+            "Python", found="the package litert_lm is not installed", remedy="pip install 'gemma-edge[lm]'"
         )
     return "litert-lm-api", Path(spec.origin).parent / "liblitert-lm.so"
 

@@ -124,8 +124,12 @@ def test_an_option_of_another_runner_is_refused_by_name(bundle: Path, spec: Runn
 
 
 def test_each_kind_of_model_has_one_default_runner() -> None:
-    for kind, name in (("bundle", "session"), ("litertlm", "litert_lm_advanced_main")):
+    for kind, name, on_phones in (
+        ("bundle", "session", "native"),
+        ("litertlm", "litert_lm_python", "litert_lm_advanced_main"),
+    ):
         assert [spec.name for spec in ALL if kind in spec.default_for] == [name]
+        assert [spec.name for spec in ALL if kind in spec.default_on_phones] == [on_phones]
 
 
 def test_a_bundle_on_a_phone_is_run_by_our_program_in_c(bundle: Path, tmp_path: Path) -> None:
@@ -133,9 +137,17 @@ def test_a_bundle_on_a_phone_is_run_by_our_program_in_c(bundle: Path, tmp_path: 
     assert choose_runner(request, is_phone=True).name == "native"
     assert choose_runner(request, is_phone=False).name == runner_on(Host(), request).name == "session"
     with_library = BenchRequest(bundle, options={"library": ("libLiteRt.so",)})
-    assert choose_runner(with_library).name == "native"
-    with pytest.raises(UsageError, match=r"^--library: cannot be used with --runner session, only with native$"):
-        choose_runner(with_library, is_phone=False)
+    assert choose_runner(with_library).name == choose_runner(with_library, is_phone=False).name == "native"
+
+
+def test_an_option_of_the_phones_default_asks_for_it_elsewhere_too(tmp_path: Path) -> None:
+    model = tmp_path / "m.litertlm"
+    plain, with_program = BenchRequest(model), BenchRequest(model, options={"binary": ("./litert_lm_advanced_main",)})
+    assert choose_runner(plain).name == choose_runner(plain, is_phone=False).name == "litert_lm_python"
+    assert choose_runner(with_program).name == "litert_lm_advanced_main"
+    assert choose_runner(with_program, is_phone=False).name == "litert_lm_advanced_main"
+    with pytest.raises(UsageError, match=r"^--binary: the runner needs the program litert_lm_advanced_main"):
+        choose_runner(plain, is_phone=True)
 
 
 def test_names_and_options_of_runners_are_told_apart() -> None:

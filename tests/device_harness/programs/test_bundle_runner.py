@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -210,18 +211,28 @@ def send_medium(native: NativeRunner, medium: Medium) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(1.0, 64, 0.95, 7), Sampling(1.5, 0, 0.9, 8), Sampling(0.7, 0, 1.0, 2**40 + 3)]
+    "sampling",
+    [
+        Sampling(),
+        Sampling(1.0, 64, 0.95, 7),
+        Sampling(1.5, 0, 0.9, 8),
+        Sampling(0.7, 0, 1.0, 2**40 + 3),
+        Sampling(1.5, 0, 1.0, 9, min_p=0.1, repeat_penalty=1.3),
+        Sampling(2.0, 50, 0.99, 9, min_p=0.05),
+        Sampling(repeat_penalty=1.5),
+    ],
 )
 def test_a_generation_draws_the_tokens_of_the_session(
     sampling: Sampling, tiny_bundle: Path, shared: NativeRunner
 ) -> None:
     prompt = tokens_of(tiny_bundle, 5, 20)
     with Session(Bundle(tiny_bundle), SETTINGS) as session:
+        session.prefill(prompt[:3])
         sampler = Sampler(sampling, session.text.text_ids)
         expected = list(Generation(session, prompt, sampler, limit=24, stops=(1, 5)))
     shared.ok("truncate", position=0)
-    settings = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    tokens, answer = shared.generated(ids=prompt, limit=24, stop=[1, 5], **settings)
+    shared.ok("prefill", ids=prompt[:3])
+    tokens, answer = shared.generated(ids=prompt[3:], earlier=prompt[:3], limit=24, stop=[1, 5], **asdict(sampling))
     assert tokens == expected
     assert answer["tokens"] == len(tokens) and answer["position"] == 19 + len(tokens)
 

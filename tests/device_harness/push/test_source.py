@@ -43,6 +43,12 @@ def test_tokenizer_and_template_go_with_every_choice_of_groups(bundle: Path) -> 
     ]
 
 
+def test_text_includes_its_embeddings(bundle: Path) -> None:
+    found = names(open_source(bundle, ["text"]))
+    assert {"text_decoder.tflite", "embedder.tflite", "ple_00000.bin"} < set(found)
+    assert found == names(open_source(bundle, ["text", "per_layer_embedding"]))
+
+
 def test_a_group_that_the_bundle_lacks_is_refused(bundle: Path) -> None:
     with pytest.raises(UsageError, match=f"groups: found audio, wanted {' or '.join(DRAFT.groups)}"):
         open_source(bundle, ["text", "audio"])
@@ -50,7 +56,7 @@ def test_a_group_that_the_bundle_lacks_is_refused(bundle: Path) -> None:
 
 def test_files_of_groups_that_stay_here_may_be_missing_or_damaged(bundle: Path) -> None:
     (bundle / "ple_00000.bin").unlink()
-    assert "ple_00000.bin" not in names(open_source(bundle, ["text"]))
+    assert "ple_00000.bin" not in names(open_source(bundle, []))
     with pytest.raises(BundleError, match="no such file"):
         open_source(bundle)
 
@@ -78,6 +84,12 @@ def test_a_litertlm_has_no_groups_and_no_folder(tmp_path: Path) -> None:
     assert (names(source), default_target(source)) == (["model.litertlm"], "/data/local/tmp/gemma-edge")
     with pytest.raises(UsageError, match="--groups"):
         open_source(path, ["text"])
+
+
+def test_a_litertlm_is_known_by_its_first_bytes_too(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"LITERTLM and so on")
+    assert names(open_source(path)) == ["model.bin"]
 
 
 @pytest.mark.parametrize("name", ["model.bin", "missing.litertlm"])

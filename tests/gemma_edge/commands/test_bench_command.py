@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 from bucket_server import BucketServer
+from result_records import record_of
 from stand_ins import benchmark_model, litert_lm_main
 from waiting import PATIENCE_S
 
+from device_harness.bench.run import BenchRequest
 from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from gemma_edge.cli import main
 from toolkit.base.files import hash_file
 from toolkit.results.json_lines import read_results
+from toolkit.results.record import BenchRecord
 
 SMALL = ["-p", "16", "-n", "8", "-r", "2", "--interval", "0.02"]
 
@@ -92,11 +95,37 @@ def test_results_are_printed_in_other_forms(
     device: Emulator, random_bundle: Path, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     binary = ["--runner", "benchmark_model", "--binary", str(benchmark_model(tmp_path / "bin"))]
-    argv = ["bench", str(random_bundle), "--device", device.serial, "-r", "1", "-o", form, *binary]
+    way = ["--format", form] if form == "json" else ["-o", form]
+    argv = ["bench", str(random_bundle), "--device", device.serial, "-r", "1", *way, *binary]
     assert main([*argv, "--signature", "text_decoder:decode"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert ("former name of --format" in err) == (form != "json")
     found = json.loads(out) if form == "json" else rows(out) if form == "jsonl" else out.splitlines()[1:]
     assert len(found) == 2 and "text_decoder:decode" in str(found[0])
+
+
+def test_each_length_of_a_list_is_measured_and_its_lines_come_when_it_is_done(
+    random_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[str] = []
+
+    def measured(request: BenchRequest, *_: object, **__: object) -> Iterator[BenchRecord]:
+        printed.append(capsys.readouterr().out)
+        yield record_of([float(request.workload.prompt_tokens)])
+
+    monkeypatch.setattr("gemma_edge.commands.bench.bench_records", measured)
+    argv = ["bench", str(random_bundle), "--host", "-p", "8,16", "-n", "4,6", "--format"]
+    assert main([*argv, "jsonl"]) == 0
+    lines = [*printed[1:], capsys.readouterr().out]
+    assert [row["median"] for line in lines for row in rows(line)] == [8, 8, 16, 16]
+    assert main([*argv, "json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 4
+
+
+@pytest.mark.parametrize("words", [["-p", "8,8"], ["-p", "8,"], ["-o", "out.jsonl"], ["-o", "md", "--format", "csv"]])
+def test_wrong_lists_and_forms_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "b", "--host", *words]) == 2
+    assert capsys.readouterr().err.startswith("error: -")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_regression_beyond_the_limit_is_exit_code_1(
         (record_of(SLOW[:3]), ["--max-regression", "5%"], "5 and 3 values"),
         (record_of(SLOW, start="cold"), [], "no configuration is in both"),
         (record_of(SLOW), ["--max-regression", "lots"], "a percentage"),
-        (record_of(SLOW), ["--across", "moon"], "device or model"),
+        (record_of(SLOW), ["--across", "moon"], "device, model or both"),
     ],
 )
 def test_what_cannot_be_compared_is_exit_code_2(
@@ -56,6 +57,17 @@ def test_what_cannot_be_compared_is_exit_code_2(
     assert main(["compare", base, write(tmp_path / "b", new), *arguments]) == 2
     streams = capsys.readouterr()
     assert words in streams.err and not streams.out and len(streams.err.splitlines()) == 1
+
+
+def test_across_both_is_across_each_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = record_of(SLOW, device=replace(record_of(SLOW).device, fingerprint="other/build", model="other"))
+    base, new = write(tmp_path / "a", record_of(FAST)), write(tmp_path / "b", other)
+    assert main(["compare", base, new]) == 2
+    capsys.readouterr()
+    assert main(["compare", base, new, "--across", "both", "--json"]) == 0
+    both = capsys.readouterr().out
+    assert main(["compare", base, new, "--across", "device,model", "--json"]) == 0
+    assert capsys.readouterr().out == both != ""
 
 
 def test_a_gate_stays_shut_when_the_new_results_lack_a_configuration(

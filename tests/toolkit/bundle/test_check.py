@@ -41,7 +41,7 @@ from toolkit.bundle.manifest import (
 from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.ple_shards import HEADER_BYTES, read_header
 from toolkit.bundle.write import write_bundle
-from toolkit.check import check
+from toolkit.check import check, left_out
 from toolkit.litertlm.export import export_litertlm
 from toolkit.runtime.ple_lookup import PleTable
 
@@ -290,6 +290,14 @@ def test_a_signature_of_a_tower_that_contradicts_its_record_is_named(
 def test_a_missing_file_of_a_tower_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     assert found(bundle) == [(name, "file")]
+
+
+def test_a_tower_without_any_of_its_files_was_left_out_by_a_push_and_text_never(bundle: Path) -> None:
+    for name in (VISION_ENCODER, VISION_ADAPTER):
+        (bundle / name).unlink()
+    assert found(bundle) == [] and left_out(bundle) == ("vision",)
+    (bundle / TEXT_DECODER).unlink()
+    assert found(bundle) == [(TEXT_DECODER, "file")] and left_out(bundle) == ("vision",)
 
 
 @pytest.mark.parametrize(

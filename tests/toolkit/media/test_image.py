@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from toolkit.base.errors import ToolkitError, UsageError
-from toolkit.media.image import IMAGE_SIZE, MAX_PIXELS, load_levels
+from toolkit.media.image import IMAGE_SIZE, load_levels
+from toolkit.media.limits import MAX_PIXELS
 from toolkit.media.pixels import pixels
 from toolkit.media.source import MediaSource
 

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from toolkit.base.errors import EnvironmentFault, UsageError
-from toolkit.runtime.sampling import Sampler, Sampling, distribution
+from toolkit.runtime.sampling import Sampler, Sampling, distribution, penalised
 
 LOGITS = hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(-80, 80, width=32))
 
@@ -58,6 +58,59 @@ def test_a_nucleus_wider_than_the_first_guess_is_found() -> None:
     assert len(ids) == 15_000
 
 
+@given(LOGITS, st.floats(0, 1), st.sampled_from([(0, 1.0), (0, 0.9), (20, 1.0), (20, 0.9)]))
+def test_min_p_removes_what_is_less_likely_than_that_share_of_the_most_likely(
+    logits: NDArray[np.float32], min_p: float, limits: tuple[int, float]
+) -> None:
+    ids, before = distribution(logits, Sampling(1.0, *limits))
+    kept, probabilities = distribution(logits, Sampling(1.0, *limits, min_p=min_p))
+    weights = np.exp(logits.astype(np.float64) - float(logits.max()))
+    assert list(kept) == [token for token in ids if weights[token] >= min_p]
+    np.testing.assert_allclose(probabilities, before[np.isin(ids, kept)] / before[np.isin(ids, kept)].sum())
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("limits", [{}, {"top_k": 40}, {"top_p": 0.9}, {"top_k": 40, "top_p": 0.9}])
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.3, 1.0])
+@pytest.mark.parametrize("penalty", [1.0, 1.3, 0.8])
+def test_all_settings_together_give_the_distribution_of_transformers(
+    limits: dict[str, float], min_p: float, penalty: float
+) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    processors = transformers.generation.logits_process
+    random = np.random.default_rng(5)
+    logits = random.normal(0, 3, 500).astype(np.float32)
+    seen = random.integers(0, 500, 60).tolist()
+    scores = torch.tensor(logits[None])
+    steps = [processors.RepetitionPenaltyLogitsProcessor(penalty), processors.TemperatureLogitsWarper(0.7)]
+    steps += [processors.TopKLogitsWarper(int(limits["top_k"]))] if "top_k" in limits else []
+    steps += [processors.TopPLogitsWarper(limits["top_p"])] if "top_p" in limits else []
+    for step in [*steps, processors.MinPLogitsWarper(min_p)]:
+        scores = step(torch.tensor([seen]), scores)
+    expected = torch.softmax(scores[0], -1).numpy()
+
+    settings = Sampling(0.7, **limits, min_p=min_p, repeat_penalty=penalty)  # type: ignore[arg-type]
+    ids, probabilities = distribution(penalised(logits, seen, penalty), settings)
+    assert set(ids) == set(np.flatnonzero(expected))
+    np.testing.assert_allclose(probabilities, expected[ids], rtol=1e-4)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("penalty", [1.2, 0.7])
+def test_a_repeat_penalty_changes_the_bits_that_transformers_changes(penalty: float) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    process = transformers.generation.logits_process.RepetitionPenaltyLogitsProcessor(penalty)
+    logits = np.random.default_rng(6).normal(0, 3, 300).astype(np.float32)
+    seen = [0, 7, 7, 150, 299]
+    expected = process(torch.tensor([seen]), torch.tensor(logits[None]))[0].numpy()
+    assert (penalised(logits, seen, penalty) == expected).all()
+
+
+def test_a_repeat_penalty_counts_without_a_temperature_and_passes_over_ids_without_logits() -> None:
+    sampler = Sampler(Sampling(repeat_penalty=2), 3)
+    assert sampler.draw(np.array([1, 3, 2, 9], np.float32), {1, 3, 70}) == 2
+
+
 @given(LOGITS, st.integers(0, 2**32))
 def test_the_same_seed_draws_the_same_tokens(logits: NDArray[np.float32], seed: int) -> None:
     settings = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=seed)
@@ -91,7 +144,20 @@ def test_logits_that_are_no_numbers_are_refused(bad: float, temperature: float) 
 
 
 @pytest.mark.parametrize(
-    "values", [{"temperature": -1}, {"temperature": np.nan}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"seed": -1}]
+    "values",
+    [
+        {"temperature": -1},
+        {"temperature": np.nan},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"seed": -1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"min_p": np.nan},
+        {"repeat_penalty": 0},
+        {"repeat_penalty": np.inf},
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(UsageError):

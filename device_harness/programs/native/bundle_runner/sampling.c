@@ -100,6 +100,12 @@ int64_t most_likely(const float *logits, size_t count) {
     return -1;
 }
 
+void penalise(const float *logits, size_t count, const bool *seen, double penalty, float *out) {
+    float factor = (float)penalty;
+    for (size_t i = 0; i < count; i++)
+        out[i] = !seen[i] ? logits[i] : logits[i] < 0 ? logits[i] * factor : logits[i] / factor;
+}
+
 /* Whether token `one` comes after `other`: it is less likely, or as likely with a higher id. */
 static bool is_after(const float *logits, uint32_t one, uint32_t other) {
     return logits[one] < logits[other] || (logits[one] == logits[other] && one > other);
@@ -158,28 +164,32 @@ static int64_t draw_limited(const float *logits, size_t all, float peak, const S
         if (kept) break;
         count = count * 8 < limit ? count * 8 : limit;
     }
+    while (kept > 1 && weigh(logits[ids[kept - 1]], peak, sampling->temperature) < sampling->min_p) kept--;
     double drawn = random_fraction(random) * sums[kept - 1];
     size_t at = 0;
     while (at + 1 < kept && sums[at] <= drawn) at++;
     return ids[at];
 }
 
-static int64_t draw_from_all(const float *logits, size_t all, float peak, double temperature, Random *random) {
-    double total = 0, sum = 0;
-    for (size_t i = 0; i < all; i++) total += weigh(logits[i], peak, temperature);
+static int64_t draw_from_all(const float *logits, size_t all, float peak, const Sampling *sampling, Random *random) {
+    double total = 0, sum = 0, weight;
+    size_t last = 0;
+    for (size_t i = 0; i < all; i++)
+        if ((weight = weigh(logits[i], peak, sampling->temperature)) >= sampling->min_p) total += weight, last = i;
     double drawn = random_fraction(random) * total;
-    for (size_t i = 0; i < all; i++) {
-        sum += weigh(logits[i], peak, temperature);
+    for (size_t i = 0; i < last; i++) {
+        if ((weight = weigh(logits[i], peak, sampling->temperature)) >= sampling->min_p) sum += weight;
+        else continue;
         if (sum > drawn) return (int64_t)i;
     }
-    return (int64_t)all - 1;
+    return (int64_t)last;
 }
 
 int64_t draw_token(const float *logits, size_t count, const Sampling *sampling, Random *random) {
     int64_t best = most_likely(logits, count);
     if (best < 0 || sampling->temperature == 0) return best;
     float peak = logits[best];
-    if (!sampling->top_k && sampling->top_p == 1) return draw_from_all(logits, count, peak, sampling->temperature, random);
+    if (!sampling->top_k && sampling->top_p == 1) return draw_from_all(logits, count, peak, sampling, random);
     uint32_t *ids = allocate(count, sizeof *ids);
     double *sums = allocate(count, sizeof *sums);
     int64_t drawn = ids && sums ? draw_limited(logits, count, peak, sampling, random, ids, sums) : -1;

@@ -24,7 +24,11 @@ typedef struct {
     double temperature;
     int64_t top_k; /* 0: no limit */
     double top_p;
+    double min_p; /* relative to the most likely token; 0: no limit */
 } Sampling;
+
+/* Write `count` logits to `out`, those of the tokens `seen` divided by the penalty, or multiplied by it if below 0. */
+void penalise(const float *logits, size_t count, const bool *seen, double penalty, float *out);
 
 /* The most likely of the first `count` tokens, and of equally likely ones the first; -1 with MACHINE recorded if its
  * logit is no finite number. */

@@ -61,15 +61,19 @@ bool do_decode(Runner *runner, const Command *command) {
 
 typedef struct {
     int64_t limit, vocabulary, seed, drawn;
-    int64_t *stop;
-    size_t stops;
+    int64_t *stop, *earlier;
+    size_t stops, earlier_count;
     Sampling sampling;
+    double repeat_penalty;
+    bool *seen;       /* of each token below `vocabulary`, whether the conversation has it */
+    float *penalised; /* its logits; these two only with a penalty */
 } Generation;
 
 static bool read_generation(const Runner *runner, const Command *command, Generation *generation) {
     const TextRecord *record = &runner->session.manifest.text;
-    *generation = (Generation){.limit = record->context, .vocabulary = record->text_ids, .sampling = {0, 0, 1}};
-    return has_keys(command, "do", "ids random media limit stop vocabulary temperature top_k top_p seed drawn") &&
+    *generation = (Generation){.limit = record->context, .vocabulary = record->text_ids, .sampling = {0, 0, 1, 0}, .repeat_penalty = 1};
+    return has_keys(command, "do", 
+                    "ids random media limit stop vocabulary temperature top_k top_p min_p repeat_penalty earlier seed drawn") &&
            integer(command, "limit", 1, MOST_IDS, &generation->limit) &&
            integer(command, "vocabulary", 1, record->vocab_size, &generation->vocabulary) &&
            integer(command, "seed", 0, INT64_MAX, &generation->seed) &&
@@ -77,6 +81,11 @@ static bool read_generation(const Runner *runner, const Command *command, Genera
            integer(command, "top_k", 0, MOST_IDS << 4, &generation->sampling.top_k) &&
            number(command, "temperature", 0, 1e6, &generation->sampling.temperature) &&
            number(command, "top_p", 1e-9, 1, &generation->sampling.top_p) &&
+           number(command, "min_p", 0, 1, &generation->sampling.min_p) &&
+           number(command, "repeat_penalty", 0.01, 100, &generation->repeat_penalty) &&
+           (!member(command, "earlier") ||
+            json_integers(&command->source, command->value, "generate", "earlier", 0, MOST_IDS << 4, MOST_IDS, false,
+                          &generation->earlier, &generation->earlier_count)) &&
            (!member(command, "stop") ||
             json_integers(&command->source, command->value, "generate", "stop", 0, record->vocab_size - 1, MOST_IDS, false,
                           &generation->stop, &generation->stops));
@@ -102,10 +111,32 @@ typedef struct {
     const char *ending;
 } Report;
 
+static void mark(const Generation *generation, int64_t token) {
+    if (token < generation->vocabulary) generation->seen[token] = true;
+}
+
+/* With a penalty, make room for the tokens that it applies to: those of the prompt and those before it. */
+static bool begin_penalty(Generation *generation, const Prompt *prompt) {
+    if (generation->repeat_penalty == 1) return true;
+    generation->seen = allocate((size_t)generation->vocabulary, sizeof *generation->seen);
+    generation->penalised = allocate((size_t)generation->vocabulary, sizeof *generation->penalised);
+    if (!generation->seen || !generation->penalised) return false;
+    memset(generation->seen, 0, (size_t)generation->vocabulary * sizeof *generation->seen);
+    for (size_t i = 0; i < generation->earlier_count; i++) mark(generation, generation->earlier[i]);
+    for (size_t i = 0; i < prompt->count; i++) mark(generation, prompt->ids[i]);
+    return true;
+}
+
 static bool draw_next(Session *session, const Generation *generation, Random *random, int64_t *token) {
     const float *logits = session_logits(session);
+    size_t count = (size_t)generation->vocabulary;
     if (!logits) return false;
-    *token = draw_token(logits, (size_t)generation->vocabulary, &generation->sampling, random);
+    if (generation->seen) {
+        penalise(logits, count, generation->seen, generation->repeat_penalty, generation->penalised);
+        logits = generation->penalised;
+    }
+    *token = draw_token(logits, count, &generation->sampling, random);
+    if (generation->seen && *token >= 0) mark(generation, *token);
     return session_end_logits(session) && *token >= 0;
 }
 
@@ -168,7 +199,7 @@ static void keep_last_uses(const Session *session, Prompt *prompt) {
     prompt->use_count = kept;
 }
 
-static bool prefill_and_generate(Runner *runner, Prompt *prompt, const Generation *generation, Report *report) {
+static bool prefill_and_generate(Runner *runner, Prompt *prompt, Generation *generation, Report *report) {
     Session *session = &runner->session;
     MediaUse uses[MOST_MEDIA];
     if (!prompt->count) return refuse(USAGE, NULL, "generate ids", "no tokens", "at least one");
@@ -180,7 +211,7 @@ static bool prefill_and_generate(Runner *runner, Prompt *prompt, const Generatio
     if (!session_prefill(session, prompt->ids, count, uses, before)) return false;
     report->prefill_s = monotonic_s() - runner->started;
     keep_last_uses(session, prompt);
-    return generate(runner, prompt, generation, report);
+    return begin_penalty(generation, prompt) && generate(runner, prompt, generation, report);
 }
 
 bool do_generate(Runner *runner, const Command *command) {
@@ -191,5 +222,8 @@ bool do_generate(Runner *runner, const Command *command) {
                    read_prompt(runner, command, &prompt) && prefill_and_generate(runner, &prompt, &generation, &report);
     free(prompt.ids);
     free(generation.stop);
+    free(generation.earlier);
+    free(generation.seen);
+    free(generation.penalised);
     return is_done && answer_generate(runner, command, &report);
 }

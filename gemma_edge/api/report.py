@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.base.errors import UsageError
-from toolkit.base.files import Progress, write_bytes
+from toolkit.base.files import write_bytes
 from toolkit.base.outputs import Output
 from toolkit.results.json_lines import read_results
 from toolkit.results.record import BenchRecord
@@ -35,14 +35,12 @@ def report(
     *,
     skip_torn_line: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
 ) -> Report:
     """Write a page on all records of some files, with tables, plots, and the origin of each figure.
 
     results: results files written by `bench`, each only once.
     skip_torn_line: ignore an incomplete last line that a crash left; by default it is an error.
     force: replace a file at `output` that is no page of gemma-edge's.
-    progress: called with the number of plots drawn and the total.
 
     ResultsError for a file that is not a results file, UsageError if the files have no records.
 
@@ -58,7 +56,7 @@ def report(
     read = _read_files(results, skip_torn_line=skip_torn_line)
     records = [record for _, record in read]
     folders = [_relative(path, Path(output)) for path, _ in read]
-    data = render_page(results_page(records, folders=folders), progress)
+    data = render_page(results_page(records, folders=folders))
     target.require()  # it may have changed since
     write_bytes(output, data)
     flagged = sum(bool(record.flags) or record.device.emulated for record in records)

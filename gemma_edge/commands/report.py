@@ -25,14 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Return 0."""
-    with terminal.bar("plots", unit="plots") as progress:
-        page = report(
-            arguments.results,
-            arguments.output,
-            skip_torn_line=arguments.skip_torn_line,
-            force=arguments.force,
-            progress=progress,
-        )
+    page = report(arguments.results, arguments.output, skip_torn_line=arguments.skip_torn_line, force=arguments.force)
     terminal.result(
         {
             "report": arguments.output,

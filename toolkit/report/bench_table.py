@@ -10,6 +10,7 @@ from toolkit.results.outcomes import Outcome, outcomes
 from toolkit.results.outliers import outliers
 from toolkit.results.quantities import quantity
 from toolkit.results.record import BenchRecord
+from toolkit.results.statistics import MIN_PERCENTILE_VALUES
 
 
 def bench_table(records: Sequence[BenchRecord], form: Form, draw: Draw = markdown) -> str:
@@ -56,9 +57,8 @@ def _rate_columns(rates: Sequence[Outcome]) -> list[Column]:
     return [
         *_label_columns(rates),
         Column("test", _text_of("test"), numeric=True),
-        Column("t/s", _rate_text, numeric=True),
-        Column("p5", _fixed("p5"), numeric=True),
-        Column("p95", _fixed("p95"), numeric=True),
+        Column("t/s", lambda row: _quantity("median", "sd")(row).removesuffix(" t/s"), numeric=True),
+        *_percentile_columns(rates, " t/s"),
         Column("n", _text_of("n"), numeric=True),
         *_note_columns(rates),
     ]
@@ -69,11 +69,24 @@ def _other_columns(others: Sequence[Outcome]) -> list[Column]:
         *_label_columns(others),
         Column("test", _text_of("test"), numeric=True),
         Column("median", _quantity("median", "sd"), numeric=True),
-        Column("p5", _quantity("p5"), numeric=True),
-        Column("p95", _quantity("p95"), numeric=True),
+        *_percentile_columns(others),
         Column("n", _text_of("n"), numeric=True),
         *_note_columns(others),
     ]
+
+
+def _percentile_columns(found: Sequence[Outcome], unit: str = "") -> list[Column]:
+    """The 5th and 95th percentile, if some test has enough values for them; `unit` is that of the column."""
+
+    def text(key: str) -> Callable[[Row], str]:
+        return lambda row: _quantity(key)(row).removesuffix(unit) if _has_percentiles(row["n"]) else "-"
+
+    shown = any(_has_percentiles(len(outcome.values)) for outcome in found)
+    return [Column(key, text(key), numeric=True) for key in ("p5", "p95")] if shown else []
+
+
+def _has_percentiles(count: object) -> bool:
+    return isinstance(count, int) and count >= MIN_PERCENTILE_VALUES
 
 
 def _label_columns(found: Sequence[Outcome]) -> list[Column]:
@@ -93,16 +106,6 @@ def _notes_text(row: Row) -> str:
 
 def _text_of(key: str) -> Callable[[Row], str]:
     return lambda row: "" if row[key] is None else str(row[key])
-
-
-def _rate_text(row: Row) -> str:
-    if row["median"] is None:
-        return "-"
-    return f"{row['median']:.2f}" if row["sd"] is None else f"{row['median']:.2f} ± {row['sd']:.2f}"
-
-
-def _fixed(key: str) -> Callable[[Row], str]:
-    return lambda row: "-" if row[key] is None else f"{row[key]:.2f}"
 
 
 def _quantity(key: str, spread: str | None = None) -> Callable[[Row], str]:

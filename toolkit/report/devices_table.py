@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from toolkit.report.flash_probe_table import FLASH_PROBE
 from toolkit.report.numbered_record import NumberedRecord, how_it_ran, joined
-from toolkit.report.page import Cell, Table, without_empty_columns
+from toolkit.report.page import Cell, Table, plain_table, without_empty_columns
 from toolkit.results.figures import is_more_better
 from toolkit.results.labels import device_name, labels, notes
 from toolkit.results.outcomes import Outcome, outcomes
@@ -26,7 +26,7 @@ def devices_table(runs: Sequence[NumberedRecord]) -> Table | None:
                 tests.setdefault(key, {})[device_name(run.record)] = (run, outcome, outcome.found)
     rows = [row for devices in tests.values() if len(devices) > 1 for row in _rows(list(devices.values()))]
     headings = ["model", "ran", "test", "device", "run", "median ± sd", "to the best", "95 % interval", "n"]
-    return without_empty_columns(Table(headings, rows)) if rows else None
+    return without_empty_columns(plain_table(headings, rows)) if rows else None
 
 
 def _configuration(run: NumberedRecord) -> tuple[object, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from toolkit.report.numbered_record import NumberedRecord
-from toolkit.report.page import Cell, Table, without_empty_columns
+from toolkit.report.page import Cell, Table, plain_table, without_empty_columns
 from toolkit.results.labels import device_name, figure_heading, notes
 from toolkit.results.outcomes import outcomes
 from toolkit.results.quantities import quantity
@@ -37,7 +37,7 @@ def flash_probe_table(runs: Sequence[NumberedRecord]) -> Table | None:
         for (run, outcome), found in zip(probes, medians, strict=True)
     ]
     headings = ["run", "device", "read", "start", *map(figure_heading, figures)]
-    return without_empty_columns(Table(headings, rows)) if rows else None
+    return without_empty_columns(plain_table(headings, rows)) if rows else None
 
 
 def _medians(record: BenchRecord, beginning: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit.report.numbered_record import NumberedRecord, how_it_ran, joined, row_labels
-from toolkit.report.page import Cell, Picture, Table, without_empty_columns
+from toolkit.report.page import Cell, Table, plain_table, without_empty_columns
 from toolkit.report.plots import Bar, StackedBars
 from toolkit.results.labels import notes
 from toolkit.results.quantities import quantity
@@ -28,7 +28,7 @@ _MEMORY_GROUPS = (
 class GroupsMemory:
     """Resident memory by parameter group, as a plot and as a table."""
 
-    picture: Picture
+    plot: StackedBars
     table: Table
 
 
@@ -46,7 +46,7 @@ def memory_section(runs: Sequence[NumberedRecord]) -> MemorySection | None:
     groups = _groups_memory(mapped) if mapped else None
     rows = [row for run in runs for row in _moment_rows(run)]
     headings = ["run", "ran", "moment", "resident + swapped", "anonymous", "file", "swapped", "PSS", "private dirty"]
-    moments = without_empty_columns(Table(headings, rows)) if rows else None
+    moments = without_empty_columns(plain_table(headings, rows)) if rows else None
     return MemorySection(groups, moments) if groups is not None or moments is not None else None
 
 
@@ -54,7 +54,7 @@ def _groups_memory(runs: Sequence[NumberedRecord]) -> GroupsMemory:
     names = _ordered({name for run in runs for name in run.record.memory.groups})
     bars = [Bar(label, _megabytes(run.record, names)) for label, run in zip(row_labels(runs), runs, strict=True)]
     title = "Resident memory by parameter group"
-    return GroupsMemory(Picture(StackedBars(title, "MB", bars), title), _groups_table(runs, names))
+    return GroupsMemory(StackedBars(title, "MB", bars), _groups_table(runs, names))
 
 
 def _groups_table(runs: Sequence[NumberedRecord], names: Sequence[str]) -> Table:
@@ -68,7 +68,7 @@ def _groups_table(runs: Sequence[NumberedRecord], names: Sequence[str]) -> Table
             for group in found
         ]
         rows.append([Cell(f"#{run.number}", link=run.key), *(Cell(text, numeric=True) for text in texts)])
-    return Table(["run", *names], rows)
+    return plain_table(["run", *names], rows)
 
 
 def _megabytes(record: BenchRecord, groups: Sequence[str]) -> dict[str, float]:

@@ -1,24 +1,22 @@
 """Renders a page: one HTML file from a template and a record, without scripts or anything loaded from elsewhere.
 
 The templates, in `templates`, have the words and the order; the records have the values. Text from records can only
-show as text: it is escaped, control characters are shown as `\\x1b`, plots are images, which cannot run scripts, and
-the page's content security policy forbids scripts in any case.
+show as text: it is escaped, control characters are shown as `\\x1b`, and the page's content security policy forbids
+scripts in any case. Plots are part of the page and take the width there is.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jinja2
 
-from toolkit.base.files import Advance, Progress
 from toolkit.base.outputs import OutputKind
 from toolkit.base.printable import printable
-from toolkit.report.plots import Plot, svg
+from toolkit.report.placed import legend_of, placed
 
 _MARK = b'<meta name="generator" content="gemma-edge">'
 """What every page has in its head: templates/page.html.jinja."""
@@ -36,19 +34,63 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of cells, and a heading for each column; `numeric` headings are aligned to the right like their cells."""
+class RowGroup:
+    """Rows below a heading that spans all columns; None for rows without one."""
 
-    headings: Sequence[str]
+    heading: Cell | None
     rows: Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A plot, and its text alternative for readers who cannot see it."""
+class Table:
+    """Groups of rows, and a heading for each column."""
 
-    plot: Plot
-    alternative: str
+    headings: Sequence[str]
+    groups: Sequence[RowGroup]
+
+    @property
+    def rows(self) -> Sequence[Sequence[Cell]]:
+        """The rows of all groups."""
+        return [row for group in self.groups for row in group.rows]
+
+    def numeric(self, column: int) -> bool:
+        """Whether a column's heading is aligned to the right, like its cells."""
+        return any(row[column].numeric for row in self.rows)
+
+
+def plain_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+    """A table whose rows are in no groups."""
+    return Table(headings, [RowGroup(None, rows)])
+
+
+@dataclass(frozen=True, slots=True)
+class CardFigure:
+    """One figure of a card: its name, its value with its unit, and what it depends on."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judgement in words, and the reasons for it."""
+
+    level: Literal["good", "care", "bad"]
+    text: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The figures that most readers want, what they are of, and whether to trust them; `key` is an HTML id."""
+
+    key: str
+    title: str
+    subtitle: str
+    figures: tuple[CardFigure, ...]
+    verdict: Verdict
+    remarks: tuple[str, ...] = ()
 
 
 class Page(Protocol):
@@ -57,10 +99,6 @@ class Page(Protocol):
     @property
     def template(self) -> str:
         """The file name of the template in `templates`."""
-
-    @property
-    def pictures(self) -> Sequence[Picture]:
-        """All pictures on the page, for the progress bar: drawing them takes most of the time."""
 
 
 def _stranger(path: Path) -> str | None:
@@ -73,15 +111,8 @@ def _stranger(path: Path) -> str | None:
 PAGE = OutputKind("a page", _stranger)
 
 
-def render_page(page: Page, progress: Progress | None = None) -> bytes:
-    """Render the HTML file; `progress` gets the number of pictures drawn and the total. The bytes are reproducible."""
-    advance = Advance(len(page.pictures), progress)
-
-    def image(plot: Plot) -> str:
-        source = _image(plot)
-        advance(1)
-        return source
-
+def render_page(page: Page) -> bytes:
+    """Render the HTML file. The bytes are reproducible."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__ or ""),
         autoescape=True,
@@ -90,25 +121,23 @@ def render_page(page: Page, progress: Progress | None = None) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["image"] = image
+    environment.filters["placed"] = placed
+    environment.filters["legend_of"] = legend_of
     return environment.get_template(page.template).render(page=page).encode()
 
 
 def without_empty_columns(table: Table) -> Table:
     """The table without columns whose cells are all empty or dashes."""
+    rows = table.rows
     kept = [
         index
         for index in range(len(table.headings))
-        if any(row[index].text.strip("-") or row[index].flags for row in table.rows)
+        if any(row[index].text.strip("-") or row[index].flags for row in rows)
     ]
-    return Table([table.headings[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
+    groups = [RowGroup(group.heading, [[row[i] for i in kept] for row in group.rows]) for group in table.groups]
+    return Table([table.headings[i] for i in kept], groups)
 
 
 def _shown(value: object) -> object:
     """Make text printable, before it is escaped; markup that a template made stays as it is."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
-
-
-def _image(plot: Plot) -> str:
-    """A plot as a data URL, for the `src` of an image."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg(plot, on_page=True)).decode()

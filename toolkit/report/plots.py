@@ -1,4 +1,6 @@
-"""Plots as SVG or PNG. The one place that knows matplotlib, which is imported when the first plot is drawn.
+"""Plots, and their files as SVG or PNG; on a page, `placed` draws them.
+
+The one place that knows matplotlib, which is imported when the first plot is drawn.
 
 The same data gives the same bytes under one version of matplotlib: no dates, random ids or settings of the user.
 Colours are Okabe and Ito's, which the colour-blind tell apart; labels stand beside them wherever there is room.
@@ -33,7 +35,6 @@ _MARK_BYTES = 2048
 """Within so many bytes from the start."""
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-# Text and lines are drawn in this one; a picture on a page then takes the colour of the page's text instead.
 _INK = "#1a1b1c"
 _SETTINGS: dict[str, object] = {
     "font.family": "sans-serif",
@@ -51,10 +52,6 @@ _SETTINGS: dict[str, object] = {
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK
     ),
 }
-_ON_PAGE = (
-    f"<style>svg{{color:{_INK};--blue:{_COLOURS[0]}}}"
-    "@media (prefers-color-scheme:dark){svg{color:#e4e5e6;--blue:#56B4E9}}</style>"
-)
 _WIDTH_INCHES = 8.0
 _GAP = 0.4  # between bars set apart, in bars
 
@@ -80,11 +77,13 @@ class StackedBars:
 
 @dataclass(frozen=True, slots=True)
 class Distributions:
-    """Every value as a dot, one row for each label; a bar marks the median, a line the 5th to 95th percentile."""
+    """Every value as a dot, one row for each label; a bar marks the median."""
 
     title: str
     unit: str
     rows: Mapping[str, Sequence[float]]
+    most: float | None = None
+    """Where the axis ends at least, so that plots of the same figure can be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +114,12 @@ class TimeSeries:
 Plot = StackedBars | Distributions | TimeSeries
 
 
-def svg(plot: Plot, *, on_page: bool = False) -> bytes:
-    """A whole SVG file; `on_page`: without background, and with ink that follows the reader's light or dark scheme."""
+def svg(plot: Plot) -> bytes:
+    """A whole SVG file."""
     with _drawn(plot) as figure:
         out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": _PROGRAM}, transparent=on_page)
-    data = out.getvalue()
-    if on_page:
-        data = data.replace(_INK.encode(), b"currentColor").replace(b"<defs>", _ON_PAGE.encode() + b"<defs>", 1)
-        if isinstance(plot, Distributions):  # its bands are faint; in other plots the lighter blue would be another's
-            data = data.replace(_COLOURS[0].lower().encode(), b"var(--blue)")
-    return data
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": _PROGRAM})
+    return out.getvalue()
 
 
 def png(plot: Plot) -> bytes:
@@ -215,17 +209,13 @@ def _draw_distributions(figure: Figure, plot: Distributions) -> None:
     axes = _rows_of(figure, list(plot.rows), range(len(plot.rows)))
     for row, values in enumerate(plot.rows.values()):
         found = summary(values)
-        axes.plot([found.p5, found.p95], [row, row], color=_COLOURS[0], linewidth=7, alpha=0.25, solid_capstyle="butt")
         axes.plot([found.median] * 2, [row - 0.3, row + 0.3], color=_COLOURS[5], linewidth=2)
         # Repeated values would hide each other on one line: the order of measurement spreads them from top to bottom.
         heights = [row + 0.36 * (index / max(1, len(values) - 1) - 0.5) for index in range(len(values))]
         axes.plot(values, heights, "o", markersize=3.5, color=_COLOURS[0], markeredgewidth=0)
-    least = min((min(values) for values in plot.rows.values()), default=0.0)
-    most = max((max(values) for values in plot.rows.values()), default=1.0)
-    # From 0, unless that would squeeze everything into a corner; then the axis says where it starts.
-    axes.set_xlim(
-        0 if least < 0.5 * most else least - 0.15 * (most - least or most), most + 0.08 * (most - least or most)
-    )
+    values = [value for row in plot.rows.values() for value in row]
+    most = max([*values, plot.most or 0.0], default=1.0)
+    axes.set_xlim(min([0.0, *values]), 1.05 * most or 1.0)
     axes.set_xlabel(_text(plot.unit, 60))
     _set_title(figure, plot.title)
 

@@ -10,32 +10,37 @@ from toolkit.report.devices_table import devices_table
 from toolkit.report.flash_probe_table import FLASH_PROBE, flash_probe_table
 from toolkit.report.memory_section import MemorySection, memory_section
 from toolkit.report.numbered_record import NumberedRecord, how_it_ran, joined, row_labels
-from toolkit.report.page import Cell, Picture, Table, without_empty_columns
+from toolkit.report.page import Card, Cell, RowGroup, Table, plain_table, without_empty_columns
 from toolkit.report.plots import Distributions
+from toolkit.report.run_card import MEANINGS, cards
 from toolkit.report.run_section import RunSection, run_name, run_section
 from toolkit.results.labels import device_name, figure_heading, labels, notes
 from toolkit.results.outcomes import Outcome, outcomes
-from toolkit.results.quantities import quantity, span, unit
+from toolkit.results.quantities import span, unit
 from toolkit.results.record import BenchRecord, DriftRecord, Flag
-from toolkit.results.statistics import Comparison, compare, median_interval, summary
+from toolkit.results.statistics import MIN_PERCENTILE_VALUES, MIN_VALUES, Comparison, compare, median_interval, summary
 
 _ACCEPTANCE = "draft_acceptance_fraction"
 MAX_RUNS, MAX_SECTIONS, MAX_PLOTS, MAX_STARTS = 100, 10, 10, 20
 """How many runs a page shows, and of more than that how many in sections of their own, how many plots of distributions,
-and how many pairs of a cold and a warm run. Thousands would take hours to draw, and no mail program would open them."""
+and how many pairs of a cold and a warm run: no mail program would open a page of thousands."""
 
-_MEANINGS: Mapping[Flag, str] = {
-    "throttled": "the device slowed down to stay cool",
-    "drifted": "figures rose or fell steadily over the iterations",
-    "gate_timeout": "the device did not cool down in time before an iteration",
-    "charging": "the battery was charging",
-    "low_battery": "the battery was low, which slows many devices",
-    "power_save": "the device saved power, which slows it",
-    "screen_on": "the screen was on",
-    "interrupted": "the run was cut short",
-    "reconnected": "the connection was lost, and an iteration began again",
-    "sampler_failed": "memory and temperature were not sampled to the end",
-    "energy_disagrees": "energy differs from what the battery counted, so one of the two is in another unit",
+_RESULTS_NOTES: Mapping[str, str] = {
+    "median ± sd": "Median and standard deviation over the iterations, with the digits that their spread bears; "
+    "t/s: tokens per second.",
+    "95 % interval": "Interval: of the median, by bootstrap over the iterations of the run; none for fewer than "
+    f"{MIN_VALUES}.",
+    "p5 to p95": f"p5 to p95: the 5th and 95th percentile, for {MIN_PERCENTILE_VALUES} iterations or more.",
+    "drift": "Drift: the change from first to last iteration, and how likely so clear a trend is by chance (p).",
+    "remarks": "Outlier: an iteration over 5 standard deviations (by the median absolute deviation) and 5 % from the "
+    "median.",
+}
+"""Notes below the results, by the heading of the column that they explain."""
+_COMPARED_NOTES: Mapping[str, str] = {
+    "to the best": "Each test on each device, the best median first; ratios are of medians, to the best. Of several "
+    "runs on a device, the last counts.",
+    "95 % interval": "An interval that does not contain 1 shows a difference; none for fewer than "
+    f"{MIN_VALUES} iterations.",
 }
 
 
@@ -52,12 +57,17 @@ class ResultsPage:
     """The values for `results.html.jinja`; None or empty where the records have no data."""
 
     introduction: str
+    cards: tuple[Card, ...]
+    """For each model on each device, what most readers want to know."""
     warnings: tuple[str, ...]
-    """Warnings, shown before everything else."""
     devices: tuple[DeviceResults, ...]
+    results_notes: tuple[str, ...]
+    """What explains the columns of the devices' tables."""
     compared: Table | None
     """Devices beside each other, where several ran the same."""
-    distributions: tuple[Picture, ...]
+    compared_notes: tuple[str, ...]
+    distributions: tuple[Distributions, ...]
+    """One plot for each test on each device; those of a test share an axis."""
     starts: Table | None
     memory: MemorySection | None
     flash_probe: Table | None
@@ -67,13 +77,6 @@ class ResultsPage:
     def template(self) -> str:
         """The file name of the page's template."""
         return "results.html.jinja"
-
-    @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """All pictures on the page."""
-        groups = [self.memory.groups.picture] if self.memory is not None and self.memory.groups is not None else []
-        courses = [run.course for run in self.runs if run.course is not None]
-        return (*self.distributions, *groups, *courses)
 
 
 def results_page(
@@ -91,15 +94,19 @@ def results_page(
     days = sorted({record.started_utc[:10] for record in records})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     tools = ", ".join(sorted({record.tool for record in records}))
+    devices, compared = tuple(_devices(runs)), devices_table(runs)
     return ResultsPage(
         introduction=f"{runs_text(len(every))}, {when}, by {tools}",
+        cards=cards(runs),
         warnings=(
             *_left_out_runs(len(every)),
             *_warnings(runs),
             *(f"Not measured by {name}: {why}." for name, why in (left_out or {}).items()),
         ),
-        devices=tuple(_devices(runs)),
-        compared=devices_table(runs),
+        devices=devices,
+        results_notes=_notes_for([device.results for device in devices], _RESULTS_NOTES),
+        compared=compared,
+        compared_notes=_notes_for([compared] if compared is not None else [], _COMPARED_NOTES),
         distributions=tuple(itertools.islice(_distributions(runs), MAX_PLOTS if is_long else None)),
         starts=_starts(runs),
         memory=memory_section(runs),
@@ -131,7 +138,7 @@ def _warnings(runs: Sequence[NumberedRecord]) -> Iterator[str]:
         for flag in run.record.flags:
             by_flag.setdefault(flag, []).append(run)
     for flag, flagged in by_flag.items():
-        yield f"{flag.replace('_', ' ').capitalize()}: {_numbers(flagged)}; {_MEANINGS[flag]}."
+        yield f"{flag.replace('_', ' ').capitalize()}: {_numbers(flagged)}; {MEANINGS[flag]}."
 
 
 def _left_out_runs(count: int) -> Iterator[str]:
@@ -145,41 +152,51 @@ def _numbers(runs: Sequence[NumberedRecord]) -> str:
     return ("run " if len(runs) == 1 else "runs ") + ", ".join(f"#{run.number}" for run in runs)
 
 
+def _notes_for(tables: Sequence[Table], notes_by_heading: Mapping[str, str]) -> tuple[str, ...]:
+    """The notes on columns that one of the tables has."""
+    headings = {heading for table in tables for heading in table.headings}
+    return tuple(note for heading, note in notes_by_heading.items() if heading in headings)
+
+
 def _devices(runs: Sequence[NumberedRecord]) -> Iterator[DeviceResults]:
     """One table for each device; probes have a section of their own."""
     measured = [run for run in runs if run.record.runner != FLASH_PROBE]
     for device in dict.fromkeys(device_name(run.record) for run in measured):
-        rows = [row for run in measured if device_name(run.record) == device for row in _test_rows(run)]
-        headings = ["run", "model", "ran", "test", "median ± sd", "95 % interval", "p5", "p95", "n", "drift"]
-        headings += ["delegated", "drafts accepted", "remarks"]
-        yield DeviceResults(device, without_empty_columns(Table(headings, rows)))
-
-
-def _test_rows(run: NumberedRecord) -> Iterator[list[Cell]]:
-    """A row for each test of a run; values that the rows share are only in the first."""
-    model, record = run.record.model, run.record
-    for index, outcome in enumerate(outcomes([record])):
-        first = index == 0
-        yield [
-            Cell(f"#{run.number}" if first else "", link=run.key if first else ""),
-            Cell(joined(model.name, model.size, model.quantization) if first else ""),
-            Cell(how_it_ran(record) if first else "", flags=notes(record) if first else ()),
-            Cell(outcome.test),
-            Cell(outcome.text, numeric=True),
-            Cell(_interval_text(outcome), numeric=True),
-            *(Cell(text, numeric=True) for text in _percentile_texts(outcome)),
-            Cell(str(len(outcome.values)), numeric=True),
-            Cell(_drift_text(record.drift.get(outcome.test)), numeric=True),
-            Cell(_delegated_text(record) if first else "", numeric=True),
-            Cell(_acceptance_text(record) if first else "", numeric=True),
-            Cell(", ".join(outcome.remarks)),
+        groups = [
+            RowGroup(_run_heading(run), [_test_row(run.record, outcome) for outcome in outcomes([run.record])])
+            for run in measured
+            if device_name(run.record) == device
         ]
+        headings = ["test", "median ± sd", "95 % interval", "least to most", "p5 to p95", "n", "drift"]
+        headings += ["delegated", "drafts accepted", "remarks"]
+        yield DeviceResults(device, without_empty_columns(Table(headings, groups)))
+
+
+def _run_heading(run: NumberedRecord) -> Cell:
+    model = run.record.model
+    name = joined(model.name, model.size, model.quantization)
+    return Cell(f"#{run.number} {name}: {how_it_ran(run.record)}", flags=notes(run.record), link=run.key)
+
+
+def _test_row(record: BenchRecord, outcome: Outcome) -> list[Cell]:
+    first = outcome.test == next(iter(record.tests))
+    return [
+        Cell(outcome.test),
+        Cell(outcome.text, numeric=True),
+        Cell(_interval_text(outcome), numeric=True),
+        *(Cell(text, numeric=True) for text in _range_texts(outcome)),
+        Cell(str(len(outcome.values)), numeric=True),
+        Cell(_drift_text(record.drift.get(outcome.test)), numeric=True),
+        Cell(_delegated_text(record) if first else "", numeric=True),
+        Cell(_acceptance_text(record) if first else "", numeric=True),
+        Cell(", ".join(outcome.remarks)),
+    ]
 
 
 def _delegated_text(record: BenchRecord) -> str:
-    """How many nodes a delegate took, of how many; a dash if that is unknown."""
+    """How many nodes a delegate took, of how many; empty if that is unknown."""
     found = record.delegation
-    return "-" if found is None or found.nodes is None else f"{found.delegated_nodes} of {found.nodes} nodes"
+    return "" if found is None or found.nodes is None else f"{found.delegated_nodes} of {found.nodes} nodes"
 
 
 def _acceptance_text(record: BenchRecord) -> str:
@@ -192,40 +209,50 @@ def _interval_text(outcome: Outcome) -> str:
     interval = median_interval(outcome.values) if outcome.values else None
     if interval is None:
         return "-"
-    return span(outcome.figure, interval.low, interval.high)
+    return span(outcome.figure, interval.low, interval.high, like=outcome.found.sd if outcome.found else None)
 
 
-def _percentile_texts(outcome: Outcome) -> tuple[str, str]:
-    if outcome.found is None or outcome.found.n < 2:
-        return "-", "-"
+def _range_texts(outcome: Outcome) -> tuple[str, str]:
+    """The least and the largest value, and the percentiles of many."""
     found, figure = outcome.found, outcome.figure
-    return quantity(figure, found.p5, like=found.sd), quantity(figure, found.p95, like=found.sd)
+    if found is None or found.n < 2:
+        return "-", "-"
+    texts = [span(figure, low, high, like=found.sd) for low, high in ((found.least, found.most), (found.p5, found.p95))]
+    return texts[0], texts[1] if found.n >= MIN_PERCENTILE_VALUES else "-"
 
 
 def _drift_text(drift: DriftRecord | None) -> str:
-    return "-" if drift is None else f"{drift.change_fraction:+.1%} (p {drift.p_value:.2g})"
+    if drift is None:
+        return "-"
+    chance = "p < 0.001" if drift.p_value < 0.001 else f"p = {drift.p_value:.2g}"
+    return f"{100 * drift.change_fraction:+.1f} % ({chance})"
 
 
-def _distributions(runs: Sequence[NumberedRecord]) -> Iterator[Picture]:
-    """One plot for each test on each device, with a row for each run; none for a test without any repeated run."""
-    tests: dict[tuple[str, str, str], list[tuple[NumberedRecord, Outcome]]] = {}
+def _distributions(runs: Sequence[NumberedRecord]) -> Iterator[Distributions]:
+    """One plot for each test on each device, with a row for each run; none for a test without any repeated run.
+
+    All plots of a test have the same axis.
+    """
+    tests: dict[tuple[str, str], dict[str, list[tuple[NumberedRecord, Outcome]]]] = {}
     for run in runs:
         for outcome in outcomes([run.record]):
             if outcome.values:
-                key = (device_name(run.record), outcome.test, outcome.figure)
-                tests.setdefault(key, []).append((run, outcome))
-    for (device, test, figure), measured in tests.items():
-        if max(len(outcome.values) for _, outcome in measured) < 2:
-            continue
-        factor, axis = _axis(figure, [value for _, outcome in measured for value in outcome.values])
-        names = row_labels([run for run, _ in measured])
-        rows = {
-            name: [value * factor for value in outcome.values]
-            for name, (_, outcome) in zip(names, measured, strict=True)
-        }
-        meaning = figure_heading(figure)
-        title = f"{test if test == meaning else f'{test} ({meaning})'} on {device}"
-        yield Picture(Distributions(title, axis, rows), f"Distribution of {title}")
+                devices = tests.setdefault((outcome.test, outcome.figure), {})
+                devices.setdefault(device_name(run.record), []).append((run, outcome))
+    for (test, figure), devices in tests.items():
+        every = [value for measured in devices.values() for _, outcome in measured for value in outcome.values]
+        factor, axis = _axis(figure, every)
+        for device, measured in devices.items():
+            if max(len(outcome.values) for _, outcome in measured) < 2:
+                continue
+            names = row_labels([run for run, _ in measured])
+            rows = {
+                name: [value * factor for value in outcome.values]
+                for name, (_, outcome) in zip(names, measured, strict=True)
+            }
+            meaning = figure_heading(figure)
+            title = f"{test if test == meaning else f'{test} ({meaning})'} on {device}"
+            yield Distributions(title, axis, rows, most=factor * max(every))
 
 
 def _axis(figure: str, values: Sequence[float]) -> tuple[float, str]:
@@ -245,7 +272,7 @@ def _starts(runs: Sequence[NumberedRecord]) -> Table | None:
     pairs = ((cold, warm) for cold in cold_runs for warm in warm_runs if _same_but_start(cold.record, warm.record))
     rows = [row for cold, warm in itertools.islice(pairs, MAX_STARTS) for row in _start_rows(cold, warm)]
     headings = ["runs", "what", "test", "cold", "warm", "cold / warm", "95 % interval", "notes"]
-    return without_empty_columns(Table(headings, rows)) if rows else None
+    return without_empty_columns(plain_table(headings, rows)) if rows else None
 
 
 def _same_but_start(one: BenchRecord, other: BenchRecord) -> bool:

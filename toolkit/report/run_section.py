@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import textwrap
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.report.page import Cell, Picture, Table, without_empty_columns
+from toolkit.report.page import Cell, Table, plain_table, without_empty_columns
 from toolkit.report.plots import Line, Panel, TimeSeries
+from toolkit.report.run_card import ENERGY_SOURCES
 from toolkit.results.figures import FigureName
 from toolkit.results.labels import device_name, notes, threads_text
 from toolkit.results.quantities import quantity
@@ -18,12 +18,6 @@ from toolkit.results.record import BenchRecord, ClusterRecord, StateRecord
 _THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 """Android's throttling status, by number (PowerManager, THERMAL_STATUS_*)."""
 
-_ENERGY_SOURCES = {
-    "odpm": "the power rails of the chip, by their meters",
-    "power_stats_hal": "the power rails of the chip, by the power stats HAL",
-    "battery_power": "the battery's current and voltage: the whole device",
-    "battery_charge": "the battery's counter of charge: the whole device",
-}
 _TRACED: tuple[tuple[str, FigureName], ...] = (
     ("the process", "energy_joules"),
     ("the prompt", "prompt_joules"),
@@ -49,7 +43,7 @@ class RunSection:
     key: str
     title: str
     flags: tuple[str, ...]
-    course: Picture | None
+    course: TimeSeries | None
     temperature_sensor: str | None
     facts: tuple[tuple[str, str], ...]
     """Name and value pairs that describe the model, the runner and the settings."""
@@ -75,13 +69,12 @@ def run_section(record: BenchRecord, title: str, key: str, folder: str) -> RunSe
 
     `key` is the HTML id of its heading; `folder` that of the results file as seen from the page.
     """
-    course = _time_series(record, title)
     has_states = record.state_before is not None or record.state_after is not None
     return RunSection(
         key=key,
         title=title,
         flags=notes(record),
-        course=None if course is None else Picture(course, f"{title} over time"),
+        course=_time_series(record),
         temperature_sensor=record.samples.temperature_source if _TEMPERATURE in record.samples.columns else None,
         facts=tuple(_run_facts(record)),
         trace=_trace_link(record, folder),
@@ -101,7 +94,7 @@ def _trace_link(record: BenchRecord, folder: str) -> Link | None:
     return Link(text, urllib.parse.quote(f"{folder}/{trace.folder}/{trace.file}"))
 
 
-def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
+def _time_series(record: BenchRecord) -> TimeSeries | None:
     """A plot of each test's tokens/s over time, above temperature and clock frequency; None without iterations."""
     panels = []
     for test, figure in record.tests.items():
@@ -124,10 +117,7 @@ def _time_series(record: BenchRecord, title: str) -> TimeSeries | None:
         lines = {name: _line(columns.get("t_s", ()), values, factor) for name, values in series.items()}
         if found := {name: line for name, line in lines.items() if line is not None}:
             panels.append(Panel(unit, found))
-    flags = ", ".join(notes(record))
-    return TimeSeries(
-        "\n".join(textwrap.wrap(title, 100, max_lines=2, placeholder=" …")) + (f"\n{flags}" if flags else ""), panels
-    )
+    return TimeSeries("", panels)
 
 
 def _line(times: Sequence[float | None], values: Sequence[float | None], factor: float) -> Line | None:
@@ -167,7 +157,7 @@ def _clusters(record: BenchRecord) -> Table | None:
             ]
         )
     headings = ["cluster", "governor", "lowest", "median", "highest", "idle", "CPU time of the runner by core"]
-    return without_empty_columns(Table(headings, rows)) if rows else None
+    return without_empty_columns(plain_table(headings, rows)) if rows else None
 
 
 def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
@@ -229,7 +219,7 @@ def _energy_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
     if energy is None:
         return
     if energy.source != "none":
-        yield "energy from", _ENERGY_SOURCES[energy.source]
+        yield "energy from", ENERGY_SOURCES[energy.source]
     if energy.unavailable is not None:
         yield "energy", f"unavailable: {energy.unavailable}"
     if energy.idle_watts is not None and energy.idle_s is not None:
@@ -271,7 +261,7 @@ def _binaries(record: BenchRecord) -> Table:
         ]
         for item in record.binaries
     ]
-    return Table(["program and libraries", "version", "size", "sha256"], rows)
+    return plain_table(["program and libraries", "version", "size", "sha256"], rows)
 
 
 def _states(before: StateRecord | None, after: StateRecord | None) -> Table:
@@ -279,7 +269,7 @@ def _states(before: StateRecord | None, after: StateRecord | None) -> Table:
     columns = [{} if state is None else dict(_state_facts(state)) for state in (before, after)]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[Cell(name), *(Cell(column.get(name, "-")) for column in columns)] for name in names]
-    return Table(["state of the device", "before", "after"], rows)
+    return plain_table(["state of the device", "before", "after"], rows)
 
 
 def _state_facts(state: StateRecord) -> Iterator[tuple[str, str]]:

@@ -57,13 +57,13 @@ def quantity(figure: str, value: float, spread: float | None = None, *, like: fl
     return _together(figure, " ± ", values, like if spread is None else spread)
 
 
-def span(figure: str, low: float, high: float) -> str:
-    """A range of values, in one unit, with the digits that half its width bears.
+def span(figure: str, low: float, high: float, *, like: float | None = None) -> str:
+    """A range of values, in one unit, with the digits that half its width bears, or a spread `like` another.
 
     >>> span("init_s", 0.0205, 0.0217), span("decode_tokens_per_s", 15.95, 16.19)
     ('20.5 to 21.7 ms', '15.95 to 16.19 t/s')
     """
-    return _together(figure, " to ", [low, high], abs(high - low) / 2)
+    return _together(figure, " to ", [low, high], abs(high - low) / 2 if like is None else like)
 
 
 def significant(value: float) -> str:

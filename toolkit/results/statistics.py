@@ -17,6 +17,8 @@ from toolkit.base.errors import UsageError
 CONFIDENCE = 0.95
 MIN_VALUES = 5
 """Fewer values per side cannot show a difference at this confidence: 3 against 3 differ by chance 1 time in 10."""
+MIN_PERCENTILE_VALUES = 20
+"""The 5th percentile of fewer values is no more than the smallest of them."""
 MIN_DRIFT = 0.02
 """A run whose figures changed by a smaller fraction is not flagged, however steady the change."""
 

@@ -18,12 +18,18 @@ def test_markdown_is_llama_benchs_shape() -> None:
     record = record_of([10.0, 11.0, 12.0, 13.0], flags=("throttled",))
     assert bench_table([record], "md").splitlines() == [
         "| model                | size | quant | runner                  | backend | threads | start "
-        "| device         |  test |          t/s |    p5 |   p95 |   n | notes     |",
+        "| device         |  test |        t/s |   n | notes     |",
         "|----------------------|------|-------|-------------------------|---------|---------|-------"
-        "|----------------|------:|-------------:|------:|------:|----:|-----------|",
+        "|----------------|------:|-----------:|----:|-----------|",
         "| gemma-3n-E2B-it-int4 | E2B  | int4  | litert_lm_advanced_main | cpu     | 4       | warm  "
-        "| Example EX-100 | tg128 | 11.50 ± 1.29 | 10.15 | 12.85 |   4 | throttled |",
+        "| Example EX-100 | tg128 | 11.5 ± 1.3 |   4 | throttled |",
     ]
+
+
+def test_percentiles_are_shown_of_many_iterations_alone() -> None:
+    heading = bench_table([record_of([10.0 + i / 10 for i in range(20)])], "md").splitlines()[0]
+    assert "p5" in heading and "p95" in heading
+    assert "p5" not in bench_table([record_of([10.0, 11.0, 12.0])], "md")
 
 
 def test_one_iteration_has_no_spread() -> None:

@@ -93,19 +93,11 @@ def test_no_date_and_no_version_is_in_a_picture(tmp_path: Path) -> None:
     ],
 )
 def test_strings_from_devices_stay_text(plot: Plot) -> None:
-    data = svg(plot, on_page=True)
+    data = svg(plot)
     root = ElementTree.fromstring(data)
     assert not [element for element in root.iter() if element.tag.endswith("script")]
     assert any(r"<script>alert(1)</script> $\frac{$ & \x00\x1b[31m" in text for text in texts(data))
     assert png(plot)
-
-
-def test_on_a_page_the_ink_is_the_readers_and_there_is_no_background() -> None:
-    data = svg(PLOTS["bars"], on_page=True)
-    assert b"currentColor" in data
-    assert b"prefers-color-scheme:dark" in data
-    assert b"#1a1b1c; stroke" not in data
-    assert b'style="fill: #ffffff"' not in data
 
 
 def test_any_script_and_any_length_is_drawn_without_a_warning() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import json
 import re
@@ -11,7 +10,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
-from xml.etree import ElementTree
 
 import pytest
 from jinja2 import UndefinedError
@@ -20,7 +18,7 @@ from result_records import FIXTURE, RECORDS, record_of
 from toolkit.base.errors import ResultsError
 from toolkit.report import page as page_module
 from toolkit.report import results_page as results_page_module
-from toolkit.report.page import Cell, Table, render_page
+from toolkit.report.page import Cell, plain_table, render_page
 from toolkit.report.results_page import results_page
 from toolkit.results.figures import FigureName
 from toolkit.results.json_lines import dump_record, parse_record
@@ -56,8 +54,18 @@ TAGS = set(
         "dd",
         "code",
         "figure",
-        "img",
         "figcaption",
+        "main",
+        "section",
+        "br",
+        "details",
+        "summary",
+        "svg",
+        "line",
+        "rect",
+        "circle",
+        "polyline",
+        "text",
     ]
 )
 
@@ -69,12 +77,17 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.drawn = ""
+        """The text within plots."""
         self._open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "br"):
             self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
@@ -82,6 +95,8 @@ class Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self._open or self._open[-1] != "style":
             self.text += data
+        if "figure" in self._open:
+            self.drawn += data
 
 
 def read(page: bytes) -> Reader:
@@ -96,26 +111,13 @@ def page_of(*records: BenchRecord) -> Reader:
     return read(render_page(results_page(records)))
 
 
-def pictures(reader: Reader) -> Iterator[ElementTree.Element]:
-    for tag, attributes in reader.tags:
-        if tag == "img":
-            kind, _, data = (attributes["src"] or "").partition("base64,")
-            assert kind == "data:image/svg+xml;"
-            yield ElementTree.fromstring(base64.b64decode(data))
-
-
-def picture_texts(reader: Reader) -> str:
-    return "\n".join(text for picture in pictures(reader) for text in picture.itertext())
-
-
 @pytest.fixture(scope="module")
 def whole() -> Reader:
     return page_of(*RECORDS)
 
 
-@pytest.mark.slow
 def test_every_result_is_in_the_summary(whole: Reader) -> None:
-    for text in ("pp512", "111.2 ± 1.4 t/s", "110.1 to 111.3 t/s", "-34.0% (p 5e-05)", "ttft512"):
+    for text in ("pp512", "111.2 ± 1.4 t/s", "110.1 to 111.3 t/s", "-34.0 % (p < 0.001)", "ttft512"):
         assert text in whole.text
 
 
@@ -132,7 +134,7 @@ def test_flags_stand_on_top_beside_each_result_and_in_pictures(whole: Reader) ->
     assert "Throttled: run #2; the device slowed down to stay cool." in whole.text
     assert whole.text.index("Throttled: run #2") < whole.text.index("Results")
     assert whole.text.count("gate timeout") >= 3
-    drawn = picture_texts(whole)
+    drawn = whole.drawn
     assert "throttled, drifted, gate timeout" in drawn and "emulated" in drawn
     assert "1873 of 1901 nodes delegated" in drawn
 
@@ -145,7 +147,7 @@ def test_cold_is_held_against_warm_of_the_same_thing_only(whole: Reader) -> None
 
 def test_memory_by_group_and_the_flash_probe_have_their_sections(whole: Reader) -> None:
     assert "1.48 GB of" in whole.text
-    assert {"weight cache", "ple", "anonymous"} <= set(picture_texts(whole).split("\n"))
+    assert {"weight cache", "ple", "anonymous"} <= set(whole.drawn.split("\n"))
     probe = whole.text[whole.text.index("Reads from flash") :]
     assert "79.7 µs" in probe and "48.2 MB/s" in probe and "latency p99" in probe
 
@@ -167,11 +169,10 @@ def test_the_page_keeps_the_figures_of_one_read_apart_from_anothers() -> None:
 
 
 def test_temperature_is_drawn_over_the_same_time_as_the_rates(whole: Reader) -> None:
-    drawn = picture_texts(whole)
+    drawn = whole.drawn
     assert "°C" in drawn and "seconds since the run began" in drawn and "tg128" in drawn
 
 
-@pytest.mark.slow
 def test_the_same_records_give_the_same_bytes() -> None:
     assert render_page(results_page(RECORDS[3:5])) == render_page(results_page(RECORDS[3:5]))
 
@@ -192,7 +193,7 @@ def test_one_record_without_anything_optional_is_a_page() -> None:
     bare = record_of([], flags=("interrupted",), memory=memory, state_before=None, state_after=None, binaries=())
     reader = page_of(replace(bare, model=replace(bare.model, size=None, quantization=None), threads=None))
     assert "Interrupted: run #1" in reader.text and "tg128" in reader.text
-    assert not list(pictures(reader))
+    assert not reader.drawn
     for section in ("Memory", "Every iteration", "Cold and warm", "Reads from flash"):
         assert section not in reader.text
     assert "None" not in reader.text and "nan" not in reader.text
@@ -204,7 +205,6 @@ def test_a_record_with_one_iteration_claims_no_interval() -> None:
     assert "95 % interval" not in reader.text
 
 
-@pytest.mark.slow
 def test_no_string_of_a_record_gets_out_of_its_place() -> None:
     records = [hostile(json.loads(line)) for line in FIXTURE.read_text().splitlines()]
     reader = page_of(*records)
@@ -238,7 +238,7 @@ def test_energy_clusters_and_what_ended_a_run_are_beside_its_other_facts() -> No
         "ended early by", "no route", "CPUs 4-6", "sched_pixel", "2.40 GHz", "25%", "5: 1.50 s, 6: 3.00 s",
     ):  # fmt: skip
         assert text in reader.text
-    drawn = picture_texts(reader)
+    drawn = reader.drawn
     assert "CPUs 4-6" in drawn and "CPU frequency" not in drawn
 
 
@@ -309,16 +309,9 @@ def assert_harmless(reader: Reader) -> None:
         assert tag in TAGS
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
         assert (attributes.get("href") or "#").startswith("#")
-        assert (attributes.get("src") or "data:").startswith("data:image/svg+xml;base64,") or tag != "img"
+        assert "src" not in attributes and "xlink:href" not in attributes
     policy = [attributes["content"] for tag, attributes in reader.tags if "http-equiv" in attributes]
-    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
-    for picture in pictures(reader):
-        for element in picture.iter():
-            assert element.tag.rpartition("}")[2] not in ("script", "foreignObject", "image", "a")
-            for name, content in element.attrib.items():
-                assert not name.startswith("on")
-                if name.endswith("href"):
-                    assert content.startswith("#")
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
 
 
 def test_links_lead_to_sections_of_the_page(whole: Reader) -> None:
@@ -330,7 +323,7 @@ def test_links_lead_to_sections_of_the_page(whole: Reader) -> None:
 
 def test_control_characters_of_any_text_are_shown() -> None:
     page = results_page([record_of([1.0])])
-    table = Table(["a\x1b"], [[Cell("b\x1b<b>", flags=("c\x1b",))]])
+    table = plain_table(["a\x1b"], [[Cell("b\x1b<b>", flags=("c\x1b",))]])
     page = replace(page, introduction="d\x1b", warnings=("e\x1b",), starts=table)
     text = render_page(page).decode()
     assert r"b\x1b&lt;b&gt;" in text
@@ -347,7 +340,6 @@ def test_no_template_lets_text_through_unescaped(path: Path) -> None:
 def test_a_name_that_no_record_has_is_an_error() -> None:
     class Wrong:
         template = "results.html.jinja"
-        pictures = ()
 
     with pytest.raises(UndefinedError, match="introduction"):
         render_page(Wrong())
@@ -360,5 +352,5 @@ def test_a_page_of_very_many_runs_shows_the_last_ones_and_says_so() -> None:
     assert page.warnings[0].startswith(f"Of 10,000 runs, the page shows the last {results_page_module.MAX_RUNS}")
     assert len(page.runs) == results_page_module.MAX_SECTIONS
     assert page.runs[-1].title.startswith("#10000 ")
-    assert len(page.pictures) <= results_page_module.MAX_PLOTS + results_page_module.MAX_SECTIONS + 1
-    assert sum(bool(row[0].text) for device in page.devices for row in device.results.rows) <= 100
+    assert len(page.distributions) <= results_page_module.MAX_PLOTS
+    assert sum(len(device.results.groups) for device in page.devices) <= results_page_module.MAX_RUNS

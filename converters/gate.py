@@ -18,6 +18,7 @@ from converters.slices import Slice
 from converters.verify import (
     LONG_TOKENS,
     SHORT_TOKENS,
+    Passage,
     SizeReport,
     VerifyReport,
     built_in_text,
@@ -29,11 +30,15 @@ from converters.verify import (
 from converters.verify_towers import TowerReport, verify_tower
 from toolkit.base.elements import ElementName, element_names
 from toolkit.bundle.manifest import TOWER_FILES, Manifest
+from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import TOWERS, Medium
 from toolkit.runtime.session import Session, SessionSettings
 
 _log = logging.getLogger(__name__)
+
+_CHARACTER_BYTES = 4
+"""Of a character in UTF-8, at most; a token may be one of them."""
 
 Gate = Callable[[Path, Checkpoint], VerifyReport]
 """Compares the bundle in a directory with its checkpoint."""
@@ -70,7 +75,8 @@ def judge(
     """
     bundle = Bundle(path)
     manifest = bundle.manifest
-    ids = bundle.tokenizer().encode_limited(built_in_text() if text is None else text)
+    tokenizer = bundle.tokenizer()
+    ids = tokenizer.encode_limited(built_in_text() if text is None else text)
     context, bos = manifest.text.context, manifest.text.bos_token_id
     sequences = sequences_of(ids, bos, context=context, tokens=tokens)
     judged = sum(judged_in(len(sequence)) for sequence in sequences)
@@ -85,7 +91,8 @@ def judge(
             model = checkpoint.reference(Slice(name, size.layers, size.ffn_sizes))
             told = _percent(progress, name, "bundle")
             reports[name] = verify(session, model, sequences, thresholds, progress=told)
-    return VerifyReport(reports)
+    predicted = [sequence[-judged_in(len(sequence)) :] for sequence in sequences]
+    return VerifyReport(reports, passages=tuple(Passage(_readable(tokenizer, part), len(part)) for part in predicted))
 
 
 def judge_towers(
@@ -123,6 +130,13 @@ def judge_towers(
                 progress=told,
             )
     return reports
+
+
+def _readable(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of some ids, without the parts of a character at either end, which are cut where a sequence is."""
+    most = min(_CHARACTER_BYTES, len(ids))
+    texts = [tokenizer.decode(list(ids[begin : len(ids) - end])) for begin in range(most) for end in range(most)]
+    return min(texts, key=lambda text: text.count("\ufffd"))
 
 
 def _percent(progress: StageProgress | None, name: str, second: str) -> Callable[[str, int, int], None] | None:

@@ -107,6 +107,8 @@ class Quality:
     non_finite_tokens: int = 0
     top1_interval: Interval | None = None
     ratio_interval: Interval | None = None
+    divergences: tuple[float, ...] = ()
+    """The divergence of each prediction in nats, in the order of the text."""
 
     @property
     def perplexity_ratio(self) -> float | None:
@@ -166,13 +168,23 @@ def _bounds(interval: Interval | None) -> list[float] | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """A part of the text whose tokens were predicted, and how many predictions that were."""
+
+    text: str
+    predictions: int
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyReport:
     """The results for all sizes of a bundle, and for those of its towers that were compared."""
 
     sizes: Mapping[str, SizeReport]
     towers: Mapping[str, TowerReport] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
-    """What its prompts have otherwise than transformers gives the checkpoint's conversations (behaviour.py)."""
+    """How its prompts differ from those that transformers makes of the checkpoint's conversations (behaviour.py)."""
+    passages: tuple[Passage, ...] = ()
+    """The parts of the text that the sizes were judged on, in order."""
 
     @property
     def passed(self) -> bool:
@@ -375,6 +387,7 @@ def _summary(predictions: _Predictions) -> Quality:
         perplexity_ratio_error=float(excess.std() / math.sqrt(tokens)),
         top1_interval=wilson_interval(agreeing, tokens),
         ratio_interval=ratio_interval(excess),
+        divergences=tuple(map(float, predictions.divergence)),
     )
 
 

@@ -25,7 +25,8 @@ from converters.slices import Budget, Slice, parse_budget
 from converters.verify import VerifyReport
 from toolkit.base.environment import ENVIRONMENT, write_environment
 from toolkit.base.errors import UsageError
-from toolkit.base.files import Progress
+from toolkit.base.files import Progress, write_bytes
+from toolkit.base.outputs import Output
 from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
 from toolkit.drafting.make import Drafting
@@ -57,6 +58,7 @@ def convert(
     drafter: Literal["fit"] | None = None,
     drafter_tokens: int = DrafterSettings().tokens,
     verify: bool = True,
+    report: Path | str | None = None,
     force: bool = False,
     session: SessionSettings | None = None,
     families: Sequence[Family] = FAMILIES,
@@ -97,7 +99,10 @@ def convert(
     drafter: `fit` for a drafter of the default size, which guesses tokens that the model then checks, three in a step
         (docs/speculative.md). It is left out, with a warning, if the model would accept too few of its guesses.
     drafter_tokens: how many tokens the model writes for it to be fitted to, besides those of openings.
-    force: replace a directory at `output` although it is no bundle; an older bundle is replaced in any case.
+    force: replace a directory at `output` although it is no bundle, and a file at `report` that is no page of
+        gemma-edge's; an older bundle or page is replaced in any case.
+    report: a page to write about the conversion, as HTML: groups, bytes a token, what the gate judged, and what each
+        size needs. The same conversion gives the same bytes.
     verify: whether the bundle must pass the quality gate. session: how the gate runs it.
     families: the model families that the checkpoint may belong to.
     progress: called with the weight bytes done and their total; `calibration_progress` with operations done and their
@@ -135,11 +140,17 @@ def convert(
     )
 
     def gate(path: Path, opened: Checkpoint) -> VerifyReport:
-        report = ShortGate(session, progress=gate_progress)(path, opened)
-        on_report(report)
-        return report
+        found = ShortGate(session, progress=gate_progress)(path, opened)
+        on_report(found)
+        return found
 
     target = request.bundle_output(*([] if isinstance(calibrate, bool) or calibrate == "self" else [Path(calibrate)]))
+    from gemma_edge.api.conversion_page import conversion_page
+    from toolkit.report.page import PAGE, render_page
+
+    page = None if report is None else Output(Path(report), PAGE, (target.path, *target.inputs), force)
+    if page is not None:
+        page.require()
     target.require()
     ENVIRONMENT.require(target)
     QUALITY.require(target)
@@ -158,6 +169,9 @@ def convert(
     if result.calibration is not None:
         write_calibration_text(target, result.calibration)
     write_quality(target, result)
+    if page is not None:
+        page.require()  # it may have changed since
+        write_bytes(page.path, render_page(conversion_page(result)))
     return result
 
 

@@ -27,7 +27,7 @@ from toolkit.tflite.target import CPU
 EXAMPLES = (
     "gemma-edge convert google/gemma-3n-E2B-it -o e2b",
     "gemma-edge convert path/to/E4B -o elastic --sizes E4B,E2B --quant int4",
-    "gemma-edge convert path/to/E4B -o three --budget 3GB",
+    "gemma-edge convert path/to/E4B -o three --budget 3GB --report three.html",
     "gemma-edge convert google/gemma-3n-E2B-it -o precise --quant int4 --calibrate",
     "gemma-edge convert google/gemma-3n-E2B-it -o tuned --adapter path/to/adapter",
     "gemma-edge convert path/to/E4B -o words --groups text",
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the directory to write")
     add_checkpoint_arguments(parser, "a LoRA adapter of PEFT or mlx-lm to merge into the checkpoint")
-    add_force_option(parser, "a directory that is no bundle")
+    add_force_option(parser, "a directory that is no bundle, or a report that is no page of gemma-edge's")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--sizes", metavar="A[,B...]", type=_names,
@@ -99,6 +99,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "int8: docs/speculative.md)",
     )  # fmt: skip
     add_drafter_arguments(parser, "the bundle")
+    parser.add_argument(
+        "--report", metavar="FILE.html", type=Path,
+        help="also write a page: groups, bytes a token, what the quality gate judged, what each size needs",
+    )  # fmt: skip
     parser.add_argument("--no-verify", action="store_true", help="skip the short quality check")
     add_machine_arguments(parser)
 
@@ -141,6 +145,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 drafter=arguments.drafter,
                 drafter_tokens=arguments.drafter_tokens,
                 verify=not arguments.no_verify,
+                report=arguments.report,
                 force=arguments.force,
                 session=session_settings(arguments),
                 progress=show,
@@ -155,15 +160,16 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             raise QualityError(
                 error.place, file=error.file, found=error.found, wanted=error.wanted, remedy=remedy
             ) from error
-    terminal.result(_as_json(result), _as_text(result))
+    terminal.result(_as_json(result, arguments.report), _as_text(result))
     return 0
 
 
-def _as_json(result: Conversion) -> dict[str, object]:
+def _as_json(result: Conversion, report: Path | None) -> dict[str, object]:
     """The object of `convert --json`."""
     groups = result.manifest.groups.items()
     return {
         "bundle": str(result.path),
+        "report": None if report is None else str(report),
         "seconds": result.seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "sizes": list(result.manifest.sizes),

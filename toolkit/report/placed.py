@@ -86,6 +86,7 @@ class PlacedSeries:
 
     kind: str
     title: str
+    axis: str
     marks: tuple[tuple[float, str], ...]
     panels: tuple[PlacedPanel, ...]
 
@@ -134,13 +135,12 @@ def _placed_series(plot: TimeSeries) -> PlacedSeries:
     times = axis_over(time for panel in plot.panels for line in panel.lines.values() for time in line.times_s)
     colours = itertools.count()
     panels = tuple(_placed_panel(panel, times, colours) for panel in plot.panels)
-    return PlacedSeries("series", plot.title, times.texts(), panels)
+    return PlacedSeries("series", plot.title, plot.axis, times.texts(), panels)
 
 
 def _placed_panel(panel: Panel, times: Axis, colours: Iterator[int]) -> PlacedPanel:
     every = [value for line in panel.lines.values() for value in line.values]
-    # What is measured begins at 0; what is sampled, such as a temperature, has no meaning there.
-    axis = axis_over(every, from_zero=any(line.dots for line in panel.lines.values()), most_marks=3)
+    axis = axis_over(every, from_zero=panel.from_zero, most_marks=3)
     lines = tuple(_placed_line(name, line, times, axis, next(colours) % COLOURS) for name, line in panel.lines.items())
     return PlacedPanel(panel.unit, tuple((100 - place, text) for place, text in axis.texts()), lines)
 

@@ -88,7 +88,7 @@ class Distributions:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A figure over time in seconds; with `dots` each value is one measurement, else samples make a line."""
+    """A figure over time; with `dots` each value is one measurement, else samples make a line."""
 
     times_s: Sequence[float]
     values: Sequence[float]
@@ -101,14 +101,17 @@ class Panel:
 
     unit: str
     lines: Mapping[str, Line]
+    from_zero: bool = False
+    """Whether the axis begins at 0, so that heights are in proportion."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimeSeries:
-    """Panels one below the other that share the axis of time."""
+    """Panels one below the other that share the axis of time, or of what else `axis` names."""
 
     title: str
     panels: Sequence[Panel]
+    axis: str = "seconds since the run began"
 
 
 Plot = StackedBars | Distributions | TimeSeries
@@ -229,7 +232,7 @@ def _draw_time_series(figure: Figure, plot: TimeSeries) -> None:
     for axes, panel in zip(every, plot.panels, strict=False):
         _draw_panel(axes, panel, colours)
     _set_title(figure, plot.title)
-    every[-1].set_xlabel("seconds since the run began")
+    every[-1].set_xlabel(_text(plot.axis, 60))
     figure.align_ylabels()
 
 
@@ -248,6 +251,8 @@ def _draw_panel(axes: Axes, panel: Panel, colours: Iterator[str]) -> None:
     axes.set_ylabel(_text(panel.unit, 16))
     axes.grid(axis="y")
     axes.margins(y=0.2)
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", useOffset=False)
     if panel.lines:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.5)

@@ -105,7 +105,7 @@ def _time_series(record: BenchRecord) -> TimeSeries | None:
         ]
         if figure.endswith("tokens_per_s") and measured:
             times, values = [time for time, _ in measured], [value for _, value in measured]
-            panels.append(Panel("tokens/s", {test: Line(times, values, dots=True)}))
+            panels.append(Panel("tokens/s", {test: Line(times, values, dots=True)}, from_zero=True))
     if not panels:
         return None
     columns = record.samples.columns

@@ -12,8 +12,10 @@ import pytest
 from paths import REPOSITORY
 from result_records import RECORDS
 
+import gemma_edge
 from toolkit.report.page import render_page
 from toolkit.report.results_page import results_page
+from toolkit.runtime.session import SessionSettings
 
 pytestmark = pytest.mark.full
 
@@ -51,6 +53,15 @@ def require_accessible(page: bytes, folder: Path) -> None:
 
 def test_a_page_of_results_is_accessible(tmp_path: Path) -> None:
     require_accessible(render_page(results_page(RECORDS)), tmp_path)
+
+
+def test_a_page_of_a_conversion_is_accessible(random_checkpoint: Path, tmp_path: Path) -> None:
+    page = tmp_path / "conversion.html"
+    settings = SessionSettings(threads=1, weight_cache="memory")
+    gemma_edge.convert(
+        random_checkpoint, tmp_path / "b", quant="f32", context=64, prefill_sizes=[16], session=settings, report=page
+    )
+    require_accessible(page.read_bytes(), tmp_path)
 
 
 def test_too_little_contrast_would_be_found_in_each_scheme(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_the_first_value_is_on_top() -> None:
     assert [dot.y for dot in drawn.rows[0].dots] == [20.0, 50.0, 80.0]
 
 
-def test_rates_begin_at_zero_and_temperatures_do_not() -> None:
-    rates = Panel("t/s", {"tg": Line([0.0, 10.0], [16.0, math.nan], dots=True)})
+def test_a_panel_begins_at_zero_only_if_it_should() -> None:
+    rates = Panel("t/s", {"tg": Line([0.0, 10.0], [16.0, math.nan], dots=True)}, from_zero=True)
     heat = Panel("°C", {"skin": Line([0.0, 10.0], [31.0, 33.0])})
     drawn = placed(TimeSeries("", [rates, heat]))
     assert isinstance(drawn, PlacedSeries)

@@ -18,6 +18,7 @@ from benchmarks.plot_results import OLD
 from toolkit.report.plots import Distributions, plot_output, write_plot
 from toolkit.report.tables import markdown
 from toolkit.results.json_lines import read_results
+from toolkit.results.labels import figure_heading
 from toolkit.results.quantities import quantity, unit
 from toolkit.results.record import BenchRecord
 from toolkit.results.statistics import compare, summary
@@ -29,6 +30,7 @@ _NOT_OURS = ("memory_read_bytes_per_s", "memory_bandwidth_fraction", "storage_by
 """What the machine gives, measured beside."""
 _TIMES = ("convert_s",)
 _COMMIT_CHARACTERS = 8
+_UNIT_WORDS = {"t/s": "tokens/s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,15 @@ def history_plot(found: Sequence[History], script: str, figure: str) -> Distribu
         if (history.script, history.figure) == (script, figure) and _OURS in history.conditions
         for now in history.commits
     }
-    return Distributions(f"{figure} by commit, oldest on top", unit(figure), rows) if rows else None
+    return (
+        Distributions(
+            f"{figure_heading(figure).capitalize()} rate by commit, oldest first",
+            _UNIT_WORDS.get(unit(figure), unit(figure)),
+            rows,
+        )
+        if rows
+        else None
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -162,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--script", help="of this script only, such as decode")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.png", help="also draw decode rates by commit")
-    parser.add_argument("--force", action="store_true", help="replace a FILE that is no plot of ours")
+    parser.add_argument("--force", action="store_true", help="replace a FILE that is not a plot of ours")
     options = parser.parse_args(arguments)
     found = [history for history in histories(options.results) if options.script in (None, history.script)]
     print(history_table(found) if found else "no rate was measured at two commits on one machine")

@@ -46,63 +46,74 @@ def _point(record: BenchRecord) -> Point:
 
 
 def bandwidth(results: Path) -> StackedBars | None:
-    """Bytes read per second of decoding, beside what the memory gives."""
+    """Bytes read per second of decoding, by model and context, below what the memory gives."""
     points = latest(results, "bandwidth", "model", "filled")
-    bars = []
-    for point in points:
-        filled = int(point.facts["filled"])
-        rate = point.figures["decode_read_bytes_per_s"] / 1e9
-        bars.append(_bar(f"{point.facts['model']} at {filled:,}", "decode", rate, new=filled == 512))
     if not points:
         return None
+    points.sort(key=lambda point: (point.facts["model"], int(point.facts["filled"])))
     most = max(point.figures["memory_read_bytes_per_s"] for point in points)
-    bars.append(_bar("memory, read by NumPy", "decode", most / 1e9, new=True))
+    bars = [_bar("memory, read by NumPy", "decode", most / 1e9)]
+    before: str | None = None
+    for point in points:
+        model, filled = point.facts["model"], int(point.facts["filled"])
+        rate = point.figures["decode_read_bytes_per_s"] / 1e9
+        bars.append(_bar(f"{model} at {filled:,}", "decode", rate, new=model != before))
+        before = model
     return StackedBars("Weights and caches read while decoding", "GB/s", bars)
 
 
 def memory(results: Path) -> StackedBars | None:
-    """What a run holds when its last token is out."""
+    """What a run holds when its last token is out, the least first."""
     bars = []
-    for point in latest(results, "memory", "model", "run"):
-        if "anonymous_bytes" in point.figures:
-            ple = point.figures["ple_resident_bytes"]
-            parts = {
-                "anonymous": point.figures["anonymous_bytes"] / 1e9,
-                "files, but PLE": (point.figures["file_bytes"] - ple) / 1e9,
-                "PLE shards": ple / 1e9,
-            }
-            bars.append(Bar(f"{point.facts['model']}, {point.facts['run']}", parts))
+    points = [point for point in latest(results, "memory", "model", "run") if "anonymous_bytes" in point.figures]
+    for point in sorted(points, key=lambda point: point.figures["anonymous_bytes"] + point.figures["file_bytes"]):
+        ple = point.figures["ple_resident_bytes"]
+        parts = {
+            "anonymous": point.figures["anonymous_bytes"] / 1e9,
+            "other files": (point.figures["file_bytes"] - ple) / 1e9,
+            "PLE shards": ple / 1e9,
+        }
+        bars.append(Bar(f"{point.facts['model']}, {point.facts['run']}", parts))
     return StackedBars("Resident memory after the last token", "GB", bars) if bars else None
 
 
 def convert_size(results: Path) -> StackedBars | None:
-    """Checkpoint bytes per second, beside what storage gave."""
-    bars = []
-    for point in latest(results, "convert_size", "model", "recipe", "search"):
+    """Checkpoint bytes per second, beside what storage gave just before; the fastest conversion first."""
+    points = latest(results, "convert_size", "model", "recipe", "search")
+    points.sort(key=lambda point: -_conversion_rate(point))
+    bars: list[Bar] = []
+    for point in points:
         label = " ".join(point.facts[key] for key in ("model", "recipe", "search"))
-        rate = point.figures["kept_bytes"] / point.figures["convert_s"]
-        bars.append(_bar(label, "rate", rate / 1e6, new=True))
-        bars.append(_bar("storage alone", "rate", point.figures["storage_bytes_per_s"] / 1e6))
+        bars.append(_bar(label, "conversion", _conversion_rate(point) / 1e6, new=bool(bars)))
+        bars.append(_bar("storage alone", "storage", point.figures["storage_bytes_per_s"] / 1e6))
     return StackedBars("Conversion of a cold checkpoint", "MB/s", bars) if bars else None
 
 
+def _conversion_rate(point: Point) -> float:
+    return point.figures["kept_bytes"] / point.figures["convert_s"]
+
+
 def ple(results: Path, start: str) -> StackedBars | None:
-    """Microseconds a look-up takes."""
+    """Microseconds a look-up takes, the fastest first."""
     points = [point for point in latest(results, "ple", "model", "table", "start") if point.facts["start"] == start]
+    points.sort(key=lambda point: point.figures["lookup_latency_p50_s"])
     bars = [_bar(point.facts["table"], "look-up", point.figures["lookup_latency_p50_s"] * 1e6) for point in points]
-    return StackedBars(f"One token's per-layer embeddings, page cache {start}", "us", bars) if bars else None
+    return StackedBars(f"One token's per-layer embeddings, page cache {start}", "µs", bars) if bars else None
 
 
 def decode(results: Path) -> StackedBars | None:
-    """Rates of every system and engine, a group of bars for each size of file."""
+    """Rates of every system and engine, a group of bars for each model and recipe; the fastest of a group first."""
     points = latest(results, "decode", "bytes", "quantization", "system", "runtime")
-    points.sort(key=lambda point: (_size(point), point.facts["quantization"]))
-    bars, before = [], None
+    points.sort(key=lambda point: (*_model_and_recipe(point), -point.figures["decode_tokens_per_s"]))
+    bars: list[Bar] = []
+    before: tuple[bool, str] | None = None
     for point in points:
-        facts, size = point.facts, _size(point)
-        label = f"{facts['quantization']} ({size}), {facts['system']} in {facts['runtime']}"
-        bars.append(_bar(label, "decode", point.figures["decode_tokens_per_s"], new=size != before))
-        before = size
+        facts, group = point.facts, _model_and_recipe(point)
+        where = "" if facts["runtime"] == facts["system"] else f" in {facts['runtime']}"
+        label = f"{facts['quantization']} ({_size(point)}), {facts['system']}{where}"
+        new = before is not None and group != before
+        bars.append(_bar(label, "decode", point.figures["decode_tokens_per_s"], new=new))
+        before = group
     return StackedBars("Decode rates by file", "tokens/s", bars) if bars else None
 
 
@@ -119,6 +130,11 @@ def calibration(results: Path) -> StackedBars | None:
     return StackedBars("Divergence of the tiny model's bundles, by size", "nats a prediction", bars) if bars else None
 
 
+def _model_and_recipe(point: Point) -> tuple[bool, str]:
+    """What bars of one group have in common. Files of E2B have gigabytes, those of 0.43 B have not."""
+    return int(point.facts["bytes"]) >= 10**9, point.facts["quantization"]
+
+
 def _size(point: Point) -> str:
     """Files of one size and recipe by different makers differ by some percent: rounded to a tenth of a gigabyte."""
     return f"{int(point.facts['bytes']) / 1e9:.1f} GB"
@@ -128,12 +144,9 @@ def _bar(label: str, part: str, value: float, *, new: bool = False) -> Bar:
     return Bar(label, {part: value}, gap_before=new)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_results", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
-    results = parser.parse_args(arguments).results
-    plots = {
+def plots(results: Path) -> dict[str, StackedBars]:
+    """Every plot of which there are records, by the name of its file."""
+    found = {
         "bandwidth": bandwidth(results),
         "memory": memory(results),
         "convert_size": convert_size(results),
@@ -142,11 +155,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "decode": decode(results),
         "calibration": calibration(results),
     }
-    for name, plot in plots.items():
-        if plot is not None:
-            # The repository's own plots, some of them drawn before plots had a mark.
-            write_plot(plot, plot_output(results / f"{name}.svg", force=True))
-            print(results / f"{name}.svg")
+    return {name: plot for name, plot in found.items() if plot is not None}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_results", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
+    results = parser.parse_args(arguments).results
+    for name, plot in plots(results).items():
+        # The repository's own plots, some of them drawn before plots had a mark.
+        write_plot(plot, plot_output(results / f"{name}.svg", force=True))
+        print(results / f"{name}.svg")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def run_session(request: SessionRequest) -> SessionRun:
         prompt, decoded = ids[: request.prompt].tolist(), ids[request.prompt :].tolist()
         if request.skip:
             session._ids.extend([0] * request.skip)
-            # What nobody has written is no memory yet, and takes no time to read.
+            # What nobody has written takes no memory yet, and takes no time to read.
             for buffer in session._caches.buffers.values():
                 buffer.write(np.full(buffer.info.shape, 2**-10, np.float32))
         begun = time.perf_counter()

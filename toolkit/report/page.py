@@ -105,7 +105,7 @@ def _stranger(path: Path) -> str | None:
     """What a file is, unless it is a page that this module rendered; None if it is."""
     with open(path, "rb") as file:
         start = file.read(_MARK_BYTES)
-    return None if start.startswith(b"<!doctype html>") and _MARK in start else "a file that is no page of gemma-edge's"
+    return None if start.startswith(b"<!doctype html>") and _MARK in start else "a file that is not a gemma-edge page"
 
 
 PAGE = OutputKind("a page", _stranger)

@@ -154,7 +154,7 @@ def _stranger(path: Path, *, begin: bytes, mark: bytes) -> str | None:
     """What a file is, unless it begins so and has the mark of our pictures; None if it does."""
     with open(path, "rb") as file:
         start = file.read(_MARK_BYTES)
-    return None if start.startswith(begin) and mark in start else "a file that is no picture of gemma-edge's"
+    return None if start.startswith(begin) and mark in start else "a file that is not a gemma-edge picture"
 
 
 _PNG = OutputKind("a PNG", partial(_stranger, begin=b"\x89PNG\r\n", mark=f"tEXtSoftware\0{_PROGRAM}".encode()))
@@ -186,15 +186,16 @@ def _draw_stacked_bars(figure: Figure, plot: StackedBars) -> None:
     heights = [row + gap for row, gap in enumerate(gaps)]
     labels = [bar.label for bar in plot.bars]
     axes = _rows_of(figure, labels, heights, extra_inches=0.45 if len(names) > 1 else 0.0)
-    longest = max((sum(bar.parts.values()) for bar in plot.bars), default=0.0)
+    totals = [sum(bar.parts.values()) for bar in plot.bars]
+    longest = max(totals, default=0.0)
     ends = [0.0] * len(plot.bars)
     for index, name in enumerate(names):
         colour = _COLOURS[index % len(_COLOURS)]
         hatch = "//" if index >= len(_COLOURS) else None
         widths = [bar.parts.get(name, 0.0) for bar in plot.bars]
         axes.barh(heights, widths, left=ends, height=0.7, color=colour, hatch=hatch, label=_legend_text(name))
-        for height, end, width in zip(heights, ends, widths, strict=True):
-            if width > 0.065 * longest:
+        for height, end, width, whole in zip(heights, ends, widths, totals, strict=True):
+            if 0.065 * longest < width < whole:  # a bar of one part has its number at its end
                 axes.text(end + width / 2, height, significant(width), ha="center", va="center", color=_on(colour))
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     for height, end in zip(heights, ends, strict=True):

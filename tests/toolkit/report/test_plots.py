@@ -68,6 +68,11 @@ def test_bars_say_parts_and_sums() -> None:
     assert {"1.90", "2.00", "3.90", "4.00", "text", "ple", "E2B", "E4B", "billion"} <= set(texts(svg(PLOTS["bars"])))
 
 
+def test_each_number_is_drawn_once() -> None:
+    drawn = texts(svg(PLOTS["bars"]))
+    assert [drawn.count(number) for number in ("1.90", "2.00", "3.90", "4.00")] == [1] * 4
+
+
 def test_the_users_settings_change_nothing() -> None:
     plain = svg(PLOTS["bars"])
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "red"}):

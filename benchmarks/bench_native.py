@@ -1,8 +1,9 @@
-"""Our program in C beside our session in Python: rates in turns of a few tokens, the time to open, and memory.
+"""Our program in C beside our session in Python: times in turns of a few tokens, the time to open, and memory.
 
-Both are open at the same time, with the same library, tokens and packed weights, and take turns, so that a machine that
-others use slows both alike; so do the ways to open the bundle, beside LiteRT's own share of that. Prints a row of JSON:
-medians over the rounds, and the ratios of C to Python. Memory is counted once `--fill` tokens are in the conversation.
+Both are open at the same time, with the same library, tokens and packed weights, and take turns, first the one and then
+the other, so that a machine that others use slows both alike; so do the ways to open the bundle, beside LiteRT's own
+share of that. On such a machine only processor time says how the two compare. Memory is counted once `--fill` tokens
+are in the conversation. Prints a table, and appends a record for each of C, Python and LiteRT.
 
   python -m benchmarks.bench_native BUNDLE --rounds 5 --fill 3964
 """
@@ -10,11 +11,9 @@ medians over the rounds, and the ratios of C to Python. Memory is counted once `
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,19 +22,63 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measure import RESULTS, Measured, Recorder, model_record, this_device
 from device_harness.machines.host import Host
 from device_harness.native.client import NativeClient
 from device_harness.native.place import PlacedRunner, place_runner
+from toolkit.report.tables import markdown
+from toolkit.results.figures import FigureName
+from toolkit.results.record import Figures
+from toolkit.results.statistics import summary
 from toolkit.runtime.backends.litert.compiled import LiteRt
 from toolkit.runtime.backends.litert.litert_log import quietly
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 
+C, PYTHON, LITERT = "C", "Python", "LiteRT"
+STEPS: dict[str, FigureName] = {
+    "prefill": "prefill_s",
+    "prefill_cpu": "prefill_cpu_s",
+    "decode": "decode_s",
+    "decode_cpu": "decode_cpu_s",
+}
+OPENING: dict[str, FigureName] = {"open": "init_s", "open_cpu": "init_cpu_s"}
+MEMORY: dict[str, FigureName] = {"effective": "effective_bytes", "anonymous": "anonymous_bytes"}
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+
+@dataclass(slots=True)
+class Runs:
+    """The figures of one contender: of each round, of each time that it was opened, and its memory at the end."""
+
+    steps: list[Figures] = field(default_factory=list)
+    opening: list[Figures] = field(default_factory=list)
+    memory: list[Figures] = field(default_factory=list)
+
+    def median(self, name: FigureName) -> float | None:
+        """Of a figure, None if it was not measured."""
+        values = [run[name] for run in (*self.steps, *self.opening, *self.memory) if name in run]
+        return summary(values).median if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something to measure, and how many seconds its process has had of processors so far."""
+
+    run: Callable[[], object]
+    cpu_seconds: Callable[[], float]
+
+    def measured(self) -> tuple[float, float]:
+        """Seconds that passed, and seconds of processors."""
+        started, before = time.perf_counter(), self.cpu_seconds()
+        self.run()
+        used = self.cpu_seconds() - before
+        return time.perf_counter() - started, used
+
+
+def process_seconds(pid: int) -> float:
+    """Of all threads of another process."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def decode_all(step: Callable[[int], NDArray[np.float32]], ids: Sequence[int]) -> None:
@@ -45,18 +88,18 @@ def decode_all(step: Callable[[int], NDArray[np.float32]], ids: Sequence[int]) -
 
 def measure(
     bundle: Path, cache: Path, *, prompt: int, decode: int, fill: int, threads: int, rounds: int
-) -> dict[str, object]:
-    """Medians of `rounds` turns of each, then the memory of both once `fill` tokens are in the conversation."""
-    times: dict[str, list[float]] = {name: [] for name in ("prefill C", "prefill Python", "decode C", "decode Python")}
+) -> dict[str, Runs]:
+    """Turns of each, then the memory of both once `fill` tokens are in the conversation."""
     settings = SessionSettings(threads=threads, weight_cache=cache)
     Session(Bundle(bundle), settings).close()  # packs the weights
     (packed,) = cache.glob("*.xnnpack")
     placed = place_runner(Host())
-    opens = open_in_turns(bundle, packed, placed, settings, rounds)
+    found = open_in_turns(bundle, packed, placed, settings, rounds)
     draw = np.random.default_rng(0)
     with NativeClient(Host(), placed) as native, Session(Bundle(bundle), settings) as session:
-        found = native.open(str(bundle), threads=threads, weight_folder=str(cache))
-        assert found.weight_cache == "kept", "both share one file of packed weights"
+        opened = native.open(str(bundle), threads=threads, weight_folder=str(cache))
+        assert opened.weight_cache == "kept", "both share one file of packed weights"
+        seconds: dict[str, Callable[[], float]] = {C: partial(process_seconds, native.pid), PYTHON: time.process_time}
 
         def draw_ids(count: int) -> list[int]:
             return [int(token) for token in draw.integers(0, session.text.ple_vocab_size, count)]
@@ -65,55 +108,53 @@ def measure(
             ids = draw_ids(prompt + decode)
             session.truncate(0)
             native.truncate(0)
-            first, rest = ids[:prompt], ids[prompt:]
-            taken = {
-                "prefill C": seconds(partial(native.prefill, first)),
-                "prefill Python": seconds(partial(session.prefill, first)),
-                "decode C": seconds(partial(decode_all, native.decode, rest)),
-                "decode Python": seconds(partial(decode_all, session.decode, rest)),
+            names = (C, PYTHON) if turn % 2 else (PYTHON, C)
+            steps: dict[str, list[float]] = {name: [] for name in names}
+            prefills: dict[str, Callable[[], object]] = {
+                C: partial(native.prefill, ids[:prompt]),
+                PYTHON: partial(session.prefill, ids[:prompt]),
             }
-            for name, value in taken.items() if turn else ():
-                times[name].append(value)
+            decodes: dict[str, Callable[[], object]] = {
+                C: partial(decode_all, native.decode, ids[prompt:]),
+                PYTHON: partial(decode_all, session.decode, ids[prompt:]),
+            }
+            for runs in (prefills, decodes):
+                for name in names:
+                    steps[name] += Work(runs[name], seconds[name]).measured()
+            for name, values in steps.items() if turn else ():
+                found[name].steps.append(dict(zip(STEPS.values(), values, strict=True)))
         if fill > prompt + decode:
             more = draw_ids(fill - prompt - decode)
             native.prefill(more)
             session.prefill(more)
-        memory = cast("dict[str, int]", native.stats()["memory"])
-        python = session.memory()
-    middle = {name: statistics.median(values) for name, values in times.items()}
-    return {
-        **{f"{name}, tokens/s": round((prompt if "prefill" in name else decode) / s, 2) for name, s in middle.items()},
-        "prefill, C to Python": round(middle["prefill Python"] / middle["prefill C"], 3),
-        "decode, C to Python": round(middle["decode Python"] / middle["decode C"], 3),
-        **{f"open {name}, s": round(statistics.median(values), 3) for name, values in opens.items()},
-        "tokens in memory": max(fill, prompt + decode),
-        "effective C, MB": round(memory["rss_bytes"] / 1e6, 1),  # it reads per-layer embeddings, and maps none
-        "effective Python, MB": round((python.effective_bytes or 0) / 1e6, 1),
-        "anonymous C, MB": round(memory["rss_anonymous_bytes"] / 1e6, 1),
-        "anonymous Python, MB": round((python.process.rss_anonymous_bytes or 0) / 1e6, 1),
-        "load": round(os.getloadavg()[0], 1),
-    }
+        there, here = cast("dict[str, int]", native.stats()["memory"]), session.memory()
+    # The program reads per-layer embeddings, and maps none.
+    found[C].memory.append({"effective_bytes": there["rss_bytes"], "anonymous_bytes": there["rss_anonymous_bytes"]})
+    anonymous = here.process.rss_anonymous_bytes or 0
+    found[PYTHON].memory.append({"effective_bytes": here.effective_bytes or 0, "anonymous_bytes": anonymous})
+    return found
 
 
 def open_in_turns(
     bundle: Path, packed: Path, placed: PlacedRunner, settings: SessionSettings, rounds: int
-) -> dict[str, list[float]]:
-    """Seconds to open the bundle, files and packed weights in the page cache; and what LiteRT alone takes for them."""
-    taken: dict[str, list[float]] = {"LiteRT": [], "C": [], "C with its start": [], "Python": []}
+) -> dict[str, Runs]:
+    """Open the bundle, files and packed weights in the page cache; and what LiteRT alone takes for its files."""
+    found = {name: Runs() for name in (LITERT, C, PYTHON)}
     threads = settings.threads or 1
     for turn in range(rounds + 1):  # the first reads from storage
         litert = quietly("LiteRT", LiteRt)
         load = partial(load_graphs, litert, bundle, packed, threads)
-        values = {"LiteRT": seconds(partial(quietly, "LiteRT", load))}
+        values = {LITERT: Work(partial(quietly, "LiteRT", load), time.process_time).measured()}
         quietly("LiteRT", litert.close)
         started = time.perf_counter()
         with NativeClient(Host(), placed) as native:
-            opened = native.open(str(bundle), threads=threads, weight_folder=str(packed.parent))
-            values |= {"C": opened.seconds, "C with its start": time.perf_counter() - started}
-        values["Python"] = seconds(lambda: Session(Bundle(bundle), settings).close())
-        for name, value in values.items() if turn else ():
-            taken[name].append(value)
-    return taken
+            native.open(str(bundle), threads=threads, weight_folder=str(packed.parent))
+            # With its start; a process of its own hashes files meanwhile, which counts only as far as it waits for it.
+            values[C] = time.perf_counter() - started, process_seconds(native.pid)
+        values[PYTHON] = Work(lambda: Session(Bundle(bundle), settings).close(), time.process_time).measured()
+        for name, taken in values.items() if turn else ():
+            found[name].opening.append(dict(zip(OPENING.values(), taken, strict=True)))
+    return found
 
 
 def load_graphs(litert: LiteRt, bundle: Path, packed: Path, threads: int) -> None:
@@ -124,15 +165,47 @@ def load_graphs(litert: LiteRt, bundle: Path, packed: Path, threads: int) -> Non
     decoder.close()
 
 
+def record(recorder: Recorder, options: argparse.Namespace, found: dict[str, Runs]) -> None:
+    """Append what each contender took; its tokens are conditions of the record."""
+    model = model_record(options.bundle, options.bundle.name)
+    tokens = max(options.fill, options.prompt + options.decode)
+    conditions = {"prompt": str(options.prompt), "decode": str(options.decode), "tokens_in_memory": str(tokens)}
+    for system, runs in found.items():
+        for tests, figures in ((STEPS, runs.steps), (OPENING, runs.opening), (MEMORY, runs.memory)):
+            if figures:
+                named = {"system": system, **conditions}
+                recorder.append(options.output, Measured(model, tests, figures, named, threads=options.threads))
+
+
+def table(found: dict[str, Runs]) -> str:
+    """Medians of each contender: seconds, and megabytes."""
+    rows = []
+    for name, figure in (STEPS | OPENING | MEMORY).items():
+        is_memory = figure in MEMORY.values()
+        values = [runs.median(figure) for runs in found.values()]
+        cells = ("" if n is None else f"{n / 1e6:.0f}" if is_memory else f"{n:.3f}" for n in values)
+        rows.append([f"{name}, {'MB' if is_memory else 's'}", *cells])
+    return markdown(["", *found], rows)
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_native", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_native",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("bundle", type=Path)
-    for name, value in (("prompt", 128), ("decode", 16), ("fill", 0), ("threads", 1), ("rounds", 5)):
+    numbers = {"prompt": 128, "decode": 16, "fill": 0, "threads": 1, "rounds": 5}
+    for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    options = vars(parser.parse_args())
+    parser.add_argument("--output", type=Path, default=RESULTS / "native.jsonl", help="default: %(default)s")
+    options = parser.parse_args()
+    recorder = Recorder("native")
     with TemporaryDirectory() as scratch:
-        print(json.dumps(measure(options.pop("bundle"), Path(scratch), **options), indent=1))
+        found = measure(options.bundle, Path(scratch), **{name: getattr(options, name) for name in numbers})
+    record(recorder, options, found)
+    print(f"{this_device()}\nload average before: {recorder.load_before:.2f}\n\n{table(found)}")
 
 
 if __name__ == "__main__":

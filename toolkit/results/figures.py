@@ -162,6 +162,8 @@ Scripts = Literal[
     "first_init_s",
     "decode_step_s",
     "decode_cpu_s",
+    "prefill_cpu_s",
+    "init_cpu_s",
     "decode_read_bytes_per_s",
     "memory_read_bytes_per_s",
     "memory_bandwidth_fraction",

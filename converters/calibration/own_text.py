@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from converters.calibration.text import CalibrationText, built_in_calibration_text
+from toolkit.base.limited import limited
 from toolkit.bundle.chat import Message
 from toolkit.bundle.manifest import CHAT_TEMPLATE
 from toolkit.bundle.tokenizer import Tokenizer
@@ -55,8 +57,9 @@ def _prompts(bundle: Bundle, tokenizer: Tokenizer) -> Iterator[list[int]]:
     bos = bundle.manifest.text.bos_token_id
     chat = bundle.chat_template(tokenizer) if (bundle.path / CHAT_TEMPLATE).is_file() else None
     for number, paragraph in enumerate(built_in_calibration_text().text.split("\n\n")):
-        ids = tokenizer.encode(paragraph, special=False)[:_BEGINNING]
+        ids = tokenizer.encode_limited(paragraph)[:_BEGINNING]
         if chat is not None and number % 3 == 2:
-            turn = tokenizer.encode_limited(chat.render([Message("user", tokenizer.decode(ids))]))
+            text = limited("chat template", partial(chat.render, [Message("user", tokenizer.decode(ids))]))
+            turn = tokenizer.encode_limited(text)
             ids = turn[1:] if turn[:1] == [bos] else turn
         yield [bos, *ids[: CONTEXT // 2]]

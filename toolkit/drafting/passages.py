@@ -77,7 +77,7 @@ def _frames(bundle: Bundle) -> list[tuple[list[int], list[int]]]:
     before, mark, after = rendered.partition(_MESSAGE)
     if not mark:
         raise BundleError("chat template", file=bundle.path / CHAT_TEMPLATE, found="it leaves a user's message out")
-    message = (tokenizer.encode(before, special=False), tokenizer.encode(after, special=False))
+    message = (tokenizer.encode_limited(before), tokenizer.encode_limited(after))
     return [text, message]
 
 

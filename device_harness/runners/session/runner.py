@@ -9,9 +9,9 @@ from pathlib import Path
 from device_harness.machines.machine import Machine
 from device_harness.runners import python_child
 from device_harness.runners.interface import Job, JobPlan, LocalModel, PlacedModel, Workload, text_tests, whole_files
-from toolkit.base.errors import UsageError
+from toolkit.base.errors import UsageError, errors_about
+from toolkit.bundle.chat import read_bounded_text
 from toolkit.bundle.manifest import Manifest
-from toolkit.bundle.tokenizer import require_unicode
 from toolkit.results.figures import FigureName
 from toolkit.results.labels import workload_name
 from toolkit.runtime.backends import backend_names
@@ -20,6 +20,7 @@ from toolkit.runtime.speculative import require_drafts
 
 _MODULE = "device_harness.runners.session.child"
 _CACHE = "bench-weight-cache"
+_MOST_TEXT_BYTES = 16 << 20  # far more than fits into any context
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,8 @@ def _prompt(text: Path, model: Path, workload: Workload) -> list[int]:
     """The first tokens of a text, as many as the workload's prompt has; BundleError if the bundle checks no drafts."""
     bundle = Bundle(model)
     require_drafts(bundle)
-    try:
-        words = require_unicode(text.read_text(encoding="utf-8"), str(text))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("--speculative", file=text, found=str(error), wanted="a text in UTF-8") from error
+    with errors_about("--speculative"):
+        words = read_bounded_text(text, UsageError, _MOST_TEXT_BYTES)
     ids = bundle.tokenizer().encode_limited(words, special=True)
     if len(ids) < workload.prompt_tokens:
         wanted = f"at least {workload.prompt_tokens}, as -p says"

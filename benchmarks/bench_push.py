@@ -147,14 +147,17 @@ def write_bundle_of(source: Path, bundle: Path) -> None:
     )
 
     def fill(folder: Path) -> BundleDraft:
-        os.link(source, folder / "text_decoder.tflite")
+        os.link(source, folder / "ple_00000.bin")  # a push looks into graphs, and finds random bytes to be none
         return BundleDraft(
             architecture="Gemma3nForCausalLM",
             checkpoint=CheckpointRecord("random", "0" * 64),
             sizes={"one": SizeRecord((0,), (8,), "")},
             default_size="one",
             quant={},
-            groups={"text": GroupDraft("text", ("text_decoder.tflite",), 8, text)},
+            groups={
+                "text": GroupDraft("text", (), 8, text),
+                "ple": GroupDraft("per_layer_embedding", ("ple_00000.bin",), 8),
+            },
         )
 
     write_bundle(bundle, fill)

@@ -53,6 +53,18 @@ def full(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documents as a site in site/, without warnings: needs `pip install -e '.[docs]'`, and takes seconds."""
+    session.run(sys.executable, "docs/site/build.py", *(session.posargs or ["site"]))
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Whether every dependency has a wheel for macOS, Windows and Linux; asks the package index, installs nothing."""
+    session.run(sys.executable, "tests/support/platform_wheels.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Convert a synthetic checkpoint and decode with it: whether speed and memory are still as before, in a minute."""
     python_module(session, "benchmarks.bench_convert", "--preset", "tiny", *session.posargs)

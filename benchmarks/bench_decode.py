@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.engine_run import EngineRun
 from benchmarks.measure import RESULTS, Measured, Recorder, model_record, text, this_device
 from benchmarks.session_run import SessionRequest, SessionRun, run_child
+from toolkit.base.processors import usable_processors
 from toolkit.report.tables import markdown
 from toolkit.results.figures import FigureName
 from toolkit.results.record import Figures
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--prefill", type=int, nargs="+", default=[512], help="lengths of the prompt, in turn (default: 512)"
     )
     parser.add_argument("--decode", type=int, default=128, help="tokens to generate (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=usable_processors(), help="default: %(default)s")
     parser.add_argument(
         "--context", type=int, default=4096, help="of llama.cpp; others have the file's own (default: %(default)s)"
     )

@@ -18,6 +18,7 @@ from device_harness.bench.state import read_device, read_state
 from device_harness.machines.host import Host
 from toolkit import __version__
 from toolkit.base.files import hash_file
+from toolkit.base.processors import usable_processors
 from toolkit.bundle.manifest import MANIFEST_NAME
 from toolkit.results.figures import FigureName
 from toolkit.results.json_lines import open_results
@@ -75,7 +76,7 @@ def this_device() -> Device:
     """The machine this process runs on."""
     return Device(
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_processors(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         kernel=f"{platform.system()} {platform.release().partition('-')[0]}",
         python=platform.python_version(),

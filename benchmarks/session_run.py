@@ -118,7 +118,7 @@ def run_session(request: SessionRequest) -> SessionRun:
             decode_tokens_per_s=len(steps) / sum(steps),
             peaks=peaks.stages,
             memory=memory,
-            ple={name: after[name] - before[name] for name in after},
+            ple={name: count - (before[name] or 0) for name, count in after.items() if count is not None},
         )
 
 

@@ -49,7 +49,9 @@ _OTHER_NAMES = {
 }
 """What other programs call the same, for suggestions."""
 
-_DESCRIPTION = "Convert Gemma 3n checkpoints to LiteRT bundles for edge devices, check their quality, and run them."
+_DESCRIPTION = (
+    "Convert Gemma 3n and Gemma 4 checkpoints to LiteRT bundles for phones, check their quality, and run them."
+)
 _EPILOG = """exit codes:
   0 done; 1 the work ran, but its result is bad; 2 wrong usage or bad input;
   3 device or environment fault; 130 interrupted; 143 terminated"""

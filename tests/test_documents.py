@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,17 @@ def named_paths(document: Path) -> Iterator[Path]:
 def test_what_a_document_names_is_there(document: Path) -> None:
     missing = [str(path) for path in named_paths(document) if not (list(path.parent.glob(path.name)) or path.exists())]
     assert not missing
+
+
+@pytest.mark.full
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="needs mkdocs-material (pip install -e .[docs])")
+    command = [sys.executable, str(REPOSITORY / "docs" / "site" / "build.py"), str(tmp_path / "site")]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0 and "WARNING" not in outcome.stderr, outcome.stderr[-4000:]
+    api = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert all(f'id="{name}"' in api for name in ("load", "convert", "model-generate", "chat-send"))
+    assert (tmp_path / "site" / "docs" / "formats" / "manifest" / "index.html").is_file()
 
 
 def test_sources_quote_code_in_single_backticks() -> None:

@@ -144,7 +144,7 @@ class SafetensorsFile:
         memory = np.empty(size + _BLOCK_BYTES, np.uint8)
         blocks = memory[-memory.ctypes.data % _BLOCK_BYTES :][:size]
         try:
-            count = os.preadv(self._direct, [blocks.data], offset - skipped)
+            count = _read_into(self._direct, blocks, offset - skipped)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -166,10 +166,19 @@ def _close_all(descriptors: list[int]) -> None:
         os.close(descriptor)
 
 
+def _read_into(fd: int, data: NDArray[np.uint8], offset: int) -> int:
+    """Read some bytes, at least one unless the file ends; where the system has no preadv, they are copied once more."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [data.data], offset)
+    read = os.pread(fd, min(data.size, _LEAST_DIRECT_BYTES), offset)
+    data[: len(read)] = np.frombuffer(read, np.uint8)
+    return len(read)
+
+
 def _fill(fd: int, data: NDArray[np.uint8], offset: int) -> int:
     """Read until `data` is full or the file ends; returns the number of bytes read."""
     done = 0
-    while done < data.size and (count := os.preadv(fd, [data[done:].data], offset + done)):
+    while done < data.size and (count := _read_into(fd, data[done:], offset + done)):
         done += count
     return done
 

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 from device_harness.adb.payload import Buffer, FilePayload, Payload, part_of
 
+_MORE = getattr(socket, "MSG_MORE", 0)
+"""More follows at once; Linux alone has it, and elsewhere it is one packet more."""
+
 
 def send_some(sock: socket.socket, payloads: Sequence[Payload]) -> list[Payload]:
     """Send a file, or all buffers before the first file; return what is left of all, without empty payloads.
@@ -47,5 +50,4 @@ def _send(sock: socket.socket, payloads: Sequence[Payload]) -> int:
             break
         buffers.append(payload)
     # Send a header in one packet with the first bytes of its file.
-    flags = socket.MSG_MORE if len(buffers) < len(payloads) else 0
-    return sock.sendmsg(buffers, [], flags)
+    return sock.sendmsg(buffers, [], _MORE if len(buffers) < len(payloads) else 0)

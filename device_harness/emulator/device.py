@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import tempfile
@@ -62,6 +63,9 @@ class Emulator:
         self._userland: Userland | None = None
 
     def __enter__(self) -> Emulator:
+        if not hasattr(os, "splice"):
+            found, remedy = "a system without splice(2)", "run it on Linux, or use Android's own emulator"
+            raise EnvironmentFault("emulated device", found=found, wanted="Linux", remedy=remedy)
         if self.settings.root is not None:
             Output(self.settings.root, DEVICE_FILES, force=self.settings.force).require()
         self._first = _listen(self.port)

@@ -13,7 +13,7 @@ from device_harness.adb.payload import Buffer
 
 _PIPE_BYTES = 1024 * 1024
 """What every user may have (`/proc/sys/fs/pipe-max-size`): about a message."""
-_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_FLAGS = 1 | 2  # SPLICE_F_MOVE and SPLICE_F_NONBLOCK, which Python 3.10 to 3.14 name on Linux alone
 
 
 class Pipe:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, cast
 
 from device_harness.adb.transport import DeviceFault, DeviceRefusal, Transport, quote, remote_path
 from device_harness.machines.device import AdbDevice
-from device_harness.machines.host import Host
+from device_harness.machines.host import Host, require_measurable
 from device_harness.machines.machine import Machine, RunningCommand
 from device_harness.machines.program import PlacedProgram, place_program
 from device_harness.programs.build import FLASH_PROBE, NativeProgram, native_program, parse_architecture
@@ -162,6 +162,7 @@ def probe_host(
     say: Callable[[str], None] | None = None,
 ) -> ProbeResult:
     """Probe files on this computer. `scratch`: a folder for temporary files."""
+    require_measurable()
     host = Host()
     program = native_program(FLASH_PROBE, parse_architecture(os.uname().machine, "host"), say=say)
     tokens = scratch / "tokens"

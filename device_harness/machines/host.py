@@ -19,7 +19,7 @@ from device_harness.adb.shell import KILLED_EXIT_CODE, ShellResult, StreamName
 from device_harness.machines.machine import Machine, MachineKind
 from device_harness.push.program import ProgramFiles
 from device_harness.push.source import PushProgress, PushSource
-from toolkit.base.errors import UsageError, system_reason
+from toolkit.base.errors import EnvironmentFault, UsageError, system_reason
 from toolkit.runtime.weight_cache import default_directory
 
 _BLOCK_BYTES = 65536
@@ -86,6 +86,15 @@ class Host:
         if not os.access(program, os.X_OK):
             raise UsageError(file=program, found="no permission to execute it", remedy="chmod +x")
         return str(program.parent.resolve())
+
+
+def require_measurable() -> None:
+    """EnvironmentFault unless this computer tells what is measured: times, memory and processors, by /proc."""
+    if not os.path.exists("/proc/uptime"):
+        remedy = "measure a device from here, or let gemma-edge run --json tell the speed of one answer"
+        raise EnvironmentFault(
+            "host", found="no /proc: nothing is measured on this system", wanted="Linux", remedy=remedy
+        )
 
 
 class HostCommand:

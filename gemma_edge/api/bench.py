@@ -11,7 +11,7 @@ from typing import Literal
 from device_harness.bench.run import BenchRequest, BenchSettings, choose_runner, runner_on
 from device_harness.bench.run import bench as measure
 from device_harness.machines.device import connected_device
-from device_harness.machines.host import Host
+from device_harness.machines.host import Host, require_measurable
 from device_harness.machines.machine import Machine
 from device_harness.runners import ALL
 from device_harness.runners.interface import Workload
@@ -158,6 +158,7 @@ def fault_of(writer: ResultsWriter, record: BenchRecord) -> ToolkitError | None:
 @contextmanager
 def _machine(device: str | None, *, host: bool) -> Iterator[Machine]:
     if host:
+        require_measurable()
         yield Host()
     else:
         with connected_device(device) as found:

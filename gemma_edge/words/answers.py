@@ -56,6 +56,8 @@ def memory_text(memory: Memory, peak_rss_bytes: int | None, *, backend: str) -> 
     """A line on the resident memory by kind, and on how much of it the model needs."""
     parts = [] if peak_rss_bytes is None else [f"peak {bytes_text(peak_rss_bytes)}"]
     process, ple = memory.process, memory.groups.get(PLE_GROUP)
+    if process.rss_bytes is None:
+        parts.append("by kind and by group not measured on this system")
     if process.rss_anonymous_bytes is not None and process.rss_file_bytes is not None:
         parts += [f"{bytes_text(process.rss_anonymous_bytes)} anonymous", f"{bytes_text(process.rss_file_bytes)} files"]
     if process.rss_shmem_bytes:
@@ -71,7 +73,9 @@ def memory_text(memory: Memory, peak_rss_bytes: int | None, *, backend: str) -> 
 
 def ple_text(statistics: PleStatistics) -> str:
     """A line on the look-ups of per-layer embeddings."""
-    faults = statistics.minor_faults + statistics.major_faults
+    minor, major = statistics.minor_faults, statistics.major_faults
     read = f"{bytes_text(statistics.bytes_read)} read"
-    waited = f"{faults:,} page faults, {statistics.major_faults:,} of them from flash"
+    waited = "page faults not counted on this system"
+    if minor is not None and major is not None:
+        waited = f"{minor + major:,} page faults, {major:,} of them from flash"
     return f"[PLE: {statistics.rows:,} rows; {statistics.cache_hits:,} hits; {read}; {waited}]"

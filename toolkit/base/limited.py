@@ -13,6 +13,8 @@ import pickle
 import resource
 import select
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -23,6 +25,8 @@ from toolkit.base.errors import BundleError, ToolkitError
 
 T = TypeVar("T")
 
+_LOOK_S = 0.1
+"""How often the memory of a child is looked at where the system cannot limit it."""
 _PATIENCE = 60
 """How many times as long as its processor seconds work may last by the clock, on a computer that others keep busy."""
 
@@ -54,7 +58,7 @@ def limited(what: str, work: Callable[[], T], limits: Limits = Limits()) -> T:
         _serve(work, writing, limits)
     os.close(writing)
     try:
-        data = _read(reading, limits)
+        data = _read(reading, limits, child)
     finally:
         os.close(reading)
         # Ended already, or not to be waited for.
@@ -78,9 +82,7 @@ def _serve(work: Callable[[], object], writing: int, limits: Limits) -> NoReturn
         # The parent ends it, whatever signals the terminal sends to both; libraries in panic print to stderr.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        most = _address_space() + limits.memory_bytes
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
+        _limit_memory(limits.memory_bytes)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         seconds, (_, hard) = math.ceil(limits.seconds), resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard < 0 else min(seconds, hard), hard))
@@ -103,18 +105,30 @@ def _outcome(work: Callable[[], object]) -> tuple[bool, object]:
         return False, BundleError(found="deeper nesting than can be processed", wanted="a file that does no harm")
 
 
-def _address_space() -> int:
-    """The bytes of this process's address space."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+def _limit_memory(more_bytes: int) -> None:
+    """Let this process take so many bytes more than it has; without /proc its parent looks how many it takes."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            most = int(file.read().split()[0]) * resource.getpagesize() + more_bytes
+    except FileNotFoundError:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
 
 
-def _read(fd: int, limits: Limits) -> bytes | str:
+def _read(fd: int, limits: Limits, child: int) -> bytes | str:
     """All that the child writes; instead, a text that says which limit it reached. Empty if it ended without."""
     end, pieces, size = time.monotonic() + _PATIENCE * limits.seconds, bytearray(), 0
+    looks = not os.path.exists("/proc/self/statm")
+    most = _peak_bytes() + limits.memory_bytes
     while True:
         left = end - time.monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
+        ready = left > 0 and select.select([fd], [], [], min(left, _LOOK_S) if looks else left)[0]
+        if not ready and looks and left > _LOOK_S:
+            if _resident_bytes(child) > most:
+                return _too_much_memory(limits)
+            continue
+        if not ready:
             return f"it does not end within {_PATIENCE * limits.seconds:g} s"
         piece = os.read(fd, 1 << 20)
         if not piece:
@@ -130,4 +144,21 @@ def _ending(status: int, limits: Limits) -> str:
         return f"it takes more than {limits.seconds:g} s"
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
         return f"it ends the process ({signal.Signals(os.WTERMSIG(status)).name})"
+    return _too_much_memory(limits)
+
+
+def _too_much_memory(limits: Limits) -> str:
     return f"it fails, or takes more than {limits.memory_bytes >> 20} MiB of memory"
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has had; macOS counts bytes, Linux kilobytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _resident_bytes(process: int) -> int:
+    """The resident memory of a process, as ps(1) tells it in kilobytes; 0 for one that has ended."""
+    command = ["ps", "-o", "rss=", "-p", str(process)]
+    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout.strip()
+    return int(found) * 1024 if found.isdigit() else 0

@@ -59,12 +59,15 @@ class Memory:
 
 
 def read_memory(groups: Mapping[str, Iterable[Path]], pid: int | None = None) -> Memory:
-    """Read the memory of process `pid`, by default this one; `groups`: the files by group, with weight caches."""
-    mappings = parse_smaps(_text("smaps", pid))
-    status = _text("status", pid)
+    """Read the memory of process `pid`, by default this one; `groups`: the files by group, with weight caches.
+
+    Without /proc, which macOS lacks, nothing is known of the process, and no group is listed.
+    """
+    smaps, status = _text("smaps", pid), _text("status", pid)
+    mappings = parse_smaps(smaps)
     return Memory(
         process=parse_status(status) if status else _UNKNOWN,
-        groups={name: _group(tuple(files), mappings) for name, files in groups.items()},
+        groups={name: _group(tuple(files), mappings) for name, files in groups.items()} if smaps else {},
     )
 
 

@@ -29,6 +29,19 @@ DEFAULT_CACHE_BYTES = 32 << 20
 Rows = NDArray[np.uint8]
 
 
+_Faults = tuple[int, int]
+"""Minor and major page faults."""
+
+
+def _faults() -> _Faults | None:
+    """The page faults of this thread so far; None where the system counts those of a whole process only."""
+    who = getattr(resource, "RUSAGE_THREAD", None)
+    if who is None:
+        return None
+    usage = resource.getrusage(who)
+    return usage.ru_minflt, usage.ru_majflt
+
+
 @dataclass(slots=True)
 class PleStatistics:
     """Counts of look-ups. Page faults are the kernel's count for the thread that looks up."""
@@ -39,12 +52,20 @@ class PleStatistics:
     """Rows that needed no read: in the cache of recent rows, or requested twice in one look-up."""
     bytes_read: int = 0
     """Bytes of all other rows, read from the shards."""
-    minor_faults: int = 0
-    """Page faults served from the page cache."""
-    major_faults: int = 0
-    """Page faults that read from flash."""
+    minor_faults: int | None = 0
+    """Page faults served from the page cache; None where the system does not count them for a thread, as macOS."""
+    major_faults: int | None = 0
+    """Page faults that read from flash; None likewise."""
 
-    def to_json(self) -> dict[str, int]:
+    def note_faults(self, before: _Faults | None, after: _Faults | None) -> None:
+        """Add the faults between two counts of the thread."""
+        if before is None or after is None:
+            self.minor_faults = self.major_faults = None
+        elif self.minor_faults is not None and self.major_faults is not None:
+            self.minor_faults += after[0] - before[0]
+            self.major_faults += after[1] - before[1]
+
+    def to_json(self) -> dict[str, int | None]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -82,17 +103,16 @@ class PleTable:
 
         Ids outside the table read row 0. BundleError for a damaged row or a truncated shard.
         """
-        before = resource.getrusage(resource.RUSAGE_THREAD)
+        before = _faults()
         tokens = self._tokens(ids)
         # Not np.unique: for the one token of a decode step, each NumPy call takes as long as reading the row.
         places = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
         values = unpack_rows(self._fetch(list(places)), self.layout)
         values *= self._scale
-        after = resource.getrusage(resource.RUSAGE_THREAD)
+        after = _faults()
         self.statistics.rows += len(tokens)
         self.statistics.cache_hits += len(tokens) - len(places)
-        self.statistics.minor_faults += after.ru_minflt - before.ru_minflt
-        self.statistics.major_faults += after.ru_majflt - before.ru_majflt
+        self.statistics.note_faults(before, after)
         return values if len(places) == len(tokens) else values[[places[token] for token in tokens]]
 
     def close(self) -> None:

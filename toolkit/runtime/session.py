@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from toolkit.base.activations import Activations, require_activations
 from toolkit.base.errors import UsageError
 from toolkit.base.freed_memory import release_freed_memory
+from toolkit.base.processors import usable_processors
 from toolkit.bundle.manifest import AUDIO_ENCODER, EMBEDDER, TEXT_DECODER, VISION_ENCODER, SizeRecord
 from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.runtime.backends import BACKENDS, find_backend
@@ -37,7 +37,7 @@ BLOCKED = np.float32(-0.7 * np.finfo(np.float32).max)
 
 def default_threads() -> int:
     """The number of cores that this process may use, at most 4: with more, decode is limited by memory bandwidth."""
-    return min(4, len(os.sched_getaffinity(0)))
+    return min(4, usable_processors())
 
 
 @dataclass(frozen=True, slots=True)

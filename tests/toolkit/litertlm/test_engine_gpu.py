@@ -71,20 +71,37 @@ def test_the_engine_computes_the_decoder_with_the_activations_that_its_section_a
 
 
 @pytest.mark.full
-def test_the_engine_computes_the_audio_encoder_with_the_activations_that_its_section_asks_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("convolution", "messages", "wanted"),
+    [
+        (
+            "model.audio_tower.subsample_conv_projection.conv_0.conv.weight",
+            [(MEDIA / f"{word}.wav", "What do you hear?") for word in ("seven", "left")],
+            ["seven", "left"],
+        ),
+        (
+            "model.vision_tower.timm_model.blocks.0.0.conv_exp.weight",
+            [(MEDIA / "red-circle.png", "What is this?")],
+            ["a red circle"],
+        ),
+    ],
+    ids=["audio", "vision"],
+)
+def test_the_engine_computes_an_encoder_with_the_activations_that_its_section_asks_for(
+    convolution: str, messages: list[Message], wanted: list[str], tmp_path: Path
+) -> None:
     """Its first convolution is too large for float16 here, which the norm behind it takes back in float32."""
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(EXAMPLE, checkpoint, copy_function=shutil.copy)
-    multiply(checkpoint / "model.safetensors", "model.audio_tower.subsample_conv_projection.conv_0.conv.weight", 2**15)
+    multiply(checkpoint / "model.safetensors", convolution, 2**15)
     roles = dict.fromkeys(("text", "ple", "vision", "audio"), "f32")
     convert(ConvertRequest(checkpoint, tmp_path / "bundle", roles, context=512), gate=None)
-    sounds = [(MEDIA / f"{word}.wav", "What do you hear?") for word in ("seven", "left")]
     found = {}
     for kind in ACTIVATIONS:
         file = tmp_path / f"{kind}.litertlm"
         export_litertlm(tmp_path / "bundle", file, ExportOptions(activations=kind, target="gpu"))
-        found[kind] = answers(file, "gpu", sounds, tokens=12)
-    assert found["fp32"] == ["seven", "left"]
+        found[kind] = answers(file, "gpu", messages, tokens=12)
+    assert found["fp32"] == wanted
     assert found["fp16"] != found["fp32"]
 
 

@@ -1,6 +1,6 @@
 """Converting the audio tower at its published size: seconds and peak memory; and encoding sound, against transformers.
 
-Every conversion and every series of runs is a process of its own, measured by the kernel. Systems take turns. All
+Every conversion and every series of runs is a separate process, measured by the kernel. Systems take turns. All
 encoders have the same random weights and run warm, on the same mel frames, with the same number of threads; the error
 is the root mean square of the difference from transformers in float32, as a share of its features'.
 """
@@ -53,7 +53,7 @@ BINS, FRAMES_PER_TOKEN = 128, 16
 
 
 def convert(checkpoint: Path, output: Path, recipe: str, frames: int) -> None:
-    """In a process of its own: both files of the group."""
+    """In its own process: both files of the group."""
     output.mkdir()
     with open_gemma3n(checkpoint) as opened:
         open_audio(opened, built_in(recipe), [frames / FRAMES_PER_SECOND]).files.write(output)

@@ -1,6 +1,6 @@
 """Seconds and peak memory of a conversion, and of the official exporter's on the same checkpoint in the same run.
 
-Every conversion is a process of its own, measured from its start to its end by the kernel; the checkpoint lies in the
+Every conversion is a separate process, measured from its start to its end by the kernel; the checkpoint lies in the
 page cache. With --peer-python PATH, a Python that has litert-torch, the peer takes turns with ours.
 """
 

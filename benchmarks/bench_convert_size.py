@@ -1,6 +1,6 @@
 """Conversion at real sizes: seconds, rate and peak memory by size and by how scales are chosen.
 
-Each run is a process of its own. Before it the checkpoint's pages are dropped from the kernel's cache, and what
+Each run is a separate process. Before it the checkpoint's pages are dropped from the kernel's cache, and what
 storage itself gives is measured, so that a rate can be set against it. A rate counts the checkpoint's bytes of the
 weights that the bundle keeps:
 

@@ -1,7 +1,7 @@
 """Prefill and decode rates, side by side in one run: our session, LiteRT-LM's engine, and llama.cpp.
 
 Contenders of one recipe are compared: bundles in our own session, .litertlm files of ours and of the official exporter
-in LiteRT-LM's engine, and GGUF files in llama.cpp. Each run is a process of its own; contenders take turns (A B A B),
+in LiteRT-LM's engine, and GGUF files in llama.cpp. Each run is a separate process; contenders take turns (A B A B),
 after one run of each that builds its weight cache and is not counted.
 
   python -m benchmarks.bench_decode --session int8=bundle --litertlm int8=ours.litertlm \\

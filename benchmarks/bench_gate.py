@@ -1,6 +1,6 @@
 """What the gates at the end of `convert` cost: the comparison of predictions, and that of prompts.
 
-Each is a process of its own. Predictions are judged as `convert` judges them, of the bundle's default size. Prompts are
+Each is a separate process. Predictions are judged as `convert` judges them, of the bundle's default size. Prompts are
 those of every conversation, with `--tokenizer` of another tokenizer.json than the checkpoint's, such as that of the
 published models; the time of loading it is told apart, because `convert` loads it in any case:
 

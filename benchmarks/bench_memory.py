@@ -1,6 +1,6 @@
 """What a bundle takes in memory when it runs: by kind, at its peak and in the end, freely and under a memory limit.
 
-Each run is a process of its own, watched from outside. Before every run the pages of the bundle and of its packed
+Each run is a separate process, watched from outside. Before every run the pages of the bundle and of its packed
 weights are dropped from the kernel's cache, so that a limit counts all that the run reads. The runs take turns:
 
   python -m benchmarks.bench_memory BUNDLE --prompt 3968 --decode 128 --limit 3GB

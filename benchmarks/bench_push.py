@@ -1,7 +1,7 @@
 """Seconds, rate and peak memory of `gemma-edge push` to a device here, beside Debian's `adb push` to the same.
 
 The device is the emulated one or AOSP's adbd 34 (`--device adbd`), which is reached directly, with `delayed_ack`
-switched off, and through Debian's adb server. Each push is a process of its own, the contenders in turn and back (A B B
+switched off, and through Debian's adb server. Each push is a separate process, the contenders in turn and back (A B B
 A), to an empty folder, in memory that this machine has at hand: a virtual one may have lent it back, and then `adb
 push`, which fills the page cache, takes up to three seconds longer. `adb push` compares no hashes, before or after, and
 does not wait for the storage; ours does. So besides the whole time there is that of sending alone, and for adb that of

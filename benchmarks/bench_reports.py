@@ -38,7 +38,7 @@ def write_records(path: Path, count: int, *, distinct: bool, seed: int) -> None:
 
 
 def measured(command: list[str]) -> tuple[float, float]:
-    """Seconds of processor time, and peak memory in MB of 10**6 bytes, of a command in a process of its own."""
+    """Seconds of processor time, and peak memory in MB of 10**6 bytes, of a command in its own process."""
     code = f"import os, subprocess, sys; sys.exit(subprocess.call({command!r}, stdout=subprocess.DEVNULL))"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,7 +1,7 @@
 """The towers at their published size: what converting them and answering with them takes in memory and time.
 
 A checkpoint with the published towers beside a tiny language model, all weights random, is converted with every group.
-Then a prompt with one image and ten seconds of sound is answered in a process of its own, several times: the first
+Then a prompt with one image and ten seconds of sound is answered in its own process, several times: the first
 packs the weights for this CPU, later ones find them in the weight cache. Peaks are the kernel's, by stage:
 
   python -m benchmarks.bench_towers --scratch DIRECTORY

@@ -1,6 +1,6 @@
 """Converting the vision tower at its true size: seconds and peak memory; and encoding an image, against timm.
 
-Every conversion and every series of images is a process of its own, measured by the kernel. Systems take turns. Both
+Every conversion and every series of images is a separate process, measured by the kernel. Systems take turns. Both
 encoders run warm on the same image with the same number of threads; timm's tower, in float32, has other random weights.
 timm needs torch, and torchvision, for which the tests have stand-ins.
 """
@@ -45,7 +45,7 @@ PACKAGES = ("ai-edge-litert", "numpy", "timm", "torch")
 
 
 def convert(checkpoint: Path, output: Path, recipe: str, size: int) -> None:
-    """In a process of its own: both files of the group."""
+    """In its own process: both files of the group."""
     from converters.gemma3n.family import open_gemma3n
     from converters.gemma3n.plan.vision import open_vision
     from converters.gemma3n.recipes import built_in

@@ -1,4 +1,4 @@
-"""One run of LiteRT-LM's own benchmark, in a process of its own; prints one JSON object.
+"""One run of LiteRT-LM's own benchmark, in its own process; prints one JSON object.
 
 `python -m benchmarks.engine_run FILE.litertlm --prefill 512 --decode 128 --threads 2 --context 4096 --cache DIR`
 """

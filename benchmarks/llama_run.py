@@ -1,4 +1,4 @@
-"""One run of a GGUF in llama.cpp, in a process of its own; prints one JSON object. Needs llama-cpp-python alone.
+"""One run of a GGUF in llama.cpp, in its own process; prints one JSON object. Needs llama-cpp-python alone.
 
 `PEER/bin/python -m benchmarks.llama_run FILE.gguf --prefill 512 --decode 128 --threads 2 --context 4096 --cache DIR`
 

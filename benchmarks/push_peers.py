@@ -59,7 +59,7 @@ class Device:
 
 @contextmanager
 def emulated_device(root: Path, isolation: str, server_port: int) -> Iterator[Device]:
-    """The emulated device, in a process of its own, so that the contenders meet the same one."""
+    """The emulated device, in its own process, so that the contenders meet the same one."""
     command = [sys.executable, "-m", "gemma_edge", "emulator", "--json", "--port", "0"]
     command += ["--root", str(root), "--isolation", isolation]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""One conversation of random tokens through our own session, in a process of its own; prints one JSON object.
+"""One conversation of random tokens through our own session, in its own process; prints one JSON object.
 
 `python -m benchmarks.session_run BUNDLE --prompt 512 --decode 128 --cache DIR`
 """

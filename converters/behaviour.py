@@ -1,6 +1,6 @@
 """The behaviour gate: a bundle's prompts have the token ids that transformers gives a checkpoint's conversations.
 
-The quality gate compares weights with weights; a wrong template, tokenizer or stop token escapes it.
+The quality gate compares weights with weights; it misses a wrong template, tokenizer or stop token.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def require_same_prompts(
 ) -> PromptReport | None:
     """CheckpointError if our session would make other prompts of conversations than transformers makes.
 
-    Warns of what the LiteRT-LM engine does otherwise, and of images and sounds that the template does not place. None
+    Warns of what the LiteRT-LM engine does differently, and of images and sounds that the template does not place. None
     for a checkpoint without a chat template.
     """
     if files.template is None:
@@ -70,7 +70,7 @@ def require_same_prompts(
 
 
 def bundle_errors(path: Path, checkpoint: Path) -> list[CheckpointError]:
-    """What a finished bundle's prompts have otherwise than those of transformers.
+    """How a finished bundle's prompts differ from those of transformers.
 
     checkpoint: the directory with the template, an adapter's if that has one (`template_directory`).
     """

@@ -95,7 +95,7 @@ class ConvertRequest:
     described_as: CheckpointRecord | None = None
     """What the manifest says of the checkpoint, which must have these hashes; None: by its directory's name."""
     force: bool = False
-    """Replace a directory at `output` although it is no bundle."""
+    """Replace a directory at `output` even if it is not a bundle."""
     draft_tokens: int | None = None
     """How many drafted tokens a step of speculative decoding checks; None for a bundle without."""
     drafter: DrafterSettings | None = None
@@ -152,7 +152,11 @@ def convert(
     _check_recipe_names(request, families)
     if not isinstance(request.checkpoint, (Path, str)):
         if request.adapters:
-            raise UsageError("adapters", found="some for an open checkpoint", wanted="none: open it with them")
+            raise UsageError(
+                "adapters",
+                found="adapters for a checkpoint that is already open",
+                wanted="an open_checkpoint call that includes them",
+            )
         return _convert(request, request.checkpoint, gate, accept, extend, progress, calibration_progress)
     source, adapters, judge = request.checkpoint, request.adapters, partial(_prepare, request)
     with (
@@ -384,7 +388,7 @@ def _check_lengths(context: int, prefill_sizes: tuple[int, ...], limit: int) -> 
     if not 1 < context <= limit:
         raise UsageError("context", found=context, wanted=f"2 to {limit} positions")
     if not prefill_sizes or list(prefill_sizes) != sorted(set(prefill_sizes)) or prefill_sizes[0] < 2:
-        raise UsageError("prefill sizes", found=list(prefill_sizes), wanted="rising numbers of tokens from 2 on")
+        raise UsageError("prefill sizes", found=list(prefill_sizes), wanted="increasing numbers of tokens, from 2 up")
     most = CPU.smallest_prefill_limit
     if prefill_sizes[0] > most:
         raise UsageError("smallest prefill size", found=prefill_sizes[0], wanted=f"at most {most} tokens")
@@ -393,7 +397,7 @@ def _check_lengths(context: int, prefill_sizes: tuple[int, ...], limit: int) -> 
 
 
 def _check_recipe_names(request: ConvertRequest, families: Sequence[Family]) -> None:
-    """RecipeError for what can be no recipe of any family: said before a checkpoint is downloaded."""
+    """RecipeError for what cannot be a recipe of any family: reported before a checkpoint is downloaded."""
     for role, choice in request.recipes.items():
         # Per-layer embeddings have one scheme, whatever the family.
         ple = role == "ple"

@@ -1,6 +1,6 @@
 """What the gates of `convert` found, kept beside the bundle (docs/formats/manifest.md).
 
-It is no part of the bundle, because figures differ in their last digits from one processor to another.
+It is not part of the bundle, because figures differ in their last digits from one processor to another.
 """
 
 from __future__ import annotations

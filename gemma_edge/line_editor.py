@@ -12,7 +12,7 @@ from prompt_toolkit.output import Output
 class LineEditor:
     """Enter sends a message; Alt-Enter (or Escape, then Enter) begins a new line, and so does a pasted one.
 
-    The history is that of this process: nothing that was typed is written to a disk.
+    The history is that of this process: nothing typed is written to disk.
     """
 
     def __init__(self, commands: list[str], *, keys: Input | None = None, screen: Output | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The words of the command line: the verbs, their options, and what is said about a word that is none of them."""
+"""The words of the command line: the verbs, their options, and errors about unknown words."""
 
 from __future__ import annotations
 

@@ -33,14 +33,14 @@ class _SavedChat:
 def save_chat(path: Path, messages: Sequence[Message]) -> None:
     """Write a conversation; only a file that was written so is replaced. UsageError if it has images or sounds."""
     if any(message.media for message in messages):
-        raise UsageError("conversation", found="images or sounds", wanted="text alone, to be saved")
+        raise UsageError("conversation", found="images or sounds", wanted="text only, to be saved")
     target = Output(path, _SAVED_CHAT).require()
     value = {"format": FORMAT, "messages": [{"role": item.role, "content": item.text} for item in messages]}
     write_bytes(target, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_chat(path: Path) -> tuple[Message, ...]:
-    """Read a conversation that `save_chat` wrote; UsageError if it is none."""
+    """Read a conversation that `save_chat` wrote; UsageError if it is not one."""
     value = read_json_file(path, UsageError, _MAX_BYTES)
     fields = without_format(value, FORMAT, str(path), UsageError)
     chat = read_record(fields, _SavedChat, str(path), UsageError)

@@ -124,7 +124,7 @@ class Terminal:
 
 
 def one_line(text: str) -> str:
-    """A text with strangers' words in it as exactly one line: nothing in it can look like a line of its own."""
+    """A text with strangers' words in it as exactly one line: nothing in it can look like a separate line."""
     return printable(text)
 
 

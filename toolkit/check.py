@@ -42,7 +42,7 @@ def check(path: Path | str, *, trust: Sequence[Truster] = (), progress: Progress
     restore_missing(target)
     if trust and (target.is_dir() or is_shard_name(target.name)):
         remedy = "gemma-edge export --sign makes a signed file"
-        raise UsageError("--trust", file=path, found="no .litertlm, which alone can be signed", remedy=remedy)
+        raise UsageError("--trust", file=path, found="only a .litertlm can be signed", remedy=remedy)
     if target.is_dir():
         return check_directory(target, progress=progress)
     if target.is_file() and is_shard_name(target.name):

@@ -126,7 +126,7 @@ def _kept(directory: Path, lock: Lock) -> CalibrationText | None:
 
 
 def _key(lock: Lock) -> str:
-    """What decides the result besides the text."""
+    """What determines the result, apart from the text."""
     made_with = f"{lock_line(replace(lock, calibration=None))} {np.__version__} {blas_name()}"
     return hashlib.sha256(made_with.encode()).hexdigest()
 

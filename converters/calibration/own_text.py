@@ -29,7 +29,7 @@ def text_written_by(
     tokens: int = _TOKENS,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> CalibrationText:
-    """About so many tokens that a bundle writes, on from how the paragraphs of the built-in text begin; then that text.
+    """About so many tokens that a bundle writes, continuing paragraphs of the built-in text; then that text.
 
     What a model writes of its own may lack languages that it reads, so the built-in text stands beside it. Every third
     beginning is a user's turn, if the bundle has a chat template. Tokens are drawn at temperature 1 with a fixed seed.

@@ -1,8 +1,8 @@
 """Rounds each matrix of a forward pass at its first product, against the very inputs of that product.
 
-Later layers so see what earlier ones have become, and take part of that error back. A piece of a matrix that an earlier
-run, or a narrower size, has rounded is taken as it is: an interrupted calibration goes on by running the forward again,
-which costs a tenth of the rounding.
+Later layers thus see what earlier ones have become, and compensate for part of that error. A piece of a matrix that an
+earlier run, or a narrower size, has rounded is taken as it is: an interrupted calibration resumes by running the
+forward again, which costs a tenth of the rounding.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def read_calibration_text(path: Path) -> CalibrationText:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError("calibration", file=path, found=f"byte {error.start} is no text", wanted="UTF-8") from error
+        raise UsageError("calibration", file=path, found=f"byte {error.start} is not text", wanted="UTF-8") from error
     if not text.strip():
         raise UsageError("calibration", file=path, found="no text", wanted="a few pages of text")
     return CalibrationText(text)
@@ -95,7 +95,7 @@ def locked_calibration_text(sha256: str, source: Path, given: Path | None) -> Ca
         text = read_calibration_text(beside)
     else:
         remedy = f"name it with --calibrate, or put it beside as {beside.name}"
-        raise UsageError("calibration", file=source, found="another text than the built-in one", remedy=remedy)
+        raise UsageError("calibration", file=source, found="a text other than the built-in one", remedy=remedy)
     if text.sha256 != sha256:
         wanted = f"{sha256}, as the lock says"
         raise UsageError("calibration", file=given or beside, found=f"a text with sha256 {text.sha256}", wanted=wanted)

@@ -159,7 +159,7 @@ class GemmaTensors(Generic[AnyConfig]):
     def fingerprint(self) -> str:
         """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes.
 
-        Adapters are no part of it.
+        Adapters are not part of it.
         """
         return self._stored.fingerprint(self._configs.config, self.config.eos_token_ids, self._tensors)
 
@@ -236,7 +236,7 @@ class GemmaTensors(Generic[AnyConfig]):
             raise CheckpointError(
                 head.name,
                 file=self.path,
-                found="other numbers than in the token embedding",
+                found="numbers that differ from the token embedding's",
                 wanted=f"the same, as {self._parsed.model} ties them",
                 remedy="train with tie_word_embeddings",
             )

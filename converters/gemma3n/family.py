@@ -116,7 +116,7 @@ class Gemma3nCheckpoint(Gemma3nTensors):
     def text_vocab_size(self, tokens: Mapping[int, str]) -> int | None:
         """Added tokens behind those with per-layer embeddings: text in a text model, which gives them those of id 0.
 
-        A multimodal model looks them up in the tables of its towers, whose own tokens are no added ones.
+        A multimodal model looks them up in the tables of its towers, whose own tokens are not added ones.
         """
         config, reserved = self.config, self._reserved(tokens)
         beyond = {i: text for i, text in tokens.items() if i >= config.ple_vocab_size and i not in reserved}

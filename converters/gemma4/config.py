@@ -219,7 +219,7 @@ def _text_config(text: JsonObject, top: JsonObject, eos: JsonObject | None) -> T
     num_heads = text.integer("num_attention_heads", 1, MAX_HEADS)
     if num_heads % num_kv_heads:
         text.refuse("num_attention_heads", num_heads, f"a multiple of num_key_value_heads, {num_kv_heads}")
-    # Without effect if keys are no values (attention_k_eq_v), but a sign of another model.
+    # Without effect if keys are not values (attention_k_eq_v), but a sign of another model.
     text.expect("num_global_key_value_heads", None, num_kv_heads)
     attention = _attention(text)
     sizes = _head_sizes(text, attention, num_kv_heads)

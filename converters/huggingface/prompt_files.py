@@ -57,10 +57,10 @@ def read_prompt_files(
         found, wanted = f"{tokenizer.stat().st_size:,} bytes", f"at most {MAX_TOKENIZER_BYTES:,}"
         raise CheckpointError(file=tokenizer, found=found, wanted=wanted)
     data = tokenizer.read_bytes()
-    _require_sound(tokenizer, data, vocab_size)
+    _require_valid(tokenizer, data, vocab_size)
     loaded = as_transformers_loads(data, tokenizer.parent)
     if loaded is not data:
-        _require_sound(tokenizer, loaded, vocab_size)
+        _require_valid(tokenizer, loaded, vocab_size)
         data = loaded
     bos_token = token_spelling(data, bos_token_id)
     source = template_directory(checkpoint, adapters)
@@ -91,15 +91,17 @@ def _last_with(name: str, checkpoint: Path, adapters: Sequence[Path]) -> Path:
 
 
 def _turn_end(template: ChatTemplate, tokenizer: bytes) -> int | None:
-    """The id of the token that ends a turn; None, with a warning, if the template writes a text that is no token."""
+    """The id of the token that ends a turn; None, with a warning, if the template writes a text that is not a token."""
     text = turn_end(template)
     token = control_token_at(tokenizer, text) if text else None
     if text and token is None:
-        _log.warning("the chat template ends a turn with %s, which is no token: answers may go on", shorten(text, 40))
+        _log.warning(
+            "the chat template ends a turn with %s, which is not a token: answers may not stop", shorten(text, 40)
+        )
     return token
 
 
-def _require_sound(path: Path, data: bytes, vocab_size: int) -> None:
+def _require_valid(path: Path, data: bytes, vocab_size: int) -> None:
     for fault in tokenizer_faults(str(path), data, vocab_size):
         raise CheckpointError(fault.fault, file=fault.file, found=fault.found, wanted=fault.wanted)
 

@@ -249,7 +249,7 @@ class Stream:
             self._taken_bytes += len(payload)
             self._owes_okay = True
             if self._inbox_bytes > MAX_INBOX_BYTES:
-                raise ProtocolFault(self._what, found=f"{self._inbox_bytes:,} bytes that nobody asked for")
+                raise ProtocolFault(self._what, found=f"{self._inbox_bytes:,} unexpected bytes")
 
     def _acknowledge(self) -> None:
         with self._link._changed:

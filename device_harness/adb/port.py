@@ -1,6 +1,6 @@
-"""adb-shell's sockets, USB endpoints, handshake and keys, typed and mended: the only file that imports the library.
+"""adb-shell's sockets, USB endpoints, handshake and keys, typed and with fixes: the only file that imports the library.
 
-Version 0.4.4 is pinned, for what is mended here is private in places: a socket's partial writes were lost, its end
+Version 0.4.4 is pinned, because the fixes here touch private parts: a socket's partial writes were lost, its end
 was read as silence, checksums were summed in Python, and what the device says of itself was dropped.
 """
 

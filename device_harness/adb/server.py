@@ -110,7 +110,7 @@ def this_server() -> AdbServer:
     kind, _, address = spec.partition(":")
     host, _, port = address.rpartition(":")
     if kind != "tcp" or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError("adb's server", found=repr(spec), wanted="tcp:HOST:PORT", remedy="mend ADB_SERVER_SOCKET")
+        raise UsageError("adb's server", found=repr(spec), wanted="tcp:HOST:PORT", remedy="correct ADB_SERVER_SOCKET")
     return AdbServer((host or DEFAULT_HOST).strip("[]"), int(port))
 
 
@@ -270,7 +270,7 @@ class ServerStream:
                 self._inbox.append(data)
                 self._inbox_bytes += len(data)
             if self._inbox_bytes > _MAX_INBOX_BYTES:
-                raise ProtocolFault(self._what, found=f"{self._inbox_bytes:,} bytes that nobody asked for")
+                raise ProtocolFault(self._what, found=f"{self._inbox_bytes:,} unexpected bytes")
 
 
 def _ask(sock: socket.socket, request: str, what: str) -> str:

@@ -184,7 +184,7 @@ class ExecStream:
             self._send(pack_shell_header(CLOSE_STDIN, 0))
 
     def read(self) -> bytes:
-        """The next piece of output; empty at its end. ConnectionLost if it ends though the command goes on."""
+        """The next piece of output; empty at its end. ConnectionLost if it ends although the command keeps running."""
         output = b""
         deadline = time.monotonic() + self._timeout
         while not output and not self._ended:

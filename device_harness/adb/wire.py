@@ -106,7 +106,7 @@ def pack_taken(count: int) -> bytes:
 
 
 def parse_taken(payload: Buffer) -> int:
-    """The reverse of `pack_taken`; ProtocolFault if it is none.
+    """The reverse of `pack_taken`; ProtocolFault if it is invalid.
 
     >>> parse_taken(pack_taken(65536))
     65536

@@ -20,7 +20,7 @@ NO_CLUSTER = "cpu"
 
 
 def read_clusters(machine: Machine) -> tuple[Cluster, ...]:
-    """Read which CPUs share a frequency, and their governors; empty if the machine does not tell."""
+    """Read which CPUs share a frequency, and their governors; empty if the machine does not report it."""
     return parse_clusters(parse_files(read_parts(machine, _LOOK)["clusters"]))
 
 

@@ -183,7 +183,7 @@ class _Bench:
         told = {name for item in self._iterations for name in item.figures}
         untold = [test for test, figure in self._job.tests.items() if figure not in told]
         if untold:
-            self._note(f"{self._machine.serial}: {self._runner} says nothing of {', '.join(untold)}")
+            self._note(f"{self._machine.serial}: {self._runner} does not report {', '.join(untold)}")
 
     def end(self) -> None:
         """End everything that this job started on the machine."""
@@ -228,7 +228,7 @@ class _Bench:
                 self._was_cut = True
                 self._machine.recover(timeout=_PATIENCE_S)
         assert lost is not None
-        found = f"{what} cut off {_MOST_CUTS} times, in the end by {lost.found}"
+        found = f"{what} cut off {_MOST_CUTS} times, the last time by {lost.found}"
         remedy = "try another cable, port or network, and run it again; what was measured is kept"
         raise ConnectionLost(lost.place, file=lost.file, found=found, remedy=remedy) from lost
 

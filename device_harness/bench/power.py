@@ -1,4 +1,4 @@
-"""Measures energy: finds what a machine tells about it, and computes joules from samples, or says why there are none.
+"""Measures energy: finds what a machine reports, and computes joules from samples, or says why there are none.
 
 Power rails count the energy of the chip's parts, whatever powers the device. A battery's current and voltage tell the
 power of the whole device, while it discharges. docs/energy.md says what devices print, and where that is documented.

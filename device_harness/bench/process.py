@@ -153,7 +153,7 @@ class JobProcesses:
             self.end()
         except EnvironmentFault as error:
             limit = f"{self._limits.timeout_s:.0f} s"
-            _log.warning("%s may go on for %s at most on %s: %s", self._runner, limit, self._machine.serial, error)
+            _log.warning("%s may keep running for up to %s on %s: %s", self._runner, limit, self._machine.serial, error)
 
     def _recover(self) -> None:
         """Reconnect and end the processes: after an interrupt, the connection may be in the middle of a message."""

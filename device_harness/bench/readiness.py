@@ -89,7 +89,7 @@ def resting_limit(machine: Machine, note: Note, *, timeout_s: float, interval_s:
     told = False
     while cool is None or lowest > cool or is_throttling(thermal):
         if (left := timeout_s - (time.monotonic() - started)) <= 0:
-            note(f"{machine.serial} was not seen at rest in {timeout_s:.0f} s; {lowest:.1f} °C is taken for it")
+            note(f"{machine.serial} did not come to rest in {timeout_s:.0f} s; {lowest:.1f} °C, its lowest, is used")
             break
         if not told:
             note(f"waiting for {machine.serial} to come to rest: {_describe(thermal)}")
@@ -234,7 +234,7 @@ def _put_back(machine: Machine, command: str) -> None:
         machine.recover(timeout=_RECOVER_S)
         _run(machine, command)
     except EnvironmentFault as error:
-        _log.warning("%s is not as it was (%s); run there: %s", machine.serial, error, command)
+        _log.warning("%s could not be restored (%s); run this on it: %s", machine.serial, error, command)
 
 
 def _setting(machine: Machine, name: str) -> str:

@@ -106,7 +106,7 @@ def _clean_up(machine: Machine, pid: str, path: str) -> None:
     try:
         machine.shell(f"kill -KILL {pid} 2>/dev/null; rm -f {path}", timeout=_ASK_S)
     except ConnectionLost:
-        _log.info("perfetto ends by itself on %s", machine.serial)
+        _log.info("perfetto will end by itself on %s", machine.serial)
 
 
 def _fetch(machine: Machine, remote: str, target: Path) -> None:

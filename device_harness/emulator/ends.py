@@ -41,7 +41,7 @@ class End(Protocol):
     def close(self) -> None: ...
 
     def linger(self) -> None:
-        """Drop the output of a command that goes on, and close at its end."""
+        """Drop the output of a command that keeps running, and close at its end."""
 
 
 class SocketEnd:

@@ -56,7 +56,7 @@ class Pipe:
 
 
 class Piped:
-    """The next `size` bytes of a pipe; whoever has them takes them out before those behind them."""
+    """The next `size` bytes of a pipe; the caller takes them out before those behind them."""
 
     def __init__(self, pipe: Pipe, size: int) -> None:
         self._pipe = pipe

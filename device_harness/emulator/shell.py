@@ -144,7 +144,7 @@ class _Command:
             await self._channel.write(pack_shell(EXIT, bytes([code & 0xFF])))
 
     def close(self) -> None:
-        """As adbd does: hang up on a command of shell v2; one without goes on, unless it takes input from the host."""
+        """As adbd does: hang up on a command of shell v2; one without it goes on, unless the host sends it input."""
         ends = [self._main, *([self._errors] if self._errors is not None else [])]
         is_running = self._process.poll() is None
         if is_running and self._request.is_v2:
@@ -210,7 +210,7 @@ class _Command:
         return piece
 
     def _fail(self, error: OSError) -> None:
-        """What a program says when its write fails; it could not go on."""
+        """What a program says when its write fails; it could not continue."""
         self._refusal = f"write error: {error.strerror}\n".encode()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -235,7 +235,7 @@ class _PathFilter:
         if not self._prefix:
             return data
         text = self._held + data
-        # What may go on in the next piece: the start of the prefix, or all of it with its slash still to come.
+        # What may continue in the next piece: the start of the prefix, or all of it with its slash still to come.
         most = min(len(self._prefix), len(text))
         keep = next((n for n in range(most, 0, -1) if self._prefix.startswith(text[-n:])), 0)
         if text[: len(text) - keep].endswith(self._prefix):

@@ -278,7 +278,7 @@ def _token_text(tokens: Sequence[int]) -> str:
 
 def _remove(device: Transport, folder: str) -> None:
     """Remove the folder, and end what still runs from it, even after a lost connection or an interrupt, if the device
-    can be reached: what its client has left goes on where `timeout` gave it a process group of its own."""
+    can be reached: what its client has left keeps running where `timeout` gave it a process group of its own."""
     name = folder.rsplit("/", 1)[1]
     # The brackets keep the pattern from being found in the command line of this very shell.
     pattern = shlex.quote(f"{name[:-1]}[{name[-1]}]/")

@@ -101,7 +101,7 @@ class DeviceConversation:
 
     def answer(self, request: AnswerRequest) -> DeviceTokens:
         if request.speculative:
-            raise UsageError("speculative", found="no meaning on a device", wanted="a model that runs here")
+            raise UsageError("speculative", found="it has no effect on a device", wanted="a model that runs here")
         return DeviceTokens(self, request)
 
     def memory(self) -> Memory:

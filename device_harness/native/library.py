@@ -153,7 +153,7 @@ def _download_wheel(folder: Path) -> Path:
 
 
 def _checked(path: Path, architecture: Architecture, version: str | None) -> LiteRtLibrary:
-    """Refuse a file that is no library for this architecture, or exports no C functions of LiteRT."""
+    """Refuse a file that is not a library for this architecture, or exports no C functions of LiteRT."""
     try:
         with open(path, "rb") as file:
             head = file.read(20)

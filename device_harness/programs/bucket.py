@@ -92,7 +92,7 @@ class Bucket:
             if done < size:
                 done = self._download_rest(url, target, done, size, advance)
         if done != size:
-            remedy = f"run it again, and it goes on there; or {INSTEAD}"
+            remedy = f"run it again to resume; or {INSTEAD}"
             raise EnvironmentFault(url, found=f"{done:,} bytes, then nothing", wanted=f"{size:,}", remedy=remedy)
 
     def _download_rest(self, url: str, target: Path, done: int, size: int, advance: Callable[[int], None]) -> int:

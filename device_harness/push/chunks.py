@@ -100,7 +100,7 @@ def _refusal(what: str, lines: Iterable[str], otherwise: str, wanted: str = _STO
     """The error with the device's message, which is its output without the answers; `otherwise` if it has none."""
     words = [line for line in map(str.strip, lines) if line and line != FAILED and not _STATISTICS.match(line)]
     found = " ".join(line for line in words if not list(parse_digests([line]))) or otherwise
-    remedy = "mend that and push again: what was sent is kept"
+    remedy = "fix that and push again: what was sent is kept"
     return DeviceRefusal(what, found=found, wanted=wanted, remedy=remedy)
 
 

@@ -84,7 +84,7 @@ def push_source(
     """Push files (see `open_source`) to the folder `target` of a device; several devices may share a source.
 
     BundleError if local files differ from their manifest; EnvironmentFault for any fault of the device.
-    After a fault or an interrupt, what was sent lies in NAME.part files, and the next push goes on there.
+    After a fault or an interrupt, what was sent lies in NAME.part files, and the next push resumes there.
     Another push from this computer to the same folder is waited for.
     `receiver`: what `place_receiver` says. `confirm`: called before anything that the device has is given up, and
     before anything takes its final name; what it raises ends the push. `patience_s`: how long a device that was cut off
@@ -230,7 +230,7 @@ class _Push:
         """Create each NAME.part; return the hashes that the device has computed of their content so far."""
         if any(plan.gives_up_whole for plan in plans):
             self._confirm()
-            self._require_sound(plans)
+            self._require_valid(plans)
         if MANIFEST_NAME in sizes and _takes_apart(plans):
             self._folder.switch([(MANIFEST_NAME, OLD_MANIFEST)], [])
         self._folder.start_parts(
@@ -240,7 +240,7 @@ class _Push:
         sent = self._store(_runs(plans, "send"))
         return {name: {**copied.get(name, {}), **sent.get(name, {})} for name in copied.keys() | sent.keys()}
 
-    def _require_sound(self, plans: Sequence[FilePlan]) -> None:
+    def _require_valid(self, plans: Sequence[FilePlan]) -> None:
         """Verify all local chunks of a file before the device's old file is removed."""
         advance = self._advance("check", sum(plan.bytes_of("send") for plan in plans))
         for plan in plans:

@@ -53,7 +53,7 @@ def bench(
     prompt_tokens, generated_tokens: the tokens of one iteration. cold: remove the runner's weight cache before each.
     threads: CPU threads; None for the runner's choice.
     results: a file of JSON lines, to which each record is appended as soon as it is complete.
-    force: replace a file at `results` that is no results file.
+    force: replace a file at `results` that is not a results file.
     trace: also take a Perfetto trace of one more run, in a folder beside `results`.
     settings: how to treat the device; if given, its own repetitions replace `repetitions`.
 
@@ -130,12 +130,12 @@ def bench_records(
 def trace_folder(results: Path | str | None) -> Path:
     """The folder for traces beside a results file; UsageError without one, or if the name is a file's."""
     if results is None:
-        raise UsageError("--trace", found="no results file to keep the trace beside", remedy="give --results FILE")
+        raise UsageError("--trace", found="no results file to store the trace next to", remedy="give --results FILE")
     path = Path(results)
     folder = path.with_name(f"{path.stem}.traces")
     if not is_safe_name(folder.name):
         wanted = "letters, digits and . _ - in the name of the results file"
-        raise UsageError("--trace", file=path, found="a name that cannot be linked to", wanted=wanted)
+        raise UsageError("--trace", file=path, found="a name that cannot be used in a link", wanted=wanted)
     if folder.exists() and not folder.is_dir():
         raise UsageError("--trace", file=folder, found="a file", wanted="a folder for traces, or nothing")
     return folder
@@ -171,7 +171,7 @@ def results_file(
 ) -> Iterator[ResultsWriter | None]:
     """Open the results file, if one is wanted, before anything is measured, so that no measurement is lost.
 
-    inputs: what the same command reads or writes besides.
+    inputs: what else the same command reads or writes.
     """
     if path is None:
         yield None

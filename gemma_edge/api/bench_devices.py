@@ -1,4 +1,4 @@
-"""Benchmarks several devices at the same time, each in a process of its own, so that none can disturb the others."""
+"""Benchmarks several devices at the same time, each in its own process, so that none can disturb the others."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def bench_each(
     an interrupt, every device ends its measurement as it would alone; what they had measured is yielded first.
     """
     if not devices or len(set(devices)) < len(devices):
-        raise UsageError("--device", found="a device twice" if devices else "no device")
+        raise UsageError("--device", found="the same device twice" if devices else "no device")
     # Which runner each device has is known only once it has been asked.
     first = listener(devices[0], choose_runner(request))
     with first.pushing("") as progress:

@@ -114,14 +114,14 @@ class Chat:
     def restore(self, messages: Sequence[Message]) -> None:
         """Go on from the messages of another conversation, as `history` gave them, without images and sounds.
 
-        UsageError unless they are an optional system message, then messages and answers in turns.
+        UsageError unless they are an optional system message, then alternating messages and answers.
         """
         system = messages[0].text if messages and messages[0].role == "system" else None
         turns = messages[1:] if system is not None else messages
         if turns:
             check_roles(messages)
         if any(message.media for message in turns):
-            raise UsageError("conversation", found="images or sounds", wanted="text alone, to go on from")
+            raise UsageError("conversation", found="images or sounds", wanted="text only, to continue from")
         if len(turns) % 2:
             raise UsageError("conversation", found="a last message without an answer", wanted="an answer")
         self.reset()

@@ -20,7 +20,7 @@ def compare(
 
     base, new: one or more results files written by `bench`.
     across: `device`, `model` or both, to compare although these differ; by default they must be equal.
-    skip_torn_line: ignore an incomplete last line that a crash left.
+    skip_torn_line: ignore an incomplete last line left by a crash.
 
     The result's `regressions(limit)` are the tests that are significantly worse, by more than that fraction.
     ResultsError for a file that is not a results file, UsageError if there is nothing to compare.

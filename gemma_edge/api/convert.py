@@ -98,8 +98,8 @@ def convert(
         without it.
     drafter: `fit` for a drafter of the default size, which guesses tokens that the model then checks, three in a step
         (docs/speculative.md). It is left out, with a warning, if the model would accept too few of its guesses.
-    drafter_tokens: how many tokens the model writes for it to be fitted to, besides those of openings.
-    force: replace a directory at `output` although it is no bundle, and a file at `report` that is no page of
+    drafter_tokens: how many tokens the model writes for it to be fitted to, not counting those of openings.
+    force: replace a directory at `output` even if it is not a bundle, and a file at `report` that is no page of
         gemma-edge's; an older bundle or page is replaced in any case.
     report: a page to write about the conversion, as HTML: groups, bytes a token, what the gate judged, and what each
         size needs. The same conversion gives the same bytes.

@@ -34,7 +34,7 @@ def chosen_devices(names: Sequence[str], warn: Callable[[str], None] = lambda te
     if ALL not in names:
         return tuple(names)
     if len(names) > 1:
-        raise UsageError("--device", found="all beside another device", wanted="one of the two")
+        raise UsageError("--device", found="all together with another device", wanted="one or the other")
     found = devices()
     for device in found:
         if not device.is_usable:

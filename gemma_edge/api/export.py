@@ -69,7 +69,7 @@ def export(
         it and the total.
 
     BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`, or
-    a file that is no key.
+    a file that is not a key.
 
     >>> import gemma_edge, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

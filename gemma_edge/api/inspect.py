@@ -115,7 +115,7 @@ def inspect(
     restore_missing(Path(path))
     if (Path(path) / MANIFEST_NAME).exists():
         if adapters:
-            raise UsageError("adapters", found="some for a bundle", wanted="a checkpoint")
+            raise UsageError("adapters", found="a bundle", wanted="a checkpoint")
         return _inspect_bundle(Path(path))
     with open_headers(with_revision(path, revision), families, adapter_choices(adapters)) as checkpoint:
         return _inspect_checkpoint(checkpoint)
@@ -163,7 +163,7 @@ def _inspect_bundle(path: Path) -> Inspection:
 
 @dataclass(frozen=True, slots=True)
 class InspectedSection:
-    """One section of a .litertlm: its name, where it lies, and what its entry says besides."""
+    """One section of a .litertlm: its name, its place, and what else its entry says."""
 
     label: str
     begin: int

@@ -175,7 +175,7 @@ class Model:
         stop: texts that end the answer; they are not part of it.
         raw: continue the prompt itself, without the chat template.
         ignore_eos: do not stop at a stop token.
-        speculative: check drafts of the next tokens, several in one step: the same answer, faster where it repeats much
+        speculative: check drafts of the next tokens, several in one step: the same answer, faster where text repeats
             (docs/speculative.md). BundleError for a bundle converted without `draft_tokens`.
         on_text: called with each piece of the answer as it is generated.
 

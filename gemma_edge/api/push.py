@@ -84,13 +84,13 @@ def push_all(
     BundleError or UsageError if nothing can be pushed at all.
     """
     if len(set(devices)) < len(devices):
-        raise UsageError("--device", found="a device twice")
+        raise UsageError("--device", found="the same device twice")
     folder = None if target is None else remote_path(target.rstrip("/"))
     opened = open_source(Path(source), None if groups is None else tuple(groups))
     work = _Work(opened, folder or default_target(opened), receiver, listener or PushListener())
     with ThreadPoolExecutor(len(devices) + 1) as pool:
         try:
-            work.check = pool.submit(_require_sound, Path(source), opened, work.ended)
+            work.check = pool.submit(_require_valid, Path(source), opened, work.ended)
             if len(devices) == 1:  # in this thread, which alone gets an interrupt at once
                 outcome = _outcome([lambda: work.push_to(devices[0])])
             else:
@@ -103,7 +103,7 @@ def push_all(
             work.ended.set()
 
 
-def _require_sound(path: Path, source: PushSource, ended: threading.Event) -> None:
+def _require_valid(path: Path, source: PushSource, ended: threading.Event) -> None:
     """Check what programs on a device would open without looking: graphs, and the hashes of a .litertlm.
 
     The first bytes are on their way already.
@@ -134,7 +134,7 @@ class _Work:
     listener: PushListener
     ended: threading.Event = field(default_factory=threading.Event)
     check: Future[None] | None = None
-    """Whether the source is sound: it may still run while bytes are sent."""
+    """Whether the source is valid: it may still run while bytes are sent."""
 
     def push_to(self, name: str | None) -> PushResult:
         with connect(name) as device, self.listener.progress(device.serial) as show:

@@ -41,7 +41,7 @@ def rebuild(
     progress: called with the weight bytes done and their total; `calibration_progress` with operations.
 
     UsageError for a lock of another version of gemma-edge, CheckpointError for another checkpoint, BundleError for what
-    is no lock; QualityError, which names the files, if the bytes differ. A signature is not made again.
+    is not a lock; QualityError, which names the files, if the bytes differ. A signature is not made again.
 
     >>> import gemma_edge, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

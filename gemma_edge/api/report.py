@@ -39,7 +39,7 @@ def report(
     """Write a page on all records of some files, with tables, plots, and the origin of each figure.
 
     results: results files written by `bench`, each only once.
-    skip_torn_line: ignore an incomplete last line that a crash left; by default it is an error.
+    skip_torn_line: ignore an incomplete last line left by a crash; by default it is an error.
     force: replace a file at `output` that is no page of gemma-edge's.
 
     ResultsError for a file that is not a results file, UsageError if the files have no records.

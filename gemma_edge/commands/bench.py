@@ -74,9 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "perfetto",
     )  # fmt: skip
     output.add_argument(
-        "--drop-torn-line", action="store_true", help="remove an incomplete last line that a crash left in FILE"
+        "--drop-torn-line", action="store_true", help="remove an incomplete last line left in FILE by a crash"
     )
-    add_force_option(output, "FILE if it is no results file")
+    add_force_option(output, "FILE if it is not a results file")
 
 
 def _old_format(text: str) -> str:
@@ -211,7 +211,7 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--idle-seconds", metavar="S", type=_seconds, default=DEFAULT_IDLE_S,
-        help="measure the power of the device at rest for this long first, where it tells its power; 0: not at all "
+        help="measure the power of the device at rest for this long first, if it reports its power; 0: do not measure "
         "(default: %(default)g)",
     )  # fmt: skip
 
@@ -260,7 +260,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         for found in _measure(arguments, devices, terminal):
             if isinstance(found, BenchFailure):
                 failures.append(found)
-                terminal.warn(f"{found.device} failed, the others go on: {found.error}")
+                terminal.warn(f"{found.device} failed, the others continue: {found.error}")
             elif terminal.as_json or form == "jsonl":  # line by line, as they come
                 _print_lines(found, terminal)
             else:

@@ -33,7 +33,7 @@ _HELP = """/system TEXT set the system prompt; it holds from the next message on
 /undo        forget the last message and its answer
 /reset       forget the conversation
 /save FILE   save the conversation
-/load FILE   go on with a saved one
+/load FILE   continue a saved one
 /size NAME   continue with another size of the bundle
 /size        show the size in use, and the others
 /quit        quit (or Ctrl-D)
@@ -116,7 +116,9 @@ class _Lines:
             self._waiting.clear()
             self._terminal.note(one_line(f"[{len(self._chat.history)} messages of {rest}]"))
         elif command == "/undo" and not rest:
-            self._terminal.note("[forgot the last message and its answer]" if self._chat.undo() else "[no message yet]")
+            self._terminal.note(
+                "[removed the last message and its answer]" if self._chat.undo() else "[no message yet]"
+            )
         elif command == "/reset" and not rest:
             self._chat.reset()
             self._waiting.clear()

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """Return 0 without faults, else 1; what a GPU refuses is no fault, for a CPU runs it."""
+    """Return 0 without faults, else 1; what a GPU refuses is not a fault, because a CPU runs it."""
     with terminal.bar("check") as show:
         faults = check(arguments.path, trust=arguments.trust, progress=show)
     lines = [str(fault.error(fault.file or arguments.path)) for fault in faults]

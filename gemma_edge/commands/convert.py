@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the directory to write")
     add_checkpoint_arguments(parser, "a LoRA adapter of PEFT or mlx-lm to merge into the checkpoint")
-    add_force_option(parser, "a directory that is no bundle, or a report that is no page of gemma-edge's")
+    add_force_option(parser, "a directory that is not a bundle, or a report that is not a gemma-edge page")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--sizes", metavar="A[,B...]", type=_names,
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate", metavar="FILE|self", nargs="?", const=True, default=False,
         help="round the decoder's matrices against the inputs that a text gives them, which takes minutes and leaves "
         "less error at the same size: a built-in text in many languages; FILE, some pages in UTF-8; or self, a text "
-        "that the model writes first. An interrupted run goes on where it was (docs/calibration.md)",
+        "that the model writes first. An interrupted run resumes where it stopped (docs/calibration.md)",
     )  # fmt: skip
     parser.add_argument(
         "--context", metavar="N", type=positive, default=DEFAULT_CONTEXT,
@@ -95,8 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--draft-tokens", metavar="N", type=positive,
-        help="add what `run --speculative` needs: steps that check N drafted tokens at once (default: none; 4 suits "
-        "int8: docs/speculative.md)",
+        help="add the signatures that `run --speculative` needs, which check N drafted tokens in one step "
+        "(default: none; 4 suits int8: docs/speculative.md)",
     )  # fmt: skip
     add_drafter_arguments(parser, "the bundle")
     parser.add_argument(

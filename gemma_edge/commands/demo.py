@@ -85,7 +85,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         sizes = three_sizes(checkpoint)
         terminal.say(f"1. {path}: {_sizes_text(checkpoint, sizes)}")
         converted = _convert(checkpoint, sizes, output, terminal, force=arguments.force)
-        _require_sound(output)
+        _require_valid(output)
         terminal.say("3. checked: every hash, bound and reference of the bundle holds")
         if arguments.device is not None:
             return _on_device(_device_demo(arguments, path, output), terminal)
@@ -114,7 +114,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             "media": seen,
             "litertlm_bytes": exported,
         },
-        f"all as it should be; the bundle is in {output}" if arguments.output else "all as it should be",
+        f"all steps passed; the bundle is in {output}" if arguments.output else "all steps passed",
     )
     return 0
 
@@ -133,7 +133,7 @@ def _on_device(demo: DeviceDemo, terminal: Terminal) -> int:
             "report": None if measured.page is None else str(measured.page),
             "results": None if demo.results is None else str(demo.results),
         },
-        f"all as it should be; {page}",
+        f"all steps passed; {page}",
     )
     return 0
 
@@ -205,7 +205,7 @@ def _senses(output: Path, samples: Path, settings: SessionSettings, terminal: Te
     files = [next(iter(sorted(samples.glob(f"*{ending}"))), None) for ending, tower in towers.items() if tower]
     if not any(files):
         return {}
-    terminal.say("6. asked about an image and a sound, loading each tower only for its own:")
+    terminal.say("6. asked about an image and a sound; each tower is loaded only when it is needed:")
     with Model(bundle, settings) as model:
         for path in filter(None, files):
             as_file, question = _QUESTIONS[path.suffix]
@@ -220,7 +220,7 @@ def _export(output: Path, terminal: Terminal, step: int) -> int:
     with tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as scratch:
         path = Path(scratch) / "tiny.litertlm"
         exported = export(output, path)
-        _require_sound(path)
+        _require_valid(path)
     terminal.say(
         f"{step}. exported {exported.size} as one .litertlm of {bytes_text(exported.bytes)} for LiteRT-LM, "
         "and checked it"
@@ -228,7 +228,7 @@ def _export(output: Path, terminal: Terminal, step: int) -> int:
     return exported.bytes
 
 
-def _require_sound(path: Path) -> None:
+def _require_valid(path: Path) -> None:
     faults = check(path)
     if faults:
         raise BundleError(file=path, found=f"{len(faults)} faults", remedy="run gemma-edge check")

@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--activations", choices=ACTIVATIONS,
-        help="what LiteRT-LM computes with on a GPU: fp16, which images and sounds may be too large for, or "
-        "fp32 (default: fp32 for the encoders of images and sounds, for the rest what the engine chooses, fp16)",
+        help="precision of LiteRT-LM on a GPU: fp16, whose range images and sounds may exceed, or "
+        "fp32 (default: fp32 for the encoders of images and sounds, otherwise the engine's choice, fp16)",
     )  # fmt: skip
     parser.add_argument(
         "--target", choices=TARGETS, default=TARGETS[0],
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_drafter_arguments(parser, "the file")
     group = parser.add_argument_group(
         "sampling",
-        "for apps that set no sampler (default: as the checkpoint's generation_config.json says, else greedy)",
+        "for apps that set no sampler (default: the checkpoint's generation_config.json, else greedy)",
     )
     group.add_argument("--temperature", metavar="T", type=number, help="0 always chooses the most likely token")
     group.add_argument("--top-k", metavar="K", type=natural, help="draw from the K most likely tokens; 0: no limit")

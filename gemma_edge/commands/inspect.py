@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", metavar="FILE", help="also draw each size's loaded and effective parameters, as FILE.svg or FILE.png"
     )
-    add_force_option(parser, "a file that is no plot of gemma-edge's")
+    add_force_option(parser, "a file that is not a gemma-edge plot")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:

@@ -19,7 +19,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", metavar="RESULTS", nargs="+", help="results files written by bench")
     parser.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the page to write")
-    add_force_option(parser, "a file that is no page of gemma-edge's")
+    add_force_option(parser, "a file that is not a gemma-edge page")
     add_torn_line_option(parser)
 
 

@@ -1,4 +1,4 @@
-"""`gemma-edge results`: takes benchmark results elsewhere."""
+"""`gemma-edge results`: exports benchmark results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE.parquet|FILE.csv", required=True,
         help="the table to write; Parquet needs pip install 'gemma-edge[parquet]'",
     )  # fmt: skip
-    add_force_option(parser, "a file that is no such table")
+    add_force_option(parser, "a file that is not such a table")
     add_torn_line_option(parser)
 
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_session_arguments(parser)
     add_device_argument(parser)
     parser.add_argument("text", metavar="TEXT", nargs="?", help="the prompt; - reads it from standard input")
-    parser.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt, likewise")
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="the same as TEXT")
     parser.add_argument("-f", "--file", metavar="FILE", type=Path, help="read the prompt from a text file")
     parser.add_argument("--system", metavar="TEXT", help="the system prompt, instructions that precede the prompt")
     parser.add_argument("--raw", action="store_true", help="continue the prompt itself, without the chat template")

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_checkpoint_arguments(parser, "a LoRA adapter that was merged into it")
     parser.add_argument(
-        "--text", metavar="FILE", type=Path, help="text to predict (default: a built-in one in 17 languages)"
+        "--text", metavar="FILE", type=Path, help="text to predict (default: a built-in one in 18 languages)"
     )
     parser.add_argument(
         "--tokens", metavar="N", type=positive, default=LONG_TOKENS,

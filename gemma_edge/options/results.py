@@ -7,6 +7,4 @@ import argparse
 
 def add_torn_line_option(parser: argparse.ArgumentParser) -> None:
     """Add the option for a results file whose last line is incomplete after a crash."""
-    parser.add_argument(
-        "--skip-torn-line", action="store_true", help="ignore an incomplete last line that a crash left"
-    )
+    parser.add_argument("--skip-torn-line", action="store_true", help="ignore an incomplete last line left by a crash")

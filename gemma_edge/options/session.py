@@ -49,7 +49,7 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_machine_arguments(parser)
     group.add_argument(
         "--speculative", action="store_true",
-        help="check drafts of the next tokens, several in one step: the same text, faster where it repeats much (needs "
+        help="check drafts of the next tokens, several in one step: the same text, faster where text repeats (needs "
         "a bundle converted with --draft-tokens)",
     )  # fmt: skip
     group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: the bundle's default size)")
@@ -77,7 +77,8 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     )  # fmt: skip
     group.add_argument(
         "--activations", choices=ACTIVATIONS, default=SessionSettings().activations,
-        help="what a GPU computes with; the encoders of images and sounds always use fp32 (default: %(default)s)",
+        help="the precision in which a GPU computes; the encoders of images and sounds always use fp32 "
+        "(default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--ple", choices=("flash", "ram"), default="flash",
@@ -93,7 +94,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: float, max_tokens: int) -> None:
     """Add the options for sampling, with their defaults where the bundle does not say how to sample."""
-    group = parser.add_argument_group("sampling (default: as the checkpoint's generation_config.json says)")
+    group = parser.add_argument_group("sampling (default: the checkpoint's generation_config.json)")
     group.add_argument(
         "-n", "--max-tokens", metavar="N", type=positive, default=max_tokens,
         help="cut an answer after N tokens (default: %(default)s)",
@@ -137,7 +138,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: floa
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Add the option that runs the model on a device, and where its library comes from."""
     group = parser.add_argument_group(
-        "running on a device (the bundle and the program that runs it are sent there, what it lacks of them)"
+        "running on a device (the bundle and the program that runs it are sent there, as far as the device lacks them)"
     )
     group.add_argument(
         "--device", metavar="SERIAL|HOST:PORT",
@@ -173,7 +174,7 @@ def _device_opener(arguments: argparse.Namespace, terminal: Terminal) -> Opener:
     for option, usual in _HERE_ONLY.items():
         if getattr(arguments, option) != usual:
             name = f"--{option.replace('_', '-')}"
-            raise UsageError(name, found="no meaning on a device", remedy="leave it out, or leave out --device")
+            raise UsageError(name, found="it has no effect on a device", remedy="leave it out, or leave out --device")
     # adb takes time to import.
     from device_harness.native.client import Processor
     from device_harness.native.library import LibraryChoice
@@ -227,7 +228,7 @@ def positive(text: str) -> int:
     """The argparse type of an integer of at least 1."""
     value = _integer(text)
     if value < 1:
-        raise UsageError(found=text, wanted="a number from 1")
+        raise UsageError(found=text, wanted="a number of 1 or more")
     return value
 
 
@@ -235,7 +236,7 @@ def natural(text: str) -> int:
     """The argparse type of an integer of at least 0."""
     value = _integer(text)
     if value < 0:
-        raise UsageError(found=text, wanted="a number from 0")
+        raise UsageError(found=text, wanted="a number of 0 or more")
     return value
 
 
@@ -254,7 +255,7 @@ def positive_number(text: str) -> float:
     """The argparse type of a finite number above 0."""
     value = number(text)
     if value <= 0:
-        raise UsageError(found=text, wanted="a number over 0")
+        raise UsageError(found=text, wanted="a number above 0")
     return value
 
 

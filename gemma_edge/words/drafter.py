@@ -1,4 +1,4 @@
-"""What is said of a drafter."""
+"""Text about a drafter."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _certainty(report: VerifyReport) -> list[str]:
 
 
 def kept_lines(record: QualityRecord | None) -> Iterator[str]:
-    """What is kept of a bundle's quality, in lines."""
+    """A bundle's recorded quality, in lines."""
     if record is None:
         return
     for name, found in (record.weights or {}).items():

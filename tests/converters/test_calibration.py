@@ -114,7 +114,7 @@ def test_what_another_calibration_left_is_not_used(bundle: Path, checkpoint: Pat
 
 
 def test_a_lock_makes_the_same_bytes_again_with_the_text(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="another text than the built-in one"):
+    with pytest.raises(UsageError, match="a text other than the built-in one"):
         rebuild(bundle, checkpoint, tmp_path / "none", families=FAMILIES)
     page = tmp_path / "page.txt"
     page.write_text(TEXT.text, encoding="utf-8")
@@ -158,7 +158,7 @@ def test_pieces_cover_the_decoders_matrices_alone(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "found"),
-    [(b"\xff\xfe\xff", "no text"), (b" \n", "no text"), (b"a few words", "11 tokens|3 tokens|tokens")],
+    [(b"\xff\xfe\xff", "not text"), (b" \n", "no text"), (b"a few words", "11 tokens|3 tokens|tokens")],
 )
 def test_a_text_that_cannot_be_used_is_said_at_once(checkpoint: Path, tmp_path: Path, data: bytes, found: str) -> None:
     (tmp_path / "page.txt").write_bytes(data)

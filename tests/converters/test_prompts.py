@@ -65,7 +65,7 @@ def test_a_stated_stop_token_needs_no_warning(checkpoint: Path, caplog: pytest.L
 def test_an_end_that_is_no_token_is_a_warning(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     (checkpoint / "chat_template.jinja").write_text(CHATML.replace("END", "'<|im_end|>\n'"))
     assert converted(checkpoint).text.stop_token_ids == (1, 5)
-    assert "ends a turn with <|im_end|>, which is no token: answers may go on" in caplog.text
+    assert "ends a turn with <|im_end|>, which is not a token: answers may not stop" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_wrong_use_is_told_as_json(
     assert list(value) == ["error", "exit_code"] and list(value["error"]) == KEYS
     assert value["error"]["place"] == place and value["error"]["found"].startswith(found)
     assert value["error"]["file"] is None
-    assert value["error"]["wanted"] == ("a number from 0" if place == "--seed" else None)
+    assert value["error"]["wanted"] == ("a number of 0 or more" if place == "--seed" else None)
     assert value["error"]["remedy"].startswith("see gemma-edge") and value["error"]["remedy"].endswith(" --help")
     assert err.startswith("error: ") and err.count("\n") == 1
 

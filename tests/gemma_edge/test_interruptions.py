@@ -113,7 +113,7 @@ class Case:
         shutil.copytree(self._kept, self.work / "out")
 
     def start(self, aim: Aim | None = None, **environment: str) -> None:
-        """Begin the verb in a process of its own."""
+        """Begin the verb in its own process."""
         environment["GEMMA_EDGE_CACHE"] = str(self.work / "cache")
         self.commands.start(self.verb.arguments(self.work), self.work / "errors", aim, **environment)
 

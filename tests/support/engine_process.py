@@ -1,4 +1,4 @@
-"""Google's LiteRT-LM engine in a process of its own, on the CPU or the GPU.
+"""Google's LiteRT-LM engine in its own process, on the CPU or the GPU.
 
 python engine_process.py REQUEST.json      # as `answers` starts it
 """

@@ -1,4 +1,4 @@
-"""Graphs on the GPU, each time in a process of its own: a fault of the delegate or of a driver ends the process.
+"""Graphs on the GPU, each time in its own process: a fault of the delegate or of a driver ends the process.
 
 python gpu_process.py REQUEST.json      # as `run_graphs` starts it
 """

@@ -13,7 +13,7 @@ ACTIVATIONS: tuple[Activations, ...] = get_args(Activations)
 
 
 def require_activations(name: str) -> None:
-    """UsageError for another name than those of `ACTIVATIONS`."""
+    """UsageError for a name other than those of `ACTIVATIONS`."""
     if name not in ACTIVATIONS:
         raise UsageError("activations", found=name, wanted=" or ".join(ACTIVATIONS))
 

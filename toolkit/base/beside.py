@@ -1,4 +1,4 @@
-"""Files of JSON beside an output, which tell what its own bytes may not: what differs from machine to machine."""
+"""Files of JSON beside an output, which record what its own bytes may not: what differs from machine to machine."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _openblas() -> _OpenBlas | None:
 
 
 def _candidates() -> Iterator[Path]:
-    """Libraries that come with NumPy, and then those that are loaded, where the system tells."""
+    """Libraries that come with NumPy, and then those that are loaded, if the system reports them."""
     package = Path(np.__file__).parent
     for folder in (package.parent / "numpy.libs", package / ".dylibs"):
         yield from sorted(folder.glob("*openblas*"))

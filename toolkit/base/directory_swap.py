@@ -1,4 +1,4 @@
-"""Replaces a directory by another in one step, and repairs what a process left that was killed in between."""
+"""Replaces a directory by another in one step, and repairs what a killed process left behind."""
 
 from __future__ import annotations
 

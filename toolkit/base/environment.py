@@ -22,7 +22,7 @@ def write_environment(output: Output) -> None:
 
 
 def environment_differences(output: Path) -> list[str]:
-    """In what this process's environment differs from the one that made `output`, if there is a file that tells."""
+    """How this process's environment differs from the one that made `output`, if a file records that."""
     made_with, here = ENVIRONMENT.read(output), _environment()
     stated = {key: text for key, text in made_with.items() if isinstance(text, str)}
     return [f"{key} {stated[key]}, here {here[key]}" for key in here if stated.get(key, here[key]) != here[key]]

@@ -100,7 +100,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     def verify(partial: Path) -> None:
         found = partial.read_bytes()
         if found != data:
-            raise EnvironmentFault(file=path, found="other bytes when read back than were written")
+            raise EnvironmentFault(file=path, found="the bytes read back differ from those written")
 
     with atomic_file(path, verify=verify) as partial:
         partial.write_bytes(data)
@@ -214,11 +214,11 @@ def disk_faults(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise EnvironmentFault(
-                file=target, found=system_reason(error), remedy="free some room, or write elsewhere"
+                file=target, found=system_reason(error), remedy="free some space, or write elsewhere"
             ) from error
         if error.errno in _UNWRITABLE and error.filename and _is_beside(Path(os.fsdecode(error.filename)), target):
             raise UsageError(
-                file=target, found=system_reason(error), remedy="name a place that can be written"
+                file=target, found=system_reason(error), remedy="choose a place that is writable"
             ) from error
         raise
 

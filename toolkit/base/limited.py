@@ -35,7 +35,7 @@ _PATIENCE = 60
 class Limits:
     """What work may take: processor seconds, bytes of memory more than the process has now, bytes of its result.
 
-    Not seconds of a clock: on a busy computer good work takes many of them. The result is counted pickled.
+    Not wall-clock seconds: on a busy computer, valid work takes many of them. The result is counted pickled.
     """
 
     seconds: float = 10.0
@@ -65,9 +65,9 @@ def limited(what: str, work: Callable[[], T], limits: Limits = Limits()) -> T:
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     if isinstance(data, str):
-        raise BundleError(what, found=data, wanted="a file that does no harm")
+        raise BundleError(what, found=data, wanted="a harmless file")
     if not data:
-        raise BundleError(what, found=_ending(status, limits), wanted="a file that does no harm")
+        raise BundleError(what, found=_ending(status, limits), wanted="a harmless file")
     outcome: tuple[bool, T | ToolkitError] = pickle.loads(data)  # written by `_serve`, our own code
     succeeded, value = outcome
     if succeeded:
@@ -102,7 +102,7 @@ def _outcome(work: Callable[[], object]) -> tuple[bool, object]:
     except MemoryError:
         raise
     except RecursionError:
-        return False, BundleError(found="deeper nesting than can be processed", wanted="a file that does no harm")
+        return False, BundleError(found="deeper nesting than can be processed", wanted="a harmless file")
 
 
 def _limit_memory(more_bytes: int) -> None:
@@ -129,26 +129,26 @@ def _read(fd: int, limits: Limits, child: int) -> bytes | str:
                 return _too_much_memory(limits)
             continue
         if not ready:
-            return f"it does not end within {_PATIENCE * limits.seconds:g} s"
+            return f"it did not finish within {_PATIENCE * limits.seconds:g} s"
         piece = os.read(fd, 1 << 20)
         if not piece:
             return bytes(pieces)
         size += len(piece)
         if size > limits.output_bytes:
-            return f"it gives more than {limits.output_bytes >> 20} MiB"
+            return f"it returned more than {limits.output_bytes >> 20} MiB"
         pieces += piece
 
 
 def _ending(status: int, limits: Limits) -> str:
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-        return f"it takes more than {limits.seconds:g} s"
+        return f"it took more than {limits.seconds:g} s"
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
-        return f"it ends the process ({signal.Signals(os.WTERMSIG(status)).name})"
+        return f"it crashed ({signal.Signals(os.WTERMSIG(status)).name})"
     return _too_much_memory(limits)
 
 
 def _too_much_memory(limits: Limits) -> str:
-    return f"it fails, or takes more than {limits.memory_bytes >> 20} MiB of memory"
+    return f"it failed, or needed more than {limits.memory_bytes >> 20} MiB of memory"
 
 
 def _peak_bytes() -> int:

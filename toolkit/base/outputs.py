@@ -119,7 +119,7 @@ class Output:
         return UsageError(file=self.path, found=found, wanted=wanted, remedy=remedy)
 
     def _unwritable(self, error: OSError | ValueError) -> UsageError:
-        return UsageError(file=self.path, found=system_reason(error), remedy="name a place that can be written")
+        return UsageError(file=self.path, found=system_reason(error), remedy="choose a place that is writable")
 
 
 def _special(mode: int) -> str | None:

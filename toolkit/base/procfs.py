@@ -205,7 +205,7 @@ def _mapping(match: re.Match[str], lines: Iterable[str]) -> MemoryMapping:
     begin, end = int(match[1], 16), int(match[2], 16)
     what = f"smaps {match[1]}"
     if end <= begin:
-        raise EnvironmentFault(what, found=f"the end {match[2]} is not behind the beginning")
+        raise EnvironmentFault(what, found=f"the end {match[2]} does not come after the beginning")
     sizes = _Sizes(what, _keys(lines, what))
     rss, pss, anonymous = map(sizes.of, ("Rss", "Pss", "Anonymous"))
     return MemoryMapping(begin, end, match[5] or "", rss, pss, anonymous, int(match[4], 16))
@@ -224,7 +224,7 @@ def _keys(lines: Iterable[str], what: str) -> dict[str, str]:
         if match is None:
             raise EnvironmentFault(what, found=repr(line[:80]), wanted="KEY: VALUE")
         if match[1] in found:
-            raise EnvironmentFault(f"{what} {match[1]}", found="the key is there twice")
+            raise EnvironmentFault(f"{what} {match[1]}", found="a duplicate key")
         found[match[1]] = match[2]
     return found
 

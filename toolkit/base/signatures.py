@@ -55,7 +55,7 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
         key = load(data, password=None)
     except TypeError:
         _refuse(path, "a key with a passphrase", "one without", _MAKE)
-    except Exception:  # the library's errors for bytes that are no key are of many kinds
+    except Exception:  # the library's errors for bytes that are not a key are of many kinds
         _refuse(path, "no private key", "an Ed25519 key in PEM or OpenSSH's format", _MAKE)
     if not isinstance(key, Ed25519PrivateKey):
         _refuse(path, "a private key of another kind", "an Ed25519 key", _MAKE)

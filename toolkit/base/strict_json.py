@@ -59,7 +59,7 @@ def parse_json(data: bytes, file: str | None, fault: type[ToolkitError], place: 
         value = dict(items)
         if len(value) < len(items):
             name = Counter(name for name, _ in items).most_common(1)[0][0]
-            refuse(f"the key {shorten(name)} is there twice")
+            refuse(f"the key {shorten(name)} appears twice")
         return value
 
     def constant(name: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Says each warning once, where the same input is looked at twice."""
+"""Logs each warning once, even if the same input is read twice."""
 
 from __future__ import annotations
 

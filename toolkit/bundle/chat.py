@@ -134,10 +134,10 @@ class ChatTemplate:
                 file=self._file,
                 found=f"it does not accept these messages ({shorten(str(error), 200)})",
             ) from error
-        return self._require_sound(text)
+        return self._require_valid(text)
 
-    def _require_sound(self, text: str) -> str:
-        """Return a prompt; UsageError if it is too long for any, or no Unicode."""
+    def _require_valid(self, text: str) -> str:
+        """Return a prompt; UsageError if it is too long for any model, or not Unicode."""
         if len(text) > MAX_PROMPT_CHARACTERS:
             found, wanted = f"a prompt of {len(text):,} characters", f"at most {MAX_PROMPT_CHARACTERS:,}"
             raise UsageError("chat template", file=self._file, found=found, wanted=wanted)
@@ -153,9 +153,9 @@ _ANSWER = "An answer of 7 words, as it were."
 
 
 def turn_end(template: ChatTemplate) -> str | None:
-    """What a template writes behind the model's answer, spaces aside; None where it shows no answer.
+    """What a template writes after the model's answer, ignoring spaces; None where it shows no answer.
 
-    BundleError for one that is no template, or takes too much.
+    BundleError for one that is not a template, or takes too much.
     """
     return limited("chat template", partial(_turn_end, template))
 
@@ -217,7 +217,7 @@ def bind_variables(source: str, values: Mapping[str, str]) -> str:
 
 
 def check_roles(messages: Sequence[Message]) -> None:
-    """UsageError unless there is an optional system message, then user and assistant in turns."""
+    """UsageError unless there is an optional system message, then alternating user and assistant messages."""
     turns = list(messages)
     if turns and turns[0].role == "system":
         turns = turns[1:]

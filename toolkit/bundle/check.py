@@ -175,7 +175,7 @@ def _shard_faults(
 
 
 def _prompt_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
-    """Faults of a template that is none, ends a turn with a token that stops no answer, or writes refused tokens."""
+    """Faults of a template that is invalid, ends a turn with a token that stops no answer, or writes refused tokens."""
     faults = []
     try:
         tokenizer = Tokenizer(bundle / TOKENIZER)

@@ -29,7 +29,8 @@ class Footprint:
     """
     bytes_per_token: Mapping[str, int]
     """The weights and scales that each decoded token reads, by block: the first word of a weight's name after its
-    layer, such as `mlp`; the largest first. `lm_head` is the output matrix. Two rows of tables come on top."""
+    layer, such as `mlp`; the largest first. `lm_head` is the output matrix.
+    The two rows read from the embedding tables are not included."""
     kv_cache_bytes: int
 
     @property

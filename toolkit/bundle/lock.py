@@ -49,7 +49,7 @@ class LockedSize:
 
 @dataclass(frozen=True, slots=True)
 class DrafterSettings:
-    """What decides a drafter, besides the model that it is fitted to."""
+    """What determines a drafter, apart from the model that it is fitted to."""
 
     tokens: Annotated[int, Range(LEAST_DRAFTER_TOKENS, 2**32)] = 8192
     """How many tokens the model writes greedily, to fit to."""

@@ -37,7 +37,7 @@ def load_manifest_bytes(bundle: Path | str) -> bytes:
     path = Path(bundle) / MANIFEST_NAME
     restore_missing(Path(bundle))
     if not path.is_file():
-        raise BundleError(file=bundle, found=f"no {MANIFEST_NAME}, so no bundle", remedy="run gemma-edge convert")
+        raise BundleError(file=bundle, found=f"no {MANIFEST_NAME}: not a bundle", remedy="run gemma-edge convert")
     with open(open_regular(path, BundleError), "rb") as file:
         data = file.read(MAX_MANIFEST_BYTES + 1)
     if len(data) > MAX_MANIFEST_BYTES:

@@ -1,6 +1,6 @@
 """PLE shards: files of rows, each with all per-layer embeddings of one token (docs/formats/ple_shard.md).
 
-`ple_writer.py` writes them; who only reads them loads no quantiser.
+`ple_writer.py` writes them; code that only reads them loads no quantiser.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from toolkit.quant.packing import unpack_codes
 
 MAGIC = b"GEMMAPLE"
 VERSIONS = {16: 1, 32: 2}
-"""The version of a shard, by the bits of its scales; they differ in nothing else."""
+"""The version of a shard, by the bits of its scales; otherwise they are the same."""
 
 HEADER_BYTES = PAGE_BYTES
 ROW_ALIGNMENT = 512  # the smallest sector of flash; divides every page size

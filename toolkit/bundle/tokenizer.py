@@ -122,7 +122,9 @@ def require_unicode(text: str, what: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(what, found=f"bytes that are no text, from character {error.start}", wanted="UTF-8") from error
+        raise UsageError(
+            what, found=f"bytes that are not text, from character {error.start}", wanted="UTF-8"
+        ) from error
     return text
 
 

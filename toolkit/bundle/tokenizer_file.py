@@ -43,7 +43,7 @@ def token_spellings(file: str, data: bytes, ids: Iterable[int]) -> dict[int, str
 
 
 def token_spelling(data: bytes, token_id: int | None) -> str | None:
-    """The text of one token; None for an id that stands for nothing, and in a file that is no tokenizer."""
+    """The text of one token; None for an id that stands for nothing, and in a file that is not a tokenizer."""
     tokens = _tokens("tokenizer.json", data)
     return (
         None
@@ -53,7 +53,7 @@ def token_spelling(data: bytes, token_id: int | None) -> str | None:
 
 
 def token_texts(data: bytes) -> dict[int, str]:
-    """The text of every token by its id; empty for a file that is no tokenizer."""
+    """The text of every token by its id; empty for a file that is not a tokenizer."""
     tokens = _tokens("tokenizer.json", data)
     return {} if isinstance(tokens, Fault) else {token: text for text, token in tokens}
 
@@ -66,7 +66,7 @@ def control_token_at(data: bytes, text: str) -> int | None:
 
 
 def plain_tokenizer(data: bytes) -> bytes:
-    """A tokenizer with no truncation and no padding saved in it; the same bytes where it has none, or is none.
+    """A tokenizer with no truncation and no padding saved in it; the same bytes if it has none, or is not a tokenizer.
 
     Trainers save both. transformers sets them again for each text, while all other readers of the file apply them.
 

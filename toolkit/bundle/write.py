@@ -94,7 +94,7 @@ def _stranger(path: Path) -> str | None:
     try:
         known = {MANIFEST_NAME, *read_manifest(path).files}
     except BundleError:
-        return "a directory that is no bundle"
+        return "a directory that is not a bundle"
     strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
     return f"a bundle with {', '.join(strangers[:3])} in it" if strangers else None
 

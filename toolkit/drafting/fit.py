@@ -214,7 +214,7 @@ class _Likelihood:
         return best
 
     def _right(self, held: F32) -> int:
-        """How many held-out tokens have the highest logit. Their loss rises long before, for want of doubt."""
+        """How many held-out tokens have the highest logit; their loss rises much earlier, from overconfidence."""
         found = [np.argmax(held[block] @ self.head.T, 1) == self.held.classes[block] for block in _blocks(len(held))]
         return sum(int(some.sum()) for some in found)
 

@@ -1,6 +1,6 @@
 """Text that a model writes itself, with the states that it had: what a drafter is fitted to.
 
-Each passage is a random opening, drawn from the model token by token, and what the model goes on with greedily. Every
+Each passage is a random opening, drawn from the model token by token, and the model's greedy continuation. Every
 other opening is a user's message, which the greedy part answers.
 """
 

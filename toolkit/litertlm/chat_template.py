@@ -154,9 +154,9 @@ def _template_fault(
 
 
 def rendering_fault(template: str, engine: EnginePrompts, further: Sequence[Conversation] = ()) -> BundleError | None:
-    """What is wrong with a finished file's template: it is none, or the engine's tokens are not those of Jinja.
+    """What is wrong with a finished file's template: it is invalid, or the engine's tokens are not those of Jinja.
 
-    further: what is compared besides the engine's `conversations`, such as those with tools.
+    further: what is compared in addition to the engine's `conversations`, such as those with tools.
     """
     try:
         return limited("chat template", partial(_rendering_fault, template, engine, further))
@@ -186,7 +186,7 @@ def _begins_with_bos(model: ChatTemplate, bos_token: str) -> bool:
 
 
 def _candidates(source: str, prompting: Prompting, model_type: ModelType, *, start_token: bool) -> Iterator[str]:
-    """The template with ever more changes, each of which is known to mend something."""
+    """The template with more and more changes, each of which is known to fix something."""
     # Jinja drops one newline at a template's end, and the engine none.
     plain = source.removesuffix("\n")
     tags = _without_generation_tags(plain)

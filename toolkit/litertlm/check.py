@@ -58,13 +58,13 @@ def check_litertlm(path: Path, *, trust: Sequence[Truster] = (), progress: Progr
         return [Fault.of(error, path.name, "header")]
     sections = header.metadata.sections
     faults = _layout_faults(path.name, sections, end, size) + _count_faults(path.name, sections)
-    sound = {s.label: s for s in sections if end <= s.begin <= s.end <= size}
+    placed = {s.label: s for s in sections if end <= s.begin <= s.end <= size}
     if not faults and has_hashes(header.metadata):
         faults += hash_faults(path, header, Advance(size, progress))
     faults += _lock_faults(path.name, header)
     if trust:
         faults += trust_faults(path.name, header, trust)
-    return faults + _Contents(path, sound).faults()
+    return faults + _Contents(path, placed).faults()
 
 
 def _lock_faults(file: str, header: Header) -> list[Fault]:
@@ -269,7 +269,7 @@ class _Contents:
                 self._fault(label, "stop_tokens", str(list(metadata.stop_tokens)), f"{token} too, which ends a turn")
 
     def _check_tokenizer(self, shapes: TextShapes | None) -> bytes | None:
-        """The content of tokenizer.json, if there is a sound one."""
+        """The content of tokenizer.json, if it is valid."""
         label = schema.HF_TOKENIZER
         data = self._read(label, schema.MAX_TOKENIZER_BYTES)
         if data is None:

@@ -76,7 +76,7 @@ def write_container(
 
     def verify(partial: Path) -> None:
         if hash_faults(partial, read_header(partial), advance):
-            raise EnvironmentFault(file=path, found="other bytes when read back than were written")
+            raise EnvironmentFault(file=path, found="the bytes read back differ from those written")
         accept(partial)
 
     with atomic_file(path, verify=verify) as partial, open(partial, "r+b") as file:

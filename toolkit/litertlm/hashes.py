@@ -126,7 +126,7 @@ def _chunks(fd: int, begin: int, end: int, advance: Callable[[int], None]) -> It
     while begin < end:
         chunk = os.pread(fd, min(CHUNK_BYTES, end - begin), begin)
         if not chunk:
-            raise BundleError(found="the file became shorter while it was read", remedy="try again")
+            raise BundleError(found="the file shrank while it was being read", remedy="try again")
         begin += len(chunk)
         advance(len(chunk))
         yield chunk

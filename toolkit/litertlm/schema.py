@@ -164,7 +164,7 @@ class LlmMetadata:
     image: ImageMetadata | None = None
     sound: SoundMetadata | None = None
     sampling: SamplingRecord = MOST_LIKELY
-    """What an app gets that sets no sampler of its own."""
+    """What an app gets if it sets no sampler itself."""
     supports_function_calling: bool = False
     supports_thinking: bool = False
     calls: CallSyntax | None = None

@@ -65,7 +65,7 @@ def _load(source: MediaSource) -> NDArray[np.float32]:
     if not samples.size:
         raise UsageError(found="no samples")
     if not np.isfinite(samples).all():
-        raise UsageError(found="samples near the largest float", wanted="full scale at about 1")
+        raise UsageError(found="samples near the largest float, which are not sound", wanted="full scale at about 1")
     return samples
 
 

@@ -101,7 +101,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class RecipeSet:
-    """The recipes of one group of weights that have a name, and the way to those of one's own.
+    """The recipes of one group of weights that have a name, and the way to custom ones.
 
     `package` holds the files; `files` maps what a recipe is called for this group to the file's name without `.json`,
     which is the recipe's own name.

@@ -1,6 +1,6 @@
 """Rows of weights that were rounded before the files are laid out: a directory with their codes and scales.
 
-It is private to a run and the one that goes on after it: no other program reads it. A band of rows of a weight is two
+It is private to a run and the one that resumes it: no other program reads it. A band of rows of a weight is two
 NumPy files; the codes get their name last, so that a band is there whole or not at all.
 """
 

@@ -133,7 +133,7 @@ def open_results(
     """Open a results file for appending; if there is none, it is made with the first record.
 
     All that can be known is checked before anything is measured: UsageError if the file is an input, cannot be written,
-    or is no results file and not to be replaced with `force`; EnvironmentFault if the disk has no room for the longest
+    or is not a results file and may not be replaced (`force`); EnvironmentFault if the disk has no room for the longest
     record; ResultsError if the last line is incomplete, unless `drop_torn_line` is given, which removes that line.
     """
     output = Output(Path(path), RESULTS, tuple(inputs), force)
@@ -148,7 +148,7 @@ def open_results(
             with scratch_beside(target):  # the directory can be written
                 pass
     except OSError as error:
-        raise UsageError(file=path, found=system_reason(error), remedy="name a file that can be written") from error
+        raise UsageError(file=path, found=system_reason(error), remedy="choose a file that is writable") from error
     writer = ResultsWriter(output, fd)
     try:
         if fd is not None:
@@ -188,7 +188,7 @@ def _stranger(path: Path) -> str | None:
     try:
         parse_record(line)
     except ResultsError as error:
-        return f"a file that is no results of gemma-edge bench (line 1: {error})"
+        return f"a file that is not gemma-edge bench results (line 1: {error})"
     return None
 
 
@@ -258,4 +258,4 @@ def _end_of_lines(fd: int, size: int) -> int:
 
 def _torn(path: Path | str, place: str, count: int) -> ResultsError:
     found = f"{count:,} bytes without a line end, as a crash leaves them"
-    return ResultsError(place, file=path, found=found, remedy="pass --skip-torn-line to go on without it")
+    return ResultsError(place, file=path, found=found, remedy="pass --skip-torn-line to continue without it")

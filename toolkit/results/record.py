@@ -244,7 +244,7 @@ class EnergyCheck:
 
 @dataclass(frozen=True, slots=True)
 class EnergyRecord:
-    """Where the energy figures come from, and why some or all are missing."""
+    """Where the energy figures come from, and whyme or all are missing."""
 
     source: EnergySource
     unavailable: str | None

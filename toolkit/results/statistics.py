@@ -137,7 +137,7 @@ def compare(base: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> 
     pooled = [[float(value) for run in side for value in run] for side in sides]
     base_summary, new_summary = summary(pooled[0]), summary(pooled[1])
     if base_summary.median <= 0:
-        raise UsageError("base", found=f"a median of {base_summary.median:g}", wanted="one above 0")
+        raise UsageError("base", found=f"a median of {base_summary.median:g}", wanted="a median above 0")
     ratio = new_summary.median / base_summary.median
     if min(base_summary.n, new_summary.n) < MIN_VALUES:
         return Comparison(base_summary, new_summary, ratio, None, "too few values")

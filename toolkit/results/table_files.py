@@ -26,7 +26,7 @@ _FOOTER_BYTES = 1 << 20
 
 def _csv_stranger(path: Path) -> str | None:
     with open(path, "rb") as file:
-        return None if file.read(len(_HEAD)) == _HEAD else "a file that is no table of gemma-edge results"
+        return None if file.read(len(_HEAD)) == _HEAD else "a file that is not a table of gemma-edge results"
 
 
 def _parquet_stranger(path: Path) -> str | None:
@@ -34,7 +34,7 @@ def _parquet_stranger(path: Path) -> str | None:
         head = file.read(len(_MAGIC))
         file.seek(max(0, path.stat().st_size - _FOOTER_BYTES))
         is_ours = head == _MAGIC and _MARK in file.read()
-    return None if is_ours else "a file that is no table of gemma-edge results"
+    return None if is_ours else "a file that is not a table of gemma-edge results"
 
 
 def csv_bytes(table: IterationTable) -> bytes:

@@ -42,7 +42,7 @@ class Bundle:
         graphs are judged before native code sees them: at the first opening that takes a fifth of a second.
         """
         if name not in self.manifest.files:
-            raise BundleError(file=self.path, found=f"no {name}, so no text model")
+            raise BundleError(file=self.path, found=f"no {name}: not a text model")
         record = self.manifest.files[name]
         _compare(self.path / name, record, {0, len(record.chunks) - 1})
         require_judged(self.path / name, bundle_signatures(self.manifest)[name])
@@ -60,7 +60,7 @@ class Bundle:
         """
         names = sorted(name for name in self.manifest.files if is_shard_name(name))
         if not names:
-            raise BundleError(file=self.path, found="no PLE shards, so no text model")
+            raise BundleError(file=self.path, found="no PLE shards: not a text model")
         for name in names:
             _compare(self.path / name, self.manifest.files[name], {0})
         return [self.path / name for name in names]

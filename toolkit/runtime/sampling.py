@@ -39,13 +39,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError("temperature", found=self.temperature, wanted="a number from 0")
+            raise UsageError("temperature", found=self.temperature, wanted="a number of 0 or more")
         if self.top_k < 0:
-            raise UsageError("top-k", found=self.top_k, wanted="a number from 1, or 0 for no limit")
+            raise UsageError("top-k", found=self.top_k, wanted="a number of 1 or more, or 0 for no limit")
         if not 0 < self.top_p <= 1:
             raise UsageError("top-p", found=self.top_p, wanted="a number above 0 and up to 1")
         if self.seed < 0:
-            raise UsageError("seed", found=self.seed, wanted="a number from 0")
+            raise UsageError("seed", found=self.seed, wanted="a number of 0 or more")
         if not 0 <= self.min_p <= 1:
             raise UsageError("min-p", found=self.min_p, wanted="a number from 0 to 1")
         if not 0.01 <= self.repeat_penalty <= 100:
@@ -86,7 +86,7 @@ class Sampler:
         self.settings = settings
         self.vocabulary = vocabulary
         self.drawn = 0
-        """How many tokens were drawn at random so far, here or by another program that goes on with the sequence."""
+        """How many tokens were drawn at random so far, here or by another program that continues the sequence."""
         self._generator = np.random.default_rng(settings.seed)
 
     def draw(self, logits: NDArray[np.float32], seen: Collection[int] = ()) -> int:

@@ -62,7 +62,7 @@ class SessionSettings:
 
     def __post_init__(self) -> None:
         if self.threads < 1:
-            raise UsageError("threads", found=self.threads, wanted="a number from 1")
+            raise UsageError("threads", found=self.threads, wanted="a number of 1 or more")
         require_activations(self.activations)
         find_backend(self.backend)
 

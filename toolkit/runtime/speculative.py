@@ -1,6 +1,6 @@
 """Speculative decoding: drafts of the next tokens are checked in one step, and those that are right cost no other.
 
-It changes no token. A step gives the logits after each draft; the next token is drawn from them as ever, and a draft
+It changes no token. A step gives the logits after each draft; the next token is drawn from them as usual, and a draft
 counts only if it is the token that was drawn. So greedy text is the same, sampled text has the model's distribution,
 and with the same seed it is the same text. (For drafts without probabilities of their own, this is the rejection rule:
 a draft is accepted with the probability that the model gives it, else another token is drawn in proportion to theirs.)

@@ -1,7 +1,8 @@
 """What LiteRT's GPU delegate refuses of a graph, told without a GPU.
 
 Every rule was observed (ai-edge-litert 2.3.0, WebGPU delegate; docs/gpu.md). A graph that breaks none of them may
-still be refused for something that none of ours has. LiteRT-LM opens a model on a GPU only where nothing is refused.
+still be refused for something that none of our graphs has. LiteRT-LM opens a model on a GPU only if nothing is
+refused.
 """
 
 from __future__ import annotations

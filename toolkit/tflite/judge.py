@@ -28,7 +28,7 @@ from toolkit.tflite.tables import I64, Flatbuffer, Tables
 MAX_HEADER_BYTES = 1 << 27
 """The header of an E4B with three sizes and per-channel scales takes under 64 MiB."""
 MAX_LIVE_BYTES = 1 << 29
-"""What the values of one graph may take at once, besides its inputs, outputs and weights; the tower for images takes
+"""What the values of one graph may take at once, apart from its inputs, outputs and weights; the tower for images takes
 229 MB. A prefill of a long context takes more, but at most so many times its inputs and outputs:"""
 MAX_LIVE_RATIO = 32
 _MAX_INPUTS = 5
@@ -135,9 +135,9 @@ class _File:
         late = used >= np.arange(len(ops))[:, None]
         if np.any(late):
             place = int(np.argmax(late.any(1)))
-            raise GraphError(self._place(place), found="an input that is not computed before it")
+            raise GraphError(self._place(place), found="an input that is not computed before it is used")
         if np.any(made_at[outputs] > len(ops)):
-            raise GraphError("graph", found="an output that nothing computes")
+            raise GraphError("graph", found="an output that no operator computes")
         self._check_live(made_at, uses, outputs)
 
     def _check_live(self, made_at: I64, uses: I64, outputs: I64) -> None:
@@ -171,14 +171,14 @@ class _File:
         for graph, numbers in enumerate(found):
             self._require_tensors(graph, numbers)
             if len(np.unique(numbers)) < len(numbers):
-                raise GraphError(f"graph {graph}", found="an input or an output that is there twice")
+                raise GraphError(f"graph {graph}", found="a duplicate input or output")
         placed = [numbers + first for numbers, first in zip(found, self._tensors.first.tolist(), strict=True)]
         return np.concatenate(placed).astype(np.int64) if placed else np.zeros(0, np.int64)
 
     def _require_tensors(self, graph: int, numbers: NDArray[Any]) -> None:
         count = int(self._tensors.counts[graph])
         if len(numbers) and not (numbers.min() >= 0 and numbers.max() < count):
-            raise GraphError(f"graph {graph}", found="a tensor that is not there", wanted=f"0 to {count - 1}")
+            raise GraphError(f"graph {graph}", found="a tensor that does not exist", wanted=f"0 to {count - 1}")
 
     def _place(self, op: int) -> str:
         graph = int(self._ops.graph[op])
@@ -263,7 +263,7 @@ class _Operators:
             or np.any(self.inputs >= tensors[self.graph][:, None])
             or np.any((self.inputs >= 0).sum(1) != input_counts)
         ):
-            raise GraphError("operator", found="a tensor or a code that is not there")
+            raise GraphError("operator", found="a tensor or an operator code that does not exist")
         self.outputs = outputs[:, 0]
         self.options_type = tables.scalars(3, "u1")
         self.options = tables.targets(4)

@@ -42,11 +42,11 @@ class Buffers:
         behind = self.offsets > 0
         ends = self.offsets[behind] + self.sizes[behind]
         if np.any(self.sizes < 0) or np.any(self.offsets < 0) or np.any(ends > file_bytes) or np.any(ends < 0):
-            raise GraphError("buffers", found="weights beyond the file's end")
+            raise GraphError("buffers", found="weights past the end of the file")
         if np.any(self.offsets[behind] % MATRIX_ALIGNMENT) or np.any(self.sizes[~behind]):
-            raise GraphError("buffers", found="weights at an odd place", wanted=f"multiples of {MATRIX_ALIGNMENT}")
+            raise GraphError("buffers", found="misaligned weights", wanted=f"multiples of {MATRIX_ALIGNMENT}")
         if np.any(behind & (self.counts > 0)) or not self.offsets.size or behind[0] or self.counts[0]:
-            raise GraphError("buffers", found="bytes in two places, or in the empty buffer")
+            raise GraphError("buffers", found="a buffer with bytes in two places, or bytes in the empty buffer")
 
 
 class TensorTable:
@@ -68,7 +68,7 @@ class TensorTable:
         tables.scalars(8, "u1")  # read for its place only: a file may say that a tensor has a rank, or not
         self.buffer = tables.scalars(2, "<u4")
         if np.any(self.buffer >= len(buffers.offsets)):
-            raise GraphError("tensor", found="a buffer that is not there")
+            raise GraphError("tensor", found="a buffer that does not exist")
         self._in_header = buffers.counts[self.buffer] > 0
         self._behind = buffers.offsets[self.buffer] > 0
         self.stored = self._in_header | self._behind
@@ -87,7 +87,7 @@ class TensorTable:
             bits[number] = _bits_by_type().get(name, 0)
         self._bits = bits[self._types & 255]
         if np.any(self._bits == 0) or np.any(self.elements > _MAX_ELEMENTS):
-            raise GraphError("tensor", found="a type or a size that no graph of ours has")
+            raise GraphError("tensor", found="a type or a size that our graphs never have")
         self.bytes = np.ceil(self.elements * self._bits / 8)
         there = np.where(self._in_header, self._buffers.counts[self.buffer], self._buffers.sizes[self.buffer])
         if np.any(self.stored & (there != self.bytes)):
@@ -127,7 +127,7 @@ class TensorTable:
         quantized = np.flatnonzero(self._quantized)
         computed = ~self.stored[quantized] & (self._types[quantized] == schema.tensor_type_number("INT8"))
         if np.any(~self._behind[quantized] & ~computed):
-            raise GraphError("tensor", found="scales of a value that is no weight")
+            raise GraphError("tensor", found="scales of a value that is not a weight")
         if np.any((self._bits < 8) & (self._quantized == 0)):
             raise GraphError("tensor", found="integers without scales")
         places, firsts = np.unique(self._quantized[quantized], return_index=True)
@@ -154,7 +154,7 @@ class TensorTable:
         if np.any(per_row & (rows[index] != wanted)) or np.any(~computed & (self._ranks[quantized] < 2)):
             raise GraphError("quantization", found="scales of another number of rows")
         if np.any(computed & ~per_row):
-            raise GraphError("quantization", found="scales of blocks of a value that is no weight")
+            raise GraphError("quantization", found="block scales of a value that is not a weight")
         self._check_blocks(quantized[~per_row], details[index][~per_row])
         self._check_integers(quantized, per_row)
 
@@ -180,7 +180,7 @@ class TensorTable:
         scales, zero_points, sizes = (tables.scalars(field, "<i4") for field in range(3))
         graph = self.graph[tensors]
         if np.any(scales < 0) or np.any(scales >= self.counts[graph]) or np.any(zero_points != -1):
-            raise GraphError("quantization", found="scales of blocks that are not there")
+            raise GraphError("quantization", found="block scales that do not exist")
         found = scales + self.first[graph]
         rows, columns = self._shapes[tensors, 0], self._shapes[tensors, 1]
         if len(tensors) and (

@@ -198,7 +198,7 @@ def reshape(x: Value, shape: Sequence[int]) -> Value:
 
 def transpose(x: Value, axes: Sequence[int]) -> Value:
     """Permute the axes as numpy.transpose does."""
-    _want(sorted(axes) == list(range(len(x.shape))), f"TRANSPOSE axes {tuple(axes)} are no permutation", x)
+    _want(sorted(axes) == list(range(len(x.shape))), f"TRANSPOSE axes {tuple(axes)} are not a permutation", x)
     result = TensorType(tuple(x.shape[a] for a in axes), x.dtype)
     return _one("TRANSPOSE", [x, x.graph.ints(axes)], result, Options("TransposeOptions"))
 

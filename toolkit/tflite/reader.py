@@ -92,7 +92,7 @@ def _check_graph(name: str, model: ModelRecord, graph: SubgraphRecord, bits: Map
             raise GraphError(f"{name} op {n} {op.builtin}", found=f"the input {missing[0]} is not computed before it")
         known.update(op.outputs)
     if missing := [key for key, index in graph.outputs.items() if index not in known]:
-        raise GraphError(f"{name} output {missing[0]}", found="nothing computes it")
+        raise GraphError(f"{name} output {missing[0]}", found="no operator computes it")
 
 
 def _check_tensor(

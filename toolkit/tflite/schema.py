@@ -235,7 +235,7 @@ class _Unpacker:
     def _tensor_map(self, entry: Callable[[int], Any], length: int) -> dict[str, int]:
         names = {self._text(item.Name()): int(item.TensorIndex()) for item in self._tables(entry, length)}
         if len(names) != length:
-            raise GraphError("signature", found="a name is there twice")
+            raise GraphError("signature", found="a duplicate name")
         return names
 
     def _tables(self, entry: Callable[[int], Any], length: int) -> Iterator[Any]:
@@ -261,7 +261,7 @@ class _Unpacker:
     def _take(self, count: int) -> None:
         self._room -= count
         if self._room < 0:
-            raise GraphError("header", found="tables that are used over and over")
+            raise GraphError("header", found="tables that are referenced too often")
 
 
 class _Packer:

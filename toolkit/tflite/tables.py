@@ -50,7 +50,7 @@ class Flatbuffer:
     def check(self, positions: I64, width: int) -> None:
         """GraphError unless so many bytes at each position are in the buffer, and each is a multiple of the width."""
         if positions.size and (positions.min() < 0 or positions.max() + width > self.size or np.any(positions % width)):
-            raise GraphError("header", found="an offset to a place outside of it, or between numbers")
+            raise GraphError("header", found="an offset that is misaligned or points outside the header")
 
     def vectors(self, positions: I64, item_bytes: int) -> tuple[I64, I64]:
         """Where the items of each vector begin, and how many there are; position 0: no vector, no items."""
@@ -59,9 +59,9 @@ class Flatbuffer:
         counts[present] = self.read(positions[present], "<u4")
         starts = positions + _TABLE_BYTES
         if np.any(starts[present] + counts[present] * item_bytes > self.size):
-            raise GraphError("header", found="a vector that ends outside of it")
+            raise GraphError("header", found="a vector that ends outside the header")
         if item_bytes > 1 and np.any(starts[present & (counts > 0)] % item_bytes):
-            raise GraphError("header", found="a vector that begins between numbers")
+            raise GraphError("header", found="a misaligned vector")
         self.take(int(counts.sum()) * item_bytes)
         return starts, counts
 
@@ -90,7 +90,7 @@ class Flatbuffer:
         starts, counts = self.vectors(positions, 1)
         present = positions > 0
         if np.any(self.read((starts + counts)[present], "u1")):
-            raise GraphError("header", found="a name without an end")
+            raise GraphError("header", found="an unterminated name")
 
     def text(self, position: int) -> str:
         """A string; position 0: the empty one. GraphError if it is not UTF-8."""
@@ -108,7 +108,7 @@ class Flatbuffer:
         """Count bytes that are read; GraphError if the same ones are read over and over."""
         self._room -= count
         if self._room < 0:
-            raise GraphError("header", found="tables that are used over and over")
+            raise GraphError("header", found="tables that are referenced too often")
 
 
 class Tables:
@@ -129,7 +129,7 @@ class Tables:
             or np.any(self.table_bytes < _TABLE_BYTES)
             or np.any(positions + self.table_bytes > buffer.size)
         ):
-            raise GraphError("header", found="a table that is not within it")
+            raise GraphError("header", found="a table outside the header")
         last = int(self.vtable_bytes.max(initial=0)) - _FIRST_SLOT
         if any(np.any(self._offsets(field)) for field in range(fields, last // _SLOT_BYTES)):
             raise GraphError("header", found="a field of a later schema")
@@ -147,7 +147,7 @@ class Tables:
         width = np.dtype(kind).itemsize
         present = offsets > 0
         if np.any(offsets[present] + width > self.table_bytes[present]):
-            raise GraphError("header", found="a field outside of its table")
+            raise GraphError("header", found="a field outside its table")
         values = np.full(len(self), default, np.int64)
         values[present] = self._buffer.read(self.positions[present] + offsets[present], kind)
         return values
@@ -174,13 +174,13 @@ class Tables:
         for field in range((int(self.vtable_bytes.max(initial=_FIRST_SLOT)) - _FIRST_SLOT) // _SLOT_BYTES):
             offsets = self._offsets(field)
             if np.any(offsets >= self.table_bytes) or np.any((offsets > 0) & (offsets < _TABLE_BYTES)):
-                raise GraphError("header", found="a field outside of its table")
+                raise GraphError("header", found="a field outside its table")
 
     def require_absent(self, what: str, *fields: int) -> None:
         """GraphError if some table stores one of these fields, which ours never do."""
         for field in fields:
             if np.any(self.has(field)):
-                raise GraphError(what, found=f"field {field} of the schema, which no graph of ours has")
+                raise GraphError(what, found=f"field {field} of the schema, which our graphs never use")
 
     def _offsets(self, field: int) -> I64:
         """The field's place in each table; 0 where it is absent."""

@@ -1,7 +1,7 @@
 """Verifies the flatbuffer of any program's .tflite before native code reads it.
 
 Graphs that are not ours cannot be judged (`judge.py`): their operators may be any. What can be told is what the
-verifier of flatbuffers tells, and what LiteRT takes for granted besides: all tables, vectors, texts and weights lie
+verifier of flatbuffers tells, and what else LiteRT takes for granted: all tables, vectors, texts and weights lie
 within the file, and every number of a tensor, a buffer, an operator code or a graph is that of one that is there.
 """
 
@@ -172,13 +172,13 @@ class _Model:
     def _require_tensors(self, place: str, numbers: I64, graph: NDArray[Any]) -> None:
         wrong = (numbers < _OPTIONAL) | (numbers >= self._tensor_counts[graph])
         if np.any(wrong):
-            raise GraphError(place, found=f"tensor {numbers[int(np.argmax(wrong))]}, which is not there")
+            raise GraphError(place, found=f"tensor {numbers[int(np.argmax(wrong))]}, which does not exist")
 
     def _require_inside(self, place: str, offsets: I64, sizes: I64) -> None:
         """What lies at offsets of the file lies within it; 0 and 1 stand for none."""
         there = (offsets > 1) | (offsets < 0)
         if np.any(there & ((offsets < 0) | (sizes < 0) | (offsets > self._flat.size - sizes))):
-            raise GraphError(place, found="bytes beyond the file's end")
+            raise GraphError(place, found="bytes past the end of the file")
 
 
 def _require_below(place: str, numbers: I64, count: int) -> None:

@@ -173,7 +173,7 @@ def _check_layers(config: TextConfig, slice_: Slice) -> None:
     for layer in slice_.layers:
         if not last < layer < config.num_layers:
             raise SliceError(
-                what, found=f"layer {layer} after {last}", wanted=f"rising indices below {config.num_layers}"
+                what, found=f"layer {layer} after {last}", wanted=f"increasing indices below {config.num_layers}"
             )
         last = layer
 

@@ -59,7 +59,7 @@ class _Packed:
 class GemmaQuantTensors(StoredTensors):
     """`StoredTensors` whose `infos` hold each quantised weight as one tensor `X.weight` of type I2, I4 or I8.
 
-    Its scales are no tensors of their own then. Safe to read from several threads.
+    Its scales are then not tensors of their own. Safe to read from several threads.
     """
 
     def __init__(self, path: Path, files: Sequence[SafetensorsFile] | None, config: GemmaQuantConfig) -> None:

@@ -28,7 +28,7 @@ _SMALL_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
 )
-"""What a conversion reads besides weights: repositories often have the same weights in other formats too."""
+"""What a conversion reads apart from weights: repositories often have the same weights in other formats too."""
 _ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -122,7 +122,7 @@ def locate_checkpoint(path_or_id: str | os.PathLike[str], more_files: Sequence[s
     located = LocatedCheckpoint(repository.folder, repository.pinned_name, repository)
     if repository.files is None and not located.is_here:
         raise EnvironmentFault(
-            repository.hub_id, found="offline, and only a part of it downloaded", remedy="go on while online"
+            repository.hub_id, found="offline, and it is only partly downloaded", remedy="resume it while online"
         )
     return located
 

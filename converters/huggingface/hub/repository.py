@@ -174,7 +174,7 @@ def _explained(error: Exception, hub_id: str, file: str | None) -> CheckpointErr
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         remedy = f"accept the licence on {_page(name)}, then log in: hf auth login"
-        return EnvironmentFault(hub_id, found="a gated repository that does not let this computer in", remedy=remedy)
+        return EnvironmentFault(hub_id, found="a gated repository that this account cannot read", remedy=remedy)
     if isinstance(error, errors.RepositoryNotFoundError):
         remedy = "check the spelling; a private or gated one needs hf auth login"
         return CheckpointError(hub_id, found="no such directory, and no such repository on the Hub", remedy=remedy)

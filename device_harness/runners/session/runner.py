@@ -28,7 +28,7 @@ class SessionRunner:
     """Runs a bundle's directory with a backend of `toolkit.runtime.backends`."""
 
     text: Path | None = None
-    """A text to go on with, speculatively, in place of random tokens."""
+    """A text to continue speculatively, in place of random tokens."""
 
     def plan(self, model: LocalModel, workload: Workload) -> JobPlan:
         """Plan one job; UsageError for an unknown backend, or more tokens than the bundle's context or the text has.

@@ -178,7 +178,7 @@ def test_a_header_is_strict_json(tmp_path: Path) -> None:
 
 def test_a_name_must_not_appear_twice(tmp_path: Path) -> None:
     entry = json.dumps(vars(Entry("U8", [1], [0, 1])))
-    refuse(tmp_path, raw_bytes(f'{{"a": {entry}, "a": {entry}}}', b"x"), "the key a is there twice")
+    refuse(tmp_path, raw_bytes(f'{{"a": {entry}, "a": {entry}}}', b"x"), "the key a appears twice")
     refuse(
         tmp_path,
         raw_bytes('{"a": {"dtype": "U8", "dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}', b"x"),

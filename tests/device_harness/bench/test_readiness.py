@@ -119,7 +119,7 @@ def test_a_device_that_is_not_seen_at_rest_in_time_is_told(device: Emulator, mac
     device.set_faults(Faults(thermal_status=2))
     notes: list[str] = []
     assert resting(machine, notes, timeout_s=0.2) == 44
-    assert notes[-1] == f"{machine.serial} was not seen at rest in 0 s; 42.0 °C is taken for it"
+    assert notes[-1] == f"{machine.serial} did not come to rest in 0 s; 42.0 °C, its lowest, is used"
 
 
 def test_a_computer_without_a_thermal_service_has_no_limit() -> None:
@@ -221,7 +221,7 @@ def test_what_cannot_be_put_back_is_told_with_the_command_that_does(
     with prepared_device(machine, stay_awake=True):
         device.set_faults(Faults(refused_services=("shell",)))
     device.set_faults(Faults())
-    assert "run there: settings put global stay_on_while_plugged_in 0" in caplog.records[-1].getMessage()
+    assert "run this on it: settings put global stay_on_while_plugged_in 0" in caplog.records[-1].getMessage()
     assert caplog.records[-1].levelno == logging.WARNING
 
 

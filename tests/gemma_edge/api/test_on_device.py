@@ -175,9 +175,9 @@ def test_the_command_prints_the_same_answer_as_here(
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (("--device", "x:1", "--ple", "ram"), "--ple: no meaning on a device"),
-        (("--device", "x:1", "--speculative"), "--speculative: no meaning on a device"),
-        (("--device", "x:1", "--weight-cache", "off"), "--weight-cache: no meaning on a device"),
+        (("--device", "x:1", "--ple", "ram"), "--ple: it has no effect on a device"),
+        (("--device", "x:1", "--speculative"), "--speculative: it has no effect on a device"),
+        (("--device", "x:1", "--weight-cache", "off"), "--weight-cache: it has no effect on a device"),
         (("--library", "x.so"), "--library: no device to use it on; add --device SERIAL"),
     ],
 )

@@ -61,7 +61,7 @@ def test_one_that_breaks_does_not_end_the_others_and_one_file_makes_one_page(
     finally:
         devices[1].set_faults(Faults())
     captured = capsys.readouterr()
-    assert "warning: 127.0.0.1:1 failed, the others go on: 127.0.0.1:1" in captured.err
+    assert "warning: 127.0.0.1:1 failed, the others continue: 127.0.0.1:1" in captured.err
     assert captured.err.splitlines()[-1].startswith("error: 127.0.0.1:1")
     records = {record.device_serial: record for record in read_results(results).records}
     assert set(records) == {device.serial for device in devices}
@@ -111,7 +111,7 @@ def test_a_trace_is_beside_the_results_and_on_the_page(
     page = report([results], tmp_path / "pages/report.html").path.read_text()
     assert f'href="../r.traces/{record.trace.file}"' in page
     assert main([*argv[:-3], "--trace"]) == 2
-    assert "--trace: no results file to keep the trace beside; give --results FILE" in capsys.readouterr().err
+    assert "--trace: no results file to store the trace next to; give --results FILE" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -179,10 +179,10 @@ def test_a_device_twice_and_all_beside_a_name_are_refused(
     random_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", str(random_bundle), "--device", "localhost:1", "--device", "localhost:1"]) == 2
-    assert "--device: a device twice" in capsys.readouterr().err
+    assert "--device: the same device twice" in capsys.readouterr().err
     for verb in ("bench", "push"):
         assert main([verb, str(random_bundle), "--device", "all", "--device", "localhost:1"]) == 2
-        assert "--device: found all beside another device, wanted one of the two" in capsys.readouterr().err
+        assert "--device: found all together with another device, wanted one or the other" in capsys.readouterr().err
 
 
 def test_all_are_those_that_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def test_a_device_that_is_not_there_does_not_keep_the_others_from_theirs(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--device", "localhost:1", "--device", "localhost:1"], "--device: a device twice"),
+        (["--device", "localhost:1", "--device", "localhost:1"], "--device: the same device twice"),
         (["--target", "here"], "a relative path"),
         (["--groups", "text,,ple"], "names separated by commas"),
         (["--groups", "audio"], "groups: found audio, wanted"),

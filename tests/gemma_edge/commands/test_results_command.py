@@ -105,7 +105,7 @@ def test_another_ending_a_stranger_s_file_and_an_input_are_refused(
     fails(tmp_path / "x.xlsx", "found the ending .xlsx, wanted .csv or .parquet")
     for name in ("mine.csv", "mine.parquet"):
         (tmp_path / name).write_text("my own,table\n")
-        fails(tmp_path / name, "a file that is no table of gemma-edge results")
+        fails(tmp_path / name, "a file that is not a table of gemma-edge results")
         assert (tmp_path / name).read_text() == "my own,table\n"
     copy = tmp_path / "copy.csv"
     copy.write_bytes(FIXTURE.read_bytes())

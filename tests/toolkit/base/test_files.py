@@ -85,7 +85,7 @@ def test_a_directory_is_no_target_for_a_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_an_environment_fault(tmp_path: Path) -> None:
     with (
-        pytest.raises(EnvironmentFault, match="no space left on device; free some room"),
+        pytest.raises(EnvironmentFault, match="no space left on device; free some space"),
         files.atomic_file(tmp_path / "a"),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -132,7 +132,7 @@ def test_texts_that_are_something_else_are_refused_with_what_was_found() -> None
         (STATUS.replace("51200 kB", "51200"), "RssAnon: found '51200', wanted a number of kB"),
         (STATUS.replace("51200 kB", "-1 kB"), "RssAnon: found '-1 kB'"),
         (STATUS.replace("51200 kB", "lots kB"), "RssAnon: found 'lots kB'"),
-        (STATUS + "VmRSS:\t 1 kB\n", "VmRSS: the key is there twice"),
+        (STATUS + "VmRSS:\t 1 kB\n", "VmRSS: a duplicate key"),
         (STATUS + "VmS", "found 'VmS', wanted KEY: VALUE"),
     ],
 )
@@ -142,7 +142,7 @@ def test_nonsense_in_a_status_is_named(text: str, found: str) -> None:
 
 
 def test_nonsense_in_mappings_counters_and_times_is_named() -> None:
-    with pytest.raises(EnvironmentFault, match="smaps 7f0000000000: the end 7e0010001000 is not behind"):
+    with pytest.raises(EnvironmentFault, match="smaps 7f0000000000: the end 7e0010001000 does not come after"):
         parse_smaps(SMAPS.replace("7f0010001000", "7e0010001000"))
     with pytest.raises(EnvironmentFault, match="Rss: found '16 MB'"):
         parse_smaps(SMAPS.replace("16 kB", "16 MB"))

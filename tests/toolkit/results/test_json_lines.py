@@ -132,7 +132,7 @@ def test_a_file_of_another_kind_is_replaced_only_when_told_to_and_with_the_first
 ) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"no results of gemma-edge bench.*--force"), open_results(path):
+    with pytest.raises(UsageError, match=r"not gemma-edge bench results.*--force"), open_results(path):
         pass
     with open_results(path, force=True):
         pass

@@ -164,7 +164,7 @@ def test_dynamic_update_slice_writes_at_the_start(tmp_path: Path) -> None:
         (lambda g: ops.add(g.input("a", (2,)), g.input("b", (2,), DType.INT32)), "one type"),
         (lambda g: ops.reshape(g.input("a", (2, 3)), (5,)), "as many elements"),
         (lambda g: ops.take(g.input("a", (2, 3)), 1, 2, 5), "leaves the value"),
-        (lambda g: ops.transpose(g.input("a", (2, 3)), (0, 0)), "no permutation"),
+        (lambda g: ops.transpose(g.input("a", (2, 3)), (0, 0)), "not a permutation"),
         (lambda g: ops.pad(g.input("a", (2, 3)), [(1, 1)]), "each axis"),
         (lambda g: ops.pad(g.input("a", (2,)), [(1, -1)]), "counts of zeros"),
         (lambda g: ops.cumsum(g.input("a", (2, 3)), 2), "axis 2"),

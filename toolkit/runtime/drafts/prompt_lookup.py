@@ -33,7 +33,7 @@ class PromptLookup:
         for length in range(min(LONGEST, len(ids)), SHORTEST - 1, -1):
             start = self._follows.get(tuple(ids[-length:]))
             if start is not None:
-                # Past the end, the text goes on with what is guessed: so a repetition is continued.
+                # Past the end, the text continues with what is guessed, so that a repetition is continued.
                 text = list(ids[start:])
                 while len(text) < most:
                     text.append(text[len(text) - (len(ids) - start)])

@@ -1,4 +1,4 @@
-/* Work in a process of its own, meanwhile; threads would need types that differ between Android's C library and musl's. */
+/* Work in its own process, meanwhile; threads would need types that differ between Android's C library and musl's. */
 #ifndef BACKGROUND_H
 #define BACKGROUND_H
 

@@ -198,7 +198,7 @@ def test_the_whole_is_a_slice_too(checkpoint: Gemma3nCheckpoint) -> None:
     [
         ((), (), ": no layers"),
         ((0, 1), (48,), "found 1 FFN sizes, wanted one for each of 2 layers"),
-        ((0, 7), (48, 48), "found layer 7 after 0, wanted rising indices below 7"),
+        ((0, 7), (48, 48), "found layer 7 after 0, wanted increasing indices below 7"),
         ((1, 0), (48, 48), "found layer 0 after 1"),
         ((0, 0), (48, 48), "found layer 0 after 0"),
         ((-1, 0), (48, 48), "found layer -1 after -1"),

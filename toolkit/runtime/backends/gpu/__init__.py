@@ -1,4 +1,4 @@
-"""The GPU backend: LiteRT's CompiledModel with its GPU delegate, in a process of its own (docs/gpu.md)."""
+"""The GPU backend: LiteRT's CompiledModel with its GPU delegate, in its own process (docs/gpu.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles on the GPU through the verbs, each in a process of its own: on a GPU, or on Vulkan in software."""
+"""Bundles on the GPU through the verbs, each in its own process: on a GPU, or on Vulkan in software."""
 
 from __future__ import annotations
 

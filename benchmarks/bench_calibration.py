@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import RESULTS, Measured, Recorder, model_record
 from converters.calibration.text import CalibrationChoice, built_in_calibration_text
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.families import open_checkpoint
 from converters.family import Checkpoint
+from converters.request import ConvertRequest
 from converters.verify import built_in_text, compare, sequences_of
 from toolkit.base.elements import element_names
 from toolkit.quant.recipe import FORMAT

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import RESULTS, Measured, Recorder, model_record, this_device
 from benchmarks.synthetic import TOKENIZER_SOURCE, text_config, write_synthetic
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.gemma.config import Attention, layer_kv_sources
 from converters.gemma3n.config.text import LayerConfig, TextConfig
+from converters.request import ConvertRequest
 from toolkit.base.activations import ACTIVATIONS, Activations
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.report.tables import markdown

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,25 +16,21 @@ from converters.behaviour import PromptReport, require_same_prompts
 from converters.calibration.calibrate import Calibration, remove_work, sequences_of, text_for, work_directory
 from converters.calibration.own_text import CONTEXT as WRITER_CONTEXT
 from converters.calibration.own_text import text_written_by
-from converters.calibration.text import CalibrationChoice, CalibrationText
-from converters.families import FAMILIES, open_checkpoint, recipe_names
-from converters.family import Checkpoint, Family, RecipeChoice
+from converters.calibration.text import CalibrationText
+from converters.families import FAMILIES, open_checkpoint
+from converters.family import Checkpoint, Family
 from converters.gate import Gate, ShortGate
-from converters.huggingface.adapters.choice import AdapterChoice
 from converters.huggingface.prompt_files import PromptFiles, read_prompt_files
 from converters.huggingface.sampling import read_sampling
 from converters.lock import described, lock_of, quant_record
 from converters.plan import Plan, PlanRequest
-from converters.slices import Budget, Slice
+from converters.request import ConvertRequest, check_recipe_names, plan_request
 from converters.verify import VerifyReport
-from toolkit.base.errors import BundleError, CheckpointError, RecipeError, ToolkitError, UsageError
+from toolkit.base.errors import BundleError, CheckpointError, ToolkitError, UsageError
 from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room, scratch_beside
-from toolkit.base.outputs import Output
-from toolkit.base.strict_json import shorten
 from toolkit.base.warnings_once import each_warning_once
 from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.manifest import (
-    CHECKPOINT_GROUPS,
     TOKENIZER,
     TOWER_FILES,
     AudioRecord,
@@ -43,69 +39,17 @@ from toolkit.bundle.manifest import (
     TextRecord,
     VisionRecord,
 )
-from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import token_texts
-from toolkit.bundle.write import BUNDLE, BundleDraft, write_bundle
+from toolkit.bundle.write import BundleDraft, write_bundle
 from toolkit.drafting.make import AS_USUAL, Drafting, make_drafter
-from toolkit.quant.recipe import Recipe
-from toolkit.quant.scheme import Search
 from toolkit.tflite.target import CPU
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_CONTEXT = 4096
 DRAFT_TOKENS = 3
 """How many drafts a step checks in a bundle with a drafter."""
 _MANIFEST_BYTES = 1 << 20  # E4B's in float32 takes 0.2 MB; the rest is what a file system adds to some files
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertRequest:
-    """What to convert, and how: by default the whole checkpoint, in int8."""
-
-    checkpoint: Checkpoint | Path | str
-    """A directory, a Hugging Face id, or an open checkpoint, which is not closed."""
-    output: Path
-    """The directory of the bundle."""
-    recipes: Mapping[str, RecipeChoice] = field(default_factory=dict)
-    """Recipes by role: `text` (and the token embedding), `ple`, `vision`, `audio`; the family chooses missing ones."""
-    search: Search | None = None
-    """How all scales are chosen; None for what the recipes say."""
-    groups: tuple[str, ...] | None = None
-    """The groups to convert: `text`, which includes its embeddings, and towers; None for all of the checkpoint."""
-    sizes: tuple[str | Slice, ...] | Path | Budget = ()
-    """Names or slices, the first of them the default; or a file that describes one; or a budget, for the best named
-    size that fits it. Empty for the whole checkpoint."""
-    context: int = DEFAULT_CONTEXT
-    """Positions in the KV cache."""
-    prefill_sizes: tuple[int, ...] = ()
-    """Tokens that each prefill processes; empty for the target's prefills that fit the context."""
-    shard_bytes: int = DEFAULT_SHARD_BYTES
-    """The maximum size of a PLE shard."""
-    audio_seconds: tuple[float, ...] = ()
-    """Maximum lengths, one for each audio encoder; empty for those of 1, 5, 10 and 30 s that the tower supports."""
-    workers: int = 2
-    """The number of threads that quantise."""
-    adapters: tuple[AdapterChoice, ...] = ()
-    """Adapters that are merged into the checkpoint, in this order; none for an open checkpoint, which has its own."""
-    calibration: CalibrationChoice | None = None
-    """The text that gives the inputs against which the decoder's matrices are rounded, or "self" for one that the model
-    writes; None: each weight is rounded by itself."""
-    described_as: CheckpointRecord | None = None
-    """What the manifest says of the checkpoint, which must have these hashes; None: by its directory's name."""
-    force: bool = False
-    """Replace a directory at `output` even if it is not a bundle."""
-    draft_tokens: int | None = None
-    """How many drafted tokens a step of speculative decoding checks; None for a bundle without."""
-    drafter: DrafterSettings | None = None
-    """How to fit a drafter to the default size; None for a bundle without. With one, `draft_tokens` is 3 unless set."""
-
-    def bundle_output(self, *further: Path) -> Output:
-        """The output, which is none of the inputs that the request names, or of `further` ones."""
-        named = [*self.recipes.values(), self.sizes, self.checkpoint, *(choice.source for choice in self.adapters)]
-        inputs = tuple(Path(item) for item in named if isinstance(item, (Path, str)))
-        return Output(self.output, BUNDLE, (*inputs, *further), self.force)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +93,7 @@ def convert(
     request.bundle_output().require()
     if request.calibration is not None and request.search is not None:
         raise UsageError("search", found=request.search, wanted="none: calibration chooses scales by the inputs")
-    _check_recipe_names(request, families)
+    check_recipe_names(request, families)
     if not isinstance(request.checkpoint, (Path, str)):
         if request.adapters:
             raise UsageError(
@@ -257,8 +201,8 @@ def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
 
 def _planned(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
     """The same for any output."""
-    plan_request = _plan_request(request, checkpoint)
-    plan = checkpoint.plan(plan_request)
+    chosen = plan_request(request, checkpoint)
+    plan = checkpoint.plan(chosen)
     prompt_files = read_prompt_files(
         checkpoint.path,
         checkpoint.vocab_size,
@@ -267,7 +211,7 @@ def _planned(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
     )
     plan = _with_prompts(plan, prompt_files, checkpoint)
     prompts = require_same_prompts(prompt_files, _text_record(plan), *_tower_records(plan), checkpoint.architecture)
-    return _Prepared(plan_request, plan, prompt_files, prompts)
+    return _Prepared(chosen, plan, prompt_files, prompts)
 
 
 def _sequences(
@@ -278,16 +222,16 @@ def _sequences(
 
 
 def _own_text(
-    request: ConvertRequest, checkpoint: Checkpoint, plan_request: PlanRequest, progress: Progress | None
+    request: ConvertRequest, checkpoint: Checkpoint, chosen: PlanRequest, progress: Progress | None
 ) -> CalibrationText:
     """What the default size writes, run as a bundle of the same recipe that is not calibrated."""
     with scratch_beside(work_directory(request.output).with_suffix(".writer")) as scratch:
         writer = ConvertRequest(
             checkpoint=checkpoint,
             output=scratch / "bundle",
-            recipes={role: plan_request.recipes[role] for role in ("text", "ple")},
+            recipes={role: chosen.recipes[role] for role in ("text", "ple")},
             groups=("text",),
-            sizes=plan_request.slices[:1],
+            sizes=chosen.slices[:1],
             context=min(WRITER_CONTEXT, checkpoint.max_positions),
             workers=request.workers,
         )
@@ -355,94 +299,3 @@ def _text_record(plan: Plan) -> TextRecord:
     record = plan.groups["text"].runtime
     assert isinstance(record, TextRecord)
     return record
-
-
-# --- what is asked for -----------------------------------------------------------------------------------------------
-
-
-def _plan_request(request: ConvertRequest, checkpoint: Checkpoint) -> PlanRequest:
-    """The request with every choice made."""
-    prefill_sizes = request.prefill_sizes or CPU.prefills_within(request.context)
-    _check_lengths(request.context, prefill_sizes, checkpoint.max_positions)
-    if request.draft_tokens is not None and not 0 < request.draft_tokens < prefill_sizes[-1]:
-        wanted = f"1 to {prefill_sizes[-1] - 1}: a step checks fewer tokens than the largest prefill takes"
-        raise UsageError("draft tokens", found=request.draft_tokens, wanted=wanted)
-    towers = _towers(request, checkpoint)
-    recipes = checkpoint.recipes(request.recipes, towers)
-    if request.search is not None:
-        recipes = {role: recipe.with_search(request.search) for role, recipe in recipes.items()}
-    return PlanRequest(
-        slices=_slices(request.sizes, checkpoint, recipes["text"]),
-        recipes=recipes,
-        towers=towers,
-        context=request.context,
-        prefill_sizes=prefill_sizes,
-        shard_bytes=request.shard_bytes,
-        audio_seconds=request.audio_seconds,
-        draft_tokens=request.draft_tokens,
-    )
-
-
-def _check_lengths(context: int, prefill_sizes: tuple[int, ...], limit: int) -> None:
-    """The context fits the model, the prefills fit the context, and one of them fits the last few positions."""
-    if not 1 < context <= limit:
-        raise UsageError("context", found=context, wanted=f"2 to {limit} positions")
-    if not prefill_sizes or list(prefill_sizes) != sorted(set(prefill_sizes)) or prefill_sizes[0] < 2:
-        raise UsageError("prefill sizes", found=list(prefill_sizes), wanted="increasing numbers of tokens, from 2 up")
-    most = CPU.smallest_prefill_limit
-    if prefill_sizes[0] > most:
-        raise UsageError("smallest prefill size", found=prefill_sizes[0], wanted=f"at most {most} tokens")
-    if prefill_sizes[-1] > context:
-        raise UsageError("largest prefill size", found=prefill_sizes[-1], wanted=f"at most the context, {context}")
-
-
-def _check_recipe_names(request: ConvertRequest, families: Sequence[Family]) -> None:
-    """RecipeError for what cannot be a recipe of any family: reported before a checkpoint is downloaded."""
-    for role, choice in request.recipes.items():
-        # Per-layer embeddings have one scheme, whatever the family.
-        ple = role == "ple"
-        names = [element.name for element in ple_elements()] if ple else recipe_names(role, families)
-        if isinstance(choice, Recipe) or choice in names or (not ple and Path(choice).exists()):
-            continue
-        wanted = " or ".join(names) if ple else f"{', '.join(names)} or the path of a recipe file"
-        raise RecipeError(f"{role} recipe", found=shorten(str(choice)), wanted=wanted)
-
-
-def _towers(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The towers that are wanted; UsageError for groups that cannot be, and for settings of towers left out."""
-    present = tuple(group.name for group in checkpoint.groups if group.tensors)
-    groups = _convertible(present, checkpoint) if request.groups is None else request.groups
-    unknown = [name for name in groups if name not in CHECKPOINT_GROUPS]
-    if unknown:
-        raise UsageError("groups", found=unknown[0], wanted=", ".join(CHECKPOINT_GROUPS))
-    if "text" not in groups:
-        given = ",".join(groups)
-        found = f"{given} without text, the language model that answers images and sounds"
-        raise UsageError("groups", found=found, remedy=f"add text, as in text,{given}")
-    for tower in TOWER_FILES:
-        if tower in groups and tower not in checkpoint.supported_towers:
-            wanted = f"{', '.join(_convertible(present, checkpoint))} of {checkpoint.architecture}"
-            raise UsageError("groups", found=tower, wanted=wanted)
-        if tower in request.recipes and tower not in groups:
-            raise UsageError(f"{tower} recipe", found=f"cannot be used, because {tower} is not converted")
-    if request.audio_seconds and "audio" not in groups:
-        raise UsageError("audio lengths", found="cannot be used, because audio is not converted")
-    return tuple(tower for tower in TOWER_FILES if tower in groups)
-
-
-def _convertible(present: tuple[str, ...], checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The groups of a checkpoint without the towers that its family does not support."""
-    aside = [name for name in present if name in TOWER_FILES and name not in checkpoint.supported_towers]
-    if aside:
-        towers, architecture = " and ".join(aside), checkpoint.architecture
-        _log.warning("%s: %s left out: such towers of %s are not supported yet", checkpoint.name, towers, architecture)
-    return tuple(name for name in present if name not in aside)
-
-
-def _slices(sizes: tuple[str | Slice, ...] | Path | Budget, checkpoint: Checkpoint, text: Recipe) -> tuple[Slice, ...]:
-    if isinstance(sizes, Path):
-        return (checkpoint.read_slice(sizes),)
-    if isinstance(sizes, Budget):
-        return (checkpoint.choose_slice(sizes, text),)
-    found = tuple(size if isinstance(size, Slice) else checkpoint.find_slice(size) for size in sizes)
-    return found or (checkpoint.default_slice,)

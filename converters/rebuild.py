@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import cast
 
 from converters.calibration.text import CalibrationText, locked_calibration_text
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Family
 from converters.huggingface.adapters.choice import AdapterChoice
 from converters.lock import described, locked_recipes, locked_slices
+from converters.request import ConvertRequest
 from toolkit.base.activations import Activations
 from toolkit.base.environment import environment_differences
 from toolkit.base.errors import BundleError, QualityError, UsageError, errors_about

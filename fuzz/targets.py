@@ -45,7 +45,8 @@ RECORDED = REPOSITORY / "tests" / "fixtures"
 @cache
 def small_bundle() -> Path:
     """A small bundle of the example, its export, and nothing else."""
-    from converters.convert import ConvertRequest, convert
+    from converters.convert import convert
+    from converters.request import ConvertRequest
     from toolkit.litertlm.export import ExportOptions, export_litertlm
 
     folder = scratch() / "seeds"

@@ -17,7 +17,8 @@ from checkpoints import TINY, random_tensors, write_checkpoint
 from litert_lm_engine import LmEngine, open_engine
 from waiting import PATIENCE_S
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.bundle.tokenizer import TextStream, Tokenizer
 from toolkit.litertlm.export import export_litertlm
 from toolkit.runtime.bundle import Bundle

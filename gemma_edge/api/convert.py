@@ -13,7 +13,7 @@ from converters.calibration.text import (
     read_calibration_text,
     write_calibration_text,
 )
-from converters.convert import DEFAULT_CONTEXT, Conversion, ConvertRequest
+from converters.convert import Conversion
 from converters.convert import convert as convert_request
 from converters.families import FAMILIES
 from converters.family import Checkpoint, Family, RecipeChoice, StageProgress
@@ -21,6 +21,7 @@ from converters.gate import ShortGate
 from converters.huggingface.adapters.choice import AdapterLike, adapter_choices
 from converters.huggingface.hub.locate import with_revision
 from converters.quality_record import QUALITY, write_quality
+from converters.request import DEFAULT_CONTEXT, ConvertRequest
 from converters.slices import Budget, Slice, parse_budget
 from converters.verify import VerifyReport
 from toolkit.base.environment import ENVIRONMENT, write_environment

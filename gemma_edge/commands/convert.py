@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from converters.convert import DEFAULT_CONTEXT, Conversion
+from converters.convert import Conversion
 from converters.families import recipe_names
+from converters.request import DEFAULT_CONTEXT
 from converters.verify import VerifyReport
 from gemma_edge.api.convert import convert
 from gemma_edge.options.checkpoints import add_checkpoint_arguments

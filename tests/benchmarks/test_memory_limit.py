@@ -10,7 +10,8 @@ import pytest
 from benchmarks import bench_memory, synthetic
 from benchmarks.bench_memory import Contender
 from benchmarks.session_run import SessionRequest, run_child
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from device_harness.emulator.memory import MemoryLimit
 from toolkit.base.errors import EnvironmentFault
 

@@ -16,8 +16,9 @@ from paths import EXAMPLE
 
 import gemma_edge
 from converters.behaviour import bundle_errors, require_same_prompts
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.huggingface.prompt_files import read_prompt_files
+from converters.request import ConvertRequest
 from gemma_edge.cli import main
 from toolkit.base.errors import CheckpointError
 from toolkit.bundle.chat import ChatTemplate

@@ -22,12 +22,13 @@ from converters.calibration.text import (
     read_calibration_text,
     write_calibration_text,
 )
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.families import open_checkpoint
 from converters.family import Checkpoint, Family
 from converters.gemma3n.family import GEMMA3N
 from converters.plan import GraphFiles, PlanRequest
 from converters.rebuild import rebuild
+from converters.request import ConvertRequest
 from converters.verify import built_in_text
 from toolkit.base.errors import UsageError
 from toolkit.bundle.lock import read_lock

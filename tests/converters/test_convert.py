@@ -22,7 +22,6 @@ from checkpoints import count_bytes_read, write_tokenizer
 from numpy.typing import NDArray
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest
 from converters.convert import convert as convert_and_judge
 from converters.family import Checkpoint
 from converters.gate import ShortGate
@@ -32,6 +31,7 @@ from converters.gemma3n.sizes.matformer import SlicedCheckpoint
 from converters.gemma3n.tensors import text_tensors
 from converters.huggingface.configs import read_configs
 from converters.huggingface.stored_tensors import StoredTensors
+from converters.request import ConvertRequest
 from converters.slices import Slice
 from converters.verify import Failure, Quality, SizeReport, VerifyReport
 from toolkit.base.errors import CheckpointError, EnvironmentFault, QualityError, SliceError, UsageError

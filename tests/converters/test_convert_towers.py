@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from towers import write_multimodal_checkpoint, write_vision_checkpoint
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.families import open_checkpoint
 from converters.family import Checkpoint
+from converters.request import ConvertRequest
 from toolkit.base.errors import CheckpointError
 from toolkit.bundle.manifest import LOCK, TOWER_FILES, AudioRecord, VisionRecord
 from toolkit.bundle.manifest_json import read_manifest

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from checkpoints import TINY, random_tensors, write_checkpoint
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.families import FAMILIES, open_checkpoint, recipe_names
+from converters.request import ConvertRequest
 from toolkit.base.errors import CheckpointError, RecipeError
 
 

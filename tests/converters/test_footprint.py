@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.bundle.footprint import footprints
 
 TINY = EXAMPLE

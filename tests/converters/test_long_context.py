@@ -11,7 +11,8 @@ import pytest
 from checkpoints import write_tokenizer
 from numpy.typing import NDArray
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings
 

@@ -14,7 +14,8 @@ from multimodal_oracle import IMAGE_SIZE
 from numpy.typing import NDArray
 from PIL import Image
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.media.image import load_levels
 from toolkit.media.pixels import pixels
 from toolkit.media.sound import load_sound

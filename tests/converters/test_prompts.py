@@ -12,8 +12,9 @@ import pytest
 from checkpoints import TINY, random_tensors, write_checkpoint
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.families import open_checkpoint
+from converters.request import ConvertRequest
 from toolkit.base.errors import CheckpointError, UsageError
 from toolkit.bundle.manifest import Manifest, SamplingRecord
 from toolkit.litertlm import schema

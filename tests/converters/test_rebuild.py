@@ -18,7 +18,8 @@ from checkpoints import TINY, random_tensors, write_checkpoint, write_tokenizer
 from paths import EXAMPLE
 
 import gemma_edge
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from gemma_edge import cli
 from toolkit.base.environment import ENVIRONMENT
 from toolkit.base.errors import BundleError, CheckpointError, UsageError

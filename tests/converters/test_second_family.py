@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from toy_family import TOY, ToyReference, write_toy_checkpoint
 
-from converters.convert import Conversion, ConvertRequest, convert
+from converters.convert import Conversion, convert
 from converters.families import open_checkpoint
 from converters.gate import ShortGate, judge
 from converters.gemma3n.family import GEMMA3N
+from converters.request import ConvertRequest
 from toolkit.base.errors import CheckpointError, QualityError
 from toolkit.check import check
 from toolkit.runtime.bundle import Bundle

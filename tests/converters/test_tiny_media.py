@@ -10,7 +10,8 @@ from audio_oracle import import_torch
 from paths import EXAMPLE
 from timm_oracle import let_transformers_use_timm
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.bundle.chat import Message
 from toolkit.media.sound import load_sound
 from toolkit.runtime.bundle import Bundle

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
+from converters.request import ConvertRequest
 from converters.verify import sequences_of, thresholds_for, verify
 from toolkit.base.elements import ElementName
 from toolkit.runtime.bundle import Bundle

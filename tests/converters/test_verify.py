@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from oracle import CONFIGS, checkpoint_of, hf_logits, make_checkpoint
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.gate import judge
 from converters.gemma3n.config.text import TextConfig, TextModel
 from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.reference import Reference, forward
 from converters.intervals import Interval, ratio_interval, wilson_interval
+from converters.request import ConvertRequest
 from converters.verify import (
     LONG_TOKENS,
     THRESHOLDS,

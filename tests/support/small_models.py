@@ -15,7 +15,8 @@ from checkpoints import TINY, random_tensors, write_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from towers import write_multimodal_checkpoint
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.runtime.backends.interface import ModelFile
 
 WIDTH, OUTPUTS, ROWS = 64, 128, 32

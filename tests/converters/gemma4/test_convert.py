@@ -15,11 +15,12 @@ import pytest
 from checkpoints import write_tokenizer
 from gemma4_oracle import CONFIGS, QUICK, OracleConfig, checkpoint_of, hf_greedy, hf_logits, make_checkpoint
 
-from converters.convert import Conversion, ConvertRequest
+from converters.convert import Conversion
 from converters.convert import convert as convert_and_judge
 from converters.families import open_checkpoint
 from converters.gemma4.family import GEMMA4
 from converters.gemma4.recipes import RECIPE_NAMES
+from converters.request import ConvertRequest
 from toolkit.base.errors import SliceError, UsageError
 from toolkit.bundle.check import check_directory
 from toolkit.runtime.bundle import Bundle

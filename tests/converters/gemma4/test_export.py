@@ -11,7 +11,8 @@ from gemma4_oracle import hf_greedy
 from litert_lm_engine import LmEngine, open_engine
 
 from converters.behaviour import bundle_errors
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.bundle.chat import Message
 from toolkit.check import check
 from toolkit.litertlm.export import export_litertlm

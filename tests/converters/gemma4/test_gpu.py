@@ -10,7 +10,8 @@ from gemma4_models import write_random_model
 from gpu_inputs import signature_inputs
 from gpu_process import Outcome, run_graphs
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.litertlm import schema
 from toolkit.litertlm.export import ExportOptions, Target, export_litertlm
 from toolkit.litertlm.reader import read_litertlm

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.synthetic_gemma4 import write_synthetic
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.families import open_checkpoint
 from converters.gate import ShortGate
 from converters.gemma.stored_recipe import stored_recipe
@@ -19,6 +19,7 @@ from converters.gemma.tensors import PER_LAYER_EMBEDDING
 from converters.gemma4.family import GEMMA4, Gemma4Checkpoint
 from converters.gemma4.reference import Reference
 from converters.gemma4.tensors import text_tensors
+from converters.request import ConvertRequest
 from toolkit.base.errors import CheckpointError, RecipeError
 from toolkit.bundle.ple_shards import HEADER_BYTES, read_header, unpack_rows
 from toolkit.quant.packing import unpack_codes

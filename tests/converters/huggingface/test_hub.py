@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from towers import write_multimodal_checkpoint
 
 import gemma_edge
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.families import open_checkpoint, open_headers
 from converters.huggingface.adapters.choice import AdapterChoice
 from converters.huggingface.hub.ranges import _FIRST_READ_BYTES
+from converters.request import ConvertRequest
 from gemma_edge import cli
 from toolkit.base.errors import CheckpointError, EnvironmentFault, ToolkitError, UsageError
 

@@ -14,7 +14,8 @@ from gpu_process import driver
 from native_runner import NativeRunner, library_path, litert_path, runner_path
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from device_harness.bench.run import BenchRequest, BenchSettings, bench
 from device_harness.machines.host import Host
 from device_harness.native.answer import DeviceConversation, DeviceSettings

@@ -12,7 +12,8 @@ from logits import divergence
 from native_runner import NativeRunner
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import Span, read_image
 from toolkit.runtime.session import Session, SessionSettings

@@ -13,7 +13,8 @@ import pytest
 from native_runner import NativeRunner, library_path, litert_path, runner_path
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from device_harness.parsers.delegates import undelegated_nodes
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.generate import Generation

@@ -13,7 +13,8 @@ from logits import divergence
 from native_runner import NativeRunner
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from device_harness.programs.build import Architecture
 from device_harness.programs.bundle_runner import System, bundle_runner
 from toolkit.base.errors import EnvironmentFault

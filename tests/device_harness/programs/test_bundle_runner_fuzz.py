@@ -13,7 +13,8 @@ import pytest
 from native_runner import litert_path
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from device_harness.programs.bundle_runner import sources
 
 COMMANDS = (

@@ -12,7 +12,8 @@ from paths import EXAMPLE
 from waiting import wait_until
 
 import gemma_edge
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from device_harness.adb.devices import tcp_endpoint
 from device_harness.adb.transport import Transport
 from device_harness.emulator.device import Emulator, EmulatorSettings

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import gemma_edge
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 
 
 @pytest.fixture(scope="module")

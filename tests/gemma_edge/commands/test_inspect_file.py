@@ -11,7 +11,8 @@ import pytest
 from paths import EXAMPLE
 
 import gemma_edge
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from gemma_edge.cli import main
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.bundle.manifest import SamplingRecord

@@ -24,7 +24,8 @@ from bundles import (
 )
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from gemma_edge import cli
 from toolkit.base.errors import BundleError
 from toolkit.bundle.manifest import (

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.huggingface.chat_template import find_template, read_chat_template
+from converters.request import ConvertRequest
 from gemma_edge.cli import main
 from toolkit.base.errors import BundleError, CheckpointError, ToolkitError, UsageError
 from toolkit.base.limited import Limits, limited

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
 from converters.rebuild import rebuild
+from converters.request import ConvertRequest
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.files import hash_file
 from toolkit.bundle.check import check_directory

@@ -10,7 +10,8 @@ import pytest
 from litert_lm_engine import LmEngine, open_engine
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.base.errors import BundleError, ToolkitError, UsageError
 from toolkit.bundle.chat import ChatTemplate
 from toolkit.bundle.conversations import TEXTS, Conversation, Turn

@@ -14,7 +14,8 @@ import pytest
 from litert_lm_engine import LmEngine, open_engine
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.bundle.chat import Message
 from toolkit.check import check
 from toolkit.litertlm.export import ExportOptions, export_litertlm

@@ -12,7 +12,8 @@ from litert_lm_engine import LmEngine, open_engine
 from paths import EXAMPLE
 
 import gemma_edge
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.bundle.lock import DrafterSettings
 from toolkit.drafting.make import Drafting
 from toolkit.litertlm.export import export_litertlm

@@ -14,7 +14,8 @@ import pytest
 from engine_process import Message, answers, score
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.base.activations import ACTIVATIONS, Activations
 from toolkit.litertlm.export import TARGETS, ExportOptions, Target, export_litertlm
 

@@ -20,7 +20,8 @@ from litert_lm_engine import Content, LmEngine, Picture, Recording, open_engine
 from numpy.typing import NDArray
 from PIL import Image
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from device_harness.bench.memory import group_memory
 from device_harness.runners.litert_lm.model import EngineModel
 from toolkit.base.elements import ElementName

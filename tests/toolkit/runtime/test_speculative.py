@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.base.errors import BundleError
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.drafts.prompt_lookup import PromptLookup

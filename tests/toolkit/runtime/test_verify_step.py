@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.bundle.check import check_directory
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.signatures import bundle_signatures, shapes_of, signature_faults

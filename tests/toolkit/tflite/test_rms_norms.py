@@ -13,7 +13,8 @@ from flatbuffers import flexbuffers
 from gpu_inputs import signature_inputs
 from towers import write_multimodal_checkpoint
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.tflite.reader import TfliteContent, read_tflite
 from toolkit.tflite.records import SubgraphRecord
 from toolkit.tflite.rewrite import select_signatures

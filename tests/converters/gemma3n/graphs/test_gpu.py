@@ -12,7 +12,8 @@ from gpu_process import Arrays, Outcome, run_graphs
 from paths import EXAMPLE
 from towers import write_multimodal_checkpoint
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from toolkit.media.mel import log_mel
 from toolkit.media.sound import load_sound
 

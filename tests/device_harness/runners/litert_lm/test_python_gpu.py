@@ -8,7 +8,8 @@ import pytest
 from gpu_process import driver, run_alone
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from device_harness.runners.litert_lm.python_runner import read_litert_lm_child
 from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.tflite.reader import read_tflite

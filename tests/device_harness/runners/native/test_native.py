@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from paths import EXAMPLE, FIXTURES
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner
 from device_harness.machines.host import Host
 from device_harness.programs.bundle_runner import bundle_runner

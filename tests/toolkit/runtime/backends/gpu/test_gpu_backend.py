@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from paths import EXAMPLE
 from waiting import when
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from gemma_edge.cli import main
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError
 from toolkit.runtime.backends.gpu.remote import GpuRuntime

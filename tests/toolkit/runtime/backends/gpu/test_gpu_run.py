@@ -12,7 +12,8 @@ import pytest
 from gpu_process import driver
 from paths import EXAMPLE
 
-from converters.convert import ConvertRequest, convert
+from converters.convert import convert
+from converters.request import ConvertRequest
 from device_harness.runners.python_child import read_nodes
 from toolkit.tflite.reader import read_tflite
 

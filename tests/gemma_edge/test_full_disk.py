@@ -40,11 +40,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path, 
     return prepare(tmp_path_factory.mktemp("prepared") / "work", random_checkpoint, random_bundle)
 
 
-def sizes_of(path: Path) -> int:
-    return sum(entry.stat().st_size for entry in path.rglob("*")) if path.is_dir() else path.stat().st_size
-
-
 PAGE = 4096
+
+
+def sizes_of(path: Path) -> int:
+    """The room that a file, or all files of a folder, take on a disk: whole pages."""
+    files = [entry for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else [path]
+    return sum(-(-file.stat().st_size // PAGE) * PAGE for file in files)
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""Takes away what Linux alone has, as macOS would: a plugin of pytest (`-p without_linux`), and of child processes.
+"""Takes away what Linux alone has, as macOS would: a plugin of pytest and of child processes.
+
+Only where the environment has WITHOUT_LINUX=1: `WITHOUT_LINUX=1 PYTHONPATH=tests/support python -m pytest -p
+without_linux`.
 
 It shows that our code goes on, or says what is not measured; it does not make a Mac of this computer: libraries, file
 systems and signals stay Linux's. /proc and /sys are hidden from Python only, since compiled libraries need them.
@@ -111,5 +114,5 @@ def _without_functions() -> None:
     ctypes.CDLL = Library  # type: ignore[misc]
 
 
-if os.environ.get(SWITCH) or "pytest" in sys.modules:
+if os.environ.get(SWITCH):  # not whenever it is imported: pytest imports every module, in search of doctests
     take_away()

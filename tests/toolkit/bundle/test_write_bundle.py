@@ -52,7 +52,7 @@ def test_an_older_bundle_is_replaced(tmp_path: Path) -> None:
 def test_a_directory_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").write_bytes(b"")
-    with pytest.raises(UsageError, match="no bundle"):
+    with pytest.raises(UsageError, match="not a bundle"):
         write_bundle(tmp_path / "photos", fill)
     assert entries(tmp_path / "photos") == ["1.jpg"]
 

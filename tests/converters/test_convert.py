@@ -549,6 +549,7 @@ def test_each_slice_gives_the_logits_of_transformers_on_a_sliced_checkpoint(
     assert np.abs(got - want[first:]).max() < 1e-3
 
 
+@pytest.mark.full
 @pytest.mark.reference
 @pytest.mark.parametrize(
     "quant", [pytest.param("f32", marks=pytest.mark.full), pytest.param("int8", marks=pytest.mark.full), "int4"]
@@ -584,6 +585,7 @@ def test_a_conversation_goes_back_within_the_reach_of_its_rings_and_starts_over_
         assert np.abs(logits - oracle.hf_logits(directory, [*other[:50], 7])[-1]).max() < 1e-3
 
 
+@pytest.mark.full
 @pytest.mark.reference
 def test_a_conversation_grows_through_its_context_buckets(tmp_path: Path, tiny: Path) -> None:
     """Prefill and decode in contexts of 512 and of all 2,200, against transformers."""

@@ -86,6 +86,7 @@ def test_a_tower_that_the_checkpoint_lacks_is_refused_before_any_work(tmp_path: 
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.full
 def test_lengths_of_sound_are_chosen_by_the_caller(checkpoint: Checkpoint, tmp_path: Path) -> None:
     wanted = replace(request(checkpoint, tmp_path / "bundle", audio="int8"), audio_seconds=(0.9, 0.48))
     manifest = convert(wanted, gate=None).manifest

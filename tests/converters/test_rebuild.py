@@ -181,7 +181,7 @@ def test_a_file_that_is_no_environment_is_not_replaced(made: Path, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["b.environment.json"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_threads_do_not_change_bytes(made: Path, tmp_path: Path) -> None:
     for workers in (1, 3):
         wanted = ConvertRequest(

@@ -24,7 +24,7 @@ def checkpoint() -> Gemma3nCheckpoint:
     return open_gemma3n(TINY)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("quant", "ple", "limit"), [pytest.param("int8", "int8", 1.01, marks=pytest.mark.full), ("int4", "int4", 1.05)]
 )

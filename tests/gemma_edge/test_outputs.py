@@ -222,6 +222,7 @@ def test_with_force_a_strangers_file_is_replaced_and_afterwards_it_is_ours(name:
     assert contents(work / "out") == written, "written again over its own, with the same bytes"
 
 
+@pytest.mark.full
 def test_results_replace_a_strangers_file_with_force_and_are_appended_to_their_own(work: Work) -> None:
     verb = next(verb for verb in VERBS if verb.name == "bench")
     target = work / "out" / "notes.txt"

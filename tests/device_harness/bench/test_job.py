@@ -266,6 +266,7 @@ class OverUsb(Transport):
         return "usb"
 
 
+@pytest.mark.full
 def test_after_a_cut_no_file_of_samples_stays(own_device: Emulator) -> None:
     seen: list[int] = []
 
@@ -369,7 +370,7 @@ def test_tests_that_the_runner_says_nothing_of_are_left_out_and_named(machine: A
     notes: list[str] = []
     record = whole(bench(machine, job("echo rate 1", tests=tests), repetitions=1, note=notes.append))
     assert record.tests == {"tg8": "decode_tokens_per_s"}
-    assert notes[-1] == f"{machine.serial}: stand_in says nothing of ttft8"
+    assert notes[-1] == f"{machine.serial}: stand_in does not report ttft8"
 
 
 def test_a_test_of_a_figure_that_no_one_knows_is_an_error_before_anything_runs(machine: AdbDevice) -> None:

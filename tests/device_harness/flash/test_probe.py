@@ -256,7 +256,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list((tmp_path / "native").iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @needs_zig
 @pytest.mark.parametrize("architecture", ["x86_64", pytest.param("aarch64", marks=pytest.mark.full)])
 def test_the_program_is_built_once_static_and_for_pages_of_16_kib(tmp_path: Path, architecture: Architecture) -> None:

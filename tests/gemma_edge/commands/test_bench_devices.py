@@ -97,7 +97,7 @@ def test_an_interrupt_ends_all_and_keeps_what_was_measured(
     assert out.count("tg8") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_trace_is_beside_the_results_and_on_the_page(
     devices: list[Emulator], random_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,7 @@ def test_a_text_checkpoint_has_one_set(published: dict[str, Path]) -> None:
     assert (only["groups"], only["parameters_loaded"]) == (TEXT, E2B_TEXT)
 
 
+@pytest.mark.full
 def test_the_table_says_which_groups_make_each_figure(
     published: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +179,7 @@ def as_sparse_as_possible(config: dict[str, Any]) -> None:
         del config[key]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", [lambda config: None, as_first_released, as_sparse_as_possible])
 def test_every_form_of_the_published_config_is_accepted_with_its_towers(
     tmp_path: Path, form: Callable[[dict[str, Any]], object], capsys: pytest.CaptureFixture[str]

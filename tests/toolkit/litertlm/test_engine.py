@@ -166,6 +166,7 @@ def test_a_smaller_size_is_exported_as_our_session_runs_it(words: int) -> None:
         assert small.greedy(prompt(words), NEW_TOKENS) == small.pieces(expected)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("size", "quant"),
     [

@@ -59,6 +59,7 @@ def test_text_image_and_sound_are_answered_on_the_gpu_as_on_the_cpu(
     assert answers(file, "gpu", MESSAGES, tokens=12) == wanted
 
 
+@pytest.mark.full
 def test_the_engine_computes_the_decoder_with_the_activations_that_its_section_asks_for(
     bundle: Path, tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def test_contexts_with_signatures_of_their_own_have_a_verify_too(tmp_path: Path,
             assert all((row == wanted).all() for row, (wanted, _) in zip(logits, expected, strict=True)), before
 
 
+@pytest.mark.full
 def test_the_bundle_and_its_export_have_no_faults(drafting_bundle: Path, tmp_path: Path) -> None:
     assert read_manifest(drafting_bundle).text.draft_tokens == DRAFTS
     assert check_directory(drafting_bundle) == []

@@ -87,8 +87,8 @@ BROKEN: list[tuple[str, Callable[[ModelRecord], ModelRecord], str]] = [
      "number 9"),
     ("a graph below nothing", lambda m: operator(m, builtin="IF", options="IfOptions",
                                                  fields=(("thenSubgraphIndex", -1),)), "number 4294967295"),
-    ("weights", lambda m: replace(m, buffers=(*m.buffers, BufferRecord(None, 1 << 20, 4))), "beyond the file's end"),
-    ("weights far away", lambda m: replace(m, buffers=(*m.buffers, BufferRecord(None, 64, 2**63))), "beyond the file"),
+    ("weights", lambda m: replace(m, buffers=(*m.buffers, BufferRecord(None, 1 << 20, 4))), "past the end of the file"),
+    ("weights far away", lambda m: replace(m, buffers=(*m.buffers, BufferRecord(None, 64, 2**63))), "past the end"),
 ]  # fmt: skip
 
 

@@ -67,6 +67,7 @@ def test_every_float_graph_runs_on_the_gpu_alone_as_on_the_cpu(bundle: Callable[
     assert largest_error(found, run_graphs(path, inputs, "cpu")) < 2e-4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("recipe", "name"), [*(("int8", name) for name in FILES), ("int4-channel", FILES[0]), ("int4-channel", FILES[1])]
 )
@@ -80,6 +81,7 @@ def test_every_quantised_graph_runs_on_the_gpu_alone(bundle: Callable[[str], Pat
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "signature"), [("vision_adapter", "adapt"), ("audio_adapter", "adapt_112")])
 def test_in_float16_an_adapter_is_right_at_every_magnitude(tmp_path: Path, name: str, signature: str) -> None:
     group = name.split("_")[0]
@@ -146,6 +148,7 @@ def test_in_float16_a_step_is_right_at_every_position(tmp_path: Path) -> None:
         assert max(logit_errors(model, steps)) < 1e-2
 
 
+@pytest.mark.full
 def test_in_float16_a_step_is_right_at_every_magnitude(tmp_path: Path) -> None:
     model = trained_decoder(tmp_path, 512)
     magnitudes = (0.1, 50.0, 1_000.0, 5_000.0)

@@ -203,6 +203,7 @@ def test_a_bundle_is_never_named_like_a_file(ending: str, work: Work, capsys: py
         require_refused(verb, work, work / "out" / f"model{ending}", capsys, "a bundle, a directory")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["convert", "export", "report", "inspect as PNG"])
 def test_with_force_a_strangers_file_is_replaced_and_afterwards_it_is_ours(name: str, work: Work) -> None:
     verb = next(verb for verb in VERBS if verb.name == name)

@@ -70,8 +70,8 @@ def library(request: pytest.FixtureRequest) -> Path:
     return litert_path() if request.param == "libLiteRt" else library_path("litert_lm", "liblitert-lm.so")
 
 
+@pytest.mark.full
 @pytest.mark.gpu
-@pytest.mark.slow
 @pytest.mark.usefixtures("on_gpu")
 def test_a_benchmark_names_the_adapter_and_counts_the_nodes(small_bundle: Path) -> None:
     workload = Workload(prompt_tokens=9, generated_tokens=2, backend="gpu")

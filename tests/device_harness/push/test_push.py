@@ -422,7 +422,7 @@ def test_a_push_cut_at_50_random_points_goes_on_by_itself(cut_device: Peer, tmp_
     assert reconnects >= 45
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_a_cut_left_of_an_update_is_taken_up_by_the_next_push(cut_device: Peer, tmp_path: Path) -> None:
     one, content = make_content(1), make_content()
     changed = {name: data[: len(data) // 2] + one[name][len(data) // 2 :] for name, data in content.items()}

@@ -74,7 +74,7 @@ def test_one_that_breaks_does_not_end_the_others_and_one_file_makes_one_page(
     assert "Devices compared" in page and page.count(f"gemma-edge emulated device {devices[1].serial}") > 4
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_interrupt_ends_all_and_keeps_what_was_measured(
     devices: list[Emulator], random_bundle: Path, tmp_path: Path
 ) -> None:

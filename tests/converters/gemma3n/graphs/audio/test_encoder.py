@@ -85,6 +85,7 @@ def test_the_published_architecture_has_the_published_parameters() -> None:
     assert sum(math.prod(shape) for name, shape in tensors.items() if name.startswith("audio_tower")) == 681_348_640
 
 
+@pytest.mark.full
 def test_blocks_of_the_published_widths_give_transformers_features(tmp_path: Path) -> None:
     """Two of twelve blocks, one that others follow and the last: each has 56 million parameters."""
     published = make_tower(**VOCABULARY, conf_num_hidden_layers=2)

@@ -110,7 +110,7 @@ def _card(name: str, size: InspectedSize, report: SizeReport | None, manifest: M
         subtitle="the default size" if name == manifest.default_size else f"{size.layers} layers",
         figures=(
             CardFigure("memory", _bytes(size.memory[EFFECTIVE]), "weights that a token reads, and KV cache"),
-            CardFigure("weights read", f"{_bytes(sum(size.bytes_per_token.values()))}", "for each token"),
+            CardFigure("weights read", _bytes(sum(size.bytes_per_token.values())), "for each token"),
             CardFigure(
                 "divergence",
                 "not judged" if mean is None else _nats(mean),

@@ -105,9 +105,7 @@ def _placed_bars(plot: StackedBars) -> PlacedRows:
     for bar in plot.bars:
         ends = [0.0, *itertools.accumulate(bar.parts.values())]
         parts = [
-            PlacedPart(
-                name, names.index(name) % COLOURS, axis.place(begin), round(axis.place(end) - axis.place(begin), 2)
-            )
+            _placed_part(name, names.index(name), axis.place(begin), axis.place(end))
             for (name, width), begin, end in zip(bar.parts.items(), ends, ends[1:], strict=False)
             if width > 0
         ]

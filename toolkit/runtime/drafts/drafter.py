@@ -58,11 +58,8 @@ class DraftModel:
         for buffer in inputs.values():  # positions and mask, which fitted drafters do not use, stay 0
             buffer.write(np.zeros(buffer.info.shape, buffer.info.dtype))
         self._call = model.bind(DRAFT, inputs, outputs)
-        self._both, self._logits, self._state = (
-            inputs["activations"],
-            outputs["logits"],
-            outputs["projected_activations"],
-        )
+        self._both = inputs["activations"]
+        self._logits, self._state = outputs["logits"], outputs["projected_activations"]
 
     def guess(self, embedding: F32, state: F32) -> tuple[int, F32]:
         """The next token after one with this embedding f32[hidden], and the state f32[hidden] to go on from.

@@ -10,7 +10,7 @@ from device_harness.adb.port import Signer
 from device_harness.adb.wire import Banner
 
 STALL_S = 30.0
-"""Seconds without bytes in the middle of a message after which the connection counts as dead."""
+"""How many seconds without a byte, in the middle of a message, end a connection."""
 
 
 class Stream(Protocol):
@@ -25,7 +25,7 @@ class Stream(Protocol):
         """The maximum size of one `write`."""
 
     def write(self, payload: Payload, *, timeout: float) -> None:
-        """Send, once the device has room for more. A refusal is only found by reading its answer."""
+        """Send the payload once the device has room for it. A refusal shows only when its answer is read."""
 
     def drain(self, *, timeout: float) -> bool:
         """Wait until the device has room for more; return False if it has closed the stream instead."""

@@ -88,7 +88,7 @@ def searches_usb() -> bool:
 
 
 def connect(name: str | None = None, *, auth_timeout: float = 30.0) -> Transport:
-    """Connect to `name` (USB serial number, HOST[:PORT] or emulator-PORT), else ANDROID_SERIAL's, else the only device.
+    """Connect to `name` (USB serial, HOST[:PORT] or emulator-PORT), else to ANDROID_SERIAL, else to the only device.
 
     Goes through adb's server if one runs and has the device. UsageError, listing the devices, if there are several;
     EnvironmentFault, with the reason, if none can be used.
@@ -100,10 +100,10 @@ def connect(name: str | None = None, *, auth_timeout: float = 30.0) -> Transport
 
 
 def find_endpoint(name: str) -> Endpoint:
-    """Find a device by name. Those of adb's server come first, then USB serial numbers, which may look like hosts."""
+    """Find a device by name: among those of adb's server first, then by USB serial, which may look like a host."""
     server, held = _held_devices()
     device = held.get(_canonical(name))
-    # An address that the server could not reach may still answer us.
+    # A device that the server could not reach may still be reachable from here.
     if server is not None and device is not None and (device.state == "device" or not _may_be_address(name)):
         return _server_endpoint(server, device)
     usb = _usb_endpoints()
@@ -113,9 +113,7 @@ def find_endpoint(name: str) -> Endpoint:
     if _may_be_address(name):
         return tcp_endpoint(name)
     others = ", ".join([*held, *(endpoint.serial for endpoint in usb)]) or "none"
-    raise UsageError(
-        f"device {name}", found=f"no such device, and not HOST:PORT (connected: {others})", remedy=_usb_hint()
-    )
+    raise UsageError(f"device {name}", found=f"neither a connected device ({others}) nor HOST:PORT", remedy=_usb_hint())
 
 
 def tcp_endpoint(address: str) -> Endpoint:
@@ -171,7 +169,7 @@ def _only_endpoint() -> Endpoint:
 
 
 def _probe(endpoint: Endpoint, keys: Sequence[Signer], timeout: float) -> Device:
-    """Connect and disconnect, to learn the device's state; states have adb's names."""
+    """Connect and disconnect, to learn the device's state, which is named as adb names it."""
     device = partial(Device, endpoint.serial, endpoint.kind)
     try:
         with Transport(endpoint, keys, auth_timeout=timeout).connect(timeout=timeout) as transport:
@@ -210,20 +208,20 @@ def _answers(port: int) -> bool:
 
 
 def _held_devices() -> tuple[AdbServer | None, dict[str, ServerDevice]]:
-    """adb's server, if one runs, and its devices by the names that we would give them."""
+    """adb's server, if one runs, and its devices, by their names as `_canonical` gives them."""
     server = this_server()
     found = server.devices()
     if found is None:
         return None, {}
     held: dict[str, ServerDevice] = {}
     for device in found:
-        # It lists an emulator twice if `adb connect` was also given its address.
+        # The server lists an emulator twice if `adb connect` was also given its address.
         held.setdefault(_canonical(device.serial), device)
     return server, held
 
 
 def _canonical(name: str) -> str:
-    """One name for the names that adb's server and we have for a device.
+    """One name for a device that adb's server and this program may name differently.
 
     >>> _canonical("emulator-5554"), _canonical("localhost:5555"), _canonical("R58M123")
     ('127.0.0.1:5555', '127.0.0.1:5555', 'R58M123')
@@ -240,7 +238,7 @@ def _server_endpoint(server: AdbServer, device: ServerDevice) -> Endpoint:
 
 
 def _listed(device: ServerDevice) -> Device:
-    """A device in the server's words; its states are known without connecting."""
+    """A device as the server lists it; its state is known without connecting."""
     state, reason = _SERVER_STATES.get(device.state, ("offline", f"adb's server says {device.state!r}"))
     if device.state.startswith("no permissions"):
         state, reason = "no permissions", f"adb's server says: {device.state[:_MOST_REASON]}"
@@ -287,7 +285,7 @@ def _make_own_key() -> Path:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked_directory(path.parent, exclusive=True):
         if not path.is_file():
-            # A directory that only its owner can enter: nobody else can read the key at any moment.
+            # Only its owner can enter this directory, so nobody else can read the key at any moment.
             with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
                 made = Path(scratch) / path.name
                 transport_port.generate_key(made)
@@ -301,5 +299,5 @@ def _load(path: Path) -> Signer:
     try:
         return transport_port.load_signer(path)
     except (ValueError, TypeError, OSError) as error:
-        remedy = "remove it, or give its path in ADB_VENDOR_KEYS no more"
+        remedy = "remove it, or take its path out of ADB_VENDOR_KEYS"
         raise UsageError(file=path, found=f"not an RSA key in PEM ({error})", remedy=remedy) from error

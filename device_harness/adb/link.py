@@ -1,7 +1,7 @@
 """One adb connection, shared by any number of streams and threads.
 
-The first thread that waits reads for all: it hands each message to the stream that it belongs to and wakes the others,
-so that a sampler beside a push waits for one message, and not for the push's next pause.
+The first thread that waits reads for all of them: it hands each message to the stream that it belongs to and wakes the
+others, so that a sampler that runs during a push waits for one message, and not for the push's next pause.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ MAX_INBOX_BYTES = 64 * MAX_PAYLOAD_BYTES
 
 
 _MESSAGE_COST_BYTES = 64
-"""What a message takes in memory beside its payload, which may be empty."""
+"""The memory that a message takes in addition to its payload, which may be empty."""
 WINDOW_BYTES = 16 * MAX_PAYLOAD_BYTES
-"""What a device that counts bytes may have on the way to us."""
+"""How many bytes a device that counts them may have in flight to us."""
 
 
 class Link:
@@ -45,7 +45,7 @@ class Link:
         self.banner = Banner("", {}, frozenset())
         self.max_payload_bytes = 0
         self.counts_bytes = False
-        """Whether each OKAY tells how many bytes it is for; else it is for one message."""
+        """Whether each OKAY tells how many bytes it acknowledges; otherwise it acknowledges one message."""
         self._port = port
         self._changed = threading.Condition()
         self._writing = threading.Lock()
@@ -65,14 +65,14 @@ class Link:
 
     def close(self) -> None:
         """End the connection, and every stream with it."""
-        self._lose("a closed connection")
+        self._lose("the connection is closed")
         self._port.close()
 
     @property
     def available(self) -> bool:
         """Whether the connection is alive, as far as can be known without sending a message."""
         if self._lost is None and not self._reading and not self._port.is_alive():
-            self._lose("the end of the connection")
+            self._lose("the device has ended the connection")
         return self._lost is None
 
     def open(self, service: str, *, timeout: float) -> Stream:
@@ -84,7 +84,7 @@ class Link:
             self.send("OPEN", stream.local_id, WINDOW_BYTES if self.counts_bytes else 0, service.encode() + b"\0")
             if not self.wait(lambda: stream.is_open or stream.is_closed, timeout):
                 wanted = f"an answer within {timeout:g} s"
-                raise DeviceTimeout(f"{self.name} {service_name(service)}", found="silence", wanted=wanted)
+                raise DeviceTimeout(f"{self.name} {service_name(service)}", found="none", wanted=wanted)
         except BaseException:
             self.forget(stream)
             raise
@@ -172,17 +172,17 @@ class Stream:
         self.local_id = local_id
         self.is_open = False
         self.is_closed = False
-        """Whether the device has closed the stream; earlier input can still be read."""
+        """Whether the device has closed the stream; input that came before can still be read."""
         self._what = f"{link.name} {service_name(service)}"
         self._link = link
         self._remote_id = 0
         self._inbox: deque[Buffer] = deque()
         self._inbox_bytes = 0
         self._room = 0
-        """What may be sent now: bytes, or messages where the device does not count bytes."""
+        """How much may be sent now: in bytes, or in messages if the device does not count bytes."""
         self._owes_okay = False
         self._taken_bytes = 0
-        """Not acknowledged yet."""
+        """Bytes that were read here and are not acknowledged yet."""
         self._said_goodbye = False
 
     @property
@@ -196,7 +196,7 @@ class Stream:
         return self._link.max_payload_bytes
 
     def write(self, payload: Payload, *, timeout: float) -> None:
-        """Send, once the device has room for more. A refusal is only found by reading its answer."""
+        """Send the payload once the device has room for it. A refusal shows only when its answer is read."""
         if not self.drain(timeout=timeout):
             raise ConnectionLost(self._what, found="the stream ended before the device had read all")
         with self._link._changed:
@@ -218,7 +218,7 @@ class Stream:
     def read(self, *, timeout: float) -> Buffer:
         """The bytes of one message; empty at the end of the stream."""
         if not self._link.wait(lambda: self.has_input, timeout):
-            raise DeviceTimeout(self._what, found=f"silence for {timeout:g} s")
+            raise DeviceTimeout(self._what, found=f"no output for {timeout:g} s")
         if not self._inbox:
             return b""
         data = self._inbox.popleft()
@@ -237,7 +237,7 @@ class Stream:
     def take(self, header: Header, payload: Buffer) -> None:
         """Take a message from the device; called with the link's condition held."""
         if header.command == "OKAY":
-            # Without counts, AOSP's adbd says OKAY after every part of a message that it could hand on.
+            # Without counts, AOSP's adbd sends an OKAY after each part of a message that it could pass on.
             self._room = self._room + parse_taken(payload) if self._link.counts_bytes else 1
             self.is_open = True
             self._remote_id = header.arg0

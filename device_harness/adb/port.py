@@ -1,7 +1,7 @@
 """adb-shell's sockets, USB endpoints, handshake and keys, typed and with fixes: the only file that imports the library.
 
-Version 0.4.4 is pinned, because the fixes here touch private parts: a socket's partial writes were lost, its end
-was read as silence, checksums were summed in Python, and what the device says of itself was dropped.
+Version 0.4.4 is pinned, because the fixes here touch private parts: that version lost partial writes to a socket, took
+a closed socket for a silent one, summed checksums in Python, and dropped what the device says about itself.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from toolkit.base.errors import system_reason
 FEATURES = frozenset({"cmd", DELAYED_ACK, "shell_v2"})
 """The features of this host."""
 
-_PEER_CLOSED: int = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere the timeout ends such a connection
+_PEER_CLOSED: int = getattr(select, "POLLRDHUP", 0)  # Linux only; elsewhere a timeout ends such a connection
 _SLOWEST_BYTES_PER_S = 10_000
 """A message that comes more slowly counts as hanging."""
 
@@ -73,7 +73,7 @@ class Signer(Protocol):
 
 
 def load_signer(path: Path) -> Signer:
-    """Load an adb key (PEM) from `path`; its public key is in `path.pub`, or computed if that is missing."""
+    """Load an adb key (PEM) from `path`; its public key is read from `path.pub`, or computed if that is missing."""
     if Path(f"{path}.pub").is_file():
         signer: Signer = CryptographySigner(str(path))
         return signer
@@ -93,7 +93,7 @@ class Port(Protocol):
     def connect(self, transport_timeout_s: float) -> None: ...
     def close(self) -> None: ...
     def wait(self, timeout: float) -> bytes:
-        """The header of the next message; empty if no byte came."""
+        """The header of the next message; empty if no byte arrived."""
 
     def read(self, size: int, timeout: float) -> Buffer:
         """Read exactly `size` bytes; `timeout`: the longest pause in seconds."""
@@ -105,7 +105,7 @@ class Port(Protocol):
 
 
 class TcpPort(TcpTransport):  # type: ignore[misc]
-    """A socket that always writes everything, and distinguishes the end of the connection from silence."""
+    """A socket that always writes everything, and tells a closed connection from a silent one."""
 
     def connect(self, transport_timeout_s: float) -> None:
         name = f"{self._host}:{self._port}"
@@ -145,7 +145,7 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
             except OSError as error:
                 raise self._lost(system_reason(error)) from error
             if not count:
-                raise self._lost("the end of the connection")
+                raise self._lost("the device has ended the connection")
             rest = rest[count:]
         return data
 
@@ -169,21 +169,21 @@ class TcpPort(TcpTransport):  # type: ignore[misc]
 
     def _socket(self) -> socket.socket:
         if self._connection is None:
-            raise self._lost("a closed connection")
+            raise self._lost("the connection is closed")
         connection: socket.socket = self._connection
         return connection
 
     def _require(self, event: int, timeout: float, deadline: float = math.inf) -> None:
         if time.monotonic() > deadline:
-            raise self._lost("a message that does not come to its end")
-        # Who has closed a connection while its window was full is heard of by its end alone: it takes nothing more, and
-        # need not say so.
+            raise self._lost("a message that does not end in time")
+        # A peer that closes the connection while its receive window is full shows it only by ending its own side: it
+        # takes nothing more, and need not reset the connection.
         end = _PEER_CLOSED if event == select.POLLOUT else 0
         found = await_events(self._socket(), event | end, timeout)
         if not found:
-            raise self._lost(f"silence for {timeout:g} s in the middle of a message")
+            raise self._lost(f"nothing for {timeout:g} s in the middle of a message")
         if found & end:
-            raise self._lost("the end of the connection")
+            raise self._lost("the device has ended the connection")
 
     def _lost(self, found: str) -> ConnectionLost:
         return ConnectionLost(f"{self._host}:{self._port}", found=found, remedy="reconnect")
@@ -216,7 +216,7 @@ class UsbPort(BaseTransport):  # type: ignore[misc]
 
     def wait(self, timeout: float) -> bytes:
         try:
-            # For libusb 0 means no timeout.
+            # To libusb, 0 means no timeout.
             return bytes(self._usb.bulk_read(HEADER_BYTES, max(timeout, 0.001)))
         except exceptions.UsbReadFailedError as error:
             if type(error.usb_error).__name__ == "USBErrorTimeout":
@@ -305,11 +305,11 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
         try:
             _, most = self.connect(_own_banner(), list(signers), auth_timeout, lambda _: ask_to_confirm(name), info)
         except exceptions.DeviceAuthError as error:
-            raise unauthorized(name, "a device that asks for a key, and none here") from error
+            raise unauthorized(name, "the device asks for a key, and this computer has none") from error
         except (*_ADB_SHELL_FAULTS, ConnectionLost) as error:
             self._port.close()
             if self._asked_for_key:
-                raise unauthorized(name, "a device that does not know this computer's key") from error
+                raise unauthorized(name, "the device does not know this computer's key") from error
             if isinstance(error, ConnectionLost):
                 raise
             raise DeviceTimeout(name, found=f"no answer within {timeout:g} s") from error
@@ -317,8 +317,8 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
             self._port.close()
             if isinstance(error, DeviceFault) or not isinstance(error, Exception):
                 raise
-            # adb-shell and the keys' libraries have errors of many kinds for bytes that they do not expect.
-            found = f"an answer that makes no sense ({type(error).__name__})"
+            # adb-shell and the libraries for keys raise errors of many kinds for bytes that they do not expect.
+            found = f"an answer that is not adb's protocol ({type(error).__name__})"
             raise ProtocolFault(f"{name} connection", found=found) from error
         if most < LEGACY_PAYLOAD_BYTES // 4:
             raise ProtocolFault(name, found=f"messages of {most} bytes at most", wanted=f"{LEGACY_PAYLOAD_BYTES}")
@@ -326,7 +326,7 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
 
     @property
     def counts_bytes(self) -> bool:
-        """Whether each OKAY says how many bytes it is for: where both sides can."""
+        """Whether each OKAY tells how many bytes it acknowledges, which both sides must support."""
         return DELAYED_ACK in FEATURES & parse_banner(self._banner).features
 
     def _read_packet_from_device(self, adb_info: _AdbTransactionInfo) -> tuple[bytes, int, int, bytes]:
@@ -335,7 +335,7 @@ class Handshake(_AdbIOManager):  # type: ignore[misc]
             raise exceptions.AdbTimeoutError("no answer")
         header, payload = read_rest(self._port, start, adb_info.transport_timeout_s)
         if header.command == "STLS":
-            remedy = "pair and connect it with adb pair and adb connect, whose server is then used; or use USB"
+            remedy = "run adb pair and adb connect, after which adb's server is used, or connect it by USB"
             raise DeviceFault("adb", found="wireless debugging with pairing (TLS)", wanted="plain adb", remedy=remedy)
         if header.command == "AUTH" and (header.arg0, len(payload)) != (AUTH_TOKEN, TOKEN_BYTES):
             found = f"type {header.arg0} with {len(payload)} bytes"
@@ -368,7 +368,7 @@ def _own_banner() -> bytes:
 
 
 def ask_to_confirm(name: str) -> None:
-    """Say at once what the device is waiting for; else its user would wait for us meanwhile."""
+    """Log at once what the device is waiting for; otherwise its user and this program would wait for each other."""
     _log.warning("%s: confirm this computer's key on the device's screen", name)
 
 

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServerDevice:
-    """A device that the server lists; `state` is in its words: `device`, `offline`, `no permissions (...)`."""
+    """A device that the server lists; `state` as the server words it: `device`, `offline`, `no permissions (...)`."""
 
     serial: str
     state: str
@@ -81,7 +81,7 @@ class AdbServer:
             return _ask(sock, request, self.name)
 
     def open(self, serial: str, service: str, timeout: float) -> socket.socket:
-        """A socket to a service of the device; ConnectionLost, too, if the device refuses the service."""
+        """A socket to a service of the device; ConnectionLost also if the device refuses the service."""
         sock = self._connect(timeout)
         try:
             _require_okay(sock, f"host:transport:{serial}", serial, timeout)
@@ -102,7 +102,7 @@ class AdbServer:
 
 
 def this_server() -> AdbServer:
-    """The server that adb's own client would use; UsageError for an ADB_SERVER_SOCKET that names no TCP port."""
+    """The server that adb's own client would use; UsageError if ADB_SERVER_SOCKET names no TCP port."""
     spec = os.environ.get("ADB_SERVER_SOCKET")
     if spec is None:
         host = os.environ.get("ANDROID_ADB_SERVER_ADDRESS") or DEFAULT_HOST
@@ -151,7 +151,7 @@ class ServerLink:
                     ask_to_confirm(self.name)
                 asked = True
                 if waited >= auth_timeout:
-                    raise unauthorized(self.name, "a device that does not know this computer's key")
+                    raise unauthorized(self.name, "the device does not know this computer's key")
             elif waited >= timeout or state not in ("offline", "connecting"):
                 raise DeviceTimeout(self.name, found=f"adb's server says {state!r}", remedy="connect it again")
             time.sleep(_PAUSE_S)
@@ -214,7 +214,7 @@ class ServerStream:
         return bool(self._inbox) or self._is_ended
 
     def write(self, payload: Payload, *, timeout: float) -> None:
-        """Send all of it, taking input meanwhile; else a device that echoes would wait for us while we wait for it."""
+        """Send all of it and read input meanwhile; otherwise a device that echoes would wait for us, and we for it."""
         rest: list[Payload] = [payload]
         while rest:
             if not self.drain(timeout=timeout):
@@ -224,7 +224,7 @@ class ServerStream:
             except BlockingIOError:
                 continue
             except OSError:
-                self._take_input()  # the words before the end
+                self._take_input()  # what came before the end
                 self._is_ended = True
 
     def drain(self, *, timeout: float) -> bool:
@@ -240,10 +240,10 @@ class ServerStream:
         return not self._is_ended
 
     def read(self, *, timeout: float) -> Buffer:
-        """Some bytes; empty at the end of the stream. ConnectionLost if the server no longer has the device then."""
+        """Some bytes; empty at the end of the stream. ConnectionLost if it ended because the server lost the device."""
         while not self.has_input:
             if not await_events(self._socket, select.POLLIN, timeout):
-                raise DeviceTimeout(self._what, found=f"silence for {timeout:g} s")
+                raise DeviceTimeout(self._what, found=f"no output for {timeout:g} s")
         if self._inbox:
             data = self._inbox.popleft()
             self._inbox_bytes -= len(data)
@@ -279,7 +279,7 @@ def _ask(sock: socket.socket, request: str, what: str) -> str:
 
 
 def _require_okay(sock: socket.socket, request: str, what: str, timeout: float) -> None:
-    """Send a request; the fault that fits the server's words if it fails."""
+    """Send a request; if it fails, raise the fault that fits the server's message."""
     data = request.encode()
     rest: list[Payload] = [b"%04x" % len(data) + data]
     while rest:
@@ -323,7 +323,7 @@ def _read_exactly(sock: socket.socket, size: int, what: str, timeout: float) -> 
         except OSError as error:
             raise ConnectionLost(what, found=system_reason(error)) from error
         if not some:
-            raise ConnectionLost(what, found="the end of the connection to adb's server")
+            raise ConnectionLost(what, found="adb's server has ended the connection")
         data += some
     return data
 

@@ -21,21 +21,21 @@ StreamName = Literal["stdout", "stderr"]
 KILLED_EXIT_CODE = 137
 """128 + SIGKILL: the exit code after `timeout -s KILL`."""
 _FAULTS = {132: "SIGILL", 134: "SIGABRT", 135: "SIGBUS", 136: "SIGFPE", 139: "SIGSEGV"}
-"""128 + the signal that ends a program for a fault of its own, by Linux's numbers."""
+"""The signals of a program that crashes, by the exit code that a shell gives them: 128 + Linux's number."""
 
 MAX_OUTPUT_BYTES = 256 * 1024 * 1024
-"""Of a command whose output is read as it comes: more than hours of samples."""
+"""The most output of a command that is read as it arrives: more than hours of samples."""
 MAX_RESULT_BYTES = 64 * 1024 * 1024
-"""Of a command whose output is kept."""
+"""The most output of a command whose output is kept."""
 _MOST_WORDS = 300
-"""Characters of a device's message that an error quotes."""
+"""How many characters of a device's message an error quotes."""
 _MOST_CODE_DIGITS = 5
 _GRACE_S = 2.0
-"""How many seconds longer we wait than the device lets the command run."""
+"""How many seconds we wait beyond the time limit that the command has on the device."""
 
 
 def fault_signal(exit_code: int) -> str | None:
-    """The signal that ended a command for a fault of its own, if its exit code from a shell says so.
+    """The signal with which a command crashed, if its exit code from a shell shows one.
 
     >>> fault_signal(134), fault_signal(KILLED_EXIT_CODE)
     ('SIGABRT', None)
@@ -67,7 +67,7 @@ class ShellStream:
     """
 
     def __init__(self, link: Connection, command: str, *, timeout: float, most_bytes: int = MAX_OUTPUT_BYTES) -> None:
-        """`timeout`: seconds the command may run; it is killed on the device then. `most_bytes`: of its output."""
+        """`timeout`: seconds after which the device kills the command. `most_bytes`: the limit of its output."""
         self._most_bytes = most_bytes
         self._bytes = 0
         self._what = f"{link.name} shell"
@@ -116,7 +116,7 @@ class ShellStream:
     def _packets_v1(self) -> Iterator[tuple[StreamName, bytes]]:
         output = _MarkerFilter(self._marker)
         while data := self._read():
-            # On old devices a terminal is in between, which ends lines with CR LF.
+            # On old devices the output passes through a terminal, which ends lines with CR LF.
             if text := output.feed(data).replace(b"\r\n", b"\n"):
                 yield "stdout", text
         if text := output.rest():
@@ -126,7 +126,7 @@ class ShellStream:
     def _read(self) -> bytes:
         try:
             if not self._left():
-                raise DeviceTimeout(self._what, found="more output after its time limit")
+                raise DeviceTimeout(self._what, found="the command still prints after its time limit")
             data = bytes(self._stream.read(timeout=self._left()))
         except DeviceTimeout as error:
             raise DeviceTimeout(
@@ -141,11 +141,11 @@ class ShellStream:
 
 
 class ExecStream:
-    """A command's input and output in one stream; neither exit code nor an end of input.
+    """A command's input and output in one stream, without its exit code.
 
-    Over shell v2, which gives the command sockets; `exec:`, which gives it a terminal that takes a few kB at once, is
-    for devices that have nothing else. A command that takes exactly the bytes it is sent, such as `head -c N >> FILE`,
-    ends by itself.
+    Uses shell v2, which connects the command to sockets; or, on devices that lack it, `exec:`, which connects it to a
+    terminal that takes a few kB at once and cannot tell it that its input ends. A command that reads exactly the bytes
+    it is sent, such as `head -c N >> FILE`, ends by itself.
     """
 
     def __init__(self, link: Connection, command: str, *, timeout: float) -> None:
@@ -281,12 +281,12 @@ def _overlap(text: bytes, marker: bytes) -> int:
 def _limited(command: str, timeout: float, marker: str) -> str:
     """The command with a time limit on the device, where a command may continue if the client disconnects.
 
-    The shell itself prints the exit code: that of toybox 0.8.9's timeout is 127 for two of five commands that end at
-    once. The trap holds for an `exit` in the command too; after an `exec` there is only timeout's. adbd's own umask is
-    0, so that everybody could change the files that a command makes.
+    The shell itself prints the exit code, because that of toybox 0.8.9's timeout is 127 for two of five commands that
+    end at once. The trap also covers an `exit` in the command; after an `exec`, only timeout's code is left. The umask
+    replaces adbd's own, which is 0: everybody could change the files that a command makes.
     """
     traced = f"umask 077; trap 'echo {marker}$? >&2' EXIT\n{command}"
     limited = f"timeout -s KILL {max(1, math.ceil(timeout))} sh -c {shlex.quote(traced)}"
-    # Android's timeout and busybox's kill that shell, and leave what it has started running.
+    # The timeout of Android and of busybox kills that shell only, and leaves running what the shell has started.
     end = f"{{ echo {marker}{KILLED_EXIT_CODE} >&2; kill -KILL 0; }}"
     return f"{limited}; code=$?; [ $code != {KILLED_EXIT_CODE} ] || {end}; exit $code"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from device_harness.adb.payload import Buffer, FilePayload, Payload, part_of
 
 _MORE = getattr(socket, "MSG_MORE", 0)
-"""More follows at once; Linux alone has it, and elsewhere it is one packet more."""
+"""Tells the kernel that more follows at once. Only Linux has it; elsewhere one more packet is sent."""
 
 
 def send_some(sock: socket.socket, payloads: Sequence[Payload]) -> list[Payload]:

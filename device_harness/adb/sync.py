@@ -14,7 +14,7 @@ from device_harness.adb.wire import SYNC_DATA_BYTES, SYNC_PATH_BYTES, pack_sync,
 from toolkit.base.files import Progress
 
 MAX_PULL_BYTES = 64 * 1024 * 1024
-"""Of a file that is read into memory: a manifest or one of our programs."""
+"""The largest file that is read into memory: a manifest or one of our programs."""
 MAX_NAMES = 100_000
 _HEADER_BYTES = 8
 _ENTRY = struct.Struct("<4I")
@@ -117,7 +117,7 @@ class SyncSession:
         return message[:filled], count
 
     def _write(self, message: bytes | memoryview) -> None:
-        """Wait for the device to take the message. If it refuses, it may close or read on; its message is the error."""
+        """Wait for the device to take the message; raise its error if it refuses, whether or not it reads on."""
         if not self._stream.drain(timeout=self._timeout) or self._stream.has_input:
             self._await_okay()
             raise ProtocolFault(self._what, found="OKAY before the end")

@@ -1,7 +1,7 @@
-"""A device over adb: commands, files, raw streams; each with a timeout, each failure a fault that says what to do.
+"""A device over adb: commands, files and raw streams, each with a timeout; every failure is a fault with a remedy.
 
-`device_harness.adb.devices.connect` makes a `Transport`. Paths on the device are absolute, of `[A-Za-z0-9._-]`
-only: adb joins a command's arguments into one line for a shell, so any other character is a way out of it.
+`device_harness.adb.devices.connect` makes a `Transport`. Paths on the device are absolute, and their names consist of
+`[A-Za-z0-9._-]`: adb joins a command's arguments into one line for a shell, which could interpret other characters.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Transport:
 
     @property
     def has_second_connection(self) -> bool:
-        """False over USB without adb's server: a cable carries one connection."""
+        """False over USB without adb's server, because a cable carries one connection."""
         return self.kind != "usb" or self._endpoint.via_server
 
     @property

@@ -30,7 +30,7 @@ STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN, WINDOW_SIZE = range(6)
 SHELL_HEADER_BYTES = 5
 
 DELAYED_ACK = "delayed_ack"
-"""The feature by which each OKAY tells how many bytes were taken; OPEN and its OKAY tell how many may be on the way."""
+"""The feature by which each OKAY tells how many bytes were taken; OPEN and its OKAY tell how many may be in flight."""
 
 SYNC_DATA_BYTES = 64 * 1024
 """SYNC_DATA_MAX: the maximum payload of one DATA."""
@@ -101,12 +101,12 @@ def require_checksum(header: Header, payload: Buffer) -> None:
 
 
 def pack_taken(count: int) -> bytes:
-    """The payload of an OKAY among peers of `DELAYED_ACK`."""
+    """The payload of an OKAY between peers with `DELAYED_ACK`."""
     return _TAKEN.pack(count)
 
 
 def parse_taken(payload: Buffer) -> int:
-    """The reverse of `pack_taken`; ProtocolFault if it is invalid.
+    """The inverse of `pack_taken`; ProtocolFault if the payload is invalid.
 
     >>> parse_taken(pack_taken(65536))
     65536
@@ -155,12 +155,12 @@ class ShellPacket:
 
 
 def pack_shell_header(id_: int, length: int) -> bytes:
-    """The start of a packet of shell v2, whose `length` bytes follow in as many messages as they take."""
+    """The header of a shell v2 packet; its `length` bytes follow in as many messages as they need."""
     return _SHELL.pack(id_, length)
 
 
 def parse_shell_header(data: Buffer) -> tuple[int, int]:
-    """The reverse of `pack_shell_header`; ProtocolFault at an unknown id."""
+    """The inverse of `pack_shell_header`; ProtocolFault for an unknown id."""
     id_, length = _SHELL.unpack(data)
     if id_ > WINDOW_SIZE:
         raise ProtocolFault("shell v2 packet", found=f"id {id_}", wanted="ids 0 to 5")

@@ -1,4 +1,4 @@
-"""Hashes, copies and stores chunks on the device, by commands of its shell, and reads their output."""
+"""Hashes, copies and stores chunks on the device with shell commands, and parses their output."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from device_harness.push.scripts import (
 from device_harness.push.source import PushFile
 
 SLOWEST_BYTES_PER_S = 4_000_000
-"""Slower than any storage that a model runs from; anything slower counts as hanging."""
+"""Slower than any storage that a model runs from; a slower device counts as hanging."""
 LEAST_S = 60.0
 
 _PIECES_AHEAD = 2
-"""On the way to a device that stores as it comes: one that is stored, and one that comes in meanwhile."""
+"""How many pieces may be in flight to a device that stores them as they arrive: one being stored, one arriving."""
 _STORED = "every chunk stored"
 _STATISTICS = re.compile(r"\d+\+\d+ records (in|out)|\d+ bytes? .*", re.ASCII)
 
@@ -57,14 +57,14 @@ class ChunkShell:
             yield from parse_digests(self._lines(script, "every chunk hashed"))
 
     def copy(self, runs: Sequence[ChunkRun]) -> Iterator[tuple[str, int, str]]:
-        """Copy chunks of NAME to NAME.part; yield the hashes of the copies. DeviceRefusal, with its message, if not."""
+        """Copy chunks of NAME to NAME.part; yield the hashes of the copies. DeviceRefusal if the device cannot."""
         for script in copy_scripts(runs, self._receiver):
             yield from parse_digests(self._lines(script, _STORED))
 
     def store(self, runs: Sequence[ChunkRun], on_sent: OnSent, on_digest: OnDigest) -> None:
-        """Send runs to NAME.part; `on_digest` gets the hashes of what the device has stored.
+        """Send runs to NAME.part; `on_digest` gets the hash of each chunk that the device has stored.
 
-        DeviceRefusal with the device's words if it cannot store them; BundleError if a local file has shrunk.
+        DeviceRefusal with the device's message if it cannot store them; BundleError if a local file has shrunk.
         """
         for batch in store_batches(runs):
             script = self._folder_script(store_script(batch, self._receiver))
@@ -78,7 +78,7 @@ class ChunkShell:
                 listener.finish()
 
     def _lines(self, script: Script, wanted: str) -> Iterator[str]:
-        """Yield complete lines of a script's output; DeviceRefusal with its message if it fails."""
+        """Yield complete lines of a script's output; if it fails, DeviceRefusal with the device's message."""
         text, rest = f"{{ {self._folder_script(script.text)}; }} 2>&1", ""
         words: list[str] = []
         with self._device.stream_shell(text, timeout=timeout_s(script.bytes)) as stream:
@@ -97,10 +97,10 @@ def timeout_s(size: int) -> float:
 
 
 def _refusal(what: str, lines: Iterable[str], otherwise: str, wanted: str = _STORED) -> DeviceRefusal:
-    """The error with the device's message, which is its output without the answers; `otherwise` if it has none."""
+    """The error with the device's message: its output without hashes and statistics; `otherwise` if nothing is left."""
     words = [line for line in map(str.strip, lines) if line and line != FAILED and not _STATISTICS.match(line)]
     found = " ".join(line for line in words if not list(parse_digests([line]))) or otherwise
-    remedy = "fix that and push again: what was sent is kept"
+    remedy = "fix that and push again; what was sent is kept"
     return DeviceRefusal(what, found=found, wanted=wanted, remedy=remedy)
 
 
@@ -117,10 +117,10 @@ class _Listener:
         self._ended = False
         self._most_ahead = 0
         self._ahead: deque[tuple[PushFile, int]] = deque()
-        """Pieces that were sent and are not stored yet: their file and bytes."""
+        """Pieces that were sent and are not stored yet, each as its file and its size in bytes."""
 
     def wait_for_turn(self, file: PushFile, size: int) -> None:
-        """Wait until the device wants a piece, which the caller then sends."""
+        """Wait until the device is ready for another piece, which the caller then sends."""
         while len(self._ahead) >= self._most_ahead:
             data = self._stream.read()
             if not data:
@@ -144,7 +144,7 @@ class _Listener:
             raise self.refusal()
 
     def refusal(self) -> DeviceRefusal:
-        return _refusal(self.what, self._words, "an end before all was stored")
+        return _refusal(self.what, self._words, "the end of the output before every chunk was stored")
 
     def _take(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data.decode("utf-8", "replace")).split("\n")

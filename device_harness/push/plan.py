@@ -14,7 +14,7 @@ Action = Literal["copy", "send"]
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file on the device: its size, and which of its chunks are right."""
+    """A file on the device: its size in bytes, and the numbers of its correct chunks."""
 
     size: int
     good: frozenset[int]
@@ -22,7 +22,7 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What the device has of a file: under its own name, and in NAME.part from an earlier, interrupted push."""
+    """What the device has of a file: under its own name, and in the NAME.part of an interrupted push."""
 
     file: PushFile
     whole: Remote | None
@@ -30,7 +30,7 @@ class FileState:
 
     @property
     def is_done(self) -> bool:
-        """Whether the file on the device is already right."""
+        """Whether the file on the device is already complete and correct."""
         whole = self.whole
         return whole is not None and whole.size == self.file.size and len(whole.good) == len(self.file.chunks)
 
@@ -46,7 +46,7 @@ class ChunkSpan:
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """How to build NAME.part. `gives_up_whole`: NAME itself is removed first, since there is no room for both.
+    """How to build NAME.part. `gives_up_whole`: NAME itself is removed first, because there is no room for both.
 
     `starts_as_whole`: NAME becomes NAME.part; otherwise NAME.part is the one left by an interrupted push.
     """
@@ -55,7 +55,7 @@ class FilePlan:
     gives_up_whole: bool
     starts_as_whole: bool
     keep_bytes: int
-    """The size to which NAME.part is truncated first: the end of its last right chunk."""
+    """The size to which NAME.part is truncated first: the end of its last correct chunk."""
     runs: tuple[ChunkSpan, ...]
 
     def runs_of(self, action: Action) -> list[ChunkSpan]:
@@ -71,9 +71,9 @@ class FilePlan:
 
 
 def plan_push(states: Sequence[FileState], free_bytes: int, where: str) -> tuple[FilePlan, ...]:
-    """Make a plan for each file that is not done. If there is no room beside the old files, they are changed in place.
+    """Make a plan for each file that is not done. Old files are changed in place if there is no room for both.
 
-    EnvironmentFault if there is not enough room even then; `where` names the device in it.
+    EnvironmentFault if there is not enough room even so; its text names the device by `where`.
     """
     missing = [state for state in states if not state.is_done]
     replaced: set[str] = set()
@@ -81,7 +81,7 @@ def plan_push(states: Sequence[FileState], free_bytes: int, where: str) -> tuple
         if state is not None:
             replaced.add(state.file.name)
         growth = sum(_growth(other, in_place=other.file.name in replaced) for other in missing)
-        # Blocks and the file system's tables take a little more room than the bytes.
+        # Whole blocks and the file system's metadata take a little more room than the bytes.
         needed = growth + max(0, growth) // 256
         if needed <= free_bytes:
             return tuple(_plan_file(other, in_place=other.file.name in replaced) for other in missing)

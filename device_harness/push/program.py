@@ -18,7 +18,7 @@ _KEY_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class ProgramFiles:
-    """A local program and the sha256 of its files: the program first, then all `*.so` of its folder."""
+    """A local program and its libraries with their sha256: the program first, then all `*.so` of its folder."""
 
     program: Path
     files: tuple[PushFile, ...]
@@ -26,7 +26,7 @@ class ProgramFiles:
 
     @property
     def key(self) -> str:
-        """A hash of names and hashes, which identifies a build of the program."""
+        """A hash over the files' names and hashes, which identifies a build of the program."""
         lines = (f"{file.name} {digest}\n" for file, digest in zip(self.files, self.digests, strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()[:_KEY_DIGITS]
 
@@ -56,16 +56,17 @@ def push_program(device: Transport, files: ProgramFiles, receiver: str | None = 
 
 
 def place_small_program(device: Transport, program: Path, folder: str) -> str:
-    """Send a program of some kB by `sync:`, which needs no programs on the device; return its path there.
+    """Send a program of a few kB by `sync:`, which needs no programs on the device; return its path on the device.
 
-    It is read back and compared. adbd lets everybody write what comes by `sync:`, so `folder` is its owner's alone.
+        It is read back and compared. adbd makes files from `sync:` writable by everybody, so only the owner may enter
+    `folder`.
     """
     part, placed = remote_path(folder, program.name + PART), remote_path(folder, program.name)
     make = f"umask 022; mkdir -p {quote(folder)} && chmod 700 {quote(folder)}"
     device.shell(make, timeout=_ASK_S).require(f"{device.serial} {folder}")
     device.push_file(program, part, mode=0o700)
     if device.pull_bytes(part) != program.read_bytes():
-        raise DeviceRefusal(f"{device.serial} {part}", found="other bytes than were sent", remedy="try another cable")
+        raise DeviceRefusal(f"{device.serial} {part}", found="bytes other than those sent", remedy="try another cable")
     finish = f"chmod 700 {quote(part)} && mv -f {quote(part)} {quote(placed)}"
     device.shell(finish, timeout=_ASK_S).require(f"{device.serial} {placed}")
     return placed

@@ -1,4 +1,4 @@
-"""Finds, builds and pushes our program that stores and hashes files on the device, instead of its own tools."""
+"""Finds, builds and pushes our program that stores and hashes files on the device in place of the device's tools."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _USAGE = f"usage: {PUSH_RECEIVER} "
 
 
 def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], None] | None = None) -> str | None:
-    """Where the program lies on the device, by its hash; None: the device's own programs do it.
+    """Return the program's path on the device, pushing it if needed; None if the device's own tools are to be used.
 
-    `say` is told that a build begins, and that a device cannot run ours. EnvironmentFault if `native` is wanted and
-    cannot be had.
+    `say` gets one line when a build begins, and one if the device cannot run the program. EnvironmentFault if `kind`
+    is `native` and the program cannot be built or run.
     """
     if kind == "shell":
         return None
@@ -58,12 +58,12 @@ def place_receiver(device: Transport, kind: Receiver, *, say: Callable[[str], No
         if kind == "native":
             raise
         if say is not None:
-            say(f"{error}; the device's own programs store and hash")
+            say(f"{error}; the device's own tools store and hash instead")
         return None
 
 
 def _program(kind: Receiver, machine: str, serial: str, say: Callable[[str], None] | None) -> NativeProgram | None:
-    """The program for this kind of device; None if it has not been built, or cannot be."""
+    """The program for this kind of device; None if it has not been built, or cannot be built for it."""
     if kind == "native":
         return native_program(PUSH_RECEIVER, parse_architecture(machine, serial), say=say)
     try:

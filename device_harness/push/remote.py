@@ -1,4 +1,4 @@
-"""The device's side of a push: shell commands in one folder, which name nothing outside of it, and their output."""
+"""The device's side of a push: shell commands that stay inside one folder, and the parsing of their output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toolkit.base.strict_json import shorten
 from toolkit.runtime.weight_cache import default_directory
 
 MAX_SCRIPT_CHARACTERS = 1500
-"""Old devices take messages of 4096 bytes, and quoting makes a command longer."""
+"""Old devices take messages of at most 4096 bytes, and quoting makes a command longer."""
 
 _log = logging.getLogger(__name__)
 _SIZE = re.compile(r"\d{1,15}", re.ASCII)
@@ -26,7 +26,7 @@ _SIZE = re.compile(r"\d{1,15}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class PartStart:
-    """How NAME.part starts: with its own first `keep_bytes`, or NAME's (`takes_whole`); and whether NAME is removed."""
+    """How NAME.part starts: with the first `keep_bytes` of itself or of NAME (`takes_whole`); if NAME is removed."""
 
     name: str
     keep_bytes: int
@@ -51,7 +51,7 @@ class RemoteFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Wait until nobody else here pushes to the folder: both would write into the same .part files."""
+        """Wait until no other push from this computer uses the folder: both would write into the same .part files."""
         locks = default_directory() / "pushes"
         locks.mkdir(parents=True, exist_ok=True)
         with open(locks / hashlib.sha256(self.what.encode()).hexdigest()[:16], "ab") as lock:
@@ -63,7 +63,7 @@ class RemoteFolder:
             yield
 
     def create(self) -> None:
-        """Create the folder if it does not exist, readable for apps; DeviceRefusal if the device lacks programs."""
+        """Create the folder, readable by apps, if it does not exist; DeviceRefusal if the device lacks programs."""
         command = f"umask 022; mkdir -p {quote(self.folder)} && {{ {missing_programs_script(self.receiver)}; }}"
         result = self._device.shell(command, timeout=timeout_s(0))
         if result.exit_code:
@@ -73,11 +73,11 @@ class RemoteFolder:
         if not missing:
             return
         needs_native = self.receiver is None and set(missing) <= {"dd", "head", "sha256sum"}
-        native = "push with --receiver native, which does without (pip install 'gemma-edge[probe]' to build it)"
+        native = "push with --receiver native, which needs none (to build it: pip install 'gemma-edge[probe]')"
         raise DeviceRefusal(
             f"{self._device.serial} push",
             found=f"a device without {' and '.join(missing)}",
-            remedy=native if needs_native else "Android has it from version 8 on",
+            remedy=native if needs_native else "use a device with Android 8 or later",
         )
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
@@ -97,14 +97,14 @@ class RemoteFolder:
         for name, number, digest in self._chunks.hash(wanted):
             if number not in numbers.get(name, ()):
                 raise DeviceRefusal(
-                    f"{self.what}: sha256sum", found=f"a hash of {name} {number}", wanted="what was asked"
+                    f"{self.what}: sha256sum", found=f"a hash of {name} {number}", wanted="a hash that was asked for"
                 )
             found[name][number] = digest
             tick(files[name].length(number))
         for chunks in wanted:
             if len(found[chunks.name]) != len(chunks.numbers):
                 hashes = f"{len(found[chunks.name])} hashes"
-                remedy = "Android has dd and sha256sum from version 8 on"
+                remedy = "use a device with Android 8 or later, which has dd and sha256sum"
                 what = f"{self.what}: sha256sum {chunks.name}"
                 raise DeviceRefusal(what, found=hashes, wanted=str(len(chunks.numbers)), remedy=remedy)
         return found
@@ -120,7 +120,8 @@ class RemoteFolder:
     def start_parts(self, starts: Iterable[PartStart]) -> None:
         """Create NAME.part from the first bytes of an old NAME.part or of NAME; then remove NAME if it must go.
 
-        One that starts with nothing is a new file, for what a cut push left running may still write to the old one.
+        A NAME.part that starts empty is a new file, because commands of a lost connection may still write to the old
+        one.
         """
         commands = []
         for start in starts:
@@ -150,7 +151,7 @@ class RemoteFolder:
         self._run_all(commands, sum(file.size for file in files))
 
     def switch(self, moves: Iterable[tuple[str, str]], removals: Iterable[str]) -> None:
-        """Rename, then remove files, in order, and sync. After a cut the rest is not done."""
+        """Rename, then remove files, in order, and sync. After a lost connection, the remaining steps are not done."""
         renames = [f"mv -f {chunk_word(old)} {chunk_word(new)}" for old, new in moves]
         self._run_all([*renames, *(f"rm -f {chunk_word(name)}" for name in removals), sync_command(".")], 1 << 30)
 
@@ -165,12 +166,12 @@ class RemoteFolder:
                 known = name in asked and kind in ("link", "directory")
                 found = f"a {kind}" if known else shorten(f"{name} {kind}")
                 remedy = "remove it, or choose another --target"
-                raise DeviceRefusal(f"{self.what}/{name}", found=found, wanted="a file or nothing", remedy=remedy)
+                raise DeviceRefusal(f"{self.what}/{name}", found=found, wanted="a regular file or none", remedy=remedy)
             sizes[name] = int(kind)
         return sizes
 
     def _inside(self, script: str) -> str:
-        # What is to be read by others gets its mode in the end.
+        # Files that others may read get their mode at the end.
         return f"umask 077; cd {quote(self.folder)} && {{ {script}; }}"
 
     def _run_inside(self, script: str, size: int = 0) -> str:

@@ -17,10 +17,10 @@ HASH_JOBS = 4
 END, FAILED = "end", "failed"
 FLOWING, ASKING, NEXT = "flowing", "asking", "next"
 PIECE_BYTES = 4 * 1024 * 1024
-"""Of a chunk: so many are stored before the device says NEXT. push_receiver.c has the same."""
+"""How many bytes are stored before the device prints NEXT; push_receiver.c has the same number."""
 
 _BLOCK_BYTES = 64 * 1024
-"""Fits into a pipe; larger blocks do not fit into the processor's cache."""
+"""dd's block size: it fits into a pipe, and larger blocks do not fit into the processor's cache."""
 _ALWAYS_NEEDED = ("chmod", "df", "mv", "rm", "stat", "truncate")
 _SHELL_NEEDS = ("dd", "head")
 _DIGEST = re.compile(r"([A-Za-z0-9._-]{1,255}) (\d{1,9}) ([0-9a-f]{64}|unreadable)\b", re.ASCII)
@@ -41,7 +41,7 @@ _DIGESTS = """digests() { k=$2; while [ $k -lt $3 ]; do digest $1 $k & later; k=
 """
 
 # copy NAME FIRST STOP LAST FROM: copy chunks FIRST up to but not including STOP, and hash each during the next copies.
-# What dd says is held back: in the middle of a line with a hash, it would hide that hash.
+# dd's messages are held back: in the middle of a line with a hash, they would hide that hash.
 _COPY = """fail() { echo "$said"; exit 1; }
 copy() { k=$2; while [ $k -lt $3 ]; do
 said=$(dd if=$5 of=$1 bs=BLOCK skip=$((k*STEP)) seek=$((k*STEP)) count=STEP conv=notrunc 2>&1) || fail
@@ -50,9 +50,9 @@ digest $1 $k </dev/null & later; k=$((k+1)); done; }
 
 # put NAME FIRST STOP LAST: store chunks FIRST up to but not including STOP from the input, the last with LAST bytes.
 # While the next ones arrive, each is hashed, and synced to the storage, so that little is left for the end.
-# dd prints how much it wrote: less means that the connection has ended. busybox's prints records, but not bytes.
-# NEXT is printed after each piece, because AOSP's adbd takes what it is sent into its memory. If dd lacks fullblock,
-# head collects a piece; since head reads ahead, only one piece may then be on the way.
+# dd prints how much it wrote: less means that the connection has ended. busybox's dd prints records, but not bytes.
+# NEXT is printed after each piece, because AOSP's adbd holds all that it is sent in memory. If dd lacks fullblock,
+# head collects a piece; since head reads ahead, only one piece may then be in flight.
 _PUT = """dd iflag=fullblock if=/dev/null of=/dev/null 2>/dev/null && full=1
 [ "$full" ] && echo FLOWING || echo ASKING
 fail() { echo "$said"; echo FAILED; exit 1; }
@@ -72,7 +72,7 @@ put() { k=$2; while [ $k -lt $3 ]; do z=CHUNK; [ $((k+1)) -lt $3 ] || z=$4; stor
 { digest $1 $k; SYNC; } </dev/null & later; k=$((k+1)); done; }
 """
 
-# The same with native/push_receiver.c, which ends only when its chunks are hashed.
+# The same functions, by native/push_receiver.c, which exits only when its chunks are hashed.
 _RECEIVE = """receive() { m=$1 n=$2; shift 2; RECEIVER $m $n CHUNK "$@" || exit 1; }
 digests() { receive hash "$@"; }
 copy() { receive copy "$@"; }
@@ -127,7 +127,7 @@ class ChunkRun:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script for the device's shell, to run in the folder; `bytes`: how many it processes, for its time limit."""
+    """A script for the device's shell, to run in the folder. `bytes`: how many it processes, for its time limit."""
 
     text: str
     bytes: int
@@ -205,7 +205,7 @@ def chunk_word(name: str) -> str:
 
 
 def missing_programs_script(receiver: str | None) -> str:
-    """A script that names, a line for each, the programs that a push needs and the device lacks."""
+    """A script that prints the programs that a push needs and the device lacks, one on each line."""
     needed = [*_ALWAYS_NEEDED, *(() if receiver is not None else _SHELL_NEEDS)]
     script = f"for p in {' '.join(needed)}; do command -v $p >/dev/null || echo $p; done"
     if receiver is None:
@@ -214,7 +214,7 @@ def missing_programs_script(receiver: str | None) -> str:
 
 
 def sync_command(name: str) -> str:
-    """A command that syncs one file: toybox has fsync, coreutils' sync takes a name, and every system has sync."""
+    """A command that syncs one file: toybox has fsync, coreutils' sync takes a file, and every system has sync."""
     return f"{{ fsync {name} || sync {name} || sync; }} 2>/dev/null"
 
 

@@ -60,7 +60,7 @@ class PushFile:
 
 
 class LocalDigests(Sequence[str]):
-    """The sha256 of each chunk of a file without a manifest, computed at the first use.
+    """The sha256 of each chunk of a file without a manifest, computed on first use.
 
     BundleError if the file changes meanwhile. Threads may share it.
     """
@@ -107,7 +107,7 @@ class PushSource:
 def open_source(
     path: Path | str, groups: Collection[str] | None = None, *, manifest: Manifest | None = None
 ) -> PushSource:
-    """Open a bundle, for the files of its `groups` (None: all) and those that are always needed, or a .litertlm.
+    """Open a .litertlm file, or a bundle: the files of its `groups` (None: all) and those that are always needed.
 
     `manifest`: the bundle's, if the caller has read it already.
     BundleError if a file is missing or does not have the size in the manifest.
@@ -118,10 +118,10 @@ def open_source(
     if not is_litertlm(found):
         wanted = "a bundle's directory or a .litertlm file"
         if found.exists():
-            raise UsageError(file=path, found="another file", wanted=wanted)
+            raise UsageError(file=path, found="a file of another kind", wanted=wanted)
         raise UsageError(file=path, found="no such file or directory", remedy=f"name {wanted}")
     if groups is not None:
-        raise UsageError("--groups", found="cannot be used with a .litertlm file, which goes as a whole")
+        raise UsageError("--groups", found="cannot be used with a .litertlm file, which is always pushed whole")
     return PushSource(None, (_unrecorded(found, safe_name(found.name, "file name")),))
 
 
@@ -225,7 +225,7 @@ class Comparison:
 
 
 def _require_stored(file: PushFile, number: int, digest: str) -> None:
-    """Report a chunk to be sent again if only the device's is wrong; BundleError if the local one is."""
+    """BundleError if the local chunk is wrong too; if only the device's is, it is sent again later."""
     if file.chunks[number] != digest:
         require_sound(file, number)
 
@@ -234,5 +234,5 @@ def _require_free_name(name: str) -> None:
     """Refuse a file name that a push uses itself; the device's file system may ignore case."""
     safe_name(name, f"{MANIFEST_NAME} files")
     if name.lower().endswith(PART) or name.lower() in (MANIFEST_NAME, OLD_MANIFEST):
-        wanted = f"names other than {OLD_MANIFEST} and *{PART}, which a push keeps for itself"
+        wanted = f"names other than {OLD_MANIFEST} and *{PART}, which a push uses itself"
         raise BundleError("files", file=MANIFEST_NAME, found=name, wanted=wanted)

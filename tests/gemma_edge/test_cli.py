@@ -251,7 +251,7 @@ def test_a_standard_stream_that_is_closed_is_one_that_nobody_reads(words: str, c
 def test_check_and_push_agree_on_what_is_no_model(command: Command, tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"LITERT")
     for verb in ("check", "push"):
-        assert_one_line_error(command(verb, tmp_path / "weights.bin"), 2, "another file", "a .litertlm file")
+        assert_one_line_error(command(verb, tmp_path / "weights.bin"), 2, "a file of another kind", "a .litertlm file")
         assert_one_line_error(command(verb, tmp_path / "no"), 2, "no such file or directory", "a .litertlm file")
 
 

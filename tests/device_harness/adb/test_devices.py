@@ -169,7 +169,7 @@ def test_a_known_key_opens_and_an_unknown_one_does_not(make_device: MakeDevice, 
 
 def test_a_device_without_a_key_of_ours_is_unauthorized(make_device: MakeDevice) -> None:
     device = make_device(EmulatorSettings(isolation="folder", access=Access(keys=())))
-    with pytest.raises(Unauthorized, match="none here"):
+    with pytest.raises(Unauthorized, match="this computer has none"):
         Transport(tcp_endpoint(device.serial)).connect()
 
 

@@ -97,7 +97,7 @@ def test_a_message_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.Monke
         connection = TcpPort(host, int(number))
         connection.connect(1.0)
         connection.write([message("CNXN")], 1.0)
-        with pytest.raises(DeviceFault, match="a message that does not come to its end"):
+        with pytest.raises(DeviceFault, match="a message that does not end in time"):
             connection.read(1000, 0.2)
         connection.close()
 

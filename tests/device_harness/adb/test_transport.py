@@ -264,7 +264,7 @@ def test_a_peer_that_ends_a_connection_without_reading_on_ends_a_write() -> None
         peer, _ = server.accept()
         ending = threading.Timer(0.2, lambda: peer.shutdown(socket.SHUT_WR))
         ending.start()
-        with pytest.raises(ConnectionLost, match="the end of the connection"):
+        with pytest.raises(ConnectionLost, match="the device has ended the connection"):
             port.write([bytes(64 << 20)], 60)
         ending.join()
         port.close()

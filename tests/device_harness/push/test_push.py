@@ -637,7 +637,7 @@ def test_a_receiver_that_the_device_cannot_run_is_not_used_and_that_is_said(
     device.path(placed).chmod(0o644)
     said: list[str] = []
     assert place_receiver(transport, "auto", say=said.append) is None
-    assert len(said) == 1 and "Permission denied" in said[0] and "own programs store and hash" in said[0]
+    assert len(said) == 1 and "Permission denied" in said[0] and "own tools store and hash instead" in said[0]
     with pytest.raises(DeviceFault, match="Permission denied"):
         place_receiver(transport, "native")
     device.path(placed).chmod(0o755)

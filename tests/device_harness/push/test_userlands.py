@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_written_is_one_error_and_another_target_works(
         push_source(transport, open_source(model), target=f"{TMP}/bundle")
     said: list[str] = []
     assert place_receiver(transport, "auto", say=said.append) is None
-    assert "Read-only file system" in said[0] and "the device's own programs" in said[0]
+    assert "Read-only file system" in said[0] and "the device's own tools" in said[0]
     with pytest.raises(DeviceRefusal, match="Read-only file system"):
         place_receiver(transport, "native")
     push_source(transport, open_source(model), target="/sdcard/models")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from gemma_edge.api.export import export
     from gemma_edge.api.export_results import export_results
     from gemma_edge.api.inspect import inspect, inspect_file
-    from gemma_edge.api.model import Model, load
+    from gemma_edge.api.load import load
+    from gemma_edge.api.model import Model
     from gemma_edge.api.probe import probe
     from gemma_edge.api.push import push
     from gemma_edge.api.rebuild import rebuild
@@ -49,14 +50,14 @@ _MODULES = {
     "export_results": "gemma_edge.api.export_results",
     "inspect": "gemma_edge.api.inspect",
     "inspect_file": "gemma_edge.api.inspect",
-    "load": "gemma_edge.api.model",
+    "load": "gemma_edge.api.load",
     "probe": "gemma_edge.api.probe",
     "push": "gemma_edge.api.push",
     "rebuild": "gemma_edge.api.rebuild",
     "report": "gemma_edge.api.report",
     "verify": "gemma_edge.api.verify",
 }
-"""Where each name is defined; modules are imported at its first use, since LiteRT and NumPy take a second."""
+"""The module that defines each name, imported on first use, since LiteRT and NumPy take a second to import."""
 
 __all__ = [
     "Answer",
@@ -83,7 +84,7 @@ __all__ = [
     "verify",
 ]
 
-# A library logs nothing unless the program configures logging; without these, Python would print warnings on stderr.
+# A library logs nothing unless the program configures logging; without a handler, Python prints warnings on stderr.
 for _package in ("gemma_edge", "toolkit", "converters", "device_harness"):
     logging.getLogger(_package).addHandler(logging.NullHandler())
 

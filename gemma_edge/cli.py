@@ -1,4 +1,4 @@
-"""The command line: runs the verb, and turns every ending into an exit code and a line."""
+"""The command line: runs the verb, and turns every outcome into an exit code and, for an error, one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gemma_edge.terminal import Label, Terminal, one_line, write_line
 from toolkit.base.errors import EnvironmentFault, ToolkitError, UsageError, system_reason
 
 DONE, BAD_RESULT, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
-_SIGNALLED = 128  # and the signal's number, as shells have it
+_SIGNALLED = 128  # plus the signal's number, as in shells
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,14 +64,14 @@ def entry() -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Give the null device to a standard stream that whoever started us has closed, as `>&-` does.
+    """Open the null device in place of each standard stream that was closed before the start, as by `>&-`.
 
-    Python leaves such a stream None and its descriptor free: the next file that is opened would take it, and get what
-    libraries print.
+    Python sets such a stream to None and leaves its descriptor free: the next file to be opened would get that
+    descriptor, and with it whatever libraries print.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
+            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor: this one
             os.set_inheritable(null, True)
             setattr(sys, name, os.fdopen(null, "w" if descriptor else "r", encoding="utf-8"))
 

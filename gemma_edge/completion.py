@@ -13,12 +13,12 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def script(shell: str) -> str:
-    """What a shell evaluates to let this program complete its words."""
+    """The script that a shell evaluates so that this program completes its words."""
     return shellcode(["gemma-edge"], shell=shell)
 
 
 def complete() -> None:
-    """Answer the shell, and end the process. Only the verb that stands in the line is imported."""
+    """Answer the shell, and end the process. Only the verb in the line to be completed is imported."""
     words = os.environ.get("COMP_LINE", "").split()[1:]
     point = int(os.environ.get("COMP_POINT", "0"))
     verb = next((word for word in words if word in VERBS), None)

@@ -52,12 +52,12 @@ class DeviceDemo:
     force: bool = False
 
     def page_output(self) -> Output:
-        """The page, which is neither of the checkpoint nor of the other outputs."""
+        """The page as an output, which must not replace the checkpoint or another output."""
         others = (self.checkpoint, self.bundle, *(() if self.results is None else (self.results,)))
         return Output(self.page, PAGE, others, self.force)
 
     def results_file(self) -> AbstractContextManager[ResultsWriter | None]:
-        """The results file, opened if one is wanted."""
+        """The results file, opened, or None if none is wanted."""
         return results_file(self.results, (self.checkpoint, self.bundle), force=self.force)
 
 
@@ -71,13 +71,13 @@ class _Measurement:
     drops_page_cache: bool = False
     """Whether cold starts also empty the page cache; the flash probe does that itself."""
     may_fail: bool = False
-    """Whether a failure is only reported: if a machine's temporary folder is in memory, no read of it is cold; and for
-    some processors no library of LiteRT can be had."""
+    """Whether a failure is only reported: no read is cold in a temporary folder that is in memory, and LiteRT has no
+    library for some processors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured, and why other runners did not measure, by their names."""
+    """What was measured, and by the name of each other runner, why it did not measure."""
 
     records: tuple[BenchRecord, ...]
     left_out: Mapping[str, str]
@@ -168,7 +168,7 @@ def _measure(
     terminal: Terminal,
     left_out: dict[str, str],
 ) -> Iterator[BenchRecord]:
-    """Run one benchmark and return its records. Afterwards an error is raised; if it may fail, it is only reported, and
+    """Run one benchmark and return its records, or raise its error. If `what` may fail, the error is only reported, and
     noted in `left_out` if nothing was measured."""
     workload = Workload(_PROMPT_TOKENS, _GENERATED_TOKENS, what.start)
     request = BenchRequest(bundle, what.runner, size=what.size, workload=workload)

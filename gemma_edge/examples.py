@@ -13,7 +13,7 @@ _NAME = "tiny_gemma3n"
 def built_in_checkpoint() -> Path:
     """The directory of the tiny trained Gemma 3n, in the layout of Hugging Face.
 
-    A wheel has its files within this package; in a clone they are in `examples`, beside what trained it.
+    A wheel has its files in this package; in a clone they are in `examples`, beside the scripts that trained it.
 
     Raises EnvironmentFault if the installation lacks them.
     """

@@ -10,13 +10,13 @@ from prompt_toolkit.output import Output
 
 
 class LineEditor:
-    """Enter sends a message; Alt-Enter (or Escape, then Enter) begins a new line, and so does a pasted one.
+    """Enter sends a message; Alt-Enter (or Escape, then Enter) and pasted line ends start a new line in it.
 
-    The history is that of this process: nothing typed is written to disk.
+    The history lasts as long as this process: nothing that is typed is written to disk.
     """
 
     def __init__(self, commands: list[str], *, keys: Input | None = None, screen: Output | None = None) -> None:
-        """commands: words that Tab completes at the beginning of a message; keys, screen: other than the terminal."""
+        """commands: words that Tab completes at the start of a message; keys, screen: used instead of the terminal."""
         self._session: PromptSession[str] = PromptSession(
             completer=WordCompleter(commands, sentence=True),
             complete_while_typing=False,

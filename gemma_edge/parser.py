@@ -21,15 +21,15 @@ VERBS = {
     "chat": "hold a conversation, on this computer or on a device",
     "export": "write a bundle as one .litertlm file for Google's LiteRT-LM and the apps that use it",
     "rebuild": "make a bundle or a .litertlm again from its lock and its checkpoint, with the same bytes",
-    "devices": "list Android devices on USB, on this computer and at given addresses, and why any of them is unusable",
+    "devices": "list Android devices on USB, on this computer and at given addresses, and why any cannot be used",
     "push": "copy a bundle or a .litertlm to Android devices, sending only what has changed, with verified hashes",
     "bench": "measure a model on an Android device or this computer: speed, memory, temperature",
-    "probe": "measure how fast flash gives rows of per-layer embeddings, one by one and in batches, cold and warm",
+    "probe": "measure how fast a device reads per-layer embeddings from flash, by row and in batches, cold and warm",
     "report": "write benchmark results as one HTML page, with tables, plots and the origin of each figure",
     "results": "export benchmark results as one table in Parquet or CSV, with a row for each iteration",
     "compare": "compare two sets of benchmark results, with a confidence interval and a verdict for each test",
     "emulator": "run an emulated Android device on 127.0.0.1, with faults on request, until interrupted",
-    "completion": "print what makes a shell complete the words of this program",
+    "completion": "print the script with which a shell completes the words of this program",
     "demo": "convert, check, verify, run and export the built-in tiny model in three sizes, explaining each step",
 }
 """Summaries of the verbs, in the order of the workflow; each verb is a module of `gemma_edge.commands`."""
@@ -47,7 +47,7 @@ _OTHER_NAMES = {
     "validate": "check",
     "version": "--version",
 }
-"""What other programs call the same, for suggestions."""
+"""What other programs call these verbs, for suggestions."""
 
 _DESCRIPTION = (
     "Convert Gemma 3n and Gemma 4 checkpoints to LiteRT bundles for phones, check their quality, and run them."
@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(option, found=found, remedy=f"see {self.prog} --help")
 
     def option_strings(self) -> list[str]:
-        """The names of all options but the one for help, which nobody misspells as another."""
+        """The names of all options except --help, which is never suggested."""
         return [name for name in self._option_string_actions if name not in ("-h", "--help")]
 
 
@@ -119,7 +119,7 @@ def print_help(stream: TextIO) -> None:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    """What was meant: a word that begins so, as --temp does, or is begun, as --temperatures is, else a similar one."""
+    """A suggestion: a known word that `word` begins (--temp) or that begins it (--temperatures), else a similar one."""
     typed, names = word.partition("=")[0], sorted(known)
     whole = [name for name in names if len(typed.strip("-")) > 1 and name.startswith(typed)]
     whole = whole or [name for name in names if len(name.strip("-")) > 3 and typed.startswith(name)]

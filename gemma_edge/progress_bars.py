@@ -1,6 +1,6 @@
 """Progress bars on stderr, one line for each piece of running work, from any thread; the only user of rich's bars.
 
-Imported when the first bar is shown: work that ends soon does not wait for rich.
+Imported when the first bar is shown, so that short work does not wait for rich.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class _SavedChat:
 
 
 def save_chat(path: Path, messages: Sequence[Message]) -> None:
-    """Write a conversation; only a file that was written so is replaced. UsageError if it has images or sounds."""
+    """Write a conversation; replace only a file that is one too. UsageError if it has images or sounds."""
     if any(message.media for message in messages):
         raise UsageError("conversation", found="images or sounds", wanted="text only, to be saved")
     target = Output(path, _SAVED_CHAT).require()
@@ -51,7 +51,7 @@ def _stranger(path: Path) -> str | None:
     try:
         read_chat(path)
     except ToolkitError:
-        return "something else than a saved conversation"
+        return "something other than a saved conversation"
     return None
 
 

@@ -1,7 +1,7 @@
 """Prints what commands have to say: results on stdout, everything else on stderr.
 
-No control character that a stranger wrote into a name or a text gets through. A file or a pipe gets what a terminal
-gets, but without colours, and tables as wide as they are.
+Control characters in names and texts from outside are escaped. A file or a pipe receives the same text as a terminal,
+but without colours, and with tables at their full width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from toolkit.base.printable import printable, printable_json
-from toolkit.results.quantities import quantity, significant
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -124,7 +123,7 @@ class Terminal:
 
 
 def one_line(text: str) -> str:
-    """A text with strangers' words in it as exactly one line: nothing in it can look like a separate line."""
+    """A text as exactly one line, so that no part of it, whoever wrote that, can look like a separate line."""
     return printable(text)
 
 
@@ -135,7 +134,7 @@ def write_line(label: Label, text: str) -> None:
 
 
 def _shown(text: str) -> str:
-    """Make text printable, from whatever source, keeping its lines."""
+    """Make a text from any source printable, keeping its lines."""
     return printable(text, keep="\n\t")
 
 
@@ -180,23 +179,3 @@ def folded(cells: Sequence[Sequence[str]], width: int, numeric: Sequence[bool]) 
     with console.capture() as text:
         console.print(drawn)
     return "\n".join(line.rstrip() for line in text.get().splitlines())
-
-
-def bytes_text(count: int) -> str:
-    """A size in decimal units, with three digits.
-
-    >>> bytes_text(999), bytes_text(19_459_904), bytes_text(2_348_810_240)
-    ('999 B', '19.5 MB', '2.35 GB')
-    """
-    return quantity("bytes", count)
-
-
-def count_text(count: int) -> str:
-    """A number of parameters, in millions or billions with three digits.
-
-    >>> count_text(950), count_text(9_728_000), count_text(1_905_495_648)
-    ('950', '9.73 M', '1.91 B')
-    """
-    if count < 10**6:
-        return f"{count:,}"
-    return f"{significant(count / 10**6)} M" if count < 10**9 else f"{significant(count / 10**9)} B"

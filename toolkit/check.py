@@ -51,7 +51,7 @@ def check(path: Path | str, *, trust: Sequence[Truster] = (), progress: Progress
         return check_litertlm(target, trust=trust, progress=progress)
     wanted = "a bundle's directory, a .litertlm file or a PLE shard"
     if target.exists():
-        raise UsageError(file=path, found="another file", wanted=wanted)
+        raise UsageError(file=path, found="a file of another kind", wanted=wanted)
     raise BundleError(file=path, found="no such file or directory", remedy=f"name {wanted}")
 
 

@@ -50,12 +50,14 @@ def bench(
     host: measure on this computer instead.
     runner: the runner's name; None for the default of this kind of model. options: the runner's own options, by name.
     size: one of the bundle's sizes; None for its default.
-    prompt_tokens, generated_tokens: the tokens of one iteration. cold: remove the runner's weight cache before each.
-    threads: CPU threads; None for the runner's choice.
+    prompt_tokens, generated_tokens: the tokens of one iteration. repetitions: how many iterations are measured.
+    cold: remove the runner's weight cache before each iteration.
+    backend: the processor that runs the model. threads: CPU threads; None for the runner's choice.
     results: a file of JSON lines, to which each record is appended as soon as it is complete.
     force: replace a file at `results` that is not a results file.
     trace: also take a Perfetto trace of one more run, in a folder beside `results`.
     settings: how to treat the device; if given, its own repetitions replace `repetitions`.
+    runners: the runners to choose from. listener: told of the progress.
 
     UsageError if this cannot be measured, BundleError for an invalid model, EnvironmentFault for any fault of the
     device. Records completed before a fault are in the results file.
@@ -112,9 +114,9 @@ def bench_records(
 ) -> Iterator[BenchRecord]:
     """Like `bench`, but yield each record; an error is raised only after the records measured before it.
 
-    drop_torn_line: remove an incomplete last line that a crash left in the results file. force: replace a file that is
-    no results file. listener: makes the listener,
-    once the machine and the runner are known.
+    drop_torn_line: remove an incomplete last line that a crash left in the results file.
+    force: replace a file at `results` that is not a results file.
+    listener: makes the listener, once the machine and the runner are known.
     """
     choose_runner(request, runners)
     opened = results_file(results, request_files(request), drop_torn_line=drop_torn_line, force=force)
@@ -128,7 +130,7 @@ def bench_records(
 
 
 def trace_folder(results: Path | str | None) -> Path:
-    """The folder for traces beside a results file; UsageError without one, or if the name is a file's."""
+    """The folder for traces beside a results file; UsageError if there is no results file, or a file in its place."""
     if results is None:
         raise UsageError("--trace", found="no results file to store the trace next to", remedy="give --results FILE")
     path = Path(results)
@@ -137,12 +139,12 @@ def trace_folder(results: Path | str | None) -> Path:
         wanted = "letters, digits and . _ - in the name of the results file"
         raise UsageError("--trace", file=path, found="a name that cannot be used in a link", wanted=wanted)
     if folder.exists() and not folder.is_dir():
-        raise UsageError("--trace", file=folder, found="a file", wanted="a folder for traces, or nothing")
+        raise UsageError("--trace", file=folder, found="a file", wanted="a folder for traces, or none")
     return folder
 
 
 def request_files(request: BenchRequest) -> tuple[Path, ...]:
-    """What may be the inputs of a benchmark: its model, and whatever its options name."""
+    """The files that a benchmark may read: its model, and whatever its options name."""
     return (request.model, *(Path(text) for values in request.options.values() for text in values))
 
 
@@ -171,7 +173,7 @@ def results_file(
 ) -> Iterator[ResultsWriter | None]:
     """Open the results file, if one is wanted, before anything is measured, so that no measurement is lost.
 
-    inputs: what else the same command reads or writes.
+    inputs: the other files that the same command reads or writes.
     """
     if path is None:
         yield None

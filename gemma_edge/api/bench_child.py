@@ -1,8 +1,8 @@
-"""One device of a benchmark of several: `python -m` this module, started by `bench_devices`, measures it.
+"""Measures one device of a benchmark of several; `bench_devices` starts it with `python -m`.
 
 The request is a pickle on standard input, from the process that started this one. Events are lines on standard output:
-a word, a blank, and JSON: `runner`, before all that is told of its work, then `note`, `warn`, `push`, `iteration`,
-`record` and `failed`.
+a word, a blank, and JSON. `runner` comes before all other events of its work, which are `note`, `warn`, `push`,
+`iteration`, `record` and `failed`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _write(line: bytes) -> None:
 
 
 class _Events(BenchListener):
-    """Passes on what happens, and first by which runner."""
+    """Passes on what happens, and before that, the name of the runner."""
 
     def __init__(self, runner: str) -> None:
         _event("runner", runner)

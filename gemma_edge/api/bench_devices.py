@@ -41,7 +41,7 @@ DeviceListener = Callable[[str, RunnerSpec], BenchListener]
 
 @dataclass(frozen=True, slots=True)
 class BenchFailure:
-    """A device whose benchmark ended with an error; its records until then come before it."""
+    """A device whose benchmark ended with an error; the records that it measured before come first."""
 
     device: str
     error: ToolkitError
@@ -69,10 +69,10 @@ def bench_devices(
     """Measure the same on several devices at the same time; return a record for each run, and a failure for each error.
 
     devices: serial numbers as for `bench`, or `["all"]`. One that fails does not end the others; records name their
-    device (`device_serial`). listener: makes what is told of a device, once it is known which runner it has. All else
-    is as for `bench`.
+    device (`device_serial`). listener: makes the listener for a device, once its runner is known. All other arguments
+    are those of `bench`.
 
-    UsageError for what is wrong with the request, BundleError for an invalid model: before any device is asked.
+    UsageError for a wrong request, BundleError for an invalid model, both before any device is asked.
     """
     workload = Workload(prompt_tokens, generated_tokens, "cold" if cold else "warm", backend, threads)
     found = bench_each(
@@ -99,8 +99,9 @@ def bench_each(
     """Like `bench_devices`, but yield records and failures as they come.
 
     Records have the device's serial number, and are appended to the results file as soon as they are complete.
-    UsageError for devices named twice, and whatever is wrong with the request or the model, before any is asked. After
-    an interrupt, every device ends its measurement as it would alone; what they had measured is yielded first.
+    UsageError if a device is named twice or the request is wrong, BundleError for an invalid model, all before any
+    device is asked. After an interrupt, every device ends its measurement as it would alone, and what has been measured
+    is yielded before the interrupt is raised.
     """
     if not devices or len(set(devices)) < len(devices):
         raise UsageError("--device", found="the same device twice" if devices else "no device")
@@ -223,7 +224,7 @@ class _Children:
                 has_failed = has_failed or word == b"failed"
                 self._queue.put((device, word.decode("ascii", "replace"), value))
         except OSError:
-            pass  # it ended before it read its work, which its exit code tells
+            pass  # it ended before it read its work; its exit code is reported below
         finally:
             code = child.wait()
             if code and not has_failed and self._interrupt is None:
@@ -233,7 +234,7 @@ class _Children:
 
 
 def _error(device: str, value: Mapping[str, Any]) -> ToolkitError:
-    """The error that a process told, which names the device in any case."""
+    """The error that a process reported; it always names the device."""
     kind = UsageError if value.get("exit_code") == _WRONG_USE else EnvironmentFault
     place = value["place"]
     if value["file"] is None and device not in (place or ""):

@@ -30,13 +30,13 @@ class Chat:
         system: str | None = None,
         size: str | None = None,
     ) -> None:
-        """Use `Model.chat` instead."""
+        """Use `Model.chat` instead, which chooses the sampler and the settings."""
         self._model = model
         self._size = model.require_size(size)
         self._sampler = sampler
         self._settings = settings
         self.system = system
-        """Instructions for the whole conversation, or None; a new text holds from the next message on."""
+        """Instructions for the whole conversation, or None; a change applies from the next message on."""
         self._turns: list[_Turn] = []
         self._conversation = object()
 
@@ -67,7 +67,7 @@ class Chat:
         audio: Sequence[MediaSource] = (),
         media: Sequence[MediaFile | Medium] = (),
     ) -> AnswerStream:
-        """Like `send`, but piece by piece. Of an interrupted answer, the part so far joins the conversation."""
+        """Like `send`, but piece by piece. If interrupted, the conversation keeps the part of the answer so far."""
         shown = self._model.read_media(media, images=images, audio=audio)
         message = self._model.user_message(text, shown)
         prompt = self._model.prompt_of(
@@ -121,9 +121,9 @@ class Chat:
         if turns:
             check_roles(messages)
         if any(message.media for message in turns):
-            raise UsageError("conversation", found="images or sounds", wanted="text only, to continue from")
+            raise UsageError("conversation", found="images or sounds", wanted="text only")
         if len(turns) % 2:
-            raise UsageError("conversation", found="a last message without an answer", wanted="an answer")
+            raise UsageError("conversation", found="a last message without an answer", wanted="an answer to each")
         self.reset()
         self.system = system
         self._turns = [_Turn(turns[i], turns[i + 1], ()) for i in range(0, len(turns), 2)]
@@ -142,5 +142,5 @@ class _Turn:
 
 
 def system_message(system: str | None) -> tuple[Message, ...]:
-    """The message that begins a conversation with instructions; none for none."""
+    """The system message that begins a conversation, as a tuple; an empty one without instructions."""
     return (Message("system", system),) if system else ()

@@ -17,11 +17,11 @@ from gemma_edge.api.inspect import EFFECTIVE, InspectedSize, Inspection, inspect
 from toolkit.bundle.manifest import Manifest, QuantRecord
 from toolkit.report.page import Card, CardFigure, Cell, Table, Verdict, plain_table
 from toolkit.report.plots import Bar, Line, Panel, StackedBars, TimeSeries
-from toolkit.results.quantities import quantity, significant
+from toolkit.results.quantities import bytes_text, count_text
 
 _PASSAGE_CHARACTERS = 60
 _DRAWN_BLOCKS = 7
-"""With the others, as many as a page has colours."""
+"""How many blocks are drawn by name; with all others as one, as many as a page has colours."""
 _VERDICTS: Mapping[bool | None, tuple[Literal["good", "care", "bad"], str]] = {
     True: ("good", "Passed the quality gate"),
     False: ("bad", "Failed the quality gate"),
@@ -84,19 +84,12 @@ def conversion_page(result: Conversion) -> ConversionPage:
     )
 
 
-def _bytes(count: float) -> str:
-    return quantity("bytes", count)
-
-
 def _nats(value: float) -> str:
     return f"{value:.3g} nats"
 
 
 def _count(value: int) -> str:
-    for limit, word in ((10**9, "billion"), (10**6, "million")):
-        if value >= limit:
-            return f"{significant(value / limit)} {word}"
-    return f"{value:,}"
+    return count_text(value, millions="million", billions="billion")
 
 
 def _card(name: str, size: InspectedSize, report: SizeReport | None, manifest: Manifest) -> Card:
@@ -109,8 +102,8 @@ def _card(name: str, size: InspectedSize, report: SizeReport | None, manifest: M
         title=name,
         subtitle="the default size" if name == manifest.default_size else f"{size.layers} layers",
         figures=(
-            CardFigure("memory", _bytes(size.memory[EFFECTIVE]), "weights that a token reads, and KV cache"),
-            CardFigure("weights read", _bytes(sum(size.bytes_per_token.values())), "for each token"),
+            CardFigure("memory", bytes_text(size.memory[EFFECTIVE]), "weights that a token reads, and KV cache"),
+            CardFigure("weights read", bytes_text(sum(size.bytes_per_token.values())), "for each token"),
             CardFigure(
                 "divergence",
                 "not judged" if mean is None else _nats(mean),
@@ -136,7 +129,7 @@ def _groups(found: Inspection, manifest: Manifest) -> Table:
         [
             Cell(name),
             Cell(_count(group.parameters), numeric=True),
-            Cell(_bytes(group.bytes), numeric=True),
+            Cell(bytes_text(group.bytes), numeric=True),
             Cell(f"{8 * group.bytes / group.parameters:.2f}" if group.parameters else "-", numeric=True),
             Cell(", ".join(_shortened(manifest.groups[name].files))),
         ]
@@ -146,7 +139,7 @@ def _groups(found: Inspection, manifest: Manifest) -> Table:
 
 
 def _shortened(files: Sequence[str]) -> list[str]:
-    """Of many files, as the shards of a table are, the first and the last."""
+    """The files, or if they are many, such as the shards of a table, the first and the last of them."""
     return list(files) if len(files) <= 3 else [files[0], "…", files[-1]]
 
 
@@ -169,7 +162,7 @@ def _reads(found: Inspection) -> Table:
     rows = [
         [
             Cell(block),
-            *(Cell(_bytes(size.bytes_per_token.get(block, 0)), numeric=True) for size in found.sizes.values()),
+            *(Cell(bytes_text(size.bytes_per_token.get(block, 0)), numeric=True) for size in found.sizes.values()),
         ]
         for block in _blocks(found)
     ]
@@ -187,9 +180,9 @@ def _sizes(found: Inspection) -> Table:
                 Cell(str(size.layers), numeric=True),
                 Cell(_count(sets[0].parameters_effective), numeric=True),
                 Cell(_count(sets[0].parameters_loaded), numeric=True),
-                Cell(_bytes(reads), numeric=True),
-                Cell(_bytes(memory - reads), numeric=True),
-                Cell(_bytes(memory), numeric=True),
+                Cell(bytes_text(reads), numeric=True),
+                Cell(bytes_text(memory - reads), numeric=True),
+                Cell(bytes_text(memory), numeric=True),
             ]
         )
     headings = ["size", "layers", "effective", "with embeddings", "weights for a token", "KV cache", "memory"]
@@ -198,8 +191,8 @@ def _sizes(found: Inspection) -> Table:
 
 def _tower_note(found: Inspection) -> str:
     size = next(iter(found.sizes.values()))
-    towers = [f"{name} {_bytes(size.memory[name])}" for name in size.memory if name != EFFECTIVE]
-    return f"A tower that is loaded adds its own: {', '.join(towers)}." if towers else ""
+    towers = [f"{name} {bytes_text(size.memory[name])}" for name in size.memory if name != EFFECTIVE]
+    return f"Each tower that is loaded adds: {', '.join(towers)}." if towers else ""
 
 
 def _kl_over_text(sizes: Mapping[str, SizeReport]) -> TimeSeries | None:
@@ -244,7 +237,7 @@ def _judged(report: VerifyReport) -> Table:
 
 
 def _judged_rows(name: str, report: SizeReport) -> Iterator[list[Cell]]:
-    """A row for each measure; one alone if some of the bundle's logits are not finite."""
+    """A row for each measure; a single row if some of the bundle's logits are not finite."""
     quality, limits = report.quality, report.limits
     share, ratios = quality.top1_interval, quality.ratio_interval
     shares = f"{share.low:.1%} to {share.high:.1%}" if share else ""
@@ -282,7 +275,7 @@ def _prompts(report: PromptReport | None) -> Iterator[tuple[str, str]]:
     yield "same token ids as transformers", f"{report.compared} conversations"
     if report.refused:
         yield "refused, by transformers too", f"{report.refused} conversations"
-    yield "LiteRT-LM", f"refuses the template: {report.engine}" if report.engine else "takes the template"
+    yield "LiteRT-LM", f"refuses the template: {report.engine}" if report.engine else "accepts the template"
     if report.tools:
         yield "function calling", f"not offered by LiteRT-LM: {report.tools}"
 

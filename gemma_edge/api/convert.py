@@ -72,20 +72,20 @@ def convert(
 ) -> Conversion:
     """Convert a checkpoint to the bundle `output`, complete or not at all; by default, only if it passes the gate.
 
-    What it was made with, such as the version of NumPy, is written beside it, into `output`.environment.json, and what
-    the gates found into `output`.quality.json.
+    Beside it, `output`.environment.json records what it was made with, such as the version of NumPy, and
+    `output`.quality.json what the gates found.
 
     checkpoint: a directory, a Hugging Face id, or an open checkpoint.
     revision: a branch, tag or commit of the Hugging Face id, which may also follow it, as in "owner/name@main".
     adapters: LoRA adapters that are merged into it, in this order: directories or Hugging Face ids, with "=0.5" at the
         end to merge them at half their strength (docs/fine_tunes.md).
-    quant: the recipe for the text weights, by name or as a file; None for int8, or for a checkpoint whose weights are
-        codes already, "qat", which copies them.
+    quant: the recipe for the text weights, by name or as a file; None for int8, or for a checkpoint that is already
+        quantised, "qat", which copies its codes.
     vision_quant, audio_quant: the recipes for the towers; None for int8, or f32 if `quant` is f32.
     ple_quant: the element type of the per-layer embeddings; None for that of `quant`, or int8 if `quant` is a file.
     search: how scales are chosen, `mse` or `absmax`; None for what the recipes say.
-    calibrate: round the decoder's matrices against the inputs that a text gives them (docs/calibration.md): True for
-        the built-in text, "self" for one that the model writes, or a text file. The text is kept beside the bundle, as
+    calibrate: round the decoder's weights for the inputs that they get from a text (docs/calibration.md): True for the
+        built-in text, "self" for one that the model writes, or a text file. The text is kept beside the bundle, as
         `output`.calibration.json.
     groups: the groups to convert: `text`, which includes its embeddings, `vision` and `audio`; None for all.
     sizes: MatFormer sizes, the first of them the default; empty for the whole model. Instead, `slice_file` may give
@@ -99,17 +99,16 @@ def convert(
         without it.
     drafter: `fit` for a drafter of the default size, which guesses tokens that the model then checks, three in a step
         (docs/speculative.md). It is left out, with a warning, if the model would accept too few of its guesses.
-    drafter_tokens: how many tokens the model writes for it to be fitted to, not counting those of openings.
-    force: replace a directory at `output` even if it is not a bundle, and a file at `report` that is no page of
-        gemma-edge's; an older bundle or page is replaced in any case.
-    report: a page to write about the conversion, as HTML: groups, bytes a token, what the gate judged, and what each
-        size needs. The same conversion gives the same bytes.
+    drafter_tokens: how many tokens the model writes for the drafter to be fitted to, not counting those of openings.
+    force: replace a directory at `output` that is not a bundle, and a file at `report` that is not a gemma-edge page;
+        an older bundle or page is replaced in any case.
+    report: an HTML page to write about the conversion: groups, bytes per token, what the gate found, and what each size
+        needs. The same conversion gives the same bytes.
     verify: whether the bundle must pass the quality gate. session: how the gate runs it.
     families: the model families that the checkpoint may belong to.
     progress: called with the weight bytes done and their total; `calibration_progress` with operations done and their
-        total; `gate_progress` with a size, percent done, and 100;
-        `download_progress` with the bytes downloaded and their total; `drafter_progress` with a stage of the drafter,
-        what is done of it and the total.
+        total; `gate_progress` with a size, percent done, and 100; `download_progress` with the bytes downloaded and
+        their total; `drafter_progress` with a stage of the drafter, how much of it is done, and the total.
     on_report: called with the gate's report, even if the bundle fails.
 
     CheckpointError, RecipeError, SliceError or UsageError if this cannot be converted; QualityError for a bundle that

@@ -8,7 +8,7 @@ from device_harness.adb.devices import Device, describe, list_devices
 from toolkit.base.errors import EnvironmentFault, UsageError
 
 ALL = "all"
-"""In place of a device's name: every device that can be used."""
+"""The name that stands for every device that can be used."""
 
 
 def devices(addresses: Sequence[str] = (), *, timeout_s: float = 3.0) -> tuple[Device, ...]:
@@ -26,10 +26,10 @@ def devices(addresses: Sequence[str] = (), *, timeout_s: float = 3.0) -> tuple[D
 
 
 def chosen_devices(names: Sequence[str], warn: Callable[[str], None] = lambda text: None) -> tuple[str, ...]:
-    """The devices that `names` mean: themselves, or for `all`, every device that can be used.
+    """The devices that `names` stand for: those named, or for `all`, every device that can be used.
 
-    Those that cannot are given to `warn`, with the reason. UsageError for `all` beside a name; EnvironmentFault if no
-    device can be used.
+    With `all`, `warn` gets a line about each device that cannot be used, with the reason. UsageError for `all` together
+    with a name; EnvironmentFault if no device can be used.
     """
     if ALL not in names:
         return tuple(names)

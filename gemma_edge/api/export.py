@@ -46,27 +46,27 @@ def export(
 ) -> ExportResult:
     """Write one size of a bundle as a .litertlm file, complete or not at all.
 
-    What it was made with, such as the version of zlib, is written beside it, into `output`.environment.json.
+    Beside it, `output`.environment.json records what it was made with, such as the version of zlib.
 
     size: the size to export; None for the bundle's default.
     groups: the groups to export: `text`, which includes its embeddings, `vision`, `audio` and `drafter`; None for all.
     model_type: how the engine prepares images and sounds: `generic_model` as transformers does, `gemma3n` as for
         Google's own files. None for `generic_model`, or for the model's own type, `gemma3n` or `gemma4`, if only text
         is exported.
-    activations: what the engine computes every graph with on a GPU, `fp16` or `fp32`. None for its own choice, float16,
-        where graphs are right in it, and `fp32` for the encoders of images and sounds, which are not.
+    activations: the precision in which the engine computes every graph on a GPU, `fp16` or `fp32`. None for its own
+        choice, float16, and for `fp32` in the encoders of images and sounds, which are wrong in float16.
     target: `cpu` for the bundle's own graphs, which run on a GPU too; `gpu` for graphs whose norms are ops of the
         engine's GPU delegate: about 40 % fewer ops there, the same on a CPU.
-    sign: a file with an Ed25519 private key in PEM or OpenSSH's format, which signs the hashes of the whole file.
+    sign: a file with an Ed25519 private key in PEM or OpenSSH format, which signs the hashes of the whole file.
     force: replace a file at `output` that gemma-edge did not write.
     temperature, top_k, top_p: how tokens are drawn for an app that sets no sampler, with the meaning that they have
         for `generate`; None for what the bundle says, which is what the checkpoint's generation_config.json says.
-    drafter: `fit` for a drafter of the size, made for this file from the bundle alone, which needs `draft_tokens`; None
-        for the bundle's own, if it has one. It is left out, with a warning, if the model would accept too few of its
-        guesses (docs/speculative.md).
-    drafter_tokens: how many tokens the model writes for it to be fitted to. session: how it is run for that.
-    progress: called with the bytes done and the total; `drafter_progress` with a stage of the drafter, what is done of
-        it and the total.
+    drafter: `fit` to make a drafter of this size for this file, from the bundle alone, which must have been converted
+        with `draft_tokens`; None for the bundle's own drafter, if it has one. It is left out, with a warning, if the
+        model would accept too few of its guesses (docs/speculative.md).
+    drafter_tokens: how many tokens the model writes for the drafter to be fitted to. session: how it is run for that.
+    progress: called with the bytes done and the total; `drafter_progress` with a stage of the drafter, how much of it
+        is done, and the total.
 
     BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`, or
     a file that is not a key.
@@ -101,7 +101,7 @@ def export(
 
 
 def _sampling(bundle: Path, temperature: float | None, top_k: int | None, top_p: float | None) -> SamplingRecord | None:
-    """The bundle's settings with those that are given instead; None if none is."""
+    """The bundle's settings, with the given ones in their place; None if none is given."""
     if temperature is None and top_k is None and top_p is None:
         return None
     stated = read_manifest(bundle).text.sampling

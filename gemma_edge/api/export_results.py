@@ -28,10 +28,10 @@ def export_results(
     skip_torn_line: bool = False,
     force: bool = False,
 ) -> ExportedResults:
-    """Write all iterations of some results files as one table, in CSV or Parquet by the ending of `output`.
+    """Write all iterations of some results files as one table, in CSV or Parquet, according to the ending of `output`.
 
     results: results files written by `bench`, each only once. skip_torn_line: ignore an incomplete last line that a
-    crash left. force: replace a file at `output` that is not such a table.
+    crash left. force: replace a file at `output` that is not a table of results.
 
     ResultsError for a file that is not a results file, UsageError for another ending or files without records,
     EnvironmentFault for Parquet without pyarrow.

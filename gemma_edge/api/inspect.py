@@ -26,7 +26,7 @@ from toolkit.litertlm.schema import AUDIO_ENCODER, VISION_ENCODER, LlmMetadata
 _log = logging.getLogger(__name__)
 
 EFFECTIVE = "text"
-"""The group of the effective parameters, which the names of sizes count."""
+"""The group of the effective parameters, after whose number sizes are named."""
 TEXT_GROUPS = (EFFECTIVE, "token_embedding", "per_layer_embedding")
 """The groups that are always loaded; vision and audio may be left out."""
 CHECKPOINT_BITS = 8
@@ -59,9 +59,9 @@ class InspectedSize:
     parameters: Mapping[str, int]
     """Parameters by group."""
     memory: Mapping[str, int]
-    """Bytes by group: for text, the weights that each generated token reads; for a tower, all of it."""
+    """Bytes by group: for text, the weights that each generated token reads; for a tower, all its weights."""
     bytes_per_token: Mapping[str, int] = field(default_factory=dict)
-    """Of a bundle: the weights that each generated token reads, by block of the decoder, the largest first."""
+    """For a bundle, the weights that each generated token reads, by block of the decoder, the largest first."""
 
     def sets(self) -> Iterator[GroupSet]:
         """All sets of groups; the first has only the text groups, the last has all."""
@@ -90,7 +90,7 @@ class Inspection:
     faults: Mapping[str, ToolkitError] = field(default_factory=dict)
     """By group, why `convert` refuses a checkpoint: `text` for the whole, or a tower, which can be left out."""
     quality: QualityRecord | None = None
-    """What the gates of `convert` found of a bundle, if it is kept beside it."""
+    """What the gates of `convert` found, if the file that records it is beside the bundle."""
 
 
 def inspect(
@@ -102,10 +102,13 @@ def inspect(
 ) -> Inspection:
     """List the groups of a checkpoint or bundle with their parameters and bytes, and the sizes that it has.
 
-    path: the directory of a bundle or a checkpoint, or a Hugging Face id, of whose weights only the headers are
-    downloaded. revision: a branch, tag or commit of the id. adapters: those that are to be merged into a
-    checkpoint, to see whether they fit, as for `convert`. families: the model families that a
-    checkpoint may belong to. BundleError or CheckpointError if it is neither.
+    path: the directory of a bundle or a checkpoint, or a Hugging Face id, of which only the headers of the weights are
+        downloaded.
+    revision: a branch, tag or commit of the id.
+    adapters: LoRA adapters, as for `convert`, to check whether they can be merged into the checkpoint.
+    families: the model families that a checkpoint may belong to.
+
+    BundleError or CheckpointError if `path` is neither.
 
     >>> import gemma_edge
     >>> found = gemma_edge.inspect(bundle)
@@ -163,7 +166,7 @@ def _inspect_bundle(path: Path) -> Inspection:
 
 @dataclass(frozen=True, slots=True)
 class InspectedSection:
-    """One section of a .litertlm: its name, its place, and what else its entry says."""
+    """One section of a .litertlm: its name, its place, and the other items of its entry."""
 
     label: str
     begin: int
@@ -173,7 +176,7 @@ class InspectedSection:
 
 @dataclass(frozen=True, slots=True)
 class FileInspection:
-    """The sections of a .litertlm, and what it tells LiteRT-LM of the model; `metadata` is None if it has none."""
+    """The sections of a .litertlm, and what it tells LiteRT-LM about the model; `metadata` is None if it has none."""
 
     system: Mapping[str, str]
     sections: tuple[InspectedSection, ...]

@@ -1,105 +1,27 @@
-"""`gemma_edge.load`: opens a bundle and generates text with it."""
+"""A loaded bundle, which generates text."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 from gemma_edge.api.chat import Chat, system_message
-from toolkit.base.activations import Activations
 from toolkit.base.errors import UsageError
 from toolkit.bundle.chat import Message
 from toolkit.bundle.tokenizer import require_unicode
 from toolkit.media.source import MediaSource
 from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream
-from toolkit.runtime.backends import BACKENDS, find_backend
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.conversation import AnswerRequest, Conversation, Opener, SessionConversation
 from toolkit.runtime.generate import require_prompt
 from toolkit.runtime.media_prompt import MediaFile, Medium, Prompt, chat_prompt, raw_prompt, read_media, user_message
 from toolkit.runtime.memory import Memory
-from toolkit.runtime.ple_lookup import DEFAULT_CACHE_BYTES, PleStatistics
+from toolkit.runtime.ple_lookup import PleStatistics
 from toolkit.runtime.sampling import Sampler, Sampling, choose_sampling
-from toolkit.runtime.session import SessionSettings, default_threads
+from toolkit.runtime.session import SessionSettings
 from toolkit.runtime.speculative import require_drafts
-from toolkit.runtime.weight_cache import WeightCache, parse_weight_cache
-
-
-def load(
-    path: Path | str,
-    *,
-    size: str | None = None,
-    groups: Sequence[str] | None = None,
-    backend: str = BACKENDS[0].name,
-    activations: Activations = "fp32",
-    threads: int | None = None,
-    weight_cache: WeightCache | str | None = None,
-    ple: Literal["flash", "ram"] = "flash",
-    ple_cache_mb: int = DEFAULT_CACHE_BYTES >> 20,
-    device: str | None = None,
-) -> Model:
-    """Open a bundle and load its language model. The towers for images and sounds are loaded when a prompt needs them.
-
-    path: a directory written by `convert`.
-    size: the size to use where a call names none; None for the bundle's default.
-    groups: parameter groups that may be loaded (`text` always may); None for all of them.
-    backend: the processor that runs the graphs, `cpu` or `gpu`.
-    activations: what a GPU computes with, `fp32` or `fp16`; the encoders of images and sounds always use `fp32`.
-    threads: CPU threads; None for the best number here, 1 to 4.
-    weight_cache: where weights arranged for this hardware stay between runs: `off`, `memory`, or a directory; None is
-        GEMMA_EDGE_CACHE, else ~/.cache/gemma-edge.
-    ple: `flash` reads each row of per-layer embeddings when a token needs it, `ram` copies them all to memory first.
-    ple_cache_mb: memory for the rows of recent tokens, in MiB.
-    device: run the graphs on this Android device (a USB serial number, HOST[:PORT] or emulator-PORT) in a program that
-        is sent there with the bundle, what the device lacks of them; the tokenizer and the decoding of images and
-        sounds stay here. `threads` None is then the device's choice. `weight_cache`, `ple` and `ple_cache_mb` have no
-        meaning there; UsageError if one is given.
-
-    BundleError if `path` is not a valid bundle or lacks the size, UsageError for an unknown group or backend,
-    EnvironmentFault if the backend fails. Close the model, or use it in a `with` statement.
-
-    >>> import gemma_edge
-    >>> with gemma_edge.load(bundle) as model:
-    ...     model.generate("the cat", raw=True, max_tokens=4).ending
-    'length'
-    """
-    opened = Bundle(path)
-    if device is not None:
-        find_backend(backend)
-        if (weight_cache, ple, ple_cache_mb) != (None, "flash", DEFAULT_CACHE_BYTES >> 20):
-            raise UsageError("load", found="settings that apply to this computer only", wanted="none with device")
-        from gemma_edge.api.on_device import DeviceSettings, Processor, open_on_device
-
-        processor = Processor("gpu" if backend == "gpu" else "cpu", activations)
-        opener = open_on_device(device, DeviceSettings(threads=threads, processor=processor))
-        return _prepared(Model(opened, SessionSettings(size=size), groups=groups, opener=opener))
-    settings = SessionSettings(
-        size=size,
-        threads=default_threads() if threads is None else threads,
-        weight_cache=_weight_cache(weight_cache),
-        backend=backend,
-        activations=activations,
-        ple_in_ram=ple == "ram",
-        ple_cache_bytes=ple_cache_mb << 20,
-    )
-    return _prepared(Model(opened, settings, groups=groups))
-
-
-def _prepared(model: Model) -> Model:
-    try:
-        model.prepare()
-    except BaseException:
-        model.close()
-        raise
-    return model
-
-
-def _weight_cache(cache: WeightCache | str | None) -> WeightCache:
-    return cache if isinstance(cache, Path) else parse_weight_cache(cache)
 
 
 class Model:
@@ -115,11 +37,11 @@ class Model:
     ) -> None:
         """Use `load` instead, which also loads the model; this loads nothing until `prepare` or the first answer.
 
-        opener: what loads the language model, here or on a device.
+        opener: loads the language model, on this computer or on a device.
         """
         self.path = bundle.path
         self.size = settings.size or bundle.manifest.default_size
-        """The size that is used where a call names none."""
+        """The size that is used if a call names none."""
         bundle.manifest.size(self.size)
         self._bundle = bundle
         self._allowed = bundle.allowed_groups(groups)
@@ -243,7 +165,7 @@ class Model:
         text = require_unicode(prompt, "prompt")
         shown = self.read_media(media, images=images, audio=audio)
         if raw and system:
-            raise UsageError("system prompt", found="a raw prompt", wanted="a chat template, which places it")
+            raise UsageError("system prompt", found="it cannot be used with a raw prompt, which no template formats")
         if raw:
             built = raw_prompt(self._bundle, self._tokenizer, text, shown)
         else:
@@ -268,8 +190,8 @@ class Model:
     ) -> Chat:
         """Begin a conversation.
 
-        system: instructions for the whole conversation. The other arguments are those of `generate`, but that the
-            temperature without a generation_config.json is 1.
+        system: instructions for the whole conversation. The other arguments are those of `generate`, except that the
+            temperature is 1 if there is no generation_config.json.
 
         >>> chat = model.chat(max_tokens=4, seed=1)
         >>> answer = chat.send("cat")
@@ -298,7 +220,7 @@ class Model:
         return () if self._open is None else self._open.groups_loaded
 
     def memory(self) -> Memory:
-        """The memory now of the process that runs the graphs, in bytes, in all and for each parameter group."""
+        """The current memory of the process that runs the graphs, in bytes, in total and for each parameter group."""
         with self._turn(self._conversation) as conversation:
             return conversation.memory()
 
@@ -363,7 +285,7 @@ class Model:
         min_p: float,
         repeat_penalty: float,
     ) -> Sampling:
-        """The settings of one call; UsageError for values that cannot be."""
+        """The settings of one call; UsageError for values out of range."""
         return choose_sampling(
             self._bundle.manifest.text.sampling,
             usual_temperature=usual_temperature,
@@ -397,7 +319,7 @@ class Model:
         conversation: object,
         ended: Callable[[Answer], None] = lambda _: None,
     ) -> AnswerStream:
-        """The answer to a whole conversation; if it is the one in the KV caches, only its new tokens are computed."""
+        """The answer to a whole conversation; if the KV caches hold its beginning, only its new tokens are computed."""
         self._require_open()
         if settings.speculative:
             require_drafts(self._bundle)

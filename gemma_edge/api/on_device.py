@@ -1,4 +1,4 @@
-"""Loads a bundle's language model on an Android device. Imported when that is wanted: adb takes time to import."""
+"""Loads a bundle's language model on an Android device. Imported only when needed: adb takes time to import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["DeviceSettings", "Processor", "open_on_device"]
 
 
 def open_on_device(device: str | None, settings: DeviceSettings) -> Opener:
-    """What loads a language model on a device; None: ANDROID_SERIAL's, else the only device."""
+    """A function that loads a language model on a device; None: ANDROID_SERIAL's, else the only device."""
 
     def opener(bundle: Bundle, session: SessionSettings) -> Conversation:
         return DeviceConversation(bundle, connected_device(device), replace(settings, size=session.size))

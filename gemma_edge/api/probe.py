@@ -1,4 +1,4 @@
-"""`gemma_edge.probe`: measures how fast flash gives rows of per-layer embeddings."""
+"""`gemma_edge.probe`: measures how fast a device reads rows of per-layer embeddings from flash."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class ProbeListener:
     """Functions that are called while a probe runs."""
 
     pushing: Callable[[str], AbstractContextManager[PushProgress]] = field(default=lambda _: nullcontext(_ignore_step))
-    """From a device's serial number to the progress function for pushing the shards, open while that lasts."""
+    """Given a device's serial number, opens the progress function for pushing the shards."""
     reading: Callable[[str], AbstractContextManager[Progress]] = field(default=lambda _: nullcontext(_ignore))
-    """From the machine's name to the progress function for the kinds of read, open while they last."""
+    """Given the machine's name, opens the progress function for the kinds of read."""
     note: Callable[[str], None] = field(default=lambda _: None)
     """Called with messages for the user."""
 
@@ -61,7 +61,7 @@ def probe(
         shards are pushed there first.
     host: measure this computer instead, with the bundle as it is.
     target: the bundle's folder on the device.
-    settings: how many rows are read, and which.
+    settings: how many rows to read, and which.
 
     BundleError for invalid shards, EnvironmentFault if the device fails or the probe cannot be built for it.
     """

@@ -26,7 +26,7 @@ class PushListener:
     """Functions that are called while pushes run, each device from its own thread."""
 
     progress: Callable[[str], AbstractContextManager[PushProgress]] = field(default=lambda _: nullcontext(_ignore))
-    """From a device's serial number to the progress function of its push, open while that lasts."""
+    """Given a device's serial number, opens the progress function of its push."""
     note: Callable[[str], None] = field(default=lambda _: None)
     """Called with messages for the user."""
     done: Callable[[PushResult], None] = field(default=lambda _: None)
@@ -51,13 +51,13 @@ def push(
     target: str | None = None,
     listener: PushListener | None = None,
 ) -> PushResult:
-    """Copy a bundle or a .litertlm file to a device; only chunks that differ there are sent, and all are verified.
+    """Copy a bundle or a .litertlm file to a device; only chunks that differ are sent, and all are verified.
 
     device: a USB serial number, HOST[:PORT] or emulator-PORT; None for ANDROID_SERIAL's, else the only device.
     groups: the parameter groups to push, where `text` includes its embeddings; None for all. The tokenizer and the chat
         template are always pushed.
-    receiver: the program that stores and hashes files on the device: its own tools (`shell`), or ours (`native`),
-        which is faster and takes a minute to build once; `auto` for ours if it is built and runs there.
+    receiver: what stores and hashes files on the device: its own tools (`shell`), or our program (`native`), which is
+        faster and takes a minute to build once; `auto` for our program if it is built and runs there.
     target: the folder on the device.
 
     BundleError for a bundle that differs from its manifest or has graphs that no conversion makes, or a .litertlm that
@@ -81,7 +81,7 @@ def push_all(
 ) -> PushOutcome:
     """Push to several devices at once; one that fails does not stop the others.
 
-    BundleError or UsageError if nothing can be pushed at all.
+    BundleError or UsageError if nothing can be pushed to any of them.
     """
     if len(set(devices)) < len(devices):
         raise UsageError("--device", found="the same device twice")
@@ -91,7 +91,7 @@ def push_all(
     with ThreadPoolExecutor(len(devices) + 1) as pool:
         try:
             work.check = pool.submit(_require_valid, Path(source), opened, work.ended)
-            if len(devices) == 1:  # in this thread, which alone gets an interrupt at once
+            if len(devices) == 1:  # in this thread, the only one that an interrupt reaches at once
                 outcome = _outcome([lambda: work.push_to(devices[0])])
             else:
                 running: list[Future[PushResult]] = [pool.submit(work.push_to, device) for device in devices]
@@ -104,9 +104,9 @@ def push_all(
 
 
 def _require_valid(path: Path, source: PushSource, ended: threading.Event) -> None:
-    """Check what programs on a device would open without looking: graphs, and the hashes of a .litertlm.
+    """Check what programs on a device would open unchecked: graphs, and the hashes of a .litertlm.
 
-    The first bytes are on their way already.
+    The first bytes are sent meanwhile.
     """
     # Imported here because they take flatbuffers and numpy, as long as a small push.
     from toolkit.litertlm.hashes import require_hashes
@@ -134,7 +134,7 @@ class _Work:
     listener: PushListener
     ended: threading.Event = field(default_factory=threading.Event)
     check: Future[None] | None = None
-    """Whether the source is valid: it may still run while bytes are sent."""
+    """The check of the source, which may still run while bytes are sent."""
 
     def push_to(self, name: str | None) -> PushResult:
         with connect(name) as device, self.listener.progress(device.serial) as show:

@@ -31,8 +31,8 @@ def rebuild(
 ) -> Rebuilt:
     """Make a bundle, or a .litertlm, again: `output` has the same bytes, or is not written.
 
-    lock: a bundle's `lock.json`, or the bundle, or a .litertlm, which both carry their lock.
-    checkpoint: a directory, or a Hugging Face id: the one that the lock was made with.
+    lock: a bundle's `lock.json`; or a bundle's directory or a .litertlm, which contain their lock.
+    checkpoint: the one that the lock was made with: a directory, or a Hugging Face id.
     revision: a branch, tag or commit of a Hugging Face id.
     adapters: the adapters that were merged into it, as for `convert`.
     calibrate: the text that the bundle was calibrated with; None for the built-in one, or the file beside `lock`.
@@ -40,8 +40,8 @@ def rebuild(
     families: the model families that the checkpoint may belong to.
     progress: called with the weight bytes done and their total; `calibration_progress` with operations.
 
-    UsageError for a lock of another version of gemma-edge, CheckpointError for another checkpoint, BundleError for what
-    is not a lock; QualityError, which names the files, if the bytes differ. A signature is not made again.
+    UsageError for a lock of another version of gemma-edge, CheckpointError for another checkpoint, BundleError if
+    `lock` is not a lock; QualityError, which names the files, if the bytes differ. A signature is not made again.
 
     >>> import gemma_edge, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

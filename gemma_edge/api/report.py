@@ -36,11 +36,11 @@ def report(
     skip_torn_line: bool = False,
     force: bool = False,
 ) -> Report:
-    """Write a page on all records of some files, with tables, plots, and the origin of each figure.
+    """Write a page about all records of some files, with tables, plots, and the origin of each figure.
 
     results: results files written by `bench`, each only once.
     skip_torn_line: ignore an incomplete last line left by a crash; by default it is an error.
-    force: replace a file at `output` that is no page of gemma-edge's.
+    force: replace a file at `output` that is not a gemma-edge page.
 
     ResultsError for a file that is not a results file, UsageError if the files have no records.
 

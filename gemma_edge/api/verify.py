@@ -58,7 +58,7 @@ def verify(
     progress, tower_progress: called with a size or a tower, percent done, and 100; `download_progress` with the bytes
         downloaded and their total.
 
-    The report's `passed` says whether all measures are within bounds, and all prompts those of transformers.
+    The report's `passed` says whether all measures are within bounds, and all prompts the same as transformers'.
     BundleError, CheckpointError or UsageError if this cannot be verified.
 
     >>> import gemma_edge

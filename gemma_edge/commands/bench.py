@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     output.add_argument(
         "--trace", action="store_true",
-        help="also take a Perfetto trace of one more run, unmeasured, into a folder beside FILE, if the device has "
+        help="also record a Perfetto trace of one extra, unmeasured run, in a folder beside FILE, if the device has "
         "perfetto",
     )  # fmt: skip
     output.add_argument(
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _old_format(text: str) -> str:
     """What -o meant before --format; everywhere else it is a path."""
     if text not in FORMS:
-        remedy = "--format chooses the form of what is printed, --results FILE keeps the records"
+        remedy = "--format chooses how results are printed, --results FILE keeps the records"
         raise UsageError(found=text, wanted=" or ".join(FORMS), remedy=remedy)
     return text
 
@@ -117,7 +117,7 @@ def _runner_options() -> list[RunnerOption]:
 
 
 def _given_options(arguments: argparse.Namespace) -> dict[str, tuple[str, ...]]:
-    """Those of the runners' own options that were given, by name."""
+    """The runners' own options that were given, by name."""
     given: dict[str, tuple[str, ...]] = {}
     for option in _runner_options():
         value: str | list[str] | None = getattr(arguments, option.name)
@@ -134,7 +134,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "-n", "--generated-tokens", metavar="N[,N...]", type=_counts, default=(128,),
-        help="tokens to generate (default: 128); each of several numbers is measured with each length of the prompt",
+        help="tokens to generate (default: 128); each of several numbers is measured with each prompt length",
     )  # fmt: skip
     group.add_argument(
         "-r", "--repetitions", metavar="N", type=positive, default=5,
@@ -146,7 +146,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--drop-page-cache", action="store_true",
-        help="with --cold: also remove the model's files from the kernel's page cache, and record what stayed",
+        help="with --cold: also remove the model's files from the kernel's page cache, and record how much stayed",
     )  # fmt: skip
     group.add_argument(
         "--context", metavar="N", type=positive,
@@ -174,10 +174,10 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-celsius", metavar="C", type=number,
         help="before each iteration, wait until the skin sensor (else battery, else CPU) is no hotter than this "
-        "(default: 2 above its temperature at rest)",
+        "many degrees (default: 2 degrees above its temperature at rest)",
     )  # fmt: skip
     group.add_argument(
-        "--gate-timeout", metavar="S", type=_seconds, default=300.0, help="wait at most this long (default: 300)"
+        "--gate-timeout", metavar="S", type=_seconds, default=300.0, help="wait at most so many seconds (default: 300)"
     )
     group.add_argument(
         "--refuse-hot",
@@ -186,7 +186,7 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--min-battery", metavar="PERCENT", type=_percent, default=LOW_BATTERY_PERCENT,
-        help="a battery below this counts as low (default: %(default)g)",
+        help="a battery charged to less than this counts as low (default: %(default)g)",
     )  # fmt: skip
     group.add_argument(
         "--on-low-power", choices=ON_LOW_POWER, default="flag",
@@ -211,7 +211,7 @@ def _add_care(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--idle-seconds", metavar="S", type=_seconds, default=DEFAULT_IDLE_S,
-        help="measure the power of the device at rest for this long first, if it reports its power; 0: do not measure "
+        help="first measure the power of the device at rest for so many seconds, if it reports its power; 0: skip this "
         "(default: %(default)g)",
     )  # fmt: skip
 
@@ -249,7 +249,7 @@ def _interval(text: str) -> float:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """Return 0; 3 if a device failed, once all have ended. Before an interrupt or an error, results are printed."""
+    """Return 0; 3 if a device failed, once all have ended. An interrupt comes after the results so far are printed."""
     form: Form = arguments.output or arguments.format
     if arguments.output:
         terminal.note(f"-o {form} is the former name of --format {form}")
@@ -280,7 +280,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
 def _measure(
     arguments: argparse.Namespace, devices: Sequence[str], terminal: Terminal
 ) -> Iterator[BenchRecord | BenchFailure]:
-    """All lengths, one after the other, but none that comes after a failure on one of several devices."""
+    """Measure all lengths in turn; with several devices, stop after a length that failed on one of them."""
     for workload in _workloads(arguments):
         failed = False
         for found in _measure_one(arguments, workload, devices, terminal):
@@ -293,7 +293,7 @@ def _measure(
 def _measure_one(
     arguments: argparse.Namespace, workload: Workload, devices: Sequence[str], terminal: Terminal
 ) -> Iterator[BenchRecord | BenchFailure]:
-    """One device is measured in this process, several each in one of their own."""
+    """Measure one device in this process, several each in a process of its own."""
     options = _given_options(arguments)
     request = BenchRequest(arguments.model, arguments.runner, options, arguments.size, workload)
     settings = _settings(arguments)

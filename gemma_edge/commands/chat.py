@@ -26,7 +26,7 @@ EXAMPLES = (
     "printf 'Hello\\nAnd now in French.\\n' | gemma-edge chat BUNDLE --temperature 0",
 )
 _FILES = {"/image": image_file, "/audio": sound_file}
-_HELP = """/system TEXT set the system prompt; it holds from the next message on
+_HELP = """/system TEXT set the system prompt, from the next message on
 /system      show it
 /image FILE  send an image with the next message
 /audio FILE  send a sound with the next message
@@ -38,7 +38,7 @@ _HELP = """/system TEXT set the system prompt; it holds from the next message on
 /size        show the size in use, and the others
 /quit        quit (or Ctrl-D)
 /help        show this help
-Alt-Enter begins a new line of a message; Ctrl-C ends an answer, or quits if there is none."""
+Alt-Enter starts a new line in a message; Ctrl-C stops an answer, or quits if none is being written."""
 _COMMANDS = [line.split()[0] for line in _HELP.splitlines() if line.startswith("/")]
 
 
@@ -82,7 +82,7 @@ class _Lines:
         self._chat = chat
         self._terminal = terminal
         self._pieces = pieces
-        self._waiting: list[Medium] = []  # to be sent with the next message
+        self._waiting: list[Medium] = []  # sent with the next message
 
     def take(self, line: str) -> bool:
         """Handle one message or command; return False for /quit."""
@@ -154,7 +154,7 @@ class _Lines:
 
 
 def _reader(terminal: Terminal) -> Callable[[], str | None]:
-    """What reads the next message: an editor at a terminal, else a line of standard input; None at the end."""
+    """Choose how to read the next message, or None at the end: in an editor on a terminal, else from standard input."""
     if not sys.stdin.isatty() or terminal.as_json:
         return _read_line
     from gemma_edge.line_editor import LineEditor

@@ -24,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--trust", metavar="KEY", type=Path, action="append", default=[],
-        help="an Ed25519 public key, a file in PEM or OpenSSH's format: a .litertlm that no such key has signed is a "
-        "fault; may be repeated",
+        help="a file with an Ed25519 public key, in PEM or OpenSSH format; a .litertlm that none of these keys has "
+        "signed is a fault; may be repeated",
     )  # fmt: skip
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """Return 0 without faults, else 1; what a GPU refuses is not a fault, because a CPU runs it."""
+    """Return 0 without faults, else 1; an op that a GPU refuses is not a fault, because a CPU runs it."""
     with terminal.bar("check") as show:
         faults = check(arguments.path, trust=arguments.trust, progress=show)
     lines = [str(fault.error(fault.file or arguments.path)) for fault in faults]
@@ -42,7 +42,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
         lines.append("note: the file has no hashes, so damage to its weights cannot be found")
     engine = None if faults else refused_by_engine(arguments.path)
     absent = left_out(arguments.path)
-    lines += [f"note: left out, as push --groups does: {', '.join(absent)}"] if absent else []
+    lines += [f"note: not here, as after push --groups: {', '.join(absent)}"] if absent else []
     lines += [] if engine is None else [f"note: export refuses this bundle: {engine}"]
     verdict = f"{arguments.path}: {f'faults: {len(faults)}' if faults else 'no faults found'}"
     value = {"ok": not faults, "faults": [dataclasses.asdict(fault) for fault in faults]}

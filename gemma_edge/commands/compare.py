@@ -31,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--across",
         metavar="WHAT",
         default="",
-        help=f"compare although this differs: {', '.join(ACROSS)} or {_BOTH}; by default, only results of the same "
-        "device and model are compared",
+        help=f"compare results although this differs: {', '.join(ACROSS)} or {_BOTH}; by default, only results of the "
+        "same device and model are compared",
     )
     parser.add_argument(
         "--max-regression",
         metavar="PERCENT",
-        help="end with exit code 1 if a test is significantly worse, by more than this; without it the exit code is 0 "
-        "whatever the result",
+        help="end with exit code 1 if a test is significantly worse, by more than this; without it the exit code is 0, "
+        "whatever the results",
     )
     add_torn_line_option(parser)
 

@@ -16,12 +16,13 @@ from gemma_edge.options.drafter import add_drafter_arguments, drafter_bars
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import add_machine_arguments, positive, session_settings
 from gemma_edge.options.towers import add_tower_arguments
-from gemma_edge.terminal import Terminal, bytes_text, count_text, one_line, table
+from gemma_edge.terminal import Terminal, one_line, table
 from gemma_edge.words.drafter import drafter_text
 from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import QualityError, UsageError
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES, ple_elements
 from toolkit.quant.recipe import SEARCHES
+from toolkit.results.quantities import bytes_text, count_text
 from toolkit.runtime.memory import peak_rss_bytes
 from toolkit.tflite.target import CPU
 
@@ -57,12 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument(
         "--budget",
         metavar="3GB|3.0B",
-        help="the best size that fits this much memory, or this many effective parameters",
+        help="choose the best size that fits into this much memory, or has at most so many effective parameters",
     )
     parser.add_argument(
         "--quant", metavar="RECIPE",
-        help=f"recipe: {', '.join(recipe_names('text'))}, or a file as in docs/formats/recipe.md (default: int8; qat, "
-        "which copies them, if the checkpoint's weights are codes already)",
+        help=f"recipe: {', '.join(recipe_names('text'))}, or a file as in docs/formats/recipe.md (default: int8; for a "
+        "checkpoint that is already quantised, qat, which copies its codes)",
     )  # fmt: skip
     parser.add_argument(
         "--ple-quant", choices=tuple(element.name for element in ple_elements()),
@@ -77,9 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--calibrate", metavar="FILE|self", nargs="?", const=True, default=False,
-        help="round the decoder's matrices against the inputs that a text gives them, which takes minutes and leaves "
-        "less error at the same size: a built-in text in many languages; FILE, some pages in UTF-8; or self, a text "
-        "that the model writes first. An interrupted run resumes where it stopped (docs/calibration.md)",
+        help="round the decoder's weights for the inputs that they get from a text, which takes minutes and leaves "
+        "less error at the same size. The text is a built-in one in many languages; FILE, a few pages in UTF-8; or "
+        "self, which the model writes first. An interrupted run resumes where it stopped (docs/calibration.md)",
     )  # fmt: skip
     parser.add_argument(
         "--context", metavar="N", type=positive, default=DEFAULT_CONTEXT,
@@ -102,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_drafter_arguments(parser, "the bundle")
     parser.add_argument(
         "--report", metavar="FILE.html", type=Path,
-        help="also write a page: groups, bytes a token, what the quality gate judged, what each size needs",
+        help="also write an HTML page: groups, bytes per token, what the quality gate found, and what each size needs",
     )  # fmt: skip
     parser.add_argument("--no-verify", action="store_true", help="skip the short quality check")
     add_machine_arguments(parser)

@@ -22,11 +22,12 @@ from gemma_edge.examples import built_in_checkpoint
 from gemma_edge.options.media import image_file, sound_file
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import add_machine_arguments, session_settings
-from gemma_edge.terminal import Terminal, bytes_text, count_text
+from gemma_edge.terminal import Terminal
 from gemma_edge.words.quality import gate_bars, report_text
 from toolkit.base.errors import BundleError, QualityError, UsageError
 from toolkit.base.outputs import Output
 from toolkit.bundle.write import BUNDLE
+from toolkit.results.quantities import bytes_text, count_text
 from toolkit.runtime.answer import Answer
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import SessionSettings
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device.add_argument(
         "--device", metavar="emulated|SERIAL|HOST:PORT",
         help="push the bundle to a device, measure it with every runner that works there (on a phone, which has no "
-        "Python, our program in C and its flash), and write a report; 'emulated' starts an emulated device for it",
+        "Python: the program in C, and the flash probe), and write a report; 'emulated' starts an emulated device",
     )  # fmt: skip
     device.add_argument(
         "--report", metavar="FILE.html", type=Path, help="the report to write (default: gemma-edge-demo.html)"
@@ -188,7 +189,7 @@ def _answers(output: Path, prompt: str, settings: SessionSettings, terminal: Ter
                 prompt, raw=True, size=size, max_tokens=_ANSWER_TOKENS, temperature=0.8, top_k=40, top_p=1.0, seed=1
             )
             if not answer.text.strip():
-                raise QualityError(f"size {size}", found="no text as an answer")
+                raise QualityError(f"size {size}", found="an answer without text")
             terminal.say(f"   {size} ({_speed(answer)}):\n{_indented(prompt + answer.text)}")
             answers[size] = {
                 "text": answer.text,

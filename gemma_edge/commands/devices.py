@@ -19,7 +19,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", metavar="HOST:PORT", action="append", default=[],
-        help="also look at this address; may be repeated (emulator ports on this computer are always searched)",
+        help="also try this address; may be repeated (emulator ports on this computer are always searched)",
     )  # fmt: skip
     parser.add_argument(
         "--timeout", metavar="S", type=number, default=3.0, help="seconds to wait for a device's answer (default: 3)"

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_force_option(parser, "files in DIR that no emulated device made")
     parser.add_argument(
         "--isolation", choices=("auto", "bubblewrap", "folder"), default="auto",
-        help="how the device's programs are isolated from this computer: bubblewrap, or folder for not at all "
+        help="how the device's programs are isolated from this computer: by bubblewrap, or not at all (folder) "
         "(default: auto, bubblewrap if it works here)",
     )  # fmt: skip
     parser.add_argument(

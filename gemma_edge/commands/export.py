@@ -11,10 +11,11 @@ from gemma_edge.options.drafter import add_drafter_arguments, drafter_bars
 from gemma_edge.options.groups import group_names
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.session import natural, number
-from gemma_edge.terminal import Terminal, bytes_text, one_line
+from gemma_edge.terminal import Terminal, one_line
 from toolkit.base.activations import ACTIVATIONS
 from toolkit.litertlm.export import TARGETS
 from toolkit.litertlm.schema import ModelType
+from toolkit.results.quantities import bytes_text
 
 EXAMPLES = (
     "gemma-edge export BUNDLE -o model.litertlm",
@@ -47,17 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--activations", choices=ACTIVATIONS,
-        help="precision of LiteRT-LM on a GPU: fp16, whose range images and sounds may exceed, or "
+        help="precision of LiteRT-LM on a GPU: fp16, whose range activations of images and sounds may exceed, or "
         "fp32 (default: fp32 for the encoders of images and sounds, otherwise the engine's choice, fp16)",
     )  # fmt: skip
     parser.add_argument(
         "--target", choices=TARGETS, default=TARGETS[0],
-        help="gpu: each norm is one op of LiteRT-LM's GPU delegate, some 40 %% fewer ops there; cpu: the bundle's own "
-        "graphs, which run on a GPU too (default: %(default)s)",
+        help="gpu: each norm is one op of LiteRT-LM's GPU delegate, about 40 %% fewer ops on a GPU; cpu: the bundle's "
+        "own graphs, which run on a GPU too (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--sign", metavar="KEY", type=Path,
-        help="sign the file's hashes with this Ed25519 private key, a file in PEM or OpenSSH's format",
+        help="sign the file's hashes with the Ed25519 private key in this file, in PEM or OpenSSH format",
     )  # fmt: skip
     add_drafter_arguments(parser, "the file")
     group = parser.add_argument_group(

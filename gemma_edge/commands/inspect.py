@@ -20,12 +20,13 @@ from gemma_edge.api.inspect import (
 )
 from gemma_edge.options.checkpoints import add_checkpoint_arguments
 from gemma_edge.options.outputs import add_force_option
-from gemma_edge.terminal import Terminal, bytes_text, count_text, one_line, table
+from gemma_edge.terminal import Terminal, one_line, table
 from gemma_edge.words.files import file_json, file_text
 from gemma_edge.words.quality import kept_lines
 from toolkit.base.errors import UsageError
 from toolkit.litertlm.recognise import is_litertlm
 from toolkit.report.plots import Bar, StackedBars, plot_output, write_plot
+from toolkit.results.quantities import bytes_text, count_text
 
 EXAMPLES = (
     "gemma-edge inspect google/gemma-3n-E4B-it",
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", metavar="PATH", help="a checkpoint (directory or Hugging Face id), a bundle, or a .litertlm"
     )
-    add_checkpoint_arguments(parser, "see whether this LoRA adapter can be merged into the checkpoint")
+    add_checkpoint_arguments(parser, "check whether this LoRA adapter can be merged into the checkpoint")
     parser.add_argument(
         "--plot", metavar="FILE", help="also draw each size's loaded and effective parameters, as FILE.svg or FILE.png"
     )
@@ -166,11 +167,11 @@ def _notes(findings: Inspection) -> Iterator[str]:
     towers = [name for name in findings.groups if name not in TEXT_GROUPS]
     yield f"loaded: {', '.join(TEXT_GROUPS)}" + (f", and the towers named: {', '.join(towers)}" if towers else "")
     without = ", ".join([*TEXT_GROUPS[1:], *(towers or ["vision", "audio"])])
-    yield f"effective: {EFFECTIVE} alone, as the names of sizes count (E2B: 2 B); without {without}"
+    yield f"effective: {EFFECTIVE} alone, which the names of sizes count (E2B: 2 B); without {without}"
     cache = ", without KV cache" if findings.kind == "checkpoint" else ", and the KV cache"
     yield f"memory: the weights that each generated token reads{cache}; embedding tables stay on flash"
     if towers:
-        yield f"        a tower that is loaded adds its own: {', '.join(_tower_memory(findings, towers))}"
+        yield f"        each tower that is loaded adds: {', '.join(_tower_memory(findings, towers))}"
 
 
 def _tower_memory(findings: Inspection, towers: Sequence[str]) -> Iterator[str]:

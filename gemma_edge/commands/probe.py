@@ -1,4 +1,4 @@
-"""`gemma-edge probe`: measures how fast a device's flash gives rows of per-layer embeddings."""
+"""`gemma-edge probe`: measures how fast a device reads rows of per-layer embeddings from flash."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from device_harness.flash.probe import MOST_READS, ProbeResult, ProbeSettings, ReadMeasure, read_token_file
 from device_harness.push.push import DEFAULT_FOLDER
 from gemma_edge.api.probe import ProbeListener, probe
-from gemma_edge.terminal import Terminal, bytes_text, one_line, table
+from gemma_edge.terminal import Terminal, one_line, table
 from gemma_edge.words.pushing import step_bars
 from toolkit.base.errors import UsageError
+from toolkit.results.quantities import bytes_text
 
 EXAMPLES = (
     "gemma-edge probe BUNDLE",
@@ -98,7 +99,7 @@ def _as_text(result: ProbeResult) -> str:
         f"{facts.rows:,} rows of {facts.row_bytes:,} bytes in {facts.shards} {shards}, "
         f"{bytes_text(facts.table_bytes)}; pages of {facts.page_bytes:,} bytes",
     ]
-    for pattern, title in (("row", "one row a read, as decode does"), ("batch", "a batch a read, as prefill does")):
+    for pattern, title in (("row", "one row per read, as in decode"), ("batch", "one batch per read, as in prefill")):
         measures = [measure for measure in result.measures if measure.pattern == pattern]
         if measures:
             lines += ["", f"{title}: {measures[0].reads} reads of {_rows_text(measures)}", _measure_table(measures)]
@@ -106,7 +107,7 @@ def _as_text(result: ProbeResult) -> str:
         (measure.resident_pages_before for measure in result.measures if measure.state == "not_cold"), default=0
     )
     if stuck:
-        lines.append(f"not cold: up to {stuck:,} pages could not be dropped from memory; who owns the files?")
+        lines.append(f"not cold: up to {stuck:,} pages could not be dropped from memory; check who owns the files")
     return "\n".join(lines)
 
 

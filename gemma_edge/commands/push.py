@@ -11,8 +11,9 @@ from device_harness.push.push import DEFAULT_FOLDER, PushResult
 from gemma_edge.api.devices import chosen_devices
 from gemma_edge.api.push import PushListener, push_all
 from gemma_edge.options.groups import group_names
-from gemma_edge.terminal import Terminal, bytes_text, one_line
+from gemma_edge.terminal import Terminal, one_line
 from gemma_edge.words.pushing import step_bars
+from toolkit.results.quantities import bytes_text
 
 EXAMPLES = (
     "gemma-edge push BUNDLE",
@@ -35,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--receiver", choices=("auto", "shell", "native"), default="auto",
-        help="the program that stores and hashes files on the device: its own tools (shell), or ours (native), which "
-        "is faster, and takes a minute to build once (default: auto, native if it has been built and runs there)",
+        help="what stores and hashes files on the device: its own tools (shell), or our program (native), which is "
+        "faster, and takes a minute to build once (default: auto, native if it has been built and runs there)",
     )  # fmt: skip
     parser.add_argument(
         "--target", metavar="DIR",
@@ -72,7 +73,7 @@ def _as_json(result: PushResult) -> dict[str, object]:
 
 
 def _as_text(result: PushResult) -> str:
-    parts = [f"{bytes_text(result.bytes_sent)} sent", f"{bytes_text(result.bytes_skipped)} there already"]
+    parts = [f"{bytes_text(result.bytes_sent)} sent", f"{bytes_text(result.bytes_skipped)} already there"]
     rate = result.megabytes_per_s
     if rate is not None:
         parts[0] += f" at {rate:,.1f} MB/s"
@@ -82,7 +83,7 @@ def _as_text(result: PushResult) -> str:
     if result.chunks_repaired:
         parts.append(f"{result.chunks_repaired} damaged chunks sent again")
     if result.receiver == "shell":
-        parts.append("by the device's own programs")
+        parts.append("stored by the device's own tools")
     if result.reconnects:
-        parts.append("connected again" if result.reconnects == 1 else f"connected again {result.reconnects} times")
+        parts.append("reconnected" if result.reconnects == 1 else f"reconnected {result.reconnects} times")
     return f"{result.device} {result.target}: {'; '.join(parts)}"

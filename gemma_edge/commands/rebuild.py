@@ -20,11 +20,11 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "lock", metavar="LOCK", type=Path,
-        help="a bundle's lock.json, or what carries a lock: a bundle's directory, or a .litertlm",
+        help="a bundle's lock.json; or a bundle's directory or a .litertlm, which contain a lock",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint", metavar="CHECKPOINT", required=True,
-        help="the checkpoint that it was made of: a directory, or a Hugging Face id",
+        help="the checkpoint that it was made from: a directory, or a Hugging Face id",
     )  # fmt: skip
     add_checkpoint_arguments(parser, "a LoRA adapter that was merged into it")
     parser.add_argument(
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    """Return 0; QualityError for other bytes, which are not written."""
+    """Return 0; QualityError if the bytes differ, and then nothing is written."""
     with terminal.bar("calibrate", "%") as calibrated, terminal.bar("rebuild") as show:
         result = rebuild(
             arguments.lock,

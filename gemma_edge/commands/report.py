@@ -7,8 +7,9 @@ import argparse
 from gemma_edge.api.report import report
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.results import add_torn_line_option
-from gemma_edge.terminal import Terminal, bytes_text, one_line
+from gemma_edge.terminal import Terminal, one_line
 from toolkit.report.results_page import runs_text
+from toolkit.results.quantities import bytes_text
 
 EXAMPLES = (
     "gemma-edge report results.jsonl -o report.html",

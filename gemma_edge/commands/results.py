@@ -7,7 +7,8 @@ import argparse
 from gemma_edge.api.export_results import export_results
 from gemma_edge.options.outputs import add_force_option
 from gemma_edge.options.results import add_torn_line_option
-from gemma_edge.terminal import Terminal, bytes_text
+from gemma_edge.terminal import Terminal
+from toolkit.results.quantities import bytes_text
 
 EXAMPLES = (
     "gemma-edge results export results.jsonl -o results.parquet",
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE.parquet|FILE.csv", required=True,
         help="the table to write; Parquet needs pip install 'gemma-edge[parquet]'",
     )  # fmt: skip
-    add_force_option(parser, "a file that is not such a table")
+    add_force_option(parser, "a file that is not a table of results")
     add_torn_line_option(parser)
 
 

@@ -13,5 +13,5 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, adapter_help: str)
     )
     parser.add_argument(
         "--adapter", metavar="DIR|ID[=SCALE]", dest="adapters", type=parse_adapter, action="append", default=[],
-        help=f"{adapter_help}; may be repeated, and merges part of its change with =SCALE, as in pirate=0.5",
+        help=f"{adapter_help}; may be repeated; =SCALE merges only part of its change, as in pirate=0.5",
     )  # fmt: skip

@@ -19,12 +19,12 @@ def add_drafter_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     group = parser.add_argument_group("drafter", "for speculative decoding; see docs/speculative.md")
     group.add_argument(
         "--drafter", choices=("fit",),
-        help=f"fit: solve a drafter for this model from text that it writes itself, and put it into {what}; left out, "
+        help=f"fit: compute a drafter from text that the model itself writes, and put it into {what}; it is left out, "
         "with a warning, if the model would accept too few of its guesses",
     )  # fmt: skip
     group.add_argument(
         "--drafter-tokens", metavar="N", type=positive, default=DrafterSettings().tokens,
-        help="how many tokens the model writes for it: more are better and take longer (default: %(default)s)",
+        help="how many tokens the model writes for the drafter: more are better and take longer (default: %(default)s)",
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def add_media_arguments(
     *,
     several: bool = False,
     images: str = "an image, placed before the text, or where the text has <image_soft_token>; may be repeated",
-    sounds: str = "a sound, likewise (<audio_soft_token>); may be repeated; one over 30 s is split into pieces",
+    sounds: str = "a sound, placed likewise (<audio_soft_token>); may be repeated; over 30 s it is split into pieces",
 ) -> None:
     """Add `--image` and `--audio`, by default for a prompt; images, sounds: their help texts.
 

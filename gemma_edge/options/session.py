@@ -1,4 +1,4 @@
-"""The arguments that `run` and `chat` share, and what they turn into."""
+"""The arguments that `run` and `chat` share, and the settings that they become."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from toolkit.runtime.weight_cache import parse_weight_cache
 # Smaller models load within a second.
 _WORTH_A_WORD_BYTES = 300_000_000
 LIMITS = (
-    "an answer ends after -n tokens, or where it fills the bundle's context with its prompt",
+    "an answer ends after -n tokens, or when it and its prompt fill the bundle's context",
     f"a prompt has at most {MAX_PROMPT_CHARACTERS:,} characters, and fits the context (convert --context)",
     f"an image has at most {MAX_PIXELS:,} pixels, a sound lasts at most {MAX_SECONDS // 60} minutes",
 )
-"""What `run` and `chat` say of what they take."""
+"""The limits that the help of `run` and `chat` states."""
 _HERE_ONLY = {
     "weight_cache": None,
     "ple": "flash",
     "ple_cache_mb": DEFAULT_CACHE_BYTES >> 20,
     "speculative": False,
 }
-"""Options that a device has no use for, and their defaults."""
+"""Options that have no effect on a device, and their defaults."""
 
 
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,8 +119,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: floa
     )  # fmt: skip
     group.add_argument(
         "--repeat-penalty", metavar="X", type=number, default=1.0,
-        help="make tokens that the prompt or the answer has already less likely, by dividing their logits by X "
-        "(default: 1, not at all)",
+        help="make tokens of the prompt and of the answer so far less likely, by dividing their logits by X "
+        "(default: 1, no change)",
     )  # fmt: skip
     group.add_argument(
         "--seed", metavar="S", type=natural, default=0, help="the same seed gives the same text (default: 0)"
@@ -192,7 +192,7 @@ def _device_opener(arguments: argparse.Namespace, terminal: Terminal) -> Opener:
 
 
 def _check_sampling(arguments: argparse.Namespace) -> None:
-    """UsageError for sampling options that cannot be, before any file is read."""
+    """UsageError for sampling options out of range, before any file is read."""
     choose_sampling(
         None,
         usual_temperature=0.0,
@@ -206,7 +206,7 @@ def _check_sampling(arguments: argparse.Namespace) -> None:
 
 
 def _is_not_arranged(decoder: ModelFile, settings: SessionSettings) -> bool:
-    """Whether the backend will arrange the weights now, and keep them so."""
+    """Whether the backend will rearrange the weights now, and keep them."""
     kept = find_backend(settings.backend).kept_file(decoder, settings.backend_options)
     return kept is not None and not kept.exists()
 

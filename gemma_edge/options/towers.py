@@ -1,4 +1,4 @@
-"""Which towers `convert` takes along, and how it stores them."""
+"""The options for which towers `convert` includes, and how it stores them."""
 
 from __future__ import annotations
 

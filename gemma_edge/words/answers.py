@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gemma_edge.terminal import Terminal, bytes_text
+from gemma_edge.terminal import Terminal
+from toolkit.results.quantities import bytes_text
 from toolkit.runtime.answer import Answer, AnswerStream
 from toolkit.runtime.generate import GenerationReport
 from toolkit.runtime.memory import PLE_GROUP, Memory
@@ -30,7 +31,7 @@ def show_answer(stream: AnswerStream, terminal: Terminal, *, pieces: bool = Fals
 
 
 def cut_text(tokens: int) -> str:
-    """A line on an answer that was not at its end."""
+    """A line on an answer that was cut before its end."""
     return f"[cut after {tokens:,} tokens; -n N allows more]"
 
 

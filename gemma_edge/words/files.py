@@ -1,4 +1,4 @@
-"""Shows what a .litertlm holds, for `inspect`."""
+"""Shows what a .litertlm contains, for `inspect`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 
 from gemma_edge.api.inspect import FileInspection
-from gemma_edge.terminal import bytes_text, table
+from gemma_edge.terminal import table
 from toolkit.base.printable import printable
 from toolkit.litertlm.schema import LlmMetadata, Token
+from toolkit.results.quantities import bytes_text
 
 _SHOWN_CHARACTERS = 60
 

@@ -56,7 +56,7 @@ def report_text(report: VerifyReport) -> str:
 
 
 def _certainty(report: VerifyReport) -> list[str]:
-    """How far the figures could be off, and whether the limits are within that."""
+    """The intervals of the figures, and which of them contain a limit."""
     lines = []
     for name, size in report.sizes.items():
         ratio, share, limits = size.quality.ratio_interval, size.quality.top1_interval, size.limits
@@ -84,7 +84,7 @@ def kept_lines(record: QualityRecord | None) -> Iterator[str]:
             )
     prompts = record.prompts
     if prompts is not None:
-        yield f"prompts: those of {prompts.compared} conversations are transformers'"
+        yield f"prompts: the same as transformers' in {prompts.compared} conversations"
         if prompts.engine is not None:
             yield f"prompts: export refuses this bundle: {prompts.engine}"
 

@@ -1,4 +1,4 @@
-"""Tables of results: Markdown, unless a terminal is narrower; then what rows share stands above them."""
+"""Tables of results: Markdown, or on a terminal too narrow for that, with what rows share in a line above them."""
 
 from __future__ import annotations
 

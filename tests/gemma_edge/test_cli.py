@@ -660,7 +660,7 @@ def test_chat_goes_on_from_a_saved_conversation(command: Command, chat_bundle: P
     other = tmp_path / "other.json"
     other.write_text('{"format": "gemma-edge-chat/1", "messages": [{"role": "assistant", "content": "x"}]}')
     outcome = command("chat", chat_bundle, *rest, stdin=f"/load {other}\n/save {EXAMPLE / 'config.json'}\ncat\n")
-    assert "found role assistant" in outcome.err and "something else than a saved conversation" in outcome.err
+    assert "found role assistant" in outcome.err and "something other than a saved conversation" in outcome.err
     assert len(turns(outcome)) == 1
 
 

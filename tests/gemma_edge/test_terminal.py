@@ -11,9 +11,10 @@ import threading
 
 import pytest
 
-from gemma_edge.terminal import Terminal, bytes_text, count_text, table, write_line
+from gemma_edge.terminal import Terminal, table, write_line
 from gemma_edge.words.wide_tables import fitted
 from toolkit.report.tables import markdown
+from toolkit.results.quantities import bytes_text, count_text
 
 HOSTILE = "Pixel\x1b[31m\x1b]0;title\x07 [bold]8[/bold]\u202e\r"
 SHOWN = r"Pixel\x1b[31m\x1b]0;title\x07 [bold]8[/bold]\u202e\r"

@@ -66,6 +66,27 @@ def span(figure: str, low: float, high: float, *, like: float | None = None) -> 
     return _together(figure, " to ", [low, high], abs(high - low) / 2 if like is None else like)
 
 
+def bytes_text(count: float) -> str:
+    """A number of bytes in decimal units, with three digits.
+
+    >>> bytes_text(999), bytes_text(19_459_904), bytes_text(2_348_810_240)
+    ('999 B', '19.5 MB', '2.35 GB')
+    """
+    return quantity("bytes", count)
+
+
+def count_text(count: int, *, millions: str = "M", billions: str = "B") -> str:
+    """A number of parameters, from a million on in millions or billions with three digits.
+
+    >>> count_text(950), count_text(9_728_000), count_text(1_905_495_648, billions="billion")
+    ('950', '9.73 M', '1.91 billion')
+    """
+    for unit_size, word in ((10**9, billions), (10**6, millions)):
+        if count >= unit_size:
+            return f"{significant(count / unit_size)} {word}"
+    return f"{count:,}"
+
+
 def significant(value: float) -> str:
     """A number with three significant digits, or all digits before the decimal point; never an exponent.
 

@@ -191,5 +191,5 @@ def test_options_that_belong_elsewhere_are_refused(
 
 
 def test_settings_of_this_computer_are_refused_for_a_device(tiny: Path) -> None:
-    with pytest.raises(UsageError, match="settings that apply to this computer only"):
+    with pytest.raises(UsageError, match="settings that have no effect on a device"):
         gemma_edge.load(tiny, device="x:1", ple="ram")

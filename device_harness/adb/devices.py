@@ -113,7 +113,11 @@ def find_endpoint(name: str) -> Endpoint:
     if _may_be_address(name):
         return tcp_endpoint(name)
     others = ", ".join([*held, *(endpoint.serial for endpoint in usb)]) or "none"
-    raise UsageError(f"device {name}", found=f"no device of this name (connected: {others}), and not HOST:PORT", remedy=_usb_hint())
+    raise UsageError(
+        f"device {name}",
+        found=f"no device of this name (connected: {others}), and not HOST:PORT",
+        remedy=_usb_hint(),
+    )
 
 
 def tcp_endpoint(address: str) -> Endpoint:

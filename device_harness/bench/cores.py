@@ -14,9 +14,9 @@ from toolkit.results.record import ClusterRecord, CoreRecord
 _POLICIES = "/sys/devices/system/cpu/cpufreq/policy[0-9]*"
 _LOOK = {"clusters": f"grep -sH . {_POLICIES}/related_cpus {_POLICIES}/scaling_governor"}
 _TICKS_PER_S = 100
-"""USER_HZ, which Linux fixes for what it shows in /proc (time(7))."""
+"""USER_HZ, the unit of the times in /proc, which Linux fixes (time(7))."""
 NO_CLUSTER = "cpu"
-"""The name of all CPUs together on a machine that tells no clusters."""
+"""The name of all CPUs together on a machine that reports no clusters."""
 
 
 def read_clusters(machine: Machine) -> tuple[Cluster, ...]:
@@ -42,7 +42,7 @@ def cluster_records(clusters: Sequence[Cluster], runs: Sequence[ProcessRun]) -> 
 
 
 def _process_seconds(runs: Sequence[ProcessRun]) -> dict[int, float]:
-    """The CPU time of the processes by core. What a thread used between two samples counts for its later core."""
+    """The CPU time of the processes by core; a thread's time between two samples counts for the core of the later."""
     ticks: dict[int, int] = {}
     for run in runs:
         before: dict[int, int] = {}

@@ -51,7 +51,7 @@ _MOST_CUTS = 3
 _PATIENCE_S = 60.0
 """How long a device may take to come back after a lost connection: a phone boots in that time."""
 _CLOCKS_S = 5.0
-"""The tolerance between a machine's uptime and the uptime expected by our own clock."""
+"""How far a machine's uptime may be from the uptime that our own clock predicts."""
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class _Bench:
             known_figure(figure, self._runner)
         self._begin_s = self._uptime()
         if self._settings.idle_s and self._settings.power.kind != "none":
-            self._note(f"{self._machine.serial}: idle power is measured for {self._settings.idle_s:g} s")
+            self._note(f"{self._machine.serial}: measuring the power at rest for {self._settings.idle_s:g} s")
             self._lasting("the measurement of idle power", self._rest)
         if self._workload.start == "warm":
             self._note(f"{self._machine.serial}: {self._runner} runs once unmeasured, to warm up")
@@ -359,7 +359,7 @@ class _Bench:
         dropped = self._settings.page_cache.drop(self._machine, paths)
         if dropped.resident_bytes and not self._iterations:
             found = f"{dropped.resident_bytes:,} of {dropped.bytes:,} bytes"
-            self._note(f"{self._machine.serial}: {found} of the model stay in memory; to the kernel no start is cold")
+            self._note(f"{self._machine.serial}: {found} of the model stay in memory: no start is cold to the kernel")
         return dropped
 
     def _uptime(self) -> float:

@@ -48,15 +48,15 @@ _NAMES: Mapping[str, tuple[FigureName, FigureName]] = {
     "prompt": ("prompt_joules", "prompt_idle_joules"),
     "decode": ("decode_joules", "decode_idle_joules"),
 }
-"""The figures of what a part of the process used, and of what the machine at rest would have used meanwhile."""
+"""The figures for the energy used in a phase, and for what the machine at rest would have used in the same time."""
 _SPOKEN = {"prompt": "the prompt", "decode": "the answer"}
 DEFAULT_IDLE_S = 5.0
 _PLAUSIBLE_VOLTS = (2.0, 60.0)
-"""From a phone's empty cell to a laptop's battery; a value outside is not in the unit that it should be in."""
+"""From a phone's empty cell to a laptop's battery; a value outside is in another unit than expected."""
 MIN_READINGS = 3
-"""The fewest different readings within a phase: fewer would make its energy a guess of when a counter was updated."""
+"""The fewest different readings within a phase: with fewer, its energy would depend on when a counter was updated."""
 _LOCATED = 0.1
-"""A phase whose place is known to this fraction of its length is measured."""
+"""A phase is measured if its begin and end are known to within this fraction of its length."""
 _AGREEMENT = 0.25
 """How far charge times voltage may be from integrated power; fuel gauges average over seconds."""
 _STEPS = 10
@@ -98,12 +98,12 @@ class _Unavailable(Exception):
 
 
 def find_power_source(machine: Machine) -> PowerSource:
-    """Find what tells a machine's energy: power rails, else a battery that discharges, else the reason for neither."""
+    """Find what reports a machine's energy: power rails, else a discharging battery, else the reason for neither."""
     return choose_source(read_parts(machine, _LOOK))
 
 
 def choose_source(parts: Mapping[str, str]) -> PowerSource:
-    """Choose from what the machine printed for each part of the look at it."""
+    """Choose from what the machine printed for each command, by the command's name."""
     supplies = parse_files(parts["supplies"])
     folder = next(iter(battery_folders(supplies)), None)
     battery = None if folder is None else parse_supply(supplies, folder)
@@ -145,7 +145,7 @@ def energy_tests(tests: Mapping[str, FigureName]) -> dict[str, FigureName]:
 
 
 def trace_energy(run: ProcessRun, rails: Sequence[RailsReading]) -> TraceEnergy:
-    """The energy of a traced run by the power rails in its trace, which many devices keep from adb's shell."""
+    """The energy of a traced run by the power rails in its trace, which many devices hide from adb's shell."""
     if not rails:
         return TraceEnergy({}, {}, "the trace has no power rails")
     readings = tuple(MachineReading(reading.uptime_s, reading.joules) for reading in rails)
@@ -251,7 +251,7 @@ class EnergyMeter:
             self._rails[rail] = self._rails.get(rail, 0.0) + last - inside[0].rails.get(rail, last)
 
     def _check(self) -> EnergyCheck | None:
-        """Compare integrated power with the battery's counter; rails, which are parts of it, with the battery."""
+        """Compare the measured energy with the battery's counter; power rails may have any part of that."""
         if self.source.kind == "battery_charge":
             return None
         measured = counted = 0.0
@@ -273,8 +273,8 @@ class EnergyMeter:
 def phases(run: ProcessRun) -> dict[str, tuple[float, float]]:
     """When a process computed its prompt and its answer, by the machine's uptime.
 
-    A runner of ours says so. Others only say how long they took: if they fill the time of the process to a tenth of
-    a phase, its place is known well enough; the first thing of a process is to load the model.
+    Our runners report it. Others report only how long each phase took: if these times fill that of the process but for
+    a tenth of a phase, the phase is located well enough, because a process begins by loading the model.
     """
     if run.reading.phases:
         return dict(run.reading.phases)
@@ -334,7 +334,7 @@ def _watts(battery: BatteryReading) -> float:
 
 
 def _left(battery: BatteryReading, volts: float) -> float:
-    """The joules that a battery still holds, as its counter says, but for a constant."""
+    """The joules left in a battery according to its counter, up to a constant."""
     if battery.joules is not None:
         return battery.joules
     if battery.coulombs is None or not volts:
@@ -347,7 +347,7 @@ def _level(battery: BatteryReading) -> float:
 
 
 def _unfit(battery: BatteryReading) -> str | None:
-    """Why a battery does not tell the device's power; None if it does."""
+    """Why a battery's readings are not the device's power; None if they are."""
     if battery.status != "Discharging":
         return f"the battery is {battery.status.lower()}: unplug the device, and connect over Wi-Fi"
     low, high = _PLAUSIBLE_VOLTS

@@ -186,8 +186,8 @@ class JobProcesses:
     def _failure(self, text: str, code: int, seconds: float) -> ToolkitError:
         what = f"{self._runner} on {self._machine.serial}"
         if code == KILLED_EXIT_CODE and seconds >= self._limits.timeout_s:
-            found = f"no end after {self._limits.timeout_s:.0f} s"
-            return DeviceTimeout(what, found=found, remedy="allow more with --timeout")
+            found = f"it did not end within {self._limits.timeout_s:.0f} s"
+            return DeviceTimeout(what, found=found, remedy="allow more time with --timeout")
         read = self._job.read_failure
         if read is not None and (told := read("\n".join(_lines(text)), code)) is not None:
             return told

@@ -31,7 +31,7 @@ _STAY_ON = ("stay_on_while_plugged_in", "7")
 """android.os.BatteryManager: on AC, USB and wireless power."""
 
 _MARGIN_CELSIUS = 2.0
-"""The limit above the temperature at rest: less takes too long, and a phone does not return to rest between runs."""
+"""How far the limit is above the temperature at rest, to which a phone does not cool down between runs."""
 _HEADROOM_CELSIUS = 5.0
 """How far below its first throttling a device counts as at rest; chosen as the margin plus what one run adds."""
 _SETTLE_S = 30.0
@@ -51,7 +51,7 @@ class ReadinessSettings:
     """The settings of the gates: when a device is cool enough, and when it has enough power for full speed."""
 
     limit_celsius: float | None = None
-    """The highest temperature of skin (else battery, else CPU), see `resting_limit`; None: wait for throttling only."""
+    """The limit for skin (else battery, else CPU), see `resting_limit`; None: wait only while the device throttles."""
     timeout_s: float = 300.0
     refuses: bool = False
     """Whether a device that stays hot is an error; otherwise its results are flagged."""
@@ -89,7 +89,7 @@ def resting_limit(machine: Machine, note: Note, *, timeout_s: float, interval_s:
     told = False
     while cool is None or lowest > cool or is_throttling(thermal):
         if (left := timeout_s - (time.monotonic() - started)) <= 0:
-            note(f"{machine.serial} did not come to rest in {timeout_s:.0f} s; {lowest:.1f} °C, its lowest, is used")
+            note(f"{machine.serial} did not come to rest in {timeout_s:.0f} s; its minimum, {lowest:.1f} °C, is used")
             break
         if not told:
             note(f"waiting for {machine.serial} to come to rest: {_describe(thermal)}")
@@ -118,7 +118,7 @@ class PowerGate:
         self._told: frozenset[Flag] = frozenset()
 
     def wait(self) -> GateWait:
-        """Check the power, and wait up to `timeout_s` if the settings say so; the flags tell if it is still low.
+        """Check the power, and wait up to `timeout_s` if the settings say so; the flags say whether it is still low.
 
         DeviceRefusal if the power is low and the settings say `refuse`.
         """
@@ -140,7 +140,7 @@ class PowerGate:
         return GateWait(time.monotonic() - started, timed_out=bool(found), flags=frozenset(found))
 
     def _look(self) -> dict[Flag, str]:
-        """Descriptions of what is low in the device's power, by the flag for it."""
+        """What is wrong with the device's power, described by flag."""
         battery, power_save = read_power(self._machine)
         level = (battery.level_percent if battery is not None else None) or 0
         words: dict[Flag, str] = {"low_battery": f"battery {level:g} %", "power_save": "power saving on"}
@@ -148,7 +148,7 @@ class PowerGate:
         return {flag: text for flag, text in words.items() if flag in low}
 
     def _tell(self, found: Mapping[Flag, str], what: str) -> None:
-        """Tell the user about a state, once until it changes."""
+        """Tell the user about a state, only once until it changes."""
         if found and frozenset(found) != self._told:
             self._note(f"{self._machine.serial}: {', '.join(found.values())}; {what}")
         self._told = frozenset(found)
@@ -186,7 +186,7 @@ class ThermalGate:
         words = _describe(thermal)
         if self._settings.refuses:
             found = f"{words} after {waited:.0f} s"
-            remedy = "let it cool, allow more with --max-celsius or --gate-timeout, or leave out --refuse-hot"
+            remedy = "let it cool, set a higher --max-celsius or --gate-timeout, or leave out --refuse-hot"
             celsius = self._settings.limit_celsius
             limit = "" if celsius is None else f" and at most {celsius:.1f} °C"
             wanted = f"throttling status none{limit}"

@@ -72,7 +72,8 @@ def choose_runner(
     """Choose the requested runner; UsageError if it is unknown, does not take the model, or lacks a given option.
 
     Needs no machine, so that mistakes show at once. `is_phone`: whether the machine is a real device, where the default
-    may be another; None if that is not known yet: then it is enough that one of the defaults takes the options.
+    may be another runner; None if that is not known yet, and then it is enough that one of the defaults takes the
+    options.
     """
     faults: list[UsageError] = []
     for spec in _candidates(request, runners, is_phone):
@@ -95,7 +96,7 @@ def _is_phone(device: DeviceRecord) -> bool:
 
 
 def _check_choice(spec: RunnerSpec, request: BenchRequest, runners: Sequence[RunnerSpec]) -> None:
-    if model_kind(request.model) == "litertlm" and "litertlm" not in spec.takes:  # the other way, it is exported
+    if model_kind(request.model) == "litertlm" and "litertlm" not in spec.takes:  # the other way: exported
         found = f"a {LITERTLM}"
         raise UsageError(file=request.model, found=found, wanted=f"a bundle's directory for {spec.name}")
     known = {option.name for option in spec.options}
@@ -114,7 +115,7 @@ def _candidates(request: BenchRequest, runners: Sequence[RunnerSpec], is_phone: 
     if name is None:
         usual = [spec for spec in runners if kind in spec.default_for]
         on_phones = [spec for spec in runners if kind in spec.default_on_phones] or usual
-        # Elsewhere, an option that only the phones' default has asks for that one.
+        # On other machines, an option that only the phones' default has selects that runner.
         found = on_phones if is_phone else [*usual, *on_phones]
     else:
         found = [spec for spec in runners if spec.name == name]

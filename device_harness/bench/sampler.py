@@ -1,4 +1,4 @@
-"""Samples memory, page faults, temperature, frequencies and power while a process runs, by a shell loop there."""
+"""Samples memory, page faults, temperature, frequencies and power while a process runs, by a shell loop beside it."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ _STARTS = {
 }
 _FREQUENCIES = "/sys/devices/system/cpu/cpufreq/policy[0-9]*/scaling_cur_freq"
 _LINES = "^[^ibps]"
-"""Leaves out the lines of /proc/stat on interrupts, boot, processes and softirqs, which are long."""
+"""Omits the lines of /proc/stat about interrupts, boot, processes and softirqs, which are long."""
 _NAMED = ("files", "meter", "smaps", "thermal", "end")
-"""The parts that begin with their name."""
+"""The parts of a sample that begin with a line with their name."""
 _STOP_S = 15.0
 
 _log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class MachineReading:
-    """What the whole machine did at one moment; `uptime_s` is its /proc/uptime. Counters go up from its start."""
+    """What the whole machine reported at one moment; `uptime_s` is its /proc/uptime. Counters count from its boot."""
 
     uptime_s: float
     rails: dict[str, float] = field(default_factory=dict)
@@ -106,7 +106,8 @@ class ProcessSample:
 def sampling_script(pid: int, interval_s: float, watched: Watched | None = None) -> str:
     """A shell loop that ends with the process; most samples start two programs, to disturb the run little.
 
-    After the process's end the machine alone is read once more, so that its last moments lie between two readings.
+    After the process has ended, the machine alone is read once more, so that the process's last moments lie between two
+    readings.
     """
     watched = watched or Watched()
     process = " ".join(f"/proc/{pid}/{name}" for name in ("stat", "status", "smaps_rollup", "io"))
@@ -216,7 +217,7 @@ def parse_samples(text: str) -> tuple[ProcessSample, ...]:
 
 
 def parse_readings(text: str) -> tuple[MachineReading, ...]:
-    """Parse what the samples say of the machine as a whole, in order of time."""
+    """Parse what the samples say about the machine as a whole, in order of time."""
     found = []
     for parts in _blocks(text):
         match = _STARTS["uptime"].match(parts.get("uptime", "").strip())

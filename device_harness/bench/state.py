@@ -129,7 +129,7 @@ def power_flags(
 def state_flags(
     before: StateRecord, after: StateRecord, *, low_battery_percent: float = LOW_BATTERY_PERCENT
 ) -> set[Flag]:
-    """The flags, from the states before and after, for doubts about what was measured between them."""
+    """The flags for reasons to doubt a measurement, from the states before and after it."""
     flags: set[Flag] = set()
     limits = {cpu.cpu: cpu.limit_hz for cpu in before.cpus}
     is_slower = any(

@@ -1,6 +1,7 @@
 """Takes a Perfetto trace of one more run of a job, with the device's own `perfetto`, and keeps it on this computer.
 
-The run is not measured: tracing slows it a little. Whatever is wrong with tracing is a reason in the record, no error.
+The run is not measured, because tracing slows it a little. If tracing fails, the record has the reason, and no error is
+raised.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class _NoTrace(Exception):
 def take_trace(
     machine: Machine, run: Callable[[], ProcessRun], *, target: Path, limit_s: float, note: Callable[[str], None]
 ) -> TraceRecord:
-    """Trace what `run` does and write the trace to `target`, with what its power rails say of the energy of that run.
+    """Trace what `run` does and write the trace to `target`; with it, return the energy of that run by its power rails.
 
     limit_s: the run's own time limit.
     """

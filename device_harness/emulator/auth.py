@@ -35,7 +35,7 @@ def parse_public_key(text: bytes) -> PublicKey | None:
 
 
 def is_signed(token: bytes, signature: bytes, key: PublicKey) -> bool:
-    """Whether `signature` is the key's over the token, which stands for a SHA-1 digest."""
+    """Whether `signature` is the key's signature of the token, which takes the place of a SHA-1 digest."""
     if len(signature) != _MODULUS_BYTES:
         return False
     found = pow(int.from_bytes(signature, "big"), key.exponent, key.modulus).to_bytes(_MODULUS_BYTES, "big")

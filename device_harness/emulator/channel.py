@@ -13,7 +13,7 @@ Send = Callable[[str, int, int, Buffer], Awaitable[None]]
 
 
 WINDOW_BYTES = 32 * 1024 * 1024
-"""What a host that counts bytes may have on the way: INITIAL_DELAYED_ACK_BYTES of AOSP's adb.h."""
+"""What a host that counts bytes may have in flight: INITIAL_DELAYED_ACK_BYTES of AOSP's adb.h."""
 
 
 class ChannelClosed(Exception):
@@ -21,7 +21,7 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """A stream of the emulated device; each side may have only one unacknowledged message, or so many bytes.
+    """A stream of the emulated device; each side may have only one unacknowledged message, or a window of bytes.
 
     As AOSP's adbd does, it acknowledges each part of a message that was passed on.
     """
@@ -50,7 +50,7 @@ class Channel:
         await self._acknowledge(WINDOW_BYTES)
 
     async def read(self) -> Buffer | Piped:
-        """The next message or part of one, taken; ChannelClosed at the end, after all that the host has sent before."""
+        """Take the next message or part of one; ChannelClosed at the end, after all that the host has sent before."""
         if self.is_closed and self._inbox.empty():
             raise ChannelClosed
         item = await self._inbox.get()
@@ -78,7 +78,7 @@ class Channel:
         return bytes(parts)
 
     async def write(self, data: Buffer) -> None:
-        """Send all of it, a message at a time, before what others send: a program's output and errors are two."""
+        """Send all of it, message by message, and let other writers wait: a program's output and errors are two."""
         view = memoryview(data)
         async with self._writing:
             for start in range(0, len(view), self._max_payload_bytes):
@@ -102,7 +102,7 @@ class Channel:
         self._inbox.put_nowait(data)
 
     def open_pipe(self) -> Pipe:
-        """The pipe in which messages may stay until they are read; created at the first use."""
+        """The pipe in which messages may stay until they are read; created on first use."""
         if self._pipe is None:
             self._pipe = Pipe()
         return self._pipe

@@ -21,18 +21,18 @@ _HAS_ZSTD = sys.version_info >= (3, 14)
 
 
 class CompressedDataError(ValueError):
-    """Bytes that are not what their compression writes."""
+    """Bytes that are not valid compressed data."""
 
 
 class Compressor(Protocol):
-    """Takes a file's bytes, gives compressed ones."""
+    """Compresses a file's bytes."""
 
     def compress(self, data: bytes) -> bytes: ...
     def finish(self) -> bytes: ...
 
 
 class _Decoder(Protocol):
-    """What Python's own bz2 and lzma have too."""
+    """The interface that the decompressors of Python's bz2 and lzma also have."""
 
     eof: bool
     needs_input: bool
@@ -41,7 +41,7 @@ class _Decoder(Protocol):
 
 
 class Decompressor:
-    """Takes compressed bytes, gives the file's, at most 1 MiB at once whatever they say."""
+    """Decompresses a file's bytes, at most 1 MiB at a time, whatever the data claim."""
 
     def __init__(self, method: Method) -> None:
         """`method`: one of `available`."""
@@ -64,7 +64,7 @@ class Decompressor:
             raise CompressedDataError(f"damaged {self._method} data ({error})") from error
 
     def require_end(self) -> None:
-        """CompressedDataError if more was to come."""
+        """CompressedDataError if the data are incomplete."""
         if not self._decoder.eof:
             raise CompressedDataError(f"{self._method} data without its end")
 
@@ -80,7 +80,7 @@ def available() -> tuple[Method, ...]:
 
 
 def compressor(method: Method) -> Compressor:
-    """A new compressor, with settings for speed, as adb has them."""
+    """A new compressor, with settings for speed, as in adb."""
     return _COMPRESSORS[method]()
 
 

@@ -46,13 +46,13 @@ _LEAST_PIPED_BYTES = 64 * 1024
 
 
 def features() -> frozenset[str]:
-    """All that the device offers; of the compressions of `sync:` those whose library is installed."""
+    """All features that the device offers; compressions of `sync:` only if their library is installed."""
     return frozenset((*_FEATURES, "sendrecv_v2_dry_run_send", *(f"sendrecv_v2_{name}" for name in available())))
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may connect: without `keys` everybody, else their owners, and new keys only if `allows_new`."""
+    """Who may connect: everybody if `keys` is empty, else their owners, and with new keys only if `allows_new`."""
 
     keys: tuple[PublicKey, ...] | None = None
     allows_new: bool = False
@@ -230,7 +230,7 @@ class Connection:
             self._tasks.pop(channel.local_id, None)
 
     def _find(self, header: Header) -> Channel | None:
-        """The host names our id second; what is for nobody is for a stream that has just ended."""
+        """The channel of a message, in which the host names our id second; None for one that has just ended."""
         channel = self._channels.get(header.arg1)
         return channel if channel is not None and channel.remote_id == header.arg0 else None
 
@@ -279,7 +279,7 @@ class Connection:
         return data
 
     async def _receive_piped(self, header: Header) -> int:
-        """How many bytes of the message went by pipe: of one that is large, that nobody sums, as many as fit."""
+        """Return how many bytes went into a pipe: as many as fit, of a large message without a checksum."""
         channel = self._find(header) if header.command == "WRTE" else None
         is_small = header.length < _LEAST_PIPED_BYTES
         if channel is None or is_small or self._sums or self._store.faults.is_silent:
@@ -291,9 +291,9 @@ class Connection:
         return count
 
     async def _take_in(self, count: int, take: Callable[[int, int], Awaitable[int | None]]) -> int:
-        """How many of `count` bytes `take` (of what is done, and the most that it may) took before it said None.
+        """Let `take(done, most)` take up to `count` bytes; return how many it took before it returned None.
 
-        _Cut at the host's end and where a fault has its byte.
+        _Cut if the host has gone, and at the byte of a fault.
         """
         done = 0
         while done < count:

@@ -34,7 +34,7 @@ class EmulatorSettings:
     root: Path | None = None
     """The folder for the device's files; None for a temporary one, removed at the end."""
     force: bool = False
-    """Use `root` although it has files in it that no emulated device made."""
+    """Use `root` even if it contains files that no emulated device made."""
     isolation: Isolation = "auto"
     memory_bytes: int | None = None
     storage_bytes: int | None = None
@@ -43,11 +43,11 @@ class EmulatorSettings:
     features: frozenset[str] = field(default_factory=features)
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     version: int = VERSION_SKIP_CHECKSUM
-    """VERSION: it looks at checksums, as before Android 9."""
+    """The protocol's VERSION, with which the device verifies checksums, as before Android 9."""
 
 
 class Emulator:
-    """A device at `serial` (127.0.0.1:PORT) from `__enter__` to `__exit__`; for this computer only.
+    """A device at `serial` (127.0.0.1:PORT) from `__enter__` to `__exit__`; reachable from this computer only.
 
     >>> with Emulator() as device:
     ...     device.serial.startswith("127.0.0.1:")
@@ -122,7 +122,7 @@ class Emulator:
             raise EnvironmentFault("emulated device", found="it is not running")
         self._loop.call_soon_threadsafe(apply)
         if not done.wait(_START_S):
-            raise EnvironmentFault("emulated device", found="its daemon is stuck")
+            raise EnvironmentFault("emulated device", found="its daemon does not respond")
 
     def _start(self) -> None:
         settings = self.settings

@@ -21,7 +21,7 @@ from device_harness.emulator.pipe import Piped, at_hand
 
 _READ_BYTES = 256 * 1024
 _INPUT_BYTES = 1024 * 1024
-"""What a program has not read yet: about a message, so that none waits for another; the kernel may allow less."""
+"""How much input may wait for a program: about a message, so that none waits for another; the kernel may allow less."""
 _LOOK_S, _QUIET_LOOKS = 0.05, 10
 _WINDOW = re.compile(rb"(\d{1,5})x(\d{1,5}),(\d{1,5})x(\d{1,5})\0?")
 
@@ -65,7 +65,7 @@ class SocketEnd:
             else:
                 await asyncio.get_running_loop().sock_sendall(self._socket, data)
         except (BrokenPipeError, ConnectionResetError):
-            at_hand(data)  # what no program reads must not stand before what comes next
+            at_hand(data)  # input that no program reads must not stay in front of later input
 
     def end_input(self) -> None:
         self._socket.shutdown(socket.SHUT_WR)
@@ -83,7 +83,7 @@ class TerminalEnd:
     """The master of a pseudo-terminal, whose other side is a command's controlling terminal."""
 
     def __init__(self, *, is_raw: bool) -> None:
-        """`is_raw`: no echo, and no characters with a meaning."""
+        """`is_raw`: without echo and without control characters."""
         self._master, self.theirs = pty.openpty()
         self._name = os.ttyname(self.theirs)
         os.set_blocking(self._master, False)
@@ -110,10 +110,10 @@ class TerminalEnd:
                 return
 
     def end_input(self) -> None:
-        """Nothing: a terminal has no half that could be closed."""
+        """Do nothing: a terminal has no input side that could be closed alone."""
 
     def resize(self, text: bytes) -> None:
-        """The size of the host's window, such as `24x80,0x0` (rows, columns, and pixels)."""
+        """Set the size of the host's window, such as `24x80,0x0` (rows, columns, and pixels)."""
         match = _WINDOW.fullmatch(text)
         if match is not None:
             size = struct.pack("4H", *(min(int(number), 0xFFFF) for number in match.groups()))
@@ -126,7 +126,7 @@ class TerminalEnd:
         _drain(self._master, self.close)
 
     def hang_up(self, is_running: Callable[[], bool]) -> None:
-        """Close once the command has read what it was sent, and a moment later: a hangup drops what is on its way."""
+        """Close a moment after the command has read what it was sent: a hangup drops input that it has not read."""
         slave = os.open(self._name, os.O_RDWR | os.O_NOCTTY)
         unread = struct.Struct("i")
 

@@ -15,7 +15,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMG]?i?B?)")
 
 Power = Literal["", "odpm", "hal", "hidden", "milliamperes", "no-files"]
 POWERS: tuple[Power, ...] = ("odpm", "hal", "hidden", "milliamperes", "no-files")
-"""Power rails in files, or in the HAL's dump; a battery with its current in another unit; none but dumpsys battery."""
+"""Power rails in files, or in the HAL's dump; a battery's current in another unit; nothing but dumpsys battery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Faults:
     battery_percent: int = 100
     """The battery's level; below 100 the device is not plugged in."""
     power: Power = ""
-    """How it tells its power: by a battery's files, or by POWERS."""
+    """How the device reports its power: by a battery's files, or by one of POWERS."""
     is_screen_on: bool = False
     is_silent: bool = False
     """Accept connections but never answer, like an offline device."""

@@ -104,7 +104,7 @@ class Forwards:
         return b"OKAY" + (_text(str(bound)) if not port else b"")
 
     def _listen(self, port: int) -> int:
-        """Where programs of the device connect to. A port that this computer uses leads there from `tcp:` alone."""
+        """Listen for the device's programs; return the port. If it is in use here, only `tcp:` reaches it."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -26,7 +26,7 @@ class MemoryLimit:
         return ["/bin/sh", "-c", _ENTER, str(self._folder / "cgroup.procs")]
 
     def peak_bytes(self) -> int | None:
-        """The most its programs held, pages of files that they were the first to read included; None if not told."""
+        """The peak memory of its programs, with pages of files that they read first; None if it is not reported."""
         for file in ("memory.max_usage_in_bytes", "memory.peak"):
             with contextlib.suppress(OSError, ValueError):
                 return int((self._folder / file).read_text())

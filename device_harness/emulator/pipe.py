@@ -12,17 +12,17 @@ from contextlib import suppress
 from device_harness.adb.payload import Buffer
 
 _PIPE_BYTES = 1024 * 1024
-"""What every user may have (`/proc/sys/fs/pipe-max-size`): about a message."""
+"""The largest pipe that every user may make (`/proc/sys/fs/pipe-max-size`): about a message."""
 _FLAGS = 1 | 2  # SPLICE_F_MOVE and SPLICE_F_NONBLOCK, which Python 3.10 to 3.14 name on Linux alone
 
 
 class Pipe:
-    """Takes bytes in by `fill`; what comes out, in the same order, is a `Piped`'s."""
+    """`fill` puts bytes in; `Piped` objects take them out, in the same order."""
 
     def __init__(self) -> None:
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.is_closed = False
-        with suppress(PermissionError):  # a user who has many gets small ones
+        with suppress(PermissionError):  # a user with many pipes gets small ones
             fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def close(self) -> None:
@@ -33,7 +33,7 @@ class Pipe:
             os.close(self._in)
 
     async def fill(self, source: socket.socket, most: int) -> int | None:
-        """How many bytes came, 0 at the socket's end; None if the pipe takes no more."""
+        """Move bytes in from a socket; return how many, 0 at the socket's end, or None if the pipe is full."""
         while not self.is_closed:
             try:
                 return os.splice(source.fileno(), self._in, most, flags=_FLAGS)
@@ -44,19 +44,19 @@ class Pipe:
         return None
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes, which are there."""
+        """Read exactly `size` bytes, which must be in the pipe."""
         data = b""
         while len(data) < size:
             data += os.read(self._out, size - len(data))
         return data
 
     def send(self, target: int, size: int) -> int:
-        """How many of `size` bytes, which are there, the file or socket took; BlockingIOError if none."""
+        """Send up to `size` bytes to a file or socket; return how many it took. BlockingIOError if it takes none."""
         return os.splice(self._out, target, size, flags=_FLAGS)
 
 
 class Piped:
-    """The next `size` bytes of a pipe; the caller takes them out before those behind them."""
+    """The next `size` bytes of a pipe, which must be taken out before those behind them."""
 
     def __init__(self, pipe: Pipe, size: int) -> None:
         self._pipe = pipe
@@ -66,7 +66,7 @@ class Piped:
         return self._size
 
     def split(self, most: int) -> Piped:
-        """The first of these bytes, which are no longer among these."""
+        """Split off the first of these bytes."""
         size = min(most, self._size)
         self._size -= size
         return Piped(self._pipe, size)

@@ -106,7 +106,7 @@ class PlayedPower:
             self._write_state(_HAL, templates.energy_meter(rows))
 
     def _write_files(self, folder: str, files: Mapping[str, str | bytes]) -> None:
-        """Each is replaced in one step, for a command may be reading."""
+        """Replace each file in one step, because a command may be reading it."""
         place = self._root / folder
         place.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -116,7 +116,7 @@ class PlayedPower:
 
 
 def _ticks() -> CpuTicks:
-    """What all CPUs of this computer together have done."""
+    """The ticks of all CPUs of this computer together."""
     found = parse_cpu_ticks({"/proc/stat": tuple(Path("/proc/stat").read_text().splitlines())})
     return CpuTicks(sum(ticks.busy for ticks in found.values()), sum(ticks.idle for ticks in found.values()))
 

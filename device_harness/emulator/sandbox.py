@@ -1,7 +1,8 @@
 """One bubblewrap sandbox for all programs of an emulated device.
 
-A first program holds the namespaces. Each command joins its users and processes, so that a sampler may read what
-another command's process uses, and gets mounts, network, IPC and host name of its own. When the holder ends, they do.
+A first program, the holder, keeps the namespaces alive. Each command joins its user and process namespaces, so that a
+sampler can read another command's processes, and gets its own mounts, network, IPC and host name. When the holder ends,
+all commands end.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _UNSHARED = ("--unshare-ipc", "--unshare-uts", "--unshare-net", "--hostname", "e
 
 
 class Sandbox:
-    """The namespaces of a device whose files are at `root`; EnvironmentFault where they cannot be had."""
+    """The namespaces of a device whose files are at `root`; EnvironmentFault if they cannot be made."""
 
     def __init__(self, root: Path, visible: Sequence[str]) -> None:
-        """`visible`: folders of the host that programs see, read-only, beside /usr."""
+        """`visible`: folders of the host that programs see, read-only, in addition to /usr."""
         bubblewrap = shutil.which("bwrap")
         if bubblewrap is None:
             raise _fault("no bwrap")
@@ -84,7 +85,7 @@ class Sandbox:
         return holder
 
     def _require_joining(self) -> None:
-        """Old versions of bubblewrap and some kernels hold namespaces but let nobody in."""
+        """EnvironmentFault if commands cannot join: with old versions of bubblewrap and some kernels, nobody can."""
         done = subprocess.run(
             [*self.argv(), "/bin/sh", "-c", ":"], pass_fds=self.fds, capture_output=True, text=True, check=False
         )
@@ -119,4 +120,4 @@ def _view(root: Path, visible: Sequence[str]) -> list[str]:
 
 def _fault(found: str) -> EnvironmentFault:
     remedy = "apt-get install bubblewrap, or --isolation folder"
-    return EnvironmentFault("bubblewrap", found=found or "a failure without words", wanted="a sandbox", remedy=remedy)
+    return EnvironmentFault("bubblewrap", found=found or "an unknown failure", wanted="a sandbox", remedy=remedy)

@@ -32,7 +32,7 @@ from device_harness.emulator.userland import Userland
 
 _MOST_POLL_S = 0.05
 _SETSID = "/usr/bin/setsid"
-"""util-linux's: it makes its standard input the controlling terminal."""
+"""The one of util-linux, which makes its standard input the controlling terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ShellRequest:
 
 
 def parse_shell_service(service: str) -> ShellRequest | None:
-    """None for any other service. A shell without a command has a terminal, and so has every command without shell v2.
+    """Parse a shell service; None for any other. A shell without a command gets a terminal, as does every v1 command.
 
     >>> parse_shell_service("shell,v2,TERM=xterm,raw:ls -l")
     ShellRequest(command='ls -l', is_v2=True, is_exec=False, terminal=None, term='xterm')
@@ -118,7 +118,7 @@ class _Command:
         self._was_fed = False
 
     async def serve(self) -> None:
-        """Until the output ends, or the host leaves."""
+        """Run until the output ends, or the host leaves."""
         feeder = asyncio.ensure_future(self._feed())
         speaker = asyncio.ensure_future(self._speak())
         try:
@@ -144,7 +144,7 @@ class _Command:
             await self._channel.write(pack_shell(EXIT, bytes([code & 0xFF])))
 
     def close(self) -> None:
-        """As adbd does: hang up on a command of shell v2; one without it goes on, unless the host sends it input."""
+        """As adbd does: hang up on a command of shell v2; one of v1 continues, unless the host has sent it input."""
         ends = [self._main, *([self._errors] if self._errors is not None else [])]
         is_running = self._process.poll() is None
         if is_running and self._request.is_v2:
@@ -154,7 +154,7 @@ class _Command:
             self._terminal.hang_up(lambda: self._process.poll() is None)
             return
         for end in ends:
-            # What a shell says about its end must not end it before its traps have run.
+            # A shell that prints a message at its end must not be killed by that before its traps have run.
             if is_running:
                 end.linger()
             else:
@@ -169,12 +169,12 @@ class _Command:
                 return
 
     async def _say(self, id_: int, text: bytes) -> None:
-        """A v1 stream has its errors among its output."""
+        """Send output of the command; a v1 stream has its errors among its output."""
         if text:
             await self._channel.write(pack_shell(id_, text) if self._request.is_v2 else text)
 
     async def _feed(self) -> None:
-        """From the host to the command's input, which is where files are written from: the disk may be full."""
+        """Pass the host's input to the command, which may write it to a file: the disk may be full."""
         room = self._store.room()
         written = 0
         while True:
@@ -182,7 +182,7 @@ class _Command:
             try:
                 stored = self._store.admit(piece, room, written)
             except OSError as error:
-                at_hand(piece)  # what is not stored must not stand before what comes next
+                at_hand(piece)  # input that is not stored must not stay in front of later input
                 self._fail(error)
                 return
             written += len(stored)
@@ -190,7 +190,7 @@ class _Command:
             await self._main.put(stored)
 
     async def _next_input(self) -> Buffer | Piped:
-        """What comes in for the command; the packets of shell v2 may be longer than a message."""
+        """The next input for the command; packets of shell v2 may be longer than a message."""
         while self._request.is_v2 and not self._packet_left:
             id_, length = parse_shell_header(await self._channel.read_exactly(SHELL_HEADER_BYTES))
             if id_ == STDIN:
@@ -210,7 +210,7 @@ class _Command:
         return piece
 
     def _fail(self, error: OSError) -> None:
-        """What a program says when its write fails; it could not continue."""
+        """Kill the command, with the message of a program whose write fails; it could not continue."""
         self._refusal = f"write error: {error.strerror}\n".encode()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -225,7 +225,7 @@ class _Command:
 
 
 class _PathFilter:
-    """Takes the folder's name out of output, so that paths read as the device's, wherever the output was cut."""
+    """Removes the folder's path from output, so that paths look like the device's, wherever a piece of output ends."""
 
     def __init__(self, prefix: bytes) -> None:
         self._prefix = prefix

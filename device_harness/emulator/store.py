@@ -12,7 +12,7 @@ from device_harness.emulator.pipe import Piped, at_hand
 
 
 class Store:
-    """Counts what comes in and what is written; tells when a fault is due. For the daemon's thread only."""
+    """Counts bytes received and written, and says when a fault is due. For the daemon's thread only."""
 
     def __init__(self, limit_bytes: int | None, stored_bytes: Callable[[], int]) -> None:
         self.limit_bytes = limit_bytes

@@ -50,7 +50,7 @@ class _Transfer:
 
 
 class SyncServer:
-    """Serves one `sync:` stream until QUIT or the host's goodbye."""
+    """Serves one `sync:` stream until QUIT, or until the host closes it."""
 
     def __init__(self, channel: Channel, userland: Userland, store: Store) -> None:
         self._channel = channel
@@ -58,7 +58,7 @@ class SyncServer:
         self._store = store
 
     async def serve(self) -> None:
-        """Requests one after the other; a malformed one ends the stream."""
+        """Serve requests one after the other; a malformed one ends the stream."""
         while True:
             id_, length = await self._header()
             if id_ == "QUIT":
@@ -195,20 +195,20 @@ class SyncServer:
             raise PermissionError(errno.EOPNOTSUPP, "Operation not supported")
         self._make_folders(target.parent)
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        # As adbd does, which shares what the owner may do with everybody.
+        # As adbd does, which gives everybody the owner's permissions.
         owner = (mode & 0o700 or 0o600) >> 6
         os.fchmod(fd, owner * 0o111)
         return fd
 
     def _make_folders(self, folder: Path) -> None:
-        """Those that are missing, with the mode that adbd gives them."""
+        """Make the folders that are missing, with the mode that adbd gives them."""
         missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         for made in reversed(missing):
             made.mkdir(exist_ok=True)
             made.chmod(0o775)
 
     async def _refuse(self, reason: str) -> None:
-        """FAIL, then take the rest of the file off the wire: old hosts listen only at its end."""
+        """Send FAIL, then read the rest of the file: old hosts listen only at its end."""
         await self._fail(reason)
         while True:
             id_, value = await self._header()
@@ -221,11 +221,11 @@ class SyncServer:
             count -= len(await self._channel.read_some(count))
 
     async def _send_file(self, transfer: _Transfer) -> None:
-        """RECV: a small file goes in one message with its end, else its host would wait for a delayed OKAY."""
+        """Answer RECV. A small file and its end go in one message, or else the host would wait for a delayed OKAY."""
         done = pack_sync("DONE", 0)
         try:
             with open(self._userland.local(transfer.path), "rb", buffering=0) as file:
-                if not os.fstat(file.fileno()).st_mode & stat.S_IRUSR:  # root, who may run us, reads it all the same
+                if not os.fstat(file.fileno()).st_mode & stat.S_IRUSR:  # as root we could read it
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
                 parts = _parts(file.read, transfer.method)
                 part = next(parts, b"")
@@ -284,12 +284,12 @@ def _packed_v2(id_: str, error: int, status: os.stat_result | None) -> bytes:
 
 
 def _pieces(block: memoryview | Piped, decompressor: Decompressor | None) -> Iterable[Buffer | Piped]:
-    """What a block of the wire has of the file."""
+    """The bytes of the file in a block that was received."""
     return (block,) if decompressor is None else decompressor.pieces(bytes(at_hand(block)))
 
 
 def _parts(read: Callable[[int], bytes | None], method: Method | None) -> Iterator[bytes]:
-    """The file as it goes on the wire, in parts that fit a message."""
+    """The file as it is sent, compressed if `method` says so, in parts that fit a message."""
     packer = compressor(method) if method is not None else None
     while data := read(_MESSAGE_BYTES):
         if packed := packer.compress(data) if packer is not None else data:

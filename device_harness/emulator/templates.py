@@ -1,6 +1,6 @@
 """The emulated device's output about itself: properties, battery, temperatures, settings.
 
-The layouts are those of Android 14 (AIDL thermal HAL) and of its battery service; every value is ours.
+The layouts are those of Android 14 (AIDL thermal HAL) and of its battery service; the values are made up.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def full_charge(percent: int) -> int:
 
 
 def battery(temperature_tenths: int, percent: int = 100, charge: int | None = None) -> str:
-    """`dumpsys battery`: full and on USB power, or less and on none; `charge` in microampere hours."""
+    """`dumpsys battery`: full and on USB power, or below 100 % and unplugged; `charge` in microampere hours."""
     is_full = percent == 100
     return f"""Current Battery Service state:
   AC powered: false
@@ -217,7 +217,7 @@ echo "/dev/emulated $((total / 1024)) $((used / 1024)) $(((total - used) / 1024)
 
 PERFETTO = """#!/bin/sh
 # perfetto --background --txt -c - -o FILE, as Android's: it prints its process id and records until it is told to end.
-# The trace has an empty packet, and what power rails there are every 0.1 s.
+# The trace has an empty packet, and the power rails' readings every 0.1 s.
 [ "$1 $2 $3 $4 $5" = '--background --txt -c - -o' ] || { echo "perfetto: unexpected $*" >&2; exit 1; }
 config=$(cat)
 case $config in *duration_ms:*data_sources*linux.ftrace*) ;; *) echo 'TraceConfig: no data sources' >&2; exit 1;; esac

@@ -1,7 +1,7 @@
 """The emulated device's files and programs: a folder that looks like Android's, and a shell that sees it.
 
 With bubblewrap, programs run in a sandbox (user 2000, no network, own processes, the host's programs read-only).
-Without, it is the host's shell, and the paths in each command are put under the folder: nothing is isolated then.
+Without it, the host's shell runs them, with the paths in each command moved below the folder, and nothing is isolated.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _PASSWD = f"shell:x:{SHELL_UID}:{SHELL_UID}::/data/local/tmp:/system/bin/sh\n"
 
 
 def _stranger(root: Path) -> str | None:
-    """What a directory with files in it is, unless an emulated device made it; None if one did."""
+    """What a directory is if it contains files that no emulated device made; None otherwise."""
     try:
         made = (root / "etc/passwd").read_text(encoding="utf-8") == _PASSWD
     except (OSError, ValueError):
@@ -112,13 +112,13 @@ class Userland:
 
     @property
     def output_prefix(self) -> bytes:
-        """What to take out of a command's output, so that it shows the device's paths; nothing if they are true."""
+        """What to remove from a command's output, so that it shows the device's paths; empty if it does so anyway."""
         return b"" if self.is_isolated else str(self.root).encode()
 
     def local(self, path: str, *, follow: bool = True) -> Path:
-        """The host's path of one on the device, in whose links `/` is the device's; `follow`: a link at its end too.
+        """The host's path for one on the device, where links see the device's `/`. `follow`: resolve a last link too.
 
-        Of /proc, files of the whole system are the host's. PermissionError for the rest of it; OSError for a loop.
+        In /proc, files about the whole system are the host's. PermissionError for the rest of it; OSError for a loop.
         """
         if _GLOBAL_PROC.fullmatch(path):
             found = Path(path)
@@ -141,7 +141,7 @@ class Userland:
             links += 1
             if links > _MOST_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            # Without a sandbox, links of the device's programs have the names of this computer.
+            # Without a sandbox, links that the device's programs make contain paths of this computer.
             target = os.readlink(here).removeprefix(str(self.root))
             left += [part for part in reversed(target.split("/")) if part not in ("", ".")]
             at = self.root if target.startswith("/") else at
@@ -181,7 +181,7 @@ class Userland:
         (zone / "temp").write_text(f"{round(1000 * celsius)}\n")
 
     def end_programs(self) -> None:
-        """Kill whatever the device still runs, told by a mark in its environment."""
+        """Kill whatever the device still runs, recognised by a mark in its environment."""
         deadline = time.monotonic() + _GIVE_UP_S
         while (found := self._running()) and time.monotonic() < deadline:
             for process in found:
@@ -217,7 +217,7 @@ class Userland:
             (folder / name).chmod(0o755)
         _link_programs(folder)
         (self.root / "etc/passwd").write_text(_PASSWD)
-        (self.root / "etc/ld.so.cache").touch()  # a place to put the host's
+        (self.root / "etc/ld.so.cache").touch()  # a mount point for the host's
         (self.root / "etc/group").write_text(f"shell:x:{SHELL_UID}:\n")
         for name, value in templates.settings().items():
             (self.root / "data/system/settings" / name).write_text(value + "\n")
@@ -227,7 +227,7 @@ class Userland:
         self.show_faults(Faults())
 
     def _copy_cpus(self) -> None:
-        """The CPUs as the host shows them, for LiteRT reads their number there, and a cluster with a governor."""
+        """Copy the host's files about its CPUs, whose number LiteRT reads there, and add a cluster with a governor."""
         target = self.root / "sys/devices/system/cpu"
         target.mkdir(parents=True, exist_ok=True)
         for name in ("possible", "present", "online", "kernel_max"):
@@ -242,7 +242,7 @@ class Userland:
         (target / "cpufreq/policy0/related_cpus").write_text(" ".join(map(str, cpus)) + "\n")
 
     def _write_state(self, name: str, text: str) -> None:
-        """Replaced in one step, for a command may be reading."""
+        """Replace a file in one step, because a command may be reading it."""
         path = self.root / "system/state" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".new")
@@ -275,7 +275,7 @@ class Userland:
         }
 
     def _isolate(self, isolation: Isolation) -> Sandbox | None:
-        """A sandbox if one is wanted and can be had; an error if none but that will do."""
+        """A sandbox, if one is wanted and possible; EnvironmentFault if it is required and not possible."""
         if isolation == "folder":
             return None
         prefixes = sorted({sys.prefix, sys.base_prefix, str(_packages())})
@@ -288,7 +288,7 @@ class Userland:
 
 
 def _link_programs(folder: Path) -> None:
-    """Toybox's commands where the host has it, as on Android; the host's own stand behind them on the search path."""
+    """Link toybox's commands, as on Android, if the host has it; the host's own come later on the search path."""
     shell = shutil.which("mksh") or "/bin/sh"
     _link(folder / "sh", shell)
     toybox = shutil.which("toybox")
@@ -306,5 +306,5 @@ def _link(path: Path, target: str) -> None:
 
 
 def _packages() -> Path:
-    """Where gemma-edge's own packages lie, for a runner that is Python."""
+    """The folder of gemma-edge's own packages, for runners written in Python."""
     return Path(device_harness.__file__).resolve().parents[1]

@@ -29,7 +29,7 @@ class DroppedFiles:
 
 @dataclass(frozen=True, slots=True)
 class PageCache:
-    """A machine's page cache; `program` is the path of the flash probe there, which does not need root."""
+    """A machine's page cache; `program` is the path of the flash probe on the machine. It does not need root."""
 
     program: str
 

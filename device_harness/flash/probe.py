@@ -35,7 +35,7 @@ MOST_READS = 1 << 20
 
 _BAD_INPUT = 2
 _MOST_TOKEN_BYTES = 16 * (1 << 22)
-"""Of a list: the program takes at most 2**22 ids, which have at most eight digits."""
+"""The largest file of token ids: the program takes at most 2**22 ids, of at most eight digits."""
 _QUICK_S = 20.0
 _BASE_S = 120.0
 _SLOWEST_ROW_S = 0.02
@@ -277,8 +277,10 @@ def _token_text(tokens: Sequence[int]) -> str:
 
 
 def _remove(device: Transport, folder: str) -> None:
-    """Remove the folder, and end what still runs from it, even after a lost connection or an interrupt, if the device
-    can be reached: what its client has left keeps running where `timeout` gave it a process group of its own."""
+    """Remove the folder, and end the programs that still run from it, if the device can be reached.
+
+    After a lost connection or an interrupt a program keeps running if `timeout` gave it a process group of its own.
+    """
     name = folder.rsplit("/", 1)[1]
     # The brackets keep the pattern from being found in the command line of this very shell.
     pattern = shlex.quote(f"{name[:-1]}[{name[-1]}]/")

@@ -41,7 +41,7 @@ class AdbDevice:
 
     @property
     def has_second_connection(self) -> bool:
-        """False over USB without adb's server: a cable carries one connection."""
+        """False over USB without adb's server, because a cable carries one connection."""
         return self._transport.has_second_connection
 
     def shell(self, command: str, *, timeout: float) -> ShellResult:

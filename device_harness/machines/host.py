@@ -24,7 +24,7 @@ from toolkit.runtime.weight_cache import default_directory
 
 _BLOCK_BYTES = 65536
 _END_S = 10.0
-"""How long a command may take to end after its input has."""
+"""How long a command may take to end after the end of its input."""
 
 
 class Host:
@@ -89,9 +89,9 @@ class Host:
 
 
 def require_measurable() -> None:
-    """EnvironmentFault unless this computer tells what is measured: times, memory and processors, by /proc."""
+    """EnvironmentFault unless this computer reports what is measured: times, memory and processors, in /proc."""
     if not os.path.exists("/proc/uptime"):
-        remedy = "measure a device from here, or let gemma-edge run --json tell the speed of one answer"
+        remedy = "measure a device instead, or use gemma-edge run --json, which reports the speed of one answer"
         raise EnvironmentFault(
             "host", found="no /proc: nothing is measured on this system", wanted="Linux", remedy=remedy
         )
@@ -185,5 +185,5 @@ class HostDialogue:
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], self._silence)
         if not ready:
-            raise DeviceTimeout("host shell", found=f"silence for {self._silence:g} s")
+            raise DeviceTimeout("host shell", found=f"no output for {self._silence:g} s")
         return os.read(self._process.stdout.fileno(), _BLOCK_BYTES)

@@ -43,7 +43,7 @@ class Dialogue(Protocol):
         """Send all of `data`; return False if the command has ended."""
 
     def read(self) -> bytes:
-        """The next piece of output, of both streams; empty at its end. DeviceTimeout after too long a silence."""
+        """The next piece of output, of both streams; empty at its end. DeviceTimeout after too long without output."""
 
 
 class Machine(Protocol):

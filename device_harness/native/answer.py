@@ -1,4 +1,4 @@
-"""A bundle in conversation on a machine: the `Conversation` of `toolkit.runtime` whose graphs run in bundle_runner."""
+"""A conversation with a bundle on a machine: the `Conversation` of `toolkit.runtime` with graphs in bundle_runner."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from toolkit.runtime.memory import GroupMemory, Memory
 from toolkit.runtime.ple_lookup import PleStatistics
 
 _WEIGHTS = "weights"
-"""The folder, beside the bundles of a machine, of packed weights."""
+"""The folder for packed weights, beside the bundles on a machine."""
 _RECOVER_S = 60.0
 
 
@@ -44,16 +44,16 @@ class DeviceSettings:
     processor: Processor = CPU
     library: LibraryChoice = field(default_factory=LibraryChoice)
     pushing: Callable[[str], AbstractContextManager[PushProgress]] = field(default=lambda _: nullcontext(_ignore))
-    """From a machine's name to the progress function of a push, open while that lasts."""
+    """Given a machine's name, opens the progress function of a push."""
     note: Callable[[str], None] = field(default=lambda _: None)
     """Called with messages for the user."""
 
 
 class DeviceConversation:
-    """The model on a machine; after a lost connection, the next answer begins with the whole conversation again."""
+    """The model on a machine; after a lost connection, the next answer computes the whole conversation again."""
 
     def __init__(self, bundle: Bundle, machine: AbstractContextManager[Machine], settings: DeviceSettings) -> None:
-        """Send the bundle and the program, what the machine lacks of them, and open the bundle there.
+        """Send the bundle and the program, as far as the machine lacks them, and open the bundle there.
 
         `machine` is entered, and left by `close`. EnvironmentFault without a compiler or LiteRT's library.
         """
@@ -96,12 +96,12 @@ class DeviceConversation:
         self._size = size
 
     def forget(self) -> None:
-        """Remove all tokens, also those that the next prompt begins with: another size may have processed them."""
+        """Remove all tokens, even those that the next prompt begins with: another size may have processed them."""
         self._is_stale = True
 
     def answer(self, request: AnswerRequest) -> DeviceTokens:
         if request.speculative:
-            raise UsageError("speculative", found="it has no effect on a device", wanted="a model that runs here")
+            raise UsageError("speculative", found="it has no effect on a device", wanted="a model on this computer")
         return DeviceTokens(self, request)
 
     def memory(self) -> Memory:
@@ -206,7 +206,7 @@ class DeviceConversation:
 class DeviceTokens:
     """The tokens of one answer, as the machine sends them.
 
-    A thread receives them: a Ctrl-C then interrupts the wait for a token, and not a message of the connection.
+    A thread receives them, so that Ctrl-C interrupts the wait for a token and not a message of the connection.
     """
 
     def __init__(self, owner: DeviceConversation, request: AnswerRequest) -> None:
@@ -243,7 +243,7 @@ class DeviceTokens:
         request, end = self._request, self._generation.end if self._generation is not None else None
         new = len(request.prompt) - 1 - self._reused
         media_s = self._owner.media_s if request.spans else None
-        # An interrupt may come after tokens that were dropped here: times and counts are those of the program.
+        # An interrupt drops tokens that the program has already sent: times and counts are those of the program.
         return GenerationReport(
             token_ids=tuple(self._taken),
             prompt_tokens=len(request.prompt),
@@ -283,6 +283,6 @@ def _bytes(found: JsonObject, key: str) -> int | None:
 
 
 def _group_memory(found: JsonObject) -> GroupMemory:
-    """Of a group's files; how much of them is in the kernel's page cache is not known from outside."""
+    """The memory of a group's files; how much of them is in the kernel's page cache is not known from outside."""
     mapped, resident = (found.integer(f"{name}_bytes", 0, 2**62) for name in ("mapped", "resident"))
     return GroupMemory(mapped, resident, None)

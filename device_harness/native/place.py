@@ -34,7 +34,7 @@ class PlacedRunner:
 
     @property
     def argv(self) -> tuple[str, ...]:
-        """The command that starts it, which commands may follow (docs/formats/bundle_runner.md)."""
+        """The command line that starts it; commands may follow as arguments (docs/formats/bundle_runner.md)."""
         return (self.program, self.library)
 
 
@@ -48,8 +48,8 @@ def place_runner(
 ) -> PlacedRunner:
     """Build the program and find the library for this machine, each once, and copy them there.
 
-    `with_gpu`: and LiteRT's libraries for GPUs that are in the library's folder, which it loads from there.
-    EnvironmentFault if there is no compiler or no library, with what brings them.
+    `with_gpu`: also copy LiteRT's libraries for GPUs from the library's folder, from where it loads them.
+    EnvironmentFault, with a remedy, if there is no compiler or no library.
     """
     system, architecture = _system_of(machine)
     program = bundle_runner(system, architecture, say=say)

@@ -1,4 +1,4 @@
-"""Parses what Linux tells of its CPUs: their clusters and frequencies, their idle time, and where threads ran."""
+"""Parses what Linux reports about its CPUs: clusters and frequencies, idle time, and where threads ran."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IDLE, _IOWAIT = 3, 4
 
 @dataclass(frozen=True, slots=True)
 class CpuTicks:
-    """What a CPU has done since the start, in clock ticks."""
+    """What a CPU has done since boot, in clock ticks."""
 
     busy: int
     idle: int
@@ -69,7 +69,7 @@ def parse_frequencies(files: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
 
 
 def parse_cpu_ticks(files: Mapping[str, tuple[str, ...]]) -> dict[int, CpuTicks]:
-    """What each CPU has done since the start, from /proc/stat.
+    """What each CPU has done since boot, from /proc/stat.
 
     >>> parse_cpu_ticks({"/proc/stat": ("cpu  9 9 9 9 9", "cpu1 5 0 2 100 3 0 1 0 0 0")})
     {1: CpuTicks(busy=8, idle=103)}

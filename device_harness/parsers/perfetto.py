@@ -1,4 +1,4 @@
-"""Reads power rails out of a Perfetto trace, with as much of protobuf's wire format as that takes.
+"""Reads power rails from a Perfetto trace, by the part of protobuf's wire format that this needs.
 
 Numbers of fields: google/perfetto, protos/perfetto/trace/trace_packet.proto and power/power_rails.proto. Encoding:
 protobuf.dev/programming-guides/encoding.
@@ -31,7 +31,7 @@ class RailsReading:
 def parse_power_rails(trace: bytes) -> tuple[RailsReading, ...]:
     """The readings of all rails in a trace, in its order; empty if it has none. EnvironmentFault for a broken trace.
 
-    A trace that was cut, as one is whose file has reached its limit, has what was whole.
+    Of a trace that was cut off, as when its file reached its limit, the complete packets are read.
     """
     names: dict[int, str] = {}
     found: list[RailsReading] = []
@@ -97,7 +97,7 @@ class _EndError(Exception):
 
 
 def _varint(view: memoryview, place: int) -> tuple[int, int]:
-    """A number of at most 64 bits, and the place behind it."""
+    """A number of at most 64 bits, and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         if place >= len(view):

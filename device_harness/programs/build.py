@@ -162,4 +162,4 @@ def _run_compiler(environment: Mapping[str, str], *arguments: str) -> None:
 
 
 def _fault(found: str) -> EnvironmentFault:
-    return EnvironmentFault("zig cc", found=found, remedy="check the room on the disk; report it")
+    return EnvironmentFault("zig cc", found=found, remedy="check the free space on the disk; otherwise report this")

@@ -3,7 +3,7 @@
 It loads the library at run time, so it cannot be static. For Linux, zig links it against glibc 2.27, as old as LiteRT's
 own wheel needs. For Android no NDK is needed: zig compiles for it with musl's headers, the program uses only functions
 that are the same in Android's C library (ARCHITECTURE.md, "The runner on the device"), and it is linked against empty
-libraries with the right names, which is all that the NDK's are too.
+libraries with the right names, as the NDK's libraries are.
 """
 
 from __future__ import annotations

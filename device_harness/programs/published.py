@@ -149,7 +149,7 @@ class _CachedProgram:
         """Verify an existing file, and return its sha256."""
         path = self.folder / file.name
         digest = hash_file(path).sha256
-        remedy = f"if that was you, remove {self.folder}, and it is downloaded again"
+        remedy = f"if you have changed it, remove {self.folder}, so that it is downloaded again"
         _require_digest(str(path), digest, file.sha256, str(self.lock), remedy)
         _require_digest(str(path), digest, self.program.sha256.get(file.name), "--binary-sha256")
         return digest

@@ -56,7 +56,7 @@ def google_program(name: str, request: RunnerRequest) -> GoogleProgram:
         return GoogleProgram(path, version, arguments)
     assert version is not None, "check_program was asked first"
     if request.device.kind == "host":
-        found = "cannot be used with --host, for Google publishes its programs for Android only"
+        found = "cannot be used with --host, because Google publishes its programs for Android only"
         raise UsageError("--binary-version", found=found, remedy="give the path of your own with --binary")
     sha256 = _parse_sha256(options.texts("binary_sha256"), name)
     published = PublishedProgram(name, version, request.device.abi, sha256)

@@ -114,7 +114,7 @@ class Job:
     model: ModelRecord
     binaries: tuple[BinaryRecord, ...]
     read_failure: Callable[[str, int], ToolkitError | None] | None = None
-    """The error that the output of a failed process tells, given its exit code; None: its last line says enough."""
+    """The error in the output of a failed process, given its exit code; None: its last line says enough."""
     environment: Mapping[str, str] = field(default_factory=dict)
     weight_caches: tuple[str, ...] = ()
     """Files on the machine, with a shell pattern as the last part, that are removed before a cold start."""

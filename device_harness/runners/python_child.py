@@ -25,7 +25,7 @@ Number = Annotated[float, Range(-1e18, 1e18)]
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What a child says of itself."""
+    """What a child says about itself."""
 
     version: str
     binaries: tuple[BinaryRecord, ...]
@@ -82,7 +82,7 @@ def binaries(machine: Machine, module: str) -> tuple[BinaryRecord, ...]:
     told = _result(result.stdout, _Told, machine.serial)
     if told.version != __version__:
         what = f"{machine.serial} gemma-edge"
-        raise EnvironmentFault(what, found=told.version, wanted=__version__, remedy="install the same there")
+        raise EnvironmentFault(what, found=told.version, wanted=__version__, remedy="install the same version there")
     return told.binaries
 
 

@@ -109,7 +109,9 @@ def _read_block(lines: Iterable[str]) -> BenchmarkInfo:
         raise _fault("a block without its initialization", "Init Total or Total init time")
     for kind, number in announced.items():
         if len(turns[kind]) != number or not number:
-            raise _fault(f"{len(turns[kind])} turns of {kind.lower()}", f"{number or 'at least 1'}; was it cut short?")
+            raise _fault(
+                f"{len(turns[kind])} turns of {kind.lower()}", f"{number or 'at least 1'}; it may be cut short"
+            )
     return BenchmarkInfo(init, first, tuple(turns["Prefill"]), tuple(turns["Decode"]))
 
 

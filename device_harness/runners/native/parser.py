@@ -16,7 +16,7 @@ from toolkit.runtime.backends.gpu.log import explained_refusal, selected_adapter
 
 WHAT = "bundle_runner"
 COMMANDS = ("start", "open", "prefill", "decode", "truncate", "prefill", "decode", "stats")
-"""The answers that a benchmark has, in order."""
+"""The commands whose answers a benchmark has, in order."""
 
 
 def read_native(output: str, prompt_tokens: int, generated_tokens: int) -> Reading:

@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
 
 
 class _Drafting:
-    """Goes on with a text, greedily, with drafts."""
+    """Continues a text, greedily, with drafts."""
 
     def __init__(self, session: Session, prompt: Sequence[int], source: DraftSource) -> None:
         """The session holds the prompt, whose last token is processed again, for its logits."""
@@ -110,7 +110,7 @@ class _Drafting:
         self._token = int(self._decoder.decode(self._token)[: self._most].argmax())
 
     def figures(self) -> dict[str, float]:
-        """What became of the drafts; no share of none."""
+        """How many drafts were right; without drafts, there is no share."""
         found = self._decoder.statistics
         share = {"draft_acceptance_fraction": found.accepted / found.offered} if found.offered else {}
         return {
@@ -131,7 +131,7 @@ def count(arguments: argparse.Namespace) -> Delegation:
 
 
 def _on_gpu(bundle: Bundle, names: Sequence[str], options: BackendOptions) -> Delegation:
-    """The GPU backend refuses a graph of which it does not take every node, so this counts the file's."""
+    """Count the nodes in the file: the GPU backend refuses a graph unless it takes every node."""
     path = bundle.path / TEXT_DECODER
     runtime = GpuRuntime(options)
     try:
@@ -145,7 +145,7 @@ def _on_gpu(bundle: Bundle, names: Sequence[str], options: BackendOptions) -> De
 
 
 def _on_cpu(bundle: Bundle, names: Sequence[str], options: BackendOptions) -> Delegation:
-    """With the session's packed weights."""
+    """Count the nodes that the CPU's delegate takes, with the session's packed weights."""
     packed = CpuBackend().kept_file(bundle.described_file(TEXT_DECODER), options)
     if packed is None or not packed.exists():
         raise EnvironmentFault("weight cache", found="no packed weights, which save memory")

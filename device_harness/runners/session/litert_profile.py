@@ -1,7 +1,7 @@
 """Counts the nodes that LiteRT's delegate takes, with LiteRT's profiler; runs signatures once, outside measurements.
 
-LiteRT's Python package and log do not tell, so this uses its C API (litert/c of 2.3) by ctypes. Run it in a separate
-process, which may crash without harm.
+LiteRT's Python package and log do not report this, so it is read through the C API (litert/c of 2.3) by ctypes. Run it
+in a separate process, which may crash without harm.
 """
 
 from __future__ import annotations

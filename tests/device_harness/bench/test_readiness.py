@@ -119,7 +119,7 @@ def test_a_device_that_is_not_seen_at_rest_in_time_is_told(device: Emulator, mac
     device.set_faults(Faults(thermal_status=2))
     notes: list[str] = []
     assert resting(machine, notes, timeout_s=0.2) == 44
-    assert notes[-1] == f"{machine.serial} did not come to rest in 0 s; 42.0 °C, its lowest, is used"
+    assert notes[-1] == f"{machine.serial} did not come to rest in 0 s; its minimum, 42.0 °C, is used"
 
 
 def test_a_computer_without_a_thermal_service_has_no_limit() -> None:

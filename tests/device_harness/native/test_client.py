@@ -192,5 +192,5 @@ def test_pip_brings_the_library_for_android(tmp_path: Path, monkeypatch: pytest.
         found = find_library("android", "aarch64", LibraryChoice(), say=said.append)
     assert found.path.name == "liblitert-lm.so" and found.version == "litert-lm-api 0.18.1" and len(said) == 1
     found.path.write_bytes(found.path.read_bytes()[:-1])
-    with pytest.raises(EnvironmentFault, match="remove it, and it is downloaded again"):
+    with pytest.raises(EnvironmentFault, match="remove it, so that it is downloaded again"):
         find_library("android", "aarch64", LibraryChoice(), say=said.append)

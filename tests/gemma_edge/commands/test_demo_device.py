@@ -89,7 +89,10 @@ def test_a_page_needs_a_device(capsys: pytest.CaptureFixture[str]) -> None:
             ["--device", "emulated", "--report", "no/such/folder/x.html"],
             "no/such/folder/x.html, --report: there is no directory",
         ),
-        (["--device", "no-such-device"], "device no-such-device: no device of this name (connected: none), and not HOST:PORT"),
+        (
+            ["--device", "no-such-device"],
+            "device no-such-device: no device of this name (connected: none), and not HOST:PORT",
+        ),
         (
             ["--device", "emulated", "--results", "no/such/folder/x.jsonl"],
             "no/such/folder/x.jsonl: there is no directory",

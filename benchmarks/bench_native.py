@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.measure import RESULTS, Measured, Recorder, model_record, this_device
 from device_harness.machines.host import Host
@@ -33,6 +32,7 @@ from toolkit.results.statistics import summary
 from toolkit.runtime.backends.litert.compiled import LiteRt
 from toolkit.runtime.backends.litert.litert_log import quietly
 from toolkit.runtime.bundle import Bundle
+from toolkit.runtime.sampling import Sampler, Sampling
 from toolkit.runtime.session import Session, SessionSettings
 
 C, PYTHON, LITERT = "C", "Python", "LiteRT"
@@ -81,9 +81,18 @@ def process_seconds(pid: int) -> float:
     return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
-def decode_all(step: Callable[[int], NDArray[np.float32]], ids: Sequence[int]) -> None:
-    for token in ids:
-        step(token).argmax()
+def answer_natively(native: NativeClient, token: int, count: int) -> None:
+    """Draw the most likely token `count` times after `token`, streamed one by one as `run --device` has them."""
+    answer = native.generate([token], Sampling(), limit=count, stops=())
+    if len(list(answer)) != count:
+        raise RuntimeError(f"the program in C drew {len(answer.tokens)} tokens, not {count}")
+
+
+def answer_here(session: Session, token: int, count: int) -> None:
+    """The same in our session."""
+    sampler = Sampler(Sampling(), session.text.text_ids)
+    for _ in range(count):
+        token = sampler.draw(session.decode(token))
 
 
 def measure(
@@ -105,7 +114,7 @@ def measure(
             return [int(token) for token in draw.integers(0, session.text.ple_vocab_size, count)]
 
         for turn in range(rounds + 1):  # the first prepares the signatures
-            ids = draw_ids(prompt + decode)
+            ids = draw_ids(prompt + 1)
             session.truncate(0)
             native.truncate(0)
             names = (C, PYTHON) if turn % 2 else (PYTHON, C)
@@ -115,8 +124,8 @@ def measure(
                 PYTHON: partial(session.prefill, ids[:prompt]),
             }
             decodes: dict[str, Callable[[], object]] = {
-                C: partial(decode_all, native.decode, ids[prompt:]),
-                PYTHON: partial(decode_all, session.decode, ids[prompt:]),
+                C: partial(answer_natively, native, ids[-1], decode),
+                PYTHON: partial(answer_here, session, ids[-1], decode),
             }
             for runs in (prefills, decodes):
                 for name in names:

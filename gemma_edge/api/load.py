@@ -43,8 +43,8 @@ def load(
     ple_cache_mb: memory for the rows of recent tokens, in MiB.
     device: run the graphs on this Android device (a USB serial number, HOST[:PORT] or emulator-PORT). The bundle and
         the program that runs it are sent to the device, as far as it lacks them; the tokenizer and the decoding of
-        images and sounds stay on this computer. With `threads` None, the program chooses. UsageError if `weight_cache`, `ple`
-        or `ple_cache_mb` is given, which have no effect on a device.
+        images and sounds stay on this computer. With `threads` None, the program chooses. UsageError if `weight_cache`,
+        `ple` or `ple_cache_mb` is given, which have no effect on a device.
 
     BundleError if `path` is not a valid bundle or lacks the size, UsageError for an unknown group or backend,
     EnvironmentFault if the backend fails. Close the model, or use it in a `with` statement.

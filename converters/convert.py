@@ -13,9 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.behaviour import PromptReport, require_same_prompts
-from converters.calibration.calibrate import Calibration, remove_work, sequences_of, text_for, work_directory
+from converters.calibration.budget import MixPlan, SensitivityRun, mixed_recipe, within_budget
+from converters.calibration.calibrate import (
+    Calibration,
+    measured_tokens,
+    prepare_work,
+    remove_work,
+    sequences_of,
+    text_for,
+    work_directory,
+)
+from converters.calibration.mix import Mix
 from converters.calibration.own_text import CONTEXT as WRITER_CONTEXT
 from converters.calibration.own_text import text_written_by
+from converters.calibration.rounding import decoder_pieces
 from converters.calibration.text import CalibrationText
 from converters.families import FAMILIES, open_checkpoint
 from converters.family import Checkpoint, Family
@@ -25,7 +36,8 @@ from converters.huggingface.sampling import read_sampling
 from converters.lock import described, lock_of, quant_record
 from converters.plan import Plan, PlanRequest
 from converters.request import ConvertRequest, check_recipe_names, plan_request
-from converters.verify import VerifyReport
+from converters.verify import SHORT_TOKENS, VerifyReport, built_in_text
+from converters.verify import sequences_of as judged_sequences
 from toolkit.base.errors import BundleError, CheckpointError, ToolkitError, UsageError
 from toolkit.base.files import Advance, BackgroundHasher, Progress, require_room, scratch_beside
 from toolkit.base.warnings_once import each_warning_once
@@ -93,6 +105,8 @@ def convert(
     request.bundle_output().require()
     if request.calibration is not None and request.search is not None:
         raise UsageError("search", found=request.search, wanted="none: calibration chooses scales by the inputs")
+    if request.calibration is None and request.mix is not None:
+        raise UsageError("mix of types", found="no calibration", wanted="one: it measures what each type costs")
     check_recipe_names(request, families)
     if not isinstance(request.checkpoint, (Path, str)):
         if request.adapters:
@@ -141,16 +155,9 @@ def _convert(
     started = time.perf_counter()
     output = request.bundle_output(checkpoint.path, *(adapter.path for adapter in checkpoint.adapters))
     output.require()
-    prepared = _prepare(request, checkpoint)
-    plan, work = prepared.plan, work_directory(output.path)
-    text: CalibrationText | None = None
+    prepared, text = _prepare(request, checkpoint), None
     if request.calibration is not None:
-        lock = lock_of(prepared.request, _checkpoint_record(checkpoint, None), None)
-        write = partial(_own_text, request, checkpoint, prepared.request, calibration_progress)
-        text = text_for(request.calibration, work, lock, write)
-        sequences = _sequences(text, plan, prepared.prompt_files, checkpoint)
-        calibration = Calibration(text, sequences, work, request.workers, calibration_progress)
-        prepared = replace(prepared, plan=calibration.round(plan, prepared.request.slices, checkpoint, lock))
+        prepared, text = _calibrated(request, checkpoint, prepared, calibration_progress)
     advance = Advance(prepared.plan.weight_bytes, progress)
     reports: list[VerifyReport] = []
 
@@ -171,9 +178,41 @@ def _convert(
             inputs=output.inputs,
             force=output.force,
         )
-    remove_work(work)
+    remove_work(work_directory(output.path))
     seconds = time.perf_counter() - started
     return Conversion(request.output, manifest, reports[0] if reports else None, seconds, text, prepared.prompts)
+
+
+def _calibrated(
+    request: ConvertRequest, checkpoint: Checkpoint, prepared: _Prepared, progress: Progress | None
+) -> tuple[_Prepared, CalibrationText]:
+    """The plan with its matrices rounded against a text, in the types of a mix if the request has a budget for one."""
+    assert request.calibration is not None
+    work, record = work_directory(request.output), _checkpoint_record(checkpoint, None)
+    lock = lock_of(prepared.request, record, None)
+    write = partial(_own_text, request, checkpoint, prepared.request, progress)
+    text = text_for(request.calibration, work, lock, write)
+    sequences = _sequences(text, prepared, checkpoint)
+    calibration = Calibration(text, sequences, work, request.workers, progress)
+    slices = prepared.request.slices
+    budget = request.mix
+    if budget is None:
+        return replace(prepared, plan=calibration.round(prepared.plan, slices, checkpoint, lock).plan), text
+    prepare_work(work, text, lock)
+    mixing = MixPlan.of(prepared.plan)
+    run = SensitivityRun(work / "sensitivity.json", request.workers, progress)
+    sensitivity = run.measure(mixing, checkpoint, slices, sequences)
+    calibration = replace(calibration, directory=work / "rounded")
+    judged = _judged(prepared, checkpoint) if budget.unit == "nats" else ()
+
+    def convert_mix(mix: Mix) -> tuple[_Prepared, float | None]:
+        recipe = mixed_recipe(prepared.request.recipes["text"], mix, budget)
+        chosen = replace(prepared.request, recipes={**prepared.request.recipes, "text": recipe})
+        plan = _with_prompts(checkpoint.plan(chosen), prepared.prompt_files, checkpoint)
+        found = calibration.round(plan, slices, checkpoint, lock_of(chosen, record, None), judged)
+        return replace(prepared, request=chosen, plan=found.plan), found.divergence
+
+    return within_budget(mixing, budget, sensitivity, convert_mix), text
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +234,8 @@ def _with_drafter(settings: DrafterSettings, how: Drafting, directory: Path, dra
 def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
     """What can be known, and refused, before any weight is read."""
     found = _planned(request, checkpoint)
+    if request.mix is not None:
+        MixPlan.of(found.plan).require_reachable(request.mix)
     require_room(request.output, found.plan.size_bytes + found.prompt_files.bytes + _MANIFEST_BYTES)
     return found
 
@@ -214,11 +255,21 @@ def _planned(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
     return _Prepared(chosen, plan, prompt_files, prompts)
 
 
-def _sequences(
-    text: CalibrationText, plan: Plan, prompt_files: PromptFiles, checkpoint: Checkpoint
-) -> list[NDArray[np.int32]]:
-    tokenizer = Tokenizer(checkpoint.path / TOKENIZER, prompt_files.tokenizer)
-    return sequences_of(text, tokenizer, _text_record(plan).bos_token_id)
+def _sequences(text: CalibrationText, prepared: _Prepared, checkpoint: Checkpoint) -> list[NDArray[np.int32]]:
+    tokens = measured_tokens(decoder_pieces(prepared.plan))
+    bos = _text_record(prepared.plan).bos_token_id
+    return sequences_of(text, _tokenizer(prepared, checkpoint), bos, tokens=tokens)
+
+
+def _judged(prepared: _Prepared, checkpoint: Checkpoint) -> list[NDArray[np.int32]]:
+    """The sequences that the short gate judges."""
+    ids, record = _tokenizer(prepared, checkpoint).encode_limited(built_in_text()), _text_record(prepared.plan)
+    found = judged_sequences(ids, record.bos_token_id, context=record.context, tokens=SHORT_TOKENS)
+    return [np.array(sequence, np.int32) for sequence in found]
+
+
+def _tokenizer(prepared: _Prepared, checkpoint: Checkpoint) -> Tokenizer:
+    return Tokenizer(checkpoint.path / TOKENIZER, prepared.prompt_files.tokenizer)
 
 
 def _own_text(

@@ -31,6 +31,9 @@ RecipeChoice = str | Path | Recipe
 MatrixProduct = Callable[[F32, str], F32]
 """x @ W.T for x f32[N, in] and a matrix W [out, in] of the model, by its tensor's name: f32[N, out]."""
 
+HeadRows = Callable[[int, int], F32]
+"""Rows [start, stop) of an output matrix: f32[stop - start, hidden]."""
+
 Opened = TypeVar("Opened", bound="Checkpoint", covariant=True)
 
 
@@ -84,8 +87,11 @@ class ReferenceModel(Protocol):
         """
         ...
 
-    def logits(self, hidden: F32) -> F32:
-        """Compute the logits f32[n, vocab_size] for rows f32[n, hidden] of `hidden_states`."""
+    def logits(self, hidden: F32, *, head: HeadRows | None = None) -> F32:
+        """Compute the logits f32[n, vocab_size] for rows f32[n, hidden] of `hidden_states`.
+
+        `head`: another output matrix than the model's.
+        """
         ...
 
 

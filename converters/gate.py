@@ -15,6 +15,7 @@ from pathlib import Path
 
 from converters.family import Checkpoint, StageProgress
 from converters.slices import Slice
+from converters.thresholds import thresholds_for
 from converters.verify import (
     LONG_TOKENS,
     SHORT_TOKENS,
@@ -24,16 +25,17 @@ from converters.verify import (
     built_in_text,
     judged_in,
     sequences_of,
-    thresholds_for,
     verify,
 )
 from converters.verify_towers import TowerReport, verify_tower
 from toolkit.base.elements import ElementName, element_names
-from toolkit.bundle.manifest import TOWER_FILES, Manifest
+from toolkit.bundle.footprint import step_shares
+from toolkit.bundle.manifest import TEXT_DECODER, TOWER_FILES, Manifest
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.media_prompt import TOWERS, Medium
 from toolkit.runtime.session import Session, SessionSettings
+from toolkit.tflite.reader import read_tflite
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def judge(
     judged = sum(judged_in(len(sequence)) for sequence in sequences)
     if judged < tokens:
         _log.warning("the text has %d predictions to judge, fewer than the %d wanted", judged, tokens)
-    thresholds = thresholds_for(used_dtypes(manifest))
+    dtypes, decoder = used_dtypes(manifest), read_tflite(path / TEXT_DECODER)
     reports: dict[str, SizeReport] = {}
     with Session(bundle, settings) as session:
         for name in manifest.sizes if sizes is None else sizes:
@@ -90,6 +92,7 @@ def judge(
             size = manifest.size(name)
             model = checkpoint.reference(Slice(name, size.layers, size.ffn_sizes))
             told = _percent(progress, name, "bundle")
+            thresholds = thresholds_for(dtypes, step_shares(decoder.model, size.decode))
             reports[name] = verify(session, model, sequences, thresholds, progress=told)
     predicted = [sequence[-judged_in(len(sequence)) :] for sequence in sequences]
     return VerifyReport(reports, passages=tuple(Passage(_readable(tokenizer, part), len(part)) for part in predicted))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from converters.calibration.mix import MixBudget
 from converters.calibration.text import CalibrationChoice
 from converters.families import recipe_names
 from converters.family import Checkpoint, Family, RecipeChoice
@@ -61,6 +62,9 @@ class ConvertRequest:
     calibration: CalibrationChoice | None = None
     """The text that gives the inputs against which the decoder's matrices are rounded, or "self" for one that the model
     writes; None: each weight is rounded by itself."""
+    mix: MixBudget | None = None
+    """Choose the types of the decoder's matrices within this budget, by what calibration measures; None: those of the
+    recipe. The recipe still says which matrices stay float, and how all else is stored."""
     described_as: CheckpointRecord | None = None
     """What the manifest says of the checkpoint, which must have these hashes; None: by its directory's name."""
     force: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from converters.family import ReferenceModel, StageProgress
 from converters.intervals import Interval, ratio_interval, wilson_interval
+from converters.thresholds import Thresholds
 from converters.verify_towers import TowerReport
-from toolkit.base.elements import ElementName, coarsest
 from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
 
 SHORT_TOKENS = 256
@@ -45,48 +45,6 @@ class LogitsProvider(Protocol):
     def logits_for(self, ids: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
         """A first position, and the logits for each id from there on: f32[len(ids) - first, vocabulary]."""
         ...
-
-
-# --- bounds ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """The bounds for a bundle. Divergences are in nats; the last two have a tolerance of two standard errors."""
-
-    kl_divergence_mean: float
-    kl_divergence_max: float
-    top1_agreement: float
-    perplexity_ratio: float
-    """The bundle's perplexity divided by the checkpoint's."""
-
-
-THRESHOLDS: Mapping[ElementName, Thresholds] = {
-    # Only rounding: an error of 0.001 in every logit diverges by 5e-7. Tight enough to find a wrong graph: on the
-    # example model a correct bundle diverges by 3e-13, one whose window is a token too long by 1e-4.
-    "f32": Thresholds(1e-6, 1e-4, 0.99, 1.001),
-    # float16 holds a bfloat16 weight exactly unless it is below 2^-14, where it loses bits.
-    "f16": Thresholds(1e-4, 1e-2, 0.985, 1.002),
-    # int8 should cost nearly nothing: 1 % of perplexity. Activations are int8 too, so single tokens may change.
-    "int8": Thresholds(0.01, 0.5, 0.95, 1.01),
-    # int4 costs more; with one scale for each 32 weights, 5 %.
-    "int4": Thresholds(0.1, 3.0, 0.85, 1.05),
-    # With every matrix in int2, the example model's perplexity rises by 12 %, and its predictions diverge by 0.14.
-    "int2": Thresholds(0.3, 6.0, 0.75, 1.2),
-}
-
-
-def thresholds_for(dtypes: Iterable[str]) -> Thresholds:
-    """The bounds for the coarsest element type among a bundle's weights.
-
-    >>> thresholds_for(["f32", "int4", "int8"]) == THRESHOLDS["int4"]
-    True
-    """
-    used = set(dtypes)
-    if not used or not used <= THRESHOLDS.keys():
-        wanted = f"one or more of {', '.join(THRESHOLDS)}"
-        raise UsageError("element types of a bundle", found=sorted(used), wanted=wanted)
-    return THRESHOLDS[coarsest(used)]
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.calibration.rounder import Rounder, pieces_of
+from converters.calibration.divergence import rounded_divergence
+from converters.calibration.rounder import Rounder
+from converters.calibration.rounding import Piece, Rounding, decoder_files, decoder_pieces, pass_tokens, pieces_within
 from converters.calibration.text import (
     CalibrationChoice,
     CalibrationText,
@@ -22,42 +24,59 @@ from converters.calibration.text import (
     read_calibration_text,
 )
 from converters.family import Checkpoint
-from converters.plan import GraphFiles, Plan
+from converters.plan import Plan
 from converters.slices import Slice
 from toolkit.base.blas import blas_name, single_threaded_blas
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Advance, Progress, require_room, write_bytes
 from toolkit.bundle.lock import Lock, lock_line
-from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.quant.rounded import RoundedWeights
 
 _log = logging.getLogger(__name__)
 
 TOKENS = 8192
-"""Tokens that are measured at most: the forward of more takes longer than rounding, and gains little."""
+"""Tokens that are measured at most, fewer of a wide model: the forward of more takes longer than rounding."""
 SEQUENCE = 512
 """Tokens of a sequence: the sliding window of Google's models, so that none is computed that it hides."""
 _LEAST_TOKENS = 64
 _KEY, _TEXT = "key", "text.calibration.json"
 
 
-def sequences_of(text: CalibrationText, tokenizer: Tokenizer, bos_token_id: int) -> list[NDArray[np.int32]]:
-    """The text as sequences that begin with bos, spread over it if it is longer than needed.
+def measured_tokens(pieces: Mapping[str, Sequence[Piece]]) -> int:
+    """How many tokens of a text are measured: whole sequences that fit a forward pass twice."""
+    return min(TOKENS, max(1, pass_tokens(pieces) // (2 * SEQUENCE)) * SEQUENCE)
+
+
+def sequences_of(
+    text: CalibrationText, tokenizer: Tokenizer, bos_token_id: int, *, tokens: int = TOKENS
+) -> list[NDArray[np.int32]]:
+    """The text as sequences of `tokens` in all that begin with bos, spread over it if it is longer than needed.
 
     UsageError for less than a paragraph.
     """
     ids = tokenizer.encode_limited(text.text)
     if len(ids) < _LEAST_TOKENS:
-        wanted = f"at least {_LEAST_TOKENS}, better {TOKENS:,}"
+        wanted = f"at least {_LEAST_TOKENS}, better {tokens:,}"
         raise UsageError("calibration", found=f"a text of {len(ids)} tokens", wanted=wanted)
-    if len(ids) < TOKENS // 2:
-        _log.warning("the text to calibrate with has %d tokens; %d would be better", len(ids), TOKENS)
+    if len(ids) < tokens // 2:
+        _log.warning("the text to calibrate with has %d tokens; %d would be better", len(ids), tokens)
     length = SEQUENCE - 1
-    count = min(TOKENS // SEQUENCE, -(-len(ids) // length))
+    count = min(tokens // SEQUENCE, -(-len(ids) // length))
     spare = max(0, len(ids) - count * length)
     starts = [i * length + spare * i // max(1, count - 1) for i in range(count)]
     return [np.array([bos_token_id, *ids[start : start + length]], np.int32) for start in starts]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """A plan whose matrices are rounded, and the mean divergence on the sequences that were to be judged, in nats.
+
+    The divergence is that of the last size, and None without such sequences.
+    """
+
+    plan: Plan
+    divergence: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,37 +94,49 @@ class Calibration:
     workers: int = 2
     progress: Progress | None = None
 
-    def round(self, plan: Plan, slices: Sequence[Slice], checkpoint: Checkpoint, lock: Lock) -> Plan:
+    def round(
+        self,
+        plan: Plan,
+        slices: Sequence[Slice],
+        checkpoint: Checkpoint,
+        lock: Lock,
+        judged: Sequence[NDArray[np.int32]] = (),
+    ) -> Calibrated:
         """The plan with the matrices of its text decoder rounded against what the text gives them.
 
         lock: that of the bundle without a calibration: it says whether what is in the directory is of the same bundle.
+        judged: sequences that nothing is rounded against, to measure the divergence on.
         """
-        files = next(item for item in plan.files if isinstance(item, GraphFiles) and TEXT_DECODER in item.layouts)
-        pieces = pieces_of(files.layouts[TEXT_DECODER], files.source.shape)
+        files, pieces = decoder_files(plan), decoder_pieces(plan)
         every = [piece for some in pieces.values() for piece in some]
-        if not every:
-            raise UsageError("calibration", found="a recipe without quantised matrices", wanted="int8 or coarser")
-        self._prepare(lock, sum(piece.codes for piece in every))
+        prepare_work(self.directory, self.text, lock)
+        require_room(self.directory, sum(piece.codes for piece in every))
         rounded = RoundedWeights(self.directory)
         tokens = sum(map(len, self.sequences))
         advance = Advance(sum(piece.cost(tokens) for piece in every), self.progress)
         with single_threaded_blas(), ThreadPoolExecutor(self.workers, thread_name_prefix="calibrate") as pool:
-            rounder = Rounder(pieces, rounded, pool, advance)
-            if not all(rounded.has(piece.weight, piece.first_row, piece.height) for piece in every):
+            rounder = Rounder(pieces, rounded, Rounding(pool), tokens, advance)
+            divergence = None
+            if judged or not all(rounded.has(piece.weight, piece.first_row, piece.height) for piece in every):
                 for run in checkpoint.calibration_passes(slices):
-                    hidden = run.model.hidden_states(self.sequences, product=partial(rounder.product, run))
-                    rounder.round_head(run, np.concatenate(hidden))
+                    everything = [*self.sequences, *self.sequences, *judged]
+                    hidden = np.concatenate(run.model.hidden_states(everything, product=partial(rounder.product, run)))
+                    rounder.round_head(run, hidden)
+                    if judged:
+                        head = pieces_within(pieces, run, run.model.head)
+                        divergence = rounded_divergence(run.model, judged, hidden[2 * tokens :], head, rounded)
         changed = replace(files, rounded=rounded)
-        return replace(plan, files=tuple(changed if item is files else item for item in plan.files))
+        files_after = tuple(changed if item is files else item for item in plan.files)
+        return Calibrated(replace(plan, files=files_after), divergence)
 
-    def _prepare(self, lock: Lock, codes: int) -> None:
-        """Make the directory, or empty it unless it is of this very calibration, here."""
-        if _kept(self.directory, lock) != self.text:
-            remove_work(self.directory)
-            require_room(self.directory, codes)
-            self.directory.mkdir()
-            write_bytes(self.directory / _TEXT, dump_calibration_text(self.text))
-            (self.directory / _KEY).write_text(_key(lock))
+
+def prepare_work(directory: Path, text: CalibrationText, lock: Lock) -> None:
+    """Make a directory, or empty it unless it is of this very calibration, here."""
+    if _kept(directory, lock) != text:
+        remove_work(directory)
+        directory.mkdir()
+        write_bytes(directory / _TEXT, dump_calibration_text(text))
+        (directory / _KEY).write_text(_key(lock))
 
 
 def text_for(

@@ -13,7 +13,7 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.family import MatrixProduct
+from converters.family import HeadRows, MatrixProduct
 from converters.gemma.config import AnyConfig, DecoderConfig, DecoderLayer, DecoderModel, Heads
 from toolkit.base.activations import ActivationScales
 from toolkit.base.errors import UsageError
@@ -235,17 +235,24 @@ def forget_unneeded(shared: dict[int, KeyValue], config: DecoderConfig, *, after
         del shared[source]
 
 
-def logits(model: DecoderModel[DecoderConfig], hidden: Array, scales: ActivationScales | None = None) -> Array:
+def logits(
+    model: DecoderModel[DecoderConfig],
+    hidden: Array,
+    scales: ActivationScales | None = None,
+    *,
+    head: HeadRows | None = None,
+) -> Array:
     """Multiply rows of `hidden_states` by the token embedding, with softcap: f32[n, D] to f32[n, vocab].
 
-    `scales`: those that the checkpoint states for this product, if it states some.
+    `scales`: those that the checkpoint states for this product, if it states some. `head`: another matrix instead.
     """
     config, scales = model.config, scales or ActivationScales()
     hidden = rounded(hidden, scales.input)
     result = np.empty((len(hidden), config.vocab_size), np.float32)
     for start in range(0, config.vocab_size, HEAD_ROWS):
         end = min(start + HEAD_ROWS, config.vocab_size)
-        np.matmul(hidden, model.read("embed_tokens.weight", rows=(start, end)).T, out=result[:, start:end])
+        matrix = model.read("embed_tokens.weight", rows=(start, end)) if head is None else head(start, end)
+        np.matmul(hidden, matrix.T, out=result[:, start:end])
     result = rounded(result, scales.output)
     if config.final_logit_softcap is not None:
         cap = np.float32(config.final_logit_softcap)

@@ -17,7 +17,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.family import LayersDone, MatrixProduct
+from converters.family import HeadRows, LayersDone, MatrixProduct
 from converters.gemma.reference import (
     Array,
     AttentionLayer,
@@ -148,9 +148,9 @@ class Reference(DecoderReference[TextConfig]):
         """See the function of this name."""
         return hidden_states(self.model, sequences, progress=progress, product=product)
 
-    def logits(self, hidden: Array) -> Array:
+    def logits(self, hidden: Array, *, head: HeadRows | None = None) -> Array:
         """See the function of this name."""
-        return logits(self.model, hidden)
+        return logits(self.model, hidden, head=head)
 
 
 def forward(

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.family import LayersDone, MatrixProduct
+from converters.family import HeadRows, LayersDone, MatrixProduct
 from converters.gemma.reference import (
     Array,
     AttentionLayer,
@@ -84,9 +84,9 @@ class Reference(DecoderReference[TextConfig]):
         product = product or rounding(partial(multiply, self.model), self.activation_scales)
         return hidden_states(self.model, sequences, progress=progress, product=product)
 
-    def logits(self, hidden: Array) -> Array:
+    def logits(self, hidden: Array, *, head: HeadRows | None = None) -> Array:
         """See the function of this name."""
-        return logits(self.model, hidden, self.activation_scales("embed_tokens.weight"))
+        return logits(self.model, hidden, self.activation_scales("embed_tokens.weight"), head=head)
 
 
 def forward(

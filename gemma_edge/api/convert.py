@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from converters.calibration.mix import MixBudget
 from converters.calibration.text import (
     CalibrationChoice,
     built_in_calibration_text,
@@ -28,6 +30,7 @@ from toolkit.base.environment import ENVIRONMENT, write_environment
 from toolkit.base.errors import UsageError
 from toolkit.base.files import Progress, write_bytes
 from toolkit.base.outputs import Output
+from toolkit.base.strict_json import shorten
 from toolkit.bundle.lock import DrafterSettings
 from toolkit.bundle.ple_shards import DEFAULT_SHARD_BYTES
 from toolkit.drafting.make import Drafting
@@ -47,6 +50,8 @@ def convert(
     audio_quant: RecipeChoice | None = None,
     search: Search | None = None,
     calibrate: Path | str | bool = False,
+    bytes_per_token: str | None = None,
+    kl: float | None = None,
     groups: Sequence[str] | None = None,
     sizes: Sequence[str | Slice] = (),
     slice_file: Path | str | None = None,
@@ -87,6 +92,10 @@ def convert(
     calibrate: round the decoder's weights for the inputs that they get from a text (docs/calibration.md): True for the
         built-in text, "self" for one that the model writes, or a text file. The text is kept beside the bundle, as
         `output`.calibration.json.
+    bytes_per_token, kl: choose int8, int4 or int2 for each matrix of the decoder, by what it is measured to cost: for
+        the least divergence within so many bytes of weights a token ("1.2GB"), or for the fewest bytes within so much
+        mean KL divergence, in nats. `quant` still says which weights stay float. Calibrates, with the built-in text
+        unless `calibrate` names another.
     groups: the groups to convert: `text`, which includes its embeddings, `vision` and `audio`; None for all.
     sizes: MatFormer sizes, the first of them the default; empty for the whole model. Instead, `slice_file` may give
         a custom size (docs/formats/matformer.md), or `budget` choose the best size that fits so much memory ("3GB") or
@@ -120,6 +129,7 @@ def convert(
     >>> list(result.manifest.sizes), result.report
     (['small'], None)
     """
+    mix = _mix(bytes_per_token, kl)
     recipes = {"text": quant, "ple": ple_quant, "vision": vision_quant, "audio": audio_quant}
     request = ConvertRequest(
         checkpoint=with_revision(checkpoint, revision) if isinstance(checkpoint, (Path, str)) else checkpoint,
@@ -129,7 +139,8 @@ def convert(
         search=search,
         groups=None if groups is None else tuple(groups),
         sizes=_sizes(sizes, slice_file, budget),
-        calibration=_calibration(calibrate),
+        calibration=_calibration(calibrate or mix is not None),
+        mix=mix,
         context=context,
         prefill_sizes=tuple(prefill_sizes),
         shard_bytes=shard_mb << 20,
@@ -179,6 +190,21 @@ def _calibration(wanted: Path | str | bool) -> CalibrationChoice | None:
     if isinstance(wanted, bool):
         return built_in_calibration_text() if wanted else None
     return "self" if wanted == "self" else read_calibration_text(Path(wanted))
+
+
+def _mix(bytes_per_token: str | None, kl: float | None) -> MixBudget | None:
+    if bytes_per_token is not None and kl is not None:
+        raise UsageError("mix of types", found="both bytes_per_token and kl", wanted="one of them")
+    if kl is not None:
+        if not 0 < kl < math.inf:
+            raise UsageError("kl", found=f"{kl:g}", wanted="a number of nats above 0, such as 0.01")
+        return MixBudget(kl, "nats")
+    if bytes_per_token is None:
+        return None
+    limit = parse_budget(bytes_per_token)
+    if limit.unit != "bytes":
+        raise UsageError("bytes per token", found=shorten(bytes_per_token), wanted="such as 1.2GB or 900MB")
+    return MixBudget(limit.amount, "bytes")
 
 
 def _sizes(

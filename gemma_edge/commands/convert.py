@@ -31,6 +31,7 @@ EXAMPLES = (
     "gemma-edge convert path/to/E4B -o elastic --sizes E4B,E2B --quant int4",
     "gemma-edge convert path/to/E4B -o three --budget 3GB --report three.html",
     "gemma-edge convert google/gemma-3n-E2B-it -o precise --quant int4 --calibrate",
+    "gemma-edge convert google/gemma-3n-E2B-it -o mixed --bytes-per-token 1.2GB",
     "gemma-edge convert google/gemma-3n-E2B-it -o tuned --adapter path/to/adapter",
     "gemma-edge convert path/to/E4B -o words --groups text",
     "gemma-edge convert google/gemma-3n-E2B-it -o fast --quant int4 --drafter fit",
@@ -81,6 +82,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="round the decoder's weights for the inputs that they get from a text, which takes minutes and leaves "
         "less error at the same size. The text is a built-in one in many languages; FILE, a few pages in UTF-8; or "
         "self, which the model writes first. An interrupted run resumes where it stopped (docs/calibration.md)",
+    )  # fmt: skip
+    mix = parser.add_mutually_exclusive_group()
+    mix.add_argument(
+        "--bytes-per-token", metavar="1.2GB",
+        help="choose int8, int4 or int2 for each matrix of the decoder, by what it is measured to cost, so that a "
+        "token reads at most so many bytes of weights; calibrates, which takes minutes (docs/calibration.md)",
+    )  # fmt: skip
+    mix.add_argument(
+        "--kl", metavar="0.01", type=float,
+        help="the same, for the fewest bytes with a mean KL divergence from the checkpoint of at most so many nats",
     )  # fmt: skip
     parser.add_argument(
         "--context", metavar="N", type=positive, default=DEFAULT_CONTEXT,
@@ -135,6 +146,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 audio_quant=arguments.audio_quant,
                 search=arguments.search,
                 calibrate=arguments.calibrate,
+                bytes_per_token=arguments.bytes_per_token,
+                kl=arguments.kl,
                 groups=arguments.groups,
                 sizes=arguments.sizes or (),
                 slice_file=arguments.slice,

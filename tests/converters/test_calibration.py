@@ -14,7 +14,7 @@ from toy_family import TOY, write_toy_checkpoint
 
 from converters.calibration.calibrate import sequences_of, work_directory
 from converters.calibration.own_text import text_written_by
-from converters.calibration.rounder import pieces_of
+from converters.calibration.rounding import pieces_of
 from converters.calibration.text import (
     CalibrationText,
     built_in_calibration_text,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from paths import EXAMPLE
 
 from converters.convert import convert as convert_and_judge
-from converters.family import Checkpoint
+from converters.family import Checkpoint, HeadRows
 from converters.gate import ShortGate
 from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.reference import Reference
@@ -270,8 +270,8 @@ class Contradicting(Gemma3nCheckpoint):
 
 
 class Opposite(Reference):
-    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        return -super().logits(hidden)
+    def logits(self, hidden: NDArray[np.float32], *, head: HeadRows | None = None) -> NDArray[np.float32]:
+        return -super().logits(hidden, head=head)
 
 
 def test_a_conversion_ends_at_the_gate_unless_told_not_to(tmp_path: Path, tiny: Path) -> None:

@@ -10,7 +10,8 @@ from paths import EXAMPLE
 from converters.convert import convert
 from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.request import ConvertRequest
-from converters.verify import sequences_of, thresholds_for, verify
+from converters.thresholds import thresholds_for
+from converters.verify import sequences_of, verify
 from toolkit.base.elements import ElementName
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import Session, SessionSettings

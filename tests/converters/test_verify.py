@@ -23,13 +23,12 @@ from converters.gemma3n.family import Gemma3nCheckpoint, open_gemma3n
 from converters.gemma3n.reference import Reference, forward
 from converters.intervals import Interval, ratio_interval, wilson_interval
 from converters.request import ConvertRequest
+from converters.thresholds import THRESHOLDS, Thresholds, thresholds_for
 from converters.verify import (
     LONG_TOKENS,
-    THRESHOLDS,
     Failure,
     Quality,
     SizeReport,
-    Thresholds,
     VerifyReport,
     built_in_text,
     compare,
@@ -37,7 +36,6 @@ from converters.verify import (
     judged_in,
     log_softmax,
     sequences_of,
-    thresholds_for,
     verify,
 )
 from gemma_edge.words.quality import report_text
@@ -162,6 +160,15 @@ def test_the_coarsest_element_type_sets_the_bounds() -> None:
     assert thresholds_for(["int8", "f32", "int8"]) == THRESHOLDS["int8"]
     with pytest.raises(UsageError, match=r"found \['int3'\], wanted one or more of f32, f16, int8, int4, int2"):
         thresholds_for(["int3"])
+
+
+def test_the_bounds_of_a_mix_with_int2_lie_between_those_of_its_types_by_their_parts() -> None:
+    mixed = thresholds_for(["f32", "int8", "int4", "int2"], {"int8": 0.5, "int4": 0.4, "int2": 0.1})
+    assert (mixed.kl_divergence_mean, mixed.kl_divergence_max) == pytest.approx((0.12, 3.3))
+    assert (mixed.top1_agreement, mixed.perplexity_ratio) == pytest.approx((0.84, 1.065))
+    assert thresholds_for(["int4", "int2"], {"int2": 1.0}) == THRESHOLDS["int2"] == thresholds_for(["int4", "int2"])
+    assert thresholds_for(["int4", "int2"], {"int4": 1.0}) == THRESHOLDS["int4"], "a rule that no weight has"
+    assert thresholds_for(["int8", "int4"], {"int8": 0.9, "int4": 0.1}) == THRESHOLDS["int4"]
 
 
 def test_bounds_widen_with_coarser_types() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from checkpoints import write_checkpoint
 from numpy.typing import NDArray
 
-from converters.family import CalibrationPass, Family, LayersDone, MatrixProduct, ParameterGroup, RecipeChoice
+from converters.family import CalibrationPass, Family, HeadRows, LayersDone, MatrixProduct, ParameterGroup, RecipeChoice
 from converters.huggingface.adapters.adapter import Adapter
 from converters.huggingface.configs import CheckpointConfigs
 from converters.huggingface.stored_tensors import StoredTensors
@@ -157,8 +157,9 @@ class ToyCheckpoint:
     def recipes(self, wanted: Mapping[str, RecipeChoice], towers: Collection[str]) -> Mapping[str, Recipe]:
         text = wanted.get("text", "int8")
         text = text if isinstance(text, Recipe) else RECIPES[str(text)]
+        ple = wanted.get("ple")
         scheme = Scheme("int8", self.config.ple_size) if text.name == "int8" else Scheme("f32")
-        return {"text": text, "ple": Recipe(text.name, (Rule("ple", scheme),))}
+        return {"text": text, "ple": ple if isinstance(ple, Recipe) else Recipe(text.name, (Rule("ple", scheme),))}
 
     def plan(self, request: PlanRequest) -> Plan:
         return plan(self, request)
@@ -347,25 +348,32 @@ class ToyReference:
         hidden = self._hidden(np.concatenate(sequences), [len(ids) for ids in sequences], multiply)
         return np.split(hidden, np.cumsum([len(ids) for ids in sequences])[:-1])
 
-    def logits(self, hidden: F32) -> F32:
-        return hidden @ self.checkpoint.read("head").T
+    def logits(self, hidden: F32, *, head: HeadRows | None = None) -> F32:
+        matrix = self.checkpoint.read("head") if head is None else head(0, self.vocab_size)
+        return hidden @ matrix.T
 
     def _hidden(self, ids: NDArray[np.int32], lengths: Sequence[int], multiply: MatrixProduct) -> F32:
         config, read = self.checkpoint.config, self.checkpoint.read
         x, table = read("embed")[ids], read("ple")[ids].reshape(len(ids), config.num_layers, config.ple_size)
         table = table * np.float32(config.ple_size**0.5)
-        sequence = np.repeat(np.arange(len(lengths)), lengths)
-        hidden = np.triu(np.ones((len(ids), len(ids)), bool), 1) | (sequence[:, None] != sequence)
+        ends = np.cumsum(lengths)[:-1]
         for i in range(config.num_layers):
             x = x + multiply(table[:, i], f"layers.{i}.ple")
             split = [multiply(rms(x), f"layers.{i}.{kind}") for kind in "qkv"]
-            query, key, value = (slice_.reshape(len(ids), config.num_heads, -1).swapaxes(0, 1) for slice_ in split)
-            scores = np.where(hidden, -np.inf, query @ key.swapaxes(1, 2))
-            weights = np.exp(scores - scores.max(-1, keepdims=True))
-            mixed = weights / weights.sum(-1, keepdims=True) @ value
-            x = x + multiply(mixed.swapaxes(0, 1).reshape(len(ids), -1), f"layers.{i}.o")
+            sequences = zip(*(np.split(part, ends) for part in split), strict=True)
+            mixed = np.concatenate([attend(*parts, config.num_heads) for parts in sequences])
+            x = x + multiply(mixed, f"layers.{i}.o")
             x = x + multiply(np.tanh(multiply(rms(x), f"layers.{i}.up")), f"layers.{i}.down")
         return rms(x)
+
+
+def attend(query: F32, key: F32, value: F32, heads: int) -> F32:
+    """Causal attention within one sequence, f32[T, heads * dim] each."""
+    q, k, v = (part.reshape(len(part), heads, -1).swapaxes(0, 1) for part in (query, key, value))
+    scores = np.where(np.triu(np.ones((len(query), len(query)), bool), 1), -np.inf, q @ k.swapaxes(1, 2))
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed: F32 = weights / weights.sum(-1, keepdims=True) @ v
+    return mixed.swapaxes(0, 1).reshape(len(query), -1)
 
 
 def rms(x: F32) -> F32:

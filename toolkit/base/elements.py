@@ -1,8 +1,8 @@
 """The table of element types that weights can be stored in; all facts about them are here.
 
 To add a type, add a row here and its name to `ElementName`. A quantised type also needs the scales that the search
-tries (`toolkit/quant/uniform.py`) and the quality bounds for its bundles (`converters/verify*.py`). Tests check that
-both cover every row.
+tries (`toolkit/quant/uniform.py`) and the quality bounds for its bundles (`converters/thresholds.py`,
+`converters/verify_towers.py`). Tests check that both cover every row.
 """
 
 from __future__ import annotations

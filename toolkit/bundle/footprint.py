@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.base.elements import element_names, element_of
 from toolkit.bundle.manifest import TEXT_DECODER, Manifest, SizeRecord, TextRecord
 from toolkit.tflite.reader import TfliteContent, read_tflite
-from toolkit.tflite.records import TensorRecord
+from toolkit.tflite.records import ModelRecord, TensorRecord
 
 _KV_BYTES_PER_VALUE = 4  # the format's caches are float32
 
@@ -44,6 +45,36 @@ class Footprint:
         return self.weight_bytes + self.kv_cache_bytes
 
 
+def step_weights(model: ModelRecord, signature: str) -> Mapping[str, int]:
+    """The bytes of each weight that a step reads, those of its block scales included, by the weight's name.
+
+    A file's header is enough; the scales of rows, which lie in it, are not counted.
+    """
+    graph = model.subgraphs[model.signatures.index(signature)]
+    read = {t.buffer: t.name for t in graph.tensors if model.buffers[t.buffer].offset_bytes}
+    scales = {
+        graph.tensors[t.quantization.block_scales_tensor].buffer: t.buffer
+        for t in graph.tensors
+        if t.quantization is not None and t.quantization.block_scales_tensor is not None
+    }
+    found: Counter[str] = Counter()
+    for buffer in read:
+        found[read[scales.get(buffer, buffer)]] += model.buffers[buffer].size_bytes
+    return found
+
+
+def step_shares(model: ModelRecord, signature: str) -> Mapping[str, float]:
+    """What part of the weights in the matrices that a step reads has each type of integer codes, by its name."""
+    graph = model.subgraphs[model.signatures.index(signature)]
+    read = {t.buffer: t for t in graph.tensors if model.buffers[t.buffer].offset_bytes}
+    names = {element.tensor_type: element.name for element in map(element_of, element_names()) if element.quantised}
+    counts: Counter[str] = Counter()
+    for tensor in read.values():
+        if tensor.type in names:
+            counts[names[tensor.type]] += math.prod(tensor.shape)
+    return {name: count / counts.total() for name, count in counts.items()}
+
+
 def footprints(bundle: Path, manifest: Manifest) -> Mapping[str, Footprint]:
     """The footprint of each size, by name; GraphError if the decoder cannot be read."""
     decoder = read_tflite(bundle / TEXT_DECODER)
@@ -74,8 +105,8 @@ def _weights(decoder: TfliteContent, size: SizeRecord) -> Mapping[int, int]:
 
 def _footprint(decoder: TfliteContent, text: TextRecord, size: SizeRecord, parameters: int) -> Footprint:
     blocks: Counter[str] = Counter()
-    for buffer, tensor in _stored(decoder, size).items():
-        blocks[block_of(tensor.name)] += decoder.model.buffers[buffer].size_bytes
+    for weight, size_bytes in step_weights(decoder.model, size.decode).items():
+        blocks[block_of(weight)] += size_bytes
     return Footprint(
         layers=len(size.layers),
         parameters={

@@ -6,7 +6,7 @@ from typing import get_args
 
 from ai_edge_litert import schema_py_generated
 
-from converters.verify import THRESHOLDS
+from converters.thresholds import THRESHOLDS
 from converters.verify_towers import LIMITS
 from toolkit.base.elements import ELEMENTS, ElementName, element_names
 from toolkit.quant.uniform import CLIP_RATIOS

@@ -1,0 +1,158 @@
+"""What rounding takes in each of its passes: the pieces that matrices are rounded in, and products on all cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from converters.family import F32, CalibrationPass
+from converters.plan import GraphFiles, Plan
+from toolkit.base.errors import UsageError
+from toolkit.bundle.manifest import TEXT_DECODER
+from toolkit.quant.gptq import Inputs, measure_inputs, round_rows
+from toolkit.quant.scheme import Scheme
+from toolkit.quant.uniform import QuantizedRows
+from toolkit.tflite.writer import TfliteLayout
+
+Range = tuple[int, int]
+
+_BAND_WEIGHTS = 1 << 22  # of a band that one thread rounds: 16 MiB, and a few arrays of this size
+_BAND_ROWS = 2048
+_PRODUCT_ROWS = 1024  # of a matrix, in a product that one thread computes
+_PIECE_ROWS = 16384  # 128 MiB at a hidden size of 2048
+_PASS_BYTES = 2 << 30
+_INPUT_BYTES = 24  # of a token, for each input of the widest matrix: those of a gated network three times, and the rest
+_MOST_TOKENS = 1 << 15
+
+
+class Piece(NamedTuple):
+    """A rectangle of a planned tensor, which is rows of a weight from `first_row` on."""
+
+    weight: str
+    scheme: Scheme
+    first_row: int
+    rows: Range
+    columns: Range
+
+    @property
+    def height(self) -> int:
+        """Its number of rows."""
+        return self.rows[1] - self.rows[0]
+
+    @property
+    def codes(self) -> int:
+        """Its number of weights."""
+        return self.height * (self.columns[1] - self.columns[0])
+
+    def cost(self, tokens: int) -> int:
+        """Operations to measure its inputs and to round it, about."""
+        columns = self.columns[1] - self.columns[0]
+        return columns * (self.height * (columns + 2 * tokens) + columns * tokens)
+
+
+def pieces_of(layout: TfliteLayout, shape: Callable[[str], tuple[int, ...]]) -> Mapping[str, Sequence[Piece]]:
+    """The pieces of all quantised matrices of a file, by tensor; `shape` gives a planned tensor's shape.
+
+    The output matrix, of a quarter million rows, is several pieces.
+    """
+    pieces: dict[str, list[Piece]] = {}
+    for placement in layout.placements:
+        weight, first_row = placement.weight, 0
+        if not placement.scheme.quantised or len(weight.shape) != 2:
+            continue
+        for part in weight.parts:
+            height, width = shape(part.tensor)
+            rows, columns = part.rows or (0, height), part.columns or (0, width)
+            for start in range(*rows, _PIECE_ROWS):
+                band = (start, min(start + _PIECE_ROWS, rows[1]))
+                pieces.setdefault(part.tensor, []).append(
+                    Piece(weight.name, placement.scheme, first_row, band, columns)
+                )
+                first_row += band[1] - band[0]
+    return pieces
+
+
+def decoder_files(plan: Plan) -> GraphFiles:
+    """The files of a plan that have the text decoder."""
+    return next(item for item in plan.files if isinstance(item, GraphFiles) and TEXT_DECODER in item.layouts)
+
+
+def decoder_pieces(plan: Plan) -> Mapping[str, Sequence[Piece]]:
+    """The pieces of a plan's text decoder, by tensor; UsageError if its recipe quantises nothing."""
+    files = decoder_files(plan)
+    pieces = pieces_of(files.layouts[TEXT_DECODER], files.source.shape)
+    if not pieces:
+        raise UsageError("calibration", found="a recipe without quantised matrices", wanted="int8 or coarser")
+    return pieces
+
+
+def pass_tokens(pieces: Mapping[str, Sequence[Piece]]) -> int:
+    """How many tokens a forward pass may have, for its activations to take some 2 GB."""
+    widest = max(piece.columns[1] for some in pieces.values() for piece in some)
+    return min(_PASS_BYTES // (_INPUT_BYTES * widest), _MOST_TOKENS)
+
+
+def pieces_within(pieces: Mapping[str, Sequence[Piece]], run: CalibrationPass, tensor: str) -> Sequence[Piece]:
+    """The pieces that lie in a size's tensor, which may be the first rows and columns of the planned one."""
+    planned = run.planned(tensor)
+    if planned is None or planned not in pieces:
+        return ()
+    height, width = run.model.shape(tensor)
+    return [piece for piece in pieces[planned] if piece.rows[1] <= height and piece.columns[1] <= width]
+
+
+@dataclass(slots=True)
+class Rounding:
+    """Measures inputs, rounds and multiplies on the threads of a pool; the result does not depend on their number."""
+
+    pool: ThreadPoolExecutor
+    _inputs: tuple[F32, Range, Inputs] | None = None
+    """Those of the last matrix: several in turn have the same."""
+
+    def measure(self, x: F32, columns: Range, tokens: Range, wanted: Range | None = None) -> Inputs:
+        """What rounding needs to know of some columns of inputs f32[N, in], by some of the tokens.
+
+        `wanted`: the same tokens as the float model has them.
+        """
+        if self._inputs is None or self._inputs[0] is not x or self._inputs[1] != columns:
+            self._inputs = None  # frees the memory first
+            own = x[slice(*tokens), slice(*columns)]
+            plain = None if wanted is None else x[slice(*wanted), slice(*columns)]
+            self._inputs = x, columns, measure_inputs(own, self._run, wanted=plain)
+        return self._inputs[2]
+
+    def round(self, values: F32, scheme: Scheme, inputs: Inputs, *, name: str, first_row: int) -> QuantizedRows:
+        """Rows of a matrix, rounded against its inputs, in bands; `name` and `first_row` are for errors."""
+        step = min(_BAND_ROWS, max(1, _BAND_WEIGHTS // values.shape[1]))
+        bands = self.pool.map(
+            lambda start: round_rows(
+                values[start : start + step], scheme, inputs, name=name, first_row=first_row + start
+            ),
+            range(0, len(values), step),
+        )
+        return _joined(bands)
+
+    def multiply(self, x: F32, matrix: F32) -> F32:
+        """x @ matrix.T"""
+        result = np.empty((len(x), len(matrix)), np.float32)
+
+        def multiply(start: int) -> None:
+            stop = start + _PRODUCT_ROWS
+            np.matmul(x, matrix[start:stop].T, out=result[:, start:stop])
+
+        self._run(multiply, range(0, len(matrix), _PRODUCT_ROWS))
+        return result
+
+    def _run(self, do: Callable[[int], None], numbers: Sequence[int]) -> None:
+        for _ in self.pool.map(do, numbers):
+            pass
+
+
+def _joined(bands: Iterator[QuantizedRows]) -> QuantizedRows:
+    found = list(bands)
+    codes, scales = (np.concatenate([getattr(band, name) for band in found]) for name in ("codes", "scales"))
+    return QuantizedRows(codes, scales)

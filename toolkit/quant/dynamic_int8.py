@@ -1,0 +1,27 @@
+"""Rounds the inputs of a product as LiteRT does where the matrix has codes and no scales for inputs are known."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LEVELS = 255
+
+
+def dynamic_int8(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each row f32[..., columns] in 256 equal steps from its smallest number, or 0, to its largest, or 0.
+
+    Zero stays exact. Source: XNNPACK's qd8, `xnn_f32_qd8_asymmetric_quantization_params`.
+
+    >>> dynamic_int8(np.array([[0.0, 1.0, 254.6, -0.2], [0.0, 0.0, 0.0, 0.0]], np.float32)).round(3).tolist()
+    [[0.0, 0.999, 254.8, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+    low = np.minimum(x.min(-1, keepdims=True), 0)
+    high = np.maximum(x.max(-1, keepdims=True), 0)
+    step = (high - low) / np.float32(_LEVELS)
+    step = np.where(step > 0, step, np.float32(1))
+    zero = np.rint(-low / step)
+    codes: NDArray[np.float32] = np.clip(np.rint(x / step) + zero, 0, _LEVELS)
+    codes -= zero
+    codes *= step
+    return codes

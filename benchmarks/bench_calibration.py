@@ -1,10 +1,11 @@
-"""How far bundles of the tiny model are from it, with calibration and without, at equal bytes.
+"""How far bundles of the tiny model are from it, with calibration and without, at equal bytes, and in mixes of types.
 
 Each recipe is converted three times: with the search for scales alone, calibrated with the built-in text, and with a
-text that the model writes itself. The bundles run in LiteRT as they are; the divergence of each prediction from the
-NumPy reference is measured on two texts that no calibration sees: the held-out part of the model's own books, and the
-gate's text in 18 languages. Intervals are 95 % bootstraps over blocks of predictions; for the ratio to the search, of
-the same predictions. Prints a table and appends a record for each bundle.
+text that the model writes itself; each mix, of which a token reads at most so many bytes, with the last one. The
+bundles run in LiteRT as they are; the divergence of each prediction from the NumPy reference is measured on two texts
+that no calibration sees: the held-out part of the model's own books, and the gate's text in 18 languages. Intervals are
+95 % bootstraps over blocks of predictions; for the ratio to the search, of the same predictions. Prints a table and
+appends a record for each bundle; `weight_bytes` is what a token reads.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import RESULTS, Measured, Recorder, model_record
+from converters.calibration.mix import MixBudget
 from converters.calibration.text import CalibrationChoice, built_in_calibration_text
 from converters.convert import convert
 from converters.families import open_checkpoint
@@ -28,6 +30,8 @@ from converters.family import Checkpoint
 from converters.request import ConvertRequest
 from converters.verify import built_in_text, compare, sequences_of
 from toolkit.base.elements import element_names
+from toolkit.bundle.footprint import footprints
+from toolkit.bundle.manifest_json import read_manifest
 from toolkit.quant.recipe import FORMAT
 from toolkit.report.tables import markdown
 from toolkit.results.figures import FigureName, known_figure
@@ -39,6 +43,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_gemma3n"
 CONTEXT = 512
 DECODER = ("layers.*.self_attn.*_proj.weight", "layers.*.mlp.*_proj.*weight")
 HOW: tuple[Literal["search", "built-in", "self"], ...] = ("search", "built-in", "self")
+MIXES_MB = (4.5, 3.9, 3.4, 3.0, 2.6)
+"""Bytes a token; int4 reads 5.0 MB."""
 TESTS: dict[str, FigureName] = {"books": "books_kl_nats", "languages": "languages_kl_nats"}
 KEYS = ("kl_nats", "kl_low_nats", "kl_high_nats", "kl_fraction", "kl_low_fraction", "kl_high_fraction")
 _BLOCK, _RESAMPLES = 16, 4000
@@ -47,15 +53,15 @@ F64 = NDArray[np.float64]
 Divergences = Mapping[str, F64]
 
 
-def recipes(folder: Path) -> dict[str, Path | str]:
+def recipes(folder: Path) -> dict[str, Path | str | MixBudget]:
     """Recipes by name; those of int2 differ from int8 in the decoder's matrices alone, as the int4 ones do."""
-    found: dict[str, Path | str] = {name: name for name in ("int8", "int4", "int4-channel", "int4-small")}
+    found: dict[str, Path | str | MixBudget] = {name: name for name in ("int8", "int4", "int4-channel", "int4-small")}
     if "int2" in element_names():
         path = folder / "int2-channel.json"
         rules = [{"match": match, "dtype": "int2"} for match in DECODER]
         path.write_text(json.dumps({"format": FORMAT, "name": "int2-channel", "base": "int8", "rules": rules}))
         found["int2-channel"] = path
-    return found
+    return found | {f"mix-{size:g}MB": MixBudget(size * 1e6, "bytes") for size in MIXES_MB}
 
 
 class Judge:
@@ -98,14 +104,17 @@ def interval(values: F64, base: F64 | None = None) -> tuple[float, float, float]
     return float(values.mean() / (1 if base is None else base.mean())), float(low), float(high)
 
 
-def figures(found: Divergences, search: Divergences, seconds: float, size: int) -> Figures:
-    """What a record holds of one bundle."""
-    result: dict[FigureName, float] = {"convert_s": seconds, "output_bytes": size}
+def figures(found: Divergences, search: Divergences, seconds: float, bundle: Path) -> Figures:
+    """What a record holds of one bundle; ratios only if there is a search to compare with."""
+    (reads,) = footprints(bundle, read_manifest(bundle)).values()
+    result: dict[FigureName, float] = {
+        "convert_s": seconds,
+        "output_bytes": sum(path.stat().st_size for path in bundle.iterdir()),
+        "weight_bytes": reads.weight_bytes,
+    }
     for name in TESTS:
-        mean, low, high = interval(found[name])
-        ratio, ratio_low, ratio_high = interval(found[name], search[name])
-        values = (mean, low, high, ratio, ratio_low, ratio_high)
-        for key, value in zip(KEYS, values, strict=True):
+        values = interval(found[name]) + (interval(found[name], search[name]) if search else ())
+        for key, value in zip(KEYS, values, strict=False):
             result[known_figure(f"{name}_{key}", "calibration")] = value
     return result
 
@@ -125,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.recipes is not None and recipe not in options.recipes:
                 continue
             search: Divergences = {}
-            for how in HOW:
+            for how in HOW[-1:] if isinstance(source, MixBudget) else HOW:
                 output = folder / f"{recipe}-{how}"
                 text: CalibrationChoice | None = None if how == "search" else "self"
                 if how == "built-in":
@@ -135,30 +144,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     ConvertRequest(
                         checkpoint,
                         output,
-                        recipes={"text": source, "ple": "int8"},
+                        recipes={"text": "int8" if isinstance(source, MixBudget) else source, "ple": "int8"},
                         groups=("text",),
                         context=CONTEXT,
                         calibration=text,
+                        mix=source if isinstance(source, MixBudget) else None,
                     ),
                     gate=None,
                 )
                 seconds = time.perf_counter() - started
                 found = judge.divergences(output)
-                search = search or found
-                made = figures(found, search, seconds, sum(path.stat().st_size for path in output.iterdir()))
+                search = found if how == "search" else search
+                made = figures(found, search, seconds, output)
                 model = model_record(output, "tiny Gemma 3n", quantization=recipe)
                 conditions = {"recipe": recipe, "weights": how}
                 recorder.append(options.output, Measured(model, TESTS, [made], conditions, threads=2))
-                rows.append([recipe, how, *(cell for name in TESTS for cell in cells(made, name))])
+                rows.append(
+                    [
+                        recipe,
+                        how,
+                        f"{made['weight_bytes'] / 1e6:.2f}",
+                        *(cell for name in TESTS for cell in cells(made, name)),
+                    ]
+                )
                 print(*rows[-1], sep=" | ", flush=True)
     heads = [f"{name}: {what}" for name in TESTS for what in ("KL", "of the search's")]
-    print(markdown(["recipe", "weights", *heads], rows))
+    print(markdown(["recipe", "weights", "MB a token", *heads], rows))
 
 
 def cells(made: Figures, name: str) -> list[str]:
     """A divergence and its ratio to the search's, each with its interval."""
-    kl, low, high, ratio, ratio_low, ratio_high = (made[known_figure(f"{name}_{key}", "calibration")] for key in KEYS)
-    return [f"{kl:.4f} ({low:.4f} to {high:.4f})", f"{ratio:.2f} ({ratio_low:.2f} to {ratio_high:.2f})"]
+    names = [known_figure(f"{name}_{key}", "calibration") for key in KEYS]
+    kl, low, high, *ratios = (made[name] for name in names if name in made)
+    return [f"{kl:.4f} ({low:.4f} to {high:.4f})", "{:.2f} ({:.2f} to {:.2f})".format(*ratios) if ratios else ""]
 
 
 if __name__ == "__main__":

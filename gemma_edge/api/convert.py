@@ -129,7 +129,7 @@ def convert(
     >>> list(result.manifest.sizes), result.report
     (['small'], None)
     """
-    mix = _mix(bytes_per_token, kl)
+    mix = mix_budget(bytes_per_token, kl)
     recipes = {"text": quant, "ple": ple_quant, "vision": vision_quant, "audio": audio_quant}
     request = ConvertRequest(
         checkpoint=with_revision(checkpoint, revision) if isinstance(checkpoint, (Path, str)) else checkpoint,
@@ -192,7 +192,8 @@ def _calibration(wanted: Path | str | bool) -> CalibrationChoice | None:
     return "self" if wanted == "self" else read_calibration_text(Path(wanted))
 
 
-def _mix(bytes_per_token: str | None, kl: float | None) -> MixBudget | None:
+def mix_budget(bytes_per_token: str | None, kl: float | None) -> MixBudget | None:
+    """The budget for a mix of types, if one is given; UsageError for one that cannot be."""
     if bytes_per_token is not None and kl is not None:
         raise UsageError("mix of types", found="both bytes_per_token and kl", wanted="one of them")
     if kl is not None:

@@ -173,6 +173,7 @@ def test_bytes_that_cannot_be_reached_are_refused_before_anything_is_measured(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_divergence_gets_fewer_bytes_the_larger_it_is(checkpoint: Path, tmp_path: Path, int8_bytes: int) -> None:
     sizes = []
     for name, amount in (("fine", 1e-3), ("coarse", 1e-1)):

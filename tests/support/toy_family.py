@@ -361,7 +361,7 @@ class ToyReference:
             x = x + multiply(table[:, i], f"layers.{i}.ple")
             split = [multiply(rms(x), f"layers.{i}.{kind}") for kind in "qkv"]
             sequences = zip(*(np.split(part, ends) for part in split), strict=True)
-            mixed = np.concatenate([attend(*parts, config.num_heads) for parts in sequences])
+            mixed = np.concatenate([attend(q, k, v, config.num_heads) for q, k, v in sequences])
             x = x + multiply(mixed, f"layers.{i}.o")
             x = x + multiply(np.tanh(multiply(rms(x), f"layers.{i}.up")), f"layers.{i}.down")
         return rms(x)

@@ -6,13 +6,14 @@ The same records give the same bytes. Where a script has written none yet, those
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 from benchmarks.measure import RESULTS
 from benchmarks.old_results import Point, old_points
-from toolkit.report.plots import Bar, StackedBars, plot_output, write_plot
+from toolkit.report.plots import Bar, Line, Panel, StackedBars, TimeSeries, plot_output, write_plot
 from toolkit.results.json_lines import read_results
 from toolkit.results.record import BenchRecord
 
@@ -130,6 +131,33 @@ def calibration(results: Path) -> StackedBars | None:
     return StackedBars("Divergence of the tiny model's bundles, by size", "nats a prediction", bars) if bars else None
 
 
+def mixes(results: Path) -> TimeSeries | None:
+    """Divergence of the tiny model's bundles over what a token reads: all of them, and the finer ones."""
+    points = [point for point in latest(results, "calibration", "recipe", "weights") if "weight_bytes" in point.figures]
+    if not points:
+        return None
+    points.sort(key=lambda point: point.figures["weight_bytes"])
+
+    def panel(unit: str, most: float) -> Panel:
+        lines = {}
+        for name, recipes in (("search", "search"), ("calibrated", "self"), ("a type for each matrix", "mix")):
+            some = [point for point in points if _way(point) == recipes and point.figures[_DIVERGENCE] <= most]
+            sizes, values = ([point.figures[key] for point in some] for key in ("weight_bytes", _DIVERGENCE))
+            if some:
+                lines[name] = Line([size / 1e6 for size in sizes], values, dots=True)
+        return Panel(unit, lines, from_zero=True)
+
+    panels = [panel("nats", math.inf), panel(f"nats, to {_FINE}", _FINE)]
+    return TimeSeries("Divergence in 18 languages over the weights that a token reads", panels, "MB a token")
+
+
+_DIVERGENCE, _FINE = "languages_kl_nats", 0.03
+
+
+def _way(point: Point) -> str:
+    return "mix" if point.facts["recipe"].startswith("mix") else point.facts["weights"]
+
+
 def _model_and_recipe(point: Point) -> tuple[bool, str]:
     """What bars of one group have in common. Files of E2B have gigabytes, those of 0.43 B have not."""
     return int(point.facts["bytes"]) >= 10**9, point.facts["quantization"]
@@ -144,7 +172,7 @@ def _bar(label: str, part: str, value: float, *, new: bool = False) -> Bar:
     return Bar(label, {part: value}, gap_before=new)
 
 
-def plots(results: Path) -> dict[str, StackedBars]:
+def plots(results: Path) -> dict[str, StackedBars | TimeSeries]:
     """Every plot of which there are records, by the name of its file."""
     found = {
         "bandwidth": bandwidth(results),
@@ -154,6 +182,7 @@ def plots(results: Path) -> dict[str, StackedBars]:
         "ple_warm": ple(results, "warm"),
         "decode": decode(results),
         "calibration": calibration(results),
+        "mixes": mixes(results),
     }
     return {name: plot for name, plot in found.items() if plot is not None}
 

@@ -95,3 +95,26 @@ def test_no_plot_of_the_benchmarks_is_stale(tmp_path: Path) -> None:
 
 def _texts(drawn: bytes) -> list[str]:
     return ["".join(element.itertext()) for element in ElementTree.fromstring(drawn).iter(f"{SVG}text")]
+
+
+def test_divergences_are_drawn_over_the_bytes_that_a_token_reads(tmp_path: Path) -> None:
+    def bundle(recipe: str, weights: str, size: float, divergence: float) -> BenchRecord:
+        figures: Figures = {"weight_bytes": size, "languages_kl_nats": divergence}
+        script = ScriptRecord("b", {"recipe": recipe, "weights": weights}, {})
+        record = changed(figures, script)
+        return dataclasses.replace(record, runner="bench_calibration", tests={"languages": "languages_kl_nats"})
+
+    records = [
+        bundle("int4", "search", 5e6, 0.02),
+        bundle("int2", "search", 3e6, 0.3),
+        bundle("int4", "self", 5e6, 0.01),
+        bundle("mix-4MB", "self", 4e6, 0.012),
+    ]
+    write(tmp_path / "calibration.jsonl", records)
+    plot = plot_results.mixes(tmp_path)
+    assert plot is not None
+    every, fine = plot.panels
+    assert list(every.lines) == ["search", "calibrated", "a type for each matrix"]
+    assert (every.lines["search"].times_s, every.lines["search"].values) == ([3.0, 5.0], [0.3, 0.02])
+    assert fine.lines["search"].values == [0.02], "the finer ones on a scale of their own"
+    assert plot_results.mixes(tmp_path / "none") is None

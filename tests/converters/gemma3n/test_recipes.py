@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from paths import REPOSITORY
 
+from benchmarks.synthetic import PRESETS
+from converters.gemma.graphs.text.kv_cache import CacheRows
 from converters.gemma.recipes import ple_recipe
+from converters.gemma3n.graphs.text.decoder import decode_graph
 from converters.gemma3n.recipes import RECIPES
+from converters.gemma3n.sizes.elastic import combine
+from converters.gemma3n.sizes.matformer import whole_slice
 from toolkit.base.weights import Weight
+from toolkit.bundle.footprint import step_weights
+from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
+from toolkit.tflite.graph import Signature
+from toolkit.tflite.schema import unpack
+from toolkit.tflite.writer import layout_files
 
 F32, INT8 = Scheme("f32"), Scheme("int8")
 TEXT = RECIPES["text"]
@@ -75,10 +87,29 @@ def test_built_in_recipes_differ_in_attention_and_feed_forward_only(name: str, c
         assert scheme == (core if is_core else F32 if is_small else side), weight
 
 
-def test_the_small_recipe_has_every_product_s_matrix_in_int4_and_the_table_of_embeddings_in_int8() -> None:
-    for weight, scheme in TEXT.load("int4-small").plan(text_weights()).items():
+def test_the_small_recipe_has_products_in_int4_the_first_up_projections_in_int2_and_embeddings_in_int8() -> None:
+    for weight, scheme in TEXT.load("int4-small").plan(text_weights(layers=6)).items():
         is_float = "norm" in weight or ".altup." in weight
-        assert scheme == (F32 if is_float else INT8 if weight == "embed_tokens.weight" else Scheme("int4")), weight
+        is_coarse = re.fullmatch(r"layers\.[0-3]\.mlp\.up_proj\.weight", weight) is not None
+        wanted = (
+            F32 if is_float else INT8 if weight == "embed_tokens.weight" else Scheme("int2" if is_coarse else "int4")
+        )
+        assert scheme == wanted, weight
+
+
+def test_the_small_recipe_reads_at_most_1_2_gb_a_token_at_e2b() -> None:
+    config = PRESETS["e2b"]
+    elastic = combine(config, (whole_slice(config, "E2B"),))
+    rows = CacheRows.fitting(elastic.config, 4096, 1024)
+    decode = [Signature("decode", decode_graph(elastic.sizes[0], elastic.config, rows))]
+    bytes_read = {}
+    for name in ("int4", "int4-small"):
+        rules = TEXT.load(name).rules
+        recipe = Recipe(name, tuple(replace(rule, optional=True) for rule in rules))  # the embedder is not here
+        layout = layout_files({"decoder": decode}, recipe)["decoder"]
+        bytes_read[name] = sum(step_weights(unpack(memoryview(layout.header)), "decode").values())
+    assert bytes_read["int4"] > 1.57e9
+    assert bytes_read["int4-small"] <= 1.2e9
 
 
 @pytest.mark.parametrize("name", TEXT.names)

@@ -18,9 +18,9 @@ import atheris
 
 with atheris.instrument_imports(include=["toolkit", "converters", "device_harness"]):
     from fuzz.native_targets import NATIVE_TARGETS
+    from fuzz.target import CORPUS
     from fuzz.targets import TARGETS, target
 
-CORPUS = Path(__file__).parent / "corpus"
 _RUN_S = 30.0
 """A single input that takes longer is a find."""
 _STUCK_S = 3600

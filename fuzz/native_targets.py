@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_harness.programs.bundle_runner import sources
-from fuzz.target import EXAMPLE, REPOSITORY
+from fuzz.target import CORPUS, EXAMPLE, REPOSITORY
 from toolkit.base.errors import EnvironmentFault
 
 HARNESSES = Path(__file__).parent / "native"
@@ -36,6 +36,11 @@ class NativeTarget:
     name: str
     included: str | None
     seeds: Callable[[], Sequence[bytes]]
+
+    @property
+    def kept(self) -> Path:
+        """Where inputs that found something are kept; there may be none."""
+        return CORPUS / self.name
 
     def build(self, folder: Path) -> Path:
         """Compile it into `folder`; EnvironmentFault without clang."""
@@ -56,7 +61,8 @@ class NativeTarget:
         with tempfile.TemporaryDirectory() as folder:
             options = ["-rss_limit_mb=2048", "-print_final_stats=1", "-detect_leaks=0", f"-artifact_prefix={found}/"]
             longest = max(map(len, self.seeds())) + 4096
-            process = subprocess.Popen([self.build(Path(folder)), *options, f"-max_len={longest}", str(found)])
+            folders = [str(found), *([str(self.kept)] if self.kept.is_dir() else [])]
+            process = subprocess.Popen([self.build(Path(folder)), *options, f"-max_len={longest}", *folders])
             while process.poll() is None and _processor_seconds(process.pid) < seconds:
                 time.sleep(_LOOK_S)
             process.send_signal(signal.SIGUSR1)  # libFuzzer ends after the input at hand, and prints its figures
@@ -104,9 +110,20 @@ def _shards() -> Sequence[bytes]:
     return found
 
 
+def _pushes() -> Sequence[bytes]:
+    """A byte of choices, arguments, and bytes of the connection: chunks below and above the program's blocks."""
+    lines = (
+        "0store a 100 1 4 50", "1store a 270000 0 2 7000", "1store a 140000 0 3 5", "3store b 4096 2 40 1",
+        "0hash a 4096 0 80 100", "2hash b 270000 0 2 1", "0hash a 140000 0 3 1", "0copy a 65536 0 5 1 b",
+        "2copy b 262145 0 2 4096 a", "0copy a 5000 2 6 100 b",
+    )  # fmt: skip
+    return [f"{line}\n".encode() + bytes(range(250)) for line in lines]
+
+
 NATIVE_TARGETS = (
     NativeTarget("native-manifest", "manifest.c", _manifests),
     NativeTarget("native-commands", "main.c", lambda: [json.dumps(command).encode() for command in _COMMANDS]),
     NativeTarget("native-rows", "ple.c", _shards),
     NativeTarget("native-probe", None, _shards),
+    NativeTarget("native-receiver", None, _pushes),
 )

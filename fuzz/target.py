@@ -13,6 +13,7 @@ from pathlib import Path
 from toolkit.base.errors import ToolkitError
 
 REPOSITORY = Path(__file__).parent.parent
+CORPUS = Path(__file__).parent / "corpus"
 EXAMPLE = REPOSITORY / "examples" / "tiny_gemma3n"
 MOST_SEED_BYTES = 64 * 1024
 """Larger seeds make every mutant slow; what follows in a file are weights."""

@@ -16,7 +16,6 @@ from toolkit.base.strict_json import read_json_file, read_record, without_format
 from toolkit.bundle.chat import Message, Role
 
 FORMAT = "gemma-edge-chat/1"
-_MAX_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ def save_chat(path: Path, messages: Sequence[Message]) -> None:
 
 def read_chat(path: Path) -> tuple[Message, ...]:
     """Read a conversation that `save_chat` wrote; UsageError if it is not one."""
-    value = read_json_file(path, UsageError, _MAX_BYTES)
+    value = read_json_file(path, UsageError)
     fields = without_format(value, FORMAT, str(path), UsageError)
     chat = read_record(fields, _SavedChat, str(path), UsageError)
     return tuple(Message(item.role, item.content) for item in chat.messages)

@@ -19,7 +19,7 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _SPECIAL_TOKENS = "special_tokens_map.json"
 _FILES = ("chat_template.jinja", "chat_template.json", _TOKENIZER_CONFIG)
 _DEFAULT = "default"
-MAX_CONFIG_BYTES = 64 << 20  # the published tokenizer_config.json has 1.2 MB
+MAX_CONFIG_BYTES = 16_000_000  # the published tokenizer_config.json has 1.2 MB
 
 
 def read_chat_template(checkpoint: Path, bos_token: str | None = None) -> str | None:

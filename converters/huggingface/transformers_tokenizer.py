@@ -75,12 +75,14 @@ def _with_tokens(value: Mapping[str, Any], declared: Mapping[str, dict[str, bool
     known = {item["content"]: item for item in added}
     vocabulary = value["model"]["vocab"]
     new: dict[str, int] = {}
+    unused = max([len(vocabulary), *(item["id"] + 1 for item in added)])
     changed = False
     for text, flags in declared.items():
         if text not in known:
             token = vocabulary.get(text) if isinstance(vocabulary, dict) else None
             if token is None:
-                token = new[text] = max([len(vocabulary) + len(new), *(item["id"] + 1 for item in added)])
+                token = new[text] = unused
+            unused = max(unused, token + 1)
             known[text] = {"id": token, "content": text, **(flags or _NAMED)}
             added.append(known[text])
             changed = True

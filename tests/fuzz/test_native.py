@@ -11,6 +11,7 @@ import pytest
 from waiting import PATIENCE_S
 
 from fuzz.mutate import mutants
+from fuzz.native_targets import NATIVE_TARGETS, NativeTarget
 from fuzz.target import REPOSITORY
 from fuzz.targets import target
 
@@ -32,6 +33,18 @@ def require_refusal_or_result(words: Sequence[str], data: bytes = b"") -> None:
     done = subprocess.run(words, input=data, capture_output=True, timeout=PATIENCE_S, check=False, env=ENVIRONMENT)
     assert done.returncode in (0, 1, 2, 3), (words, done)
     assert b"Sanitizer" not in done.stderr and b"runtime error" not in done.stderr, (words, done)
+
+
+@pytest.mark.skipif(shutil.which("clang") is None, reason="needs clang")
+@pytest.mark.parametrize("native", NATIVE_TARGETS, ids=lambda native: str(native.name))
+def test_the_harnesses_read_their_seeds_and_what_was_found_once(native: NativeTarget, tmp_path: Path) -> None:
+    files = sorted(native.kept.glob("*"))
+    for i, seed in enumerate(native.seeds()):
+        files.append(tmp_path / f"seed-{i}")
+        files[-1].write_bytes(seed)
+    command = [str(native.build(tmp_path)), "-detect_leaks=0", *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr.count("Executed ") == len(files), done.stderr
 
 
 def test_the_flash_probe_reads_or_refuses_mutants_of_shards(tmp_path: Path) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from fuzz.mutate import mutants
-from fuzz.target import REPOSITORY, Target
+from fuzz.target import CORPUS, Target
 from fuzz.targets import TARGETS
 
-KEPT = REPOSITORY / "fuzz" / "corpus"
 FEW: dict[str, int] = {"template": 15, "tflite": 100, "litertlm": 200, "shard": 200, "adapter": 300, "manifest": 400}
 """Slow ones; of the others 1,000."""
 
@@ -33,11 +30,11 @@ def test_many_mutants_are_read_or_refused(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.name))
 def test_what_was_found_once_stays_mended(target: Target) -> None:
-    for path in sorted((KEPT / target.name).glob("*")):
+    for path in sorted((CORPUS / target.name).glob("*")):
         target.run(path.read_bytes())
 
 
 def test_mutants_are_the_same_every_time_and_differ_from_their_seed() -> None:
     first, second = (list(mutants([b"seed of some length"], 50)) for _ in range(2))
     assert first == second and len(set(first)) > 40
-    assert Path(KEPT).parent.is_dir()
+    assert CORPUS.parent.is_dir()

@@ -12,11 +12,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+Server = TypeVar("Server", bound="HubServer")
 LARGE_SUFFIXES = (".safetensors", ".gguf", ".litertlm")
 COMMIT, OLD_COMMIT = "1" * 40, "2" * 40
 
@@ -60,7 +61,7 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.storage_url = f"http://localhost:{self._server.server_port}"  # another host, which gets no token
 
-    def __enter__(self) -> HubServer:
+    def __enter__(self: Server) -> Server:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
@@ -93,46 +94,50 @@ class HubServer:
         path = unquote(urlsplit(request.path).path)
         self.requests.append(path)
         if self.status:
-            return _send(request, self.status, b"", {})
+            return send(request, self.status, b"", {})
         if path.startswith("/api/models/"):
             return self._info(request, path.removeprefix("/api/models/"))
         if path.startswith("/storage/"):
             return self._storage(request, path)
         parts = path.lstrip("/").split("/")
         if len(parts) < 5 or parts[2] != "resolve":
-            return _send(request, 404, b"", {})
+            return send(request, 404, b"", {})
         name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
         return self._resolve(request, name, revision, file)
 
     def _info(self, request: BaseHTTPRequestHandler, path: str) -> None:
         name, _, revision = path.partition("/revision/")
-        commit = self.revisions.get(revision or "main")
         if name not in self.repositories:
-            return _send(request, 404, b"", {"X-Error-Code": "RepoNotFound"})
-        if commit not in self.repositories[name]:
-            return _send(request, 404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return send(request, 404, b"", {"X-Error-Code": "RepoNotFound"})
+        if self.revisions.get(revision or "main") not in self.repositories[name]:
+            return send(request, 404, b"", {"X-Error-Code": "RevisionNotFound"})
+        return send(request, 200, json.dumps(self.info_of(path)).encode(), {"Content-Type": "application/json"})
+
+    def info_of(self, path: str) -> dict[str, Any]:
+        """What is said about `NAME` or `NAME/revision/REVISION`."""
+        name, _, revision = path.partition("/revision/")
+        commit = self.revisions[revision or "main"]
         siblings = [_sibling(file, data) for file, data in self.repositories[name][commit].items()]
-        value = {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}
-        return _send(request, 200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+        return {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}
 
     def _resolve(self, request: BaseHTTPRequestHandler, name: str, revision: str, file: str) -> None:
         if name in self.gated:
             given = request.headers.get("Authorization")
             if given is None:
-                return _send(request, 401, b"", {"X-Error-Code": "GatedRepo"})
+                return send(request, 401, b"", {"X-Error-Code": "GatedRepo"})
             if given != f"Bearer {self.token}":
-                return _send(request, 403, b"", {"X-Error-Code": "GatedRepo"})
+                return send(request, 403, b"", {"X-Error-Code": "GatedRepo"})
         commit = self.revisions.get(revision, "")
         data = self.repositories.get(name, {}).get(commit, {}).get(file)
         if data is None:
-            return _send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            return send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
         if file.endswith(LARGE_SUFFIXES):
             headers["X-Linked-Etag"] = f'"{hashlib.sha256(data).hexdigest()}"'
             headers["X-Linked-Size"] = str(len(data))
             headers["Location"] = f"{self.storage_url}/storage/{name}/{commit}/{file}"
-            return _send(request, 302, b"", headers)
-        return _send(request, 200, data, headers)
+            return send(request, 302, b"", headers)
+        return send(request, 200, data, headers)
 
     def _storage(self, request: BaseHTTPRequestHandler, path: str) -> None:
         assert request.headers.get("Authorization") is None
@@ -150,17 +155,22 @@ class HubServer:
         if self.corrupts:
             data = bytes(len(data))
         self.sent[file] = self.sent.get(file, 0) + (kept if request.command == "GET" else 0)
-        _send(request, 206 if partial else 200, data, headers, kept)
+        send(request, 206 if partial else 200, data, headers, kept)
 
 
 def _sibling(file: str, data: bytes) -> dict[str, object]:
-    sibling: dict[str, object] = {"rfilename": file, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
+    sibling: dict[str, object] = {"rfilename": file, "size": len(data), "blobId": git_blob(data)}
     if file.endswith(LARGE_SUFFIXES):
         sibling["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
     return sibling
 
 
-def _send(
+def git_blob(data: bytes) -> str:
+    """Git's hash of a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def send(
     request: BaseHTTPRequestHandler, status: int, data: bytes, headers: dict[str, str], kept: int | None = None
 ) -> None:
     """Send an answer, or only the first `kept` bytes of it before the connection ends."""

@@ -21,7 +21,7 @@ _LONGEST_CHARACTER = 4
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
-MAX_TOKENIZER_BYTES = 256 << 20
+MAX_TOKENIZER_BYTES = 64 << 20
 MAX_GROWTH = 64
 """Real ones replace a space by a mark, 1, or a character by its decomposed form, up to 18."""
 

@@ -10,6 +10,10 @@ from toolkit.base.errors import BundleError
 from toolkit.base.strict_json import shorten
 from toolkit.bundle.faults import Fault
 
+_MAX_VALUES = 5_000_000
+"""Of the JSON, by its brackets and commas, each of which may take 150 bytes of memory. 262,144 tokens, and merges for
+each way to make one, are about two million."""
+_MAX_TOKENS = 1 << 20
 _PER_CALL = ("truncation", "padding")
 """What transformers decides for each text, whatever the file says."""
 
@@ -85,6 +89,9 @@ def plain_tokenizer(data: bytes) -> bytes:
 
 def _tokens(file: str, data: bytes) -> list[tuple[str, int]] | Fault:
     """Text and id of every token, the added ones last; or a fault for the first entry that is not a token."""
+    values = sum(map(data.count, (b"[", b"{", b",")))
+    if values > _MAX_VALUES:
+        return Fault(file, "JSON", f"about {values:,} values", f"at most {_MAX_VALUES:,}")
     try:
         # Not strict_json: vocabularies of byte-level tokenizers do hold lone surrogates.
         value = json.loads(data.decode("utf-8"))
@@ -99,6 +106,8 @@ def _tokens(file: str, data: bytes) -> list[tuple[str, int]] | Fault:
     added = value.get("added_tokens") or []
     if not isinstance(added, list):
         return Fault(file, "added_tokens", shorten(added, 40), "a list")
+    if len(vocab) + len(added) > _MAX_TOKENS:
+        return Fault(file, "tokens", f"{len(vocab) + len(added):,}", f"at most {_MAX_TOKENS:,}")
     tokens: list[tuple[str, int]] = []
     for text, token in (*own, *((_at(entry, "content"), _at(entry, "id")) for entry in added)):
         if not isinstance(text, str):

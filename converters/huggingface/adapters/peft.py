@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -198,10 +198,16 @@ def _targets(stated: JsonObject) -> Targets:
         if limited or value == "all-linear":
             return no_targets
         return lambda modules: first_matches([value], modules, "target_modules", file).keys()
-    names = [str(name) for name in stated.array("target_modules")]
+    names = {str(name) for name in stated.array("target_modules")}
     if limited:
         return no_targets
-    return lambda modules: {module for module in modules if any(_is_suffix(name, module) for name in names)}
+    return lambda modules: {module for module in modules if not names.isdisjoint(_suffixes(module))}
+
+
+def _suffixes(module: str) -> Iterator[str]:
+    """The names by which a config may state a module, in steps of whole parts."""
+    parts = module.split(".")
+    return (".".join(parts[start:]) for start in range(len(parts)))
 
 
 def _is_suffix(name: str, module: str) -> bool:

@@ -1,16 +1,17 @@
 """Downloads files of a repository into Hugging Face's cache; an interrupted download goes on where it ended.
 
-`huggingface_hub` begins a large file again after an interrupt (since 1.16, a process's partial file is its own). So
-large files are written beside its blobs under a name that stays, checked against the Hub's SHA-256, and then handed
-over to it.
+Not by `huggingface_hub`, which begins a large file again after an interrupt (since 1.16, a process's partial file is
+its own), takes a small one of any length, and names it as the server's ETag says, even outside of the cache. The layout
+is its own, so that it finds what is here: `blobs/HASH`, and links to them in `snapshots/COMMIT`.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
+import shutil
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -39,8 +40,9 @@ def download(repository: HubRepository, names: Sequence[str], progress: Progress
     files = [(repository.files or {})[name] for name in names if repository.cached(name) is None]
     if not files:
         return
-    parts = {file.name: _part(repository, file) for file in files}
-    have = sum(path.stat().st_size for path in parts.values() if path is not None and path.exists())
+    blobs = {file.name: repository.storage / "blobs" / repository.blob_name(file) for file in files}
+    parts = map(_part_of, blobs.values())
+    have = sum(path.stat().st_size for path in parts if path.exists())
     total = sum(file.size for file in files)
     repository.storage.mkdir(parents=True, exist_ok=True)
     require_free_space(repository.storage, total - have)
@@ -52,7 +54,7 @@ def download(repository: HubRepository, names: Sequence[str], progress: Progress
 
     with disk_faults(repository.storage), ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
-            work = [pool.submit(_fetch, repository, file, parts[file.name], stop, done) for file in files]
+            work = [pool.submit(_fetch, repository, file, blobs[file.name], stop, done) for file in files]
             finished, _ = wait(work, return_when=FIRST_EXCEPTION)
             for future in finished:
                 future.result()
@@ -60,40 +62,44 @@ def download(repository: HubRepository, names: Sequence[str], progress: Progress
             stop.set()
 
 
-def _part(repository: HubRepository, file: HubFile) -> Path | None:
-    """Where a large file is written until it is complete; None for a small one."""
-    if file.sha256 is None:
-        return None
-    return repository.storage / "blobs" / f"{file.sha256}{PART_SUFFIX}"
+def _part_of(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}{PART_SUFFIX}")
 
 
 def _fetch(
-    repository: HubRepository, file: HubFile, part: Path | None, stop: threading.Event, done: Callable[[int], None]
+    repository: HubRepository, file: HubFile, blob: Path, stop: threading.Event, done: Callable[[int], None]
 ) -> None:
     if stop.is_set():
         return
-    if part is None:
-        repository.fetch(file.name)
-        done(file.size)
-        return
+    part = _part_of(blob)
     part.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "ab+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)  # another process may be downloading it
-        blob = part.with_suffix("")
         if blob.exists():
             done(file.size)
         else:
             _complete(repository, file, stream.fileno(), stop, done)
             os.rename(part, blob)
     part.unlink(missing_ok=True)
-    repository.fetch(file.name)
+    _link(repository.folder / file.name, blob)
+
+
+def _link(name: Path, blob: Path) -> None:
+    """Make the blob appear under a name; where the system has no links, as a copy."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    temporary = name.with_name(f".{name.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.symlink_to(os.path.relpath(blob, name.parent))
+    except OSError:
+        shutil.copyfile(blob, temporary)
+    os.replace(temporary, name)
 
 
 def _complete(
     repository: HubRepository, file: HubFile, fd: int, stop: threading.Event, done: Callable[[int], None]
 ) -> None:
     """Append what is missing, and check the whole."""
-    digest, have = hashlib.sha256(), os.fstat(fd).st_size
+    digest, have = file.digest(), os.fstat(fd).st_size
     if have > file.size:
         os.ftruncate(fd, 0)
         have = 0
@@ -106,12 +112,13 @@ def _complete(
         _write(fd, piece)
         digest.update(piece)
         done(len(piece))
-    if digest.hexdigest() != file.sha256:
+    wanted = repository.blob_name(file)
+    if digest.hexdigest() != wanted:
         os.ftruncate(fd, 0)
         raise CheckpointError(
             f"{repository.hub_id}/{file.name}",
-            found=f"sha256 {digest.hexdigest()[:16]}...",
-            wanted=f"{str(file.sha256)[:16]}..., as the Hub says",
+            found=f"{digest.name} {digest.hexdigest()[:16]}...",
+            wanted=f"{wanted[:16]}..., as the Hub says",
             remedy="it was removed: run it again to download it again",
         )
     os.fsync(fd)

@@ -117,8 +117,7 @@ def locate_checkpoint(path_or_id: str | os.PathLike[str], more_files: Sequence[s
     repository = open_repository(_hub_id(path_or_id, "a checkpoint's"))
     if not repository.has("config.json"):
         raise no_config(repository.hub_id, repository.names)
-    for name in repository.matching([*_SMALL_FILES, *more_files]):
-        repository.fetch(name)
+    download(repository, repository.matching([*_SMALL_FILES, *more_files]))
     located = LocatedCheckpoint(repository.folder, repository.pinned_name, repository)
     if repository.files is None and not located.is_here:
         raise EnvironmentFault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.huggingface.hub.repository import HubFile, HubRepository, hub_errors, hub_utils
+from converters.huggingface.hub.repository import TIMEOUT_S, HubFile, HubRepository, hub_errors, hub_utils
 from converters.huggingface.safetensors import SafetensorsFile, read_header
 from toolkit.base.errors import EnvironmentFault
+from toolkit.base.strict_json import shorten
 
 _ATTEMPTS = 5
 """How often in a row a request may fail without a single byte."""
 _FIRST_PAUSE_S = 0.5
-_TIMEOUT_S = 30.0
 _FIRST_READ_BYTES = 1 << 16
 """Most headers are shorter, so that one request is enough."""
+_CONTENT_RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<size>\d+|\*)", re.ASCII)
 
 
 def stream_range(repository: HubRepository, file: HubFile, start: int, end: int) -> Iterator[bytes]:
@@ -54,7 +56,7 @@ def _request(repository: HubRepository, file: HubFile, start: int, end: int) -> 
     hub = hub_utils()
     headers = {**hub.build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
     url = repository.url(file.name)
-    with hub.get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True) as response:
+    with hub.get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as response:
         hub.hf_raise_for_status(response)
         if response.status_code != 206 and (start, end) != (0, file.size):
             raise EnvironmentFault(
@@ -62,12 +64,26 @@ def _request(repository: HubRepository, file: HubFile, start: int, end: int) -> 
                 found="a server that sends whole files instead of the ranges asked for",
                 remedy="download the repository with another program, and name its directory",
             )
+        stated = response.headers.get("Content-Range", "no Content-Range")
+        if response.status_code == 206 and not _is_of(stated, start, file.size):
+            wanted = f"bytes {start}-{end - 1}/{file.size}"
+            raise EnvironmentFault(f"{repository.hub_id} {file.name}", found=shorten(stated), wanted=wanted)
         left = end - start
         for piece in response.iter_bytes():  # as they arrive: of larger pieces, a broken connection would lose some
             yield piece[:left]
             left -= len(piece)
             if left <= 0:
                 return
+
+
+def _is_of(content_range: str, start: int, size: int) -> bool:
+    """Whether an answer's bytes are those of a file of this size from `start` on.
+
+    >>> _is_of("bytes 8-15/100", 8, 100), _is_of("bytes 0-7/100", 8, 100), _is_of("bytes 8-15/*", 8, 100)
+    (True, False, True)
+    """
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    return match is not None and match["start"] == str(start) and match["size"] in (str(size), "*")
 
 
 def _may_pass(error: BaseException | None) -> bool:

@@ -1,32 +1,50 @@
-"""A repository on the Hugging Face Hub at one commit: its files, their sizes, and the small ones downloaded.
+"""A repository on the Hugging Face Hub at one commit: its files, their sizes and their hashes.
 
 Answers come from the Hub's API through `huggingface_hub`; without a network, from what its cache already has.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from toolkit.base.errors import CheckpointError, EnvironmentFault
+from toolkit.base.strict_json import JsonObject, shorten
 
 HUB_ID = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<revision>[^@]+))?", re.ASCII
 )
+TIMEOUT_S = 30.0
+"""Without a byte from the Hub."""
+_GIT_HASH = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_ANSWER_BYTES = 16_000_000
+"""Of what the Hub says about a repository: some 300 bytes for each file."""
+_MAX_FILE_BYTES = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a repository: its size, and the SHA-256 that the Hub states for large files."""
+    """A file of a repository: its size and its hash, SHA-256 of large files and Git's own of small ones, or neither."""
 
     name: str
     size: int
     sha256: str | None
+    git_blob: str | None
+
+    def digest(self) -> hashlib._Hash:
+        """What hashes the content as the Hub does."""
+        if self.sha256 is not None:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +93,12 @@ class HubRepository:
         path = self.folder / name
         return path if path.is_file() else None
 
-    def fetch(self, name: str) -> Path:
-        """A small file, downloaded if it is not in the cache."""
-        from huggingface_hub import hf_hub_download
-
-        cached = self.cached(name)
-        if cached is not None:
-            return cached
-        with hub_errors(self.hub_id, name):
-            return Path(hf_hub_download(self.name, name, revision=self.commit, tqdm_class=_silent_bars()))
+    def blob_name(self, file: HubFile) -> str:
+        """What a file's content is called in the cache: its hash."""
+        name = file.sha256 or file.git_blob
+        if name is None:
+            raise _strange_answer(self.name, f"no hash of {shorten(file.name)}")
+        return name
 
     def url(self, name: str) -> str:
         """Where a file is served."""
@@ -98,7 +113,7 @@ def open_repository(hub_id: str) -> HubRepository:
     hub_id: `owner/name` or `owner/name@revision`. CheckpointError if the Hub has no such repository or revision,
     EnvironmentFault if it does not answer or does not let the user in.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
     match = HUB_ID.fullmatch(hub_id)
@@ -106,7 +121,7 @@ def open_repository(hub_id: str) -> HubRepository:
     name, revision = match["name"], match["revision"]
     with hub_errors(hub_id):
         try:
-            info = HfApi(endpoint=constants.ENDPOINT).model_info(name, revision=revision, files_metadata=True)
+            repository = _parse_info(_ask(name, revision), hub_id, name)
         except Exception as error:  # offline mode, and the classes of whichever network library the client uses
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
@@ -114,13 +129,68 @@ def open_repository(hub_id: str) -> HubRepository:
             if commit is None:
                 raise
             return HubRepository(hub_id, name, commit, None)
-    repository = HubRepository(hub_id, name, str(info.sha), None)
     _remember(repository, revision or constants.DEFAULT_REVISION)
-    files = {
-        item.rfilename: HubFile(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs is not None else None)
-        for item in info.siblings or ()
-    }
-    return replace(repository, files=files)
+    return repository
+
+
+def _ask(name: str, revision: str | None) -> bytes:
+    """What the Hub's API says about a revision of a model, with the sizes of its files.
+
+    Not by HfApi.model_info, which reads an answer of any length.
+    """
+    from huggingface_hub import constants
+
+    hub, data = hub_utils(), bytearray()
+    url = f"{constants.ENDPOINT}/api/models/{name}" + (f"/revision/{quote(revision, safe='')}" if revision else "")
+    headers, asked = hub.build_hf_headers(), {"blobs": "true"}
+    with hub.get_session().stream(
+        "GET", url, params=asked, headers=headers, timeout=TIMEOUT_S, follow_redirects=True
+    ) as response:
+        hub.hf_raise_for_status(response)
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) > _MAX_ANSWER_BYTES:
+                raise _strange_answer(name, f"over {_MAX_ANSWER_BYTES:,} bytes")
+    return bytes(data)
+
+
+def _parse_info(data: bytes, hub_id: str, name: str) -> HubRepository:
+    """A repository from the API's answer; EnvironmentFault for one that names files as the Hub does not."""
+    try:
+        value: object = json.loads(data)  # not strict_json: the answer repeats parts of the model's own files
+    except (ValueError, RecursionError) as error:
+        raise _strange_answer(name, f"not JSON ({shorten(str(error))})") from error
+    info = JsonObject(value, None, EnvironmentFault, f"the Hub's answer about {name}")
+    commit = _matching(info, "sha", _GIT_HASH, "a commit")
+    files = {}
+    for item in info.array("siblings") if info.has("siblings") else ():
+        stated = JsonObject(item, None, EnvironmentFault, f"{info.place} siblings")
+        lfs = stated.child("lfs") if stated.has("lfs") else None
+        file = HubFile(
+            name=stated.string("rfilename"),
+            size=stated.integer("size", 0, _MAX_FILE_BYTES) if stated.has("size") else 0,
+            sha256=None if lfs is None else _matching(lfs, "sha256", _SHA256, "a SHA-256"),
+            git_blob=_matching(stated, "blobId", _GIT_HASH, "Git's hash of it") if stated.has("blobId") else None,
+        )
+        files[file.name] = file
+    return HubRepository(hub_id, name, commit, files)
+
+
+def _matching(stated: JsonObject, key: str, form: re.Pattern[str], wanted: str) -> str:
+    """A text that becomes part of a path in the cache."""
+    text = stated.string(key)
+    if form.fullmatch(text) is None:
+        stated.refuse(key, text, f"{wanted} in hexadecimal digits")
+    return text
+
+
+def _strange_answer(name: str, found: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"the Hub's answer about {name}",
+        found=found,
+        wanted="a repository's commit and files",
+        remedy="check the network, which may ask for a login, and HF_ENDPOINT",
+    )
 
 
 def _remember(repository: HubRepository, revision: str) -> None:
@@ -137,16 +207,6 @@ def _cached_commit(name: str, revision: str) -> str | None:
     ref = storage / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
     return commit if (storage / "snapshots" / commit).is_dir() else None
-
-
-def _silent_bars() -> Any:
-    """A class of progress bars that shows none: whoever calls shows a bar of all files."""
-    bars = hub_utils().tqdm
-
-    def silent(instance: Any, *arguments: Any, **settings: Any) -> None:
-        bars.__init__(instance, *arguments, **{**settings, "disable": True})
-
-    return type("Silent", (bars,), {"__init__": silent})
 
 
 def hub_utils() -> Any:

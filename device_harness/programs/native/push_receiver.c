@@ -109,10 +109,13 @@ static void hash_chunks(uint64_t number, int lanes, uint8_t *buffer) {
         done += count;
     }
     for (int k = 0; k < lanes; k++) {
+        if (!is_whole[k]) { /* after an early end, `count` is not that of the last bytes */
+            say_unreadable(number + (uint64_t)k);
+            continue;
+        }
         uint8_t digest[SHA256_DIGEST];
         sha256_finish(run.compress, states[k], data[k] + count / SHA256_BLOCK * SHA256_BLOCK, size, digest);
-        if (is_whole[k]) say_digest(number + (uint64_t)k, digest);
-        else say_unreadable(number + (uint64_t)k);
+        say_digest(number + (uint64_t)k, digest);
     }
 }
 

@@ -158,6 +158,13 @@ def test_what_cannot_be_read_has_no_hash_and_the_rest_has(receiver: Path, tmp_pa
     assert absent.returncode == 0 and in_order(absent.stdout) == ["none 0 unreadable", "none 1 unreadable"]
 
 
+def test_chunks_that_cannot_be_read_are_not_hashed(receiver: Path, tmp_path: Path) -> None:
+    """Their last bytes would be those behind a block, which for the last hasher is behind its memory."""
+    count = 400
+    done = start(receiver, tmp_path, ("hash", "none", CHUNK + 63, 0, count, 1))
+    assert in_order(done.stdout) == [f"none {n} unreadable" for n in range(count)]
+
+
 @pytest.mark.parametrize("kind", ["link", "directory", "fifo", "absent"])
 def test_only_files_are_taken(receiver: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / "other").touch()

@@ -17,6 +17,8 @@ from paths import EXAMPLE
 
 from converters.convert import convert
 from converters.huggingface.chat_template import find_template, read_chat_template
+from converters.huggingface.prompt_files import read_prompt_files
+from converters.huggingface.transformers_tokenizer import as_transformers_loads
 from converters.request import ConvertRequest
 from gemma_edge.cli import main
 from toolkit.base.errors import BundleError, CheckpointError, ToolkitError, UsageError
@@ -26,6 +28,7 @@ from toolkit.bundle.manifest import CHAT_TEMPLATE, LOCK, TOKENIZER
 from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.prompting import Prompting
 from toolkit.bundle.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
+from toolkit.bundle.tokenizer_file import tokenizer_faults
 from toolkit.check import check
 from toolkit.litertlm.chat_template import engine_template
 from toolkit.runtime.bundle import Bundle
@@ -180,6 +183,41 @@ def test_a_tokenizer_of_a_terabyte_is_refused(checkpoint: Path) -> None:
         Tokenizer(checkpoint / TOKENIZER)
     assert main(["convert", str(checkpoint), "-o", str(checkpoint.parent / "bundle")]) == 2
     assert not (checkpoint.parent / "bundle").exists()
+
+
+@pytest.mark.parametrize("data", [b"[],", b'"ab",'], ids=["lists", "texts"])
+def test_a_tokenizer_of_more_values_than_any_has_is_refused_unparsed(data: bytes) -> None:
+    text = b'{"model": {"vocab": [' + data * (MAX_TOKENIZER_BYTES // len(data) - 20) + b"0]}}"
+    before = peak_bytes()
+    (fault,) = tokenizer_faults(TOKENIZER, text, 4096)
+    assert fault.wanted == "at most 5,000,000" and peak_bytes() - before < 64 << 20
+
+
+def test_a_vocabulary_that_no_model_has_is_refused() -> None:
+    text = b'{"model": {"vocab": [' + b"0," * (1 << 20) + b"0]}}"
+    (fault,) = tokenizer_faults(TOKENIZER, text, 4096)
+    assert (fault.fault, fault.found) == ("tokens", "1,048,577")
+
+
+def test_tokens_that_a_config_adds_take_linear_time(checkpoint: Path) -> None:
+    names = [f"<more_{i}>" for i in range(20_000)]
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"additional_special_tokens": names}))
+    before = time.process_time()
+    data = (checkpoint / TOKENIZER).read_bytes()
+    added = json.loads(as_transformers_loads(data, checkpoint))["added_tokens"][-len(names) :]
+    assert time.process_time() - before < 5
+    assert [item["content"] for item in added] == names
+    assert [item["id"] - added[0]["id"] for item in added] == list(range(len(names)))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "chat_template.json"])
+def test_a_config_of_more_than_16_mb_is_refused_unparsed(checkpoint: Path, name: str) -> None:
+    (checkpoint / CHAT_TEMPLATE).unlink(missing_ok=True)
+    (checkpoint / name).write_bytes(b'{"a": [' + b"[]," * 6_000_000 + b"0]}")
+    before = peak_bytes()
+    with pytest.raises(CheckpointError, match=f"{name}: found over 16,000,000 bytes"):
+        read_prompt_files(checkpoint, 4096)
+    assert peak_bytes() - before < 64 << 20
 
 
 @pytest.mark.parametrize("name", ["a constant of 3 GB", "a text that doubles", "nested lists"])

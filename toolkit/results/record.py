@@ -18,7 +18,7 @@ FileName = Annotated[
 ]
 Sha256 = Annotated[str, Matches(re.compile(r"[0-9a-f]{64}"), "64 hexadecimal digits")]
 Time = Annotated[str, Matches(re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"), "YYYY-MM-DDTHH:MM:SSZ")]
-Count = Annotated[int, Range(0, 2**63)]
+Count = Annotated[int, Range(0, 2**63 - 1)]
 Positive = Annotated[int, Range(1, 4096)]
 Context = Annotated[int, Range(1, 2**31)]
 Number = Annotated[float, Range(-1e18, 1e18)]

@@ -70,6 +70,19 @@ def test_parquet_has_types_units_and_the_same_values(tmp_path: Path) -> None:
 
 
 @needs_pyarrow
+def test_a_count_that_no_table_holds_is_refused_where_it_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, target = tmp_path / "r.jsonl", tmp_path / "t.parquet"
+    for count, code in ((2**63 - 1, 0), (2**63, 2)):
+        value = json.loads(dump_record(RECORDS[0]))
+        value["model"]["bytes"] = count
+        results.write_text(json.dumps(value) + "\n")
+        assert main(["results", "export", str(results), "-o", str(target)]) == code
+    assert "line 1 model bytes: found 9223372036854775808" in capsys.readouterr().err
+
+
+@needs_pyarrow
 def test_the_question_in_the_docs_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     duckdb = pytest.importorskip("duckdb")
     energy = EnergyRecord("odpm", None, 0.5, 5.0, {}, None)

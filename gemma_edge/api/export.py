@@ -109,8 +109,8 @@ def _sampling(bundle: Path, temperature: float | None, top_k: int | None, top_p:
         stated, usual_temperature=1.0, temperature=temperature, top_k=top_k, top_p=top_p, seed=0
     )  # fmt: skip
     if chosen.temperature == 0:
-        return MOST_LIKELY
+        return replace(MOST_LIKELY, repeat_penalty=chosen.repeat_penalty)
     if not LEAST_TEMPERATURE <= chosen.temperature <= MOST_TEMPERATURE:
         wanted = f"0, or {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
         raise UsageError("temperature", found=chosen.temperature, wanted=wanted)
-    return SamplingRecord(chosen.temperature, chosen.top_k, chosen.top_p)
+    return SamplingRecord(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p, chosen.repeat_penalty)

@@ -70,8 +70,8 @@ class Model:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         raw: bool = False,
@@ -92,7 +92,8 @@ class Model:
             (0: all), and of these only from the most likely ones whose probabilities add up to p. None for what the
             checkpoint's generation_config.json says; if it says nothing: 0, 64 and 0.95.
         min_p: sample only from tokens at least this many times as likely as the most likely one; 0: from all.
-        repeat_penalty: above 1 makes tokens of the prompt and of the answer less likely, below 1 more likely.
+        repeat_penalty: above 1 makes tokens of the prompt and of the answer less likely, below 1 more likely. None, as
+            of `min_p`, for what the checkpoint says; if it says nothing: 1 and 0.
         seed: the same seed and prompt give the same answer.
         stop: texts that end the answer; they are not part of it.
         raw: continue the prompt itself, without the chat template.
@@ -145,8 +146,8 @@ class Model:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         raw: bool = False,
@@ -182,8 +183,8 @@ class Model:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         speculative: bool = False,
@@ -282,8 +283,8 @@ class Model:
         top_k: int | None,
         top_p: float | None,
         seed: int,
-        min_p: float,
-        repeat_penalty: float,
+        min_p: float | None,
+        repeat_penalty: float | None,
     ) -> Sampling:
         """The settings of one call; UsageError for values out of range."""
         return choose_sampling(

@@ -114,13 +114,14 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, temperature: floa
         help=f"sample from the most likely tokens whose probabilities add up to P (default without it: {USUAL_TOP_P})",
     )  # fmt: skip
     group.add_argument(
-        "--min-p", metavar="P", type=number, default=0.0,
-        help="sample only from tokens at least P times as likely as the most likely one (default: 0, from all)",
+        "--min-p", metavar="P", type=number,
+        help="sample only from tokens at least P times as likely as the most likely one "
+        "(default without it: 0, from all)",
     )  # fmt: skip
     group.add_argument(
-        "--repeat-penalty", metavar="X", type=number, default=1.0,
+        "--repeat-penalty", metavar="X", type=number,
         help="make tokens of the prompt and of the answer so far less likely, by dividing their logits by X "
-        "(default: 1, no change)",
+        "(default without it: 1, no change)",
     )  # fmt: skip
     group.add_argument(
         "--seed", metavar="S", type=natural, default=0, help="the same seed gives the same text (default: 0)"

@@ -27,7 +27,7 @@ from toolkit.bundle.manifest import (
     SizeName,
     Text,
 )
-from toolkit.bundle.manifest_json import drop_defaults, manifest_digest
+from toolkit.bundle.manifest_json import drop_defaults, drop_sampling_defaults, manifest_digest
 
 FORMAT = "gemma-edge-lock/1"
 MAX_LOCK_BYTES = 16 * 1024 * 1024
@@ -131,6 +131,8 @@ def _value(lock: Lock) -> dict[str, object]:
             del value[key]
     if lock.export is not None and lock.export.drafter is None:
         del value["export"]["drafter"]
+    if lock.export is not None:
+        drop_sampling_defaults(value["export"]["sampling"])
     return value
 
 

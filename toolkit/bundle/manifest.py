@@ -41,6 +41,7 @@ MAX_BYTES = 2**50
 MAX_FRAMES_PER_TOKEN = 2**12
 MAX_DRAFT_TOKENS = 255
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3
+LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0
 TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCODER, AUDIO_ADAPTER)}
 """The files of the groups that only some requests need."""
 FLOAT32_FILES = frozenset({VISION_ENCODER, AUDIO_ENCODER})
@@ -138,12 +139,17 @@ class KvCache:
 
 @dataclass(frozen=True, slots=True)
 class SamplingRecord:
-    """How the model's makers want tokens to be drawn; the limits apply in this order."""
+    """How the model's makers want tokens to be drawn: `repeat_penalty` first, then the limits in this order.
+
+    Greedy answers with a penalty are those of `top_k` 1.
+    """
 
     temperature: Annotated[float, Range(LEAST_TEMPERATURE, MOST_TEMPERATURE)]
     top_k: Annotated[int, Range(0, MAX_VOCAB)]
     """0 is no limit."""
     top_p: Annotated[float, Range(1e-6, 1.0)]
+    min_p: Annotated[float, Range(0.0, 1.0), MayBeAbsent()] = 0.0
+    repeat_penalty: Annotated[float, Range(LEAST_PENALTY, MOST_PENALTY), MayBeAbsent()] = 1.0
 
 
 @dataclass(frozen=True, slots=True)

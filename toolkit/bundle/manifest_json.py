@@ -12,7 +12,7 @@ from toolkit.base.directory_swap import restore_missing
 from toolkit.base.errors import BundleError, ToolkitError
 from toolkit.base.strict_json import collect_record, open_regular, parse_json, without_format
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.manifest import FORMAT, MANIFEST_NAME, Manifest
+from toolkit.bundle.manifest import FORMAT, MANIFEST_NAME, Manifest, SamplingRecord
 from toolkit.bundle.manifest_faults import contradictions
 
 _OPTIONAL = ("text_vocab_size", "sampling", "draft_tokens")
@@ -86,6 +86,8 @@ def _encoded(manifest: Manifest) -> bytes:
         for key in _OPTIONAL:
             if group["runtime"] is not None and group["runtime"].get(key, "") is None:
                 del group["runtime"][key]
+        if group["runtime"] is not None:
+            drop_sampling_defaults(group["runtime"].get("sampling"))
     return encode_manifest(value)
 
 
@@ -94,6 +96,13 @@ def drop_defaults(recipes: Mapping[str, dict[str, object]]) -> None:
     for recipe in recipes.values():
         if not recipe["static_activations"]:
             del recipe["static_activations"]
+
+
+def drop_sampling_defaults(sampling: dict[str, object] | None) -> None:
+    """Leave out the limits that are not there."""
+    for field in dataclasses.fields(SamplingRecord) if sampling is not None else ():
+        if sampling[field.name] == field.default:
+            del sampling[field.name]
 
 
 def encode_manifest(value: Mapping[str, object]) -> bytes:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.errors import EnvironmentFault, UsageError
-from toolkit.bundle.manifest import SamplingRecord
+from toolkit.bundle.manifest import LEAST_PENALTY, MOST_PENALTY, SamplingRecord
 
 USUAL_TOP_K, USUAL_TOP_P = 64, 0.95
 """Of Gemma's own generation_config.json, for bundles whose checkpoint had none."""
@@ -48,8 +48,9 @@ class Sampling:
             raise UsageError("seed", found=self.seed, wanted="a number of 0 or more")
         if not 0 <= self.min_p <= 1:
             raise UsageError("min-p", found=self.min_p, wanted="a number from 0 to 1")
-        if not 0.01 <= self.repeat_penalty <= 100:
-            raise UsageError("repeat-penalty", found=self.repeat_penalty, wanted="a number from 0.01 to 100")
+        if not LEAST_PENALTY <= self.repeat_penalty <= MOST_PENALTY:
+            wanted = f"a number from {LEAST_PENALTY:g} to {MOST_PENALTY:g}"
+            raise UsageError("repeat-penalty", found=self.repeat_penalty, wanted=wanted)
 
 
 def choose_sampling(
@@ -60,21 +61,26 @@ def choose_sampling(
     top_k: int | None,
     top_p: float | None,
     seed: int,
-    min_p: float = 0.0,
-    repeat_penalty: float = 1.0,
+    min_p: float | None = None,
+    repeat_penalty: float | None = None,
 ) -> Sampling:
     """Settings for one answer: each value that is given, else the bundle's, else the usual one.
+
+    Of a bundle whose makers want the likeliest token each time, only the penalty counts.
 
     >>> choose_sampling(None, usual_temperature=0.0, temperature=None, top_k=8, top_p=None, seed=1)
     Sampling(temperature=0.0, top_k=8, top_p=0.95, seed=1, min_p=0.0, repeat_penalty=1.0)
     """
+    drawn = SamplingRecord(usual_temperature, USUAL_TOP_K, USUAL_TOP_P)
+    if stated is not None:
+        drawn = stated if stated.top_k != 1 else replace(drawn, repeat_penalty=stated.repeat_penalty)
     return Sampling(
-        temperature if temperature is not None else stated.temperature if stated else usual_temperature,
-        top_k if top_k is not None else stated.top_k if stated else USUAL_TOP_K,
-        top_p if top_p is not None else stated.top_p if stated else USUAL_TOP_P,
+        drawn.temperature if temperature is None else temperature,
+        drawn.top_k if top_k is None else top_k,
+        drawn.top_p if top_p is None else top_p,
         seed,
-        min_p,
-        repeat_penalty,
+        drawn.min_p if min_p is None else min_p,
+        drawn.repeat_penalty if repeat_penalty is None else repeat_penalty,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 import gemma_edge
 from converters.convert import convert
+from converters.huggingface.sampling import read_sampling
 from converters.request import ConvertRequest
+from toolkit.bundle.manifest_json import encode_manifest
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +43,33 @@ def test_a_bundle_that_says_nothing_answers_greedily(random_bundle: Path) -> Non
     with gemma_edge.load(random_bundle, weight_cache="memory") as model:
         texts = {model.generate("the cat", raw=True, max_tokens=8, seed=seed).token_ids for seed in range(3)}
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("stated", "same"),
+    [
+        ({"repetition_penalty": 50.0}, {"repeat_penalty": 50.0}),
+        ({"do_sample": True, "temperature": 5.0, "top_k": 0, "min_p": 1.0}, {"min_p": 1.0, "temperature": 5.0}),
+    ],
+)
+def test_min_p_and_the_penalty_hold_unless_the_caller_says_otherwise(
+    sampled_bundle: Path, random_bundle: Path, tmp_path: Path, stated: dict[str, object], same: dict[str, float]
+) -> None:
+    """Each is compared with the same given as an argument, and with none."""
+    bundle = shutil.copytree(sampled_bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "generation_config.json").write_text(json.dumps(stated))
+    record = read_sampling(checkpoint)
+    assert record is not None
+    manifest["groups"]["text"]["runtime"]["sampling"] = dataclasses.asdict(record)
+    (bundle / "manifest.json").write_bytes(encode_manifest({k: v for k, v in manifest.items() if k != "sha256"}))
+
+    def answer(path: Path, **settings: float) -> tuple[int, ...]:
+        with gemma_edge.load(path, weight_cache="memory") as model:
+            return model.generate("the cat the cat", raw=True, max_tokens=8, seed=1, **settings).token_ids  # type: ignore[arg-type]
+
+    held = answer(bundle)
+    assert held == answer(random_bundle, **({"top_k": 0, "top_p": 1.0} | same))
+    assert held != answer(bundle, repeat_penalty=1.0, min_p=0.0)

@@ -5,9 +5,10 @@ switched off, and through Debian's adb server. Each push is a separate process, 
 A), to an empty folder, in memory that this machine has at hand: a virtual one may have lent it back, and then `adb
 push`, which fills the page cache, takes up to three seconds longer. `adb push` compares no hashes, before or after, and
 does not wait for the storage; ours does. So besides the whole time there is that of sending alone, and for adb that of
-a push followed by `fsync` on the device. Ours pushes a bundle, whose manifest has the hashes, and the same bytes as a
-.litertlm, whose hashes it computes; stored there by the device's own programs, and by ours. Then each of the two pushes
-the .litertlm again, and with one byte changed. Prints a table and appends a record for each.
+a push followed by `fsync` on the device. Ours pushes a bundle, whose manifest has the hashes, the same bytes as a
+.litertlm of ours, which has them too, and as one of another program (`foreign`), whose hashes it computes; stored there
+by the device's own programs, and by ours. Then each of the two pushes the .litertlm again, and with one byte changed.
+Prints a table and appends a record for each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import itertools
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,10 +32,12 @@ from benchmarks.measure import RESULTS, Measured, Recorder, model_record, run_ch
 from benchmarks.push_peers import Device, Way, aosp_device, emulated_device
 from device_harness.programs.build import PUSH_RECEIVER, native_program, parse_architecture
 from toolkit.base.files import hash_file
+from toolkit.base.layout import SECTION_ALIGNMENT
 from toolkit.bundle.manifest import CheckpointRecord, KvCache, SizeRecord, TextRecord
 from toolkit.bundle.write import BundleDraft, GroupDraft, write_bundle
 from toolkit.litertlm.container import FilePart, Section, write_container
-from toolkit.litertlm.schema import LLM_METADATA
+from toolkit.litertlm.schema import LLM_METADATA, pack_container_metadata
+from toolkit.litertlm.tables import MAGIC, METADATA_OFFSET, VERSION, ContainerMetadata, SectionRecord
 from toolkit.report.tables import markdown
 from toolkit.results.figures import FigureName
 from toolkit.results.record import Figures
@@ -41,7 +45,7 @@ from toolkit.results.statistics import summary
 
 MIB = 1024 * 1024
 FOLDER = "/data/local/tmp/bench"
-NAME, CONTENT = "model.litertlm", "content"
+NAME, FOREIGN, CONTENT = "model.litertlm", "foreign.litertlm", "content"
 
 _MEMORY: dict[FigureName, str] = {
     "peak_rss_bytes": "MB",
@@ -77,9 +81,20 @@ def touch_memory(size: int) -> None:
     subprocess.run([sys.executable, "-c", script, str(size)], check=True)
 
 
+def write_foreign(content: Path, path: Path) -> None:
+    """The same bytes as a .litertlm by another program, which has no hashes."""
+    size = content.stat().st_size
+    section = SectionRecord(LLM_METADATA, SECTION_ALIGNMENT, SECTION_ALIGNMENT + size)
+    metadata = pack_container_metadata(ContainerMetadata({}, (section,)))
+    with open(path, "wb") as file, open(content, "rb") as source:
+        file.write(MAGIC + struct.pack("<3I4xQ", *VERSION, METADATA_OFFSET + len(metadata)) + metadata)
+        file.seek(SECTION_ALIGNMENT)
+        shutil.copyfileobj(source, file, MIB)
+
+
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One of ours: a bundle (its manifest has the hashes) or a .litertlm; who stores it, and how it is reached."""
+    """One of ours: a bundle, or a .litertlm with hashes or without; who stores it, and how it is reached."""
 
     source: Path
     receiver: str
@@ -91,7 +106,7 @@ class Contender:
 
     @property
     def kind(self) -> str:
-        return "bundle" if self.source.is_dir() else "litertlm"
+        return "bundle" if self.source.is_dir() else {NAME: "litertlm"}.get(self.source.name, self.source.stem)
 
 
 def push_ours(device: Device, contender: Contender, log: Path) -> Figures:
@@ -213,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("emulator", "adbd"), default="emulator", help="default: %(default)s")
     parser.add_argument("--isolation", default="auto", help="of the emulated device (default: %(default)s)")
     parser.add_argument("--receivers", default="native,shell", help="who stores it there (default: %(default)s)")
-    parser.add_argument("--sources", default="bundle,litertlm", help="what is pushed (default: %(default)s)")
+    parser.add_argument("--sources", default="bundle,litertlm,foreign", help="what is pushed (default: %(default)s)")
     parser.add_argument("--server-port", type=int, default=5099, help="of adb's server (default: %(default)s)")
     parser.add_argument("--scratch", type=Path, help="where files go (default: the system's temporary folder)")
     parser.add_argument("--output", type=Path, default=RESULTS / "push.jsonl", help="default: %(default)s")
@@ -223,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         source = scratch / NAME
         write_source(scratch / CONTENT, options.mib)
         write_litertlm(scratch / CONTENT, source)
+        write_foreign(scratch / CONTENT, scratch / FOREIGN)
         bundle = scratch / "bundle"
         write_bundle_of(scratch / CONTENT, bundle)
         receivers = options.receivers.split(",")
@@ -234,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         is_adbd = options.device == "adbd"
         port = options.server_port
         with aosp_device(port) if is_adbd else emulated_device(scratch / "device", options.isolation, port) as device:
-            kinds = [{"bundle": bundle, "litertlm": source}[kind] for kind in options.sources.split(",")]
+            sources = {"bundle": bundle, "litertlm": source, "foreign": scratch / FOREIGN}
+            kinds = [sources[kind] for kind in options.sources.split(",")]
             contenders = [Contender(*chosen) for chosen in itertools.product(kinds, receivers, device.ways)]
             found = measure(device, contenders, scratch, options.repeats)
     where = {"device": "adbd 34.0.5"} if is_adbd else {"device": "emulated", "isolation": options.isolation}

@@ -25,10 +25,10 @@ from toolkit.bundle.lock import Lock, LockedExport, differences, parse_lock, rea
 from toolkit.bundle.manifest import CheckpointRecord
 from toolkit.bundle.write import BUNDLE, GENERATOR
 from toolkit.drafting.make import AS_USUAL, Drafting, drafter_for_export
-from toolkit.litertlm import schema
+from toolkit.litertlm import tables
 from toolkit.litertlm.export import LITERTLM as EXPORT
 from toolkit.litertlm.export import ExportOptions, FittedDrafter, Target, export_litertlm
-from toolkit.litertlm.reader import Header, read_header
+from toolkit.litertlm.header import Header, read_header
 from toolkit.litertlm.schema import ModelType
 
 _log = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ class _Work:
 
 
 def _lock_in(header: Header, file: Path) -> Lock:
-    text = header.metadata.system.get(schema.LOCK)
+    text = header.metadata.system.get(tables.LOCK)
     if text is None:
         raise BundleError(file=file, found="no lock", remedy="export it with this version from a bundle that has one")
     return parse_lock(text.encode("utf-8"), file)
@@ -206,6 +206,6 @@ def _lock_in(header: Header, file: Path) -> Lock:
 
 def _parts(header: Header) -> Mapping[str, str]:
     """The hash of each section by its label, and what the header says beside."""
-    own = (schema.HEADER_SHA256, schema.SIGNATURE)
+    own = (tables.HEADER_SHA256, tables.SIGNATURE)
     system = {key: value for key, value in header.metadata.system.items() if key not in own}
-    return {**system, **{section.label: section.items.get(schema.SHA256, "") for section in header.metadata.sections}}
+    return {**system, **{section.label: section.items.get(tables.SHA256, "") for section in header.metadata.sections}}

@@ -21,12 +21,13 @@ from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.bundle.prompting import Prompting
 from toolkit.bundle.tokenizer import Tokenizer
-from toolkit.litertlm import schema
+from toolkit.litertlm import tables
 from toolkit.litertlm.chat_template import engine_template
 from toolkit.litertlm.check import check_litertlm
 from toolkit.litertlm.gemma4 import text_model_type
 from toolkit.litertlm.hashes import has_hashes
-from toolkit.litertlm.reader import read_header, read_litertlm
+from toolkit.litertlm.header import read_header
+from toolkit.litertlm.reader import read_litertlm
 from toolkit.litertlm.recognise import is_litertlm
 from toolkit.tflite.gpu import Refusal, gpu_refusals
 from toolkit.tflite.reader import read_tflite
@@ -86,7 +87,7 @@ def refused_by_gpu(path: Path | str) -> list[tuple[str, Refusal]]:
         elif is_shard_name(target.name):
             graphs = []
         else:
-            sections = [s for s in read_litertlm(target).sections if s.type == schema.TFLITE_MODEL]
+            sections = [s for s in read_litertlm(target).sections if s.type == tables.TFLITE_MODEL]
             graphs = [(s.label, target, (s.begin, s.end)) for s in sections]
     except BundleError:
         return []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.base.errors import BundleError
+from toolkit.base.files import file_shrunk
 
 Buffer = bytes | bytearray | memoryview
 
@@ -34,12 +35,6 @@ class FilePayload:
 
     def shrunk(self, end: int) -> BundleError:
         return file_shrunk(self.path, end, self.offset + self.size)
-
-
-def file_shrunk(path: Path, end: int, wanted: int) -> BundleError:
-    """The error for a local file that has become shorter."""
-    found, least = f"an end at byte {end:,}", f"at least {wanted:,} bytes"
-    return BundleError(file=path, found=found, wanted=least, remedy="push again")
 
 
 Payload = Buffer | FilePayload

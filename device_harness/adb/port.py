@@ -19,9 +19,6 @@ from typing import Protocol
 from adb_shell import exceptions  # type: ignore[import-untyped]
 from adb_shell.adb_device import UsbTransport, _AdbIOManager  # type: ignore[import-untyped]
 from adb_shell.adb_message import AdbMessage  # type: ignore[import-untyped]
-from adb_shell.auth.keygen import encode_pubkey, get_user_info, keygen  # type: ignore[import-untyped]
-from adb_shell.auth.sign_cryptography import CryptographySigner  # type: ignore[import-untyped]
-from adb_shell.auth.sign_pythonrsa import PythonRSASigner  # type: ignore[import-untyped]
 from adb_shell.hidden_helpers import _AdbTransactionInfo  # type: ignore[import-untyped]
 from adb_shell.transport.base_transport import BaseTransport  # type: ignore[import-untyped]
 from adb_shell.transport.tcp_transport import TcpTransport  # type: ignore[import-untyped]
@@ -74,6 +71,11 @@ class Signer(Protocol):
 
 def load_signer(path: Path) -> Signer:
     """Load an adb key (PEM) from `path`; its public key is read from `path.pub`, or computed if that is missing."""
+    # Imported here because they take the cryptography library, as long as a small push; adb's server needs no key.
+    from adb_shell.auth.keygen import encode_pubkey, get_user_info  # type: ignore[import-untyped]
+    from adb_shell.auth.sign_cryptography import CryptographySigner  # type: ignore[import-untyped]
+    from adb_shell.auth.sign_pythonrsa import PythonRSASigner  # type: ignore[import-untyped]
+
     if Path(f"{path}.pub").is_file():
         signer: Signer = CryptographySigner(str(path))
         return signer
@@ -84,6 +86,8 @@ def load_signer(path: Path) -> Signer:
 
 def generate_key(path: Path) -> None:
     """Write a new RSA key of 2,048 bits to `path` and `path.pub`."""
+    from adb_shell.auth.keygen import keygen
+
     keygen(str(path))
 
 

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, overload
 
-from device_harness.adb.payload import file_shrunk
 from toolkit.base import files
 from toolkit.base.errors import BundleError, UsageError
-from toolkit.base.files import safe_name
+from toolkit.base.files import range_sha256, safe_name
 from toolkit.base.layout import ceil_div
 from toolkit.bundle.manifest import MANIFEST_NAME, TEXT_GROUPS, FileRecord, Manifest
 from toolkit.bundle.manifest_json import read_manifest
+from toolkit.litertlm.hashes import chunk_hashes
+from toolkit.litertlm.header import read_header
 from toolkit.litertlm.recognise import is_litertlm
 
 PART = ".part"
 """The suffix of a file that is not complete yet."""
 OLD_MANIFEST = f"{MANIFEST_NAME}.old"
 """The name of the old bundle's manifest while a push replaces that bundle."""
-
-_READ_BYTES = 256 * 1024
-"""Small enough to stay in the processor's cache until it is hashed."""
 
 Step = Literal["check", "compare", "copy", "send", "verify"]
 PushProgress = Callable[[Step, int, int], None]
@@ -60,13 +58,17 @@ class PushFile:
 
 
 class LocalDigests(Sequence[str]):
-    """The sha256 of each chunk of a file without a manifest, computed on first use.
+    """The sha256 of each chunk of a file without a manifest: those recorded in it, the others computed at first use.
 
-    BundleError if the file changes meanwhile. Threads may share it.
+    BundleError if the file changes meanwhile, or differs from what is recorded. Threads may share it.
     """
 
-    def __init__(self, path: Path, size: int, chunk_bytes: int) -> None:
+    def __init__(
+        self, path: Path, size: int, chunk_bytes: int, recorded: Callable[[], Mapping[int, str]] = dict[int, str]
+    ) -> None:
+        """`recorded`: called once, for the hashes in the file, by chunk number."""
         self._file = PushFile("file", path, size, ("",) * ceil_div(size, chunk_bytes), chunk_bytes)
+        self._read_recorded = cache(recorded)
         self._known: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -83,14 +85,21 @@ class LocalDigests(Sequence[str]):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
+        recorded = self._read_recorded().get(index)
+        if recorded is not None:
+            return recorded
         if index not in self._known:
             self.note(index, chunk_digest(self._file, index))
         return self._known[index]
 
     def note(self, index: int, digest: str) -> None:
-        """Record the hash of a chunk that the caller has read."""
+        """Take the hash of a chunk that the caller has read."""
+        place = f"from byte {self._file.offset(index):,} on"
+        recorded = self._read_recorded().get(index, digest)
+        if recorded != digest:
+            remedy = "export it again, or copy it again"
+            raise BundleError(place, file=self._file.path, found=f"sha256 {digest}", wanted=recorded, remedy=remedy)
         if self._known.setdefault(index, digest) != digest:
-            place = f"from byte {self._file.offset(index):,} on"
             raise BundleError(place, file=self._file.path, found="the file has changed", remedy="push again")
 
 
@@ -122,7 +131,7 @@ def open_source(
         raise UsageError(file=path, found="no such file or directory", remedy=f"name {wanted}")
     if groups is not None:
         raise UsageError("--groups", found="cannot be used with a .litertlm file, which is always pushed whole")
-    return PushSource(None, (_unrecorded(found, safe_name(found.name, "file name")),))
+    return PushSource(None, (_unrecorded(found, safe_name(found.name, "file name"), partial(_recorded_chunks, found)),))
 
 
 def wanted_names(manifest: Manifest, groups: Collection[str] | None) -> tuple[str, ...]:
@@ -151,9 +160,19 @@ def _open_bundle(bundle: Path, groups: Collection[str] | None, manifest: Manifes
     return PushSource(bundle.resolve().name, tuple(found), manifest)
 
 
-def _unrecorded(path: Path, name: str) -> PushFile:
+def _unrecorded(path: Path, name: str, recorded: Callable[[], Mapping[int, str]] = dict[int, str]) -> PushFile:
+    """A file that no manifest lists; `recorded`: for the hashes of chunks in the file itself."""
     size = path.stat().st_size
-    return PushFile(name, path, size, LocalDigests(path, size, files.CHUNK_BYTES), files.CHUNK_BYTES)
+    return PushFile(name, path, size, LocalDigests(path, size, files.CHUNK_BYTES, recorded), files.CHUNK_BYTES)
+
+
+def _recorded_chunks(path: Path) -> Mapping[int, str]:
+    """The hashes of whole chunks in a .litertlm; none for a file that is not whole, which its check will report."""
+    try:
+        found = chunk_hashes(path, read_header(path))
+    except BundleError:
+        return {}
+    return {} if found is None else found.whole
 
 
 def _recorded(path: Path, name: str, record: FileRecord) -> PushFile:
@@ -169,18 +188,7 @@ def _recorded(path: Path, name: str, record: FileRecord) -> PushFile:
 
 def chunk_digest(file: PushFile, number: int) -> str:
     """The sha256 of a local chunk as it is now; BundleError if the file has become shorter."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
-    offset, end = file.offset(number), file.offset(number + 1)
-    with open(file.path, "rb", buffering=0) as source:
-        source.seek(offset)
-        while offset < end:
-            count = source.readinto(buffer[: end - offset])
-            if not count:
-                raise file_shrunk(file.path, offset, end)
-            digest.update(buffer[:count])
-            offset += count
-    return digest.hexdigest()
+    return range_sha256(file.path, file.offset(number), file.offset(number + 1))
 
 
 def require_sound(file: PushFile, number: int) -> None:

@@ -20,7 +20,8 @@ from toolkit.base.errors import ToolkitError, UsageError
 from toolkit.bundle.footprint import footprints
 from toolkit.bundle.manifest import GROUP_NAMES, MANIFEST_NAME, AdapterRecord
 from toolkit.bundle.manifest_json import read_manifest
-from toolkit.litertlm.reader import read_header, read_llm_metadata
+from toolkit.litertlm.header import read_header
+from toolkit.litertlm.reader import read_llm_metadata
 from toolkit.litertlm.schema import AUDIO_ENCODER, VISION_ENCODER, LlmMetadata
 
 _log = logging.getLogger(__name__)

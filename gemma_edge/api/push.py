@@ -15,6 +15,7 @@ from device_harness.push.push import PushResult, default_target, push_source
 from device_harness.push.receiver import Receiver, place_receiver
 from device_harness.push.source import PushProgress, PushSource, Step, open_source
 from toolkit.base.errors import ToolkitError, UsageError
+from toolkit.litertlm.hashes import require_hashes
 
 
 def _ignore(step: Step, done: int, total: int) -> None:
@@ -109,7 +110,6 @@ def _require_valid(path: Path, source: PushSource, ended: threading.Event) -> No
     The first bytes are sent meanwhile.
     """
     # Imported here because they take flatbuffers and numpy, as long as a small push.
-    from toolkit.litertlm.hashes import require_hashes
     from toolkit.litertlm.wellformed import require_wellformed_sections
     from toolkit.runtime.judged_files import require_judged_bundle
 
@@ -118,7 +118,7 @@ def _require_valid(path: Path, source: PushSource, ended: threading.Event) -> No
             raise KeyboardInterrupt
 
     if source.manifest is None:
-        require_hashes(path, go_on)
+        require_hashes(path, go_on, whole_chunks=False)  # those are compared with what the device has stored
         require_wellformed_sections(path)
     else:
         require_judged_bundle(path, source.manifest, {file.name for file in source.files})

@@ -17,7 +17,7 @@ from converters.families import open_checkpoint
 from converters.request import ConvertRequest
 from toolkit.base.errors import CheckpointError, UsageError
 from toolkit.bundle.manifest import Manifest, SamplingRecord
-from toolkit.litertlm import schema
+from toolkit.litertlm import schema, tables
 from toolkit.litertlm.export import export_litertlm
 from toolkit.runtime.bundle import Bundle
 
@@ -75,12 +75,15 @@ def test_an_end_that_is_no_token_is_a_warning(checkpoint: Path, caplog: pytest.L
         ({"do_sample": True, "temperature": 0.7, "top_k": 40, "top_p": 0.9}, SamplingRecord(0.7, 40, 0.9)),
         ({"do_sample": True}, SamplingRecord(1.0, 50, 1.0)),
         ({"do_sample": True, "top_k": None}, SamplingRecord(1.0, 0, 1.0)),
-        ({"do_sample": False, "temperature": 0.7}, None),
+        ({"do_sample": True, "min_p": 0.05, "repetition_penalty": 1.2}, SamplingRecord(1.0, 50, 1.0, 0.05, 1.2)),
+        ({"do_sample": True, "min_p": None, "repetition_penalty": None}, SamplingRecord(1.0, 50, 1.0)),
+        ({"repetition_penalty": 1.1, "min_p": 0.5, "top_k": 40}, SamplingRecord(1.0, 1, 1.0, repeat_penalty=1.1)),
+        ({"do_sample": False, "temperature": 0.7, "repetition_penalty": 1.0}, None),
         ({"temperature": 0.7}, None),
     ],
 )
 def test_sampling_is_kept_and_exported(
-    checkpoint: Path, stated: dict[str, object], kept: SamplingRecord | None
+    checkpoint: Path, stated: dict[str, object], kept: SamplingRecord | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5], **stated}))
     manifest = converted(checkpoint)
@@ -91,17 +94,23 @@ def test_sampling_is_kept_and_exported(
     metadata = schema.unpack_llm_metadata(path.read_bytes()[begin:end])
     expected = schema.MOST_LIKELY if kept is None else kept
     assert metadata.sampling == SamplingRecord(expected.temperature, expected.top_k or 3072, expected.top_p)
+    lost = {"min_p": expected.min_p > 0, "repetition penalty": expected.repeat_penalty != 1}
+    said = [record.getMessage() for record in caplog.records if "the file goes without" in record.getMessage()]
+    assert len(said) == any(lost.values())
+    assert all((name in said[0]) == is_lost for name, is_lost in lost.items() if said)
 
 
-def sections_of(path: Path) -> Sequence[schema.SectionRecord]:
+def sections_of(path: Path) -> Sequence[tables.SectionRecord]:
     data = path.read_bytes()
-    return schema.unpack_container_metadata(data[32 : int.from_bytes(data[24:32], "little")]).sections
+    return tables.unpack_container_metadata(data[32 : int.from_bytes(data[24:32], "little")]).sections
 
 
 def test_impossible_sampling_is_refused(checkpoint: Path) -> None:
-    change_json(checkpoint / "generation_config.json", lambda value: value.update(temperature=0.0))
-    with pytest.raises(CheckpointError, match="temperature"):
-        converted(checkpoint)
+    for key, value in (("temperature", 0.0), ("min_p", 1.5), ("repetition_penalty", 0)):
+        change_json(checkpoint / "generation_config.json", lambda stated, changed={key: value}: stated.update(changed))
+        with pytest.raises(CheckpointError, match=key):
+            converted(checkpoint)
+        change_json(checkpoint / "generation_config.json", lambda stated, key=key: stated.pop(key))
 
 
 def add_token(checkpoint: Path, token: int) -> None:

@@ -23,7 +23,7 @@ from gemma_edge import cli, parser
 from toolkit.bundle.manifest import EMBEDDER, MANIFEST_NAME
 from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.write import write_bundle
-from toolkit.litertlm import schema
+from toolkit.litertlm import schema, tables
 from toolkit.litertlm.container import Section, write_container
 from toolkit.results.json_lines import open_results
 
@@ -80,7 +80,7 @@ def _bundles(root: Path) -> None:
     value = json.loads((broken / MANIFEST_NAME).read_text())
     edited: dict[str, Any] = {**value, HOSTILE: 1, "architecture": HOSTILE, "default_size": HOSTILE}
     (broken / MANIFEST_NAME).write_bytes(encode_manifest(edited))
-    sections = [Section(schema.TFLITE_MODEL, (b"x",), HOSTILE), Section(schema.LLM_METADATA, (HOSTILE.encode(),))]
+    sections = [Section(tables.TFLITE_MODEL, (b"x",), HOSTILE), Section(schema.LLM_METADATA, (HOSTILE.encode(),))]
     write_container(root / f"{NAME} sections.litertlm", sections, {HOSTILE: HOSTILE, "generator": HOSTILE})
 
 

@@ -16,7 +16,7 @@ from toolkit.bundle.write import write_bundle
 from toolkit.check import check
 from toolkit.litertlm.export import export_litertlm
 from toolkit.litertlm.hashes import require_hashes
-from toolkit.litertlm.reader import read_header
+from toolkit.litertlm.header import read_header
 
 FULL = pytest.mark.full
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.base.directory_swap import replace_directory, restore_interrupted, sibling, sync
-from toolkit.base.errors import EnvironmentFault, UsageError, system_reason
+from toolkit.base.errors import BundleError, EnvironmentFault, UsageError, system_reason
 
 CHUNK_BYTES = 16 * 1024 * 1024
 """The unit of hashing, copying and resending; part of the manifest's format (docs/formats/manifest.md)."""
@@ -29,6 +29,8 @@ MAX_NAME_CHARACTERS = 128
 Progress = Callable[[int, int], None]
 """A function called with the bytes done so far and the total."""
 
+_CACHED_BYTES = 256 * 1024
+"""Small enough to stay in the processor's cache until it is hashed."""
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
@@ -132,6 +134,27 @@ def hash_file(path: Path | str, *, advance: Callable[[int], None] | None = None)
             if advance is not None:
                 advance(len(chunk))
     return FileHash(size, whole.hexdigest(), tuple(chunks))
+
+
+def range_sha256(path: Path | str, begin: int, end: int) -> str:
+    """The sha256 of the bytes [begin, end) of a file, in hexadecimal; BundleError if it ends before `end`."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CACHED_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(begin)
+        while begin < end:
+            count = file.readinto(buffer[: end - begin])
+            if not count:
+                raise file_shrunk(path, begin, end)
+            digest.update(buffer[:count])
+            begin += count
+    return digest.hexdigest()
+
+
+def file_shrunk(path: Path | str, end: int, wanted: int) -> BundleError:
+    """The error for a local file that has become shorter."""
+    found, least = f"an end at byte {end:,}", f"at least {wanted:,} bytes"
+    return BundleError(file=path, found=found, wanted=least, remedy="try again")
 
 
 class BackgroundHasher:

@@ -30,13 +30,14 @@ from toolkit.bundle.signatures import (
 )
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import tokenizer_faults
-from toolkit.litertlm import schema
+from toolkit.litertlm import schema, tables
 from toolkit.litertlm.chat_template import engine_prompts, rendering_fault
 from toolkit.litertlm.check_towers import AUDIO, VISION, tower_faults
 from toolkit.litertlm.engine_tools import tool_conversations
 from toolkit.litertlm.hashes import has_hashes, hash_faults, trust_faults
-from toolkit.litertlm.reader import Header, header_end
-from toolkit.litertlm.schema import LlmMetadata, SectionRecord
+from toolkit.litertlm.header import Header, header_end
+from toolkit.litertlm.schema import LlmMetadata
+from toolkit.litertlm.tables import SectionRecord
 from toolkit.tflite.reader import TfliteContent, read_tflite
 from toolkit.tflite.target import CPU
 
@@ -47,13 +48,13 @@ def check_litertlm(path: Path, *, trust: Sequence[Truster] = (), progress: Progr
     """All faults of a .litertlm that can be found; `trust`: keys, of which one must have signed the file."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        fixed = file.read(schema.METADATA_OFFSET)
+        fixed = file.read(tables.METADATA_OFFSET)
         end = header_end(path.name, fixed, size)
         if isinstance(end, Fault):
             return [end]
-        table = file.read(end - schema.METADATA_OFFSET)
+        table = file.read(end - tables.METADATA_OFFSET)
     try:
-        header = Header(fixed + table, schema.unpack_container_metadata(table, path))
+        header = Header(fixed + table, tables.unpack_container_metadata(table, path))
     except BundleError as error:
         return [Fault.of(error, path.name, "header")]
     sections = header.metadata.sections
@@ -68,7 +69,7 @@ def check_litertlm(path: Path, *, trust: Sequence[Truster] = (), progress: Progr
 
 
 def _lock_faults(file: str, header: Header) -> list[Fault]:
-    text = header.metadata.system.get(schema.LOCK)
+    text = header.metadata.system.get(tables.LOCK)
     try:
         if text is not None:
             parse_lock(text.encode("utf-8"), file)

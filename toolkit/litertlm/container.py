@@ -5,17 +5,26 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from toolkit.base import files
 from toolkit.base.errors import BundleError, EnvironmentFault
 from toolkit.base.files import CHUNK_BYTES, Advance, Progress, atomic_file, hash_file, require_room
 from toolkit.base.layout import SECTION_ALIGNMENT, align_up
 from toolkit.base.signatures import Signer
-from toolkit.litertlm import schema
-from toolkit.litertlm.hashes import NO_DIGEST, NO_SIGNATURE, hash_faults, sealed_header
-from toolkit.litertlm.reader import read_header
-from toolkit.litertlm.schema import ContainerMetadata, SectionRecord
+from toolkit.litertlm import schema, tables
+from toolkit.litertlm.hashes import (
+    NO_DIGEST,
+    NO_SIGNATURE,
+    ChunkHasher,
+    chunk_hashes_bytes,
+    is_intact,
+    sealed_header,
+)
+from toolkit.litertlm.header import read_header
+from toolkit.litertlm.tables import ContainerMetadata, SectionRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,8 @@ class Section:
     content: tuple[bytes | FilePart, ...]
     model_type: str | None = None
     activations: str | None = None
+    items: Mapping[str, str] = field(default_factory=dict)
+    """Further entries of its record."""
 
     @property
     def size(self) -> int:
@@ -66,8 +77,8 @@ def write_container(
 ) -> int:
     """Write the sections, then a header with their hashes, to a temporary file; read it back, rename it.
 
-    Returns the bytes written. `signer` signs the header's hash. `accept` gets the complete file, and raises to reject
-    it.
+    A file of 32 MiB or more gets one more section, with the hashes of its chunks. Returns the bytes written. `signer`
+    signs the header's hash. `accept` gets the complete file, and raises to reject it.
     """
     layout = _Layout(sections, system, signer)
     total = layout.places[-1].end
@@ -75,23 +86,36 @@ def write_container(
     advance = Advance(2 * total, progress)
 
     def verify(partial: Path) -> None:
-        if hash_faults(partial, read_header(partial), advance):
+        if not is_intact(partial, read_header(partial), advance):
             raise EnvironmentFault(file=path, found="the bytes read back differ from those written")
         accept(partial)
 
-    with atomic_file(path, verify=verify) as partial, open(partial, "r+b") as file:
-        digests, end = [], 0
-        for section, place in zip(sections, layout.places, strict=True):
-            file.seek(place.begin)
-            advance(place.begin - end)
+    with (
+        atomic_file(path, verify=verify) as partial,
+        open(partial, "r+b") as file,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        chunks = ChunkHasher(layout.header_end)
+
+        def write(data: bytes, digest: hashlib._Hash) -> None:
+            update = pool.submit(chunks.update, data)
+            digest.update(data)
+            file.write(data)
+            update.result()
+            advance(len(data))
+
+        file.seek(layout.header_end)
+        advance(layout.header_end)
+        digests = []
+        for section, place in zip(layout.sections, layout.places, strict=True):
+            write(bytes(place.begin - file.tell()), hashlib.sha256())
+            if section is layout.chunk_section:
+                section = replace(section, content=(chunks.finish(),))
             digest = hashlib.sha256()
-            for chunk in _stream(section):
-                file.write(chunk)
-                digest.update(chunk)
-                advance(len(chunk))
+            for data in _stream(section):
+                write(data, digest)
             assert file.tell() == place.end, "the layout and the sections disagree"
             digests.append(digest.hexdigest())
-            end = place.end
         file.seek(0)
         file.write(layout.header(digests))
         file.flush()
@@ -102,36 +126,52 @@ class _Layout:
     """The place of each section. The header has one length for all offsets and hashes, as long as no offset is 0."""
 
     def __init__(self, sections: Sequence[Section], system: Mapping[str, str], signer: Signer | None) -> None:
-        self._sections, self._signer = sections, signer
-        self._system = {**system, schema.HEADER_SHA256: NO_DIGEST}
+        self._signer = signer
+        self._system = {**system, tables.HEADER_SHA256: NO_DIGEST}
         if signer is not None:
-            self._system[schema.SIGNATURE] = NO_SIGNATURE
+            self._system[tables.SIGNATURE] = NO_SIGNATURE
+        self._place(sections)
+        self.chunk_section: Section | None = None
+        """Its content is known once all before it is written."""
+        if chunk_hashes_bytes(align_up(self.places[-1].end, SECTION_ALIGNMENT)):
+            self._place([*sections, _chunk_section(1)])
+            self.chunk_section = _chunk_section(chunk_hashes_bytes(self.places[-1].begin))
+            self._place([*sections, self.chunk_section])
+
+    def _place(self, sections: Sequence[Section]) -> None:
+        self.sections = tuple(sections)
         unhashed = [NO_DIGEST] * len(sections)
-        self._header_end = len(self._packed(self._records(SECTION_ALIGNMENT, unhashed)))
-        self.places = self._records(self._header_end, unhashed)
+        self.header_end = len(self._packed(self._records(SECTION_ALIGNMENT, unhashed)))
+        self.places = self._records(self.header_end, unhashed)
 
     def header(self, digests: Sequence[str]) -> bytes:
         """The header for sections with these hashes."""
-        packed = self._packed(self._records(self._header_end, digests))
-        assert len(packed) == self._header_end, "the header grew after it was laid out"
+        packed = self._packed(self._records(self.header_end, digests))
+        assert len(packed) == self.header_end, "the header grew after it was laid out"
         return sealed_header(packed, self._signer)
 
     def _records(self, start: int, digests: Sequence[str]) -> tuple[SectionRecord, ...]:
         placed: list[SectionRecord] = []
-        for section, digest in zip(self._sections, digests, strict=True):
+        for section, digest in zip(self.sections, digests, strict=True):
             start = align_up(start, SECTION_ALIGNMENT)
-            pairs = {schema.MODEL_TYPE: section.model_type, schema.ACTIVATION_TYPE: section.activations}
+            pairs = {tables.MODEL_TYPE: section.model_type, schema.ACTIVATION_TYPE: section.activations}
             items = {key: text for key, text in pairs.items() if text is not None}
-            items[schema.SHA256] = digest
+            items |= {**section.items, tables.SHA256: digest}
             placed.append(SectionRecord(section.type, start, start + section.size, items))
             start += section.size
         return tuple(placed)
 
     def _packed(self, places: tuple[SectionRecord, ...]) -> bytes:
         metadata = schema.pack_container_metadata(ContainerMetadata(self._system, places))
-        version = schema.MAGIC + struct.pack("<3I", *schema.VERSION)
-        end = struct.pack("<Q", schema.METADATA_OFFSET + len(metadata))
-        return (version.ljust(schema.HEADER_END_OFFSET, b"\0") + end).ljust(schema.METADATA_OFFSET, b"\0") + metadata
+        version = tables.MAGIC + struct.pack("<3I", *tables.VERSION)
+        end = struct.pack("<Q", tables.METADATA_OFFSET + len(metadata))
+        return (version.ljust(tables.HEADER_END_OFFSET, b"\0") + end).ljust(tables.METADATA_OFFSET, b"\0") + metadata
+
+
+def _chunk_section(size: int) -> Section:
+    """The section of chunk hashes, before they are known."""
+    items = {tables.NAME: tables.CHUNK_SHA256, tables.CHUNK_BYTES: str(files.CHUNK_BYTES)}
+    return Section(tables.BINARY_DATA, (bytes(size),), items=items)
 
 
 def _stream(section: Section) -> Iterator[bytes]:

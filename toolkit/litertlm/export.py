@@ -41,14 +41,14 @@ from toolkit.bundle.ple_shards import HEADER_BYTES, check_sequence, is_shard_nam
 from toolkit.bundle.prompting import Prompting
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.bundle.tokenizer_file import plain_tokenizer
-from toolkit.litertlm import schema
+from toolkit.litertlm import schema, tables
 from toolkit.litertlm.chat_template import EnginePrompts, ExportedTemplate, engine_template
 from toolkit.litertlm.container import FilePart, Section, write_container
 from toolkit.litertlm.engine_tools import knows_tools, tools_fault
 from toolkit.litertlm.gemma4 import CALLS, text_model_type, thoughts_of
+from toolkit.litertlm.header import read_header as read_litertlm_header
 from toolkit.litertlm.media import always_true, media_metadata
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
-from toolkit.litertlm.reader import read_header as read_litertlm_header
 from toolkit.litertlm.schema import LlmMetadata, ModelType
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import SubgraphRecord
@@ -147,7 +147,7 @@ def export_litertlm(
     system = {
         "checkpoint": manifest.checkpoint.name,
         "checkpoint_sha256": manifest.checkpoint.sha256,
-        schema.GENERATOR: manifest.generator,
+        tables.GENERATOR: manifest.generator,
         "groups": ",".join(groups),
         "size": size,
     }
@@ -159,11 +159,11 @@ def export_litertlm(
                 size, groups, model_type, options.activations, options.target, options.sampling, fitted
             )
             lock = parse_lock(parts.read(LOCK), source / LOCK)
-            system[schema.LOCK] = lock_line(replace(lock, export=made_with))
+            system[tables.LOCK] = lock_line(replace(lock, export=made_with))
         sections = [*_text_sections(parts, manifest.size(size), drafts="drafter" in groups)]
         sections += _tower_sections(parts, groups, model_type)
         if "drafter" in groups:
-            sections.append(Section(schema.TFLITE_MODEL, (_drafter(parts, options.drafter),), schema.DRAFTER))
+            sections.append(Section(tables.TFLITE_MODEL, (_drafter(parts, options.drafter),), schema.DRAFTER))
         sections = [_with_activations(section, options.activations) for section in sections]
         sections.insert(0, _metadata_section(parts, groups, model_type, options.sampling))
         total = write_container(output.path, sections, system, signer=options.signer, accept=accept, progress=progress)
@@ -173,7 +173,7 @@ def export_litertlm(
 def _stranger(path: Path) -> str | None:
     """What a file is, unless gemma-edge wrote it as a .litertlm; None if it did."""
     try:
-        generator = read_litertlm_header(path).metadata.system.get(schema.GENERATOR)
+        generator = read_litertlm_header(path).metadata.system.get(tables.GENERATOR)
     except BundleError:
         return "a file that is no .litertlm"
     return None if generator is not None and generator.startswith("gemma-edge ") else "another program's .litertlm"
@@ -184,7 +184,7 @@ LITERTLM = OutputKind("a .litertlm", _stranger)
 
 def _with_activations(section: Section, wanted: Activations | None) -> Section:
     """The section with what a GPU computes its graph with, if the engine may not choose."""
-    if section.type != schema.TFLITE_MODEL:
+    if section.type != tables.TFLITE_MODEL:
         return section
     float32 = {_FLOAT32_SECTIONS[name] for name in FLOAT32_FILES}
     return replace(section, activations=wanted or ("fp32" if section.model_type in float32 else None))
@@ -297,8 +297,15 @@ def _calls_tools(source: str, template: ExportedTemplate, engine: EnginePrompts)
 
 
 def _sampling(text: TextRecord, wanted: SamplingRecord | None) -> SamplingRecord:
-    """The engine takes no 0 for as many candidates as there are."""
-    return schema.MOST_LIKELY if wanted is None else replace(wanted, top_k=wanted.top_k or text.text_ids)
+    """What the engine can: it takes no 0 for as many candidates as there are, and has neither of the last two."""
+    if wanted is None:
+        return schema.MOST_LIKELY
+    kept = SamplingRecord(wanted.temperature, wanted.top_k or text.text_ids, wanted.top_p)
+    told = [f"min_p {wanted.min_p:g}"] if wanted.min_p else []
+    told += [f"a repetition penalty of {wanted.repeat_penalty:g}"] if wanted.repeat_penalty != 1 else []
+    if told:
+        _log.warning("the file goes without %s, which LiteRT-LM's sampler does not have", " and ".join(told))
+    return kept
 
 
 def _chat_template(parts: _Parts) -> str | None:
@@ -324,9 +331,9 @@ def _text_sections(parts: _Parts, size: SizeRecord, *, drafts: bool) -> tuple[Se
     packed = struct.pack("<Q", len(tokenizer)) + zlib.compress(tokenizer, _ZLIB_LEVEL)
     return (
         Section(schema.HF_TOKENIZER, (packed,)),
-        Section(schema.TFLITE_MODEL, (parts.whole(EMBEDDER),), schema.EMBEDDER),
-        Section(schema.TFLITE_MODEL, (_decoder(parts, size, drafts=drafts),), schema.PREFILL_DECODE),
-        Section(schema.TFLITE_MODEL, _per_layer_embedder(parts), schema.PER_LAYER_EMBEDDER),
+        Section(tables.TFLITE_MODEL, (parts.whole(EMBEDDER),), schema.EMBEDDER),
+        Section(tables.TFLITE_MODEL, (_decoder(parts, size, drafts=drafts),), schema.PREFILL_DECODE),
+        Section(tables.TFLITE_MODEL, _per_layer_embedder(parts), schema.PER_LAYER_EMBEDDER),
     )
 
 
@@ -385,7 +392,7 @@ def _tower_sections(parts: _Parts, groups: Sequence[str], model_type: ModelType)
         sections.append((schema.AUDIO_ADAPTER, parts.selected(AUDIO_ADAPTER, {"adapt": f"adapt_{frames}"})))
         end = parts.selected(AUDIO_ADAPTER, {"end_of_audio": "end_of_audio"})
         sections.append((schema.END_OF_AUDIO, end))
-    return [Section(schema.TFLITE_MODEL, (part,), label) for label, part in sections]
+    return [Section(tables.TFLITE_MODEL, (part,), label) for label, part in sections]
 
 
 def _whole_sound(bundle: Path, audio: AudioRecord) -> int:

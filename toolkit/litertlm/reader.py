@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from toolkit.base.errors import BundleError, system_reason
-from toolkit.bundle.faults import Fault
 from toolkit.litertlm import schema
-from toolkit.litertlm.schema import ContainerMetadata, LlmMetadata, SectionRecord
+from toolkit.litertlm.header import Header, opened, read_header
+from toolkit.litertlm.schema import LlmMetadata
+from toolkit.litertlm.tables import SectionRecord
 
 _GROUPS: Mapping[str, str] = {
     schema.EMBEDDER: "token_embedding",
@@ -22,7 +19,6 @@ _GROUPS: Mapping[str, str] = {
     schema.DRAFTER: "drafter",
 }
 _TOWERS = ("vision", "audio")
-_REMEDY = "run gemma-edge check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,56 +59,6 @@ def read_llm_metadata(path: Path, header: Header) -> LlmMetadata | None:
     section = next((section for section in header.metadata.sections if section.type == schema.LLM_METADATA), None)
     if section is None or section.end - section.begin > schema.MAX_LLM_METADATA_BYTES:
         return None
-    with _opened(path) as file:
+    with opened(path) as file:
         data = os.pread(file.fileno(), section.end - section.begin, section.begin)
     return schema.unpack_llm_metadata(data, path)
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The bytes before the first section, and what they say."""
-
-    data: bytes
-    metadata: ContainerMetadata
-
-
-def read_header(path: Path) -> Header:
-    """Read the header only; BundleError if the file is not a .litertlm, or is cut off."""
-    with _opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        fixed = file.read(schema.METADATA_OFFSET)
-        end = header_end(path.name, fixed, size)
-        if isinstance(end, Fault):
-            raise end.error(path, remedy=_REMEDY)
-        table = file.read(end - schema.METADATA_OFFSET)
-    metadata = schema.unpack_container_metadata(table, path)
-    for section in metadata.sections:
-        if not end <= section.begin <= section.end <= size:
-            found, wanted = f"bytes {section.begin} to {section.end}", f"within the file's {size}"
-            raise BundleError(f"section {section.label}", file=path, found=found, wanted=wanted, remedy=_REMEDY)
-    return Header(fixed + table, metadata)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        raise BundleError(file=path, found=system_reason(error)) from error
-
-
-def header_end(file: str, fixed: bytes, size: int) -> int | Fault:
-    """The offset at which the header ends, or a fault; fixed: the first METADATA_OFFSET bytes; size: the file's."""
-    if len(fixed) < schema.METADATA_OFFSET:
-        return Fault(file, "size", f"{size} bytes", f"at least {schema.METADATA_OFFSET}")
-    if not fixed.startswith(schema.MAGIC):
-        return Fault(file, "magic", repr(fixed[: len(schema.MAGIC)]), repr(schema.MAGIC))
-    version = struct.unpack_from("<3I", fixed, len(schema.MAGIC))
-    if version[0] != schema.VERSION[0]:
-        return Fault(file, "version", ".".join(map(str, version)), f"{schema.VERSION[0]}.x")
-    (end,) = struct.unpack_from("<Q", fixed, schema.HEADER_END_OFFSET)
-    limit = min(size, schema.MAX_HEADER_BYTES)
-    if not schema.METADATA_OFFSET < end <= limit:
-        return Fault(file, "header_end", str(end), f"{schema.METADATA_OFFSET + 1} to {limit}")
-    return int(end)

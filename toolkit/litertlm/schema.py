@@ -1,44 +1,29 @@
-"""The tables of a .litertlm file (docs/formats/litertlm.md) as records; the only user of litert-lm-builder."""
+"""What a .litertlm says of its model as records, and its header as bytes; the only user of litert-lm-builder."""
 
 from __future__ import annotations
 
 import math
 import re
-import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import flatbuffers  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from litert_lm_builder import litertlm_core as core  # type: ignore[import-untyped]
-from litert_lm_builder import litertlm_header_schema_py_generated as fb
+from litert_lm_builder import litertlm_header_schema_py_generated as fb  # type: ignore[import-untyped]
 from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2  # type: ignore[import-untyped]
 
 from toolkit.base.errors import BundleError
 from toolkit.bundle.manifest import SamplingRecord
 from toolkit.litertlm.gemma4 import CallSyntax, Channel
+from toolkit.litertlm.tables import ContainerMetadata, SectionRecord
 from toolkit.media import mel
 from toolkit.media.mel import SAMPLE_RATE_HZ
 
-MAGIC: bytes = core.HEADER_MAGIC_BYTES
-VERSION: tuple[int, int, int] = (
-    core.LITERTLM_MAJOR_VERSION,
-    core.LITERTLM_MINOR_VERSION,
-    core.LITERTLM_PATCH_VERSION,
-)
-HEADER_END_OFFSET: int = core.HEADER_END_LOCATION_BYTE_OFFSET
-METADATA_OFFSET: int = core.HEADER_BEGIN_BYTE_OFFSET
-
-LLM_METADATA, TFLITE_MODEL, HF_TOKENIZER = "LlmMetadataProto", "TFLiteModel", "HF_Tokenizer_Zlib"
+LLM_METADATA, HF_TOKENIZER = "LlmMetadataProto", "HF_Tokenizer_Zlib"
 TOKENIZERS = (HF_TOKENIZER, "SP_Tokenizer")
-MODEL_TYPE = "model_type"
 ACTIVATION_TYPE = "prefer_activation_type"
-SHA256 = "sha256"
-"""The entry of a section that holds the hash of its bytes."""
-HEADER_SHA256, SIGNATURE, GENERATOR, LOCK = "header_sha256", "signature", "generator", "lock"
-"""Entries of the file: the header's own hash, a signature of that, the program that wrote the file, and its lock."""
 PREFILL_DECODE, EMBEDDER, PER_LAYER_EMBEDDER = (
     "tf_lite_prefill_decode",
     "tf_lite_embedder",
@@ -52,15 +37,11 @@ AUDIO_ENCODER, AUDIO_ADAPTER, END_OF_AUDIO = (
 )
 DRAFTER = "tf_lite_mtp_drafter"
 
-MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_LLM_METADATA_BYTES = 16 * 1024 * 1024
 """Far above any real file: a wrong length must not fill the memory."""
 
 MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
 """Of a tokenizer.json, packed or not: twice the size of Gemma 3n's."""
-MAX_ITEMS = 4096
-"""Far above the number of sections, or of one section's entries, in any real file: guards against a wrong length."""
-
 Token = tuple[int, ...] | str
 """A sequence of token ids, or a text that the tokenizer turns into one."""
 
@@ -71,29 +52,6 @@ tools are written."""
 
 GENERIC_SINCE = "0.14.0"
 """The first version of the engine that knows the fields of generic_model."""
-
-
-@dataclass(frozen=True, slots=True)
-class SectionRecord:
-    """A section: bytes [begin, end) of the file, their type (a name of AnySectionDataType), and further entries."""
-
-    type: str
-    begin: int
-    end: int
-    items: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The section's name in errors: its model type if it has one, else its type."""
-        return self.items.get(MODEL_TYPE, self.type)
-
-
-@dataclass(frozen=True, slots=True)
-class ContainerMetadata:
-    """The flatbuffer at the start of the file: entries for the whole file, and its sections."""
-
-    system: Mapping[str, str]
-    sections: tuple[SectionRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,19 +142,6 @@ def pack_container_metadata(metadata: ContainerMetadata) -> bytes:
     builder = flatbuffers.Builder(4096)
     builder.Finish(root.Pack(builder))
     return bytes(builder.Output())
-
-
-def unpack_container_metadata(data: bytes, file: Path | str | None = None) -> ContainerMetadata:
-    """Read a flatbuffer from an untrusted file; BundleError if it is not one."""
-    try:
-        root = fb.LiteRTLMMetaData.GetRootAs(data)
-        system, sections = root.SystemMetadata(), root.SectionMetadata()
-        return ContainerMetadata(
-            system={} if system is None else _entries(system.EntriesLength(), system.Entries),
-            sections=() if sections is None else tuple(_section_records(sections)),
-        )
-    except (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise BundleError("header", file=file, found=f"not a flatbuffer ({type(error).__name__}: {error})") from error
 
 
 def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
@@ -349,38 +294,6 @@ def _pairs(items: Mapping[str, str]) -> list[Any]:
         pair.value.value = text
         pairs.append(pair)
     return pairs
-
-
-def _section_records(sections: Any) -> Sequence[SectionRecord]:
-    names = {value: name for name, value in vars(fb.AnySectionDataType).items() if isinstance(value, int)}
-    records = []
-    for i in range(_bounded(sections.ObjectsLength())):
-        section = sections.Objects(i)
-        kind = names.get(section.DataType(), f"unknown type {section.DataType()}")
-        items = _entries(section.ItemsLength(), section.Items)
-        records.append(SectionRecord(kind, section.BeginOffset(), section.EndOffset(), items))
-    return records
-
-
-def _entries(length: int, entry: Any) -> dict[str, str]:
-    """The string entries, by key; entries of other types are not used here and skipped."""
-    entries: dict[str, str] = {}
-    for i in range(_bounded(length)):
-        pair = entry(i)
-        if pair.ValueType() == fb.VData.StringValue and pair.Key() is not None:
-            value = fb.StringValue()
-            value.Init(pair.Value().Bytes, pair.Value().Pos)
-            key = pair.Key().decode()
-            if key in entries:
-                raise ValueError(f"entry {key!r} twice")
-            entries[key] = (value.Value() or b"").decode()
-    return entries
-
-
-def _bounded(length: int) -> int:
-    if length > MAX_ITEMS:
-        raise ValueError(f"{length} entries")
-    return length
 
 
 def _set_token(target: Any, token: Token) -> None:

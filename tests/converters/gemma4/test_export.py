@@ -17,7 +17,8 @@ from toolkit.bundle.chat import Message
 from toolkit.check import check
 from toolkit.litertlm.export import export_litertlm
 from toolkit.litertlm.gemma4 import CALLS, Channel
-from toolkit.litertlm.reader import read_header, read_llm_metadata
+from toolkit.litertlm.header import read_header
+from toolkit.litertlm.reader import read_llm_metadata
 from toolkit.litertlm.schema import LlmMetadata
 from toolkit.runtime.bundle import Bundle
 

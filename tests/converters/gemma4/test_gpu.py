@@ -12,7 +12,7 @@ from gpu_process import Outcome, run_graphs
 
 from converters.convert import convert
 from converters.request import ConvertRequest
-from toolkit.litertlm import schema
+from toolkit.litertlm import tables
 from toolkit.litertlm.export import ExportOptions, Target, export_litertlm
 from toolkit.litertlm.reader import read_litertlm
 from toolkit.tflite.gpu import gpu_refusals
@@ -55,7 +55,7 @@ def test_no_graph_of_a_bundle_has_an_op_that_a_gpu_refuses(checkpoint: Path) -> 
 def test_no_graph_of_an_export_has_an_op_that_a_gpu_refuses(checkpoint: Path, tmp_path: Path, target: Target) -> None:
     file = tmp_path / "model.litertlm"
     export_litertlm(bundle_of(checkpoint, "f32"), file, ExportOptions(target=target))
-    sections = [s for s in read_litertlm(file).sections if s.type == schema.TFLITE_MODEL]
+    sections = [s for s in read_litertlm(file).sections if s.type == tables.TFLITE_MODEL]
     assert len(sections) == 3
     for section in sections:
         assert gpu_refusals(read_tflite(file, (section.begin, section.end)).model) == [], section.label

@@ -20,8 +20,9 @@ from toolkit.bundle.prompting import Prompting
 from toolkit.litertlm import export
 from toolkit.litertlm.chat_template import EnginePrompts, ExportedTemplate
 from toolkit.litertlm.engine_tools import tools_fault
-from toolkit.litertlm.reader import read_header
-from toolkit.litertlm.schema import LOCK, MOST_LIKELY, ModelType
+from toolkit.litertlm.header import read_header
+from toolkit.litertlm.schema import MOST_LIKELY, ModelType
+from toolkit.litertlm.tables import LOCK
 from toolkit.runtime.bundle import Bundle
 
 GEMMA = (EXAMPLE / "chat_template.jinja").read_text()

@@ -17,17 +17,11 @@ from hypothesis import strategies as st
 
 from toolkit.bundle.write import write_bundle
 from toolkit.check import check
-from toolkit.litertlm import schema
+from toolkit.litertlm import schema, tables
 from toolkit.litertlm.container import Section, write_container
 from toolkit.litertlm.export import export_litertlm
-from toolkit.litertlm.schema import (
-    ContainerMetadata,
-    ImageMetadata,
-    LlmMetadata,
-    MelMetadata,
-    SectionRecord,
-    SoundMetadata,
-)
+from toolkit.litertlm.schema import ImageMetadata, LlmMetadata, MelMetadata, SoundMetadata
+from toolkit.litertlm.tables import ContainerMetadata, SectionRecord
 
 DECODER, EMBEDDER, PER_LAYER = schema.PREFILL_DECODE, schema.EMBEDDER, schema.PER_LAYER_EMBEDDER
 
@@ -56,7 +50,7 @@ def found(path: Path, data: bytes | None = None) -> list[str]:
 def with_sections(data: bytes, edit: Callable[[list[SectionRecord]], object]) -> bytes:
     """The same file with other entries for its sections; the header keeps its room of 16 KiB."""
     (end,) = struct.unpack_from("<Q", data, 24)
-    metadata = schema.unpack_container_metadata(data[32:end], "test")
+    metadata = tables.unpack_container_metadata(data[32:end], "test")
     sections = list(metadata.sections)
     edit(sections)
     packed = schema.pack_container_metadata(ContainerMetadata(metadata.system, tuple(sections)))
@@ -75,8 +69,8 @@ def rebuilt(path: Path, data: bytes, **contents: bytes | None) -> list[str]:
     """The faults of a file with other section contents by label; None leaves the section out."""
     (end,) = struct.unpack_from("<Q", data, 24)
     sections = [
-        Section(s.type, (data[s.begin : s.end],), s.items.get(schema.MODEL_TYPE))
-        for s in schema.unpack_container_metadata(data[32:end], "test").sections
+        Section(s.type, (data[s.begin : s.end],), s.items.get(tables.MODEL_TYPE))
+        for s in tables.unpack_container_metadata(data[32:end], "test").sections
     ]
     changed = {label: None if content is None else (content,) for label, content in contents.items()}
     kept = [(s, changed.get(s.model_type or s.type, s.content)) for s in sections]
@@ -381,7 +375,7 @@ def test_no_edit_of_the_header_is_worse_than_a_fault(path: Path, whole: bytes, d
 @given(data=st.data())
 def test_no_edit_of_a_section_is_worse_than_a_fault(path: Path, whole: bytes, data: st.DataObject) -> None:
     (end,) = struct.unpack_from("<Q", whole, 24)
-    section = data.draw(st.sampled_from(schema.unpack_container_metadata(whole[32:end], "test").sections))
+    section = data.draw(st.sampled_from(tables.unpack_container_metadata(whole[32:end], "test").sections))
     changed = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(section.begin, section.end - 1))] = data.draw(st.integers(0, 255))

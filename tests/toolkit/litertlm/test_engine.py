@@ -186,3 +186,15 @@ def test_a_prompt_may_fill_the_context_but_for_one_position(large: LmEngine) -> 
     text = large.engine.detokenize(ids)
     assert len(prompt_ids(text)) == CONTEXT - 1
     assert len(large.greedy(text, NEW_TOKENS)) == 1
+
+
+def test_the_engine_runs_a_file_with_hashes_of_its_chunks(monkeypatch: pytest.MonkeyPatch, large: LmEngine) -> None:
+    """Files of 32 MiB and more have a section that the engine knows nothing of."""
+    path = scratch() / "hashed.litertlm"
+    monkeypatch.setattr("toolkit.base.files.CHUNK_BYTES", 1 << 20)
+    export_litertlm(bundle_of("f32"), path, ExportOptions("large"))
+    assert path.stat().st_size > export_of("f32", "large").stat().st_size
+    assert check(path) == []
+    text = prompt(WORD_COUNTS[3])
+    with open_engine(path) as engine:
+        assert engine.greedy(text, NEW_TOKENS) == large.greedy(text, NEW_TOKENS)

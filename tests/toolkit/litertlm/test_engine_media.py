@@ -27,7 +27,7 @@ from device_harness.runners.litert_lm.model import EngineModel
 from toolkit.base.elements import ElementName
 from toolkit.base.procfs import parse_smaps
 from toolkit.check import check
-from toolkit.litertlm import schema
+from toolkit.litertlm import schema, tables
 from toolkit.litertlm.check_towers import AUDIO, VISION
 from toolkit.litertlm.export import ExportOptions, export_litertlm
 from toolkit.litertlm.reader import read_litertlm
@@ -296,7 +296,7 @@ def mapped_sections(path: Path) -> set[str]:
     """The graphs of a file that lie in this process's memory map, if only in part."""
     with open(path, "rb") as file:
         (end,) = struct.unpack_from("<Q", file.read(32), 24)
-        sections = schema.unpack_container_metadata(file.read(end - 32), path.name).sections
+        sections = tables.unpack_container_metadata(file.read(end - 32), path.name).sections
     found = set()
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, _, offset, _, _, *name = line.split(maxsplit=5)

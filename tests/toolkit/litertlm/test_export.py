@@ -22,18 +22,12 @@ from toolkit.bundle.manifest import EMBEDDER, TEXT_DECODER, TOKENIZER, TOWER_FIL
 from toolkit.bundle.ple_shards import HEADER_BYTES
 from toolkit.bundle.write import BundleDraft, write_bundle
 from toolkit.check import check
-from toolkit.litertlm import schema
+from toolkit.litertlm import schema, tables
 from toolkit.litertlm.container import Section, write_container
 from toolkit.litertlm.export import TARGETS, ExportOptions, export_litertlm
-from toolkit.litertlm.reader import Header, read_header
-from toolkit.litertlm.schema import (
-    ContainerMetadata,
-    ImageMetadata,
-    LlmMetadata,
-    MelMetadata,
-    SectionRecord,
-    SoundMetadata,
-)
+from toolkit.litertlm.header import Header, read_header
+from toolkit.litertlm.schema import ImageMetadata, LlmMetadata, MelMetadata, SoundMetadata
+from toolkit.litertlm.tables import ContainerMetadata, SectionRecord
 from toolkit.tflite.reader import read_tflite
 
 
@@ -46,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def metadata_of(data: bytes) -> ContainerMetadata:
     (header_end,) = struct.unpack_from("<Q", data, 24)
-    return schema.unpack_container_metadata(data[32:header_end], "test")
+    return tables.unpack_container_metadata(data[32:header_end], "test")
 
 
 def sections_of(data: bytes) -> dict[str, bytes]:
@@ -235,7 +229,7 @@ def test_container_metadata_survive_a_round_trip() -> None:
         SectionRecord("GenericBinaryData", 2**41, 2**41 + 1),
     )
     metadata = ContainerMetadata({"generator": "x"}, sections)
-    assert schema.unpack_container_metadata(schema.pack_container_metadata(metadata), "test") == metadata
+    assert tables.unpack_container_metadata(schema.pack_container_metadata(metadata), "test") == metadata
 
 
 def test_a_header_too_long_for_the_first_16_kib_moves_the_sections(tmp_path: Path) -> None:
@@ -327,7 +321,7 @@ def test_norms_are_composites_for_a_gpu_alone(multimodal_bundle: Path, tmp_path:
                 for op in graph.operators
             }
             for section in metadata_of(data).sections
-            if section.type == schema.TFLITE_MODEL
+            if section.type == tables.TFLITE_MODEL
         }
     composite = {label for label, builtins in found["gpu"].items() if "STABLEHLO_COMPOSITE" in builtins}
     encoders_and_adapters = set(TOWERS) - {schema.END_OF_AUDIO}

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from bundles import CONTEXT, fill
+from litert_lm_builder import litertlm_core as core
+from litert_lm_builder import litertlm_header_schema_py_generated as fb
 
 from toolkit.base.errors import BundleError
 from toolkit.bundle.write import write_bundle
+from toolkit.litertlm import tables
 from toolkit.litertlm.export import export_litertlm
 from toolkit.litertlm.reader import read_litertlm
 
@@ -49,3 +52,11 @@ def test_a_lying_header_is_one_error(litertlm: Path, tmp_path: Path) -> None:
         read_litertlm(path)
     with pytest.raises(BundleError, match="no such file"):
         read_litertlm(tmp_path / "none.litertlm")
+
+
+def test_the_numbers_of_the_format_are_those_of_its_own_library() -> None:
+    kinds = {name: value for name, value in vars(fb.AnySectionDataType).items() if isinstance(value, int)}
+    assert {name: number for number, name in enumerate(tables.SECTION_TYPES)} == kinds
+    assert (core.HEADER_MAGIC_BYTES, core.HEADER_END_LOCATION_BYTE_OFFSET) == (tables.MAGIC, tables.HEADER_END_OFFSET)
+    version = (core.LITERTLM_MAJOR_VERSION, core.LITERTLM_MINOR_VERSION, core.LITERTLM_PATCH_VERSION)
+    assert (version, core.HEADER_BEGIN_BYTE_OFFSET) == (tables.VERSION, tables.METADATA_OFFSET)

@@ -14,7 +14,7 @@ from gemma_edge import cli
 from toolkit.base.errors import UsageError
 from toolkit.base.signatures import read_signer, read_truster
 from toolkit.bundle.write import write_bundle
-from toolkit.litertlm.reader import read_header
+from toolkit.litertlm.header import read_header
 
 
 @pytest.fixture(scope="module")

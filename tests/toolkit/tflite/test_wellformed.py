@@ -12,6 +12,7 @@ from tflite_mutants import mutate_bytes
 
 from toolkit.base.errors import BundleError, GraphError
 from toolkit.litertlm import schema as container_schema
+from toolkit.litertlm import tables
 from toolkit.litertlm.container import Section, write_container
 from toolkit.litertlm.wellformed import require_wellformed_sections
 from toolkit.tflite import schema
@@ -120,7 +121,7 @@ def test_a_broken_graph_of_a_litertlm_is_named_with_its_section(model: ModelReco
     for number, data in enumerate((schema.pack(model), schema.pack(operator(model, inputs=(0, 99))))):
         path = tmp_path / f"{number}.litertlm"
         label = container_schema.EMBEDDER
-        write_container(path, [Section(container_schema.TFLITE_MODEL, (data,), label)], {})
+        write_container(path, [Section(tables.TFLITE_MODEL, (data,), label)], {})
     require_wellformed_sections(tmp_path / "0.litertlm")
     with pytest.raises(BundleError, match=r"1\.litertlm, section tf_lite_embedder operator: tensor 99"):
         require_wellformed_sections(tmp_path / "1.litertlm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -32,6 +33,29 @@ def test_the_wheel_takes_along_every_file_of_the_built_in_checkpoint() -> None:
     for source, target in included.items():
         assert (REPOSITORY / source).parent == folder
         assert target == f"gemma_edge/{source}"
+
+
+@pytest.mark.parametrize("repository", ["", "https://example.org/us/gemma-edge"])
+def test_the_description_has_no_link_that_leads_nowhere(tmp_path: Path, repository: str) -> None:
+    """As the wheel's METADATA has it, which pages such as PyPI's show."""
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "toolkit/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace('repository = ""', f'repository = "{repository}"'), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "metadata"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    metadata = json.loads(done.stdout)
+    text = metadata["readme"]["text"]
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert targets and all(target.startswith(("https://", "#")) for target in targets)
+    assert bool(metadata.get("urls")) == bool(repository) == ("raw" in text)
+    for target in targets:
+        kind, _, path = target.removeprefix(f"{repository}/").partition("/")
+        if repository and target.startswith(repository):
+            assert kind == ("raw" if path.endswith(".svg") else "blob")
+            assert (REPOSITORY / path.split("#")[0].partition("/")[2]).exists()
+    assert text.startswith("# gemma-edge\n") and "](docs" not in text
 
 
 def test_every_extra_that_a_text_names_exists() -> None:

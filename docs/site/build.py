@@ -43,6 +43,7 @@ def stage(target: Path) -> None:
         text = (REPOSITORY / page).read_text(encoding="utf-8")
         place.write_text(_LINK.sub(lambda link, page=page: _linked(link, page, target), text), encoding="utf-8")
     (target / "api.md").write_text(api_page(), encoding="utf-8")
+    shutil.copyfile(HERE / "site.css", target / "site.css")
 
 
 def _linked(link: re.Match[str], page: Path, target: Path) -> str:

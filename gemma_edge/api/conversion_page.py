@@ -108,11 +108,13 @@ def _card(name: str, size: InspectedSize, report: SizeReport | None, manifest: M
                 "divergence",
                 "not judged" if mean is None else _nats(mean),
                 "" if quality is None else f"mean KL over {quality.tokens:,} predictions",
+                known=mean is not None,
             ),
             CardFigure(
                 "perplexity",
                 "not judged" if ratio is None else f"{ratio.low:.3f} to {ratio.high:.3f}",
                 "" if ratio is None else "times the checkpoint's, 95 % interval",
+                known=ratio is not None,
             ),
         ),
         verdict=Verdict(level, text, () if report is None else tuple(map(str, report.failures))),

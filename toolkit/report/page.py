@@ -70,6 +70,8 @@ class CardFigure:
     name: str
     value: str
     detail: str = ""
+    known: bool = True
+    """False if the value says that there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,11 @@ def _card(number: int, runs: Sequence[NumberedRecord]) -> Card:
 
 def _measured(figure: FigureName, tests: Mapping[str, Outcome], detail: str) -> CardFigure:
     found = tests.get(figure)
-    return CardFigure(_NAMES[figure], "not measured" if found is None else found.text, detail if found else "")
+    return _unknown(_NAMES[figure]) if found is None else CardFigure(_NAMES[figure], found.text, detail)
+
+
+def _unknown(name: str, why: str = "") -> CardFigure:
+    return CardFigure(name, "not measured", why, known=False)
 
 
 def _prompt_text(outcome: Outcome | None) -> str:
@@ -105,7 +109,7 @@ def _memory(record: BenchRecord) -> CardFigure:
     values = [item.figures["peak_memory_bytes"] for item in record.iterations if "peak_memory_bytes" in item.figures]
     if values:
         return CardFigure("memory", quantity("bytes", summary(values).median), "peak, as the runner says")
-    return CardFigure("memory", "not measured")
+    return _unknown("memory")
 
 
 def _energy(record: BenchRecord) -> CardFigure:
@@ -118,7 +122,7 @@ def _energy(record: BenchRecord) -> CardFigure:
     traced = None if record.trace is None else record.trace.energy
     if traced is not None and _JOULES in traced.figures:
         return CardFigure(name, quantity(_JOULES, traced.figures[_JOULES]), "of one traced run, by the power rails")
-    return CardFigure(name, "not measured", (energy.unavailable or "") if energy is not None else "")
+    return _unknown(name, (energy.unavailable or "") if energy is not None else "")
 
 
 def _measured_on(run: NumberedRecord) -> str:

@@ -100,7 +100,9 @@ def drop_defaults(recipes: Mapping[str, dict[str, object]]) -> None:
 
 def drop_sampling_defaults(sampling: dict[str, object] | None) -> None:
     """Leave out the limits that are not there."""
-    for field in dataclasses.fields(SamplingRecord) if sampling is not None else ():
+    if sampling is None:
+        return
+    for field in dataclasses.fields(SamplingRecord):
         if sampling[field.name] == field.default:
             del sampling[field.name]
 

@@ -741,13 +741,20 @@ def test_two_pushes_to_one_folder_take_turns(device: Peer, tmp_path: Path) -> No
 def test_a_damaged_litertlm_is_neither_pushed_nor_measured(device: Peer, tmp_path: Path) -> None:
     """Its hashes are compared while it is sent; what the device had under its name stays."""
     path = tmp_path / "model.litertlm"
+    write_container(path, [Section(schema.LLM_METADATA, (b"\1" * CHUNK,))], {})
+    old = path.read_bytes()
+    gemma_edge.push(path, device.serial, target=TARGET)
     write_container(path, [Section(schema.LLM_METADATA, (bytes(CHUNK),))], {})
     data = path.read_bytes()
+    # In a whole chunk, which has a hash of its own in the file, and in the hashes of chunks.
+    for at in (2 * CHUNK - 1, len(data) - 1):
+        path.write_bytes(data[:at] + b"\xff" + data[at + 1 :])
+        for refuse in (lambda: gemma_edge.push(path, device.serial, target=TARGET), lambda: open_model(path)):
+            with pytest.raises(BundleError, match=r"found sha256 .*, wanted .*; export it again"):
+                refuse()
+        assert on_device(device)["model.litertlm"] == old
+    path.write_bytes(data)
     gemma_edge.push(path, device.serial, target=TARGET)
-    path.write_bytes(data[:-1] + b"\x01")
-    for refuse in (lambda: gemma_edge.push(path, device.serial, target=TARGET), lambda: open_model(path)):
-        with pytest.raises(BundleError, match=r"section LlmMetadataProto: found sha256 .*, wanted .*; export it again"):
-            refuse()
     assert on_device(device)["model.litertlm"] == data
 
 

@@ -48,7 +48,7 @@ def test_a_bundle_that_says_nothing_answers_greedily(random_bundle: Path) -> Non
 @pytest.mark.parametrize(
     ("stated", "same"),
     [
-        ({"repetition_penalty": 50.0}, {"repeat_penalty": 50.0}),
+        ({"repetition_penalty": 0.02}, {"repeat_penalty": 0.02}),
         ({"do_sample": True, "temperature": 5.0, "top_k": 0, "min_p": 1.0}, {"min_p": 1.0, "temperature": 5.0}),
     ],
 )

@@ -1,4 +1,4 @@
-"""For examples in docstrings too: the fixtures that they share with the tests, and what their names stand for."""
+"""Fixtures that tests and examples in docstrings share, and what the names in examples stand for."""
 
 from collections.abc import Iterator
 

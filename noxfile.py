@@ -41,7 +41,7 @@ def quick(session: nox.Session) -> None:
 
 @nox.session
 def test(session: nox.Session) -> None:
-    """Every test but those marked full, with coverage: what CI runs."""
+    """Every test except those marked full, with coverage: what CI runs."""
     words = ["-n", "2", "--dist", "loadfile", "--cov", "--cov-report=term", "--durations=40"]
     python_module(session, "pytest", *words, *session.posargs)
 

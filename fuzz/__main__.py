@@ -1,8 +1,8 @@
 """Fuzz one target, guided by coverage: `python -m fuzz manifest --seconds 600`. Needs atheris (pip install atheris).
 
-New inputs are added to a folder of their own; what is worth keeping is copied into fuzz/corpus by hand. A find is
-written there as `crash-...`, with its traceback on standard error. All times are of a processor, with that of child
-processes, so that other work beside it makes a run longer and not poorer.
+New inputs are written to a separate folder; those worth keeping are copied into fuzz/corpus by hand. A find is written
+there as `crash-...`, with its traceback on standard error. All times are processor times, with those of child
+processes, so that other work on the machine makes a run longer but not less thorough.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["toolkit", "converters", "device_harnes
 _RUN_S = 30.0
 """A single input that takes longer is a find."""
 _STUCK_S = 3600
-"""By the clock, for what never returns to Python: a stopped process counts too, so this is long."""
+"""The limit in real time, for code that never returns to Python; it is long, because it goes on while stopped."""
 
 
 def _too_long(number: int, frame: FrameType | None) -> None:
@@ -32,7 +32,7 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run libFuzzer, whose end is that of the process."""
+    """Run libFuzzer, which ends the process when it is done."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("target", choices=[item.name for item in (*TARGETS, *NATIVE_TARGETS)])
     parser.add_argument("--seconds", type=int, default=60, help="processor time (60)")

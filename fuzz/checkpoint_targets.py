@@ -1,4 +1,4 @@
-"""What is fuzzed of checkpoints: their tensors, configs, slices, adapters, chat templates and tokenizers."""
+"""The targets for checkpoints: tensors, configs, slices, adapters, chat templates and tokenizers."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _adapter_files() -> Mapping[bytes, tuple[str, bytes]]:
 
 
 def _adapter(data: bytes) -> None:
-    """Merge an adapter, one of whose files has these bytes behind the first, into the example."""
+    """Merge an adapter into the example; one of the adapter's files has these bytes, except the first."""
     files, kind = _adapter_files(), data[:1] if data[:1] in (b"p", b"P", b"m", b"M") else b"p"
     folder = scratch() / f"adapter-{kind.decode().lower()}"
     folder.mkdir(exist_ok=True)

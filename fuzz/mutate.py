@@ -1,4 +1,4 @@
-"""Mutants of seeds without a guide: what the tests run, the same ones every time."""
+"""Mutants of seeds, not guided by coverage: the tests read them, the same ones every time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fuzzed of the C programs: a harness for each thing that they read, built with clang's libFuzzer.
+"""The targets for the C programs: a harness for each kind of input, built with clang's libFuzzer.
 
 Each harness includes the program's own sources; the address and undefined-behaviour sanitizers find what goes wrong.
 """
@@ -54,7 +54,7 @@ class NativeTarget:
         return program
 
     def fuzz(self, seconds: float, found: Path) -> int:
-        """Run libFuzzer for these seconds of a processor; its exit code, which is 0 if nothing was found."""
+        """Run libFuzzer for so many seconds of processor time; return its exit code, 0 if nothing was found."""
         found.mkdir(parents=True, exist_ok=True)
         for i, seed in enumerate(self.seeds()):
             (found / f"seed-{i}").write_bytes(seed)

@@ -1,4 +1,4 @@
-"""A target: what is fuzzed, and what several of them need."""
+"""A target, and what several targets share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parent.parent
 CORPUS = Path(__file__).parent / "corpus"
 EXAMPLE = REPOSITORY / "examples" / "tiny_gemma3n"
 MOST_SEED_BYTES = 64 * 1024
-"""Larger seeds make every mutant slow; what follows in a file are weights."""
+"""Larger seeds make every mutant slow; the rest of a file is weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,14 @@ class Target:
 
 @cache
 def scratch() -> Path:
-    """A folder for files that are read; one for the process."""
+    """A folder for the files that targets read; one for each process."""
     return Path(tempfile.mkdtemp(prefix="gemma-edge-fuzz-"))
 
 
 def of_file(
     name: str, read: Callable[[Path], object], size: Callable[[], int] = lambda: 0
 ) -> Callable[[bytes], object]:
-    """A function that reads bytes through a file, with zeros behind them up to `size`: the weights of a cut seed."""
+    """A function that reads bytes through a file, with zeros after them up to `size`, for the weights of a cut seed."""
 
     def run(data: bytes) -> object:
         path = scratch() / name

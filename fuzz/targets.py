@@ -1,4 +1,4 @@
-"""What is fuzzed: a function for each format that strangers write, and bytes to begin with.
+"""The targets: for each format that others may write, a function that reads it, and seeds.
 
 A function may raise a ToolkitError, and nothing else.
 """
@@ -67,7 +67,7 @@ def _size(name: str) -> int:
 
 
 class _Bytes:
-    """A connection to a device that sends the given bytes and then is gone."""
+    """A connection to a device that sends the given bytes and then closes."""
 
     def __init__(self, data: bytes) -> None:
         self._rest = memoryview(data)
@@ -106,7 +106,7 @@ class _Key:
 
 
 def _adb(data: bytes) -> None:
-    """The first byte chooses what is asked of the device."""
+    """Make one request, chosen by the first byte, to a device that answers with the rest."""
     link = Link("fuzz", _Bytes(data[1:]))
     link.connect([_Key()], timeout=0.5, auth_timeout=0.5)
     if data[0] % 3 == 0:

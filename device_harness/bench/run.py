@@ -96,7 +96,7 @@ def _is_phone(device: DeviceRecord) -> bool:
 
 
 def _check_choice(spec: RunnerSpec, request: BenchRequest, runners: Sequence[RunnerSpec]) -> None:
-    if model_kind(request.model) == "litertlm" and "litertlm" not in spec.takes:  # the other way: exported
+    if model_kind(request.model) == "litertlm" and "litertlm" not in spec.takes:  # (a bundle is exported instead)
         found = f"a {LITERTLM}"
         raise UsageError(file=request.model, found=found, wanted=f"a bundle's directory for {spec.name}")
     known = {option.name for option in spec.options}

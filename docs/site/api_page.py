@@ -72,7 +72,7 @@ def _argument(item: inspect.Parameter) -> str:
 
 
 def _text(value: object) -> str:
-    """A docstring as Markdown: what says `name: text` becomes a list, examples become code."""
+    """A docstring as Markdown: lines `name: text` become a list, examples become code."""
     blocks = inspect.cleandoc(getattr(value, "__doc__", None) or "").split("\n\n")
     return "\n\n".join(_block(block) for block in blocks)
 

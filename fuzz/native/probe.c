@@ -1,5 +1,5 @@
-/* A shard of per-layer embeddings, as flash_probe measures it. The header's hash is made right. What the program leaves
- * to the system at its end, memory, files and maps, is given back here. */
+/* A shard of per-layer embeddings, as flash_probe measures it. The hash of the header is corrected. What the program leaves
+ * to the system at its end (memory, files and maps) is freed here. */
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdint.h>

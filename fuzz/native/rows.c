@@ -1,5 +1,5 @@
-/* A shard of per-layer embeddings, as bundle_runner opens it and reads rows. All hashes and checksums are made right,
- * so that what they protect is reached. */
+/* A shard of per-layer embeddings, as bundle_runner opens it and reads rows. All hashes and checksums are corrected,
+ * so that the code behind them is reached. */
 #include <sys/mman.h>
 
 #include "bundle_runner/ple.c"

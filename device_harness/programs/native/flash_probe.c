@@ -168,7 +168,7 @@ static Layout open_shard(Shard *shard, uint32_t position) {
     sha256_fields(page, digest);
     bool is_sound = memcmp(digest, page + FIELD_BYTES, sizeof digest) == 0;
     for (int i = FIELD_BYTES + 32; i < HEADER_BYTES; i++) is_sound &= page[i] == 0;
-    if (!is_sound) fail(BAD_INPUT, "%s header: found damaged bytes, wanted what its hash says", shard->path);
+    if (!is_sound) fail(BAD_INPUT, "%s header: found damaged bytes, wanted bytes that match its hash", shard->path);
     Layout layout = read_layout(page, shard, position);
     shard->bytes = HEADER_BYTES + shard->row_count * layout.row_bytes;
     if ((uint64_t)status.st_size != shard->bytes)
@@ -190,7 +190,7 @@ static Table open_table(char **paths, int count) {
         if (!is_same(&layout, &table.layout))
             fail(BAD_INPUT, "%s: found another table's layout, wanted that of %s", shard->path, paths[0]);
         require(shard->first_token == expected, shard->path, "first_token", shard->first_token,
-                "the one behind the shard before");
+                "the one after the previous shard");
         expected += shard->row_count;
         table.pages += (shard->bytes + table.page_bytes - 1) / table.page_bytes;
     }
@@ -398,7 +398,7 @@ static void settle_batch(const Reader *reader, uint64_t count) {
         const uint8_t *row = reader->rows + i * row_bytes;
         Shard *shard = find_shard(table, reader->batch[i]);
         if (crc32(row, (size_t)(row_bytes - CHECKSUM_BYTES)) != number(row + row_bytes - CHECKSUM_BYTES, 4))
-            fail(BAD_INPUT, "%s row of token %" PRIu64 ": found damaged bytes, wanted what its checksum says",
+            fail(BAD_INPUT, "%s row of token %" PRIu64 ": found damaged bytes, wanted bytes that match its checksum",
                  shard->path, reader->batch[i]);
         if (reader->access->is_mapped)
             advise_row(table, shard, row_offset(table, shard, reader->batch[i]), MADV_DONTNEED);
@@ -515,7 +515,7 @@ static void print_table(const Table *table, uint64_t seed, const Tokens *tokens,
 }
 
 static void on_bus_error(int signal_number) {
-    static const char text[] = "shards: found a file that shrank or cannot be read, wanted it whole\n";
+    static const char text[] = "shards: found a file that shrank or cannot be read, wanted the whole file\n";
     (void)signal_number;
     ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
     (void)ignored;
@@ -541,7 +541,7 @@ static int drop_files(char **paths, int count) {
         shard->fd = open(shard->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
         if (shard->fd < 0 || fstat(shard->fd, &status) < 0)
             fail(BAD_INPUT, "%s: found '%s', wanted a file", shard->path, strerror(errno));
-        if (!S_ISREG(status.st_mode)) fail(BAD_INPUT, "%s: found something else, wanted a file", shard->path);
+        if (!S_ISREG(status.st_mode)) fail(BAD_INPUT, "%s: found something else, wanted a regular file", shard->path);
         shard->bytes = (uint64_t)status.st_size;
         bytes += shard->bytes;
         if (shard->bytes) table.count++;
@@ -560,7 +560,7 @@ int main(int argc, char **argv) {
     const char *list = NULL;
     int at = 1;
     for (; at < argc && strncmp(argv[at], "--", 2) == 0; at += 2) {
-        if (at + 1 >= argc) fail(BAD_INPUT, "%s: found nothing behind it, wanted a value", argv[at]);
+        if (at + 1 >= argc) fail(BAD_INPUT, "%s: found nothing after it, wanted a value", argv[at]);
         if (strcmp(argv[at], "--seed") == 0) seed = parse_count("--seed", argv[at + 1], 0, UINT64_MAX);
         else if (strcmp(argv[at], "--reads") == 0) reads = parse_count("--reads", argv[at + 1], 1, MOST_READS);
         else if (strcmp(argv[at], "--batch") == 0) batch_rows = parse_count("--batch", argv[at + 1], 2, MOST_READS);

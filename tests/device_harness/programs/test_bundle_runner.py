@@ -310,7 +310,7 @@ def test_a_profile_names_the_nodes_that_no_delegate_took_and_empties_the_convers
     [
         (b"", "byte 0", "its end"),
         (b"{", "byte 1", "its end"),
-        (b'{"do": "size", "do": "size"}', "key do", "it twice in an object"),
+        (b'{"do": "size", "do": "size"}', "key do", "the key twice in an object"),
         (b'{"do": "\xff"}', "byte 8", "byte 0xff"),
         (b'{"do": "a\\u0000"}', "byte 15", "byte 0x22"),
         (b'{"do": "a\x01"}', "byte 9", "byte 0x01"),

@@ -1,4 +1,4 @@
-/* Work in its own process, meanwhile; threads would need types that differ between Android's C library and musl's. */
+/* Work in a process in the background; threads would need types that differ between Android's C library and musl's. */
 #ifndef BACKGROUND_H
 #define BACKGROUND_H
 
@@ -6,7 +6,7 @@
 
 typedef struct {
     int process, report;
-    bool is_begun, was_right; /* `was_right`: of work that was done at once, because no process could be made */
+    bool is_begun, was_right; /* `was_right`: the result of work that was done at once for lack of a process */
 } Background;
 
 /* Begin work that only reads memory and files, and returns false with an error recorded. */

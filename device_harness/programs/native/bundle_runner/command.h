@@ -43,7 +43,7 @@ bool needs_session(const Runner *runner, const Command *command);
 /* The tokens of `ids`, or of `random`, and the `media`. Free the ids, after an error too. */
 bool read_prompt(Runner *runner, const Command *command, Prompt *prompt);
 
-/* Begin the last answer, and end it; false if nobody reads any more. */
+/* Begin the last answer, and end it; false if nobody reads the answers any more. */
 void begin_answer(const Command *command);
 bool end_answer(const Runner *runner);
 bool answer_position(Runner *runner, const Command *command);

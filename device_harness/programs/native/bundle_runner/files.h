@@ -21,10 +21,10 @@ typedef struct {
     Digest wanted;
 } FilePart;
 
-/* The reason of the last failed system call. */
+/* The reason for which the last system call failed. */
 const char *system_reason(void);
 
-/* Open a regular file for reading and tell its size; -1 with an error of this kind recorded. */
+/* Open a regular file for reading and find its size; -1 with an error of this kind recorded. */
 int open_file(const char *path, FaultKind kind, uint64_t *bytes);
 void close_file(int file);
 /* Read exactly `size` bytes. */

@@ -78,13 +78,13 @@ static bool read_unicode(Parser *parser, char **to) {
     if (!read_hex(parser, &code)) return false;
     if (code >= 0xD800 && code < 0xDC00) {
         if (parser->end - parser->at < 2 || parser->at[0] != '\\' || parser->at[1] != 'u')
-            return broken(parser, "the second half of a pair of surrogates");
+            return broken(parser, "a low surrogate");
         parser->at += 2;
         if (!read_hex(parser, &low)) return false;
-        if (low < 0xDC00 || low >= 0xE000) return broken(parser, "the second half of a pair of surrogates");
+        if (low < 0xDC00 || low >= 0xE000) return broken(parser, "a low surrogate");
         code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
     } else if (code >= 0xDC00 && code < 0xE000) {
-        return broken(parser, "no second half of a pair of surrogates alone");
+        return broken(parser, "no low surrogate without a high one");
     }
     if (!code) return broken(parser, "no NUL in a string");
     *to = write_utf8(*to, code);
@@ -199,7 +199,7 @@ static bool is_new_key(Parser *parser, uint32_t list, const char *key) {
     const JsonValue *values = parser->json->values;
     for (uint32_t i = values[list].first; i; i = values[i].next)
         if (strcmp(values[i].key, key) == 0)
-            return refuse(parser->kind, parser->file, text("key %.100s", key), "it twice in an object", "once");
+            return refuse(parser->kind, parser->file, text("key %.100s", key), "the key twice in an object", "each key once");
     return true;
 }
 

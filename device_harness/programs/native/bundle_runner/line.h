@@ -8,7 +8,7 @@
 
 #include "fault.h"
 
-/* Keep standard output for answers alone: what else prints there, as the library of a GPU does, goes to standard error. */
+/* Keep standard output for answers: whatever else is printed there, as by a GPU's library, goes to standard error. */
 void keep_output(void);
 
 /* Begin an object; NULL as key in a list. Nested objects and lists are opened and closed in order. */
@@ -19,7 +19,7 @@ void line_integer(const char *key, int64_t value);
 void line_number(const char *key, double value);
 void line_string(const char *key, const char *value);
 void line_null(const char *key);
-/* End the object and write it; false if nobody reads any more. */
+/* End the object and write it; false if nobody reads the answers any more. */
 bool line_end(void);
 bool line_fault(const Fault *fault);
 /* Write raw bytes, after the line that announces them. */

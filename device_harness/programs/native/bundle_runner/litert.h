@@ -89,8 +89,8 @@ bool buffer_make(Buffer *buffer, void *environment, const TensorType *type);
 bool buffer_make_for(Buffer *buffer, void *environment, const Graph *graph, const Signature *signature, bool is_input,
                      const char *name, const TensorType *type);
 void buffer_free(Buffer *buffer);
-/* The buffer's content, until `buffer_unlock`; NULL with MACHINE recorded. With TO_WRITE all of it must be written, and
- * only with TO_READ and TO_CHANGE is what was there before seen. */
+/* The buffer's content, until `buffer_unlock`; NULL with MACHINE recorded. With TO_WRITE all of it must be written;
+ * its earlier content is there only with TO_READ and TO_CHANGE. */
 typedef enum { TO_READ, TO_WRITE, TO_CHANGE } LockMode;
 void *buffer_lock(const Buffer *buffer, LockMode mode);
 bool buffer_unlock(const Buffer *buffer);

@@ -176,7 +176,7 @@ static bool read_root(const JsonSource *source, Manifest *manifest) {
            read_groups(source, json_member(source->json, root, "groups"), manifest) && read_sizes(source, root, manifest);
 }
 
-/* The hash of the whole but the one line that states it; *lines is how many such lines there are. */
+/* The hash of the whole file but the one line that states it; *lines is how many such lines there are. */
 static bool hash_without_own_line(const char *data, size_t bytes, Digest *digest, int *lines) {
     static const char own[] = "\n \"sha256\": \"";
     char *kept = allocate(bytes, 1);

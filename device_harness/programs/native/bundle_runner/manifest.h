@@ -63,7 +63,7 @@ void manifest_free(Manifest *manifest);
 const FileRecord *manifest_file(const Manifest *manifest, const char *name);
 /* The index of a size; -1 with USAGE recorded. */
 int manifest_size(const Manifest *manifest, const char *name);
-/* The path of a file of the bundle, valid as long as `text` says. */
+/* The path of a file of the bundle, valid as long as a result of `text` (fault.h). */
 const char *manifest_path(const Manifest *manifest, const char *name);
 /* Compare sizes, first chunks, and the last chunks of .tflite files with the manifest. */
 bool manifest_check(const Manifest *manifest, const FileRecord *const records[], size_t count);

@@ -34,7 +34,7 @@ static bool is_equal(const Shard *shard, const char *field, uint64_t found, uint
                                      text("%llu", (unsigned long long)wanted));
 }
 
-/* What the manifest says of the table, and what its number of bits means. */
+/* What the manifest says about the table, and what its number of bits means. */
 static bool set_layout(PleTable *table, const TextRecord *record, const Shard *shard, uint32_t bits) {
     if (bits != 2 && bits != 4 && bits != 8 && bits != 32)
         return refuse(BUNDLE, shard->path, "header bits", text("%u", bits), "2, 4, 8 or 32");
@@ -98,7 +98,7 @@ bool ple_open(PleTable *table, const Manifest *manifest) {
         is_open = is_open && read_header(table, &manifest->text, &table->shard[i], i);
     }
     const Shard *last = is_open ? &table->shard[table->shards - 1] : NULL;
-    is_open = is_open && is_equal(last, "row_count, with those of all shards before,", last->first + last->rows, table->vocab_size);
+    is_open = is_open && is_equal(last, "row_count, summed over all shards", last->first + last->rows, table->vocab_size);
     if (!is_open) ple_close(table);
     return is_open;
 }

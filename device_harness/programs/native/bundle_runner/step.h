@@ -11,7 +11,7 @@ void free_width(Width *width);
 
 /* Run one signature: tokens at the next positions, and padding up to its width. */
 bool run_step(Session *session, Width *width, const int32_t *ids, size_t count);
-/* Wait until the GPU is done with all steps; a CPU is when a call returns. */
+/* Wait until the GPU is done with all steps; a CPU is done when a call returns. */
 bool finish_steps(Session *session);
 /* Run the width's signature for the whole context once, in another copy of the decoder's graph. */
 bool run_copy(Session *session, Width *width, Graph *decoder);

@@ -189,7 +189,7 @@ static size_t uses_before(const Session *session, const Prompt *prompt, size_t c
     return found;
 }
 
-/* Of media whose rows end before the last token, decode needs nothing. */
+/* Decode needs no media whose rows end before the last token. */
 static void keep_last_uses(const Session *session, Prompt *prompt) {
     size_t kept = 0;
     for (size_t i = 0; i < prompt->use_count; i++) {

@@ -34,7 +34,7 @@ static void close_tower(Tower *tower) {
     memset(tower, 0, sizeof *tower);
 }
 
-/* The encoders are not right in float16 (docs/gpu.md). */
+/* The encoders' results are wrong in float16 (docs/gpu.md). */
 static bool open_encoder(Tower *tower, const Towers *towers, const FileRecord *encoder) {
     bool built;
     return towers->processor == ON_CPU
@@ -143,7 +143,7 @@ static bool look_up(Tower *tower, Towers *towers, int64_t id) {
     return row != NULL;
 }
 
-/* The markers around a medium, which nearly every prompt needs: so that the tower is not loaded again for them. */
+/* Keep the markers around a medium, which nearly every prompt needs, so that the tower is not loaded again for them. */
 static bool look_up_markers(Tower *tower, Towers *towers) {
     const TowerRecord *record = record_of(towers, tower->name);
     int64_t ids[3] = {record->begin_token, record->end_token, record->padding_token};

@@ -166,8 +166,8 @@ static void mark_used(const char *path) {
     close(file);
 }
 
-/* With the folder locked: pack into another name, then rename. What was opened is not used: the graph that packs
- * weights keeps the largest matrix in memory until it is closed. */
+/* With the folder locked: pack into a file with another name, then rename it. The graph that packs weights is not run,
+ * because it keeps the largest matrix in memory until it is closed. */
 static bool build(Graph *graph, void *environment, const WeightCache *cache, const char *model, int threads,
                   const char *path) {
     char partial[800];

@@ -141,11 +141,13 @@ CHAT_OF_PARTS = "{% for m in messages %}{{ m.role }}{% for p in m.content %}{{ p
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_good_checkpoint_gets_no_warning(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert bundle_errors(converted(checkpoint, "vision", "audio"), checkpoint) == []
     assert caplog.text == ""
 
 
+@pytest.mark.slow
 def test_another_prompt_than_transformers_has_is_refused_with_both_texts(bundle: Path) -> None:
     files = read_prompt_files(EXAMPLE, 3328, 2)
     text = Bundle(bundle).manifest.text
@@ -161,6 +163,7 @@ def test_a_template_that_writes_a_token_of_images_is_refused(checkpoint: Path) -
         converted(checkpoint)
 
 
+@pytest.mark.slow
 def test_what_the_engine_will_not_render_is_a_warning(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     (checkpoint / CHAT_TEMPLATE).write_text(CHATML.replace("m['content']", "m.get('content')"))
     path = converted(checkpoint)
@@ -168,6 +171,7 @@ def test_what_the_engine_will_not_render_is_a_warning(checkpoint: Path, caplog: 
     assert check(path) == []
 
 
+@pytest.mark.slow
 def test_images_that_the_template_does_not_place_are_a_warning(
     checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -186,6 +190,7 @@ def spoilt(bundle: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_verify_finds_another_template(spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite_template(spoilt, GEMMA.replace("'<end_of_turn>", "' <end_of_turn>"))
     report = gemma_edge.verify(spoilt, EXAMPLE, tokens=16, groups=["text"])
@@ -195,17 +200,20 @@ def test_verify_finds_another_template(spoilt: Path, capsys: pytest.CaptureFixtu
     assert "prompts: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_verify_and_check_find_an_end_of_turn_that_stops_nothing(spoilt: Path) -> None:
     edit_manifest(spoilt, lambda value: value["groups"]["text"]["runtime"].update(stop_token_ids=[1]))
     assert [fault.fault for fault in check(spoilt)] == ["the end of a turn"]
     assert [error.place for error in bundle_errors(spoilt, EXAMPLE)] == ["the end of a turn"]
 
 
+@pytest.mark.slow
 def test_check_finds_a_template_that_writes_tokens_of_images(spoilt: Path) -> None:
     rewrite_template(spoilt, GEMMA + "<end_of_image>")
     assert [(fault.fault, fault.found) for fault in check(spoilt)] == [("one turn", "token 3072")]
 
 
+@pytest.mark.slow
 def test_check_notes_what_export_would_refuse(spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite_template(spoilt, CHATML + "{{ [1] }}{{ none }}")
     assert main(["check", str(spoilt)]) == 0

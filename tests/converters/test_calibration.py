@@ -74,11 +74,13 @@ def test_the_decoder_alone_differs_and_the_lock_names_the_text(bundle: Path, che
     assert check(bundle) == []
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_threads(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     convert(replace(request(checkpoint, tmp_path / "b"), workers=5), families=FAMILIES, gate=None)
     assert hashes(tmp_path / "b") == hashes(bundle)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     wanted, work = request(checkpoint, tmp_path / "b"), work_directory(tmp_path / "b")
 
@@ -103,6 +105,7 @@ def test_an_interrupted_run_goes_on_where_it_was(bundle: Path, checkpoint: Path,
     assert not work.exists()
 
 
+@pytest.mark.slow
 def test_what_another_calibration_left_is_not_used(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -114,6 +117,7 @@ def test_what_another_calibration_left_is_not_used(bundle: Path, checkpoint: Pat
     assert hashes(tmp_path / "b") == hashes(bundle)
 
 
+@pytest.mark.slow
 def test_a_lock_makes_the_same_bytes_again_with_the_text(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a text other than the built-in one"):
         rebuild(bundle, checkpoint, tmp_path / "none", families=FAMILIES)
@@ -126,6 +130,7 @@ def test_a_lock_makes_the_same_bytes_again_with_the_text(bundle: Path, checkpoin
         rebuild(bundle, checkpoint, tmp_path / "other", calibration=page, families=FAMILIES)
 
 
+@pytest.mark.slow
 def test_the_text_is_found_beside_the_bundle(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     write_calibration_text(request(checkpoint, bundle).bundle_output(), TEXT)
     assert read_calibration_text(calibration_file(bundle)) == TEXT
@@ -133,6 +138,7 @@ def test_the_text_is_found_beside_the_bundle(bundle: Path, checkpoint: Path, tmp
     assert hashes(tmp_path / "again") == hashes(bundle)
 
 
+@pytest.mark.slow
 def test_every_quantised_matrix_of_every_size_is_rounded(tmp_path: Path, tokenizer_json: Path) -> None:
     source = write_checkpoint(tmp_path / "c", TINY, random_tensors(TINY, dtype="float32"))
     (source / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
@@ -184,6 +190,7 @@ def test_a_file_that_is_not_ours_is_not_replaced(checkpoint: Path, tmp_path: Pat
     assert calibration_file(tmp_path / "b").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_model_writes_its_own_text_which_an_interrupted_run_keeps(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -301,6 +301,7 @@ def test_the_fingerprint_changes_with_any_bit_that_counts(tmp_path: Path) -> Non
     assert fingerprint_of(write_checkpoint(tmp_path / "bit", TINY, tensors)) != base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 0.5, 1])
 def test_the_fingerprint_of_a_large_tensor_reads_pieces_all_over_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: float
@@ -366,6 +367,7 @@ def test_what_is_no_checkpoint_gets_a_way_on(tmp_path: Path, name: str, way_on: 
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(data=st.data())
 def test_a_mutated_config_is_refused_or_still_valid(

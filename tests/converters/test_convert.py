@@ -251,6 +251,7 @@ def test_lengths_that_cannot_work_are_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_refused_bundle_leaves_nothing(tmp_path: Path, tiny: Path) -> None:
     def refuse(directory: Path, checkpoint: Checkpoint) -> VerifyReport:
         assert (directory / "manifest.json").is_file() and checkpoint.path == tiny
@@ -274,6 +275,7 @@ class Opposite(Reference):
         return -super().logits(hidden, head=head)
 
 
+@pytest.mark.slow
 def test_a_conversion_ends_at_the_gate_unless_told_not_to(tmp_path: Path, tiny: Path) -> None:
     gate = ShortGate(SETTINGS, tokens=32)
     wanted = replace(request(tiny, tmp_path / "bundle"), sizes=("small",))
@@ -323,6 +325,7 @@ def test_a_weight_that_is_not_finite_is_refused_whatever_its_scheme(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_not_finite_is_named_as_the_checkpoint_has_it_whatever_slice_is_cut(
     random_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -477,6 +480,7 @@ def test_the_room_that_is_asked_for_is_what_the_bundle_takes(
     assert taken <= wanted <= taken + 2**20
 
 
+@pytest.mark.slow
 def test_every_token_that_ends_a_text_is_in_the_manifest(tmp_path: Path, tiny: Path) -> None:
     shutil.copytree(tiny, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("*.py"))
     (tmp_path / "checkpoint" / "generation_config.json").write_text('{"eos_token_id": [106, 1, 106]}')
@@ -484,6 +488,7 @@ def test_every_token_that_ends_a_text_is_in_the_manifest(tmp_path: Path, tiny: P
     assert manifest.text.stop_token_ids == (1, 5, 106)  # 5: what the template ends a turn with
 
 
+@pytest.mark.slow
 def test_progress_ends_at_its_total(tmp_path: Path, tiny: Path) -> None:
     seen: list[tuple[int, int]] = []
     convert(request(tiny, tmp_path / "bundle", quant="int8"), progress=lambda done, total: seen.append((done, total)))
@@ -605,6 +610,7 @@ def test_a_conversation_grows_through_its_context_buckets(tmp_path: Path, tiny: 
         assert np.abs(logits - want[505:520]).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_prefills_that_nobody_chose_fit_the_context(tmp_path: Path, tiny: Path) -> None:
     manifest = convert(replace(request(tiny, tmp_path / "bundle"), context=200, prefill_sizes=()))
     assert manifest.text.prefill_sizes == (16, 64)

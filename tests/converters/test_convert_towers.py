@@ -29,6 +29,7 @@ def request(checkpoint: Checkpoint, output: Path, **towers: str) -> ConvertReque
     return ConvertRequest(checkpoint, output, towers, groups=("text", *towers), context=64, prefill_sizes=(4, 16))
 
 
+@pytest.mark.slow
 def test_a_bundle_says_of_its_towers_what_the_checkpoint_says(checkpoint: Checkpoint, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     manifest = convert(
@@ -69,6 +70,7 @@ def test_two_conversions_with_towers_give_identical_bytes(checkpoint: Checkpoint
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False) == (names, [], [])
 
 
+@pytest.mark.slow
 def test_groups_that_are_not_asked_for_are_left_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
     text = convert(request(checkpoint, tmp_path / "text"), gate=None).manifest
     assert (text.vision, text.audio) == (None, None)

@@ -30,6 +30,7 @@ def test_every_size_is_judged_in_turn_and_told_in_percent(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_some_sizes_can_be_judged_alone_on_a_text_of_ones_own(random_bundle: Path, random_checkpoint: Path) -> None:
     with open_checkpoint(random_checkpoint) as checkpoint:
         report = judge(random_bundle, checkpoint, SETTINGS, text="the cat " * 20, sizes=["small"])

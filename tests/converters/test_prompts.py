@@ -46,6 +46,7 @@ def converted(checkpoint: Path) -> Manifest:
     return convert(request, gate=None).manifest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", [None, {}, {"eos_token_id": 1}, {"eos_token_id": [1]}])
 def test_the_token_that_ends_a_turn_stops_an_answer(
     checkpoint: Path, stated: dict[str, object] | None, caplog: pytest.LogCaptureFixture
@@ -63,12 +64,14 @@ def test_a_stated_stop_token_needs_no_warning(checkpoint: Path, caplog: pytest.L
     assert "stop token" not in caplog.text
 
 
+@pytest.mark.slow
 def test_an_end_that_is_no_token_is_a_warning(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     (checkpoint / "chat_template.jinja").write_text(CHATML.replace("END", "'<|im_end|>\n'"))
     assert converted(checkpoint).text.stop_token_ids == (1, 5)
     assert "ends a turn with <|im_end|>, which is not a token: answers may not stop" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stated", "kept"),
     [
@@ -140,6 +143,7 @@ def spell(checkpoint: Path, spellings: Mapping[int, str]) -> None:
 TABLES = {token: f"<extra_{token}>" for token in range(3072, 3328) if token not in (3072, 3073, 3200, 3201)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spellings", [TABLES, {token: f"<unused{token - 3072}>" for token in (3080, 3081, 3300)}], ids=["all", "unused"]
 )
@@ -185,6 +189,7 @@ def test_added_tokens_of_a_text_model_are_text(tmp_path: Path) -> None:
     assert bundle.drawable_ids(bundle.tokenizer()) == 298
 
 
+@pytest.mark.slow
 def test_a_text_bundle_still_refuses_images_spelled_in_prompts(checkpoint: Path) -> None:
     assert converted(checkpoint).text.text_vocab_size is None
     bundle = Bundle(checkpoint.parent / "bundle")

@@ -117,6 +117,7 @@ def test_adapters_are_named_again_and_their_hashes_compared(made: Path, tmp_path
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_lock_says_nothing_of_this_machine(made: Path) -> None:
     text = (made / "bundle" / "lock.json").read_text()
     assert str(made) not in text and "numpy" not in text
@@ -167,6 +168,7 @@ def test_what_is_no_lock_is_refused(made: Path, tmp_path: Path, content: bytes, 
         gemma_edge.rebuild(tmp_path / "lock.json", tmp_path / "again", checkpoint=made / "checkpoint")
 
 
+@pytest.mark.slow
 def test_a_lock_that_is_not_the_bundles_is_a_fault(made: Path, tmp_path: Path) -> None:
     lock = read_lock(made / "bundle")
     bundle = Path(shutil.copytree(made / "bundle", tmp_path / "bundle"))

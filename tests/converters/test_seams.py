@@ -67,6 +67,7 @@ def _words(path: Path) -> Iterator[str]:
             yield node.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knowledge", KNOWLEDGE.values(), ids=KNOWLEDGE)
 def test_no_code_outside_a_family_names_what_is_its_own(knowledge: Knowledge) -> None:
     found = {

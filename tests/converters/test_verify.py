@@ -422,6 +422,7 @@ def test_the_built_in_text_has_many_scripts_and_fills_the_long_form() -> None:
     assert len(text) == 8263
 
 
+@pytest.mark.slow
 def test_text_that_is_too_short_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     convert(ConvertRequest(EXAMPLE, tmp_path / "bundle", groups=("text",), sizes=("small",), context=64), gate=None)
     with open_gemma3n(EXAMPLE) as checkpoint:

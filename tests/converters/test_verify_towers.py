@@ -28,6 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_multimodal_checkpoint(tmp_path_factory.mktemp("multimodal") / "checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", TOWERS)
 def test_float_towers_differ_by_rounding_alone(checkpoint: Path, tmp_path: Path, group: TowerName) -> None:
     assert main(["convert", str(checkpoint), "-o", str(tmp_path / "bundle"), "--quant", "f32", *SMALL]) == 0
@@ -38,6 +39,7 @@ def test_float_towers_differ_by_rounding_alone(checkpoint: Path, tmp_path: Path,
     assert report.relative_error < 1e-4 and report.cosine_min > 0.9999
 
 
+@pytest.mark.slow
 def test_verify_judges_the_towers_too(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(checkpoint), "-o", str(tmp_path / "bundle"), *SMALL]) == 0
     capfd.readouterr()

@@ -28,6 +28,7 @@ def test_many_mutants_are_read_or_refused(target: Target) -> None:
         target.run(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.name))
 def test_what_was_found_once_stays_mended(target: Target) -> None:
     for path in sorted((CORPUS / target.name).glob("*")):

@@ -238,6 +238,7 @@ def test_verbose_errors_have_a_traceback_before_their_line(command: Command) -> 
     assert outcome.err.splitlines()[-1].startswith("error: missing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code"),
     [("--help >&-", 0), ("help run >&-", 0), ("-V 2>&-", 0), ("check missing >&- 2>&-", 2), ("check missing <&-", 2)],
@@ -263,6 +264,7 @@ def test_a_fault_of_our_own_is_one_line_too(command: Command, monkeypatch: pytes
     assert_one_line_error(command("check", "x"), 3, "KeyError", "surprise", "-v")
 
 
+@pytest.mark.slow
 def test_global_options_stand_before_or_after_the_verb(command: Command, random_bundle: Path) -> None:
     assert command("--json", "check", random_bundle).json == command("check", random_bundle, "--json").json
 
@@ -296,6 +298,7 @@ def test_inspect_counts_a_bundle_as_it_counts_its_checkpoint(
     assert "memory" in command("inspect", random_bundle).out
 
 
+@pytest.mark.slow
 def test_check_finds_a_sound_bundle_sound_and_a_broken_one_broken(
     command: Command, random_bundle: Path, tmp_path: Path
 ) -> None:
@@ -311,6 +314,7 @@ def test_check_finds_a_sound_bundle_sound_and_a_broken_one_broken(
     assert "embedder.tflite" in command("check", tmp_path / "b").out
 
 
+@pytest.mark.slow
 def test_export_writes_a_container_that_check_accepts(command: Command, random_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.litertlm"
     value = command("export", random_bundle, "-o", path, "--size", "small", "--json").json
@@ -364,6 +368,7 @@ def test_convert_into_a_directory_that_is_not_there_says_to_create_it(
     assert_one_line_error(outcome, 2, "none/b: there is no directory", "create it")
 
 
+@pytest.mark.slow
 def test_convert_judges_and_writes_a_bundle(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
     value = command(
         "convert", random_checkpoint, "-o", tmp_path / "b", "--quant", "f32", "--sizes", "full,small",
@@ -377,6 +382,7 @@ def test_convert_judges_and_writes_a_bundle(command: Command, random_checkpoint:
     assert command("check", tmp_path / "b").code == 0
 
 
+@pytest.mark.slow
 def test_convert_chooses_scales_as_asked(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
     convert = ("convert", random_checkpoint, "--no-verify", "--context", 64, "--prefill", "4", "--ple-quant", "int8")
     for search in ("absmax", "mse"):
@@ -394,6 +400,7 @@ def test_convert_chooses_scales_as_asked(command: Command, random_checkpoint: Pa
     assert shards[0] != shards[1]
 
 
+@pytest.mark.slow
 def test_convert_writes_nothing_that_fails_the_gate(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
     sizes = ("--context", 64, "--prefill", "4")
     arguments = ("convert", random_checkpoint, "-o", tmp_path / "b", "--quant", "int4-channel", *sizes)
@@ -405,6 +412,7 @@ def test_convert_writes_nothing_that_fails_the_gate(command: Command, random_che
     assert (tmp_path / "b" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_convert_takes_a_budget_or_a_slice_file(command: Command, random_checkpoint: Path, tmp_path: Path) -> None:
     plain = ("--no-verify", "--context", 32, "--prefill", 4)
     common = (*plain, "--json")
@@ -535,6 +543,7 @@ def test_a_bundle_without_steps_for_drafts_names_the_command(command: Command, r
     assert_one_line_error(command(*arguments), 2, str(random_bundle), "convert the checkpoint with --draft-tokens 3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["off", "memory", "DIR"])
 def test_run_says_the_same_whatever_the_weight_cache(
     command: Command, random_bundle: Path, tmp_path: Path, cache: str

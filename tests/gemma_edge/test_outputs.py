@@ -102,6 +102,7 @@ def test_no_verb_writes_to_a_device_a_fifo_or_a_socket(
             require_refused(verb, work, work / "out" / f"{name}{verb.ending}", capsys, what)
 
 
+@pytest.mark.slow
 @each_verb
 def test_no_verb_writes_to_its_inputs_or_into_them(verb: Verb, work: Work, capsys: pytest.CaptureFixture[str]) -> None:
     for reads in verb.reads:

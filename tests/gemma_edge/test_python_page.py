@@ -14,6 +14,7 @@ import gemma_edge
 PAGE = Path(gemma_edge.__file__).parents[1] / "docs" / "python.md"
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(
     multimodal_bundle: Path, random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_flip_of_any_bit_of_the_manifest_is_found(whole: Path, flips: int) -> 
         assert faults and all(fault.file == MANIFEST_NAME for fault in faults)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flips", [2, pytest.param(50, marks=FULL)])
 def test_a_flip_of_any_file_of_a_bundle_is_found_and_the_file_named(whole: Path, tmp_path: Path, flips: int) -> None:
     bundle = Path(shutil.copytree(whole / "bundle", tmp_path / "bundle"))
@@ -59,6 +60,7 @@ def test_a_flip_of_any_file_of_a_bundle_is_found_and_the_file_named(whole: Path,
     assert check(bundle) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flips", [2, pytest.param(50, marks=FULL)])
 def test_a_flip_of_any_part_of_a_litertlm_is_found(whole: Path, tmp_path: Path, flips: int) -> None:
     data = (whole / "model.litertlm").read_bytes()

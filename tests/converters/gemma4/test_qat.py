@@ -150,6 +150,7 @@ def test_logits_are_those_of_transformers(path: Path, checkpoint: Gemma4Checkpoi
     assert np.abs(logits - want).max() < 0.1  # two steps of the output's scale
 
 
+@pytest.mark.slow
 def test_another_recipe_quantises_the_numbers_that_the_codes_stand_for(path: Path, tmp_path: Path) -> None:
     convert(ConvertRequest(path, tmp_path / "f32", {"text": "f32"}, context=64), families=FAMILIES, gate=None)
     with open_checkpoint(path, FAMILIES) as checkpoint, Session(Bundle(tmp_path / "f32"), SETTINGS) as session:

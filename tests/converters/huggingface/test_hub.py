@@ -270,6 +270,7 @@ def test_what_would_be_refused_is_refused_before_weights_are_downloaded(hub: Hub
     assert not parts(tmp_path) and not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_inspect_judges_tokenizer_and_template_without_a_download(
     hub: HubServer, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -48,6 +48,7 @@ def ranges(size: int) -> st.SearchStrategy[tuple[int, int] | None]:
     return st.none() | pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
 def test_any_rectangle_is_the_same_as_numpy_cuts(

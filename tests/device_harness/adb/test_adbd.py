@@ -57,6 +57,7 @@ def test_files_go_and_come_back_and_a_refusal_has_its_words(aosp: Transport, adb
         aosp.push_bytes(b"x", "/system/bin/new")  # not a link to toybox, which may be running
 
 
+@pytest.mark.slow
 def test_a_push_is_taken_up_after_cuts_and_then_sends_nothing(
     aosp: Transport, adbd: Adbd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_push_ends_with_its_last_hash_and_waits_for_no_sleep(aosp: Transport, 
         sleep.symlink_to(toybox)
 
 
+@pytest.mark.slow
 def test_only_an_accepted_key_comes_in_and_what_to_do_for_another_is_said_at_once(
     adbd_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,6 +151,7 @@ def test_what_is_told_as_sent_is_what_the_device_has_stored(aosp: Transport, adb
     assert 0 < told[-1] <= part.st_size < 15_000_000
 
 
+@pytest.mark.slow
 def test_a_daemon_that_is_killed_in_mid_push_is_one_error_and_what_was_sent_is_kept(
     adbd_root: Path, reach: Connect, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ HANDSHAKES: dict[str, Lie] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", HANDSHAKES.values(), ids=HANDSHAKES.keys())
 def test_a_bad_device_is_named_with_a_reason_and_does_not_hide_a_good_one(
     lie: Lie, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +154,7 @@ ANSWERS: dict[str, tuple[Lie, Callable[[Transport], object], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lie", "request_", "said"), ANSWERS.values(), ids=ANSWERS.keys())
 def test_an_answer_without_end_or_sense_is_one_fault_that_names_device_and_service(
     lie: Lie, request_: Callable[[Transport], object], said: str, monkeypatch: pytest.MonkeyPatch

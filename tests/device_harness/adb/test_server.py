@@ -179,6 +179,7 @@ def test_commands_files_and_lists_go_through_it(held: Transport, peer: Peer, tmp
         assert sampler.shell("echo two", timeout=10).stdout == "two\n"
 
 
+@pytest.mark.slow
 def test_a_command_that_echoes_all_it_is_sent_does_not_stop_it(held: Transport) -> None:
     received, data = 0, bytes(1_000_000)
     with held.stream_exec("cat") as stream:
@@ -191,6 +192,7 @@ def test_a_command_that_echoes_all_it_is_sent_does_not_stop_it(held: Transport) 
     assert received == 20 * len(data)
 
 
+@pytest.mark.slow
 def test_a_push_goes_on_after_cuts_behind_it(
     held: Transport, peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +226,7 @@ def test_a_server_that_ends_is_a_lost_connection_and_its_device_comes_back_with_
     assert held.shell("echo back", timeout=5).stdout == "back\n"
 
 
+@pytest.mark.slow
 def test_a_device_that_does_not_know_the_servers_key_says_so_at_once(
     adbd_root: Path, server: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -77,6 +77,7 @@ def test_shell_v2_keeps_errors_apart_and_v1_mixes_them(peer: Peer, make_device: 
     assert (sorted(old.stdout.split()), old.stderr) == (["err", "out"], "")
 
 
+@pytest.mark.slow
 def test_output_larger_than_a_message_arrives_whole(any_transport: Transport) -> None:
     result = any_transport.shell("head -c 3000000 /dev/zero | tr '\\0' x", timeout=30)
     assert result.stdout == "x" * 3_000_000
@@ -94,6 +95,7 @@ def test_a_failed_command_is_an_error_with_its_last_words(transport: Transport) 
         transport.shell("echo it broke >&2; exit 3", timeout=10).require("the work")
 
 
+@pytest.mark.slow
 def test_a_command_over_its_time_is_killed_on_the_device(any_transport: Transport) -> None:
     mark = f"sleep 61.{os.getpid()}"
     with pytest.raises(DeviceTimeout, match="killed"):
@@ -241,6 +243,7 @@ def test_a_relative_remote_path_is_refused() -> None:
 # --- the connection ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_writes_survive_small_socket_buffers(peer: Peer) -> None:
     class Narrow(TcpPort):
         def connect(self, transport_timeout_s: float) -> None:
@@ -366,6 +369,7 @@ class _peer:
 # --- exit codes -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exit_codes_of_commands_that_end_at_once_are_right_every_time(any_transport: Transport) -> None:
     codes = [any_transport.shell(f"exit {number}", timeout=10).exit_code for number in range(25)]
     assert codes == list(range(25))
@@ -385,6 +389,7 @@ def test_a_command_that_replaces_the_shell_has_an_exit_code(any_transport: Trans
     assert any_transport.shell("exec sh -c 'sleep 0.1; exit 6'", timeout=10).exit_code == 6
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([b"mark:3\n", b"mark:", b"ma", b"x", b"\n", b"mark:7\n"])), st.randoms())
 def test_the_marker_is_found_wherever_the_stream_is_cut(words: list[bytes], chance: random.Random) -> None:
     text = b"".join([*words, b"mark:9\n"])

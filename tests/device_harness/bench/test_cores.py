@@ -7,6 +7,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
+
 from device_harness.bench.cores import cluster_records, read_clusters
 from device_harness.bench.process import ProcessRun
 from device_harness.bench.sampler import MachineReading, ProcessSample, Sampler
@@ -54,6 +56,7 @@ def test_the_emulated_device_has_a_cluster(machine: AdbDevice) -> None:
     assert (found.name, found.governor, len(found.cpus)) == ("policy0", "schedutil", os.cpu_count())
 
 
+@pytest.mark.slow
 def test_a_process_bound_to_a_core_ran_there() -> None:
     core = max(os.sched_getaffinity(0))
     program = f"import os, time; os.sched_setaffinity(0, [{core}])\nwhile time.process_time() < 0.4: pass"

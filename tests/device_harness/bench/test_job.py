@@ -98,6 +98,7 @@ def is_sampled(device: Peer, number: int) -> bool:
     return len(begun) >= number and is_running(f"/proc/{begun[-1]}/smaps_rollup")
 
 
+@pytest.mark.slow
 def test_each_iteration_is_a_process_of_its_own_after_an_unmeasured_one(machine: AdbDevice, counter: Path) -> None:
     record = whole(bench(machine, job(COUNT + f'echo "rate $n"; {SAMPLED}')))
     assert record.values("tg8") == (2, 3, 4)
@@ -110,6 +111,7 @@ def test_each_iteration_is_a_process_of_its_own_after_an_unmeasured_one(machine:
     assert record.state_before is not None and record.state_after is not None
 
 
+@pytest.mark.slow
 def test_a_cold_start_goes_without_the_weight_cache_and_a_warm_one_keeps_it(
     folder_device: Emulator, machine: AdbDevice, counter: Path
 ) -> None:
@@ -135,6 +137,7 @@ def test_figures_that_fall_steadily_are_flagged_as_drift(machine: AdbDevice, cou
     assert record.drift["tg8"].p_value < 0.01 and record.drift["tg8"].change_fraction < -0.2
 
 
+@pytest.mark.slow
 def test_a_device_that_begins_to_throttle_is_flagged(folder_device: Emulator, machine: AdbDevice) -> None:
     def heat(done: int, total: int, figures: object) -> None:
         if done == 1:
@@ -147,6 +150,7 @@ def test_a_device_that_begins_to_throttle_is_flagged(folder_device: Emulator, ma
     assert record.iterations[1].gate_wait_s > 0
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing_running(
     folder_device: Emulator, machine: AdbDevice, counter: Path
 ) -> None:
@@ -167,12 +171,14 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing_running(
     assert not is_running(mark)
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_is_one_error_with_its_last_words(machine: AdbDevice) -> None:
     outcome = bench(machine, job("echo starting; echo 'no such model' >&2; exit 4"))
     assert outcome.record is None
     assert str(outcome.ended_by).endswith(": exit code 4: no such model")
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_later_keeps_the_iterations_before(machine: AdbDevice, counter: Path) -> None:
     outcome = bench(machine, job(COUNT + '[ $n != 4 ] || exit 9; echo "rate $n"'), repetitions=5)
     assert outcome.record is not None and outcome.record.values("tg8") == (2, 3)
@@ -183,6 +189,7 @@ def test_a_program_that_says_nothing_useful_is_an_error(machine: AdbDevice) -> N
     assert "found 0 rates" in str(bench(machine, job("echo hello")).ended_by)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_a_program_that_does_not_end_is_killed(machine: AdbDevice, where: str) -> None:
     mark = f"sleep 64.{time.monotonic_ns()}"
@@ -227,6 +234,7 @@ def cutting(device: Peer, fault: Faults = CUT) -> Callable[..., None]:
     return cut
 
 
+@pytest.mark.slow
 def test_an_iteration_that_a_lost_connection_cuts_off_begins_again_and_the_record_says_so(cut_device: Peer) -> None:
     mark = f"sleep 30.{time.monotonic_ns()}"
     notes: list[str] = []
@@ -240,6 +248,7 @@ def test_an_iteration_that_a_lost_connection_cuts_off_begins_again_and_the_recor
     assert notes[-1].endswith("the connection was lost; iteration 2 begins again")
 
 
+@pytest.mark.slow
 def test_what_a_cut_left_running_has_ended_before_the_iteration_begins_again(
     own_device: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +302,7 @@ def test_after_a_cut_no_file_of_samples_stays(own_device: Emulator) -> None:
     assert seen == [1, 0], "there while it is sampled, gone after the cut"
 
 
+@pytest.mark.slow
 def test_an_unmeasured_run_that_is_cut_off_begins_again_without_a_part_of_a_cache(own_device: Emulator) -> None:
     with connected_device(own_device.serial) as machine:
         cache = "/data/local/tmp/m.xnnpack_cache"
@@ -303,6 +313,7 @@ def test_an_unmeasured_run_that_is_cut_off_begins_again_without_a_part_of_a_cach
     assert record.values("tg8") == (3, 4) and "reconnected" in record.flags
 
 
+@pytest.mark.slow
 def test_an_iteration_that_is_cut_off_again_and_again_ends_the_run_and_keeps_the_others(own_device: Emulator) -> None:
     begun: list[str] = []
 
@@ -322,6 +333,7 @@ def test_an_iteration_that_is_cut_off_again_and_again_ends_the_run_and_keeps_the
     assert {"interrupted", "reconnected"} <= set(outcome.record.flags)
 
 
+@pytest.mark.slow
 def test_a_device_that_has_restarted_ends_the_run(own_device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     uptimes = iter([5_000.0, 30.0])
     monkeypatch.setattr("device_harness.bench.job._Bench._uptime", lambda bench: next(uptimes))
@@ -332,6 +344,7 @@ def test_a_device_that_has_restarted_ends_the_run(own_device: Emulator, monkeypa
     assert outcome.record is not None and outcome.record.values("tg8") == (2,)
 
 
+@pytest.mark.slow
 def test_a_device_that_does_not_come_back_ends_the_run(own_device: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("device_harness.bench.job._PATIENCE_S", 0.3)
     monkeypatch.setattr("device_harness.bench.process._RECOVER_S", 0.3)
@@ -344,6 +357,7 @@ def test_a_device_that_does_not_come_back_ends_the_run(own_device: Emulator, mon
     assert "interrupted" in outcome.record.flags
 
 
+@pytest.mark.slow
 def test_a_cut_of_the_samplers_connection_alone_costs_samples_and_no_iteration(own_device: Emulator) -> None:
     def cut() -> None:
         own_device.set_faults(Faults(drop_at_byte=0))
@@ -360,11 +374,13 @@ def test_a_cut_of_the_samplers_connection_alone_costs_samples_and_no_iteration(o
     assert len(record.iterations) == 3 and {"reconnected", "sampler_failed"} & set(record.flags)
 
 
+@pytest.mark.slow
 def test_the_host_runs_jobs_by_the_same_commands() -> None:
     record = whole(bench(Host(), job("echo 'rate 3'; sleep 0.3"), repetitions=2))
     assert (record.device.kind, record.device.emulated, record.values("tg8")) == ("host", False, (3, 3))
 
 
+@pytest.mark.slow
 def test_tests_that_the_runner_says_nothing_of_are_left_out_and_named(machine: AdbDevice) -> None:
     tests = {"tg8": "decode_tokens_per_s", "ttft8": "time_to_first_token_s"}
     notes: list[str] = []
@@ -379,6 +395,7 @@ def test_a_test_of_a_figure_that_no_one_knows_is_an_error_before_anything_runs(m
     assert "decode_token_per_s" in str(outcome.ended_by) and "wanted decode_tokens_per_s" in str(outcome.ended_by)
 
 
+@pytest.mark.slow
 def test_a_figure_that_no_one_knows_is_an_error_and_not_a_test_less(machine: AdbDevice) -> None:
     outcome = bench(machine, job("echo", read=lambda output: Reading(cast(Figures, {"decode_rate_per_s": 1.0}))))
     assert outcome.record is None and isinstance(outcome.ended_by, ResultsError)

@@ -299,6 +299,7 @@ def test_rails_are_sampled_on_the_one_connection_of_a_cable_while_the_program_ta
     assert set(record.energy.rails_joules) == set(RAILS)
 
 
+@pytest.mark.slow
 def test_a_device_on_a_cable_says_why_it_has_no_energy(folder_device: Emulator, machine: AdbDevice) -> None:
     folder_device.set_faults(Faults())
     record = bench(machine)
@@ -314,6 +315,7 @@ print(json.dumps(dataclasses.asdict(find_power_source(Host()))))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap (apt-get install bubblewrap)")
 @pytest.mark.parametrize(("status", "kind"), [("Discharging", "battery_power"), ("Charging", "none")])
 def test_this_computer_s_battery_is_found(tmp_path: Path, status: str, kind: str) -> None:

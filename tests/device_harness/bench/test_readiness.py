@@ -172,6 +172,7 @@ def test_a_device_that_saves_power_is_refused_if_so_wanted(device: Emulator, mac
         machine.shell("settings put global low_power 0", timeout=20)
 
 
+@pytest.mark.slow
 def test_a_battery_is_waited_for_and_flagged_if_it_stays_low(device: Emulator, machine: AdbDevice) -> None:
     device.set_faults(LOW)
     notes: list[str] = []
@@ -193,6 +194,7 @@ def test_a_computer_without_a_battery_service_is_let_through() -> None:
     assert PowerGate(Host(), ReadinessSettings(on_low_power="refuse"), pytest.fail).wait().waited_s == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError()])
 @pytest.mark.parametrize("before", ["2", None])
 def test_what_was_changed_is_put_back_whatever_happens(

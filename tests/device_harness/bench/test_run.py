@@ -105,6 +105,7 @@ class Listener(BenchListener):
         self.done.append(done)
 
 
+@pytest.mark.slow
 def test_a_runner_of_another_package_is_a_word_in_a_tuple(bundle: Path, spec: RunnerSpec) -> None:
     request = BenchRequest(bundle, "script", {"factor": ("3",)}, workload=Workload(generated_tokens=16))
     listener = Listener()

@@ -174,6 +174,7 @@ def test_times_count_from_the_run_s_begin() -> None:
     assert "temperature_celsius" not in found.columns and found.temperature_source is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connection", ["host", "tcp", "usb"])
 def test_a_running_process_is_sampled_until_its_end(
     process: subprocess.Popen[bytes], folder_device: Emulator, transport: Transport, connection: str, tmp_path: Path

@@ -59,6 +59,7 @@ def running(machine: AdbDevice) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_a_trace_is_kept_beside_the_results_and_nowhere_else(
     device: Emulator, there: AdbDevice, tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_trace_is_kept_beside_the_results_and_nowhere_else(
     assert list(device.path(FOLDER).iterdir()) == [] and running(there) == ""
 
 
+@pytest.mark.slow
 def test_power_rails_that_only_perfetto_may_read_give_joules(
     device: Emulator, there: AdbDevice, tmp_path: Path
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_device_without_perfetto_says_so(device: Emulator, there: AdbDevice, t
     assert not (tmp_path / "x.traces").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "reason"),
     [

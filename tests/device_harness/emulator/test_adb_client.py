@@ -44,6 +44,7 @@ def adb(adb_server: dict[str, str], peer: Peer) -> Adb:
     return client(adb_server, peer)
 
 
+@pytest.mark.slow
 def test_it_is_listed_with_its_model(adb_server: dict[str, str], folder_device: Emulator) -> None:
     adb = client(adb_server, folder_device)
     listed = adb("devices", "-l").stdout

@@ -147,6 +147,7 @@ def test_a_named_root_stays_and_is_taken_up_again(reach: Connect, tmp_path: Path
     assert sorted(os.listdir(tmp_path / "data/local/tmp")) == ["file0", "file1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", ["shell,v2,raw", "shell,v2,pty"])
 def test_a_host_that_leaves_hangs_up_on_its_command(peer: Peer, reach: Connect, service: str) -> None:
     told = peer.path(f"{TMP}/told-{service.replace(',', '-')}")

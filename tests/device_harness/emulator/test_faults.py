@@ -143,6 +143,7 @@ def test_throttling_shows_in_dumpsys_and_the_thermal_zone(folder_device: Emulato
     assert "Thermal Status: 0" in transport.shell("dumpsys thermalservice", timeout=10).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["fault", "service"])
 def test_a_reboot_ends_programs_and_connections_and_keeps_files(
     make_device: MakeDevice, reach: Connect, how: str

@@ -168,6 +168,7 @@ def test_listed_tokens_are_read_in_turn_and_strangers_read_row_0(run: Run, shard
     assert {measure.rows for measure in measures if measure.pattern == "batch"} == {3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [0, 79, 80, 299])
 def test_the_row_of_a_token_is_the_one_that_is_read(run: Run, shards: list[Path], tmp_path: Path, token: int) -> None:
     path = shards[token // 80]

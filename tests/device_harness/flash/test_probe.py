@@ -89,6 +89,7 @@ def is_running() -> bool:
     return any(b"gemma-edge/flash_probe-" in name for name in names)
 
 
+@pytest.mark.slow
 @needs_gcc
 def test_a_device_gets_the_shards_is_probed_and_nothing_else_stays(
     bundle: Path, make_device: MakeDevice, isolation: str, capsys: pytest.CaptureFixture[str]

@@ -115,6 +115,7 @@ def test_logits_have_the_same_bits_over_widths_buckets_sizes_and_truncations(tin
         pair.require_same(tokens_of(tiny_bundle, 14, 5))
 
 
+@pytest.mark.slow
 def test_per_layer_embeddings_of_two_bits_have_the_same_values(tmp_path: Path, random_checkpoint: Path) -> None:
     path = tmp_path / "bundle"
     convert(ConvertRequest(random_checkpoint, path, {"text": "f32", "ple": "int2"}, context=128), gate=None)

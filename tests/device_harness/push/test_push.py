@@ -234,6 +234,7 @@ def test_a_second_push_writes_nothing(device: Peer, transport: Counting, tmp_pat
     assert {path.name: path.stat().st_mtime_ns for path in device.path(TARGET).iterdir()} == before
 
 
+@pytest.mark.slow
 def test_one_changed_tensor_sends_the_chunks_it_touches(device: Peer, transport: Counting, tmp_path: Path) -> None:
     content = make_content()
     push(transport, make_bundle(tmp_path / "one", content))
@@ -250,6 +251,7 @@ def test_one_changed_tensor_sends_the_chunks_it_touches(device: Peer, transport:
     assert set(result.files_sent) == {"text_decoder.tflite", "manifest.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, CHUNK - 1, CHUNK, CHUNK + 1, 7 * CHUNK + 5])
 def test_a_file_of_another_size_is_sent_from_where_it_differs(
     device: Peer, transport: Counting, tmp_path: Path, stored_by: Receiver, size: int
@@ -267,6 +269,7 @@ def test_a_file_of_another_size_is_sent_from_where_it_differs(
     assert transport.bytes_of("text_decoder.tflite") == size - same
 
 
+@pytest.mark.slow
 def test_a_file_of_equal_size_and_other_bytes_is_replaced(device: Peer, transport: Counting, tmp_path: Path) -> None:
     push(transport, make_bundle(tmp_path / "one", make_content(0)))
     bundle = make_bundle(tmp_path / "two", make_content(1))
@@ -274,6 +277,7 @@ def test_a_file_of_equal_size_and_other_bytes_is_replaced(device: Peer, transpor
     assert on_device(device) == locally(bundle) and result.bytes_copied == 0
 
 
+@pytest.mark.slow
 def test_a_file_damaged_on_the_device_is_mended_under_the_same_manifest(
     device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
@@ -308,6 +312,7 @@ def test_a_litertlm_goes_as_one_file_and_by_its_own_hashes(device: Peer, transpo
     assert transport.bytes_of("model.litertlm") == 4321 and result.files == ("model.litertlm",)
 
 
+@pytest.mark.slow
 def test_files_that_only_the_older_bundle_had_go_and_strangers_stay(
     device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
@@ -322,6 +327,7 @@ def test_files_that_only_the_older_bundle_had_go_and_strangers_stay(
     assert result.files_removed == ("vision_encoder.tflite",)
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_in_case_only_is_left_for_it_may_be_the_new_one(
     device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
@@ -331,6 +337,7 @@ def test_a_file_that_differs_in_case_only_is_left_for_it_may_be_the_new_one(
     assert result.files_removed == ()
 
 
+@pytest.mark.slow
 def test_a_group_left_out_goes_if_it_is_another_models_and_stays_if_not(
     device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
@@ -355,6 +362,7 @@ def test_a_foreign_manifest_on_the_device_removes_nothing(
     assert "its files stay" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [True, False])
 def test_it_works_in_both_shells(make_device: MakeDevice, tmp_path: Path, stored_by: Receiver, old: bool) -> None:
     settings = EmulatorSettings(isolation="folder", features=frozenset(), max_payload_bytes=4096)
@@ -449,6 +457,7 @@ def test_what_a_cut_left_of_an_update_is_taken_up_by_the_next_push(cut_device: P
     assert cuts >= 6
 
 
+@pytest.mark.slow
 def test_after_a_cut_whole_chunks_are_not_sent_again(cut_device: Peer, tmp_path: Path) -> None:
     path = tmp_path / "model.litertlm"
     path.write_bytes(np.random.default_rng(3).bytes(64 * CHUNK))
@@ -469,6 +478,7 @@ def test_after_a_cut_whole_chunks_are_not_sent_again(cut_device: Peer, tmp_path:
     assert offset >= have * CHUNK > 0 and offset + size == 64 * CHUNK
 
 
+@pytest.mark.slow
 def test_a_device_that_reboots_in_the_middle_gets_the_rest(cut_device: Peer, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     with Counting(cut_device) as transport:
@@ -542,6 +552,7 @@ def test_without_room_for_both_the_old_file_is_changed_in_place(
     assert result.bytes_copied == 0
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_changed_in_place_has_no_manifest_until_it_is_whole(
     make_small: Callable[[int], Peer], tmp_path: Path
 ) -> None:
@@ -586,6 +597,7 @@ def test_a_disk_that_fills_up_meanwhile_is_one_clear_error_and_loses_nothing(
     assert on_device(device) == locally(bundle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 3 * CHUNK + 7, 8 * CHUNK])
 def test_a_block_that_the_device_stores_wrong_is_sent_again(
     device: Peer, transport: Counting, tmp_path: Path, at: int
@@ -709,6 +721,7 @@ def test_a_benchmarks_model_is_stored_by_our_program_where_it_has_been_built(
     assert list(device.path(f"{DEFAULT_FOLDER}/bin").glob(f"*/{Path(receiver).name}"))
 
 
+@pytest.mark.slow
 def test_two_pushes_to_one_folder_take_turns(device: Peer, tmp_path: Path) -> None:
     contents = [make_content(), make_content(seed=1)]
     bundles = [make_bundle(tmp_path / str(number), content) for number, content in enumerate(contents)]
@@ -803,6 +816,7 @@ def test_a_link_on_the_device_is_not_followed(device: Peer, transport: Counting,
     assert outside.read_bytes() == b"outside" and transport.writes == []
 
 
+@pytest.mark.slow
 def test_a_chunk_that_is_not_what_the_manifest_says_ends_the_push_and_changes_nothing(
     device: Peer, transport: Counting, tmp_path: Path
 ) -> None:
@@ -822,6 +836,7 @@ def test_a_chunk_that_is_not_what_the_manifest_says_ends_the_push_and_changes_no
     assert on_device(device) == locally(bundle)
 
 
+@pytest.mark.slow
 def test_a_file_is_looked_at_before_it_takes_the_place_of_one_that_cannot_stay(
     make_small: Callable[[int], Peer], tmp_path: Path
 ) -> None:
@@ -847,6 +862,7 @@ def test_local_damage_in_what_the_device_has_already_is_no_matter(
     assert push(transport, bundle).bytes_sent == 0 and on_device(device) == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [frozenset(), frozenset({"shell_v2"})])
 def test_only_a_device_of_shell_v1_needs_exec_and_without_it_is_one_clear_error(
     make_device: MakeDevice, tmp_path: Path, features: frozenset[str]
@@ -866,6 +882,7 @@ def test_only_a_device_of_shell_v1_needs_exec_and_without_it_is_one_clear_error(
 # --- several devices, progress ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_devices_take_the_same_files_at_once(device: Peer, make_device: MakeDevice, tmp_path: Path) -> None:
     devices = [device, make_device(EmulatorSettings(isolation="folder"))]
     bundle = make_bundle(tmp_path / "bundle", make_content())
@@ -886,6 +903,7 @@ def test_two_devices_take_the_same_files_at_once(device: Peer, make_device: Make
     assert all(on_device(device) == locally(bundle) for device in devices)
 
 
+@pytest.mark.slow
 def test_progress_counts_each_step_to_its_end(device: Peer, transport: Counting, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", make_content())
     seen: dict[str, list[tuple[int, int]]] = {}

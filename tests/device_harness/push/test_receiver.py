@@ -85,6 +85,7 @@ def receive(
     return start(program, folder, ("store", "a.part", *place(data, chunk, first)), data, environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [{}, {"PUSH_RECEIVER_PLAIN": "1"}], ids=["instructions", "plain"])
 @pytest.mark.parametrize(
     "size",
@@ -165,6 +166,7 @@ def test_chunks_that_cannot_be_read_are_not_hashed(receiver: Path, tmp_path: Pat
     assert in_order(done.stdout) == [f"none {n} unreadable" for n in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["link", "directory", "fifo", "absent"])
 def test_only_files_are_taken(receiver: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / "other").touch()

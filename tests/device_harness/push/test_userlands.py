@@ -80,6 +80,7 @@ PUSHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("userland", "receiver"), PUSHES)
 def test_a_push_is_taken_up_after_a_cut_and_its_files_belong_to_their_owner(
     userland: Userland, receiver: Receiver, start: Start, native: None, model: Path

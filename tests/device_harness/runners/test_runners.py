@@ -259,6 +259,7 @@ def test_our_session_needs_python_with_this_package(folder_device: Emulator, mac
         python.write_text(script)
 
 
+@pytest.mark.slow
 def test_our_session_is_told_what_to_measure(machine: AdbDevice, bundle: Path) -> None:
     (job,) = jobs(SessionRunner(), machine, bundle, Workload(prompt_tokens=16, generated_tokens=8, threads=2))
     assert " ".join(job.argv).endswith("--prompt-tokens 16 --generated-tokens 8 --threads 2")
@@ -272,6 +273,7 @@ def test_our_session_is_told_what_to_measure(machine: AdbDevice, bundle: Path) -
     )
 
 
+@pytest.mark.slow
 def test_drafts_that_were_right_are_figures(drafting_bundle: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the cat the cat the cat the cat")

@@ -33,6 +33,7 @@ def emulator() -> Iterator[Emulator]:
         yield device
 
 
+@pytest.mark.slow
 def test_a_conversion_is_judged_unless_told_not_to_be(random_checkpoint: Path, tmp_path: Path) -> None:
     # Random weights are chaotic: int8 moves them by more than a fault would.
     with pytest.raises(QualityError, match="KL divergence"):
@@ -87,6 +88,7 @@ def test_a_device_that_is_named_is_found(emulator: Emulator) -> None:
     assert emulator.serial in [device.serial for device in gemma_edge.devices([emulator.serial])]
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_here_and_kept(random_bundle: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     (record,) = gemma_edge.bench(

@@ -64,6 +64,7 @@ def test_each_judged_prediction_is_drawn_and_each_passage_has_its_row(
     assert page.count(" to 256</td>") == 1
 
 
+@pytest.mark.slow
 def test_the_same_conversion_gives_the_same_page_and_no_place_is_on_it(
     conversion: tuple[Conversion, str], random_checkpoint: Path, tmp_path: Path
 ) -> None:

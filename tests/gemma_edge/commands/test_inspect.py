@@ -65,6 +65,7 @@ def inspected(published: dict[str, Path]) -> dict[str, dict[str, Any]]:
     return {name: inspect(published[name]) for name in ("e2b", "e4b")}
 
 
+@pytest.mark.slow
 def test_e2b_loads_over_5_b_and_needs_under_2_b(inspected: dict[str, dict[str, Any]]) -> None:
     value = inspected["e2b"]
     groups = value["groups"]
@@ -102,6 +103,7 @@ def test_every_set_of_groups_says_what_it_loads(inspected: dict[str, dict[str, A
     assert [m - memory[0] for m in memory] == [0, VISION, AUDIO, VISION + AUDIO]
 
 
+@pytest.mark.slow
 def test_a_text_checkpoint_has_one_set(published: dict[str, Path]) -> None:
     value = inspect(published["text"])
     assert list(value["groups"]) == TEXT
@@ -198,6 +200,7 @@ def test_every_form_of_the_published_config_is_accepted_with_its_towers(
         assert output.err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["vision", "audio"])
 def test_a_tower_with_the_axes_of_mlx_is_named_with_the_way_out(
     tmp_path: Path, group: str, capsys: pytest.CaptureFixture[str]

@@ -41,6 +41,7 @@ def exported(bundle: Path, path: Path, *words: str) -> Any:
     return gemma_edge.inspect_file(path).metadata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
@@ -69,6 +70,7 @@ def test_impossible_sampling_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_lock_keeps_the_sampling_that_was_given(bundle: Path, tmp_path: Path) -> None:
     exported(bundle, tmp_path / "x.litertlm", "--top-k", "8")
     lock = json.loads(read_header(tmp_path / "x.litertlm").metadata.system[LOCK])
@@ -77,6 +79,7 @@ def test_the_lock_keeps_the_sampling_that_was_given(bundle: Path, tmp_path: Path
     assert (tmp_path / "y.litertlm").read_bytes() == (tmp_path / "x.litertlm").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_export_without_sound_says_that_gallery_refuses_it(
     bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,6 +140,7 @@ def test_inspect_agrees_with_the_engine(bundle: Path, tmp_path: Path, words: tup
 WITH_TOOLS = "{% if tools %}{% for tool in tools %}TOOL{% endfor %}{% endif %}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("written", "model_type", "offered"),
     [

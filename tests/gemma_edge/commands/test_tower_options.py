@@ -57,6 +57,7 @@ def test_towers_follow_the_arguments(
     assert (recipes(tmp_path / "bundle") if wanted else None) == wanted
 
 
+@pytest.mark.slow
 def test_the_search_for_scales_holds_for_the_towers_too(checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["convert", str(checkpoint), "-o", str(tmp_path / "bundle"), "--search", "absmax", *SMALL]
     assert main(arguments) == 0
@@ -82,6 +83,7 @@ def test_what_cannot_be_is_one_error(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_json_lists_the_groups_and_inspect_shows_them(
     checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

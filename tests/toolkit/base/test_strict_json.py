@@ -22,6 +22,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(VALUES)
 def test_parses_what_python_writes(value: object) -> None:
     encodable = json.loads(json.dumps(value, ensure_ascii=True).encode("utf-8", "surrogatepass"))

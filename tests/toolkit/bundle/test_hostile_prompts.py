@@ -94,6 +94,7 @@ def test_a_template_without_end_is_ended(name: str) -> None:
         render(ENDLESS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LARGE, *FAILING])
 def test_the_gates_survive_it_too(name: str, tmp_path: Path) -> None:
     """turn_end and free_variables are what `convert` and `check` ask first, engine_template what `export` does."""
@@ -132,6 +133,7 @@ def test_a_child_hands_over_values_and_errors() -> None:
         limited("x", lambda: os.kill(os.getpid(), 11))
 
 
+@pytest.mark.slow
 def test_only_time_of_the_processor_counts_which_a_busy_machine_gives_now_and_then() -> None:
     limits = Limits(seconds=1)
     assert limited("x", partial(time.sleep, 1.1), limits) is None
@@ -220,6 +222,7 @@ def test_a_config_of_more_than_16_mb_is_refused_unparsed(checkpoint: Path, name:
     assert peak_bytes() - before < 64 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a constant of 3 GB", "a text that doubles", "nested lists"])
 def test_convert_refuses_a_harmful_template(checkpoint: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (checkpoint / CHAT_TEMPLATE).write_text((LARGE | FAILING)[name])
@@ -331,6 +334,7 @@ def test_a_changed_small_file_is_found_when_a_session_opens(bundle: Path, name: 
         chat_prompt(opened, opened.tokenizer(), USER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a constant of 3 GB", "nested lists", "half of a character", "50 MB of text"])
 def test_a_strangers_bundle_with_a_harmful_template_is_one_error(
     bundle: Path, name: str, capsys: pytest.CaptureFixture[str]

@@ -54,6 +54,7 @@ def quantized(bits: int) -> NDArray[np.float32]:
     return dequantize_rows(quantize_rows(Table().values, scheme)).reshape(VOCAB, LAYERS, WIDTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8, 32])
 @pytest.mark.parametrize("rows", [1, 127, 128, 299, 300, 301])
 def test_shards_hold_every_row_in_order(tmp_path: Path, bits: int, rows: int) -> None:

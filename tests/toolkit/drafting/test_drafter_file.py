@@ -178,6 +178,7 @@ def test_a_size_that_it_was_not_fitted_to_is_drafted_by_look_up(fitted: Path) ->
         assert sources.for_answer("full").propose([5, 6, 7, 5, 6], None, 1) == [7]
 
 
+@pytest.mark.slow
 def test_an_export_has_it_with_what_it_needs_of_the_decoder(fitted: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.litertlm"
     assert export_litertlm(fitted, path).groups == ("text", "drafter")

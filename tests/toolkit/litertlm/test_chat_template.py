@@ -113,6 +113,7 @@ def test_a_template_that_reads_parts_is_left_as_it_is(prompting: Prompting) -> N
     assert engine_template(NO_BOS, prompting, "gemma3n") == ExportedTemplate(NO_BOS, start_token=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MENDED)
 def test_a_template_that_the_engine_renders_otherwise_is_mended(name: str, prompting: Prompting) -> None:
     source = MENDED[name]

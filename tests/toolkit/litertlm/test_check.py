@@ -360,6 +360,7 @@ def test_graphs_of_a_tower_that_do_not_fit_are_found(
     assert f"section {label} signature {fault}" in rebuilt(path, towers, **{label: graphs(tmp_path, signatures)})
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_edit_of_the_header_is_worse_than_a_fault(path: Path, whole: bytes, data: st.DataObject) -> None:
@@ -371,6 +372,7 @@ def test_no_edit_of_the_header_is_worse_than_a_fault(path: Path, whole: bytes, d
     check(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_edit_of_a_section_is_worse_than_a_fault(path: Path, whole: bytes, data: st.DataObject) -> None:

@@ -51,6 +51,7 @@ def export(bundle: Path, path: Path, *options: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "public"), [("ours.pem", "ours.public.pem"), ("ssh", "ssh.pub")])
 def test_a_signed_export_is_trusted_with_its_key_and_with_no_other(
     keys: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, public: str

@@ -126,6 +126,7 @@ def exhaustive_errors(groups: NDArray[np.float64], dtype: ElementName) -> NDArra
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "excess"),
     [

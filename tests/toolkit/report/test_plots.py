@@ -57,6 +57,7 @@ def texts(data: bytes) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(data).iter("{http://www.w3.org/2000/svg}text")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLOTS)
 def test_every_plot_is_well_formed_and_the_same_bytes_each_time(name: str) -> None:
     data = svg(PLOTS[name])

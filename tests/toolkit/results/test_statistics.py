@@ -118,6 +118,7 @@ def test_runs_that_differ_widen_the_interval() -> None:
     assert compare([slow, fast], new).verdict == "no difference shown"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lengths", [([5], [5]), ([5] * 4, [6]), ([3, 7, 1], [5, 5]), ([5] * 6, [2] * 4)], ids=["", "more", "odd", "many"]
 )

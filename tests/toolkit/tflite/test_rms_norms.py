@@ -45,6 +45,7 @@ def ops(graph: SubgraphRecord) -> Counter[str]:
     return Counter(op.builtin for op in graph.operators)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "signature", "first_id", "left"),
     [

@@ -106,6 +106,7 @@ def test_tables_that_are_used_over_and_over_take_no_endless_time(model: ModelRec
     verify(schema.pack(ends(model, operators=tuple(many))), tmp_path)
 
 
+@pytest.mark.slow
 def test_mutants_are_refused_or_pass_without_any_other_error(model: ModelRecord, tmp_path: Path) -> None:
     data, refused = schema.pack(model), 0
     for seed in range(300):

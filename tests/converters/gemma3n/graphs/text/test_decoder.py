@@ -34,6 +34,7 @@ def whole_forward(checkpoint: Gemma3nCheckpoint) -> Graph:
     return decoder.finish(logits=decoder.logits(decoder.normed(decoder.layers(config.num_layers))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["f32", "int8", "int4"])
 def test_the_caches_of_a_short_prefill_are_bit_equal_to_those_of_all_layers(
     tmp_path: Path, checkpoint: Gemma3nCheckpoint, quant: str

@@ -17,6 +17,7 @@ IDS = np.array([2, 5, 40, 17, 0, 36, 38, 9, 9, 21, 3, 30, 11], np.int32)
 PREFILL = 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("prefills", [0, 1, 2])
 @pytest.mark.parametrize("rings", [False, True], ids=["whole caches", "rings"])

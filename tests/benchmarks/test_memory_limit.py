@@ -1,4 +1,4 @@
-"""A PLE table larger than the memory that a run may take: rows from flash complete, a table in memory does not."""
+"""A PLE table larger than a run's memory limit: reading rows from flash completes, a table in memory does not."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_old_records_are_drawn_where_there_are_no_new_ones(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_no_plot_of_the_benchmarks_is_stale(tmp_path: Path) -> None:
-    """Texts alone are compared: another version of matplotlib draws the same plot in other bytes."""
+    """Only the texts are compared: another version of matplotlib draws the same plot in other bytes."""
     for name, plot in plot_results.plots(RESULTS).items():
         recorded = RESULTS / f"{name}.svg"
         assert _texts(recorded.read_bytes()) == _texts(svg(plot)), f"{name}: run python -m benchmarks.plot_results"

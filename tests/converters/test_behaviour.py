@@ -1,4 +1,4 @@
-"""The behaviour gate: prompts of bundles against transformers, and what is said of those that differ."""
+"""The behaviour gate: prompts of bundles against transformers', and what is said about those that differ."""
 
 from __future__ import annotations
 

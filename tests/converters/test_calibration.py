@@ -64,6 +64,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_decoder_alone_differs_and_the_lock_names_the_text(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     convert(replace(request(checkpoint, plain), calibration=None), families=FAMILIES, gate=None)

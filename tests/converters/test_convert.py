@@ -1,4 +1,4 @@
-"""The whole way: checkpoints of many shapes, converted in float32 and run by LiteRT, against transformers."""
+"""From checkpoint to logits: many shapes of checkpoints, converted in float32 and run by LiteRT, and transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles with eyes and ears: what the manifest says of them, what each group holds, and the same bytes every time."""
+"""Bundles with towers: what the manifest says about them, what each group holds, and the same bytes every time."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_groups_that_are_not_asked_for_are_left_out(checkpoint: Checkpoint, tmp_
     assert not {"vision", "audio"} & {*text.groups, *text.quant}
     both = convert(request(checkpoint, tmp_path / "both", vision="int8"), gate=None).manifest
     assert both.audio is None and both.vision is not None
-    for name in text.files.keys() - {LOCK}:  # the lock says which groups were asked for
+    for name in text.files.keys() - {LOCK}:  # the lock has the groups that were asked for
         assert text.files[name] == both.files[name], "text does not depend on the other groups"
 
 

@@ -1,4 +1,4 @@
-"""What you convert is what the phone says: ten kinds of fine-tune, trained with peft and transformers on the example.
+"""A converted fine-tune answers as trained: ten kinds of fine-tune, trained with peft and transformers on the example.
 
 The greedy answers of transformers (with the adapter beside its weights, as trained), of our session and of Google's
 engine are the same text.

@@ -15,6 +15,7 @@ from toolkit.runtime.session import SessionSettings
 SETTINGS = SessionSettings(threads=1, weight_cache="memory")
 
 
+@pytest.mark.slow
 def test_every_size_is_judged_in_turn_and_told_in_percent(
     random_bundle: Path, random_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

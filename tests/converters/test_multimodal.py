@@ -1,4 +1,4 @@
-"""The whole way with images and sounds: a random full model, converted and run, against transformers."""
+"""From checkpoint to logits with images and sounds: a random full model, converted and run, against transformers."""
 
 from __future__ import annotations
 

@@ -125,6 +125,7 @@ def test_a_lock_says_nothing_of_this_machine(made: Path) -> None:
     assert {"python", "numpy", "zlib", "processor", "system"} < beside.keys() and str(made) not in str(beside)
 
 
+@pytest.mark.slow
 def test_another_checkpoint_is_named_before_anything_is_converted(made: Path, tmp_path: Path) -> None:
     tensors = random_tensors(TINY, dtype="float32")
     write_checkpoint(tmp_path / "other", TINY, tensors)

@@ -1,4 +1,4 @@
-"""The towers' gate: sound bundles pass, float ones by rounding alone, and towers of another checkpoint do not."""
+"""The towers' gate: valid bundles pass, float ones within rounding, and towers of another checkpoint do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of a device that no device would send: numbers of 5,000 digits, other JSON, names that nobody asked for."""
+"""Answers that no honest device would send: numbers of 5,000 digits, other JSON, names that nobody asked for."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _bundles(root: Path) -> None:
-    """Sound but for strange names: signatures, files that do not belong, groups, a container's sections."""
+    """Valid except for strange names: signatures, files that do not belong, groups, a container's sections."""
     bundle = root / f"{NAME} bundle"
     write_bundle(bundle, fill)
     (bundle / NAME).write_text("")

@@ -88,6 +88,7 @@ def require_refused(verb: Verb, work: Work, output: Path, capsys: pytest.Capture
 each_verb = pytest.mark.parametrize("verb", VERBS, ids=[verb.name for verb in VERBS])
 
 
+@pytest.mark.slow
 @each_verb
 def test_no_verb_writes_to_a_device_a_fifo_or_a_socket(
     verb: Verb, work: Work, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

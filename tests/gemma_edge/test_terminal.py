@@ -28,7 +28,7 @@ class Screen(io.StringIO):
 
 
 def screens(monkeypatch: pytest.MonkeyPatch) -> tuple[Screen, Screen]:
-    """stdout and stderr as terminals of 60 characters a line; no fixture, for pytest changes them before each test."""
+    """stdout and stderr as terminals of 60 characters a line; not a fixture: pytest changes them before each test."""
     out, err = Screen(), Screen()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)

@@ -1,4 +1,4 @@
-"""A random Gemma 3n with eyes and ears, and what transformers makes of prompts with images and sounds in float32.
+"""A random Gemma 3n with both towers, and what transformers makes of prompts with images and sounds in float32.
 
 Needs torch, transformers and timm; a test that calls into this module is skipped where one is missing.
 """

@@ -1,4 +1,4 @@
-"""Towers in small, and multimodal checkpoints that hold them, written without torch."""
+"""Small towers, and multimodal checkpoints that hold them, written without torch."""
 
 from __future__ import annotations
 

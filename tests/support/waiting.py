@@ -1,4 +1,4 @@
-"""Waiting for what another process or thread does, in place of sleeping as long as it should take."""
+"""Waiting for what another process or thread does, instead of sleeping for as long as it should take."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 
 PATIENCE_S = 600.0
-"""Only a fault takes so long, on a machine however busy; how long tests wait for a process or an event."""
+"""How long tests wait for a process or an event; only a fault takes so long, however busy the machine is."""
 
 
 def wait_until(ready: Callable[[], object]) -> None:
-    """Return as soon as it is so."""
+    """Return as soon as the condition holds."""
     give_up = time.monotonic() + PATIENCE_S
     while not ready():
         assert time.monotonic() < give_up, "what is waited for does not happen"
@@ -19,7 +19,7 @@ def wait_until(ready: Callable[[], object]) -> None:
 
 
 def when(ready: Callable[[], object], act: Callable[[], object]) -> threading.Thread:
-    """Act in a thread of its own as soon as it is so; the thread has been started."""
+    """Act as soon as the condition holds, in a thread that is started here and returned."""
 
     def run() -> None:
         wait_until(ready)

@@ -1,4 +1,4 @@
-"""Gemma 4's graphs by the rules of what a GPU takes, and on one: taken whole, and right in both precisions."""
+"""Gemma 4's graphs by the rules of what a GPU takes, and on a GPU: delegated whole, and right in both precisions."""
 
 from __future__ import annotations
 

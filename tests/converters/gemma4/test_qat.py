@@ -57,6 +57,7 @@ def bundle(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.report is not None and result.report.passed
     (size,) = result.report.sizes.values()
     assert (size.quality.kl_divergence_mean or 0) < 2e-3  # only the projection of per-layer embeddings is quantised
+    # here
     return folder
 
 
@@ -71,6 +72,7 @@ def ids(count: int, seed: int = 0) -> NDArray[np.int32]:
     return np.random.default_rng(seed).integers(0, 3328, count).astype(np.int32)
 
 
+@pytest.mark.slow
 def test_every_matrix_of_the_bundle_has_the_codes_and_scales_of_the_checkpoint(
     checkpoint: Gemma4Checkpoint, bundle: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, and mistaken identities: Gemma 3n's have the same names but for a few."""
+"""The tensors of a checkpoint, and mix-ups: most of Gemma 3n's tensors have the same names."""
 
 from __future__ import annotations
 

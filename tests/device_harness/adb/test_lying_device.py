@@ -1,4 +1,4 @@
-"""Every answer of a device is bounded in length and time, and one that makes no sense is one error that names it."""
+"""Every answer of a device is bounded in length and time, and an invalid one is one error that names the device."""
 
 from __future__ import annotations
 

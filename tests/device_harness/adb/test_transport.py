@@ -1,4 +1,4 @@
-"""Commands and files over a connection, held against an emulated device."""
+"""Commands and files over a connection to an emulated device."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_writes_survive_small_socket_buffers(peer: Peer) -> None:
 
 
 def test_a_peer_that_ends_a_connection_without_reading_on_ends_a_write() -> None:
-    """Once a window is full, the other side's kernel may say nothing but that its side is closed."""
+    """Once a window is full, the other side's kernel may report only that its side is closed."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = TcpPort("127.0.0.1", server.getsockname()[1])
         port.connect(10)

@@ -92,7 +92,7 @@ COUNT = f"c={COUNTER}; echo $$ >> $c; n=$(wc -l < $c); "
 
 
 def is_sampled(device: Peer, number: int) -> bool:
-    """Whether so many processes have begun, and the sampler looks at the last of them."""
+    """Whether so many processes have begun, and the sampler watches the last of them."""
     counter = device.path(COUNTER)
     begun = counter.read_text().split() if counter.exists() else []
     return len(begun) >= number and is_running(f"/proc/{begun[-1]}/smaps_rollup")

@@ -45,7 +45,7 @@ BATTERY = BatteryReading("Discharging", 4.0, 0.5, None, 10_000.0, None)
 
 
 def rails(times: Sequence[float], watts: float = 2.0) -> tuple[MachineReading, ...]:
-    """Two rails, which together use so much."""
+    """Two rails, which use this power together."""
     return tuple(MachineReading(t, {"A": 100 + 0.75 * watts * t, "B": 7 + 0.25 * watts * t}) for t in times)
 
 

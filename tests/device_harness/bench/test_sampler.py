@@ -53,7 +53,7 @@ def sample(uptime: float, *, rss: int = 500, swap: int = 20, major: int = 1, sta
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """One with 48 MiB of its own and a mapped file of 8 MiB; it ends with its input."""
+    """A process with 48 MiB of its own and a mapped file of 8 MiB; it ends with its input."""
     (tmp_path / "mapped.bin").write_bytes(b"1" * 2**23)
     argv = [sys.executable, "-c", PROGRAM, str(tmp_path / "mapped.bin")]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
@@ -149,7 +149,7 @@ def test_mappings_are_told_apart_by_group() -> None:
 
 
 def test_groups_that_share_a_file_are_told_apart_by_offset() -> None:
-    """Of a mapping over two groups' parts nobody can say whose its pages are."""
+    """For a mapping over parts of two groups, nobody can say to which its pages belong."""
     path = "/data/model.litertlm"
     mappings = [
         MemoryMapping(0, 4096, path, 10, 10, 0, 16384),

@@ -1,4 +1,4 @@
-"""A machine's state, as an emulated device and this computer tell it."""
+"""A machine's state, as an emulated device and this computer report it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces by the emulated device's perfetto, and what happens where it cannot be had."""
+"""Traces by the emulated device's perfetto, and what happens if there can be none."""
 
 from __future__ import annotations
 

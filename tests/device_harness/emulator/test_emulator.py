@@ -1,4 +1,4 @@
-"""The emulated device itself: its userland, its borders, and what it makes of malformed hosts."""
+"""The emulated device itself: its userland, its borders, and how it treats malformed hosts."""
 
 from __future__ import annotations
 

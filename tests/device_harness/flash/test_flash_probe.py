@@ -105,6 +105,7 @@ def reader_takes(paths: list[Path]) -> bool:
 # --- what it reads ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_way_to_read_is_measured_in_both_states(run: Run, shards: list[Path]) -> None:
     table, measures = parse_probe(run(*QUICK, *shards).stdout, "probe")
     assert (table.shards, table.rows, table.row_bytes, table.bits) == (4, 300, LAYOUT.row_bytes, 8)

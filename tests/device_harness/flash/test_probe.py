@@ -65,7 +65,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> NativeProgram:
 
 @pytest.fixture
 def bundle(tmp_path: Path, program: NativeProgram, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundle with one shard of 36 rows; keys of this computer are none of the test's business."""
+    """A bundle with one shard of 36 rows; this computer's own keys are not used."""
     for name in ("ADB_VENDOR_KEYS", "ANDROID_SERIAL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -105,6 +105,7 @@ def test_a_device_gets_the_shards_is_probed_and_nothing_else_stays(
     assert {"ple_00000.bin", "manifest.json"} <= names and "text_decoder.tflite" not in names
 
 
+@pytest.mark.slow
 @needs_gcc
 def test_shards_of_a_bundle_that_is_there_are_used_in_place(
     bundle: Path, folder_device: Emulator, capsys: pytest.CaptureFixture[str]
@@ -309,7 +310,7 @@ def test_a_cold_bench_can_leave_the_model_s_files_out_of_memory_and_records_what
     records = read_results(results).records
     free, stayed = (record.iterations[0].figures["model_resident_bytes"] for record in records)
     assert stayed >= shard.stat().st_size and stayed >= free >= 0
-    assert f"{stayed:,.0f} of " in err and "to the kernel no start is cold" in err
+    assert f"{stayed:,.0f} of " in err and "no start is cold to the kernel" in err
 
 
 def test_the_page_cache_is_dropped_for_cold_starts_only(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What Linux tells of its CPUs."""
+"""What Linux reports about its CPUs."""
 
 from __future__ import annotations
 

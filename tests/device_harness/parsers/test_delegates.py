@@ -1,4 +1,4 @@
-"""What LiteRT's profiler says of nodes that no delegate took."""
+"""What LiteRT's profiler reports about nodes that no delegate took."""
 
 from __future__ import annotations
 

@@ -123,6 +123,7 @@ def test_per_layer_embeddings_of_two_bits_have_the_same_values(tmp_path: Path, r
         Pair(session, native).require_same(tokens_of(path, 0, 20))
 
 
+@pytest.mark.slow
 def test_a_bundle_for_speculative_decoding_has_the_same_bits_in_plain_decoding(
     drafting_bundle: Path, native: NativeRunner
 ) -> None:
@@ -384,6 +385,7 @@ def test_a_library_without_the_functions_is_refused_by_name() -> None:
         assert native.end() == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["text_decoder.tflite", "embedder.tflite", "ple_00001.bin"])
 def test_a_file_that_differs_from_the_manifest_is_named(name: str, tiny_bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "bundle"

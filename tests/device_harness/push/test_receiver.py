@@ -103,6 +103,7 @@ def test_every_chunk_is_stored_and_hashed_alone_or_beside_another(
     assert hashed.returncode == 0 and in_order(hashed.stdout) == digests(data, CHUNK)
 
 
+@pytest.mark.slow
 def test_it_says_next_after_each_piece_of_a_chunk_and_its_rest(receiver: Path, tmp_path: Path) -> None:
     chunk = 2 * PIECE_BYTES + 1
     done = receive(receiver, tmp_path, bytes(2 * chunk), chunk)

@@ -1,4 +1,4 @@
-"""The other verbs as functions: what they give, what they refuse, and that they say nothing."""
+"""The other verbs as functions: what they return, what they refuse, and that they print nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toolkit.results.json_lines import dump_record, read_results
 
 @pytest.fixture(autouse=True)
 def quiet(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is printed; keys and caches of this computer are none of the tests' business."""
+    """Nothing is printed; this computer's own keys and caches are not used."""
     for name in ("HOME", "XDG_CONFIG_HOME", "GEMMA_EDGE_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / name))
     for name in ("ADB_VENDOR_KEYS", "ANDROID_SERIAL"):

@@ -1,4 +1,4 @@
-"""A loaded model from Python: answers, streams, conversations, threads, silence."""
+"""A loaded model from Python: answers, streams, conversations, threads, and nothing printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`convert --adapter` and what verbs say of the bundle: with the example model, whose gate compares merged weights."""
+"""`convert --adapter` and what verbs say about the bundle; the example model's gate compares merged weights."""
 
 from __future__ import annotations
 

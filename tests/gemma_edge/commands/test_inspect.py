@@ -81,6 +81,7 @@ def test_e2b_loads_over_5_b_and_needs_under_2_b(inspected: dict[str, dict[str, A
     assert (size["parameters_loaded"], size["parameters_effective"]) == (E2B_ALL, E2B_EFFECTIVE)
 
 
+@pytest.mark.slow
 def test_e4b_holds_itself_and_e2b_with_the_same_figures(inspected: dict[str, dict[str, Any]]) -> None:
     sizes = inspected["e4b"]["sizes"]
     assert len(sizes) == 16

@@ -1,4 +1,4 @@
-"""run and chat with images and sounds: what they say, what they load, and one clear error for what cannot be."""
+"""run and chat with images and sounds: what they say, what they load, and one clear error for each wrong use."""
 
 from __future__ import annotations
 

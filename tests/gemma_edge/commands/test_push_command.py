@@ -19,7 +19,7 @@ from toolkit.bundle.write import write_bundle
 
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    # Keys of this computer are none of the test's business.
+    # This computer's own keys are not used.
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("ADB_VENDOR_KEYS", raising=False)

@@ -97,7 +97,7 @@ def test_the_question_in_the_docs_is_answered(tmp_path: Path, monkeypatch: pytes
     assert main(["results", "export", "results.jsonl", "-o", "results.parquet"]) == 0
     question = re.search(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
     assert question is not None
-    # Rates are unknown in these records, and DuckDB must have the column all the same.
+    # Rates are unknown in these records, and DuckDB must still have the column.
     found = duckdb.sql(question[1]).fetchall()
     assert [(row[3], row[4], row[6]) for row in found] == [("gpu", 2.0, 3), ("cpu", 0.5, 3)]
 

@@ -1,4 +1,4 @@
-"""The checker of one PLE shard: sound ones, and one broken shard for each fault."""
+"""The checker of one PLE shard: valid shards, and one broken shard for each fault."""
 
 from __future__ import annotations
 

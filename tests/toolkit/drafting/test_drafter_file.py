@@ -81,6 +81,7 @@ def cosine(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 # Random matrices are the worst case for int4.
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "least"), [(FLOATS, 1 - 1e-6), (RECIPE, 0.9)], ids=["floats", "int4"])
 def test_the_graph_computes_the_drafter(drafting_bundle: Path, tmp_path: Path, recipe: Recipe, least: float) -> None:
     text = read_manifest(drafting_bundle).text
@@ -119,6 +120,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) ->
     return path
 
 
+@pytest.mark.slow
 def test_a_bundle_with_a_drafter_is_sound_and_says_how_good_it_is(fitted: Path) -> None:
     manifest = read_manifest(fitted)
     assert check_directory(fitted) == []

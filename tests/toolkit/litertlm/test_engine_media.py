@@ -1,4 +1,4 @@
-"""Exports with eyes and ears in Google's own engine: the tokens that transformers gives to images and sounds."""
+"""Exports with towers in Google's own engine: the tokens that transformers gives to images and sounds."""
 
 from __future__ import annotations
 

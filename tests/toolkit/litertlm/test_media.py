@@ -1,4 +1,4 @@
-"""What exports change so that LiteRT-LM takes images and sounds as transformers does."""
+"""What exports change so that LiteRT-LM processes images and sounds as transformers does."""
 
 from __future__ import annotations
 

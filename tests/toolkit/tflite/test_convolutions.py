@@ -1,4 +1,4 @@
-"""Convolutions and their company against NumPy: weights stored channels first, in every type that LiteRT takes."""
+"""Convolutions and related ops against NumPy: weights stored channels first, in every type that LiteRT takes."""
 
 from __future__ import annotations
 

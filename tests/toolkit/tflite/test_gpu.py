@@ -1,4 +1,4 @@
-"""LiteRT's GPU delegate, on a GPU or on Vulkan in software: that it runs here at all, and what it says of an op."""
+"""LiteRT's GPU delegate, on a GPU or on Vulkan in software: that it runs here at all, and which ops it takes."""
 
 from __future__ import annotations
 

@@ -73,6 +73,7 @@ def test_every_norm_of_a_graph_becomes_one_op_with_the_same_numbers(
         np.testing.assert_allclose(found[key], value, atol=2e-5 * max(1.0, np.abs(value).max()))
 
 
+@pytest.mark.slow
 def test_a_composite_names_its_epsilon_and_a_subgraph_without_a_signature(
     multimodal_float_bundle: Path, tmp_path: Path
 ) -> None:

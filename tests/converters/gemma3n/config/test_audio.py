@@ -1,4 +1,4 @@
-"""The audio tower's config and tensors, and the files that become of them; no torch."""
+"""The audio tower's config and tensors, and the files made from them; without torch."""
 
 from __future__ import annotations
 

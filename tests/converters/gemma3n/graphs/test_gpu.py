@@ -1,4 +1,4 @@
-"""Every graph of a bundle on the GPU: taken whole, and right."""
+"""Every graph of a bundle on the GPU: delegated whole, with the right results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def largest_error(found: Outcome, wanted: Outcome) -> float:
-    """Of all outputs of all signatures, each as a share of its largest value."""
+    """The largest difference over all outputs of all signatures, each as a share of its largest value."""
     assert found.outputs.keys() == wanted.outputs.keys()
     errors = [
         np.abs(value.astype(np.float64) - found.outputs[name][key]).max() / max(np.abs(value).max(), 1e-30)

@@ -16,7 +16,7 @@ from toolkit.tflite.graph import DType
 
 MODEL = MODELS["two key heads"]
 WINDOW = MODEL.config.sliding_window
-LOW = -2e4  # far below any score, and what a softmax makes nothing of
+LOW = -2e4  # far below any score, so that a softmax gives it no weight
 
 
 def masks_of(
@@ -29,7 +29,7 @@ def masks_of(
     caches = StepCaches(step, rows, where)
     masks = AttentionMasks(step, caches, where, graph.input("mask", mask.shape))
     layer = next(layer for layer in MODEL.config.layers if layer.attention == attention)
-    graph.output("y", ops.add(masks.of(layer), graph.scalar(0.0)))  # an input alone is no output
+    graph.output("y", ops.add(masks.of(layer), graph.scalar(0.0)))  # an input cannot be an output itself
     caches.output()
     inputs = {"positions": positions, "mask": mask, **cache_inputs(graph)}
     found: np.ndarray = run(directory, graph, MODEL, inputs)["y"][0, 0]
@@ -73,7 +73,7 @@ def test_in_a_ring_each_row_counts_as_the_position_that_it_holds(tmp_path: Path,
 
 
 def test_positions_of_padding_do_not_change_what_a_ring_shows(tmp_path: Path) -> None:
-    """A caller may give padding any position; the first one is true, and the rest follow it."""
+    """A caller may give padding any position; the first position is right, and the rest follow it."""
     rows, true = CacheRows(40, WINDOW + 4, 40), np.array([6, 7, 8, 9], np.int32)
     mask = causal_mask(true, 40)
     found = masks_of(tmp_path, "sliding", rows, np.array([6, 7, 0, 0], np.int32), mask)

@@ -47,7 +47,7 @@ def test_a_layer_reads_the_rows_in_sight_of_its_own_cache_or_of_the_one_it_share
     step = whole(MODEL, 1)
     caches = StepCaches(step, ROWS, step.graph.input("positions", (1,), DType.INT32))
     keys, values = caches.read(Layer(step, index))
-    step.graph.output("keys", ops.add(keys, step.graph.scalar(0.0)))  # an input alone is no output
+    step.graph.output("keys", ops.add(keys, step.graph.scalar(0.0)))  # an input cannot be an output itself
     step.graph.output("values", ops.add(values, step.graph.scalar(0.0)))
     old = cache_inputs(step.graph)
     found = run(tmp_path, step.graph, MODEL, {**old, "positions": np.array([3], np.int32)})

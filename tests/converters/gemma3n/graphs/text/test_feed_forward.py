@@ -55,7 +55,7 @@ def narrowed(model: RandomModel, index: int, units: int) -> RandomModel:
 
 
 def test_most_of_a_sparse_gate_is_cut() -> None:
-    """What makes the tests above mean something: without the cut, the reference gives other numbers."""
+    """The tests above could fail: without the cut, the reference gives other numbers."""
     model = MODELS["one key head"]
     dense = replace(model.config, layers=tuple(replace(layer, sparsity=0.0) for layer in model.config.layers))
     x = numbers(TOKENS, model.config.hidden_size)

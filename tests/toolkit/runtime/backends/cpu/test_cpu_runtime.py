@@ -1,4 +1,4 @@
-"""LiteRT behind types: calls, buffers used in place, errors, silence."""
+"""LiteRT behind types: calls, buffers used in place, errors, and nothing printed."""
 
 from __future__ import annotations
 

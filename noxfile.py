@@ -35,7 +35,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """Four minutes on two cores, without torch, LiteRT-LM or a C compiler: after every change."""
+    """Two minutes on two cores, without torch, LiteRT-LM or a C compiler: after every change."""
     python_module(session, "pytest", "-n", "2", "-m", "not (slow or full or reference or lm)", *session.posargs)
 
 

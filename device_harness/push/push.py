@@ -6,8 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Literal
 
 from device_harness.adb.transport import (
     ConnectionLost,
@@ -19,6 +17,7 @@ from device_harness.adb.transport import (
 )
 from device_harness.push.plan import Action, FilePlan, FileState, Remote, plan_push
 from device_harness.push.remote import PartStart, RemoteFolder
+from device_harness.push.result import PushResult, PushTally
 from device_harness.push.scripts import ChunkRun, Chunks
 from device_harness.push.source import (
     OLD_MANIFEST,
@@ -28,7 +27,7 @@ from device_harness.push.source import (
     PushProgress,
     PushSource,
     Step,
-    require_sound,
+    require_unchanged,
 )
 from toolkit.base.files import Advance, safe_name
 from toolkit.bundle.faults import Fault
@@ -45,32 +44,6 @@ _FRUITLESS_CUTS = 3
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class PushResult:
-    """The result of a push. `bytes_skipped` were on the device already, `bytes_copied` of them in a replaced file."""
-
-    device: str
-    target: str
-    receiver: Literal["native", "shell"]
-    """The program that stored and hashed files on the device: ours, or the device's own tools."""
-    files: tuple[str, ...]
-    files_sent: tuple[str, ...]
-    files_removed: tuple[str, ...]
-    bytes_sent: int
-    bytes_skipped: int
-    bytes_copied: int
-    chunks_repaired: int
-    reconnects: int
-    seconds: float
-    """The time from the first request to the last rename."""
-    send_seconds: float
-
-    @property
-    def megabytes_per_s(self) -> float | None:
-        """The rate of the sending only, in 10**6 bytes per second; None if nothing was sent."""
-        return self.bytes_sent / 1e6 / self.send_seconds if self.bytes_sent else None
-
-
 def push_source(
     device: Transport,
     source: PushSource,
@@ -84,11 +57,12 @@ def push_source(
     """Push files (see `open_source`) to the folder `target` of a device; several devices may share a source.
 
     BundleError if local files differ from their manifest; EnvironmentFault for any fault of the device.
-    After a fault or an interrupt, what was sent lies in NAME.part files, and the next push resumes there.
-    Another push from this computer to the same folder is waited for.
-    `receiver`: what `place_receiver` says. `confirm`: called before anything that the device has is given up, and
-    before anything takes its final name; what it raises ends the push. `patience_s`: how long a device that was cut off
-    has to come back.
+    After a fault or an interrupt, what was sent is kept in NAME.part files, and the next push resumes there. A push
+    waits for another one from this computer to the same folder.
+
+    `receiver`: the result of `place_receiver`. `confirm`: called before a file on the device is given up, and before
+    any file takes its final name; what it raises ends the push. `patience_s`: how many seconds a device has to come
+    back after a lost connection.
     """
     folder = RemoteFolder(device, target or default_target(source), receiver)
     with folder.held():
@@ -103,21 +77,7 @@ def default_target(source: PushSource) -> str:
 
 
 def _nothing() -> None:
-    """Nothing has to be confirmed."""
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Counters of a push, over all its connections."""
-
-    sent: int = 0
-    skipped: int | None = None
-    copied: int = 0
-    repaired: int = 0
-    reconnects: int = 0
-    send_seconds: float = 0.0
-    files: set[str] = field(default_factory=set)
-    removed: list[str] = field(default_factory=list)
+    """Confirm nothing."""
 
 
 class _Push:
@@ -136,10 +96,10 @@ class _Push:
         self._source = source
         self._progress = progress
         self._confirm = confirm
-        self._tally = _Tally()
+        self._tally = PushTally()
         self._done: set[str] = set()
         self._left_bytes: int | None = None
-        """The bytes to send, by the latest plan."""
+        """The bytes that are left to send, by the latest plan."""
 
     def run(self, patience_s: float) -> PushResult:
         started = time.monotonic()
@@ -246,7 +206,7 @@ class _Push:
         for plan in plans:
             for run in plan.runs_of("send"):
                 for chunk in range(run.first, run.stop):
-                    require_sound(plan.file, chunk)
+                    require_unchanged(plan.file, chunk)
                     advance(plan.file.length(chunk))
 
     def _copy(self, runs: Sequence[ChunkRun]) -> dict[str, dict[int, str]]:
@@ -294,7 +254,7 @@ class _Push:
     def _verify(self, plans: Sequence[FilePlan], stored: dict[str, dict[int, str]]) -> None:
         """Check the hash of every written chunk on the device; with the size, this verifies the whole file.
 
-        `stored`: what the device has said already, of chunks that were sent. The others are asked for.
+        `stored`: the hashes that the device has already reported of chunks that were sent. It is asked for the others.
         """
         written = [Chunks(plan.file.name + PART, plan.file, plan.written) for plan in plans]
         advance = self._advance("verify", _bytes_of(written))
@@ -378,7 +338,7 @@ def _runs(plans: Sequence[FilePlan], action: Action) -> list[ChunkRun]:
 
 
 def _know(candidates: Iterable[Chunks]) -> None:
-    """Compute the hashes of local files without a manifest."""
+    """Compute the hashes of local chunks that no manifest and no file records."""
     for chunks in candidates:
         for number in chunks.numbers:
             chunks.file.chunks[number]

@@ -191,7 +191,7 @@ def chunk_digest(file: PushFile, number: int) -> str:
     return range_sha256(file.path, file.offset(number), file.offset(number + 1))
 
 
-def require_sound(file: PushFile, number: int) -> None:
+def require_unchanged(file: PushFile, number: int) -> None:
     """BundleError if a local chunk differs from its manifest, or from its earlier hash."""
     digest = chunk_digest(file, number)
     if isinstance(file.chunks, LocalDigests):
@@ -235,7 +235,7 @@ class Comparison:
 def _require_stored(file: PushFile, number: int, digest: str) -> None:
     """BundleError if the local chunk is wrong too; if only the device's is, it is sent again later."""
     if file.chunks[number] != digest:
-        require_sound(file, number)
+        require_unchanged(file, number)
 
 
 def _require_free_name(name: str) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from device_harness.adb.devices import connect
 from device_harness.adb.transport import remote_path
-from device_harness.push.push import PushResult, default_target, push_source
+from device_harness.push.push import default_target, push_source
 from device_harness.push.receiver import Receiver, place_receiver
+from device_harness.push.result import PushResult
 from device_harness.push.source import PushProgress, PushSource, Step, open_source
 from toolkit.base.errors import ToolkitError, UsageError
 from toolkit.litertlm.hashes import require_hashes

@@ -7,7 +7,8 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
-from device_harness.push.push import DEFAULT_FOLDER, PushResult
+from device_harness.push.push import DEFAULT_FOLDER
+from device_harness.push.result import PushResult
 from gemma_edge.api.devices import chosen_devices
 from gemma_edge.api.push import PushListener, push_all
 from gemma_edge.options.groups import group_names

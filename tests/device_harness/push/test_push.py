@@ -44,9 +44,10 @@ from device_harness.emulator.device import Emulator, EmulatorSettings
 from device_harness.emulator.faults import Faults
 from device_harness.machines.device import AdbDevice
 from device_harness.programs.build import PUSH_RECEIVER, native_program, parse_architecture
-from device_harness.push.push import DEFAULT_FOLDER, PushResult, push_source
+from device_harness.push.push import DEFAULT_FOLDER, push_source
 from device_harness.push.receiver import Receiver, place_receiver
 from device_harness.push.remote import RemoteFolder
+from device_harness.push.result import PushResult
 from device_harness.push.scripts import ChunkRun
 from device_harness.push.source import Step, open_source
 from toolkit.base.errors import BundleError, EnvironmentFault, UsageError

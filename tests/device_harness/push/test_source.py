@@ -11,7 +11,7 @@ from bundles import DRAFT, fill
 
 import toolkit.base.files
 from device_harness.push.push import default_target
-from device_harness.push.source import PushSource, open_source, require_sound
+from device_harness.push.source import PushSource, open_source, require_unchanged
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.bundle.manifest_json import encode_manifest
 from toolkit.bundle.write import write_bundle
@@ -116,10 +116,10 @@ def test_hashes_of_a_litertlm_are_computed_when_they_are_asked_for(
     path.write_bytes(b"\1" * 2500)
     digests = [hashlib.sha256(b"\1" * size).hexdigest() for size in (1000, 1000, 500)]
     assert list(file.chunks) == digests == list(file.chunks[:])
-    require_sound(file, 1)
+    require_unchanged(file, 1)
     path.write_bytes(b"\2" * 2500)
     with pytest.raises(BundleError, match=", from byte 1,000 on: the file has changed"):
-        require_sound(file, 1)
+        require_unchanged(file, 1)
     path.write_bytes(b"\1" * 1200)
     with pytest.raises(BundleError, match="found an end at byte 1,200"):
-        require_sound(file, 1)
+        require_unchanged(file, 1)

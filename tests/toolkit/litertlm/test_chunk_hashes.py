@@ -9,7 +9,7 @@ import pytest
 
 import toolkit.base.files
 from device_harness.push import source
-from device_harness.push.source import open_source, require_sound
+from device_harness.push.source import open_source, require_unchanged
 from toolkit.base.errors import BundleError
 from toolkit.litertlm import tables
 from toolkit.litertlm.container import Section, write_container
@@ -145,8 +145,8 @@ def test_a_chunk_that_is_not_what_the_file_says_is_no_chunk_to_push(path: Path) 
     [file] = open_source(path).files
     path.write_bytes(data[: CHUNK + 5] + b"?" + data[CHUNK + 6 :])
     with pytest.raises(BundleError, match=r"from byte 32,768 on: found sha256 .*, wanted .*; export it again"):
-        require_sound(file, 1)
-    require_sound(file, 2)
+        require_unchanged(file, 1)
+    require_unchanged(file, 2)
 
 
 def test_hashes_of_chunks_of_another_size_are_not_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from toolkit.bundle.prompting import Prompting, first_difference
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.litertlm.engine_template import EngineTemplate
 from toolkit.litertlm.media import AROUND, joined_template, separate_template
+from toolkit.litertlm.python_methods import without_methods
 from toolkit.litertlm.schema import ImageMetadata, LlmMetadata, ModelType, SoundMetadata, Token
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens
 
@@ -186,8 +187,12 @@ def _begins_with_bos(model: ChatTemplate, bos_token: str) -> bool:
 
 
 def _candidates(source: str, prompting: Prompting, model_type: ModelType, *, start_token: bool) -> Iterator[str]:
-    """The template with more and more changes, each of which is known to fix something."""
+    """The template without methods that the engine lacks, with more and more changes that are known to fix something.
+
+    A method that no conversation reaches may be reached by others.
+    """
     # Jinja drops one newline at a template's end, and the engine none.
+    source = without_methods(source)
     plain = source.removesuffix("\n")
     tags = _without_generation_tags(plain)
     placeholders = [tokens.placeholder for tokens in prompting.soft_tokens] if model_type == "generic_model" else []

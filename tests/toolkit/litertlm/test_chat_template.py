@@ -43,11 +43,12 @@ MENDED = {
     "{% set messages = messages[1:] %}{% endif %}" + LOOP + "{{ m.role + m.content }}" + END,
     "begins with a line": "\n  {% if true %}\nx{% endif %}" + LOOP + "{{ m.content + '' }}" + END,
     "ends with a line": LOOP + "{{ m.content + '' }}" + END + "\n",
+    "get": LOOP + "{{ m.get('content') + (m.get('reasoning') or m.get('x', {}).get('y', '-')) }}" + END,
+    "upper as a method": LOOP + "{{ m.content.upper()[:3] + m.role.lower() }}" + END,
     "generation": LOOP + "{% generation %}{{ m.content + '' }}{% endgeneration %}" + END,
 }
 REFUSED = {
-    "get": (LOOP + "{{ m.get('content') }}" + END, r"does not know \.get\(\)"),
-    "upper as a method": (LOOP + "{{ m.content.upper() }}" + END, r"\.upper\(\)"),
+    "keys": (LOOP + "{{ m.keys() | join }}" + END, r"does not know \.keys\(\)"),
     "replace, once": (LOOP + "{{ m.content.replace('a', 'b', 1) }}" + END, r"\.replace\(\) with 3"),
     "none in a value": (LOOP + "{{ {'a': none}.a is none }}" + END, "found 'false.*wanted 'True"),
     "break": (LOOP + "{{ m.content }}{% break %}" + END, "break"),
@@ -139,9 +140,10 @@ def test_a_difference_names_the_conversation_and_shows_both_texts(prompting: Pro
     assert "[1, none]" in caught.value.found and "[1, None]" in str(caught.value.wanted)
 
 
-def test_a_method_that_no_conversation_reaches_does_no_harm(prompting: Prompting) -> None:
-    source = GEMMA + "{% if tools %}{{ tools[0].get('name') }}{% endif %}"
-    assert engine_template(source, prompting, "gemma3n").source == source
+def test_a_method_that_no_conversation_reaches_is_mended_or_does_no_harm(prompting: Prompting) -> None:
+    source = GEMMA + "{% if tools %}{{ tools[0].get('name') }}{{ tools[0].keys() }}{% endif %}"
+    found = engine_template(source, prompting, "gemma3n").source
+    assert found == GEMMA + "{% if tools %}{{ tools[0]['name'] }}{{ tools[0].keys() }}{% endif %}"
 
 
 def test_what_transformers_refuses_the_engine_may_refuse(prompting: Prompting) -> None:

@@ -69,6 +69,13 @@ class Terminal:
             with self._hidden_bars(sys.stderr):
                 write_line("info", text)
 
+    def aside(self, text: str) -> None:
+        """Print a piece of what is no part of the result on stderr, without a newline; nothing under `--quiet`."""
+        if not self._quiet:
+            with self._hidden_bars(sys.stderr):
+                sys.stderr.write(_shown(text))
+                sys.stderr.flush()
+
     def log(self, label: Label, text: str) -> None:
         """Print a line of the log; the caller has filtered by level."""
         with self._hidden_bars(sys.stderr):

@@ -48,12 +48,13 @@ class Chat:
         audio: Sequence[MediaSource] = (),
         media: Sequence[MediaFile | Medium] = (),
         on_text: Callable[[str], None] | None = None,
+        on_thought: Callable[[str], None] = lambda _: None,
     ) -> Answer:
         """Send a message, and return the answer; arguments and errors are those of `Model.generate`.
 
         After an error the conversation is unchanged.
         """
-        stream = self.stream(text, images=images, audio=audio, media=media)
+        stream = self.stream(text, images=images, audio=audio, media=media, on_thought=on_thought)
         for piece in stream:
             if on_text is not None:
                 on_text(piece)
@@ -66,12 +67,15 @@ class Chat:
         images: Sequence[MediaSource] = (),
         audio: Sequence[MediaSource] = (),
         media: Sequence[MediaFile | Medium] = (),
+        on_thought: Callable[[str], None] = lambda _: None,
     ) -> AnswerStream:
         """Like `send`, but piece by piece. If interrupted, the conversation keeps the part of the answer so far."""
         shown = self._model.read_media(media, images=images, audio=audio)
         message = self._model.user_message(text, shown)
         prompt = self._model.prompt_of(
-            [*self.history, message], [*(medium for turn in self._turns for medium in turn.media), *shown]
+            [*self.history, message],
+            [*(medium for turn in self._turns for medium in turn.media), *shown],
+            thinking=self._settings.thinking,
         )
         if len(prompt.ids) > self._model.context:
             found, wanted = f"{len(prompt.ids)} tokens", f"at most {self._model.context}, the bundle's context"
@@ -84,6 +88,7 @@ class Chat:
             self._settings,
             size=self._size,
             conversation=self._conversation,
+            on_thought=on_thought,
             ended=partial(self._remember, message, shown),
         )
 

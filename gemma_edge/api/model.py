@@ -48,6 +48,7 @@ class Model:
         self._settings = settings
         self._tokenizer = bundle.tokenizer()
         self._drawable_ids = bundle.drawable_ids(self._tokenizer)
+        self._thoughts = bundle.thoughts(self._tokenizer)
         self._opener = opener
         self._open: Conversation | None = None
         self._closed = False
@@ -77,7 +78,9 @@ class Model:
         raw: bool = False,
         ignore_eos: bool = False,
         speculative: bool = False,
+        thinking: bool = False,
         on_text: Callable[[str], None] | None = None,
+        on_thought: Callable[[str], None] = lambda _: None,
     ) -> Answer:
         """Generate the answer to one prompt, independent of earlier prompts.
 
@@ -100,7 +103,9 @@ class Model:
         ignore_eos: do not stop at a stop token.
         speculative: check drafts of the next tokens, several in one step: the same answer, faster where text repeats
             (docs/speculative.md). BundleError for a bundle converted without `draft_tokens`.
-        on_text: called with each piece of the answer as it is generated.
+        thinking: let the model think before it answers; `max_tokens` counts its thoughts too. UsageError for a model
+            whose chat template knows no thoughts.
+        on_text: called with each piece of the answer as it is generated; `on_thought` with each piece of a thought.
 
         UsageError if the prompt does not fit the context, an image or sound cannot be decoded, or the model is closed;
         BundleError if the bundle lacks the tower for an image or sound.
@@ -127,6 +132,8 @@ class Model:
             raw=raw,
             ignore_eos=ignore_eos,
             speculative=speculative,
+            thinking=thinking,
+            on_thought=on_thought,
         )
         for piece in stream:
             if on_text is not None:
@@ -153,6 +160,8 @@ class Model:
         raw: bool = False,
         ignore_eos: bool = False,
         speculative: bool = False,
+        thinking: bool = False,
+        on_thought: Callable[[str], None] = lambda _: None,
     ) -> AnswerStream:
         """Like `generate`, but piece by piece: iterate over the text, then read `answer`.
 
@@ -165,14 +174,18 @@ class Model:
         sampling = self._sampling(0.0, temperature, top_k, top_p, seed, min_p, repeat_penalty)
         text = require_unicode(prompt, "prompt")
         shown = self.read_media(media, images=images, audio=audio)
-        if raw and system:
-            raise UsageError("system prompt", found="it cannot be used with a raw prompt, which no template formats")
+        for given, what in ((system, "system prompt"), (thinking, "thinking")):
+            if raw and given:
+                raise UsageError(what, found="it cannot be used with a raw prompt, which no template formats")
         if raw:
             built = raw_prompt(self._bundle, self._tokenizer, text, shown)
         else:
-            built = self.prompt_of([*system_message(system), self.user_message(text, shown)], shown)
-        settings = AnswerSettings(max_tokens, stop_texts(stop), ignore_eos, speculative)
-        return self.answer_to(built, self.sampler(sampling), settings, size=size, conversation=object())
+            messages = [*system_message(system), self.user_message(text, shown)]
+            built = self.prompt_of(messages, shown, thinking=thinking)
+        settings = AnswerSettings(max_tokens, stop_texts(stop), ignore_eos, speculative, thinking)
+        return self.answer_to(
+            built, self.sampler(sampling), settings, size=size, conversation=object(), on_thought=on_thought
+        )
 
     def chat(
         self,
@@ -188,11 +201,12 @@ class Model:
         seed: int = 0,
         stop: str | Sequence[str] = (),
         speculative: bool = False,
+        thinking: bool = False,
     ) -> Chat:
         """Begin a conversation.
 
         system: instructions for the whole conversation. The other arguments are those of `generate`, except that the
-            temperature is 1 if there is no generation_config.json.
+            temperature is 1 if there is no generation_config.json. Thoughts are not part of the conversation.
 
         >>> chat = model.chat(max_tokens=4, seed=1)
         >>> answer = chat.send("cat")
@@ -200,7 +214,9 @@ class Model:
         ['user', 'assistant']
         """
         sampler = self.sampler(self._sampling(1.0, temperature, top_k, top_p, seed, min_p, repeat_penalty))
-        settings = AnswerSettings(max_tokens, stop_texts(stop), speculative=speculative)
+        if thinking:
+            self._require_thoughts()
+        settings = AnswerSettings(max_tokens, stop_texts(stop), speculative=speculative, thinking=thinking)
         return Chat(self, sampler, settings, system=system, size=size)
 
     # --- state -----------------------------------------------------------------------------------------------------
@@ -306,9 +322,19 @@ class Model:
         """The user's message, with images and sounds."""
         return user_message(self._bundle, self._tokenizer, require_unicode(text, "message"), media)
 
-    def prompt_of(self, messages: Sequence[Message], media: Sequence[Medium]) -> Prompt:
-        """The prompt of a whole conversation, up to the model's next answer; media: those of all its messages."""
-        return chat_prompt(self._bundle, self._tokenizer, messages, media)
+    def prompt_of(self, messages: Sequence[Message], media: Sequence[Medium], *, thinking: bool = False) -> Prompt:
+        """The prompt of a whole conversation, up to the model's next answer; media: those of all its messages.
+
+        `thinking`: let it think first; UsageError if it cannot.
+        """
+        if thinking:
+            self._require_thoughts()
+        return chat_prompt(self._bundle, self._tokenizer, messages, media, thinking=thinking)
+
+    def _require_thoughts(self) -> None:
+        if self._thoughts is None:
+            found = "a model whose chat template does not read enable_thinking"
+            raise UsageError("thinking", file=self.path, found=found, wanted="one that can be asked to think")
 
     def answer_to(
         self,
@@ -318,6 +344,7 @@ class Model:
         *,
         size: str | None,
         conversation: object,
+        on_thought: Callable[[str], None] = lambda _: None,
         ended: Callable[[Answer], None] = lambda _: None,
     ) -> AnswerStream:
         """The answer to a whole conversation; if the KV caches hold its beginning, only its new tokens are computed."""
@@ -330,7 +357,15 @@ class Model:
         stops = () if settings.ignore_eos else self._bundle.manifest.text.stop_token_ids
         request = AnswerRequest(prompt.ids, sampler, limit, stops, prompt.spans, settings.speculative)
         begin = self._turn(conversation, size)
-        return AnswerStream(begin, request, self._tokenizer, stop=settings.stop, ended=ended)
+        return AnswerStream(
+            begin,
+            request,
+            self._tokenizer,
+            stop=settings.stop,
+            thoughts=self._thoughts,
+            on_thought=on_thought,
+            ended=ended,
+        )
 
     @contextmanager
     def _turn(self, conversation: object, size: str | None = None) -> Iterator[Conversation]:

@@ -64,6 +64,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             seed=arguments.seed,
             stop=arguments.stop,
             speculative=arguments.speculative,
+            thinking=arguments.thinking,
         )
         model.prepare()
         read = _reader(terminal)
@@ -126,12 +127,14 @@ class _Lines:
             self._terminal.note(_HELP)
 
     def _answer(self, line: str) -> None:
-        stream = self._chat.stream(require_unicode(line, "message"), media=self._waiting)
+        message, aside = require_unicode(line, "message"), self._terminal.aside
+        stream = self._chat.stream(message, media=self._waiting, on_thought=aside)
         answer = show_answer(stream, self._terminal, pieces=self._pieces)
         self._waiting = []
         if self._terminal.as_json:
-            value = {"text": answer.text, "token_ids": list(answer.token_ids), "prompt_tokens": answer.prompt_tokens}
-            self._terminal.result({**value, "reused_tokens": answer.reused_tokens, "size": answer.size}, "")
+            value = {"text": answer.text, "thought": answer.thought, "token_ids": list(answer.token_ids)}
+            counts = {"prompt_tokens": answer.prompt_tokens, "reused_tokens": answer.reused_tokens}
+            self._terminal.result({**value, **counts, "size": answer.size}, "")
         self._terminal.note(speed_text(answer))
         if answer.ending == "length":
             self._terminal.note(cut_text(len(answer.token_ids)))

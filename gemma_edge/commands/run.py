@@ -25,6 +25,7 @@ EXAMPLES = (
     "gemma-edge run BUNDLE --file question.txt --size E2B --json",
     'git diff | gemma-edge run BUNDLE -p - --system "Summarise this change."',
     'gemma-edge run BUNDLE -p "Name a colour." --temperature 1 --seed 7',
+    'gemma-edge run BUNDLE -p "How many days until 1 May?" --thinking -n 1024',
     "gemma-edge run BUNDLE -p - --speculative < article_to_correct.txt",
     'gemma-edge run BUNDLE -p "Name a colour." --backend gpu',
     'gemma-edge run BUNDLE -p "Name a colour." --device 192.168.1.20:5555',
@@ -58,6 +59,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             raw=arguments.raw,
             ignore_eos=arguments.ignore_eos,
             speculative=arguments.speculative,
+            thinking=arguments.thinking,
+            on_thought=terminal.aside,
             max_tokens=arguments.max_tokens,
             temperature=arguments.temperature,
             top_k=arguments.top_k,
@@ -107,6 +110,7 @@ def _as_json(
 ) -> dict[str, object]:
     return {
         "text": answer.text,
+        "thought": answer.thought,
         "token_ids": list(answer.token_ids),
         "prompt_tokens": answer.prompt_tokens,
         "size": answer.size,

@@ -52,6 +52,11 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
         help="check drafts of the next tokens, several in one step: the same text, faster where text repeats (needs "
         "a bundle converted with --draft-tokens)",
     )  # fmt: skip
+    group.add_argument(
+        "--thinking", action="store_true",
+        help="let the model think before it answers; its thoughts are shown on stderr, not with --quiet, count for -n, "
+        "and are not part of the conversation (needs a chat template that knows thoughts, such as Gemma 4's)",
+    )  # fmt: skip
     group.add_argument("--size", metavar="NAME", help="one of the bundle's sizes (default: the bundle's default size)")
     group.add_argument(
         "--groups", metavar="NAME[,...]", type=group_names,

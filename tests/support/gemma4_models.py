@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from gemma4_oracle import make_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
@@ -68,7 +70,10 @@ TEMPLATE = r"""
 {%- endif -%}
 {%- for message in rest -%}
     {{- '<|turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' -}}
-    {%- for call in message['tool_calls'] or [] -%}
+    {%- if message.get('reasoning') and message.get('tool_calls') -%}
+        {{- '<|channel>thought\n' + message.get('reasoning') + '\n<channel|>' -}}
+    {%- endif -%}
+    {%- for call in message.get('tool_calls', []) -%}
         {{- '<|tool_call>call:' + call['function']['name'] + '{' + pairs(call['function']['arguments']) + '}' -}}
         {{- '<tool_call|>' -}}
     {%- endfor -%}
@@ -88,9 +93,14 @@ TEMPLATE = r"""
 """
 
 
-def write_prompt_files(directory: Path) -> None:
-    """tokenizer.json, chat_template.jinja and generation_config.json, for a vocabulary of 300."""
+def write_prompt_files(directory: Path, places: Mapping[str, int] = MappingProxyType({})) -> None:
+    """tokenizer.json, chat_template.jinja and generation_config.json, for a vocabulary of 300.
+
+    `places`: ids of tokens that change places with others.
+    """
     words = [*CONTROL, *CHARACTERS, *("".join(pair) for pair in MERGES)]
+    for word, place in places.items():
+        words[words.index(word)], words[place] = words[place], word
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocabulary, list(MERGES), unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")

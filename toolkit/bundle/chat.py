@@ -93,14 +93,19 @@ class ChatTemplate:
                 raise BundleError("chat template", file=self._file, found=found) from error
         return self._template
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
+    @property
+    def source(self) -> str:
+        """The text of the template."""
+        return self._source
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = True, thinking: bool = False) -> str:
         """Render the prompt's text with control tokens spelled out; UsageError if roles do not alternate.
 
-        `generation_prompt` ends it with the beginning of the model's turn.
+        `generation_prompt` ends it with the beginning of the model's turn; `thinking` as for `render_turns`.
         """
         check_roles(messages)
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        return self.render_turns(turns, generation_prompt=generation_prompt)
+        return self.render_turns(turns, generation_prompt=generation_prompt, thinking=thinking)
 
     def render_turns(
         self,

@@ -75,6 +75,11 @@ class Tokenizer:
         found: str | None = self._tokenizer.id_to_token(token_id)
         return found
 
+    def id_of(self, token: str) -> int | None:
+        """The id of the token with exactly this spelling; None if there is none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
 
 @contextmanager
 def _library_errors(path: Path) -> Iterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from toolkit.bundle.chat import free_variables
+from toolkit.bundle.thoughts import THOUGHTS, Channel, asks_for_thoughts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +22,6 @@ class CallSyntax:
     function_response_start: str
 
 
-@dataclass(frozen=True, slots=True)
-class Channel:
-    """What surrounds the parts of an answer that are thoughts, and how the engine names them to an app."""
-
-    name: str
-    start: str
-    end: str
-
-
 CALLS = CallSyntax(
     code_fence_start="<|tool_call>",
     code_fence_end="<tool_call|>",
@@ -38,7 +29,6 @@ CALLS = CallSyntax(
     close_quote='<|"|>',
     function_response_start="<|tool_response>",
 )
-_THOUGHTS = Channel("thought", "<|channel>thought\n", "<channel|>")
 
 
 def text_model_type(architecture: str) -> Literal["gemma3n", "gemma4"]:
@@ -52,4 +42,4 @@ def text_model_type(architecture: str) -> Literal["gemma3n", "gemma4"]:
 
 def thoughts_of(template: str, model_type: str) -> Channel | None:
     """The channel of thoughts, if a model of this type thinks and its chat template can ask it to."""
-    return _THOUGHTS if model_type == "gemma4" and "enable_thinking" in free_variables(template) else None
+    return THOUGHTS if model_type == "gemma4" and asks_for_thoughts(template) else None

@@ -16,7 +16,8 @@ from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
 from toolkit.base.errors import BundleError
 from toolkit.bundle.manifest import SamplingRecord
-from toolkit.litertlm.gemma4 import CallSyntax, Channel
+from toolkit.bundle.thoughts import Channel
+from toolkit.litertlm.gemma4 import CallSyntax
 from toolkit.litertlm.tables import ContainerMetadata, SectionRecord
 from toolkit.media import mel
 from toolkit.media.mel import SAMPLE_RATE_HZ

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
+from toolkit.bundle.thoughts import ThoughtText, ThoughtTokens
 from toolkit.bundle.tokenizer import TextStream, Tokenizer
 from toolkit.runtime.conversation import AnswerRequest, Conversation, TokenStream
 from toolkit.runtime.generate import GenerationReport
@@ -24,6 +25,8 @@ class AnswerSettings:
     """Continue after a token that ends answers."""
     speculative: bool = False
     """Decode speculatively."""
+    thinking: bool = False
+    """Let the model think before it answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,9 @@ class Answer(GenerationReport):
     """A complete answer, or the part of it that was generated before an interrupt."""
 
     text: str
-    """The text without control tokens, and without the stop text that ended it."""
+    """The text without control tokens, without thoughts, and without the stop text that ended it."""
+    thought: str | None
+    """What the model thought before, without control tokens; None if it did not think."""
     size: str
     """The size that generated it."""
 
@@ -46,15 +51,21 @@ class AnswerStream(Iterator[str]):
         tokenizer: Tokenizer,
         *,
         stop: Sequence[str] = (),
+        thoughts: ThoughtTokens | None = None,
+        on_thought: Callable[[str], None] = lambda _: None,
         ended: Callable[[Answer], None] = lambda _: None,
     ) -> None:
         """Does nothing until the first piece is requested; then enters `begin` for a model, and leaves it at the end.
 
-        `ended` is called with the complete or interrupted answer, but not after an error.
+        `thoughts`: the tokens around what is no part of the text, and goes to `on_thought` piece by piece. `ended` is
+        called with the complete or interrupted answer, but not after an error.
         """
         self._begin = begin
         self._request = request
         self._characters = TextStream(tokenizer)
+        self._thoughts, self._on_thought = thoughts, on_thought
+        self._thought: ThoughtText | None = None
+        self._thought_pieces: list[str] | None = None
         self._stop = StopText(stop)
         self._ended = ended
         self._written: list[str] = []
@@ -86,17 +97,47 @@ class AnswerStream(Iterator[str]):
             tokens = conversation.answer(self._request)
             try:
                 for token in tokens:
-                    yield from self._let_through(self._characters.push(token))
+                    yield from self._take(token)
                     if self._stop.found:
                         tokens.end("stop text")
                         break
-                yield from self._let_through(self._characters.flush(), last=True)
+                yield from self._let_through(self._rest(), last=True)
             except (GeneratorExit, KeyboardInterrupt):
                 tokens.end("interrupted")
-                list(self._let_through(self._characters.flush(), last=True))
+                list(self._let_through(self._rest(), last=True))
                 self._finish(tokens, conversation)
                 raise
             self._finish(tokens, conversation)
+
+    def _take(self, token: int) -> Iterator[str]:
+        """Yield the text that a token completes, unless it belongs to a thought."""
+        thoughts = self._thoughts
+        if thoughts is not None and self._thought is None and token == thoughts.begin:
+            yield from self._let_through(self._characters.flush())
+            self._thought, self._thought_pieces = ThoughtText(), self._thought_pieces or []
+        elif self._thought is None:
+            yield from self._let_through(self._characters.push(token))
+        elif thoughts is not None and token == thoughts.end:
+            self._think(self._characters.flush())
+            self._thought = None
+        else:
+            self._think(self._characters.push(token))
+
+    def _rest(self) -> str:
+        """The text that is held back at the end, unless it belongs to a thought."""
+        text = self._characters.flush()
+        if self._thought is None:
+            return text
+        self._think(text)
+        return ""
+
+    def _think(self, text: str) -> None:
+        """Pass on the text of a thought."""
+        assert self._thought is not None and self._thought_pieces is not None
+        piece = self._thought.push(text)
+        if piece:
+            self._thought_pieces.append(piece)
+            self._on_thought(piece)
 
     def _let_through(self, text: str, *, last: bool = False) -> Iterator[str]:
         """Yield the text that is certain not to be part of a stop text, if any; all text at the end."""
@@ -108,5 +149,6 @@ class AnswerStream(Iterator[str]):
     def _finish(self, tokens: TokenStream, conversation: Conversation) -> None:
         report = tokens.report()
         known = {field.name: getattr(report, field.name) for field in fields(report)}
-        self._answer = Answer(text="".join(self._written), size=conversation.size, **known)
+        thought = None if self._thought_pieces is None else "".join(self._thought_pieces).strip()
+        self._answer = Answer(text="".join(self._written), thought=thought, size=conversation.size, **known)
         self._ended(self._answer)

@@ -14,6 +14,7 @@ from toolkit.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, FileRecord, Manife
 from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.ple_shards import is_shard_name
 from toolkit.bundle.signatures import bundle_signatures
+from toolkit.bundle.thoughts import ThoughtTokens, asks_for_thoughts, thought_tokens
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.runtime.backends.interface import ModelFile
 from toolkit.runtime.judged_files import require_judged
@@ -75,6 +76,14 @@ class Bundle:
         self._require_unchanged(CHAT_TEMPLATE)
         bos = tokenizer.token_of(self.manifest.text.bos_token_id)
         return ChatTemplate.open(self.path / CHAT_TEMPLATE, bos_token=bos or "")
+
+    def thoughts(self, tokenizer: Tokenizer) -> ThoughtTokens | None:
+        """The tokens around the model's thoughts; None for a model, or a chat template, that knows none."""
+        tokens = thought_tokens(tokenizer)
+        if tokens is None or CHAT_TEMPLATE not in self.manifest.files:
+            return None
+        template = self.chat_template(tokenizer)
+        return tokens if asks_for_thoughts(template.source, self.path / CHAT_TEMPLATE) else None
 
     def _require_unchanged(self, name: str) -> None:
         """Compare a small file with the manifest, if both have it: a changed one would answer otherwise, in silence."""

@@ -125,11 +125,19 @@ def user_message(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequenc
 
 
 def chat_prompt(
-    bundle: Bundle, tokenizer: Tokenizer, messages: Sequence[Message], media: Sequence[Medium] = ()
+    bundle: Bundle,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    media: Sequence[Medium] = (),
+    *,
+    thinking: bool = False,
 ) -> Prompt:
-    """The prompt of a conversation by the bundle's chat template, up to the beginning of the model's answer."""
+    """The prompt of a conversation by the bundle's chat template, up to the beginning of the model's answer.
+
+    `thinking`: let the model think first.
+    """
     template = bundle.chat_template(tokenizer)
-    return _build(bundle, tokenizer, partial(template.render, messages), media)
+    return _build(bundle, tokenizer, partial(template.render, messages, thinking=thinking), media)
 
 
 def raw_prompt(bundle: Bundle, tokenizer: Tokenizer, text: str, media: Sequence[Medium] = ()) -> Prompt:

@@ -14,9 +14,10 @@ from converters.behaviour import bundle_errors
 from converters.convert import convert
 from converters.request import ConvertRequest
 from toolkit.bundle.chat import Message
+from toolkit.bundle.thoughts import Channel
 from toolkit.check import check
 from toolkit.litertlm.export import export_litertlm
-from toolkit.litertlm.gemma4 import CALLS, Channel
+from toolkit.litertlm.gemma4 import CALLS
 from toolkit.litertlm.header import read_header
 from toolkit.litertlm.reader import read_llm_metadata
 from toolkit.litertlm.schema import LlmMetadata

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from converters.family import Checkpoint, Family
+from converters.family import Assistant, Checkpoint, Family
 from converters.gemma3n.family import GEMMA3N
 from converters.gemma4.family import GEMMA4
 from converters.huggingface.adapters.adapter import Adapter
@@ -94,7 +94,29 @@ def family_of(configs: CheckpointConfigs, families: Sequence[Family] = FAMILIES)
     for family in families:
         if len(stated) == 1 and stated[0] in family.architectures:
             return family
+    if stated in [[kind.architecture] for family in families for kind in family.assistants]:
+        remedy = "put it into an export of that model with gemma-edge export BUNDLE --drafter DIR"
+        found = f"{stated[0]}, a drafter for another model"
+        raise CheckpointError("architectures", file=configs.config_path, found=found, remedy=remedy)
     config.refuse("architectures", stated, _known(families))
+
+
+def open_assistant(
+    path_or_id: str | os.PathLike[str], families: Sequence[Family] = FAMILIES, *, progress: Progress | None = None
+) -> Assistant:
+    """Open the checkpoint of a drafter in a directory, or for `owner/name[@revision]` the one downloaded from the Hub.
+
+    CheckpointError if it is no checkpoint, or not one of a drafter that a family knows.
+    """
+    located = _locate(path_or_id, families)
+    located.download(progress)
+    configs = read_configs(located.path, (), located.name)
+    config = JsonObject(configs.config, str(configs.config_path), CheckpointError)
+    kinds = {kind.architecture: kind for family in families for kind in family.assistants}
+    stated = config.array("architectures") if config.has("architectures") else [None]
+    if len(stated) != 1 or not isinstance(stated[0], str) or stated[0] not in kinds:
+        config.refuse("architectures", stated, f"a drafter's: {' or '.join(kinds)}")
+    return kinds[stated[0]].open(configs)
 
 
 def _known(families: Sequence[Family]) -> str:

@@ -16,7 +16,7 @@ from converters.huggingface.configs import CheckpointConfigs
 from converters.plan import Plan, PlannedTower, PlanRequest
 from converters.slices import Budget, Slice, SliceFacts
 from toolkit.base.errors import ToolkitError
-from toolkit.bundle.manifest import AudioRecord, VisionRecord
+from toolkit.bundle.manifest import AudioRecord, Manifest, VisionRecord
 from toolkit.quant.recipe import Recipe
 
 F32 = NDArray[np.float32]
@@ -238,6 +238,39 @@ class Checkpoint(Protocol):
     ) -> None: ...
 
 
+class Assistant(Protocol):
+    """An open checkpoint of a drafter, which guesses tokens for a model of the family (docs/speculative.md)."""
+
+    @property
+    def name(self) -> str:
+        """Its directory's name, or its Hugging Face id and commit."""
+        ...
+
+    def fingerprint(self) -> str:
+        """As that of a `Checkpoint`."""
+        ...
+
+    def write(self, path: Path, manifest: Manifest) -> None:
+        """Write it as the drafter.tflite of a bundle with this manifest, not atomically.
+
+        CheckpointError if it was made for another model.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close all files; reading fails from then on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantKind:
+    """A kind of drafters: the architecture in their config.json, and what opens one."""
+
+    architecture: str
+    open: Callable[[CheckpointConfigs], Assistant]
+    """CheckpointError if a file, a key or a tensor is not what such a drafter has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """A model family. Everything that differs between families is in the `Checkpoint` that `open` returns."""
@@ -253,3 +286,5 @@ class Family:
     """The values of `model_type` that belong to the family where config.json names no architecture."""
     files: tuple[str, ...] = ()
     """Names of files that its checkpoints may have in addition to those of every checkpoint."""
+    assistants: tuple[AssistantKind, ...] = ()
+    """The drafters that are published for models of the family."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from converters.assistant import assistant_for_export
 from converters.calibration.text import CalibrationText, locked_calibration_text
 from converters.convert import convert
 from converters.families import FAMILIES, open_checkpoint
@@ -27,7 +28,8 @@ from toolkit.bundle.write import BUNDLE, GENERATOR
 from toolkit.drafting.make import AS_USUAL, Drafting, drafter_for_export
 from toolkit.litertlm import tables
 from toolkit.litertlm.export import LITERTLM as EXPORT
-from toolkit.litertlm.export import ExportOptions, FittedDrafter, Target, export_litertlm
+from toolkit.litertlm.export import ExportOptions, Target, export_litertlm
+from toolkit.litertlm.exported_drafter import ExportedDrafter
 from toolkit.litertlm.header import Header, read_header
 from toolkit.litertlm.schema import ModelType
 
@@ -59,10 +61,12 @@ def rebuild(
     progress: Progress | None = None,
     calibration_progress: Progress | None = None,
     drafting: Drafting = AS_USUAL,
+    assistant: Path | str | None = None,
 ) -> Rebuilt:
     """Make what `source` is the lock of again: a lock, or a bundle or a .litertlm that carries one.
 
     `calibration`: the file with the text of a calibrated bundle; None for the built-in text, or the file beside.
+    `assistant`: the checkpoint of an export's drafter, where that is of one.
     UsageError or CheckpointError if this version, the checkpoint or the text is not the lock's; QualityError if the
     bytes differ, and nothing is written then.
     """
@@ -74,7 +78,10 @@ def rebuild(
     if lock.calibration is None and calibration is not None:
         raise UsageError("calibration", file=source, found="a lock without one", remedy="leave out the text")
     text = None if lock.calibration is None else locked_calibration_text(lock.calibration, source, calibration)
-    work = _Work(source, checkpoint, adapters, text, families, force, progress, calibration_progress, drafting)
+    work = _Work(
+        source, checkpoint, adapters, text, families, force, progress, calibration_progress, drafting, assistant
+    )
+    _require_assistant(lock, source, assistant)
     if lock.export is None:
         work.bundle(lock, output)
     elif header is None:
@@ -108,6 +115,7 @@ class _Work:
     progress: Progress | None
     calibration_progress: Progress | None
     drafting: Drafting
+    assistant: Path | str | None
 
     def bundle(self, lock: Lock, output: Path) -> None:
         """Convert the checkpoint as the lock says."""
@@ -152,10 +160,14 @@ class _Work:
             drafter = None
             if made_with.drafter is not None:
                 drafter = drafter_for_export(bundle, scratch, made_with.drafter, size=made_with.size, how=self.drafting)
+            if made_with.assistant is not None and self.assistant is not None:
+                drafter = assistant_for_export(
+                    bundle, self.assistant, scratch, families=self.families, described_as=made_with.assistant
+                )
             self._export(made_with, wanted, bundle, output, drafter)
 
     def _export(
-        self, made_with: LockedExport, wanted: Header, bundle: Path, output: Path, drafter: FittedDrafter | None
+        self, made_with: LockedExport, wanted: Header, bundle: Path, output: Path, drafter: ExportedDrafter | None
     ) -> None:
         options = ExportOptions(
             made_with.size,
@@ -195,6 +207,16 @@ class _Work:
             found=f"other bytes than the lock's in {names}{more}",
             remedy=f"rebuild it where it was made: {'; '.join(elsewhere)}" if elsewhere else None,
         )
+
+
+def _require_assistant(lock: Lock, source: Path, given: Path | str | None) -> None:
+    """UsageError unless a drafter's checkpoint is given just where the lock wants one."""
+    record = None if lock.export is None else lock.export.assistant
+    if record is None and given is not None:
+        raise UsageError("drafter", file=source, found="a lock without a drafter's checkpoint", remedy="leave it out")
+    if record is not None and given is None:
+        remedy = "name its directory with --drafter"
+        raise UsageError("drafter", file=source, found="none", wanted=f"{record.name}, as the lock says", remedy=remedy)
 
 
 def _lock_in(header: Header, file: Path) -> Lock:

@@ -36,7 +36,8 @@ CAUSAL_LM = "Gemma4ForCausalLM"
 
 _log = logging.getLogger(__name__)
 
-_MODEL_TYPES = {CONDITIONAL_GENERATION: "gemma4", CAUSAL_LM: "gemma4_text"}
+TEXT_MODEL_TYPE = "gemma4_text"
+_MODEL_TYPES = {CONDITIONAL_GENERATION: "gemma4", CAUSAL_LM: TEXT_MODEL_TYPE}
 # The same models without the output matrix, which is tied to the embedding.
 _BASES = {"Gemma4Model": CONDITIONAL_GENERATION, "Gemma4TextModel": CAUSAL_LM}
 # Gemma 4 12B, known in order to be refused by name.
@@ -72,7 +73,7 @@ _ROPE: Mapping[Attention, Mapping[str, object]] = {
 }
 
 # Those of the models without per-layer embeddings, and what E2B and E4B say there.
-_OF_LARGER_MODELS: Mapping[str, tuple[object, ...]] = {
+OF_LARGER_MODELS: Mapping[str, tuple[object, ...]] = {
     "attention_k_eq_v": (False,),
     "enable_moe_block": (False,),
     "num_experts": (None,),
@@ -82,7 +83,7 @@ _OF_LARGER_MODELS: Mapping[str, tuple[object, ...]] = {
 }
 
 # Of images and sounds, which are not converted.
-_MULTIMODAL_KEYS = """
+MULTIMODAL_KEYS = """
     audio_token_id boa_token_id boi_token_id eoa_token_id eoa_token_index eoi_token_id image_token_id video_token_id
     vision_soft_tokens_per_image
 """
@@ -115,7 +116,7 @@ def parse_config(config: object, generation: object | None, what: str) -> tuple[
         top = text = JsonObject(with_defaults(config, TEXT), what, CheckpointError)
     else:
         text = _multimodal_text(top)
-    text.expect("model_type", _MODEL_TYPES[CAUSAL_LM])
+    text.expect("model_type", TEXT_MODEL_TYPE)
     _refuse_larger_models(text)
     parsed = _text_config(text, top, eos_source(generation, top, what))
     finish_section(text, read=("per_layer_config",))
@@ -131,7 +132,7 @@ def to_hugging_face(config: TextConfig) -> dict[str, object]:
     width = config.layers[0].ffn_size
     return {
         "architectures": [CAUSAL_LM],
-        "model_type": _MODEL_TYPES[CAUSAL_LM],
+        "model_type": TEXT_MODEL_TYPE,
         "vocab_size": config.vocab_size,
         "vocab_size_per_layer_input": config.ple_vocab_size,
         "hidden_size": config.hidden_size,
@@ -192,7 +193,7 @@ def _multimodal_text(top: JsonObject) -> JsonObject:
     for tower in ("vision", "audio"):
         if top.has(f"{tower}_config"):
             top.child(f"{tower}_config").expect("model_type", f"gemma4_{tower}")
-    top.ignore(_MULTIMODAL_KEYS.split())
+    top.ignore(MULTIMODAL_KEYS.split())
     return section(top, "text_config", TEXT)
 
 
@@ -203,7 +204,7 @@ def _refuse_larger_models(text: JsonObject) -> None:
     if text.value("hidden_size_per_layer_input") in (0, None):
         width = text.value("hidden_size_per_layer_input")
         _refuse_model(text, "hidden_size_per_layer_input", width, "12B or 31B")
-    for key, values in _OF_LARGER_MODELS.items():
+    for key, values in OF_LARGER_MODELS.items():
         text.expect(key, *values)
 
 
@@ -221,11 +222,8 @@ def _text_config(text: JsonObject, top: JsonObject, eos: JsonObject | None) -> T
         text.refuse("num_attention_heads", num_heads, f"a multiple of num_key_value_heads, {num_kv_heads}")
     # Without effect if keys are not values (attention_k_eq_v), but a sign of another model.
     text.expect("num_global_key_value_heads", None, num_kv_heads)
-    attention = _attention(text)
-    sizes = _head_sizes(text, attention, num_kv_heads)
-    sliding, full = _rope(text, "sliding", sizes["sliding"]), _rope(text, "full", sizes["full"])
-    if text.has("rope_parameters"):
-        _finish_rope(text)
+    attention = attention_types(text)
+    sliding, full = layer_heads(text, attention, num_kv_heads)
     softcap = text.number("final_logit_softcapping", 1e-3, 1e6) if text.has("final_logit_softcapping") else None
     return TextConfig(
         vocab_size=vocab_size,
@@ -262,7 +260,7 @@ def _layers(text: JsonObject, attention: Sequence[Attention]) -> tuple[DecoderLa
     )
 
 
-def _attention(text: JsonObject) -> tuple[Attention, ...]:
+def attention_types(text: JsonObject) -> tuple[Attention, ...]:
     """The type of each layer; as in transformers (__post_init__), the last one is full whatever the config says."""
     count = text.integer("num_hidden_layers", 1, MAX_LAYERS)
     if not text.has("layer_types"):
@@ -276,6 +274,15 @@ def _attention(text: JsonObject) -> tuple[Attention, ...]:
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------
+
+
+def layer_heads(text: JsonObject, attention: Sequence[Attention], num_kv_heads: int) -> tuple[Heads, Heads]:
+    """The heads of sliding layers, and of those with full attention."""
+    sizes = _head_sizes(text, attention, num_kv_heads)
+    sliding, full = _rope(text, "sliding", sizes["sliding"]), _rope(text, "full", sizes["full"])
+    if text.has("rope_parameters"):
+        _finish_rope(text)
+    return sliding, full
 
 
 def _head_sizes(text: JsonObject, attention: Sequence[Attention], num_kv_heads: int) -> dict[Attention, int]:

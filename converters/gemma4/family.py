@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from converters.family import CalibrationPass, Family, RecipeChoice
+from converters.family import AssistantKind, CalibrationPass, Family, RecipeChoice
 from converters.gemma.graphs.text.decoder_step import whole_size
 from converters.gemma.plan import PlannedSize, PlannedText, plan_text
 from converters.gemma.recipes import bits_per_weight, choose_recipes, ple_recipe
@@ -15,6 +15,8 @@ from converters.gemma.stored_recipe import NAME as STORED
 from converters.gemma.stored_recipe import stored_recipe
 from converters.gemma.tensors import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, unused_kv_tensors
 from converters.gemma.text_source import TextSource
+from converters.gemma4.assistant.checkpoint import Assistant
+from converters.gemma4.assistant.config import ARCHITECTURE as ASSISTANT
 from converters.gemma4.checkpoint import Gemma4Tensors
 from converters.gemma4.config import ARCHITECTURES, MODEL_TYPES
 from converters.gemma4.graphs.decoder import decode_graph, prefill_graph, verify_graph
@@ -152,4 +154,5 @@ GEMMA4 = Family(
     open=Gemma4Checkpoint,
     recipe_names={**RECIPE_NAMES, "text": (*RECIPE_NAMES["text"], STORED)},
     model_types=MODEL_TYPES,
+    assistants=(AssistantKind(ASSISTANT, Assistant),),
 )

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
+from converters.assistant import assistant_for_export
 from toolkit.base.activations import Activations
 from toolkit.base.environment import ENVIRONMENT, write_environment
 from toolkit.base.errors import UsageError
@@ -22,6 +22,9 @@ from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Targe
 from toolkit.litertlm.schema import MOST_LIKELY, ModelType
 from toolkit.runtime.sampling import choose_sampling
 from toolkit.runtime.session import SessionSettings
+
+FIT = "fit"
+"""The drafter that is made of the bundle."""
 
 
 def export(
@@ -38,7 +41,7 @@ def export(
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
-    drafter: Literal["fit"] | None = None,
+    drafter: Path | str | None = None,
     drafter_tokens: int = DrafterSettings().tokens,
     session: SessionSettings | None = None,
     progress: Progress | None = None,
@@ -61,15 +64,16 @@ def export(
     force: replace a file at `output` that gemma-edge did not write.
     temperature, top_k, top_p: how tokens are drawn for an app that sets no sampler, with the meaning that they have
         for `generate`; None for what the bundle says, which is what the checkpoint's generation_config.json says.
-    drafter: `fit` to make a drafter of this size for this file, from the bundle alone, which must have been converted
-        with `draft_tokens`; None for the bundle's own drafter, if it has one. It is left out, with a warning, if the
-        model would accept too few of its guesses (docs/speculative.md).
+    drafter: `fit` to make a drafter of this size for this file, from the bundle alone; it is left out, with a warning,
+        if the model would accept too few of its guesses. Or the checkpoint of a drafter that was published for the
+        model: a directory, or a Hugging Face id. Both need a bundle that was converted with `draft_tokens`
+        (docs/speculative.md). None for the bundle's own drafter, if it has one.
     drafter_tokens: how many tokens the model writes for the drafter to be fitted to. session: how it is run for that.
     progress: called with the bytes done and the total; `drafter_progress` with a stage of the drafter, how much of it
         is done, and the total.
 
     BundleError for an invalid bundle, or one that lacks the size or a group; UsageError for groups without `text`, or
-    a file that is not a key.
+    a file that is not a key; CheckpointError for a drafter that was made for another model.
 
     >>> import gemma_edge, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +85,8 @@ def export(
         given = ",".join(groups)
         found = f"{given} without text, the language model that answers images and sounds"
         raise UsageError("--groups", found=found, remedy=f"add text, as in text,{given}")
-    inputs = (Path(bundle), *(() if sign is None else (Path(sign),)))
+    read = (bundle, *(path for path in (sign, None if drafter == FIT else drafter) if path is not None))
+    inputs = tuple(map(Path, read))
     place = Output(Path(output), LITERTLM, inputs, force)
     place.require()
     ENVIRONMENT.require(place)
@@ -90,11 +95,13 @@ def export(
     sampling = _sampling(Path(bundle), temperature, top_k, top_p)
     options = ExportOptions(size, chosen, model_type, activations, target, signer, force, sampling)
     with tempfile.TemporaryDirectory(prefix="gemma-edge-drafter-") as scratch:
-        if drafter is not None:
+        if drafter == FIT:
             settings = DrafterSettings(drafter_tokens)
             how = Drafting(session, drafter_progress)
             fitted = drafter_for_export(Path(bundle), Path(scratch), settings, size=size, how=how)
             options = replace(options, drafter=fitted)
+        elif drafter is not None:
+            options = replace(options, drafter=assistant_for_export(Path(bundle), drafter, Path(scratch)))
         result = export_litertlm(Path(bundle), Path(output), options, progress=progress)
     write_environment(place)
     return result

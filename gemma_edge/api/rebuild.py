@@ -24,6 +24,7 @@ def rebuild(
     revision: str | None = None,
     adapters: Sequence[AdapterLike] = (),
     calibrate: Path | str | None = None,
+    drafter: Path | str | None = None,
     force: bool = False,
     families: Sequence[Family] = FAMILIES,
     progress: Progress | None = None,
@@ -36,6 +37,7 @@ def rebuild(
     revision: a branch, tag or commit of a Hugging Face id.
     adapters: the adapters that were merged into it, as for `convert`.
     calibrate: the text that the bundle was calibrated with; None for the built-in one, or the file beside `lock`.
+    drafter: the checkpoint of a drafter that a .litertlm was exported with: a directory, or a Hugging Face id.
     force: replace a file or directory at `output` that gemma-edge did not write.
     families: the model families that the checkpoint may belong to.
     progress: called with the weight bytes done and their total; `calibration_progress` with operations.
@@ -66,6 +68,7 @@ def rebuild(
         families=families,
         progress=progress,
         calibration_progress=calibration_progress,
+        assistant=drafter,
     )
     write_environment(target)
     if result.calibration is not None and target.kind.is_directory:

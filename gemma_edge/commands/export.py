@@ -25,6 +25,7 @@ EXAMPLES = (
     "gemma-edge export BUNDLE -o exact.litertlm --activations fp32",
     "gemma-edge export BUNDLE -o phone.litertlm --target gpu",
     "gemma-edge export BUNDLE -o fast.litertlm --drafter fit",
+    "gemma-edge export BUNDLE -o fast.litertlm --drafter google/gemma-4-E2B-it-assistant",
     "gemma-edge export BUNDLE -o model.litertlm --temperature 0.7 --top-k 40 --top-p 0.9",
     "gemma-edge export BUNDLE -o model.litertlm --sign key.pem",
 )
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sign", metavar="KEY", type=Path,
         help="sign the file's hashes with the Ed25519 private key in this file, in PEM or OpenSSH format",
     )  # fmt: skip
-    add_drafter_arguments(parser, "the file")
+    add_drafter_arguments(parser, "the file", published=True)
     group = parser.add_argument_group(
         "sampling",
         "for apps that set no sampler (default: the checkpoint's generation_config.json, else greedy)",

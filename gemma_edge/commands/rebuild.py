@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate", metavar="FILE", type=Path,
         help="the text that the bundle was calibrated with (default: the built-in one, or LOCK.calibration.json)",
     )  # fmt: skip
+    parser.add_argument(
+        "--drafter",
+        metavar="DIR",
+        help="the checkpoint of the drafter that a .litertlm was exported with: a directory, or a Hugging Face id",
+    )
     add_force_option(parser, "a file or a directory that gemma-edge did not write")
 
 
@@ -47,6 +52,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             revision=arguments.revision,
             adapters=arguments.adapters,
             calibrate=arguments.calibrate,
+            drafter=arguments.drafter,
             force=arguments.force,
             progress=show,
             calibration_progress=calibrated,

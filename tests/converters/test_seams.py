@@ -31,7 +31,8 @@ KNOWLEDGE = {
         re.compile(r"converters\.gemma3n\b|Gemma3nFor\w+|gemma3n_(text|vision|audio)"), ("converters/gemma3n/",)
     ),
     "gemma4": Knowledge(
-        re.compile(r"converters\.gemma4\b|Gemma4For\w+|gemma4_(text|vision|audio)"), ("converters/gemma4/",)
+        re.compile(r"converters\.gemma4\b|Gemma4(Assistant)?For\w+|gemma4_(text|vision|audio|assistant)"),
+        ("converters/gemma4/",),
     ),
     "tensors": Knowledge(
         re.compile(

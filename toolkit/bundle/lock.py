@@ -75,7 +75,9 @@ class LockedExport:
     sampling: Annotated[SamplingRecord | None, MayBeAbsent()] = None
     """None for what the bundle says."""
     drafter: Annotated[DrafterSettings | None, MayBeAbsent()] = None
-    """How the export's own drafter was made; None if it has the bundle's, or none."""
+    """How the export's own drafter was fitted; None if it has the bundle's, an assistant, or none."""
+    assistant: Annotated[CheckpointRecord | None, MayBeAbsent()] = None
+    """The drafter's checkpoint that the export's own drafter is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +131,11 @@ def _value(lock: Lock) -> dict[str, object]:
     for key in ("draft_tokens", "drafter"):
         if value[key] is None:
             del value[key]
-    if lock.export is not None and lock.export.drafter is None:
-        del value["export"]["drafter"]
     if lock.export is not None:
         drop_sampling_defaults(value["export"]["sampling"])
+        for key in ("drafter", "assistant"):
+            if value["export"][key] is None:
+                del value["export"][key]
     return value
 
 

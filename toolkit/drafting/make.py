@@ -20,7 +20,7 @@ from toolkit.drafting.examples import Examples
 from toolkit.drafting.fit import Problem, fit
 from toolkit.drafting.graph import write_drafter
 from toolkit.drafting.passages import dump_passages, write_passages
-from toolkit.litertlm.export import FittedDrafter
+from toolkit.litertlm.exported_drafter import ExportedDrafter
 from toolkit.runtime.backends import BACKENDS
 from toolkit.runtime.backends.interface import ModelFile
 from toolkit.runtime.bundle import Bundle
@@ -126,10 +126,10 @@ def drafter_for_export(
     *,
     size: str | None = None,
     how: Drafting = AS_USUAL,
-) -> FittedDrafter | None:
+) -> ExportedDrafter | None:
     """`make_drafter` for a file that is exported; None for one that would not pay."""
     group = make_drafter(bundle, scratch, settings, size=size, how=how)
-    return None if group is None else FittedDrafter(scratch / DRAFTER, settings)
+    return None if group is None else ExportedDrafter(scratch / DRAFTER, settings)
 
 
 def _head_ids(examples: Examples, limit: int) -> I64:

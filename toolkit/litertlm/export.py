@@ -16,7 +16,7 @@ from toolkit.base.files import Progress, hash_file, require_free_space, scratch_
 from toolkit.base.layout import ceil_div
 from toolkit.base.outputs import Output, OutputKind
 from toolkit.base.signatures import Signer
-from toolkit.bundle.lock import DrafterSettings, LockedExport, lock_line, parse_lock
+from toolkit.bundle.lock import LockedExport, lock_line, parse_lock
 from toolkit.bundle.manifest import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
@@ -45,6 +45,7 @@ from toolkit.litertlm import schema, tables
 from toolkit.litertlm.chat_template import EnginePrompts, ExportedTemplate, engine_template
 from toolkit.litertlm.container import FilePart, Section, write_container
 from toolkit.litertlm.engine_tools import knows_tools, tools_fault
+from toolkit.litertlm.exported_drafter import ExportedDrafter
 from toolkit.litertlm.gemma4 import CALLS, text_model_type, thoughts_of
 from toolkit.litertlm.header import read_header as read_litertlm_header
 from toolkit.litertlm.media import always_true, media_metadata
@@ -66,14 +67,6 @@ _FLOAT32_SECTIONS = {VISION_ENCODER: schema.VISION_ENCODER, AUDIO_ENCODER: schem
 
 
 @dataclass(frozen=True, slots=True)
-class FittedDrafter:
-    """The file of a drafter that is not the bundle's, and how it was made."""
-
-    path: Path
-    settings: DrafterSettings
-
-
-@dataclass(frozen=True, slots=True)
 class ExportOptions:
     """Which parts of a bundle to export: by default its default size, with every group that it has.
 
@@ -87,7 +80,7 @@ class ExportOptions:
     signer: signs the file's hashes, if there is one.
     force: replace a file that gemma-edge did not write.
     sampling: how tokens are drawn for an app that sets no sampler; by default as the bundle says.
-    drafter: a drafter that was fitted to the size, in place of the bundle's own.
+    drafter: a drafter for the size, in place of the bundle's own.
     """
 
     size: str | None = None
@@ -98,7 +91,7 @@ class ExportOptions:
     signer: Signer | None = None
     force: bool = False
     sampling: SamplingRecord | None = None
-    drafter: FittedDrafter | None = None
+    drafter: ExportedDrafter | None = None
 
     def __post_init__(self) -> None:
         if self.activations is not None:
@@ -154,16 +147,18 @@ def export_litertlm(
     with scratch_beside(output.path) as scratch:
         parts = _Parts(source, manifest, scratch, composite_norms=options.target == "gpu")
         if LOCK in manifest.files:
-            fitted = None if options.drafter is None else options.drafter.settings
+            other = options.drafter
             made_with = LockedExport(
-                size, groups, model_type, options.activations, options.target, options.sampling, fitted
-            )
+                size, groups, model_type, options.activations, options.target, options.sampling,
+                drafter=None if other is None else other.settings, assistant=None if other is None else other.assistant,
+            )  # fmt: skip
             lock = parse_lock(parts.read(LOCK), source / LOCK)
             system[tables.LOCK] = lock_line(replace(lock, export=made_with))
         sections = [*_text_sections(parts, manifest.size(size), drafts="drafter" in groups)]
         sections += _tower_sections(parts, groups, model_type)
         if "drafter" in groups:
-            sections.append(Section(tables.TFLITE_MODEL, (_drafter(parts, options.drafter),), schema.DRAFTER))
+            drafter = parts.whole(DRAFTER) if options.drafter is None else options.drafter.part
+            sections.append(Section(tables.TFLITE_MODEL, (drafter,), schema.DRAFTER))
         sections = [_with_activations(section, options.activations) for section in sections]
         sections.insert(0, _metadata_section(parts, groups, model_type, options.sampling))
         total = write_container(output.path, sections, system, signer=options.signer, accept=accept, progress=progress)
@@ -194,7 +189,7 @@ def _groups(bundle: Path, manifest: Manifest, size: str, options: ExportOptions)
     """The groups to export, text first, then the towers in the order of the format, and the drafter."""
     wanted = tuple(manifest.groups) if options.groups is None else options.groups
     for name in wanted:
-        if name not in manifest.groups:
+        if name not in manifest.groups and not (name == "drafter" and options.drafter is not None):
             remedy = f"convert the checkpoint with --groups {','.join(wanted)}" if name in TOWER_FILES else None
             there = ", ".join(manifest.groups)
             raise BundleError(file=bundle, found=f"no group {name}", wanted=f"one of {there}", remedy=remedy)
@@ -347,14 +342,6 @@ def _decoder(parts: _Parts, size: SizeRecord, *, drafts: bool) -> FilePart:
         names[plain.signature(checked, verify=True)] = size.signature(checked, verify=True)
     change = None if text.draft_tokens is None or drafts else _without_activations
     return parts.selected(TEXT_DECODER, {**names, plain.decode: size.decode}, change)
-
-
-def _drafter(parts: _Parts, fitted: FittedDrafter | None) -> FilePart:
-    """The drafter: the bundle's own, or one that was fitted for this file."""
-    if fitted is None:
-        return parts.whole(DRAFTER)
-    found = hash_file(fitted.path)
-    return FilePart(fitted.path, found.size, found.sha256)
 
 
 def _without_activations(graph: SubgraphRecord) -> SubgraphRecord:

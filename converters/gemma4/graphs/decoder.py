@@ -7,6 +7,7 @@ Source: transformers `models/gemma4/modeling_gemma4.py`; `reference.py` computes
 
 from __future__ import annotations
 
+from converters.gemma.graphs.text.attention import Attention
 from converters.gemma.graphs.text.decoder_parts import DecoderParts
 from converters.gemma.graphs.text.decoder_step import DecoderSize, Layer, Step
 from converters.gemma.graphs.text.kv_cache import CacheRows
@@ -68,13 +69,23 @@ class _Decoder:
 
     def _layer(self, layer: Layer[TextConfig], x: Value) -> Value:
         """Attention, feed-forward and per-layer embedding are added to the stream; then all of it is scaled."""
-        attended = self.parts.attention.attend(layer, layer.norm(x, "input_layernorm.weight"))
-        x = ops.add(x, layer.norm(attended, "post_attention_layernorm.weight"))
-        fed = feed_forward(layer, layer.norm(x, "pre_feedforward_layernorm.weight"))
-        x = ops.add(x, layer.norm(fed, "post_feedforward_layernorm.weight"))
+        x = attended_and_fed(layer, x, self.parts.attention)
         gated = self.parts.per_layer.gated(layer, x)
         x = ops.add(x, layer.norm(gated, "post_per_layer_input_norm.weight"))
-        return ops.mul(x, layer.step.vector(layer.name("layer_scalar"), 1))
+        return scaled(layer, x)
+
+
+def attended_and_fed(layer: Layer[TextConfig], x: Value, attention: Attention) -> Value:
+    """The residual stream with a layer's attention and feed-forward network added: f32[1, tokens, 1, hidden]."""
+    attended = attention.attend(layer, layer.norm(x, "input_layernorm.weight"))
+    x = ops.add(x, layer.norm(attended, "post_attention_layernorm.weight"))
+    fed = feed_forward(layer, layer.norm(x, "pre_feedforward_layernorm.weight"))
+    return ops.add(x, layer.norm(fed, "post_feedforward_layernorm.weight"))
+
+
+def scaled(layer: Layer[TextConfig], x: Value) -> Value:
+    """All of the stream times the layer's factor, by which each layer ends."""
+    return ops.mul(x, layer.step.vector(layer.name("layer_scalar"), 1))
 
 
 def feed_forward(layer: Layer[TextConfig], normed: Value) -> Value:

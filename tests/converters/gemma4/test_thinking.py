@@ -23,7 +23,7 @@ from toolkit.runtime.answer import Answer
 
 pytestmark = pytest.mark.reference
 
-SETTINGS = {"temperature": 1.0, "seed": 5, "top_k": 0, "top_p": 1.0, "max_tokens": 60}
+SETTINGS = {"temperature": 2.0, "seed": 5, "top_k": 0, "top_p": 1.0, "max_tokens": 30}
 
 
 def bundle_of(folder: Path, places: Mapping[str, int]) -> Path:
@@ -43,7 +43,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, int]:
     with opened(bundle_of(tmp_path_factory.mktemp("plain"), {})) as model:
         ids = model.generate("the cat", thinking=True, ignore_eos=True, **SETTINGS).token_ids  # type: ignore[arg-type]
     once = [i for i, token in enumerate(ids) if ids.count(token) == 1 and token > len(CONTROL) + 100]
-    begin, end = next((a, b) for a in once for b in once if 2 < a < b - 5 < len(ids) - 12)
+    begin, end = next((a, b) for a in once for b in once if 1 < a < b - 5 < len(ids) - 9)
     return {"<|channel>": ids[begin], "<channel|>": ids[end]}
 
 
@@ -99,22 +99,10 @@ def test_a_prompt_asks_for_thoughts_as_in_transformers(model: Model, bundle: Pat
 
 
 def test_the_command_shows_thoughts_apart(
-    bundle: Path, thinker: tuple[int, Answer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bundle: Path, answer: Answer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seed, answer = thinker
-    options = [
-        str(bundle),
-        "--thinking",
-        "--weight-cache",
-        "memory",
-        "--threads",
-        "1",
-        "-n",
-        "120",
-        "--seed",
-        str(seed),
-    ]
-    options += ["--temperature", "1", "--top-k", "0", "--top-p", "1"]
+    options = [str(bundle), "--thinking", "--weight-cache", "memory", "--threads", "1"]
+    options += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     assert cli.main(["run", *options, "-p", "the cat"]) == 0
     shown = capsys.readouterr()
     assert shown.out == answer.text + "\n" and str(answer.thought) in shown.err
@@ -129,7 +117,7 @@ def test_the_command_shows_thoughts_apart(
 
 
 def test_a_model_without_thoughts_cannot_be_asked_for_them(tmp_path: Path, model: Model) -> None:
-    with pytest.raises(UsageError, match="thinking: found a raw prompt"):
+    with pytest.raises(UsageError, match="thinking: it cannot be used with a raw prompt"):
         model.generate("the cat", thinking=True, raw=True)
     convert(ConvertRequest(EXAMPLE, tmp_path / "bundle", context=64, prefill_sizes=(8,), groups=("text",)), gate=None)
     with gemma_edge.load(tmp_path / "bundle", threads=1, weight_cache="memory") as other:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from converters.gemma.config import DecoderConfig
 from converters.gemma.graphs.text.attention_mask import AttentionMasks
 from converters.gemma.graphs.text.decoder_step import Layer
-from converters.gemma.graphs.text.kv_cache import StepCaches, heads_first
+from converters.gemma.graphs.text.kv_cache import LayerCaches, heads_first
 from converters.gemma.graphs.text.rotary_embedding import RotaryEmbedding
 from toolkit.tflite import ops
 from toolkit.tflite.graph import Value, Weight, WeightPart
@@ -20,7 +20,7 @@ from toolkit.tflite.graph import Value, Weight, WeightPart
 class Attention:
     """Attention of one step's layers over their caches."""
 
-    caches: StepCaches
+    caches: LayerCaches
     masks: AttentionMasks
     rotary: RotaryEmbedding
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from converters.gemma.config import DecoderConfig, DecoderLayer
 from converters.gemma.graphs.text.decoder_step import Step
-from converters.gemma.graphs.text.kv_cache import StepCaches
+from converters.gemma.graphs.text.kv_cache import LayerCaches
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Value
 
@@ -16,7 +16,7 @@ BLOCKED = -3e4  # far below any score, and finite in float16, where a GPU comput
 class AttentionMasks:
     """One mask for each type of attention, f32[1, 1, tokens, rows], added to the scores: 0, or far below any score."""
 
-    def __init__(self, step: Step[DecoderConfig], caches: StepCaches, positions: Value, mask: Value) -> None:
+    def __init__(self, step: Step[DecoderConfig], caches: LayerCaches, positions: Value, mask: Value) -> None:
         """mask: the caller's, f32[1, 1, tokens, rows in sight]; positions: int32[tokens]."""
         self._step, self._caches, self._positions, self._full = step, caches, positions, mask
         self._window = step.config.sliding_window

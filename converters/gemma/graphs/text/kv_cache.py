@@ -6,6 +6,7 @@ Keys are f32[1, kv_heads, rows, head_dim]; values are transposed, f32[1, kv_head
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from converters.gemma.config import DecoderConfig, DecoderLayer
 from converters.gemma.graphs.text.decoder_step import Layer, Step
@@ -46,6 +47,22 @@ class CacheRows:
     def read(self, layer: DecoderLayer) -> int:
         """The number of rows that one layer reads."""
         return self.seen if self.of(layer) == self.context else self.sliding
+
+
+class LayerCaches(Protocol):
+    """The caches that the layers of one step attend to."""
+
+    rows: CacheRows
+    first: Value
+    """The position of the step's first token: int32[1]."""
+
+    def write(self, layer: Layer[DecoderConfig], key: Value, value: Value) -> None:
+        """Write the key and value, f32[1, tokens, kv_heads, head_dim], of a layer that owns a cache."""
+        ...
+
+    def read(self, layer: Layer[DecoderConfig]) -> tuple[Value, Value]:
+        """The keys and values that a layer attends to."""
+        ...
 
 
 class StepCaches:

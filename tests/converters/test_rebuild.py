@@ -135,6 +135,7 @@ def test_another_checkpoint_is_named_before_anything_is_converted(made: Path, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
 
 
+@pytest.mark.slow
 def test_a_lock_of_another_version_is_refused(made: Path, tmp_path: Path) -> None:
     lock = replace(read_lock(made / "bundle"), generator="gemma-edge 9.9.9")
     (tmp_path / "lock.json").write_bytes(dump_lock(lock))

@@ -128,6 +128,7 @@ def test_no_verb_writes_to_its_inputs_or_into_them(verb: Verb, work: Work, capsy
             require_refused(verb, work, inside, capsys)
 
 
+@pytest.mark.slow
 @each_verb
 def test_no_verb_replaces_what_a_link_in_its_input_points_to(
     verb: Verb, work: Work, capsys: pytest.CaptureFixture[str]

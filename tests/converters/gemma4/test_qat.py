@@ -98,6 +98,7 @@ def test_every_matrix_of_the_bundle_has_the_codes_and_scales_of_the_checkpoint(
     assert coded - seen == {PER_LAYER_EMBEDDING}
 
 
+@pytest.mark.slow
 def test_every_per_layer_embedding_is_that_of_the_checkpoint(checkpoint: Gemma4Checkpoint, bundle: Path) -> None:
     shards = sorted(bundle.glob("ple_*.bin"))
     layout = read_header(shards[0]).layout

@@ -103,6 +103,7 @@ def test_a_push_is_taken_up_after_a_cut_and_its_files_belong_to_their_owner(
         assert place_receiver(transport, receiver) == placed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "userland", ["toybox", "busybox", *(pytest.param(name, marks=pytest.mark.full) for name in ("android", "host"))]
 )

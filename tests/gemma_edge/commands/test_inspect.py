@@ -90,6 +90,7 @@ def test_e4b_holds_itself_and_e2b_with_the_same_figures(inspected: dict[str, dic
     assert figures["E2B"] == (E2B_ALL, E2B_EFFECTIVE)
 
 
+@pytest.mark.slow
 def test_every_set_of_groups_says_what_it_loads(inspected: dict[str, dict[str, Any]]) -> None:
     sets = inspected["e4b"]["sizes"]["E4B"]["sets"]
     assert [(item["groups"], item["parameters_loaded"]) for item in sets] == [
@@ -224,6 +225,7 @@ def test_a_tower_with_the_axes_of_mlx_is_named_with_the_way_out(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_a_tower_that_cannot_be_converted_is_said_before_anything_is_downloaded_in_vain(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def recipes(bundle: Path) -> dict[str, str]:
     return {role: quant.recipe for role, quant in read_manifest(bundle).quant.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [

@@ -98,6 +98,7 @@ def test_the_graph_computes_the_drafter(drafting_bundle: Path, tmp_path: Path, r
     assert (logits[others] == np.float32(NEVER)).all()
 
 
+@pytest.mark.slow
 def test_random_signs_lose_nothing_in_int4(drafting_bundle: Path, tmp_path: Path) -> None:
     text = read_manifest(drafting_bundle).text
     drafter = random_drafter(text.hidden_size)
@@ -132,6 +133,7 @@ def test_a_bundle_with_a_drafter_is_sound_and_says_how_good_it_is(fitted: Path) 
     assert read_lock(fitted).drafter == DrafterSettings(600, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=20, seed=3)])
 def test_our_session_drafts_with_it_and_says_the_same(fitted: Path, sampling: Sampling) -> None:
     bundle, prompt = Bundle(fitted), [2, 7, 9, 4, 11]

@@ -161,6 +161,7 @@ def test_tokens_are_compared_and_not_texts(prompting: Prompting) -> None:
     assert fault is not None and fault.found.startswith("tokens [98, ") and str(fault.wanted).startswith("tokens [97, ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "place"),
     [

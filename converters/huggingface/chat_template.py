@@ -72,10 +72,13 @@ def _chosen_template(stated: object, path: Path) -> str | None:
     """The template itself if it is a text; of several named ones, in a list or an object, the one named default."""
     if stated is None or isinstance(stated, str):
         return stated
-    named = stated
+    pairs: list[tuple[object, object]] = []
     if isinstance(stated, list):
-        named = {_key_of(item, "name"): _key_of(item, "template") for item in stated}
-    if not isinstance(named, dict) or not all(isinstance(text, str) for pair in named.items() for text in pair):
+        pairs = [(_key_of(item, "name"), _key_of(item, "template")) for item in stated]
+    elif isinstance(stated, dict):
+        pairs = list(stated.items())
+    named = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+    if not isinstance(stated, list | dict) or not all(isinstance(text, str) for pair in pairs for text in pair):
         wanted = "a text, or texts with their names"
         raise CheckpointError("chat_template", file=path, found=kind_of(stated), wanted=wanted)
     if not named:
@@ -88,7 +91,7 @@ def _chosen_template(stated: object, path: Path) -> str | None:
             wanted=f"one called {_DEFAULT}, as transformers takes it",
             remedy="save the wanted one as chat_template.jinja",
         )
-    return str(named[_DEFAULT])
+    return named[_DEFAULT]
 
 
 def _require_template(template: str, path: Path) -> None:

@@ -33,6 +33,14 @@ def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[s
     return [Fault(file, name, f"no token {token}", None) for name, token in missing.items()]
 
 
+def size_faults(file: str, data: bytes) -> list[Fault]:
+    """A fault if parsing `data` would take more memory than any tokenizer; the data are not parsed."""
+    values = sum(map(data.count, (b"[", b"{", b",")))
+    if values <= _MAX_VALUES:
+        return []
+    return [Fault(file, "JSON", f"about {values:,} values", f"at most {_MAX_VALUES:,}")]
+
+
 def token_spellings(file: str, data: bytes, ids: Iterable[int]) -> dict[int, str]:
     """The text of each token of `ids`; BundleError if `data` is not a tokenizer or lacks one of the ids."""
     tokens = _tokens(file, data)
@@ -89,9 +97,8 @@ def plain_tokenizer(data: bytes) -> bytes:
 
 def _tokens(file: str, data: bytes) -> list[tuple[str, int]] | Fault:
     """Text and id of every token, the added ones last; or a fault for the first entry that is not a token."""
-    values = sum(map(data.count, (b"[", b"{", b",")))
-    if values > _MAX_VALUES:
-        return Fault(file, "JSON", f"about {values:,} values", f"at most {_MAX_VALUES:,}")
+    for fault in size_faults(file, data):
+        return fault
     try:
         # Not strict_json: vocabularies of byte-level tokenizers do hold lone surrogates.
         value = json.loads(data.decode("utf-8"))

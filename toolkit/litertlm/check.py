@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,10 +36,12 @@ from toolkit.litertlm.engine_tools import tool_conversations
 from toolkit.litertlm.hashes import has_hashes, hash_faults, trust_faults
 from toolkit.litertlm.header import Header, header_end
 from toolkit.litertlm.schema import LlmMetadata
-from toolkit.litertlm.tables import SectionRecord
+from toolkit.litertlm.tables import TFLITE_MODEL, SectionRecord
+from toolkit.litertlm.tokenizer_section import HF_TOKENIZER, MAX_TOKENIZER_BYTES, unpack_tokenizer
 from toolkit.tflite.reader import TfliteContent, read_tflite
 from toolkit.tflite.target import CPU
 
+_DESCRIBED = (schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER, schema.DRAFTER, *VISION, *AUDIO)
 REQUIRED = (schema.LLM_METADATA, schema.EMBEDDER, schema.PREFILL_DECODE, schema.PER_LAYER_EMBEDDER)
 
 
@@ -140,6 +141,7 @@ class _Contents:
         if shapes is not None:
             self._check_towers(metadata, shapes)
         tokenizer = self._check_tokenizer(shapes)
+        self._check_other_graphs()
         if metadata is not None and not self._faults:
             self._check_prompts(metadata, tokenizer)
         return self._faults
@@ -246,6 +248,12 @@ class _Contents:
         for label, fault in tower_faults(graphs, metadata, shapes.hidden_size):
             self._place(label, [fault])
 
+    def _check_other_graphs(self) -> None:
+        """Graphs that the format does not describe are whole files at least, since the engine opens them."""
+        for label, section in self._sections.items():
+            if section.type == TFLITE_MODEL and label not in _DESCRIBED:
+                self._graph(label)
+
     def _check_prompts(self, metadata: LlmMetadata, tokenizer: bytes | None) -> None:
         """What the engine makes of conversations, and whether the token that ends a turn ends an answer."""
         label, template = schema.LLM_METADATA, metadata.jinja_prompt_template
@@ -254,7 +262,7 @@ class _Contents:
         try:
             opened = None if tokenizer is None else Tokenizer(self._path, tokenizer)
         except BundleError as error:
-            self._fault(schema.HF_TOKENIZER, error.place or "", error.found, error.wanted)
+            self._fault(HF_TOKENIZER, error.place or "", error.found, error.wanted)
             return
         engine = engine_prompts(metadata, opened)
         tools = tool_conversations(engine.model_type) if metadata.supports_function_calling else ()
@@ -271,22 +279,13 @@ class _Contents:
 
     def _check_tokenizer(self, shapes: TextShapes | None) -> bytes | None:
         """The content of tokenizer.json, if it is valid."""
-        label = schema.HF_TOKENIZER
-        data = self._read(label, schema.MAX_TOKENIZER_BYTES)
+        label = HF_TOKENIZER
+        data = self._read(label, MAX_TOKENIZER_BYTES)
         if data is None:
             return None
-        size = int.from_bytes(data[:8], "little")
-        if len(data) < 8 or size > schema.MAX_TOKENIZER_BYTES:
-            self._fault(label, "length", f"{size} bytes", f"at most {schema.MAX_TOKENIZER_BYTES}")
-            return None
-        inflate = zlib.decompressobj()
-        try:
-            text = inflate.decompress(data[8:], size + 1)
-        except zlib.error as error:
-            self._fault(label, "", error, "a zlib stream")
-            return None
-        if len(text) != size or not inflate.eof or inflate.unused_data:
-            self._fault(label, "length", f"{len(text)} bytes so far", f"{size}, and then the end")
+        text = unpack_tokenizer(data)
+        if not isinstance(text, bytes):
+            self._place(label, text)
             return None
         faults = tokenizer_faults("", text, shapes.vocab_size if shapes else 2**31)
         self._place(label, faults)

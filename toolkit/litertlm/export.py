@@ -51,6 +51,7 @@ from toolkit.litertlm.header import read_header as read_litertlm_header
 from toolkit.litertlm.media import always_true, media_metadata
 from toolkit.litertlm.ple_graph import ROWS, layout_ple
 from toolkit.litertlm.schema import LlmMetadata, ModelType
+from toolkit.litertlm.tokenizer_section import HF_TOKENIZER, MAX_TOKENIZER_BYTES
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import SubgraphRecord
 from toolkit.tflite.rewrite import select_signatures
@@ -320,12 +321,12 @@ def _text_sections(parts: _Parts, size: SizeRecord, *, drafts: bool) -> tuple[Se
     drafts: with what a drafter needs of the decoder.
     """
     tokenizer = plain_tokenizer(parts.read(TOKENIZER))
-    if len(tokenizer) > schema.MAX_TOKENIZER_BYTES:
-        found, wanted = f"{len(tokenizer):,} bytes", f"at most {schema.MAX_TOKENIZER_BYTES:,} in a .litertlm"
+    if len(tokenizer) > MAX_TOKENIZER_BYTES:
+        found, wanted = f"{len(tokenizer):,} bytes", f"at most {MAX_TOKENIZER_BYTES:,} in a .litertlm"
         raise BundleError(file=parts.bundle / TOKENIZER, found=found, wanted=wanted)
     packed = struct.pack("<Q", len(tokenizer)) + zlib.compress(tokenizer, _ZLIB_LEVEL)
     return (
-        Section(schema.HF_TOKENIZER, (packed,)),
+        Section(HF_TOKENIZER, (packed,)),
         Section(tables.TFLITE_MODEL, (parts.whole(EMBEDDER),), schema.EMBEDDER),
         Section(tables.TFLITE_MODEL, (_decoder(parts, size, drafts=drafts),), schema.PREFILL_DECODE),
         Section(tables.TFLITE_MODEL, _per_layer_embedder(parts), schema.PER_LAYER_EMBEDDER),

@@ -19,10 +19,11 @@ from toolkit.bundle.manifest import SamplingRecord
 from toolkit.bundle.thoughts import Channel
 from toolkit.litertlm.gemma4 import CallSyntax
 from toolkit.litertlm.tables import ContainerMetadata, SectionRecord
+from toolkit.litertlm.tokenizer_section import HF_TOKENIZER
 from toolkit.media import mel
 from toolkit.media.mel import SAMPLE_RATE_HZ
 
-LLM_METADATA, HF_TOKENIZER = "LlmMetadataProto", "HF_Tokenizer_Zlib"
+LLM_METADATA = "LlmMetadataProto"
 TOKENIZERS = (HF_TOKENIZER, "SP_Tokenizer")
 ACTIVATION_TYPE = "prefer_activation_type"
 PREFILL_DECODE, EMBEDDER, PER_LAYER_EMBEDDER = (
@@ -41,8 +42,6 @@ DRAFTER = "tf_lite_mtp_drafter"
 MAX_LLM_METADATA_BYTES = 16 * 1024 * 1024
 """Far above any real file: a wrong length must not fill the memory."""
 
-MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
-"""Of a tokenizer.json, packed or not: twice the size of Gemma 3n's."""
 Token = tuple[int, ...] | str
 """A sequence of token ids, or a text that the tokenizer turns into one."""
 

@@ -121,6 +121,8 @@ def test_an_object_of_templates_in_chat_template_json_is_read(checkpoint: Path) 
         ([{"name": "rag", "template": "x"}, {"name": "tool_use", "template": "y"}], "templates called rag, tool_use"),
         ({"rag": "x"}, "wanted one called default"),
         ([{"name": "rag"}], "a text, or texts with their names"),
+        ([{"name": [], "template": "x"}], "a text, or texts with their names"),
+        ([{"name": {"a": 1}, "template": "x"}], "a text, or texts with their names"),
         (5, "a text, or texts with their names"),
         (" \n", "an empty one"),
     ],

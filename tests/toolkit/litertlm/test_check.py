@@ -222,6 +222,16 @@ def test_a_graph_that_is_no_flatbuffer_is_found(path: Path, whole: bytes) -> Non
     assert len(rebuilt(path, whole, **{EMBEDDER: b"GIF89a" * 10})) == 1
 
 
+def test_a_graph_that_the_format_does_not_describe_is_a_whole_file(path: Path, whole: bytes) -> None:
+    (end,) = struct.unpack_from("<Q", whole, 24)
+    sections = [
+        Section(s.type, (whole[s.begin : s.end],), s.items.get(tables.MODEL_TYPE))
+        for s in tables.unpack_container_metadata(whole[32:end], "test").sections
+    ]
+    write_container(path, [*sections, Section(tables.TFLITE_MODEL, (b"GIF89a" * 10,), "tf_lite_aux")], {})
+    assert found(path) == ["section tf_lite_aux header"]
+
+
 def test_a_decoder_without_decode_is_found(path: Path, whole: bytes, tmp_path: Path) -> None:
     content = graphs(tmp_path, [s for s in decoder_signatures() if s.name.startswith("prefill")])
     assert rebuilt(path, whole, **{DECODER: content}) == [f"section {DECODER} signature decode"]

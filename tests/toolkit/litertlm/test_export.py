@@ -28,6 +28,7 @@ from toolkit.litertlm.export import TARGETS, ExportOptions, export_litertlm
 from toolkit.litertlm.header import Header, read_header
 from toolkit.litertlm.schema import ImageMetadata, LlmMetadata, MelMetadata, SoundMetadata
 from toolkit.litertlm.tables import ContainerMetadata, SectionRecord
+from toolkit.litertlm.tokenizer_section import HF_TOKENIZER
 from toolkit.tflite.reader import read_tflite
 
 
@@ -211,7 +212,7 @@ def test_a_section_ends_exactly_where_its_bytes_end(tmp_path: Path, size: int) -
     content = bytes(range(1, 252)) * (size // 251 + 1)
     first, second = content[:size], b"end"
     total = write_container(
-        tmp_path / "a", [Section(schema.LLM_METADATA, (first,)), Section(schema.HF_TOKENIZER, (second,))], {}
+        tmp_path / "a", [Section(schema.LLM_METADATA, (first,)), Section(HF_TOKENIZER, (second,))], {}
     )
     data = (tmp_path / "a").read_bytes()
     a, b = metadata_of(data).sections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from toolkit.base.errors import BundleError, GraphError
 from toolkit.litertlm import schema as container_schema
 from toolkit.litertlm import tables
 from toolkit.litertlm.container import Section, write_container
+from toolkit.litertlm.tokenizer_section import HF_TOKENIZER
 from toolkit.litertlm.wellformed import require_wellformed_sections
 from toolkit.tflite import schema
 from toolkit.tflite.graph import Graph, Signature
@@ -126,3 +128,17 @@ def test_a_broken_graph_of_a_litertlm_is_named_with_its_section(model: ModelReco
     require_wellformed_sections(tmp_path / "0.litertlm")
     with pytest.raises(BundleError, match=r"1\.litertlm, section tf_lite_embedder operator: tensor 99"):
         require_wellformed_sections(tmp_path / "1.litertlm")
+
+
+def test_a_tokenizer_that_grows_is_refused_before_an_engine_unpacks_it(tmp_path: Path) -> None:
+    def write(text: bytes, size: int) -> Path:
+        packed = size.to_bytes(8, "little") + zlib.compress(text, 1)
+        write_container(tmp_path / "x.litertlm", [Section(HF_TOKENIZER, (packed,))], {})
+        return tmp_path / "x.litertlm"
+
+    good, many = b'{"model": {"vocab": {"a": 0}}}', b"[" + b"[]," * 3_000_000 + b"0]"
+    require_wellformed_sections(write(good, len(good)))
+    with pytest.raises(BundleError, match=r"HF_Tokenizer_Zlib length: found 29 bytes so far"):
+        require_wellformed_sections(write(good, 28))
+    with pytest.raises(BundleError, match=r"HF_Tokenizer_Zlib JSON: found about 6,000,001 values"):
+        require_wellformed_sections(write(many, len(many)))

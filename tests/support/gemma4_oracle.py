@@ -127,6 +127,28 @@ CONFIGS: tuple[OracleConfig, ...] = (
         _prompt(24, 300),
         seed=8,
     ),
+    OracleConfig(
+        "layers_of_E2B",
+        {
+            **_layers([S, S, S, S, F] * 7, 20),
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "sliding_window": 8,
+        },
+        _prompt(30, 300),
+        seed=9,
+    ),
+    OracleConfig(
+        "layers_of_E4B",
+        {
+            **_layers([*[S] * 5, F] * 7, 18),
+            "num_attention_heads": 8,
+            "use_double_wide_mlp": False,
+            "sliding_window": 8,
+        },
+        _prompt(31, 300),
+        seed=10,
+    ),
 )
 """Small enough for a forward in milliseconds; together they cover what can differ between text models."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gemma4_models import write_random_model
+from gemma4_rounded import STORED, write_rounded
 from gpu_inputs import signature_inputs
 from gpu_process import Outcome, run_graphs
 
@@ -74,13 +75,25 @@ def test_every_float_graph_runs_on_the_gpu_alone_as_on_the_cpu(checkpoint: Path,
 
 @pytest.mark.gpu
 @pytest.mark.full
-@pytest.mark.parametrize("recipe", ["int8", "int4-channel"])
-def test_every_quantised_decoder_runs_on_the_gpu_alone(checkpoint: Path, recipe: str) -> None:
-    """Its numbers are not the CPU's, which quantises activations too."""
-    path = bundle_of(checkpoint, recipe) / "text_decoder.tflite"
-    found = run_graphs(path, signature_inputs(path), "gpu-f32")
+@pytest.mark.parametrize(
+    ("recipe", "in_float16"), [("int8", 1e-2), ("int4-channel", 0.1), ("int2 in the feed-forward", 0.15)]
+)
+def test_a_quantised_decoder_computes_on_the_gpu_with_the_numbers_of_its_weights(
+    checkpoint: Path, tmp_path: Path, recipe: str, in_float16: float
+) -> None:
+    """Unlike the CPU, it does not quantise activations too."""
+    stored = STORED[recipe]
+    rounded = write_rounded(checkpoint, tmp_path / "rounded", stored)
+    for source, text, output in ((checkpoint, stored, "quantised"), (rounded, "f32", "floats")):
+        request = ConvertRequest(source, tmp_path / output, {"text": text}, context=2_048, prefill_sizes=(4, 16))
+        convert(request, gate=None)
+    path = tmp_path / "quantised" / "text_decoder.tflite"
+    inputs = signature_inputs(path)
+    wanted = run_graphs(tmp_path / "floats" / "text_decoder.tflite", inputs, "cpu")
+    found = run_graphs(path, inputs, "gpu-f32")
     assert found.whole, found.log
-    assert all(np.isfinite(outputs["logits"]).all() for outputs in found.outputs.values() if "logits" in outputs)
+    assert largest_error(found, wanted) < 1e-4
+    assert largest_error(run_graphs(path, inputs, "gpu-f16"), wanted) < in_float16
 
 
 @pytest.mark.gpu

@@ -81,6 +81,9 @@ def write_container(
     signs the header's hash. `accept` gets the complete file, and raises to reject it.
     """
     layout = _Layout(sections, system, signer)
+    if layout.header_end > tables.ENGINE_HEADER_BYTES:
+        found, wanted = f"{layout.header_end:,} bytes", f"at most {tables.ENGINE_HEADER_BYTES:,}, which LiteRT-LM reads"
+        raise BundleError("header", file=path, found=found, wanted=wanted, remedy="export fewer groups")
     total = layout.places[-1].end
     require_room(path, total)
     advance = Advance(2 * total, progress)

@@ -29,6 +29,8 @@ BINARY_DATA = "GenericBinaryData"
 """Of any content; LiteRT-LM leaves it alone."""
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
+ENGINE_HEADER_BYTES = 16 * 1024
+"""What LiteRT-LM reads of a header (kLitertLmHeaderMaxSize); 0.18.1 refuses a file with a longer one."""
 MAX_ITEMS = 4096
 """Far above the number of sections, or of one section's entries, in any real file: guards against a wrong length."""
 

@@ -233,9 +233,13 @@ def test_container_metadata_survive_a_round_trip() -> None:
     assert tables.unpack_container_metadata(schema.pack_container_metadata(metadata), "test") == metadata
 
 
-def test_a_header_too_long_for_the_first_16_kib_moves_the_sections(tmp_path: Path) -> None:
-    write_container(tmp_path / "a", [Section(schema.LLM_METADATA, (b"x",))], {"long": "x" * 20000})
-    assert metadata_of((tmp_path / "a").read_bytes()).sections[0].begin == 32768
+def test_a_header_that_the_engine_would_not_read_is_refused(tmp_path: Path) -> None:
+    section = Section(schema.LLM_METADATA, (b"x",))
+    write_container(tmp_path / "a", [section], {"long": "x" * 15000})
+    assert read_header(tmp_path / "a").metadata.sections[0].begin == 16384
+    with pytest.raises(BundleError, match=r"header: found 16,\d+ bytes, wanted at most 16,384, which LiteRT-LM reads"):
+        write_container(tmp_path / "b", [section], {"long": "x" * 16384})
+    assert not (tmp_path / "b").exists()
 
 
 # --- towers ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Converting the audio tower at its published size: seconds and peak memory; and encoding sound, against transformers.
+"""Measures converting the audio tower at its published size, and encoding sound beside transformers: time and memory.
 
 Every conversion and every series of runs is a separate process, measured by the kernel. Systems take turns. All
-encoders have the same random weights and run warm, on the same mel frames, with the same number of threads; the error
-is the root mean square of the difference from transformers in float32, as a share of its features'.
+encoders have the same random weights and run warm, on the same mel frames, with the same number of threads. The error
+is the root mean square of the difference from transformers in float32, relative to that of its features.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ BINS, FRAMES_PER_TOKEN = 128, 16
 
 
 def convert(checkpoint: Path, output: Path, recipe: str, frames: int) -> None:
-    """In its own process: both files of the group."""
+    """Convert both files of the group; runs in its own process."""
     output.mkdir()
     with open_gemma3n(checkpoint) as opened:
         open_audio(opened, built_in(recipe), [frames / FRAMES_PER_SECOND]).files.write(output)
@@ -108,13 +108,13 @@ def encode_transformers(
 
 
 def mel_frames(frames: int) -> F32:
-    """Log-mel-like noise."""
+    """Noise that resembles log-mel features."""
     noise = np.random.default_rng(0).standard_normal((frames, BINS), np.float32)
     return noise * np.float32(2) - np.float32(5)
 
 
 def execute(step: str, arguments: Sequence[str]) -> list[float]:
-    """The child's side."""
+    """Run a step in the child process."""
     if step == "convert":
         checkpoint, output, recipe, frames = arguments
         convert(Path(checkpoint), Path(output), recipe, int(frames))
@@ -127,7 +127,7 @@ def execute(step: str, arguments: Sequence[str]) -> list[float]:
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> list[list[str]]:
-    """Convert with each recipe, then let the encoders take turns; rows of the table."""
+    """Convert with each recipe, then let the encoders take turns; return the rows of the table."""
     checkpoint, log = scratch / "checkpoint", scratch / "log.txt"
     write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, audio=True)
     frames = (options.seconds * 16000 - 513) // 160 + 1  # transformers' feature extractor: windows of 513 every 160
@@ -158,7 +158,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[list[str]]:
 
 
 def relative_error(features: Path, wanted: Path) -> float:
-    """Root mean square of the difference, as a share of what is wanted."""
+    """The root mean square of the difference, relative to that of the wanted features."""
     want = np.load(wanted)
     return float(np.sqrt(np.mean((np.load(features) - want) ** 2) / np.mean(want**2)))
 

@@ -1,8 +1,8 @@
-"""How near decoding comes to reading its weights as fast as the machine's memory gives them.
+"""Compares the rate at which decoding reads its weights with the bandwidth of the machine's memory.
 
-Bytes a token reads are those of the decode graph's weights, scales included, and of each KV cache once, as far as the
-context bucket goes: what a graph reads twice counts once. The machine's bandwidth is what this process reads with
-NumPy on as many threads, before and after the runs, the best of several kernels. Runs of a process each take turns:
+The bytes of a token are those of the decode graph's weights, including scales, and of each KV cache up to the end of
+the context bucket; what a graph reads twice counts once. The machine's bandwidth is what this process reads with NumPy
+on as many threads, before and after the runs, the best of several kernels. Each run is a process; runs take turns:
 
   python -m benchmarks.bench_bandwidth --bundle e2b-int4=BUNDLE --contexts 512,4096,32768
 """
@@ -29,13 +29,13 @@ from toolkit.results.statistics import Summary, summary
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.session import default_threads
 
-_READ_BYTES = 1 << 28  # a thread's share: far beyond every cache
+_READ_BYTES = 1 << 28  # the share of a thread: far larger than every cache
 _STEPS_BEFORE_END = 48
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A bundle, and the positions up to which its context is filled when the last token was decoded."""
+    """A bundle, and the number of positions that are filled when the last token is decoded."""
 
     name: str
     request: SessionRequest
@@ -52,17 +52,17 @@ class Outcome:
     runs: tuple[SessionRun, ...]
 
     def step_ms(self) -> Summary:
-        """Median step of each run."""
+        """The median step of each run."""
         return summary([run.decode_step_ms for run in self.runs])
 
     def bytes_per_s(self) -> Summary:
-        """Of weights and caches."""
+        """The rate at which weights and caches are read."""
         read = self.contender.weight_bytes + self.contender.cache_bytes
         return summary([read / (run.decode_step_ms * 1e-3) for run in self.runs])
 
 
 def read_bandwidth(threads: int, repeats: int = 5) -> float:
-    """Bytes per second that NumPy reads from memory, each thread its own array; the best kernel's best repeat."""
+    """The bytes per second that NumPy reads from memory, an array per thread; the best repeat of the best kernel."""
     arrays = [np.full(_READ_BYTES // 8, number, np.int64) for number in range(threads)]
     kernels: tuple[Callable[[NDArray[np.int64]], object], ...] = (
         np.bitwise_or.reduce,
@@ -81,7 +81,7 @@ def read_bandwidth(threads: int, repeats: int = 5) -> float:
 
 
 def cache_bytes(bundle: Bundle, end: int) -> int:
-    """Rows of all KV caches that a decode step up to position `end` reads: the bucket's, or a whole ring."""
+    """The bytes of all KV caches that a decode step at position `end` reads: those of its bucket, or a whole ring."""
     record = bundle.manifest.text
     bucket = next((b for b in record.context_buckets if end <= b), record.context)
     total = 0
@@ -92,7 +92,7 @@ def cache_bytes(bundle: Bundle, end: int) -> int:
 
 
 def contenders(named: Sequence[tuple[str, Path]], contexts: Sequence[int], cache: Path, steps: int) -> list[Contender]:
-    """Each bundle at each context that it has."""
+    """Each bundle at each of the contexts that it supports."""
     found = []
     for name, path in named:
         bundle = Bundle(path)
@@ -105,7 +105,7 @@ def contenders(named: Sequence[tuple[str, Path]], contexts: Sequence[int], cache
 
 
 def measure(all_contenders: Sequence[Contender], repeats: int) -> list[Outcome]:
-    """One run of each that packs the weights and is not counted, then rounds of one run each."""
+    """One run of each, which packs the weights and is not counted, then rounds of one run each."""
     for name in dict.fromkeys(contender.request.bundle for contender in all_contenders):
         run_child(SessionRequest(name, 0, 1, all_contenders[0].request.cache))
     runs: list[list[SessionRun]] = [[] for _ in all_contenders]
@@ -118,7 +118,7 @@ def measure(all_contenders: Sequence[Contender], repeats: int) -> list[Outcome]:
 
 
 def measured(outcome: Outcome, bandwidths: tuple[float, float]) -> Measured:
-    """One contender's runs as a record; the bandwidth is the better of before and after, in every run."""
+    """One contender's runs as a record; in every run, the bandwidth is the better of that before and that after."""
     contender, most = outcome.contender, max(bandwidths)
     read = contender.weight_bytes + contender.cache_bytes
     runs: list[Figures] = [

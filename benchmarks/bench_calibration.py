@@ -95,7 +95,7 @@ class Judge:
 
 
 def interval(values: F64, base: F64 | None = None) -> tuple[float, float, float]:
-    """The mean of values, or its ratio to that of `base`, and its 95 % interval; blocks of neighbours are drawn."""
+    """The mean of values, or its ratio to that of `base`, and its 95 % interval; runs of neighbours are drawn."""
     count = len(values) // _BLOCK
     blocks = values[: count * _BLOCK].reshape(count, _BLOCK).mean(1)
     over = np.ones(count) if base is None else base[: count * _BLOCK].reshape(count, _BLOCK).mean(1)

@@ -1,7 +1,7 @@
-"""Seconds and peak memory of a conversion, and of the official exporter's on the same checkpoint in the same run.
+"""Measures time and peak memory of a conversion, and of the official exporter's on the same checkpoint in the same run.
 
-Every conversion is a separate process, measured from its start to its end by the kernel; the checkpoint lies in the
-page cache. With --peer-python PATH, a Python that has litert-torch, the peer takes turns with ours.
+Every conversion is a separate process, measured by the kernel from its start to its end; the checkpoint is in the page
+cache. With --peer-python PATH, a Python that has litert-torch, the peer takes turns with ours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from toolkit.report.tables import markdown
 from toolkit.results.statistics import summary
 
 PEER_RECIPES = {"int8": "dynamic_wi8_afp32", "int4": "dynamic_wi4_afp32"}
-# What the exporter wants for Gemma 3n; the synthetic checkpoint has no towers that are worth an export.
+# The options that the exporter needs for Gemma 3n; the synthetic checkpoint has no towers that are worth exporting.
 PEER_FLAGS = (
     "--externalize_embedder=True",
     "--single_token_embedder=True",
@@ -46,7 +46,7 @@ PEER_PACKAGES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "torch
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to convert; `command` ends with the output's path once that is known."""
+    """One way to convert; the output's path is appended to `command`."""
 
     name: str
     recipe: str
@@ -57,7 +57,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Every run of a contender, and the bytes that one left."""
+    """Every run of a contender, and the bytes that a run wrote."""
 
     contender: Contender
     runs: list[ChildUsage]
@@ -82,7 +82,7 @@ def contenders(options: argparse.Namespace, checkpoint: Path) -> list[Contender]
 
 
 def measure(all_contenders: Sequence[Contender], scratch: Path, keep: Path | None = None) -> list[Outcome]:
-    """Rounds of one run each, so that a slow minute of the machine hits all alike."""
+    """Rounds of one run each, so that a slow minute of the machine affects all contenders alike."""
     outcomes = [Outcome(contender, [], 0) for contender in all_contenders]
     for turn in range(max(c.repeats for c in all_contenders)):
         for number, outcome in enumerate(outcomes):
@@ -113,7 +113,7 @@ def measured(outcome: Outcome, checkpoint: Path, name: str) -> Measured:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Median, and from least to most, of each contender."""
+    """The median of each contender, and its least and most."""
     rows = []
     for outcome in outcomes:
         seconds = summary([run.seconds for run in outcome.runs])
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoint = options.checkpoint
         if checkpoint is None:
             checkpoint = scratch / "checkpoint"
-            # The class that is published: the peer knows per-layer embeddings in no other.
+            # The published class: the peer supports per-layer embeddings in no other class.
             write_synthetic(checkpoint, options.preset, architecture=CONDITIONAL_GENERATION)
         outcomes = measure(contenders(options, checkpoint), scratch, options.keep)
         for outcome in outcomes:

@@ -1,13 +1,13 @@
-"""Conversion at real sizes: seconds, rate and peak memory by size and by how scales are chosen.
+"""Measures conversion at real sizes: seconds, rate and peak memory, by size and by how scales are chosen.
 
-Each run is a separate process. Before it the checkpoint's pages are dropped from the kernel's cache, and what
-storage itself gives is measured, so that a rate can be set against it. A rate counts the checkpoint's bytes of the
-weights that the bundle keeps:
+Each run is a separate process. Before it, the checkpoint's pages are dropped from the kernel's cache, and the rate of
+the storage itself is measured for comparison. A rate counts the bytes in the checkpoint of the weights that the bundle
+keeps:
 
   python -m benchmarks.bench_convert_size e4b=E4B e2b=E4B:E2B --search absmax --scratch DIRECTORY
   python -m benchmarks.bench_convert_size e2b=E2B --lora 16 --repeats 3
 
-With --lora each run is followed by one that merges a random LoRA adapter of that rank, on all attention and
+With --lora, each run is followed by one that merges a random LoRA adapter of that rank, on all attention and
 feed-forward layers of text.
 """
 
@@ -52,7 +52,7 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A checkpoint, and the size cut out of it; without one it is converted whole."""
+    """A checkpoint, and the size that is cut out of it; None: it is converted whole."""
 
     name: str
     checkpoint: Path
@@ -63,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A case's runs, the bytes of the checkpoint that its bundle keeps, and what storage gave before them."""
+    """A case's runs, the bytes of the checkpoint that its bundle keeps, and the storage's rate before the runs."""
 
     case: Case
     runs: tuple[ChildUsage, ...]
@@ -73,7 +73,7 @@ class Outcome:
 
 
 def measure(cases: Sequence[Case], quant: str, search: str, repeats: int, scratch: Path) -> list[Outcome]:
-    """Cold runs of each case, in turns."""
+    """Cold runs of the cases, in turns."""
     found: dict[Case, Outcome] = {}
     for case in [*cases] * repeats:
         now, before = _run(case, quant, search, scratch), found.get(case)
@@ -107,7 +107,7 @@ def _run(case: Case, quant: str, search: str, scratch: Path) -> Outcome:
 
 
 def storage_rate(path: Path, readers: int = 2) -> float:
-    """Bytes per second of a file's first GiB past the page cache, read in MiB pieces by some threads in turn."""
+    """The bytes per second at which some threads read a file's first GiB in pieces of 1 MiB, without the page cache."""
     size = min(_STORAGE_BYTES, path.stat().st_size // _PIECE_BYTES * _PIECE_BYTES)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
 
@@ -122,7 +122,7 @@ def storage_rate(path: Path, readers: int = 2) -> float:
 
 
 def measured(outcome: Outcome, quant: str, search: str) -> Measured:
-    """One case's runs as a record; what storage alone gave is in every run."""
+    """One case's runs as a record; every run has the rate of the storage alone."""
     runs: list[Figures] = [
         {
             **conversion_figures(run, outcome.output_bytes),
@@ -157,7 +157,7 @@ def table(outcomes: Sequence[Outcome], search: str) -> str:
 
 
 def parse_case(argument: str) -> Case:
-    """NAME=CHECKPOINT, or NAME=CHECKPOINT:SIZE."""
+    """Parse NAME=CHECKPOINT, or NAME=CHECKPOINT:SIZE."""
     name, separator, rest = argument.partition("=")
     path, _, size = rest.partition(":")
     if not separator or not name or not Path(path).is_dir():

@@ -1,4 +1,4 @@
-"""Prefill and decode rates, side by side in one run: our session, LiteRT-LM's engine, and llama.cpp.
+"""Compares prefill and decode rates in one run: our session, LiteRT-LM's engine, and llama.cpp.
 
 Contenders of one recipe are compared: bundles in our own session, .litertlm files of ours and of the official exporter
 in LiteRT-LM's engine, and GGUF files in llama.cpp. Each run is a separate process; contenders take turns (A B A B),
@@ -34,7 +34,7 @@ PEERS = (EXPORTER, LLAMA)
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What runs a file: its name, the script of RunOptions that makes one run, and the Python for that."""
+    """What runs a file: its name, the script that makes one run from `RunOptions`, and the Python for the script."""
 
     name: str
     script: str
@@ -55,14 +55,14 @@ class Entrant:
 
     @property
     def size_bytes(self) -> int:
-        """Of the file, or of all that is in the bundle."""
+        """The size of the file, or of all files in the bundle."""
         files = [self.path] if self.path.is_file() else self.path.rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What every run does; `context` is what files without a context of their own are given."""
+    """What every run does; `context`: for files without a context of their own."""
 
     prefill: int
     decode: int
@@ -88,12 +88,12 @@ class Outcome:
         return summary([run.decode_tokens_per_s for run in self.runs])
 
     def peak_rss_bytes(self) -> Summary:
-        """Of the engine's process, mapped file pages included."""
+        """Of the engine's process, including mapped file pages."""
         return summary([run.peak_rss_bytes for run in self.runs])
 
 
 def measure(entrants: Sequence[Entrant], load: Load, cache: Path) -> list[Outcome]:
-    """One run of each that is not counted, then rounds of one run each."""
+    """One run of each, which is not counted, then rounds of one run each."""
     caches = [cache / str(number) for number in range(len(entrants))]
     for directory in caches:
         directory.mkdir()
@@ -136,7 +136,7 @@ def _from_session(run: SessionRun, load: Load) -> EngineRun:
 
 
 def measured(outcome: Outcome, load: Load) -> Measured:
-    """One entrant's runs as a record; the run that packs the weights gives its first run an `init` of its own."""
+    """One entrant's runs as a record; its first run has the `init` of the run that packed the weights."""
     entrant = outcome.entrant
     runs = [figures(run) for run in outcome.runs]
     runs[0]["first_init_s"] = outcome.first.init_seconds
@@ -159,7 +159,7 @@ def measured(outcome: Outcome, load: Load) -> Measured:
 
 
 def figures(run: EngineRun) -> Figures:
-    """Of one process."""
+    """The figures of one process."""
     return {
         "init_s": run.init_seconds,
         "prefill_tokens_per_s": run.prefill_tokens_per_s,

@@ -1,8 +1,8 @@
-"""What the gates at the end of `convert` cost: the comparison of predictions, and that of prompts.
+"""Measures the cost of the comparisons at the end of `convert`: that of predictions (the gate), and that of prompts.
 
-Each is a separate process. Predictions are judged as `convert` judges them, of the bundle's default size. Prompts are
-those of every conversation, with `--tokenizer` of another tokenizer.json than the checkpoint's, such as that of the
-published models; the time of loading it is told apart, because `convert` loads it in any case:
+Each is a separate process. Predictions are judged as in `convert`, for the bundle's default size. Prompts are those of
+every conversation; `--tokenizer` names another tokenizer.json than the checkpoint's, such as that of the published
+models. The time of loading the tokenizer is listed separately, because `convert` loads it in any case:
 
   python -m benchmarks.bench_gate e2b E2B --tokenizer tokenizer.json
 """
@@ -36,7 +36,7 @@ TESTS: Mapping[str, FigureName] = {"gate": "gate_s", "gate_cpu": "gate_cpu_s", "
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One gate: its seconds, processor seconds of all its processes, and the seconds of loading a tokenizer."""
+    """One comparison: its seconds, the processor seconds of all its processes, the seconds of loading a tokenizer."""
 
     gate: str
     seconds: float
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def judge_weights(bundle: Path, checkpoint: Path, tokens: int) -> list[float]:
-    """Compare predictions; returns seconds, processor seconds, and 0."""
+    """Compare predictions; return seconds, processor seconds, and 0."""
     with open_checkpoint(checkpoint) as opened:
         started, before = time.perf_counter(), _cpu_seconds()
         judge(bundle, opened, tokens=tokens, sizes=[read_manifest(bundle).default_size])
@@ -54,7 +54,7 @@ def judge_weights(bundle: Path, checkpoint: Path, tokens: int) -> list[float]:
 
 
 def judge_prompts(bundle: Path, checkpoint: Path, tokenizer: Path | None) -> list[float]:
-    """Compare prompts; returns seconds and processor seconds without loading the tokenizer, and the seconds of that."""
+    """Compare prompts; return seconds and processor seconds without loading the tokenizer, and the seconds of that."""
     manifest = read_manifest(bundle)
     text = manifest.text
     files = _prompt_files(checkpoint, text.vocab_size, tokenizer)
@@ -73,13 +73,13 @@ def _prompt_files(checkpoint: Path, vocab_size: int, tokenizer: Path | None) -> 
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those that it has waited for."""
+    """The processor seconds of this process and of those that it has waited for."""
     found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in found)
 
 
 def measured(outcome: Outcome, bundle: Path, name: str, conditions: Mapping[str, str]) -> Measured:
-    """One gate as a record."""
+    """One comparison as a record."""
     figures: Figures = {
         "gate_s": outcome.seconds,
         "gate_cpu_s": outcome.cpu_seconds,
@@ -89,7 +89,7 @@ def measured(outcome: Outcome, bundle: Path, name: str, conditions: Mapping[str,
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """A row for each gate."""
+    """A row for each comparison."""
     rows = [
         [
             outcome.gate,

@@ -1,8 +1,9 @@
-"""How far decode steps on a GPU are from those on the CPU, in float32 and in float16, and which ops it takes.
+"""Compares decode steps on a GPU with those on the CPU, in float32 and in float16, and counts the operators it takes.
 
-Models with float weights: the trained example in three sizes, a random one with an odd pattern of layers, and a random
-one in the published widths with few layers. Their caches are filled with random numbers; each step is at one position,
-with embeddings of one magnitude. The error is the largest difference of a logit, as a share of the largest logit.
+The models have float weights: the trained example in three sizes, a random model with an irregular pattern of layers,
+and a random model with the published widths and few layers. Their caches are filled with random numbers; each step is
+at one position, with embeddings of one magnitude. The error is the largest difference of a logit, relative to the
+largest logit.
 
 Without a GPU, `PYTHONPATH=tests/support python -m benchmarks.bench_gpu --software` uses Vulkan in software.
 """
@@ -57,7 +58,7 @@ CASES = (*map(Case, POSITIONS), *(Case(magnitude=n) for n in MAGNITUDES if n != 
 
 
 def odd() -> TextConfig:
-    """Layers and widths in no pattern of the published models; the last three layers share caches."""
+    """A config whose pattern of layers and widths no published model has; the last three layers share caches."""
     config = text_config(
         hidden=88, layers=9, ffn=136, vocabulary=(3328, 3072), ple=24, heads=(6, 2), head_dim=24, shared=3, window=37
     )  # fmt: skip
@@ -65,7 +66,7 @@ def odd() -> TextConfig:
 
 
 def published_widths() -> TextConfig:
-    """E2B's widths with four layers, of which two share caches, and a small vocabulary."""
+    """A config with E2B's widths, four layers, of which two share caches, and a small vocabulary."""
     config = text_config(
         hidden=2048, layers=4, ffn=8192, vocabulary=(3328, 3072), ple=256, heads=(8, 2), head_dim=256, shared=2
     )  # fmt: skip
@@ -91,7 +92,7 @@ def bundles(scratch: Path) -> Iterator[tuple[str, Bundle]]:
 
 
 def converted(checkpoint: Path, output: Path, *, sizes: Sequence[str] = ()) -> Bundle:
-    """A bundle of text in float32, not verified."""
+    """Convert text in float32, without verifying."""
     roles = {"text": "f32", "ple": "f32"}
     request = ConvertRequest(
         checkpoint, output, roles, groups=("text",), context=CONTEXT, prefill_sizes=(16,), sizes=tuple(sizes)
@@ -101,7 +102,7 @@ def converted(checkpoint: Path, output: Path, *, sizes: Sequence[str] = ()) -> B
 
 
 def inputs_of(model: Model, signature: str, case: Case) -> Numbers:
-    """Numbers for each input; the same for the same case."""
+    """Random numbers for each input; equal for equal cases."""
     draw = np.random.default_rng(0)
     found: dict[str, NDArray[np.generic]] = {}
     for name, info in model.signature(signature).inputs.items():
@@ -176,7 +177,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> Iterator[list[str]]:
 
 
 def use_software() -> None:
-    """Make processes use the driver that tests use."""
+    """Make processes use the Vulkan driver that tests use."""
     from software_vulkan import find_driver
 
     driver = find_driver()

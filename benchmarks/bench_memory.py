@@ -1,7 +1,7 @@
-"""What a bundle takes in memory when it runs: by kind, at its peak and in the end, freely and under a memory limit.
+"""Measures the memory of a running bundle: by kind, at its peak and at the end, with and without a memory limit.
 
-Each run is a separate process, watched from outside. Before every run the pages of the bundle and of its packed
-weights are dropped from the kernel's cache, so that a limit counts all that the run reads. The runs take turns:
+Each run is a separate process, watched from outside. Before every run, the pages of the bundle and of its packed
+weights are dropped from the kernel's cache, so that a limit counts everything that the run reads. The runs take turns:
 
   python -m benchmarks.bench_memory BUNDLE --prompt 3968 --decode 128 --limit 3GB
 """
@@ -48,14 +48,14 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A run; `run` is None when the kernel ended it for breaking the limit."""
+    """A run; `run` is None if the kernel ended it for exceeding the limit."""
 
     contender: Contender
     run: SessionRun | None
     peak: dict[str, int]
-    """The most of each kind that was seen, in bytes; kinds may have had theirs at different times."""
+    """The most bytes of each kind that were seen; kinds may have had their peaks at different times."""
     group_peak_bytes: int | None
-    """The most that the control group was charged with."""
+    """The most bytes that the control group was charged with."""
 
 
 def measure(contender: Contender) -> Outcome:
@@ -99,7 +99,7 @@ def _limit(limit_bytes: int | None) -> Iterator[MemoryLimit | None]:
 
 @contextmanager
 def _watch(pid: int) -> Iterator[dict[str, int]]:
-    """The most of each kind of memory so far, looked at a hundred times a second."""
+    """Yield the most of each kind of memory so far, sampled a hundred times a second."""
     peak = dict.fromkeys(_KINDS, 0)
     ended = threading.Event()
 
@@ -120,7 +120,7 @@ def _watch(pid: int) -> Iterator[dict[str, int]]:
 
 
 def measured(outcome: Outcome, bundle: str) -> Measured:
-    """One run as a record: what it held at its end, and at its peak; one that was killed has only the latter."""
+    """One run as a record: its memory at the end and at its peak; a run that was killed has only the peak."""
     request = outcome.contender.request
     figures: Figures = {"peak_rss_bytes": outcome.peak["rss_bytes"]}
     if outcome.group_peak_bytes is not None:
@@ -156,7 +156,7 @@ def measured(outcome: Outcome, bundle: str) -> Measured:
 
 
 def _held(run: SessionRun) -> Figures:
-    """After the last token, and at the peak of each stage."""
+    """The memory after the last token, and at the peak of each stage."""
     end: dict[str, Any] = run.memory["decode"]
     return {
         "init_s": run.load_seconds,
@@ -173,7 +173,7 @@ def _held(run: SessionRun) -> Figures:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """MB, at the end of the run but for the peak."""
+    """A table in MB; all columns except the peak are of the end of the run."""
     rows = []
     for outcome in outcomes:
         peak, name = f"{outcome.peak['rss_bytes'] / 1e6:.0f}", outcome.contender.name

@@ -1,9 +1,9 @@
-"""Our program in C beside our session in Python: times in turns of a few tokens, the time to open, and memory.
+"""Compares our program in C with our session in Python: times in turns of a few tokens, the time to open, and memory.
 
-Both are open at the same time, with the same library, tokens and packed weights, and take turns, first the one and then
-the other, so that a machine that others use slows both alike; so do the ways to open the bundle, beside LiteRT's own
-share of that. On such a machine only processor time says how the two compare. Memory is counted once `--fill` tokens
-are in the conversation. Prints a table, and appends a record for each of C, Python and LiteRT.
+Both are open at the same time, with the same library, tokens and packed weights, and take turns, so that other work on
+the machine slows both alike. Opening the bundle is measured in turns too, beside LiteRT's own share of it. On a busy
+machine, only processor time is comparable. Memory is counted when `--fill` tokens are in the conversation. Prints a
+table, and appends a record for each of C, Python and LiteRT.
 
   python -m benchmarks.bench_native BUNDLE --rounds 5 --fill 3964
 """
@@ -48,27 +48,27 @@ MEMORY: dict[str, FigureName] = {"effective": "effective_bytes", "anonymous": "a
 
 @dataclass(slots=True)
 class Runs:
-    """The figures of one contender: of each round, of each time that it was opened, and its memory at the end."""
+    """The figures of one contender: of each round, of each opening, and its memory at the end."""
 
     steps: list[Figures] = field(default_factory=list)
     opening: list[Figures] = field(default_factory=list)
     memory: list[Figures] = field(default_factory=list)
 
     def median(self, name: FigureName) -> float | None:
-        """Of a figure, None if it was not measured."""
+        """The median of a figure; None if it was not measured."""
         values = [run[name] for run in (*self.steps, *self.opening, *self.memory) if name in run]
         return summary(values).median if values else None
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Something to measure, and how many seconds its process has had of processors so far."""
+    """Something to measure, and a function that gives the processor seconds of its process so far."""
 
     run: Callable[[], object]
     cpu_seconds: Callable[[], float]
 
     def measured(self) -> tuple[float, float]:
-        """Seconds that passed, and seconds of processors."""
+        """Run it; return wall-clock seconds and processor seconds."""
         started, before = time.perf_counter(), self.cpu_seconds()
         self.run()
         used = self.cpu_seconds() - before
@@ -76,7 +76,7 @@ class Work:
 
 
 def process_seconds(pid: int) -> float:
-    """Of all threads of another process."""
+    """The processor seconds of all threads of another process."""
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
@@ -98,7 +98,7 @@ def answer_here(session: Session, token: int, count: int) -> None:
 def measure(
     bundle: Path, cache: Path, *, prompt: int, decode: int, fill: int, threads: int, rounds: int
 ) -> dict[str, Runs]:
-    """Turns of each, then the memory of both once `fill` tokens are in the conversation."""
+    """Measure turns of each, then the memory of both when `fill` tokens are in the conversation."""
     settings = SessionSettings(threads=threads, weight_cache=cache)
     Session(Bundle(bundle), settings).close()  # packs the weights
     (packed,) = cache.glob("*.xnnpack")
@@ -147,7 +147,7 @@ def measure(
 def open_in_turns(
     bundle: Path, packed: Path, placed: PlacedRunner, settings: SessionSettings, rounds: int
 ) -> dict[str, Runs]:
-    """Open the bundle, files and packed weights in the page cache; and what LiteRT alone takes for its files."""
+    """Measure opening the bundle, with all files in the page cache, and what LiteRT alone takes for its files."""
     found = {name: Runs() for name in (LITERT, C, PYTHON)}
     threads = settings.threads or 1
     for turn in range(rounds + 1):  # the first reads from storage
@@ -158,7 +158,7 @@ def open_in_turns(
         started = time.perf_counter()
         with NativeClient(Host(), placed) as native:
             native.open(str(bundle), threads=threads, weight_folder=str(packed.parent))
-            # With its start; a process of its own hashes files meanwhile, which counts only as far as it waits for it.
+            # Including the program's start. Another process hashes files meanwhile, which counts only while it waits.
             values[C] = time.perf_counter() - started, process_seconds(native.pid)
         values[PYTHON] = Work(lambda: Session(Bundle(bundle), settings).close(), time.process_time).measured()
         for name, taken in values.items() if turn else ():
@@ -167,7 +167,7 @@ def open_in_turns(
 
 
 def load_graphs(litert: LiteRt, bundle: Path, packed: Path, threads: int) -> None:
-    """What LiteRT does when the bundle is opened, and nothing of ours: two files, one with packed weights."""
+    """Do only what LiteRT does when the bundle is opened: load two files, one of them with packed weights."""
     decoder = litert.open_on_cpu(bundle / "text_decoder.tflite", threads=threads, weight_cache=str(packed))
     embedder = litert.open_on_cpu(bundle / "embedder.tflite", threads=1, weight_cache="")
     embedder.close()
@@ -175,7 +175,7 @@ def load_graphs(litert: LiteRt, bundle: Path, packed: Path, threads: int) -> Non
 
 
 def record(recorder: Recorder, options: argparse.Namespace, found: dict[str, Runs]) -> None:
-    """Append what each contender took; its tokens are conditions of the record."""
+    """Append a record for each contender; the numbers of tokens are its conditions."""
     model = model_record(options.bundle, options.bundle.name)
     tokens = max(options.fill, options.prompt + options.decode)
     conditions = {"prompt": str(options.prompt), "decode": str(options.decode), "tokens_in_memory": str(tokens)}

@@ -1,9 +1,9 @@
-"""What looking up one token's per-layer embeddings costs, from flash and from memory, by layout of the table.
+"""Measures the lookup of one token's per-layer embeddings, from flash and from memory, by layout of the table.
 
-Layouts: our shards, where a token is one row, with MADV_RANDOM and without; and the same codes layer by layer, as the
-checkpoint's authors might store one table a layer, where a token is one piece in each. Cold: the files' pages were
-dropped from the kernel's cache, which is looked at, and every token is a new one. Warm: the same tokens once more.
-Costs are set against a decode step of the same bundle:
+Layouts: our shards, where a token is one row, with and without MADV_RANDOM; and the same codes layer by layer, as if
+each layer had its own table, where a token is a piece of each. Cold: the files' pages were dropped from the kernel's
+cache, which is checked, and every token is a new one. Warm: the same tokens once more. Costs are compared with a
+decode step of the same bundle:
 
   python -m benchmarks.bench_ple BUNDLE
 """
@@ -43,7 +43,7 @@ _LAYER_MAJOR = "layer_major.bin"
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to look rows up; `batch` tokens at a time."""
+    """One way to look up rows, `batch` tokens at a time."""
 
     name: str
     layout: str
@@ -64,7 +64,7 @@ WAYS = (
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Microseconds a token, of one pass over all tokens, and bytes fetched from storage a token."""
+    """The microseconds per token of one pass over all tokens, and the bytes per token that were read from storage."""
 
     median_us: float
     p99_us: float
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def write_layer_major(shards: Sequence[Path], layout: PleLayout, path: Path) -> None:
-    """The same codes and scales as uint8[layers, vocabulary, bytes of one layer]."""
+    """Write the same codes and scales as uint8[layers, vocabulary, bytes of one layer]."""
     width = layout.width * layout.bits // 8
     table = np.memmap(path, np.uint8, "w+", shape=(layout.layers, layout.vocab_size, width + 2))
     for shard in shards:
@@ -97,7 +97,7 @@ def write_layer_major(shards: Sequence[Path], layout: PleLayout, path: Path) -> 
 
 @contextmanager
 def opened(way: Way, bundle: Bundle, layer_major: Path) -> Iterator[Lookup]:
-    """The table, ready for look-ups without a cache of hot rows."""
+    """The table, ready for lookups without a cache of recent rows."""
     if way.layout == "layers":
         layout = read_header(bundle.ple_shards()[0]).layout
         with open(layer_major, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -115,7 +115,7 @@ def opened(way: Way, bundle: Bundle, layer_major: Path) -> Iterator[Lookup]:
 
 
 def _gather(table: NDArray[np.uint8], ids: NDArray[np.int32], layout: PleLayout) -> NDArray[np.float32]:
-    """One piece of each layer, put together as one of our rows is."""
+    """Join the pieces of all layers to the form of one of our rows."""
     pieces = table[:, ids[0]]
     row = np.empty((1, layout.code_bytes + layout.scale_bytes), np.uint8)
     row[0, : layout.code_bytes] = pieces[:, :-2].reshape(-1)
@@ -126,7 +126,7 @@ def _gather(table: NDArray[np.uint8], ids: NDArray[np.int32], layout: PleLayout)
 
 
 def timed(lookup: Lookup, ids: NDArray[np.int32], batch: int) -> Pass:
-    """All tokens once, `batch` at a time."""
+    """Look up all tokens once, `batch` at a time."""
     times = []
     before = _storage_bytes()
     for start in range(0, len(ids), batch):
@@ -179,7 +179,7 @@ def measured(outcome: Outcome, model: ModelRecord, steps_ms: Sequence[float], to
 
 
 def _figures(one: Pass, step_ms: float) -> Figures:
-    """Of a pass, and of the decode step of the same round."""
+    """The figures of a pass, and of the decode step of the same round."""
     return {
         "lookup_latency_p50_s": one.median_us * 1e-6,
         "lookup_latency_p99_s": one.p99_us * 1e-6,
@@ -189,7 +189,7 @@ def _figures(one: Pass, step_ms: float) -> Figures:
 
 
 def table(outcomes: Sequence[Outcome], step_ms: float) -> str:
-    """Microseconds a token: medians of the passes' medians, from least to most, and parts of a decode step."""
+    """Microseconds per token: median, least and most of the passes' medians, also relative to a decode step."""
     rows = []
     for outcome in outcomes:
         cells = []

@@ -1,4 +1,4 @@
-"""Seconds, rate and peak memory of `gemma-edge push` to a device here, beside Debian's `adb push` to the same.
+"""Compares `gemma-edge push` to a device on this machine with Debian's `adb push`: seconds, rate and peak memory.
 
 The device is the emulated one or AOSP's adbd 34 (`--device adbd`), which is reached directly, with `delayed_ack`
 switched off, and through Debian's adb server. Each push is a separate process, the contenders in turn and back (A B B
@@ -62,7 +62,7 @@ _TESTS: dict[str, FigureName] = {
 
 
 def write_source(path: Path, mib: int) -> None:
-    """Bytes that do not compress."""
+    """Write bytes that do not compress."""
     generator = np.random.default_rng(0)
     with open(path, "wb") as file:
         for _ in range(mib):
@@ -70,13 +70,13 @@ def write_source(path: Path, mib: int) -> None:
 
 
 def write_litertlm(content: Path, path: Path) -> None:
-    """The same bytes as a .litertlm, in one section."""
+    """Write the same bytes as a .litertlm with one section."""
     part = FilePart(content, content.stat().st_size, hash_file(content).sha256)
     write_container(path, [Section(LLM_METADATA, (part,))], {})
 
 
 def touch_memory(size: int) -> None:
-    """Have this machine own so much memory, in a process that gives it up again."""
+    """Make this machine own so much memory, in a process that frees it again."""
     script = "import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1]))\nfor at in range(0, len(m), 4096): m[at] = 1"
     subprocess.run([sys.executable, "-c", script, str(size)], check=True)
 
@@ -110,7 +110,7 @@ class Contender:
 
 
 def push_ours(device: Device, contender: Contender, log: Path) -> Figures:
-    """One `gemma-edge push`; `push_s` is of the whole process, as adb's is."""
+    """One `gemma-edge push`; `push_s` is of the whole process, as for adb."""
     words = ["push", str(contender.source), "--device", device.serial, "--json", "--receiver", contender.receiver]
     command = [*device.inside, *contender.way.command(*words, "--target", f"{FOLDER}/{contender.kind}")]
     device.forget_peaks()
@@ -162,7 +162,7 @@ def write_bundle_of(source: Path, bundle: Path) -> None:
     )
 
     def fill(folder: Path) -> BundleDraft:
-        os.link(source, folder / "ple_00000.bin")  # a push looks into graphs, and finds random bytes to be none
+        os.link(source, folder / "ple_00000.bin")  # a shard, because a push would refuse a graph of random bytes
         return BundleDraft(
             architecture="Gemma3nForCausalLM",
             checkpoint=CheckpointRecord("random", "0" * 64),
@@ -188,7 +188,7 @@ def measure(device: Device, contenders: Sequence[Contender], scratch: Path, repe
     for turn in range(repeats):
         for contender in [None, *contenders][:: -1 if turn % 2 else 1]:
             shutil.rmtree(folder, ignore_errors=True)
-            os.sync()  # else one contender waits for what the other wrote
+            os.sync()  # otherwise one contender waits for what the other wrote
             touch_memory(source.stat().st_size * 3 // 2)
             if contender is not None:
                 found[contender.name].append(push_ours(device, contender, log))
@@ -198,7 +198,7 @@ def measure(device: Device, contenders: Sequence[Contender], scratch: Path, repe
     shutil.rmtree(folder, ignore_errors=True)
     updates = [contender for contender in contenders if contender.source == source and contender.way == device.ways[0]]
     for contender in updates:
-        push_ours(device, contender, log)  # into one folder: the second finds it there
+        push_ours(device, contender, log)  # into the same folder, where the next push finds it
         found[f"{contender.name}, nothing to send"] = [push_ours(device, contender, log)]
     for number, contender in enumerate(updates):
         with open(scratch / CONTENT, "r+b") as file:
@@ -210,7 +210,7 @@ def measure(device: Device, contenders: Sequence[Contender], scratch: Path, repe
 
 
 def table(found: Mapping[str, Sequence[Figures]]) -> str:
-    """Median, and from least to most; and what adb's own push with a sync takes, for comparison."""
+    """The median, least and most, also relative to adb's push with a sync."""
     beside = summary([run["push_s"] for run in found["adb push, then fsync"]]).median
     rows = []
     for system, runs in found.items():

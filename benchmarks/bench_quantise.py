@@ -1,7 +1,7 @@
-"""Weights quantised per second and their squared error, against plain absmax written the usual way, in the same run.
+"""Compares our quantisation with plain absmax, written the usual way, in the same run: weights per second, and error.
 
 Every contender quantises and packs the same float32 weights, in the same chunks, on the same number of threads. Besides
-the wall clock's rate there is the rate per second of CPU time, which other work on the machine disturbs less.
+the rate by wall clock there is the rate per second of CPU time, which other work on the machine disturbs less.
 Prints a table and appends a record for each contender and scheme.
 """
 
@@ -46,7 +46,7 @@ class Run:
 
 
 def peer(scheme: Scheme, w: F32) -> Codes:
-    """Round to nearest with absmax scales, as NumPy code usually does it."""
+    """Round to nearest with absmax scales, as NumPy code usually does."""
     assert scheme.element.codes is not None
     high = scheme.element.codes[1]
     groups = w.reshape(-1, scheme.block_size or w.shape[1])
@@ -60,12 +60,12 @@ def peer(scheme: Scheme, w: F32) -> Codes:
 
 
 def ours(scheme: Scheme, w: F32) -> Codes:
-    """What the weight stream does with a chunk."""
+    """Quantise a chunk as the weight stream does."""
     return pack_codes(quantize_rows(w, scheme).codes, scheme.element.bits)
 
 
 def timed(quantiser: Quantiser, chunks: Sequence[F32], pool: ThreadPoolExecutor) -> Run:
-    """All chunks once."""
+    """Quantise all chunks once."""
     count = sum(chunk.size for chunk in chunks)
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in pool.map(quantiser, chunks):
@@ -74,12 +74,12 @@ def timed(quantiser: Quantiser, chunks: Sequence[F32], pool: ThreadPoolExecutor)
 
 
 def squared_error(scheme: Scheme, w: F32) -> float:
-    """Mean squared error of our quantisation."""
+    """The mean squared error of our quantisation."""
     return float(np.square(dequantize_rows(quantize_rows(w, scheme)).astype(np.float64) - w).mean())
 
 
 def error_ratios(scheme: Scheme, columns: int) -> Figures:
-    """Squared error relative to plain absmax on three kinds of weights."""
+    """The squared error relative to plain absmax, on three kinds of weights."""
     rng = np.random.default_rng(0)
     shape = (256, columns)
     kinds: dict[FigureName, NDArray[np.float64]] = {

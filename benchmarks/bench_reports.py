@@ -1,4 +1,4 @@
-"""Measures `report` and `compare` of very many records: processor time, memory, and the size of the page.
+"""Measures `report` and `compare` with very many records: processor time, memory, and the size of the page.
 
     python -m benchmarks.bench_reports --records 10000
 
@@ -22,7 +22,7 @@ _PEER = "import json, sys; [json.loads(line) for path in sys.argv[1:] for line i
 
 
 def write_records(path: Path, count: int, *, distinct: bool, seed: int) -> None:
-    """Write a results file; seed: of the figures, which are up to a tenth more or less than in the fixture."""
+    """Write a results file; `seed`: for the figures, which differ from the fixture's by up to a tenth."""
     choice = random.Random(seed)
     lines = FIXTURE.read_text().splitlines()
     with open(path, "w") as file:

@@ -1,6 +1,7 @@
-"""What a matrix costs for several rows at once, as a multiple of one row: what a step that checks drafts is made of.
+"""Measures a product with several rows, relative to one row: such products make up a step that checks drafts.
 
-CPU time of one thread, medians, the widths in turns. Prints a row of the table for each kind of weights.
+Figures are medians of the CPU time of one thread; the numbers of rows take turns. Prints a row of the table for each
+kind of weights.
 
   python -m benchmarks.bench_rows
 """
@@ -35,7 +36,7 @@ SCHEMES = {
 
 
 class RandomMatrix:
-    """Normal numbers under any name."""
+    """A source that has normal random numbers under any name."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         return SHAPE
@@ -48,7 +49,7 @@ class RandomMatrix:
 
 
 def product(rows: int) -> Signature:
-    """x f32[1, rows, 2048] times the matrix."""
+    """The signature that multiplies x, f32[1, rows, 2048], by the matrix."""
     graph = Graph()
     x = graph.input("x", (1, rows, SHAPE[1]))
     graph.output("y", ops.fully_connected(x, graph.weight(Weight.whole("w", SHAPE))))

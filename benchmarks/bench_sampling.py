@@ -1,8 +1,8 @@
-"""What `bench`'s sampler costs: processor time of a sample, and how much slower a run is that is sampled.
+"""Measures the cost of `bench`'s sampler: the processor time of a sample, and how much sampling slows a run.
 
-The sampler is a shell loop beside the process that is measured. Its processor time is counted while it watches a
-process that has the bundle open and rests. Then the bundle is measured on this computer, sampled at each interval in
-turns; at ten seconds a short run is looked at only once:
+The sampler is a shell loop beside the measured process. Its processor time is counted while it watches a process that
+has the bundle open and is idle. Then the bundle is measured on this computer, sampled at each interval in turns; at ten
+seconds, a short run is sampled only once:
 
   python -m benchmarks.bench_sampling BUNDLE --rounds 5
 """
@@ -34,7 +34,7 @@ _RESTS = "import sys, gemma_edge; model = gemma_edge.load(sys.argv[1]); model.pr
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The samples of a loop, and the processor seconds of all that it started."""
+    """The number of samples of a loop, and the processor seconds of everything that it started."""
 
     samples: int
     cpu_seconds: float
@@ -42,7 +42,7 @@ class Cost:
 
 
 def sampler_cost(bundle: Path, interval_s: float, seconds: float) -> Cost:
-    """Watch a process that has the bundle open for so long."""
+    """Watch a process that has the bundle open for `seconds`."""
     command = [sys.executable, "-c", _RESTS, str(bundle)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as resting:
         assert resting.stdout is not None
@@ -55,7 +55,7 @@ def sampler_cost(bundle: Path, interval_s: float, seconds: float) -> Cost:
 
 
 def _cpu_seconds() -> float:
-    """Of the processes that this one has waited for."""
+    """The processor seconds of the processes that this one has waited for."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -39,10 +39,10 @@ PLAIN, LOOK_UP, AS_RUN = "without", "look-up", "as run"
 
 
 class TestDrafter:
-    """Knows the answer, and draws for each draft whether it offers its token or another."""
+    """A drafter that knows the answer, and draws for each draft whether it offers the right token or another one."""
 
     def __init__(self, known: Sequence[int], right: float, vocabulary: int) -> None:
-        """known: prompt and answer."""
+        """`known`: the prompt and the answer."""
         self._known = known
         self._right = right
         self._vocabulary = vocabulary
@@ -66,9 +66,9 @@ class Run:
 def decode(
     session: Session, prompt: Sequence[int], count: int, source: DraftSource | None, *, always: bool = True
 ) -> tuple[list[int], Run]:
-    """Greedily; the prompt but its last token is processed before the clock starts.
+    """Decode greedily; the prompt except its last token is processed before the clock starts.
 
-    always: draft although it does not pay, by a clock that stands still.
+    `always`: draft even if it does not pay, by giving the decoder a clock that stands still.
     """
     session.truncate(0)
     session.prefill(prompt[:-1])
@@ -105,7 +105,7 @@ def measure(
 
 
 def figures(run: Run) -> Figures:
-    """Of one answer, by their names in the results."""
+    """The figures of one answer, by their names in the results."""
     found: Figures = {
         "decode_tokens_per_s": run.tokens / run.seconds,
         "decode_s": run.seconds,

@@ -1,8 +1,8 @@
-"""The towers at their published size: what converting them and answering with them takes in memory and time.
+"""Measures the memory and time of converting the towers at their published size, and of answering with them.
 
-A checkpoint with the published towers beside a tiny language model, all weights random, is converted with every group.
-Then a prompt with one image and ten seconds of sound is answered in its own process, several times: the first
-packs the weights for this CPU, later ones find them in the weight cache. Peaks are the kernel's, by stage:
+A checkpoint with the published towers beside a tiny language model, all with random weights, is converted with every
+group. Then a prompt with one image and ten seconds of sound is answered several times, each in its own process: the
+first packs the weights for this CPU, later ones find them in the weight cache. Peaks are the kernel's, by stage:
 
   python -m benchmarks.bench_towers --scratch DIRECTORY
 """
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def measure(scratch: Path, vision: str, audio: str, repeats: int) -> Outcome:
-    """Everything under `scratch`, an empty directory."""
+    """Convert and answer; all files are in `scratch`, an empty directory."""
     checkpoint, bundle, log = scratch / "checkpoint", scratch / "bundle", scratch / "log.txt"
     write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, vision=True, audio=True)
     toolkit = [sys.executable, "-m", "gemma_edge", "-q", "--no-progress"]
@@ -89,7 +89,7 @@ def _sound(directory: Path) -> Path:
 
 
 def measured(outcome: Outcome, vision: str, audio: str) -> Iterator[Measured]:
-    """The conversion, and the runs of what it made, as records."""
+    """The conversion and the runs as records."""
     conditions = {"vision": vision, "audio": audio, "sound_s": str(SECONDS_OF_SOUND)}
     converted = conversion_figures(outcome.convert, sum(outcome.group_bytes.values()))
     yield Measured(outcome.model, CONVERT_TESTS, [converted], conditions)

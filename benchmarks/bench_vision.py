@@ -1,8 +1,8 @@
-"""Converting the vision tower at its true size: seconds and peak memory; and encoding an image, against timm.
+"""Measures converting the vision tower at its published size, and encoding an image beside timm: time and memory.
 
 Every conversion and every series of images is a separate process, measured by the kernel. Systems take turns. Both
 encoders run warm on the same image with the same number of threads; timm's tower, in float32, has other random weights.
-timm needs torch, and torchvision, for which the tests have stand-ins.
+timm needs torch and torchvision, for which the tests have stand-ins.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PACKAGES = ("ai-edge-litert", "numpy", "timm", "torch")
 
 
 def convert(checkpoint: Path, output: Path, recipe: str, size: int) -> None:
-    """In its own process: both files of the group."""
+    """Convert both files of the group; runs in its own process."""
     from converters.gemma3n.family import open_gemma3n
     from converters.gemma3n.plan.vision import open_vision
     from converters.gemma3n.recipes import built_in
@@ -82,7 +82,7 @@ def _image(size: int) -> np.ndarray:
 
 
 def execute(step: str, arguments: Sequence[str]) -> list[float]:
-    """The child's side."""
+    """Run a step in the child process."""
     if step == "convert":
         checkpoint, output, recipe, size = arguments
         convert(Path(checkpoint), Path(output), recipe, int(size))
@@ -94,7 +94,7 @@ def execute(step: str, arguments: Sequence[str]) -> list[float]:
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> list[list[str]]:
-    """Convert with each recipe, then let the encoders take turns; rows of the table."""
+    """Convert with each recipe, then let the encoders take turns; return the rows of the table."""
     checkpoint, log = scratch / "checkpoint", scratch / "log.txt"
     write_synthetic(checkpoint, "tiny", architecture=CONDITIONAL_GENERATION, vision=True)
     recorder, model = Recorder("vision", PACKAGES), model_record(checkpoint, "vision tower")

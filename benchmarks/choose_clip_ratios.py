@@ -1,9 +1,9 @@
-"""Chooses the scales that the search of a type of at most 4 bits tries, for toolkit/quant/uniform.py.
+"""Chooses the scales that the search for types of at most 4 bits tries, for toolkit/quant/uniform.py.
 
-For groups of a width, the candidates are plain absmax and `unclipped / ratio` for a few ratios, each refitted to its
-codes by least squares. Ratios are added one by one and then exchanged one by one, each time for the one that lowers the
-mean excess of the squared error over that of all ratios of a fine grid. Prints, for each number of ratios, the mean and
-the largest excess over the kinds of weights.
+For blocks of a width, the candidates are plain absmax and `unclipped / ratio` for a few ratios, each refitted to its
+codes by least squares. Ratios are added one by one and then exchanged one by one, each time for the ratio that most
+lowers the mean excess of the squared error over that of all ratios in a fine grid. Prints, for each number of ratios,
+the mean and the largest excess over the kinds of weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ F64 = NDArray[np.float64]
 
 
 def kinds(width: int, weights: int) -> Iterator[F64]:
-    """Groups of several distributions; long rows also with one outlier each."""
+    """Blocks from several distributions; long rows also with one outlier each."""
     rng = np.random.default_rng(7)
     shape = (max(weights // width, 100), width)
     yield rng.standard_normal(shape)
@@ -35,7 +35,7 @@ def kinds(width: int, weights: int) -> Iterator[F64]:
 
 
 def errors(w: F64, ratios: Sequence[float], element: ElementType, *, blocks: bool) -> F64:
-    """Squared error of each group with plain absmax (row 0) and each ratio: [1 + ratios, groups]."""
+    """The squared error of each block with plain absmax (row 0) and each ratio: f64[1 + ratios, blocks]."""
     assert element.codes is not None
     low, high = element.codes
     unclipped = np.maximum(w.max(1) / high, w.min(1) / low)
@@ -51,13 +51,13 @@ def errors(w: F64, ratios: Sequence[float], element: ElementType, *, blocks: boo
 
 
 def excesses(chosen: Sequence[int], tables: Sequence[F64]) -> F64:
-    """How much larger the squared error is with the chosen rows (and row 0) than with all, by kind."""
+    """How much larger the squared error is with the chosen rows (and row 0) than with all rows, by kind of weights."""
     rows = [0, *chosen]
     return np.array([table[rows].min(0).sum() / table.min(0).sum() - 1 for table in tables])
 
 
 def choose(tables: Sequence[F64], most: int) -> Iterator[list[int]]:
-    """Row numbers for 1, 2, ... ratios."""
+    """The best row numbers for 1, 2, ... ratios."""
     chosen: list[int] = []
     for _ in range(most):
         chosen.append(best_addition(chosen, tables))
@@ -68,7 +68,7 @@ def choose(tables: Sequence[F64], most: int) -> Iterator[list[int]]:
 
 
 def best_addition(chosen: Sequence[int], tables: Sequence[F64]) -> int:
-    """The row that lowers the mean excess most."""
+    """The row that most lowers the mean excess."""
     means = [float(excesses([*chosen, c], tables).mean()) for c in range(1, len(tables[0]))]
     return 1 + int(np.argmin(means))
 

@@ -1,4 +1,4 @@
-"""One run of LiteRT-LM's own benchmark, in its own process; prints one JSON object.
+"""Runs LiteRT-LM's own benchmark once, in its own process; prints one JSON object.
 
 `python -m benchmarks.engine_run FILE.litertlm --prefill 512 --decode 128 --threads 2 --context 4096 --cache DIR`
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What every runtime is asked to do; `cache` keeps packed weights between runs, where the runtime packs any."""
+    """What every runtime is asked to do; `cache` keeps packed weights between runs, if the runtime packs any."""
 
     prefill: int
     decode: int
@@ -26,7 +26,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineRun:
-    """What one session took, by the runtime's own account, and the peak of this process (ru_maxrss)."""
+    """The figures of one session as the runtime reports them, and the peak memory of this process (ru_maxrss)."""
 
     init_seconds: float
     time_to_first_token_seconds: float
@@ -38,7 +38,7 @@ class EngineRun:
 
 
 def run_engine(path: Path, options: RunOptions) -> EngineRun:
-    """Prefill and decode so many tokens on the CPU; the context is the file's own."""
+    """Prefill and decode tokens on the CPU; the context is the file's own."""
     import litert_lm
 
     benchmark = litert_lm.Benchmark(
@@ -61,7 +61,7 @@ def run_engine(path: Path, options: RunOptions) -> EngineRun:
 
 
 def peak_rss_bytes() -> int:
-    """Of this process, mapped file pages included."""
+    """The peak memory of this process, including mapped file pages."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

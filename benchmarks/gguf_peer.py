@@ -1,11 +1,11 @@
-"""Writes a Gemma 3n checkpoint as GGUF, for llama.cpp as a peer: float16, then quantised by llama.cpp itself.
+"""Writes a Gemma 3n checkpoint as GGUF for llama.cpp as a peer: in float16, then quantised by llama.cpp itself.
 
 Runs in an environment with llama-cpp-python and gguf, from the repository's root:
 
   PEER/bin/python -m benchmarks.gguf_peer CHECKPOINT -o DIRECTORY --types Q8_0 Q4_0
 
-Without a tokenizer: what is measured are rates, over tokens by number. llama.cpp takes most of the architecture's
-numbers as given (its llama-hparams.h and models/gemma3n.cpp); a checkpoint with others is refused.
+The file has no tokenizer: only rates are measured, with token ids. llama.cpp has most of the architecture's numbers
+built in (llama-hparams.h and models/gemma3n.cpp); a checkpoint with other numbers is refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHUNK_ELEMENTS = 1 << 23
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of the file: the checkpoint's tensors behind each other, then rows of zeros up to its shape."""
+    """A tensor of the file: tensors of the checkpoint, one after the other, then rows of zeros up to its shape."""
 
     name: str
     sources: tuple[str, ...]
@@ -45,7 +45,7 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
-        """llama.cpp wants vectors and AltUp's small matrices in float32."""
+        """float32 for vectors and AltUp's small matrices, as llama.cpp wants; otherwise float16."""
         return np.dtype("<f4" if math.prod(self.shape) <= STREAMS**3 or len(self.shape) == 1 else "<f2")
 
     @property
@@ -54,7 +54,7 @@ class Tensor:
 
 
 def refusals(config: TextConfig) -> list[str]:
-    """What of the checkpoint llama.cpp would compute otherwise."""
+    """What llama.cpp would compute differently for this checkpoint."""
     sparse = [layer.sparsity for layer in config.layers]
     wanted = {
         "layers with a KV cache of their own": (config.kv_layers, tuple(range(KV_LAYERS))),
@@ -68,7 +68,7 @@ def refusals(config: TextConfig) -> list[str]:
 
 
 def tensors(config: TextConfig) -> list[Tensor]:
-    """Every tensor by llama.cpp's name. It wants K and V weights of all layers, those that it never uses too."""
+    """Every tensor, with llama.cpp's name. It wants the K and V weights of all layers, even those it never uses."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3N, config.num_layers)
     shapes = text_tensors(config) | unused_kv_tensors(config)
     found = []
@@ -115,7 +115,7 @@ def _write_settings(writer: gguf.GGUFWriter, config: TextConfig) -> None:
 
 
 def write_gguf(checkpoint: Gemma3nCheckpoint, path: Path) -> None:
-    """The whole text model, some MB at a time."""
+    """Write the whole text model, some MB at a time."""
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GEMMA3N])
     _write_settings(writer, checkpoint.config)
     members = tensors(checkpoint.config)
@@ -139,7 +139,7 @@ def _pad(file: BinaryIO) -> None:
 
 
 def quantise(source: Path, target: Path, type_name: str) -> None:
-    """What llama.cpp's own tool does, with its choice of types for the embedding and for small matrices."""
+    """Quantise as llama.cpp's own tool does, with its choice of types for the embedding and for small matrices."""
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{type_name}")
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)

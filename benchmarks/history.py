@@ -1,8 +1,8 @@
 """Shows how rates changed from commit to commit, from the records in results/: a table, and a plot on request.
 
-Peers are in the table too: if their rates changed as much as ours, the machine did and not our code. Only records of
-one machine and equal conditions are put in one line; commits stand in the order in which they were measured. A record
-of November 2026 has medians alone, so that no verdict is possible there.
+Peers are in the table too: if their rates changed as much as ours, the machine changed and not our code. Only records
+of one machine with equal conditions are compared; commits are in the order in which they were measured. The records of
+November 2026 have only medians, so they give no verdict.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class History:
 
 
 def histories(results: Path) -> list[History]:
-    """Every rate, of ours and of peers, that at least two commits measured."""
+    """All rates, ours and those of peers, that were measured at two commits or more."""
     found: dict[tuple[str, str, str, str], dict[str, list[tuple[float, ...]]]] = {}
     for script, conditions, machine, commit, figure, values in _measurements(results):
         commits = found.setdefault((script, conditions, machine, figure), {})
@@ -70,7 +70,7 @@ def histories(results: Path) -> list[History]:
 
 
 def _measurements(results: Path) -> Iterator[tuple[str, str, str, str, str, tuple[float, ...]]]:
-    """Script, conditions, machine, commit, figure and values, of old records first."""
+    """Script, conditions, machine, commit, figure and values, old records first."""
     for script in OLD_SCRIPTS:
         path = results / OLD / f"{script}.jsonl"
         for point in old_points(path, script) if path.exists() else []:
@@ -104,13 +104,13 @@ def _flat(parts: Sequence[object]) -> Iterator[object]:
 
 
 def _facts(facts: Mapping[str, str]) -> str:
-    """Conditions on one line. Sizes are rounded to a tenth of a gigabyte: they change a little with every layout."""
+    """Conditions on one line. Sizes are rounded to 0.1 GB, because they change a little with every layout."""
     texts = {**facts, "bytes": f"{int(facts['bytes']) / 1e9:.1f} GB"} if "bytes" in facts else facts
     return ", ".join(value for value in texts.values() if value)
 
 
 def _short(commit: str) -> str:
-    """The beginning of a commit's hash, with the + of changed files."""
+    """The beginning of a commit's hash, with its + if files had changed."""
     return commit.rstrip("+")[:_COMMIT_CHARACTERS] + "+" * commit.endswith("+")
 
 
@@ -119,7 +119,7 @@ def _is_rate(figure: str) -> bool:
 
 
 def history_table(found: Sequence[History]) -> str:
-    """A row for each commit; changes are from the commit before, with a verdict if both have 5 values or more."""
+    """A row for each commit; changes are relative to the previous commit, with a verdict if both have 5 values."""
     rows = []
     for history in found:
         before: Measured | None = None
@@ -148,7 +148,7 @@ def _change(before: Measured, now: Measured) -> str:
 
 
 def history_plot(found: Sequence[History], script: str, figure: str) -> Distributions | None:
-    """A row for each commit of each history of one figure of ours; None without any."""
+    """A plot with a row for each commit of each history of one figure of ours; None if there is no history."""
     rows = {
         f"{history.conditions}\n{_short(now.commit)}": now.values
         for history in found

@@ -1,4 +1,4 @@
-"""One run of a GGUF in llama.cpp, in its own process; prints one JSON object. Needs llama-cpp-python alone.
+"""Runs a GGUF file in llama.cpp once, in its own process; prints one JSON object. It needs only llama-cpp-python.
 
 `PEER/bin/python -m benchmarks.llama_run FILE.gguf --prefill 512 --decode 128 --threads 2 --context 4096 --cache DIR`
 
@@ -25,7 +25,7 @@ WARM_TOKENS = 32
 
 
 def run_llama(path: Path, options: RunOptions) -> EngineRun:
-    """Prefill and decode so many tokens, random ones, after a short warm-up."""
+    """Prefill and decode random tokens, after a short warm-up."""
     llama_cpp.llama_backend_init()
     started = time.perf_counter()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
@@ -35,7 +35,7 @@ def run_llama(path: Path, options: RunOptions) -> EngineRun:
     settings.n_ctx = options.context
     settings.n_batch = settings.n_ubatch = BATCH
     settings.n_threads = settings.n_threads_batch = options.threads
-    settings.swa_full = False  # caches of the window's size where the window slides
+    settings.swa_full = False  # layers with a sliding window have caches of the window's size
     context = llama_cpp.llama_init_from_model(model, settings)
     if not context:
         sys.exit(f"error: {path}: llama.cpp makes no context of {options.context}")
@@ -65,7 +65,7 @@ def run_llama(path: Path, options: RunOptions) -> EngineRun:
 
 def _take_in(context: object, tokens: Sequence[int]) -> float:
     started = time.perf_counter()
-    ids = (ctypes.c_int32 * len(tokens))(*tokens)  # the batch only points to it
+    ids = (ctypes.c_int32 * len(tokens))(*tokens)  # kept alive: the batch only points to it
     batch = llama_cpp.llama_batch_get_one(ids, len(tokens))
     code = llama_cpp.llama_decode(context, batch)
     if code:

@@ -1,4 +1,4 @@
-"""What every benchmark needs: where it ran, children measured by the kernel, and records of results."""
+"""What all benchmarks share: the description of the machine, measured child processes, and records of results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PACKAGES = ("ai-edge-litert", "litert-lm-api", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The machine, without its name."""
+    """The machine, without its host name."""
 
     cpu: str
     cores: int
@@ -54,16 +54,16 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class ChildUsage:
-    """What one child process took; `peak_rss_bytes` is the kernel's ru_maxrss, mapped file pages included."""
+    """What one child process used; `peak_rss_bytes`: the kernel's ru_maxrss, including mapped file pages."""
 
     seconds: float
     peak_rss_bytes: int
     cpu_seconds: float
-    """User and system, of all its threads."""
+    """User and system time of all its threads."""
 
 
 def text(figures: Summary, form: str, factor: float = 1.0) -> str:
-    """Median, and from least to most.
+    """The median, and in brackets the least and the most.
 
     >>> from toolkit.results.statistics import summary
     >>> text(summary([1.0, 2.0, 4.0]), ".1f")
@@ -73,7 +73,7 @@ def text(figures: Summary, form: str, factor: float = 1.0) -> str:
 
 
 def this_device() -> Device:
-    """The machine this process runs on."""
+    """The machine that this process runs on."""
     return Device(
         cpu=_cpu_name(),
         cores=usable_processors(),
@@ -84,7 +84,7 @@ def this_device() -> Device:
 
 
 def _cpu_name() -> str:
-    """Model name and, since virtual machines hide it, family, model and stepping, and what int8 speed hangs on."""
+    """The CPU's model name; as virtual machines hide it, also family, model, stepping and the flags that int8 needs."""
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(":")
@@ -97,7 +97,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    """Of this repository, with a + if files of it were changed."""
+    """The commit of this repository, with a + if its files have changed."""
     root = Path(__file__).parents[1]
     git = ["git", "-C", str(root)]
     commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
@@ -108,7 +108,7 @@ def _commit() -> str:
     return commit.stdout.strip() + ("+" if changed else "")
 
 
-# A process starts with its parent's peak (the kernel folds it in at exec), so a small one in between starts the child.
+# A process inherits its parent's peak memory at exec, so a small process in between starts the child.
 _LAUNCHER = """
 import json, os, subprocess, sys, time
 started = time.perf_counter()
@@ -121,7 +121,7 @@ with open(sys.argv[1], "w") as report:
 
 
 def run_child(arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> ChildUsage:
-    """Run a command to its end with its output in `log`; SystemExit with the log's end if it fails."""
+    """Run a command to its end, with its output in `log`; if it fails, SystemExit with the end of the log."""
     with open(log, "wb") as output, TemporaryDirectory() as scratch:
         report = Path(scratch) / "usage.json"
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(report), *arguments]
@@ -135,7 +135,7 @@ def run_child(arguments: Sequence[str], log: Path, environment: Mapping[str, str
 
 
 def convert_command(checkpoint: Path, *options: str) -> list[str]:
-    """`convert` by this Python, without its quality gate; -o and the output's path are still to come."""
+    """The `convert` command of this Python without the quality gate; -o and the output's path must be appended."""
     return [sys.executable, "-m", "gemma_edge", "--no-progress", "convert", str(checkpoint), "--no-verify", *options]
 
 
@@ -148,14 +148,14 @@ def run_step(module: str, step: Sequence[object], log: Path) -> tuple[ChildUsage
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The runs of one system, and the most that one of its processes held."""
+    """The runs of one system, and the highest peak memory of its processes."""
 
     seconds: tuple[float, ...]
     peak_rss_bytes: int
 
 
 def take_turns(module: str, steps: Mapping[str, Sequence[object]], rounds: int, log: Path) -> dict[str, Series]:
-    """Rounds of one process for each system, by name, so that a slow minute of the machine hits all alike."""
+    """Rounds of one process for each system, by name, so that a slow minute of the machine affects all alike."""
     found = {name: Series((), 0) for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -171,13 +171,13 @@ ENCODE_TESTS: Mapping[str, FigureName] = {"encode": "encode_s", "peak": "peak_rs
 
 
 def encoder_figures(series: Series, error: float | None = None) -> list[Figures]:
-    """Of each run, with the most memory of them all; `error`: relative to another system's result."""
+    """The figures of each run, with the peak memory of all; `error`: relative to another system's result."""
     told: Figures = {} if error is None else {"relative_error_fraction": error}
     return [{"encode_s": seconds, "peak_rss_bytes": series.peak_rss_bytes, **told} for seconds in series.seconds]
 
 
 def timed_runs(run: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each run after the first, which warms up."""
+    """The seconds of each run after the first, which warms up."""
     run()
     seconds = []
     for _ in range(repeats):
@@ -202,7 +202,7 @@ CONVERT_TESTS: Mapping[str, FigureName] = {
 
 
 def conversion_figures(usage: ChildUsage, output_bytes: int) -> Figures:
-    """Of one conversion, by the names of `CONVERT_TESTS`."""
+    """The figures of one conversion, by the names in `CONVERT_TESTS`."""
     return {
         "convert_s": usage.seconds,
         "convert_cpu_s": usage.cpu_seconds,
@@ -212,28 +212,28 @@ def conversion_figures(usage: ChildUsage, output_bytes: int) -> Figures:
 
 
 def conversion_cells(usage: ChildUsage, output: Path) -> list[str]:
-    """Of a table: seconds, MB of peak memory, MB of files."""
+    """The cells of a table: seconds, MB of peak memory, MB of files."""
     return [f"{usage.seconds:.1f}", f"{usage.peak_rss_bytes / 1e6:.0f}", f"{tree_bytes(output) / 1e6:.0f}"]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a script found of one contender: one record of results."""
+    """What a script measured of one contender: one record of results."""
 
     model: ModelRecord
     """What was run, converted or sent."""
     tests: Mapping[str, FigureName]
-    """Names of results, such as pp512, and the figures that they are."""
+    """The names of results, such as pp512, with their figures."""
     runs: Sequence[Figures]
-    """Of each counted run."""
+    """The figures of each counted run."""
     conditions: Mapping[str, str]
-    """What tells this contender from others of the script."""
+    """What distinguishes this contender from the script's others."""
     start: Start = "warm"
     """Whether its files were in the page cache."""
     threads: int | None = None
     context: int | None = None
     is_whole: bool = True
-    """Whether it came to its end."""
+    """Whether it ran to its end."""
     backend: Backend = "cpu"
     delegation: Delegation | None = None
 
@@ -243,10 +243,10 @@ def _is_installed(package: str) -> bool:
 
 
 class Recorder:
-    """Appends what a script measures to a results file (docs/formats/results.md); made before anything is measured."""
+    """Appends what a script measures to a results file (docs/formats/results.md); made before measuring starts."""
 
     def __init__(self, script: str, packages: Sequence[str] = PACKAGES) -> None:
-        """`script`: its name without `bench_`; `packages`: whose versions count where they are installed."""
+        """`script`: its name without `bench_`; `packages`: those whose versions are recorded if they are installed."""
         self._runner = f"bench_{script}"
         self._packages = packages
         self._started_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -255,11 +255,11 @@ class Recorder:
 
     @property
     def load_before(self) -> float:
-        """The load of the minute before: above some tenths, someone else is at work and the figures are noise."""
+        """The load of the minute before: above a few tenths, other work is running and the figures are noise."""
         return self._before.load_1min or 0.0
 
     def append(self, path: Path, measured: Measured, versions: Mapping[str, str] | None = None) -> None:
-        """One record; `versions`: of a peer's packages, in an environment of its own."""
+        """Append one record; `versions`: those of a peer's packages, which has an environment of its own."""
         commit = _commit()
         found = {name: importlib.metadata.version(name) for name in self._packages if _is_installed(name)}
         script = ScriptRecord(commit, dict(measured.conditions), {**found, **(versions or {})})
@@ -293,7 +293,7 @@ class Recorder:
 
 
 def model_record(path: Path, name: str, *, size: str | None = None, quantization: str | None = None) -> ModelRecord:
-    """Of a bundle or a checkpoint (a directory), or of a file, whose ending is its kind."""
+    """The record of a bundle or a checkpoint (a directory), or of a file, whose ending is its kind."""
     if path.is_file():
         kinds: dict[str, ModelKind] = {".litertlm": "litertlm", ".tflite": "tflite", ".gguf": "gguf"}
         return ModelRecord(name, kinds[path.suffix], size, hash_file(path).sha256, path.stat().st_size, quantization)

@@ -1,7 +1,7 @@
-"""Reads the records of November 2026, JSON lines of the scripts' own, for the plots that were drawn from them.
+"""Reads the records of November 2026, in the scripts' own JSON lines, for the plots that were drawn from them.
 
-They stay as they were written (results/2026-11/): the format that the scripts write now, gemma-edge-results, asks for
-times and hashes that nobody kept then.
+They stay as they were written (results/2026-11/): the format that the scripts write now, gemma-edge-results, needs
+times and hashes that were not recorded then.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ OldRecord = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What a plot needs of a record of either format."""
+    """What a plot needs from a record of either format."""
 
     origin: tuple[object, ...]
-    """The machine and the commit: what differs in these does not compare."""
+    """The machine and the commit: records that differ in these are not comparable."""
     facts: Mapping[str, str]
     """The model's name, and the conditions under which it was measured."""
     figures: Mapping[str, float]
@@ -28,7 +28,7 @@ class Point:
 
 
 def old_points(path: Path, script: str) -> list[Point]:
-    """Of one script's file."""
+    """The points of one script's file."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     readers: dict[str, Callable[[OldRecord], Iterator[Point]]] = {
         "bandwidth": _bandwidth,

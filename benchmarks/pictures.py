@@ -1,4 +1,4 @@
-"""Draws docs/pictures from recorded results: docs/pictures/results.jsonl, and the parameters of E2B as published.
+"""Draws docs/pictures from recorded results (docs/pictures/results.jsonl) and the published parameters of E2B.
 
     python -m benchmarks.pictures
 
@@ -32,7 +32,7 @@ E2B_PARAMETERS: Mapping[str, int] = {
     "vision": 298_587_456,
     "audio": 684_694_048,
 }
-"""By group, as `gemma-edge inspect` counts them in a checkpoint with the shapes of google/gemma-3n-E2B-it."""
+"""Parameters by group, as `gemma-edge inspect` counts them in a checkpoint with google/gemma-3n-E2B-it's shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def pictures() -> Iterator[tuple[str, bytes]]:
 
 
 def _svg(picture: Picture) -> bytes:
-    """In XML, unlike HTML, each SVG must say that it is one."""
+    """The picture as an SVG file: unlike in HTML, an SVG in XML must state its namespace."""
     return render_page(picture).replace(b"<svg class=", b'<svg xmlns="http://www.w3.org/2000/svg" class=')
 
 

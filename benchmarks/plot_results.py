@@ -1,6 +1,6 @@
-"""Draws the plots of README.md from the records in results/: of each file those of the last commit and machine there.
+"""Draws the plots of README.md from the records in results/: from each file, those of the last commit and machine.
 
-The same records give the same bytes. Where a script has written none yet, those of November 2026 are drawn.
+The same records give the same bytes. If a script has written no records yet, those of November 2026 are drawn.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ OLD = "2026-11"
 
 
 def latest(results: Path, script: str, *keys: str) -> list[Point]:
-    """The last record of each value of `keys`, which are facts, in the order in which they came; none without a file.
+    """The last record for each combination of values of the facts `keys`, in order; empty if there is no file.
 
-    Only those count that the same commit gave on the same machine as the file's last one: others do not compare.
+    Only records with the commit and machine of the file's last record count: others are not comparable.
     """
     path, old = results / f"{script}.jsonl", results / OLD / f"{script}.jsonl"
     if path.exists():
@@ -47,7 +47,7 @@ def _point(record: BenchRecord) -> Point:
 
 
 def bandwidth(results: Path) -> StackedBars | None:
-    """Bytes read per second of decoding, by model and context, below what the memory gives."""
+    """The bytes read per second while decoding, by model and context, below the memory's bandwidth."""
     points = latest(results, "bandwidth", "model", "filled")
     if not points:
         return None
@@ -64,7 +64,7 @@ def bandwidth(results: Path) -> StackedBars | None:
 
 
 def memory(results: Path) -> StackedBars | None:
-    """What a run holds when its last token is out, the least first."""
+    """The memory of a run after its last token, the least first."""
     bars = []
     points = [point for point in latest(results, "memory", "model", "run") if "anonymous_bytes" in point.figures]
     for point in sorted(points, key=lambda point: point.figures["anonymous_bytes"] + point.figures["file_bytes"]):
@@ -79,7 +79,7 @@ def memory(results: Path) -> StackedBars | None:
 
 
 def convert_size(results: Path) -> StackedBars | None:
-    """Checkpoint bytes per second, beside what storage gave just before; the fastest conversion first."""
+    """Checkpoint bytes per second, beside the storage's rate just before; the fastest conversion first."""
     points = latest(results, "convert_size", "model", "recipe", "search")
     points.sort(key=lambda point: -_conversion_rate(point))
     bars: list[Bar] = []
@@ -95,7 +95,7 @@ def _conversion_rate(point: Point) -> float:
 
 
 def ple(results: Path, start: str) -> StackedBars | None:
-    """Microseconds a look-up takes, the fastest first."""
+    """The microseconds of a lookup, the fastest first."""
     points = [point for point in latest(results, "ple", "model", "table", "start") if point.facts["start"] == start]
     points.sort(key=lambda point: point.figures["lookup_latency_p50_s"])
     bars = [_bar(point.facts["table"], "look-up", point.figures["lookup_latency_p50_s"] * 1e6) for point in points]
@@ -103,7 +103,7 @@ def ple(results: Path, start: str) -> StackedBars | None:
 
 
 def decode(results: Path) -> StackedBars | None:
-    """Rates of every system and engine, a group of bars for each model and recipe; the fastest of a group first."""
+    """The rates of all systems and engines, with bars together for each model and recipe, the fastest first."""
     points = latest(results, "decode", "bytes", "quantization", "system", "runtime")
     points.sort(key=lambda point: (*_model_and_recipe(point), -point.figures["decode_tokens_per_s"]))
     bars: list[Bar] = []
@@ -119,7 +119,7 @@ def decode(results: Path) -> StackedBars | None:
 
 
 def calibration(results: Path) -> StackedBars | None:
-    """Divergence of the tiny model's bundles in 18 languages, a group of bars for each recipe, the largest first."""
+    """The divergence of the tiny model's bundles in 18 languages, with bars together for each recipe, largest first."""
     points = latest(results, "calibration", "recipe", "weights")
     points.sort(key=lambda point: -point.figures["output_bytes"])
     bars, before = [], None
@@ -159,12 +159,12 @@ def _way(point: Point) -> str:
 
 
 def _model_and_recipe(point: Point) -> tuple[bool, str]:
-    """What bars of one group have in common. Files of E2B have gigabytes, those of 0.43 B have not."""
+    """What bars that stand together have in common. Only E2B's files have gigabytes; those of 0.43 B are smaller."""
     return int(point.facts["bytes"]) >= 10**9, point.facts["quantization"]
 
 
 def _size(point: Point) -> str:
-    """Files of one size and recipe by different makers differ by some percent: rounded to a tenth of a gigabyte."""
+    """The size, rounded to 0.1 GB: files of one size and recipe from different makers differ by a few percent."""
     return f"{int(point.facts['bytes']) / 1e9:.1f} GB"
 
 

@@ -18,14 +18,14 @@ NO_SERVER = {"ADB_SERVER_SOCKET": "tcp:1"}
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How ours reach the device: the environment that makes them do so; `delayed_ack` may be switched off."""
+    """A way for ours to reach the device: an environment; `delayed_ack` may be switched off."""
 
     name: str
     environment: Mapping[str, str]
     counts_bytes: bool = True
 
     def command(self, *words: str) -> list[str]:
-        """gemma-edge with these words."""
+        """The command that runs gemma-edge with these arguments."""
         if self.counts_bytes:
             return [sys.executable, "-m", "gemma_edge", *words]
         script = "import device_harness.adb.port as port; port.FEATURES -= {port.DELAYED_ACK}; "
@@ -34,32 +34,32 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device as the benchmark needs it."""
+    """A device, with what the benchmark needs."""
 
     serial: str
     root: Path
-    """The folder of this computer in which its files are."""
+    """The folder on this computer that has its files."""
     inside: tuple[str, ...]
-    """The words before a command that reaches it."""
+    """The words to put before a command, so that it reaches the device."""
     adb: Mapping[str, str]
-    """The environment of an adb whose server has it."""
+    """The environment of an adb whose server is connected to it."""
     ways: tuple[Way, ...]
     daemons: Mapping[str, int]
     """Process ids whose memory is measured: the device's daemon, and adb's server."""
 
     def forget_peaks(self) -> None:
-        """Let the daemons' peaks of memory start again at what they have now (proc(5), clear_refs)."""
+        """Reset the daemons' peak memory to what they use now (proc(5), clear_refs)."""
         for process in self.daemons.values():
             Path(f"/proc/{process}/clear_refs").write_text("5")
 
     def peaks(self) -> dict[str, int]:
-        """The most bytes that each daemon had since `forget_peaks`."""
+        """The peak memory in bytes of each daemon since `forget_peaks`."""
         return {name: _peak_bytes(process) for name, process in self.daemons.items()}
 
 
 @contextmanager
 def emulated_device(root: Path, isolation: str, server_port: int) -> Iterator[Device]:
-    """The emulated device, in its own process, so that the contenders meet the same one."""
+    """The emulated device, in its own process, so that all contenders use the same one."""
     command = [sys.executable, "-m", "gemma_edge", "emulator", "--json", "--port", "0"]
     command += ["--root", str(root), "--isolation", isolation]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -76,7 +76,7 @@ def emulated_device(root: Path, isolation: str, server_port: int) -> Iterator[De
 
 @contextmanager
 def aosp_device(server_port: int) -> Iterator[Device]:
-    """AOSP's adbd; all that speaks with it runs in its network, so that nothing of ours is in between."""
+    """AOSP's adbd; everything that talks to it runs in its network, so that nothing of ours is in between."""
     sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
     from adbd import Adbd, fetch
 

@@ -1,4 +1,4 @@
-"""One conversation of random tokens through our own session, in its own process; prints one JSON object.
+"""Runs one conversation of random tokens in our own session, in its own process; prints one JSON object.
 
 `python -m benchmarks.session_run BUNDLE --prompt 512 --decode 128 --cache DIR`
 """
@@ -28,20 +28,20 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """What to run; every token is drawn at random, so that nearly every PLE row is a new one."""
+    """What to run; every token is random, so that nearly every PLE row is a new one."""
 
     bundle: Path
     prompt: int
     decode: int
     cache: Path
     skip: int = 0
-    """Positions before the prompt that only count as filled: their keys and values are all the same number."""
+    """Positions before the prompt that are only marked as filled: their keys and values are all the same number."""
     size: str | None = None
     threads: int = field(default_factory=default_threads)
     ple: str = "flash"
     ple_cache_mb: int = DEFAULT_CACHE_BYTES >> 20
     tokenizer: Path | None = None
-    """A tokenizer.json to hold in memory, as `gemma-edge run` holds the bundle's own."""
+    """A tokenizer.json to keep in memory, as `gemma-edge run` keeps the bundle's own."""
 
     def command(self) -> list[str]:
         """The command line of its process."""
@@ -54,7 +54,7 @@ class SessionRequest:
 
 @dataclass(frozen=True, slots=True)
 class SessionRun:
-    """One process's times, and what it held in memory after each stage (toolkit/runtime/memory.py)."""
+    """The times of one process, and its memory after each stage (toolkit/runtime/memory.py)."""
 
     size: str
     load_seconds: float
@@ -62,15 +62,15 @@ class SessionRun:
     decode_step_ms: float
     """Median over the steps."""
     decode_tokens_per_s: float
-    """Over all steps, the first and slowest among them."""
+    """Over all steps, including the first and slowest."""
     peaks: dict[str, int]
     memory: dict[str, dict[str, object]]
     ple: dict[str, int]
-    """Of the decode steps alone."""
+    """The counts of the decode steps alone."""
 
 
 def run_session(request: SessionRequest) -> SessionRun:
-    """In this process."""
+    """Run it in this process."""
     peaks = StagePeaks()
     memory: dict[str, dict[str, object]] = {}
     tokenizer = request.tokenizer and Tokenizer(request.tokenizer)
@@ -94,7 +94,7 @@ def run_session(request: SessionRequest) -> SessionRun:
         prompt, decoded = ids[: request.prompt].tolist(), ids[request.prompt :].tolist()
         if request.skip:
             session._ids.extend([0] * request.skip)
-            # What nobody has written takes no memory yet, and takes no time to read.
+            # Pages that were never written take no memory yet, and no time to read.
             for buffer in session._caches.buffers.values():
                 buffer.write(np.full(buffer.info.shape, 2**-10, np.float32))
         begun = time.perf_counter()
@@ -123,7 +123,7 @@ def run_session(request: SessionRequest) -> SessionRun:
 
 
 def run_child(request: SessionRequest, entering: Sequence[str] = ()) -> SessionRun:
-    """In a process of its own, begun with `entering` before its command; SystemExit with its last words if it fails."""
+    """Run it as a separate process, with `entering` before its command. SystemExit with its last output if it fails."""
     done = subprocess.run([*entering, *request.command()], capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         sys.exit(f"error: {' '.join(request.command())}: exit code {done.returncode}\n{done.stderr[-2000:]}")

@@ -1,8 +1,8 @@
 """Writes Gemma 3n checkpoints of any size with random weights, for measurements that do not depend on their values.
 
 Weights are normal with variance 1 / fan-in, norms near 1 or, at the end of a block, near 0.1: activations keep their
-magnitude and rounding errors stay small through the layers. The same preset and seed give the same bytes. Memory stays
-at some tens of MB whatever the size.
+magnitude and rounding errors stay small through the layers. The same preset and seed give the same bytes. It needs a
+few tens of MB of memory, whatever the size.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROCESSOR: Mapping[str, object] = {
     "feature_extractor_type": "Gemma3nAudioFeatureExtractor",
     "feature_size": 128,
 }
-"""What the towers are shown (google/gemma-3n-E4B-it, preprocessor_config.json)."""
+"""How images and sounds are prepared (google/gemma-3n-E4B-it, preprocessor_config.json)."""
 SPELLINGS = {
     "boi_token_id": "<start_of_image>",
     "image_token_id": "<image_soft_token>",
@@ -51,7 +51,7 @@ SPELLINGS = {
     "eoa_token_id": "<end_of_audio>",
 }
 STORED_PREFIX = {CAUSAL_LM: "model.", CONDITIONAL_GENERATION: "model.language_model."}
-"""Where each class keeps the text tensors."""
+"""The prefix of the text tensors in each class."""
 BYTES_PER_WEIGHT = 2
 
 # Norms at the end of a block are small, as in trained models: at 1 each layer would multiply every rounding error, and
@@ -72,10 +72,10 @@ def text_config(
     window: int = 512,
     laurel: int = 64,
 ) -> TextConfig:
-    """Gemma 3n's pattern at other widths; `vocabulary`: token ids, and those with per-layer embeddings.
+    """A config with Gemma 3n's pattern at other widths; `vocabulary`: token ids, and those with per-layer embeddings.
 
-    Every fifth layer is global, the first half of a 20-layer model (ten layers at most) is sparse, the last `shared`
-    layers read the caches of others. `heads`: of queries, and of keys and values.
+    Every fifth layer is global, the first half of the layers (ten at most) is sparse, and the last `shared` layers read
+    the caches of others. `heads`: of queries, and of keys and values.
     """
     attention: list[Attention] = ["full" if (index + 1) % 5 == 0 else "sliding" for index in range(layers)]
     sources = layer_kv_sources(attention, shared)
@@ -109,7 +109,7 @@ def text_config(
 
 
 def _published(layers: int, ffn: int, shared: int) -> TextConfig:
-    """E4B and E2B differ in these alone (google/gemma-3n-E4B, config.json)."""
+    """A published config; E4B and E2B differ only in these numbers (google/gemma-3n-E4B, config.json)."""
     return text_config(
         hidden=2048,
         layers=layers,
@@ -161,11 +161,11 @@ def write_synthetic(
     audio: bool = False,
     sparse: bool = False,
 ) -> int:
-    """Write the checkpoint directory `output`, whole or not at all; returns its bytes of weights.
+    """Write the checkpoint directory `output` atomically; return the bytes of its weights.
 
-    As Gemma3nForConditionalGeneration it names towers for images and sound, small ones, without weights; with `vision`
-    the tower for images is the published one, with weights, and with `audio` that for sound. `sparse`: all weights are
-    zeros that take no room on disk.
+    As Gemma3nForConditionalGeneration, it has configs of small towers, without weights. With `vision` the vision tower
+    is the published one, with weights; with `audio`, the audio tower is. `sparse`: all weights are zeros that take no
+    space on disk.
     """
     config = preset if isinstance(preset, TextConfig) else PRESETS[preset]
     tensors = text_tensors(config) | (unused_kv_tensors(config) if preset in SHARDED else {})
@@ -202,7 +202,7 @@ def bfloat16_tensor(noise: Noise, name: str, shape: Shape, ple_size: int) -> Sto
 
 
 def _spell_tokens(tokenizer: Path, config: Mapping[str, object]) -> None:
-    """Give the towers' tokens their spellings, wherever the ids lie in this vocabulary."""
+    """Give the towers' tokens their spellings, whatever their ids are in this vocabulary."""
     spelled = {spelling: config[key] for key, spelling in SPELLINGS.items() if key in config}
     value = json.loads(tokenizer.read_text(encoding="utf-8"))
     like, vocabulary = value["added_tokens"][0], value["model"]["vocab"]
@@ -215,7 +215,7 @@ def _spell_tokens(tokenizer: Path, config: Mapping[str, object]) -> None:
 
 
 def _vision_json(config: TextConfig) -> dict[str, object]:
-    """The published tower (google/gemma-3n-E4B, config.json), its tokens behind the text model's."""
+    """The published tower's config (google/gemma-3n-E4B, config.json), with its tokens after the text model's."""
     offset = config.ple_vocab_size
     tower = {"model_type": "gemma3n_vision", "architecture": "mobilenetv5_300m_enc", "rms_norm_eps": 1e-6}
     table = {"hidden_size": 2048, "vocab_offset": offset, "vocab_size": 128}
@@ -224,7 +224,7 @@ def _vision_json(config: TextConfig) -> dict[str, object]:
 
 
 def _audio_json(config: TextConfig) -> dict[str, object]:
-    """The published tower (google/gemma-3n-E4B, config.json), its tokens the text model's last."""
+    """The published tower's config (google/gemma-3n-E4B, config.json), with its tokens last in the vocabulary."""
     offset = config.vocab_size - 128
     tower = {
         "model_type": "gemma3n_audio",
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--vision", action="store_true", help="with the published tower for images")
     parser.add_argument("--audio", action="store_true", help="with the published tower for sound")
-    parser.add_argument("--sparse", action="store_true", help="all weights 0, in files that take no room: for inspect")
+    parser.add_argument("--sparse", action="store_true", help="all weights 0, in files that take no space: for inspect")
     options = parser.parse_args(arguments)
     if (options.vision or options.audio) and options.architecture == CAUSAL_LM:
         parser.error(f"--vision and --audio need --architecture {CONDITIONAL_GENERATION}")

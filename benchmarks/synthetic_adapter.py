@@ -17,7 +17,7 @@ _DEVIATION = 0.01  # so small that the merged model is still one
 
 
 def write_adapter(checkpoint: Path, output: Path, rank: int, *, seed: int = 0) -> int:
-    """Write the directory `output`, whole or not at all; returns the bytes of its weights.
+    """Write the directory `output` atomically; return the bytes of its weights.
 
     It has factors for every text layer of `TARGETS` in the checkpoint: f32[rank, inputs] and f32[outputs, rank].
     """

@@ -19,13 +19,13 @@ Chunks = Iterator[NDArray[Any]]
 
 BYTES_PER_ELEMENT: Mapping[str, int] = {"BF16": 2, "F32": 4, "U8": 1, "I8": 1}
 
-_POOL = 1 << 22  # numbers that every tensor is cut from, at random places: quicker than drawing each
+_POOL = 1 << 22  # random numbers from which tensors are cut at random places, which is faster than drawing each
 _CHUNK = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor as a file holds it, and what makes its elements in order, some at a time."""
+    """A tensor of a file, with the function that makes its elements in order, some at a time."""
 
     dtype: str
     shape: Shape
@@ -40,9 +40,9 @@ Tensors = Mapping[str, Stored]
 
 
 def write_weights(directory: Path, tensors: Tensors, shard_bytes: int | None, *, sparse: bool = False) -> int:
-    """Write model.safetensors, or with `shard_bytes` shards and their index; returns the bytes of weights.
+    """Write model.safetensors, or, with `shard_bytes`, shards and their index; return the bytes of the weights.
 
-    `sparse`: all weights are zeros that take no room on disk.
+    `sparse`: all weights are zeros that take no space on disk.
     """
     shards = _shards(tensors, shard_bytes)
     for name, members in shards.items():
@@ -59,7 +59,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 class Noise:
-    """Numbers cut from one pool, the same ones for the same seed and the same order of calls."""
+    """Numbers cut from one pool; the same for the same seed and the same order of calls."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -67,12 +67,12 @@ class Noise:
         self._pool = self._random.standard_normal(_POOL, dtype=np.float32)
 
     def bfloat16(self, count: int, mean: float, deviation: float) -> Chunks:
-        """Normal numbers: their bits, uint16."""
+        """Normal numbers as bfloat16 bits, uint16."""
         for done in range(0, count, _CHUNK):
             yield self._bfloat16(min(_CHUNK, count - done), np.float32(mean), np.float32(deviation))
 
     def of(self, name: str) -> Noise:
-        """The same pool with places of its own for this name, whatever was drawn before."""
+        """The same pool with its own random places for this name, whatever was drawn before."""
         other = copy.copy(self)
         other._random = np.random.default_rng([self._seed, *name.encode()])
         return other
@@ -102,7 +102,7 @@ class Noise:
 
 
 def _shards(tensors: Tensors, limit: int | None) -> dict[str, dict[str, Stored]]:
-    """Files and their tensors in order; a file ends before the tensor that would make it larger than `limit`."""
+    """The files with their tensors, in order; a file ends before the tensor that would make it larger than `limit`."""
     if limit is None:
         return {"model.safetensors": dict(tensors)}
     files: list[dict[str, Stored]] = [{}]
@@ -123,7 +123,7 @@ def _index(shards: Mapping[str, Tensors]) -> dict[str, object]:
 
 
 def _write_safetensors(file: BinaryIO, tensors: Tensors, *, sparse: bool) -> None:
-    """Header, then each tensor as it is made; if sparse, a hole of their size.
+    """Write the header, then each tensor as it is made; if `sparse`, a hole of their size.
 
     Format: github.com/huggingface/safetensors, README.
     """

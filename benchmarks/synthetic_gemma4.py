@@ -1,8 +1,8 @@
 """Writes Gemma 4 checkpoints of any size with random weights, in bfloat16 or in the codes of Google's QAT checkpoints.
 
-In bfloat16 as `benchmarks.synthetic` writes Gemma 3n. In codes (`quant_method: gemma`), all codes are equally likely,
-scales give matrices the same variance, and activations are rounded in steps that hold what flows through such a model.
-The same preset, form and seed give the same bytes, and memory stays at some tens of MB.
+Weights in bfloat16 are as in `benchmarks.synthetic`. In codes (`quant_method: gemma`), all codes are equally likely,
+scales give matrices the same variance, and the steps that activations are rounded to are wide enough for such a model.
+The same preset, form and seed give the same bytes; it needs a few tens of MB of memory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ EXCLUDED = (
     "per_layer_model_projection",
 )
 _DEVIATION = {2: 1.118, 4: 4.61, 8: 73.9}  # of equally likely codes
-_ACTIVATION_SCALE = 0.04  # 128 steps of it hold five deviations of a normed vector
+_ACTIVATION_SCALE = 0.04  # 128 such steps span five standard deviations of a normed vector
 
 
 def text_config(
@@ -61,7 +61,7 @@ def text_config(
     wide: bool,
     window: int = 512,
 ) -> TextConfig:
-    """Gemma 4's pattern: one layer in `every` is full, the last `shared` layers read the caches of others.
+    """A config with Gemma 4's pattern: one layer in `every` is full, the last `shared` layers read others' caches.
 
     `heads`: of queries, and of keys and values; `head_dims`: of sliding and of full layers; `wide`: whether the
     feed-forward networks of the shared layers are twice as wide.
@@ -106,7 +106,7 @@ PRESETS: Mapping[str, TextConfig] = {
         shared=18, wide=False,
     ),
 }  # fmt: skip
-PUBLISHED = ("e2b", "e4b")  # with the K/V weights that shared layers do not use, in shards where they are large
+PUBLISHED = ("e2b", "e4b")  # with the K/V weights that shared layers do not use, and in shards if they are large
 
 _LAYERS = r"language_model\.layers\.\d+\."
 _BITS: Mapping[str, int] = {
@@ -130,7 +130,7 @@ BITS: Mapping[str, Mapping[str, int]] = {
 
 
 def write_synthetic(output: Path, preset: str, form: Form = "bf16", *, seed: int = 0) -> int:
-    """Write the checkpoint directory `output`, whole or not at all; returns its bytes of weights."""
+    """Write the checkpoint directory `output` atomically; return the bytes of its weights."""
     config, noise = PRESETS[preset], Noise(seed)
     shapes = text_tensors(config) | (unused_kv_tensors(config) if preset in PUBLISHED else {})
     written = config_json(preset, form)
@@ -162,7 +162,7 @@ def write_synthetic(output: Path, preset: str, form: Form = "bf16", *, seed: int
 
 
 def config_json(preset: str, form: Form) -> dict[str, object]:
-    """config.json as published, without towers."""
+    """config.json as published, but without towers."""
     text = {key: value for key, value in to_hugging_face(PRESETS[preset]).items() if key != "architectures"}
     tied = form == "bf16"
     top: dict[str, object] = {
@@ -208,7 +208,7 @@ def _table(noise: Noise, module: str, shape: Shape, bits: int, layers: int) -> d
 
 
 def _codes(noise: Noise, module: str, shape: Shape, bits: int) -> Stored:
-    """Random bytes; those of one module are always the same, since the output matrix is stored twice."""
+    """Random bytes; those of one module are always the same, because the output matrix is stored twice."""
     columns = shape[1] * bits // 8
     return Stored("I8" if bits == 8 else "U8", (shape[0], columns), partial(_seeded, noise, module, shape[0] * columns))
 

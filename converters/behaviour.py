@@ -1,6 +1,6 @@
-"""The behaviour gate: a bundle's prompts have the token ids that transformers gives a checkpoint's conversations.
+"""Checks that a bundle's prompts have the token ids that transformers would give the checkpoint's conversations.
 
-The quality gate compares weights with weights; it misses a wrong template, tokenizer or stop token.
+The quality gate compares predictions for given token ids; it misses a wrong template, tokenizer or stop token.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PromptReport:
-    """What was found of a chat template whose prompts are those of transformers.
+    """What was found about a chat template whose prompts are the same as those of transformers.
 
-    compared: how many conversations have the same token ids; refused: how many the template refuses, in transformers
-    too. engine: why LiteRT-LM cannot have this template; None if it can. tools: why it cannot be offered tools with it;
-    None if it can, or if the template knows no tools.
+    `compared`: the number of conversations with the same token ids. `refused`: the number that the template refuses,
+    also in transformers. `engine`: why LiteRT-LM cannot use this template; None if it can. `tools`: why apps cannot
+    offer tools with it in LiteRT-LM; None if they can, or if the template does not support tools.
     """
 
     compared: int
@@ -51,10 +51,10 @@ def require_same_prompts(
     audio: AudioRecord | None,
     architecture: str,
 ) -> PromptReport | None:
-    """CheckpointError if our session would make other prompts of conversations than transformers makes.
+    """Raise CheckpointError if our session would make other prompts from conversations than transformers does.
 
-    Warns of what the LiteRT-LM engine does differently, and of images and sounds that the template does not place. None
-    for a checkpoint without a chat template.
+    Logs warnings for what the LiteRT-LM engine does differently, and for images and sounds that the template does not
+    place. Returns None for a checkpoint without a chat template.
     """
     if files.template is None:
         return None
@@ -70,9 +70,9 @@ def require_same_prompts(
 
 
 def bundle_errors(path: Path, checkpoint: Path) -> list[CheckpointError]:
-    """How a finished bundle's prompts differ from those of transformers.
+    """The differences between a finished bundle's prompts and those of transformers.
 
-    checkpoint: the directory with the template, an adapter's if that has one (`template_directory`).
+    `checkpoint`: the directory with the template, which is an adapter's if it has one (`template_directory`).
     """
     bundle = Bundle(path)
     if CHAT_TEMPLATE not in bundle.manifest.files:
@@ -89,7 +89,7 @@ def bundle_errors(path: Path, checkpoint: Path) -> list[CheckpointError]:
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """Of two templates: how many conversations are the same, how many are refused, and what is wrong."""
+    """The comparison of two templates: how many conversations are equal, how many are refused, and what is wrong."""
 
     compared: int
     refused: int
@@ -97,7 +97,7 @@ class _Compared:
 
 
 def _compared(own: ChatTemplate, checkpoint: Path, prompting: Prompting, text: TextRecord) -> _Compared:
-    """Stops at the first conversation whose tokens differ, or at the first token that the session refuses."""
+    """Compare prompts, up to the first conversation whose tokens differ or that has a token which sessions refuse."""
     source = find_template(checkpoint)
     if source is None:
         return _Compared(0, 0, ())
@@ -124,7 +124,7 @@ def _compare(
         try:
             wanted = _ids_of(conversation, model, prompting)
         except ToolkitError:
-            continue  # what transformers refuses, we may refuse
+            continue  # we may refuse what transformers refuses
         found = _ids_of(conversation, own, prompting)
         if found != wanted:
             texts = first_difference(found, wanted, prompting)
@@ -160,7 +160,7 @@ def _ids_of(conversation: Conversation, template: ChatTemplate, prompting: Promp
 
 
 def _engine_faults(template: str, prompting: Prompting, architecture: str) -> tuple[str | None, str | None]:
-    """With a warning for each: what an export of all groups would refuse, and why it would not be offered tools."""
+    """Why an export of all groups would be refused, and why it would not offer tools; logs a warning for each."""
     model_type: ModelType = "generic_model" if prompting.groups else text_model_type(architecture)
     try:
         exported = engine_template(template, prompting, model_type)

@@ -1,4 +1,4 @@
-"""Converts a checkpoint to a bundle: makes the family's plan, writes its files, runs the gate, and renames."""
+"""Converts a checkpoint to a bundle: makes the family's plan, writes its files, runs the gate, renames the bundle."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ _log = logging.getLogger(__name__)
 
 DRAFT_TOKENS = 3
 """How many drafts a step checks in a bundle with a drafter."""
-_MANIFEST_BYTES = 1 << 20  # E4B's in float32 takes 0.2 MB; the rest is what a file system adds to some files
+_MANIFEST_BYTES = 1 << 20  # that of E4B in float32 takes 0.2 MB; the rest is for what a file system adds to files
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A written bundle; `report` is None if it was not verified, `prompts` without a chat template."""
+    """A written bundle; `report` is None if it was not verified, `prompts` is None without a chat template."""
 
     path: Path
     manifest: Manifest
@@ -90,8 +90,8 @@ def convert(
 ) -> Conversion:
     """Write the bundle `request.output`, complete or not at all.
 
-    `gate` verifies the complete files before they get their final name; if they fail, QualityError, and they are
-    removed. None skips that. `accept` gets the directory of the complete files first, and raises to reject them.
+    `gate` verifies the complete files before the directory gets its name; if they fail, they are removed and
+    QualityError is raised. None skips this. `accept` gets the directory before that, and raises to reject it.
     `families`: the model families that the checkpoint may belong to.
     `progress` is called with the weight bytes written so far, without scales, and their total; `calibration_progress`
     with operations done and their total; `download_progress` with the bytes downloaded and their total.
@@ -118,22 +118,22 @@ def convert(
         return _convert(request, request.checkpoint, gate, accept, extend, progress, calibration_progress)
     source, adapters, judge = request.checkpoint, request.adapters, partial(_prepare, request)
     with (
-        each_warning_once("converters"),  # one on the Hub is opened and judged twice: by its headers, and whole
+        each_warning_once("converters"),  # a checkpoint on the Hub is judged twice: by its headers, and downloaded
         open_checkpoint(source, families, adapters, judge=judge, progress=download_progress) as checkpoint,
     ):
         return _convert(request, checkpoint, gate, accept, extend, progress, calibration_progress)
 
 
 def conversion_faults(checkpoint: Checkpoint) -> dict[str, ToolkitError]:
-    """By group, why `convert` would refuse an open checkpoint, of which headers are enough; empty if it would not.
+    """Why `convert` would refuse an open checkpoint, by group; empty if it would not. Headers are enough.
 
-    `text` stands for all that a bundle cannot be without, such as the tokenizer and the chat template. What `convert`
-    would warn of is logged.
+    `text` stands for everything that each bundle needs, such as the tokenizer and the chat template. The warnings of
+    `convert` are logged.
     """
     faults = dict(checkpoint.tower_faults())
     there = (group.name for group in checkpoint.groups if group.tensors and group.name in TOWER_FILES)
     groups = ("text", *(name for name in there if name not in faults))
-    # The smallest bundle: others have more signatures, and no other needs.
+    # The smallest bundle; larger ones have more signatures, but need nothing else.
     context = min(CPU.smallest_prefill_limit, checkpoint.max_positions)
     request = ConvertRequest(checkpoint, Path(), groups=groups, context=context, prefill_sizes=(context,))
     try:
@@ -217,7 +217,7 @@ def _calibrated(
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What can be known before any weight is read."""
+    """What is known before any weight is read."""
 
     request: PlanRequest
     plan: Plan
@@ -226,13 +226,13 @@ class _Prepared:
 
 
 def _with_drafter(settings: DrafterSettings, how: Drafting, directory: Path, draft: BundleDraft) -> BundleDraft:
-    """Add a drafter to a bundle that is complete but for it, if one pays."""
+    """Add a drafter to a bundle that is otherwise complete, if the drafter saves more time than it costs."""
     group = make_drafter(directory, directory, settings, how=how)
     return draft if group is None else replace(draft, groups={**draft.groups, "drafter": group})
 
 
 def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
-    """What can be known, and refused, before any weight is read."""
+    """Find out, and refuse, what can be before any weight is read."""
     found = _planned(request, checkpoint)
     if request.mix is not None:
         MixPlan.of(found.plan).require_reachable(request.mix)
@@ -241,7 +241,7 @@ def _prepare(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
 
 
 def _planned(request: ConvertRequest, checkpoint: Checkpoint) -> _Prepared:
-    """The same for any output."""
+    """The same without regard to the output."""
     chosen = plan_request(request, checkpoint)
     plan = checkpoint.plan(chosen)
     prompt_files = read_prompt_files(
@@ -275,7 +275,7 @@ def _tokenizer(prepared: _Prepared, checkpoint: Checkpoint) -> Tokenizer:
 def _own_text(
     request: ConvertRequest, checkpoint: Checkpoint, chosen: PlanRequest, progress: Progress | None
 ) -> CalibrationText:
-    """What the default size writes, run as a bundle of the same recipe that is not calibrated."""
+    """The text that the default size writes, run as an uncalibrated bundle with the same recipe."""
     with scratch_beside(work_directory(request.output).with_suffix(".writer")) as scratch:
         writer = ConvertRequest(
             checkpoint=checkpoint,
@@ -304,7 +304,7 @@ def _fill(
     finished: Callable[[Path], None],
     directory: Path,
 ) -> BundleDraft:
-    """Write every file of the bundle but its manifest."""
+    """Write every file of the bundle except its manifest."""
     plan = prepared.plan
     prepared.prompt_files.copy_to(directory)
     for files in plan.files:
@@ -323,11 +323,11 @@ def _fill(
 
 
 def _with_prompts(plan: Plan, prompt_files: PromptFiles, checkpoint: Checkpoint) -> Plan:
-    """The plan with what tokenizer, template and generation_config.json say of the text that is generated."""
+    """The plan with what tokenizer, chat template and generation_config.json say about generated text."""
     record, end = _text_record(plan), prompt_files.turn_end
     stops = set(record.stop_token_ids)
     if end is not None and end not in stops:
-        _log.warning("the chat template ends a turn with token %d, which is made a stop token too", end)
+        _log.warning("the chat template ends a turn with token %d, which becomes a stop token too", end)
         stops.add(end)
     record = replace(
         record,

@@ -30,12 +30,12 @@ def open_checkpoint(
     judge: Callable[[Checkpoint], object] = lambda _: None,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Open the checkpoint in a directory, or for `owner/name[@revision]` the one downloaded from Hugging Face.
+    """Open the checkpoint in a directory; for `owner/name[@revision]`, download it from Hugging Face first.
 
-    `adapters` are merged into its tensors, in this order. Before weights are downloaded, a checkpoint of their headers
-    alone is opened and given to `judge`, which raises for one that is not worth it. `progress` gets the bytes
-    downloaded and their total. CheckpointError if it is not a checkpoint, of no known family, or invalid, or if an
-    adapter cannot be merged into it; EnvironmentFault without a network.
+    `adapters` are merged into its tensors, in this order. Before weights are downloaded, the checkpoint is opened with
+    their headers alone and given to `judge`, which raises if the download is not worth it. `progress` gets the number
+    of bytes downloaded and their total. CheckpointError if it is not a checkpoint, of no known family, or invalid, or
+    if an adapter cannot be merged into it; EnvironmentFault without a network.
     """
     located = _locate(path_or_id, families)
     if not located.is_here:
@@ -48,7 +48,7 @@ def open_checkpoint(
 def open_headers(
     path_or_id: str | os.PathLike[str], families: Sequence[Family] = FAMILIES, adapters: Sequence[AdapterChoice] = ()
 ) -> Checkpoint:
-    """As `open_checkpoint`, but weights are not downloaded: what is read of them comes from the Hub each time."""
+    """Like `open_checkpoint`, but without downloading weights: the parts that are read come from the Hub each time."""
     located = _locate(path_or_id, families)
     return _open(located, families, adapters, None if located.is_here else located.open_remote(), None)
 
@@ -84,7 +84,7 @@ def _open(
 
 
 def family_of(configs: CheckpointConfigs, families: Sequence[Family] = FAMILIES) -> Family:
-    """The one that knows the checkpoint's architecture, or its model_type; CheckpointError lists all that are known."""
+    """The family of the checkpoint's architecture or model_type; if there is none, CheckpointError lists the known."""
     config = JsonObject(configs.config, str(configs.config_path), CheckpointError)
     stated = config.array("architectures") if config.has("architectures") else None
     if stated is None:

@@ -39,7 +39,7 @@ Opened = TypeVar("Opened", bound="Checkpoint", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """The tensors of one group as stored, and their totals; names are sorted."""
+    """The tensors of one group by their stored names, sorted, and their totals."""
 
     name: str
     tensors: tuple[str, ...]
@@ -57,12 +57,12 @@ class ReferenceModel(Protocol):
 
     @property
     def text_vocab_size(self) -> int:
-        """The number of ids that stand for text; the logits of further ids have no meaning."""
+        """The number of ids that stand for text; the logits of higher ids have no meaning."""
         ...
 
     @property
     def head(self) -> str:
-        """The tensor of the output matrix, which `logits` multiplies by."""
+        """The name of the output matrix's tensor, which `logits` multiplies by."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -80,10 +80,10 @@ class ReferenceModel(Protocol):
         progress: LayersDone | None = None,
         product: MatrixProduct | None = None,
     ) -> list[F32]:
-        """Compute all but the output matrix: f32[tokens, hidden] for each sequence.
+        """Compute everything before the output matrix: f32[tokens, hidden] for each sequence.
 
-        `product` is called for every product with a matrix of the model but the output matrix, with the tokens of all
-        sequences at once; None multiplies by the matrix as it is.
+        `product` is called for every product with a matrix of the model except the output matrix, with the tokens of
+        all sequences at once; None multiplies by the matrix as it is.
         """
         ...
 
@@ -97,10 +97,10 @@ class ReferenceModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPass:
-    """A size of a bundle as the calibration runs it.
+    """A size of a bundle, in the form in which the calibration runs it.
 
-    `planned`: the name in the bundle's plan of the tensor that has this one's values as its first rows and columns;
-    None if it has them elsewhere.
+    `planned`: for a tensor of this size, gives the name in the bundle's plan of the tensor whose first rows and columns
+    are this tensor; None if there is no such tensor.
     """
 
     model: ReferenceModel
@@ -108,7 +108,7 @@ class CalibrationPass:
 
 
 class Checkpoint(Protocol):
-    """An open checkpoint of some family, with checked tensors; safe to read from several threads."""
+    """An open checkpoint of a family, with checked tensors; safe to read from several threads."""
 
     @property
     def path(self) -> Path:
@@ -117,7 +117,7 @@ class Checkpoint(Protocol):
 
     @property
     def name(self) -> str:
-        """What a manifest calls it: its directory's name, or its Hugging Face id and commit."""
+        """The checkpoint's name in manifests: its directory's name, or its Hugging Face id and commit."""
         ...
 
     @property
@@ -164,7 +164,10 @@ class Checkpoint(Protocol):
         ...
 
     def choose_slice(self, budget: Budget, text: Recipe) -> Slice:
-        """The best of `slices` within a budget, stored with this recipe; SliceError, naming the smallest, if none."""
+        """The best of `slices` that is within a budget when stored with this recipe.
+
+        SliceError, which names the smallest slice, if there is none.
+        """
         ...
 
     def facts(self, slice_: Slice, *, bits_per_weight: float) -> SliceFacts:
@@ -187,7 +190,7 @@ class Checkpoint(Protocol):
         ...
 
     def calibration_passes(self, slices: Sequence[Slice]) -> Sequence[CalibrationPass]:
-        """The sizes of a bundle of these slices, the narrowest first: each piece of a matrix is rounded for the first
+        """The sizes of a bundle with these slices, the narrowest first: each piece of a matrix is rounded for the first
         size that has it."""
         ...
 
@@ -201,30 +204,30 @@ class Checkpoint(Protocol):
         ...
 
     def text_vocab_size(self, tokens: Mapping[int, str]) -> int | None:
-        """Ids below stand for text, given all tokens of the tokenizer; None: those with per-layer embeddings.
+        """Ids below this stand for text, given all tokens of the tokenizer; None: all ids with per-layer embeddings.
 
-        CheckpointError for tokens whose ids the model takes for images or sounds.
+        CheckpointError if the model takes the ids of some tokens for images or sounds.
         """
         ...
 
     @property
     def supported_towers(self) -> Collection[str]:
-        """The towers that the family can convert; others of a checkpoint are left out with a warning."""
+        """The towers that the family can convert; other towers of a checkpoint are left out with a warning."""
         ...
 
     def tower_faults(self) -> Mapping[str, ToolkitError]:
-        """The reason, by tower, for each tower of the checkpoint that cannot be converted."""
+        """By tower, the reason why a tower of the checkpoint cannot be converted."""
         ...
 
     def fingerprint(self) -> str:
-        """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes.
+        """A hexadecimal hash that distinguishes models, including fine-tuned ones, without reading all their bytes.
 
-        It is of the checkpoint itself, without `adapters`.
+        It does not cover `adapters`.
         """
         ...
 
     def require_unchanged(self) -> None:
-        """CheckpointError if a file of weights has changed since it was opened."""
+        """Raise CheckpointError if a file of weights has changed since it was opened."""
         ...
 
     def close(self) -> None:
@@ -283,7 +286,7 @@ class Family:
     recipe_names: Mapping[str, tuple[str, ...]]
     """The names of the built-in recipes, by role."""
     model_types: tuple[str, ...] = ()
-    """The values of `model_type` that belong to the family where config.json names no architecture."""
+    """The values of `model_type` that belong to the family if config.json names no architecture."""
     files: tuple[str, ...] = ()
     """Names of files that its checkpoints may have in addition to those of every checkpoint."""
     assistants: tuple[AssistantKind, ...] = ()

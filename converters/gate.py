@@ -1,6 +1,6 @@
 """The quality gate: compares a bundle with the checkpoint it was made from, size by size and tower by tower.
 
-`convert` ends with a short form of it, `verify` is the long form. Nothing here prints: progress and reports go to the
+`convert` ends with its short form, `verify` is its long form. Nothing here prints: progress and reports go to the
 caller.
 """
 
@@ -40,7 +40,7 @@ from toolkit.tflite.reader import read_tflite
 _log = logging.getLogger(__name__)
 
 _CHARACTER_BYTES = 4
-"""Of a character in UTF-8, at most; a token may be one of them."""
+"""The most bytes of a character in UTF-8; a token may be a single byte."""
 
 Gate = Callable[[Path, Checkpoint], VerifyReport]
 """Compares the bundle in a directory with its checkpoint."""
@@ -48,10 +48,10 @@ Gate = Callable[[Path, Checkpoint], VerifyReport]
 
 @dataclass(frozen=True, slots=True)
 class ShortGate:
-    """The gate that `convert` ends with: as many predictions of each size as its limits need to mean something."""
+    """The gate that `convert` ends with: for each size, just enough predictions for its limits to be meaningful."""
 
     settings: SessionSettings | None = None
-    """How the bundle is run; None for the defaults of `Session`."""
+    """How the bundle runs; None for the defaults of `Session`."""
     tokens: int = SHORT_TOKENS
     progress: StageProgress | None = None
 
@@ -109,8 +109,8 @@ def judge_towers(
 ) -> dict[str, TowerReport]:
     """Compare a bundle's towers (all, or those of `groups`) with float32 towers of the checkpoint.
 
-    The samples are these images and sounds; a tower without any uses a generated one. The float towers take up to 8 GB
-    in the directory for temporary files. `progress` is called with each tower and its percentage, starting with 0.
+    The samples are `media`; a tower for which it has none gets a generated one. The float towers take up to 8 GB in the
+    directory for temporary files. `progress` is called with each tower and its percentage, starting with 0.
     """
     bundle, settings = Bundle(path), settings or SessionSettings()
     reports: dict[str, TowerReport] = {}
@@ -136,14 +136,14 @@ def judge_towers(
 
 
 def _readable(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of some ids, without the parts of a character at either end, which are cut where a sequence is."""
+    """The text of some ids, without incomplete characters at either end, where the sequence was cut."""
     most = min(_CHARACTER_BYTES, len(ids))
     texts = [tokenizer.decode(list(ids[begin : len(ids) - end])) for begin in range(most) for end in range(most)]
     return min(texts, key=lambda text: text.count("\ufffd"))
 
 
 def _percent(progress: StageProgress | None, name: str, second: str) -> Callable[[str, int, int], None] | None:
-    """The progress function for work in two halves of about equal length, of which the second has this name."""
+    """The progress function for work in two halves of about equal length; `second`: the name of the second half."""
     if progress is None:
         return None
     tell = partial(progress, name)

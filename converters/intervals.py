@@ -1,4 +1,4 @@
-"""How sure a measure is: the interval in which, in 19 of 20 cases, it would be over any amount of such text."""
+"""How certain a measure is: the interval that contains its value over unlimited similar text in 19 of 20 cases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_NORMAL_95 = 1.959964  # of a normal distribution, 95 % lie within so many deviations
+_NORMAL_95 = 1.959964  # standard deviations that contain 95 % of a normal distribution
 _BLOCK = 8  # predictions that are drawn together
 _RESAMPLES = 2000
 
@@ -25,7 +25,7 @@ class Interval:
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:
-    """Wilson's interval for a share, which holds for shares near 0 and 1 and for few trials too.
+    """Wilson's interval for a proportion, which is also valid near 0 and 1 and for few trials.
 
     >>> print(wilson_interval(9, 10))
     0.596 to 0.982
@@ -38,10 +38,10 @@ def wilson_interval(successes: int, trials: int) -> Interval:
 
 
 def ratio_interval(excess: NDArray[np.float64]) -> Interval:
-    """The perplexity ratio's interval by a bootstrap, the same each time.
+    """The interval of the perplexity ratio by bootstrap, with a fixed seed.
 
-    excess: f64[n], by how much the bundle's loss exceeds the checkpoint's for each prediction, in the text's order.
-    Blocks of neighbours are drawn, because predictions of one passage are alike.
+    `excess`: f64[n], by how much the bundle's loss exceeds the checkpoint's for each prediction, in the text's order.
+    Runs of neighbours are drawn, because predictions of one passage are alike.
     """
     block = max(1, min(_BLOCK, len(excess) // 16))
     starts = len(excess) - block + 1

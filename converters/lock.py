@@ -1,4 +1,4 @@
-"""What a lock says of a conversion, and how the conversion is asked for again."""
+"""Makes the lock of a conversion, and from a lock the request to convert again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lock_of(
     calibration: CalibrationText | None,
     drafter: DrafterSettings | None = None,
 ) -> Lock:
-    """The lock of a bundle that is yet to be written."""
+    """The lock of a bundle that has not been written yet."""
     return Lock(
         generator=GENERATOR,
         checkpoint=checkpoint,
@@ -43,7 +43,7 @@ def lock_of(
 
 
 def described(found: CheckpointRecord, wanted: CheckpointRecord | None) -> CheckpointRecord:
-    """A checkpoint with the names that a lock gives it; CheckpointError if its hashes are not the lock's."""
+    """A checkpoint's record with the names that a lock gives it; CheckpointError if its hashes are not the lock's."""
     if wanted is None:
         return found
     if found.sha256 != wanted.sha256:
@@ -60,7 +60,7 @@ def described(found: CheckpointRecord, wanted: CheckpointRecord | None) -> Check
 
 
 def locked_slices(lock: Lock) -> tuple[Slice, ...]:
-    """The slices of a lock, the default one first."""
+    """The slices of a lock, the default size's first."""
     return tuple(Slice(size.name, size.layers, size.ffn_sizes) for size in lock.sizes)
 
 
@@ -70,7 +70,7 @@ def locked_recipes(lock: Lock) -> Mapping[str, Recipe]:
 
 
 def quant_record(recipe: Recipe) -> QuantRecord:
-    """What manifests and locks say of a recipe."""
+    """A recipe's record for manifests and locks."""
     rules = (RuleRecord(r.match, r.scheme.dtype, r.scheme.block_size, r.scheme.search) for r in recipe.rules)
     return QuantRecord(recipe.name, tuple(rules), recipe.static_activations)
 
@@ -81,7 +81,7 @@ def _adapters(record: CheckpointRecord) -> str:
 
 
 def _recipe(record: QuantRecord) -> Recipe:
-    """A rule without effect was allowed, or else there would be no lock: so all rules are optional."""
+    """The recipe of a record. All rules are optional: rules without effect were allowed if they are in a lock."""
     rules = (
         Rule(rule.match, Scheme(element_of(rule.dtype).name, rule.block_size, rule.search), optional=True)
         for rule in record.rules

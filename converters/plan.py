@@ -26,17 +26,17 @@ from toolkit.tflite.writer import TfliteLayout, write_tflites
 Record = TypeVar("Record", VisionRecord, AudioRecord)
 
 Finished = Callable[[Path], None]
-"""Called with the path of each file once it is written."""
+"""Called with the path of each file after it is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepRequest:
-    """A signature of the decoder: a prefill has no logits, a `decode` of one token and a `verify` of several do."""
+    """A signature of the decoder: `decode` of one token and `verify` of several give logits, a prefill gives none."""
 
     kind: Literal["prefill", "decode", "verify"]
     tokens: int
     bucket: int | None
-    """The positions that it sees; None for all."""
+    """The number of positions that it attends to; None for all."""
 
     def name(self, prefix: str) -> str:
         """The name of the signature, for a size's prefix."""
@@ -45,7 +45,7 @@ class StepRequest:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """The parts of a checkpoint to put into a bundle, with all settings resolved."""
+    """What to put into a bundle, with all settings resolved."""
 
     slices: tuple[Slice, ...]
     """The sizes of the bundle, the default one first."""
@@ -62,7 +62,7 @@ class PlanRequest:
     audio_seconds: tuple[float, ...]
     """Maximum lengths, one for each audio encoder; empty for the family's choice."""
     draft_tokens: int | None = None
-    """How many drafted tokens a step of speculative decoding checks; None for a bundle without."""
+    """How many drafted tokens a step of speculative decoding checks; None for a bundle without it."""
 
     @property
     def context_buckets(self) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ class PlanRequest:
 
     @property
     def prefill_buckets(self) -> tuple[int, ...]:
-        """Those of the context buckets for which prefills have signatures too."""
+        """The context buckets for which prefills have signatures too."""
         return CPU.prefill_buckets(self.context, self.prefill_sizes[-1])
 
     def steps(self) -> Iterator[StepRequest]:
@@ -121,9 +121,9 @@ class GraphFiles:
     layouts: Mapping[str, TfliteLayout]
     source: TensorSource
     packed: PackedSource | None = None
-    """Tensors that have their codes already, which are copied where the recipe wants just these."""
+    """Tensors that are stored as codes; these are copied if the recipe wants exactly them."""
     rounded: RoundedWeights | None = None
-    """Weights that are rounded already, by calibration."""
+    """Weights that calibration has rounded already."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -162,7 +162,7 @@ class ShardFiles:
     search: Search
     shard_bytes: int
     packed: PackedSource | None = None
-    """Tables that have their codes already, which are copied where the layout wants just these."""
+    """Tables that are stored as codes; these are copied if the layout wants exactly them."""
 
     @property
     def names(self) -> tuple[str, ...]:

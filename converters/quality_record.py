@@ -1,4 +1,4 @@
-"""What the gates of `convert` found, kept beside the bundle (docs/formats/manifest.md).
+"""Keeps what `convert` measured in a file beside the bundle (docs/formats/manifest.md).
 
 It is not part of the bundle, because figures differ in their last digits from one processor to another.
 """
@@ -25,7 +25,7 @@ QUALITY = FileBeside(".quality.json", "gemma-edge-quality/1", "how good a bundle
 
 @dataclass(frozen=True, slots=True)
 class KeptMeasures:
-    """The measures of one size (docs/verify.md), with the intervals in which they are with 95 % certainty."""
+    """The measures of one size (docs/verify.md), with their 95 % confidence intervals."""
 
     tokens: int
     kl_divergence_mean: float | None
@@ -38,7 +38,7 @@ class KeptMeasures:
 
     @classmethod
     def of(cls, quality: Quality) -> KeptMeasures:
-        """Those of a report."""
+        """The measures of a report."""
         top1, ratio = quality.top1_interval, quality.ratio_interval
         return cls(
             quality.tokens,
@@ -54,9 +54,9 @@ class KeptMeasures:
 
 @dataclass(frozen=True, slots=True)
 class QualityRecord:
-    """What the gates found of the bundle whose manifest has this hash.
+    """What was found about the bundle whose manifest has this hash.
 
-    prompts: None without a chat template; weights: by size, None if they were not judged.
+    `prompts`: None without a chat template. `weights`: measures by size; None if they were not judged.
     """
 
     manifest_sha256: Sha256
@@ -65,7 +65,7 @@ class QualityRecord:
 
 
 def write_quality(output: Output, conversion: Conversion) -> None:
-    """Write it beside a bundle that was just written."""
+    """Write the record beside a bundle that was just written."""
     sizes: Mapping[str, SizeReport] | None = None if conversion.report is None else conversion.report.sizes
     record = QualityRecord(
         hash_file(conversion.path / MANIFEST_NAME).sha256,
@@ -76,9 +76,9 @@ def write_quality(output: Output, conversion: Conversion) -> None:
 
 
 def read_quality(bundle: Path) -> QualityRecord | None:
-    """What is kept of a bundle; None without a file, or if it tells of another bundle that had this name.
+    """The record of a bundle; None if there is none, or if it is about another bundle that had this name.
 
-    BundleError for a file of this kind with other content.
+    BundleError for a file of this kind that is malformed.
     """
     value = {key: item for key, item in QUALITY.read(bundle).items() if key != "format"}
     if not value:

@@ -1,4 +1,4 @@
-"""Makes a bundle or a .litertlm again from its lock and its checkpoint, with the same bytes, or says what differs."""
+"""Makes a bundle or a .litertlm again, from its lock and its checkpoint, with the same bytes; or says what differs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def rebuild(
     drafting: Drafting = AS_USUAL,
     assistant: Path | str | None = None,
 ) -> Rebuilt:
-    """Make what `source` is the lock of again: a lock, or a bundle or a .litertlm that carries one.
+    """Make again what a lock describes. `source`: the lock, or a bundle or .litertlm that contains it.
 
     `calibration`: the file with the text of a calibrated bundle; None for the built-in text, or the file beside.
     `assistant`: the checkpoint of an export's drafter, where that is of one.
@@ -76,7 +76,7 @@ def rebuild(
         wanted = f"{lock.generator}, which the lock was made with"
         raise UsageError("version", file=source, found=GENERATOR, wanted=wanted, remedy="install that version")
     if lock.calibration is None and calibration is not None:
-        raise UsageError("calibration", file=source, found="a lock without one", remedy="leave out the text")
+        raise UsageError("calibration", file=source, found="a lock without calibration", remedy="leave out the text")
     text = None if lock.calibration is None else locked_calibration_text(lock.calibration, source, calibration)
     work = _Work(
         source, checkpoint, adapters, text, families, force, progress, calibration_progress, drafting, assistant
@@ -96,7 +96,7 @@ def rebuild(
 
 
 def rebuilt_output(source: Path, path: Path, inputs: Sequence[Path], *, force: bool = False) -> Output:
-    """The output of `rebuild`: a .litertlm if `source` is one, else a bundle. inputs: all that is read."""
+    """The output of `rebuild`: a .litertlm if `source` is one, otherwise a bundle. `inputs`: what is read."""
     return Output(path, EXPORT if _is_litertlm(source) else BUNDLE, tuple(inputs), force)
 
 
@@ -124,7 +124,7 @@ class _Work:
             self._require_equal(differences(read_lock(directory), lock))
 
         with open_checkpoint(self.checkpoint, self.families, self.adapters) as opened:
-            with errors_about(file=opened.path):  # said now, and not after the whole conversion
+            with errors_about(file=opened.path):  # raised now instead of after the whole conversion
                 merged = tuple(adapter.record for adapter in opened.adapters)
                 described(CheckpointRecord(opened.name, opened.fingerprint(), merged), lock.checkpoint)
             request = ConvertRequest(
@@ -155,7 +155,7 @@ class _Work:
             )
 
     def export(self, made_with: LockedExport, wanted: Header, bundle: Path, output: Path) -> None:
-        """Export the bundle as the lock says; a signature is not made again."""
+        """Export the bundle as the lock says, but without a signature."""
         with scratch_beside(output) as scratch:
             drafter = None
             if made_with.drafter is not None:
@@ -194,7 +194,7 @@ class _Work:
         export_litertlm(bundle, output, options, accept=accept)
 
     def _require_equal(self, differing: Sequence[tuple[str, str, str]]) -> None:
-        """QualityError that names the first difference; all of them are logged."""
+        """Raise QualityError, naming the first differences, if there are any; all of them are logged."""
         if not differing:
             return
         for place, found, wanted in differing[:_MOST_NAMED]:

@@ -41,16 +41,16 @@ class ConvertRequest:
     recipes: Mapping[str, RecipeChoice] = field(default_factory=dict)
     """Recipes by role: `text` (and the token embedding), `ple`, `vision`, `audio`; the family chooses missing ones."""
     search: Search | None = None
-    """How all scales are chosen; None for what the recipes say."""
+    """How all scales are chosen; None to choose them as the recipes say."""
     groups: tuple[str, ...] | None = None
-    """The groups to convert: `text`, which includes its embeddings, and towers; None for all of the checkpoint."""
+    """The groups to convert: `text`, which includes its embeddings, and towers; None for all of the checkpoint's."""
     sizes: tuple[str | Slice, ...] | Path | Budget = ()
-    """Names or slices, the first of them the default; or a file that describes one; or a budget, for the best named
-    size that fits it. Empty for the whole checkpoint."""
+    """Names or slices, the default size first; or a file that describes a slice; or a budget, for the best named size
+    that fits it. Empty for the whole checkpoint."""
     context: int = DEFAULT_CONTEXT
     """Positions in the KV cache."""
     prefill_sizes: tuple[int, ...] = ()
-    """Tokens that each prefill processes; empty for the target's prefills that fit the context."""
+    """How many tokens each prefill processes; empty for the target's prefills that fit in the context."""
     shard_bytes: int = DEFAULT_SHARD_BYTES
     """The maximum size of a PLE shard."""
     audio_seconds: tuple[float, ...] = ()
@@ -58,7 +58,7 @@ class ConvertRequest:
     workers: int = 2
     """The number of threads that quantise."""
     adapters: tuple[AdapterChoice, ...] = ()
-    """Adapters that are merged into the checkpoint, in this order; none for an open checkpoint, which has its own."""
+    """Adapters to merge into the checkpoint, in this order; empty for an open checkpoint, which has its own."""
     calibration: CalibrationChoice | None = None
     """The text that gives the inputs against which the decoder's matrices are rounded, or "self" for one that the model
     writes; None: each weight is rounded by itself."""
@@ -66,23 +66,23 @@ class ConvertRequest:
     """Choose the types of the decoder's matrices within this budget, by what calibration measures; None: those of the
     recipe. The recipe still says which matrices stay float, and how all else is stored."""
     described_as: CheckpointRecord | None = None
-    """What the manifest says of the checkpoint, which must have these hashes; None: by its directory's name."""
+    """The manifest's record of the checkpoint, which must have these hashes; None: named after its directory."""
     force: bool = False
     """Replace a directory at `output` even if it is not a bundle."""
     draft_tokens: int | None = None
-    """How many drafted tokens a step of speculative decoding checks; None for a bundle without."""
+    """How many drafted tokens a step of speculative decoding checks; None for a bundle without it."""
     drafter: DrafterSettings | None = None
-    """How to fit a drafter to the default size; None for a bundle without. With one, `draft_tokens` is 3 unless set."""
+    """How to fit a drafter to the default size, with which `draft_tokens` is 3 unless set; None for no drafter."""
 
     def bundle_output(self, *further: Path) -> Output:
-        """The output, which is none of the inputs that the request names, or of `further` ones."""
+        """The output, which must not be one of the inputs that the request names, or one of `further` inputs."""
         named = [*self.recipes.values(), self.sizes, self.checkpoint, *(choice.source for choice in self.adapters)]
         inputs = tuple(Path(item) for item in named if isinstance(item, (Path, str)))
         return Output(self.output, BUNDLE, (*inputs, *further), self.force)
 
 
 def plan_request(request: ConvertRequest, checkpoint: Checkpoint) -> PlanRequest:
-    """The request with every choice made."""
+    """The request with all choices made; UsageError or SliceError for choices that the checkpoint does not allow."""
     prefill_sizes = request.prefill_sizes or CPU.prefills_within(request.context)
     _check_lengths(request.context, prefill_sizes, checkpoint.max_positions)
     if request.draft_tokens is not None and not 0 < request.draft_tokens < prefill_sizes[-1]:
@@ -105,7 +105,7 @@ def plan_request(request: ConvertRequest, checkpoint: Checkpoint) -> PlanRequest
 
 
 def _check_lengths(context: int, prefill_sizes: tuple[int, ...], limit: int) -> None:
-    """The context fits the model, the prefills fit the context, and one of them fits the last few positions."""
+    """Check that the context fits the model, that prefills fit the context, and that one fits its last positions."""
     if not 1 < context <= limit:
         raise UsageError("context", found=context, wanted=f"2 to {limit} positions")
     if not prefill_sizes or list(prefill_sizes) != sorted(set(prefill_sizes)) or prefill_sizes[0] < 2:
@@ -118,7 +118,7 @@ def _check_lengths(context: int, prefill_sizes: tuple[int, ...], limit: int) -> 
 
 
 def check_recipe_names(request: ConvertRequest, families: Sequence[Family]) -> None:
-    """RecipeError for what cannot be a recipe of any family: reported before a checkpoint is downloaded."""
+    """Raise RecipeError for what cannot be a recipe of any family, before a checkpoint is downloaded."""
     for role, choice in request.recipes.items():
         # Per-layer embeddings have one scheme, whatever the family.
         ple = role == "ple"
@@ -130,7 +130,7 @@ def check_recipe_names(request: ConvertRequest, families: Sequence[Family]) -> N
 
 
 def _towers(request: ConvertRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The towers that are wanted; UsageError for groups that cannot be, and for settings of towers left out."""
+    """The requested towers; UsageError for groups that cannot be converted, and for settings of towers left out."""
     present = tuple(group.name for group in checkpoint.groups if group.tensors)
     groups = _convertible(present, checkpoint) if request.groups is None else request.groups
     unknown = [name for name in groups if name not in CHECKPOINT_GROUPS]

@@ -25,17 +25,17 @@ from converters.verify_towers import TowerReport
 from toolkit.base.errors import BundleError, CheckpointError, QualityError, UsageError
 
 SHORT_TOKENS = 256
-"""Predictions that the gate of `convert` judges: with them, the perplexity ratio of int4 is known to some 3 %."""
+"""How many predictions the gate of `convert` judges: the perplexity ratio of int4 is then known to about 3 %."""
 LONG_TOKENS = 1024
-"""Predictions that `verify` judges by default: with them, it is known to some 1.5 %."""
+"""How many predictions `verify` judges by default: the ratio is then known to about 1.5 %."""
 LONGEST_SEQUENCE = 1024
-"""Twice the sliding window of Google's models, so that the window moves; half of it takes 512 MiB of logits."""
+"""Twice the sliding window of Google's models, so that the window moves; the logits of half of it take 512 MiB."""
 SHORT_SEQUENCE = 64
-"""Ids of a sequence where few predictions are judged: the more sequences, the more of the text's languages count."""
+"""The length of sequences if few predictions are judged: with more sequences, more of the text's languages count."""
 
-_ROWS = 64  # predictions of the checkpoint at a time: 64 MiB of logits at 262,144 tokens
+_ROWS = 64  # predictions of the checkpoint at a time: 64 MiB of logits for 262,144 ids
 _FLOAT64_ROWS = 8
-_SHORTEST = 3  # ids; in a shorter sequence the second half predicts no token that the sequence has
+_SHORTEST = 3  # ids; the second half of a shorter sequence has no prediction whose next token is known
 _STANDARD_ERRORS = 2.0  # so that a good bundle does not fail by chance on a few tokens
 
 
@@ -52,7 +52,7 @@ class LogitsProvider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Measures over `tokens` predictions; those of the bundle are None where one of its logits was not finite."""
+    """Measures over `tokens` predictions; those of the bundle are None if any of its logits was not finite."""
 
     tokens: int
     kl_divergence_mean: float | None
@@ -103,7 +103,7 @@ class SizeReport:
         return not self.failures
 
     def to_json(self) -> dict[str, object]:
-        """The object of one size in `verify --json` (docs of the command line)."""
+        """The object of one size in `verify --json`."""
         quality = self.quality
         return {
             "kl_divergence_mean": quality.kl_divergence_mean,
@@ -127,7 +127,7 @@ def _bounds(interval: Interval | None) -> list[float] | None:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A part of the text whose tokens were predicted, and how many predictions that were."""
+    """A part of the text whose tokens were predicted, and the number of predictions."""
 
     text: str
     predictions: int
@@ -140,7 +140,7 @@ class VerifyReport:
     sizes: Mapping[str, SizeReport]
     towers: Mapping[str, TowerReport] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
-    """How its prompts differ from those that transformers makes of the checkpoint's conversations (behaviour.py)."""
+    """How its prompts differ from those that transformers makes from the same conversations (behaviour.py)."""
     passages: tuple[Passage, ...] = ()
     """The parts of the text that the sizes were judged on, in order."""
 
@@ -155,23 +155,24 @@ class VerifyReport:
         return {"passed": self.passed, "sizes": sizes, "towers": towers, "prompts": list(self.prompts)}
 
     def require_passed(self, bundle: Path | str) -> None:
-        """QualityError, naming all measures out of bounds, unless the bundle has passed."""
+        """Raise QualityError, naming all measures that are out of bounds, unless the bundle has passed."""
         parts: list[tuple[str, SizeReport | TowerReport]] = [*self.sizes.items(), *self.towers.items()]
         faults = [f"{name}: {failure}" for name, part in parts for failure in part.failures] + list(self.prompts)
         if faults:
-            raise QualityError(file=bundle, found="; ".join(faults), remedy="choose a finer --quant")
+            raise QualityError(file=bundle, found="; ".join(faults), remedy="choose a more precise --quant")
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
 def built_in_text() -> str:
-    """The built-in text: paragraphs of prose in 18 languages, English every few of them, and of code and numbers."""
+    """The built-in text: paragraphs of prose in 18 languages, every few of them in English, of code and of numbers."""
     return (resources.files("converters") / "data" / "verify_text.txt").read_text(encoding="utf-8")
 
 
 def judged_in(length: int) -> int:
-    """The predictions that are judged in a sequence of this length: those after the first half, but for the last id.
+    """The number of predictions that are judged in a sequence of this length: those after the first half, except the
+    last, whose next token is not known.
 
     >>> [judged_in(length) for length in (2, 3, 4, 5, 64)]
     [0, 1, 1, 2, 31]
@@ -180,10 +181,10 @@ def judged_in(length: int) -> int:
 
 
 def sequences_of(ids: Sequence[int], bos_token_id: int, *, context: int, tokens: int = LONG_TOKENS) -> list[list[int]]:
-    """Cut sequences out of a text in which `tokens` predictions are judged, each after a bos token.
+    """Cut a text into sequences, each after a bos token, in which `tokens` predictions are judged in all.
 
-    Many are as long as context and memory allow; few are short, and spread over the text if it is longer than needed.
-    A text that is too short gives fewer predictions. UsageError if there is none.
+    For many predictions, sequences are as long as context and memory allow; for few, they are short, and spread over
+    the text if it is longer than needed. A text that is too short gives fewer predictions; UsageError if it gives none.
     """
     text = list(ids[1:] if ids and ids[0] == bos_token_id else ids)
     longest = min(context, LONGEST_SEQUENCE if 2 * tokens >= LONGEST_SEQUENCE else SHORT_SEQUENCE)
@@ -217,12 +218,12 @@ def verify(
 ) -> SizeReport:
     """Compare one size of a bundle with the checkpoint, or slice of it, that it was made from.
 
-    All tokens count for which the bundle gives logits and the sequence has a next token. A bundle with non-finite
-    logits fails; BundleError if they do not fit the checkpoint, CheckpointError if the checkpoint's own are not
-    finite. `progress` gets "checkpoint" and layers, then "bundle" and sequences.
+    Every token counts for which the bundle gives logits and the sequence has a next token. A bundle with non-finite
+    logits fails; BundleError if its logits do not fit the checkpoint, CheckpointError if the checkpoint's own logits
+    are not finite. `progress` gets "checkpoint" with layers, then "bundle" with sequences.
     """
     _check_sequences(sequences, model)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found in the logits
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite are found in the logits
         hidden = model.hidden_states(
             [np.array(ids, np.int32) for ids in sequences],
             progress=None if progress is None else lambda done, of: progress("checkpoint", done, of),
@@ -237,7 +238,7 @@ def verify(
 
 
 def failures_of(quality: Quality, bounds: Thresholds) -> tuple[Failure, ...]:
-    """All measures that are out of bounds, or not a number."""
+    """All measures that are out of bounds or NaN."""
     if quality.non_finite_tokens:
         return (Failure("tokens with NaN or infinite logits", quality.non_finite_tokens, "0"),)
     assert quality.kl_divergence_mean is not None and quality.kl_divergence_max is not None
@@ -316,7 +317,7 @@ def compare(
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Over the last axis, in float64.
+    """The logarithm of softmax over the last axis, in float64.
 
     >>> np.exp(log_softmax(np.float32([1000, 1000]))).round(12).tolist()
     [0.5, 0.5]

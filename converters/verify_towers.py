@@ -1,7 +1,7 @@
-"""The quality gate of the towers: compares a bundle's embeddings of images or sounds with float32 graphs' embeddings.
+"""The quality gate of the towers: compares a bundle's embeddings of images or sounds with those of float32 graphs.
 
-The float graphs are the toolkit's own. So this measures the cost of quantisation and shows that the files are from this
-checkpoint, but not that the graphs are right, for which tests compare them with transformers and timm. The float graphs
+The float graphs are our own. So this measures the cost of quantisation and shows that the files are from this
+checkpoint, but not that the graphs are right; for that, tests compare them with transformers and timm. The float graphs
 are written to a temporary directory, run there by LiteRT, and removed.
 """
 
@@ -34,8 +34,8 @@ from toolkit.runtime.towers import open_tower
 F32 = NDArray[np.float32]
 
 LIMITS: Mapping[ElementName, float] = {"f32": 1e-3, "f16": 0.02, "int8": 0.2, "int4": 0.5, "int2": 1.0}
-"""Maximum relative errors, by the coarsest element type. They are wide, since one sample says little, and since only
-answers show how much an error of the embeddings matters."""
+"""Maximum relative errors, by the least precise element type. They are wide, because one sample says little, and
+because only answers show how much an error of the embeddings matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class TowerReport:
     """The result for one tower, on images or on pieces of sound."""
 
     relative_error: float
-    """The root mean square of the difference, divided by that of the float embeddings."""
+    """The root mean square of the difference, divided by the root mean square of the float embeddings."""
     cosine_min: float
-    """The lowest cosine similarity of a soft token's embedding with the float one."""
+    """The lowest cosine similarity of a soft token's embedding with its float embedding."""
     samples: int
     soft_tokens: int
     """The number of soft tokens of all samples."""
@@ -79,7 +79,7 @@ def verify_tower(
     activations: Activations = "fp32",
     progress: StageProgress | None = None,
 ) -> TowerReport:
-    """Compare a bundle's tower with a float one, on `media` or a generated sample; `scratch` is an empty directory.
+    """Compare a bundle's tower with a float tower, on `media` or a generated sample; `scratch`: an empty directory.
 
     `progress` is called with a stage and its progress: "write" in bytes of float weights, then "embed" in samples.
     """
@@ -100,7 +100,7 @@ def verify_tower(
 
 
 def compare(found: Sequence[F32], wanted: Sequence[F32], *, limit: float) -> TowerReport:
-    """f32[soft tokens, hidden] of each sample, by both towers.
+    """Compare the embeddings that two towers give for each sample, f32[soft tokens, hidden].
 
     >>> report = compare([np.float32([[0, 3]])], [np.float32([[0, 2]])], limit=0.4)
     >>> report.relative_error, report.cosine_min, report.passed
@@ -144,7 +144,7 @@ def _frame_lengths(record: VisionRecord | AudioRecord, media: Sequence[Medium]) 
 
 
 def _write(files: GraphFiles, scratch: Path, progress: StageProgress | None) -> None:
-    # Twice: as files, and as LiteRT packs them.
+    # Twice the size: the files, and the weights that LiteRT packs.
     require_free_space(scratch, 2 * files.size_bytes)
     told = None if progress is None else partial(progress, "write")
     files.write(scratch, progress=Advance(files.weight_bytes, told))

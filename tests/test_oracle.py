@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import CONFIGS, PREFIXES, Naming, OracleConfig, checkpoint_of, hf_greedy, hf_logits, make_checkpoint
+from oracle import CONFIGS, PREFIXES, Naming, checkpoint_of, hf_greedy, hf_logits, make_checkpoint
+from oracle_models import OracleConfig
 
 pytestmark = pytest.mark.reference
 

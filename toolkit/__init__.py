@@ -1,3 +1,3 @@
-"""gemma-edge: Gemma 3n checkpoints to LiteRT bundles, on devices, measured."""
+"""File formats and running: graphs, weights, bundles, sessions, benchmark results; knows no model and no device."""
 
 __version__ = "0.2.0"

@@ -1,6 +1,6 @@
-"""Checks any file or directory that this toolkit writes against its format, and reports every fault it can find.
+"""Checks any file or directory that gemma-edge writes against its format, and reports every fault that it can find.
 
-It reads only, after it has put back a bundle that a killed process had moved aside.
+It writes nothing, except that it first restores a bundle which a killed process had moved aside.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from toolkit.tflite.reader import read_tflite
 def check(path: Path | str, *, trust: Sequence[Truster] = (), progress: Progress | None = None) -> list[Fault]:
     """All faults of a bundle directory, a .litertlm or one PLE shard.
 
-    `trust`: keys, of which one must have signed the .litertlm. BundleError if nothing exists at `path`, UsageError if
-    it is none of these, or if only a .litertlm could be signed.
+    `trust`: if not empty, one of these keys must have signed the .litertlm. BundleError if nothing exists at `path`;
+    UsageError if it is none of these, or if `trust` is given for something other than a .litertlm.
     """
     target = Path(path)
     restore_missing(target)
@@ -75,9 +75,9 @@ def is_unhashed(path: Path | str) -> bool:
 
 
 def refused_by_gpu(path: Path | str) -> list[tuple[str, Refusal]]:
-    """What a GPU refuses of a bundle's or a .litertlm's graphs: the file or section of each op, and why.
+    """The operators of a bundle's or a .litertlm's graphs that a GPU refuses, each with its file or section.
 
-    Graphs that cannot be read are left out: `check` names them.
+    Graphs that cannot be read are left out; `check` names them.
     """
     target = Path(path)
     graphs: list[tuple[str, Path, tuple[int, int] | None]]
@@ -101,7 +101,7 @@ def refused_by_gpu(path: Path | str) -> list[tuple[str, Refusal]]:
 
 
 def refused_by_engine(path: Path | str) -> BundleError | None:
-    """Why an export of a bundle would be refused, its chat template being the reason; None for anything else."""
+    """The fault of a bundle's chat template because of which an export would be refused; None if there is none."""
     bundle = Path(path)
     if not (bundle / CHAT_TEMPLATE).is_file():
         return None

@@ -1,1 +1,1 @@
-"""Calibration: rounds the matrices of a text decoder against the inputs that a text gives them."""
+"""Calibration: rounds the matrices of a text decoder for the inputs that they get when the model reads a text."""

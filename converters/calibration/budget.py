@@ -35,7 +35,7 @@ from toolkit.bundle.footprint import step_weights
 from toolkit.bundle.manifest import TEXT_DECODER
 from toolkit.quant.recipe import Recipe, Rule
 from toolkit.quant.scheme import check_scheme, payload_bytes
-from toolkit.tflite import schema
+from toolkit.tflite import schema_unpack
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class MixPlan:
             raise UsageError("mix of types", found=f"sizes {', '.join(plan.sizes)}", wanted="one size")
         layout, pieces = decoder_files(plan).layouts[TEXT_DECODER], decoder_pieces(plan)
         names = {piece.weight for some in pieces.values() for piece in some}
-        read = step_weights(schema.unpack(memoryview(layout.header)), next(iter(plan.sizes.values())).decode)
+        read = step_weights(schema_unpack.unpack(memoryview(layout.header)), next(iter(plan.sizes.values())).decode)
         shapes = {p.weight.name: p.weight.shape for p in layout.placements if p.weight.name in names & read.keys()}
         return cls(pieces, shapes, sum(read.values()) - sum(read[name] for name in shapes))
 

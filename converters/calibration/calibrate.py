@@ -1,4 +1,4 @@
-"""Runs the calibration of a bundle: the text through each size of it, matrix by matrix."""
+"""Calibrates a bundle: passes the text through each of its sizes, and rounds matrix by matrix on the way."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 TOKENS = 8192
 """Tokens that are measured at most, fewer of a wide model: the forward of more takes longer than rounding."""
 SEQUENCE = 512
-"""Tokens of a sequence: the sliding window of Google's models, so that none is computed that it hides."""
+"""Tokens of a sequence: the sliding window of Google's models, so that no masked attention score is computed."""
 _LEAST_TOKENS = 64
 _KEY, _TEXT = "key", "text.calibration.json"
 
@@ -53,7 +53,7 @@ def sequences_of(
 ) -> list[NDArray[np.int32]]:
     """The text as sequences of `tokens` in all that begin with bos, spread over it if it is longer than needed.
 
-    UsageError for less than a paragraph.
+    UsageError for a text shorter than a paragraph.
     """
     ids = tokenizer.encode_limited(text.text)
     if len(ids) < _LEAST_TOKENS:
@@ -83,9 +83,9 @@ class Calibrated:
 class Calibration:
     """A calibration of one bundle.
 
-    directory: where rounded weights are kept until the bundle is there; see `work_directory`. What an interrupted run
-    of the same calibration has left there is used, and what another has left is removed.
-    `progress` gets operations done, and their total.
+    `directory`: where rounded weights are kept until the bundle is complete; see `work_directory`. What an interrupted
+    run of the same calibration has left there is used; what another calibration has left is removed.
+    `progress` gets the number of operations done and their total.
     """
 
     text: CalibrationText
@@ -142,14 +142,14 @@ def prepare_work(directory: Path, text: CalibrationText, lock: Lock) -> None:
 def text_for(
     choice: CalibrationChoice, directory: Path, lock: Lock, write: Callable[[], CalibrationText]
 ) -> CalibrationText:
-    """The text that is given; or the model's own: as an interrupted run has kept it, or what `write` gives."""
+    """The given text; or the model's own, which an interrupted run has kept in `directory` or `write` returns."""
     if isinstance(choice, CalibrationText):
         return choice
     return _kept(directory, lock) or write()
 
 
 def _kept(directory: Path, lock: Lock) -> CalibrationText | None:
-    """The text of the calibration that a directory is of, if it is one of this bundle, here."""
+    """The text that a directory keeps, if it belongs to a calibration of this bundle with these numerical libraries."""
     key = directory / _KEY
     if not key.is_file() or key.read_text() != _key(lock):
         return None
@@ -157,16 +157,16 @@ def _kept(directory: Path, lock: Lock) -> CalibrationText | None:
 
 
 def _key(lock: Lock) -> str:
-    """What determines the result, apart from the text."""
+    """What determines the result besides the text: the lock, and the libraries that compute."""
     made_with = f"{lock_line(replace(lock, calibration=None))} {np.__version__} {blas_name()}"
     return hashlib.sha256(made_with.encode()).hexdigest()
 
 
 def remove_work(directory: Path) -> None:
-    """Remove what a calibration keeps, once the bundle is there."""
+    """Remove the directory of a calibration, once its bundle is complete."""
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def work_directory(output: Path) -> Path:
-    """Where the calibration of a bundle keeps what an interrupted run has done: hidden, beside it."""
+    """The hidden directory beside a bundle where its calibration keeps its work, for a run that is interrupted."""
     return output.with_name(f".{output.name}.calibration")

@@ -1,4 +1,4 @@
-"""Has a model write the text that it is calibrated with: what it writes is what it will multiply by most."""
+"""Has a model write the text that it is calibrated with: the inputs of its matrices are then those of later use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toolkit.runtime.session import Session, SessionSettings
 
 CONTEXT = 256
 _TOKENS = 4096
-_BEGINNING = 12  # tokens of a paragraph that the model goes on from
+_BEGINNING = 12  # tokens of a paragraph that the model continues
 _SEED = 1
 
 
@@ -29,11 +29,11 @@ def text_written_by(
     tokens: int = _TOKENS,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> CalibrationText:
-    """About so many tokens that a bundle writes, continuing paragraphs of the built-in text; then that text.
+    """About `tokens` tokens that a bundle writes, continuing paragraphs of the built-in text; then the built-in text.
 
-    What a model writes of its own may lack languages that it reads, so the built-in text stands beside it. Every third
-    beginning is a user's turn, if the bundle has a chat template. Tokens are drawn at temperature 1 with a fixed seed.
-    `progress` gets the beginnings done, and how many there are.
+    What a model writes may lack languages that it can read, which is why the built-in text follows. If the bundle has a
+    chat template, every third beginning is a user's turn. Tokens are drawn at temperature 1 with a fixed seed.
+    `progress` gets the number of beginnings done and their total.
     """
     bundle = Bundle(path)
     tokenizer = bundle.tokenizer()
@@ -53,7 +53,7 @@ def text_written_by(
 
 
 def _prompts(bundle: Bundle, tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Ids with a leading bos; none is longer than half of the context."""
+    """The ids of each beginning, bos first; none is longer than half of the context."""
     bos = bundle.manifest.text.bos_token_id
     chat = bundle.chat_template(tokenizer) if (bundle.path / CHAT_TEMPLATE).is_file() else None
     for number, paragraph in enumerate(built_in_calibration_text().text.split("\n\n")):

@@ -1,4 +1,4 @@
-"""Rounds each matrix of a forward pass at its first product, against the very inputs of that product.
+"""Rounds each matrix of a forward pass at its first product, for the inputs of that product.
 
 Each text runs twice: as in the float model, and as in the model that is rounded. So later layers see what earlier ones
 have become, and what they should have become, and compensate for part of that error. A piece of a matrix that an
@@ -37,7 +37,7 @@ class Rounder:
     _done: set[Piece] = field(default_factory=set)
 
     def product(self, run: CalibrationPass, x: F32, tensor: str) -> F32:
-        """`MatrixProduct`: x @ matrix.T, by the matrix as it is rounded; parts that the plan leaves float stay so."""
+        """A `MatrixProduct`: x @ matrix.T with the rounded matrix; the parts that the plan keeps as floats stay so."""
         matrix = run.model.tensor(tensor)
         pieces = pieces_within(self.pieces, run, tensor)
         if not pieces:
@@ -56,7 +56,7 @@ class Rounder:
             self._round(piece, hidden, np.array(run.model.tensor(run.model.head, piece.rows)))
 
     def _round(self, piece: Piece, x: F32, values: F32) -> None:
-        """Replace `values`, those of the piece, by what they are rounded to."""
+        """Replace `values`, the weights of the piece, by what they are rounded to."""
         if self.rounded.has(piece.weight, piece.first_row, len(values)):
             found = self.rounded.rows(piece.weight, piece.first_row, piece.first_row + len(values))
         else:

@@ -1,4 +1,4 @@
-"""The text that a calibration measures activations on, and the file beside a bundle that keeps it."""
+"""The text that activations are measured on for calibration, and the file beside a bundle that keeps it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CalibrationText:
 
 
 CalibrationChoice = CalibrationText | Literal["self"]
-"""A text, or the word for one that the model writes itself."""
+"""A text, or the word that stands for a text which the model writes itself."""
 
 
 def built_in_calibration_text() -> CalibrationText:
@@ -42,7 +42,7 @@ def built_in_calibration_text() -> CalibrationText:
 
 
 def read_calibration_text(path: Path) -> CalibrationText:
-    """A text file in UTF-8, or the file that a conversion wrote beside its bundle; UsageError for anything else."""
+    """Read a UTF-8 text file, or the file that a conversion wrote beside its bundle; UsageError for anything else."""
     with errors_about("calibration"), open(open_regular(path, UsageError), "rb") as file:
         data = file.read(MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
@@ -59,32 +59,32 @@ def read_calibration_text(path: Path) -> CalibrationText:
 
 
 def calibration_file(output: Path) -> Path:
-    """The file beside a bundle that keeps the text that it was calibrated with."""
+    """The file beside a bundle that keeps its calibration text."""
     return output.with_name(output.name + _SUFFIX)
 
 
 def calibration_output(output: Output) -> Output:
-    """That file as an output, under the rules of the bundle itself."""
+    """The file of `calibration_file` as an output; it may be replaced if the bundle may."""
     return Output(calibration_file(output.path), _KIND, output.inputs, output.force)
 
 
 def write_calibration_text(output: Output, text: CalibrationText) -> None:
-    """Write the text beside `output`; an older file of this kind is replaced."""
+    """Write the text beside `output`, in place of an older file of this kind."""
     target = calibration_output(output)
     target.require()
     write_bytes(target.path, dump_calibration_text(text))
 
 
 def dump_calibration_text(text: CalibrationText) -> bytes:
-    """A text as a file of format `gemma-edge-calibration/1`."""
+    """The bytes of a file of format `gemma-edge-calibration/1` with this text."""
     value = {"format": FORMAT, "sha256": text.sha256, "text": text.text}
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def locked_calibration_text(sha256: str, source: Path, given: Path | None) -> CalibrationText:
-    """The text with the hash that a lock has: the one given, the built-in one, or the one beside `source`.
+    """The text with the hash that a lock states: the given one, the built-in one, or the one beside `source`.
 
-    `source`: the lock's path, or what carries it. UsageError if none of them has it.
+    `source`: the lock's path, or that of the bundle which holds it. UsageError if none of the texts has this hash.
     """
     beside = calibration_file(source.parent if source.name == "lock.json" else source)
     if given is not None:
@@ -94,7 +94,7 @@ def locked_calibration_text(sha256: str, source: Path, given: Path | None) -> Ca
     elif beside.exists():
         text = read_calibration_text(beside)
     else:
-        remedy = f"name it with --calibrate, or put it beside as {beside.name}"
+        remedy = f"name it with --calibrate, or put it beside this file as {beside.name}"
         raise UsageError("calibration", file=source, found="a text other than the built-in one", remedy=remedy)
     if text.sha256 != sha256:
         wanted = f"{sha256}, as the lock says"
@@ -117,8 +117,8 @@ def _stranger(path: Path) -> str | None:
     try:
         read_calibration_text(path)
     except UsageError:
-        return "something else than a text that a bundle was calibrated with"
+        return "something other than a calibration text"
     return None
 
 
-_KIND = OutputKind("the text that a bundle was calibrated with", _stranger)
+_KIND = OutputKind("the calibration text", _stranger)

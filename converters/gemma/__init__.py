@@ -1,1 +1,1 @@
-"""What the Gemma families have in common: names and checks of tensors, blocks of the decoder, the plan of its files."""
+"""What the Gemma families share: names and checks of tensors, components of the decoder, the plan of its files."""

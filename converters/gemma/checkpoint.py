@@ -1,4 +1,4 @@
-"""Opens a checkpoint of a Gemma model: checks its tensors against its config, and reads weights only when asked."""
+"""Opens a checkpoint of a Gemma model: checks its tensors against its config, and reads weights only on request."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _log = logging.getLogger(__name__)
 _COMPARED_ROWS = 4096
 
 _OTHER_METHOD = "these weights are quantised already: convert the 16-bit checkpoint"
-_KNOWN_METHOD = f"; of the methods in quantization_config only {QUANT_METHOD} is read, not {{}}"
+_KNOWN_METHOD = f"; of the methods in quantization_config, only {QUANT_METHOD} is supported, not {{}}"
 
 Opened = TypeVar("Opened", bound="GemmaTensors[DecoderConfig]")
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed(Generic[AnyConfig]):
-    """What a family reads in config.json."""
+    """What a family has read from config.json."""
 
     model: str
     """The model's name, for errors."""
@@ -61,7 +61,7 @@ class Parsed(Generic[AnyConfig]):
 
 
 class GemmaTensors(Generic[AnyConfig]):
-    """A TensorSource over a checkpoint's canonical names; safe to read from several threads."""
+    """A `TensorSource` of a checkpoint's tensors by their canonical names; safe to read from several threads."""
 
     def __init__(self, configs: CheckpointConfigs, parsed: Parsed[AnyConfig]) -> None:
         """Open and check the files; CheckpointError unless every file and tensor is what the config implies."""
@@ -69,7 +69,7 @@ class GemmaTensors(Generic[AnyConfig]):
         self._parsed = parsed
         self._stored = open_tensors(configs)
         self._head: TensorInfo | None = None
-        """A saved copy of the output matrix, which is tied to the token embedding."""
+        """A saved copy of the output matrix, which is tied to the token embedding; None if there is none."""
         try:
             self._tensors = self._check_tensors()
             self._merged = MergedTensors(self._stored, configs.adapters, self._names())
@@ -99,7 +99,7 @@ class GemmaTensors(Generic[AnyConfig]):
 
     @property
     def architecture(self) -> str:
-        """The class of transformers that it was saved by, with an output matrix."""
+        """The transformers class that saved it, in its form with an output matrix."""
         return self._parsed.architecture
 
     @property
@@ -119,12 +119,12 @@ class GemmaTensors(Generic[AnyConfig]):
 
     @property
     def vocab_size(self) -> int:
-        """Token ids, and length of the logits."""
+        """The number of token ids, which is the length of the logits."""
         return self.config.vocab_size
 
     @property
     def max_positions(self) -> int:
-        """The longest context that it was made for."""
+        """The longest context that the model was made for, in tokens."""
         return self.config.max_positions
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -143,7 +143,7 @@ class GemmaTensors(Generic[AnyConfig]):
     def packed(
         self, name: str, scheme: Scheme, rows: tuple[int, int], columns: tuple[int, int] | None = None
     ) -> PackedRows | None:
-        """See `PackedSource`: the codes of a checkpoint that has them. Weights made of several tensors have none."""
+        """See `PackedSource`: a tensor's codes, if it is stored so. Weights joined from several tensors have none."""
         info = self._tensors.get(name)
         return None if info is None else self._merged.packed(info, scheme, rows, columns)
 
@@ -152,19 +152,19 @@ class GemmaTensors(Generic[AnyConfig]):
         return self._merged.scheme(self._info(name))
 
     def activation_scales(self, name: str) -> ActivationScales:
-        """The scales by which the product with a matrix rounds; the token embedding's are those of the output."""
+        """The scales to which the product with a matrix rounds; for the token embedding, those of the output matrix."""
         info = self._head if name == TOKEN_EMBEDDING and self._head is not None else self._tensors.get(name)
         return ActivationScales() if info is None else self._stored.activation_scales(info)
 
     def fingerprint(self) -> str:
-        """A hexadecimal hash that distinguishes models, fine-tuned ones too, without reading all their bytes.
+        """A hexadecimal hash that distinguishes models, including fine-tuned ones, without reading all their bytes.
 
-        Adapters are not part of it.
+        It does not cover adapters.
         """
         return self._stored.fingerprint(self._configs.config, self.config.eos_token_ids, self._tensors)
 
     def require_unchanged(self) -> None:
-        """CheckpointError if a file of weights has changed since it was opened."""
+        """Raise CheckpointError if a file of weights has changed since it was opened."""
         self._stored.require_unchanged()
         for adapter in self.adapters:
             adapter.require_unchanged()
@@ -212,7 +212,7 @@ class GemmaTensors(Generic[AnyConfig]):
                 file=self._configs.config_path,
                 found="false, and no lm_head.weight",
                 wanted="true, or the output matrix",
-                remedy=f"set it to true if the model was trained so, as {self._parsed.model} is",
+                remedy=f"set it to true if the model was trained with tied weights, as {self._parsed.model} is",
             )
         return MappingProxyType(tensors)
 
@@ -229,14 +229,14 @@ class GemmaTensors(Generic[AnyConfig]):
         )
 
     def _require_tied_head(self, head: TensorInfo, embedding: TensorInfo) -> None:
-        """CheckpointError unless a saved copy of the tied output matrix, which some releases have, is exact."""
+        """Raise CheckpointError unless the saved copy of the tied output matrix, which some releases have, is exact."""
         if self._stored.are_remote:
             return  # too much to download for a first look
         if not self._stored.equal(head, embedding) and not self._same_numbers(head, embedding):
             raise CheckpointError(
                 head.name,
                 file=self.path,
-                found="numbers that differ from the token embedding's",
+                found="values that differ from the token embedding's",
                 wanted=f"the same, as {self._parsed.model} ties them",
                 remedy="train with tie_word_embeddings",
             )
@@ -250,7 +250,7 @@ class GemmaTensors(Generic[AnyConfig]):
 
 
 def _states(config: object, *keys: str, value: object = None) -> bool:
-    """Whether config.json or its text section has one of the keys, with `value` or, if that is None, any but null."""
+    """Whether config.json or its text section has one of the keys, with `value`, or with any but null if it is None."""
     top = config if isinstance(config, dict) else {}
     text = top.get("text_config")
     sections = (top, text if isinstance(text, dict) else {})

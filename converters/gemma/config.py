@@ -1,4 +1,4 @@
-"""The numbers of a decoder with per-layer embeddings that its common blocks need; each family's config adds its own."""
+"""The config of a decoder with per-layer embeddings that its shared components need; each family adds its own part."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Heads:
     dim: int
     rope_theta: float
     rotated: int
-    """Pairs of elements that turn with the position: the first ones. The others of the dim / 2 pairs do not turn."""
+    """How many of the dim / 2 pairs of elements rotate with the position: the first ones; the others stay fixed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One decoder layer; `kv_source`: None if it owns a KV cache, else the index of the layer whose cache it reads."""
+    """One decoder layer; `kv_source`: the index of the layer whose KV cache it reads, None if it owns one."""
 
     attention: Attention
     ffn_size: int
@@ -33,7 +33,7 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig(ABC):
-    """A text decoder's config. `ple_` is per-layer embeddings: hidden_size_per_layer_input and its vocabulary."""
+    """A text decoder's config. `ple_`: per-layer embeddings, with hidden_size_per_layer_input and their vocabulary."""
 
     vocab_size: int
     ple_vocab_size: int
@@ -76,7 +76,7 @@ class DecoderModel(TensorSource, Protocol[AnyConfig]):
 
 
 def layer_kv_sources(attention: Sequence[Attention], num_kv_shared: int) -> tuple[int | None, ...]:
-    """For each layer the index of the layer whose cache it reads, or None if it owns one.
+    """For each layer, the index of the layer whose cache it reads, or None if it owns one.
 
     Each shared layer reads the last owner of its own type (kv_sharing_modes); ValueError if there is none.
 

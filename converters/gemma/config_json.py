@@ -1,6 +1,6 @@
-"""Reads what the config.json files of Gemma models have in common, strictly.
+"""Reads strictly what the config.json files of Gemma models have in common.
 
-Every key that transformers knows is used, checked to hold the one supported value, or listed as without effect; any
+Every key that transformers knows is used, checked to have the only supported value, or listed as having no effect; any
 other key is an error.
 """
 
@@ -59,7 +59,7 @@ _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "use_bidirectional_attention": (False, None),
 }
 
-# Compared with the tensors (checkpoint.py): whether they are quantised, and whether there is a separate output matrix.
+# checkpoint.py compares these with the tensors: whether they are quantised, and whether there is an output matrix.
 _ABOUT_TENSORS = ("quantization_config", "quantization", "tie_word_embeddings")
 
 
@@ -79,7 +79,7 @@ def section(top: JsonObject, key: str, missing: Mapping[str, object]) -> JsonObj
 
 
 def finish_section(section: JsonObject, read: Collection[str] = ()) -> None:
-    """Check the keys that every section may have, but for those that were `read`, and reject unknown keys."""
+    """Check the keys that every section may have, except those that were `read`, and refuse unknown keys."""
     for key, values in _ONLY_VALUES.items():
         if key not in read:
             section.expect(key, *values)
@@ -106,13 +106,13 @@ def layer_types(text: JsonObject) -> tuple[Attention, ...]:
 
 
 def require_length(text: JsonObject, key: str, found: int, wanted: int) -> None:
-    """CheckpointError unless a list has one entry for each layer."""
+    """Raise CheckpointError unless a list has one entry for each layer."""
     if found != wanted:
         text.refuse(key, f"{found} entries", f"{wanted}, one for each of num_hidden_layers")
 
 
 def token_id(key: str, default: int, text: JsonObject, top: JsonObject, vocab_size: int) -> int:
-    """A token id from the top level, else from the text model's section, else the class's default."""
+    """A token id: from the top level, else from the text model's section, else the default of transformers' class."""
     found = [section for section in (top, text) if section.has(key)]
     ids = [section.integer(key, 0, vocab_size - 1) for section in found]
     return ids[0] if ids else default

@@ -1,8 +1,8 @@
 """Plans the text groups: the decoder in every size, the token embedder, and the per-layer embedding table.
 
-text_decoder.tflite: for each size `prefill_N` and `decode`, for shorter contexts `in_B_prefill_N` and `in_B_decode`;
-for speculative decoding also `verify` and `in_B_verify`.
-embedder.tflite: `embed_1` and `embed_N`. docs/formats/manifest.md has their inputs and outputs.
+text_decoder.tflite has for each size `prefill_N` and `decode`, for shorter contexts `in_B_prefill_N` and `in_B_decode`,
+and for speculative decoding `verify` and `in_B_verify`.
+embedder.tflite has `embed_1` and `embed_N`. docs/formats/manifest.md has their inputs and outputs.
 """
 
 from __future__ import annotations
@@ -41,37 +41,37 @@ class PlannedSize(Generic[Config]):
 
 
 class CodedTensors(PackedSource, Protocol):
-    """Tensors that may be in codes, with the scales that the checkpoint states for activations."""
+    """Tensors that may be stored as codes, with the scales that the checkpoint states for activations."""
 
     def scheme(self, name: str) -> Scheme | None:
         """The scheme in which a tensor is stored; None for floats."""
         ...
 
     def activation_scales(self, name: str) -> ActivationScales:
-        """The scales by which the product with a tensor rounds its inputs and outputs."""
+        """The scales to which the product with a tensor rounds its inputs and outputs."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedText(Generic[Config]):
-    """A text model whose sizes share their weights and caches."""
+    """A text model whose sizes share their weights and KV caches."""
 
     config: Config
-    """The widest model's."""
+    """The config of the widest model."""
     source: TensorSource
-    """The widest model's tensors, those that graphs have in another form too."""
+    """The widest model's tensors, including those that graphs need in another form than the checkpoint's."""
     tensors: Mapping[str, tuple[int, ...]]
-    """The widest model's tensors, as a checkpoint has them."""
+    """The names and shapes of the widest model's tensors in the checkpoint."""
     sizes: tuple[PlannedSize[Config], ...]
     """The default size first."""
     decode: Callable[[DecoderSize[Config], Config, CacheRows], Graph]
     """Builds the decode step of a size of the widest model."""
     prefill: Callable[[DecoderSize[Config], Config, CacheRows, int], Graph]
-    """Builds a prefill of so many tokens."""
+    """Builds a prefill of a given number of tokens."""
     verify: Callable[[DecoderSize[Config], Config, CacheRows, int], Graph]
-    """Builds a step of speculative decoding of so many tokens; of one, the decode step that goes with it."""
+    """Builds a step of speculative decoding of a given number of tokens; for one token, the decode step beside it."""
     codes: CodedTensors | None = None
-    """The checkpoint, if its weights may be codes already."""
+    """The checkpoint, if its weights may be stored as codes."""
 
 
 def plan_text(text: PlannedText[Config], request: PlanRequest) -> Plan:
@@ -128,7 +128,7 @@ def _shards(text: PlannedText[Config], request: PlanRequest) -> ShardFiles:
     config = text.config
     scheme = _ple_scheme(request.recipes["ple"], text.tensors[PER_LAYER_EMBEDDING])
     stored = None if text.codes is None else text.codes.scheme(PER_LAYER_EMBEDDING)
-    # Codes that are copied keep their scales, which are float32; those that we choose get scales that float16 holds.
+    # Copied codes keep their scales, which are float32; codes that we choose get float16 scales.
     is_copied = stored is not None and (stored.dtype, stored.block_size) == (scheme.dtype, scheme.block_size)
     bits, scale_bits = scheme.element.bits, 32 if is_copied else 16
     layout = PleLayout(config.ple_vocab_size, config.num_layers, config.ple_size, bits, scale_bits)

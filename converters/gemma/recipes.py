@@ -1,4 +1,4 @@
-"""Chooses recipes by role from those of a family, and makes the single scheme of per-layer embeddings."""
+"""Chooses recipes by role from those of a family, and makes the recipe of per-layer embeddings, of a single scheme."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TYPICAL_WEIGHT, _TYPICAL_SHAPE = "layers.0.mlp.gate_proj.weight", (1, 1024)
 def choose_recipes(
     recipes: Mapping[str, RecipeSet], wanted: Mapping[str, RecipeChoice], towers: Collection[str], ple_size: int
 ) -> Mapping[str, Recipe]:
-    """The recipe for each role, given as a name, a file or a recipe; `recipes`: those of the family, by role.
+    """The recipe for each role, given as a name, a file or a recipe; `recipes`: the family's recipe sets, by role.
 
-    By default, text is int8, per-layer embeddings have the type in the name of text's recipe, or int8, and towers are
-    f32 if text is f32, else int8, because int4 is much less accurate there.
+    By default, text is int8; per-layer embeddings have the type in the name of the text recipe, or int8; and towers are
+    f32 if text is f32, otherwise int8, because int4 is much less accurate for them.
     """
     text = _load(recipes, "text", wanted.get("text", "int8"))
     default = "f32" if text.name == "f32" else "int8"
@@ -35,7 +35,7 @@ def choose_recipes(
 
 
 def bits_per_weight(recipe: Recipe) -> float:
-    """Bits per weight, scales included, for a feed-forward matrix; the scale of a whole row counts as nothing.
+    """Bits per weight of a feed-forward matrix, including block scales; per-channel scales are not counted.
 
     >>> bits_per_weight(Recipe("blocks", (Rule("*", Scheme("int4", 32)),))), bits_per_weight(Recipe("rows", ()))
     (4.5, 8.0)

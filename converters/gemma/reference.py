@@ -1,6 +1,6 @@
-"""What the forward passes of the Gemma models have in common, in NumPy, in float32 and without torch.
+"""What the forward passes of the Gemma models share, in NumPy, in float32 and without torch.
 
-N is the number of all tokens, T that of one sequence, D the hidden size.
+N is the total number of tokens, T that of one sequence, D the hidden size.
 Source: transformers 5.23 `models/gemma3n/modeling_gemma3n.py`, 5.24 `models/gemma4/modeling_gemma4.py`.
 """
 
@@ -23,7 +23,7 @@ KeyValue = tuple[Array, Array]
 HEAD_ROWS = 8192  # rows of the output matrix processed at a time: 64 MiB at a hidden size of 2048
 
 
-# --- blocks ----------------------------------------------------------------------------------------------------------
+# --- components ------------------------------------------------------------------------------------------------------
 
 
 def rms_norm(x: Array, eps: float, weight: Array | None = None) -> Array:
@@ -42,7 +42,7 @@ def gelu(x: Array) -> Array:
     >>> [round(float(y), 4) for y in gelu(np.float32([-1, 0, 1]))]
     [-0.1588, 0.0, 0.8412]
     """
-    # In place: at these sizes each temporary would cost more than the arithmetic.
+    # In place, because at these sizes each temporary array would cost more than the arithmetic.
     result: Array = np.square(x)
     result *= np.float32(0.044715)
     result += 1
@@ -67,9 +67,9 @@ def softmax(scores: Array) -> Array:
 
 
 def rotate(x: Array, positions: NDArray[np.int64], heads: Heads) -> Array:
-    """Rotary embedding of x f32[N, heads, head_dim]: element j < `rotated` turns with element j + head_dim/2."""
+    """Rotary embedding of x f32[N, heads, head_dim]: elements j < `rotated` and j + head_dim/2 rotate together."""
     half = x.shape[-1] // 2
-    # float32 throughout: at high positions, exact angles would differ from those the model was trained with.
+    # float32 throughout: at high positions, exact angles would differ from those that the model was trained with.
     frequencies = 1 / np.float32(heads.rope_theta) ** (np.arange(half, dtype=np.float32) * 2 / np.float32(2 * half))
     frequencies[heads.rotated :] = 0
     angles = positions.astype(np.float32)[:, None, None] * frequencies
@@ -101,7 +101,7 @@ def multiply(model: DecoderModel[DecoderConfig], x: Array, tensor: str) -> Array
 
 
 def rounded(x: Array, scale: float | None) -> Array:
-    """The nearest of the 256 numbers that int8 has in steps of `scale`; x itself without a scale.
+    """x rounded to the nearest of the 256 multiples of `scale` that int8 can represent; x itself without a scale.
 
     Source: apply_srq in transformers' `integrations/gemma_quant.py`.
 
@@ -116,7 +116,7 @@ def rounded(x: Array, scale: float | None) -> Array:
 
 
 def rounding(product: MatrixProduct, scales_of: Callable[[str], ActivationScales]) -> MatrixProduct:
-    """The product with inputs and outputs rounded, by the scales that a checkpoint states for each tensor."""
+    """The product with inputs and outputs rounded to the scales that the checkpoint states for each tensor."""
 
     def product_of_rounded(x: Array, tensor: str) -> Array:
         scales = scales_of(tensor)
@@ -151,7 +151,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer(Generic[AnyConfig]):
-    """The attention of a decoder layer, and how a layer reads its tensors; everything is f32[N, ...]."""
+    """The attention of a decoder layer, and access to the layer's tensors; everything is f32[N, ...]."""
 
     model: DecoderModel[AnyConfig]
     index: int
@@ -182,7 +182,7 @@ class AttentionLayer(Generic[AnyConfig]):
         return self._linear(np.concatenate(attended).reshape(len(x), -1), "self_attn.o_proj")
 
     def key_value(self, x: Array, batch: Batch) -> KeyValue:
-        """Keys and values f32[N, kv_heads, head_dim] as in a cache: keys rotated, values normed without weight."""
+        """Keys and values f32[N, kv_heads, head_dim] as in a KV cache: keys rotated, values normed without a weight."""
         key = self._norm(self._heads(x, "self_attn.k_proj"), "self_attn.k_norm")
         value = rms_norm(self._heads(x, "self_attn.v_proj"), self.config.rms_norm_eps)
         return rotate(key, batch.positions(), self.heads), value
@@ -205,7 +205,7 @@ class AttentionLayer(Generic[AnyConfig]):
 
 @dataclass(frozen=True, slots=True)
 class DecoderReference(Generic[AnyConfig]):
-    """What is alike in the references of all text models: their tensors, by the names that these models give them."""
+    """What the reference models of all families share: access to their tensors by the models' own names."""
 
     model: DecoderModel[AnyConfig]
 
@@ -216,7 +216,7 @@ class DecoderReference(Generic[AnyConfig]):
 
     @property
     def head(self) -> str:
-        """The token embedding, which is the output matrix too."""
+        """The name of the token embedding, which is also the output matrix."""
         return "embed_tokens.weight"
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -224,12 +224,12 @@ class DecoderReference(Generic[AnyConfig]):
         return self.model.shape(name)
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Array:
-        """A tensor of the model, or some of its rows."""
+        """A tensor of the model, or a half-open range of its rows."""
         return self.model.read(name, rows)
 
 
 def forget_unneeded(shared: dict[int, KeyValue], config: DecoderConfig, *, after: int) -> None:
-    """Drop keys and values that no layer behind this one reads."""
+    """Drop the keys and values that no layer after this one reads."""
     needed = {layer.kv_source for layer in config.layers[after + 1 :]}
     for source in shared.keys() - needed:
         del shared[source]
@@ -272,9 +272,8 @@ def per_layer_embeddings(
     embeddings: Array,
     product: MatrixProduct,
 ) -> Array:
-    """The per-layer inputs of each token: its row of the table, and a projection of its embedding.
-
-    f32[N, layers, ple_size]
+    """The per-layer inputs of each token, f32[N, layers, ple_size]: the sum of its row in the table and a projection of
+    its embedding.
     """
     config = model.config
     shape = (len(ids), config.num_layers, config.ple_size)

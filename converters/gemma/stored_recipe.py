@@ -1,4 +1,4 @@
-"""The recipe of a checkpoint that has its weights in codes: each as it is stored, so that nothing is lost."""
+"""Makes the recipe for a checkpoint whose weights are codes: it keeps each weight as it is stored, without loss."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from toolkit.quant.recipe import Recipe, Rule
 from toolkit.quant.scheme import Scheme
 
 NAME = "qat"
-"""What the recipe is called, in a manifest and for `--quant`."""
+"""The name of the recipe in manifests and for `--quant`."""
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _JOINED = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
 _JOIN = "self_attn.qkv_proj.weight"
-"""Projections that a decoder joins where a layer has all three."""
+"""The projections that the decoder joins in layers that have all three."""
 
 
 def stored_recipe(
     base: Recipe, tensors: Sequence[str], scheme_of: Callable[[str], Scheme | None], *, static_activations: bool
 ) -> Recipe:
-    """The recipe of a checkpoint's decoder and token embedding: `base` with the tensors in codes as they are stored.
+    """The recipe of a checkpoint's decoder and token embedding: `base`, but tensors that are codes stay as stored.
 
-    `tensors`: by canonical name. CheckpointError for scales of blocks, and for queries, keys and values of different
-    types, which one matrix cannot have.
+    `tensors`: canonical names. CheckpointError for block scales, and for queries, keys and values of different types,
+    because one matrix joins them.
     """
     schemes = {name: scheme for name in tensors if (scheme := scheme_of(name)) is not None}
     for name, scheme in schemes.items():
@@ -55,7 +55,7 @@ def _joined(schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
 
 
 def _compressed(schemes: Mapping[str, Scheme]) -> list[Rule]:
-    """One rule for each kind of matrix with the scheme of most layers, and before them one for each other layer."""
+    """A rule for each kind of matrix with the scheme of most layers, after rules for the layers that differ."""
     by_kind: dict[str, dict[str, Scheme]] = {}
     rules = []
     for name, scheme in schemes.items():

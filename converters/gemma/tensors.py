@@ -20,22 +20,22 @@ TOKEN_EMBEDDING = "embed_tokens.weight"
 PER_LAYER_EMBEDDING = "embed_tokens_per_layer.weight"
 PER_LAYER_MODEL_PROJECTION = "per_layer_model_projection.weight"
 
-# The prefixes of a tower's tensors in old and new releases of transformers; its name here is the last part of each.
+# The prefixes of a tower's tensors in old and new releases of transformers; here they keep only the last part.
 _TOWERS: dict[str, GroupKind] = {
     "vision_tower": "vision",
     "embed_vision": "vision",
     "audio_tower": "audio",
     "embed_audio": "audio",
 }
-# The last two are those of the classes without an output matrix: Gemma3nModel and Gemma3nTextModel, for instance.
+# The last two are of classes without an output matrix, such as Gemma3nModel and Gemma3nTextModel.
 _TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.", "")
 _HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
 
 
 def decoder_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The name and shape of each text tensor that the models have in common, without the output matrix, which is tied.
+    """The name and shape of each text tensor that all models have, without the output matrix, which is tied.
 
-    The layers that read another's cache have no keys and values.
+    Layers that read another layer's cache have no key and value projections.
     """
     hidden, ple = config.hidden_size, config.ple_size
     tensors: dict[str, tuple[int, ...]] = {
@@ -54,7 +54,8 @@ def decoder_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def unused_kv_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Unused K/V weights, of layers that read another's cache: in published checkpoints; transformers saves none."""
+    """The unused key and value weights of layers that read another layer's cache: published checkpoints have them,
+    transformers does not save them."""
     shared = [(index, layer) for index, layer in enumerate(config.layers) if layer.kv_source is not None]
     return {
         f"layers.{index}.{name}": shape for index, layer in shared for name, shape in _kv_tensors(config, layer).items()
@@ -110,9 +111,9 @@ class TextTable:
 
     needed: Mapping[str, tuple[int, ...]]
     unused: Mapping[str, tuple[int, ...]]
-    """Tensors without effect, which may be there."""
+    """Tensors that may be present, but have no effect."""
     foreign: Mapping[str, str]
-    """Parts of names that only another model has, and that model: the config is then another's than the weights."""
+    """Parts of names that only another model has, with that model's name: then config and weights do not match."""
 
 
 def require_text_tensors(
@@ -146,7 +147,7 @@ def require_text_tensors(
 
 
 def _other_model(table: TextTable, unknown: Sequence[str]) -> str | None:
-    """What to do if the tensors are those of another model."""
+    """The remedy if the tensors are those of another model; None otherwise."""
     models = [model for part, model in table.foreign.items() if any(part in name.split(".") for name in unknown)]
     return f"these are the weights of {models[0]}: use the config.json that came with them" if models else None
 
@@ -180,7 +181,7 @@ def require_group_tensors(
         raise CheckpointError(file=what, found="; ".join(faults[:3]) + more, wanted=wanted, remedy=remedy)
 
 
-_MLX = "these axes are those of mlx: convert the 16-bit checkpoint in Hugging Face's form that it was made of"
+_MLX = "these axes are in mlx's order: convert the 16-bit checkpoint in Hugging Face's form that it was made from"
 
 
 def _is_permuted(item: tuple[str, TensorInfo], needed: Mapping[str, tuple[int, ...]]) -> bool:
@@ -241,9 +242,9 @@ def canonical_names(stored: Iterable[str], *, multimodal: bool, what: str) -> Ca
 
 
 def own_name(parameter: str, known: Container[str]) -> str | None:
-    """The canonical name of a parameter, as any of the model's classes in any release calls it.
+    """The canonical name of a parameter, whose name may be from any class of the model in any release.
 
-    `known`: the canonical names that the model can have. None if it is none of them.
+    `known`: the canonical names that the model can have. None if the parameter is none of them.
 
     >>> own_name("base.norm.weight", ["norm.weight"]), own_name("language_model.model.norm.weight", ["norm.weight"])
     (None, 'norm.weight')
@@ -281,7 +282,7 @@ def _heads(names: Iterable[str]) -> list[str]:
 
 
 def _instead(names: list[str]) -> str:
-    """The name that a trainer's wrapper gave to the tensor that is looked for."""
+    """The name under which a trainer's wrapper saved the token embedding, if there is one."""
     wrapped = next((name for name in names if name.endswith("." + TOKEN_EMBEDDING)), None)
     return f"no {TOKEN_EMBEDDING}" if wrapped is None else shorten(wrapped)
 

@@ -1,7 +1,7 @@
-"""Computes those small tensors that the text graphs need in another form than the checkpoint's.
+"""Computes the small tensors that the text graphs need in another form than the checkpoint's.
 
-Norms that are computed together need their weights as rows of one tensor. Everything here is elementwise, so the bytes
-depend only on the checkpoint.
+Norms that are computed together need their weights as rows of one tensor. All computations are elementwise, so the
+bytes depend only on the checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Derived:
 
 
 class TextSource(Generic[AnyConfig]):
-    """A TensorSource with all text tensors of a checkpoint, and those of each layer that combine several.
+    """A `TensorSource` with all text tensors of a checkpoint, and for each layer those that combine several tensors.
 
     `self_attn.qkv_norm` and `self_attn.q_norms` are [1, 1, heads, head_dim]: one row for each head, ones for values.
     """
@@ -56,7 +56,7 @@ class TextSource(Generic[AnyConfig]):
         return values if columns is None else values[..., columns[0] : columns[1]]
 
     def _derived(self, name: str) -> Derived | None:
-        """The tensor of this name, if the checkpoint has it in another form."""
+        """The tensor of this name if it has to be computed; None if it is in the checkpoint."""
         match = _HEAD_NORMS.fullmatch(name)
         if match is None:
             return None

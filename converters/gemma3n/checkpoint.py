@@ -15,7 +15,7 @@ from converters.slices import Slice
 
 
 class Gemma3nTensors(GemmaTensors[TextConfig]):
-    """The tensors of a checkpoint of Gemma 3n, and its sizes."""
+    """The tensors and the named slices of a Gemma 3n checkpoint."""
 
     def __init__(self, configs: CheckpointConfigs) -> None:
         """Open and check the files; CheckpointError unless every file, key and tensor is what Gemma 3n needs."""

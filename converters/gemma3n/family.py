@@ -1,4 +1,4 @@
-"""Gemma 3n as a model family: what `converters.family` asks, answered by the modules beside this one."""
+"""Gemma 3n as a model family: implements the interface in `converters.family` with the modules beside this one."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ from toolkit.bundle.write import GroupDraft
 from toolkit.quant.recipe import Recipe
 
 _UNUSED = re.compile(r"<unused\d+>")
-"""Google's name for tokens that stand for nothing yet."""
+"""Google's name for tokens that have no meaning yet."""
 
 
 class Gemma3nCheckpoint(Gemma3nTensors):
-    """A checkpoint of Gemma 3n, open (`converters.family.Checkpoint`)."""
+    """An open checkpoint of Gemma 3n (`converters.family.Checkpoint`)."""
 
     def find_slice(self, name: str) -> Slice:
-        """A size by name; official ones also answer to their full titles."""
+        """A slice by its name; an official slice also by its full title in Google's table."""
         return find_slice(self.slices, name)
 
     def read_slice(self, path: Path) -> Slice:
-        """Read a slice from a file as in docs/formats/matformer.md, or as MatFormer Lab writes it."""
+        """Read a slice from a file in the form of docs/formats/matformer.md or of MatFormer Lab."""
         return read_slice(path, self.config)
 
     def choose_slice(self, budget: Budget, text: Recipe) -> Slice:
-        """The best named size within a budget, weights stored by this recipe."""
+        """The best named slice within a budget, with weights stored by this recipe."""
         return choose_slice(self, budget, bits_per_weight=bits_per_weight(text))
 
     def facts(self, slice_: Slice, *, bits_per_weight: float) -> SliceFacts:
-        """What a slice takes."""
+        """The parameters and memory of a slice."""
         config = slice_config(self.config, slice_)
         return SliceFacts(config.num_layers, parameters_by_group(config), memory_bytes(config, bits_per_weight))
 
@@ -66,7 +66,7 @@ class Gemma3nCheckpoint(Gemma3nTensors):
         return choose_recipes(RECIPES, wanted, towers, self.config.ple_size)
 
     def plan(self, request: PlanRequest) -> Plan:
-        """The text groups, then each tower."""
+        """The plan of the text groups and the requested towers."""
         towers = self._towers(request)
         text = plan_sizes(self, request)
         groups: dict[str, GroupDraft] = {
@@ -91,11 +91,11 @@ class Gemma3nCheckpoint(Gemma3nTensors):
         return towers
 
     def reference(self, slice_: Slice) -> Reference:
-        """The slice as NumPy computes it."""
+        """The reference model of a slice, computed by NumPy."""
         return Reference(SlicedCheckpoint(self, slice_))
 
     def calibration_passes(self, slices: Sequence[Slice]) -> tuple[CalibrationPass, ...]:
-        """The sizes, the narrowest first; layers have the widest model's numbers in the plan."""
+        """The sizes, the narrowest first; the plan numbers layers as the widest model does."""
         elastic = combine(self.config, slices)
         sizes = sorted(
             zip(elastic.slices, elastic.sizes, strict=True), key=lambda pair: effective_parameters(pair[1].config)
@@ -108,15 +108,16 @@ class Gemma3nCheckpoint(Gemma3nTensors):
     def float_tower(
         self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]
     ) -> PlannedTower[VisionRecord] | PlannedTower[AudioRecord]:
-        """The tower that a bundle's record is of, in float32."""
+        """The tower for a bundle's record, in float32."""
         if isinstance(record, VisionRecord):
             return open_vision(self, built_in("f32"), record.image_size)
         return open_audio(self, built_in("f32"), [length / FRAMES_PER_SECOND for length in frame_lengths])
 
     def text_vocab_size(self, tokens: Mapping[int, str]) -> int | None:
-        """Added tokens behind those with per-layer embeddings: text in a text model, which gives them those of id 0.
+        """See `Checkpoint`. Tokens may have been added after the ids with per-layer embeddings.
 
-        A multimodal model looks them up in the tables of its towers, whose own tokens are not added ones.
+        In a text model they are text, with the per-layer embedding of id 0. A multimodal model would look them up in
+        the tables of its towers, so they raise CheckpointError, unless they are the towers' own tokens.
         """
         config, reserved = self.config, self._reserved(tokens)
         beyond = {i: text for i, text in tokens.items() if i >= config.ple_vocab_size and i not in reserved}
@@ -128,16 +129,16 @@ class Gemma3nCheckpoint(Gemma3nTensors):
         raise CheckpointError(
             "added tokens",
             file=self.path,
-            found=f"{shown}, ids of images and sounds in this model",
+            found=f"{shown}, which are ids of images and sounds in this model",
             wanted=f"tokens below {config.ple_vocab_size}",
             remedy="train with unused tokens of the vocabulary instead, or as Gemma3nForCausalLM",
         )
 
     def _reserved(self, tokens: Mapping[int, str]) -> Collection[int]:
-        """The ids beyond those with per-layer embeddings that a tokenizer spells although nobody added them.
+        """The ids beyond those with per-layer embeddings for which a tokenizer has tokens although nobody added them.
 
-        Those around and in place of images and sounds, those called unused, and if every id of the towers' tables is
-        spelled, all of these.
+        These are the tokens around and in place of images and sounds, those called unused, and, if every id in the
+        towers' tables has a token, all of these ids.
         """
         values = with_defaults(self.configs.config, MULTIMODAL)
         assert isinstance(values, dict)
@@ -152,7 +153,7 @@ class Gemma3nCheckpoint(Gemma3nTensors):
         return tuple(TOWER_FILES)
 
     def tower_faults(self) -> Mapping[str, ToolkitError]:
-        """What `plan` would say of the config, the tensors and the processor of each tower."""
+        """The errors that `plan` would raise for the config, the tensors or the processor of each tower."""
         judges: Mapping[str, Callable[[], object]] = {
             "vision": lambda: read_image_size(self.path, read_vision_config(self).soft_tokens),
             "audio": lambda: require_sounds(self),
@@ -168,7 +169,7 @@ class Gemma3nCheckpoint(Gemma3nTensors):
 
 
 def _tables_end(config: Mapping[str, object]) -> int:
-    """The id after the last in the tables of the towers, whether or not the checkpoint has towers."""
+    """The id after the last one in the tables of the towers, whether or not the checkpoint has towers."""
     ends = []
     for key, defaults in (("vision_config", VISION), ("audio_config", AUDIO)):
         section = with_defaults(config.get(key) or {}, defaults)
@@ -180,7 +181,7 @@ def _tables_end(config: Mapping[str, object]) -> int:
 
 
 def open_gemma3n(path: Path) -> Gemma3nCheckpoint:
-    """A directory's checkpoint, known to be of this family."""
+    """Open the checkpoint in a directory, which must be of this family."""
     return Gemma3nCheckpoint(read_configs(path))
 
 

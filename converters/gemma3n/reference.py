@@ -1,9 +1,9 @@
 """The text model of Gemma 3n in NumPy, in float32 and without torch: the reference for bundles.
 
 The tokens of all sequences are concatenated on the first axis. So each matrix is read once, used, and dropped (only a
-layer's small router twice), and only one matrix is in memory at a time. N is the number of all tokens, D the hidden
+layer's small router twice), and only one matrix is in memory at a time. N is the total number of tokens, D the hidden
 size, S the number of AltUp's streams.
-What other Gemma models have too is in `converters/gemma/reference.py`: norms, attention, per-layer embeddings.
+What all Gemma models share (norms, attention, per-layer embeddings) is in `converters/gemma/reference.py`.
 Source: transformers 5.23 `models/gemma3n/modeling_gemma3n.py`.
 """
 
@@ -35,14 +35,14 @@ from converters.gemma.reference import (
 )
 from converters.gemma3n.config.text import TextConfig, TextModel
 
-MAGNITUDE_FLOOR = np.float32(1e-5)  # AltUp's floor under the mean square of a projected stream
+MAGNITUDE_FLOOR = np.float32(1e-5)  # AltUp's minimum for the mean square of a projected stream
 
 
-# --- blocks ----------------------------------------------------------------------------------------------------------
+# --- components ------------------------------------------------------------------------------------------------------
 
 
 def gaussian_top_k(gate: Array, sparsity: float) -> Array:
-    """max(x - cutoff, 0), where cutoff is a quantile of the normal distribution with each row's mean and deviation.
+    """max(x - cutoff, 0), where cutoff is the quantile of a normal distribution with the row's mean and deviation.
 
     >>> gaussian_top_k(np.float32([[0, 0, 0, 8]]), 0.5).tolist()
     [[0.0, 0.0, 0.0, 6.0]]
@@ -69,7 +69,7 @@ class Layer(AttentionLayer[TextConfig]):
     """One decoder layer; streams are f32[N, S, D], everything else f32[N, ...]."""
 
     def forward(self, streams: Array, per_layer: Array, shared: dict[int, KeyValue], batch: Batch) -> Array:
-        """Compute the streams after this layer. A layer with its own keys and values stores them in `shared`."""
+        """Compute the streams after this layer. A layer that owns keys and values stores them in `shared`."""
         predicted = self.predict(streams)
         active = predicted[:, self.config.altup_active_index]
         normed = self._norm(active, "input_layernorm")
@@ -80,7 +80,7 @@ class Layer(AttentionLayer[TextConfig]):
         return self.inject(self.correct(predicted, hidden + fed), per_layer)
 
     def predict(self, streams: Array) -> Array:
-        """AltUp's prediction: each stream plus a mixture of all, which depends on the active stream."""
+        """AltUp's prediction: each stream plus a mixture of all streams, which depends on the active one."""
         count = self.config.altup_num_inputs
         chosen = self._route(streams[:, self.config.altup_active_index])
         mixture = self._linear(chosen, "altup.prediction_coefs").reshape(-1, count, count)  # [N, to, from]
@@ -97,7 +97,7 @@ class Layer(AttentionLayer[TextConfig]):
         return x + self._norm(self._linear(narrow, "laurel.linear_right"), "laurel.post_laurel_norm")
 
     def feed_forward(self, x: Array) -> Array:
-        """The gated feed-forward network; in some layers most of the gate is set to zero."""
+        """The gated feed-forward network; in some layers, most of the gate is set to zero."""
         gate = self._linear(x, "mlp.gate_proj")
         sparsity = self.config.layers[self.index].sparsity
         if sparsity > 0:
@@ -115,7 +115,7 @@ class Layer(AttentionLayer[TextConfig]):
     def inject(self, streams: Array, per_layer: Array) -> Array:
         """Add the token's per-layer embedding, gated by the active stream, to every stream except the first.
 
-        per_layer: f32[N, ple_size]. The streams are changed in place.
+        `per_layer`: f32[N, ple_size]. The streams are changed in place.
         """
         x = streams[:, self.config.altup_active_index]
         if self.config.altup_correct_scale:
@@ -135,7 +135,7 @@ class Reference(DecoderReference[TextConfig]):
 
     @property
     def text_vocab_size(self) -> int:
-        """The number of ids that stand for text; further ids stand for images and sound."""
+        """The number of ids that stand for text; higher ids stand for images and sounds."""
         return min(self.model.config.vocab_size, self.model.config.ple_vocab_size)
 
     def hidden_states(
@@ -158,7 +158,7 @@ def forward(
 ) -> list[Array]:
     """The logits for every token of each sequence: f32[T, vocab] each.
 
-    UsageError for an empty sequence or a token id outside the vocabulary.
+    T is the length of a sequence. UsageError for an empty sequence or a token id outside the vocabulary.
     """
     hidden = hidden_states(model, sequences, progress=progress)
     return Batch.of(sequences).split(logits(model, np.concatenate(hidden)))
@@ -171,11 +171,11 @@ def hidden_states(
     progress: LayersDone | None = None,
     product: MatrixProduct | None = None,
 ) -> list[Array]:
-    """Compute all but the output matrix: f32[T, D] for each sequence, normed; pass any rows of it to `logits`.
+    """Compute everything before the output matrix: f32[T, D] for each sequence, normed; `logits` takes any rows of it.
 
-    `product` multiplies by matrices; None for the model's own.
+    `product` multiplies by the matrices; None for the model's own product.
 
-    Memory: about S·D + 3·FFN numbers per token, plus the largest matrix of a layer and scores of [T, T].
+    Memory: about S·D + 3·FFN numbers per token, plus the largest matrix of a layer and attention scores of [T, T].
     """
     config, multiplied = model.config, product or partial(multiply, model)
     ids, batch = checked_ids(config, sequences), Batch.of(sequences)

@@ -19,7 +19,7 @@ def text_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _layer_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:
-    """Those of each layer that other models do not have."""
+    """The tensors of each layer that the other Gemma models do not have."""
     hidden, streams = config.hidden_size, config.altup_num_inputs
     return {
         "altup.correct_output_scale": (hidden,),

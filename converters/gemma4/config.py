@@ -20,14 +20,11 @@ from converters.gemma.config_json import (
     MAX_WIDTH,
     eos_source,
     eos_token_ids,
-    finish_section,
-    ignore_repeated,
     layer_types,
     require_length,
-    section,
     token_id,
-    with_defaults,
 )
+from converters.gemma.model_classes import ModelClasses
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject
 
@@ -37,15 +34,9 @@ CAUSAL_LM = "Gemma4ForCausalLM"
 _log = logging.getLogger(__name__)
 
 TEXT_MODEL_TYPE = "gemma4_text"
-_MODEL_TYPES = {CONDITIONAL_GENERATION: "gemma4", CAUSAL_LM: TEXT_MODEL_TYPE}
-# The same models without the output matrix, which is tied to the embedding.
-_BASES = {"Gemma4Model": CONDITIONAL_GENERATION, "Gemma4TextModel": CAUSAL_LM}
 # Gemma 4 12B, known in order to be refused by name.
 _UNIFIED = ("Gemma4UnifiedForConditionalGeneration", "Gemma4UnifiedForCausalLM")
 _UNIFIED_TYPES = ("gemma4_unified", "gemma4_unified_text")
-ARCHITECTURES = (CONDITIONAL_GENERATION, CAUSAL_LM, *_BASES, *_UNIFIED)
-MODEL_TYPES = (*_MODEL_TYPES.values(), *_UNIFIED_TYPES)
-
 _SUPPORTED = "Gemma 4 E2B or E4B, whose per-layer embeddings can stay on flash"
 
 # The defaults of Gemma4TextConfig; those of layer_types, rope_parameters and head sizes are rules, below.
@@ -72,7 +63,7 @@ _ROPE: Mapping[Attention, Mapping[str, object]] = {
     "full": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
 
-# Those of the models without per-layer embeddings, and what E2B and E4B say there.
+# Keys that only the models without per-layer embeddings use, with the values that E2B and E4B have there.
 OF_LARGER_MODELS: Mapping[str, tuple[object, ...]] = {
     "attention_k_eq_v": (False,),
     "enable_moe_block": (False,),
@@ -82,11 +73,22 @@ OF_LARGER_MODELS: Mapping[str, tuple[object, ...]] = {
     "expert_intermediate_size": (None,),
 }
 
-# Of images and sounds, which are not converted.
+# Keys of the top level of config.json that concern images and sounds.
 MULTIMODAL_KEYS = """
     audio_token_id boa_token_id boi_token_id eoa_token_id eoa_token_index eoi_token_id image_token_id video_token_id
     vision_soft_tokens_per_image
 """
+
+_CLASSES = ModelClasses(
+    "gemma4",
+    CONDITIONAL_GENERATION,
+    CAUSAL_LM,
+    {"Gemma4Model": CONDITIONAL_GENERATION, "Gemma4TextModel": CAUSAL_LM},
+    TEXT,
+    MULTIMODAL_KEYS.split(),
+)
+ARCHITECTURES = (*_CLASSES.architectures, *_UNIFIED)
+MODEL_TYPES = (*_CLASSES.model_types, *_UNIFIED_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,22 +110,15 @@ TextModel = DecoderModel[TextConfig]
 def parse_config(config: object, generation: object | None, what: str) -> tuple[str, TextConfig]:
     """Parse the architecture and the text model's config from config.json and, if present, generation_config.json.
 
-    CheckpointError names the model where it is one of those without per-layer embeddings.
+    Raises CheckpointError for a config that is not supported. If it is that of a Gemma 4 model without per-layer
+    embeddings, the error names the model.
     """
-    top = JsonObject(config, what, CheckpointError)
-    architecture = _architecture(top)
-    if architecture == CAUSAL_LM:
-        top = text = JsonObject(with_defaults(config, TEXT), what, CheckpointError)
-    else:
-        text = _multimodal_text(top)
-    text.expect("model_type", TEXT_MODEL_TYPE)
-    _refuse_larger_models(text)
-    parsed = _text_config(text, top, eos_source(generation, top, what))
-    finish_section(text, read=("per_layer_config",))
-    if text is not top:
-        ignore_repeated(top, text, TEXT)
-        finish_section(top)
-    return architecture, parsed
+    _refuse_unified(JsonObject(config, what, CheckpointError))
+    sections = _CLASSES.read(config, what)
+    _refuse_larger_models(sections.text)
+    parsed = _text_config(sections.text, sections.top, eos_source(generation, sections.top, what))
+    _CLASSES.finish(sections, read=("per_layer_config",))
+    return sections.architecture, parsed
 
 
 def to_hugging_face(config: TextConfig) -> dict[str, object]:
@@ -167,38 +162,17 @@ def _rope_of(heads: Heads) -> dict[str, object]:
     return {"rope_type": "proportional", "rope_theta": heads.rope_theta, "partial_rotary_factor": share}
 
 
-def _architecture(top: JsonObject) -> str:
-    """The architecture in config.json; if it names none, that of its model_type."""
-    known = {kind: name for name, kind in _MODEL_TYPES.items()}
-    kind = top.value("model_type")
-    if kind in _UNIFIED_TYPES:
-        _refuse_model(top, "model_type", kind, "12B")
-    if not top.has("architectures"):
-        if not isinstance(kind, str) or kind not in known:
-            top.refuse("model_type", kind, " or ".join(known))
-        return known[kind]
-    stated = top.array("architectures")
-    if stated and stated[0] in _UNIFIED:
-        _refuse_model(top, "architectures", stated[0], "12B")
-    architecture = next((name for name in (*_MODEL_TYPES, *_BASES) if stated == [name]), None)
-    if architecture is None:
-        top.refuse("architectures", stated, " or ".join(_MODEL_TYPES))
-    architecture = _BASES.get(architecture, architecture)
-    if kind != _MODEL_TYPES[architecture]:
-        top.refuse("model_type", kind, f"{_MODEL_TYPES[architecture]!r} for {architecture}")
-    return architecture
-
-
-def _multimodal_text(top: JsonObject) -> JsonObject:
-    for tower in ("vision", "audio"):
-        if top.has(f"{tower}_config"):
-            top.child(f"{tower}_config").expect("model_type", f"gemma4_{tower}")
-    top.ignore(MULTIMODAL_KEYS.split())
-    return section(top, "text_config", TEXT)
+def _refuse_unified(top: JsonObject) -> None:
+    """Raise CheckpointError for Gemma 4 12B, which has classes of its own."""
+    for key, names in (("model_type", _UNIFIED_TYPES), ("architectures", _UNIFIED)):
+        stated = top.value(key) if top.has(key) else None
+        found = stated[0] if isinstance(stated, list) and stated else stated
+        if found in names:
+            _refuse_model(top, key, found, "12B")
 
 
 def _refuse_larger_models(text: JsonObject) -> None:
-    """CheckpointError for the models that this package does not know."""
+    """Raise CheckpointError for the Gemma 4 models that this package does not convert."""
     if text.has("enable_moe_block") and text.value("enable_moe_block") is True:
         _refuse_model(text, "enable_moe_block", "true", "26B-A4B")
     if text.value("hidden_size_per_layer_input") in (0, None):
@@ -214,13 +188,13 @@ def _refuse_model(section: JsonObject, key: str, found: object, name: str) -> No
 
 def _text_config(text: JsonObject, top: JsonObject, eos: JsonObject | None) -> TextConfig:
     vocab_size = text.integer("vocab_size", 1, MAX_VOCABULARY)
-    # Unlike Gemma 3n, there is no row for further ids: transformers fails for them.
+    # Unlike Gemma 3n's, this table has no row for ids beyond it: transformers fails for them.
     ple_vocab_size = text.integer("vocab_size_per_layer_input", vocab_size, MAX_VOCABULARY)
     num_kv_heads = text.integer("num_key_value_heads", 1, MAX_HEADS)
     num_heads = text.integer("num_attention_heads", 1, MAX_HEADS)
     if num_heads % num_kv_heads:
         text.refuse("num_attention_heads", num_heads, f"a multiple of num_key_value_heads, {num_kv_heads}")
-    # Without effect if keys are not values (attention_k_eq_v), but a sign of another model.
+    # It has no effect while keys and values are separate (attention_k_eq_v is false), but it marks another model.
     text.expect("num_global_key_value_heads", None, num_kv_heads)
     attention = attention_types(text)
     sliding, full = layer_heads(text, attention, num_kv_heads)
@@ -251,7 +225,7 @@ def _layers(text: JsonObject, attention: Sequence[Attention]) -> tuple[DecoderLa
         wanted = "an owner of each type before the shared layers"
         text.refuse("num_kv_shared_layers", shared, wanted)
     width = text.integer("intermediate_size", 1, MAX_WIDTH)
-    # Gemma4TextMLP: layers that read another's cache have a network twice as wide.
+    # Gemma4TextMLP: layers that read another layer's cache have a feed-forward network twice as wide.
     wide = width * (2 if text.flag("use_double_wide_mlp") else 1)
     sources = layer_kv_sources(attention, shared)
     return tuple(
@@ -286,7 +260,7 @@ def layer_heads(text: JsonObject, attention: Sequence[Attention], num_kv_heads: 
 
 
 def _head_sizes(text: JsonObject, attention: Sequence[Attention], num_kv_heads: int) -> dict[Attention, int]:
-    """The size of a head by type of layer, from global_head_dim (as published) or per_layer_config (as saved)."""
+    """The head size of each type of layer, from global_head_dim (as published) or per_layer_config (as saved)."""
     usual = text.integer("head_dim", 2, MAX_WIDTH)
     stated = text.integer("global_head_dim", 2, MAX_WIDTH) if text.has("global_head_dim") else None
     sizes: dict[Attention, int] = {"sliding": usual, "full": _GLOBAL_HEAD_DIM if stated is None else stated}
@@ -311,7 +285,7 @@ def _per_layer_sizes(text: JsonObject, count: int, usual: int, num_kv_heads: int
     for key in overrides.names() if overrides is not None else ():
         assert overrides is not None
         if not (key.isascii() and key.isdigit() and int(key) < count):
-            overrides.refuse(key, "a layer", f"indices of layers below {count}")
+            overrides.refuse(key, "a layer", f"layer indices below {count}")
         layer = overrides.child(key)
         if layer.has("head_dim"):
             sizes[int(key)] = layer.integer("head_dim", 2, MAX_WIDTH)

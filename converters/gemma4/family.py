@@ -1,4 +1,4 @@
-"""Gemma 4 as a model family: what `converters.family` asks, answered by the modules beside this one."""
+"""Gemma 4 as a model family: implements the interface in `converters.family` with the modules beside this one."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _NAMES: Mapping[tuple[int, int], str] = {(35, 1536): "E2B", (42, 2560): "E4B"}
 
 
 class Gemma4Checkpoint(Gemma4Tensors):
-    """A checkpoint of Gemma 4, open (`converters.family.Checkpoint`)."""
+    """An open checkpoint of Gemma 4 (`converters.family.Checkpoint`)."""
 
     @property
     def slices(self) -> Mapping[str, Slice]:
-        """The whole checkpoint: Gemma 4 is no MatFormer, so there are no smaller models in it."""
+        """The whole checkpoint alone: Gemma 4 is not a MatFormer, so it contains no smaller models."""
         whole = self.default_slice
         return {whole.name: whole}
 
@@ -52,17 +52,17 @@ class Gemma4Checkpoint(Gemma4Tensors):
         return Slice(name, tuple(range(config.num_layers)), tuple(layer.ffn_size for layer in config.layers))
 
     def find_slice(self, name: str) -> Slice:
-        """The whole checkpoint by its name, upper or lower case."""
+        """The whole checkpoint, if `name` is its name in upper or lower case; SliceError otherwise."""
         if name.strip().casefold() != self.default_slice.name.casefold():
             self._refuse_size(shorten(name))
         return self.default_slice
 
     def read_slice(self, path: Path) -> Slice:
-        """SliceError: there are no slices of Gemma 4."""
+        """Raise SliceError: Gemma 4 has no slices."""
         self._refuse_size(f"the slice {path.name}")
 
     def choose_slice(self, budget: Budget, text: Recipe) -> Slice:
-        """The whole checkpoint, if it fits."""
+        """The whole checkpoint; SliceError if it exceeds the budget."""
         whole, facts = self.default_slice, self.facts(self.default_slice, bits_per_weight=bits_per_weight(text))
         cost = facts.memory_bytes if budget.unit == "bytes" else facts.parameters["text"]
         if cost > budget.amount:
@@ -71,11 +71,13 @@ class Gemma4Checkpoint(Gemma4Tensors):
         return whole
 
     def _refuse_size(self, found: str) -> NoReturn:
-        wanted = f"{self.default_slice.name}, the whole of it: Gemma 4 is no MatFormer, and has no smaller models in it"
+        wanted = (
+            f"{self.default_slice.name}, the whole model: Gemma 4 is not a MatFormer and contains no smaller models"
+        )
         raise SliceError("size", file=self.path, found=found, wanted=wanted)
 
     def facts(self, slice_: Slice, *, bits_per_weight: float) -> SliceFacts:
-        """What the checkpoint takes; as for Gemma 3n, the effective parameters include unused keys and values."""
+        """What the checkpoint needs; as for Gemma 3n, the effective parameters include unused keys and values."""
         shapes = {**text_tensors(self.config), **unused_kv_tensors(self.config)}
         counts = {name: math.prod(shape) for name, shape in shapes.items()}
         embedding, per_layer = counts.pop(TOKEN_EMBEDDING), counts.pop(PER_LAYER_EMBEDDING)
@@ -85,7 +87,7 @@ class Gemma4Checkpoint(Gemma4Tensors):
         return SliceFacts(self.config.num_layers, parameters, read)
 
     def recipes(self, wanted: Mapping[str, RecipeChoice], towers: Collection[str]) -> Mapping[str, Recipe]:
-        """The recipe of every role; for a checkpoint of codes, by default that which copies them."""
+        """The recipe of every role; for a checkpoint of codes, the default is the one that copies them."""
         text, table = wanted.get("text"), self.scheme(PER_LAYER_EMBEDDING)
         is_coded = any(self.scheme(name) is not None for name in text_tensors(self.config))
         if text == STORED and not is_coded:
@@ -104,7 +106,7 @@ class Gemma4Checkpoint(Gemma4Tensors):
         return stored_recipe(RECIPES["text"].load("int8"), tensors, self.scheme, static_activations=static)
 
     def plan(self, request: PlanRequest) -> Plan:
-        """The text groups."""
+        """The plan of the text groups."""
         config = self.config
         text = PlannedText(
             config=config,
@@ -119,32 +121,32 @@ class Gemma4Checkpoint(Gemma4Tensors):
         return plan_text(text, request)
 
     def reference(self, slice_: Slice) -> Reference:
-        """The model as NumPy computes it."""
+        """The reference model of a slice, computed by NumPy."""
         return Reference(self, self.activation_scales)
 
     def calibration_passes(self, slices: Sequence[Slice]) -> Sequence[CalibrationPass]:
-        """The one size that there is, whose tensors have their own names in the plan."""
+        """The only size that there is; the plan names its tensors as the checkpoint does."""
         return (CalibrationPass(self.reference(slices[0]), lambda tensor: tensor),)
 
     def float_tower(
         self, record: VisionRecord | AudioRecord, frame_lengths: Sequence[int]
     ) -> PlannedTower[VisionRecord] | PlannedTower[AudioRecord]:
-        """CheckpointError: no bundle of Gemma 4 has a tower."""
+        """Raise CheckpointError: no bundle of Gemma 4 has a tower."""
         raise CheckpointError(file=self.path, found=self.architecture, wanted="a model whose towers are supported")
 
     def text_vocab_size(self, tokens: Mapping[int, str]) -> int | None:
-        """None: every id has its per-layer embedding, those around images and sounds too."""
+        """None: every id has its per-layer embedding, also the ids of images and sounds."""
         return None
 
     @property
     def supported_towers(self) -> Collection[str]:
-        """None yet."""
+        """No tower is supported yet."""
         return ()
 
     def tower_faults(self) -> Mapping[str, ToolkitError]:
-        """That each tower of the checkpoint is not supported."""
+        """For each tower of the checkpoint, the error that says that it is not supported."""
         towers = (group.name for group in self.groups if group.name in TOWER_FILES and group.tensors)
-        wanted = "text alone: the towers of Gemma 4 are not supported yet"
+        wanted = "text only: the towers of Gemma 4 are not supported yet"
         return {name: CheckpointError(file=self.path, found=f"its {name} tower", wanted=wanted) for name in towers}
 
 

@@ -1,8 +1,8 @@
 """The text model of Gemma 4 in NumPy, in float32 and without torch: the reference for bundles.
 
 The tokens of all sequences are concatenated on the first axis, so each matrix is read once, used, and dropped. N is the
-number of all tokens, D the hidden size. What other Gemma models have too is in `converters/gemma/reference.py`: norms,
-attention, per-layer embeddings.
+total number of tokens, D the hidden size. What all Gemma models share (norms, attention, per-layer embeddings) is in
+`converters/gemma/reference.py`.
 Source: transformers 5.24 `models/gemma4/modeling_gemma4.py`.
 """
 
@@ -42,7 +42,7 @@ class Layer(AttentionLayer[TextConfig]):
     """One decoder layer; everything is f32[N, ...]."""
 
     def forward(self, x: Array, per_layer: Array, shared: dict[int, KeyValue], batch: Batch) -> Array:
-        """Compute x after this layer. A layer with its own keys and values stores them in `shared`."""
+        """Compute the output of this layer for x. A layer that owns keys and values stores them in `shared`."""
         attended = self.attention(self._norm(x, "input_layernorm"), shared, batch)
         x = x + self._norm(attended, "post_attention_layernorm")
         fed = self.feed_forward(self._norm(x, "pre_feedforward_layernorm"))
@@ -66,11 +66,11 @@ class Reference(DecoderReference[TextConfig]):
     """The model in the form that the quality gate needs (`converters.family.ReferenceModel`)."""
 
     activation_scales: Callable[[str], ActivationScales] = lambda _: ActivationScales()
-    """The scales by which the product with a tensor rounds; most checkpoints state none."""
+    """Gives the scales to which the product with a tensor rounds its inputs and outputs; most checkpoints have none."""
 
     @property
     def text_vocab_size(self) -> int:
-        """The number of ids that stand for text: all, as those of images and sounds are among them."""
+        """The number of ids that have a per-layer embedding: all of them, also those of images and sounds."""
         return self.model.config.vocab_size
 
     def hidden_states(
@@ -80,7 +80,7 @@ class Reference(DecoderReference[TextConfig]):
         progress: LayersDone | None = None,
         product: MatrixProduct | None = None,
     ) -> list[Array]:
-        """See the function of this name; `product` multiplies without rounding."""
+        """See the function of this name; a given `product` multiplies without rounding."""
         product = product or rounding(partial(multiply, self.model), self.activation_scales)
         return hidden_states(self.model, sequences, progress=progress, product=product)
 
@@ -94,7 +94,7 @@ def forward(
 ) -> list[Array]:
     """The logits for every token of each sequence: f32[T, vocab] each.
 
-    UsageError for an empty sequence or a token id outside the vocabulary.
+    T is the length of a sequence. UsageError for an empty sequence or a token id outside the vocabulary.
     """
     hidden = hidden_states(model, sequences, progress=progress)
     return Batch.of(sequences).split(logits(model, np.concatenate(hidden)))
@@ -107,10 +107,10 @@ def hidden_states(
     progress: LayersDone | None = None,
     product: MatrixProduct | None = None,
 ) -> list[Array]:
-    """Compute all but the output matrix: f32[T, D] for each sequence, normed; pass any rows of it to `logits`.
+    """Compute everything before the output matrix: f32[T, D] for each sequence, normed; `logits` takes any rows of it.
 
-    `product` multiplies by matrices; None for the model's own.
-    Memory: about 3·FFN numbers per token, plus the largest matrix of a layer and scores of [T, T].
+    `product` multiplies by the matrices; None for the model's own product.
+    Memory: about 3·FFN numbers per token, plus the largest matrix of a layer and attention scores of [T, T].
     """
     config, multiplied = model.config, product or partial(multiply, model)
     ids, batch = checked_ids(config, sequences), Batch.of(sequences)

@@ -6,7 +6,8 @@ from converters.gemma.tensors import decoder_tensors
 from converters.gemma4.config import TextConfig
 
 LAYER_SCALAR = "layer_scalar"
-"""A layer's factor of the whole residual stream: f32[1]. A buffer in transformers, so its name has no suffix."""
+"""The factor that scales the residual stream after a layer: f32[1]. In transformers it is a buffer, so its name has no
+suffix `.weight`."""
 
 
 def text_tensors(config: TextConfig) -> dict[str, tuple[int, ...]]:

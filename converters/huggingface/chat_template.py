@@ -25,7 +25,7 @@ MAX_CONFIG_BYTES = 16_000_000  # the published tokenizer_config.json has 1.2 MB
 def read_chat_template(checkpoint: Path, bos_token: str | None = None) -> str | None:
     """Read the template that transformers renders without tools, and set its special tokens; None if there is none.
 
-    bos_token: the value that a runtime passes as `bos_token`; if the checkpoint states another one, that one is set.
+    `bos_token`: the value that a runtime passes as `bos_token`; if the checkpoint states another value, that is set.
     CheckpointError if a file is not text, if no named template is the default, or if the template is empty.
     """
     source = find_template(checkpoint)
@@ -35,7 +35,7 @@ def read_chat_template(checkpoint: Path, bos_token: str | None = None) -> str | 
         raise CheckpointError(
             "chat template",
             file=checkpoint,
-            found="an empty one, which makes every prompt empty",
+            found="an empty template, which makes every prompt empty",
             remedy="remove it, or copy chat_template.jinja from the model this one was trained from",
         )
     tokens = special_tokens(checkpoint)
@@ -64,12 +64,12 @@ def find_template(checkpoint: Path) -> str | None:
 
 
 def _key_of(value: object, key: str) -> object:
-    """The value of one key; not read by strict_json, because transformers writes 10^30 for texts without a limit."""
+    """The value of one key; not read with strict_json, because transformers writes 10^30 for unlimited lengths."""
     return value.get(key) if isinstance(value, dict) else None
 
 
 def _chosen_template(stated: object, path: Path) -> str | None:
-    """The template itself if it is a text; of several named ones, in a list or an object, the one named default."""
+    """The template itself if it is a text; of several named templates, in a list or an object, the default one."""
     if stated is None or isinstance(stated, str):
         return stated
     pairs: list[tuple[object, object]] = []
@@ -88,7 +88,7 @@ def _chosen_template(stated: object, path: Path) -> str | None:
             "chat_template",
             file=path,
             found=f"templates called {shorten(', '.join(named))}",
-            wanted=f"one called {_DEFAULT}, as transformers takes it",
+            wanted=f"one called {_DEFAULT}, which transformers uses",
             remedy="save the wanted one as chat_template.jinja",
         )
     return named[_DEFAULT]
@@ -125,7 +125,7 @@ def special_tokens(checkpoint: Path) -> dict[str, str]:
 
 
 def _token_texts(group: Mapping[str, object]) -> dict[str, str]:
-    """The texts of tokens; each is stored as a text, or as an object that also states how it is matched."""
+    """The texts of tokens, which are stored as texts, or as objects that also state how a token is matched."""
     found: dict[str, str] = {}
     for key, value in group.items():
         text = _key_of(value, "content") if isinstance(value, dict) else value

@@ -16,7 +16,7 @@ from toolkit.base.strict_json import read_json_file
 
 @dataclass(frozen=True, slots=True)
 class CheckpointConfigs:
-    """The unchecked values of both files in the directory `path`; the model family checks them."""
+    """The values of both files in the directory `path`, unchecked; the model family checks them."""
 
     path: Path
     config: object
@@ -25,7 +25,7 @@ class CheckpointConfigs:
     adapters: tuple[Adapter, ...] = ()
     """Open adapters that the family merges into the tensors, in this order."""
     name: str = ""
-    """What a manifest calls the checkpoint: its directory's name, or its Hugging Face id and commit."""
+    """The checkpoint's name in manifests: its directory's name, or its Hugging Face id and commit."""
     remote_files: tuple[SafetensorsFile, ...] | None = None
     """The files of weights if only their headers were downloaded, for a first look; None if they are in `path`."""
 
@@ -57,10 +57,10 @@ def read_configs(path: Path, adapters: Sequence[Adapter] = (), name: str = "") -
 
 
 def _require_no_adapter(path: Path) -> None:
-    """CheckpointError if there is an adapter: transformers would add it to the full weights, giving another model."""
+    """Raise CheckpointError if there is an adapter: transformers would add it to the full weights."""
     if os.path.lexists(path / "adapter_config.json"):
         raise CheckpointError(
             file=path / "adapter_config.json",
-            found="a LoRA adapter beside the weights of a whole model, which transformers would add to them",
+            found="a LoRA adapter beside the weights of a whole model, to which transformers would add it",
             remedy=f"merge it with --adapter {path}, or remove it if these weights contain it already",
         )

@@ -1,4 +1,4 @@
-"""Regular expressions of a stranger's config, which may take endless time: tried in a process of their own."""
+"""Regular expressions from untrusted configs, which may take endless time: they are tried in a child process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIMITS = Limits(seconds=10, output_bytes=8 << 20)
 
 
 def compiled(pattern: str, key: str, file: str | None) -> re.Pattern[str]:
-    """The expression; CheckpointError, with the config's key, for a text that is none."""
+    """Compile an expression; CheckpointError, which names the config's key, if it is not a regular expression."""
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
@@ -22,9 +22,9 @@ def compiled(pattern: str, key: str, file: str | None) -> re.Pattern[str]:
 
 
 def first_matches(patterns: Sequence[str], names: Iterable[str], key: str, file: str | None) -> Mapping[str, int]:
-    """The index of the first pattern that matches the whole of a name, by name; names that none matches are absent.
+    """For each name, the index of the first pattern that matches all of it; names that no pattern matches are absent.
 
-    CheckpointError for a pattern that is no regular expression; BundleError if they take more than ten seconds.
+    CheckpointError for a pattern that is not a regular expression; BundleError if they take more than ten seconds.
     """
 
     def find() -> dict[str, int]:

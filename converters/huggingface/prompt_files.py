@@ -21,22 +21,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PromptFiles:
-    """A valid tokenizer, and the template's source from any of the checkpoint's files; None if it has no template."""
+    """A valid tokenizer, and the source of the chat template; None if the checkpoint has no template."""
 
     tokenizer: bytes
     template: str | None
     source: Path
-    """The directory that the template is from: the checkpoint's, or that of an adapter."""
+    """The directory of the template: the checkpoint's, or an adapter's."""
     turn_end: int | None = None
-    """The token that the template writes after an answer."""
+    """The id of the token that the template writes after an answer; None if it writes none."""
 
     @property
     def bytes(self) -> int:
-        """The size of both files."""
+        """The size of both files in bytes."""
         return len(self.tokenizer) + len((self.template or "").encode())
 
     def copy_to(self, directory: Path) -> None:
-        """Write them into a bundle."""
+        """Write both files into a bundle's directory."""
         (directory / TOKENIZER).write_bytes(self.tokenizer)
         if self.template is not None:
             (directory / CHAT_TEMPLATE).write_text(self.template, encoding="utf-8")
@@ -47,8 +47,8 @@ def read_prompt_files(
 ) -> PromptFiles:
     """Read both; CheckpointError if one of them is unusable, or if the tokenizer has ids that the model lacks.
 
-    Of `adapters`, the directories of those that are merged, the last that has such a file gives it: trainers save
-    beside an adapter what it was trained with.
+    `adapters`: the directories of the merged adapters. Each file comes from the last of them that has it: training
+    programs save these files beside an adapter.
     """
     tokenizer = _last_with("tokenizer.json", checkpoint, adapters)
     if not tokenizer.is_file():
@@ -66,7 +66,7 @@ def read_prompt_files(
     source = template_directory(checkpoint, adapters)
     template, end = _template(source, checkpoint, bos_token), None
     if template is None:
-        _log.warning("%s has no chat template: run and export take plain text alone (--raw)", checkpoint)
+        _log.warning("%s has no chat template: run and export take only plain text (--raw)", checkpoint)
     else:
         end = _turn_end(ChatTemplate(template, file=checkpoint), data)
     return PromptFiles(plain_tokenizer(data), template, source, end)
@@ -78,10 +78,10 @@ def template_directory(checkpoint: Path, adapters: Sequence[Path] = ()) -> Path:
 
 
 def _template(source: Path, checkpoint: Path, bos_token: str | None) -> str | None:
-    """The template that is in `source`; a warning if it is an adapter's that differs from the checkpoint's."""
+    """The template in `source`; logs a warning if it is an adapter's and differs from the checkpoint's."""
     template = read_chat_template(source, bos_token)
     if source != checkpoint and template != read_chat_template(checkpoint, bos_token):
-        _log.warning("the chat template is that of adapter %s, which is not the checkpoint's", source.name)
+        _log.warning("the chat template is that of adapter %s, which differs from the checkpoint's", source.name)
     return template
 
 
@@ -91,7 +91,7 @@ def _last_with(name: str, checkpoint: Path, adapters: Sequence[Path]) -> Path:
 
 
 def _turn_end(template: ChatTemplate, tokenizer: bytes) -> int | None:
-    """The id of the token that ends a turn; None, with a warning, if the template writes a text that is not a token."""
+    """The id of the token that ends a turn; None if there is none, with a warning if the template writes a text."""
     text = turn_end(template)
     token = control_token_at(tokenizer, text) if text else None
     if text and token is None:

@@ -1,8 +1,8 @@
 """Reads safetensors files, and the index that joins them, strictly.
 
-Format: https://github.com/huggingface/safetensors#format. An 8-byte little-endian header length, a JSON header, the
-tensors' bytes.
-All rules are checked before any byte of a tensor is used; any fault, whatever the bytes, raises CheckpointError.
+Format (https://github.com/huggingface/safetensors#format): an 8-byte little-endian header length, a JSON header, and
+the bytes of the tensors.
+All rules are checked before any byte of a tensor is used; any fault raises CheckpointError, whatever the bytes are.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from toolkit.base.strict_json import JsonObject, open_regular, parse_json, read_
 _log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 20_000_000
-"""Of a header, and of the index. The format allows 100 MB (MAX_HEADER_SIZE in safetensors' tensor.rs), but JSON that
-long may take several GB in Python; the headers of Gemma 3n have 0.3 MB."""
+"""The limit for a header, and for the index. The format allows 100 MB (MAX_HEADER_SIZE in safetensors' tensor.rs), but
+JSON of that length may take several GB in Python; the headers of Gemma 3n have 0.3 MB."""
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -106,12 +106,12 @@ class SafetensorsFile:
         self._close()
 
     def require_unchanged(self) -> None:
-        """CheckpointError if the file has changed since it was opened: reads may then have mixed both versions."""
+        """Raise CheckpointError if the file has changed since it was opened: reads may have mixed both versions."""
         if _state(self._fd) != self._state:
             raise CheckpointError(file=self.path, found="the file has changed since it was opened")
 
     def bypass_page_cache(self) -> None:
-        """Make large reads go directly from storage to the caller's memory, if system and file system support that."""
+        """Make large reads go directly from storage to the caller's memory, if the system supports this."""
         try:
             direct = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except (OSError, AttributeError):
@@ -148,7 +148,7 @@ class SafetensorsFile:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._direct = None  # a file system that opens files for direct reads but cannot read them
+            self._direct = None  # the file system opens files for direct reads but cannot read them
             return 0
         count = max(0, min(count - skipped, data.size))
         data[:count] = blocks[skipped : skipped + count]
@@ -156,7 +156,7 @@ class SafetensorsFile:
 
 
 def _state(fd: int) -> tuple[int, int]:
-    """The size and the time of the last write, which every write changes."""
+    """The size and the modification time, at least one of which every write changes."""
     found = os.fstat(fd)
     return found.st_size, found.st_mtime_ns
 
@@ -167,7 +167,7 @@ def _close_all(descriptors: list[int]) -> None:
 
 
 def _read_into(fd: int, data: NDArray[np.uint8], offset: int) -> int:
-    """Read some bytes, at least one unless the file ends; where the system has no preadv, they are copied once more."""
+    """Read some bytes, at least one unless the file ends; without preadv, they are copied once more."""
     if hasattr(os, "preadv"):
         return os.preadv(fd, [data.data], offset)
     read = os.pread(fd, min(data.size, _LEAST_DIRECT_BYTES), offset)
@@ -186,7 +186,7 @@ def _fill(fd: int, data: NDArray[np.uint8], offset: int) -> int:
 def open_safetensors(directory: Path) -> tuple[SafetensorsFile, ...]:
     """Open and check the files of a directory: `model.safetensors`, or the shards that its index names.
 
-    Checkpoints larger than half of memory bypass the page cache: they would not stay there until another pass, and
+    Checkpoints larger than half of the memory bypass the page cache: they would not stay there until the next pass, and
     making room for them takes longer than quantising them.
     """
     files = open_files(
@@ -285,7 +285,7 @@ def _check_index(index: Path, weight_map: Mapping[str, str], total: int | None, 
             raise CheckpointError(file=index, found=found, wanted=f"it in {weight_map.get(name, 'no shard')}")
     actual = sum(info.stored_bytes for file in files for info in file.tensors.values())
     if total is not None and total != actual:
-        # Not an error: transformers does not read it, and each shard's own header shows what is missing from it.
+        # Not an error: transformers does not read total_size, and each shard's header shows what the shard lacks.
         _log.warning("%s: total_size is %s, but the tensors have %s bytes", index, total, actual)
 
 
@@ -305,7 +305,7 @@ def read_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> Map
             "header", file=path, found=shorten(text[:16]), wanted="an object from { to }, then only spaces"
         )
     header = JsonObject(parse_json(text, str(path), CheckpointError, "header"), str(path), CheckpointError, "header")
-    if header.has("__metadata__"):  # mlx writes null where there is none
+    if header.has("__metadata__"):  # mlx writes null if there is none
         metadata = header.child("__metadata__")
         for key in metadata.names():
             metadata.string(key)

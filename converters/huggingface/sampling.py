@@ -1,6 +1,6 @@
 """Reads from a checkpoint's generation_config.json how tokens are to be sampled.
 
-Source: transformers 5.24 generation/configuration_utils.py, whose defaults apply where a key is missing.
+Source: transformers 5.24 generation/configuration_utils.py, whose defaults apply if a key is missing.
 """
 
 from __future__ import annotations

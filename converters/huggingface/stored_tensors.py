@@ -19,16 +19,16 @@ from toolkit.quant.source import PackedRows
 _COMPARED_BYTES = 4 << 20
 
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
-"""The samples in a large tensor's fingerprint; part of the manifest's format (docs/formats/manifest.md)."""
+"""The number of samples in a large tensor's fingerprint; part of the manifest's format (docs/formats/manifest.md)."""
 
 
 class StoredTensors:
     """The open files of a checkpoint; safe to read from several threads."""
 
     def __init__(self, path: Path, files: Sequence[SafetensorsFile] | None = None) -> None:
-        """Reads the headers and the index, but no weights; raises CheckpointError if one of them is invalid.
+        """Read the headers and the index, but no weights; CheckpointError if one of them is invalid.
 
-        `files`: those of a checkpoint whose weights are elsewhere; `path` has none then.
+        `files`: the files of weights, if they are not in `path`.
         """
         self.are_remote = files is not None
         self._files = {file.path.name: file for file in (open_safetensors(path) if files is None else files)}
@@ -43,21 +43,21 @@ class StoredTensors:
         return read_tensor(self._files[info.file], info, rows, columns)
 
     def is_readable(self, info: TensorInfo) -> bool:
-        """Whether `read` can give the tensor's numbers."""
+        """Whether `read` supports the tensor's type."""
         return info.dtype in FLOAT_DTYPES
 
     def packed(
         self, info: TensorInfo, scheme: Scheme, rows: tuple[int, int], columns: tuple[int, int] | None = None
     ) -> PackedRows | None:
-        """Rows of a tensor that is stored as codes of this scheme; None for any other, which floats are."""
+        """Rows of a tensor that is stored as codes in this scheme; None for any other tensor, including floats."""
         return None
 
     def scheme(self, info: TensorInfo) -> Scheme | None:
-        """The scheme in which a tensor is stored; None for one of floats."""
+        """The scheme in which a tensor is stored; None for floats."""
         return None
 
     def activation_scales(self, info: TensorInfo) -> ActivationScales:
-        """The scales by which the product with a tensor rounds its inputs and outputs."""
+        """The scales to which the product with a tensor rounds its inputs and outputs."""
         return ActivationScales()
 
     def equal(self, one: TensorInfo, other: TensorInfo) -> bool:
@@ -71,9 +71,9 @@ class StoredTensors:
     def fingerprint(self, config: object, stop_tokens: Iterable[int], names: Mapping[str, TensorInfo]) -> str:
         """The sha256, in hex, of a config's values, each tensor's name, type and shape, and samples of its bytes.
 
-        Distinguishes models, fine-tuned ones too, without reading them completely: the samples are spread evenly over
-        each tensor, and small tensors are read whole. `names`: the tensors by the family's names. The distribution of
-        tensors over shards does not matter.
+        It distinguishes models, including fine-tuned ones, without reading them completely: the samples are spread
+        evenly over each tensor, and small tensors are read whole. `names`: the tensors by the family's names. The
+        distribution of tensors over shards does not matter.
         """
         digest = hashlib.sha256(json.dumps([config, list(stop_tokens)], sort_keys=True).encode())
         for name in sorted(names):
@@ -84,7 +84,7 @@ class StoredTensors:
         return digest.hexdigest()
 
     def require_unchanged(self) -> None:
-        """CheckpointError if a file of weights has changed since it was opened."""
+        """Raise CheckpointError if a file of weights has changed since it was opened."""
         for file in self._files.values():
             file.require_unchanged()
 

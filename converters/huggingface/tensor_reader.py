@@ -19,7 +19,7 @@ _STORED: Mapping[str, np.dtype[np.generic]] = {
     "F32": np.dtype(np.float32),
 }
 _EXPONENTS: Mapping[str, int] = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000}
-"""The bits of each type's exponent: all of them are set in infinities and NaN, and in no other number."""
+"""The bits of each type's exponent: infinities and NaN have all of them set, other numbers have not."""
 
 FLOAT_DTYPES = tuple(_STORED)
 """The dtypes that can be read, by their names in safetensors; `toolkit.base.elements` lists those that are written."""
@@ -28,20 +28,20 @@ _PIECE_BYTES = 1 << 20
 """Large enough for storage, and small enough to stay in the processor's cache between the read and the conversion."""
 
 _LEAST_STRIDED_BYTES = 4096
-"""A page: for shorter parts of rows, separate reads cost more than reading whole rows."""
+"""The page size: for shorter gaps between parts of rows, separate reads cost more than reading whole rows."""
 
 
 def read_tensor(
     file: SafetensorsFile, info: TensorInfo, rows: Range | None, columns: Range | None
 ) -> NDArray[np.float32]:
-    """Read half-open ranges of the first and last axis, None being all; bf16 and f16 become float32 of equal value.
+    """Read half-open ranges of the first and last axis (None: all); bf16 and f16 become float32 of equal value.
 
-    CheckpointError for a NaN or an infinity among them, by the names and the row that the checkpoint's own file has.
+    CheckpointError for a NaN or an infinity, with the name and the row in the checkpoint's file.
     """
     if info.dtype not in FLOAT_DTYPES:
         raise CheckpointError(info.name, file=file.path, found=info.dtype, wanted=" or ".join(FLOAT_DTYPES))
     if not info.shape and (rows or columns):
-        raise UsageError(info.name, found="a range of a number without axes", wanted="all of it")
+        raise UsageError(info.name, found="a range of a tensor without axes", wanted="all of it")
     if len(info.shape) == 1 and columns is not None:
         raise UsageError(info.name, found="a range of columns", wanted="a range of rows: it has one axis")
     first, last = _checked(info, rows, 0), _checked(info, columns, -1)
@@ -93,7 +93,7 @@ def _read_run(file: SafetensorsFile, info: TensorInfo, start: int, out: NDArray[
 def _read_columns(
     file: SafetensorsFile, info: TensorInfo, first_row: int, first_column: int, width: int, out: NDArray[np.float32]
 ) -> None:
-    """Read a rectangle, some rows at a time: only the part of each row, or whole rows if most of a row is wanted."""
+    """Read a rectangle, some rows at a time: only the wanted part of each row, or whole rows if that is most of it."""
     stored = _STORED[info.dtype]
     rows, columns = out.shape
     strided = columns * stored.itemsize >= _LEAST_STRIDED_BYTES and columns * 2 <= width
@@ -116,12 +116,13 @@ def _read_columns(
 def _require_finite(
     file: SafetensorsFile, info: TensorInfo, stored: NDArray[np.generic], start: int, width: int = 0
 ) -> None:
-    """CheckpointError if some of the numbers are not finite.
+    """Raise CheckpointError if any of the numbers is not finite.
 
-    start: the place of the first in the whole tensor; width: that of a line of the next below it, if there are lines.
+    `start`: the index of the first number in the flattened tensor. `width`: for numbers of several rows, the distance
+    of their beginnings.
     """
     size, exponent = stored.dtype.itemsize, _EXPONENTS[info.dtype]
-    # Bits without a sign are ordered as integers are: two maxima tell, and take a fraction of what widening takes.
+    # Without their sign, the bits of floats sort like integers: two maxima suffice, in a fraction of widening's time.
     unsigned, signed = stored.view(f"u{size}"), stored.view(f"i{size}")
     if not stored.size or (signed.max() < exponent and unsigned.max() < exponent | 1 << (8 * size - 1)):
         return

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint as transformers loads it: tokenizer.json and the tokens of its other files.
+"""The tokenizer of a checkpoint as transformers loads it: tokenizer.json, with the tokens in its other files.
 
 Source: transformers 5.24 tokenization_utils_tokenizers.py (TokenizersBackend.__init__), tokenization_gemma.py.
 """
@@ -14,9 +14,9 @@ from converters.huggingface.chat_template import special_tokens
 
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 _NAMED = _FLAGS | {"normalized": False, "special": True}
-"""The flags of a token that is named without any."""
+"""The flags of a token that is named without flags."""
 _GEMMA = ("GemmaTokenizer", "GemmaTokenizerFast")
-# What transformers' class for Gemma builds, whatever tokenizer.json says.
+# The parts that transformers' class for Gemma builds, whatever tokenizer.json says.
 _GEMMA_PARTS: Mapping[str, object] = {
     "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
     "pre_tokenizer": {
@@ -35,12 +35,12 @@ _GEMMA_MODEL: Mapping[str, object] = {"fuse_unk": True, "dropout": None, "byte_f
 
 
 def as_transformers_loads(data: bytes, checkpoint: Path) -> bytes:
-    """tokenizer.json with what transformers adds to it and changes in it; the same bytes where that is nothing.
+    """tokenizer.json with what transformers adds to it and changes in it; the same bytes if that is nothing.
 
-    data: a tokenizer.json that `tokenizer_faults` takes.
+    `data`: a tokenizer.json for which `tokenizer_faults` finds no fault.
     """
     value = json.loads(data.decode("utf-8"))
-    named = special_tokens(checkpoint)  # first, since it says what is wrong with the files that are no JSON
+    named = special_tokens(checkpoint)  # first, because it raises errors for files that are not JSON
     config = _read_config(checkpoint)
     changed = _with_tokens(value, _declared_tokens(config, named.values()))
     if config.get("tokenizer_class") in _GEMMA and value["model"].get("type") == "BPE":
@@ -55,7 +55,7 @@ def _read_config(checkpoint: Path) -> Mapping[str, Any]:
 
 
 def _declared_tokens(config: Mapping[str, Any], special: Iterable[str]) -> dict[str, dict[str, bool] | None]:
-    """Texts of tokens that other files than tokenizer.json name, with their flags where those are stated."""
+    """The texts of tokens that files other than tokenizer.json name, with their flags if these are stated."""
     stated = config.get("added_tokens_decoder")
     declared: dict[str, dict[str, bool] | None] = {}
     for item in stated.values() if isinstance(stated, dict) else ():
@@ -70,7 +70,7 @@ def _declared_tokens(config: Mapping[str, Any], special: Iterable[str]) -> dict[
 
 
 def _with_tokens(value: Mapping[str, Any], declared: Mapping[str, dict[str, bool] | None]) -> dict[str, object]:
-    """`added_tokens` and `model` with declared tokens that are missing or described otherwise; empty without any."""
+    """`added_tokens` and `model` with the declared tokens that are missing or have other flags; empty if none are."""
     added: list[dict[str, Any]] = [dict(item) for item in value.get("added_tokens") or []]
     known = {item["content"]: item for item in added}
     vocabulary = value["model"]["vocab"]
@@ -92,14 +92,14 @@ def _with_tokens(value: Mapping[str, Any], declared: Mapping[str, dict[str, bool
     if not changed:
         return {}
     found: dict[str, object] = {"added_tokens": sorted(added, key=lambda item: int(item["id"]))}
-    # The library numbers added tokens anew when it reads the file, unless the vocabulary has them.
+    # The library renumbers added tokens when it reads the file, unless the vocabulary has them.
     if new and isinstance(vocabulary, dict):
         found["model"] = {**value["model"], "vocab": {**vocabulary, **new}}
     return found
 
 
 def _as_gemma(value: Mapping[str, Any]) -> dict[str, object]:
-    """The parts that transformers' class replaces, as far as they differ."""
+    """The parts that transformers' class replaces, if they differ."""
     changed: dict[str, object] = {key: part for key, part in _GEMMA_PARTS.items() if value.get(key) != part}
     model = value["model"]
     if any(model.get(key) != wanted for key, wanted in _GEMMA_MODEL.items()):

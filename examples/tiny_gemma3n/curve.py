@@ -1,8 +1,8 @@
-"""Plot how held-out perplexity fell while train_on.py ran: one panel for each text, one line for each size.
+"""Plots how the held-out perplexity fell while train_on.py ran: one panel for each text, one line for each size.
 
     python curve.py WORK/curve.jsonl curve.svg
 
-needs matplotlib. Points are of the averaged weights, on a few rows of each text (see train_on.held_out_rows).
+It needs matplotlib. Points are of the averaged weights, on a few rows of each text (see train_on.held_out_rows).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ matplotlib.use("svg")
 
 
 def plot(points: list[dict[str, float]], path: Path) -> None:
-    """points: tokens trained and perplexities, named `prose large` and so on."""
+    """`points`: for each, the number of tokens trained, and the perplexities by name, such as `prose large`."""
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "tiny_gemma3n"

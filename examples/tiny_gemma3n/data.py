@@ -30,7 +30,7 @@ SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", *TURNS, "<start_of_image>", "<sta
 PAD, EOS, BOS = 0, 1, 2
 VOCAB_SIZE = 3072
 
-# OSIS book ids of the modern translation for the names that the King James program prints; other books keep the id.
+# The modern translation's OSIS book ids, with the names that the King James program prints; other books keep their id.
 BOOK_NAMES = """
 Gen Genesis, Exod Exodus, Lev Leviticus, Num Numbers, Deut Deuteronomy, Josh Joshua, Judg Judges, Ruth Ruth, 1Sam 1
 Samuel, 2Sam 2 Samuel, 1Kgs 1 Kings, 2Kgs 2 Kings, 1Chr 1 Chronicles, 2Chr 2 Chronicles, Ezra Ezra, Neh Nehemiah, Esth
@@ -61,7 +61,7 @@ class Chapter:
 
 
 def fetch(work: Path) -> Path:
-    """Download and unpack the packages (not install); returns the folder they are unpacked in."""
+    """Download and unpack the packages, without installing them; return the folder with their files."""
     root = work / "packages"
     if not (root / WEB_MODULE).exists():
         root.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def read_modern(root: Path) -> list[Chapter]:
 
 
 def load_chapters(work: Path) -> list[Chapter]:
-    """All chapters of both translations in their order; cached in WORK/verses.json."""
+    """All chapters of both translations, in order; cached in WORK/verses.json."""
     path = work / "verses.json"
     if not path.exists():
         root = fetch(work)
@@ -122,9 +122,9 @@ def load_chapters(work: Path) -> list[Chapter]:
 
 
 def train_tokenizer(chapters: list[Chapter]) -> dict[str, object]:
-    """tokenizer.json in Gemma 3's form: space becomes `▁`, BPE with byte fallback, `<bos>` first.
+    """tokenizer.json in Gemma 3's form: spaces become `▁`, BPE with byte fallback, `<bos>` first.
 
-    Merges are learned inside words (a leading `▁` included) of the training chapters only.
+    Merges are learned only inside words (including a leading `▁`), and only from the training chapters.
     """
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
@@ -183,7 +183,7 @@ def load_tokenizer(work: Path) -> Tokenizer:
 
 
 def document(chapter: Chapter) -> str:
-    """A chapter as the model sees it: a heading, then one verse a line."""
+    """A chapter in the form that the model sees: a heading, then one verse per line."""
     heading = f"{chapter.book} {chapter.number}" + (" (modern)" if chapter.style == "modern" else "")
     return "\n".join((heading, "", *chapter.verses, "", ""))
 
@@ -210,7 +210,7 @@ STOP = frozenset(DULL_WORDS.split())
 
 
 class Conversations:
-    """Draws chat samples: continue a verse, tell of a word, change the style of a verse, or greet."""
+    """Draws chat samples: continue a verse, tell about a word, change the style of a verse, or greet."""
 
     def __init__(self, chapters: list[Chapter], rng: random.Random) -> None:
         self.rng = rng
@@ -256,7 +256,7 @@ class Conversations:
 
 
 def token_streams(chapters: list[Chapter], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
-    """One stream of ids per book and style: its chapters in order, then `<eos>`. No `<bos>`."""
+    """One stream of ids for each book and style: its chapters in order, then `<eos>`, without `<bos>`."""
     books: dict[tuple[str, str], list[str]] = {}
     for chapter in chapters:
         books.setdefault((chapter.style, chapter.book), []).append(document(chapter))
@@ -269,7 +269,7 @@ def token_streams(chapters: list[Chapter], tokenizer: Tokenizer) -> list[NDArray
 
 
 class Sampler:
-    """Training batches: windows of the books, and (a share of `chat`) rows packed with conversations."""
+    """Draws training batches: windows of the books, and, with probability `chat`, rows filled with conversations."""
 
     def __init__(self, chapters: list[Chapter], tokenizer: Tokenizer, length: int, *, chat: float, seed: int) -> None:
         training = [chapter for chapter in chapters if not chapter.held_out]

@@ -1,10 +1,10 @@
-"""Held-out perplexity of the tiny Gemma 3n's sizes, a plot of it, and sample outputs, in float32.
+"""Measures the held-out perplexity of the tiny Gemma 3n's sizes in float32, plots it, and prints sample outputs.
 
     python evaluate.py --work WORK
 
-The held-out text is five whole books of both translations, none of whose lines was trained on. needs matplotlib.
-Perplexity is computed by model.py, whose logits train.py holds against transformers'; transformers writes the samples.
-Effective parameters: all but the token and per-layer embedding tables, counted as Google counts Gemma 3n's.
+It needs matplotlib. The held-out text is five whole books of both translations, none of whose lines was trained on.
+model.py computes perplexity (train.py compares its logits with those of transformers); transformers writes the samples.
+Effective parameters are all except the token and per-layer embedding tables, counted as Google counts Gemma 3n's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Mean negative log likelihood (nats) of the held-out text per token and per byte."""
+    """The mean negative log likelihood (nats) of the held-out text, per token and per byte."""
 
     size: Size
     parameters: int
@@ -62,7 +62,7 @@ def effective_parameters(weights: Weights, size: Size) -> int:
 
 @torch.no_grad()
 def negative_log_likelihood(weights: Weights, size: Size, stream: Tensor) -> float:
-    """Sum over the stream; a token sees `<bos>` and, where there are as many, at least WINDOW - STRIDE tokens."""
+    """The sum over the stream; each token sees `<bos>` and at least WINDOW - STRIDE tokens, if there are so many."""
     total = 0.0
     for start in range(0, len(stream), STRIDE):
         first = max(0, start + STRIDE - WINDOW)
@@ -102,7 +102,7 @@ def plot(scores: list[Score], path: Path) -> None:
 
 @torch.no_grad()
 def generate(reference: PreTrainedModel, tokenizer: Tokenizer, text: str, *, new_tokens: int, sample: bool) -> str:
-    """`text` is encoded with `<bos>` in front; returns what follows it."""
+    """The text that the model generates after `text`, which is encoded with `<bos>` in front."""
     ids = torch.tensor([tokenizer.encode(text).ids])
     torch.manual_seed(1)
     settings = {"temperature": 0.7, "top_k": 40, "top_p": 0.95} if sample else {"top_k": None, "top_p": None}

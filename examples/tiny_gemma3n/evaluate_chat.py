@@ -1,10 +1,11 @@
-"""What the tiny Gemma 3n says: ten questions about pictures and sounds, chats of three turns, and paragraphs.
+"""Shows what the tiny Gemma 3n says: ten questions about pictures and sounds, chats of three turns, and paragraphs.
 
     python evaluate_chat.py [CHECKPOINT] [--work WORK]
 
-None of the ten questions is asked in these words in training, and no picture or sound of `samples/` was trained on; an
-answer counts where it has the wanted words. Chats are greedy; paragraphs are sampled. With --work, perplexity of every
-size on the held-out modern prose too. Runs the weights in float32 with transformers (needs timm, torchvision, pillow).
+Training has none of the ten questions in these words, and none of the pictures and sounds in `samples/`; an answer
+counts as right if it has the wanted words. Chats are greedy; paragraphs are sampled. With --work, it also measures the
+perplexity of every size on the held-out modern prose. transformers runs the weights in float32 (needs timm,
+torchvision, pillow).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ PARAGRAPHS = ("One day", "I live in", "The captain", "When you arrive,", "In the
 
 
 class Speaker:
-    """One checkpoint and its processor."""
+    """A checkpoint and its processor."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.processor = AutoProcessor.from_pretrained(checkpoint)
@@ -106,7 +107,7 @@ def chat(speaker: Speaker) -> None:
 
 
 def perplexities(checkpoint: Path, work: Path) -> None:
-    """Of the held-out missions, scenarios, pages and words, for every size."""
+    """Print the perplexity on the held-out missions, scenarios, pages and words, for every size."""
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     weights = {name: tensor.float() for name, tensor in train.text_weights(checkpoint).items()}
     documents = [d for d in prose.load(work) if d.held_out]

@@ -1,13 +1,14 @@
-"""What the tiny Gemma 3n sees and hears of pictures and sounds it has not met, by one program after the other.
+"""Measures what the tiny Gemma 3n sees and hears in pictures and sounds that are new to it, with three programs.
 
     python evaluate_media.py transformers
     python evaluate_media.py session BUNDLE --size small
     python evaluate_media.py engine MODEL.litertlm
 
 transformers runs the checkpoint beside this file in float32; BUNDLE and MODEL.litertlm are what `gemma-edge convert`
-and `gemma-edge export` made of it, run by `gemma-edge` and by Google's LiteRT-LM. All get the same files (PNG, WAV) and
-the same questions, answer greedily, and are right where the answer is the wanted one to the letter. Prints one line of
-JSON for each set. needs pillow, soxr, espeak-ng; transformers with timm and torchvision; gemma-edge; litert-lm-api.
+and `gemma-edge export` made from it, run by `gemma-edge` and by Google's LiteRT-LM. All three get the same files (PNG,
+WAV) and the same questions, and answer greedily; an answer is right only if it equals the wanted one exactly. One line
+of JSON is printed for each set. It needs pillow, soxr, espeak-ng; transformers with timm and torchvision; gemma-edge;
+litert-lm-api.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MAX_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file of a picture or a sound, and what is to be answered."""
+    """The file of a picture or a sound, and the right answer."""
 
     kind: str
     data: bytes
@@ -57,7 +58,7 @@ def sound_items(seed: int, count: int) -> Iterator[Item]:
 
 
 def item_sets(count: int) -> dict[str, list[Item]]:
-    """Drawn and spoken anew: none of them was looked at in training either."""
+    """The sets by name, drawn and spoken anew: training did not use any of them, not even for decisions."""
     return {
         "pictures": list(picture_items(6_000_000, count, unseen=False, striped=0.0)),
         "pictures, striped grounds": list(picture_items(7_000_000, count // 2, unseen=False, striped=1.0)),
@@ -75,7 +76,7 @@ def samples_of(data: bytes) -> np.ndarray:
 
 
 def ask_transformers(checkpoint: Path) -> Answer:
-    """The checkpoint's weights as they are, in float32."""
+    """Answers from transformers, which runs the checkpoint's weights in float32."""
     import torch
     from transformers import AutoProcessor, Gemma3nForConditionalGeneration
 
@@ -106,7 +107,7 @@ def ask_transformers(checkpoint: Path) -> Answer:
 
 
 def ask_session(path: Path, size: str | None) -> Answer:
-    """gemma-edge's own session, as `gemma-edge run` asks it."""
+    """Answers from gemma-edge's own session, with the prompts of `gemma-edge run`."""
     from toolkit.bundle.chat import Message
     from toolkit.runtime.bundle import Bundle
     from toolkit.runtime.generate import Generation
@@ -139,7 +140,7 @@ def ask_session(path: Path, size: str | None) -> Answer:
 
 
 def ask_engine(path: Path, cache: Path) -> Answer:
-    """Google's LiteRT-LM, which makes prompts, pixels and mel frames by the container's metadata."""
+    """Answers from Google's LiteRT-LM, which makes prompts, pixels and mel frames by the container's metadata."""
     import litert_lm
 
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
@@ -160,7 +161,7 @@ def ask_engine(path: Path, cache: Path) -> Answer:
 
 
 def report(program: str, name: str, items: list[Item], answer: Answer, wrong: int) -> None:
-    """One line of JSON, and on request some wrong answers."""
+    """Print one line of JSON, and, on request, some wrong answers."""
     answers = [text for start in range(0, len(items), 25) for text in answer(items[start : start + 25])]
     misses = [(item.answer, text) for item, text in zip(items, answers, strict=True) if item.answer != text]
     accuracy = 1 - len(misses) / len(items)

@@ -1,4 +1,4 @@
-"""Chats about pictures and sounds for the tiny Gemma 3n: several questions each, answered in words or sentences."""
+"""Chats of several questions about pictures and sounds for the tiny Gemma 3n, answered in words or in sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from train_media import Media
 
 ASKED, ANSWERED, MISLED = 0.1, 3.0, 0.4
-"""How much the tokens of questions and of answers count in the loss; how often an answer's colour is made wrong."""
+"""How much the tokens of questions and of answers count in the loss, and how often an answer's colour is made wrong."""
 
 SEE = (
     "What do you see in this picture?", "Tell me what you see.", "Describe the picture.",
@@ -44,7 +44,7 @@ SENTENCES = ("Answer in a full sentence.", "Answer in full sentences.", "Please 
 
 @dataclass(slots=True)
 class Tokens:
-    """A conversation, or a row of several: ids, how much each counts as a target, and which soft tokens stand where."""
+    """A conversation, or a row of several: ids, how much each counts as a target, and the places of soft tokens."""
 
     ids: list[int] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Tokens:
 
 
 class MediaChats:
-    """Draws conversations about pictures and sounds of the training sets."""
+    """Draws conversations about pictures and sounds in the training sets."""
 
     def __init__(self, media: Media, tokenizer: Tokenizer, rng: random.Random) -> None:
         self.media, self.tokenizer, self.rng = media, tokenizer, rng
@@ -79,10 +79,10 @@ class MediaChats:
         self.add(tokens, "\n\n", 0.0)
 
     def answer(self, tokens: Tokens, said: str, parts: tuple[str, str] | None = None) -> None:
-        """parts: a colour and a figure in the answer; sometimes another colour stands there, which does not count.
+        """Add an answer. `parts`: a colour and a figure in it; sometimes another colour replaces the right one.
 
-        So the figure is learned from the picture, whatever colour was named before it; pairs that are never shown
-        are not named either.
+        The replaced colour does not count in the loss. So the figure is learned from the picture, whatever colour was
+        named before it. Pairs that are never shown are not named either.
         """
         self.add(tokens, "<start_of_turn>model\n", ASKED)
         if parts and said.count(parts[0]) == 1 and self.rng.random() < MISLED:
@@ -182,7 +182,7 @@ class MediaChats:
 
 
 def given_rows(row: Tokens, length: int, hidden: int) -> NDArray[np.float32]:
-    """f32[length, hidden]: the soft tokens of a row at their places, zero elsewhere."""
+    """The soft tokens of a row at their places, and zeros elsewhere: f32[length, hidden]."""
     made = np.zeros((length, hidden), np.float32)
     for start, rows in row.given:
         kept = max(0, min(len(rows), length - start))

@@ -3,11 +3,11 @@
     python media_data.py WORK
 
 draws figures (six shapes and ten digits in six colours) with Pillow and lets espeak-ng say twenty words; it writes
-WORK/pictures_*.npz and WORK/sounds_*.npz. needs numpy, pillow, soxr, transformers and the program espeak-ng.
+WORK/pictures_*.npz and WORK/sounds_*.npz. It needs numpy, pillow, soxr, transformers and the program espeak-ng.
 
-Held out: pictures with other draws of place, size, turn, shade, ground and noise, on striped grounds too, which no
-training picture has; combinations of colour and figure that are never drawn in training are a set of their own.
-Sounds: voices and an accent that training never hears, at odd speeds and pitches (training: even ones).
+Held-out pictures have other random places, sizes, rotations, shades, backgrounds and noise; some have a striped
+background, which no training picture has. Combinations of colour and figure that training never shows are a separate
+set. Held-out sounds have voices and an accent that training never hears, at odd speeds and pitches (training: even).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WORDS = (*DIGITS, "yes", "no", "up", "down", "left", "right", "stop", "go", "on"
 PICTURE_SIZE = 128
 RATE_HZ = 16_000
 MAX_FRAMES = 160
-"""Training sounds are cut at 1.6 s, which the slowest word does not reach."""
+"""Training sounds are cut at 1.6 s, which is longer than the slowest word."""
 
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
 VOICE_NAMES = """
@@ -75,7 +75,7 @@ class Picture:
 
 
 def draw_figure(name: str, size: int, rng: random.Random) -> Image.Image:
-    """A mask of the figure in a square of `size`, turned and squeezed a little."""
+    """A mask of the figure in a square of `size` pixels, slightly rotated and squeezed."""
     mask = Image.new("L", (size, size))
     pen = ImageDraw.Draw(mask)
     middle, reach = size / 2, size * 0.36
@@ -118,7 +118,7 @@ def draw_figure(name: str, size: int, rng: random.Random) -> Image.Image:
 
 
 def far_colour(colour: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
-    """A colour that the figure stands out from."""
+    """A background colour that contrasts with the figure's."""
     while True:
         other = tuple(rng.randrange(256) for _ in range(3))
         if sum((a - b) ** 2 for a, b in zip(colour, other, strict=True)) > 140**2:
@@ -152,13 +152,13 @@ def draw_ground(colour: tuple[int, ...], size: int, rng: random.Random, *, strip
 def draw_picture(
     colour: str, figure: str, rng: random.Random, *, striped: bool = False, noise: float = 12.0
 ) -> Image.Image:
-    """A picture of PICTURE_SIZE pixels in a row: one figure on a ground, with up to so much noise."""
+    """A square picture of PICTURE_SIZE pixels: one figure on a background; `noise`: the most that is added."""
     size = PICTURE_SIZE
     shade = tuple(min(255, max(0, value + rng.randint(-22, 22))) for value in COLOURS[colour])
     picture = draw_ground(shade, size, rng, striped=striped)
     extent = round(size * rng.uniform(0.7, 1.2))
     mask = draw_figure(figure, extent, rng)
-    slack = round(0.36 * extent * 1.15)  # the figure's own reach: it stays inside the picture
+    slack = round(0.36 * extent * 1.15)  # the figure's radius: it stays inside the picture
     centre = [rng.randint(min(slack, size // 2), max(size - slack, size // 2)) for _ in range(2)]
     picture.paste(Image.new("RGB", mask.size, shade), (centre[0] - mask.width // 2, centre[1] - extent // 2), mask)
     grain = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(0, noise), (size, size, 3))
@@ -166,7 +166,7 @@ def draw_picture(
 
 
 def pictures(seed: int, count: int, *, unseen: bool, striped: float) -> Iterator[Picture]:
-    """`striped`: the share of striped grounds."""
+    """`striped`: the share of pictures with a striped background."""
     rng = random.Random(seed)
     pairs = [(c, f) for c in COLOURS for f in FIGURES if ((c, f) in UNSEEN) == unseen]
     for index in range(count):
@@ -180,14 +180,14 @@ def pictures(seed: int, count: int, *, unseen: bool, striped: float) -> Iterator
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """samples: f32[n] at 16 kHz."""
+    """A spoken word. `samples`: f32[n] at 16 kHz."""
 
     samples: NDArray[np.float32]
     word: int
 
 
 def speak(text: str, voice: str, speed: int, pitch: int) -> NDArray[np.float32]:
-    """What espeak-ng says, without silence at its ends: f32[n] at 16 kHz."""
+    """The speech of espeak-ng, without silence at its ends: f32[n] at 16 kHz."""
     command = ["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", text]
     with wave.open(io.BytesIO(subprocess.run(command, check=True, capture_output=True).stdout)) as file:
         rate, content = file.getframerate(), file.readframes(1 << 30)
@@ -199,7 +199,7 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> NDArray[np.float32]:
 
 
 def place(spoken: NDArray[np.float32], rng: random.Random) -> NDArray[np.float32]:
-    """The word at some loudness, after and before some silence, in some noise."""
+    """The word at a random loudness, with random silence before and after it, and random noise."""
     noises = np.random.default_rng(rng.getrandbits(32))
     spoken = spoken * (rng.uniform(0.15, 0.9) / max(1e-3, float(np.abs(spoken).max())))
     before, after = (round(RATE_HZ * rng.uniform(0.02, 0.25)) for _ in range(2))
@@ -224,7 +224,7 @@ def sounds(seed: int, count: int, *, held_out: bool) -> Iterator[Sound]:
 
 
 def log_mel(items: list[Sound]) -> list[NDArray[np.float32]]:
-    """f32[frames, 128] each, by transformers' feature extractor at its defaults, which are Gemma 3n's."""
+    """The features of each sound, f32[frames, 128], by transformers' extractor; its defaults are Gemma 3n's."""
     from transformers import Gemma3nAudioFeatureExtractor
 
     extract = Gemma3nAudioFeatureExtractor()
@@ -242,7 +242,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def picture_arrays(seed: int, count: int, unseen: bool, striped: float) -> Arrays:
-    """pixels: uint8[n, 64, 64, 3], made smaller by one filter or another, as different programs do."""
+    """`pixels`: uint8[n, 64, 64, 3], scaled down with different filters, as different programs do."""
     made, rng = list(pictures(seed, count, unseen=unseen, striped=striped)), random.Random(seed)
     filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
     return {
@@ -253,7 +253,7 @@ def picture_arrays(seed: int, count: int, unseen: bool, striped: float) -> Array
 
 
 def sound_arrays(seed: int, count: int, held_out: bool) -> Arrays:
-    """mel: f16[n, MAX_FRAMES, 128], zero after each sound's end."""
+    """`mel`: f16[n, MAX_FRAMES, 128], zero after each sound's end."""
     made = list(sounds(seed, count, held_out=held_out))
     mel, frames = np.zeros((count, MAX_FRAMES, 128), np.float16), np.zeros(count, np.int64)
     for index, features in enumerate(log_mel(made)):
@@ -263,7 +263,7 @@ def sound_arrays(seed: int, count: int, held_out: bool) -> Arrays:
 
 
 def build(path: Path, count: int, seed: int, make: Callable[..., Arrays], *rest: object) -> None:
-    """Write `count` items, made in parts by all processors, if the file is not there yet."""
+    """Write `count` items, which all processors make in parts, unless the file exists."""
     if path.exists():
         return
     size = 250
@@ -294,7 +294,7 @@ SOUND_QUESTIONS = ("What was said?", "What do you hear?", "Which word is this?")
 
 
 def picture_questions(kind: float) -> tuple[str, ...]:
-    """Questions of one kind, drawn by a number in 0..1: what is it, which colour, which figure."""
+    """The questions of one kind, which a number in 0..1 chooses: what is it, which colour, which figure."""
     return PICTURE_QUESTIONS if kind < 0.7 else COLOUR_QUESTIONS if kind < 0.85 else FIGURE_QUESTIONS
 
 
@@ -312,7 +312,7 @@ SAMPLE_SOUNDS = ("seven", "three", "yes", "left", "stop", "no")
 
 
 def wav_bytes(samples: NDArray[np.float32]) -> bytes:
-    """A WAV file of 16 bits, mono, at RATE_HZ."""
+    """The bytes of a WAV file: 16 bits, mono, at RATE_HZ."""
     file = io.BytesIO()
     with wave.open(file, "wb") as wav:
         wav.setparams((1, 2, RATE_HZ, 0, "NONE", ""))
@@ -321,7 +321,7 @@ def wav_bytes(samples: NDArray[np.float32]) -> bytes:
 
 
 def write_samples(folder: Path) -> None:
-    """Pictures and sounds to try, named by their answers; the sounds are of held-out voices."""
+    """Write pictures and sounds to try, named after their answers; the sounds have held-out voices."""
     folder.mkdir(exist_ok=True)
     rng = random.Random(10_000_000)
     for name in SAMPLE_PICTURES:

@@ -31,10 +31,10 @@ TOWER_TOKENS = {
     "<end_of_audio>": AUDIO_END,
     "<audio_soft_token>": AUDIO_SOFT,
 }
-"""Ids past the text's, laid out as in Gemma 3n: each tower has a table of its own for 128 of them."""
+"""Ids after those of text, laid out as in Gemma 3n: each tower has a table of its own for 128 of them."""
 
-# Every kind of block of the real tower. Letters as in timm: r repeats, a and k kernels, s stride, e expansion, c
-# channels, h heads, d head size, v stride of keys and values.
+# Every kind of block that the real tower has. Letters as in timm: r repeats, a and k kernels, s stride, e expansion,
+# c channels, h heads, d head size, v stride of keys and values.
 VISION_BLOCKS = (
     ("er_r1_k3_s2_e4_c16",),
     ("uir_r1_a3_k5_s2_e4_c24", "uir_r1_a5_k0_s1_e2_c24"),
@@ -52,7 +52,7 @@ AUDIO = {
 
 
 def vision_arguments() -> dict[str, Any]:
-    """`model_args` of the vision tower: arguments of timm.create_model that differ from the published tower's."""
+    """The vision tower's `model_args`: arguments of timm.create_model that differ from those of the published tower."""
     from timm.models._efficientnet_builder import decode_arch_def
 
     blocks = decode_arch_def([list(stage) for stage in VISION_BLOCKS], group_size=None)
@@ -101,12 +101,12 @@ def new_towers(seed: int) -> nn.ModuleDict:
 
 
 def multimodal_name(name: str) -> str:
-    """The language model's tensors stand under `model.language_model.` in a checkpoint with towers."""
+    """The name of a language model's tensor in a checkpoint with towers, which has `model.language_model.` in it."""
     return name.replace("model.", "model.language_model.", 1)
 
 
 def tokenizer_document(text_tokenizer: str) -> str:
-    """tokenizer.json with the towers' tokens at their ids; the ids between them are no tokens."""
+    """tokenizer.json with the towers' tokens at their ids; the ids between them have no tokens."""
     document = json.loads(text_tokenizer)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     known = {item["content"] for item in document["added_tokens"]}
@@ -117,7 +117,7 @@ def tokenizer_document(text_tokenizer: str) -> str:
 
 
 def write_checkpoint(folder: Path, text: Weights, towers: dict[str, Tensor]) -> None:
-    """config.json and model.safetensors in bfloat16."""
+    """Write config.json, and model.safetensors in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
     made = config()
     made.save_pretrained(folder)
@@ -129,7 +129,7 @@ def write_checkpoint(folder: Path, text: Weights, towers: dict[str, Tensor]) -> 
 
 
 def write_processor(folder: Path) -> None:
-    """What transformers' Gemma3nProcessor reads, in the files of the published checkpoints."""
+    """Write what transformers' Gemma3nProcessor reads, in the same files as the published checkpoints."""
     text_tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
     (folder / "tokenizer.json").write_text(tokenizer_document(text_tokenizer), encoding="utf-8")
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""A compact torch Gemma 3n text model for training: any MatFormer size of one set of weights.
+"""A compact Gemma 3n text model in torch for training: any MatFormer size of one set of weights.
 
-Weights live in a dict under Hugging Face's names (`model.layers.3.mlp.gate_proj.weight`, ...). `main` of train.py
-checks this model against transformers' Gemma3nForCausalLM.
+Weights are in a dict under Hugging Face's names (`model.layers.3.mlp.gate_proj.weight`, ...). train.py compares this
+model with transformers' Gemma3nForCausalLM.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A MatFormer slice: kept layers of the large model, and the FFN width of each."""
+    """A MatFormer slice: the layers of the large model that it keeps, and the feed-forward width of each."""
 
     name: str
     layers: tuple[int, ...]
@@ -75,7 +75,7 @@ def initial_weights(seed: int) -> Weights:
             "per_layer_projection": (HIDDEN, PLE),
         }
         layer = {f"{name}.weight": normal(*shape, std=shape[1] ** -0.5) for name, shape in linear.items()}
-        # router inputs are divided by HIDDEN: its weights must be large for the routing to depend on the token
+        # The router's inputs are divided by HIDDEN: for the routing to depend on the token, its weights must be large.
         layer["altup.modality_router.weight"] = normal(ALTUP, HIDDEN, std=1.0)
         layer["altup.prediction_coefs.weight"] = normal(ALTUP**2, ALTUP, std=0.02)
         layer["altup.correction_coefs.weight"] = normal(ALTUP, ALTUP, std=0.02)
@@ -125,7 +125,7 @@ def heads(x: Tensor) -> Tensor:
 
 
 def attend_locally(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Sliding-window attention in blocks: queries of a block see it and the one before.
+    """Sliding-window attention in blocks: the queries of a block see that block and the previous one.
 
     The length must be a multiple of the window.
     """
@@ -161,9 +161,9 @@ def layer(
     sparse: bool,
     mask: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
-    """One decoder layer. streams: ALTUP x [batch, length, HIDDEN]; w: the layer's weights without prefix.
+    """One decoder layer. `streams`: ALTUP x [batch, length, HIDDEN]; `w`: the layer's weights without prefix.
 
-    mask: bool[length, keys], for streams of the last positions only, where a layer reads the keys of another.
+    `mask`: bool[length, keys], only for streams of the last positions in a layer that reads the keys of another.
     """
     coefs = F.linear(router(w, streams[0]), w["altup.prediction_coefs.weight"].float().clamp(-COEF_CLIP, COEF_CLIP))
     predicted = []
@@ -194,7 +194,7 @@ def layer(
 
     normed = rms(hidden, w["pre_feedforward_layernorm.weight"])
     gate = F.linear(normed, w["mlp.gate_proj.weight"][:ffn_size])
-    if sparse:  # statistics over the active width only
+    if sparse:  # the statistics are over the active width only
         wide = gate.float()
         cutoff = wide.mean(-1, keepdim=True) + SPARSITY_Z * wide.std(-1, keepdim=True, unbiased=False)
         gate = F.relu(wide - cutoff).to(gate.dtype)
@@ -220,7 +220,7 @@ def layer_weights(weights: Weights, index: int) -> Weights:
 def embed_inputs(w: Weights, ids: Tensor, given: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
     """The AltUp streams and per-layer inputs [batch, length, LAYERS, PLE] of ids [batch, length].
 
-    given: [batch, length, HIDDEN], the towers' embeddings for the ids that are not the text's (PLE_VOCAB and above).
+    `given`: [batch, length, HIDDEN], the towers' embeddings for ids that are not of text (PLE_VOCAB and above).
     """
     embedded = F.embedding(ids, w["model.embed_tokens.weight"]) * math.sqrt(HIDDEN)
     if given is not None:
@@ -256,7 +256,7 @@ class Functions:
 
 
 def loss_of(w: Weights, streams: tuple[Tensor, ...], targets: Tensor, shares: Tensor | None = None) -> Tensor:
-    """Mean cross entropy; each target counts by its share (f32, like the targets) where shares are given."""
+    """Mean cross entropy; if `shares` are given (f32, shaped like the targets), they weight the targets."""
     logits = unembed(w, streams).flatten(0, 1)
     if shares is None:
         return F.cross_entropy(logits, targets.flatten())
@@ -297,7 +297,7 @@ def forward_loss(
 ) -> Tensor:
     """Mean cross entropy of predicting rows[:, 1:] from rows[:, :-1].
 
-    given: the towers' embeddings for rows[:, :-1] (see embed_inputs); shares: how much each of rows[:, 1:] counts.
+    `given`: the towers' embeddings for rows[:, :-1] (see embed_inputs); `shares`: how much each of rows[:, 1:] counts.
     """
     head = {k: v for k, v in w.items() if ".layers." not in k}
     return functions.loss(head, run_layers(functions, w, rows[:, :-1], size, given), rows[:, 1:], shares)

@@ -3,7 +3,8 @@
     python prose.py WORK
 
 downloads the packages with apt-get, unpacks them (nothing is installed), and writes WORK/prose.json: documents, each
-with its source and whether it is held out. A twentieth of every source is: whole missions, scenarios, pages and words.
+with its source and whether it is held out. A twentieth of every source is held out: whole missions, scenarios, pages
+and words.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ PACKAGES = (
 )  # fmt: skip
 HELD_OUT_SHARE = 20
 COMMON = 4
-"""A word is defined where the other sources use it so many times."""
+"""Words are included with their definitions if the other sources use them at least this many times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """key: what is held out or not as a whole."""
+    """A document. `key`: documents with the same key are held out together, or not at all."""
 
     source: str
     key: str
@@ -44,7 +45,7 @@ class Document:
 
 
 def fetch(work: Path) -> Path:
-    """Download and unpack the packages; returns the folder they are unpacked in."""
+    """Download and unpack the packages; return the folder with their files."""
     root = work / "prose"
     if not (root / "done").exists():
         root.mkdir(parents=True, exist_ok=True)
@@ -56,14 +57,14 @@ def fetch(work: Path) -> Path:
 
 
 def tidy(text: str) -> str:
-    """One space between words, typographic quotes as in the other texts."""
+    """The text with single spaces between words, and typographic quotes as in the other texts."""
     text = re.sub(r'(^|[\s(\[—])"', r"\1“", " ".join(text.split())).replace('"', "”")
     text = re.sub(r"(?<=\w)'(?=\w)", "\u2019", text)
     return text.replace("...", "…").replace(" -- ", "—").replace("--", "—")
 
 
 def endless_sky(root: Path) -> Iterator[Document]:
-    """Conversations of missions: the paragraphs between backticks, without the choices of the player's answers."""
+    """Conversations of missions: the paragraphs between backticks, without the player's choices of answers."""
     for path in sorted((root / "usr/share/games/endless-sky/data").glob("*.txt")):
         text = path.read_text(encoding="utf-8")
         for part in re.split(r"(?m)^(?=mission |conversation |event )", text):
@@ -103,7 +104,7 @@ def gnome_help(root: Path) -> Iterator[Document]:
 
 
 def wordnet(root: Path, common: Callable[[str], bool]) -> Iterator[Document]:
-    """Common words with what they mean, and sentences that use them."""
+    """Common words with their meanings, and sentences that use them."""
     text = gzip.decompress((root / "usr/share/dictd/wn.dict.dz").read_bytes()).decode("utf-8", "replace")
     kinds = {"n": "noun", "v": "verb", "adj": "adjective", "adv": "adverb"}
     for entry in re.split(r"\n(?=\S)", text):

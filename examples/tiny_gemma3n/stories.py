@@ -1,10 +1,10 @@
-"""Short stories and chats for the tiny Gemma 3n, written by a seeded grammar: plain modern English, ours to give away.
+"""Short stories and chats for the tiny Gemma 3n, written by a seeded grammar of our own, in plain modern English.
 
     python stories.py SEED
 
 prints a few. A pattern such as `[It rained|The sun shone] on {place}.` stands for one of its alternatives, with the
-slots filled in from a world of one story: who, where, with what. A story keeps the facts it told, so that questions
-about it have answers.
+slots filled from the world of one story: who, where, with what. A story keeps the facts that it tells, so that
+questions about it have answers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GRAMMAR = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-"""words: what slots are drawn from. jobs: with what they make. sounds: of animals. plots: topic, text and facts
-(questions about it with their answers); endings: of most of them. memories: what one tells, the reply, what one asks
-later, the answer. known, one_word: questions with answers."""
+"""`words`: the words for slots. `jobs`: jobs with what they make. `sounds`: those of animals. `plots`: topic, text and
+facts (questions about the story with their answers). `endings`: for most plots. `memories`: what the user says, the
+reply, a later question and its answer. `known`, `one_word`: questions with answers."""
 WORDS = {name: words.split(", ") for name, words in GRAMMAR["words"].items()}
 JOBS, SOUNDS = GRAMMAR["jobs"], GRAMMAR["sounds"]
 OPPOSITES = [pair.split("-") for pair in GRAMMAR["opposites"].split(", ")]
@@ -31,7 +31,7 @@ Turns = list[tuple[str, str]]
 
 
 def choose(pattern: str, rng: random.Random) -> str:
-    """One of the alternatives of every `[a|b]`, innermost first."""
+    """The pattern with each `[a|b]` replaced by one of its alternatives, innermost first."""
     while True:
         made = re.sub(r"\[([^\[\]]*)\]", lambda found: rng.choice(found[1].split("|")), pattern)
         if made == pattern:
@@ -44,7 +44,7 @@ def with_article(words: str) -> str:
 
 
 def pronouns(prefix: str, female: bool) -> dict[str, str]:
-    """Slots such as `he`, `He`, `him`, `his` (of a second person: with 2 after them)."""
+    """Slots such as `he`, `He`, `him`, `his` (with a 2 after them for the second person of a story)."""
     words = ("she", "her", "her") if female else ("he", "him", "his")
     named = dict(zip(("he", "him", "his"), words, strict=True))
     named |= {name.capitalize(): word.capitalize() for name, word in named.items()}
@@ -53,7 +53,7 @@ def pronouns(prefix: str, female: bool) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """topic: what one may ask a story about; facts: questions about it, and their answers."""
+    """A story. `topic`: what a user may ask a story about; `facts`: questions about the story, with their answers."""
 
     text: str
     topic: str
@@ -72,7 +72,7 @@ class Storyteller:
         self.rng = rng
 
     def world(self) -> dict[str, str]:
-        """Every slot of one story, each named once so that the story agrees with itself."""
+        """All slots of one story, each drawn once, so that the story is consistent."""
         rng, female, second = self.rng, self.rng.random() < 0.5, self.rng.random() < 0.5
         name, name2 = rng.choice(WORDS["girls"] if female else WORDS["boys"]), ""
         while name2 in ("", name):
@@ -105,7 +105,7 @@ class Storyteller:
         return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)  # "a {animal}" before an owl
 
     def fill(self, pattern: str, slots: dict[str, str]) -> str:
-        """Whole sentences."""
+        """Like `phrase`, for whole sentences."""
         text = self.phrase(pattern, slots)
         return text[:1].upper() + text[1:]
 
@@ -120,7 +120,7 @@ class Storyteller:
     # --- chats -------------------------------------------------------------------------------------------------------
 
     def chat(self) -> Turns:
-        """Turns (who, text); who: system, user or model. The first may be a system turn."""
+        """A chat as turns (who, text), where who is system, user or model. The first turn may be the system's."""
         kinds: tuple[tuple[Callable[[], Turns], float], ...] = (
             (self.story_chat, 0.25), (self.acquaintance, 0.25), (self.questions, 0.30), (self.with_system, 0.20),
         )  # fmt: skip
@@ -143,7 +143,7 @@ class Storyteller:
         return turns + (self.pairs(THANKS) if self.rng.random() < 0.3 else [])
 
     def acquaintance(self) -> Turns:
-        """Who am I: what was said is remembered."""
+        """A chat in which the user tells something and asks about it later."""
         rng, slots = self.rng, self.world()
         told = [[self.fill(pattern, slots) for pattern in memory] for memory in rng.sample(GRAMMAR["memories"], 2)]
         if rng.random() < 0.4:
@@ -178,7 +178,7 @@ class Storyteller:
         return self.pairs(rng.choice(GRAMMAR["known"]))
 
     def with_system(self) -> Turns:
-        """A first turn that says who the model is or how to answer."""
+        """A chat whose first turn says who the model is, or how to answer."""
         kind = self.rng.random()
         if kind < 0.35:
             return self.in_a_role()
@@ -221,7 +221,7 @@ THANKS = (
 
 
 def chat_text(turns: Turns) -> str:
-    """In the chat format, without `<bos>`; a system turn stands before the first question (see chat_template.jinja)."""
+    """A chat in the chat format, without `<bos>`; a system turn joins the first question (chat_template.jinja)."""
     text, system = "", ""
     for who, said in turns:
         if who == "system":

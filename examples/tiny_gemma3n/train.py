@@ -1,9 +1,9 @@
-"""Train the tiny Gemma 3n as a MatFormer on the CPU and export it in Hugging Face form.
+"""Trains the tiny Gemma 3n as a MatFormer on the CPU and exports it in Hugging Face's form.
 
     python train.py --work WORK --minutes 65
 
-needs torch, transformers >= 5.23, tokenizers, safetensors, a C++ compiler (for torch.compile), and Debian 12's apt-get.
-Resumes from WORK/state.pt; the schedule follows the minutes trained, so it ends on time on a busy machine.
+It needs torch, transformers >= 5.23, tokenizers, safetensors, a C++ compiler (for torch.compile), and Debian 12's
+apt-get. It resumes from WORK/state.pt; the schedule follows the minutes trained, so it ends on time on a busy machine.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ WARMUP_STEPS, COOLDOWN, EMA = 100, 0.6, 0.995
 SAVE_SECONDS = 180.0
 PROCESSOR = Path("/proc/cpuinfo").read_text(encoding="utf-8")
 WORKING = torch.bfloat16 if "amx_bf16" in PROCESSOR or "avx512_bf16" in PROCESSOR else torch.float32
-"""What is computed in: bfloat16 is the faster one only where the processor has instructions for its products."""
+"""The type to compute in: bfloat16 is faster only if the processor has instructions for its products."""
 
 
 def sample_size(rng: random.Random) -> Size:
-    """The size that one step trains: a named one, or a random mix of widths."""
+    """The size that one step trains: a named size, or a random mix of widths."""
     name = rng.choices(("small", "mid-narrow", "mid-wide", "large", "mix"), (0.30, 0.10, 0.10, 0.35, 0.15))[0]
     if name == "mix":
         return Size("mix", ALL, tuple(rng.choice((256, 512)) for _ in ALL))
@@ -87,15 +87,15 @@ class Optimizer:
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Warm-up, plateau, linear fall to a hundredth; progress: 0..1."""
+    """Warm-up, plateau, then a linear fall to a hundredth; `progress`: 0..1."""
     return min(1.0, (step + 1) / WARMUP_STEPS, (1.0 - progress) / COOLDOWN + 0.01)
 
 
 class State:
-    """Weights, their average, optimizer and counters; gradients are views of one flat tensor, for the exchange."""
+    """Weights, their average, optimizer and counters; gradients are views of one flat tensor, which is exchanged."""
 
     def __init__(self, path: Path, weights: Weights) -> None:
-        """weights: to start from, in float32, where there is no state at `path` yet."""
+        """`weights`: the weights to start from, in float32, if there is no state at `path` yet."""
         self.path, self.elapsed, self.step, self.tokens = path, 0.0, 0, 0
         self.weights = weights
         self.averaged = {name: tensor.clone() for name, tensor in self.weights.items()}
@@ -130,7 +130,7 @@ class State:
 
 
 def local_gradients(state: State, functions: Functions, rows: Tensor, size: Size) -> None:
-    """Loss and gradients of these rows, computed in WORKING, left in the state."""
+    """Compute the loss and the gradients of these rows in WORKING, and leave them in the state."""
     state.gradients.zero_()
     working = {name: tensor.to(WORKING) for name, tensor in state.weights.items()}
     loss = model.forward_loss(functions, working, rows, size)
@@ -139,7 +139,7 @@ def local_gradients(state: State, functions: Functions, rows: Tensor, size: Size
 
 
 def exchange_gradients(state: State) -> float:
-    """Replace the gradients and clocks of the workers by their means; returns the mean loss."""
+    """Replace the workers' gradients and clocks by their means; return the mean loss."""
     state.gradients[-1] = state.elapsed
     distributed.all_reduce(state.gradients)
     state.gradients /= WORKERS
@@ -149,9 +149,9 @@ def exchange_gradients(state: State) -> float:
 
 
 def work_alone(rank: int, work: Path, seconds: float, seed: int) -> None:
-    """One of WORKERS single-threaded processes that train the same weights on rows of their own.
+    """One of WORKERS single-threaded processes that train the same weights, each on its own rows.
 
-    No two threads wait for each other inside an operation, which would be slow on a machine that others use too.
+    No two threads wait for each other inside an operation, which would be slow on a busy machine.
     """
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{work}/rendezvous", rank=rank, world_size=WORKERS)
@@ -187,7 +187,7 @@ def work_alone(rank: int, work: Path, seconds: float, seed: int) -> None:
 
 
 def train(work: Path, seconds: float, seed: int) -> Weights:
-    """Train for `seconds` in all (resumed runs included); returns the averaged weights."""
+    """Train for `seconds` in all, including earlier runs; return the averaged weights."""
     data.load_tokenizer(work)
     (work / "rendezvous").unlink(missing_ok=True)
     multiprocessing.spawn(work_alone, (work, seconds, seed), nprocs=WORKERS)
@@ -212,7 +212,7 @@ def text_config(size: Size) -> Gemma3nTextConfig:
 
 
 def slice_weights(weights: Weights, size: Size) -> Weights:
-    """The weights of a slice, renumbered, as a checkpoint of its own (rule: MatFormer Lab's recipe)."""
+    """The weights of a slice as a checkpoint of its own, with renumbered layers (by MatFormer Lab's recipe)."""
     kept = list(size.layers)
     sliced = {name: tensor for name, tensor in weights.items() if ".layers." not in name}
     for new, (old, ffn_size) in enumerate(zip(size.layers, size.ffn_sizes, strict=True)):
@@ -229,7 +229,7 @@ def slice_weights(weights: Weights, size: Size) -> Weights:
 
 
 def text_weights(checkpoint: Path) -> Weights:
-    """A text-only checkpoint's weights; of one with towers, the language model's under the same names."""
+    """The weights of a text-only checkpoint; of one with towers, the language model's weights under the same names."""
     prefix, tensors = "model.language_model.", load_file(checkpoint / "model.safetensors")
     renamed = {"model." + name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     return renamed or tensors
@@ -279,7 +279,7 @@ def export(work: Path, folder: Path, weights: Weights) -> None:
 
 @torch.no_grad()
 def check_against_transformers(folder: Path, work: Path) -> None:
-    """Every size of the exported checkpoint, sliced on disk, must give transformers the logits of model.py (f32)."""
+    """Check that transformers gives the logits of model.py (f32) for every size of the exported checkpoint."""
     weights = {name: tensor.float() for name, tensor in text_weights(folder).items()}
     ids = torch.randint(0, model.VOCAB, (2, 3 * model.WINDOW), generator=torch.Generator().manual_seed(1))
     for size in SIZES:

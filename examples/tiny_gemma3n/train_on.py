@@ -1,11 +1,11 @@
-"""Train the tiny Gemma 3n on from its checkpoint: stories, definitions, scripture, chats on pictures, sounds and more.
+"""Continues the training of the tiny Gemma 3n: stories, definitions, scripture, chats about pictures, sounds and more.
 
     python train_on.py --work WORK --minutes 120 --out OUT
 
-needs what train_media.py needs. The towers stay as they are. Every size is trained as a slice of the same weights, one
-a step, most often the large one, so that width and depth pay. Resumes from WORK/on.pt; the schedule follows the clock.
-Every CURVE_SECONDS the held-out perplexity of every size goes to WORK/curve.jsonl, and the averaged weights to
-WORK/points.
+It needs what train_media.py needs. The towers do not change. Every size is trained as a slice of the same weights, one
+size per step, most often the large one, so that width and depth pay off. It resumes from WORK/on.pt; the schedule
+follows the clock. Every CURVE_SECONDS, the held-out perplexity of every size is appended to WORK/curve.jsonl, and the
+averaged weights are saved in WORK/points.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from torch import Tensor, distributed, multiprocessing
 
 HERE = Path(__file__).parent
 WORKERS, ROWS, PARTS, LENGTH = 2, 1, 6, 512
-"""A step is PARTS parts of ROWS rows; the workers take one after the other, so that none waits long."""
+"""A step has PARTS parts of ROWS rows; the workers take one part after the other, so that none waits long."""
 RATE, EMBED_RATE, WARMUP_STEPS = 0.45, 0.0015, 40
-"""RATE: the peak, as a share of train.py's rates; from there it falls in a line to nothing. The embeddings' own rate is
+"""RATE: the peak, as a share of train.py's rates; from there, it falls linearly to zero. The embeddings' own rate is
 lower than train.py's, because a rare word must not lose in one step what it has learned."""
 SHARES = {"small": 0.06, "mid-narrow": 0.08, "mid-wide": 0.13, "large": 0.68, "mix": 0.05}
 SAVE_SECONDS, CURVE_SECONDS = 120.0, 600.0
@@ -51,7 +51,7 @@ FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "matformer.json",
     "processor_config.json", "preprocessor_config.json",
 )  # fmt: skip
-"""Of a checkpoint, beside config.json and model.safetensors."""
+"""The files of a checkpoint besides config.json and model.safetensors."""
 
 
 def sample_size(rng: random.Random) -> Size:
@@ -64,7 +64,7 @@ def sample_size(rng: random.Random) -> Size:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """rows: int64[n, LENGTH + 1]; given: f32[n, LENGTH, HIDDEN]; shares: f32[n, LENGTH] (see model.forward_loss)."""
+    """`rows`: int64[n, LENGTH + 1]; `given`: f32[n, LENGTH, HIDDEN]; `shares`: f32[n, LENGTH] (model.forward_loss)."""
 
     rows: Tensor
     given: Tensor
@@ -72,7 +72,7 @@ class Batch:
 
 
 def encode_documents(texts: list[str], tokenizer: Tokenizer) -> NDArray[np.int32]:
-    """One stream: each document, then `<eos>`."""
+    """One stream of ids: each document, followed by `<eos>`."""
     encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
     return np.array([i for e in encoded for i in (*e.ids, data.EOS)], dtype=np.int32)
 
@@ -92,7 +92,7 @@ class Mixture:
         self.media_chats = MediaChats(media, tokenizer, self.rng)
 
     def window(self, stream: NDArray[np.int32]) -> Tokens:
-        """From a random place in the stream on."""
+        """A part of the stream from a random place on."""
         start = self.rng.randrange(len(stream) - LENGTH)
         return Tokens([data.BOS, *stream[start : start + LENGTH].tolist()], [1.0] * (LENGTH + 1))
 
@@ -135,7 +135,7 @@ class Mixture:
 
 
 def local_gradients(state: train.State, functions: Functions, batch: Batch, size: Size) -> float:
-    """Loss of these rows; their gradients are added to the state's."""
+    """The loss of these rows; their gradients are added to the state's."""
     working = {name: tensor.to(train.WORKING) for name, tensor in state.weights.items()}
     given = batch.given.to(train.WORKING)
     loss = model.forward_loss(functions, working, batch.rows, size, given, batch.shares)
@@ -145,7 +145,7 @@ def local_gradients(state: train.State, functions: Functions, batch: Batch, size
 
 
 def take_parts(taken: Synchronized[int], limit: int) -> bool:
-    """Whether there is a part left before `limit`; takes it."""
+    """Take a part, and return whether there was one left before `limit`."""
     with taken.get_lock():
         if taken.value >= limit:
             return False
@@ -154,7 +154,7 @@ def take_parts(taken: Synchronized[int], limit: int) -> bool:
 
 
 def exchange_gradients(state: train.State, lost: float) -> float:
-    """Sum the workers' gradients and losses, average their clocks; returns the mean loss."""
+    """Sum the workers' gradients and losses, and average their clocks; return the mean loss."""
     state.gradients[-2], state.gradients[-1] = lost, state.elapsed * PARTS / WORKERS
     distributed.all_reduce(state.gradients)
     state.gradients /= PARTS
@@ -164,7 +164,7 @@ def exchange_gradients(state: train.State, lost: float) -> float:
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Warm-up, then a linear fall to nothing; progress: 0..1."""
+    """Warm-up, then a linear fall to zero; `progress`: 0..1."""
     return RATE * max(0.0, min((step + 1) / WARMUP_STEPS, 1.0 - progress))
 
 
@@ -184,9 +184,9 @@ def held_out_rows(work: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
 
 
 def curve_point(state: train.State, functions: Functions, rows: dict[str, Tensor]) -> dict[str, object]:
-    """Perplexity of the averaged weights for every size and text.
+    """The perplexity of the averaged weights for every size and text.
 
-    Gradients are on, as in training, so that nothing is compiled anew.
+    Gradients are computed as in training, so that nothing is compiled again.
     """
     averaged = {name: tensor.clone().requires_grad_() for name, tensor in state.averaged.items()}
     working = {name: tensor.to(train.WORKING) for name, tensor in averaged.items()}
@@ -206,7 +206,7 @@ def curve_point(state: train.State, functions: Functions, rows: dict[str, Tensor
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one worker trains with, and how far it got."""
+    """What one worker trains with, and its progress."""
 
     work: Path
     state: train.State
@@ -216,14 +216,14 @@ class Run:
     seed: int
 
     def compile(self, rank: int) -> None:
-        """The first worker compiles, the others find the code in the cache."""
+        """Compile in the first worker; the others find the code in the cache."""
         for turn in range(WORKERS):
             for size in (SIZES[1], SIZES[3]) if rank == turn else ():
                 local_gradients(self.state, self.functions, self.mixture.batch(ROWS), size)
             distributed.barrier()
 
     def step(self, taken: Synchronized[int], limit: int) -> tuple[str, float]:
-        """One step: all parts up to `limit`; returns the size and the mean loss."""
+        """One step with all parts up to `limit`; return the size and the mean loss."""
         state, size = self.state, sample_size(random.Random(self.seed + self.state.step))
         state.gradients.zero_()
         lost = 0.0
@@ -284,7 +284,7 @@ def work_alone(
 
 
 def load_towers(checkpoint: Path) -> train_media.Models:
-    """The models of train_media.py with the towers of a checkpoint."""
+    """The models of train_media.py, with the towers of a checkpoint."""
     models = train_media.Models(checkpoint, 0)
     tensors = load_file(checkpoint / "model.safetensors")
     models.towers.load_state_dict({name: tensors[f"model.{name}"].float() for name in models.towers.state_dict()})
@@ -292,7 +292,7 @@ def load_towers(checkpoint: Path) -> train_media.Models:
 
 
 def load_media(models: train_media.Models, work: Path) -> train_media.Media:
-    """Soft tokens of the training sets (cached in WORK/soft.pt)."""
+    """The soft tokens of the training sets, cached in WORK/soft.pt."""
     path = work / "soft.pt"
     if not path.exists():
         media_data.build_all(work / "media")
@@ -320,11 +320,11 @@ def export(folder: Path, weights: Weights, models: train_media.Models) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of texts, pictures, sounds and training state")
-    parser.add_argument("--minutes", type=float, default=120.0, help="of the clock, in all resumed runs together")
-    parser.add_argument("--start", type=Path, default=HERE, help="checkpoint to go on from")
+    parser.add_argument("--minutes", type=float, default=120.0, help="wall-clock minutes of all runs together")
+    parser.add_argument("--start", type=Path, default=HERE, help="checkpoint to continue from")
     parser.add_argument("--out", type=Path, help="folder of the exported checkpoint (default: WORK/out)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--export-only", type=Path, metavar="STATE", help="write what WORK/on.pt or a point holds")
+    parser.add_argument("--export-only", type=Path, metavar="STATE", help="only export WORK/on.pt or a saved point")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work: Path = arguments.work

@@ -20,7 +20,7 @@ from toolkit.report.plots import Bar, Line, Panel, StackedBars, TimeSeries
 from toolkit.results.quantities import bytes_text, count_text
 
 _PASSAGE_CHARACTERS = 60
-_DRAWN_BLOCKS = 7
+_DRAWN_COMPONENTS = 7
 """How many blocks are drawn by name; with all others as one, as many as a page has colours."""
 _VERDICTS: Mapping[bool | None, tuple[Literal["good", "care", "bad"], str]] = {
     True: ("good", "Passed the quality gate"),
@@ -146,29 +146,29 @@ def _shortened(files: Sequence[str]) -> list[str]:
 
 
 def _reads_plot(found: Inspection) -> StackedBars:
-    """The largest blocks; those that are too small to see are drawn as one."""
-    first, others = _blocks(found)[:_DRAWN_BLOCKS], _blocks(found)[_DRAWN_BLOCKS:]
+    """The largest components; those that are too small to see are drawn as one."""
+    first, others = _components(found)[:_DRAWN_COMPONENTS], _components(found)[_DRAWN_COMPONENTS:]
     bars = []
     for name, size in found.sizes.items():
-        parts = {block: size.bytes_per_token.get(block, 0) / 1e6 for block in first}
-        rest = sum(size.bytes_per_token.get(block, 0) for block in others) / 1e6
+        parts = {component: size.bytes_per_token.get(component, 0) / 1e6 for component in first}
+        rest = sum(size.bytes_per_token.get(component, 0) for component in others) / 1e6
         bars.append(Bar(name, {**parts, "others": rest} if others else parts))
-    return StackedBars("Weights that a token reads, by block of the decoder", "MB", bars)
+    return StackedBars("Weights that a token reads, by component of the decoder", "MB", bars)
 
 
-def _blocks(found: Inspection) -> list[str]:
-    return list(dict.fromkeys(block for size in found.sizes.values() for block in size.bytes_per_token))
+def _components(found: Inspection) -> list[str]:
+    return list(dict.fromkeys(component for size in found.sizes.values() for component in size.bytes_per_token))
 
 
 def _reads(found: Inspection) -> Table:
     rows = [
         [
-            Cell(block),
-            *(Cell(bytes_text(size.bytes_per_token.get(block, 0)), numeric=True) for size in found.sizes.values()),
+            Cell(component),
+            *(Cell(bytes_text(size.bytes_per_token.get(component, 0)), numeric=True) for size in found.sizes.values()),
         ]
-        for block in _blocks(found)
+        for component in _components(found)
     ]
-    return plain_table(["block", *found.sizes], rows)
+    return plain_table(["component", *found.sizes], rows)
 
 
 def _sizes(found: Inspection) -> Table:

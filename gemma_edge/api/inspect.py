@@ -62,7 +62,7 @@ class InspectedSize:
     memory: Mapping[str, int]
     """Bytes by group: for text, the weights that each generated token reads; for a tower, all its weights."""
     bytes_per_token: Mapping[str, int] = field(default_factory=dict)
-    """For a bundle, the weights that each generated token reads, by block of the decoder, the largest first."""
+    """For a bundle, the weights that each generated token reads, by component of the decoder, the largest first."""
 
     def sets(self) -> Iterator[GroupSet]:
         """All sets of groups; the first has only the text groups, the last has all."""

@@ -121,11 +121,13 @@ def _as_text(findings: Inspection) -> str:
 
 
 def _reads_table(findings: Inspection) -> Iterator[str]:
-    """A table of the weights that a token reads in each size of a bundle, by block; none for a checkpoint."""
+    """A table of the weights that a token reads in each size of a bundle, by component; none for a checkpoint."""
     sizes = {name: size.bytes_per_token for name, size in findings.sizes.items() if size.bytes_per_token}
     if sizes:
-        blocks = dict.fromkeys(block for reads in sizes.values() for block in reads)
-        rows = [[block, *(bytes_text(reads.get(block, 0)) for reads in sizes.values())] for block in blocks]
+        components = dict.fromkeys(component for reads in sizes.values() for component in reads)
+        rows = [
+            [component, *(bytes_text(reads.get(component, 0)) for reads in sizes.values())] for component in components
+        ]
         rows.append(["all", *(bytes_text(sum(reads.values())) for reads in sizes.values())])
         yield table(["weights read for a token", *sizes], rows)
 

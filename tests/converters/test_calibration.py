@@ -186,7 +186,7 @@ def test_a_float_recipe_and_a_search_are_refused(checkpoint: Path, tmp_path: Pat
 
 def test_a_file_that_is_not_ours_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
     calibration_file(tmp_path / "b").write_text("mine")
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="something other than a calibration text"):
         write_calibration_text(request(checkpoint, tmp_path / "b").bundle_output(), TEXT)
     assert calibration_file(tmp_path / "b").read_text() == "mine"
 

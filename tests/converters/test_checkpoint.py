@@ -185,7 +185,7 @@ def test_an_output_matrix_of_its_own_is_refused(tmp_path: Path, change: str) -> 
     if change == "value":
         head[-1, -1] ^= 1
     tensors["lm_head.weight"] = {"value": head, "shape": head[:-1]}[change]
-    with pytest.raises(CheckpointError, match=r"lm_head.weight: found numbers that differ from the token embedding's"):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight: found values that differ from the token embedding's"):
         open_gemma3n(write_checkpoint(tmp_path, TINY, tensors))
 
 
@@ -197,7 +197,7 @@ def test_a_copy_of_the_output_matrix_in_another_type_is_left_out(tmp_path: Path)
         assert "lm_head.weight" not in checkpoint.tensors
     head[5, 5] += 1
     write_checkpoint(tmp_path, TINY, {**tensors, "lm_head.weight": head})
-    with pytest.raises(CheckpointError, match="numbers that differ"):
+    with pytest.raises(CheckpointError, match="values that differ"):
         open_gemma3n(tmp_path)
 
 

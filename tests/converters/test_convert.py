@@ -20,6 +20,7 @@ import oracle
 import pytest
 from checkpoints import count_bytes_read, write_tokenizer
 from numpy.typing import NDArray
+from oracle_models import OracleConfig
 from paths import EXAMPLE
 
 from converters.convert import convert as convert_and_judge
@@ -80,7 +81,7 @@ def convert(wanted: ConvertRequest, *, progress: Progress | None = None) -> Mani
 
 
 @functools.cache
-def bundle_of(config: oracle.OracleConfig) -> Path:
+def bundle_of(config: OracleConfig) -> Path:
     """A float bundle of one of the oracle's configurations."""
     output = scratch() / f"{config.name}-bundle"
     convert(request(with_tokenizer(oracle.checkpoint_of(config)), output))
@@ -102,7 +103,7 @@ def greedy(session: Session, prompt: Sequence[int], count: int) -> list[int]:
 
 @pytest.mark.reference
 @pytest.mark.parametrize("config", oracle.CONFIGS, ids=str)
-def test_a_float_bundle_gives_the_logits_of_transformers(config: oracle.OracleConfig) -> None:
+def test_a_float_bundle_gives_the_logits_of_transformers(config: OracleConfig) -> None:
     want = oracle.hf_logits(oracle.checkpoint_of(config), config.ids)
     assert logit_error(bundle_of(config), config.ids, want) < 2e-4  # seen: 2.5e-5
 
@@ -135,7 +136,7 @@ def test_a_context_that_window_and_prefill_cover_needs_no_ring_and_keeps_the_win
 
 @pytest.mark.reference
 @pytest.mark.parametrize("config", oracle.CONFIGS, ids=str)
-def test_a_float_bundle_writes_the_64_tokens_of_transformers(config: oracle.OracleConfig) -> None:
+def test_a_float_bundle_writes_the_64_tokens_of_transformers(config: OracleConfig) -> None:
     with open_session(bundle_of(config)) as session:
         tokens = greedy(session, config.ids, 64)
     assert tokens == oracle.hf_greedy(oracle.checkpoint_of(config), config.ids, 64)
@@ -154,7 +155,7 @@ def caches(session: Session) -> list[NDArray[np.float32]]:
 
 @pytest.mark.reference
 @pytest.mark.parametrize("config", oracle.CONFIGS, ids=str)
-def test_prefill_fills_the_caches_as_decode_does(config: oracle.OracleConfig) -> None:
+def test_prefill_fills_the_caches_as_decode_does(config: OracleConfig) -> None:
     """Prefill skips the layers without a cache: the caches must not tell the difference."""
     with open_session(bundle_of(config)) as session:
         session.prefill(config.ids)

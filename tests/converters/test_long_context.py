@@ -10,6 +10,7 @@ import oracle
 import pytest
 from checkpoints import write_tokenizer
 from numpy.typing import NDArray
+from oracle_models import OracleConfig
 
 from converters.convert import convert
 from converters.request import ConvertRequest
@@ -20,7 +21,7 @@ CONTEXT = 32_768
 CUTS = (400, 1_500, 5_000, 12_000, 20_000)
 """Within each bucket, and beyond the last of them."""
 CHUNK = 500
-CONFIG = oracle.OracleConfig(
+CONFIG = OracleConfig(
     "long",
     {
         "num_hidden_layers": 5,

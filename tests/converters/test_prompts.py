@@ -56,7 +56,7 @@ def test_the_token_that_ends_a_turn_stops_an_answer(
     if stated is not None:
         (checkpoint / "generation_config.json").write_text(json.dumps(stated))
     assert converted(checkpoint).text.stop_token_ids == (1, 5)
-    assert "ends a turn with token 5, which is made a stop token too" in caplog.text
+    assert "ends a turn with token 5, which becomes a stop token too" in caplog.text
 
 
 def test_a_stated_stop_token_needs_no_warning(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -127,7 +127,7 @@ def add_token(checkpoint: Path, token: int) -> None:
 
 def test_added_tokens_of_a_multimodal_model_are_refused(checkpoint: Path) -> None:
     add_token(checkpoint, 3327)
-    with pytest.raises(CheckpointError, match=r"<tool_call> \(3327\), ids of images and sounds"):
+    with pytest.raises(CheckpointError, match=r"<tool_call> \(3327\), which are ids of images and sounds"):
         converted(checkpoint)
 
 
@@ -161,7 +161,7 @@ def test_a_published_tokenizer_spells_ids_of_the_towers_tables(checkpoint: Path,
 
 def test_a_token_added_to_some_of_the_towers_ids_is_refused(checkpoint: Path) -> None:
     spell(checkpoint, {token: text for token, text in TABLES.items() if token < 3300})
-    with pytest.raises(CheckpointError, match=r"<extra_3074> \(3074\).*ids of images and sounds"):
+    with pytest.raises(CheckpointError, match=r"<extra_3074> \(3074\).*which are ids of images and sounds"):
         converted(checkpoint)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audio_oracle import import_torch
+from oracle_models import import_torch
 from paths import EXAMPLE
 from timm_oracle import let_transformers_use_timm
 

@@ -145,7 +145,7 @@ def test_no_verb_replaces_what_a_link_in_its_input_points_to(
                 entry.symlink_to(moved)
             require_refused(verb, work, next(blobs.iterdir()), capsys)
             if verb.makes_directory:
-                require_refused(verb, work, blobs, capsys, "a directory that has an input")
+                require_refused(verb, work, blobs, capsys, "a directory that contains an input")
 
 
 @each_verb
@@ -251,7 +251,7 @@ def test_the_directory_in_use_is_not_replaced(
     inside = work / "out" / "deep"
     inside.mkdir()
     monkeypatch.chdir(inside)
-    require_refused(VERBS[0], work, work / "out", capsys, "in use")
+    require_refused(VERBS[0], work, work / "out", capsys, "the working directory")
     monkeypatch.setenv("HOME", str(work / "out"))
     monkeypatch.chdir(work.folder)
     require_refused(VERBS[0], work, work / "out", capsys, "your home")

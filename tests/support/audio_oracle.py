@@ -9,13 +9,12 @@ import functools
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pytest
 from checkpoints import TINY as TINY_TEXT
 from numpy.typing import NDArray
+from oracle_models import import_torch
 
 from converters.gemma3n.config.audio import AudioConfig, audio_tensors, parse_audio_config
 from converters.gemma3n.config.text import TextConfig, parse_config
@@ -179,11 +178,3 @@ def mel_frames(frames: int, bins: int, seed: int = 0) -> F32:
     rng = np.random.default_rng([seed, frames])
     slow = np.cumsum(rng.standard_normal((frames, bins)), 0) / 8
     return np.clip(slow + rng.standard_normal((frames, bins)) - 5, np.log(1e-5), None).astype(np.float32)
-
-
-def import_torch() -> ModuleType:
-    """torch on one thread: with tensors this small a second one only waits."""
-    torch: ModuleType = pytest.importorskip("torch", reason="the oracle needs torch and transformers")
-    pytest.importorskip("transformers", reason="the oracle needs torch and transformers")
-    torch.set_num_threads(1)
-    return torch

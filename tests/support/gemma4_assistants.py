@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gemma4_oracle import TINY, F, S, hf_model, random_weight
 from numpy.typing import NDArray
-from oracle import _torch, write_safetensors
+from oracle_models import import_torch, write_safetensors
 
 if TYPE_CHECKING:
     from transformers import Gemma4AssistantForCausalLM
@@ -41,7 +41,7 @@ def make_assistant(
 
     `clusters`: of the vocabulary, with an order of tokens that is random. overrides: keys of the text config.
     """
-    torch = _torch()
+    torch = import_torch()
     config = _config(backbone, clusters, overrides)
     from transformers import Gemma4AssistantForCausalLM
 
@@ -63,7 +63,7 @@ def make_assistant(
 
 
 def _config(backbone: int, clusters: int | None, overrides: dict[str, object]) -> Any:
-    _torch()
+    import_torch()
     from transformers import Gemma4AssistantConfig, Gemma4TextConfig
 
     text = Gemma4TextConfig(**{**ASSISTANT, **overrides})
@@ -78,7 +78,7 @@ def _config(backbone: int, clusters: int | None, overrides: dict[str, object]) -
 @functools.lru_cache(maxsize=4)
 def hf_assistant(directory: Path) -> Gemma4AssistantForCausalLM:
     """The drafter of a checkpoint, in float32."""
-    torch = _torch()
+    torch = import_torch()
     from transformers import Gemma4AssistantForCausalLM
 
     model = Gemma4AssistantForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
@@ -98,7 +98,7 @@ class Draft:
 
 def hf_drafts(target: Path, assistant: Path, ids: Sequence[int], count: int) -> list[Draft]:
     """What transformers' drafter makes after `ids`, of which the target has processed all but the last one."""
-    torch = _torch()
+    torch = import_torch()
     model, drafter = hf_model(target), hf_assistant(assistant)
     with torch.inference_mode():
         out = model(
@@ -126,7 +126,7 @@ def hf_assisted(
     target: Path, assistant: Path, ids: Sequence[int], count: int, drafts: int
 ) -> tuple[list[int], list[int]]:
     """transformers' own assisted generation: `count` tokens, and the drafts of its first step with any."""
-    torch = _torch()
+    torch = import_torch()
     from transformers.generation import candidate_generator
 
     drafter = hf_assistant(assistant)

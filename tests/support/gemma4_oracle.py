@@ -6,16 +6,27 @@ As in `oracle`, every parameter is random, and every buffer too: a layer_scalar 
 from __future__ import annotations
 
 import functools
-import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from oracle import _prompt, _scratch, _torch, random_tensor, write_safetensors
+from oracle import random_tensor
+from oracle_models import (
+    DType,
+    OracleConfig,
+    greedy_tokens,
+    import_torch,
+    load_weights,
+    logits_of,
+    random_prompt,
+    random_tensors,
+    scratch_folder,
+    text_keys,
+    write_checkpoint,
+)
 
 if TYPE_CHECKING:
     from transformers import Gemma4ForCausalLM, Gemma4TextConfig
@@ -47,19 +58,6 @@ TINY: Mapping[str, object] = {
 """What `make_checkpoint` writes without overrides; keys are those of transformers' Gemma4TextConfig."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class OracleConfig:
-    """One random tiny model, as overrides of `TINY`, and a prompt for it."""
-
-    name: str
-    overrides: Mapping[str, object]
-    ids: tuple[int, ...]
-    seed: int
-
-    def __str__(self) -> str:
-        return self.name
-
-
 def _layers(types: Sequence[str], shared: int, ffn: int = 48) -> dict[str, object]:
     return {
         "num_hidden_layers": len(types),
@@ -70,11 +68,11 @@ def _layers(types: Sequence[str], shared: int, ffn: int = 48) -> dict[str, objec
 
 
 CONFIGS: tuple[OracleConfig, ...] = (
-    OracleConfig("two_kv_heads_past_the_window", {}, _prompt(21, 300), seed=0),
+    OracleConfig("two_kv_heads_past_the_window", {}, random_prompt(21, 300), seed=0),
     OracleConfig(
         "one_kv_head",
         {**_layers([S, S, S, S, F] * 2, 5), "num_key_value_heads": 1, "num_attention_heads": 8, "sliding_window": 8},
-        _prompt(40, 300),
+        random_prompt(40, 300),
         seed=1,
     ),
     OracleConfig(
@@ -90,12 +88,12 @@ CONFIGS: tuple[OracleConfig, ...] = (
             "hidden_size_per_layer_input": 12,
             "final_logit_softcapping": None,
         },
-        _prompt(33, 300),
+        random_prompt(33, 300),
         seed=2,
     ),
-    OracleConfig("nothing_shared", _layers([S, F, S, S, F], 0), _prompt(19, 300), seed=3),
-    OracleConfig("one_layer", _layers([F], 0), _prompt(9, 300), seed=4),
-    OracleConfig("single_width", {"use_double_wide_mlp": False}, _prompt(12, 300), seed=5),
+    OracleConfig("nothing_shared", _layers([S, F, S, S, F], 0), random_prompt(19, 300), seed=3),
+    OracleConfig("one_layer", _layers([F], 0), random_prompt(9, 300), seed=4),
+    OracleConfig("single_width", {"use_double_wide_mlp": False}, random_prompt(12, 300), seed=5),
     OracleConfig(
         "other_ropes",
         {
@@ -105,13 +103,13 @@ CONFIGS: tuple[OracleConfig, ...] = (
             },
             "rms_norm_eps": 1e-5,
         },
-        _prompt(25, 300),
+        random_prompt(25, 300),
         seed=6,
     ),
     OracleConfig(
         "long_prompt",
         {**_layers([S, S, F, S, F], 2), "sliding_window": 16, "max_position_embeddings": 512},
-        _prompt(150, 300),
+        random_prompt(150, 300),
         seed=7,
     ),
     OracleConfig(
@@ -124,7 +122,7 @@ CONFIGS: tuple[OracleConfig, ...] = (
             "hidden_size_per_layer_input": 32,
             "sliding_window": 8,
         },
-        _prompt(24, 300),
+        random_prompt(24, 300),
         seed=8,
     ),
     OracleConfig(
@@ -135,7 +133,7 @@ CONFIGS: tuple[OracleConfig, ...] = (
             "num_key_value_heads": 1,
             "sliding_window": 8,
         },
-        _prompt(30, 300),
+        random_prompt(30, 300),
         seed=9,
     ),
     OracleConfig(
@@ -146,7 +144,7 @@ CONFIGS: tuple[OracleConfig, ...] = (
             "use_double_wide_mlp": False,
             "sliding_window": 8,
         },
-        _prompt(31, 300),
+        random_prompt(31, 300),
         seed=10,
     ),
 )
@@ -161,7 +159,7 @@ def make_checkpoint(
     *,
     seed: int,
     naming: Naming = "causal",
-    dtype: Literal["f32", "bf16"] = "f32",
+    dtype: DType = "f32",
     shards: int = 1,
     unused_kv: bool = False,
     **overrides: object,
@@ -171,65 +169,39 @@ def make_checkpoint(
     overrides: keys of Gemma4TextConfig that differ from `TINY`. A tensor depends on seed, name and shape only.
     unused_kv: also write k_proj, v_proj and k_norm of the layers that share K/V, as Google's checkpoints do.
     """
-    torch, config = _torch(), _text_config({**TINY, **overrides})
-    tensors = {
-        PREFIXES[naming] + name: torch.from_numpy(random_weight(name, shape, seed)).to(
-            torch.float32 if dtype == "f32" else torch.bfloat16
-        )
-        for name, shape in _tensor_shapes(config, unused_kv=unused_kv).items()
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_config(directory, config, naming, dtype)
-    write_safetensors(directory, tensors, shards)
-    return directory
+    config = _text_config({**TINY, **overrides})
+    shapes = _tensor_shapes(config, unused_kv=unused_kv)
+    tensors = random_tensors(shapes, random_weight, seed, prefix=PREFIXES[naming], dtype=dtype)
+    multimodal = naming != "causal"
+    return write_checkpoint(
+        directory, config, tensors, family="Gemma4", multimodal=multimodal, dtype=dtype, shards=shards
+    )
 
 
 @functools.cache
 def checkpoint_of(config: OracleConfig) -> Path:
     """The checkpoint of one of `CONFIGS`, written once per process; treat it as read-only."""
-    return make_checkpoint(_scratch() / f"gemma4_{config.name}", seed=config.seed, **config.overrides)  # type: ignore[arg-type]
+    return make_checkpoint(scratch_folder() / f"gemma4_{config.name}", seed=config.seed, **config.overrides)  # type: ignore[arg-type]
 
 
 def hf_logits(directory: Path, ids: Sequence[int]) -> NDArray[np.float32]:
     """Logits of transformers for one sequence: f32[T, V]; eager attention, no cache."""
-    torch = _torch()
-    with torch.inference_mode():
-        logits: NDArray[np.float32] = hf_model(directory)(torch.tensor([list(ids)]), use_cache=False).logits[0].numpy()
-    return logits
+    return logits_of(hf_model(directory), ids)
 
 
 def hf_greedy(directory: Path, ids: Sequence[int], n: int) -> list[int]:
     """The n tokens that follow by argmax, each from a full forward without a cache; stop tokens do not stop it."""
-    torch = _torch()
-    model, tokens = hf_model(directory), torch.tensor([list(ids)])
-    with torch.inference_mode():
-        for _ in range(n):
-            logits = model(tokens, use_cache=False, logits_to_keep=1).logits
-            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
-    found: list[int] = tokens[0, len(ids) :].tolist()
-    return found
+    return greedy_tokens(hf_model(directory), ids, n)
 
 
 @functools.lru_cache(maxsize=8)
 def hf_model(directory: Path) -> Gemma4ForCausalLM:
     """The text model of a checkpoint, in float32, whichever class wrote it."""
-    torch = _torch()
-    from safetensors.torch import load_file
+    import_torch()
     from transformers import Gemma4ForCausalLM
 
-    written = json.loads((directory / "config.json").read_text())
-    model = Gemma4ForCausalLM(_text_config(written.get("text_config", written)))
-    model.train(False)
-    wanted = set(model.state_dict()) - {"lm_head.weight"}
-    state = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        for name, tensor in load_file(file).items():
-            canonical = "model." + name.removeprefix("model.").removeprefix("language_model.")
-            if canonical in wanted:
-                state[canonical] = tensor.to(torch.float32)
-    assert set(state) == wanted, f"missing tensors: {sorted(wanted - set(state))}"
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, strict=True)
+    model = Gemma4ForCausalLM(_text_config(text_keys(directory)))
+    load_weights(model, directory, sorted(PREFIXES.values(), key=len, reverse=True))
     return model
 
 
@@ -241,7 +213,7 @@ def random_weight(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.fl
 
 
 def _text_config(keys: Mapping[str, object]) -> Gemma4TextConfig:
-    _torch()
+    import_torch()
     from transformers import Gemma4TextConfig
 
     config: Gemma4TextConfig = Gemma4TextConfig.from_dict(dict(keys))
@@ -249,23 +221,8 @@ def _text_config(keys: Mapping[str, object]) -> Gemma4TextConfig:
     return config
 
 
-def _write_config(directory: Path, config: Gemma4TextConfig, naming: Naming, dtype: str) -> None:
-    text: dict[str, Any] = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
-    text |= {"dtype": {"f32": "float32", "bf16": "bfloat16"}[dtype], "tie_word_embeddings": True}
-    if naming == "causal":
-        written = {**text, "architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text"}
-    else:
-        written = {
-            "architectures": ["Gemma4ForConditionalGeneration"],
-            "model_type": "gemma4",
-            "dtype": text["dtype"],
-            "text_config": {**text, "model_type": "gemma4_text"},
-        }
-    (directory / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
-
-
 def _tensor_shapes(config: Gemma4TextConfig, *, unused_kv: bool) -> dict[str, tuple[int, ...]]:
-    torch = _torch()
+    torch = import_torch()
     from transformers import Gemma4TextModel
 
     with torch.device("meta"):

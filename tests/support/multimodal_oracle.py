@@ -19,6 +19,7 @@ import oracle
 import timm_oracle
 from checkpoints import PROCESSOR
 from numpy.typing import NDArray
+from oracle_models import import_torch, write_safetensors
 from paths import EXAMPLE
 
 F32 = NDArray[np.float32]
@@ -72,13 +73,13 @@ SPELLINGS: Mapping[int, str] = {
 
 def make_checkpoint(directory: Path, *, seed: int) -> Path:
     """Write config, weights, tokenizer and chat template; every parameter is random, in float32."""
-    torch = audio_oracle.import_torch()
+    torch = import_torch()
     model = _empty_model()
     for name, tensor in model.state_dict().items():
         tensor.copy_(torch.from_numpy(_random_tensor(name, tuple(tensor.shape), seed)))
     directory.mkdir(parents=True)
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    oracle.write_safetensors(directory, tensors)
+    write_safetensors(directory, tensors)
     _write_configs(directory)
     return directory
 
@@ -97,7 +98,7 @@ def hf_model(directory: Path) -> Any:
 
 def hf_mel(samples: F32) -> tuple[F32, NDArray[np.bool_]]:
     """transformers' features of one sound at 16 kHz: f32[frames, 128], bool[frames]."""
-    audio_oracle.import_torch()
+    import_torch()
     from transformers import Gemma3nAudioFeatureExtractor
 
     features = Gemma3nAudioFeatureExtractor()([samples], return_tensors="np")
@@ -106,7 +107,7 @@ def hf_mel(samples: F32) -> tuple[F32, NDArray[np.bool_]]:
 
 def hf_logits(directory: Path, ids: Sequence[int], *, images: Sequence[F32] = (), sounds: Sequence[F32] = ()) -> F32:
     """Logits of transformers for one sequence: f32[len(ids), vocabulary]; images and sounds as in `hf_greedy`."""
-    torch = audio_oracle.import_torch()
+    torch = import_torch()
     with torch.inference_mode():
         inputs = _media_inputs(images, sounds)
         out = hf_model(directory)(input_ids=torch.tensor([list(ids)]), use_cache=False, **inputs)
@@ -121,7 +122,7 @@ def hf_greedy(
 
     images: f32[size, size, 3] in 0 to 1; sounds: samples at 16 kHz. Each token comes from a full forward, uncached.
     """
-    torch = audio_oracle.import_torch()
+    torch = import_torch()
     model, inputs = hf_model(directory), _media_inputs(images, sounds)
     tokens, answer, lead = torch.tensor([list(ids)]), list[int](), float("inf")
     with torch.inference_mode():
@@ -138,7 +139,7 @@ def hf_greedy(
 
 
 def _media_inputs(images: Sequence[F32], sounds: Sequence[F32]) -> dict[str, Any]:
-    torch = audio_oracle.import_torch()
+    torch = import_torch()
     inputs = dict[str, Any]()
     if images:
         inputs["pixel_values"] = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
@@ -154,7 +155,7 @@ def _media_inputs(images: Sequence[F32], sounds: Sequence[F32]) -> dict[str, Any
 
 
 def _empty_model() -> Any:
-    torch = audio_oracle.import_torch()
+    torch = import_torch()
     timm_oracle.let_transformers_use_timm()
     from transformers import Gemma3nConfig, Gemma3nForConditionalGeneration
 

@@ -7,24 +7,30 @@ a constant there hides a wrong graph. Checkpoints and results are cached for the
 
 from __future__ import annotations
 
-import atexit
 import functools
-import json
-import shutil
-import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
+from oracle_models import (
+    DType,
+    OracleConfig,
+    greedy_tokens,
+    import_torch,
+    load_weights,
+    logits_of,
+    random_prompt,
+    random_tensors,
+    scratch_folder,
+    text_keys,
+    write_checkpoint,
+    write_safetensors,
+)
 
 if TYPE_CHECKING:
-    import torch
     from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
 Naming = Literal["causal", "conditional", "conditional_old"]
@@ -58,19 +64,6 @@ TINY: Mapping[str, object] = {
 """What `make_checkpoint` writes without overrides; keys are those of transformers' Gemma3nTextConfig."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class OracleConfig:
-    """One random tiny model, as overrides of `TINY`, and a prompt for it."""
-
-    name: str
-    overrides: Mapping[str, object]
-    ids: tuple[int, ...]
-    seed: int
-
-    def __str__(self) -> str:
-        return self.name
-
-
 def _layers(
     types: Sequence[str], ffn: int | Sequence[int], sparsity: Sequence[float], shared: int
 ) -> dict[str, object]:
@@ -84,20 +77,11 @@ def _layers(
     }
 
 
-def _prompt(length: int, vocab_size: int, *, always: Sequence[int] = ()) -> tuple[int, ...]:
-    """A bos token, then random ids; those of `always` are spread over the prompt."""
-    ids = np.random.default_rng(length).integers(0, vocab_size, length)
-    ids[0] = 2
-    for place, token in zip(np.linspace(1, length - 1, len(always)).astype(int), always, strict=True):
-        ids[place] = token
-    return tuple(int(token) for token in ids)
-
-
 CONFIGS: tuple[OracleConfig, ...] = (
-    OracleConfig("shared_sparse", {}, _prompt(21, 300, always=(0, 255, 256, 299)), seed=17),
-    OracleConfig("unshared_dense", _layers([S, S, S, S, F], 48, [], 0), _prompt(19, 300), seed=1),
-    OracleConfig("unshared_sparse", _layers([S, F, S], 80, [0.95, 0.5, 0.9], 0), _prompt(12, 300), seed=2),
-    OracleConfig("shared_dense", _layers([S, S, F, S, F, S, S, F], 40, [], 3), _prompt(17, 300), seed=26),
+    OracleConfig("shared_sparse", {}, random_prompt(21, 300, always=(0, 255, 256, 299)), seed=17),
+    OracleConfig("unshared_dense", _layers([S, S, S, S, F], 48, [], 0), random_prompt(19, 300), seed=1),
+    OracleConfig("unshared_sparse", _layers([S, F, S], 80, [0.95, 0.5, 0.9], 0), random_prompt(12, 300), seed=2),
+    OracleConfig("shared_dense", _layers([S, S, F, S, F, S, S, F], 40, [], 3), random_prompt(17, 300), seed=26),
     OracleConfig(
         "odd_pattern",
         {
@@ -110,22 +94,22 @@ CONFIGS: tuple[OracleConfig, ...] = (
             "laurel_rank": 5,
             "hidden_size_per_layer_input": 12,
         },
-        _prompt(33, 300),
+        random_prompt(33, 300),
         seed=13,
     ),
-    OracleConfig("one_full_layer", _layers([F], 96, [0.95], 0), _prompt(9, 300), seed=3),
-    OracleConfig("one_sliding_layer", _layers([S], 48, [], 0), _prompt(11, 300), seed=17),
+    OracleConfig("one_full_layer", _layers([F], 96, [0.95], 0), random_prompt(9, 300), seed=3),
+    OracleConfig("one_sliding_layer", _layers([S], 48, [], 0), random_prompt(11, 300), seed=17),
     OracleConfig("one_token", {}, (2,), seed=15),
     OracleConfig(
         "large_vocabulary",
         {"vocab_size": 1280, "vocab_size_per_layer_input": 1024, **_layers([S, F, S, F], 96, [0.95], 2)},
-        _prompt(25, 1280, always=(0, 1023, 1024, 1279)),
+        random_prompt(25, 1280, always=(0, 1023, 1024, 1279)),
         seed=20,
     ),
     OracleConfig(
         "long_prompt",
         {**_layers([S, S, F, S, F], 96, [0.95], 2), "sliding_window": 16, "max_position_embeddings": 512},
-        _prompt(150, 300),
+        random_prompt(150, 300),
         seed=0,
     ),
     OracleConfig(
@@ -138,7 +122,7 @@ CONFIGS: tuple[OracleConfig, ...] = (
             "laurel_rank": 32,
             "sliding_window": 8,
         },
-        _prompt(24, 300),
+        random_prompt(24, 300),
         seed=12,
     ),
     OracleConfig(
@@ -151,7 +135,7 @@ CONFIGS: tuple[OracleConfig, ...] = (
             "laurel_rank": 128,
             "sliding_window": 8,
         },
-        _prompt(20, 300),
+        random_prompt(20, 300),
         seed=18,
     ),
     OracleConfig(
@@ -169,7 +153,7 @@ CONFIGS: tuple[OracleConfig, ...] = (
                 S: {"rope_type": "default", "rope_theta": 2e3},
             },
         },
-        _prompt(16, 300),
+        random_prompt(16, 300),
         seed=29,
     ),
 )
@@ -185,7 +169,7 @@ def make_checkpoint(
     *,
     seed: int,
     naming: Naming = "causal",
-    dtype: Literal["f32", "bf16"] = "f32",
+    dtype: DType = "f32",
     shards: int = 1,
     unused_kv: bool = False,
     **overrides: object,
@@ -195,40 +179,19 @@ def make_checkpoint(
     overrides: keys of Gemma3nTextConfig that differ from `TINY`. A tensor depends on seed, name and shape only.
     unused_kv: also write k_proj, v_proj and k_norm of the layers that share K/V, as Google's checkpoints do.
     """
-    torch, config = _torch(), _text_config({**TINY, **overrides})
-    tensors = {
-        PREFIXES[naming] + name: torch.from_numpy(random_tensor(name, shape, seed)).to(
-            torch.float32 if dtype == "f32" else torch.bfloat16
-        )
-        for name, shape in _tensor_shapes(config, unused_kv=unused_kv).items()
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_config(directory, config, naming, dtype)
-    write_safetensors(directory, tensors, shards)
-    return directory
-
-
-def write_safetensors(directory: Path, tensors: Mapping[str, torch.Tensor], shards: int = 1) -> None:
-    """model.safetensors, or with shards > 1 the parts and their index; tensors are dealt in turn."""
-    from safetensors.torch import save_file
-
-    if shards == 1:
-        save_file(dict(tensors), directory / "model.safetensors", metadata={"format": "pt"})
-        return
-    files = [f"model-{part + 1:05}-of-{shards:05}.safetensors" for part in range(shards)]
-    weight_map = {name: files[place % shards] for place, name in enumerate(sorted(tensors))}
-    for file in files:
-        part = {name: tensors[name] for name in tensors if weight_map[name] == file}
-        save_file(part, directory / file, metadata={"format": "pt"})
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    config = _text_config({**TINY, **overrides})
+    shapes = _tensor_shapes(config, unused_kv=unused_kv)
+    tensors = random_tensors(shapes, random_tensor, seed, prefix=PREFIXES[naming], dtype=dtype)
+    multimodal = naming != "causal"
+    return write_checkpoint(
+        directory, config, tensors, family="Gemma3n", multimodal=multimodal, dtype=dtype, shards=shards
+    )
 
 
 @functools.cache
 def checkpoint_of(config: OracleConfig) -> Path:
     """The checkpoint of one of `CONFIGS`, written once per process; treat it as read-only."""
-    return make_checkpoint(_scratch() / config.name, seed=config.seed, **config.overrides)  # type: ignore[arg-type]
+    return make_checkpoint(scratch_folder() / config.name, seed=config.seed, **config.overrides)  # type: ignore[arg-type]
 
 
 def faint_checkpoint(directory: Path) -> Path:
@@ -259,58 +222,28 @@ def hf_model(directory: Path) -> Gemma3nForCausalLM:
 
 @functools.cache
 def _hf_logits(directory: str, ids: tuple[int, ...]) -> NDArray[np.float32]:
-    torch = _torch()
-    with torch.inference_mode():
-        logits = _hf_model(directory)(torch.tensor([ids]), use_cache=False).logits
-    result: NDArray[np.float32] = logits[0].numpy()
+    result = logits_of(_hf_model(directory), ids)
     result.flags.writeable = False
     return result
 
 
 @functools.cache
 def _hf_greedy(directory: str, ids: tuple[int, ...], n: int) -> tuple[int, ...]:
-    torch = _torch()
-    model, tokens = _hf_model(directory), torch.tensor([ids])
-    with torch.inference_mode():
-        for _ in range(n):
-            logits = model(tokens, use_cache=False, logits_to_keep=1).logits
-            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
-    return tuple(tokens[0, len(ids) :].tolist())
+    return tuple(greedy_tokens(_hf_model(directory), ids, n))
 
 
 @functools.lru_cache(maxsize=8)
 def _hf_model(directory: str) -> Gemma3nForCausalLM:
-    torch = _torch()
-    from safetensors.torch import load_file
+    import_torch()
     from transformers import Gemma3nForCausalLM
 
-    written = json.loads((Path(directory) / "config.json").read_text())
-    config = _text_config(written.get("text_config", written))
-    # Built and then filled: from_pretrained would leave non-persistent buffers to luck (transformers 5 builds on meta).
-    model = Gemma3nForCausalLM(config)
-    model.train(False)
-    wanted = set(model.state_dict()) - {"lm_head.weight"}
-    state = {}
-    for file in sorted(Path(directory).glob("*.safetensors")):
-        for name, tensor in load_file(file).items():
-            canonical = "model." + _without_prefix(name)
-            if canonical in wanted:
-                state[canonical] = tensor.to(torch.float32)
-    assert set(state) == wanted, f"missing tensors: {sorted(wanted - set(state))}"
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, strict=True)
+    model = Gemma3nForCausalLM(_text_config(text_keys(Path(directory))))
+    load_weights(model, Path(directory), sorted(PREFIXES.values(), key=len, reverse=True))
     return model
 
 
-def _without_prefix(name: str) -> str:
-    for prefix in sorted(PREFIXES.values(), key=len, reverse=True):
-        if name.startswith(prefix):
-            return name[len(prefix) :]
-    return name
-
-
 def _text_config(keys: Mapping[str, object]) -> Gemma3nTextConfig:
-    _torch()
+    import_torch()
     from transformers import Gemma3nTextConfig
 
     config: Gemma3nTextConfig = Gemma3nTextConfig.from_dict(dict(keys))
@@ -318,23 +251,8 @@ def _text_config(keys: Mapping[str, object]) -> Gemma3nTextConfig:
     return config
 
 
-def _write_config(directory: Path, config: Gemma3nTextConfig, naming: Naming, dtype: str) -> None:
-    text = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
-    text |= {"dtype": {"f32": "float32", "bf16": "bfloat16"}[dtype], "tie_word_embeddings": True}
-    if naming == "causal":
-        written = {**text, "architectures": ["Gemma3nForCausalLM"], "model_type": "gemma3n_text"}
-    else:
-        written = {
-            "architectures": ["Gemma3nForConditionalGeneration"],
-            "model_type": "gemma3n",
-            "dtype": text["dtype"],
-            "text_config": {**text, "model_type": "gemma3n_text"},
-        }
-    (directory / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
-
-
 def _tensor_shapes(config: Gemma3nTextConfig, *, unused_kv: bool) -> dict[str, tuple[int, ...]]:
-    torch = _torch()
+    torch = import_torch()
     from transformers import Gemma3nTextModel
 
     with torch.device("meta"):
@@ -371,18 +289,3 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.fl
     else:
         tensor = noise * shape[1] ** -0.5
     return np.asarray(tensor, dtype=np.float32)
-
-
-@functools.cache
-def _scratch() -> Path:
-    directory = Path(tempfile.mkdtemp(prefix="gemma_edge_oracle_"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
-
-
-def _torch() -> ModuleType:
-    """torch on one thread: with tensors this small a second one only waits."""
-    torch: ModuleType = pytest.importorskip("torch", reason="the oracle needs torch and transformers")
-    pytest.importorskip("transformers", reason="the oracle needs torch and transformers")
-    torch.set_num_threads(1)
-    return torch

@@ -23,7 +23,6 @@ from toolkit.bundle.judged import graph_faults
 from toolkit.bundle.manifest import MANIFEST_NAME, FileRecord
 from toolkit.bundle.manifest_json import dump_manifest, read_manifest
 from toolkit.bundle.signatures import bundle_signatures
-from toolkit.tflite import schema
 from toolkit.tflite.judge import read_header
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import (
@@ -34,6 +33,7 @@ from toolkit.tflite.records import (
     SubgraphRecord,
     TensorRecord,
 )
+from toolkit.tflite.schema_pack import pack
 
 MAX_RSS_BYTES = 1 << 30
 MAX_SECONDS = 60
@@ -180,7 +180,7 @@ _CHANGES: Sequence[Callable[[SubgraphRecord, ModelRecord, random.Random], Subgra
 def repacked(data: bytes, header_bytes: int, model: ModelRecord) -> bytes | None:
     """The file with another header of these records, its weights where they were; None if that has no room for it."""
     try:
-        header = schema.pack(model)
+        header = pack(model)
     except (OverflowError, TypeError, ValueError, AttributeError, struct.error):
         return None  # no flatbuffer can say that
     behind = {buffer.offset_bytes for buffer in model.buffers if buffer.offset_bytes}
@@ -188,7 +188,7 @@ def repacked(data: bytes, header_bytes: int, model: ModelRecord) -> bytes | None
         return header
     shift = -(-max(0, len(header) - header_bytes) // 4096) * 4096
     moved = [replace(b, offset_bytes=b.offset_bytes + shift) if b.offset_bytes else b for b in model.buffers]
-    header = schema.pack(replace(model, buffers=tuple(moved)))
+    header = pack(replace(model, buffers=tuple(moved)))
     return header.ljust(header_bytes + shift, b"\0") + data[header_bytes:]
 
 

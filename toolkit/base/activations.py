@@ -1,4 +1,4 @@
-"""What activations are computed in: the types of a GPU, and the scales of int8 that a checkpoint states."""
+"""The precision of activations: the types that a GPU computes with, and the int8 scales that a checkpoint may state."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from toolkit.base.errors import UsageError
 
 Activations = Literal["fp16", "fp32"]
 ACTIVATIONS: tuple[Activations, ...] = get_args(Activations)
-"""What a GPU computes with; a CPU always uses float32."""
+"""The types that a GPU may compute with; a CPU always uses float32."""
 
 
 def require_activations(name: str) -> None:
-    """UsageError for a name other than those of `ACTIVATIONS`."""
+    """Raise UsageError unless `name` is one of `ACTIVATIONS`."""
     if name not in ACTIVATIONS:
         raise UsageError("activations", found=name, wanted=" or ".join(ACTIVATIONS))
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationScales:
-    """The scales by which a product's inputs and outputs are rounded to int8; None where they are not."""
+    """The scales with which a product's inputs and outputs are rounded to int8; None: they are not rounded."""
 
     input: float | None = None
     output: float | None = None

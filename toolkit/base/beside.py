@@ -1,4 +1,4 @@
-"""Files of JSON beside an output, which record what its own bytes may not: what differs from machine to machine."""
+"""JSON files beside an output, for facts that differ between machines and so must not be in the output's own bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileBeside:
-    """A kind of such files: the ending after the output's name, the format that each states, and what it tells."""
+    """A kind of such files: the ending that follows the output's name, the format's name, and what the file tells."""
 
     ending: str
     format: str
@@ -28,18 +28,18 @@ class FileBeside:
         return output.with_name(output.name + self.ending)
 
     def require(self, output: Output) -> None:
-        """UsageError if the file beside `output` may not be written: the rules of the output itself."""
-        kind = OutputKind(self.tells, lambda path: None if self._read(path) else f"something else than {self.tells}")
+        """Raise UsageError if the file beside `output` may not be written, by the same rules as `output` itself."""
+        kind = OutputKind(self.tells, lambda path: None if self._read(path) else f"something other than {self.tells}")
         replace(output, path=self.path(output.path), kind=kind).require()
 
     def write(self, output: Output, value: Mapping[str, object]) -> None:
-        """Write it, with its format; an older file of this kind is replaced."""
+        """Write `value` and the format's name to the file beside `output`, in place of an older file of this kind."""
         self.require(output)
         text = json.dumps({"format": self.format, **value}, indent=1, sort_keys=True)
         write_bytes(self.path(output.path), f"{text}\n".encode())
 
     def read(self, output: Path) -> Mapping[str, object]:
-        """What the file beside `output` says; empty if there is none of this kind."""
+        """The content of the file beside `output`; empty if there is none of this kind."""
         return self._read(self.path(output))
 
     def _read(self, path: Path) -> Mapping[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-# How builds of OpenBLAS spell their functions: plain, and as NumPy's wheels have them.
+# The prefixes and suffixes of OpenBLAS's functions: none in plain builds, others in NumPy's wheels.
 _SPELLINGS = (("", ""), ("", "64_"), ("scipy_", "64_"), ("scipy_", ""))
 
 
@@ -27,9 +27,9 @@ def blas_name() -> str:
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Have products use one thread each, so that their sums do not depend on the number of cores.
+    """Have each product use one thread, so that its sums do not depend on the number of cores.
 
-    Call them from several threads to use all cores. Another BLAS than OpenBLAS stays as it is.
+    To use all cores, compute products in several threads. A BLAS other than OpenBLAS is left as it is.
     """
     library = _openblas()
     if library is None:
@@ -68,7 +68,7 @@ def _openblas() -> _OpenBlas | None:
 
 
 def _candidates() -> Iterator[Path]:
-    """Libraries that come with NumPy, and then those that are loaded, if the system reports them."""
+    """The libraries that come with NumPy, then those that the process has loaded, if the system reports them."""
     package = Path(np.__file__).parent
     for folder in (package.parent / "numpy.libs", package / ".dylibs"):
         yield from sorted(folder.glob("*openblas*"))

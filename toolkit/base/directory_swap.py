@@ -21,10 +21,10 @@ _log = logging.getLogger(__name__)
 
 
 def replace_directory(new: Path, target: Path) -> None:
-    """Rename `new` to `target`, sync that, and remove what was there; at any moment one of them has the name.
+    """Rename `new` to `target`, sync, and remove the old directory; at any moment one of the two has the name.
 
-    Where the system cannot exchange two names, `target` has no name for an instant. If the process is killed just then,
-    `restore_interrupted` gives it back.
+    Where the system cannot exchange two names, nothing has the name for an instant. If the process is killed just then,
+    `restore_interrupted` renames the old directory back.
     """
     if not target.is_dir() or not any(target.iterdir()):
         os.replace(new, target)
@@ -37,9 +37,9 @@ def replace_directory(new: Path, target: Path) -> None:
 
 
 def restore_interrupted(target: Path) -> None:
-    """Repair `target` if a process was killed while it replaced it: an old directory gets its name back.
+    """Repair `target` if a process was killed while it replaced it: rename the old directory back.
 
-    If the new one has the name already, the old one is removed.
+    If the new directory already has the name, the old one is removed.
     """
     pattern = f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.old"
     for old in sorted(target.parent.glob(pattern), key=_changed, reverse=True):
@@ -50,11 +50,11 @@ def restore_interrupted(target: Path) -> None:
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 os.replace(old, target)
-                _log.warning("restored %s, which a process that was killed had moved aside", target)
+                _log.warning("restored %s, which a process had moved aside before it was killed", target)
 
 
 def restore_missing(target: Path) -> None:
-    """`restore_interrupted` for what is to be read, if there is nothing at `target`."""
+    """`restore_interrupted` before reading, if there is nothing at `target`."""
     if not os.path.lexists(target):
         restore_interrupted(target)
 
@@ -65,7 +65,7 @@ def sibling(target: Path, kind: str) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Return once a file, or the names in a directory, are on the disk."""
+    """Return once a file's content, or the names in a directory, are on disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -74,7 +74,7 @@ def sync(path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names in one step; False where the system or the file system cannot."""
+    """Exchange two names in one step; False if the system or the file system cannot."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False
@@ -103,7 +103,7 @@ def _rename_twice(new: Path, target: Path) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
-    """Lock a directory while its process lives; yields whether that was possible."""
+    """Hold a lock on a directory, which ends with the process; yields whether that was possible."""
     try:
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

@@ -32,7 +32,7 @@ class ElementType:
     convolutions: bool = False
     """Whether LiteRT runs convolutions with kernels of this type."""
     widened: bool = False
-    """Whether the graph must convert the whole weight to float32 first, because LiteRT cannot compute with the type."""
+    """Whether the graph must first convert the whole weight to float32, because LiteRT cannot compute with the type."""
 
     @property
     def quantised(self) -> bool:
@@ -62,11 +62,11 @@ ELEMENTS = (
     ElementType("int4", 4, "INT4", codes=(-8, 7), block_scales=True),
     ElementType("int2", 2, "INT2", codes=(-2, 1)),
 )
-"""All types, from the finest to the coarsest. Use the functions below to read it, so that a test can add a row."""
+"""All types, from the most to the least precise. Read it through the functions below, so that a test can add a row."""
 
 
 def element_names() -> tuple[ElementName, ...]:
-    """All names, from the finest to the coarsest."""
+    """All names, from the most to the least precise type."""
     return tuple(element.name for element in ELEMENTS)
 
 
@@ -80,7 +80,7 @@ def element_of(name: str) -> ElementType:
 
 
 def coarsest(names: Iterable[str]) -> ElementName:
-    """The coarsest of one or more types, which is the last in the table.
+    """The least precise of one or more types, which is the last of them in the table.
 
     >>> coarsest(["int8", "int4", "f32"])
     'int4'

@@ -1,4 +1,4 @@
-"""What a file was made with: written beside it, because the file itself says nothing of the machine it was made on."""
+"""What an output was made with, in a file beside it, because the output's bytes must not depend on the machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ENVIRONMENT = FileBeside(".environment.json", "gemma-edge-environment/1", "what 
 
 
 def write_environment(output: Output) -> None:
-    """Write what this process runs on beside `output`; an older file of this kind is replaced."""
+    """Write this process's environment to the file beside `output`, in place of an older file of this kind."""
     ENVIRONMENT.write(output, _environment())
 
 
 def environment_differences(output: Path) -> list[str]:
-    """How this process's environment differs from the one that made `output`, if a file records that."""
+    """How this process's environment differs from the one that made `output`, if a file beside it records that."""
     made_with, here = ENVIRONMENT.read(output), _environment()
     stated = {key: text for key, text in made_with.items() if isinstance(text, str)}
     return [f"{key} {stated[key]}, here {here[key]}" for key in here if stated.get(key, here[key]) != here[key]]

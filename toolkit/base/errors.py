@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from os import PathLike
 
 _MOST_SHOWN = 2000
-"""Characters of one field in an error's line; its JSON has them all."""
+"""The most characters of a field in an error's line; the error's JSON has all of them."""
 
 
 class ToolkitError(Exception):
@@ -43,7 +43,7 @@ class ToolkitError(Exception):
         super().__init__(self.file, place, self.found, self.wanted, remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """How a child process hands it to its parent."""
+        """For pickling: a child process hands errors to its parent."""
         return _restored, (type(self), self.place, self.file, self.found, self.wanted, self.remedy)
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class ToolkitError(Exception):
         return " ".join((f"{line}; {self.remedy}" if self.remedy else line).split())
 
     def to_json(self) -> dict[str, str | None]:
-        """The object of `error` under `--json`."""
+        """The JSON object that `--json` prints under `error`."""
         return {
             "file": self.file,
             "place": self.place,
@@ -75,11 +75,11 @@ class UsageError(ToolkitError):
 
 
 class CheckpointError(ToolkitError):
-    """A checkpoint that is missing, malformed or of an unknown model, or a config.json that cannot be read exactly."""
+    """A checkpoint that is missing, malformed or of an unknown model, or a config.json with something unsupported."""
 
 
 class SliceError(ToolkitError):
-    """A MatFormer slice that the checkpoint cannot give."""
+    """A MatFormer slice that the checkpoint does not contain."""
 
 
 class RecipeError(ToolkitError):
@@ -91,7 +91,7 @@ class GraphError(ToolkitError):
 
 
 class BundleError(ToolkitError):
-    """A bundle or .litertlm that is missing parts or breaks its manifest."""
+    """A bundle or .litertlm that lacks parts or contradicts its manifest."""
 
 
 class ResultsError(ToolkitError):
@@ -99,7 +99,7 @@ class ResultsError(ToolkitError):
 
 
 class QualityError(ToolkitError):
-    """The work ran and its result is bad: a gate failed or a check found faults."""
+    """The work was done and its result is bad: the quality gate failed, or a check found faults."""
 
     exit_code = 1
 
@@ -112,7 +112,7 @@ class EnvironmentFault(ToolkitError):
 
 @contextmanager
 def errors_about(place: str | None = None, *, file: str | PathLike[str] | None = None) -> Iterator[None]:
-    """Give errors that name no file, or no place, this one: what is within a file need not know where it lies."""
+    """Add this file or place to errors raised inside that name none: code that reads bytes need not know their file."""
     try:
         yield
     except ToolkitError as error:
@@ -122,12 +122,12 @@ def errors_about(place: str | None = None, *, file: str | PathLike[str] | None =
 
 
 def _cut(text: str) -> str:
-    """A stranger's text may be endless; an error is a line."""
+    """Cut a text to the length of a field: untrusted text may be very long, and an error is one line."""
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
 
 
 def system_reason(error: OSError | ValueError) -> str:
-    """Why the system refused a path, in words that fit into a sentence.
+    """The reason why the system refused a path, in words that fit in a sentence.
 
     >>> system_reason(OSError(13, "Permission denied"))
     'permission denied'

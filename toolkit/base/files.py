@@ -24,7 +24,7 @@ CHUNK_BYTES = 16 * 1024 * 1024
 """The unit of hashing, copying and resending; part of the manifest's format (docs/formats/manifest.md)."""
 
 MAX_NAME_CHARACTERS = 128
-"""Leaves room under the 255 bytes of ext4 and f2fs for the temporary name's prefix and suffix."""
+"""Leaves room for a temporary name's prefix and suffix within the 255 bytes that ext4 and f2fs allow."""
 
 Progress = Callable[[int, int], None]
 """A function called with the bytes done so far and the total."""
@@ -48,7 +48,7 @@ def is_safe_name(name: str) -> bool:
 
 
 def safe_name(name: str, what: str) -> str:
-    """Return `name` if it is safe; UsageError otherwise. what: where the name comes from, for the error."""
+    """Return `name` if it is safe, raise UsageError otherwise. `what`: where the name comes from, for the error."""
     if not is_safe_name(name):
         wanted = f"letters, digits and . _ -, starting with a letter or digit, at most {MAX_NAME_CHARACTERS}"
         raise UsageError(what, found=repr(name), wanted=wanted)
@@ -73,7 +73,7 @@ def atomic_file(path: Path | str, *, verify: Callable[[Path], None] | None = Non
 
 @contextmanager
 def scratch_beside(path: Path | str) -> Iterator[Path]:
-    """Yield an empty temporary directory beside `path`, a file yet to be written; it is removed afterwards."""
+    """Yield an empty temporary directory beside `path`, where a file will be written; it is removed afterwards."""
     target = _file_target(path)
     with disk_faults(target), _new_sibling(target, os.mkdir) as scratch:
         yield scratch
@@ -83,8 +83,8 @@ def scratch_beside(path: Path | str) -> Iterator[Path]:
 def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary directory beside `path` to fill; then sync all of it and rename it to `path`.
 
-    An empty directory at `path` is replaced, one with files in it only if `replace`. After any exception the temporary
-    directory is removed and `path` is unchanged.
+    An empty directory at `path` is replaced; one with files in it, only if `replace` is true. After any exception, the
+    temporary directory is removed and `path` is unchanged.
     """
     target = _resolved(path)
     _require_replaceable(target, replace=replace)
@@ -158,7 +158,7 @@ def file_shrunk(path: Path | str, end: int, wanted: int) -> BundleError:
 
 
 class BackgroundHasher:
-    """Hashes complete files and syncs them to disk, one after the other, while others are being written."""
+    """Hashes complete files and syncs them to disk, one after the other, while other files are being written."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
@@ -166,11 +166,11 @@ class BackgroundHasher:
         self._hashes: dict[Path, Future[FileHash]] = {}
 
     def add(self, path: Path) -> None:
-        """Queue a file that is complete: nothing may write to it any more."""
+        """Queue a complete file: nothing may write to it from now on."""
         self._hashes[path] = self._pool.submit(self._finish, path)
 
     def hash(self, path: Path) -> FileHash:
-        """The file's hash: the queued one, or that of `hash_file` if the file was not added."""
+        """The file's hash: waits for a queued file, and hashes a file that was not queued."""
         return self._hashes[path].result() if path in self._hashes else hash_file(path)
 
     def _finish(self, path: Path) -> FileHash:
@@ -211,19 +211,19 @@ class Advance:
 
 
 def require_free_space(directory: Path | str, needed_bytes: int) -> None:
-    """EnvironmentFault unless the disk of `directory` has `needed_bytes` free; call it before the work starts."""
+    """Raise EnvironmentFault unless the disk of `directory` has `needed_bytes` free; call it before the work starts."""
     free = shutil.disk_usage(directory).free
     if free < needed_bytes:
         raise EnvironmentFault(
             file=directory,
             found=f"{free:,} bytes of free disk space",
             wanted=f"{needed_bytes:,}",
-            remedy="free some, or write elsewhere",
+            remedy="free some space, or write elsewhere",
         )
 
 
 def require_room(path: Path | str, needed_bytes: int) -> None:
-    """`require_free_space` for a file or directory yet to be written to `path`; its parent must exist."""
+    """`require_free_space` for a file or directory that is to be written to `path`; its parent must exist."""
     target = _resolved(path)
     _remove_abandoned(target)
     require_free_space(target.parent, needed_bytes)
@@ -288,7 +288,7 @@ def _file_target(path: Path | str) -> Path:
 def _new_sibling(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """Yield a new hidden file or directory beside `target`; afterwards it is removed, unless it was renamed.
 
-    It is locked while its process lives. So files left behind by killed processes are recognised, and removed first.
+    It is locked while its process lives, so that what killed processes left behind is recognised; it is removed first.
     """
     _remove_abandoned(target)
     partial, lock = _make_locked(target, make)
@@ -303,9 +303,9 @@ def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]
     while True:
         partial = sibling(target, "partial")
         make(partial)
-        with suppress(FileNotFoundError):  # another process found it not yet locked, and removed it as abandoned
+        with suppress(FileNotFoundError):  # another process found it before it was locked, and removed it as abandoned
             lock = os.open(partial, os.O_RDONLY)
-            with suppress(OSError):  # on a file system without locks nothing is ever removed as abandoned
+            with suppress(OSError):  # on a file system without locks, nothing is ever removed as abandoned
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if partial.exists():
                 return partial, lock
@@ -321,7 +321,7 @@ def _remove_abandoned(target: Path) -> None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove(partial)
-                _log.info("removed %s, which a process that was killed had left", partial)
+                _log.info("removed %s, which a killed process had left behind", partial)
             finally:
                 os.close(lock)
 
@@ -346,5 +346,5 @@ def _require_replaceable(target: Path, *, replace: bool) -> None:
 
 
 def _is_beside(path: Path, target: Path) -> bool:
-    """Whether an error is about the file being written, and not about one that the caller reads."""
+    """Whether an error is about the file that is being written, and not about a file that the caller reads."""
     return path == target.parent or target.parent in path.parents

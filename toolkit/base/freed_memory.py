@@ -1,4 +1,4 @@
-"""Returns memory to the system that the process has freed."""
+"""Returns memory that the process has freed to the system."""
 
 from __future__ import annotations
 

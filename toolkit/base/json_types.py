@@ -19,16 +19,16 @@ from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origi
 
 MAX_TEXT_CHARACTERS = 4096
 MAX_MISFITS = 1000
-"""After this many in one array or object, the rest of it is not read: an untrusted file may hold millions."""
+"""After this many misfits in one array or object, the rest is not read: an untrusted file may hold millions of them."""
 
 MISSING = "missing"
 """The `found` text for an absent key."""
 
 _TAG = "kind"
-_TOO_MANY = f"over {MAX_MISFITS:,} faults, of which the rest is not listed"
+_TOO_MANY = f"over {MAX_MISFITS:,} faults; the others are not listed"
 _MAX_KEY_CHARACTERS = 80
 _MAX_CHOICES = 20
-"""An error lists the allowed names only if there are no more than this."""
+"""An error lists the allowed names only if there are at most this many."""
 _PLAIN_TEXT = f"a text of at most {MAX_TEXT_CHARACTERS} characters, none of them control characters"
 
 
@@ -46,7 +46,7 @@ Reader = Callable[[object, list[Misfit]], object]
 
 
 class Rule(Protocol):
-    """A further condition on a value of the right type; `str(rule)` describes it, to follow "wanted"."""
+    """A further condition on a value of the right type; `str(rule)` describes it, for use after "wanted"."""
 
     def admits(self, value: Any) -> bool: ...
 
@@ -127,7 +127,7 @@ class TypeBy:
 
 @dataclass(frozen=True, slots=True)
 class MayBeAbsent:
-    """A field whose key may be missing: it has its default value then."""
+    """A field whose key may be missing, in which case it has its default value."""
 
 
 @cache
@@ -187,7 +187,7 @@ def _annotated(kind: Any, rules: tuple[Any, ...]) -> Reader:
 
 
 def _choices(names: Sequence[str]) -> str:
-    return " or ".join(names) if len(names) <= _MAX_CHOICES else f"one of the {len(names)} names that are known"
+    return " or ".join(names) if len(names) <= _MAX_CHOICES else f"one of the {len(names)} known names"
 
 
 def _number_words(name: str, rules: Sequence[Rule], texts: str) -> str:
@@ -208,7 +208,7 @@ def _scalar(kinds: tuple[type, ...], wanted: str, rules: Sequence[Rule]) -> Read
     def read(value: object, misfits: list[Misfit]) -> object:
         if type(value) not in kinds:
             return _refuse(misfits, value, wanted)
-        # A loop, not `all`: a generator for every value would double the time.
+        # A loop instead of `all`, whose generator would double the time.
         for test in tests:
             if not test(value):
                 return _refuse(misfits, value, wanted)
@@ -331,7 +331,7 @@ def _type_by(hint: Any) -> TypeBy | None:
 
 
 def _chooser(rule: TypeBy) -> Callable[[dict[str, object]], Reader]:
-    """Chooses the reader of a field. Where the choice is wrong, which is a misfit of its own, any value will do."""
+    """Chooses the reader of a field. If the choosing value is wrong (a misfit of its own), anything is accepted."""
     readers = {tag: reader_of(kind) for tag, kind in rule.types}
 
     def choose(value: dict[str, object]) -> Reader:

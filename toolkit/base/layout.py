@@ -1,4 +1,4 @@
-"""Alignment arithmetic: the only place that rounds offsets. Pure functions."""
+"""Alignment arithmetic as pure functions: the only place where offsets are rounded."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ MATRIX_ALIGNMENT = 64
 """Alignment of weight matrices in a .tflite. LiteRT needs none; 64 is a cache line and an AVX-512 vector."""
 
 PAGE_BYTES = 4096
-"""Alignment of row tables: a page of Linux on x86-64 and on most Android devices, and a sector of UFS flash."""
+"""Alignment of row tables: the page size of Linux on x86-64 and most Android devices, and the sector of UFS flash."""
 
 SECTION_ALIGNMENT = 16 * 1024
-"""Alignment of .litertlm sections: `BLOCK_SIZE` in litert_lm_builder/litertlm_core.py; a page of Android 15."""
+"""Alignment of .litertlm sections: `BLOCK_SIZE` in litert_lm_builder/litertlm_core.py; Android 15's large page size."""
 
 
 def align_up(offset: int, alignment: int) -> int:
@@ -46,7 +46,7 @@ def ceil_div(count: int, size: int) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
-    """Bytes [begin, end) of a file, and the name of what they hold."""
+    """The byte range [begin, end) of a file, and the name of its content."""
 
     begin: int
     end: int
@@ -54,7 +54,7 @@ class Span:
 
 
 def overlaps(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
-    """Pairs of spans that overlap: each span is compared with the earlier one whose end is furthest.
+    """Pairs of spans that overlap; each span is compared with that of the earlier spans which ends last.
 
     Empty spans never overlap. Equal ranges are allowed, since two tensors may share one buffer.
 

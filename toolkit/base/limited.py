@@ -1,8 +1,8 @@
-"""Runs work on a stranger's file in a child process, with limits of time, memory and output.
+"""Runs work on untrusted files in a child process, with limits on time, memory and output.
 
-Chat templates are programs, and tokenizers are read by a library that cannot be bounded from inside. A forked child
-needs no start and no copy of what is loaded: it costs some milliseconds, and whatever happens in it, the parent goes
-on with one error.
+Chat templates are programs, and tokenizers are read by a library whose work cannot be limited from inside the process.
+A forked child starts in a few milliseconds, because nothing has to be loaded again. Whatever happens in the child, the
+parent continues and raises one error.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from toolkit.base.errors import BundleError, ToolkitError
 T = TypeVar("T")
 
 _LOOK_S = 0.1
-"""How often the memory of a child is looked at where the system cannot limit it."""
+"""The time between looks at the child's memory, in seconds, on systems that cannot limit it."""
 _PATIENCE = 60
-"""How many times as long as its processor seconds work may last by the clock, on a computer that others keep busy."""
+"""The limit of wall-clock time, as a multiple of that of processor time: other programs may keep the computer busy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What work may take: processor seconds, bytes of memory more than the process has now, bytes of its result.
+    """What the work may use: processor seconds, bytes of memory beyond what the process has now, bytes of its result.
 
-    Not wall-clock seconds: on a busy computer, valid work takes many of them. The result is counted pickled.
+    `seconds` is not wall-clock time, which can be long for valid work on a busy computer. `output_bytes` limits the
+    pickled result.
     """
 
     seconds: float = 10.0
@@ -44,13 +45,15 @@ class Limits:
 
 
 def limited(what: str, work: Callable[[], T], limits: Limits = Limits()) -> T:
-    """The result of `work`, run in a child; its ToolkitErrors are raised here, and BundleError if it needs too much.
+    """The result of `work`, run in a child process. ToolkitErrors of `work` are raised here; BundleError if it crashes
+    or exceeds a limit.
 
-    what: the place in the error, such as `chat template`. The result must be plain data of our own classes.
+    `what`: the place in the error, such as `chat template`. The result must be plain data of our own classes.
     """
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        # The child runs no thread, and takes no lock that one of them could hold but those that fork itself handles.
+        # Safe although there are threads: the child starts none, and takes no lock that one of the parent's could hold,
+        # except those that fork itself handles.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if not child:
@@ -61,7 +64,7 @@ def limited(what: str, work: Callable[[], T], limits: Limits = Limits()) -> T:
         data = _read(reading, limits, child)
     finally:
         os.close(reading)
-        # Ended already, or not to be waited for.
+        # The child has ended already, or has reached a limit.
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     if isinstance(data, str):
@@ -77,9 +80,9 @@ def limited(what: str, work: Callable[[], T], limits: Limits = Limits()) -> T:
 
 
 def _serve(work: Callable[[], object], writing: int, limits: Limits) -> NoReturn:
-    """Run the work in the child, write its outcome, and end the process without any cleaning up."""
+    """Run the work in the child, write its outcome, and end the process without any cleanup."""
     try:
-        # The parent ends it, whatever signals the terminal sends to both; libraries in panic print to stderr.
+        # The parent ends the child, whatever signals the terminal sends to both. Libraries that panic print to stderr.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         _limit_memory(limits.memory_bytes)
@@ -89,7 +92,7 @@ def _serve(work: Callable[[], object], writing: int, limits: Limits) -> NoReturn
         data = pickle.dumps(_outcome(work))
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(data)
-    except BaseException:  # also of a library that panics while memory is short
+    except BaseException:  # also one from a library that panics while memory is short
         os._exit(2)
     os._exit(0)
 
@@ -106,7 +109,7 @@ def _outcome(work: Callable[[], object]) -> tuple[bool, object]:
 
 
 def _limit_memory(more_bytes: int) -> None:
-    """Let this process take so many bytes more than it has; without /proc its parent looks how many it takes."""
+    """Limit this process to so many bytes more than it has now; without /proc, its parent watches its memory."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             most = int(file.read().split()[0]) * resource.getpagesize() + more_bytes
@@ -117,7 +120,7 @@ def _limit_memory(more_bytes: int) -> None:
 
 
 def _read(fd: int, limits: Limits, child: int) -> bytes | str:
-    """All that the child writes; instead, a text that says which limit it reached. Empty if it ended without."""
+    """All bytes that the child writes, none if it crashed; or a text that says which limit it exceeded."""
     end, pieces, size = time.monotonic() + _PATIENCE * limits.seconds, bytearray(), 0
     looks = not os.path.exists("/proc/self/statm")
     most = _peak_bytes() + limits.memory_bytes
@@ -158,7 +161,7 @@ def _peak_bytes() -> int:
 
 
 def _resident_bytes(process: int) -> int:
-    """The resident memory of a process, as ps(1) tells it in kilobytes; 0 for one that has ended."""
+    """The resident memory of a process in bytes, from ps(1); 0 for a process that has ended."""
     command = ["ps", "-o", "rss=", "-p", str(process)]
     found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout.strip()
     return int(found) * 1024 if found.isdigit() else 0

@@ -1,8 +1,8 @@
-"""Decides where a command may write: the one place for every file and directory that is named as an output.
+"""Decides where a command may write: the same rules for every file and directory that is named as an output.
 
-An output is never an input of the same command, nor inside one, and never a device, a FIFO or a socket; a link is
-followed, and what it points to must pass the same rules. What gemma-edge wrote, as its content shows, is replaced by
-another of its kind; any other file, or a directory with files in it, only with `--force`.
+An output is never an input of the same command, nor inside one, and never a device, a FIFO or a socket. Links are
+followed, and their targets must meet the same rules. What gemma-edge wrote, as its content shows, is replaced by
+another of its kind; any other file, or directory with files in it, only with `--force`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from toolkit.base.directory_swap import restore_interrupted
 from toolkit.base.errors import UsageError, system_reason
 
 Identity = tuple[int, int]
-"""Device and inode: what tells that two paths name the same file, whatever links and mounts are between."""
+"""Device and inode, which are equal if two paths name the same file, whatever links and mounts lie between."""
 
 FORCE = "choose another name, or replace it with --force"
-_OTHER = "name a place outside of it"
+_OTHER = "name a place outside it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class OutputKind:
     """A kind of output, and how one that gemma-edge wrote is recognised."""
 
     name: str
-    """For messages: `a bundle`."""
+    """In messages, such as `a bundle`."""
     stranger: Callable[[Path], str | None]
-    """What is at the path, for messages, if it is not of this kind or was not written by gemma-edge; else None."""
+    """Says, for messages, what is at a path if it is of another kind or gemma-edge did not write it; otherwise None."""
     is_directory: bool = False
     other_endings: tuple[str, ...] = ()
     """Endings of names that mean another kind of output."""
@@ -39,9 +39,10 @@ class OutputKind:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A place to write to. inputs: what the same command reads, or has written; those that do not exist are ignored.
+    """A place to write to.
 
-    force: whether a stranger's file or directory may be replaced.
+    `inputs`: what the same command reads or has written; paths that do not exist are ignored. `force`: whether a file
+    or directory that gemma-edge did not write may be replaced.
     """
 
     path: Path
@@ -52,7 +53,7 @@ class Output:
     def require(self) -> Path:
         """Return the path with all links followed; UsageError if it may not be written.
 
-        Call it before the work, and again before a rename that comes long after.
+        Call it before the work starts, and again before a rename that comes much later.
         """
         if self.path.suffix.lower() in self.kind.other_endings:
             wanted = f"{self.kind.name}, a directory" if self.kind.is_directory else self.kind.name
@@ -76,7 +77,7 @@ class Output:
         return target
 
     def _status(self, target: Path) -> os.stat_result | None:
-        """What is at the path: a regular file or a directory, or nothing; UsageError for anything else."""
+        """The status of what is at the path: a regular file, a directory, or nothing; UsageError for anything else."""
         try:
             found = os.stat(target)
         except FileNotFoundError:
@@ -91,7 +92,7 @@ class Output:
         return found
 
     def _require_no_input(self, target: Path, found: os.stat_result | None) -> None:
-        """UsageError if the target is an input, or is inside one, or has one inside."""
+        """Raise UsageError if the target is an input, is inside one, or contains one."""
         above = set(_identities_above(target))
         own = None if found is None else _identity(found)
         for source in self.inputs:
@@ -100,13 +101,15 @@ class Output:
             if _status_of(source) in above:
                 raise self._error(f"inside an input of this command ({source})", remedy=_OTHER)
             if own is not None and self.kind.is_directory and own in _all_above(source):
-                raise self._error(f"a directory that has an input of this command in it ({source})", remedy=_OTHER)
+                raise self._error(f"a directory that contains an input of this command ({source})", remedy=_OTHER)
 
     def _require_replaceable(self, target: Path, found: os.stat_result) -> None:
         if self.kind.is_directory and not stat.S_ISDIR(found.st_mode):
             raise self._error("a file", wanted=f"a new directory for {self.kind.name}", remedy="choose another name")
         if stat.S_ISDIR(found.st_mode) and _identity(found) in _in_use():
-            raise self._error("a directory in use, with this process or your home in it", remedy="choose another name")
+            raise self._error(
+                "a directory that contains your home or the working directory", remedy="choose another name"
+            )
         try:
             empty = not any(target.iterdir()) if stat.S_ISDIR(found.st_mode) else found.st_size == 0
             what = None if empty else self.kind.stranger(target)
@@ -123,10 +126,10 @@ class Output:
 
 
 def _special(mode: int) -> str | None:
-    """What a file is that is neither regular nor a directory."""
+    """What a file is if it is neither regular nor a directory; None otherwise."""
     kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     kind = stat.S_IFMT(mode)
-    return None if kind in (stat.S_IFREG, stat.S_IFDIR) else kinds.get(kind, "no regular file")
+    return None if kind in (stat.S_IFREG, stat.S_IFDIR) else kinds.get(kind, "not a regular file")
 
 
 def _identity(found: os.stat_result) -> Identity:
@@ -141,7 +144,7 @@ def _status_of(path: Path | str) -> Identity | None:
 
 
 def _identities_above(path: Path) -> Iterator[Identity]:
-    """Those of all directories above a path without links."""
+    """The identities of all directories above a path that has no links in it."""
     for folder in path.parents:
         found = _status_of(folder)
         if found is not None:
@@ -149,7 +152,7 @@ def _identities_above(path: Path) -> Iterator[Identity]:
 
 
 def _entries(source: Path) -> Iterator[Path]:
-    """An input, and what is directly in it if it is a directory: a download's files are links to elsewhere."""
+    """An input, and its entries if it is a directory: the files of a download are links to elsewhere."""
     yield source
     with suppress(OSError):
         yield from source.iterdir()
@@ -160,12 +163,12 @@ def _identities_of(source: Path) -> set[Identity]:
 
 
 def _all_above(source: Path) -> set[Identity]:
-    """Those of all directories that an input is in, or that hold what its links point to."""
+    """The identities of all directories that contain an input, or the targets of its links."""
     places = {Path(os.path.realpath(entry)) for entry in _entries(source) if os.path.lexists(entry)}
     return {found for place in places for found in _identities_above(place)}
 
 
 def _in_use() -> set[Identity]:
-    """The home directory and the working directory, and all above them."""
+    """The identities of the home directory, the working directory, and all directories above them."""
     places = [Path.home(), Path.cwd()]
     return {found for place in places for found in (_status_of(place), *_identities_above(place)) if found is not None}

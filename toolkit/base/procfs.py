@@ -1,4 +1,4 @@
-"""Parsers of the files in Linux's /proc/PID, given as text, so that they work for this machine and for a phone.
+"""Parsers for the text of files in Linux's /proc/PID, from this machine or from a phone.
 
 A value that the kernel leaves out is None, never 0: a zombie has no memory lines, and old kernels have fewer keys. The
 files are specified in the kernel's Documentation/filesystems/proc.rst.
@@ -62,7 +62,7 @@ class MemoryMapping:
     rss_bytes: int | None
     pss_bytes: int | None
     anonymous_bytes: int | None
-    """Resident bytes that are not backed by a file: never were, or written in a private mapping."""
+    """Resident bytes that are not backed by a file: anonymous ones, and ones written in a private mapping."""
     offset: int = 0
     """The offset in the file at which the mapping begins."""
 
@@ -74,7 +74,7 @@ class MemoryMapping:
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """Part of /proc/PID/stat; id and start time together identify a process, since ids are reused."""
+    """Part of /proc/PID/stat. The id and the start time together identify a process, since ids are reused."""
 
     pid: int
     minor_faults: int
@@ -116,7 +116,7 @@ def parse_smaps_rollup(text: str) -> SmapsRollup:
     head, *rest = _lines(text)
     match = _MAPPING.fullmatch(head)
     if match is None or match[5] != "[rollup]":
-        raise _unlike("smaps_rollup", text, "a line that ends in [rollup] first")
+        raise _unlike("smaps_rollup", text, "a first line that ends in [rollup]")
     sizes = _Sizes("smaps_rollup", _keys(rest, "smaps_rollup"))
     return SmapsRollup(
         rss_bytes=sizes.of("Rss"),
@@ -144,17 +144,17 @@ def parse_smaps(text: str) -> tuple[MemoryMapping, ...]:
         elif blocks:
             blocks[-1][1].append(line)
         elif line.strip():
-            raise _unlike("smaps", text, "a line of addresses first")
+            raise _unlike("smaps", text, "a first line with addresses")
     return tuple(_mapping(match, lines) for match, lines in blocks)
 
 
 def parse_shared_maps(text: str) -> dict[str, list[tuple[int, int]]]:
-    """The address ranges (begin, end) of the shared mappings, by file; writes there go to the file."""
+    """Parse /proc/PID/maps: the address ranges (begin, end) of the shared mappings, by file; writes reach the file."""
     found: dict[str, list[tuple[int, int]]] = {}
     for line in filter(None, _lines(text)):
         match = _MAPPING.fullmatch(line)
         if match is None:
-            raise _unlike("maps", line, "a line of addresses")
+            raise _unlike("maps", line, "a line with addresses")
         if match[3] == "s":
             found.setdefault(match[5] or "", []).append((int(match[1], 16), int(match[2], 16)))
     return found
@@ -185,7 +185,7 @@ def parse_io(text: str) -> ProcessIo:
 
 
 class _Sizes:
-    """The values of one file, which are in kB."""
+    """The values of one file, which are stated in kB."""
 
     def __init__(self, what: str, values: Mapping[str, str]) -> None:
         self._what, self._values = what, values
@@ -205,7 +205,7 @@ def _mapping(match: re.Match[str], lines: Iterable[str]) -> MemoryMapping:
     begin, end = int(match[1], 16), int(match[2], 16)
     what = f"smaps {match[1]}"
     if end <= begin:
-        raise EnvironmentFault(what, found=f"the end {match[2]} does not come after the beginning")
+        raise EnvironmentFault(what, found=f"the end {match[2]} is not after the beginning")
     sizes = _Sizes(what, _keys(lines, what))
     rss, pss, anonymous = map(sizes.of, ("Rss", "Pss", "Anonymous"))
     return MemoryMapping(begin, end, match[5] or "", rss, pss, anonymous, int(match[4], 16))

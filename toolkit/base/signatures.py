@@ -1,4 +1,4 @@
-"""Ed25519 keys: signs with a private key's file, and checks signatures with a public key's file."""
+"""Signs with the private Ed25519 key in a file, and checks signatures with the public key in a file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 Signer = Callable[[bytes], bytes]
-"""From a message to its signature, of SIGNATURE_DIGITS hexadecimal digits."""
+"""Returns the signature of a message."""
 Truster = Callable[[bytes, bytes], bool]
-"""From a signature and a message to whether the key made it."""
+"""Returns whether the key made a signature (first argument) of a message (second)."""
 
 SIGNATURE_DIGITS = 128
 _MAX_KEY_BYTES = 64 * 1024
@@ -24,12 +24,12 @@ _PUBLISH = "write it with openssl pkey -in key.pem -pubout -out public.pem"
 
 
 def read_signer(path: Path) -> Signer:
-    """The signing function of a private key in PEM or OpenSSH's format; UsageError for any other file."""
+    """The function that signs with a private key in PEM or OpenSSH's format; UsageError for any other file."""
     return _private_key(path).sign
 
 
 def read_truster(path: Path) -> Truster:
-    """The checking function of a public key in PEM or OpenSSH's format; UsageError for any other file."""
+    """The function that checks with a public key in PEM or OpenSSH's format; UsageError for any other file."""
     key = _public_key(path)
 
     def made(signature: bytes, message: bytes) -> bool:
@@ -55,8 +55,8 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
         key = load(data, password=None)
     except TypeError:
         _refuse(path, "a key with a passphrase", "one without", _MAKE)
-    except Exception:  # the library's errors for bytes that are not a key are of many kinds
-        _refuse(path, "no private key", "an Ed25519 key in PEM or OpenSSH's format", _MAKE)
+    except Exception:  # the library raises errors of many kinds for bytes that are not a key
+        _refuse(path, "not a private key", "an Ed25519 key in PEM or OpenSSH's format", _MAKE)
     if not isinstance(key, Ed25519PrivateKey):
         _refuse(path, "a private key of another kind", "an Ed25519 key", _MAKE)
     return key
@@ -71,7 +71,7 @@ def _public_key(path: Path) -> Ed25519PublicKey:
     try:
         key = (serialization.load_pem_public_key if pem else serialization.load_ssh_public_key)(data)
     except Exception:
-        found = "a private key" if b"PRIVATE KEY" in data else "no public key"
+        found = "a private key" if b"PRIVATE KEY" in data else "not a public key"
         _refuse(path, found, "an Ed25519 public key in PEM or OpenSSH's format", _PUBLISH)
     if not isinstance(key, Ed25519PublicKey):
         _refuse(path, "a public key of another kind", "an Ed25519 key", _PUBLISH)

@@ -1,6 +1,6 @@
-"""Reads untrusted JSON: strictly parsed, and read as records or key by key, with an error for any unknown key.
+"""Reads untrusted JSON strictly, as records or key by key, with an error for any unknown key.
 
-The errors name the given `file`, and as their place the given `place` and the keys that lead to the value.
+Errors name the given `file`; their place is the given `place` followed by the keys that lead to the value.
 """
 
 from __future__ import annotations
@@ -87,14 +87,17 @@ def read_json_file(path: Path, fault: type[ToolkitError], max_bytes: int = 16_00
     with open(fd, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise fault(file=path, found=f"over {max_bytes:,} bytes", remedy="name a smaller file")
+        raise fault(file=path, found=f"over {max_bytes:,} bytes", remedy="give a smaller file")
     return parse_json(data, str(path), fault)
 
 
 def read_record(
     value: object, kind: type[T], file: str | None, fault: type[ToolkitError], place: str | None = None
 ) -> T:
-    """Read a JSON object with exactly the fields of dataclass `kind` (see json_types.py); raise the first misfit."""
+    """Read a JSON object with exactly the fields of the dataclass `kind` (see json_types.py).
+
+    Raises `fault` for the first misfit.
+    """
     faults: list[ToolkitError] = []
     record = collect_record(value, kind, file, fault, faults, place)
     if record is None:
@@ -110,7 +113,7 @@ def collect_record(
     faults: list[ToolkitError],
     place: str | None = None,
 ) -> T | None:
-    """Like `read_record`, but append an error for every misfit to `faults`, and return None if there are any."""
+    """Like `read_record`, but append an error for each misfit to `faults`, and return None if there are any."""
     misfits: list[Misfit] = []
     record = reader_of(cast(Any, kind))(value, misfits)
     faults += (_error(item, file, fault, place) for item in misfits)
@@ -142,7 +145,7 @@ def open_regular(path: Path, fault: type[ToolkitError]) -> int:
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """`repr` for an error line, cut to `limit` characters."""
+    """The `repr` of a value for an error's line, cut to `limit` characters."""
     text = value if isinstance(value, str) and value.isprintable() and value else repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -192,7 +195,7 @@ class JsonObject:
         return cast("tuple[int, ...]", self._read(key, array_reader(number_reader(int, low, high))))
 
     def number(self, key: str, low: float, high: float) -> float:
-        """An integer or a real in [low, high]."""
+        """An integer or a real number in [low, high], as a float."""
         return float(cast(float, self._read(key, number_reader(float, low, high))))
 
     def numbers(self, key: str, low: float, high: float) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Logs each warning once, even if the same input is read twice."""
+"""Logs each warning only once, even if the same input is read twice."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def each_warning_once(package: str) -> Iterator[None]:
-    """Within this, no module of `package` logs the same text twice in this thread.
+    """Inside this context, no module of `package` logs the same text twice in this thread.
 
-    Only loggers that exist already are covered: import the modules before.
+    Only loggers that already exist are covered: import the modules first.
     """
     said, thread = set[str](), threading.get_ident()
 

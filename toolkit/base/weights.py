@@ -1,4 +1,4 @@
-"""References to checkpoint tensors, by which a graph names its weights; the bytes are read elsewhere."""
+"""References to checkpoint tensors, with which a graph names its weights; the bytes are read elsewhere."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WeightPart:
-    """A checkpoint tensor, or a rectangle of it; rows and columns are half-open ranges, None for all.
+    """A checkpoint tensor, or a rectangle of it: rows and columns are half-open ranges, None for all.
 
-    `axes`: the whole tensor with its axes permuted as by numpy.transpose, and axes of size 1 dropped or added to match
+    `axes`: take the whole tensor with its axes permuted as by numpy.transpose, then drop or add axes of size 1 to match
     the weight's shape. LiteRT has channels last, checkpoints have them first.
     """
 

@@ -1,4 +1,4 @@
-"""Renders a conversation with the checkpoint's Jinja template to the text form that the model was trained on."""
+"""Renders a conversation with the checkpoint's Jinja template, to the text form that the model was trained on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from toolkit.base.strict_json import open_regular, shorten
 
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_PROMPT_CHARACTERS = 1 << 24
-"""Both far above any real one's."""
+"""Both are far above those of any real template."""
 
 Role = Literal["system", "user", "assistant"]
 
@@ -49,9 +49,9 @@ class Message:
 
 
 class ChatTemplate:
-    """A `chat_template.jinja`; rendered in a sandbox, because templates are programs by others.
+    """A `chat_template.jinja`; rendered in a sandbox, because templates are untrusted programs.
 
-    The sandbox bounds neither time nor memory: compile and render templates of others within `limited`.
+    The sandbox limits neither time nor memory: compile and render untrusted templates within `limited`.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class ChatTemplate:
         variables: Mapping[str, str] | None = None,
         environment: ImmutableSandboxedEnvironment | None = None,
     ) -> None:
-        """`variables`: further special tokens that the template may name.
+        """`variables`: further special tokens that the template may use, by name.
 
-        `environment`: Jinja with other options or globals than transformers, which is the default.
+        `environment`: Jinja's options and globals; the default is those of transformers.
         """
         self._environment = template_environment() if environment is None else environment
         self._source, self._file = source, file
@@ -74,20 +74,20 @@ class ChatTemplate:
 
     @classmethod
     def open(cls, path: Path, *, bos_token: str = "<bos>") -> ChatTemplate:
-        """Read a template file; BundleError if it is missing, no regular file, too large or no text."""
+        """Read a template file; BundleError if it is missing, not a regular file, too large, or not text."""
         if not os.path.lexists(path):
             raise BundleError(file=path, found="no such file", remedy="use --raw for plain text")
         source = read_template(path, BundleError)
         return cls(source, file=path, bos_token=bos_token)
 
     def compile(self) -> jinja2.Template:
-        """BundleError if it is not a template."""
+        """Compile the template; BundleError if it is not a Jinja template."""
         if self._template is None:
             try:
                 self._template = self._environment.from_string(self._source)
             except MemoryError:
                 raise
-            # Constants are computed here, and can fail as anything else can.
+            # Constants are computed here, which can raise any exception.
             except Exception as error:
                 found = f"not a Jinja template ({shorten(str(error), 200)})"
                 raise BundleError("chat template", file=self._file, found=found) from error
@@ -115,9 +115,9 @@ class ChatTemplate:
         generation_prompt: bool = True,
         thinking: bool = False,
     ) -> str:
-        """The same of messages as templates see them, whatever their roles, and with tools if there are any.
+        """Render messages in the form that templates get, with any roles, and tools if there are any.
 
-        `thinking` asks the template to let the model think first, as `enable_thinking` does in transformers.
+        `thinking`: ask the template to let the model think first, as `enable_thinking` does in transformers.
         """
         template = self.compile()
         wishes = {"enable_thinking": True} if thinking else {}
@@ -149,7 +149,7 @@ class ChatTemplate:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            found = f"a prompt with half of a character at {error.start}"
+            found = f"a prompt with half a character (a lone surrogate) at {error.start}"
             raise UsageError("chat template", file=self._file, found=found, wanted="Unicode") from error
         return text
 
@@ -158,9 +158,9 @@ _ANSWER = "An answer of 7 words, as it were."
 
 
 def turn_end(template: ChatTemplate) -> str | None:
-    """What a template writes after the model's answer, ignoring spaces; None where it shows no answer.
+    """What a template writes after the model's answer, ignoring spaces; None if it does not write the answer.
 
-    BundleError for one that is not a template, or takes too much.
+    BundleError if it is not a template, or exceeds the limits of time or memory.
     """
     return limited("chat template", partial(_turn_end, template))
 
@@ -175,7 +175,7 @@ def _turn_end(template: ChatTemplate) -> str | None:
 
 
 def free_variables(source: str, file: Path | None = None) -> set[str]:
-    """The variables that a template reads and does not set; BundleError if it is not a template."""
+    """The variables that a template reads but does not set; BundleError if it is not a template."""
     with errors_about(file=file):
         return limited("chat template", partial(_free_variables, source))
 
@@ -191,16 +191,16 @@ def _free_variables(source: str) -> set[str]:
 
 
 def read_template(path: Path, fault: type[ToolkitError]) -> str:
-    """The text of a template's file; `fault` unless it is a regular file of bounded size in UTF-8."""
+    """The text of a template file; raises `fault` unless it is a regular file of limited size in UTF-8."""
     return read_bounded_text(path, fault, MAX_TEMPLATE_BYTES)
 
 
 def read_bounded_text(path: Path, fault: type[ToolkitError], limit: int) -> str:
-    """The text of a file; `fault` unless it is a regular file of at most `limit` bytes in UTF-8."""
+    """The text of a file; raises `fault` unless it is a regular file of at most `limit` bytes in UTF-8."""
     with open(open_regular(path, fault), "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise fault(file=path, found=f"over {limit:,} bytes", wanted="a file of a usual size")
+        raise fault(file=path, found=f"over {limit:,} bytes", wanted="a file of normal size")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -208,7 +208,7 @@ def read_bounded_text(path: Path, fault: type[ToolkitError], limit: int) -> str:
 
 
 def bind_variables(source: str, values: Mapping[str, str]) -> str:
-    r"""Put assignments of these variables before the template.
+    r"""The template's source with assignments of these variables before it.
 
     >>> bind_variables("{{ eos_token }}", {"eos_token": "<eos>"})
     '{% set eos_token = "<eos>" %}{{ eos_token }}'
@@ -222,12 +222,12 @@ def bind_variables(source: str, values: Mapping[str, str]) -> str:
 
 
 def check_roles(messages: Sequence[Message]) -> None:
-    """UsageError unless there is an optional system message, then alternating user and assistant messages."""
+    """Raise UsageError unless user and assistant messages alternate, after a system message if there is one."""
     turns = list(messages)
     if turns and turns[0].role == "system":
         turns = turns[1:]
     if not turns:
-        raise UsageError("conversation", found="no message of the user")
+        raise UsageError("conversation", found="no message from the user")
     for index, message in enumerate(turns):
         wanted = ("user", "assistant")[index % 2]
         if message.role != wanted:
@@ -235,7 +235,7 @@ def check_roles(messages: Sequence[Message]) -> None:
 
 
 def template_environment() -> ImmutableSandboxedEnvironment:
-    """Jinja with the options, tags and globals of transformers, so that templates give the same result."""
+    """Jinja with transformers' options, tags and globals, so that templates give the same result as there."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
@@ -248,12 +248,12 @@ def template_environment() -> ImmutableSandboxedEnvironment:
 class _Generation(Extension):
     """The tag `{% generation %}`, which marks text to train on; its content is rendered normally."""
 
-    tags = {"generation"}  # noqa: RUF012, as Jinja declares it
+    tags = {"generation"}  # noqa: RUF012 (declared so by Jinja)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # transformers renders it as a call, so variables set inside are not visible outside.
+        # transformers renders the content as a call, so variables set inside it are not visible outside.
         return nodes.Scope(body).set_lineno(line)
 
 
@@ -272,5 +272,5 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """The filter `tojson` without HTML escapes, which Jinja's own adds and models were not trained on."""
+    """The filter `tojson` without the HTML escapes that Jinja's own filter adds: models were not trained on them."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

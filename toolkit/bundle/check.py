@@ -1,4 +1,4 @@
-"""Checks a bundle directory against its format, and reports every fault it can find. It reads only."""
+"""Checks a bundle directory against its format, and reports every fault that it can find. It writes nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
     faults += _entry_faults(bundle, manifest)
     readable = {name for name in manifest.files if _is_regular(bundle / name)}
     shards = sorted(filter(is_shard_name, readable))
-    # The rows of shards are read a second time, one by one.
+    # The rows of shards are read twice: for the hash of the file, and one by one.
     bytes_ = sum((bundle / name).stat().st_size for name in (*readable, *shards)) - HEADER_BYTES * len(shards)
     advance = Advance(bytes_, progress)
     whole: set[str] = set()
@@ -73,7 +73,7 @@ def check_directory(bundle: Path, *, progress: Progress | None = None) -> list[F
 
 
 def left_out(bundle: Path, manifest: Manifest) -> tuple[str, ...]:
-    """The groups of which a copy has no file, as `push --groups` leaves them out; never those that text needs."""
+    """The groups of which this copy has no file, as after `push --groups`; never those that text needs."""
     return tuple(
         name
         for name, group in manifest.groups.items()
@@ -82,7 +82,7 @@ def left_out(bundle: Path, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _entry_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
-    """Faults for files that are missing, unless their whole group is, are no regular files, or not in the manifest."""
+    """Faults for files that are missing (unless their whole group is), not regular files, or not in the manifest."""
     elsewhere = {file for group in left_out(bundle, manifest) for file in manifest.groups[group].files}
     faults = [Fault(name, "file", "not in the manifest", None) for name in REQUIRED if name not in manifest.files]
     entries = set(os.listdir(bundle))
@@ -131,7 +131,7 @@ def _graph_faults(path: Path, wanted: Mapping[str, SignatureShape]) -> list[Faul
 
 
 def _tokenizer_faults(path: Path, manifest: Manifest) -> list[Fault]:
-    """Faults of the tokenizer's form, and of tower token ids that it cannot spell."""
+    """Faults in the form of the tokenizer's file, and tower token ids that no token has."""
     towers = {"vision": manifest.vision, "audio": manifest.audio}
     spelled = {
         f"{group} {key}": token
@@ -145,9 +145,9 @@ def _tokenizer_faults(path: Path, manifest: Manifest) -> list[Fault]:
 def _shard_faults(
     bundle: Path, manifest: Manifest, shards: Sequence[str], whole: set[str], advance: Advance
 ) -> list[Fault]:
-    """Faults of PLE shards: wrong headers, wrong order, or shapes of another model.
+    """Faults of PLE shards: wrong headers, wrong order, or the shapes of another model.
 
-    Rows are checked only in the shards of `whole`, whose hashes are right; the others have a fault already.
+    Rows are checked only in the shards in `whole`, whose hashes are right; the other shards have a fault already.
     """
     paths = [bundle / name for name in shards]
     faults: list[Fault] = []
@@ -175,7 +175,7 @@ def _shard_faults(
 
 
 def _prompt_faults(bundle: Path, manifest: Manifest) -> list[Fault]:
-    """Faults of a template that is invalid, ends a turn with a token that stops no answer, or writes refused tokens."""
+    """Faults of the chat template: invalid, a turn's end that is no stop token, or tokens that a session refuses."""
     faults = []
     try:
         tokenizer = Tokenizer(bundle / TOKENIZER)

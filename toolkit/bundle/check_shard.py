@@ -1,4 +1,4 @@
-"""Checks one PLE shard against docs/formats/ple_shard.md, without its bundle: header, hash of all rows, each row."""
+"""Checks one PLE shard without its bundle (docs/formats/ple_shard.md): its header, the hash of its rows, each row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from toolkit.bundle.faults import Fault
 from toolkit.bundle.ple_shards import HEADER_BYTES, PleLayout, ShardHeader, read_header, row_checksum, stored_checksum
 
 _BLOCK_BYTES = 1 << 20
-_MOST_ROWS = 20  # named one by one; more are counted
+_MOST_ROWS = 20  # so many bad rows are named one by one, and the rest are counted
 
 
 def check_shard(path: Path, *, progress: Progress | None = None) -> list[Fault]:
@@ -38,7 +38,7 @@ def row_faults(path: Path, header: ShardHeader, advance: Advance) -> list[Fault]
         token += len(rows)
         advance(rows.nbytes)
     if len(faults) > _MOST_ROWS:
-        more = f"{len(faults) - _MOST_ROWS} more that are wrong"
+        more = f"{len(faults) - _MOST_ROWS} more bad rows"
         faults = [*faults[:_MOST_ROWS], Fault(path.name, "rows", more, None)]
     if digest.digest() != header.rows_sha256:
         wanted = f"{header.rows_sha256.hex()} as in the header"
@@ -54,7 +54,7 @@ def _blocks(path: Path, row_bytes: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def _faults_of(file: str, rows: NDArray[np.uint8], layout: PleLayout, first: int) -> list[Fault]:
-    """One fault for each bad row: a wrong checksum, or, with a right one, values that the format forbids."""
+    """One fault for each bad row: a wrong checksum, or values that the format forbids with a right checksum."""
     codes, behind = layout.code_bytes, layout.code_bytes + layout.scale_bytes
     damaged = np.array([row_checksum(row) != stored_checksum(row) for row in rows])
     numbers = np.ascontiguousarray(rows[:, codes:behind]).view(layout.scale_type)

@@ -1,4 +1,4 @@
-"""Conversations for comparing chat templates: whatever renders these alike is taken to render all alike."""
+"""Conversations for comparing chat templates: templates that render all of these alike are taken to be equivalent."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _WORLD = "مرحبا بالعالم · שלום עולם · नमस्ते �
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages as transformers hands them to a template, and the tools that the model may call.
+    """Messages in the form that transformers passes to a template, and the tools that the model may call.
 
-    name: what is special about it, as in "a conversation with a system message".
+    `name`: what is special about the conversation, such as "a system message".
     """
 
     name: str
     turns: Sequence[Turn]
     tools: Sequence[object] = ()
-    """Descriptions in JSON's form; for the engine's gemma3n, texts."""
+    """Their descriptions as JSON objects; as texts for the engine's model type gemma3n."""
     thinking: bool = False
     """Whether the template is asked to let the model think first (`enable_thinking`)."""
 
@@ -114,7 +114,10 @@ THINKING: Sequence[Conversation] = (
 
 
 def with_media(groups: Collection[str], *, side_by_side: bool = True) -> list[Conversation]:
-    """Conversations with images and sounds, if these groups are there; side_by_side: also without text between them."""
+    """Conversations with images and sounds, for the towers in `groups`.
+
+    `side_by_side`: include some with images and sounds that have no text between them.
+    """
     found = []
     for group, name, part in (("vision", "an image", _IMAGE), ("audio", "a sound", _SOUND)):
         if group in groups:

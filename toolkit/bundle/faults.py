@@ -1,4 +1,4 @@
-"""A fault of a bundle as a record: readers raise the first fault, the checker lists them all."""
+"""The faults of a bundle as records: readers raise the first one, the checker lists all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from toolkit.base.errors import BundleError, ToolkitError
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with `file` ("" for the bundle as a whole), at the place `fault` of it."""
+    """One thing that is wrong with `file` ("" for the bundle as a whole), at the place `fault` in it."""
 
     file: str
     fault: str
@@ -19,12 +19,12 @@ class Fault:
 
     @classmethod
     def of(cls, error: ToolkitError, file: str, place: str) -> Fault:
-        """What an error says; `file` and `place` where it names none. Files lie in one directory, so a name will do."""
+        """The fault that an error describes; `file` and `place` if it names none. Of a path, only the name is kept."""
         return cls(
             file if error.file is None else Path(error.file).name, error.place or place, error.found, error.wanted
         )
 
     def error(self, file: Path | str | None = None, *, remedy: str | None = None) -> BundleError:
-        """The same as an exception about `file`, by default the fault's own."""
+        """The fault as an exception about `file`, which is by default the fault's own file."""
         where = (self.file or None) if file is None else file
         return BundleError(self.fault, file=where, found=self.found, wanted=self.wanted, remedy=remedy)

@@ -1,4 +1,4 @@
-"""Holds a .tflite file of a bundle against what the manifest and docs/formats/manifest.md say of its graphs."""
+"""Compares the graphs of a bundle's .tflite file with what the manifest and docs/formats/manifest.md say of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from toolkit.tflite.judged_tensors import JudgedTensor
 
 
 def graph_faults(path: Path, wanted: Mapping[str, SignatureShape], header: Header | None = None) -> list[Fault]:
-    """What is wrong with a file: the first thing that no graph of ours has, or each wrong input or output.
+    """The faults of a file: the first thing that no graph of ours has, or each wrong input or output.
 
-    wanted: its signatures. header: the file's, if it has been read already.
+    `wanted`: the signatures that it must have. `header`: the file's header, if it has been read already.
     """
     try:
         judged = judge(read_header(path) if header is None else header)

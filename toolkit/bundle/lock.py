@@ -1,4 +1,4 @@
-"""The lock of a bundle (docs/formats/lock.md): all that decides its bytes, and the hashes of what came out."""
+"""The lock of a bundle (docs/formats/lock.md): everything that determines its bytes, and the hashes of its files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_LOCK_BYTES = 16 * 1024 * 1024
 Positions = Annotated[int, Range(2, MAX_DIMENSION)]
 Group = Literal["text", "vision", "audio"]
 LEAST_DRAFTER_TOKENS = 600
-"""So many are at least five passages, of which one is held out."""
+"""This many tokens make at least five passages, one of which is held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ class LockedSize:
 
 @dataclass(frozen=True, slots=True)
 class DrafterSettings:
-    """What determines a drafter, apart from the model that it is fitted to."""
+    """What determines a drafter, besides the model that it is fitted to."""
 
     tokens: Annotated[int, Range(LEAST_DRAFTER_TOKENS, 2**32)] = 8192
-    """How many tokens the model writes greedily, to fit to."""
+    """How many tokens the model writes greedily for the drafter to be fitted to."""
     random_features: Annotated[int, Range(2, 2**16)] = 3072
-    """An even number: they are stored in pairs."""
+    """An even number, because they are stored in pairs."""
 
     def __post_init__(self) -> None:
         if self.tokens < LEAST_DRAFTER_TOKENS:
@@ -73,7 +73,7 @@ class LockedExport:
     activations: Text | None
     target: Text
     sampling: Annotated[SamplingRecord | None, MayBeAbsent()] = None
-    """None for what the bundle says."""
+    """None for the bundle's."""
     drafter: Annotated[DrafterSettings | None, MayBeAbsent()] = None
     """How the export's own drafter was fitted; None if it has the bundle's, an assistant, or none."""
     assistant: Annotated[CheckpointRecord | None, MayBeAbsent()] = None
@@ -82,7 +82,7 @@ class LockedExport:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """What was converted, how, by which version, and the hashes of the result."""
+    """What was converted, how, by which version of gemma-edge, and the hashes of the result."""
 
     generator: Text
     checkpoint: CheckpointRecord
@@ -90,38 +90,38 @@ class Lock:
     """The hash of the text that activations were measured on; None without calibration."""
     groups: tuple[Group, ...]
     sizes: tuple[LockedSize, ...]
-    """The default one first."""
+    """The default size first."""
     recipes: Mapping[Name, QuantRecord]
     context: Positions
     prefill_sizes: Annotated[tuple[Positions, ...], Ascending()]
     shard_bytes: Annotated[int, Range(1, 2**50)]
     audio_seconds: tuple[Annotated[float, Range(0, 1e6)], ...]
-    """Empty for what the model family chooses."""
+    """Empty if the model family chooses them."""
     files: Mapping[Name, Sha256]
-    """Every file of the bundle but its manifest and this lock."""
+    """Every file of the bundle except its manifest and this lock."""
     manifest: Sha256 | None
-    """The manifest's own hash, if it did not list this lock; None only before it is known."""
+    """The hash that the manifest would have without this lock in its list; None only before it is known."""
     export: LockedExport | None
     """None for a bundle."""
     draft_tokens: Annotated[DraftTokens | None, MayBeAbsent()] = None
-    """How many drafts a step of speculative decoding checks; None without."""
+    """How many drafts a step of speculative decoding checks; None for a bundle without it."""
     drafter: Annotated[DrafterSettings | None, MayBeAbsent()] = None
-    """How the bundle's drafter was made, or one that would not have paid; None if none was to be."""
+    """How the bundle's drafter was made, even if it was left out as too slow; None if none was asked for."""
 
 
 def completed(lock: Lock, manifest: Manifest) -> Lock:
-    """The lock with the hashes of what came out; `manifest` lists all files but the lock."""
+    """The lock with the hashes of the files; `manifest` must list all files except the lock."""
     files = {name: record.sha256 for name, record in manifest.files.items()}
     return replace(lock, files=files, manifest=manifest_digest(manifest))
 
 
 def dump_lock(lock: Lock) -> bytes:
-    """Encode a lock as the canonical JSON of a file, with the same bytes every time."""
+    """Encode a lock as a file in canonical JSON: equal locks give equal bytes."""
     return (json.dumps(_value(lock), indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
 
 def lock_line(lock: Lock) -> str:
-    """The same in one line, for a header."""
+    """The lock's JSON in one line, for the header of a .litertlm."""
     return json.dumps(_value(lock), separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
@@ -146,7 +146,7 @@ def parse_lock(data: bytes, file: Path | str = LOCK) -> Lock:
 
 
 def read_lock(path: Path) -> Lock:
-    """Read the lock in a bundle's directory, or from a file of its own; BundleError if there is none."""
+    """Read the lock in a bundle's directory, or the lock file at `path`; BundleError if there is none."""
     file = path / LOCK if path.is_dir() else path
     if not file.exists():
         found = f"no {LOCK}" if path.is_dir() else "no such file"
@@ -159,7 +159,7 @@ def read_lock(path: Path) -> Lock:
 
 
 def lock_faults(path: Path, manifest: Manifest) -> list[Fault]:
-    """Faults of a bundle's lock: its form, and hashes that are not those of the bundle."""
+    """Faults of a bundle's lock: a wrong form, and hashes that differ from those in the manifest."""
     try:
         lock = read_lock(path)
     except BundleError as error:
@@ -170,7 +170,7 @@ def lock_faults(path: Path, manifest: Manifest) -> list[Fault]:
 
 
 def differences(found: Lock, wanted: Lock) -> list[tuple[str, str, str]]:
-    """Every value that differs: its place, what is found there, and what is wanted."""
+    """Every value that differs: its place, the value found, and the value wanted."""
     return list(_compare("", json.loads(lock_line(found)), json.loads(lock_line(wanted))))
 
 

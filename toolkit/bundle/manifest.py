@@ -1,7 +1,7 @@
 """The records of a manifest (docs/formats/manifest.md).
 
-manifest_json.py reads and writes them. The types say what each value may be; manifest_faults.py says which
-values do not go together.
+manifest_json.py reads and writes them. The types say what each value may be; manifest_faults.py finds values that
+contradict each other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0
 TOWER_FILES = {"vision": (VISION_ENCODER, VISION_ADAPTER), "audio": (AUDIO_ENCODER, AUDIO_ADAPTER)}
 """The files of the groups that only some requests need."""
 FLOAT32_FILES = frozenset({VISION_ENCODER, AUDIO_ENCODER})
-"""Graphs that a GPU must compute in float32: their norms square values that are not scaled before (docs/gpu.md)."""
+"""Graphs that a GPU must compute in float32: their norms square values that are not scaled down first (docs/gpu.md)."""
 
 GroupKind = Literal["text", "token_embedding", "per_layer_embedding", "vision", "audio", "drafter"]
 GROUP_NAMES: tuple[GroupKind, ...] = get_args(GroupKind)
@@ -96,7 +96,7 @@ DraftTokens = Annotated[int, Range(1, MAX_DRAFT_TOKENS)]
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """A LoRA adapter that was merged into the checkpoint, how much of it, and the hash of its files."""
+    """A LoRA adapter that was merged into the checkpoint, the factor it was scaled by, and the hash of its files."""
 
     name: Text
     scale: Annotated[float, Range(-1000.0, 1000.0)]
@@ -105,7 +105,7 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """Which checkpoint a bundle was made of, the hash of its content, and the adapters merged into it, in order."""
+    """The checkpoint that a bundle was made from, the hash of its content, and the adapters merged into it in order."""
 
     name: Text
     sha256: Sha256
@@ -114,7 +114,7 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """Names of the two tensors of one KV cache, and the shape of the keys: [1, kv_heads, rows, head_dim].
+    """The names of the two tensors of one KV cache, and the shape of the keys: [1, kv_heads, rows, head_dim].
 
     If `window` is None, row p holds position p. Otherwise the cache is a ring, where position p is in row p mod rows,
     and its layers attend to the last `window` positions.
@@ -127,12 +127,12 @@ class KvCache:
 
     @property
     def rows(self) -> int:
-        """Positions that the cache holds."""
+        """The number of positions that the cache holds."""
         return self.shape[2]
 
     @property
     def value_shape(self) -> tuple[int, ...]:
-        """[1, kv_heads, head_dim, rows]."""
+        """The shape of the values, [1, kv_heads, head_dim, rows]."""
         batch, heads, rows, dim = self.shape
         return batch, heads, dim, rows
 
@@ -146,7 +146,7 @@ class SamplingRecord:
 
     temperature: Annotated[float, Range(LEAST_TEMPERATURE, MOST_TEMPERATURE)]
     top_k: Annotated[int, Range(0, MAX_VOCAB)]
-    """0 is no limit."""
+    """0 for no limit."""
     top_p: Annotated[float, Range(1e-6, 1.0)]
     min_p: Annotated[float, Range(0.0, 1.0), MayBeAbsent()] = 0.0
     repeat_penalty: Annotated[float, Range(LEAST_PENALTY, MOST_PENALTY), MayBeAbsent()] = 1.0
@@ -154,7 +154,7 @@ class SamplingRecord:
 
 @dataclass(frozen=True, slots=True)
 class TextRecord:
-    """What a runtime needs to know of the language model; the same for all sizes."""
+    """What a runtime needs to know about the language model; the same for all sizes."""
 
     vocab_size: VocabSize
     ple_vocab_size: VocabSize
@@ -171,20 +171,20 @@ class TextRecord:
     stop_token_ids: Annotated[tuple[TokenId, ...], Ascending()]
     kv_caches: tuple[KvCache, ...]
     text_vocab_size: Annotated[VocabSize | None, MayBeAbsent()] = None
-    """Ids below stand for text; None where these are those with per-layer embeddings of their own."""
+    """Ids below this stand for text; None if they are the ids below `ple_vocab_size`."""
     sampling: Annotated[SamplingRecord | None, MayBeAbsent()] = None
-    """None is the most likely token each time."""
+    """None for greedy decoding: always the most likely token."""
     draft_tokens: Annotated[DraftTokens | None, MayBeAbsent()] = None
-    """How many drafted tokens a `verify` checks in one step; None without speculative decoding."""
+    """How many drafted tokens a `verify` step checks; None without speculative decoding."""
 
     @property
     def text_ids(self) -> int:
-        """Ids below may stand for text; others are of images and sounds, or nothing."""
+        """Ids below this may stand for text; the others stand for images and sounds, or for nothing."""
         return self.ple_vocab_size if self.text_vocab_size is None else self.text_vocab_size
 
     @property
     def step_sizes(self) -> tuple[int, ...]:
-        """The numbers of tokens that a step of any kind takes, ascending."""
+        """The numbers of tokens that steps of all kinds take, ascending."""
         verify = () if self.draft_tokens is None else (self.draft_tokens + 1,)
         return tuple(sorted({1, *self.prefill_sizes, *verify}))
 
@@ -219,7 +219,7 @@ class TowerTokens:
 
 @dataclass(frozen=True, slots=True)
 class VisionRecord(TowerTokens):
-    """What a runtime needs to know of the vision tower."""
+    """What a runtime needs to know about the vision tower."""
 
     image_size: Annotated[int, Range(1, 2**14)]
     soft_tokens: Dimension
@@ -228,7 +228,7 @@ class VisionRecord(TowerTokens):
 
 @dataclass(frozen=True, slots=True)
 class AudioRecord(TowerTokens):
-    """What a runtime needs to know of the audio tower."""
+    """What a runtime needs to know about the audio tower."""
 
     frame_lengths: Annotated[tuple[Annotated[int, Range(1, MAX_DIMENSION * MAX_FRAMES_PER_TOKEN)], ...], Ascending()]
     mel_bins: Width
@@ -245,7 +245,7 @@ class AudioRecord(TowerTokens):
 def signature_name(prefix: str, tokens: int, bucket: int | None = None, *, verify: bool = False) -> str:
     """The name of the signature for a step of `tokens` (1: decode), for a size's prefix and a context bucket, if any.
 
-    verify: whether the step gives the logits of all its tokens.
+    `verify`: whether the step gives the logits of all its tokens.
 
     >>> signature_name("", 1), signature_name("E2B_", 128), signature_name("E2B_", 1, 512)
     ('decode', 'E2B_prefill_128', 'E2B_in_512_decode')
@@ -258,7 +258,8 @@ def signature_name(prefix: str, tokens: int, bucket: int | None = None, *, verif
 
 @dataclass(frozen=True, slots=True)
 class SizeRecord:
-    """One size of the bundle: the checkpoint layers it keeps, their FFN widths, and the prefix of its signatures."""
+    """One size of the bundle: the checkpoint's layers that it keeps, their feed-forward widths, and the prefix of its
+    signatures' names."""
 
     layers: Annotated[tuple[Annotated[int, Range(0, MAX_LAYERS - 1)], ...], Ascending()]
     ffn_sizes: tuple[Dimension, ...]
@@ -272,7 +273,7 @@ class SizeRecord:
     def signature(self, tokens: int, bucket: int | None = None, *, verify: bool = False) -> str:
         """The name of the signature for a step of `tokens` (1: decode) over the first `bucket` positions, or all.
 
-        verify: whether the step gives the logits of all its tokens.
+        `verify`: whether the step gives the logits of all its tokens.
         """
         return signature_name(self.prefix, tokens, bucket, verify=verify)
 
@@ -289,23 +290,23 @@ class RuleRecord:
 
 @dataclass(frozen=True, slots=True)
 class QuantRecord:
-    """The quantisation recipe that was used."""
+    """The quantisation recipe with which weights were stored."""
 
     recipe: Text
     rules: tuple[RuleRecord, ...]
     static_activations: Annotated[bool, MayBeAbsent()] = False
-    """Whether products round their inputs and outputs to int8 by scales that the checkpoint states."""
+    """Whether products round their inputs and outputs to int8 with scales that the checkpoint states."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrafterRecord:
-    """Which size a drafter was fitted to, and how good it was on text that it was not fitted to."""
+    """The size that a drafter was fitted to, and how good it is on text that it was not fitted to."""
 
     size: SizeName
     acceptance: tuple[Annotated[float, Range(0.0, 1.0)], ...]
-    """The part of steps in which the first draft is right, the first two, and so on: one for each of `draft_tokens`."""
+    """The fraction of steps in which the first draft is right, the first two, and so on, up to `draft_tokens`."""
     steps: Annotated[int, Range(1, 2**40)]
-    """How many steps that was measured on."""
+    """The number of steps on which this was measured."""
 
     @property
     def accepted(self) -> float:
@@ -314,7 +315,7 @@ class DrafterRecord:
 
 
 GroupRuntime = TextRecord | VisionRecord | AudioRecord | DrafterRecord
-"""What a runtime needs to know of a group of the kind `text`, `vision`, `audio` or `drafter`."""
+"""What a runtime needs to know about a group of the kind `text`, `vision`, `audio` or `drafter`."""
 RUNTIMES: tuple[tuple[GroupKind, type[GroupRuntime] | None], ...] = (
     ("text", TextRecord),
     ("token_embedding", None),
@@ -326,19 +327,20 @@ RUNTIMES: tuple[tuple[GroupKind, type[GroupRuntime] | None], ...] = (
 
 
 TEXT_GROUPS: tuple[GroupKind, ...] = ("text", "token_embedding", "per_layer_embedding")
-"""What text needs: no prompt is answered without any of them. All others may be left out of a copy."""
+"""The groups that text needs: no prompt can be answered if one is missing. The others may be left out of a copy."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRecord:
-    """Files that are loaded together, the checkpoint's weights in them, their size, and what a runtime must know."""
+    """Files that are loaded together, how many of the checkpoint's weights they hold, their size in bytes, and what a
+    runtime must know about them."""
 
     kind: GroupKind
     files: tuple[Name, ...]
     parameters: Annotated[int, Range(0, 2**50)]
     bytes: Bytes
     runtime: Annotated[GroupRuntime | None, TypeBy("kind", RUNTIMES)] = None
-    """None for both kinds of embeddings, whose files tell it."""
+    """None for both kinds of embeddings, whose files say everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +354,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All of a bundle's manifest.json."""
+    """The content of a bundle's manifest.json."""
 
     generator: Text
     architecture: Text
@@ -365,34 +367,34 @@ class Manifest:
 
     @property
     def text(self) -> TextRecord:
-        """What the group `text` says, which every bundle has."""
+        """The record of the group `text`, which every bundle has."""
         record = self.groups["text"].runtime
         assert isinstance(record, TextRecord)
         return record
 
     @property
     def vision(self) -> VisionRecord | None:
-        """What the group `vision` says, where there is one."""
+        """The record of the group `vision`, if there is one."""
         record = self.groups["vision"].runtime if "vision" in self.groups else None
         assert record is None or isinstance(record, VisionRecord)
         return record
 
     @property
     def audio(self) -> AudioRecord | None:
-        """What the group `audio` says, where there is one."""
+        """The record of the group `audio`, if there is one."""
         record = self.groups["audio"].runtime if "audio" in self.groups else None
         assert record is None or isinstance(record, AudioRecord)
         return record
 
     @property
     def drafter(self) -> DrafterRecord | None:
-        """What the group `drafter` says, where there is one."""
+        """The record of the group `drafter`, if there is one."""
         record = self.groups["drafter"].runtime if "drafter" in self.groups else None
         assert record is None or isinstance(record, DrafterRecord)
         return record
 
     def size(self, name: str | None = None) -> SizeRecord:
-        """A size by name, or the default one."""
+        """A size by its name, by default the default size; BundleError if there is none of this name."""
         wanted = self.default_size if name is None else name
         if wanted not in self.sizes:
             raise BundleError("size", found=wanted, wanted=" or ".join(self.sizes), remedy="choose one of these")

@@ -30,7 +30,7 @@ def contradictions(manifest: Manifest) -> Iterator[Fault]:
     """All contradictions in the manifest, in the order of its parts."""
     faults = list(_kind_faults(manifest))
     if faults:
-        # The others lean on what these groups say.
+        # The other checks rely on the records of these groups.
         yield from faults
         return
     yield from _text_faults(manifest)
@@ -49,7 +49,7 @@ def _kind_faults(manifest: Manifest) -> Iterator[Fault]:
         yield _fault("groups", ", ".join(manifest.groups) or "none", "text among them")
     for name, group in manifest.groups.items():
         if name in GROUP_NAMES and group.kind != name:
-            yield _fault(f"groups {name} kind", group.kind, f"{name}, for its name is that of a kind")
+            yield _fault(f"groups {name} kind", group.kind, f"{name}, because its name is that of a kind")
 
 
 def _text_faults(manifest: Manifest) -> Iterator[Fault]:
@@ -82,7 +82,7 @@ def _text_faults(manifest: Manifest) -> Iterator[Fault]:
 
 
 def _bound_faults(text: TextRecord) -> Iterator[Fault]:
-    """Numbers that exceed what other fields allow."""
+    """Faults for numbers that exceed what other fields allow."""
     numbers = {
         "ple_vocab_size": (text.ple_vocab_size, text.vocab_size),
         "text_vocab_size": (text.text_ids, text.vocab_size),
@@ -99,7 +99,7 @@ def _bound_faults(text: TextRecord) -> Iterator[Fault]:
 
 
 def _list_faults(place: str, ascending: tuple[int, ...], most: int) -> Iterator[Fault]:
-    """The first number above `most`."""
+    """A fault for the first number above `most`, if there is one."""
     first = bisect.bisect_right(ascending, most)
     if first < len(ascending):
         yield _fault(f"{place}[{first}]", ascending[first], f"at most {most}")

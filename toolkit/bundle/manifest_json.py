@@ -1,4 +1,4 @@
-"""Reads manifest.json (docs/formats/manifest.md) strictly, and writes it with the same bytes every time."""
+"""Reads manifest.json (docs/formats/manifest.md) strictly, and writes it: equal manifests give equal bytes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from toolkit.bundle.manifest import FORMAT, MANIFEST_NAME, Manifest, SamplingRec
 from toolkit.bundle.manifest_faults import contradictions
 
 _OPTIONAL = ("text_vocab_size", "sampling", "draft_tokens")
-"""Keys of the group `text` that are left out where they say nothing."""
+"""Keys of the group `text` that are left out if they are null."""
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 _DIGEST_LINE = b' "sha256": "'
-"""The beginning of the one line that the manifest's own hash leaves out; no other line has one space before a key
-named `sha256`."""
+"""The beginning of the line that the manifest's own hash leaves out: only in this line is a key `sha256` preceded by
+exactly one space."""
 
 
 def read_manifest(bundle: Path | str) -> Manifest:
@@ -46,7 +46,7 @@ def load_manifest_bytes(bundle: Path | str) -> bytes:
 
 
 def parse_manifest(data: bytes, faults: list[Fault]) -> Manifest | None:
-    """Read a manifest. If it has faults, append them all and return None."""
+    """Read a manifest. If it has faults, append all of them to `faults` and return None."""
     errors: list[ToolkitError] = []
     manifest = None
     try:
@@ -73,7 +73,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """The `sha256` that the manifest has once it is written."""
+    """The `sha256` that the manifest has when it is written."""
     return _digest(_encoded(manifest))
 
 
@@ -92,7 +92,7 @@ def _encoded(manifest: Manifest) -> bytes:
 
 
 def drop_defaults(recipes: Mapping[str, dict[str, object]]) -> None:
-    """Leave out what is said of recipes only where it is not as usual."""
+    """Remove the keys of recipes that have their default values."""
     for recipe in recipes.values():
         if not recipe["static_activations"]:
             del recipe["static_activations"]
@@ -108,7 +108,7 @@ def drop_sampling_defaults(sampling: dict[str, object] | None) -> None:
 
 
 def encode_manifest(value: Mapping[str, object]) -> bytes:
-    """Encode a manifest's keys as canonical JSON, with the `sha256` of all lines but its own."""
+    """Encode a manifest's keys as canonical JSON, with the `sha256` of all lines except its own."""
     data = json.dumps({**value, "sha256": ""}, indent=1, sort_keys=True, allow_nan=False).encode("ascii") + b"\n"
     return data.replace(b"\n" + _DIGEST_LINE, b"\n" + _DIGEST_LINE + _digest(data).encode("ascii"))
 
@@ -120,7 +120,7 @@ def _digest(data: bytes) -> str:
 
 
 def _digest_errors(data: bytes, recorded: object) -> list[ToolkitError]:
-    """An error if the manifest does not have the hash that it records."""
+    """A list with an error if the manifest does not have the hash that it records, otherwise empty."""
     found = _digest(data)
     if recorded == found and data.count(b"\n" + _DIGEST_LINE) == 1:
         return []

@@ -1,6 +1,6 @@
 """PLE shards: files of rows, each with all per-layer embeddings of one token (docs/formats/ple_shard.md).
 
-`ple_writer.py` writes them; code that only reads them loads no quantiser.
+`ple_writer.py` writes them, so code that only reads shards does not import the quantiser.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from toolkit.quant.packing import unpack_codes
 
 MAGIC = b"GEMMAPLE"
 VERSIONS = {16: 1, 32: 2}
-"""The version of a shard, by the bits of its scales; otherwise they are the same."""
+"""The version of a shard's format by the bits of its scales, the only difference between the versions."""
 
 HEADER_BYTES = PAGE_BYTES
 ROW_ALIGNMENT = 512  # the smallest sector of flash; divides every page size
@@ -41,9 +41,9 @@ def ple_elements() -> tuple[ElementType, ...]:
 
 @dataclass(frozen=True, slots=True)
 class PleLayout:
-    """The properties that all shards of a table share: `width` values for each layer, in codes of `bits` (32: f32).
+    """The properties that all shards of a table share. A row holds `width` values for each of `layers` layers.
 
-    `scale_bits`: 16, or 32 for scales that a checkpoint states in float32.
+    `bits`: of a code; 32 for float32 values. `scale_bits`: 16, or 32 for scales that a checkpoint states in float32.
     """
 
     vocab_size: int
@@ -82,7 +82,7 @@ class PleLayout:
         return align_up(self.code_bytes + self.scale_bytes + CHECKSUM_BYTES, ROW_ALIGNMENT)
 
     def rows_per_shard(self, shard_bytes: int) -> int:
-        """Rows of every shard but the last."""
+        """The number of rows of every shard except the last, for shards of about `shard_bytes`."""
         return min(self.vocab_size, max(1, (shard_bytes - HEADER_BYTES) // self.row_bytes))
 
     def shard_count(self, shard_bytes: int) -> int:
@@ -110,7 +110,7 @@ class ShardHeader:
         return HEADER_BYTES + self.row_count * self.layout.row_bytes
 
     def pack(self) -> bytes:
-        """The header page as it is stored, with its own hash."""
+        """The bytes of the header page, with its own hash."""
         layout = self.layout
         fields = _FIELDS.pack(
             MAGIC, VERSIONS[layout.scale_bits], HEADER_BYTES, self.first_token, self.row_count, layout.vocab_size,
@@ -188,7 +188,7 @@ def _unpack(fields: bytes, path: Path) -> ShardHeader:
 
 
 def check_sequence(paths: Sequence[Path], headers: Sequence[ShardHeader]) -> None:
-    """BundleError unless the shards are all shards of one table, in order."""
+    """Raise BundleError unless these are all shards of one table, in order."""
     if not headers:
         raise BundleError(found="there are no PLE shards")
     layout, count, expected = headers[0].layout, headers[0].shard_count, 0

@@ -45,8 +45,8 @@ def write_ple_shards(
 ) -> tuple[str, ...]:
     """Quantise a table f32[vocab, layers * width] into shards in `directory`; return their names in order.
 
-    The table is read once, in order; what `packed` has in this layout is copied. `progress` is called with the code
-    bytes written since its last call, `finished` with the path of each complete shard.
+    The table is read once, in order; rows that `packed` has in this layout are copied. `progress` is called with the
+    bytes of codes written since its last call, `finished` with the path of each complete shard.
     """
     if layout.layers * layout.width * layout.bits % 8:
         found = f"{layout.layers * layout.width} codes of {layout.bits} bits a row"
@@ -95,7 +95,10 @@ def _spans(layout: PleLayout, first: int, rows: int) -> Iterator[tuple[int, int]
 def pack_rows(
     values: NDArray[np.float32], layout: PleLayout, name: str, search: Search = "mse", first_row: int = 0
 ) -> NDArray[np.uint8]:
-    """Quantise rows f32[n, layers * width] to a shard's uint8[n, row_bytes]; `name`, `first_row` are for errors."""
+    """Quantise rows f32[n, layers * width] to the rows of a shard, uint8[n, row_bytes].
+
+    Errors name the tensor `name` and the row, counted from `first_row`.
+    """
     if not layout.element.quantised:
         require_finite(values, name, first_row)
         none = np.empty((len(values), 0), np.float32)
@@ -110,7 +113,7 @@ def _scheme(layout: PleLayout, search: Search) -> Scheme:
 
 
 def _rows_of(packed: PackedRows, layout: PleLayout) -> NDArray[np.uint8]:
-    """A shard's rows: codes, scales, zeros and a checksum."""
+    """The rows of a shard: codes, scales, zeros and a checksum each."""
     count = len(packed.payload)
     rows = np.zeros((count, layout.row_bytes), np.uint8)
     rows[:, : layout.code_bytes] = packed.payload.reshape(count, -1)

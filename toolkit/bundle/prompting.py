@@ -1,4 +1,4 @@
-"""Turns a rendered conversation into token ids by transformers' rules, with images and sounds in their places."""
+"""Converts a rendered conversation to token ids by transformers' rules, with soft tokens for images and sounds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from toolkit.media.prompt import IMAGE, SOUND, SoftTokens, expand_placeholders
 
 @dataclass(frozen=True, slots=True)
 class Prompting:
-    """A tokenizer, its first token, and how an image and a sound are written; None without such a tower."""
+    """A tokenizer, its bos token, and how images and sounds are spelled (None without such a tower)."""
 
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
-    """Control tokens are spelled out."""
+    """The text of token ids, with control tokens spelled out."""
     bos_token: str
     bos_token_id: int | None
     image: SoftTokens | None = None
@@ -31,7 +31,7 @@ class Prompting:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, manifest: Manifest, groups: Collection[str] | None = None) -> Prompting:
-        """That of a bundle, with the towers among `groups`; None for all that it has."""
+        """The prompting of a bundle, with its towers that are in `groups`; None for all of them."""
         wanted = manifest.groups if groups is None else groups
         vision = manifest.vision if "vision" in wanted else None
         audio = manifest.audio if "audio" in wanted else None
@@ -41,7 +41,7 @@ class Prompting:
     def with_towers(
         cls, tokenizer: Tokenizer, bos_token_id: int, vision: VisionRecord | None, audio: AudioRecord | None
     ) -> Prompting:
-        """The same from records of the towers."""
+        """The prompting from a tokenizer and the records of towers."""
         return cls(
             lambda text: tokenizer.encode(text, special=False),
             lambda ids: tokenizer.decode(ids, skip_special=False),
@@ -53,17 +53,20 @@ class Prompting:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The towers that there are."""
+        """The names of the towers that it has."""
         towers = (("vision", self.image), ("audio", self.sound))
         return tuple(name for name, soft in towers if soft is not None)
 
     @property
     def soft_tokens(self) -> Sequence[SoftTokens]:
-        """Those of the towers that there are."""
+        """The soft tokens of the towers that it has."""
         return [soft for soft in (self.image, self.sound) if soft is not None]
 
     def ids(self, text: str, conversation: Conversation) -> list[int]:
-        """The prompt's tokens; UsageError if the template has not written one placeholder for each image and sound."""
+        """The token ids of a prompt whose rendered text is `text`.
+
+        UsageError if the template has not written exactly one placeholder for each image and sound.
+        """
         if not self.soft_tokens:
             return self.encode(text)
         images, sounds = conversation.count("image"), conversation.count("audio")
@@ -73,15 +76,16 @@ class Prompting:
 
 
 def turn_end_token(template: ChatTemplate, tokenizer: bytes) -> int | None:
-    """The id of the token that ends a model's turn; None where it ends in none. tokenizer: tokenizer.json's content."""
+    """The id of the token that ends a model's turn; None if none does. `tokenizer`: the content of tokenizer.json."""
     end = turn_end(template)
     return control_token_at(tokenizer, end) if end else None
 
 
 def undrawable(template: ChatTemplate, prompting: Prompting, text_ids: int) -> tuple[Conversation, int] | None:
-    """The first token in a prompt that stands neither for text nor for an image or sound, which a session refuses.
+    """The first prompt with a token that stands neither for text nor for an image or sound, and the token's id.
 
-    text_ids: ids below stand for text. BundleError for a template that takes too much.
+    A session refuses such a token. `text_ids`: ids below this stand for text. BundleError if the template exceeds the
+    limits of time or memory.
     """
     return limited("chat template", partial(_undrawable, template, prompting, text_ids))
 
@@ -101,7 +105,7 @@ def _undrawable(template: ChatTemplate, prompting: Prompting, text_ids: int) -> 
 
 
 def tower_tokens(tower: VisionRecord | AudioRecord, usual: SoftTokens, tokenizer: Tokenizer) -> SoftTokens:
-    """How a tower's tokens are spelled; BundleError if the tokenizer lacks one of them."""
+    """The spelling of a tower's tokens; BundleError if the tokenizer lacks one of them."""
     spelled = {name: tokenizer.token_of(token) for name, token in tower.markers().items()}
     unknown = [f"{name} {tower.markers()[name]}" for name, spelling in spelled.items() if spelling is None]
     if unknown:
@@ -112,7 +116,7 @@ def tower_tokens(tower: VisionRecord | AudioRecord, usual: SoftTokens, tokenizer
 
 
 def first_difference(found: list[int], wanted: list[int], prompting: Prompting) -> tuple[str, str]:
-    """Both texts from a little before the place where they part, or the token ids where the texts are the same."""
+    """Both texts from a little before the place where they differ, or both token ids if the texts are equal."""
     texts = prompting.decode(found), prompting.decode(wanted)
     if texts[0] != texts[1]:
         start = max(0, _place(*texts) - 20)

@@ -72,9 +72,9 @@ class TextShapes:
     def decoder(
         self, tokens: int, *, logits: bool = False, activations: bool = False, seen: int | None = None
     ) -> SignatureShape:
-        """The shape of `prefill_N`, or with `logits` of `decode` and `verify`, over the first `seen` positions or all.
+        """The shape of a prefill, or with `logits` that of `decode` or `verify`, over `seen` positions or all.
 
-        activations: whether the rows that the logits are computed from are an output too.
+        `activations`: whether the rows that the logits are computed from are an output too.
         """
         caches = {name: _floats(*shape) for name, shape in self.caches.items()}
         inputs = {
@@ -111,7 +111,7 @@ class TextShapes:
         return found
 
     def embedders(self, counts: Iterable[int]) -> dict[str, SignatureShape]:
-        """The signatures of the token embedder, by name; counts: token counts, each with a signature."""
+        """The signatures of the token embedder, by name; there is one for each number of tokens in `counts`."""
         return {f"embed_{n}": _embedder(n, "embeddings", (1, n, self.hidden_size)) for n in counts}
 
     def drafter(self, caches: Collection[str] = ()) -> dict[str, SignatureShape]:
@@ -134,7 +134,7 @@ class TextShapes:
 
 
 def vision_shapes(vision: VisionRecord, hidden_size: int) -> dict[str, dict[str, SignatureShape]]:
-    """The signatures of each file of the vision group, by file; hidden_size: the language model's."""
+    """The signatures of each file of the vision group, by file; `hidden_size`: the language model's."""
     features = _floats(1, vision.soft_tokens, vision.feature_size)
     images = _floats(1, vision.image_size, vision.image_size, 3)
     embeddings = _floats(1, vision.soft_tokens + 1, hidden_size)
@@ -148,7 +148,7 @@ def vision_shapes(vision: VisionRecord, hidden_size: int) -> dict[str, dict[str,
 
 
 def audio_shapes(audio: AudioRecord, hidden_size: int) -> dict[str, dict[str, SignatureShape]]:
-    """The signatures of each file of the audio group, by file; hidden_size: the language model's."""
+    """The signatures of each file of the audio group, by file; `hidden_size`: the language model's."""
     encoder: dict[str, SignatureShape] = {}
     adapter = {
         "embed_1": _embedder(1, "embeddings", (1, 1, hidden_size)),
@@ -197,13 +197,13 @@ def text_shapes_of(decode: SubgraphRecord) -> TextShapes | None:
 
 
 def checked_drafts(signatures: Mapping[str, SignatureShape]) -> int | None:
-    """How many drafts the signature `verify` checks; None without one."""
+    """How many drafts the signature `verify` checks; None if there is no such signature."""
     positions = signatures[VERIFY].inputs.get("input_pos") if VERIFY in signatures else None
     return None if positions is None or not positions.shape else max(1, positions.shape[0] - 1)
 
 
 def counts_of(signatures: Sequence[str], prefix: str) -> tuple[int, ...]:
-    """The number N of each signature named `prefix` + N, in ascending order.
+    """The numbers N for which there is a signature named `prefix` + N, ascending.
 
     >>> counts_of(["prefill_8", "decode", "small_prefill_8", "prefill_128", "prefill_0"], "prefill_")
     (8, 128)
@@ -213,7 +213,7 @@ def counts_of(signatures: Sequence[str], prefix: str) -> tuple[int, ...]:
 
 
 def shape_of(graph: SubgraphRecord) -> SignatureShape:
-    """Names and shapes of the inputs and outputs of a graph."""
+    """The names and shapes of the inputs and outputs of a graph."""
 
     def named(indices: Mapping[str, int]) -> dict[str, TensorShape]:
         return {name: TensorShape(graph.tensors[i].type, graph.tensors[i].shape) for name, i in indices.items()}
@@ -229,7 +229,7 @@ def shapes_of(content: TfliteContent) -> dict[str, SignatureShape]:
 def signature_faults(
     file: str, found: Mapping[str, SignatureShape], wanted: Mapping[str, SignatureShape]
 ) -> list[Fault]:
-    """A fault for each tensor in which a file's signatures differ from those wanted."""
+    """A fault for each input or output in which a file's signatures differ from the wanted ones."""
     faults = []
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:
@@ -249,7 +249,7 @@ def signature_faults(
 
 
 def buffer_faults(file: str, content: TfliteContent) -> list[Fault]:
-    """A fault for each two weights that overlap in part; weights that share all their bytes are allowed."""
+    """A fault for each pair of weights that overlap in part; weights that share all their bytes are allowed."""
     spans = [
         Span(buffer.offset_bytes, buffer.offset_bytes + buffer.size_bytes, f"buffer {i}")
         for i, buffer in enumerate(content.model.buffers)

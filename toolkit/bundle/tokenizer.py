@@ -1,4 +1,4 @@
-"""Converts text to token ids and back; the only module that uses the tokenizers library."""
+"""Converts text to token ids and back; the only module that uses the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 MAX_TOKENIZER_BYTES = 64 << 20
 MAX_GROWTH = 64
-"""Real ones replace a space by a mark, 1, or a character by its decomposed form, up to 18."""
+"""The most that replacement rules may lengthen a text. Real ones replace a space by a mark (1 time), or a character by
+its decomposed form (up to 18 times)."""
 
 
 class Tokenizer:
     """A Hugging Face `tokenizer.json`."""
 
     def __init__(self, path: Path, data: bytes | None = None) -> None:
-        """BundleError if the file is missing or is not a tokenizer. data: its content, where that is known already."""
+        """Open a tokenizer file; BundleError if it is missing or not a tokenizer. `data`: its content, if known."""
         if data is None:
             if not path.is_file():
                 raise BundleError(file=path, found="no such file")
@@ -41,15 +42,15 @@ class Tokenizer:
             self._tokenizer = _Tokenizer.from_file(str(path)) if data is None else _Tokenizer.from_buffer(data)
         self._path = path
         _require_bounded_growth(path, self._tokenizer)
-        # Training programs save both in the file; transformers overrides them for each text.
+        # Training programs save truncation and padding in the file; transformers sets both anew for each text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # Parsing the JSON took 200 MB; give it back before other allocations use parts of it and keep all of it.
+        # Parsing the JSON took 200 MB. Return it before later allocations land in it and prevent that.
         release_freed_memory()
 
     def ids_below(self, limit: int) -> int:
-        """One more than the highest id below `limit` that has a token; 0 if there is none."""
-        # Not from get_vocab: a dictionary of a quarter million strings takes 40 MB and a tenth of a second.
+        """The highest id below `limit` that has a token, plus one; 0 if there is none."""
+        # Without get_vocab, whose dictionary of a quarter million strings takes 40 MB and a tenth of a second.
         return next((token + 1 for token in range(limit - 1, -1, -1) if self.token_of(token) is not None), 0)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
@@ -61,7 +62,7 @@ class Tokenizer:
             return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def encode_limited(self, text: str, *, special: bool = False) -> list[int]:
-        """The same with limits of time and memory, for the tokenizers of strangers; some milliseconds more."""
+        """`encode` with limits on time and memory, for untrusted tokenizers; it takes a few milliseconds more."""
         with errors_about(file=self._path):
             return limited("tokenizer", partial(self.encode, text, special=special))
 
@@ -83,7 +84,7 @@ class Tokenizer:
 
 @contextmanager
 def _library_errors(path: Path) -> Iterator[None]:
-    """BundleError for what the library raises: bare Exception for broken files, and no Exception where it panics."""
+    """Turn what the library raises into BundleError: Exception for broken files, other BaseExceptions for panics."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
@@ -94,18 +95,18 @@ def _library_errors(path: Path) -> Iterator[None]:
 
 
 def _require_bounded_growth(path: Path, tokenizer: _Tokenizer) -> None:
-    """BundleError for rules of replacement that make much text out of little: some double it again and again."""
+    """Raise BundleError for replacement rules that make long texts out of short ones, such as repeated doubling."""
     for name in ("normalizer", "decoder"):
         part = getattr(tokenizer, name)
         rules = None if part is None else json.loads(part.__getstate__())
         growth = _growth(rules)
         if growth > MAX_GROWTH:
-            found, wanted = f"rules that make a text {growth:.3g} times as long", f"at most {MAX_GROWTH} times"
+            found, wanted = f"rules that can make a text {growth:.3g} times as long", f"at most {MAX_GROWTH} times"
             raise BundleError(name, file=path, found=found, wanted=wanted)
 
 
 def _growth(rules: object) -> float:
-    """By how much these rules, one after the other, can lengthen a text.
+    """By what factor these rules, one after the other, can lengthen a text.
 
     >>> _growth({"type": "Sequence", "normalizers": [{"pattern": {"String": "ab"}, "content": "cdef"}] * 3})
     8.0
@@ -123,7 +124,7 @@ def _growth(rules: object) -> float:
 
 
 def require_unicode(text: str, what: str) -> str:
-    """Return `text`; UsageError if it contains bytes that are not UTF-8, which Python lets through in the C locale."""
+    """Return `text`; UsageError if it contains bytes that are not UTF-8, which Python accepts in the C locale."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -134,12 +135,12 @@ def require_unicode(text: str, what: str) -> str:
 
 
 class TextStream:
-    """Turns a stream of tokens into a stream of whole characters."""
+    """Converts a stream of tokens to a stream of complete characters."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
-        # The tokens written last, kept because spaces depend on what comes before, and the tokens held back.
+        # The last tokens whose text was returned, because spaces depend on the text before; and the tokens held back.
         self._context: list[int] = []
         self._held: list[int] = []
 
@@ -147,14 +148,14 @@ class TextStream:
         """The text that this token completes; empty while bytes of a character are missing."""
         self._held.append(token)
         text = self._new_text()
-        # With as many tokens as a character has bytes, the bytes are invalid and stay so.
+        # As many tokens as the longest character has bytes, and still no character: the bytes are invalid.
         if text.endswith(_INCOMPLETE) and len(self._held) < _LONGEST_CHARACTER:
             return ""
         self._context, self._held = self._held, []
         return text
 
     def flush(self) -> str:
-        """The text still held back at the end; an incomplete character becomes U+FFFD."""
+        """The text that is still held back at the end; an incomplete character becomes U+FFFD."""
         text = self._new_text() if self._held else ""
         self._context, self._held = [], []
         return text

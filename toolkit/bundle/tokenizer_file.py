@@ -1,4 +1,4 @@
-"""Checks a tokenizer.json without running it (its form, its token ids) and looks up how tokens are spelled."""
+"""Checks the form and the token ids of a tokenizer.json without running it, and looks up the spelling of tokens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MAX_VALUES = 5_000_000
 each way to make one, are about two million."""
 _MAX_TOKENS = 1 << 20
 _PER_CALL = ("truncation", "padding")
-"""What transformers decides for each text, whatever the file says."""
+"""The settings that transformers makes for each text, whatever the file says."""
 
 
 def tokenizer_faults(file: str, data: bytes, vocab_size: int, spelled: Mapping[str, int] | None = None) -> list[Fault]:
     """Faults if `data` is not a tokenizer, has an id of `vocab_size` or above, or lacks one of the ids in `spelled`.
 
-    spelled: the ids that prompts must be able to spell, by their names in the manifest.
+    `spelled`: the ids that prompts must be able to spell, by their names in the manifest.
     """
     tokens = _tokens(file, data)
     if isinstance(tokens, Fault):
@@ -42,7 +42,7 @@ def size_faults(file: str, data: bytes) -> list[Fault]:
 
 
 def token_spellings(file: str, data: bytes, ids: Iterable[int]) -> dict[int, str]:
-    """The text of each token of `ids`; BundleError if `data` is not a tokenizer or lacks one of the ids."""
+    """The spelling of each token in `ids`; BundleError if `data` is not a tokenizer or lacks one of the ids."""
     tokens = _tokens(file, data)
     if isinstance(tokens, Fault):
         raise tokens.error(remedy="convert it again")
@@ -55,7 +55,7 @@ def token_spellings(file: str, data: bytes, ids: Iterable[int]) -> dict[int, str
 
 
 def token_spelling(data: bytes, token_id: int | None) -> str | None:
-    """The text of one token; None for an id that stands for nothing, and in a file that is not a tokenizer."""
+    """The spelling of one token; None for an id without a token, and if `data` is not a tokenizer."""
     tokens = _tokens("tokenizer.json", data)
     return (
         None
@@ -65,22 +65,22 @@ def token_spelling(data: bytes, token_id: int | None) -> str | None:
 
 
 def token_texts(data: bytes) -> dict[int, str]:
-    """The text of every token by its id; empty for a file that is not a tokenizer."""
+    """The spelling of every token by its id; empty if `data` is not a tokenizer."""
     tokens = _tokens("tokenizer.json", data)
     return {} if isinstance(tokens, Fault) else {token: text for text, token in tokens}
 
 
 def control_token_at(data: bytes, text: str) -> int | None:
-    """The added token that a text begins with, the longest where there are several; None where it begins otherwise."""
+    """The id of the added token that a text begins with, the longest if there are several; None if there is none."""
     added = json.loads(data.decode("utf-8")).get("added_tokens") or []
     found = [(item["content"], item["id"]) for item in added if item["content"] and text.startswith(item["content"])]
     return max(found, key=lambda item: len(item[0]))[1] if found else None
 
 
 def plain_tokenizer(data: bytes) -> bytes:
-    """A tokenizer with no truncation and no padding saved in it; the same bytes if it has none, or is not a tokenizer.
+    """The tokenizer file without saved truncation and padding; the same bytes if it has none, or is not a tokenizer.
 
-    Trainers save both. transformers sets them again for each text, while all other readers of the file apply them.
+    Training programs save both. transformers sets them anew for each text, but other readers of the file apply them.
 
     >>> plain_tokenizer(b'{"truncation": {"max_length": 5}, "padding": null}')
     b'{"truncation": null, "padding": null}'
@@ -100,7 +100,7 @@ def _tokens(file: str, data: bytes) -> list[tuple[str, int]] | Fault:
     for fault in size_faults(file, data):
         return fault
     try:
-        # Not strict_json: vocabularies of byte-level tokenizers do hold lone surrogates.
+        # Not with strict_json, because vocabularies of byte-level tokenizers contain lone surrogates.
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         return Fault(file, "JSON", f"{type(error).__name__}: {error}"[:120], "a tokenizer in Hugging Face's form")
@@ -108,7 +108,7 @@ def _tokens(file: str, data: bytes) -> list[tuple[str, int]] | Fault:
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict | list) or not vocab:
         return Fault(file, "model vocab", "nothing", "a vocabulary")
-    # Unigram vocabularies are lists of text and score, and an entry's place is its id.
+    # Unigram vocabularies are lists of texts and scores, and the index of an entry is its id.
     own = vocab.items() if isinstance(vocab, dict) else ((_at(entry, 0), place) for place, entry in enumerate(vocab))
     added = value.get("added_tokens") or []
     if not isinstance(added, list):

@@ -1,4 +1,4 @@
-"""Writes a bundle: files into a temporary directory, their hashes, the manifest last, then one rename."""
+"""Writes a bundle: files into a temporary directory, hashes of them, the manifest last, and then one rename."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GENERATOR = f"gemma-edge {toolkit.__version__}"
 
 @dataclass(frozen=True, slots=True)
 class GroupDraft:
-    """Files that are loaded together, how many of the checkpoint's weights they hold, and what a runtime must know."""
+    """Files that are loaded together, how many of the checkpoint's weights they hold, what a runtime must know."""
 
     kind: GroupKind
     files: tuple[str, ...]
@@ -51,7 +51,7 @@ class BundleDraft:
     quant: Mapping[str, QuantRecord]
     groups: Mapping[str, GroupDraft]
     lock: Lock | None = None
-    """The bundle's lock without hashes; None for a bundle without one."""
+    """The bundle's lock without hashes; None for a bundle without a lock."""
 
 
 def write_bundle(
@@ -64,12 +64,12 @@ def write_bundle(
     inputs: Sequence[Path] = (),
     force: bool = False,
 ) -> Manifest:
-    """Write a bundle to `path`: `fill` writes the files into an empty directory, which is renamed once it is complete.
+    """Write a bundle to `path`: `fill` writes its files into an empty directory, which is renamed when it is complete.
 
-    `extend` gets what `fill` wrote as a bundle that can be run, and may write further files and describe them.
+    `extend` gets the result of `fill` as a bundle that can be run; it may write more files, and returns the new draft.
     `accept` gets the complete directory before the rename, and raises to reject it. `hasher` has the hashes of the
-    files that `fill` added to it. An older bundle at `path` is replaced, any other directory that is not empty only
-    with `force`, and never one of the `inputs`. After an error, `path` is unchanged.
+    files that `fill` added to it. An older bundle at `path` is replaced; any other directory that is not empty, only
+    with `force`; one of the `inputs`, never. After an error, `path` is unchanged.
     """
     output = Output(Path(path), BUNDLE, tuple(inputs), force)
     with atomic_directory(output.require(), replace=True) as partial:
@@ -85,12 +85,12 @@ def write_bundle(
         write_bytes(partial / MANIFEST_NAME, dump_manifest(manifest))
         if accept is not None:
             accept(partial)
-        output.require()  # it may have changed since
+        output.require()  # what is at the path may have changed since
     return manifest
 
 
 def _stranger(path: Path) -> str | None:
-    """What a directory with files in it is, unless it is a bundle without any other files; None if it is."""
+    """Says what a directory with files in it is, if it is not a bundle without other files; otherwise None."""
     try:
         known = {MANIFEST_NAME, *read_manifest(path).files}
     except BundleError:

@@ -1,4 +1,4 @@
-"""How many drafts of a drafter's file a model would accept, on text that it was not fitted to."""
+"""Measures how many of a drafter's drafts the model would accept, on text that the drafter was not fitted to."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def measure_acceptance(
     drafts: int,
     options: BackendOptions,
 ) -> tuple[float, ...]:
-    """The part of `rows` at which the first draft is accepted, the first two, and so on.
+    """The fraction of `rows` at which the first draft is accepted, the first two drafts, and so on: `drafts` numbers.
 
-    `rows`: examples that are followed by `drafts` - 1 more of their passage.
+    `rows`: examples that are followed by at least `drafts` - 1 more of the same passage.
     """
     runtime = BACKENDS[0].start(options)
     try:

@@ -1,4 +1,4 @@
-"""What a drafter learns from: pairs of a token and the state before it, and the state and token that followed."""
+"""The examples that a drafter is fitted to: a token, the state before it, and the state and token that followed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Rows of passages, in order: a drafter sees `tokens[i]` and `states[at[i] - 1]`.
+    """Rows of passages, in order. From `tokens[i]` and `states[at[i] - 1]` a drafter is to guess `states[at[i]]`, the
+    state from which the model predicted `following[i]`.
 
-    It is to guess `states[at[i]]`, the state from which the model predicted `following[i]`.
+    All arrays but `states` are i64[rows]; `passage` is the number of the passage that a row comes from.
     """
 
     states: F32
-    """f32[all states, hidden], of one passage after the other."""
+    """f32[all states, hidden], one passage after the other."""
     at: I64
     tokens: I64
     following: I64
@@ -47,6 +48,6 @@ class Examples:
         return len(self.at)
 
     def starts(self, drafts: int) -> I64:
-        """The rows that begin a run of `drafts` rows of one passage."""
+        """The rows that are the first of `drafts` consecutive rows of one passage."""
         last = np.arange(len(self) - drafts + 1) + drafts - 1
         return np.flatnonzero(self.passage[last] == self.passage[last - drafts + 1])

@@ -1,10 +1,10 @@
 """Fits a drafter: least squares first, then a few steps towards the most likely tokens.
 
-A drafter maps x = scale * [embedding of the last token, state before it] to features [x, max(signs @ x, 0)], and these
-by one matrix to a guess at the next state, by another to a row whose product with the output matrix gives logits. The
-first matrix is ridge regression. The second begins as the first; the cross-entropy of the tokens is convex in it, and
-conjugate gradients, preconditioned by both inverse covariances, lower it;
-the matrix that is right about most tokens of held-out passages is kept.
+A drafter maps x = scale * [embedding of the last token, state before it] to features [x, max(signs @ x, 0)]. One matrix
+maps the features to a guess at the next state, another to a row whose product with the output matrix gives logits.
+The first matrix is found by ridge regression. The second begins as the first; the cross-entropy of the tokens is convex
+in it, and is lowered by conjugate gradients, preconditioned by both inverse covariances. Of all its steps, the matrix
+that predicts most tokens of held-out passages correctly is kept.
 All sums run over blocks of rows in a fixed order.
 """
 
@@ -23,10 +23,10 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 RIDGES = (1e-3, 1e-2, 1e-1)
-"""Weights of the penalty that are tried, as parts of the mean square of a feature."""
+"""The penalties that are tried, relative to the mean square of a feature."""
 _DAMPING = 0.3
 _LEAST_SCALE = 0.05
-"""An input that is much smaller than the others is not made as large as they are."""
+"""Inputs below this fraction of the others are scaled up less than to the same mean square."""
 _BLOCK = 1024
 _SHORTEST_STEP, _FIRST_STEP = 1e-4, 1e-2
 
@@ -36,27 +36,31 @@ class Drafter:
     """The matrices of a drafter; see the module. D is the hidden size, M the number of random features."""
 
     scale: F32
-    """f32[2 D]"""
+    """f32[2 D], a factor for each input"""
     signs: F32
-    """f32[M, 2 D], each the same number with a random sign"""
+    """f32[M, 2 D], the same magnitude everywhere, with random signs"""
     state: F32
-    """f32[D, 2 D + M + 1]: the last column is added for every row"""
+    """f32[D, 2 D + M + 1], features to next state; the last column is the bias"""
     token: F32
-    """f32[D, 2 D + M + 1]"""
+    """f32[D, 2 D + M + 1], features to the row that `head` multiplies; the last column is the bias"""
     head: F32
-    """f32[K, D]: rows of the output matrix"""
+    """f32[K, D]: the rows of the output matrix for the tokens that may be drafted"""
     head_ids: I64
-    """i64[K]: the token of each"""
+    """i64[K]: the token of each row of `head`"""
 
     def features(self, embeddings: F32, states: F32) -> F32:
-        """f32[n, 2 D + M + 1] of f32[n, D] each."""
+        """The features f32[n, 2 D + M + 1] of embeddings and states, f32[n, D] each."""
         x = np.concatenate([embeddings, states], 1) * self.scale
         return np.concatenate([x, np.maximum(x @ self.signs.T, 0), np.ones((len(x), 1), np.float32)], 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What to fit to: examples, every fifth passage held out; `embedding` of f32[n, D] for ids, and the head's rows."""
+    """What to fit, and to what.
+
+    `examples`: of these, every fifth passage is held out. `embedding`: gives f32[n, D] for i64[n] ids. `head`,
+    `head_ids`: see `Drafter`. `random_features`: M. `rounds`: the most steps of conjugate gradients.
+    """
 
     examples: Examples
     embedding: Callable[[I64], F32]
@@ -66,12 +70,12 @@ class Problem:
     rounds: int
 
     def rows(self, *, held_out: bool) -> I64:
-        """The examples of passages that are held out, or of the others."""
+        """The indices of the examples of held-out passages, or of the other passages."""
         return np.flatnonzero((self.examples.passage % 5 == 4) == held_out)
 
 
 def fit(problem: Problem, *, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Drafter:
-    """The drafter for a problem; `progress` gets the steps done and their total."""
+    """Fit the drafter for a problem; `progress` gets the number of steps done and their total."""
     total = problem.rounds + len(RIDGES) + 1
     drafter, examples = _random(problem), problem.examples
     rows, held = problem.rows(held_out=False), problem.rows(held_out=True)
@@ -92,7 +96,7 @@ def fit(problem: Problem, *, progress: Callable[[int, int], None] = lambda _done
 
 @dataclass(frozen=True, slots=True)
 class _Ridge:
-    """Ridge regression from sums over rows, with the penalty that is best on held-out rows."""
+    """Ridge regression from sums over rows; the penalty is the one that does best on held-out rows."""
 
     gram: F64
     cross: F64
@@ -100,7 +104,7 @@ class _Ridge:
     held_outputs: F32
 
     def best(self, done: Callable[[int], None]) -> tuple[F32, F32]:
-        """The matrix f32[D, F], and the inverse of the penalised sums f32[F, F]."""
+        """The matrix f32[D, F], and the inverse of the penalised second moments f32[F, F]."""
         found: list[tuple[float, F32, F32]] = []
         for tried, penalty in enumerate(RIDGES):
             inverse = np.linalg.inv(self.gram + penalty * np.trace(self.gram) / len(self.gram) * np.eye(len(self.gram)))
@@ -113,7 +117,7 @@ class _Ridge:
 
 
 def _random(problem: Problem) -> Drafter:
-    """The scale of the inputs, by which each has a mean square of about 1, and random features."""
+    """A drafter with the scale that gives each input a mean square of about 1, and with random features."""
     examples, width = problem.examples, problem.head.shape[1]
     used, counts = np.unique(examples.tokens, return_counts=True)
     embeddings = (np.square(problem.embedding(used), dtype=np.float64) * (counts / counts.sum())[:, None]).sum(0)
@@ -139,7 +143,7 @@ def _inputs(problem: Problem, drafter: Drafter, rows: I64) -> F32:
 
 
 def _moments(inputs: F32, outputs: F32) -> tuple[F64, F64]:
-    """The sums of inputs times inputs, and of inputs times outputs."""
+    """The sums over rows of inputs times inputs, and of inputs times outputs."""
     size = inputs.shape[1]
     gram, cross = np.zeros((size, size)), np.zeros((size, outputs.shape[1]))
     for block in _blocks(len(inputs)):
@@ -154,27 +158,30 @@ def _blocks(rows: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Features of examples, f32[n, F], and the head's row of the token that followed each."""
+    """The features of examples, f32[n, F], and for each the index in the head of the token that followed, i64[n]."""
 
     inputs: F32
     classes: I64
 
     @classmethod
     def of(cls, inputs: F32, following: I64, head_ids: I64) -> _Rows:
-        """Those whose token the head has."""
+        """The examples whose following token is in the head."""
         place = np.full(int(max(head_ids.max(), following.max(initial=0))) + 1, -1)
         place[head_ids] = np.arange(len(head_ids))
         known = place[following] >= 0
         return cls(inputs if known.all() else inputs[known], place[following][known])
 
     def products(self, matrix: F32) -> F32:
-        """f32[n, D] by a matrix f32[D, F]."""
+        """The features times the transpose of a matrix f32[D, F]: f32[n, D]."""
         return self.inputs @ matrix.T
 
 
 @dataclass(frozen=True, slots=True)
 class _Likelihood:
-    """Raises the likelihood of the tokens that followed, by the head's logits; `inverse` is that of the features."""
+    """Raises the likelihood of the tokens that followed under the head's logits.
+
+    `inverse`: the inverse second moments of the features, f32[F, F].
+    """
 
     head: F32
     rows: _Rows
@@ -182,7 +189,7 @@ class _Likelihood:
     inverse: F32
 
     def improved(self, matrix: F32, rounds: int, done: Callable[[int], None]) -> F32:
-        """The matrix f32[D, F] after at most so many steps: that which is right about most held-out tokens."""
+        """Of the matrices f32[D, F] after 0 to `rounds` steps, the one that is right about most held-out tokens."""
         guesses, held = self.rows.products(matrix), self.held.products(matrix)
         best, most = matrix, self._right(held)
         curvature: F32 | None = None
@@ -214,12 +221,13 @@ class _Likelihood:
         return best
 
     def _right(self, held: F32) -> int:
-        """How many held-out tokens have the highest logit; their loss rises much earlier, from overconfidence."""
+        """How many held-out tokens have the highest logit. (Their loss would stop the search much earlier: it soon
+        rises, from overconfidence.)"""
         found = [np.argmax(held[block] @ self.head.T, 1) == self.held.classes[block] for block in _blocks(len(held))]
         return sum(int(some.sum()) for some in found)
 
     def _loss(self, guesses: F32, classes: I64) -> float:
-        """The mean cross-entropy, in nats; 0 without rows."""
+        """The mean cross-entropy in nats; 0 if there are no rows."""
         total = 0.0
         for block in _blocks(len(classes)):
             logits = guesses[block] @ self.head.T
@@ -229,7 +237,7 @@ class _Likelihood:
         return total / max(len(classes), 1)
 
     def _gradient(self, guesses: F32) -> tuple[F32, F64]:
-        """How the likelihood rises with the matrix, f32[D, F], and the mean covariance of the head's rows, [D, D]."""
+        """The likelihood's gradient in the matrix, f32[D, F], and the mean covariance of the head's rows, f64[D, D]."""
         head, classes = self.head, self.rows.classes
         width = head.shape[1]
         gradient, covariance = np.zeros((width, len(self.inverse))), np.zeros((width, width))
@@ -246,7 +254,7 @@ class _Likelihood:
         return gradient.astype(np.float32), covariance
 
     def _step_length(self, guesses: F32, moved: F32) -> float:
-        """The length at which the loss of every fifth row is least, among doubled ones; 0 if none lowers it."""
+        """The step length that gives the lowest loss on every fifth row, among doublings; 0 if none lowers it."""
         some = slice(None, None, 5)
         start, way, classes = guesses[some], moved[some], self.rows.classes[some]
         best, least = 0.0, self._loss(start, classes)

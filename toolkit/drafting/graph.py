@@ -1,4 +1,4 @@
-"""A drafter as a LiteRT graph, with the inputs and outputs that LiteRT-LM's engine wants (docs/formats/litertlm.md)."""
+"""Builds a drafter's LiteRT graph, with the inputs and outputs of LiteRT-LM's engine (docs/formats/litertlm.md)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from toolkit.tflite.writer import layout_files, write_tflite
 F32 = NDArray[np.float32]
 
 NEVER = -1e4
-"""The logit of tokens that the head leaves out."""
+"""The logit of tokens that are not in the head."""
 RECIPE = Recipe(
     "drafter",
     (
@@ -36,7 +36,7 @@ RECIPE = Recipe(
 
 @dataclass(frozen=True, slots=True)
 class _Arrays:
-    """Arrays as the source of a file's weights."""
+    """Arrays in memory as a `TensorSource`."""
 
     arrays: Mapping[str, F32]
 
@@ -52,10 +52,10 @@ class _Arrays:
 
 
 def drafter_graph(drafter: Drafter, text: TextRecord) -> Graph:
-    """activations f32[1, 1, 2 D] -> logits f32[1, 1, vocabulary], projected_activations f32[1, 1, D]."""
+    """Build the graph: activations f32[1, 1, 2 D] -> logits f32[1, 1, vocab], projected_activations f32[1, 1, D]."""
     graph = Graph()
     activations = graph.input("activations", (1, 1, 2 * text.hidden_size))
-    # The engine gives these too; a drafter that attends to the caches would need them.
+    # The engine passes these inputs to every drafter; only one that attends to the caches needs them.
     graph.input("input_pos", (1,), DType.INT32)
     graph.input("mask", (1, 1, 1, text.context))
 
@@ -80,7 +80,7 @@ def drafter_graph(drafter: Drafter, text: TextRecord) -> Graph:
 
 
 def write_drafter(path: Path, drafter: Drafter, text: TextRecord, recipe: Recipe = RECIPE) -> None:
-    """Write a drafter as a .tflite, not atomically."""
+    """Write a drafter as a .tflite file. The write is not atomic."""
     arrays = {
         "drafter.scale": drafter.scale,
         "drafter.signs": drafter.signs,

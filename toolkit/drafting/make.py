@@ -1,4 +1,4 @@
-"""Makes the group `drafter` of a bundle: lets the model write, fits, writes the files, and measures what they bring."""
+"""Makes the group `drafter` of a bundle: lets the model write, fits, writes the files, and counts accepted drafts."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 HEAD_TOKENS = 8192
-"""A draft with all rows of a large output matrix would take a third of the step that it is to save."""
+"""With all rows of a large output matrix, a draft would take a third of the time of the step that it is to save."""
 ROUNDS = 8
 LEAST_ACCEPTED = 0.7
-"""A step that checks three drafts costs 1.30 of one that checks none in int8, 1.64 in int4 per channel; three drafts of
-a fiftieth of a step cost 0.06 more (docs/speculative.md)."""
+"""A step that checks three drafts takes 1.30 times as long as one that checks none in int8, and 1.64 times in int4 per
+channel; three drafts of a fiftieth of a step each add 0.06 (docs/speculative.md)."""
 MEASURED_STEPS = 1024
 
 StageProgress = Callable[[str, int, int], None]
@@ -46,14 +46,14 @@ StageProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """How the work of making a drafter is done."""
+    """How a drafter is made."""
 
     session: SessionSettings | None = None
-    """How the model is run that writes the text; its size is not read."""
+    """How the model runs that writes the text; the size in it is ignored."""
     progress: StageProgress = field(default=lambda _stage, _done, _total: None)
-    """Called with `write` and `fit`."""
+    """Called with the stages `write` and `fit`."""
     least_accepted: float = LEAST_ACCEPTED
-    """A drafter of which the model would accept fewer drafts in a step, on average, is left out."""
+    """A drafter is left out if the model would accept fewer of its drafts in a step, on average."""
 
 
 AS_USUAL = Drafting()
@@ -69,14 +69,14 @@ def make_drafter(
 ) -> GroupDraft | None:
     """Write a drafter for a size of the bundle at `path` (None: its default) into the directory `output`.
 
-    None, with a warning that says why, for a drafter that would not pay; its files are removed.
+    If the drafter would cost more time than it saves, its files are removed, a warning says why, and None is returned.
     BundleError for a bundle without `draft_tokens`.
     """
     bundle = Bundle(path)
     text = bundle.manifest.text
     if text.draft_tokens is None:
         remedy = "convert it again with --drafter fit, or --draft-tokens 3"
-        raise BundleError(file=path, found="no signature verify", wanted="one, to check drafts with", remedy=remedy)
+        raise BundleError(file=path, found="no signature verify", wanted="one, which checks drafts", remedy=remedy)
     used = how.session or SessionSettings()
     wanted = SessionSettings(size, used.threads, used.weight_cache)
     written = 0
@@ -133,16 +133,16 @@ def drafter_for_export(
 
 
 def _head_ids(examples: Examples, limit: int) -> I64:
-    """The tokens that may be drafted: the most frequent ones of the text, then the lowest ids, sorted."""
+    """The `limit` tokens that may be drafted, sorted: the most frequent ones of the text, then the lowest ids."""
     counts = np.bincount(examples.following, minlength=limit)[:limit]
     order = np.lexsort((np.arange(limit), -counts))
     return np.sort(order[: min(limit, HEAD_TOKENS)]).astype(np.int64)
 
 
 def _measured_rows(problem: Problem, drafts: int) -> I64:
-    """Rows of held-out passages, spread evenly."""
+    """Rows of held-out passages, evenly spread over them."""
     held = np.intersect1d(problem.rows(held_out=True), problem.examples.starts(drafts))
     if not len(held):
-        raise BundleError("drafter", found="no held-out text", wanted="more of it", remedy="let the model write more")
+        raise BundleError("drafter", found="no held-out text", wanted="some", remedy="let the model write more text")
     picked = np.linspace(0, len(held) - 1, min(len(held), MEASURED_STEPS)).astype(np.int64)
     return held[picked]

@@ -1,7 +1,7 @@
-"""Text that a model writes itself, with the states that it had: what a drafter is fitted to.
+"""Passages that a model writes itself, with its hidden states: what a drafter is fitted to.
 
-Each passage is a random opening, drawn from the model token by token, and the model's greedy continuation. Every
-other opening is a user's message, which the greedy part answers.
+Each passage is a random opening, drawn from the model token by token, and the model's greedy continuation of it. Every
+other opening is a user's message, and the greedy part is the answer.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from toolkit.runtime.session import Session
 F32 = NDArray[np.float32]
 
 OPENING_TOKENS = (4, 48)
-"""The fewest and the most drawn tokens of an opening."""
+"""The fewest and the most tokens of an opening."""
 ANSWER_TOKENS = 112
-"""The most greedy tokens of a passage: variety comes from openings."""
+"""The most greedy tokens of a passage; it is small because variety comes from the openings."""
 _PERIODS, _REPEATS = 16, 3
 _MESSAGE = "MESSAGE"
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Tokens, of which the greedy ones begin at `opening`, and the states that they were predicted from.
+    """Tokens, of which the greedy ones begin at index `opening`, and the states that they were predicted from.
 
     `states`: f32[len(ids) - first - 1, hidden], the rows that logits are computed from, from position `first` on.
     """
@@ -48,7 +48,11 @@ class Passage:
 def write_passages(
     bundle: Bundle, session: Session, tokens: int, *, seed: int = 0, progress: Callable[[int], None] = lambda _: None
 ) -> list[Passage]:
-    """Passages with at least `tokens` greedy tokens in all. `progress` gets the greedy tokens of each."""
+    """Have the model write passages with at least `tokens` greedy tokens in all.
+
+    `progress` gets the number of greedy tokens of each passage. BundleError if the chat template leaves out the
+    user's message.
+    """
     tokenizer = bundle.tokenizer()
     drawn = Sampler(Sampling(temperature=1.0, seed=seed), bundle.drawable_ids(tokenizer))
     greedy = Sampler(Sampling(), drawn.vocabulary)
@@ -67,7 +71,7 @@ def write_passages(
 
 
 def _frames(bundle: Bundle) -> list[tuple[list[int], list[int]]]:
-    """What precedes and follows an opening: a text's first token, or the marks around a user's message."""
+    """The ids before and after an opening: the first token of a text, or what surrounds a user's message in a chat."""
     text = ([bundle.manifest.text.bos_token_id], list[int]())
     if CHAT_TEMPLATE not in bundle.manifest.files:
         return [text]
@@ -112,7 +116,7 @@ def _write(
 
 
 def repeats(ids: Sequence[int]) -> bool:
-    """Whether a text ends in a loop: its last tokens are `_REPEATS` times the same 16 or fewer, 16 tokens at least.
+    """Whether a text ends in a loop: the same 16 or fewer tokens `_REPEATS` times, 16 tokens in all at least.
 
     >>> repeats([7] * 15), repeats([7] * 16), repeats([1, 2, 3] * 6)
     (False, True, True)
@@ -126,6 +130,6 @@ def repeats(ids: Sequence[int]) -> bool:
 
 
 def dump_passages(passages: Sequence[Passage]) -> bytes:
-    """The ids of passages as JSON, one line each."""
+    """The ids of passages as JSON lines, one passage each."""
     lines = (json.dumps({"opening": p.opening, "ids": p.ids}, separators=(",", ":")) for p in passages)
     return "".join(f"{line}\n" for line in lines).encode("ascii")

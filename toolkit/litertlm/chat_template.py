@@ -1,4 +1,4 @@
-"""The chat template of an export: one that gives LiteRT-LM's engine the token ids that transformers would have."""
+"""The chat template of an export: one with which LiteRT-LM's engine gets the token ids that transformers would get."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from toolkit.litertlm.python_methods import without_methods
 from toolkit.litertlm.schema import ImageMetadata, LlmMetadata, ModelType, SoundMetadata, Token
 from toolkit.media.prompt import IMAGE, SOUND, SoftTokens
 
-# Messages whose parts are all text get it as one text again, as transformers hands it to templates.
+# Joins the parts of messages that are only text, because transformers passes such messages to templates as one text.
 _JOIN_PARTS = (
     "{% set plain = namespace(messages=[], content='', text=true) %}"
     "{% for message in messages %}"
@@ -43,7 +43,7 @@ _JOIN_PARTS = (
 class EnginePrompts:
     """How the engine turns a rendered conversation into token ids.
 
-    start_token: whether it puts the start token before the first message; it does so even if the template has.
+    `start_token`: whether it puts the start token before the first message, which it does even if the template has one.
     """
 
     prompting: Prompting
@@ -51,7 +51,7 @@ class EnginePrompts:
     start_token: bool = True
 
     def ids(self, text: str) -> list[int]:
-        """The prompt's tokens: the pieces of text between images and sounds are tokenised one by one."""
+        """The token ids of a prompt: the pieces of text between images and sounds are tokenised one by one."""
         encode, found = self.prompting.encode, []
         if self.start_token and self.prompting.bos_token_id is not None:
             found.append(self.prompting.bos_token_id)
@@ -66,14 +66,15 @@ class EnginePrompts:
 
     @property
     def conversations(self) -> Sequence[Conversation]:
-        """Those that are compared. As gemma3n, the engine tokenises two images side by side in its own way."""
+        """The conversations that are compared. With model type gemma3n, those with adjacent images are left out, which
+        the engine tokenises in its own way."""
         thinking = THINKING if self.model_type == "gemma4" else ()
         side_by_side = self.model_type != "gemma3n"
         return [*TEXTS, *thinking, *with_media(self.prompting.groups, side_by_side=side_by_side)]
 
 
 def engine_prompts(metadata: LlmMetadata, tokenizer: Tokenizer | None) -> EnginePrompts:
-    """Those of a finished file; without a tokenizer that can be read, texts are compared instead of tokens."""
+    """The prompts of a finished file; if its tokenizer cannot be read, texts are compared instead of tokens."""
     known = metadata.model_type in get_args(ModelType)
     image = _soft_tokens(metadata.image, IMAGE, tokenizer) if known else None
     sound = _soft_tokens(metadata.sound, SOUND, tokenizer) if known else None
@@ -96,7 +97,7 @@ def engine_prompts(metadata: LlmMetadata, tokenizer: Tokenizer | None) -> Engine
 def _soft_tokens(
     media: ImageMetadata | SoundMetadata | None, usual: SoftTokens, tokenizer: Tokenizer | None
 ) -> SoftTokens | None:
-    """How a file's images (or sounds) are written, with one soft token; None if not in the way of transformers."""
+    """How a file's images (or sounds) are spelled, with one soft token; None if not as in transformers."""
     if media is None or (media.placeholder and (media.prefix, media.suffix) != (AROUND, "")):
         return None
     begin, end = (_spelling(token, tokenizer) for token in (media.begin, media.end))
@@ -111,16 +112,16 @@ def _spelling(token: Token | None, tokenizer: Tokenizer | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ExportedTemplate:
-    """A template for the engine, and whether the engine is to put the start token before what it renders."""
+    """A template for the engine, and whether the engine is to put the start token before the rendered text."""
 
     source: str
     start_token: bool
 
 
 def engine_template(source: str, prompting: Prompting, model_type: ModelType) -> ExportedTemplate:
-    """The template with which the engine's tokens are those of transformers with this one; BundleError without one.
+    """The template with which the engine gets the tokens that transformers gets with `source`.
 
-    A template that gives the same tokens already is left as it is.
+    It is `source` itself if that gives the same tokens. BundleError if no such template is found.
     """
     return limited("chat template", partial(_engine_template, source, prompting, model_type))
 
@@ -136,14 +137,15 @@ def _engine_template(source: str, prompting: Prompting, model_type: ModelType) -
         if fault is None:
             return ExportedTemplate(candidate, start_token)
         faults.append(fault)
-    # The last candidate has all changes; where it says no more than that a tag is unknown, so do all.
+    # The last candidate has all changes, so its fault is the one that no change mends.
     raise faults[-1]
 
 
 def template_fault(
     source: str, exported: str, engine: EnginePrompts, conversations: Sequence[Conversation] | None = None
 ) -> BundleError | None:
-    """The first conversation for which the engine has other tokens with `exported` than transformers with `source`."""
+    """A fault for the first conversation whose tokens differ between the engine with `exported` and transformers with
+    `source`; None if none differs."""
     return limited("chat template", partial(_template_fault, source, exported, engine, conversations))
 
 
@@ -155,9 +157,9 @@ def _template_fault(
 
 
 def rendering_fault(template: str, engine: EnginePrompts, further: Sequence[Conversation] = ()) -> BundleError | None:
-    """What is wrong with a finished file's template: it is invalid, or the engine's tokens are not those of Jinja.
+    """The fault of a finished file's template: it is invalid, or the engine gets other tokens than Jinja. None if fine.
 
-    further: what is compared in addition to the engine's `conversations`, such as those with tools.
+    `further`: conversations to compare in addition to the engine's own, such as ones with tools.
     """
     try:
         return limited("chat template", partial(_rendering_fault, template, engine, further))
@@ -177,7 +179,7 @@ def _rendering_fault(template: str, engine: EnginePrompts, further: Sequence[Con
 
 
 def _begins_with_bos(model: ChatTemplate, bos_token: str) -> bool:
-    """Whether the prompts of transformers begin with the start token: only then may the engine write it."""
+    """Whether transformers' prompts begin with the start token; only then may the engine write it."""
     for conversation in TEXTS:
         try:
             return bool(bos_token) and model.render_turns(conversation.turns).startswith(bos_token)
@@ -203,13 +205,13 @@ def _candidates(source: str, prompting: Prompting, model_type: ModelType, *, sta
 
 
 def _without_generation_tags(source: str) -> str:
-    """`{% if true %}` in place of `{%- generation -%}`, of which the engine knows one spelling only."""
+    """The template with `{% if true %}` for `{%- generation -%}`, of which the engine knows only one spelling."""
     tags = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
     return tags.sub(lambda match: f"{match[1]}{'endif' if match[2] else 'if true'}{match[3]}", source)
 
 
 def _without_start(source: str, bos_token: str) -> str:
-    """Without a start token that the template spells itself: the engine would write it twice."""
+    """The template without the start token that it writes itself, because the engine writes one too."""
     token = json.dumps(bos_token, ensure_ascii=False)
     return (
         "{% set whole %}" + source.removesuffix("\n") + "{% endset %}"
@@ -218,8 +220,8 @@ def _without_start(source: str, bos_token: str) -> str:
 
 
 def _joined(source: str) -> str:
-    """With the parts of each message joined before it begins."""
-    # Behind a newline, which the tag before it swallows, the template still begins a line.
+    """The template, preceded by statements that join the parts of each message."""
+    # After a newline, which the tag before it swallows, the template still begins a line.
     return f"{_JOIN_PARTS}\n{source}" if source[:1].isspace() else _JOIN_PARTS + source
 
 
@@ -229,7 +231,7 @@ Ids = list[int]
 def _wanted_ids(
     model: ChatTemplate, engine: EnginePrompts, conversations: Sequence[Conversation] | None = None
 ) -> Iterator[tuple[str, Ids]]:
-    """By the conversation's name what transformers makes of it; what it refuses is left out."""
+    """The name of each conversation and its tokens in transformers; conversations that it refuses are left out."""
     for conversation in engine.conversations if conversations is None else conversations:
         try:
             text = model.render_turns(conversation.turns, conversation.tools, thinking=conversation.thinking)
@@ -247,7 +249,7 @@ def _ids_fault(
         return _fault(error.found)
     for conversation in engine.conversations if conversations is None else conversations:
         if conversation.name not in wanted:
-            continue  # what transformers refuses, the engine may refuse
+            continue  # the engine may refuse what transformers refuses
         try:
             text = template.render(conversation)
         except ToolkitError as error:
@@ -263,5 +265,5 @@ def _fault(found: str, wanted: str | None = None, place: str | None = None) -> B
         "chat template in LiteRT-LM" if place is None else f"chat template in LiteRT-LM with {place}",
         found=found,
         wanted=wanted,
-        remedy="change chat_template.jinja in the checkpoint to what the engine knows (docs/export.md)",
+        remedy="change chat_template.jinja in the checkpoint to what the engine understands (docs/export.md)",
     )

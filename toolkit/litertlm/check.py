@@ -46,7 +46,7 @@ REQUIRED = (schema.LLM_METADATA, schema.EMBEDDER, schema.PREFILL_DECODE, schema.
 
 
 def check_litertlm(path: Path, *, trust: Sequence[Truster] = (), progress: Progress | None = None) -> list[Fault]:
-    """All faults of a .litertlm that can be found; `trust`: keys, of which one must have signed the file."""
+    """All faults that can be found in a .litertlm; `trust`: if not empty, one of these keys must have signed it."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         fixed = file.read(tables.METADATA_OFFSET)
@@ -204,12 +204,12 @@ class _Contents:
         return shapes
 
     def _check_drafter(self, shapes: TextShapes, drafts: int | None) -> None:
-        """A drafter needs a decoder that checks what it drafts, and may read the decoder's caches."""
+        """Check the drafter: it needs a decoder that checks drafts, and may read the decoder's caches."""
         content = self._graph(schema.DRAFTER)
         if content is None:
             return
         if drafts is None:
-            self._fault(schema.PREFILL_DECODE, f"signature {VERIFY}", "missing", "one, for the drafter in the file")
+            self._fault(schema.PREFILL_DECODE, f"signature {VERIFY}", "missing", "this signature, for the drafter")
         signatures = list(shapes_of(content).values())
         if len(signatures) != 1:
             self._fault(schema.DRAFTER, "signatures", len(signatures), "1")
@@ -218,7 +218,7 @@ class _Contents:
             self._place(schema.DRAFTER, signature_faults("", {DRAFT: signatures[0]}, wanted))
 
     def _check_embedder(self, label: str, content: TfliteContent, shapes: TextShapes) -> None:
-        """The engine calls the first signature, with one token."""
+        """Check that the first signature takes one token: the engine calls no other."""
         counts = counts_of(content.model.signatures, "embed_")
         first = content.model.signatures[:1]
         if first != ("embed_1",):
@@ -255,7 +255,7 @@ class _Contents:
                 self._graph(label)
 
     def _check_prompts(self, metadata: LlmMetadata, tokenizer: bytes | None) -> None:
-        """What the engine makes of conversations, and whether the token that ends a turn ends an answer."""
+        """Check the engine's tokens for conversations, and that the token which ends a turn is a stop token."""
         label, template = schema.LLM_METADATA, metadata.jinja_prompt_template
         if template is None:
             return

@@ -1,4 +1,4 @@
-"""Checks that the tower graphs of a .litertlm fit each other and the metadata (docs/formats/litertlm.md)."""
+"""Checks that the tower graphs of a .litertlm match each other and the metadata (docs/formats/litertlm.md)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ VISION = (schema.VISION_ENCODER, schema.VISION_ADAPTER)
 AUDIO = (schema.AUDIO_ENCODER, schema.AUDIO_ADAPTER, schema.END_OF_AUDIO)
 
 Wanted = Mapping[str, Mapping[str, SignatureShape]]
-"""Section label to signature name to the inputs and outputs that it must have."""
+"""For each section label and signature name, the inputs and outputs that the signature must have."""
 
 
 def tower_faults(
     graphs: Mapping[str, TfliteContent], metadata: LlmMetadata | None, hidden_size: int
 ) -> Iterator[tuple[str, Fault]]:
-    """Yield the section label and the fault, for each; graphs: the tower sections that could be read, by label."""
+    """Yield each fault with its section's label; `graphs`: the tower sections that could be read, by label."""
     wanted = {**_vision(graphs, metadata, hidden_size), **_audio(graphs, metadata, hidden_size)}
     for label, signatures in wanted.items():
         if label in graphs:
@@ -31,7 +31,7 @@ def tower_faults(
 
 
 def _vision(graphs: Mapping[str, TfliteContent], metadata: LlmMetadata | None, hidden_size: int) -> Wanted:
-    """The wanted signatures: dimensions are the encoder's own, except that the metadata gives the image's pixels."""
+    """The wanted signatures: dimensions are the encoder's own, except the image's pixels, which the metadata states."""
     encoder = _sole(graphs, schema.VISION_ENCODER)
     _, height, width, _ = _shape(encoder.inputs, "images", (1, 1, 1, 3))
     _, tokens, features = _shape(encoder.outputs, "features", (1, 1, 1))
@@ -46,7 +46,7 @@ def _vision(graphs: Mapping[str, TfliteContent], metadata: LlmMetadata | None, h
 
 
 def _audio(graphs: Mapping[str, TfliteContent], metadata: LlmMetadata | None, hidden_size: int) -> Wanted:
-    """The wanted signatures: dimensions are the encoder's own, except that the metadata may give the mel bins."""
+    """The wanted signatures: dimensions are the encoder's own, except the mel bins, which the metadata may state."""
     encoder = _sole(graphs, schema.AUDIO_ENCODER)
     _, frames, bins = _shape(encoder.inputs, "src_inputs", (1, 1, 1))
     _, tokens, features = _shape(encoder.outputs, "features", (1, 1, 1))
@@ -68,19 +68,19 @@ def _metadata_faults(graphs: Mapping[str, TfliteContent], metadata: LlmMetadata)
         if (told is None) != (label not in graphs):
             found, wanted = ("nothing", "how") if told is None else ("how", "nothing")
             there = "a section" if label in graphs else "no section"
-            yield schema.LLM_METADATA, Fault("", f"{kind}s", found, f"{wanted}, for there is {there} {label}")
+            yield schema.LLM_METADATA, Fault("", f"{kind}s", found, f"{wanted}, because there is {there} {label}")
         elif told is not None and metadata.model_type == "generic_model" and not told.placeholder:
             yield schema.LLM_METADATA, Fault("", f"{kind} placeholder", "none", "what chat templates write for it")
 
 
 def _sole(graphs: Mapping[str, TfliteContent], label: str) -> SignatureShape:
-    """Inputs and outputs of the section's first signature; empty if it has none."""
+    """The inputs and outputs of the section's first signature; empty if there is none."""
     names = graphs[label].model.signatures if label in graphs else ()
     return shape_of(graphs[label].graph(names[0])) if names else SignatureShape({}, {})
 
 
 def _shape(tensors: Mapping[str, TensorShape], name: str, otherwise: tuple[int, ...]) -> tuple[int, ...]:
-    """The dimensions of a tensor; `otherwise`, which then shows as a fault, if it is missing or of another rank."""
+    """The dimensions of a tensor; if it is missing or of another rank, `otherwise`, which then shows as a fault."""
     found = tensors[name].shape if name in tensors else ()
     return found if len(found) == len(otherwise) else otherwise
 

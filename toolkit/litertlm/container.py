@@ -42,7 +42,7 @@ class FilePart:
         return self.file_size - self.skip
 
     def require_hash(self) -> None:
-        """Hash the whole file; BundleError if it is not `sha256`."""
+        """Hash the whole file; BundleError if the hash is not `sha256`."""
         _check_hash(self, hash_file(self.path).sha256)
 
 
@@ -50,7 +50,7 @@ class FilePart:
 class Section:
     """A section before its offset is known: its type, and where its bytes come from.
 
-    `activations`: what the engine is to compute its graph with on a GPU, if it may not choose.
+    `activations`: the precision in which a GPU must compute its graph; None if the engine may choose.
     """
 
     type: str
@@ -75,7 +75,7 @@ def write_container(
     accept: Callable[[Path], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> int:
-    """Write the sections, then a header with their hashes, to a temporary file; read it back, rename it.
+    """Write the sections, then a header with their hashes, to a temporary file; read it back, and rename it.
 
     A file of 32 MiB or more gets one more section, with the hashes of its chunks. Returns the bytes written. `signer`
     signs the header's hash. `accept` gets the complete file, and raises to reject it.
@@ -126,7 +126,7 @@ def write_container(
 
 
 class _Layout:
-    """The place of each section. The header has one length for all offsets and hashes, as long as no offset is 0."""
+    """The place of each section. The header's length does not depend on offsets and hashes while no offset is 0."""
 
     def __init__(self, sections: Sequence[Section], system: Mapping[str, str], signer: Signer | None) -> None:
         self._signer = signer

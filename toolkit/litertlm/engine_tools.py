@@ -1,8 +1,8 @@
-"""Whether an app may offer tools with a chat template in LiteRT-LM: it writes them as Jinja would.
+"""Decides whether an app may offer tools with a chat template in LiteRT-LM: only if the engine renders them as Jinja.
 
-What the engine gives templates was observed with litert-lm-api 0.18.1. As generic_model: tools, calls and answers as
-transformers has them. As gemma3n: each tool is the text of a Python function, each argument of a call is JSON in a
-text, and an answer has no name.
+What the engine passes to templates was observed with litert-lm-api 0.18.1. With model type generic_model, tools, calls
+and answers are as in transformers. With gemma3n, each tool is the text of a Python function, each argument of a call is
+JSON in a text, and an answer has no name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from toolkit.litertlm.chat_template import EnginePrompts, template_fault
 from toolkit.litertlm.engine_template import EngineTemplate
 from toolkit.litertlm.schema import ModelType
 
-# The tool of `WITH_TOOLS`; the engine ends no line after a parameter without a description.
+# The tool in `WITH_TOOLS`; the engine writes no line end after a parameter without a description.
 AS_PYTHON = """def get_weather(
     city: str,
     days: int | None = None,
@@ -40,7 +40,7 @@ def knows_tools(source: str) -> bool:
 
 
 def tool_conversations(model_type: ModelType) -> Sequence[Conversation]:
-    """`WITH_TOOLS` as the engine gives them to templates."""
+    """The conversations `WITH_TOOLS` as the engine passes them to templates."""
     if model_type != "gemma3n":
         return WITH_TOOLS
     return [replace(item, turns=list(map(_as_gemma3n, item.turns)), tools=[AS_PYTHON]) for item in WITH_TOOLS]
@@ -61,10 +61,10 @@ def _with_texts(function: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def tools_fault(source: str, exported: str, engine: EnginePrompts) -> str | None:
-    """Why an app should not offer tools with the template `exported`, made of `source`; None if it may.
+    """Why an app should not offer tools with the template `exported`, made from `source`; None if it may.
 
-    The engine finds calls in answers as gemma3n, for which it writes tools as Python functions, and as gemma4 (read in
-    its source).
+    The engine finds calls in answers only with model types gemma3n, for which it writes tools as Python functions, and
+    gemma4 (read in its source).
     """
     if engine.model_type == "generic_model":
         return "LiteRT-LM looks for calls in answers only with --model-type gemma3n or gemma4"
@@ -81,7 +81,7 @@ def tools_fault(source: str, exported: str, engine: EnginePrompts) -> str | None
 
 
 def _writing_fault(exported: str, conversation: Conversation) -> str | None:
-    """Why the template does not write the function that describes a tool; None if it does."""
+    """Why the template does not write the Python function that describes a tool; None if it does."""
     try:
         text = EngineTemplate(exported).render(conversation)
     except ToolkitError as error:

@@ -1,6 +1,6 @@
-"""The engine's model type gemma4: which bundles it is for, and how such a model writes calls of tools and thoughts.
+"""The engine's model type gemma4: which bundles it is for, and how such a model writes thoughts and calls of tools.
 
-The engine has other spellings built in (read in its source), so a file must state those that the model was trained on.
+The engine's built-in spellings are others (read in its source), so a file must state those that the model knows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The hashes and the signature in a .litertlm's header: made for a new file, and compared with a file's bytes."""
+"""Makes the hashes and the signature in a .litertlm's header, and compares them with the bytes of a file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from toolkit.litertlm.header import Header, read_header
 from toolkit.litertlm.tables import ContainerMetadata, SectionRecord
 
 NO_DIGEST = "0" * 64
-"""What stands in the place of a hash that is yet to be computed."""
+"""Stands in the place of a hash that is not computed yet."""
 NO_SIGNATURE = "0" * SIGNATURE_DIGITS
 _SIGNATURE = re.compile(f"[0-9a-f]{{{SIGNATURE_DIGITS}}}")
 _DIGEST_BYTES = 32
 _HASHERS = 4
 """Threads that hash chunks at once."""
 _SIGNED = "gemma-edge-litertlm/1 "
-"""Precedes the header's hash in what is signed, so that a signature is of no use for anything else."""
+"""Precedes the header's hash in the signed message, so that the signature is useless for anything else."""
 
 
 def sealed_header(header: bytes, signer: Signer | None) -> bytes:
-    """A header with its own hash in place of NO_DIGEST, and a signature in place of NO_SIGNATURE, if there is a key."""
+    """The header with its hash in place of NO_DIGEST, and, with a `signer`, a signature in place of NO_SIGNATURE."""
     digest = hashlib.sha256(header).hexdigest()
     if signer is not None:
         header = header.replace(NO_SIGNATURE.encode(), signer(_signed(digest)).hex().encode())
@@ -74,14 +74,14 @@ def is_intact(path: Path, header: Header, advance: Callable[[int], None]) -> boo
 
 
 def hash_faults(path: Path, header: Header, advance: Callable[[int], None]) -> list[Fault]:
-    """Faults of a file whose sections lie within it: bytes that differ from their hashes, or have none."""
+    """Faults of a file whose sections lie within it: bytes that have no hash, or another one."""
     sections = sorted(header.metadata.sections, key=lambda section: section.begin)
     faults = _header_faults(path.name, header)
     advance(len(header.data))
     end = len(header.data)
     with open(path, "rb", buffering=0) as file:
         for section in sections:
-            if section.begin < end:  # or a small file could ask for endless hashing
+            if section.begin < end:  # otherwise a small file could demand endless hashing
                 return [*faults, Fault(path.name, f"section {section.label}", "bytes of another section", "its own")]
             if _holds_more_than_zeros(file.fileno(), end, section.begin, advance):
                 faults.append(Fault(path.name, f"bytes {end} to {section.begin}", "other bytes", "zeros"))
@@ -195,7 +195,7 @@ def _chunk_faults(
 
 
 def trust_faults(file: str, header: Header, trust: Sequence[Truster]) -> list[Fault]:
-    """A fault unless one of the keys `trust` has signed the header's hash, which stands for the whole file."""
+    """A fault unless one of the keys in `trust` has signed the header's hash, which stands for the whole file."""
     system = header.metadata.system
     text = system.get(tables.SIGNATURE)
     if text is None:
@@ -204,7 +204,7 @@ def trust_faults(file: str, header: Header, trust: Sequence[Truster]) -> list[Fa
     signed = _signed(system.get(tables.HEADER_SHA256, ""))
     if any(truster(signature, signed) for truster in trust):
         return []
-    return [Fault(file, "signature", "made with no trusted key, or of another file", "one made with a trusted key")]
+    return [Fault(file, "signature", "made with another key, or for another file", "one made with a trusted key")]
 
 
 def _signed(digest: str) -> bytes:

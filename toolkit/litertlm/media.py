@@ -1,6 +1,6 @@
-"""The metadata and the changes to template and graphs that make LiteRT-LM treat images and sounds as transformers does.
+"""The metadata, and changes to template and graphs, with which LiteRT-LM treats images and sounds as transformers does.
 
-What the engine does with each was observed, not read in its source (docs/formats/litertlm.md).
+How the engine treats each was observed, not read in its source (docs/formats/litertlm.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def media_metadata(
 ) -> tuple[ImageMetadata | None, SoundMetadata | None]:
     """The engine's metadata for images and for sounds; None for a group that is not exported.
 
-    tokenizer: the content of tokenizer.json. joined: the chat template writes the newlines that follow each of them.
+    `tokenizer`: the content of tokenizer.json. `joined`: the chat template writes the newlines that follow each image
+    and sound.
     """
     vision = manifest.vision if "vision" in groups else None
     audio = manifest.audio if "audio" in groups else None
@@ -46,8 +47,8 @@ def media_metadata(
 def joined_template(template: str, placeholders: Sequence[str]) -> str:
     r"""The chat template, changed to write newlines after each placeholder.
 
-    A suffix in the metadata would be tokenised separately from the text that follows. Newlines of the template are
-    tokenised together with that text, as in transformers, where two pairs of newlines are one token.
+    A suffix in the metadata would be tokenised separately from the text after it. Newlines in the template are
+    tokenised together with that text, as in transformers, where two pairs of newlines become one token.
 
     >>> joined_template("{{ x }}", ["<i>"])
     '{% set rendered_prompt %}{{ x }}{% endset %}{{ rendered_prompt | replace("<i>", "<i>\\n\\n") }}'
@@ -58,13 +59,13 @@ def joined_template(template: str, placeholders: Sequence[str]) -> str:
         f" | replace({json.dumps(p, ensure_ascii=False)}, {json.dumps(p + AROUND, ensure_ascii=False)})"
         for p in placeholders
     )
-    # Jinja drops one newline at a template's end; the template is no longer at the end, so drop it here.
+    # Jinja drops one newline at the end of a template; this is not the end any more, so it is dropped here.
     body = template.removesuffix("\n")
     return "{% set rendered_prompt %}" + body + "{% endset %}{{ rendered_prompt" + filters + " }}"
 
 
 def separate_template(template: str, placeholders: Sequence[str]) -> str:
-    """The reverse of `joined_template`: without the newlines after each placeholder, as transformers wants it."""
+    """The reverse of `joined_template`: without the newlines after each placeholder, as transformers expects it."""
     if not placeholders:
         return template
     filters = "".join(
@@ -75,7 +76,7 @@ def separate_template(template: str, placeholders: Sequence[str]) -> str:
 
 
 def always_true(output: str) -> Callable[[SubgraphRecord], SubgraphRecord]:
-    """A change to a graph that makes a boolean output true everywhere, by comparing it with itself."""
+    """A function that changes a graph so that a boolean output is true everywhere."""
 
     def change(graph: SubgraphRecord) -> SubgraphRecord:
         index, inverse, new = graph.outputs[output], len(graph.tensors), len(graph.tensors) + 1

@@ -1,7 +1,7 @@
-"""Per-layer embeddings for LiteRT-LM: a .tflite whose table is the rows of the PLE shards, one read per token.
+"""Per-layer embeddings for LiteRT-LM: a .tflite whose table consists of the rows of the PLE shards, one read per token.
 
 A row is looked up as bytes and unpacked in the graph. With LiteRT's own block scales, the scales would be in a second
-table: that takes a second read for each token, and the shards' rows could not be copied unchanged.
+table: each token would need a second read, and the shards' rows could not be copied unchanged.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _codes(row: Value, layout: PleLayout) -> Value:
 
 
 def _halves(numbers: Value, bits: int) -> Value:
-    """Split n signed numbers of 2 * `bits` bits into f32[n, 2], the low and the high half of each; exact in float32."""
+    """Split n signed numbers of 2 * `bits` bits into their low and high halves, f32[n, 2]; exact in float32."""
     graph, count, range_ = numbers.graph, math.prod(numbers.shape), 1 << bits
     high = ops.floor(ops.mul(numbers, graph.scalar(1 / range_)))
     unsigned = ops.sub(numbers, ops.mul(high, graph.scalar(range_)))

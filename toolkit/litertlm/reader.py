@@ -23,7 +23,7 @@ _TOWERS = ("vision", "audio")
 
 @dataclass(frozen=True, slots=True)
 class LitertlmContent:
-    """The sections of a .litertlm, and how many positions its caches hold (None if the file does not say)."""
+    """The sections of a .litertlm, and its context length in tokens (None if the file does not state it)."""
 
     sections: tuple[SectionRecord, ...]
     context: int | None
@@ -48,14 +48,14 @@ def group_of(label: str) -> str | None:
 
 
 def read_litertlm(path: Path) -> LitertlmContent:
-    """Read header and metadata only; BundleError if the file is not a .litertlm, or is cut off."""
+    """Read only the header and the metadata; BundleError if the file is not a .litertlm, or is truncated."""
     header = read_header(path)
     metadata = read_llm_metadata(path, header)
     return LitertlmContent(header.metadata.sections, None if metadata is None else metadata.max_num_tokens or None)
 
 
 def read_llm_metadata(path: Path, header: Header) -> LlmMetadata | None:
-    """What the file tells of the language model; None if it has no such section, or one of an impossible size."""
+    """The file's metadata of the language model; None if it has no such section, or one of an impossible size."""
     section = next((section for section in header.metadata.sections if section.type == schema.LLM_METADATA), None)
     if section is None or section.end - section.begin > schema.MAX_LLM_METADATA_BYTES:
         return None

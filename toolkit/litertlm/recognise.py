@@ -1,4 +1,4 @@
-"""Tells whether a file is a .litertlm, without importing what reads one."""
+"""Tells whether a file is a .litertlm, without importing the reader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAGIC = b"LITERTLM"
 
 
 def is_litertlm(path: Path) -> bool:
-    """Whether a file has the name or the first bytes of a .litertlm; False if it cannot be read."""
+    """Whether a file has the ending or the first bytes of a .litertlm; False if it cannot be read."""
     if path.suffix == SUFFIX or not path.is_file():
         return path.is_file()
     try:

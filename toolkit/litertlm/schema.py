@@ -40,10 +40,10 @@ AUDIO_ENCODER, AUDIO_ADAPTER, END_OF_AUDIO = (
 DRAFTER = "tf_lite_mtp_drafter"
 
 MAX_LLM_METADATA_BYTES = 16 * 1024 * 1024
-"""Far above any real file: a wrong length must not fill the memory."""
+"""Far above any real file's; a limit, so that a wrong length does not fill the memory."""
 
 Token = tuple[int, ...] | str
-"""A sequence of token ids, or a text that the tokenizer turns into one."""
+"""A sequence of token ids, or a text that the tokenizer converts to one."""
 
 ModelType = Literal["gemma3n", "gemma4", "generic_model"]
 """The engine's model types that export writes; they differ in how images and sounds are prepared, and in how calls of
@@ -51,12 +51,12 @@ tools are written."""
 
 
 GENERIC_SINCE = "0.14.0"
-"""The first version of the engine that knows the fields of generic_model."""
+"""The first version of the engine that supports the fields of generic_model."""
 
 
 @dataclass(frozen=True, slots=True)
 class MelMetadata:
-    """How the engine turns a sound into mel frames, by default as transformers does. Field names are the engine's."""
+    """How the engine converts a sound to mel frames; the defaults are as in transformers. The engine's field names."""
 
     num_mel_bins: int
     sample_rate_hz: int = SAMPLE_RATE_HZ
@@ -69,7 +69,7 @@ class MelMetadata:
     mel_low_hz: float = mel.MIN_HZ
     mel_high_hz: float = mel.MAX_HZ
     mel_floor: float = math.log(mel.FLOOR)
-    """The engine applies it after the logarithm."""
+    """The engine applies the floor after the logarithm."""
     normalize_mel: bool = False
     add_floor_to_mel_before_log: bool = False
     semicausal_padding: bool = False
@@ -79,10 +79,10 @@ class MelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
-    """How an image is written in a prompt, and the height and width in pixels that its encoder takes.
+    """How an image is spelled in a prompt, and the height and width in pixels that its encoder takes.
 
-    placeholder: what the chat template writes for it. prefix, suffix: what the engine writes before `begin` and after
-    the image. For model type gemma3n the engine has these three built in, and they are empty here.
+    `placeholder`: what the chat template writes for the image. `prefix`, `suffix`: what the engine writes before
+    `begin` and after the image. These three are empty for model type gemma3n, for which they are built into the engine.
     """
 
     begin: Token | None
@@ -96,7 +96,7 @@ class ImageMetadata:
 
 @dataclass(frozen=True, slots=True)
 class SoundMetadata:
-    """How a sound is written in a prompt (see `ImageMetadata`); mel: None for gemma3n, where it is built in too."""
+    """How a sound is spelled in a prompt (see `ImageMetadata`); `mel`: None for gemma3n, for which it is built in."""
 
     begin: Token | None
     end: Token | None
@@ -122,17 +122,17 @@ class LlmMetadata:
     image: ImageMetadata | None = None
     sound: SoundMetadata | None = None
     sampling: SamplingRecord = MOST_LIKELY
-    """What an app gets if it sets no sampler itself."""
+    """The sampling for apps that set no sampler."""
     supports_function_calling: bool = False
     supports_thinking: bool = False
     calls: CallSyntax | None = None
     thoughts: Channel | None = None
     min_runtime_version: str = ""
-    """The first version of the engine that runs the file as it is meant; empty for any."""
+    """The first version of the engine that runs the file as intended; empty for any version."""
 
 
 def pack_container_metadata(metadata: ContainerMetadata) -> bytes:
-    """Encode as a flatbuffer, whose length does not depend on the offsets as long as none is 0."""
+    """Encode the metadata as a flatbuffer, whose length does not depend on the offsets while none is 0."""
     assert all(0 < section.begin <= section.end for section in metadata.sections)
     root = fb.LiteRTLMMetaDataT()
     root.systemMetadata = fb.SystemMetadataT()
@@ -145,14 +145,14 @@ def pack_container_metadata(metadata: ContainerMetadata) -> bytes:
 
 
 def pack_llm_metadata(metadata: LlmMetadata) -> bytes:
-    """Encode as the protobuf of the LlmMetadataProto section, with the same bytes every time."""
+    """Encode the metadata as the protobuf of the LlmMetadataProto section: equal metadata give equal bytes."""
     proto = llm_metadata_pb2.LlmMetadata()
     for target, token in ((proto.start_token, metadata.start_token), (proto.pad_token, metadata.pad_token)):
         if token is not None:
             _set_token(target, token)
     for token in metadata.stop_tokens:
         _set_token(proto.stop_tokens.add(), token)
-    # The engine's GREEDY sampler fails at run time; TOP_P with one candidate gives the same tokens.
+    # The engine's GREEDY sampler fails at run time; TOP_P with a single candidate gives the same tokens.
     proto.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
     proto.sampler_params.k = metadata.sampling.top_k
     proto.sampler_params.p = metadata.sampling.top_p
@@ -205,7 +205,7 @@ def unpack_llm_metadata(data: bytes, file: Path | str | None = None) -> LlmMetad
 
 
 def _sampling(proto: Any) -> SamplingRecord:
-    """Numbers of 32 bits, as they were written."""
+    """The sampling in a file, with its float32 numbers as the decimal numbers that they were written from."""
     return SamplingRecord(round(proto.temperature, 6), proto.k, round(proto.p, 6))
 
 
@@ -217,7 +217,7 @@ def _thoughts(proto: Any) -> Channel | None:
 
 
 def _model_type(union: Any) -> dict[str, Any]:
-    """The fields of LlmMetadata that depend on the model type; images and sounds only for those that export writes."""
+    """The fields of LlmMetadata that depend on the model type; images and sounds only for types that export writes."""
     name = union.WhichOneof("model_type") or "generic_model"
     found: dict[str, Any] = {"model_type": name}
     if name not in get_args(ModelType):
@@ -247,7 +247,7 @@ def _spelling(model: Any, kind: str, *, generic: bool) -> tuple[Token | None, To
 
 
 def _set_media(target: Any, media: ImageMetadata | SoundMetadata) -> None:
-    """Set the fields that both model types have."""
+    """Set the fields that both model types with images and sounds have."""
     kind = _KINDS[type(media)]
     for edge, token in (("start", media.begin), ("end", media.end)):
         if token is not None:
@@ -267,7 +267,7 @@ def _set_generic(target: Any, metadata: LlmMetadata) -> None:
     if present:
         target.delimiter_regex = f"({'|'.join(re.escape(media.placeholder) for media in present)})"
     if metadata.sound is not None and metadata.sound.mel is not None:
-        target.add_audio_end = True  # for an image, the adapter itself gives the embedding of its end marker
+        target.add_audio_end = True  # for an image, the adapter gives the embedding of the end marker itself
         for item in fields(MelMetadata):
             setattr(target, f"audio_{item.name}", getattr(metadata.sound.mel, item.name))
 

@@ -1,4 +1,4 @@
-"""Turns images into the vision tower's pixels, equal to those of transformers' Gemma 3n processor."""
+"""Converts images to the vision tower's pixels, equal to those of transformers' Gemma 3n processor."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ IMAGE_SIZE = 768
 """`size` in preprocessor_config.json of google/gemma-3n-E2B-it."""
 
 MAX_BYTES = 1 << 30
-"""What decoding and scaling may take: what MAX_PIXELS of a usual shape need. A narrow image of many rows needs more."""
+"""The most memory for decoding and scaling: enough for MAX_PIXELS in a usual shape; narrow images with many rows need
+more."""
 
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI"),
     *("SGI", "TGA", "TIFF", "WEBP"),
 )
-"""Pillow's other formats are not raster images, or run a program: EPS starts Ghostscript."""
+"""Pillow's other formats are not raster images, or start a program, as EPS starts Ghostscript."""
 
 _REMEDY = "give a whole image in a format such as PNG, JPEG, WebP, GIF, BMP or TIFF"
 
@@ -45,8 +46,8 @@ def load_levels(source: MediaSource, size: int = IMAGE_SIZE) -> NDArray[np.uint8
 
     As in transformers' `load_image` and Gemma 3n's processor, the EXIF orientation is applied, an animation gives its
     first frame, the alpha channel is dropped (the colours under it show), and the image is stretched to a square.
-    Unlike there, 16-bit grey and float pixels keep their range instead of being clipped at 255. UsageError for
-    anything that is not an image, is cut short, has more than MAX_PIXELS, or needs more than MAX_BYTES of memory.
+    Unlike in transformers, 16-bit grey and float pixels keep their range instead of being clipped at 255. UsageError
+    for anything that is not an image, is truncated, has more than MAX_PIXELS, or needs more than MAX_BYTES of memory.
     """
     with errors_about_source(source, "image"), open_source(source) as file:
         image = _decode(file, size)
@@ -59,18 +60,18 @@ def _decode(file: BinaryIO, size: int) -> Image.Image:
     """The first frame, upright, in mode RGB."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns about large images, which are checked here, and about damage, which it raises if it matters.
+            # Pillow warns about large images, which are checked here, and about damage; if it matters, Pillow raises.
             warnings.simplefilter("ignore")
             image = _open(file)
             _check_memory(image, size)
             image.load()
-            # After load(): a PNG may have its EXIF data after the pixels, and load() itself turns a TIFF.
+            # After load(), because a PNG may have its EXIF data after the pixels, and load() itself rotates a TIFF.
             turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
             rgb = _to_rgb(image)
             return rgb if turn is None else rgb.transpose(turn)
     except UsageError:
         raise
-    # Pillow raises nearly every built-in exception for some broken file.
+    # For broken files, Pillow raises nearly every built-in exception.
     except Exception as error:
         raise UsageError(found=f"cannot be decoded ({error})", remedy=_REMEDY) from error
 
@@ -84,7 +85,7 @@ def _open(file: BinaryIO) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UsageError(found=error, **too_large) from error
     except UnidentifiedImageError as error:
-        found = "an empty file" if not file.seek(0, 2) else "no image that is understood"
+        found = "an empty file" if not file.seek(0, 2) else "not an image of a known format"
         raise UsageError(found=found, remedy=_REMEDY) from error
     if image.width * image.height > MAX_PIXELS:
         raise UsageError(found=f"{image.width:,} x {image.height:,} pixels", **too_large)
@@ -92,7 +93,7 @@ def _open(file: BinaryIO) -> Image.Image:
 
 
 def _check_memory(image: Image.Image, size: int) -> None:
-    """UsageError if decoding and scaling would take more than MAX_BYTES; only the header has been read."""
+    """Raise UsageError if decoding and scaling would take more than MAX_BYTES; only the header has been read yet."""
     # Pillow keeps 4 bytes a pixel and a pointer a row; wide numbers are converted by NumPy, in several steps.
     copies = 5 if image.mode in ("F", "I") or image.mode.startswith("I;") else 2
     scaled_columns = 4 * size * image.height
@@ -117,7 +118,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _float_levels(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Levels 0..255 of float pixels, which are in 0..1 by convention, or in 0..255 as Pillow's."""
+    """Levels 0..255 of float pixels, which are in 0..1 by convention, or in 0..255 as in Pillow."""
     low, high = float(pixels.min()), float(pixels.max())
     if not 0 <= low <= high <= 255:
         raise UsageError(found=f"float pixels from {low:g} to {high:g}", wanted="0..1 or 0..255")

@@ -1,4 +1,4 @@
-"""How large images and sounds may be; here, so that a help text can say it without what decodes them."""
+"""How large images and sounds may be; in a module of its own, so that help texts need not import decoders."""
 
 MAX_PIXELS = 120_000_000
 """More than a phone's 108 megapixels; a decoded pixel takes 4 bytes. Pillow itself refuses 179 million."""

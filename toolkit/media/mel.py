@@ -19,7 +19,7 @@ NUM_MELS = 128
 FRAME_SAMPLES = 512
 HOP_SAMPLES = 160
 MIN_SAMPLES = FRAME_SAMPLES + 1
-"""As in transformers, a frame is cut one sample longer than is used; other kinds of pre-emphasis would need it."""
+"""As in transformers, frames are cut one sample longer than needed here; other kinds of pre-emphasis would use it."""
 FFT_SIZE = 1024
 PRE_EMPHASIS = 0.97
 MIN_HZ, MAX_HZ = 125.0, 7600.0
@@ -31,7 +31,7 @@ _PAD_MULTIPLE = 128
 def log_mel(samples: NDArray[np.float32], bins: int = NUM_MELS) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Features f32[frames, bins] and a mask bool[frames], false where a frame starts in the padding after the sound.
 
-    samples: f32[n] at 16 kHz, n from 513 to 480,000 (30 s, 2,997 frames). UsageError for any other n, for which
+    `samples`: f32[n] at 16 kHz, n from 513 to 480,000 (30 s, 2,997 frames). UsageError for any other n, for which
     transformers would give no frame, or drop the rest of the sound.
     """
     _check(samples)

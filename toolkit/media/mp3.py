@@ -1,7 +1,7 @@
-"""Reads MP3 files that do not say how long they are.
+"""Reads MP3 files that do not state their length.
 
-libsndfile guesses their length from the first frames and never reads beyond it: in a file of variable bit rate without
-a Xing header, most of the sound may be missing. From a pipe it reads to the end instead.
+libsndfile guesses their length from the first frames and never reads beyond it: of a file with variable bit rate and
+without a Xing header, most of the sound may be lost. From a pipe, it reads to the end instead.
 """
 
 from __future__ import annotations

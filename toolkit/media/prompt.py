@@ -15,7 +15,7 @@ from toolkit.base.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class SoftTokens:
-    """How one image or sound is written: `count` soft tokens between two markers."""
+    """The spelling of one image or sound: `count` soft tokens between two markers."""
 
     kind: str
     placeholder: str
@@ -34,7 +34,7 @@ class SoftTokens:
 
 IMAGE = SoftTokens("image", "<image_soft_token>", "<start_of_image>", "<end_of_image>", 256)
 SOUND = SoftTokens("sound", "<audio_soft_token>", "<start_of_audio>", "<end_of_audio>", 188)
-"""Spelled in tokenizer_config.json of google/gemma-3n-E2B-it; counted in its processor_config.json."""
+"""The spellings are from tokenizer_config.json of google/gemma-3n-E2B-it, the counts from processor_config.json."""
 
 
 def expand_placeholders(

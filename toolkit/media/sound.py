@@ -1,4 +1,4 @@
-"""Turns sound of any rate and format into the audio tower's samples: mono, 16 kHz."""
+"""Converts sound of any rate and format to the audio tower's samples: mono, 16 kHz."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from toolkit.media.mp3 import piped_mp3
 from toolkit.media.source import MediaSource, errors_about_source, open_source
 
 MAX_LEVEL = 2.0**31
-"""The largest sample. Full scale is 1, or that of an integer type if a program forgot to scale; the power of samples
-that are much larger has no float32."""
+"""The largest magnitude of a sample. Full scale is 1, or that of an integer type if a program forgot to scale; the
+power of much larger samples would overflow float32."""
 
 _MIN_RATE_HZ, _MAX_RATE_HZ = 1_000, 768_000
 _BLOCK_VALUES = 1 << 20
@@ -34,7 +34,7 @@ _REMEDY = "give a whole sound in a format such as WAV, FLAC, Ogg or MP3"
 # libsndfile's log line for a WAV, AIFF or AU file that is shorter than its header says.
 _SHORT = re.compile(r"\b(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
 _UNKNOWN_BYTES = 0x7FFF0000
-"""A size in a header from here on is a placeholder: a recorder that writes to a pipe cannot go back to fill it in."""
+"""Sizes in a header from here on are placeholders: a recorder that writes to a pipe cannot go back and fill them in."""
 
 
 class _ForwardSound(soundfile.SoundFile):  # type: ignore[misc]
@@ -48,7 +48,7 @@ def load_sound(source: MediaSource) -> NDArray[np.float32]:
     """Load a sound, given as a path or as a file's bytes, as samples f32[n]: mono, 16 kHz, full scale 1.
 
     As in transformers' `load_audio`, channels are averaged, then resampled by soxr at its HQ setting. UsageError for
-    anything that is not a sound, is empty, is cut short, has non-finite samples, or lasts over MAX_SECONDS.
+    anything that is not a sound, is empty, is truncated, has non-finite samples, or is longer than MAX_SECONDS.
     """
     with errors_about_source(source, "sound"):
         return _load(source)
@@ -59,7 +59,7 @@ def _load(source: MediaSource) -> NDArray[np.float32]:
         with open_source(source) as file, _open(file) as sound:
             _check_header(sound)
             samples = _resampled(_mono_blocks(sound), sound.samplerate)
-    # SoundFileError is libsndfile's; soundfile raises the other two for headers that make no sense.
+    # SoundFileError is libsndfile's; soundfile raises the other two errors for headers that make no sense.
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
         raise UsageError(found=f"cannot be decoded ({_reason(error)})", remedy=_REMEDY) from error
     if not samples.size:
@@ -105,7 +105,7 @@ def _check_header(sound: _ForwardSound) -> None:
 
 
 def _mono_blocks(sound: _ForwardSound) -> Iterator[NDArray[np.float32]]:
-    """Yield blocks f32[n] of bounded size, since a header may claim any length."""
+    """Yield blocks f32[n] of limited size, because a header may claim any length."""
     block_frames = max(1, _BLOCK_VALUES // sound.channels)
     done = 0
     while len(block := sound.read(block_frames, dtype="float32", always_2d=True)):
@@ -120,7 +120,7 @@ def _mono_blocks(sound: _ForwardSound) -> Iterator[NDArray[np.float32]]:
 
 
 def _check_finite(block: NDArray[np.float32], first_frame: int, rate_hz: int) -> None:
-    """UsageError if a sample is not finite, or beyond MAX_LEVEL; block: f32[frames, channels]."""
+    """Raise UsageError if a sample of `block`, f32[frames, channels], is not finite, or beyond MAX_LEVEL."""
     bad = np.argwhere(~(np.abs(block) <= MAX_LEVEL))  # a comparison with NaN is false
     if len(bad):
         frame, channel = bad[0]

@@ -26,13 +26,13 @@ def source_name(source: MediaSource, kind: str) -> str:
 
 
 def errors_about_source(source: MediaSource, kind: str) -> AbstractContextManager[None]:
-    """Give errors that name no file the source's, or its name where it has none."""
+    """Add the source's path to errors that name no file; for bytes, its name."""
     return errors_about(source_name(source, kind)) if isinstance(source, bytes) else errors_about(file=source)
 
 
 @contextmanager
 def open_source(source: MediaSource) -> Iterator[BinaryIO]:
-    """Open the source as a file with a descriptor, even for bytes: C decoders may seek to where Python's streams raise.
+    """Open the source as a file with a descriptor, even bytes: C decoders may seek to places where BytesIO raises.
 
     UsageError if the path is not a regular file or cannot be read.
     """

@@ -1,9 +1,9 @@
-"""Rounds a matrix against the inputs that it is multiplied by, so that its products change as little as possible.
+"""Rounds a matrix for the inputs that it is multiplied by, so that its products change as little as possible.
 
-GPTQ (Frantar et al., https://arxiv.org/abs/2210.17323): columns are rounded one after the other, and what a column's
-rounding changes in the products is taken back by the columns that are not rounded yet. With H the second moments of the
-inputs and H = R Rᵀ, R upper triangular, an error E costs |E R|², whose column j involves the first j columns of E
-alone: so each column's best code follows from the errors before it, and no inverse is needed.
+GPTQ (Frantar et al., https://arxiv.org/abs/2210.17323): columns are rounded one after the other, and the columns that
+are not rounded yet compensate for what the rounding of a column changes in the products. Let H be the second moments of
+the inputs and H = R Rᵀ with R upper triangular: an error E costs |E R|², whose column j involves only the first j
+columns of E. So each column's best code follows from the errors before it, and no inverse is needed.
 
 Two more steps lower that cost. Before: the weights are first moved to those whose products with the inputs that there
 are come near the products of the float model, whose inputs no earlier layer has changed (after GPTAQ, Li et al.,
@@ -32,7 +32,7 @@ Map = Callable[[Callable[[int], None], Sequence[int]], object]
 """Calls a function for each number, in any order, perhaps at the same time."""
 
 DAMPING = 0.01
-"""Added to the diagonal of the second moments, as a part of its mean: GPTQ's own value."""
+"""Added to the diagonal of the second moments, as a fraction of its mean; GPTQ's default."""
 LARGEST_PART = 4096
 """Inputs that are considered together; a wider matrix is rounded in parts, which bounds memory (192 MiB each)."""
 _TOWARDS = 0.5  # of the way to the weights that would give the float model's products
@@ -63,14 +63,14 @@ class InputPart:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What rounding needs to know of a matrix's inputs; `masses`: f32[inputs], the mean square of each."""
+    """What rounding needs to know about a matrix's inputs; `masses`: f32[inputs], the mean square of each."""
 
     masses: F32
     parts: tuple[InputPart, ...]
 
 
 def in_turn(do: Callable[[int], None], numbers: Sequence[int]) -> None:
-    """The `Map` of one thread."""
+    """A `Map` that runs in the calling thread."""
     for number in numbers:
         do(number)
 
@@ -122,7 +122,7 @@ def _factorise(moments: F32, start: int, missing: F32 | None) -> InputPart:
     mean = float(masses.mean(dtype=np.float64)) or 1.0
     moments = moments[np.ix_(order, order)]
     moments[np.diag_indices(len(moments))] += np.float32(DAMPING * mean)
-    # The upper factor is the lower one of the matrix turned by half a turn, turned back.
+    # R, upper triangular, is the Cholesky factor of the matrix rotated by 180 degrees, rotated back.
     factors = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
     pivots = np.array(np.diag(factors))
     correction = None
@@ -137,9 +137,9 @@ def _factorise(moments: F32, start: int, missing: F32 | None) -> InputPart:
 def round_rows(
     rows: F32, scheme: Scheme, inputs: Inputs, *, name: str = "weights", first_row: int = 0
 ) -> QuantizedRows:
-    """Codes and scales of rows f32[rows, inputs]; each row depends on itself and the inputs alone.
+    """Codes and scales of rows f32[rows, inputs]; the result for a row does not depend on the other rows.
 
-    CheckpointError for a weight that is not finite; `name` and `first_row` are for its text.
+    CheckpointError for a weight that is not finite; its message uses `name` and `first_row`.
     """
     require_finite(rows, name, first_row)
     rows = _corrected(rows, inputs.parts)
@@ -158,7 +158,7 @@ def round_rows(
 
 
 def _round_part(rows: F32, scales: F32, scheme: Scheme, part: InputPart, codes: NDArray[np.int8]) -> None:
-    """Round the columns of one part. Arrays here are [columns, rows], so that a column lies in one piece."""
+    """Round the columns of one part. Arrays here are [columns, rows], so that a column is contiguous."""
     low, high = _codes(scheme)
     columns = part.start + part.order
     weights = np.ascontiguousarray(rows.T[columns])
@@ -237,9 +237,10 @@ def _choose_again(rows: F32, scales: F32, scheme: Scheme, part: InputPart, codes
 
 
 def _scales(rows: F32, scheme: Scheme, masses: F32) -> F32:
-    """The scale of each block, f32[rows, blocks]: of some that clip, the one of least squared error times mass.
+    """The scale of each block, f32[rows, blocks]: of several candidates that clip, the one with the least sum of
+    squared errors, weighted by the masses m.
 
-    Each is refitted to its codes q, whose best scale is <m w, q> / <m q, q>.
+    Each candidate is refitted to its codes q, for which the best scale is <m w, q> / <m q, q>.
     """
     low, high = _codes(scheme)
     width = scheme.block_size or rows.shape[1]

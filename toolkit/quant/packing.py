@@ -9,9 +9,9 @@ from toolkit.base.errors import CheckpointError, RecipeError
 
 
 def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """The codes of an array in C order, 8 / bits of them in each byte, the first in the lowest bits: uint8[bytes].
+    """Pack the codes of an array in C order, 8 / bits codes to a byte, the first in the lowest bits: uint8[bytes].
 
-    codes: signed numbers of `bits` bits, 8 or a power of two below, as many as fill whole bytes.
+    `codes`: signed numbers of `bits` bits (1, 2, 4 or 8), as many as fill whole bytes.
 
     >>> pack_codes(np.array([1, -1, -8, 7], np.int8), 4).tolist()
     [241, 120]
@@ -27,7 +27,7 @@ def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
 
 
 def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
-    """The codes that `pack_codes` packed, in one axis: int8[bytes * 8 / bits].
+    """Unpack what `pack_codes` packed, as one axis: int8[bytes * 8 / bits].
 
     >>> unpack_codes(np.array([241, 120], np.uint8), 4).tolist()
     [1, -1, -8, 7]
@@ -44,7 +44,7 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
 
 
 def require_finite(values: NDArray[np.float32], name: str, first_row: int = 0) -> None:
-    """CheckpointError for the first row that holds a NaN or an infinity; `name` and `first_row` are for its text."""
+    """Raise CheckpointError if any value is a NaN or an infinity; its message uses `name` and `first_row`."""
     finite = np.isfinite(values)
     if not finite.all():
         place = np.unravel_index(int(np.argmin(finite)), values.shape)
@@ -53,7 +53,7 @@ def require_finite(values: NDArray[np.float32], name: str, first_row: int = 0) -
 
 
 def to_float16(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
-    """The nearest float16 numbers; RecipeError when one overflows, CheckpointError for a NaN or an infinity.
+    """The nearest float16 numbers; RecipeError if one overflows, CheckpointError for a NaN or an infinity.
 
     >>> to_float16(np.array([1.0, 65504.0, 1e-9], np.float32), "weights").tolist()
     [1.0, 65504.0, 0.0]
@@ -64,6 +64,6 @@ def to_float16(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
         worst = float(np.abs(values).max())
         if not np.isfinite(worst):
             raise CheckpointError(f"weight {name}", found=f"{worst}, not a finite number", remedy="download it again")
-        wanted = "at most 65504, what float16 holds"
+        wanted = "at most 65504, the largest float16"
         raise RecipeError(f"weight {name} as f16", found=f"{worst:g}", wanted=wanted, remedy="keep this weight f32")
     return halves

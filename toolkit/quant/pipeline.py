@@ -1,4 +1,4 @@
-"""Takes chunks of work through two stages: one thread reads them ahead, then every core processes them."""
+"""Runs chunks of work through two stages: one thread reads them ahead, then several threads process them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-READERS = 1  # a second one takes as long in all: it contends with the workers for the interpreter
-AHEAD = 4  # chunks read or being read beyond those that are processed
+READERS = 1  # a second reader saves no time: it competes with the workers for the interpreter's lock
+AHEAD = 4  # chunks read or being read, besides those being processed
 
-# malloc.h of glibc, and how much freed memory a thread's arena may keep
+# Parameters from glibc's malloc.h, and how much freed memory a thread's arena may keep
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 32 << 20
 
@@ -25,8 +25,8 @@ def pipeline(
 ) -> Generator[Result, None, None]:
     """The result of each chunk, in order; at most `workers + AHEAD` chunks are under way.
 
-    The first error in the order of the chunks is raised as it is. After it, or when the caller stops early, only what
-    is running finishes.
+    The first error in the order of the chunks is raised as it is. After it, or if the caller stops early, only the
+    chunks that are being read or processed are finished.
     """
     _keep_freed_memory()
     readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
@@ -49,9 +49,9 @@ def pipeline(
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed chunks: there are thousands, and new pages take time to clear.
+    """Have glibc keep the memory of freed chunks: there are thousands of them, and the kernel clears each new page.
 
-    Other C libraries have no such function, or one that does nothing.
+    Other C libraries lack this function, or have one that does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,6 +1,6 @@
 """Recipes: ordered rules that give every weight of a model its scheme. The file format is docs/formats/recipe.md.
 
-No name of a weight is known here: which recipes there are by name, and for which weights, a model family says.
+This module knows no weight by name: a model family says which built-in recipes there are, and for which weights.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _MATCH = re.compile(r"[A-Za-z0-9_.*-]{1,256}")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Weights whose whole name matches get the scheme; `*` stands for any characters, dots too, or none.
+    """Gives a scheme to the weights whose whole name matches; `*` stands for any characters, also dots, or none.
 
-    Unless optional, a rule must be the first match of some weight: a rule without effect is a mistake.
+    Unless it is optional, a rule must be the first match of some weight: a rule without effect is a mistake.
     """
 
     match: str
@@ -40,8 +40,8 @@ class Rule:
 class Recipe:
     """Rules in order of precedence.
 
-    `static_activations`: round the inputs and outputs of products to int8 by the scales that the checkpoint states for
-    them, where it states some. Otherwise LiteRT takes a scale from the numbers of each row.
+    `static_activations`: round the inputs and outputs of products to int8 with the scales that the checkpoint states,
+    where it states any. Otherwise LiteRT chooses a scale for each row of inputs from its values.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Recipe:
     def plan(self, weights: Sequence[Weight]) -> dict[str, Scheme]:
         """The scheme of each weight by name: that of the first rule that matches it.
 
-        Takes all the weights that the recipe is for at once.
+        `weights`: all the weights that the recipe is for.
         RecipeError for a weight without a rule, a rule without a weight, and a scheme that does not fit its weight.
         """
         patterns = [_compile(rule.match) for rule in self.rules]
@@ -73,7 +73,7 @@ class Recipe:
         return schemes
 
     def with_search(self, search: Search) -> Recipe:
-        """The same with every scale chosen so."""
+        """The same recipe with all scales chosen by this search."""
         rules = tuple(replace(rule, scheme=replace(rule.scheme, search=search)) for rule in self.rules)
         return replace(self, rules=rules)
 
@@ -101,10 +101,10 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class RecipeSet:
-    """The recipes of one group of weights that have a name, and the way to custom ones.
+    """The built-in recipes for one kind of weights, by name; also reads custom recipes from files.
 
-    `package` holds the files; `files` maps what a recipe is called for this group to the file's name without `.json`,
-    which is the recipe's own name.
+    `package` holds the built-in files. `files` maps the name of a recipe to its file's name without `.json`, which is
+    the name inside the file; the same name may stand for different files in different sets.
     """
 
     package: str
@@ -112,11 +112,11 @@ class RecipeSet:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The finest first."""
+        """The names of the built-in recipes, the most precise first."""
         return tuple(self.files)
 
     def load(self, name_or_path: str | Path) -> Recipe:
-        """A recipe by its name, or one from a JSON file; RecipeError names the file and the rule."""
+        """A built-in recipe by its name, or one from a JSON file; RecipeError names the file and the rule."""
         if str(name_or_path) in self.files:
             return built_in_recipe(self.package, self.files[str(name_or_path)])
         path = Path(name_or_path)
@@ -132,7 +132,7 @@ class RecipeSet:
 
 
 def built_in_recipe(package: str, name: str) -> Recipe:
-    """The recipe that lies in a package under its own name."""
+    """The recipe in the file `name`.json of a Python package."""
     place = f"recipe {name}"
     value = parse_json((resources.files(package) / f"{name}.json").read_bytes(), None, RecipeError, place)
     return _read_recipe(JsonObject(value, None, RecipeError, place), lambda base: built_in_recipe(package, base))
@@ -161,7 +161,7 @@ def _read_recipe(fields: JsonObject, base_named: Callable[[str], Recipe | None])
     seen: set[str] = set()
     for place, rule in zip(places, rules, strict=True):
         if rule.match in seen:
-            raise RecipeError(place, file=fields.file, found=f"the match {rule.match} for a second time")
+            raise RecipeError(place, file=fields.file, found=f"the match {rule.match} a second time")
         seen.add(rule.match)
     recipe = Recipe(name, rules) if base is None else base.changed(name, rules)
     return recipe if static is None else replace(recipe, static_activations=static)

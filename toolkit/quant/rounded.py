@@ -1,7 +1,7 @@
-"""Rows of weights that were rounded before the files are laid out: a directory with their codes and scales.
+"""A directory with the codes and scales of weights that were rounded before the bundle's files are written.
 
-It is private to a run and the one that resumes it: no other program reads it. A band of rows of a weight is two
-NumPy files; the codes get their name last, so that a band is there whole or not at all.
+It is private to a run and the run that resumes it: no other program reads it. A band of rows of a weight is two NumPy
+files; the file of codes is renamed into place last, so that a band is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _CODES, _SCALES = ".codes.npy", ".scales.npy"
 
 
 class RoundedWeights:
-    """Codes and scales by the name of a graph's weight and the band's first row."""
+    """Codes and scales, by the name of a graph's weight and the first row of a band."""
 
     def __init__(self, directory: Path) -> None:
-        """Open a directory, which exists; bands from an earlier run are there again."""
+        """Open an existing directory; bands that an earlier run has left in it are found."""
         self._directory = directory
         self._bands: dict[str, list[tuple[int, int]]] = {}
         for path in sorted(directory.glob(f"*{_CODES}")):
@@ -28,11 +28,11 @@ class RoundedWeights:
             self._add(name, int(first), len(np.load(path, mmap_mode="r")))
 
     def __contains__(self, name: str) -> bool:
-        """Whether the weight has any rows here."""
+        """Whether any rows of the weight are here."""
         return name in self._bands
 
     def has(self, name: str, first_row: int, rows: int) -> bool:
-        """Whether this very band is here."""
+        """Whether the band with exactly these rows is here."""
         return (first_row, first_row + rows) in self._bands.get(name, [])
 
     def save(self, name: str, first_row: int, rows: QuantizedRows) -> None:

@@ -15,11 +15,11 @@ Search = Literal["absmax", "mse"]
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """`dtype`: the element type. `block_size`: None is one float32 scale for each row (per channel); else one float16
-    scale for so many columns of a row.
+    """`dtype`: the element type. `block_size`: None means one float32 scale for each row (per channel); otherwise each
+    block of so many consecutive columns of a row has one float16 scale.
 
-    `search`: "absmax" maps a group's largest magnitude to the largest code; "mse" clips where that lowers the
-    group's squared error. Both run equally fast on the device.
+    `search`: "absmax" maps the largest magnitude of a row or block to the largest code; "mse" clips where that lowers
+    the squared error. Both run equally fast on the device.
     """
 
     dtype: ElementName
@@ -42,7 +42,7 @@ class Scheme:
         return self.element.quantised
 
     def __str__(self) -> str:
-        """In words.
+        """The scheme in words.
 
         >>> str(Scheme("int4", 32)), str(Scheme("int8")), str(Scheme("f32"))
         ('int4 in blocks of 32', 'int8 per channel', 'f32')
@@ -62,7 +62,7 @@ def payload_bytes(shape: Sequence[int], scheme: Scheme) -> int:
 
 
 def scales_bytes(shape: Sequence[int], scheme: Scheme) -> int:
-    """Bytes of the float16 block scales that stand beside the payload; per-channel scales sit in the file's header.
+    """Bytes of the float16 block scales stored beside the payload; per-channel scales are in the file's header.
 
     >>> scales_bytes((3, 64), Scheme("int4", 32)), scales_bytes((3, 64), Scheme("int4"))
     (12, 0)
@@ -73,12 +73,12 @@ def scales_bytes(shape: Sequence[int], scheme: Scheme) -> int:
 
 
 def check_scheme(name: str, shape: Sequence[int], scheme: Scheme) -> None:
-    """RecipeError when a weight of this shape cannot be stored in this scheme; `name` is for its text."""
+    """Raise RecipeError if a weight of this shape cannot be stored in this scheme; its message uses `name`."""
     if not scheme.quantised:
         return
     what = f"weight {name} as {scheme}"
-    # A convolution's [out, height, width, in] is quantised as the matrix [out, height * width * in]; LiteRT's int4 and
-    # block scales are for matrices, and depthwise kernels [1, height, width, channels] have no rows.
+    # A convolution's [out, height, width, in] is quantised as the matrix [out, height * width * in]; LiteRT has int4
+    # and block scales for matrices only, and depthwise kernels [1, height, width, channels] have no rows.
     if len(shape) == 4 and shape[0] > 1 and scheme.element.convolutions and scheme.block_size is None:
         return
     if len(shape) != 2:
@@ -95,5 +95,5 @@ def check_scheme(name: str, shape: Sequence[int], scheme: Scheme) -> None:
     per_byte, width = scheme.element.per_byte, columns if block is None else block
     if width % per_byte:
         # LiteRT's EMBEDDING_LOOKUP misreads rows that start inside a byte.
-        wanted = f"a multiple of {per_byte}, the codes that share a byte"
+        wanted = f"a multiple of {per_byte}, the codes in a byte"
         raise RecipeError(what, found=f"a width of {width}", wanted=wanted, remedy="use int8 for it")

@@ -1,4 +1,4 @@
-"""Streams weights into files: rows are read in chunks, quantised on every core and written to their offsets."""
+"""Streams weights into files: rows are read in chunks, quantised by several threads and written at their offsets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from toolkit.quant.uniform import QuantizedRows, quantize_rows
 
 _Encoded = tuple[NDArray[np.generic], NDArray[np.generic] | None]
 
-CHUNK_WEIGHTS = 1 << 19  # 2 MiB of float32: large against the cost of a task, small against any memory budget
+CHUNK_WEIGHTS = 1 << 19  # 2 MiB of float32: large beside the overhead of a task, small beside any memory budget
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a weight's bytes go in the file; `scales_offset` is where float16 block scales go, if it has them."""
+    """Where a weight's bytes go in the file; `scales_offset` is for float16 block scales, if the weight has them."""
 
     weight: Weight
     scheme: Scheme
@@ -39,7 +39,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class FileWeights:
-    """The weights of one open file."""
+    """The weights of one file, open for writing as `fd`."""
 
     fd: int
     placements: Sequence[Placement]
@@ -54,8 +54,8 @@ def stream_files(
     progress: Callable[[int], None] | None = None,
     rounded: RoundedWeights | None = None,
 ) -> list[dict[str, NDArray[np.float32]]]:
-    """Write the payload and the block scales of every weight; the per-channel scales, which belong into the headers,
-    are returned: for each file, float32[rows] by the weight's name.
+    """Write the payload and the block scales of every weight, and return the per-channel scales, which belong in the
+    headers: for each file, float32[rows] by the weight's name.
 
     Weights of the same parts are read once, and quantised once if they have the same scheme. What `packed` has in a
     weight's scheme is copied.
@@ -92,7 +92,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A weight's place in one of the files: its index among them, and its descriptor."""
+    """A weight's place in one of the files: the file's index, its descriptor, and the placement in it."""
 
     file: int
     fd: int
@@ -101,7 +101,7 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Rows of one part, and all the weights that are made of it; in these, the rows begin at `first_row`."""
+    """Rows of one part, and all the weights that are made from them; in these, the rows begin at `first_row`."""
 
     targets: Sequence[_Target]
     part: _Part
@@ -111,7 +111,7 @@ class _Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What was read of a chunk: codes by scheme, and float32[rows, ...] for other schemes, if there are any."""
+    """What was read for a chunk: codes by scheme, and float32[rows, ...] for the other schemes, if there are any."""
 
     packed: Mapping[Scheme, PackedRows]
     values: NDArray[np.float32] | None
@@ -119,14 +119,14 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """Bytes written of a chunk, and its per-channel scales: file's index, weight's name, first row, float32[rows]."""
+    """Bytes written for a chunk, and its per-channel scales: file index, weight name, first row, float32[rows]."""
 
     payload_bytes: int
     scales: Sequence[tuple[int, str, int, NDArray[np.float32]]]
 
 
 def _shared(files: Sequence[FileWeights], source: TensorSource) -> list[tuple[list[_Target], list[_Part]]]:
-    """Weights that have the same parts, grouped, in the order of the first of each group; all are checked here."""
+    """Weights that have the same parts, joined, in the order of the first of them; all weights are checked here."""
     targets: dict[object, tuple[list[_Target], list[_Part]]] = {}
     for index, file in enumerate(files):
         for placement in file.placements:
@@ -176,12 +176,12 @@ def _write_chunk(rounded: RoundedWeights | None, chunk: _Chunk, found: _Found) -
 
 
 def _copied(packed: PackedRows, scheme: Scheme) -> _Encoded:
-    """Rows that have their codes already, as a file has them."""
+    """Rows that are codes already, in the form in which the file stores them."""
     return packed.payload, packed.scales if scheme.block_size is None else packed.scales.astype("<f2", copy=False)
 
 
 def _encode(values: NDArray[np.float32], scheme: Scheme, name: str, first_row: int) -> _Encoded:
-    """Rows as a file has them: their payload, and their scales, if the scheme has any."""
+    """Rows in the form in which the file stores them: their payload, and their scales if the scheme has any."""
     assert values.dtype == np.float32, "the source broke its promise"
     if scheme.dtype == "f32":
         require_finite(values, name, first_row)
@@ -201,21 +201,21 @@ def _packed(quantized: QuantizedRows, scheme: Scheme) -> _Encoded:
 def _read_chunk(
     source: TensorSource, packed: PackedSource | None, rounded: RoundedWeights | None, chunk: _Chunk
 ) -> _Found:
-    """The chunk's rows for the weights that are not rounded: codes for the schemes that have them, else numbers."""
+    """The chunk's rows for the weights that are not in `rounded`: codes for the schemes that have them, else floats."""
     part, found = chunk.part, {}
     placements = (target.placement for target in chunk.targets)
     schemes = {item.scheme for item in placements if rounded is None or item.weight.name not in rounded}
     if packed is not None and part.axes is None:
         for scheme in schemes:
             rows = packed.packed(part.tensor, scheme, chunk.rows, part.columns) if scheme.quantised else None
-            # LiteRT's scales of blocks are float16; those of a checkpoint may be others, which only PLE shards hold.
+            # LiteRT's block scales are float16; a checkpoint may have float32 ones, which only PLE shards can hold.
             if rows is not None and (scheme.per_channel or rows.scales.dtype == np.float16):
                 found[scheme] = rows
     return _Found(found, _read_rows(source, chunk) if schemes - found.keys() else None)
 
 
 def _read_rows(source: TensorSource, chunk: _Chunk) -> NDArray[np.float32]:
-    """The chunk's rows in the shape that the weight has: float32[rows, ...]."""
+    """The chunk's rows in the weight's shape: float32[rows, ...]."""
     part = chunk.part
     if part.axes is None:
         return source.read(part.tensor, chunk.rows, part.columns)
@@ -249,7 +249,7 @@ def _checked_parts(placement: Placement, source: TensorSource) -> list[_Part]:
     weight, scheme = placement.weight, placement.scheme
     check_scheme(weight.name, weight.shape, scheme)
     has_block_scales = scales_bytes(weight.shape, scheme) > 0
-    assert has_block_scales == (placement.scales_offset is not None), "block scales need a place, nothing else does"
+    assert has_block_scales == (placement.scales_offset is not None), "scales_offset is for block scales only"
     parts = [_checked_part(weight, part, source.shape(part.tensor)) for part in weight.parts]
     rows = sum(part.stop - part.start for part in parts)
     if rows != weight.shape[0]:
@@ -271,7 +271,7 @@ def _checked_part(weight: Weight, part: WeightPart, shape: tuple[int, ...]) -> _
 
 
 def _checked_permutation(weight: Weight, tensor: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> _Part:
-    """A permuted part: its rows are rows of the tensor too, or the weight is a single row, which is read whole."""
+    """A permuted part: its rows are also rows of the tensor, or the weight is a single row, which is read whole."""
     assert axes[0] == 0 or weight.shape[0] == 1, "a permutation that scatters rows cannot be streamed"
     if sorted(axes) != list(range(len(shape))):
         what = f"tensor {tensor} of weight {weight.name}"

@@ -19,15 +19,15 @@ from toolkit.quant.scheme import Scheme
 
 F32 = NDArray[np.float32]
 
-# XNNPACK rounds float16 block scales to bfloat16. Ours have 8 significant bits, so both read the same number; they stay
-# between float16's smallest normal number and the largest number that both types hold.
+# XNNPACK rounds float16 block scales to bfloat16. Ours have 8 significant bits, so both types hold the same number, and
+# lie between float16's smallest normal number and the largest number that both types hold.
 BLOCK_SCALE_RANGE = (np.float32(2.0**-14), np.float32(65280))
 ROW_SCALE_MIN = np.float32(2.0**-126)  # the smallest normal float32: LiteRT refuses 0
 ROW_WEIGHT_MAX = np.float32(2.0**126)  # so that no code times its scale overflows
 
-# Scales to try: plain absmax, and the scale that just holds the block without clipping divided by each of these, by the
-# width of a block. Chosen by benchmarks/choose_clip_ratios.py: with the least-squares refit they come within 0.3 %
-# (rows: 0.7 %) of an exhaustive search's squared error on Gaussian, Laplace and Student-t weights.
+# The scales to try are plain absmax, and the scale that just holds the block without clipping, divided by each of the
+# ratios for the block's width. They were chosen by benchmarks/choose_clip_ratios.py: with the least-squares refit, the
+# squared error is within 0.3 % (rows: 0.7 %) of an exhaustive search on Gaussian, Laplace and Student-t weights.
 CLIP_RATIOS: Mapping[ElementName, tuple[tuple[float, tuple[float, ...]], ...]] = {
     "int4": (
         (32, (0.982, 1.031, 1.083, 1.138)),
@@ -55,7 +55,7 @@ CLIP_RATIOS: Mapping[ElementName, tuple[tuple[float, tuple[float, ...]], ...]] =
 }
 """By element type: pairs of the widest block, and the ratios of blocks up to that width."""
 
-_REFITTED_BITS = 4  # up to so many bits, each candidate's scale is fitted to its codes by least squares
+_REFITTED_BITS = 4  # up to this many bits, each candidate's scale is fitted to its codes by least squares
 
 # 1 MB of float32, so that two tiles fill a 2 MB L2 cache. Half of it is a little faster on one thread, but passes are
 # then so short that two threads wait for the interpreter's lock.
@@ -71,9 +71,10 @@ class QuantizedRows:
 
 
 def quantize_rows(rows: F32, scheme: Scheme, *, name: str = "weights", first_row: int = 0) -> QuantizedRows:
-    """Codes and scales of rows: float32[rows, columns]; `name` and `first_row` are for errors.
+    """Codes and scales of rows, float32[rows, columns].
 
-    CheckpointError for a weight that is not finite, RecipeError for one too large to have a scale.
+    CheckpointError for a weight that is not finite, RecipeError for one that is too large for a scale; their messages
+    use `name` and `first_row`.
     """
     assert scheme.quantised, "float weights are copied, not quantised"
     count, columns = rows.shape
@@ -133,16 +134,16 @@ class _UnfitBlock(Exception):
         """The error for the user; `what` names the weight and the row."""
         if not math.isfinite(self._absmax):
             return CheckpointError(what, found=f"{self._absmax}, not a finite number", remedy="download it again")
-        wanted = f"at most {self._largest:g}, what such scales can hold"
+        wanted = f"at most {self._largest:g}, the largest that these scales can represent"
         return RecipeError(what, found=f"{self._absmax:g}", wanted=wanted, remedy="keep this weight f32")
 
 
 class _Workspace:
     """Memory for tiles of one scheme, and the computations that reuse it.
 
-    Blocks of int4 are searched transposed, [width, blocks], so that sums over a short block run along vectors, and in
-    integers of `steps` to a code: no sum exceeds 8 * 8 * steps * width <= 2**24, so float32 holds all of them exactly.
-    Everything else is [blocks, width].
+    The search works on int4 blocks transposed, [width, blocks], so that sums over a short block are vectorised, and in
+    integers, `steps` to a code: no sum exceeds 8 * 8 * steps * width <= 2**24, so float32 holds every sum exactly.
+    All other arrays are [blocks, width].
     """
 
     def __init__(self, scheme: Scheme, tile: int, width: int) -> None:
@@ -176,18 +177,19 @@ class _Workspace:
         return self._least_squares(x, plain, np.maximum(top / self._high, bottom / self._low))
 
     def round(self, blocks: F32, scales: F32, out: NDArray[np.int8]) -> None:
-        """Codes under given scales: round(w * (1 / scale)), ties to even, clipped."""
+        """Codes for given scales: round(w * (1 / scale)), ties to even, clipped."""
         t = self._scratch(1, blocks.shape)
         np.multiply(blocks, (np.float32(1) / scales)[:, None], out=t)
         if self._search == "absmax":
-            # Nothing to clip: absmax / high is at most 1 + 2^-8 stored scales, and 127 times that rounds to 127.
+            # Nothing needs clipping: absmax / high is at most 1 + 2^-8 times the stored scale, and 127 times that
+            # rounds to 127.
             np.rint(t, out=t)
         else:
             self._round(t, t)
         np.copyto(out, t, casting="unsafe")
 
     def _absmax(self, blocks: F32) -> F32:
-        """The largest magnitude of each block, or a NaN: float bits without the sign are ordered as integers are."""
+        """The largest magnitude of each block, or a NaN: the bits of floats without their sign sort like integers."""
         magnitudes = self._scratch(1, blocks.shape).view(np.uint32)
         np.bitwise_and(blocks.view(np.uint32), np.uint32(0x7FFFFFFF), out=magnitudes)
         largest: F32 = np.maximum.reduce(magnitudes, axis=1).view(np.float32)
@@ -206,9 +208,9 @@ class _Workspace:
         return block_scale(scale) if self._blocks else np.maximum(scale, ROW_SCALE_MIN)
 
     def _least_squares(self, x: F32, plain: F32, unclipped: F32) -> F32:
-        """The candidate of least squared error, after refitting each candidate's scale to its codes.
+        """The candidate with the least squared error, after each candidate's scale is refitted to its codes.
 
-        For codes q the best scale is <w, q> / <q, q>; a stored s leaves the error <w, w> + s (s <q, q> - 2 <w, q>).
+        For codes q the best scale is <w, q> / <q, q>; a stored s gives the error <w, w> + s (s <q, q> - 2 <w, q>).
         """
         unit: F32 = np.maximum(unclipped, self._scale_min)
         unit /= np.float32(self._steps)
@@ -234,12 +236,13 @@ class _Workspace:
     def _dot(self, a: F32, b: F32, out: F32) -> None:
         """Sums of products over each block."""
         if self._transposed:
-            np.einsum("ij,ij->j", a, b, out=out)  # fused multiply-adds or not: these sums are exact
+            np.einsum("ij,ij->j", a, b, out=out)  # exact, whether or not multiply-adds are fused
         else:
             np.add.reduce(np.multiply(a, b, out=self._scratch(2, a.shape)), axis=1, out=out)
 
     def _least_error(self, blocks: F32, plain: F32) -> F32:
-        """The candidate of least squared error, measured on the residuals: at 8 bits sums of squares are too coarse."""
+        """The candidate with the least squared error, summed over residuals: at 8 bits, the formula of `_least_squares`
+        loses too much precision."""
         t, residual = self._scratch(1, blocks.shape), self._scratch(2, blocks.shape)
         stored = np.stack([plain, *(self._stored(plain / np.float32(ratio)) for ratio in self._ratios)])
         errors = np.empty_like(stored)
@@ -252,12 +255,12 @@ class _Workspace:
         return _pick(stored, errors)
 
     def _round(self, x: F32, out: F32) -> None:
-        """Weights in units of their scale to codes."""
+        """Round weights in units of their scale to codes."""
         np.rint(x, out=out)
         np.clip(out, self._low, self._high, out=out)
 
     def _spread(self, per_block: F32) -> F32:
-        """Numbers of blocks, shaped so that they broadcast over the blocks' weights in `_least_squares`."""
+        """One number per block, shaped to broadcast over the blocks' weights in `_least_squares`."""
         return per_block if self._transposed else per_block[:, None]
 
     def _scratch(self, index: int, shape: tuple[int, ...]) -> F32:
@@ -266,14 +269,14 @@ class _Workspace:
 
 
 def _pick(scales: F32, costs: F32) -> F32:
-    """The scale of least cost in each column, the largest of equals; both [candidates, blocks]."""
+    """The scale with the least cost in each column, the larger one if costs are equal; both [candidates, blocks]."""
     least = np.minimum.reduce(costs, axis=0)
     best: F32 = np.maximum.reduce(np.where(costs == least, scales, np.float32(0)), axis=0)
     return best
 
 
 def _aligned(count: int) -> F32:
-    """Uninitialised float32[count] on a cache line's border: NumPy's vector loops run up to twice as fast there."""
+    """Uninitialised float32[count], aligned to a cache line: NumPy's vector loops run up to twice as fast there."""
     raw = np.empty(4 * count + 64, np.uint8)
     start = -raw.ctypes.data % 64
     aligned: F32 = raw[start : start + 4 * count].view(np.float32)

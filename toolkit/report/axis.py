@@ -19,7 +19,7 @@ class Axis:
     decimals: int
 
     def place(self, value: float) -> float:
-        """Where a value lies, in percent from `low` to `high`.
+        """The place of a value, in percent from `low` to `high`.
 
         >>> axis_over([0, 50], most_marks=5).place(25)
         50.0
@@ -27,14 +27,14 @@ class Axis:
         return round(100 * (value - self.low) / (self.high - self.low), 2)
 
     def texts(self) -> tuple[tuple[float, str], ...]:
-        """The place and the number of each mark."""
+        """The place and the text of each mark."""
         return tuple((self.place(mark), f"{mark:,.{self.decimals}f}") for mark in self.marks)
 
 
 def axis_over(values: Iterable[float], *, from_zero: bool = True, most_marks: int = 6) -> Axis:
-    """An axis that holds all values that are finite, from one mark to another.
+    """An axis over all finite values, which begins and ends at a mark.
 
-    from_zero: begin at 0, so that lengths along it are in proportion.
+    `from_zero`: begin at 0, so that lengths along it are in proportion.
 
     >>> axis_over([3.2, 11.7]).marks, axis_over([31.0, 33.5], from_zero=False, most_marks=4).marks
     ((0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0), (31.0, 32.0, 33.0, 34.0))
@@ -52,7 +52,7 @@ def axis_over(values: Iterable[float], *, from_zero: bool = True, most_marks: in
 
 
 def _round_step(least: float) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that is at least so large.
+    """The smallest number that is 1, 2 or 5 times a power of ten and at least `least`.
 
     >>> _round_step(0.3), _round_step(7), _round_step(20)
     (0.5, 10.0, 20.0)

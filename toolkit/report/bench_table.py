@@ -31,7 +31,7 @@ def bench_table(records: Sequence[BenchRecord], form: Form, draw: Draw = markdow
 
 
 def _row(outcome: Outcome) -> Row:
-    """All values of a test's row, for every form; its statistics are in the unit that `figure` ends in."""
+    """All values of a test's row, for every form; the statistics are in the unit in which `figure` ends."""
     found, part = outcome.found, outcome.record.delegation
     return {
         **labels(outcome.record),
@@ -76,7 +76,7 @@ def _other_columns(others: Sequence[Outcome]) -> list[Column]:
 
 
 def _percentile_columns(found: Sequence[Outcome], unit: str = "") -> list[Column]:
-    """The 5th and 95th percentile, if some test has enough values for them; `unit` is that of the column."""
+    """The 5th and 95th percentile, if any test has enough values for them; `unit` is the unit of the column."""
 
     def text(key: str) -> Callable[[Row], str]:
         return lambda row: _quantity(key)(row).removesuffix(unit) if _has_percentiles(row["n"]) else "-"

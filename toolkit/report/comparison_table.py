@@ -24,7 +24,7 @@ def comparison_table(found: ResultsComparison, draw: Draw = markdown) -> str:
 
 
 def comparison_json(found: ResultsComparison) -> dict[str, object]:
-    """The object of `compare --json`. Medians are in the unit that `figure` ends in; `ratio` is new over base."""
+    """The object of `compare --json`. Medians are in the unit in which `figure` ends; `ratio` is new over base."""
     return {
         "tests": [
             {

@@ -14,9 +14,10 @@ from toolkit.results.statistics import Comparison, Summary, compare
 
 
 def devices_table(runs: Sequence[NumberedRecord]) -> Table | None:
-    """A row for each device of each test that several devices ran; None without any.
+    """A row for each device of each test that several devices ran; None if there is no such test.
 
-    Ratios are to the device with the best median, which comes first. Of several runs on one device, the last counts.
+    Ratios are relative to the device with the best median, which comes first. Of several runs on one device, the last
+    one counts.
     """
     tests: dict[tuple[object, ...], dict[str, tuple[NumberedRecord, Outcome, Summary]]] = {}
     for run in runs:

@@ -21,7 +21,7 @@ _LATENCY = "latency_p50_s"
 def flash_probe_table(runs: Sequence[NumberedRecord]) -> Table | None:
     """A row for each test of each probe run, with the medians of all figures that belong to it; None without runs.
 
-    A figure belongs to a test if its name begins like that of the test's result: `row_pread_`, say.
+    A figure belongs to a test if its name begins like that of the test's result, for example with `row_pread_`.
     """
     probes = [(run, outcome) for run in runs if run.record.runner == FLASH_PROBE for outcome in outcomes([run.record])]
     medians = [_medians(run.record, outcome.figure.removesuffix(_LATENCY)) for run, outcome in probes]

@@ -1,8 +1,8 @@
 """Renders a page: one HTML file from a template and a record, without scripts or anything loaded from elsewhere.
 
-The templates, in `templates`, have the words and the order; the records have the values. Text from records can only
-show as text: it is escaped, control characters are shown as `\\x1b`, and the page's content security policy forbids
-scripts in any case. Plots are part of the page and take the width there is.
+The templates, in `templates`, have the words and the order; the records have the values. Text from records can only be
+shown as text: it is escaped, control characters are shown as `\\x1b`, and the page's content security policy forbids
+scripts in any case. Plots are part of the page and use its whole width.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """The figures that most readers want, what they are of, and whether to trust them; `key` is an HTML id."""
+    """The figures that most readers want, what they were measured on, and whether to trust them; `key`: an HTML id."""
 
     key: str
     title: str
@@ -104,7 +104,7 @@ class Page(Protocol):
 
 
 def _stranger(path: Path) -> str | None:
-    """What a file is, unless it is a page that this module rendered; None if it is."""
+    """Says what a file is if it is not a page that this module rendered; otherwise None."""
     with open(path, "rb") as file:
         start = file.read(_MARK_BYTES)
     return None if start.startswith(b"<!doctype html>") and _MARK in start else "a file that is not a gemma-edge page"
@@ -141,5 +141,5 @@ def without_empty_columns(table: Table) -> Table:
 
 
 def _shown(value: object) -> object:
-    """Make text printable, before it is escaped; markup that a template made stays as it is."""
+    """Make text printable before it is escaped; markup that a template made stays as it is."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -1,6 +1,6 @@
-"""Plots on a page: where each part of a plot lies, in percent, for the macros in `templates/plots.html.jinja`.
+"""Plots on a page: the place of each part of a plot in percent, for the macros in `templates/plots.html.jinja`.
 
-Places in percent let a browser draw a plot at any width without scaling its text.
+With places in percent, a browser can draw a plot at any width without scaling its text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PlacedDot:
 
 @dataclass(frozen=True, slots=True)
 class PlacedRow:
-    """One row: the lines of its label, its marks, and what stands at its end."""
+    """One row: the lines of its label, its marks, and the text at its end."""
 
     label: tuple[str, ...]
     parts: tuple[PlacedPart, ...] = ()
@@ -51,7 +51,7 @@ class PlacedRow:
 
 @dataclass(frozen=True, slots=True)
 class PlacedRows:
-    """Rows over one axis. legend: names with their colours; none if one name says all."""
+    """Rows over one axis. `legend`: names with their colours; empty if there is only one name."""
 
     kind: str
     title: str

@@ -83,12 +83,12 @@ class Distributions:
     unit: str
     rows: Mapping[str, Sequence[float]]
     most: float | None = None
-    """Where the axis ends at least, so that plots of the same figure can be compared."""
+    """The least end of the axis, so that plots of the same figure can be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A figure over time; with `dots` each value is one measurement, else samples make a line."""
+    """A figure over time; with `dots`, each value is one measurement, otherwise samples form a line."""
 
     times_s: Sequence[float]
     values: Sequence[float]
@@ -107,7 +107,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class TimeSeries:
-    """Panels one below the other that share the axis of time, or of what else `axis` names."""
+    """Panels one below the other that share an axis, which is time unless `axis` names something else."""
 
     title: str
     panels: Sequence[Panel]
@@ -118,7 +118,7 @@ Plot = StackedBars | Distributions | TimeSeries
 
 
 def svg(plot: Plot) -> bytes:
-    """A whole SVG file."""
+    """The bytes of an SVG file."""
     with _drawn(plot) as figure:
         out = io.BytesIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": _PROGRAM})
@@ -126,7 +126,7 @@ def svg(plot: Plot) -> bytes:
 
 
 def png(plot: Plot) -> bytes:
-    """A whole PNG file."""
+    """The bytes of a PNG file."""
     with _drawn(plot) as figure:
         out = io.BytesIO()
         figure.savefig(out, format="png", metadata={"Software": _PROGRAM})
@@ -134,14 +134,14 @@ def png(plot: Plot) -> bytes:
 
 
 def plot_output(path: Path | str, inputs: Sequence[Path] = (), *, force: bool = False) -> Output:
-    """The output for a plot; UsageError unless its name ends as a picture's does."""
+    """The output for a plot; UsageError unless its name ends in .svg or .png."""
     if Path(path).suffix.lower() not in SUFFIXES:
         raise UsageError(file=path, found=f"the ending {Path(path).suffix!r}", wanted=" or ".join(SUFFIXES))
     return Output(Path(path), _PNG if _is_png(Path(path)) else _SVG, tuple(inputs), force)
 
 
 def write_plot(plot: Plot, output: Output) -> None:
-    """Write a plot as SVG or PNG, as the name of its `plot_output` ends."""
+    """Write a plot as SVG or PNG, depending on the ending of `output`, which `plot_output` made."""
     output.require()
     write_bytes(output.path, png(plot) if _is_png(output.path) else svg(plot))
 
@@ -151,7 +151,7 @@ def _is_png(path: Path) -> bool:
 
 
 def _stranger(path: Path, *, begin: bytes, mark: bytes) -> str | None:
-    """What a file is, unless it begins so and has the mark of our pictures; None if it does."""
+    """Says what a file is if it does not begin with `begin` or lacks the mark of our pictures; otherwise None."""
     with open(path, "rb") as file:
         start = file.read(_MARK_BYTES)
     return None if start.startswith(begin) and mark in start else "a file that is not a gemma-edge picture"
@@ -214,7 +214,7 @@ def _draw_distributions(figure: Figure, plot: Distributions) -> None:
     for row, values in enumerate(plot.rows.values()):
         found = summary(values)
         axes.plot([found.median] * 2, [row - 0.3, row + 0.3], color=_COLOURS[5], linewidth=2)
-        # Repeated values would hide each other on one line: the order of measurement spreads them from top to bottom.
+        # Equal values would hide each other on one line, so they are spread from top to bottom in the order measured.
         heights = [row + 0.36 * (index / max(1, len(values) - 1) - 0.5) for index in range(len(values))]
         axes.plot(values, heights, "o", markersize=3.5, color=_COLOURS[0], markeredgewidth=0)
     values = [value for row in plot.rows.values() for value in row]
@@ -228,7 +228,7 @@ def _draw_time_series(figure: Figure, plot: TimeSeries) -> None:
     count = max(1, len(plot.panels))
     figure.set_size_inches(_WIDTH_INCHES, 0.7 + 1.35 * count)
     every = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    # One colour a line throughout, so that two panels' lines are never taken for the same.
+    # Each line of the whole plot has its own colour, so that lines of two panels are not taken for the same.
     colours = itertools.cycle(_COLOURS)
     for axes, panel in zip(every, plot.panels, strict=False):
         _draw_panel(axes, panel, colours)
@@ -281,13 +281,13 @@ def _rows_of(figure: Figure, labels: Sequence[str], heights: Sequence[float], *,
 
 
 def _text(text: str, most: int = 110) -> str:
-    """Any text, made safe to draw: line by line, each cut to `most` characters, control characters shown."""
+    """A text made safe to draw: each line is cut to `most` characters, and control characters are shown."""
     lines = map(printable, text.split("\n"))
     return "\n".join(line if len(line) <= most else line[: most - 1] + "…" for line in lines)
 
 
 def _legend_text(name: str) -> str:
-    """A name for the legend; a blank before an underscore, for matplotlib leaves out names that begin with one."""
+    """A name for the legend, with a space before a leading underscore: matplotlib omits names that begin with one."""
     return _text(f" {name}" if name.startswith("_") else name, 40)
 
 

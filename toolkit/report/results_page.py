@@ -22,23 +22,23 @@ from toolkit.results.statistics import MIN_PERCENTILE_VALUES, MIN_VALUES, Compar
 
 _ACCEPTANCE = "draft_acceptance_fraction"
 MAX_RUNS, MAX_SECTIONS, MAX_PLOTS, MAX_STARTS = 100, 10, 10, 20
-"""How many runs a page shows, and of more than that how many in sections of their own, how many plots of distributions,
-and how many pairs of a cold and a warm run: no mail program would open a page of thousands."""
+"""The most runs that a page shows, and the most sections, plots of distributions, and pairs of a cold and a warm run:
+no mail program would open a page with thousands."""
 
 _RESULTS_NOTES: Mapping[str, str] = {
-    "median ± sd": "Median and standard deviation over the iterations, with the digits that their spread bears; "
+    "median ± sd": "Median and standard deviation over the iterations, with the digits that their spread justifies; "
     "t/s: tokens per second.",
-    "95 % interval": "Interval: of the median, by bootstrap over the iterations of the run; none for fewer than "
+    "95 % interval": "Interval: of the median, by bootstrap over the run's iterations; none for fewer than "
     f"{MIN_VALUES}.",
     "p5 to p95": f"p5 to p95: the 5th and 95th percentile, for {MIN_PERCENTILE_VALUES} iterations or more.",
-    "drift": "Drift: the change from first to last iteration, and how likely so clear a trend is by chance (p).",
+    "drift": "Drift: the change from the first to the last iteration, and how likely such a trend is by chance (p).",
     "remarks": "Outlier: an iteration over 5 standard deviations (by the median absolute deviation) and 5 % from the "
     "median.",
 }
 """Notes below the results, by the heading of the column that they explain."""
 _COMPARED_NOTES: Mapping[str, str] = {
-    "to the best": "Each test on each device, the best median first; ratios are of medians, to the best. Of several "
-    "runs on a device, the last counts.",
+    "to the best": "Each test on each device, the best median first; ratios are of medians, relative to the best. Of "
+    "several runs on a device, the last one counts.",
     "95 % interval": "An interval that does not contain 1 shows a difference; none for fewer than "
     f"{MIN_VALUES} iterations.",
 }
@@ -62,12 +62,12 @@ class ResultsPage:
     warnings: tuple[str, ...]
     devices: tuple[DeviceResults, ...]
     results_notes: tuple[str, ...]
-    """What explains the columns of the devices' tables."""
+    """The notes that explain the columns of the devices' tables."""
     compared: Table | None
-    """Devices beside each other, where several ran the same."""
+    """A comparison of devices that ran the same tests."""
     compared_notes: tuple[str, ...]
     distributions: tuple[Distributions, ...]
-    """One plot for each test on each device; those of a test share an axis."""
+    """One plot for each test on each device; the plots of a test have the same axis."""
     starts: Table | None
     memory: MemorySection | None
     flash_probe: Table | None
@@ -82,10 +82,10 @@ class ResultsPage:
 def results_page(
     records: Sequence[BenchRecord], left_out: Mapping[str, str] | None = None, folders: Sequence[str] = ()
 ) -> ResultsPage:
-    """Build the page for one or more records; of many, it shows the last ones.
+    """Build the page for one or more records; if there are many, it shows the last ones.
 
-    `left_out`: why a runner did not measure, by its name. `folders`: those of the records' files as seen from the page,
-    for links.
+    `left_out`: why a runner did not measure, by its name. `folders`: for links, the folder of each record's file,
+    relative to the page.
     """
     every = [NumberedRecord(number, record) for number, record in enumerate(records, 1)]
     is_long = len(every) > MAX_RUNS
@@ -153,7 +153,7 @@ def _numbers(runs: Sequence[NumberedRecord]) -> str:
 
 
 def _notes_for(tables: Sequence[Table], notes_by_heading: Mapping[str, str]) -> tuple[str, ...]:
-    """The notes on columns that one of the tables has."""
+    """The notes on those columns that at least one of the tables has."""
     headings = {heading for table in tables for heading in table.headings}
     return tuple(note for heading, note in notes_by_heading.items() if heading in headings)
 
@@ -213,7 +213,7 @@ def _interval_text(outcome: Outcome) -> str:
 
 
 def _range_texts(outcome: Outcome) -> tuple[str, str]:
-    """The least and the largest value, and the percentiles of many."""
+    """The least and the largest value, and the percentiles if there are enough values."""
     found, figure = outcome.found, outcome.figure
     if found is None or found.n < 2:
         return "-", "-"

@@ -15,7 +15,7 @@ from toolkit.results.record import BenchRecord, EnergySource, Flag
 from toolkit.results.statistics import MIN_VALUES, summary
 
 MAX_CARDS = 20
-"""A page shows the cards of the last models and devices."""
+"""The most cards that a page shows: those of the last models and devices."""
 
 MEANINGS: Mapping[Flag, str] = {
     "throttled": "the device slowed down to stay cool",
@@ -25,7 +25,7 @@ MEANINGS: Mapping[Flag, str] = {
     "low_battery": "the battery was low, which slows many devices",
     "power_save": "the device saved power, which slows it",
     "screen_on": "the screen was on",
-    "interrupted": "the run was cut short",
+    "interrupted": "the run was interrupted",
     "reconnected": "the connection was lost, and an iteration began again",
     "sampler_failed": "memory and temperature were not sampled to the end",
     "energy_disagrees": "energy differs from what the battery counted, so one of the two is in another unit",
@@ -53,9 +53,10 @@ _VERDICTS: Mapping[Literal["good", "care", "bad"], str] = {
 
 
 def cards(runs: Sequence[NumberedRecord]) -> tuple[Card, ...]:
-    """A card for each model on each device of which a run answers prompts, in the order of first appearance.
+    """A card for each model on each device, if a run of it answered prompts, in the order of first appearance.
 
-    It shows one run: that with the fewest flags; of several, a warm one rather than a cold one; then the last.
+    It shows one run: the one with the fewest flags; of several such runs, a warm one if there is one; of these, the
+    last.
     """
     found: dict[tuple[str, ...], list[NumberedRecord]] = {}
     for run in runs:
@@ -102,7 +103,7 @@ def _prompt_text(outcome: Outcome | None) -> str:
 
 
 def _memory(record: BenchRecord) -> CardFigure:
-    """The most that the process held, swapped pages too, since they would be resident if there were room."""
+    """The most memory that the process used, including swapped pages, which would be resident if there were room."""
     peak = record.memory.peak or {}
     if "rss_and_swap_bytes" in peak:
         return CardFigure("memory", quantity("bytes", peak["rss_and_swap_bytes"]), "peak, resident and swapped")

@@ -1,4 +1,4 @@
-"""The page's section on one run: its course over time, and everything about the origin of its figures."""
+"""The page's section on one run: its course over time, and where its figures come from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class RunSection:
-    """The values for `run.html.jinja`; None or empty where the record has none."""
+    """The values for `run.html.jinja`; None or empty if the record has no such data."""
 
     key: str
     title: str
@@ -67,7 +67,7 @@ def run_name(record: BenchRecord) -> str:
 def run_section(record: BenchRecord, title: str, key: str, folder: str) -> RunSection:
     """Everything that a reader needs to judge or repeat the run.
 
-    `key` is the HTML id of its heading; `folder` that of the results file as seen from the page.
+    `key`: the HTML id of its heading. `folder`: the folder of the results file, relative to the page.
     """
     has_states = record.state_before is not None or record.state_after is not None
     return RunSection(
@@ -95,7 +95,7 @@ def _trace_link(record: BenchRecord, folder: str) -> Link | None:
 
 
 def _time_series(record: BenchRecord) -> TimeSeries | None:
-    """A plot of each test's tokens/s over time, above temperature and clock frequency; None without iterations."""
+    """A plot of each test's tokens/s over time, above temperature and clock frequency; None if no times are known."""
     panels = []
     for test, figure in record.tests.items():
         measured = [
@@ -131,7 +131,7 @@ def _line(times: Sequence[float | None], values: Sequence[float | None], factor:
 
 
 def _cluster_name(cluster: ClusterRecord) -> str:
-    """The CPUs of a cluster, as `CPUs 0-3`, or `CPU 7`."""
+    """The CPUs of a cluster, such as `CPUs 0-3` or `CPU 7`."""
     cpus = [core.cpu for core in cluster.cores]
     if len(cpus) == 1:
         return f"CPU {cpus[0]}"
@@ -179,7 +179,7 @@ def _run_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
     resident = [item.figures[_RESIDENT] for item in record.iterations if _RESIDENT in item.figures]
     if resident:
         most = quantity("bytes", max(resident)) if any(resident) else "nothing"
-        yield "page cache", f"emptied of the model before each iteration; {most} of it stayed"
+        yield "page cache", f"the model was dropped from it before each iteration; {most} remained"
     statuses = [item.thermal_status for item in record.iterations if item.thermal_status is not None]
     if statuses:
         yield "worst throttling", _THERMAL[max(statuses)]
@@ -209,7 +209,7 @@ def _trace_energy_facts(record: BenchRecord) -> Iterator[tuple[str, str]]:
 
 
 def _rails_text(rails_joules: Mapping[str, float]) -> str:
-    """The rails that used most come first."""
+    """The energy by rail; the rails that used most come first."""
     rails = sorted(rails_joules.items(), key=lambda rail: -rail[1])
     return ", ".join(f"{name} {quantity('joules', joules)}" for name, joules in rails)
 

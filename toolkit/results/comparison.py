@@ -69,8 +69,8 @@ def compare_results(
 ) -> ResultsComparison:
     """Compare the tests of configurations with equal device, model, runner, backend, threads and start.
 
-    across: which of device and model may differ. UsageError, naming what differs, if nothing matches; also if one side
-    has several devices or models where they may differ.
+    `across`: which of device and model may differ. UsageError, naming what differs, if nothing matches; also if one
+    side has several of what may differ.
     """
     sides = [_by_key(records, across) for records in (base, new)]
     shared = [key for key in sides[0] if key in sides[1]]
@@ -155,7 +155,7 @@ def _nothing_shared(base: Sequence[BenchRecord], new: Sequence[BenchRecord], acr
     return UsageError(
         found="; ".join(text for _, text in differing),
         wanted="the same in both",
-        remedy=f"to compare all the same, pass --across {','.join(what for what, _ in differing)}",
+        remedy=f"to compare them nevertheless, pass --across {','.join(what for what, _ in differing)}",
     )
 
 
@@ -205,7 +205,7 @@ def _compared(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterat
 
 
 def _flags(base: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
-    """The notes of both sides, those of one side marked with it.
+    """The notes of both sides; those that only one side has are marked with the side.
 
     >>> _flags(["emulated", "throttled"], ["emulated"])
     ('emulated', 'throttled (base)')
@@ -220,7 +220,7 @@ def _notes_of(records: Sequence[BenchRecord]) -> list[str]:
 
 
 def _differences(base: Sequence[BenchRecord], new: Sequence[BenchRecord]) -> Iterator[str]:
-    """Sentences on all differences between the sides other than the figures."""
+    """A sentence for each difference between the sides, other than the figures."""
     facts: dict[str, Callable[[BenchRecord], str]] = {
         "device": device_name,
         "model": _model_name,

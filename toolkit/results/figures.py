@@ -51,7 +51,7 @@ Energy = Literal[
     "decode_idle_joules",
     "decode_joules_per_token",
 ]
-"""Energy of a process, of its prompt and of its answer; `idle` is what the machine would have used meanwhile."""
+"""Energy of a process, of its prompt and of its answer; `idle`: what the machine would have used at rest."""
 
 Memory = Literal[
     "rss_bytes",
@@ -234,12 +234,12 @@ def known_figure(name: str, place: str) -> FigureName:
 
 
 def known_figures(values: Mapping[Name, float], place: str) -> dict[FigureName, float]:
-    """The same values, after each name has been checked with `known_figure`."""
+    """The same values, after `known_figure` has checked each name."""
     return {known_figure(name, place): value for name, value in values.items()}
 
 
 def is_more_better(figure: str) -> bool:
-    """Whether more is better: true for rates and right drafts, false for times, bytes, joules and counts.
+    """Whether more is better: true for rates and accepted drafts, false for times, bytes, joules and counts.
 
     >>> is_more_better("decode_tokens_per_s"), is_more_better("init_s")
     (True, False)

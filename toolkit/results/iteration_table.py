@@ -18,7 +18,7 @@ CellType = Literal["text", "integer", "number", "truth"]
 
 @dataclass(frozen=True, slots=True)
 class TableColumn:
-    """A column: its name, which ends in its unit, what it says, and its value for one iteration of a record."""
+    """A column: its name, which ends in its unit, its type and meaning, and its value for an iteration of a record."""
 
     name: str
     type: CellType
@@ -27,7 +27,7 @@ class TableColumn:
 
     @property
     def unit(self) -> str:
-        """The unit in which the name ends; empty for texts and numbers of things."""
+        """The unit in which the name ends; empty for texts and for numbers without a unit."""
         return unit(self.name) if self.type in ("integer", "number") else ""
 
 
@@ -70,7 +70,7 @@ def _figure_column(name: FigureName) -> TableColumn:
 
 
 def _sampled(name: FigureName, choose: Callable[[Iterable[float]], float]) -> Callable[[BenchRecord, Iteration], Cell]:
-    """What the samples within an iteration say; None without any."""
+    """A column's value from the samples within an iteration; None if there are none."""
 
     def value(record: BenchRecord, item: Iteration) -> Cell:
         columns = record.samples.columns
@@ -84,7 +84,7 @@ def _sampled(name: FigureName, choose: Callable[[Iterable[float]], float]) -> Ca
 
 
 def _part(part: ScriptRecord | Delegation | EnergyRecord | None, name: str) -> Cell:
-    """A field of a part of the record; None without the part."""
+    """A field of a part of the record; None if the record does not have the part."""
     found: Cell = None if part is None else getattr(part, name)
     return found
 

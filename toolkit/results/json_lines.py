@@ -18,7 +18,7 @@ from toolkit.results.figures import FigureName
 from toolkit.results.record import FORMAT, BenchRecord, Delegation, TraceRecord
 
 _OPTIONAL = ("script", "energy", "clusters", "trace", "device_serial", "fault")
-"""The keys that a line may omit, for null: they were added to the format later."""
+"""The keys that a line may omit instead of null, because they were added to the format later."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 65536
 _APPENDING = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
@@ -37,7 +37,7 @@ class ResultsFile:
 def read_results(path: Path | str, *, skip_torn_line: bool = False) -> ResultsFile:
     """Read all records of a file; ResultsError names the line and the field of the first fault.
 
-    A crash can leave an incomplete last line. That is an error too, or with `skip_torn_line` it is skipped.
+    A crash can leave an incomplete last line. This is an error too, unless `skip_torn_line` says to skip it.
     """
     found: list[BenchRecord] = []
     with open(open_regular(Path(path), ResultsError), "rb") as file:
@@ -81,15 +81,16 @@ def dump_record(record: BenchRecord) -> bytes:
 
 
 class ResultsWriter:
-    """Appends records to a file, made with the first one; each is completely on the disk before `append` returns."""
+    """Appends records to a file, which the first one creates; a record is on disk before `append` returns."""
 
     def __init__(self, output: Output, fd: int | None) -> None:
-        """fd: the file, open for appending; None if it is yet to be made, or to be replaced."""
+        """`fd`: the file, open for appending; None if it does not exist yet, or is to be replaced."""
         self._output = output
         self._fd = fd
 
     def append(self, record: BenchRecord) -> None:
-        """ResultsError for a record that could not be read back; EnvironmentFault for a full disk, without a trace."""
+        """Append a record. ResultsError if it could not be read back; EnvironmentFault, with nothing written, if the
+        disk is full."""
         line = dump_record(record)
         with disk_faults(self._output.path):
             if self._fd is None:
@@ -98,10 +99,10 @@ class ResultsWriter:
                 _append(self._fd, line)
 
     def _make(self, line: bytes) -> int:
-        """Write the file with its first line, whole, and return it open for appending."""
+        """Write the file with its first line, atomically, and return it open for appending."""
         path = self._output.require()  # what is there may have changed since it was opened
         if not path.exists():
-            with suppress(FileExistsError):  # another process that measures has made it
+            with suppress(FileExistsError):  # another process that measures has created it
                 return self._make_new(path, line)
         elif path.stat().st_size and RESULTS.stranger(path) is not None:
             write_bytes(path, line)
@@ -130,11 +131,11 @@ class ResultsWriter:
 def open_results(
     path: Path | str, *, drop_torn_line: bool = False, inputs: Sequence[Path] = (), force: bool = False
 ) -> Iterator[ResultsWriter]:
-    """Open a results file for appending; if there is none, it is made with the first record.
+    """Open a results file for appending; if there is none, the first record creates it.
 
-    All that can be known is checked before anything is measured: UsageError if the file is an input, cannot be written,
-    or is not a results file and may not be replaced (`force`); EnvironmentFault if the disk has no room for the longest
-    record; ResultsError if the last line is incomplete, unless `drop_torn_line` is given, which removes that line.
+    Everything that can be known is checked before anything is measured: UsageError if the file is an input, cannot be
+    written, or is not a results file and may not be replaced (`force`); EnvironmentFault if the disk has no room for
+    the longest record; ResultsError if the last line is incomplete, unless `drop_torn_line` says to remove it.
     """
     output = Output(Path(path), RESULTS, tuple(inputs), force)
     target = output.require()
@@ -145,7 +146,7 @@ def open_results(
             fd = os.open(target, _APPENDING)
         else:
             fd = None
-            with scratch_beside(target):  # the directory can be written
+            with scratch_beside(target):  # fails if the directory cannot be written
                 pass
     except OSError as error:
         raise UsageError(file=path, found=system_reason(error), remedy="choose a file that is writable") from error
@@ -180,7 +181,8 @@ def _remove_torn_line(fd: int, path: Path | str, *, drop_torn_line: bool) -> Non
 
 
 def _stranger(path: Path) -> str | None:
-    """What a file is, unless its first line is a record, or the beginning of one that a crash left; None if it is."""
+    """Says what a file is if its first line is not a record, or the beginning of one that a crash left; otherwise
+    None."""
     with open(path, "rb") as file:
         line = file.readline(MAX_LINE_BYTES + 1)
     if not line.endswith(b"\n") and (line.startswith(_BEGINNING) or _BEGINNING.startswith(line)):
@@ -196,11 +198,11 @@ RESULTS = OutputKind("a results file", _stranger)
 
 
 def _contradictions(record: BenchRecord) -> Iterator[tuple[str, object, str | None]]:
-    """Key, value found and value wanted for each contradiction between fields."""
+    """The key, the value found and the value wanted, for each contradiction between fields."""
     if not record.tests:
         yield "tests", "none", "at least one"
     if len(set(record.flags)) < len(record.flags):
-        yield "flags", ", ".join(record.flags), "each once"
+        yield "flags", ", ".join(record.flags), "each flag once"
     for name in sorted(set(record.drift) - set(record.tests)):
         yield "drift", name, " or ".join(record.tests)
     if record.trace is not None:
@@ -257,5 +259,5 @@ def _end_of_lines(fd: int, size: int) -> int:
 
 
 def _torn(path: Path | str, place: str, count: int) -> ResultsError:
-    found = f"{count:,} bytes without a line end, as a crash leaves them"
+    found = f"{count:,} bytes without a line end, probably left by a crash"
     return ResultsError(place, file=path, found=found, remedy="pass --skip-torn-line to continue without it")

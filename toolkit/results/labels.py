@@ -21,7 +21,7 @@ def workload_name(prompt_tokens: int, generated_tokens: int) -> str:
 
 
 def labels(record: BenchRecord) -> Mapping[str, str]:
-    """Model, runner, settings and device of a record, by heading; empty where the record does not say."""
+    """Model, runner, settings and device of a record, by heading; empty if the record does not state it."""
     model = record.model
     return {
         "model": model.name,
@@ -36,9 +36,9 @@ def labels(record: BenchRecord) -> Mapping[str, str]:
 
 
 def device_name(record: BenchRecord) -> str:
-    """Manufacturer and model of the device, and its serial number if several were measured together.
+    """Manufacturer and model of the device, and its serial number if several devices were measured together.
 
-    It is marked as emulated if it is, whatever its own name says.
+    An emulated device is marked as such, whatever name it states.
     """
     device = record.device
     name = " ".join(text for text in (device.manufacturer, device.model, record.device_serial) if text) or device.kind

@@ -14,11 +14,11 @@ _FAR = 5.0
 _MAD_TO_SD = 1.4826
 """The standard deviation of normal values over their median absolute deviation."""
 _MATTERS = 0.05
-"""A value nearer to the median than this fraction of it is not named, however close the others are."""
+"""A value within this fraction of the median is not named, however close the others are."""
 
 
 def outliers(values: Sequence[float]) -> tuple[int, ...]:
-    """The places of values far from the others, counted from 0; none for fewer than MIN_VALUES.
+    """The indices of values far from the others; none for fewer than MIN_VALUES.
 
     Distances are in standard deviations, estimated from the median absolute deviation, which outliers hardly move.
 
@@ -35,7 +35,7 @@ def outliers(values: Sequence[float]) -> tuple[int, ...]:
 
 
 def has_slow_start(figure: str, values: Sequence[float]) -> bool:
-    """Whether the first value alone of a rate or a time is an outlier, and a slow one."""
+    """Whether only the first value of a rate or a time is an outlier, and a slow one."""
     if outliers(values) != (0,) or not (is_more_better(figure) or figure.endswith("_s")):
         return False
     return (values[0] < float(np.median(values))) == is_more_better(figure)

@@ -28,7 +28,7 @@ _SMALL = ("s", "J/token", "J", "W")
 
 
 _TWO_DIGITS_BELOW = 355
-"""Of a spread's first three digits (Particle Data Group, Review of Particle Physics, Introduction, 5.3)."""
+"""Compared with a spread's first three digits (Particle Data Group, Review of Particle Physics, Introduction, 5.3)."""
 
 
 def unit(figure: str) -> str:
@@ -43,8 +43,9 @@ def unit(figure: str) -> str:
 def quantity(figure: str, value: float, spread: float | None = None, *, like: float | None = None) -> str:
     """A value with its unit, and with ± `spread` in the same unit if it is given.
 
-    It has the digits that its spread bears, by the rule of the Particle Data Group: two digits of a spread that begins
-    with 100 to 354, else one. `like` is a spread that is not shown itself. Without one there are about three digits.
+    It has the digits that its spread justifies, by the rule of the Particle Data Group: two digits of a spread that
+    begins with 100 to 354, otherwise one. `like` is a spread that is not shown. Without any spread, there are about
+    three digits.
 
     >>> quantity("decode_tokens_per_s", 16.182, 0.04), quantity("init_s", 0.0205, 0.001)
     ('16.18 ± 0.04 t/s', '20.5 ± 1.0 ms')
@@ -58,7 +59,7 @@ def quantity(figure: str, value: float, spread: float | None = None, *, like: fl
 
 
 def span(figure: str, low: float, high: float, *, like: float | None = None) -> str:
-    """A range of values, in one unit, with the digits that half its width bears, or a spread `like` another.
+    """A range of values in one unit, with the digits that half of its width, or the spread `like`, justifies.
 
     >>> span("init_s", 0.0205, 0.0217), span("decode_tokens_per_s", 15.95, 16.19)
     ('20.5 to 21.7 ms', '15.95 to 16.19 t/s')
@@ -109,7 +110,7 @@ def _together(figure: str, between: str, values: Sequence[float], spread: float 
 
 
 def _borne(spread: float) -> int:
-    """The number of decimals that a spread bears; below 0, tens or hundreds are rounded.
+    """The number of decimals that a spread justifies; below 0, values are rounded to tens or hundreds.
 
     >>> _borne(0.04), _borne(1.0), _borne(0.355), _borne(187.3), _borne(0.96)
     (2, 1, 1, -1, 1)

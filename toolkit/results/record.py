@@ -244,14 +244,14 @@ class EnergyCheck:
 
 @dataclass(frozen=True, slots=True)
 class EnergyRecord:
-    """Where the energy figures come from, and whyme or all are missing."""
+    """Where the energy figures come from, and why some or all of them are missing."""
 
     source: EnergySource
     unavailable: str | None
     idle_watts: Amount | None
     """The power of the machine at rest, before the first iteration; the sampler ran then too."""
     idle_s: Amount | None
-    """For how long it was measured."""
+    """How long it was measured."""
     rails_joules: dict[str, Amount]
     """By power rail, during all iterations together."""
     check: EnergyCheck | None
@@ -259,12 +259,13 @@ class EnergyRecord:
 
 @dataclass(frozen=True, slots=True)
 class TraceEnergy:
-    """What the power rails in a trace say of the traced run, which is slower than a measured one; or why nothing."""
+    """What the power rails in a trace say about the traced run, which is slower than a measured run; or why they say
+    nothing."""
 
     figures: Figures
-    """`energy_joules` of the whole process, and those of prompt and answer if it is known when they were computed."""
+    """`energy_joules` of the whole process, and those of prompt and answer if their times are known."""
     rails_joules: dict[str, Amount]
-    """By power rail, during the process."""
+    """By power rail, while the process ran."""
     unavailable: str | None
 
 
@@ -282,7 +283,7 @@ class TraceRecord:
 
 @dataclass(frozen=True, slots=True)
 class ScriptRecord:
-    """What a script in benchmarks/ records in addition to figures; `gemma-edge bench` has other fields for it."""
+    """What a script in benchmarks/ records besides figures; `gemma-edge bench` uses other fields for this."""
 
     commit: str
     """The commit of this repository, followed by a + if its files had changed."""
@@ -319,13 +320,13 @@ class BenchRecord:
     state_after: StateRecord | None
     flags: tuple[Flag, ...]
     script: ScriptRecord | None = None
-    """Only for scripts in benchmarks/. A line may omit this key and those below it."""
+    """Only for scripts in benchmarks/. A line may omit this key and the keys below it."""
     energy: EnergyRecord | None = None
     clusters: tuple[ClusterRecord, ...] | None = None
     trace: TraceRecord | None = None
     """Only if one was asked for."""
     device_serial: str | None = None
-    """Only if several devices were measured together, so that two of one model can be told apart."""
+    """Only if several devices were measured together, so that two devices of the same model can be told apart."""
     fault: str | None = None
     """The error that ended the run early."""
 

@@ -16,11 +16,12 @@ from toolkit.base.errors import UsageError
 
 CONFIDENCE = 0.95
 MIN_VALUES = 5
-"""Fewer values per side cannot show a difference at this confidence: 3 against 3 differ by chance 1 time in 10."""
+"""Fewer values per side cannot show a difference at this confidence: 3 and 3 values are separate by chance 1 time in
+10."""
 MIN_PERCENTILE_VALUES = 20
-"""The 5th percentile of fewer values is no more than the smallest of them."""
+"""The 5th percentile of fewer values is little more than the smallest of them."""
 MIN_DRIFT = 0.02
-"""A run whose figures changed by a smaller fraction is not flagged, however steady the change."""
+"""A run is not flagged if its figures changed by a smaller fraction, however steady the change."""
 
 _RESAMPLES = 4000
 _LEAST_RESAMPLES, _MOST_DRAWS = 1000, 10_000_000
@@ -76,7 +77,7 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two sets of values: new median over base median, its interval (None: too few values), and a verdict."""
+    """Two sets of values: the ratio of the new median to the base's, its interval (None: too few values), a verdict."""
 
     base: Summary
     new: Summary
@@ -165,7 +166,7 @@ def _resampled_medians(*sides: Sequence[NDArray[np.float64]]) -> list[NDArray[np
     draws = _kept_draws(shapes) if sum(map(_most_values, shapes)) <= _FEW_VALUES else _draws(shapes)
     medians: list[list[NDArray[np.float64]]] = [[] for _ in sides]
     for draw in draws:
-        # The last value stands for none, which a short run has in the place of further values.
+        # The last value, infinity, fills the places of samples that have fewer values than others.
         values = np.concatenate([*sides[draw.side], [np.inf]])[draw.places]
         values.sort(axis=1)
         if isinstance(draw.counts, int):
@@ -179,9 +180,10 @@ def _resampled_medians(*sides: Sequence[NDArray[np.float64]]) -> list[NDArray[np
 
 @dataclass(frozen=True, slots=True)
 class _Draw:
-    """Bootstrap samples of one side, as places among all of its values: intp[samples, values].
+    """Bootstrap samples of one side, as indices of its values: intp[samples, values].
 
-    A place behind the last value stands for none. counts: how many values each sample has; one number if all have it.
+    An index past the last value stands for no value. `counts`: how many values each sample has, one number if all have
+    the same.
     """
 
     side: int
@@ -190,7 +192,7 @@ class _Draw:
 
 
 def _draws(shapes: Sequence[tuple[int, ...]]) -> Iterator[_Draw]:
-    """The samples of all sides, in batches, so that memory does not grow with them; shapes: the lengths of the runs."""
+    """The samples of all sides, in batches, which bounds memory; `shapes`: the lengths of each side's runs."""
     random = np.random.default_rng(_SEED)
     for side, shape in enumerate(shapes):
         lengths, width, total = np.array(shape), max(shape), sum(shape)
@@ -212,12 +214,12 @@ def _draws(shapes: Sequence[tuple[int, ...]]) -> Iterator[_Draw]:
 
 @lru_cache(maxsize=64)
 def _kept_draws(shapes: tuple[tuple[int, ...], ...]) -> tuple[_Draw, ...]:
-    """`_draws`, kept: thousands of small comparisons mostly have the same numbers of values."""
+    """`_draws`, cached: thousands of small comparisons mostly have the same numbers of values."""
     return tuple(_draws(shapes))
 
 
 def _most_values(shape: tuple[int, ...]) -> int:
-    """How many values a sample of runs of these lengths has at most."""
+    """The most values that a sample of runs with these numbers of values can have."""
     return len(shape) * max(shape)
 
 

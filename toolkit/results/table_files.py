@@ -20,7 +20,7 @@ _MARK = b"gemma_edge_table"
 _HEAD = b"record,iteration,started_utc,"
 _MAGIC = b"PAR1"
 _FORMULA = ("=", "+", "-", "@")
-"""A device's name that begins so would be computed by a spreadsheet; an apostrophe before it makes it a text there."""
+"""A spreadsheet would evaluate a device's name that begins so; an apostrophe before it makes it a text."""
 _FOOTER_BYTES = 1 << 20
 
 

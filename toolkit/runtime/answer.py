@@ -55,7 +55,8 @@ class AnswerStream(Iterator[str]):
         on_thought: Callable[[str], None] = lambda _: None,
         ended: Callable[[Answer], None] = lambda _: None,
     ) -> None:
-        """Does nothing until the first piece is requested; then enters `begin` for a model, and leaves it at the end.
+        """Do nothing until the first piece is requested; then enter `begin`, which gives the model, and leave it at the
+        end.
 
         `thoughts`: the tokens around what is no part of the text, and goes to `on_thought` piece by piece. `ended` is
         called with the complete or interrupted answer, but not after an error.
@@ -77,7 +78,7 @@ class AnswerStream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The complete answer, after generating what is left of it; after an interrupt, the part until then."""
+        """The complete answer, after the rest of it is generated; after an interrupt, the part until then."""
         for _ in self._pieces:
             pass
         assert self._answer is not None, "a fault has ended it"
@@ -140,7 +141,7 @@ class AnswerStream(Iterator[str]):
             self._on_thought(piece)
 
     def _let_through(self, text: str, *, last: bool = False) -> Iterator[str]:
-        """Yield the text that is certain not to be part of a stop text, if any; all text at the end."""
+        """Yield the text that is certainly not part of a stop text, if there is any; at the end, all text."""
         piece = self._stop.push(text) + (self._stop.flush() if last else "")
         if piece:
             self._written.append(piece)

@@ -29,7 +29,7 @@ class Bundle:
         """BundleError if `path` is not a directory with a valid manifest."""
         self.path = Path(path)
         if self.path.is_file():
-            remedy = "a .litertlm is run by LiteRT-LM; here, name the bundle that it was exported from"
+            remedy = "LiteRT-LM runs .litertlm files; here, name the bundle that it was exported from"
             known = self.path.suffix == ".litertlm"
             raise BundleError(
                 file=path, found="a file", wanted="a bundle's directory", remedy=remedy if known else None
@@ -39,8 +39,8 @@ class Bundle:
     def model_file(self, name: str) -> ModelFile:
         """A .tflite file of the bundle; BundleError if it differs from the manifest's description.
 
-        Compares the size and the first and last chunk, which takes milliseconds; `gemma-edge check` compares all. Its
-        graphs are judged before native code sees them: at the first opening that takes a fifth of a second.
+        Compares the size and the first and last chunk, which takes milliseconds; `gemma-edge check` compares all. The
+        file's graphs are judged before native code sees them, which takes a fifth of a second the first time.
         """
         if name not in self.manifest.files:
             raise BundleError(file=self.path, found=f"no {name}: not a text model")
@@ -55,7 +55,7 @@ class Bundle:
         return ModelFile(self.path / name, record.sha256, record.bytes)
 
     def ple_shards(self) -> list[Path]:
-        """The PLE shards in order; BundleError for one from another conversion. Each row is checked when it is read.
+        """The PLE shards in order; BundleError for a shard of another conversion. Rows are checked when they are read.
 
         Compares the first chunk, which contains the header with the hash of all rows.
         """
@@ -67,12 +67,12 @@ class Bundle:
         return [self.path / name for name in names]
 
     def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer; BundleError if it is not the file of the conversion."""
+        """The bundle's tokenizer; BundleError if its file has changed since the conversion."""
         self._require_unchanged(TOKENIZER)
         return Tokenizer(self.path / TOKENIZER)
 
     def chat_template(self, tokenizer: Tokenizer) -> ChatTemplate:
-        """The bundle's chat template; BundleError if it has none, or not that of the conversion."""
+        """The bundle's chat template; BundleError if it has none, or if its file has changed since the conversion."""
         self._require_unchanged(CHAT_TEMPLATE)
         bos = tokenizer.token_of(self.manifest.text.bos_token_id)
         return ChatTemplate.open(self.path / CHAT_TEMPLATE, bos_token=bos or "")
@@ -86,13 +86,13 @@ class Bundle:
         return tokens if asks_for_thoughts(template.source, self.path / CHAT_TEMPLATE) else None
 
     def _require_unchanged(self, name: str) -> None:
-        """Compare a small file with the manifest, if both have it: a changed one would answer otherwise, in silence."""
+        """Compare a small file with the manifest, if both have it: a changed file would silently change answers."""
         record = self.manifest.files.get(name)
         if record is not None and (self.path / name).is_file():
             _compare(self.path / name, record, range(len(record.chunks)))
 
     def encode(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        """The tokens of a prompt with control tokens spelled out; UsageError for a placeholder of an image or sound."""
+        """The tokens of a prompt with control tokens spelled out; UsageError if it has placeholders for media."""
         ids = tokenizer.encode_limited(text)
         self.require_text(tokenizer, ids)
         return ids
@@ -103,7 +103,7 @@ class Bundle:
         for position, token in enumerate(ids):
             if token >= limit and position not in besides:
                 raise UsageError(
-                    "prompt", found=f"{tokenizer.token_of(token)!r} stands for an image or a sound, not for text"
+                    "prompt", found=f"{tokenizer.token_of(token)!r}, which stands for an image or a sound, not for text"
                 )
 
     def allowed_groups(self, names: Sequence[str] | None) -> tuple[str, ...] | None:

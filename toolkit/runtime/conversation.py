@@ -1,4 +1,4 @@
-"""A model that answers prompts, wherever its graphs run; and the one whose graphs run in this process."""
+"""The interface of a model that answers prompts, wherever its graphs run; and the one that runs in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AnswerRequest:
     """What to answer, and what ends the answer."""
 
     prompt: Sequence[int]
-    """The whole conversation; what the model already holds of it is not computed again."""
+    """The whole conversation; the tokens that the model already holds are not computed again."""
     sampler: Sampler
     limit: int
     """The maximum number of tokens."""
@@ -69,7 +69,7 @@ class Conversation(Protocol):
         """The memory of the process that runs the graphs, now."""
 
     def ple_statistics(self) -> PleStatistics:
-        """Counts of the look-ups of per-layer embeddings so far."""
+        """Counts of the lookups of per-layer embeddings so far."""
 
     def close(self) -> None:
         """Free everything; may be called twice."""

@@ -147,5 +147,5 @@ def require_prompt(prompt: Sequence[int], *, limit: int, context: int) -> None:
 
 
 def rate(count: int, seconds: float) -> float | None:
-    """Tokens per second; None if there are none, or no time was measured."""
+    """Tokens per second; None if there are no tokens, or no time was measured."""
     return count / seconds if count > 0 and seconds > 0 else None

@@ -1,4 +1,4 @@
-"""Lets native code open a file of a bundle only once it has been judged; what was judged is remembered by its hash."""
+"""Lets native code open a bundle's files only after they were judged; those that passed are remembered by hash."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from toolkit.runtime.weight_cache import default_directory
 from toolkit.tflite.judge import Header, read_header
 
 _RULES = "2"
-"""Increase it when a rule of the judge changes within a version."""
+"""Increase this when a rule of the judge changes within a version."""
 _REMEDY = "run gemma-edge check, or convert again"
 
 _log = logging.getLogger(__name__)
 
 
 def require_judged(path: Path, wanted: Mapping[str, SignatureShape], *, memory: Path | None = None) -> None:
-    """BundleError unless all graphs of a file are as our converter makes them, with these signatures.
+    """Raise BundleError unless all graphs of a file are such as our converter makes, with these signatures.
 
-    Only what lies before the weights is read and hashed. memory: the directory in which files that passed are
+    Only the bytes before the weights are read and hashed. `memory`: the directory in which files that passed are
     remembered; None for `judged` in the user's cache directory.
     """
     try:
@@ -40,7 +40,7 @@ def require_judged(path: Path, wanted: Mapping[str, SignatureShape], *, memory: 
     faults = graph_faults(path, wanted, header)
     if faults:
         raise faults[0].error(path, remedy=_REMEDY)
-    with suppress(OSError):  # without a memory, it is judged each time
+    with suppress(OSError):  # a file that cannot be remembered is judged each time
         folder.mkdir(parents=True, exist_ok=True)
         passed.touch()
     _log.debug("%s has the graphs that its manifest describes", path)
@@ -49,7 +49,7 @@ def require_judged(path: Path, wanted: Mapping[str, SignatureShape], *, memory: 
 def require_judged_bundle(bundle: Path, manifest: Manifest, names: Collection[str] | None = None) -> None:
     """`require_judged` for the graphs among the files `names`.
 
-    None: all that are there, since a part of a bundle may have been left out of a copy.
+    None: all that exist, because groups may have been left out of a copy of the bundle.
     """
     for name, wanted in bundle_signatures(manifest).items():
         if name in names if names is not None else name in manifest.files and (bundle / name).exists():
@@ -57,7 +57,7 @@ def require_judged_bundle(bundle: Path, manifest: Manifest, names: Collection[st
 
 
 def _key(header: Header, wanted: Mapping[str, SignatureShape]) -> str:
-    """A hash of all that the judgement depends on."""
+    """A hash of everything that the judgement depends on."""
     said = "\n".join(f"{name} {wanted[name]}" for name in sorted(wanted))
     rules = f"{toolkit.__version__}\n{_RULES}\n{header.file_bytes}\n{said}\n"
     digest = hashlib.sha256(rules.encode())

@@ -1,4 +1,4 @@
-"""The keys and values of a conversation, in buffers that every signature updates in place."""
+"""The KV caches of a conversation, in buffers that every signature updates in place."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from toolkit.runtime.backends.interface import Buffer, Model
 
 
 class KvBuffers:
-    """The buffers of all caches, f32[1, kv_heads, rows, head_dim], each bound both as input and as output.
+    """The buffers of all KV caches, f32[1, kv_heads, rows, head_dim], each bound both as input and as output.
 
-    So a decode step writes one row in place; with separate buffers it would copy every cache.
+    So a decode step writes one row in place; with separate buffers, it would copy every cache.
     """
 
     def __init__(self, model: Model, signature: str, text: TextRecord) -> None:
-        """Create the buffers for one signature; they fit all, because a bundle's sizes share their caches."""
+        """Create the buffers for one signature; they fit all of them, because a bundle's sizes share their caches."""
         self._rings = [(cache.rows, cache.window) for cache in text.kv_caches if cache.window is not None]
         self._written = 0
         names = [name for cache in text.kv_caches for name in (cache.key, cache.value)]
@@ -31,7 +31,7 @@ class KvBuffers:
         self._written = max(self._written, end)
 
     def can_return_to(self, position: int) -> bool:
-        """Whether the sliding-window caches still hold all that a token at `position` attends to; always for 0."""
+        """Whether the sliding-window caches still hold everything that a token at `position` attends to; true for 0."""
         return position == 0 or all(
             self._written <= rows or position - window + 1 >= self._written - rows for rows, window in self._rings
         )

@@ -90,7 +90,7 @@ def first_difference(before: Sequence[Span], now: Sequence[Span], end: int) -> i
 def read_media(
     bundle: Bundle, files: Sequence[MediaFile | Medium], allowed: Collection[str] | None = None
 ) -> list[Medium]:
-    """Read the files into the towers' inputs, in order; a sound that is too long is split, which the log says.
+    """Read the files into the towers' inputs, in order; a sound that is too long is split, with a warning in the log.
 
     BundleError if the bundle lacks a tower, UsageError if the tower is not among the allowed groups.
     """
@@ -115,7 +115,7 @@ def _read(bundle: Bundle, file: MediaFile, name: str) -> tuple[Medium, ...]:
     pieces = read_sound(file.source, audio)
     if len(pieces) > 1:
         limit = f"longer than the {longest_seconds(audio):g} s that the model hears at once"
-        _log.warning("%s is %s: it is cut into %d pieces", name, limit, len(pieces))
+        _log.warning("%s is %s: it is split into %d pieces", name, limit, len(pieces))
     return pieces
 
 
@@ -195,7 +195,7 @@ def longest_seconds(audio: AudioRecord) -> float:
 
 
 def soft_tokens(bundle: Bundle, tokenizer: Tokenizer, group: TowerName) -> SoftTokens:
-    """The text of the tokens for an image or a sound in this bundle; Gemma 3n's if the bundle lacks the group."""
+    """The spelling of an image or a sound in this bundle; that of Gemma 3n if the bundle lacks the group."""
     record, usual = (bundle.manifest.vision, IMAGE) if group == "vision" else (bundle.manifest.audio, SOUND)
     if record is None:
         return usual

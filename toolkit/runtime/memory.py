@@ -61,7 +61,7 @@ class Memory:
 def read_memory(groups: Mapping[str, Iterable[Path]], pid: int | None = None) -> Memory:
     """Read the memory of process `pid`, by default this one; `groups`: the files by group, with weight caches.
 
-    Without /proc, which macOS lacks, nothing is known of the process, and no group is listed.
+    Without /proc, for example on macOS, nothing is known about the process, and no group is listed.
     """
     smaps, status = _text("smaps", pid), _text("status", pid)
     mappings = parse_smaps(smaps)
@@ -85,7 +85,7 @@ def _mincore(fd: int, size: int) -> int:
     """Count the resident bytes of the whole file with mincore(2)."""
     libc = ctypes.CDLL(None, use_errno=True)
     pages = np.zeros(ceil_div(size, mmap.PAGESIZE), np.uint8)
-    # ctypes gets the address of writable mappings only; a private one takes no memory until it is written.
+    # ctypes can take the address of writable mappings only; a private one takes no memory until it is written to.
     with mmap.mmap(fd, size, access=mmap.ACCESS_COPY) as mapped:
         view = ctypes.c_char.from_buffer(mapped)
         failed = libc.mincore(

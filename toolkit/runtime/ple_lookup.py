@@ -34,7 +34,7 @@ _Faults = tuple[int, int]
 
 
 def _faults() -> _Faults | None:
-    """The page faults of this thread so far; None where the system counts those of a whole process only."""
+    """The page faults of this thread so far; None if the system counts only those of whole processes."""
     who = getattr(resource, "RUSAGE_THREAD", None)
     if who is None:
         return None
@@ -44,16 +44,16 @@ def _faults() -> _Faults | None:
 
 @dataclass(slots=True)
 class PleStatistics:
-    """Counts of look-ups. Page faults are the kernel's count for the thread that looks up."""
+    """Counts of lookups. Page faults are the kernel's count for the thread that looks up."""
 
     rows: int = 0
     """Rows requested, one for each token."""
     cache_hits: int = 0
-    """Rows that needed no read: in the cache of recent rows, or requested twice in one look-up."""
+    """Rows that needed no read: in the cache of recent rows, or requested twice in one lookup."""
     bytes_read: int = 0
     """Bytes of all other rows, read from the shards."""
     minor_faults: int | None = 0
-    """Page faults served from the page cache; None where the system does not count them for a thread, as macOS."""
+    """Page faults served from the page cache; None if the system, such as macOS, does not count them by thread."""
     major_faults: int | None = 0
     """Page faults that read from flash; None likewise."""
 
@@ -105,7 +105,7 @@ class PleTable:
         """
         before = _faults()
         tokens = self._tokens(ids)
-        # Not np.unique: for the one token of a decode step, each NumPy call takes as long as reading the row.
+        # Without np.unique: for the single token of a decode step, each NumPy call takes as long as reading the row.
         places = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
         values = unpack_rows(self._fetch(list(places)), self.layout)
         values *= self._scale
@@ -124,7 +124,7 @@ class PleTable:
         self._maps.clear()
 
     def _tokens(self, ids: Sequence[int]) -> list[int]:
-        """The token whose row each id reads."""
+        """For each id, the token whose row it reads."""
         return [token if 0 <= token < self.layout.vocab_size else 0 for token in ids]
 
     def _place(self, token: int) -> tuple[int, int]:

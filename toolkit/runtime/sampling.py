@@ -12,7 +12,7 @@ from toolkit.base.errors import EnvironmentFault, UsageError
 from toolkit.bundle.manifest import LEAST_PENALTY, MOST_PENALTY, SamplingRecord
 
 USUAL_TOP_K, USUAL_TOP_P = 64, 0.95
-"""Of Gemma's own generation_config.json, for bundles whose checkpoint had none."""
+"""From Gemma's own generation_config.json, for bundles whose checkpoint had none."""
 
 # top_p first looks among this many tokens: sorting the whole vocabulary at each step takes longer.
 _NUCLEUS_GUESS = 1024
@@ -22,11 +22,11 @@ _NUCLEUS_GUESS = 1024
 class Sampling:
     """The settings for drawing tokens, applied in the order repeat_penalty, temperature, top_k, top_p, min_p.
 
-    All have the meaning that they have in transformers.
+    All of them mean the same as in transformers.
     """
 
     temperature: float = 0.0
-    """0 is greedy: the most likely token; of equally likely ones, the lowest id."""
+    """0 means greedy: the most likely token; of equally likely tokens, the one with the lowest id."""
     top_k: int = 0
     """Draw only from the k most likely tokens; 0 for no limit."""
     top_p: float = 1.0
@@ -64,7 +64,7 @@ def choose_sampling(
     min_p: float | None = None,
     repeat_penalty: float | None = None,
 ) -> Sampling:
-    """Settings for one answer: each value that is given, else the bundle's, else the usual one.
+    """The settings for one answer: for each value, the given one, else the bundle's, else the usual one.
 
     Of a bundle whose makers want the likeliest token each time, only the penalty counts.
 
@@ -92,13 +92,14 @@ class Sampler:
         self.settings = settings
         self.vocabulary = vocabulary
         self.drawn = 0
-        """How many tokens were drawn at random so far, here or by another program that continues the sequence."""
+        """How many tokens were drawn at random so far, here or by another program that shares the sequence."""
         self._generator = np.random.default_rng(settings.seed)
 
     def draw(self, logits: NDArray[np.float32], seen: Collection[int] = ()) -> int:
-        """Draw the next token; logits: f32[vocabulary or more]. EnvironmentFault if the highest is not finite.
+        """Draw the next token. EnvironmentFault if the highest logit is not finite.
 
-        seen: the ids of the prompt and of the answer so far, which the repeat penalty makes less likely.
+        `logits`: f32[vocabulary or more]. `seen`: the ids of the prompt and of the answer so far, which the repeat
+        penalty makes less likely.
         """
         allowed = logits[: self.vocabulary]
         if self.settings.repeat_penalty != 1:
@@ -121,8 +122,8 @@ class Sampler:
 def penalised(logits: NDArray[np.float32], seen: Collection[int], penalty: float) -> NDArray[np.float32]:
     """A copy of the logits with those of the ids `seen` divided by `penalty`, or multiplied by it if below 0.
 
-    Source: N. S. Keskar et al., CTRL (2019), section 4.1, as transformers' RepetitionPenaltyLogitsProcessor has it. Ids
-    without a logit, those of images and sounds, are ignored.
+    Source: N. S. Keskar et al., CTRL (2019), section 4.1, as in transformers' RepetitionPenaltyLogitsProcessor. Ids
+    without a logit, which are those of images and sounds, are ignored.
 
     >>> penalised(np.array([2, -2, 2], np.float32), [0, 1, 9], 2.0).tolist()
     [1.0, -4.0, 2.0]
@@ -138,18 +139,18 @@ def penalised(logits: NDArray[np.float32], seen: Collection[int], penalty: float
 def distribution(logits: NDArray[np.float32], settings: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The tokens that may be drawn, and their probabilities, which sum to 1.
 
-    The most likely token comes first; without top_k and top_p, they are in the order of their ids. logits:
+    The most likely token comes first; without top_k and top_p, they are in the order of their ids. `logits`:
     f32[vocabulary] with a finite maximum. The temperature must not be 0.
     """
     peak = float(logits.max())
 
     def weigh(some: NDArray[np.float32]) -> NDArray[np.float64]:
-        # With a tiny temperature everything but the maximum overflows to -inf, which is the right result.
+        # With a tiny temperature, everything except the maximum overflows to -inf, which is the right result.
         with np.errstate(over="ignore"):
             return np.exp((some.astype(np.float64) - peak) / settings.temperature)
 
     if not settings.top_k and settings.top_p == 1:
-        # No limit, so no need to sort, which would take longer than a small model's step.
+        # Without a limit, there is no need to sort, which would take longer than a small model's step.
         weights = weigh(logits)
         # The weight of the most likely token is 1.
         ids = np.flatnonzero(weights >= settings.min_p)

@@ -52,7 +52,7 @@ class SessionSettings:
     backend: str = BACKENDS[0].name
     """The backend that runs the graphs, by its name in `toolkit.runtime.backends`."""
     activations: Activations = "fp32"
-    """What a GPU computes with."""
+    """The precision in which a GPU computes."""
     ple_in_ram: bool = False
     """Copy the per-layer embeddings to memory, for comparison; otherwise rows are read when tokens need them."""
     ple_cache_bytes: int = DEFAULT_CACHE_BYTES
@@ -100,7 +100,7 @@ class Session:
         self.ple = PleTable(bundle.ple_shards(), cache_bytes=settings.ple_cache_bytes, in_ram=settings.ple_in_ram)
         self.stage_ended = settings.stage_ended
         self._runtime = self._backend.start(self._backend_options)
-        # Closed at the latest when Python ends: a backend may write to stderr when it is destroyed later.
+        # Closed when Python ends, at the latest: a backend that is destroyed later may write to stderr.
         self._close = weakref.finalize(self, _close, self._runtime, self.ple)
         try:
             self._decoder = self._runtime.open(files[TEXT_DECODER], "large")
@@ -111,7 +111,7 @@ class Session:
             self._outputs = {False: self._output_buffers(self._size_record.decode)}
             self._latest = False, 1
             # The backend has a rearranged copy of the weights: the model file's own pages would only take memory.
-            # Last, because LiteRT reads small constants when it prepares a signature.
+            # This comes last, because LiteRT reads small constants when it prepares a signature.
             FilePages(files[TEXT_DECODER].path).release()
             release_freed_memory()
         except BaseException:
@@ -218,7 +218,7 @@ class Session:
     def verify(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Process a token and up to `text.draft_tokens` drafts after it; return the logits after each.
 
-        They are f32[len(ids), vocabulary]. The drafts count as processed: `truncate` removes those that are wrong.
+        The logits are f32[len(ids), vocabulary]. The drafts count as processed: `truncate` removes wrong ones.
         """
         assert self.text.draft_tokens is not None and len(ids) <= self.text.draft_tokens + 1
         self._require(ids)
@@ -226,14 +226,14 @@ class Session:
         return self._output("logits")
 
     def activations(self) -> NDArray[np.float32]:
-        """The rows that the last logits were computed from, f32[tokens, hidden]: of a bundle with `text.draft_tokens`.
+        """The rows that the logits of the last `decode` or `verify` were computed from, f32[tokens, hidden].
 
-        They are those of the last `decode` or `verify`.
+        Only bundles with `text.draft_tokens` have them.
         """
         return self._output("activations")
 
     def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Process a prompt, by prefill and for its last token by decode; return the next token's f32[vocabulary]."""
+        """Process a prompt, by prefill and for its last token by decode; return the next logits, f32[vocabulary]."""
         self._require(ids)
         if not ids:
             raise UsageError("prompt", found="no tokens")
@@ -302,7 +302,7 @@ class Session:
         padded[: len(ids)] = ids
         inputs.ids.write(padded)
         inputs.embed()
-        # The kernel maps cached pages around each row that is read: after a long prompt, half of the table.
+        # The kernel maps cached pages around each row that is read: after a long prompt, half of the table is mapped.
         self._embedding_table.release()
         self._place_rows(inputs.decoder["embeddings"], len(ids))
         per_layer = inputs.decoder["per_layer_embeddings"]
@@ -353,12 +353,12 @@ class Session:
         return self._calls[name]
 
     def _output_buffers(self, signature: str) -> dict[str, Buffer]:
-        """Buffers for what a decode or verify gives beside the caches."""
+        """Buffers for the outputs of a decode or verify other than the caches."""
         names = ("logits",) if self.text.draft_tokens is None else ("logits", "activations")
         return {name: self._decoder.output_buffer(signature, name) for name in names}
 
     def _output(self, name: str) -> NDArray[np.float32]:
-        """The rows of one output of the last decode or verify, without those of padding."""
+        """The rows of one output of the last decode or verify, without those for padding."""
         verify, count = self._latest
         rows: NDArray[np.float32] = self._outputs[verify][name].read()[0, :count]
         return rows

@@ -1,13 +1,14 @@
-"""Speculative decoding: drafts of the next tokens are checked in one step, and those that are right cost no other.
+"""Speculative decoding: one step checks drafts of the next tokens, and each right draft saves a step.
 
 It changes no token. A step gives the logits after each draft; the next token is drawn from them as usual, and a draft
 counts only if it is the token that was drawn. So greedy text is the same, sampled text has the model's distribution,
 and with the same seed it is the same text. (For drafts without probabilities of their own, this is the rejection rule:
-a draft is accepted with the probability that the model gives it, else another token is drawn in proportion to theirs.)
+a draft is accepted with the probability that the model gives it; otherwise, another token is drawn in proportion to
+its probability.)
 
-A step with drafts costs more than one without: from a tenth more to several times as much, by the types of the weights
-and the processor; a drafter takes time of its own. So steps are timed with their drafting, and drafts are left out for
-a while when they have cost more than they saved.
+A step with drafts costs more than one without, from a tenth more to several times as much, depending on the types of
+the weights and on the processor; a drafter takes time too. So steps are timed including their drafting, and drafts are
+left out for a while when they have cost more than they saved.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class DraftStatistics:
     """What speculative decoding did for one answer; `steps` + `accepted` tokens were generated."""
 
     steps: int
-    """How often the model ran, with drafts or without."""
+    """How often the model ran, with or without drafts."""
     offered: int
-    """The drafts that it checked."""
+    """The number of drafts that it checked."""
     accepted: int
-    """Those of them that were the next tokens, each of which saved a step."""
+    """The number of drafts that were the next tokens, each of which saved a step."""
 
     def to_json(self) -> dict[str, int]:
         """The object that `run --json` shows."""
@@ -43,7 +44,8 @@ class DraftStatistics:
 
 
 TRIAL, PAUSE = 4, 24
-"""Steps with drafts after which it is asked whether they pay, and the steps without that follow if they do not."""
+"""How many steps with drafts are timed before deciding whether drafts pay, and how many steps without drafts follow if
+they do not."""
 
 
 class SpeculativeDecoder:
@@ -70,7 +72,7 @@ class SpeculativeDecoder:
         self._row = 0
         self._steps = self._offered = self._accepted = 0
         self._clock = clock
-        # The shortest step of each kind: other steps were disturbed, or prepared a signature.
+        # The shortest step of each kind; longer steps were disturbed, or prepared a signature.
         self._plain_s = self._checked_s = math.inf
         self._trial_steps = self._trial_accepted = self._pause = 0
 
@@ -80,7 +82,7 @@ class SpeculativeDecoder:
         return DraftStatistics(self._steps, self._offered, self._accepted)
 
     def decode(self, token: int) -> NDArray[np.float32]:
-        """Return the logits after the next token, f32[vocabulary], which is computed unless a draft was the same."""
+        """Return the logits f32[vocabulary] after a token; they are computed unless a draft was the same token."""
         self._ids.append(token)
         if self._row < len(self._drafts) and self._drafts[self._row] == token:
             self._row += 1
@@ -92,7 +94,7 @@ class SpeculativeDecoder:
         return logits
 
     def _step(self, token: int) -> None:
-        """Process the token, and drafts after it if there are any; drafts of the last step that were wrong go."""
+        """Remove the wrong drafts of the last step; process the token, and drafts after it if there are any."""
         session, before = self._session, len(self._ids) - 1
         if before < session.position:
             session.truncate(before)
@@ -111,7 +113,7 @@ class SpeculativeDecoder:
         self._offered += len(drafts)
 
     def _propose(self) -> Sequence[int]:
-        """Drafts; none where a step that checks them would pass the end of the context, or while they do not pay."""
+        """Drafts; none if a step that checks them would exceed the context, or while drafts do not pay."""
         if self._session.position + self._most + 1 > self._session.context or not self._pays():
             return ()
         known = self._activations[self._row] if len(self._activations) else None
@@ -119,7 +121,7 @@ class SpeculativeDecoder:
         return tuple(drafts[: self._most])
 
     def _pays(self) -> bool:
-        """Whether the last steps with drafts took no longer than their tokens would have taken without."""
+        """Whether the last steps with drafts took no longer than their tokens would have taken without drafts."""
         if self._pause:
             self._pause -= 1
             return False
@@ -127,7 +129,7 @@ class SpeculativeDecoder:
             return True
         tokens = 1 + self._trial_accepted / self._trial_steps
         self._trial_steps = self._trial_accepted = 0
-        if math.isinf(self._plain_s):  # drafts from the first step on: one step without tells what it takes
+        if math.isinf(self._plain_s):  # there were drafts from the first step on; a step without them is to be timed
             return False
         if tokens * self._plain_s >= self._checked_s:
             return True
@@ -136,7 +138,7 @@ class SpeculativeDecoder:
 
 
 def require_drafts(bundle: Bundle) -> None:
-    """BundleError if a bundle cannot check drafts."""
+    """Raise BundleError if a bundle cannot check drafts."""
     if bundle.manifest.text.draft_tokens is None:
         raise BundleError(
             file=bundle.path,

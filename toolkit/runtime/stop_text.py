@@ -8,7 +8,7 @@ from toolkit.base.errors import UsageError
 
 
 class StopText:
-    """Passes text on up to the first stop text; holds back an end that may become a stop text.
+    """Passes text on up to the first stop text; holds back a text's end that may become a stop text.
 
     >>> stop = StopText(["END"])
     >>> stop.push("one E"), stop.push("gg, EN"), stop.push("D, two"), stop.found
@@ -25,7 +25,7 @@ class StopText:
         self._held = ""
 
     def push(self, piece: str) -> str:
-        """Add a piece of text; return what is certain not to be part of a stop text."""
+        """Add a piece of text; return what is certainly not part of a stop text."""
         if self.found:
             return ""
         text = self._held + piece
@@ -38,12 +38,12 @@ class StopText:
         return text[: len(text) - held]
 
     def flush(self) -> str:
-        """The text still held back at the end."""
+        """The text that is still held back at the end."""
         text, self._held = self._held, ""
         return text
 
     def _begun(self, text: str) -> int:
-        """The number of characters at the end of the text with which a stop text begins."""
+        """The number of characters at the end of the text that are the beginning of a stop text."""
         longest = max((len(stop) for stop in self._texts), default=1) - 1
         lengths = range(min(longest, len(text)), 0, -1)
         return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._texts)), 0)

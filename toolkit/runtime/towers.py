@@ -33,7 +33,7 @@ class LoadedTower(Protocol):
 
 
 class Towers:
-    """Embeds images, sounds and their special tokens; `loaded` has the groups that were needed so far."""
+    """Embeds images, sounds and their special tokens; `loaded`: the towers that were needed so far."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Towers:
         *,
         ended: Callable[[TowerName], None] | None = None,
     ) -> None:
-        """Opens no file. `ended` is called with each tower when it is freed."""
+        """Opens no file yet. `ended` is called with the name of each tower when it is freed."""
         self.loaded: set[TowerName] = set()
         self._bundle = bundle
         self._backend = backend

@@ -1,4 +1,4 @@
-"""The setting for where weights that a backend has rearranged for its hardware are kept between runs."""
+"""The setting that says where weights are kept between runs that a backend has rearranged for its hardware."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def default_directory() -> Path:
     """The user's cache directory: GEMMA_EDGE_CACHE, else gemma-edge under XDG_CACHE_HOME, else under ~/.cache."""
     if own := os.environ.get("GEMMA_EDGE_CACHE"):
         return Path(own)
-    # The XDG specification: a relative path is to be ignored.
+    # The XDG specification says to ignore a relative path.
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "gemma-edge"

@@ -1,8 +1,8 @@
-"""What LiteRT's GPU delegate refuses of a graph, told without a GPU.
+"""Predicts without a GPU which operators of a graph LiteRT's GPU delegate refuses.
 
 Every rule was observed (ai-edge-litert 2.3.0, WebGPU delegate; docs/gpu.md). A graph that breaks none of them may
-still be refused for something that none of our graphs has. LiteRT-LM opens a model on a GPU only if nothing is
-refused.
+still be refused for something that none of our graphs contains. LiteRT-LM opens a model on a GPU only if the delegate
+refuses nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _DIFFERENT = frozenset(
         "MINIMUM", "NOT_EQUAL", "SQUARED_DIFFERENCE", "SUB",
     }
 )  # fmt: skip
-"""Ops of two values that must be different ones; those of ADD, MUL and CONCATENATION need not."""
+"""Operators whose two inputs must be different values; the inputs of ADD, MUL and CONCATENATION may be the same."""
 
 _FOLDED = frozenset({"ADD", "DEQUANTIZE", "MUL"})
-"""Ops that may have only constants as inputs: the delegate computes them when it builds."""
+"""Operators whose inputs may all be constants: the delegate computes them when it compiles the graph."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An op that stays off the GPU, and why."""
+    """An operator that the GPU delegate refuses, and why. `op`: its index in the graph of `signature`."""
 
     signature: str
     op: int
@@ -35,7 +35,7 @@ class Refusal:
 
 
 def gpu_refusals(model: ModelRecord) -> list[Refusal]:
-    """Every op of every graph that the delegate refuses, in the order in which they run."""
+    """The operators of all graphs that the delegate refuses, in the order in which they run."""
     return [
         Refusal(graph.name, n, op.builtin, reason)
         for graph in model.subgraphs
@@ -45,7 +45,7 @@ def gpu_refusals(model: ModelRecord) -> list[Refusal]:
 
 
 class _Rules:
-    """The rules for one op of a graph."""
+    """The rules for one operator of a graph."""
 
     def __init__(self, graph: SubgraphRecord, op: OperatorRecord) -> None:
         self._op = op
@@ -57,9 +57,9 @@ class _Rules:
         if all(constant) and op.builtin not in _FOLDED:
             yield "all of its inputs are constants"
         if op.builtin in _DIFFERENT and len(set(op.inputs)) < len(op.inputs):
-            yield "it takes a value twice"
+            yield "both of its inputs are the same value"
         if op.builtin in ("PAD", "PADV2") and len(self._tensors[0].shape) < 3:
-            yield f"it pads {len(self._tensors[0].shape)} axes, and a GPU pads 3 or 4"
+            yield f"it pads {len(self._tensors[0].shape)} axes, and a GPU can pad only 3 or 4"
         if op.builtin == "DYNAMIC_UPDATE_SLICE" and constant[2]:
             yield "its start is a constant"
         if op.builtin == "BATCH_MATMUL" and constant[0]:
@@ -68,7 +68,7 @@ class _Rules:
 
 
 def weights_in_blocks(model: ModelRecord) -> list[TensorRecord]:
-    """Weights with a scale for each block: LiteRT-LM computes with them in int4, but CompiledModel ends the process."""
+    """The weights with block scales: LiteRT-LM computes with them in int4, but CompiledModel ends the process."""
     tensors = {tensor.name: tensor for graph in model.subgraphs for tensor in graph.tensors}
     return [t for t in tensors.values() if t.quantization is not None and t.quantization.block_size is not None]
 

@@ -1,4 +1,4 @@
-"""Typed graphs: a value knows its shape and element type as soon as it is made, so the line of a mistake raises it."""
+"""Typed graphs: a value has its shape and element type as soon as it is made, so a mistake raises where it is made."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.elements import element_names, element_of
 from toolkit.base.weights import Weight, WeightPart
 
 __all__ = [
@@ -47,11 +48,17 @@ class DType(enum.Enum):
 _NUMPY = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "INT8": np.int8, "BOOL": np.bool_}
 
 
+def bits_by_type() -> dict[str, int]:
+    """Bits of one element, for all types that graphs compute with or weights have, by name in LiteRT's schema."""
+    computed = {dtype.value: 8 * dtype.numpy.itemsize for dtype in DType}
+    return computed | {element.tensor_type: element.bits for element in map(element_of, element_names())}
+
+
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """The shape of a value, whose dimensions are all known numbers, and its element type.
+    """The shape of a value, all of whose dimensions are known, and its element type.
 
-    `scale`: of a value rounded to int8, what one step stands for.
+    `scale`: for a value rounded to int8, the number that code 1 stands for.
     """
 
     shape: tuple[int, ...]
@@ -67,12 +74,12 @@ class TensorType:
 
 
 OptionValue = int | float | bool | str | bytes | tuple[int | float | bool, ...]
-"""What an option may be: a number, a text, bytes, or a list of numbers."""
+"""The value of an option: a number, a text, bytes, or a list of numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of an operator: the name of their table in LiteRT's schema, and its fields by name."""
+    """The options of an operator: the name of their table in LiteRT's schema, and the table's fields by name."""
 
     table: str
     fields: tuple[tuple[str, OptionValue | DType], ...] = ()
@@ -80,10 +87,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Value:
-    """A tensor of one graph: an input, a constant, a weight, a blob, or what a node computes.
+    """A tensor of one graph: an input, a constant, a weight, a blob, or the result of a node.
 
-    `index`: its place in `Graph.values`. `constant`, `weight` and `blob` say where its bytes come from, if they are
-    stored in the file.
+    `index`: its index in `Graph.values`. If its bytes are stored in the file, one of `constant`, `weight` and `blob`
+    says where they come from.
     """
 
     type: TensorType
@@ -129,7 +136,7 @@ class Graph:
     def input(
         self, name: str, shape: Sequence[int], dtype: DType = DType.FLOAT32, *, scale: float | None = None
     ) -> Value:
-        """Declare an input; callers give its numbers under this name. ValueError for a name used before."""
+        """Declare an input, which callers pass under this name. ValueError for a name used before."""
         if name in self.inputs:
             raise ValueError(f"graph input {name!r} is declared twice")
         value = self._append(Value(TensorType(tuple(shape), dtype, scale), self, len(self.values)))
@@ -139,11 +146,11 @@ class Graph:
     def output(self, name: str, value: Value) -> None:
         """Declare an output; ValueError for a name used before, or a value of another graph."""
         if name in self.outputs or value.graph is not self:
-            raise ValueError(f"graph output {name!r} is declared twice, or its value is of another graph")
+            raise ValueError(f"graph output {name!r} is declared twice, or its value belongs to another graph")
         self.outputs[name] = value
 
     def constant(self, array: NDArray[np.generic]) -> Value:
-        """A small array stored in the file's header, equal ones once; ValueError for a type that is no `DType`."""
+        """A small array in the file's header, where equal arrays are stored once; ValueError if no `DType` fits it."""
         dtype = next((d for d in DType if d.numpy == array.dtype), None)
         if dtype is None:
             raise ValueError(f"constants of {array.dtype} are not part of the op set")
@@ -162,18 +169,18 @@ class Graph:
         return self.constant(np.array(numbers, np.int32))
 
     def weight(self, weight: Weight) -> Value:
-        """A weight, whose bytes are written behind the header; to the graph it is float32, however it is stored."""
+        """A weight, whose bytes follow the header; for the graph it is float32, however it is stored."""
         if weight not in self._weights:
             type_ = TensorType(weight.shape)
             self._weights[weight] = self._append(Value(type_, self, len(self.values), weight=weight))
         return self._weights[weight]
 
     def blob(self, name: str, shape: Sequence[int], dtype: DType) -> Value:
-        """Bytes behind the header that the caller writes itself, at the place in `TfliteLayout.blobs`."""
+        """Bytes after the header that the caller writes itself, at the place in `TfliteLayout.blobs`."""
         return self._append(Value(TensorType(tuple(shape), dtype), self, len(self.values), blob=name))
 
     def live_nodes(self) -> tuple[Node, ...]:
-        """The nodes that some output depends on, in the order in which they run; others are not written."""
+        """The nodes that some output depends on, in the order in which they run; the other nodes are not written."""
         needed = {id(value) for value in self.outputs.values()}
         live: list[Node] = []
         for node in reversed(self.nodes):
@@ -191,7 +198,7 @@ class Graph:
         *,
         version: int = 1,
     ) -> tuple[Value, ...]:
-        """Append a node and return its outputs. Only `ops` calls this: it has checked the types."""
+        """Append a node and return its outputs. Only the functions of `ops` call this; they have checked the types."""
         if any(value.graph is not self for value in inputs):
             raise ValueError(f"{builtin} mixes values of two graphs")
         made = tuple(self._append(Value(type_, self, len(self.values))) for type_ in outputs)
@@ -205,7 +212,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A graph, and the name under which a runtime calls it."""
+    """A graph with the name under which a runtime calls it."""
 
     name: str
     graph: Graph

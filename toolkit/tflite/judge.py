@@ -1,9 +1,9 @@
-"""Judges a .tflite file before native code opens it: is its graph one that our own constructors make?
+"""Judges a .tflite file before native code opens it: are its graphs such as our own constructors make?
 
-Everything before the weights is read, and nothing else. Each operator is made once more by its constructor in `ops`,
-from the types and the constants of its inputs, and must come out as it stands in the file: builtin, version, options,
-constants, and the type of its result. Thousands of operators of a model are a few hundred different ones, so that this
-takes a fifth of a second for a model of real size.
+Only the bytes before the weights are read. Each operator is made once more by its constructor in `ops`, from the types
+and the constants of its inputs, and must come out as it is in the file: builtin, version, options, constants, and the
+type of its result. The thousands of operators of a model are only a few hundred different ones, so this takes a fifth
+of a second for a model of real size.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from toolkit.tflite.tables import I64, Flatbuffer, Tables
 MAX_HEADER_BYTES = 1 << 27
 """The header of an E4B with three sizes and per-channel scales takes under 64 MiB."""
 MAX_LIVE_BYTES = 1 << 29
-"""What the values of one graph may take at once, apart from its inputs, outputs and weights; the tower for images takes
-229 MB. A prefill of a long context takes more, but at most so many times its inputs and outputs:"""
+"""The most bytes that the values of one graph may need at once, besides inputs, outputs and weights; the vision tower
+needs 229 MB. The prefill of a long context may need more, up to this multiple of its inputs and outputs:"""
 MAX_LIVE_RATIO = 32
 _MAX_INPUTS = 5
 _MAX_KINDS = 20_000
-"""Different operators in one file; a model of real size has a few hundred."""
+"""The most different operators in one file; a model of real size has a few hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header; GraphError for a file that cannot be one of ours."""
+    """Read the header; GraphError for a file that we cannot have written."""
     with open(open_regular(path, GraphError), "rb") as file, errors_about(file=path):
         size = os.fstat(file.fileno()).st_size
         if size < 8:
@@ -63,7 +63,7 @@ def read_header(path: Path) -> Header:
 
 
 def judge(header: Header) -> dict[str, JudgedSignature]:
-    """The signatures of a file whose graphs are all as our constructors make them; GraphError for anything else."""
+    """The signatures of a file, by name, if our constructors make all of its graphs so; GraphError otherwise."""
     return _File(header).signatures()
 
 
@@ -71,7 +71,7 @@ def _header_end(data: mmap.mmap, size: int) -> int:
     """The offset of the first weight."""
     if data[4:8] != schema.FILE_IDENTIFIER:
         raise GraphError("header", found=data[4:8], wanted=schema.FILE_IDENTIFIER)
-    # The buffers lie within the header, whose end they tell: they are read from as much as a header may have.
+    # The table of buffers lies in the header and says where the header ends; so it is read from the longest header.
     offsets = Buffers(Flatbuffer(memoryview(data)[: min(size, MAX_HEADER_BYTES)])).offsets
     weights = offsets[offsets > 0]
     end = int(weights.min()) if weights.size else size
@@ -81,7 +81,7 @@ def _header_end(data: mmap.mmap, size: int) -> int:
 
 
 class _File:
-    """A header with its tables: those of all graphs at once, one graph behind the other."""
+    """A header with its tables: those of all graphs at once, one graph after the other."""
 
     def __init__(self, header: Header) -> None:
         self._flat = Flatbuffer(memoryview(header.data))
@@ -116,10 +116,10 @@ class _File:
                 raise GraphError("operator codes", found=number, wanted="an operator of the schema")
         return [(names[number], version) for number, version in zip(numbers.tolist(), versions.tolist(), strict=True)]
 
-    # --- which values there are when ---------------------------------------------------------------------------------
+    # --- the order in which values are computed ----------------------------------------------------------------------
 
     def _check_flow(self) -> None:
-        """Each value is computed once, before it is used, and nothing writes to constants or inputs."""
+        """Check that each value is computed once, before it is used, and that nothing writes to constants or inputs."""
         tensors, ops = self._tensors, self._ops
         made_at = np.where(tensors.stored, -1, len(ops) + 1)
         inputs, outputs = self._ends(1), self._ends(2)
@@ -128,7 +128,7 @@ class _File:
         made_at[inputs] = -1
         results = ops.outputs + tensors.first[ops.graph]
         if np.any(made_at[results] < 0) or len(np.unique(results)) < len(results):
-            raise GraphError("graph", found="a value that is computed twice, or is an input or a constant")
+            raise GraphError("graph", found="an operator whose result is an input, a constant or another's result")
         made_at[results] = np.arange(len(ops))
         uses = ops.inputs + np.where(ops.inputs >= 0, tensors.first[ops.graph][:, None], 0)
         used = np.where(ops.inputs >= 0, made_at[uses], -1)
@@ -141,7 +141,7 @@ class _File:
         self._check_live(made_at, uses, outputs)
 
     def _check_live(self, made_at: I64, uses: I64, outputs: I64) -> None:
-        """The values of each graph that are needed at one time fit into memory."""
+        """Check that the values of each graph that are needed at the same time fit in memory."""
         tensors, ops = self._tensors, self._ops
         count = len(ops)
         if not count:
@@ -165,7 +165,7 @@ class _File:
             raise GraphError(self._place(place), found=found, wanted=wanted)
 
     def _ends(self, field: int) -> I64:
-        """The tensors that are inputs (field 1) or outputs (field 2) of the graphs."""
+        """The tensors that are the inputs (field 1) or outputs (field 2) of the graphs."""
         starts, counts = self._flat.vectors(self._graphs.targets(field), 4)
         found = [self._flat.numbers(int(s), int(c), "<i4") for s, c in zip(starts, counts, strict=True)]
         for graph, numbers in enumerate(found):
@@ -188,9 +188,9 @@ class _File:
     # --- operators ---------------------------------------------------------------------------------------------------
 
     def _check_operators(self) -> None:
-        """Each different operator is what its constructor makes."""
+        """Check that each different operator is what its constructor makes."""
         ops, tensors = self._ops, self._tensors
-        kinds = np.append(tensors.kinds(), -1)  # an input that is not there is tensor -1
+        kinds = np.append(tensors.kinds(), -1)  # tensor -1 stands for an absent input
         places = ops.inputs + np.where(ops.inputs >= 0, tensors.first[ops.graph][:, None], 0)
         results = kinds[ops.outputs + tensors.first[ops.graph]]
         rows = np.column_stack([ops.codes, ops.options_ids(), kinds[places], results])
@@ -223,7 +223,7 @@ class _File:
         return {key: JudgedSignature(inputs[n], outputs[n]) for n, key in enumerate(keys)}
 
     def _named(self, field: int, graph_field: int, graphs: I64) -> list[dict[str, JudgedTensor]]:
-        """The inputs or outputs of each signature; they must be those of its graph."""
+        """The inputs or outputs of each signature by name; they must be those of its graph."""
         maps = self._signatures.children(field, fields=2)
         _, counts = self._flat.vectors(self._signatures.targets(field), 4)
         self._flat.check_texts(maps.targets(0))
@@ -237,13 +237,13 @@ class _File:
             begin += count
             wanted = self._flat.numbers(int(starts[graph]), int(ends[graph]), "<i4").tolist()
             if len(own) < count or sorted(own.values()) != sorted(wanted):
-                raise GraphError("signature", found=sorted(own), wanted="one name for each of its graph's")
+                raise GraphError("signature", found=sorted(own), wanted="a name for each input and output of its graph")
             found.append({name: self._tensors.judged(graph, number) for name, number in own.items()})
         return found
 
 
 class _Operators:
-    """All operators, those of one graph behind those of another, with indices of their graph's tensors."""
+    """The operators of all graphs, one graph after the other; a tensor's index is that in its graph."""
 
     def __init__(self, flat: Flatbuffer, graphs: Tables, codes: int) -> None:
         _, counts = flat.vectors(graphs.targets(3), 4)
@@ -268,13 +268,13 @@ class _Operators:
         self.options_type = tables.scalars(3, "u1")
         self.options = tables.targets(4)
         if np.any((self.options_type > 0) != (self.options > 0)):
-            raise GraphError("operator", found="options of no type")
+            raise GraphError("operator", found="options without a type")
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def options_ids(self) -> I64:
-        """A number for each operator that is equal for equal options."""
+        """A number for each operator; operators with equal options have equal numbers."""
         there = np.flatnonzero(self.options)
         tables = Tables(self._flat, self.options[there], fields=64)
         ids: dict[tuple[int, bytes, bytes], int] = {}

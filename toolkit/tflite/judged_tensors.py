@@ -12,7 +12,7 @@ from toolkit.base.elements import element_names, element_of
 from toolkit.base.errors import GraphError, errors_about
 from toolkit.base.layout import MATRIX_ALIGNMENT
 from toolkit.tflite import schema
-from toolkit.tflite.graph import DType
+from toolkit.tflite.graph import bits_by_type
 from toolkit.tflite.replay import Operand
 from toolkit.tflite.tables import I64, Flatbuffer, Tables
 
@@ -22,14 +22,14 @@ _MAX_ELEMENTS = 2.0**39
 
 @dataclass(frozen=True, slots=True)
 class JudgedTensor:
-    """An input or an output of a signature: the name of its type, and its dimensions."""
+    """An input or output of a signature: the name of its element type, and its shape."""
 
     type: str
     shape: tuple[int, ...]
 
 
 class Buffers:
-    """The buffers: bytes in the header (data), or behind it (an offset in the file), or none."""
+    """The buffers: each has bytes in the header (data), or after it (an offset in the file), or none."""
 
     def __init__(self, flat: Flatbuffer) -> None:
         self.root = flat.root(fields=8)
@@ -38,7 +38,7 @@ class Buffers:
         self.offsets, self.sizes = tables.scalars(1, "<u8"), tables.scalars(2, "<u8")
 
     def check(self, file_bytes: int) -> None:
-        """GraphError for bytes beyond the file's end, or at an odd place."""
+        """Raise GraphError for bytes past the end of the file, misaligned bytes, or bytes in two places."""
         behind = self.offsets > 0
         ends = self.offsets[behind] + self.sizes[behind]
         if np.any(self.sizes < 0) or np.any(self.offsets < 0) or np.any(ends > file_bytes) or np.any(ends < 0):
@@ -50,7 +50,7 @@ class Buffers:
 
 
 class TensorTable:
-    """All tensors, those of one graph behind those of another; `first`: where those of each graph begin."""
+    """The tensors of all graphs, one graph after the other; `first`: the index of the first tensor of each graph."""
 
     def __init__(self, flat: Flatbuffer, graphs: Tables, buffers: Buffers) -> None:
         self._flat, self._buffers = flat, buffers
@@ -65,7 +65,7 @@ class TensorTable:
         self._types = tables.scalars(1, "i1")
         self._names = tables.targets(3)
         flat.check_texts(self._names)
-        tables.scalars(8, "u1")  # read for its place only: a file may say that a tensor has a rank, or not
+        tables.scalars(8, "u1")  # `has_rank`: only its place is checked, either value is allowed
         self.buffer = tables.scalars(2, "<u4")
         if np.any(self.buffer >= len(buffers.offsets)):
             raise GraphError("tensor", found="a buffer that does not exist")
@@ -77,17 +77,17 @@ class TensorTable:
         self._type_names = schema.tensor_type_names()
 
     def check(self) -> None:
-        """Types, dimensions and the number of bytes are right, and weights are quantised as ours are."""
+        """Raise GraphError unless types, shapes and bytes agree, and weights are quantised as ours are."""
         inside = self._shapes != -1
         if np.any((self._shapes <= 0) & inside) or np.any(inside.sum(1) != self._ranks):
             raise GraphError("tensor", found="a dimension that is not positive")
         self.elements = np.prod(np.where(inside, self._shapes, 1).astype(np.float64), axis=1)
         bits = np.zeros(256)
         for number, name in self._type_names.items():
-            bits[number] = _bits_by_type().get(name, 0)
+            bits[number] = bits_by_type().get(name, 0)
         self._bits = bits[self._types & 255]
         if np.any(self._bits == 0) or np.any(self.elements > _MAX_ELEMENTS):
-            raise GraphError("tensor", found="a type or a size that our graphs never have")
+            raise GraphError("tensor", found="an element type or a size in bytes that our graphs never have")
         self.bytes = np.ceil(self.elements * self._bits / 8)
         there = np.where(self._in_header, self._buffers.counts[self.buffer], self._buffers.sizes[self.buffer])
         if np.any(self.stored & (there != self.bytes)):
@@ -96,7 +96,7 @@ class TensorTable:
         self._check_quantization()
 
     def kinds(self) -> I64:
-        """A number for each tensor that is equal where an operator cannot tell two of them apart."""
+        """A number for each tensor; it is equal for tensors that an operator cannot tell apart."""
         int_constant = self._in_header & (self._types == schema.tensor_type_number("INT32"))
         constant = np.where(int_constant, self.buffer + 1, 0)
         quantized = self._quantized > 0
@@ -105,7 +105,7 @@ class TensorTable:
         return np.asarray(kinds, np.int64).ravel()
 
     def operand(self, place: int) -> Operand:
-        """What an operator's constructor must know of a tensor."""
+        """What an operator's constructor must know about a tensor."""
         name = self._type_names[int(self._types[place])]
         shape = tuple(self._shapes[place][: self._ranks[place]].tolist())
         constant = None
@@ -116,14 +116,14 @@ class TensorTable:
         return Operand(name, shape, bool(self.stored[place]), bool(self._quantized[place]), constant)
 
     def judged(self, graph: int, number: int) -> JudgedTensor:
-        """An input or an output."""
+        """A tensor of a graph, by its index there, as an input or output of a signature."""
         place = int(self.first[graph]) + number
         self._flat.text(int(self._names[place]))
         operand = self.operand(place)
         return JudgedTensor(operand.type, operand.shape)
 
     def _check_quantization(self) -> None:
-        """Weights have one positive scale a row, or float16 scales for blocks of columns; computed int8 has one."""
+        """Check scales: weights have a positive one per row, or float16 block scales; a computed int8 value has one."""
         quantized = np.flatnonzero(self._quantized)
         computed = ~self.stored[quantized] & (self._types[quantized] == schema.tensor_type_number("INT8"))
         if np.any(~self._behind[quantized] & ~computed):
@@ -170,12 +170,12 @@ class TensorTable:
     def _check_scales(self, start: int, count: int, zeros: int, zero_count: int) -> None:
         values = self._flat.numbers(start, count, "<f4")
         if not np.all(np.isfinite(values)) or not np.all(values > 0):  # type: ignore[operator]
-            raise GraphError(found="scales that are not finite and over 0")
+            raise GraphError(found="a scale that is not finite and positive")
         if zero_count not in (0, count) or np.any(self._flat.numbers(zeros, zero_count, "<i8")):
             raise GraphError(found="zero points", wanted="symmetric weights")
 
     def _check_blocks(self, tensors: I64, details: I64) -> None:
-        """The scales of blocks are a float16 weight of the same graph, one for each block."""
+        """Check that block scales are a float16 weight of the same graph, with one scale for each block."""
         tables = Tables(self._flat, details, fields=3)
         scales, zero_points, sizes = (tables.scalars(field, "<i4") for field in range(3))
         graph = self.graph[tensors]
@@ -193,7 +193,7 @@ class TensorTable:
             or np.any(self._types[found] != schema.tensor_type_number("FLOAT16"))
             or not np.all(self._behind[found])
         ):
-            raise GraphError("quantization", found="scales that are not one for each block")
+            raise GraphError("quantization", found="block scales of another number than blocks")
 
     def _name(self, place: int) -> str:
         try:
@@ -202,19 +202,13 @@ class TensorTable:
             return f"tensor {place}"
 
 
-def _bits_by_type() -> dict[str, int]:
-    """Bits of one element, by the name of a type that graphs compute with or weights are stored in."""
-    computed = {dtype.value: 8 * dtype.numpy.itemsize for dtype in DType}
-    return computed | {element.tensor_type: element.bits for element in map(element_of, element_names())}
-
-
 def _quantized_types() -> dict[str, bool]:
-    """The types of quantised weights, and whether they may have scales for blocks."""
+    """The types of quantised weights, and whether they may have block scales."""
     elements = map(element_of, element_names())
     return {element.tensor_type: element.block_scales for element in elements if element.quantised}
 
 
 def as_keys(rows: NDArray[Any]) -> NDArray[Any]:
-    """Each row of numbers as one value to compare."""
+    """Each row of numbers as one opaque value that can be compared and sorted."""
     packed = np.ascontiguousarray(rows.astype(np.int64))
     return packed.view(np.dtype((np.void, packed.shape[1] * 8))).ravel()

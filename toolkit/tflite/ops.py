@@ -1,25 +1,17 @@
-"""The operators that our graphs use: one function for each builtin of LiteRT.
+"""The operators that our graphs use: one function for each builtin of LiteRT; those for images are in `image_ops`.
 
-Each takes values and returns values of inferred type, or raises ValueError at the emitter's line.
-Op versions are the lowest that LiteRT's kernels accept for the types used here (LiteRT `register.cc`).
+Each function infers the type of its result from the types of its inputs, and raises ValueError if they do not fit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from toolkit.base.layout import ceil_div
 from toolkit.tflite.graph import DType, Options, TensorType, Value
-
-Padding = Literal["same", "valid"]
-"""`same`: the output's size is the input's divided by the stride, rounded up; of an odd number of rows or columns of
-zeros, one more lies below or to the right. `valid`: no zeros."""
-
-_PADDINGS: dict[Padding, int] = {"same": 0, "valid": 1}  # Padding in schema.fbs
+from toolkit.tflite.op_checks import apply, require
 
 
 def add(a: Value, b: Value) -> Value:
@@ -79,16 +71,16 @@ def greater_equal(a: Value, b: Value) -> Value:
 
 def logical_and(a: Value, b: Value) -> Value:
     """a and b, bool, with NumPy broadcasting."""
-    _want(a.dtype is DType.BOOL and b.dtype is DType.BOOL, "LOGICAL_AND wants bools", a, b)
+    require(a.dtype is DType.BOOL and b.dtype is DType.BOOL, "LOGICAL_AND wants bools", a, b)
     return _binary("LOGICAL_AND", a, b, Options("LogicalAndOptions"))
 
 
 def select(condition: Value, then: Value, otherwise: Value) -> Value:
     """`then` where the condition holds, `otherwise` elsewhere; all broadcast together."""
-    _want(condition.dtype is DType.BOOL, "SELECT_V2 wants a bool condition", condition)
-    _want(then.dtype is otherwise.dtype, "SELECT_V2 wants branches of one type", then, otherwise)
+    require(condition.dtype is DType.BOOL, "SELECT_V2 wants a bool condition", condition)
+    require(then.dtype is otherwise.dtype, "SELECT_V2 wants branches of one type", then, otherwise)
     shape = _broadcast("SELECT_V2", condition, then, otherwise)
-    return _one("SELECT_V2", [condition, then, otherwise], TensorType(shape, then.dtype), Options("SelectV2Options"))
+    return apply("SELECT_V2", [condition, then, otherwise], TensorType(shape, then.dtype), Options("SelectV2Options"))
 
 
 def abs_(x: Value) -> Value:
@@ -149,14 +141,14 @@ def softmax(x: Value) -> Value:
 def cast(x: Value, dtype: DType) -> Value:
     """Convert the element type."""
     options = Options("CastOptions", (("inDataType", x.dtype), ("outDataType", dtype)))
-    return _one("CAST", [x], TensorType(x.shape, dtype), options)
+    return apply("CAST", [x], TensorType(x.shape, dtype), options)
 
 
 def bitcast(x: Value, dtype: DType) -> Value:
-    """The same bytes as a wider type; the last axis, whose elements make one of the new type, disappears."""
+    """The same bytes as a wider type; the elements of the last axis form one element of it, and the axis disappears."""
     size = dtype.numpy.itemsize
-    _want(x.shape[-1] * x.dtype.numpy.itemsize == size, f"BITCAST to {dtype.value} wants {size} bytes an element", x)
-    return _one("BITCAST", [x], TensorType(x.shape[:-1], dtype), Options("BitcastOptions"))
+    require(x.shape[-1] * x.dtype.numpy.itemsize == size, f"BITCAST to {dtype.value} wants {size} bytes an element", x)
+    return apply("BITCAST", [x], TensorType(x.shape[:-1], dtype), Options("BitcastOptions"))
 
 
 def mean(x: Value) -> Value:
@@ -170,48 +162,48 @@ def sum_(x: Value) -> Value:
 
 
 def reduce_max(x: Value) -> Value:
-    """The largest over the last axis, which stays with size 1."""
+    """Maximum over the last axis, which stays with size 1."""
     return _reduce_last("REDUCE_MAX", x)
 
 
 def sum_rows(x: Value) -> Value:
-    """Sum over the last axis but one, which stays with size 1."""
+    """Sum over the second-to-last axis, which stays with size 1."""
     axis = len(x.shape) - 2
     result = TensorType((*x.shape[:axis], 1, x.shape[-1]))
-    return _one("SUM", [x, x.graph.ints([axis])], result, Options("ReducerOptions", (("keepDims", True),)))
+    return apply("SUM", [x, x.graph.ints([axis])], result, Options("ReducerOptions", (("keepDims", True),)))
 
 
 def cumsum(x: Value, axis: int) -> Value:
-    """Running sum along one axis. XNNPACK has no kernel for it, so that LiteRT's own, slower one runs."""
-    _want(x.dtype is DType.FLOAT32 and 0 <= axis < len(x.shape), f"CUMSUM wants float32 with an axis {axis}", x)
-    return _one("CUMSUM", [x, x.graph.ints([axis])], x.type, Options("CumsumOptions"))
+    """Running sum along one axis. XNNPACK has no kernel for it, so LiteRT's own, slower kernel runs."""
+    require(x.dtype is DType.FLOAT32 and 0 <= axis < len(x.shape), f"CUMSUM wants float32 with an axis {axis}", x)
+    return apply("CUMSUM", [x, x.graph.ints([axis])], x.type, Options("CumsumOptions"))
 
 
 def reshape(x: Value, shape: Sequence[int]) -> Value:
-    """The same elements in row-major order under another shape; x itself if that is its shape."""
+    """The same elements in row-major order with another shape; x itself if it has this shape."""
     wanted = tuple(shape)
-    _want(math.prod(wanted) == math.prod(x.shape), f"RESHAPE to {wanted} wants as many elements", x)
+    require(math.prod(wanted) == math.prod(x.shape), f"RESHAPE to {wanted} wants as many elements", x)
     if wanted == x.shape:
         return x
-    return _one("RESHAPE", [x, x.graph.ints(wanted)], TensorType(wanted, x.dtype), Options("ReshapeOptions"))
+    return apply("RESHAPE", [x, x.graph.ints(wanted)], TensorType(wanted, x.dtype), Options("ReshapeOptions"))
 
 
 def transpose(x: Value, axes: Sequence[int]) -> Value:
     """Permute the axes as numpy.transpose does."""
-    _want(sorted(axes) == list(range(len(x.shape))), f"TRANSPOSE axes {tuple(axes)} are not a permutation", x)
+    require(sorted(axes) == list(range(len(x.shape))), f"TRANSPOSE axes {tuple(axes)} are not a permutation", x)
     result = TensorType(tuple(x.shape[a] for a in axes), x.dtype)
-    return _one("TRANSPOSE", [x, x.graph.ints(axes)], result, Options("TransposeOptions"))
+    return apply("TRANSPOSE", [x, x.graph.ints(axes)], result, Options("TransposeOptions"))
 
 
 def slice_(x: Value, begin: Sequence[int], size: Sequence[int]) -> Value:
-    """The part of x that begins at `begin` and has the shape `size`; x itself if that is all of it."""
-    _want(len(begin) == len(size) == len(x.shape), "SLICE wants a begin and a size for each axis", x)
+    """The part of x that begins at `begin` and has the shape `size`; x itself if this is all of x."""
+    require(len(begin) == len(size) == len(x.shape), "SLICE wants a begin and a size for each axis", x)
     fits = all(b >= 0 and s > 0 and b + s <= d for b, s, d in zip(begin, size, x.shape, strict=True))
-    _want(fits, f"SLICE begin {tuple(begin)} size {tuple(size)} leaves the value", x)
+    require(fits, f"SLICE begin {tuple(begin)} size {tuple(size)} leaves the value", x)
     if tuple(size) == x.shape:
         return x
     result = TensorType(tuple(size), x.dtype)
-    return _one("SLICE", [x, x.graph.ints(begin), x.graph.ints(size)], result, Options("SliceOptions"))
+    return apply("SLICE", [x, x.graph.ints(begin), x.graph.ints(size)], result, Options("SliceOptions"))
 
 
 def take(x: Value, axis: int, start: int, stop: int) -> Value:
@@ -223,165 +215,95 @@ def take(x: Value, axis: int, start: int, stop: int) -> Value:
 
 
 def pad(x: Value, widths: Sequence[tuple[int, int]]) -> Value:
-    """Zeros around x: how many before and after it on each axis, as numpy.pad takes them; x itself without any."""
-    _want(len(widths) == len(x.shape), "PAD wants a pair of counts for each axis", x)
-    _want(all(n >= 0 for pair in widths for n in pair), f"PAD wants counts of zeros, not {list(widths)}", x)
+    """x with `widths` zeros before and after it on each axis, as in numpy.pad; x itself if there are none."""
+    require(len(widths) == len(x.shape), "PAD wants a pair of counts for each axis", x)
+    require(all(n >= 0 for pair in widths for n in pair), f"PAD wants counts of zeros, not {list(widths)}", x)
     if not any(n for pair in widths for n in pair):
         return x
     result = TensorType(tuple(a + d + b for d, (a, b) in zip(x.shape, widths, strict=True)), x.dtype)
-    return _one("PAD", [x, x.graph.constant(np.array(widths, np.int32))], result, Options("PadOptions"))
+    return apply("PAD", [x, x.graph.constant(np.array(widths, np.int32))], result, Options("PadOptions"))
 
 
 def concatenation(values: Sequence[Value], axis: int) -> Value:
-    """Two to five values joined along one axis; XNNPACK takes no more."""
+    """Two to five values joined along one axis; XNNPACK accepts no more than five."""
     first = values[0]
-    _want(1 < len(values) <= 5, f"CONCATENATION wants 2 to 5 values, found {len(values)}", first)
+    require(1 < len(values) <= 5, f"CONCATENATION wants 2 to 5 values, found {len(values)}", first)
     same = all(
         v.dtype is first.dtype and v.shape[:axis] + v.shape[axis + 1 :] == first.shape[:axis] + first.shape[axis + 1 :]
         for v in values
     )
-    _want(same, f"CONCATENATION on axis {axis} wants values alike elsewhere", *values)
+    require(same, f"CONCATENATION on axis {axis} wants values alike elsewhere", *values)
     shape = (*first.shape[:axis], sum(v.shape[axis] for v in values), *first.shape[axis + 1 :])
-    return _one(
+    return apply(
         "CONCATENATION", values, TensorType(shape, first.dtype), Options("ConcatenationOptions", (("axis", axis),))
     )
 
 
 def fully_connected(x: Value, weight: Value, bias: Value | None = None) -> Value:
     """x @ weight.T + bias on the last axis; x: f32[..., in], weight: [out, in], bias: f32[out]."""
-    _want(
+    require(
         len(weight.shape) == 2 and x.shape[-1] == weight.shape[1], "FULLY_CONNECTED wants weights [out, in]", x, weight
     )
-    _want(bias is None or bias.shape == (weight.shape[0],), "FULLY_CONNECTED wants one bias an output", weight)
+    require(bias is None or bias.shape == (weight.shape[0],), "FULLY_CONNECTED wants one bias an output", weight)
     inputs = [x, weight] if bias is None else [x, weight, bias]
     result = TensorType((*x.shape[:-1], weight.shape[0]))
-    # XNNPACK quantises activations asymmetrically whatever this says; with it the plain kernel agrees.
+    # XNNPACK always quantises activations asymmetrically; with this option LiteRT's own kernel does the same.
     options = Options("FullyConnectedOptions", (("keepNumDims", True), ("asymmetricQuantizeInputs", True)))
-    return _one("FULLY_CONNECTED", inputs, result, options)
-
-
-def conv_2d(x: Value, weight: Value, bias: Value | None = None, *, stride: int = 1, padding: Padding = "same") -> Value:
-    """Convolution, padded as TensorFlow does; x: f32[n, h, w, in], weight: [out, kh, kw, in], bias: f32[out]."""
-    _want(
-        len(x.shape) == len(weight.shape) == 4 and x.shape[3] == weight.shape[3], "CONV_2D wants NHWC, OHWI", x, weight
-    )
-    result = TensorType((x.shape[0], *_positions(x, weight, stride, padding), weight.shape[0]))
-    options = Options("Conv2DOptions", (("padding", _PADDINGS[padding]), ("strideH", stride), ("strideW", stride)))
-    return _one("CONV_2D", [x, weight, _bias(bias, weight, weight.shape[0])], result, options)
-
-
-def depthwise_conv_2d(
-    x: Value, weight: Value, bias: Value | None = None, *, stride: int = 1, padding: Padding = "same"
-) -> Value:
-    """Each channel by its own kernel; x: f32[n, h, w, c], weight: [1, kh, kw, c], bias: f32[c]."""
-    fits = len(x.shape) == len(weight.shape) == 4 and (weight.shape[0], weight.shape[3]) == (1, x.shape[3])
-    _want(fits, "DEPTHWISE_CONV_2D wants NHWC and a kernel [1, h, w, c]", x, weight)
-    result = TensorType((x.shape[0], *_positions(x, weight, stride, padding), x.shape[3]))
-    fields = (("padding", _PADDINGS[padding]), ("strideH", stride), ("strideW", stride), ("depthMultiplier", 1))
-    inputs = [x, weight, _bias(bias, weight, x.shape[3])]
-    return _one("DEPTHWISE_CONV_2D", inputs, result, Options("DepthwiseConv2DOptions", fields))
-
-
-def average_pool_2d(x: Value, size: int) -> Value:
-    """The mean of each square of `size`, which must divide height and width; x: f32[n, h, w, c]; x itself for 1."""
-    fits = len(x.shape) == 4 and size > 0 and x.shape[1] % size == 0 == x.shape[2] % size
-    _want(fits, f"AVERAGE_POOL_2D wants NHWC that squares of {size} tile", x)
-    if size == 1:
-        return x
-    fields = (
-        ("padding", _PADDINGS["valid"]),
-        ("strideH", size),
-        ("strideW", size),
-        ("filterHeight", size),
-        ("filterWidth", size),
-    )
-    result = TensorType((x.shape[0], x.shape[1] // size, x.shape[2] // size, x.shape[3]))
-    return _one("AVERAGE_POOL_2D", [x], result, Options("Pool2DOptions", fields))
-
-
-def resize_nearest_neighbor(x: Value, height: int, width: int) -> Value:
-    """Row i of the result is row floor(i * old / new), columns likewise; x: f32[n, h, w, c]."""
-    _want(len(x.shape) == 4, "RESIZE_NEAREST_NEIGHBOR wants NHWC", x)
-    if x.shape[1:3] == (height, width):
-        return x
-    result = TensorType((x.shape[0], height, width, x.shape[3]), x.dtype)
-    inputs = [x, x.graph.ints([height, width])]
-    return _one("RESIZE_NEAREST_NEIGHBOR", inputs, result, Options("ResizeNearestNeighborOptions"))
+    return apply("FULLY_CONNECTED", inputs, result, options)
 
 
 def batch_matmul(a: Value, b: Value, *, transpose_b: bool = False) -> Value:
     """a @ b over the last two axes; the leading axes broadcast."""
     inner, outer = (-1, -2) if transpose_b else (-2, -1)
-    _want(
+    require(
         len(a.shape) >= 2 <= len(b.shape) and a.shape[-1] == b.shape[inner], "BATCH_MATMUL wants equal inner axes", a, b
     )
     lead = _broadcast_shapes("BATCH_MATMUL", a.shape[:-2], b.shape[:-2])
     result = TensorType((*lead, a.shape[-2], b.shape[outer]))
-    return _one("BATCH_MATMUL", [a, b], result, Options("BatchMatMulOptions", (("adjY", transpose_b),)))
+    return apply("BATCH_MATMUL", [a, b], result, Options("BatchMatMulOptions", (("adjY", transpose_b),)))
 
 
 def embedding_lookup(ids: Value, table: Value) -> Value:
     """table[ids], integers dequantised to float32; ids: int32[n], table: [vocabulary, ...]."""
-    _want(ids.dtype is DType.INT32 and len(ids.shape) == 1, "EMBEDDING_LOOKUP wants int32[n] ids", ids, table)
-    return _one("EMBEDDING_LOOKUP", [ids, table], TensorType((*ids.shape, *table.shape[1:]), table.dtype))
+    require(ids.dtype is DType.INT32 and len(ids.shape) == 1, "EMBEDDING_LOOKUP wants int32[n] ids", ids, table)
+    return apply("EMBEDDING_LOOKUP", [ids, table], TensorType((*ids.shape, *table.shape[1:]), table.dtype))
 
 
 def gather(x: Value, indices: Value, axis: int) -> Value:
     """x taken at `indices` (int32[n]) along one axis, as numpy.take does; integers are not dequantised."""
-    _want(indices.dtype is DType.INT32 and len(indices.shape) == 1, "GATHER wants int32[n] indices", x, indices)
+    require(indices.dtype is DType.INT32 and len(indices.shape) == 1, "GATHER wants int32[n] indices", x, indices)
     shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
     options = Options("GatherOptions", (("axis", axis),))
-    return _one("GATHER", [x, indices], TensorType(shape, x.dtype), options)
+    return apply("GATHER", [x, indices], TensorType(shape, x.dtype), options)
 
 
 def dynamic_update_slice(x: Value, update: Value, start: Value) -> Value:
     """x with `update` written at `start` (int32[rank]); runtimes may write in place, so use only the result."""
-    _want(
+    require(
         start.dtype is DType.INT32 and start.shape == (len(x.shape),),
         "DYNAMIC_UPDATE_SLICE wants int32[rank]",
         x,
         start,
     )
     fits = len(update.shape) == len(x.shape) and all(u <= d for u, d in zip(update.shape, x.shape, strict=True))
-    _want(fits and update.dtype is x.dtype, "DYNAMIC_UPDATE_SLICE wants an update that fits", x, update)
-    return _one("DYNAMIC_UPDATE_SLICE", [x, update, start], x.type, Options("DynamicUpdateSliceOptions"))
-
-
-def _positions(x: Value, kernel: Value, stride: int, padding: Padding) -> tuple[int, int]:
-    """Height and width after a convolution with a kernel [., kh, kw, .]."""
-    _want(stride > 0, f"a stride of {stride}", x)
-    height, width = (
-        d if padding == "same" else d - k + 1 for d, k in zip(x.shape[1:3], kernel.shape[1:3], strict=True)
-    )
-    return ceil_div(max(height, 0), stride), ceil_div(max(width, 0), stride)
-
-
-def _bias(bias: Value | None, weight: Value, outputs: int) -> Value:
-    """The bias, or zeros: XNNPACK and some of LiteRT's kernels take no convolution without one."""
-    if bias is None:
-        return weight.graph.constant(np.zeros(outputs, np.float32))
-    _want(bias.shape == (outputs,), f"a convolution with {outputs} outputs wants a bias for each", weight, bias)
-    return bias
-
-
-def _one(builtin: str, inputs: Sequence[Value], result: TensorType, options: Options | None = None) -> Value:
-    return inputs[0].graph.node(builtin, inputs, [result], options, version=_VERSIONS.get(builtin, 1))[0]
+    require(fits and update.dtype is x.dtype, "DYNAMIC_UPDATE_SLICE wants an update that fits", x, update)
+    return apply("DYNAMIC_UPDATE_SLICE", [x, update, start], x.type, Options("DynamicUpdateSliceOptions"))
 
 
 def _unary(builtin: str, x: Value, options: Options | None = None) -> Value:
-    _want(x.dtype is DType.FLOAT32, f"{builtin} wants float32", x)
-    return _one(builtin, [x], x.type, options)
+    require(x.dtype is DType.FLOAT32, f"{builtin} wants float32", x)
+    return apply(builtin, [x], x.type, options)
 
 
 def _binary(builtin: str, a: Value, b: Value, options: Options, *, result: DType | None = None) -> Value:
-    _want(a.dtype is b.dtype, f"{builtin} wants values of one type", a, b)
-    return _one(builtin, [a, b], TensorType(_broadcast(builtin, a, b), result or a.dtype), options)
+    require(a.dtype is b.dtype, f"{builtin} wants values of one type", a, b)
+    return apply(builtin, [a, b], TensorType(_broadcast(builtin, a, b), result or a.dtype), options)
 
 
 def _reduce_last(builtin: str, x: Value) -> Value:
-    _want(x.dtype is DType.FLOAT32, f"{builtin} wants float32", x)
+    require(x.dtype is DType.FLOAT32, f"{builtin} wants float32", x)
     axis = x.graph.ints([len(x.shape) - 1])
-    return _one(builtin, [x, axis], TensorType((*x.shape[:-1], 1)), Options("ReducerOptions", (("keepDims", True),)))
+    return apply(builtin, [x, axis], TensorType((*x.shape[:-1], 1)), Options("ReducerOptions", (("keepDims", True),)))
 
 
 def _broadcast(builtin: str, *values: Value) -> tuple[int, ...]:
@@ -395,11 +317,3 @@ def _broadcast_shapes(builtin: str, *shapes: tuple[int, ...]) -> tuple[int, ...]
         if len({d for d in dims if d != 1}) > 1:
             raise ValueError(f"{builtin} cannot broadcast {' with '.join(str(s) for s in shapes)}")
     return tuple(max(dims) for dims in zip(*padded, strict=True))
-
-
-def _want(holds: bool, what: str, *values: Value) -> None:
-    if not holds:
-        raise ValueError(f"{what}; found {', '.join(str(v.type) for v in values)}")
-
-
-_VERSIONS = {"FULLY_CONNECTED": 9, "BATCH_MATMUL": 4, "EMBEDDING_LOOKUP": 4, "CONV_2D": 5}

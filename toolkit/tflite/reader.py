@@ -9,40 +9,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.base.elements import element_names, element_of
 from toolkit.base.errors import GraphError, errors_about
 from toolkit.base.strict_json import open_regular, shorten
-from toolkit.tflite import schema
-from toolkit.tflite.graph import DType
+from toolkit.tflite.graph import bits_by_type
 from toolkit.tflite.records import ModelRecord, SubgraphRecord, TensorRecord
+from toolkit.tflite.schema_unpack import unpack
 
 HEADER_LIMIT_BYTES = 1 << 29  # 512 MiB; the header of a 35-layer model with per-channel scales is under 50 MB
 
 
 @dataclass(frozen=True, slots=True)
 class TfliteContent:
-    """The records of a .tflite file, checked against each other and against the file's size."""
+    """The records of a .tflite file, checked for consistency and against the size of the file."""
 
     path: Path
     size_bytes: int
     model: ModelRecord
 
     def index(self, signature: str) -> int:
-        """The place of a signature; GraphError when there is none of that name."""
+        """The index of a signature; GraphError if there is none of this name."""
         names = self.model.signatures
         if signature not in names:
             raise GraphError(f"signature {signature}", file=self.path, found=f"missing among {', '.join(names)}")
         return names.index(signature)
 
     def graph(self, signature: str) -> SubgraphRecord:
-        """The subgraph of a signature; GraphError when there is none of that name."""
+        """The subgraph of a signature; GraphError if there is none of this name."""
         return self.model.subgraphs[self.index(signature)]
 
 
 def read_tflite(path: Path, section: tuple[int, int] | None = None) -> TfliteContent:
-    """Read and check the header; weights are not touched. GraphError names the first fault.
+    """Read and check the header, without touching the weights. GraphError names the first fault.
 
-    `section`: the bytes [begin, end) of a container that are the file; its offsets count from begin.
+    `section`: the byte range [begin, end) of a container that holds the file; offsets count from its begin.
     """
     with open(open_regular(path, GraphError), "rb") as file, errors_about(file=path):
         begin, end = section or (0, os.fstat(file.fileno()).st_size)
@@ -50,22 +49,22 @@ def read_tflite(path: Path, section: tuple[int, int] | None = None) -> TfliteCon
         if size_bytes < 8:
             raise GraphError(found=f"{size_bytes} bytes", wanted="a .tflite file")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
-        model = schema.unpack(memoryview(data)[begin : min(end, begin + HEADER_LIMIT_BYTES)])
+        model = unpack(memoryview(data)[begin : min(end, begin + HEADER_LIMIT_BYTES)])
         check_model(size_bytes, model)
     return TfliteContent(path, size_bytes, model)
 
 
 def check_model(size_bytes: int, model: ModelRecord) -> None:
-    """GraphError for an index of something that is not there, or bytes beyond the file's end."""
+    """Raise GraphError for an index of something that does not exist, or bytes past the end of the file."""
     if not model.buffers:
-        raise GraphError("buffers", found="none", wanted="at least the empty one")
+        raise GraphError("buffers", found="none", wanted="at least the empty buffer")
     for n, buffer in enumerate(model.buffers):
         if buffer.offset_bytes and buffer.offset_bytes + buffer.size_bytes > size_bytes:
             end = buffer.offset_bytes + buffer.size_bytes
             raise GraphError(f"buffer {n}", found=f"an end at byte {end}", wanted=f"at most {size_bytes}")
     if len(set(model.signatures)) != len(model.signatures):
         raise GraphError("signatures", found=list(model.signatures), wanted="each name once")
-    bits = _bits_by_type()
+    bits = bits_by_type()
     for graph in model.subgraphs:
         _check_graph(graph.name, model, graph, bits)
 
@@ -118,7 +117,7 @@ def _check_tensor(
     if quantization is None:
         return
     if not tensor.shape:
-        raise GraphError(name, found="scales of a number without axes")
+        raise GraphError(name, found="scales for a tensor without axes")
     if quantization.scales is not None and quantization.scales.size not in (1, tensor.shape[0]):
         raise GraphError(name, found=f"{quantization.scales.size} scales", wanted=f"1 or {tensor.shape[0]}")
     if quantization.block_size is not None:
@@ -129,13 +128,6 @@ def _check_tensor(
             )
         if graph.tensors[index].shape != (tensor.shape[0], tensor.shape[-1] // size):
             raise GraphError(name, found=f"block scales {graph.tensors[index].shape}", wanted="one per block")
-
-
-def _bits_by_type() -> dict[str, int]:
-    """Bits of one element, by the name of a type that graphs compute with or weights are stored in."""
-    computed = {dtype.value: 8 * dtype.numpy.itemsize for dtype in DType}
-    stored = (element_of(name) for name in element_names())
-    return computed | {element.tensor_type: element.bits for element in stored}
 
 
 def _has_bytes(model: ModelRecord, tensor: TensorRecord) -> bool:

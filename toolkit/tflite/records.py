@@ -1,4 +1,4 @@
-"""What a .tflite file says, as records: the tables of `tflite/schema.fbs` with names in place of most enum numbers."""
+"""The content of a .tflite file as records: the tables of `tflite/schema.fbs`, most enums by name instead of number."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from toolkit.tflite.graph import OptionValue
 class Quantization:
     """How integer codes stand for numbers: code times scale.
 
-    Either `scales`: one for each index of `axis`, or a single one. Or `block_size`: so many columns of a row share a
-    scale, and those of all blocks are the tensor of index `block_scales_tensor`, float16[rows, columns / block_size].
+    Either `scales` holds one scale for each index of `axis`, or a single one; or each `block_size` columns of a row
+    share a scale, and tensor `block_scales_tensor` holds the scales, float16[rows, columns / block_size].
     """
 
     scales: NDArray[np.float32] | None = None
@@ -27,7 +27,7 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """A value of a subgraph; `type` is a name of `TensorType`, `buffer` an index into the model's, 0 for no bytes."""
+    """A value of a subgraph; `type` is a name of `TensorType`, `buffer` an index of the model's (0: no bytes)."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,8 +40,8 @@ class TensorRecord:
 class OperatorRecord:
     """A builtin operator; inputs and outputs are indices into its subgraph's tensors.
 
-    `options`: the name of its table of options, and `fields` what stands in it: numbers (those of enums too), texts,
-    bytes, and lists as tuples. A field that is not named has the schema's default; a list or text then is absent.
+    `options`: the name of its options' table. `fields`: the fields in it by name: numbers (also for enums), texts,
+    bytes, and lists as tuples. A number that is left out has the schema's default; a list or text is absent.
     """
 
     builtin: str
@@ -52,7 +52,7 @@ class OperatorRecord:
     fields: tuple[tuple[str, OptionValue], ...] = ()
 
     def called(self) -> tuple[int, ...]:
-        """Indices of the subgraphs that the operator runs, as its options give them.
+        """The indices of the subgraphs that the operator runs, from its options.
 
         >>> OperatorRecord("IF", 1, (), (), "IfOptions", (("thenSubgraphIndex", 1), ("elseSubgraphIndex", 2))).called()
         (1, 2)
@@ -61,7 +61,7 @@ class OperatorRecord:
         return tuple(int(index) for value in values for index in (value if isinstance(value, tuple) else (value,)))
 
     def calling(self, renumbered: Mapping[int, int]) -> OperatorRecord:
-        """The operator with new indices of the subgraphs that it runs; `renumbered`: each new index by the old one."""
+        """The operator with new indices for the subgraphs that it runs; `renumbered` maps old indices to new ones."""
         fields = []
         for name, value in self.fields:
             if _names_subgraphs(name):
@@ -72,9 +72,9 @@ class OperatorRecord:
 
 @dataclass(frozen=True, slots=True)
 class SubgraphRecord:
-    """A graph; `inputs` and `outputs` are the names in its signature, each with the index of its tensor.
+    """A graph; `inputs` and `outputs` map the names in its signature to indices of tensors.
 
-    Without a signature, the names are the tensors' own.
+    A graph without a signature uses the names of the tensors.
     """
 
     name: str
@@ -86,7 +86,7 @@ class SubgraphRecord:
 
 @dataclass(frozen=True, slots=True)
 class BufferRecord:
-    """Bytes inside the flatbuffer (`data`), or a range of the file behind it: its offset in the file, and its size."""
+    """Bytes inside the flatbuffer (`data`), or a range of the file after it: its offset in the file, and its size."""
 
     data: bytes | None = None
     offset_bytes: int = 0
@@ -95,7 +95,7 @@ class BufferRecord:
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """Signature i calls subgraph i; those after the last signature are called by ops. Buffer 0 is the empty one."""
+    """Signature i calls subgraph i; the subgraphs after these are called by operators. Buffer 0 is the empty buffer."""
 
     subgraphs: tuple[SubgraphRecord, ...]
     buffers: tuple[BufferRecord, ...]
@@ -103,5 +103,5 @@ class ModelRecord:
 
 
 def _names_subgraphs(field_name: str) -> bool:
-    """Whether an option holds indices of subgraphs: the schema has no type for them, but names them so."""
+    """Whether an option holds indices of subgraphs: the schema has no type for them, so the name tells."""
     return "subgraph" in field_name.lower() or field_name == "calledComputations"

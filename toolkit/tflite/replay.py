@@ -1,4 +1,4 @@
-"""Makes an operator of a file again with its constructor in `ops`: the file must have what the constructor makes."""
+"""Makes an operator of a file again with its constructor in `ops`, and compares: the file must have the same."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.errors import GraphError
-from toolkit.tflite import ops, schema, static_int8
+from toolkit.tflite import image_ops, ops, schema, static_int8
 from toolkit.tflite.graph import DType, Graph, Node, OptionValue, Value
-from toolkit.tflite.ops import Padding
+from toolkit.tflite.image_ops import Padding
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """An input or the result of an operator: its type in the file, its shape, and where its numbers come from.
+    """An input or the result of an operator: its type in the file, its shape, and where its bytes come from.
 
-    constant: the numbers of an INT32 that is stored in the header, such as axes; None for all others.
+    `constant`: the numbers of an INT32 tensor that is stored in the header, such as axes; None for all other tensors.
     """
 
     type: str
@@ -29,7 +29,7 @@ class Operand:
 
     @property
     def is_rounded(self) -> bool:
-        """Whether this is a value of int8 that is computed, with a scale of its own."""
+        """Whether this is a computed int8 value, with a scale of its own."""
         return self.quantized and not self.stored
 
     def __str__(self) -> str:
@@ -38,11 +38,11 @@ class Operand:
 
 Fields = Mapping[str, OptionValue]
 OptionTable = tuple[str | None, Fields]
-"""The name of a table of options, None without one, and what it holds, defaults included."""
+"""The name of a table of options (None: no table), and its fields, including defaults."""
 
 
 class Operation:
-    """An operator of a file: values of a graph of its own for the inputs, and its options."""
+    """An operator of a file: its inputs as values of a new graph, and its options."""
 
     def __init__(self, inputs: Sequence[Operand], fields: Fields, result: Operand) -> None:
         self.operands, self.fields, self.result = inputs, fields, result
@@ -79,7 +79,7 @@ class Operation:
         return int(self.fields[name])  # type: ignore[arg-type]
 
     def axis(self) -> int:
-        """The option `axis`, which must be one of the first input's."""
+        """The option `axis`, which must be an axis of the first input."""
         axis = self.number("axis")
         if not 0 <= axis < len(self.value(0).shape):
             raise GraphError("axis", found=axis, wanted=f"0 to {len(self.value(0).shape) - 1}")
@@ -87,13 +87,13 @@ class Operation:
 
 
 def replay(builtin: str, version: int, options: OptionTable, inputs: Sequence[Operand], result: Operand) -> None:
-    """GraphError unless the constructor of the operator makes it exactly so from these inputs."""
+    """Raise GraphError unless the operator's constructor makes exactly this operator from these inputs."""
     _check_operands(builtin, inputs, result)
     if builtin == "DEQUANTIZE" and not (inputs and inputs[0].is_rounded):
         _check_dequantize(version, options, inputs, result)
         return
     if builtin not in _CONSTRUCTORS:
-        raise GraphError(found=f"the operator {builtin}", wanted="one that our graphs have")
+        raise GraphError(found=f"the operator {builtin}", wanted="one that our graphs use")
     operation = Operation(inputs, options[1], result)
     try:
         value = _CONSTRUCTORS[builtin](operation)
@@ -125,7 +125,7 @@ def _compare(operation: Operation, node: Node, code: tuple[str, int], options: O
 
 
 def _computed_type(operand: Operand) -> DType:
-    """To a graph, weights are float32 however they are stored."""
+    """The element type of an operand in a graph, where weights are float32, however they are stored."""
     return DType.FLOAT32 if operand.quantized and operand.stored else DType(operand.type)
 
 
@@ -144,7 +144,7 @@ _DIVISIONS = {"DIV", "FLOOR_DIV", "FLOOR_MOD"}
 
 
 def _check_operands(builtin: str, inputs: Sequence[Operand], result: Operand) -> None:
-    """Codes and float16 are only where a kernel takes them, and no integer is divided by 0 or -1."""
+    """Check that codes and float16 are only where a kernel takes them, and that no integer is divided by 0 or -1."""
     for n, item in enumerate((*inputs, result)):
         if item.quantized and n == 1 < len(inputs) and item.type in _MATRIX.get(builtin, ()):
             continue
@@ -161,7 +161,7 @@ def _check_operands(builtin: str, inputs: Sequence[Operand], result: Operand) ->
 
 
 def _check_dequantize(version: int, options: OptionTable, inputs: Sequence[Operand], result: Operand) -> None:
-    """The writer widens a float16 weight for an operator that computes in float32."""
+    """Check a DEQUANTIZE: the writer uses it only to widen a float16 weight, for operators that compute in float32."""
     (item,) = inputs if len(inputs) == 1 else (None,)
     fits = item is not None and item.stored and not item.quantized and item.type == "FLOAT16"
     if item is None or not fits or (result.type, result.shape) != ("FLOAT32", item.shape):
@@ -194,7 +194,7 @@ def _resize(op: Operation) -> Value:
     sizes = op.row(1)
     if len(sizes) != 2 or min(sizes) < 1:
         raise GraphError("input 1", found=sizes, wanted="a height and a width")
-    return ops.resize_nearest_neighbor(op.value(0), sizes[0], sizes[1])
+    return image_ops.resize_nearest_neighbor(op.value(0), sizes[0], sizes[1])
 
 
 def _padding(op: Operation) -> Padding:
@@ -220,14 +220,14 @@ def _fully_connected(op: Operation) -> Value:
 _CONSTRUCTORS: Mapping[str, Callable[[Operation], Value]] = {
     "ABS": _unary(ops.abs_),
     "ADD": _binary(ops.add),
-    "AVERAGE_POOL_2D": lambda op: ops.average_pool_2d(op.value(0), op.number("filterHeight")),
+    "AVERAGE_POOL_2D": lambda op: image_ops.average_pool_2d(op.value(0), op.number("filterHeight")),
     "BATCH_MATMUL": lambda op: ops.batch_matmul(op.value(0), op.value(1), transpose_b=bool(op.fields["adjY"])),
     "CAST": lambda op: ops.cast(op.value(0), DType(op.result.type)),
     "CONCATENATION": lambda op: ops.concatenation(op.values, op.axis()),
-    "CONV_2D": _convolution(ops.conv_2d),
+    "CONV_2D": _convolution(image_ops.conv_2d),
     "COS": _unary(ops.cos),
     "CUMSUM": lambda op: ops.cumsum(op.value(0), op.row(1)[0]),
-    "DEPTHWISE_CONV_2D": _convolution(ops.depthwise_conv_2d),
+    "DEPTHWISE_CONV_2D": _convolution(image_ops.depthwise_conv_2d),
     "DEQUANTIZE": _unary(static_int8.dequantize),
     "DIV": _binary(ops.div),
     "DYNAMIC_UPDATE_SLICE": lambda op: ops.dynamic_update_slice(op.value(0), op.value(1), op.value(2)),
@@ -264,4 +264,4 @@ _CONSTRUCTORS: Mapping[str, Callable[[Operation], Value]] = {
     "TANH": _unary(ops.tanh),
     "TRANSPOSE": lambda op: ops.transpose(op.value(0), op.row(1)),
 }
-"""The constructor of each operator, called as in the file. BITCAST is left out: only graphs of a .litertlm have it."""
+"""The constructor of each operator, called as in the file. BITCAST is missing: only graphs of a .litertlm use it."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from toolkit.base.errors import EnvironmentFault, GraphError
 from toolkit.base.files import write_at
 from toolkit.base.layout import MATRIX_ALIGNMENT, PAGE_BYTES, align_up
-from toolkit.tflite import schema
 from toolkit.tflite.reader import TfliteContent, read_tflite
 from toolkit.tflite.records import BufferRecord, ModelRecord, SubgraphRecord
 from toolkit.tflite.rms_norms import with_composite_norms
+from toolkit.tflite.schema_pack import pack
 
 _COPY_BYTES = 8 << 20
 
@@ -26,11 +26,11 @@ def select_signatures(
     *,
     composite_norms: bool = False,
 ) -> None:
-    """Write `target` with the signatures `names` (new name to old name) of `source`, in that order.
+    """Write to `target` the signatures of `source` in `names` (new name to old name), in that order.
 
     `change`, if given, is applied to the subgraph of each; then, with `composite_norms`, RMS norms become composites.
-    Buffers that none of them uses are left out. The target is written in place: the caller renames it when it is whole.
-    GraphError when a signature is missing, or when a selected one calls one that is not.
+    Buffers that no selected signature uses are left out. The target is written in place: the caller renames it when it
+    is complete. GraphError if a signature is missing, or if a selected one calls one that is not selected.
     """
     content = read_tflite(source)
     graphs = tuple(replace(_renumbered(content, names, old), name=new) for new, old in names.items())
@@ -46,8 +46,8 @@ def select_signatures(
     if composite_norms:
         model = with_composite_norms(model)
         buffers = list(model.buffers)
-    placed = _place(buffers, len(schema.pack(model)))
-    header = schema.pack(replace(model, buffers=placed))
+    placed = _place(buffers, len(pack(model)))
+    header = pack(replace(model, buffers=placed))
     with open(source, "rb") as read, open(target, "wb") as write:
         write_at(write.fileno(), header, 0)
         for old, new in zip(buffers, placed, strict=True):
@@ -56,7 +56,7 @@ def select_signatures(
 
 
 def _renumbered(content: TfliteContent, names: Mapping[str, str], old_name: str) -> SubgraphRecord:
-    """A subgraph whose operators call other subgraphs by their places among the selected signatures."""
+    """A subgraph whose operators call other subgraphs by their indices among the selected signatures."""
     places = {content.index(old): place for place, old in enumerate(names.values())}
     graph = content.graph(old_name)
     for op in graph.operators:
@@ -71,7 +71,7 @@ def _renumbered(content: TfliteContent, names: Mapping[str, str], old_name: str)
 
 
 def _place(buffers: list[BufferRecord], header_bytes: int) -> tuple[BufferRecord, ...]:
-    """New offsets behind the header, in the old order; buffers that lay on a page's border do so again."""
+    """The buffers with new offsets after the header, in the old order; page-aligned buffers stay page-aligned."""
     placed = []
     end = header_bytes
     for buffer in buffers:
@@ -89,6 +89,6 @@ def _copy(source: int, source_offset: int, target: int, target_offset: int, size
     while done < size:
         data = os.pread(source, min(_COPY_BYTES, size - done), source_offset + done)
         if not data:
-            raise EnvironmentFault("weights", found=f"{done} bytes and then the end", wanted=f"{size} bytes")
+            raise EnvironmentFault("weights", found=f"the end of the file after {done} bytes", wanted=f"{size} bytes")
         write_at(target, data, target_offset + done)
         done += len(data)

@@ -1,7 +1,7 @@
-"""Replaces the ops of RMS norms by composites, for LiteRT-LM on a GPU, which has one kernel for each.
+"""Replaces the operators of each RMS norm by a composite, for which LiteRT-LM has one kernel on a GPU.
 
-A composite `odml.rms_norm` names a subgraph with its decomposition, which a CPU runs. LiteRT 2.3's own CompiledModel
-ends its process when a GPU gets such a composite, so bundles do not have them (docs/gpu.md).
+A composite `odml.rms_norm` names a subgraph with its decomposition, which a CPU runs. In LiteRT 2.3, CompiledModel
+ends its process if a GPU gets such a composite, so bundles do not have them (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, SubgraphRecord, TensorRecord
-from toolkit.tflite.schema import pack_attributes
+from toolkit.tflite.schema_pack import pack_attributes
 
 COMPOSITE = "odml.rms_norm"
 
 
 def with_composite_norms(model: ModelRecord) -> ModelRecord:
-    """The model with each norm of its graphs as one op: x / sqrt(mean(x²) + epsilon) * weight over the last axis.
+    """The model with each norm as one operator: x / sqrt(mean(x²) + epsilon) * weight over the last axis.
 
-    Norms that divide x before they square it become plain ones: the kernel does not square in float16. The
-    decompositions are subgraphs `rms_norm_N` without a signature: the engine wants one signature in a tower's graph.
+    Norms that divide x before squaring it become plain norms, because the kernel does not square in float16. The
+    decompositions are subgraphs `rms_norm_N` without a signature, because the engine wants a tower's file to have
+    only one signature.
     """
     shared = _Shared(len(model.subgraphs), list(model.buffers))
     graphs = [_Rewriter(graph, model.buffers, shared).rewritten() for graph in model.subgraphs]
@@ -32,7 +33,7 @@ def with_composite_norms(model: ModelRecord) -> ModelRecord:
 
 @dataclass(slots=True)
 class _Shared:
-    """What graphs have in common: buffers, and a decomposition for each shape and epsilon."""
+    """What graphs share: buffers, and a decomposition for each shape and epsilon."""
 
     first: int
     buffers: list[BufferRecord]
@@ -41,7 +42,7 @@ class _Shared:
     _found: dict[tuple[tuple[int, ...], float], int] = field(default_factory=dict)
 
     def buffer(self, array: NDArray[np.generic]) -> int:
-        """The index of a buffer with these numbers."""
+        """The index of a buffer with these numbers, which is added if there is none."""
         data = array.tobytes()
         if data not in self._places:
             self._places[data] = len(self.buffers)
@@ -80,7 +81,7 @@ class _Shared:
 
 @dataclass(frozen=True, slots=True)
 class _Norm:
-    """A norm's parts, as tensors: what is squared (x, or x divided), and the factor of that."""
+    """The tensors of a norm: x, what is squared (x, or x divided by something), and the factor that scales it."""
 
     x: int
     squared: int
@@ -102,7 +103,7 @@ class _Rewriter:
         self._operators: dict[int, list[OperatorRecord]] = {n: [op] for n, op in enumerate(graph.operators)}
 
     def rewritten(self) -> SubgraphRecord:
-        """The graph without the ops that nothing needs any more."""
+        """The graph with composites, without the operators that nothing needs any more."""
         for norm in list(self._norms()):
             for user in self._users.get(norm.factor, []):
                 self._replace(norm, self._graph.operators[user], user)
@@ -130,13 +131,14 @@ class _Rewriter:
             largest = divided and self._maker(divided.inputs[1], "MAXIMUM")
             floor = largest and self._number(largest.inputs[1])
             if divided is not None and floor:
-                # The epsilon is that of the values before they were divided by at least the floor.
+                # The epsilon of the norm of the undivided values, which were divided by at least the floor.
                 yield _Norm(divided.inputs[0], x, op.outputs[0], _rounded(epsilon * floor**2))
             else:
                 yield _Norm(x, x, op.outputs[0], _rounded(epsilon))
 
     def _replace(self, norm: _Norm, op: OperatorRecord, place: int) -> None:
-        """Replace a product with the factor: of what was squared, perhaps times a weight, or of its linear map."""
+        """Replace a product with the norm's factor; the other side is what was squared, perhaps times a weight, or a
+        linear map of it."""
         if op.builtin != "MUL":
             return
         gain = next((number for index in op.inputs if (number := self._number(index)) is not None), None)
@@ -183,7 +185,7 @@ class _Rewriter:
         )
 
     def _all(self, norm: _Norm, number: float) -> int:
-        """The index of a weight that has this number everywhere, in the norm's width."""
+        """The index of a weight vector of the norm's width that holds this number everywhere."""
         width = self._tensors[norm.x].shape[-1:]
         buffer = self._shared.buffer(np.full(width, number, np.float32))
         wanted = TensorRecord(f"all_{number:g}_{width[0]}", width, "FLOAT32", buffer)
@@ -202,13 +204,13 @@ class _Rewriter:
         return tensor.buffer != 0 and tensor.shape == width and tensor.type == "FLOAT32"
 
     def _maker(self, index: int, builtin: str) -> OperatorRecord | None:
-        """The op that makes a tensor, if it is of this kind."""
+        """The operator that computes a tensor, if it is this builtin."""
         place = self._makers.get(index)
         op = None if place is None else self._graph.operators[place]
         return op if op is not None and op.builtin == builtin else None
 
     def _number(self, index: int) -> float | None:
-        """A constant of one element; None for another tensor."""
+        """The value of a constant with one element; None for any other tensor."""
         tensor = self._tensors[index]
         data = self._buffers[tensor.buffer].data
         if data is None or math.prod(tensor.shape) != 1:
@@ -217,7 +219,7 @@ class _Rewriter:
 
 
 def _rounded(epsilon: float) -> float:
-    """The float32 nearest to six digits: floors and shares are rounded, but the epsilon they stand for is not.
+    """The float32 nearest to the number's first six digits: undoes the rounding of the factors it was computed from.
 
     >>> float(_rounded(9.999999974752427e-07)) == float(np.float32(1e-6))
     True

@@ -1,8 +1,8 @@
-"""Products with activations of int8 whose scales are fixed: as a checkpoint that was trained so computes them.
+"""Products with int8 activations at fixed scales, for checkpoints that were trained with such products.
 
-By default LiteRT's CPU quantises the activations of a product with quantised weights itself, with a scale for each row
-that it takes from the numbers. A checkpoint of quantisation-aware training may state scales for inputs and outputs
-instead. With QUANTIZE before a product and DEQUANTIZE after it, XNNPACK computes in just these.
+By default, LiteRT on a CPU quantises the activations of a product with quantised weights itself, with a scale that it
+computes for each row from its values. A checkpoint of quantisation-aware training may state scales for inputs and
+outputs instead. With QUANTIZE before a product and DEQUANTIZE after it, XNNPACK computes with exactly these scales.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from toolkit.base.activations import ActivationScales
 from toolkit.base.weights import Weight, WeightPart
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Node, Options, Signature, TensorType, Value
+from toolkit.tflite.op_checks import apply
 
 # --- operators -------------------------------------------------------------------------------------------------------
 
@@ -22,28 +23,24 @@ def quantize(x: Value, scale: float) -> Value:
     """x / scale, rounded to nearest, ties to even, and clipped to int8; x: f32[...]."""
     if x.dtype is not DType.FLOAT32 or not scale > 0:
         raise ValueError(f"QUANTIZE wants float32 and a positive scale; found {x.type}, {scale}")
-    return _one("QUANTIZE", [x], TensorType(x.shape, DType.INT8, scale), Options("QuantizeOptions"), 2)
+    return apply("QUANTIZE", [x], TensorType(x.shape, DType.INT8, scale), Options("QuantizeOptions"))
 
 
 def dequantize(x: Value) -> Value:
-    """The numbers f32[...] that an int8 value stands for."""
+    """The numbers that an int8 value stands for: f32[...]."""
     if x.type.scale is None:
         raise ValueError(f"DEQUANTIZE wants a value with a scale; found {x.type}")
-    return _one("DEQUANTIZE", [x], TensorType(x.shape), Options("DequantizeOptions"), 2)
+    return apply("DEQUANTIZE", [x], TensorType(x.shape), Options("DequantizeOptions"))
 
 
 def fully_connected(x: Value, weight: Value, scale: float) -> Value:
-    """x @ weight.T, rounded to int8 with this scale; x: int8[..., in] with a scale, weight: [out, in] in integers."""
+    """x @ weight.T, rounded to int8 with this scale; x: int8[..., in] with a scale, weight: integers [out, in]."""
     if x.type.scale is None or not scale > 0:
         raise ValueError(f"FULLY_CONNECTED of int8 wants scales; found {x.type}, {scale}")
     if len(weight.shape) != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"FULLY_CONNECTED wants weights [out, in]; found {x.type}, {weight.type}")
     result = TensorType((*x.shape[:-1], weight.shape[0]), DType.INT8, scale)
-    return _one("FULLY_CONNECTED", [x, weight], result, Options("FullyConnectedOptions", (("keepNumDims", True),)), 9)
-
-
-def _one(builtin: str, inputs: list[Value], result: TensorType, options: Options, version: int) -> Value:
-    return inputs[0].graph.node(builtin, inputs, [result], options, version=version)[0]
+    return apply("FULLY_CONNECTED", [x, weight], result, Options("FullyConnectedOptions", (("keepNumDims", True),)))
 
 
 # --- rewriting a graph -----------------------------------------------------------------------------------------------
@@ -52,16 +49,16 @@ def _one(builtin: str, inputs: list[Value], result: TensorType, options: Options
 def with_static_activations(
     signature: Signature, scales: Callable[[str], ActivationScales], rows: Callable[[str], int]
 ) -> Signature:
-    """The signature with the products whose weights have scales computed by them.
+    """The signature, with static int8 activations in each product whose weight has activation scales.
 
-    `scales`: of the product with a checkpoint's tensor, by its name; `rows`: the rows of a tensor. A weight that joins
-    tensors with different scales is divided into them.
+    `scales`: gives the activation scales of the product with a tensor of the checkpoint, by its name. `rows`: gives the
+    number of rows of a tensor. A weight that joins tensors with different scales is split into them.
     """
     return replace(signature, graph=_Rewrite(signature.graph, scales, rows).graph)
 
 
 class _Rewrite:
-    """A graph that is made again, node by node."""
+    """Builds a graph anew, node by node."""
 
     def __init__(self, old: Graph, scales: Callable[[str], ActivationScales], rows: Callable[[str], int]) -> None:
         self._scales, self._rows = scales, rows
@@ -76,7 +73,7 @@ class _Rewrite:
             self.graph.output(name, self._value(value))
 
     def _value(self, old: Value) -> Value:
-        """The value in the new graph; what is stored in the file is made when it is first used."""
+        """The value in the new graph; constants, weights and blobs are added when they are first used."""
         if old not in self._new:
             if old.weight is not None:
                 self._new[old] = self.graph.weight(old.weight)
@@ -110,7 +107,7 @@ class _Rewrite:
         return ops.concatenation(products, len(x.shape) - 1)
 
     def _one_product(self, x: Value, weight: Weight, scales: ActivationScales) -> Value:
-        """The product with one pair of scales; with one scale alone, only its side is rounded, before or after."""
+        """The product with one pair of scales; if one of them is missing, only the input or the output is rounded."""
         matrix = self.graph.weight(weight)
         if scales.input is not None and scales.output is not None:
             return dequantize(fully_connected(self._round(x, scales.input), matrix, scales.output))
@@ -120,7 +117,7 @@ class _Rewrite:
         return y if scales.output is None else dequantize(quantize(y, scales.output))
 
     def _round(self, x: Value, scale: float) -> Value:
-        """Several products of one value share its rounding."""
+        """Round a value to int8; several products of the same value share the result."""
         if (x, scale) not in self._rounded:
             self._rounded[x, scale] = quantize(x, scale)
         return self._rounded[x, scale]

@@ -1,7 +1,7 @@
-"""Reads many tables of a flatbuffer at once, and checks each offset first; `schema.py` reads them one by one.
+"""Reads many tables of a flatbuffer at once, checking each offset first; `schema_unpack.py` reads them one by one.
 
-Positions are those of bytes in the file. The rules are those of flatbuffers' own verifier: what is read lies within the
-buffer, at a multiple of its size. Format: https://flatbuffers.dev/internals.
+Positions are offsets in bytes from the start of the file. The rules are those of flatbuffers' own verifier: whatever is
+read lies within the buffer, at a multiple of its size. Format: https://flatbuffers.dev/internals.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Flatbuffer:
         self._room = _MOST_SHARED * self.size
 
     def root(self, fields: int) -> Tables:
-        """The root table."""
+        """The root table; `fields`: how many fields its type has."""
         return Tables(self, self.read(np.zeros(1, np.int64), "<u4"), fields)
 
     def read(self, positions: I64, kind: Scalar) -> I64:
@@ -48,12 +48,12 @@ class Flatbuffer:
         return self._as(np.dtype("<u2"))[positions // _SLOT_BYTES].astype(np.int64)
 
     def check(self, positions: I64, width: int) -> None:
-        """GraphError unless so many bytes at each position are in the buffer, and each is a multiple of the width."""
+        """Raise GraphError unless each position is a multiple of `width`, with `width` bytes of the buffer there."""
         if positions.size and (positions.min() < 0 or positions.max() + width > self.size or np.any(positions % width)):
             raise GraphError("header", found="an offset that is misaligned or points outside the header")
 
     def vectors(self, positions: I64, item_bytes: int) -> tuple[I64, I64]:
-        """Where the items of each vector begin, and how many there are; position 0: no vector, no items."""
+        """Where the items of each vector begin, and how many there are; position 0 means no vector and no items."""
         present = positions > 0
         counts = np.zeros(len(positions), np.int64)
         counts[present] = self.read(positions[present], "<u4")
@@ -66,7 +66,7 @@ class Flatbuffer:
         return starts, counts
 
     def padded(self, positions: I64, most: int, what: str) -> tuple[I64, I64]:
-        """The int32 items of each vector as a row, filled up with -1, and the counts; GraphError for over `most`."""
+        """The int32 items of each vector as a row, padded with -1, and the counts; GraphError for more than `most`."""
         starts, counts = self.vectors(positions, 4)
         if counts.size and counts.max() > most:
             raise GraphError(what, found=f"{counts.max()} numbers", wanted=f"at most {most}")
@@ -77,23 +77,23 @@ class Flatbuffer:
         return rows, counts
 
     def numbers(self, start: int, count: int, kind: str) -> NDArray[np.generic]:
-        """Numbers in a row; the place was checked by `vectors`."""
+        """Consecutive numbers; `vectors` has checked the place."""
         dtype = np.dtype(kind)
         return self._data[start : start + count * dtype.itemsize].view(dtype)
 
     def bytes_at(self, start: int, count: int) -> bytes:
-        """Bytes at a place that was checked."""
+        """Bytes at a place that has been checked."""
         return self._data[start : start + count].tobytes()
 
     def check_texts(self, positions: I64) -> None:
-        """GraphError unless each string is within the buffer and ends with a zero, as C programs expect."""
+        """Raise GraphError unless each string is within the buffer and ends with a zero byte, as C programs expect."""
         starts, counts = self.vectors(positions, 1)
         present = positions > 0
         if np.any(self.read((starts + counts)[present], "u1")):
             raise GraphError("header", found="an unterminated name")
 
     def text(self, position: int) -> str:
-        """A string; position 0: the empty one. GraphError if it is not UTF-8."""
+        """The string at a position, empty for position 0; GraphError if it is not UTF-8."""
         (start,), (count,) = self.vectors(np.array([position], np.int64), 1)
         try:
             return self.bytes_at(int(start), int(count)).decode()
@@ -101,11 +101,11 @@ class Flatbuffer:
             raise GraphError("header", found=f"a name that is not UTF-8 ({error.reason})") from error
 
     def _as(self, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """All whole numbers of a type, from the first byte on."""
+        """The whole buffer as an array of one type; bytes at the end that do not fill an element are left out."""
         return self._data[: self.size - self.size % dtype.itemsize].view(dtype)
 
     def take(self, count: int) -> None:
-        """Count bytes that are read; GraphError if the same ones are read over and over."""
+        """Count `count` more bytes as read; GraphError once the same bytes must have been read over and over."""
         self._room -= count
         if self._room < 0:
             raise GraphError("header", found="tables that are referenced too often")
@@ -153,7 +153,7 @@ class Tables:
         return values
 
     def targets(self, field: int) -> I64:
-        """The positions of what a field points to; 0 where it is absent."""
+        """The position that a field points to, for each table; 0 where it is absent."""
         relative = self.scalars(field, "<u4")
         present = self.has(field)
         targets = np.zeros(len(self), np.int64)
@@ -170,14 +170,14 @@ class Tables:
         return Tables(self._buffer, places + self._buffer.read(places, "<u4"), fields)
 
     def check_fields(self) -> None:
-        """GraphError for a field that begins outside of its table, whatever its type."""
+        """Raise GraphError for a field that begins outside its table, whatever its type."""
         for field in range((int(self.vtable_bytes.max(initial=_FIRST_SLOT)) - _FIRST_SLOT) // _SLOT_BYTES):
             offsets = self._offsets(field)
             if np.any(offsets >= self.table_bytes) or np.any((offsets > 0) & (offsets < _TABLE_BYTES)):
                 raise GraphError("header", found="a field outside its table")
 
     def require_absent(self, what: str, *fields: int) -> None:
-        """GraphError if some table stores one of these fields, which ours never do."""
+        """Raise GraphError if a table stores one of these fields, which our files never do."""
         for field in fields:
             if np.any(self.has(field)):
                 raise GraphError(what, found=f"field {field} of the schema, which our graphs never use")

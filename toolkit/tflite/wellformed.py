@@ -1,8 +1,8 @@
-"""Verifies the flatbuffer of any program's .tflite before native code reads it.
+"""Verifies the flatbuffer of a .tflite that any program may have written, before native code reads it.
 
-Graphs that are not ours cannot be judged (`judge.py`): their operators may be any. What can be told is what the
-verifier of flatbuffers tells, and what else LiteRT takes for granted: all tables, vectors, texts and weights lie
-within the file, and every number of a tensor, a buffer, an operator code or a graph is that of one that is there.
+`judge.py` cannot judge graphs that are not ours, because their operators may be any. What can be verified is what the
+verifier of flatbuffers checks, and what else LiteRT takes for granted: all tables, vectors, texts and weights lie
+within the file, and every index of a tensor, a buffer, an operator code or a graph is that of an existing one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from toolkit.tflite import schema
 from toolkit.tflite.tables import I64, Flatbuffer, Tables
 
 _ANY = 1 << 14
-"""Fields of a table: a later schema may have more than ours, which are not read."""
+"""The most fields of a table: a later schema may have more fields than ours, and these are not read."""
 _VECTORS: Mapping[str, Mapping[int, int]] = {
     "ReshapeOptions": {0: 4},
     "SqueezeOptions": {0: 4},
@@ -30,7 +30,7 @@ _VECTORS: Mapping[str, Mapping[int, int]] = {
     "ConcatEmbeddingsOptions": {1: 4, 2: 4},
     "StableHLOCompositeOptions": {2: 1},
 }
-"""The vectors of tables of options, by their fields' numbers, and the bytes of an item; others have numbers only."""
+"""The vectors in tables of options: field number and bytes of an item; all other tables hold only scalars."""
 _TEXTS: Mapping[str, tuple[int, ...]] = {"VarHandleOptions": (0, 1), "StableHLOCompositeOptions": (0,)}
 _GRAPHS: Mapping[str, tuple[int, ...]] = {
     "IfOptions": (0, 1),
@@ -39,17 +39,17 @@ _GRAPHS: Mapping[str, tuple[int, ...]] = {
     "CallOnceOptions": (0,),
     "StableHLOCompositeOptions": (1,),
 }
-"""The fields that are numbers of graphs."""
+"""The fields of tables of options that are indices of graphs."""
 _SECOND_OPTIONS = ("StableHLOCompositeOptions", "DilateOptions", "ReduceWindowOptions", "StablehloShiftLeftOptions")
-"""Those of the second union that are read here; the rest are operators of StableHLO, which LiteRT-LM has none of."""
+"""The tables of the second union that are read here; the others are for StableHLO operators, which LiteRT-LM lacks."""
 _OPTIONAL = -1
-"""The number of a tensor that an operator goes without."""
+"""The index of a tensor that stands for an absent input."""
 
 
 def require_wellformed(path: Path, section: tuple[int, int] | None = None) -> None:
-    """GraphError unless a .tflite is a whole flatbuffer whose parts refer to each other rightly.
+    """Raise GraphError unless a .tflite is a complete flatbuffer whose parts refer to each other correctly.
 
-    `section`: the bytes [begin, end) of a container that are the file; its offsets count from begin.
+    `section`: the byte range [begin, end) of a container that holds the file; offsets count from its begin.
     """
     with open(open_regular(path, GraphError), "rb") as file, errors_about(file=path):
         begin, end = section or (0, os.fstat(file.fileno()).st_size)
@@ -63,7 +63,7 @@ def require_wellformed(path: Path, section: tuple[int, int] | None = None) -> No
 
 
 class _Model:
-    """The tables of all graphs at once, those of one graph behind those of another."""
+    """The tables of all graphs at once, one graph after the other."""
 
     def __init__(self, data: memoryview) -> None:
         self._flat = Flatbuffer(data)
@@ -118,7 +118,7 @@ class _Model:
         for field in (1, 2, 8):  # inputs, outputs, intermediates
             numbers, owner = self._numbers(operators, field)
             self._require_tensors("operator", numbers, graph[owner])
-        for field in (5, 7):  # custom options, and which inputs change
+        for field in (5, 7):  # custom options, and which inputs the operator changes
             self._flat.vectors(operators.targets(field), 1)
         self._require_inside("operator", operators.scalars(9, "<u8"), operators.scalars(10, "<u8"))
         self._check_options(operators)
@@ -136,7 +136,7 @@ class _Model:
                     raise GraphError("operator", found=name or f"options of kind {kind}", wanted=wanted)
 
     def _check_pointers(self, name: str, tables: Tables) -> None:
-        """What a table of options points to, and the graphs that it names."""
+        """Check what a table of options points to, and the graphs that it names."""
         for index, width in _VECTORS.get(name, {}).items():
             self._flat.vectors(tables.targets(index), width)
         for index in _TEXTS.get(name, ()):
@@ -158,12 +158,12 @@ class _Model:
     # --- parts -------------------------------------------------------------------------------------------------------
 
     def _tables(self, tables: Tables, field: int) -> Tables:
-        """The tables that a field points to, where it is there."""
+        """The tables that a field points to, of those tables that have it."""
         places = tables.targets(field)
         return Tables(self._flat, np.unique(places[places > 0]), _ANY)
 
     def _numbers(self, tables: Tables, field: int) -> tuple[I64, I64]:
-        """The int32 of all vectors of a field, and the index of the table of each."""
+        """The int32 items of a field's vectors, and for each item the index of its table."""
         starts, counts = self._flat.vectors(tables.targets(field), 4)
         first = np.repeat(np.cumsum(counts) - counts, counts)
         places = np.repeat(starts, counts) + 4 * (np.arange(int(counts.sum())) - first)
@@ -175,7 +175,7 @@ class _Model:
             raise GraphError(place, found=f"tensor {numbers[int(np.argmax(wrong))]}, which does not exist")
 
     def _require_inside(self, place: str, offsets: I64, sizes: I64) -> None:
-        """What lies at offsets of the file lies within it; 0 and 1 stand for none."""
+        """Check that the byte ranges at these offsets lie within the file; offsets 0 and 1 stand for no bytes."""
         there = (offsets > 1) | (offsets < 0)
         if np.any(there & ((offsets < 0) | (sizes < 0) | (offsets > self._flat.size - sizes))):
             raise GraphError(place, found="bytes past the end of the file")
@@ -183,4 +183,4 @@ class _Model:
 
 def _require_below(place: str, numbers: I64, count: int) -> None:
     if numbers.size and numbers.max() >= count:
-        raise GraphError(place, found=f"the number {numbers.max()}", wanted=f"one below {count}")
+        raise GraphError(place, found=f"the number {numbers.max()}", wanted=f"a number below {count}")

@@ -1,7 +1,7 @@
-"""Writes .tflite files: first the weights, behind the room of the header; then the header, with the weights' scales.
+"""Writes .tflite files: first the weights, after the space for the header; then the header, with the weights' scales.
 
-The header's length does not depend on the values that are filled in later, so it is packed once, with placeholders that
-are written over. No weight is kept in memory, and nothing that is written moves.
+The length of the header does not depend on the values that are filled in later, so it is packed once, with placeholders
+that are overwritten. No weight is kept in memory, and nothing that is written moves.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from toolkit.quant.stream import FileWeights, Placement, stream_files
 from toolkit.tflite import schema
 from toolkit.tflite.graph import DType, Graph, Node, OptionValue, Signature, Value
 from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, Quantization, SubgraphRecord, TensorRecord
+from toolkit.tflite.schema_pack import pack, set_buffer_offsets, set_scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class BlobPlace:
 
 @dataclass(frozen=True, slots=True)
 class TfliteLayout:
-    """A file before its weights are read: its header, with every scale 1, and where each weight and blob will lie."""
+    """A file before its weights are read: its header, with every scale 1, and the place of each weight and blob."""
 
     header: bytes
     placements: tuple[Placement, ...]
@@ -48,12 +49,12 @@ class TfliteLayout:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights without their scales: what `write_tflite` has reported as progress when it is done."""
+        """Bytes of all weights without their scales: the sum of the progress that `write_tflite` reports."""
         return sum(payload_bytes(p.weight.shape, p.scheme) for p in self.placements)
 
 
 def distinct_weights(signatures: Sequence[Signature]) -> tuple[Weight, ...]:
-    """Every weight that some output depends on, or is, in order of first use."""
+    """Every weight that is an output or that an output depends on, in order of first use."""
     graphs = [s.graph for s in signatures]
     used = [value for graph in graphs for node in graph.live_nodes() for value in node.inputs]
     used += [value for graph in graphs for value in graph.outputs.values()]
@@ -64,9 +65,9 @@ def distinct_weights(signatures: Sequence[Signature]) -> tuple[Weight, ...]:
 
 
 def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]) -> TfliteLayout:
-    """The layout of a file: its header, then each weight once, however many graphs use it.
+    """Lay out a file: its header, then each weight once, however many graphs use it.
 
-    schemes: of each weight, by name. RecipeError for a table that is looked up and would be widened at every call.
+    `schemes`: the scheme of each weight, by name. RecipeError for a lookup table in f16.
     """
     weights = distinct_weights(signatures)
     tables = {v.weight for s in signatures for n in s.graph.nodes if n.builtin == "EMBEDDING_LOOKUP" for v in n.inputs}
@@ -85,12 +86,12 @@ def layout_tflite(signatures: Sequence[Signature], schemes: Mapping[str, Scheme]
             ends.append(placement.scales_offset + scales_bytes(shape, scheme))
     blobs = _place_blobs(signatures, max(ends))
     ends += [place.offset_bytes + place.size_bytes for place in blobs.values()]
-    schema.set_buffer_offsets(header, packing.buffer_offsets(placements, blobs))
+    set_buffer_offsets(header, packing.buffer_offsets(placements, blobs))
     return TfliteLayout(bytes(header), placements, blobs, max(ends))
 
 
 def layout_files(files: Mapping[str, Sequence[Signature]], recipe: Recipe) -> dict[str, TfliteLayout]:
-    """The layouts of several files of one model, by name; the recipe is planned over the weights of all of them."""
+    """Lay out several files of one model, by name; the recipe assigns schemes to the weights of all of them at once."""
     schemes = recipe.plan(distinct_weights([signature for file in files.values() for signature in file]))
     return {name: layout_tflite(signatures, schemes) for name, signatures in files.items()}
 
@@ -104,7 +105,7 @@ def write_tflite(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """`write_tflites` of one file."""
+    """Write one file; see `write_tflites`."""
     write_tflites({path: layout}, source, packed=packed, workers=workers, progress=progress)
 
 
@@ -117,11 +118,11 @@ def write_tflites(
     progress: Callable[[int], None] | None = None,
     rounded: RoundedWeights | None = None,
 ) -> None:
-    """Stream the weights behind the headers' places, then write the headers with the scales they got.
+    """Stream the weights to their places after the headers, then write the headers with the scales of the weights.
 
-    A tensor that several files need is read once; what `packed` has in a weight's scheme, and weights that are in
-    `rounded`, are copied from there. `progress` gets the bytes of weights, without scales, written since its last call.
-    The files are written in place: the caller renames them when they are whole.
+    A tensor that several files need is read once. Weights that `packed` has in their scheme, or that are in `rounded`,
+    are copied. `progress` gets the bytes of weights, without scales, that were written since its last call.
+    The files are written in place: the caller renames them when they are complete.
     """
     with ExitStack() as stack:
         opened = [stack.enter_context(open(path, "wb")).fileno() for path in files]
@@ -132,17 +133,17 @@ def write_tflites(
         scales = stream_files(weights, source, packed=packed, workers=workers, progress=progress, rounded=rounded)
         for fd, layout, found in zip(opened, files.values(), scales, strict=True):
             header = bytearray(layout.header)
-            schema.set_scales(header, found)
+            set_scales(header, found)
             write_at(fd, memoryview(header), 0)
 
 
 def _place(
     weights: Sequence[Weight], tables: set[Weight | None], schemes: Mapping[str, Scheme], *, header_bytes: int
 ) -> tuple[Placement, ...]:
-    """A place behind the header for each weight, in order of use: for its payload, and behind it for its block scales.
+    """A place after the header for each weight, in order of use: its payload, followed by its block scales.
 
-    Vectors lie before all matrices. A runtime rearranges matrices into memory of its own and reads vectors where they
-    are: between the matrices, each would keep the pages around it in memory.
+    Vectors come before all matrices. A runtime copies matrices into memory of its own but reads vectors in the mapped
+    file: between the matrices, each vector would keep the pages around it in memory.
     """
     placed: dict[Weight, Placement] = {}
     offset = header_bytes
@@ -159,7 +160,7 @@ def _place(
 
 
 def _place_blobs(signatures: Sequence[Signature], offset: int) -> dict[str, BlobPlace]:
-    """A place for each blob, behind `offset` and beginning at a page's border."""
+    """A page-aligned place for each blob, from `offset` on."""
     places: dict[str, BlobPlace] = {}
     for value in (value for s in signatures for node in s.graph.live_nodes() for value in node.inputs):
         if value.blob is not None and value.blob not in places:
@@ -170,7 +171,7 @@ def _place_blobs(signatures: Sequence[Signature], offset: int) -> dict[str, Blob
 
 
 class _Packing:
-    """Buffers, tensors and subgraphs of one file whose weights lie at given places, with scales of 1."""
+    """The buffers, tensors and subgraphs of one file with its weights at given places, and all scales 1."""
 
     def __init__(
         self,
@@ -206,10 +207,10 @@ class _Packing:
         """The header, with one float32 scale per channel of each weight that has them."""
         subgraphs = tuple(self._subgraph(s) for s in self._signatures)
         names = tuple(s.name for s in self._signatures)
-        return schema.pack(ModelRecord(subgraphs, tuple(self._buffers), names))
+        return pack(ModelRecord(subgraphs, tuple(self._buffers), names))
 
     def buffer_offsets(self, placements: Sequence[Placement], blobs: Mapping[str, BlobPlace]) -> dict[int, int]:
-        """Where each buffer of the file, by its index, lies with these places of the same weights and blobs."""
+        """The offset of each buffer, by its index, if the same weights and blobs lie at these places instead."""
         offsets = {self._payload_buffer[p.weight.name]: p.payload_offset for p in placements}
         for placement in placements:
             if placement.scales_offset is not None:

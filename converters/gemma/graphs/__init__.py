@@ -1,1 +1,1 @@
-"""Blocks of the decoder as graphs of LiteRT operators; they refer to weights by name, without their bytes."""
+"""Components of the decoder as graphs of LiteRT operators; they refer to weights by name, without their bytes."""

@@ -1,8 +1,8 @@
 """Root mean square norms as LiteRT graphs: the weight itself is the factor, not 1 + weight as in Gemma 2 and 3.
 
 A GPU computes in float16, where the square of 256 is infinite and that of 0.0002 is zero. So the text decoder and
-the towers' adapters divide values before they square them: by their largest element or, if that is less, by a floor
-(`Scale`). The towers' encoders do not, because on a CPU it would slow them by a twentieth (sounds) to a third
+the towers' adapters divide values before squaring them: by their largest element or, if that is smaller, by a floor
+(`Scale`). The towers' encoders do not, because this would slow them on a CPU by a twentieth (sounds) to a third
 (images); on a GPU they need float32.
 """
 
@@ -16,16 +16,16 @@ from toolkit.tflite.graph import Value
 
 EPSILON = 2.0**-24
 """Added to the mean square of the divided values: the smallest float16 above zero. The floor is chosen so that this
-equals a norm's epsilon divided by the floor's square. Where a row's divisor is larger, this adds too much; but there
-the mean square is at least 1 / width, so the relative error of a norm of 2,048 elements is at most 6e-5 (if all but one
-are zero), and usually less than 1e-6."""
+equals a norm's epsilon divided by the floor's square. If a row's divisor is larger than the floor, this adds too much;
+but then the mean square is at least 1 / width, so the relative error of a norm of 2,048 elements is at most 6e-5 (if
+all elements but one are zero), and usually less than 1e-6."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
     """The divisor of each row before squaring: f32[..., 1], for rows of one width.
 
-    It may be another value's scale, if that value's largest element is up to 256 times smaller or 100 times larger.
+    It may be the scale of another value whose largest element is up to 256 times smaller or 100 times larger.
     """
 
     divisor: Value
@@ -37,7 +37,7 @@ class Scale:
         return cls(ops.maximum(ops.reduce_max(ops.abs_(x)), floor))
 
     def divided(self, x: Value) -> tuple[Value, Value]:
-        """x / divisor, and the factor that gives this a mean square of 1."""
+        """x / divisor, and the factor that gives this quotient a mean square of 1."""
         small = ops.div(x, self.divisor)
         square = ops.mean(ops.mul(small, small))
         return small, ops.rsqrt(ops.add(square, x.graph.scalar(EPSILON)))

@@ -23,14 +23,14 @@ SUBSAMPLING = 4
 _MAX_WIDTH = 1 << 16
 _MAX_TOKENS = 1 << 24
 
-# The only values that the graphs support; others would need other math. The clipping has no effect in float32.
+# The only values that the graphs support; others would need other math. Gradient clipping has no effect in float32.
 _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "conf_attention_context_right": (0,),
     "gradient_clipping": (1e10, 10**10),
     "sscp_conv_kernel_size": ([[3, 3], [3, 3]],),
     "sscp_conv_stride_size": ([[2, 2], [2, 2]],),
 }
-# The chunks into which transformers splits the attention change no result; no release reads the other keys.
+# The chunks into which transformers splits attention do not change results; no release reads the other keys.
 _WITHOUT_EFFECT = """
     model_type conf_attention_chunk_size conf_attention_invalid_logits_value conf_positional_bias_size sscp_conv_eps
 """
@@ -45,7 +45,7 @@ class AudioConfig:
     num_layers: int
     num_heads: int
     attention_window: int
-    """The number of frames that a frame attends to, itself and earlier ones: conf_attention_context_left."""
+    """The number of frames that a frame attends to, which are itself and earlier ones: conf_attention_context_left."""
     logit_cap: float
     conv_kernel: int
     reduction: int
@@ -125,7 +125,7 @@ def audio_tensors(config: AudioConfig) -> dict[str, tuple[int, ...]]:
 
 
 def require_audio_tensors(config: AudioConfig, tensors: Mapping[str, TensorInfo], what: str) -> None:
-    """One CheckpointError lists all tensors of the group that are missing, unknown or not as the config implies."""
+    """Raise CheckpointError, listing tensors of the group that are missing, unknown or not as the config implies."""
     require_group_tensors("audio", audio_tensors(config), tensors, what, implied_by="config.json implies")
 
 

@@ -1,8 +1,8 @@
 """The defaults of transformers' classes for keys that a config.json of Gemma 3n may omit.
 
-Google's own configs of other models state only what differs from them, and those of fine-tunes may do the same. The
-shapes of all tensors are compared with these numbers later. Where the classes default to `None` (layer_types,
-activation_sparsity_pattern, rope_parameters), they apply rules, which are in text.py, as are the token ids.
+Google's own configs of other models state only what differs from the defaults, and those of fine-tunes may do the same.
+The shapes of all tensors are compared with these numbers later. Where the default is `None` (layer_types,
+activation_sparsity_pattern, rope_parameters), the classes apply rules, which are in text.py, as are the token ids.
 Source: transformers 5.24 models/gemma3n/configuration_gemma3n.py.
 """
 

@@ -2,7 +2,7 @@
 
 Old releases of transformers write preprocessor_config.json, with the keys for images and sounds in one object; version
 5 writes processor_config.json, with an object for each. The keys that transformers' two classes read are compared with
-what toolkit/media does; those classes ignore all other keys, so they are ignored here too.
+what toolkit/media does; these classes ignore all other keys, and so does this module.
 Source: transformers 5.24 models/gemma3n/{processing,feature_extraction}_gemma3n.py, models/siglip.
 """
 
@@ -30,7 +30,7 @@ _SOUND: Mapping[str, tuple[object, ...]] = {
     "sampling_rate": (16_000,),
     "frame_length_ms": (32.0, 32),
     "hop_length_ms": (10.0, 10),
-    # In samples, as in published files; transformers computes them from the two above.
+    # Lengths in samples, as in published files; transformers computes them from the two values above.
     "frame_length": (512,),
     "hop_length": (160,),
     "fft_length": (1024,),
@@ -65,7 +65,7 @@ def read_image_size(checkpoint: Path, soft_tokens: int) -> int:
 
 
 def require_sound_features(checkpoint: Path, mel_bins: int, soft_tokens: int) -> None:
-    """CheckpointError unless the processor computes the same features of a sound as toolkit/media."""
+    """Raise CheckpointError unless the processor computes the same features of a sound as toolkit/media."""
     sound = _read(checkpoint, "feature_extractor", "audio_seq_length", soft_tokens)
     for key, values in _SOUND.items():
         sound.expect(key, *values)
@@ -84,7 +84,7 @@ def _read(checkpoint: Path, part: str, count_key: str, soft_tokens: int) -> Json
     if _FLAT not in found:
         raise CheckpointError(
             file=checkpoint,
-            found=f"no {_FLAT}, and no {_NESTED} with {part}, which say what becomes of images and sounds",
-            remedy="copy it from the base model, or convert the language model alone with --groups text",
+            found=f"no {_FLAT}, and no {_NESTED} with {part}, which say how images and sounds are prepared",
+            remedy="copy it from the base model, or convert only the language model with --groups text",
         )
     return found[_FLAT]

@@ -1,6 +1,6 @@
 """Reads the config of a Gemma 3n text model from Hugging Face's config.json, strictly.
 
-Every key that transformers knows is used, checked to hold the one supported value, or listed as without effect; any
+Every key that transformers knows is used, checked to have the only supported value, or listed as having no effect; any
 other key is an error. Source: transformers 5.23 models/gemma3n/configuration_gemma3n.py, and 4.53 for old checkpoints.
 """
 
@@ -19,16 +19,12 @@ from converters.gemma.config_json import (
     MAX_WIDTH,
     eos_source,
     eos_token_ids,
-    finish_section,
-    ignore_repeated,
     layer_types,
     require_length,
-    section,
     token_id,
-    with_defaults,
 )
+from converters.gemma.model_classes import ModelClasses
 from converters.gemma3n.config import defaults
-from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject
 
 CONDITIONAL_GENERATION = "Gemma3nForConditionalGeneration"
@@ -36,22 +32,27 @@ CAUSAL_LM = "Gemma3nForCausalLM"
 
 _log = logging.getLogger(__name__)
 
-_MODEL_TYPES = {CONDITIONAL_GENERATION: "gemma3n", CAUSAL_LM: "gemma3n_text"}
-# The same models without the output matrix, which is tied to the embedding.
-_BASES = {"Gemma3nModel": CONDITIONAL_GENERATION, "Gemma3nTextModel": CAUSAL_LM}
-ARCHITECTURES = (CONDITIONAL_GENERATION, CAUSAL_LM, *_BASES)
-MODEL_TYPES = tuple(_MODEL_TYPES.values())
-
 _MAX_SPARSITY = 0.999999  # at 1.0 the threshold is infinite
 
-# Training settings of Gemma 3n, without effect here.
+# Training settings of Gemma 3n, which have no effect here.
 _WITHOUT_EFFECT = ("altup_coef_clip", "altup_lr_multiplier")
 
-# The towers' own configs; they are checked when the towers are converted.
+# Keys of the top level of config.json that concern images and sounds.
 _MULTIMODAL_KEYS = """
     audio_soft_tokens_per_image vision_soft_tokens_per_image audio_token_id boa_token_id boi_token_id eoa_token_id
     eoi_token_id image_token_id
 """
+
+_CLASSES = ModelClasses(
+    "gemma3n",
+    CONDITIONAL_GENERATION,
+    CAUSAL_LM,
+    {"Gemma3nModel": CONDITIONAL_GENERATION, "Gemma3nTextModel": CAUSAL_LM},
+    defaults.TEXT,
+    _MULTIMODAL_KEYS.split(),
+)
+ARCHITECTURES = _CLASSES.architectures
+MODEL_TYPES = _CLASSES.model_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class TextConfig(DecoderConfig):
     altup_correct_scale: bool
 
     def heads(self, attention: Attention) -> Heads:
-        """See `DecoderConfig`; all layers have heads of one size, of which every pair turns."""
+        """See `DecoderConfig`; all layers have heads of one size, in which every pair rotates."""
         theta = self.rope_theta_full if attention == "full" else self.rope_theta_sliding
         return Heads(self.head_dim, theta, self.head_dim // 2)
 
@@ -87,29 +88,19 @@ TextModel = DecoderModel[TextConfig]
 
 def parse_config(config: object, generation: object | None, what: str) -> tuple[str, TextConfig]:
     """Parse the architecture and the text model's config from config.json and, if present, generation_config.json."""
-    top = JsonObject(config, what, CheckpointError)
-    architecture = _architecture(top)
-    if architecture == CAUSAL_LM:
-        top = text = JsonObject(with_defaults(config, defaults.TEXT), what, CheckpointError)
-        text.expect("model_type", _MODEL_TYPES[CAUSAL_LM])
-    else:
-        text = _multimodal_text(top)
-        text.expect("model_type", _MODEL_TYPES[CAUSAL_LM])
-    parsed = _text_config(text, top, eos_source(generation, top, what))
-    for part in (text, top):
+    sections = _CLASSES.read(config, what)
+    parsed = _text_config(sections.text, sections.top, eos_source(generation, sections.top, what))
+    for part in (sections.text, sections.top):
         part.ignore(_WITHOUT_EFFECT)
-    finish_section(text)
-    if text is not top:
-        ignore_repeated(top, text, defaults.TEXT)
-        finish_section(top)
-    return architecture, parsed
+    _CLASSES.finish(sections)
+    return sections.architecture, parsed
 
 
 def to_hugging_face(config: TextConfig) -> dict[str, object]:
     """Write this text model's config.json as Gemma3nForCausalLM; `parse_config` of it returns an equal `config`."""
     return {
         "architectures": [CAUSAL_LM],
-        "model_type": _MODEL_TYPES[CAUSAL_LM],
+        "model_type": "gemma3n_text",
         "vocab_size": config.vocab_size,
         "vocab_size_per_layer_input": config.ple_vocab_size,
         "hidden_size": config.hidden_size,
@@ -141,31 +132,6 @@ def to_hugging_face(config: TextConfig) -> dict[str, object]:
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
     }
-
-
-def _architecture(top: JsonObject) -> str:
-    """The architecture in config.json; if it names none, that of its model_type."""
-    if not top.has("architectures"):
-        return next(
-            (name for name, kind in _MODEL_TYPES.items() if top.value("model_type") == kind),
-            None,
-        ) or top.refuse("model_type", top.value("model_type"), " or ".join(_MODEL_TYPES.values()))
-    stated = top.array("architectures")
-    architecture = next((name for name in ARCHITECTURES if stated == [name]), None)
-    if architecture is None:
-        top.refuse("architectures", stated, " or ".join(_MODEL_TYPES))
-    architecture = _BASES.get(architecture, architecture)
-    if top.string("model_type") != _MODEL_TYPES[architecture]:
-        top.refuse("model_type", top.value("model_type"), f"{_MODEL_TYPES[architecture]!r} for {architecture}")
-    return architecture
-
-
-def _multimodal_text(top: JsonObject) -> JsonObject:
-    for tower in ("vision", "audio"):
-        if top.has(f"{tower}_config"):
-            top.child(f"{tower}_config").expect("model_type", f"gemma3n_{tower}")
-    top.ignore(_MULTIMODAL_KEYS.split())
-    return section(top, "text_config", defaults.TEXT)
 
 
 def _text_config(text: JsonObject, top: JsonObject, eos: JsonObject | None) -> TextConfig:

@@ -62,7 +62,7 @@ class VisionConfig:
     """Whether the stem has a bias; the first release of the checkpoints lacks it, and timm then uses zero."""
     stages: tuple[tuple[Block, ...], ...]
     output_resolution: int
-    """The number of soft tokens in a row, and of rows."""
+    """The number of rows of soft tokens, and of soft tokens in each."""
     hidden_size: int
     rms_norm_eps: float
     vocab_size: int
@@ -94,7 +94,7 @@ class VisionConfig:
         return 2 << len(self.stages)
 
     def check_image_size(self, size: int) -> None:
-        """UsageError unless a square of `size` x `size` pixels divides evenly into positions and pools."""
+        """Raise UsageError unless a square of `size` x `size` pixels divides evenly into positions and pools."""
         step = math.lcm(self.stride, self.stride // 2 * self.output_resolution)
         if size < step or size % step:
             raise UsageError("image size", found=f"{size} pixels", wanted=f"a multiple of {step}")
@@ -115,7 +115,8 @@ def parse_vision_config(config: object, text: TextConfig, what: str) -> VisionCo
     stem, stages, resolution = _read_tower(arguments)
     tokens = top.integer("vision_soft_tokens_per_image", 1, 1 << 20) if top.has("vision_soft_tokens_per_image") else 256
     if tokens != resolution**2:
-        top.refuse("vision_soft_tokens_per_image", tokens, f"{resolution**2}, which msfa_output_resolution makes it")
+        wanted = f"{resolution**2}, which follows from msfa_output_resolution"
+        top.refuse("vision_soft_tokens_per_image", tokens, wanted)
     offset = vision.integer("vocab_offset", 0, text.vocab_size - 1)
     size = vision.integer("vocab_size", 1, text.vocab_size - offset)
     parsed = VisionConfig(
@@ -138,7 +139,7 @@ def parse_vision_config(config: object, text: TextConfig, what: str) -> VisionCo
 
 
 def _token_id(top: JsonObject, key: str, default: int, bounds: tuple[int, int]) -> int:
-    """A token id; Gemma3nConfig's default if config.json has none. The bounds are half-open."""
+    """A token id; Gemma3nConfig's default if config.json has none. `bounds`: half-open."""
     if not top.has(key) and bounds[0] <= default < bounds[1]:
         return default
     return top.integer(key, bounds[0], bounds[1] - 1)
@@ -207,6 +208,6 @@ def vision_tensors(config: VisionConfig) -> dict[str, tuple[int, ...]]:
 
 
 def require_vision_tensors(config: VisionConfig, tensors: Mapping[str, TensorInfo], what: str) -> None:
-    """One CheckpointError lists all tensors of the group that are missing, unknown or not as the table implies."""
+    """Raise CheckpointError, listing tensors of the group that are missing, unknown or not as the table implies."""
     implied_by = f"{ARCHITECTURE} and config.json imply"
     require_group_tensors("vision", vision_tensors(config), tensors, what, implied_by=implied_by)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject, shorten
 
-# _gen_mobilenet_v5. Letters: r repeats, a and k kernels of the depthwise convolutions before and after the expansion
-# (er: of the expansion itself), s stride, e expansion, c channels, h heads, d head size, v stride of keys and values.
+# From timm's _gen_mobilenet_v5. Letters: r repeats; a, k kernels of the depthwise convolutions before and after the
+# expansion (er: of the expansion itself); s stride; e expansion; c channels; h heads; d head size; v key/value stride.
 STAGES: tuple[tuple[str, ...], ...] = (
     ("er_r1_k3_s2_e4_c128", "er_r2_k3_s1_e4_c128"),
     (
@@ -43,7 +43,7 @@ _STAGE_COUNTS = (2, 4)  # two are fused; with five strides, timm's output stride
 
 @dataclass(frozen=True, slots=True)
 class EdgeResidual:
-    """A full convolution that expands and a pointwise one that projects, with a residual if the shapes allow it."""
+    """A full convolution that expands and a pointwise convolution that projects, with a residual if shapes allow it."""
 
     in_channels: int
     expanded: int
@@ -56,7 +56,7 @@ class EdgeResidual:
 class InvertedResidual:
     """Universal inverted residual: up to two depthwise convolutions around a pointwise expansion, then a projection.
 
-    A kernel of 0 means no convolution. The stride belongs to the middle one or, if that is missing, to the first one.
+    A kernel of 0 means no convolution. The middle convolution has the stride; if it is missing, the first one has it.
     """
 
     in_channels: int
@@ -69,7 +69,7 @@ class InvertedResidual:
 
 @dataclass(frozen=True, slots=True)
 class MultiQueryAttention:
-    """Many query heads over one head of keys and values; with a stride, those are of every other position only."""
+    """Many query heads over one head of keys and values; with a stride, keys and values are of every other position."""
 
     channels: int
     heads: int
@@ -108,7 +108,7 @@ def parse_stages(
 
 
 _FIELDS = re.compile(r"([a-z]+)(\d+(?:\.\d+)?)")
-# Letter to (timm's argument, its type, its default where the letter may be missing), by kind of block.
+# For each kind of block and letter: timm's argument, its type, and its default if the letter may be missing.
 _ARGUMENTS: dict[str, dict[str, tuple[str, type, float | None]]] = {
     "er": {"k": ("exp_kernel_size", int, None), "e": ("exp_ratio", float, None), "p": ("pw_kernel_size", int, 1)},
     "uir": {
@@ -213,7 +213,7 @@ def _read_block(arguments: JsonObject, in_channels: int, multiplier: float, *, f
 def _read_attention(arguments: JsonObject, in_channels: int, channels: int, stride: int) -> MultiQueryAttention:
     if channels != in_channels or stride != 1:
         found = f"{in_channels} to {channels} channels, stride {stride}"
-        arguments.refuse("block_type", f"mqa of {found}", "as many channels as before and stride 1")
+        arguments.refuse("block_type", f"mqa of {found}", "an unchanged number of channels and stride 1")
     heads, head_dim = arguments.integer("num_heads", 1, MAX_WIDTH), arguments.integer("key_dim", 1, MAX_WIDTH)
     arguments.expect("value_dim", head_dim)
     kv_stride = arguments.integer("kv_stride", 1, 2)

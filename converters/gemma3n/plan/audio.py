@@ -1,10 +1,10 @@
 """Plans the audio group as two files: encoders of several lengths, and the adapter to the language model.
 
-audio_encoder.tflite: `encode_N` for each length N in mel frames, src_inputs f32[1, N, bins] and mask bool[1, N] ->
+audio_encoder.tflite has `encode_N` for each length N in mel frames: src_inputs f32[1, N, bins] and mask bool[1, N] ->
 features f32[1, T, hidden] and mask bool[1, T].
-audio_adapter.tflite: `adapt_N`, that mask and those features -> embeddings f32[1, soft_tokens, text_hidden];
-`embed_1`, ids i32[1, 1] -> embeddings f32[1, 1, text_hidden], for the tower's own tokens; `end_of_audio`, the
-embedding of the token that ends a sound, without an input.
+audio_adapter.tflite has `adapt_N`: this mask and these features -> embeddings f32[1, soft_tokens, text_hidden];
+`embed_1`: ids i32[1, 1] of the tower's own tokens -> embeddings f32[1, 1, text_hidden]; and `end_of_audio`: no input ->
+the embedding of the token that ends a sound.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from toolkit.tflite.graph import Signature
 from toolkit.tflite.writer import TfliteLayout, layout_files
 
 FRAMES_PER_SECOND = 100
-_USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds, a frame every 10 ms, rounded up to whole tokens of 16 frames
+_USUAL_FRAMES = (112, 512, 1008)  # 1, 5 and 10 seconds at a frame every 10 ms, rounded up to whole tokens of 16 frames
 
 
 def read_audio_config(checkpoint: Gemma3nTensors) -> AudioConfig:
@@ -40,7 +40,7 @@ def read_audio_config(checkpoint: Gemma3nTensors) -> AudioConfig:
 
 
 def require_sounds(checkpoint: Gemma3nTensors) -> AudioConfig:
-    """The config of a checkpoint's tower, as `read_audio_config`, with its processor checked too."""
+    """Like `read_audio_config`, but the checkpoint's processor is checked too."""
     config = read_audio_config(checkpoint)
     require_sound_features(checkpoint.path, config.mel_bins, config.soft_tokens)
     return config
@@ -58,7 +58,7 @@ def default_lengths(config: AudioConfig) -> tuple[int, ...]:
 def audio_signatures(config: AudioConfig, lengths: Sequence[int]) -> Mapping[str, tuple[Signature, ...]]:
     """The signatures of each file; `lengths` in mel frames."""
     if not lengths or list(lengths) != sorted(set(lengths)) or not 1 <= lengths[0] <= lengths[-1] <= config.max_frames:
-        wanted = f"rising numbers of mel frames, from 1 to {config.max_frames}"
+        wanted = f"increasing numbers of mel frames, from 1 to {config.max_frames}"
         raise UsageError("audio lengths", found=list(lengths), wanted=wanted)
     encoder = tuple(Signature(f"encode_{n}", encoder_graph(config, n)) for n in lengths)
     adapter = (
@@ -70,7 +70,7 @@ def audio_signatures(config: AudioConfig, lengths: Sequence[int]) -> Mapping[str
 
 
 def audio_layouts(config: AudioConfig, recipe: Recipe, lengths: Sequence[int]) -> Mapping[str, TfliteLayout]:
-    """The layouts of both files; `recipe` is one of f32, audio-int8 and audio-int4, or covers the same weights.
+    """The layouts of both files; `recipe` is f32, audio-int8 or audio-int4, or covers the same weights.
 
     Their weights are read through an `AudioSource`.
     """

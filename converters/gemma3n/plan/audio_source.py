@@ -1,8 +1,8 @@
-"""Computes those tensors of the audio graphs that the checkpoint has in another form: two per block, and two tokens.
+"""Computes the tensors of the audio graphs that the checkpoint has in another form: two per block, and two tokens.
 
-Relative positions are constants, and so is their projection: 13 rows of the hidden size instead of a square matrix
-(28 M of the tower's 681 M parameters). Every step here is an elementwise IEEE operation in a fixed order, so that the
-bytes depend only on the checkpoint.
+Relative positions are constants, and so are their projections: 13 rows of the hidden size instead of a square matrix
+(28 M of the tower's 681 M parameters). Every step is an elementwise IEEE operation in a fixed order, so that the bytes
+depend only on the checkpoint.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _DERIVED = re.compile(r"(audio_tower\.conformer\.\d+\.attention\.attn\.)(query_s
 
 
 class AudioSource:
-    """A TensorSource with all tensors of a checkpoint, and those that are computed from them.
+    """A `TensorSource` with all tensors of a checkpoint, and those that are computed from them.
 
-    The latter are `query_scale` and `position_keys` of each block, and the embeddings of the padding token and of the
-    token that ends a sound.
+    These are `query_scale` and `position_keys` of each block, and the embeddings of the padding token and of the token
+    that ends a sound.
     """
 
     def __init__(self, source: TensorSource, config: AudioConfig) -> None:
@@ -39,7 +39,7 @@ class AudioSource:
         self._tokens = {PADDING: config.padding_token_id, END_OF_AUDIO: config.end_token_id}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """See `TensorSource`; position_keys: [1, heads, window, head_dim], query_scale: [head_dim]; tokens [1, 1, n]"""
+        """See `TensorSource`; position_keys [1, heads, window, head_dim], query_scale [head_dim], tokens [1, 1, n]."""
         if name in self._tokens:
             return (1, 1, self._config.text_hidden_size)
         match = _DERIVED.fullmatch(name)
@@ -79,7 +79,7 @@ def position_keys(projection: F32, config: AudioConfig) -> F32:
     """f32[1, heads, window, head_dim]: the keys for the distances window - 1 to 0, in that order."""
     signal = _sinusoids(config).astype(np.float64)
     keys = np.zeros(signal.shape)
-    # Not a matrix product: BLAS sums in a different order on each processor.
+    # Not as a matrix product: BLAS sums in a different order on each processor.
     for sines, row in zip(signal.T, projection.T.astype(np.float64), strict=True):
         keys += sines[:, None] * row[None]
     by_head = keys.reshape(config.attention_window, config.num_heads, config.head_dim).transpose(1, 0, 2)

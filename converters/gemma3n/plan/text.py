@@ -1,4 +1,4 @@
-"""Plans the text groups in every size that is asked for."""
+"""Plans the text groups in every requested size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from converters.plan import Plan, PlanRequest
 
 
 def plan_sizes(checkpoint: Gemma3nTensors, request: PlanRequest) -> Plan:
-    """The plan of a bundle without towers; SliceError if the sizes cannot share their weights and caches."""
+    """The plan of a bundle without towers; SliceError if the sizes cannot share their weights and KV caches."""
     elastic = combine(checkpoint.config, request.slices)
     sizes = zip(elastic.slices, elastic.prefixes, elastic.sizes, strict=True)
     text = PlannedText(

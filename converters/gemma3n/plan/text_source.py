@@ -1,6 +1,6 @@
-"""Computes those small tensors of a layer that Gemma 3n's graphs need in another form than the checkpoint's.
+"""Computes the small tensors of a layer that Gemma 3n's graphs need in another form than the checkpoint's.
 
-A router's matrix includes the factors around it. Everything here is elementwise, so the bytes depend only on the
+A router's matrix includes the factors around it. All computations are elementwise, so the bytes depend only on the
 checkpoint.
 """
 
@@ -18,10 +18,11 @@ _DERIVED = re.compile(r"(layers\.\d+\.)(altup\.router|attention_and_laurel_norm|
 
 
 class TextSource(HeadNorms[TextConfig]):
-    """A TensorSource with all text tensors of a checkpoint, and those of each layer that combine several.
+    """A `TensorSource` with all text tensors of a checkpoint, and for each layer those that combine several tensors.
 
     `altup.router`: [streams, hidden], the router's matrix times its norm's weight, divided by the hidden size. The
-    others are [1, 1, rows, columns]: `attention_and_laurel_norm`; `per_layer_streams_norm`, zeros for the first stream.
+    others are [1, 1, rows, columns]: `attention_and_laurel_norm`, and `per_layer_streams_norm` with zeros for the first
+    stream.
     """
 
     def _derived(self, name: str) -> Derived | None:

@@ -23,7 +23,7 @@ def token_row(source: TensorSource, tower: str, row: int, epsilon: float) -> F32
     normed = _unit_rms(table, epsilon) * weight
     projection = source.read(f"{tower}.embedding_projection.weight")
     projected = np.zeros(len(projection))
-    # Not a matrix product: BLAS sums in a different order on each processor.
+    # Not as a matrix product: BLAS sums in a different order on each processor.
     for column, factor in zip(np.ascontiguousarray(projection.T, np.float64), normed, strict=True):
         projected += column * factor
     return _unit_rms(projected, epsilon).astype(np.float32)[None, None]

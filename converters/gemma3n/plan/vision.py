@@ -1,8 +1,8 @@
 """Plans the vision group as two files: the encoder, and the adapter to the language model.
 
-vision_encoder.tflite: `encode`, images f32[1, S, S, 3] -> features f32[1, T, 2048].
-vision_adapter.tflite: `adapt`, features -> embeddings f32[1, T + 1, hidden], the last row being the end of image;
-`embed_1`, ids i32[1, 1] -> embeddings f32[1, 1, hidden], for the tower's own tokens.
+vision_encoder.tflite has `encode`: images f32[1, S, S, 3] -> features f32[1, T, 2048].
+vision_adapter.tflite has `adapt`: features -> embeddings f32[1, T + 1, hidden], whose last row is the end of the image;
+and `embed_1`: ids i32[1, 1] of the tower's own tokens -> embeddings f32[1, 1, hidden].
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def vision_signatures(config: VisionConfig, image_size: int) -> Mapping[str, tup
 
 
 def vision_layouts(config: VisionConfig, recipe: Recipe, image_size: int) -> Mapping[str, TfliteLayout]:
-    """The layouts of both files; `recipe` is one of f32, vision-f16 and vision-int8, or covers the same weights.
+    """The layouts of both files; `recipe` is f32, vision-f16 or vision-int8, or covers the same weights.
 
     Their weights are read through a `VisionSource`.
     """
@@ -58,7 +58,7 @@ def vision_layouts(config: VisionConfig, recipe: Recipe, image_size: int) -> Map
 def open_vision(
     checkpoint: Gemma3nTensors, recipe: Recipe, image_size: int | None = None
 ) -> PlannedTower[VisionRecord]:
-    """Plan the vision tower for images of one size, by default that of the checkpoint's processor."""
+    """Plan the vision tower for images of one size in pixels, by default that of the checkpoint's processor."""
     config = read_vision_config(checkpoint)
     size = read_image_size(checkpoint.path, config.soft_tokens) if image_size is None else image_size
     record = VisionRecord(

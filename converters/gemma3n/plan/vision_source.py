@@ -9,7 +9,7 @@ from toolkit.quant.source import TensorSource
 
 
 class VisionSource:
-    """A TensorSource with all tensors of a checkpoint, and the embedding of the token that ends an image."""
+    """A `TensorSource` with all tensors of a checkpoint, and the embedding of the token that ends an image."""
 
     def __init__(self, source: TensorSource, config: VisionConfig) -> None:
         self._source = source

@@ -1,4 +1,4 @@
-"""Recipes for Gemma 3n: named ones for each group."""
+"""The built-in recipes for Gemma 3n, by group and name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECIPES: Mapping[str, RecipeSet] = MappingProxyType(
         "audio": RecipeSet(__name__, {"f32": "f32", "int8": "audio-int8", "int4": "audio-int4"}),
     }
 )
-"""The names of recipes, by group; those for `text` also cover the token embedding."""
+"""The recipe sets by group; recipes for `text` also cover the token embedding."""
 
 RECIPE_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {group: recipes.names for group, recipes in RECIPES.items()}

@@ -1,1 +1,1 @@
-"""MatFormer sizes: cuts slices from a checkpoint, finds them by name or budget, and joins several in one bundle."""
+"""MatFormer: cuts slices from a checkpoint, finds them by name or budget, and joins several sizes in one bundle."""

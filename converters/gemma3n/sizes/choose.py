@@ -1,7 +1,7 @@
 """Finds slices by name, by file and by budget.
 
-Named sizes are Google's mix-n-match configs (slicing_configs.csv, from MatFormer Lab), for checkpoints of E4B's
-dimensions, and those in `matformer.json` beside a checkpoint (docs/formats/matformer.md).
+Named slices are Google's mix-n-match configs (slicing_configs.csv, from MatFormer Lab) for checkpoints with E4B's
+dimensions, and those in `matformer.json` in a checkpoint's directory (docs/formats/matformer.md).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SizedModel(Protocol):
 
 
 def official_sizes() -> tuple[OfficialSize, ...]:
-    """Google's sixteen configs, the main model first; `-layer` and `-block` end only names that two of them share."""
+    """Google's sixteen configs, the main model first; only names that two configs share end in `-layer` or `-block`."""
     text = resources.files(__package__).joinpath(_OFFICIAL_FILE).read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     short = [_short_title(row["name"]) for row in rows]
@@ -74,7 +74,7 @@ def official_sizes() -> tuple[OfficialSize, ...]:
 
 
 def named_slices(config: TextConfig, directory: Path) -> Mapping[str, Slice]:
-    """Every size that a checkpoint has a name for; one of them is always the whole of it, called "full" if need be."""
+    """All slices of a checkpoint that have names; one is always the whole checkpoint, if necessary named "full"."""
     found: dict[str, Slice] = {}
     official = {size.slice.name: size.slice for size in official_sizes()}
     if _has_dimensions(config, official["E4B"]):
@@ -96,7 +96,7 @@ def named_slices(config: TextConfig, directory: Path) -> Mapping[str, Slice]:
 
 
 def find_slice(slices: Mapping[str, Slice], name: str) -> Slice:
-    """A size by name, upper or lower case, with blanks or hyphens; official sizes also answer to their full titles."""
+    """A slice by its name, in upper or lower case, with spaces or hyphens; an official slice also by its full title."""
     by_key = {_key(known): slice_ for known, slice_ in slices.items()}
     for size in official_sizes():
         if slices.get(size.slice.name) == size.slice:
@@ -111,7 +111,7 @@ def find_slice(slices: Mapping[str, Slice], name: str) -> Slice:
 
 
 def read_slice(path: Path, config: TextConfig) -> Slice:
-    """A file's slice: `{"name", "layers", "ffn_sizes"}`, or MatFormer Lab's `{"layers_to_skip", "ffn_hidden_dims"}`."""
+    """Read a slice: `{"name", "layers", "ffn_sizes"}`, or MatFormer Lab's `{"layers_to_skip", "ffn_hidden_dims"}`."""
     stated = JsonObject(read_json_file(path, SliceError), str(path), SliceError)
     is_lab_form = "ffn_hidden_dims" in stated.names()
     slice_ = _parse_lab_slice(stated, config, path) if is_lab_form else _parse_slice(stated)
@@ -120,16 +120,16 @@ def read_slice(path: Path, config: TextConfig) -> Slice:
 
 
 def memory_bytes(config: TextConfig, bits_per_weight: float) -> int:
-    """Bytes read for each decoded token: effective parameters and the output matrix, without KV cache and PLE."""
+    """Bytes read for each decoded token: effective parameters and the output matrix, without KV caches and PLE."""
     matrix = math.prod(text_tensors(config)[TOKEN_EMBEDDING])
     return math.ceil((effective_parameters(config) + matrix) * bits_per_weight / 8)
 
 
 def choose_slice(model: SizedModel, limit: Budget, *, bits_per_weight: float = 8.0) -> Slice:
-    """The best named size within a budget; SliceError names the smallest when none fits.
+    """The best named slice within a budget; SliceError, which names the smallest, if none fits.
 
-    That is the whole model if it fits; otherwise the size with the highest MMLU that Google states; otherwise, among
-    sizes without one, the largest.
+    The best is the whole model if it fits; otherwise the slice with the highest MMLU that Google states; otherwise, if
+    no MMLU is stated, the largest slice.
     """
     mmlu = {size.slice: size.mmlu for size in official_sizes()}
     costs: dict[Slice, int] = {}
@@ -148,14 +148,14 @@ def choose_slice(model: SizedModel, limit: Budget, *, bits_per_weight: float = 8
 
     def rank(slice_: Slice) -> tuple[bool, float, int, str]:
         stated = mmlu.get(slice_, -1.0)
-        # Of two with the same stated accuracy, prefer the smaller; without stated accuracy, the larger.
+        # Of two slices with the same stated accuracy, prefer the smaller; without stated accuracy, the larger.
         return is_whole(slice_, model.config), stated, -costs[slice_] if stated >= 0 else costs[slice_], slice_.name
 
     return max(fitting, key=rank)
 
 
 def parse_integers(text: str, place: str, file: str | None = None) -> tuple[int, ...]:
-    """A bracketed list of integers and products of integers, read as data and never evaluated.
+    """Parse a bracketed list of integers and products of integers, without evaluating it as code.
 
     >>> parse_integers("[2_048 * 8, 512]", "doctest")
     (16384, 512)
@@ -225,7 +225,7 @@ def _checked_name(stated: JsonObject, name: str) -> str:
 
 
 def _parse_lab_slice(stated: JsonObject, config: TextConfig, path: Path) -> Slice:
-    """Parse MatFormer Lab's form, which lists the skipped layers, and the FFN width of each kept layer."""
+    """Parse MatFormer Lab's form, which lists the skipped layers, and the feed-forward width of each kept layer."""
     skipped = _lab_integers(stated, "layers_to_skip") if stated.has("layers_to_skip") else ()
     for layer in skipped:
         if layer >= config.num_layers or skipped.count(layer) > 1:
@@ -237,7 +237,7 @@ def _parse_lab_slice(stated: JsonObject, config: TextConfig, path: Path) -> Slic
 
 
 def _lab_integers(stated: JsonObject, key: str) -> tuple[int, ...]:
-    """Read a list of integers and of products as strings, or the whole list as one string, as in Google's table."""
+    """Read a list of integers and of products in strings, or the whole list in one string, as in Google's table."""
     if isinstance(stated.value(key), str):
         return parse_integers(stated.string(key), key, stated.file)
     items: list[int] = []

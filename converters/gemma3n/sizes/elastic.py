@@ -1,4 +1,4 @@
-"""Several MatFormer sizes with shared weights: the widest model, and the parts of it that each size runs."""
+"""Several MatFormer sizes that share weights: the widest model, and the parts of it that each size runs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Elastic:
 
 
 def combine(config: TextConfig, slices: Sequence[Slice]) -> Elastic:
-    """The first slice is the default one. SliceError if the slices cannot share their KV caches or their names.
+    """Combine slices, the default size's first; SliceError if they cannot share KV caches, or if names collide.
 
-    The widest model has every layer that any size keeps, at its largest width. Each of its FFNs is cut at the width of
-    each size, so that a size runs the first pieces of it.
+    The widest model has every layer that any size keeps, at its largest width. Each of its feed-forward networks is cut
+    at the width of each size, so that a size runs the first pieces.
     """
     configs = [slice_config(config, slice_) for slice_ in slices]
     layers = sorted({layer for slice_ in slices for layer in slice_.layers})
@@ -49,9 +49,9 @@ def combine(config: TextConfig, slices: Sequence[Slice]) -> Elastic:
 
 
 def planned_name(layers: Sequence[int], widest: int, tensor: str) -> str | None:
-    """The widest model's name of a tensor of the size that has these of its layers; `widest`: how many that has.
+    """The widest model's name for a tensor of the size that keeps these layers; `widest`: its number of layers.
 
-    None for the projection whose rows are those of all layers, in a size that drops some.
+    None for the projection that has rows for all layers, in a size that drops some.
 
     >>> planned_name((0, 2), 3, "layers.1.mlp.up_proj.weight")
     'layers.2.mlp.up_proj.weight'
@@ -63,7 +63,7 @@ def planned_name(layers: Sequence[int], widest: int, tensor: str) -> str | None:
 
 
 def _segments(slice_: Slice, widths: dict[int, list[int]]) -> tuple[tuple[int, ...], ...]:
-    """The widths of the FFN pieces that a size runs in each of its layers.
+    """The widths of the feed-forward pieces that a size runs in each of its layers.
 
     >>> _segments(Slice("mid", (0, 2), (8, 16)), {0: [8, 16], 1: [16], 2: [8, 16]})
     ((8,), (8, 8))
@@ -83,13 +83,13 @@ def _check_caches(config: TextConfig, slices: Sequence[Slice]) -> None:
             raise SliceError(
                 f"sizes {first.name} and {slice_.name}",
                 found="different layers that own a KV cache",
-                wanted="the same ones, so that a conversation can change its size",
+                wanted="the same layers, so that a conversation can change its size",
                 remedy="convert them to two bundles",
             )
 
 
 def _prefixes(slices: Sequence[Slice]) -> tuple[str, ...]:
-    """The prefixes of signatures: empty for the default size, else the size's name in characters that are allowed.
+    """The prefixes of signatures: empty for the default size, otherwise the size's name in allowed characters.
 
     >>> _prefixes([Slice("E4B", (), ()), Slice("E2.98B (block-level)", (), ())])
     ('', 'E2.98B-block-level_')

@@ -1,7 +1,7 @@
 """MatFormer: cuts smaller models out of a checkpoint, without retraining.
 
 A slice keeps some layers, and in each the first units of its feed-forward network. Source: Google's MatFormer Lab
-notebook (google-gemini/gemma-cookbook), with layer_types renumbered as transformers 5 demands.
+notebook (google-gemini/gemma-cookbook), with layer_types renumbered as transformers 5 requires.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def whole_slice(config: TextConfig, name: str) -> Slice:
 def slice_config(config: TextConfig, slice_: Slice) -> TextConfig:
     """The config of the smaller model, with renumbered layers; SliceError if the checkpoint does not contain it.
 
-    A kept layer must still share the K/V of the same layer as in training, which must be kept too.
+    A kept layer must still share the keys and values of the same layer as in training, so that layer must be kept too.
     """
     _check_layers(config, slice_)
     new_index = {old: new for new, old in enumerate(slice_.layers)}
@@ -60,19 +60,20 @@ def slice_config(config: TextConfig, slice_: Slice) -> TextConfig:
         source = None if layer.kv_source is None else new_index[layer.kv_source]
         layers.append(replace(layer, ffn_size=width, kv_source=source))
     shared = sum(layer.kv_source is not None for layer in layers)
-    # The donors are the last owners of their type and are kept, so transformers' rule finds the same ones.
+    # The shared layers are the last owners of their type and are kept, so transformers' rule finds the same ones.
     assert layer_kv_sources([layer.attention for layer in layers], shared) == tuple(item.kv_source for item in layers)
     return replace(config, layers=tuple(layers))
 
 
 def effective_parameters(config: TextConfig) -> int:
-    """Google's count ("E2B"): the text model without its embedding tables, but with the unused K/V of shared layers."""
+    """Google's count ("E2B"): the text model without embedding tables, but with the unused keys and values of layers
+    that share."""
     shapes = {**text_tensors(config), **unused_kv_tensors(config)}
     return sum(math.prod(shape) for name, shape in shapes.items() if name not in (TOKEN_EMBEDDING, PER_LAYER_EMBEDDING))
 
 
 def parameters_by_group(config: TextConfig) -> Mapping[str, int]:
-    """Parameters by group: the effective ones as `text`, and those of the two embedding tables."""
+    """Parameters by group: the effective parameters as `text`, and those of the two embedding tables."""
     shapes = text_tensors(config)
     return {
         "text": effective_parameters(config),
@@ -82,10 +83,10 @@ def parameters_by_group(config: TextConfig) -> Mapping[str, int]:
 
 
 class SlicedCheckpoint:
-    """A slice as a TextModel, with the same tensors as a checkpoint that was sliced and saved."""
+    """A slice as a `TextModel`, with the same tensors as if the checkpoint had been sliced and saved."""
 
     def __init__(self, checkpoint: TextModel, slice_: Slice) -> None:
-        """Raises SliceError if the checkpoint does not contain the slice."""
+        """Raise SliceError if the checkpoint does not contain the slice."""
         self._config = slice_config(checkpoint.config, slice_)
         self._checkpoint = checkpoint
         self._slice = slice_
@@ -99,7 +100,7 @@ class SlicedCheckpoint:
         return self._slice
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The sliced tensor's shape; CheckpointError if there is no such tensor."""
+        """The shape of a sliced tensor; CheckpointError if there is no such tensor."""
         source, rows, columns = self._locate(name)
         shape = list(self._checkpoint.shape(source))
         for axis, runs in ((0, rows), (-1, columns)):
@@ -108,7 +109,7 @@ class SlicedCheckpoint:
         return tuple(shape)
 
     def read(self, name: str, rows: Range | None = None, columns: Range | None = None) -> NDArray[np.float32]:
-        """The sliced tensor, or half-open ranges of its first and last axis."""
+        """A sliced tensor, or half-open ranges of its first and last axis."""
         source, row_runs, column_runs = self._locate(name)
         column_parts = _select(column_runs, columns, name)
         bands = [self._read_band(source, row_part, column_parts) for row_part in _select(row_runs, rows, name)]
@@ -122,12 +123,12 @@ class SlicedCheckpoint:
         low, high = runs[0][0], runs[-1][1]
         if 2 * sum(end - begin for begin, end in runs) < high - low:
             return np.concatenate([self._checkpoint.read(source, rows, run) for run in runs], axis=1)
-        # E2B keeps 6/7 of each row of the PLE table: reading whole rows is faster than two reads for each row.
+        # E2B keeps 6/7 of each row of the PLE table, and reading whole rows is faster than two reads for each row.
         span = self._checkpoint.read(source, rows, (low, high))
         return np.concatenate([span[:, begin - low : end - low] for begin, end in runs], axis=1)
 
     def _locate(self, name: str) -> tuple[str, list[Range] | None, list[Range] | None]:
-        """The source tensor, and the runs of its rows and columns that the slice keeps (None: all)."""
+        """The source tensor, and the ranges of its rows and columns that the slice keeps (None: all)."""
         if name == PER_LAYER_EMBEDDING:
             return name, None, self._ple_runs()
         if name == PER_LAYER_MODEL_PROJECTION:

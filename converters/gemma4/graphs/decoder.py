@@ -17,16 +17,16 @@ from toolkit.tflite.graph import Graph, Value
 
 
 def decode_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows) -> Graph:
-    """Build the decode step: takes one token, updates the caches at its position, gives logits f32[1, 1, vocab]."""
+    """Build the decode step: it takes one token, updates the caches at its position, gives logits f32[1, 1, vocab]."""
     decoder = _Decoder(Step(size, widest, tokens=1), rows)
     return decoder.parts.finish(logits=decoder.parts.logits(decoder.normed(decoder.layers(size.config.num_layers))))
 
 
 def verify_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
-    """Build a step of speculative decoding: takes `tokens` tokens, and updates the caches like a prefill.
+    """Build a step of speculative decoding: it takes `tokens` tokens and updates the caches like a prefill.
 
-    Gives for each token logits f32[1, tokens, vocab], and the normed rows that these are computed from, for a drafter:
-    `activations`, f32[1, tokens, hidden]. With one token, it is the decode step with this further output.
+    It gives logits for every token, f32[1, tokens, vocab], and for a drafter the normed rows that the logits are
+    computed from: `activations`, f32[1, tokens, hidden]. With one token, it is the decode step with this extra output.
     """
     decoder = _Decoder(Step(size, widest, tokens), rows)
     normed = decoder.normed(decoder.layers(size.config.num_layers))
@@ -35,9 +35,9 @@ def verify_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheR
 
 
 def prefill_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
-    """Build a prefill: takes `tokens` tokens, and updates the caches from the first one's position on; no logits.
+    """Build a prefill: it takes `tokens` tokens and updates the caches from the first one's position on; no logits.
 
-    Computes only what the caches need: the layers that own one, and only the keys and values of the last of these.
+    It computes only what the caches need: the layers that own a cache, and of the last of these only keys and values.
     """
     decoder = _Decoder(Step(size, widest, tokens), rows)
     last_owner = size.config.kv_layers[-1]

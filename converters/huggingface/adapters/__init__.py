@@ -1,1 +1,1 @@
-"""Merges LoRA adapters, as PEFT and mlx-lm save them, into a checkpoint's tensors while they are read."""
+"""Merges LoRA adapters in the forms of PEFT and mlx-lm into a checkpoint's tensors while these are read."""

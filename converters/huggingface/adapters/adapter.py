@@ -16,26 +16,26 @@ from toolkit.bundle.manifest import AdapterRecord
 _HASHED_BYTES = 1 << 20
 
 Targets = Callable[[Collection[str]], Collection[str]]
-"""Of modules, by their paths in the model that was trained, those that the adapter's config names."""
+"""From the modules' paths in the trained model, selects the modules that the adapter's config names."""
 
 
 def no_targets(modules: Collection[str]) -> Collection[str]:
-    """What the config of an adapter names that does not say."""
+    """The `Targets` of an adapter whose config names none."""
     return ()
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterUpdates:
-    """What the two files of an adapter say, whichever program wrote them."""
+    """The content of an adapter's two files, whichever program wrote them."""
 
     by_parameter: Mapping[str, tuple[Update, ...]]
-    """Updates by the parameter's name in the trained model, as `model.layers.0.mlp.up_proj.weight`, in order."""
+    """Updates, in order, by the parameter's name in the trained model, such as `model.layers.0.mlp.up_proj.weight`."""
     low_rank_modules: frozenset[str]
     """The modules that have LoRA factors."""
     targets: Targets = no_targets
     """The modules of the checkpoint that the config names, which must have factors."""
     embedding_is_head: bool = False
-    """Whether the program trains a tied output matrix as one with the token embedding."""
+    """Whether the program trains a tied output matrix and the token embedding as one matrix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ class Adapter:
 
     @property
     def record(self) -> AdapterRecord:
-        """What a manifest says of it."""
+        """The adapter's record for manifests."""
         return AdapterRecord(self.name, self.scale, self.sha256)
 
     def require_unchanged(self) -> None:
-        """CheckpointError if the file of weights has changed since it was opened."""
+        """Raise CheckpointError if the file of weights has changed since it was opened."""
         self.file.require_unchanged()
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSource:
-    """An adapter's files, for a reader of one of the forms."""
+    """An adapter's open files, for the reader of one of the forms."""
 
     path: Path
     config: JsonObject

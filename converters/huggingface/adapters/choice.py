@@ -1,4 +1,4 @@
-"""Which adapter is to be merged, and how much of it: `DIR`, `DIR=0.5`, or a Hugging Face id instead of a directory."""
+"""The choice of an adapter and its scale: `DIR`, `DIR=0.5`, or a Hugging Face id instead of a directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LARGEST_SCALE = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class AdapterChoice:
-    """An adapter, and its scale: 1 merges what was trained, 0.5 half of its change to each weight."""
+    """An adapter and its scale: 1 merges what was trained, 0.5 half of the change to each weight."""
 
     source: str | Path
     """A directory, or a Hugging Face id with or without `@REVISION`."""
@@ -28,7 +28,7 @@ class AdapterChoice:
 
 
 AdapterLike = str | Path | AdapterChoice
-"""An adapter as `parse_adapter` reads it, or a choice that was made already."""
+"""An adapter in the form that `parse_adapter` reads, or as a choice."""
 
 
 def adapter_choices(adapters: Sequence[AdapterLike]) -> tuple[AdapterChoice, ...]:
@@ -37,12 +37,12 @@ def adapter_choices(adapters: Sequence[AdapterLike]) -> tuple[AdapterChoice, ...
 
 
 def parse_adapter(text: str | Path) -> AdapterChoice:
-    """Read `DIR`, `DIR=SCALE`, `ID` or `ID=SCALE`; if a directory has exactly this name, it is meant.
+    """Parse `DIR`, `DIR=SCALE`, `ID` or `ID=SCALE`; a directory with exactly this name takes precedence.
 
     >>> parse_adapter("user/pirate@main=0.5"), parse_adapter("pirate").scale
     (AdapterChoice(source='user/pirate@main', scale=0.5), 1.0)
     """
-    if not isinstance(text, str) or os.path.exists(text):  # False for what cannot be a name, too
+    if not isinstance(text, str) or os.path.exists(text):  # also False for what cannot be a path
         return AdapterChoice(text)
     source, equals, scale = text.rpartition("=")
     if not equals:

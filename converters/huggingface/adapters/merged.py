@@ -1,4 +1,4 @@
-"""A checkpoint's tensors with adapters merged into them: the interface of `StoredTensors`, nothing merged in memory."""
+"""A checkpoint's tensors with adapters merged in when they are read; no merged tensor is kept in memory."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ _COMPARED_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class ModelNames:
-    """How a family names its tensors."""
+    """A family's names for its tensors."""
 
     tensors: Mapping[str, TensorInfo]
-    """The tensors of the checkpoint, by the family's own name."""
+    """The tensors of the checkpoint, by the family's own names."""
     own_name: Callable[[str], str | None]
-    """The own name of a parameter as any class of the model names it; None if the model has no such parameter. The
-    tied output matrix has the name of the token embedding."""
+    """The family's own name for a parameter, given its name in any class of the model; None if the model has no such
+    parameter. The tied output matrix has the name of the token embedding."""
     group_of: Callable[[str], str]
     """The group of a tensor, by its own name."""
     unused: Iterable[str]
-    """Own names of parameters that have no effect and may be absent: updates of them are left out."""
+    """The own names of parameters that have no effect and may be absent; updates of them are left out."""
     embedding: str
     """The own name of the token embedding."""
     is_head: Callable[[str], bool]
-    """Whether a parameter, as a class of the model names it, is the tied output matrix."""
+    """Whether a parameter, given its name in a class of the model, is the tied output matrix."""
 
 
 class MergedTensors:
-    """Reads tensors as `StoredTensors` does, with every adapter's updates; safe to read from several threads."""
+    """Reads tensors like `StoredTensors`, with every adapter's updates; safe to read from several threads."""
 
     def __init__(self, stored: StoredTensors, adapters: Sequence[Adapter], names: ModelNames) -> None:
-        """CheckpointError, by name, for an update whose tensor is not in the checkpoint or has another shape."""
+        """Raise CheckpointError for an update whose tensor is not in the checkpoint or has another shape."""
         self._stored = stored
         self._updates: dict[str, list[_OfAdapter]] = {}
         for adapter in adapters:
@@ -72,15 +72,15 @@ class MergedTensors:
         return self._after(updates, info)(rows, columns)
 
     def packed(self, info: TensorInfo, scheme: Scheme, rows: Range, columns: Range | None = None) -> PackedRows | None:
-        """As `StoredTensors.packed`; None for a tensor with updates: its numbers are no longer those of its codes."""
+        """Like `StoredTensors.packed`; None for a tensor with updates, whose codes are no longer its values."""
         return None if info.name in self._updates else self._stored.packed(info, scheme, rows, columns)
 
     def scheme(self, info: TensorInfo) -> Scheme | None:
-        """As `StoredTensors.scheme`; None for a tensor with updates."""
+        """Like `StoredTensors.scheme`; None for a tensor with updates."""
         return None if info.name in self._updates else self._stored.scheme(info)
 
     def _after(self, updates: Sequence[_OfAdapter], info: TensorInfo) -> ReadPart:
-        """What reads the tensor after these updates; CheckpointError where they make numbers that are not finite."""
+        """The function that reads the tensor after these updates; it raises CheckpointError for non-finite results."""
 
         def plain(rows: Range | None, columns: Range | None) -> F32:
             return self._stored.read(info, rows, columns)
@@ -90,7 +90,7 @@ class MergedTensors:
         before, last = self._after(updates[:-1], info), updates[-1]
 
         def merged(rows: Range | None, columns: Range | None) -> F32:
-            with np.errstate(all="ignore"):  # whatever overflows, or is divided by 0, is named
+            with np.errstate(all="ignore"):  # overflows and divisions by 0 are reported below
                 found = last.update.read(before, info.shape, rows, columns)
             if not np.isfinite(found).all():
                 raise _not_finite(info, found, rows, last.file)
@@ -118,11 +118,11 @@ def _not_finite(info: TensorInfo, found: F32, rows: Range | None, adapter: Path)
     )
 
 
-_OTHER_BASE = "was it trained on this model? Merge it into the one that its adapter_config.json names"
+_OTHER_BASE = "was it trained on this model? Merge it into the model that its adapter_config.json names"
 
 
 class _Target:
-    """One adapter's updates by the checkpoint's own names, checked for what is missing and what is tied."""
+    """One adapter's updates by the family's own names, checked for missing tensors and for the tied output matrix."""
 
     def __init__(
         self, adapter: Adapter, names: ModelNames, read: Callable[[TensorInfo, Range | None, Range | None], F32]
@@ -157,7 +157,7 @@ class _Target:
     # --- the tied output matrix ---
 
     def _tied(self, embedding: tuple[Update, ...], head: tuple[Update, ...]) -> tuple[Update, ...]:
-        """The updates of the matrix that is both embedding and output; CheckpointError if they make two of it."""
+        """The updates of the matrix that is both embedding and output; CheckpointError if they would make it two."""
         if self._adapter.updates.embedding_is_head and not head:
             return embedding
         wholes = [[update for update in updates if isinstance(update, Replacement)] for updates in (embedding, head)]
@@ -176,7 +176,7 @@ class _Target:
     def _warn_of_tie(self, trained: str, other: str) -> None:
         _log.warning(
             "adapter %s was trained on the %s alone; merged, it changes the %s too, which is the same matrix: "
-            "the model answers otherwise than in training, as after PEFT's merge_and_unload",
+            "the model will answer differently than in training, as after PEFT's merge_and_unload",
             self._adapter.name, trained, other,
         )  # fmt: skip
 
@@ -188,7 +188,7 @@ class _Target:
         return all(a.shape == b.shape and np.array_equal(a.read(), b.read()) for a, b in pairs)
 
     def _require_equal_values(self, embedding: Sequence[Replacement], head: Sequence[Replacement]) -> None:
-        """CheckpointError if the matrix was saved whole with other numbers as embedding than as output."""
+        """Raise CheckpointError if the matrix was saved whole with other values as embedding than as output."""
         if not embedding and not head:
             return
         base = self._names.tensors[self._names.embedding]
@@ -200,7 +200,7 @@ class _Target:
         for start in range(0, base.shape[0], _COMPARED_ROWS):
             part = start, min(start + _COMPARED_ROWS, base.shape[0])
             if not np.array_equal(readers[0](part), readers[1](part)):
-                found = "an output matrix with other numbers than the token embedding, which this model ties"
+                found = "an output matrix with other values than the token embedding, to which this model ties it"
                 raise self._refuse(found, _TRAIN_TIED)
 
     def _reader(self, update: Replacement | None, base: TensorInfo) -> Callable[[Range], F32]:
@@ -212,7 +212,7 @@ class _Target:
     # --- what the config names ---
 
     def _require_targets(self) -> None:
-        """CheckpointError if the config names a module of this model that the adapter has no factors for."""
+        """Raise CheckpointError if the config names a module of this model for which the adapter has no factors."""
         read = self._adapter.updates
         modules = {module: self._names.own_name(f"{module}.weight") for module in read.low_rank_modules}
         present = {own for own in modules.values() if own is not None}
@@ -230,8 +230,8 @@ class _Target:
         named = set(read.targets(absent))
         first = next((module for path, module in absent.items() if path in named), None)
         if first is not None:
-            raise self._refuse(f"no factors for {first}, which its target_modules name", _OTHER_BASE)
+            raise self._refuse(f"no factors for {first}, which its target_modules names", _OTHER_BASE)
 
 
 _TRAIN_TIED = "train both as one (ensure_weight_tying in PEFT), or train trainable_token_indices instead"
-_RESIZED = "this model's vocabulary was not resized: merge with PEFT into a resized one, and convert that"
+_RESIZED = "this model's vocabulary was not resized: merge with PEFT into a resized model, and convert that"

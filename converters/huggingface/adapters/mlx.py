@@ -21,7 +21,7 @@ _EMBEDDINGS = ("embed_tokens", "embed_tokens_per_layer", "embedding")
 
 
 def read_mlx(source: AdapterSource) -> AdapterUpdates:
-    """The updates of an adapter; CheckpointError, by name, for a form that cannot be merged."""
+    """The updates of an adapter; CheckpointError, which names the tensor, for a form that cannot be merged."""
     config = source.config
     kind = config.string("fine_tune_type") if config.has("fine_tune_type") else "lora"
     config.expect("fine_tune_type", "lora", "dora", "full", None)
@@ -49,7 +49,7 @@ def _low_rank(
     wanted = {"lora_a", "lora_b"} | ({"m"} if dora else set())
     if parts.keys() != wanted:
         found = f"{shorten(module)} with {', '.join(sorted(parts))}"
-        raise source.refuse(found, ", ".join(sorted(wanted)), "the adapter was not saved whole: save it again")
+        raise source.refuse(found, ", ".join(sorted(wanted)), "the adapter was not saved completely: save it again")
     embedding = module.rpartition(".")[2] in _EMBEDDINGS
     a = Factor(source.file, parts["lora_a"], transposed=not embedding)
     b = Factor(source.file, parts["lora_b"], transposed=not embedding)

@@ -1,4 +1,4 @@
-"""Opens an adapter's directory: tells the forms apart, reads both files and hashes them."""
+"""Opens an adapter's directory: recognises its form, reads both files and hashes them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_adapter(choice: AdapterChoice, progress: Progress | None = None) -> Ada
 
 
 def _set_options(config: object) -> object:
-    """The config without options that are off: each release adds some, which matter only if they are used."""
+    """The config without options that are off: each release adds options, which matter only if they are used."""
     if not isinstance(config, dict):
         return config
     return {
@@ -58,8 +58,8 @@ def _weights(path: Path) -> Path:
         return found[0]
     remedy = None
     if (path / "adapter_model.bin").is_file():
-        remedy = "adapter_model.bin may run any program when it is read: load it with PEFT and save it again"
+        remedy = "reading adapter_model.bin may run any program: load it with PEFT and save it as safetensors"
     elif (path / "adapters.npz").is_file():
-        remedy = "adapters.npz is of an early mlx-lm: train or save it with a later one"
+        remedy = "adapters.npz is from an early mlx-lm: train or save it with a later version"
     stated = " and ".join(item.name for item in found) or "no weights"
     raise CheckpointError(file=path, found=stated, wanted=f"{PEFT_WEIGHTS} or {MLX_WEIGHTS}", remedy=remedy)

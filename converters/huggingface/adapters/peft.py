@@ -1,7 +1,7 @@
 """Reads adapters that PEFT saved: adapter_config.json and adapter_model.safetensors.
 
-Source: peft 0.21 (tuners/lora/config.py, layer.py, dora.py; utils/save_and_load.py), whose `merge_and_unload` is what
-merging here must equal.
+Source: peft 0.21 (tuners/lora/config.py, layer.py, dora.py; utils/save_and_load.py). The result of merging must equal
+that of its `merge_and_unload`.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ _NAME = re.compile(
 
 @dataclass(slots=True)
 class _Module:
-    """The tensors of one module, by their part."""
+    """The tensors of one module, by part."""
 
     parts: dict[str, TensorInfo] = field(default_factory=dict)
     whole: dict[str, TensorInfo] = field(default_factory=dict)
-    """Parameters that were saved whole, by their name in the module."""
+    """The parameters that were saved whole, by their names in the module."""
     of_base: set[str] = field(default_factory=set)
-    """Those of `whole` that LoRA factors were trained on top of."""
+    """The parameters in `whole` on top of which LoRA factors were trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +88,13 @@ class _Config:
     rank: int
     alpha: float
     ranks: Mapping[str, int]
-    """Those of modules for which rank_pattern states another."""
+    """The ranks of modules for which rank_pattern states another one."""
     alphas: Mapping[str, float]
     root: bool
     """Whether the factor is alpha / sqrt(rank) instead of alpha / rank (rsLoRA)."""
     dora: bool
     tokens: Callable[[str], tuple[int, ...] | None]
-    """The indices of trained tokens of a module."""
+    """The indices of the trained tokens of a module; None if there are none."""
     targets: Targets
 
     def factor(self, module: str, rank: int) -> float:
@@ -106,7 +106,7 @@ class _Config:
 
 
 def read_peft(source: AdapterSource) -> AdapterUpdates:
-    """The updates of an adapter; CheckpointError, by name, for a form that cannot be merged."""
+    """The updates of an adapter; CheckpointError, which names the tensor, for a form that cannot be merged."""
     modules = _modules(source)
     config = _read_config(source, modules)
     updates = {
@@ -122,7 +122,7 @@ def read_peft(source: AdapterSource) -> AdapterUpdates:
 
 
 def _read_config(source: AdapterSource, modules: Iterable[str]) -> _Config:
-    """modules: those that have tensors, on which the config's patterns are tried."""
+    """Read the adapter's config; `modules`: those that have tensors, on which its patterns are tried."""
     stated = source.config
     stated.expect("peft_type", "LORA")
     _require_mergeable(stated)
@@ -142,7 +142,7 @@ def _read_config(source: AdapterSource, modules: Iterable[str]) -> _Config:
 
 
 def _require_mergeable(stated: JsonObject) -> None:
-    """CheckpointError for options that change more than tensors, or weights of the base that are not saved."""
+    """Raise CheckpointError for options that change more than tensors, or base weights that are not saved."""
     if stated.has("init_lora_weights"):
         value = stated.value("init_lora_weights")
         if not any(value is known or (isinstance(known, str) and value == known) for known in _INITIALISATIONS):
@@ -163,7 +163,8 @@ def _require_mergeable(stated: JsonObject) -> None:
 def _by_module(
     stated: JsonObject, key: str, modules: Iterable[str], read: Callable[[JsonObject, str], N]
 ) -> Mapping[str, N]:
-    """The number of each module that a pattern is for: the first that matches, as PEFT's `get_pattern_key` finds it."""
+    """The number for each module that a pattern matches: that of the first such pattern, as in PEFT's
+    `get_pattern_key`."""
     if not stated.has(key):
         return {}
     numbers = stated.child(key)
@@ -174,7 +175,7 @@ def _by_module(
 
 
 def _trained_tokens(stated: JsonObject) -> Callable[[str], tuple[int, ...] | None]:
-    """The rows of each embedding whose tokens were trained: a list is for the token embedding."""
+    """The function that gives the trained rows of an embedding; a plain list is for the token embedding."""
     key = "trainable_token_indices"
     if not stated.has(key):
         return lambda module: None
@@ -187,7 +188,7 @@ def _trained_tokens(stated: JsonObject) -> Callable[[str], tuple[int, ...] | Non
 
 
 def _targets(stated: JsonObject) -> Targets:
-    """What finds the modules that have factors; it finds none if other options leave some of them out."""
+    """The function that selects the modules with factors; it selects none if other options exclude some of them."""
     limited = [key for key in ("layers_to_transform", "exclude_modules") if stated.has(key)]
     stated.ignore(["layers_to_transform", "exclude_modules"])
     if not stated.has("target_modules"):
@@ -218,7 +219,7 @@ def _is_suffix(name: str, module: str) -> bool:
 
 
 def _modules(source: AdapterSource) -> Mapping[str, _Module]:
-    """The adapter's tensors by module; those saved whole count to the module that holds the parameter."""
+    """The adapter's tensors by module; those saved whole belong to the module that has the parameter."""
     modules: dict[str, _Module] = {}
     for name, info in source.file.tensors.items():
         if not name.startswith(_ROOT):
@@ -267,7 +268,7 @@ def _low_rank(
     wanted = {first, second} | ({magnitude} if config.dora else set())
     if parts.keys() != wanted:
         found = f"{shorten(module)} with {', '.join(sorted(parts))}"
-        raise source.refuse(found, ", ".join(sorted(wanted)), "the adapter was not saved whole: save it again")
+        raise source.refuse(found, ", ".join(sorted(wanted)), "the adapter was not saved completely: save it again")
     a, b = Factor(source.file, parts[first]), Factor(source.file, parts[second])
     if len(a.info.shape) < 2 or a.info.shape[0] != config.stated_rank(module):
         found = f"{shorten(module)} {first} {list(a.info.shape)}"

@@ -1,7 +1,7 @@
-"""What an adapter does to one tensor: computed for the part that is read, so that no merged tensor is ever in memory.
+"""The changes that an adapter makes to a tensor, computed for the part that is read: no merged tensor is in memory.
 
-Products are computed in float64 and the sum is rounded to float32 once: the result does not depend on which parts a
-tensor is read in.
+Products are computed in float64 and the sum is rounded to float32 once, so the result does not depend on the parts in
+which a tensor is read.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _BLOCK_WEIGHTS = 1 << 20
 
 
 class Update(Protocol):
-    """A change of one tensor, whose shape it keeps."""
+    """A change to one tensor that keeps its shape."""
 
     def shape_fault(self, shape: tuple[int, ...]) -> str | None:
-        """What does not fit a tensor of this shape; None if all does."""
+        """What does not fit a tensor of this shape; None if everything does."""
         ...
 
     def read(self, before: ReadPart, shape: tuple[int, ...], rows: Range | None, columns: Range | None) -> F32:
-        """A part of the changed tensor; `shape` is that of the whole one."""
+        """A part of the changed tensor; `shape`: that of the whole tensor."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A matrix in an adapter's file, or its transpose; the kernel's axes of a convolution count as columns."""
+    """A matrix in an adapter's file, or its transpose; a convolution's kernel axes count as columns."""
 
     file: SafetensorsFile
     info: TensorInfo
@@ -100,7 +100,7 @@ class LowRank:
 class ByMagnitude:
     """LoRA's result with each row (or each column) scaled to a trained length (DoRA).
 
-    `by_column`: PEFT's embeddings, whose columns have lengths over the whole vocabulary.
+    `by_column`: for PEFT's embeddings, where the length of a column is over the whole vocabulary.
     """
 
     lora: LowRank
@@ -137,7 +137,7 @@ class ByMagnitude:
         return out
 
     def _column_lengths(self, before: ReadPart, shape: tuple[int, ...]) -> F64:
-        """The length of each column: one pass over the whole tensor, at the first read."""
+        """The length of each column, from one pass over the whole tensor at the first read."""
         with self._lock:
             if not self._lengths:
                 total = np.zeros(shape[-1])
@@ -151,7 +151,7 @@ class ByMagnitude:
 class Replacement:
     """A tensor that was trained and saved whole.
 
-    `is_base`: it was saved because LoRA factors were trained on top of it, and is the output matrix too if tied.
+    `is_base`: it was saved because LoRA factors were trained on top of it; if tied, it is the output matrix too.
     """
 
     value: Factor
@@ -169,7 +169,7 @@ class Replacement:
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """Rows of an embedding that were trained alone, by index."""
+    """Single rows of an embedding that were trained, by index."""
 
     value: Factor
     rows: tuple[int, ...]

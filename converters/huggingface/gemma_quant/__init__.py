@@ -1,1 +1,1 @@
-"""Checkpoints whose weights are codes already (`quant_method: gemma`): the QAT weights that Google made for phones."""
+"""Checkpoints whose weights are codes already (`quant_method: gemma`): Google's QAT weights for phones."""

@@ -1,4 +1,4 @@
-"""Reads `quantization_config` of `quant_method: gemma`: which modules are stored in how many bits.
+"""Reads a `quantization_config` with `quant_method: gemma`, which says how many bits each module has.
 
 Source: transformers 5.24, `integrations/gemma_quant.py` and `quantizers/quantizers_utils.py`.
 """
@@ -19,29 +19,29 @@ QUANT_METHOD = "gemma"
 BITS = (2, 4, 8)
 
 _PLACE = "quantization_config"
-_MOST_PATTERNS = 100  # the names of a regular expression's groups are looked through for each module
+_MOST_PATTERNS = 100  # the named groups of one regular expression are searched for each module
 
-# At a module's border: behind a dot, before one, or at the end.
+# A border between modules: after a dot, before one, or at the end.
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 
 
 @dataclass(frozen=True, slots=True)
 class GemmaQuantConfig:
-    """The rules by which a module's bits are found; `file` is for errors."""
+    """The rules that determine the bits of a module; `file`: for errors."""
 
     file: str
     num_bits: int
-    """Bits of modules that no pattern of `overrides` is found in."""
+    """Bits of the modules in whose names no pattern of `overrides` occurs."""
     quantize_embeddings: bool
     overrides: tuple[tuple[str, int], ...]
-    """Regular expressions and bits. The match that begins first in a name counts, of several the first in order."""
+    """Regular expressions and bits. The match that begins first in a name counts; of several, the first in order."""
     excluded: tuple[str, ...]
-    """Modules that are not converted: regular expressions for the beginning of a name, or ends of it."""
+    """Modules that are not converted: regular expressions for the beginning of a name, or endings of a name."""
 
     def bits_of(self, modules: Sequence[str]) -> Mapping[str, int | None]:
         """The bits of each module's weight; None for a module that is not converted.
 
-        The expressions are a stranger's, so they run in a process of their own, within limits.
+        The expressions are untrusted, so they run in a process of their own, with limits.
         """
         with errors_about(file=self.file):
             return limited(_PLACE, partial(self._bits_of, modules), Limits(seconds=10, output_bytes=8 << 20))
@@ -74,7 +74,7 @@ class GemmaQuantConfig:
 
 
 def quant_method(config: object) -> object | None:
-    """The method that config.json states, at the top or for the text; None without `quantization_config`."""
+    """The method that config.json states, at its top or in its text section; None without `quantization_config`."""
     top = config if isinstance(config, dict) else {}
     for section in (top, top.get("text_config")):
         stated: object = section.get(_PLACE) if isinstance(section, dict) else None
@@ -91,7 +91,7 @@ def parse_gemma_quant(config: object, file: str) -> GemmaQuantConfig:
     num_bits = _bits(fields) if fields.has("num_bits") else 4
     embeddings = fields.flag("quantize_embeddings") if fields.has("quantize_embeddings") else False
     if not fields.has("modules_to_not_convert"):
-        # Which modules transformers then leaves out depends on its version.
+        # Which modules transformers leaves out in this case depends on its version.
         fields.refuse("modules_to_not_convert", "none", "a list of names")
     excluded = fields.array("modules_to_not_convert")
     if not all(isinstance(key, str) and key for key in excluded):

@@ -1,4 +1,4 @@
-"""Opens the tensors of a checkpoint, whether floats or codes."""
+"""Opens the tensors of a checkpoint, whether they are floats or codes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from converters.huggingface.stored_tensors import StoredTensors
 
 
 def open_tensors(configs: CheckpointConfigs) -> StoredTensors:
-    """The tensors of `configs.path`, or its remote files; CheckpointError for invalid files.
+    """The tensors in `configs.path`, or in its remote files; CheckpointError for invalid files.
 
-    Of the methods of quantisation that a config may state, one is known; what states another is read as floats, because
-    there are configs that still name a method after its weights were turned into floats.
+    Of the methods of quantisation that a config may state, one is supported. With another method, tensors are read as
+    floats, because some configs still state a method after the weights were converted to floats.
     """
     if quant_method(configs.config) != QUANT_METHOD:
         return StoredTensors(configs.path, configs.remote_files)

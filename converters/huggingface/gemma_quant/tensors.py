@@ -1,9 +1,9 @@
-"""Reads checkpoints of `quant_method: gemma`: their codes as they are, or the numbers that these stand for.
+"""Reads checkpoints with `quant_method: gemma`: their codes as they are, or the numbers that the codes stand for.
 
 A quantised Linear `X` has `X.weight` (codes), `X.weight_scale` f32[out, 1], and scales of its activations; an Embedding
 has `X.embedding_quantized` and `X.embedding_scale` f32[rows, blocks]. Codes of 2 and 4 bits are packed into bytes, the
-first in the lowest bits, as LiteRT has them, but in offset binary: LiteRT's two's complement differs in each code's
-highest bit. Source: transformers 5.24, `integrations/gemma_quant.py`.
+first in the lowest bits, as in LiteRT, but in offset binary: LiteRT's two's complement differs in each code's highest
+bit. Source: transformers 5.24, `integrations/gemma_quant.py`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _CODES, _WEIGHT = ".embedding_quantized", ".weight"
 _SCALES = {_CODES: ".embedding_scale", _WEIGHT: ".weight_scale"}
 _INPUT, _OUTPUT = ".input_activation_scale", ".output_activation_scale"
 _UNUSED = (".k_cache_scale", ".v_cache_scale")
-"""Scales of an int8 KV cache, which transformers leaves aside as well."""
+"""The scales of an int8 KV cache, which transformers ignores as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """A tensor in codes: as it appears in `infos`, and what is stored."""
+    """A tensor that is stored as codes: its entry in `infos`, and the stored tensors."""
 
     info: TensorInfo
     codes: TensorInfo
@@ -52,18 +52,18 @@ class _Packed:
 
     @property
     def block(self) -> int:
-        """Columns that share a scale."""
+        """The number of columns that share a scale."""
         return self.info.shape[1] // self.scales.shape[1]
 
 
 class GemmaQuantTensors(StoredTensors):
-    """`StoredTensors` whose `infos` hold each quantised weight as one tensor `X.weight` of type I2, I4 or I8.
+    """`StoredTensors` whose `infos` has each quantised weight as one tensor `X.weight` of type I2, I4 or I8.
 
-    Its scales are then not tensors of their own. Safe to read from several threads.
+    The scales are not tensors of their own there. Safe to read from several threads.
     """
 
     def __init__(self, path: Path, files: Sequence[SafetensorsFile] | None, config: GemmaQuantConfig) -> None:
-        """Reads headers only; CheckpointError lists the tensors that are not what `config` says."""
+        """Read only headers; CheckpointError lists the tensors that are not as `config` says."""
         super().__init__(path, files)
         try:
             self._path = path
@@ -76,11 +76,11 @@ class GemmaQuantTensors(StoredTensors):
         self.infos = MappingProxyType(plain | {name: packed.info for name, packed in self._packed.items()})
 
     def is_readable(self, info: TensorInfo) -> bool:
-        """Whether `read` can give the tensor's numbers."""
+        """Whether `read` supports the tensor's type."""
         return info.name in self._packed or super().is_readable(info)
 
     def read(self, info: TensorInfo, rows: Range | None = None, columns: Range | None = None) -> F32:
-        """As `StoredTensors.read`; for codes, each times its scale, as float32."""
+        """Like `StoredTensors.read`; codes are multiplied by their scales, in float32."""
         found = self._packed.get(info.name)
         if found is None:
             return super().read(info, rows, columns)
@@ -96,7 +96,7 @@ class GemmaQuantTensors(StoredTensors):
         return codes * scales
 
     def packed(self, info: TensorInfo, scheme: Scheme, rows: Range, columns: Range | None = None) -> PackedRows | None:
-        """Codes and scales as `PackedSource` has them; None unless the tensor's are of this scheme."""
+        """Codes and scales in the form of `PackedSource`; None unless the tensor is stored in this scheme."""
         found = self._packed.get(info.name)
         if found is None or scheme.element.bits != found.bits or not scheme.quantised:
             return None
@@ -112,7 +112,7 @@ class GemmaQuantTensors(StoredTensors):
         return PackedRows(np.ascontiguousarray(payload), scales[:, 0] if scheme.block_size is None else scales)
 
     def scheme(self, info: TensorInfo) -> Scheme | None:
-        """As `StoredTensors.scheme`."""
+        """See `StoredTensors.scheme`."""
         found = self._packed.get(info.name)
         if found is None:
             return None
@@ -120,12 +120,12 @@ class GemmaQuantTensors(StoredTensors):
         return Scheme(dtype, None if found.block == info.shape[1] else found.block)  # type: ignore[arg-type]
 
     def activation_scales(self, info: TensorInfo) -> ActivationScales:
-        """As `StoredTensors.activation_scales`."""
+        """See `StoredTensors.activation_scales`."""
         module = info.name.removesuffix(_WEIGHT)
         return ActivationScales(self._activation_scale(module + _INPUT), self._activation_scale(module + _OUTPUT))
 
     def equal(self, one: TensorInfo, other: TensorInfo) -> bool:
-        """Whether two tensors have the same type, shape and bytes, and if these are codes, the same scales."""
+        """Whether two tensors have the same type, shape and bytes, and, if they are codes, the same scales."""
         packed = [self._packed.get(info.name) for info in (one, other)]
         if packed[0] is None or packed[1] is None:
             return packed == [None, None] and super().equal(one, other)
@@ -134,7 +134,7 @@ class GemmaQuantTensors(StoredTensors):
         return same and all(super(GemmaQuantTensors, self).equal(*pair) for pair in pairs)
 
     def fingerprint(self, config: object, stop_tokens: Iterable[int], names: Mapping[str, TensorInfo]) -> str:
-        """As `StoredTensors.fingerprint`, of the scales too."""
+        """Like `StoredTensors.fingerprint`, including the scales."""
         scales = {
             f"{name} {part.name}": part
             for name, info in names.items()
@@ -149,7 +149,7 @@ class GemmaQuantTensors(StoredTensors):
         return [self._packed[name].scales, *(info for info in others if info is not None)]
 
     def _payload(self, found: _Packed, rows: Range) -> NDArray[np.uint8]:
-        """Codes in two's complement: uint8[rows, bytes of a row]."""
+        """The packed codes in two's complement: uint8[rows, bytes of a row]."""
         width = found.codes.shape[1]
         payload = np.empty((rows[1] - rows[0], width), np.uint8)
         self._files[found.codes.file].read_into(payload, found.codes.begin + rows[0] * width)
@@ -158,7 +158,7 @@ class GemmaQuantTensors(StoredTensors):
         return payload
 
     def _scales(self, found: _Packed, rows: Range) -> F32:
-        """Scales f32[rows, blocks]; CheckpointError for one that no weight can have."""
+        """The scales f32[rows, blocks]; CheckpointError for one that is not a positive finite number."""
         scales = read_tensor(self._files[found.scales.file], found.scales, rows, None)
         wrong = scales < ROW_SCALE_MIN
         if wrong.any():
@@ -183,7 +183,7 @@ class GemmaQuantTensors(StoredTensors):
 
 
 def _packed_tensors(stored: Mapping[str, TensorInfo], config: GemmaQuantConfig, path: Path) -> Mapping[str, _Packed]:
-    """The quantised weights by the name `X.weight`; one CheckpointError lists all that does not fit."""
+    """The quantised weights by the name `X.weight`; one CheckpointError lists everything that does not fit."""
     codes = {name: suffix for name in stored for suffix in (_CODES, _WEIGHT) if name.endswith(suffix)}
     modules = {name: name.removesuffix(suffix) for name, suffix in codes.items()}
     bits = config.bits_of(sorted(set(modules.values())))
@@ -218,7 +218,7 @@ def _packed_tensors(stored: Mapping[str, TensorInfo], config: GemmaQuantConfig, 
 
 
 def _fault(codes: TensorInfo, scales: TensorInfo | None, bits: int | None) -> str | None:
-    """What is wrong with a quantised weight, if anything."""
+    """What is wrong with a quantised weight; None if nothing is."""
     if bits is None:
         return f"is {codes.dtype}, but the module is not to be converted"
     if codes.dtype != _STORED[bits] or len(codes.shape) != 2:
@@ -236,7 +236,7 @@ def _fault(codes: TensorInfo, scales: TensorInfo | None, bits: int | None) -> st
 
 
 def _stray_scales(stored: Mapping[str, TensorInfo], found: Mapping[str, _Packed]) -> list[str]:
-    """Scales that belong to no quantised weight, or of a wrong shape."""
+    """Faults for scales that belong to no quantised weight, or have a wrong shape."""
     faults = []
     for name, info in stored.items():
         suffix = next((s for s in (*_SCALES.values(), _INPUT, _OUTPUT) if name.endswith(s)), None)
@@ -250,7 +250,7 @@ def _stray_scales(stored: Mapping[str, TensorInfo], found: Mapping[str, _Packed]
 
 
 def _is_part(name: str, packed: Mapping[str, _Packed]) -> bool:
-    """Whether a stored tensor is part of a quantised one, or of no use."""
+    """Whether a stored tensor is part of a quantised tensor, or unused."""
     if name.endswith(_UNUSED):
         return True
     suffixes = (_CODES, _WEIGHT, *_SCALES.values(), _INPUT, _OUTPUT)

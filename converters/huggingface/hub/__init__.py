@@ -1,1 +1,1 @@
-"""Finds checkpoints and adapters on the Hugging Face Hub: listed, read in ranges, and downloaded to its own cache."""
+"""Finds checkpoints and adapters on the Hugging Face Hub, reads them in ranges, and downloads them to its cache."""

@@ -1,4 +1,4 @@
-"""Downloads files of a repository into Hugging Face's cache; an interrupted download goes on where it ended.
+"""Downloads files of a repository into Hugging Face's cache; an interrupted download continues where it ended.
 
 Not by `huggingface_hub`, which begins a large file again after an interrupt (since 1.16, a process's partial file is
 its own), takes a small one of any length, and names it as the server's ETag says, even outside of the cache. The layout
@@ -22,18 +22,18 @@ from toolkit.base.errors import CheckpointError
 from toolkit.base.files import Advance, Progress, disk_faults, require_free_space
 
 PART_SUFFIX = ".gemma-edge-part"
-"""Of a blob that is not complete."""
+"""The ending of a blob that is not complete."""
 
 _AT_ONCE = 4
 _HASHED_BYTES = 1 << 20
 
 
 class _Stopped(Exception):
-    """The download was given up from outside."""
+    """The download was cancelled from outside."""
 
 
 def download(repository: HubRepository, names: Sequence[str], progress: Progress | None = None) -> None:
-    """Download those of the files that are not in the cache; `progress` gets the bytes done and their total.
+    """Download the files that are not in the cache; `progress` gets the number of bytes done and their total.
 
     After an error or an interrupt, whatever was downloaded is kept.
     """

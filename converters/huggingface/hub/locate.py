@@ -43,15 +43,15 @@ _ADAPTER_FILES = (
 NOT_CHECKPOINTS: Mapping[str, str] = {
     "adapter_config.json": "this is a LoRA adapter: name its base model, and this with --adapter",
     "manifest.json": "this looks like a bundle, which is converted already: gemma-edge run, verify and export read it",
-    ".gguf": "GGUF holds weights that are quantised already: convert the checkpoint that it was made of",
+    ".gguf": "GGUF holds weights that are quantised already: convert the checkpoint that it was made from",
     ".litertlm": "a .litertlm is converted already: gemma-edge check reads it",
-    ".task": "a .task is converted already: convert the checkpoint that it was made of",
+    ".task": "a .task is converted already: convert the checkpoint that it was made from",
 }
 """Hints for files that are often mistaken for a checkpoint, by name or suffix."""
 
 
 def no_config(place: str | Path, names: Collection[str]) -> CheckpointError:
-    """The error for a directory or repository without config.json that has files of these names, with `/` if inside."""
+    """The error for a directory or repository without config.json; `names`: its files, with `/` if in a folder."""
     found = {part for name in names if "/" not in name for part in (name, Path(name).suffix)}
     remedy = next((text for name, text in NOT_CHECKPOINTS.items() if name in found), None)
     inner = sorted(
@@ -66,7 +66,8 @@ def no_config(place: str | Path, names: Collection[str]) -> CheckpointError:
 
 @dataclass(frozen=True, slots=True)
 class LocatedCheckpoint:
-    """A checkpoint's directory and name; of one on the Hub, its small files are there, and its weights on request."""
+    """A checkpoint's directory and name. For one on the Hub, the directory has its small files, and its weights once
+    they are downloaded."""
 
     path: Path
     name: str
@@ -74,7 +75,7 @@ class LocatedCheckpoint:
 
     @property
     def is_here(self) -> bool:
-        """Whether its weights are on this computer."""
+        """Whether the weights are on this computer."""
         return self.repository is None or all(map(self.repository.cached, self._weights(self.repository)))
 
     def download(self, progress: Progress | None) -> None:
@@ -83,7 +84,7 @@ class LocatedCheckpoint:
             download(self.repository, self._weights(self.repository), progress)
 
     def open_remote(self) -> tuple[SafetensorsFile, ...]:
-        """The files of weights on the Hub, whose headers alone are downloaded."""
+        """The files of weights on the Hub, of which only the headers are downloaded."""
         repository = self.repository
         assert repository is not None and repository.files is not None
         files = repository.files
@@ -104,11 +105,11 @@ class LocatedCheckpoint:
 def locate_checkpoint(path_or_id: str | os.PathLike[str], more_files: Sequence[str] = ()) -> LocatedCheckpoint:
     """The checkpoint in a directory, or for `owner/name[@revision]` on the Hub, whose small files are downloaded.
 
-    `more_files`: names to download in addition to those that any checkpoint may have. A directory of exactly this name
-    wins. CheckpointError, with a hint, for something else; EnvironmentFault without a network or without access.
+    `more_files`: names to download besides those that any checkpoint may have. A directory with exactly this name takes
+    precedence. CheckpointError, with a hint, for anything else; EnvironmentFault without a network or without access.
     """
     path = Path(path_or_id)
-    if os.path.isdir(path):  # False for what cannot be a name, too
+    if os.path.isdir(path):  # also False for what cannot be a path
         return LocatedCheckpoint(path, path.resolve().name)
     if os.path.exists(path):
         remedy = NOT_CHECKPOINTS.get(path.suffix)
@@ -121,13 +122,13 @@ def locate_checkpoint(path_or_id: str | os.PathLike[str], more_files: Sequence[s
     located = LocatedCheckpoint(repository.folder, repository.pinned_name, repository)
     if repository.files is None and not located.is_here:
         raise EnvironmentFault(
-            repository.hub_id, found="offline, and it is only partly downloaded", remedy="resume it while online"
+            repository.hub_id, found="a partial download, while offline", remedy="resume it while online"
         )
     return located
 
 
 def locate_adapter(path_or_id: str | os.PathLike[str], progress: Progress | None = None) -> tuple[Path, str]:
-    """The directory of an adapter, downloaded if it is an id, and its name: the id, or the directory's own name."""
+    """The directory of an adapter, downloaded if an id is given, and its name: the id, or the directory's name."""
     path = Path(path_or_id)
     if os.path.isdir(path):
         return path, path.resolve().name
@@ -143,7 +144,7 @@ def locate_adapter(path_or_id: str | os.PathLike[str], progress: Progress | None
 
 
 def with_revision(path_or_id: str | Path, revision: str | None) -> str | Path:
-    """`ID@REVISION`; UsageError for the revision of a directory, or two of them."""
+    """`ID@REVISION`; UsageError for a revision of a directory, or for two revisions."""
     if revision is None:
         return path_or_id
     if os.path.exists(path_or_id) or not isinstance(path_or_id, str) or "@" in path_or_id:

@@ -16,7 +16,7 @@ from toolkit.base.errors import EnvironmentFault
 from toolkit.base.strict_json import shorten
 
 _ATTEMPTS = 5
-"""How often in a row a request may fail without a single byte."""
+"""How many times in a row a request may fail without giving a single byte."""
 _FIRST_PAUSE_S = 0.5
 _FIRST_READ_BYTES = 1 << 16
 """Most headers are shorter, so that one request is enough."""
@@ -24,7 +24,7 @@ _CONTENT_RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<size>\d+|\*)", re.ASC
 
 
 def stream_range(repository: HubRepository, file: HubFile, start: int, end: int) -> Iterator[bytes]:
-    """The bytes [start, end) of a file in pieces; a broken connection is taken up where it ended.
+    """The bytes [start, end) of a file in pieces; after a broken connection, reading continues where it ended.
 
     EnvironmentFault if it stays broken, CheckpointError if there is no such file.
     """
@@ -36,7 +36,7 @@ def stream_range(repository: HubRepository, file: HubFile, start: int, end: int)
                     start += len(piece)
                     failures = 0
                     yield piece
-            failures += 1  # an end before the last byte counts as a failure
+            failures += 1  # a response that ends early counts as a failure
         except EnvironmentFault as fault:
             failures += 1
             if not _may_pass(fault.__cause__):
@@ -46,7 +46,7 @@ def stream_range(repository: HubRepository, file: HubFile, start: int, end: int)
                 raise EnvironmentFault(
                     repository.hub_id,
                     found=f"the connection breaks at byte {start} of {file.name}, {_ATTEMPTS} times in a row",
-                    remedy="check the network, and run it again to go on from there",
+                    remedy="check the network, and run the command again to continue from there",
                 )
             time.sleep(_FIRST_PAUSE_S * 2 ** (failures - 1))
 
@@ -69,7 +69,7 @@ def _request(repository: HubRepository, file: HubFile, start: int, end: int) -> 
             wanted = f"bytes {start}-{end - 1}/{file.size}"
             raise EnvironmentFault(f"{repository.hub_id} {file.name}", found=shorten(stated), wanted=wanted)
         left = end - start
-        for piece in response.iter_bytes():  # as they arrive: of larger pieces, a broken connection would lose some
+        for piece in response.iter_bytes():  # as they arrive: a broken connection would lose parts of larger pieces
             yield piece[:left]
             left -= len(piece)
             if left <= 0:
@@ -87,13 +87,13 @@ def _is_of(content_range: str, start: int, size: int) -> bool:
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Whether another attempt may succeed: not if the server understood the request and refuses it."""
+    """Whether another attempt may succeed, which it cannot if the server understood the request and refused it."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return error is not None and (status is None or status in (408, 429) or status >= 500)
 
 
 class RemoteSafetensors(SafetensorsFile):
-    """A safetensors file on the Hub: its header is checked like a local one's, tensors are read by ranges."""
+    """A safetensors file on the Hub: its header is checked like a local file's, and tensors are read in ranges."""
 
     __slots__ = ("_file", "_first", "_repository")
 
@@ -105,13 +105,13 @@ class RemoteSafetensors(SafetensorsFile):
         self.tensors = read_header(self.path, file.size, self._read)
 
     def close(self) -> None:
-        """Nothing is open between reads."""
+        """Do nothing: no connection is open between reads."""
 
     def require_unchanged(self) -> None:
-        """A commit does not change."""
+        """Do nothing: the files of a commit do not change."""
 
     def bypass_page_cache(self) -> None:
-        """Nothing is cached here."""
+        """Do nothing: nothing is cached."""
 
     def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
         """Fill a C-contiguous array with the file's bytes from `offset` on."""

@@ -49,7 +49,7 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class HubRepository:
-    """A repository at one commit. `files` is None without a network: only the cache is known then."""
+    """A repository at one commit. `files` is None without a network, when only the cache is known."""
 
     hub_id: str
     name: str
@@ -62,18 +62,18 @@ class HubRepository:
         return f"{self.name}@{self.commit}"
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """Whether there is a file with this name."""
         if self.files is None:
             return self.cached(name) is not None
         return name in self.files
 
     @property
     def names(self) -> list[str]:
-        """The names of all files that are known, with `/` for those in folders."""
+        """The names of all known files, with `/` for files in folders."""
         return sorted(self.files) if self.files is not None else sorted(path.name for path in self.folder.iterdir())
 
     def matching(self, names: Sequence[str]) -> list[str]:
-        """Those of the names that there are."""
+        """The names for which there is a file."""
         return [name for name in names if self.has(name)]
 
     @property
@@ -89,7 +89,7 @@ class HubRepository:
         return Path(constants.HF_HUB_CACHE) / f"models--{self.name.replace('/', '--')}"
 
     def cached(self, name: str) -> Path | None:
-        """The file in the cache, if it was downloaded completely."""
+        """The file in the cache; None if it was not downloaded completely."""
         path = self.folder / name
         return path if path.is_file() else None
 
@@ -101,7 +101,7 @@ class HubRepository:
         return name
 
     def url(self, name: str) -> str:
-        """Where a file is served."""
+        """The URL of a file."""
         from huggingface_hub import constants, hf_hub_url
 
         return hf_hub_url(self.name, name, revision=self.commit, endpoint=constants.ENDPOINT)
@@ -110,8 +110,8 @@ class HubRepository:
 def open_repository(hub_id: str) -> HubRepository:
     """Ask the Hub for a repository's commit and files; without a network, find the commit in the cache.
 
-    hub_id: `owner/name` or `owner/name@revision`. CheckpointError if the Hub has no such repository or revision,
-    EnvironmentFault if it does not answer or does not let the user in.
+    `hub_id`: `owner/name` or `owner/name@revision`. CheckpointError if the Hub has no such repository or revision,
+    EnvironmentFault if it does not answer or refuses access.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
@@ -194,7 +194,7 @@ def _strange_answer(name: str, found: str) -> EnvironmentFault:
 
 
 def _remember(repository: HubRepository, revision: str) -> None:
-    """Note in the cache which commit a revision is, as its `refs` do, so that it is found without a network."""
+    """Record a revision's commit in the cache's `refs`, so that it is found without a network."""
     if revision != repository.commit and ".." not in revision:
         ref = repository.storage / "refs" / revision
         ref.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def hub_utils() -> Any:
 
 @contextmanager
 def hub_errors(hub_id: str, file: str | None = None) -> Iterator[None]:
-    """Turn each error of the Hub's client, of its network library and of the system into one that says what to do."""
+    """Turn the errors of the Hub's client, its network library and the system into errors that say what to do."""
     try:
         yield
     except (CheckpointError, EnvironmentFault):

@@ -21,7 +21,7 @@ from toolkit.bundle.footprint import step_weights
 from toolkit.quant.recipe import Recipe
 from toolkit.quant.scheme import Scheme
 from toolkit.tflite.graph import Signature
-from toolkit.tflite.schema import unpack
+from toolkit.tflite.schema_unpack import unpack
 from toolkit.tflite.writer import layout_files
 
 F32, INT8 = Scheme("f32"), Scheme("int8")

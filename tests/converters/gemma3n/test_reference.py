@@ -13,14 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from oracle import (
     CONFIGS,
-    OracleConfig,
     checkpoint_of,
     faint_checkpoint,
     hf_greedy,
     hf_logits,
     make_checkpoint,
-    write_safetensors,
 )
+from oracle_models import OracleConfig, write_safetensors
 
 from converters.gemma.reference import HEAD_ROWS, logits
 from converters.gemma3n.config.text import TextConfig, TextModel

@@ -176,7 +176,7 @@ def test_an_output_matrix_other_than_the_embedding_is_refused(path: Path, tmp_pa
     tensors["lm_head.weight_scale"] = tensors["lm_head.weight_scale"] * np.float32(2)
     (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"lm_head.weight: found numbers that differ from the token embedding's"):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight: found values that differ from the token embedding's"):
         open_checkpoint(tmp_path, FAMILIES)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gemma4_oracle import CONFIGS, QUICK, OracleConfig, checkpoint_of, hf_greedy, hf_logits, make_checkpoint
+from gemma4_oracle import CONFIGS, QUICK, checkpoint_of, hf_greedy, hf_logits, make_checkpoint
+from oracle_models import OracleConfig
 
 from converters.gemma4.checkpoint import Gemma4Tensors
 from converters.gemma4.reference import forward

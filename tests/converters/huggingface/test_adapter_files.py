@@ -254,7 +254,7 @@ UP = f"{ROOT}layers.0.mlp.up_proj"
         ),
         ({f"{ROOT}norm.modules_to_save.weight": (31,)}, r"\[31\] for a tensor \[32\]"),
         ({f"{ROOT}embed_tokens.weight": (302, 32)}, "vocabulary was not resized"),
-        ({f"{ROOT}embed_tokens.weight": (300, 32)}, "other numbers than the token embedding, which this model ties"),
+        ({f"{ROOT}embed_tokens.weight": (300, 32)}, "other values than the token embedding, to which this model ties"),
         ({f"{ROOT}embed_tokens.token_adapter.trainable_tokens_delta": (2, 32)}, "trained tokens of model.embed_tok"),
         ({"base_model.model.model.vision_tower.x.lora_A.weight": (2, 32)}, "vision_tower.x with lora_A.weight"),
         ({f"{UP}.lora_A.weight": (2, 32), f"{UP}.lora_B.weight": ()}, r"factors \[\] and \[2, 32\] for a tensor"),
@@ -290,8 +290,8 @@ def test_an_adapter_of_a_smaller_model_is_refused(base: Path, tmp_path: Path) ->
     [
         ({}, "no adapter_config.json, wanted an adapter of PEFT or mlx-lm"),
         ({"adapter_config.json": "{}"}, "found no weights, wanted adapter_model.safetensors or adapters.safetensors"),
-        ({"adapter_config.json": "{}", "adapter_model.bin": ""}, "load it with PEFT and save it again"),
-        ({"adapter_config.json": "{}", "adapters.npz": ""}, "adapters.npz is of an early mlx-lm"),
+        ({"adapter_config.json": "{}", "adapter_model.bin": ""}, "load it with PEFT and save it as safetensors"),
+        ({"adapter_config.json": "{}", "adapters.npz": ""}, "adapters.npz is from an early mlx-lm"),
         ({"checkpoint-20/adapter_config.json": "{}"}, "name the adapter in it: checkpoint-20"),
     ],
 )

@@ -124,7 +124,7 @@ def test_an_object_of_templates_in_chat_template_json_is_read(checkpoint: Path) 
         ([{"name": [], "template": "x"}], "a text, or texts with their names"),
         ([{"name": {"a": 1}, "template": "x"}], "a text, or texts with their names"),
         (5, "a text, or texts with their names"),
-        (" \n", "an empty one"),
+        (" \n", "an empty template"),
     ],
 )
 def test_templates_that_transformers_could_not_choose_from_are_refused(

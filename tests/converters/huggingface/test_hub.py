@@ -223,7 +223,7 @@ def test_without_a_network_the_cache_is_used(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     open_headers(ID).close()
     cut_off()
-    assert "offline, and it is only partly downloaded" in str(error_of(ID))
+    assert "a partial download, while offline" in str(error_of(ID))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     open_checkpoint(ID).close()

@@ -93,7 +93,7 @@ def test_rows_of_a_vector_are_its_elements(tmp_path: Path) -> None:
 def test_a_scalar_has_no_ranges(tmp_path: Path) -> None:
     file = write(tmp_path, a=np.array(3, np.float32))
     assert read_tensor(file, file.tensors["a"], None, None) == 3
-    with pytest.raises(UsageError, match=r"a number without axes"):
+    with pytest.raises(UsageError, match=r"a tensor without axes"):
         read_tensor(file, file.tensors["a"], (0, 1), None)
 
 

@@ -43,7 +43,7 @@ def test_the_page_has_groups_reads_what_was_judged_and_what_a_size_needs(
     text = text_of(page)
     for name, group in result.manifest.groups.items():
         assert name in text and f"{group.files[0]}" in text
-    assert "lm_head" in text and "Bytes a token" in text and "KV cache" in text
+    assert "lm_head" in text and "Bytes read per token" in text and "KV cache" in text
     assert result.report is not None
     quality = result.report.sizes["small"].quality
     assert f"{quality.kl_divergence_mean:.3g} nats" in text and "Passed the quality gate" in text

@@ -219,9 +219,9 @@ def test_a_tower_with_the_axes_of_mlx_is_named_with_the_way_out(
     (checkpoint / "model.safetensors").write_bytes(safetensors_bytes(tensors))
     assert main(["inspect", str(checkpoint)]) == 0
     error = capsys.readouterr().err
-    assert f"{group} cannot be converted" in error and "these axes are those of mlx" in error
+    assert f"{group} cannot be converted" in error and "these axes are in mlx" in error
     assert main(["convert", str(checkpoint), "-o", str(tmp_path / "bundle"), "--context", "64"]) == 2
-    assert "convert the 16-bit checkpoint in Hugging Face's form that it was made of" in capsys.readouterr().err
+    assert "convert the 16-bit checkpoint in Hugging Face's form that it was made from" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()
 
 

@@ -17,7 +17,7 @@ from gemma_edge.cli import main
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.bundle.manifest import SamplingRecord
 from toolkit.bundle.prompting import Prompting
-from toolkit.litertlm import export
+from toolkit.litertlm import export_sections
 from toolkit.litertlm.chat_template import EnginePrompts, ExportedTemplate
 from toolkit.litertlm.engine_tools import tools_fault
 from toolkit.litertlm.header import read_header
@@ -160,8 +160,8 @@ def test_function_calling_is_offered_where_template_and_engine_have_it(
     prompting = Prompting.of(Bundle(bundle).tokenizer(), Bundle(bundle).manifest, ())
     engine = EnginePrompts(prompting, model_type)
     assert (tools_fault(template, template, engine) is None) == offered
-    monkeypatch.setattr(export, "_chat_template", lambda parts: template)
-    monkeypatch.setattr(export, "engine_template", lambda *_: ExportedTemplate(template, start_token=True))
+    monkeypatch.setattr(export_sections, "_chat_template", lambda parts: template)
+    monkeypatch.setattr(export_sections, "engine_template", lambda *_: ExportedTemplate(template, start_token=True))
     metadata = exported(bundle, tmp_path / "x.litertlm", "--model-type", model_type)
     assert metadata.supports_function_calling is offered
     assert ("does not offer function calling" in caplog.text) != offered

@@ -78,14 +78,14 @@ def test_a_sound_that_is_too_long_is_said_to_be_cut(
 ) -> None:
     short, _ = run_json(capfd, multimodal_bundle, "-p", "Hear", "--audio", media / "short.wav")
     value, err = run_json(capfd, multimodal_bundle, "-p", "Hear", "--audio", media / "long.wav", "-q")
-    assert "longer than the 3.232 s that the model hears at once: it is cut into 2 pieces" in err
+    assert "longer than the 3.232 s that the model hears at once: it is split into 2 pieces" in err
     assert value["prompt_tokens"] - short["prompt_tokens"] in range(22, 28)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--image", "neither.bin"], "no image that is understood"),
+        (["--image", "neither.bin"], "not an image of a known format"),
         (["--audio", "neither.bin"], "Format not recognised"),
         (["--image", "absent.png"], "no such file"),
         (["--audio", "click.wav"], "click.wav: found 0.006 s of sound, wanted at least 0.032; append silence"),

@@ -107,7 +107,7 @@ def test_of_one_list_only_so_many_misfits_are_collected_and_the_last_says_so() -
         assert len(faults) == MAX_MISFITS + 1
         assert faults[-1] == (
             f"line 3 {next(iter(changes))}",
-            "over 1,000 faults, of which the rest is not listed",
+            "over 1,000 faults; the others are not listed",
             None,
         )
 

@@ -142,7 +142,7 @@ def test_nonsense_in_a_status_is_named(text: str, found: str) -> None:
 
 
 def test_nonsense_in_mappings_counters_and_times_is_named() -> None:
-    with pytest.raises(EnvironmentFault, match="smaps 7f0000000000: the end 7e0010001000 does not come after"):
+    with pytest.raises(EnvironmentFault, match="smaps 7f0000000000: the end 7e0010001000 is not after the beginning"):
         parse_smaps(SMAPS.replace("7f0010001000", "7e0010001000"))
     with pytest.raises(EnvironmentFault, match="Rss: found '16 MB'"):
         parse_smaps(SMAPS.replace("16 kB", "16 MB"))

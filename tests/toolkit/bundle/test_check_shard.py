@@ -81,7 +81,7 @@ def test_a_shard_of_nothing_but_damage_is_not_listed_row_by_row(tmp_path: Path) 
     path = shard(tmp_path)
     path.write_bytes(path.read_bytes()[:HEADER_BYTES] + b"\x55" * (path.stat().st_size - HEADER_BYTES))
     faults = check(path)
-    assert len(faults) == 22 and faults[20] == Fault("ple_00001.bin", "rows", "108 more that are wrong", None)
+    assert len(faults) == 22 and faults[20] == Fault("ple_00001.bin", "rows", "108 more bad rows", None)
 
 
 def test_a_broken_header_is_one_fault(tmp_path: Path) -> None:

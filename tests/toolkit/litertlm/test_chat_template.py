@@ -18,9 +18,10 @@ from toolkit.bundle.conversations import TEXTS, Conversation, Turn
 from toolkit.bundle.prompting import Prompting
 from toolkit.bundle.tokenizer import Tokenizer
 from toolkit.check import check
-from toolkit.litertlm import export
+from toolkit.litertlm import export_sections
 from toolkit.litertlm.chat_template import EnginePrompts, ExportedTemplate, engine_template, template_fault
 from toolkit.litertlm.engine_template import EngineTemplate
+from toolkit.litertlm.export import export_litertlm
 
 LOOP = "{% for m in messages %}"
 END = "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
@@ -48,7 +49,7 @@ MENDED = {
     "generation": LOOP + "{% generation %}{{ m.content + '' }}{% endgeneration %}" + END,
 }
 REFUSED = {
-    "keys": (LOOP + "{{ m.keys() | join }}" + END, r"does not know \.keys\(\)"),
+    "keys": (LOOP + "{{ m.keys() | join }}" + END, r"has no method \.keys\(\)"),
     "replace, once": (LOOP + "{{ m.content.replace('a', 'b', 1) }}" + END, r"\.replace\(\) with 3"),
     "none in a value": (LOOP + "{{ {'a': none}.a is none }}" + END, "found 'false.*wanted 'True"),
     "break": (LOOP + "{{ m.content }}{% break %}" + END, "break"),
@@ -180,11 +181,11 @@ def test_check_finds_what_the_engine_does_otherwise(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, place: str | None
 ) -> None:
     path = tmp_path / "x.litertlm"
-    export.export_litertlm(bundle, path)
+    export_litertlm(bundle, path)
     assert check(path) == []
     exported = ExportedTemplate(template, start_token=True)
-    monkeypatch.setattr(export, "engine_template", lambda source, prompting, model_type: exported)
-    export.export_litertlm(bundle, path)
+    monkeypatch.setattr(export_sections, "engine_template", lambda source, prompting, model_type: exported)
+    export_litertlm(bundle, path)
     assert [fault.fault for fault in check(path)] == ([] if place is None else [place])
 
 
@@ -202,7 +203,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(bundle: Path) -> Iterator[LmEngine]:
     """Google's engine; each conversation has a template of its own."""
     path = bundle.parent / "x.litertlm"
-    export.export_litertlm(bundle, path)
+    export_litertlm(bundle, path)
     with open_engine(path) as opened:
         yield opened
 
@@ -260,8 +261,8 @@ def test_the_engine_writes_its_start_token_even_if_the_template_has(
 ) -> None:
     path = tmp_path / "x.litertlm"
     exported = ExportedTemplate("<bos>{{ messages[0].content[0].text }}", start_token)
-    monkeypatch.setattr(export, "engine_template", lambda source, prompting, model_type: exported)
-    export.export_litertlm(bundle, path)
+    monkeypatch.setattr(export_sections, "engine_template", lambda source, prompting, model_type: exported)
+    export_litertlm(bundle, path)
     with open_engine(path) as opened, opened.engine.create_conversation(max_output_tokens=1) as conversation:
         conversation.send_message("<start_of_turn>hi")
         assert conversation.token_count == tokens + 1  # and one of the answer

@@ -167,7 +167,7 @@ def test_an_interrupt_leaves_nothing_behind(bundle: Path, tmp_path: Path, monkey
     def interrupt(path: Path, **_: object) -> files.FileHash:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toolkit.litertlm.export.hash_file", interrupt)
+    monkeypatch.setattr("toolkit.litertlm.export_parts.hash_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_litertlm(bundle, tmp_path / "model.litertlm")
     assert list(tmp_path.iterdir()) == []

@@ -90,7 +90,7 @@ def test_what_is_not_signed_or_changed_after_it_was_is_not_trusted(
     systems = [read_header(path).metadata.system for path in (signed, small)]
     signed.write_bytes(data.replace(systems[0]["signature"].encode(), systems[1]["signature"].encode()))
     capsys.readouterr()
-    for path, found in ((plain, "none"), (signed, "made with no trusted key, or of another file")):
+    for path, found in ((plain, "none"), (signed, "made with another key, or for another file")):
         assert cli.main(["check", str(path), *trust]) == 1
         faults = json.loads(capsys.readouterr().out)["faults"]
         assert [(fault["fault"], fault["found"]) for fault in faults] == [("signature", found)]

@@ -203,7 +203,7 @@ def test_a_picture_of_a_phone_is_within_the_bounds(monkeypatch: pytest.MonkeyPat
 
 def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "notes.png"
-    for content, found in ((b"", "an empty file"), (b"hello, world", "no image that is understood")):
+    for content, found in ((b"", "an empty file"), (b"hello, world", "not an image of a known format")):
         path.write_bytes(content)
         with pytest.raises(UsageError) as caught:
             load_image(path)
@@ -212,13 +212,13 @@ def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_picture_are_refused_by_their_size() -> None:
-    with pytest.raises(UsageError, match=r"^image of 1,000 bytes: no image"):
+    with pytest.raises(UsageError, match=r"^image of 1,000 bytes: not an image"):
         load_image(bytes(1000))
 
 
 def test_no_program_is_run_for_a_picture() -> None:
     """Pillow hands EPS to Ghostscript."""
-    with pytest.raises(UsageError, match="no image that is understood"):
+    with pytest.raises(UsageError, match="not an image of a known format"):
         load_image(encoded(photo(8, 8), "EPS"))
 
 

@@ -119,7 +119,7 @@ RULE = {"match": "*", "dtype": "int4"}
         ([RULE | {"search": "best"}], r"rule 1 \(\*\) search: found best, wanted absmax or mse"),
         ([RULE | {"optional": 1}], r"rule 1 \(\*\) optional: found 1, wanted true or false"),
         ([RULE | {"blocksize": 32}], r"rule 1 \(\*\): unknown key blocksize"),
-        ([{"match": "a", "dtype": "f32"}, {"match": "a", "dtype": "int8"}], "rule 2: the match a for a second time"),
+        ([{"match": "a", "dtype": "f32"}, {"match": "a", "dtype": "int8"}], "rule 2: the match a a second time"),
     ],
 )
 def test_a_bad_rule_is_an_error_that_names_file_and_rule(tmp_path: Path, rules: list[object], message: str) -> None:

@@ -203,7 +203,7 @@ def test_a_long_sound_becomes_pieces_of_about_equal_length(bundle: Bundle) -> No
     [
         ("no place", "found 0 placeholders"),
         (PICTURE * 2, "found 2 placeholders"),
-        (f"{PICTURE}<end_of_image>", "'<end_of_image>' stands for an image or a sound"),
+        (f"{PICTURE}<end_of_image>", "'<end_of_image>', which stands for an image or a sound"),
         (f"{PICTURE}{SOUND}", "sounds: found 1 placeholders"),
     ],
 )

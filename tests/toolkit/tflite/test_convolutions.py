@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from toolkit.base.errors import CheckpointError, RecipeError
 from toolkit.quant import stream
 from toolkit.quant.scheme import Scheme
-from toolkit.tflite import ops
+from toolkit.tflite import image_ops, ops
 from toolkit.tflite.graph import DType, Graph, Signature, Value, Weight
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.writer import layout_tflite, write_tflite
@@ -80,7 +80,9 @@ def convolve(x: F32, oihw: F32, stride: int) -> F32:
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 2)])
 @pytest.mark.parametrize("scheme", [F32_SCHEME, F16_SCHEME], ids=str)
-def test_conv_2d_is_numpys(tmp_path: Path, scheme: Scheme, kernel: int, stride: int, padding: ops.Padding) -> None:
+def test_conv_2d_is_numpys(
+    tmp_path: Path, scheme: Scheme, kernel: int, stride: int, padding: image_ops.Padding
+) -> None:
     x, weight = floats(1, 8, 11, 6), floats(16, 6, kernel, kernel, seed=1)
     asked = Weight.permuted("w", (16, kernel, kernel, 6), OHWI)
     got = run(
@@ -88,7 +90,7 @@ def test_conv_2d_is_numpys(tmp_path: Path, scheme: Scheme, kernel: int, stride: 
         x,
         Arrays(w=weight),
         scheme,
-        lambda v: ops.conv_2d(v, v.graph.weight(asked), stride=stride, padding=padding),
+        lambda v: image_ops.conv_2d(v, v.graph.weight(asked), stride=stride, padding=padding),
     )
     stored = weight.astype(np.float16).astype(np.float32) if scheme is F16_SCHEME else weight
     want = convolve(same_padding(x, kernel, stride) if padding == "same" else x, stored, stride)
@@ -100,7 +102,7 @@ def test_conv_2d_adds_its_bias(tmp_path: Path) -> None:
 
     def build(v: Value) -> Value:
         kernel = v.graph.weight(Weight.permuted("w", (8, 3, 3, 3), OHWI))
-        return ops.conv_2d(v, kernel, v.graph.weight(Weight.whole("b", (8,))))
+        return image_ops.conv_2d(v, kernel, v.graph.weight(Weight.whole("b", (8,))))
 
     got = run(tmp_path, x, Arrays(w=weight, b=bias), F32_SCHEME, build)
     np.testing.assert_allclose(got, convolve(same_padding(x, 3, 1), weight, 1) + bias, rtol=1e-5, atol=1e-4)
@@ -113,7 +115,7 @@ def test_an_int8_convolution_has_a_scale_for_each_output(tmp_path: Path, kernel:
     weight *= np.logspace(-3, 0, 24, dtype=np.float32)[:, None, None, None]
     asked = Weight.permuted("w", (24, kernel, kernel, 16), OHWI)
     got = run(
-        tmp_path, x, Arrays(w=weight), INT8_SCHEME, lambda v: ops.conv_2d(v, v.graph.weight(asked), stride=stride)
+        tmp_path, x, Arrays(w=weight), INT8_SCHEME, lambda v: image_ops.conv_2d(v, v.graph.weight(asked), stride=stride)
     )
     want = convolve(same_padding(x, kernel, stride), weight, stride)
     error = np.abs(got - want).max((0, 1, 2)) / np.abs(want).max((0, 1, 2))
@@ -126,7 +128,11 @@ def test_depthwise_conv_2d_keeps_channels_apart(tmp_path: Path, scheme: Scheme, 
     x, weight = floats(1, 8, 9, 24), floats(24, 1, kernel, kernel, seed=1)
     asked = Weight.permuted("w", (1, kernel, kernel, 24), HWC)
     got = run(
-        tmp_path, x, Arrays(w=weight), scheme, lambda v: ops.depthwise_conv_2d(v, v.graph.weight(asked), stride=stride)
+        tmp_path,
+        x,
+        Arrays(w=weight),
+        scheme,
+        lambda v: image_ops.depthwise_conv_2d(v, v.graph.weight(asked), stride=stride),
     )
     stored = weight.astype(np.float16).astype(np.float32) if scheme is F16_SCHEME else weight
     padded = same_padding(x, kernel, stride)
@@ -136,14 +142,14 @@ def test_depthwise_conv_2d_keeps_channels_apart(tmp_path: Path, scheme: Scheme, 
 
 def test_average_pool_2d_means_over_squares(tmp_path: Path) -> None:
     x = floats(1, 6, 9, 5)
-    got = run(tmp_path, x, Arrays(), F32_SCHEME, lambda v: ops.average_pool_2d(v, 3))
+    got = run(tmp_path, x, Arrays(), F32_SCHEME, lambda v: image_ops.average_pool_2d(v, 3))
     np.testing.assert_allclose(got, x.reshape(1, 2, 3, 3, 3, 5).mean((2, 4)), atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_resize_nearest_neighbor_repeats_rows_and_columns(tmp_path: Path, factor: int) -> None:
     x = floats(1, 3, 4, 5)
-    got = run(tmp_path, x, Arrays(), F32_SCHEME, lambda v: ops.resize_nearest_neighbor(v, 3 * factor, 4 * factor))
+    got = run(tmp_path, x, Arrays(), F32_SCHEME, lambda v: image_ops.resize_nearest_neighbor(v, 3 * factor, 4 * factor))
     np.testing.assert_array_equal(got, x.repeat(factor, 1).repeat(factor, 2))
 
 
@@ -157,14 +163,14 @@ def test_one_by_one_kernels_are_matrices(tmp_path: Path) -> None:
 def test_float16_takes_half_the_bytes(tmp_path: Path) -> None:
     graph = Graph()
     weight = graph.weight(Weight.permuted("w", (256, 3, 3, 64), OHWI))
-    graph.output("y", ops.conv_2d(graph.input("x", (1, 4, 4, 64)), weight))
+    graph.output("y", image_ops.conv_2d(graph.input("x", (1, 4, 4, 64)), weight))
     whole, half = (layout_tflite([Signature("op", graph)], {"w": s}).weight_bytes for s in (F32_SCHEME, F16_SCHEME))
     assert whole == 2 * half == 256 * 3 * 3 * 64 * 4
 
 
 def wrong(tmp_path: Path, weight: F32, asked: Weight, scheme: Scheme) -> None:
     x = floats(1, 4, 4, asked.shape[-1])
-    run(tmp_path, x, Arrays(w=weight), scheme, lambda v: ops.conv_2d(v, v.graph.weight(asked)))
+    run(tmp_path, x, Arrays(w=weight), scheme, lambda v: image_ops.conv_2d(v, v.graph.weight(asked)))
 
 
 def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -199,7 +205,7 @@ def test_a_depthwise_kernel_takes_no_integers(tmp_path: Path) -> None:
             floats(1, 4, 4, 8),
             Arrays(w=floats(8, 1, 3, 3)),
             INT8_SCHEME,
-            lambda v: ops.depthwise_conv_2d(v, v.graph.weight(asked)),
+            lambda v: image_ops.depthwise_conv_2d(v, v.graph.weight(asked)),
         )
 
 
@@ -214,12 +220,21 @@ def test_a_table_is_not_stored_as_float16() -> None:
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda g: ops.conv_2d(g.input("x", (1, 4, 4, 3)), g.input("w", (8, 3, 3, 4))), "NHWC, OHWI"),
-        (lambda g: ops.conv_2d(g.input("x", (1, 4, 4, 3)), g.input("w", (8, 3, 3, 3)), g.input("b", (3,))), "bias"),
-        (lambda g: ops.conv_2d(g.input("x", (1, 2, 2, 3)), g.input("w", (8, 3, 3, 3)), padding="valid"), "positive"),
-        (lambda g: ops.depthwise_conv_2d(g.input("x", (1, 4, 4, 3)), g.input("w", (3, 3, 3, 1))), r"\[1, h, w, c\]"),
-        (lambda g: ops.average_pool_2d(g.input("x", (1, 4, 6, 3)), 4), "tile"),
-        (lambda g: ops.resize_nearest_neighbor(g.input("x", (4, 6, 3)), 8, 12), "NHWC"),
+        (lambda g: image_ops.conv_2d(g.input("x", (1, 4, 4, 3)), g.input("w", (8, 3, 3, 4))), "NHWC, OHWI"),
+        (
+            lambda g: image_ops.conv_2d(g.input("x", (1, 4, 4, 3)), g.input("w", (8, 3, 3, 3)), g.input("b", (3,))),
+            "bias",
+        ),
+        (
+            lambda g: image_ops.conv_2d(g.input("x", (1, 2, 2, 3)), g.input("w", (8, 3, 3, 3)), padding="valid"),
+            "positive",
+        ),
+        (
+            lambda g: image_ops.depthwise_conv_2d(g.input("x", (1, 4, 4, 3)), g.input("w", (3, 3, 3, 1))),
+            r"\[1, h, w, c\]",
+        ),
+        (lambda g: image_ops.average_pool_2d(g.input("x", (1, 4, 6, 3)), 4), "tile"),
+        (lambda g: image_ops.resize_nearest_neighbor(g.input("x", (4, 6, 3)), 8, 12), "NHWC"),
     ],
 )
 def test_a_wrong_convolution_fails_where_it_is_written(build: Callable[[Graph], Value], says: str) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from toolkit.check import refused_by_gpu
-from toolkit.tflite import ops, schema
+from toolkit.tflite import ops
 from toolkit.tflite.gpu import Refusal, gpu_refusals
 from toolkit.tflite.graph import Graph, Signature, Value
+from toolkit.tflite.schema_unpack import unpack
 from toolkit.tflite.writer import layout_tflite
 
 
@@ -19,7 +20,7 @@ def refused(make: Callable[[Graph, Value], Value]) -> list[tuple[str, str]]:
     """Builtins and reasons of a graph over x: f32[2, 8]."""
     graph = Graph()
     graph.output("y", make(graph, graph.input("x", (2, 8))))
-    return [(refusal.builtin, refusal.reason) for refusal in gpu_refusals(schema.unpack(memoryview(header_of(graph))))]
+    return [(refusal.builtin, refusal.reason) for refusal in gpu_refusals(unpack(memoryview(header_of(graph))))]
 
 
 def header_of(graph: Graph) -> bytes:
@@ -32,7 +33,9 @@ def test_a_bundles_refused_ops_are_found_by_file(tmp_path: Path) -> None:
     graph.output("y", ops.sub(x, x))
     (tmp_path / "text_decoder.tflite").write_bytes(header_of(graph))
     (tmp_path / "embedder.tflite").write_bytes(b"no graph")
-    assert refused_by_gpu(tmp_path) == [("text_decoder.tflite", Refusal("run", 0, "SUB", "it takes a value twice"))]
+    assert refused_by_gpu(tmp_path) == [
+        ("text_decoder.tflite", Refusal("run", 0, "SUB", "both of its inputs are the same value"))
+    ]
 
 
 def numbers(graph: Graph, *shape: int) -> Value:
@@ -51,13 +54,13 @@ def test_a_graph_of_ops_that_a_gpu_takes_has_no_refusal() -> None:
 @pytest.mark.parametrize(
     ("builtin", "reason", "make"),
     [
-        ("SUB", "it takes a value twice", lambda g, x: ops.sub(x, x)),
+        ("SUB", "both of its inputs are the same value", lambda g, x: ops.sub(x, x)),
         (
             "RESHAPE",
             "all of its inputs are constants",
             lambda g, x: ops.mul(x, ops.reshape(numbers(g, 8), (1, 8))),
         ),
-        ("PAD", "it pads 2 axes, and a GPU pads 3 or 4", lambda g, x: ops.pad(x, [(0, 0), (1, 0)])),
+        ("PAD", "it pads 2 axes, and a GPU can pad only 3 or 4", lambda g, x: ops.pad(x, [(0, 0), (1, 0)])),
         (
             "DYNAMIC_UPDATE_SLICE",
             "its start is a constant",

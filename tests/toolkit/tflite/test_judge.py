@@ -22,12 +22,12 @@ from toolkit.bundle.manifest_json import read_manifest
 from toolkit.bundle.signatures import bundle_signatures, shapes_of
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.judged_files import require_judged, require_judged_bundle
-from toolkit.tflite import schema
 from toolkit.tflite.graph import DType, Graph, Signature, Value
 from toolkit.tflite.judge import judge, read_header
 from toolkit.tflite.ops import add, fully_connected, gather, pad, reshape, slice_
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, Quantization, TensorRecord
+from toolkit.tflite.schema_pack import pack
 from toolkit.tflite.wellformed import require_wellformed
 from toolkit.tflite.writer import layout_tflite
 
@@ -113,15 +113,15 @@ FAULTS: list[tuple[str, Callable[[ModelRecord], ModelRecord], str]] = [
     ("an input from the future", lambda m: operator(m, 0, inputs=(m.subgraphs[0].operators[2].outputs[0], 1)),
      "not computed before"),
     ("two results", lambda m: operator(m, 0, outputs=(2, 3)), "operator outputs"),
-    ("a result that is an input", lambda m: operator(m, 0, outputs=(0,)), "an input or a constant"),
-    ("a result that is a constant", lambda m: operator(m, 0, outputs=(1,)), "an input or a constant"),
+    ("a result that is an input", lambda m: operator(m, 0, outputs=(0,)), "an input, a constant"),
+    ("a result that is a constant", lambda m: operator(m, 0, outputs=(1,)), "an input, a constant"),
     ("a result of another shape", lambda m: tensor(m, 2, shape=(2, 9)), "result"),
     ("a result of another type", lambda m: tensor(m, 2, type="INT32"), "result"),
-    ("a type that nothing computes with", lambda m: tensor(m, 0, type="STRING"), "a type or a size"),
+    ("a type that nothing computes with", lambda m: tensor(m, 0, type="STRING"), "type or a size"),
     ("a dimension of nothing", lambda m: tensor(m, 0, shape=(2, 0)), "not positive"),
     ("a dimension below nothing", lambda m: tensor(m, 0, shape=(2, -1)), "not positive"),
     ("more axes than any value has", lambda m: tensor(m, 0, shape=(1,) * 9), "tensor shape"),
-    ("a size beyond all memory", lambda m: tensor(m, 0, shape=(2**30, 2**30)), "a type or a size"),
+    ("a size beyond all memory", lambda m: tensor(m, 0, shape=(2**30, 2**30)), "type or a size"),
     ("a buffer that is not there", lambda m: tensor(m, 0, buffer=99), "a buffer that does not exist"),
     ("an input with bytes", lambda m: tensor(m, 0, buffer=1, shape=(1,)), "an input that is stored"),
     ("scales of a value", lambda m: tensor(m, 0, quantization=Quantization(np.ones(2, np.float32))), "not a weight"),
@@ -141,9 +141,9 @@ def test_each_thing_that_no_graph_of_ours_has_is_refused(
     breaks: Callable[[ModelRecord], ModelRecord], words: str, tmp_path: Path
 ) -> None:
     model = model_of(packed(small_graph()), tmp_path)
-    judge_bytes(schema.pack(model), tmp_path)
+    judge_bytes(pack(model), tmp_path)
     with pytest.raises(GraphError) as caught:
-        judge_bytes(schema.pack(breaks(model)), tmp_path)
+        judge_bytes(pack(breaks(model)), tmp_path)
     assert words in str(caught.value)
 
 
@@ -175,7 +175,7 @@ def test_an_axis_that_a_value_does_not_have_is_refused(tmp_path: Path) -> None:
     model = model_of(build(lambda graph, x: gather(x, graph.ints([1, 0]), 0)), tmp_path)
     for axis in (2, -1, 2**31 - 1):
         with pytest.raises(GraphError, match="axis"):
-            judge_bytes(schema.pack(operator(model, 0, fields=(("axis", axis),))), tmp_path)
+            judge_bytes(pack(operator(model, 0, fields=(("axis", axis),))), tmp_path)
 
 
 def test_an_operator_that_changes_nothing_is_refused(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_an_operator_that_changes_nothing_is_refused(tmp_path: Path) -> None:
     (op,) = graph.operators
     broken = constant(tensor(model, op.outputs[0], shape=(2, 8)), [8, 2], [2, 8])
     with pytest.raises(GraphError, match="changes nothing"):
-        judge_bytes(schema.pack(broken), tmp_path)
+        judge_bytes(pack(broken), tmp_path)
 
 
 def test_codes_of_a_weight_without_scales_are_refused(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_codes_of_a_weight_without_scales_are_refused(tmp_path: Path) -> None:
     place = next(n for n, item in enumerate(model.subgraphs[0].tensors) if item.shape == (64, 64))
     buffers = tuple(BufferRecord(b.data[:4096]) if b.data and len(b.data) > 4096 else b for b in model.buffers)
     with pytest.raises(GraphError, match="INT8"):
-        judge_bytes(schema.pack(replace(tensor(model, place, type="INT8"), buffers=buffers)), tmp_path)
+        judge_bytes(pack(replace(tensor(model, place, type="INT8"), buffers=buffers)), tmp_path)
 
 
 def test_values_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_tables_that_are_used_over_and_over_are_refused(tmp_path: Path) -> None:
     many = [replace(op, outputs=(len(graph.tensors) + n,)) for n in range(30_000)]
     tensors = [TensorRecord("", (2, 8), "FLOAT32", 0) for _ in many]
     wide = replace(graph, tensors=(*graph.tensors, *tensors), operators=(*graph.operators, *many))
-    judge_bytes(schema.pack(replace(model, subgraphs=(wide,))), tmp_path)  # many equal ones are few different ones
+    judge_bytes(pack(replace(model, subgraphs=(wide,))), tmp_path)  # many equal ones are few different ones
 
 
 def test_a_file_is_judged_once_and_again_when_anything_changes(random_bundle: Path, tmp_path: Path) -> None:

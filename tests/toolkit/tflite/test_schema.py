@@ -21,6 +21,8 @@ from toolkit.tflite.graph import OptionValue
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord, SubgraphRecord, TensorRecord
 from toolkit.tflite.rewrite import select_signatures
+from toolkit.tflite.schema_pack import pack
+from toolkit.tflite.schema_unpack import unpack
 
 TABLES = {
     name: union
@@ -76,13 +78,13 @@ def add(options: str | None = None, fields: tuple[tuple[str, OptionValue], ...] 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_field_of_every_table_of_options_is_carried(table: str) -> None:
     operator = add(table, random_fields(table))
-    packed = schema.pack(model(operator))
+    packed = pack(model(operator))
     theirs = fb.ModelT.InitFromPackedBuf(packed, 0).subgraphs[0].operators[0]
     second = TABLES[table] is fb.BuiltinOptions2
     assert theirs.builtinOptions2Type if second else theirs.builtinOptionsType == getattr(TABLES[table], table)
     options = theirs.builtinOptions2 if second else theirs.builtinOptions
     assert {name: plain(value) for name, value in vars(options).items()} == dict(operator.fields)
-    assert schema.unpack(memoryview(packed)).subgraphs[0].operators == (operator,)
+    assert unpack(memoryview(packed)).subgraphs[0].operators == (operator,)
 
 
 def plain(value: Any) -> OptionValue:
@@ -93,17 +95,17 @@ def plain(value: Any) -> OptionValue:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_tables_of_options_at_their_defaults_are_read_and_packed_to_the_same_bytes(table: str) -> None:
-    packed = schema.pack(model(add(table)))
-    record = schema.unpack(memoryview(packed))
+    packed = pack(model(add(table)))
+    record = unpack(memoryview(packed))
     assert dict(record.subgraphs[0].operators[0].fields).keys() == {
         name for name, kind in kinds(table).items() if not kind.startswith("Optional")
     }
-    assert schema.pack(record) == packed
+    assert pack(record) == packed
 
 
 def test_an_empty_list_and_an_empty_text_differ_from_absent_ones() -> None:
     operator = add("StableHLOCompositeOptions", (("name", ""), ("compositeAttributes", b"")))
-    read = schema.unpack(memoryview(schema.pack(model(operator)))).subgraphs[0].operators[0]
+    read = unpack(memoryview(pack(model(operator)))).subgraphs[0].operators[0]
     assert dict(read.fields).items() >= {"name": "", "compositeAttributes": b""}.items()
 
 
@@ -144,18 +146,18 @@ BEYOND: Mapping[str, tuple[str, Callable[[Any], object]]] = {
 @pytest.mark.parametrize("what", BEYOND)
 def test_what_no_record_holds_is_refused_by_its_name(what: str) -> None:
     message, change = BEYOND[what]
-    theirs = fb.ModelT.InitFromPackedBuf(schema.pack(model(add("AddOptions"))), 0)
+    theirs = fb.ModelT.InitFromPackedBuf(pack(model(add("AddOptions"))), 0)
     change(theirs.subgraphs[0])
     with pytest.raises(GraphError, match=message):
-        schema.unpack(memoryview(repacked(theirs)))
+        unpack(memoryview(repacked(theirs)))
 
 
 @pytest.mark.parametrize("builtin", ["CUSTOM", "ADD"])
 def test_custom_operators_are_refused(builtin: str) -> None:
-    theirs = fb.ModelT.InitFromPackedBuf(schema.pack(model(replace(add(), builtin=builtin))), 0)
+    theirs = fb.ModelT.InitFromPackedBuf(pack(model(replace(add(), builtin=builtin))), 0)
     theirs.operatorCodes[0].customCode = "mine"
     with pytest.raises(GraphError, match=f"operator {builtin}: a custom operator"):
-        schema.unpack(memoryview(repacked(theirs)))
+        unpack(memoryview(repacked(theirs)))
 
 
 def repacked(theirs: Any) -> bytes:
@@ -174,7 +176,7 @@ def test_every_graph_that_we_write_is_read_and_packed_to_the_same_bytes(
     assert paths
     for path in paths:
         data = path.read_bytes()
-        packed = schema.pack(schema.unpack(memoryview(data)))
+        packed = pack(unpack(memoryview(data)))
         assert data[: len(packed)] == packed, path.name
 
 
@@ -202,7 +204,7 @@ def test_selected_signatures_call_each_other_by_their_new_places(tmp_path: Path)
     composite = add("StableHLOCompositeOptions", (("name", "odml.rms_norm"), ("decompositionSubgraphIndex", 2)))
     caller = replace(caller, operators=(composite,))
     graphs = (unused, caller, called)
-    packed = schema.pack(ModelRecord(graphs, (BufferRecord(),), tuple(graph.name for graph in graphs)))
+    packed = pack(ModelRecord(graphs, (BufferRecord(),), tuple(graph.name for graph in graphs)))
     (tmp_path / "a").write_bytes(packed)
     select_signatures(tmp_path / "a", tmp_path / "b", {"inner": "called", "outer": "caller"})
     assert read_tflite(tmp_path / "b").graph("outer").operators[0].called() == (0,)
@@ -214,17 +216,17 @@ def test_a_subgraph_that_an_op_calls_needs_no_signature(tmp_path: Path) -> None:
     caller, called = (replace(model(add()).subgraphs[0], name=name) for name in ("caller", "called"))
     composite = add("StableHLOCompositeOptions", (("name", "odml.rms_norm"), ("decompositionSubgraphIndex", 1)))
     graphs = (replace(caller, operators=(composite,)), called)
-    (tmp_path / "a").write_bytes(schema.pack(ModelRecord(graphs, (BufferRecord(),), ("caller",))))
+    (tmp_path / "a").write_bytes(pack(ModelRecord(graphs, (BufferRecord(),), ("caller",))))
     found = read_tflite(tmp_path / "a").model
     assert found.signatures == ("caller",) and [graph.name for graph in found.subgraphs] == ["caller", "called"]
     inner = found.subgraphs[1]
     assert [inner.tensors[index].name for index in inner.inputs.values()] == list(inner.inputs)
-    (tmp_path / "b").write_bytes(schema.pack(ModelRecord((caller, called), (BufferRecord(),), ("caller",))))
+    (tmp_path / "b").write_bytes(pack(ModelRecord((caller, called), (BufferRecord(),), ("caller",))))
     with pytest.raises(GraphError, match="signatures: found 1, wanted one for every subgraph that no op calls"):
         read_tflite(tmp_path / "b")
 
 
 def test_a_call_of_a_subgraph_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(schema.pack(model(add("CallOptions", (("subgraph", 1),)))))
+    (tmp_path / "a").write_bytes(pack(model(add("CallOptions", (("subgraph", 1),)))))
     with pytest.raises(GraphError, match="main op 0 ADD: found subgraph 1, wanted 0 to 0"):
         read_tflite(tmp_path / "a")

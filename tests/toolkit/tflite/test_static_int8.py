@@ -135,7 +135,7 @@ def test_the_judge_refuses_a_scale_that_no_value_can_have(tmp_path: Path) -> Non
     right = np.float32(0.3125).tobytes()
     assert header.data.count(right) == 1
     for wrong in (0.0, -1.0, np.inf):
-        with pytest.raises(GraphError, match="scales that are not finite and over 0"):
+        with pytest.raises(GraphError, match="a scale that is not finite and positive"):
             judge(Header(header.data.replace(right, np.float32(wrong).tobytes()), header.file_bytes))
 
 

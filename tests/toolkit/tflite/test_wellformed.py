@@ -17,12 +17,12 @@ from toolkit.litertlm import tables
 from toolkit.litertlm.container import Section, write_container
 from toolkit.litertlm.tokenizer_section import HF_TOKENIZER
 from toolkit.litertlm.wellformed import require_wellformed_sections
-from toolkit.tflite import schema
 from toolkit.tflite.graph import Graph, Signature
 from toolkit.tflite.judge import judge, read_header
 from toolkit.tflite.ops import add, pad, reshape
 from toolkit.tflite.reader import read_tflite
 from toolkit.tflite.records import BufferRecord, ModelRecord, OperatorRecord
+from toolkit.tflite.schema_pack import pack
 from toolkit.tflite.wellformed import require_wellformed
 from toolkit.tflite.writer import layout_tflite
 
@@ -73,7 +73,7 @@ FOREIGN: list[Callable[[ModelRecord], ModelRecord]] = [
 def test_what_other_programs_make_passes_though_no_graph_of_ours_has_it(
     change: Callable[[ModelRecord], ModelRecord], model: ModelRecord, tmp_path: Path
 ) -> None:
-    verify(schema.pack(change(model)), tmp_path)
+    verify(pack(change(model)), tmp_path)
     with pytest.raises(GraphError):
         judge(read_header(tmp_path / "verified.tflite"))
 
@@ -100,17 +100,17 @@ def test_what_is_not_there_is_named(
     change: Callable[[ModelRecord], ModelRecord], words: str, model: ModelRecord, tmp_path: Path
 ) -> None:
     with pytest.raises(GraphError, match=words):
-        verify(schema.pack(change(model)), tmp_path)
+        verify(pack(change(model)), tmp_path)
 
 
 def test_tables_that_are_used_over_and_over_take_no_endless_time(model: ModelRecord, tmp_path: Path) -> None:
     many = [OperatorRecord("ADD", 1, (0, 1), (2,), "AddOptions")] * 20_000
-    verify(schema.pack(ends(model, operators=tuple(many))), tmp_path)
+    verify(pack(ends(model, operators=tuple(many))), tmp_path)
 
 
 @pytest.mark.slow
 def test_mutants_are_refused_or_pass_without_any_other_error(model: ModelRecord, tmp_path: Path) -> None:
-    data, refused = schema.pack(model), 0
+    data, refused = pack(model), 0
     for seed in range(300):
         mutant = mutate_bytes(data, random.Random(seed))
         try:
@@ -121,7 +121,7 @@ def test_mutants_are_refused_or_pass_without_any_other_error(model: ModelRecord,
 
 
 def test_a_broken_graph_of_a_litertlm_is_named_with_its_section(model: ModelRecord, tmp_path: Path) -> None:
-    for number, data in enumerate((schema.pack(model), schema.pack(operator(model, inputs=(0, 99))))):
+    for number, data in enumerate((pack(model), pack(operator(model, inputs=(0, 99))))):
         path = tmp_path / f"{number}.litertlm"
         label = container_schema.EMBEDDER
         write_container(path, [Section(tables.TFLITE_MODEL, (data,), label)], {})

@@ -1,4 +1,4 @@
-"""The backends that can run a bundle on this machine: each is a folder and an entry of `BACKENDS`."""
+"""The backends that can run a bundle on this machine: each is a folder and an entry in `BACKENDS`."""
 
 from __future__ import annotations
 

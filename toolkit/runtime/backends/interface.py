@@ -37,7 +37,7 @@ class BackendOptions:
     weight_cache: WeightCache
     """Where to keep weights that the backend has rearranged for its hardware."""
     activations: Activations = "fp32"
-    """What a GPU computes with; graphs that are wrong in float16 are computed in float32 whatever this says."""
+    """The precision in which a GPU computes; graphs that are wrong in float16 are always computed in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class TensorInfo:
     @property
     def size(self) -> int:
         """The number of elements."""
-        # np.prod would take longer than copying a small buffer, at every write and read of a decode step.
+        # np.prod would take longer than copying a small buffer, and this runs at every write and read of a decode step.
         return math.prod(self.shape)
 
 
@@ -104,7 +104,7 @@ class Runtime(Protocol):
         """Open a file and prepare its signatures; EnvironmentFault if the backend refuses it."""
 
     def finish(self) -> None:
-        """Wait for calls that run in the background; without it, reading a buffer waits for those that write it."""
+        """Wait for calls that run in the background. Reading a buffer waits for the calls that write it in any case."""
 
     def close(self) -> None:
         """Free all models and the hardware; calling it again does nothing."""
@@ -121,4 +121,4 @@ class Backend(Protocol):
         """Start the backend; EnvironmentFault if the hardware or its library is missing."""
 
     def kept_file(self, file: ModelFile, options: BackendOptions) -> Path | None:
-        """The path at which a file's `large` weights are cached, whether it exists or not; None if they are not."""
+        """The path where a file's `large` weights are cached, whether it exists or not; None if they are not cached."""

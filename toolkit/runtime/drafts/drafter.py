@@ -1,4 +1,4 @@
-"""Drafts by the bundle's drafter: a small graph that guesses a token from the last one and the state before it."""
+"""Drafts from the bundle's drafter: a small graph that guesses a token from the last one and the state before it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ I64 = NDArray[np.int64]
 
 
 class Embeddings:
-    """Looks up token embeddings in a bundle's `embedder.tflite`, as a decoder gets them."""
+    """Looks up token embeddings in a bundle's `embedder.tflite`, scaled as for the decoder."""
 
     def __init__(self, bundle: Bundle, runtime: Runtime, width: int | None = None) -> None:
-        """`width`: how many are looked up at a time, one of the text's step sizes; None for the largest."""
+        """`width`: how many are looked up at a time, one of the text record's step sizes; None for the largest."""
         text = bundle.manifest.text
         self._width = width or text.step_sizes[-1]
         self._hidden = text.hidden_size
@@ -35,7 +35,7 @@ class Embeddings:
         FilePages(file.path).expect_random_reads()
 
     def __call__(self, ids: I64) -> F32:
-        """f32[n, hidden] of i64[n]."""
+        """The embeddings f32[n, hidden] of ids i64[n]."""
         found = np.empty((len(ids), self._hidden), np.float32)
         padded = np.zeros(self._width, np.int32)
         for start in range(0, len(ids), self._width):
@@ -62,9 +62,9 @@ class DraftModel:
         self._logits, self._state = outputs["logits"], outputs["projected_activations"]
 
     def guess(self, embedding: F32, state: F32) -> tuple[int, F32]:
-        """The next token after one with this embedding f32[hidden], and the state f32[hidden] to go on from.
+        """The next token after one with this embedding, f32[hidden], and the state f32[hidden] to continue from.
 
-        state: the row whose logits gave the token with that embedding.
+        `state`: f32[hidden], the row whose logits gave the token with that embedding.
         """
         self._both.write(np.concatenate([embedding, state]))
         self._call()
@@ -75,7 +75,7 @@ class DrafterSource:
     """A source of drafts from the group `drafter` of a bundle; it serves one answer after another."""
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
-        """Opens the drafter and the token embeddings on the CPU, whatever the model runs on."""
+        """Open the drafter and the token embeddings on the CPU, whatever the model runs on."""
         self._runtime = BACKENDS[0].start(options)
         try:
             self._model = DraftModel(bundle.model_file(DRAFTER), self._runtime)
@@ -85,7 +85,7 @@ class DrafterSource:
             raise
 
     def propose(self, ids: Sequence[int], activations: F32 | None, most: int) -> Sequence[int]:
-        """Guess one token after another; nothing after a prompt's last token, whose state is not known."""
+        """Guess one token after another; none after a prompt's last token, whose state is not known."""
         if activations is None:
             return ()
         drafts: list[int] = []

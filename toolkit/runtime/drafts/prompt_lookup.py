@@ -1,6 +1,6 @@
-"""Prompt look-up: what followed the last tokens where they occurred before, in the prompt or in the answer.
+"""Prompt lookup: drafts what followed the last tokens where they occurred before, in the prompt or in the answer.
 
-Costs next to nothing and needs no model; summaries, edits and code repeat much of what was said before.
+It costs next to nothing and needs no model; summaries, edits and code repeat much of what was said before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LONGEST, SHORTEST = 4, 2
-"""Tokens that must be the same as before; a longer match is preferred."""
+"""How many last tokens must have occurred before; a longer match is preferred."""
 
 
 class PromptLookup:
@@ -33,7 +33,7 @@ class PromptLookup:
         for length in range(min(LONGEST, len(ids)), SHORTEST - 1, -1):
             start = self._follows.get(tuple(ids[-length:]))
             if start is not None:
-                # Past the end, the text continues with what is guessed, so that a repetition is continued.
+                # After the end, the text continues with the guesses themselves, so that a repetition is continued.
                 text = list(ids[start:])
                 while len(text) < most:
                     text.append(text[len(text) - (len(ids) - start)])

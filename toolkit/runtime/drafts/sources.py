@@ -1,4 +1,4 @@
-"""The drafts of a bundle's answers: by look-up, and by its drafter where that finds nothing."""
+"""The drafts for answers with a bundle: by prompt lookup, and by its drafter if that finds nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from toolkit.runtime.drafts.source import DraftSource
 
 @dataclass(frozen=True, slots=True)
 class FirstGuess:
-    """Several sources, of which the first that has a guess is taken."""
+    """Several sources, of which the first one that has a guess is used."""
 
     sources: Sequence[DraftSource]
 
@@ -31,7 +31,7 @@ class FirstGuess:
 
 @dataclass
 class DraftSources:
-    """Makes a source for each answer with a bundle; its drafter is loaded for the first, and stays until `close`."""
+    """Makes a source for each answer with a bundle; the first answer loads the drafter, which stays until `close`."""
 
     bundle: Bundle
     options: BackendOptions

@@ -1,1 +1,1 @@
-"""The language model: embedder, and one file for each kind of block of the decoder."""
+"""The language model: the embedder, and one file for each kind of component of the decoder."""

@@ -18,7 +18,7 @@ from toolkit.tflite.graph import Value, Weight, WeightPart
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention of one step's layers over their caches."""
+    """The attention of one step's layers over their KV caches."""
 
     caches: LayerCaches
     masks: AttentionMasks
@@ -32,7 +32,7 @@ class Attention:
             self.caches.write(layer, key, value)
         keys, values = self.caches.read(layer)
         kv_heads, groups = config.num_kv_heads, config.num_heads // config.num_kv_heads
-        # With one token, heads come first already.
+        # With one token, the heads already come first.
         query = query if tokens == 1 else heads_first(query)
         query = ops.reshape(query, (1, kv_heads, groups * tokens, layer.heads.dim))
         weights = self._weights(layer, ops.batch_matmul(query, keys, transpose_b=True))
@@ -49,14 +49,14 @@ class Attention:
 
     def fill_cache(self, layer: Layer[DecoderConfig], normed: Value) -> None:
         """Compute and write only the keys and values of a layer that owns a cache."""
-        # Uses the whole fused matrix, though queries are not needed, so that prefill and decode share one packed copy.
+        # The whole joined matrix, although queries are not needed, so that prefill and decode share one packed copy.
         _, key, value = self._queries_keys_values(layer, normed)
         self.caches.write(layer, key, value)
 
     def _queries_keys_values(self, layer: Layer[DecoderConfig], normed: Value) -> tuple[Value, Value, Value]:
         """Queries and keys normed and rotated, values normed: f32[1, tokens, heads, head_dim] each.
 
-        A layer that reads another's cache has queries only: its keys and values are placeholders of the queries.
+        A layer that reads another layer's cache has only queries, which are returned in place of keys and values too.
         """
         config, graph, tokens, dim = layer.config, layer.graph, layer.tokens, layer.heads.dim
         owns = layer.own.kv_source is None
@@ -81,7 +81,7 @@ class Attention:
 def _mix(values: Value, weights: Value, tokens: int) -> Value:
     """weights @ values, where the last axis of values is the positions: f32[1, kv_heads, queries, head_dim].
 
-    XNNPACK packs each product's second operand every time, so with few queries (one token) the cache comes first.
+    XNNPACK packs the second operand of a product every time, so with few queries (one token) the cache comes first.
     """
     if tokens > 1:
         return ops.batch_matmul(weights, values, transpose_b=True)

@@ -35,20 +35,20 @@ class AttentionMasks:
         keys = np.arange(self._caches.rows.seen, dtype=np.int32)
         position = ops.reshape(self._positions, (1, 1, self._step.tokens, 1))
         distance = _float(ops.sub(position, self._step.graph.constant(keys.reshape(1, 1, 1, -1))))
-        # Minimum, not sum: two blocked values would overflow to -inf, and a fully blocked padding row to NaN.
+        # The minimum instead of the sum, in which two blocked values would be -inf, and a fully blocked row NaN.
         return ops.minimum(self._full, _blocked_below_zero(_up_to(self._window - 1, distance)))
 
     def _ring_mask(self) -> Value:
-        """The mask of the ring's rows for each token, from each row's position after this step's rows were written."""
+        """The mask of a ring's rows for each token, from the rows' positions after this step's rows were written."""
         graph, rows = self._step.graph, self._caches.rows.sliding
         last = ops.add(self._caches.first, graph.ints([self._step.tokens - 1]))
         age = ops.floor_mod(ops.sub(last, graph.ints(range(rows))), graph.ints([rows]))
         return self._mask_of(ops.sub(last, age))
 
     def _mask_of(self, held: Value) -> Value:
-        """f32[1, 1, tokens, rows] for rows at the positions `held`, int32[rows]; negative ones are blocked."""
+        """The mask f32[1, 1, tokens, rows] for rows at the positions `held`, int32[rows]; negative ones are blocked."""
         held = ops.reshape(held, (1, 1, 1, *held.shape))
-        # Not input_pos: a caller may give padding any position there.
+        # Not from input_pos, where a caller may give padding any position.
         tokens = np.arange(self._step.tokens, dtype=np.int32)
         offsets = self._step.graph.constant(tokens.reshape(1, 1, -1, 1))
         position = ops.add(offsets, ops.reshape(self._caches.first, (1, 1, 1, 1)))
@@ -69,5 +69,5 @@ def _blocked_below_zero(x: Value) -> Value:
 
 
 def _float(x: Value) -> Value:
-    """Convert distances to float32; integers are subtracted before, as float16 cannot represent all above 2,048."""
+    """Convert distances to float32. They were subtracted as integers, not all of which above 2,048 fit in float16."""
     return ops.cast(x, DType.FLOAT32)

@@ -1,4 +1,4 @@
-"""What a decoder's graph begins and ends with, and the blocks that all its layers share."""
+"""The beginning and the end of a decoder's graph, and the components that all its layers share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
 
 @dataclass(frozen=True, slots=True)
 class DecoderParts:
-    """The inputs of one step's graph as its layers take them, and its outputs."""
+    """The inputs of one step's graph in the form that its layers take, and its outputs."""
 
     step: Step[DecoderConfig]
     embeddings: Value
@@ -41,7 +41,7 @@ class DecoderParts:
         return cls(step, embeddings, caches, attention, PerLayerEmbeddings(step, embeddings, ple_rows))
 
     def logits(self, normed: Value) -> Value:
-        """Multiply by the embedding, and apply the softcap: f32[1, tokens, vocab]."""
+        """Multiply by the embedding matrix, and apply the softcap: f32[1, tokens, vocab]."""
         step, config = self.step, self.step.config
         shape = (config.vocab_size, config.hidden_size)
         head = step.graph.weight(Weight("lm_head.weight", shape, (WeightPart("embed_tokens.weight"),)))
@@ -52,7 +52,7 @@ class DecoderParts:
         return ops.mul(ops.tanh(ops.mul(logits, step.graph.scalar(1 / cap))), step.graph.scalar(cap))
 
     def finish(self, *, logits: Value | None = None, activations: Value | None = None) -> Graph:
-        """Declare the outputs, all caches (updated or not) and what else there is, and return the graph."""
+        """Declare the outputs, which are all caches (updated or not) and those given here, and return the graph."""
         self.caches.output()
         if logits is not None:
             self.step.graph.output("logits", logits)

@@ -1,4 +1,4 @@
-"""A forward pass of the text decoder that is being built, and one of its layers: the graph, and weights by name.
+"""A forward pass of the text decoder under construction, and its layers: the graph, and weights by name.
 
 Values are f32[1, tokens, 1, ...].
 """
@@ -18,7 +18,8 @@ from toolkit.tflite.graph import Graph, Value, Weight
 class DecoderSize(Generic[AnyConfig]):
     """One size, which uses the weights of the widest model in the file.
 
-    `layers[i]` is the widest model's index of this size's layer i; `ffn_segments[i]`: widths of the FFN pieces it runs.
+    `layers[i]`: the widest model's index of this size's layer i. `ffn_segments[i]`: the widths of the pieces of its
+    feed-forward network that this size runs.
     """
 
     config: AnyConfig
@@ -27,7 +28,7 @@ class DecoderSize(Generic[AnyConfig]):
 
 
 def whole_size(config: Config) -> DecoderSize[Config]:
-    """The only size of a file: every layer, each FFN in one piece."""
+    """The only size of a file: every layer, with each feed-forward network in one piece."""
     segments = tuple((layer.ffn_size,) for layer in config.layers)
     return DecoderSize(config, tuple(range(config.num_layers)), segments)
 
@@ -58,7 +59,7 @@ class Step(Generic[AnyConfig]):
         return ops.fully_connected(x, self.matrix(tensor, rows, x.shape[-1]))
 
     def norm(self, x: Value, tensor: str, scale: Scale | None = None) -> Value:
-        """RMS norm over the last axis, by the checkpoint's weight of that size; scale: x's own, if not given."""
+        """RMS norm over the last axis, by the checkpoint's weight of its size; `scale`: x's own, unless given."""
         return (scale or self.scale(x)).rms_norm(x, self.vector(tensor, x.shape[-1]))
 
     def scale(self, x: Value) -> Scale:
@@ -68,7 +69,7 @@ class Step(Generic[AnyConfig]):
 
 @dataclass(frozen=True, slots=True)
 class Layer(Generic[AnyConfig]):
-    """Layer `index` of a step's size; names of tensors are the checkpoint's, without `layers.N.`"""
+    """Layer `index` of a step's size; tensors have the checkpoint's names without `layers.N.`."""
 
     step: Step[AnyConfig]
     index: int
@@ -94,7 +95,7 @@ class Layer(Generic[AnyConfig]):
         return self.step.tokens
 
     def name(self, tensor: str) -> str:
-        """A tensor's name in the checkpoint, which has the widest model's layer numbers."""
+        """A tensor's name in the checkpoint, with the widest model's layer number."""
         return f"layers.{self.step.size.layers[self.index]}.{tensor}"
 
     def vector(self, tensor: str) -> Value:
@@ -114,5 +115,5 @@ class Layer(Generic[AnyConfig]):
         return self.step.linear(x, self.name(tensor), rows)
 
     def norm(self, x: Value, tensor: str, scale: Scale | None = None) -> Value:
-        """RMS norm over the last axis; scale: x's own, if not given."""
+        """RMS norm over the last axis; `scale`: x's own, unless given."""
         return self.step.norm(x, self.name(tensor), scale)

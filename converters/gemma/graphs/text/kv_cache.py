@@ -19,7 +19,7 @@ _KEY_POSITIONS, _VALUE_POSITIONS = 2, 3  # axes of the positions in the caches
 
 @dataclass(frozen=True, slots=True)
 class CacheRows:
-    """Rows of the KV caches: `context` for layers with full attention, `sliding` for those with a window.
+    """The rows of the KV caches: `context` for layers with full attention, `sliding` for those with a window.
 
     With fewer rows than the context, a sliding cache is a ring: position p is in row p mod `sliding`. A prefill of N
     overwrites the N oldest rows, which none of its tokens may need, so `sliding` is at least the window plus N.
@@ -69,7 +69,7 @@ class StepCaches:
     """The caches of one step: inputs of its graph, then written layer by layer, and finally outputs."""
 
     def __init__(self, step: Step[DecoderConfig], rows: CacheRows, positions: Value) -> None:
-        """positions: int32[tokens], the consecutive positions of the step's tokens."""
+        """`positions`: int32[tokens], the consecutive positions of the step's tokens."""
         self.rows = rows
         self._step = step
         self._caches: list[tuple[Value, Value]] = []
@@ -99,7 +99,7 @@ class StepCaches:
     def read(self, layer: Layer[DecoderConfig]) -> tuple[Value, Value]:
         """The keys and values that a layer attends to; layers that share a cache share a copy of its first rows.
 
-        All rows of a ring are read: attending to masked rows costs less than first copying the window's rows.
+        All rows of a ring are read, because attending to masked rows costs less than first copying the window's rows.
         """
         cache = self._index(layer)
         if cache not in self._seen:
@@ -139,7 +139,7 @@ class StepCaches:
 
 
 def heads_first(x: Value) -> Value:
-    """[1, tokens, heads, dim] -> [1, heads, tokens, dim]; with one token only the shape changes."""
+    """[1, tokens, heads, dim] -> [1, heads, tokens, dim]; with one token, only the shape changes."""
     _, tokens, heads, dim = x.shape
     return ops.reshape(x, (1, heads, 1, dim)) if tokens == 1 else ops.transpose(x, (0, 2, 1, 3))
 

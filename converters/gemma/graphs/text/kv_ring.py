@@ -18,10 +18,10 @@ def slice_start(graph: Graph, axis: int, first: Value) -> Value:
 
 @dataclass(frozen=True, slots=True)
 class RingWrite:
-    """Where one step's rows are written in all rings that have their positions in the same axis.
+    """Where one step's rows are written, for all rings with their positions in the same axis.
 
-    Two slices of a ring are written, each as long as the new rows: one at its end and one at its beginning. One GATHER
-    of all of a ring's rows would also work, but needs memory for a second copy of each layer's ring.
+    Two slices of a ring are written, each as long as the new rows: one at its end and one at its beginning. A GATHER of
+    all rows of a ring would also work, but would need memory for a second copy of each layer's ring.
     """
 
     axis: int
@@ -40,14 +40,14 @@ class RingWrite:
 
     @classmethod
     def at(cls, graph: Graph, first: Value, rows: int, new_shape: tuple[int, ...], axis: int) -> RingWrite:
-        """first: int32[1], the position of the first new row; rows: the rows of a ring, more than the new ones."""
+        """`first`: int32[1], the position of the first new row; `rows`: the rows of a ring, more than the new ones."""
         count = new_shape[axis]
         row = ops.floor_mod(first, graph.ints([rows]))
         start = ops.minimum(row, graph.ints([rows - count]))
         beyond = ops.sub(row, start)
         slots = graph.ints(range(count))
         index = graph.constant(np.arange(count, dtype=np.int32).reshape([count if i == axis else 1 for i in range(4)]))
-        # In the full shape: SELECT_V2 is slow when it must broadcast.
+        # In the full shape, because SELECT_V2 is slow if it must broadcast.
         others = graph.constant(np.zeros([1 if i == axis else n for i, n in enumerate(new_shape)], np.int32))
         return cls(
             axis,

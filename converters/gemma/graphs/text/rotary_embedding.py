@@ -1,7 +1,7 @@
 """Builds the rotary position embedding (RoPE) of queries and keys, half-split, with a base per type of attention.
 
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextRotaryEmbedding, apply_rotary_pos_emb), and
-`modeling_rope_utils.py` (proportional: only the first pairs turn).
+`modeling_rope_utils.py` (proportional: only the first pairs rotate).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ LOW = 128
 class RotaryEmbedding:
     """Rotary embedding for the positions of one step; all layers of a type share the angles.
 
-    A position is `LOW` times a high number plus a low one; the cosine and sine of the sum of both angles are computed
-    from those of each, which are looked up. A GPU computes in float16, where position times frequency loses all digits.
+    A position is split into `LOW` times a high part plus a low part, and its angle into a sum of two. The cosine and
+    sine of each are looked up, and those of the sum computed from them: a GPU computes in float16, where the product of
+    position and frequency would lose all digits.
     """
 
     def __init__(self, step: Step[DecoderConfig], positions: Value, context: int) -> None:
-        """positions: int32[tokens], below the context; a token after the end of a prompt may have any."""
+        """`positions`: int32[tokens], below the context; those of padding after a prompt are arbitrary."""
         self._step, graph = step, step.graph
         rows = ceil_div(context, LOW)
         high = ops.floor_mod(ops.floor_div(positions, graph.ints([LOW])), graph.ints([rows]))
@@ -34,15 +35,15 @@ class RotaryEmbedding:
         self._rotations: dict[str, tuple[Value, Value]] = {}
 
     def rotate(self, x: Value, layer: DecoderLayer) -> Value:
-        """x * cos + (-x2, x1) * sin, the sign folded into the sines; x: f32[1, tokens, heads, head_dim]."""
+        """x * cos + (-x2, x1) * sin, with the sign included in the sines; x: f32[1, tokens, heads, head_dim]."""
         cos, sin = self._rotation(layer)
         half = x.shape[-1] // 2
-        # Two copies of x, and from them the half that begins in the middle of the first copy.
+        # The part of two joined copies of x that begins in the middle of the first copy.
         swapped = ops.take(ops.concatenation([x, x], 3), 3, half, 3 * half)
         return ops.add(ops.mul(x, cos), ops.mul(swapped, sin))
 
     def _rotation(self, layer: DecoderLayer) -> tuple[Value, Value]:
-        """cos and signed sin of position * frequency, f32[1, tokens, 1, head_dim]."""
+        """The cosine and signed sine of position * frequency, f32[1, tokens, 1, head_dim]."""
         if layer.attention not in self._rotations:
             heads = self._step.config.heads(layer.attention)
             (cos, sin), (more_cos, more_sin) = (
@@ -58,7 +59,7 @@ class RotaryEmbedding:
         return self._rotations[layer.attention]
 
     def _looked_up(self, rows: tuple[Value, int], heads: Heads, step: int) -> tuple[Value, Value]:
-        """cos and signed sin of index * step * frequency, f32[tokens, head_dim], from tables with that many rows."""
+        """The cosine and signed sine of index * step * frequency, f32[tokens, head_dim], looked up in tables."""
         index, count = rows
         exponents = np.arange(0, 2 * heads.rotated, 2, dtype=np.float32) / np.float32(heads.dim)
         turning = (1.0 / np.power(np.float32(heads.rope_theta), exponents)).astype(np.float32)

@@ -13,16 +13,16 @@ from converters.gemma3n.config.audio import AudioConfig
 from toolkit.tflite import ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight
 
-# Tensors computed from the checkpoint (audio_source.py), f32[1, 1, text_hidden]: GPUs reject ops on only constants.
+# Tensors computed by audio_source.py, f32[1, 1, text_hidden]: a GPU refuses operators that have only constants.
 PADDING = "embed_audio.padding"
 END_OF_AUDIO = "embed_audio.end_of_audio"
 
 
 def adapter_graph(config: AudioConfig, frames: int) -> Graph:
-    """The encoder's mask: bool[1, tokens] and features -> embeddings: f32[1, soft_tokens, text_hidden].
+    """The encoder's mask, bool[1, tokens], and features -> embeddings: f32[1, soft_tokens, text_hidden].
 
-    Rows without a token, and those up to soft_tokens, are the padding: rows whose mask is false, or whose features are
-    all zero, as the encoder writes them. LiteRT-LM needs the mask first, and uses the rows for which it is true.
+    Rows whose mask is false, or whose features are all zero (as the encoder writes them), and the rows from `tokens` up
+    to soft_tokens, become the padding. LiteRT-LM needs the mask as the first input, and uses the rows where it is true.
     """
     graph = Graph()
     tokens, padding_rows = config.tokens(frames), config.soft_tokens - config.tokens(frames)
@@ -41,7 +41,7 @@ def adapter_graph(config: AudioConfig, frames: int) -> Graph:
 
 
 def hard_embedder_graph(config: AudioConfig, tokens: int) -> Graph:
-    """ids: int32[1, tokens], from vocab_offset on -> embeddings: f32[1, tokens, text_hidden]."""
+    """ids: int32[1, tokens], each vocab_offset or above -> embeddings: f32[1, tokens, text_hidden]."""
     graph = Graph()
     ids = ops.reshape(graph.input("ids", (1, tokens), DType.INT32), (tokens,))
     rows = ops.sub(ids, graph.ints([config.vocab_offset]))
@@ -50,7 +50,7 @@ def hard_embedder_graph(config: AudioConfig, tokens: int) -> Graph:
 
 
 def end_of_audio_graph(config: AudioConfig) -> Graph:
-    """No input -> embeddings: f32[1, 1, text_hidden], of the id that ends a sound; LiteRT-LM needs this."""
+    """No input -> embeddings: f32[1, 1, text_hidden] of the id that ends a sound; LiteRT-LM needs this graph."""
     graph = Graph()
     graph.output("embeddings", _token(graph, config, END_OF_AUDIO))
     return graph

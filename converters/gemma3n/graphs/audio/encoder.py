@@ -1,8 +1,8 @@
-"""Builds Gemma 3n's audio encoder as a LiteRT graph: subsampling, then conformer blocks, in the order of the forward.
+"""Builds Gemma 3n's audio encoder as a LiteRT graph: subsampling, then conformer blocks, in the order of computation.
 
-A Universal Speech Model conformer for sounds of up to `frames` mel frames; a mask marks the frames of the sound. Other
-frames do not affect the result. Hidden states are f32[1, steps, hidden] with one step for four mel frames; steps are
-padded to whole blocks of the local attention.
+It is a Universal Speech Model conformer for sounds of up to `frames` mel frames; a mask marks the frames of the sound,
+and other frames do not affect the result. Hidden states are f32[1, steps, hidden] with one step for four mel frames;
+steps are padded to whole blocks of the local attention.
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nAudioEncoder).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from converters.gemma.graphs.norms import rms_norm, unit_rms
 from converters.gemma3n.config.audio import SUBSAMPLING, AudioConfig
 from toolkit.base.layout import align_up
-from toolkit.tflite import ops
+from toolkit.tflite import image_ops, ops
 from toolkit.tflite.graph import DType, Graph, Value, Weight, WeightPart
 
 NORM_EPSILON = 1e-6  # Gemma3nRMSNorm's default: used by all norms except the two with the config's rms_norm_eps
@@ -52,7 +52,7 @@ class _Encoder:
         self._present = ops.cast(self._mask, DType.FLOAT32)
         present = self._every(self._present, SUBSAMPLING)
         count = present.shape[1]
-        # Three axes: a GPU does not pad fewer.
+        # In three axes: a GPU does not pad fewer.
         self._valid = ops.pad(ops.reshape(present, (1, count, 1)), [(0, 0), (0, self._steps - count), (0, 0)])
         self._attention_mask = self._local_mask()
 
@@ -91,16 +91,16 @@ class _Encoder:
     # --- subsampling ---------------------------------------------------------------------------------------------
 
     def _convolve(self, index: int, x: Value, present: Value | None) -> Value:
-        """relu(norm(conv(x))); x: f32[1, time, bins, channels]; each output sees two steps ahead.
+        """relu(norm(conv(x))); x: f32[1, time, bins, channels]; each output depends on two later steps.
 
-        Where `present` is 0 the output is zero, like the next convolution's padding if the sound ended there.
+        Where `present` is 0, the output is zero, like the next convolution's padding if the sound ended there.
         """
         config = self.config
         name = f"audio_tower.subsample_conv_projection.conv_{index}"
         channels = config.subsample_channels[index]
         shape = (channels, 3, 3, x.shape[3])
         kernel = self.graph.weight(Weight.permuted(f"{name}.conv.weight", shape, (0, 2, 3, 1)))
-        x = ops.conv_2d(ops.pad(x, [(0, 0), (0, 2), (1, 1), (0, 0)]), kernel, stride=2, padding="valid")
+        x = image_ops.conv_2d(ops.pad(x, [(0, 0), (0, 2), (1, 1), (0, 0)]), kernel, stride=2, padding="valid")
         scale = self.graph.weight(Weight.whole(f"{name}.norm.weight", (channels,)))
         return ops.relu(ops.mul(self._cumulative_norm(x, present), scale))
 
@@ -170,8 +170,8 @@ class _Encoder:
     def _position_scores(self, index: int, query: Value) -> Value:
         """query . position_keys[distance] for every key of the context: f32[heads, blocks, block, 2 * block].
 
-        Row w of the product has its distances past..0 at keys w + left..., so each row is shifted by one more than the
-        previous one: padding rows to one element more than the context, and flattening, does that.
+        In row w of the product, the distances past..0 belong to keys w + left..., so each row must be shifted by one
+        more than the previous row. Padding rows to one element more than the context, and flattening, does this.
         """
         config, block, context = self.config, self._block, 2 * self._block
         shape = (1, config.num_heads, config.attention_window, config.head_dim)
@@ -183,7 +183,7 @@ class _Encoder:
         return ops.reshape(ops.take(flat, 2, 0, block * context), (config.num_heads, self._blocks, block, context))
 
     def _local_mask(self) -> Value:
-        """0 for keys that exist, are not after the query and are in its window; f32[1, blocks, block, 2 * block]."""
+        """0 for keys that exist, are not after the query, and are in its window; f32[1, blocks, block, 2 * block]."""
         block = self._block
         before = ops.take(ops.pad(self._valid, [(0, 0), (block, 0), (0, 0)]), 1, 0, self._steps)
         pieces = [ops.reshape(half, (1, self._blocks, 1, block)) for half in (before, self._valid)]
@@ -196,7 +196,7 @@ class _Encoder:
     def _light_convolution(self, index: int, x: Value) -> Value:
         """x + end(silu(norm(conv(glu(start(norm(x))))))); the convolution is causal, with a kernel for each channel.
 
-        Nothing after the last block's convolution depends on other steps: from there on only each nth is computed.
+        After the last block's convolution, no step depends on others, so only every nth step is computed from there on.
         """
         config, hidden, epsilon = self.config, self.config.hidden_size, self.config.rms_norm_eps
         normed = rms_norm(x, self._vector(index, "lconv1d.pre_layer_norm.weight"), epsilon)
@@ -207,7 +207,7 @@ class _Encoder:
         kernel = self.graph.weight(Weight.permuted(name, (1, config.conv_kernel, 1, hidden), (1, 2, 0)))
         padded = ops.pad(gated, [(0, 0), (config.conv_kernel - 1, 0), (0, 0)])
         column = ops.reshape(padded, (1, padded.shape[1], 1, hidden))
-        mixed = ops.reshape(ops.depthwise_conv_2d(column, kernel, padding="valid"), x.shape)
+        mixed = ops.reshape(image_ops.depthwise_conv_2d(column, kernel, padding="valid"), x.shape)
         if index == config.num_layers - 1:
             x, mixed = self._every_nth_step(x), self._every_nth_step(mixed)
         mixed = self._silu(rms_norm(mixed, self._vector(index, "lconv1d.conv_norm.weight"), epsilon))

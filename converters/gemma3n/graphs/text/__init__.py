@@ -1,1 +1,1 @@
-"""The language model: embedder and decoder, one file for each kind of block."""
+"""Gemma 3n's text decoder, with one file for each kind of component."""

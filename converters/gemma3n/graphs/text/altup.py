@@ -29,7 +29,10 @@ def active_stream(step: Step[TextConfig], streams: Value) -> Value:
 
 
 def spread(step: Step[TextConfig], embeddings: Value, scale: Scale) -> Value:
-    """The streams: `embeddings` f32[1, tokens, 1, hidden], and projections scaled to its magnitude; scale: its own."""
+    """The streams: `embeddings`, f32[1, tokens, 1, hidden], and projections of it, scaled to its magnitude.
+
+    `scale`: that of `embeddings`.
+    """
     hidden, others = step.config.hidden_size, step.config.altup_num_inputs - 1
     tensors = [f"altup_projections.{j}.weight" for j in range(others)]
     weight = Weight("altup_projections.weight", (others * hidden, hidden), tuple(map(WeightPart, tensors)))
@@ -41,7 +44,7 @@ def spread(step: Step[TextConfig], embeddings: Value, scale: Scale) -> Value:
 def merge(step: Step[TextConfig], streams: Value, scale: Scale) -> Value:
     """Average the first stream and projections of the others, scaled to its magnitude: f32[1, tokens, 1, hidden].
 
-    scale: of the first stream.
+    `scale`: that of the first stream.
     """
     config = step.config
     first, count = stream(streams, 0), config.altup_num_inputs
@@ -55,9 +58,9 @@ def merge(step: Step[TextConfig], streams: Value, scale: Scale) -> Value:
 
 
 def predict(layer: Layer[TextConfig], streams: Value, active: Value, scale: Scale) -> Value:
-    """streams + coefficients @ streams; the identity is folded into the coefficients as a bias.
+    """streams + coefficients @ streams; the sum is part of the coefficients, which have the identity as their bias.
 
-    active: the active stream; scale: its own.
+    `active`: the active stream; `scale`: its scale.
     """
     n = layer.config.altup_num_inputs
     coefficients = ops.fully_connected(
@@ -69,9 +72,9 @@ def predict(layer: Layer[TextConfig], streams: Value, active: Value, scale: Scal
 
 
 def correct(layer: Layer[TextConfig], predicted: Value, active: Value, activated: Value, scale: Scale) -> Value:
-    """predicted + (1 + coefficients) * (activated - active), `active` being the active prediction.
+    """predicted + (1 + coefficients) * (activated - active), where `active` is the active stream of the prediction.
 
-    scale: of `activated`.
+    `scale`: that of `activated`.
     """
     n = layer.config.altup_num_inputs
     coefficients = ops.fully_connected(
@@ -98,6 +101,6 @@ def _at_magnitude_of(reference: Value, scale: Scale, x: Value) -> Value:
     small = ops.div(reference, scale.divisor)
     wanted = ops.mul(ops.sqrt(ops.mean(ops.mul(small, small))), scale.divisor)
     small = ops.div(x, Scale.of(x, MAGNITUDE_FLOOR).divisor)
-    # Where the divisor is larger than its floor, the mean square is far above EPSILON.
+    # If the divisor is larger than its floor, the mean square is far above EPSILON.
     square = ops.maximum(ops.mean(ops.mul(small, small)), x.graph.scalar(EPSILON))
     return ops.mul(small, ops.mul(ops.rsqrt(square), wanted))

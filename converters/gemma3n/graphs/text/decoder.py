@@ -1,7 +1,7 @@
 """Builds Gemma 3n's text decoder as LiteRT graphs: steps that give logits, and prefills that only fill the KV caches.
 
 Streams are f32[1, tokens, streams, hidden] (AltUp's predictions of the hidden state), all else f32[1, tokens, 1, ...].
-Each block of a layer has a file of its own: here altup, laurel, feed_forward and per_layer_embedding, and in
+Each component of a layer has a file of its own: here altup, laurel, feed_forward and per_layer_embedding, and in
 `converters/gemma/graphs/text` those that Gemma 4 has too.
 Source: transformers `models/gemma3n/modeling_gemma3n.py`; `reference.py` computes the same in NumPy.
 """
@@ -23,16 +23,16 @@ from toolkit.tflite.graph import Graph, Value
 
 
 def decode_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows) -> Graph:
-    """Build the decode step: takes one token, updates the caches at its position, gives logits f32[1, 1, vocab]."""
+    """Build the decode step: it takes one token, updates the caches at its position, gives logits f32[1, 1, vocab]."""
     decoder = _Decoder(Step(size, widest, tokens=1), rows)
     return decoder.finish(logits=decoder.logits(decoder.normed(decoder.layers(size.config.num_layers))))
 
 
 def verify_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
-    """Build a step of speculative decoding: takes `tokens` tokens, and updates the caches like a prefill.
+    """Build a step of speculative decoding: it takes `tokens` tokens and updates the caches like a prefill.
 
-    Gives for each token logits f32[1, tokens, vocab], and the normed rows that these are computed from, for a drafter:
-    `activations`, f32[1, tokens, hidden]. With one token, it is the decode step with this further output.
+    It gives logits for every token, f32[1, tokens, vocab], and for a drafter the normed rows that the logits are
+    computed from: `activations`, f32[1, tokens, hidden]. With one token, it is the decode step with this extra output.
     """
     step = Step(size, widest, tokens)
     decoder = _Decoder(step, rows)
@@ -42,9 +42,9 @@ def verify_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheR
 
 
 def prefill_graph(size: DecoderSize[TextConfig], widest: TextConfig, rows: CacheRows, tokens: int) -> Graph:
-    """Build a prefill: takes `tokens` tokens, and updates the caches from the first one's position on; no logits.
+    """Build a prefill: it takes `tokens` tokens and updates the caches from the first one's position on; no logits.
 
-    Computes only what the caches need: the layers that own one, and only the keys and values of the last of these.
+    It computes only what the caches need: the layers that own a cache, and of the last of these only keys and values.
     """
     decoder = _Decoder(Step(size, widest, tokens), rows)
     last_owner = size.config.kv_layers[-1]
@@ -69,7 +69,7 @@ class _Decoder:
 
     def layers(self, count: int) -> Streams:
         """The streams after the first `count` layers."""
-        # Every stream begins at the magnitude of the embedding.
+        # Every stream begins with the magnitude of the embedding.
         scale = self._step.scale(self._parts.embeddings)
         spread = altup.spread(self._step, self._parts.embeddings, scale)
         streams = Streams(spread, altup.active_stream(self._step, spread), scale)
@@ -78,7 +78,7 @@ class _Decoder:
         return streams
 
     def fill_cache(self, index: int, streams: Streams) -> None:
-        """The part of a layer that fills its KV cache."""
+        """Add the part of a layer that fills its KV cache."""
         layer = Layer(self._step, index)
         active = altup.active_stream(layer.step, altup.predict(layer, streams.all, streams.active, streams.scale))
         self._parts.attention.fill_cache(layer, layer.norm(active, "input_layernorm.weight", streams.scale))
@@ -99,7 +99,7 @@ class _Decoder:
     def _layer(self, layer: Layer[TextConfig], streams: Streams) -> Streams:
         """AltUp's prediction, attention in parallel with LAuReL, feed-forward, AltUp's correction, per-layer embedding.
 
-        The scale for the next layer is that of this layer's result.
+        The result has its own scale, for the next layer.
         """
         scale = streams.scale
         predicted = altup.predict(layer, streams.all, streams.active, scale)

@@ -1,4 +1,4 @@
-"""Builds a layer's MatFormer feed-forward: its weights are stored in pieces, and smaller sizes run the first of them.
+"""Builds a layer's MatFormer feed-forward network: its weights are in pieces, of which smaller sizes run the first.
 
 Source: transformers `models/gemma3n/modeling_gemma3n.py` (Gemma3nTextMLP).
 """
@@ -47,7 +47,7 @@ def _keep_largest(gates: Sequence[Value], sparsity: float) -> list[Value]:
 
 
 def _share(x: Value, units: int) -> Value:
-    """One piece's contribution to the mean over all units; with a single piece, the mean itself."""
+    """The contribution of one piece to the mean over all units; with a single piece, the mean itself."""
     own = x.shape[-1]
     return ops.mean(x) if own == units else ops.mul(ops.mean(x), x.graph.scalar(own / units))
 

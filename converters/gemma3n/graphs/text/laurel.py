@@ -20,7 +20,7 @@ def low_rank(layer: Layer[TextConfig], normed: Value) -> Value:
 def joined(layer: Layer[TextConfig], active: Value, normed: Value, attended: Value, right: Value) -> Value:
     """(active + norm(attended) + normed + norm(right)) / sqrt(2): attention and LAuReL with their residuals.
 
-    Both are normed in one step, each with its own weight (text_source.py).
+    Both are normed at once, each with its own weight (text_source.py).
     """
     pair = ops.concatenation([attended, right], 2)
     pair = ops.mul(

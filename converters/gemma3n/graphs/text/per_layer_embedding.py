@@ -16,7 +16,7 @@ from toolkit.tflite.graph import Value
 def inject(per_layer: PerLayerEmbeddings, layer: Layer[TextConfig], streams: Value) -> tuple[Value, Value]:
     """Gate the layer's own embedding by the active stream, and add it to all streams except the first.
 
-    Returns the streams, and the active one.
+    Returns the streams, and the active stream.
     """
     config = layer.config
     x = active = active_stream(layer.step, streams)

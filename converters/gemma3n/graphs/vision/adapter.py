@@ -1,7 +1,7 @@
 """Builds the vision adapter as LiteRT graphs: from the encoder's features to the language model's embeddings.
 
-Features and the tower's own tokens (end of image) share a projection: norm, project, norm. The results go into a
-prompt without being multiplied by sqrt(hidden), unlike text embeddings.
+Features and the tower's own tokens (end of image) share a projection: norm, project, norm. Unlike text embeddings, the
+results go into a prompt without being multiplied by sqrt(hidden).
 Source: transformers 5.23 models/gemma3n/modeling_gemma3n.py (Gemma3nMultimodalEmbedder, get_image_features).
 """
 
@@ -14,13 +14,13 @@ from toolkit.tflite.graph import DType, Graph, Value, Weight
 
 TABLE = "embed_vision.embedding.weight"
 END_OF_IMAGE = "embed_vision.end_of_image"
-"""A tensor computed from the checkpoint (vision_source.py): a GPU rejects ops on only constants."""
+"""A tensor computed by vision_source.py: a GPU refuses operators that have only constants."""
 
 
 def vision_adapter_graph(config: VisionConfig) -> Graph:
     """features: f32[1, soft tokens, 2048] -> embeddings: f32[1, soft tokens + 1, text hidden].
 
-    The last row is the end of image: LiteRT-LM puts the adapter's output into the prompt, and nothing after it.
+    The last row is the end of the image: LiteRT-LM puts the adapter's output into the prompt, and nothing after it.
     """
     graph = Graph()
     features = graph.input("features", (1, config.soft_tokens, config.hidden_size))

@@ -2,7 +2,7 @@
 
 All values are f32[1, height, width, channels], convolutions are padded like TensorFlow's "same", and norms are over the
 channels of a position. Pointwise convolutions are FULLY_CONNECTED: in int8, LiteRT then quantises the activations of
-each position separately; in CONV_2D it would use one scale for a whole image.
+each position separately, while CONV_2D would use one scale for a whole image.
 Source: timm 1.0.31 models/mobilenetv5.py, _efficientnet_blocks.py, layers/attention2d.py.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from converters.gemma.graphs.norms import rms_norm
 from converters.gemma3n.config.vision import STEM_BIAS, TOWER, VisionConfig
 from converters.gemma3n.config.vision_blocks import EdgeResidual, InvertedResidual, MultiQueryAttention
-from toolkit.tflite import ops
+from toolkit.tflite import image_ops, ops
 from toolkit.tflite.graph import Graph, Value, Weight
 
 NORM_EPS = 1e-6  # RmsNorm2d
@@ -39,7 +39,7 @@ def vision_encoder_graph(config: VisionConfig, image_size: int) -> Graph:
 
 
 class _Tower:
-    """The graph that is being built."""
+    """The graph under construction."""
 
     def __init__(self, config: VisionConfig) -> None:
         self.graph = Graph()
@@ -51,13 +51,13 @@ class _Tower:
         name = f"{TOWER}.conv_stem"
         weight = self._kernel(f"{name}.conv.weight", channels, 3, 3)
         bias = self._vector(STEM_BIAS, channels) if self.config.stem_bias else None
-        x = ops.conv_2d(images, weight, bias, stride=2)
+        x = image_ops.conv_2d(images, weight, bias, stride=2)
         return ops.gelu_tanh(self._norm(x, f"{name}.bn.weight"))
 
     def edge_residual(self, name: str, block: EdgeResidual, x: Value) -> Value:
         """x + norm(project(gelu(norm(expand(x)))))."""
         kernel = self._kernel(f"{name}.conv_exp.weight", block.expanded, block.in_channels, block.kernel)
-        y = ops.conv_2d(x, kernel, stride=block.stride)
+        y = image_ops.conv_2d(x, kernel, stride=block.stride)
         y = ops.gelu_tanh(self._norm(y, f"{name}.bn1.weight"))
         y = self._norm(self._pointwise(y, f"{name}.conv_pwl.weight", block.channels), f"{name}.bn2.weight")
         return ops.add(x, y) if y.shape == x.shape else y
@@ -97,7 +97,7 @@ class _Tower:
         return ops.add(x, ops.mul(y, self._vector(f"{name}.layer_scale.gamma", channels)))
 
     def _keys_or_values(self, normed: Value, name: str, block: MultiQueryAttention) -> Value:
-        """Keys or values f32[1, positions, head_dim]; if the block has a stride, of every other row and column."""
+        """Keys or values f32[1, positions, head_dim]; if the block has a stride, only of every other row and column."""
         x = normed
         if block.kv_stride > 1:
             x = self._depthwise(x, f"{name}.down_conv.weight", block.kernel, block.kv_stride)
@@ -106,28 +106,28 @@ class _Tower:
         return ops.reshape(x, (1, x.shape[1] * x.shape[2], block.head_dim))
 
     def fuse(self, fine: Value, coarse: Value) -> Value:
-        """The fusion adapter: both scales at the finer resolution, a feed-forward, then pooled to the soft tokens."""
+        """The fusion adapter: both scales at the finer resolution, a feed-forward, then pooling to the soft tokens."""
         config = self.config
-        coarse = ops.resize_nearest_neighbor(coarse, fine.shape[1], fine.shape[2])
+        coarse = image_ops.resize_nearest_neighbor(coarse, fine.shape[1], fine.shape[2])
         name = f"{TOWER}.msfa.ffn"
         x = self._pointwise(ops.concatenation([fine, coarse], 3), f"{name}.pw_exp.conv.weight", config.fusion_expanded)
         x = ops.gelu_tanh(self._norm(x, f"{name}.pw_exp.bn.weight"))
         x = self._pointwise(x, f"{name}.pw_proj.conv.weight", config.hidden_size)
         x = self._norm(x, f"{name}.pw_proj.bn.weight")
-        pooled = ops.average_pool_2d(x, x.shape[1] // config.output_resolution)
+        pooled = image_ops.average_pool_2d(x, x.shape[1] // config.output_resolution)
         return self._norm(pooled, f"{TOWER}.msfa.norm.weight")
 
     # --- layers --------------------------------------------------------------------------------------------------
 
     def _pointwise(self, x: Value, name: str, channels: int) -> Value:
-        """A 1 x 1 convolution: the checkpoint's [out, in, 1, 1] as a matrix."""
+        """A 1 x 1 convolution, with the checkpoint's [out, in, 1, 1] as a matrix."""
         weight = Weight.permuted(name, (channels, x.shape[-1]), (0, 1, 2, 3))
         return ops.fully_connected(x, self.graph.weight(weight))
 
     def _depthwise(self, x: Value, name: str, kernel: int, stride: int) -> Value:
-        """The checkpoint's [channels, 1, height, width] as [1, height, width, channels]."""
+        """A depthwise convolution; the checkpoint's [channels, 1, height, width] as [1, height, width, channels]."""
         weight = Weight.permuted(name, (1, kernel, kernel, x.shape[-1]), (1, 2, 3, 0))
-        return ops.depthwise_conv_2d(x, self.graph.weight(weight), stride=stride)
+        return image_ops.depthwise_conv_2d(x, self.graph.weight(weight), stride=stride)
 
     def _kernel(self, name: str, channels: int, in_channels: int, kernel: int) -> Value:
         """The checkpoint's [out, in, height, width] as [out, height, width, in]."""
@@ -137,7 +137,7 @@ class _Tower:
         return self.graph.weight(Weight.whole(name, (channels,)))
 
     def _norm(self, x: Value, name: str, *, scale: Value | None = None) -> Value:
-        """x / rms(x) * weight, times a layer scale if there is one, combined with the weight to one vector."""
+        """x / rms(x) * weight; a layer scale, if there is one, is combined with the weight into one vector."""
         weight = self._vector(name, x.shape[-1])
         if scale is not None:
             weight = ops.mul(weight, scale)

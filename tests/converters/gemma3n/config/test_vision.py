@@ -132,7 +132,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "other scales": (lambda c: c["vision_config"]["model_args"].update(msfa_indices=[-3, -1]), "msfa_indices"),
     "no layer scales": (lambda c: c["vision_config"]["model_args"].update(layer_scale_init_value=None), "layer scales"),
     "a flat table": (lambda c: c["vision_config"]["model_args"].update(block_args=block_json()[0]), "a list of stages"),
-    "too many tokens": (lambda c: c.update(vision_soft_tokens_per_image=256), "16, which msfa_output_resolution"),
+    "too many tokens": (
+        lambda c: c.update(vision_soft_tokens_per_image=256),
+        "16, which follows from msfa_output_resolution",
+    ),
     "an end of image without a row": (lambda c: c.update(eoi_token_id=264), "eoi_token_id: found 264"),
 }
 

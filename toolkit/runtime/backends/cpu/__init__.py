@@ -21,7 +21,7 @@ class CpuBackend:
 
     def start(self, options: BackendOptions) -> CpuRuntime:
         """Start LiteRT; EnvironmentFault if that fails."""
-        # Imported here because it takes a tenth of a second, which listing the backends must not.
+        # Imported here because it takes a tenth of a second, which is too long for listing the backends.
         from toolkit.runtime.backends.cpu.runtime import CpuRuntime
 
         return CpuRuntime(options)

@@ -1,4 +1,4 @@
-"""Runs graphs on the CPU with LiteRT, whose log goes to ours."""
+"""Runs graphs on the CPU with LiteRT, and passes LiteRT's log to ours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CpuRuntime:
     """LiteRT on the cores of this machine: models opened in one runtime can share buffers."""
 
     def __init__(self, options: BackendOptions) -> None:
-        """Sets LiteRT up; EnvironmentFault if that fails."""
+        """Set LiteRT up; EnvironmentFault if that fails."""
         self._options = options
         self._litert: LiteRt | None = quietly("LiteRT", LiteRt)
         self._models: list[CompiledModel] = []
@@ -25,7 +25,7 @@ class CpuRuntime:
         litert = self._litert
         assert litert is not None, "the runtime is closed"
         kept: WeightCache = {"large": self._options.weight_cache, "small": "memory", "table": "off"}[weights]
-        # A look-up gains nothing from more threads.
+        # A lookup gains nothing from more threads.
         threads = 1 if weights == "table" else self._options.threads
 
         def load(cache_path: str) -> CompiledModel:
@@ -37,7 +37,7 @@ class CpuRuntime:
         return self._models[-1]
 
     def finish(self) -> None:
-        """Nothing: calls return when they are done."""
+        """Do nothing: calls return when they are done."""
 
     def close(self) -> None:
         """Free all models and the environment; calling it again does nothing."""

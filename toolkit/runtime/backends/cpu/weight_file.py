@@ -37,7 +37,7 @@ _SCHEME = "1"
 # Packed weights are as large as the model's, each rounded up to cache lines; measured: 0.1 % more for 16 MB matrices.
 _ROOM = 1.25
 
-# Those of `cache_name`: what else is in the directory is somebody else's.
+# The names that `cache_name` gives; other files in the directory are not ours.
 _NAMES = f"{'[0-9a-f]' * 16}-{'[0-9a-f]' * 16}.xnnpack"
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def cpu_identity(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         lines = []
     found = sorted({line for line in lines if line.partition(":")[0].strip() in keys})
-    # platform.processor() starts the program uname, which on Linux tells less than the lines above.
+    # platform.processor() starts the program uname, which on Linux tells less than these lines.
     processor = "" if sys.platform == "linux" else platform.processor()
     return "\n".join([platform.machine(), processor, *found])
 

@@ -15,11 +15,11 @@ class GpuBackend:
     name: str = "gpu"
 
     def start(self, options: BackendOptions) -> Runtime:
-        """Start the process that will use the GPU; whether there is one shows when it opens a graph."""
+        """Start the process that will use the GPU; only when it opens a graph is it known whether there is a GPU."""
         from toolkit.runtime.backends.gpu.remote import GpuRuntime
 
         return GpuRuntime(options)
 
     def kept_file(self, file: ModelFile, options: BackendOptions) -> Path | None:
-        """None: the weights go to the GPU's memory as they are in the file."""
+        """None, because the weights are copied to the GPU's memory as they are in the file."""
         return None

@@ -1,4 +1,4 @@
-"""Refuses graphs that LiteRT's GPU delegate would end its process for, or would leave to the CPU in part."""
+"""Refuses graphs for which LiteRT's GPU delegate would end its process, or which it would leave to the CPU in part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolkit.tflite.reader import read_tflite
 
 
 def require_fit(file: Path) -> None:
-    """BundleError for weights in blocks, EnvironmentFault for ops that the GPU does not take."""
+    """Raise BundleError for weights with block scales, EnvironmentFault for operators that the GPU refuses."""
     model = read_tflite(file).model
     blocks = weights_in_blocks(model)
     if blocks:
@@ -32,7 +32,7 @@ def require_fit(file: Path) -> None:
 
 
 def require_bundle_fit(bundle: Path, manifest: Manifest) -> None:
-    """The same for all graphs of a bundle that the GPU backend gives to the GPU."""
+    """`require_fit` for all graphs of a bundle that the GPU backend runs on the GPU."""
     for name in (TEXT_DECODER, *chain(*TOWER_FILES.values())):
         if name in manifest.files:
             require_fit(bundle / name)

@@ -1,4 +1,4 @@
-"""Reads LiteRT's log for what a process with the GPU does not say itself: which GPU it is, and why one is refused."""
+"""Finds in LiteRT's log which GPU is used, and why a graph was refused: LiteRT reports neither in another way."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def explained_refusal(log: str, refusal: EnvironmentFault) -> EnvironmentFault:
 
 
 def driver_fault(log: str, how: str) -> EnvironmentFault:
-    """The error for a process that ended while it used the GPU; `how`: such as "with signal SIGABRT"."""
+    """The error for a process that ended while it used the GPU; `how`: for example "with signal SIGABRT"."""
     adapter = selected_adapter(log)
     found = f"its process ended {how}" + (f", adapter {adapter}" if adapter else "")
     tail = " | ".join(line.strip() for line in log.splitlines()[-3:])

@@ -1,6 +1,6 @@
-"""What the process of a session and the process with the GPU say to each other: one reply for each request.
+"""The messages between a session's process and the process with the GPU: one reply for each request.
 
-Models, buffers and calls are numbers, in the order in which they were made.
+Models, buffers and calls are represented by numbers, in the order in which they were made.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Wait until the GPU is done with all calls; without it, Run returns before."""
+    """Wait until the GPU is done with all calls; Run does not wait."""
 
 
 Request = Open | Describe | Allocate | Bind | Write | Read | Run | Finish

@@ -1,4 +1,4 @@
-"""Starts the process with the GPU, asks it, and tells how it ended: a fault of a driver ends that process, not ours."""
+"""Starts the process with the GPU, sends it requests, and reports how it ended: a driver's fault ends it, not us."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class GpuProcess:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=[theirs.fileno()],
-                # It imports what this process would, and Ctrl-C at a terminal reaches this process only.
+                # The child imports from the same places as this process; Ctrl-C at a terminal reaches only this one.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 start_new_session=True,
             )
         self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
-        # In a thread, which no signal interrupts: an interrupted request is still answered, and the next one is not
-        # given its answer.
+        # Requests run in a thread, which no signal interrupts: so the answer to an interrupted request is still read,
+        # and is not taken for the answer to the next one.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
         self._last: Future[object] | None = None
 
@@ -66,7 +66,7 @@ class GpuProcess:
         if self._last is not None and not self._last.done():
             self._process.kill()
         else:
-            with suppress(OSError):  # it has ended before
+            with suppress(OSError):  # it has ended already
                 self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.shutdown(wait=True)
         try:

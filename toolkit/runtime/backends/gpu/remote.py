@@ -102,7 +102,7 @@ class RemoteModel:
 
 
 class GpuRuntime:
-    """A process with the GPU; tables are looked up by its CPU, so that they take none of the GPU's memory."""
+    """A process with the GPU; it looks up tables on the CPU, so that they take none of the GPU's memory."""
 
     def __init__(self, options: BackendOptions) -> None:
         self._activations = options.activations
@@ -114,7 +114,7 @@ class GpuRuntime:
         return self._process.adapter
 
     def open(self, file: ModelFile, weights: Weights) -> RemoteModel:
-        """Open a file. BundleError for weights, EnvironmentFault for ops that the GPU does not take, or without one."""
+        """Open a file. BundleError for weights, EnvironmentFault for operators that a GPU refuses, or without a GPU."""
         if weights == "table":
             return RemoteModel(self._process, _number(self._process.ask(Open(str(file.path), "cpu"))))
         require_fit(file.path)

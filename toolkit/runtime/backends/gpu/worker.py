@@ -29,7 +29,7 @@ from toolkit.runtime.backends.litert.compiled import CompiledBuffer, CompiledCal
 
 
 class Worker:
-    """LiteRT, and all that requests have made."""
+    """LiteRT, and the models, buffers and calls that requests have made."""
 
     def __init__(self) -> None:
         self._litert = LiteRt()
@@ -68,7 +68,7 @@ class Worker:
                 self._calls[call]()
                 self._last = self._smallest_outputs[call]
             case Finish():
-                # LiteRT's option hint_waiting_for_completion does not make a call wait; reading what it wrote does.
+                # LiteRT's option hint_waiting_for_completion does not make a call wait; reading its output does.
                 if self._last is not None:
                     self._last.read()
         return None
@@ -103,7 +103,7 @@ def main(socket: int) -> None:
         while True:
             connection.send(worker.answer(connection.recv()))
     except (EOFError, ConnectionError):
-        # Without the destructors of LiteRT: some drivers crash in theirs.
+        # Without LiteRT's destructors, in which some drivers crash.
         os._exit(0)
 
 

@@ -38,7 +38,7 @@ class CompiledBuffer:
         return self._raw
 
     def close(self) -> None:
-        """Free the memory even if something else refers to LiteRT's object, such as the frames of an exception."""
+        """Free the memory, even if something still refers to LiteRT's object, such as the frames of an exception."""
         if self._raw is not None:
             self._raw.destroy()
             self._raw = None
@@ -78,7 +78,7 @@ class CompiledModel:
         self._signatures: dict[str, SignatureInfo] = {}
 
     def signature(self, name: str) -> SignatureInfo:
-        """The inputs and outputs of a signature, read at first use: LiteRT then prepares the signature's memory."""
+        """The inputs and outputs of a signature; read only on first use, because LiteRT then allocates its memory."""
         if name not in self._signatures:
             self._signatures[name] = self._prepared(name, lambda: self._read_signature(name))
         return self._signatures[name]
@@ -104,7 +104,7 @@ class CompiledModel:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the processor that was asked for runs every op."""
+        """Whether the processor that was asked for runs every operator."""
         return bool(self._raw.is_fully_accelerated())
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class CompiledModel:
             self._raw = None
 
     def _prepared(self, signature: str, work: Callable[[], T]) -> T:
-        """The value of `work`, for which LiteRT prepares a signature; EnvironmentFault if it cannot."""
+        """The result of `work`, for which LiteRT prepares a signature; EnvironmentFault if it cannot."""
         try:
             return work()
         except RuntimeError as error:
@@ -148,24 +148,27 @@ class CompiledModel:
 
 
 class LiteRt:
-    """LiteRT's environment: models opened in one environment can share buffers, whichever processor they run on."""
+    """LiteRT's environment: models opened in the same environment can share buffers, whichever processors they use."""
 
     def __init__(self) -> None:
-        """RuntimeError if LiteRT cannot be set up."""
+        """Create the environment; RuntimeError if LiteRT cannot be set up."""
         options = litert.EnvironmentOptions(runtime_path=str(Path(litert.__file__).parent))
         _make_default_environment()
         self._raw: Any = litert.Environment.create(options=options)
 
     def open_on_cpu(self, path: Path, *, threads: int, weight_cache: str) -> CompiledModel:
-        """Map the file and prepare its signatures; RuntimeError if LiteRT refuses it. weight_cache: LiteRT's name."""
+        """Map the file and prepare its signatures; RuntimeError if LiteRT refuses it.
+
+        `weight_cache`: the path of the cache, or LiteRT's name for one in memory.
+        """
         cpu = litert.CpuOptions(num_threads=threads, xnnpack_weight_cache_path=weight_cache)
         return self._open(path, litert.Options(cpu_options=cpu))
 
     def open_on_gpu(self, path: Path, *, float16: bool) -> CompiledModel:
-        """Move the weights to the GPU; RuntimeError if there is none, or if it does not take every op."""
-        # As LiteRT-LM sets them: numbers beyond float16 become the largest one instead of infinity.
+        """Move the weights to the GPU; RuntimeError if there is no GPU, or if it does not take every operator."""
+        # As in LiteRT-LM: numbers beyond the range of float16 become the largest one instead of infinity.
         gpu = litert.GpuOptions(enforce_f32=not float16, infinite_float_capping=float16)
-        # Not with the CPU too: LiteRT would then run there what the GPU refuses, and count it as accelerated.
+        # Without the CPU, on which LiteRT would run what the GPU refuses, and count it as accelerated.
         accelerators = litert.HardwareAccelerator.GPU
         return self._open(path, litert.Options(hardware_accelerators=accelerators, gpu_options=gpu))
 
@@ -179,7 +182,8 @@ class LiteRt:
 
 @cache
 def _make_default_environment() -> None:
-    """Make LiteRT create its default environment, once a process: the first write does, and it lives until exit(3)."""
+    """Have LiteRT create its default environment, once per process: the first write does it, and it lives until
+    exit(3)."""
     with quiet_at_exit():
         litert.TensorBuffer.create_from_host_memory(np.zeros(16, np.float32)).write(np.zeros(16, np.float32))
 

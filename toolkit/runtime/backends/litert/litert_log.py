@@ -2,7 +2,7 @@
 
 LiteRT writes to file descriptor 2, and its Python package has no function to change that. So while LiteRT opens or
 closes something, the descriptor is redirected to a file, whose lines then go to our log. What LiteRT prints when it is
-destroyed after the end of Python is discarded (`quiet_at_exit`).
+destroyed, after Python has ended, is discarded (`quiet_at_exit`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def quietly(what: str, work: Callable[[], T]) -> T:
-    """Run `work` with LiteRT's lines sent to our log; if it raises, EnvironmentFault with LiteRT's error lines."""
+    """Run `work` with LiteRT's lines sent to our log; an error becomes EnvironmentFault with LiteRT's error lines."""
     lines: list[str] = []
     level = logging.WARNING
     try:

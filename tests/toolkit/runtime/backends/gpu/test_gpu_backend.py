@@ -100,7 +100,9 @@ def test_an_op_that_a_gpu_refuses_is_named_before_the_gpu_is_asked(runtime: GpuR
     graph.output("y", ops.sub(x, x))
     path = tmp_path / "graph.tflite"
     write_tflite(path, layout_tflite([Signature("run", graph)], {}), NoWeights())
-    with pytest.raises(EnvironmentFault, match=r"run, op 0 \(SUB\): a GPU refuses it: it takes a value twice"):
+    with pytest.raises(
+        EnvironmentFault, match=r"run, op 0 \(SUB\): a GPU refuses it: both of its inputs are the same value"
+    ):
         runtime.open(ModelFile(path, "", 0), "large")
     assert runtime.adapter is None
 

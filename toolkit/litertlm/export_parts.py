@@ -1,0 +1,56 @@
+"""The files of a bundle as the content of an export's sections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from toolkit.base.errors import BundleError
+from toolkit.base.files import hash_file, require_free_space
+from toolkit.bundle.manifest import Manifest
+from toolkit.litertlm.container import FilePart
+from toolkit.tflite.reader import read_tflite
+from toolkit.tflite.records import SubgraphRecord
+from toolkit.tflite.rewrite import select_signatures
+
+
+class ExportParts:
+    """Gives the files of a bundle, or copies in `scratch` with only some of their signatures, as `FilePart`s."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, scratch: Path, *, composite_norms: bool) -> None:
+        self.bundle, self.manifest = bundle, manifest
+        self._scratch, self._composite_norms = scratch, composite_norms
+
+    def whole(self, name: str) -> FilePart:
+        """A file of the bundle as it is; BundleError if it is missing."""
+        files = self.manifest.files
+        if name not in files or not (self.bundle / name).is_file():
+            raise BundleError(file=self.bundle, found=f"no {name}", remedy="convert it again")
+        return FilePart(self.bundle / name, files[name].bytes, files[name].sha256)
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file; BundleError if it is missing or its hash is wrong."""
+        whole = self.whole(name)
+        whole.require_hash()
+        return whole.path.read_bytes()
+
+    def selected(
+        self,
+        name: str,
+        signatures: Mapping[str, str],
+        change: Callable[[SubgraphRecord], SubgraphRecord] | None = None,
+    ) -> FilePart:
+        """A copy of a file with only these signatures (new name to old name) and the weights that they use.
+
+        If that would be the same, the file itself. `change` is applied to the subgraph of each signature.
+        """
+        whole = self.whole(name)
+        there = read_tflite(whole.path).model.signatures
+        if change is None and not self._composite_norms and dict(signatures) == {name: name for name in there}:
+            return whole
+        whole.require_hash()
+        require_free_space(self._scratch, whole.file_size)
+        path = self._scratch / f"{next(iter(signatures))}.{name}"
+        select_signatures(whole.path, path, signatures, change, composite_norms=self._composite_norms)
+        found = hash_file(path)
+        return FilePart(path, found.size, found.sha256)

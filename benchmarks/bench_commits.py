@@ -67,7 +67,7 @@ def measure(contenders: Sequence[Contender], options: argparse.Namespace) -> lis
     """Of each contender, the figures of each round; the first round prepares the signatures and is not counted."""
     found: list[list[Figures]] = [[] for _ in contenders]
     with TemporaryDirectory(dir=options.scratch, prefix="bench_commits.") as scratch, ExitStack() as stack:
-        caches = [Path(scratch, str(number)) for number in range(len(contenders))]
+        caches = [Path(scratch, str(number)).resolve() for number in range(len(contenders))]
         for cache in caches:
             cache.mkdir()
         pairs = zip(contenders, caches, strict=True)

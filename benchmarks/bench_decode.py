@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load = Load(prefill, options.decode, options.threads, options.context, options.repeats)
         recorder = Recorder("decode")
         with TemporaryDirectory(dir=options.scratch, prefix="bench_decode.") as cache:
-            outcomes = measure(entrants, load, Path(cache))
+            outcomes = measure(entrants, load, Path(cache).resolve())
         for outcome in outcomes:
             peers = versions if outcome.entrant.system == LLAMA else {}
             recorder.append(options.output, measured(outcome, load), peers)

@@ -14,7 +14,7 @@ from gemma_edge.cli import main
 from toolkit.base.errors import BundleError, UsageError
 from toolkit.runtime.session import SessionSettings
 
-TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ m.get('x') if messages[1] }}{% endfor %}"
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ m.role.title() if messages[1] }}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_the_record_says_what_was_judged_and_how_sure_it_is(bundle: Path, capsys
     assert measures.tokens == 256 and measures.top1_agreement_interval is not None
     low, high = measures.perplexity_ratio_interval or (0, 0)
     assert low <= (measures.perplexity_bundle or 0) / measures.perplexity_checkpoint <= high
-    assert record.prompts.compared > 5 and ".get()" in str(record.prompts.engine)
+    assert record.prompts.compared > 5 and ".title()" in str(record.prompts.engine)
     assert main(["inspect", str(bundle)]) == 0
     shown = capsys.readouterr().out
     assert "quality of small, when it was converted: 256 predictions" in shown and "export refuses this bundle" in shown

@@ -13,7 +13,8 @@ def dynamic_int8(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Zero stays exact. Source: XNNPACK's qd8, `xnn_f32_qd8_asymmetric_quantization_params`.
 
-    >>> dynamic_int8(np.array([[0.0, 1.0, 254.6, -0.2], [0.0, 0.0, 0.0, 0.0]], np.float32)).round(3).tolist()
+    >>> rows = np.array([[0.0, 1.0, 254.6, -0.2], [0.0, 0.0, 0.0, 0.0]], np.float32)
+    >>> dynamic_int8(rows).astype(float).round(3).tolist()
     [[0.0, 0.999, 254.8, 0.0], [0.0, 0.0, 0.0, 0.0]]
     """
     low = np.minimum(x.min(-1, keepdims=True), 0)

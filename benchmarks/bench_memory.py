@@ -226,9 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.bundle.resolve(),
             options.prompt,
             options.decode,
-            cache.resolve(),
+            cache,
             skip=options.skip,
-            tokenizer=options.tokenizer and options.tokenizer.resolve(),
+            tokenizer=options.tokenizer,
         )
         run_child(replace(request, prompt=1, decode=1))  # packs the weights, as the first run of a bundle does
         limited = f"{options.limit / 1e9:g} GB limit"

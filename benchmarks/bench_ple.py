@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bundle = Bundle(options.bundle.resolve())
     folder = options.scratch or bundle.path.parent
     with TemporaryDirectory(prefix="bench_ple.", dir=folder) as scratch:
-        cache = (options.cache or Path(scratch)).resolve()
+        cache = options.cache or Path(scratch)
         request = SessionRequest(bundle.path, 16, 32, cache)
         step_ms = summary([run_child(request).decode_step_ms for _ in range(options.repeats)])
         layer_major = Path(scratch) / _LAYER_MAJOR

@@ -44,12 +44,13 @@ class SessionRequest:
     """A tokenizer.json to keep in memory, as `gemma-edge run` keeps the bundle's own."""
 
     def command(self) -> list[str]:
-        """The command line of its process."""
-        flags = ["--prompt", self.prompt, "--decode", self.decode, "--cache", self.cache, "--threads", self.threads]
+        """The command line of its process, which runs in another directory: its paths are absolute."""
+        flags = ["--prompt", self.prompt, "--decode", self.decode, "--cache", self.cache.resolve()]
+        flags += ["--threads", self.threads]
         flags += ["--ple", self.ple, "--ple-cache-mb", self.ple_cache_mb, "--skip", self.skip]
         flags += ["--size", self.size] if self.size else []
-        flags += ["--tokenizer", self.tokenizer] if self.tokenizer else []
-        return [sys.executable, "-m", "benchmarks.session_run", str(self.bundle), *map(str, flags)]
+        flags += ["--tokenizer", self.tokenizer.resolve()] if self.tokenizer else []
+        return [sys.executable, "-m", "benchmarks.session_run", str(self.bundle.resolve()), *map(str, flags)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from toolkit.base.errors import BundleError
 from toolkit.base.files import hash_file
 from toolkit.base.outputs import Output
 from toolkit.base.strict_json import read_record
-from toolkit.bundle.manifest import MANIFEST_NAME, Sha256, SizeName
+from toolkit.bundle.manifest import MANIFEST_NAME
+from toolkit.bundle.manifest_values import Sha256, SizeName
 
 QUALITY = FileBeside(".quality.json", "gemma-edge-quality/1", "how good a bundle was found to be")
 

@@ -1,4 +1,4 @@
-"""Finds the recipe of a bundle that is to read so many bytes a token, or to diverge so little, from its checkpoint."""
+"""Finds the recipe of a bundle that must stay within a number of bytes per token, or within a divergence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True)
 class MixPlan:
-    """What can be chosen in the text decoder of a plan, and what a token reads besides, in bytes."""
+    """The weights of a plan's text decoder whose types can be chosen, and the bytes of all others that a token reads."""
 
     pieces: Mapping[str, Sequence[Piece]]
     shapes: Mapping[str, tuple[int, ...]]
@@ -104,8 +104,8 @@ def mixed_recipe(base: Recipe, mix: Mix, budget: MixBudget) -> Recipe:
 class SensitivityRun:
     """Measures the sensitivity of a plan's matrices, or reads what an interrupted run has measured.
 
-    path: where it is kept, in the directory of this very calibration. `progress` gets the weights that passes are done
-    with, and their total.
+    path: the file that keeps the result, in the directory of this calibration. `progress` gets the number of weights
+    that passes are done with, and their total.
     """
 
     path: Path
@@ -142,7 +142,7 @@ def _read(path: Path) -> Sensitivity:
 
 
 def probe_text(sequences: Sequence[NDArray[np.int32]], *, weights: int) -> ProbeText:
-    """Inputs are measured on the first sequences; probes are beginnings of the last ones, more if weights are few."""
+    """Inputs are measured on the first sequences; probes are beginnings of the last ones, more of them for few weights."""
     count = min(max(1, _PROBED_TOKENS // (_PROBE * len(PROBED) * weights)), _MOST_PROBES)
     return ProbeText(sequences[:_MEASURED], [ids[:_PROBE] for ids in sequences[-count:]])
 
@@ -153,10 +153,10 @@ def within_budget(
     sensitivity: Sensitivity,
     make: Callable[[Mix], tuple[Made, float | None]],
 ) -> Made:
-    """What `make` makes of the best mix within a budget, with the divergence that it finds.
+    """What `make` makes of the best mix within a budget; it also returns the divergence that it measures.
 
-    Divergences add to first order only. So a mix that diverges by more than the budget is replaced by one that is
-    expected to diverge by less, as far as the first one was off. UsageError if nothing fits.
+    Divergences add to first order only. So a mix that turns out to diverge by more than the budget is replaced by one
+    whose expected divergence is smaller by the factor that the first one was off. UsageError if nothing fits.
     """
     wanted = budget
     for _ in range(_ATTEMPTS):

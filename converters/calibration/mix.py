@@ -1,8 +1,8 @@
 """Chooses a type for each matrix, so that a token reads few bytes and the predictions diverge little.
 
-To first order, divergences of errors that know nothing of each other add. So each matrix is moved to coarser types as
-long as the budget asks for it, always where the next bytes saved cost the least divergence: along the lower convex hull
-of what its types take and cost, since a type above the hull is never worth its bytes.
+To first order, the divergences that independent errors cause add up. So matrices are moved to coarser types one at a
+time until the budget is met, always the one that saves its bytes for the least divergence. Only the types on the lower
+convex hull of a matrix's bytes and divergences are considered: one above it is never worth its bytes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Step:
 def choose_mix(candidates: Sequence[Candidate], budget: MixBudget, *, other_bytes: int = 0, floor: float = 0.0) -> Mix:
     """The mix within a budget: of least divergence within bytes, or of fewest bytes within a divergence.
 
-    other_bytes: what a token reads besides. floor: the divergence that no type can take away. The same candidates, in
+    other_bytes: what a token reads of other weights. floor: the divergence that remains whatever types are chosen. The same candidates, in
     any order, give the same mix. UsageError, saying what can be reached, for a budget that nothing fits.
 
     >>> types = [Candidate("a", Scheme("int8"), 8, 0.0), Candidate("a", Scheme("int4"), 4, 0.1)]

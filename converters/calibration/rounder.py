@@ -1,9 +1,9 @@
 """Rounds each matrix of a forward pass at its first product, for the inputs of that product.
 
-Each text runs twice: as in the float model, and as in the model that is rounded. So later layers see what earlier ones
-have become, and what they should have become, and compensate for part of that error. A piece of a matrix that an
-earlier run, or a narrower size, has rounded is taken as it is: an interrupted calibration resumes by running the
-forward again, which costs a tenth of the rounding.
+Each text runs twice, once as in the float model and once as in the rounded one. So later layers see both what earlier
+ones give now and what they should give, and compensate for part of that error. A piece of a matrix that an earlier run,
+or a narrower size, has rounded is taken as it is: an interrupted calibration resumes by running the forward pass again,
+which takes a tenth of the time of rounding.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from toolkit.quant.uniform import dequantize_rows
 class Rounder:
     """Rounds the pieces of one file; `advance` gets the cost of each that is done.
 
-    tokens: so many are measured. A pass has them twice: first those of the float model, then those of the one that is
-    rounded. Further ones only show what becomes of the model: their inputs are rounded to int8 too, as LiteRT rounds
-    them.
+    tokens: how many are measured. A pass has them twice: first those of the float model, then those of the rounded one.
+    Any further tokens only show how good the rounded model is: their inputs are rounded to int8 too, as LiteRT does.
     """
 
     pieces: Mapping[str, Sequence[Piece]]

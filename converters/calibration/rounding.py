@@ -1,4 +1,4 @@
-"""What rounding takes in each of its passes: the pieces that matrices are rounded in, and products on all cores."""
+"""The tools of each pass that rounds: the pieces in which matrices are rounded, and products on all cores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_TOKENS = 1 << 15
 
 
 class Piece(NamedTuple):
-    """A rectangle of a planned tensor, which is rows of a weight from `first_row` on."""
+    """A rectangle of a planned tensor; it becomes the rows of a weight from `first_row` on."""
 
     weight: str
     scheme: Scheme
@@ -49,7 +49,7 @@ class Piece(NamedTuple):
         return self.height * (self.columns[1] - self.columns[0])
 
     def cost(self, tokens: int) -> int:
-        """Operations to measure its inputs and to round it, about."""
+        """About how many operations it takes to measure its inputs and to round it."""
         columns = self.columns[1] - self.columns[0]
         return columns * (self.height * (columns + 2 * tokens) + columns * tokens)
 
@@ -114,9 +114,9 @@ class Rounding:
     """Those of the last matrix: several in turn have the same."""
 
     def measure(self, x: F32, columns: Range, tokens: Range, wanted: Range | None = None) -> Inputs:
-        """What rounding needs to know of some columns of inputs f32[N, in], by some of the tokens.
+        """What rounding needs to know about some columns of the inputs f32[N, in], measured on some of the tokens.
 
-        `wanted`: the same tokens as the float model has them.
+        `wanted`: the same tokens in the float model.
         """
         if self._inputs is None or self._inputs[0] is not x or self._inputs[1] != columns:
             self._inputs = None  # frees the memory first

@@ -1,12 +1,12 @@
 """Measures how much each type of each matrix adds to the divergence of a model's predictions.
 
-Copies of a short text, the probes, run through the model beside the text that inputs are measured on; in each, one
-matrix alone is rounded, to one type, and the divergence of the copy from the one that nothing is done to is what that
+Copies of a short text, the probes, run through the model beside the text that inputs are measured on. In each copy one
+matrix alone is rounded, to one type; how far its predictions diverge from those of the untouched copy is what that type
 costs. Many copies share a pass: a forward pass takes the tokens of all its sequences at once, and asks for each product
-once. So a model family has to do no more for this than for calibration.
+once. So a model family needs nothing for this that calibration does not need too.
 
-int8 costs so little that it drowns in noise on a short text: it is told from what int4 costs, by the squared errors of
-the products.
+What int8 costs is lost in the noise of a short text. It is computed from what int4 costs, by the ratio of the squared
+errors of the products.
 """
 
 from __future__ import annotations

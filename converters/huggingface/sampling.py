@@ -9,7 +9,8 @@ from pathlib import Path
 
 from toolkit.base.errors import CheckpointError
 from toolkit.base.strict_json import JsonObject, read_json_file
-from toolkit.bundle.manifest import LEAST_PENALTY, MOST_PENALTY, SamplingRecord
+from toolkit.bundle.manifest import SamplingRecord
+from toolkit.bundle.manifest_values import LEAST_PENALTY, MOST_PENALTY
 
 _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _PENALTY = 1.0, 50, 1.0, 0.0, 1.0
 

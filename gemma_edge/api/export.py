@@ -15,8 +15,9 @@ from toolkit.base.files import Progress
 from toolkit.base.outputs import Output
 from toolkit.base.signatures import read_signer
 from toolkit.bundle.lock import DrafterSettings
-from toolkit.bundle.manifest import LEAST_TEMPERATURE, MOST_TEMPERATURE, SamplingRecord
+from toolkit.bundle.manifest import SamplingRecord
 from toolkit.bundle.manifest_json import read_manifest
+from toolkit.bundle.manifest_values import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from toolkit.drafting.make import Drafting, StageProgress, drafter_for_export
 from toolkit.litertlm.export import LITERTLM, ExportOptions, ExportResult, Target, export_litertlm
 from toolkit.litertlm.schema import MOST_LIKELY, ModelType

@@ -12,7 +12,7 @@ from toolkit.base.errors import UsageError
 from toolkit.bundle.chat import Message
 from toolkit.bundle.tokenizer import require_unicode
 from toolkit.media.source import MediaSource
-from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream
+from toolkit.runtime.answer import Answer, AnswerSettings, AnswerStream, stop_texts
 from toolkit.runtime.bundle import Bundle
 from toolkit.runtime.conversation import AnswerRequest, Conversation, Opener, SessionConversation
 from toolkit.runtime.generate import require_prompt
@@ -397,8 +397,3 @@ class Model:
         if self._closed:
             remedy = "load it again"
             raise UsageError(file=self.path, found="the model is closed", remedy=remedy)
-
-
-def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """The stop texts as a tuple, given as one text or several."""
-    return (stop,) if isinstance(stop, str) else tuple(stop)

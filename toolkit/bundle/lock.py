@@ -13,21 +13,9 @@ from toolkit.base.errors import BundleError, UsageError
 from toolkit.base.json_types import Ascending, MayBeAbsent, Range
 from toolkit.base.strict_json import open_regular, parse_json, read_record, shorten, without_format
 from toolkit.bundle.faults import Fault
-from toolkit.bundle.manifest import (
-    LOCK,
-    MAX_DIMENSION,
-    MAX_LAYERS,
-    CheckpointRecord,
-    DraftTokens,
-    Manifest,
-    Name,
-    QuantRecord,
-    SamplingRecord,
-    Sha256,
-    SizeName,
-    Text,
-)
+from toolkit.bundle.manifest import LOCK, CheckpointRecord, Manifest, QuantRecord, SamplingRecord
 from toolkit.bundle.manifest_json import drop_defaults, drop_sampling_defaults, manifest_digest
+from toolkit.bundle.manifest_values import MAX_DIMENSION, MAX_LAYERS, DraftTokens, Name, Sha256, SizeName, Text
 
 FORMAT = "gemma-edge-lock/1"
 MAX_LOCK_BYTES = 16 * 1024 * 1024

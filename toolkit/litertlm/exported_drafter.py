@@ -13,7 +13,7 @@ from toolkit.litertlm.container import FilePart
 
 @dataclass(frozen=True, slots=True)
 class ExportedDrafter:
-    """The file of a drafter that is not the bundle's, and how it was fitted, or the checkpoint that it is of."""
+    """The file of a drafter that is not part of the bundle, and how it was fitted or which checkpoint it comes from."""
 
     path: Path
     made_from: DrafterSettings | CheckpointRecord
@@ -25,7 +25,7 @@ class ExportedDrafter:
 
     @property
     def assistant(self) -> CheckpointRecord | None:
-        """The checkpoint that it is of."""
+        """The checkpoint that it comes from."""
         return self.made_from if isinstance(self.made_from, CheckpointRecord) else None
 
     @property

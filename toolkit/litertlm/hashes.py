@@ -40,7 +40,7 @@ def sealed_header(header: bytes, signer: Signer | None) -> bytes:
 
 
 def has_hashes(metadata: ContainerMetadata) -> bool:
-    """Whether a file has hashes, or should have: this toolkit wrote it."""
+    """Whether a file has hashes, or should have them because this toolkit wrote it."""
     generator = metadata.system.get(tables.GENERATOR, "")
     hashed = (tables.SHA256 in section.items for section in metadata.sections)
     return generator.startswith("gemma-edge") or tables.HEADER_SHA256 in metadata.system or any(hashed)

@@ -1,4 +1,4 @@
-"""Writes calls of Python's methods in a chat template as LiteRT-LM's engine knows them."""
+"""Rewrites calls of Python's methods in a chat template for LiteRT-LM's engine, which lacks them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _WORDS = frozenset(
 def without_methods(source: str) -> str:
     """The template with `x['a']` for `x.get('a')`, and filters for methods that the engine lacks.
 
-    A missing key gives an undefined value then, which is as false as the None that `get` gives. BundleError for a text
-    that is not a template.
+    A missing key then gives an undefined value, which is false like the None of `get`. BundleError for a text that is
+    not a template.
 
     >>> without_methods("{{ m.get('a') or m.get('b', [1]).get(2) }} .get('c')")
     "{{ m['a'] or (m['b']|default([1]))[2] }} .get('c')"
@@ -53,14 +53,14 @@ def without_methods(source: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A token of a template, the space between two, or an expression that has been written anew."""
+    """A token of a template, the space between two, or an expression that has been rewritten."""
 
     kind: str
     text: str
 
 
 def _rewrite_call(pieces: list[_Piece]) -> None:
-    """Write the call that the last piece closes anew, if it is one of the methods."""
+    """Rewrite the call that the last piece closes, if it calls one of the methods."""
     opened = _opener(pieces, len(pieces) - 1)
     name = _before(pieces, opened)
     dot = _before(pieces, name)

@@ -29,6 +29,11 @@ class AnswerSettings:
     """Let the model think before it answers."""
 
 
+def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """The texts that end an answer, given as one text or several."""
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(GenerationReport):
     """A complete answer, or the part of it that was generated before an interrupt."""

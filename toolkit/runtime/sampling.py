@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.errors import EnvironmentFault, UsageError
-from toolkit.bundle.manifest import LEAST_PENALTY, MOST_PENALTY, SamplingRecord
+from toolkit.bundle.manifest import SamplingRecord
+from toolkit.bundle.manifest_values import LEAST_PENALTY, MOST_PENALTY
 
 USUAL_TOP_K, USUAL_TOP_P = 64, 0.95
 """From Gemma's own generation_config.json, for bundles whose checkpoint had none."""

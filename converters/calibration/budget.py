@@ -51,7 +51,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True)
 class MixPlan:
-    """The weights of a plan's text decoder whose types can be chosen, and the bytes of all others that a token reads."""
+    """The weights of a text decoder whose types can be chosen, and the bytes of the others that a token reads."""
 
     pieces: Mapping[str, Sequence[Piece]]
     shapes: Mapping[str, tuple[int, ...]]
@@ -142,7 +142,7 @@ def _read(path: Path) -> Sensitivity:
 
 
 def probe_text(sequences: Sequence[NDArray[np.int32]], *, weights: int) -> ProbeText:
-    """Inputs are measured on the first sequences; probes are beginnings of the last ones, more of them for few weights."""
+    """Inputs are measured on the first sequences; probes begin the last ones, more of them for few weights."""
     count = min(max(1, _PROBED_TOKENS // (_PROBE * len(PROBED) * weights)), _MOST_PROBES)
     return ProbeText(sequences[:_MEASURED], [ids[:_PROBE] for ids in sequences[-count:]])
 

@@ -68,8 +68,9 @@ class _Step:
 def choose_mix(candidates: Sequence[Candidate], budget: MixBudget, *, other_bytes: int = 0, floor: float = 0.0) -> Mix:
     """The mix within a budget: of least divergence within bytes, or of fewest bytes within a divergence.
 
-    other_bytes: what a token reads of other weights. floor: the divergence that remains whatever types are chosen. The same candidates, in
-    any order, give the same mix. UsageError, saying what can be reached, for a budget that nothing fits.
+    other_bytes: what a token reads of other weights. floor: the divergence that remains whatever types are chosen. The
+    same candidates, in any order, give the same mix. UsageError, saying what can be reached, for a budget that nothing
+    fits.
 
     >>> types = [Candidate("a", Scheme("int8"), 8, 0.0), Candidate("a", Scheme("int4"), 4, 0.1)]
     >>> choose_mix(types, MixBudget(5, "bytes")).schemes["a"].dtype

@@ -28,7 +28,7 @@ from toolkit.base.files import Progress, atomic_file, hash_file, locked_director
 from toolkit.runtime.weight_cache import default_directory
 
 LIBRARY = "libLiteRt.so"
-INSTEAD = "give --library PATH; bench can do without it with --runner session where the device has Python"
+INSTEAD = "give --library PATH"
 
 WHEEL, WHEEL_VERSION, WHEEL_TAG = "litert-lm-api", "0.18.1", "android_23_arm64_v8a"
 WHEEL_SHA256 = "95826534a48f79a8fbcc6b47838d1a85cbfdebe7f1c7939d98780167a74fb1de"

@@ -122,10 +122,8 @@ def compiler_version() -> str:
     try:
         return importlib.metadata.version("ziglang")
     except importlib.metadata.PackageNotFoundError as error:
-        remedy = "pip install 'gemma-edge[probe]'"
-        raise EnvironmentFault(
-            "ziglang", found="the package is not installed, and it has the C compiler", remedy=remedy
-        ) from error
+        found, remedy = "no such package, which has the C compiler", "pip install 'gemma-edge[probe]'"
+        raise EnvironmentFault("ziglang", found=found, remedy=remedy) from error
 
 
 def _compile(source: Path, architecture: Architecture, target: Path) -> None:

@@ -75,12 +75,9 @@ def sources() -> tuple[Path, ...]:
 
 
 def _required_version() -> str:
-    remedy = f"pip install ziglang=={ZIG_VERSION}; bench can do without it with --runner session"
-    try:
-        version = compiler_version()
-    except EnvironmentFault as error:
-        raise EnvironmentFault(error.place, found=error.found, wanted=ZIG_VERSION, remedy=remedy) from error
+    version = compiler_version()
     if version != ZIG_VERSION:
+        remedy = f"pip install ziglang=={ZIG_VERSION}"
         raise EnvironmentFault("ziglang", found=version, wanted=ZIG_VERSION, remedy=remedy)
     return version
 

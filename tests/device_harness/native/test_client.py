@@ -174,7 +174,7 @@ def test_a_library_without_the_functions_or_for_another_machine_is_refused(tmp_p
 
 def test_without_a_library_for_the_machine_the_error_says_what_brings_one() -> None:
     for system, architecture, fault in (
-        ("android", "x86_64", "none is known for x86_64 Android; give --library PATH; bench can do without"),
+        ("android", "x86_64", "none is known for x86_64 Android; give --library PATH"),
         ("linux", "aarch64" if parse_architecture(here(), "host") == "x86_64" else "x86_64", "Linux on this computer"),
     ):
         with pytest.raises(EnvironmentFault, match=fault):

@@ -13,7 +13,7 @@ from converters.convert import convert
 from converters.request import ConvertRequest
 from device_harness.bench.run import BenchRequest, BenchSettings, bench, choose_runner
 from device_harness.machines.host import Host
-from device_harness.programs.bundle_runner import bundle_runner
+from device_harness.programs.bundle_runner import ZIG_VERSION, bundle_runner
 from device_harness.runners.interface import Workload
 from device_harness.runners.native.parser import read_failure, read_gpu_nodes, read_native, read_profile
 from toolkit.base.errors import EnvironmentFault, UsageError
@@ -170,10 +170,11 @@ def test_without_the_right_compiler_the_error_names_the_remedy(tmp_path: Path, m
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    for version in (missing, lambda name: "0.99.0"):
+    for version, remedy in (
+        (missing, r"no such package, which has the C compiler; pip install 'gemma-edge\[probe\]'"),
+        (lambda name: "0.99.0", f"found 0.99.0, wanted {ZIG_VERSION}; pip install ziglang=={ZIG_VERSION}"),
+    ):
         monkeypatch.setattr(importlib.metadata, "version", version)
-        with pytest.raises(
-            EnvironmentFault, match=r"pip install ziglang==.*; bench can do without it with --runner session"
-        ):
+        with pytest.raises(EnvironmentFault, match=remedy):
             bundle_runner("android", "aarch64", directory=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,17 +1,19 @@
-"""Modern English prose from freely licensed Debian 12 packages, for the tiny Gemma 3n.
+"""English prose from freely licensed Debian 12 packages, for the tiny Gemma 3n.
 
     python prose.py WORK
 
 downloads the packages with apt-get, unpacks them (nothing is installed), and writes WORK/prose.json: documents, each
-with its source and whether it is held out. A twentieth of every source is held out: whole missions, scenarios, pages
-and words.
+with its source and whether it is held out. A twentieth of every source is held out: whole missions, scenarios, pages,
+chapters and words.
 """
 
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import re
+import struct
 import subprocess
 import sys
 import zlib
@@ -23,7 +25,8 @@ from xml.etree import ElementTree
 
 CAMPAIGNS = "did dm dw ei httt l low nr sof sota sotbe thot trow tsg ttb utbs".split()  # noqa: SIM905
 PACKAGES = (
-    "endless-sky-data=0.9.8-1.2", "dict-wn=1:3.0-37", "gnome-user-docs=43.0-2",
+    "endless-sky-data=0.9.8-1.2", "dict-wn=1:3.0-37", "gnome-user-docs=43.0-2", "r-cran-janeaustenr=1.0.0-1",
+    "sqlite3-doc=3.40.1-2+deb12u2",
     *(f"wesnoth-1.16-{name}=1:1.16.9-1" for name in CAMPAIGNS),
 )  # fmt: skip
 HELD_OUT_SHARE = 20
@@ -103,6 +106,44 @@ def gnome_help(root: Path) -> Iterator[Document]:
             yield Document("gnome-help", path.stem, "\n".join(lines))
 
 
+def austen(root: Path) -> Iterator[Document]:
+    """Jane Austen's six novels, one document for each chapter: lines of text in R's format for lazily loaded data."""
+    packed = (root / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
+    at = 0
+    while at < len(packed):
+        unpack = zlib.decompressobj()
+        lines = list(r_texts(unpack.decompress(packed[at + 4 :])))
+        at = len(packed) - len(unpack.unused_data)
+        title = next((line.strip().title() for line in lines if line.strip()), "")
+        chapters = re.split(r"(?im)^(?:volume|chapter)\b[^\n]*$", "\n".join(lines))
+        for number, chapter in enumerate(chapters):
+            paragraphs = [tidy(part) for part in re.split(r"\n\s*\n", chapter.replace("_", ""))]
+            kept = [part for part in paragraphs if len(part) > 20]
+            if sum(map(len, kept)) > 1000:
+                yield Document("austen", f"{title} {number}", "\n".join(kept))
+
+
+def r_texts(data: bytes) -> Iterator[str]:
+    """The strings of one serialised R object, in order: each has its flags, its length, and its bytes."""
+    for found in re.finditer(rb"\0[\x04\x08\x00]\0\x09", data):
+        (length,) = struct.unpack_from(">i", data, found.end())
+        if 0 <= length < 1000:
+            yield data[found.end() + 4 : found.end() + 4 + length].decode("utf-8", "replace")
+
+
+def sqlite(root: Path) -> Iterator[Document]:
+    """Pages of SQLite's documentation: paragraphs of plain sentences, without code."""
+    for path in sorted((root / "usr/share/doc/sqlite3").glob("*.html")):
+        page = path.read_text(encoding="utf-8", errors="replace")
+        found = re.findall(r"(?s)<p>(.*?)(?=<(?:p|/p|pre|ul|ol|h\d|table|div|blockquote)\b)", page)
+        lines = [tidy(html.unescape(re.sub(r"<[^>]*>", "", part))) for part in found]
+        lines = [
+            line for line in lines if len(line) > 80 and line.endswith(".") and not re.search(r"[{}=;<>_#/]", line)
+        ]
+        if sum(map(len, lines)) > 800:
+            yield Document("sqlite", path.stem, "\n".join(lines))
+
+
 def wordnet(root: Path, common: Callable[[str], bool]) -> Iterator[Document]:
     """Common words with their meanings, and sentences that use them."""
     text = gzip.decompress((root / "usr/share/dictd/wn.dict.dz").read_bytes()).decode("utf-8", "replace")
@@ -130,7 +171,7 @@ def load(work: Path) -> list[Document]:
     path = work / "prose.json"
     if not path.exists():
         root = fetch(work)
-        documents = [*endless_sky(root), *wesnoth(root), *gnome_help(root)]
+        documents = [*endless_sky(root), *wesnoth(root), *gnome_help(root), *austen(root), *sqlite(root)]
         counts = Counter(word for d in documents for word in re.findall(r"[a-z]+", d.text.lower()))
         documents += wordnet(root, lambda word: counts[word] >= COMMON and len(word) > 2)
         rows = [[d.source, d.key, d.text] for d in documents]

@@ -228,8 +228,9 @@ def _draw_time_series(figure: Figure, plot: TimeSeries) -> None:
     count = max(1, len(plot.panels))
     figure.set_size_inches(_WIDTH_INCHES, 0.7 + 1.35 * count)
     every = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    # Each line of the whole plot has its own colour, so that lines of two panels are not taken for the same.
-    colours = itertools.cycle(_COLOURS)
+    # Lines of the same name have the same colour in all panels, and no others.
+    names = dict.fromkeys(name for panel in plot.panels for name in panel.lines)
+    colours = dict(zip(names, itertools.cycle(_COLOURS), strict=False))
     for axes, panel in zip(every, plot.panels, strict=False):
         _draw_panel(axes, panel, colours)
     _set_title(figure, plot.title)
@@ -237,12 +238,12 @@ def _draw_time_series(figure: Figure, plot: TimeSeries) -> None:
     figure.align_ylabels()
 
 
-def _draw_panel(axes: Axes, panel: Panel, colours: Iterator[str]) -> None:
+def _draw_panel(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     for name, line in panel.lines.items():
         axes.plot(
             line.times_s,
             line.values,
-            color=next(colours),
+            color=colours[name],
             linestyle=":" if line.dots else "-",
             linewidth=1.0 if line.dots else 1.4,
             marker="o" if line.dots else "",

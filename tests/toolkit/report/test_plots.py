@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,10 @@ def test_another_ending_is_refused_and_nothing_written(tmp_path: Path) -> None:
 def test_matplotlib_is_imported_only_to_draw() -> None:
     code = "import sys, gemma_edge.cli, toolkit.report.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_line_has_one_colour_in_all_panels_and_no_other_line_has_it() -> None:
+    line = Line([0.0, 1.0], [1.0, 2.0])
+    drawn = svg(TimeSeries("", [Panel("a", {"x": line, "y": line}), Panel("b", {"y": line, "z": line})])).decode()
+    strokes = re.findall(r'clip-path="[^"]*" style="fill: none; stroke: (#\w+); stroke-width: 1.4', drawn)
+    assert len(strokes) == 4 and strokes[1] == strokes[2] and len(set(strokes)) == 3, strokes

@@ -31,7 +31,7 @@ EFFECTIVE = "text"
 TEXT_GROUPS = (EFFECTIVE, "token_embedding", "per_layer_embedding")
 """The groups that are always loaded; vision and audio may be left out."""
 CHECKPOINT_BITS = 8
-"""Bits per weight assumed for a checkpoint's memory, since it is not quantised yet."""
+"""Bits per weight assumed for the memory of a checkpoint in floats, which `convert` quantises to int8 by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,8 @@ class Inspection:
     """By group, why `convert` refuses a checkpoint: `text` for the whole, or a tower, which can be left out."""
     quality: QualityRecord | None = None
     """What the gates of `convert` found, if the file that records it is beside the bundle."""
+    memory_bits: float | None = None
+    """Bits per weight of a checkpoint's memory: `CHECKPOINT_BITS`, or what a checkpoint of codes has on average."""
 
 
 def inspect(
@@ -137,14 +139,17 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
             continue
         rest = ",".join(name for name in ("text", *towers) if name not in faults)
         _log.warning("%s cannot be converted (%s); --groups %s leaves it out", group, fault, rest)
+    read = [groups[name] for name in TEXT_GROUPS[:2]]  # the token embedding is the output matrix too
+    stored = 8 * sum(group.bytes for group in read) / sum(group.parameters for group in read)
+    bits = min(float(CHECKPOINT_BITS), stored)
     sizes = {}
     for name, part in checkpoint.slices.items():
-        facts = checkpoint.facts(part, bits_per_weight=CHECKPOINT_BITS)
+        facts = checkpoint.facts(part, bits_per_weight=bits)
         memory = {EFFECTIVE: facts.memory_bytes}
         memory |= {tower: count * CHECKPOINT_BITS // 8 for tower, count in towers.items()}
         sizes[name] = InspectedSize(facts.layers, {**facts.parameters, **towers}, memory)
     merged = tuple(adapter.record for adapter in checkpoint.adapters)
-    return Inspection("checkpoint", checkpoint.architecture, groups, sizes, merged, faults)
+    return Inspection("checkpoint", checkpoint.architecture, groups, sizes, merged, faults, memory_bits=bits)
 
 
 def _inspect_bundle(path: Path) -> Inspection:

@@ -155,7 +155,8 @@ def _sizes_table(findings: Inspection) -> str:
         loaded = [count_text(item.parameters_loaded) for item in sets]
         effective, memory = count_text(sets[0].parameters_effective), bytes_text(sets[0].memory_bytes)
         rows.append([name, str(size.layers), *loaded, effective, memory])
-    memory = f"memory in int{CHECKPOINT_BITS}" if findings.kind == "checkpoint" else "memory"
+    bits = findings.memory_bits
+    memory = "memory" if bits is None else "memory in int8" if bits == CHECKPOINT_BITS else "memory as stored"
     return table(["size", "layers", *titles, "effective", memory], rows)
 
 
@@ -168,7 +169,7 @@ def _notes(findings: Inspection) -> Iterator[str]:
     """Lines that explain which groups each figure counts."""
     towers = [name for name in findings.groups if name not in TEXT_GROUPS]
     yield f"loaded: {', '.join(TEXT_GROUPS)}" + (f", and the towers named: {', '.join(towers)}" if towers else "")
-    without = ", ".join([*TEXT_GROUPS[1:], *(towers or ["vision", "audio"])])
+    without = ", ".join([*TEXT_GROUPS[1:], *towers])
     yield f"effective: {EFFECTIVE} alone, which the names of sizes count (E2B: 2 B); without {without}"
     cache = ", without KV cache" if findings.kind == "checkpoint" else ", and the KV cache"
     yield f"memory: the weights that each generated token reads{cache}; embedding tables stay on flash"

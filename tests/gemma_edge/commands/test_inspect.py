@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from towers import write_multimodal_checkpoint
 
+import gemma_edge
 from benchmarks import synthetic
+from benchmarks.synthetic_gemma4 import write_synthetic
 from converters.huggingface.safetensors import SafetensorsFile
 from converters.huggingface.tensor_reader import read_tensor
 from gemma_edge.cli import main
@@ -124,6 +126,21 @@ def test_the_table_says_which_groups_make_each_figure(
     assert "loaded: text, token_embedding, per_layer_embedding, and the towers named: vision, audio" in lines
     (effective,) = [line for line in lines if line.startswith("effective: ")]
     assert effective.endswith("without token_embedding, per_layer_embedding, vision, audio")
+
+
+def test_the_memory_of_a_checkpoint_of_codes_is_that_of_its_codes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_synthetic(tmp_path / "qat", "tiny", "qat")
+    assert main(["inspect", str(tmp_path / "qat")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("memory as stored") for line in lines)
+    assert any(line.endswith("without token_embedding, per_layer_embedding") for line in lines)
+    (expected,) = gemma_edge.inspect(tmp_path / "qat").sizes.values()
+    gemma_edge.convert(tmp_path / "qat", tmp_path / "bundle", verify=False)
+    (found,) = gemma_edge.inspect(tmp_path / "bundle").sizes.values()
+    read = sum(found.bytes_per_token.values())
+    assert read < expected.memory["text"] < 1.1 * read
 
 
 @pytest.mark.full

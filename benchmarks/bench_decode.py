@@ -1,11 +1,15 @@
-"""Compares prefill and decode rates in one run: our session, LiteRT-LM's engine, and llama.cpp.
+"""Compares prefill and decode rates in one run: our session, our program in C, LiteRT-LM's engine, and llama.cpp.
 
-Contenders of one recipe are compared: bundles in our own session, .litertlm files of ours and of the official exporter
-in LiteRT-LM's engine, and GGUF files in llama.cpp. Each run is a separate process; contenders take turns (A B A B),
-after one run of each that builds its weight cache and is not counted.
+Contenders of one recipe are compared: bundles in our own session and in bundle_runner, .litertlm files of ours and of
+the official exporter in LiteRT-LM's engine, and GGUF files in llama.cpp. Each run is a separate process; contenders
+take turns (A B A B), after one run of each that builds its weight cache and is not counted.
 
-  python -m benchmarks.bench_decode --session int8=bundle --litertlm int8=ours.litertlm \\
+  python -m benchmarks.bench_decode --session int8=bundle --native int8=bundle --litertlm int8=ours.litertlm \\
       --peer-litertlm int8=theirs.litertlm --peer-gguf int8=Q8_0.gguf --llama-python PEER/bin/python
+
+With --baseline, recipes (or models: a name is any word) are compared with that one in the same runtime, round by round:
+
+  python -m benchmarks.bench_decode --session 3n=gemma3n-e2b --session 4=gemma4-e2b-qat --baseline 3n
 """
 
 from __future__ import annotations
@@ -20,13 +24,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.engine_run import EngineRun
-from benchmarks.measure import RESULTS, Measured, Recorder, model_record, text, this_device
+from benchmarks.measure import RESULTS, Measured, Recorder, model_record, text, this_device, tree_bytes
 from benchmarks.session_run import SessionRequest, SessionRun, run_child
 from toolkit.base.processors import usable_processors
+from toolkit.bundle.footprint import footprints
 from toolkit.report.tables import markdown
 from toolkit.results.figures import FigureName
 from toolkit.results.record import Figures
 from toolkit.results.statistics import Summary, summary
+from toolkit.runtime.bundle import Bundle
 
 OURS, EXPORTER, LLAMA = "gemma-edge", "litert-torch", "llama.cpp"
 PEERS = (EXPORTER, LLAMA)
@@ -56,8 +62,15 @@ class Entrant:
     @property
     def size_bytes(self) -> int:
         """The size of the file, or of all files in the bundle."""
-        files = [self.path] if self.path.is_file() else self.path.rglob("*")
-        return sum(file.stat().st_size for file in files if file.is_file())
+        return self.path.stat().st_size if self.path.is_file() else tree_bytes(self.path)
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """The bytes of weights that a decoded token reads from a bundle; None for a file."""
+        if self.path.is_file():
+            return None
+        manifest = Bundle(self.path).manifest
+        return footprints(self.path, manifest)[manifest.default_size].weight_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,20 +182,27 @@ def figures(run: EngineRun) -> Figures:
     }
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
-    """Median, and from least to most; for ours also prefill and decode as ratios of the medians to each peer's."""
+def table(outcomes: Sequence[Outcome], baseline: str | None = None) -> str:
+    """Median, and from least to most; for ours also prefill and decode as ratios of the medians to each peer's.
+
+    `baseline`: a recipe, with which the others are compared in the same runtime by the medians of the rounds' ratios.
+    """
     peers = {(o.entrant.recipe, o.entrant.system): o for o in outcomes if o.entrant.system in PEERS}
     present = [system for system in PEERS if any(key[1] == system for key in peers)]
+    bases = {o.entrant.runtime: o for o in outcomes if o.entrant.recipe == baseline}
     rows = []
     for outcome in outcomes:
         entrant = outcome.entrant
         ratios = [_ratio(outcome, peers.get((entrant.recipe, system))) for system in present]
+        ratios += [] if baseline is None else [_ratio_of_rounds(outcome, bases.get(entrant.runtime))]
         rates = text(outcome.prefill(), ".0f"), text(outcome.decode(), ".1f")
-        sizes = f"{entrant.size_bytes / 1e6:.0f}", text(outcome.peak_rss_bytes(), ".0f", 1e-6)
+        read = "" if entrant.weight_bytes is None else f"{entrant.weight_bytes / 1e6:.0f}"
+        sizes = read, f"{entrant.size_bytes / 1e6:.0f}", text(outcome.peak_rss_bytes(), ".0f", 1e-6)
         rows.append([entrant.recipe, f"{entrant.system} in {entrant.runtime.name}", *rates, *ratios, *sizes])
     against = [f"x {system}: prefill, decode" for system in present]
-    header = ["recipe", "contender", "prefill, tokens/s", "decode, tokens/s", *against, "file, MB", "peak RSS, MB"]
-    return markdown(header, rows)
+    against += [] if baseline is None else [f"x {baseline}: prefill, decode"]
+    header = ["recipe", "contender", "prefill, tokens/s", "decode, tokens/s", *against]
+    return markdown([*header, "weights, MB a token", "file, MB", "peak RSS, MB"], rows)
 
 
 def _ratio(outcome: Outcome, peer: Outcome | None) -> str:
@@ -190,6 +210,16 @@ def _ratio(outcome: Outcome, peer: Outcome | None) -> str:
         return ""
     prefill = outcome.prefill().median / peer.prefill().median
     return f"{prefill:.2f}, {outcome.decode().median / peer.decode().median:.2f}"
+
+
+def _ratio_of_rounds(outcome: Outcome, base: Outcome | None) -> str:
+    """The medians of prefill and decode as ratios to those of the same round, with the least and the most."""
+    if base is None or base is outcome:
+        return ""
+    pairs = list(zip(outcome.runs, base.runs, strict=True))
+    prefill = summary([one.prefill_tokens_per_s / other.prefill_tokens_per_s for one, other in pairs])
+    decode = summary([one.decode_tokens_per_s / other.decode_tokens_per_s for one, other in pairs])
+    return f"{text(prefill, '.2f')}, {text(decode, '.2f')}"
 
 
 def _named_path(argument: str) -> tuple[str, Path]:
@@ -204,6 +234,7 @@ def _entrants(options: argparse.Namespace) -> list[Entrant]:
     llama = Runtime("llama.cpp", "llama_run", str(options.llama_python))
     kinds = (
         (OURS, SESSION, options.session),
+        (OURS, Runtime("bundle_runner", "native_run"), options.native),
         (OURS, engine, options.litertlm),
         (EXPORTER, engine, options.peer_litertlm),
         (LLAMA, llama, options.peer_gguf),
@@ -228,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     kinds = {
         "--session": "a bundle of ours, run by our session",
+        "--native": "a bundle of ours, run by our program in C",
         "--litertlm": "a .litertlm of ours, run by LiteRT-LM",
         "--peer-litertlm": "a .litertlm of the official exporter, run by LiteRT-LM",
         "--peer-gguf": "a file of gguf_peer, run by llama.cpp",
@@ -237,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             flag, action="append", default=[], type=_named_path, metavar="RECIPE=PATH", help=f"{about}; repeatable"
         )
     parser.add_argument("--llama-python", type=Path, help="a Python that has llama-cpp-python")
+    parser.add_argument("--baseline", metavar="RECIPE", help="compare the other recipes with this one")
     parser.add_argument(
         "--prefill", type=int, nargs="+", default=[512], help="lengths of the prompt, in turn (default: 512)"
     )
@@ -253,7 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     entrants = _entrants(options)
     if not entrants:
-        parser.error("nothing to run: give --session, --litertlm or a peer's file as RECIPE=PATH")
+        parser.error("nothing to run: give --session, --native, --litertlm or a peer's file as RECIPE=PATH")
+    if options.baseline is not None and options.baseline not in {entrant.recipe for entrant in entrants}:
+        parser.error(f"--baseline: nothing is called {options.baseline}")
     if options.peer_gguf and options.llama_python is None:
         parser.error("--peer-gguf needs --llama-python")
     versions = _llama_versions(options.llama_python)
@@ -265,10 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for outcome in outcomes:
             peers = versions if outcome.entrant.system == LLAMA else {}
             recorder.append(options.output, measured(outcome, load), peers)
-        print(
-            f"\n{this_device()}\n{load}\nload average before: {recorder.load_before:.2f}\n\n{table(outcomes)}",
-            flush=True,
-        )
+        print(f"\n{this_device()}\n{load}\nload average before: {recorder.load_before:.2f}\n")
+        print(table(outcomes, options.baseline), flush=True)
 
 
 if __name__ == "__main__":

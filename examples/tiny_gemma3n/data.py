@@ -268,6 +268,12 @@ def token_streams(chapters: list[Chapter], tokenizer: Tokenizer) -> list[NDArray
     return streams
 
 
+def encode_documents(texts: list[str], tokenizer: Tokenizer) -> NDArray[np.int32]:
+    """One stream of ids: each document, followed by `<eos>`."""
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return np.array([i for e in encoded for i in (*e.ids, EOS)], dtype=np.int32)
+
+
 class Sampler:
     """Draws training batches: windows of the books, and, with probability `chat`, rows filled with conversations."""
 

@@ -27,7 +27,6 @@ import numpy as np
 import prose
 import stories
 import torch
-import train
 import train_media
 from media_chats import MediaChats, Tokens, given_rows
 from model import SIZES, Functions, Size, Weights
@@ -35,6 +34,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing
+from trainer import WORKING, State, exchange_parts, take_parts
 
 HERE = Path(__file__).parent
 WORKERS, ROWS, PARTS, LENGTH = 2, 1, 6, 512
@@ -71,12 +71,6 @@ class Batch:
     shares: Tensor
 
 
-def encode_documents(texts: list[str], tokenizer: Tokenizer) -> NDArray[np.int32]:
-    """One stream of ids: each document, followed by `<eos>`."""
-    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return np.array([i for e in encoded for i in (*e.ids, data.EOS)], dtype=np.int32)
-
-
 class Mixture:
     """Draws rows of every kind."""
 
@@ -86,7 +80,7 @@ class Mixture:
         self.scripture = data.Sampler(chapters, tokenizer, LENGTH, chat=0.0, seed=seed)
         self.conversations = data.Conversations(chapters, self.rng)
         words = [d.text for d in prose.load(work) if d.source == "wordnet" and not d.held_out]
-        self.definitions = encode_documents(words, tokenizer)
+        self.definitions = data.encode_documents(words, tokenizer)
         self.meanings = [text.split("\n")[0] for text in words]
         self.teller = stories.Storyteller(self.rng)
         self.media_chats = MediaChats(media, tokenizer, self.rng)
@@ -134,33 +128,14 @@ class Mixture:
         return Batch(ids, torch.from_numpy(given), shares)
 
 
-def local_gradients(state: train.State, functions: Functions, batch: Batch, size: Size) -> float:
+def local_gradients(state: State, functions: Functions, batch: Batch, size: Size) -> float:
     """The loss of these rows; their gradients are added to the state's."""
-    working = {name: tensor.to(train.WORKING) for name, tensor in state.weights.items()}
-    given = batch.given.to(train.WORKING)
+    working = {name: tensor.to(WORKING) for name, tensor in state.weights.items()}
+    given = batch.given.to(WORKING)
     loss = model.forward_loss(functions, working, batch.rows, size, given, batch.shares)
     loss.backward()
     lost: float = loss.item()
     return lost
-
-
-def take_parts(taken: Synchronized[int], limit: int) -> bool:
-    """Take a part, and return whether there was one left before `limit`."""
-    with taken.get_lock():
-        if taken.value >= limit:
-            return False
-        taken.value += 1
-        return True
-
-
-def exchange_gradients(state: train.State, lost: float) -> float:
-    """Sum the workers' gradients and losses, and average their clocks; return the mean loss."""
-    state.gradients[-2], state.gradients[-1] = lost, state.elapsed * PARTS / WORKERS
-    distributed.all_reduce(state.gradients)
-    state.gradients /= PARTS
-    state.elapsed = state.gradients[-1].item()
-    loss: float = state.gradients[-2].item()
-    return loss
 
 
 def learning_rate(step: int, progress: float) -> float:
@@ -183,20 +158,20 @@ def held_out_rows(work: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
     return made
 
 
-def curve_point(state: train.State, functions: Functions, rows: dict[str, Tensor]) -> dict[str, object]:
+def curve_point(state: State, functions: Functions, rows: dict[str, Tensor]) -> dict[str, object]:
     """The perplexity of the averaged weights for every size and text.
 
     Gradients are computed as in training, so that nothing is compiled again.
     """
     averaged = {name: tensor.clone().requires_grad_() for name, tensor in state.averaged.items()}
-    working = {name: tensor.to(train.WORKING) for name, tensor in averaged.items()}
+    working = {name: tensor.to(WORKING) for name, tensor in averaged.items()}
     point: dict[str, object] = {"seconds": round(state.elapsed), "step": state.step, "tokens": state.tokens}
     for text, ids in rows.items():
         for size in SIZES:
             losses = [
                 model.forward_loss(
                     functions, working, part, size,
-                    torch.zeros(len(part), LENGTH, model.HIDDEN, dtype=train.WORKING), torch.ones(len(part), LENGTH),
+                    torch.zeros(len(part), LENGTH, model.HIDDEN, dtype=WORKING), torch.ones(len(part), LENGTH),
                 ).item()
                 for part in ids.split(ROWS) if len(part) == ROWS
             ]  # fmt: skip
@@ -209,7 +184,7 @@ class Run:
     """What one worker trains with, and its progress."""
 
     work: Path
-    state: train.State
+    state: State
     functions: Functions
     mixture: Mixture
     seconds: float
@@ -229,7 +204,7 @@ class Run:
         lost = 0.0
         while take_parts(taken, limit):
             lost += local_gradients(state, self.functions, self.mixture.batch(ROWS), size)
-        loss = exchange_gradients(state, lost)
+        loss = exchange_parts(state, lost, PARTS, WORKERS)
         state.optimizer.step(learning_rate(state.step, state.elapsed / self.seconds))
         state.average()
         state.step, state.tokens = state.step + 1, state.tokens + PARTS * ROWS * LENGTH
@@ -273,7 +248,7 @@ def work_alone(
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{work}/rendezvous", rank=rank, world_size=WORKERS)
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
-    state = train.State(work / "on.pt", start)
+    state = State(work / "on.pt", start)
     state.optimizer.adam.param_groups[0]["base"] = EMBED_RATE
     mixture = Mixture(work, tokenizer, media, seed + WORKERS * state.step + rank)
     run = Run(work, state, Functions(compiled=True), mixture, seconds, seed)
